@@ -1,0 +1,1 @@
+"""Caseload: the system of record for therapists, patients and who treats whom."""

@@ -1,0 +1,123 @@
+"""The `caseload` command."""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import apsw
+import click
+import structlog
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # the C core writes to stderr by itself, and repeats addresses
+
+from service import config as settings
+from service.config import Config, SettingError
+from service.store.migrate import SchemaError, migrate, pending
+
+_PREFIX = "CASELOAD_"
+_TEST_PREFIX = "CASELOAD_TEST_"
+
+
+def _option(flag: str, **attributes: Any) -> Callable[[Any], Any]:
+    """A flag that is also a variable: --drain-seconds is CASELOAD_DRAIN_SECONDS."""
+    variable = _PREFIX + flag.removeprefix("--").replace("-", "_").upper()
+    return click.option(flag, envvar=variable, show_envvar=True, show_default=True, **attributes)
+
+
+_database = _option("--database", metavar="URL", default=Config.database, help="sqlite:///PATH of the database file.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="caseload-server", message="caseload %(version)s")
+def commands() -> None:
+    """The system of record for therapists, patients and who treats whom."""
+
+
+@commands.command()
+@_option("--address", metavar="HOST:PORT", default=Config.address, help="Where to listen; port 0 takes a free one.")
+@_database
+@_option("--drain-seconds", type=click.FloatRange(0), default=Config.drain_seconds, help="Answer on while draining.")
+@_option("--grace-seconds", type=click.FloatRange(0), default=Config.grace_seconds, help="Wait for calls under way.")
+@_option("--allow-insecure", is_flag=True, help="Listen beyond loopback without encryption and authentication.")
+def serve(**values: Any) -> None:
+    """Serve until SIGTERM or Ctrl-C."""
+    # The signals are waited for and not handled: a handler that takes a lock can deadlock when two arrive together.
+    stopping = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, stopping)
+    os.umask(0o077)
+    _log_to_stderr()
+    from service.server import build_server
+
+    config = Config(**values)
+    server = build_server(config)
+    server.start()
+    log = structlog.get_logger()
+    if config.allow_insecure:
+        log.warning("callers are neither authenticated nor encrypted", setting="--allow-insecure")
+    log.info("started", address=server.address)
+    click.echo(f"caseload: serving on {server.address}")
+    signal.sigwait(stopping)
+    log.info("stopping")
+    server.stop()
+    log.info("stopped")
+
+
+@commands.command(name="migrate")
+@_database
+@click.option("--dry-run", is_flag=True, help="List what would run, and change nothing.")
+def migrate_command(database: str, dry_run: bool) -> None:  # noqa: FBT001 - click passes flags by name
+    """Bring the database's schema up to date."""
+    os.umask(0o077)
+    path = settings.sqlite_path(database)
+    try:
+        steps = pending(path) if dry_run else migrate(path)
+    except (SchemaError, apsw.Error) as error:
+        from service.server import unusable
+
+        raise unusable(error) from None
+    for step in steps:
+        click.echo(step.name)
+    if not steps:
+        click.echo("up to date", err=True)
+
+
+def _log_to_stderr() -> None:
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    logging.getLogger("grpc").addHandler(logging.NullHandler())  # its tracebacks quote what a handler raised
+
+
+def _refuse_unknown_variables() -> None:
+    known = {
+        parameter.envvar for command in commands.commands.values() for parameter in command.params if parameter.envvar
+    }
+    for name in sorted(os.environ):
+        if name.startswith(_PREFIX) and not name.startswith(_TEST_PREFIX) and name not in known:
+            raise SettingError(name, "there is no such setting")
+
+
+def main() -> NoReturn:
+    """Runs a command: exit code 0, or 2 and one line on stderr where it cannot start."""
+    try:
+        _refuse_unknown_variables()
+        sys.exit(commands.main(standalone_mode=False) or 0)
+    except SettingError as error:
+        line = str(error)
+    except click.BadParameter as error:
+        line = f"{error.param.opts[0] if error.param else 'argument'}: is not valid"
+    except click.ClickException as error:
+        line = error.format_message()
+    except click.Abort:
+        line = "interrupted"
+    click.echo(f"caseload: {line}", err=True)
+    sys.exit(2)

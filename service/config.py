@@ -1,0 +1,67 @@
+"""Every setting of the server, its unit and its default."""
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+_SQLITE: Final = "sqlite:///"
+
+
+class SettingError(Exception):
+    """A setting with which the server cannot start: its name, and what is wrong; never its value."""
+
+    def __init__(self, setting: str, text: str) -> None:
+        """Args: setting, as the user writes it, such as "--database"."""
+        super().__init__(f"{setting}: {text}")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings of `caseload serve`."""
+
+    address: str = "127.0.0.1:50051"
+    """HOST:PORT to listen on; port 0 takes a free one."""
+    database: str = "sqlite:///data/caseload.db"
+    """sqlite:///PATH, relative to the working folder, or with four slashes from the root."""
+    threads: int = 64
+    """Calls that run at once; as many writers can share a commit."""
+    drain_seconds: float = 5.0
+    """How long calls are still answered after readiness has gone, at a stop."""
+    grace_seconds: float = 30.0
+    """How long calls under way may take after that."""
+    allow_insecure: bool = False
+    """Listen beyond loopback without encryption and authentication."""
+
+    def check(self) -> None:
+        """Raises SettingError."""
+        host = self.host_and_port()[0]
+        if not (_is_loopback(host) or self.allow_insecure):
+            raise SettingError("--address", "is not loopback, and callers are not authenticated: see --allow-insecure")
+        sqlite_path(self.database)
+
+    def host_and_port(self) -> tuple[str, int]:
+        """The host, without brackets, and the port. Raises SettingError."""
+        host, colon, port = self.address.rpartition(":")
+        if not (colon and host and port.isascii() and port.isdigit() and int(port) < 65536):
+            raise SettingError("--address", "must be HOST:PORT")
+        return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def sqlite_path(database: str) -> Path:
+    """The file behind a database URL. Raises SettingError."""
+    if not database.startswith(_SQLITE) or database == _SQLITE or "?" in database or "\0" in database:
+        raise SettingError("--database", "must be sqlite:///PATH")
+    path = Path(database.removeprefix(_SQLITE))
+    if not path.parent.is_dir():
+        raise SettingError("--database", "the folder of the file does not exist")
+    if path.exists() and not path.is_file():
+        raise SettingError("--database", "is not a file")
+    return path

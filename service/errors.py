@@ -1,0 +1,237 @@
+"""What can go wrong, in the words of the domain. One class a reason of the contract's ErrorReason.
+
+Texts and metadata are public: they reach the caller. They hold ids that passed their pattern, counts and field
+paths, and never another value that was sent or stored.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+
+class Violation(NamedTuple):
+    """One field that is wrong: its path in the request, and what is asked of it."""
+
+    field: str
+    description: str
+
+
+class Resource(NamedTuple):
+    """A record that an error is about: its type, such as "caseload.v1.Therapist", and its id."""
+
+    type: str
+    name: str
+
+
+class DomainError(Exception):
+    """A refusal or failure that the caller is told the reason of."""
+
+    reason: ClassVar[str]
+    text: ClassVar[str]
+    retry_after_seconds: ClassVar[float | None] = None
+
+    def __init__(self, *, resources: Sequence[Resource] = (), **metadata: object) -> None:
+        """Args: resources, the records it is about; metadata, what ErrorInfo carries besides the reason."""
+        super().__init__(self.text)
+        self.message = self.text
+        self.violations: tuple[Violation, ...] = ()
+        self.resources = tuple(resources)
+        self.metadata = {key: str(value) for key, value in metadata.items()}
+
+
+class InvalidField(DomainError):
+    """One or more fields of the request are missing or malformed."""
+
+    reason = "INVALID_FIELD"
+    text = "A field is missing or malformed."
+
+    def __init__(self, *violations: Violation) -> None:
+        """Takes at least one violation; the first is told in the message, up to 20 in the details."""
+        super().__init__()
+        self.violations = violations[:20]
+        first = violations[0]
+        rest = len(violations) - 1
+        self.message = f"{first.field or 'request'}: {first.description}" + (f" (and {rest} more)" if rest else "")
+
+
+class PageTokenInvalid(DomainError):
+    """The page token is damaged, or from another store."""
+
+    reason = "PAGE_TOKEN_INVALID"
+    text = "page_token: was not issued by this store, or is damaged."
+
+
+class PageTokenMismatch(DomainError):
+    """The page token is sound and belongs to another request."""
+
+    reason = "PAGE_TOKEN_MISMATCH"
+    text = "page_token: belongs to a request with other arguments."
+
+
+class RequestIdReused(DomainError):
+    """The request_id was used within 24 hours, by this caller, with another request."""
+
+    reason = "REQUEST_ID_REUSED"
+    text = "request_id: was used before with another request."
+
+
+class TherapistNotFound(DomainError):
+    """No therapist ever had this id, or it was purged."""
+
+    reason = "THERAPIST_NOT_FOUND"
+    text = "There is no therapist with this id."
+
+
+class PatientNotFound(DomainError):
+    """No patient ever had this id, or it was purged."""
+
+    reason = "PATIENT_NOT_FOUND"
+    text = "There is no patient with this id."
+
+
+class AssignmentNotFound(DomainError):
+    """The two were never assigned."""
+
+    reason = "ASSIGNMENT_NOT_FOUND"
+    text = "The two were never assigned."
+
+
+class IdTaken(DomainError):
+    """The id chosen on create is in use, perhaps by a deleted record."""
+
+    reason = "ID_TAKEN"
+    text = "The id is taken, perhaps by a deleted record: ids are never reused."
+
+
+class IdentifierTaken(DomainError):
+    """Another live record of the kind carries the identifier."""
+
+    reason = "IDENTIFIER_TAKEN"
+    text = "Another live record carries this identifier."
+
+
+class AssignmentDiffers(DomainError):
+    """The two are assigned, in another way than asked."""
+
+    reason = "ASSIGNMENT_DIFFERS"
+    text = "The two are assigned already, with another role, focus or start_time; replace begins a new period."
+
+
+class TherapistDeleted(DomainError):
+    """The therapist is soft-deleted."""
+
+    reason = "THERAPIST_DELETED"
+    text = "The therapist is deleted; undelete first."
+
+
+class PatientDeleted(DomainError):
+    """The patient is soft-deleted."""
+
+    reason = "PATIENT_DELETED"
+    text = "The patient is deleted; undelete first."
+
+
+class TherapistNotActive(DomainError):
+    """The therapist's status accepts no new assignment."""
+
+    reason = "THERAPIST_NOT_ACTIVE"
+    text = "The therapist's status accepts no new assignment."
+
+
+class PatientNotActive(DomainError):
+    """The patient is discharged."""
+
+    reason = "PATIENT_NOT_ACTIVE"
+    text = "The patient is discharged."
+
+
+class PrimaryExists(DomainError):
+    """Another therapist is primary."""
+
+    reason = "PRIMARY_EXISTS"
+    text = "The patient has a primary therapist; replace_primary ends that period."
+
+
+class TherapistAtCapacity(DomainError):
+    """The caseload is full."""
+
+    reason = "THERAPIST_AT_CAPACITY"
+    text = "The therapist's max_active_patients is reached."
+
+
+class HasActiveAssignments(DomainError):
+    """Active assignments forbid the change."""
+
+    reason = "HAS_ACTIVE_ASSIGNMENTS"
+    text = "Active assignments stand in the way: end them first."
+
+
+class PeriodOverlaps(DomainError):
+    """The period would overlap another."""
+
+    reason = "PERIOD_OVERLAPS"
+    text = "The period would overlap another of the pair, or another primary one of the patient."
+
+
+class TooManyAssignments(DomainError):
+    """One call would change more assignments than one transaction may."""
+
+    reason = "TOO_MANY_ASSIGNMENTS"
+    text = "One call changes at most 1000 assignments: unassign some first."
+
+
+class EtagMismatch(DomainError):
+    """The record changed since the caller read it."""
+
+    reason = "ETAG_MISMATCH"
+    text = "The record has changed since this etag was read: read it again, then decide again."
+
+
+class StoreBusy(DomainError):
+    """The write lock was not to be had in time."""
+
+    reason = "STORE_BUSY"
+    text = "Writers collided and nothing was written: try again."
+    retry_after_seconds = 0.1
+
+
+class StoreUnavailable(DomainError):
+    """The database cannot be read or written."""
+
+    reason = "STORE_UNAVAILABLE"
+    text = "The database does not answer and nothing was written: try again."
+    retry_after_seconds = 1.0
+
+
+class OutcomeUnknown(DomainError):
+    """The commit itself failed half-way."""
+
+    reason = "OUTCOME_UNKNOWN"
+    text = "The database failed during the commit: repeat the call with the same request_id."
+
+
+class StoreFull(DomainError):
+    """No room for the write."""
+
+    reason = "STORE_FULL"
+    text = "The disk is full; nothing was written."
+
+
+class ShuttingDown(DomainError):
+    """This process accepts no more writes."""
+
+    reason = "SHUTTING_DOWN"
+    text = "This instance is stopping: try again, and another one or its successor answers."
+
+
+class DeadlineExceeded(DomainError):
+    """The caller has stopped waiting."""
+
+    reason = "DEADLINE_EXCEEDED"
+    text = "The deadline had passed before the work began; nothing was written."
+
+
+class Internal(DomainError):
+    """A defect of ours; the error_id is what the log is searched for."""
+
+    reason = "INTERNAL"
+    text = "A defect in the service; the error_id finds it in the server's log."

@@ -1,0 +1,1 @@
+"""What lies around every call."""

@@ -1,0 +1,127 @@
+"""The one place that knows every part."""
+
+import time
+from collections.abc import Callable
+from concurrent import futures
+from pathlib import Path
+from typing import Any, Final
+
+import apsw
+import grpc
+from caseload.v1 import (
+    patient_service_pb2,
+    patient_service_pb2_grpc,
+    therapist_service_pb2,
+    therapist_service_pb2_grpc,
+)
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from service.config import Config, SettingError, sqlite_path
+from service.interceptors.guard import GuardedServer
+from service.servicers.pages import PageTokens
+from service.servicers.patient import PatientServicer
+from service.servicers.therapist import TherapistServicer
+from service.store import RelationshipStore
+from service.store.migrate import SchemaError, migrate
+from service.store.sqlite import SqliteDatabase
+
+LIVENESS: Final = ""
+READINESS: Final = tuple(
+    file.DESCRIPTOR.services_by_name[name].full_name
+    for file, name in ((patient_service_pb2, "PatientService"), (therapist_service_pb2, "TherapistService"))
+)
+
+
+def clock() -> int:
+    """Microseconds since 1970 (UTC)."""
+    return time.time_ns() // 1000
+
+
+class CaseloadServer:
+    """A server with everything in its place, to be started and stopped once."""
+
+    def __init__(self, config: Config, server: grpc.Server, address: str, store: RelationshipStore) -> None:
+        """Args: server, bound to address; store, open."""
+        self.address: Final = address
+        self._config = config
+        self._server = server
+        self._store = store
+        self._health = health.HealthServicer(
+            experimental_non_blocking=True, experimental_thread_pool=futures.ThreadPoolExecutor(1, "health")
+        )
+
+    def register(self, clock: Callable[[], int]) -> None:
+        """Puts the services on the server."""
+        pages = PageTokens(self._store.keys.secret)
+        guarded = GuardedServer(self._server)
+        therapists = TherapistServicer(self._store, pages, clock)
+        therapist_service_pb2_grpc.add_TherapistServiceServicer_to_server(therapists, guarded)  # type: ignore[arg-type]
+        patients = PatientServicer(self._store, pages, clock)
+        patient_service_pb2_grpc.add_PatientServiceServicer_to_server(patients, guarded)  # type: ignore[arg-type]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((*READINESS, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+
+    def start(self) -> None:
+        """Begins to answer."""
+        self._server.start()
+        self._set_health(health_pb2.HealthCheckResponse.SERVING, LIVENESS, *READINESS)
+
+    def stop(self) -> None:
+        """Stops without losing a call: readiness goes, calls drain, then the store is closed."""
+        self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING, *READINESS)
+        time.sleep(self._config.drain_seconds)
+        self._server.stop(self._config.grace_seconds).wait()
+        self._store.close()
+
+    def _set_health(self, state: Any, *names: str) -> None:
+        for name in names:
+            self._health.set(name, state)
+
+
+def build_server(config: Config, clock: Callable[[], int] = clock) -> CaseloadServer:
+    """A server bound to its port, with its database open and migrated. Raises SettingError; nothing is left then."""
+    config.check()
+    server = grpc.server(
+        futures.ThreadPoolExecutor(config.threads, "call"),
+        options=[("grpc.so_reuseport", 0)],  # or a second server would take the port unseen
+    )
+    address = _bind(server, config)
+    store = open_store(sqlite_path(config.database), clock)
+    built = CaseloadServer(config, server, address, store)
+    built.register(clock)
+    return built
+
+
+def _bind(server: grpc.Server, config: Config) -> str:
+    host, _ = config.host_and_port()
+    try:
+        port = server.add_insecure_port(config.address)
+    except RuntimeError:
+        raise SettingError("--address", "cannot be listened on: in use, or not of this machine") from None
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def open_store(path: Path, clock: Callable[[], int] = clock) -> RelationshipStore:
+    """The store in a SQLite file, created and migrated where it must be. Raises SettingError."""
+    try:
+        migrate(path)
+        return RelationshipStore(SqliteDatabase(path), clock)
+    except (SchemaError, apsw.Error) as error:
+        raise unusable(error) from None
+
+
+def unusable(error: SchemaError | apsw.Error) -> SettingError:
+    """What is wrong with a database file, without the driver's words."""
+    match error:
+        case SchemaError():
+            text = str(error)
+        case apsw.NotADBError():
+            text = "the file is not a SQLite database"
+        case apsw.ReadOnlyError() | apsw.CantOpenError() | apsw.PermissionsError():
+            text = "the file or its folder cannot be written"
+        case apsw.BusyError():
+            text = "another process holds the file"
+        case _:
+            text = f"SQLite cannot use the file ({type(error).__name__})"
+    return SettingError("--database", text)

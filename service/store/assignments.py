@@ -1,0 +1,244 @@
+"""Who treats whom: periods begin and end here, whichever side asked.
+
+Every write locks the patient's row first, so that a pair's periods, and a patient's primary ones, can be compared
+before one is added; unique indexes and checks in the schema hold the rest.
+"""
+
+from service import errors, records
+from service.records import AssignedQuery, Assignment, P, Q
+from service.store import changes, people
+from service.store.changes import Write
+from service.store.database import Value
+from service.store.people import PATIENT, THERAPIST, Kind
+
+COLUMNS = ", ".join(f"period.{column}" for column in Assignment._fields)
+
+_BY_ID = f"SELECT {COLUMNS} FROM assignment AS period WHERE assignment_id = :id"
+_ACTIVE_OF_PAIR = f"""
+SELECT {COLUMNS} FROM assignment AS period
+WHERE patient_id = :patient_id AND therapist_id = :therapist_id AND end_us IS NULL"""
+_LATEST_OF_PAIR = f"""
+SELECT {COLUMNS} FROM assignment AS period
+WHERE patient_id = :patient_id AND therapist_id = :therapist_id
+ORDER BY start_us DESC, assignment_id DESC LIMIT 1"""
+_OTHER_PRIMARY = f"""
+SELECT {COLUMNS} FROM assignment AS period
+WHERE patient_id = :patient_id AND therapist_id <> :therapist_id AND end_us IS NULL
+    AND role = {records.ROLE_PRIMARY}"""
+_LAST_OVERLAP = f"""
+SELECT assignment_id, end_us FROM assignment
+WHERE patient_id = :patient_id AND end_us > :start_us AND end_us > start_us
+    AND end_reason <> {records.END_ENTERED_IN_ERROR}
+    AND (therapist_id = :therapist_id OR role = :exclusive_role)
+ORDER BY end_us DESC LIMIT 1"""
+_TAKE_PLACE = """
+UPDATE therapist SET active_patient_count = active_patient_count + 1
+WHERE therapist_id = :therapist_id
+    AND (:unbounded = 1 OR max_active_patients IS NULL OR active_patient_count < max_active_patients)
+RETURNING 1"""
+_LEAVE_PLACE = "UPDATE therapist SET active_patient_count = active_patient_count - 1 WHERE therapist_id = :therapist_id"
+_COUNT_FOR_PATIENT = """
+UPDATE patient SET active_therapist_count = active_therapist_count + :more,
+    primary_therapist_id = CASE WHEN :primary_changes = 1 THEN :primary_id ELSE primary_therapist_id END
+WHERE patient_id = :patient_id"""
+_INSERT = f"""
+INSERT INTO assignment ({", ".join(Assignment._fields)})
+VALUES ({", ".join(f":{column}" for column in Assignment._fields)})"""
+_END = """
+UPDATE assignment SET end_us = :end_us, end_reason = :end_reason, ended_by = :ended_by, updated_us = :updated_us,
+    etag = :etag
+WHERE assignment_id = :assignment_id"""
+
+
+def by_id(write: Write, assignment_id: str) -> Assignment | None:
+    """One period, active or ended."""
+    return _one(write, _BY_ID, {"id": assignment_id})
+
+
+def assign(write: Write, order: records.Assign) -> tuple[Assignment, bool]:
+    """Begins a period, unless the same is active: the active period, and whether it was begun now.
+
+    Raises, in this order: TherapistNotFound, PatientNotFound, TherapistDeleted, PatientDeleted, AssignmentDiffers,
+    TherapistNotActive, PatientNotActive, PeriodOverlaps, PrimaryExists, TherapistAtCapacity.
+    """
+    patient = people.find(write, PATIENT, order.patient_id)
+    therapist = people.require(write, THERAPIST, order.therapist_id)
+    if patient is None:
+        raise people.not_found(PATIENT, [order.patient_id])
+    if therapist.deleted_us is not None:
+        raise errors.TherapistDeleted
+    if patient.deleted_us is not None:
+        raise errors.PatientDeleted
+    current = _active(write, order.therapist_id, order.patient_id)
+    if current and _is_what_is_asked(current, order):
+        return current, False
+    if current and not order.replace:
+        raise errors.AssignmentDiffers(assignment_id=current.assignment_id)
+    if therapist.status != records.STATUS_ACTIVE:
+        raise errors.TherapistNotActive
+    if patient.status != records.STATUS_ACTIVE:
+        raise errors.PatientNotActive
+    return _begin(write, order, therapist, current), True
+
+
+def _is_what_is_asked(current: Assignment, order: records.Assign) -> bool:
+    same_start = order.start_us is None or order.start_us == current.start_us
+    return same_start and (current.role, current.focus) == (order.role, order.focus)
+
+
+def _begin(write: Write, order: records.Assign, therapist: records.Therapist, current: Assignment | None) -> Assignment:
+    pair: dict[str, Value] = {"therapist_id": order.therapist_id, "patient_id": order.patient_id}
+    rival = _one(write, _OTHER_PRIMARY, pair) if order.role == records.ROLE_PRIMARY else None
+    start_us = _start(write, order, current, rival)
+    if rival and not order.replace_primary:
+        raise errors.PrimaryExists(therapist_id=rival.therapist_id)
+    if rival and start_us < rival.start_us:
+        raise errors.PeriodOverlaps(assignment_id=rival.assignment_id)
+    for period in (current, rival):
+        if period:
+            end(write, period, start_us, records.END_REPLACED)
+    unbounded = order.ignore_capacity or current is not None  # replacing leaves the count as it is
+    if not write.run(_TAKE_PLACE, {"therapist_id": order.therapist_id, "unbounded": int(unbounded)}):
+        raise errors.TherapistAtCapacity(limit=therapist.max_active_patients, current=therapist.active_patient_count)
+    return _insert(write, order, start_us)
+
+
+def _start(write: Write, order: records.Assign, current: Assignment | None, rival: Assignment | None) -> int:
+    """When the period begins. Raises PeriodOverlaps.
+
+    A start that was not given is moved behind what it would overlap, so that clocks that differ break nothing.
+    """
+    start_us = order.start_us
+    if start_us is None:
+        start_us = max([write.now_us, *(period.start_us for period in (current, rival) if period)])
+    if current and start_us < current.start_us:
+        raise errors.PeriodOverlaps(assignment_id=current.assignment_id)
+    span: dict[str, Value] = {
+        "patient_id": order.patient_id,
+        "therapist_id": order.therapist_id,
+        "start_us": start_us,
+        "exclusive_role": records.ROLE_PRIMARY if order.role == records.ROLE_PRIMARY else 0,
+    }
+    for assignment_id, end_us in write.run(_LAST_OVERLAP, span):
+        if order.start_us is not None:
+            raise errors.PeriodOverlaps(assignment_id=assignment_id)
+        start_us = end_us
+    return start_us
+
+
+def _insert(write: Write, order: records.Assign, start_us: int) -> Assignment:
+    assignment = Assignment(
+        assignment_id=write.new_id(),
+        therapist_id=order.therapist_id,
+        patient_id=order.patient_id,
+        role=order.role,
+        focus=order.focus,
+        start_us=start_us,
+        end_us=None,
+        end_reason=0,
+        created_by=write.call.actor,
+        ended_by="",
+        created_us=write.now_us,
+        updated_us=write.now_us,
+        etag=write.new_etag(),
+    )
+    write.run(_INSERT, assignment._asdict())
+    _count_for_patient(write, assignment, 1)
+    write.note(changes.CREATED, assignment)
+    return assignment
+
+
+def unassign(write: Write, order: records.Unassign) -> tuple[Assignment | None, bool]:
+    """Ends the pair's active period: the period, and whether it ended now; None where allow_missing found none.
+
+    Raises, in this order: TherapistNotFound, PatientNotFound, AssignmentNotFound, EtagMismatch, InvalidField (an end
+    before the start).
+    """
+    patient = people.find(write, PATIENT, order.patient_id)
+    people.require(write, THERAPIST, order.therapist_id)
+    if patient is None:
+        raise people.not_found(PATIENT, [order.patient_id])
+    period = _active(write, order.therapist_id, order.patient_id)
+    if period is None:
+        latest = _one(write, _LATEST_OF_PAIR, {"therapist_id": order.therapist_id, "patient_id": order.patient_id})
+        if latest is None and not order.allow_missing:
+            raise errors.AssignmentNotFound
+        return latest, False
+    if order.etag and order.etag != period.etag:
+        raise errors.EtagMismatch
+    end_us = max(write.now_us, period.start_us) if order.end_us is None else order.end_us
+    if end_us < period.start_us:
+        raise errors.InvalidField(errors.Violation("end_time", "must not lie before the assignment's start_time"))
+    return end(write, period, end_us, order.end_reason), True
+
+
+def end(write: Write, period: Assignment, end_us: int, reason: int) -> Assignment:
+    """Ends an active period, with the counts of both sides."""
+    actor, etag = write.call.actor, write.new_etag()
+    ended = period._replace(end_us=end_us, end_reason=reason, ended_by=actor, updated_us=write.now_us, etag=etag)
+    write.run(_END, {name: value for name, value in ended._asdict().items() if f":{name}" in _END})
+    write.run(_LEAVE_PLACE, {"therapist_id": period.therapist_id})
+    _count_for_patient(write, ended, -1)
+    fields = ["state", "end_time", *(["end_reason"] if reason else []), "ended_by"]
+    write.note(changes.UPDATED, ended, *fields)
+    return ended
+
+
+def end_all(write: Write, kind: Kind[P], record: P) -> int:
+    """Ends every active period of a record that is about to be deleted: how many. Raises TooManyAssignments."""
+    count = people.active_count(kind, record)
+    if count > records.MAX_ASSIGNMENTS_A_CALL:
+        raise errors.TooManyAssignments(limit=records.MAX_ASSIGNMENTS_A_CALL, current=count)
+    sql = f"SELECT {COLUMNS} FROM assignment AS period WHERE {kind.id} = :id AND end_us IS NULL ORDER BY assignment_id"
+    for row in write.run(sql, {"id": record[0]}):
+        period = Assignment._make(row)
+        end(write, period, max(write.now_us, period.start_us), records.END_RECORD_DELETED)
+    return count
+
+
+def _active(write: Write, therapist_id: str, patient_id: str) -> Assignment | None:
+    return _one(write, _ACTIVE_OF_PAIR, {"therapist_id": therapist_id, "patient_id": patient_id})
+
+
+def _one(write: Write, sql: str, parameters: dict[str, Value]) -> Assignment | None:
+    rows = write.run(sql, parameters)
+    return Assignment._make(rows[0]) if rows else None
+
+
+def _count_for_patient(write: Write, period: Assignment, more: int) -> None:
+    is_primary = period.role == records.ROLE_PRIMARY
+    parameters: dict[str, Value] = {
+        "patient_id": period.patient_id,
+        "more": more,
+        "primary_changes": int(is_primary),
+        "primary_id": period.therapist_id if more > 0 else "",
+    }
+    write.run(_COUNT_FOR_PATIENT, parameters)
+
+
+def listing(kind: Kind[P], other: Kind[Q], query: AssignedQuery) -> tuple[str, dict[str, Value]]:
+    """The SELECT of one page of a record's periods with the record on the other side, and its parameters.
+
+    :after and :limit are left to the caller. Rows are an assignment's columns and then the other record's.
+    """
+    conditions = [f"period.{kind.id} = :parent_id", "period.assignment_id > :after"]
+    parameters: dict[str, Value] = {"parent_id": query.parent_id}
+    if query.as_of_us is not None:
+        conditions += [
+            "period.start_us <= :as_of_us",
+            "(period.end_us IS NULL OR period.end_us > :as_of_us)",
+            f"period.end_reason <> {records.END_ENTERED_IN_ERROR}",
+        ]
+        parameters["as_of_us"] = query.as_of_us
+    elif set(query.states) <= {records.STATE_ACTIVE}:
+        conditions.append("period.end_us IS NULL")
+    elif set(query.states) == {records.STATE_ENDED}:
+        conditions.append("period.end_us IS NOT NULL")
+    if query.roles:
+        conditions.append(f"period.role IN ({people.numbers(query.roles)})")
+    sql = (
+        f"SELECT {COLUMNS}, {other.columns} FROM assignment AS period"
+        f" JOIN {other.name} AS one ON one.{other.id} = period.{other.id}"
+        f" WHERE {' AND '.join(conditions)} ORDER BY period.assignment_id LIMIT :limit"
+    )
+    return sql, parameters

@@ -1,0 +1,164 @@
+"""One write: what it changes, its revision, its line in the change log, and what a repeat is answered with."""
+
+import hashlib
+import secrets
+from typing import Any, Final, NamedTuple
+
+from uuid_utils import uuid7
+
+from service import errors
+from service.records import Assignment, Call, Outcome, Patient, Therapist
+from service.store.database import Parameters, Transaction, Value
+
+CREATED: Final = 1
+UPDATED: Final = 2
+DELETED: Final = 3
+UNDELETED: Final = 4
+
+REQUEST_US: Final = 24 * 3600 * 1_000_000
+"""How long a request_id is remembered."""
+
+Record = Therapist | Patient | Assignment
+
+_HEAD = "SELECT head_revision FROM store"
+_NEXT_REVISION = "UPDATE store SET head_revision = head_revision + 1 RETURNING head_revision"
+_ADD_CHANGE_SET = """
+INSERT INTO change_set (revision, committed_us, actor, method, request_id)
+VALUES (:revision, :committed_us, :actor, :method, :request_id)"""
+_ADD_CHANGE = """
+INSERT INTO change (revision, position, kind, changed_fields, therapist_id, patient_id, assignment_id)
+VALUES (:revision, :position, :kind, :changed_fields, :therapist_id, :patient_id, :assignment_id)"""
+_REQUEST = """
+SELECT method, fingerprint, record_id, effect, revision FROM request
+WHERE actor = :actor AND request_id = :request_id AND created_us > :since_us"""
+_ADD_REQUEST = """
+INSERT INTO request (actor, request_id, method, fingerprint, record_id, effect, revision, created_us)
+VALUES (:actor, :request_id, :method, :fingerprint, :record_id, :effect, :revision, :created_us)
+ON CONFLICT (actor, request_id) DO UPDATE SET
+    method = excluded.method, fingerprint = excluded.fingerprint, record_id = excluded.record_id,
+    effect = excluded.effect, revision = excluded.revision, created_us = excluded.created_us"""
+_FORGET_REQUESTS = """
+DELETE FROM request WHERE (actor, request_id) IN (
+    SELECT actor, request_id FROM request WHERE created_us <= :since_us ORDER BY created_us LIMIT 2)"""
+
+
+class StoreKeys(NamedTuple):
+    """What a store is known by, and what it signs with."""
+
+    store_id: str
+    secret: bytes
+
+    def revision(self, number: int) -> str:
+        """A revision as callers see it: opaque, and refused by any other store."""
+        return f"{self.store_id}.{number}"
+
+    def fingerprint(self, call: Call) -> bytes:
+        """Keyed, so that what is kept for 24 hours tells nothing of the request."""
+        return hashlib.blake2b(call.fingerprint, key=self.secret, digest_size=16).digest()
+
+
+class Write:
+    """A write under way: the transaction, who asked, one instant, and the changes noted so far."""
+
+    def __init__(self, transaction: Transaction, call: Call, now_us: int, keys: StoreKeys, row_lock: str) -> None:
+        self.run = transaction.run
+        self.row_lock = row_lock
+        self.call = call
+        self.now_us = now_us
+        self._keys = keys
+        self._changes: list[dict[str, Value]] = []
+        self._made: set[str] = set()
+
+    def new_id(self) -> str:
+        """A UUIDv7: ids made later sort later, so lists ordered by id grow at their end."""
+        made = str(uuid7())
+        self._made.add(made)
+        return made
+
+    def new_etag(self) -> str:
+        """A random version: no counter, which a restored backup would run through again with other contents."""
+        made = secrets.token_hex(8)
+        self._made.add(made)
+        return made
+
+    def note(self, kind: int, record: Record, *fields: str) -> None:
+        """Adds a line to the change log: what happened to which record, and the names of the fields that differ."""
+        line: dict[str, Value] = {
+            "kind": kind,
+            "changed_fields": ",".join(fields),
+            "therapist_id": None,
+            "patient_id": None,
+            "assignment_id": None,
+        }
+        for name in line.keys() & set(record._fields):
+            line[name] = getattr(record, name)
+        self._changes.append(line)
+
+    def replayed(self) -> tuple[str, int, int] | None:
+        """The record's id, the effect and the revision that this request_id was answered with before, if it was.
+
+        Raises RequestIdReused where it was another request.
+        """
+        if not self.call.request_id:
+            return None
+        since_us = self.now_us - REQUEST_US
+        key: Parameters = {"actor": self.call.actor, "request_id": self.call.request_id, "since_us": since_us}
+        for method, fingerprint, record_id, effect, revision in self.run(_REQUEST, key):
+            if (method, fingerprint) != (self.call.method, self._keys.fingerprint(self.call)):
+                raise errors.RequestIdReused
+            return record_id, effect, revision
+        return None
+
+    def finish(self, record: Record | None, effect: int) -> Outcome[Record | None]:
+        """Writes the log and remembers the request; the revision is taken last, so that it is in commit order."""
+        if self.call.validate_only:
+            return Outcome(self._without_made(record), int(effect), "")
+        revision = self._log()
+        if self.call.request_id:
+            self._remember(record[0] if record else "", effect, revision)
+        return Outcome(record, int(effect), self._keys.revision(revision))
+
+    def _log(self) -> int:
+        if not self._changes:
+            return self.run(_HEAD)[0][0]  # type: ignore[no-any-return]
+        revision: int = self.run(_NEXT_REVISION)[0][0]
+        call = self.call
+        self.run(
+            _ADD_CHANGE_SET,
+            {
+                "revision": revision,
+                "committed_us": self.now_us,
+                "actor": call.actor,
+                "method": call.method,
+                "request_id": call.request_id,
+            },
+        )
+        for position, change in enumerate(self._changes):
+            self.run(_ADD_CHANGE, {**change, "revision": revision, "position": position})
+        return revision
+
+    def _remember(self, record_id: str, effect: int, revision: int) -> None:
+        call = self.call
+        self.run(_FORGET_REQUESTS, {"since_us": self.now_us - REQUEST_US})  # two for one, so that none pile up
+        self.run(
+            _ADD_REQUEST,
+            {
+                "actor": call.actor,
+                "request_id": call.request_id,
+                "method": call.method,
+                "fingerprint": self._keys.fingerprint(call),
+                "record_id": record_id,
+                "effect": effect,
+                "revision": revision,
+                "created_us": self.now_us,
+            },
+        )
+
+    def _without_made(self, record: Record | None) -> Record | None:
+        """Ids and etags that were made up for a write that is rolled back name nothing."""
+        if record is None:
+            return None
+        blank: dict[str, Any] = {
+            name: "" for name in ("etag", record._fields[0]) if getattr(record, name) in self._made
+        }
+        return record._replace(**blank)

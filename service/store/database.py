@@ -1,0 +1,43 @@
+"""The seam between the store and a database: what a driver must give."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, TypeVar
+
+Value = str | int | bytes | None
+Parameters = Mapping[str, Value]
+Row = tuple[Any, ...]
+T = TypeVar("T")
+
+
+class Transaction(Protocol):
+    """Statements that see one state of the database. Parameters are named, `:name` in the SQL."""
+
+    def run(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
+        """Runs one statement and returns all its rows."""
+
+    def rows(self, sql: str, parameters: Parameters | None = None) -> Iterator[Row]:
+        """Runs one query and returns its rows one by one; the rest is dropped when the transaction ends."""
+
+
+class Database(Protocol):
+    """A database. Every method raises StoreBusy, StoreUnavailable or StoreFull, and `write` OutcomeUnknown too."""
+
+    row_lock: str
+    """What a SELECT ends in so that its rows stay as they are until the transaction ends."""
+
+    def read(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
+        """Runs one query by itself."""
+
+    def reading(self) -> AbstractContextManager[Transaction]:
+        """Several queries over one state of the database."""
+
+    def write(self, work: Callable[[Transaction], T]) -> T:
+        """Runs work in a transaction and returns what it returned once that is durable.
+
+        Work may be run more than once, and beside others' in one commit. What it raises is raised here, and nothing
+        of it is kept.
+        """
+
+    def close(self) -> None:
+        """Ends the writer; everything acknowledged is already on disk."""

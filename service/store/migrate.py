@@ -1,0 +1,99 @@
+"""Brings a SQLite file's schema up to date: numbered .sql files, each applied once, in one transaction."""
+
+import hashlib
+import secrets
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+import apsw
+
+from service.store import sqlite
+
+_TABLE = "CREATE TABLE IF NOT EXISTS migration (name TEXT PRIMARY KEY, checksum TEXT NOT NULL) STRICT"
+
+
+class SchemaError(Exception):
+    """The database cannot be used with this version of the server; the text says why."""
+
+
+class Migration(NamedTuple):
+    """One step of the schema."""
+
+    name: str
+    sql: str
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of the text, in hex: an applied step must never change."""
+        return hashlib.sha256(self.sql.encode()).hexdigest()
+
+
+def migrations() -> list[Migration]:
+    """All steps this version knows, in order."""
+    folder = resources.files("service.store").joinpath("migrations/sqlite")
+    files = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".sql")), key=lambda entry: entry.name)
+    return [Migration(file.name.removesuffix(".sql"), file.read_text()) for file in files]
+
+
+def pending(path: Path, known: list[Migration] | None = None) -> list[Migration]:
+    """The steps that `migrate` would run; opens nothing for writing, creates nothing.
+
+    Raises SchemaError for a file that is not ours, is newer than this version, or was migrated with other texts.
+    """
+    steps = migrations() if known is None else known
+    if not path.exists():
+        return steps
+    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+    try:
+        return _unapplied(connection, steps)
+    finally:
+        connection.close()
+
+
+def migrate(path: Path, known: list[Migration] | None = None) -> list[Migration]:
+    """Runs the pending steps, in a new file where there is none, and returns them. Raises SchemaError, apsw.Error."""
+    steps = migrations() if known is None else known
+    connection = sqlite.connect(path, create=True)
+    try:
+        if connection.readonly("main"):
+            raise SchemaError("the file cannot be written")
+        _unapplied(connection, steps)  # refuses before anything is touched
+        connection.pragma("journal_mode", "wal")
+        return _apply(connection, steps)
+    finally:
+        connection.close()
+
+
+def _apply(connection: apsw.Connection, steps: list[Migration]) -> list[Migration]:
+    connection.transaction_mode = "IMMEDIATE"  # of several processes that start together, one migrates
+    with connection:
+        todo = _unapplied(connection, steps)
+        connection.pragma("application_id", sqlite.APPLICATION_ID)
+        connection.execute(_TABLE)
+        for step in todo:
+            connection.execute(step.sql)
+            connection.execute("INSERT INTO migration (name, checksum) VALUES (?, ?)", (step.name, step.checksum))
+        connection.execute(
+            "INSERT INTO store (singleton, store_id, secret, head_revision) VALUES (1, ?, ?, 0) ON CONFLICT DO NOTHING",
+            (secrets.token_hex(6), secrets.token_bytes(32)),
+        )
+    return todo
+
+
+def _unapplied(connection: apsw.Connection, steps: list[Migration]) -> list[Migration]:
+    checksums = {step.name: step.checksum for step in steps}
+    for name, checksum in _applied(connection):
+        if name not in checksums:
+            raise SchemaError(f"its schema is newer than this version of caseload (it has {name})")
+        if checksums.pop(name) != checksum:
+            raise SchemaError(f"its schema step {name} is not the one of this version")
+    return [step for step in steps if step.name in checksums]
+
+
+def _applied(connection: apsw.Connection) -> list[tuple[str, str]]:
+    if connection.table_exists("main", "migration") and connection.pragma("application_id") == sqlite.APPLICATION_ID:
+        return list(connection.execute("SELECT name, checksum FROM migration ORDER BY name"))
+    if list(connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1")):
+        raise SchemaError("it holds the tables of another application")
+    return []

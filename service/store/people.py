@@ -1,0 +1,268 @@
+"""Therapists and patients: two kinds of record with the same verbs and the same SQL, but for their columns."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Generic
+
+from service import errors, records
+from service.records import Fields, P, PeopleQuery
+from service.store import changes, search
+from service.store.changes import Write
+from service.store.database import Parameters, Value
+
+
+@dataclass(frozen=True)
+class Kind(Generic[P]):
+    """What tells therapists from patients: table, columns, errors."""
+
+    name: str
+    record: type[P]
+    defaults: Fields
+    """Every column a caller sets, with its value where none is given."""
+    count: str
+    """The column with the number of active assignments."""
+    idle_status: int
+    """The status that no one with an active assignment may have."""
+    not_found: type[errors.DomainError]
+    deleted: type[errors.DomainError]
+
+    @property
+    def id(self) -> str:
+        """The column of the id."""
+        return f"{self.name}_id"
+
+    @property
+    def columns(self) -> str:
+        """All columns, in the order of the record, of a table under the alias `one`."""
+        return ", ".join(f"one.{column}" for column in self.record._fields)
+
+    @cached_property
+    def select(self) -> str:
+        """One record by id."""
+        return f"SELECT {self.columns} FROM {self.name} AS one WHERE one.{self.id} = :id"
+
+    @cached_property
+    def select_batch(self) -> str:
+        """Records by a JSON list of ids."""
+        return f"{self.select.partition(' WHERE ')[0]} WHERE one.{self.id} IN (SELECT value FROM json_each(:ids))"
+
+    @cached_property
+    def insert(self) -> str:
+        """A new record, unless the id is taken; a row where it was inserted."""
+        columns = self.record._fields
+        values = ", ".join(f":{column}" for column in columns)
+        return (
+            f"INSERT INTO {self.name} ({', '.join(columns)}) VALUES ({values})"
+            f" ON CONFLICT ({self.id}) DO NOTHING RETURNING 1"
+        )
+
+    @cached_property
+    def update(self) -> str:
+        """Everything that changes by a call on the record itself; what derives from assignments stays."""
+        columns = [*self.defaults, "updated_us", "deleted_us", "etag"]
+        return f"UPDATE {self.name} SET {', '.join(f'{c} = :{c}' for c in columns)} WHERE {self.id} = :{self.id}"
+
+    @cached_property
+    def add_identifier(self) -> str:
+        """An identifier, unless another live record carries it; a row where it was inserted."""
+        return (
+            f"INSERT INTO {self.name}_identifier ({self.id}, system, value, live) VALUES (:id, :system, :value, :live)"
+            " ON CONFLICT (system, value, live) DO NOTHING RETURNING 1"
+        )
+
+
+THERAPIST = Kind(
+    name="therapist",
+    record=records.Therapist,
+    defaults={
+        "display_name": "",
+        "email": "",
+        "status": records.STATUS_ACTIVE,
+        "identifiers": "[]",
+        "specialties": "[]",
+        "max_active_patients": None,
+        "annotations": "{}",
+    },
+    count="active_patient_count",
+    idle_status=records.THERAPIST_INACTIVE,
+    not_found=errors.TherapistNotFound,
+    deleted=errors.TherapistDeleted,
+)
+PATIENT = Kind(
+    name="patient",
+    record=records.Patient,
+    defaults={
+        "display_name": "",
+        "birth_date": "",
+        "email": "",
+        "phone_number": "",
+        "status": records.STATUS_ACTIVE,
+        "identifiers": "[]",
+        "annotations": "{}",
+    },
+    count="active_therapist_count",
+    idle_status=records.PATIENT_DISCHARGED,
+    not_found=errors.PatientNotFound,
+    deleted=errors.PatientDeleted,
+)
+
+
+def not_found(kind: Kind[P], ids: Iterable[str]) -> errors.DomainError:
+    """The kind's NOT_FOUND, which names the ids, the first 15 at most: an error's details have a bound."""
+    missing = list(ids)
+    resources = [errors.Resource(f"caseload.v1.{kind.record.__name__}", one) for one in missing[:15]]
+    return kind.not_found(resources=resources, missing=len(missing))
+
+
+def find(write: Write, kind: Kind[P], record_id: str) -> P | None:
+    """The record, locked until the transaction ends."""
+    rows = write.run(kind.select + write.row_lock, {"id": record_id})
+    return kind.record._make(rows[0]) if rows else None
+
+
+def require(write: Write, kind: Kind[P], record_id: str) -> P:
+    """As `find`. Raises the kind's NOT_FOUND."""
+    record = find(write, kind, record_id)
+    if record is None:
+        raise not_found(kind, [record_id])
+    return record
+
+
+def create(write: Write, kind: Kind[P], record_id: str, fields: Fields) -> P:
+    """Adds a record. Raises IdTaken, IdentifierTaken, InvalidField (larger than 32 KiB)."""
+    times = {"created_us": write.now_us, "updated_us": write.now_us, "deleted_us": None}
+    derived = {kind.count: 0, "primary_therapist_id": ""}
+    values: dict[str, Any] = {**kind.defaults, **fields, **times, **derived, "etag": write.new_etag()}
+    values[kind.id] = record_id or write.new_id()
+    record = kind.record(**{column: values[column] for column in kind.record._fields})
+    _check_size(kind, record)
+    if not write.run(kind.insert, record._asdict()):
+        raise errors.IdTaken
+    _index(write, kind, record)
+    write.note(changes.CREATED, record)
+    return record
+
+
+def update(write: Write, kind: Kind[P], record: P, etag: str, fields: Fields) -> P:
+    """Sets fields of a live record; writes nothing where none differs.
+
+    Raises the kind's DELETED, EtagMismatch, HasActiveAssignments, IdentifierTaken, InvalidField (larger than 32 KiB).
+    """
+    if record.deleted_us is not None:
+        raise kind.deleted
+    if etag and etag != record.etag:
+        raise errors.EtagMismatch
+    differing: Fields = {name: value for name, value in fields.items() if getattr(record, name) != value}
+    if not differing:
+        return record
+    if differing.get("status") == kind.idle_status:
+        _refuse_active(kind, record)
+    changed = record._replace(**differing)  # type: ignore[arg-type]
+    _check_size(kind, changed)
+    return _store(write, kind, changed, changes.UPDATED, *differing)
+
+
+def delete(write: Write, kind: Kind[P], record: P) -> P:
+    """Soft-deletes a live record whose assignments have ended."""
+    return _store(write, kind, record._replace(deleted_us=write.now_us), changes.DELETED, "delete_time")
+
+
+def undelete(write: Write, kind: Kind[P], record: P) -> P:
+    """Reverts a soft delete; a live record is left as it is. Raises IdentifierTaken."""
+    if record.deleted_us is None:
+        return record
+    return _store(write, kind, record._replace(deleted_us=None), changes.UNDELETED, "delete_time")
+
+
+def active_count(kind: Kind[P], record: P) -> int:
+    """How many active assignments the record has."""
+    count: int = getattr(record, kind.count)
+    return count
+
+
+def _refuse_active(kind: Kind[P], record: P) -> None:
+    if count := active_count(kind, record):
+        raise errors.HasActiveAssignments(count=count)
+
+
+def _store(write: Write, kind: Kind[P], record: P, change: int, *fields: str) -> P:
+    record = record._replace(updated_us=write.now_us, etag=write.new_etag())
+    write.run(kind.update, {name: value for name, value in record._asdict().items() if f":{name}" in kind.update})
+    _index(write, kind, record)
+    write.note(change, record, *fields)
+    return record
+
+
+def _check_size(kind: Kind[P], record: P) -> None:
+    if sum(len(value.encode()) for value in record if isinstance(value, str)) > records.RECORD_BYTES:
+        raise errors.InvalidField(errors.Violation(kind.name, "must not be larger than 32 KiB as a whole"))
+
+
+def _index(write: Write, kind: Kind[P], record: P) -> None:
+    """Rewrites what the record is found by. Raises IdentifierTaken."""
+    key: Parameters = {"id": record[0]}
+    live = 1 if record.deleted_us is None else None
+    _replace_rows(write, kind, "name_word", "word", search.name_words(record.display_name), key)
+    if isinstance(record, records.Therapist):
+        _replace_rows(write, kind, "specialty", "specialty", json.loads(record.specialties), key)
+    write.run(f"DELETE FROM {kind.name}_identifier WHERE {kind.id} = :id", key)
+    for system, value in json.loads(record.identifiers):
+        if not write.run(kind.add_identifier, {**key, "system": system, "value": value, "live": live}):
+            raise errors.IdentifierTaken
+
+
+def _replace_rows(write: Write, kind: Kind[P], table: str, column: str, values: list[str], key: Parameters) -> None:
+    write.run(f"DELETE FROM {kind.name}_{table} WHERE {kind.id} = :id", key)
+    for value in values:
+        write.run(
+            f"INSERT INTO {kind.name}_{table} ({kind.id}, {column}) VALUES (:id, :value)", {**key, "value": value}
+        )
+
+
+def listing(kind: Kind[Any], query: PeopleQuery) -> tuple[str, dict[str, Value]]:
+    """The SELECT of one page of a list, and its parameters but for :after and :limit."""
+    conditions, parameters = _conditions(kind, query)
+    where = " AND ".join([f"one.{kind.id} > :after", *conditions])
+    return (
+        f"SELECT {kind.columns} FROM {kind.name} AS one WHERE {where} ORDER BY one.{kind.id} LIMIT :limit",
+        parameters,
+    )
+
+
+def _conditions(kind: Kind[Any], query: PeopleQuery) -> tuple[list[str], dict[str, Value]]:
+    conditions: list[str] = []
+    parameters: dict[str, Value] = {}
+    if not query.show_deleted:
+        conditions.append("one.deleted_us IS NULL")
+    if query.statuses:
+        conditions.append(f"one.status IN ({numbers(query.statuses)})")
+    if query.unassigned:
+        conditions.append(f"one.{kind.count} = 0")
+    if query.accepting_patients:
+        conditions.append(
+            f"one.status = {records.STATUS_ACTIVE} AND one.deleted_us IS NULL"
+            f" AND (one.max_active_patients IS NULL OR one.{kind.count} < one.max_active_patients)"
+        )
+    if query.identifier:
+        conditions.append(_found_in(kind, "identifier", "system = :system AND value = :value"))
+        parameters["system"], parameters["value"] = query.identifier
+    if query.specialties:
+        names = [f"specialty{n}" for n in range(len(query.specialties))]
+        conditions.append(_found_in(kind, "specialty", f"specialty IN ({', '.join(f':{name}' for name in names)})"))
+        parameters.update(zip(names, query.specialties, strict=True))
+    if query.name_prefix:
+        for n, word in enumerate(search.name_words(query.name_prefix)):
+            conditions.append(_found_in(kind, "name_word", f"word >= :word{n} AND word < :word{n}_end"))
+            parameters |= {f"word{n}": word, f"word{n}_end": word + search.LAST_CHARACTER}
+    return conditions, parameters
+
+
+def _found_in(kind: Kind[Any], table: str, condition: str) -> str:
+    return f"one.{kind.id} IN (SELECT {kind.id} FROM {kind.name}_{table} WHERE {condition})"
+
+
+def numbers(values: Iterable[int]) -> str:
+    """Enumeration numbers as SQL text: known ones only, so the statements stay few and prepared."""
+    return ", ".join(str(int(value)) for value in sorted(set(values)))

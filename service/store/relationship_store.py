@@ -1,0 +1,213 @@
+"""The store of record: one method is one transaction is one verb of the domain."""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, Final, TypeVar
+
+from service import errors, records
+from service.records import (
+    AssignedQuery,
+    Assignment,
+    Call,
+    Fields,
+    Outcome,
+    P,
+    Page,
+    PageRequest,
+    Patient,
+    PeopleQuery,
+    Q,
+    Therapist,
+)
+from service.store import assignments, people
+from service.store.changes import StoreKeys, Write
+from service.store.database import Database, Row, Transaction
+from service.store.people import PATIENT, THERAPIST, Kind
+
+PAGE_BYTES: Final = 2 * 1024 * 1024
+_FLAT_ROW_BYTES: Final = 256
+_HEAD = "SELECT head_revision FROM store"
+
+T = TypeVar("T")
+
+
+class _Validated(Exception):
+    """Carries the outcome of a write that is to be rolled back."""
+
+    def __init__(self, outcome: Outcome[Any]) -> None:
+        self.outcome = outcome
+
+
+class RelationshipStore:
+    """Therapists, patients and their assignments, with the rules that hold between them.
+
+    Any method may raise StoreBusy or StoreUnavailable; a write also StoreFull, OutcomeUnknown, ShuttingDown and
+    RequestIdReused. A refused write leaves nothing behind.
+    """
+
+    def __init__(self, database: Database, clock: Callable[[], int]) -> None:
+        """Args: database, migrated; clock, the time in microseconds since 1970 (UTC)."""
+        self._database = database
+        self._clock = clock
+        [(store_id, secret)] = database.read("SELECT store_id, secret FROM store")
+        self.keys: Final = StoreKeys(store_id, secret)
+
+    def get(self, kind: Kind[P], record_id: str) -> P:
+        """One record, also when deleted. Raises the kind's NOT_FOUND."""
+        rows = self._database.read(kind.select, {"id": record_id})
+        if not rows:
+            raise people.not_found(kind, [record_id])
+        return kind.record._make(rows[0])
+
+    def batch_get(self, kind: Kind[P], ids: list[str]) -> list[P]:
+        """Records in the order of the ids. Raises the kind's NOT_FOUND, naming the missing."""
+        rows = self._database.read(kind.select_batch, {"ids": json.dumps(ids)})
+        found = {row[0]: kind.record._make(row) for row in rows}
+        if missing := [one for one in dict.fromkeys(ids) if one not in found]:
+            raise people.not_found(kind, missing)
+        return [found[one] for one in ids]
+
+    def list_people(self, kind: Kind[P], query: PeopleQuery, page: PageRequest) -> Page[P]:
+        """One page, ordered by id."""
+        sql, parameters = people.listing(kind, query)
+        parameters |= {"after": page.after, "limit": page.size + 1}
+        with self._database.reading() as transaction:
+            return _page(transaction.rows(sql, parameters), page, kind.record._make, self._head(transaction))
+
+    def list_therapist_patients(self, query: AssignedQuery, page: PageRequest) -> Page[tuple[Assignment, Patient]]:
+        """One page of a therapist's assignments, each with its patient, by assignment_id. Raises TherapistNotFound."""
+        return self._list_assigned(THERAPIST, PATIENT, query, page)
+
+    def list_patient_therapists(self, query: AssignedQuery, page: PageRequest) -> Page[tuple[Assignment, Therapist]]:
+        """One page of a patient's assignments, each with its therapist, by assignment_id. Raises PatientNotFound."""
+        return self._list_assigned(PATIENT, THERAPIST, query, page)
+
+    def _list_assigned(
+        self, kind: Kind[P], other: Kind[Q], query: AssignedQuery, page: PageRequest
+    ) -> Page[tuple[Assignment, Q]]:
+        sql, parameters = assignments.listing(kind, other, query)
+        parameters |= {"after": page.after, "limit": page.size + 1}
+        width = len(Assignment._fields)
+        with self._database.reading() as transaction:
+            if not transaction.run(kind.select, {"id": query.parent_id}):
+                raise people.not_found(kind, [query.parent_id])
+            return _page(
+                transaction.rows(sql, parameters),
+                page,
+                lambda row: (Assignment._make(row[:width]), other.record._make(row[width:])),
+                self._head(transaction),
+            )
+
+    def create(self, kind: Kind[P], record_id: str, fields: Fields, call: Call) -> Outcome[P]:
+        """Adds a record; an empty id makes a new one. Raises IdTaken, IdentifierTaken, InvalidField."""
+        return self._change_record(kind, call, lambda write: (people.create(write, kind, record_id, fields), 1))
+
+    def update(self, kind: Kind[P], record_id: str, etag: str, fields: Fields, call: Call) -> Outcome[P]:
+        """Sets fields; an etag that is not empty must be the record's.
+
+        Raises the kind's NOT_FOUND and DELETED, EtagMismatch, HasActiveAssignments, IdentifierTaken, InvalidField.
+        """
+
+        def work(write: Write) -> tuple[P, int]:
+            record = people.require(write, kind, record_id)
+            changed = people.update(write, kind, record, etag, fields)
+            return changed, int(changed is not record)
+
+        return self._change_record(kind, call, work)
+
+    def delete(self, kind: Kind[P], order: records.Delete, call: Call) -> Outcome[P | None]:
+        """Soft-deletes; force ends active assignments first, and their number is the effect.
+
+        Raises the kind's NOT_FOUND, EtagMismatch, HasActiveAssignments, TooManyAssignments.
+        """
+
+        def work(write: Write) -> tuple[P | None, int]:
+            record = people.find(write, kind, order.record_id)
+            if record is None:
+                if order.allow_missing:
+                    return None, 0
+                raise people.not_found(kind, [order.record_id])
+            if record.deleted_us is not None:
+                return record, 0
+            return self._delete(write, kind, record, order)
+
+        return self._change_record(kind, call, work)
+
+    def _delete(self, write: Write, kind: Kind[P], record: P, order: records.Delete) -> tuple[P, int]:
+        if order.etag and order.etag != record.etag:
+            raise errors.EtagMismatch
+        count = people.active_count(kind, record)
+        if count and not order.force:
+            raise errors.HasActiveAssignments(count=count)
+        ended = assignments.end_all(write, kind, record)
+        return people.delete(write, kind, people.require(write, kind, order.record_id)), ended
+
+    def undelete(self, kind: Kind[P], record_id: str, call: Call) -> Outcome[P]:
+        """Reverts a soft delete. Raises the kind's NOT_FOUND, IdentifierTaken."""
+
+        def work(write: Write) -> tuple[P, int]:
+            record = people.require(write, kind, record_id)
+            restored = people.undelete(write, kind, record)
+            return restored, int(restored is not record)
+
+        return self._change_record(kind, call, work)
+
+    def assign(self, order: records.Assign, call: Call) -> Outcome[Assignment]:
+        """Begins a period; effect 1 where one was created. Raises what assignments.assign does."""
+        return self._write(call, lambda write: assignments.assign(write, order), assignments.by_id)
+
+    def unassign(self, order: records.Unassign, call: Call) -> Outcome[Assignment | None]:
+        """Ends a period; effect 1 where it ended now. Raises what assignments.unassign does."""
+        return self._write(call, lambda write: assignments.unassign(write, order), assignments.by_id)
+
+    def close(self) -> None:
+        """Finishes the writes under way and closes the database."""
+        self._database.close()
+
+    def _head(self, transaction: Transaction) -> str:
+        return self.keys.revision(transaction.run(_HEAD)[0][0])
+
+    def _change_record(self, kind: Kind[P], call: Call, work: Callable[[Write], tuple[Any, int]]) -> Outcome[Any]:
+        return self._write(call, work, lambda write, record_id: people.require(write, kind, record_id))
+
+    def _write(
+        self,
+        call: Call,
+        work: Callable[[Write], tuple[Any, int]],
+        load: Callable[[Write, str], Any],
+    ) -> Outcome[Any]:
+        """One write: answered as before where the request_id is known, and rolled back where it only validates."""
+
+        def transact(transaction: Transaction) -> Outcome[Any]:
+            write = Write(transaction, call, self._clock(), self.keys, self._database.row_lock)
+            if replayed := write.replayed():
+                record_id, effect, revision = replayed
+                record = load(write, record_id) if record_id else None
+                return Outcome(record, effect, "" if call.validate_only else self.keys.revision(revision))
+            outcome = write.finish(*work(write))
+            if call.validate_only:
+                raise _Validated(outcome)
+            return outcome
+
+        try:
+            return self._database.write(transact)
+        except _Validated as validated:
+            return validated.outcome
+
+
+def _page(rows: Iterator[Row], page: PageRequest, make: Callable[[Row], T], revision: str) -> Page[T]:
+    """As many rows as the page may hold, in number and in bytes; ids are in the first column."""
+    taken: list[T] = []
+    size, last, more = 0, "", ""
+    for row in rows:
+        size += _FLAT_ROW_BYTES + sum(_bytes(value) for value in row if type(value) is str)
+        if len(taken) == page.size or (taken and size > PAGE_BYTES):
+            more = last
+            break
+        taken.append(make(row))
+        last = row[0]
+    return Page(taken, more, revision)
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())

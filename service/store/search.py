@@ -1,0 +1,21 @@
+"""The keys that names are found by."""
+
+import re
+import unicodedata
+
+_BETWEEN_WORDS = re.compile(r"[\s\-\u2010-\u2015]+")
+LAST_CHARACTER = "\U0010ffff"
+
+
+def name_words(name: str) -> list[str]:
+    """The distinct words of a name without case and accents, split at white space and hyphens.
+
+    "Zoë Müller-Lüdenscheidt" gives zoe, muller, ludenscheidt. The database's own folding is not used: SQLite's knows
+    ASCII only.
+    """
+    folded = _bare(_bare(name).casefold())
+    return sorted({word for word in _BETWEEN_WORDS.split(folded) if word})
+
+
+def _bare(text: str) -> str:
+    return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))

@@ -1,0 +1,238 @@
+"""SQLite through apsw: a connection a thread for reads, and one writer whose commits are shared.
+
+https://sqlite.org/wal.html, https://sqlite.org/pragma.html#pragma_synchronous
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, Generic
+
+import apsw
+
+from service import errors
+from service.store.database import Parameters, Row, T, Transaction
+
+APPLICATION_ID: Final = 0x43534C44
+"""Marks the file as ours ("CSLD")."""
+SYNCHRONOUS: Final = "FULL"
+"""A commit is on disk before it is acknowledged. With less, the power-loss test fails."""
+_BUSY_SECONDS: Final = 5.0
+_BUSY_SLEEP_SECONDS: Final = 0.0005
+_BATCH: Final = 128
+
+
+def connect(path: Path, *, create: bool) -> apsw.Connection:
+    """Opens the file with every setting the store relies on. Raises apsw.Error."""
+    flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOMUTEX | (apsw.SQLITE_OPEN_CREATE if create else 0)
+    connection = apsw.Connection(str(path), flags=flags, statementcachesize=256)
+    connection.set_busy_handler(_wait_for_the_lock)
+    connection.pragma("trusted_schema", 0)
+    connection.pragma("foreign_keys", 1)
+    connection.pragma("secure_delete", 1)
+    connection.pragma("synchronous", SYNCHRONOUS)
+    return connection
+
+
+def _wait_for_the_lock(tries: int) -> bool:
+    # SQLite's own back-off starves some of several writing processes: short, equal sleeps share the lock better.
+    time.sleep(_BUSY_SLEEP_SECONDS)
+    return tries * _BUSY_SLEEP_SECONDS < _BUSY_SECONDS
+
+
+def _failure(error: apsw.Error, *, committing: bool = False) -> Exception:
+    """The domain's word for a database's failure; a defect of ours stays what it is."""
+    match error:
+        case apsw.BusyError() | apsw.LockedError():
+            return errors.StoreBusy()
+        case apsw.FullError():
+            return errors.StoreFull()
+        case apsw.IOError() if committing:
+            # The frames may have reached the file before the failing fsync: a later recovery could find them.
+            return errors.OutcomeUnknown()
+        case apsw.IOError() | apsw.CantOpenError() | apsw.CorruptError() | apsw.NotADBError() | apsw.ReadOnlyError():
+            return errors.StoreUnavailable()
+        case apsw.NoMemError() | apsw.ProtocolError() | apsw.InterruptError() | apsw.PermissionsError():
+            return errors.StoreUnavailable()
+    return error
+
+
+class _Statements:
+    """A connection as a Transaction."""
+
+    __slots__ = ("_connection", "_open")
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self._connection = connection
+        self._open: list[apsw.Cursor] = []
+
+    def run(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
+        return list(self._connection.execute(sql, parameters))
+
+    def rows(self, sql: str, parameters: Parameters | None = None) -> Iterator[Row]:
+        cursor = self._connection.execute(sql, parameters)
+        self._open.append(cursor)
+        return cursor
+
+    def drop_open_rows(self) -> None:
+        while self._open:
+            self._open.pop().close(True)
+
+
+class _Reading:
+    """One state of the database, for the length of a with block."""
+
+    __slots__ = ("_connection", "_statements")
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self._connection = connection
+        self._statements = _Statements(connection)
+
+    def __enter__(self) -> Transaction:
+        try:
+            self._connection.execute("BEGIN")
+        except apsw.Error as error:
+            raise _failure(error) from None
+        return self._statements
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._statements.drop_open_rows()
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+        if isinstance(error, apsw.Error):
+            raise _failure(error) from None
+
+
+class _Job(Generic[T]):
+    """One caller's write, waiting for its turn."""
+
+    __slots__ = ("done", "error", "result", "turn", "work")
+
+    def __init__(self, work: Callable[[Transaction], T]) -> None:
+        self.work = work
+        self.result: T
+        self.error: BaseException | None = None
+        self.done = False
+        self.turn = threading.Lock()
+        self.turn.acquire()
+
+
+class SqliteDatabase:
+    """A SQLite file as a Database.
+
+    Group commit: a caller that finds no commit under way makes one, for itself and for all who queued up meanwhile,
+    in its own thread; then it wakes them, and hands the lead to the first of those who came later. A savepoint each
+    keeps one caller's failure from the others.
+    """
+
+    row_lock = ""  # BEGIN IMMEDIATE locks the whole file
+
+    def __init__(self, path: Path) -> None:
+        """Opens an existing, migrated file. Raises apsw.Error."""
+        self._path = path
+        self._threads = threading.local()
+        self._connections: list[apsw.Connection] = []
+        self._lock = threading.Lock()
+        self._queue: list[_Job[Any]] = []
+        self._writing = False
+        self._closed = False
+        self._writer = connect(path, create=False)
+        self._transaction = _Statements(self._writer)
+
+    def read(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
+        try:
+            return list(self._reader().execute(sql, parameters))
+        except apsw.Error as error:
+            raise _failure(error) from None
+
+    def reading(self) -> _Reading:
+        try:
+            return _Reading(self._reader())
+        except apsw.Error as error:
+            raise _failure(error) from None
+
+    def _reader(self) -> apsw.Connection:
+        try:
+            connection: apsw.Connection = self._threads.connection
+        except AttributeError:
+            connection = self._threads.connection = connect(self._path, create=False)
+            connection.pragma("query_only", 1)
+            with self._lock:
+                self._connections.append(connection)
+        return connection
+
+    def write(self, work: Callable[[Transaction], T]) -> T:
+        job = _Job(work)
+        with self._lock:
+            if self._closed:
+                raise errors.ShuttingDown
+            self._queue.append(job)
+            leads, self._writing = not self._writing, True
+        if not leads:
+            job.turn.acquire()  # until it is done, or its to lead
+        if not job.done:
+            self._lead(job)
+        if job.error is not None:
+            raise job.error
+        return job.result
+
+    def _lead(self, leader: _Job[Any]) -> None:
+        with self._lock:
+            batch, self._queue = self._queue[:_BATCH], self._queue[_BATCH:]
+        try:
+            self._commit(batch)
+        finally:
+            with self._lock:
+                heir = self._queue[0] if self._queue else None
+                self._writing = heir is not None
+            for job in batch:
+                job.done = True
+                if job is not leader:
+                    job.turn.release()
+            if heir is not None:
+                heir.turn.release()
+
+    def _commit(self, batch: list[_Job[Any]]) -> None:
+        execute = self._writer.execute
+        committing = False
+        try:
+            execute("BEGIN IMMEDIATE")
+            for job in batch:
+                self._run(job)
+            committing = True
+            execute("COMMIT")
+        except apsw.Error as error:
+            # Refusals fail too: they may rest on a batch-mate's write that is gone now.
+            for job in batch:
+                job.error = _failure(error, committing=committing)
+            with suppress(apsw.Error):
+                if self._writer.in_transaction:
+                    execute("ROLLBACK")
+
+    def _run(self, job: _Job[Any]) -> None:
+        """Runs one job in a savepoint. Raises apsw.Error where the whole transaction is lost."""
+        execute = self._writer.execute
+        execute("SAVEPOINT job")
+        try:
+            job.result = job.work(self._transaction)
+        except BaseException as error:
+            # FULL, IOERR and NOMEM may have rolled back the transaction with every job in it.
+            if isinstance(error, apsw.Error) and not self._writer.in_transaction:
+                raise
+            job.error = _failure(error) if isinstance(error, apsw.Error) else error
+            execute("ROLLBACK TO job")
+        execute("RELEASE job")
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            writing = self._writing
+        while writing:
+            time.sleep(0.001)
+            with self._lock:
+                writing = self._writing
+        for connection in self._connections:
+            connection.close()
+        self._writer.close()  # the last connection of a file checkpoints it

@@ -1,0 +1,347 @@
+"""The rules of requests: each function takes a message and gives what the store takes, or raises InvalidField.
+
+The tables name the rule of every field a caller can set; required, output-only and immutable fields are known from
+the contract's google.api.field_behavior. No I/O.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
+
+from caseload.v1 import patient_service_pb2 as patient_pb
+from caseload.v1 import resources_pb2 as pb
+from caseload.v1 import therapist_service_pb2 as therapist_pb
+from google.api import field_behavior_pb2
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from service import fields, records
+from service.fields import Problems, Rule
+
+PersonMessage = TypeVar("PersonMessage", pb.Therapist, pb.Patient)
+
+_ROLES = fields.enums(fields.enum(pb.Assignment.Role.values()))
+_STATES = fields.enums(fields.enum(pb.Assignment.State.values()))
+_END_REASONS: Final = frozenset(pb.Assignment.EndReason.values()) - {
+    pb.Assignment.END_REASON_TRANSFERRED,
+    pb.Assignment.END_REASON_RECORD_DELETED,
+    pb.Assignment.END_REASON_REPLACED,
+}
+_TOO_FAR_AHEAD = "must lie at most a minute ahead"
+
+
+class RecordRules(NamedTuple):
+    """How the fields of a therapist or patient are checked."""
+
+    name: str
+    """The field of a request that holds the record, such as "therapist"."""
+    rules: dict[str, Rule]
+    required: frozenset[str]
+    output_only: frozenset[str]
+
+
+def _behaving(descriptor: Descriptor, behavior: int) -> frozenset[str]:
+    return frozenset(
+        field.name
+        for field in descriptor.fields
+        if behavior in field.GetOptions().Extensions[field_behavior_pb2.field_behavior]
+    )
+
+
+def _record_rules(message: type[pb.Therapist | pb.Patient], rules: dict[str, Rule]) -> RecordRules:
+    descriptor = message.DESCRIPTOR
+    return RecordRules(
+        name=descriptor.name.lower(),
+        rules=rules,
+        required=_behaving(descriptor, field_behavior_pb2.REQUIRED),
+        output_only=_behaving(descriptor, field_behavior_pb2.OUTPUT_ONLY),
+    )
+
+
+THERAPIST: Final = _record_rules(
+    pb.Therapist,
+    {
+        "display_name": fields.display_name,
+        "email": fields.email,
+        "status": fields.enum(pb.Therapist.Status.values()),
+        "identifiers": fields.identifiers,
+        "specialties": fields.specialties,
+        "max_active_patients": fields.bound,
+        "annotations": fields.annotations,
+    },
+)
+
+
+def patient_rules(now_us: int) -> RecordRules:
+    """The rules of a patient; that no one is born in the future depends on the time."""
+    return PATIENT._replace(rules={**PATIENT.rules, "birth_date": fields.birth_date(now_us)})
+
+
+PATIENT: Final = _record_rules(
+    pb.Patient,
+    {
+        "display_name": fields.display_name,
+        "birth_date": fields.birth_date(0),
+        "email": fields.email,
+        "phone_number": fields.phone_number,
+        "status": fields.enum(pb.Patient.Status.values()),
+        "identifiers": fields.identifiers,
+        "annotations": fields.annotations,
+    },
+)
+
+
+def create(record: RecordRules, request: Any) -> tuple[str, records.Fields]:
+    """The id to use (or empty) and the fields of a Create request."""
+    problems = Problems()
+    fields.request_id(request.request_id, "request_id", problems)
+    id_field = f"{record.name}_id"
+    record_id = fields.optional_id(getattr(request, id_field), id_field, problems)
+    if not request.HasField(record.name):
+        problems.add(record.name, "is required")
+        problems.check()
+    message = getattr(request, record.name)
+    populated = _populated(message)
+    values = _values(record, message, [name for name in record.rules if name in populated | record.required], problems)
+    problems.check()
+    return record_id, values
+
+
+class Update(NamedTuple):
+    """What an Update request asks for."""
+
+    record_id: str
+    etag: str
+    fields: records.Fields
+
+
+def update(record: RecordRules, request: Any) -> Update:
+    """The id, the etag (or empty) and the fields to set of an Update request."""
+    problems = Problems()
+    fields.request_id(request.request_id, "request_id", problems)
+    if not request.HasField(record.name):
+        problems.add(record.name, "is required")
+        problems.check()
+    message = getattr(request, record.name)
+    id_field = f"{record.name}_id"
+    record_id = fields.record_id(getattr(message, id_field), f"{record.name}.{id_field}", problems)
+    values = _values(record, message, _masked(record, message, request.update_mask, problems), problems)
+    problems.check()
+    return Update(record_id, message.etag, values)
+
+
+def _masked(record: RecordRules, message: PersonMessage, mask: FieldMask, problems: Problems) -> list[str]:
+    """The fields that a mask names: none means the populated ones, "*" all. Output-only ones are never set."""
+    if not mask.paths:
+        return [name for name in record.rules if name in _populated(message)]
+    if list(mask.paths) == ["*"]:
+        return list(record.rules)
+    for index, path in enumerate(mask.paths):
+        if path not in record.rules and path != f"{record.name}_id":
+            problems.add(f"update_mask.paths[{index}]", _mask_problem(record, path))
+    return [name for name in record.rules if name in set(mask.paths)]
+
+
+def _mask_problem(record: RecordRules, path: str) -> str:
+    if path == "*":
+        return "must stand alone"
+    if path in record.output_only or path == "etag":
+        return "must not name a field that the server sets"
+    return f"must name a field of the {record.name}"
+
+
+def _populated(message: pb.Therapist | pb.Patient) -> set[str]:
+    return {field.name for field, _ in message.ListFields()}
+
+
+def _values(record: RecordRules, message: PersonMessage, names: Iterable[str], problems: Problems) -> records.Fields:
+    values: records.Fields = {}
+    for name in names:
+        if name == "max_active_patients" and not message.HasField("max_active_patients"):  # type: ignore[arg-type]
+            values[name] = None
+        else:
+            values[name] = record.rules[name](getattr(message, name), f"{record.name}.{name}", problems)
+    return values
+
+
+def record_id(value: str, field: str) -> str:
+    """The id of a Get request."""
+    problems = Problems()
+    fields.record_id(value, field, problems)
+    problems.check()
+    return value
+
+
+def batch(ids: Iterable[str], field: str) -> list[str]:
+    """The 1 to 100 ids of a BatchGet request."""
+    wanted = list(ids)
+    problems = Problems()
+    if not 1 <= len(wanted) <= 100:
+        problems.add(field, "must have 1 to 100 entries")
+        problems.check()
+    for index, one in enumerate(wanted):
+        fields.record_id(one, f"{field}[{index}]", problems)
+    problems.check()
+    return wanted
+
+
+ListPeople = therapist_pb.ListTherapistsRequest | patient_pb.ListPatientsRequest
+Assign = therapist_pb.AssignPatientRequest | patient_pb.AssignTherapistRequest
+Unassign = therapist_pb.UnassignPatientRequest | patient_pb.UnassignTherapistRequest
+Delete = therapist_pb.DeleteTherapistRequest | patient_pb.DeletePatientRequest
+Undelete = therapist_pb.UndeleteTherapistRequest | patient_pb.UndeletePatientRequest
+ListAssigned = therapist_pb.ListTherapistPatientsRequest | patient_pb.ListPatientTherapistsRequest
+
+
+def list_therapists(request: therapist_pb.ListTherapistsRequest) -> records.PeopleQuery:
+    """What a ListTherapists request asks for."""
+    problems = Problems()
+    wanted = request.filter
+    specialties = wanted.specialties
+    if len(specialties) > 20:
+        problems.add("filter.specialties", "must have at most 20 entries")
+    query = _people_query(request, THERAPIST, problems)._replace(
+        specialties=tuple(
+            sorted(
+                {
+                    fields.required_code(one, f"filter.specialties[{index}]", problems)
+                    for index, one in enumerate(specialties[:20])
+                }
+            )
+        ),
+        accepting_patients=wanted.accepting_patients,
+    )
+    problems.check()
+    return query
+
+
+def list_patients(request: patient_pb.ListPatientsRequest) -> records.PeopleQuery:
+    """What a ListPatients request asks for."""
+    problems = Problems()
+    query = _people_query(request, PATIENT, problems)
+    problems.check()
+    return query
+
+
+def _people_query(
+    request: therapist_pb.ListTherapistsRequest | patient_pb.ListPatientsRequest,
+    record: RecordRules,
+    problems: Problems,
+) -> records.PeopleQuery:
+    wanted = request.filter
+    identifier = None
+    if wanted.HasField("identifier"):
+        identifier = fields.identifier(wanted.identifier, "filter.identifier", problems)
+    return records.PeopleQuery(
+        name_prefix=_name_prefix(wanted.name_prefix, problems),
+        statuses=fields.enums(record.rules["status"])(wanted.statuses, "filter.statuses", problems),
+        identifier=identifier,
+        unassigned=wanted.unassigned,
+        show_deleted=request.show_deleted,
+    )
+
+
+_prefix_text = fields.text(2, 100)
+
+
+def _name_prefix(value: str, problems: Problems) -> str:
+    return _prefix_text(value, "filter.name_prefix", problems) if value else ""
+
+
+class PageFields(Protocol):
+    """Any request for a page."""
+
+    @property
+    def page_size(self) -> int:
+        """0 is 50; above 1000 is 1000."""
+
+
+def page_size(request: PageFields) -> int:
+    """How many records the page may hold."""
+    if request.page_size < 0:
+        problems = Problems()
+        problems.add("page_size", "must not be negative")
+        problems.check()
+    return min(request.page_size or 50, 1000)
+
+
+def list_assigned(request: ListAssigned, parent: str, now_us: int) -> records.AssignedQuery:
+    """What a request for a record's assignments asks for; parent is the field of its id."""
+    problems = Problems()
+    query = records.AssignedQuery(
+        parent_id=fields.record_id(getattr(request, parent), parent, problems),
+        roles=_ROLES(request.roles, "roles", problems),
+        states=_STATES(request.states, "states", problems),
+        as_of_us=fields.moment(request, "as_of_time", problems, now_us, "must not lie in the future"),
+    )
+    if query.states and query.as_of_us is not None:
+        problems.add("as_of_time", "must not be given together with states")
+    problems.check()
+    return query
+
+
+def _pair(request: Any, problems: Problems) -> tuple[str, str]:
+    fields.request_id(request.request_id, "request_id", problems)
+    return (
+        fields.record_id(request.therapist_id, "therapist_id", problems),
+        fields.record_id(request.patient_id, "patient_id", problems),
+    )
+
+
+def assign(request: Assign, now_us: int) -> records.Assign:
+    """What an Assign request from either side asks for."""
+    problems = Problems()
+    therapist_id, patient_id = _pair(request, problems)
+    role = request.role or pb.Assignment.ROLE_TREATING
+    order = records.Assign(
+        therapist_id=therapist_id,
+        patient_id=patient_id,
+        role=fields.enum(pb.Assignment.Role.values())(role, "role", problems),
+        focus=fields.code(request.focus, "focus", problems),
+        start_us=fields.moment(request, "start_time", problems, now_us + fields.MINUTE_US, _TOO_FAR_AHEAD),
+        replace=request.replace,
+        replace_primary=request.replace_primary,
+        ignore_capacity=request.ignore_capacity,
+    )
+    problems.check()
+    return order
+
+
+def unassign(request: Unassign, now_us: int) -> records.Unassign:
+    """What an Unassign request from either side asks for."""
+    problems = Problems()
+    therapist_id, patient_id = _pair(request, problems)
+    if request.end_reason not in _END_REASONS:
+        problems.add("end_reason", "must be a known value that is not the server's own")
+    order = records.Unassign(
+        therapist_id=therapist_id,
+        patient_id=patient_id,
+        end_reason=request.end_reason,
+        end_us=fields.moment(request, "end_time", problems, now_us + fields.MINUTE_US, _TOO_FAR_AHEAD),
+        etag=request.etag,
+        allow_missing=request.allow_missing,
+    )
+    problems.check()
+    return order
+
+
+def delete(request: Delete, field: str) -> records.Delete:
+    """What a Delete request asks for; field is the one of the id."""
+    problems = Problems()
+    fields.request_id(request.request_id, "request_id", problems)
+    order = records.Delete(
+        record_id=fields.record_id(getattr(request, field), field, problems),
+        etag=request.etag,
+        force=request.force,
+        allow_missing=request.allow_missing,
+    )
+    problems.check()
+    return order
+
+
+def undelete(request: Undelete, field: str) -> str:
+    """The id of an Undelete request; field is the one of the id."""
+    problems = Problems()
+    fields.request_id(request.request_id, "request_id", problems)
+    record_id = fields.record_id(getattr(request, field), field, problems)
+    problems.check()
+    return record_id
