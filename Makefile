@@ -1,87 +1,41 @@
 # Every habit is a target here; .ci/run calls these and nothing else.
 .DEFAULT_GOAL := help
-.DELETE_ON_ERROR:
-MAKEFLAGS += --no-print-directory
 
-# `make run ADDRESS=127.0.0.1:0 DATABASE=sqlite:///data/other.db`; PYTHON is asked for a virtual environment once.
-PYTHON = python3 python3.14 python3.13 python3.12 python3.11
+# `make run ADDRESS=127.0.0.1:0 DATABASE=sqlite:///data/other.db`
 ADDRESS = 127.0.0.1:50051
 DATABASE = sqlite:///data/caseload.db
+# The first of these that will do makes .venv.
+PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 
 BIN := .venv/bin
-PIP_INSTALL := pip install --quiet --disable-pip-version-check --root-user-action ignore
 INSTALLED := .venv/installed
+PIP_INSTALL := pip install --quiet --disable-pip-version-check --root-user-action ignore
 GRPCURL_VERSION := v1.9.4
-# A tool of the checkout is found before one of the machine, by the tests too.
+# The checkout's tools come before the machine's, for the tests too.
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
 
 .PHONY: help
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{ printf "%-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{ printf "%-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: install
 install: $(INSTALLED) ## set up .venv: hash-checked requirements and the project, editable
+	@:
 
-# $(error) prints one line and exits with 2; a failing recipe would add a line of make's own.
-PYTHONS_FOUND = $(shell for python in $(PYTHON); do \
-	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python"; done)
-PYTHON_CHOSEN = $(firstword $(shell for python in $(PYTHONS_FOUND); do \
-	"$$python" -c 'import ensurepip, venv' 2>/dev/null && echo "$$python"; done))
-PYTHON_OR_STOP = $(or $(PYTHON_CHOSEN),$(error $(if $(PYTHONS_FOUND),\
-	$(firstword $(PYTHONS_FOUND)) has no venv module: apt-get install python3-venv,\
-	no Python 3.11 or later was found: apt-get install python3 python3-venv, or name one with PYTHON=)))
+.PHONY: run
+run: $(INSTALLED) ## serve on ADDRESS from DATABASE until Ctrl-C
+	@mkdir -p -m 700 data && exec $(BIN)/caseload serve --address $(ADDRESS) --database $(DATABASE) --drain-seconds 0
 
-# The stamp is made last, so an install that failed or was stopped is done again.
-$(INSTALLED): requirements/dev.txt pyproject.toml client/pyproject.toml
-	@rm -f $@
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON_OR_STOP) -m venv --clear .venv
-	@$(BIN)/python -m $(PIP_INSTALL) --require-hashes -r requirements/dev.txt
-	@$(BIN)/python -m $(PIP_INSTALL) --no-build-isolation --no-deps -e client -e .
-	@touch $@
+.PHONY: example
+example: $(INSTALLED) ## the tour of the API, against the server of `make run`
+	@exec $(BIN)/python client_example.py
 
-# google/api comes from googleapis-common-protos, google/protobuf from grpcio-tools; neither is generated here.
-PROTOC = $(BIN)/python -m grpc_tools.protoc -I protos \
-	-I "$$($(BIN)/python -c 'import google.api.http_pb2 as api; print(api.__file__.partition("google/api")[0])')"
-PROTOS = $(sort $(wildcard protos/caseload/v1/*.proto))
-SERVICE_PROTOS = $(filter %_service.proto,$(PROTOS))
+.PHONY: test
+test: $(INSTALLED) grpcurl ## run the tests
+	@$(BIN)/python -m pytest -q
 
-# $(call generate,FOLDER)
-define generate
-	@$(PROTOC) --plugin=$(BIN)/protoc-gen-mypy --python_out=$(1) --mypy_out=quiet:$(1) $(PROTOS)
-	@$(PROTOC) --plugin=$(BIN)/protoc-gen-mypy_grpc --grpc_python_out=$(1) --mypy_grpc_out=quiet,only_sync:$(1) $(SERVICE_PROTOS)
-endef
-
-.PHONY: proto
-proto: $(INSTALLED) ## rewrite generated/ from protos/
-	@rm -f generated/caseload/v1/*_pb2*.py*
-	$(call generate,generated)
-
-# Everything is compared in a folder of its own, so a check never changes the checkout.
-.PHONY: proto-check
-proto-check: $(INSTALLED) ## fail when generated/ is stale, a comment is missing, or the last release's callers would break
-	@rm -rf .proto-check && mkdir -p .proto-check/generated
-	$(call generate,.proto-check/generated)
-	@$(PROTOC) --include_imports --include_source_info -o .proto-check/contract.binpb $(PROTOS)
-	@diff -r --brief --exclude=py.typed --exclude=__pycache__ .proto-check/generated generated || \
-		{ echo 'generated/ is not what protos/ makes: run make proto' >&2; exit 1; }
-	@$(BIN)/buf lint .proto-check/contract.binpb
-	@$(BIN)/buf breaking .proto-check/contract.binpb --against protos/baseline.binpb
-	@rm -rf .proto-check
-
-# The contract that proto-check holds ours against: that of the last release. Renew it when a release is tagged,
-# never to make proto-check pass.
-.PHONY: proto-baseline
-proto-baseline: $(INSTALLED) ## at a release: take protos/ as the contract that later ones must not break
-	@$(PROTOC) --include_imports -o protos/baseline.binpb $(PROTOS)
-
-.PHONY: lock
-lock: ## renew requirements/ from pyproject.toml; needs uv
-	$(LOCK) -o requirements/runtime.txt
-	$(LOCK) --group test -c requirements/runtime.txt -o requirements/test.txt
-	$(LOCK) --group dev -c requirements/test.txt -o requirements/dev.txt
-
-LOCK = uv pip compile pyproject.toml --quiet --upgrade --generate-hashes --universal --python-version 3.11 \
-	--no-emit-index-url --no-emit-package caseload --custom-compile-command 'make lock'
+.PHONY: check
+check: lint types proto-check ## lint, types and proto-check
 
 .PHONY: lint
 lint: $(INSTALLED) ## ruff: rules and format
@@ -97,22 +51,35 @@ format: $(INSTALLED) ## let ruff rewrite what it can
 types: $(INSTALLED) ## mypy --strict
 	@$(BIN)/mypy --strict service client_example.py tests benchmarks
 
-.PHONY: check
-check: lint types proto-check ## lint, types and proto-check
+.PHONY: proto
+proto: $(INSTALLED) ## rewrite generated/ from protos/
+	@rm -f generated/caseload/v1/*_pb2*.py*
+	$(call generate,generated)
 
-.PHONY: run
-run: $(INSTALLED) ## serve ADDRESS from DATABASE until Ctrl-C
-	@mkdir -p -m 700 data && exec $(BIN)/caseload serve --address $(ADDRESS) --database $(DATABASE) --drain-seconds 0
+# Everything is compared in a folder of its own, so a check never changes the checkout.
+.PHONY: proto-check
+proto-check: $(INSTALLED) ## fail when generated/ is stale, a comment is missing, or callers of the last release would break
+	@rm -rf .proto-check && mkdir -p .proto-check/generated
+	$(call generate,.proto-check/generated)
+	@diff -r --brief --exclude=py.typed --exclude=__pycache__ .proto-check/generated generated || \
+		{ echo 'generated/ is not what protos/ makes: run make proto' >&2; exit 1; }
+	@$(PROTOC) --include_imports --include_source_info -o .proto-check/contract.binpb $(PROTOS)
+	@$(BIN)/buf lint .proto-check/contract.binpb
+	@$(BIN)/buf breaking .proto-check/contract.binpb --against protos/baseline.binpb
+	@rm -rf .proto-check
 
-.PHONY: example
-example: $(INSTALLED) ## the tour of the API, against the server of `make run`
-	@exec $(BIN)/python client_example.py
+# protos/baseline.binpb is the contract of the last release, which proto-check holds ours against. Renew it when a
+# release is tagged, never to make proto-check pass.
+.PHONY: proto-baseline
+proto-baseline: $(INSTALLED) ## at a release: take protos/ as the contract that later ones must not break
+	@$(PROTOC) --include_imports -o protos/baseline.binpb $(PROTOS)
 
-.PHONY: test
-test: $(INSTALLED) grpcurl ## run the tests
-	@$(BIN)/python -m pytest -q
+.PHONY: wheels
+wheels: $(INSTALLED) ## build both wheels into dist/
+	@rm -rf dist
+	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps -w dist ./client .
 
-# The wheels alone, in an environment and a folder that cannot see the checkout: a file missing from them shows.
+# In an environment and a folder that cannot see the checkout, so that a file missing from a wheel shows.
 .PHONY: wheel-test
 wheel-test: wheels grpcurl ## run the tests against the built wheels, away from the checkout
 	@set -e; away=$$(mktemp -d); trap 'rm -rf "$$away"' EXIT; \
@@ -120,13 +87,8 @@ wheel-test: wheels grpcurl ## run the tests against the built wheels, away from 
 	"$$python" -m $(PIP_INSTALL) --require-hashes -r requirements/test.txt; \
 	"$$python" -m $(PIP_INSTALL) --no-deps dist/*.whl; \
 	"$$python" -m pip check; \
-	mkdir "$$away/checkout"; cp -R $(wildcard tests docs protos README.md client_example.py pyproject.toml) "$$away/checkout"; \
-	cd "$$away/checkout"; "$$python" -m pytest -q -m 'not checkout'
-
-.PHONY: wheels
-wheels: $(INSTALLED) ## build both wheels into dist/
-	@rm -rf dist
-	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps -w dist ./client .
+	mkdir "$$away/tested"; cp -R $(wildcard tests docs protos README.md client_example.py pyproject.toml) "$$away/tested"; \
+	cd "$$away/tested"; "$$python" -m pytest -q -m 'not checkout'
 
 .PHONY: bench
 bench: $(INSTALLED) ## the measured claims; needs h2load
@@ -136,13 +98,56 @@ bench: $(INSTALLED) ## the measured claims; needs h2load
 bench-smoke: $(INSTALLED) ## a few seconds of the same, to see that it runs
 	@$(BIN)/python benchmarks/run.py --smoke
 
+.PHONY: lock
+lock: ## renew requirements/ from pyproject.toml; needs uv
+	$(LOCK) -o requirements/runtime.txt
+	$(LOCK) --group test -c requirements/runtime.txt -o requirements/test.txt
+	$(LOCK) --group dev -c requirements/test.txt -o requirements/dev.txt
+
 .PHONY: grpcurl
 grpcurl: ## grpcurl into .tools/bin, where there is Go and no grpcurl yet
-	@command -v grpcurl >/dev/null || GOBIN=$(CURDIR)/.tools/bin GOFLAGS=-modcacherw timeout 600 \
-		go install github.com/fullstorydev/grpcurl/cmd/grpcurl@$(GRPCURL_VERSION) 2>/dev/null || \
-		echo 'grpcurl is not there and could not be built (it needs Go): the tests that run it are skipped'
+	@command -v grpcurl >/dev/null || { command -v go >/dev/null && echo 'building grpcurl into .tools/bin' && \
+		GOBIN=$(CURDIR)/.tools/bin timeout 600 \
+		go install github.com/fullstorydev/grpcurl/cmd/grpcurl@$(GRPCURL_VERSION) 2>/dev/null; } || \
+		echo 'no grpcurl, and none could be built (that needs Go): the tests that run it are skipped'
 
 .PHONY: clean
 clean: ## remove what the other targets made, but not data/
 	@rm -rf .venv .tools .proto-check .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- what the targets above stand on ---
+
+# The stamp is made last, so an install that failed or was stopped is done again.
+$(INSTALLED): requirements/dev.txt pyproject.toml client/pyproject.toml
+	@rm -f $@
+	@$(if $(shell $(BIN)/python -m pip --version 2>/dev/null),:,$(MAKE_VENV))
+	@$(BIN)/python -m $(PIP_INSTALL) --require-hashes -r requirements/dev.txt
+	@$(BIN)/python -m $(PIP_INSTALL) --no-build-isolation --no-deps -e client -e .
+	@touch $@
+
+# $(error) is one line and exit code 2, before anything is run; a failing recipe would add a line of make's own.
+MAKE_VENV = $(or $(firstword $(WITH_VENV)),$(error $(if $(NEW_ENOUGH),$(NO_VENV),$(NO_PYTHON)))) -m venv --clear .venv \
+	|| { rm -rf .venv; exit 2; }
+NEW_ENOUGH = $(call pythons_that_run,import sys; sys.exit(sys.version_info < (3$(comma) 11)),$(PYTHON))
+WITH_VENV = $(call pythons_that_run,import ensurepip$(comma) venv,$(NEW_ENOUGH))
+NO_PYTHON = no Python 3.11 or later: apt-get install python3 python3-venv, or name one with PYTHON=
+NO_VENV = $(firstword $(NEW_ENOUGH)) lacks the venv module: apt-get install python3-venv
+pythons_that_run = $(shell for python in $(2); do "$$python" -c '$(1)' 2>/dev/null && echo "$$python"; done)
+comma := ,
+
+# google/api comes from googleapis-common-protos, google/protobuf from grpcio-tools; neither is generated here.
+PROTOC = $(BIN)/python -m grpc_tools.protoc -I protos \
+	-I "$$($(BIN)/python -c 'import google.api.http_pb2 as api; print(api.__file__.partition("google/api")[0])')"
+PROTOS = $(sort $(wildcard protos/caseload/v1/*.proto))
+SERVICE_PROTOS = $(filter %_service.proto,$(PROTOS))
+
+# $(call generate,FOLDER)
+define generate
+	@$(PROTOC) --plugin=$(BIN)/protoc-gen-mypy --python_out=$(1) --mypy_out=quiet:$(1) $(PROTOS)
+	@$(PROTOC) --plugin=$(BIN)/protoc-gen-mypy_grpc --grpc_python_out=$(1) --mypy_grpc_out=quiet,only_sync:$(1) \
+		$(SERVICE_PROTOS)
+endef
+
+LOCK = uv pip compile pyproject.toml --quiet --upgrade --generate-hashes --universal --python-version 3.11 \
+	--no-emit-index-url --no-emit-package caseload --custom-compile-command 'make lock'

@@ -1,8 +1,13 @@
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
+
+from service.config import Config
+from service.server import CaseloadServer, build_server
+from tests.running import Client
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
@@ -23,3 +28,21 @@ def _failed_when_skipped_in_ci(report: Report) -> Report:
         report.outcome = "failed"
         report.longrepr = f"skipped in CI: {report.longrepr}"
     return report
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[CaseloadServer]:
+    """A server of the test's own, in this process, over a real socket."""
+    config = Config(address="127.0.0.1:0", database=f"sqlite:///{tmp_path}/caseload.db", drain_seconds=0)
+    started = build_server(config)
+    started.start()
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+def client(server: CaseloadServer) -> Iterator[Client]:
+    """A caller of that server."""
+    caller = Client(server.address)
+    yield caller
+    caller.close()
