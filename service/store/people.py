@@ -10,7 +10,7 @@ from service import errors, records
 from service.records import Fields, P, PeopleQuery
 from service.store import changes, search
 from service.store.changes import Write
-from service.store.database import Parameters, Value
+from service.store.database import Value
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,13 @@ class Kind(Generic[P]):
             " ON CONFLICT (system, value, live) DO NOTHING RETURNING 1"
         )
 
+    @cached_property
+    def add_word(self) -> str:
+        """A word that a name is found by."""
+        return f"INSERT INTO {self.name}_name_word ({self.id}, word) VALUES (:id, :word) RETURNING 1"
+
+
+_ADD_SPECIALTY = "INSERT INTO therapist_specialty (therapist_id, specialty) VALUES (:id, :specialty) RETURNING 1"
 
 THERAPIST = Kind(
     name="therapist",
@@ -157,23 +164,23 @@ def update(write: Write, kind: Kind[P], record: P, etag: str, fields: Fields) ->
     differing: Fields = {name: value for name, value in fields.items() if getattr(record, name) != value}
     if not differing:
         return record
-    if differing.get("status") == kind.idle_status:
-        _refuse_active(kind, record)
     changed = record._replace(**differing)  # type: ignore[arg-type]
     _check_size(kind, changed)
-    return _store(write, kind, changed, changes.UPDATED, *differing)
+    if changed.status == kind.idle_status:
+        _refuse_active(kind, record)
+    return _store(write, kind, record, changed, changes.UPDATED, *differing)
 
 
 def delete(write: Write, kind: Kind[P], record: P) -> P:
     """Soft-deletes a live record whose assignments have ended."""
-    return _store(write, kind, record._replace(deleted_us=write.now_us), changes.DELETED, "delete_time")
+    return _store(write, kind, record, record._replace(deleted_us=write.now_us), changes.DELETED, "delete_time")
 
 
 def undelete(write: Write, kind: Kind[P], record: P) -> P:
     """Reverts a soft delete; a live record is left as it is. Raises IdentifierTaken."""
     if record.deleted_us is None:
         return record
-    return _store(write, kind, record._replace(deleted_us=None), changes.UNDELETED, "delete_time")
+    return _store(write, kind, record, record._replace(deleted_us=None), changes.UNDELETED, "delete_time")
 
 
 def active_count(kind: Kind[P], record: P) -> int:
@@ -187,10 +194,10 @@ def _refuse_active(kind: Kind[P], record: P) -> None:
         raise errors.HasActiveAssignments(count=count)
 
 
-def _store(write: Write, kind: Kind[P], record: P, change: int, *fields: str) -> P:
+def _store(write: Write, kind: Kind[P], before: P, record: P, change: int, *fields: str) -> P:
     record = record._replace(updated_us=write.now_us, etag=write.new_etag())
     write.run(kind.update, {name: value for name, value in record._asdict().items() if f":{name}" in kind.update})
-    _index(write, kind, record)
+    _index(write, kind, record, before)
     write.note(change, record, *fields)
     return record
 
@@ -200,25 +207,27 @@ def _check_size(kind: Kind[P], record: P) -> None:
         raise errors.InvalidField(errors.Violation(kind.name, "must not be larger than 32 KiB as a whole"))
 
 
-def _index(write: Write, kind: Kind[P], record: P) -> None:
-    """Rewrites what the record is found by. Raises IdentifierTaken."""
-    key: Parameters = {"id": record[0]}
-    live = 1 if record.deleted_us is None else None
-    _replace_rows(write, kind, "name_word", "word", search.name_words(record.display_name), key)
-    if isinstance(record, records.Therapist):
-        _replace_rows(write, kind, "specialty", "specialty", json.loads(record.specialties), key)
-    write.run(f"DELETE FROM {kind.name}_identifier WHERE {kind.id} = :id", key)
-    for system, value in json.loads(record.identifiers):
-        if not write.run(kind.add_identifier, {**key, "system": system, "value": value, "live": live}):
+def _index(write: Write, kind: Kind[Any], record: Any, before: Any = None) -> None:
+    """Brings up to date what the record is found by; before is None where it is new. Raises IdentifierTaken."""
+
+    def differs(*columns: str) -> bool:
+        return before is None or any(getattr(record, column) != getattr(before, column) for column in columns)
+
+    def replace(table: str, insert: str, rows: list[dict[str, Value]]) -> int:
+        if before is not None:
+            write.run(f"DELETE FROM {kind.name}_{table} WHERE {kind.id} = :id", {"id": record[0]})
+        return sum(len(write.run(insert, {"id": record[0], **row})) for row in rows)
+
+    if differs("display_name"):
+        replace("name_word", kind.add_word, [{"word": word} for word in search.name_words(record.display_name)])
+    if "specialties" in kind.defaults and differs("specialties"):
+        replace("specialty", _ADD_SPECIALTY, [{"specialty": code} for code in json.loads(record.specialties)])
+    if differs("identifiers", "deleted_us"):
+        live = 1 if record.deleted_us is None else None
+        pairs = json.loads(record.identifiers)
+        rows = [{"system": system, "value": value, "live": live} for system, value in pairs]
+        if replace("identifier", kind.add_identifier, rows) < len(pairs):
             raise errors.IdentifierTaken
-
-
-def _replace_rows(write: Write, kind: Kind[P], table: str, column: str, values: list[str], key: Parameters) -> None:
-    write.run(f"DELETE FROM {kind.name}_{table} WHERE {kind.id} = :id", key)
-    for value in values:
-        write.run(
-            f"INSERT INTO {kind.name}_{table} ({kind.id}, {column}) VALUES (:id, :value)", {**key, "value": value}
-        )
 
 
 def listing(kind: Kind[Any], query: PeopleQuery) -> tuple[str, dict[str, Value]]:

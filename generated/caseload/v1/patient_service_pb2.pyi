@@ -40,8 +40,8 @@ class CreatePatientRequest(_message.Message):
     records as they are now, and does nothing; refused and validate_only calls are not remembered.
     """
     validate_only: _builtins.bool
-    """Run the whole write, then roll it back. Ids that the write would make, and revision, are empty
-    in the answer.
+    """Run the whole write, then roll it back. Ids and etags that the write would make, and revision,
+    are empty in the answer.
     """
     @_builtins.property
     def patient(self) -> _resources_pb2.Patient:
@@ -315,8 +315,8 @@ class UpdatePatientRequest(_message.Message):
     records as they are now, and does nothing; refused and validate_only calls are not remembered.
     """
     validate_only: _builtins.bool
-    """Run the whole write, then roll it back. Ids that the write would make, and revision, are empty
-    in the answer.
+    """Run the whole write, then roll it back. Ids and etags that the write would make, and revision,
+    are empty in the answer.
     """
     @_builtins.property
     def patient(self) -> _resources_pb2.Patient:
@@ -473,8 +473,8 @@ class UndeletePatientRequest(_message.Message):
     records as they are now, and does nothing; refused and validate_only calls are not remembered.
     """
     validate_only: _builtins.bool
-    """Run the whole write, then roll it back. Ids that the write would make, and revision, are empty
-    in the answer.
+    """Run the whole write, then roll it back. Ids and etags that the write would make, and revision,
+    are empty in the answer.
     """
     def __init__(
         self,
@@ -560,8 +560,8 @@ class AssignTherapistRequest(_message.Message):
     records as they are now, and does nothing; refused and validate_only calls are not remembered.
     """
     validate_only: _builtins.bool
-    """Run the whole write, then roll it back. Ids that the write would make, and revision, are empty
-    in the answer.
+    """Run the whole write, then roll it back. Ids and etags that the write would make, and revision,
+    are empty in the answer.
     """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
@@ -657,8 +657,8 @@ class UnassignTherapistRequest(_message.Message):
     records as they are now, and does nothing; refused and validate_only calls are not remembered.
     """
     validate_only: _builtins.bool
-    """Run the whole write, then roll it back. Ids that the write would make, and revision, are empty
-    in the answer.
+    """Run the whole write, then roll it back. Ids and etags that the write would make, and revision,
+    are empty in the answer.
     """
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:

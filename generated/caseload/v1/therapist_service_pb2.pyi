@@ -40,8 +40,8 @@ class CreateTherapistRequest(_message.Message):
     records as they are now, and does nothing; refused and validate_only calls are not remembered.
     """
     validate_only: _builtins.bool
-    """Run the whole write, then roll it back. Ids that the write would make, and revision, are empty
-    in the answer.
+    """Run the whole write, then roll it back. Ids and etags that the write would make, and revision,
+    are empty in the answer.
     """
     @_builtins.property
     def therapist(self) -> _resources_pb2.Therapist:
@@ -327,8 +327,8 @@ class UpdateTherapistRequest(_message.Message):
     records as they are now, and does nothing; refused and validate_only calls are not remembered.
     """
     validate_only: _builtins.bool
-    """Run the whole write, then roll it back. Ids that the write would make, and revision, are empty
-    in the answer.
+    """Run the whole write, then roll it back. Ids and etags that the write would make, and revision,
+    are empty in the answer.
     """
     @_builtins.property
     def therapist(self) -> _resources_pb2.Therapist:
@@ -485,8 +485,8 @@ class UndeleteTherapistRequest(_message.Message):
     records as they are now, and does nothing; refused and validate_only calls are not remembered.
     """
     validate_only: _builtins.bool
-    """Run the whole write, then roll it back. Ids that the write would make, and revision, are empty
-    in the answer.
+    """Run the whole write, then roll it back. Ids and etags that the write would make, and revision,
+    are empty in the answer.
     """
     def __init__(
         self,
@@ -572,8 +572,8 @@ class AssignPatientRequest(_message.Message):
     records as they are now, and does nothing; refused and validate_only calls are not remembered.
     """
     validate_only: _builtins.bool
-    """Run the whole write, then roll it back. Ids that the write would make, and revision, are empty
-    in the answer.
+    """Run the whole write, then roll it back. Ids and etags that the write would make, and revision,
+    are empty in the answer.
     """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
@@ -669,8 +669,8 @@ class UnassignPatientRequest(_message.Message):
     records as they are now, and does nothing; refused and validate_only calls are not remembered.
     """
     validate_only: _builtins.bool
-    """Run the whole write, then roll it back. Ids that the write would make, and revision, are empty
-    in the answer.
+    """Run the whole write, then roll it back. Ids and etags that the write would make, and revision,
+    are empty in the answer.
     """
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:

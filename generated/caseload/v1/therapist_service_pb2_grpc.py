@@ -30,7 +30,8 @@ class TherapistServiceStub:
 
     Refusals. Each RPC lists the reasons of error_reason.proto that it can be refused with, in the
     order in which they are checked. Besides, any call can be refused with STORE_UNAVAILABLE,
-    DEADLINE_EXCEEDED or INTERNAL, and any write with STORE_BUSY, STORE_FULL or OUTCOME_UNKNOWN.
+    DEADLINE_EXCEEDED or INTERNAL, and any write with STORE_BUSY, STORE_FULL, OUTCOME_UNKNOWN or
+    SHUTTING_DOWN.
     A message that does not parse is INVALID_FIELD with an empty field.
 
     request_id. A write that carries one is remembered for its caller for 24 hours, also when there
@@ -41,7 +42,7 @@ class TherapistServiceStub:
     REQUEST_ID_REUSED.
 
     validate_only. The whole write runs and is rolled back: the answer or refusal is what the write
-    would have given, less the ids it would make and revision. With a request_id used already it is
+    would have given, less the ids and etags it would make and revision. With a request_id used already it is
     what the replay would give.
 
     revision. Opaque. Where a call had nothing to change, it is the store's current head.
@@ -110,7 +111,8 @@ class TherapistServiceServicer:
 
     Refusals. Each RPC lists the reasons of error_reason.proto that it can be refused with, in the
     order in which they are checked. Besides, any call can be refused with STORE_UNAVAILABLE,
-    DEADLINE_EXCEEDED or INTERNAL, and any write with STORE_BUSY, STORE_FULL or OUTCOME_UNKNOWN.
+    DEADLINE_EXCEEDED or INTERNAL, and any write with STORE_BUSY, STORE_FULL, OUTCOME_UNKNOWN or
+    SHUTTING_DOWN.
     A message that does not parse is INVALID_FIELD with an empty field.
 
     request_id. A write that carries one is remembered for its caller for 24 hours, also when there
@@ -121,7 +123,7 @@ class TherapistServiceServicer:
     REQUEST_ID_REUSED.
 
     validate_only. The whole write runs and is rolled back: the answer or refusal is what the write
-    would have given, less the ids it would make and revision. With a request_id used already it is
+    would have given, less the ids and etags it would make and revision. With a request_id used already it is
     what the replay would give.
 
     revision. Opaque. Where a call had nothing to change, it is the store's current head.
@@ -384,7 +386,8 @@ class TherapistService:
 
     Refusals. Each RPC lists the reasons of error_reason.proto that it can be refused with, in the
     order in which they are checked. Besides, any call can be refused with STORE_UNAVAILABLE,
-    DEADLINE_EXCEEDED or INTERNAL, and any write with STORE_BUSY, STORE_FULL or OUTCOME_UNKNOWN.
+    DEADLINE_EXCEEDED or INTERNAL, and any write with STORE_BUSY, STORE_FULL, OUTCOME_UNKNOWN or
+    SHUTTING_DOWN.
     A message that does not parse is INVALID_FIELD with an empty field.
 
     request_id. A write that carries one is remembered for its caller for 24 hours, also when there
@@ -395,7 +398,7 @@ class TherapistService:
     REQUEST_ID_REUSED.
 
     validate_only. The whole write runs and is rolled back: the answer or refusal is what the write
-    would have given, less the ids it would make and revision. With a request_id used already it is
+    would have given, less the ids and etags it would make and revision. With a request_id used already it is
     what the replay would give.
 
     revision. Opaque. Where a call had nothing to change, it is the store's current head.
