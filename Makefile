@@ -23,7 +23,10 @@ install: $(INSTALLED) ## set up .venv: hash-checked requirements and the project
 	@:
 
 .PHONY: run
-run: $(INSTALLED) ## serve on ADDRESS from DATABASE until Ctrl-C
+run: $(INSTALLED) grpcurl ## serve on ADDRESS from DATABASE until Ctrl-C
+	@echo "try: $$(test -x .tools/bin/grpcurl && echo .tools/bin/)grpcurl -plaintext" \
+		"-d '{\"therapist\": {\"display_name\": \"Ada Roe\"}}'" \
+		"$(ADDRESS) caseload.v1.TherapistService/CreateTherapist"
 	@mkdir -p -m 700 data && exec $(BIN)/caseload serve --address $(ADDRESS) --database $(DATABASE) --drain-seconds 0
 
 .PHONY: example

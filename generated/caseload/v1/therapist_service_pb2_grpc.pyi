@@ -29,8 +29,8 @@ class TherapistServiceStub:
     REQUEST_ID_REUSED.
 
     validate_only. The whole write runs and is rolled back: the answer or refusal is what the write
-    would have given, less the ids and etags it would make and revision. With a request_id used already it is
-    what the replay would give.
+    would have given, less the ids and etags it would make and revision. With a request_id used
+    already it is what the replay would give.
 
     revision. Opaque. Where a call had nothing to change, it is the store's current head.
     """
@@ -205,8 +205,8 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
     REQUEST_ID_REUSED.
 
     validate_only. The whole write runs and is rolled back: the answer or refusal is what the write
-    would have given, less the ids and etags it would make and revision. With a request_id used already it is
-    what the replay would give.
+    would have given, less the ids and etags it would make and revision. With a request_id used
+    already it is what the replay would give.
 
     revision. Opaque. Where a call had nothing to change, it is the store's current head.
     """
