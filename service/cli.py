@@ -39,6 +39,7 @@ def commands() -> None:
 @commands.command()
 @_option("--address", metavar="HOST:PORT", default=Config.address, help="Where to listen; port 0 takes a free one.")
 @_database
+@_option("--max-watches", type=click.IntRange(1), default=Config.max_watches, help="Watches open at once.")
 @_option("--drain-seconds", type=click.FloatRange(0), default=Config.drain_seconds, help="Answer on while draining.")
 @_option("--grace-seconds", type=click.FloatRange(0), default=Config.grace_seconds, help="Wait for calls under way.")
 @_option("--allow-insecure", is_flag=True, help="Listen beyond loopback without encryption and authentication.")
@@ -82,6 +83,19 @@ def migrate_command(database: str, dry_run: bool) -> None:  # noqa: FBT001 - cli
         click.echo(step.name)
     if not steps:
         click.echo("up to date", err=True)
+
+
+@commands.command()
+@_database
+@click.option("--changes-before", metavar="TIME", required=True, help="A time (RFC 3339), or an age such as 30d.")
+def purge(database: str, changes_before: str) -> None:
+    """Erase the change log up to a time, for good."""
+    from service.server import clock, open_store
+
+    store = open_store(settings.sqlite_path(database))
+    count = store.purge_changes(settings.moment("--changes-before", changes_before, clock()))
+    store.close()
+    click.echo(f"{count} change sets purged")
 
 
 def _log_to_stderr() -> None:

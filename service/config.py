@@ -1,5 +1,6 @@
 """Every setting of the server, its unit and its default."""
 
+import datetime
 import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ class Config:
     """sqlite:///PATH, relative to the working folder, or with four slashes from the root."""
     threads: int = 64
     """Calls that run at once; as many writers can share a commit."""
+    max_watches: int = 100
+    """Watches open at once in one process."""
     drain_seconds: float = 5.0
     """How long calls are still answered after readiness has gone, at a stop."""
     grace_seconds: float = 30.0
@@ -65,3 +68,16 @@ def sqlite_path(database: str) -> Path:
     if path.exists() and not path.is_file():
         raise SettingError("--database", "is not a file")
     return path
+
+
+def moment(setting: str, text: str, now_us: int) -> int:
+    """A time (RFC 3339) or an age in days (30d), as microseconds since 1970 (UTC). Raises SettingError."""
+    if text.endswith("d") and text[:-1].isascii() and text[:-1].isdigit() and len(text) < 8:
+        return now_us - int(text[:-1]) * 24 * 3600 * 1_000_000
+    try:
+        at = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        raise SettingError(setting, "must be a time such as 2026-01-31T00:00:00Z, or an age such as 30d") from None
+    if at.tzinfo is None:
+        raise SettingError(setting, "needs a time zone, such as Z")
+    return int(at.timestamp() * 1_000_000)

@@ -2,11 +2,12 @@
 
 import json
 
+from caseload.v1 import assignment_service_pb2, change_service_pb2
 from caseload.v1 import resources_pb2 as pb
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.type.date_pb2 import Date
 
-from service.records import Assignment, Patient, Therapist
+from service.records import Assignment, Change, ChangeSet, Check, Patient, Therapist
 
 _MICROS = 1_000_000
 
@@ -88,3 +89,42 @@ def assignment(record: Assignment) -> pb.Assignment:
         update_time=_time(record.updated_us),
         etag=record.etag,
     )
+
+
+def check(record: Check) -> assignment_service_pb2.CheckAssignmentsResponse.Result:
+    """Whether a pair is assigned, as callers see it."""
+    if record.assignment_id is None:
+        return assignment_service_pb2.CheckAssignmentsResponse.Result()
+    return assignment_service_pb2.CheckAssignmentsResponse.Result(
+        assigned=True,
+        assignment_id=record.assignment_id,
+        role=record.role,  # type: ignore[arg-type]
+    )
+
+
+def change_set(record: ChangeSet) -> change_service_pb2.ChangeSet:
+    """A committed transaction as callers see it."""
+    return change_service_pb2.ChangeSet(
+        revision=record.revision,
+        commit_time=_time(record.committed_us),
+        actor=record.actor,
+        request_id=record.request_id,
+        method=record.method,
+        changes=map(_change, record.changes),
+    )
+
+
+def _change(record: Change) -> change_service_pb2.Change:
+    change = change_service_pb2.Change(
+        kind=record.kind,  # type: ignore[arg-type]
+        changed_fields=record.changed_fields.split(",") if record.changed_fields else (),
+    )
+    if record.assignment_id:
+        change.assignment.assignment_id = record.assignment_id
+        change.assignment.therapist_id = record.therapist_id or ""
+        change.assignment.patient_id = record.patient_id or ""
+    elif record.therapist_id:
+        change.therapist_id = record.therapist_id
+    else:
+        change.patient_id = record.patient_id or ""
+    return change

@@ -223,6 +223,34 @@ class ShuttingDown(DomainError):
     text = "This instance is stopping: try again, and another one or its successor answers."
 
 
+class RevisionPruned(DomainError):
+    """Changes that old are gone."""
+
+    reason = "REVISION_PRUNED"
+    text = "Changes that old were pruned: start after oldest_revision, and read the records anew."
+
+
+class RevisionForeign(DomainError):
+    """Not a revision of this store, as it is now."""
+
+    reason = "REVISION_FOREIGN"
+    text = "The revision is malformed, from another store, or from before a restore."
+
+
+class TooManyWatches(DomainError):
+    """All places for watches are taken."""
+
+    reason = "TOO_MANY_WATCHES"
+    text = "This instance has as many open watches as it may: close one, or try later."
+
+
+class WatchTooSlow(DomainError):
+    """The reader of a watch does not keep up."""
+
+    reason = "WATCH_TOO_SLOW"
+    text = "The watch was read too slowly: resume from the through_revision received last."
+
+
 class DeadlineExceeded(DomainError):
     """The caller has stopped waiting."""
 

@@ -199,6 +199,13 @@ def bound(value: int, path: str, problems: Problems) -> int:
     return value
 
 
+def page_size(value: int) -> int:
+    """How many records a page may hold: 0 is 50, above 1000 is 1000. Raises InvalidField."""
+    if value < 0:
+        raise InvalidField(Violation("page_size", "must not be negative"))
+    return min(value or 50, 1000)
+
+
 class _DateMessage(Protocol):
     year: int
     month: int
@@ -247,15 +254,19 @@ def enums(rule: Rule) -> Rule:
     return each
 
 
-def moment(message: Message, field: str, problems: Problems, latest_us: int, beyond: str) -> int | None:
-    """A Timestamp of the message in microseconds, cut, or None where it is absent; not after latest_us."""
+def moment(message: Message, path: str, problems: Problems, latest_us: int, beyond: str) -> int | None:
+    """A Timestamp of the message in microseconds, cut, or None where it is absent; not after latest_us.
+
+    The path ends in the field's name in the message.
+    """
+    field = path.rpartition(".")[2]
     if not message.HasField(field):
         return None
     timestamp: Timestamp = getattr(message, field)
     if not (-62_135_596_800 <= timestamp.seconds <= 253_402_300_799 and 0 <= timestamp.nanos < 1_000_000_000):
-        problems.add(field, "must be a time between the years 1 and 9999")
+        problems.add(path, "must be a time between the years 1 and 9999")
         return None
     at_us = timestamp.seconds * MICROS + timestamp.nanos // 1000
     if at_us > latest_us:
-        problems.add(field, beyond)
+        problems.add(path, beyond)
     return at_us

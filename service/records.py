@@ -9,6 +9,7 @@ ROLE_PRIMARY: Final = 1
 ROLE_TREATING: Final = 2
 STATE_ACTIVE: Final = 1
 STATE_ENDED: Final = 2
+END_TRANSFERRED: Final = 2
 END_ENTERED_IN_ERROR: Final = 5
 END_RECORD_DELETED: Final = 6
 END_REPLACED: Final = 7
@@ -144,6 +145,24 @@ class AssignedQuery(NamedTuple):
     as_of_us: int | None = None
 
 
+class AssignmentQuery(NamedTuple):
+    """Which assignments to list; all that is set must hold."""
+
+    therapist_id: str = ""
+    patient_id: str = ""
+    roles: tuple[int, ...] = ()
+    states: tuple[int, ...] = ()
+    as_of_us: int | None = None
+
+
+class Check(NamedTuple):
+    """Whether a pair is assigned; the pair's place in the question, and what is in force, or None."""
+
+    place: int
+    assignment_id: str | None
+    role: int | None
+
+
 class Assign(NamedTuple):
     """A request to begin a period."""
 
@@ -168,6 +187,19 @@ class Unassign(NamedTuple):
     allow_missing: bool = False
 
 
+class Transfer(NamedTuple):
+    """A request to move active periods from one therapist to another; no patient_ids means all."""
+
+    source_id: str
+    target_id: str
+    patient_ids: tuple[str, ...] = ()
+    ignore_capacity: bool = False
+
+
+Correction = dict[str, str | int | None]
+"""Columns of an assignment that a caller names, with their values as stored."""
+
+
 class Delete(NamedTuple):
     """A request to soft-delete a therapist or a patient."""
 
@@ -175,3 +207,42 @@ class Delete(NamedTuple):
     etag: str = ""
     force: bool = False
     allow_missing: bool = False
+
+
+class Change(NamedTuple):
+    """What happened to one record: ids and names of fields, no values."""
+
+    kind: int
+    changed_fields: str
+    """Names, a comma between."""
+    therapist_id: str | None
+    patient_id: str | None
+    assignment_id: str | None
+
+
+class ChangeSet(NamedTuple):
+    """One committed transaction."""
+
+    revision: str
+    committed_us: int
+    actor: str
+    method: str
+    request_id: str
+    changes: list[Change]
+
+
+class ChangeQuery(NamedTuple):
+    """Which change sets; all that is set must hold."""
+
+    therapist_id: str = ""
+    patient_id: str = ""
+    actor: str = ""
+
+
+class ChangePage(NamedTuple):
+    """Part of the log; the revisions are those of the contract's ListChangesResponse."""
+
+    change_sets: list[ChangeSet]
+    through: str
+    head: str
+    oldest: str

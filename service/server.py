@@ -9,6 +9,10 @@ from typing import Any, Final
 import apsw
 import grpc
 from caseload.v1 import (
+    assignment_service_pb2,
+    assignment_service_pb2_grpc,
+    change_service_pb2,
+    change_service_pb2_grpc,
     patient_service_pb2,
     patient_service_pb2_grpc,
     therapist_service_pb2,
@@ -19,17 +23,21 @@ from grpc_reflection.v1alpha import reflection
 
 from service.config import Config, SettingError, sqlite_path
 from service.interceptors.guard import GuardedServer
+from service.servicers.assignment import AssignmentServicer
+from service.servicers.change import ChangeServicer
 from service.servicers.pages import PageTokens
 from service.servicers.patient import PatientServicer
 from service.servicers.therapist import TherapistServicer
+from service.servicers.watches import Watches
 from service.store import RelationshipStore
 from service.store.migrate import SchemaError, migrate
 from service.store.sqlite import SqliteDatabase
 
 LIVENESS: Final = ""
 READINESS: Final = tuple(
-    file.DESCRIPTOR.services_by_name[name].full_name
-    for file, name in ((patient_service_pb2, "PatientService"), (therapist_service_pb2, "TherapistService"))
+    service.full_name
+    for file in (assignment_service_pb2, change_service_pb2, patient_service_pb2, therapist_service_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
 )
 
 
@@ -47,6 +55,7 @@ class CaseloadServer:
         self._config = config
         self._server = server
         self._store = store
+        self._watches = Watches(store.head, config.max_watches)
         self._health = health.HealthServicer(
             experimental_non_blocking=True, experimental_thread_pool=futures.ThreadPoolExecutor(1, "health")
         )
@@ -54,11 +63,16 @@ class CaseloadServer:
     def register(self, clock: Callable[[], int]) -> None:
         """Puts the services on the server."""
         pages = PageTokens(self._store.keys.secret)
-        guarded = GuardedServer(self._server)
+        # A few threads more than watches, so that one too many is refused and does not wait.
+        guarded: Any = GuardedServer(self._server, futures.ThreadPoolExecutor(self._config.max_watches + 4, "watch"))
         therapists = TherapistServicer(self._store, pages, clock)
-        therapist_service_pb2_grpc.add_TherapistServiceServicer_to_server(therapists, guarded)  # type: ignore[arg-type]
+        therapist_service_pb2_grpc.add_TherapistServiceServicer_to_server(therapists, guarded)
         patients = PatientServicer(self._store, pages, clock)
-        patient_service_pb2_grpc.add_PatientServiceServicer_to_server(patients, guarded)  # type: ignore[arg-type]
+        patient_service_pb2_grpc.add_PatientServiceServicer_to_server(patients, guarded)
+        periods = AssignmentServicer(self._store, pages, clock)
+        assignment_service_pb2_grpc.add_AssignmentServiceServicer_to_server(periods, guarded)
+        changes = ChangeServicer(self._store, self._watches)
+        change_service_pb2_grpc.add_ChangeServiceServicer_to_server(changes, guarded)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((*READINESS, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
 
@@ -71,6 +85,7 @@ class CaseloadServer:
         """Stops without losing a call: readiness goes, calls drain, then the store is closed."""
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING, *READINESS)
         time.sleep(self._config.drain_seconds)
+        self._watches.close()
         self._server.stop(self._config.grace_seconds).wait()
         self._store.close()
 

@@ -2,7 +2,8 @@
 
 import traceback
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent import futures
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,9 +24,10 @@ class GuardedServer:
     The generated add_...Servicer_to_server functions take it for the server.
     """
 
-    def __init__(self, server: grpc.Server) -> None:
-        """Args: server, which the handlers end up in."""
+    def __init__(self, server: grpc.Server, streams: futures.ThreadPoolExecutor) -> None:
+        """Args: server, which the handlers end up in; streams, the threads of the streaming ones."""
         self._server = server
+        self._streams = streams
 
     def add_generic_rpc_handlers(self, handlers: Any) -> None:
         """Nothing: the registered handlers below are the same ones."""
@@ -34,14 +36,21 @@ class GuardedServer:
         self, service: str, handlers: dict[str, "grpc.RpcMethodHandler[Any, Any]"]
     ) -> None:
         """Registers the handlers of one service."""
-        guarded = {name: _guarded(f"/{service}/{name}", handler) for name, handler in handlers.items()}
+        guarded = {name: self._guarded(f"/{service}/{name}", handler) for name, handler in handlers.items()}
         self._server.add_registered_method_handlers(service, guarded)
 
+    def _guarded(self, method: str, handler: Any) -> "grpc.RpcMethodHandler[Any, Any]":
+        # Parsing stays with us: what grpcio cannot parse it refuses by itself, as INTERNAL.
+        if handler.unary_unary:
+            call = _unary(method, handler.request_deserializer, handler.unary_unary)
+            return grpc.unary_unary_rpc_method_handler(call, None, handler.response_serializer)
+        call = _stream(method, handler.request_deserializer, handler.unary_stream)
+        # A stream keeps its thread for as long as it lives: it must not take one that calls wait for.
+        call.experimental_thread_pool = self._streams  # type: ignore[attr-defined]
+        return grpc.unary_stream_rpc_method_handler(call, None, handler.response_serializer)
 
-def _guarded(method: str, handler: Any) -> "grpc.RpcMethodHandler[Any, Any]":
-    parse: Callable[[bytes], Any] = handler.request_deserializer
-    answer: Callable[[Any, grpc.ServicerContext], Any] = handler.unary_unary
 
+def _unary(method: str, parse: Callable[[bytes], Any], answer: Callable[..., Any]) -> Callable[..., Any]:
     def call(data: bytes, context: grpc.ServicerContext) -> Any:
         try:
             return answer(_request(parse, data, context), context)
@@ -51,8 +60,22 @@ def _guarded(method: str, handler: Any) -> "grpc.RpcMethodHandler[Any, Any]":
             refusal = _unexpected(method, error)
         _refuse(context, refusal)
 
-    # Parsing stays here: what grpcio cannot parse it refuses by itself, as INTERNAL.
-    return grpc.unary_unary_rpc_method_handler(call, None, handler.response_serializer)
+    return call
+
+
+def _stream(method: str, parse: Callable[[bytes], Any], answer: Callable[..., Iterator[Any]]) -> Callable[..., Any]:
+    def call(data: bytes, context: grpc.ServicerContext) -> Iterator[Any]:
+        refusal: errors.DomainError | None = None
+        try:
+            yield from answer(_request(parse, data, context), context)
+        except errors.DomainError as error:
+            refusal = error
+        except Exception as error:  # noqa: BLE001 - as above
+            refusal = _unexpected(method, error)
+        if refusal:
+            _refuse(context, refusal)
+
+    return call
 
 
 def _request(parse: Callable[[bytes], Any], data: bytes, context: grpc.ServicerContext) -> Any:

@@ -3,13 +3,13 @@
 from typing import Any, Final
 
 import grpc
-from caseload.v1 import patient_service_pb2, therapist_service_pb2
+from caseload.v1 import assignment_service_pb2, patient_service_pb2, therapist_service_pb2
 
 from service.records import Call
 
 _METHODS: Final = {
     method.input_type.full_name: f"/{service.full_name}/{method.name}"
-    for file in (therapist_service_pb2, patient_service_pb2)
+    for file in (therapist_service_pb2, patient_service_pb2, assignment_service_pb2)
     for service in file.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 }

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from google.protobuf.message import Message
 
-from service import errors, validate
+from service import errors, fields
 from service.records import PageRequest
 
 _MAC_BYTES: Final = 16
@@ -27,7 +27,7 @@ class PageTokens:
 
     def read(self, request: Any) -> PageRequest:
         """Which page a request asks for. Raises InvalidField, PageTokenInvalid, PageTokenMismatch."""
-        size = validate.page_size(request)
+        size = fields.page_size(request.page_size)
         if not request.page_token:
             return PageRequest(size, "")
         try:

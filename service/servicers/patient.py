@@ -6,10 +6,11 @@ import grpc
 from caseload.v1 import patient_service_pb2 as pb
 from caseload.v1 import patient_service_pb2_grpc as pb_grpc
 
-from service import convert, validate
+from service import convert
 from service.servicers.calls import call_of
 from service.servicers.pages import PageTokens
 from service.store import PATIENT, RelationshipStore
+from service.validate import assignments, people
 
 
 class PatientServicer(pb_grpc.PatientServiceServicer):
@@ -24,22 +25,22 @@ class PatientServicer(pb_grpc.PatientServiceServicer):
     def CreatePatient(
         self, request: pb.CreatePatientRequest, context: grpc.ServicerContext
     ) -> pb.CreatePatientResponse:
-        record_id, fields = validate.create(validate.patient_rules(self._clock()), request)
+        record_id, fields = people.create(people.patient_rules(self._clock()), request)
         outcome = self._store.create(PATIENT, record_id, fields, call_of(request, context))
         return pb.CreatePatientResponse(patient=convert.patient(outcome.record), revision=outcome.revision)
 
     def GetPatient(self, request: pb.GetPatientRequest, context: grpc.ServicerContext) -> pb.GetPatientResponse:
-        record = self._store.get(PATIENT, validate.record_id(request.patient_id, "patient_id"))
+        record = self._store.get(PATIENT, people.record_id(request.patient_id, "patient_id"))
         return pb.GetPatientResponse(patient=convert.patient(record))
 
     def BatchGetPatients(
         self, request: pb.BatchGetPatientsRequest, context: grpc.ServicerContext
     ) -> pb.BatchGetPatientsResponse:
-        found = self._store.batch_get(PATIENT, validate.batch(request.patient_ids, "patient_ids"))
+        found = self._store.batch_get(PATIENT, people.batch(request.patient_ids, "patient_ids"))
         return pb.BatchGetPatientsResponse(patients=map(convert.patient, found))
 
     def ListPatients(self, request: pb.ListPatientsRequest, context: grpc.ServicerContext) -> pb.ListPatientsResponse:
-        page = self._store.list_people(PATIENT, validate.list_patients(request), self._pages.read(request))
+        page = self._store.list_people(PATIENT, people.list_patients(request), self._pages.read(request))
         return pb.ListPatientsResponse(
             patients=map(convert.patient, page.records),
             next_page_token=self._pages.make(request, page.next_after),
@@ -49,14 +50,14 @@ class PatientServicer(pb_grpc.PatientServiceServicer):
     def UpdatePatient(
         self, request: pb.UpdatePatientRequest, context: grpc.ServicerContext
     ) -> pb.UpdatePatientResponse:
-        record_id, etag, fields = validate.update(validate.patient_rules(self._clock()), request)
+        record_id, etag, fields = people.update(people.patient_rules(self._clock()), request)
         outcome = self._store.update(PATIENT, record_id, etag, fields, call_of(request, context))
         return pb.UpdatePatientResponse(patient=convert.patient(outcome.record), revision=outcome.revision)
 
     def DeletePatient(
         self, request: pb.DeletePatientRequest, context: grpc.ServicerContext
     ) -> pb.DeletePatientResponse:
-        outcome = self._store.delete(PATIENT, validate.delete(request, "patient_id"), call_of(request, context))
+        outcome = self._store.delete(PATIENT, people.delete(request, "patient_id"), call_of(request, context))
         return pb.DeletePatientResponse(
             patient=convert.patient(outcome.record) if outcome.record else None,
             ended_assignment_count=outcome.effect,
@@ -66,13 +67,13 @@ class PatientServicer(pb_grpc.PatientServiceServicer):
     def UndeletePatient(
         self, request: pb.UndeletePatientRequest, context: grpc.ServicerContext
     ) -> pb.UndeletePatientResponse:
-        outcome = self._store.undelete(PATIENT, validate.undelete(request, "patient_id"), call_of(request, context))
+        outcome = self._store.undelete(PATIENT, people.undelete(request, "patient_id"), call_of(request, context))
         return pb.UndeletePatientResponse(patient=convert.patient(outcome.record), revision=outcome.revision)
 
     def AssignTherapist(
         self, request: pb.AssignTherapistRequest, context: grpc.ServicerContext
     ) -> pb.AssignTherapistResponse:
-        outcome = self._store.assign(validate.assign(request, self._clock()), call_of(request, context))
+        outcome = self._store.assign(assignments.assign(request, self._clock()), call_of(request, context))
         return pb.AssignTherapistResponse(
             assignment=convert.assignment(outcome.record), created=bool(outcome.effect), revision=outcome.revision
         )
@@ -80,7 +81,7 @@ class PatientServicer(pb_grpc.PatientServiceServicer):
     def UnassignTherapist(
         self, request: pb.UnassignTherapistRequest, context: grpc.ServicerContext
     ) -> pb.UnassignTherapistResponse:
-        outcome = self._store.unassign(validate.unassign(request, self._clock()), call_of(request, context))
+        outcome = self._store.unassign(assignments.unassign(request, self._clock()), call_of(request, context))
         return pb.UnassignTherapistResponse(
             assignment=convert.assignment(outcome.record) if outcome.record else None,
             ended=bool(outcome.effect),
@@ -90,7 +91,7 @@ class PatientServicer(pb_grpc.PatientServiceServicer):
     def ListPatientTherapists(
         self, request: pb.ListPatientTherapistsRequest, context: grpc.ServicerContext
     ) -> pb.ListPatientTherapistsResponse:
-        query = validate.list_assigned(request, "patient_id", self._clock())
+        query = assignments.list_assigned(request, "patient_id", self._clock())
         page = self._store.list_patient_therapists(query, self._pages.read(request))
         return pb.ListPatientTherapistsResponse(
             entries=(

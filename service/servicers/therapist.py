@@ -6,10 +6,11 @@ import grpc
 from caseload.v1 import therapist_service_pb2 as pb
 from caseload.v1 import therapist_service_pb2_grpc as pb_grpc
 
-from service import convert, validate
+from service import convert
 from service.servicers.calls import call_of
 from service.servicers.pages import PageTokens
 from service.store import THERAPIST, RelationshipStore
+from service.validate import assignments, people
 
 
 class TherapistServicer(pb_grpc.TherapistServiceServicer):
@@ -24,24 +25,24 @@ class TherapistServicer(pb_grpc.TherapistServiceServicer):
     def CreateTherapist(
         self, request: pb.CreateTherapistRequest, context: grpc.ServicerContext
     ) -> pb.CreateTherapistResponse:
-        record_id, fields = validate.create(validate.THERAPIST, request)
+        record_id, fields = people.create(people.THERAPIST, request)
         outcome = self._store.create(THERAPIST, record_id, fields, call_of(request, context))
         return pb.CreateTherapistResponse(therapist=convert.therapist(outcome.record), revision=outcome.revision)
 
     def GetTherapist(self, request: pb.GetTherapistRequest, context: grpc.ServicerContext) -> pb.GetTherapistResponse:
-        record = self._store.get(THERAPIST, validate.record_id(request.therapist_id, "therapist_id"))
+        record = self._store.get(THERAPIST, people.record_id(request.therapist_id, "therapist_id"))
         return pb.GetTherapistResponse(therapist=convert.therapist(record))
 
     def BatchGetTherapists(
         self, request: pb.BatchGetTherapistsRequest, context: grpc.ServicerContext
     ) -> pb.BatchGetTherapistsResponse:
-        found = self._store.batch_get(THERAPIST, validate.batch(request.therapist_ids, "therapist_ids"))
+        found = self._store.batch_get(THERAPIST, people.batch(request.therapist_ids, "therapist_ids"))
         return pb.BatchGetTherapistsResponse(therapists=map(convert.therapist, found))
 
     def ListTherapists(
         self, request: pb.ListTherapistsRequest, context: grpc.ServicerContext
     ) -> pb.ListTherapistsResponse:
-        page = self._store.list_people(THERAPIST, validate.list_therapists(request), self._pages.read(request))
+        page = self._store.list_people(THERAPIST, people.list_therapists(request), self._pages.read(request))
         return pb.ListTherapistsResponse(
             therapists=map(convert.therapist, page.records),
             next_page_token=self._pages.make(request, page.next_after),
@@ -51,14 +52,14 @@ class TherapistServicer(pb_grpc.TherapistServiceServicer):
     def UpdateTherapist(
         self, request: pb.UpdateTherapistRequest, context: grpc.ServicerContext
     ) -> pb.UpdateTherapistResponse:
-        record_id, etag, fields = validate.update(validate.THERAPIST, request)
+        record_id, etag, fields = people.update(people.THERAPIST, request)
         outcome = self._store.update(THERAPIST, record_id, etag, fields, call_of(request, context))
         return pb.UpdateTherapistResponse(therapist=convert.therapist(outcome.record), revision=outcome.revision)
 
     def DeleteTherapist(
         self, request: pb.DeleteTherapistRequest, context: grpc.ServicerContext
     ) -> pb.DeleteTherapistResponse:
-        outcome = self._store.delete(THERAPIST, validate.delete(request, "therapist_id"), call_of(request, context))
+        outcome = self._store.delete(THERAPIST, people.delete(request, "therapist_id"), call_of(request, context))
         return pb.DeleteTherapistResponse(
             therapist=convert.therapist(outcome.record) if outcome.record else None,
             ended_assignment_count=outcome.effect,
@@ -68,13 +69,13 @@ class TherapistServicer(pb_grpc.TherapistServiceServicer):
     def UndeleteTherapist(
         self, request: pb.UndeleteTherapistRequest, context: grpc.ServicerContext
     ) -> pb.UndeleteTherapistResponse:
-        outcome = self._store.undelete(THERAPIST, validate.undelete(request, "therapist_id"), call_of(request, context))
+        outcome = self._store.undelete(THERAPIST, people.undelete(request, "therapist_id"), call_of(request, context))
         return pb.UndeleteTherapistResponse(therapist=convert.therapist(outcome.record), revision=outcome.revision)
 
     def AssignPatient(
         self, request: pb.AssignPatientRequest, context: grpc.ServicerContext
     ) -> pb.AssignPatientResponse:
-        outcome = self._store.assign(validate.assign(request, self._clock()), call_of(request, context))
+        outcome = self._store.assign(assignments.assign(request, self._clock()), call_of(request, context))
         return pb.AssignPatientResponse(
             assignment=convert.assignment(outcome.record), created=bool(outcome.effect), revision=outcome.revision
         )
@@ -82,7 +83,7 @@ class TherapistServicer(pb_grpc.TherapistServiceServicer):
     def UnassignPatient(
         self, request: pb.UnassignPatientRequest, context: grpc.ServicerContext
     ) -> pb.UnassignPatientResponse:
-        outcome = self._store.unassign(validate.unassign(request, self._clock()), call_of(request, context))
+        outcome = self._store.unassign(assignments.unassign(request, self._clock()), call_of(request, context))
         return pb.UnassignPatientResponse(
             assignment=convert.assignment(outcome.record) if outcome.record else None,
             ended=bool(outcome.effect),
@@ -92,7 +93,7 @@ class TherapistServicer(pb_grpc.TherapistServiceServicer):
     def ListTherapistPatients(
         self, request: pb.ListTherapistPatientsRequest, context: grpc.ServicerContext
     ) -> pb.ListTherapistPatientsResponse:
-        query = validate.list_assigned(request, "therapist_id", self._clock())
+        query = assignments.list_assigned(request, "therapist_id", self._clock())
         page = self._store.list_therapist_patients(query, self._pages.read(request))
         return pb.ListTherapistPatientsResponse(
             entries=(

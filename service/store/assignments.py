@@ -4,8 +4,10 @@ Every write locks the patient's row first, so that a pair's periods, and a patie
 before one is added; unique indexes and checks in the schema hold the rest.
 """
 
+from typing import Any
+
 from service import errors, records
-from service.records import AssignedQuery, Assignment, P, Q
+from service.records import AssignedQuery, Assignment, AssignmentQuery, P
 from service.store import changes, people
 from service.store.changes import Write
 from service.store.database import Value
@@ -13,7 +15,13 @@ from service.store.people import PATIENT, THERAPIST, Kind
 
 COLUMNS = ", ".join(f"period.{column}" for column in Assignment._fields)
 
-_BY_ID = f"SELECT {COLUMNS} FROM assignment AS period WHERE assignment_id = :id"
+BY_ID = f"SELECT {COLUMNS} FROM assignment AS period WHERE assignment_id = :id"
+CHECK = f"""
+SELECT (SELECT head_revision FROM store), pair.key, period.assignment_id, period.role
+FROM json_each(:pairs) AS pair
+LEFT JOIN assignment AS period ON period.therapist_id = pair.value ->> 0 AND period.patient_id = pair.value ->> 1
+    AND period.start_us <= :at_us AND (period.end_us IS NULL OR period.end_us > :at_us)
+    AND period.end_reason <> {records.END_ENTERED_IN_ERROR}"""
 _ACTIVE_OF_PAIR = f"""
 SELECT {COLUMNS} FROM assignment AS period
 WHERE patient_id = :patient_id AND therapist_id = :therapist_id AND end_us IS NULL"""
@@ -50,12 +58,20 @@ UPDATE assignment SET end_us = :end_us, end_reason = :end_reason, ended_by = :en
 WHERE assignment_id = :assignment_id"""
 
 
-def by_id(write: Write, assignment_id: str) -> Assignment | None:
-    """One period, active or ended."""
-    return _one(write, _BY_ID, {"id": assignment_id})
+def not_found(assignment_id: str) -> errors.AssignmentNotFound:
+    """ASSIGNMENT_NOT_FOUND, which names the id."""
+    return errors.AssignmentNotFound(resources=[errors.Resource("caseload.v1.Assignment", assignment_id)])
 
 
-def assign(write: Write, order: records.Assign) -> tuple[Assignment, bool]:
+def require(write: Write, assignment_id: str) -> Assignment:
+    """One period, active or ended. Raises AssignmentNotFound."""
+    period = _one(write, BY_ID, {"id": assignment_id})
+    if period is None:
+        raise not_found(assignment_id)
+    return period
+
+
+def assign(write: Write, order: records.Assign) -> tuple[list[Assignment], bool]:
     """Begins a period, unless the same is active: the active period, and whether it was begun now.
 
     Raises, in this order: TherapistNotFound, PatientNotFound, TherapistDeleted, PatientDeleted, AssignmentDiffers,
@@ -69,16 +85,16 @@ def assign(write: Write, order: records.Assign) -> tuple[Assignment, bool]:
         raise errors.TherapistDeleted
     if patient.deleted_us is not None:
         raise errors.PatientDeleted
-    current = _active(write, order.therapist_id, order.patient_id)
+    current = active(write, order.therapist_id, order.patient_id)
     if current and _is_what_is_asked(current, order):
-        return current, False
+        return [current], False
     if current and not order.replace:
         raise errors.AssignmentDiffers(assignment_id=current.assignment_id)
     if therapist.status != records.STATUS_ACTIVE:
         raise errors.TherapistNotActive
     if patient.status != records.STATUS_ACTIVE:
         raise errors.PatientNotActive
-    return _begin(write, order, therapist, current), True
+    return [_begin(write, order, therapist, current)], True
 
 
 def _is_what_is_asked(current: Assignment, order: records.Assign) -> bool:
@@ -89,7 +105,7 @@ def _is_what_is_asked(current: Assignment, order: records.Assign) -> bool:
 def _begin(write: Write, order: records.Assign, therapist: records.Therapist, current: Assignment | None) -> Assignment:
     pair: dict[str, Value] = {"therapist_id": order.therapist_id, "patient_id": order.patient_id}
     rival = _one(write, _OTHER_PRIMARY, pair) if order.role == records.ROLE_PRIMARY else None
-    start_us = _start(write, order, current, rival)
+    start_us = start(write, order, [period for period in (current, rival) if period])
     if rival and not order.replace_primary:
         raise errors.PrimaryExists(therapist_id=rival.therapist_id)
     if rival and start_us < rival.start_us:
@@ -97,22 +113,21 @@ def _begin(write: Write, order: records.Assign, therapist: records.Therapist, cu
     for period in (current, rival):
         if period:
             end(write, period, start_us, records.END_REPLACED)
-    unbounded = order.ignore_capacity or current is not None  # replacing leaves the count as it is
-    if not write.run(_TAKE_PLACE, {"therapist_id": order.therapist_id, "unbounded": int(unbounded)}):
-        raise errors.TherapistAtCapacity(limit=therapist.max_active_patients, current=therapist.active_patient_count)
-    return _insert(write, order, start_us)
+    # Replacing leaves the count as it is.
+    return begin(write, order, therapist, start_us, unbounded=order.ignore_capacity or current is not None)
 
 
-def _start(write: Write, order: records.Assign, current: Assignment | None, rival: Assignment | None) -> int:
-    """When the period begins. Raises PeriodOverlaps.
+def start(write: Write, order: records.Assign, replaced: list[Assignment]) -> int:
+    """When a period begins that may replace active ones of the pair or of the patient. Raises PeriodOverlaps.
 
     A start that was not given is moved behind what it would overlap, so that clocks that differ break nothing.
     """
     start_us = order.start_us
     if start_us is None:
-        start_us = max([write.now_us, *(period.start_us for period in (current, rival) if period)])
-    if current and start_us < current.start_us:
-        raise errors.PeriodOverlaps(assignment_id=current.assignment_id)
+        start_us = max([write.now_us, *(period.start_us for period in replaced)])
+    for period in replaced:
+        if period.therapist_id == order.therapist_id and start_us < period.start_us:
+            raise errors.PeriodOverlaps(assignment_id=period.assignment_id)
     span: dict[str, Value] = {
         "patient_id": order.patient_id,
         "therapist_id": order.therapist_id,
@@ -126,7 +141,12 @@ def _start(write: Write, order: records.Assign, current: Assignment | None, riva
     return start_us
 
 
-def _insert(write: Write, order: records.Assign, start_us: int) -> Assignment:
+def begin(
+    write: Write, order: records.Assign, therapist: records.Therapist, start_us: int, *, unbounded: bool
+) -> Assignment:
+    """Begins a period, with the counts of both sides. Raises TherapistAtCapacity, unless unbounded."""
+    if not write.run(_TAKE_PLACE, {"therapist_id": order.therapist_id, "unbounded": int(unbounded)}):
+        raise errors.TherapistAtCapacity(limit=therapist.max_active_patients, current=therapist.active_patient_count)
     assignment = Assignment(
         assignment_id=write.new_id(),
         therapist_id=order.therapist_id,
@@ -148,8 +168,8 @@ def _insert(write: Write, order: records.Assign, start_us: int) -> Assignment:
     return assignment
 
 
-def unassign(write: Write, order: records.Unassign) -> tuple[Assignment | None, bool]:
-    """Ends the pair's active period: the period, and whether it ended now; None where allow_missing found none.
+def unassign(write: Write, order: records.Unassign) -> tuple[list[Assignment], bool]:
+    """Ends the pair's active period: the period, and whether it ended now; nothing where allow_missing found none.
 
     Raises, in this order: TherapistNotFound, PatientNotFound, AssignmentNotFound, EtagMismatch, InvalidField (an end
     before the start).
@@ -158,18 +178,18 @@ def unassign(write: Write, order: records.Unassign) -> tuple[Assignment | None, 
     people.require(write, THERAPIST, order.therapist_id)
     if patient is None:
         raise people.not_found(PATIENT, [order.patient_id])
-    period = _active(write, order.therapist_id, order.patient_id)
+    period = active(write, order.therapist_id, order.patient_id)
     if period is None:
         latest = _one(write, _LATEST_OF_PAIR, {"therapist_id": order.therapist_id, "patient_id": order.patient_id})
         if latest is None and not order.allow_missing:
             raise errors.AssignmentNotFound
-        return latest, False
+        return [latest] if latest else [], False
     if order.etag and order.etag != period.etag:
         raise errors.EtagMismatch
     end_us = max(write.now_us, period.start_us) if order.end_us is None else order.end_us
     if end_us < period.start_us:
         raise errors.InvalidField(errors.Violation("end_time", "must not lie before the assignment's start_time"))
-    return end(write, period, end_us, order.end_reason), True
+    return [end(write, period, end_us, order.end_reason)], True
 
 
 def end(write: Write, period: Assignment, end_us: int, reason: int) -> Assignment:
@@ -189,14 +209,19 @@ def end_all(write: Write, kind: Kind[P], record: P) -> int:
     count = people.active_count(kind, record)
     if count > records.MAX_ASSIGNMENTS_A_CALL:
         raise errors.TooManyAssignments(limit=records.MAX_ASSIGNMENTS_A_CALL, current=count)
-    sql = f"SELECT {COLUMNS} FROM assignment AS period WHERE {kind.id} = :id AND end_us IS NULL ORDER BY assignment_id"
-    for row in write.run(sql, {"id": record[0]}):
-        period = Assignment._make(row)
+    for period in all_active(write, kind, record[0]):
         end(write, period, max(write.now_us, period.start_us), records.END_RECORD_DELETED)
     return count
 
 
-def _active(write: Write, therapist_id: str, patient_id: str) -> Assignment | None:
+def all_active(write: Write, kind: Kind[Any], record_id: str) -> list[Assignment]:
+    """Every active period of a record, the oldest first."""
+    sql = f"SELECT {COLUMNS} FROM assignment AS period WHERE {kind.id} = :id AND end_us IS NULL ORDER BY assignment_id"
+    return [Assignment._make(row) for row in write.run(sql, {"id": record_id})]
+
+
+def active(write: Write, therapist_id: str, patient_id: str) -> Assignment | None:
+    """The active period of a pair."""
     return _one(write, _ACTIVE_OF_PAIR, {"therapist_id": therapist_id, "patient_id": patient_id})
 
 
@@ -216,13 +241,31 @@ def _count_for_patient(write: Write, period: Assignment, more: int) -> None:
     write.run(_COUNT_FOR_PATIENT, parameters)
 
 
-def listing(kind: Kind[P], other: Kind[Q], query: AssignedQuery) -> tuple[str, dict[str, Value]]:
-    """The SELECT of one page of a record's periods with the record on the other side, and its parameters.
+def listing_with(kind: Kind[Any], other: Kind[Any], query: AssignedQuery) -> tuple[str, dict[str, Value]]:
+    """The SELECT of one page of a record's periods, each with the record on the other side, and its parameters.
 
     :after and :limit are left to the caller. Rows are an assignment's columns and then the other record's.
     """
-    conditions = [f"period.{kind.id} = :parent_id", "period.assignment_id > :after"]
-    parameters: dict[str, Value] = {"parent_id": query.parent_id}
+    conditions, parameters = _conditions(query, {kind.id: query.parent_id})
+    sql = (
+        f"SELECT {COLUMNS}, {other.columns} FROM assignment AS period"
+        f" JOIN {other.name} AS one ON one.{other.id} = period.{other.id}"
+        f" WHERE {conditions} ORDER BY period.assignment_id LIMIT :limit"
+    )
+    return sql, parameters
+
+
+def listing(query: AssignmentQuery) -> tuple[str, dict[str, Value]]:
+    """The SELECT of one page of periods, and its parameters but for :after and :limit."""
+    conditions, parameters = _conditions(query, {"therapist_id": query.therapist_id, "patient_id": query.patient_id})
+    sql = f"SELECT {COLUMNS} FROM assignment AS period WHERE {conditions} ORDER BY period.assignment_id LIMIT :limit"
+    return sql, parameters
+
+
+def _conditions(query: AssignedQuery | AssignmentQuery, sides: dict[str, str]) -> tuple[str, dict[str, Value]]:
+    """The periods of the sides that are not empty, in the states or at the time, and in the roles, asked for."""
+    parameters: dict[str, Value] = {column: value for column, value in sides.items() if value}
+    conditions = ["period.assignment_id > :after", *(f"period.{column} = :{column}" for column in parameters)]
     if query.as_of_us is not None:
         conditions += [
             "period.start_us <= :as_of_us",
@@ -236,9 +279,4 @@ def listing(kind: Kind[P], other: Kind[Q], query: AssignedQuery) -> tuple[str, d
         conditions.append("period.end_us IS NOT NULL")
     if query.roles:
         conditions.append(f"period.role IN ({people.numbers(query.roles)})")
-    sql = (
-        f"SELECT {COLUMNS}, {other.columns} FROM assignment AS period"
-        f" JOIN {other.name} AS one ON one.{other.id} = period.{other.id}"
-        f" WHERE {' AND '.join(conditions)} ORDER BY period.assignment_id LIMIT :limit"
-    )
-    return sql, parameters
+    return " AND ".join(conditions), parameters

@@ -29,13 +29,13 @@ _ADD_CHANGE = """
 INSERT INTO change (revision, position, kind, changed_fields, therapist_id, patient_id, assignment_id)
 VALUES (:revision, :position, :kind, :changed_fields, :therapist_id, :patient_id, :assignment_id)"""
 _REQUEST = """
-SELECT method, fingerprint, record_id, effect, revision FROM request
+SELECT method, fingerprint, record_ids, effect, revision FROM request
 WHERE actor = :actor AND request_id = :request_id AND created_us > :since_us"""
 _ADD_REQUEST = """
-INSERT INTO request (actor, request_id, method, fingerprint, record_id, effect, revision, created_us)
-VALUES (:actor, :request_id, :method, :fingerprint, :record_id, :effect, :revision, :created_us)
+INSERT INTO request (actor, request_id, method, fingerprint, record_ids, effect, revision, created_us)
+VALUES (:actor, :request_id, :method, :fingerprint, :record_ids, :effect, :revision, :created_us)
 ON CONFLICT (actor, request_id) DO UPDATE SET
-    method = excluded.method, fingerprint = excluded.fingerprint, record_id = excluded.record_id,
+    method = excluded.method, fingerprint = excluded.fingerprint, record_ids = excluded.record_ids,
     effect = excluded.effect, revision = excluded.revision, created_us = excluded.created_us"""
 _FORGET_REQUESTS = """
 DELETE FROM request WHERE (actor, request_id) IN (
@@ -51,6 +51,13 @@ class StoreKeys(NamedTuple):
     def revision(self, number: int) -> str:
         """A revision as callers see it: opaque, and refused by any other store."""
         return f"{self.store_id}.{number}"
+
+    def number(self, revision: str) -> int:
+        """The number of a revision of this store. Raises RevisionForeign."""
+        store_id, _, number = revision.partition(".")
+        if store_id != self.store_id or not (number.isascii() and number.isdigit() and len(number) < 19):
+            raise errors.RevisionForeign
+        return int(number)
 
     def fingerprint(self, call: Call) -> bytes:
         """Keyed, so that what is kept for 24 hours tells nothing of the request."""
@@ -94,8 +101,8 @@ class Write:
             line[name] = getattr(record, name)
         self._changes.append(line)
 
-    def replayed(self) -> tuple[str, int, int] | None:
-        """The record's id, the effect and the revision that this request_id was answered with before, if it was.
+    def replayed(self) -> tuple[list[str], int, int] | None:
+        """The records' ids, the effect and the revision that this request_id was answered with before, if it was.
 
         Raises RequestIdReused where it was another request.
         """
@@ -103,20 +110,20 @@ class Write:
             return None
         since_us = self.now_us - REQUEST_US
         key: Parameters = {"actor": self.call.actor, "request_id": self.call.request_id, "since_us": since_us}
-        for method, fingerprint, record_id, effect, revision in self.run(_REQUEST, key):
+        for method, fingerprint, record_ids, effect, revision in self.run(_REQUEST, key):
             if (method, fingerprint) != (self.call.method, self._keys.fingerprint(self.call)):
                 raise errors.RequestIdReused
-            return record_id, effect, revision
+            return record_ids.split(), effect, revision
         return None
 
-    def finish(self, record: Record | None, effect: int) -> Outcome[Record | None]:
+    def finish(self, answered: list[Any], effect: int) -> Outcome[list[Any]]:
         """Writes the log and remembers the request; the revision is taken last, so that it is in commit order."""
         if self.call.validate_only:
-            return Outcome(self._without_made(record), int(effect), "")
+            return Outcome([self._without_made(record) for record in answered], int(effect), "")
         revision = self._log()
         if self.call.request_id:
-            self._remember(record[0] if record else "", effect, revision)
-        return Outcome(record, int(effect), self._keys.revision(revision))
+            self._remember(" ".join(record[0] for record in answered), effect, revision)
+        return Outcome(answered, int(effect), self._keys.revision(revision))
 
     def _log(self) -> int:
         if not self._changes:
@@ -137,7 +144,7 @@ class Write:
             self.run(_ADD_CHANGE, {**change, "revision": revision, "position": position})
         return revision
 
-    def _remember(self, record_id: str, effect: int, revision: int) -> None:
+    def _remember(self, record_ids: str, effect: int, revision: int) -> None:
         call = self.call
         self.run(_FORGET_REQUESTS, {"since_us": self.now_us - REQUEST_US})  # two for one, so that none pile up
         self.run(
@@ -147,17 +154,15 @@ class Write:
                 "request_id": call.request_id,
                 "method": call.method,
                 "fingerprint": self._keys.fingerprint(call),
-                "record_id": record_id,
+                "record_ids": record_ids,
                 "effect": effect,
                 "revision": revision,
                 "created_us": self.now_us,
             },
         )
 
-    def _without_made(self, record: Record | None) -> Record | None:
+    def _without_made(self, record: Record) -> Record:
         """Ids and etags that were made up for a write that is rolled back name nothing."""
-        if record is None:
-            return None
         blank: dict[str, Any] = {
             name: "" for name in ("etag", record._fields[0]) if getattr(record, name) in self._made
         }

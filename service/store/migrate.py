@@ -75,7 +75,7 @@ def _apply(connection: apsw.Connection, steps: list[Migration]) -> list[Migratio
             connection.execute(step.sql)
             connection.execute("INSERT INTO migration (name, checksum) VALUES (?, ?)", (step.name, step.checksum))
         connection.execute(
-            "INSERT INTO store (singleton, store_id, secret, head_revision) VALUES (1, ?, ?, 0) ON CONFLICT DO NOTHING",
+            "INSERT INTO store VALUES (1, ?, ?, 0, 0) ON CONFLICT DO NOTHING",
             (secrets.token_hex(6), secrets.token_bytes(32)),
         )
     return todo

@@ -19,7 +19,7 @@ from service.records import (
     Q,
     Therapist,
 )
-from service.store import assignments, people
+from service.store import assignments, change_log, corrections, people, transfers
 from service.store.changes import StoreKeys, Write
 from service.store.database import Database, Row, Transaction
 from service.store.people import PATIENT, THERAPIST, Kind
@@ -28,6 +28,7 @@ PAGE_BYTES: Final = 2 * 1024 * 1024
 _FLAT_ROW_BYTES: Final = 256
 _HEAD = "SELECT head_revision FROM store"
 
+R = TypeVar("R")
 T = TypeVar("T")
 
 
@@ -85,7 +86,7 @@ class RelationshipStore:
     def _list_assigned(
         self, kind: Kind[P], other: Kind[Q], query: AssignedQuery, page: PageRequest
     ) -> Page[tuple[Assignment, Q]]:
-        sql, parameters = assignments.listing(kind, other, query)
+        sql, parameters = assignments.listing_with(kind, other, query)
         parameters |= {"after": page.after, "limit": page.size + 1}
         width = len(Assignment._fields)
         with self._database.reading() as transaction:
@@ -100,7 +101,7 @@ class RelationshipStore:
 
     def create(self, kind: Kind[P], record_id: str, fields: Fields, call: Call) -> Outcome[P]:
         """Adds a record; an empty id makes a new one. Raises IdTaken, IdentifierTaken, InvalidField."""
-        return self._change_record(kind, call, lambda write: (people.create(write, kind, record_id, fields), 1))
+        return self._change_record(kind, call, lambda write: ([people.create(write, kind, record_id, fields)], 1))
 
     def update(self, kind: Kind[P], record_id: str, etag: str, fields: Fields, call: Call) -> Outcome[P]:
         """Sets fields; an etag that is not empty must be the record's.
@@ -108,10 +109,10 @@ class RelationshipStore:
         Raises the kind's NOT_FOUND and DELETED, EtagMismatch, HasActiveAssignments, IdentifierTaken, InvalidField.
         """
 
-        def work(write: Write) -> tuple[P, int]:
+        def work(write: Write) -> tuple[list[P], int]:
             record = people.require(write, kind, record_id)
             changed = people.update(write, kind, record, etag, fields)
-            return changed, int(changed is not record)
+            return [changed], changed is not record
 
         return self._change_record(kind, call, work)
 
@@ -121,44 +122,96 @@ class RelationshipStore:
         Raises the kind's NOT_FOUND, EtagMismatch, HasActiveAssignments, TooManyAssignments.
         """
 
-        def work(write: Write) -> tuple[P | None, int]:
+        def work(write: Write) -> tuple[list[P], int]:
             record = people.find(write, kind, order.record_id)
             if record is None:
                 if order.allow_missing:
-                    return None, 0
+                    return [], 0
                 raise people.not_found(kind, [order.record_id])
             if record.deleted_us is not None:
-                return record, 0
+                return [record], 0
             return self._delete(write, kind, record, order)
 
         return self._change_record(kind, call, work)
 
-    def _delete(self, write: Write, kind: Kind[P], record: P, order: records.Delete) -> tuple[P, int]:
+    def _delete(self, write: Write, kind: Kind[P], record: P, order: records.Delete) -> tuple[list[P], int]:
         if order.etag and order.etag != record.etag:
             raise errors.EtagMismatch
         count = people.active_count(kind, record)
         if count and not order.force:
             raise errors.HasActiveAssignments(count=count)
         ended = assignments.end_all(write, kind, record)
-        return people.delete(write, kind, people.require(write, kind, order.record_id)), ended
+        return [people.delete(write, kind, people.require(write, kind, order.record_id))], ended
 
     def undelete(self, kind: Kind[P], record_id: str, call: Call) -> Outcome[P]:
         """Reverts a soft delete. Raises the kind's NOT_FOUND, IdentifierTaken."""
 
-        def work(write: Write) -> tuple[P, int]:
+        def work(write: Write) -> tuple[list[P], int]:
             record = people.require(write, kind, record_id)
             restored = people.undelete(write, kind, record)
-            return restored, int(restored is not record)
+            return [restored], restored is not record
 
         return self._change_record(kind, call, work)
 
     def assign(self, order: records.Assign, call: Call) -> Outcome[Assignment]:
         """Begins a period; effect 1 where one was created. Raises what assignments.assign does."""
-        return self._write(call, lambda write: assignments.assign(write, order), assignments.by_id)
+        return _single(self._change_assignments(call, lambda write: assignments.assign(write, order)))
 
     def unassign(self, order: records.Unassign, call: Call) -> Outcome[Assignment | None]:
         """Ends a period; effect 1 where it ended now. Raises what assignments.unassign does."""
-        return self._write(call, lambda write: assignments.unassign(write, order), assignments.by_id)
+        return _single(self._change_assignments(call, lambda write: assignments.unassign(write, order)))
+
+    def transfer(self, order: records.Transfer, call: Call) -> Outcome[list[Assignment]]:
+        """Moves a caseload: the periods that ended, as many as the effect says, and then those of the target.
+
+        Raises what transfers.transfer does.
+        """
+        return self._change_assignments(call, lambda write: transfers.transfer(write, order))
+
+    def correct(self, assignment_id: str, etag: str, fields: records.Correction, call: Call) -> Outcome[Assignment]:
+        """Corrects focus or period of an assignment. Raises what corrections.correct does."""
+        return _single(
+            self._change_assignments(call, lambda write: corrections.correct(write, assignment_id, etag, fields))
+        )
+
+    def get_assignment(self, assignment_id: str) -> Assignment:
+        """One period, active or ended. Raises AssignmentNotFound."""
+        rows = self._database.read(assignments.BY_ID, {"id": assignment_id})
+        if not rows:
+            raise assignments.not_found(assignment_id)
+        return Assignment._make(rows[0])
+
+    def list_assignments(self, query: records.AssignmentQuery, page: PageRequest) -> Page[Assignment]:
+        """One page, ordered by assignment_id."""
+        sql, parameters = assignments.listing(query)
+        parameters |= {"after": page.after, "limit": page.size + 1}
+        with self._database.reading() as transaction:
+            rows = transaction.rows(sql, parameters)
+            return _page(rows, page, Assignment._make, self._head(transaction))
+
+    def check_assignments(self, pairs: list[tuple[str, str]], at_us: int) -> tuple[list[records.Check], str]:
+        """For each (therapist_id, patient_id) the assignment in force at a time, and the store's revision."""
+        rows = self._database.read(assignments.CHECK, {"pairs": json.dumps(pairs), "at_us": at_us})
+        checks = [records.Check(*row[1:]) for row in sorted(rows, key=lambda row: row[1])]
+        return checks, self.keys.revision(rows[0][0])
+
+    def head(self) -> int:
+        """The number of the newest revision."""
+        head: int = self._database.read(_HEAD)[0][0]
+        return head
+
+    def list_changes(self, query: records.ChangeQuery, after: str, size: int) -> records.ChangePage:
+        """The change sets after a revision, oldest first; an empty revision is the oldest kept.
+
+        Raises RevisionForeign, RevisionPruned.
+        """
+        after_number = self.keys.number(after) if after else None
+        with self._database.reading() as transaction:
+            return change_log.page(transaction, self.keys, query, after_number, size)
+
+    def purge_changes(self, before_us: int) -> int:
+        """Erases the log up to the last change before a time, for good: how many change sets."""
+        return self._database.write(lambda transaction: change_log.purge(transaction, before_us))
 
     def close(self) -> None:
         """Finishes the writes under way and closes the database."""
@@ -167,23 +220,25 @@ class RelationshipStore:
     def _head(self, transaction: Transaction) -> str:
         return self.keys.revision(transaction.run(_HEAD)[0][0])
 
-    def _change_record(self, kind: Kind[P], call: Call, work: Callable[[Write], tuple[Any, int]]) -> Outcome[Any]:
-        return self._write(call, work, lambda write, record_id: people.require(write, kind, record_id))
+    def _change_record(self, kind: Kind[P], call: Call, work: Callable[[Write], tuple[list[P], int]]) -> Outcome[Any]:
+        return _single(self._write(call, work, lambda write, record_id: people.require(write, kind, record_id)))
+
+    def _change_assignments(
+        self, call: Call, work: Callable[[Write], tuple[list[Assignment], int]]
+    ) -> Outcome[list[Assignment]]:
+        return self._write(call, work, assignments.require)
 
     def _write(
-        self,
-        call: Call,
-        work: Callable[[Write], tuple[Any, int]],
-        load: Callable[[Write, str], Any],
-    ) -> Outcome[Any]:
+        self, call: Call, work: Callable[[Write], tuple[list[R], int]], load: Callable[[Write, str], R]
+    ) -> Outcome[list[R]]:
         """One write: answered as before where the request_id is known, and rolled back where it only validates."""
 
-        def transact(transaction: Transaction) -> Outcome[Any]:
+        def transact(transaction: Transaction) -> Outcome[list[R]]:
             write = Write(transaction, call, self._clock(), self.keys, self._database.row_lock)
             if replayed := write.replayed():
-                record_id, effect, revision = replayed
-                record = load(write, record_id) if record_id else None
-                return Outcome(record, effect, "" if call.validate_only else self.keys.revision(revision))
+                record_ids, effect, revision = replayed
+                answered = [load(write, record_id) for record_id in record_ids]
+                return Outcome(answered, effect, "" if call.validate_only else self.keys.revision(revision))
             outcome = write.finish(*work(write))
             if call.validate_only:
                 raise _Validated(outcome)
@@ -193,6 +248,10 @@ class RelationshipStore:
             return self._database.write(transact)
         except _Validated as validated:
             return validated.outcome
+
+
+def _single(outcome: Outcome[list[R]]) -> Outcome[Any]:
+    return Outcome(outcome.record[0] if outcome.record else None, outcome.effect, outcome.revision)
 
 
 def _page(rows: Iterator[Row], page: PageRequest, make: Callable[[Row], T], revision: str) -> Page[T]:

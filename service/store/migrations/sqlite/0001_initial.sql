@@ -5,7 +5,8 @@ CREATE TABLE store (
     singleton INTEGER PRIMARY KEY CHECK (singleton = 1),
     store_id TEXT NOT NULL,             -- a restored copy gets another, so that old revisions are refused
     secret BLOB NOT NULL,               -- keys page tokens and request fingerprints
-    head_revision INTEGER NOT NULL      -- taken last in each write's transaction: gapless, in commit order
+    head_revision INTEGER NOT NULL,     -- taken last in each write's transaction: gapless, in commit order
+    oldest_revision INTEGER NOT NULL    -- changes up to this one were pruned
 ) STRICT;
 
 CREATE TABLE therapist (
@@ -117,6 +118,7 @@ CREATE UNIQUE INDEX assignment_one_active_primary ON assignment (patient_id) WHE
 CREATE INDEX assignment_active_by_therapist ON assignment (therapist_id, assignment_id) WHERE end_us IS NULL;
 CREATE INDEX assignment_by_therapist ON assignment (therapist_id, assignment_id);
 CREATE INDEX assignment_by_patient ON assignment (patient_id, assignment_id);
+CREATE INDEX assignment_by_pair ON assignment (patient_id, therapist_id, start_us);
 
 -- What changed, by whom: ids and names of fields, never a value.
 CREATE TABLE change_set (
@@ -126,6 +128,8 @@ CREATE TABLE change_set (
     method TEXT NOT NULL,
     request_id TEXT NOT NULL
 ) STRICT;
+
+CREATE INDEX change_set_by_actor ON change_set (actor, revision);
 
 CREATE TABLE change (
     revision INTEGER NOT NULL REFERENCES change_set,
@@ -138,13 +142,16 @@ CREATE TABLE change (
     PRIMARY KEY (revision, position)
 ) STRICT, WITHOUT ROWID;
 
+CREATE INDEX change_by_therapist ON change (therapist_id, revision) WHERE therapist_id IS NOT NULL;
+CREATE INDEX change_by_patient ON change (patient_id, revision) WHERE patient_id IS NOT NULL;
+
 -- What a repeated request_id is answered with, for 24 hours.
 CREATE TABLE request (
     actor TEXT NOT NULL,
     request_id TEXT NOT NULL,
     method TEXT NOT NULL,
     fingerprint BLOB NOT NULL,          -- keyed hash of the request
-    record_id TEXT NOT NULL,            -- what it answered about; empty where there was nothing
+    record_ids TEXT NOT NULL,           -- what it answered about, a space between; empty where there was nothing
     effect INTEGER NOT NULL,
     revision INTEGER NOT NULL,
     created_us INTEGER NOT NULL,

@@ -1,11 +1,11 @@
-"""The rules of requests: each function takes a message and gives what the store takes, or raises InvalidField.
+"""Requests about therapists and patients: messages to what the store takes, or InvalidField.
 
 The tables name the rule of every field a caller can set; required, output-only and immutable fields are known from
 the contract's google.api.field_behavior. No I/O.
 """
 
 from collections.abc import Iterable
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from caseload.v1 import patient_service_pb2 as patient_pb
 from caseload.v1 import resources_pb2 as pb
@@ -18,15 +18,6 @@ from service import fields, records
 from service.fields import Problems, Rule
 
 PersonMessage = TypeVar("PersonMessage", pb.Therapist, pb.Patient)
-
-_ROLES = fields.enums(fields.enum(pb.Assignment.Role.values()))
-_STATES = fields.enums(fields.enum(pb.Assignment.State.values()))
-_END_REASONS: Final = frozenset(pb.Assignment.EndReason.values()) - {
-    pb.Assignment.END_REASON_TRANSFERRED,
-    pb.Assignment.END_REASON_RECORD_DELETED,
-    pb.Assignment.END_REASON_REPLACED,
-}
-_TOO_FAR_AHEAD = "must lie at most a minute ahead"
 
 
 class RecordRules(NamedTuple):
@@ -185,11 +176,8 @@ def batch(ids: Iterable[str], field: str) -> list[str]:
 
 
 ListPeople = therapist_pb.ListTherapistsRequest | patient_pb.ListPatientsRequest
-Assign = therapist_pb.AssignPatientRequest | patient_pb.AssignTherapistRequest
-Unassign = therapist_pb.UnassignPatientRequest | patient_pb.UnassignTherapistRequest
 Delete = therapist_pb.DeleteTherapistRequest | patient_pb.DeletePatientRequest
 Undelete = therapist_pb.UndeleteTherapistRequest | patient_pb.UndeletePatientRequest
-ListAssigned = therapist_pb.ListTherapistPatientsRequest | patient_pb.ListPatientTherapistsRequest
 
 
 def list_therapists(request: therapist_pb.ListTherapistsRequest) -> records.PeopleQuery:
@@ -245,83 +233,6 @@ _prefix_text = fields.text(2, 100)
 
 def _name_prefix(value: str, problems: Problems) -> str:
     return _prefix_text(value, "filter.name_prefix", problems) if value else ""
-
-
-class PageFields(Protocol):
-    """Any request for a page."""
-
-    @property
-    def page_size(self) -> int:
-        """0 is 50; above 1000 is 1000."""
-
-
-def page_size(request: PageFields) -> int:
-    """How many records the page may hold."""
-    if request.page_size < 0:
-        problems = Problems()
-        problems.add("page_size", "must not be negative")
-        problems.check()
-    return min(request.page_size or 50, 1000)
-
-
-def list_assigned(request: ListAssigned, parent: str, now_us: int) -> records.AssignedQuery:
-    """What a request for a record's assignments asks for; parent is the field of its id."""
-    problems = Problems()
-    query = records.AssignedQuery(
-        parent_id=fields.record_id(getattr(request, parent), parent, problems),
-        roles=_ROLES(request.roles, "roles", problems),
-        states=_STATES(request.states, "states", problems),
-        as_of_us=fields.moment(request, "as_of_time", problems, now_us, "must not lie in the future"),
-    )
-    if query.states and query.as_of_us is not None:
-        problems.add("as_of_time", "must not be given together with states")
-    problems.check()
-    return query
-
-
-def _pair(request: Any, problems: Problems) -> tuple[str, str]:
-    fields.request_id(request.request_id, "request_id", problems)
-    return (
-        fields.record_id(request.therapist_id, "therapist_id", problems),
-        fields.record_id(request.patient_id, "patient_id", problems),
-    )
-
-
-def assign(request: Assign, now_us: int) -> records.Assign:
-    """What an Assign request from either side asks for."""
-    problems = Problems()
-    therapist_id, patient_id = _pair(request, problems)
-    role = request.role or pb.Assignment.ROLE_TREATING
-    order = records.Assign(
-        therapist_id=therapist_id,
-        patient_id=patient_id,
-        role=fields.enum(pb.Assignment.Role.values())(role, "role", problems),
-        focus=fields.code(request.focus, "focus", problems),
-        start_us=fields.moment(request, "start_time", problems, now_us + fields.MINUTE_US, _TOO_FAR_AHEAD),
-        replace=request.replace,
-        replace_primary=request.replace_primary,
-        ignore_capacity=request.ignore_capacity,
-    )
-    problems.check()
-    return order
-
-
-def unassign(request: Unassign, now_us: int) -> records.Unassign:
-    """What an Unassign request from either side asks for."""
-    problems = Problems()
-    therapist_id, patient_id = _pair(request, problems)
-    if request.end_reason not in _END_REASONS:
-        problems.add("end_reason", "must be a known value that is not the server's own")
-    order = records.Unassign(
-        therapist_id=therapist_id,
-        patient_id=patient_id,
-        end_reason=request.end_reason,
-        end_us=fields.moment(request, "end_time", problems, now_us + fields.MINUTE_US, _TOO_FAR_AHEAD),
-        etag=request.etag,
-        allow_missing=request.allow_missing,
-    )
-    problems.check()
-    return order
 
 
 def delete(request: Delete, field: str) -> records.Delete:

@@ -1,0 +1,63 @@
+"""AssignmentService: check, ask, answer. What each RPC means is said in the contract."""
+
+from collections.abc import Callable
+
+import grpc
+from caseload.v1 import assignment_service_pb2 as pb
+from caseload.v1 import assignment_service_pb2_grpc as pb_grpc
+
+from service import convert
+from service.servicers.calls import call_of
+from service.servicers.pages import PageTokens
+from service.store import RelationshipStore
+from service.validate import assignments, people
+
+
+class AssignmentServicer(pb_grpc.AssignmentServiceServicer):
+    """The assignments themselves, for callers that start from neither side."""
+
+    def __init__(self, store: RelationshipStore, pages: PageTokens, clock: Callable[[], int]) -> None:
+        """Args: clock, the time in microseconds since 1970 (UTC)."""
+        self._store = store
+        self._pages = pages
+        self._clock = clock
+
+    def GetAssignment(
+        self, request: pb.GetAssignmentRequest, context: grpc.ServicerContext
+    ) -> pb.GetAssignmentResponse:
+        record = self._store.get_assignment(people.record_id(request.assignment_id, "assignment_id"))
+        return pb.GetAssignmentResponse(assignment=convert.assignment(record))
+
+    def ListAssignments(
+        self, request: pb.ListAssignmentsRequest, context: grpc.ServicerContext
+    ) -> pb.ListAssignmentsResponse:
+        query = assignments.list_assignments(request, self._clock())
+        page = self._store.list_assignments(query, self._pages.read(request))
+        return pb.ListAssignmentsResponse(
+            assignments=map(convert.assignment, page.records),
+            next_page_token=self._pages.make(request, page.next_after),
+            revision=page.revision,
+        )
+
+    def UpdateAssignment(
+        self, request: pb.UpdateAssignmentRequest, context: grpc.ServicerContext
+    ) -> pb.UpdateAssignmentResponse:
+        assignment_id, etag, fields = assignments.correct(request, self._clock())
+        outcome = self._store.correct(assignment_id, etag, fields, call_of(request, context))
+        return pb.UpdateAssignmentResponse(assignment=convert.assignment(outcome.record), revision=outcome.revision)
+
+    def CheckAssignments(
+        self, request: pb.CheckAssignmentsRequest, context: grpc.ServicerContext
+    ) -> pb.CheckAssignmentsResponse:
+        pairs, at_us = assignments.check(request, self._clock())
+        checks, revision = self._store.check_assignments(pairs, at_us)
+        return pb.CheckAssignmentsResponse(results=map(convert.check, checks), revision=revision)
+
+    def TransferPatients(
+        self, request: pb.TransferPatientsRequest, context: grpc.ServicerContext
+    ) -> pb.TransferPatientsResponse:
+        outcome = self._store.transfer(assignments.transfer(request), call_of(request, context))
+        periods = list(map(convert.assignment, outcome.record))
+        return pb.TransferPatientsResponse(
+            ended=periods[: outcome.effect], active=periods[outcome.effect :], revision=outcome.revision
+        )

@@ -1,0 +1,77 @@
+"""Reading the change log, as it was written with the changes, and pruning it."""
+
+from collections.abc import Iterator
+
+from service import errors
+from service.records import Change, ChangePage, ChangeQuery, ChangeSet
+from service.store.changes import StoreKeys
+from service.store.database import Row, Transaction, Value
+
+PAGE_BYTES = 2 * 1024 * 1024
+_FLAT_CHANGE_BYTES = 64
+_BOUNDS = "SELECT head_revision, oldest_revision FROM store"
+_PAGE = """
+SELECT one.revision, one.committed_us, one.actor, one.method, one.request_id,
+    change.kind, change.changed_fields, change.therapist_id, change.patient_id, change.assignment_id
+FROM ({wanted}) AS wanted
+JOIN change_set AS one ON one.revision = wanted.revision
+JOIN change ON change.revision = wanted.revision
+ORDER BY wanted.revision, change.position"""
+_LAST_BEFORE = """
+SELECT COALESCE((SELECT MIN(revision) - 1 FROM change_set WHERE committed_us >= :before_us), head_revision)
+FROM store"""
+
+
+def page(transaction: Transaction, keys: StoreKeys, query: ChangeQuery, after: int | None, size: int) -> ChangePage:
+    """Up to size whole change sets, and fewer above 2 MiB. Raises RevisionForeign, RevisionPruned."""
+    [(head, oldest)] = transaction.run(_BOUNDS)
+    after = oldest if after is None else after
+    if after > head:
+        raise errors.RevisionForeign
+    if after < oldest:
+        raise errors.RevisionPruned(oldest_revision=keys.revision(oldest))
+    wanted, parameters = _wanted(query)
+    parameters |= {"after": after, "limit": size + 1}
+    numbered, more = _whole_sets(transaction.rows(_PAGE.format(wanted=wanted), parameters), size)
+    through = numbered[-1][0] if more else head
+    sets = [one._replace(revision=keys.revision(number)) for number, one in numbered]
+    return ChangePage(sets, keys.revision(through), keys.revision(head), keys.revision(oldest))
+
+
+def _wanted(query: ChangeQuery) -> tuple[str, dict[str, Value]]:
+    """The SELECT of the wanted revisions, which walks the narrowest index that the query allows."""
+    parameters: dict[str, Value] = {name: value for name, value in query._asdict().items() if value}
+    given = [name for name in ("patient_id", "therapist_id", "actor") if name in parameters]
+    table = "change" if query.patient_id or query.therapist_id else "change_set"
+    walked = [f"one.{name} = :{name}" for name in given[:1]]
+    where = " AND ".join(["one.revision > :after", *walked, *map(_also, given[1:])])
+    sql = f"SELECT DISTINCT one.revision FROM {table} AS one WHERE {where} ORDER BY one.revision LIMIT :limit"
+    return sql, parameters
+
+
+def _also(name: str) -> str:
+    table = "change_set" if name == "actor" else "change"
+    return f"EXISTS (SELECT 1 FROM {table} WHERE revision = one.revision AND {name} = :{name})"
+
+
+def _whole_sets(rows: Iterator[Row], size: int) -> tuple[list[tuple[int, ChangeSet]], bool]:
+    """The sets that fit, by their number, and whether there are more. A set is never split."""
+    sets: list[tuple[int, ChangeSet]] = []
+    taken = 0
+    for revision, committed_us, actor, method, request_id, *change in rows:
+        if not sets or sets[-1][0] != revision:
+            if len(sets) == size or taken > PAGE_BYTES:
+                return sets, True
+            sets.append((revision, ChangeSet("", committed_us, actor, method, request_id, [])))
+        sets[-1][1].changes.append(Change(*change))
+        taken += _FLAT_CHANGE_BYTES + sum(len(value) for value in change[1:] if value)
+    return sets, False
+
+
+def purge(transaction: Transaction, before_us: int) -> int:
+    """Erases the log up to the last change before a time: how many change sets."""
+    through: dict[str, Value] = {"through": transaction.run(_LAST_BEFORE, {"before_us": before_us})[0][0]}
+    transaction.run("DELETE FROM change WHERE revision <= :through", through)
+    gone = transaction.run("DELETE FROM change_set WHERE revision <= :through RETURNING 1", through)
+    transaction.run("UPDATE store SET oldest_revision = MAX(oldest_revision, :through)", through)
+    return len(gone)

@@ -1,0 +1,70 @@
+"""A caseload moves from one therapist to another, all or nothing."""
+
+import json
+
+from service import errors, records
+from service.records import Assignment, Therapist
+from service.store import assignments, people
+from service.store.changes import Write
+from service.store.people import PATIENT, THERAPIST
+
+_PATIENTS = "SELECT patient_id, deleted_us FROM patient WHERE patient_id IN (SELECT value FROM json_each(:ids))"
+
+
+def transfer(write: Write, order: records.Transfer) -> tuple[list[Assignment], int]:
+    """Ends the source's active periods and begins the target's: first those ended, then the target's; how many ended.
+
+    Where the target has the patient already that period stays, unless the one moved is PRIMARY: then a PRIMARY one
+    replaces it. Role and focus are kept. Raises, in this order: TherapistNotFound, PatientNotFound, TherapistDeleted,
+    PatientDeleted, AssignmentNotFound, TooManyAssignments, TherapistNotActive, TherapistAtCapacity.
+    """
+    source = people.require(write, THERAPIST, order.source_id)
+    target = people.require(write, THERAPIST, order.target_id)
+    patients: dict[str, int | None] = dict(write.run(_PATIENTS, {"ids": json.dumps(order.patient_ids)}))
+    if missing := [one for one in order.patient_ids if one not in patients]:
+        raise people.not_found(PATIENT, missing)
+    for therapist in (source, target):
+        if therapist.deleted_us is not None:
+            raise errors.TherapistDeleted(therapist_id=therapist.therapist_id)
+    if any(deleted_us is not None for deleted_us in patients.values()):
+        raise errors.PatientDeleted
+    moved = _moved(write, order)
+    if moved and target.status != records.STATUS_ACTIVE:
+        raise errors.TherapistNotActive
+    ended, active = [], []
+    for period in moved:
+        over, present = _move(write, period, target, ignore_capacity=order.ignore_capacity)
+        ended.append(over)
+        active.append(present)
+    return ended + active, len(ended)
+
+
+def _moved(write: Write, order: records.Transfer) -> list[Assignment]:
+    """The source's active periods that are asked for. Raises AssignmentNotFound, TooManyAssignments."""
+    periods = assignments.all_active(write, THERAPIST, order.source_id)
+    if order.patient_ids:
+        by_patient = {period.patient_id: period for period in periods}
+        if strangers := [one for one in order.patient_ids if one not in by_patient]:
+            resources = [errors.Resource("caseload.v1.Patient", one) for one in strangers[:15]]
+            raise errors.AssignmentNotFound(resources=resources, missing=len(strangers))
+        periods = [by_patient[one] for one in order.patient_ids]
+    if len(periods) > records.MAX_ASSIGNMENTS_A_CALL:
+        raise errors.TooManyAssignments(limit=records.MAX_ASSIGNMENTS_A_CALL, current=len(periods))
+    return periods
+
+
+def _move(
+    write: Write, period: Assignment, target: Therapist, *, ignore_capacity: bool
+) -> tuple[Assignment, Assignment]:
+    """The period that ended, and the one that the target has now. Raises TherapistAtCapacity."""
+    people.find(write, PATIENT, period.patient_id)  # its row lock comes before any assignment write
+    present = assignments.active(write, target.therapist_id, period.patient_id)
+    order = records.Assign(target.therapist_id, period.patient_id, period.role, period.focus)
+    at_us = assignments.start(write, order, [one for one in (period, present) if one])
+    ended = assignments.end(write, period, at_us, records.END_TRANSFERRED)
+    if present and period.role != records.ROLE_PRIMARY:
+        return ended, present
+    if present:
+        assignments.end(write, present, at_us, records.END_REPLACED)
+    unbounded = ignore_capacity or present is not None
+    return ended, assignments.begin(write, order, target, at_us, unbounded=unbounded)

@@ -1,0 +1,1 @@
+"""The rules of requests, a module for each part of the contract. No I/O."""
