@@ -4,6 +4,7 @@ Texts and metadata are public: they reach the caller. They hold ids that passed 
 paths, and never another value that was sent or stored.
 """
 
+import re
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
@@ -23,11 +24,15 @@ class Resource(NamedTuple):
 
 
 class DomainError(Exception):
-    """A refusal or failure that the caller is told the reason of."""
+    """A refusal or failure that the caller is told: the reason is the class's name, the text says it in a sentence."""
 
     reason: ClassVar[str]
     text: ClassVar[str]
     retry_after_seconds: ClassVar[float | None] = None
+
+    def __init_subclass__(cls) -> None:
+        """Names the reason as the contract does: TherapistNotFound is THERAPIST_NOT_FOUND."""
+        cls.reason = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).upper()
 
     def __init__(self, *, resources: Sequence[Resource] = (), **metadata: object) -> None:
         """Args: resources, the records it is about; metadata, what ErrorInfo carries besides the reason."""
@@ -41,7 +46,6 @@ class DomainError(Exception):
 class InvalidField(DomainError):
     """One or more fields of the request are missing or malformed."""
 
-    reason = "INVALID_FIELD"
     text = "A field is missing or malformed."
 
     def __init__(self, *violations: Violation) -> None:
@@ -54,212 +58,122 @@ class InvalidField(DomainError):
 
 
 class PageTokenInvalid(DomainError):
-    """The page token is damaged, or from another store."""
-
-    reason = "PAGE_TOKEN_INVALID"
     text = "page_token: was not issued by this store, or is damaged."
 
 
 class PageTokenMismatch(DomainError):
-    """The page token is sound and belongs to another request."""
-
-    reason = "PAGE_TOKEN_MISMATCH"
     text = "page_token: belongs to a request with other arguments."
 
 
 class RequestIdReused(DomainError):
-    """The request_id was used within 24 hours, by this caller, with another request."""
-
-    reason = "REQUEST_ID_REUSED"
     text = "request_id: was used before with another request."
 
 
 class TherapistNotFound(DomainError):
-    """No therapist ever had this id, or it was purged."""
-
-    reason = "THERAPIST_NOT_FOUND"
     text = "There is no therapist with this id."
 
 
 class PatientNotFound(DomainError):
-    """No patient ever had this id, or it was purged."""
-
-    reason = "PATIENT_NOT_FOUND"
     text = "There is no patient with this id."
 
 
 class AssignmentNotFound(DomainError):
-    """The two were never assigned."""
-
-    reason = "ASSIGNMENT_NOT_FOUND"
     text = "The two were never assigned."
 
 
 class IdTaken(DomainError):
-    """The id chosen on create is in use, perhaps by a deleted record."""
-
-    reason = "ID_TAKEN"
     text = "The id is taken, perhaps by a deleted record: ids are never reused."
 
 
 class IdentifierTaken(DomainError):
-    """Another live record of the kind carries the identifier."""
-
-    reason = "IDENTIFIER_TAKEN"
     text = "Another live record carries this identifier."
 
 
 class AssignmentDiffers(DomainError):
-    """The two are assigned, in another way than asked."""
-
-    reason = "ASSIGNMENT_DIFFERS"
     text = "The two are assigned already, with another role, focus or start_time; replace begins a new period."
 
 
 class TherapistDeleted(DomainError):
-    """The therapist is soft-deleted."""
-
-    reason = "THERAPIST_DELETED"
     text = "The therapist is deleted; undelete first."
 
 
 class PatientDeleted(DomainError):
-    """The patient is soft-deleted."""
-
-    reason = "PATIENT_DELETED"
     text = "The patient is deleted; undelete first."
 
 
 class TherapistNotActive(DomainError):
-    """The therapist's status accepts no new assignment."""
-
-    reason = "THERAPIST_NOT_ACTIVE"
     text = "The therapist's status accepts no new assignment."
 
 
 class PatientNotActive(DomainError):
-    """The patient is discharged."""
-
-    reason = "PATIENT_NOT_ACTIVE"
     text = "The patient is discharged."
 
 
 class PrimaryExists(DomainError):
-    """Another therapist is primary."""
-
-    reason = "PRIMARY_EXISTS"
     text = "The patient has a primary therapist; replace_primary ends that period."
 
 
 class TherapistAtCapacity(DomainError):
-    """The caseload is full."""
-
-    reason = "THERAPIST_AT_CAPACITY"
     text = "The therapist's max_active_patients is reached."
 
 
 class HasActiveAssignments(DomainError):
-    """Active assignments forbid the change."""
-
-    reason = "HAS_ACTIVE_ASSIGNMENTS"
     text = "Active assignments stand in the way: end them first."
 
 
 class PeriodOverlaps(DomainError):
-    """The period would overlap another."""
-
-    reason = "PERIOD_OVERLAPS"
     text = "The period would overlap another of the pair, or another primary one of the patient."
 
 
 class TooManyAssignments(DomainError):
-    """One call would change more assignments than one transaction may."""
-
-    reason = "TOO_MANY_ASSIGNMENTS"
     text = "One call changes at most 1000 assignments: unassign some first."
 
 
 class EtagMismatch(DomainError):
-    """The record changed since the caller read it."""
-
-    reason = "ETAG_MISMATCH"
     text = "The record has changed since this etag was read: read it again, then decide again."
 
 
 class StoreBusy(DomainError):
-    """The write lock was not to be had in time."""
-
-    reason = "STORE_BUSY"
     text = "Writers collided and nothing was written: try again."
     retry_after_seconds = 0.1
 
 
 class StoreUnavailable(DomainError):
-    """The database cannot be read or written."""
-
-    reason = "STORE_UNAVAILABLE"
     text = "The database does not answer and nothing was written: try again."
     retry_after_seconds = 1.0
 
 
 class OutcomeUnknown(DomainError):
-    """The commit itself failed half-way."""
-
-    reason = "OUTCOME_UNKNOWN"
     text = "The database failed during the commit: repeat the call with the same request_id."
 
 
 class StoreFull(DomainError):
-    """No room for the write."""
-
-    reason = "STORE_FULL"
     text = "The disk is full; nothing was written."
 
 
 class ShuttingDown(DomainError):
-    """This process accepts no more writes."""
-
-    reason = "SHUTTING_DOWN"
     text = "This instance is stopping: try again, and another one or its successor answers."
 
 
 class RevisionPruned(DomainError):
-    """Changes that old are gone."""
-
-    reason = "REVISION_PRUNED"
     text = "Changes that old were pruned: start after oldest_revision, and read the records anew."
 
 
 class RevisionForeign(DomainError):
-    """Not a revision of this store, as it is now."""
-
-    reason = "REVISION_FOREIGN"
     text = "The revision is malformed, from another store, or from before a restore."
 
 
 class TooManyWatches(DomainError):
-    """All places for watches are taken."""
-
-    reason = "TOO_MANY_WATCHES"
     text = "This instance has as many open watches as it may: close one, or try later."
 
 
 class WatchTooSlow(DomainError):
-    """The reader of a watch does not keep up."""
-
-    reason = "WATCH_TOO_SLOW"
     text = "The watch was read too slowly: resume from the through_revision received last."
 
 
 class DeadlineExceeded(DomainError):
-    """The caller has stopped waiting."""
-
-    reason = "DEADLINE_EXCEEDED"
     text = "The deadline had passed before the work began; nothing was written."
 
 
 class Internal(DomainError):
-    """A defect of ours; the error_id is what the log is searched for."""
-
-    reason = "INTERNAL"
     text = "A defect in the service; the error_id finds it in the server's log."
