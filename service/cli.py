@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import apsw
@@ -83,6 +84,46 @@ def migrate_command(database: str, dry_run: bool) -> None:  # noqa: FBT001 - cli
         click.echo(step.name)
     if not steps:
         click.echo("up to date", err=True)
+
+
+_file = click.argument("file", type=click.Path(path_type=Path))
+
+
+@commands.command()
+@_file
+@_database
+def backup(file: Path, database: str) -> None:
+    """Copy the database into FILE, while it is served."""
+    from service.store import backups
+
+    _copy(backups.backup, ("--database", settings.sqlite_path(database)), ("FILE", file))
+
+
+@commands.command()
+@_file
+@_database
+def restore(file: Path, database: str) -> None:
+    """Make a new database of the copy in FILE."""
+    from service.store import backups
+
+    _copy(backups.restore, ("FILE", file), ("--database", settings.sqlite_path(database)))
+
+
+def _copy(copy: Callable[[Path, Path], int], source: tuple[str, Path], target: tuple[str, Path]) -> None:
+    """Runs a copy; source and target are each a setting and its file."""
+    os.umask(0o077)
+    if not source[1].is_file():
+        raise SettingError(source[0], "there is no such file")
+    try:
+        revision = copy(source[1], target[1])
+    except FileExistsError:
+        raise SettingError(target[0], "the file exists already") from None
+    except (SchemaError, apsw.NotADBError) as error:
+        text = str(error) if isinstance(error, SchemaError) else "the file is not a SQLite database"
+        raise SettingError(source[0], text) from None
+    except (apsw.Error, OSError):
+        raise SettingError(target[0], "the copy could not be written") from None
+    click.echo(f"revision {revision}")
 
 
 @commands.command()

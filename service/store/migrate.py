@@ -37,14 +37,14 @@ def migrations() -> list[Migration]:
 
 
 def pending(path: Path, known: list[Migration] | None = None) -> list[Migration]:
-    """The steps that `migrate` would run; opens nothing for writing, creates nothing.
+    """The steps that `migrate` would run; changes and creates nothing.
 
     Raises SchemaError for a file that is not ours, is newer than this version, or was migrated with other texts.
     """
     steps = migrations() if known is None else known
     if not path.exists():
         return steps
-    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
     try:
         return _unapplied(connection, steps)
     finally:
