@@ -29,7 +29,7 @@ class GetAssignmentRequest(_message.Message):
 
     ASSIGNMENT_ID_FIELD_NUMBER: _builtins.int
     assignment_id: _builtins.str
-    """The assignment."""
+    """The assignment, active or ended."""
     def __init__(
         self,
         *,
@@ -69,7 +69,7 @@ Global___GetAssignmentResponse: _TypeAlias = GetAssignmentResponse  # noqa: Y015
 
 @_typing.final
 class AssignmentFilter(_message.Message):
-    """Which assignments. Set fields are combined with AND."""
+    """What to list. Set fields are combined with AND; an empty filter matches every active assignment."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -79,20 +79,26 @@ class AssignmentFilter(_message.Message):
     STATES_FIELD_NUMBER: _builtins.int
     AS_OF_TIME_FIELD_NUMBER: _builtins.int
     therapist_id: _builtins.str
-    """Of this therapist; an unknown one matches nothing."""
+    """Of this therapist, soft-deleted or not; an unknown one matches nothing, empty restricts
+    nothing.
+    """
     patient_id: _builtins.str
-    """Of this patient; an unknown one matches nothing."""
+    """Of this patient, soft-deleted or not; an unknown one matches nothing, empty restricts nothing."""
     @_builtins.property
     def roles(self) -> _containers.RepeatedScalarFieldContainer[_resources_pb2.Assignment.Role.ValueType]:
-        """One of these; empty means any."""
+        """Role is one of these; empty means any. ROLE_UNSPECIFIED and unknown values are errors."""
 
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_resources_pb2.Assignment.State.ValueType]:
-        """One of these; empty means active only."""
+        """In one of these states; empty means active only. STATE_UNSPECIFIED and unknown values are
+        errors.
+        """
 
     @_builtins.property
     def as_of_time(self) -> _timestamp_pb2.Timestamp:
-        """In force at this time, not in the future, instead of now; not together with states."""
+        """The assignments in force at this time, instead of those in a state; one that ended as
+        ENTERED_IN_ERROR never was in force. Not in the future; not together with states.
+        """
 
     def __init__(
         self,
@@ -121,12 +127,16 @@ class ListAssignmentsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """0 means 50; more than 1000 is treated as 1000; negative is an error."""
+    """Most assignments to answer. 0 means 50; more than 1000 is treated as 1000; negative is an
+    error. A page stops early at 2 MiB.
+    """
     page_token: _builtins.str
-    """next_page_token of the previous page; all else but page_size unchanged."""
+    """next_page_token of the previous page; all else but page_size unchanged. Empty means the first
+    page.
+    """
     @_builtins.property
     def filter(self) -> Global___AssignmentFilter:
-        """What to list."""
+        """What to list; absent means every active assignment."""
 
     def __init__(
         self,
@@ -153,7 +163,9 @@ class ListAssignmentsResponse(_message.Message):
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Empty on the last page."""
+    """Send it as page_token for the next page. Empty on the last page, and only there: a page that
+    is shorter than page_size need not be the last.
+    """
     revision: _builtins.str
     """Store revision the page was read at."""
     @_builtins.property
@@ -186,18 +198,28 @@ class UpdateAssignmentRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """A UUID. A repeat within 24 hours is answered as the first call was, with the records
-    as they are now, and does nothing; refused calls and validate_only are not remembered.
+    """A UUID; empty means none. A repeat within 24 hours is answered as the first call was, with the
+    records as they are now, and does nothing; refused and validate_only calls are not remembered.
     """
     validate_only: _builtins.bool
-    """Check everything, change nothing. Server-made ids and revision are empty in the answer."""
+    """Run the whole write, then roll it back. An etag that the write would make, and revision, are
+    empty in the answer.
+    """
     @_builtins.property
     def assignment(self) -> _resources_pb2.Assignment:
-        """New values; assignment_id says which one."""
+        """New values. assignment_id says which one; a non-empty etag must match, an empty one is not
+        compared. Output-only fields are ignored. Times are cut to microseconds.
+        """
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """focus, start_time, end_time and end_reason only; the last two on ended ones."""
+        """Of focus, start_time, end_time and end_reason, the ones to set. Empty means every populated
+        one, "*" all four, and must stand alone. What is named and unset is cleared: focus and
+        end_reason can be, start_time and the end_time of an ended assignment cannot. therapist_id,
+        patient_id and role set nothing and must equal the assignment's, where named or, with an empty
+        mask or "*", where populated. Naming assignment_id changes nothing; naming any other field is
+        an error.
+        """
 
     def __init__(
         self,
@@ -224,7 +246,7 @@ class UpdateAssignmentResponse(_message.Message):
     ASSIGNMENT_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     revision: _builtins.str
-    """Store revision of the write."""
+    """Store revision of the write; the current head when there was nothing to write."""
     @_builtins.property
     def assignment(self) -> _resources_pb2.Assignment:
         """As stored."""
@@ -277,11 +299,11 @@ class CheckAssignmentsRequest(_message.Message):
     AS_OF_TIME_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def pairs(self) -> _containers.RepeatedCompositeFieldContainer[Global___CheckAssignmentsRequest.Pair]:
-        """1 to 100."""
+        """1 to 100 questions; doubles are allowed."""
 
     @_builtins.property
     def as_of_time(self) -> _timestamp_pb2.Timestamp:
-        """At this time, not in the future, instead of now."""
+        """Ask about this time instead of now. Not in the future."""
 
     def __init__(
         self,
@@ -313,11 +335,13 @@ class CheckAssignmentsResponse(_message.Message):
         ASSIGNMENT_ID_FIELD_NUMBER: _builtins.int
         ROLE_FIELD_NUMBER: _builtins.int
         assigned: _builtins.bool
-        """Whether an assignment is in force."""
+        """Whether an assignment of the two is in force. Not quite STATE_ACTIVE: a start or an end may
+        lie up to a minute ahead.
+        """
         assignment_id: _builtins.str
-        """The assignment, when assigned."""
+        """The assignment in force; empty when not assigned."""
         role: _resources_pb2.Assignment.Role.ValueType
-        """Its role, when assigned."""
+        """Its role; unset when not assigned."""
         def __init__(
             self,
             *,
@@ -334,10 +358,10 @@ class CheckAssignmentsResponse(_message.Message):
     RESULTS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     revision: _builtins.str
-    """Store revision answered from."""
+    """Store revision that all of them were answered from."""
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___CheckAssignmentsResponse.Result]:
-        """In request order."""
+        """In request order, one for each pair."""
 
     def __init__(
         self,
@@ -366,19 +390,24 @@ class TransferPatientsRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     source_therapist_id: _builtins.str
-    """Whose assignments end."""
+    """The therapist whose assignments end, of whatever status."""
     target_therapist_id: _builtins.str
-    """Who takes over; not the source."""
+    """The therapist who takes over; not the source."""
     ignore_capacity: _builtins.bool
-    """Transfer although max_active_patients is exceeded."""
+    """Transfer although the target's max_active_patients is exceeded."""
     request_id: _builtins.str
-    """A UUID. A repeat within 24 hours is answered as the first call was and does nothing."""
+    """A UUID; required, also with validate_only, which does not use it up. A repeat within 24 hours
+    is answered as the first call was, with the records as they are now, and does nothing; refused
+    and validate_only calls are not remembered.
+    """
     validate_only: _builtins.bool
-    """Check everything, change nothing. Server-made ids and revision are empty in the answer."""
+    """Run the whole write, then roll it back: the answer shows what would move, or the first thing
+    that stands in the way. Ids and etags that the write would make, and revision, are empty.
+    """
     @_builtins.property
     def patient_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Only these patients, each with an active assignment to the source; empty means all. At
-        most 1000 are moved in one call.
+        """Only these patients, each with an active assignment to the source; at most 1000, doubles count
+        once when moved. Empty means all that the source has, at most 1000.
         """
 
     def __init__(
@@ -409,14 +438,18 @@ class TransferPatientsResponse(_message.Message):
     ACTIVE_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     revision: _builtins.str
-    """Store revision of the write."""
+    """Store revision of the write; the current head when there was nothing to write."""
     @_builtins.property
     def ended(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Assignment]:
-        """Ended on the source side."""
+        """The source's, ended: in the order of patient_ids, doubles left out, or by assignment_id where
+        patient_ids is empty. On a replay as they are now, as is active.
+        """
 
     @_builtins.property
     def active(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Assignment]:
-        """Created or already present on the target side."""
+        """The target's for the same patients, one for each of ended and in the same order: begun now, or
+        active there before. What a PRIMARY one replaced is in neither list.
+        """
 
     def __init__(
         self,

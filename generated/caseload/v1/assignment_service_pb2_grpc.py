@@ -27,6 +27,24 @@ if _version_not_supported:
 
 class AssignmentServiceStub:
     """The assignments themselves, for callers that start from neither side.
+
+    Refusals. Each RPC lists the reasons of error_reason.proto that it can be refused with, in the
+    order in which they are checked. Besides, any call can be refused with STORE_UNAVAILABLE,
+    DEADLINE_EXCEEDED or INTERNAL, and any write with STORE_BUSY, STORE_FULL, OUTCOME_UNKNOWN or
+    SHUTTING_DOWN.
+    A message that does not parse is INVALID_FIELD with an empty field.
+
+    request_id. A write that carries one is remembered for its caller for 24 hours, also when there
+    was nothing to change; a refused call and a validate_only call are not. The same request under
+    it is a replay: it writes nothing and answers the ids and revision of the first call with the
+    assignments as they are now, whatever happened since; one purged since is ASSIGNMENT_NOT_FOUND.
+    Another request or another method under it is REQUEST_ID_REUSED.
+
+    validate_only. The whole write runs and is rolled back: the answer or refusal is what the write
+    would have given, less the ids and etags it would make and revision. With a request_id used
+    already it is what the replay would give.
+
+    revision. Opaque. Where a call had nothing to change, it is the store's current head.
     """
 
     def __init__(self, channel):
@@ -64,41 +82,139 @@ class AssignmentServiceStub:
 
 class AssignmentServiceServicer:
     """The assignments themselves, for callers that start from neither side.
+
+    Refusals. Each RPC lists the reasons of error_reason.proto that it can be refused with, in the
+    order in which they are checked. Besides, any call can be refused with STORE_UNAVAILABLE,
+    DEADLINE_EXCEEDED or INTERNAL, and any write with STORE_BUSY, STORE_FULL, OUTCOME_UNKNOWN or
+    SHUTTING_DOWN.
+    A message that does not parse is INVALID_FIELD with an empty field.
+
+    request_id. A write that carries one is remembered for its caller for 24 hours, also when there
+    was nothing to change; a refused call and a validate_only call are not. The same request under
+    it is a replay: it writes nothing and answers the ids and revision of the first call with the
+    assignments as they are now, whatever happened since; one purged since is ASSIGNMENT_NOT_FOUND.
+    Another request or another method under it is REQUEST_ID_REUSED.
+
+    validate_only. The whole write runs and is rolled back: the answer or refusal is what the write
+    would have given, less the ids and etags it would make and revision. With a request_id used
+    already it is what the replay would give.
+
+    revision. Opaque. Where a call had nothing to change, it is the store's current head.
     """
 
     def GetAssignment(self, request, context):
-        """Gets one assignment by id, active or ended.
+        """Gets one assignment by id, active or ended, also when a side of it is soft-deleted.
+
+        Repeated: it reads again.
+
+        Refused with:
+        - INVALID_FIELD: assignment_id is missing or malformed.
+        - ASSIGNMENT_NOT_FOUND: the id never existed, or was purged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListAssignments(self, request, context):
-        """Lists assignments, ended ones too when asked.
+        """Lists assignments, ordered by assignment_id: the active ones, or those in the states asked
+        for, or those in force at a time. With a patient_id and an as_of_time it answers who treated
+        the patient then; created_by and create_time of each say who recorded that, and when. An
+        assignment that matches throughout is seen exactly once, whatever others write between the
+        pages.
+
+        Repeated: it reads again; a page_token can be used any number of times.
+
+        Refused with:
+        - INVALID_FIELD: a field of filter is malformed, its as_of_time lies in the future or is given
+        together with states, or page_size is negative.
+        - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
+        - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateAssignment(self, request, context):
-        """Corrects the focus or the period of an assignment, active or ended. What stood there
-        before is not kept: for a change in the world use Assign with replace, or Unassign.
+        """Corrects what was recorded wrongly about an assignment: focus and start_time, and on an ended
+        one end_time and end_reason. What stood there before is not kept: for a change in the world use
+        Assign with replace, Unassign or TransferPatients. created_by and ended_by stay as they are;
+        the change log names who corrected. The therapist or patient may be soft-deleted by now. An
+        update that changes nothing is OK, keeps etag and update_time, and writes nothing.
+
+        Repeated: with the same request_id it answers as the first call did. Without one it sets the
+        same values again, which changes nothing unless others changed them. Where it carries an etag
+        and the first call changed something, it is ETAG_MISMATCH, because etag is compared first.
+
+        Refused with:
+        - INVALID_FIELD: a field is missing or malformed, update_mask names what it must not, or
+        start_time or end_time is more than a minute ahead.
+        - REQUEST_ID_REUSED: request_id was used for another request.
+        - ASSIGNMENT_NOT_FOUND: the id never existed, or was purged.
+        - ETAG_MISMATCH: etag is given and is not the assignment's, also where nothing would change.
+        - INVALID_FIELD: therapist_id, patient_id or role is not the assignment's; end_time or
+        end_reason is set on an active assignment, which Unassign ends; end_time would be removed
+        from an ended one, or lie before start_time; or end_reason becomes one that only the server
+        sets.
+        - PERIOD_OVERLAPS: the period would overlap another of the pair, active or ended, or, for
+        ROLE_PRIMARY, another PRIMARY period of the patient. Periods that ended as ENTERED_IN_ERROR
+        do not count, nor do those that ended the moment they began.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CheckAssignments(self, request, context):
-        """Answers up to 100 "is this therapist assigned to this patient?" questions.
+        """Answers up to 100 questions "is this therapist assigned to this patient?", all from one state
+        of the store. Assigned means that a period of the two is in force, now or at as_of_time:
+        start_time <= t < end_time, and not ended as ENTERED_IN_ERROR. An id that is unknown or purged
+        is no error and answers false. One that is soft-deleted is answered from its periods, which
+        have ended.
+
+        Repeated: it reads again.
+
+        Refused with:
+        - INVALID_FIELD: no pair, more than 100 pairs, a missing or malformed id, or as_of_time lies in
+        the future.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def TransferPatients(self, request, context):
-        """Moves active assignments from one therapist to another, all or nothing, role and focus
-        kept. Where the target treats the patient already, that period stays, unless the one
-        moved is PRIMARY: then a PRIMARY period replaces it. Such pairs do not count to capacity.
+        """Moves active assignments from one therapist to another, all or nothing. Each of the source's
+        periods ends as END_REASON_TRANSFERRED, and at that moment one of the target's begins with the
+        same role and focus: now, or where that lies later, at the start of the period that either has,
+        or at the end of an earlier one that the new one would overlap, so that skewed clocks break
+        nothing.
+
+        Where the target has an active assignment to the patient already, it stays as it is, with its
+        own role and focus, and none begins. Only where the source's is PRIMARY it is ended too, as
+        END_REASON_REPLACED, and a PRIMARY period takes its place. Neither counts to capacity.
+
+        Where the source has no active assignment and patient_ids is empty, it is OK and writes
+        nothing.
+
+        Repeated: with the same request_id it moves nothing and answers the first call's assignments.
+        With another one it moves what the source has by then; patients listed in patient_ids who have
+        moved already are ASSIGNMENT_NOT_FOUND.
+
+        Refused with:
+        - INVALID_FIELD: a field is missing or malformed, request_id too; patient_ids has more than
+        1000 entries; or the target is the source.
+        - REQUEST_ID_REUSED: request_id was used for another request.
+        - THERAPIST_NOT_FOUND: source_therapist_id or target_therapist_id never existed, or was purged.
+        - PATIENT_NOT_FOUND: one or more of patient_ids never existed, or were purged;
+        google.rpc.ResourceInfo names them, as many as the error has room for.
+        - THERAPIST_DELETED: the source or the target is soft-deleted; metadata names it.
+        - PATIENT_DELETED: one or more of patient_ids are soft-deleted.
+        - ASSIGNMENT_NOT_FOUND: one or more of patient_ids have no active assignment to the source;
+        google.rpc.ResourceInfo names these patients, as many as the error has room for.
+        - TOO_MANY_ASSIGNMENTS: patient_ids is empty, and the source has more than 1000 active
+        assignments; move them in parts, by patient_ids.
+        - THERAPIST_NOT_ACTIVE: there is something to move, and the target's status is not
+        STATUS_ACTIVE.
+        - THERAPIST_AT_CAPACITY: the target would exceed max_active_patients, and ignore_capacity is
+        not set; metadata gives limit, and current as it was before the transfer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -142,6 +258,24 @@ def add_AssignmentServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class AssignmentService:
     """The assignments themselves, for callers that start from neither side.
+
+    Refusals. Each RPC lists the reasons of error_reason.proto that it can be refused with, in the
+    order in which they are checked. Besides, any call can be refused with STORE_UNAVAILABLE,
+    DEADLINE_EXCEEDED or INTERNAL, and any write with STORE_BUSY, STORE_FULL, OUTCOME_UNKNOWN or
+    SHUTTING_DOWN.
+    A message that does not parse is INVALID_FIELD with an empty field.
+
+    request_id. A write that carries one is remembered for its caller for 24 hours, also when there
+    was nothing to change; a refused call and a validate_only call are not. The same request under
+    it is a replay: it writes nothing and answers the ids and revision of the first call with the
+    assignments as they are now, whatever happened since; one purged since is ASSIGNMENT_NOT_FOUND.
+    Another request or another method under it is REQUEST_ID_REUSED.
+
+    validate_only. The whole write runs and is rolled back: the answer or refusal is what the write
+    would have given, less the ids and etags it would make and revision. With a request_id used
+    already it is what the replay would give.
+
+    revision. Opaque. Where a call had nothing to change, it is the store's current head.
     """
 
     @staticmethod

@@ -22,7 +22,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ChangeSet(_message.Message):
-    """One committed transaction, of at most 1000 assignments. Never split over two messages."""
+    """One committed transaction: all that one call or command changed. Never split over two messages."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -33,20 +33,24 @@ class ChangeSet(_message.Message):
     METHOD_FIELD_NUMBER: _builtins.int
     CHANGES_FIELD_NUMBER: _builtins.int
     revision: _builtins.str
-    """Its place in the log."""
+    """Its place in the log; the revision that the call answered."""
     actor: _builtins.str
-    """The caller, or "cli:" and the command."""
+    """The caller, or "cli:" and the command. "local" where callers are not authenticated."""
     request_id: _builtins.str
-    """request_id of the call, when the caller gave one."""
+    """request_id of the call, in lower case; empty when the caller gave none."""
     method: _builtins.str
     """RPC, for instance "/caseload.v1.TherapistService/AssignPatient"; empty for a command."""
     @_builtins.property
     def commit_time(self) -> _timestamp_pb2.Timestamp:
-        """When it committed."""
+        """The time that the transaction ran at, the same as in the update_time of what it changed. The
+        order is that of revisions: a clock may have been set back.
+        """
 
     @_builtins.property
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Change]:
-        """At least one."""
+        """At least one, in the order they were made. At most 3000, by TransferPatients: three for each of
+        1000 patients.
+        """
 
     def __init__(
         self,
@@ -150,7 +154,9 @@ class Change(_message.Message):
     """A patient."""
     @_builtins.property
     def changed_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Fields that differ, empty on create. Names only, never values."""
+        """Fields that differ, as named in the resource; empty on create. Names only, never values; etag
+        and update_time, which differ each time, are left out.
+        """
 
     @_builtins.property
     def assignment(self) -> Global___AssignmentRef:
@@ -177,7 +183,10 @@ Global___Change: _TypeAlias = Change  # noqa: Y015
 
 @_typing.final
 class ChangeFilter(_message.Message):
-    """Which changes to return. Set fields are combined with AND."""
+    """Which change sets to return. Set fields are combined with AND, over the set: one of its changes
+    may touch the therapist and another the patient. A set that matches is returned whole, with those
+    of its changes that touch neither. An empty filter matches every set.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -185,11 +194,15 @@ class ChangeFilter(_message.Message):
     PATIENT_ID_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
     therapist_id: _builtins.str
-    """Touches this therapist."""
+    """Touches this therapist or an assignment of theirs; an unknown one matches nothing, empty
+    restricts nothing.
+    """
     patient_id: _builtins.str
-    """Touches this patient."""
+    """Touches this patient or an assignment of theirs; an unknown one matches nothing, empty
+    restricts nothing.
+    """
     actor: _builtins.str
-    """Done by this principal."""
+    """ChangeSet.actor is exactly this, at most 200 characters; empty restricts nothing."""
     def __init__(
         self,
         *,
@@ -215,14 +228,16 @@ class ListChangesRequest(_message.Message):
     AFTER_REVISION_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """How many change sets at most: 0 means 50; more than 1000 is treated as 1000."""
+    """Most change sets to answer. 0 means 50; more than 1000 is treated as 1000; negative is an
+    error. A page ends with the set that reaches 2 MiB.
+    """
     after_revision: _builtins.str
-    """Start after this revision: through_revision of the page before. Empty means from the
-    oldest kept.
+    """Start after this revision: through_revision of the page before. Empty means from the oldest
+    change kept.
     """
     @_builtins.property
     def filter(self) -> Global___ChangeFilter:
-        """Which changes."""
+        """Which change sets; absent means all. The same for each page."""
 
     def __init__(
         self,
@@ -250,14 +265,16 @@ class ListChangesResponse(_message.Message):
     HEAD_REVISION_FIELD_NUMBER: _builtins.int
     OLDEST_REVISION_FIELD_NUMBER: _builtins.int
     through_revision: _builtins.str
-    """Everything up to here has been returned or filtered out."""
+    """Everything up to here has been returned or filtered out; it moves on also where nothing
+    matched. The next page, or a watch, starts after it.
+    """
     head_revision: _builtins.str
-    """The newest revision; the end is reached when through_revision equals it."""
+    """The newest revision as the page was read; the end is reached when through_revision equals it."""
     oldest_revision: _builtins.str
-    """Oldest revision one can still start after."""
+    """The oldest revision one can still start after: changes up to it were pruned."""
     @_builtins.property
     def change_sets(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChangeSet]:
-        """Oldest first. Fewer than page_size, or none, does not mean the end."""
+        """Oldest first, each whole. Fewer than page_size, or none, does not mean the end."""
 
     def __init__(
         self,
@@ -284,12 +301,12 @@ class WatchChangesRequest(_message.Message):
     AFTER_REVISION_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
     after_revision: _builtins.str
-    """Start after this revision; empty means from now on. To list and then follow, watch from
-    the revision of the first page listed.
+    """Start after this revision; to resume, the through_revision received last. Empty means from now
+    on. To list records and then follow them, watch after the revision of the first page listed.
     """
     @_builtins.property
     def filter(self) -> Global___ChangeFilter:
-        """Which changes."""
+        """Which change sets; absent means all. To resume, the same as before."""
 
     def __init__(
         self,
@@ -316,10 +333,12 @@ class WatchChangesResponse(_message.Message):
     CHANGE_SETS_FIELD_NUMBER: _builtins.int
     THROUGH_REVISION_FIELD_NUMBER: _builtins.int
     through_revision: _builtins.str
-    """Everything up to here has been sent or filtered out. Resume from it."""
+    """Everything up to here has been sent, this message included, or filtered out. Resume after it."""
     @_builtins.property
     def change_sets(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChangeSet]:
-        """Whole transactions; empty in a heartbeat."""
+        """Oldest first, each whole; none in a heartbeat, and perhaps none in the first message. At most
+        100, and fewer where they reach 2 MiB.
+        """
 
     def __init__(
         self,

@@ -26,7 +26,21 @@ if _version_not_supported:
 
 
 class ChangeServiceStub:
-    """What changed, when, and by whom. Written in the transaction of the change.
+    """What changed, when, and by whom.
+
+    The log. A call that changes something adds one change set, in the transaction of the change; one
+    that changes nothing, is refused or only validates adds none. It holds ids and names of fields,
+    never a value. Derived fields (counts, primary_therapist_id) are no change. It is kept until
+    `caseload purge --changes-before` prunes its oldest part.
+
+    Refusals. Each RPC lists the reasons of error_reason.proto that it can be refused with, in the
+    order in which they are checked. Besides, any call can be refused with STORE_UNAVAILABLE,
+    DEADLINE_EXCEEDED or INTERNAL.
+    A message that does not parse is INVALID_FIELD with an empty field.
+
+    revision. Opaque, and a place in the log of one store. Any revision that a call of any service
+    answered can be started after. One from another store, or from before a restore, is refused and
+    not misread.
     """
 
     def __init__(self, channel):
@@ -48,18 +62,74 @@ class ChangeServiceStub:
 
 
 class ChangeServiceServicer:
-    """What changed, when, and by whom. Written in the transaction of the change.
+    """What changed, when, and by whom.
+
+    The log. A call that changes something adds one change set, in the transaction of the change; one
+    that changes nothing, is refused or only validates adds none. It holds ids and names of fields,
+    never a value. Derived fields (counts, primary_therapist_id) are no change. It is kept until
+    `caseload purge --changes-before` prunes its oldest part.
+
+    Refusals. Each RPC lists the reasons of error_reason.proto that it can be refused with, in the
+    order in which they are checked. Besides, any call can be refused with STORE_UNAVAILABLE,
+    DEADLINE_EXCEEDED or INTERNAL.
+    A message that does not parse is INVALID_FIELD with an empty field.
+
+    revision. Opaque, and a place in the log of one store. Any revision that a call of any service
+    answered can be started after. One from another store, or from before a restore, is refused and
+    not misread.
     """
 
     def ListChanges(self, request, context):
-        """Pages through the log.
+        """Pages through the log, oldest first, in the order of the commits. Each page goes on after the
+        through_revision of the one before, until that equals head_revision. Change sets are never
+        split over two pages.
+
+        Repeated: it reads again; after_revision can be used any number of times.
+
+        Refused with:
+        - INVALID_FIELD: a field of filter is malformed, or page_size is negative.
+        - REVISION_FOREIGN: after_revision is malformed, from another store, or from before a restore.
+        - REVISION_PRUNED: changes after after_revision were pruned; metadata gives oldest_revision.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchChanges(self, request, context):
-        """Follows the log. Resume with the revision of the last message received.
+        """Follows the log: what is in it after after_revision, then each commit as it comes. The first
+        message comes at once, also when it holds no change set; then one whenever something matched,
+        and a heartbeat, which holds through_revision alone, so that at least one comes every 30
+        seconds. It does not end by itself: a cancel, a deadline or one of the refusals below ends it.
+
+        Promises, within one store, and over reconnects, restarts and several server processes:
+        - Ordered: change sets come in the order of their commits.
+        - Unique: none comes twice on a watch, nor again on one that resumes it.
+        - Reliable: none that matches and was committed after after_revision is left out.
+        - Atomic: each comes whole, in one message.
+        - Resumable: a watch started after the through_revision received last goes on where that one
+        was cut, or is refused as REVISION_PRUNED.
+        - Bookmarkable: through_revision, in heartbeats too, says that all up to it was sent or did not
+        match.
+
+        How soon: a commit is sent within 50 ms by the process that made it, and within 500 ms by
+        others on the same store.
+
+        A slow reader holds nobody up. One that takes more than 10 seconds for a message is cut with
+        WATCH_TOO_SLOW. One that takes nothing at all for 30 seconds is cut as CANCELLED, without a
+        reason of ours, since none would reach it. What the connection buffers counts as taken. Both
+        resume as above.
+
+        Repeated: it watches anew, after after_revision, or from now on where that is empty.
+
+        Refused with:
+        - INVALID_FIELD: a field of filter is malformed.
+        - SHUTTING_DOWN: this process is stopping; open watches are ended with it too. Resume: another
+        one, or a restart, will answer.
+        - TOO_MANY_WATCHES: this process has as many open as it may; metadata gives limit.
+        - REVISION_FOREIGN: after_revision is malformed, from another store, or from before a restore.
+        - REVISION_PRUNED: changes after after_revision were pruned; metadata gives oldest_revision.
+        Also later, where changes are pruned that the watch had not come to.
+        - WATCH_TOO_SLOW: the reader took more than 10 seconds for a message.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -87,7 +157,21 @@ def add_ChangeServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ChangeService:
-    """What changed, when, and by whom. Written in the transaction of the change.
+    """What changed, when, and by whom.
+
+    The log. A call that changes something adds one change set, in the transaction of the change; one
+    that changes nothing, is refused or only validates adds none. It holds ids and names of fields,
+    never a value. Derived fields (counts, primary_therapist_id) are no change. It is kept until
+    `caseload purge --changes-before` prunes its oldest part.
+
+    Refusals. Each RPC lists the reasons of error_reason.proto that it can be refused with, in the
+    order in which they are checked. Besides, any call can be refused with STORE_UNAVAILABLE,
+    DEADLINE_EXCEEDED or INTERNAL.
+    A message that does not parse is INVALID_FIELD with an empty field.
+
+    revision. Opaque, and a place in the log of one store. Any revision that a call of any service
+    answered can be started after. One from another store, or from before a restore, is refused and
+    not misread.
     """
 
     @staticmethod

@@ -43,7 +43,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_PATIENT_NOT_FOUND: _ErrorReason.ValueType  # 11
     """NOT_FOUND. The id never existed, or was purged; google.rpc.ResourceInfo names it."""
     ERROR_REASON_ASSIGNMENT_NOT_FOUND: _ErrorReason.ValueType  # 12
-    """NOT_FOUND. The two are not, or were never, assigned."""
+    """NOT_FOUND. No assignment has the id, or the two are not, or were never, assigned;
+    google.rpc.ResourceInfo names the assignment, or the patients that TransferPatients did not
+    find with the source.
+    """
     ERROR_REASON_ID_TAKEN: _ErrorReason.ValueType  # 20
     """ALREADY_EXISTS. The chosen id is taken, perhaps by a deleted record: ids are never reused."""
     ERROR_REASON_IDENTIFIER_TAKEN: _ErrorReason.ValueType  # 21
@@ -65,12 +68,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_HAS_ACTIVE_ASSIGNMENTS: _ErrorReason.ValueType  # 36
     """FAILED_PRECONDITION. Active assignments stand in the way; metadata gives their count."""
     ERROR_REASON_PERIOD_OVERLAPS: _ErrorReason.ValueType  # 37
-    """FAILED_PRECONDITION. The period would overlap an earlier one of the pair, or an earlier primary
-    one of the patient, or begin before one that it replaces; metadata gives its assignment_id.
+    """FAILED_PRECONDITION. The period would overlap another of the pair, or another primary one of
+    the patient, or begin before one that it replaces; metadata gives the other's assignment_id.
     """
     ERROR_REASON_TOO_MANY_ASSIGNMENTS: _ErrorReason.ValueType  # 38
     """FAILED_PRECONDITION. One call would change more than 1000 assignments; metadata gives limit
-    and current. Unassign some of them first.
+    and current. Move them in parts, with TransferPatients and patient_ids, or Unassign some first.
     """
     ERROR_REASON_ETAG_MISMATCH: _ErrorReason.ValueType  # 40
     """ABORTED. The etag sent is not the record's: read the record again, then decide again."""
@@ -87,7 +90,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_STORE_FULL: _ErrorReason.ValueType  # 53
     """RESOURCE_EXHAUSTED. The disk is full; nothing was written."""
     ERROR_REASON_SHUTTING_DOWN: _ErrorReason.ValueType  # 54
-    """UNAVAILABLE. This instance is stopping; another one, or a restart, will answer."""
+    """UNAVAILABLE. This instance is stopping; another one, or a restart, will answer. A watch resumes
+    after the through_revision received last.
+    """
     ERROR_REASON_REVISION_PRUNED: _ErrorReason.ValueType  # 60
     """OUT_OF_RANGE. Changes that old were pruned; metadata gives oldest_revision."""
     ERROR_REASON_REVISION_FOREIGN: _ErrorReason.ValueType  # 61
@@ -95,9 +100,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 70
     """RESOURCE_EXHAUSTED. Too many calls at once; google.rpc.RetryInfo says when to retry."""
     ERROR_REASON_TOO_MANY_WATCHES: _ErrorReason.ValueType  # 71
-    """RESOURCE_EXHAUSTED. Too many open watches."""
+    """RESOURCE_EXHAUSTED. This process has as many open watches as it may; metadata gives limit."""
     ERROR_REASON_WATCH_TOO_SLOW: _ErrorReason.ValueType  # 72
-    """ABORTED. The watch read too slowly and was cut; resume from through_revision."""
+    """ABORTED. The watch was read too slowly and was cut; resume after the through_revision received
+    last.
+    """
     ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 80
     """UNAUTHENTICATED. No credentials, or none that are known."""
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 81
@@ -136,7 +143,10 @@ ERROR_REASON_THERAPIST_NOT_FOUND: ErrorReason.ValueType  # 10
 ERROR_REASON_PATIENT_NOT_FOUND: ErrorReason.ValueType  # 11
 """NOT_FOUND. The id never existed, or was purged; google.rpc.ResourceInfo names it."""
 ERROR_REASON_ASSIGNMENT_NOT_FOUND: ErrorReason.ValueType  # 12
-"""NOT_FOUND. The two are not, or were never, assigned."""
+"""NOT_FOUND. No assignment has the id, or the two are not, or were never, assigned;
+google.rpc.ResourceInfo names the assignment, or the patients that TransferPatients did not
+find with the source.
+"""
 ERROR_REASON_ID_TAKEN: ErrorReason.ValueType  # 20
 """ALREADY_EXISTS. The chosen id is taken, perhaps by a deleted record: ids are never reused."""
 ERROR_REASON_IDENTIFIER_TAKEN: ErrorReason.ValueType  # 21
@@ -158,12 +168,12 @@ ERROR_REASON_THERAPIST_AT_CAPACITY: ErrorReason.ValueType  # 35
 ERROR_REASON_HAS_ACTIVE_ASSIGNMENTS: ErrorReason.ValueType  # 36
 """FAILED_PRECONDITION. Active assignments stand in the way; metadata gives their count."""
 ERROR_REASON_PERIOD_OVERLAPS: ErrorReason.ValueType  # 37
-"""FAILED_PRECONDITION. The period would overlap an earlier one of the pair, or an earlier primary
-one of the patient, or begin before one that it replaces; metadata gives its assignment_id.
+"""FAILED_PRECONDITION. The period would overlap another of the pair, or another primary one of
+the patient, or begin before one that it replaces; metadata gives the other's assignment_id.
 """
 ERROR_REASON_TOO_MANY_ASSIGNMENTS: ErrorReason.ValueType  # 38
 """FAILED_PRECONDITION. One call would change more than 1000 assignments; metadata gives limit
-and current. Unassign some of them first.
+and current. Move them in parts, with TransferPatients and patient_ids, or Unassign some first.
 """
 ERROR_REASON_ETAG_MISMATCH: ErrorReason.ValueType  # 40
 """ABORTED. The etag sent is not the record's: read the record again, then decide again."""
@@ -180,7 +190,9 @@ with the same request_id; without one, read before repeating.
 ERROR_REASON_STORE_FULL: ErrorReason.ValueType  # 53
 """RESOURCE_EXHAUSTED. The disk is full; nothing was written."""
 ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 54
-"""UNAVAILABLE. This instance is stopping; another one, or a restart, will answer."""
+"""UNAVAILABLE. This instance is stopping; another one, or a restart, will answer. A watch resumes
+after the through_revision received last.
+"""
 ERROR_REASON_REVISION_PRUNED: ErrorReason.ValueType  # 60
 """OUT_OF_RANGE. Changes that old were pruned; metadata gives oldest_revision."""
 ERROR_REASON_REVISION_FOREIGN: ErrorReason.ValueType  # 61
@@ -188,9 +200,11 @@ ERROR_REASON_REVISION_FOREIGN: ErrorReason.ValueType  # 61
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 70
 """RESOURCE_EXHAUSTED. Too many calls at once; google.rpc.RetryInfo says when to retry."""
 ERROR_REASON_TOO_MANY_WATCHES: ErrorReason.ValueType  # 71
-"""RESOURCE_EXHAUSTED. Too many open watches."""
+"""RESOURCE_EXHAUSTED. This process has as many open watches as it may; metadata gives limit."""
 ERROR_REASON_WATCH_TOO_SLOW: ErrorReason.ValueType  # 72
-"""ABORTED. The watch read too slowly and was cut; resume from through_revision."""
+"""ABORTED. The watch was read too slowly and was cut; resume after the through_revision received
+last.
+"""
 ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 80
 """UNAUTHENTICATED. No credentials, or none that are known."""
 ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 81

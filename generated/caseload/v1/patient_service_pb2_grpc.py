@@ -38,7 +38,7 @@ class PatientServiceStub:
     was nothing to change; a refused call and a validate_only call are not. The same request under
     it is a replay: it writes nothing and answers the ids, flags and revision of the first call with
     the records as they are now, whatever happened since; a record purged since is
-    THERAPIST_NOT_FOUND or PATIENT_NOT_FOUND. Another request or another method under it is
+    PATIENT_NOT_FOUND or ASSIGNMENT_NOT_FOUND. Another request or another method under it is
     REQUEST_ID_REUSED.
 
     validate_only. The whole write runs and is rolled back: the answer or refusal is what the write
@@ -119,7 +119,7 @@ class PatientServiceServicer:
     was nothing to change; a refused call and a validate_only call are not. The same request under
     it is a replay: it writes nothing and answers the ids, flags and revision of the first call with
     the records as they are now, whatever happened since; a record purged since is
-    THERAPIST_NOT_FOUND or PATIENT_NOT_FOUND. Another request or another method under it is
+    PATIENT_NOT_FOUND or ASSIGNMENT_NOT_FOUND. Another request or another method under it is
     REQUEST_ID_REUSED.
 
     validate_only. The whole write runs and is rolled back: the answer or refusal is what the write
@@ -224,7 +224,7 @@ class PatientServiceServicer:
         - PATIENT_NOT_FOUND: the id never existed, or was purged, and allow_missing is not set.
         - ETAG_MISMATCH: the patient is live, and etag is given and is not its etag.
         - HAS_ACTIVE_ASSIGNMENTS: active assignments exist and force is not set.
-        - TOO_MANY_ASSIGNMENTS: force would end more than 1000 assignments.
+        - TOO_MANY_ASSIGNMENTS: force would end more than 1000 assignments; unassign some first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -394,7 +394,7 @@ class PatientService:
     was nothing to change; a refused call and a validate_only call are not. The same request under
     it is a replay: it writes nothing and answers the ids, flags and revision of the first call with
     the records as they are now, whatever happened since; a record purged since is
-    THERAPIST_NOT_FOUND or PATIENT_NOT_FOUND. Another request or another method under it is
+    PATIENT_NOT_FOUND or ASSIGNMENT_NOT_FOUND. Another request or another method under it is
     REQUEST_ID_REUSED.
 
     validate_only. The whole write runs and is rolled back: the answer or refusal is what the write

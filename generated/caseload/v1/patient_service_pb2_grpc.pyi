@@ -25,7 +25,7 @@ class PatientServiceStub:
     was nothing to change; a refused call and a validate_only call are not. The same request under
     it is a replay: it writes nothing and answers the ids, flags and revision of the first call with
     the records as they are now, whatever happened since; a record purged since is
-    THERAPIST_NOT_FOUND or PATIENT_NOT_FOUND. Another request or another method under it is
+    PATIENT_NOT_FOUND or ASSIGNMENT_NOT_FOUND. Another request or another method under it is
     REQUEST_ID_REUSED.
 
     validate_only. The whole write runs and is rolled back: the answer or refusal is what the write
@@ -111,7 +111,7 @@ class PatientServiceStub:
     - PATIENT_NOT_FOUND: the id never existed, or was purged, and allow_missing is not set.
     - ETAG_MISMATCH: the patient is live, and etag is given and is not its etag.
     - HAS_ACTIVE_ASSIGNMENTS: active assignments exist and force is not set.
-    - TOO_MANY_ASSIGNMENTS: force would end more than 1000 assignments.
+    - TOO_MANY_ASSIGNMENTS: force would end more than 1000 assignments; unassign some first.
     """
     UndeletePatient: _grpc.UnaryUnaryMultiCallable[_patient_service_pb2.UndeletePatientRequest, _patient_service_pb2.UndeletePatientResponse]
     """Reverts a soft delete and takes the identifiers back. Ended assignments stay ended.
@@ -201,7 +201,7 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
     was nothing to change; a refused call and a validate_only call are not. The same request under
     it is a replay: it writes nothing and answers the ids, flags and revision of the first call with
     the records as they are now, whatever happened since; a record purged since is
-    THERAPIST_NOT_FOUND or PATIENT_NOT_FOUND. Another request or another method under it is
+    PATIENT_NOT_FOUND or ASSIGNMENT_NOT_FOUND. Another request or another method under it is
     REQUEST_ID_REUSED.
 
     validate_only. The whole write runs and is rolled back: the answer or refusal is what the write
@@ -321,7 +321,7 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
         - PATIENT_NOT_FOUND: the id never existed, or was purged, and allow_missing is not set.
         - ETAG_MISMATCH: the patient is live, and etag is given and is not its etag.
         - HAS_ACTIVE_ASSIGNMENTS: active assignments exist and force is not set.
-        - TOO_MANY_ASSIGNMENTS: force would end more than 1000 assignments.
+        - TOO_MANY_ASSIGNMENTS: force would end more than 1000 assignments; unassign some first.
         """
 
     @_abc_1.abstractmethod

@@ -78,10 +78,12 @@ class Therapist(_message.Message):
         STATUS_ACTIVE: Therapist._Status.ValueType  # 1
         """Accepts new assignments."""
         STATUS_ON_LEAVE: Therapist._Status.ValueType  # 2
-        """Keeps assignments, accepts no new ones: Assign is THERAPIST_NOT_ACTIVE."""
+        """Keeps assignments, accepts no new ones: Assign and TransferPatients to them are
+        THERAPIST_NOT_ACTIVE.
+        """
         STATUS_INACTIVE: Therapist._Status.ValueType  # 3
-        """No longer practising. Refused as HAS_ACTIVE_ASSIGNMENTS while active assignments exist;
-        accepts no new ones.
+        """No longer practising. Refused as HAS_ACTIVE_ASSIGNMENTS while active assignments exist, which
+        TransferPatients moves; accepts no new ones.
         """
 
     class Status(_Status, metaclass=_StatusEnumTypeWrapper):
@@ -92,10 +94,12 @@ class Therapist(_message.Message):
     STATUS_ACTIVE: Therapist.Status.ValueType  # 1
     """Accepts new assignments."""
     STATUS_ON_LEAVE: Therapist.Status.ValueType  # 2
-    """Keeps assignments, accepts no new ones: Assign is THERAPIST_NOT_ACTIVE."""
+    """Keeps assignments, accepts no new ones: Assign and TransferPatients to them are
+    THERAPIST_NOT_ACTIVE.
+    """
     STATUS_INACTIVE: Therapist.Status.ValueType  # 3
-    """No longer practising. Refused as HAS_ACTIVE_ASSIGNMENTS while active assignments exist;
-    accepts no new ones.
+    """No longer practising. Refused as HAS_ACTIVE_ASSIGNMENTS while active assignments exist, which
+    TransferPatients moves; accepts no new ones.
     """
 
     @_typing.final
@@ -146,8 +150,8 @@ class Therapist(_message.Message):
     """Administrative standing. STATUS_ACTIVE where create leaves it unset."""
     max_active_patients: _builtins.int
     """Upper bound on active assignments, of whatever role; absent means no bound, 0 accepts none,
-    negative is an error. Assign above it is THERAPIST_AT_CAPACITY, unless ignore_capacity.
-    May be lowered below the present count: that ends nothing and stops new ones.
+    negative is an error. Assign and TransferPatients above it are THERAPIST_AT_CAPACITY, unless
+    ignore_capacity. May be lowered below the present count: that ends nothing and stops new ones.
     """
     active_patient_count: _builtins.int
     """Assignments in STATE_ACTIVE now, of whatever role."""
@@ -438,7 +442,7 @@ class Assignment(_message.Message):
         END_REASON_COMPLETED: Assignment._EndReason.ValueType  # 1
         """Treatment completed."""
         END_REASON_TRANSFERRED: Assignment._EndReason.ValueType  # 2
-        """Handed to another therapist by a transfer. Set by the server only."""
+        """Handed to another therapist by TransferPatients. Set by the server only."""
         END_REASON_PATIENT_REQUEST: Assignment._EndReason.ValueType  # 3
         """Patient asked or left."""
         END_REASON_THERAPIST_UNAVAILABLE: Assignment._EndReason.ValueType  # 4
@@ -448,8 +452,8 @@ class Assignment(_message.Message):
         END_REASON_RECORD_DELETED: Assignment._EndReason.ValueType  # 6
         """Therapist or patient was deleted with force. Set by the server only."""
         END_REASON_REPLACED: Assignment._EndReason.ValueType  # 7
-        """Another period of the pair, or another primary therapist, took its place. Set by the
-        server only.
+        """Another period of the pair, or another primary therapist, took its place, by Assign or
+        TransferPatients. Set by the server only.
         """
 
     class EndReason(_EndReason, metaclass=_EndReasonEnumTypeWrapper):
@@ -460,7 +464,7 @@ class Assignment(_message.Message):
     END_REASON_COMPLETED: Assignment.EndReason.ValueType  # 1
     """Treatment completed."""
     END_REASON_TRANSFERRED: Assignment.EndReason.ValueType  # 2
-    """Handed to another therapist by a transfer. Set by the server only."""
+    """Handed to another therapist by TransferPatients. Set by the server only."""
     END_REASON_PATIENT_REQUEST: Assignment.EndReason.ValueType  # 3
     """Patient asked or left."""
     END_REASON_THERAPIST_UNAVAILABLE: Assignment.EndReason.ValueType  # 4
@@ -470,8 +474,8 @@ class Assignment(_message.Message):
     END_REASON_RECORD_DELETED: Assignment.EndReason.ValueType  # 6
     """Therapist or patient was deleted with force. Set by the server only."""
     END_REASON_REPLACED: Assignment.EndReason.ValueType  # 7
-    """Another period of the pair, or another primary therapist, took its place. Set by the
-    server only.
+    """Another period of the pair, or another primary therapist, took its place, by Assign or
+    TransferPatients. Set by the server only.
     """
 
     ASSIGNMENT_ID_FIELD_NUMBER: _builtins.int
@@ -510,10 +514,14 @@ class Assignment(_message.Message):
     ended_by: _builtins.str
     """Principal that ended it; empty while active."""
     etag: _builtins.str
-    """Opaque version. Send it back to guard Unassign; empty guards nothing."""
+    """Opaque version. Send it back to guard Unassign or UpdateAssignment; empty guards nothing. Never
+    named in an update_mask.
+    """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """Start of responsibility, the first moment in force. May lie in the past."""
+        """Start of responsibility, the first moment in force. May lie in the past, and when it is set up
+        to a minute ahead.
+        """
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:

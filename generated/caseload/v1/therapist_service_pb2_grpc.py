@@ -38,7 +38,7 @@ class TherapistServiceStub:
     was nothing to change; a refused call and a validate_only call are not. The same request under
     it is a replay: it writes nothing and answers the ids, flags and revision of the first call with
     the records as they are now, whatever happened since; a record purged since is
-    THERAPIST_NOT_FOUND or PATIENT_NOT_FOUND. Another request or another method under it is
+    THERAPIST_NOT_FOUND or ASSIGNMENT_NOT_FOUND. Another request or another method under it is
     REQUEST_ID_REUSED.
 
     validate_only. The whole write runs and is rolled back: the answer or refusal is what the write
@@ -119,7 +119,7 @@ class TherapistServiceServicer:
     was nothing to change; a refused call and a validate_only call are not. The same request under
     it is a replay: it writes nothing and answers the ids, flags and revision of the first call with
     the records as they are now, whatever happened since; a record purged since is
-    THERAPIST_NOT_FOUND or PATIENT_NOT_FOUND. Another request or another method under it is
+    THERAPIST_NOT_FOUND or ASSIGNMENT_NOT_FOUND. Another request or another method under it is
     REQUEST_ID_REUSED.
 
     validate_only. The whole write runs and is rolled back: the answer or refusal is what the write
@@ -212,7 +212,8 @@ class TherapistServiceServicer:
 
     def DeleteTherapist(self, request, context):
         """Soft-deletes one therapist, which frees its identifiers. Active assignments stand in the way,
-        unless force ends them in the same transaction.
+        unless force ends them in the same transaction. TransferPatients moves them to another
+        therapist.
 
         Repeated: OK, and nothing is written, whatever etag is given: the therapist is deleted already,
         ended_assignment_count is 0. Where it was undeleted meanwhile, a repeat deletes it again. With
@@ -224,7 +225,8 @@ class TherapistServiceServicer:
         - THERAPIST_NOT_FOUND: the id never existed, or was purged, and allow_missing is not set.
         - ETAG_MISMATCH: the therapist is live, and etag is given and is not its etag.
         - HAS_ACTIVE_ASSIGNMENTS: active assignments exist and force is not set.
-        - TOO_MANY_ASSIGNMENTS: force would end more than 1000 assignments.
+        - TOO_MANY_ASSIGNMENTS: force would end more than 1000 assignments; transfer or unassign some
+        first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -394,7 +396,7 @@ class TherapistService:
     was nothing to change; a refused call and a validate_only call are not. The same request under
     it is a replay: it writes nothing and answers the ids, flags and revision of the first call with
     the records as they are now, whatever happened since; a record purged since is
-    THERAPIST_NOT_FOUND or PATIENT_NOT_FOUND. Another request or another method under it is
+    THERAPIST_NOT_FOUND or ASSIGNMENT_NOT_FOUND. Another request or another method under it is
     REQUEST_ID_REUSED.
 
     validate_only. The whole write runs and is rolled back: the answer or refusal is what the write

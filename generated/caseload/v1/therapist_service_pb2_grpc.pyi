@@ -25,7 +25,7 @@ class TherapistServiceStub:
     was nothing to change; a refused call and a validate_only call are not. The same request under
     it is a replay: it writes nothing and answers the ids, flags and revision of the first call with
     the records as they are now, whatever happened since; a record purged since is
-    THERAPIST_NOT_FOUND or PATIENT_NOT_FOUND. Another request or another method under it is
+    THERAPIST_NOT_FOUND or ASSIGNMENT_NOT_FOUND. Another request or another method under it is
     REQUEST_ID_REUSED.
 
     validate_only. The whole write runs and is rolled back: the answer or refusal is what the write
@@ -99,7 +99,8 @@ class TherapistServiceStub:
     """
     DeleteTherapist: _grpc.UnaryUnaryMultiCallable[_therapist_service_pb2.DeleteTherapistRequest, _therapist_service_pb2.DeleteTherapistResponse]
     """Soft-deletes one therapist, which frees its identifiers. Active assignments stand in the way,
-    unless force ends them in the same transaction.
+    unless force ends them in the same transaction. TransferPatients moves them to another
+    therapist.
 
     Repeated: OK, and nothing is written, whatever etag is given: the therapist is deleted already,
     ended_assignment_count is 0. Where it was undeleted meanwhile, a repeat deletes it again. With
@@ -111,7 +112,8 @@ class TherapistServiceStub:
     - THERAPIST_NOT_FOUND: the id never existed, or was purged, and allow_missing is not set.
     - ETAG_MISMATCH: the therapist is live, and etag is given and is not its etag.
     - HAS_ACTIVE_ASSIGNMENTS: active assignments exist and force is not set.
-    - TOO_MANY_ASSIGNMENTS: force would end more than 1000 assignments.
+    - TOO_MANY_ASSIGNMENTS: force would end more than 1000 assignments; transfer or unassign some
+      first.
     """
     UndeleteTherapist: _grpc.UnaryUnaryMultiCallable[_therapist_service_pb2.UndeleteTherapistRequest, _therapist_service_pb2.UndeleteTherapistResponse]
     """Reverts a soft delete and takes the identifiers back. Ended assignments stay ended.
@@ -201,7 +203,7 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
     was nothing to change; a refused call and a validate_only call are not. The same request under
     it is a replay: it writes nothing and answers the ids, flags and revision of the first call with
     the records as they are now, whatever happened since; a record purged since is
-    THERAPIST_NOT_FOUND or PATIENT_NOT_FOUND. Another request or another method under it is
+    THERAPIST_NOT_FOUND or ASSIGNMENT_NOT_FOUND. Another request or another method under it is
     REQUEST_ID_REUSED.
 
     validate_only. The whole write runs and is rolled back: the answer or refusal is what the write
@@ -309,7 +311,8 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _grpc.ServicerContext,
     ) -> _therapist_service_pb2.DeleteTherapistResponse:
         """Soft-deletes one therapist, which frees its identifiers. Active assignments stand in the way,
-        unless force ends them in the same transaction.
+        unless force ends them in the same transaction. TransferPatients moves them to another
+        therapist.
 
         Repeated: OK, and nothing is written, whatever etag is given: the therapist is deleted already,
         ended_assignment_count is 0. Where it was undeleted meanwhile, a repeat deletes it again. With
@@ -321,7 +324,8 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
         - THERAPIST_NOT_FOUND: the id never existed, or was purged, and allow_missing is not set.
         - ETAG_MISMATCH: the therapist is live, and etag is given and is not its etag.
         - HAS_ACTIVE_ASSIGNMENTS: active assignments exist and force is not set.
-        - TOO_MANY_ASSIGNMENTS: force would end more than 1000 assignments.
+        - TOO_MANY_ASSIGNMENTS: force would end more than 1000 assignments; transfer or unassign some
+          first.
         """
 
     @_abc_1.abstractmethod
