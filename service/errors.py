@@ -78,7 +78,7 @@ class PatientNotFound(DomainError):
 
 
 class AssignmentNotFound(DomainError):
-    text = "The two were never assigned."
+    text = "There is no such assignment."
 
 
 class IdTaken(DomainError):
@@ -126,7 +126,7 @@ class PeriodOverlaps(DomainError):
 
 
 class TooManyAssignments(DomainError):
-    text = "One call changes at most 1000 assignments: unassign some first."
+    text = "One call changes at most 1000 assignments: transfer them in parts, or unassign some first."
 
 
 class EtagMismatch(DomainError):

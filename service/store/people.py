@@ -117,10 +117,14 @@ PATIENT = Kind(
 
 
 def not_found(kind: Kind[P], ids: Iterable[str]) -> errors.DomainError:
-    """The kind's NOT_FOUND, which names the ids, the first 15 at most: an error's details have a bound."""
+    """The kind's NOT_FOUND, which names the ids."""
     missing = list(ids)
-    resources = [errors.Resource(f"caseload.v1.{kind.record.__name__}", one) for one in missing[:15]]
-    return kind.not_found(resources=resources, missing=len(missing))
+    return kind.not_found(resources=resources(kind, missing), missing=len(missing))
+
+
+def resources(kind: Kind[Any], ids: list[str]) -> list[errors.Resource]:
+    """The records by their ids, the first 15 at most: an error's details have a bound."""
+    return [errors.Resource(f"caseload.v1.{kind.record.__name__}", one) for one in ids[:15]]
 
 
 def find(write: Write, kind: Kind[P], record_id: str) -> P | None:

@@ -26,8 +26,8 @@ def transfer(write: Write, order: records.Transfer) -> tuple[list[Assignment], i
     for therapist in (source, target):
         if therapist.deleted_us is not None:
             raise errors.TherapistDeleted(therapist_id=therapist.therapist_id)
-    if any(deleted_us is not None for deleted_us in patients.values()):
-        raise errors.PatientDeleted
+    if deleted := [one for one, deleted_us in patients.items() if deleted_us is not None]:
+        raise errors.PatientDeleted(resources=people.resources(PATIENT, deleted))
     moved = _moved(write, order)
     if moved and target.status != records.STATUS_ACTIVE:
         raise errors.TherapistNotActive
@@ -45,8 +45,7 @@ def _moved(write: Write, order: records.Transfer) -> list[Assignment]:
     if order.patient_ids:
         by_patient = {period.patient_id: period for period in periods}
         if strangers := [one for one in order.patient_ids if one not in by_patient]:
-            resources = [errors.Resource("caseload.v1.Patient", one) for one in strangers[:15]]
-            raise errors.AssignmentNotFound(resources=resources, missing=len(strangers))
+            raise errors.AssignmentNotFound(resources=people.resources(PATIENT, strangers), missing=len(strangers))
         periods = [by_patient[one] for one in order.patient_ids]
     if len(periods) > records.MAX_ASSIGNMENTS_A_CALL:
         raise errors.TooManyAssignments(limit=records.MAX_ASSIGNMENTS_A_CALL, current=len(periods))
