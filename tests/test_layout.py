@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service.config": set(),
     "service.interceptors": WIRE | {"service.interceptors", "service.errors"},
     "service.servicers": WIRE
-    | {f"service.{part}" for part in ("servicers", "validate", "convert", "store", "records", "errors")},
+    | {f"service.{part}" for part in ("servicers", "validate", "fields", "convert", "store", "records", "errors")},
     "service.validate": {"service.fields", "service.errors", "service.records", "caseload", "google"},
     "service.fields": {"service.errors", "service.records", "caseload", "google"},
     "service.convert": {"service.records", "caseload", "google"},
