@@ -37,14 +37,14 @@ def migrations() -> list[Migration]:
 
 
 def pending(path: Path, known: list[Migration] | None = None) -> list[Migration]:
-    """The steps that `migrate` would run; opens nothing for writing, creates nothing.
+    """The steps that `migrate` would run; changes and creates nothing.
 
     Raises SchemaError for a file that is not ours, is newer than this version, or was migrated with other texts.
     """
     steps = migrations() if known is None else known
     if not path.exists():
         return steps
-    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
     try:
         return _unapplied(connection, steps)
     finally:
@@ -69,6 +69,8 @@ def _apply(connection: apsw.Connection, steps: list[Migration]) -> list[Migratio
     connection.transaction_mode = "IMMEDIATE"  # of several processes that start together, one migrates
     with connection:
         todo = _unapplied(connection, steps)
+        if not todo:
+            return []
         connection.pragma("application_id", sqlite.APPLICATION_ID)
         connection.execute(_TABLE)
         for step in todo:
@@ -83,7 +85,9 @@ def _apply(connection: apsw.Connection, steps: list[Migration]) -> list[Migratio
 
 def _unapplied(connection: apsw.Connection, steps: list[Migration]) -> list[Migration]:
     checksums = {step.name: step.checksum for step in steps}
-    for name, checksum in _applied(connection):
+    with connection:  # one state of a file that another process may be migrating
+        applied = _applied(connection)
+    for name, checksum in applied:
         if name not in checksums:
             raise SchemaError(f"its schema is newer than this version of caseload (it has {name})")
         if checksums.pop(name) != checksum:
