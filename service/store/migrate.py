@@ -96,8 +96,9 @@ def _unapplied(connection: apsw.Connection, steps: list[Migration]) -> list[Migr
 
 
 def _applied(connection: apsw.Connection) -> list[tuple[str, str]]:
-    if connection.table_exists("main", "migration") and connection.pragma("application_id") == sqlite.APPLICATION_ID:
+    tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_schema")]
+    if "migration" in tables and connection.pragma("application_id") == sqlite.APPLICATION_ID:
         return list(connection.execute("SELECT name, checksum FROM migration ORDER BY name"))
-    if list(connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1")):
+    if tables:
         raise SchemaError("it holds the tables of another application")
     return []

@@ -48,6 +48,7 @@ _FAILURES: Final[dict[type[apsw.Error], type[errors.DomainError]]] = {
     apsw.LockedError: errors.StoreBusy,
     apsw.FullError: errors.StoreFull,
     apsw.ConnectionClosedError: errors.ShuttingDown,
+    apsw.CursorClosedError: errors.ShuttingDown,
     apsw.IOError: errors.StoreUnavailable,
     apsw.CantOpenError: errors.StoreUnavailable,
     apsw.CorruptError: errors.StoreUnavailable,
@@ -108,9 +109,10 @@ class _Reading:
         return self._statements
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._statements.drop_open_rows()
-        if self._connection.in_transaction:
-            self._connection.execute("ROLLBACK")
+        with suppress(apsw.Error):  # a close may have come first
+            self._statements.drop_open_rows()
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
         if isinstance(error, apsw.Error):
             raise _failure(error) from None
 
@@ -171,6 +173,8 @@ class SqliteDatabase:
             connection.pragma("query_only", 1)
             with self._lock:
                 self._connections.append(connection)
+                if self._closed:
+                    connection.close()
         return connection
 
     def write(self, work: Callable[[Transaction], T]) -> T:
@@ -244,5 +248,7 @@ class SqliteDatabase:
             with self._lock:
                 writing = self._writing
         for connection in self._connections:
-            connection.close()
+            with suppress(apsw.Error):  # a read that outlived its grace ends with the process
+                connection.interrupt()
+                connection.close()
         self._writer.close()  # the last connection of a file checkpoints it
