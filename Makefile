@@ -101,6 +101,10 @@ bench: $(INSTALLED) ## the measured claims; needs h2load
 bench-smoke: $(INSTALLED) ## a few seconds of the same, to see that it runs
 	@$(BIN)/python benchmarks/run.py --smoke
 
+.PHONY: errors-doc
+errors-doc: $(INSTALLED) ## rewrite docs/errors.md from the contract and the table of codes
+	@$(BIN)/python -m tests.errors_page
+
 .PHONY: lock
 lock: ## renew requirements/ from pyproject.toml; needs uv
 	$(LOCK) -o requirements/runtime.txt

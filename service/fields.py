@@ -22,6 +22,8 @@ _PHONE = re.compile(r"\+[1-9][0-9]{1,14}")
 _EMAIL = re.compile(r"[^\s@]+@[^\s@]+")
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:[!-~]+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_BLANK_LETTERS = "\u115f\u1160\u2800\u3164\uffa0"
+"""Hangul fillers and the empty Braille cell: letters and symbols to Unicode, with nothing to see."""
 _LONG = 100_000
 """Longer texts than this are refused before any work is spent on them."""
 NPI_SYSTEM = "http://hl7.org/fhir/sid/us-npi"
@@ -90,14 +92,14 @@ def text(least: int, most: int) -> Rule:
 
 
 def _visible(character: str) -> bool:
-    return unicodedata.category(character)[0] in "LNPS"
+    return unicodedata.category(character)[0] in "LNPS" and character not in _BLANK_LETTERS
 
 
 display_name = text(1, 200)
 
 
-def _pattern(pattern: re.Pattern[str], most: int, description: str) -> Rule:
-    rule = text(0, most)
+def _pattern(pattern: re.Pattern[str], least: int, most: int, description: str) -> Rule:
+    rule = text(least, most)
 
     def matching(value: str, path: str, problems: Problems) -> str:
         before = len(problems)
@@ -109,18 +111,12 @@ def _pattern(pattern: re.Pattern[str], most: int, description: str) -> Rule:
     return matching
 
 
-email = _pattern(_EMAIL, 254, "must be an e-mail address: one @, something on both sides, no white space")
-phone_number = _pattern(_PHONE, 16, "must be an E.164 number: + and 2 to 15 digits")
-code = _pattern(_CODE, 64, "must be in kebab-case: a-z and 0-9, with - between words")
-_system = _pattern(_URI, 200, "must be a URI")
+email = _pattern(_EMAIL, 0, 254, "must be an e-mail address: one @, something on both sides, no white space")
+phone_number = _pattern(_PHONE, 0, 16, "must be an E.164 number: + and 2 to 15 digits")
+code = _pattern(_CODE, 0, 64, "must be in kebab-case: a-z and 0-9, with - between words")
+required_code = _pattern(_CODE, 1, 64, "must be in kebab-case: a-z and 0-9, with - between words")
+_system = _pattern(_URI, 1, 200, "must be a URI")
 _value = text(1, 200)
-
-
-def required_code(value: str, path: str, problems: Problems) -> str:
-    """A code that is not empty."""
-    if not value:
-        problems.add(path, "must not be empty")
-    return code(value, path, problems)  # type: ignore[no-any-return]
 
 
 class _IdentifierMessage(Protocol):
@@ -131,8 +127,6 @@ class _IdentifierMessage(Protocol):
 def identifier(message: _IdentifierMessage, path: str, problems: Problems) -> tuple[str, str]:
     """(system, value); an NPI needs its check digit (the Luhn formula over 80840 and the ten digits)."""
     before = len(problems)
-    if not message.system:
-        problems.add(f"{path}.system", "is required")
     system = _system(message.system, f"{path}.system", problems)
     value = _value(message.value, f"{path}.value", problems)
     if system == NPI_SYSTEM and len(problems) == before and not _is_npi(value):

@@ -32,6 +32,7 @@ from service.servicers.watches import Watches
 from service.store import RelationshipStore
 from service.store.migrate import SchemaError, migrate
 from service.store.sqlite import SqliteDatabase
+from service.threads import Threads
 
 LIVENESS: Final = ""
 READINESS: Final = tuple(
@@ -49,11 +50,14 @@ def clock() -> int:
 class CaseloadServer:
     """A server with everything in its place, to be started and stopped once."""
 
-    def __init__(self, config: Config, server: grpc.Server, address: str, store: RelationshipStore) -> None:
-        """Args: server, bound to address; store, open."""
+    def __init__(
+        self, config: Config, server: grpc.Server, threads: Threads, address: str, store: RelationshipStore
+    ) -> None:
+        """Args: server, bound to address; threads, those of its calls; store, open."""
         self.address: Final = address
         self._config = config
         self._server = server
+        self._threads = threads
         self._store = store
         self._watches = Watches(store.head, config.max_watches)
         self._health = health.HealthServicer(
@@ -86,7 +90,10 @@ class CaseloadServer:
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING, *READINESS)
         time.sleep(self._config.drain_seconds)
         self._watches.close()
-        self._server.stop(self._config.grace_seconds).wait()
+        stopped = self._server.stop(self._config.grace_seconds)
+        while not stopped.wait(0.05) and not self._threads.is_idle():
+            pass
+        self._server.stop(None).wait()  # what is left is health watches, which end with their channel only
         self._store.close()
 
     def _set_health(self, state: Any, *names: str) -> None:
@@ -97,13 +104,12 @@ class CaseloadServer:
 def build_server(config: Config, clock: Callable[[], int] = clock) -> CaseloadServer:
     """A server bound to its port, with its database open and migrated. Raises SettingError; nothing is left then."""
     config.check()
-    server = grpc.server(
-        futures.ThreadPoolExecutor(config.threads, "call"),
-        options=[("grpc.so_reuseport", 0)],  # or a second server would take the port unseen
-    )
+    threads = Threads(config.threads, "call")
+    options = [("grpc.so_reuseport", 0)]  # or a second server would take the port unseen
+    server = grpc.server(threads, options=options)  # type: ignore[arg-type]  # asks for a ThreadPoolExecutor
     address = _bind(server, config)
     store = open_store(sqlite_path(config.database), clock)
-    built = CaseloadServer(config, server, address, store)
+    built = CaseloadServer(config, server, threads, address, store)
     built.register(clock)
     return built
 

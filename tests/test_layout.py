@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service.cli": WATCHED,
     "service.server": WATCHED,
     "service.config": set(),
+    "service.threads": set(),
     "service.interceptors": WIRE | {"service.interceptors", "service.errors"},
     "service.servicers": WIRE
     | {f"service.{part}" for part in ("servicers", "validate", "fields", "convert", "store", "records", "errors")},

@@ -20,6 +20,8 @@ SLOW_SECONDS: Final = 10.0
 STUCK_SECONDS: Final = 30.0
 """A reader that has taken nothing for so long is cut off, without a reason: nothing more reaches it."""
 
+_CLOSE_SECONDS: Final = 2.0
+
 
 class Watch:
     """One open watch, in the thread of its call."""
@@ -83,6 +85,7 @@ class Watches:
         finally:
             with self._moved:
                 self._open.discard(watch)
+                self._moved.notify_all()
 
     def wait(self, is_gone: Callable[[], bool], revision: int, until: float) -> bool:
         """Waits for a revision beyond this one, or for a time.monotonic(); False when the caller is gone.
@@ -100,10 +103,11 @@ class Watches:
         return not is_gone()
 
     def close(self) -> None:
-        """Ends every watch, so that its caller resumes elsewhere."""
+        """Ends every watch, so that its caller resumes elsewhere; one whose reader is stuck is not waited for long."""
         with self._moved:
             self._closed = True
             self._moved.notify_all()
+            self._moved.wait_for(lambda: not self._open, _CLOSE_SECONDS)
         self._thread.join()
 
     def _wake(self) -> None:

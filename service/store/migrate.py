@@ -69,6 +69,8 @@ def _apply(connection: apsw.Connection, steps: list[Migration]) -> list[Migratio
     connection.transaction_mode = "IMMEDIATE"  # of several processes that start together, one migrates
     with connection:
         todo = _unapplied(connection, steps)
+        if not todo:
+            return []
         connection.pragma("application_id", sqlite.APPLICATION_ID)
         connection.execute(_TABLE)
         for step in todo:
@@ -83,7 +85,9 @@ def _apply(connection: apsw.Connection, steps: list[Migration]) -> list[Migratio
 
 def _unapplied(connection: apsw.Connection, steps: list[Migration]) -> list[Migration]:
     checksums = {step.name: step.checksum for step in steps}
-    for name, checksum in _applied(connection):
+    with connection:  # one state of a file that another process may be migrating
+        applied = _applied(connection)
+    for name, checksum in applied:
         if name not in checksums:
             raise SchemaError(f"its schema is newer than this version of caseload (it has {name})")
         if checksums.pop(name) != checksum:
@@ -92,8 +96,9 @@ def _unapplied(connection: apsw.Connection, steps: list[Migration]) -> list[Migr
 
 
 def _applied(connection: apsw.Connection) -> list[tuple[str, str]]:
-    if connection.table_exists("main", "migration") and connection.pragma("application_id") == sqlite.APPLICATION_ID:
+    tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_schema")]
+    if "migration" in tables and connection.pragma("application_id") == sqlite.APPLICATION_ID:
         return list(connection.execute("SELECT name, checksum FROM migration ORDER BY name"))
-    if list(connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1")):
+    if tables:
         raise SchemaError("it holds the tables of another application")
     return []

@@ -73,12 +73,12 @@ class Kind(Generic[P]):
         )
 
     @cached_property
-    def add_word(self) -> str:
-        """A word that a name is found by."""
-        return f"INSERT INTO {self.name}_name_word ({self.id}, word) VALUES (:id, :word) RETURNING 1"
+    def add_words(self) -> str:
+        """The words that a name is found by, a JSON list."""
+        return f"INSERT INTO {self.name}_name_word ({self.id}, word) SELECT :id, value FROM json_each(:words)"
 
 
-_ADD_SPECIALTY = "INSERT INTO therapist_specialty (therapist_id, specialty) VALUES (:id, :specialty) RETURNING 1"
+_ADD_SPECIALTIES = "INSERT INTO therapist_specialty (therapist_id, specialty) SELECT :id, value FROM json_each(:codes)"
 
 THERAPIST = Kind(
     name="therapist",
@@ -217,21 +217,23 @@ def _index(write: Write, kind: Kind[Any], record: Any, before: Any = None) -> No
     def differs(*columns: str) -> bool:
         return before is None or any(getattr(record, column) != getattr(before, column) for column in columns)
 
-    def replace(table: str, insert: str, rows: list[dict[str, Value]]) -> int:
+    def clear(table: str) -> None:
         if before is not None:
             write.run(f"DELETE FROM {kind.name}_{table} WHERE {kind.id} = :id", {"id": record[0]})
-        return sum(len(write.run(insert, {"id": record[0], **row})) for row in rows)
 
     if differs("display_name"):
-        replace("name_word", kind.add_word, [{"word": word} for word in search.name_words(record.display_name)])
+        clear("name_word")
+        write.run(kind.add_words, {"id": record[0], "words": json.dumps(search.name_words(record.display_name))})
     if "specialties" in kind.defaults and differs("specialties"):
-        replace("specialty", _ADD_SPECIALTY, [{"specialty": code} for code in json.loads(record.specialties)])
+        clear("specialty")
+        write.run(_ADD_SPECIALTIES, {"id": record[0], "codes": record.specialties})
     if differs("identifiers", "deleted_us"):
+        clear("identifier")
         live = 1 if record.deleted_us is None else None
-        pairs = json.loads(record.identifiers)
-        rows = [{"system": system, "value": value, "live": live} for system, value in pairs]
-        if replace("identifier", kind.add_identifier, rows) < len(pairs):
-            raise errors.IdentifierTaken
+        for system, value in json.loads(record.identifiers):
+            pair = {"id": record[0], "system": system, "value": value, "live": live}
+            if not write.run(kind.add_identifier, pair):
+                raise errors.IdentifierTaken
 
 
 def listing(kind: Kind[Any], query: PeopleQuery) -> tuple[str, dict[str, Value]]:

@@ -4,6 +4,7 @@ import re
 import unicodedata
 
 _BETWEEN_WORDS = re.compile(r"[\s\-\u2010-\u2015]+")
+_UNDECOMPOSED = str.maketrans("ıłøđ", "ilod")  # Unicode has no decomposition for a stroke or a missing dot
 LAST_CHARACTER = "\U0010ffff"
 
 
@@ -13,7 +14,7 @@ def name_words(name: str) -> list[str]:
     "Zoë Müller-Lüdenscheidt" gives zoe, muller, ludenscheidt. The database's own folding is not used: SQLite's knows
     ASCII only.
     """
-    folded = _bare(_bare(name).casefold())
+    folded = _bare(_bare(name).casefold()).translate(_UNDECOMPOSED)
     return sorted({word for word in _BETWEEN_WORDS.split(folded) if word})
 
 

@@ -33,6 +33,7 @@ def connect(path: Path, *, create: bool) -> apsw.Connection:
     connection.pragma("foreign_keys", 1)
     connection.pragma("secure_delete", 1)
     connection.pragma("synchronous", SYNCHRONOUS)
+    connection.pragma("temp_store", 2)  # in memory: what a savepoint spills is pages of records
     return connection
 
 
@@ -42,21 +43,31 @@ def _wait_for_the_lock(tries: int) -> bool:
     return tries * _BUSY_SLEEP_SECONDS < _BUSY_SECONDS
 
 
+_FAILURES: Final[dict[type[apsw.Error], type[errors.DomainError]]] = {
+    apsw.BusyError: errors.StoreBusy,
+    apsw.LockedError: errors.StoreBusy,
+    apsw.FullError: errors.StoreFull,
+    apsw.ConnectionClosedError: errors.ShuttingDown,
+    apsw.CursorClosedError: errors.ShuttingDown,
+    apsw.IOError: errors.StoreUnavailable,
+    apsw.CantOpenError: errors.StoreUnavailable,
+    apsw.CorruptError: errors.StoreUnavailable,
+    apsw.NotADBError: errors.StoreUnavailable,
+    apsw.ReadOnlyError: errors.StoreUnavailable,
+    apsw.NoMemError: errors.StoreUnavailable,
+    apsw.ProtocolError: errors.StoreUnavailable,
+    apsw.InterruptError: errors.StoreUnavailable,
+    apsw.PermissionsError: errors.StoreUnavailable,
+}
+
+
 def _failure(error: apsw.Error, *, committing: bool = False) -> Exception:
     """The domain's word for a database's failure; a defect of ours stays what it is."""
-    match error:
-        case apsw.BusyError() | apsw.LockedError():
-            return errors.StoreBusy()
-        case apsw.FullError():
-            return errors.StoreFull()
-        case apsw.IOError() if committing:
-            # The frames may have reached the file before the failing fsync: a later recovery could find them.
-            return errors.OutcomeUnknown()
-        case apsw.IOError() | apsw.CantOpenError() | apsw.CorruptError() | apsw.NotADBError() | apsw.ReadOnlyError():
-            return errors.StoreUnavailable()
-        case apsw.NoMemError() | apsw.ProtocolError() | apsw.InterruptError() | apsw.PermissionsError():
-            return errors.StoreUnavailable()
-    return error
+    if committing and isinstance(error, apsw.IOError):
+        # The frames may have reached the file before the failing fsync: a later recovery could find them.
+        return errors.OutcomeUnknown()
+    failure = _FAILURES.get(type(error))
+    return failure() if failure else error
 
 
 class _Statements:
@@ -98,9 +109,10 @@ class _Reading:
         return self._statements
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._statements.drop_open_rows()
-        if self._connection.in_transaction:
-            self._connection.execute("ROLLBACK")
+        with suppress(apsw.Error):  # a close may have come first
+            self._statements.drop_open_rows()
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
         if isinstance(error, apsw.Error):
             raise _failure(error) from None
 
@@ -161,6 +173,8 @@ class SqliteDatabase:
             connection.pragma("query_only", 1)
             with self._lock:
                 self._connections.append(connection)
+                if self._closed:
+                    connection.close()
         return connection
 
     def write(self, work: Callable[[Transaction], T]) -> T:
@@ -234,5 +248,7 @@ class SqliteDatabase:
             with self._lock:
                 writing = self._writing
         for connection in self._connections:
-            connection.close()
+            with suppress(apsw.Error):  # a read that outlived its grace ends with the process
+                connection.interrupt()
+                connection.close()
         self._writer.close()  # the last connection of a file checkpoints it

@@ -1,0 +1,246 @@
+"""The commands, snippets, outputs, links and tables of README.md and docs/, as a reader would meet them."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tomllib
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+from caseload.v1 import therapist_service_pb2 as pb
+from google.rpc.code_pb2 import Code
+
+from service.config import Config
+from service.interceptors.statuses import CODES
+from tests import errors_page
+from tests.documents import ROOT, Block, blocks, is_only_named, masked, run, search_path
+from tests.running import Client, ServerProcess
+
+ADDRESS = Config.address
+PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.exists()]
+CHECKOUT_PAGES = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "client" / "README.md"]
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """What a reader's checkout holds, as far as the pages' commands ask for it."""
+    shutil.copy(ROOT / "client_example.py", tmp_path)
+    (tmp_path / "data").mkdir()
+    return tmp_path
+
+
+@pytest.fixture
+def documented_server(folder: Path) -> Iterator[ServerProcess]:
+    """The server of `make run` on an empty store, where the pages say that it is."""
+    host, port = ADDRESS.split(":")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, int(port)))
+        except OSError:
+            pytest.skip(f"{ADDRESS} is taken, and the pages' commands name it: stop the server there")
+    with ServerProcess(folder / "data" / "caseload.db", "--address", ADDRESS) as started:
+        yield started
+
+
+@pytest.fixture
+def grpcurl() -> str:
+    found = shutil.which("grpcurl", path=search_path())
+    if found is None:
+        pytest.skip("no grpcurl on PATH or in .tools/bin: `make grpcurl` builds it where there is Go")
+    return found
+
+
+def check_block(block: Block, folder: Path) -> None:
+    if all(map(is_only_named, block.lines)):
+        return
+    done = run(block, folder)
+    refused = block.output is not None and block.output.startswith("ERROR:")
+    assert (done.returncode != 0) == refused, f"{block.text}{done.stdout}"
+    if block.output is not None:
+        assert masked(done.stdout) == masked(block.output), f"{block.text}{done.stdout}"
+
+
+@pytest.mark.usefixtures("documented_server", "grpcurl")
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_command_and_snippet_of_a_page_does_what_the_page_shows(page: Path, folder: Path) -> None:
+    for block in blocks(page):
+        if block.language in ("sh", "python"):
+            check_block(block, folder)
+
+
+@pytest.mark.checkout
+@pytest.mark.usefixtures("documented_server")
+def test_every_snippet_of_the_stubs_readme_does_what_it_shows(folder: Path) -> None:
+    snippets = blocks(ROOT / "client" / "README.md")
+    assert {snippet.language for snippet in snippets} == {"python"}
+    for snippet in snippets:
+        check_block(snippet, folder)
+
+
+ENDPOINTS = (
+    *("POST /therapists", "GET /therapists/{id}", "GET /therapists", "PATCH /therapists/{id}/name/{name}"),
+    *(
+        "GET /therapists/{id}/patients",
+        "POST /therapists/{id}/patients/{pid}",
+        "DELETE /therapists/{id}/patients/{pid}",
+    ),
+    *("POST /patients", "GET /patients/{id}", "GET /patients", "PATCH /patients/{id}/name/{name}"),
+)
+
+
+def test_every_endpoint_of_the_rest_api_has_its_line() -> None:
+    text = (ROOT / "docs" / "from-rest.md").read_text()
+    mapped = re.findall(
+        r"^`([A-Z]+ /[^`]+)`: (\w+)[^`]*(?:`[^`]+`[^`]*)*?\n```sh\ngrpcurl .*/(\w+)\n```$", text, re.MULTILINE
+    )
+    assert {endpoint for endpoint, _, _ in mapped} == set(ENDPOINTS)
+    assert [(said, run) for _, said, run in mapped if said != run] == []
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "output"),
+    [
+        ("sh", "false\ntrue\n", None),
+        ("sh", "echo ready\n", "readier\n"),
+        ("sh", "echo ready\n", "ERROR: refused\n"),
+        ("sh", "no-such-command\n", None),
+        ("python", "print(undefined)\n", None),
+    ],
+)
+def test_a_block_that_does_something_else_is_found(language: str, text: str, output: str | None, folder: Path) -> None:
+    with pytest.raises(AssertionError):
+        check_block(Block(language, text, output), folder)
+
+
+def test_what_differs_from_run_to_run_is_masked_and_nothing_else() -> None:
+    ours = '"etag": "563955ee87606ab4", "revision":  "7786bd60d25b.120", "create_time": "2026-11-22T20:33:24.867740Z"'
+    theirs = '"etag": "0123456789abcdef", "revision": "0123456789ab.7",\n"create_time": "2027-01-02T03:04:05Z"'
+    assert masked(ours) == masked(theirs)
+    assert masked('"missing": "1"') != masked('"missing": "2"')
+
+
+@pytest.mark.checkout
+def test_every_make_target_that_a_page_names_is_there() -> None:
+    targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    command = re.compile(r"(?:^|`)make ([a-z-]+)", re.MULTILINE)
+    named = {target for page in CHECKOUT_PAGES for target in command.findall(page.read_text())}
+    assert {"run", "test", "install", "check"} <= named
+    assert named - targets == set()
+
+
+@pytest.mark.checkout
+@pytest.mark.parametrize("page", CHECKOUT_PAGES, ids=name)
+def test_every_link_and_file_that_a_page_names_is_there(page: Path) -> None:
+    text = page.read_text()
+    links = {link.partition("#")[0] for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text)}
+    missing = {link for link in links if link and not (page.parent / link).exists()}
+    files = re.findall(r"`((?:[\w.-]+/)+[\w.-]*|[\w-]+\.(?:py|md|toml|proto|sql))`", text)
+    made = ("data/", "caseload/")
+    roots = (ROOT, ROOT / "service", ROOT / "service" / "store", ROOT / "protos" / "caseload" / "v1")
+    missing |= {file for file in files if not (file.startswith(made) or any((root / file).exists() for root in roots))}
+    assert missing == set()
+
+
+def test_the_readme_is_read_in_one_sitting() -> None:
+    assert 90 <= len((ROOT / "README.md").read_text().splitlines()) <= 130
+
+
+def test_the_page_of_errors_is_current() -> None:
+    assert errors_page.PAGE.read_text() == errors_page.page(), "run make errors-doc"
+
+
+def test_the_page_of_errors_says_of_each_reason_what_to_do_and_the_code_of_the_contract() -> None:
+    assert errors_page.WHAT_TO_DO.keys() == CODES.keys()
+    said = errors_page.comments()
+    assert {reason: said[reason][0] for reason in CODES} == {reason: Code.Name(code) for reason, code in CODES.items()}
+
+
+OPTION = re.compile(r"(--[a-z-]+) (?:(?!\[env var).)*\[env var: (\w+)(?:; default: ([^;\]]+))?")
+ROW = re.compile(r"^\| `(--[a-z-]+)` \| `(\w+)` \| (?:`([^`]+)`)? *\|", re.MULTILINE)
+
+
+def test_the_table_of_settings_is_what_the_command_says() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "service", "serve", "--help"], capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+    rows = ROW.findall((ROOT / "docs" / "operations.md").read_text())
+    assert rows == OPTION.findall(" ".join(shown.split()))
+    assert len(rows) >= 5
+
+
+def test_the_page_of_dependencies_names_those_of_the_project_and_no_others() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = [*project["project"]["dependencies"], *project["dependency-groups"]["test"]]
+    wanted += [one for one in project["dependency-groups"]["dev"] if isinstance(one, str)]
+    names = {re.split(r"[<>=]", one)[0] for one in wanted} - {"caseload"}
+    used, _, _ = (ROOT / "docs" / "dependencies.md").read_text().partition("## Looked at and left out")
+    said = {name for cell in re.findall(r"^\| ([^|]+) \|", used, re.MULTILINE) for name in cell.split(", ")}
+    assert said - {"package", "---"} == names
+
+
+def test_a_copied_file_is_a_backup(folder: Path) -> None:
+    """As docs/operations.md says: stop, copy, start on the copy."""
+    [copying] = [block for block in blocks(ROOT / "docs" / "operations.md") if block.text.startswith("cp ")]
+    with ServerProcess(folder / "data" / "caseload.db") as server:
+        assert tour(server.address) == 0
+        before = newest_revision(server.address)
+        assert server.stop()[0] == 0
+    assert run(copying, folder).returncode == 0
+    [copy] = folder.glob("*.db")
+    with ServerProcess(copy) as server:
+        assert newest_revision(server.address) == before
+
+
+def tour(address: str) -> int:
+    command = [sys.executable, str(ROOT / "client_example.py"), address]
+    return subprocess.run(command, stdout=subprocess.DEVNULL, timeout=60, check=False).returncode
+
+
+def newest_revision(address: str) -> str:
+    client = Client(address)
+    revision = client.therapists.ListTherapists(pb.ListTherapistsRequest(), timeout=10).revision
+    client.close()
+    return revision
+
+
+@pytest.mark.checkout
+@pytest.mark.usefixtures("grpcurl")
+def test_make_run_prints_a_grpcurl_line_that_works_when_pasted(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    lines = lines_of_make_run(address, tmp_path)
+    tried = next(lines).removeprefix("try: ")
+    assert next(lines) == f"caseload: serving on {address}"
+    pasted = subprocess.run(
+        tried, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False,
+        env=os.environ | {"PATH": search_path()},
+    )  # fmt: skip
+    assert '"display_name": "Ada Roe"' in pasted.stdout, pasted.stderr
+    [shown] = [block.output for block in blocks(ROOT / "README.md") if block.text == "make run\n"]
+    told = f"try: {tried}\ncaseload: serving on {address}".replace(address, ADDRESS).replace(".tools/bin/", "")
+    assert shown is not None
+    assert shown.strip() == told
+    lines.close()
+
+
+def lines_of_make_run(address: str, folder: Path) -> Generator[str, None, None]:
+    """What it prints, line by line; closing this ends it, with every process that it started."""
+    command = ["make", "run", f"ADDRESS={address}", f"DATABASE=sqlite:///{folder}/caseload.db"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True) as running:
+        try:
+            assert running.stdout is not None
+            yield from (line.rstrip("\n") for line in running.stdout)
+        finally:
+            os.killpg(running.pid, signal.SIGTERM)
+            running.wait(30)

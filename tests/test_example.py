@@ -1,0 +1,71 @@
+"""client_example.py, as a new user runs it first."""
+
+import subprocess
+import sys
+from typing import Any
+
+import grpc
+import pytest
+from caseload.v1 import patient_service_pb2 as patient_pb
+from caseload.v1 import therapist_service_pb2 as therapist_pb
+
+import client_example
+from service.server import CaseloadServer
+from tests.documents import ROOT, blocks
+from tests.running import Client
+
+EXAMPLE = ROOT / "client_example.py"
+
+
+def run_example(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, EXAMPLE, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_it_prints_what_the_readme_shows_however_often_it_is_run(server: CaseloadServer) -> None:
+    [shown] = [block.output for block in blocks(ROOT / "README.md") if "client_example.py" in block.text]
+    for _ in range(2):
+        done = run_example(server.address)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == shown
+
+
+def test_it_leaves_nobody_behind(server: CaseloadServer, client: Client) -> None:
+    assert run_example(server.address).returncode == 0
+    therapists = client.therapists.ListTherapists(therapist_pb.ListTherapistsRequest(show_deleted=True)).therapists
+    patients = client.patients.ListPatients(patient_pb.ListPatientsRequest(show_deleted=True)).patients
+    assert [person.HasField("delete_time") for person in (*therapists, *patients)] == [True] * 5
+
+
+class Recorder(grpc.UnaryUnaryClientInterceptor):
+    """Sees every call of a channel on its way out."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, float | None, Any]] = []
+
+    def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        method = client_call_details.method.rpartition("/")[2]
+        self.calls.append((method, client_call_details.timeout, request))
+        return continuation(client_call_details, request)
+
+
+def test_every_call_of_it_has_a_deadline_and_every_write_a_request_id_of_its_own(client: Client) -> None:
+    recorder = Recorder()
+    client_example.Tour(grpc.intercept_channel(client.channel, recorder)).walk()
+    assert {method for method, _, _ in recorder.calls} == {
+        *("CreateTherapist", "CreatePatient", "AssignPatient", "AssignTherapist", "UpdatePatient"),
+        *("UnassignPatient", "UnassignTherapist", "ListTherapistPatients", "ListPatientTherapists"),
+        *("DeleteTherapist", "DeletePatient"),
+    }
+    assert [method for method, timeout, _ in recorder.calls if not timeout] == []
+    request_ids = [request.request_id for method, _, request in recorder.calls if not method.startswith("List")]
+    assert len(set(request_ids)) == len(request_ids)
+    assert "" not in request_ids
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "no-such-host.invalid:50051"])
+def test_without_a_server_it_says_in_one_line_where_it_looked_and_how_to_start_one(address: str) -> None:
+    done = run_example(address)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"No Caseload server answers on {address}. Start one with: make run\n"
