@@ -79,6 +79,7 @@ class CaseloadServer:
         while not stopped.wait(0.05) and not self._threads.is_idle():
             pass
         self._server.stop(None).wait()  # what is left is health watches, which end with their channel only
+        self._threads.shutdown()
         self._store.close()
 
     def _set_health(self, state: Any, *names: str) -> None:
