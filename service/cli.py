@@ -20,6 +20,22 @@ from service.store.migrate import SchemaError, migrate, pending
 
 _PREFIX = "CASELOAD_"
 _TEST_PREFIX = "CASELOAD_TEST_"
+_DAY_SECONDS = 86_400
+
+
+class _Seconds(click.ParamType[float]):
+    """A length of time that can be slept."""
+
+    name = "SECONDS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = -1
+        if not 0 <= seconds <= _DAY_SECONDS:  # which NaN is not either
+            self.fail("must be a number of seconds from 0 to 86400", param, ctx)
+        return seconds
 
 
 def _option(flag: str, **attributes: Any) -> Callable[[Any], Any]:
@@ -31,7 +47,7 @@ def _option(flag: str, **attributes: Any) -> Callable[[Any], Any]:
 _database = _option("--database", metavar="URL", default=Config.database, help="sqlite:///PATH of the database file.")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="caseload-server", message="caseload %(version)s")
 def commands() -> None:
     """The system of record for therapists, patients and who treats whom."""
@@ -41,8 +57,8 @@ def commands() -> None:
 @_option("--address", metavar="HOST:PORT", default=Config.address, help="Where to listen; port 0 takes a free one.")
 @_database
 @_option("--max-watches", type=click.IntRange(1), default=Config.max_watches, help="Watches open at once.")
-@_option("--drain-seconds", type=click.FloatRange(0), default=Config.drain_seconds, help="Answer on while draining.")
-@_option("--grace-seconds", type=click.FloatRange(0), default=Config.grace_seconds, help="Wait for calls under way.")
+@_option("--drain-seconds", type=_Seconds(), default=Config.drain_seconds, help="Answer on while draining.")
+@_option("--grace-seconds", type=_Seconds(), default=Config.grace_seconds, help="Wait for calls under way.")
 @_option("--allow-insecure", is_flag=True, help="Listen beyond loopback without encryption and authentication.")
 def serve(**values: Any) -> None:
     """Serve until SIGTERM or Ctrl-C."""
@@ -51,9 +67,10 @@ def serve(**values: Any) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, stopping)
     os.umask(0o077)
     _log_to_stderr()
+    config = Config(**values)
+    config.check()  # before grpc is loaded, which takes longer than the check
     from service.server import build_server
 
-    config = Config(**values)
     server = build_server(config)
     server.start()
     log = structlog.get_logger()
@@ -170,8 +187,12 @@ def main() -> NoReturn:
         line = str(error)
     except click.BadParameter as error:
         line = f"{error.param.opts[0] if error.param else 'argument'}: is not valid"
-    except click.ClickException as error:
-        line = error.format_message()
+    except click.NoSuchOption as error:
+        line = f"{error.option_name}: there is no such option"
+    except click.BadOptionUsage as error:
+        line = f"{error.option_name}: needs a value, or takes none"
+    except click.UsageError:
+        line = "cannot tell what to do: see caseload --help"
     except click.Abort:
         line = "interrupted"
     click.echo(f"caseload: {line}", err=True)

@@ -2,6 +2,7 @@
 
 import datetime
 import ipaddress
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -39,23 +40,26 @@ class Config:
     def check(self) -> None:
         """Raises SettingError."""
         host = self.host_and_port()[0]
-        if not (_is_loopback(host) or self.allow_insecure):
+        if not (ipaddress.ip_address(host.strip("[]")).is_loopback or self.allow_insecure):
             raise SettingError("--address", "is not loopback, and callers are not authenticated: see --allow-insecure")
         sqlite_path(self.database)
 
     def host_and_port(self) -> tuple[str, int]:
-        """The host, without brackets, and the port. Raises SettingError."""
-        host, colon, port = self.address.rpartition(":")
-        if not (colon and host and port.isascii() and port.isdigit() and int(port) < 65536):
-            raise SettingError("--address", "must be HOST:PORT")
-        return host.removeprefix("[").removesuffix("]"), int(port)
+        """The IP address, with an IPv6 one in brackets, and the port. Raises SettingError."""
+        host, _, port = self.address.rpartition(":")
+        if host == "localhost":
+            host = "127.0.0.1"  # the name stands for two addresses, and grpc is content when it gets one of them
+        if not (_is_ip(host) and re.fullmatch("[0-9]{1,5}", port) and int(port) < 65536):
+            raise SettingError("--address", "must be HOST:PORT, where HOST is an IP address or localhost")
+        return host, int(port)
 
 
-def _is_loopback(host: str) -> bool:
+def _is_ip(host: str) -> bool:
+    in_brackets = host.startswith("[") and host.endswith("]")
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host[1:-1] if in_brackets else host).version == (6 if in_brackets else 4)
     except ValueError:
-        return host == "localhost"
+        return False
 
 
 def sqlite_path(database: str) -> Path:
@@ -63,11 +67,15 @@ def sqlite_path(database: str) -> Path:
     if not database.startswith(_SQLITE) or database == _SQLITE or "?" in database or "\0" in database:
         raise SettingError("--database", "must be sqlite:///PATH")
     path = Path(database.removeprefix(_SQLITE))
-    if not path.parent.is_dir():
-        raise SettingError("--database", "the folder of the file does not exist")
-    if path.exists() and not path.is_file():
-        raise SettingError("--database", "is not a file")
-    return path
+    try:
+        str(path).encode()  # bytes that are not UTF-8 come as lone surrogates, and SQLite takes none
+        if not path.parent.is_dir():
+            raise SettingError("--database", "the folder of the file does not exist")
+        if path.exists() and not path.is_file():
+            raise SettingError("--database", "is not a file")
+    except (OSError, UnicodeError):
+        raise SettingError("--database", "cannot be looked up: forbidden, too long, or not UTF-8") from None
+    return path.absolute()  # or SQLite would read a meaning into the name :memory:
 
 
 def moment(setting: str, text: str, now_us: int) -> int:

@@ -210,8 +210,6 @@ def birth_date(now_us: int) -> Rule:
     """YYYY-MM-DD; a whole date, not after today anywhere on Earth (UTC+14)."""
 
     def rule(message: _DateMessage, path: str, problems: Problems) -> str:
-        if not (message.year or message.month or message.day):
-            return ""
         try:
             date = datetime.date(message.year, message.month, message.day)
         except (ValueError, OverflowError):

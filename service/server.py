@@ -1,5 +1,6 @@
 """The one place that knows every part."""
 
+import functools
 import time
 from collections.abc import Callable
 from concurrent import futures
@@ -19,7 +20,7 @@ from caseload.v1 import (
     therapist_service_pb2_grpc,
 )
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from service.config import Config, SettingError, sqlite_path
 from service.interceptors.guard import GuardedServer
@@ -78,7 +79,12 @@ class CaseloadServer:
         changes = ChangeServicer(self._store, self._watches)
         change_service_pb2_grpc.add_ChangeServiceServicer_to_server(changes, guarded)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection((*READINESS, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        reflected = reflection.ReflectionServicer((*READINESS, health.SERVICE_NAME, reflection.SERVICE_NAME))
+        # A stream keeps its thread for as long as it lives: it must not take one that calls wait for.
+        answer = functools.partial(reflected.ServerReflectionInfo)
+        answer.experimental_thread_pool = futures.ThreadPoolExecutor(8, "reflection")  # type: ignore[attr-defined]
+        reflected.ServerReflectionInfo = answer  # type: ignore[method-assign]
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflected, self._server)  # type: ignore[no-untyped-call]
 
     def start(self) -> None:
         """Begins to answer."""
@@ -93,7 +99,8 @@ class CaseloadServer:
         stopped = self._server.stop(self._config.grace_seconds)
         while not stopped.wait(0.05) and not self._threads.is_idle():
             pass
-        self._server.stop(None).wait()  # what is left is health watches, which end with their channel only
+        self._server.stop(None).wait()  # what is left is health watches and reflection, which callers keep open
+        self._threads.shutdown()
         self._store.close()
 
     def _set_health(self, state: Any, *names: str) -> None:
@@ -115,12 +122,12 @@ def build_server(config: Config, clock: Callable[[], int] = clock) -> CaseloadSe
 
 
 def _bind(server: grpc.Server, config: Config) -> str:
-    host, _ = config.host_and_port()
+    host, port = config.host_and_port()
     try:
-        port = server.add_insecure_port(config.address)
+        port = server.add_insecure_port(f"{host}:{port}")
     except RuntimeError:
         raise SettingError("--address", "cannot be listened on: in use, or not of this machine") from None
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return f"{host}:{port}"
 
 
 def open_store(path: Path, clock: Callable[[], int] = clock) -> RelationshipStore:

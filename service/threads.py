@@ -6,7 +6,8 @@ from concurrent import futures
 from queue import SimpleQueue
 from typing import Any
 
-_Work = tuple[Callable[..., Any], tuple[Any, ...], "_Done"]
+_Work = tuple[Callable[..., Any], tuple[Any, ...], "_Done"] | None
+"""What to call, with what, and whom to tell; None ends a thread."""
 
 
 class _Done:
@@ -37,6 +38,7 @@ class Threads(futures.Executor):
         """Args: count, the calls that run at once; more wait."""
         self._queue: SimpleQueue[_Work] = SimpleQueue()
         self._unfinished: set[_Done] = set()
+        self._count = count
         for number in range(count):
             threading.Thread(target=self._run, name=f"{name}-{number}", daemon=True).start()
 
@@ -51,9 +53,14 @@ class Threads(futures.Executor):
         """Whether nothing is queued or running."""
         return not self._unfinished
 
+    def shutdown(self, wait: bool = False, *, cancel_futures: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002 - Executor's
+        """Lets every thread end once the queue is empty; waits for none."""
+        for _ in range(self._count):
+            self._queue.put(None)
+
     def _run(self) -> None:
-        while True:
-            work, args, done = self._queue.get()
+        while (item := self._queue.get()) is not None:
+            work, args, done = item
             try:
                 work(*args)
             finally:

@@ -78,7 +78,11 @@ class ServerProcess:
             self._command, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
+        try:
+            line = self.process.stdout.readline()
+        except BaseException:
+            self.process.kill()
+            raise
         if not line.startswith("caseload: serving on "):
             self.process.kill()
             _, log = self.process.communicate()

@@ -30,11 +30,7 @@ class PageTokens:
         size = fields.page_size(request.page_size)
         if not request.page_token:
             return PageRequest(size, "")
-        try:
-            padding = "=" * (-len(request.page_token) % 4)
-            token = base64.b64decode(request.page_token + padding, altchars=b"-_", validate=True)
-        except ValueError:  # binascii.Error, and text that is not ASCII
-            raise errors.PageTokenInvalid from None
+        token = _decoded(request.page_token)
         mac, scope, after = token[:_MAC_BYTES], token[_MAC_BYTES:][:_SCOPE_BYTES], token[_MAC_BYTES + _SCOPE_BYTES :]
         if not hmac.compare_digest(mac, self._mac(scope + after)):
             raise errors.PageTokenInvalid
@@ -47,7 +43,7 @@ class PageTokens:
         if not after:
             return ""
         body = self._scope(request) + after.encode()
-        return base64.urlsafe_b64encode(self._mac(body) + body).decode().rstrip("=")
+        return _encoded(self._mac(body) + body)
 
     def _mac(self, body: bytes) -> bytes:
         return hashlib.blake2b(body, key=self._secret, digest_size=_MAC_BYTES, person=b"page token").digest()
@@ -60,3 +56,18 @@ class PageTokens:
         rest.ClearField("page_token")
         body = rest.DESCRIPTOR.name.encode() + rest.SerializeToString(deterministic=True)
         return hashlib.blake2b(body, key=self._secret, digest_size=_SCOPE_BYTES, person=b"page scope").digest()
+
+
+def _encoded(token: bytes) -> str:
+    return base64.urlsafe_b64encode(token).decode().rstrip("=")
+
+
+def _decoded(text: str) -> bytes:
+    """The bytes of a token, where it is their one encoding. Raises PageTokenInvalid."""
+    try:
+        token = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_")
+    except ValueError:  # binascii.Error, and text that is not ASCII
+        raise errors.PageTokenInvalid from None
+    if _encoded(token) != text:
+        raise errors.PageTokenInvalid
+    return token

@@ -44,7 +44,7 @@ def pending(path: Path, known: list[Migration] | None = None) -> list[Migration]
     steps = migrations() if known is None else known
     if not path.exists():
         return steps
-    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+    connection = _opened(path, create=False)
     try:
         return _unapplied(connection, steps)
     finally:
@@ -54,15 +54,22 @@ def pending(path: Path, known: list[Migration] | None = None) -> list[Migration]
 def migrate(path: Path, known: list[Migration] | None = None) -> list[Migration]:
     """Runs the pending steps, in a new file where there is none, and returns them. Raises SchemaError, apsw.Error."""
     steps = migrations() if known is None else known
-    connection = sqlite.connect(path, create=True)
+    connection = _opened(path, create=True)
     try:
-        if connection.readonly("main"):
-            raise SchemaError("the file cannot be written")
         _unapplied(connection, steps)  # refuses before anything is touched
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
         connection.pragma("journal_mode", "wal")
         return _apply(connection, steps)
     finally:
         connection.close()
+
+
+def _opened(path: Path, *, create: bool) -> apsw.Connection:
+    """A connection that leaves the log of a crash as it is: the file may be another application's."""
+    has_log = Path(f"{path}-wal").exists()
+    connection = sqlite.connect(path, create=create)
+    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, has_log)
+    return connection
 
 
 def _apply(connection: apsw.Connection, steps: list[Migration]) -> list[Migration]:

@@ -4,7 +4,8 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Generic
+from itertools import chain
+from typing import Any, Final, Generic
 
 from service import errors, records
 from service.records import Fields, P, PeopleQuery
@@ -78,6 +79,9 @@ class Kind(Generic[P]):
         return f"INSERT INTO {self.name}_name_word ({self.id}, word) SELECT :id, value FROM json_each(:words)"
 
 
+_JSON: Final = {"identifiers", "specialties", "annotations"}
+_FLAT_BYTES: Final = 128
+"""Of a record's numbers and times."""
 _ADD_SPECIALTIES = "INSERT INTO therapist_specialty (therapist_id, specialty) SELECT :id, value FROM json_each(:codes)"
 
 THERAPIST = Kind(
@@ -207,8 +211,20 @@ def _store(write: Write, kind: Kind[P], before: P, record: P, change: int, *fiel
 
 
 def _check_size(kind: Kind[P], record: P) -> None:
-    if sum(len(value.encode()) for value in record if isinstance(value, str)) > records.RECORD_BYTES:
+    """Raises InvalidField above 32 KiB, as a message has it: its texts, and about four bytes around each."""
+    whole = [
+        json.loads(value) if column in _JSON else value
+        for column, value in record._asdict().items()
+        if isinstance(value, str)
+    ]
+    if _FLAT_BYTES + _bytes(whole) > records.RECORD_BYTES:
         raise errors.InvalidField(errors.Violation(kind.name, "must not be larger than 32 KiB as a whole"))
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value.encode()) + 4
+    return sum(map(_bytes, chain.from_iterable(value.items()) if isinstance(value, dict) else value))
 
 
 def _index(write: Write, kind: Kind[Any], record: Any, before: Any = None) -> None:

@@ -25,9 +25,12 @@ _BATCH: Final = 128
 
 
 def connect(path: Path, *, create: bool) -> apsw.Connection:
-    """Opens the file with every setting the store relies on. Raises apsw.Error."""
+    """Opens the file for writing, with every setting the store relies on. Raises apsw.Error."""
     flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOMUTEX | (apsw.SQLITE_OPEN_CREATE if create else 0)
     connection = apsw.Connection(str(path), flags=flags, statementcachesize=256)
+    if connection.readonly("main"):  # SQLite falls back to it; a reader would leave a -wal and a -shm file behind
+        connection.close()
+        raise apsw.ReadOnlyError
     connection.set_busy_handler(_wait_for_the_lock)
     connection.pragma("trusted_schema", 0)
     connection.pragma("foreign_keys", 1)

@@ -20,6 +20,10 @@ from service.fields import Problems, Rule
 PersonMessage = TypeVar("PersonMessage", pb.Therapist, pb.Patient)
 
 
+_UNSET: Final = {"max_active_patients": None, "birth_date": ""}
+"""Fields that know whether they are set, and what is stored where they are not."""
+
+
 class RecordRules(NamedTuple):
     """How the fields of a therapist or patient are checked."""
 
@@ -147,8 +151,8 @@ def _populated(message: pb.Therapist | pb.Patient) -> set[str]:
 def _values(record: RecordRules, message: PersonMessage, names: Iterable[str], problems: Problems) -> records.Fields:
     values: records.Fields = {}
     for name in names:
-        if name == "max_active_patients" and not message.HasField("max_active_patients"):  # type: ignore[arg-type]
-            values[name] = None
+        if name in _UNSET and not message.HasField(name):  # type: ignore[arg-type]
+            values[name] = _UNSET[name]
         else:
             values[name] = record.rules[name](getattr(message, name), f"{record.name}.{name}", problems)
     return values

@@ -1,0 +1,120 @@
+"""Someone who follows the log with WatchChanges, in a thread of their own."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from caseload.v1 import change_service_pb2, change_service_pb2_grpc
+from grpc_status import rpc_status
+
+from tests.clinic import Clinic, number
+from tests.running import Refusal, refusal
+
+
+class Follower:
+    """An open watch, read as fast as it comes; it ends with the with block."""
+
+    def __init__(self, clinic: Clinic, after: str = "", **filters: str) -> None:
+        """Args: filters, of the request."""
+        self.messages: list[Any] = []
+        self.times: list[float] = []
+        """time.monotonic() of each message."""
+        self.refusal: Refusal | None = None
+        """What the server ended it with; none where it was cut."""
+        self._moved = threading.Condition()
+        self._stream = clinic.watch(after, **filters)
+        self._thread = threading.Thread(target=self._read)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cut()
+
+    def _read(self) -> None:
+        try:
+            for message in self._stream:
+                with self._moved:
+                    self.messages.append(message)
+                    self.times.append(time.monotonic())
+                    self._moved.notify_all()
+        except grpc.RpcError as error:
+            if rpc_status.from_call(error) is not None:  # type: ignore[arg-type]  # it is a grpc.Call too
+                self.refusal = refusal(error)
+        with self._moved:
+            self._moved.notify_all()
+
+    def cut(self) -> None:
+        """Goes away in the middle of whatever comes."""
+        self._stream.cancel()
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+
+    def join(self, seconds: float = 30) -> None:
+        """Until the server ended it."""
+        self._thread.join(seconds)
+        assert not self._thread.is_alive(), "the watch was not ended"
+
+    @property
+    def sets(self) -> list[Any]:
+        return [one for message in list(self.messages) for one in message.change_sets]
+
+    @property
+    def through(self) -> str:
+        """Where to resume; empty before the first message."""
+        return str(self.messages[-1].through_revision) if self.messages else ""
+
+    def wait_for(self, messages: int = 1, seconds: float = 30) -> Self:
+        """Until so many messages came."""
+        with self._moved:
+            assert self._moved.wait_for(lambda: len(self.messages) >= messages, seconds), self.refusal
+        return self
+
+    def wait_through(self, revision: str, seconds: float = 30) -> float:
+        """Until everything up to a revision came: time.monotonic() then."""
+
+        def reached() -> bool:
+            return bool(self.messages) and number(self.through) >= number(revision)
+
+        with self._moved:
+            assert self._moved.wait_for(reached, seconds), (self.refusal, self.through, revision)
+            return next(
+                at
+                for at, message in zip(self.times, self.messages, strict=True)
+                if number(message.through_revision) >= number(revision)
+            )
+
+
+@contextmanager
+def unread(address: str, after: str) -> Iterator[Any]:
+    """A watch that nobody reads, with little room for what was sent and not read."""
+    options = [
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", 16 * 1024),
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+    with grpc.insecure_channel(address, options) as channel:
+        stream = change_service_pb2_grpc.ChangeServiceStub(channel).WatchChanges(
+            change_service_pb2.WatchChangesRequest(after_revision=after)
+        )
+        yield stream
+        stream.cancel()
+
+
+def opened_watch(clinic: Clinic, seconds: float = 60) -> Any:
+    """A watch whose first message came, as soon as there is a place for it; seconds is its deadline."""
+    give_up = time.monotonic() + 30
+    while time.monotonic() < give_up:
+        stream = clinic.stream(change_service_pb2.WatchChangesRequest(), seconds)
+        with suppress(grpc.RpcError):
+            next(stream)
+            return stream
+        time.sleep(0.02)
+    raise AssertionError("no place becomes free")

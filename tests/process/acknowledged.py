@@ -1,0 +1,160 @@
+"""Writers that remember what the server acknowledged, and the search for what it lost."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import apsw
+import grpc
+from caseload.v1 import patient_service_pb2, resources_pb2, therapist_service_pb2
+
+from tests.running import Client, ServerProcess
+
+CREATED, ASSIGNED, RENAMED, UNASSIGNED = range(1, 5)
+"""The writes made for each patient, in this order; 0 is none."""
+
+_NEW_NAME = "Renamed Patient"
+_ACTIVE, _ENDED = resources_pb2.Assignment.STATE_ACTIVE, resources_pb2.Assignment.STATE_ENDED
+
+
+class Writers:
+    """Threads that write as fast as the server answers, until it goes away; on until the with block ends."""
+
+    def __init__(self, address: str, name: str, threads: int = 8) -> None:
+        """Args: name, part of every id, so that later writers do not meet these."""
+        self._address = address
+        self._acknowledged: list[dict[str, int]] = [{} for _ in range(threads)]
+        self._threads = [
+            threading.Thread(target=self._write, args=(f"{name}-{number}", acknowledged))
+            for number, acknowledged in enumerate(self._acknowledged)
+        ]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for thread in self._threads:
+            thread.join(20)
+
+    @property
+    def acknowledged(self) -> dict[str, int]:
+        """The last acknowledged write of each patient, by id."""
+        return {patient_id: write for each in self._acknowledged for patient_id, write in list(each.items())}
+
+    def wait_for(self, patients: int) -> None:
+        """Until each thread has done all writes for so many patients."""
+        deadline = time.monotonic() + 30
+        while any(list(each.values()).count(UNASSIGNED) < patients for each in self._acknowledged):
+            assert time.monotonic() < deadline, "the writers are stuck"
+            time.sleep(0.005)
+
+    def _write(self, name: str, acknowledged: dict[str, int]) -> None:
+        client = Client(self._address)
+        try:
+            therapist = resources_pb2.Therapist(display_name="Therapist")
+            client.therapists.CreateTherapist(
+                therapist_service_pb2.CreateTherapistRequest(therapist_id=name, therapist=therapist), timeout=20
+            )
+            for number in range(100_000):
+                _write_patient(client, name, f"{name}-{number}", acknowledged)
+        except grpc.RpcError:
+            pass  # the server is gone
+        finally:
+            client.close()
+
+
+def _write_patient(client: Client, therapist_id: str, patient_id: str, acknowledged: dict[str, int]) -> None:
+    patient = resources_pb2.Patient(patient_id=patient_id, display_name="Patient")
+    client.patients.CreatePatient(
+        patient_service_pb2.CreatePatientRequest(patient_id=patient_id, patient=patient), timeout=20
+    )
+    acknowledged[patient_id] = CREATED
+    client.therapists.AssignPatient(
+        therapist_service_pb2.AssignPatientRequest(therapist_id=therapist_id, patient_id=patient_id), timeout=20
+    )
+    acknowledged[patient_id] = ASSIGNED
+    patient.display_name = _NEW_NAME
+    client.patients.UpdatePatient(patient_service_pb2.UpdatePatientRequest(patient=patient), timeout=20)
+    acknowledged[patient_id] = RENAMED
+    client.therapists.UnassignPatient(
+        therapist_service_pb2.UnassignPatientRequest(therapist_id=therapist_id, patient_id=patient_id), timeout=20
+    )
+    acknowledged[patient_id] = UNASSIGNED
+
+
+def stored(client: Client) -> dict[str, int]:
+    """The last write of each patient that the server has, by id."""
+    writes = {patient.patient_id: CREATED for patient in _patients(client)}
+    everyone = therapist_service_pb2.ListTherapistsRequest(page_size=1000)
+    for therapist in client.therapists.ListTherapists(everyone, timeout=20).therapists:
+        for entry in _assigned(client, therapist.therapist_id):
+            writes[entry.patient.patient_id] = _last_write(entry)
+    return writes
+
+
+def _last_write(entry: therapist_service_pb2.ListTherapistPatientsResponse.Entry) -> int:
+    if entry.patient.display_name != _NEW_NAME:
+        return ASSIGNED
+    return UNASSIGNED if entry.assignment.HasField("end_time") else RENAMED
+
+
+def _patients(client: Client) -> Iterator[resources_pb2.Patient]:
+    request = patient_service_pb2.ListPatientsRequest(page_size=1000)
+    for _ in range(100):
+        page = client.patients.ListPatients(request, timeout=20)
+        yield from page.patients
+        request.page_token = page.next_page_token
+        if not page.next_page_token:
+            return
+
+
+def _assigned(client: Client, therapist_id: str) -> Iterator[therapist_service_pb2.ListTherapistPatientsResponse.Entry]:
+    request = therapist_service_pb2.ListTherapistPatientsRequest(
+        therapist_id=therapist_id, page_size=1000, states=[_ACTIVE, _ENDED]
+    )
+    for _ in range(100):
+        page = client.therapists.ListTherapistPatients(request, timeout=20)
+        yield from page.entries
+        request.page_token = page.next_page_token
+        if not page.next_page_token:
+            return
+
+
+def lost(acknowledged: dict[str, int], stored: dict[str, int]) -> list[str]:
+    """The patients with an acknowledged write that is not stored."""
+    return [patient_id for patient_id, write in acknowledged.items() if stored.get(patient_id, 0) < write]
+
+
+def invented(acknowledged: dict[str, int], stored: dict[str, int]) -> list[str]:
+    """The patients with a stored write that was not even begun: each writer has one write under way."""
+    return [patient_id for patient_id, write in stored.items() if acknowledged.get(patient_id, 0) + 1 < write]
+
+
+def stored_after_restart(database: Path) -> dict[str, int]:
+    """What a server on the file has, once it has started and stopped again."""
+    with ServerProcess(database) as server:
+        client = Client(server.address)
+        found = stored(client)
+        client.close()
+        code, _ = server.stop()
+    assert code == 0
+    return found
+
+
+def damage(database: Path) -> list[object]:
+    """What SQLite itself finds wrong with the file."""
+    connection = apsw.Connection(str(database))
+    try:
+        found = [row for row in connection.execute("PRAGMA integrity_check") if row != ("ok",)]
+        return [*found, *connection.execute("PRAGMA foreign_key_check")]
+    except apsw.CorruptError as error:
+        return [error]
+    finally:
+        connection.close()

@@ -1,0 +1,21 @@
+"""`caseload`, but COMMIT does nothing: the server answers, and a kill loses all it answered."""
+
+from typing import Any
+
+import apsw
+
+from service import cli
+
+
+class UncommittedConnection(apsw.Connection):
+    """Leaves the transaction of its first write open, and makes the later ones in it."""
+
+    def execute(self, statements: str, *arguments: Any, **attributes: Any) -> apsw.Cursor:
+        if statements == "COMMIT" or (statements == "BEGIN IMMEDIATE" and self.in_transaction):
+            statements = "SELECT 1"
+        return super().execute(statements, *arguments, **attributes)
+
+
+if __name__ == "__main__":
+    apsw.Connection = UncommittedConnection  # type: ignore[misc]
+    cli.main()

@@ -1,0 +1,30 @@
+"""What the server writes only its own user can read, whatever the caller's umask."""
+
+import stat
+from pathlib import Path
+
+from caseload.v1 import resources_pb2, therapist_service_pb2
+
+from tests.process.starting import CASELOAD, caseload
+from tests.running import Client, ServerProcess
+
+OPEN_TO_ALL = ("sh", "-c", 'umask 0 && exec "$0" "$@"', *CASELOAD)
+
+
+def modes(folder: Path) -> dict[str, int]:
+    return {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+
+
+def test_a_serving_server_s_files_are_its_user_s_alone(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path / "caseload.db", command=OPEN_TO_ALL) as server:
+        client = Client(server.address)
+        therapist = resources_pb2.Therapist(display_name="Therapist")
+        client.therapists.CreateTherapist(therapist_service_pb2.CreateTherapistRequest(therapist=therapist), timeout=20)
+        client.close()
+        assert modes(tmp_path) == {"caseload.db": 0o600, "caseload.db-wal": 0o600, "caseload.db-shm": 0o600}
+
+
+def test_a_migrated_file_is_its_user_s_alone(tmp_path: Path) -> None:
+    path = tmp_path / "caseload.db"
+    assert caseload(tmp_path, "migrate", "--database", f"sqlite:///{path}", command=OPEN_TO_ALL).returncode == 0
+    assert modes(tmp_path) == {"caseload.db": 0o600}

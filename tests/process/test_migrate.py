@@ -1,0 +1,34 @@
+"""`caseload migrate`, and what it would do."""
+
+from pathlib import Path
+
+from service.store.migrate import migrate
+from tests.process.starting import caseload, url
+from tests.running import ServerProcess
+
+
+def test_migrate_lists_what_it_ran_and_runs_it_once(tmp_path: Path) -> None:
+    arguments = ("migrate", "--database", url(tmp_path / "caseload.db"))
+    assert caseload(tmp_path, *arguments).stdout.splitlines() == ["0001_initial"]
+    again = caseload(tmp_path, *arguments)
+    assert (again.returncode, again.stdout) == (0, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["caseload.db"]
+
+
+def test_a_dry_run_lists_what_would_run_and_creates_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "caseload.db"
+    dry_run = ("migrate", "--dry-run", "--database", url(path))
+    before = caseload(tmp_path, *dry_run)
+    assert (before.returncode, before.stdout.splitlines()) == (0, ["0001_initial"])
+    assert list(tmp_path.iterdir()) == []
+    migrate(path)
+    after = caseload(tmp_path, *dry_run)
+    assert (after.returncode, after.stdout) == (0, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["caseload.db"]
+
+
+def test_a_dry_run_beside_a_serving_server_tells_the_truth(tmp_path: Path) -> None:
+    path = tmp_path / "caseload.db"
+    with ServerProcess(path):
+        ended = caseload(tmp_path, "migrate", "--dry-run", "--database", url(path))
+    assert (ended.returncode, ended.stdout) == (0, "")

@@ -1,0 +1,305 @@
+"""Watches over cuts, restarts, crashes and several processes on one file; and the purge of the log."""
+
+import datetime
+import os
+import random
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+import pytest
+
+from service.server import open_store
+from tests.clinic import Clinic, number, refused
+from tests.following import Follower, opened_watch, unread
+from tests.running import ServerProcess
+from tests.store.ward import fill
+
+SHORT_PATIENCE = (sys.executable, str(Path(__file__).with_name("short_patience.py")))
+OTHER_PROCESS_SECONDS = 0.5
+"""Promised: a watcher sees a commit of another process within this."""
+CUTS = 200
+
+
+class Writers:
+    """Four callers that write as fast as they are answered, until the with block ends."""
+
+    def __init__(self, *addresses: str, threads: int = 4) -> None:
+        """Args: addresses, of servers on one file, that they take turns at."""
+        self._stopped = False
+        self._threads = [
+            threading.Thread(target=self._write, args=(addresses[n % len(addresses)], f"w{n}-{os.urandom(4).hex()}"))
+            for n in range(threads)
+        ]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopped = True
+        for thread in self._threads:
+            thread.join(30)
+            assert not thread.is_alive()
+
+    def _write(self, address: str, name: str) -> None:
+        with Clinic(address) as clinic:
+            try:
+                clinic.therapists(f"{name}-t", f"{name}-u")
+                for turn in range(100_000):
+                    if self._stopped:
+                        return
+                    self._one_round(clinic, name, f"{name}-{turn}")
+            except grpc.RpcError:
+                pass  # the server is gone
+
+    @staticmethod
+    def _one_round(clinic: Clinic, name: str, patient_id: str) -> None:
+        clinic.patients(patient_id)
+        clinic.assign(f"{name}-t", patient_id)
+        clinic.transfer(f"{name}-t", f"{name}-u")
+        clinic.unassign(f"{name}-u", patient_id)
+
+
+def received(follower: Follower) -> list[int]:
+    return [number(one.revision) for one in follower.sets]
+
+
+def assert_whole(numbers: list[int], clinic: Clinic, start: str) -> None:
+    """Every change after start once and in order, and what came is what the log has."""
+    assert numbers == list(range(number(start) + 1, number(clinic.head()) + 1))
+
+
+def test_a_watcher_cut_at_random_has_every_change_once_and_in_order(tmp_path: Path) -> None:
+    chance = random.Random(20)
+    with ServerProcess(tmp_path / "caseload.db") as server, Clinic(server.address) as clinic:
+        start = after = clinic.head()
+        sets: list[Any] = []
+        in_the_middle = 0
+        with Writers(server.address):
+            for _ in range(CUTS):
+                with Follower(clinic, after) as follower:
+                    time.sleep(chance.random() * 0.03)
+                    follower.cut()
+                sets += follower.sets
+                in_the_middle += bool(follower.sets)
+                after = follower.through or after
+        with Follower(clinic, after) as follower:
+            follower.wait_through(clinic.head())
+            sets += follower.sets
+        assert_whole([number(one.revision) for one in sets], clinic, start)
+        assert sets == list(clinic.log(start))
+        assert in_the_middle > CUTS / 4, "most cuts came before anything did: the test says little"
+        assert max(len(one.changes) for one in sets) > 1
+
+
+def test_a_watcher_resumes_without_loss_over_restarts_and_crashes(tmp_path: Path) -> None:
+    database = tmp_path / "caseload.db"
+    with ServerProcess(database) as server, Clinic(server.address) as clinic:
+        start = after = clinic.head()
+    numbers: list[int] = []
+    for crash in (False, True, False, True):
+        with ServerProcess(database) as server, Clinic(server.address) as clinic, Follower(clinic, after) as follower:
+            with Writers(server.address):
+                follower.wait_for(30)
+                if crash:
+                    server.kill()
+                else:
+                    code, log = server.stop()
+                    assert code == 0, log
+            follower.join()
+        if crash:
+            assert follower.refusal is None
+        else:
+            assert follower.refusal
+            assert (follower.refusal.code, follower.refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+        numbers += received(follower)
+        after = follower.through
+    with ServerProcess(database) as server, Clinic(server.address) as clinic, Follower(clinic, after) as follower:
+        follower.wait_through(clinic.head())
+        assert_whole(numbers + received(follower), clinic, start)
+
+
+def test_nothing_a_watcher_saw_is_gone_after_a_crash(tmp_path: Path) -> None:
+    database = tmp_path / "caseload.db"
+    with ServerProcess(database) as server, Clinic(server.address) as clinic, Follower(clinic) as follower:
+        with Writers(server.address):
+            follower.wait_for(40)
+            server.kill()
+        follower.join()
+    with ServerProcess(database) as server, Clinic(server.address) as clinic:
+        kept = {one.revision: one for one in clinic.log()}
+        assert [one for one in follower.sets if kept.get(one.revision) != one] == []
+
+
+def test_a_commit_of_another_process_is_seen_in_time(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    database = tmp_path / "caseload.db"
+    with ServerProcess(database) as here, ServerProcess(database) as there:
+        waits = list(latencies(here.address, there.address, 30))
+        own = list(latencies(here.address, here.address, 30))
+    for name, values in (("other process", waits), ("own process", own)):
+        middle, most = statistics.median(values), max(values)
+        record_property(name, (middle, most))
+        print(f"{name}: median {middle * 1000:.1f} ms, most {most * 1000:.1f} ms")
+    assert statistics.median(waits) < OTHER_PROCESS_SECONDS / 2
+    assert max(waits) < OTHER_PROCESS_SECONDS * 4
+
+
+def latencies(watched: str, written: str, count: int) -> Iterator[float]:
+    """From the acknowledgement of a write at one server to its message from another, in seconds."""
+    with Clinic(watched) as watcher, Clinic(written) as writer, Follower(watcher) as follower:
+        follower.wait_for(1)
+        for n in range(count):
+            revision = writer.send("CreatePatient", patient={"display_name": "Bob Ray"}).revision
+            acknowledged = time.monotonic()
+            yield follower.wait_through(revision) - acknowledged
+            time.sleep(n % 7 * 0.003)
+
+
+def test_watchers_of_two_processes_on_one_file_see_the_same_log(tmp_path: Path) -> None:
+    database = tmp_path / "caseload.db"
+    with (
+        ServerProcess(database) as one,
+        ServerProcess(database) as other,
+        Clinic(one.address) as here,
+        Clinic(other.address) as there,
+        Follower(here) as first,
+        Follower(there) as second,
+    ):
+        first.wait_for(1)
+        second.wait_for(1)
+        start = here.head()
+        with Writers(one.address, other.address):
+            time.sleep(1.5)
+        head = here.head()
+        assert there.head() == head
+        assert there.send("ListChanges", after_revision=first.through).oldest_revision
+        for follower in (first, second):
+            follower.wait_through(head)
+        assert first.sets == second.sets
+        assert_whole(received(first), here, start)
+        assert len(first.sets) > 20
+
+
+def resident_kib(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    [line] = [line for line in status.splitlines() if line.startswith("VmRSS")]
+    return int(line.split()[1])
+
+
+def test_readers_that_take_nothing_cost_little_memory_hold_no_one_up_and_are_cut(tmp_path: Path) -> None:
+    readers, database = 20, tmp_path / "caseload.db"
+    store = open_store(database)
+    fill(store, sets=1000, lines=40)  # a hundred of them are about 1 MiB
+    start = store.keys.revision(0)
+    store.close()
+    with (
+        ServerProcess(database, "--max-watches", str(readers), command=SHORT_PATIENCE) as server,
+        Clinic(server.address) as clinic,
+        ExitStack() as stack,
+    ):
+        clinic.therapists("t1")
+        with Follower(clinic, start) as follower:  # what one reader takes is taken already
+            follower.wait_through(clinic.head())
+        before = resident_kib(server.process.pid)
+        streams = [stack.enter_context(unread(server.address, start)) for _ in range(readers)]
+        most, slowest = 0, 0.0
+        for _ in range(60):
+            began = time.monotonic()
+            clinic.send("GetTherapist", therapist_id="t1")
+            slowest = max(slowest, time.monotonic() - began)
+            most = max(most, resident_kib(server.process.pid) - before)
+            time.sleep(0.05)
+        print(f"grown by {most} KiB for {readers} readers; slowest call {slowest * 1000:.0f} ms")
+        assert most < readers * 2500
+        assert slowest < 2
+        assert len(streams) == readers
+        assert len([opened_watch(clinic) for _ in range(readers)]) == readers  # all places are free again
+
+
+# --- caseload purge
+
+
+def purge(database: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "service", "purge", "--database", f"sqlite:///{database}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[Path, Clinic]]:
+    """A served database with a therapist and two patients in it."""
+    database = tmp_path / "caseload.db"
+    with ServerProcess(database) as server, Clinic(server.address) as clinic:
+        clinic.therapists("t1")
+        clinic.patients("p1", "p2")
+        yield database, clinic
+
+
+def test_a_purge_while_served_refuses_what_is_gone_and_keeps_the_rest(served: tuple[Path, Clinic]) -> None:
+    database, clinic = served
+    [first, _, last] = clinic.log()
+    time.sleep(0.01)
+    moment = datetime.datetime.now(datetime.UTC)
+    clinic.patients("p3")
+    with Follower(clinic) as follower:
+        follower.wait_for(1)
+        run = purge(database, "--changes-before", moment.isoformat())
+        assert (run.returncode, run.stdout, run.stderr) == (0, "3 change sets purged\n", "")
+        for rpc in ("ListChanges", "WatchChanges"):
+            found = refused(_answer, clinic, rpc, first.revision)
+            assert (found.code, found.reason) == (grpc.StatusCode.OUT_OF_RANGE, "REVISION_PRUNED")
+            assert found.metadata == {"oldest_revision": last.revision}
+        assert [number(one.revision) for one in clinic.log()] == [4]
+        assert [number(one.revision) for one in clinic.log(last.revision)] == [4]
+        clinic.patients("p4")
+        follower.wait_through(clinic.head())
+    assert clinic.send("GetPatient", patient_id="p1").patient.display_name == "Bob Ray"
+
+
+def _answer(clinic: Clinic, rpc: str, after: str) -> Any:
+    """The answer, or the first message of a stream."""
+    answer = clinic.send(rpc, after_revision=after)
+    return next(answer) if rpc == "WatchChanges" else answer
+
+
+def test_a_purge_takes_a_time_or_an_age(served: tuple[Path, Clinic]) -> None:
+    database, clinic = served
+    cases = {"30d": 0, "2020-01-31T00:00:00Z": 0, "2200-01-01T00:00:00+02:00": 3}
+    for text, gone in cases.items():
+        run = purge(database, "--changes-before", text)
+        assert (run.returncode, run.stdout) == (0, f"{gone} change sets purged\n")
+        assert len(list(clinic.log())) == 3 - gone
+
+
+def test_a_purge_with_a_time_that_is_none_is_refused_and_makes_no_file(tmp_path: Path) -> None:
+    database = tmp_path / "caseload.db"
+    bad = ["", "-1d", "1.5d", "30", "2020-01-31T00:00:00", "2020-13-01T00:00:00Z"]
+    for text in bad:
+        run = purge(database, "--changes-before", text)
+        assert run.returncode == 2, text
+        assert run.stderr.startswith("caseload: --changes-before: "), run.stderr
+        assert run.stderr.count("\n") == 1
+    run = purge(database)
+    assert (run.returncode, run.stderr.count("\n")) == (2, 1)
+    assert "--changes-before" in run.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_purge_of_a_database_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    run = purge(tmp_path / "caseload.db", "--changes-before", "30d")
+    assert run.returncode == 2
+    assert run.stderr.startswith("caseload: --database: ")
+    assert list(tmp_path.iterdir()) == []

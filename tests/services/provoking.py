@@ -1,0 +1,282 @@
+"""A way to meet each reason that a call can be refused with: on a failing disk, a held lock, a planted defect."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import apsw
+import grpc
+from grpc import StatusCode
+
+from service.server import CaseloadServer
+from service.servicers.therapist import TherapistServicer
+from tests.services.calling import T0, People, Side, everything_said
+
+CANARY = "Canary-Zq9"
+MRN = {"system": "urn:example:mrn", "value": CANARY}
+ONE = "0190a3c4-0000-7000-8000-000000000001"
+PRIMARY = 1
+
+
+class FailingDisk(apsw.VFS):
+    """The file system of the machine, on which an operation ("sync", "read") fails while a test says so."""
+
+    def __init__(self) -> None:
+        super().__init__("failing", "unix", makedefault=True)
+        self.failing = ""
+
+    def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> "FailingFile":
+        return FailingFile(self, name, flags)
+
+
+class FailingFile(apsw.VFSFile):
+    def __init__(self, disk: FailingDisk, name: str | apsw.URIFilename | None, flags: list[int]) -> None:
+        super().__init__("unix", name, flags)
+        self._disk = disk
+
+    def xSync(self, flags: int) -> None:
+        self._fail("sync")
+        super().xSync(flags)
+
+    def xRead(self, amount: int, offset: int) -> bytes:
+        self._fail("read")
+        return super().xRead(amount, offset)
+
+    def _fail(self, operation: str) -> None:
+        if self._disk.failing == operation:
+            raise apsw.IOError(CANARY)
+
+
+class DefectiveTherapists(TherapistServicer):
+    """With a defect as any of us could write it: its text quotes what was sent."""
+
+    def GetTherapist(self, request: Any, context: grpc.ServicerContext) -> Any:
+        if request.therapist_id == "broken":
+            raise KeyError(f"{CANARY} {request}")
+        return super().GetTherapist(request, context)
+
+
+class World(NamedTuple):
+    """A server with therapist t1 and patient p1, and what is needed to make it fail."""
+
+    server: CaseloadServer
+    side: Side
+    disk: FailingDisk
+    database: Path
+
+    @property
+    def therapists(self) -> People:
+        return self.side.therapists
+
+    @property
+    def patients(self) -> People:
+        return self.side.patients
+
+    @property
+    def writer(self) -> apsw.Connection:
+        store: Any = self.server._store
+        connection: apsw.Connection = store._database._writer
+        return connection
+
+
+@contextmanager
+def holding_the_lock(database: Path) -> Iterator[None]:
+    other = apsw.Connection(str(database))
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        other.execute("ROLLBACK")
+        other.close()
+
+
+def deleted(people: People, record_id: str) -> None:
+    people.delete(record_id, force=True)
+
+
+def invalid_field(world: World) -> object:
+    return world.therapists.create("t2", display_name=f"{CANARY}\x00")
+
+
+def page_token_invalid(world: World) -> object:
+    return world.patients.call("List", page_token=CANARY)
+
+
+def page_token_mismatch(world: World) -> object:
+    world.patients.create("p2")
+    token = world.patients.call("List", page_size=1).next_page_token
+    return world.patients.call("List", page_size=1, page_token=token, filter={"name_prefix": CANARY})
+
+
+def request_id_reused(world: World) -> object:
+    world.patients.call("Create", record={"display_name": CANARY}, request_id=ONE)
+    return world.patients.call("Create", record={"display_name": CANARY * 2}, request_id=ONE)
+
+
+def identifier_taken(world: World) -> object:
+    return world.patients.create("p2", identifiers=[MRN])
+
+
+def assignment_differs(world: World) -> object:
+    world.side.assign(focus="canary-zq9")
+    return world.side.assign(focus="canary-zq9-2")
+
+
+def therapist_deleted(world: World) -> object:
+    deleted(world.therapists, "t1")
+    return world.side.assign()
+
+
+def patient_deleted(world: World) -> object:
+    deleted(world.patients, "p1")
+    return world.side.assign()
+
+
+def therapist_not_active(world: World) -> object:
+    world.therapists.update("t1", status=2)
+    return world.side.assign()
+
+
+def patient_not_active(world: World) -> object:
+    world.patients.update("p1", status=2)
+    return world.side.assign()
+
+
+def primary_exists(world: World) -> object:
+    world.therapists.create("t2")
+    world.side.assign("t2", role=PRIMARY)
+    return world.side.assign(role=PRIMARY)
+
+
+def therapist_at_capacity(world: World) -> object:
+    world.therapists.update("t1", "max_active_patients", max_active_patients=0)
+    return world.side.assign(focus="canary-zq9")
+
+
+def has_active_assignments(world: World) -> object:
+    world.side.assign()
+    return world.therapists.delete("t1")
+
+
+def period_overlaps(world: World) -> object:
+    world.side.assign(start_time={"seconds": T0})
+    world.side.unassign(end_time={"seconds": T0 + 60})
+    return world.side.assign(start_time={"seconds": T0 + 30})
+
+
+MANY_ASSIGNED = """
+CREATE TEMP TABLE many AS
+    WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 1001) SELECT n FROM numbers;
+INSERT INTO patient (patient_id, display_name, birth_date, email, phone_number, status, identifiers, annotations,
+        active_therapist_count, created_us, updated_us, etag)
+    SELECT 'many' || n, 'A', '', '', '', 1, '[]', '{}', 1, 0, 0, 'e' FROM many;
+INSERT INTO assignment (assignment_id, therapist_id, patient_id, role, focus, start_us, end_reason, created_by,
+        ended_by, created_us, updated_us, etag)
+    SELECT 'a' || n, 't1', 'many' || n, 2, '', 0, 0, 'local', '', 0, 0, 'e' FROM many;
+UPDATE therapist SET active_patient_count = 1001 WHERE therapist_id = 't1'"""
+
+
+def too_many_assignments(world: World) -> object:
+    """They are put into the file at once: a thousand and one calls would take their time."""
+    with apsw.Connection(str(world.database)) as other:
+        other.execute(MANY_ASSIGNED)
+    return world.therapists.delete("t1", force=True)
+
+
+def etag_mismatch(world: World) -> object:
+    return world.patients.update("p1", display_name=CANARY, etag=CANARY)
+
+
+def store_busy(world: World) -> object:
+    with holding_the_lock(world.database):
+        return world.patients.create("p2", display_name=CANARY)
+
+
+def store_unavailable(world: World) -> object:
+    world.writer.pragma("shrink_memory")  # or it would not have to read
+    world.disk.failing = "read"
+    return world.patients.create("p2", display_name=CANARY)
+
+
+def outcome_unknown(world: World) -> object:
+    world.disk.failing = "sync"
+    return world.patients.create("p2", display_name=CANARY)
+
+
+def store_full(world: World) -> object:
+    world.writer.pragma("max_page_count", world.writer.pragma("page_count"))
+    return world.patients.create("p2", annotations={str(n): CANARY * 90 for n in range(30)})
+
+
+def shutting_down(world: World) -> object:
+    """A call that outlasts the grace of a stop finds the store closed."""
+    world.server._store.close()
+    return world.patients.create("p2", display_name=CANARY)
+
+
+def deadline_exceeded(world: World) -> object:
+    """The timeout is sent as a header, since a client that knows of it would not wait for the answer.
+
+    A call may still be in time, or be cut by the library: so it is tried until it meets ours.
+    """
+    body = {"display_name": CANARY}
+    request = world.patients.pb.CreatePatientRequest(patient=body, validate_only=True)
+    for _ in range(500):
+        try:
+            world.side.client.patients.CreatePatient(request, metadata=(("grpc-timeout", "1n"),))
+        except grpc.RpcError as error:
+            if "grpc-status-details-bin" in everything_said(error):
+                raise
+    raise AssertionError("always in time")
+
+
+def internal(world: World) -> object:
+    return world.therapists.get("broken")
+
+
+class Row(NamedTuple):
+    """How a reason is provoked, and what its refusal carries besides ErrorInfo."""
+
+    provoke: Callable[[World], object]
+    code: StatusCode
+    detail: str = ""
+    metadata: tuple[str, ...] = ()
+
+
+BROKEN_RULE = "PreconditionFailure"
+NAMED = "ResourceInfo"
+LATER = "RetryInfo"
+TABLE = {
+    "INVALID_FIELD": Row(invalid_field, StatusCode.INVALID_ARGUMENT, "BadRequest"),
+    "PAGE_TOKEN_INVALID": Row(page_token_invalid, StatusCode.INVALID_ARGUMENT),
+    "PAGE_TOKEN_MISMATCH": Row(page_token_mismatch, StatusCode.INVALID_ARGUMENT),
+    "REQUEST_ID_REUSED": Row(request_id_reused, StatusCode.INVALID_ARGUMENT),
+    "THERAPIST_NOT_FOUND": Row(lambda w: w.therapists.get("no"), StatusCode.NOT_FOUND, NAMED, ("missing",)),
+    "PATIENT_NOT_FOUND": Row(lambda w: w.patients.get("no"), StatusCode.NOT_FOUND, NAMED, ("missing",)),
+    "ASSIGNMENT_NOT_FOUND": Row(lambda w: w.side.unassign(), StatusCode.NOT_FOUND),
+    "ID_TAKEN": Row(lambda w: w.patients.create("p1", display_name=CANARY), StatusCode.ALREADY_EXISTS),
+    "IDENTIFIER_TAKEN": Row(identifier_taken, StatusCode.ALREADY_EXISTS),
+    "ASSIGNMENT_DIFFERS": Row(assignment_differs, StatusCode.ALREADY_EXISTS, "", ("assignment_id",)),
+    "THERAPIST_DELETED": Row(therapist_deleted, StatusCode.FAILED_PRECONDITION, BROKEN_RULE),
+    "PATIENT_DELETED": Row(patient_deleted, StatusCode.FAILED_PRECONDITION, BROKEN_RULE),
+    "THERAPIST_NOT_ACTIVE": Row(therapist_not_active, StatusCode.FAILED_PRECONDITION, BROKEN_RULE),
+    "PATIENT_NOT_ACTIVE": Row(patient_not_active, StatusCode.FAILED_PRECONDITION, BROKEN_RULE),
+    "PRIMARY_EXISTS": Row(primary_exists, StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("therapist_id",)),
+    "THERAPIST_AT_CAPACITY": Row(
+        therapist_at_capacity, StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("limit", "current")
+    ),
+    "HAS_ACTIVE_ASSIGNMENTS": Row(has_active_assignments, StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("count",)),
+    "PERIOD_OVERLAPS": Row(period_overlaps, StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("assignment_id",)),
+    "TOO_MANY_ASSIGNMENTS": Row(
+        too_many_assignments, StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("limit", "current")
+    ),
+    "ETAG_MISMATCH": Row(etag_mismatch, StatusCode.ABORTED),
+    "STORE_BUSY": Row(store_busy, StatusCode.UNAVAILABLE, LATER),
+    "STORE_UNAVAILABLE": Row(store_unavailable, StatusCode.UNAVAILABLE, LATER),
+    "OUTCOME_UNKNOWN": Row(outcome_unknown, StatusCode.UNAVAILABLE),
+    "STORE_FULL": Row(store_full, StatusCode.RESOURCE_EXHAUSTED),
+    "SHUTTING_DOWN": Row(shutting_down, StatusCode.UNAVAILABLE),
+    "DEADLINE_EXCEEDED": Row(deadline_exceeded, StatusCode.DEADLINE_EXCEEDED),
+    "INTERNAL": Row(internal, StatusCode.INTERNAL, "", ("error_id",)),
+}

@@ -1,0 +1,104 @@
+"""Health and reflection, as grpcurl and load balancers use them."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from service.config import Config
+from service.server import build_server
+from tests.running import Client
+
+SERVICES = ["caseload.v1.PatientService", "caseload.v1.TherapistService"]
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def health_of(client: Client) -> Any:
+    return health_pb2_grpc.HealthStub(client.channel)
+
+
+def reflection_of(client: Client) -> Any:
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub
+    return stub(client.channel)
+
+
+@pytest.mark.parametrize("name", ["", *SERVICES])
+def test_liveness_and_both_services_are_serving(client: Client, name: str) -> None:
+    answer = health_of(client).Check(health_pb2.HealthCheckRequest(service=name))
+    assert answer.status == SERVING
+
+
+def test_the_health_of_an_unknown_service_is_not_found(client: Client) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        health_of(client).Check(health_pb2.HealthCheckRequest(service="caseload.v1.Nothing"))
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+def test_a_watch_sees_readiness_go_and_does_not_hold_up_the_stop(tmp_path: Path) -> None:
+    grace = 5
+    database = f"sqlite:///{tmp_path}/caseload.db"
+    server = build_server(Config(address="127.0.0.1:0", database=database, drain_seconds=0.2, grace_seconds=grace))
+    server.start()
+    client = Client(server.address)
+    watch = health_of(client).Watch(health_pb2.HealthCheckRequest(service=SERVICES[0]))
+    assert next(watch).status == SERVING
+    with ThreadPoolExecutor(1) as thread:
+        seen = thread.submit(until_it_ends, watch)
+        before = time.monotonic()
+        server.stop()
+        took = time.monotonic() - before
+        client.close()
+        assert seen.result() == [NOT_SERVING]
+    assert took < grace / 2
+
+
+def test_a_stopped_server_leaves_no_thread_behind(tmp_path: Path) -> None:
+    before = threading.active_count()
+    for _ in range(2):
+        database = f"sqlite:///{tmp_path}/caseload.db"
+        server = build_server(Config(address="127.0.0.1:0", database=database, drain_seconds=0))
+        server.start()
+        server.stop()
+    until = time.monotonic() + 5
+    while threading.active_count() > before + 2 and time.monotonic() < until:  # two may be the library's own
+        time.sleep(0.01)
+    assert threading.active_count() <= before + 2
+
+
+def until_it_ends(watch: Any) -> list[int]:
+    seen: list[int] = []
+    with suppress(grpc.RpcError):
+        seen.extend(answer.status for answer in watch)
+    return seen
+
+
+def test_health_is_answered_while_more_watch_than_there_are_threads(client: Client) -> None:
+    stub = health_of(client)
+    watches = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(Config.threads + 1)]
+    assert [next(watch).status for watch in watches] == [SERVING] * len(watches)
+    assert stub.Check(health_pb2.HealthCheckRequest(), timeout=5).status == SERVING
+    for watch in watches:
+        watch.cancel()
+
+
+def test_reflection_lists_the_services(client: Client) -> None:
+    stub = reflection_of(client)
+    [answer] = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+    listed = {service.name for service in answer.list_services_response.service}
+    assert listed == {*SERVICES, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+
+
+@pytest.mark.parametrize("symbol", [*SERVICES, "caseload.v1.Therapist", "google.rpc.ErrorInfo"])
+def test_reflection_describes_what_callers_meet(client: Client, symbol: str) -> None:
+    stub = reflection_of(client)
+    request = reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol)
+    [answer] = stub.ServerReflectionInfo(iter([request]))
+    assert answer.file_descriptor_response.file_descriptor_proto

@@ -1,0 +1,248 @@
+import itertools
+import random
+
+import pytest
+
+from service import convert, errors, records
+from service.records import Call, ChangePage, ChangeQuery, ChangeSet
+from service.store import THERAPIST, RelationshipStore, change_log
+from tests.store.conftest import Clock
+from tests.store.ward import (
+    assign,
+    crowd,
+    dump,
+    fill,
+    patients,
+    remembered,
+    run,
+    therapists,
+    transfer,
+    unassign,
+)
+
+DAY_US = 24 * 3600 * 1_000_000
+
+
+def page(store: RelationshipStore, after: str = "", size: int = 1000, **query: str) -> ChangePage:
+    return store.list_changes(ChangeQuery(**query), after, size)
+
+
+def walk(store: RelationshipStore, size: int, **query: str) -> list[ChangeSet]:
+    """The whole log, page by page; at most 1000 pages."""
+    sets: list[ChangeSet] = []
+    after = ""
+    for _ in range(1000):
+        found = page(store, after, size, **query)
+        assert len(found.change_sets) <= size
+        sets += found.change_sets
+        after = found.through
+        if after == found.head:
+            return sets
+    raise AssertionError("the pages come to no end")
+
+
+def matching(sets: list[ChangeSet], query: ChangeQuery) -> list[ChangeSet]:
+    """What a filter means, said without SQL."""
+    return [
+        one
+        for one in sets
+        if query.actor in ("", one.actor)
+        and (not query.therapist_id or any(line.therapist_id == query.therapist_id for line in one.changes))
+        and (not query.patient_id or any(line.patient_id == query.patient_id for line in one.changes))
+    ]
+
+
+def history(store: RelationshipStore) -> None:
+    """Three therapists, three patients, four callers, sets of one and of many changes."""
+    therapists(store, "t1", "t2", "t3")
+    patients(store, "p1", "p2", "p3")
+    chance = random.Random(7)
+    for n in range(40):
+        caller = Call(f"caller-{chance.randrange(3)}", "/caseload.v1.TherapistService/Test")
+        pair = f"t{chance.randrange(1, 4)}", f"p{chance.randrange(1, 4)}"
+        if n % 10 == 9:
+            for patient_id in ("p1", "p2", "p3"):
+                assign(store, "t1", patient_id)
+            transfer(store, "t1", "t2", call=caller)
+        elif n % 3 == 2:
+            store.unassign(change_order(*pair), caller)
+        else:
+            store.assign(records.Assign(*pair), caller)
+
+
+def change_order(therapist_id: str, patient_id: str) -> records.Unassign:
+    return records.Unassign(therapist_id, patient_id, allow_missing=True)
+
+
+def test_a_set_is_never_split_and_none_is_lost(store: RelationshipStore) -> None:
+    history(store)
+    whole = walk(store, 1000)
+    assert [store.keys.number(one.revision) for one in whole] == list(range(1, store.head() + 1))
+    assert max(len(one.changes) for one in whole) > 3
+    for size in (1, 2, 3, 7, len(whole) - 1, len(whole)):
+        assert walk(store, size) == whole
+
+
+def test_every_combination_of_filters_finds_what_it_says(store: RelationshipStore) -> None:
+    history(store)
+    whole = walk(store, 1000)
+    sides = itertools.product(
+        ("", "t1", "t2", "nobody"), ("", "p1", "p3", "nobody"), ("", "reception", "caller-1", "x")
+    )
+    found = 0
+    for therapist_id, patient_id, actor in sides:
+        query = ChangeQuery(therapist_id, patient_id, actor)
+        expected = matching(whole, query)
+        found += len(expected)
+        for size in (2, 1000):
+            assert walk(store, size, **query._asdict()) == expected, (query, size)
+    assert found > 100
+
+
+def test_a_filtered_page_goes_on_from_its_last_set_and_the_last_one_from_the_head(store: RelationshipStore) -> None:
+    therapists(store, "t1", "t2", "t1x")
+    patients(store, "p1", "p2")
+    assign(store, "t1", "p1")
+    assign(store, "t2", "p2")
+    first = page(store, size=1, therapist_id="t1")
+    assert (first.through, store.keys.number(first.head)) == (first.change_sets[0].revision, 7)
+    second = page(store, first.through, size=1, therapist_id="t1")
+    assert [store.keys.number(one.revision) for one in second.change_sets] == [6]
+    assert second.through == second.head
+    nothing = page(store, actor="nobody")
+    assert (nothing.change_sets, nothing.through, nothing.head) == ([], first.head, first.head)
+
+
+def test_an_empty_log_has_a_head_to_start_after(store: RelationshipStore) -> None:
+    empty = page(store)
+    assert (empty.change_sets, empty.through, empty.oldest) == ([], empty.head, empty.head)
+    therapists(store, "t1")
+    assert len(page(store, empty.head).change_sets) == 1
+
+
+def test_a_set_holds_what_its_call_was(store: RelationshipStore, clock: Clock) -> None:
+    now = clock.advance(1)
+    call = remembered("3b241101-e2bb-4255-8caf-4136c566a962")._replace(actor="ward")
+    outcome = store.create(THERAPIST, "t1", {"display_name": "Ann Lee"}, call)
+    [one] = page(store).change_sets
+    assert one[:5] == (outcome.revision, now, "ward", call.method, call.request_id)
+
+
+def wire_bytes(found: ChangePage) -> int:
+    return sum(convert.change_set(one).ByteSize() for one in found.change_sets)
+
+
+def test_a_page_stops_at_two_mebibytes_and_splits_no_set(store: RelationshipStore) -> None:
+    fill(store, sets=20, lines=2000)
+    pages = [page(store)]
+    while pages[-1].through != pages[-1].head:
+        pages.append(page(store, pages[-1].through))
+    assert len(pages) > 2
+    assert [len(one.changes) for found in pages for one in found.change_sets] == [2000] * 20
+    sizes = [wire_bytes(found) for found in pages]
+    assert all(1 << 20 < size < 3 << 20 for size in sizes[:-1]), sizes
+
+
+def test_a_page_of_a_thousand_small_sets_is_small(store: RelationshipStore) -> None:
+    fill(store, sets=1000, lines=1)
+    found = page(store)
+    assert (len(found.change_sets), found.through) == (1000, found.head)
+
+
+def test_a_set_larger_than_a_page_comes_whole(store: RelationshipStore) -> None:
+    fill(store, sets=2, lines=10_000)
+    first = page(store)
+    assert [len(one.changes) for one in first.change_sets] == [10_000]
+    assert [len(one.changes) for one in page(store, first.through).change_sets] == [10_000]
+
+
+def test_a_revision_that_is_none_of_this_store_is_refused(store: RelationshipStore) -> None:
+    therapists(store, "t1")
+    here = store.keys.store_id
+    assert page(store, f"{here}.1").change_sets == []
+    numbers = ["", "-1", "x", "1.1", " 1", "\u0661", "1e1", "1\n", "2", "9" * 18, "9" * 30]
+    others = ["x", "1", ".", ".1", "\0", f"{here}", "other.1", f"{here.upper()}!.1", f" {here}.1"]
+    for revision in [*others, *(f"{here}.{each}" for each in numbers)]:
+        with pytest.raises(errors.RevisionForeign):
+            page(store, revision)
+
+
+def test_a_pruned_revision_is_refused_with_the_oldest_that_will_do(store: RelationshipStore, clock: Clock) -> None:
+    before = page(store).head
+    therapists(store, "t1", "t2")
+    kept_from = clock.advance(1)
+    therapists(store, "t3")
+    assert store.purge_changes(kept_from) == 2
+    with pytest.raises(errors.RevisionPruned) as caught:
+        page(store, before)
+    oldest = store.keys.revision(2)
+    assert caught.value.metadata == {"oldest_revision": oldest}
+    assert [len(page(store, after).change_sets) for after in ("", oldest)] == [1, 1]
+    assert page(store).oldest == oldest
+
+
+def test_a_change_at_the_very_time_is_kept(store: RelationshipStore, clock: Clock) -> None:
+    therapists(store, "t1")
+    assert store.purge_changes(clock.now_us) == 0
+    assert store.purge_changes(clock.now_us + 1) == 1
+
+
+def test_all_may_go_and_the_log_goes_on(store: RelationshipStore, clock: Clock) -> None:
+    therapists(store, "t1", "t2")
+    assert store.purge_changes(clock.now_us + DAY_US) == 2
+    empty = page(store)
+    assert (empty.change_sets, empty.oldest, empty.through) == ([], empty.head, empty.head)
+    assert store.purge_changes(clock.now_us + DAY_US) == 0
+    therapists(store, "t3")
+    assert [store.keys.number(one.revision) for one in page(store, empty.head).change_sets] == [3]
+
+
+def test_the_oldest_never_goes_back(store: RelationshipStore, clock: Clock) -> None:
+    therapists(store, "t1", "t2")
+    store.purge_changes(clock.now_us + 1)
+    for before_us in (0, clock.now_us - DAY_US, -(10**15)):
+        assert store.purge_changes(before_us) == 0
+        assert store.keys.number(page(store).oldest) == 2
+
+
+def test_a_clock_that_went_back_leaves_no_hole_in_the_log(store: RelationshipStore, clock: Clock) -> None:
+    therapists(store, "t1")
+    kept_from = clock.advance(10)
+    therapists(store, "t2")
+    clock.advance(-20)
+    therapists(store, "t3")
+    assert store.purge_changes(kept_from) == 1
+    assert [store.keys.number(one.revision) for one in page(store).change_sets] == [2, 3]
+
+
+def test_a_purge_leaves_records_and_answers_to_repeats_alone(store: RelationshipStore, clock: Clock) -> None:
+    therapists(store, "t1")
+    patients(store, "p1")
+    assign(store, "t1", "p1")
+    call = remembered("1")
+    moved = store.unassign(change_order("t1", "p1"), call)
+    before = dump(store)
+    store.purge_changes(clock.now_us + 1)
+    after = dump(store)
+    assert all(after[table] == before[table] for table in ("therapist", "patient", "assignment", "request"))
+    assert after["change"] == after["change_set"] == []
+    assert store.unassign(change_order("t1", "p1"), call) == moved
+
+
+def test_a_purge_of_a_caseload_that_moved_erases_every_line(store: RelationshipStore, clock: Clock) -> None:
+    therapists(store, "t1", "t2")
+    crowd(store, "t1", 300)
+    transfer(store, "t1", "t2")
+    unassign(store, "t2", "crowd-0000")
+    assert store.purge_changes(clock.now_us + 1) == 4
+    assert run(store, "SELECT count(*) FROM change") == [(0,)]
+
+
+@pytest.mark.parametrize("given", [n for k in (1, 2, 3) for n in itertools.combinations(ChangeQuery._fields, k)])
+def test_each_filter_walks_an_index(store: RelationshipStore, given: tuple[str, ...]) -> None:
+    wanted, parameters = change_log._wanted(ChangeQuery(**dict.fromkeys(given, "x")))
+    sql = change_log._PAGE.format(wanted=wanted)
+    plan = run(store, f"EXPLAIN QUERY PLAN {sql}", {**parameters, "after": 0, "limit": 10})
+    steps = [row[3] for row in plan]
+    assert [step for step in steps if step.startswith("SCAN") and "wanted" not in step] == []
+    assert not any("TEMP B-TREE FOR ORDER BY" in step for step in steps), steps

@@ -1,0 +1,72 @@
+"""CheckAssignments is asked before every look at a chart: it must stay one statement over an index."""
+
+from typing import Any
+
+from service.records import END_ENTERED_IN_ERROR, ROLE_PRIMARY
+from service.store import RelationshipStore, assignments
+from service.store.sqlite import SqliteDatabase
+from tests.store.conftest import Clock
+from tests.store.ward import SECOND, assign, crowd, patients, period, run, therapists, unassign
+
+Pair = tuple[str, str]
+
+
+def checked(store: RelationshipStore, at_us: int, *pairs: Pair) -> list[str | None]:
+    checks, _ = store.check_assignments(list(pairs), at_us)
+    assert [one.place for one in checks] == list(range(len(pairs)))
+    return [one.assignment_id for one in checks]
+
+
+def test_each_pair_is_answered_with_the_period_in_force(store: RelationshipStore, clock: Clock) -> None:
+    therapists(store, "t", "u")
+    patients(store, "p", "q")
+    first = period(store, "t", "p", 100, 200).assignment_id
+    second = period(store, "t", "p", 200, 300).assignment_id
+    third = assign(store, "t", "p", start_us=400, role=ROLE_PRIMARY).assignment_id
+    moments = {99: None, 100: first, 199: first, 200: second, 299: second, 300: None, 399: None, 400: third}
+    for at_us, found in moments.items():
+        assert checked(store, at_us, ("t", "p"), ("u", "p"), ("t", "q"), ("t", "p")) == [found, None, None, found]
+    assert checked(store, clock.now_us, ("nobody", "p"), ("t", "p"), ("t", "nobody")) == [None, third, None]
+    unassign(store, "t", "p", end_reason=END_ENTERED_IN_ERROR)
+    assert checked(store, 500, ("t", "p")) == [None]
+
+
+def test_an_end_that_lies_ahead_is_not_reached_yet(store: RelationshipStore, clock: Clock) -> None:
+    therapists(store, "t")
+    patients(store, "p")
+    one = assign(store, "t", "p").assignment_id
+    unassign(store, "t", "p", end_us=clock.now_us + 5 * SECOND)
+    found = [checked(store, clock.now_us + seconds * SECOND, ("t", "p")) for seconds in (0, 4, 5)]
+    assert found == [[one], [one], [None]]
+
+
+def test_a_check_answers_the_revision_it_was_read_at(store: RelationshipStore) -> None:
+    therapists(store, "t")
+    _, revision = store.check_assignments([("t", "p")], 0)
+    assert revision == store.keys.revision(1)
+
+
+def test_a_hundred_pairs_are_one_statement_on_sqlite(store: RelationshipStore) -> None:
+    therapists(store, "t")
+    pairs = [("t", one) for one in crowd(store, "t", 100)]
+    database: Any = store._database
+    assert isinstance(database, SqliteDatabase)
+    connection = database._reader()
+    statements: list[str] = []
+
+    def note(_cursor: object, sql: str, _bindings: object) -> bool:
+        statements.append(sql)
+        return True
+
+    connection.exec_trace = note
+    try:
+        assert None not in checked(store, 1, *pairs)
+    finally:
+        connection.exec_trace = None
+    assert statements == [assignments.CHECK]
+
+
+def test_a_check_looks_at_the_pairs_periods_only_on_sqlite(store: RelationshipStore) -> None:
+    plan = [row[3] for row in run(store, f"EXPLAIN QUERY PLAN {assignments.CHECK}", {"pairs": "[]", "at_us": 0})]
+    [lookup] = [step for step in plan if "period" in step]
+    assert lookup.startswith("SEARCH period USING INDEX assignment_by_pair (patient_id=? AND therapist_id=?")

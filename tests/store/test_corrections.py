@@ -1,0 +1,147 @@
+import threading
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from service import errors
+from service.records import END_ENTERED_IN_ERROR, ROLE_PRIMARY, ROLE_TREATING, Assignment, Correction
+from service.store import RelationshipStore
+from tests.store.conftest import Clock
+from tests.store.ward import (
+    CALL,
+    VALIDATE,
+    assert_consistent,
+    assign,
+    dump,
+    overlap,
+    patients,
+    period,
+    periods,
+    remembered,
+    run,
+    therapists,
+)
+
+ID = "3b241101-e2bb-4255-8caf-4136c566a962"
+
+
+@pytest.fixture
+def ward(store: RelationshipStore) -> RelationshipStore:
+    """Therapists t and u, patients p and q."""
+    therapists(store, "t", "u")
+    patients(store, "p", "q")
+    return store
+
+
+def correct(store: RelationshipStore, one: Assignment, **fields: str | int | None) -> Assignment:
+    return store.correct(one.assignment_id, "", dict(fields), CALL).record
+
+
+def test_a_correction_sets_what_it_names_and_the_update_time(ward: RelationshipStore, clock: Clock) -> None:
+    before = period(ward, "t", "p", 100, 200)
+    now = clock.advance(60)
+    after = correct(ward, before, focus="grief", start_us=50)
+    assert after == before._replace(focus="grief", start_us=50, updated_us=now, etag=after.etag)
+    assert after.etag != before.etag
+    assert periods(ward) == [after]
+
+
+def test_the_log_names_only_what_differs(ward: RelationshipStore) -> None:
+    one = period(ward, "t", "p", 100, 200)
+    outcome = ward.correct(one.assignment_id, "", {"focus": "", "start_us": 100, "end_us": 150, "end_reason": 1}, CALL)
+    sql = "SELECT revision, kind, changed_fields, therapist_id, patient_id, assignment_id FROM change"
+    assert run(ward, f"{sql} ORDER BY revision DESC LIMIT 1") == [
+        (ward.keys.number(outcome.revision), 2, "end_time,end_reason", "t", "p", one.assignment_id)
+    ]
+
+
+def test_a_correction_that_changes_nothing_writes_nothing(ward: RelationshipStore, clock: Clock) -> None:
+    one = period(ward, "t", "p", 100, 200)
+    before = dump(ward)
+    clock.advance(60)
+    same: Correction = {"focus": "", "start_us": 100, "end_us": 200, "end_reason": 0, "role": ROLE_TREATING}
+    outcome = ward.correct(one.assignment_id, one.etag, same, CALL)
+    assert (outcome.record, outcome.effect, outcome.revision) == (one, 0, ward.keys.revision(ward.head()))
+    assert dump(ward) == before
+
+
+def test_a_refused_or_validated_correction_writes_nothing(ward: RelationshipStore) -> None:
+    there = period(ward, "t", "p", 100, 200)
+    one = period(ward, "t", "p", 300, 400)
+    before = dump(ward)
+    for call in (CALL, VALIDATE, remembered(ID)):
+        with pytest.raises(errors.PeriodOverlaps) as caught:
+            ward.correct(one.assignment_id, "", {"start_us": 199}, call)
+        assert caught.value.metadata == {"assignment_id": there.assignment_id}
+        with pytest.raises(errors.EtagMismatch):
+            ward.correct(one.assignment_id, "0" * 16, {"start_us": 300}, call)
+    assert ward.correct(one.assignment_id, "", {"start_us": 200}, VALIDATE).record.etag == ""
+    assert dump(ward) == before
+
+
+def test_a_correction_does_not_touch_the_counts(ward: RelationshipStore) -> None:
+    assign(ward, "t", "p", role=ROLE_PRIMARY, start_us=500)
+    ended = period(ward, "u", "p", 600, 700)
+    correct(ward, ended, end_us=650, end_reason=END_ENTERED_IN_ERROR)
+    assert_consistent(ward)
+
+
+def test_corrections_that_race_for_the_same_time_never_overlap(ward: RelationshipStore) -> None:
+    rivals = [period(ward, "t", "p", 1000 + n * 100, 1050 + n * 100) for n in range(8)]
+    outcomes: list[str] = []
+    barrier = threading.Barrier(len(rivals))
+
+    def race(one: Assignment) -> None:
+        barrier.wait()
+        try:
+            correct(ward, one, start_us=100, end_us=200)
+            outcomes.append("moved")
+        except errors.PeriodOverlaps:
+            outcomes.append("refused")
+
+    racers = [threading.Thread(target=race, args=(one,)) for one in rivals]
+    for racer in racers:
+        racer.start()
+    for racer in racers:
+        racer.join(60)
+    assert sorted(outcomes) == ["moved"] + ["refused"] * 7
+    assert_consistent(ward)
+
+
+spans = st.tuples(st.integers(0, 8), st.integers(0, 8)).map(sorted)
+roles = st.sampled_from([ROLE_PRIMARY, ROLE_TREATING])
+reasons = st.sampled_from([0, 1, END_ENTERED_IN_ERROR])
+written = st.tuples(st.sampled_from("tu"), st.sampled_from("pq"), roles, spans, reasons)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(written, min_size=2, max_size=7), span=spans, reason=reasons, active=st.booleans())
+def test_a_correction_is_refused_exactly_where_two_periods_would_overlap(
+    ward: RelationshipStore,
+    rows: list[tuple[str, str, int, list[int], int]],
+    span: list[int],
+    reason: int,
+    *,
+    active: bool,
+) -> None:
+    run(ward, "DELETE FROM assignment")
+    made: list[Assignment] = []
+    for n, (therapist_id, patient_id, role, (start_us, end_us), why) in enumerate(rows):
+        one = Assignment(f"a{n}", therapist_id, patient_id, role, "", start_us, end_us, why, "x", "x", 0, 0, "e")
+        if active and n == len(rows) - 1:
+            one = one._replace(end_us=None, end_reason=0, ended_by="")
+        if n == 0 or not any(overlap(one, other) for other in made):
+            made.append(one)
+            columns = ", ".join(f":{column}" for column in Assignment._fields)
+            run(ward, f"INSERT INTO assignment VALUES ({columns})", one._asdict())
+    subject, *others = made
+    wanted = subject._replace(start_us=span[0], end_us=span[1], end_reason=reason)
+    in_the_way = {other.assignment_id for other in others if overlap(wanted, other)}
+    fields: Correction = {"start_us": span[0], "end_us": span[1], "end_reason": reason}
+    if not in_the_way:
+        ward.correct(subject.assignment_id, "", fields, CALL)
+        return
+    with pytest.raises(errors.PeriodOverlaps) as caught:
+        ward.correct(subject.assignment_id, "", fields, CALL)
+    assert caught.value.metadata["assignment_id"] in in_the_way

@@ -1,0 +1,207 @@
+"""Pages: nobody is missed or seen twice, whatever is written between them and however large the records are."""
+
+import json
+import threading
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from service import errors, records
+from service.records import AssignedQuery, PageRequest, PeopleQuery
+from service.store import THERAPIST, RelationshipStore
+from service.store.relationship_store import PAGE_BYTES
+from tests.store.conftest import Clock
+from tests.store.steps import (
+    CALL,
+    AnyKind,
+    assign,
+    assigned,
+    both_kinds,
+    delete,
+    make,
+    other,
+    walk,
+)
+
+# The store is shared by a test's examples, each of which works on records of its own.
+on_one_store = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+# Paging: between two pages others write.
+
+_FIELDS: records.Fields = {"display_name": "Paging"}
+names = st.text("abc-19", min_size=1, max_size=3).map(lambda text: "x" + text)
+writes = st.lists(st.tuples(st.sampled_from(["insert", "delete", "rename", "restore"]), names), max_size=4)
+
+
+def write(store: RelationshipStore, kind: AnyKind, mark: str, what: str, name: str) -> None:
+    record_id = mark + name
+    match what:
+        case "insert":
+            store.create(kind, record_id, {"display_name": mark}, CALL)
+        case "delete":
+            store.delete(kind, records.Delete(record_id, allow_missing=True), CALL)
+        case "rename":
+            store.update(kind, record_id, "", {"display_name": "elsewhere"}, CALL)
+        case "restore":
+            store.undelete(kind, record_id, CALL)
+            store.update(kind, record_id, "", {"display_name": mark}, CALL)
+
+
+class Plan(NamedTuple):
+    """What is there at the start, how large a page is, and what is written after each page."""
+
+    start: Any
+    size: int
+    between: list[list[tuple[Any, Any]]]
+
+
+people_plans = st.builds(Plan, st.sets(names, min_size=1, max_size=10), st.integers(1, 4), st.lists(writes, max_size=6))
+
+
+@both_kinds
+@given(plan=people_plans)
+@on_one_store
+def test_whoever_matches_throughout_is_seen_exactly_once_whatever_others_write(
+    store: RelationshipStore, clock: Clock, kind: AnyKind, plan: Plan
+) -> None:
+    mark = f"m{clock.advance(1)}"
+    for name in plan.start:
+        write(store, kind, mark, "insert", name)
+    throughout = {mark + name for name in plan.start}
+    seen: list[str] = []
+    after, turns = "", iter(plan.between)
+    for _ in range(100):
+        page = store.list_people(kind, PeopleQuery(name_prefix=mark), PageRequest(plan.size, after))
+        seen += [record[0] for record in page.records]
+        after = page.next_after
+        if not after:
+            break
+        for what, name in next(turns, []):
+            try:
+                write(store, kind, mark, what, name)
+            except errors.DomainError:
+                continue
+            if what in {"delete", "rename"}:
+                throughout.discard(mark + name)
+    assert seen == sorted(set(seen))
+    assert throughout <= set(seen)
+
+
+assignment_plans = st.builds(
+    Plan,
+    st.integers(1, 8),
+    st.integers(1, 3),
+    st.lists(st.lists(st.tuples(st.booleans(), st.integers(0, 11)), max_size=4), max_size=6),
+)
+
+
+@both_kinds
+@given(plan=assignment_plans)
+@on_one_store
+def test_an_assignment_that_is_active_throughout_is_seen_exactly_once(
+    store: RelationshipStore, clock: Clock, kind: AnyKind, plan: Plan
+) -> None:
+    parent = f"m{clock.advance(1)}"
+    make(store, kind, parent)
+    for number in range(12):
+        store.create(other(kind), f"n{number}", _FIELDS, CALL._replace(request_id=f"n{number}"))
+
+    def pair(number: int) -> tuple[str, str]:
+        return (parent, f"n{number}") if kind is THERAPIST else (f"n{number}", parent)
+
+    throughout = {assign(store, *pair(number)).assignment_id: number for number in range(plan.start)}
+    seen: list[str] = []
+    after, turns = "", iter(plan.between)
+    for _ in range(100):
+        page = assigned(store, kind, AssignedQuery(parent), PageRequest(plan.size, after))
+        seen += [entry[0].assignment_id for entry in page.records]
+        after = page.next_after
+        if not after:
+            break
+        for begin, number in next(turns, []):
+            if begin:
+                assign(store, *pair(number))
+            else:
+                store.unassign(records.Unassign(*pair(number), allow_missing=True), CALL)
+                throughout = {key: value for key, value in throughout.items() if value != number}
+    assert seen == sorted(set(seen))
+    assert set(throughout) <= set(seen)
+
+
+@both_kinds
+def test_pages_miss_nobody_while_threads_write(store: RelationshipStore, kind: AnyKind) -> None:
+    steady = [f"s{number:03}" for number in range(60)]
+    for name in steady:
+        make(store, kind, name)
+    done = threading.Event()
+
+    def churn(worker: int) -> None:
+        for turn in range(10_000):
+            if done.is_set():
+                return
+            name = f"s{(turn * 7) % 60:03}-{worker}"
+            store.create(kind, name + f"-{turn}", {"display_name": "Ada"}, CALL)
+            delete(store, kind, name + f"-{turn}")
+
+    workers = [threading.Thread(target=churn, args=(worker,)) for worker in range(2)]
+    for worker in workers:
+        worker.start()
+    try:
+        for size in (1, 7, 20):
+            seen = [record[0] for page in walk(store, kind, PeopleQuery(), size) for record in page]
+            assert seen == sorted(set(seen))
+            assert set(steady) <= set(seen)
+    finally:
+        done.set()
+        for worker in workers:
+            worker.join(60)
+
+
+# Pages of large records.
+
+
+def size_of(row: tuple[Any, ...]) -> int:
+    return sum(len(value.encode()) for value in row if isinstance(value, str))
+
+
+LARGE = json.dumps({f"k{n}": "é" * 470 for n in range(32)}, ensure_ascii=False)
+
+
+@both_kinds
+def test_a_page_stops_early_at_2_mib_and_the_next_one_goes_on(store: RelationshipStore, kind: AnyKind) -> None:
+    names = [f"a{number:03}" for number in range(80)]
+    for name in names:
+        make(store, kind, name, annotations=LARGE)
+    pages = walk(store, kind, PeopleQuery(), 1000)
+    assert [record[0] for page in pages for record in page] == names
+    assert len(pages) == 2
+    full = sum(size_of(record) for record in pages[0])
+    assert PAGE_BYTES * 0.9 < full <= PAGE_BYTES
+    assert full + size_of(pages[1][0]) > PAGE_BYTES * 0.98
+
+
+@both_kinds
+def test_a_page_of_assignments_counts_the_records_on_the_other_side(store: RelationshipStore, kind: AnyKind) -> None:
+    make(store, kind, "it")
+    for number in range(80):
+        make(store, other(kind), f"o{number}", annotations=LARGE)
+        assign(store, *(("it", f"o{number}") if kind is THERAPIST else (f"o{number}", "it")))
+    first = assigned(store, kind, AssignedQuery("it"))
+    rest = assigned(store, kind, AssignedQuery("it"), PageRequest(1000, first.next_after))
+    assert first.next_after == first.records[-1][0].assignment_id
+    assert rest.next_after == ""
+    assert {entry[1][0] for entry in first.records + rest.records} == {f"o{number}" for number in range(80)}
+    assert len(first.records) + len(rest.records) == 80
+    assert sum(size_of(entry[0]) + size_of(entry[1]) for entry in first.records) <= PAGE_BYTES
+
+
+def test_a_page_holds_one_record_even_where_that_is_too_large(
+    store: RelationshipStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.store.relationship_store.PAGE_BYTES", 10)
+    for name in "abc":
+        make(store, THERAPIST, name)
+    assert [len(page) for page in walk(store, THERAPIST, PeopleQuery(), 10)] == [1, 1, 1]

@@ -1,0 +1,268 @@
+"""When periods may begin and end, who was in force when, and clocks that go back."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from service import errors, records
+from service.records import ROLE_PRIMARY, ROLE_TREATING, Assignment, Unassign
+from service.store import PATIENT, THERAPIST, RelationshipStore
+from tests.store.conftest import Clock
+from tests.store.steps import (
+    CALL,
+    assign,
+    assigned,
+    count,
+    delete,
+    dump,
+    history,
+    in_force,
+    make,
+    make_pair,
+    unassign,
+)
+
+SECOND = 1_000_000
+ROLE_COVERING = 4
+
+
+@pytest.fixture
+def pair(store: RelationshipStore) -> RelationshipStore:
+    """The store with a therapist t, another u, and a patient p."""
+    make_pair(store)
+    make(store, THERAPIST, "u")
+    return store
+
+
+def ended(
+    store: RelationshipStore, start_us: int, end_us: int, therapist_id: str = "t", reason: int = 0, **order: Any
+) -> Assignment:
+    assign(store, therapist_id, start_us=start_us, **order)
+    return unassign(store, therapist_id, end_us=end_us, end_reason=reason)
+
+
+def test_a_period_may_not_begin_inside_an_ended_one_of_the_pair(pair: RelationshipStore) -> None:
+    period = ended(pair, 100, 200)
+    before = dump(pair)
+    for start_us in (50, 100, 150, 199):
+        with pytest.raises(errors.PeriodOverlaps) as refusal:
+            assign(pair, start_us=start_us)
+        assert refusal.value.metadata == {"assignment_id": period.assignment_id}
+    assert dump(pair) == before
+    assert assign(pair, start_us=200).start_us == 200
+
+
+def test_a_period_may_overlap_one_of_another_therapist(pair: RelationshipStore) -> None:
+    ended(pair, 100, 200, "u")
+    ended(pair, 100, 200, "t", role=ROLE_PRIMARY)
+    assert assign(pair, "u", start_us=200, role=ROLE_COVERING).start_us == 200
+
+
+def test_primary_periods_of_a_patient_may_not_overlap_whoever_had_them(pair: RelationshipStore) -> None:
+    period = ended(pair, 100, 200, "u", role=ROLE_PRIMARY)
+    with pytest.raises(errors.PeriodOverlaps) as refusal:
+        assign(pair, "t", role=ROLE_PRIMARY, start_us=199)
+    assert refusal.value.metadata == {"assignment_id": period.assignment_id}
+    assert assign(pair, "t", role=ROLE_TREATING, start_us=150).start_us == 150
+    assert assign(pair, "t", role=ROLE_PRIMARY, start_us=200, replace=True).start_us == 200
+
+
+def test_the_primary_period_of_another_patient_is_in_nobodys_way(pair: RelationshipStore) -> None:
+    make(pair, PATIENT, "q")
+    assign(pair, "t", "q", role=ROLE_PRIMARY, start_us=100)
+    unassign(pair, "t", "q", end_us=200)
+    assert assign(pair, "t", "p", role=ROLE_PRIMARY, start_us=150).start_us == 150
+
+
+def test_a_period_entered_in_error_is_in_nobodys_way(pair: RelationshipStore) -> None:
+    ended(pair, 100, 200, reason=records.END_ENTERED_IN_ERROR, role=ROLE_PRIMARY)
+    ended(pair, 100, 200, "u", reason=records.END_ENTERED_IN_ERROR, role=ROLE_PRIMARY)
+    period = assign(pair, start_us=150, role=ROLE_PRIMARY)
+    for at_us in (100, 149, 150, 199, 200):
+        assert in_force(pair, at_us) == ([period.assignment_id] if at_us >= 150 else [])
+
+
+def test_a_period_without_length_is_in_nobodys_way(pair: RelationshipStore) -> None:
+    ended(pair, 100, 100)
+    assert in_force(pair, 100) == []
+    assert assign(pair, start_us=50).start_us == 50
+
+
+def test_a_default_start_waits_for_the_end_of_an_earlier_period(pair: RelationshipStore, clock: Clock) -> None:
+    later_us = clock.now_us + 30 * SECOND
+    ended(pair, 100, later_us)
+    assert assign(pair).start_us == later_us
+
+
+def test_a_default_primary_start_waits_for_the_end_of_anothers(pair: RelationshipStore, clock: Clock) -> None:
+    later_us = clock.now_us + 30 * SECOND
+    ended(pair, 100, later_us, "u", role=ROLE_PRIMARY)
+    assert assign(pair, "t", role=ROLE_TREATING).start_us == clock.now_us
+    assert assign(pair, "t", role=ROLE_PRIMARY, replace=True).start_us == later_us
+
+
+# History.
+
+
+def test_history_says_who_was_in_force_at_any_moment(pair: RelationshipStore) -> None:
+    first = ended(pair, 100, 200, role=ROLE_PRIMARY)
+    second = assign(pair, "u", start_us=200, role=ROLE_PRIMARY)
+    third = assign(pair, "t", start_us=300)
+    ids = {"first": first.assignment_id, "second": second.assignment_id, "third": third.assignment_id}
+    for at_us, expected in (
+        (99, []),
+        (100, ["first"]),
+        (199, ["first"]),
+        (200, ["second"]),
+        (299, ["second"]),
+        (300, ["second", "third"]),
+    ):
+        assert in_force(pair, at_us) == [ids[name] for name in expected], at_us
+        of_t = [ids[name] for name in expected if name != "second"]
+        assert in_force(pair, at_us, THERAPIST, "t") == of_t, at_us
+
+
+def test_history_can_be_asked_for_by_role(pair: RelationshipStore) -> None:
+    primary = assign(pair, "u", start_us=100, role=ROLE_PRIMARY)
+    assign(pair, "t", start_us=100)
+    query = records.AssignedQuery("p", roles=(ROLE_PRIMARY,), as_of_us=100)
+    assert [entry[0] for entry in assigned(pair, PATIENT, query).records] == [primary]
+
+
+# Clocks that go back.
+
+
+def test_unassigning_under_a_clock_gone_back_ends_the_period_at_its_start(
+    pair: RelationshipStore, clock: Clock
+) -> None:
+    period = assign(pair)
+    clock.advance(-3600)
+    assert unassign(pair).end_us == period.start_us
+    assert (count(pair, THERAPIST, "t"), count(pair, PATIENT, "p")) == (0, 0)
+
+
+def test_assigning_anew_under_a_clock_gone_back_begins_behind_the_earlier_period(
+    pair: RelationshipStore, clock: Clock
+) -> None:
+    assign(pair)
+    clock.advance(10)
+    first = unassign(pair)
+    clock.advance(-3600)
+    second = assign(pair)
+    assert second.start_us == first.end_us
+    assert second.created_us == clock.now_us
+
+
+@pytest.mark.parametrize("therapist_id", ["t", "u"], ids=["own", "other"])
+def test_replacing_under_a_clock_gone_back_begins_where_the_replaced_period_began(
+    pair: RelationshipStore, clock: Clock, therapist_id: str
+) -> None:
+    first = assign(pair, "t", role=ROLE_PRIMARY)
+    clock.advance(-3600)
+    second = assign(pair, therapist_id, role=ROLE_PRIMARY, focus="grief", replace=True, replace_primary=True)
+    assert second.start_us == first.start_us
+    assert in_force(pair, first.start_us) == [second.assignment_id]
+
+
+def test_a_forced_delete_under_a_clock_gone_back_ends_periods_at_their_start(
+    pair: RelationshipStore, clock: Clock
+) -> None:
+    period = assign(pair)
+    clock.advance(-3600)
+    delete(pair, PATIENT, "p", force=True)
+    assert history(pair)[0].end_us == period.start_us
+
+
+def test_deletes_and_undeletes_work_under_a_clock_gone_back(pair: RelationshipStore, clock: Clock) -> None:
+    clock.advance(-3600)
+    delete(pair, PATIENT, "p")
+    clock.advance(-3600)
+    assert pair.undelete(PATIENT, "p", CALL).record.deleted_us is None
+
+
+# Whatever is done in whatever order, the rules hold afterwards.
+
+times = st.one_of(st.none(), st.integers(-5, 5))
+flags = st.booleans()
+steps = st.one_of(
+    st.tuples(
+        st.just("assign"),
+        st.sampled_from("tu"),
+        st.sampled_from([ROLE_PRIMARY, ROLE_TREATING]),
+        st.sampled_from(["", "grief"]),
+        times,
+        flags,
+        flags,
+    ),
+    st.tuples(st.just("unassign"), st.sampled_from("tu"), times, st.sampled_from([0, records.END_ENTERED_IN_ERROR])),
+    st.tuples(st.just("clock"), st.integers(-4, 4)),
+    st.tuples(st.just("delete"), st.sampled_from(["therapist", "patient"])),
+)
+
+
+def take(store: RelationshipStore, clock: Clock, mark: str, step: tuple[Any, ...]) -> None:
+    def at_us(offset: int | None) -> int | None:
+        return None if offset is None else clock.now_us + offset
+
+    match step:
+        case ("assign", who, role, focus, offset, replace, replace_primary):
+            order = records.Assign(mark + who, mark, role, focus, at_us(offset), replace, replace_primary)
+            store.assign(order, CALL)
+        case ("unassign", who, offset, reason):
+            store.unassign(Unassign(mark + who, mark, reason, at_us(offset)), CALL)
+        case ("clock", microseconds):
+            clock.now_us += microseconds
+        case ("delete", "therapist"):
+            delete(store, THERAPIST, mark + "t", force=True)
+            store.undelete(THERAPIST, mark + "t", CALL)
+        case ("delete", "patient"):
+            delete(store, PATIENT, mark, force=True)
+            store.undelete(PATIENT, mark, CALL)
+
+
+def refusal_of(call: Callable[[], None]) -> errors.DomainError | None:
+    try:
+        call()
+    except errors.DomainError as refusal:
+        return refusal
+    return None
+
+
+def check_rules(store: RelationshipStore, mark: str) -> None:
+    periods = history(store, mark)
+    active = [period for period in periods if period.end_us is None]
+    assert len({period.therapist_id for period in active}) == len(active)
+    patient = store.get(PATIENT, mark)
+    primaries = [period.therapist_id for period in active if period.role == ROLE_PRIMARY]
+    assert [patient.primary_therapist_id] == (primaries or [""])
+    assert patient.active_therapist_count == len(active)
+    for who in "tu":
+        of_them = [period for period in active if period.therapist_id == mark + who]
+        assert count(store, THERAPIST, mark + who) == len(of_them)
+    real = [period for period in periods if period.end_reason != records.END_ENTERED_IN_ERROR]
+    for at_us in sorted({period.start_us for period in real}):
+        now = [p for p in real if p.start_us <= at_us and (p.end_us is None or at_us < p.end_us)]
+        assert len({period.therapist_id for period in now}) == len(now)
+        assert sum(period.role == ROLE_PRIMARY for period in now) <= 1
+
+
+@given(todo=st.lists(steps, max_size=14))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_sequence_of_calls_breaks_the_rules_of_periods_and_counts(
+    store: RelationshipStore, clock: Clock, todo: list[tuple[Any, ...]]
+) -> None:
+    mark = f"m{clock.advance(1000)}"
+    make(store, PATIENT, mark)
+    for who in "tu":
+        make(store, THERAPIST, mark + who)
+    for step in todo:
+        before = history(store, mark)
+        refusal = refusal_of(lambda step=step: take(store, clock, mark, step))  # type: ignore[misc]
+        if refusal:
+            assert history(store, mark) == before
+        if None in step:  # a time was left to the store, and the store finds one that fits
+            assert not isinstance(refusal, errors.PeriodOverlaps | errors.InvalidField)
+        check_rules(store, mark)

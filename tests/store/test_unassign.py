@@ -1,0 +1,115 @@
+import pytest
+
+from service import errors, records
+from service.records import PATIENT_DISCHARGED, Unassign
+from service.store import PATIENT, THERAPIST, RelationshipStore
+from tests.store.conftest import Clock
+from tests.store.steps import (
+    CALL,
+    assign,
+    count,
+    delete,
+    dump,
+    history,
+    in_force,
+    make,
+    make_pair,
+    unassign,
+    update,
+)
+
+SECOND = 1_000_000
+
+
+@pytest.fixture
+def pair(store: RelationshipStore) -> RelationshipStore:
+    """The store with a therapist t, another u, and a patient p."""
+    make_pair(store)
+    make(store, THERAPIST, "u")
+    return store
+
+
+def test_unassigning_ends_the_period_with_its_reason(pair: RelationshipStore, clock: Clock) -> None:
+    period = assign(pair)
+    clock.advance(10)
+    outcome = pair.unassign(Unassign("t", "p", end_reason=1), CALL._replace(actor="ward"))
+    assert outcome.record is not None
+    assert outcome.record == period._replace(
+        end_us=clock.now_us, end_reason=1, ended_by="ward", updated_us=clock.now_us, etag=outcome.record.etag
+    )
+    assert outcome.record.etag != period.etag
+    assert outcome.effect == 1
+    assert history(pair) == [outcome.record]
+
+
+def test_unassigning_twice_returns_the_ended_period_and_writes_nothing(pair: RelationshipStore, clock: Clock) -> None:
+    assign(pair)
+    first = pair.unassign(Unassign("t", "p"), CALL)
+    before = dump(pair)
+    clock.advance(60)
+    for order in (
+        Unassign("t", "p"),
+        Unassign("t", "p", end_us=1),
+        Unassign("t", "p", end_reason=5, etag="some other"),
+    ):
+        assert pair.unassign(order, CALL) == first._replace(effect=0)
+    assert dump(pair) == before
+
+
+def test_unassigning_after_several_periods_returns_the_latest(pair: RelationshipStore, clock: Clock) -> None:
+    for _ in range(3):
+        assign(pair)
+        clock.advance(1)
+        latest = unassign(pair)
+    assert unassign(pair) == latest
+
+
+def test_unassigning_two_who_were_never_assigned(pair: RelationshipStore) -> None:
+    assign(pair, "u")
+    with pytest.raises(errors.AssignmentNotFound):
+        pair.unassign(Unassign("t", "p"), CALL)
+    head = pair.list_people(PATIENT, records.PeopleQuery(), records.PageRequest(1, "")).revision
+    assert pair.unassign(Unassign("t", "p", allow_missing=True), CALL) == records.Outcome(None, 0, head)
+    with pytest.raises(errors.TherapistNotFound):
+        pair.unassign(Unassign("x", "p", allow_missing=True), CALL)
+    with pytest.raises(errors.PatientNotFound):
+        pair.unassign(Unassign("t", "x", allow_missing=True), CALL)
+
+
+def test_a_given_end_may_lie_anywhere_from_the_start_on(pair: RelationshipStore, clock: Clock) -> None:
+    period = assign(pair, start_us=100)
+    before = dump(pair)
+    with pytest.raises(errors.InvalidField) as refusal:
+        unassign(pair, end_us=99)
+    assert [violation.field for violation in refusal.value.violations] == ["end_time"]
+    assert dump(pair) == before
+    ahead_us = clock.now_us + 60 * SECOND
+    assert unassign(pair, end_us=ahead_us).end_us == ahead_us
+    assert count(pair, THERAPIST, "t") == 0
+    assert in_force(pair, ahead_us - 1) == [period.assignment_id]
+    assert in_force(pair, ahead_us) == []
+
+
+def test_unassigning_with_an_old_etag_is_refused(pair: RelationshipStore) -> None:
+    old = assign(pair).etag
+    new = assign(pair, focus="grief", replace=True)
+    before = dump(pair)
+    with pytest.raises(errors.EtagMismatch):
+        unassign(pair, etag=old)
+    assert dump(pair) == before
+    assert unassign(pair, etag=new.etag).end_us is not None
+
+
+def test_unassigning_works_on_deleted_records(pair: RelationshipStore) -> None:
+    assign(pair)
+    delete(pair, PATIENT, "p", force=True)
+    delete(pair, THERAPIST, "t")
+    outcome = pair.unassign(Unassign("t", "p"), CALL)
+    assert (outcome.record, outcome.effect) == (history(pair)[0], 0)
+
+
+def test_a_discharged_patients_history_stays(pair: RelationshipStore) -> None:
+    assign(pair)
+    period = unassign(pair)
+    update(pair, PATIENT, "p", status=PATIENT_DISCHARGED)
+    assert history(pair) == [period]

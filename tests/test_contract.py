@@ -1,0 +1,272 @@
+"""The contract, walked: what it says of a field holds on every RPC, and no field goes without a test."""
+
+import importlib
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from caseload.v1 import error_reason_pb2, patient_service_pb2, resources_pb2, therapist_service_pb2
+from google.api import field_behavior_pb2
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
+from google.protobuf.message import Message
+
+from service import records
+from tests.running import Client, Refusal, refusal
+from tests.services.calling import HONOURED, SIDES, People, everything_said, refused
+from tests.services.samples import METHODS, Place, behaves, full, is_map, is_ours, places
+
+TESTS = Path(__file__).parent
+PROTOS = TESTS.parent / "protos" / "caseload" / "v1"
+IDENTIFIER = field_behavior_pb2.IDENTIFIER
+REQUIRED = field_behavior_pb2.REQUIRED
+OUTPUT_ONLY = field_behavior_pb2.OUTPUT_ONLY
+CANARY = "Canary-Zq9"
+
+every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+
+
+def call(client: Client, method: MethodDescriptor, request: Message) -> Any:
+    stub = client.therapists if method.containing_service.name == "TherapistService" else client.patients
+    return getattr(stub, method.name)(request)
+
+
+def answered(client: Client, method: MethodDescriptor, request: Message) -> Refusal | None:
+    """The refusal, or None where the call was not refused."""
+    try:
+        call(client, method, request)
+    except grpc.RpcError as error:
+        return refusal(error)
+    return None
+
+
+def messages_of_requests() -> Iterator[Descriptor]:
+    """Every message of ours that a request is made of."""
+    todo: list[Any] = [method.input_type for method in METHODS]
+    seen: set[str] = set()
+    while todo:
+        message = todo.pop()
+        if message.full_name not in seen:
+            seen.add(message.full_name)
+            yield message
+            todo += [field.message_type for field in message.fields if is_ours(field)]
+
+
+def test_there_are_twenty_rpcs() -> None:
+    assert len(METHODS) == 20
+
+
+def test_every_field_of_every_request_has_a_test_that_would_miss_it() -> None:
+    for path in sorted((TESTS / "services").glob("test_*.py")):
+        importlib.import_module(f"tests.services.{path.stem}")
+    known = {f"{message.name}.{field.name}": field for message in messages_of_requests() for field in message.fields}
+    left_to_the_server = {name for name, field in known.items() if behaves(field, OUTPUT_ONLY)}
+    assert known.keys() - left_to_the_server - HONOURED.keys() == set()
+
+
+def test_what_the_tests_honour_are_fields_of_the_contract() -> None:
+    """An {A} or {B} stands for both kinds, so a name need be right for one of them only."""
+    known = {f"{message.name}.{field.name}" for message in messages_of_requests() for field in message.fields}
+    tests = {
+        test: {name for name, tests in HONOURED.items() if test in tests} for test in set().union(*HONOURED.values())
+    }
+    assert [test for test, names in tests.items() if not names & known] == []
+
+
+@every_method
+def test_a_full_request_is_well_formed(client: Client, method: MethodDescriptor) -> None:
+    """Or the walks below would find what they look for in any case."""
+    found = answered(client, method, full(method))
+    assert found is None or found.reason in {"THERAPIST_NOT_FOUND", "PATIENT_NOT_FOUND"}
+
+
+Wanted = Callable[[MethodDescriptor, Place], bool]
+Put = Callable[[Place], str]
+
+
+def variants(method: MethodDescriptor, wanted: Wanted, *puts: Put) -> Iterator[tuple[str, Any]]:
+    """The full request with one field changed, for each wanted field and each change, with the path of what changed."""
+    for found in places(full(method)):
+        for put in puts if wanted(method, found) else ():
+            request = full(method)
+            if found.path == "states":
+                request.ClearField("as_of_time")  # not together
+            yield put(next(place for place in places(request) if place.path == found.path)), request
+
+
+def not_named(client: Client, method: MethodDescriptor, wanted: Wanted, *puts: Put) -> list[object]:
+    """Those of the variants that are not refused as an INVALID_FIELD that names just what was changed."""
+    answers = [(path, answered(client, method, request)) for path, request in variants(method, wanted, *puts)]
+    right = (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+    return [
+        (path, found)
+        for path, found in answers
+        if found is None or (found.code, found.reason) != right or found.fields != [path]
+    ]
+
+
+def is_required(method: MethodDescriptor, place: Place) -> bool:
+    """As the contract says; and which record an Update changes must be told in its body."""
+    return place.behaves(REQUIRED) or (method.name.startswith("Update") and place.behaves(IDENTIFIER))
+
+
+def is_required_text(method: MethodDescriptor, place: Place) -> bool:
+    return is_required(method, place) and place.field.type == FieldDescriptor.TYPE_STRING
+
+
+def is_enum(_method: MethodDescriptor, place: Place) -> bool:
+    return place.field.enum_type is not None
+
+
+def is_enum_list(method: MethodDescriptor, place: Place) -> bool:
+    return is_enum(method, place) and place.field.is_repeated
+
+
+def emptied(place: Place) -> str:
+    place.owner.ClearField(place.field.name)
+    return place.path
+
+
+def of_a_number_beyond(place: Place) -> str:
+    enumeration: Any = place.field.enum_type
+    return place.put(max(value.number for value in enumeration.values) + 1)
+
+
+def test_the_walks_find_what_they_walk_over() -> None:
+    walked = {
+        wanted.__name__: sum(wanted(method, place) for method in METHODS for place in places(full(method)))
+        for wanted in (is_required, is_required_text, is_enum, is_enum_list, is_text)
+    }
+    assert all(count >= 6 for count in walked.values()), walked
+
+
+@every_method
+def test_a_required_field_left_empty_is_named(client: Client, method: MethodDescriptor) -> None:
+    assert not_named(client, method, is_required, emptied) == []
+
+
+@every_method
+def test_a_required_text_left_blank_is_named(client: Client, method: MethodDescriptor) -> None:
+    blanks = (lambda place: place.put(" "), lambda place: place.put("\u2003\u200b"))
+    assert not_named(client, method, is_required_text, *blanks) == []
+
+
+@every_method
+def test_an_unknown_number_of_an_enum_is_named(client: Client, method: MethodDescriptor) -> None:
+    far = (lambda place: place.put(-1), lambda place: place.put(2**31 - 1), lambda place: place.put(-(2**31)))
+    assert not_named(client, method, is_enum, of_a_number_beyond, *far) == []
+
+
+@every_method
+def test_unspecified_in_a_filter_is_named(client: Client, method: MethodDescriptor) -> None:
+    assert not_named(client, method, is_enum_list, lambda place: place.put(0)) == []
+
+
+@pytest.mark.parametrize("kind", SIDES)
+def test_what_the_server_sets_is_ignored_in_the_body_of_create(client: Client, kind: str) -> None:
+    people = People(client, kind)
+    method = next(method for method in METHODS if method.name == f"Create{kind}")
+    request = full(method)
+    request.validate_only = False
+    filled = [place for place in places(request) if place.behaves(OUTPUT_ONLY) or place.field.name == "etag"]
+    assert len(filled) >= 5
+    given = {place.field.name: str(getattr(place.owner, place.field.name)) for place in filled}
+    made = people.record(call(client, method, request))
+    assert [name for name, value in given.items() if str(getattr(made, name)) == value] == []
+    assert not made.HasField("delete_time")
+    assert getattr(made, people.count) == 0
+
+
+def is_text(_method: MethodDescriptor, place: Place) -> bool:
+    return place.field.type == FieldDescriptor.TYPE_STRING or is_map(place.field) or place.field.name == "update_mask"
+
+
+def is_ignored(method: MethodDescriptor, place: Place) -> bool:
+    unread = method.name.startswith("Create") and (place.path.endswith(".etag") or place.behaves(IDENTIFIER))
+    return place.behaves(OUTPUT_ONLY) or unread
+
+
+def canary(tail: str) -> Put:
+    """Puts a word that no refusal may repeat into a field, with this after it."""
+
+    def put(place: Place) -> str:
+        if is_map(place.field):
+            getattr(place.owner, place.field.name).update({CANARY + tail: CANARY + tail, "\x00": CANARY})
+        elif place.field.name == "update_mask":
+            place.owner.update_mask.paths[:] = [CANARY + tail, f"display_name.{CANARY}{tail}"]
+        else:
+            place.put(CANARY + tail)
+        return place.path
+
+    return put
+
+
+@every_method
+def test_no_refusal_repeats_a_value(client: Client, method: MethodDescriptor) -> None:
+    refusals: dict[str, str] = {}
+    for path, request in variants(method, is_text, *map(canary, ("", "\x00", "x" * 2000, " @ @", "\ufffd"))):
+        if "allow_missing" in method.input_type.fields_by_name:
+            request.allow_missing = False
+        try:
+            call(client, method, request)
+        except grpc.RpcError as error:
+            refusals[path] = refusals.get(path, "") + everything_said(error).lower()
+    read = {place.path for place in places(full(method)) if is_text(method, place) and not is_ignored(method, place)}
+    assert read <= refusals.keys()
+    assert [path for path, said in refusals.items() if CANARY.lower() in said] == []
+
+
+def test_bytes_that_do_not_parse_are_an_invalid_field_without_a_name(client: Client) -> None:
+    for method in METHODS:
+        path = f"/{method.containing_service.full_name}/{method.name}"
+        for data in (b"\xff", b"\x0a\x05abc", b"\x0b"):
+            found = refused(client.channel.unary_unary(path), data)
+            answer = (found.code, found.reason, found.fields)
+            assert answer == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", [""]), (method.name, data)
+
+
+def test_lone_surrogates_do_not_parse(client: Client) -> None:
+    name = b"\x0a\x05\x12\x03\xed\xa0\x80"  # therapist { display_name: U+D800 }
+    found = refused(client.channel.unary_unary("/caseload.v1.TherapistService/CreateTherapist"), name)
+    assert (found.reason, found.fields) == ("INVALID_FIELD", [""])
+
+
+def test_both_sides_of_assigning_have_the_same_fields() -> None:
+    for verb in ("Assign", "Unassign"):
+        for part in ("Request", "Response"):
+            ours = therapist_service_pb2.DESCRIPTOR.message_types_by_name[f"{verb}Patient{part}"]
+            theirs = patient_service_pb2.DESCRIPTOR.message_types_by_name[f"{verb}Therapist{part}"]
+            assert {shape(field) for field in ours.fields} == {shape(field) for field in theirs.fields}
+
+
+def shape(field: FieldDescriptor) -> tuple[object, ...]:
+    kind = field.message_type or field.enum_type
+    return field.name, field.type, field.is_repeated, field.has_presence, kind.full_name if kind else ""
+
+
+def test_the_enumerations_of_the_records_are_the_contracts() -> None:
+    contract = {
+        "STATUS_ACTIVE": {resources_pb2.Therapist.STATUS_ACTIVE, resources_pb2.Patient.STATUS_ACTIVE},
+        "THERAPIST_INACTIVE": {resources_pb2.Therapist.STATUS_INACTIVE},
+        "PATIENT_DISCHARGED": {resources_pb2.Patient.STATUS_DISCHARGED},
+        "ROLE_PRIMARY": {resources_pb2.Assignment.ROLE_PRIMARY},
+        "ROLE_TREATING": {resources_pb2.Assignment.ROLE_TREATING},
+        "STATE_ACTIVE": {resources_pb2.Assignment.STATE_ACTIVE},
+        "STATE_ENDED": {resources_pb2.Assignment.STATE_ENDED},
+        "END_ENTERED_IN_ERROR": {resources_pb2.Assignment.END_REASON_ENTERED_IN_ERROR},
+        "END_RECORD_DELETED": {resources_pb2.Assignment.END_REASON_RECORD_DELETED},
+        "END_REPLACED": {resources_pb2.Assignment.END_REASON_REPLACED},
+    }
+    prefixes = ("STATUS_", "THERAPIST_", "PATIENT_", "ROLE_", "STATE_", "END_")
+    ours = {name: {value} for name, value in vars(records).items() if name.startswith(prefixes)}
+    assert ours == contract
+
+
+@pytest.mark.parametrize("file", ["therapist_service", "patient_service"])
+def test_the_reasons_an_rpc_lists_are_in_the_catalogue(file: str) -> None:
+    text = (PROTOS / f"{file}.proto").read_text()
+    listed = re.findall(r"^  // - ([A-Z_]+):", text, re.MULTILINE)
+    assert len(listed) > 40
+    assert {f"ERROR_REASON_{reason}" for reason in listed} <= set(error_reason_pb2.ErrorReason.keys())

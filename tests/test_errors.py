@@ -1,0 +1,232 @@
+"""Every reason a call can be refused with, provoked for real and seen from the other end of the wire."""
+
+import json
+import logging
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from caseload.v1 import error_reason_pb2
+from google.rpc import code_pb2
+from grpc import StatusCode
+from structlog.testing import capture_logs
+
+from service import errors
+from service.config import Config
+from service.interceptors.statuses import CODES
+from service.server import build_server
+from service.store import sqlite
+from tests.running import Client, ServerProcess, refusal
+from tests.services.calling import People, Side, everything_said, refused
+from tests.services.provoking import (
+    CANARY,
+    MRN,
+    TABLE,
+    DefectiveTherapists,
+    FailingDisk,
+    World,
+    holding_the_lock,
+    internal,
+    store_full,
+)
+
+CATALOGUE = Path(__file__).parents[1] / "protos" / "caseload" / "v1" / "error_reason.proto"
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    monkeypatch.setattr("service.server.TherapistServicer", DefectiveTherapists)
+    monkeypatch.setattr(sqlite, "_BUSY_SECONDS", 0.05)
+    disk = FailingDisk()
+    database = tmp_path / "caseload.db"
+    server = build_server(Config("127.0.0.1:0", f"sqlite:///{database}", threads=4, drain_seconds=0))
+    server.start()
+    side = Side(Client(server.address), "Therapist")
+    private = {"display_name": CANARY, "email": f"{CANARY}@example.org", "annotations": {CANARY: CANARY}}
+    side.therapists.create("t1", identifiers=[MRN], max_active_patients=5, **private)
+    side.patients.create("p1", identifiers=[MRN], **private)
+    yield World(server, side, disk, database)
+    disk.failing = ""
+    side.client.close()
+    server.stop()
+    disk.unregister()
+
+
+@pytest.mark.parametrize("reason", TABLE)
+def test_a_reason_provoked_is_told_with_its_code_and_details_and_no_value(world: World, reason: str) -> None:
+    row = TABLE[reason]
+    with pytest.raises(grpc.RpcError) as caught:
+        row.provoke(world)
+    found = refusal(caught.value)
+    assert (found.code, found.reason) == (row.code, reason)
+    assert found.details.keys() == {"ErrorInfo", row.detail} - {""}
+    assert found.metadata.keys() == set(row.metadata)
+    assert found.message
+    if "PreconditionFailure" in found.details:
+        [violation] = found.details["PreconditionFailure"].violations
+        assert violation.type == reason
+    if "RetryInfo" in found.details:
+        assert 0 < found.details["RetryInfo"].retry_delay.ToTimedelta().total_seconds() <= 10
+    assert CANARY.lower() not in everything_said(caught.value).lower()
+
+
+def reasons_of_classes(root: type[errors.DomainError] = errors.DomainError) -> list[str]:
+    return [reason for kind in root.__subclasses__() for reason in (kind.reason, *reasons_of_classes(kind))]
+
+
+def comments_of_the_catalogue() -> dict[str, str]:
+    """What error_reason.proto says of each reason."""
+    blocks = re.findall(r"((?:  // .*\n)+)  ERROR_REASON_([A-Z_]+) = ", CATALOGUE.read_text())
+    return {reason: comment.replace("  // ", "").replace("\n", " ") for comment, reason in blocks}
+
+
+def test_every_reason_has_one_class_one_code_and_one_row_here() -> None:
+    assert sorted(reasons_of_classes()) == sorted(CODES) == sorted(TABLE)
+
+
+def test_every_reason_is_in_the_catalogue_under_its_code() -> None:
+    said = comments_of_the_catalogue()
+    assert {f"ERROR_REASON_{reason}" for reason in said} == set(error_reason_pb2.ErrorReason.keys())
+    codes = {reason: code_pb2.Code.Name(code) for reason, code in CODES.items()}
+    assert codes == {reason: said[reason].partition(".")[0] for reason in CODES}
+
+
+def test_what_the_catalogue_says_of_metadata_and_details_is_so() -> None:
+    for reason, row in TABLE.items():
+        said = comments_of_the_catalogue()[reason]
+        assert ("metadata" in said) <= bool(row.metadata), reason
+        assert set(re.findall(r"google\.rpc\.(\w+)", said)) <= {row.detail}, reason
+
+
+@pytest.mark.parametrize("failing", ["sync", "read"])
+def test_after_a_failing_disk_calls_work_again_and_nothing_is_half_written(world: World, failing: str) -> None:
+    head = world.patients.head()
+    world.writer.pragma("shrink_memory")
+    world.disk.failing = failing
+    assert refused(world.patients.create, "p2").code == StatusCode.UNAVAILABLE
+    world.disk.failing = ""
+    assert refused(world.patients.get, "p2").reason == "PATIENT_NOT_FOUND"
+    assert world.patients.head() == head
+    world.patients.create("p2")
+    assert world.patients.ids(world.patients.call("List")) == ["p1", "p2"]
+
+
+def test_a_full_disk_refuses_writes_and_not_reads_until_there_is_room(world: World) -> None:
+    assert refused(store_full, world).reason == "STORE_FULL"
+    assert world.patients.ids(world.patients.call("List")) == ["p1"]
+    world.writer.pragma("max_page_count", 2**30)
+    assert world.patients.create("p2").patient_id == "p2"
+
+
+def test_reads_of_a_database_that_cannot_be_opened_are_unavailable(world: World) -> None:
+    world.database.rename(world.database.with_suffix(".away"))
+    try:
+        reasons = {
+            refused(call).reason for call in (lambda: world.patients.get("p1"), lambda: world.patients.call("List"))
+        }
+    finally:
+        world.database.with_suffix(".away").rename(world.database)
+    assert reasons == {"STORE_UNAVAILABLE"}
+    assert world.patients.get("p1").patient_id == "p1"
+
+
+def test_reads_do_not_wait_for_a_writer(world: World) -> None:
+    with holding_the_lock(world.database):
+        assert world.patients.get("p1").patient_id == "p1"
+
+
+def test_a_write_whose_deadline_passed_while_it_waited_is_not_done(tmp_path: Path) -> None:
+    database = tmp_path / "caseload.db"
+    config = Config(address="127.0.0.1:0", database=f"sqlite:///{database}", drain_seconds=0, threads=1)
+    server = build_server(config)
+    server.start()
+    people = People(Client(server.address), "Patient")
+    create = people.client.patients.CreatePatient
+    order = people.pb.CreatePatientRequest
+    with holding_the_lock(database):
+        first = create.future(order(patient_id="first", patient={"display_name": "A"}))
+        time.sleep(0.05)  # the only thread waits for the lock now
+        late = create.future(order(patient_id="late", patient={"display_name": "B"}), timeout=0.1)
+        assert late.code() == StatusCode.DEADLINE_EXCEEDED
+    assert first.result().patient.patient_id == "first"
+    assert refused(people.get, "late").reason == "PATIENT_NOT_FOUND"
+    people.client.close()
+    server.stop()
+
+
+def test_a_defect_is_logged_with_type_and_place_and_never_its_text(
+    world: World, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with capture_logs() as lines:
+        first, second = (refused(internal, world) for _ in range(2))
+    assert first.metadata["error_id"] != second.metadata["error_id"]
+    assert [line["error_id"] for line in lines] == [first.metadata["error_id"], second.metadata["error_id"]]
+    assert lines[0]["type"] == "KeyError"
+    assert re.fullmatch(r"provoking\.py:\d+", lines[0]["place"])
+    assert lines[0]["method"] == "/caseload.v1.TherapistService/GetTherapist"
+    printed = capfd.readouterr()
+    assert CANARY not in f"{lines}{printed.out}{printed.err}{caplog.text}"
+
+
+DEFECTIVE_COMMAND = f"""
+from service import server
+from service.cli import main
+class Defective(server.TherapistServicer):
+    def GetTherapist(self, request, context):
+        try:
+            raise ValueError("{CANARY} " + str(request))
+        except ValueError as error:
+            raise LookupError("{CANARY} again") from error
+server.TherapistServicer = Defective
+main()
+"""
+
+
+def test_a_defect_is_one_line_of_the_log_of_a_real_process(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path / "caseload.db", command=(sys.executable, "-c", DEFECTIVE_COMMAND)) as process:
+        client = Client(process.address)
+        with pytest.raises(grpc.RpcError) as caught:
+            People(client, "Therapist").get("t1")
+        client.close()
+        _, log = process.stop()
+    error_id = refusal(caught.value).metadata["error_id"]
+    [line] = [json.loads(line) for line in log.splitlines() if error_id in line]
+    assert line["type"] == "LookupError"
+    assert re.fullmatch(r"<string>:\d+", line["place"])
+    assert CANARY not in log + everything_said(caught.value)
+
+
+MANY: dict[str, Callable[[World], object]] = {
+    "missing ids": lambda w: w.patients.call("BatchGet", ids=[f"{n:03}" + "x" * 60 for n in range(100)]),
+    "malformed ids": lambda w: w.therapists.call("BatchGet", ids=["X" * 63] * 100),
+    "annotations": lambda w: w.therapists.create(
+        "X", annotations={f"{n}\x00" + "k" * 80: "\x00" * 2000 for n in range(32)}
+    ),
+    "identifiers": lambda w: w.therapists.create(
+        "X", identifiers=[{"system": "http://hl7.org/fhir/sid/us-npi", "value": "1234567890"}] * 20
+    ),
+    "mask": lambda w: w.therapists.update("t1", *["x" * 500] * 1000, display_name="A"),
+    "statuses": lambda w: w.therapists.call("List", filter={"statuses": [2**31 - 1] * 100, "specialties": ["X"] * 20}),
+}
+
+
+@pytest.mark.parametrize("case", MANY)
+def test_details_stay_under_4_kib(world: World, case: str) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        MANY[case](world)
+    found = refusal(caught.value)
+    assert found.reason in {"PATIENT_NOT_FOUND", "INVALID_FIELD"}
+    assert found.reason == "PATIENT_NOT_FOUND" or len(found.fields) == 20
+    error: Any = caught.value
+    sent = sum(len(key) + len(value) for key, value in error.trailing_metadata()) + len(error.details())
+    assert 500 < sent < 4096
+
+
+def test_a_hundred_missing_ids_are_counted_where_not_all_are_named(world: World) -> None:
+    assert refused(MANY["missing ids"], world).metadata == {"missing": "100"}
