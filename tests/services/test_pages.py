@@ -200,15 +200,10 @@ def maximal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Side]:
     with serving(tmp_path_factory.mktemp("maximal") / "caseload.db") as client:
         side = Side(client, "Therapist")
         side.therapists.create("t1")
-        largest = {
-            "display_name": "n" * 150,
-            "annotations": {f"{n:02}": "a" * 1000 for n in range(32)},
-            "identifiers": [{"system": "urn:x", "value": "v" * 180}],
-        }
+        annotations = {f"{n:02}": "a" * 1000 for n in range(32)}
 
         def add(n: int) -> None:
-            own = [{"system": "urn:x", "value": f"{n:04}" + "v" * 176}]
-            side.patients.create(f"p{n:04}", **largest | {"identifiers": own})
+            side.patients.create(f"p{n:04}", display_name="n" * 100, annotations=annotations)
             side.assign("t1", f"p{n:04}")
 
         in_parallel(add, 1000)
