@@ -33,7 +33,7 @@ def _failed_when_skipped_in_ci(report: Report) -> Report:
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[CaseloadServer]:
     """A server of the test's own, in this process, over a real socket."""
-    config = Config(address="127.0.0.1:0", database=f"sqlite:///{tmp_path}/caseload.db", drain_seconds=0)
+    config = Config(address="127.0.0.1:0", database=f"sqlite:///{tmp_path}/caseload.db", drain_seconds=0, threads=8)
     started = build_server(config)
     started.start()
     yield started

@@ -284,7 +284,10 @@ def _conditions(kind: Kind[Any], query: PeopleQuery) -> tuple[list[str], dict[st
         conditions.append(_found_in(kind, "specialty", f"specialty IN ({', '.join(f':{name}' for name in names)})"))
         parameters.update(zip(names, query.specialties, strict=True))
     if query.name_prefix:
-        for n, word in enumerate(search.name_words(query.name_prefix)):
+        words = search.name_words(query.name_prefix)
+        if not words:  # hyphens and accents alone would match everyone
+            raise errors.InvalidField(errors.Violation("filter.name_prefix", "must hold a word"))
+        for n, word in enumerate(words):
             conditions.append(_found_in(kind, "name_word", f"word >= :word{n} AND word < :word{n}_end"))
             parameters |= {f"word{n}": word, f"word{n}_end": word + search.LAST_CHARACTER}
     return conditions, parameters

@@ -46,6 +46,12 @@ def test_a_prefix_has_2_to_100_characters(people: People, prefix: str, *, allowe
         assert refused(found, people, name_prefix=prefix).fields == ["filter.name_prefix"]
 
 
+@pytest.mark.parametrize("prefix", ["--", "- -", "\u0301\u0301"], ids=ascii)
+def test_a_prefix_without_a_word_is_refused_and_matches_nobody(people: People, prefix: str) -> None:
+    people.create("a", display_name="Ann Lee")
+    assert refused(found, people, name_prefix=prefix).fields == ["filter.name_prefix"]
+
+
 @honours("{A}Filter.statuses")
 def test_any_of_the_statuses_is_found(people: People) -> None:
     people.create("a")

@@ -112,10 +112,12 @@ def test_corrections_that_race_for_the_same_time_never_overlap(ward: Relationshi
 spans = st.tuples(st.integers(0, 8), st.integers(0, 8)).map(sorted)
 roles = st.sampled_from([ROLE_PRIMARY, ROLE_TREATING])
 reasons = st.sampled_from([0, 1, END_ENTERED_IN_ERROR])
-written = st.tuples(st.sampled_from("tu"), st.sampled_from("pq"), roles, spans, reasons)
+written = st.tuples(st.sampled_from("tu"), st.sampled_from("ppq"), roles, spans, reasons)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(rows=st.lists(written, min_size=2, max_size=7), span=spans, reason=reasons, active=st.booleans())
 def test_a_correction_is_refused_exactly_where_two_periods_would_overlap(
     ward: RelationshipStore,
