@@ -290,13 +290,19 @@ def test_a_stop_ends_every_watch_with_shutting_down(tmp_path: Path) -> None:
 def test_a_stop_tells_a_watch_that_is_far_behind_too(tmp_path: Path) -> None:
     with serving(tmp_path) as server, Clinic(server.address) as clinic:
         start = clinic.head()
-        fill(server._store, sets=30, lines=5000)
-        with Follower(clinic, start) as follower:
-            follower.wait_for(1)
-            server.stop()
-            follower.join()
-        assert follower.refusal
-        assert follower.refusal.reason == "SHUTTING_DOWN"
+        fill(server._store, sets=8, lines=9000)
+        with unread(server.address, start) as stream:
+            next(stream)
+            stopping = threading.Thread(target=server.stop)
+            stopping.start()
+            found = refused(_read_slowly, stream)  # to catch up would take it four seconds
+            stopping.join()
+        assert found.reason == "SHUTTING_DOWN"
+
+
+def _read_slowly(stream: Any) -> None:
+    for _ in stream:
+        time.sleep(0.5)
 
 
 def test_a_stop_does_not_wait_for_a_reader_that_takes_nothing(tmp_path: Path) -> None:
