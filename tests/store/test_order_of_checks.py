@@ -220,7 +220,7 @@ def identifier_taken(scene: Scene) -> None:
 
 
 def too_large(scene: Scene) -> None:
-    scene.fields["annotations"] = "x" * records.RECORD_BYTES
+    scene.fields["annotations"] = f'{{"k":"{"x" * records.RECORD_BYTES}"}}'
 
 
 CREATE: dict[str, Reason] = {

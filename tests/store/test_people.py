@@ -1,8 +1,9 @@
+import json
 from typing import Any
 
 import pytest
 
-from service import errors, records
+from service import convert, errors, records
 from service.store import PATIENT, THERAPIST, RelationshipStore
 from service.store.people import Kind
 from tests.store.conftest import Clock
@@ -186,19 +187,35 @@ def test_a_deleted_record_cannot_be_updated(store: RelationshipStore, kind: AnyK
     assert store.get(kind, "a") == deleted
 
 
+def message_bytes(record: Any) -> int:
+    message = convert.therapist(record) if isinstance(record, records.Therapist) else convert.patient(record)
+    return message.ByteSize()
+
+
+def grown(record: Any, text: str, size: int) -> Any:
+    """The record with annotations of one repeated text that bring its message to about this size."""
+    annotations: dict[str, str] = {}
+    while message_bytes(record) < size - 1000:
+        annotations[f"k{len(annotations):02}"] = text * (900 // len(text.encode()))
+        record = record._replace(annotations=json.dumps(annotations, ensure_ascii=False))
+    annotations["last"] = "x" * (size - message_bytes(record) - 14)
+    return record._replace(annotations=json.dumps(annotations, ensure_ascii=False))
+
+
 @both_kinds
-def test_a_record_holds_32_kib_and_not_a_byte_more(store: RelationshipStore, kind: AnyKind) -> None:
-    small = make(store, kind, "a", annotations="")
-    room = records.RECORD_BYTES - sum(len(value.encode()) for value in small if isinstance(value, str))
+@pytest.mark.parametrize("text", ["x", "é", '"', "\\", "\U0001f600"], ids=ascii)
+def test_a_record_is_a_message_of_at_most_32_kib(store: RelationshipStore, kind: AnyKind, text: str) -> None:
+    small = make(store, kind, "a")
+    above = grown(small, text, records.RECORD_BYTES + 20)
+    assert records.RECORD_BYTES < message_bytes(above) < records.RECORD_BYTES + 40
     with pytest.raises(errors.InvalidField) as refusal:
-        update(store, kind, "a", annotations="x" * (room + 1))
+        update(store, kind, "a", annotations=above.annotations)
     assert [violation.field for violation in refusal.value.violations] == [kind.name]
-    with pytest.raises(errors.InvalidField):
-        update(store, kind, "a", annotations="é" * (room // 2 + 1))
     assert store.get(kind, "a") == small
-    assert update(store, kind, "a", annotations="x" * room).annotations == "x" * room
     with pytest.raises(errors.InvalidField):
-        make(store, kind, "b", annotations="x" * records.RECORD_BYTES)
+        make(store, kind, "b", annotations=above.annotations)
+    below = grown(small, text, records.RECORD_BYTES - 300)
+    assert update(store, kind, "a", annotations=below.annotations).annotations == below.annotations
 
 
 @both_kinds

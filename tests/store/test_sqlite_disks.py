@@ -16,7 +16,7 @@ from tests.store.faults import Disk, allow, faulty_disk, refuse
 from tests.store.sqlite_writers import batch
 from tests.store.steps import ALL, dump, head, ids, make, make_pair, request, run, update
 
-LARGE = "x" * 30_000
+LARGE = f'{{"k":"{"x" * 30_000}"}}'
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_of_a_batch_on_a_full_disk_exactly_the_acknowledged_writes_are_there(
     full_after(database, pages)
     names = [f"p{number}" for number in range(8)]
     works = [
-        partial(make, store, PATIENT, name, annotations=LARGE if number % 2 else "")
+        partial(make, store, PATIENT, name, annotations=LARGE if number % 2 else "{}")
         for number, name in enumerate(names)
     ]
     results = batch(database, works)

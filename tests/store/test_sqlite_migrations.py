@@ -1,6 +1,7 @@
 """How a SQLite file comes into being and what files are refused."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -159,6 +160,41 @@ def test_a_file_that_only_looks_like_ours_is_refused(path: Path) -> None:
     connection.pragma("application_id", APPLICATION_ID)
     connection.close()
     left_alone(path, "another application")
+
+
+def crashed(path: Path, folder: Path) -> Path:
+    """The file with its log, as a crash leaves them: the database must be open, and written to."""
+    folder.mkdir()
+    for file in (path, Path(f"{path}-wal")):
+        shutil.copy(file, folder / file.name)
+    return folder / path.name
+
+
+def test_the_log_that_another_applications_crash_left_is_not_touched(path: Path, tmp_path: Path) -> None:
+    connection = apsw.Connection(str(path))
+    connection.pragma("journal_mode", "wal")
+    connection.execute("CREATE TABLE other (x)")
+    copy = crashed(path, tmp_path / "crashed")
+    connection.close()
+    before = {file.name: file.read_bytes() for file in copy.parent.iterdir()}
+    for look in (migrate, pending):
+        with pytest.raises(SchemaError, match="another application"):
+            look(copy)
+        after = {file.name: file.read_bytes() for file in copy.parent.iterdir() if not file.name.endswith("-shm")}
+        assert after == before
+
+
+def test_what_our_own_crash_left_in_the_log_is_there_after_migrating(path: Path, tmp_path: Path) -> None:
+    migrate(path)
+    store = RelationshipStore(SqliteDatabase(path), lambda: 1)
+    made = make(store, THERAPIST, "t")
+    copy = crashed(path, tmp_path / "crashed")
+    store.close()
+    assert pending(copy) == []
+    assert migrate(copy) == []
+    store = RelationshipStore(SqliteDatabase(copy), lambda: 1)
+    assert store.get(THERAPIST, "t") == made
+    store.close()
 
 
 @pytest.mark.parametrize("content", [b"not a database, but long enough to have a header\n" * 100, b"SQLite format 3"])
