@@ -14,7 +14,7 @@ def name_words(name: str) -> list[str]:
     "Zoë Müller-Lüdenscheidt" gives zoe, muller, ludenscheidt. The database's own folding is not used: SQLite's knows
     ASCII only.
     """
-    folded = _bare(_bare(name).casefold()).translate(_UNDECOMPOSED)
+    folded = _bare(_bare(name.casefold()).casefold()).translate(_UNDECOMPOSED)
     return sorted({word for word in _BETWEEN_WORDS.split(folded) if word})
 
 

@@ -98,24 +98,29 @@ class _Statements:
 class _Reading:
     """One state of the database, for the length of a with block."""
 
-    __slots__ = ("_connection", "_statements")
+    __slots__ = ("_busy", "_connection", "_statements")
 
-    def __init__(self, connection: apsw.Connection) -> None:
+    def __init__(self, connection: apsw.Connection, busy: threading.Lock) -> None:
         self._connection = connection
+        self._busy = busy
         self._statements = _Statements(connection)
 
     def __enter__(self) -> Transaction:
+        self._busy.acquire()
         try:
             self._connection.execute("BEGIN")
         except apsw.Error as error:
+            self._busy.release()
             raise _failure(error) from None
         return self._statements
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        with suppress(apsw.Error):  # a close may have come first
+        try:
             self._statements.drop_open_rows()
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
+        finally:
+            self._busy.release()
         if isinstance(error, apsw.Error):
             raise _failure(error) from None
 
@@ -148,7 +153,7 @@ class SqliteDatabase:
         """Opens an existing, migrated file. Raises apsw.Error."""
         self._path = path
         self._threads = threading.local()
-        self._connections: list[apsw.Connection] = []
+        self._readers: list[tuple[apsw.Connection, threading.Lock]] = []
         self._lock = threading.Lock()
         self._queue: list[_Job[Any]] = []
         self._writing = False
@@ -158,27 +163,31 @@ class SqliteDatabase:
 
     def read(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
         try:
-            return list(self._reader().execute(sql, parameters))
+            connection, busy = self._reader()
+            with busy:
+                return list(connection.execute(sql, parameters))
         except apsw.Error as error:
             raise _failure(error) from None
 
     def reading(self) -> _Reading:
         try:
-            return _Reading(self._reader())
+            return _Reading(*self._reader())
         except apsw.Error as error:
             raise _failure(error) from None
 
-    def _reader(self) -> apsw.Connection:
+    def _reader(self) -> tuple[apsw.Connection, threading.Lock]:
+        """This thread's connection, and the lock that a reading holds so that a close waits for it."""
         try:
-            connection: apsw.Connection = self._threads.connection
+            reader: tuple[apsw.Connection, threading.Lock] = self._threads.reader
         except AttributeError:
-            connection = self._threads.connection = connect(self._path, create=False)
+            connection = connect(self._path, create=False)
             connection.pragma("query_only", 1)
+            reader = self._threads.reader = (connection, threading.Lock())
             with self._lock:
-                self._connections.append(connection)
+                self._readers.append(reader)
                 if self._closed:
                     connection.close()
-        return connection
+        return reader
 
     def write(self, work: Callable[[Transaction], T]) -> T:
         job = _Job(work)
@@ -250,8 +259,8 @@ class SqliteDatabase:
             time.sleep(0.001)
             with self._lock:
                 writing = self._writing
-        for connection in self._connections:
-            with suppress(apsw.Error):  # a read that outlived its grace ends with the process
-                connection.interrupt()
+        for connection, busy in self._readers:
+            if busy.acquire(timeout=1):  # else a read has outlived its grace: it ends with the process
                 connection.close()
+                busy.release()
         self._writer.close()  # the last connection of a file checkpoints it

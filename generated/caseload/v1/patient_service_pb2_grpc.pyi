@@ -43,8 +43,9 @@ class PatientServiceStub:
     id is refused as ID_TAKEN, and where no id is chosen a second patient is made.
 
     Refused with:
-    - INVALID_FIELD: a field is missing or malformed, or the record is larger than 32 KiB.
+    - INVALID_FIELD: a field is missing or malformed.
     - REQUEST_ID_REUSED: request_id was used for another request.
+    - INVALID_FIELD: the record is larger than 32 KiB.
     - ID_TAKEN: the chosen id is that of a patient, live, soft-deleted or purged.
     - IDENTIFIER_TAKEN: another live patient carries one of the identifiers.
     """
@@ -223,8 +224,9 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
         id is refused as ID_TAKEN, and where no id is chosen a second patient is made.
 
         Refused with:
-        - INVALID_FIELD: a field is missing or malformed, or the record is larger than 32 KiB.
+        - INVALID_FIELD: a field is missing or malformed.
         - REQUEST_ID_REUSED: request_id was used for another request.
+        - INVALID_FIELD: the record is larger than 32 KiB.
         - ID_TAKEN: the chosen id is that of a patient, live, soft-deleted or purged.
         - IDENTIFIER_TAKEN: another live patient carries one of the identifiers.
         """

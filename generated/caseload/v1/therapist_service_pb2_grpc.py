@@ -136,8 +136,9 @@ class TherapistServiceServicer:
         id is refused as ID_TAKEN, and where no id is chosen a second therapist is made.
 
         Refused with:
-        - INVALID_FIELD: a field is missing or malformed, or the record is larger than 32 KiB.
+        - INVALID_FIELD: a field is missing or malformed.
         - REQUEST_ID_REUSED: request_id was used for another request.
+        - INVALID_FIELD: the record is larger than 32 KiB.
         - ID_TAKEN: the chosen id is that of a therapist, live, soft-deleted or purged.
         - IDENTIFIER_TAKEN: another live therapist carries one of the identifiers.
         """
