@@ -150,8 +150,12 @@ def purge(database: str, changes_before: str) -> None:
     """Erase the change log up to a time, for good."""
     from service.server import clock, open_store
 
-    store = open_store(settings.sqlite_path(database))
-    count = store.purge_changes(settings.moment("--changes-before", changes_before, clock()))
+    before_us = settings.moment("--changes-before", changes_before, clock())
+    path = settings.sqlite_path(database)
+    if not path.exists():
+        raise SettingError("--database", "there is no such file")
+    store = open_store(path)
+    count = store.purge_changes(before_us)
     store.close()
     click.echo(f"{count} change sets purged")
 

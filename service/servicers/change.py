@@ -13,6 +13,8 @@ from service.store import RelationshipStore
 from service.validate import changes
 
 _SETS_A_MESSAGE: Final = 100
+_BYTES_A_MESSAGE: Final = 128 * 1024
+"""About: a set is never split. A reader that takes nothing keeps one message in memory until it is cut."""
 
 
 class ChangeServicer(pb_grpc.ChangeServiceServicer):
@@ -39,16 +41,14 @@ class ChangeServicer(pb_grpc.ChangeServiceServicer):
         query = changes.query(request)
         with self._watches.open(context) as watch:
             after = request.after_revision or self._store.keys.revision(self._store.head())
-            sent = ""
             while True:
-                page = self._store.list_changes(query, after, _SETS_A_MESSAGE)
+                page = self._store.list_changes(query, after, _SETS_A_MESSAGE, _BYTES_A_MESSAGE)
                 after = page.through
-                if page.change_sets or not sent or watch.is_silent():
+                if page.change_sets or watch.is_silent():
                     yield from watch.sending(
                         pb.WatchChangesResponse(
                             change_sets=map(convert.change_set, page.change_sets), through_revision=after
                         )
                     )
-                    sent = after
                 if after == page.head and not watch.wait_beyond(self._store.keys.number(after)):
                     return

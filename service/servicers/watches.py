@@ -1,5 +1,6 @@
 """The open watches of one process: their places, what wakes them, and how slow ones are cut."""
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,11 +30,12 @@ class Watch:
     def __init__(self, watches: "Watches", context: grpc.ServicerContext) -> None:
         self._watches = watches
         self.context = context
-        self.sent_at = 0.0
+        self.sent_at = -math.inf  # so that the first message comes at once
         self.sending_since: float | None = None
 
     def sending(self, message: M) -> Iterator[M]:
         """The message, for the call to send. Raises WatchTooSlow once it took too long."""
+        self._watches.check_open()
         began = self.sending_since = time.monotonic()
         yield message
         self.sending_since, self.sent_at = None, time.monotonic()
@@ -86,6 +88,11 @@ class Watches:
             with self._moved:
                 self._open.discard(watch)
                 self._moved.notify_all()
+
+    def check_open(self) -> None:
+        """Raises ShuttingDown: a watch that is far behind never waits."""
+        if self._closed:
+            raise errors.ShuttingDown
 
     def wait(self, is_gone: Callable[[], bool], revision: int, until: float) -> bool:
         """Waits for a revision beyond this one, or for a time.monotonic(); False when the caller is gone.

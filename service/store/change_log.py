@@ -7,7 +7,6 @@ from service.records import Change, ChangePage, ChangeQuery, ChangeSet
 from service.store.changes import StoreKeys
 from service.store.database import Row, Transaction, Value
 
-PAGE_BYTES = 2 * 1024 * 1024
 _FLAT_CHANGE_BYTES = 64
 _BOUNDS = "SELECT head_revision, oldest_revision FROM store"
 _PAGE = """
@@ -18,12 +17,17 @@ JOIN change_set AS one ON one.revision = wanted.revision
 JOIN change ON change.revision = wanted.revision
 ORDER BY wanted.revision, change.position"""
 _LAST_BEFORE = """
-SELECT COALESCE((SELECT MIN(revision) - 1 FROM change_set WHERE committed_us >= :before_us), head_revision)
+SELECT MIN(
+    COALESCE((SELECT MIN(revision) - 1 FROM change_set WHERE committed_us >= :before_us), head_revision),
+    oldest_revision + :most)
 FROM store"""
+_PURGED_AT_ONCE = 1000
 
 
-def page(transaction: Transaction, keys: StoreKeys, query: ChangeQuery, after: int | None, size: int) -> ChangePage:
-    """Up to size whole change sets, and fewer above 2 MiB. Raises RevisionForeign, RevisionPruned."""
+def page(
+    transaction: Transaction, keys: StoreKeys, query: ChangeQuery, after: int | None, most: tuple[int, int]
+) -> ChangePage:
+    """Up to so many whole change sets, and fewer above so many bytes. Raises RevisionForeign, RevisionPruned."""
     [(head, oldest)] = transaction.run(_BOUNDS)
     after = oldest if after is None else after
     if after > head:
@@ -31,8 +35,8 @@ def page(transaction: Transaction, keys: StoreKeys, query: ChangeQuery, after: i
     if after < oldest:
         raise errors.RevisionPruned(oldest_revision=keys.revision(oldest))
     wanted, parameters = _wanted(query)
-    parameters |= {"after": after, "limit": size + 1}
-    numbered, more = _whole_sets(transaction.rows(_PAGE.format(wanted=wanted), parameters), size)
+    parameters |= {"after": after, "limit": most[0] + 1}
+    numbered, more = _whole_sets(transaction.rows(_PAGE.format(wanted=wanted), parameters), *most)
     through = numbered[-1][0] if more else head
     sets = [one._replace(revision=keys.revision(number)) for number, one in numbered]
     return ChangePage(sets, keys.revision(through), keys.revision(head), keys.revision(oldest))
@@ -54,13 +58,13 @@ def _also(name: str) -> str:
     return f"EXISTS (SELECT 1 FROM {table} WHERE revision = one.revision AND {name} = :{name})"
 
 
-def _whole_sets(rows: Iterator[Row], size: int) -> tuple[list[tuple[int, ChangeSet]], bool]:
+def _whole_sets(rows: Iterator[Row], size: int, size_bytes: int) -> tuple[list[tuple[int, ChangeSet]], bool]:
     """The sets that fit, by their number, and whether there are more. A set is never split."""
     sets: list[tuple[int, ChangeSet]] = []
     taken = 0
     for revision, committed_us, actor, method, request_id, *change in rows:
         if not sets or sets[-1][0] != revision:
-            if len(sets) == size or taken > PAGE_BYTES:
+            if len(sets) == size or taken > size_bytes:
                 return sets, True
             sets.append((revision, ChangeSet("", committed_us, actor, method, request_id, [])))
         sets[-1][1].changes.append(Change(*change))
@@ -69,9 +73,10 @@ def _whole_sets(rows: Iterator[Row], size: int) -> tuple[list[tuple[int, ChangeS
 
 
 def purge(transaction: Transaction, before_us: int) -> int:
-    """Erases the log up to the last change before a time: how many change sets."""
-    through: dict[str, Value] = {"through": transaction.run(_LAST_BEFORE, {"before_us": before_us})[0][0]}
-    transaction.run("DELETE FROM change WHERE revision <= :through", through)
-    gone = transaction.run("DELETE FROM change_set WHERE revision <= :through RETURNING 1", through)
-    transaction.run("UPDATE store SET oldest_revision = MAX(oldest_revision, :through)", through)
+    """Erases the oldest change sets before a time, so many that writers wait little: how many; 0 when none is left."""
+    [(through,)] = transaction.run(_LAST_BEFORE, {"before_us": before_us, "most": _PURGED_AT_ONCE})
+    span: dict[str, Value] = {"through": through}
+    transaction.run("DELETE FROM change WHERE revision <= :through", span)
+    gone = transaction.run("DELETE FROM change_set WHERE revision <= :through RETURNING 1", span)
+    transaction.run("UPDATE store SET oldest_revision = :through WHERE oldest_revision < :through", span)
     return len(gone)

@@ -200,18 +200,23 @@ class RelationshipStore:
         head: int = self._database.read(_HEAD)[0][0]
         return head
 
-    def list_changes(self, query: records.ChangeQuery, after: str, size: int) -> records.ChangePage:
+    def list_changes(
+        self, query: records.ChangeQuery, after: str, size: int, size_bytes: int = PAGE_BYTES
+    ) -> records.ChangePage:
         """The change sets after a revision, oldest first; an empty revision is the oldest kept.
 
         Raises RevisionForeign, RevisionPruned.
         """
         after_number = self.keys.number(after) if after else None
         with self._database.reading() as transaction:
-            return change_log.page(transaction, self.keys, query, after_number, size)
+            return change_log.page(transaction, self.keys, query, after_number, (size, size_bytes))
 
     def purge_changes(self, before_us: int) -> int:
-        """Erases the log up to the last change before a time, for good: how many change sets."""
-        return self._database.write(lambda transaction: change_log.purge(transaction, before_us))
+        """Erases the log up to the last change before a time, for good, bit by bit: how many change sets."""
+        count = 0
+        while gone := self._database.write(lambda transaction: change_log.purge(transaction, before_us)):
+            count += gone
+        return count
 
     def close(self) -> None:
         """Finishes the writes under way and closes the database."""
