@@ -16,10 +16,8 @@ FROM ({wanted}) AS wanted
 JOIN change_set AS one ON one.revision = wanted.revision
 JOIN change ON change.revision = wanted.revision
 ORDER BY wanted.revision, change.position"""
-_LAST_BEFORE = """
-SELECT MIN(
-    COALESCE((SELECT MIN(revision) - 1 FROM change_set WHERE committed_us >= :before_us), head_revision),
-    oldest_revision + :most)
+LAST_BEFORE = """
+SELECT COALESCE((SELECT MIN(revision) - 1 FROM change_set WHERE committed_us >= :before_us), head_revision)
 FROM store"""
 _PURGED_AT_ONCE = 1000
 
@@ -72,11 +70,11 @@ def _whole_sets(rows: Iterator[Row], size: int, size_bytes: int) -> tuple[list[t
     return sets, False
 
 
-def purge(transaction: Transaction, before_us: int) -> int:
-    """Erases the oldest change sets before a time, so many that writers wait little: how many; 0 when none is left."""
-    [(through,)] = transaction.run(_LAST_BEFORE, {"before_us": before_us, "most": _PURGED_AT_ONCE})
-    span: dict[str, Value] = {"through": through}
+def purge(transaction: Transaction, last: int) -> int:
+    """Erases the oldest change sets up to a revision, so many that writers wait little: how many; 0 at the end."""
+    [(_, oldest)] = transaction.run(_BOUNDS)
+    span: dict[str, Value] = {"through": max(oldest, min(last, oldest + _PURGED_AT_ONCE))}
     transaction.run("DELETE FROM change WHERE revision <= :through", span)
     gone = transaction.run("DELETE FROM change_set WHERE revision <= :through RETURNING 1", span)
-    transaction.run("UPDATE store SET oldest_revision = :through WHERE oldest_revision < :through", span)
+    transaction.run("UPDATE store SET oldest_revision = :through", span)
     return len(gone)

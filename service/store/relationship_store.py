@@ -213,8 +213,9 @@ class RelationshipStore:
 
     def purge_changes(self, before_us: int) -> int:
         """Erases the log up to the last change before a time, for good, bit by bit: how many change sets."""
+        [(last,)] = self._database.read(change_log.LAST_BEFORE, {"before_us": before_us})
         count = 0
-        while gone := self._database.write(lambda transaction: change_log.purge(transaction, before_us)):
+        while gone := self._database.write(lambda transaction: change_log.purge(transaction, last)):
             count += gone
         return count
 
