@@ -16,6 +16,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # the C core writes to stderr b
 
 from service import config as settings
 from service.config import Config, SettingError
+from service.errors import DomainError
 from service.store.migrate import SchemaError, migrate, pending
 
 _PREFIX = "CASELOAD_"
@@ -134,7 +135,7 @@ def _copy(copy: Callable[[Path, Path], int], source: tuple[str, Path], target: t
     try:
         revision = copy(source[1], target[1])
     except FileExistsError:
-        raise SettingError(target[0], "the file exists already") from None
+        raise SettingError(target[0], "the file, or a -wal file of an earlier one, exists already") from None
     except (SchemaError, apsw.NotADBError) as error:
         text = str(error) if isinstance(error, SchemaError) else "the file is not a SQLite database"
         raise SettingError(source[0], text) from None
@@ -155,8 +156,12 @@ def purge(database: str, changes_before: str) -> None:
     if not path.exists():
         raise SettingError("--database", "there is no such file")
     store = open_store(path)
-    count = store.purge_changes(before_us)
-    store.close()
+    try:
+        count = store.purge_changes(min(before_us, clock()))
+    except DomainError as error:
+        raise SettingError("--database", error.message) from None
+    finally:
+        store.close()
     click.echo(f"{count} change sets purged")
 
 

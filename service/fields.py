@@ -21,7 +21,8 @@ _CODE = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _PHONE = re.compile(r"\+[1-9][0-9]{1,14}")
 _EMAIL = re.compile(r"[^\s@]+@[^\s@]+")
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:[!-~]+")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Controls of every kind; the ones of writing direction could make one name read as another."""
 _BLANK_LETTERS = "\u115f\u1160\u2800\u3164\uffa0"
 """Hangul fillers and the empty Braille cell: letters and symbols to Unicode, with nothing to see."""
 _LONG = 100_000

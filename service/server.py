@@ -1,6 +1,5 @@
 """The one place that knows every part."""
 
-import functools
 import time
 from collections.abc import Callable
 from concurrent import futures
@@ -20,10 +19,11 @@ from caseload.v1 import (
     therapist_service_pb2_grpc,
 )
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection
 
 from service.config import Config, SettingError, sqlite_path
 from service.interceptors.guard import GuardedServer
+from service.interceptors.streams import StreamsServer
 from service.servicers.assignment import AssignmentServicer
 from service.servicers.change import ChangeServicer
 from service.servicers.pages import PageTokens
@@ -60,6 +60,7 @@ class CaseloadServer:
         self._server = server
         self._threads = threads
         self._store = store
+        self._streams = StreamsServer(server, futures.ThreadPoolExecutor(32, "reflection"))
         self._watches = Watches(store.head, config.max_watches)
         self._health = health.HealthServicer(
             experimental_non_blocking=True, experimental_thread_pool=futures.ThreadPoolExecutor(1, "health")
@@ -78,13 +79,9 @@ class CaseloadServer:
         assignment_service_pb2_grpc.add_AssignmentServiceServicer_to_server(periods, guarded)
         changes = ChangeServicer(self._store, self._watches)
         change_service_pb2_grpc.add_ChangeServiceServicer_to_server(changes, guarded)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflected = reflection.ReflectionServicer((*READINESS, health.SERVICE_NAME, reflection.SERVICE_NAME))
-        # A stream keeps its thread for as long as it lives: it must not take one that calls wait for.
-        answer = functools.partial(reflected.ServerReflectionInfo)
-        answer.experimental_thread_pool = futures.ThreadPoolExecutor(8, "reflection")  # type: ignore[attr-defined]
-        reflected.ServerReflectionInfo = answer  # type: ignore[method-assign]
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflected, self._server)  # type: ignore[no-untyped-call]
+        streams: Any = self._streams
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, streams)
+        reflection.enable_server_reflection((*READINESS, health.SERVICE_NAME, reflection.SERVICE_NAME), streams)
 
     def start(self) -> None:
         """Begins to answer."""
@@ -97,9 +94,8 @@ class CaseloadServer:
         time.sleep(self._config.drain_seconds)
         self._watches.close()
         stopped = self._server.stop(self._config.grace_seconds)
-        while not stopped.wait(0.05) and not self._threads.is_idle():
-            pass
-        self._server.stop(None).wait()  # what is left is health watches and reflection, which callers keep open
+        self._streams.end()  # health watches and open reflection would last the whole grace period
+        stopped.wait()
         self._threads.shutdown()
         self._store.close()
 
@@ -114,8 +110,13 @@ def build_server(config: Config, clock: Callable[[], int] = clock) -> CaseloadSe
     threads = Threads(config.threads, "call")
     options = [("grpc.so_reuseport", 0)]  # or a second server would take the port unseen
     server = grpc.server(threads, options=options)  # type: ignore[arg-type]  # asks for a ThreadPoolExecutor
-    address = _bind(server, config)
-    store = open_store(sqlite_path(config.database), clock)
+    try:
+        address = _bind(server, config)
+        store = open_store(sqlite_path(config.database), clock)
+    except SettingError:
+        server.stop(None)
+        threads.shutdown()
+        raise
     built = CaseloadServer(config, server, threads, address, store)
     built.register(clock)
     return built

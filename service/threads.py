@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from concurrent import futures
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
@@ -37,7 +38,6 @@ class Threads(futures.Executor):
     def __init__(self, count: int, name: str) -> None:
         """Args: count, the calls that run at once; more wait."""
         self._queue: SimpleQueue[_Work] = SimpleQueue()
-        self._unfinished: set[_Done] = set()
         self._count = count
         for number in range(count):
             threading.Thread(target=self._run, name=f"{name}-{number}", daemon=True).start()
@@ -45,13 +45,8 @@ class Threads(futures.Executor):
     def submit(self, work: Callable[..., Any], /, *args: Any, **_none: Any) -> Any:
         """Queues work; what it raises is lost, for grpcio's server handles its own."""
         done = _Done()
-        self._unfinished.add(done)
         self._queue.put((work, args, done))
         return done
-
-    def is_idle(self) -> bool:
-        """Whether nothing is queued or running."""
-        return not self._unfinished
 
     def shutdown(self, wait: bool = False, *, cancel_futures: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002 - Executor's
         """Lets every thread end once the queue is empty; waits for none."""
@@ -61,8 +56,6 @@ class Threads(futures.Executor):
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
             work, args, done = item
-            try:
+            with suppress(BaseException):  # grpcio handles its own; a thread must outlive whatever is left
                 work(*args)
-            finally:
-                self._unfinished.discard(done)
-                done.finish()
+            done.finish()

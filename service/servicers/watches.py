@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from typing import Final, TypeVar
 
 import grpc
+import structlog
 
 from service import errors
 
 M = TypeVar("M")
+_log = structlog.get_logger()
 
 POLL_SECONDS: Final = 0.02
 """How often the newest revision is asked for while there are watches; other processes write too."""
@@ -115,6 +117,9 @@ class Watches:
             self._closed = True
             self._moved.notify_all()
             self._moved.wait_for(lambda: not self._open, _CLOSE_SECONDS)
+            stuck = list(self._open)
+        for watch in stuck:
+            watch.context.cancel()
         self._thread.join()
 
     def _wake(self) -> None:
@@ -139,12 +144,13 @@ class Watches:
     def _newest(self) -> int:
         try:
             return self._ask_head()
-        except errors.DomainError:
-            return self._head  # the database is away: the watches wait for its return
+        except Exception as error:  # noqa: BLE001 - this thread must outlive whatever the database has
+            _log.warning("the newest revision is not known", type=type(error).__qualname__)
+            return self._head
 
     def _cut_stuck(self) -> None:
         now = time.monotonic()
         with self._moved:
-            stuck = [one for one in self._open if one.sending_since and now - one.sending_since > STUCK_SECONDS]
+            stuck = [one for one in self._open if now - (one.sending_since or now) > STUCK_SECONDS]
         for watch in stuck:
             watch.context.cancel()

@@ -2,53 +2,69 @@
 
 import os
 import secrets
+import tempfile
 from pathlib import Path
 
 import apsw
 
 from service.store import migrate, sqlite
 
+_COMPANIONS = ("", "-wal", "-shm", "-journal")
+
 
 def backup(source: Path, target: Path) -> int:
     """Copies the database as it is at one revision, which is returned, into a file that does not exist yet.
 
-    Raises SchemaError (the source is not ours), FileExistsError, apsw.Error.
+    Raises SchemaError (the source is not ours, or damaged), FileExistsError, apsw.Error, OSError.
     """
-    migrate.pending(source)
     return _copy(source, target, is_restore=False)
 
 
 def restore(source: Path, target: Path) -> int:
     """Makes a database of a copy, under a new store id: revisions of the old one are refused and not misread.
 
-    Raises SchemaError (the copy is not ours or damaged), FileExistsError, apsw.Error.
+    Raises as `backup`. A -wal file of an earlier database counts as existing: SQLite would play it into the new one.
     """
-    migrate.pending(source)
     return _copy(source, target, is_restore=True)
 
 
 def _copy(source: Path, target: Path, *, is_restore: bool) -> int:
-    if target.exists():
+    if any(_companion(target, end).exists() for end in _COMPANIONS):
         raise FileExistsError
-    part = target.with_name(f"{target.name}.part")
+    if migrate.pending(source) == migrate.migrations():
+        raise migrate.SchemaError("it holds no caseload database")
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    os.close(descriptor)
+    part = Path(name)
     try:
         head = _fill(source, part, is_restore=is_restore)
-        os.link(part, target)  # unlike a rename, refuses to replace
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))  # ours, or FileExistsError
+        part.replace(target)
     finally:
-        for leftover in (part, part.with_name(f"{part.name}-wal"), part.with_name(f"{part.name}-shm")):
-            leftover.unlink(missing_ok=True)
+        for end in _COMPANIONS:
+            _companion(part, end).unlink(missing_ok=True)
+    _sync(target.parent)
     return head
 
 
+def _companion(file: Path, end: str) -> Path:
+    return file.with_name(f"{file.name}{end}")
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
 def _fill(source: Path, part: Path, *, is_restore: bool) -> int:
-    part.unlink(missing_ok=True)  # of a copy that was interrupted
-    origin = apsw.Connection(str(source), flags=apsw.SQLITE_OPEN_READWRITE)
+    origin = apsw.Connection(str(source), flags=apsw.SQLITE_OPEN_READWRITE)  # or, where it must be, read-only
     copy = sqlite.connect(part, create=True)
     try:
         with copy.backup("main", origin, "main") as pages:
             pages.step()  # all at once: one state of the database, whatever others write meanwhile
         if list(copy.execute("PRAGMA integrity_check")) != [("ok",)]:
-            raise migrate.SchemaError("the copy is damaged")
+            raise migrate.SchemaError("it is damaged")
         if is_restore:
             copy.execute("UPDATE store SET store_id = ?", (secrets.token_hex(6),))
         else:

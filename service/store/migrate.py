@@ -10,6 +10,7 @@ import apsw
 
 from service.store import sqlite
 
+_READ_A_URI = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
 _TABLE = "CREATE TABLE IF NOT EXISTS migration (name TEXT PRIMARY KEY, checksum TEXT NOT NULL) STRICT"
 
 
@@ -44,7 +45,10 @@ def pending(path: Path, known: list[Migration] | None = None) -> list[Migration]
     steps = migrations() if known is None else known
     if not path.exists():
         return steps
-    connection = _opened(path, create=False)
+    try:
+        connection = _opened(path, create=False)
+    except apsw.ReadOnlyError:  # such as a copy on a read-only disk; without immutable a -wal file could be left there
+        connection = apsw.Connection(f"{path.absolute().as_uri()}?immutable=1", flags=_READ_A_URI)
     try:
         return _unapplied(connection, steps)
     finally:
@@ -58,7 +62,8 @@ def migrate(path: Path, known: list[Migration] | None = None) -> list[Migration]
     try:
         _unapplied(connection, steps)  # refuses before anything is touched
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
-        connection.pragma("journal_mode", "wal")
+        if connection.pragma("journal_mode", "wal") != "wal":
+            raise SchemaError("its file system cannot hold a write-ahead log")
         return _apply(connection, steps)
     finally:
         connection.close()

@@ -22,6 +22,8 @@ SYNCHRONOUS: Final = "FULL"
 _BUSY_SECONDS: Final = 5.0
 _BUSY_SLEEP_SECONDS: Final = 0.0005
 _BATCH: Final = 128
+_Reader = tuple[apsw.Connection, Any]
+"""A connection, and the RLock that is held while it is read."""
 
 
 def connect(path: Path, *, create: bool) -> apsw.Connection:
@@ -31,7 +33,7 @@ def connect(path: Path, *, create: bool) -> apsw.Connection:
     if connection.readonly("main"):  # SQLite falls back to it; a reader would leave a -wal and a -shm file behind
         connection.close()
         raise apsw.ReadOnlyError
-    connection.set_busy_handler(_wait_for_the_lock)
+    connection.set_busy_handler(_waiting())
     connection.pragma("trusted_schema", 0)
     connection.pragma("foreign_keys", 1)
     connection.pragma("secure_delete", 1)
@@ -40,13 +42,21 @@ def connect(path: Path, *, create: bool) -> apsw.Connection:
     return connection
 
 
-def _wait_for_the_lock(tries: int) -> bool:
-    # SQLite's own back-off starves some of several writing processes: short, equal sleeps share the lock better.
-    time.sleep(_BUSY_SLEEP_SECONDS)
-    return tries * _BUSY_SLEEP_SECONDS < _BUSY_SECONDS
+def _waiting() -> Callable[[int], bool]:
+    began = 0.0
+
+    def wait_for_the_lock(tries: int) -> bool:
+        # SQLite's own back-off starves some of several writing processes: short, equal sleeps share the lock better.
+        nonlocal began
+        if tries == 0:
+            began = time.monotonic()
+        time.sleep(_BUSY_SLEEP_SECONDS)
+        return time.monotonic() - began < _BUSY_SECONDS
+
+    return wait_for_the_lock
 
 
-_FAILURES: Final[dict[type[apsw.Error], type[errors.DomainError]]] = {
+_FAILURES: Final[dict[type[BaseException], type[errors.DomainError]]] = {
     apsw.BusyError: errors.StoreBusy,
     apsw.LockedError: errors.StoreBusy,
     apsw.FullError: errors.StoreFull,
@@ -64,9 +74,9 @@ _FAILURES: Final[dict[type[apsw.Error], type[errors.DomainError]]] = {
 }
 
 
-def _failure(error: apsw.Error, *, committing: bool = False) -> Exception:
+def _failure(error: BaseException, *, committing: bool = False) -> BaseException:
     """The domain's word for a database's failure; a defect of ours stays what it is."""
-    if committing and isinstance(error, apsw.IOError):
+    if committing and not isinstance(error, apsw.BusyError | apsw.FullError):
         # The frames may have reached the file before the failing fsync: a later recovery could find them.
         return errors.OutcomeUnknown()
     failure = _FAILURES.get(type(error))
@@ -100,7 +110,7 @@ class _Reading:
 
     __slots__ = ("_busy", "_connection", "_statements")
 
-    def __init__(self, connection: apsw.Connection, busy: threading.Lock) -> None:
+    def __init__(self, connection: apsw.Connection, busy: Any) -> None:
         self._connection = connection
         self._busy = busy
         self._statements = _Statements(connection)
@@ -109,18 +119,18 @@ class _Reading:
         self._busy.acquire()
         try:
             self._connection.execute("BEGIN")
-        except apsw.Error as error:
+        except BaseException as error:  # noqa: BLE001 - a lock that is kept hangs the thread's next read
             self._busy.release()
             raise _failure(error) from None
         return self._statements
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        try:
+        with suppress(apsw.Error):
             self._statements.drop_open_rows()
+        with suppress(apsw.Error):
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
-        finally:
-            self._busy.release()
+        self._busy.release()
         if isinstance(error, apsw.Error):
             raise _failure(error) from None
 
@@ -153,7 +163,7 @@ class SqliteDatabase:
         """Opens an existing, migrated file. Raises apsw.Error."""
         self._path = path
         self._threads = threading.local()
-        self._readers: list[tuple[apsw.Connection, threading.Lock]] = []
+        self._readers: list[_Reader] = []
         self._lock = threading.Lock()
         self._queue: list[_Job[Any]] = []
         self._writing = False
@@ -175,14 +185,14 @@ class SqliteDatabase:
         except apsw.Error as error:
             raise _failure(error) from None
 
-    def _reader(self) -> tuple[apsw.Connection, threading.Lock]:
+    def _reader(self) -> _Reader:
         """This thread's connection, and the lock that a reading holds so that a close waits for it."""
         try:
-            reader: tuple[apsw.Connection, threading.Lock] = self._threads.reader
+            reader: _Reader = self._threads.reader
         except AttributeError:
             connection = connect(self._path, create=False)
             connection.pragma("query_only", 1)
-            reader = self._threads.reader = (connection, threading.Lock())
+            reader = self._threads.reader = (connection, threading.RLock())
             with self._lock:
                 self._readers.append(reader)
                 if self._closed:
@@ -224,12 +234,14 @@ class SqliteDatabase:
         execute = self._writer.execute
         committing = False
         try:
+            if self._writer.in_transaction:  # a rollback that failed
+                execute("ROLLBACK")
             execute("BEGIN IMMEDIATE")
             for job in batch:
                 self._run(job)
             committing = True
             execute("COMMIT")
-        except apsw.Error as error:
+        except BaseException as error:  # noqa: BLE001 - whatever it was, no one in the batch may be told it went well
             # Refusals fail too: they may rest on a batch-mate's write that is gone now.
             for job in batch:
                 job.error = _failure(error, committing=committing)
@@ -259,8 +271,11 @@ class SqliteDatabase:
             time.sleep(0.001)
             with self._lock:
                 writing = self._writing
+        patience = time.monotonic() + 1
         for connection, busy in self._readers:
-            if busy.acquire(timeout=1):  # else a read has outlived its grace: it ends with the process
-                connection.close()
+            if busy.acquire(timeout=max(0, patience - time.monotonic())):
+                with suppress(apsw.Error):
+                    connection.close()
                 busy.release()
+            # else a read has outlived its grace: it ends with the process
         self._writer.close()  # the last connection of a file checkpoints it

@@ -132,6 +132,9 @@ def _named(request: assignment_pb.UpdateAssignmentRequest, problems: Problems) -
         return [*immutable, *(name for name in _CORRECTABLE if name in populated)]
     if paths == ["*"]:
         return [*immutable, *_CORRECTABLE]
+    if len(paths) > 100:
+        problems.add("update_mask", "must have at most 100 paths")
+        return []
     for index, path in enumerate(paths):
         if path not in (*_CORRECTABLE, *_IMMUTABLE, "assignment_id"):
             problems.add(f"update_mask.paths[{index}]", "must be focus, start_time, end_time or end_reason")

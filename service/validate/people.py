@@ -130,6 +130,9 @@ def _masked(record: RecordRules, message: PersonMessage, mask: FieldMask, proble
         return [name for name in record.rules if name in _populated(message)]
     if list(mask.paths) == ["*"]:
         return list(record.rules)
+    if len(mask.paths) > 100:
+        problems.add("update_mask", "must have at most 100 paths")
+        return []
     for index, path in enumerate(mask.paths):
         if path not in record.rules and path != f"{record.name}_id":
             problems.add(f"update_mask.paths[{index}]", _mask_problem(record, path))

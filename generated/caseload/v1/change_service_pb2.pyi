@@ -337,7 +337,7 @@ class WatchChangesResponse(_message.Message):
     @_builtins.property
     def change_sets(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChangeSet]:
         """Oldest first, each whole; none in a heartbeat, and perhaps none in the first message. At most
-        100, and fewer where they reach 2 MiB.
+        100, and fewer where they reach 128 KiB.
         """
 
     def __init__(

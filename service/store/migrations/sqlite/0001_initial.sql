@@ -115,8 +115,10 @@ CREATE TABLE assignment (
 
 CREATE UNIQUE INDEX assignment_one_active_a_pair ON assignment (patient_id, therapist_id) WHERE end_us IS NULL;
 CREATE UNIQUE INDEX assignment_one_active_primary ON assignment (patient_id) WHERE end_us IS NULL AND role = 1;
-CREATE INDEX assignment_active_by_therapist ON assignment (therapist_id, assignment_id) WHERE end_us IS NULL;
+-- Of two indexes that serve equally SQLite takes the one made last: the one of active periods, where it can.
 CREATE INDEX assignment_by_therapist ON assignment (therapist_id, assignment_id);
+CREATE INDEX assignment_active_by_therapist ON assignment (therapist_id, assignment_id) WHERE end_us IS NULL;
+CREATE INDEX assignment_active ON assignment (assignment_id) WHERE end_us IS NULL;
 CREATE INDEX assignment_by_patient ON assignment (patient_id, assignment_id);
 CREATE INDEX assignment_by_pair ON assignment (patient_id, therapist_id, start_us);
 
