@@ -4,8 +4,12 @@ import sys
 import uuid
 
 import grpc
+from caseload.v1 import assignment_service_pb2 as assignment_pb
+from caseload.v1 import change_service_pb2 as change_pb
 from caseload.v1 import patient_service_pb2 as patient_pb
 from caseload.v1 import therapist_service_pb2 as therapist_pb
+from caseload.v1.assignment_service_pb2_grpc import AssignmentServiceStub
+from caseload.v1.change_service_pb2_grpc import ChangeServiceStub
 from caseload.v1.patient_service_pb2_grpc import PatientServiceStub
 from caseload.v1.resources_pb2 import Patient, Therapist
 from caseload.v1.therapist_service_pb2_grpc import TherapistServiceStub
@@ -35,13 +39,17 @@ class Tour:
     def __init__(self, channel: grpc.Channel) -> None:
         self.therapists = TherapistServiceStub(channel)
         self.patients = PatientServiceStub(channel)
+        self.assignments = AssignmentServiceStub(channel)
+        self.changes = ChangeServiceStub(channel)
         self.id: dict[str, str] = {}
+        self.begun_at = ""  # a revision from before the first patient, for the watch to start after
 
     def create(self, therapists: tuple[str, ...], patients: tuple[str, ...]) -> None:
         for name in therapists:
             therapist = Therapist(display_name=name, max_active_patients=2)
             request = therapist_pb.CreateTherapistRequest(therapist=therapist, request_id=once())
-            self.id[name] = self.therapists.CreateTherapist(request, timeout=SECONDS).therapist.therapist_id
+            made = self.therapists.CreateTherapist(request, timeout=SECONDS)
+            self.id[name], self.begun_at = made.therapist.therapist_id, made.revision
         for name in patients:
             creation = patient_pb.CreatePatientRequest(patient=Patient(display_name=name), request_id=once())
             self.id[name] = self.patients.CreatePatient(creation, timeout=SECONDS).patient.patient_id
@@ -89,6 +97,12 @@ class Tour:
         self.patients.UnassignTherapist(request, timeout=SECONDS)
         print(f"Unassigned {therapist} from {patient}")
 
+    def transfer(self, source: str, target: str) -> None:
+        request = assignment_pb.TransferPatientsRequest(request_id=once())
+        request.source_therapist_id, request.target_therapist_id = self.id[source], self.id[target]
+        moved = self.assignments.TransferPatients(request, timeout=SECONDS).active
+        print(f"Transferred the caseload of {source} to {target}; assignments begun with that: {len(moved)}")
+
     def delete(self, therapists: tuple[str, ...], patients: tuple[str, ...]) -> None:
         for name in therapists:
             request = therapist_pb.DeleteTherapistRequest(therapist_id=self.id[name], force=True, request_id=once())
@@ -98,6 +112,18 @@ class Tour:
             deletion = patient_pb.DeletePatientRequest(patient_id=self.id[name], request_id=once())
             self.patients.DeletePatient(deletion, timeout=SECONDS)
         print("Deleted", ", ".join(patients))
+
+    def watch(self, patient: str) -> None:
+        request = change_pb.WatchChangesRequest(after_revision=self.begun_at)
+        request.filter.patient_id = self.id[patient]
+        stream = self.changes.WatchChanges(request, timeout=SECONDS)
+        print(f"Watched {patient}, call by call:")
+        for change_set in (one for message in stream for one in message.change_sets):
+            method = change_set.method.rpartition("/")[2]
+            print(f"  {method}:", ", ".join(change_pb.Change.Kind.Name(change.kind) for change in change_set.changes))
+            if method == "DeletePatient":
+                stream.cancel()  # a watch does not end by itself
+                break
 
     def walk(self) -> None:
         self.create(("Ada Roe", "Ben Poe"), ("Jane Doe", "John Doe", "Joe Bloggs"))
@@ -115,8 +141,10 @@ class Tour:
         self.unassign_patient("Ada Roe", "John Doe")
         self.unassign_therapist("Jane Doe", "Ben Poe")
         self.list_patients("Ben Poe")
-        self.list_therapists("Jane Doe")
+        self.transfer("Ben Poe", "Ada Roe")
+        self.list_patients("Ada Roe")
         self.delete(("Ada Roe", "Ben Poe"), ("Jane Doe", "John Doe", "Joe Public"))
+        self.watch("Joe Public")
 
 
 def main() -> None:

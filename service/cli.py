@@ -195,7 +195,9 @@ def main() -> NoReturn:
     except SettingError as error:
         line = str(error)
     except click.BadParameter as error:
-        line = f"{error.param.opts[0] if error.param else 'argument'}: is not valid"
+        name = error.param.opts[0] if error.param else "argument"
+        fault = "is required" if isinstance(error, click.MissingParameter) else "is not valid"
+        line = f"{name if name.startswith('-') else name.upper()}: {fault}"
     except click.NoSuchOption as error:
         line = f"{error.option_name}: there is no such option"
     except click.BadOptionUsage as error:

@@ -19,7 +19,8 @@ WHAT_TO_DO: Final = {
     "REQUEST_ID_REUSED": "Send this request under a new request_id.",
     "THERAPIST_NOT_FOUND": "Check the id. With allow_missing a delete takes this for done.",
     "PATIENT_NOT_FOUND": "Check the id. With allow_missing a delete takes this for done.",
-    "ASSIGNMENT_NOT_FOUND": "Nothing is left to end. With allow_missing an unassign takes this for done.",
+    "ASSIGNMENT_NOT_FOUND": "Check the id, or in a transfer the patients that ResourceInfo names. Otherwise nothing is "
+    "left to end: with allow_missing an unassign takes this for done.",
     "ID_TAKEN": "Choose another id, or none. To find out whether an earlier try made it, get the record.",
     "IDENTIFIER_TAKEN": "Look for the record with `filter.identifier`: it may be the same person.",
     "ASSIGNMENT_DIFFERS": "Keep what is there, or send `replace` to end that period and begin this one.",
@@ -31,13 +32,17 @@ WHAT_TO_DO: Final = {
     "THERAPIST_AT_CAPACITY": "Choose another therapist, or send `ignore_capacity`.",
     "HAS_ACTIVE_ASSIGNMENTS": "Unassign first; a delete with `force` ends them itself.",
     "PERIOD_OVERLAPS": "Send a later start_time, or none: then the server finds one that fits.",
-    "TOO_MANY_ASSIGNMENTS": "Unassign some of them one by one, then repeat the call.",
+    "TOO_MANY_ASSIGNMENTS": "Transfer them in parts, by `patient_ids`. Before a delete with `force`, unassign some.",
     "ETAG_MISMATCH": "Get the record, decide again, and send its new etag.",
     "STORE_BUSY": "Repeat the call after the delay in RetryInfo.",
     "STORE_UNAVAILABLE": "Repeat the call after the delay in RetryInfo; look at the server's disk.",
     "OUTCOME_UNKNOWN": "Repeat the call with the same request_id. Without one, read first.",
     "STORE_FULL": "Make room on the server's disk.",
-    "SHUTTING_DOWN": "Repeat the call after a moment, with the same request_id.",
+    "SHUTTING_DOWN": "Repeat the call after a moment, with the same request_id; a watch, after its through_revision.",
+    "REVISION_PRUNED": "Read the records anew, and watch after the revision of the first page.",
+    "REVISION_FOREIGN": "Read the records anew: what was kept from before may not be in this store.",
+    "TOO_MANY_WATCHES": "Close a watch, or try again later; operators can raise `--max-watches`.",
+    "WATCH_TOO_SLOW": "Watch again after its through_revision; read faster, or filter.",
     "DEADLINE_EXCEEDED": "Repeat the call with a longer deadline.",
     "INTERNAL": "Tell the operators the error_id. A write may be repeated with the same request_id.",
 }
@@ -50,8 +55,9 @@ HEAD = """\
 Every error that the service makes has a gRPC status code and a `google.rpc.ErrorInfo` whose domain is `caseload.v1`.
 Branch on the reason, never on the message. No message or metadata repeats a value that was sent, save ids that are
 well-formed. The gRPC library makes a few errors of its own, without a reason: UNIMPLEMENTED for an unknown method,
-RESOURCE_EXHAUSTED for a message above 4 MiB, UNAVAILABLE where no server answers, and DEADLINE_EXCEEDED at the
-caller's own deadline. After either of the last two a write may have been done: repeat it with the same `request_id`.
+RESOURCE_EXHAUSTED for a message above 4 MiB, CANCELLED for a watch whose reader takes nothing for 30 seconds,
+UNAVAILABLE where no server answers, and DEADLINE_EXCEEDED at the caller's own deadline. After either of the last two a
+write may have been done: repeat it with the same `request_id`.
 
 | reason | code | when | what to do |
 |---|---|---|---|

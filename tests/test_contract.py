@@ -1,6 +1,7 @@
 """The contract, walked: what it says of a field holds on every RPC, and no field goes without a test."""
 
 import importlib
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,9 +15,11 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescri
 from google.protobuf.message import Message
 
 from service import records
+from service.interceptors.statuses import CODES
+from tests.clinic import RPCS, Clinic
 from tests.running import Client, Refusal, refusal
-from tests.services.calling import HONOURED, SIDES, People, everything_said, refused
-from tests.services.samples import METHODS, Place, behaves, full, is_map, is_ours, places
+from tests.services.calling import HONOURED, SIDES, People, call, everything_said, raw_call, refused
+from tests.services.samples import METHODS, SAMPLES, Place, behaves, full, is_map, is_ours, places
 
 TESTS = Path(__file__).parent
 PROTOS = TESTS.parent / "protos" / "caseload" / "v1"
@@ -25,12 +28,11 @@ REQUIRED = field_behavior_pb2.REQUIRED
 OUTPUT_ONLY = field_behavior_pb2.OUTPUT_ONLY
 CANARY = "Canary-Zq9"
 
+CATALOGUE = {name.removeprefix("ERROR_REASON_") for name in error_reason_pb2.ErrorReason.keys()}  # noqa: SIM118 - no dict
+LATER = {"OVERLOADED", "UNAUTHENTICATED", "PERMISSION_DENIED"}
+"""Reasons that the catalogue keeps a number for, and that nothing is refused with so far."""
+
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-
-
-def call(client: Client, method: MethodDescriptor, request: Message) -> Any:
-    stub = client.therapists if method.containing_service.name == "TherapistService" else client.patients
-    return getattr(stub, method.name)(request)
 
 
 def answered(client: Client, method: MethodDescriptor, request: Message) -> Refusal | None:
@@ -54,8 +56,18 @@ def messages_of_requests() -> Iterator[Descriptor]:
             todo += [field.message_type for field in message.fields if is_ours(field)]
 
 
-def test_there_are_twenty_rpcs() -> None:
-    assert len(METHODS) == 20
+def test_there_are_twenty_seven_rpcs_and_one_is_a_stream() -> None:
+    assert len(METHODS) == 27
+    assert [method.name for method in METHODS if method.server_streaming] == ["WatchChanges"]
+
+
+def test_every_service_of_the_contract_is_walked() -> None:
+    written = {
+        name
+        for file in PROTOS.glob("*.proto")
+        for name in re.findall(r"^service (\w+)", file.read_text(), re.MULTILINE)
+    }
+    assert {method.containing_service.name for method in METHODS} == written
 
 
 def test_every_field_of_every_request_has_a_test_that_would_miss_it() -> None:
@@ -79,7 +91,7 @@ def test_what_the_tests_honour_are_fields_of_the_contract() -> None:
 def test_a_full_request_is_well_formed(client: Client, method: MethodDescriptor) -> None:
     """Or the walks below would find what they look for in any case."""
     found = answered(client, method, full(method))
-    assert found is None or found.reason in {"THERAPIST_NOT_FOUND", "PATIENT_NOT_FOUND"}
+    assert found is None or found.reason in {"THERAPIST_NOT_FOUND", "PATIENT_NOT_FOUND", "ASSIGNMENT_NOT_FOUND"}
 
 
 Wanted = Callable[[MethodDescriptor, Place], bool]
@@ -91,9 +103,10 @@ def variants(method: MethodDescriptor, wanted: Wanted, *puts: Put) -> Iterator[t
     for found in places(full(method)):
         for put in puts if wanted(method, found) else ():
             request = full(method)
-            if found.path == "states":
-                request.ClearField("as_of_time")  # not together
-            yield put(next(place for place in places(request) if place.path == found.path)), request
+            place = next(place for place in places(request) if place.path == found.path)
+            if place.field.name == "states":
+                place.owner.ClearField("as_of_time")  # not together
+            yield put(place), request
 
 
 def not_named(client: Client, method: MethodDescriptor, wanted: Wanted, *puts: Put) -> list[object]:
@@ -116,8 +129,8 @@ def is_required_text(method: MethodDescriptor, place: Place) -> bool:
     return is_required(method, place) and place.field.type == FieldDescriptor.TYPE_STRING
 
 
-def is_enum(_method: MethodDescriptor, place: Place) -> bool:
-    return place.field.enum_type is not None
+def is_enum(method: MethodDescriptor, place: Place) -> bool:
+    return place.field.enum_type is not None and not is_ignored(method, place)
 
 
 def is_enum_list(method: MethodDescriptor, place: Place) -> bool:
@@ -218,19 +231,63 @@ def test_no_refusal_repeats_a_value(client: Client, method: MethodDescriptor) ->
     assert [path for path, said in refusals.items() if CANARY.lower() in said] == []
 
 
-def test_bytes_that_do_not_parse_are_an_invalid_field_without_a_name(client: Client) -> None:
-    for method in METHODS:
-        path = f"/{method.containing_service.full_name}/{method.name}"
-        for data in (b"\xff", b"\x0a\x05abc", b"\x0b"):
-            found = refused(client.channel.unary_unary(path), data)
-            answer = (found.code, found.reason, found.fields)
-            assert answer == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", [""]), (method.name, data)
+def unparsed(client: Client, method: MethodDescriptor, data: bytes) -> tuple[object, ...]:
+    """What bytes that are no request are refused with."""
+    send = raw_call(client, method)
+    found = refused(lambda: next(send(data)) if method.server_streaming else send(data))
+    return found.code, found.reason, found.fields
 
 
-def test_lone_surrogates_do_not_parse(client: Client) -> None:
-    name = b"\x0a\x05\x12\x03\xed\xa0\x80"  # therapist { display_name: U+D800 }
-    found = refused(client.channel.unary_unary("/caseload.v1.TherapistService/CreateTherapist"), name)
-    assert (found.reason, found.fields) == ("INVALID_FIELD", [""])
+@every_method
+def test_bytes_that_do_not_parse_are_an_invalid_field_without_a_name(client: Client, method: MethodDescriptor) -> None:
+    nameless = (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", [""])
+    for data in (b"\xff", b"\x0a\x05abc", b"\x0b"):
+        assert unparsed(client, method, data) == nameless, data
+
+
+LONE_SURROGATE = b"\xed\xa0\x80"
+SURROGATES = {
+    "CreateTherapist": b"\x0a\x05\x12\x03" + LONE_SURROGATE,  # therapist { display_name }
+    "TransferPatients": b"\x1a\x03" + LONE_SURROGATE,  # patient_ids
+    "WatchChanges": b"\x12\x05\x1a\x03" + LONE_SURROGATE,  # filter { actor }
+}
+
+
+@pytest.mark.parametrize("rpc", SURROGATES)
+def test_lone_surrogates_do_not_parse(client: Client, rpc: str) -> None:
+    assert unparsed(client, RPCS[rpc], SURROGATES[rpc])[1:] == ("INVALID_FIELD", [""])
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_refused_correction_of_what_is_there_repeats_no_value(client: Client, *, ended: bool) -> None:
+    """The walk above corrects nothing that exists; here the values reach the record, and are compared with it."""
+    with Clinic(client.address) as clinic:
+        clinic.therapists("t1")
+        clinic.patients("p1")
+        period = clinic.period("t1", "p1", 0, 10) if ended else clinic.assign("t1", "p1")
+        for name, word in itertools.product(
+            ("therapist_id", "patient_id", "focus"), (CANARY, CANARY.lower(), f"{CANARY}\x00")
+        ):
+            for masked, etag in itertools.product((False, True), (CANARY, "")):
+                if name == "focus" and word == CANARY.lower() and not etag:
+                    continue  # nothing is wrong with that
+                with pytest.raises(grpc.RpcError) as caught:
+                    clinic.correct(period.assignment_id, *([name] if masked else []), etag=etag, **{name: word})
+                assert CANARY.lower() not in everything_said(caught.value).lower()
+
+
+def test_what_the_server_sets_is_ignored_in_the_body_of_a_correction(client: Client) -> None:
+    with Clinic(client.address) as clinic:
+        clinic.therapists("t1")
+        clinic.patients("p1")
+        before = clinic.assign("t1", "p1")
+        sent = {field.name: SAMPLES[field.name] for field in before.DESCRIPTOR.fields if behaves(field, OUTPUT_ONLY)}
+        assert len(sent) == 5
+        sent |= {"state": 2, "created_by": CANARY, "ended_by": CANARY}
+        after = clinic.correct(before.assignment_id, focus="grief", **sent).assignment
+    assert (after.focus, after.state, after.created_by, after.ended_by) == ("grief", 1, before.created_by, "")
+    assert after.create_time == before.create_time
+    assert after.update_time.ToNanoseconds() > before.update_time.ToNanoseconds()
 
 
 def test_both_sides_of_assigning_have_the_same_fields() -> None:
@@ -255,6 +312,7 @@ def test_the_enumerations_of_the_records_are_the_contracts() -> None:
         "ROLE_TREATING": {resources_pb2.Assignment.ROLE_TREATING},
         "STATE_ACTIVE": {resources_pb2.Assignment.STATE_ACTIVE},
         "STATE_ENDED": {resources_pb2.Assignment.STATE_ENDED},
+        "END_TRANSFERRED": {resources_pb2.Assignment.END_REASON_TRANSFERRED},
         "END_ENTERED_IN_ERROR": {resources_pb2.Assignment.END_REASON_ENTERED_IN_ERROR},
         "END_RECORD_DELETED": {resources_pb2.Assignment.END_REASON_RECORD_DELETED},
         "END_REPLACED": {resources_pb2.Assignment.END_REASON_REPLACED},
@@ -264,9 +322,19 @@ def test_the_enumerations_of_the_records_are_the_contracts() -> None:
     assert ours == contract
 
 
-@pytest.mark.parametrize("file", ["therapist_service", "patient_service"])
-def test_the_reasons_an_rpc_lists_are_in_the_catalogue(file: str) -> None:
-    text = (PROTOS / f"{file}.proto").read_text()
-    listed = re.findall(r"^  // - ([A-Z_]+):", text, re.MULTILINE)
-    assert len(listed) > 40
-    assert {f"ERROR_REASON_{reason}" for reason in listed} <= set(error_reason_pb2.ErrorReason.keys())
+def reasons_of_calls() -> dict[str, list[str]]:
+    """The reasons that a service's comments name, of each RPC and of them all."""
+    texts = {file.stem: file.read_text() for file in PROTOS.glob("*_service.proto")}
+    any_reason = re.compile("|".join(rf"\b{name}\b" for name in CATALOGUE))
+    return {
+        file: re.findall(r"^  // - ([A-Z_]+):", text, re.MULTILINE)
+        + any_reason.findall("\n".join(re.findall(r"^// .*", text, re.MULTILINE)))
+        for file, text in texts.items()
+    }
+
+
+def test_the_reasons_that_services_list_are_those_of_the_catalogue() -> None:
+    listed = reasons_of_calls()
+    assert {file: len(reasons) >= 10 for file, reasons in listed.items()} == dict.fromkeys(listed, True)
+    assert len(listed) == 4
+    assert set().union(*listed.values()) == set(CODES) == CATALOGUE - LATER - {"UNSPECIFIED"}

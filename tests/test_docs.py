@@ -11,15 +11,19 @@ import tomllib
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
+import grpc
 import pytest
+from caseload.v1 import change_service_pb2 as change_pb
 from caseload.v1 import therapist_service_pb2 as pb
+from caseload.v1.change_service_pb2_grpc import ChangeServiceStub
+from google.protobuf import json_format
 from google.rpc.code_pb2 import Code
 
 from service.config import Config
 from service.interceptors.statuses import CODES
 from tests import errors_page
 from tests.documents import ROOT, Block, blocks, is_only_named, masked, run, search_path
-from tests.running import Client, ServerProcess
+from tests.running import Client, ServerProcess, refusal
 
 ADDRESS = Config.address
 PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.exists()]
@@ -64,7 +68,7 @@ def check_block(block: Block, folder: Path) -> None:
     if all(map(is_only_named, block.lines)):
         return
     done = run(block, folder)
-    refused = block.output is not None and block.output.startswith("ERROR:")
+    refused = block.output is not None and "ERROR:" in block.output.splitlines()
     assert (done.returncode != 0) == refused, f"{block.text}{done.stdout}"
     if block.output is not None:
         assert masked(done.stdout) == masked(block.output), f"{block.text}{done.stdout}"
@@ -85,6 +89,13 @@ def test_every_snippet_of_the_stubs_readme_does_what_it_shows(folder: Path) -> N
     assert {snippet.language for snippet in snippets} == {"python"}
     for snippet in snippets:
         check_block(snippet, folder)
+
+
+def test_every_change_set_that_a_page_shows_is_one_of_the_contract() -> None:
+    shown = [block.text for page in PAGES for block in blocks(page) if block.language == "json"]
+    assert len(shown) == 1
+    for text in shown:
+        assert json_format.Parse(text, change_pb.ChangeSet()).changes  # refuses unknown fields and kinds
 
 
 ENDPOINTS = (
@@ -126,6 +137,8 @@ def test_what_differs_from_run_to_run_is_masked_and_nothing_else() -> None:
     ours = '"etag": "563955ee87606ab4", "revision":  "7786bd60d25b.120", "create_time": "2026-11-22T20:33:24.867740Z"'
     theirs = '"etag": "0123456789abcdef", "revision": "0123456789ab.7",\n"create_time": "2027-01-02T03:04:05Z"'
     assert masked(ours) == masked(theirs)
+    assert masked("revision 1\n") == masked("revision 23\n")
+    assert masked("revision 1 of 2\n") != masked("revision 1 of 3\n")
     assert masked('"missing": "1"') != masked('"missing": "2"')
 
 
@@ -188,17 +201,42 @@ def test_the_page_of_dependencies_names_those_of_the_project_and_no_others() -> 
     assert said - {"package", "---"} == names
 
 
-def test_a_copied_file_is_a_backup(folder: Path) -> None:
-    """As docs/operations.md says: stop, copy, start on the copy."""
-    [copying] = [block for block in blocks(ROOT / "docs" / "operations.md") if block.text.startswith("cp ")]
+def test_a_backup_taken_while_serving_is_restored_as_a_store_that_refuses_old_revisions(folder: Path) -> None:
+    """As docs/operations.md says: back up, restore, start on the restored file."""
+    page = blocks(ROOT / "docs" / "operations.md")
+    [backing_up] = [block for block in page if block.text.startswith("caseload backup ")]
+    [restoring] = [block for block in page if block.text.startswith("caseload restore ")]
     with ServerProcess(folder / "data" / "caseload.db") as server:
         assert tour(server.address) == 0
+        check_block(backing_up, folder)
         before = newest_revision(server.address)
-        assert server.stop()[0] == 0
-    assert run(copying, folder).returncode == 0
-    [copy] = folder.glob("*.db")
-    with ServerProcess(copy) as server:
-        assert newest_revision(server.address) == before
+        assert tour(server.address) == 0
+    check_block(restoring, folder)
+    with ServerProcess(folder / "data" / "restored.db") as server:
+        after = newest_revision(server.address)
+        assert after.partition(".")[2] == before.partition(".")[2]
+        with pytest.raises(grpc.RpcError) as refused:
+            list_changes(server.address, before)
+        assert refusal(refused.value).reason == "REVISION_FOREIGN"
+        assert list_changes(server.address, after).head_revision == after
+
+
+def test_purging_by_age_keeps_what_is_younger(folder: Path) -> None:
+    """As docs/operations.md says, while the server runs."""
+    [purging] = [block for block in blocks(ROOT / "docs" / "operations.md") if block.text.startswith("caseload purge ")]
+    with ServerProcess(folder / "data" / "caseload.db") as server:
+        assert tour(server.address) == 0
+        kept = list_changes(server.address)
+        check_block(purging, folder)
+        assert list_changes(server.address) == kept
+        everything = Block("sh", purging.text.replace("30d", "0d"), None)
+        assert run(everything, folder).stdout == f"{len(kept.change_sets)} change sets purged\n"
+        assert list_changes(server.address).oldest_revision == kept.head_revision
+
+
+def list_changes(address: str, after: str = "") -> change_pb.ListChangesResponse:
+    with grpc.insecure_channel(address) as channel:
+        return ChangeServiceStub(channel).ListChanges(change_pb.ListChangesRequest(after_revision=after), timeout=10)
 
 
 def tour(address: str) -> int:

@@ -1,5 +1,6 @@
 """client_example.py, as a new user runs it first."""
 
+import re
 import subprocess
 import sys
 from typing import Any
@@ -38,16 +39,21 @@ def test_it_leaves_nobody_behind(server: CaseloadServer, client: Client) -> None
     assert [person.HasField("delete_time") for person in (*therapists, *patients)] == [True] * 5
 
 
-class Recorder(grpc.UnaryUnaryClientInterceptor):
+class Recorder(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
     """Sees every call of a channel on its way out."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, float | None, Any]] = []
+        self.streams: list[Any] = []
 
     def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         method = client_call_details.method.rpartition("/")[2]
         self.calls.append((method, client_call_details.timeout, request))
         return continuation(client_call_details, request)
+
+    def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        self.streams.append(self.intercept_unary_unary(continuation, client_call_details, request))
+        return self.streams[-1]
 
 
 def test_every_call_of_it_has_a_deadline_and_every_write_a_request_id_of_its_own(client: Client) -> None:
@@ -56,12 +62,30 @@ def test_every_call_of_it_has_a_deadline_and_every_write_a_request_id_of_its_own
     assert {method for method, _, _ in recorder.calls} == {
         *("CreateTherapist", "CreatePatient", "AssignPatient", "AssignTherapist", "UpdatePatient"),
         *("UnassignPatient", "UnassignTherapist", "ListTherapistPatients", "ListPatientTherapists"),
-        *("DeleteTherapist", "DeletePatient"),
+        *("TransferPatients", "DeleteTherapist", "DeletePatient", "WatchChanges"),
     }
     assert [method for method, timeout, _ in recorder.calls if not timeout] == []
-    request_ids = [request.request_id for method, _, request in recorder.calls if not method.startswith("List")]
+    writes = [request for method, _, request in recorder.calls if not method.startswith(("List", "Watch"))]
+    request_ids = [request.request_id for request in writes]
     assert len(set(request_ids)) == len(request_ids)
     assert "" not in request_ids
+
+
+def test_its_watch_shows_one_patient_and_ends_because_it_is_cancelled(
+    client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorder = Recorder()
+    tour = client_example.Tour(grpc.intercept_channel(client.channel, recorder))
+    tour.create(("Ada Roe",), ("Jane Doe", "John Doe"))
+    tour.delete((), ("John Doe",))
+    tour.assign_patient("Ada Roe", "Jane Doe")
+    tour.delete(("Ada Roe",), ("Jane Doe",))
+    tour.watch("Jane Doe")
+    [stream] = recorder.streams
+    assert stream.code() == grpc.StatusCode.CANCELLED
+    _, _, watched = capsys.readouterr().out.partition("Watched ")
+    methods = re.findall(r"^  (\w+):", watched, re.MULTILINE)
+    assert methods == ["CreatePatient", "AssignPatient", "DeleteTherapist", "DeletePatient"]
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "no-such-host.invalid:50051"])

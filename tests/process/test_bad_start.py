@@ -262,9 +262,21 @@ def test_a_number_of_seconds_that_is_none_is_refused(tmp_path: Path, flag: str, 
     assert value not in line.removeprefix(flag)
 
 
+NEEDED = {"backup": ["copy.db"], "restore": ["copy.db"], "purge": ["--changes-before", "30d"]}
+
+
+@pytest.mark.parametrize(
+    ("command", "missing"), [("backup", "FILE"), ("restore", "FILE"), ("purge", "--changes-before")]
+)
+def test_what_a_command_needs_is_named(tmp_path: Path, command: str, missing: str) -> None:
+    line = refusal(tmp_path, command, "--database", url(tmp_path / "caseload.db"))
+    assert line == f"{missing}: is required"
+
+
 def test_every_flag_is_also_a_variable() -> None:
     variables = {option.opts[0]: option.envvar for _, option in OPTIONS}
-    assert variables.pop("--dry-run") is None  # is asked for at the moment, and no setting of the place
+    for flag in ("--dry-run", "--changes-before"):  # are asked for at the moment, and no setting of the place
+        assert variables.pop(flag) is None
     assert variables == {flag: "CASELOAD_" + flag.removeprefix("--").replace("-", "_").upper() for flag in variables}
 
 
@@ -275,7 +287,7 @@ def test_every_flag_is_also_a_variable() -> None:
 def test_every_variable_is_read(tmp_path: Path, command: str, option: click.Option) -> None:
     variable = str(option.envvar)
     variables = {"CASELOAD_DATABASE": url(tmp_path / "caseload.db"), variable: f"/{SECRET}/"}
-    line = refusal(tmp_path, command, **variables)
+    line = refusal(tmp_path, command, *NEEDED.get(command, ()), **variables)
     assert option.opts[0] in line or variable in line
     assert SECRET not in line
 

@@ -1,4 +1,4 @@
-"""Both services in one vocabulary, so that a test is written once and run from each side."""
+"""TherapistService and PatientService in one vocabulary, so that a test is written once and run from each side."""
 
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
@@ -6,6 +6,9 @@ from typing import Any, Final, TypeVar
 import grpc
 import pytest
 from caseload.v1 import patient_service_pb2, resources_pb2, therapist_service_pb2
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 
 from tests.running import Client, Refusal, refusal
 
@@ -36,6 +39,22 @@ def refused(call: Callable[..., object], *arguments: Any, **fields: Any) -> Refu
     with pytest.raises(grpc.RpcError) as caught:
         call(*arguments, **fields)
     return refusal(caught.value)
+
+
+def call(client: Client, method: MethodDescriptor, request: Message) -> Any:
+    """The answer to any RPC; of a stream its first message, and then it is cancelled."""
+    answer = raw_call(client, method, GetMessageClass(method.output_type).FromString)(request.SerializeToString())
+    if not method.server_streaming:
+        return answer
+    first = next(answer)
+    answer.cancel()
+    return first
+
+
+def raw_call(client: Client, method: MethodDescriptor, parse: Callable[[bytes], Any] | None = None) -> Any:
+    """Sends bytes to an RPC, whatever they are."""
+    make: Any = client.channel.unary_stream if method.server_streaming else client.channel.unary_unary
+    return make(f"/{method.containing_service.full_name}/{method.name}", None, parse)
 
 
 def everything_said(error: Any) -> str:

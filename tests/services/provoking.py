@@ -1,5 +1,6 @@
 """A way to meet each reason that a call can be refused with: on a failing disk, a held lock, a planted defect."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,13 +11,19 @@ import grpc
 from grpc import StatusCode
 
 from service.server import CaseloadServer
+from service.servicers.change import ChangeServicer
 from service.servicers.therapist import TherapistServicer
+from tests.clinic import Clinic
+from tests.following import unread
 from tests.services.calling import T0, People, Side, everything_said
+from tests.store.ward import fill
 
 CANARY = "Canary-Zq9"
 MRN = {"system": "urn:example:mrn", "value": CANARY}
 ONE = "0190a3c4-0000-7000-8000-000000000001"
 PRIMARY = 1
+SLOW_SECONDS = 0.3
+"""What a watch of these tests may take for a message."""
 
 
 class FailingDisk(apsw.VFS):
@@ -57,11 +64,23 @@ class DefectiveTherapists(TherapistServicer):
         return super().GetTherapist(request, context)
 
 
+class DefectiveChanges(ChangeServicer):
+    """As above, in a stream that has begun."""
+
+    def WatchChanges(self, request: Any, context: grpc.ServicerContext) -> Any:
+        for answer in super().WatchChanges(request, context):
+            yield answer
+            if request.filter.actor == CANARY:
+                raise KeyError(f"{CANARY} {request}")
+
+
 class World(NamedTuple):
-    """A server with therapist t1 and patient p1, and what is needed to make it fail."""
+    """A server with therapist t1, patient p1 and one place for a watch, and what is needed to make it fail."""
 
     server: CaseloadServer
     side: Side
+    clinic: Clinic
+    """Another caller of the same server."""
     disk: FailingDisk
     database: Path
 
@@ -165,6 +184,23 @@ def period_overlaps(world: World) -> object:
     return world.side.assign(start_time={"seconds": T0 + 30})
 
 
+def therapist_deleted_in_transfer(world: World) -> object:
+    world.therapists.create("t2")
+    deleted(world.therapists, "t2")
+    return world.clinic.transfer()
+
+
+def patient_deleted_in_transfer(world: World) -> object:
+    world.therapists.create("t2")
+    deleted(world.patients, "p1")
+    return world.clinic.transfer("t1", "t2", "p1")
+
+
+def not_with_the_source(world: World) -> object:
+    world.therapists.create("t2")
+    return world.clinic.transfer("t1", "t2", "p1")
+
+
 MANY_ASSIGNED = """
 CREATE TEMP TABLE many AS
     WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 1001) SELECT n FROM numbers;
@@ -177,11 +213,21 @@ INSERT INTO assignment (assignment_id, therapist_id, patient_id, role, focus, st
 UPDATE therapist SET active_patient_count = 1001 WHERE therapist_id = 't1'"""
 
 
-def too_many_assignments(world: World) -> object:
+def assign_too_many(world: World) -> None:
     """They are put into the file at once: a thousand and one calls would take their time."""
     with apsw.Connection(str(world.database)) as other:
         other.execute(MANY_ASSIGNED)
+
+
+def too_many_assignments(world: World) -> object:
+    assign_too_many(world)
     return world.therapists.delete("t1", force=True)
+
+
+def too_many_assignments_in_transfer(world: World) -> object:
+    assign_too_many(world)
+    world.therapists.create("t2")
+    return world.clinic.transfer()
 
 
 def etag_mismatch(world: World) -> object:
@@ -199,9 +245,45 @@ def store_unavailable(world: World) -> object:
     return world.patients.create("p2", display_name=CANARY)
 
 
+def store_unavailable_to_watch(world: World) -> object:
+    world.disk.failing = "read"
+    return next(world.clinic.watch())
+
+
 def outcome_unknown(world: World) -> object:
     world.disk.failing = "sync"
     return world.patients.create("p2", display_name=CANARY)
+
+
+def pruned(world: World) -> str:
+    """A revision from before a purge."""
+    oldest = str(world.clinic.send("ListChanges").oldest_revision)
+    world.server._store.purge_changes(time.time_ns() // 1000 + 1)
+    return oldest
+
+
+def too_many_watches(world: World) -> object:
+    with_the_place = world.clinic.watch()
+    next(with_the_place)
+    try:
+        return next(world.clinic.watch())
+    finally:
+        with_the_place.cancel()
+
+
+def watch_too_slow(world: World) -> object:
+    start = world.clinic.head()
+    fill(world.server._store, sets=8, lines=3000)
+    with unread(world.server.address, start) as stream:
+        time.sleep(SLOW_SECONDS * 3)
+        return list(stream)
+
+
+def shutting_down_in_watch(world: World) -> object:
+    watch = world.clinic.watch()
+    next(watch)
+    world.server._watches.close()
+    return next(watch)
 
 
 def store_full(world: World) -> object:
@@ -235,31 +317,48 @@ def internal(world: World) -> object:
     return world.therapists.get("broken")
 
 
+def internal_in_watch(world: World) -> object:
+    return list(world.clinic.watch(actor=CANARY))
+
+
 class Row(NamedTuple):
     """How a reason is provoked, and what its refusal carries besides ErrorInfo."""
 
     provoke: Callable[[World], object]
     code: StatusCode
-    detail: str = ""
+    details: frozenset[str] = frozenset()
     metadata: tuple[str, ...] = ()
 
 
-BROKEN_RULE = "PreconditionFailure"
-NAMED = "ResourceInfo"
-LATER = "RetryInfo"
+NONE: frozenset[str] = frozenset()
+BAD_FIELD = frozenset({"BadRequest"})
+BROKEN_RULE = frozenset({"PreconditionFailure"})
+NAMED = frozenset({"ResourceInfo"})
+LATER = frozenset({"RetryInfo"})
 TABLE = {
-    "INVALID_FIELD": Row(invalid_field, StatusCode.INVALID_ARGUMENT, "BadRequest"),
+    "INVALID_FIELD": Row(invalid_field, StatusCode.INVALID_ARGUMENT, BAD_FIELD),
+    "INVALID_FIELD by watch": Row(
+        lambda w: next(w.clinic.watch(patient_id=CANARY)), StatusCode.INVALID_ARGUMENT, BAD_FIELD
+    ),
     "PAGE_TOKEN_INVALID": Row(page_token_invalid, StatusCode.INVALID_ARGUMENT),
     "PAGE_TOKEN_MISMATCH": Row(page_token_mismatch, StatusCode.INVALID_ARGUMENT),
     "REQUEST_ID_REUSED": Row(request_id_reused, StatusCode.INVALID_ARGUMENT),
     "THERAPIST_NOT_FOUND": Row(lambda w: w.therapists.get("no"), StatusCode.NOT_FOUND, NAMED, ("missing",)),
     "PATIENT_NOT_FOUND": Row(lambda w: w.patients.get("no"), StatusCode.NOT_FOUND, NAMED, ("missing",)),
-    "ASSIGNMENT_NOT_FOUND": Row(lambda w: w.side.unassign(), StatusCode.NOT_FOUND),
+    "ASSIGNMENT_NOT_FOUND": Row(lambda w: w.clinic.get(ONE), StatusCode.NOT_FOUND, NAMED),
+    "ASSIGNMENT_NOT_FOUND by unassign": Row(lambda w: w.side.unassign(), StatusCode.NOT_FOUND),
+    "ASSIGNMENT_NOT_FOUND by transfer": Row(not_with_the_source, StatusCode.NOT_FOUND, NAMED, ("missing",)),
     "ID_TAKEN": Row(lambda w: w.patients.create("p1", display_name=CANARY), StatusCode.ALREADY_EXISTS),
     "IDENTIFIER_TAKEN": Row(identifier_taken, StatusCode.ALREADY_EXISTS),
-    "ASSIGNMENT_DIFFERS": Row(assignment_differs, StatusCode.ALREADY_EXISTS, "", ("assignment_id",)),
+    "ASSIGNMENT_DIFFERS": Row(assignment_differs, StatusCode.ALREADY_EXISTS, NONE, ("assignment_id",)),
     "THERAPIST_DELETED": Row(therapist_deleted, StatusCode.FAILED_PRECONDITION, BROKEN_RULE),
+    "THERAPIST_DELETED by transfer": Row(
+        therapist_deleted_in_transfer, StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("therapist_id",)
+    ),
     "PATIENT_DELETED": Row(patient_deleted, StatusCode.FAILED_PRECONDITION, BROKEN_RULE),
+    "PATIENT_DELETED by transfer": Row(
+        patient_deleted_in_transfer, StatusCode.FAILED_PRECONDITION, BROKEN_RULE | NAMED
+    ),
     "THERAPIST_NOT_ACTIVE": Row(therapist_not_active, StatusCode.FAILED_PRECONDITION, BROKEN_RULE),
     "PATIENT_NOT_ACTIVE": Row(patient_not_active, StatusCode.FAILED_PRECONDITION, BROKEN_RULE),
     "PRIMARY_EXISTS": Row(primary_exists, StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("therapist_id",)),
@@ -271,12 +370,32 @@ TABLE = {
     "TOO_MANY_ASSIGNMENTS": Row(
         too_many_assignments, StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("limit", "current")
     ),
+    "TOO_MANY_ASSIGNMENTS by transfer": Row(
+        too_many_assignments_in_transfer, StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("limit", "current")
+    ),
     "ETAG_MISMATCH": Row(etag_mismatch, StatusCode.ABORTED),
     "STORE_BUSY": Row(store_busy, StatusCode.UNAVAILABLE, LATER),
     "STORE_UNAVAILABLE": Row(store_unavailable, StatusCode.UNAVAILABLE, LATER),
+    "STORE_UNAVAILABLE by watch": Row(store_unavailable_to_watch, StatusCode.UNAVAILABLE, LATER),
     "OUTCOME_UNKNOWN": Row(outcome_unknown, StatusCode.UNAVAILABLE),
     "STORE_FULL": Row(store_full, StatusCode.RESOURCE_EXHAUSTED),
     "SHUTTING_DOWN": Row(shutting_down, StatusCode.UNAVAILABLE),
+    "SHUTTING_DOWN by watch": Row(shutting_down_in_watch, StatusCode.UNAVAILABLE),
+    "REVISION_PRUNED": Row(
+        lambda w: w.clinic.send("ListChanges", after_revision=pruned(w)),
+        StatusCode.OUT_OF_RANGE,
+        NONE,
+        ("oldest_revision",),
+    ),
+    "REVISION_PRUNED by watch": Row(
+        lambda w: next(w.clinic.watch(pruned(w))), StatusCode.OUT_OF_RANGE, NONE, ("oldest_revision",)
+    ),
+    "REVISION_FOREIGN": Row(lambda w: w.clinic.send("ListChanges", after_revision=CANARY), StatusCode.OUT_OF_RANGE),
+    "REVISION_FOREIGN by watch": Row(lambda w: next(w.clinic.watch(CANARY)), StatusCode.OUT_OF_RANGE),
+    "TOO_MANY_WATCHES": Row(too_many_watches, StatusCode.RESOURCE_EXHAUSTED, NONE, ("limit",)),
+    "WATCH_TOO_SLOW": Row(watch_too_slow, StatusCode.ABORTED),
     "DEADLINE_EXCEEDED": Row(deadline_exceeded, StatusCode.DEADLINE_EXCEEDED),
-    "INTERNAL": Row(internal, StatusCode.INTERNAL, "", ("error_id",)),
+    "INTERNAL": Row(internal, StatusCode.INTERNAL, NONE, ("error_id",)),
+    "INTERNAL by watch": Row(internal_in_watch, StatusCode.INTERNAL, NONE, ("error_id",)),
 }
+"""By the reason, and where there are several ways to it, the RPC."""

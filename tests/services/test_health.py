@@ -14,9 +14,10 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from service.config import Config
 from service.server import build_server
+from tests.clinic import RPCS, Clinic
 from tests.running import Client
 
-SERVICES = ["caseload.v1.PatientService", "caseload.v1.TherapistService"]
+SERVICES = sorted({rpc.containing_service.full_name for rpc in RPCS.values()})
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -31,7 +32,7 @@ def reflection_of(client: Client) -> Any:
 
 
 @pytest.mark.parametrize("name", ["", *SERVICES])
-def test_liveness_and_both_services_are_serving(client: Client, name: str) -> None:
+def test_liveness_and_every_service_is_serving(client: Client, name: str) -> None:
     answer = health_of(client).Check(health_pb2.HealthCheckRequest(service=name))
     assert answer.status == SERVING
 
@@ -48,25 +49,28 @@ def test_a_watch_sees_readiness_go_and_does_not_hold_up_the_stop(tmp_path: Path)
     server = build_server(Config(address="127.0.0.1:0", database=database, drain_seconds=0.2, grace_seconds=grace))
     server.start()
     client = Client(server.address)
-    watch = health_of(client).Watch(health_pb2.HealthCheckRequest(service=SERVICES[0]))
-    assert next(watch).status == SERVING
-    with ThreadPoolExecutor(1) as thread:
-        seen = thread.submit(until_it_ends, watch)
+    watches = [health_of(client).Watch(health_pb2.HealthCheckRequest(service=service)) for service in SERVICES]
+    assert [next(watch).status for watch in watches] == [SERVING] * 4
+    with ThreadPoolExecutor(4) as threads:
+        seen = threads.map(until_it_ends, watches)
         before = time.monotonic()
         server.stop()
         took = time.monotonic() - before
         client.close()
-        assert seen.result() == [NOT_SERVING]
+        assert list(seen) == [[NOT_SERVING]] * 4
     assert took < grace / 2
 
 
 def test_a_stopped_server_leaves_no_thread_behind(tmp_path: Path) -> None:
     before = threading.active_count()
-    for _ in range(2):
-        database = f"sqlite:///{tmp_path}/caseload.db"
+    for n in range(2):
+        database = f"sqlite:///{tmp_path}/{n}.db"
         server = build_server(Config(address="127.0.0.1:0", database=database, drain_seconds=0))
         server.start()
-        server.stop()
+        with Clinic(server.address) as clinic:
+            next(clinic.watch())
+            clinic.patients("p1")
+            server.stop()
     until = time.monotonic() + 5
     while threading.active_count() > before + 2 and time.monotonic() < until:  # two may be the library's own
         time.sleep(0.01)
@@ -96,7 +100,9 @@ def test_reflection_lists_the_services(client: Client) -> None:
     assert listed == {*SERVICES, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
 
 
-@pytest.mark.parametrize("symbol", [*SERVICES, "caseload.v1.Therapist", "google.rpc.ErrorInfo"])
+@pytest.mark.parametrize(
+    "symbol", [*SERVICES, "caseload.v1.Therapist", "caseload.v1.ChangeSet", "google.rpc.ErrorInfo"]
+)
 def test_reflection_describes_what_callers_meet(client: Client, symbol: str) -> None:
     stub = reflection_of(client)
     request = reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol)

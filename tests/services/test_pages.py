@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from service.config import Config
 from service.server import build_server
+from tests.clinic import RPCS
+from tests.clinic import request as request_of
 from tests.running import Client, refusal
-from tests.services.calling import People, Side, honours, refused
+from tests.services.calling import SIDES, People, Side, call, honours, refused
 from tests.services.samples import METHODS, SAMPLES, is_ours
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
@@ -26,23 +28,25 @@ SIGNED_BYTES = 24
 
 
 class Lister:
-    """One of the four RPCs that answer pages, on a store where each has five records to list."""
+    """One of the five RPCs that answer pages, on a store where each has five records to list."""
 
     def __init__(self, client: Client, rpc: str) -> None:
-        method = next(method for method in METHODS if method.name == rpc)
         self.rpc = rpc
-        self.input: Any = method.input_type
-        self.side = Side(client, method.containing_service.name.removesuffix("Service"))
+        self.input: Any = RPCS[rpc].input_type
+        service = RPCS[rpc].containing_service.name.removesuffix("Service")
+        self.of_people = rpc == f"List{service}s" and service in SIDES
+        self.side = Side(client, service if service in SIDES else SIDES[0])
         own = f"{self.side.name}_id"
         self.parent = {own: f"{own[0]}0"} if own in self.input.fields_by_name else {}
 
     def __call__(self, **fields: Any) -> Any:
-        return self.side.send(self.rpc, **self.parent | fields)
+        return call(self.side.client, RPCS[self.rpc], request_of(self.rpc, **self.parent | fields))
 
     def ids(self, response: Any) -> list[str]:
-        if self.parent:
-            return [entry.assignment.assignment_id for entry in response.entries]
-        return self.side.mine.ids(response)
+        if self.of_people:
+            return self.side.mine.ids(response)
+        found = [entry.assignment for entry in response.entries] if self.parent else response.assignments
+        return [assignment.assignment_id for assignment in found]
 
     def walk(self, sizes: Callable[[], int], **fields: Any) -> list[str]:
         seen: list[str] = []
@@ -69,11 +73,13 @@ def lister(client: Client, request: pytest.FixtureRequest) -> Lister:
         for pair in (("t0", f"p{n}"), (f"t{n}", "p0")):
             listing.side.assign(*pair, focus="canary-focus")
     listing.side.assign("t0", "p0")
+    for n in range(1, 5) if request.param == "ListAssignments" else ():
+        listing.side.unassign(f"t{n}", "p0")
     return listing
 
 
-def test_there_are_four_lists() -> None:
-    assert len(LISTS) == 4
+def test_there_are_five_lists() -> None:
+    assert len(LISTS) == 5
 
 
 @honours(
@@ -81,6 +87,8 @@ def test_there_are_four_lists() -> None:
     "List{A}{B}sRequest.page_token",
     "List{A}sRequest.page_size",
     "List{A}{B}sRequest.page_size",
+    "ListAssignmentsRequest.page_token",
+    "ListAssignmentsRequest.page_size",
 )
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
@@ -179,7 +187,7 @@ def test_a_token_outlives_a_restart(tmp_path: Path) -> None:
 
 
 def test_a_token_holds_nothing_but_the_last_id(lister: Lister) -> None:
-    fields = {} if lister.parent else {"filter": {"name_prefix": "canary"}}
+    fields = {"filter": {"name_prefix": "canary"}} if lister.of_people else {}
     response = lister(page_size=1, **fields)
     body = base64.urlsafe_b64decode(response.next_page_token + "===")
     assert body[SIGNED_BYTES:].decode() == lister.ids(response)[0]
