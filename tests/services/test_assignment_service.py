@@ -27,6 +27,7 @@ from tests.clinic import (
     new_request_id,
     refused,
 )
+from tests.services.calling import honours
 
 SOME_ID = "0190a3c4-0000-7000-8000-000000000001"
 
@@ -44,6 +45,7 @@ def ids(assignments: Any) -> list[str]:
     return [one.assignment_id for one in assignments]
 
 
+@honours("GetAssignmentRequest.assignment_id")
 def test_an_assignment_is_found_by_its_id_active_or_ended(clinic: Clinic) -> None:
     active = clinic.assign("t1", "p1", focus="anxiety")
     assert clinic.get(active.assignment_id) == active
@@ -66,6 +68,12 @@ def test_an_id_that_never_existed_is_not_found_and_named(clinic: Clinic) -> None
         assert (info.resource_type, info.resource_name) == ("caseload.v1.Assignment", SOME_ID)
 
 
+@honours(
+    "ListAssignmentsRequest.filter",
+    "AssignmentFilter.therapist_id",
+    "AssignmentFilter.patient_id",
+    "AssignmentFilter.roles",
+)
 def test_filters_are_combined_with_and(clinic: Clinic) -> None:
     a = clinic.assign("t1", "p1", role=PRIMARY).assignment_id
     b = clinic.assign("t1", "p2", role=SUPERVISING).assignment_id
@@ -79,6 +87,7 @@ def test_filters_are_combined_with_and(clinic: Clinic) -> None:
     assert clinic.listed(therapist_id="nobody") == clinic.listed(patient_id="nobody") == []
 
 
+@honours("AssignmentFilter.states")
 def test_without_states_the_active_ones_are_listed(clinic: Clinic) -> None:
     ended = clinic.period("t1", "p1", 0, 10).assignment_id
     active = clinic.assign("t1", "p1").assignment_id
@@ -87,6 +96,7 @@ def test_without_states_the_active_ones_are_listed(clinic: Clinic) -> None:
     assert ids(clinic.listed(states=[ENDED, ACTIVE])) == ids(clinic.listed(states=[1, 2, 2])) == [ended, active]
 
 
+@honours("AssignmentFilter.as_of_time")
 def test_a_list_as_of_a_time_has_what_was_in_force_then(clinic: Clinic) -> None:
     first = clinic.period("t1", "p1", 0, 10, end_reason=COMPLETED).assignment_id
     second = clinic.period("t1", "p1", 10, 20).assignment_id
@@ -190,6 +200,7 @@ def test_a_list_answers_the_revision_it_was_read_at(clinic: Clinic) -> None:
 # --- corrections
 
 
+@honours("UpdateAssignmentRequest.assignment", "Assignment.assignment_id", "Assignment.start_time")
 def test_without_a_mask_the_populated_fields_are_corrected(clinic: Clinic) -> None:
     period = clinic.period("t1", "p1", 0, 10, focus="anxiety", end_reason=COMPLETED)
     answer = clinic.correct(period.assignment_id, start_time=at(5))
@@ -200,6 +211,7 @@ def test_without_a_mask_the_populated_fields_are_corrected(clinic: Clinic) -> No
     assert answer.revision == clinic.head()
 
 
+@honours("Assignment.focus")
 @pytest.mark.parametrize("mask", [(), ("*",), ("focus",), ("focus", "assignment_id"), ("focus", "focus", "role")])
 @pytest.mark.parametrize("state", [ACTIVE, ENDED])
 def test_what_was_read_can_be_changed_and_put_back(clinic: Clinic, state: int, mask: tuple[str, ...]) -> None:
@@ -218,6 +230,7 @@ def test_what_was_read_can_be_changed_and_put_back(clinic: Clinic, state: int, m
     assert answer.assignment == period == clinic.get(period.assignment_id)
 
 
+@honours("UpdateAssignmentRequest.update_mask")
 def test_a_mask_clears_what_the_body_leaves_out(clinic: Clinic) -> None:
     period = clinic.period("t1", "p1", 0, 10, focus="anxiety", end_reason=COMPLETED)
     corrected = clinic.correct(period.assignment_id, "focus", "end_reason").assignment
@@ -225,6 +238,7 @@ def test_a_mask_clears_what_the_body_leaves_out(clinic: Clinic) -> None:
     assert corrected.end_time == period.end_time
 
 
+@honours("Assignment.end_time")
 def test_a_star_sets_what_the_body_leaves_out_to_nothing(clinic: Clinic) -> None:
     period = clinic.period("t1", "p1", 0, 10, focus="anxiety", end_reason=COMPLETED)
     corrected = clinic.correct(period.assignment_id, "*", start_time=at(1), end_time=at(2)).assignment
@@ -259,6 +273,7 @@ def test_a_mask_names_correctable_fields_only(clinic: Clinic) -> None:
         assert clinic.get(period.assignment_id) == period
 
 
+@honours("Assignment.therapist_id", "Assignment.patient_id", "Assignment.role")
 def test_what_cannot_be_corrected_is_refused_by_its_path(clinic: Clinic) -> None:
     periods = {ACTIVE: clinic.assign("t1", "p1", start_time=at(0)), ENDED: clinic.period("t2", "p2", 0, 10)}
     head = clinic.head()
@@ -303,6 +318,7 @@ def test_start_must_not_pass_the_end(clinic: Clinic) -> None:
     assert clinic.correct(period.assignment_id, start_time=at(10)).assignment.start_time.seconds == T0 + 10
 
 
+@honours("Assignment.end_reason")
 def test_a_reason_of_the_servers_own_may_stay_or_go(clinic: Clinic) -> None:
     clinic.assign("t1", "p1", start_time=at(0))
     clinic.assign("t1", "p1", role=SUPERVISING, replace=True, start_time=at(5))
@@ -324,6 +340,7 @@ def test_a_correction_without_its_required_fields_is_refused(clinic: Clinic) -> 
         assert (found.reason, found.fields) == ("INVALID_FIELD", fields)
 
 
+@honours("Assignment.etag")
 def test_an_old_etag_is_refused_even_where_nothing_would_change(clinic: Clinic) -> None:
     period = clinic.assign("t1", "p1", focus="anxiety")
     clinic.correct(period.assignment_id, focus="grief", etag=period.etag)
@@ -348,6 +365,7 @@ def test_a_correction_that_changes_nothing_writes_nothing(clinic: Clinic) -> Non
     assert clinic.head() == head
 
 
+@honours("UpdateAssignmentRequest.request_id")
 def test_a_repeated_correction_is_answered_as_before_with_the_record_as_it_is_now(clinic: Clinic) -> None:
     period = clinic.assign("t1", "p1", focus="anxiety")
     call = {"request_id": new_request_id()}
@@ -361,6 +379,7 @@ def test_a_repeated_correction_is_answered_as_before_with_the_record_as_it_is_no
     assert refused(clinic.correct, period.assignment_id, focus="other", call=call).reason == "REQUEST_ID_REUSED"
 
 
+@honours("UpdateAssignmentRequest.validate_only")
 def test_a_correction_that_only_validates_shows_what_would_be_and_changes_nothing(clinic: Clinic) -> None:
     period = clinic.assign("t1", "p1", focus="anxiety")
     head = clinic.head()
@@ -474,6 +493,7 @@ def test_history_is_as_corrected(clinic: Clinic) -> None:
 # --- checks
 
 
+@honours("CheckAssignmentsRequest.pairs", "Pair.therapist_id", "Pair.patient_id")
 def test_each_pair_is_answered_in_its_place(clinic: Clinic) -> None:
     a = clinic.assign("t1", "p1", role=PRIMARY)
     b = clinic.assign("t2", "p2")
@@ -508,6 +528,7 @@ def test_a_malformed_pair_is_refused_by_its_place(clinic: Clinic) -> None:
         assert (found.reason, found.fields) == ("INVALID_FIELD", [field])
 
 
+@honours("CheckAssignmentsRequest.as_of_time")
 def test_a_check_asks_about_a_past_time_and_not_about_the_future(clinic: Clinic) -> None:
     clinic.period("t1", "p1", 0, 10)
     clinic.assign("t1", "p1", start_time=at(20), role=SUPERVISING)
@@ -529,6 +550,7 @@ def test_a_deleted_side_is_not_assigned_now_and_was_then(clinic: Clinic) -> None
 # --- transfers; their rules are tested in tests/store/test_transfers.py
 
 
+@honours("TransferPatientsRequest.source_therapist_id", "TransferPatientsRequest.target_therapist_id")
 def test_a_caseload_moves_with_roles_and_focus(clinic: Clinic) -> None:
     clinic.assign("t1", "p1", role=PRIMARY, focus="anxiety", start_time=at(0))
     clinic.assign("t1", "p2", role=COVERING)
@@ -566,6 +588,7 @@ def test_a_transfer_that_means_nothing_is_refused_by_its_path(clinic: Clinic) ->
         assert (found.code, found.reason, found.fields) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", fields)
 
 
+@honours("TransferPatientsRequest.request_id")
 def test_a_repeated_transfer_is_answered_as_before(clinic: Clinic) -> None:
     for patient_id in ("p1", "p2"):
         clinic.assign("t1", patient_id)
@@ -579,6 +602,7 @@ def test_a_repeated_transfer_is_answered_as_before(clinic: Clinic) -> None:
     assert [one.patient_id for one in clinic.listed(therapist_id="t1")] == ["p3"]
 
 
+@honours("TransferPatientsRequest.validate_only")
 def test_a_transfer_that_only_validates_shows_what_would_be(clinic: Clinic) -> None:
     moved = clinic.assign("t1", "p1", focus="anxiety")
     head = clinic.head()

@@ -22,6 +22,7 @@ from tests.clinic import (
     number,
     refused,
 )
+from tests.services.calling import honours
 
 CREATED, UPDATED, DELETED, UNDELETED = 1, 2, 3, 4
 ENDING = ("state", "end_time", "ended_by")
@@ -183,6 +184,7 @@ def test_two_calls_answer_who_was_responsible_who_made_that_so_and_when(clinic: 
     assert line(ended.changes[0]) == (UPDATED, "t2", "p1", ENDING_FOR)
 
 
+@honours("ListChangesRequest.after_revision")
 def test_a_page_moves_through_revision_even_where_nothing_matches(clinic: Clinic) -> None:
     page = clinic.send("ListChanges", filter={"therapist_id": "nobody"})
     assert (list(page.change_sets), page.through_revision) == ([], page.head_revision)
@@ -193,6 +195,7 @@ def test_a_page_moves_through_revision_even_where_nothing_matches(clinic: Clinic
     assert [line(change) for one in following.change_sets for change in one.changes] == [(CREATED, "", "p3", ())]
 
 
+@honours("ListChangesRequest.filter", "ChangeFilter.therapist_id", "ChangeFilter.patient_id", "ChangeFilter.actor")
 def test_pages_of_every_size_give_the_same_log(clinic: Clinic) -> None:
     two_assigned(clinic)
     clinic.transfer("t1", "t2")
@@ -206,6 +209,7 @@ def test_pages_of_every_size_give_the_same_log(clinic: Clinic) -> None:
     assert list(clinic.log(actor="someone")) == []
 
 
+@honours("ListChangesRequest.page_size")
 def test_a_page_holds_fifty_sets_unless_told_otherwise(clinic: Clinic) -> None:
     clinic.patients(*(f"q{n}" for n in range(50)))
     assert len(clinic.send("ListChanges").change_sets) == 50

@@ -16,6 +16,7 @@ from service.server import CaseloadServer, build_server
 from service.servicers import watches
 from tests.clinic import PRIMARY, Clinic, number, refused
 from tests.following import Follower, opened_watch, unread
+from tests.services.calling import honours
 from tests.store.ward import fill
 
 OWN_PROCESS_SECONDS = 0.05
@@ -75,6 +76,7 @@ def test_every_change_comes_once_and_in_order_as_the_log_has_it(clinic: Clinic) 
     assert revisions == sorted(revisions)
 
 
+@honours("WatchChangesRequest.after_revision")
 def test_a_watch_goes_on_after_any_revision(clinic: Clinic) -> None:
     start = clinic.head()
     clinic.patients(*(f"p{n}" for n in range(230)))
@@ -98,6 +100,7 @@ def test_a_watch_may_be_resumed_from_each_of_its_messages(clinic: Clinic) -> Non
             assert later.sets == whole[number(message.through_revision) :]
 
 
+@honours("WatchChangesRequest.filter")
 def test_a_filter_lets_through_what_it_says(clinic: Clinic) -> None:
     start = clinic.head()
     filters: list[dict[str, str]] = [
