@@ -150,6 +150,10 @@ def _corrected(message: pb.Assignment, name: str, now_us: int, problems: Problem
         return name.replace("_time", "_us"), at_us
     if name == "focus":
         return name, fields.code(message.focus, path, problems)
+    if name in ("therapist_id", "patient_id"):
+        return name, fields.record_id(getattr(message, name), path, problems)
+    if name == "role":
+        return name, _role(message.role, path, problems)
     if name == "end_reason" and message.end_reason not in _REASONS:
         problems.add(path, "must be a known value")
     return name, getattr(message, name)

@@ -51,7 +51,7 @@ def test_a_hundred_pairs_are_one_statement_on_sqlite(store: RelationshipStore) -
     pairs = [("t", one) for one in crowd(store, "t", 100)]
     database: Any = store._database
     assert isinstance(database, SqliteDatabase)
-    connection = database._reader()
+    connection, _ = database._reader()
     statements: list[str] = []
 
     def note(_cursor: object, sql: str, _bindings: object) -> bool:

@@ -13,7 +13,7 @@ import apsw
 import pytest
 
 from service import errors, records
-from service.store import PATIENT, THERAPIST, RelationshipStore, sqlite
+from service.store import PATIENT, THERAPIST, RelationshipStore, assignments, sqlite
 from service.store.migrate import migrate
 from service.store.sqlite import SqliteDatabase
 from tests.store.conftest import Clock
@@ -114,6 +114,30 @@ def test_what_fails_in_a_batch_does_not_hurt_its_neighbours(database: SqliteData
     ]
     assert ids(store, THERAPIST) == ["first", "fourth", "second", "taken"]
     assert run(store, "SELECT * FROM therapist_specialty") == []
+
+
+@pytest.mark.parametrize("statement", ["BEGIN IMMEDIATE", "RELEASE job", "COMMIT"])
+def test_whatever_fails_a_commit_nobody_in_the_batch_is_told_it_went_well(
+    database: SqliteDatabase, store: RelationshipStore, statement: str
+) -> None:
+    passed: list[str] = []
+
+    def trace(_cursor: object, sql: str, _bindings: object) -> bool:
+        if sql == statement:
+            passed.append(sql)
+            if len(passed) == 2:  # the first is of the commit that the batch queued up behind
+                raise MemoryError
+        return True
+
+    make(store, THERAPIST, "before")
+    database._writer.exec_trace = trace
+    outcomes = batch(database, [partial(make, store, THERAPIST, name) for name in ("a", "b", "c")])
+    failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+    told = {outcome.therapist_id for outcome in outcomes if not isinstance(outcome, BaseException)}
+    assert failed
+    assert set(ids(store, THERAPIST)) == {"before"} | told
+    make(store, THERAPIST, "after")
+    assert "after" in ids(store, THERAPIST)
 
 
 def test_every_acknowledged_write_has_been_synced(path: Path, clock: Clock) -> None:
@@ -255,3 +279,32 @@ print(done)
     assert [log for _, log in results] == [""] * 3
     assert sum(int(out) for out, _ in results) == 25 == count(store, THERAPIST, "t")
     assert head(store) == 61 + 25
+
+
+# Plans: a list reads its page, and not the history before it.
+
+
+@pytest.mark.parametrize(
+    ("query", "index"),
+    [
+        ({"therapist_id": "t"}, "assignment_active_by_therapist"),
+        ({}, "assignment_active"),
+        ({"patient_id": "p", "states": (1, 2)}, "assignment_by_patient"),
+        ({"therapist_id": "t", "states": (1, 2)}, "assignment_by_therapist"),
+    ],
+    ids=str,
+)
+def test_a_list_of_assignments_walks_its_index_in_order(
+    store: RelationshipStore, query: dict[str, Any], index: str
+) -> None:
+    sql, parameters = assignments.listing(records.AssignmentQuery(**query))
+    plan = [row[3] for row in run(store, f"EXPLAIN QUERY PLAN {sql}", {**parameters, "after": "", "limit": 1})]
+    assert len(plan) == 1
+    assert plan[0].split("INDEX ")[1].split()[0] == index
+
+
+def test_the_patients_of_a_therapist_are_listed_from_the_active_ones(store: RelationshipStore) -> None:
+    sql, parameters = assignments.listing_with(THERAPIST, PATIENT, records.AssignedQuery("t"))
+    plan = [row[3] for row in run(store, f"EXPLAIN QUERY PLAN {sql}", {**parameters, "after": "", "limit": 1})]
+    assert "assignment_active_by_therapist" in plan[0]
+    assert not [step for step in plan if "TEMP B-TREE" in step]
