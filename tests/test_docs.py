@@ -275,7 +275,10 @@ def test_make_run_prints_a_grpcurl_line_that_works_when_pasted(tmp_path: Path) -
 def lines_of_make_run(address: str, folder: Path) -> Generator[str, None, None]:
     """What it prints, line by line; closing this ends it, with every process that it started."""
     command = ["make", "run", f"ADDRESS={address}", f"DATABASE=sqlite:///{folder}/caseload.db"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True) as running:
+    alone = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=alone, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as running:
         try:
             assert running.stdout is not None
             yield from (line.rstrip("\n") for line in running.stdout)

@@ -27,19 +27,21 @@ from tests.running import Client, ServerProcess, refusal
 from tests.services.calling import People, Side, everything_said, refused
 from tests.services.provoking import (
     BROKEN_RULE,
-    CANARY,
     MRN,
     ONE,
     SLOW_SECONDS,
     TABLE,
+    internal,
+    internal_in_watch,
+    store_full,
+)
+from tests.services.world import (
+    CANARY,
     DefectiveChanges,
     DefectiveTherapists,
     FailingDisk,
     World,
     holding_the_lock,
-    internal,
-    internal_in_watch,
-    store_full,
 )
 
 CATALOGUE = Path(__file__).parents[1] / "protos" / "caseload" / "v1" / "error_reason.proto"
@@ -218,7 +220,7 @@ def test_a_defect_is_logged_with_type_and_place_and_never_its_text(
     assert first.metadata["error_id"] != second.metadata["error_id"]
     assert [line["error_id"] for line in lines] == [first.metadata["error_id"], second.metadata["error_id"]]
     assert lines[0]["type"] == "KeyError"
-    assert re.fullmatch(r"provoking\.py:\d+", lines[0]["place"])
+    assert re.fullmatch(r"world\.py:\d+", lines[0]["place"])
     assert lines[0]["method"] == f"/caseload.v1.{method}"
     printed = capfd.readouterr()
     assert CANARY not in f"{lines}{printed.out}{printed.err}{caplog.text}"

@@ -11,7 +11,7 @@ class UncommittedConnection(apsw.Connection):
     """Leaves the transaction of its first write open, and makes the later ones in it."""
 
     def execute(self, statements: str, *arguments: Any, **attributes: Any) -> apsw.Cursor:
-        if statements == "COMMIT" or (statements == "BEGIN IMMEDIATE" and self.in_transaction):
+        if statements in ("COMMIT", "ROLLBACK") or (statements == "BEGIN IMMEDIATE" and self.in_transaction):
             statements = "SELECT 1"
         return super().execute(statements, *arguments, **attributes)
 

@@ -177,7 +177,7 @@ RULES = [
         "INSERT INTO change VALUES (1, 9, 5, '', NULL, NULL, NULL)",
     ),
     # One row says what store it is.
-    (CHECK, "INSERT INTO store SELECT 2, store_id, secret, 0 FROM store", "UPDATE store SET head_revision = 9"),
+    (CHECK, "INSERT INTO store SELECT 2, store_id, secret, 0, 0 FROM store", "UPDATE store SET head_revision = 9"),
 ]
 
 

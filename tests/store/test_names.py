@@ -3,7 +3,7 @@
 import unicodedata
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from service.store import THERAPIST, RelationshipStore
@@ -70,6 +70,12 @@ characters = st.characters(exclude_categories=["Cs", "Cc", "Cn", "Co", "Z"], exc
 words = st.text(characters, min_size=1, max_size=12)
 
 
+def holds_a_word(text: str) -> bool:
+    """Whether something is left of it without accents and hyphens."""
+    categories = {unicodedata.category(c) for c in unicodedata.normalize("NFKD", text)} - {"Pd"}
+    return any(category[0] in "LNPS" for category in categories)
+
+
 @given(name=st.lists(words, min_size=1, max_size=4), data=st.data())
 @on_one_store
 def test_any_beginning_of_any_word_finds_the_name(
@@ -79,5 +85,6 @@ def test_any_beginning_of_any_word_finds_the_name(
     made = make(store, THERAPIST, "", display_name=display_name)[0]
     word = data.draw(st.sampled_from(display_name.split(" ")))
     length = data.draw(st.integers(1, len(word)))
+    assume(holds_a_word(word[:length]))  # what does not is refused
     for prefix in (word[:length], word[:length].upper(), unicodedata.normalize("NFD", word[:length])):
         assert made in ids(store, THERAPIST, name_prefix=prefix), ascii(prefix)

@@ -56,7 +56,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_THERAPIST_DELETED: _ErrorReason.ValueType  # 30
     """FAILED_PRECONDITION. The record is soft-deleted: undelete it first."""
     ERROR_REASON_PATIENT_DELETED: _ErrorReason.ValueType  # 31
-    """FAILED_PRECONDITION. The record is soft-deleted: undelete it first."""
+    """FAILED_PRECONDITION. The record is soft-deleted: undelete it first. A transfer names those of
+    its patients in google.rpc.ResourceInfo.
+    """
     ERROR_REASON_THERAPIST_NOT_ACTIVE: _ErrorReason.ValueType  # 32
     """FAILED_PRECONDITION. The therapist is on leave or inactive, and accepts no new assignment."""
     ERROR_REASON_PATIENT_NOT_ACTIVE: _ErrorReason.ValueType  # 33
@@ -156,7 +158,9 @@ ERROR_REASON_ASSIGNMENT_DIFFERS: ErrorReason.ValueType  # 22
 ERROR_REASON_THERAPIST_DELETED: ErrorReason.ValueType  # 30
 """FAILED_PRECONDITION. The record is soft-deleted: undelete it first."""
 ERROR_REASON_PATIENT_DELETED: ErrorReason.ValueType  # 31
-"""FAILED_PRECONDITION. The record is soft-deleted: undelete it first."""
+"""FAILED_PRECONDITION. The record is soft-deleted: undelete it first. A transfer names those of
+its patients in google.rpc.ResourceInfo.
+"""
 ERROR_REASON_THERAPIST_NOT_ACTIVE: ErrorReason.ValueType  # 32
 """FAILED_PRECONDITION. The therapist is on leave or inactive, and accepts no new assignment."""
 ERROR_REASON_PATIENT_NOT_ACTIVE: ErrorReason.ValueType  # 33
