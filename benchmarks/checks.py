@@ -1,13 +1,6 @@
-"""Measures CheckAssignments, of one pair and of a hundred, beside GetTherapist. Needs h2load.
+"""Measures CheckAssignments, of one pair and of a hundred, beside GetTherapist. Part of run.py."""
 
-python benchmarks/checks.py           about a minute
-python benchmarks/checks.py --smoke   a few seconds, to see that it runs; its figures mean nothing
-"""
-
-import argparse
 import os
-import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,28 +14,14 @@ from caseload.v1 import (
     therapist_service_pb2_grpc,
 )
 
-from benchmarks import load, servers
+from benchmarks import servers
 from benchmarks.load import Call, Load
 from benchmarks.rounds import Comparison, Result, Side, compare
-from benchmarks.run import DATA, FULL, GET, MANY, SMOKE, Effort
+from benchmarks.run import GET, MANY, Effort
 from benchmarks.servers import Server
-from benchmarks.table import table
 
 CHECK = "/caseload.v1.AssignmentService/CheckAssignments"
 PAIRS = 100
-
-
-def main() -> None:
-    """Prints the table. Exit code 2 where h2load is missing."""
-    parser = argparse.ArgumentParser(description="Measures CheckAssignments beside GetTherapist.")
-    parser.add_argument("--smoke", action="store_true", help="a few seconds, to see that it runs")
-    smoke: bool = parser.parse_args().smoke
-    if not load.is_there():
-        print(f"{load.PROGRAM} is missing: apt-get install {load.PACKAGE}", file=sys.stderr)
-        sys.exit(2)
-    DATA.mkdir(mode=0o700, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=DATA) as folder:
-        print(table(list(measure(Path(folder), SMOKE if smoke else FULL))), end="")
 
 
 def measure(folder: Path, effort: Effort) -> Iterator[Result]:
@@ -81,7 +60,3 @@ def _assigned(server: Server) -> tuple[str, list[str]]:
             therapists.AssignPatient(pair, timeout=30)
             patient_ids.append(patient_id)
     return therapist_id, patient_ids
-
-
-if __name__ == "__main__":
-    main()

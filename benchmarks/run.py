@@ -41,7 +41,7 @@ class Effort(NamedTuple):
     seconds: float
 
 
-FULL = Effort(rounds=11, seconds=1.5)
+FULL = Effort(rounds=9, seconds=1.5)
 SMOKE = Effort(rounds=2, seconds=0.1)
 
 
@@ -55,10 +55,20 @@ def main() -> None:
         sys.exit(2)
     DATA.mkdir(mode=0o700, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=DATA) as folder:
-        text = table(list(measure(Path(folder), SMOKE if smoke else FULL)))
+        text = table(list(everything(Path(folder), SMOKE if smoke else FULL)))
     print(text, end="")
     if not smoke:
         write(DOCUMENT, text)
+
+
+def everything(folder: Path, effort: Effort) -> Iterator[Result]:
+    """All comparisons, each group on a database of its own."""
+    from benchmarks import checks, watches  # which take the effort and the callers from here
+
+    for group in (measure, checks.measure, watches.measure):
+        place = folder / group.__module__.rpartition(".")[2]
+        place.mkdir()
+        yield from group(place, effort)
 
 
 def measure(folder: Path, effort: Effort) -> Iterator[Result]:

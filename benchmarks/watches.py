@@ -1,15 +1,10 @@
-"""Measures what idle watches cost the calls beside them. Needs h2load.
+"""Measures what idle watches cost the calls beside them. Part of run.py."""
 
-python benchmarks/watches.py           about a minute
-python benchmarks/watches.py --smoke   a few seconds, to see that it runs; its figures mean nothing
-"""
-
-import argparse
 import os
 import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,9 +17,8 @@ from caseload.v1 import therapist_service_pb2_grpc as pb_grpc
 from benchmarks import load, servers
 from benchmarks.load import Call, Load
 from benchmarks.rounds import Result, Sample, Side, result
-from benchmarks.run import DATA, FULL, GET, MANY, SMOKE, Effort
+from benchmarks.run import GET, MANY, Effort
 from benchmarks.servers import Server
-from benchmarks.table import table
 
 IDLE_WATCHES = Path(__file__).with_name("idle_watches.py")
 COUNT = 100
@@ -58,20 +52,7 @@ class Watchers:
         time.sleep(_SETTLED_SECONDS)
 
 
-def main() -> None:
-    """Prints the table. Exit code 2 where h2load is missing."""
-    parser = argparse.ArgumentParser(description="Measures what idle watches cost the calls beside them.")
-    parser.add_argument("--smoke", action="store_true", help="a few seconds, to see that it runs")
-    smoke: bool = parser.parse_args().smoke
-    if not load.is_there():
-        print(f"{load.PROGRAM} is missing: apt-get install {load.PACKAGE}", file=sys.stderr)
-        sys.exit(2)
-    DATA.mkdir(mode=0o700, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=DATA) as folder:
-        print(table([measure(Path(folder), SMOKE if smoke else FULL)]), end="")
-
-
-def measure(folder: Path, effort: Effort) -> Result:
+def measure(folder: Path, effort: Effort) -> Iterator[Result]:
     """One server, with and without the watches in turn; which comes first alternates too."""
     cores = sorted(os.sched_getaffinity(0))
     with servers.caseload(cores[0], folder / "caseload.db") as server, Watchers(server.address, cores[-1]) as watchers:
@@ -85,7 +66,7 @@ def measure(folder: Path, effort: Effort) -> Result:
             watched = side.sample(effort.seconds)
             watchers.turn()
             pairs += [(watched, side.sample(effort.seconds))]
-    return result(f"GetTherapist beside {COUNT} idle watches / alone", pairs)
+    yield result(f"GetTherapist beside {COUNT} idle watches / alone", pairs)
 
 
 def _stored(server: Server) -> bytes:
@@ -95,7 +76,3 @@ def _stored(server: Server) -> bytes:
         request = pb.CreateTherapistRequest(therapist=resources_pb2.Therapist(display_name="Zoë Müller-Lüdenscheidt"))
         created = stub.CreateTherapist(request, timeout=30)
     return pb.GetTherapistRequest(therapist_id=created.therapist.therapist_id).SerializeToString()
-
-
-if __name__ == "__main__":
-    main()

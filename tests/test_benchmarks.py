@@ -36,7 +36,7 @@ def test_the_smoke_run_prints_the_rows_of_the_document_and_leaves_it_alone() -> 
     smoke = run("--smoke")
     assert (smoke.returncode, smoke.stderr) == (0, "")
     rows = [line.split(" | ")[0] for line in smoke.stdout.splitlines() if line.startswith("|")]
-    assert len(rows) == 5
+    assert len(rows) == 8
     assert rows == [line.split(" | ")[0] for line in before.decode().splitlines() if line.startswith("|")]
     assert DOCUMENT.read_bytes() == before
     assert set(ROOT.glob("data/bench-*")) <= others

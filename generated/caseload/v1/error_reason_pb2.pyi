@@ -39,9 +39,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 4
     """INVALID_ARGUMENT. The caller used the request_id within 24 hours for another request or method."""
     ERROR_REASON_THERAPIST_NOT_FOUND: _ErrorReason.ValueType  # 10
-    """NOT_FOUND. The id never existed, or was purged; google.rpc.ResourceInfo names it."""
+    """NOT_FOUND. The id never existed, or was purged; google.rpc.ResourceInfo names it, or the first
+    15 of several, and metadata gives their number as missing.
+    """
     ERROR_REASON_PATIENT_NOT_FOUND: _ErrorReason.ValueType  # 11
-    """NOT_FOUND. The id never existed, or was purged; google.rpc.ResourceInfo names it."""
+    """NOT_FOUND. The id never existed, or was purged; google.rpc.ResourceInfo names it, or the first
+    15 of several, and metadata gives their number as missing.
+    """
     ERROR_REASON_ASSIGNMENT_NOT_FOUND: _ErrorReason.ValueType  # 12
     """NOT_FOUND. No assignment has the id, or the two are not, or were never, assigned;
     google.rpc.ResourceInfo names the assignment, or the patients that TransferPatients did not
@@ -141,9 +145,13 @@ change between pages.
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 4
 """INVALID_ARGUMENT. The caller used the request_id within 24 hours for another request or method."""
 ERROR_REASON_THERAPIST_NOT_FOUND: ErrorReason.ValueType  # 10
-"""NOT_FOUND. The id never existed, or was purged; google.rpc.ResourceInfo names it."""
+"""NOT_FOUND. The id never existed, or was purged; google.rpc.ResourceInfo names it, or the first
+15 of several, and metadata gives their number as missing.
+"""
 ERROR_REASON_PATIENT_NOT_FOUND: ErrorReason.ValueType  # 11
-"""NOT_FOUND. The id never existed, or was purged; google.rpc.ResourceInfo names it."""
+"""NOT_FOUND. The id never existed, or was purged; google.rpc.ResourceInfo names it, or the first
+15 of several, and metadata gives their number as missing.
+"""
 ERROR_REASON_ASSIGNMENT_NOT_FOUND: ErrorReason.ValueType  # 12
 """NOT_FOUND. No assignment has the id, or the two are not, or were never, assigned;
 google.rpc.ResourceInfo names the assignment, or the patients that TransferPatients did not
