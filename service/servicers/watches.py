@@ -15,7 +15,7 @@ from service import errors
 M = TypeVar("M")
 _log = structlog.get_logger()
 
-POLL_SECONDS: Final = 0.02
+POLL_SECONDS: Final = 0.03
 """How often the newest revision is asked for while there are watches; other processes write too."""
 HEARTBEAT_SECONDS: Final = 20.0
 SLOW_SECONDS: Final = 10.0
