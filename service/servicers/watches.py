@@ -68,6 +68,7 @@ class Watches:
         self._moved = threading.Condition()
         self._head = 0
         self._closed = False
+        self._failing = False
         self._open: set[Watch] = set()
         self._thread = threading.Thread(target=self._follow, name="watches", daemon=True)
         self._thread.start()
@@ -143,10 +144,14 @@ class Watches:
 
     def _newest(self) -> int:
         try:
-            return self._ask_head()
+            head = self._ask_head()
         except Exception as error:  # noqa: BLE001 - this thread must outlive whatever the database has
-            _log.warning("the newest revision is not known", type=type(error).__qualname__)
+            if not self._failing:  # once, and not with every poll
+                _log.warning("the newest revision is not known", type=type(error).__qualname__)
+            self._failing = True
             return self._head
+        self._failing = False
+        return head
 
     def _cut_stuck(self) -> None:
         now = time.monotonic()
