@@ -4,22 +4,17 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NoReturn
 
-import apsw
 import click
 import structlog
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # the C core writes to stderr by itself, and repeats addresses
 
-from service import config as settings
+from service import data_commands
 from service.config import Config, SettingError
-from service.errors import DomainError
-from service.store.migrate import SchemaError, migrate, pending
+from service.options import PREFIX, database_option, option
 
-_PREFIX = "CASELOAD_"
 _TEST_PREFIX = "CASELOAD_TEST_"
 _DAY_SECONDS = 86_400
 
@@ -39,15 +34,6 @@ class _Seconds(click.ParamType[float]):
         return seconds
 
 
-def _option(flag: str, **attributes: Any) -> Callable[[Any], Any]:
-    """A flag that is also a variable: --drain-seconds is CASELOAD_DRAIN_SECONDS."""
-    variable = _PREFIX + flag.removeprefix("--").replace("-", "_").upper()
-    return click.option(flag, envvar=variable, show_envvar=True, show_default=True, **attributes)
-
-
-_database = _option("--database", metavar="URL", default=Config.database, help="sqlite:///PATH of the database file.")
-
-
 @click.group(no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="caseload-server", message="caseload %(version)s")
 def commands() -> None:
@@ -55,12 +41,18 @@ def commands() -> None:
 
 
 @commands.command()
-@_option("--address", metavar="HOST:PORT", default=Config.address, help="Where to listen; port 0 takes a free one.")
-@_database
-@_option("--max-watches", type=click.IntRange(1), default=Config.max_watches, help="Watches open at once.")
-@_option("--drain-seconds", type=_Seconds(), default=Config.drain_seconds, help="Answer on while draining.")
-@_option("--grace-seconds", type=_Seconds(), default=Config.grace_seconds, help="Wait for calls under way.")
-@_option("--allow-insecure", is_flag=True, help="Listen beyond loopback without encryption and authentication.")
+@option("--address", metavar="HOST:PORT", default=Config.address, help="Where to listen; port 0 takes a free one.")
+@database_option
+@option(
+    "--pool-size",
+    type=click.IntRange(1),
+    default=Config.pool_size,
+    help="Connections to PostgreSQL, to read; as many write.",
+)
+@option("--max-watches", type=click.IntRange(1), default=Config.max_watches, help="Watches open at once.")
+@option("--drain-seconds", type=_Seconds(), default=Config.drain_seconds, help="Answer on while draining.")
+@option("--grace-seconds", type=_Seconds(), default=Config.grace_seconds, help="Wait for calls under way.")
+@option("--allow-insecure", is_flag=True, help="Listen beyond loopback without encryption and authentication.")
 def serve(**values: Any) -> None:
     """Serve until SIGTERM or Ctrl-C."""
     # The signals are waited for and not handled: a handler that takes a lock can deadlock when two arrive together.
@@ -85,84 +77,8 @@ def serve(**values: Any) -> None:
     log.info("stopped")
 
 
-@commands.command(name="migrate")
-@_database
-@click.option("--dry-run", is_flag=True, help="List what would run, and change nothing.")
-def migrate_command(database: str, dry_run: bool) -> None:  # noqa: FBT001 - click passes flags by name
-    """Bring the database's schema up to date."""
-    os.umask(0o077)
-    path = settings.sqlite_path(database)
-    try:
-        steps = pending(path) if dry_run else migrate(path)
-    except (SchemaError, apsw.Error) as error:
-        from service.server import unusable
-
-        raise unusable(error) from None
-    for step in steps:
-        click.echo(step.name)
-    if not steps:
-        click.echo("up to date", err=True)
-
-
-_file = click.argument("file", type=click.Path(path_type=Path))
-
-
-@commands.command()
-@_file
-@_database
-def backup(file: Path, database: str) -> None:
-    """Copy the database into FILE, while it is served."""
-    from service.store import backups
-
-    _copy(backups.backup, ("--database", settings.sqlite_path(database)), ("FILE", file))
-
-
-@commands.command()
-@_file
-@_database
-def restore(file: Path, database: str) -> None:
-    """Make a new database of the copy in FILE."""
-    from service.store import backups
-
-    _copy(backups.restore, ("FILE", file), ("--database", settings.sqlite_path(database)))
-
-
-def _copy(copy: Callable[[Path, Path], int], source: tuple[str, Path], target: tuple[str, Path]) -> None:
-    """Runs a copy; source and target are each a setting and its file."""
-    os.umask(0o077)
-    if not source[1].is_file():
-        raise SettingError(source[0], "there is no such file")
-    try:
-        revision = copy(source[1], target[1])
-    except FileExistsError:
-        raise SettingError(target[0], "the file, or a -wal file of an earlier one, exists already") from None
-    except (SchemaError, apsw.NotADBError) as error:
-        text = str(error) if isinstance(error, SchemaError) else "the file is not a SQLite database"
-        raise SettingError(source[0], text) from None
-    except (apsw.Error, OSError):
-        raise SettingError(target[0], "the copy could not be written") from None
-    click.echo(f"revision {revision}")
-
-
-@commands.command()
-@_database
-@click.option("--changes-before", metavar="TIME", required=True, help="A time (RFC 3339), or an age such as 30d.")
-def purge(database: str, changes_before: str) -> None:
-    """Erase the change log up to a time, for good."""
-    from service.server import clock, open_store
-
-    before_us = settings.moment("--changes-before", changes_before, clock())
-    path = settings.sqlite_path(database)
-    if not path.exists():
-        raise SettingError("--database", "there is no such file")
-    store = open_store(path)
-    try:
-        count = store.purge_changes(min(before_us, clock()))
-    except DomainError as error:
-        raise SettingError("--database", error.message) from None
-    finally:
-        store.close()
-    click.echo(f"{count} change sets purged")
+for command in data_commands.COMMANDS:
+    commands.add_command(command)
 
 
 def _log_to_stderr() -> None:
@@ -183,7 +99,7 @@ def _refuse_unknown_variables() -> None:
         parameter.envvar for command in commands.commands.values() for parameter in command.params if parameter.envvar
     }
     for name in sorted(os.environ):
-        if name.startswith(_PREFIX) and not name.startswith(_TEST_PREFIX) and name not in known:
+        if name.startswith(PREFIX) and not name.startswith(_TEST_PREFIX) and name not in known:
             raise SettingError(name, "there is no such setting")
 
 

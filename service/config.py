@@ -6,8 +6,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from urllib.parse import parse_qs
 
 _SQLITE: Final = "sqlite:///"
+_POSTGRES: Final = ("postgresql://", "postgres://")
 
 
 class SettingError(Exception):
@@ -25,9 +27,11 @@ class Config:
     address: str = "127.0.0.1:50051"
     """HOST:PORT to listen on; port 0 takes a free one."""
     database: str = "sqlite:///data/caseload.db"
-    """sqlite:///PATH, relative to the working folder, or with four slashes from the root."""
+    """sqlite:///PATH, relative to the working folder, or with four slashes from the root; or postgresql://..."""
     threads: int = 64
     """Calls that run at once; as many writers can share a commit."""
+    pool_size: int = 16
+    """Connections to PostgreSQL for reads, and as many for writes; one more listens while there are watches."""
     max_watches: int = 100
     """Watches open at once in one process."""
     drain_seconds: float = 5.0
@@ -42,7 +46,8 @@ class Config:
         host = self.host_and_port()[0]
         if not (ipaddress.ip_address(host.strip("[]")).is_loopback or self.allow_insecure):
             raise SettingError("--address", "is not loopback, and callers are not authenticated: see --allow-insecure")
-        sqlite_path(self.database)
+        if not is_postgres(self.database):
+            sqlite_path(self.database)
 
     def host_and_port(self) -> tuple[str, int]:
         """The IP address, with an IPv6 one in brackets, and the port. Raises SettingError."""
@@ -62,10 +67,23 @@ def _is_ip(host: str) -> bool:
         return False
 
 
+def is_postgres(database: str) -> bool:
+    """Whether a database URL is of PostgreSQL, as libpq takes it."""
+    return database.startswith(_POSTGRES)
+
+
+def has_password(database: str) -> bool:
+    """Whether a PostgreSQL URL carries a password, before its host or among its parameters."""
+    if not is_postgres(database):
+        return False
+    authority, _, query = database.partition("://")[2].partition("?")
+    return ":" in authority.rpartition("@")[0] or "password" in parse_qs(query)
+
+
 def sqlite_path(database: str) -> Path:
     """The file behind a database URL. Raises SettingError."""
     if not database.startswith(_SQLITE) or database == _SQLITE or "?" in database or "\0" in database:
-        raise SettingError("--database", "must be sqlite:///PATH")
+        raise SettingError("--database", "must be sqlite:///PATH or postgresql://...")
     path = Path(database.removeprefix(_SQLITE))
     try:
         str(path).encode()  # bytes that are not UTF-8 come as lone surrogates, and SQLite takes none

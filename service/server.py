@@ -3,10 +3,8 @@
 import time
 from collections.abc import Callable
 from concurrent import futures
-from pathlib import Path
 from typing import Any, Final
 
-import apsw
 import grpc
 from caseload.v1 import (
     assignment_service_pb2,
@@ -21,9 +19,10 @@ from caseload.v1 import (
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from service.config import Config, SettingError, sqlite_path
+from service.config import Config, SettingError
 from service.interceptors.guard import GuardedServer
 from service.interceptors.streams import StreamsServer
+from service.opening import open_store
 from service.servicers.assignment import AssignmentServicer
 from service.servicers.change import ChangeServicer
 from service.servicers.pages import PageTokens
@@ -31,8 +30,6 @@ from service.servicers.patient import PatientServicer
 from service.servicers.therapist import TherapistServicer
 from service.servicers.watches import Watches
 from service.store import RelationshipStore
-from service.store.migrate import SchemaError, migrate
-from service.store.sqlite import SqliteDatabase
 from service.threads import Threads
 
 LIVENESS: Final = ""
@@ -61,7 +58,7 @@ class CaseloadServer:
         self._threads = threads
         self._store = store
         self._streams = StreamsServer(server, futures.ThreadPoolExecutor(32, "reflection"))
-        self._watches = Watches(store.head, config.max_watches)
+        self._watches = Watches(store, config.max_watches)
         self._health = health.HealthServicer(
             experimental_non_blocking=True, experimental_thread_pool=futures.ThreadPoolExecutor(1, "health")
         )
@@ -112,7 +109,7 @@ def build_server(config: Config, clock: Callable[[], int] = clock) -> CaseloadSe
     server = grpc.server(threads, options=options)  # type: ignore[arg-type]  # asks for a ThreadPoolExecutor
     try:
         address = _bind(server, config)
-        store = open_store(sqlite_path(config.database), clock)
+        store = open_store(config, clock)
     except SettingError:
         server.stop(None)
         threads.shutdown()
@@ -129,28 +126,3 @@ def _bind(server: grpc.Server, config: Config) -> str:
     except RuntimeError:
         raise SettingError("--address", "cannot be listened on: in use, or not of this machine") from None
     return f"{host}:{port}"
-
-
-def open_store(path: Path, clock: Callable[[], int] = clock) -> RelationshipStore:
-    """The store in a SQLite file, created and migrated where it must be. Raises SettingError."""
-    try:
-        migrate(path)
-        return RelationshipStore(SqliteDatabase(path), clock)
-    except (SchemaError, apsw.Error) as error:
-        raise unusable(error) from None
-
-
-def unusable(error: SchemaError | apsw.Error) -> SettingError:
-    """What is wrong with a database file, without the driver's words."""
-    match error:
-        case SchemaError():
-            text = str(error)
-        case apsw.NotADBError():
-            text = "the file is not a SQLite database"
-        case apsw.ReadOnlyError() | apsw.CantOpenError() | apsw.PermissionsError():
-            text = "the file or its folder cannot be written"
-        case apsw.BusyError():
-            text = "another process holds the file"
-        case _:
-            text = f"SQLite cannot use the file ({type(error).__name__})"
-    return SettingError("--database", text)

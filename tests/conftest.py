@@ -1,13 +1,19 @@
 import os
-from collections.abc import Generator, Iterator
+import shutil
+import tempfile
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import pytest
 
 from service.config import Config
 from service.server import CaseloadServer, build_server
+from tests.postgres.fixtures import postgres, postgres_databases, postgres_url
 from tests.running import Client
+
+__all__ = ["postgres", "postgres_databases", "postgres_url"]
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
@@ -30,10 +36,44 @@ def _failed_when_skipped_in_ci(report: Report) -> Report:
     return report
 
 
+NewDatabase = Callable[[], AbstractContextManager[str]]
+"""Makes an empty database for the length of a with block: its URL."""
+_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - only folders of our own are made there
+_ROOM_BYTES: Final = 2**30
+
+
+def in_memory() -> Path | None:
+    """Where files need no disk, if there is room: most of these tests' time was spent in waiting for syncs."""
+    return _MEMORY if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _ROOM_BYTES else None
+
+
+@contextmanager
+def sqlite_file() -> Iterator[str]:
+    """The URL of a file that is not there yet."""
+    with tempfile.TemporaryDirectory(dir=in_memory()) as folder:
+        yield f"sqlite:///{folder}/caseload.db"
+
+
+@pytest.fixture(scope="session", params=["sqlite", "postgres"])
+def new_database(request: pytest.FixtureRequest) -> NewDatabase:
+    """Every back end is put here, and no test asks which it is."""
+    if request.param == "sqlite":
+        return sqlite_file
+    lend: NewDatabase = request.getfixturevalue("postgres_databases").lend
+    return lend
+
+
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[CaseloadServer]:
+def database_url(new_database: NewDatabase) -> Iterator[str]:
+    """An empty database of the test's own."""
+    with new_database() as url:
+        yield url
+
+
+@pytest.fixture
+def server(database_url: str) -> Iterator[CaseloadServer]:
     """A server of the test's own, in this process, over a real socket."""
-    config = Config(address="127.0.0.1:0", database=f"sqlite:///{tmp_path}/caseload.db", drain_seconds=0, threads=8)
+    config = Config(address="127.0.0.1:0", database=database_url, drain_seconds=0, threads=8)
     started = build_server(config)
     started.start()
     yield started

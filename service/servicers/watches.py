@@ -11,12 +11,11 @@ import grpc
 import structlog
 
 from service import errors
+from service.store import RelationshipStore
 
 M = TypeVar("M")
 _log = structlog.get_logger()
 
-POLL_SECONDS: Final = 0.03
-"""How often the newest revision is asked for while there are watches; other processes write too."""
 HEARTBEAT_SECONDS: Final = 20.0
 SLOW_SECONDS: Final = 10.0
 """A message that the reader takes longer for ends the watch."""
@@ -61,9 +60,9 @@ class Watches:
     cost no more than one.
     """
 
-    def __init__(self, head: Callable[[], int], places: int) -> None:
-        """Args: head, the store's newest revision."""
-        self._ask_head = head
+    def __init__(self, store: RelationshipStore, places: int) -> None:
+        """Args: store, which is followed while there are watches."""
+        self._store = store
         self._places = places
         self._moved = threading.Condition()
         self._head = 0
@@ -140,11 +139,11 @@ class Watches:
                     self._head = head
                     self._moved.notify_all()
             self._cut_stuck()
-            time.sleep(POLL_SECONDS)
+            self._store.wait_for_news()
 
     def _newest(self) -> int:
         try:
-            head = self._ask_head()
+            head = self._store.head()
         except Exception as error:  # noqa: BLE001 - this thread must outlive whatever the database has
             if not self._failing:  # once, and not with every poll
                 _log.warning("the newest revision is not known", type=type(error).__qualname__)

@@ -1,7 +1,7 @@
 """Who treats whom: periods begin and end here, whichever side asked.
 
 Every write locks the patient's row first, so that a pair's periods, and a patient's primary ones, can be compared
-before one is added; unique indexes and checks in the schema hold the rest.
+before one is added; therapists' rows are locked after it. Unique indexes and checks in the schema hold the rest.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from service import errors, records
 from service.records import AssignedQuery, Assignment, AssignmentQuery, P
 from service.store import changes, people
 from service.store.changes import Write
-from service.store.database import Value
+from service.store.database import Collided, Value
 from service.store.people import PATIENT, THERAPIST, Kind
 
 COLUMNS = ", ".join(f"period.{column}" for column in Assignment._fields)
@@ -78,6 +78,9 @@ def assign(write: Write, order: records.Assign) -> tuple[list[Assignment], bool]
     TherapistNotActive, PatientNotActive, PeriodOverlaps, PrimaryExists, TherapistAtCapacity.
     """
     patient = people.find(write, PATIENT, order.patient_id)
+    if order.replace_primary:
+        rival = _one(write, _OTHER_PRIMARY, {"therapist_id": order.therapist_id, "patient_id": order.patient_id})
+        people.lock(write, THERAPIST, [order.therapist_id, *([rival.therapist_id] if rival else [])])
     therapist = people.require(write, THERAPIST, order.therapist_id)
     if patient is None:
         raise people.not_found(PATIENT, [order.patient_id])
@@ -204,14 +207,39 @@ def end(write: Write, period: Assignment, end_us: int, reason: int) -> Assignmen
     return ended
 
 
-def end_all(write: Write, kind: Kind[P], record: P) -> int:
-    """Ends every active period of a record that is about to be deleted: how many. Raises TooManyAssignments."""
+def end_all(write: Write, kind: Kind[P], record: P, locked: set[str]) -> int:
+    """Ends every active period of a record that is about to be deleted: how many.
+
+    Args: locked, what lock_caseload returned. Raises TooManyAssignments.
+    """
     count = people.active_count(kind, record)
     if count > records.MAX_ASSIGNMENTS_A_CALL:
         raise errors.TooManyAssignments(limit=records.MAX_ASSIGNMENTS_A_CALL, current=count)
-    for period in all_active(write, kind, record[0]):
+    periods = all_active(write, kind, record[0]) if count else []
+    if write.row_lock and not locked.issuperset(_others(kind, periods)):
+        raise Collided  # someone was assigned before the therapist was locked
+    for period in periods:
         end(write, period, max(write.now_us, period.start_us), records.END_RECORD_DELETED)
     return count
+
+
+def lock_caseload(write: Write, kind: Kind[Any], record_id: str) -> set[str]:
+    """Locks the other side of a record's active periods, patients before therapists: the others' ids."""
+    if not write.row_lock:
+        return set()
+    if kind.name == PATIENT.name:
+        people.lock(write, kind, [record_id])
+    ids = _others(kind, all_active(write, kind, record_id))
+    people.lock(write, _other(kind), ids)
+    return ids
+
+
+def _other(kind: Kind[Any]) -> Kind[Any]:
+    return PATIENT if kind.name == THERAPIST.name else THERAPIST
+
+
+def _others(kind: Kind[Any], periods: list[Assignment]) -> set[str]:
+    return {getattr(period, _other(kind).id) for period in periods}
 
 
 def all_active(write: Write, kind: Kind[Any], record_id: str) -> list[Assignment]:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import apsw
 
-from service.store import migrate, sqlite
+from service.store import sqlite
+from service.store.migrations import SchemaError, migrations
+from service.store.sqlite_migrate import pending
 
 _COMPANIONS = ("", "-wal", "-shm", "-journal")
 
@@ -31,8 +33,8 @@ def restore(source: Path, target: Path) -> int:
 def _copy(source: Path, target: Path, *, is_restore: bool) -> int:
     if any(_companion(target, end).exists() for end in _COMPANIONS):
         raise FileExistsError
-    if migrate.pending(source) == migrate.migrations():
-        raise migrate.SchemaError("it holds no caseload database")
+    if pending(source) == migrations("sqlite"):
+        raise SchemaError("it holds no caseload database")
     descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     os.close(descriptor)
     part = Path(name)
@@ -64,7 +66,7 @@ def _fill(source: Path, part: Path, *, is_restore: bool) -> int:
         with copy.backup("main", origin, "main") as pages:
             pages.step()  # all at once: one state of the database, whatever others write meanwhile
         if list(copy.execute("PRAGMA integrity_check")) != [("ok",)]:
-            raise migrate.SchemaError("it is damaged")
+            raise SchemaError("it is damaged")
         if is_restore:
             copy.execute("UPDATE store SET store_id = ?", (secrets.token_hex(6),))
         else:

@@ -70,9 +70,9 @@ def _whole_sets(rows: Iterator[Row], size: int, size_bytes: int) -> tuple[list[t
     return sets, False
 
 
-def purge(transaction: Transaction, last: int) -> int:
+def purge(transaction: Transaction, last: int, row_lock: str) -> int:
     """Erases the oldest change sets up to a revision, so many that writers wait little: how many; 0 at the end."""
-    [(_, oldest)] = transaction.run(_BOUNDS)
+    [(_, oldest)] = transaction.run(_BOUNDS + row_lock)
     span: dict[str, Value] = {"through": max(oldest, min(last, oldest + _PURGED_AT_ONCE))}
     transaction.run("DELETE FROM change WHERE revision <= :through", span)
     gone = transaction.run("DELETE FROM change_set WHERE revision <= :through RETURNING 1", span)

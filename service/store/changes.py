@@ -1,6 +1,7 @@
 """One write: what it changes, its revision, its line in the change log, and what a repeat is answered with."""
 
 import hashlib
+import json
 import secrets
 from typing import Any, Final, NamedTuple
 
@@ -8,7 +9,7 @@ from uuid_utils import uuid7
 
 from service import errors
 from service.records import Assignment, Call, Outcome, Patient, Therapist
-from service.store.database import Parameters, Transaction, Value
+from service.store.database import Transaction, Value
 
 CREATED: Final = 1
 UPDATED: Final = 2
@@ -18,6 +19,9 @@ UNDELETED: Final = 4
 REQUEST_US: Final = 24 * 3600 * 1_000_000
 """How long a request_id is remembered."""
 
+MADE: Final = "server:"
+"""What a request_id begins with that the caller did not send."""
+
 Record = Therapist | Patient | Assignment
 
 _HEAD = "SELECT head_revision FROM store"
@@ -25,18 +29,22 @@ _NEXT_REVISION = "UPDATE store SET head_revision = head_revision + 1 RETURNING h
 _ADD_CHANGE_SET = """
 INSERT INTO change_set (revision, committed_us, actor, method, request_id)
 VALUES (:revision, :committed_us, :actor, :method, :request_id)"""
-_ADD_CHANGE = """
+# One statement however many they are: every other writer waits for it.
+_ADD_CHANGES = """
 INSERT INTO change (revision, position, kind, changed_fields, therapist_id, patient_id, assignment_id)
-VALUES (:revision, :position, :kind, :changed_fields, :therapist_id, :patient_id, :assignment_id)"""
-_REQUEST = """
-SELECT method, fingerprint, record_ids, effect, revision FROM request
-WHERE actor = :actor AND request_id = :request_id AND created_us > :since_us"""
-_ADD_REQUEST = """
+SELECT :revision, key, CAST(value ->> 0 AS BIGINT), value ->> 1, value ->> 2, value ->> 3, value ->> 4
+FROM json_each(:changes)"""
+# Written and not only looked up: of two calls at once the second waits here for the first, and the answer of a repeat
+# is committed behind the first one's commit, also on a standby.
+_CLAIM_REQUEST = """
 INSERT INTO request (actor, request_id, method, fingerprint, record_ids, effect, revision, created_us)
-VALUES (:actor, :request_id, :method, :fingerprint, :record_ids, :effect, :revision, :created_us)
-ON CONFLICT (actor, request_id) DO UPDATE SET
-    method = excluded.method, fingerprint = excluded.fingerprint, record_ids = excluded.record_ids,
-    effect = excluded.effect, revision = excluded.revision, created_us = excluded.created_us"""
+VALUES (:actor, :request_id, :method, :fingerprint, '', 0, -1, :now_us)
+ON CONFLICT (actor, request_id) DO UPDATE SET actor = excluded.actor
+RETURNING method, fingerprint, record_ids, effect, revision, created_us"""
+_REMEMBER_REQUEST = """
+UPDATE request SET method = :method, fingerprint = :fingerprint, record_ids = :record_ids, effect = :effect,
+    revision = :revision, created_us = :now_us
+WHERE actor = :actor AND request_id = :request_id"""
 _FORGET_REQUESTS = """
 DELETE FROM request WHERE (actor, request_id) IN (
     SELECT actor, request_id FROM request WHERE created_us <= :since_us ORDER BY created_us LIMIT 2)"""
@@ -73,7 +81,14 @@ class Write:
         self.call = call
         self.now_us = now_us
         self._keys = keys
-        self._changes: list[dict[str, Value]] = []
+        self._request: dict[str, Value] = {
+            "actor": call.actor,
+            "request_id": call.request_id,
+            "method": call.method,
+            "fingerprint": keys.fingerprint(call) if call.request_id else b"",
+            "now_us": now_us,
+        }
+        self._changes: list[tuple[Value, ...]] = []
         self._made: set[str] = set()
 
     def new_id(self) -> str:
@@ -90,16 +105,8 @@ class Write:
 
     def note(self, kind: int, record: Record, *fields: str) -> None:
         """Adds a line to the change log: what happened to which record, and the names of the fields that differ."""
-        line: dict[str, Value] = {
-            "kind": kind,
-            "changed_fields": ",".join(fields),
-            "therapist_id": None,
-            "patient_id": None,
-            "assignment_id": None,
-        }
-        for name in line.keys() & set(record._fields):
-            line[name] = getattr(record, name)
-        self._changes.append(line)
+        ids = (getattr(record, name, None) for name in ("therapist_id", "patient_id", "assignment_id"))
+        self._changes.append((kind, ",".join(fields), *ids))
 
     def replayed(self) -> tuple[list[str], int, int] | None:
         """The records' ids, the effect and the revision that this request_id was answered with before, if it was.
@@ -108,13 +115,12 @@ class Write:
         """
         if not self.call.request_id:
             return None
-        since_us = self.now_us - REQUEST_US
-        key: Parameters = {"actor": self.call.actor, "request_id": self.call.request_id, "since_us": since_us}
-        for method, fingerprint, record_ids, effect, revision in self.run(_REQUEST, key):
-            if (method, fingerprint) != (self.call.method, self._keys.fingerprint(self.call)):
-                raise errors.RequestIdReused
-            return record_ids.split(), effect, revision
-        return None
+        [(method, fingerprint, record_ids, effect, revision, created_us)] = self.run(_CLAIM_REQUEST, self._request)
+        if revision < 0 or created_us <= self.now_us - REQUEST_US:
+            return None
+        if (method, fingerprint) != (self.call.method, self._request["fingerprint"]):
+            raise errors.RequestIdReused
+        return record_ids.split(), effect, revision
 
     def finish(self, answered: list[Any], effect: int) -> Outcome[list[Any]]:
         """Writes the log and remembers the request; the revision is taken last, so that it is in commit order."""
@@ -137,29 +143,16 @@ class Write:
                 "committed_us": self.now_us,
                 "actor": call.actor,
                 "method": call.method,
-                "request_id": call.request_id,
+                "request_id": "" if call.request_id.startswith(MADE) else call.request_id,
             },
         )
-        for position, change in enumerate(self._changes):
-            self.run(_ADD_CHANGE, {**change, "revision": revision, "position": position})
+        self.run(_ADD_CHANGES, {"revision": revision, "changes": json.dumps(self._changes)})
         return revision
 
     def _remember(self, record_ids: str, effect: int, revision: int) -> None:
-        call = self.call
+        outcome: dict[str, Value] = {"record_ids": record_ids, "effect": int(effect), "revision": revision}
+        self.run(_REMEMBER_REQUEST, self._request | outcome)
         self.run(_FORGET_REQUESTS, {"since_us": self.now_us - REQUEST_US})  # two for one, so that none pile up
-        self.run(
-            _ADD_REQUEST,
-            {
-                "actor": call.actor,
-                "request_id": call.request_id,
-                "method": call.method,
-                "fingerprint": self._keys.fingerprint(call),
-                "record_ids": record_ids,
-                "effect": effect,
-                "revision": revision,
-                "created_us": self.now_us,
-            },
-        )
 
     def _without_made(self, record: Record) -> Record:
         """Ids and etags that were made up for a write that is rolled back name nothing."""

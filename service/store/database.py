@@ -10,6 +10,10 @@ Row = tuple[Any, ...]
 T = TypeVar("T")
 
 
+class Collided(Exception):
+    """Raised by work that must begin anew, for what it read is not so any more; only where others write beside it."""
+
+
 class Transaction(Protocol):
     """Statements that see one state of the database. Parameters are named, `:name` in the SQL."""
 
@@ -24,7 +28,10 @@ class Database(Protocol):
     """A database. Every method raises StoreBusy, StoreUnavailable or StoreFull, and `write` OutcomeUnknown too."""
 
     row_lock: str
-    """What a SELECT ends in so that its rows stay as they are until the transaction ends."""
+    """What a SELECT ends in so that its rows stay as they are until the transaction ends; empty where a write has
+    the database for itself."""
+    can_lose_answers: bool
+    """Whether a commit may be carried out and its answer lost: then every write needs a request_id to look up."""
 
     def read(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
         """Runs one query by itself."""
@@ -38,6 +45,12 @@ class Database(Protocol):
         Work may be run more than once, and beside others' in one commit. What it raises is raised here, and nothing
         of it is kept.
         """
+
+    def check(self) -> None:
+        """Raises StoreUnavailable where a write would not be taken."""
+
+    def wait_for_news(self) -> None:
+        """Returns when another process may have committed, after half a second at most. For one thread."""
 
     def close(self) -> None:
         """Ends the writer; everything acknowledged is already on disk."""

@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeVar
 
+from uuid_utils import uuid7
+
 from service import errors, records
 from service.records import (
     AssignedQuery,
@@ -20,7 +22,7 @@ from service.records import (
     Therapist,
 )
 from service.store import assignments, change_log, corrections, people, transfers
-from service.store.changes import StoreKeys, Write
+from service.store.changes import MADE, StoreKeys, Write
 from service.store.database import Database, Row, Transaction
 from service.store.people import PATIENT, THERAPIST, Kind
 
@@ -123,6 +125,7 @@ class RelationshipStore:
         """
 
         def work(write: Write) -> tuple[list[P], int]:
+            locked = assignments.lock_caseload(write, kind, order.record_id) if order.force else set()
             record = people.find(write, kind, order.record_id)
             if record is None:
                 if order.allow_missing:
@@ -130,17 +133,19 @@ class RelationshipStore:
                 raise people.not_found(kind, [order.record_id])
             if record.deleted_us is not None:
                 return [record], 0
-            return self._delete(write, kind, record, order)
+            return self._delete(write, kind, record, order, locked)
 
         return self._change_record(kind, call, work)
 
-    def _delete(self, write: Write, kind: Kind[P], record: P, order: records.Delete) -> tuple[list[P], int]:
+    def _delete(
+        self, write: Write, kind: Kind[P], record: P, order: records.Delete, locked: set[str]
+    ) -> tuple[list[P], int]:
         if order.etag and order.etag != record.etag:
             raise errors.EtagMismatch
         count = people.active_count(kind, record)
         if count and not order.force:
             raise errors.HasActiveAssignments(count=count)
-        ended = assignments.end_all(write, kind, record)
+        ended = assignments.end_all(write, kind, record, locked)
         return [people.delete(write, kind, people.require(write, kind, order.record_id))], ended
 
     def undelete(self, kind: Kind[P], record_id: str, call: Call) -> Outcome[P]:
@@ -215,9 +220,19 @@ class RelationshipStore:
         """Erases the log up to the last change before a time, for good, bit by bit: how many change sets."""
         [(last,)] = self._database.read(change_log.LAST_BEFORE, {"before_us": before_us})
         count = 0
-        while gone := self._database.write(lambda transaction: change_log.purge(transaction, last)):
+        row_lock = self._database.row_lock
+        while gone := self._database.write(lambda transaction: change_log.purge(transaction, last, row_lock)):
             count += gone
         return count
+
+    def check(self) -> None:
+        """Raises StoreBusy, StoreUnavailable where calls would not be answered."""
+        self._database.check()
+        self.head()
+
+    def wait_for_news(self) -> None:
+        """Returns when another process may have written, after half a second at most. For one thread."""
+        self._database.wait_for_news()
 
     def close(self) -> None:
         """Finishes the writes under way and closes the database."""
@@ -238,9 +253,13 @@ class RelationshipStore:
         self, call: Call, work: Callable[[Write], tuple[list[R], int]], load: Callable[[Write, str], R]
     ) -> Outcome[list[R]]:
         """One write: answered as before where the request_id is known, and rolled back where it only validates."""
+        if self._database.can_lose_answers and not call.request_id and not call.validate_only:
+            call = call._replace(request_id=f"{MADE}{uuid7()}")
+
+        row_lock = self._database.row_lock
 
         def transact(transaction: Transaction) -> Outcome[list[R]]:
-            write = Write(transaction, call, self._clock(), self.keys, self._database.row_lock)
+            write = Write(transaction, call, self._clock(), self.keys, row_lock)
             if replayed := write.replayed():
                 record_ids, effect, revision = replayed
                 answered = [load(write, record_id) for record_id in record_ids]

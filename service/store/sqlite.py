@@ -22,6 +22,8 @@ SYNCHRONOUS: Final = "FULL"
 _BUSY_SECONDS: Final = 5.0
 _BUSY_SLEEP_SECONDS: Final = 0.0005
 _BATCH: Final = 128
+_POLL_SECONDS: Final = 0.03
+"""How often another process's commits are looked for."""
 _Reader = tuple[apsw.Connection, Any]
 """A connection, and the RLock that is held while it is read."""
 
@@ -158,6 +160,7 @@ class SqliteDatabase:
     """
 
     row_lock = ""  # BEGIN IMMEDIATE locks the whole file
+    can_lose_answers = False
 
     def __init__(self, path: Path) -> None:
         """Opens an existing, migrated file. Raises apsw.Error."""
@@ -262,6 +265,12 @@ class SqliteDatabase:
             job.error = _failure(error) if isinstance(error, apsw.Error) else error
             execute("ROLLBACK TO job")
         execute("RELEASE job")
+
+    def check(self) -> None:
+        """A file that can be read is taken for one that can be written: nothing tells before a write is tried."""
+
+    def wait_for_news(self) -> None:
+        time.sleep(_POLL_SECONDS)
 
     def close(self) -> None:
         with self._lock:

@@ -6,9 +6,10 @@ from service import errors, records
 from service.records import Assignment, Therapist
 from service.store import assignments, people
 from service.store.changes import Write
+from service.store.database import Collided
 from service.store.people import PATIENT, THERAPIST
 
-_PATIENTS = "SELECT patient_id, deleted_us FROM patient WHERE patient_id IN (SELECT value FROM json_each(:ids))"
+_PATIENTS = "SELECT patient_id, deleted_us FROM patient WHERE patient_id IN (SELECT atom FROM json_each(:ids))"
 
 
 def transfer(write: Write, order: records.Transfer) -> tuple[list[Assignment], int]:
@@ -18,6 +19,7 @@ def transfer(write: Write, order: records.Transfer) -> tuple[list[Assignment], i
     replaces it. Role and focus are kept. Raises, in this order: TherapistNotFound, PatientNotFound, TherapistDeleted,
     PatientDeleted, AssignmentNotFound, TooManyAssignments, TherapistNotActive, TherapistAtCapacity.
     """
+    locked = _lock(write, order)
     source = people.require(write, THERAPIST, order.source_id)
     target = people.require(write, THERAPIST, order.target_id)
     patients: dict[str, int | None] = dict(write.run(_PATIENTS, {"ids": json.dumps(order.patient_ids)}))
@@ -29,6 +31,8 @@ def transfer(write: Write, order: records.Transfer) -> tuple[list[Assignment], i
     if deleted := [one for one, deleted_us in patients.items() if deleted_us is not None]:
         raise errors.PatientDeleted(resources=people.resources(PATIENT, deleted))
     moved = _moved(write, order)
+    if write.row_lock and not locked.issuperset(period.patient_id for period in moved):
+        raise Collided  # someone was assigned before the therapists were locked
     if moved and target.status != records.STATUS_ACTIVE:
         raise errors.TherapistNotActive
     ended, active = [], []
@@ -37,6 +41,17 @@ def transfer(write: Write, order: records.Transfer) -> tuple[list[Assignment], i
         ended.append(over)
         active.append(present)
     return ended + active, len(ended)
+
+
+def _lock(write: Write, order: records.Transfer) -> set[str]:
+    """Locks whom it is about, patients before therapists: which patients."""
+    if not write.row_lock:
+        return set()
+    active = assignments.all_active(write, THERAPIST, order.source_id)
+    patients = set(order.patient_ids) or {period.patient_id for period in active}
+    people.lock(write, PATIENT, patients)
+    people.lock(write, THERAPIST, [order.source_id, order.target_id])
+    return patients
 
 
 def _moved(write: Write, order: records.Transfer) -> list[Assignment]:
@@ -56,7 +71,6 @@ def _move(
     write: Write, period: Assignment, target: Therapist, *, ignore_capacity: bool
 ) -> tuple[Assignment, Assignment]:
     """The period that ended, and the one that the target has now. Raises TherapistAtCapacity."""
-    people.find(write, PATIENT, period.patient_id)  # its row lock comes before any assignment write
     present = assignments.active(write, target.therapist_id, period.patient_id)
     order = records.Assign(target.therapist_id, period.patient_id, period.role, period.focus)
     at_us = assignments.start(write, order, [one for one in (period, present) if one])

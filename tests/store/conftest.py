@@ -1,12 +1,11 @@
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from service.config import Config
+from service.opening import open_store
 from service.records import Call
 from service.store import RelationshipStore
-from service.store.migrate import migrate
-from service.store.sqlite import SqliteDatabase
 
 
 class Clock:
@@ -30,11 +29,9 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def store(tmp_path: Path, clock: Clock) -> Iterator[RelationshipStore]:
-    """An empty store of the test's own. Every back end is put here, and no test asks which it is."""
-    path = tmp_path / "caseload.db"
-    migrate(path)
-    opened = RelationshipStore(SqliteDatabase(path), clock)
+def store(database_url: str, clock: Clock) -> Iterator[RelationshipStore]:
+    """An empty store of the test's own, on every back end."""
+    opened = open_store(Config(database=database_url), clock)
     yield opened
     opened.close()
 

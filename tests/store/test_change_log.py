@@ -5,7 +5,7 @@ import pytest
 
 from service import convert, errors, records
 from service.records import Call, ChangePage, ChangeQuery, ChangeSet
-from service.store import THERAPIST, RelationshipStore, change_log
+from service.store import THERAPIST, RelationshipStore
 from tests.store.conftest import Clock
 from tests.store.ward import (
     assign,
@@ -236,13 +236,3 @@ def test_a_purge_of_a_caseload_that_moved_erases_every_line(store: RelationshipS
     unassign(store, "t2", "crowd-0000")
     assert store.purge_changes(clock.now_us + 1) == 4
     assert run(store, "SELECT count(*) FROM change") == [(0,)]
-
-
-@pytest.mark.parametrize("given", [n for k in (1, 2, 3) for n in itertools.combinations(ChangeQuery._fields, k)])
-def test_each_filter_walks_an_index(store: RelationshipStore, given: tuple[str, ...]) -> None:
-    wanted, parameters = change_log._wanted(ChangeQuery(**dict.fromkeys(given, "x")))
-    sql = change_log._PAGE.format(wanted=wanted)
-    plan = run(store, f"EXPLAIN QUERY PLAN {sql}", {**parameters, "after": 0, "limit": 10})
-    steps = [row[3] for row in plan]
-    assert [step for step in steps if step.startswith("SCAN") and "wanted" not in step] == []
-    assert not any("TEMP B-TREE FOR ORDER BY" in step for step in steps), steps

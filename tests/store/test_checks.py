@@ -1,12 +1,9 @@
 """CheckAssignments is asked before every look at a chart: it must stay one statement over an index."""
 
-from typing import Any
-
 from service.records import END_ENTERED_IN_ERROR, ROLE_PRIMARY
-from service.store import RelationshipStore, assignments
-from service.store.sqlite import SqliteDatabase
+from service.store import RelationshipStore
 from tests.store.conftest import Clock
-from tests.store.ward import SECOND, assign, crowd, patients, period, run, therapists, unassign
+from tests.store.ward import SECOND, assign, patients, period, therapists, unassign
 
 Pair = tuple[str, str]
 
@@ -44,29 +41,3 @@ def test_a_check_answers_the_revision_it_was_read_at(store: RelationshipStore) -
     therapists(store, "t")
     _, revision = store.check_assignments([("t", "p")], 0)
     assert revision == store.keys.revision(1)
-
-
-def test_a_hundred_pairs_are_one_statement_on_sqlite(store: RelationshipStore) -> None:
-    therapists(store, "t")
-    pairs = [("t", one) for one in crowd(store, "t", 100)]
-    database: Any = store._database
-    assert isinstance(database, SqliteDatabase)
-    connection, _ = database._reader()
-    statements: list[str] = []
-
-    def note(_cursor: object, sql: str, _bindings: object) -> bool:
-        statements.append(sql)
-        return True
-
-    connection.exec_trace = note
-    try:
-        assert None not in checked(store, 1, *pairs)
-    finally:
-        connection.exec_trace = None
-    assert statements == [assignments.CHECK]
-
-
-def test_a_check_looks_at_the_pairs_periods_only_on_sqlite(store: RelationshipStore) -> None:
-    plan = [row[3] for row in run(store, f"EXPLAIN QUERY PLAN {assignments.CHECK}", {"pairs": "[]", "at_us": 0})]
-    [lookup] = [step for step in plan if "period" in step]
-    assert lookup.startswith("SEARCH period USING INDEX assignment_by_pair (patient_id=? AND therapist_id=?")

@@ -9,10 +9,10 @@ from service.store import PATIENT, THERAPIST, RelationshipStore
 from tests.store.mutations import everyone
 from tests.store.steps import assign, dump, run, unassign
 
-UNIQUE = r"(?i)unique constraint"
-CHECK = r"(?i)check constraint"
-FOREIGN_KEY = r"(?i)foreign key constraint"
-NOT_NULL = r"(?i)not.null constraint"
+UNIQUE = r"(?i)unique constraint|23505"
+CHECK = r"(?i)check constraint|23514"
+FOREIGN_KEY = r"(?i)foreign key constraint|23503"
+NOT_NULL = r"(?i)not.null constraint|23502"
 
 ASSIGNMENT = (
     "INSERT INTO assignment (assignment_id, therapist_id, patient_id, role, focus, start_us, end_us, end_reason,"

@@ -27,7 +27,7 @@ DAY = 24 * 3600
 
 
 def remembered(store: RelationshipStore) -> list[str]:
-    return [row[0] for row in run(store, "SELECT request_id FROM request ORDER BY request_id")]
+    return [row[1] for row in dump(store)["request"]]
 
 
 @each_mutation

@@ -13,11 +13,11 @@ import apsw
 import pytest
 
 from service import errors, records
-from service.store import PATIENT, THERAPIST, RelationshipStore, assignments, sqlite
-from service.store.migrate import migrate
+from service.store import PATIENT, THERAPIST, RelationshipStore, sqlite
 from service.store.sqlite import SqliteDatabase
+from service.store.sqlite_migrate import migrate
 from tests.store.conftest import Clock
-from tests.store.faults import faulty_disk
+from tests.store.sqlite_faults import faulty_disk
 from tests.store.sqlite_writers import batch, locked
 from tests.store.steps import ALL, CALL, assign, count, dump, head, ids, make, race, request, run
 
@@ -279,32 +279,3 @@ print(done)
     assert [log for _, log in results] == [""] * 3
     assert sum(int(out) for out, _ in results) == 25 == count(store, THERAPIST, "t")
     assert head(store) == 61 + 25
-
-
-# Plans: a list reads its page, and not the history before it.
-
-
-@pytest.mark.parametrize(
-    ("query", "index"),
-    [
-        ({"therapist_id": "t"}, "assignment_active_by_therapist"),
-        ({}, "assignment_active"),
-        ({"patient_id": "p", "states": (1, 2)}, "assignment_by_patient"),
-        ({"therapist_id": "t", "states": (1, 2)}, "assignment_by_therapist"),
-    ],
-    ids=str,
-)
-def test_a_list_of_assignments_walks_its_index_in_order(
-    store: RelationshipStore, query: dict[str, Any], index: str
-) -> None:
-    sql, parameters = assignments.listing(records.AssignmentQuery(**query))
-    plan = [row[3] for row in run(store, f"EXPLAIN QUERY PLAN {sql}", {**parameters, "after": "", "limit": 1})]
-    assert len(plan) == 1
-    assert plan[0].split("INDEX ")[1].split()[0] == index
-
-
-def test_the_patients_of_a_therapist_are_listed_from_the_active_ones(store: RelationshipStore) -> None:
-    sql, parameters = assignments.listing_with(THERAPIST, PATIENT, records.AssignedQuery("t"))
-    plan = [row[3] for row in run(store, f"EXPLAIN QUERY PLAN {sql}", {**parameters, "after": "", "limit": 1})]
-    assert "assignment_active_by_therapist" in plan[0]
-    assert not [step for step in plan if "TEMP B-TREE" in step]

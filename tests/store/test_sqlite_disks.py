@@ -9,10 +9,10 @@ import pytest
 
 from service import errors, records
 from service.store import PATIENT, RelationshipStore
-from service.store.migrate import migrate
 from service.store.sqlite import SqliteDatabase
+from service.store.sqlite_migrate import migrate
 from tests.store.conftest import Clock
-from tests.store.faults import Disk, allow, faulty_disk, refuse
+from tests.store.sqlite_faults import Disk, allow, faulty_disk, refuse
 from tests.store.sqlite_writers import batch
 from tests.store.steps import ALL, dump, head, ids, make, make_pair, request, run, update
 

@@ -12,8 +12,9 @@ import pytest
 
 from service.records import Assignment, Patient, Therapist
 from service.store import THERAPIST, RelationshipStore
-from service.store.migrate import Migration, SchemaError, migrate, migrations, pending
+from service.store.migrations import Migration, SchemaError, migrations
 from service.store.sqlite import APPLICATION_ID, SqliteDatabase
+from service.store.sqlite_migrate import migrate, pending
 from tests.store.steps import TABLES, make
 
 LATER = Migration("9999_later", "CREATE TABLE later (x INTEGER) STRICT")
@@ -42,9 +43,9 @@ def left_alone(path: Path, reason: str) -> None:
 
 
 def test_a_new_file_gets_every_step_and_a_key_of_its_own(path: Path, tmp_path: Path) -> None:
-    assert pending(path) == migrations()
+    assert pending(path) == migrations("sqlite")
     assert not path.exists()
-    assert migrate(path) == migrations()
+    assert migrate(path) == migrations("sqlite")
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
     assert tables(path) == {*TABLES, "migration"}
     migrate(tmp_path / "other.db")
@@ -71,8 +72,8 @@ def test_a_new_step_runs_on_a_file_in_use(path: Path) -> None:
     migrate(path)
     store = RelationshipStore(SqliteDatabase(path), lambda: 1)
     made = make(store, THERAPIST, "t")
-    assert pending(path, [*migrations(), LATER]) == [LATER]
-    assert migrate(path, [*migrations(), LATER]) == [LATER]
+    assert pending(path, [*migrations("sqlite"), LATER]) == [LATER]
+    assert migrate(path, [*migrations("sqlite"), LATER]) == [LATER]
     assert store.get(THERAPIST, "t") == made
     make(store, THERAPIST, "u")
     store.close()
@@ -84,7 +85,7 @@ def test_a_step_that_fails_leaves_the_schema_as_it_was(path: Path) -> None:
     before = tables(path)
     broken = Migration("9999_broken", "CREATE TABLE half (x INTEGER) STRICT; CREATE TABLE half (x INTEGER) STRICT")
     with pytest.raises(apsw.SQLError):
-        migrate(path, [*migrations(), broken])
+        migrate(path, [*migrations("sqlite"), broken])
     assert tables(path) == before
     assert pending(path) == []
 
@@ -93,7 +94,7 @@ def test_a_first_step_that_fails_leaves_a_file_that_can_be_migrated(path: Path) 
     broken = Migration("0000_broken", "CREATE TABLE half (x INTEGER) STRICT; nonsense")
     with pytest.raises(apsw.SQLError):
         migrate(path, [broken])
-    assert migrate(path) == migrations()
+    assert migrate(path) == migrations("sqlite")
 
 
 @pytest.mark.parametrize("turn", range(3))
@@ -115,12 +116,12 @@ def test_of_many_who_migrate_a_new_file_at_once_one_does(path: Path, turn: int) 
     for thread in threads:
         thread.join(30)
     assert refusals == []
-    assert sorted(done, key=len) == [[]] * (7 + turn) + [migrations()]
+    assert sorted(done, key=len) == [[]] * (7 + turn) + [migrations("sqlite")]
 
 
 def test_of_several_processes_that_migrate_a_new_file_at_once_one_does(path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from service.store.migrate import migrate;"
+        "import sys; from pathlib import Path; from service.store.sqlite_migrate import migrate;"
         "sys.stdin.readline(); print(len(migrate(Path(sys.argv[1]))))"
     )
     command = [sys.executable, "-c", script, str(path)]
@@ -133,16 +134,16 @@ def test_of_several_processes_that_migrate_a_new_file_at_once_one_does(path: Pat
         starter.stdin.write("\n")
         starter.stdin.flush()
     results = [starter.communicate(timeout=30) for starter in starters]
-    assert sorted(results) == [("0\n", "")] * 3 + [(f"{len(migrations())}\n", "")]
+    assert sorted(results) == [("0\n", "")] * 3 + [(f"{len(migrations('sqlite'))}\n", "")]
 
 
 def test_a_newer_schema_is_refused(path: Path) -> None:
-    migrate(path, [*migrations(), LATER])
+    migrate(path, [*migrations("sqlite"), LATER])
     left_alone(path, "newer")
 
 
 def test_a_step_with_another_text_is_refused(path: Path) -> None:
-    first, *rest = migrations()
+    first, *rest = migrations("sqlite")
     migrate(path, [first._replace(sql=first.sql + "\n-- edited"), *rest])
     left_alone(path, f"{first.name} is not the one")
 
@@ -205,7 +206,7 @@ def test_a_file_that_is_not_a_database_is_refused(path: Path, content: bytes) ->
 
 def test_an_empty_file_is_taken_as_a_new_one(path: Path) -> None:
     path.touch()
-    assert migrate(path) == migrations()
+    assert migrate(path) == migrations("sqlite")
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:

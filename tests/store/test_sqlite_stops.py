@@ -11,8 +11,8 @@ import pytest
 
 from service import errors, records
 from service.store import PATIENT, RelationshipStore
-from service.store.migrate import migrate
 from service.store.sqlite import SqliteDatabase
+from service.store.sqlite_migrate import migrate
 from tests.store.conftest import Clock
 from tests.store.sqlite_writers import commit_under_way, wait_until
 from tests.store.steps import ALL, ids, make, run

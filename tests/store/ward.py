@@ -65,8 +65,9 @@ def run(store: RelationshipStore, sql: str, parameters: dict[str, Value] | None 
 
 
 def dump(store: RelationshipStore) -> dict[str, list[Row]]:
-    """Everything the store keeps of people, periods, changes and requests."""
-    return {table: sorted(run(store, f"SELECT * FROM {table}"), key=repr) for table in TABLES}
+    """Everything the store keeps of people, periods, changes and requests, but for those that no caller named."""
+    tables = {table: sorted(run(store, f"SELECT * FROM {table}"), key=repr) for table in TABLES}
+    return tables | {"request": [row for row in tables["request"] if not row[1].startswith("server:")]}
 
 
 def periods(store: RelationshipStore) -> list[Assignment]:
@@ -107,13 +108,14 @@ def crowd(store: RelationshipStore, therapist_id: str, count: int) -> list[str]:
     many: dict[str, Value] = {"ids": json.dumps(ids)}
     run(
         store,
-        "INSERT INTO patient SELECT value, 'Bob Ray', '', '', '', 1, '[]', '{}', '', 1, 0, 0, NULL, 'e'"
+        "INSERT INTO patient SELECT atom, 'Bob Ray', '', '', '', 1, '[]', '{}', '', 1, 0, 0, CAST(NULL AS INTEGER), 'e'"
         " FROM json_each(:ids)",
         many,
     )
     run(
         store,
-        "INSERT INTO assignment SELECT 'a-' || value, :therapist_id, value, 2, '', 0, NULL, 0, 'x', '', 0, 0, 'e'"
+        "INSERT INTO assignment"
+        " SELECT 'a-' || atom, :therapist_id, atom, 2, '', 0, CAST(NULL AS INTEGER), 0, 'x', '', 0, 0, 'e'"
         " FROM json_each(:ids)",
         {**many, "therapist_id": therapist_id},
     )

@@ -11,8 +11,9 @@ from service import errors
 from service.records import ChangeQuery
 from service.store import THERAPIST, RelationshipStore
 from service.store.backups import backup, restore
-from service.store.migrate import SchemaError, migrate
+from service.store.migrations import SchemaError
 from service.store.sqlite import SqliteDatabase
+from service.store.sqlite_migrate import migrate
 from tests.store.conftest import Clock
 from tests.store.steps import head, ids, make
 

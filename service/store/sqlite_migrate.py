@@ -1,40 +1,15 @@
-"""Brings a SQLite file's schema up to date: numbered .sql files, each applied once, in one transaction."""
+"""Brings a SQLite file's schema up to date, in one transaction."""
 
-import hashlib
 import secrets
-from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
 
 import apsw
 
 from service.store import sqlite
+from service.store.migrations import Migration, SchemaError, migrations, unapplied
 
 _READ_A_URI = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
 _TABLE = "CREATE TABLE IF NOT EXISTS migration (name TEXT PRIMARY KEY, checksum TEXT NOT NULL) STRICT"
-
-
-class SchemaError(Exception):
-    """The database cannot be used with this version of the server; the text says why."""
-
-
-class Migration(NamedTuple):
-    """One step of the schema."""
-
-    name: str
-    sql: str
-
-    @property
-    def checksum(self) -> str:
-        """SHA-256 of the text, in hex: an applied step must never change."""
-        return hashlib.sha256(self.sql.encode()).hexdigest()
-
-
-def migrations() -> list[Migration]:
-    """All steps this version knows, in order."""
-    folder = resources.files("service.store").joinpath("migrations/sqlite")
-    files = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".sql")), key=lambda entry: entry.name)
-    return [Migration(file.name.removesuffix(".sql"), file.read_text()) for file in files]
 
 
 def pending(path: Path, known: list[Migration] | None = None) -> list[Migration]:
@@ -42,7 +17,7 @@ def pending(path: Path, known: list[Migration] | None = None) -> list[Migration]
 
     Raises SchemaError for a file that is not ours, is newer than this version, or was migrated with other texts.
     """
-    steps = migrations() if known is None else known
+    steps = migrations("sqlite") if known is None else known
     if not path.exists():
         return steps
     try:
@@ -57,7 +32,7 @@ def pending(path: Path, known: list[Migration] | None = None) -> list[Migration]
 
 def migrate(path: Path, known: list[Migration] | None = None) -> list[Migration]:
     """Runs the pending steps, in a new file where there is none, and returns them. Raises SchemaError, apsw.Error."""
-    steps = migrations() if known is None else known
+    steps = migrations("sqlite") if known is None else known
     connection = _opened(path, create=True)
     try:
         _unapplied(connection, steps)  # refuses before anything is touched
@@ -96,15 +71,9 @@ def _apply(connection: apsw.Connection, steps: list[Migration]) -> list[Migratio
 
 
 def _unapplied(connection: apsw.Connection, steps: list[Migration]) -> list[Migration]:
-    checksums = {step.name: step.checksum for step in steps}
     with connection:  # one state of a file that another process may be migrating
         applied = _applied(connection)
-    for name, checksum in applied:
-        if name not in checksums:
-            raise SchemaError(f"its schema is newer than this version of caseload (it has {name})")
-        if checksums.pop(name) != checksum:
-            raise SchemaError(f"its schema step {name} is not the one of this version")
-    return [step for step in steps if step.name in checksums]
+    return unapplied(applied, steps)
 
 
 def _applied(connection: apsw.Connection) -> list[tuple[str, str]]:

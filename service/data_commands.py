@@ -1,0 +1,241 @@
+"""The commands that look after the data."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import apsw
+import click
+
+from service import config as settings
+from service.config import Config, SettingError
+from service.errors import DomainError
+from service.options import STANDARD, database_option, file_argument
+from service.store.database import Database, Transaction
+from service.store.imports import Loading
+from service.store.migrations import SchemaError, migrations
+from service.store.sqlite import SqliteDatabase
+
+_NOT_MIGRATED = "its schema is not up to date: run caseload migrate"
+
+
+@click.command(name="migrate")
+@database_option
+@click.option("--dry-run", is_flag=True, help="List what would run, and change nothing.")
+def migrate_command(database: str, dry_run: bool) -> None:  # noqa: FBT001 - click passes flags by name
+    """Bring the database's schema up to date."""
+    os.umask(0o077)
+    from service import opening
+
+    steps = opening.pending(database) if dry_run else opening.migrate(database)
+    for step in steps:
+        click.echo(step.name)
+    if not steps:
+        click.echo("up to date", err=True)
+
+
+@click.command()
+@file_argument
+@database_option
+def backup(file: Path, database: str) -> None:
+    """Copy the database into FILE, while it is served."""
+    from service.store import backups
+
+    _copy(backups.backup, ("--database", settings.sqlite_path(database)), ("FILE", file))
+
+
+@click.command()
+@file_argument
+@database_option
+def restore(file: Path, database: str) -> None:
+    """Make a new database of the copy in FILE."""
+    from service.store import backups
+
+    _copy(backups.restore, ("FILE", file), ("--database", settings.sqlite_path(database)))
+
+
+def _copy(copy: Callable[[Path, Path], int], source: tuple[str, Path], target: tuple[str, Path]) -> None:
+    """Runs a copy; source and target are each a setting and its file."""
+    os.umask(0o077)
+    if not source[1].is_file():
+        raise SettingError(source[0], "there is no such file")
+    try:
+        revision = copy(source[1], target[1])
+    except FileExistsError:
+        raise SettingError(target[0], "the file, or a -wal file of an earlier one, exists already") from None
+    except (SchemaError, apsw.NotADBError) as error:
+        text = str(error) if isinstance(error, SchemaError) else "the file is not a SQLite database"
+        raise SettingError(source[0], text) from None
+    except (apsw.Error, OSError):
+        raise SettingError(target[0], "the copy could not be written") from None
+    click.echo(f"revision {revision}")
+
+
+@click.command(name="export")
+@file_argument
+@database_option
+def export_command(file: Path, database: str) -> None:
+    """Write everything into FILE as JSON Lines, while it is served; - is the standard output."""
+    from service.store import exports
+
+    os.umask(0o077)
+    with _reading(database) as transaction, _progress("exporting", partial(exports.count, transaction)) as progress:
+        try:
+            with _written(file) as lines:
+                exports.export(transaction, lines.write, progress)
+        except FileExistsError:
+            raise SettingError("FILE", "exists already") from None
+        except OSError:
+            raise SettingError("FILE", "could not be written") from None
+
+
+@contextmanager
+def _written(file: Path) -> Iterator[BinaryIO]:
+    from service.store.new_files import new_file
+
+    if file == STANDARD:
+        with open(sys.stdout.fileno(), "wb", closefd=False) as lines:
+            yield lines
+    else:
+        with new_file(file) as part, part.open("wb") as lines:
+            yield lines
+
+
+@click.command(name="import")
+@file_argument
+@database_option
+def import_command(file: Path, database: str) -> None:
+    """Fill an empty database from the export in FILE, all or nothing; - is the standard input.
+
+    PostgreSQL is migrated before, and served afterwards. On SQLite a new file is made.
+    """
+    from service.store import imports
+
+    os.umask(0o077)
+    try:
+        with (
+            _read(file) as lines,
+            _loading(database) as (loading, schema),
+            _progress("importing", lambda: os.fstat(lines.fileno()).st_size) as progress,
+        ):
+            tally = imports.load(lines, loading, schema, progress)
+    except (imports.ImportRefused, imports.RuleBroken) as error:
+        raise SettingError("FILE", str(error)) from None
+    except FileExistsError:
+        raise SettingError("--database", "the file, or a -wal file of an earlier one, exists already") from None
+    except OSError:
+        raise SettingError("--database", "could not be written, or FILE could not be read") from None
+    click.echo(f"digest: {tally.digest}")
+
+
+def _read(file: Path) -> BinaryIO:
+    if file == STANDARD:
+        return open(sys.stdin.fileno(), "rb", closefd=False)
+    try:
+        return file.open("rb")
+    except OSError:
+        raise SettingError("FILE", "there is no such file, or it cannot be read") from None
+
+
+@click.command()
+@database_option
+def verify(database: str) -> int:
+    """Look for broken rules, while it is served; exit code 1 where there are any. The last line is a digest."""
+    from service.store import exports, verify
+
+    with _reading(database) as transaction, _progress("verifying", partial(exports.count, transaction)) as progress:
+        contents = verify.Contents(transaction)
+        broken = [*verify.broken_rules(transaction), *contents.read(progress)]
+        if not settings.is_postgres(database):
+            broken += verify.damage(transaction)
+    for rule, count, ids in broken:
+        click.echo(f"broken: {rule}: {count} ({', '.join(ids)})")
+    click.echo(", ".join(f"{count} {name}" for name, count in contents.tally.rows.items()))
+    click.echo(f"digest: {contents.tally.digest}")
+    return 1 if broken else 0
+
+
+@contextmanager
+def _reading(url: str) -> Iterator[Transaction]:
+    """One state of a database that is there and up to date. Raises SettingError."""
+    from service.opening import _usable as usable
+
+    is_postgres = settings.is_postgres(url)
+    with usable(url) as (steps, place):
+        if not is_postgres and not place.exists():
+            raise SettingError("--database", "there is no such file")
+        if steps.pending(place):
+            raise SchemaError(_NOT_MIGRATED)
+        database = _postgres(place) if is_postgres else SqliteDatabase(place)
+        try:
+            with database.reading() as transaction:
+                yield transaction
+        except DomainError as error:
+            raise SettingError("--database", error.message) from None
+        finally:
+            database.close()
+
+
+def _postgres(url: str) -> Database:
+    from service.store.postgres import PostgresDatabase
+    from service.store.postgres_loading import unhurried
+
+    return PostgresDatabase(unhurried(url))
+
+
+@contextmanager
+def _loading(url: str) -> Iterator[tuple[Loading, str]]:
+    """The empty database to fill, and the newest step of its schema. Raises SettingError, and as the loading does."""
+    from service.opening import _usable as usable
+
+    is_postgres = settings.is_postgres(url)
+    fill: Callable[[Any], AbstractContextManager[Loading]]
+    with usable(url) as (steps, place):
+        if is_postgres:
+            from service.store import postgres_loading
+
+            if steps.pending(place):
+                raise SchemaError(_NOT_MIGRATED)
+            fill = postgres_loading.loading
+        else:
+            from service.store import sqlite_loading
+
+            fill = sqlite_loading.loading
+        with fill(place) as loading:
+            yield loading, migrations("postgres" if is_postgres else "sqlite")[-1].name
+
+
+@contextmanager
+def _progress(label: str, count: Callable[[], int]) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, for as long as the with block; count is of all there is to do."""
+    is_shown = sys.stderr.isatty()
+    with click.progressbar(length=count() if is_shown else 1, label=label, file=sys.stderr, hidden=not is_shown) as bar:
+        yield bar.update
+
+
+@click.command()
+@database_option
+@click.option("--changes-before", metavar="TIME", required=True, help="A time (RFC 3339), or an age such as 30d.")
+def purge(database: str, changes_before: str) -> None:
+    """Erase the change log up to a time, for good."""
+    from service.opening import open_store
+    from service.server import clock
+
+    before_us = settings.moment("--changes-before", changes_before, clock())
+    if not (settings.is_postgres(database) or settings.sqlite_path(database).exists()):
+        raise SettingError("--database", "there is no such file")
+    store = open_store(Config(database=database), clock)
+    try:
+        count = store.purge_changes(min(before_us, clock()))
+    except DomainError as error:
+        raise SettingError("--database", error.message) from None
+    finally:
+        store.close()
+    click.echo(f"{count} change sets purged")
+
+
+COMMANDS = (migrate_command, backup, restore, export_command, import_command, verify, purge)

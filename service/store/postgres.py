@@ -1,0 +1,345 @@
+"""PostgreSQL through psycopg 3: any number of instances on one database.
+
+Read-committed transactions; row locks, unique indexes and the order of revisions hold the rules between instances.
+https://www.postgresql.org/docs/current/libpq-connect.html, https://www.psycopg.org/psycopg3/docs/
+"""
+
+import random
+import re
+import select
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import lru_cache, partial
+from typing import Any, Final
+
+import psycopg
+from psycopg import pq
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.types.numeric import Int8BinaryDumper
+
+from service import errors
+from service.store.database import Collided, Parameters, Row, T, Transaction
+
+Connection = psycopg.Connection[Row]
+
+_CONNECTING: Final = {
+    "application_name": "caseload",
+    "client_encoding": "utf8",
+    "connect_timeout": "2",  # seconds, for each host
+    "keepalives_idle": "5",
+    "keepalives_interval": "2",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "5000",  # milliseconds until a peer that acknowledges nothing is given up
+    "target_session_attrs": "read-write",  # of several hosts, the primary
+}
+_SESSION: Final = (
+    "-c lock_timeout=3s -c idle_in_transaction_session_timeout=10s -c synchronous_commit=on"
+    " -c default_transaction_isolation=read\\ committed"
+)
+# Only for reads: on a COMMIT that waits for a standby it would end the wait, and show what could still be lost.
+_READING: Final = " -c statement_timeout=10s"
+_SNAPSHOT: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+_CHANNEL: Final = "caseload_revision"
+_PATIENCE_SECONDS: Final = 5.0
+"""How long what a lost connection or a collision undid is tried again."""
+_PAUSE_SECONDS: Final = (0.01, 0.1)
+_PLACE_SECONDS: Final = 3.0
+"""How long a call waits for one of the connections."""
+_POLL_SECONDS: Final = 0.5
+_NAME: Final = re.compile(r"(?<![\w:]):([a-z]\w*)")
+
+_COLLIDED: Final = {"40001", "40P01"}
+_TIMED_OUT: Final = {"55P03", "57014"}
+_NOT_NOW: Final = {"25006", "53200", "53300"}
+"""A standby that was a primary; out of memory; out of connections."""
+
+
+class Defect(Exception):
+    """An error that no caller should meet. PostgreSQL's own text quotes rows, so only the SQLSTATE and the constraint
+    are kept."""
+
+    def __init__(self, error: psycopg.Error) -> None:
+        """Args: error, of the driver."""
+        super().__init__(error.sqlstate, error.diag.constraint_name)
+
+
+class _CommitLost(Exception):
+    """The connection went during COMMIT: whether it was carried out is not known."""
+
+
+def connect(url: str, session: str = "") -> Connection:
+    """Opens a connection in autocommit, with every setting the store relies on. Raises psycopg.Error.
+
+    Args: url, as libpq takes it, whose settings win; session, more of them for the server ("-c name=value").
+    """
+    given = conninfo_to_dict(url)
+    options = f"{_SESSION}{session} {given.pop('options', None) or ''}"
+    settings: dict[str, Any] = {**_CONNECTING, **given, "options": options}
+    connection = psycopg.connect(make_conninfo(**settings), autocommit=True, prepare_threshold=1)
+    connection.prepared_max = 500
+    connection.adapters.register_dumper(int, Int8BinaryDumper)  # or numbers of three sizes make three statements
+    return connection
+
+
+@lru_cache(4096)
+def _native(sql: str) -> bytes:
+    """The SQL with parameters as psycopg names them."""
+    return _NAME.sub(r"%(\1)s", sql.replace("%", "%%")).encode()
+
+
+def _failure(error: psycopg.Error) -> tuple[BaseException, bool]:
+    """What to raise for a driver's error, and whether the same may succeed when tried again."""
+    state = error.sqlstate or ""
+    if state in _COLLIDED:
+        return errors.StoreBusy(), True
+    if state in _TIMED_OUT:
+        return errors.StoreBusy(), False
+    if state == "53100":
+        return errors.StoreFull(), False
+    is_lost = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and not state
+    if is_lost or state in _NOT_NOW or state.startswith(("08", "57P")):
+        return errors.StoreUnavailable(), True
+    return Defect(error), False
+
+
+class _Statements:
+    """A connection as a Transaction."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def run(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
+        cursor = self._connection.execute(_native(sql), parameters, binary=True)
+        return cursor.fetchall() if cursor.description else []
+
+    def rows(self, sql: str, parameters: Parameters | None = None) -> Iterator[Row]:
+        return iter(self.run(sql, parameters))
+
+
+class _Connections:
+    """A fixed number of connections, each opened by the thread that first needs it.
+
+    So after a failover the first call finds the new primary by itself, with no other thread's back-off in between.
+    """
+
+    def __init__(self, open_one: Callable[[], Connection], count: int) -> None:
+        self._open_one = open_one
+        self._places = threading.Semaphore(count)
+        self._free: list[Connection] = []
+        self._closed = False
+
+    def take(self) -> Connection:
+        """One for this thread alone. Raises psycopg.Error, StoreBusy, ShuttingDown."""
+        if self._closed:
+            raise errors.ShuttingDown
+        if not self._places.acquire(timeout=_PLACE_SECONDS):
+            raise errors.StoreBusy
+        try:
+            return self._free.pop()
+        except IndexError:
+            pass
+        try:
+            return self._open_one()
+        except BaseException:
+            self._places.release()
+            raise
+
+    def give(self, connection: Connection) -> None:
+        """Takes it back; what is not as it was is closed, and where it was lost the idle ones with it."""
+        if connection.pgconn.transaction_status == pq.TransactionStatus.IDLE and not self._closed:
+            self._free.append(connection)
+        else:
+            connection.close()
+            self._drop()
+        self._places.release()
+
+    def close(self) -> None:
+        """Closes the idle ones now, and the others when they are given back."""
+        self._closed = True
+        self._drop()
+
+    def _drop(self) -> None:
+        with suppress(IndexError):
+            while True:
+                self._free.pop().close()
+
+
+class PostgresDatabase:
+    """A PostgreSQL database as a Database.
+
+    A write that a collision or a lost connection undid is run again. So is one whose connection was lost during
+    COMMIT: the store's note of its request_id answers it where it had been carried out, and since that note is written
+    anew each time, the answer waits for the standby as any commit does.
+    """
+
+    row_lock = " FOR NO KEY UPDATE"
+    can_lose_answers = True
+
+    def __init__(self, url: str, *, connections: int = 16, writers: int = 48, commit_seconds: float = 3.0) -> None:
+        """Opens nothing yet.
+
+        Args: connections, most for reads, and as many for writes; writers, calls that may write at once, so few
+        that some threads are left to read; commit_seconds, how long a caller waits for a COMMIT.
+        """
+        self._readers = _Connections(partial(connect, url, _READING), connections)
+        self._writers = _Connections(partial(connect, url), connections)
+        self._writing = threading.Semaphore(writers)
+        self._commit_seconds = commit_seconds
+        self._stuck: set[Connection] = set()
+        self._listen = partial(connect, url)
+        self._listener: Connection | None = None
+
+    def read(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
+        return self._again(partial(self._read, sql, parameters))
+
+    def _read(self, sql: str, parameters: Parameters | None) -> list[Row]:
+        connection = self._readers.take()
+        try:
+            return connection.execute(_native(sql), parameters, binary=True).fetchall()
+        finally:
+            self._readers.give(connection)
+
+    @contextmanager
+    def reading(self) -> Iterator[Transaction]:
+        connection = self._again(self._snapshot)
+        failure: BaseException | None = None
+        try:
+            yield _Statements(connection)
+        except psycopg.Error as error:
+            failure = _failure(error)[0]
+        finally:
+            with suppress(psycopg.Error):
+                connection.execute("ROLLBACK")
+            self._readers.give(connection)
+        if failure:  # here, so that the driver's error is not its context
+            raise failure
+
+    def _snapshot(self) -> Connection:
+        connection = self._readers.take()
+        try:
+            connection.execute(_SNAPSHOT)
+        except BaseException:
+            self._readers.give(connection)
+            raise
+        return connection
+
+    def write(self, work: Callable[[Transaction], T]) -> T:
+        self.check()
+        if not self._writing.acquire(blocking=False):
+            raise errors.StoreBusy
+        try:
+            return self._again(partial(self._transact, work))
+        finally:
+            self._writing.release()
+
+    def _again(self, attempt: Callable[[], T]) -> T:
+        """Runs it until it succeeds, is refused, or patience ends. Never while a COMMIT of it may still go on."""
+        until = time.monotonic() + _PATIENCE_SECONDS
+        commit_lost = False
+        while True:
+            failure: BaseException
+            try:
+                return attempt()
+            except _CommitLost:
+                failure, may_retry, commit_lost = errors.OutcomeUnknown(), True, True
+            except Collided:
+                failure, may_retry = errors.StoreBusy(), True
+            except psycopg.Error as error:
+                failure, may_retry = _failure(error)
+            if not may_retry or time.monotonic() > until:
+                raise errors.OutcomeUnknown() if commit_lost else failure
+            time.sleep(random.uniform(*_PAUSE_SECONDS))  # noqa: S311 - it only spreads the callers
+
+    def _transact(self, work: Callable[[Transaction], T]) -> T:
+        connection = self._writers.take()
+        try:
+            connection.execute("BEGIN")
+            result = work(_Statements(connection))
+            self._commit(connection)
+        except BaseException:
+            if connection.pgconn.transaction_status != pq.TransactionStatus.ACTIVE:
+                with suppress(psycopg.Error):
+                    connection.execute("ROLLBACK")
+            raise
+        finally:
+            if connection not in self._stuck:
+                self._writers.give(connection)
+        return result
+
+    def _commit(self, connection: Connection) -> None:
+        """Raises OutcomeUnknown, _CommitLost; StoreBusy where it was rolled back instead."""
+        warned: list[str | None] = []
+        note = lambda notice: warned.append(notice.sqlstate)  # noqa: E731 - removed again by its name
+        connection.add_notice_handler(note)
+        try:
+            connection.pgconn.send_query(b"COMMIT")
+            if not _ended(connection.pgconn, self._commit_seconds):
+                self._leave_to_itself(connection)
+                raise errors.OutcomeUnknown
+            result = connection.pgconn.get_result()
+            while connection.pgconn.get_result():
+                pass
+        except psycopg.Error:
+            raise _CommitLost from None
+        finally:
+            connection.remove_notice_handler(note)
+        if connection.pgconn.status != pq.ConnStatus.OK:
+            raise _CommitLost
+        if "01000" in warned:  # someone ended its wait for the standby
+            raise errors.OutcomeUnknown
+        if result is None or result.command_status != b"COMMIT":
+            raise errors.StoreBusy
+
+    def _leave_to_itself(self, connection: Connection) -> None:
+        """Never cancels a COMMIT that waits for its standby: others would read what can still be lost."""
+        self._stuck.add(connection)
+        threading.Thread(target=self._see_out, args=(connection,), name="commit", daemon=True).start()
+
+    def _see_out(self, connection: Connection) -> None:
+        with suppress(psycopg.Error):
+            _ended(connection.pgconn, None)
+            while connection.pgconn.get_result():
+                pass
+        self._stuck.discard(connection)
+        self._writers.give(connection)
+
+    def check(self) -> None:
+        if self._stuck:
+            raise errors.StoreUnavailable
+
+    def wait_for_news(self) -> None:
+        try:
+            if self._listener is None:
+                self._listener = self._listen()
+                self._listener.execute(f"LISTEN {_CHANNEL}")
+                return  # what was committed before is not told: look now
+            for _ in self._listener.notifies(timeout=_POLL_SECONDS, stop_after=1):
+                pass
+        except psycopg.Error:
+            if self._listener is not None:
+                self._listener.close()
+            self._listener = None
+            time.sleep(_POLL_SECONDS)
+
+    def close(self) -> None:
+        self._readers.close()
+        self._writers.close()
+        if self._listener is not None:
+            self._listener.close()
+
+
+def _ended(connection: pq.abc.PGconn, seconds: float | None) -> bool:
+    """Waits for the end of what was sent, so long at most; whether it came. Raises psycopg.Error when it is lost."""
+    until = None if seconds is None else time.monotonic() + seconds
+    poll = select.poll()
+    while connection.flush() or connection.is_busy():
+        poll.register(connection.socket, select.POLLIN)
+        left = None if until is None else max(0.0, until - time.monotonic()) * 1000
+        if not poll.poll(left):
+            return False
+        connection.consume_input()
+    return True

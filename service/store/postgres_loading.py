@@ -1,0 +1,58 @@
+"""An empty PostgreSQL store, filled in one transaction: https://www.psycopg.org/psycopg3/docs/basic/copy.html"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from service.store.content import TABLES
+from service.store.database import Row
+from service.store.imports import RuleBroken
+from service.store.migrations import SchemaError
+from service.store.postgres import Connection, connect
+
+_NO_HURRY = " -c statement_timeout=0 -c idle_in_transaction_session_timeout=0"
+
+
+def unhurried(url: str) -> str:
+    """The URL of the same database for a transaction that may last, and wait for a reader or for standard input."""
+    options = conninfo_to_dict(url).get("options") or ""
+    return make_conninfo(url, options=f"{options}{_NO_HURRY}")
+
+
+class PostgresLoading:
+    """A transaction on an empty database as a Loading."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def add(self, table: str, columns: tuple[str, ...], rows: list[Row]) -> None:
+        copy_in = f"COPY {table} ({', '.join(columns)}) FROM STDIN"
+        try:
+            with self._connection.cursor().copy(copy_in.encode()) as copy:
+                for row in rows:
+                    copy.write_row(row)
+        except psycopg.IntegrityError as error:
+            raise RuleBroken(error.diag.constraint_name or error.diag.column_name) from None
+
+    def adopt(self, secret: bytes, head_revision: int, oldest_revision: int) -> None:
+        sql = b"UPDATE store SET secret = %s, head_revision = %s, oldest_revision = %s"
+        self._connection.execute(sql, (secret, head_revision, oldest_revision))
+
+
+@contextmanager
+def loading(url: str) -> Iterator[PostgresLoading]:
+    """A migrated database that is empty still, and is again where the with block raises.
+
+    Raises SchemaError where it is not, psycopg.Error.
+    """
+    tables = [table.name for table in TABLES]
+    with connect(unhurried(url)) as connection, connection.transaction():
+        connection.execute(f"LOCK TABLE {', '.join(tables)} IN EXCLUSIVE MODE".encode())  # readers go on
+        for table in tables:
+            where = " WHERE head_revision > 0" if table == "store" else ""
+            if connection.execute(f"SELECT 1 FROM {table}{where} LIMIT 1".encode()).fetchone():
+                raise SchemaError("is not empty")
+        yield PostgresLoading(connection)
+        connection.execute("ANALYZE")  # or the first plans would be those of empty tables
