@@ -23,6 +23,7 @@ from service.config import Config, SettingError
 from service.interceptors.guard import GuardedServer
 from service.interceptors.streams import StreamsServer
 from service.opening import open_store
+from service.readiness import Readiness
 from service.servicers.assignment import AssignmentServicer
 from service.servicers.change import ChangeServicer
 from service.servicers.pages import PageTokens
@@ -58,6 +59,7 @@ class CaseloadServer:
         self._threads = threads
         self._store = store
         self._streams = StreamsServer(server, futures.ThreadPoolExecutor(32, "reflection"))
+        self._readiness = Readiness(store.check, self._set_readiness)
         self._watches = Watches(store, config.max_watches)
         self._health = health.HealthServicer(
             experimental_non_blocking=True, experimental_thread_pool=futures.ThreadPoolExecutor(1, "health")
@@ -83,11 +85,14 @@ class CaseloadServer:
     def start(self) -> None:
         """Begins to answer."""
         self._server.start()
-        self._set_health(health_pb2.HealthCheckResponse.SERVING, LIVENESS, *READINESS)
+        self._health.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
+        self._set_readiness(True)
+        self._readiness.start()
 
     def stop(self) -> None:
         """Stops without losing a call: readiness goes, calls drain, then the store is closed."""
-        self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING, *READINESS)
+        self._readiness.stop()
+        self._set_readiness(False)
         time.sleep(self._config.drain_seconds)
         self._watches.close()
         stopped = self._server.stop(self._config.grace_seconds)
@@ -96,9 +101,10 @@ class CaseloadServer:
         self._threads.shutdown()
         self._store.close()
 
-    def _set_health(self, state: Any, *names: str) -> None:
-        for name in names:
-            self._health.set(name, state)
+    def _set_readiness(self, ready: bool) -> None:  # noqa: FBT001 - as Readiness tells it
+        states = health_pb2.HealthCheckResponse
+        for name in READINESS:
+            self._health.set(name, states.SERVING if ready else states.NOT_SERVING)
 
 
 def build_server(config: Config, clock: Callable[[], int] = clock) -> CaseloadServer:

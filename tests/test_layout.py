@@ -22,7 +22,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service.cli": WATCHED,
     "service.server": WATCHED,
     "service.config": set(),
+    "service.readiness": {"service.errors"},
     "service.threads": set(),
+    "service.opening": DRIVERS | {"service.config", "service.store"},
     "service.interceptors": WIRE | {"service.interceptors", "service.errors"},
     "service.servicers": WIRE
     | {f"service.{part}" for part in ("servicers", "validate", "fields", "convert", "store", "records", "errors")},

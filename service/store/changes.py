@@ -9,7 +9,7 @@ from uuid_utils import uuid7
 
 from service import errors
 from service.records import Assignment, Call, Outcome, Patient, Therapist
-from service.store.database import Transaction, Value
+from service.store.database import Parameters, Transaction, Value
 
 CREATED: Final = 1
 UPDATED: Final = 2
@@ -28,12 +28,11 @@ _HEAD = "SELECT head_revision FROM store"
 _NEXT_REVISION = "UPDATE store SET head_revision = head_revision + 1 RETURNING head_revision"
 _ADD_CHANGE_SET = """
 INSERT INTO change_set (revision, committed_us, actor, method, request_id)
-VALUES (:revision, :committed_us, :actor, :method, :request_id)"""
-# One statement however many they are: every other writer waits for it.
+SELECT head_revision, :committed_us, :actor, :method, :request_id FROM store"""
 _ADD_CHANGES = """
 INSERT INTO change (revision, position, kind, changed_fields, therapist_id, patient_id, assignment_id)
-SELECT :revision, key, CAST(value ->> 0 AS BIGINT), value ->> 1, value ->> 2, value ->> 3, value ->> 4
-FROM json_each(:changes)"""
+SELECT head_revision, key, CAST(value ->> 0 AS BIGINT), value ->> 1, value ->> 2, value ->> 3, value ->> 4
+FROM json_each(:changes), store"""
 # Written and not only looked up: of two calls at once the second waits here for the first, and the answer of a repeat
 # is committed behind the first one's commit, also on a standby.
 _CLAIM_REQUEST = """
@@ -43,7 +42,7 @@ ON CONFLICT (actor, request_id) DO UPDATE SET actor = excluded.actor
 RETURNING method, fingerprint, record_ids, effect, revision, created_us"""
 _REMEMBER_REQUEST = """
 UPDATE request SET method = :method, fingerprint = :fingerprint, record_ids = :record_ids, effect = :effect,
-    revision = :revision, created_us = :now_us
+    revision = (SELECT head_revision FROM store), created_us = :now_us
 WHERE actor = :actor AND request_id = :request_id"""
 _FORGET_REQUESTS = """
 DELETE FROM request WHERE (actor, request_id) IN (
@@ -77,6 +76,7 @@ class Write:
 
     def __init__(self, transaction: Transaction, call: Call, now_us: int, keys: StoreKeys, row_lock: str) -> None:
         self.run = transaction.run
+        self._run_all = transaction.run_all
         self.row_lock = row_lock
         self.call = call
         self.now_us = now_us
@@ -123,36 +123,36 @@ class Write:
         return record_ids.split(), effect, revision
 
     def finish(self, answered: list[Any], effect: int) -> Outcome[list[Any]]:
-        """Writes the log and remembers the request; the revision is taken last, so that it is in commit order."""
+        """Writes the log and remembers the request; the revision is taken last, so that it is in commit order.
+
+        All in one journey to the database: from taking a revision to the commit every other writer waits.
+        """
         if self.call.validate_only:
             return Outcome([self._without_made(record) for record in answered], int(effect), "")
-        revision = self._log()
+        statements = self._log() if self._changes else [(_HEAD, {})]
         if self.call.request_id:
-            self._remember(" ".join(record[0] for record in answered), effect, revision)
+            statements += self._remember(" ".join(record[0] for record in answered), int(effect))
+        [(revision,)] = self._run_all(statements)
         return Outcome(answered, int(effect), self._keys.revision(revision))
 
-    def _log(self) -> int:
-        if not self._changes:
-            return self.run(_HEAD)[0][0]  # type: ignore[no-any-return]
-        revision: int = self.run(_NEXT_REVISION)[0][0]
+    def _log(self) -> list[tuple[str, Parameters]]:
         call = self.call
-        self.run(
-            _ADD_CHANGE_SET,
-            {
-                "revision": revision,
-                "committed_us": self.now_us,
-                "actor": call.actor,
-                "method": call.method,
-                "request_id": "" if call.request_id.startswith(MADE) else call.request_id,
-            },
-        )
-        self.run(_ADD_CHANGES, {"revision": revision, "changes": json.dumps(self._changes)})
-        return revision
+        change_set: Parameters = {
+            "committed_us": self.now_us,
+            "actor": call.actor,
+            "method": call.method,
+            "request_id": "" if call.request_id.startswith(MADE) else call.request_id,
+        }
+        return [
+            (_NEXT_REVISION, {}),
+            (_ADD_CHANGE_SET, change_set),
+            (_ADD_CHANGES, {"changes": json.dumps(self._changes)}),
+        ]
 
-    def _remember(self, record_ids: str, effect: int, revision: int) -> None:
-        outcome: dict[str, Value] = {"record_ids": record_ids, "effect": int(effect), "revision": revision}
-        self.run(_REMEMBER_REQUEST, self._request | outcome)
-        self.run(_FORGET_REQUESTS, {"since_us": self.now_us - REQUEST_US})  # two for one, so that none pile up
+    def _remember(self, record_ids: str, effect: int) -> list[tuple[str, Parameters]]:
+        outcome = {**self._request, "record_ids": record_ids, "effect": effect}
+        # Two are forgotten for one that is remembered, so that none pile up.
+        return [(_REMEMBER_REQUEST, outcome), (_FORGET_REQUESTS, {"since_us": self.now_us - REQUEST_US})]
 
     def _without_made(self, record: Record) -> Record:
         """Ids and etags that were made up for a write that is rolled back name nothing."""

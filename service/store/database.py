@@ -1,6 +1,6 @@
 """The seam between the store and a database: what a driver must give."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
@@ -19,6 +19,9 @@ class Transaction(Protocol):
 
     def run(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
         """Runs one statement and returns all its rows."""
+
+    def run_all(self, statements: Sequence[tuple[str, Parameters]]) -> list[Row]:
+        """Runs statements of which none needs another's answer, in one journey, and returns the first one's rows."""
 
     def rows(self, sql: str, parameters: Parameters | None = None) -> Iterator[Row]:
         """Runs one query and returns its rows one by one; the rest is dropped when the transaction ends."""
@@ -47,7 +50,7 @@ class Database(Protocol):
         """
 
     def check(self) -> None:
-        """Raises StoreUnavailable where a write would not be taken."""
+        """Asks once, without patience: raises where the database does not answer, or would take no write."""
 
     def wait_for_news(self) -> None:
         """Returns when another process may have committed, after half a second at most. For one thread."""

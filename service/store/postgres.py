@@ -9,7 +9,8 @@ import re
 import select
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from typing import Any, Final
@@ -116,19 +117,26 @@ class _Statements:
         cursor = self._connection.execute(_native(sql), parameters, binary=True)
         return cursor.fetchall() if cursor.description else []
 
+    def run_all(self, statements: Sequence[tuple[str, Parameters]]) -> list[Row]:
+        with self._connection.pipeline():
+            first, *_ = [self._connection.execute(_native(sql), values, binary=True) for sql, values in statements]
+        return first.fetchall()
+
     def rows(self, sql: str, parameters: Parameters | None = None) -> Iterator[Row]:
         return iter(self.run(sql, parameters))
 
 
 class _Connections:
-    """A fixed number of connections, each opened by the thread that first needs it.
+    """A fixed number of connections, each opened by the thread that first needs it, lent in the order of asking.
 
     So after a failover the first call finds the new primary by itself, with no other thread's back-off in between.
     """
 
     def __init__(self, open_one: Callable[[], Connection], count: int) -> None:
         self._open_one = open_one
-        self._places = threading.Semaphore(count)
+        self._lock = threading.Lock()
+        self._places = count
+        self._waiting: deque[threading.Lock] = deque()
         self._free: list[Connection] = []
         self._closed = False
 
@@ -136,31 +144,49 @@ class _Connections:
         """One for this thread alone. Raises psycopg.Error, StoreBusy, ShuttingDown."""
         if self._closed:
             raise errors.ShuttingDown
-        if not self._places.acquire(timeout=_PLACE_SECONDS):
-            raise errors.StoreBusy
+        self._take_place()
         try:
-            return self._free.pop()
-        except IndexError:
-            pass
-        try:
+            with suppress(IndexError):
+                return self._free.pop()
             return self._open_one()
         except BaseException:
-            self._places.release()
+            self._give_place()
             raise
 
     def give(self, connection: Connection) -> None:
-        """Takes it back; what is not as it was is closed, and where it was lost the idle ones with it."""
+        """Takes it back; what is not as it was is closed, and the idle ones with it, which were lost too."""
         if connection.pgconn.transaction_status == pq.TransactionStatus.IDLE and not self._closed:
             self._free.append(connection)
         else:
             connection.close()
             self._drop()
-        self._places.release()
+        self._give_place()
 
     def close(self) -> None:
         """Closes the idle ones now, and the others when they are given back."""
         self._closed = True
         self._drop()
+
+    def _take_place(self) -> None:
+        with self._lock:
+            if self._places:
+                self._places -= 1
+                return
+            turn = threading.Lock()
+            turn.acquire()
+            self._waiting.append(turn)
+        if not turn.acquire(timeout=_PLACE_SECONDS):
+            with self._lock:
+                if turn in self._waiting:
+                    self._waiting.remove(turn)
+                    raise errors.StoreBusy
+
+    def _give_place(self) -> None:
+        with self._lock:
+            if self._waiting:  # handed on, so that none that came later gets it first
+                self._waiting.popleft().release()
+            else:
+                self._places += 1
 
     def _drop(self) -> None:
         with suppress(IndexError):
@@ -228,7 +254,8 @@ class PostgresDatabase:
         return connection
 
     def write(self, work: Callable[[Transaction], T]) -> T:
-        self.check()
+        if self._stuck:  # as long as a commit waits for its standby, so would every other
+            raise errors.StoreUnavailable
         if not self._writing.acquire(blocking=False):
             raise errors.StoreBusy
         try:
@@ -310,6 +337,10 @@ class PostgresDatabase:
     def check(self) -> None:
         if self._stuck:
             raise errors.StoreUnavailable
+        with suppress(psycopg.Error):
+            self._read("SELECT head_revision FROM store", None)
+            return
+        raise errors.StoreUnavailable
 
     def wait_for_news(self) -> None:
         try:

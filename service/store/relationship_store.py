@@ -226,9 +226,8 @@ class RelationshipStore:
         return count
 
     def check(self) -> None:
-        """Raises StoreBusy, StoreUnavailable where calls would not be answered."""
+        """Raises StoreBusy, StoreUnavailable, ShuttingDown where calls would not be answered."""
         self._database.check()
-        self.head()
 
     def wait_for_news(self) -> None:
         """Returns when another process may have written, after half a second at most. For one thread."""

@@ -5,7 +5,7 @@ https://sqlite.org/wal.html, https://sqlite.org/pragma.html#pragma_synchronous
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Generic
@@ -96,6 +96,10 @@ class _Statements:
 
     def run(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
         return list(self._connection.execute(sql, parameters))
+
+    def run_all(self, statements: Sequence[tuple[str, Parameters]]) -> list[Row]:
+        first, *_ = [self.run(sql, parameters) for sql, parameters in statements]
+        return first
 
     def rows(self, sql: str, parameters: Parameters | None = None) -> Iterator[Row]:
         cursor = self._connection.execute(sql, parameters)
@@ -267,7 +271,7 @@ class SqliteDatabase:
         execute("RELEASE job")
 
     def check(self) -> None:
-        """A file that can be read is taken for one that can be written: nothing tells before a write is tried."""
+        self.read("SELECT head_revision FROM store")
 
     def wait_for_news(self) -> None:
         time.sleep(_POLL_SECONDS)
