@@ -1,0 +1,53 @@
+"""Whether the store answers, asked all the time, so that readiness is true before a call has to find out."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from service.errors import DomainError
+
+_ASK_SECONDS: Final = 1.0
+_FALL_SECONDS: Final = 3.0
+"""Without a good answer for so long it is not ready: a moment's failure moves no traffic."""
+_GOOD_TO_RETURN: Final = 2
+_log = structlog.get_logger()
+
+
+class Readiness:
+    """Asks in a thread of its own, and tells when the answer has changed for good."""
+
+    def __init__(self, check: Callable[[], None], tell: Callable[[bool], None]) -> None:
+        """Args: check, raises a DomainError where the store does not answer; tell, is given whether it is ready."""
+        self._check = check
+        self._tell = tell
+        self._ready = True
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="readiness", daemon=True)
+
+    def start(self) -> None:
+        """Begins, with a store that answers."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Tells nothing any more."""
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join(_ASK_SECONDS)
+
+    def _follow(self) -> None:
+        good, good_at = 0, time.monotonic()
+        while not self._stopped.wait(_ASK_SECONDS):
+            try:
+                self._check()
+            except DomainError as error:
+                good, reason = 0, error.reason
+            else:
+                good, good_at, reason = good + 1, time.monotonic(), ""
+            ready = good >= _GOOD_TO_RETURN or (self._ready and time.monotonic() - good_at < _FALL_SECONDS)
+            if ready != self._ready and not self._stopped.is_set():
+                self._ready = ready
+                _log.warning("ready" if ready else "not ready", reason=reason)
+                self._tell(ready)
