@@ -101,6 +101,15 @@ bench: $(INSTALLED) ## the measured claims; needs h2load
 bench-smoke: $(INSTALLED) ## a few seconds of the same, to see that it runs
 	@$(BIN)/python benchmarks/run.py --smoke
 
+.PHONY: bench-postgres
+bench-postgres: $(INSTALLED) ## PostgreSQL beside SQLite; needs h2load and PostgreSQL
+	@$(BIN)/python -m benchmarks.postgres
+
+.PHONY: failover
+failover: $(INSTALLED) ## kill a primary, then stop a standby, under load: what is lost, and the gap; needs PostgreSQL
+	@$(BIN)/python -m benchmarks.failover
+	@$(BIN)/python -m benchmarks.failover --standby-stopped
+
 .PHONY: errors-doc
 errors-doc: $(INSTALLED) ## rewrite docs/errors.md from the contract and the table of codes
 	@$(BIN)/python -m tests.errors_page
@@ -156,5 +165,5 @@ define generate
 		$(SERVICE_PROTOS)
 endef
 
-LOCK = uv pip compile pyproject.toml --quiet --upgrade --generate-hashes --universal --python-version 3.11 \
+LOCK = uv pip compile pyproject.toml --extra postgres --quiet --upgrade --generate-hashes --universal --python-version 3.11 \
 	--no-emit-index-url --no-emit-package caseload --custom-compile-command 'make lock'

@@ -76,8 +76,8 @@ def measure(folder: Path, effort: Effort) -> Iterator[Result]:
     cores = sorted(os.sched_getaffinity(0))
     server_core, load_core = cores[0], cores[-1]
     with servers.caseload(server_core, folder / "caseload.db") as caseload:
-        get = Call(GET, _stored(caseload), always_same=True)
-        create = Call(CREATE, pb.CreateTherapistRequest(therapist=_therapist()).SerializeToString(), always_same=False)
+        get = Call(GET, stored(caseload), always_same=True)
+        create = Call(CREATE, pb.CreateTherapistRequest(therapist=therapist()).SerializeToString(), always_same=False)
         with servers.bare(server_core, Config.threads, Load(caseload, get, ONE, load_core).ask()) as bare:
             no_op = Side(Load(bare, get, MANY, load_core))
             reads = Side(Load(caseload, get, MANY, load_core))
@@ -92,7 +92,8 @@ def measure(folder: Path, effort: Effort) -> Iterator[Result]:
         _check_created(caseload, 1 + writes.made + lone_writes.made)
 
 
-def _therapist() -> resources_pb2.Therapist:
+def therapist() -> resources_pb2.Therapist:
+    """One as a clinic might have."""
     return resources_pb2.Therapist(
         display_name="Zoë Müller-Lüdenscheidt",
         email="zoe@example.org",
@@ -101,13 +102,13 @@ def _therapist() -> resources_pb2.Therapist:
     )
 
 
-def _stored(caseload: Server) -> bytes:
+def stored(caseload: Server) -> bytes:
     """Stores a therapist: the request that gets it."""
-    therapist = _therapist()
-    therapist.identifiers.add(system="https://example.org/staff", value="A-1001")
+    looked_up = therapist()
+    looked_up.identifiers.add(system="https://example.org/staff", value="A-1001")
     with grpc.insecure_channel(caseload.address) as channel:
         stub = pb_grpc.TherapistServiceStub(channel)
-        created = stub.CreateTherapist(pb.CreateTherapistRequest(therapist=therapist), timeout=30)
+        created = stub.CreateTherapist(pb.CreateTherapistRequest(therapist=looked_up), timeout=30)
     return pb.GetTherapistRequest(therapist_id=created.therapist.therapist_id).SerializeToString()
 
 

@@ -60,7 +60,11 @@ class Server:
 
 def caseload(core: int, database: Path) -> Server:
     """Our server, with every default but the address and the database."""
-    url = f"sqlite:///{database}"
+    return caseload_at(core, f"sqlite:///{database}")
+
+
+def caseload_at(core: int, url: str) -> Server:
+    """Our server on an existing database."""
     return Server(core, "-m", "service", "serve", "--address", "127.0.0.1:0", "--database", url)
 
 

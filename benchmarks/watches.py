@@ -56,7 +56,7 @@ def measure(folder: Path, effort: Effort) -> Iterator[Result]:
     """One server, with and without the watches in turn; which comes first alternates too."""
     cores = sorted(os.sched_getaffinity(0))
     with servers.caseload(cores[0], folder / "caseload.db") as server, Watchers(server.address, cores[-1]) as watchers:
-        side = Side(Load(server, Call(GET, _stored(server), always_same=True), MANY, cores[-1]))
+        side = Side(Load(server, Call(GET, stored(server), always_same=True), MANY, cores[-1]))
         side.warm_up()
         pairs: list[tuple[Sample, Sample]] = []
         for _ in range(effort.rounds):
@@ -69,7 +69,7 @@ def measure(folder: Path, effort: Effort) -> Iterator[Result]:
     yield result(f"GetTherapist beside {COUNT} idle watches / alone", pairs)
 
 
-def _stored(server: Server) -> bytes:
+def stored(server: Server) -> bytes:
     """Stores a therapist: the request that gets it."""
     with grpc.insecure_channel(server.address) as channel:
         stub = pb_grpc.TherapistServiceStub(channel)

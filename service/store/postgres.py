@@ -46,6 +46,11 @@ _CHANNEL: Final = "caseload_revision"
 _PATIENCE_SECONDS: Final = 5.0
 """How long what a lost connection or a collision undid is tried again."""
 _PAUSE_SECONDS: Final = (0.01, 0.1)
+_CHECK_SECONDS: Final = 2.0
+_WAITING_COMMITS: Final = b"""
+SELECT FROM pg_stat_activity
+WHERE datname = current_database() AND wait_event = 'SyncRep' AND now() - state_change > interval '2s' LIMIT 1"""
+"""Commits of any instance that wait for a standby."""
 _PLACE_SECONDS: Final = 3.0
 """How long a call waits for one of the connections."""
 _POLL_SECONDS: Final = 0.5
@@ -162,6 +167,10 @@ class _Connections:
             self._drop()
         self._give_place()
 
+    def forget(self) -> None:
+        """Takes nothing back: another may be opened instead."""
+        self._give_place()
+
     def close(self) -> None:
         """Closes the idle ones now, and the others when they are given back."""
         self._closed = True
@@ -215,9 +224,11 @@ class PostgresDatabase:
         self._writers = _Connections(partial(connect, url), connections)
         self._writing = threading.Semaphore(writers)
         self._commit_seconds = commit_seconds
-        self._stuck: set[Connection] = set()
-        self._listen = partial(connect, url)
+        self._left: set[Connection] = set()
+        self._commits_wait = False
+        self._connect = partial(connect, url)
         self._listener: Connection | None = None
+        self._checker: Connection | None = None
 
     def read(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
         return self._again(partial(self._read, sql, parameters))
@@ -254,7 +265,7 @@ class PostgresDatabase:
         return connection
 
     def write(self, work: Callable[[Transaction], T]) -> T:
-        if self._stuck:  # as long as a commit waits for its standby, so would every other
+        if self._commits_wait:  # for a standby, and so would this one
             raise errors.StoreUnavailable
         if not self._writing.acquire(blocking=False):
             raise errors.StoreBusy
@@ -293,7 +304,9 @@ class PostgresDatabase:
                     connection.execute("ROLLBACK")
             raise
         finally:
-            if connection not in self._stuck:
+            if connection in self._left:
+                self._writers.forget()
+            else:
                 self._writers.give(connection)
         return result
 
@@ -323,29 +336,36 @@ class PostgresDatabase:
 
     def _leave_to_itself(self, connection: Connection) -> None:
         """Never cancels a COMMIT that waits for its standby: others would read what can still be lost."""
-        self._stuck.add(connection)
+        self._commits_wait = True  # until a check says otherwise
+        self._left.add(connection)
         threading.Thread(target=self._see_out, args=(connection,), name="commit", daemon=True).start()
 
     def _see_out(self, connection: Connection) -> None:
         with suppress(psycopg.Error):
             _ended(connection.pgconn, None)
-            while connection.pgconn.get_result():
-                pass
-        self._stuck.discard(connection)
-        self._writers.give(connection)
+        connection.close()
+        self._left.discard(connection)
 
     def check(self) -> None:
-        if self._stuck:
-            raise errors.StoreUnavailable
+        answered = False
         with suppress(psycopg.Error):
-            self._read("SELECT head_revision FROM store", None)
-            return
-        raise errors.StoreUnavailable
+            self._checker = self._checker or self._connect()
+            connection = self._checker.pgconn
+            connection.send_query(_WAITING_COMMITS)
+            # A server that hangs keeps its connections: only a clock of our own tells.
+            result = connection.get_result() if _ended(connection, _CHECK_SECONDS) else None
+            if result and result.status == pq.ExecStatus.TUPLES_OK and connection.get_result() is None:
+                answered, self._commits_wait = True, result.ntuples > 0
+        if not answered and self._checker:
+            self._checker.close()
+            self._checker = None
+        if not answered or self._commits_wait:
+            raise errors.StoreUnavailable
 
     def wait_for_news(self) -> None:
         try:
             if self._listener is None:
-                self._listener = self._listen()
+                self._listener = self._connect()
                 self._listener.execute(f"LISTEN {_CHANNEL}")
                 return  # what was committed before is not told: look now
             for _ in self._listener.notifies(timeout=_POLL_SECONDS, stop_after=1):
@@ -359,8 +379,9 @@ class PostgresDatabase:
     def close(self) -> None:
         self._readers.close()
         self._writers.close()
-        if self._listener is not None:
-            self._listener.close()
+        for connection in (self._listener, self._checker):
+            if connection is not None:
+                connection.close()
 
 
 def _ended(connection: pq.abc.PGconn, seconds: float | None) -> bool:

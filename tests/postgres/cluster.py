@@ -1,0 +1,261 @@
+"""A PostgreSQL of our own: made by the machine's own initdb, on loopback only, gone afterwards.
+
+https://www.postgresql.org/docs/current/app-initdb.html, https://www.postgresql.org/docs/current/server-shutdown.html
+"""
+
+import os
+import pwd
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+from urllib.parse import urlsplit
+
+import psycopg
+
+HOW_TO_GET_IT: Final = (
+    "needs PostgreSQL 15 or later: apt-get install postgresql, or a superuser's URL in CASELOAD_TEST_POSTGRES_URL"
+)
+DEBIAN: Final = Path("/usr/lib/postgresql")
+"""Where its programs are in a folder a version, away from PATH."""
+QUICK: Final = {
+    "autovacuum": "off",
+    "fsync": "off",
+    "full_page_writes": "off",
+    "jit": "off",
+    "max_connections": "200",
+    "max_wal_senders": "0",
+    "shared_buffers": "64MB",
+    "synchronous_commit": "off",
+    "wal_level": "minimal",
+}
+"""For tests that do not lose power."""
+SAFE: Final = {"max_connections": "200", "wal_keep_size": "256MB"}
+"""For tests of what survives: commits are synced, and a standby finds the log it missed."""
+HOST: Final = "127.0.0.1"
+_MODES: Final = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
+_PATIENCE_SECONDS: Final = 30
+
+
+class NoPostgres(Exception):
+    """The machine has no PostgreSQL to make a cluster with."""
+
+
+def programs() -> Path:
+    """The folder of the machine's initdb and postgres, the newest where there are several. Raises NoPostgres."""
+    for initdb in _candidates():
+        folder = initdb.resolve().parent  # a link on PATH may stand there without its siblings
+        if (folder / "initdb").exists() and (folder / "postgres").exists():
+            return folder
+    raise NoPostgres(HOW_TO_GET_IT)
+
+
+def _candidates() -> Iterator[Path]:
+    if on_path := shutil.which("initdb"):
+        yield Path(on_path)
+    yield from sorted(DEBIAN.glob("*/bin/initdb"), key=lambda initdb: int(initdb.parts[-3]), reverse=True)
+    if shutil.which("pg_config"):
+        told = subprocess.run(["pg_config", "--bindir"], capture_output=True, text=True, check=True, timeout=10)
+        yield Path(told.stdout.strip(), "initdb")
+
+
+class Server:
+    """A PostgreSQL that answers, of a user who may make databases."""
+
+    def __init__(self, url: str) -> None:
+        """Args: url, of any database there."""
+        self._url = urlsplit(url)
+
+    def url(self, database: str = "postgres") -> str:
+        """What a driver and `--database` take."""
+        return self._url._replace(path=f"/{database}").geturl()
+
+    def connect(self, database: str = "postgres") -> "psycopg.Connection[tuple[Any, ...]]":
+        """A connection that commits by itself."""
+        return psycopg.connect(self.url(database), autocommit=True, connect_timeout=5)
+
+    def create_database(self, name: str, template: str = "template0") -> str:
+        """Makes a database and returns its URL. To copy files is the quicker way for a small one (measured)."""
+        with self.connect() as connection:
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy".encode())
+        return self.url(name)
+
+    def drop_database(self, name: str) -> None:
+        """Erases it, whoever is connected to it."""
+        with self.connect() as connection:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+class Cluster(Server):
+    """A PostgreSQL with one superuser, postgres, who needs no password; it runs for the length of a with block."""
+
+    def __init__(self, settings: dict[str, str], primary: "Cluster | None" = None) -> None:
+        """Args: settings, as in postgresql.conf; primary, what it is to be a standby of. Raises NoPostgres."""
+        self._programs = programs()
+        self._settings = settings
+        self._primary = primary
+        self._user = _not_root()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = _free_port()
+        super().__init__(f"postgresql://postgres@{HOST}:{self.port}")
+
+    def __enter__(self) -> Self:
+        self.folder = Path(tempfile.mkdtemp(prefix="caseload-postgres-"))
+        try:
+            if self._user:
+                os.chown(self.folder, self._user.pw_uid, self._user.pw_gid)
+            self._make()
+            self.start()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop("immediate")
+        shutil.rmtree(self.folder)
+
+    def _make(self) -> None:
+        if self._primary:
+            self._run("pg_basebackup", "-R", "-X", "stream", "-c", "fast", "--no-sync", "-d", self._primary.url())
+            return
+        # The locale sorts as people do, so that whatever sorts by bytes does it by our own schema's COLLATE "C".
+        locale = ["--locale=C", "--locale-provider=icu", "--icu-locale=en"]
+        self._run("initdb", "--username=postgres", "--auth=trust", "--encoding=UTF8", *locale, "--no-sync")
+
+    def _run(self, program: str, *arguments: str) -> None:
+        """Runs one of PostgreSQL's own programs on the data folder. Raises RuntimeError with what it said."""
+        command = self._command(program, *arguments)
+        ended = subprocess.run(command, **self._surroundings(), capture_output=True, check=False, timeout=60)
+        if ended.returncode:
+            raise RuntimeError(f"{program} failed: {ended.stderr.decode(errors='replace')}")
+
+    def _command(self, program: str, *arguments: str) -> list[str]:
+        # By setpriv and not by subprocess, which would have to fork then, with gRPC's threads about.
+        identity = ["setpriv", "--pdeathsig", "QUIT"]  # it ends with the thread that started it, whatever ends that
+        if self._user:
+            identity += [f"--reuid={self._user.pw_uid}", f"--regid={self._user.pw_gid}", "--clear-groups"]
+        return [*identity, str(self._programs / program), "-D", str(self.folder / "data"), *arguments]
+
+    def _surroundings(self) -> dict[str, Any]:
+        """Without the caller's PG variables, and away from a Ctrl-C that is meant for the tests."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_", "LANG"))}
+        return {"cwd": self.folder, "env": environment, "start_new_session": True}
+
+    def start(self) -> None:
+        """Starts it on the port it always has, and waits until it answers. Raises RuntimeError."""
+        settings = {
+            **self._settings,
+            "dynamic_shared_memory_type": "mmap",  # files of its folder, that go with it
+            "listen_addresses": HOST,
+            "port": str(self.port),
+            "unix_socket_directories": "",
+        }
+        options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        command = self._command("postgres", *options)
+        log = self.folder / "log"
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(command, **self._surroundings(), stdout=output, stderr=output)
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while not self.answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"PostgreSQL did not start: {log.read_text(errors='replace')[-2000:]}")
+            time.sleep(0.02)
+
+    def answers(self) -> bool:
+        """Whether it takes connections now."""
+        try:
+            self.connect().close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def stop(self, mode: str = "fast") -> None:
+        """Ends it: "smart" once all have left, "fast" in good order, "immediate" as a crash does."""
+        if self._process:
+            self._process.send_signal(_MODES[mode])
+            self._ended()
+
+    def kill(self) -> None:
+        """SIGKILL to all of it, each backend too: nothing is written any more, and nobody is told."""
+        if self._process:
+            self._process.send_signal(signal.SIGSTOP)  # or it would begin another child for each one lost
+            for child in self.children():
+                os.kill(child, signal.SIGKILL)
+            self._process.kill()
+            self._ended()
+            *_, memory = (self.folder / "data" / "postmaster.pid").read_text().splitlines()[6].split()
+            subprocess.run(["ipcrm", "--shmem-id", memory], check=True)  # which the next start would do
+
+    def children(self) -> list[int]:
+        """The process ids of its backends and workers; ids of its own children stay theirs while it does not reap."""
+        assert self._process
+        return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+
+    @property
+    def pid(self) -> int:
+        """The process id of the postmaster. Raises AssertionError where it is stopped."""
+        assert self._process, "it is stopped"
+        return self._process.pid
+
+    def _ended(self) -> None:
+        assert self._process
+        try:
+            self._process.wait(_PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def promote(self) -> None:
+        """Makes a standby the primary, and waits until it is."""
+        with self.connect() as connection:
+            connection.execute("SELECT pg_promote(wait => true, wait_seconds => 30)")
+
+    def stop_following(self) -> None:
+        """A standby gets nothing more from its primary."""
+        self.configure("primary_conninfo", "")
+
+    def configure(self, setting: str, value: str) -> None:
+        """Changes a setting while it runs."""
+        with self.connect() as connection:
+            connection.execute(f"ALTER SYSTEM SET {setting} = '{value}'".encode())
+            connection.execute("SELECT pg_reload_conf()")
+
+    def replicate_synchronously(self) -> None:
+        """From now on a commit is acknowledged once a standby has it too. Returns when one does."""
+        self.configure("synchronous_standby_names", "*")
+        with self.connect() as connection:
+            deadline = time.monotonic() + _PATIENCE_SECONDS
+            while not connection.execute("SELECT FROM pg_stat_replication WHERE sync_state = 'sync'").fetchall():
+                assert time.monotonic() < deadline, "no standby came"
+                time.sleep(0.02)
+
+
+def _not_root() -> pwd.struct_passwd | None:
+    """Who it runs as instead of root, which PostgreSQL refuses and tests in containers often are."""
+    if os.geteuid():
+        return None
+    names = {entry.pw_name: entry for entry in pwd.getpwall()}
+    return names.get("postgres") or names["nobody"]
+
+
+def _free_port() -> int:
+    """Below the ports that the system deals out: a client that calls a stopped server could get its port there."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        with socket.socket() as attempt:
+            try:
+                attempt.bind((HOST, port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError("no free port")

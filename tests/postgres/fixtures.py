@@ -1,0 +1,47 @@
+"""Fixtures for tests on PostgreSQL; they are skipped where there is none."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.postgres.cluster import QUICK, Cluster, NoPostgres, Server
+from tests.postgres.databases import Databases
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """The server that CASELOAD_TEST_POSTGRES_URL names, or one of our own. Not to be stopped: tests share it."""
+    if given := os.environ.get("CASELOAD_TEST_POSTGRES_URL"):
+        yield Server(given)
+        return
+    try:
+        cluster = Cluster(QUICK)
+    except NoPostgres as error:
+        pytest.skip(str(error))
+    with cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def postgres_databases(postgres: Server) -> Iterator[Databases]:
+    """For tests that need more than one database, or one that outlives a test."""
+    with Databases(postgres, migrate) as databases:
+        yield databases
+
+
+@pytest.fixture
+def postgres_url(postgres_databases: Databases) -> Iterator[str]:
+    """An empty migrated database of the test's own."""
+    with postgres_databases.lend() as url:
+        yield url
+
+
+def migrate(url: str) -> None:
+    """What an operator does."""
+    command = [sys.executable, "-m", "service", "migrate"]
+    environment = {**os.environ, "CASELOAD_DATABASE": url}
+    migrated = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert migrated.returncode == 0, migrated.stderr
