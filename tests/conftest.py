@@ -38,7 +38,7 @@ def _failed_when_skipped_in_ci(report: Report) -> Report:
 
 NewDatabase = Callable[[], AbstractContextManager[str]]
 """Makes an empty database for the length of a with block: its URL."""
-_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - only folders of our own are made there
+_MEMORY: Final = Path("/dev/shm")
 _ROOM_BYTES: Final = 2**30
 
 

@@ -118,3 +118,9 @@ def opened_watch(clinic: Clinic, seconds: float = 60) -> Any:
             return stream
         time.sleep(0.02)
     raise AssertionError("no place becomes free")
+
+
+def first_answer(clinic: Clinic, rpc: str, after: str) -> Any:
+    """The answer of ListChanges, or the first message of WatchChanges."""
+    answer = clinic.send(rpc, after_revision=after)
+    return next(answer) if rpc == "WatchChanges" else answer

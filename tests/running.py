@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -64,14 +63,14 @@ class ServerProcess:
 
     def __init__(
         self,
-        database: Path,
+        database: str,
         *arguments: str,
         command: Sequence[str] = (sys.executable, "-m", "service"),
         environment: dict[str, str] | None = None,
     ) -> None:
-        self._command = [*command, "serve", "--address", "127.0.0.1:0", "--database", f"sqlite:///{database}"]
-        self._command += ["--drain-seconds", "0", *arguments]
-        self._environment = {**os.environ, **(environment or {})}
+        """Args: database, its URL, which may hold a password and so is no argument of the process."""
+        self._command = [*command, "serve", "--address", "127.0.0.1:0", "--drain-seconds", "0", *arguments]
+        self._environment = {**os.environ, "CASELOAD_DATABASE": database, **(environment or {})}
 
     def __enter__(self) -> Self:
         self.process = subprocess.Popen(

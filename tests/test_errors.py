@@ -20,76 +20,33 @@ from service import errors
 from service.config import Config
 from service.interceptors.statuses import CODES
 from service.server import build_server
-from service.servicers import watches
-from service.store import sqlite
-from tests.clinic import Clinic
+from tests.locking import holding_the_lock
 from tests.running import Client, ServerProcess, refusal
-from tests.services.calling import People, Side, everything_said, refused
+from tests.services.calling import People, everything_said, refused
 from tests.services.provoking import (
+    ALL,
     BROKEN_RULE,
-    MRN,
     ONE,
-    SLOW_SECONDS,
     TABLE,
+    assert_told,
     internal,
     internal_in_watch,
-    store_full,
+    reason_of,
 )
-from tests.services.world import (
-    CANARY,
-    DefectiveChanges,
-    DefectiveTherapists,
-    FailingDisk,
-    World,
-    holding_the_lock,
-)
+from tests.services.world import CANARY, World, world_on
 
 CATALOGUE = Path(__file__).parents[1] / "protos" / "caseload" / "v1" / "error_reason.proto"
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    monkeypatch.setattr("service.server.TherapistServicer", DefectiveTherapists)
-    monkeypatch.setattr("service.server.ChangeServicer", DefectiveChanges)
-    monkeypatch.setattr(sqlite, "_BUSY_SECONDS", 0.05)
-    monkeypatch.setattr(watches, "SLOW_SECONDS", SLOW_SECONDS)
-    disk = FailingDisk()
-    database = tmp_path / "caseload.db"
-    config = Config("127.0.0.1:0", f"sqlite:///{database}", threads=4, max_watches=1, drain_seconds=0)
-    server = build_server(config)
-    server.start()
-    side = Side(Client(server.address), "Therapist")
-    private = {"display_name": CANARY, "email": f"{CANARY}@example.org", "annotations": {CANARY: CANARY}}
-    side.therapists.create("t1", identifiers=[MRN], max_active_patients=5, **private)
-    side.patients.create("p1", identifiers=[MRN], **private)
-    with Clinic(server.address) as clinic:
-        yield World(server, side, clinic, disk, database)
-    disk.failing = ""
-    side.client.close()
-    server.stop()
-    disk.unregister()
+def world(database_url: str) -> Iterator[World]:
+    with world_on(database_url) as begun:
+        yield begun
 
 
 @pytest.mark.parametrize("way", TABLE)
 def test_a_reason_provoked_is_told_with_its_code_and_details_and_no_value(world: World, way: str) -> None:
-    row, reason = TABLE[way], reason_of(way)
-    with pytest.raises(grpc.RpcError) as caught:
-        row.provoke(world)
-    found = refusal(caught.value)
-    assert (found.code, found.reason) == (row.code, reason)
-    assert found.details.keys() == {"ErrorInfo", *row.details}
-    assert found.metadata.keys() == set(row.metadata)
-    assert found.message
-    if "PreconditionFailure" in found.details:
-        [violation] = found.details["PreconditionFailure"].violations
-        assert violation.type == reason
-    if "RetryInfo" in found.details:
-        assert 0 < found.details["RetryInfo"].retry_delay.ToTimedelta().total_seconds() <= 10
-    assert CANARY.lower() not in everything_said(caught.value).lower()
-
-
-def reason_of(way: str) -> str:
-    return way.partition(" ")[0]
+    assert_told(way, lambda: TABLE[way][0](world))
 
 
 def reasons_of_classes(root: type[errors.DomainError] = errors.DomainError) -> list[str]:
@@ -103,7 +60,7 @@ def comments_of_the_catalogue() -> dict[str, str]:
 
 
 def test_every_reason_has_one_class_one_code_and_a_row_here() -> None:
-    assert sorted(reasons_of_classes()) == sorted(CODES) == sorted(set(map(reason_of, TABLE)))
+    assert sorted(reasons_of_classes()) == sorted(CODES) == sorted(set(map(reason_of, ALL)))
 
 
 def test_every_reason_is_in_the_catalogue_under_its_code() -> None:
@@ -116,9 +73,9 @@ def test_every_reason_is_in_the_catalogue_under_its_code() -> None:
 def test_what_the_catalogue_says_of_metadata_and_details_is_so() -> None:
     said_of = comments_of_the_catalogue()
     for reason in CODES:
-        rows = [row for way, row in TABLE.items() if reason_of(way) == reason]
-        assert ("metadata" in said_of[reason]) <= any(row.metadata for row in rows), reason
-        carried = {detail for row in rows for detail in row.details} - BROKEN_RULE  # which follows from the code
+        all_told = [told for way, told in ALL.items() if reason_of(way) == reason]
+        assert ("metadata" in said_of[reason]) <= any(told.metadata for told in all_told), reason
+        carried = {detail for told in all_told for detail in told.details} - BROKEN_RULE  # which follows from the code
         assert set(re.findall(r"google\.rpc\.(\w+)", said_of[reason])) == carried, reason
 
 
@@ -138,7 +95,7 @@ def test_what_is_not_found_is_named(world: World) -> None:
 
 def test_metadata_tells_what_it_is_said_to(world: World) -> None:
     def metadata(way: str) -> dict[str, str]:
-        return refused(TABLE[way].provoke, world).metadata
+        return refused(TABLE[way][0], world).metadata
 
     assert metadata("THERAPIST_DELETED by transfer") == {"therapist_id": "t2"}
     assert metadata("TOO_MANY_WATCHES") == {"limit": "1"}
@@ -146,52 +103,18 @@ def test_metadata_tells_what_it_is_said_to(world: World) -> None:
     assert metadata("TOO_MANY_ASSIGNMENTS") == {"limit": "1000", "current": "1001"}
 
 
-@pytest.mark.parametrize("failing", ["sync", "read"])
-def test_after_a_failing_disk_calls_work_again_and_nothing_is_half_written(world: World, failing: str) -> None:
-    head = world.patients.head()
-    world.writer.pragma("shrink_memory")
-    world.disk.failing = failing
-    assert refused(world.patients.create, "p2").code == StatusCode.UNAVAILABLE
-    world.disk.failing = ""
-    assert refused(world.patients.get, "p2").reason == "PATIENT_NOT_FOUND"
-    assert world.patients.head() == head
-    world.patients.create("p2")
-    assert world.patients.ids(world.patients.call("List")) == ["p1", "p2"]
-
-
-def test_a_full_disk_refuses_writes_and_not_reads_until_there_is_room(world: World) -> None:
-    assert refused(store_full, world).reason == "STORE_FULL"
-    assert world.patients.ids(world.patients.call("List")) == ["p1"]
-    world.writer.pragma("max_page_count", 2**30)
-    assert world.patients.create("p2").patient_id == "p2"
-
-
-def test_reads_of_a_database_that_cannot_be_opened_are_unavailable(world: World) -> None:
-    world.database.rename(world.database.with_suffix(".away"))
-    try:
-        reasons = {
-            refused(call).reason for call in (lambda: world.patients.get("p1"), lambda: world.patients.call("List"))
-        }
-    finally:
-        world.database.with_suffix(".away").rename(world.database)
-    assert reasons == {"STORE_UNAVAILABLE"}
-    assert world.patients.get("p1").patient_id == "p1"
-
-
-def test_reads_do_not_wait_for_a_writer(world: World) -> None:
-    with holding_the_lock(world.database):
+def test_reads_do_not_wait_for_a_writer(world: World, database_url: str) -> None:
+    with holding_the_lock(database_url):
         assert world.patients.get("p1").patient_id == "p1"
 
 
-def test_a_write_whose_deadline_passed_while_it_waited_is_not_done(tmp_path: Path) -> None:
-    database = tmp_path / "caseload.db"
-    config = Config(address="127.0.0.1:0", database=f"sqlite:///{database}", drain_seconds=0, threads=1)
-    server = build_server(config)
+def test_a_write_whose_deadline_passed_while_it_waited_is_not_done(database_url: str) -> None:
+    server = build_server(Config("127.0.0.1:0", database_url, drain_seconds=0, threads=1))
     server.start()
     people = People(Client(server.address), "Patient")
     create = people.client.patients.CreatePatient
     order = people.pb.CreatePatientRequest
-    with holding_the_lock(database):
+    with holding_the_lock(database_url):
         first = create.future(order(patient_id="first", patient={"display_name": "A"}))
         time.sleep(0.05)  # the only thread waits for the lock now
         late = create.future(order(patient_id="late", patient={"display_name": "B"}), timeout=0.1)
@@ -241,7 +164,9 @@ main()
 
 
 def test_a_defect_is_one_line_of_the_log_of_a_real_process(tmp_path: Path) -> None:
-    with ServerProcess(tmp_path / "caseload.db", command=(sys.executable, "-c", DEFECTIVE_COMMAND)) as process:
+    with ServerProcess(
+        f"sqlite:///{tmp_path}/caseload.db", command=(sys.executable, "-c", DEFECTIVE_COMMAND)
+    ) as process:
         client = Client(process.address)
         with pytest.raises(grpc.RpcError) as caught:
             People(client, "Therapist").get("t1")

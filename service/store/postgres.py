@@ -53,6 +53,8 @@ WHERE datname = current_database() AND wait_event = 'SyncRep' AND now() - state_
 """Commits of any instance that wait for a standby."""
 _PLACE_SECONDS: Final = 3.0
 """How long a call waits for one of the connections."""
+_TURN_SECONDS: Final = 0.25
+"""How long a write waits, holding a thread, until it is one of those that may write at once."""
 _POLL_SECONDS: Final = 0.5
 _NAME: Final = re.compile(r"(?<![\w:]):([a-z]\w*)")
 
@@ -129,6 +131,19 @@ class _Statements:
 
     def rows(self, sql: str, parameters: Parameters | None = None) -> Iterator[Row]:
         return iter(self.run(sql, parameters))
+
+
+class _Snapshot(_Statements):
+    """Raises the store's own errors: the context of what leaves a with block is what was raised inside it."""
+
+    __slots__ = ()
+
+    def run(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
+        try:
+            return super().run(sql, parameters)
+        except psycopg.Error as error:
+            failure, _ = _failure(error)
+        raise failure
 
 
 class _Connections:
@@ -243,17 +258,12 @@ class PostgresDatabase:
     @contextmanager
     def reading(self) -> Iterator[Transaction]:
         connection = self._again(self._snapshot)
-        failure: BaseException | None = None
         try:
-            yield _Statements(connection)
-        except psycopg.Error as error:
-            failure = _failure(error)[0]
+            yield _Snapshot(connection)
         finally:
             with suppress(psycopg.Error):
                 connection.execute("ROLLBACK")
             self._readers.give(connection)
-        if failure:  # here, so that the driver's error is not its context
-            raise failure
 
     def _snapshot(self) -> Connection:
         connection = self._readers.take()
@@ -267,7 +277,7 @@ class PostgresDatabase:
     def write(self, work: Callable[[Transaction], T]) -> T:
         if self._commits_wait:  # for a standby, and so would this one
             raise errors.StoreUnavailable
-        if not self._writing.acquire(blocking=False):
+        if not self._writing.acquire(timeout=_TURN_SECONDS):
             raise errors.StoreBusy
         try:
             return self._again(partial(self._transact, work))

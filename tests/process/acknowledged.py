@@ -2,15 +2,14 @@
 
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
-import apsw
 import grpc
 from caseload.v1 import patient_service_pb2, resources_pb2, therapist_service_pb2
 
+from tests.process.starting import CASELOAD
 from tests.running import Client, ServerProcess
 
 CREATED, ASSIGNED, RENAMED, UNASSIGNED = range(1, 5)
@@ -137,24 +136,20 @@ def invented(acknowledged: dict[str, int], stored: dict[str, int]) -> list[str]:
     return [patient_id for patient_id, write in stored.items() if acknowledged.get(patient_id, 0) + 1 < write]
 
 
-def stored_after_restart(database: Path) -> dict[str, int]:
-    """What a server on the file has, once it has started and stopped again."""
-    with ServerProcess(database) as server:
+def write_until_killed(url: str, name: str, command: Sequence[str] = CASELOAD) -> dict[str, int]:
+    """Returns the last acknowledged write of each patient."""
+    with ServerProcess(url, command=command) as server, Writers(server.address, name) as writers:
+        writers.wait_for(patients=10)
+        server.kill()
+    return writers.acknowledged
+
+
+def stored_after_restart(url: str) -> dict[str, int]:
+    """What a server on the database has, once it has started and stopped again."""
+    with ServerProcess(url) as server:
         client = Client(server.address)
         found = stored(client)
         client.close()
         code, _ = server.stop()
     assert code == 0
     return found
-
-
-def damage(database: Path) -> list[object]:
-    """What SQLite itself finds wrong with the file."""
-    connection = apsw.Connection(str(database))
-    try:
-        found = [row for row in connection.execute("PRAGMA integrity_check") if row != ("ok",)]
-        return [*found, *connection.execute("PRAGMA foreign_key_check")]
-    except apsw.CorruptError as error:
-        return [error]
-    finally:
-        connection.close()

@@ -8,6 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 CASELOAD = (sys.executable, "-m", "service")
+SERVE = ("serve", "--address", "127.0.0.1:0", "--drain-seconds", "0")
+DRY_RUN = ("migrate", "--dry-run")
+SECRET = "do-not-repeat-me"
+"""What no line may say."""
 MODE_OBEYING = (sys.executable, str(Path(__file__).with_name("mode_obeying.py")))
 
 

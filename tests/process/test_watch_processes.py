@@ -1,4 +1,4 @@
-"""Watches over cuts, restarts, crashes and several processes on one file; and the purge of the log."""
+"""Watches over cuts, restarts, crashes and several processes on one database; and the purge of the log."""
 
 import datetime
 import os
@@ -17,9 +17,12 @@ from typing import Any, Self
 import grpc
 import pytest
 
-from service.server import open_store
+from service.config import Config
+from service.opening import open_store
+from service.server import clock
 from tests.clinic import Clinic, number, refused
-from tests.following import Follower, opened_watch, unread
+from tests.following import Follower, first_answer, opened_watch, unread
+from tests.process.starting import caseload
 from tests.running import ServerProcess
 from tests.store.ward import fill
 
@@ -33,7 +36,7 @@ class Writers:
     """Four callers that write as fast as they are answered, until the with block ends."""
 
     def __init__(self, *addresses: str, threads: int = 4) -> None:
-        """Args: addresses, of servers on one file, that they take turns at."""
+        """Args: addresses, of servers on one database, that they take turns at."""
         self._stopped = False
         self._threads = [
             threading.Thread(target=self._write, args=(addresses[n % len(addresses)], f"w{n}-{os.urandom(4).hex()}"))
@@ -81,9 +84,9 @@ def assert_whole(numbers: list[int], clinic: Clinic, start: str) -> None:
     assert numbers == list(range(number(start) + 1, number(clinic.head()) + 1))
 
 
-def test_a_watcher_cut_at_random_has_every_change_once_and_in_order(tmp_path: Path) -> None:
+def test_a_watcher_cut_at_random_has_every_change_once_and_in_order(database_url: str) -> None:
     chance = random.Random(20)
-    with ServerProcess(tmp_path / "caseload.db") as server, Clinic(server.address) as clinic:
+    with ServerProcess(database_url) as server, Clinic(server.address) as clinic:
         start = after = clinic.head()
         sets: list[Any] = []
         in_the_middle = 0
@@ -104,13 +107,16 @@ def test_a_watcher_cut_at_random_has_every_change_once_and_in_order(tmp_path: Pa
         assert max(len(one.changes) for one in sets) > 1
 
 
-def test_a_watcher_resumes_without_loss_over_restarts_and_crashes(tmp_path: Path) -> None:
-    database = tmp_path / "caseload.db"
-    with ServerProcess(database) as server, Clinic(server.address) as clinic:
+def test_a_watcher_resumes_without_loss_over_restarts_and_crashes(database_url: str) -> None:
+    with ServerProcess(database_url) as server, Clinic(server.address) as clinic:
         start = after = clinic.head()
     numbers: list[int] = []
     for crash in (False, True, False, True):
-        with ServerProcess(database) as server, Clinic(server.address) as clinic, Follower(clinic, after) as follower:
+        with (
+            ServerProcess(database_url) as server,
+            Clinic(server.address) as clinic,
+            Follower(clinic, after) as follower,
+        ):
             with Writers(server.address):
                 follower.wait_for(30)
                 if crash:
@@ -126,28 +132,26 @@ def test_a_watcher_resumes_without_loss_over_restarts_and_crashes(tmp_path: Path
             assert (follower.refusal.code, follower.refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
         numbers += received(follower)
         after = follower.through
-    with ServerProcess(database) as server, Clinic(server.address) as clinic, Follower(clinic, after) as follower:
+    with ServerProcess(database_url) as server, Clinic(server.address) as clinic, Follower(clinic, after) as follower:
         follower.wait_through(clinic.head())
         assert_whole(numbers + received(follower), clinic, start)
 
 
-def test_nothing_a_watcher_saw_is_gone_after_a_crash(tmp_path: Path) -> None:
-    database = tmp_path / "caseload.db"
-    with ServerProcess(database) as server, Clinic(server.address) as clinic, Follower(clinic) as follower:
+def test_nothing_a_watcher_saw_is_gone_after_a_crash(database_url: str) -> None:
+    with ServerProcess(database_url) as server, Clinic(server.address) as clinic, Follower(clinic) as follower:
         with Writers(server.address):
             follower.wait_for(40)
             server.kill()
         follower.join()
-    with ServerProcess(database) as server, Clinic(server.address) as clinic:
+    with ServerProcess(database_url) as server, Clinic(server.address) as clinic:
         kept = {one.revision: one for one in clinic.log()}
         assert [one for one in follower.sets if kept.get(one.revision) != one] == []
 
 
 def test_a_commit_of_another_process_is_seen_in_time(
-    tmp_path: Path, record_property: Callable[[str, object], None]
+    database_url: str, record_property: Callable[[str, object], None]
 ) -> None:
-    database = tmp_path / "caseload.db"
-    with ServerProcess(database) as here, ServerProcess(database) as there:
+    with ServerProcess(database_url) as here, ServerProcess(database_url) as there:
         waits = list(latencies(here.address, there.address, 30))
         own = list(latencies(here.address, here.address, 30))
     for name, values in (("other process", waits), ("own process", own)):
@@ -169,11 +173,10 @@ def latencies(watched: str, written: str, count: int) -> Iterator[float]:
             time.sleep(n % 7 * 0.003)
 
 
-def test_watchers_of_two_processes_on_one_file_see_the_same_log(tmp_path: Path) -> None:
-    database = tmp_path / "caseload.db"
+def test_watchers_of_two_processes_on_one_file_see_the_same_log(database_url: str) -> None:
     with (
-        ServerProcess(database) as one,
-        ServerProcess(database) as other,
+        ServerProcess(database_url) as one,
+        ServerProcess(database_url) as other,
         Clinic(one.address) as here,
         Clinic(other.address) as there,
         Follower(here) as first,
@@ -194,20 +197,38 @@ def test_watchers_of_two_processes_on_one_file_see_the_same_log(tmp_path: Path) 
         assert len(first.sets) > 20
 
 
+def test_what_one_process_acknowledged_the_other_reads_at_once(database_url: str) -> None:
+    with (
+        ServerProcess(database_url) as one,
+        ServerProcess(database_url) as other,
+        Clinic(one.address) as here,
+        Clinic(other.address) as there,
+    ):
+        here.therapists("t1")
+        for n in range(50):
+            writer, reader = (here, there) if n % 2 else (there, here)
+            writer.patients(f"p{n}")
+            period = writer.assign("t1", f"p{n}")
+            assert reader.get(period.assignment_id) == period
+            assert reader.checked(("t1", f"p{n}")) == [True]
+            assert reader.send("GetTherapist", therapist_id="t1").therapist.active_patient_count == n + 1
+            assert reader.head() == writer.head()
+
+
 def resident_kib(pid: int) -> int:
     status = Path(f"/proc/{pid}/status").read_text()
     [line] = [line for line in status.splitlines() if line.startswith("VmRSS")]
     return int(line.split()[1])
 
 
-def test_readers_that_take_nothing_cost_little_memory_hold_no_one_up_and_are_cut(tmp_path: Path) -> None:
-    readers, database = 20, tmp_path / "caseload.db"
-    store = open_store(database)
+def test_readers_that_take_nothing_cost_little_memory_hold_no_one_up_and_are_cut(database_url: str) -> None:
+    readers = 20
+    store = open_store(Config(database=database_url), clock)
     fill(store, sets=1000, lines=40)  # a hundred of them are about 1 MiB
     start = store.keys.revision(0)
     store.close()
     with (
-        ServerProcess(database, "--max-watches", str(readers), command=SHORT_PATIENCE) as server,
+        ServerProcess(database_url, "--max-watches", str(readers), command=SHORT_PATIENCE) as server,
         Clinic(server.address) as clinic,
         ExitStack() as stack,
     ):
@@ -230,94 +251,45 @@ def test_readers_that_take_nothing_cost_little_memory_hold_no_one_up_and_are_cut
         assert len([opened_watch(clinic) for _ in range(readers)]) == readers  # all places are free again
 
 
-# --- caseload purge, and a restored backup
+# --- caseload purge
 
 
-def caseload(command: str, database: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    line = [sys.executable, "-m", "service", command, "--database", f"sqlite:///{database}", *arguments]
-    return subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
-
-
-def purge(database: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    return caseload("purge", database, *arguments)
+def purge(url: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return caseload(Path(), "purge", *arguments, CASELOAD_DATABASE=url)
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[tuple[Path, Clinic]]:
+def served(database_url: str) -> Iterator[Clinic]:
     """A served database with a therapist and two patients in it."""
-    database = tmp_path / "caseload.db"
-    with ServerProcess(database) as server, Clinic(server.address) as clinic:
+    with ServerProcess(database_url) as server, Clinic(server.address) as clinic:
         clinic.therapists("t1")
         clinic.patients("p1", "p2")
-        yield database, clinic
+        yield clinic
 
 
-def test_a_purge_while_served_refuses_what_is_gone_and_keeps_the_rest(served: tuple[Path, Clinic]) -> None:
-    database, clinic = served
-    [first, _, last] = clinic.log()
+def test_a_purge_while_served_refuses_what_is_gone_and_keeps_the_rest(database_url: str, served: Clinic) -> None:
+    [first, _, last] = served.log()
     time.sleep(0.01)
     moment = datetime.datetime.now(datetime.UTC)
-    clinic.patients("p3")
-    with Follower(clinic) as follower:
+    served.patients("p3")
+    with Follower(served) as follower:
         follower.wait_for(1)
-        run = purge(database, "--changes-before", moment.isoformat())
+        run = purge(database_url, "--changes-before", moment.isoformat())
         assert (run.returncode, run.stdout, run.stderr) == (0, "3 change sets purged\n", "")
         for rpc in ("ListChanges", "WatchChanges"):
-            found = refused(_answer, clinic, rpc, first.revision)
+            found = refused(first_answer, served, rpc, first.revision)
             assert (found.code, found.reason) == (grpc.StatusCode.OUT_OF_RANGE, "REVISION_PRUNED")
             assert found.metadata == {"oldest_revision": last.revision}
-        assert [number(one.revision) for one in clinic.log()] == [4]
-        assert [number(one.revision) for one in clinic.log(last.revision)] == [4]
-        clinic.patients("p4")
-        follower.wait_through(clinic.head())
-    assert clinic.send("GetPatient", patient_id="p1").patient.display_name == "Bob Ray"
+        assert [number(one.revision) for one in served.log()] == [4]
+        assert [number(one.revision) for one in served.log(last.revision)] == [4]
+        served.patients("p4")
+        follower.wait_through(served.head())
+    assert served.send("GetPatient", patient_id="p1").patient.display_name == "Bob Ray"
 
 
-def _answer(clinic: Clinic, rpc: str, after: str) -> Any:
-    """The answer, or the first message of a stream."""
-    answer = clinic.send(rpc, after_revision=after)
-    return next(answer) if rpc == "WatchChanges" else answer
-
-
-def test_a_purge_takes_a_time_or_an_age(served: tuple[Path, Clinic]) -> None:
-    database, clinic = served
+def test_a_purge_takes_a_time_or_an_age(database_url: str, served: Clinic) -> None:
     cases = {"30d": 0, "2020-01-31T00:00:00Z": 0, "2200-01-01T00:00:00+02:00": 3}
     for text, gone in cases.items():
-        run = purge(database, "--changes-before", text)
+        run = purge(database_url, "--changes-before", text)
         assert (run.returncode, run.stdout) == (0, f"{gone} change sets purged\n")
-        assert len(list(clinic.log())) == 3 - gone
-
-
-def test_a_purge_with_a_time_that_is_none_is_refused_and_makes_no_file(tmp_path: Path) -> None:
-    database = tmp_path / "caseload.db"
-    bad = ["-1d", "30", "2020-01-31T00:00:00", "2020-13-01T00:00:00Z"]
-    for text in bad:
-        run = purge(database, "--changes-before", text)
-        assert run.returncode == 2, text
-        assert run.stderr.startswith("caseload: --changes-before: "), run.stderr
-        assert run.stderr.count("\n") == 1
-    run = purge(database)
-    assert (run.returncode, run.stderr.count("\n")) == (2, 1)
-    assert "--changes-before" in run.stderr
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_purge_of_a_database_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    run = purge(tmp_path / "caseload.db", "--changes-before", "30d")
-    assert run.returncode == 2
-    assert run.stderr.startswith("caseload: --database: ")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_revisions_from_before_a_restore_are_refused_and_not_misread(served: tuple[Path, Clinic]) -> None:
-    database, clinic = served
-    head = clinic.head()
-    copy, restored = database.with_name("copy.db"), database.with_name("restored.db")
-    assert caseload("backup", database, str(copy)).returncode == 0
-    assert caseload("restore", restored, str(copy)).returncode == 0
-    with ServerProcess(restored) as server, Clinic(server.address) as other:
-        for rpc in ("ListChanges", "WatchChanges"):
-            assert refused(_answer, other, rpc, head).reason == "REVISION_FOREIGN"
-        changes = [list(one.changes) for one in other.log()]
-        assert changes == [list(one.changes) for one in clinic.log()]
-        assert number(other.head()) == number(head)
+        assert len(list(served.log())) == 3 - gone

@@ -1,23 +1,24 @@
-"""A way to meet each reason that a call can be refused with: on a failing disk, a held lock, a planted defect."""
+"""A way to meet each reason that a call can be refused with, and what it tells.
+
+The ways in which a database fails are its own: tests/test_sqlite_errors.py and tests/test_postgres_errors.py.
+"""
 
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-import apsw
 import grpc
+import pytest
 from grpc import StatusCode
 
 from tests.following import unread
+from tests.running import refusal
 from tests.services.calling import T0, People, everything_said
-from tests.services.world import CANARY, World, holding_the_lock
-from tests.store.ward import fill
+from tests.services.world import CANARY, MRN, SLOW_SECONDS, World
+from tests.store.ward import crowd, fill
 
-MRN = {"system": "urn:example:mrn", "value": CANARY}
 ONE = "0190a3c4-0000-7000-8000-000000000001"
 PRIMARY = 1
-SLOW_SECONDS = 0.3
-"""What a watch of these tests may take for a message."""
 
 
 def deleted(people: People, record_id: str) -> None:
@@ -111,58 +112,19 @@ def not_with_the_source(world: World) -> object:
     return world.clinic.transfer("t1", "t2", "p1")
 
 
-MANY_ASSIGNED = """
-CREATE TEMP TABLE many AS
-    WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 1001) SELECT n FROM numbers;
-INSERT INTO patient (patient_id, display_name, birth_date, email, phone_number, status, identifiers, annotations,
-        active_therapist_count, created_us, updated_us, etag)
-    SELECT 'many' || n, 'A', '', '', '', 1, '[]', '{}', 1, 0, 0, 'e' FROM many;
-INSERT INTO assignment (assignment_id, therapist_id, patient_id, role, focus, start_us, end_reason, created_by,
-        ended_by, created_us, updated_us, etag)
-    SELECT 'a' || n, 't1', 'many' || n, 2, '', 0, 0, 'local', '', 0, 0, 'e' FROM many;
-UPDATE therapist SET active_patient_count = 1001 WHERE therapist_id = 't1'"""
-
-
-def assign_too_many(world: World) -> None:
-    """They are put into the file at once: a thousand and one calls would take their time."""
-    with apsw.Connection(str(world.database)) as other:
-        other.execute(MANY_ASSIGNED)
-
-
 def too_many_assignments(world: World) -> object:
-    assign_too_many(world)
+    crowd(world.server._store, "t1", 1001)
     return world.therapists.delete("t1", force=True)
 
 
 def too_many_assignments_in_transfer(world: World) -> object:
-    assign_too_many(world)
+    crowd(world.server._store, "t1", 1001)
     world.therapists.create("t2")
     return world.clinic.transfer()
 
 
 def etag_mismatch(world: World) -> object:
     return world.patients.update("p1", display_name=CANARY, etag=CANARY)
-
-
-def store_busy(world: World) -> object:
-    with holding_the_lock(world.database):
-        return world.patients.create("p2", display_name=CANARY)
-
-
-def store_unavailable(world: World) -> object:
-    world.writer.pragma("shrink_memory")  # or it would not have to read
-    world.disk.failing = "read"
-    return world.patients.create("p2", display_name=CANARY)
-
-
-def store_unavailable_to_watch(world: World) -> object:
-    world.disk.failing = "read"
-    return next(world.clinic.watch())
-
-
-def outcome_unknown(world: World) -> object:
-    world.disk.failing = "sync"
-    return world.patients.create("p2", display_name=CANARY)
 
 
 def pruned(world: World) -> str:
@@ -196,11 +158,6 @@ def shutting_down_in_watch(world: World) -> object:
     return next(watch)
 
 
-def store_full(world: World) -> object:
-    world.writer.pragma("max_page_count", world.writer.pragma("page_count"))
-    return world.patients.create("p2", annotations={str(n): CANARY * 90 for n in range(30)})
-
-
 def shutting_down(world: World) -> object:
     """A call that outlasts the grace of a stop finds the store closed."""
     world.server._store.close()
@@ -231,81 +188,113 @@ def internal_in_watch(world: World) -> object:
     return list(world.clinic.watch(actor=CANARY))
 
 
-class Row(NamedTuple):
-    """How a reason is provoked, and what its refusal carries besides ErrorInfo."""
+class Told(NamedTuple):
+    """What a refusal says: its code, and what it carries besides ErrorInfo and in that besides the reason."""
 
-    provoke: Callable[[World], object]
     code: StatusCode
     details: frozenset[str] = frozenset()
     metadata: tuple[str, ...] = ()
 
+
+Provoke = Callable[[World], object]
 
 NONE: frozenset[str] = frozenset()
 BAD_FIELD = frozenset({"BadRequest"})
 BROKEN_RULE = frozenset({"PreconditionFailure"})
 NAMED = frozenset({"ResourceInfo"})
 LATER = frozenset({"RetryInfo"})
-TABLE = {
-    "INVALID_FIELD": Row(invalid_field, StatusCode.INVALID_ARGUMENT, BAD_FIELD),
-    "INVALID_FIELD by watch": Row(
-        lambda w: next(w.clinic.watch(patient_id=CANARY)), StatusCode.INVALID_ARGUMENT, BAD_FIELD
+TABLE: dict[str, tuple[Provoke, Told]] = {
+    "INVALID_FIELD": (invalid_field, Told(StatusCode.INVALID_ARGUMENT, BAD_FIELD)),
+    "INVALID_FIELD by watch": (
+        lambda w: next(w.clinic.watch(patient_id=CANARY)),
+        Told(StatusCode.INVALID_ARGUMENT, BAD_FIELD),
     ),
-    "PAGE_TOKEN_INVALID": Row(page_token_invalid, StatusCode.INVALID_ARGUMENT),
-    "PAGE_TOKEN_MISMATCH": Row(page_token_mismatch, StatusCode.INVALID_ARGUMENT),
-    "REQUEST_ID_REUSED": Row(request_id_reused, StatusCode.INVALID_ARGUMENT),
-    "THERAPIST_NOT_FOUND": Row(lambda w: w.therapists.get("no"), StatusCode.NOT_FOUND, NAMED, ("missing",)),
-    "PATIENT_NOT_FOUND": Row(lambda w: w.patients.get("no"), StatusCode.NOT_FOUND, NAMED, ("missing",)),
-    "ASSIGNMENT_NOT_FOUND": Row(lambda w: w.clinic.get(ONE), StatusCode.NOT_FOUND, NAMED),
-    "ASSIGNMENT_NOT_FOUND by unassign": Row(lambda w: w.side.unassign(), StatusCode.NOT_FOUND),
-    "ASSIGNMENT_NOT_FOUND by transfer": Row(not_with_the_source, StatusCode.NOT_FOUND, NAMED, ("missing",)),
-    "ID_TAKEN": Row(lambda w: w.patients.create("p1", display_name=CANARY), StatusCode.ALREADY_EXISTS),
-    "IDENTIFIER_TAKEN": Row(identifier_taken, StatusCode.ALREADY_EXISTS),
-    "ASSIGNMENT_DIFFERS": Row(assignment_differs, StatusCode.ALREADY_EXISTS, NONE, ("assignment_id",)),
-    "THERAPIST_DELETED": Row(therapist_deleted, StatusCode.FAILED_PRECONDITION, BROKEN_RULE),
-    "THERAPIST_DELETED by transfer": Row(
-        therapist_deleted_in_transfer, StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("therapist_id",)
+    "PAGE_TOKEN_INVALID": (page_token_invalid, Told(StatusCode.INVALID_ARGUMENT)),
+    "PAGE_TOKEN_MISMATCH": (page_token_mismatch, Told(StatusCode.INVALID_ARGUMENT)),
+    "REQUEST_ID_REUSED": (request_id_reused, Told(StatusCode.INVALID_ARGUMENT)),
+    "THERAPIST_NOT_FOUND": (lambda w: w.therapists.get("no"), Told(StatusCode.NOT_FOUND, NAMED, ("missing",))),
+    "PATIENT_NOT_FOUND": (lambda w: w.patients.get("no"), Told(StatusCode.NOT_FOUND, NAMED, ("missing",))),
+    "ASSIGNMENT_NOT_FOUND": (lambda w: w.clinic.get(ONE), Told(StatusCode.NOT_FOUND, NAMED)),
+    "ASSIGNMENT_NOT_FOUND by unassign": (lambda w: w.side.unassign(), Told(StatusCode.NOT_FOUND)),
+    "ASSIGNMENT_NOT_FOUND by transfer": (not_with_the_source, Told(StatusCode.NOT_FOUND, NAMED, ("missing",))),
+    "ID_TAKEN": (lambda w: w.patients.create("p1", display_name=CANARY), Told(StatusCode.ALREADY_EXISTS)),
+    "IDENTIFIER_TAKEN": (identifier_taken, Told(StatusCode.ALREADY_EXISTS)),
+    "ASSIGNMENT_DIFFERS": (assignment_differs, Told(StatusCode.ALREADY_EXISTS, NONE, ("assignment_id",))),
+    "THERAPIST_DELETED": (therapist_deleted, Told(StatusCode.FAILED_PRECONDITION, BROKEN_RULE)),
+    "THERAPIST_DELETED by transfer": (
+        therapist_deleted_in_transfer,
+        Told(StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("therapist_id",)),
     ),
-    "PATIENT_DELETED": Row(patient_deleted, StatusCode.FAILED_PRECONDITION, BROKEN_RULE),
-    "PATIENT_DELETED by transfer": Row(
-        patient_deleted_in_transfer, StatusCode.FAILED_PRECONDITION, BROKEN_RULE | NAMED
+    "PATIENT_DELETED": (patient_deleted, Told(StatusCode.FAILED_PRECONDITION, BROKEN_RULE)),
+    "PATIENT_DELETED by transfer": (
+        patient_deleted_in_transfer,
+        Told(StatusCode.FAILED_PRECONDITION, BROKEN_RULE | NAMED),
     ),
-    "THERAPIST_NOT_ACTIVE": Row(therapist_not_active, StatusCode.FAILED_PRECONDITION, BROKEN_RULE),
-    "PATIENT_NOT_ACTIVE": Row(patient_not_active, StatusCode.FAILED_PRECONDITION, BROKEN_RULE),
-    "PRIMARY_EXISTS": Row(primary_exists, StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("therapist_id",)),
-    "THERAPIST_AT_CAPACITY": Row(
-        therapist_at_capacity, StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("limit", "current")
+    "THERAPIST_NOT_ACTIVE": (therapist_not_active, Told(StatusCode.FAILED_PRECONDITION, BROKEN_RULE)),
+    "PATIENT_NOT_ACTIVE": (patient_not_active, Told(StatusCode.FAILED_PRECONDITION, BROKEN_RULE)),
+    "PRIMARY_EXISTS": (primary_exists, Told(StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("therapist_id",))),
+    "THERAPIST_AT_CAPACITY": (
+        therapist_at_capacity,
+        Told(StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("limit", "current")),
     ),
-    "HAS_ACTIVE_ASSIGNMENTS": Row(has_active_assignments, StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("count",)),
-    "PERIOD_OVERLAPS": Row(period_overlaps, StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("assignment_id",)),
-    "TOO_MANY_ASSIGNMENTS": Row(
-        too_many_assignments, StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("limit", "current")
+    "HAS_ACTIVE_ASSIGNMENTS": (has_active_assignments, Told(StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("count",))),
+    "PERIOD_OVERLAPS": (period_overlaps, Told(StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("assignment_id",))),
+    "TOO_MANY_ASSIGNMENTS": (
+        too_many_assignments,
+        Told(StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("limit", "current")),
     ),
-    "TOO_MANY_ASSIGNMENTS by transfer": Row(
-        too_many_assignments_in_transfer, StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("limit", "current")
+    "TOO_MANY_ASSIGNMENTS by transfer": (
+        too_many_assignments_in_transfer,
+        Told(StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("limit", "current")),
     ),
-    "ETAG_MISMATCH": Row(etag_mismatch, StatusCode.ABORTED),
-    "STORE_BUSY": Row(store_busy, StatusCode.UNAVAILABLE, LATER),
-    "STORE_UNAVAILABLE": Row(store_unavailable, StatusCode.UNAVAILABLE, LATER),
-    "STORE_UNAVAILABLE by watch": Row(store_unavailable_to_watch, StatusCode.UNAVAILABLE, LATER),
-    "OUTCOME_UNKNOWN": Row(outcome_unknown, StatusCode.UNAVAILABLE),
-    "STORE_FULL": Row(store_full, StatusCode.RESOURCE_EXHAUSTED),
-    "SHUTTING_DOWN": Row(shutting_down, StatusCode.UNAVAILABLE),
-    "SHUTTING_DOWN by watch": Row(shutting_down_in_watch, StatusCode.UNAVAILABLE),
-    "REVISION_PRUNED": Row(
+    "ETAG_MISMATCH": (etag_mismatch, Told(StatusCode.ABORTED)),
+    "SHUTTING_DOWN": (shutting_down, Told(StatusCode.UNAVAILABLE)),
+    "SHUTTING_DOWN by watch": (shutting_down_in_watch, Told(StatusCode.UNAVAILABLE)),
+    "REVISION_PRUNED": (
         lambda w: w.clinic.send("ListChanges", after_revision=pruned(w)),
-        StatusCode.OUT_OF_RANGE,
-        NONE,
-        ("oldest_revision",),
+        Told(StatusCode.OUT_OF_RANGE, NONE, ("oldest_revision",)),
     ),
-    "REVISION_PRUNED by watch": Row(
-        lambda w: next(w.clinic.watch(pruned(w))), StatusCode.OUT_OF_RANGE, NONE, ("oldest_revision",)
+    "REVISION_PRUNED by watch": (
+        lambda w: next(w.clinic.watch(pruned(w))),
+        Told(StatusCode.OUT_OF_RANGE, NONE, ("oldest_revision",)),
     ),
-    "REVISION_FOREIGN": Row(lambda w: w.clinic.send("ListChanges", after_revision=CANARY), StatusCode.OUT_OF_RANGE),
-    "REVISION_FOREIGN by watch": Row(lambda w: next(w.clinic.watch(CANARY)), StatusCode.OUT_OF_RANGE),
-    "TOO_MANY_WATCHES": Row(too_many_watches, StatusCode.RESOURCE_EXHAUSTED, NONE, ("limit",)),
-    "WATCH_TOO_SLOW": Row(watch_too_slow, StatusCode.ABORTED),
-    "DEADLINE_EXCEEDED": Row(deadline_exceeded, StatusCode.DEADLINE_EXCEEDED),
-    "INTERNAL": Row(internal, StatusCode.INTERNAL, NONE, ("error_id",)),
-    "INTERNAL by watch": Row(internal_in_watch, StatusCode.INTERNAL, NONE, ("error_id",)),
+    "REVISION_FOREIGN": (lambda w: w.clinic.send("ListChanges", after_revision=CANARY), Told(StatusCode.OUT_OF_RANGE)),
+    "REVISION_FOREIGN by watch": (lambda w: next(w.clinic.watch(CANARY)), Told(StatusCode.OUT_OF_RANGE)),
+    "TOO_MANY_WATCHES": (too_many_watches, Told(StatusCode.RESOURCE_EXHAUSTED, NONE, ("limit",))),
+    "WATCH_TOO_SLOW": (watch_too_slow, Told(StatusCode.ABORTED)),
+    "DEADLINE_EXCEEDED": (deadline_exceeded, Told(StatusCode.DEADLINE_EXCEEDED)),
+    "INTERNAL": (internal, Told(StatusCode.INTERNAL, NONE, ("error_id",))),
+    "INTERNAL by watch": (internal_in_watch, Told(StatusCode.INTERNAL, NONE, ("error_id",))),
 }
 """By the reason, and where there are several ways to it, the RPC."""
+FAILURES = {
+    "STORE_BUSY": Told(StatusCode.UNAVAILABLE, LATER),
+    "STORE_UNAVAILABLE": Told(StatusCode.UNAVAILABLE, LATER),
+    "STORE_UNAVAILABLE by watch": Told(StatusCode.UNAVAILABLE, LATER),
+    "OUTCOME_UNKNOWN": Told(StatusCode.UNAVAILABLE),
+    "STORE_FULL": Told(StatusCode.RESOURCE_EXHAUSTED),
+}
+"""What must be told where a database fails, whichever it is."""
+ALL = {way: told for way, (_, told) in TABLE.items()} | FAILURES
+
+
+def reason_of(way: str) -> str:
+    return way.partition(" ")[0]
+
+
+def assert_told(way: str, provoke: Callable[[], object]) -> None:
+    """It is refused as the table says, and nothing of it says a value."""
+    told, reason = ALL[way], reason_of(way)
+    with pytest.raises(grpc.RpcError) as caught:
+        provoke()
+    found = refusal(caught.value)
+    assert (found.code, found.reason) == (told.code, reason)
+    assert found.details.keys() == {"ErrorInfo", *told.details}
+    assert found.metadata.keys() == set(told.metadata)
+    assert found.message
+    if "PreconditionFailure" in found.details:
+        [violation] = found.details["PreconditionFailure"].violations
+        assert violation.type == reason
+    if "RetryInfo" in found.details:
+        assert 0 < found.details["RetryInfo"].retry_delay.ToTimedelta().total_seconds() <= 10
+    assert CANARY.lower() not in everything_said(caught.value).lower()

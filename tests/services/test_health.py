@@ -4,7 +4,6 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -15,6 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from service.config import Config
 from service.server import build_server
 from tests.clinic import RPCS, Clinic
+from tests.conftest import NewDatabase
 from tests.running import Client
 
 SERVICES = sorted({rpc.containing_service.full_name for rpc in RPCS.values()})
@@ -43,10 +43,9 @@ def test_the_health_of_an_unknown_service_is_not_found(client: Client) -> None:
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
 
 
-def test_a_watch_sees_readiness_go_and_does_not_hold_up_the_stop(tmp_path: Path) -> None:
+def test_a_watch_sees_readiness_go_and_does_not_hold_up_the_stop(database_url: str) -> None:
     grace = 5
-    database = f"sqlite:///{tmp_path}/caseload.db"
-    server = build_server(Config(address="127.0.0.1:0", database=database, drain_seconds=0.2, grace_seconds=grace))
+    server = build_server(Config("127.0.0.1:0", database_url, drain_seconds=0.2, grace_seconds=grace))
     server.start()
     client = Client(server.address)
     watches = [health_of(client).Watch(health_pb2.HealthCheckRequest(service=service)) for service in SERVICES]
@@ -61,16 +60,16 @@ def test_a_watch_sees_readiness_go_and_does_not_hold_up_the_stop(tmp_path: Path)
     assert took < grace / 2
 
 
-def test_a_stopped_server_leaves_no_thread_behind(tmp_path: Path) -> None:
+def test_a_stopped_server_leaves_no_thread_behind(new_database: NewDatabase) -> None:
     before = threading.active_count()
-    for n in range(2):
-        database = f"sqlite:///{tmp_path}/{n}.db"
-        server = build_server(Config(address="127.0.0.1:0", database=database, drain_seconds=0))
-        server.start()
-        with Clinic(server.address) as clinic:
-            next(clinic.watch())
-            clinic.patients("p1")
-            server.stop()
+    for _ in range(2):
+        with new_database() as url:
+            server = build_server(Config("127.0.0.1:0", url, drain_seconds=0))
+            server.start()
+            with Clinic(server.address) as clinic:
+                next(clinic.watch())
+                clinic.patients("p1")
+                server.stop()
     until = time.monotonic() + 5
     while threading.active_count() > before + 2 and time.monotonic() < until:  # two may be the library's own
         time.sleep(0.01)

@@ -85,7 +85,7 @@ def what_is_wrong(people: People, mask: list[str], sent: list[str]) -> list[str]
 
 @honours("Update{A}Request.{a}", "Update{A}Request.update_mask")
 @honours("{A}.display_name", "{A}.email", "{A}.status", "{A}.identifiers", "{A}.annotations")
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_an_update_sets_what_the_mask_names_and_nothing_else(people: People, data: st.DataObject) -> None:
     mask = data.draw(masks(people), label="mask")

@@ -3,7 +3,7 @@
 import copy
 import itertools
 from collections.abc import Callable
-from tempfile import TemporaryDirectory
+from contextlib import ExitStack
 from typing import Any, ClassVar
 
 import grpc
@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from service.config import Config
 from service.server import build_server
 from tests.clinic import ACTIVE, ENDED, PRIMARY, READS, RPCS, T0, TREATING, Clinic, full_name, new_request_id, number
+from tests.conftest import NewDatabase
 from tests.running import refusal
 from tests.services.model import IDLE, PATIENT, THERAPIST, Line, Model, Period, Person, Refused
 
@@ -43,15 +44,20 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
 
     called: ClassVar[set[str]] = set()
     """The RPCs that were called with success, in all runs."""
+    new_database: ClassVar[NewDatabase]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stack = ExitStack()
 
     @initialize()
     def start(self) -> None:
-        self._folder = TemporaryDirectory()
         self.model = Model(now=T0)
-        config = Config(address="127.0.0.1:0", database=f"sqlite:///{self._folder.name}/caseload.db", drain_seconds=0)
-        self._server = build_server(config, clock=lambda: self.model.now * 1_000_000)
-        self._server.start()
-        self.clinic = Clinic(self._server.address)
+        config = Config("127.0.0.1:0", self._stack.enter_context(type(self).new_database()), drain_seconds=0)
+        server = build_server(config, clock=lambda: self.model.now * 1_000_000)
+        server.start()
+        self._stack.callback(server.stop)
+        self.clinic = self._stack.enter_context(Clinic(server.address))
         self.head = self.clinic.head()
         for one in THERAPISTS:
             self.create(THERAPIST, one)
@@ -77,10 +83,7 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
         self.transfer(("t0", "t1"), [], 0, ignore_capacity=False)
 
     def teardown(self) -> None:
-        if hasattr(self, "clinic"):
-            self.clinic.channel.close()
-            self._server.stop()
-            self._folder.cleanup()
+        self._stack.close()
 
     def both(self, rpc: str, sent: Sent, verb: Callable[[Model], list[Line]], how: int = 0) -> None:
         """The call and the model's verb: the same outcome, and in the log what the model says.
@@ -284,12 +287,13 @@ def _line(change: Any) -> Line:
     return change.kind, of.therapist_id, of.patient_id, tuple(sorted(change.changed_fields))
 
 
-def test_the_service_does_what_the_model_does() -> None:
+def test_the_service_does_what_the_model_does(new_database: NewDatabase) -> None:
     CaseloadBesideItsModel.called.clear()
+    CaseloadBesideItsModel.new_database = staticmethod(new_database)
     run_state_machine_as_test(
         CaseloadBesideItsModel,
         settings=settings(
-            max_examples=20,
+            max_examples=10,
             stateful_step_count=30,
             deadline=None,
             derandomize=True,

@@ -4,7 +4,6 @@ import base64
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -13,16 +12,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.config import Config
-from service.server import build_server
+from service.server import CaseloadServer, build_server
 from tests.clinic import RPCS
 from tests.clinic import request as request_of
+from tests.conftest import NewDatabase
 from tests.running import Client, refusal
 from tests.services.calling import SIDES, People, Side, call, honours, refused
 from tests.services.samples import METHODS, SAMPLES, is_ours
+from tests.store.ward import crowd
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 MIB = 1024 * 1024
 RECORD = 32 * 1024
+MAXIMAL = 200
 SIGNED_BYTES = 24
 """What comes before the id in a token: the signature, and what binds it to the request."""
 
@@ -63,9 +65,14 @@ class Lister:
 LISTS = [method.name for method in METHODS if "page_token" in method.input_type.fields_by_name]
 
 
-@pytest.fixture(params=LISTS)
-def lister(client: Client, request: pytest.FixtureRequest) -> Lister:
-    listing = Lister(client, request.param)
+@pytest.fixture(scope="module", params=LISTS)
+def lister(new_database: NewDatabase, request: pytest.FixtureRequest) -> Iterator[Lister]:
+    """For tests that only read."""
+    with new_database() as url, serving(url) as client:
+        yield filled(Lister(client, request.param))
+
+
+def filled(listing: Lister) -> Lister:
     for n in range(5):
         listing.side.therapists.create(f"t{n}", display_name="Canary Anders")
         listing.side.patients.create(f"p{n}", display_name="Canary Anders")
@@ -73,7 +80,7 @@ def lister(client: Client, request: pytest.FixtureRequest) -> Lister:
         for pair in (("t0", f"p{n}"), (f"t{n}", "p0")):
             listing.side.assign(*pair, focus="canary-focus")
     listing.side.assign("t0", "p0")
-    for n in range(1, 5) if request.param == "ListAssignments" else ():
+    for n in range(1, 5) if listing.rpc == "ListAssignments" else ():
         listing.side.unassign(f"t{n}", "p0")
     return listing
 
@@ -165,21 +172,21 @@ def test_a_token_in_the_other_base64_alphabet_is_refused(people: People, ours: s
     assert found.reason == "PAGE_TOKEN_INVALID"
 
 
-def test_a_token_of_another_store_is_refused(lister: Lister, tmp_path: Path) -> None:
+def test_a_token_of_another_store_is_refused(lister: Lister, new_database: NewDatabase) -> None:
     token = lister(page_size=1).next_page_token
-    with serving(tmp_path / "other.db") as other:
+    with new_database() as url, serving(url) as other:
         elsewhere = Lister(other, lister.rpc)
         elsewhere.side.mine.create(f"{elsewhere.side.name[0]}0")
         assert is_invalid(elsewhere, token)
 
 
-def test_a_token_outlives_a_restart(tmp_path: Path) -> None:
-    with serving(tmp_path / "kept.db") as client:
+def test_a_token_outlives_a_restart(database_url: str) -> None:
+    with serving(database_url) as client:
         people = People(client, "Patient")
         for one in "abc":
             people.create(one)
         token = people.call("List", page_size=1).next_page_token
-    with serving(tmp_path / "kept.db") as client:
+    with serving(database_url) as client:
         people = People(client, "Patient")
         assert people.ids(people.call("List", page_token=token)) == ["b", "c"]
 
@@ -193,17 +200,18 @@ def test_a_token_holds_nothing_but_the_last_id(lister: Lister) -> None:
     assert len(body) == SIGNED_BYTES + len(lister.ids(response)[0])
 
 
-def test_a_page_is_50_where_no_size_is_given_and_1000_at_most(client: Client) -> None:
-    people = People(client, "Therapist")
-    in_parallel(lambda n: people.create(f"t{n:04}"), 1002)
+def test_a_page_is_50_where_no_size_is_given_and_1000_at_most(server: CaseloadServer, client: Client) -> None:
+    people = People(client, "Patient")
+    People(client, "Therapist").create("t1")
+    crowd(server._store, "t1", 1002)
     for size, count in ((0, 50), (1000, 1000), (1001, 1000), (2**31 - 1, 1000)):
         assert len(people.ids(people.call("List", page_size=size))) == count
 
 
 @pytest.fixture(scope="module")
-def maximal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Side]:
-    """A thousand patients of 32 KiB, all of one therapist."""
-    with serving(tmp_path_factory.mktemp("maximal") / "caseload.db") as client:
+def maximal(new_database: NewDatabase) -> Iterator[Side]:
+    """Patients of 32 KiB, three pages and more of them, all of one therapist."""
+    with new_database() as url, serving(url) as client:
         side = Side(client, "Therapist")
         side.therapists.create("t1")
         annotations = {f"{n:02}": "a" * 1000 for n in range(32)}
@@ -212,7 +220,7 @@ def maximal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Side]:
             side.patients.create(f"p{n:04}", display_name="n" * 100, annotations=annotations)
             side.assign("t1", f"p{n:04}")
 
-        in_parallel(add, 1000)
+        in_parallel(add, MAXIMAL)
         yield side
 
 
@@ -235,7 +243,7 @@ def test_pages_that_end_early_still_show_each_record_once(maximal: Side, rpc: st
     listing = Lister(maximal.client, rpc)
     listing.parent = dict.fromkeys(listing.parent, "t1")
     seen = listing.walk(lambda: 1000)
-    assert len(seen) == len(set(seen)) == 1000
+    assert len(seen) == len(set(seen)) == MAXIMAL
     assert seen == sorted(seen)
 
 
@@ -252,9 +260,9 @@ def in_parallel(work: Callable[[int], object], count: int) -> None:
 
 
 @contextmanager
-def serving(database: Path) -> Iterator[Client]:
-    """A server on this file, and a caller of it."""
-    server = build_server(Config(address="127.0.0.1:0", database=f"sqlite:///{database}", drain_seconds=0))
+def serving(url: str) -> Iterator[Client]:
+    """A server on this database, and a caller of it."""
+    server = build_server(Config(address="127.0.0.1:0", database=url, drain_seconds=0))
     server.start()
     client = Client(server.address)
     yield client

@@ -1,6 +1,7 @@
 """Create, get, batch get, delete and undelete: what therapists and patients share."""
 
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
@@ -33,6 +34,12 @@ def test_a_taken_id_is_refused_also_after_a_delete(people: People) -> None:
     assert refused(people.create, "one").reason == "ID_TAKEN"
     people.delete("one")
     assert refused(people.create, "one").reason == "ID_TAKEN"
+
+
+def test_more_may_write_at_once_than_the_server_has_threads(people: People) -> None:
+    with ThreadPoolExecutor(32) as threads:
+        made = list(threads.map(lambda n: people.id_of(people.create(f"r{n}")), range(200)))
+    assert made == [f"r{n}" for n in range(200)]
 
 
 def test_an_id_may_be_used_once_a_kind(therapists: People, patients: People) -> None:

@@ -3,7 +3,6 @@
 import socket
 import struct
 import threading
-from pathlib import Path
 
 from caseload.v1 import patient_service_pb2 as pb
 from caseload.v1.resources_pb2 import Patient
@@ -66,8 +65,8 @@ class SlowReader:
         self._socket.close()
 
 
-def test_an_answer_that_is_still_being_read_at_a_stop_arrives_whole(tmp_path: Path) -> None:
-    server = build_server(Config("127.0.0.1:0", f"sqlite:///{tmp_path}/caseload.db", threads=4, drain_seconds=0))
+def test_an_answer_that_is_still_being_read_at_a_stop_arrives_whole(database_url: str) -> None:
+    server = build_server(Config("127.0.0.1:0", database_url, threads=4, drain_seconds=0))
     server.start()
     client = Client(server.address)
     notes = {f"{number}": "x" * 900 for number in range(10)}

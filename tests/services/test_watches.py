@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -21,13 +20,14 @@ from tests.store.ward import fill
 
 OWN_PROCESS_SECONDS = 0.05
 """Promised: a watcher sees a commit of its own process within this."""
+NEWS_SECONDS = 0.5
+"""Promised: a store tells of another process's commit within this."""
 ROOM = 10
 """Tests share the machine with others, so they allow this many times a promised time."""
 
 
 @contextmanager
-def serving(folder: Path, **settings: Any) -> Iterator[CaseloadServer]:
-    url = f"sqlite:///{folder}/caseload.db"
+def serving(url: str, **settings: Any) -> Iterator[CaseloadServer]:
     server = build_server(Config(address="127.0.0.1:0", database=url, drain_seconds=0, **settings))
     server.start()
     try:
@@ -127,7 +127,7 @@ def test_a_filter_lets_through_what_it_says(clinic: Clinic) -> None:
 def test_heartbeats_tell_how_far_a_watch_is_while_its_filter_hides_everything(
     clinic: Clinic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert watches.HEARTBEAT_SECONDS < 30 - ROOM * watches.POLL_SECONDS  # promised: one at least every 30 seconds
+    assert watches.HEARTBEAT_SECONDS < 30 - ROOM * NEWS_SECONDS  # promised: one at least every 30 seconds
     monkeypatch.setattr(watches, "HEARTBEAT_SECONDS", 0.2)
     with Follower(clinic, actor="nobody") as follower:
         follower.wait_for(3)
@@ -169,8 +169,8 @@ def test_a_commit_of_the_same_process_is_seen_at_once(
     assert max(waits) < OWN_PROCESS_SECONDS * ROOM
 
 
-def test_one_watch_too_many_is_refused_and_a_place_is_free_again_after_a_client_goes(tmp_path: Path) -> None:
-    with serving(tmp_path, max_watches=2) as server, Clinic(server.address) as clinic:
+def test_one_watch_too_many_is_refused_and_a_place_is_free_again_after_a_client_goes(database_url: str) -> None:
+    with serving(database_url, max_watches=2) as server, Clinic(server.address) as clinic:
 
         def taken() -> None:
             found = refused(next, clinic.watch())
@@ -198,17 +198,17 @@ def test_one_watch_too_many_is_refused_and_a_place_is_free_again_after_a_client_
             stays.wait_through(clinic.head())
 
 
-def test_a_refused_watch_takes_no_place(tmp_path: Path) -> None:
-    with serving(tmp_path, max_watches=1) as server, Clinic(server.address) as clinic:
+def test_a_refused_watch_takes_no_place(database_url: str) -> None:
+    with serving(database_url, max_watches=1) as server, Clinic(server.address) as clinic:
         for _ in range(10):
             assert refused(next, clinic.watch("x.1")).reason == "REVISION_FOREIGN"
             assert refused(next, clinic.watch(actor="\0")).reason == "INVALID_FIELD"
         assert next(clinic.watch()).through_revision == clinic.head()
 
 
-def test_calls_are_answered_while_every_watch_place_is_taken(tmp_path: Path) -> None:
+def test_calls_are_answered_while_every_watch_place_is_taken(database_url: str) -> None:
     places = Config.max_watches
-    with serving(tmp_path) as server, Clinic(server.address) as clinic, ExitStack() as stack:
+    with serving(database_url) as server, Clinic(server.address) as clinic, ExitStack() as stack:
         clinic.therapists("t1")
 
         def calls(count: int) -> float:
@@ -230,9 +230,9 @@ def test_calls_are_answered_while_every_watch_place_is_taken(tmp_path: Path) -> 
             follower.wait_through(clinic.head())
 
 
-def test_a_slow_reader_is_cut_with_a_reason_and_may_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_reader_is_cut_with_a_reason_and_may_resume(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watches, "SLOW_SECONDS", 0.3)
-    with serving(tmp_path) as server, Clinic(server.address) as clinic:
+    with serving(database_url) as server, Clinic(server.address) as clinic:
         start = clinic.head()
         fill(server._store, sets=8, lines=3000)
         received: list[Any] = []
@@ -254,10 +254,10 @@ def _raise(error: BaseException) -> None:
 
 
 def test_a_reader_that_takes_nothing_is_cut_and_leaves_its_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watches, "STUCK_SECONDS", 0.5)
-    with serving(tmp_path, max_watches=2) as server, Clinic(server.address) as clinic:
+    with serving(database_url, max_watches=2) as server, Clinic(server.address) as clinic:
         start = clinic.head()
         fill(server._store, sets=8, lines=3000)
         with unread(server.address, start) as stream, Follower(clinic) as other:
@@ -276,8 +276,8 @@ def test_a_reader_that_takes_nothing_is_cut_and_leaves_its_place(
             assert caught.value.code() == grpc.StatusCode.CANCELLED
 
 
-def test_a_stop_ends_every_watch_with_shutting_down(tmp_path: Path) -> None:
-    with serving(tmp_path) as server, Clinic(server.address) as clinic, ExitStack() as stack:
+def test_a_stop_ends_every_watch_with_shutting_down(database_url: str) -> None:
+    with serving(database_url) as server, Clinic(server.address) as clinic, ExitStack() as stack:
         followers = [stack.enter_context(Follower(clinic)) for _ in range(10)]
         for follower in followers:
             follower.wait_for(1)
@@ -290,8 +290,8 @@ def test_a_stop_ends_every_watch_with_shutting_down(tmp_path: Path) -> None:
             assert (follower.refusal.code, follower.refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
 
 
-def test_a_stop_tells_a_watch_that_is_far_behind_too(tmp_path: Path) -> None:
-    with serving(tmp_path) as server, Clinic(server.address) as clinic:
+def test_a_stop_tells_a_watch_that_is_far_behind_too(database_url: str) -> None:
+    with serving(database_url) as server, Clinic(server.address) as clinic:
         start = clinic.head()
         fill(server._store, sets=8, lines=9000)
         with unread(server.address, start) as stream:
@@ -308,8 +308,8 @@ def _read_slowly(stream: Any) -> None:
         time.sleep(0.5)
 
 
-def test_a_stop_does_not_wait_for_a_reader_that_takes_nothing(tmp_path: Path) -> None:
-    with serving(tmp_path, grace_seconds=20) as server, Clinic(server.address) as clinic:
+def test_a_stop_does_not_wait_for_a_reader_that_takes_nothing(database_url: str) -> None:
+    with serving(database_url, grace_seconds=20) as server, Clinic(server.address) as clinic:
         start = clinic.head()
         fill(server._store, sets=8, lines=3000)
         with unread(server.address, start):

@@ -1,50 +1,26 @@
-"""A server on a disk that can fail, with a defect planted in a call and in a stream."""
+"""A server with a defect planted in a call and in a stream, and everything private there to be leaked."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import apsw
 import grpc
+import pytest
 
-from service.server import CaseloadServer
+from service.config import Config
+from service.server import CaseloadServer, build_server
+from service.servicers import watches
 from service.servicers.change import ChangeServicer
 from service.servicers.therapist import TherapistServicer
 from tests.clinic import Clinic
+from tests.running import Client
 from tests.services.calling import People, Side
 
 CANARY = "Canary-Zq9"
 """What no refusal may say."""
-
-
-class FailingDisk(apsw.VFS):
-    """The file system of the machine, on which an operation ("sync", "read") fails while a test says so."""
-
-    def __init__(self) -> None:
-        super().__init__("failing", "unix", makedefault=True)
-        self.failing = ""
-
-    def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> "FailingFile":
-        return FailingFile(self, name, flags)
-
-
-class FailingFile(apsw.VFSFile):
-    def __init__(self, disk: FailingDisk, name: str | apsw.URIFilename | None, flags: list[int]) -> None:
-        super().__init__("unix", name, flags)
-        self._disk = disk
-
-    def xSync(self, flags: int) -> None:
-        self._fail("sync")
-        super().xSync(flags)
-
-    def xRead(self, amount: int, offset: int) -> bytes:
-        self._fail("read")
-        return super().xRead(amount, offset)
-
-    def _fail(self, operation: str) -> None:
-        if self._disk.failing == operation:
-            raise apsw.IOError(CANARY)
+MRN = {"system": "urn:example:mrn", "value": CANARY}
+SLOW_SECONDS = 0.3
+"""What a watch of these tests may take for a message."""
 
 
 class DefectiveTherapists(TherapistServicer):
@@ -67,14 +43,12 @@ class DefectiveChanges(ChangeServicer):
 
 
 class World(NamedTuple):
-    """A server with therapist t1, patient p1 and one place for a watch, and what is needed to make it fail."""
+    """A server with therapist t1, patient p1 and one place for a watch."""
 
     server: CaseloadServer
     side: Side
     clinic: Clinic
     """Another caller of the same server."""
-    disk: FailingDisk
-    database: Path
 
     @property
     def therapists(self) -> People:
@@ -84,19 +58,23 @@ class World(NamedTuple):
     def patients(self) -> People:
         return self.side.patients
 
-    @property
-    def writer(self) -> apsw.Connection:
-        store: Any = self.server._store
-        connection: apsw.Connection = store._database._writer
-        return connection
-
 
 @contextmanager
-def holding_the_lock(database: Path) -> Iterator[None]:
-    other = apsw.Connection(str(database))
-    other.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    finally:
-        other.execute("ROLLBACK")
-        other.close()
+def world_on(url: str) -> Iterator[World]:
+    """Begins it on an empty database."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("service.server.TherapistServicer", DefectiveTherapists)
+        patched.setattr("service.server.ChangeServicer", DefectiveChanges)
+        patched.setattr(watches, "SLOW_SECONDS", SLOW_SECONDS)
+        server = build_server(Config("127.0.0.1:0", url, threads=4, max_watches=1, drain_seconds=0))
+        server.start()
+        side = Side(Client(server.address), "Therapist")
+        private = {"display_name": CANARY, "email": f"{CANARY}@example.org", "annotations": {CANARY: CANARY}}
+        side.therapists.create("t1", identifiers=[MRN], max_active_patients=5, **private)
+        side.patients.create("p1", identifiers=[MRN], **private)
+        try:
+            with Clinic(server.address) as clinic:
+                yield World(server, side, clinic)
+        finally:
+            side.client.close()
+            server.stop()

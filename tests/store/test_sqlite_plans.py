@@ -84,7 +84,7 @@ def test_a_check_looks_at_the_pairs_periods_only(store: RelationshipStore) -> No
 def test_each_filter_walks_an_index(store: RelationshipStore, given: tuple[str, ...]) -> None:
     wanted, parameters = change_log._wanted(ChangeQuery(**dict.fromkeys(given, "x")))
     sql = change_log._PAGE.format(wanted=wanted)
-    plan = run(store, f"EXPLAIN QUERY PLAN {sql}", {**parameters, "after": 0, "limit": 10})
+    plan = run(store, f"EXPLAIN QUERY PLAN {sql}", {**parameters, "after": 0, "limit": 10, "lines": 10})
     steps = [row[3] for row in plan]
     assert [step for step in steps if step.startswith("SCAN") and "wanted" not in step] == []
     assert not any("TEMP B-TREE FOR ORDER BY" in step for step in steps), steps

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from service.store.migrate import migrate
+from service.store.sqlite_migrate import migrate
 from tests.process.starting import caseload, url
 from tests.running import ServerProcess
 
@@ -29,6 +29,6 @@ def test_a_dry_run_lists_what_would_run_and_creates_nothing(tmp_path: Path) -> N
 
 def test_a_dry_run_beside_a_serving_server_tells_the_truth(tmp_path: Path) -> None:
     path = tmp_path / "caseload.db"
-    with ServerProcess(path):
+    with ServerProcess(url(path)):
         ended = caseload(tmp_path, "migrate", "--dry-run", "--database", url(path))
     assert (ended.returncode, ended.stdout) == (0, "")

@@ -6,17 +6,19 @@ from pathlib import Path
 import pytest
 
 from service.store import sqlite
-from tests.process.acknowledged import Writers, damage, invented, lost, stored_after_restart
+from tests.process.acknowledged import Writers, invented, lost, stored_after_restart
+from tests.process.sqlite_damage import damage
+from tests.process.starting import url
 from tests.running import ServerProcess
 
-POWER_LOSS = (sys.executable, str(Path(__file__).with_name("power_loss.py")))
+POWER_LOSS = (sys.executable, str(Path(__file__).with_name("sqlite_power_loss.py")))
 
 
 def write_until_the_power_goes(database: Path, name: str, **variables: str) -> dict[str, int]:
     """Returns the last acknowledged write of each patient."""
     environment = {f"CASELOAD_TEST_{variable}": value for variable, value in variables.items()}
     with (
-        ServerProcess(database, command=POWER_LOSS, environment=environment) as server,
+        ServerProcess(url(database), command=POWER_LOSS, environment=environment) as server,
         Writers(server.address, name, threads=4) as writers,
     ):
         writers.wait_for(patients=20)
@@ -30,7 +32,7 @@ def test_no_acknowledged_write_is_lost_by_a_power_cut(tmp_path: Path, disk: dict
     acknowledged: dict[str, int] = {}
     for attempt in range(2):
         acknowledged |= write_until_the_power_goes(database, f"round-{attempt}", **disk)
-        found = stored_after_restart(database)
+        found = stored_after_restart(url(database))
         assert lost(acknowledged, found) == []
         assert invented(acknowledged, found) == []
         assert damage(database) == []
@@ -39,9 +41,9 @@ def test_no_acknowledged_write_is_lost_by_a_power_cut(tmp_path: Path, disk: dict
 @pytest.mark.parametrize("synchronous", ["NORMAL", "OFF"])
 def test_a_store_that_syncs_less_loses_acknowledged_writes(tmp_path: Path, synchronous: str) -> None:
     database = tmp_path / "caseload.db"
-    stored_after_restart(database)  # the schema is on the disk
+    stored_after_restart(url(database))  # the schema is on the disk
     acknowledged = write_until_the_power_goes(database, "unsafe", SYNCHRONOUS=synchronous)
-    assert lost(acknowledged, stored_after_restart(database)) != []
+    assert lost(acknowledged, stored_after_restart(url(database))) != []
 
 
 def test_the_store_syncs_every_commit() -> None:

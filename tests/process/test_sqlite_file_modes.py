@@ -5,7 +5,7 @@ from pathlib import Path
 
 from caseload.v1 import resources_pb2, therapist_service_pb2
 
-from tests.process.starting import CASELOAD, caseload
+from tests.process.starting import CASELOAD, caseload, url
 from tests.running import Client, ServerProcess
 
 OPEN_TO_ALL = ("sh", "-c", 'umask 0 && exec "$0" "$@"', *CASELOAD)
@@ -16,7 +16,7 @@ def modes(folder: Path) -> dict[str, int]:
 
 
 def test_a_serving_server_s_files_are_its_user_s_alone(tmp_path: Path) -> None:
-    with ServerProcess(tmp_path / "caseload.db", command=OPEN_TO_ALL) as server:
+    with ServerProcess(url(tmp_path / "caseload.db"), command=OPEN_TO_ALL) as server:
         client = Client(server.address)
         therapist = resources_pb2.Therapist(display_name="Therapist")
         client.therapists.CreateTherapist(therapist_service_pb2.CreateTherapistRequest(therapist=therapist), timeout=20)
@@ -26,5 +26,5 @@ def test_a_serving_server_s_files_are_its_user_s_alone(tmp_path: Path) -> None:
 
 def test_a_migrated_file_is_its_user_s_alone(tmp_path: Path) -> None:
     path = tmp_path / "caseload.db"
-    assert caseload(tmp_path, "migrate", "--database", f"sqlite:///{path}", command=OPEN_TO_ALL).returncode == 0
+    assert caseload(tmp_path, "migrate", "--database", url(path), command=OPEN_TO_ALL).returncode == 0
     assert modes(tmp_path) == {"caseload.db": 0o600}

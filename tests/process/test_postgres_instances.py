@@ -1,0 +1,109 @@
+"""Two instances on one PostgreSQL whose writers commit in another order than they began."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+
+from tests.clinic import Clinic, number
+from tests.following import Follower
+from tests.running import ServerProcess
+
+LATE = ("late-1", "late-2", "late-3")
+WAITING = """
+CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN PERFORM pg_advisory_xact_lock(hashtext(NEW.patient_id)); RETURN NULL; END $$;
+CREATE CONSTRAINT TRIGGER wait AFTER INSERT ON patient {} FOR EACH ROW
+    WHEN (NEW.patient_id LIKE 'late-%') EXECUTE FUNCTION wait()"""
+WAITERS = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+
+
+@contextmanager
+def instances(url: str) -> Iterator[tuple[Clinic, Clinic]]:
+    with (
+        ServerProcess(url) as one,
+        ServerProcess(url) as other,
+        Clinic(one.address) as here,
+        Clinic(other.address) as there,
+    ):
+        yield here, there
+
+
+class Holder:
+    """Keeps the late writers where they are until each is let go."""
+
+    def __init__(self, url: str, when: str) -> None:
+        """Args: when, the trigger's: at the insert, or at the commit."""
+        self._connection = psycopg.connect(url, autocommit=True)
+        self._connection.execute(WAITING.format(when).encode())
+        for one in LATE:
+            self._connection.execute("SELECT pg_advisory_lock(hashtext(%s))", [one])
+
+    def wait_for(self, count: int) -> None:
+        """Until so many writers wait for a lock."""
+        for _ in range(2000):
+            if self._connection.execute(WAITERS).fetchone() == (count,):
+                return
+            threading.Event().wait(0.005)
+        raise AssertionError("they never came to wait")
+
+    def let_go(self, one: str) -> None:
+        self._connection.execute("SELECT pg_advisory_unlock(hashtext(%s))", [one])
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def writing(clinic: Clinic, patient_id: str) -> threading.Thread:
+    thread = threading.Thread(target=clinic.patients, args=(patient_id,))
+    thread.start()
+    return thread
+
+
+def test_no_watcher_passes_over_a_writer_that_commits_late(postgres_url: str) -> None:
+    holder = Holder(postgres_url, "")
+    with instances(postgres_url) as (here, there), Follower(here) as first, Follower(there) as second:
+        first.wait_for(1)
+        second.wait_for(1)
+        start = here.head()
+        late = [writing(clinic, one) for clinic, one in zip((here, there, here), LATE, strict=True)]
+        holder.wait_for(3)  # each has written its row, and is about to commit
+        for n, one in enumerate(("late-3", "late-1", "late-2")):
+            here.patients(f"a-{n}")
+            there.patients(f"b-{n}")
+            for follower in (first, second):
+                follower.wait_through(there.head())  # they are as far as can be, while others are not done
+            holder.let_go(one)
+            late[LATE.index(one)].join(30)
+        for follower in (first, second):
+            follower.wait_through(here.head())
+        log = list(here.log(start))
+    holder.close()
+    order = ["a-0", "b-0", "late-3", "a-1", "b-1", "late-1", "a-2", "b-2", "late-2"]
+    assert [one.changes[0].patient_id for one in log] == order
+    assert [number(one.revision) for one in log] == list(range(number(start) + 1, number(start) + 10))
+    assert first.sets == second.sets == log
+
+
+def test_no_revision_is_seen_before_a_lower_one_whose_commit_lasts(postgres_url: str) -> None:
+    holder = Holder(postgres_url, "DEFERRABLE INITIALLY DEFERRED")
+    with instances(postgres_url) as (here, there), Follower(here) as first, Follower(there) as second:
+        first.wait_for(1)
+        second.wait_for(1)
+        start = here.head()
+        writers = [writing(here, "late-1")]
+        holder.wait_for(1)  # it has its number, and commits
+        writers += [writing(here, "a"), writing(there, "b")]
+        holder.wait_for(3)  # for the next number
+        assert here.head() == there.head() == start
+        holder.let_go("late-1")
+        for writer in writers:
+            writer.join(30)
+        for follower in (first, second):
+            follower.wait_through(here.head())
+        log = list(there.log(start))
+    holder.close()
+    assert log[0].changes[0].patient_id == "late-1"
+    assert len(log) == 3
+    assert first.sets == second.sets == log

@@ -1,0 +1,28 @@
+"""kill -9 of a process on a file: what it had not committed is lost, and the file is whole."""
+
+import sys
+from pathlib import Path
+
+from tests.process.acknowledged import lost, stored_after_restart, write_until_killed
+from tests.process.sqlite_damage import damage
+from tests.process.starting import url
+
+NO_COMMITS = (sys.executable, str(Path(__file__).with_name("sqlite_no_commits.py")))
+
+
+def test_a_server_that_answers_before_it_commits_is_found_out(tmp_path: Path) -> None:
+    database = url(tmp_path / "caseload.db")
+    acknowledged = write_until_killed(database, "early", NO_COMMITS)
+    assert lost(acknowledged, stored_after_restart(database)) != []
+
+
+def test_a_kill_leaves_the_file_whole_and_a_damaged_one_is_found_out(tmp_path: Path) -> None:
+    file = tmp_path / "caseload.db"
+    write_until_killed(url(file), "damaged")
+    assert damage(file) == []
+    stored_after_restart(url(file))  # and with it, checkpointed
+    assert damage(file) == []
+    content = bytearray(file.read_bytes())
+    content[-8192:] = bytes(8192)
+    file.write_bytes(content)
+    assert damage(file) != []

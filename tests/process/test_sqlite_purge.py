@@ -1,0 +1,35 @@
+"""What a purge and a restore make of files."""
+
+from pathlib import Path
+
+from tests.clinic import Clinic, number, refused
+from tests.following import first_answer
+from tests.process.starting import caseload, refusal, url
+from tests.running import ServerProcess
+
+
+def test_a_purge_with_a_time_that_is_none_is_refused_and_makes_no_file(tmp_path: Path) -> None:
+    database = ("purge", "--database", url(tmp_path / "caseload.db"))
+    for text in ("-1d", "30", "2020-01-31T00:00:00", "2020-13-01T00:00:00Z"):
+        assert refusal(tmp_path, *database, "--changes-before", text).startswith("--changes-before: "), text
+    assert "--changes-before" in refusal(tmp_path, *database)
+
+
+def test_a_purge_of_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    line = refusal(tmp_path, "purge", "--database", url(tmp_path / "caseload.db"), "--changes-before", "30d")
+    assert line.startswith("--database: ")
+
+
+def test_revisions_from_before_a_restore_are_refused_and_not_misread(tmp_path: Path) -> None:
+    database, restored = url(tmp_path / "caseload.db"), url(tmp_path / "restored.db")
+    with ServerProcess(database) as server, Clinic(server.address) as clinic:
+        clinic.therapists("t1")
+        clinic.patients("p1", "p2")
+        head, log = clinic.head(), list(clinic.log())
+        for command, where in (("backup", database), ("restore", restored)):
+            assert caseload(tmp_path, command, "copy.db", "--database", where).returncode == 0
+    with ServerProcess(restored) as server, Clinic(server.address) as other:
+        for rpc in ("ListChanges", "WatchChanges"):
+            assert refused(first_answer, other, rpc, head).reason == "REVISION_FOREIGN"
+        assert [list(one.changes) for one in other.log()] == [list(one.changes) for one in log]
+        assert number(other.head()) == number(head)
