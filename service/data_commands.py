@@ -83,7 +83,7 @@ def export_command(file: Path, database: str) -> None:
     from service.store import exports
 
     os.umask(0o077)
-    with _reading(database) as transaction, _progress("exporting", partial(exports.count, transaction)) as progress:
+    with reading(database) as transaction, _progress("exporting", partial(exports.count, transaction)) as progress:
         try:
             with _written(file) as lines:
                 exports.export(transaction, lines.write, progress)
@@ -119,7 +119,7 @@ def import_command(file: Path, database: str) -> None:
     try:
         with (
             _read(file) as lines,
-            _loading(database) as (loading, schema),
+            loading_into(database) as (loading, schema),
             _progress("importing", lambda: os.fstat(lines.fileno()).st_size) as progress,
         ):
             tally = imports.load(lines, loading, schema, progress)
@@ -147,7 +147,7 @@ def verify(database: str) -> int:
     """Look for broken rules, while it is served; exit code 1 where there are any. The last line is a digest."""
     from service.store import exports, verify
 
-    with _reading(database) as transaction, _progress("verifying", partial(exports.count, transaction)) as progress:
+    with reading(database) as transaction, _progress("verifying", partial(exports.count, transaction)) as progress:
         contents = verify.Contents(transaction)
         broken = [*verify.broken_rules(transaction), *contents.read(progress)]
         if not settings.is_postgres(database):
@@ -160,7 +160,7 @@ def verify(database: str) -> int:
 
 
 @contextmanager
-def _reading(url: str) -> Iterator[Transaction]:
+def reading(url: str) -> Iterator[Transaction]:
     """One state of a database that is there and up to date. Raises SettingError."""
     from service.opening import _usable as usable
 
@@ -188,7 +188,7 @@ def _postgres(url: str) -> Database:
 
 
 @contextmanager
-def _loading(url: str) -> Iterator[tuple[Loading, str]]:
+def loading_into(url: str) -> Iterator[tuple[Loading, str]]:
     """The empty database to fill, and the newest step of its schema. Raises SettingError, and as the loading does."""
     from service.opening import _usable as usable
 

@@ -6,12 +6,22 @@ from contextlib import contextmanager
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from service.store.content import TABLES
+from service.store.content import FOUND, TABLES
 from service.store.database import Row
 from service.store.imports import RuleBroken
 from service.store.migrations import SchemaError
 from service.store.postgres import Connection, connect
 
+# What is quicker to look at once, when all rows are there: how to drop it, and how to make it again.
+_MADE_LAST = """
+SELECT format('ALTER TABLE %s DROP CONSTRAINT %I', conrelid::regclass, conname),
+    format('ALTER TABLE %s ADD CONSTRAINT %I %s', conrelid::regclass, conname, pg_get_constraintdef(oid))
+FROM pg_constraint WHERE contype = 'f' AND connamespace = current_schema()::regnamespace
+UNION ALL
+SELECT format('DROP INDEX %s', indexrelid::regclass), pg_get_indexdef(indexrelid)
+FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
+WHERE relnamespace = current_schema()::regnamespace
+    AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = indexrelid)"""
 _NO_HURRY = " -c statement_timeout=0 -c idle_in_transaction_session_timeout=0"
 
 
@@ -45,14 +55,26 @@ class PostgresLoading:
 def loading(url: str) -> Iterator[PostgresLoading]:
     """A migrated database that is empty still, and is again where the with block raises.
 
-    Raises SchemaError where it is not, psycopg.Error.
+    Raises SchemaError where it is not, RuleBroken, psycopg.Error.
     """
-    tables = [table.name for table in TABLES]
     with connect(unhurried(url)) as connection, connection.transaction():
-        connection.execute(f"LOCK TABLE {', '.join(tables)} IN EXCLUSIVE MODE".encode())  # readers go on
-        for table in tables:
-            where = " WHERE head_revision > 0" if table == "store" else ""
-            if connection.execute(f"SELECT 1 FROM {table}{where} LIMIT 1".encode()).fetchone():
-                raise SchemaError("is not empty")
+        _lock_empty(connection)
+        made_last = connection.execute(_MADE_LAST).fetchall()
+        for drop, _ in made_last:
+            connection.execute(drop.encode())
         yield PostgresLoading(connection)
+        try:
+            for _, make in made_last:
+                connection.execute(make.encode())
+        except psycopg.IntegrityError as error:
+            raise RuleBroken(error.diag.constraint_name) from None
         connection.execute("ANALYZE")  # or the first plans would be those of empty tables
+
+
+def _lock_empty(connection: Connection) -> None:
+    """Keeps all others from writing. Raises SchemaError."""
+    for table in (*(table.name for table in TABLES), *FOUND):
+        connection.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE".encode())
+        where = " WHERE head_revision > 0" if table == "store" else ""
+        if connection.execute(f"SELECT 1 FROM {table}{where} LIMIT 1".encode()).fetchone():
+            raise SchemaError("is not empty")

@@ -1,5 +1,6 @@
 """A new SQLite file, filled at one go."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,7 +61,11 @@ def _unguarded(connection: apsw.Connection) -> Iterator[None]:
     connection.pragma("synchronous", "off")
     connection.pragma("locking_mode", "exclusive")
     connection.pragma("foreign_keys", 0)
-    connection.pragma("cache_size", -64 * 1024)
+    connection.pragma("cache_size", -64 * 1024)  # KiB
+    # Indexes are sorted on the database's own disk and not in memory, by a second core too.
+    os.environ["SQLITE_TMPDIR"] = str(Path(connection.filename).parent)
+    connection.pragma("temp_store", 1)
+    connection.pragma("threads", 2)
     indexes = list(connection.execute(_INDEXES))
     for name, _ in indexes:
         connection.execute(f"DROP INDEX {name}")

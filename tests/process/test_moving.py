@@ -1,0 +1,262 @@
+"""`caseload export`, `import` and `verify` as an operator runs them."""
+
+import os
+import pty
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import apsw
+import pytest
+
+from service import data_commands
+from service.config import Config
+from service.opening import open_store
+from service.store import PATIENT, THERAPIST, RelationshipStore
+from tests.process.acknowledged import Writers
+from tests.process.starting import CASELOAD, SECRET, caseload, refusal, url
+from tests.running import ServerProcess
+from tests.store.steps import make, run
+
+NO_FILE = "FILE: there is no such file, or it cannot be read"
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> str:
+    """The URL of a database with a therapist and a patient."""
+    address = url(tmp_path / "source.db")
+    store = open_store(Config(database=address), lambda: 1)
+    make(store, THERAPIST, "t")
+    make(store, PATIENT, "p")
+    store.close()
+    return address
+
+
+@pytest.fixture
+def open_stores() -> Iterator[list[RelationshipStore]]:
+    """Closed after the test."""
+    stores: list[RelationshipStore] = []
+    yield stores
+    for store in stores:
+        store.close()
+
+
+def last_line(text: str) -> str:
+    return text.splitlines()[-1]
+
+
+def test_what_is_served_is_exported_and_imported_and_verified(
+    tmp_path: Path, database_url: str, postgres_url: str
+) -> None:
+    target = {"CASELOAD_DATABASE": postgres_url}
+    with ServerProcess(database_url) as server, Writers(server.address, "w", threads=2) as writers:
+        writers.wait_for(patients=5)
+        export = caseload(tmp_path, "export", "moved.jsonl", CASELOAD_DATABASE=database_url)
+        assert (export.returncode, export.stdout, export.stderr) == (0, "", "")
+        verify = caseload(tmp_path, "verify", CASELOAD_DATABASE=database_url)
+        assert (verify.returncode, verify.stderr) == (0, "")
+        assert "broken" not in verify.stdout
+        server.kill()
+    assert stat.S_IMODE((tmp_path / "moved.jsonl").stat().st_mode) == 0o600
+    moved = caseload(tmp_path, "import", "moved.jsonl", **target)
+    assert (moved.returncode, moved.stderr) == (0, "")
+    verified = caseload(tmp_path, "verify", **target)
+    assert (verified.returncode, verified.stderr) == (0, "")
+    assert last_line(verified.stdout) == last_line(moved.stdout)
+    assert last_line(verified.stdout).startswith("digest: sha256:")
+    with ServerProcess(postgres_url) as server, Writers(server.address, "again", threads=2) as writers:
+        writers.wait_for(patients=2)
+        server.kill()
+    assert caseload(tmp_path, "verify", **target).returncode == 0
+
+
+def test_the_standard_streams_are_files_too(tmp_path: Path, database: str) -> None:
+    target = url(tmp_path / "target.db")
+    commands = f"export - --database {database} | {{}} import - --database {target}"
+    piped = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m service {commands.format(f'{sys.executable} -m service')}"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+        cwd=tmp_path,
+    )
+    assert piped.stderr == ""
+    assert caseload(tmp_path, "verify", "--database", target).stdout.endswith(piped.stdout)
+    assert stat.S_IMODE((tmp_path / "target.db").stat().st_mode) == 0o600
+
+
+def test_a_broken_rule_is_printed_with_ids_and_is_exit_code_1(
+    tmp_path: Path, database: str, open_stores: list[RelationshipStore]
+) -> None:
+    open_stores.append(store := open_store(Config(database=database), lambda: 1))
+    run(store, "UPDATE therapist SET active_patient_count = 3")
+    ended = caseload(tmp_path, "verify", "--database", database)
+    broken, rows, digest = ended.stdout.splitlines()
+    assert (ended.returncode, ended.stderr) == (1, "")
+    assert broken == "broken: active_patient_count is the number of active assignments: 1 (t)"
+    assert rows == "1 store, 1 therapist, 1 patient, 0 assignment, 2 change_set, 2 change, 0 request"
+    assert digest.startswith("digest: sha256:")
+
+
+def test_a_damaged_file_is_reported(tmp_path: Path) -> None:
+    path = tmp_path / "source.db"
+    store = open_store(Config(database=url(path)), lambda: 1)
+    for number in range(300):
+        make(store, THERAPIST, f"t{number}")
+    store.close()
+    connection = apsw.Connection(str(path))
+    [(root,)] = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'therapist_by_status'")
+    [(size,)] = connection.execute("PRAGMA page_size")
+    connection.close()
+    with path.open("r+b") as file:
+        file.seek((root - 1) * size + size // 2)
+        file.write(bytes(size // 4))
+    ended = caseload(tmp_path, "verify", "--database", url(path))
+    assert ended.returncode in (1, 2)
+    assert "the file is sound" in ended.stdout or ended.stderr.startswith("caseload: --database: ")
+
+
+def test_what_cannot_be_exported_or_imported_is_refused(tmp_path: Path, database: str) -> None:
+    exported = tmp_path / "there.jsonl"
+    assert caseload(tmp_path, "export", exported.name, "--database", database).returncode == 0
+    missing = url(tmp_path / f"{SECRET}.db")
+    in_no_folder = f"{SECRET}/{SECRET}.jsonl"
+    for arguments, line in (
+        (("export", exported.name, "--database", database), "FILE: exists already"),
+        (("export", in_no_folder, "--database", database), "FILE: could not be written"),
+        (("export", "new.jsonl", "--database", missing), "--database: there is no such file"),
+        (("verify", "--database", missing), "--database: there is no such file"),
+        (("import", SECRET, "--database", missing), NO_FILE),
+        (("import", str(tmp_path), "--database", missing), NO_FILE),
+        (("import", "source.db", "--database", missing), "FILE: line 1: is not an object of JSON with one name,"),
+        (("import", exported.name, "--database", database), "--database: the file, or a -wal file of an earlier one,"),
+        (("import", exported.name), "--database: the folder of the file does not exist"),
+    ):
+        assert refusal(tmp_path, *arguments).startswith(line)
+
+
+def test_postgres_is_migrated_by_its_operator_and_empty_before_an_import(
+    tmp_path: Path, database: str, postgres_url: str
+) -> None:
+    assert caseload(tmp_path, "export", "moved.jsonl", "--database", database).returncode == 0
+    target = {"CASELOAD_DATABASE": postgres_url}
+    assert caseload(tmp_path, "import", "moved.jsonl", **target).returncode == 0
+    assert refusal(tmp_path, "import", "moved.jsonl", **target) == "--database: is not empty"
+
+
+def test_a_reader_that_goes_away_ends_an_export(
+    tmp_path: Path, database: str, open_stores: list[RelationshipStore]
+) -> None:
+    open_stores.append(store := open_store(Config(database=database), lambda: 1))
+    for number in range(1000):
+        make(store, PATIENT, f"p{number}")
+    ended = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m service export - --database {database} | head -c 10"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+        cwd=tmp_path,
+    )
+    assert ended.stderr in ("", "caseload: FILE: could not be written\n")
+
+
+def unending(folder: Path, target: str) -> "subprocess.Popen[bytes]":
+    """An import that has read a whole store but for its end, and waits for more."""
+    process = subprocess.Popen(
+        [*CASELOAD, "import", "-"],
+        cwd=folder,
+        env={**os.environ, "CASELOAD_DATABASE": target},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    lines = (folder / "moved.jsonl").read_bytes().splitlines(keepends=True)
+    assert process.stdin
+    process.stdin.write(b"".join(lines[:-1]))
+    process.stdin.flush()
+    return process
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> str:
+    """The export of a database with more people than are added at once; its digest."""
+    source = url(tmp_path / "many.db")
+    store = open_store(Config(database=source), lambda: 1)
+    for number in range(1500):
+        make(store, THERAPIST, f"t{number}")
+    store.close()
+    assert caseload(tmp_path, "export", "moved.jsonl", "--database", source).returncode == 0
+    verified = caseload(tmp_path, "verify", "--database", source)
+    return last_line(verified.stdout)
+
+
+def wait_until_filling(process: "subprocess.Popen[bytes]") -> None:
+    """Until it has read all that it was sent, and waits."""
+    deadline, spent, since = time.monotonic() + 20, -1.0, time.monotonic()
+    while time.monotonic() - since < 0.5:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        if (now := float(fields[11])) != spent:
+            spent, since = now, time.monotonic()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_an_import_that_is_ended_leaves_the_database_empty(
+    tmp_path: Path, many: str, database_url: str, number: signal.Signals
+) -> None:
+    process = unending(tmp_path, database_url)
+    wait_until_filling(process)
+    process.send_signal(number)
+    _, log = process.communicate(timeout=20)
+    if number == signal.SIGINT:
+        assert (process.returncode, log.strip()) == (2, b"caseload: interrupted")
+    again = caseload(tmp_path, "import", "moved.jsonl", CASELOAD_DATABASE=database_url)
+    assert (again.returncode, again.stdout) == (0, f"{many}\n")
+    verified = caseload(tmp_path, "verify", CASELOAD_DATABASE=database_url)
+    assert (verified.returncode, last_line(verified.stdout)) == (0, many)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_an_import_into_a_file_that_is_ended_leaves_none_at_its_name(
+    tmp_path: Path, many: str, number: signal.Signals
+) -> None:
+    assert many
+    (tmp_path / "target").mkdir()
+    process = unending(tmp_path, url(tmp_path / "target" / "target.db"))
+    wait_until_filling(process)
+    process.send_signal(number)
+    process.communicate(timeout=20)
+    left = [file.name for file in (tmp_path / "target").iterdir()]
+    assert not [name for name in left if not name.startswith(".target.db.")]
+    assert left == [] or number == signal.SIGKILL
+
+
+def test_progress_is_shown_on_a_terminal_and_nowhere_else(tmp_path: Path, many: str) -> None:
+    assert many
+    for arguments in (
+        ("import", "moved.jsonl", "--database", url(tmp_path / "target.db")),
+        ("export", "again.jsonl", "--database", url(tmp_path / "target.db")),
+        ("verify", "--database", url(tmp_path / "target.db")),
+    ):
+        ours, theirs = pty.openpty()
+        with os.fdopen(ours, "rb", buffering=0) as terminal:
+            ended = subprocess.run([*CASELOAD, *arguments], stderr=theirs, cwd=tmp_path, timeout=30, check=True)
+            os.close(theirs)
+            shown = terminal.read(100_000)
+        assert b"100%" in shown
+        assert ended.returncode == 0
+
+
+def test_an_export_does_not_hurry_whoever_reads_it(tmp_path: Path, postgres_url: str) -> None:
+    del tmp_path
+    with data_commands.reading(postgres_url) as transaction:
+        for setting in ("statement_timeout", "idle_in_transaction_session_timeout"):
+            assert transaction.run(f"SHOW {setting}") == [("0",)]
