@@ -15,6 +15,8 @@ import structlog
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # the C core writes to stderr by itself, and repeats addresses
 
 from service import config as settings
+from service import keys
+from service.callers import PERMISSIONS
 from service.config import Config, SettingError
 from service.errors import DomainError
 from service.store.migrate import SchemaError, migrate, pending
@@ -39,6 +41,17 @@ class _Seconds(click.ParamType[float]):
         return seconds
 
 
+class _File(click.ParamType[Path]):
+    """The name of a file."""
+
+    name = "FILE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        if str(value).endswith("/"):
+            self.fail("must be a file", param, ctx)
+        return Path(value)
+
+
 def _option(flag: str, **attributes: Any) -> Callable[[Any], Any]:
     """A flag that is also a variable: --drain-seconds is CASELOAD_DRAIN_SECONDS."""
     variable = _PREFIX + flag.removeprefix("--").replace("-", "_").upper()
@@ -60,6 +73,11 @@ def commands() -> None:
 @_option("--max-watches", type=click.IntRange(1), default=Config.max_watches, help="Watches open at once.")
 @_option("--drain-seconds", type=_Seconds(), default=Config.drain_seconds, help="Answer on while draining.")
 @_option("--grace-seconds", type=_Seconds(), default=Config.grace_seconds, help="Wait for calls under way.")
+@_option("--keys-file", type=_File(), help="The callers, with their permissions and the hashes of their keys.")
+@_option("--tls-cert", type=_File(), help="Certificate chain to show, PEM.")
+@_option("--tls-key", type=_File(), help="Its key, PEM.")
+@_option("--tls-client-ca", type=_File(), help="Ask for client certificates of this authority, PEM.")
+@_option("--access-log", type=_File(), help="File for a line a call, instead of standard error.")
 @_option("--allow-insecure", is_flag=True, help="Listen beyond loopback without encryption and authentication.")
 def serve(**values: Any) -> None:
     """Serve until SIGTERM or Ctrl-C."""
@@ -76,7 +94,8 @@ def serve(**values: Any) -> None:
     server.start()
     log = structlog.get_logger()
     if config.allow_insecure:
-        log.warning("callers are neither authenticated nor encrypted", setting="--allow-insecure")
+        known, encrypted = config.keys_file is not None, config.tls_cert is not None
+        log.warning("anyone is let in", setting="--allow-insecure", callers_are_known=known, is_encrypted=encrypted)
     log.info("started", address=server.address)
     click.echo(f"caseload: serving on {server.address}")
     signal.sigwait(stopping)
@@ -163,6 +182,21 @@ def purge(database: str, changes_before: str) -> None:
     finally:
         store.close()
     click.echo(f"{count} change sets purged")
+
+
+@commands.group(name="key")
+def key_commands() -> None:
+    """Keys of callers."""
+
+
+@key_commands.command()
+@click.option("--name", required=True, help="The caller's name.")
+@click.option("--permission", type=click.Choice(PERMISSIONS), multiple=True, required=True, help="May be repeated.")
+def create(name: str, permission: tuple[str, ...]) -> None:
+    """Make a key: the first line printed is the token, the second the line for the keys file."""
+    if not keys.is_name(name):
+        raise SettingError("--name", 'must be 1 to 200 visible ASCII characters, without " and \\, not # at the start')
+    click.echo("\n".join(keys.create(name, permission)))
 
 
 def _log_to_stderr() -> None:

@@ -1,14 +1,22 @@
 """The threads that calls run in."""
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent import futures
 from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
-_Work = tuple[Callable[..., Any], tuple[Any, ...], "_Done"] | None
-"""What to call, with what, and whom to tell; None ends a thread."""
+_Work = tuple[Callable[..., Any], tuple[Any, ...], "_Done", float] | None
+"""What to call, with what, whom to tell, and since when it waits; None ends a thread."""
+
+_since = threading.local()
+
+
+def waited_seconds() -> float:
+    """How long ago the work of this thread was handed in; 0 for threads of other kinds."""
+    return time.monotonic() - _since.at if hasattr(_since, "at") else 0.0
 
 
 class _Done:
@@ -45,7 +53,7 @@ class Threads(futures.Executor):
     def submit(self, work: Callable[..., Any], /, *args: Any, **_none: Any) -> Any:
         """Queues work; what it raises is lost, for grpcio's server handles its own."""
         done = _Done()
-        self._queue.put((work, args, done))
+        self._queue.put((work, args, done, time.monotonic()))
         return done
 
     def shutdown(self, wait: bool = False, *, cancel_futures: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002 - Executor's
@@ -55,7 +63,7 @@ class Threads(futures.Executor):
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
-            work, args, done = item
+            work, args, done, _since.at = item
             with suppress(BaseException):  # grpcio handles its own; a thread must outlive whatever is left
                 work(*args)
             done.finish()

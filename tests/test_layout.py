@@ -23,9 +23,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service.server": WATCHED,
     "service.config": set(),
     "service.threads": set(),
-    "service.interceptors": WIRE | {"service.interceptors", "service.errors"},
+    "service.callers": set(),
+    "service.reloading": {"service.config"},
+    "service.keys": {"service.callers", "service.config"},
+    "service.tls": {"grpc", "service.config", "service.reloading"},
+    "service.interceptors": WIRE
+    | {f"service.{part}" for part in ("interceptors", "errors", "callers", "keys", "fields", "threads")},
     "service.servicers": WIRE
-    | {f"service.{part}" for part in ("servicers", "validate", "fields", "convert", "store", "records", "errors")},
+    | {
+        f"service.{part}"
+        for part in ("servicers", "validate", "fields", "convert", "store", "records", "errors", "callers")
+    },
     "service.validate": {"service.fields", "service.errors", "service.records", "caseload", "google"},
     "service.fields": {"service.errors", "service.records", "caseload", "google"},
     "service.convert": {"service.records", "caseload", "google"},

@@ -1,0 +1,176 @@
+"""The access log: one JSON line a call. Who asked what, when, of whom, and how it ended; ids and no other value."""
+
+import os
+import threading
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import grpc
+import structlog
+from google.protobuf import descriptor_pool
+from google.rpc.code_pb2 import Code
+
+from service.callers import Caller, current
+from service.errors import DomainError
+from service.fields import UUID
+from service.interceptors import touched
+from service.interceptors.statuses import CODES
+
+_log = structlog.get_logger()
+_LOOK_SECONDS: Final = 1.0
+_CODE_NAMES: Final = {reason: Code.Name(code) for reason, code in CODES.items()}
+_COMMA: Final = '","'
+
+
+class Lines(Protocol):
+    """Takes whole lines, from any thread."""
+
+    def write(self, line: str, /) -> Any:
+        """Writes one line, its end included. Raises OSError."""
+
+
+class LogFile:
+    """A file that lines are appended to. Once it was moved away, another is made at its name, within a second."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError."""
+        self._path = path
+        self._lock = threading.Lock()  # the file must not be closed while another thread writes
+        self._open()
+
+    def write(self, line: str) -> None:
+        """One write(2), so that the lines of several processes do not mix either."""
+        data = line.encode()
+        with self._lock:
+            if time.monotonic() >= self._due:
+                self._reopen()
+            while data:
+                data = data[os.write(self._file, data) :]
+
+    def close(self) -> None:
+        """The last thing."""
+        os.close(self._file)
+
+    def _open(self) -> None:
+        self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._due = time.monotonic() + _LOOK_SECONDS
+
+    def _reopen(self) -> None:
+        self._due = time.monotonic() + _LOOK_SECONDS
+        with suppress(FileNotFoundError):
+            if os.path.samestat(self._path.stat(), os.fstat(self._file)):
+                return
+        before = self._file
+        self._open()
+        os.close(before)
+
+
+class AccessLog:
+    """Where the lines go. Where that fails, calls go on, and the other log says so once."""
+
+    def __init__(self, lines: Lines) -> None:
+        """Args: lines, where they go."""
+        self._lines = lines
+        self._failing = False
+
+    def write(self, line: str) -> None:
+        """Writes one line, its end included."""
+        try:
+            self._lines.write(line)
+            self._failing = False
+        except OSError as error:
+            if not self._failing:
+                self._failing = True
+                _log.error("the access log cannot be written", type=type(error).__qualname__)
+
+
+class Access:
+    """One call, and what its line will say."""
+
+    __slots__ = ("began", "caller", "context", "refusal", "request", "told")
+
+    def __init__(self, context: grpc.ServicerContext) -> None:
+        self.context = context
+        self.began = time.time()
+        self.caller: Caller | None = None  # where it is not the current one
+        self.request: Any = None  # where it was looked at
+        self.told = touched.none()
+        self.refusal: DomainError | None = None
+
+
+class MethodLog:
+    """Writes the lines of one method's calls."""
+
+    def __init__(self, log: AccessLog, service: str, method: str) -> None:
+        """Args: service, its full name."""
+        self.method: Final = f"/{service}/{method}"
+        self._write = log.write
+        contract: Any = descriptor_pool.Default().FindMethodByName(f"{service}.{method}")
+        self._asked = touched.Places(contract.input_type, sent=True)
+        self._told = touched.Places(contract.output_type, sent=False)
+        self._has_request_id = "request_id" in contract.input_type.fields_by_name
+
+    def note(self, access: Access, response: Any) -> None:
+        """Notes the ids that a response discloses."""
+        if self._told and max(map(len, access.told)) < touched.MOST:
+            self._told.add(response, access.told)
+
+    def end(self, access: Access) -> None:
+        """Writes the line of a call that has come to its end."""
+        began, context = access.began, access.context
+        ms = (time.time() - began) * 1000
+        caller = access.caller or current.get(None)
+        # By hand, since json.dumps takes longer than all else here. Nothing needs escaping: the names of callers are
+        # those of the keys file, ids and UUIDs match their patterns, and what is left the caller does not choose.
+        self._write(
+            f'{{"time":"{_time(began)}","caller":"{caller.name if caller else ""}","peer":"{context.peer()}",'
+            f'"method":"{self.method}",{_outcome(access)}{self._ids(access.request, access.told)}"ms":{ms:.3f}}}\n'
+        )
+
+    def _ids(self, request: Any, told: touched.Ids) -> str:
+        """The fields that name what was touched, each with a comma behind it."""
+        ids, request_id = told, ""
+        if request is not None and self._asked:
+            ids = touched.none()
+            self._asked.add(request, ids)
+            ids = touched.wellformed(ids)
+            for kind, more in zip(ids, told, strict=True):
+                kind.update(more)
+            if self._has_request_id and UUID.fullmatch(request.request_id):
+                request_id = f'"request_id":"{request.request_id.lower()}",'
+        return "".join(map(_field, touched.KINDS, ids)) + request_id
+
+
+def _field(name: str, ids: dict[str, None]) -> str:
+    if not ids:
+        return ""
+    rest = f'"{name}_ids_left_out":true,' if len(ids) > touched.MOST else ""
+    return f'"{name}_ids":["{_COMMA.join(islice(ids, touched.MOST))}"],{rest}'
+
+
+def _outcome(access: Access) -> str:
+    refusal, context = access.refusal, access.context
+    if refusal:
+        return f'"code":"{_CODE_NAMES[refusal.reason]}","reason":"{refusal.reason}",'
+    if not context.is_active():
+        return '"code":"CANCELLED",'  # by the caller, its deadline, or a stop
+    code = context.code()  # type: ignore[attr-defined]  # which the library's own services set
+    return f'"code":"{code.name if code else "OK"}",'
+
+
+_second: tuple[int, str] = (0, "")
+
+
+def _time(at: float) -> str:
+    """Such as 2026-01-31T12:00:00.123Z. What is the same for a second is made once a second."""
+    global _second  # noqa: PLW0603 - a tuple replaced whole, so that threads need no lock
+    whole = int(at)
+    second, text = _second
+    if whole != second:
+        text = datetime.fromtimestamp(whole, UTC).isoformat()[:19]
+        _second = (whole, text)
+    return f"{text}.{int((at - whole) * 1000):03}Z"
