@@ -127,7 +127,7 @@ class MethodLog:
         # By hand, since json.dumps takes longer than all else here. Nothing needs escaping: the names of callers are
         # those of the keys file, ids and UUIDs match their patterns, and what is left the caller does not choose.
         self._write(
-            f'{{"time":"{_time(began)}","caller":"{caller.name if caller else ""}","peer":"{context.peer()}",'
+            f'{{"event":"call","time":"{_time(began)}","caller":"{caller.name if caller else ""}","peer":"{context.peer()}",'
             f'"method":"{self.method}",{_outcome(access)}{self._ids(access.request, access.told)}"ms":{ms:.3f}}}\n'
         )
 

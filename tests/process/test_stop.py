@@ -101,7 +101,7 @@ def test_it_prints_the_ready_line_and_nothing_else_and_logs_lines_of_json(tmp_pa
         printed, log = server.process.communicate(timeout=20)
     assert printed == ""  # the ready line was read to learn the address
     events = [json.loads(line)["event"] for line in log.splitlines()]
-    assert events == ["started", "stopping", "stopped"]
+    assert events == ["started", "call", "stopping", "stopped"]
 
 
 def test_calls_under_way_are_finished(tmp_path: Path) -> None:
