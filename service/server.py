@@ -73,7 +73,8 @@ class CaseloadServer:
         )
 
     def register(self, clock: Callable[[], int], admission: Admission, access_log: AccessLog) -> None:
-        """Puts the services on the server."""
+        """Puts the services on the server, behind what guards their calls."""
+        self._access_log = access_log
         pages = PageTokens(self._store.keys.secret)
         patience = self._config.deadline_seconds
         # A few threads more than watches, so that one too many is refused and does not wait.
@@ -107,6 +108,7 @@ class CaseloadServer:
         stopped.wait()
         self._threads.shutdown()
         self._store.close()
+        self._access_log.close()
 
     def _set_health(self, state: Any, *names: str) -> None:
         for name in names:

@@ -52,11 +52,13 @@ class LogFile:
                 data = data[os.write(self._file, data) :]
 
     def close(self) -> None:
-        """The last thing."""
-        os.close(self._file)
+        """The last thing; a line that comes later finds no file, and none that took its number."""
+        with self._lock:
+            os.close(self._file)
+            self._file = -1
 
     def _open(self) -> None:
-        self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._file: int = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._due = time.monotonic() + _LOOK_SECONDS
 
     def _reopen(self) -> None:
@@ -86,6 +88,11 @@ class AccessLog:
             if not self._failing:
                 self._failing = True
                 _log.error("the access log cannot be written", type=type(error).__qualname__)
+
+    def close(self) -> None:
+        """Closes the file, where there is one."""
+        if isinstance(self._lines, LogFile):
+            self._lines.close()
 
 
 class Access:
@@ -121,14 +128,14 @@ class MethodLog:
 
     def end(self, access: Access) -> None:
         """Writes the line of a call that has come to its end."""
-        began, context = access.began, access.context
-        ms = (time.time() - began) * 1000
+        ms = (time.time() - access.began) * 1000
         caller = access.caller or current.get(None)
         # By hand, since json.dumps takes longer than all else here. Nothing needs escaping: the names of callers are
         # those of the keys file, ids and UUIDs match their patterns, and what is left the caller does not choose.
         self._write(
-            f'{{"event":"call","time":"{_time(began)}","caller":"{caller.name if caller else ""}","peer":"{context.peer()}",'
-            f'"method":"{self.method}",{_outcome(access)}{self._ids(access.request, access.told)}"ms":{ms:.3f}}}\n'
+            f'{{"event":"call","time":"{_time(access.began)}","caller":"{caller.name if caller else ""}",'
+            f'"peer":"{access.context.peer()}","method":"{self.method}",{_outcome(access)}'
+            f'{self._ids(access.request, access.told)}"ms":{ms:.3f}}}\n'
         )
 
     def _ids(self, request: Any, told: touched.Ids) -> str:
