@@ -1,5 +1,6 @@
 """The threads that calls run in."""
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -11,12 +12,17 @@ from typing import Any
 _Work = tuple[Callable[..., Any], tuple[Any, ...], "_Done", float] | None
 """What to call, with what, whom to tell, and since when it waits; None ends a thread."""
 
-_since = threading.local()
+
+class _Since(threading.local):
+    at = math.inf
+
+
+_since = _Since()
 
 
 def waited_seconds() -> float:
-    """How long ago the work of this thread was handed in; 0 for threads of other kinds."""
-    return time.monotonic() - _since.at if hasattr(_since, "at") else 0.0
+    """How long ago the work of this thread was handed in; negative in threads of other kinds."""
+    return time.monotonic() - _since.at
 
 
 class _Done:

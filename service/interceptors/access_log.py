@@ -16,7 +16,7 @@ from google.rpc.code_pb2 import Code
 
 from service.callers import Caller, current
 from service.errors import DomainError
-from service.fields import UUID
+from service.fields import ID, UUID
 from service.interceptors import touched
 from service.interceptors.statuses import CODES
 
@@ -24,6 +24,9 @@ _log = structlog.get_logger()
 _LOOK_SECONDS: Final = 1.0
 _CODE_NAMES: Final = {reason: Code.Name(code) for reason, code in CODES.items()}
 _COMMA: Final = '","'
+
+MOST: Final = 1000
+"""Ids of a kind that one line names; no page has more records."""
 
 
 class Lines(Protocol):
@@ -39,6 +42,8 @@ class LogFile:
     def __init__(self, path: Path) -> None:
         """Raises OSError."""
         self._path = path
+        self._file = -1
+        self._due = 0.0
         self._lock = threading.Lock()  # the file must not be closed while another thread writes
         self._open()
 
@@ -58,7 +63,7 @@ class LogFile:
             self._file = -1
 
     def _open(self) -> None:
-        self._file: int = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._due = time.monotonic() + _LOOK_SECONDS
 
     def _reopen(self) -> None:
@@ -98,14 +103,15 @@ class AccessLog:
 class Access:
     """One call, and what its line will say."""
 
-    __slots__ = ("began", "caller", "context", "refusal", "request", "told")
+    __slots__ = ("began", "caller", "context", "refusal", "request", "response", "told")
 
     def __init__(self, context: grpc.ServicerContext) -> None:
         self.context = context
         self.began = time.time()
         self.caller: Caller | None = None  # where it is not the current one
         self.request: Any = None  # where it was looked at
-        self.told = touched.none()
+        self.response: Any = None  # of a call that was answered
+        self.told: dict[str, dict[str, None]] = {}  # by a stream, so far: ids by their kind
         self.refusal: DomainError | None = None
 
 
@@ -117,46 +123,47 @@ class MethodLog:
         self.method: Final = f"/{service}/{method}"
         self._write = log.write
         contract: Any = descriptor_pool.Default().FindMethodByName(f"{service}.{method}")
-        self._asked = touched.Places(contract.input_type, sent=True)
-        self._told = touched.Places(contract.output_type, sent=False)
-        self._has_request_id = "request_id" in contract.input_type.fields_by_name
+        request, response = contract.input_type, contract.output_type
+        kinds = ((kind, touched.asked(request, kind), touched.told(response, kind)) for kind in touched.KINDS)
+        self._kinds = [(kind, asked, told) for kind, asked, told in kinds if asked or told]
+        self._has_request_id = "request_id" in request.fields_by_name
 
     def note(self, access: Access, response: Any) -> None:
-        """Notes the ids that a response discloses."""
-        if self._told and max(map(len, access.told)) < touched.MOST:
-            self._told.add(response, access.told)
+        """Notes the ids that one message of a stream discloses."""
+        for kind, _, told in self._kinds:
+            ids = access.told.setdefault(kind, {})
+            if len(ids) <= MOST:
+                ids.update(dict.fromkeys(told.ids(response)))
 
     def end(self, access: Access) -> None:
         """Writes the line of a call that has come to its end."""
-        ms = (time.time() - access.began) * 1000
-        caller = access.caller or current.get(None)
+        began, caller = access.began, access.caller or current.get(None)
         # By hand, since json.dumps takes longer than all else here. Nothing needs escaping: the names of callers are
         # those of the keys file, ids and UUIDs match their patterns, and what is left the caller does not choose.
         self._write(
-            f'{{"event":"call","time":"{_time(access.began)}","caller":"{caller.name if caller else ""}",'
-            f'"peer":"{access.context.peer()}","method":"{self.method}",{_outcome(access)}'
-            f'{self._ids(access.request, access.told)}"ms":{ms:.3f}}}\n'
+            f'{{"event":"call","time":"{_time(began)}","caller":"{caller.name if caller else ""}",'
+            f'"peer":"{access.context.peer()}","method":"{self.method}",{_outcome(access)}{self._touched(access)}'
+            f'"ms":{(time.time() - began) * 1000:.3f}}}\n'
         )
 
-    def _ids(self, request: Any, told: touched.Ids) -> str:
-        """The fields that name what was touched, each with a comma behind it."""
-        ids, request_id = told, ""
-        if request is not None and self._asked:
-            ids = touched.none()
-            self._asked.add(request, ids)
-            ids = touched.wellformed(ids)
-            for kind, more in zip(ids, told, strict=True):
-                kind.update(more)
-            if self._has_request_id and UUID.fullmatch(request.request_id):
-                request_id = f'"request_id":"{request.request_id.lower()}",'
-        return "".join(map(_field, touched.KINDS, ids)) + request_id
+    def _touched(self, access: Access) -> str:
+        """The fields that name whom it was about, and the request_id, each with a comma behind it."""
+        request, response, fields = access.request, access.response, ""
+        for kind, asked, told in self._kinds:
+            ids = dict.fromkeys(filter(ID.fullmatch, asked.ids(request))) if request is not None else {}
+            ids.update(dict.fromkeys(told.ids(response)) if response is not None else access.told.get(kind, {}))
+            ids.pop("", None)
+            if ids:
+                fields += _field(kind, ids)
+        if self._has_request_id and request is not None and UUID.fullmatch(request.request_id):
+            fields += f'"request_id":"{request.request_id.lower()}",'
+        return fields
 
 
-def _field(name: str, ids: dict[str, None]) -> str:
-    if not ids:
-        return ""
-    rest = f'"{name}_ids_left_out":true,' if len(ids) > touched.MOST else ""
-    return f'"{name}_ids":["{_COMMA.join(islice(ids, touched.MOST))}"],{rest}'
+def _field(kind: str, ids: dict[str, None]) -> str:
+    if len(ids) <= MOST:
+        return f'"{kind}_ids":["{_COMMA.join(ids)}"],'
+    return f'"{kind}_ids":["{_COMMA.join(islice(ids, MOST))}"],"{kind}_ids_left_out":true,'
 
 
 def _outcome(access: Access) -> str:

@@ -89,7 +89,7 @@ class _Guard:
                 access.request = request = _parsed(parse, data)
                 response = answer(request, context)
                 written = write(response)
-                log.note(access, response)
+                access.response = response
             except errors.DomainError as error:
                 access.refusal = error
             except Exception as error:  # noqa: BLE001 - the layer that turns the unexpected into INTERNAL

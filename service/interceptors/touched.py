@@ -1,4 +1,4 @@
-"""The ids in a message: what a call touched or disclosed. Where they are is worked out once for each type."""
+"""The ids in a message: whom a call touched or disclosed. Where they are is worked out once for each type."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -8,67 +8,59 @@ from typing import Any, Final
 from google.api import field_behavior_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-from service.fields import ID
-
-MOST: Final = 1000
-"""Ids of a kind that one line of the access log names; no page has more records."""
 KINDS: Final = ("therapist", "patient", "assignment")
 
-_ID_FIELD: Final = re.compile(rf"(?:\w+_)?({'|'.join(KINDS)})_ids?")
-
-Ids = tuple[dict[str, None], dict[str, None], dict[str, None]]
-"""Of therapists, patients and assignments, in the order they came in, each once."""
-
-
-def none() -> Ids:
-    """No ids yet."""
-    return {}, {}, {}
+_IDENTIFIER, _OUTPUT_ONLY = field_behavior_pb2.IDENTIFIER, field_behavior_pb2.OUTPUT_ONLY
 
 
 class Places:
-    """Where the ids of one type of message are.
+    """Where a type of message has the ids of one kind; false where it has none.
 
-    Assignments are not named where a list holds them: their therapist and patient are.
+    Assignments in a list are not named: their therapists and patients are.
     """
 
-    def __init__(self, message: Descriptor, *, sent: bool, listed: bool = False) -> None:
-        """Args: sent, by a caller: fields that the server sets are then no ids; listed, whether a list holds it."""
-        self._single: list[tuple[int, Callable[[Any], str]]] = []
-        self._many: list[tuple[int, Callable[[Any], Iterable[str]]]] = []
+    def __init__(self, message: Descriptor, kind: str, *, unread: frozenset[int], listed: bool = False) -> None:
+        """Args: unread, the behaviours of fields to leave out; listed, whether a list holds the message."""
+        self._single: list[Callable[[Any], str]] = []
+        self._many: list[Callable[[Any], Iterable[str]]] = []
         self._nested: list[tuple[Callable[[Any], Iterable[Any]], Places]] = []
-        for path, field in _fields(message, "", _unread(message) if sent else frozenset()):
+        name = re.compile(rf"(\w+_)?{kind}_ids?")
+        for path, field in _fields(message, "", unread):
             if field.message_type:
-                self._nested.append((attrgetter(path), Places(field.message_type, sent=sent, listed=True)))
-                continue
-            found = _ID_FIELD.fullmatch(field.name)
-            if found and not (listed and found[1] == "assignment"):
+                nested = Places(field.message_type, kind, unread=unread, listed=True)
+                self._nested += [(attrgetter(path), nested)] if nested else []
+            elif name.fullmatch(field.name) and not (listed and kind == "assignment"):
                 places: list[Any] = self._many if field.is_repeated else self._single
-                places.append((KINDS.index(found[1]), attrgetter(path)))
-        self._nested = [(get, places) for get, places in self._nested if places]
+                places.append(attrgetter(path))
 
     def __bool__(self) -> bool:
         return bool(self._single or self._many or self._nested)
 
-    def add(self, message: Any, ids: Ids) -> None:
-        """Adds the ids of a message to those given."""
-        for kind, get in self._single:
-            if value := get(message):
-                ids[kind][value] = None
-        for kind, get_all in self._many:
-            ids[kind].update(dict.fromkeys(get_all(message)))
+    def ids(self, message: Any) -> list[str]:
+        """The ids as they come, some perhaps more than once, or empty."""
+        found = [get(message) for get in self._single]
+        for get_all in self._many:
+            found += get_all(message)
         for get_each, places in self._nested:
             for each in get_each(message):
-                places.add(each, ids)
+                found += places.ids(each)
+        return found
 
 
-def _unread(request: Descriptor) -> frozenset[int]:
-    """What of a record in the request the server does not read; a Create takes the id from beside the record."""
-    output_only = {field_behavior_pb2.OUTPUT_ONLY}
-    return frozenset(output_only | ({field_behavior_pb2.IDENTIFIER} if request.name.startswith("Create") else set()))
+def asked(request: Descriptor, kind: str) -> Places:
+    """Where a request has ids. What the server does not read there is none, whatever a caller puts into it."""
+    # A Create takes the id from beside the record.
+    unread = {_OUTPUT_ONLY, _IDENTIFIER} if request.name.startswith("Create") else {_OUTPUT_ONLY}
+    return Places(request, kind, unread=frozenset(unread))
+
+
+def told(response: Descriptor, kind: str) -> Places:
+    """Where a response has ids."""
+    return Places(response, kind, unread=frozenset())
 
 
 def _fields(message: Descriptor, prefix: str, unread: frozenset[int]) -> Iterator[tuple[str, FieldDescriptor]]:
-    """The strings, and the messages of ours that are in lists, with their paths."""
+    """The fields that hold one value or a list, with their paths; those of a single message of ours, in its place."""
     for field in message.fields:
         if unread.intersection(field.GetOptions().Extensions[field_behavior_pb2.field_behavior]):
             continue
@@ -80,9 +72,3 @@ def _fields(message: Descriptor, prefix: str, unread: frozenset[int]) -> Iterato
                 yield prefix + field.name, field
             else:
                 yield from _fields(nested, f"{prefix}{field.name}.", unread)
-
-
-def wellformed(ids: Ids) -> Ids:
-    """Those that are ids: what a caller sent in the place of one may be a name."""
-    therapists, patients, assignments = (dict.fromkeys(filter(ID.fullmatch, kind)) for kind in ids)
-    return therapists, patients, assignments

@@ -19,8 +19,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from structlog.testing import capture_logs
 
 from service.interceptors import access_log
-from service.interceptors.access_log import LogFile
-from service.interceptors.touched import MOST
+from service.interceptors.access_log import MOST, LogFile
 from service.server import CaseloadServer
 from service.servicers.therapist import TherapistServicer
 from tests.clinic import READS, RPCS, Clinic, full_name, new_request_id, request
