@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import islice
@@ -133,7 +134,7 @@ class MethodLog:
         for kind, _, told in self._kinds:
             ids = access.told.setdefault(kind, {})
             if len(ids) <= MOST:
-                ids.update(dict.fromkeys(told.ids(response)))
+                ids.update(dict.fromkeys(filter(None, told.ids(response))))
 
     def end(self, access: Access) -> None:
         """Writes the line of a call that has come to its end."""
@@ -150,17 +151,16 @@ class MethodLog:
         """The fields that name whom it was about, and the request_id, each with a comma behind it."""
         request, response, fields = access.request, access.response, ""
         for kind, asked, told in self._kinds:
-            ids = dict.fromkeys(filter(ID.fullmatch, asked.ids(request))) if request is not None else {}
-            ids.update(dict.fromkeys(told.ids(response)) if response is not None else access.told.get(kind, {}))
-            ids.pop("", None)
+            ids = list(filter(ID.fullmatch, asked.ids(request))) if request is not None else []
+            ids += filter(None, told.ids(response)) if response is not None else access.told.get(kind, ())
             if ids:
-                fields += _field(kind, ids)
+                fields += _field(kind, dict.fromkeys(ids) if len(ids) > 1 else ids)
         if self._has_request_id and request is not None and UUID.fullmatch(request.request_id):
             fields += f'"request_id":"{request.request_id.lower()}",'
         return fields
 
 
-def _field(kind: str, ids: dict[str, None]) -> str:
+def _field(kind: str, ids: Collection[str]) -> str:
     if len(ids) <= MOST:
         return f'"{kind}_ids":["{_COMMA.join(ids)}"],'
     return f'"{kind}_ids":["{_COMMA.join(islice(ids, MOST))}"],"{kind}_ids_left_out":true,'
@@ -173,7 +173,7 @@ def _outcome(access: Access) -> str:
     if not context.is_active():
         return '"code":"CANCELLED",'  # by the caller, its deadline, or a stop
     code = context.code()  # type: ignore[attr-defined]  # which the library's own services set
-    return f'"code":"{code.name if code else "OK"}",'
+    return f'"code":"{code.name}",' if code else '"code":"OK",'
 
 
 _second: tuple[int, str] = (0, "")
@@ -182,9 +182,11 @@ _second: tuple[int, str] = (0, "")
 def _time(at: float) -> str:
     """Such as 2026-01-31T12:00:00.123Z. What is the same for a second is made once a second."""
     global _second  # noqa: PLW0603 - a tuple replaced whole, so that threads need no lock
-    whole = int(at)
     second, text = _second
-    if whole != second:
-        text = datetime.fromtimestamp(whole, UTC).isoformat()[:19]
-        _second = (whole, text)
-    return f"{text}.{int((at - whole) * 1000):03}Z"
+    since = at - second
+    if not 0 <= since < 1:
+        second = int(at)
+        text = datetime.fromtimestamp(second, UTC).isoformat()[:19]
+        since = at - second
+        _second = (second, text)
+    return f"{text}.{int(since * 1000):03}Z"

@@ -32,12 +32,15 @@ class Places:
             elif name.fullmatch(field.name) and not (listed and kind == "assignment"):
                 places: list[Any] = self._many if field.is_repeated else self._single
                 places.append(attrgetter(path))
+        self._is_one = len(self._single) == 1 and not (self._many or self._nested)
 
     def __bool__(self) -> bool:
         return bool(self._single or self._many or self._nested)
 
     def ids(self, message: Any) -> list[str]:
         """The ids as they come, some perhaps more than once, or empty."""
+        if self._is_one:
+            return [self._single[0](message)]
         found = [get(message) for get in self._single]
         for get_all in self._many:
             found += get_all(message)
