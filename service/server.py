@@ -48,6 +48,14 @@ READINESS: Final = tuple(
     for service in file.DESCRIPTOR.services_by_name.values()
 )
 
+MESSAGE_BYTES: Final = 1024 * 1024
+METADATA_BYTES: Final = 16 * 1024
+HANDSHAKE_MS: Final = 10_000
+"""Within which a new connection must have got through TLS, and sent its first frame."""
+PING_MS: Final = 5_000
+"""Callers may ping as often, with calls open or not: common ones do so every 10 seconds at most. Two sooner ones are
+let pass, the next ends the connection."""
+
 
 def clock() -> int:
     """Microseconds since 1970 (UTC)."""
@@ -156,16 +164,15 @@ def _limits(config: Config) -> list[tuple[str, int]]:
     """What the C core is to hold callers to."""
     return [
         ("grpc.so_reuseport", 0),  # or a second server would take the port unseen
-        ("grpc.max_receive_message_length", 1024 * 1024),
-        ("grpc.max_metadata_size", 16 * 1024),
-        ("grpc.absolute_max_metadata_size", 16 * 1024),  # between the two it would refuse at random
+        ("grpc.max_receive_message_length", MESSAGE_BYTES),
+        ("grpc.max_metadata_size", METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", METADATA_BYTES),  # between the two it would refuse at random
         # All the watches there can be may share a connection, and calls with them. What is above is refused and does
         # not wait when a caller has not heard of the limit yet, so there is room for a burst.
         ("grpc.max_concurrent_streams", config.max_watches + 1000),
         ("grpc.max_allowed_incoming_connections", config.max_connections),
-        ("grpc.server_handshake_timeout_ms", 10_000),
-        # Pings: common clients send one every 10 seconds at most, with calls open or not. The default is 5 minutes.
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
+        ("grpc.http2.min_ping_interval_without_data_ms", PING_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_ping_strikes", 2),
     ]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import grpc
 import structlog
@@ -23,6 +23,9 @@ from service.interceptors.statuses import status
 from service.threads import waited_seconds
 
 _log = structlog.get_logger()
+
+_NO_DEADLINE: Final = 1e9
+"""Seconds: grpcio gives those who set none some 10^18."""
 
 
 class GuardedServer:
@@ -149,7 +152,7 @@ class _Guard:
 
 def _check_deadline(context: grpc.ServicerContext, patience: float) -> None:
     left = context.time_remaining()
-    if left == 0 or (left == math.inf and waited_seconds() > patience):
+    if left == 0 or (left > _NO_DEADLINE and waited_seconds() > patience):
         raise errors.DeadlineExceeded
 
 
