@@ -1,7 +1,8 @@
 """Measures how long honest callers wait while others attack, beside how long they wait otherwise.
 
-python benchmarks/hostile.py           a few minutes
-python benchmarks/hostile.py --smoke   less than a minute, to see that it runs; its figures mean little
+python -m benchmarks.hostile                  a few minutes
+python -m benchmarks.hostile "rapid resets"   one attack only
+python -m benchmarks.hostile --smoke          less than a minute, to see that it runs; its figures mean little
 """
 
 import argparse
@@ -24,7 +25,9 @@ def main() -> int:
     """Prints a table. Exit code 1 where an honest caller saw an error."""
     parser = argparse.ArgumentParser(description="Measures how honest callers fare while others attack.")
     parser.add_argument("--smoke", action="store_true", help="less than a minute, to see that it runs")
-    rounds, seconds = SMOKE if parser.parse_args().smoke else FULL
+    parser.add_argument("attack", nargs="*", help="the attacks; all where none is named")
+    given = parser.parse_args()
+    rounds, seconds = SMOKE if given.smoke else FULL
     if not has_room():
         print("the hard limit of open files is too low: ulimit -Hn", file=sys.stderr)
         return 2
@@ -32,7 +35,7 @@ def main() -> int:
     errors = 0
     with tempfile.TemporaryDirectory() as folder, untuned(Path(folder)) as server:
         honest = Honest(server.address)
-        for attack in ATTACKS:
+        for attack in given.attack or ATTACKS:
             seen = compare(honest, server.address, attack, rounds, seconds)
             spread = f"{statistics.median(seen.ratios):.2f} ({min(seen.ratios):.2f} to {max(seen.ratios):.2f})"
             alone, attacked = seen.p99s

@@ -1,6 +1,9 @@
 """Honest callers are served as ever while others misbehave. `make bench-hostile` measures the same at length."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -9,6 +12,7 @@ from tests.hostile.attacks import ATTACKS
 from tests.hostile.callers import Honest, compare
 from tests.hostile.serving import has_room, untuned
 
+ROOT = Path(__file__).parents[2]
 ROUNDS = 3
 SECONDS = 0.4
 
@@ -46,3 +50,12 @@ def test_an_honest_caller_that_is_not_served_is_an_error(tmp_path_factory: pytes
         server.kill()
         assert "UNAVAILABLE" in honest.round(0.1).errors[0]
         honest.close()
+
+
+@pytest.mark.checkout
+@pytest.mark.usefixtures("scene")
+def test_the_benchmark_prints_a_row_for_an_attack() -> None:
+    command = [sys.executable, "-m", "benchmarks.hostile", "--smoke", "garbage"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.splitlines()[2].startswith("| garbage | ")
