@@ -2,9 +2,7 @@
 
 import json
 import re
-import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -16,16 +14,12 @@ import pytest
 from caseload.v1 import therapist_service_pb2 as pb
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from structlog.testing import capture_logs
 
-from service.interceptors import access_log
-from service.interceptors.access_log import MOST, LogFile
-from service.server import CaseloadServer
+from service.interceptors.access_log import MOST
+from service.server import MESSAGE_BYTES, METADATA_BYTES, CaseloadServer
 from service.servicers.therapist import TherapistServicer
 from tests.clinic import READS, RPCS, Clinic, full_name, new_request_id, request
-from tests.process.starting import refusal
-from tests.running import ServerProcess
-from tests.security.serving import KeysFile, LogReader, bearer, logging, serving
+from tests.security.serving import KeysFile, LogReader, bearer, logging
 from tests.services.samples import full, is_map
 from tests.services.world import holding_the_lock
 from tests.store.ward import run
@@ -297,86 +291,38 @@ def test_what_was_sent_in_the_place_of_an_id_is_not_in_the_log(
     assert [line for line in lines if "therapist_ids" in line or "request_id" in line] == []
 
 
-# --- the file ---
+def test_what_the_library_refuses_by_itself_has_no_line(logged: tuple[CaseloadServer, Clinic, LogReader]) -> None:
+    """As docs/operations.md says."""
+    _, clinic, reader = logged
+    unknown: Any = clinic.channel.unary_unary("/caseload.v1.PatientService/Unknown")
+    get: Any = clinic.channel.unary_unary(GET)
+    assert ended(lambda: unknown(b"", timeout=10)) == "UNIMPLEMENTED"
+    assert ended(lambda: get(b"x" * (MESSAGE_BYTES + 1), timeout=10)) == "RESOURCE_EXHAUSTED"
+    assert ended(lambda: get(b"", metadata=(("x", "x" * METADATA_BYTES),), timeout=10)) == "RESOURCE_EXHAUSTED"
+    clinic.therapists("t1")
+    assert [line["code"] for line in after(reader, 1)] == ["OK"]
 
 
-def test_lines_of_many_threads_do_not_mix(tmp_path: Path) -> None:
-    path = tmp_path / "access.log"
-    files = [LogFile(path), LogFile(path)]  # as two processes have it
-
-    def write(number: int) -> None:
-        for _ in range(50):
-            files[number % 2].write(json.dumps({"number": number, "filling": f"{number:02}" * 20_000}) + "\n")
-
-    threads = [threading.Thread(target=write, args=(number,)) for number in range(64)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    seen: Counter[int] = Counter()
-    with path.open() as file:
-        for line in file:
-            found = json.loads(line)
-            assert found["filling"] == f"{found['number']:02}" * 20_000
-            seen[found["number"]] += 1
-    assert seen == dict.fromkeys(range(64), 50)
-    for opened in files:
-        opened.close()
+def test_the_line_in_the_documentation_is_one_as_it_is_written(
+    logged: tuple[CaseloadServer, Clinic, LogReader],
+) -> None:
+    _, clinic, reader = logged
+    [shown] = re.findall(r'^\{"event":"call".*$', OPERATIONS.read_text(), re.MULTILINE)
+    clinic.therapists("ada")
+    clinic.patients("jane")
+    clinic.send("DeletePatient", patient_id="jane")
+    with suppress(grpc.RpcError):
+        clinic.send("AssignPatient", therapist_id="ada", patient_id="jane", request_id=new_request_id())
+    written = after(reader, 4)[-1]
+    same = ("event", "method", "code", "reason", "therapist_ids", "patient_ids")
+    documented = json.loads(shown)
+    assert list(documented) == list(written)
+    assert [documented[name] for name in same] == [written[name] for name in same]
+    documented_fields = {
+        name for row in FIELD_ROW.findall(OPERATIONS.read_text()) for name in re.findall(r"`(\w+)`", row)
+    }
+    assert documented_fields >= set(FIELDS)
 
 
-def test_a_file_that_was_moved_away_is_followed_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As logrotate does, without a signal."""
-    monkeypatch.setattr(access_log, "_LOOK_SECONDS", 0.0)
-    with logging(tmp_path) as (_, clinic, reader):
-        clinic.therapists("t1")
-        reader.path.rename(tmp_path / "access.log.1")
-        clinic.therapists("t2")
-        assert [line["therapist_ids"] for line in reader.lines()] == [["t2"]]
-        assert reader.path.stat().st_mode & 0o777 == 0o600
-    assert [line["therapist_ids"] for line in LogReader(tmp_path / "access.log.1").lines()] == [["t1"]]
-
-
-def test_the_file_is_its_owners_alone_and_is_added_to(tmp_path: Path) -> None:
-    path = tmp_path / "access.log"
-    for number in range(2):
-        with (
-            ServerProcess(tmp_path / "caseload.db", "--access-log", str(path)) as server,
-            Clinic(server.address) as one,
-        ):
-            one.therapists(f"t{number}")
-            _, log = server.stop()
-        assert "CreateTherapist" not in log
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert [line["therapist_ids"] for line in LogReader(path).lines()] == [["t0"], ["t1"]]
-
-
-def test_a_line_is_there_before_its_answer_is(tmp_path: Path) -> None:
-    """So that a crash loses none of what callers have seen."""
-    path = tmp_path / "access.log"
-    with ServerProcess(tmp_path / "caseload.db", "--access-log", str(path)) as server, Clinic(server.address) as clinic:
-        for number in range(20):
-            clinic.therapists(f"t{number}")
-            assert len(LogReader(path).lines()) == number + 1
-        server.kill()
-    assert len(LogReader(path).lines()) == 20
-
-
-def test_calls_go_on_where_the_log_cannot_be_written_and_the_other_log_says_so_once(tmp_path: Path) -> None:
-    full_disk = Path("/dev/full")
-    with serving(tmp_path, access_log=full_disk) as server, Clinic(server.address) as clinic, capture_logs() as logs:
-        clinic.therapists("t1", "t2", "t3")
-    assert [(line["event"], line["type"]) for line in logs] == [("the access log cannot be written", "OSError")]
-
-
-def test_without_a_file_lines_go_to_standard_error(tmp_path: Path) -> None:
-    with ServerProcess(tmp_path / "caseload.db") as server, Clinic(server.address) as clinic:
-        clinic.therapists("t1")
-        _, log = server.stop()
-    events = [json.loads(line)["event"] for line in log.splitlines()]
-    assert events == ["started", "call", "stopping", "stopped"]
-
-
-@pytest.mark.parametrize("where", ["missing/access.log", "."])
-def test_a_file_that_cannot_be_is_refused(tmp_path: Path, where: str) -> None:
-    serve = ("serve", "--address", "127.0.0.1:0", "--database", "sqlite:///a.db")
-    assert refusal(tmp_path, *serve, "--access-log", where).startswith("--access-log: ")
+OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
+FIELD_ROW = re.compile(r"^\| ((?:`\w+`(?:, )?)+) \|", re.MULTILINE)
