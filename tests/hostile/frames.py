@@ -4,7 +4,8 @@ import struct
 from typing import Final
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_HEADERS, _RST_STREAM, _SETTINGS, _PING, _CONTINUATION = 1, 3, 4, 6, 9
+_DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _CONTINUATION = 0, 1, 3, 4, 6, 9
+_END_STREAM: Final = 1
 _END_HEADERS: Final = 4
 _CANCEL: Final = 8
 METHOD: Final = b"/caseload.v1.TherapistService/GetTherapist"
@@ -14,13 +15,13 @@ def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
     return struct.pack(">HBBBL", len(payload) >> 8, len(payload) & 255, kind, flags, stream) + payload
 
 
-def _literal(name: bytes, value: bytes) -> bytes:
+def literal(name: bytes, value: bytes) -> bytes:
     """A header field by its text, to be remembered by nobody; both under 127 bytes."""
     return bytes([0, len(name)]) + name + bytes([len(value)]) + value
 
 
 CALL: Final = b"\x83\x86" + b"".join(  # POST and http, by their numbers in the static table
-    _literal(name, value)
+    literal(name, value)
     for name, value in (
         (b":path", METHOD),
         (b":authority", b"localhost"),
@@ -39,9 +40,14 @@ def headers(stream: int, block: bytes, *, are_all: bool = True) -> bytes:
     return _frame(_HEADERS, _END_HEADERS if are_all else 0, stream, block)
 
 
-def continuation(stream: int, block: bytes) -> bytes:
-    """More headers of that call, and not the last."""
-    return _frame(_CONTINUATION, 0, stream, block)
+def continuation(stream: int, block: bytes, *, is_last: bool = False) -> bytes:
+    """More headers of that call."""
+    return _frame(_CONTINUATION, _END_HEADERS if is_last else 0, stream, block)
+
+
+def request(stream: int, message: bytes) -> bytes:
+    """The one message of a call, as gRPC wraps it."""
+    return _frame(_DATA, _END_STREAM, stream, struct.pack(">BL", 0, len(message)) + message)
 
 
 def reset(stream: int) -> bytes:

@@ -1,5 +1,6 @@
 """Honest callers are served as ever while others misbehave. `make bench-hostile` measures the same at length."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -7,14 +8,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from caseload.v1 import therapist_service_pb2 as pb
 
-from tests.hostile.attacks import ATTACKS
+from tests.hostile import frames
+from tests.hostile.attacks import ATTACKS, connected
 from tests.hostile.callers import Honest, compare
 from tests.hostile.serving import has_room, untuned
 
 ROOT = Path(__file__).parents[2]
 ROUNDS = 3
 SECONDS = 0.4
+MOST = 16_000
+"""Bytes that fit into a frame."""
+THERAPIST = pb.GetTherapistRequest(therapist_id="t1")
 
 
 class Scene(NamedTuple):
@@ -50,6 +56,22 @@ def test_an_honest_caller_that_is_not_served_is_an_error(tmp_path_factory: pytes
         server.kill()
         assert "UNAVAILABLE" in honest.round(0.1).errors[0]
         honest.close()
+
+
+@pytest.mark.parametrize(("entries", "status"), [(10, b"0"), (200, b"8")], ids=["OK", "RESOURCE_EXHAUSTED"])
+def test_metadata_is_bounded_also_for_a_caller_that_acknowledges_no_settings(
+    scene: Scene, entries: int, status: bytes
+) -> None:
+    """The library holds callers to its limit only once they have acknowledged it (RFC 9113 section 6.5.3)."""
+    more = b"".join(frames.literal(b"x-%d" % number, b"v" * 100) for number in range(entries))
+    call = frames.headers(1, frames.CALL, are_all=False)
+    call += frames.continuation(1, more[:MOST]) + frames.continuation(1, more[MOST:], is_last=True)
+    with connected(scene.address) as caller:
+        caller.sendall(frames.GREETING + call + frames.request(1, THERAPIST.SerializeToString()))
+        answer = b""
+        while not (said := re.search(rb"grpc-status\x01(.)", answer)):
+            answer += caller.recv(65536)
+    assert said[1] == status
 
 
 @pytest.mark.checkout
