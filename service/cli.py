@@ -2,6 +2,7 @@
 
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -85,6 +86,8 @@ def serve(**values: Any) -> None:
     stopping = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, stopping)
     os.umask(0o077)
+    most_files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # connections are files
     _log_to_stderr()
     config = Config(**values)
     config.check()  # before grpc is loaded, which takes longer than the check

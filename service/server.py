@@ -1,5 +1,6 @@
 """The one place that knows every part."""
 
+import resource
 import sys
 import time
 from collections.abc import Callable
@@ -50,6 +51,8 @@ READINESS: Final = tuple(
 
 MESSAGE_BYTES: Final = 1024 * 1024
 METADATA_BYTES: Final = 16 * 1024
+_OTHER_FILES: Final = 400
+"""File descriptors that no connection may take."""
 HANDSHAKE_MS: Final = 10_000
 """Within which a new connection must have got through TLS, and sent its first frame."""
 PING_MS: Final = 5_000
@@ -162,6 +165,7 @@ def _access_lines(config: Config, store: RelationshipStore) -> Lines:
 
 def _limits(config: Config) -> list[tuple[str, int]]:
     """What the C core is to hold callers to."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return [
         ("grpc.so_reuseport", 0),  # or a second server would take the port unseen
         ("grpc.max_receive_message_length", MESSAGE_BYTES),
@@ -170,7 +174,8 @@ def _limits(config: Config) -> list[tuple[str, int]]:
         # All the watches there can be may share a connection, and calls with them. What is above is refused and does
         # not wait when a caller has not heard of the limit yet, so there is room for a burst.
         ("grpc.max_concurrent_streams", config.max_watches + 1000),
-        ("grpc.max_allowed_incoming_connections", config.max_connections),
+        # Some files are left for the database: each thread has two or three.
+        ("grpc.max_allowed_incoming_connections", max(1, min(config.max_connections, files - _OTHER_FILES))),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
         ("grpc.http2.min_ping_interval_without_data_ms", PING_MS),
         ("grpc.keepalive_permit_without_calls", 1),

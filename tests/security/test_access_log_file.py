@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from service.interceptors import access_log
 from service.interceptors.access_log import LogFile
-from tests.clinic import Clinic
+from tests.clinic import Clinic, refused
 from tests.process.starting import refusal
 from tests.running import ServerProcess
 from tests.security.serving import LogReader, logging, serving
@@ -82,6 +82,15 @@ def test_calls_go_on_where_the_log_cannot_be_written_and_the_other_log_says_so_o
     with serving(tmp_path, access_log=full_disk) as server, Clinic(server.address) as clinic, capture_logs() as logs:
         clinic.therapists("t1", "t2", "t3")
     assert [(line["event"], line["type"]) for line in logs] == [("the access log cannot be written", "OSError")]
+
+
+def test_calls_go_on_where_nobody_reads_standard_error(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path / "caseload.db") as server, Clinic(server.address) as clinic:
+        assert server.process.stderr is not None
+        server.process.stderr.close()
+        server.process.stderr = None
+        clinic.therapists("t1", "t2")
+        assert refused(clinic.send, "GetTherapist", therapist_id="t3").reason == "THERAPIST_NOT_FOUND"
 
 
 def test_without_a_file_lines_go_to_standard_error(tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 import select
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from service import server as building
 from service.config import Config
 from service.server import MESSAGE_BYTES, METADATA_BYTES, CaseloadServer
 from tests.clinic import Clinic, full_name, request
-from tests.running import Client, refusal
+from tests.running import Client, ServerProcess, refusal
 from tests.security.serving import serving
 from tests.services.calling import call
 from tests.services.samples import METHODS, Place, full, is_map, places
@@ -40,8 +42,8 @@ class Frames:
         self.socket = socket.create_connection((host, int(port)), timeout=10)
         self.socket.sendall(PREFACE)
 
-    def ping(self) -> None:
-        self.socket.sendall(b"\0\0\x08\6\0\0\0\0\0" + b"12345678")
+    def ping(self, times: int = 1) -> None:
+        self.socket.sendall((b"\0\0\x08\6\0\0\0\0\0" + b"12345678") * times)
 
     def read(self) -> tuple[int, bytes]:
         """The kind of the next frame and its payload; kind -1 once the server has hung up."""
@@ -153,6 +155,22 @@ def test_connections_are_bounded_and_one_that_ends_makes_room(tmp_path: Path) ->
             time.sleep(0.05)
 
 
+def test_connections_leave_files_for_the_database(tmp_path: Path) -> None:
+    few_files = ("bash", "-c", 'ulimit -n 600; exec "$0" "$@"', sys.executable, "-m", "service")
+    with (
+        ServerProcess(tmp_path / "caseload.db", command=few_files) as server,
+        Clinic(server.address) as clinic,
+        ExitStack() as stack,
+    ):
+        clinic.therapists("t1")
+        for _ in range(700):
+            stack.enter_context(Frames(server.address))
+        with ThreadPoolExecutor(64) as threads:
+            answers = threads.map(lambda _: clinic.send("GetTherapist", therapist_id="t1"), range(256))
+            assert len(list(answers)) == 256
+        clinic.therapists("t2")
+
+
 def test_a_connection_that_says_nothing_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert building.HANDSHAKE_MS <= 20_000
     monkeypatch.setattr(building, "HANDSHAKE_MS", 300)
@@ -187,8 +205,7 @@ def test_pings_at_a_decent_pace_are_borne_without_a_call(pinged: Frames) -> None
 
 
 def test_a_flood_of_pings_ends_the_connection(pinged: Frames) -> None:
-    for _ in range(10):
-        pinged.ping()
+    pinged.ping(times=10)
     kind, payload = 0, b""
     while kind not in (GOAWAY, -1):
         kind, payload = pinged.read()
