@@ -119,6 +119,16 @@ def endless_headers(address: str) -> Iterator[int]:
         yield 0
 
 
+def silent_calls(address: str) -> Iterator[int]:
+    """Calls whose message never comes, on one connection."""
+    with connected(address) as caller:
+        caller.sendall(frames.GREETING)
+        caller.sendall(b"".join(frames.headers(2 * number + 1, frames.CALL) for number in range(SLOW)))
+        yield SLOW
+        while True:
+            yield 0
+
+
 def _holding(
     address: str, connections: int, first: Callable[[int], bytes], more: Callable[[int], bytes]
 ) -> Iterator[int]:
@@ -146,6 +156,7 @@ ATTACKS: Final[dict[str, tuple[Attack, float]]] = {
     "slow greetings": (slow_greetings, 10),
     "slow headers": (slow_headers, 10),
     "endless headers": (endless_headers, 100),
+    "silent calls": (silent_calls, 10),
 }
 """By name: the attack, and its steps a second."""
 

@@ -1,5 +1,6 @@
 """Honest callers, and how they fare while others attack."""
 
+import math
 import statistics
 import subprocess
 import sys
@@ -30,6 +31,8 @@ class Round(NamedTuple):
 
     @property
     def p99(self) -> float:
+        if len(self.milliseconds) < 2:
+            return math.inf
         return statistics.quantiles(self.milliseconds, n=100)[98]
 
 
