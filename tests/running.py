@@ -68,9 +68,13 @@ class ServerProcess:
         *arguments: str,
         command: Sequence[str] = (sys.executable, "-m", "service"),
         environment: dict[str, str] | None = None,
+        access_log: str | None = os.devnull,
     ) -> None:
+        """Args: access_log, None for standard error, which is a pipe here: a test that calls a lot must read it."""
         self._command = [*command, "serve", "--address", "127.0.0.1:0", "--database", f"sqlite:///{database}"]
-        self._command += ["--drain-seconds", "0", *arguments]
+        self._command += ["--drain-seconds", "0"]
+        self._command += ["--access-log", access_log] if access_log else []
+        self._command += arguments
         self._environment = {**os.environ, **(environment or {})}
 
     def __enter__(self) -> Self:

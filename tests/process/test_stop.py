@@ -95,7 +95,7 @@ def test_a_signal_stops_it_and_the_next_start_has_all_the_data(tmp_path: Path, n
 
 
 def test_it_prints_the_ready_line_and_nothing_else_and_logs_lines_of_json(tmp_path: Path) -> None:
-    with ServerProcess(tmp_path / "caseload.db") as server, connected(server) as client:
+    with ServerProcess(tmp_path / "caseload.db", access_log=None) as server, connected(server) as client:
         create(client, "ann").result()
         server.process.terminate()
         printed, log = server.process.communicate(timeout=20)

@@ -85,7 +85,7 @@ def test_calls_go_on_where_the_log_cannot_be_written_and_the_other_log_says_so_o
 
 
 def test_calls_go_on_where_nobody_reads_standard_error(tmp_path: Path) -> None:
-    with ServerProcess(tmp_path / "caseload.db") as server, Clinic(server.address) as clinic:
+    with ServerProcess(tmp_path / "caseload.db", access_log=None) as server, Clinic(server.address) as clinic:
         assert server.process.stderr is not None
         server.process.stderr.close()
         server.process.stderr = None
@@ -94,7 +94,7 @@ def test_calls_go_on_where_nobody_reads_standard_error(tmp_path: Path) -> None:
 
 
 def test_without_a_file_lines_go_to_standard_error(tmp_path: Path) -> None:
-    with ServerProcess(tmp_path / "caseload.db") as server, Clinic(server.address) as clinic:
+    with ServerProcess(tmp_path / "caseload.db", access_log=None) as server, Clinic(server.address) as clinic:
         clinic.therapists("t1")
         _, log = server.stop()
     events = [json.loads(line)["event"] for line in log.splitlines()]

@@ -2,13 +2,15 @@
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import apsw
 import grpc
 from grpc import StatusCode
 
+from tests.clinic import Clinic
 from tests.following import unread
+from tests.security.serving import KeysFile, bearer, serving
 from tests.services.calling import T0, People, everything_said
 from tests.services.world import CANARY, World, holding_the_lock
 from tests.store.ward import fill
@@ -223,6 +225,17 @@ def deadline_exceeded(world: World) -> object:
     raise AssertionError("always in time")
 
 
+def to_those_who_ask(world: World, permission: str, token: str = "") -> object:
+    """A read of another server, which knows one caller with one permission; with its key, or another token."""
+    folder = world.database.parent / "asking"
+    folder.mkdir()
+    keys_file = KeysFile(folder / "keys")
+    key = keys_file.add(CANARY, permission)
+    with serving(folder, keys_file=keys_file.path, threads=2) as server, Clinic(server.address) as clinic:
+        get: Any = clinic.channel.unary_unary("/caseload.v1.PatientService/GetPatient", None, None)
+        return get(CANARY.encode(), metadata=bearer(token or key), timeout=20)
+
+
 def internal(world: World) -> object:
     return world.therapists.get("broken")
 
@@ -304,6 +317,10 @@ TABLE = {
     "REVISION_FOREIGN by watch": Row(lambda w: next(w.clinic.watch(CANARY)), StatusCode.OUT_OF_RANGE),
     "TOO_MANY_WATCHES": Row(too_many_watches, StatusCode.RESOURCE_EXHAUSTED, NONE, ("limit",)),
     "WATCH_TOO_SLOW": Row(watch_too_slow, StatusCode.ABORTED),
+    "UNAUTHENTICATED": Row(lambda w: to_those_who_ask(w, "write", "not-a-key"), StatusCode.UNAUTHENTICATED),
+    "PERMISSION_DENIED": Row(
+        lambda w: to_those_who_ask(w, "write"), StatusCode.PERMISSION_DENIED, NONE, ("permission",)
+    ),
     "DEADLINE_EXCEEDED": Row(deadline_exceeded, StatusCode.DEADLINE_EXCEEDED),
     "INTERNAL": Row(internal, StatusCode.INTERNAL, NONE, ("error_id",)),
     "INTERNAL by watch": Row(internal_in_watch, StatusCode.INTERNAL, NONE, ("error_id",)),
