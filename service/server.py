@@ -39,7 +39,7 @@ from service.servicers.watches import Watches
 from service.store import RelationshipStore
 from service.store.migrate import SchemaError, migrate
 from service.store.sqlite import SqliteDatabase
-from service.threads import Threads
+from service.threads import StreamThreads, Threads
 from service.tls import Certificates
 
 LIVENESS: Final = ""
@@ -89,7 +89,7 @@ class CaseloadServer:
         pages = PageTokens(self._store.keys.secret)
         patience = self._config.deadline_seconds
         # A few threads more than watches, so that one too many is refused and does not wait.
-        watching = futures.ThreadPoolExecutor(self._config.max_watches + 4, "watch")
+        watching = StreamThreads(self._config.max_watches + 4, "watch")
         guarded: Any = GuardedServer(self._server, admission, access_log, watching, patience)
         therapists = TherapistServicer(self._store, pages, clock)
         therapist_service_pb2_grpc.add_TherapistServiceServicer_to_server(therapists, guarded)

@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service.cli": WATCHED,
     "service.server": WATCHED,
     "service.config": set(),
-    "service.threads": set(),
+    "service.threads": {"grpc"},
     "service.callers": set(),
     "service.reloading": {"service.config"},
     "service.keys": {"service.callers", "service.config"},

@@ -106,6 +106,31 @@ def test_metadata_may_have_16_kib(client: Client) -> None:
     assert code(METADATA_BYTES + 1) == "RESOURCE_EXHAUSTED"
 
 
+def test_calls_that_never_send_their_message_take_no_thread(tmp_path: Path) -> None:
+    """Of either kind: more of them than there are threads keep no other call and no watch waiting."""
+    with serving(tmp_path, threads=2, max_watches=2) as server, Clinic(server.address) as clinic:
+        make: Any = clinic.channel.stream_unary
+        enough = threading.Event()
+        silent = [
+            make(full_name(rpc)).future(never(enough), timeout=30)
+            for rpc in ("GetTherapist", "CreatePatient", "WatchChanges")
+            for _ in range(10)
+        ]
+        time.sleep(0.5)
+        clinic.therapists("t1")
+        assert next(clinic.watch()).through_revision == clinic.head()
+        for one in silent:
+            one.cancel()
+        enough.set()
+        clinic.therapists("t2")
+
+
+def never(enough: threading.Event) -> Iterator[bytes]:
+    """Messages that do not come."""
+    enough.wait(30)
+    yield from ()
+
+
 def test_a_call_without_a_deadline_is_refused_where_its_work_has_not_begun_in_time(tmp_path: Path) -> None:
     """One that has a deadline is not: it is its caller's to say."""
     with serving(tmp_path, threads=1, deadline_seconds=0.3) as server, Clinic(server.address) as clinic:
