@@ -10,6 +10,7 @@ PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 BIN := .venv/bin
 INSTALLED := .venv/installed
 PIP_INSTALL := pip install --quiet --disable-pip-version-check --root-user-action ignore
+AUDIT := .tools/audit
 GRPCURL_VERSION := v1.9.4
 # The checkout's tools come before the machine's, for the tests too.
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
@@ -93,6 +94,22 @@ wheel-test: wheels grpcurl ## run the tests against the built wheels, away from 
 	mkdir "$$away/tested"; cp -R $(wildcard tests docs protos README.md client_example.py pyproject.toml) "$$away/tested"; \
 	cd "$$away/tested"; "$$python" -m pytest -q -m 'not checkout'
 
+# Advisories are asked for over the network. Where a version that everyone knows to be vulnerable passes for sound, they
+# could not be asked for: that is said and does not fail, or a source that is away would stop all work.
+.PHONY: audit
+audit: $(AUDIT)/installed ## fail on a known vulnerability of a pinned package, where advisories can be reached
+	@echo 'pyyaml==5.3' > $(AUDIT)/vulnerable.txt
+	@if $(PIP_AUDIT) --no-deps -r $(AUDIT)/vulnerable.txt 2>&1 | grep -q '^pyyaml '; then \
+		$(PIP_AUDIT) --require-hashes $(REQUIREMENTS:%=-r %); \
+	else echo 'NOT AUDITED: the source of advisories cannot be reached from here' >&2; fi
+
+.PHONY: sbom
+sbom: $(AUDIT)/installed ## write dist/caseload-server.cdx.json: what the server is made of, with hashes (CycloneDX)
+	@mkdir -p dist
+	@{ grep -o 'caseload==[0-9.]*' pyproject.toml; cat requirements/runtime.txt; } | \
+		PYTHONWARNINGS=ignore $(AUDIT)/bin/cyclonedx-py requirements --pyproject pyproject.toml \
+		--output-reproducible --output-file dist/caseload-server.cdx.json -
+
 .PHONY: bench
 bench: $(INSTALLED) ## the measured claims; needs h2load
 	@$(BIN)/python benchmarks/run.py
@@ -110,6 +127,17 @@ failover: $(INSTALLED) ## kill a primary, then stop a standby, under load: what 
 	@$(BIN)/python -m benchmarks.failover
 	@$(BIN)/python -m benchmarks.failover --standby-stopped
 
+.PHONY: bench-hostile
+bench-hostile: $(INSTALLED) ## how long honest callers wait while others attack; a few minutes
+	@$(BIN)/python -m benchmarks.hostile
+
+# `make fuzz COUNT=1000000 SEED=7 FUZZ_DATABASE=postgresql://...`; without SEED, the calls are others each time.
+COUNT = 100000
+.PHONY: fuzz
+fuzz: $(INSTALLED) ## send COUNT generated calls to a server, and fail on any INTERNAL, UNKNOWN or death
+	@$(BIN)/python -m tests.fuzz.run --count $(COUNT) $(if $(SEED),--seed $(SEED)) \
+		$(if $(FUZZ_DATABASE),--database $(FUZZ_DATABASE))
+
 .PHONY: errors-doc
 errors-doc: $(INSTALLED) ## rewrite docs/errors.md from the contract and the table of codes
 	@$(BIN)/python -m tests.errors_page
@@ -119,6 +147,7 @@ lock: ## renew requirements/ from pyproject.toml; needs uv
 	$(LOCK) -o requirements/runtime.txt
 	$(LOCK) --group test -c requirements/runtime.txt -o requirements/test.txt
 	$(LOCK) --group dev -c requirements/test.txt -o requirements/dev.txt
+	$(subst pyproject.toml,--group audit,$(LOCK)) -o requirements/audit.txt
 
 .PHONY: grpcurl
 grpcurl: ## grpcurl into .tools/bin, where there is Go and no grpcurl yet
@@ -141,6 +170,14 @@ $(INSTALLED): requirements/dev.txt pyproject.toml client/pyproject.toml
 	@$(BIN)/python -m $(PIP_INSTALL) --require-hashes -r requirements/dev.txt
 	@$(BIN)/python -m $(PIP_INSTALL) --no-build-isolation --no-deps -e client -e .
 	@touch $@
+
+$(AUDIT)/installed: requirements/audit.txt $(INSTALLED)
+	@$(BIN)/python -m venv --clear $(AUDIT)
+	@$(AUDIT)/bin/python -m $(PIP_INSTALL) --require-hashes -r requirements/audit.txt
+	@touch $@
+
+REQUIREMENTS = $(sort $(wildcard requirements/*.txt))
+PIP_AUDIT = $(AUDIT)/bin/pip-audit --strict --disable-pip --progress-spinner off
 
 # $(error) is one line and exit code 2, before anything is run; a failing recipe would add a line of make's own.
 MAKE_VENV = $(or $(firstword $(WITH_VENV)),$(error $(if $(NEW_ENOUGH),$(NO_VENV),$(NO_PYTHON)))) -m venv --clear .venv \

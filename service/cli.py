@@ -2,8 +2,10 @@
 
 import logging
 import os
+import resource
 import signal
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -11,7 +13,8 @@ import structlog
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # the C core writes to stderr by itself, and repeats addresses
 
-from service import data_commands
+from service import data_commands, keys
+from service.callers import PERMISSIONS
 from service.config import Config, SettingError
 from service.options import PREFIX, database_option, option
 
@@ -34,6 +37,17 @@ class _Seconds(click.ParamType[float]):
         return seconds
 
 
+class _File(click.ParamType[Path]):
+    """The name of a file."""
+
+    name = "FILE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        if str(value).endswith("/"):
+            self.fail("must be a file", param, ctx)
+        return Path(value)
+
+
 @click.group(no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="caseload-server", message="caseload %(version)s")
 def commands() -> None:
@@ -52,6 +66,11 @@ def commands() -> None:
 @option("--max-watches", type=click.IntRange(1), default=Config.max_watches, help="Watches open at once.")
 @option("--drain-seconds", type=_Seconds(), default=Config.drain_seconds, help="Answer on while draining.")
 @option("--grace-seconds", type=_Seconds(), default=Config.grace_seconds, help="Wait for calls under way.")
+@option("--keys-file", type=_File(), help="The callers, with their permissions and the hashes of their keys.")
+@option("--tls-cert", type=_File(), help="Certificate chain to show, PEM.")
+@option("--tls-key", type=_File(), help="Its key, PEM.")
+@option("--tls-client-ca", type=_File(), help="Ask for client certificates of this authority, PEM.")
+@option("--access-log", type=_File(), help="File for a line a call, instead of standard error.")
 @option("--allow-insecure", is_flag=True, help="Listen beyond loopback without encryption and authentication.")
 def serve(**values: Any) -> None:
     """Serve until SIGTERM or Ctrl-C."""
@@ -59,6 +78,8 @@ def serve(**values: Any) -> None:
     stopping = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, stopping)
     os.umask(0o077)
+    most_files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # connections are files
     _log_to_stderr()
     config = Config(**values)
     config.check()  # before grpc is loaded, which takes longer than the check
@@ -68,7 +89,8 @@ def serve(**values: Any) -> None:
     server.start()
     log = structlog.get_logger()
     if config.allow_insecure:
-        log.warning("callers are neither authenticated nor encrypted", setting="--allow-insecure")
+        known, encrypted = config.keys_file is not None, config.tls_cert is not None
+        log.warning("anyone is let in", setting="--allow-insecure", callers_are_known=known, is_encrypted=encrypted)
     log.info("started", address=server.address)
     click.echo(f"caseload: serving on {server.address}")
     signal.sigwait(stopping)
@@ -79,6 +101,21 @@ def serve(**values: Any) -> None:
 
 for command in data_commands.COMMANDS:
     commands.add_command(command)
+
+
+@commands.group(name="key")
+def key_commands() -> None:
+    """Keys of callers."""
+
+
+@key_commands.command()
+@click.option("--name", required=True, help="The caller's name.")
+@click.option("--permission", type=click.Choice(PERMISSIONS), multiple=True, required=True, help="May be repeated.")
+def create(name: str, permission: tuple[str, ...]) -> None:
+    """Make a key: the first line printed is the token, the second the line for the keys file."""
+    if not keys.is_name(name):
+        raise SettingError("--name", 'must be 1 to 200 visible ASCII characters, without " and \\, not # at the start')
+    click.echo("\n".join(keys.create(name, permission)))
 
 
 def _log_to_stderr() -> None:

@@ -34,20 +34,45 @@ class Config:
     """Connections to PostgreSQL for reads, and as many for writes; one more listens while there are watches."""
     max_watches: int = 100
     """Watches open at once in one process."""
+    max_connections: int = 10_000
+    """Connections open at once to one process."""
     drain_seconds: float = 5.0
     """How long calls are still answered after readiness has gone, at a stop."""
     grace_seconds: float = 30.0
     """How long calls under way may take after that."""
+    deadline_seconds: float = 60.0
+    """Within which the work of a call that has no deadline must begin."""
+    keys_file: Path | None = None
+    """The callers, and the hashes of their keys; without it everyone on this machine is `local`."""
+    tls_cert: Path | None = None
+    """The certificate chain that is shown to callers, in PEM."""
+    tls_key: Path | None = None
+    """Its key, in PEM."""
+    tls_client_ca: Path | None = None
+    """Whose certificates callers need, in PEM; without it they need none."""
+    access_log: Path | None = None
+    """Where the line of each call goes; without it to standard error."""
     allow_insecure: bool = False
     """Listen beyond loopback without encryption and authentication."""
 
     def check(self) -> None:
         """Raises SettingError."""
         host = self.host_and_port()[0]
-        if not (ipaddress.ip_address(host.strip("[]")).is_loopback or self.allow_insecure):
-            raise SettingError("--address", "is not loopback, and callers are not authenticated: see --allow-insecure")
+        if not (ipaddress.ip_address(host.strip("[]")).is_loopback or self.is_secure() or self.allow_insecure):
+            raise SettingError("--address", "beyond loopback needs --tls-cert and --keys-file, or --allow-insecure")
+        for name, needed in (("tls_cert", "tls_key"), ("tls_key", "tls_cert"), ("tls_client_ca", "tls_cert")):
+            if getattr(self, name) and not getattr(self, needed):
+                raise SettingError(_flag(name), f"needs {_flag(needed)}")
+        if self.tls_client_ca and not self.keys_file:
+            raise SettingError("--tls-client-ca", "needs --keys-file, where callers are listed")
+        if self.access_log:
+            _check_file_can_be(self.access_log, "--access-log")
         if not is_postgres(self.database):
             sqlite_path(self.database)
+
+    def is_secure(self) -> bool:
+        """Whether calls are encrypted and callers known."""
+        return self.tls_cert is not None and self.keys_file is not None
 
     def host_and_port(self) -> tuple[str, int]:
         """The IP address, with an IPv6 one in brackets, and the port. Raises SettingError."""
@@ -57,6 +82,10 @@ class Config:
         if not (_is_ip(host) and re.fullmatch("[0-9]{1,5}", port) and int(port) < 65536):
             raise SettingError("--address", "must be HOST:PORT, where HOST is an IP address or localhost")
         return host, int(port)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _is_ip(host: str) -> bool:
@@ -78,6 +107,15 @@ def has_password(database: str) -> bool:
         return False
     authority, _, query = database.partition("://")[2].partition("?")
     return ":" in authority.rpartition("@")[0] or "password" in parse_qs(query)
+
+
+def _check_file_can_be(path: Path, setting: str) -> None:
+    """Before anything is made: a start that fails leaves nothing behind."""
+    try:
+        if path.is_dir() or not path.parent.is_dir():
+            raise SettingError(setting, "is a folder, or its folder does not exist")
+    except OSError:
+        raise SettingError(setting, "cannot be looked up: forbidden, or too long") from None
 
 
 def sqlite_path(database: str) -> Path:

@@ -171,6 +171,14 @@ class WatchTooSlow(DomainError):
     text = "The watch was read too slowly: resume from the through_revision received last."
 
 
+class Unauthenticated(DomainError):
+    text = "There are no credentials, or none that are known."
+
+
+class PermissionDenied(DomainError):
+    text = "The caller lacks the permission that the method needs."
+
+
 class DeadlineExceeded(DomainError):
     text = "The deadline had passed before the work began; nothing was written."
 

@@ -15,8 +15,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from service.errors import InvalidField, Violation
 
-_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _CODE = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _PHONE = re.compile(r"\+[1-9][0-9]{1,14}")
 _EMAIL = re.compile(r"[^\s@]+@[^\s@]+")
@@ -54,7 +54,7 @@ def record_id(value: str, path: str, problems: Problems) -> str:
     """An id of a therapist or patient."""
     if not value:
         problems.add(path, "is required")
-    elif not _ID.fullmatch(value):
+    elif not ID.fullmatch(value):
         problems.add(path, "must be 1 to 63 of a-z, 0-9 and -, and not begin with -")
     return value
 
@@ -66,7 +66,7 @@ def optional_id(value: str, path: str, problems: Problems) -> str:
 
 def request_id(value: str, path: str, problems: Problems) -> str:
     """A UUID in its usual form, or none."""
-    if value and not _UUID.fullmatch(value):
+    if value and not UUID.fullmatch(value):
         problems.add(path, "must be a UUID")
     return value.lower()
 

@@ -7,8 +7,6 @@ from typing import Final
 
 import structlog
 
-from service.errors import DomainError
-
 _ASK_SECONDS: Final = 1.0
 _FALL_SECONDS: Final = 3.0
 """Without a good answer for so long it is not ready: a moment's failure moves no traffic."""
@@ -20,7 +18,7 @@ class Readiness:
     """Asks in a thread of its own, and tells when the answer has changed for good."""
 
     def __init__(self, check: Callable[[], None], tell: Callable[[bool], None]) -> None:
-        """Args: check, raises a DomainError where the store does not answer; tell, is given whether it is ready."""
+        """Args: check, raises where the store does not answer; tell, is given whether it is ready."""
         self._check = check
         self._tell = tell
         self._ready = True
@@ -42,8 +40,8 @@ class Readiness:
         while not self._stopped.wait(_ASK_SECONDS):
             try:
                 self._check()
-            except DomainError as error:
-                good, reason = 0, error.reason
+            except Exception as error:  # noqa: BLE001 - this thread must outlive whatever the database has
+                good, reason = 0, type(error).__qualname__
             else:
                 good, good_at, reason = good + 1, time.monotonic(), ""
             ready = good >= _GOOD_TO_RETURN or (self._ready and time.monotonic() - good_at < _FALL_SECONDS)

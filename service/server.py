@@ -1,5 +1,7 @@
 """The one place that knows every part."""
 
+import resource
+import sys
 import time
 from collections.abc import Callable
 from concurrent import futures
@@ -20,10 +22,14 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from service.config import Config, SettingError
+from service.interceptors.access_log import AccessLog, Lines, LogFile
+from service.interceptors.admission import Admission
 from service.interceptors.guard import GuardedServer
 from service.interceptors.streams import StreamsServer
+from service.keys import read as read_keys
 from service.opening import open_store
 from service.readiness import Readiness
+from service.reloading import Reloading
 from service.servicers.assignment import AssignmentServicer
 from service.servicers.change import ChangeServicer
 from service.servicers.pages import PageTokens
@@ -31,7 +37,8 @@ from service.servicers.patient import PatientServicer
 from service.servicers.therapist import TherapistServicer
 from service.servicers.watches import Watches
 from service.store import RelationshipStore
-from service.threads import Threads
+from service.threads import StreamThreads, Threads
+from service.tls import Certificates
 
 LIVENESS: Final = ""
 READINESS: Final = tuple(
@@ -39,6 +46,16 @@ READINESS: Final = tuple(
     for file in (assignment_service_pb2, change_service_pb2, patient_service_pb2, therapist_service_pb2)
     for service in file.DESCRIPTOR.services_by_name.values()
 )
+
+MESSAGE_BYTES: Final = 1024 * 1024
+METADATA_BYTES: Final = 16 * 1024
+_OTHER_FILES: Final = 400
+"""File descriptors that no connection may take."""
+HANDSHAKE_MS: Final = 10_000
+"""Within which a new connection must have got through TLS, and sent its first frame."""
+PING_MS: Final = 5_000
+"""Callers may ping as often, with calls open or not: common ones do so every 10 seconds at most. Two sooner ones are
+let pass, the next ends the connection."""
 
 
 def clock() -> int:
@@ -58,18 +75,21 @@ class CaseloadServer:
         self._server = server
         self._threads = threads
         self._store = store
-        self._streams = StreamsServer(server, futures.ThreadPoolExecutor(32, "reflection"))
+        self._streams = StreamsServer(server)
         self._readiness = Readiness(store.check, self._set_readiness)
         self._watches = Watches(store, config.max_watches)
         self._health = health.HealthServicer(
             experimental_non_blocking=True, experimental_thread_pool=futures.ThreadPoolExecutor(1, "health")
         )
 
-    def register(self, clock: Callable[[], int]) -> None:
-        """Puts the services on the server."""
+    def register(self, clock: Callable[[], int], admission: Admission, access_log: AccessLog) -> None:
+        """Puts the services on the server, behind what guards their calls."""
+        self._access_log = access_log
         pages = PageTokens(self._store.keys.secret)
+        patience = self._config.deadline_seconds
         # A few threads more than watches, so that one too many is refused and does not wait.
-        guarded: Any = GuardedServer(self._server, futures.ThreadPoolExecutor(self._config.max_watches + 4, "watch"))
+        watching = StreamThreads(self._config.max_watches + 4, "watch")
+        guarded: Any = GuardedServer(self._server, admission, access_log, watching, patience)
         therapists = TherapistServicer(self._store, pages, clock)
         therapist_service_pb2_grpc.add_TherapistServiceServicer_to_server(therapists, guarded)
         patients = PatientServicer(self._store, pages, clock)
@@ -78,7 +98,8 @@ class CaseloadServer:
         assignment_service_pb2_grpc.add_AssignmentServiceServicer_to_server(periods, guarded)
         changes = ChangeServicer(self._store, self._watches)
         change_service_pb2_grpc.add_ChangeServiceServicer_to_server(changes, guarded)
-        streams: Any = self._streams
+        reflecting = futures.ThreadPoolExecutor(32, "reflection")
+        streams: Any = GuardedServer(self._streams, admission, access_log, reflecting, patience)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, streams)
         reflection.enable_server_reflection((*READINESS, health.SERVICE_NAME, reflection.SERVICE_NAME), streams)
 
@@ -100,6 +121,7 @@ class CaseloadServer:
         stopped.wait()
         self._threads.shutdown()
         self._store.close()
+        self._access_log.close()
 
     def _set_readiness(self, ready: bool) -> None:  # noqa: FBT001 - as Readiness tells it
         states = health_pb2.HealthCheckResponse
@@ -110,25 +132,65 @@ class CaseloadServer:
 def build_server(config: Config, clock: Callable[[], int] = clock) -> CaseloadServer:
     """A server bound to its port, with its database open and migrated. Raises SettingError; nothing is left then."""
     config.check()
+    keys_file = config.keys_file
+    keys = Reloading([keys_file], lambda: read_keys(keys_file)) if keys_file else None
+    credentials = _credentials(config)
     threads = Threads(config.threads, "call")
-    options = [("grpc.so_reuseport", 0)]  # or a second server would take the port unseen
-    server = grpc.server(threads, options=options)  # type: ignore[arg-type]  # asks for a ThreadPoolExecutor
+    server = grpc.server(threads, options=_limits(config))  # type: ignore[arg-type]  # asks for a ThreadPoolExecutor
     try:
-        address = _bind(server, config)
+        address = _bind(server, config, credentials)
         store = open_store(config, clock)
+        lines = _access_lines(config, store)
     except SettingError:
         server.stop(None)
         threads.shutdown()
         raise
     built = CaseloadServer(config, server, threads, address, store)
-    built.register(clock)
+    built.register(clock, Admission(keys.value if keys else None), AccessLog(lines))
     return built
 
 
-def _bind(server: grpc.Server, config: Config) -> str:
-    host, port = config.host_and_port()
+def _credentials(config: Config) -> grpc.ServerCredentials | None:
+    if not (config.tls_cert and config.tls_key):
+        return None
+    return Certificates(config.tls_cert, config.tls_key, config.tls_client_ca).credentials()
+
+
+def _access_lines(config: Config, store: RelationshipStore) -> Lines:
+    if not config.access_log:
+        return sys.stderr
     try:
-        port = server.add_insecure_port(f"{host}:{port}")
+        return LogFile(config.access_log)
+    except OSError:
+        store.close()
+        raise SettingError("--access-log", "cannot be written") from None
+
+
+def _limits(config: Config) -> list[tuple[str, int]]:
+    """What the C core is to hold callers to."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return [
+        ("grpc.so_reuseport", 0),  # or a second server would take the port unseen
+        ("grpc.max_receive_message_length", MESSAGE_BYTES),
+        ("grpc.max_metadata_size", METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", METADATA_BYTES),  # between the two it would refuse at random
+        # All the watches there can be may share a connection, and calls with them. What is above is refused and does
+        # not wait when a caller has not heard of the limit yet, so there is room for a burst.
+        ("grpc.max_concurrent_streams", config.max_watches + 1000),
+        # Some files are left for the database: each thread has two or three.
+        ("grpc.max_allowed_incoming_connections", max(1, min(config.max_connections, files - _OTHER_FILES))),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
+        ("grpc.http2.min_ping_interval_without_data_ms", PING_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_ping_strikes", 2),
+    ]
+
+
+def _bind(server: grpc.Server, config: Config, credentials: grpc.ServerCredentials | None) -> str:
+    host, port = config.host_and_port()
+    where = f"{host}:{port}"
+    try:
+        port = server.add_secure_port(where, credentials) if credentials else server.add_insecure_port(where)
     except RuntimeError:
         raise SettingError("--address", "cannot be listened on: in use, or not of this machine") from None
     return f"{host}:{port}"

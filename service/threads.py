@@ -1,14 +1,38 @@
 """The threads that calls run in."""
 
+import math
 import threading
+import time
 from collections.abc import Callable
 from concurrent import futures
 from contextlib import suppress
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Final
 
-_Work = tuple[Callable[..., Any], tuple[Any, ...], "_Done"] | None
-"""What to call, with what, and whom to tell; None ends a thread."""
+from grpc import _server
+from grpc._cython import cygrpc  # type: ignore[attr-defined]
+
+_NAMES: Final = {
+    *("_receive_message", "_RECEIVE_MESSAGE_TOKEN"),
+    *("_unary_response_in_pool", "_stream_response_in_pool"),
+}
+_KNOWN: Final = vars(_server).keys() >= _NAMES
+"""Whether grpcio is as it is known here."""
+
+_Work = tuple[Callable[..., Any], tuple[Any, ...], "_Done", float] | None
+"""What to call, with what, whom to tell, and since when it waits; None ends a thread."""
+
+
+class _Since(threading.local):
+    at = math.inf
+
+
+_since = _Since()
+
+
+def waited_seconds() -> float:
+    """How long ago the work of this thread was handed in; negative in threads of other kinds."""
+    return time.monotonic() - _since.at
 
 
 class _Done:
@@ -32,6 +56,44 @@ class _Done:
             self._callback(self)
 
 
+def _when_received(args: tuple[Any, ...], go: Callable[[tuple[Any, ...]], Any]) -> None:
+    """Goes on once the call's message is there, or its end.
+
+    By itself grpcio takes a thread and lets that wait for the message: who never sends one keeps the thread, and a few
+    dozen such calls stop a server. It also costs each call two switches of threads. So this receives as grpcio does, on
+    its names; where another grpcio has others, the work goes on in its own way.
+    """
+    if not (_KNOWN and args and args[0] in (_server._unary_response_in_pool, _server._stream_response_in_pool)):
+        go(args)
+        return
+    run, event, state, behavior, _, parse, write = args
+    received = _server._receive_message(state, event.call, parse)
+
+    def arrived(batch: Any) -> Any:
+        outcome = received(batch)
+        request, state.request = state.request, None
+        go(args if request is None else (run, event, state, behavior, lambda: request, parse, write))
+        return outcome
+
+    with state.condition:
+        event.call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), arrived)
+        state.due.add(_server._RECEIVE_MESSAGE_TOKEN)
+
+
+class StreamThreads(futures.ThreadPoolExecutor):
+    """Threads for streams that answer one message; grpcio takes no other kind of executor for a single method."""
+
+    def submit(self, work: Callable[..., Any], /, *args: Any, **_none: Any) -> Any:
+        """Takes a thread once the message is there."""
+        done = _Done()
+
+        def take(args: tuple[Any, ...]) -> None:
+            super(StreamThreads, self).submit(work, *args).add_done_callback(lambda _: done.finish())
+
+        _when_received(args, take)
+        return done
+
+
 class Threads(futures.Executor):
     """A fixed number of threads on one queue, with less on the path of a call than ThreadPoolExecutor has."""
 
@@ -45,7 +107,11 @@ class Threads(futures.Executor):
     def submit(self, work: Callable[..., Any], /, *args: Any, **_none: Any) -> Any:
         """Queues work; what it raises is lost, for grpcio's server handles its own."""
         done = _Done()
-        self._queue.put((work, args, done))
+
+        def queue(args: tuple[Any, ...]) -> None:
+            self._queue.put((work, args, done, time.monotonic()))
+
+        _when_received(args, queue)
         return done
 
     def shutdown(self, wait: bool = False, *, cancel_futures: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002 - Executor's
@@ -55,7 +121,7 @@ class Threads(futures.Executor):
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
-            work, args, done = item
+            work, args, done, _since.at = item
             with suppress(BaseException):  # grpcio handles its own; a thread must outlive whatever is left
                 work(*args)
             done.finish()

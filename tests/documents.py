@@ -17,6 +17,8 @@ _MASKS = (
     (re.compile(r"\b\d{4}-\d\d-\d\dT[\d:.]+Z"), "TIME"),
     (re.compile(r"\b[0-9a-f]{12}\.\d+\b"), "REVISION"),
     (re.compile(r"(?<=\")[0-9a-f]{16}(?=\")"), "ETAG"),
+    (re.compile(r"\bcaseload_[\w-]{43}(?!\w)"), "TOKEN"),
+    (re.compile(r"\bsha256:[0-9a-f]{64}\b"), "HASH"),
     (re.compile(r"^revision \d+$", re.MULTILINE), "REVISION"),
     (re.compile(r"^\d+ change sets purged$", re.MULTILINE), "PURGED"),
     (re.compile(r"^  Message: .*deadline exceeded.*$", re.MULTILINE | re.IGNORECASE), "DEADLINE"),

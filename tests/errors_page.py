@@ -43,6 +43,8 @@ WHAT_TO_DO: Final = {
     "REVISION_FOREIGN": "Read the records anew: what was kept from before may not be in this store.",
     "TOO_MANY_WATCHES": "Close a watch, or try again later; operators can raise `--max-watches`.",
     "WATCH_TOO_SLOW": "Watch again after its through_revision; read faster, or filter.",
+    "UNAUTHENTICATED": "Send a key as `authorization: Bearer TOKEN`, or a client certificate that the server knows.",
+    "PERMISSION_DENIED": "Ask the operators for the permission, or call with the credentials of a caller that has it.",
     "DEADLINE_EXCEEDED": "Repeat the call with a longer deadline.",
     "INTERNAL": "Tell the operators the error_id. A write may be repeated with the same request_id.",
 }
@@ -55,9 +57,9 @@ HEAD = """\
 Every error that the service makes has a gRPC status code and a `google.rpc.ErrorInfo` whose domain is `caseload.v1`.
 Branch on the reason, never on the message. No message or metadata repeats a value that was sent, save ids that are
 well-formed. The gRPC library makes a few errors of its own, without a reason: UNIMPLEMENTED for an unknown method,
-RESOURCE_EXHAUSTED for a message above 4 MiB, CANCELLED for a watch whose reader takes nothing for 30 seconds,
-UNAVAILABLE where no server answers, and DEADLINE_EXCEEDED at the caller's own deadline. After either of the last two a
-write may have been done: repeat it with the same `request_id`.
+RESOURCE_EXHAUSTED for a message above 1 MiB or metadata above 16 KiB, CANCELLED for a watch whose reader takes nothing
+for 30 seconds, UNAVAILABLE where no server answers, and DEADLINE_EXCEEDED at the caller's own deadline. After either of
+the last two a write may have been done: repeat it with the same `request_id`.
 
 | reason | code | when | what to do |
 |---|---|---|---|

@@ -67,9 +67,13 @@ class ServerProcess:
         *arguments: str,
         command: Sequence[str] = (sys.executable, "-m", "service"),
         environment: dict[str, str] | None = None,
+        access_log: str | None = os.devnull,
     ) -> None:
-        """Args: database, its URL, which may hold a password and so is no argument of the process."""
-        self._command = [*command, "serve", "--address", "127.0.0.1:0", "--drain-seconds", "0", *arguments]
+        """Args: database, its URL, which may hold a password and so is no argument of the process; access_log, None for
+        standard error, which is a pipe here: a test that calls a lot must read it."""
+        self._command = [*command, "serve", "--address", "127.0.0.1:0", "--drain-seconds", "0"]
+        self._command += ["--access-log", access_log] if access_log else []
+        self._command += arguments
         self._environment = {**os.environ, "CASELOAD_DATABASE": database, **(environment or {})}
 
     def __enter__(self) -> Self:

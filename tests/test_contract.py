@@ -29,7 +29,7 @@ OUTPUT_ONLY = field_behavior_pb2.OUTPUT_ONLY
 CANARY = "Canary-Zq9"
 
 CATALOGUE = {name.removeprefix("ERROR_REASON_") for name in error_reason_pb2.ErrorReason.keys()}  # noqa: SIM118 - no dict
-LATER = {"OVERLOADED", "UNAUTHENTICATED", "PERMISSION_DENIED"}
+LATER = {"OVERLOADED"}
 """Reasons that the catalogue keeps a number for, and that nothing is refused with so far."""
 
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)

@@ -22,12 +22,22 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service.cli": WATCHED,
     "service.server": WATCHED,
     "service.config": set(),
-    "service.readiness": {"service.errors"},
-    "service.threads": set(),
+    "service.readiness": set(),
     "service.opening": DRIVERS | {"service.config", "service.store"},
-    "service.interceptors": WIRE | {"service.interceptors", "service.errors"},
+    "service.data_commands": DRIVERS | {"service"},
+    "service.options": {"service.config"},
+    "service.threads": {"grpc"},
+    "service.callers": set(),
+    "service.reloading": {"service.config"},
+    "service.keys": {"service.callers", "service.config"},
+    "service.tls": {"grpc", "service.config", "service.reloading"},
+    "service.interceptors": WIRE
+    | {f"service.{part}" for part in ("interceptors", "errors", "callers", "keys", "fields", "threads")},
     "service.servicers": WIRE
-    | {f"service.{part}" for part in ("servicers", "validate", "fields", "convert", "store", "records", "errors")},
+    | {
+        f"service.{part}"
+        for part in ("servicers", "validate", "fields", "convert", "store", "records", "errors", "callers")
+    },
     "service.validate": {"service.fields", "service.errors", "service.records", "caseload", "google"},
     "service.fields": {"service.errors", "service.records", "caseload", "google"},
     "service.convert": {"service.records", "caseload", "google"},

@@ -1,11 +1,14 @@
 """The outermost layer of a call: bytes in, a response or a status out, and nothing else gets past it."""
 
+import functools
+import math
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent import futures
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import grpc
 import structlog
@@ -13,9 +16,16 @@ from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
 from service import errors
+from service.callers import current
+from service.interceptors.access_log import Access, AccessLog, MethodLog
+from service.interceptors.admission import Admission
 from service.interceptors.statuses import status
+from service.threads import waited_seconds
 
 _log = structlog.get_logger()
+
+_NO_DEADLINE: Final = 1e9
+"""Seconds: grpcio gives those who set none some 10^18."""
 
 
 class GuardedServer:
@@ -24,10 +34,16 @@ class GuardedServer:
     The generated add_...Servicer_to_server functions take it for the server.
     """
 
-    def __init__(self, server: grpc.Server, streams: futures.ThreadPoolExecutor) -> None:
-        """Args: server, which the handlers end up in; streams, the threads of the streaming ones."""
+    def __init__(
+        self, server: Any, admission: Admission, log: AccessLog, streams: futures.ThreadPoolExecutor, patience: float
+    ) -> None:
+        """Args: server, which the handlers end up in; streams, the threads of the streaming ones that bring none along;
+        patience, the seconds within which the work of a call without a deadline must begin."""
         self._server = server
+        self._admission = admission
+        self._log = log
         self._streams = streams
+        self._patience = patience
 
     def add_generic_rpc_handlers(self, handlers: Any) -> None:
         """Nothing: the registered handlers below are the same ones."""
@@ -36,55 +52,121 @@ class GuardedServer:
         self, service: str, handlers: dict[str, "grpc.RpcMethodHandler[Any, Any]"]
     ) -> None:
         """Registers the handlers of one service."""
-        guarded = {name: self._guarded(f"/{service}/{name}", handler) for name, handler in handlers.items()}
+        guarded = {name: self._guarded(service, name, handler) for name, handler in handlers.items()}
         self._server.add_registered_method_handlers(service, guarded)
 
-    def _guarded(self, method: str, handler: Any) -> "grpc.RpcMethodHandler[Any, Any]":
-        # Parsing stays with us: what grpcio cannot parse it refuses by itself, as INTERNAL.
+    def _guarded(self, service: str, name: str, handler: Any) -> "grpc.RpcMethodHandler[Any, Any]":
+        # Parsing stays with us: what grpcio cannot parse it refuses by itself, as INTERNAL. So does writing: then the
+        # access log knows how a call ended.
+        guard = _Guard(self._admission.to(service, name), self._patience, MethodLog(self._log, service, name))
+        parse, write = handler.request_deserializer, handler.response_serializer
         if handler.unary_unary:
-            call = _unary(method, handler.request_deserializer, handler.unary_unary)
-            return grpc.unary_unary_rpc_method_handler(call, None, handler.response_serializer)
-        call = _stream(method, handler.request_deserializer, handler.unary_stream)
+            return grpc.unary_unary_rpc_method_handler(guard.unary(parse, handler.unary_unary, write))
+        if getattr(handler.unary_stream, "experimental_non_blocking", False):
+            call = guard.non_blocking(parse, handler.unary_stream)
+            return grpc.unary_stream_rpc_method_handler(call, None, write)
+        call = guard.stream(parse, handler.unary_stream or handler.stream_stream, write)
         # A stream keeps its thread for as long as it lives: it must not take one that calls wait for.
         call.experimental_thread_pool = self._streams  # type: ignore[attr-defined]
-        return grpc.unary_stream_rpc_method_handler(call, None, handler.response_serializer)
+        if handler.unary_stream:
+            return grpc.unary_stream_rpc_method_handler(call)
+        return grpc.stream_stream_rpc_method_handler(call)
 
 
-def _unary(method: str, parse: Callable[[bytes], Any], answer: Callable[..., Any]) -> Callable[..., Any]:
-    def call(data: bytes, context: grpc.ServicerContext) -> Any:
-        try:
-            return answer(_request(parse, data, context), context)
-        except errors.DomainError as error:
-            refusal = error
-        except Exception as error:  # noqa: BLE001 - the layer that turns the unexpected into INTERNAL
-            refusal = _unexpected(method, error)
-        _refuse(context, refusal)
+class _Guard:
+    """What lies around every call of one method, whatever its kind."""
 
-    return call
+    def __init__(self, admit: Callable[[grpc.ServicerContext], None], patience: float, log: MethodLog) -> None:
+        self._admit = admit
+        self._patience = patience
+        self._log = log
+
+    def unary(self, parse: Callable[[bytes], Any], answer: Any, write: Callable[[Any], bytes]) -> Callable[..., bytes]:
+        admit, log, patience = self._admit, self._log, self._patience
+
+        def call(data: bytes, context: grpc.ServicerContext) -> bytes:
+            access = Access(context)
+            try:
+                admit(context)
+                _check_deadline(context, patience)
+                access.request = request = _parsed(parse, data)
+                response = answer(request, context)
+                written = write(response)
+                access.response = response
+            except errors.DomainError as error:
+                access.refusal = error
+            except Exception as error:  # noqa: BLE001 - the layer that turns the unexpected into INTERNAL
+                access.refusal = _unexpected(log.method, error)
+            log.end(access)
+            if access.refusal:
+                _refuse(context, access.refusal)
+            return written
+
+        return call
+
+    def stream(self, parse: Callable[[bytes], Any], answer: Any, write: Callable[[Any], bytes]) -> Callable[..., Any]:
+        """Of one request, or of a stream of them, which then are not named in the log."""
+
+        def call(data: bytes | Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+            access = Access(context)
+            try:
+                self._admit(context)
+                access.caller = current.get(None)  # a generator that is dropped ends outside its context
+                _check_deadline(context, math.inf)
+                access.request = _parsed(parse, data) if isinstance(data, bytes) else None
+                for response in answer(access.request or _each_parsed(parse, data), context):
+                    self._log.note(access, response)
+                    yield write(response)
+            except errors.DomainError as error:
+                access.refusal = error
+            except Exception as error:  # noqa: BLE001 - as above
+                access.refusal = _unexpected(self._log.method, error)
+            finally:  # also where the caller is gone, and nothing more is asked of this generator
+                self._log.end(access)
+            if access.refusal:
+                _refuse(context, access.refusal)
+
+        return call
+
+    def non_blocking(self, parse: Callable[[bytes], Any], answer: Any) -> Callable[..., None]:
+        """Of the health service: it answers from elsewhere, and returns at once."""
+
+        @functools.wraps(answer)  # keeps the experimental_* attributes
+        def call(data: bytes, context: grpc.ServicerContext, send: Callable[[Any], None]) -> None:
+            access = Access(context)
+            end = functools.partial(self._log.end, access)
+            try:
+                self._admit(context)
+                answer(_parsed(parse, data), context, send)
+            except errors.DomainError as error:
+                access.refusal = error
+            except Exception as error:  # noqa: BLE001 - as above
+                access.refusal = _unexpected(self._log.method, error)
+            if access.refusal or not context.add_callback(end):
+                end()
+            if access.refusal:
+                _refuse(context, access.refusal)
+
+        return call
 
 
-def _stream(method: str, parse: Callable[[bytes], Any], answer: Callable[..., Iterator[Any]]) -> Callable[..., Any]:
-    def call(data: bytes, context: grpc.ServicerContext) -> Iterator[Any]:
-        refusal: errors.DomainError | None = None
-        try:
-            yield from answer(_request(parse, data, context), context)
-        except errors.DomainError as error:
-            refusal = error
-        except Exception as error:  # noqa: BLE001 - as above
-            refusal = _unexpected(method, error)
-        if refusal:
-            _refuse(context, refusal)
-
-    return call
-
-
-def _request(parse: Callable[[bytes], Any], data: bytes, context: grpc.ServicerContext) -> Any:
-    if context.time_remaining() == 0:
+def _check_deadline(context: grpc.ServicerContext, patience: float) -> None:
+    left = context.time_remaining()
+    if left == 0 or (left > _NO_DEADLINE and waited_seconds() > patience):
         raise errors.DeadlineExceeded
+
+
+def _parsed(parse: Callable[[bytes], Any], data: bytes) -> Any:
     try:
         return parse(data)
     except DecodeError:
         raise errors.InvalidField(errors.Violation("", "does not parse as this method's request message")) from None
+
+
+def _each_parsed(parse: Callable[[bytes], Any], stream: Any) -> Iterator[Any]:
+    with suppress(grpc.RpcError):  # the caller is gone
+        for data in stream:
+            yield _parsed(parse, data)
 
 
 def _refuse(context: grpc.ServicerContext, error: errors.DomainError) -> NoReturn:
@@ -97,5 +179,6 @@ def _unexpected(method: str, error: Exception) -> errors.Internal:
     error_id = uuid.uuid4().hex
     frames = traceback.extract_tb(error.__traceback__)
     place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}"
-    _log.error("call failed", error_id=error_id, method=method, type=type(error).__qualname__, place=place)
+    with suppress(OSError, ValueError):  # where nobody reads the log, calls go on all the same
+        _log.error("call failed", error_id=error_id, method=method, type=type(error).__qualname__, place=place)
     return errors.Internal(error_id=error_id)

@@ -1,31 +1,22 @@
-"""Streams of the gRPC library's own services last as long as their callers like: they get threads of their own, and a
-stop ends them."""
+"""Streams of the gRPC library's own services last as long as their callers like: a stop ends them."""
 
 import functools
 import threading
 from collections.abc import Callable
-from concurrent import futures
 from typing import Any
 
 import grpc
 
 
 class StreamsServer:
-    """Passes a servicer's handlers on to a server, and knows the streams under way.
+    """Passes handlers on to a server, and knows the streams under way."""
 
-    The generated add_...Servicer_to_server functions take it for the server.
-    """
-
-    def __init__(self, server: grpc.Server, threads: futures.ThreadPoolExecutor) -> None:
-        """Args: server, which the handlers end up in; threads, of streams that bring none along."""
+    def __init__(self, server: grpc.Server) -> None:
+        """Args: server, which the handlers end up in."""
         self._server = server
-        self._threads = threads
         self._lock = threading.Lock()
         self._open: set[grpc.ServicerContext] = set()
         self._ended = False
-
-    def add_generic_rpc_handlers(self, handlers: Any) -> None:
-        """Nothing: the registered handlers below are the same ones."""
 
     def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
         """Registers the handlers of one service."""
@@ -48,7 +39,7 @@ class StreamsServer:
         return handler
 
     def _noting(self, answer: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(answer)  # keeps the health servicer's experimental_* attributes
+        @functools.wraps(answer)  # keeps the experimental_* attributes
         def noted(request: Any, context: grpc.ServicerContext, *rest: Any) -> Any:
             with self._lock:
                 self._open.add(context)
@@ -59,8 +50,6 @@ class StreamsServer:
                 context.cancel()
             return answer(request, context, *rest)
 
-        if not hasattr(noted, "experimental_thread_pool"):
-            noted.experimental_thread_pool = self._threads  # type: ignore[attr-defined]
         return noted
 
     def _forget(self, context: grpc.ServicerContext) -> None:

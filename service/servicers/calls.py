@@ -5,6 +5,7 @@ from typing import Any, Final
 import grpc
 from caseload.v1 import assignment_service_pb2, patient_service_pb2, therapist_service_pb2
 
+from service.callers import current
 from service.records import Call
 
 _METHODS: Final = {
@@ -15,14 +16,9 @@ _METHODS: Final = {
 }
 
 
-def caller_of(_context: grpc.ServicerContext) -> str:
-    """The caller's name. Without authentication everyone is `local`."""
-    return "local"
-
-
-def call_of(request: Any, context: grpc.ServicerContext) -> Call:
+def call_of(request: Any, _context: grpc.ServicerContext) -> Call:
     """The call behind a mutating request that has been validated."""
-    actor, method = caller_of(context), _METHODS[request.DESCRIPTOR.full_name]
+    actor, method = current.get().name, _METHODS[request.DESCRIPTOR.full_name]
     if not request.request_id:
         return Call(actor, method, validate_only=request.validate_only)
     return Call(actor, method, request.request_id.lower(), _fingerprint(request), request.validate_only)

@@ -78,13 +78,13 @@ def test_a_signal_stops_it_and_the_next_start_has_all_the_data(database_url: str
 
 
 def test_it_prints_the_ready_line_and_nothing_else_and_logs_lines_of_json(tmp_path: Path) -> None:
-    with ServerProcess(url(tmp_path / "caseload.db")) as server, connected(server) as client:
+    with ServerProcess(url(tmp_path / "caseload.db"), access_log=None) as server, connected(server) as client:
         create(client, "ann").result()
         server.process.terminate()
         printed, log = server.process.communicate(timeout=20)
     assert printed == ""  # the ready line was read to learn the address
     events = [json.loads(line)["event"] for line in log.splitlines()]
-    assert events == ["started", "stopping", "stopped"]
+    assert events == ["started", "call", "stopping", "stopped"]
 
 
 def test_calls_under_way_are_finished(database_url: str) -> None:

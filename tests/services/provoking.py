@@ -5,14 +5,18 @@ The ways in which a database fails are its own: tests/test_sqlite_errors.py and 
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import grpc
 import pytest
 from grpc import StatusCode
 
+from tests.clinic import Clinic
 from tests.following import unread
 from tests.running import refusal
+from tests.security.serving import KeysFile, bearer, serving
 from tests.services.calling import T0, People, everything_said
 from tests.services.world import CANARY, MRN, SLOW_SECONDS, World
 from tests.store.ward import crowd, fill
@@ -180,6 +184,16 @@ def deadline_exceeded(world: World) -> object:
     raise AssertionError("always in time")
 
 
+def to_those_who_ask(_world: World, permission: str, token: str = "") -> object:
+    """A read of another server, which knows one caller with one permission; with its key, or another token."""
+    with TemporaryDirectory() as folder:
+        keys_file = KeysFile(Path(folder) / "keys")
+        key = keys_file.add(CANARY, permission)
+        with serving(Path(folder), keys_file=keys_file.path, threads=2) as server, Clinic(server.address) as clinic:
+            get: Any = clinic.channel.unary_unary("/caseload.v1.PatientService/GetPatient", None, None)
+            return get(CANARY.encode(), metadata=bearer(token or key), timeout=20)
+
+
 def internal(world: World) -> object:
     return world.therapists.get("broken")
 
@@ -262,6 +276,11 @@ TABLE: dict[str, tuple[Provoke, Told]] = {
     "REVISION_FOREIGN by watch": (lambda w: next(w.clinic.watch(CANARY)), Told(StatusCode.OUT_OF_RANGE)),
     "TOO_MANY_WATCHES": (too_many_watches, Told(StatusCode.RESOURCE_EXHAUSTED, NONE, ("limit",))),
     "WATCH_TOO_SLOW": (watch_too_slow, Told(StatusCode.ABORTED)),
+    "UNAUTHENTICATED": (lambda w: to_those_who_ask(w, "write", "not-a-key"), Told(StatusCode.UNAUTHENTICATED)),
+    "PERMISSION_DENIED": (
+        lambda w: to_those_who_ask(w, "write"),
+        Told(StatusCode.PERMISSION_DENIED, NONE, ("permission",)),
+    ),
     "DEADLINE_EXCEEDED": (deadline_exceeded, Told(StatusCode.DEADLINE_EXCEEDED)),
     "INTERNAL": (internal, Told(StatusCode.INTERNAL, NONE, ("error_id",))),
     "INTERNAL by watch": (internal_in_watch, Told(StatusCode.INTERNAL, NONE, ("error_id",))),

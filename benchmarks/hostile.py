@@ -1,0 +1,49 @@
+"""Measures how long honest callers wait while others attack, beside how long they wait otherwise.
+
+python -m benchmarks.hostile                  a few minutes
+python -m benchmarks.hostile "rapid resets"   one attack only
+python -m benchmarks.hostile --smoke          less than a minute, to see that it runs; its figures mean little
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from tests.hostile.attacks import ATTACKS
+from tests.hostile.callers import Honest, compare
+from tests.hostile.serving import has_room, untuned
+
+FULL: Final = (9, 2.0)
+SMOKE: Final = (1, 0.3)
+"""Rounds, and the seconds that each has without and with the attack."""
+
+
+def main() -> int:
+    """Prints a table. Exit code 1 where an honest caller saw an error."""
+    parser = argparse.ArgumentParser(description="Measures how honest callers fare while others attack.")
+    parser.add_argument("--smoke", action="store_true", help="less than a minute, to see that it runs")
+    parser.add_argument("attack", nargs="*", help="the attacks; all where none is named")
+    given = parser.parse_args()
+    rounds, seconds = SMOKE if given.smoke else FULL
+    if not has_room():
+        print("the hard limit of open files is too low: ulimit -Hn", file=sys.stderr)
+        return 2
+    print("| attack | p99, attacked / alone | p99 | errors |\n|---|---|---|---|")
+    errors = 0
+    with tempfile.TemporaryDirectory() as folder, untuned(Path(folder)) as server:
+        honest = Honest(server.address)
+        for attack in given.attack or ATTACKS:
+            seen = compare(honest, server.address, attack, rounds, seconds)
+            spread = f"{statistics.median(seen.ratios):.2f} ({min(seen.ratios):.2f} to {max(seen.ratios):.2f})"
+            alone, attacked = seen.p99s
+            print(f"| {attack} | {spread} | {attacked:.1f} / {alone:.1f} ms | {len(seen.errors)} |", flush=True)
+            errors += len(seen.errors)
+        honest.close()
+    return 1 if errors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""Requests made from the contract's descriptors, and bytes that are nearly requests."""
+
+import random
+from collections import defaultdict, deque
+from typing import Any, Final, NamedTuple
+
+from google.api import field_behavior_pb2
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message_factory import GetMessageClass
+
+from tests.clinic import RPCS, full_name, request
+from tests.fuzz import values
+from tests.fuzz.values import PEOPLE, Values
+from tests.services.samples import behaves, is_map, is_ours
+
+FEW: Final = 3
+LENGTHS: Final = (21, 33, 101, 1001, 20_000)
+MOODS: Final = ((0.0, 0.1), (0.0, 0.2), (0.0, 0.2), (0.0, 0.7), (0.02, 0.5), (0.1, 0.5), (0.1, 1.0), (0.6, 1.0))
+"""How often a value is awkward, and how often a field that need not be set is: one pair holds for a whole message."""
+OFTEN: Final = [
+    name for name in RPCS for _ in range(2 if name.startswith("Delete") else 6 if name.startswith("Assign") else 3)
+]
+"""Each RPC as often as makes for a full store: what is deleted cannot be assigned."""
+WANTED: Final = (field_behavior_pb2.REQUIRED, field_behavior_pb2.IDENTIFIER)
+HUGE_BYTES: Final = 5 << 20
+"""More than the server takes."""
+
+
+class Sent(NamedTuple):
+    """One call."""
+
+    rpc: str
+    data: bytes
+
+    @property
+    def method(self) -> str:
+        """As it is on the wire."""
+        return full_name(self.rpc)
+
+
+class Messages:
+    """Makes the nth call of a run: always the same one, but for what it learnt from the server's answers."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._values = Values()
+        self._next_pages: dict[str, deque[bytes]] = defaultdict(lambda: deque(maxlen=20))
+
+    def call(self, number: int) -> Sent:
+        """The first ones make the people whom the others know."""
+        if number < 2 * PEOPLE:
+            one = number // 2
+            if number % 2:
+                return _sent("CreatePatient", patient_id=f"p{one}", patient={"display_name": "Ann Lee"})
+            return _sent("CreateTherapist", therapist_id=f"t{one}", therapist={"display_name": "Ann Lee"})
+        rng = random.Random(f"{self._seed}:{number}")
+        rpc = rng.choice(OFTEN)
+        if self._next_pages[rpc] and rng.random() < 0.2:
+            data = rng.choice(tuple(self._next_pages[rpc]))
+        else:
+            data = self._request(rng, rpc).SerializeToString()
+        if rng.random() < 0.1:
+            data += unknown_fields(rng)
+        if rng.random() < 0.2:
+            data = mutated(rng, data)
+        if rng.random() < 0.0005:
+            data += b"\x82\x7d" + _varint(HUGE_BYTES) + bytes(HUGE_BYTES)
+        return Sent(rpc, data)
+
+    def learn(self, sent: Sent, answer: bytes) -> None:
+        """Takes what later calls can use out of an answer. Raises DecodeError."""
+        message: Any = GetMessageClass(RPCS[sent.rpc].output_type).FromString(answer)
+        self._values.learn(message)
+        if getattr(message, "next_page_token", ""):
+            again: Any = GetMessageClass(RPCS[sent.rpc].input_type).FromString(sent.data)
+            again.page_token = message.next_page_token
+            self._next_pages[sent.rpc].append(again.SerializeToString())
+
+    def _request(self, rng: random.Random, rpc: str) -> Any:
+        made = request(rpc)
+        _Filling(rng, self._values, *rng.choice(MOODS)).fill(made)
+        return made
+
+
+def _sent(rpc: str, **fields: Any) -> Sent:
+    return Sent(rpc, request(rpc, **fields).SerializeToString())
+
+
+class _Filling:
+    """One message being filled, in one mood."""
+
+    def __init__(self, rng: random.Random, known: Values, awkwardness: float, density: float) -> None:
+        self._rng = rng
+        self._values = known
+        self._awkwardness = awkwardness
+        self._density = density
+
+    def fill(self, message: Any) -> None:
+        for field in message.DESCRIPTOR.fields:
+            if any(behaves(field, one) for one in WANTED) or self._rng.random() < self._density:
+                self._set(message, field)
+
+    def _set(self, message: Any, field: FieldDescriptor) -> None:
+        if field.is_repeated:
+            self._set_many(message, field)
+        elif is_ours(field):
+            getattr(message, field.name).SetInParent()
+            self.fill(getattr(message, field.name))
+        elif field.message_type:
+            message.MergeFrom(type(message)(**{field.name: self._well_known(message.DESCRIPTOR, field.message_type)}))
+        else:
+            setattr(message, field.name, self._scalar(field))
+
+    def _set_many(self, message: Any, field: FieldDescriptor) -> None:
+        entries = getattr(message, field.name)
+        count = self._count()
+        for number in range(min(count, FEW)):
+            if is_map(field):
+                entries[f"{self._text()}{number}"[-100:]] = self._text()
+            elif field.message_type:
+                self.fill(entries.add())
+            else:
+                entries.append(self._scalar(field))
+        for number in range(FEW, count):  # many that are long as well would be refused unread
+            if is_map(field):
+                entries[str(number)] = ""
+            elif field.message_type:
+                entries.add()
+            else:
+                entries.append(self._values.good(self._rng, field))
+
+    def _count(self) -> int:
+        if self._is_awkward() and self._rng.random() < 0.2:
+            return self._rng.choice(LENGTHS)
+        return self._rng.randint(1, FEW)
+
+    def _text(self) -> str:
+        return self._rng.choice(values.STRINGS) if self._is_awkward() else "team"
+
+    def _scalar(self, field: FieldDescriptor) -> Any:
+        return (self._values.awkward if self._is_awkward() else self._values.good)(self._rng, field)
+
+    def _well_known(self, owner: Descriptor, kind: Descriptor) -> dict[str, Any]:
+        if kind.name == "Timestamp":
+            return values.timestamp(self._rng, is_good=not self._is_awkward())
+        if kind.name == "Date":
+            return values.date(self._rng, is_good=not self._is_awkward())
+        assert kind.name == "FieldMask", kind.full_name
+        return {"paths": [self._path(owner) for _ in range(self._count())]}
+
+    def _path(self, owner: Descriptor) -> str:
+        if self._is_awkward():
+            return self._rng.choice(values.STRINGS)
+        [record] = [field.message_type for field in owner.fields if field.message_type and is_ours(field)]
+        return self._rng.choice(["*", *(field.name for field in record.fields)])
+
+    def _is_awkward(self) -> bool:
+        return self._rng.random() < self._awkwardness
+
+
+def unknown_fields(rng: random.Random) -> bytes:
+    """Fields of every wire type that the contract does not know, or knows as something else; groups go deep."""
+    data = b""
+    for _ in range(rng.randrange(1, 4)):
+        number, wire_type = rng.choice((1, 2, 3, 500, 2**29 - 1)), rng.randrange(8)
+        payload = rng.randbytes(rng.randrange(12))
+        if wire_type == 2:
+            payload = _varint(len(payload)) + payload
+        elif wire_type == 3:
+            depth = rng.choice((1, 50, 99, 100, 101, 5000))
+            payload = _varint(number << 3 | 3) * depth + _varint(number << 3 | 4) * (depth + 1)
+        data += _varint(number << 3 | wire_type) + payload
+    return data
+
+
+def mutated(rng: random.Random, data: bytes) -> bytes:
+    """The same bytes with one to four accidents."""
+    for _ in range(rng.randrange(1, 5)):
+        start = rng.randrange(len(data) + 1)
+        end = min(len(data), start + rng.randrange(16))
+        match rng.randrange(7):
+            case 0:
+                data = data[:start]
+            case 1:
+                data = data[:start] + data[end:]
+            case 2:
+                data = data[:end] + data[start:]
+            case 3:
+                data = data[:start] + rng.randbytes(rng.randrange(1, 8)) + data[end:]
+            case 4:
+                data = data[:start] + rng.choice((b"\xff", b"\xed\xa0\x80", b"\x00", b"\x80", b"\xc0\x80")) + data[end:]
+            case 5:
+                data += data[start:]
+            case _ if data:
+                place = rng.randrange(len(data))
+                data = data[:place] + bytes([data[place] ^ 1 << rng.randrange(8)]) + data[place + 1 :]
+    return data
+
+
+def _varint(number: int) -> bytes:
+    data = b""
+    while number > 127:
+        data += bytes([number & 127 | 128])
+        number >>= 7
+    return data + bytes([number])

@@ -1,0 +1,122 @@
+"""A short run of what `make fuzz` does at length; and that it would find what it looks for."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.message import DecodeError
+from google.protobuf.message_factory import GetMessageClass
+
+from service.config import Config
+from service.server import build_server
+from service.servicers.therapist import TherapistServicer
+from tests.clinic import RPCS
+from tests.fuzz import run
+from tests.fuzz.fuzzing import Fault, Fuzzer
+from tests.fuzz.messages import Messages, Sent
+from tests.fuzz.serving import Serving, is_bad
+from tests.services.samples import places
+
+COUNT = 3000
+SEED = 5
+
+
+def test_no_generated_call_is_answered_internal_or_unknown_or_ends_the_server(tmp_path: Path) -> None:
+    with Serving(tmp_path) as server:
+        fuzzer = Fuzzer(server.address)
+        outcome = fuzzer.run(Messages(SEED), range(COUNT))
+        fuzzer.close()
+        assert server.end() == []
+    assert outcome.faults == []
+    assert set(outcome.answered) == set(RPCS)  # it went deep: every RPC said yes, and no for many reasons
+    assert len(outcome.refused) >= 12, outcome.refused
+
+
+def test_the_calls_of_a_seed_are_always_the_same_and_those_of_another_are_not() -> None:
+    first, again, other = ([Messages(seed).call(number) for number in range(300)] for seed in (1, 1, 2))
+    assert first == again
+    assert len(set(first)) > 250
+    assert len(set(first) & set(other)) < 50
+
+
+def test_every_field_of_every_request_is_filled_sooner_or_later() -> None:
+    unfilled = {
+        (name, re.sub(r"\[\d+\]", "", place.path))
+        for name, rpc in RPCS.items()
+        for place in places(GetMessageClass(rpc.input_type)())
+    }
+    messages = Messages(1)
+    for number in range(4000):
+        if not unfilled:
+            return
+        sent = messages.call(number)
+        unfilled -= {(sent.rpc, path) for path in filled(sent)}
+    assert unfilled == set()
+
+
+def filled(sent: Sent) -> Iterator[str]:
+    try:
+        request = GetMessageClass(RPCS[sent.rpc].input_type).FromString(sent.data)
+    except DecodeError:
+        return
+    for place in places(request):
+        if any(field is place.field for field, _ in place.owner.ListFields()):
+            yield re.sub(r"\[\d+\]", "", place.path)
+
+
+@pytest.fixture
+def defective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a server that crashes over ids with a 7."""
+    sound = TherapistServicer.GetTherapist
+
+    def defect(self: TherapistServicer, request: Any, context: grpc.ServicerContext) -> Any:
+        if "7" in request.therapist_id:
+            raise KeyError(request.therapist_id)
+        return sound(self, request, context)
+
+    monkeypatch.setattr(TherapistServicer, "GetTherapist", defect)
+    server = build_server(Config(address="127.0.0.1:0", database=f"sqlite:///{tmp_path}/defective.db", drain_seconds=0))
+    server.start()
+    yield server.address
+    server.stop()
+
+
+def test_a_defect_is_found_and_shown_again_by_the_calls_that_were_kept(
+    defective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fuzzer = Fuzzer(defective)
+    found = fuzzer.run(Messages(SEED), range(COUNT))
+    fuzzer.close()
+    assert {(fault.sent.rpc, fault.what) for fault in found.faults} == {
+        ("GetTherapist", "INTERNAL with reason INTERNAL")
+    }
+    run.report(found, ["Traceback"])
+    assert "fault: Traceback\n" in capsys.readouterr().out
+    fuzzer = Fuzzer(defective)
+    assert run.replay(fuzzer, run.FAULTS).faults == found.faults
+    fuzzer.close()
+
+
+def test_a_code_without_a_reason_of_ours_is_a_fault(defective: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sent, "method", "/caseload.v1.TherapistService/NoSuchCall")
+    fuzzer = Fuzzer(defective)
+    sent = Sent("GetTherapist", b"")
+    fuzzer.send(sent)
+    fuzzer.close()
+    assert fuzzer.outcome.faults == [Fault(sent, "UNIMPLEMENTED without a reason of ours: Method not found!")]
+
+
+def test_a_server_that_died_is_a_fault(tmp_path: Path) -> None:
+    with Serving(tmp_path) as server:
+        server.kill()
+        assert server.end() == ["the server died: -9"]
+
+
+@pytest.mark.parametrize("line", ["Traceback (most recent call last):", '{"level": "error", "event": "x"}', "[]", "7"])
+def test_a_line_of_the_log_that_tells_of_a_defect_is_a_fault(line: str) -> None:
+    assert is_bad(line)
+    assert not is_bad('{"level": "info", "event": "started"}')

@@ -1,0 +1,125 @@
+"""What fields are filled with: values that lead deep into the server, and values that should get nowhere."""
+
+import random
+from collections import defaultdict, deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+
+from tests.clinic import T0
+from tests.services.samples import SAMPLES, is_map
+
+STRINGS: Final = (
+    "", " ", "\t\n", "\0", "a\0b", "a\x1bb", "\x85", "\u2028", "\u202eabc", "\ufeff", "\u200b", "\u200d", "\uffff",
+    "\U0010ffff", "\ud7ff", "e\u0301" * 100, "\u0301", "\ufdfa" * 200, "\u0130", "\u00df" * 200, "\u1e9e", "\u3164",
+    "\u1100\u1161\u11a8" * 70, "\U0001f468\u200d\U0001f469" * 50, "\u0661\u0662\u0663", "\uff11\uff12", "%", "_", "\\",
+    "'", '"', "'; DROP TABLE patient; --", "%s%n", "%(name)s", ":name", "$1", "?1", "{}", "[]", "null", '{"a":1}', "..",
+    "../../etc/passwd", "a" * 63, "a" * 64, "a" * 201, "a" * 1001, "x" * 33_000, "\u00e9" * 70_000, "z" * 200_000, "*",
+    "-1", "0", "1e3", "NaN", "9" * 30, "T1", "t1 ", "t1\n", "-t1", "urn:", "http://hl7.org/fhir/sid/us-npi", "@", "a@",
+    "+0", "0190a3c4-0000-7000-8000-00000000000", "00000000-0000-0000-0000-000000000000", "local", "a.b", ".",
+)  # fmt: skip
+INTEGERS: Final = (0, 1, -1, 2, 3, 99, 1000, 1001, 2**31 - 1, -(2**31))
+SECONDS: Final = (0, -1, 1, -62_135_596_800, -62_135_596_801, 253_402_300_799, 253_402_300_800, 2**63 - 1, -(2**63))
+NANOS: Final = (0, 1, 999, 999_999_999, 10**9, -1, 2**31 - 1, -(2**31))
+
+PEOPLE: Final = 5
+"""Therapists t0 and up, and patients p0 and up, that most calls name."""
+
+_LEARNT: Final = {
+    "assignment_id": "assignment_id",
+    "etag": "etag",
+    "next_page_token": "page_token",
+    "revision": "after_revision",
+    "through_revision": "after_revision",
+    "oldest_revision": "after_revision",
+}
+"""Fields of answers, and the fields of requests that their values are good for: only the server knows those."""
+
+
+def _uuid(rng: random.Random) -> str:
+    """Often one used before."""
+    number = rng.getrandbits(128) if rng.random() < 0.8 else rng.randrange(20)
+    text = f"{number:032x}"
+    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
+
+
+def _therapist(rng: random.Random) -> str:
+    return f"t{rng.randrange(PEOPLE if rng.random() < 0.8 else 12)}"
+
+
+def _patient(rng: random.Random) -> str:
+    return f"p{rng.randrange(PEOPLE if rng.random() < 0.8 else 12)}"
+
+
+_GOOD: Final[dict[str, Callable[[random.Random], Any]]] = {
+    "therapist_id": _therapist,
+    "source_therapist_id": _therapist,
+    "target_therapist_id": _therapist,
+    "therapist_ids": _therapist,
+    "patient_id": _patient,
+    "patient_ids": _patient,
+    "request_id": _uuid,
+    "page_size": lambda rng: rng.choice((0, 1, 2, 3, 5, 1000)),
+    "max_active_patients": lambda rng: rng.choice((0, 1, 2, 50, 50)),
+    "value": lambda rng: f"1234{rng.randrange(30)}",
+    "display_name": lambda rng: f"Ann {rng.choice(('Lee', 'Müller', 'van der Berg', 'Ōe', 'Lee-Ray'))}",
+    "specialties": lambda rng: rng.choice(("hand-therapy", "grief", "a1")),
+    "etag": lambda _: "",
+    "page_token": lambda _: "",
+    "after_revision": lambda _: "",
+}
+
+
+class Values:
+    """Values for fields by their names. It learns from answers."""
+
+    def __init__(self) -> None:
+        self._learnt: dict[str, deque[str]] = defaultdict(lambda: deque(maxlen=50))
+
+    def learn(self, answer: Message) -> None:
+        """Takes ids, etags, tokens and revisions out of an answer; of a list, those of its first entry."""
+        for field, value in answer.ListFields():
+            if field.name in _LEARNT:
+                self._learnt[_LEARNT[field.name]].append(value)
+            elif field.message_type and not is_map(field):
+                self.learn(value[0] if field.is_repeated else value)
+
+    def good(self, rng: random.Random, field: FieldDescriptor) -> Any:
+        """One that may well be accepted; the field holds no message."""
+        if field.enum_type:
+            return rng.choice([1, 1, *(value.number for value in field.enum_type.values if value.number)])
+        if field.name in self._learnt and rng.random() < 0.8:
+            return rng.choice(tuple(self._learnt[field.name]))
+        if field.name in _GOOD:
+            return _GOOD[field.name](rng)
+        if field.type == FieldDescriptor.TYPE_BOOL:
+            return rng.random() < 0.5
+        return SAMPLES[field.name]
+
+    def awkward(self, rng: random.Random, field: FieldDescriptor) -> Any:
+        """One of the field's type that should be refused, or is rare."""
+        if field.type == FieldDescriptor.TYPE_BOOL:
+            return True
+        if field.type != FieldDescriptor.TYPE_STRING:
+            return rng.choice(INTEGERS)
+        if rng.random() < 0.5:
+            return rng.choice(STRINGS)
+        good = str(self.good(rng, field))
+        place = rng.randrange(len(good) + 1)
+        return good[:place] + rng.choice(STRINGS) + good[place + rng.randrange(2) :]
+
+
+def timestamp(rng: random.Random, *, is_good: bool) -> dict[str, int]:
+    """A moment of a past fortnight, or any bits that the type can hold."""
+    if is_good:
+        return {"seconds": T0 + rng.randrange(1_200_000), "nanos": rng.choice(NANOS[:4])}
+    return {"seconds": rng.choice(SECONDS), "nanos": rng.choice(NANOS)}
+
+
+def date(rng: random.Random, *, is_good: bool) -> dict[str, int]:
+    """A birth date, or three numbers."""
+    if is_good:
+        return {"year": 1950 + rng.randrange(70), "month": 1 + rng.randrange(12), "day": 1 + rng.randrange(28)}
+    return {part: rng.choice((*INTEGERS, 12, 29, 31, 9999, 10_000)) for part in ("year", "month", "day")}

@@ -1,0 +1,186 @@
+"""Nothing private in any output: values are sent in every field of every RPC, and every output is searched for them."""
+
+import base64
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+import pytest
+import structlog
+
+from service import errors
+from service.interceptors import access_log
+from service.server import CaseloadServer
+from service.servicers.change import ChangeServicer
+from service.servicers.pages import PageTokens
+from service.servicers.patient import PatientServicer
+from service.store import RelationshipStore
+from tests.running import ServerProcess
+from tests.security.leaking import CANARY, Caller, found
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+CREATE: Final = PatientServicer.CreatePatient
+VERBS: Final = [name for name, verb in vars(RelationshipStore).items() if callable(verb) and not name.startswith("_")]
+
+
+def nothing(_: pytest.MonkeyPatch) -> None:
+    """No defect at all."""
+
+
+def crash_in_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A defect in every verb, as any of us could write it: its text quotes what was given."""
+
+    def crash(_self: RelationshipStore, *arguments: Any, **_: Any) -> Any:
+        raise RuntimeError(f"{CANARY} {arguments}") from KeyError(f"{CANARY} {arguments}")
+
+    for verb in VERBS:
+        if verb not in {"close", "head", "check", "wait_for_news"}:  # which threads of the server's own ask
+            monkeypatch.setattr(RelationshipStore, verb, crash)
+
+
+def creating(instead: Callable[[Any, Any, grpc.ServicerContext], Any]) -> Patch:
+    """A defect in CreatePatient."""
+    return lambda monkeypatch: monkeypatch.setattr(PatientServicer, "CreatePatient", instead)
+
+
+def log_it(self: Any, request: Any, context: grpc.ServicerContext) -> Any:
+    structlog.get_logger().info("created", name=request.patient.display_name)
+    return CREATE(self, request, context)
+
+
+def print_it(self: Any, request: Any, context: grpc.ServicerContext) -> Any:
+    print(request.patient.phone_number, file=sys.stderr)
+    return CREATE(self, request, context)
+
+
+def refuse_with_it(_self: Any, request: Any, _context: grpc.ServicerContext) -> Any:
+    raise errors.InvalidField(errors.Violation("patient.email", f"{request.patient.email} is no address"))
+
+
+def tell_it_in_a_detail(_self: Any, request: Any, _context: grpc.ServicerContext) -> Any:
+    born = request.patient.birth_date
+    raise errors.IdTaken(born=f"{born.year}-{born.month:02}-{born.day:02}")
+
+
+def trail_it(self: Any, request: Any, context: grpc.ServicerContext) -> Any:
+    context.set_trailing_metadata((("x-name", request.patient.email),))
+    return CREATE(self, request, context)
+
+
+def token_of_the_filter(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(_self: PageTokens, request: Any, after: str) -> str:
+        return base64.urlsafe_b64encode(request.SerializeToString()).decode() if after else ""
+
+    monkeypatch.setattr(PageTokens, "make", make)
+
+
+def anything_for_an_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access_log, "ID", re.compile(".*", re.DOTALL))
+
+
+def actors_in_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    list_changes = ChangeServicer.ListChanges
+
+    def ListChanges(self: Any, request: Any, context: grpc.ServicerContext) -> Any:
+        answer = list_changes(self, request, context)
+        answer.change_sets.add(actor=request.filter.actor)
+        return answer
+
+    monkeypatch.setattr(ChangeServicer, "ListChanges", ListChanges)
+
+
+LEAKS: Final[dict[Patch, str]] = {
+    creating(log_it): "stdout",
+    creating(print_it): "stderr",
+    creating(refuse_with_it): "refusal",
+    creating(tell_it_in_a_detail): "refusal",
+    creating(trail_it): "metadata",
+    token_of_the_filter: "answer",
+    anything_for_an_id: "stderr",
+    actors_in_changes: "answer",
+}
+"""Each of them planted, and the output it shows in."""
+
+
+@pytest.fixture
+def outputs(
+    request: pytest.FixtureRequest,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    database_url: str,
+) -> Iterator[dict[str, str]]:
+    """Every output by what it is, after every call there is, to a server with the defect that the test asks for."""
+    assert database_url  # of the server; named here so that this runs on every database
+    if request.param is not crash_in_the_store:
+        request.param(monkeypatch)
+    server: CaseloadServer = request.getfixturevalue("server")
+    caller = Caller(server.address)
+    caller.prepare()
+    if request.param is crash_in_the_store:
+        request.param(monkeypatch)
+    caller.call_everything()
+    caller.close()
+    printed = capfd.readouterr()
+    told = {name: "\n".join(texts) for name, texts in caller.told.items()}
+    yield {**told, "stdout": printed.out, "stderr": printed.err, "library": caplog.text}
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("outputs", [nothing], indirect=True, ids=[""])
+def test_no_output_holds_anything_private(outputs: dict[str, str]) -> None:
+    assert found(outputs) == []
+    assert outputs["stderr"].count('"event":"call"') > 500
+    assert outputs["refusal"].count("INVALID_FIELD") > 300
+    assert "next_page_token=" in outputs["answer"]
+    assert "PatientService" in outputs["reflection"]
+
+
+@pytest.mark.parametrize("outputs", [crash_in_the_store], indirect=True, ids=[""])
+def test_none_does_where_the_store_crashes(outputs: dict[str, str]) -> None:
+    assert found(outputs) == []
+    assert outputs["refusal"].count("error_id") > 20
+    assert outputs["stdout"].count("RuntimeError") > 20
+
+
+@pytest.mark.parametrize(("outputs", "where"), LEAKS.items(), indirect=["outputs"], ids=map(str, range(len(LEAKS))))
+def test_a_planted_leak_is_found(outputs: dict[str, str], where: str) -> None:
+    assert found(outputs) == [where]
+
+
+CRASHING: Final = """
+from service.store import RelationshipStore
+from service.cli import main
+def crash(self, *arguments):
+    raise LookupError(str(arguments))
+RelationshipStore.list_people = RelationshipStore.update = crash
+main()
+"""
+
+
+def test_a_process_shows_nothing_private_to_those_who_look_at_it(tmp_path: Path) -> None:
+    """Its log and access log, its place in `ps`, its environment, and the names of its files."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    command = (sys.executable, "-c", CRASHING)
+    access = tmp_path / "access.log"
+    with ServerProcess(f"sqlite:///{folder}/caseload.db", "--access-log", str(access), command=command) as process:
+        caller = Caller(process.address)
+        caller.prepare()
+        caller.call_everything()
+        caller.close()
+        shown = subprocess.run(
+            ["ps", "-ww", "-o", "args=", "-p", str(process.process.pid)], capture_output=True, text=True, check=True
+        ).stdout
+        files = " ".join(path.name for path in folder.iterdir())
+        _, log = process.stop()
+    outputs = {"ps": shown, "files": files, "log": log, "access log": access.read_text()}
+    assert found({**outputs, **{name: "\n".join(texts) for name, texts in caller.told.items()}}) == []
+    assert sum(json.loads(line)["event"] == "call failed" for line in log.splitlines()) > 10
+    assert "caseload.db" in files
+    assert "serve" in shown

@@ -1,0 +1,171 @@
+"""What callers may: every method of every service on the server, walked."""
+
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from caseload.v1 import therapist_service_pb2 as pb
+from caseload.v1.resources_pb2 import Therapist
+from google.protobuf import descriptor_pb2, descriptor_pool
+
+from service.callers import PERMISSIONS
+from service.interceptors import admission
+from service.interceptors.access_log import AccessLog
+from service.interceptors.admission import FREE, Admission
+from service.interceptors.guard import GuardedServer
+from service.server import CaseloadServer
+from tests.clinic import READS, RPCS
+from tests.running import refusal
+from tests.security.serving import KeysFile, Metadata, bearer, serving
+
+FOREIGN = {
+    "/grpc.health.v1.Health/Check": FREE,
+    "/grpc.health.v1.Health/List": FREE,
+    "/grpc.health.v1.Health/Watch": FREE,
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": "read",
+}
+
+
+@pytest.fixture(scope="module")
+def tokens() -> dict[str, str]:
+    """A key of a caller with this one permission."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, tokens: dict[str, str]) -> Iterator[CaseloadServer]:
+    folder = tmp_path_factory.mktemp("permissions")
+    keys_file = KeysFile(folder / "keys")
+    tokens |= {one: keys_file.add(f"may-{one}", one) for one in PERMISSIONS}
+    with serving(folder, keys_file=keys_file.path) as started:
+        yield started
+
+
+def registered(server: CaseloadServer) -> list[str]:
+    """Every method that is on the server, by its full name."""
+    of_grpcio: Any = server._server
+    state = of_grpcio._state
+    assert state.generic_handlers == []
+    return sorted(state.registered_method_handlers)
+
+
+def needed(method: str) -> str:
+    """As the contract has it."""
+    if method in FOREIGN:
+        return FOREIGN[method]
+    service, _, name = method.removeprefix("/caseload.v1.").partition("/")
+    if service == "ChangeService":
+        return "audit"
+    return "read" if name in READS else "write"
+
+
+def outcome(server: CaseloadServer, method: str, metadata: Metadata, data: bytes = b"") -> str:
+    """The reason of the refusal, or none. A stream ends after its first message or its first second."""
+    with grpc.insecure_channel(server.address) as channel:
+        is_reflection = "ServerReflection" in method
+        make: Any = channel.stream_stream if is_reflection else channel.unary_stream
+        stream = make(method)(iter([data]) if is_reflection else data, metadata=metadata, timeout=5)
+        try:
+            next(stream)
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.INVALID_ARGUMENT and "Missing" in str(error.details()):
+                return ""
+            return refusal(error).reason
+        except StopIteration:
+            pass
+        finally:
+            stream.cancel()
+    return ""
+
+
+def test_the_server_has_the_methods_of_the_contract_and_of_the_library(server: CaseloadServer) -> None:
+    ours = {f"/{rpc.containing_service.full_name}/{name}" for name, rpc in RPCS.items()}
+    assert set(registered(server)) == ours | FOREIGN.keys()
+
+
+def test_every_method_but_those_of_health_refuses_a_caller_it_does_not_know(server: CaseloadServer) -> None:
+    for method in registered(server):
+        for metadata in ((), bearer("unknown")):
+            refused = outcome(server, method, metadata) == "UNAUTHENTICATED"
+            assert refused == (needed(method) != FREE), method
+
+
+def test_every_method_asks_for_its_one_permission_and_for_no_other(
+    server: CaseloadServer, tokens: dict[str, str]
+) -> None:
+    for method in registered(server):
+        found = {one: outcome(server, method, bearer(token)) for one, token in tokens.items()}
+        denied = {one for one, reason in found.items() if reason == "PERMISSION_DENIED"}
+        assert denied == (set() if needed(method) == FREE else {*PERMISSIONS} - {needed(method)}), method
+
+
+def test_the_permission_that_lacks_is_named(server: CaseloadServer, tokens: dict[str, str]) -> None:
+    with grpc.insecure_channel(server.address) as channel:
+        delete: Any = channel.unary_unary("/caseload.v1.PatientService/DeletePatient")
+        with pytest.raises(grpc.RpcError) as caught:
+            delete(b"", metadata=bearer(tokens["read"]))
+    found = refusal(caught.value)
+    assert (found.code, found.metadata) == (grpc.StatusCode.PERMISSION_DENIED, {"permission": "write"})
+
+
+def test_permission_is_looked_at_before_anything_of_the_request(server: CaseloadServer, tokens: dict[str, str]) -> None:
+    garbage, delete = b"\xff\xff", "/caseload.v1.PatientService/DeletePatient"
+    assert outcome(server, delete, (), garbage) == "UNAUTHENTICATED"
+    assert outcome(server, delete, bearer(tokens["audit"]), garbage) == "PERMISSION_DENIED"
+    assert outcome(server, delete, bearer(tokens["write"]), garbage) == "INVALID_FIELD"
+
+
+def test_permission_is_looked_at_before_a_replay(tmp_path: Path) -> None:
+    """A caller whose permission was taken away does not get an old answer again."""
+    keys_file = KeysFile(tmp_path / "keys")
+    token = keys_file.add("billing", "write")
+    with serving(tmp_path, keys_file=keys_file.path, threads=2) as server:
+        create, body = "/caseload.v1.TherapistService/CreateTherapist", creation()
+        assert outcome(server, create, bearer(token), body) == ""
+        assert outcome(server, create, bearer(token), body) == ""
+    keys_file.replace(keys_file.path.read_text().replace(" write ", " read "))
+    with serving(tmp_path, keys_file=keys_file.path, threads=2) as server:
+        assert outcome(server, create, bearer(token), body) == "PERMISSION_DENIED"
+
+
+def creation() -> bytes:
+    request_id = "0190a3c4-0000-7000-8000-000000000001"
+    return pb.CreateTherapistRequest(therapist=Therapist(display_name="A"), request_id=request_id).SerializeToString()
+
+
+def test_a_method_that_no_rule_covers_is_for_nobody() -> None:
+    """A service that someone adds and forgets about: not even `local` may call it."""
+    file = descriptor_pb2.FileDescriptorProto(name="planted.proto", package="planted", syntax="proto3")
+    file.message_type.add(name="Empty")
+    file.service.add(name="Planted").method.add(name="Do", input_type=".planted.Empty", output_type=".planted.Empty")
+    descriptor_pool.Default().Add(file)
+    called: list[bytes] = []
+
+    def do(request: bytes, _context: grpc.ServicerContext) -> bytes:
+        called.append(request)
+        return b""
+
+    threads = ThreadPoolExecutor(1)
+    bare = grpc.server(threads)
+    guarded = GuardedServer(bare, Admission(None), AccessLog(sys.stderr), threads, 60)
+    handler = grpc.unary_unary_rpc_method_handler(do, bytes, bytes)
+    guarded.add_registered_method_handlers("planted.Planted", {"Do": handler})
+    port = bare.add_insecure_port("127.0.0.1:0")
+    bare.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        ask: Any = channel.unary_unary("/planted.Planted/Do")
+        with pytest.raises(grpc.RpcError) as caught:
+            ask(b"", timeout=10)
+    bare.stop(None).wait()
+    assert refusal(caught.value).metadata == {"permission": "nobody"}
+    assert called == []
+
+
+def test_the_walk_would_find_a_method_that_is_let_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "_OF_SERVICES", {"caseload.v1.ChangeService": FREE})
+    with serving(tmp_path, keys_file=KeysFile(tmp_path / "keys").path) as server:
+        assert outcome(server, "/caseload.v1.ChangeService/ListChanges", ()) == ""

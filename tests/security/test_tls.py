@@ -1,0 +1,326 @@
+"""TLS and client certificates, made when the tests run."""
+
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grpc
+import pytest
+import trustme
+from caseload.v1 import therapist_service_pb2 as pb
+from caseload.v1.therapist_service_pb2_grpc import TherapistServiceStub
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from structlog.testing import capture_logs
+
+from service import reloading
+from service.server import CaseloadServer
+from tests.process.starting import refusal as start_refused
+from tests.running import ServerProcess, refusal
+from tests.security.serving import KeysFile, Metadata, bearer, serving
+
+Pair = trustme.LeafCert | tuple[bytes, bytes]
+"""A certificate with its key; or the key and the certificate, as PEM."""
+GET = pb.GetTherapistRequest(therapist_id="t1")
+
+
+class Files(NamedTuple):
+    """What a server with mutual TLS is started with."""
+
+    authority: trustme.CA
+    """Of the callers' certificates, and of the server's."""
+    cert: Path
+    key: Path
+    client_ca: Path
+    keys: KeysFile
+
+    def issue(self, authority: trustme.CA | None = None) -> bytes:
+        """Gives the server another certificate; returns it as PEM."""
+        made = (authority or self.authority).issue_cert("127.0.0.1", "localhost")
+        pem = b"".join(part.bytes() for part in made.cert_chain_pems)
+        for path, content in ((self.key, made.private_key_pem.bytes()), (self.cert, pem)):
+            new = path.with_suffix(".new")
+            new.write_bytes(content)
+            new.rename(path)
+        return made.cert_chain_pems[0].bytes()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    authority = trustme.CA()
+    found = Files(
+        authority, tmp_path / "cert.pem", tmp_path / "key.pem", tmp_path / "ca.pem", KeysFile(tmp_path / "keys")
+    )
+    found.client_ca.write_bytes(authority.cert_pem.bytes())
+    found.issue()
+    return found
+
+
+@pytest.fixture
+def server(tmp_path: Path, files: Files, monkeypatch: pytest.MonkeyPatch) -> Iterator[CaseloadServer]:
+    """With TLS and keys, looking at its files with every call."""
+    monkeypatch.setattr(reloading, "LOOK_SECONDS", 0.0)
+    with serving(tmp_path, keys_file=files.keys.path, tls_cert=files.cert, tls_key=files.key) as started:
+        yield started
+
+
+@pytest.fixture
+def mutual(tmp_path: Path, files: Files, monkeypatch: pytest.MonkeyPatch) -> Iterator[CaseloadServer]:
+    """The same, where callers need certificates."""
+    monkeypatch.setattr(reloading, "LOOK_SECONDS", 0.0)
+    paths: dict[str, Any] = {"tls_cert": files.cert, "tls_key": files.key, "tls_client_ca": files.client_ca}
+    with serving(tmp_path, keys_file=files.keys.path, **paths) as started:
+        yield started
+
+
+def channel(server: CaseloadServer, files: Files, client: Pair | None = None) -> grpc.Channel:
+    if isinstance(client, trustme.LeafCert):
+        client = (client.private_key_pem.bytes(), b"".join(part.bytes() for part in client.cert_chain_pems))
+    credentials = grpc.ssl_channel_credentials(files.authority.cert_pem.bytes(), *(client or ()))
+    return grpc.secure_channel(server.address, credentials, [("grpc.use_local_subchannel_pool", 1)])
+
+
+def with_uri(authority: trustme.CA, uri: str, dns: str, common_name: str) -> Pair:
+    """A certificate with names of all three kinds, the URI last; trustme makes none with URIs."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    issuer = x509.load_pem_x509_certificate(authority.cert_pem.bytes())
+    signing: Any = serialization.load_pem_private_key(authority.private_key_pem.bytes(), None)
+    now = datetime.now(UTC)
+    names = x509.SubjectAlternativeName([x509.DNSName(dns), x509.UniformResourceIdentifier(uri)])
+    made = (
+        x509.CertificateBuilder(issuer.subject, x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)]))
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(names, critical=False)
+        .sign(signing, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return private, made.public_bytes(pem)
+
+
+def reason(opened: grpc.Channel, metadata: Metadata | None = None) -> str:
+    """What a Get is refused with, or the name of the status where the library refuses it."""
+    with opened, pytest.raises(grpc.RpcError) as caught:
+        TherapistServiceStub(opened).GetTherapist(GET, metadata=metadata, timeout=10)
+    if caught.value.code() == grpc.StatusCode.UNAVAILABLE:
+        return "UNAVAILABLE"
+    return refusal(caught.value).reason
+
+
+def test_a_caller_with_a_key_is_let_in_over_tls(server: CaseloadServer, files: Files) -> None:
+    token = files.keys.add("billing")
+    assert reason(channel(server, files), bearer(token)) == "THERAPIST_NOT_FOUND"
+    assert reason(channel(server, files)) == "UNAUTHENTICATED"
+    assert reason(grpc.insecure_channel(server.address), bearer(token)) == "UNAVAILABLE"
+
+
+@pytest.mark.parametrize(
+    ("version", "works"),
+    [
+        (ssl.TLSVersion.TLSv1, False),
+        (ssl.TLSVersion.TLSv1_1, False),
+        (ssl.TLSVersion.TLSv1_2, True),
+        (ssl.TLSVersion.TLSv1_3, True),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the old versions, which are the point
+def test_tls_is_1_2_or_later(server: CaseloadServer, files: Files, version: ssl.TLSVersion, *, works: bool) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(cadata=files.authority.cert_pem.bytes().decode())
+    context.set_ciphers("DEFAULT:@SECLEVEL=0")  # or OpenSSL itself would not try
+    context.set_alpn_protocols(["h2"])
+    context.minimum_version = context.maximum_version = version
+    host, port = server.address.split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as plain:
+        if works:
+            with context.wrap_socket(plain, server_hostname=host) as wrapped:
+                assert wrapped.version() == version.name.replace("_", ".")
+        else:
+            with pytest.raises(ssl.SSLError, match=r"ALERT_PROTOCOL_VERSION|UNEXPECTED_EOF"):
+                context.wrap_socket(plain, server_hostname=host)
+
+
+# --- client certificates ---
+
+
+def test_a_certificate_names_its_caller(mutual: CaseloadServer, files: Files) -> None:
+    """URI first, then DNS, then the common name; and only the first there is."""
+    uri, dns, common = "spiffe://example.org/a", "a.example.org", "a-common-name"
+    certificates = {
+        uri: with_uri(files.authority, uri, dns, common),
+        dns: files.authority.issue_cert(dns, common_name=common),
+        common: files.authority.issue_cert(common_name=common),
+    }
+    for name in (uri, dns, common):
+        assert reason(channel(mutual, files, certificates[name])) == "UNAUTHENTICATED"
+        files.keys.append(f"{name} read")
+        assert reason(channel(mutual, files, certificates[name])) == "THERAPIST_NOT_FOUND"
+
+
+def test_a_name_that_comes_later_in_a_certificate_does_not_count(mutual: CaseloadServer, files: Files) -> None:
+    files.keys.append("second.example.org read\ncommon read")
+    certificate = files.authority.issue_cert("first.example.org", "second.example.org", common_name="common")
+    assert reason(channel(mutual, files, certificate)) == "UNAUTHENTICATED"
+
+
+def test_a_key_decides_where_one_is_sent(mutual: CaseloadServer, files: Files) -> None:
+    files.keys.append("a.example.org read")
+    certificate = files.authority.issue_cert("a.example.org")
+    writer = files.keys.add("writer", "write")
+    assert reason(channel(mutual, files, certificate)) == "THERAPIST_NOT_FOUND"
+    assert reason(channel(mutual, files, certificate), bearer(writer)) == "PERMISSION_DENIED"
+    assert reason(channel(mutual, files, certificate), bearer("unknown")) == "UNAUTHENTICATED"
+
+
+def test_without_a_certificate_of_the_authority_there_is_no_connection(mutual: CaseloadServer, files: Files) -> None:
+    token = files.keys.add("billing")
+    files.keys.append("a.example.org read")
+    of_another = trustme.CA().issue_cert("a.example.org")
+    assert reason(channel(mutual, files), bearer(token)) == "UNAVAILABLE"
+    assert reason(channel(mutual, files, of_another), bearer(token)) == "UNAVAILABLE"
+
+
+# --- certificates change ---
+
+
+def shown(server: CaseloadServer) -> str:
+    """The certificate that a new connection is shown, as PEM."""
+    host, port = server.address.split(":")
+    return ssl.get_server_certificate((host, int(port)), timeout=10)
+
+
+def test_certificates_are_renewed_without_a_restart_or_a_failed_call(server: CaseloadServer, files: Files) -> None:
+    metadata = bearer(files.keys.add("billing"))
+    failed: list[str] = []
+    calls = 0
+    enough = threading.Event()
+
+    def call_on_new_connections() -> None:
+        nonlocal calls
+        while not enough.is_set():
+            if (found := reason(channel(server, files), metadata)) != "THERAPIST_NOT_FOUND":
+                failed.append(found)
+            calls += 1
+
+    with channel(server, files) as kept:
+        caller = threading.Thread(target=call_on_new_connections)
+        caller.start()
+        for _ in range(10):
+            made = files.issue()
+            until = time.monotonic() + 10
+            while shown(server).split() != made.decode().split():
+                assert time.monotonic() < until
+            with pytest.raises(grpc.RpcError) as caught:
+                TherapistServiceStub(kept).GetTherapist(GET, metadata=metadata, timeout=10)
+            assert refusal(caught.value).reason == "THERAPIST_NOT_FOUND"
+        enough.set()
+        caller.join()
+    assert calls >= 10
+    assert failed == []
+
+
+@pytest.mark.parametrize("broken", ["cert", "key", "pair", "missing"])
+def test_a_broken_pair_keeps_the_old_one_and_is_logged_once(server: CaseloadServer, files: Files, broken: str) -> None:
+    before = shown(server)
+    other = trustme.CA().issue_cert("127.0.0.1")
+    with capture_logs() as logs:
+        if broken == "cert":
+            files.cert.write_text("do-not-repeat-me")
+        elif broken == "key":
+            files.key.write_text("do-not-repeat-me")
+        elif broken == "pair":
+            files.key.write_bytes(other.private_key_pem.bytes())
+        else:
+            files.key.unlink()
+        for _ in range(3):
+            assert shown(server) == before
+    [line] = logs
+    assert (line["log_level"], line["fault"].partition(":")[0]) == ("error", line["fault"][:10].rstrip(":"))
+    assert line["fault"].startswith(("--tls-cert: ", "--tls-key: "))
+    assert "do-not-repeat-me" not in str(logs)
+    made = files.issue()
+    assert shown(server).split() == made.decode().split()
+
+
+def test_the_authority_of_callers_changes_without_a_restart(mutual: CaseloadServer, files: Files) -> None:
+    files.keys.append("a.example.org read")
+    other = trustme.CA()
+    theirs = other.issue_cert("a.example.org")
+    assert reason(channel(mutual, files, theirs)) == "UNAVAILABLE"
+    files.client_ca.write_bytes(other.cert_pem.bytes())
+    assert reason(channel(mutual, files, theirs)) == "THERAPIST_NOT_FOUND"
+    assert reason(channel(mutual, files, files.authority.issue_cert("a.example.org"))) == "UNAVAILABLE"
+
+
+# --- the settings ---
+
+
+def test_health_needs_no_credentials(server: CaseloadServer, files: Files) -> None:
+    with channel(server, files) as opened:
+        health: Any = health_pb2_grpc.HealthStub(opened)
+        answer = health.Check(health_pb2.HealthCheckRequest(), timeout=10)
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_beyond_loopback_it_starts_with_tls_and_keys(tmp_path: Path, files: Files) -> None:
+    secure = ("--tls-cert", str(files.cert), "--tls-key", str(files.key), "--keys-file", str(files.keys.path))
+    with ServerProcess(f"sqlite:///{tmp_path}/caseload.db", "--address", "0.0.0.0:0", *secure) as server:
+        code, log = server.stop()
+    assert code == 0
+    assert "warning" not in log
+
+
+@pytest.mark.parametrize("given", [("tls",), ("keys",), ()])
+def test_beyond_loopback_it_does_not_start_with_less(tmp_path: Path, files: Files, given: tuple[str, ...]) -> None:
+    has = {
+        "tls": ("--tls-cert", str(files.cert), "--tls-key", str(files.key)),
+        "keys": ("--keys-file", str(files.keys.path)),
+    }
+    arguments = [
+        *("serve", "--address", "0.0.0.0:0", "--database", "sqlite:///a.db"),
+        *(a for g in given for a in has[g]),
+    ]
+    assert start_refused(tmp_path, *arguments).startswith("--address: ")
+    with ServerProcess(f"sqlite:///{tmp_path}/a.db", *arguments[1:3], *arguments[5:], "--allow-insecure") as server:
+        _, log = server.stop()
+    assert '"setting": "--allow-insecure"' in log.splitlines()[0]
+
+
+@pytest.mark.parametrize("flag", ["--tls-cert", "--tls-key", "--tls-client-ca"])
+def test_what_makes_no_whole_is_refused(tmp_path: Path, files: Files, flag: str) -> None:
+    serve = ("serve", "--address", "127.0.0.1:0", "--database", "sqlite:///a.db")
+    assert start_refused(tmp_path, *serve, flag, str(files.cert)).startswith(f"{flag}: needs ")
+
+
+def test_client_certificates_need_a_list_of_callers(tmp_path: Path, files: Files) -> None:
+    serve = ("serve", "--address", "127.0.0.1:0", "--database", "sqlite:///a.db", "--tls-cert", str(files.cert))
+    line = start_refused(tmp_path, *serve, "--tls-key", str(files.key), "--tls-client-ca", str(files.client_ca))
+    assert line.startswith("--tls-client-ca: needs --keys-file")
+
+
+@pytest.mark.parametrize("flag", ["--tls-cert", "--tls-key", "--tls-client-ca"])
+@pytest.mark.parametrize("content", [None, b"do-not-repeat-me"], ids=["missing", "no PEM"])
+def test_files_that_are_no_certificates_are_refused(
+    tmp_path: Path, files: Files, flag: str, content: bytes | None
+) -> None:
+    flags = {"--tls-cert": files.cert, "--tls-key": files.key, "--tls-client-ca": files.client_ca}
+    if content is None:
+        flags[flag].unlink()
+    else:
+        flags[flag].write_bytes(content)
+    arguments = [word for each in flags.items() for word in map(str, each)]
+    serve = ("serve", "--address", "127.0.0.1:0", "--database", "sqlite:///a.db", "--keys-file", "keys")
+    line = start_refused(tmp_path, *serve, *arguments)
+    assert flag in line
+    assert "do-not-repeat-me" not in line
