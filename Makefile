@@ -36,7 +36,7 @@ example: $(INSTALLED) ## the tour of the API, against the server of `make run`
 
 .PHONY: test
 test: $(INSTALLED) grpcurl ## run the tests
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 .PHONY: check
 check: lint types proto-check ## lint, types and proto-check
@@ -92,7 +92,7 @@ wheel-test: wheels grpcurl ## run the tests against the built wheels, away from 
 	"$$python" -m $(PIP_INSTALL) --no-deps dist/*.whl; \
 	"$$python" -m pip check; \
 	mkdir "$$away/tested"; cp -R $(wildcard tests docs protos README.md client_example.py pyproject.toml) "$$away/tested"; \
-	cd "$$away/tested"; "$$python" -m pytest -q -m 'not checkout'
+	cd "$$away/tested"; "$$python" -m pytest -q -n 2 --dist loadfile -m 'not checkout'
 
 # Advisories are asked for over the network. Where a version that everyone knows to be vulnerable passes for sound, they
 # could not be asked for: that is said and does not fail, or a source that is away would stop all work.
@@ -147,7 +147,7 @@ lock: ## renew requirements/ from pyproject.toml; needs uv
 	$(LOCK) -o requirements/runtime.txt
 	$(LOCK) --group test -c requirements/runtime.txt -o requirements/test.txt
 	$(LOCK) --group dev -c requirements/test.txt -o requirements/dev.txt
-	$(subst pyproject.toml,--group audit,$(LOCK)) -o requirements/audit.txt
+	$(subst pyproject.toml --extra postgres,--group audit,$(LOCK)) -o requirements/audit.txt
 
 .PHONY: grpcurl
 grpcurl: ## grpcurl into .tools/bin, where there is Go and no grpcurl yet
@@ -202,5 +202,5 @@ define generate
 		$(SERVICE_PROTOS)
 endef
 
-LOCK = uv pip compile pyproject.toml --extra postgres --quiet --upgrade --generate-hashes --universal --python-version 3.11 \
-	--no-emit-index-url --no-emit-package caseload --custom-compile-command 'make lock'
+LOCK = uv pip compile pyproject.toml --extra postgres --quiet --upgrade --generate-hashes --universal \
+	--python-version 3.11 --no-emit-index-url --no-emit-package caseload --custom-compile-command 'make lock'

@@ -162,7 +162,7 @@ def verify(database: str) -> int:
 @contextmanager
 def reading(url: str) -> Iterator[Transaction]:
     """One state of a database that is there and up to date. Raises SettingError."""
-    from service.opening import _usable as usable
+    from service.opening import usable
 
     is_postgres = settings.is_postgres(url)
     with usable(url) as (steps, place):
@@ -190,7 +190,7 @@ def _postgres(url: str) -> Database:
 @contextmanager
 def loading_into(url: str) -> Iterator[tuple[Loading, str]]:
     """The empty database to fill, and the newest step of its schema. Raises SettingError, and as the loading does."""
-    from service.opening import _usable as usable
+    from service.opening import usable
 
     is_postgres = settings.is_postgres(url)
     fill: Callable[[Any], AbstractContextManager[Loading]]

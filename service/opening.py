@@ -15,21 +15,21 @@ from service.store.sqlite import SqliteDatabase
 
 def pending(url: str) -> list[Migration]:
     """The steps that `migrate` would run; changes and creates nothing. Raises SettingError."""
-    with _usable(url) as (migrations, place):
+    with usable(url) as (migrations, place):
         steps: list[Migration] = migrations.pending(place)
     return steps
 
 
 def migrate(url: str) -> list[Migration]:
     """Brings the schema up to date, in a new file where SQLite has none: the steps that ran. Raises SettingError."""
-    with _usable(url) as (migrations, place):
+    with usable(url) as (migrations, place):
         steps: list[Migration] = migrations.migrate(place)
     return steps
 
 
 def open_store(config: Config, clock: Callable[[], int]) -> RelationshipStore:
     """The store at a URL. SQLite is migrated where it must be, PostgreSQL by its operator. Raises SettingError."""
-    with _usable(config.database) as (migrations, place):
+    with usable(config.database) as (migrations, place):
         if not is_postgres(config.database):
             migrations.migrate(place)
             return RelationshipStore(SqliteDatabase(place), clock)
@@ -43,7 +43,7 @@ def open_store(config: Config, clock: Callable[[], int]) -> RelationshipStore:
 
 
 @contextmanager
-def _usable(url: str) -> Iterator[tuple[ModuleType, Any]]:
+def usable(url: str) -> Iterator[tuple[ModuleType, Any]]:
     """The migrations of the database's kind, and its place as they take it. Raises SettingError."""
     if not is_postgres(url):
         try:

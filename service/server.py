@@ -53,6 +53,8 @@ _OTHER_FILES: Final = 400
 """File descriptors that no connection may take."""
 HANDSHAKE_MS: Final = 10_000
 """Within which a new connection must have got through TLS, and sent its first frame."""
+IDLE_MS: Final = 600_000
+"""After which a connection without a call is asked to go."""
 PING_MS: Final = 5_000
 """Callers may ping as often, with calls open or not: common ones do so every 10 seconds at most. Two sooner ones are
 let pass, the next ends the connection."""
@@ -180,6 +182,8 @@ def _limits(config: Config) -> list[tuple[str, int]]:
         # Some files are left for the database: each thread has two or three.
         ("grpc.max_allowed_incoming_connections", max(1, min(config.max_connections, files - _OTHER_FILES))),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
+        ("grpc.http2.settings_timeout", HANDSHAKE_MS),  # until then a caller is held to no limit on metadata
+        ("grpc.max_connection_idle_ms", IDLE_MS),
         ("grpc.http2.min_ping_interval_without_data_ms", PING_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_ping_strikes", 2),
