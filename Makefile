@@ -35,8 +35,12 @@ example: $(INSTALLED) ## the tour of the API, against the server of `make run`
 	@exec $(BIN)/python client_example.py
 
 .PHONY: test
-test: $(INSTALLED) grpcurl ## run the tests
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
+test: $(INSTALLED) grpcurl ## run the tests, but for those of test-processes
+	@$(BIN)/python -m $(PYTEST) $(addprefix --ignore=,$(OF_PROCESSES))
+
+.PHONY: test-processes
+test-processes: $(INSTALLED) grpcurl ## run those of whole processes: crashes, restarts, failover, hostile callers, fuzz
+	@$(BIN)/python -m $(PYTEST) $(OF_PROCESSES)
 
 .PHONY: check
 check: lint types proto-check ## lint, types and proto-check
@@ -92,7 +96,7 @@ wheel-test: wheels grpcurl ## run the tests against the built wheels, away from 
 	"$$python" -m $(PIP_INSTALL) --no-deps dist/*.whl; \
 	"$$python" -m pip check; \
 	mkdir "$$away/tested"; cp -R $(wildcard tests docs protos README.md client_example.py pyproject.toml) "$$away/tested"; \
-	cd "$$away/tested"; "$$python" -m pytest -q -n 2 --dist loadfile -m 'not checkout'
+	cd "$$away/tested"; "$$python" -m $(PYTEST) -m 'not checkout'
 
 # Advisories are asked for over the network. Where a version that everyone knows to be vulnerable passes for sound, they
 # could not be asked for: that is said and does not fail, or a source that is away would stop all work.
@@ -121,6 +125,10 @@ bench-smoke: $(INSTALLED) ## a few seconds of the same, to see that it runs
 .PHONY: bench-postgres
 bench-postgres: $(INSTALLED) ## PostgreSQL beside SQLite; needs h2load and PostgreSQL
 	@$(BIN)/python -m benchmarks.postgres
+
+.PHONY: bench-import
+bench-import: $(INSTALLED) ## rows a second into SQLite and PostgreSQL, and the memory that takes
+	@$(BIN)/python -m benchmarks.importing
 
 .PHONY: failover
 failover: $(INSTALLED) ## kill a primary, then stop a standby, under load: what is lost, and the gap; needs PostgreSQL
@@ -162,6 +170,10 @@ clean: ## remove what the other targets made, but not data/
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- what the targets above stand on ---
+
+# A file at a time in two processes, each with a PostgreSQL of its own.
+PYTEST = pytest -q -n 2 --dist loadfile
+OF_PROCESSES = tests/process tests/hostile tests/fuzz tests/test_failover.py tests/test_benchmarks.py
 
 # The stamp is made last, so an install that failed or was stopped is done again.
 $(INSTALLED): requirements/dev.txt pyproject.toml client/pyproject.toml

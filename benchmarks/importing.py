@@ -1,9 +1,9 @@
 """How many rows a second `caseload import` takes, and how much memory; the data are made up.
 
-python benchmarks/importing.py [--rows N] [--postgres URL]
+python -m benchmarks.importing [--rows N]
 
-N therapists, N patients and N assignments; half as many first, which shows what memory does. URL is that of an
-empty migrated PostgreSQL, which is not empty afterwards.
+N therapists, N patients and N assignments; half as many first, which shows what memory does. PostgreSQL is a throwaway
+cluster of the machine's own, where there is one.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -26,6 +27,7 @@ from service.store.content import PAGE_ROWS, TABLES, Tally
 from service.store.database import Row
 from service.store.exports import FORMAT
 from service.store.migrations import migrations
+from tests.postgres.cluster import SAFE, Cluster, NoPostgres
 
 ROOT: Final = Path(__file__).parents[1]
 _START_US: Final = 1_700_000_000_000_000
@@ -37,7 +39,6 @@ def main() -> None:
     """Prints a line for each database and number of rows."""
     parser = argparse.ArgumentParser(description="Measures caseload import.")
     parser.add_argument("--rows", type=int, default=100_000, help="of each table")
-    parser.add_argument("--postgres", metavar="URL", help="an empty migrated database")
     asked = parser.parse_args()
     (ROOT / "data").mkdir(mode=0o700, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=ROOT / "data") as folder:
@@ -46,8 +47,11 @@ def main() -> None:
             with file.open("wb") as lines:
                 write(lines, rows)
             measure("SQLite", file, f"sqlite:///{folder}/{rows}.db", 3 * rows)
-        if asked.postgres:
-            measure("PostgreSQL", file, asked.postgres, 3 * rows)
+        with suppress(NoPostgres), Cluster(SAFE) as cluster:
+            url = cluster.create_database("caseload")
+            migrate = [sys.executable, "-m", "service", "migrate", "--database", url]
+            subprocess.run(migrate, check=True, stdout=subprocess.DEVNULL, timeout=60)
+            measure("PostgreSQL", file, url, 3 * rows)
 
 
 def measure(name: str, file: Path, url: str, rows: int) -> None:

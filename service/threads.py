@@ -6,18 +6,33 @@ import time
 from collections.abc import Callable
 from concurrent import futures
 from contextlib import suppress
+from inspect import signature
 from queue import SimpleQueue
 from typing import Any, Final
 
 from grpc import _server
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
-_NAMES: Final = {
-    *("_receive_message", "_RECEIVE_MESSAGE_TOKEN"),
-    *("_unary_response_in_pool", "_stream_response_in_pool"),
+_POOL_PARAMETERS: Final = [
+    *("rpc_event", "state", "behavior", "argument_thunk", "request_deserializer", "response_serializer")
+]
+_PARAMETERS: Final = {
+    "_receive_message": ["state", "call", "request_deserializer"],
+    "_unary_response_in_pool": _POOL_PARAMETERS,
+    "_stream_response_in_pool": _POOL_PARAMETERS,
 }
-_KNOWN: Final = vars(_server).keys() >= _NAMES
-"""Whether grpcio is as it is known here."""
+
+
+def _is_known() -> bool:
+    """Whether grpcio is as it is known here."""
+    private = vars(_server)
+    return "_RECEIVE_MESSAGE_TOKEN" in private and all(
+        name in private and list(signature(private[name]).parameters) == parameters
+        for name, parameters in _PARAMETERS.items()
+    )
+
+
+_KNOWN: Final = _is_known()
 
 _Work = tuple[Callable[..., Any], tuple[Any, ...], "_Done", float] | None
 """What to call, with what, whom to tell, and since when it waits; None ends a thread."""
