@@ -31,7 +31,7 @@ class Config:
     threads: int = 64
     """Calls that run at once; as many writers can share a commit."""
     pool_size: int = 16
-    """Connections to PostgreSQL for reads, and as many for writes; one more listens while there are watches."""
+    """Connections to PostgreSQL for reads, and as many for writes; readiness has another, and so have watches."""
     max_watches: int = 100
     """Watches open at once in one process."""
     max_connections: int = 10_000
@@ -105,8 +105,10 @@ def has_password(database: str) -> bool:
     """Whether a PostgreSQL URL carries a password, before its host or among its parameters."""
     if not is_postgres(database):
         return False
-    authority, _, query = database.partition("://")[2].partition("?")
-    return ":" in authority.rpartition("@")[0] or "password" in parse_qs(query)
+    rest = database.partition("://")[2]
+    user = re.match("[^@/]*@", rest)  # as libpq reads it: a ? may stand before the @
+    query = parse_qs(rest[user.end() if user else 0 :].partition("?")[2])
+    return (user is not None and ":" in user[0]) or bool({"password", "sslpassword"} & query.keys())
 
 
 def _check_file_can_be(path: Path, setting: str) -> None:

@@ -174,8 +174,6 @@ def reading(url: str) -> Iterator[Transaction]:
         try:
             with database.reading() as transaction:
                 yield transaction
-        except DomainError as error:
-            raise SettingError("--database", error.message) from None
         finally:
             database.close()
 

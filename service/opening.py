@@ -8,6 +8,7 @@ from typing import Any
 import apsw
 
 from service.config import Config, SettingError, is_postgres, sqlite_path
+from service.errors import DomainError
 from service.store import RelationshipStore, sqlite_migrate
 from service.store.migrations import Migration, SchemaError
 from service.store.sqlite import SqliteDatabase
@@ -50,6 +51,8 @@ def usable(url: str) -> Iterator[tuple[ModuleType, Any]]:
             yield sqlite_migrate, sqlite_path(url)
         except (SchemaError, apsw.Error) as error:
             raise unusable(error) from None
+        except DomainError as error:
+            raise SettingError("--database", error.message) from None
         return
     try:
         import psycopg
@@ -61,6 +64,8 @@ def usable(url: str) -> Iterator[tuple[ModuleType, Any]]:
         yield postgres_migrate, url
     except SchemaError as error:
         raise unusable(error) from None
+    except DomainError as error:
+        raise SettingError("--database", error.message) from None
     except psycopg.Error as error:
         if isinstance(error, psycopg.ProgrammingError) and not error.sqlstate:
             text = "is not a PostgreSQL URL"

@@ -26,6 +26,7 @@ class Reloading(Generic[T]):
         self._read = read
         self._lock = threading.Lock()
         self._due = time.monotonic() + LOOK_SECONDS
+        self._fault = ""
         self._stamp = _stamp(paths)
         self._value = read()
 
@@ -47,8 +48,12 @@ class Reloading(Generic[T]):
         try:
             self._value = self._read()
         except SettingError as error:
-            _log.error("cannot be read anew, and stays as it was", fault=str(error))
+            self._stamp = []  # it may be the moment's fault: tried again with the next look
+            if self._fault != str(error):
+                _log.error("cannot be read anew, and stays as it was", fault=str(error))
+            self._fault = str(error)
         else:
+            self._fault = ""
             _log.info("read anew", files=[path.name for path in self._paths])
 
 

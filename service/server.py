@@ -49,12 +49,18 @@ READINESS: Final = tuple(
 
 MESSAGE_BYTES: Final = 1024 * 1024
 METADATA_BYTES: Final = 16 * 1024
+_HEALTH_WATCHES: Final = 256
+"""Open at once; further ones wait for one of these to end."""
 _OTHER_FILES: Final = 400
 """File descriptors that no connection may take."""
 HANDSHAKE_MS: Final = 10_000
 """Within which a new connection must have got through TLS, and sent its first frame."""
+_END_SECONDS: Final = 1.0
+"""How long calls that were cancelled at the end of a stop may still take."""
 IDLE_MS: Final = 600_000
 """After which a connection without a call is asked to go."""
+KEEPALIVE_MS: Final = 60_000
+"""After so long a silence a caller is asked whether it is there; who does not answer in 20 seconds makes room."""
 PING_MS: Final = 5_000
 """Callers may ping as often, with calls open or not: common ones do so every 10 seconds at most. Two sooner ones are
 let pass, the next ends the connection."""
@@ -80,9 +86,8 @@ class CaseloadServer:
         self._streams = StreamsServer(server)
         self._readiness = Readiness(store.check, self._set_readiness)
         self._watches = Watches(store, config.max_watches)
-        self._health = health.HealthServicer(
-            experimental_non_blocking=True, experimental_thread_pool=futures.ThreadPoolExecutor(1, "health")
-        )
+        # The other way it would send under a lock of all: a watcher that reads nothing would stop the server.
+        self._health = health.HealthServicer(experimental_non_blocking=False)
 
     def register(self, clock: Callable[[], int], admission: Admission, access_log: AccessLog) -> None:
         """Puts the services on the server, behind what guards their calls."""
@@ -102,7 +107,9 @@ class CaseloadServer:
         change_service_pb2_grpc.add_ChangeServiceServicer_to_server(changes, guarded)
         reflecting = futures.ThreadPoolExecutor(32, "reflection")
         streams: Any = GuardedServer(self._streams, admission, access_log, reflecting, patience)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, streams)
+        probing = StreamThreads(_HEALTH_WATCHES, "health")
+        probed: Any = GuardedServer(self._streams, admission, access_log, probing, patience)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, probed)
         reflection.enable_server_reflection((*READINESS, health.SERVICE_NAME, reflection.SERVICE_NAME), streams)
 
     def start(self) -> None:
@@ -121,9 +128,11 @@ class CaseloadServer:
         stopped = self._server.stop(self._config.grace_seconds)
         self._streams.end()  # health watches and open reflection would last the whole grace period
         stopped.wait()
-        self._threads.shutdown()
+        # Calls that outlast the grace period were cancelled, and may still write: their lines too.
+        ended = self._threads.end(_END_SECONDS)
         self._store.close()
-        self._access_log.close()
+        if ended:
+            self._access_log.close()
 
     def _set_readiness(self, ready: bool) -> None:  # noqa: FBT001 - as Readiness tells it
         states = health_pb2.HealthCheckResponse
@@ -184,6 +193,7 @@ def _limits(config: Config) -> list[tuple[str, int]]:
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
         ("grpc.http2.settings_timeout", HANDSHAKE_MS),  # until then a caller is held to no limit on metadata
         ("grpc.max_connection_idle_ms", IDLE_MS),
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         ("grpc.http2.min_ping_interval_without_data_ms", PING_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_ping_strikes", 2),

@@ -17,6 +17,7 @@ _POOL_PARAMETERS: Final = [
     *("rpc_event", "state", "behavior", "argument_thunk", "request_deserializer", "response_serializer")
 ]
 _PARAMETERS: Final = {
+    "_is_rpc_state_active": ["state"],
     "_receive_message": ["state", "call", "request_deserializer"],
     "_unary_response_in_pool": _POOL_PARAMETERS,
     "_stream_response_in_pool": _POOL_PARAMETERS,
@@ -78,7 +79,9 @@ def _when_received(args: tuple[Any, ...], go: Callable[[tuple[Any, ...]], Any]) 
     dozen such calls stop a server. It also costs each call two switches of threads. So this receives as grpcio does, on
     its names; where another grpcio has others, the work goes on in its own way.
     """
-    if not (_KNOWN and args and args[0] in (_server._unary_response_in_pool, _server._stream_response_in_pool)):
+    in_pool = (_server._unary_response_in_pool, _server._stream_response_in_pool)
+    # A stream of requests has another thunk: it is read as it comes.
+    if not (_KNOWN and args and args[0] in in_pool and args[4].__name__ == "unary_request"):
         go(args)
         return
     run, event, state, behavior, _, parse, write = args
@@ -87,7 +90,11 @@ def _when_received(args: tuple[Any, ...], go: Callable[[tuple[Any, ...]], Any]) 
     def arrived(batch: Any) -> Any:
         outcome = received(batch)
         request, state.request = state.request, None
-        go(args if request is None else (run, event, state, behavior, lambda: request, parse, write))
+
+        def thunk() -> Any:
+            return request if _server._is_rpc_state_active(state) else None  # who turned away gets nothing done
+
+        go(args if request is None else (run, event, state, behavior, thunk, parse, write))
         return outcome
 
     with state.condition:
@@ -115,9 +122,11 @@ class Threads(futures.Executor):
     def __init__(self, count: int, name: str) -> None:
         """Args: count, the calls that run at once; more wait."""
         self._queue: SimpleQueue[_Work] = SimpleQueue()
-        self._count = count
-        for number in range(count):
-            threading.Thread(target=self._run, name=f"{name}-{number}", daemon=True).start()
+        self._threads = [
+            threading.Thread(target=self._run, name=f"{name}-{number}", daemon=True) for number in range(count)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, work: Callable[..., Any], /, *args: Any, **_none: Any) -> Any:
         """Queues work; what it raises is lost, for grpcio's server handles its own."""
@@ -131,8 +140,16 @@ class Threads(futures.Executor):
 
     def shutdown(self, wait: bool = False, *, cancel_futures: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002 - Executor's
         """Lets every thread end once the queue is empty; waits for none."""
-        for _ in range(self._count):
+        for _ in self._threads:
             self._queue.put(None)
+
+    def end(self, seconds: float) -> bool:
+        """Shuts down, and waits so long at most: whether every thread has ended."""
+        self.shutdown()
+        until = time.monotonic() + seconds
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:

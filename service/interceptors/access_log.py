@@ -53,7 +53,8 @@ class LogFile:
         data = line.encode()
         with self._lock:
             if time.monotonic() >= self._due:
-                self._reopen()
+                with suppress(OSError):  # the file there is still takes lines
+                    self._reopen()
             while data:
                 data = data[os.write(self._file, data) :]
 
@@ -105,11 +106,12 @@ class AccessLog:
 class Access:
     """One call, and what its line will say."""
 
-    __slots__ = ("began", "caller", "context", "refusal", "request", "response", "told")
+    __slots__ = ("at", "began", "caller", "context", "refusal", "request", "response", "told")
 
     def __init__(self, context: grpc.ServicerContext) -> None:
         self.context = context
-        self.began = time.time()
+        self.at = time.time()
+        self.began = time.perf_counter()
         self.caller: Caller | None = None  # where it is not the current one
         self.request: Any = None  # where it was looked at
         self.response: Any = None  # of a call that was answered
@@ -139,13 +141,13 @@ class MethodLog:
 
     def end(self, access: Access) -> None:
         """Writes the line of a call that has come to its end."""
-        began, caller = access.began, access.caller or current.get(None)
+        caller = access.caller or current.get(None)
         # By hand, since json.dumps takes longer than all else here. Nothing needs escaping: the names of callers are
         # those of the keys file, ids and UUIDs match their patterns, and what is left the caller does not choose.
         self._write(
-            f'{{"event":"call","time":"{_time(began)}","caller":"{caller.name if caller else ""}",'
+            f'{{"event":"call","time":"{_time(access.at)}","caller":"{caller.name if caller else ""}",'
             f'"peer":"{access.context.peer()}","method":"{self.method}",{_outcome(access)}{self._touched(access)}'
-            f'"ms":{(time.time() - began) * 1000:.3f}}}\n'
+            f'"ms":{(time.perf_counter() - access.began) * 1000:.3f}}}\n'
         )
 
     def _touched(self, access: Access) -> str:

@@ -1,6 +1,5 @@
 """The outermost layer of a call: bytes in, a response or a status out, and nothing else gets past it."""
 
-import functools
 import math
 import traceback
 import uuid
@@ -62,9 +61,6 @@ class GuardedServer:
         parse, write = handler.request_deserializer, handler.response_serializer
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(guard.unary(parse, handler.unary_unary, write))
-        if getattr(handler.unary_stream, "experimental_non_blocking", False):
-            call = guard.non_blocking(parse, handler.unary_stream)
-            return grpc.unary_stream_rpc_method_handler(call, None, write)
         call = guard.stream(parse, handler.unary_stream or handler.stream_stream, write)
         # A stream keeps its thread for as long as it lives: it must not take one that calls wait for.
         call.experimental_thread_pool = self._streams  # type: ignore[attr-defined]
@@ -123,27 +119,6 @@ class _Guard:
                 access.refusal = _unexpected(self._log.method, error)
             finally:  # also where the caller is gone, and nothing more is asked of this generator
                 self._log.end(access)
-            if access.refusal:
-                _refuse(context, access.refusal)
-
-        return call
-
-    def non_blocking(self, parse: Callable[[bytes], Any], answer: Any) -> Callable[..., None]:
-        """Of the health service: it answers from elsewhere, and returns at once."""
-
-        @functools.wraps(answer)  # keeps the experimental_* attributes
-        def call(data: bytes, context: grpc.ServicerContext, send: Callable[[Any], None]) -> None:
-            access = Access(context)
-            end = functools.partial(self._log.end, access)
-            try:
-                self._admit(context)
-                answer(_parsed(parse, data), context, send)
-            except errors.DomainError as error:
-                access.refusal = error
-            except Exception as error:  # noqa: BLE001 - as above
-                access.refusal = _unexpected(self._log.method, error)
-            if access.refusal or not context.add_callback(end):
-                end()
             if access.refusal:
                 _refuse(context, access.refusal)
 

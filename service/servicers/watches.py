@@ -120,7 +120,7 @@ class Watches:
             stuck = list(self._open)
         for watch in stuck:
             watch.context.cancel()
-        self._thread.join()
+        self._thread.join(_CLOSE_SECONDS)  # one that a hung database holds ends with the process
 
     def _wake(self) -> None:
         with self._moved:

@@ -36,10 +36,10 @@ def page(
     if after < oldest:
         raise errors.RevisionPruned(oldest_revision=keys.revision(oldest))
     wanted, parameters = _wanted(query)
-    # No more lines than can be taken: PostgreSQL sends them all at once.
+    # No more lines than can be taken, for they come all at once.
     lines = most[1] // _FLAT_CHANGE_BYTES + _MOST_LINES_A_SET + 1
     parameters |= {"after": after, "limit": most[0] + 1, "lines": lines}
-    numbered, more = _whole_sets(transaction.rows(_PAGE.format(wanted=wanted), parameters), *most)
+    numbered, more = _whole_sets(iter(transaction.run(_PAGE.format(wanted=wanted), parameters)), *most)
     through = numbered[-1][0] if more else head
     sets = [one._replace(revision=keys.revision(number)) for number, one in numbered]
     return ChangePage(sets, keys.revision(through), keys.revision(head), keys.revision(oldest))
@@ -75,11 +75,11 @@ def _whole_sets(rows: Iterator[Row], size: int, size_bytes: int) -> tuple[list[t
     return sets, False
 
 
-def purge(transaction: Transaction, last: int, row_lock: str) -> int:
+def purge(transaction: Transaction, last: int) -> int:
     """Erases the oldest change sets up to a revision, so many that writers wait little: how many; 0 at the end."""
-    [(_, oldest)] = transaction.run(_BOUNDS + row_lock)
+    [(_, oldest)] = transaction.run(_BOUNDS)
     span: dict[str, Value] = {"through": max(oldest, min(last, oldest + _PURGED_AT_ONCE))}
     transaction.run("DELETE FROM change WHERE revision <= :through", span)
     gone = transaction.run("DELETE FROM change_set WHERE revision <= :through RETURNING 1", span)
-    transaction.run("UPDATE store SET oldest_revision = :through", span)
+    transaction.run("UPDATE store SET oldest_revision = :through WHERE oldest_revision < :through", span)
     return len(gone)

@@ -43,10 +43,11 @@ RETURNING method, fingerprint, record_ids, effect, revision, created_us"""
 _REMEMBER_REQUEST = """
 UPDATE request SET method = :method, fingerprint = :fingerprint, record_ids = :record_ids, effect = :effect,
     revision = (SELECT head_revision FROM store), created_us = :now_us
-WHERE actor = :actor AND request_id = :request_id"""
+WHERE actor = :actor AND request_id = :request_id
+RETURNING revision"""
 _FORGET_REQUESTS = """
 DELETE FROM request WHERE (actor, request_id) IN (
-    SELECT actor, request_id FROM request WHERE created_us <= :since_us ORDER BY created_us LIMIT 2)"""
+    SELECT actor, request_id FROM request WHERE created_us <= :since_us ORDER BY created_us LIMIT 2{skip_locked})"""
 
 
 class StoreKeys(NamedTuple):
@@ -129,10 +130,10 @@ class Write:
         """
         if self.call.validate_only:
             return Outcome([self._without_made(record) for record in answered], int(effect), "")
-        statements = self._log() if self._changes else [(_HEAD, {})]
+        statements = self._log() if self._changes else []
         if self.call.request_id:
             statements += self._remember(" ".join(record[0] for record in answered), int(effect))
-        [(revision,)] = self._run_all(statements)
+        [(revision,)] = self._run_all(statements or [(_HEAD, {})])
         return Outcome(answered, int(effect), self._keys.revision(revision))
 
     def _log(self) -> list[tuple[str, Parameters]]:
@@ -152,7 +153,8 @@ class Write:
     def _remember(self, record_ids: str, effect: int) -> list[tuple[str, Parameters]]:
         outcome = {**self._request, "record_ids": record_ids, "effect": effect}
         # Two are forgotten for one that is remembered, so that none pile up.
-        return [(_REMEMBER_REQUEST, outcome), (_FORGET_REQUESTS, {"since_us": self.now_us - REQUEST_US})]
+        forget = _FORGET_REQUESTS.format(skip_locked=" FOR UPDATE SKIP LOCKED" if self.row_lock else "")
+        return [(_REMEMBER_REQUEST, outcome), (forget, {"since_us": self.now_us - REQUEST_US})]
 
     def _without_made(self, record: Record) -> Record:
         """Ids and etags that were made up for a write that is rolled back name nothing."""

@@ -148,7 +148,8 @@ def require(write: Write, kind: Kind[P], record_id: str) -> P:
 def lock(write: Write, kind: Kind[Any], ids: Iterable[str]) -> None:
     """Locks records in the order of their ids, patients before therapists: then no two writers wait for each other."""
     if write.row_lock:
-        sql = f"{kind.select_batch} ORDER BY one.{kind.id}{write.row_lock}"
+        wanted = f"one.{kind.id} IN (SELECT atom FROM json_each(:ids))"
+        sql = f"SELECT 1 FROM {kind.name} AS one WHERE {wanted} ORDER BY one.{kind.id}{write.row_lock}"
         write.run(sql, {"ids": json.dumps(list(ids))})
 
 

@@ -9,7 +9,6 @@ import re
 import select
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
@@ -21,9 +20,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.types.numeric import Int8BinaryDumper
 
 from service import errors
-from service.store.database import Collided, Parameters, Row, T, Transaction
-
-Connection = psycopg.Connection[Row]
+from service.store.connections import Connection, Connections
+from service.store.database import Collided, Parameters, Row, T, Transaction, Value
 
 _CONNECTING: Final = {
     "application_name": "caseload",
@@ -36,12 +34,13 @@ _CONNECTING: Final = {
     "target_session_attrs": "read-write",  # of several hosts, the primary
 }
 _SESSION: Final = (
-    "-c lock_timeout=3s -c idle_in_transaction_session_timeout=10s -c synchronous_commit=on"
+    "-c statement_timeout=0 -c lock_timeout=3s -c idle_in_transaction_session_timeout=10s -c synchronous_commit=on"
     " -c default_transaction_isolation=read\\ committed"
 )
 # Only for reads: on a COMMIT that waits for a standby it would end the wait, and show what could still be lost.
 _READING: Final = " -c statement_timeout=10s"
 _SNAPSHOT: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+_ROWS_AT_ONCE: Final = 101
 _CHANNEL: Final = "caseload_revision"
 _PATIENCE_SECONDS: Final = 5.0
 """How long what a lost connection or a collision undid is tried again."""
@@ -51,8 +50,6 @@ _WAITING_COMMITS: Final = b"""
 SELECT FROM pg_stat_activity
 WHERE datname = current_database() AND wait_event = 'SyncRep' AND now() - state_change > interval '2s' LIMIT 1"""
 """Commits of any instance that wait for a standby."""
-_PLACE_SECONDS: Final = 3.0
-"""How long a call waits for one of the connections."""
 _TURN_SECONDS: Final = 0.25
 """How long a write waits, holding a thread, until it is one of those that may write at once."""
 _POLL_SECONDS: Final = 0.5
@@ -83,12 +80,19 @@ def connect(url: str, session: str = "") -> Connection:
     Args: url, as libpq takes it, whose settings win; session, more of them for the server ("-c name=value").
     """
     given = conninfo_to_dict(url)
+    if any(map(_is_elsewhere, str(given.get("hostaddr") or given.get("host") or "").split(","))):
+        given.setdefault("sslmode", "require")  # libpq's own default would go on in plain text
     options = f"{_SESSION}{session} {given.pop('options', None) or ''}"
     settings: dict[str, Any] = {**_CONNECTING, **given, "options": options}
     connection = psycopg.connect(make_conninfo(**settings), autocommit=True, prepare_threshold=1)
     connection.prepared_max = 500
     connection.adapters.register_dumper(int, Int8BinaryDumper)  # or numbers of three sizes make three statements
     return connection
+
+
+def _is_elsewhere(host: str) -> bool:
+    """Whether a host is none of this machine: neither a socket nor loopback."""
+    return not (host in {"", "localhost", "::1"} or host.startswith(("/", "@", "127.")))
 
 
 @lru_cache(4096)
@@ -129,8 +133,16 @@ class _Statements:
             first, *_ = [self._connection.execute(_native(sql), values, binary=True) for sql, values in statements]
         return first.fetchall()
 
-    def rows(self, sql: str, parameters: Parameters | None = None) -> Iterator[Row]:
-        return iter(self.run(sql, parameters))
+    def rows(self, sql: str, parameters: dict[str, Value]) -> Iterator[Row]:
+        # In parts, for all rows of a statement come at once, and a page may end after two mebibytes of them.
+        left = int(parameters["limit"] or 0)
+        while left:
+            some = self.run(sql, {**parameters, "limit": min(left, _ROWS_AT_ONCE)})
+            yield from some
+            left -= min(left, _ROWS_AT_ONCE)
+            if len(some) < _ROWS_AT_ONCE:
+                return
+            parameters = {**parameters, "after": some[-1][0]}
 
 
 class _Snapshot(_Statements):
@@ -144,78 +156,6 @@ class _Snapshot(_Statements):
         except psycopg.Error as error:
             failure, _ = _failure(error)
         raise failure
-
-
-class _Connections:
-    """A fixed number of connections, each opened by the thread that first needs it, lent in the order of asking.
-
-    So after a failover the first call finds the new primary by itself, with no other thread's back-off in between.
-    """
-
-    def __init__(self, open_one: Callable[[], Connection], count: int) -> None:
-        self._open_one = open_one
-        self._lock = threading.Lock()
-        self._places = count
-        self._waiting: deque[threading.Lock] = deque()
-        self._free: list[Connection] = []
-        self._closed = False
-
-    def take(self) -> Connection:
-        """One for this thread alone. Raises psycopg.Error, StoreBusy, ShuttingDown."""
-        if self._closed:
-            raise errors.ShuttingDown
-        self._take_place()
-        try:
-            with suppress(IndexError):
-                return self._free.pop()
-            return self._open_one()
-        except BaseException:
-            self._give_place()
-            raise
-
-    def give(self, connection: Connection) -> None:
-        """Takes it back; what is not as it was is closed, and the idle ones with it, which were lost too."""
-        if connection.pgconn.transaction_status == pq.TransactionStatus.IDLE and not self._closed:
-            self._free.append(connection)
-        else:
-            connection.close()
-            self._drop()
-        self._give_place()
-
-    def forget(self) -> None:
-        """Takes nothing back: another may be opened instead."""
-        self._give_place()
-
-    def close(self) -> None:
-        """Closes the idle ones now, and the others when they are given back."""
-        self._closed = True
-        self._drop()
-
-    def _take_place(self) -> None:
-        with self._lock:
-            if self._places:
-                self._places -= 1
-                return
-            turn = threading.Lock()
-            turn.acquire()
-            self._waiting.append(turn)
-        if not turn.acquire(timeout=_PLACE_SECONDS):
-            with self._lock:
-                if turn in self._waiting:
-                    self._waiting.remove(turn)
-                    raise errors.StoreBusy
-
-    def _give_place(self) -> None:
-        with self._lock:
-            if self._waiting:  # handed on, so that none that came later gets it first
-                self._waiting.popleft().release()
-            else:
-                self._places += 1
-
-    def _drop(self) -> None:
-        with suppress(IndexError):
-            while True:
-                self._free.pop().close()
 
 
 class PostgresDatabase:
@@ -235,8 +175,8 @@ class PostgresDatabase:
         Args: connections, most for reads, and as many for writes; writers, calls that may write at once, so few
         that some threads are left to read; commit_seconds, how long a caller waits for a COMMIT.
         """
-        self._readers = _Connections(partial(connect, url, _READING), connections)
-        self._writers = _Connections(partial(connect, url), connections)
+        self._readers = Connections(partial(connect, url, _READING), connections)
+        self._writers = Connections(partial(connect, url), connections)
         self._writing = threading.Semaphore(writers)
         self._commit_seconds = commit_seconds
         self._left: set[Connection] = set()
@@ -296,6 +236,8 @@ class PostgresDatabase:
                 failure, may_retry, commit_lost = errors.OutcomeUnknown(), True, True
             except Collided:
                 failure, may_retry = errors.StoreBusy(), True
+            except (errors.StoreBusy, errors.ShuttingDown) as refusal:  # of a place: nobody could be asked
+                failure, may_retry = refusal, False
             except psycopg.Error as error:
                 failure, may_retry = _failure(error)
             if not may_retry or time.monotonic() > until:

@@ -1,16 +1,18 @@
 """An empty PostgreSQL store, filled in one transaction: https://www.psycopg.org/psycopg3/docs/basic/copy.html"""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from service.store.connections import Connection
 from service.store.content import FOUND, TABLES
 from service.store.database import Row
 from service.store.imports import RuleBroken
 from service.store.migrations import SchemaError
-from service.store.postgres import Connection, connect
+from service.store.postgres import connect
 
 # What is quicker to look at once, when all rows are there: how to drop it, and how to make it again.
 _MADE_LAST = """
@@ -22,6 +24,9 @@ SELECT format('DROP INDEX %s', indexrelid::regclass), pg_get_indexdef(indexrelid
 FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
 WHERE relnamespace = current_schema()::regnamespace
     AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = indexrelid)"""
+_SERVED = b"""
+SELECT FROM pg_stat_activity
+WHERE datname = current_database() AND application_name = 'caseload' AND pid <> pg_backend_pid() LIMIT 1"""
 _NO_HURRY = " -c statement_timeout=0 -c idle_in_transaction_session_timeout=0"
 
 
@@ -59,6 +64,7 @@ def loading(url: str) -> Iterator[PostgresLoading]:
     """
     with connect(unhurried(url)) as connection, connection.transaction():
         _lock_empty(connection)
+        _refuse_served(connection)
         made_last = connection.execute(_MADE_LAST).fetchall()
         for drop, _ in made_last:
             connection.execute(drop.encode())
@@ -69,6 +75,15 @@ def loading(url: str) -> Iterator[PostgresLoading]:
         except psycopg.IntegrityError as error:
             raise RuleBroken(error.diag.constraint_name) from None
         connection.execute("ANALYZE")  # or the first plans would be those of empty tables
+
+
+def _refuse_served(connection: Connection) -> None:
+    """Raises SchemaError. An instance read the store's secret when it started, and would go on with that."""
+    until = time.monotonic() + 1  # it takes a moment until a connection that was closed is gone
+    while connection.execute(_SERVED).fetchall():
+        if time.monotonic() > until:
+            raise SchemaError("is served: stop its instances first")
+        time.sleep(0.02)
 
 
 def _lock_empty(connection: Connection) -> None:

@@ -4,8 +4,9 @@ import secrets
 
 import psycopg
 
+from service.store.connections import Connection
 from service.store.migrations import Migration, SchemaError, migrations, unapplied
-from service.store.postgres import Connection, connect
+from service.store.postgres import connect
 
 _LOCK = 0x43534C44
 """Of the advisory lock that migrating processes take in turn ("CSLD")."""

@@ -220,8 +220,7 @@ class RelationshipStore:
         """Erases the log up to the last change before a time, for good, bit by bit: how many change sets."""
         [(last,)] = self._database.read(change_log.LAST_BEFORE, {"before_us": before_us})
         count = 0
-        row_lock = self._database.row_lock
-        while gone := self._database.write(lambda transaction: change_log.purge(transaction, last, row_lock)):
+        while gone := self._database.write(lambda transaction: change_log.purge(transaction, last)):
             count += gone
         return count
 

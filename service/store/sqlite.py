@@ -13,7 +13,7 @@ from typing import Any, Final, Generic
 import apsw
 
 from service import errors
-from service.store.database import Parameters, Row, T, Transaction
+from service.store.database import Parameters, Row, T, Transaction, Value
 
 APPLICATION_ID: Final = 0x43534C44
 """Marks the file as ours ("CSLD")."""
@@ -101,7 +101,7 @@ class _Statements:
         first, *_ = [self.run(sql, parameters) for sql, parameters in statements]
         return first
 
-    def rows(self, sql: str, parameters: Parameters | None = None) -> Iterator[Row]:
+    def rows(self, sql: str, parameters: dict[str, Value]) -> Iterator[Row]:
         cursor = self._connection.execute(sql, parameters)
         self._open.append(cursor)
         return cursor

@@ -204,7 +204,7 @@ def test_an_abandoned_reading_lets_go_of_its_state(database: SqliteDatabase, sto
     for number in range(3):
         make(store, PATIENT, f"p{number}")
     with pytest.raises(ZeroDivisionError), database.reading() as transaction:  # noqa: PT012 - left half-way
-        next(transaction.rows("SELECT * FROM patient"))
+        next(transaction.rows("SELECT * FROM patient", {}))
         raise ZeroDivisionError
     make(store, PATIENT, "q")
     assert ids(store, PATIENT)[-1] == "q"

@@ -74,7 +74,7 @@ def test_a_reading_that_a_close_overtakes_ends_whole_or_in_words_of_ours(
     closing = threading.Thread(target=store.close)
     seen: list[Any] = []
     with suppress(errors.ShuttingDown, errors.StoreUnavailable), database.reading() as transaction:
-        rows = transaction.rows("SELECT patient_id FROM patient")
+        rows = transaction.rows("SELECT patient_id FROM patient", {})
         seen.append(next(rows))
         closing.start()
         wait_until(lambda: database._closed)
