@@ -90,7 +90,7 @@ def serve(**values: Any) -> None:
     log = structlog.get_logger()
     if config.allow_insecure:
         known, encrypted = config.keys_file is not None, config.tls_cert is not None
-        log.warning("anyone is let in", setting="--allow-insecure", callers_are_known=known, is_encrypted=encrypted)
+        log.warning("insecure is allowed", setting="--allow-insecure", callers_are_known=known, is_encrypted=encrypted)
     log.info("started", address=server.address)
     click.echo(f"caseload: serving on {server.address}")
     signal.sigwait(stopping)

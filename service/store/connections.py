@@ -45,7 +45,7 @@ class Connections:
             raise
 
     def give(self, connection: Connection) -> None:
-        """Takes it back. One that is not as it was is closed, and the idle ones too, which may have been lost with it."""
+        """Takes it back. One that is not as it was is closed, and the idle ones too: they may be lost as well."""
         if connection.pgconn.transaction_status == pq.TransactionStatus.IDLE and not self._closed:
             self._free.append(connection)
         else:

@@ -169,7 +169,8 @@ def test_a_reader_that_goes_away_ends_an_export(
 def unending(folder: Path, target: str) -> "subprocess.Popen[bytes]":
     """An import that has read a whole store but for its end, and waits for more."""
     process = subprocess.Popen(
-        [*CASELOAD, "import", "-"],
+        # A shell that runs the tests in the background has its children ignore Ctrl-C.
+        ["env", "--default-signal=INT", *CASELOAD, "import", "-"],
         cwd=folder,
         env={**os.environ, "CASELOAD_DATABASE": target},
         stdin=subprocess.PIPE,

@@ -9,7 +9,7 @@ import pytest
 
 from service import errors
 from service.records import Call
-from service.store import PATIENT, THERAPIST, RelationshipStore, postgres
+from service.store import PATIENT, THERAPIST, RelationshipStore, connections, postgres
 from service.store.database import Transaction
 from service.store.postgres import Defect, PostgresDatabase
 from tests.postgres.cluster import SAFE, Cluster
@@ -145,6 +145,44 @@ def test_a_commit_that_nobody_can_be_asked_about_is_unknown(
     with pytest.raises(errors.OutcomeUnknown):
         cut_off.create(THERAPIST, "", {"display_name": "Ada"}, CALL)
     assert names(store) == ([] if cut == "before" else ["Ada"])
+
+
+def test_a_commit_that_no_connection_is_left_to_ask_about_is_unknown(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "PLACE_SECONDS", 0.5)
+    database = PostgresDatabase(proxy.url, connections=1)
+    begun = threading.Event()
+
+    def slow(_: Transaction) -> None:
+        begun.set()
+        time.sleep(0.3)
+
+    def hold(_: Transaction) -> None:
+        time.sleep(2)
+
+    def next_in_line() -> None:
+        begun.wait(10)
+        database.write(hold)
+
+    holder = threading.Thread(target=next_in_line)
+    holder.start()
+    proxy.cut_next_commit("after")
+    with pytest.raises(errors.OutcomeUnknown):
+        database.write(slow)
+    holder.join(20)
+    database.close()
+
+
+def test_no_timeout_of_the_database_ends_a_commit(postgres_url: str) -> None:
+    with psycopg.connect(postgres_url, autocommit=True) as admin:
+        admin.execute(f"ALTER DATABASE {admin.info.dbname} SET statement_timeout = '123ms'".encode())
+        try:
+            database = PostgresDatabase(postgres_url)
+            assert database.write(lambda transaction: transaction.run("SHOW statement_timeout")) == [("0",)]
+            database.close()
+        finally:
+            admin.execute(f"ALTER DATABASE {admin.info.dbname} RESET statement_timeout".encode())
 
 
 def test_a_write_that_no_database_was_there_for_wrote_nothing(proxy: Proxy, cut_off: RelationshipStore) -> None:

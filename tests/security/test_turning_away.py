@@ -1,0 +1,74 @@
+"""Callers who take nothing, or have turned away, keep nobody else waiting and get nothing done."""
+
+import socket
+import struct
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from caseload.v1 import patient_service_pb2 as pb
+from caseload.v1.resources_pb2 import Patient
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.clinic import Clinic
+from tests.hostile import frames
+from tests.locking import holding_the_lock
+from tests.security.serving import serving
+
+WATCH = frames.CALL.replace(
+    frames.literal(b":path", frames.METHOD), frames.literal(b":path", b"/grpc.health.v1.Health/Watch")
+)
+NO_WINDOW = frames.PREFACE + b"\0\0\6\4\0\0\0\0\0" + struct.pack(">HL", 4, 0)
+"""A caller who will take no byte of an answer (RFC 9113 section 6.9.2)."""
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        frames.GREETING + frames.headers(1, WATCH),
+        NO_WINDOW + frames.headers(1, WATCH) + frames.request(1, b""),
+    ],
+    ids=["no message", "no window"],
+)
+def test_a_health_watch_that_takes_nothing_stops_nobody(tmp_path: Path, sent: bytes) -> None:
+    with serving(tmp_path, grace_seconds=1) as server, grpc.insecure_channel(server.address) as channel:
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        watch = health.Watch(health_pb2.HealthCheckRequest())
+        next(watch)
+        host, port = server.address.split(":")
+        with socket.create_connection((host, int(port))) as caller:
+            caller.sendall(sent)
+            time.sleep(0.3)
+            watch.cancel()
+            time.sleep(0.2)
+            assert next(health.Watch(health_pb2.HealthCheckRequest(), timeout=5)).status
+            assert health.Check(health_pb2.HealthCheckRequest(), timeout=5).status
+            get: Any = channel.unary_unary("/caseload.v1.PatientService/GetPatient")
+            with pytest.raises(grpc.RpcError) as refused:
+                get(pb.GetPatientRequest(patient_id="p").SerializeToString(), timeout=5)
+            assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+            stopping = threading.Thread(target=server.stop)
+            stopping.start()
+            stopping.join(10)
+            assert not stopping.is_alive()
+
+
+def test_what_was_given_up_while_it_waited_is_not_done(tmp_path: Path) -> None:
+    with serving(tmp_path, threads=1) as server, Clinic(server.address) as clinic:
+        create: Any = clinic.channel.unary_unary("/caseload.v1.PatientService/CreatePatient")
+        with holding_the_lock(f"sqlite:///{tmp_path}/caseload.db"):
+            calls = [
+                create.future(
+                    pb.CreatePatientRequest(patient_id=f"p{n}", patient=Patient(display_name="A")).SerializeToString()
+                )
+                for n in range(4)
+            ]
+            time.sleep(0.5)  # the first has the thread, and waits for the lock
+            for call in calls[1:]:
+                call.cancel()
+            time.sleep(0.2)
+        calls[0].result(timeout=20)
+        assert [one.patient_id for one in clinic.send("ListPatients").patients] == ["p0"]
