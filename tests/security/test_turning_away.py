@@ -56,19 +56,20 @@ def test_a_health_watch_that_takes_nothing_stops_nobody(tmp_path: Path, sent: by
             assert not stopping.is_alive()
 
 
+def order(patient_id: str) -> bytes:
+    return pb.CreatePatientRequest(patient_id=patient_id, patient=Patient(display_name="A")).SerializeToString()
+
+
 def test_what_was_given_up_while_it_waited_is_not_done(tmp_path: Path) -> None:
     with serving(tmp_path, threads=1) as server, Clinic(server.address) as clinic:
         create: Any = clinic.channel.unary_unary("/caseload.v1.PatientService/CreatePatient")
         with holding_the_lock(f"sqlite:///{tmp_path}/caseload.db"):
-            calls = [
-                create.future(
-                    pb.CreatePatientRequest(patient_id=f"p{n}", patient=Patient(display_name="A")).SerializeToString()
-                )
-                for n in range(4)
-            ]
-            time.sleep(0.5)  # the first has the thread, and waits for the lock
-            for call in calls[1:]:
+            first = create.future(order("p0"))
+            time.sleep(0.5)  # it has the thread, and waits for the lock
+            others = [create.future(order(f"p{number}")) for number in range(1, 4)]
+            time.sleep(0.5)
+            for call in others:
                 call.cancel()
             time.sleep(0.2)
-        calls[0].result(timeout=20)
+        first.result(timeout=20)
         assert [one.patient_id for one in clinic.send("ListPatients").patients] == ["p0"]
