@@ -36,10 +36,10 @@ def page(
     if after < oldest:
         raise errors.RevisionPruned(oldest_revision=keys.revision(oldest))
     wanted, parameters = _wanted(query)
-    # No more lines than can be taken, for they come all at once.
+    # No more lines than can be taken: PostgreSQL sends them all at once.
     lines = most[1] // _FLAT_CHANGE_BYTES + _MOST_LINES_A_SET + 1
     parameters |= {"after": after, "limit": most[0] + 1, "lines": lines}
-    numbered, more = _whole_sets(iter(transaction.run(_PAGE.format(wanted=wanted), parameters)), *most)
+    numbered, more = _whole_sets(transaction.rows(_PAGE.format(wanted=wanted), parameters), *most)
     through = numbered[-1][0] if more else head
     sets = [one._replace(revision=keys.revision(number)) for number, one in numbered]
     return ChangePage(sets, keys.revision(through), keys.revision(head), keys.revision(oldest))

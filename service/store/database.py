@@ -23,11 +23,11 @@ class Transaction(Protocol):
     def run_all(self, statements: Sequence[tuple[str, Parameters]]) -> list[Row]:
         """Runs statements of which none needs another's answer, in one journey, and returns the first one's rows."""
 
-    def rows(self, sql: str, parameters: dict[str, Value]) -> Iterator[Row]:
-        """The rows of a page one by one: of a query in the order of its first column, after `:after`, with `:limit`.
+    def rows(self, sql: str, parameters: Parameters | None = None) -> Iterator[Row]:
+        """Runs one query and returns its rows one by one; the rest is dropped when the transaction ends."""
 
-        The rest is dropped when the transaction ends.
-        """
+    def rows_of_page(self, sql: str, parameters: dict[str, Value]) -> Iterator[Row]:
+        """As `rows`, of a query in the order of its first column, after `:after`, with `:limit`."""
 
 
 class Database(Protocol):

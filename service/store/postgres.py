@@ -133,7 +133,10 @@ class _Statements:
             first, *_ = [self._connection.execute(_native(sql), values, binary=True) for sql, values in statements]
         return first.fetchall()
 
-    def rows(self, sql: str, parameters: dict[str, Value]) -> Iterator[Row]:
+    def rows(self, sql: str, parameters: Parameters | None = None) -> Iterator[Row]:
+        return iter(self.run(sql, parameters))
+
+    def rows_of_page(self, sql: str, parameters: dict[str, Value]) -> Iterator[Row]:
         # In parts, for all rows of a statement come at once, and a page may end after two mebibytes of them.
         left = int(parameters["limit"] or 0)
         while left:

@@ -75,7 +75,7 @@ class RelationshipStore:
         sql, parameters = people.listing(kind, query)
         parameters |= {"after": page.after, "limit": page.size + 1}
         with self._database.reading() as transaction:
-            return _page(transaction.rows(sql, parameters), page, kind.record._make, self._head(transaction))
+            return _page(transaction.rows_of_page(sql, parameters), page, kind.record._make, self._head(transaction))
 
     def list_therapist_patients(self, query: AssignedQuery, page: PageRequest) -> Page[tuple[Assignment, Patient]]:
         """One page of a therapist's assignments, each with its patient, by assignment_id. Raises TherapistNotFound."""
@@ -95,7 +95,7 @@ class RelationshipStore:
             if not transaction.run(kind.select, {"id": query.parent_id}):
                 raise people.not_found(kind, [query.parent_id])
             return _page(
-                transaction.rows(sql, parameters),
+                transaction.rows_of_page(sql, parameters),
                 page,
                 lambda row: (Assignment._make(row[:width]), other.record._make(row[width:])),
                 self._head(transaction),
@@ -191,7 +191,7 @@ class RelationshipStore:
         sql, parameters = assignments.listing(query)
         parameters |= {"after": page.after, "limit": page.size + 1}
         with self._database.reading() as transaction:
-            rows = transaction.rows(sql, parameters)
+            rows = transaction.rows_of_page(sql, parameters)
             return _page(rows, page, Assignment._make, self._head(transaction))
 
     def check_assignments(self, pairs: list[tuple[str, str]], at_us: int) -> tuple[list[records.Check], str]:

@@ -101,7 +101,10 @@ class _Statements:
         first, *_ = [self.run(sql, parameters) for sql, parameters in statements]
         return first
 
-    def rows(self, sql: str, parameters: dict[str, Value]) -> Iterator[Row]:
+    def rows_of_page(self, sql: str, parameters: dict[str, Value]) -> Iterator[Row]:
+        return self.rows(sql, parameters)
+
+    def rows(self, sql: str, parameters: Parameters | None = None) -> Iterator[Row]:
         cursor = self._connection.execute(sql, parameters)
         self._open.append(cursor)
         return cursor
