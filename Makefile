@@ -215,4 +215,4 @@ define generate
 endef
 
 LOCK = uv pip compile pyproject.toml --extra postgres --quiet --upgrade --generate-hashes --universal \
-	--python-version 3.11 --no-emit-index-url --no-emit-package caseload --custom-compile-command 'make lock'
+	--python-version 3.11 --no-emit-package caseload --custom-compile-command 'make lock'

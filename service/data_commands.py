@@ -20,8 +20,6 @@ from service.store.imports import Loading
 from service.store.migrations import SchemaError, migrations
 from service.store.sqlite import SqliteDatabase
 
-_NOT_MIGRATED = "its schema is not up to date: run caseload migrate"
-
 
 @click.command(name="migrate")
 @database_option
@@ -162,14 +160,14 @@ def verify(database: str) -> int:
 @contextmanager
 def reading(url: str) -> Iterator[Transaction]:
     """One state of a database that is there and up to date. Raises SettingError."""
-    from service.opening import usable
+    from service.opening import NOT_MIGRATED, usable
 
     is_postgres = settings.is_postgres(url)
     with usable(url) as (steps, place):
         if not is_postgres and not place.exists():
             raise SettingError("--database", "there is no such file")
         if steps.pending(place):
-            raise SchemaError(_NOT_MIGRATED)
+            raise SchemaError(NOT_MIGRATED)
         database = _postgres(place) if is_postgres else SqliteDatabase(place)
         try:
             with database.reading() as transaction:
@@ -188,7 +186,7 @@ def _postgres(url: str) -> Database:
 @contextmanager
 def loading_into(url: str) -> Iterator[tuple[Loading, str]]:
     """The empty database to fill, and the newest step of its schema. Raises SettingError, and as the loading does."""
-    from service.opening import usable
+    from service.opening import NOT_MIGRATED, usable
 
     is_postgres = settings.is_postgres(url)
     fill: Callable[[Any], AbstractContextManager[Loading]]
@@ -197,7 +195,7 @@ def loading_into(url: str) -> Iterator[tuple[Loading, str]]:
             from service.store import postgres_loading
 
             if steps.pending(place):
-                raise SchemaError(_NOT_MIGRATED)
+                raise SchemaError(NOT_MIGRATED)
             fill = postgres_loading.loading
         else:
             from service.store import sqlite_loading

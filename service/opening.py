@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 import apsw
 
@@ -12,6 +12,8 @@ from service.errors import DomainError
 from service.store import RelationshipStore, sqlite_migrate
 from service.store.migrations import Migration, SchemaError
 from service.store.sqlite import SqliteDatabase
+
+NOT_MIGRATED: Final = "its schema is not up to date: run caseload migrate"
 
 
 def pending(url: str) -> list[Migration]:
@@ -35,7 +37,7 @@ def open_store(config: Config, clock: Callable[[], int]) -> RelationshipStore:
             migrations.migrate(place)
             return RelationshipStore(SqliteDatabase(place), clock)
         if migrations.pending(place):
-            raise SchemaError("its schema is not up to date: run caseload migrate")
+            raise SchemaError(NOT_MIGRATED)
         from service.store.postgres import PostgresDatabase
 
         # Some threads are left to read, whatever the writers wait for.

@@ -1,17 +1,14 @@
 """Copies of a SQLite file, made while others read and write it: https://sqlite.org/backup.html"""
 
-import os
 import secrets
-import tempfile
 from pathlib import Path
 
 import apsw
 
 from service.store import sqlite
 from service.store.migrations import SchemaError, migrations
+from service.store.new_files import new_file
 from service.store.sqlite_migrate import pending
-
-_COMPANIONS = ("", "-wal", "-shm", "-journal")
 
 
 def backup(source: Path, target: Path) -> int:
@@ -31,32 +28,10 @@ def restore(source: Path, target: Path) -> int:
 
 
 def _copy(source: Path, target: Path, *, is_restore: bool) -> int:
-    if any(_companion(target, end).exists() for end in _COMPANIONS):
-        raise FileExistsError
-    if pending(source) == migrations("sqlite"):
-        raise SchemaError("it holds no caseload database")
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(descriptor)
-    part = Path(name)
-    try:
-        head = _fill(source, part, is_restore=is_restore)
-        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))  # ours, or FileExistsError
-        part.replace(target)
-    finally:
-        for end in _COMPANIONS:
-            _companion(part, end).unlink(missing_ok=True)
-    _sync(target.parent)
-    return head
-
-
-def _companion(file: Path, end: str) -> Path:
-    return file.with_name(f"{file.name}{end}")
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+    with new_file(target) as part:
+        if pending(source) == migrations("sqlite"):
+            raise SchemaError("it holds no caseload database")
+        return _fill(source, part, is_restore=is_restore)
 
 
 def _fill(source: Path, part: Path, *, is_restore: bool) -> int:
