@@ -71,6 +71,7 @@ def commands() -> None:
 @option("--tls-key", type=_File(), help="Its key, PEM.")
 @option("--tls-client-ca", type=_File(), help="Ask for client certificates of this authority, PEM.")
 @option("--access-log", type=_File(), help="File for a line a call, instead of standard error.")
+@option("--metrics-address", metavar="HOST:PORT", help="Where to serve metrics, at /metrics; port 0 takes a free one.")
 @option("--allow-insecure", is_flag=True, help="Listen beyond loopback without encryption and authentication.")
 def serve(**values: Any) -> None:
     """Serve until SIGTERM or Ctrl-C."""
@@ -91,7 +92,7 @@ def serve(**values: Any) -> None:
     if config.allow_insecure:
         known, encrypted = config.keys_file is not None, config.tls_cert is not None
         log.warning("insecure is allowed", setting="--allow-insecure", callers_are_known=known, is_encrypted=encrypted)
-    log.info("started", address=server.address)
+    log.info("started", address=server.address, metrics_address=server.metrics_address)
     click.echo(f"caseload: serving on {server.address}")
     signal.sigwait(stopping)
     log.info("stopping")

@@ -52,12 +52,16 @@ class Config:
     """Whose certificates callers need, in PEM; without it they need none."""
     access_log: Path | None = None
     """Where the line of each call goes; without it to standard error."""
+    metrics_address: str | None = None
+    """HOST:PORT to serve the metrics at; port 0 takes a free one. Without it nothing is counted."""
     allow_insecure: bool = False
     """Listen beyond loopback without encryption and authentication."""
 
     def check(self) -> None:
         """Raises SettingError."""
         host = self.host_and_port()[0]
+        if self.metrics_address is not None:
+            host_and_port("--metrics-address", self.metrics_address)
         if not (ipaddress.ip_address(host.strip("[]")).is_loopback or self.is_secure() or self.allow_insecure):
             raise SettingError("--address", "beyond loopback needs --tls-cert and --keys-file, or --allow-insecure")
         for name, needed in (("tls_cert", "tls_key"), ("tls_key", "tls_cert"), ("tls_client_ca", "tls_cert")):
@@ -75,13 +79,18 @@ class Config:
         return self.tls_cert is not None and self.keys_file is not None
 
     def host_and_port(self) -> tuple[str, int]:
-        """The IP address, with an IPv6 one in brackets, and the port. Raises SettingError."""
-        host, _, port = self.address.rpartition(":")
-        if host == "localhost":
-            host = "127.0.0.1"  # the name stands for two addresses, and grpc is content when it gets one of them
-        if not (_is_ip(host) and re.fullmatch("[0-9]{1,5}", port) and int(port) < 65536):
-            raise SettingError("--address", "must be HOST:PORT, where HOST is an IP address or localhost")
-        return host, int(port)
+        """Those of the address to listen on. Raises SettingError."""
+        return host_and_port("--address", self.address)
+
+
+def host_and_port(setting: str, address: str) -> tuple[str, int]:
+    """The IP address, with an IPv6 one in brackets, and the port. Raises SettingError."""
+    host, _, port = address.rpartition(":")
+    if host == "localhost":
+        host = "127.0.0.1"  # the name stands for two addresses, and grpc is content when it gets one of them
+    if not (_is_ip(host) and re.fullmatch("[0-9]{1,5}", port) and int(port) < 65536):
+        raise SettingError(setting, "must be HOST:PORT, where HOST is an IP address or localhost")
+    return host, int(port)
 
 
 def _flag(name: str) -> str:

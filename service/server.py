@@ -1,11 +1,12 @@
 """The one place that knows every part."""
 
+import os
 import resource
 import sys
 import time
 from collections.abc import Callable
 from concurrent import futures
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 from caseload.v1 import (
@@ -39,6 +40,9 @@ from service.servicers.watches import Watches
 from service.store import RelationshipStore
 from service.threads import StreamThreads, Threads
 from service.tls import Certificates
+
+if TYPE_CHECKING:
+    from service.metrics import Metrics, Page
 
 LIVENESS: Final = ""
 READINESS: Final = tuple(
@@ -83,6 +87,9 @@ class CaseloadServer:
         self._server = server
         self._threads = threads
         self._store = store
+        self._page: Page | None = None
+        self._metrics: Metrics | None = None
+        self._is_ready = False
         self._streams = StreamsServer(server)
         self._readiness = Readiness(store.check, self._set_readiness)
         self._watches = Watches(store, config.max_watches)
@@ -112,12 +119,28 @@ class CaseloadServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, probed)
         reflection.enable_server_reflection((*READINESS, health.SERVICE_NAME, reflection.SERVICE_NAME), streams)
 
+    def measure(self, metrics: "Metrics", page: "Page | None") -> None:
+        """Args: metrics, which count; page, which shows them from the start to the end."""
+        self._metrics, self._page = metrics, page
+        metrics.follow("ready", lambda: self._is_ready)
+        metrics.follow("watches", self._watches.count)
+        metrics.follow("watches_limit", lambda: self._config.max_watches)
+
+    @property
+    def metrics_address(self) -> str | None:
+        """Where its metrics are, where it serves them itself."""
+        return self._page.address if self._page else None
+
     def start(self) -> None:
         """Begins to answer."""
         self._server.start()
         self._health.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
         self._set_readiness(True)
         self._readiness.start()
+        if self._metrics:
+            self._metrics.start()
+        if self._page:
+            self._page.start()
 
     def stop(self) -> None:
         """Stops without losing a call: readiness goes, calls drain, then the store is closed."""
@@ -133,8 +156,13 @@ class CaseloadServer:
         self._store.close()
         if ended:
             self._access_log.close()
+        if self._metrics:
+            self._metrics.stop()
+        if self._page:
+            self._page.close()
 
     def _set_readiness(self, ready: bool) -> None:  # noqa: FBT001 - as Readiness tells it
+        self._is_ready = ready
         states = health_pb2.HealthCheckResponse
         for name in READINESS:
             self._health.set(name, states.SERVING if ready else states.NOT_SERVING)
@@ -148,17 +176,33 @@ def build_server(config: Config, clock: Callable[[], int] = clock) -> CaseloadSe
     credentials = _credentials(config)
     threads = Threads(config.threads, "call")
     server = grpc.server(threads, options=_limits(config))  # type: ignore[arg-type]  # asks for a ThreadPoolExecutor
+    metrics, page = None, None
     try:
         address = _bind(server, config, credentials)
+        metrics, page = _metrics(config)
         store = open_store(config, clock)
         lines = _access_lines(config, store)
     except SettingError:
         server.stop(None)
         threads.shutdown()
+        if page:
+            page.close()
         raise
     built = CaseloadServer(config, server, threads, address, store)
-    built.register(clock, Admission(keys.value if keys else None), AccessLog(lines))
+    built.register(clock, Admission(keys.value if keys else None), AccessLog(lines, metrics))
+    if metrics:
+        built.measure(metrics, page)
     return built
+
+
+def _metrics(config: Config) -> "tuple[Metrics | None, Page | None]":
+    """What counts, where it can be read, and the page; that of workers is served by the process that started them."""
+    if not config.metrics_address:
+        return None, None
+    from service.metrics import FOLDER, Metrics, Page  # here, since it is loaded by those who count only
+
+    metrics = Metrics()
+    return metrics, None if FOLDER in os.environ else Page(config.metrics_address, metrics.registry)
 
 
 def _credentials(config: Config) -> grpc.ServerCredentials | None:

@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import pytest
 
@@ -70,14 +70,29 @@ def database_url(new_database: NewDatabase) -> Iterator[str]:
         yield url
 
 
+@contextmanager
+def serving(database_url: str, **settings: Any) -> Iterator[CaseloadServer]:
+    config = Config(address="127.0.0.1:0", database=database_url, drain_seconds=0, threads=8, **settings)
+    started = build_server(config)
+    started.start()
+    try:
+        yield started
+    finally:
+        started.stop()
+
+
 @pytest.fixture
 def server(database_url: str) -> Iterator[CaseloadServer]:
     """A server of the test's own, in this process, over a real socket."""
-    config = Config(address="127.0.0.1:0", database=database_url, drain_seconds=0, threads=8)
-    started = build_server(config)
-    started.start()
-    yield started
-    started.stop()
+    with serving(database_url) as started:
+        yield started
+
+
+@pytest.fixture
+def measured_server(database_url: str) -> Iterator[CaseloadServer]:
+    """Another, with metrics."""
+    with serving(database_url, metrics_address="127.0.0.1:0") as started:
+        yield started
 
 
 @pytest.fixture

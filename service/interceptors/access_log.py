@@ -1,9 +1,9 @@
-"""The access log: one JSON line a call. Who asked what, when, of whom, and how it ended; ids and no other value."""
+"""The end of a call: its line in the access log (who asked what, when, of whom, and how it ended), and its count."""
 
 import os
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import islice
@@ -23,7 +23,7 @@ from service.interceptors.statuses import CODES
 
 _log = structlog.get_logger()
 _LOOK_SECONDS: Final = 1.0
-_CODE_NAMES: Final = {reason: Code.Name(code) for reason, code in CODES.items()}
+_CODE_NAMES: Final[dict[str, str]] = {reason: Code.Name(code) for reason, code in CODES.items()}
 _COMMA: Final = '","'
 
 MOST: Final = 1000
@@ -78,11 +78,19 @@ class LogFile:
         os.close(before)
 
 
+class Counting(Protocol):
+    """Counts calls."""
+
+    def of(self, method: str, *, is_stream: bool) -> Callable[[str, str | None, float], None]:
+        """What takes the code, the reason and the seconds of each call of a method that has ended."""
+
+
 class AccessLog:
     """Where the lines go. Where that fails, calls go on, and the other log says so once."""
 
-    def __init__(self, lines: Lines) -> None:
-        """Args: lines, where they go."""
+    def __init__(self, lines: Lines, counting: Counting | None = None) -> None:
+        """Args: lines, where they go; counting, what counts the calls as well."""
+        self.counting: Final = counting
         self._lines = lines
         self._failing = False
 
@@ -120,7 +128,7 @@ class Access:
 
 
 class MethodLog:
-    """Writes the lines of one method's calls."""
+    """Writes the lines of one method's calls: ids, and no other value of a request or a record."""
 
     def __init__(self, log: AccessLog, service: str, method: str) -> None:
         """Args: service, its full name."""
@@ -131,6 +139,8 @@ class MethodLog:
         kinds = ((kind, touched.asked(request, kind), touched.told(response, kind)) for kind in touched.KINDS)
         self._kinds = [(kind, asked, told) for kind, asked, told in kinds if asked or told]
         self._has_request_id = "request_id" in request.fields_by_name
+        is_stream = contract.server_streaming or contract.client_streaming
+        self._count = log.counting.of(self.method, is_stream=is_stream) if log.counting else None
 
     def note(self, access: Access, response: Any) -> None:
         """Notes the ids that one message of a stream discloses."""
@@ -140,14 +150,19 @@ class MethodLog:
                 ids.update(dict.fromkeys(filter(None, told.ids(response))))
 
     def end(self, access: Access) -> None:
-        """Writes the line of a call that has come to its end."""
+        """Writes the line of a call that has come to its end, and counts it."""
         caller = access.caller or current.get(None)
+        seconds = time.perf_counter() - access.began
+        code, reason = _code(access), access.refusal.reason if access.refusal else None
+        refused = f'"reason":"{reason}",' if reason else ""
+        if self._count:
+            self._count(code, reason, seconds)
         # By hand, since json.dumps takes longer than all else here. Nothing needs escaping: the names of callers are
         # those of the keys file, ids and UUIDs match their patterns, and what is left the caller does not choose.
         self._write(
             f'{{"event":"call","time":"{_time(access.at)}","caller":"{caller.name if caller else ""}",'
-            f'"peer":"{access.context.peer()}","method":"{self.method}",{_outcome(access)}{self._touched(access)}'
-            f'"ms":{(time.perf_counter() - access.began) * 1000:.3f}}}\n'
+            f'"peer":"{access.context.peer()}","method":"{self.method}","code":"{code}",'
+            f'{refused}{self._touched(access)}"ms":{seconds * 1000:.3f}}}\n'
         )
 
     def _touched(self, access: Access) -> str:
@@ -169,14 +184,14 @@ def _field(kind: str, ids: Collection[str]) -> str:
     return f'"{kind}_ids":["{_COMMA.join(islice(ids, MOST))}"],"{kind}_ids_left_out":true,'
 
 
-def _outcome(access: Access) -> str:
+def _code(access: Access) -> str:
     refusal, context = access.refusal, access.context
     if refusal:
-        return f'"code":"{_CODE_NAMES[refusal.reason]}","reason":"{refusal.reason}",'
+        return _CODE_NAMES[refusal.reason]
     if not context.is_active():
-        return '"code":"CANCELLED",'  # by the caller, its deadline, or a stop
-    code = context.code()  # type: ignore[attr-defined]  # which the library's own services set
-    return f'"code":"{code.name}",' if code else '"code":"OK",'
+        return "CANCELLED"  # by the caller, its deadline, or a stop
+    code: grpc.StatusCode | None = context.code()  # type: ignore[attr-defined]  # which the library's own services set
+    return code.name if code else "OK"
 
 
 _second: tuple[int, str] = (0, "")

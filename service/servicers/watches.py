@@ -72,6 +72,10 @@ class Watches:
         self._thread = threading.Thread(target=self._follow, name="watches", daemon=True)
         self._thread.start()
 
+    def count(self) -> int:
+        """How many are open."""
+        return len(self._open)
+
     @contextmanager
     def open(self, context: grpc.ServicerContext) -> Iterator[Watch]:
         """A place, for the length of a with block. Raises TooManyWatches, ShuttingDown."""

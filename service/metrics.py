@@ -1,0 +1,209 @@
+"""What is counted, and the page that shows it.
+
+A server of one process keeps its numbers in memory, and serves the page itself. Of several workers each keeps its
+numbers in files of one folder (`WorkersMetrics`), and the process that started them serves the page: prometheus_client
+looks for PROMETHEUS_MULTIPROC_DIR when it is loaded, so it is there before a worker starts.
+https://prometheus.github.io/client_python/multiprocess/
+
+No label has a value that a caller chose: methods are the registered ones, codes and reasons those of the contract.
+"""
+
+import os
+import shutil
+import socket
+import socketserver
+import tempfile
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.exposition import MetricsHandler
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+from service.config import SettingError, host_and_port
+
+Count = Callable[[str, str | None, float], None]
+"""Counts a call that has ended, by its code, the reason where it was refused with one, and the seconds that it took."""
+
+FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
+_SAMPLE_SECONDS: Final = 1.0
+_SECONDS: Final = (*(0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5), *(1, 2.5, 5, 10))
+_PAGE_PATH: Final = "/metrics"
+_PAGE_SECONDS: Final = 5.0
+"""How long a reader of the page may keep silent."""
+_PAGE_READERS: Final = 16
+"""At once; further ones are closed."""
+
+_GAUGES: Final[dict[str, tuple[str, Literal["livesum", "livemax", "livemin"]]]] = {
+    "ready": ("1 where the store answers", "livemin"),
+    "watches": ("Watches open", "livesum"),
+    "watches_limit": ("Watches that may be open", "livesum"),
+}
+"""What is looked at once a second: of each what it is, and what becomes of several workers' values."""
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # two series for each, and none of them with several workers
+
+
+class Metrics:
+    """The numbers of one process."""
+
+    def __init__(self) -> None:
+        """Of a worker too, where the process that started it has made a `WorkersMetrics`."""
+        self.registry: Final = CollectorRegistry()
+        self._calls = self._counter("calls", "Calls that have ended", "method", "code")
+        self._refusals = self._counter("refusals", "Calls refused, by the reason of the contract", "reason")
+        self._call_seconds = Histogram(
+            *("caseload_call_seconds", "Time that the work of a call took, but for streams", ["method"]),
+            registry=self.registry,
+            buckets=_SECONDS,
+        )
+        self._looks: list[tuple[Gauge, Callable[[], float]]] = []
+        self._gauges: dict[str, Gauge] = {}
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._look_on, name="metrics", daemon=True)
+
+    def of(self, method: str, *, is_stream: bool) -> Count:
+        """What counts the calls of one method; a stream lasts as long as its caller likes, so its time says nothing."""
+        observe = None if is_stream else self._call_seconds.labels(method).observe
+        counted = {"OK": self._calls.labels(method, "OK").inc}
+
+        def count(code: str, reason: str | None, seconds: float) -> None:
+            inc = counted.get(code)
+            if inc is None:
+                inc = counted[code] = self._calls.labels(method, code).inc
+            inc()
+            if observe:
+                observe(seconds)
+            if reason:
+                self._refusals.labels(reason).inc()
+
+        return count
+
+    def follow(self, name: str, look: Callable[[], float], **labels: str) -> None:
+        """Looks at a number of `_GAUGES` once a second, in a thread of its own; before `start`."""
+        if name not in self._gauges:
+            text, mode = _GAUGES[name]
+            self._gauges[name] = Gauge(
+                f"caseload_{name}", text, list(labels), registry=self.registry, multiprocess_mode=mode
+            )
+        gauge = self._gauges[name]
+        self._looks.append((gauge.labels(**labels) if labels else gauge, look))
+
+    def start(self) -> None:
+        """Begins to look."""
+        self._look()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Looks no more."""
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join(_SAMPLE_SECONDS)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"caseload_{name}", text, labels, registry=self.registry)
+
+    def _look_on(self) -> None:
+        while not self._stopped.wait(_SAMPLE_SECONDS):
+            self._look()
+
+    def _look(self) -> None:
+        for gauge, look in self._looks:
+            with suppress(Exception):  # this thread must outlive whatever it looks at
+                gauge.set(look())
+
+
+class WorkersMetrics:
+    """The numbers of several workers, for the process that starts them.
+
+    Make one before the first worker is started, which then finds its folder in the environment; serve its `registry`
+    with a `Page`; `forget` each worker that has ended; `close` when all have.
+    """
+
+    def __init__(self) -> None:
+        """Makes the folder: in memory, where there is one, since a full disk would end a worker that writes to it."""
+        memory = Path("/dev/shm")  # noqa: S108 - the folder in it is of a new name, and for us alone
+        self.folder: Final = Path(
+            tempfile.mkdtemp(prefix="caseload-", dir=memory if os.access(memory, os.W_OK) else None)
+        )
+        os.environ[FOLDER] = str(self.folder)
+        self.registry: Final = CollectorRegistry()
+        MultiProcessCollector(self.registry, str(self.folder))  # type: ignore[no-untyped-call]
+
+    def forget(self, pid: int) -> None:
+        """Drops what a worker that has ended last saw; what it counted stays."""
+        mark_process_dead(pid, str(self.folder))  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Removes the folder."""
+        os.environ.pop(FOLDER, None)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Page:
+    """Serves the numbers as Prometheus reads them, at /metrics."""
+
+    def __init__(self, address: str, registry: CollectorRegistry) -> None:
+        """Takes the address, HOST:PORT, and serves nothing yet. Raises SettingError."""
+        host, port = host_and_port("--metrics-address", address)
+        try:
+            self._server = _PageServer(host.strip("[]"), port, _handler(registry))
+        except OSError:
+            raise SettingError("--metrics-address", "cannot be listened on: in use, or not of this machine") from None
+        self.address: Final = f"{host}:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="page", daemon=True)
+
+    def start(self) -> None:
+        """Begins to answer."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Gives the address back."""
+        if self._thread.is_alive():
+            self._server.shutdown()
+        self._server.server_close()
+
+
+def _handler(numbers: CollectorRegistry) -> type[MetricsHandler]:
+    class Handler(MetricsHandler):
+        registry = numbers
+        timeout = _PAGE_SECONDS
+
+        def do_GET(self) -> None:  # noqa: N802 - as http.server asks for it
+            if self.path.partition("?")[0] == _PAGE_PATH:
+                super().do_GET()
+            else:
+                self.send_error(404)
+
+    return Handler
+
+
+class _PageServer(socketserver.ThreadingTCPServer):
+    """A thread a reader, of a fixed number, so that readers who do not read take nothing that calls need."""
+
+    allow_reuse_address = True  # what an earlier server's readers left behind keeps no new one from the port
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, host: str, port: int, handler: type[MetricsHandler]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._places = threading.Semaphore(_PAGE_READERS)
+        super().__init__((host, port), handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._places.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing: a reader went away."""
