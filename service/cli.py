@@ -1,6 +1,5 @@
 """The `caseload` command."""
 
-import logging
 import os
 import resource
 import signal
@@ -13,7 +12,7 @@ import structlog
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # the C core writes to stderr by itself, and repeats addresses
 
-from service import data_commands, keys
+from service import data_commands, keys, logs
 from service.callers import PERMISSIONS
 from service.config import Config, SettingError
 from service.options import PREFIX, database_option, option
@@ -71,6 +70,7 @@ def commands() -> None:
 @option("--tls-key", type=_File(), help="Its key, PEM.")
 @option("--tls-client-ca", type=_File(), help="Ask for client certificates of this authority, PEM.")
 @option("--access-log", type=_File(), help="File for a line a call, instead of standard error.")
+@option("--log-level", type=click.Choice(logs.LEVELS), default=Config.log_level, help="Log what is at least that bad.")
 @option("--metrics-address", metavar="HOST:PORT", help="Where to serve metrics, at /metrics; port 0 takes a free one.")
 @option("--allow-insecure", is_flag=True, help="Listen beyond loopback without encryption and authentication.")
 def serve(**values: Any) -> None:
@@ -81,8 +81,8 @@ def serve(**values: Any) -> None:
     os.umask(0o077)
     most_files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # connections are files
-    _log_to_stderr()
     config = Config(**values)
+    logs.configure(config.log_level)
     config.check()  # before grpc is loaded, which takes longer than the check
     from service.server import build_server
 
@@ -92,7 +92,7 @@ def serve(**values: Any) -> None:
     if config.allow_insecure:
         known, encrypted = config.keys_file is not None, config.tls_cert is not None
         log.warning("insecure is allowed", setting="--allow-insecure", callers_are_known=known, is_encrypted=encrypted)
-    log.info("started", address=server.address, metrics_address=server.metrics_address)
+    log.info("started", address=server.address, metrics_address=server.metrics_address, **logs.start(config))
     click.echo(f"caseload: serving on {server.address}")
     signal.sigwait(stopping)
     log.info("stopping")
@@ -117,19 +117,6 @@ def create(name: str, permission: tuple[str, ...]) -> None:
     if not keys.is_name(name):
         raise SettingError("--name", 'must be 1 to 200 visible ASCII characters, without " and \\, not # at the start')
     click.echo("\n".join(keys.create(name, permission)))
-
-
-def _log_to_stderr() -> None:
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
-    logging.getLogger("grpc").addHandler(logging.NullHandler())  # its tracebacks quote what a handler raised
 
 
 def _refuse_unknown_variables() -> None:

@@ -52,6 +52,8 @@ class Config:
     """Whose certificates callers need, in PEM; without it they need none."""
     access_log: Path | None = None
     """Where the line of each call goes; without it to standard error."""
+    log_level: str = "info"
+    """info, warning or error: what is less is not logged. The access log has no level."""
     metrics_address: str | None = None
     """HOST:PORT to serve the metrics at; port 0 takes a free one. Without it nothing is counted."""
     allow_insecure: bool = False

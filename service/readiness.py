@@ -47,5 +47,8 @@ class Readiness:
             ready = good >= _GOOD_TO_RETURN or (self._ready and time.monotonic() - good_at < _FALL_SECONDS)
             if ready != self._ready and not self._stopped.is_set():
                 self._ready = ready
-                _log.warning("ready" if ready else "not ready", reason=reason)
+                if ready:
+                    _log.warning("ready")
+                else:
+                    _log.warning("not ready", reason=reason)
                 self._tell(ready)

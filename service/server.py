@@ -28,6 +28,7 @@ from service.interceptors.admission import Admission
 from service.interceptors.guard import GuardedServer
 from service.interceptors.streams import StreamsServer
 from service.keys import read as read_keys
+from service.logs import OnTerminal
 from service.opening import open_store
 from service.readiness import Readiness
 from service.reloading import Reloading
@@ -213,7 +214,7 @@ def _credentials(config: Config) -> grpc.ServerCredentials | None:
 
 def _access_lines(config: Config, store: RelationshipStore) -> Lines:
     if not config.access_log:
-        return sys.stderr
+        return OnTerminal(sys.stderr) if sys.stderr.isatty() else sys.stderr
     try:
         return LogFile(config.access_log)
     except OSError:

@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service.config": set(),
     "service.readiness": set(),
     "service.metrics": {"service.config"},
+    "service.logs": DRIVERS | {"service.config"},
     "service.opening": DRIVERS | {"service.config", "service.errors", "service.store"},
     "service.data_commands": DRIVERS | {"service"},
     "service.options": {"service.config"},

@@ -1,0 +1,69 @@
+"""The log on standard error: a JSON object a line, and on a terminal what people read."""
+
+import dataclasses
+import json
+import logging
+import os
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final, TextIO
+
+import structlog
+
+from service.config import Config, is_postgres
+
+LEVELS: Final = ("info", "warning", "error")
+_SECRETS: Final = ("keys_file", "tls_key")
+"""Files of which only the names are told."""
+
+
+def configure(level: str) -> None:
+    """Everything of this level and above goes to standard error from now on."""
+    on_terminal = sys.stderr.isatty()
+    time = structlog.processors.TimeStamper(fmt="%H:%M:%S" if on_terminal else "iso", utc=not on_terminal)
+    last = _for_people() if on_terminal else structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[structlog.processors.add_log_level, time, last],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    logging.getLogger("grpc").addHandler(logging.NullHandler())  # its tracebacks quote what a handler raised
+
+
+def start(config: Config) -> dict[str, Any]:
+    """What the event of a start tells besides addresses: the version, and every setting, without secrets."""
+    told = {
+        name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(config).items()
+    }
+    told |= {name: Path(told[name]).name for name in _SECRETS if told[name]}
+    told |= {"database": _without_secrets(config.database)}
+    return {"version": version("caseload-server"), "configuration": told}
+
+
+class OnTerminal:
+    """Shows the lines of the access log as the rest of the log is shown."""
+
+    def __init__(self, terminal: TextIO) -> None:
+        """Args: terminal, what they are shown on."""
+        self._terminal = terminal
+        self._render = _for_people()
+
+    def write(self, line: str) -> None:
+        """Shows one line of JSON."""
+        self._terminal.write(f"{self._render(None, '', {'level': 'info', **json.loads(line)})}\n")
+
+
+def _for_people() -> structlog.dev.ConsoleRenderer:
+    return structlog.dev.ConsoleRenderer(colors="NO_COLOR" not in os.environ, pad_event_to=0, sort_keys=False)
+
+
+def _without_secrets(database: str) -> str | dict[str, str]:
+    """A database URL that the store was opened with. Which parts of one are secret, libpq knows."""
+    if not is_postgres(database):
+        return database
+    from psycopg import pq
+
+    given = pq.Conninfo.parse(database.encode())
+    return {one.keyword.decode(): one.val.decode() for one in given if one.val is not None and not one.dispchar}

@@ -1,0 +1,134 @@
+"""The log of a server: what it says of a start, in which form, and which events there are."""
+
+import dataclasses
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service import logs
+from service.config import Config
+from tests.clinic import Clinic, full_name
+from tests.documents import ROOT
+from tests.process.starting import SECRET, url
+from tests.running import ServerProcess
+from tests.security.serving import KeysFile
+
+
+def events(log: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in log.splitlines()]
+
+
+def test_a_start_is_one_event_with_every_setting_as_it_is_in_effect(tmp_path: Path) -> None:
+    environment = {"CASELOAD_MAX_WATCHES": "7"}
+    arguments = ("--grace-seconds", "3", "--metrics-address", "127.0.0.1:0")
+    with ServerProcess(url(tmp_path / "caseload.db"), *arguments, environment=environment) as server:
+        _, log = server.stop()
+    [started] = [event for event in events(log) if event["event"] == "started"]
+    assert started["address"] == server.address
+    assert re.fullmatch(r"127\.0\.0\.1:[1-9][0-9]*", str(started["metrics_address"]))
+    told = started["configuration"]
+    assert isinstance(told, dict)
+    assert told.keys() == {field.name for field in dataclasses.fields(Config)}
+    assert told["database"] == url(tmp_path / "caseload.db")
+    assert (told["max_watches"], told["grace_seconds"], told["threads"]) == (7, 3, Config.threads)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        f"postgresql://ann:{SECRET}@db.example:5433,other.example/caseload?sslmode=require",
+        f"postgresql://ann@db.example/caseload?sslpassword={SECRET}&password={SECRET}",
+    ],
+)
+def test_no_password_of_the_database_is_told(given: str) -> None:
+    pytest.importorskip("psycopg", reason="needs the extra postgres")
+    told = logs.start(Config(database=given))["configuration"]["database"]
+    assert SECRET not in str(told)
+    assert (told["user"], told["dbname"]) == ("ann", "caseload")
+
+
+def test_of_files_with_secrets_only_the_name_is_told(tmp_path: Path) -> None:
+    keys = KeysFile(tmp_path / "keys")
+    token = keys.add("ann")
+    with ServerProcess(url(tmp_path / "caseload.db"), "--keys-file", str(keys.path)) as server:
+        _, log = server.stop()
+    [started] = [event for event in events(log) if event["event"] == "started"]
+    assert '"keys_file": "keys"' in log
+    assert str(keys.path) not in log
+    assert token not in log
+    assert started["level"] == "info"
+
+
+@pytest.mark.parametrize(("level", "lines"), [("info", 3), ("warning", 0), ("error", 0)])
+def test_what_is_below_the_level_is_not_logged(tmp_path: Path, level: str, lines: int) -> None:
+    with ServerProcess(url(tmp_path / "caseload.db"), "--log-level", level) as server:
+        _, log = server.stop()
+    assert len(log.splitlines()) == lines
+
+
+def test_every_line_of_the_access_log_is_written_whatever_the_level(tmp_path: Path) -> None:
+    with ServerProcess(url(tmp_path / "caseload.db"), "--log-level", "error", access_log=None) as server:
+        with Clinic(server.address) as clinic:
+            clinic.therapists("t1")
+        _, log = server.stop()
+    assert [event["event"] for event in events(log)] == ["call"]
+
+
+@pytest.fixture(params=[False, True], ids=["colours", "NO_COLOR"])
+def shown(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[bool, str]]:
+    """Whether there are to be no colours, and what a terminal shows of a start, a call and a stop."""
+    ours, terminal = pty.openpty()
+    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    environment |= {"NO_COLOR": "1"} if request.param else {}
+    command = [sys.executable, "-m", "service", "serve", "--address", "127.0.0.1:0", "--drain-seconds", "0"]
+    command += ["--database", url(tmp_path / "caseload.db")]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=terminal, text=True) as process:
+        os.close(terminal)
+        assert process.stdout
+        with Clinic(process.stdout.readline().rpartition(" ")[2].strip()) as clinic:
+            clinic.therapists("t1")
+        process.terminate()
+        text = read_to_the_end(ours)
+    yield request.param, text
+    os.close(ours)
+
+
+def read_to_the_end(terminal: int) -> str:
+    data = b""
+    try:
+        while some := os.read(terminal, 10_000):
+            data += some
+    except OSError:  # how a terminal says that nobody holds its other side
+        pass
+    return data.decode()
+
+
+def test_a_terminal_shows_words_and_no_json(shown: tuple[bool, str]) -> None:
+    without_colours, text = shown
+    assert ("\x1b[" in text) != without_colours
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
+    assert [line for line in lines if line.startswith("{")] == []
+    started, call, stopping, stopped = lines
+    assert re.match(r"\d\d:\d\d:\d\d \[info *\] started ", started)
+    assert f"method={full_name('CreateTherapist')} code=OK therapist_ids=['t1'] ms=" in call
+    assert ("stopping" in stopping, "stopped" in stopped) == (True, True)
+
+
+@pytest.mark.checkout
+def test_the_page_names_every_event_that_the_code_logs_and_no_other() -> None:
+    """An event is known by its name: one that is put together of values could not be looked for."""
+    code = "".join(path.read_text() for path in (ROOT / "service").rglob("*.py"))
+    logged = re.findall(r'\b_?log\.(info|warning|error)\(\s*"([^"]+)"', code)
+    assert len(logged) == len(re.findall(r"\b_?log\.(?:debug|info|warning|error|exception|critical|log|msg)\(", code))
+    page, _, _ = (ROOT / "docs" / "operations.md").read_text().partition("## The access log")
+    rows = re.findall(r"^\| (`[^|]+) \| (info|warning|error) \|", page, re.MULTILINE)
+    assert sorted(set(logged)) == sorted(
+        (level, name) for names, level in rows for name in re.findall("`([^`]+)`", names)
+    )
