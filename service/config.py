@@ -28,6 +28,8 @@ class Config:
     """HOST:PORT to listen on; port 0 takes a free one."""
     database: str = "sqlite:///data/caseload.db"
     """sqlite:///PATH, relative to the working folder, or with four slashes from the root; or postgresql://..."""
+    worker: int | None = None
+    """The number of this process from 0, where it is one of several on one port that another process has started."""
     threads: int = 64
     """Calls that run at once; as many writers can share a commit."""
     pool_size: int = 16

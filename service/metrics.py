@@ -1,8 +1,7 @@
 """What is counted, and the page that shows it.
 
 A server of one process keeps its numbers in memory, and serves the page itself. Of several workers each keeps its
-numbers in files of one folder (`WorkersMetrics`), and the process that started them serves the page: prometheus_client
-looks for PROMETHEUS_MULTIPROC_DIR when it is loaded, so it is there before a worker starts.
+numbers in files of one folder (`WorkersMetrics`), and the process that started them serves the page.
 https://prometheus.github.io/client_python/multiprocess/
 
 No label has a value that a caller chose: methods are the registered ones, codes and reasons those of the contract.
@@ -16,10 +15,9 @@ import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Final, Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, values
 from prometheus_client.exposition import MetricsHandler
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
@@ -28,7 +26,7 @@ from service.config import SettingError, host_and_port
 Count = Callable[[str, str | None, float], None]
 """Counts a call that has ended, by its code, the reason where it was refused with one, and the seconds that it took."""
 
-FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
+_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
 _SAMPLE_SECONDS: Final = 1.0
 _SECONDS: Final = (*(0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5), *(1, 2.5, 5, 10))
 _PAGE_PATH: Final = "/metrics"
@@ -50,8 +48,13 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # two series for eac
 class Metrics:
     """The numbers of one process."""
 
-    def __init__(self) -> None:
-        """Of a worker too, where the process that started it has made a `WorkersMetrics`."""
+    def __init__(self, worker: int | None) -> None:
+        """Args: worker, its number, where the process that started it has made a `WorkersMetrics`; only one a process.
+
+        A worker's files go by that number: one that is started again counts on where the one before it ended.
+        """
+        shared: Any = values.MultiProcessValue
+        values.ValueClass = values.MutexValue if worker is None else shared(lambda: worker)
         self.registry: Final = CollectorRegistry()
         self._calls = self._counter("calls", "Calls that have ended", "method", "code")
         self._refusals = self._counter("refusals", "Calls refused, by the reason of the contract", "reason")
@@ -119,28 +122,27 @@ class Metrics:
 class WorkersMetrics:
     """The numbers of several workers, for the process that starts them.
 
-    Make one before the first worker is started, which then finds its folder in the environment; serve its `registry`
-    with a `Page`; `forget` each worker that has ended; `close` when all have.
+    Make one before the first worker is started, which finds its folder in the environment, and is told its number
+    (`Config.worker`). Serve its `registry` with a `Page`. `forget` each worker that has ended, before it is started
+    again. `close` it when all have.
     """
 
     def __init__(self) -> None:
         """Makes the folder: in memory, where there is one, since a full disk would end a worker that writes to it."""
-        memory = Path("/dev/shm")  # noqa: S108 - the folder in it is of a new name, and for us alone
-        self.folder: Final = Path(
-            tempfile.mkdtemp(prefix="caseload-", dir=memory if os.access(memory, os.W_OK) else None)
-        )
-        os.environ[FOLDER] = str(self.folder)
+        memory = "/dev/shm"  # noqa: S108 - the folder in it has a new name, and nobody else may look into it
+        self._folder = tempfile.mkdtemp(prefix="caseload-", dir=memory if os.access(memory, os.W_OK) else None)
+        os.environ[_FOLDER] = self._folder
         self.registry: Final = CollectorRegistry()
-        MultiProcessCollector(self.registry, str(self.folder))  # type: ignore[no-untyped-call]
+        MultiProcessCollector(self.registry, self._folder)  # type: ignore[no-untyped-call]
 
-    def forget(self, pid: int) -> None:
-        """Drops what a worker that has ended last saw; what it counted stays."""
-        mark_process_dead(pid, str(self.folder))  # type: ignore[no-untyped-call]
+    def forget(self, worker: int) -> None:
+        """Drops what a worker that has ended looked at; what it counted stays."""
+        mark_process_dead(worker, self._folder)  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
         """Removes the folder."""
-        os.environ.pop(FOLDER, None)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        os.environ.pop(_FOLDER, None)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 class Page:

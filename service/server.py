@@ -1,6 +1,5 @@
 """The one place that knows every part."""
 
-import os
 import resource
 import sys
 import time
@@ -200,10 +199,10 @@ def _metrics(config: Config) -> "tuple[Metrics | None, Page | None]":
     """What counts, where it can be read, and the page; that of workers is served by the process that started them."""
     if not config.metrics_address:
         return None, None
-    from service.metrics import FOLDER, Metrics, Page  # here, since it is loaded by those who count only
+    from service.metrics import Metrics, Page  # here, since only those who count need it
 
-    metrics = Metrics()
-    return metrics, None if FOLDER in os.environ else Page(config.metrics_address, metrics.registry)
+    metrics = Metrics(config.worker)
+    return metrics, Page(config.metrics_address, metrics.registry) if config.worker is None else None
 
 
 def _credentials(config: Config) -> grpc.ServerCredentials | None:

@@ -1,0 +1,26 @@
+"""A worker's part of the metrics, with no server around it: counts, looks, and waits to be killed.
+
+python -m tests.metrics.counting NUMBER READY
+"""
+
+import sys
+import time
+
+from service.metrics import Metrics
+
+
+def main() -> None:
+    number, ready = int(sys.argv[1]), float(sys.argv[2])
+    metrics = Metrics(number)
+    count = metrics.of("/caseload.v1.TherapistService/GetTherapist", is_stream=False)
+    for _ in range(10 + number):
+        count("OK", None, 0.0003)
+    count("NOT_FOUND", "THERAPIST_NOT_FOUND", 0.0003)
+    metrics.follow("ready", lambda: ready)
+    metrics.follow("watches", lambda: 5)
+    metrics.start()
+    print("counted", flush=True)
+    time.sleep(60)
+
+
+main()
