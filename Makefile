@@ -11,6 +11,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 PIP_INSTALL := pip install --quiet --disable-pip-version-check --root-user-action ignore
 AUDIT := .tools/audit
+BENCH := .tools/bench
 GRPCURL_VERSION := v1.9.4
 # The checkout's tools come before the machine's, for the tests too.
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
@@ -39,7 +40,7 @@ test: $(INSTALLED) grpcurl ## run the tests, but for those of test-processes
 	@$(BIN)/python -m $(PYTEST) $(addprefix --ignore=,$(OF_PROCESSES))
 
 .PHONY: test-processes
-test-processes: $(INSTALLED) grpcurl ## run those of whole processes: crashes, restarts, failover, hostile callers, fuzz
+test-processes: $(INSTALLED) $(BENCH)/installed grpcurl ## run those of whole processes: crashes, restarts, failover, hostile callers, fuzz
 	@$(BIN)/python -m $(PYTEST) $(OF_PROCESSES)
 
 .PHONY: check
@@ -115,11 +116,11 @@ sbom: $(AUDIT)/installed ## write dist/caseload-server.cdx.json: what the server
 		--output-reproducible --output-file dist/caseload-server.cdx.json -
 
 .PHONY: bench
-bench: $(INSTALLED) ## the measured claims; needs h2load
+bench: $(INSTALLED) $(BENCH)/installed ## the measured claims, into docs/performance.md; needs h2load
 	@$(BIN)/python benchmarks/run.py
 
 .PHONY: bench-smoke
-bench-smoke: $(INSTALLED) ## a few seconds of the same, to see that it runs
+bench-smoke: $(INSTALLED) $(BENCH)/installed ## a few seconds of the same, to see that it runs
 	@$(BIN)/python benchmarks/run.py --smoke
 
 .PHONY: bench-postgres
@@ -156,6 +157,7 @@ lock: ## renew requirements/ from pyproject.toml; needs uv
 	$(LOCK) --group test -c requirements/runtime.txt -o requirements/test.txt
 	$(LOCK) --group dev -c requirements/test.txt -o requirements/dev.txt
 	$(subst pyproject.toml --extra postgres,--group audit,$(LOCK)) -o requirements/audit.txt
+	$(subst pyproject.toml --extra postgres,--group bench,$(LOCK)) -o requirements/bench.txt
 
 .PHONY: grpcurl
 grpcurl: ## grpcurl into .tools/bin, where there is Go and no grpcurl yet
@@ -186,6 +188,11 @@ $(INSTALLED): requirements/dev.txt pyproject.toml client/pyproject.toml
 $(AUDIT)/installed: requirements/audit.txt $(INSTALLED)
 	@$(BIN)/python -m venv --clear $(AUDIT)
 	@$(AUDIT)/bin/python -m $(PIP_INSTALL) --require-hashes -r requirements/audit.txt
+	@touch $@
+
+$(BENCH)/installed: requirements/bench.txt $(INSTALLED)
+	@$(BIN)/python -m venv --clear $(BENCH)
+	@$(BENCH)/bin/python -m $(PIP_INSTALL) --require-hashes -r requirements/bench.txt
 	@touch $@
 
 REQUIREMENTS = $(sort $(wildcard requirements/*.txt))

@@ -8,7 +8,6 @@ its processes run on both cores, beside the server and the load.
 """
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -18,10 +17,13 @@ from pathlib import Path
 from caseload.v1 import therapist_service_pb2 as pb
 
 from benchmarks import load, servers
-from benchmarks.load import Call, Load
-from benchmarks.rounds import Comparison, Result, Side, compare
-from benchmarks.run import CREATE, DATA, FULL, GET, MANY, ONE, ROOT, SMOKE, Effort, stored, therapist
-from benchmarks.table import table, write
+from benchmarks.calls import create
+from benchmarks.load import GET, MANY, ONE, Call, Load
+from benchmarks.rounds import FULL, SMOKE, Comparison, Effort, Side, compare
+from benchmarks.run import DATA, ROOT
+from benchmarks.servers import LOAD_CORE, SERVER_CORE, Server
+from benchmarks.stored import store_therapists
+from benchmarks.table import Result, tables, write
 from tests.postgres.cluster import SAFE, Cluster, NoPostgres
 
 DOCUMENT = ROOT / "docs" / "postgresql.md"
@@ -38,7 +40,7 @@ def main() -> None:
     DATA.mkdir(mode=0o700, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(prefix="bench-", dir=DATA) as folder:
-            text = table(list(measure(Path(folder), SMOKE if smoke else FULL)))
+            text = tables(list(measure(Path(folder), SMOKE if smoke else FULL)))
     except NoPostgres as error:
         print(error, file=sys.stderr)
         sys.exit(2)
@@ -49,30 +51,32 @@ def main() -> None:
 
 def measure(folder: Path, effort: Effort) -> Iterator[Result]:
     """Each comparison in turn. Servers have the first core, load the last."""
-    cores = sorted(os.sched_getaffinity(0))
-    server_core, load_core = cores[0], cores[-1]
-    create = Call(CREATE, pb.CreateTherapistRequest(therapist=therapist()).SerializeToString(), always_same=False)
     with Cluster(SAFE) as cluster:
         url = cluster.create_database("caseload")
         migrate = [sys.executable, "-m", "service", "migrate", "--database", url]
         subprocess.run(migrate, check=True, stdout=subprocess.DEVNULL, timeout=60)
         with (
-            servers.caseload(server_core, folder / "caseload.db") as sqlite,
-            servers.caseload_at(server_core, url) as postgres,
+            servers.caseload(SERVER_CORE, folder / "caseload.db") as sqlite,
+            servers.caseload_at(SERVER_CORE, url) as postgres,
         ):
-            reads = [
-                Side(Load(server, Call(GET, stored(server), always_same=True), MANY, load_core))
-                for server in (postgres, sqlite)
-            ]
-            writes = [Side(Load(server, create, MANY, load_core)) for server in (postgres, sqlite)]
-            lone_writes = [Side(Load(server, create, ONE, load_core)) for server in (postgres, sqlite)]
-            for comparison in (
-                Comparison("GetTherapist, PostgreSQL / SQLite", *reads),
-                Comparison(f"CreateTherapist, {MANY.total} callers, PostgreSQL / SQLite", *writes),
-                Comparison("CreateTherapist, 1 caller, PostgreSQL / SQLite", *lone_writes),
-                Comparison(f"CreateTherapist, PostgreSQL, {MANY.total} callers / 1 caller", writes[0], lone_writes[0]),
-            ):
-                yield compare(comparison, effort.rounds, effort.seconds)
+            both = (postgres, sqlite)
+            reads = [Side(Load(server, _get(server), MANY, LOAD_CORE)) for server in both]
+            writes, lone_writes = (
+                [Side(Load(server, create(), callers, LOAD_CORE)) for server in both] for callers in (MANY, ONE)
+            )
+            comparisons = (
+                ("GetTherapist, PostgreSQL / SQLite", reads[0], reads[1]),
+                (f"CreateTherapist, {MANY.total} callers, PostgreSQL / SQLite", writes[0], writes[1]),
+                ("CreateTherapist, 1 caller, PostgreSQL / SQLite", lone_writes[0], lone_writes[1]),
+                (f"CreateTherapist, PostgreSQL, {MANY.total} callers / 1 caller", writes[0], lone_writes[0]),
+            )
+            for title, first, second in comparisons:
+                yield compare(Comparison(title, first, second), effort)
+
+
+def _get(server: Server) -> Call:
+    [therapist_id] = store_therapists(server.address, 1)
+    return Call(GET, pb.GetTherapistRequest(therapist_id=therapist_id).SerializeToString(), always_same=True)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,27 @@
 """Two ways of calling, side by side: in turn, in many short rounds, so that what disturbs one disturbs the other."""
 
 import statistics
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 from benchmarks.load import Load
+from benchmarks.table import Result, Target, spread
 
 _FIRST_CALLS_A_CALLER = 20
 _LEAST_CPU_SECONDS = 0.01  # what the kernel counts in
+
+
+class Effort(NamedTuple):
+    """How much measuring: rounds, and the seconds that each side has in one."""
+
+    rounds: int
+    seconds: float
+    is_smoke: bool = False
+    """Only to see that it runs: what takes long is made small, and the figures mean nothing."""
+
+
+FULL: Final = Effort(rounds=9, seconds=1.5)
+SMOKE: Final = Effort(rounds=2, seconds=0.1, is_smoke=True)
 
 
 class Sample(NamedTuple):
@@ -51,49 +66,42 @@ class Comparison(NamedTuple):
     title: str
     first: Side
     second: Side
+    target: Target | None = None
+    counts: int = 1
+    """What a call of the first side counts for: one that gets a hundred records counts for a hundred."""
 
 
-class Spread(NamedTuple):
-    """One figure over all rounds."""
-
-    median: float
-    least: float
-    most: float
-
-
-class Result(NamedTuple):
-    """A comparison's figures: the ratios of the rounds, and each side's own medians."""
-
-    title: str
-    calls_ratio: Spread
-    cpu_ratio: Spread
-    first: Sample
-    second: Sample
+def compare(comparison: Comparison, effort: Effort) -> Result:
+    """Runs the sides in turn: so many rounds, each side about so long; which comes first alternates too."""
+    title, first, second, target, counts = comparison
+    first.warm_up()
+    second.warm_up()
+    pairs: list[tuple[Sample, Sample]] = []
+    for number in range(effort.rounds):
+        if number % 2:
+            later = second.sample(effort.seconds)
+            pairs.append((first.sample(effort.seconds), later))
+        else:
+            pairs.append((first.sample(effort.seconds), second.sample(effort.seconds)))
+    return result(title, pairs, target, counts)
 
 
-def compare(comparison: Comparison, rounds: int, seconds: float) -> Result:
-    """Runs the sides in turn: so many rounds, each side about so long."""
-    sides = (comparison.first, comparison.second)
-    for side in sides:
-        side.warm_up()
-    pairs = [tuple(side.sample(seconds) for side in sides) for _ in range(rounds)]
-    return result(comparison.title, [(first, second) for first, second in pairs])
-
-
-def result(title: str, pairs: list[tuple[Sample, Sample]]) -> Result:
+def result(title: str, pairs: list[tuple[Sample, Sample]], target: Target | None = None, counts: int = 1) -> Result:
     """The figures of the rounds: ratios within a round, and only then the median."""
+    firsts, seconds = zip(*pairs, strict=True)
+    cpu_ratio = statistics.median(first.cpu_us / second.cpu_us for first, second in pairs)
     return Result(
         title,
-        _spread([first.calls_a_second / second.calls_a_second for first, second in pairs]),
-        _spread([first.cpu_us / second.cpu_us for first, second in pairs]),
-        _medians([first for first, _ in pairs]),
-        _medians([second for _, second in pairs]),
+        spread([counts * first.calls_a_second / second.calls_a_second for first, second in pairs]),
+        target,
+        sides=f"{counts * _rate(firsts):,.0f} / {_rate(seconds):,.0f} a second",
+        cpu=f"{_cpu_us(firsts):,.0f} / {_cpu_us(seconds):,.0f} us ({cpu_ratio:.2f})",
     )
 
 
-def _spread(ratios: list[float]) -> Spread:
-    return Spread(statistics.median(ratios), min(ratios), max(ratios))
+def _rate(samples: Sequence[Sample]) -> float:
+    return statistics.median(sample.calls_a_second for sample in samples)
 
 
-def _medians(samples: list[Sample]) -> Sample:
-    return Sample(*(statistics.median(values) for values in zip(*samples, strict=True)))
+def _cpu_us(samples: Sequence[Sample]) -> float:
+    return statistics.median(sample.cpu_us for sample in samples)

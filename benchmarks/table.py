@@ -1,29 +1,80 @@
-"""Results as a Markdown table, and its place in the document."""
+"""Results as Markdown tables, and their place in the document."""
 
 import os
 import platform
+import statistics
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import apsw
 import grpc
 
-from benchmarks.rounds import Result, Spread
-
 BEGIN: Final = "<!-- make bench writes from here -->"
 END: Final = "<!-- to here -->"
-_HEAD: Final = """\
-| compared | calls a second, ratio | CPU a call, ratio | calls a second | CPU a call |
+_CLAIMS: Final = """\
+| compared | figure | target | each side | CPU a call |
 |---|---|---|---|---|
+"""
+_OTHERS: Final = """\
+| compared | figure | each side | CPU a call |
+|---|---|---|---|
 """
 
 
-def table(results: list[Result]) -> str:
-    """One row a comparison, and what machine it was."""
-    return f"{_machine()}\n\n{_HEAD}{''.join(map(_row, results))}"
+class Spread(NamedTuple):
+    """One figure over all rounds."""
+
+    median: float
+    least: float
+    most: float
 
 
-def _machine() -> str:
+class Target(NamedTuple):
+    """What a figure must come to."""
+
+    value: float
+    at_most: bool = False
+    """Or else at least."""
+
+
+class Result(NamedTuple):
+    """One row: a figure, and what it was made of."""
+
+    title: str
+    """Such as "GetTherapist / no-op"."""
+    figure: Spread
+    target: Target | None = None
+    unit: str = ""
+    """Of the figure and its target, such as "MB"; a ratio has none."""
+    sides: str = ""
+    """What was compared, such as "2189 / 2660 calls a second"."""
+    cpu: str = ""
+    """Of the server, a call, where calls were counted."""
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the figure is on the right side of its target, where it has one."""
+        if self.target is None:
+            return True
+        figure = round(self.figure.median, 2)  # as it is printed
+        return figure <= self.target.value if self.target.at_most else figure >= self.target.value
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """The figure of several rounds; of one, where it was measured once."""
+    return Spread(statistics.median(values), min(values), max(values))
+
+
+def tables(results: Sequence[Result]) -> str:
+    """Those with a target first, then the others; above them what machine it was."""
+    claims = _CLAIMS + "".join(_row(result, _target(result)) for result in results if result.target)
+    others = _OTHERS + "".join(_row(result) for result in results if not result.target)
+    return "\n".join([f"{machine()}\n", *(part for part in (claims, others) if part not in (_CLAIMS, _OTHERS))])
+
+
+def machine() -> str:
+    """What it was measured on."""
     cores = len(os.sched_getaffinity(0))
     versions = (
         f"Python {platform.python_version()}",
@@ -33,20 +84,35 @@ def _machine() -> str:
     return f"On {cores} shared cores, {', '.join(versions)}:"
 
 
-def _row(result: Result) -> str:
-    first, second = result.first, result.second
-    cells = (
-        result.title,
-        _ratio(result.calls_ratio),
-        _ratio(result.cpu_ratio),
-        f"{first.calls_a_second:.0f} / {second.calls_a_second:.0f}",
-        f"{first.cpu_us:.0f} / {second.cpu_us:.0f} us",
-    )
+def _row(result: Result, *target: str) -> str:
+    return _line((result.title, figure(result), *target, result.sides, result.cpu))
+
+
+def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 
-def _ratio(spread: Spread) -> str:
-    return f"{spread.median:.2f} ({spread.least:.2f} to {spread.most:.2f})"
+def _target(result: Result) -> str:
+    return wanted(result) if result.is_kept else f"{wanted(result)}: **missed**"
+
+
+def wanted(result: Result) -> str:
+    """The target in words; empty where there is none."""
+    if result.target is None:
+        return ""
+    bound = "at most" if result.target.at_most else "at least"
+    return f"{bound} {result.target.value:,g} {result.unit}".rstrip()
+
+
+def figure(result: Result) -> str:
+    """The figure, with its spread where it was measured more than once."""
+    median, least, most = result.figure
+    between = "" if least == most else f" ({_number(least)} to {_number(most)})"
+    return f"{_number(median)} {result.unit}".rstrip() + between
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
 def write(document: Path, text: str) -> None:

@@ -1,6 +1,5 @@
 """Measures what idle watches cost the calls beside them. Part of run.py."""
 
-import os
 import subprocess
 import sys
 import time
@@ -9,16 +8,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import grpc
-from caseload.v1 import resources_pb2
 from caseload.v1 import therapist_service_pb2 as pb
-from caseload.v1 import therapist_service_pb2_grpc as pb_grpc
 
 from benchmarks import load, servers
-from benchmarks.load import Call, Load
-from benchmarks.rounds import Result, Sample, Side, result
-from benchmarks.run import GET, MANY, Effort
-from benchmarks.servers import Server
+from benchmarks.load import GET, MANY, Call, Load
+from benchmarks.rounds import Effort, Sample, Side, result
+from benchmarks.servers import LOAD_CORE, SERVER_CORE
+from benchmarks.stored import store_therapists
+from benchmarks.table import Result
 
 IDLE_WATCHES = Path(__file__).with_name("idle_watches.py")
 COUNT = 100
@@ -54,9 +51,13 @@ class Watchers:
 
 def measure(folder: Path, effort: Effort) -> Iterator[Result]:
     """One server, with and without the watches in turn; which comes first alternates too."""
-    cores = sorted(os.sched_getaffinity(0))
-    with servers.caseload(cores[0], folder / "caseload.db") as server, Watchers(server.address, cores[-1]) as watchers:
-        side = Side(Load(server, Call(GET, stored(server), always_same=True), MANY, cores[-1]))
+    with (
+        servers.caseload(SERVER_CORE, folder / "caseload.db") as server,
+        Watchers(server.address, LOAD_CORE) as watchers,
+    ):
+        [therapist_id] = store_therapists(server.address, 1)
+        get = pb.GetTherapistRequest(therapist_id=therapist_id).SerializeToString()
+        side = Side(Load(server, Call(GET, get, always_same=True), MANY, LOAD_CORE))
         side.warm_up()
         pairs: list[tuple[Sample, Sample]] = []
         for _ in range(effort.rounds):
@@ -67,12 +68,3 @@ def measure(folder: Path, effort: Effort) -> Iterator[Result]:
             watchers.turn()
             pairs += [(watched, side.sample(effort.seconds))]
     yield result(f"GetTherapist beside {COUNT} idle watches / alone", pairs)
-
-
-def stored(server: Server) -> bytes:
-    """Stores a therapist: the request that gets it."""
-    with grpc.insecure_channel(server.address) as channel:
-        stub = pb_grpc.TherapistServiceStub(channel)
-        request = pb.CreateTherapistRequest(therapist=resources_pb2.Therapist(display_name="Zoë Müller-Lüdenscheidt"))
-        created = stub.CreateTherapist(request, timeout=30)
-    return pb.GetTherapistRequest(therapist_id=created.therapist.therapist_id).SerializeToString()

@@ -15,6 +15,9 @@ ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "performance.md"
 GET = "/caseload.v1.TherapistService/GetTherapist"
 
+needs_bench = pytest.mark.skipif(
+    not (ROOT / ".tools" / "bench" / "installed").exists(), reason="needs .tools/bench: `make bench-smoke` sets it up"
+)
 needs_h2load = pytest.mark.skipif(not shutil.which("h2load"), reason="needs h2load: apt-get install nghttp2-client")
 
 
@@ -26,18 +29,25 @@ def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=290,
     )
 
 
+def titles(text: str) -> list[str]:
+    rows = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ")]
+    return [row for row in rows if row != "| compared"]
+
+
+@needs_bench
 @needs_h2load
+@pytest.mark.timeout(300)
 def test_the_smoke_run_prints_the_rows_of_the_document_and_leaves_it_alone() -> None:
     before, others = DOCUMENT.read_bytes(), set(ROOT.glob("data/bench-*"))
     smoke = run("--smoke")
-    assert (smoke.returncode, smoke.stderr) == (0, "")
-    rows = [line.split(" | ")[0] for line in smoke.stdout.splitlines() if line.startswith("|")]
-    assert len(rows) == 8
-    assert rows == [line.split(" | ")[0] for line in before.decode().splitlines() if line.startswith("|")]
+    assert smoke.returncode == 0, smoke.stderr
+    rows = titles(smoke.stdout)
+    assert len(rows) == len(smoke.stderr.splitlines()), "a line of progress for each row"
+    assert rows == titles(before.decode())
     assert DOCUMENT.read_bytes() == before
     assert set(ROOT.glob("data/bench-*")) <= others
 
@@ -75,13 +85,34 @@ def test_a_server_that_is_gone_is_no_measurement(tmp_path: Path) -> None:
 
 
 def test_ratios_are_taken_within_a_round() -> None:
-    from benchmarks.rounds import Sample, Spread, result
+    from benchmarks.rounds import Sample, result
+    from benchmarks.table import Spread
 
     quiet, busy = (Sample(900, 100), Sample(1000, 50)), (Sample(80, 300), Sample(100, 100))
-    figures = result("ours / theirs", [quiet, busy, busy])
-    assert figures.calls_ratio == Spread(median=0.8, least=0.8, most=0.9)
-    assert figures.cpu_ratio == Spread(median=3, least=2, most=3)
-    assert figures.first == Sample(80, 300)
+    row = result("ours / theirs", [quiet, busy, busy])
+    assert row.figure == Spread(median=0.8, least=0.8, most=0.9)
+    assert (row.sides, row.cpu) == ("80 / 100 a second", "300 / 100 us (3.00)")
+    assert result("ours, records / theirs", [quiet], counts=2).figure.median == 1.8
+
+
+def test_a_missed_target_is_marked_in_the_table() -> None:
+    from benchmarks.table import Result, Target, spread, tables
+
+    rows = [
+        Result("fast", spread([0.8, 0.9]), Target(0.8)),
+        Result("slow", spread([0.79]), Target(0.8)),
+        Result("small", spread([80]), Target(80, at_most=True), "MB"),
+        Result("large", spread([1200]), Target(80, at_most=True), "MB"),
+        Result("other", spread([0.1])),
+    ]
+    shown = [line for line in tables(rows).splitlines() if line.startswith("| ") and "compared" not in line]
+    assert shown == [
+        "| fast | 0.85 (0.80 to 0.90) | at least 0.8 |  |  |",
+        "| slow | 0.79 | at least 0.8: **missed** |  |  |",
+        "| small | 80.0 MB | at most 80 MB |  |  |",
+        "| large | 1,200 MB | at most 80 MB: **missed** |  |  |",
+        "| other | 0.10 |  |  |",
+    ]
 
 
 def test_the_table_replaces_what_stands_between_the_markers_and_nothing_else(tmp_path: Path) -> None:

@@ -1,0 +1,64 @@
+"""What calls cost beside what grpcio costs by itself. Part of run.py."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from caseload.v1 import assignment_service_pb2
+from caseload.v1 import therapist_service_pb2 as pb
+
+from benchmarks import servers
+from benchmarks.load import CREATE, GET, MANY, ONE, Call, Callers, Load
+from benchmarks.rounds import Comparison, Effort, Side, compare
+from benchmarks.servers import LOAD_CORE, SERVER_CORE
+from benchmarks.stored import check_count, store_patients, store_therapists, therapist
+from benchmarks.table import Result, Target
+from service.config import Config
+
+BATCH_GET: Final = "/caseload.v1.TherapistService/BatchGetTherapists"
+CHECK: Final = "/caseload.v1.AssignmentService/CheckAssignments"
+HUNDRED: Final = 100
+
+
+def measure(folder: Path, effort: Effort) -> Iterator[Result]:
+    """Each comparison in turn."""
+    with servers.caseload(SERVER_CORE, folder / "caseload.db") as caseload:
+        ids = store_therapists(caseload.address, HUNDRED)
+        patient_ids = store_patients(caseload.address, ids[0], HUNDRED)
+
+        def side(call: Call, callers: Callers = MANY) -> Side:
+            return Side(Load(caseload, call, callers, LOAD_CORE))
+
+        get = Call(GET, pb.GetTherapistRequest(therapist_id=ids[0]).SerializeToString(), always_same=True)
+        gets = side(get)
+        one = side(_check(ids[0], patient_ids[:1]))
+        all_of_them = pb.BatchGetTherapistsRequest(therapist_ids=ids).SerializeToString()
+        batches = side(Call(BATCH_GET, all_of_them, always_same=True))
+        hundred = side(_check(ids[0], patient_ids))
+        creates, alone = side(create()), side(create(), ONE)
+        with servers.bare(SERVER_CORE, Config.threads, get.ask(caseload.address)) as bare:
+            no_op = Side(Load(bare, get, MANY, LOAD_CORE))
+            for comparison in (
+                Comparison("GetTherapist / no-op", gets, no_op, Target(0.8)),
+                Comparison("CheckAssignments, 1 pair / no-op", one, no_op, Target(0.75)),
+                Comparison("BatchGetTherapists of 100, records / GetTherapist", batches, gets, Target(20), HUNDRED),
+                Comparison("CheckAssignments, 100 pairs / 1 pair", hundred, one),
+                Comparison("CreateTherapist / no-op", creates, no_op),
+                Comparison(f"CreateTherapist, {MANY.total} callers / 1 caller", creates, alone),
+            ):
+                yield compare(comparison, effort)
+        check_count(caseload.address, HUNDRED + creates.made + alone.made)
+
+
+def create() -> Call:
+    """CreateTherapist, each time another."""
+    return Call(CREATE, pb.CreateTherapistRequest(therapist=therapist()).SerializeToString(), always_same=False)
+
+
+def _check(therapist_id: str, patient_ids: list[str]) -> Call:
+    pairs = [
+        assignment_service_pb2.CheckAssignmentsRequest.Pair(therapist_id=therapist_id, patient_id=one)
+        for one in patient_ids
+    ]
+    request = assignment_service_pb2.CheckAssignmentsRequest(pairs=pairs)
+    return Call(CHECK, request.SerializeToString(), always_same=True)
