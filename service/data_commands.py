@@ -15,6 +15,7 @@ from service import config as settings
 from service.config import Config, SettingError
 from service.errors import DomainError
 from service.options import STANDARD, database_option, file_argument
+from service.store import PATIENT, THERAPIST, RelationshipStore
 from service.store.database import Database, Transaction
 from service.store.imports import Loading
 from service.store.migrations import SchemaError, migrations
@@ -215,23 +216,46 @@ def _progress(label: str, count: Callable[[], int]) -> Iterator[Callable[[int], 
 
 @click.command()
 @database_option
-@click.option("--changes-before", metavar="TIME", required=True, help="A time (RFC 3339), or an age such as 30d.")
-def purge(database: str, changes_before: str) -> None:
-    """Erase the change log up to a time, for good."""
+@click.option("--deleted-before", metavar="TIME", help="Erase who was deleted before a time (RFC 3339), or 30d ago.")
+@click.option("--changes-before", metavar="TIME", help="Erase the change log up to a time (RFC 3339), or 30d ago.")
+def purge(database: str, deleted_before: str | None, changes_before: str | None) -> None:
+    """Erase deleted people, or the change log up to a time, for good, while it is served."""
     from service.opening import open_store
     from service.server import clock
 
-    before_us = settings.moment("--changes-before", changes_before, clock())
+    if deleted_before is None and changes_before is None:
+        raise SettingError("--deleted-before", "is required, or --changes-before")
+    deleted_us, changes_us = (
+        None if text is None else min(settings.moment(flag, text, clock()), clock())
+        for flag, text in (("--deleted-before", deleted_before), ("--changes-before", changes_before))
+    )
     if not (settings.is_postgres(database) or settings.sqlite_path(database).exists()):
         raise SettingError("--database", "there is no such file")
     store = open_store(Config(database=database), clock)
     try:
-        count = store.purge_changes(min(before_us, clock()))
+        if deleted_us is not None:
+            _purge_people(store, deleted_us)
+        if changes_us is not None:
+            click.echo(f"{store.purge_changes(changes_us)} change sets purged")
     except DomainError as error:
         raise SettingError("--database", error.message) from None
     finally:
         store.close()
-    click.echo(f"{count} change sets purged")
+
+
+def _purge_people(store: RelationshipStore, before_us: int) -> None:
+    """Erases them bit by bit, and says at the end, or where it is broken off, how many went."""
+    kinds = (PATIENT, THERAPIST)
+    gone = dict.fromkeys((*(kind.name for kind in kinds), "assignment"), 0)
+    try:
+        with _progress("purging", lambda: sum(store.purge_due(kind, before_us) for kind in kinds)) as progress:
+            for kind in kinds:
+                for erased in store.purge_people(kind, before_us):
+                    gone[kind.name] += erased.people
+                    gone["assignment"] += erased.assignments
+                    progress(erased.people)
+    finally:
+        click.echo(", ".join(f"{count} {name}s" for name, count in gone.items()) + " purged")
 
 
 COMMANDS = (migrate_command, backup, restore, export_command, import_command, verify, purge)

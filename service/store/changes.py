@@ -15,6 +15,7 @@ CREATED: Final = 1
 UPDATED: Final = 2
 DELETED: Final = 3
 UNDELETED: Final = 4
+PURGED: Final = 5
 
 REQUEST_US: Final = 24 * 3600 * 1_000_000
 """How long a request_id is remembered."""

@@ -75,6 +75,7 @@ TABLES: Final = (
         },
         key_width=2,
     ),
+    Table("purged", {"kind": (str,), "record_id": (str,)}, key_width=2),
 )
 
 

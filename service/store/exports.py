@@ -1,6 +1,6 @@
 """All of a store as JSON Lines: a header, its content, and an end that says what came before.
 
-    {"caseload":{"format":1,"schema":"0001_initial","secret":"..."}}
+    {"caseload":{"format":1,"schema":"0002_purged","secret":"..."}}
     {"store":{"head_revision":1204,"oldest_revision":0}}
     {"therapist":{"therapist_id":"...","display_name":"...",...}}
     ...

@@ -82,6 +82,7 @@ class Kind(Generic[P]):
 _JSON: Final = {"identifiers", "specialties", "annotations"}
 _FLAT_BYTES: Final = 128
 """Of a record's numbers and times."""
+_PURGED = "SELECT 1 FROM purged WHERE kind = :kind AND record_id = :id"
 _ADD_SPECIALTIES = "INSERT INTO therapist_specialty (therapist_id, specialty) SELECT :id, atom FROM json_each(:codes)"
 
 THERAPIST = Kind(
@@ -162,6 +163,9 @@ def create(write: Write, kind: Kind[P], record_id: str, fields: Fields) -> P:
     record = kind.record(**{column: values[column] for column in kind.record._fields})
     _check_size(kind, record)
     if not write.run(kind.insert, record._asdict()):
+        raise errors.IdTaken
+    # Looked at behind the row that was added, which waits for a purge of that id; an id that was made is none of those.
+    if record_id and write.run(_PURGED, {"kind": kind.name, "id": record_id}):
         raise errors.IdTaken
     _index(write, kind, record)
     write.note(changes.CREATED, record)

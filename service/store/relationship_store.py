@@ -21,7 +21,7 @@ from service.records import (
     Q,
     Therapist,
 )
-from service.store import assignments, change_log, corrections, people, transfers
+from service.store import assignments, change_log, corrections, people, purges, transfers
 from service.store.changes import MADE, StoreKeys, Write
 from service.store.database import Database, Row, Transaction
 from service.store.people import PATIENT, THERAPIST, Kind
@@ -223,6 +223,23 @@ class RelationshipStore:
         while gone := self._database.write(lambda transaction: change_log.purge(transaction, last)):
             count += gone
         return count
+
+    def purge_due(self, kind: Kind[Any], before_us: int) -> int:
+        """How many were deleted before a time."""
+        count: int = self._database.read(purges.due(kind), {"before_us": before_us})[0][0]
+        return count
+
+    def purge_people(self, kind: Kind[Any], before_us: int) -> Iterator[purges.Erased]:
+        """Erases those who were deleted before a time, with their assignments, for good: what each commit erased."""
+        erased = purges.Erased(0, 0)
+
+        def work(write: Write) -> tuple[list[Assignment], int]:
+            nonlocal erased
+            erased = purges.erase(write, kind, before_us)
+            return [], sum(erased)
+
+        while self._change_assignments(purges.CALL, work).effect:
+            yield erased
 
     def check(self) -> None:
         """Raises StoreBusy, StoreUnavailable, ShuttingDown where calls would not be answered."""

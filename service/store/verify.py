@@ -49,6 +49,11 @@ def _of_either_side(kind: str) -> Iterator[Rule]:
         f"an identifier is that of one {kind} that is not deleted",
         f"SELECT MIN({kind}_id) FROM {kind}_identifier WHERE live = 1 GROUP BY system, value HAVING COUNT(*) > 1",
     )
+    yield Rule(
+        f"the id of a purged {kind} is that of no other",
+        f"SELECT {kind}_id FROM {kind} WHERE EXISTS"
+        f" (SELECT 1 FROM purged WHERE kind = '{kind}' AND record_id = {kind}_id)",
+    )
 
 
 def _overlapping(periods: str, condition: str = "") -> str:

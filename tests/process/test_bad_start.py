@@ -129,16 +129,20 @@ NEEDED["purge"] = ["--changes-before", "30d"]
 
 
 @pytest.mark.parametrize(
-    ("command", "missing"), [("backup", "FILE"), ("restore", "FILE"), ("purge", "--changes-before")]
+    ("command", "missing"), [("backup", "FILE"), ("restore", "FILE"), ("purge", "--deleted-before")]
 )
 def test_what_a_command_needs_is_named(tmp_path: Path, command: str, missing: str) -> None:
     line = refusal(tmp_path, command, "--database", url(tmp_path / "caseload.db"))
-    assert line == f"{missing}: is required"
+    assert line.startswith(f"{missing}: is required")
 
 
 def test_every_flag_is_also_a_variable() -> None:
     variables = {option.opts[0]: option.envvar for _, option in OPTIONS}
-    for flag in ("--dry-run", "--changes-before"):  # are asked for at the moment, and no setting of the place
+    for flag in (
+        "--dry-run",
+        "--deleted-before",
+        "--changes-before",
+    ):  # are asked for at the moment, and no setting of the place
         assert variables.pop(flag) is None
     assert variables == {flag: "CASELOAD_" + flag.removeprefix("--").replace("-", "_").upper() for flag in variables}
 

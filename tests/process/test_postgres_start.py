@@ -11,10 +11,15 @@ import psycopg
 import pytest
 
 from service.config import has_password
+from service.records import Delete
+from service.store import PATIENT, RelationshipStore, postgres_migrate
+from service.store.migrations import migrations
+from service.store.postgres import PostgresDatabase
 from tests.postgres.cluster import Server
-from tests.process.starting import DRY_RUN, SECRET, SERVE, caseload, refusal
+from tests.process.starting import DRY_RUN, SECRET, SERVE, STEPS, caseload, refusal
 from tests.running import Client, ServerProcess
 from tests.services.calling import People
+from tests.store.steps import CALL, TABLES, make, run
 
 NOBODY_THERE = f"postgresql://{SECRET}@127.0.0.1:1/{SECRET}"
 PURGE = ("purge", "--changes-before", "30d")
@@ -137,16 +142,30 @@ def test_a_password_in_the_variable_is_taken_and_told_to_nobody(postgres_url: st
 
 
 def test_migrate_lists_what_it_ran_and_runs_it_once(tmp_path: Path, empty: str) -> None:
-    assert caseload(tmp_path, "migrate", CASELOAD_DATABASE=empty).stdout.splitlines() == ["0001_initial"]
+    assert caseload(tmp_path, "migrate", CASELOAD_DATABASE=empty).stdout.splitlines() == STEPS
     again = caseload(tmp_path, "migrate", CASELOAD_DATABASE=empty)
     assert (again.returncode, again.stdout) == (0, "")
     after = caseload(tmp_path, *DRY_RUN, CASELOAD_DATABASE=empty)
     assert (after.returncode, after.stdout) == (0, "")
 
 
+def test_a_database_of_the_first_step_keeps_its_rows_and_a_store_that_is_open_goes_on(empty: str) -> None:
+    initial, *later = migrations("postgres")
+    postgres_migrate.migrate(empty, [initial])
+    store = RelationshipStore(PostgresDatabase(empty), lambda: 1)
+    kept, deleted = make(store, PATIENT, ""), make(store, PATIENT, "")
+    store.delete(PATIENT, Delete(deleted.patient_id), CALL)
+    before = [run(store, f"SELECT * FROM {table}") for table in TABLES if table != "purged"]
+    assert postgres_migrate.migrate(empty) == later
+    assert [run(store, f"SELECT * FROM {table}") for table in TABLES if table != "purged"] == before
+    assert list(store.purge_people(PATIENT, 2)) == [(1, 0)]
+    assert store.get(PATIENT, kept.patient_id) == kept
+    store.close()
+
+
 def test_a_dry_run_lists_what_would_run_and_makes_nothing(tmp_path: Path, empty: str) -> None:
     ended = caseload(tmp_path, *DRY_RUN, CASELOAD_DATABASE=empty)
-    assert (ended.returncode, ended.stdout.splitlines()) == (0, ["0001_initial"])
+    assert (ended.returncode, ended.stdout.splitlines()) == (0, STEPS)
     assert tables(empty) == []
 
 
@@ -157,6 +176,6 @@ def test_of_several_that_migrate_at_once_one_does_it_and_the_others_find_it_done
     with ThreadPoolExecutor(4) as threads:
         ended = list(threads.map(migrate, range(4)))
     assert [one.returncode for one in ended] == [0] * 4, [one.stderr for one in ended]
-    assert sorted(one.stdout for one in ended) == ["", "", "", "0001_initial\n"]
+    assert sorted(one.stdout for one in ended) == ["", "", "", "".join(f"{step}\n" for step in STEPS)]
     with ServerProcess(empty) as server:
         assert server.stop()[0] == 0

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from service.store.sqlite_migrate import migrate
-from tests.process.starting import caseload, url
+from tests.process.starting import STEPS, caseload, url
 from tests.running import ServerProcess
 
 
 def test_migrate_lists_what_it_ran_and_runs_it_once(tmp_path: Path) -> None:
     arguments = ("migrate", "--database", url(tmp_path / "caseload.db"))
-    assert caseload(tmp_path, *arguments).stdout.splitlines() == ["0001_initial"]
+    assert caseload(tmp_path, *arguments).stdout.splitlines() == STEPS
     again = caseload(tmp_path, *arguments)
     assert (again.returncode, again.stdout) == (0, "")
     assert [path.name for path in tmp_path.iterdir()] == ["caseload.db"]
@@ -19,7 +19,7 @@ def test_a_dry_run_lists_what_would_run_and_creates_nothing(tmp_path: Path) -> N
     path = tmp_path / "caseload.db"
     dry_run = ("migrate", "--dry-run", "--database", url(path))
     before = caseload(tmp_path, *dry_run)
-    assert (before.returncode, before.stdout.splitlines()) == (0, ["0001_initial"])
+    assert (before.returncode, before.stdout.splitlines()) == (0, STEPS)
     assert list(tmp_path.iterdir()) == []
     migrate(path)
     after = caseload(tmp_path, *dry_run)

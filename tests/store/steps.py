@@ -31,6 +31,7 @@ TABLES = (
     "change_set",
     "change",
     "request",
+    "purged",
 )
 
 both_kinds = pytest.mark.parametrize("kind", [THERAPIST, PATIENT], ids=["therapist", "patient"])

@@ -10,12 +10,12 @@ from pathlib import Path
 import apsw
 import pytest
 
-from service.records import Assignment, Patient, Therapist
-from service.store import THERAPIST, RelationshipStore
+from service.records import Assignment, Delete, Patient, Therapist
+from service.store import PATIENT, THERAPIST, RelationshipStore
 from service.store.migrations import Migration, SchemaError, migrations
 from service.store.sqlite import APPLICATION_ID, SqliteDatabase
 from service.store.sqlite_migrate import migrate, pending
-from tests.store.steps import TABLES, make
+from tests.store.steps import CALL, TABLES, make, run
 
 LATER = Migration("9999_later", "CREATE TABLE later (x INTEGER) STRICT")
 
@@ -78,6 +78,22 @@ def test_a_new_step_runs_on_a_file_in_use(path: Path) -> None:
     make(store, THERAPIST, "u")
     store.close()
     assert "later" in tables(path)
+
+
+def test_a_file_of_the_first_step_keeps_its_rows_and_can_be_purged(path: Path) -> None:
+    initial, *later = migrations("sqlite")
+    migrate(path, [initial])
+    store = RelationshipStore(SqliteDatabase(path), lambda: 1)
+    kept, deleted = make(store, PATIENT, ""), make(store, PATIENT, "")
+    store.delete(PATIENT, Delete(deleted.patient_id), CALL)
+    before = [run(store, f"SELECT * FROM {table}") for table in TABLES if table != "purged"]
+    store.close()
+    assert migrate(path) == later
+    store = RelationshipStore(SqliteDatabase(path), lambda: 1)
+    assert [run(store, f"SELECT * FROM {table}") for table in TABLES if table != "purged"] == before
+    assert list(store.purge_people(PATIENT, 2)) == [(1, 0)]
+    assert store.get(PATIENT, kept.patient_id) == kept
+    store.close()
 
 
 def test_a_step_that_fails_leaves_the_schema_as_it_was(path: Path) -> None:

@@ -104,6 +104,16 @@ BREAKS: list[tuple[str, list[str], list[str]]] = [
         for kind, first in (("therapist", "t"), ("patient", "p"))
     ),
     (
+        "the id of a purged therapist is that of no other",
+        ["INSERT INTO purged (kind, record_id) VALUES ('therapist', 't'), ('patient', 't')"],
+        ["t"],
+    ),
+    (
+        "the id of a purged patient is that of no other",
+        ["INSERT INTO purged (kind, record_id) VALUES ('therapist', 'q'), ('patient', 'q')"],
+        ["q"],
+    ),
+    (
         "primary_therapist_id is the therapist of the active PRIMARY assignment",
         ["UPDATE patient SET primary_therapist_id = 'u' WHERE patient_id = 'p'"],
         ["p"],

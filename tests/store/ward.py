@@ -12,7 +12,7 @@ from service.store.database import Row, Value
 CALL = Call(actor="reception", method="/caseload.v1.AssignmentService/Test")
 VALIDATE = CALL._replace(validate_only=True)
 SECOND = 1_000_000
-TABLES = ("store", "therapist", "patient", "assignment", "change_set", "change", "request")
+TABLES = ("store", "therapist", "patient", "assignment", "change_set", "change", "request", "purged")
 
 
 def remembered(request_id: str) -> Call:

@@ -1,0 +1,77 @@
+"""Erasing people for good, with their assignments: only their ids stay, so that none is ever given again."""
+
+import json
+from typing import Any, Final, NamedTuple
+
+from service import records
+from service.records import Assignment, Call
+from service.store import assignments, changes, people
+from service.store.changes import Write
+from service.store.database import Collided
+from service.store.people import PATIENT, Kind
+
+CALL: Final = Call(actor="cli:purge", method="")
+_PEOPLE_AT_ONCE: Final = 100
+_PERIODS_AT_ONCE: Final = records.MAX_ASSIGNMENTS_A_CALL - _PEOPLE_AT_ONCE
+"""Both so few that writers wait little, and a watch takes the change set like that of any call."""
+_KEEP_IDS = "INSERT INTO purged (kind, record_id) SELECT :kind, atom FROM json_each(:ids)"
+
+
+class Erased(NamedTuple):
+    """How many records went."""
+
+    people: int
+    assignments: int
+
+
+def due(kind: Kind[Any]) -> str:
+    """The SELECT of how many were deleted before a time."""
+    return f"SELECT COUNT(*) FROM {kind.name} WHERE deleted_us < :before_us"
+
+
+def erase(write: Write, kind: Kind[Any], before_us: int) -> Erased:
+    """Erases some of those who were deleted before a time, the first deleted first; none at the end.
+
+    Where they have more assignments than one commit may hold, a part of these goes, and nobody yet.
+    """
+    everyone, periods = _found(write, kind, before_us)
+    if write.row_lock:
+        _lock(write, kind, everyone, periods)
+        if _found(write, kind, before_us) != (everyone, periods):
+            raise Collided  # someone was undeleted before the lock, or another purge was quicker
+    whole = everyone if len(periods) < _PERIODS_AT_ONCE else []
+    _delete(write, "assignment", periods)
+    _delete(write, kind.name, whole)
+    write.run(_KEEP_IDS, {"kind": kind.name, "ids": _ids(whole)})
+    for record in [*periods, *whole]:
+        write.note(changes.PURGED, record)
+    return Erased(len(whole), len(periods))
+
+
+def _found(write: Write, kind: Kind[Any], before_us: int) -> tuple[list[Any], list[Assignment]]:
+    """The first who were deleted, and the first of their assignments."""
+    sql = (
+        f"SELECT {kind.columns} FROM {kind.name} AS one WHERE one.deleted_us < :before_us"
+        f" ORDER BY one.deleted_us, one.{kind.id} LIMIT {_PEOPLE_AT_ONCE}"
+    )
+    everyone = [kind.record._make(row) for row in write.run(sql, {"before_us": before_us})]
+    sql = (
+        f"SELECT {assignments.COLUMNS} FROM assignment AS period"
+        f" WHERE period.{kind.id} IN (SELECT atom FROM json_each(:ids))"
+        f" ORDER BY period.assignment_id LIMIT {_PERIODS_AT_ONCE}"
+    )
+    return everyone, [Assignment._make(row) for row in write.run(sql, {"ids": _ids(everyone)})]
+
+
+def _lock(write: Write, kind: Kind[Any], everyone: list[Any], periods: list[Assignment]) -> None:
+    if kind.name != PATIENT.name:
+        people.lock(write, PATIENT, {period.patient_id for period in periods})
+    people.lock(write, kind, [record[0] for record in everyone])
+
+
+def _delete(write: Write, table: str, rows: list[Any]) -> None:
+    write.run(f"DELETE FROM {table} WHERE {table}_id IN (SELECT atom FROM json_each(:ids))", {"ids": _ids(rows)})
+
+
+def _ids(rows: list[Any]) -> str:
+    return json.dumps([row[0] for row in rows])

@@ -1,0 +1,249 @@
+"""People who were deleted long ago are erased for good."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from service import errors, records
+from service.records import Change, ChangeQuery, Delete, Fields
+from service.store import PATIENT, THERAPIST, RelationshipStore
+from tests.store.conftest import Clock
+from tests.store.steps import (
+    CALL,
+    TABLES,
+    VALIDATE,
+    AnyKind,
+    assign,
+    assigned,
+    both_kinds,
+    count,
+    delete,
+    make,
+    make_pair,
+    other,
+    race,
+    request,
+    run,
+    unassign,
+)
+
+MRN = '[["urn:mrn","1"]]'
+CANARY = "Zebrafinch"
+
+
+def purge(store: RelationshipStore, before_us: int) -> list[tuple[str, int, int]]:
+    """What each commit erased."""
+    return [(kind.name, *erased) for kind in (PATIENT, THERAPIST) for erased in store.purge_people(kind, before_us)]
+
+
+def gone(store: RelationshipStore, kind: AnyKind, *ids: str) -> None:
+    """Makes, deletes and purges them."""
+    for one in ids:
+        make(store, kind, one)
+        delete(store, kind, one)
+    assert sum(people for _, people, _ in purge(store, 2**62)) == len(ids)
+
+
+def log(store: RelationshipStore) -> list[records.ChangeSet]:
+    return store.list_changes(ChangeQuery(), "", 1000).change_sets
+
+
+@both_kinds
+def test_who_was_deleted_before_a_time_is_erased_and_nobody_else(
+    store: RelationshipStore, clock: Clock, kind: AnyKind
+) -> None:
+    for name in "abcd":
+        make(store, kind, name)
+    delete(store, kind, "a")
+    clock.advance(10)
+    moment = clock.now_us
+    delete(store, kind, "b")
+    clock.advance(10)
+    delete(store, kind, "c")
+    assert store.purge_due(kind, moment) == 1  # at that time is not before it
+    assert purge(store, moment) == [(kind.name, 1, 0)]
+    assert run(store, "SELECT kind, record_id FROM purged") == [(kind.name, "a")]
+    assert [store.get(kind, one).deleted_us is None for one in "bcd"] == [False, False, True]
+    assert purge(store, moment) == []
+
+
+@both_kinds
+def test_of_who_is_erased_the_id_alone_stays(store: RelationshipStore, kind: AnyKind) -> None:
+    more = {"specialties": f'["{CANARY}"]'} if kind is THERAPIST else {"birth_date": "1990-01-01"}
+    make_pair(store)
+    make(store, kind, "a", display_name=CANARY, identifiers=f'[["urn:mrn","{CANARY}"]]', email=f"{CANARY}@b", **more)
+    assign(store, *(("a", "p") if kind is THERAPIST else ("t", "a")), focus=CANARY)
+    delete(store, kind, "a", force=True)
+    assert [row for row in everything(store) if CANARY.lower() in repr(row).lower()]
+    assert purge(store, 2**62) == [(kind.name, 1, 1)]
+    assert not [row for row in everything(store) if CANARY.lower() in repr(row).lower()]
+    for table in TABLES:
+        rows = [row for row in run(store, f"SELECT * FROM {table}") if "a" in row]
+        assert not rows or table in ("purged", "change", "request"), table
+
+
+def everything(store: RelationshipStore) -> list[Any]:
+    return [row for table in TABLES for row in run(store, f"SELECT * FROM {table}")]
+
+
+@both_kinds
+def test_an_id_is_never_given_again(store: RelationshipStore, kind: AnyKind) -> None:
+    gone(store, kind, "a")
+    head = store.head()
+    for call in (CALL, VALIDATE, request("b")):
+        with pytest.raises(errors.IdTaken):
+            store.create(kind, "a", {"display_name": "Ada"}, call)
+    assert store.head() == head
+    assert make(store, other(kind), "a")[0] == "a"  # of the other kind nobody had it
+
+
+@both_kinds
+def test_the_identifiers_of_the_erased_are_free(store: RelationshipStore, kind: AnyKind) -> None:
+    make(store, kind, "a", identifiers=MRN)
+    delete(store, kind, "a")
+    purge(store, 2**62)
+    assert make(store, kind, "b", identifiers=MRN).identifiers == MRN
+
+
+@both_kinds
+def test_a_repeat_about_the_erased_finds_nothing(store: RelationshipStore, kind: AnyKind) -> None:
+    made: Fields = {"display_name": "Ada"}
+    store.create(kind, "a", made, request("create"))
+    store.update(kind, "a", "", {"email": "a@b"}, request("update"))
+    store.delete(kind, Delete("a"), request("delete"))
+    purge(store, 2**62)
+    repeats: list[Callable[[], object]] = [
+        lambda: store.create(kind, "a", made, request("create")),
+        lambda: store.update(kind, "a", "", {"email": "a@b"}, request("update")),
+        lambda: store.delete(kind, Delete("a"), request("delete")),
+    ]
+    for repeat in repeats:
+        with pytest.raises(kind.not_found):
+            repeat()
+
+
+@both_kinds
+def test_the_other_side_goes_on_without_what_it_shared(store: RelationshipStore, kind: AnyKind) -> None:
+    make_pair(store)
+    make(store, kind, "erased")
+    stays = "p" if kind is THERAPIST else "t"
+    pairs = [
+        (one, stays) if kind is THERAPIST else (stays, one) for one in ("erased", "t" if kind is THERAPIST else "p")
+    ]
+    for pair in pairs:
+        assign(store, *pair)
+        unassign(store, *pair)
+        assign(store, *pair)
+    delete(store, kind, "erased", force=True)
+    assert purge(store, 2**62) == [(kind.name, 1, 2)]
+    page = assigned(store, other(kind), records.AssignedQuery(stays, states=(1, 2)))
+    assert [(period.therapist_id, period.patient_id) for period, _ in page.records] == [pairs[1]] * 2
+    assert count(store, other(kind), stays) == 1
+    assert delete(store, other(kind), stays, force=True).effect == 1
+
+
+@both_kinds
+def test_the_log_says_what_was_erased_and_by_whom(store: RelationshipStore, clock: Clock, kind: AnyKind) -> None:
+    make_pair(store)
+    period = assign(store)
+    name = "t" if kind is THERAPIST else "p"
+    delete(store, kind, name, force=True)
+    before = log(store)
+    clock.advance(60)
+    purge(store, clock.now_us)
+    assert log(store)[:-1] == before
+    change_set = log(store)[-1]
+    assert (change_set.actor, change_set.method, change_set.request_id) == ("cli:purge", "", "")
+    assert change_set.committed_us == clock.now_us
+    therapist_id, patient_id = ("t", None) if kind is THERAPIST else (None, "p")
+    assert change_set.changes == [
+        Change(5, "", "t", "p", period.assignment_id),
+        Change(5, "", therapist_id, patient_id, None),
+    ]
+    assert store.list_changes(ChangeQuery(actor="cli:purge"), "", 10).change_sets == [change_set]
+    assert store.list_changes(ChangeQuery(**{kind.id: name}), "", 10).change_sets[-1] == change_set
+
+
+def test_many_go_in_commits_that_keep_nobody_waiting(store: RelationshipStore) -> None:
+    for number in range(230):
+        make(store, PATIENT, f"p{number:03}")
+        delete(store, PATIENT, f"p{number:03}")
+    assert purge(store, 2**62) == [("patient", 100, 0), ("patient", 100, 0), ("patient", 30, 0)]
+    assert [len(one.changes) for one in log(store)[-3:]] == [100, 100, 30]
+
+
+def test_who_treated_more_than_a_commit_holds_goes_with_the_last_of_them(store: RelationshipStore) -> None:
+    make(store, THERAPIST, "t")
+    make(store, PATIENT, "p")
+    period = assign(store)
+    unassign(store)
+    names = ", ".join(period._fields)
+    numbers = json.dumps([*range(1999)])
+    copied = names.replace("assignment_id", "'more' || number.atom", 1)
+    run(
+        store,
+        f"INSERT INTO assignment ({names}) SELECT {copied} FROM assignment, json_each(:n) AS number",
+        {"n": numbers},
+    )
+    delete(store, THERAPIST, "t")
+    assert purge(store, 2**62) == [("therapist", 0, 900), ("therapist", 0, 900), ("therapist", 1, 200)]
+    assert [len(one.changes) for one in log(store)[-3:]] == [900, 900, 201]
+    assert run(store, "SELECT COUNT(*) FROM assignment") == [(0,)]
+
+
+def test_a_purge_that_is_left_off_leaves_whole_what_it_did_not_come_to(store: RelationshipStore) -> None:
+    for number in range(150):
+        make(store, PATIENT, f"p{number:03}")
+        delete(store, PATIENT, f"p{number:03}")
+    assert next(store.purge_people(PATIENT, 2**62)) == (100, 0)
+    assert run(store, "SELECT COUNT(*) FROM patient") == [(50,)]
+    assert store.purge_due(PATIENT, 2**62) == 50
+    assert store.undelete(PATIENT, "p149", CALL).effect == 1
+    assert purge(store, 2**62) == [("patient", 49, 0)]
+    assert store.get(PATIENT, "p149").deleted_us is None
+
+
+@both_kinds
+def test_purges_race_undeletes_and_creates_and_an_id_has_one_life(store: RelationshipStore, kind: AnyKind) -> None:
+    """Of 24 ids; each ends either live or purged, never both, and what is purged was never made again."""
+    names = [f"r{number}" for number in range(24)]
+    for name in names:
+        make(store, kind, name)
+        delete(store, kind, name)
+
+    def one(number: int) -> object:
+        if number < 4:
+            return purge(store, 2**62)
+        name = names[number - 4]
+        if number % 2:
+            return store.undelete(kind, name, CALL)
+        return make(store, kind, name)
+
+    _, refusals = race(one, len(names) + 4)
+    assert {type(refusal) for refusal in refusals} <= {errors.IdTaken, kind.not_found}
+    purged = {name for (name,) in run(store, "SELECT record_id FROM purged")}
+    left = {name for (name,) in run(store, f"SELECT {kind.id} FROM {kind.name}")}
+    assert purged | left == set(names)
+    assert not purged & left
+    made = [change.kind for one in log(store) for change in one.changes if change.kind == 1]
+    assert len(made) == len(names)
+
+
+def test_a_correction_of_what_a_purge_erases_is_made_before_it_or_finds_nothing(store: RelationshipStore) -> None:
+    for number in range(12):
+        make(store, PATIENT, f"p{number}")
+    make(store, THERAPIST, "t")
+    periods = [assign(store, "t", f"p{number}") for number in range(12)]
+    delete(store, THERAPIST, "t", force=True)
+
+    def one(number: int) -> object:
+        if number == 12:
+            return purge(store, 2**62)
+        return store.correct(periods[number].assignment_id, "", {"focus": "mended"}, CALL)
+
+    _, refusals = race(one, 13)
+    assert {type(refusal) for refusal in refusals} <= {errors.AssignmentNotFound}
+    assert log(store)[-1].actor == "cli:purge"
+    assert run(store, "SELECT COUNT(*) FROM assignment") == [(0,)]
