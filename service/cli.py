@@ -16,9 +16,11 @@ from service import data_commands, keys, logs
 from service.callers import PERMISSIONS
 from service.config import Config, SettingError
 from service.options import PREFIX, database_option, option
+from service.workers import ORPHANED, Place, Supervisor
 
 _TEST_PREFIX = "CASELOAD_TEST_"
 _DAY_SECONDS = 86_400
+_MOST_WORKERS = 1024
 
 
 class _Seconds(click.ParamType[float]):
@@ -34,6 +36,20 @@ class _Seconds(click.ParamType[float]):
         if not 0 <= seconds <= _DAY_SECONDS:  # which NaN is not either
             self.fail("must be a number of seconds from 0 to 86400", param, ctx)
         return seconds
+
+
+class _Workers(click.ParamType[int]):
+    """A number of processes."""
+
+    name = "N|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        text = str(value)
+        if text == "auto":
+            return len(os.sched_getaffinity(0))
+        if not (text.isascii() and text.isdigit() and 1 <= int(text[:5]) <= _MOST_WORKERS):
+            self.fail("must be a number from 1 to 1024, or auto", param, ctx)
+        return int(text)
 
 
 class _File(click.ParamType[Path]):
@@ -56,6 +72,7 @@ def commands() -> None:
 @commands.command()
 @option("--address", metavar="HOST:PORT", default=Config.address, help="Where to listen; port 0 takes a free one.")
 @database_option
+@option("--workers", type=_Workers(), default=Config.workers, help="Processes that serve; auto: one a core.")
 @option(
     "--pool-size",
     type=click.IntRange(1),
@@ -73,7 +90,7 @@ def commands() -> None:
 @option("--log-level", type=click.Choice(logs.LEVELS), default=Config.log_level, help="Log what is at least that bad.")
 @option("--metrics-address", metavar="HOST:PORT", help="Where to serve metrics, at /metrics; port 0 takes a free one.")
 @option("--allow-insecure", is_flag=True, help="Listen beyond loopback without encryption and authentication.")
-def serve(**values: Any) -> None:
+def serve(**values: Any) -> int:
     """Serve until SIGTERM or Ctrl-C."""
     # The signals are waited for and not handled: a handler that takes a lock can deadlock when two arrive together.
     stopping = {signal.SIGTERM, signal.SIGINT}
@@ -84,6 +101,11 @@ def serve(**values: Any) -> None:
     config = Config(**values)
     logs.configure(config.log_level)
     config.check()  # before grpc is loaded, which takes longer than the check
+    if place := Place.found():
+        config = place.take(config)
+        stopping.add(ORPHANED)
+    elif config.workers > 1:
+        return Supervisor(config, _say_ready).run(stopping)
     from service.server import build_server
 
     server = build_server(config)
@@ -93,11 +115,16 @@ def serve(**values: Any) -> None:
         known, encrypted = config.keys_file is not None, config.tls_cert is not None
         log.warning("insecure is allowed", setting="--allow-insecure", callers_are_known=known, is_encrypted=encrypted)
     log.info("started", address=server.address, metrics_address=server.metrics_address, **logs.start(config))
-    click.echo(f"caseload: serving on {server.address}")
-    signal.sigwait(stopping)
+    _say_ready(server.address)
+    why = signal.sigwait(stopping)
     log.info("stopping")
-    server.stop()
+    server.stop(drain=why != ORPHANED)
     log.info("stopped")
+    return 0
+
+
+def _say_ready(address: str) -> None:
+    click.echo(f"caseload: serving on {address}")
 
 
 for command in data_commands.COMMANDS:

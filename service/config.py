@@ -28,6 +28,8 @@ class Config:
     """HOST:PORT to listen on; port 0 takes a free one."""
     database: str = "sqlite:///data/caseload.db"
     """sqlite:///PATH, relative to the working folder, or with four slashes from the root; or postgresql://..."""
+    workers: int = 1
+    """Processes that serve, on one port."""
     worker: int | None = None
     """The number of this process from 0, where it is one of several on one port that another process has started."""
     threads: int = 64

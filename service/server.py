@@ -142,11 +142,12 @@ class CaseloadServer:
         if self._page:
             self._page.start()
 
-    def stop(self) -> None:
+    def stop(self, *, drain: bool = True) -> None:
         """Stops without losing a call: readiness goes, calls drain, then the store is closed."""
         self._readiness.stop()
         self._set_readiness(False)
-        time.sleep(self._config.drain_seconds)
+        if drain:
+            time.sleep(self._config.drain_seconds)
         self._watches.close()
         stopped = self._server.stop(self._config.grace_seconds)
         self._streams.end()  # health watches and open reflection would last the whole grace period
@@ -225,7 +226,7 @@ def _limits(config: Config) -> list[tuple[str, int]]:
     """What the C core is to hold callers to."""
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return [
-        ("grpc.so_reuseport", 0),  # or a second server would take the port unseen
+        ("grpc.so_reuseport", int(config.workers > 1)),  # or a second server would take the port unseen
         ("grpc.max_receive_message_length", MESSAGE_BYTES),
         ("grpc.max_metadata_size", METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", METADATA_BYTES),  # between the two it would refuse at random

@@ -75,8 +75,9 @@ def refused(call: Callable[..., object], /, *arguments: Any, **fields: Any) -> R
 class Clinic:
     """One caller of one server."""
 
-    def __init__(self, address: str) -> None:
-        self.channel = grpc.insecure_channel(address)
+    def __init__(self, address: str, *, alone: bool = False) -> None:
+        """Args: alone, on a connection of its own; else those to one address share it."""
+        self.channel = grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", int(alone))])
         self._calls: dict[str, Any] = {}
         for name, rpc in RPCS.items():
             make = self.channel.unary_stream if rpc.server_streaming else self.channel.unary_unary

@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service.readiness": set(),
     "service.metrics": {"service.config"},
     "service.logs": DRIVERS | {"service.config"},
+    "service.workers": {"service.config", "service.metrics"},
     "service.opening": DRIVERS | {"service.config", "service.errors", "service.store"},
     "service.data_commands": DRIVERS | {"service"},
     "service.options": {"service.config"},

@@ -1,0 +1,67 @@
+"""A server of several workers: its processes, and callers of the one or the other."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from tests.clinic import Clinic
+from tests.running import ServerProcess
+
+_ESTABLISHED = "01"
+
+
+def until(holds: Callable[[], object], seconds: float = 20) -> None:
+    """Waits for it."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.01)
+
+
+def children(pid: int) -> set[int]:
+    """The processes that it started and that have not ended."""
+    started = (file.read_text().split() for file in Path(f"/proc/{pid}/task").glob("*/children"))
+    return {int(child) for some in started for child in some if is_running(int(child))}
+
+
+def is_running(pid: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
+    return False
+
+
+def _connections(pid: int, port: int) -> set[str]:
+    """Those it has taken, by their inodes."""
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    of_port = {f"socket:[{row[9]}]" for row in rows if row[3] == _ESTABLISHED and row[1].endswith(f":{port:04X}")}
+    return of_port & {str(file.readlink()) for file in Path(f"/proc/{pid}/fd").iterdir()}
+
+
+class WorkersServer(ServerProcess):
+    """`caseload serve --workers N` on a free port; ends with the with block."""
+
+    def __init__(self, database: str, *arguments: str, workers: int = 2, **others: object) -> None:
+        super().__init__(database, "--workers", str(workers), *arguments, **others)  # type: ignore[arg-type]
+
+    @property
+    def workers(self) -> set[int]:
+        """Their process ids."""
+        return children(self.process.pid)
+
+    @contextmanager
+    def caller_of_each(self) -> Iterator[dict[int, Clinic]]:
+        """A caller of each worker, by its process id; nobody else may call meanwhile."""
+        port = int(self.address.rpartition(":")[2])
+        with ExitStack() as open_callers:
+            callers: dict[int, Clinic] = {}
+            for _ in range(200):
+                before = {pid: _connections(pid, port) for pid in self.workers}
+                clinic = open_callers.enter_context(Clinic(self.address, alone=True))
+                clinic.send("ListTherapists")
+                [pid] = [pid for pid in before if _connections(pid, port) - before[pid]]
+                callers.setdefault(pid, clinic)
+                if callers.keys() == before.keys():
+                    break
+            assert callers.keys() == self.workers, "some worker is given no connection"
+            yield callers
