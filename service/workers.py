@@ -96,13 +96,14 @@ class Supervisor:
         self._answering: set[int] = set()
         self._fault = 0
         self._metrics: WorkersMetrics | None = None
+        self._page: str | None = None
 
     def run(self, stopping: set[signal.Signals]) -> int:
         """Serves until one of these signals, which are blocked: the exit code. Raises SettingError."""
         with ExitStack() as last:
             last.callback(self._held.close)
             if self._config.metrics_address:
-                self._metrics = last.enter_context(_metrics_page(self._config.metrics_address))
+                self._metrics, self._page = last.enter_context(_metrics_page(self._config.metrics_address))
             self._begin(0)  # the others once it answers: what no worker can start with is said by one
             signal.sigwait(stopping)
             clean = self._stop()
@@ -154,6 +155,7 @@ class Supervisor:
             for other in range(1, self._config.workers):
                 self._begin(other)
         if is_new and count == self._config.workers:
+            _log.info("all workers answer", workers=count, address=self._address, metrics_address=self._page)
             self._ready(self._address)
 
     def _stop(self) -> bool:
@@ -174,13 +176,13 @@ class Supervisor:
 
 
 @contextmanager
-def _metrics_page(address: str) -> "Iterator[WorkersMetrics]":
-    """What the workers count, on one page. Raises SettingError."""
+def _metrics_page(address: str) -> "Iterator[tuple[WorkersMetrics, str]]":
+    """What the workers count, on one page, and its address. Raises SettingError."""
     from service.metrics import Page, WorkersMetrics  # here, since it is loaded by those who count only
 
     with closing(WorkersMetrics()) as metrics, closing(Page(address, metrics.registry)) as page:
         page.start()
-        yield metrics
+        yield metrics, page.address
 
 
 def _hold(host: str, port: int) -> tuple[socket.socket, str]:
