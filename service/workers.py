@@ -65,11 +65,7 @@ class Place(NamedTuple):
         cores = sorted(os.sched_getaffinity(0))
         if self.workers == len(cores):  # threads that wander between cores fight over the GIL
             os.sched_setaffinity(0, {cores[self.number]})
-        if config.metrics_address:  # one that follows another in its place goes on counting in the same files
-            from prometheus_client import values
-
-            values.ValueClass = values.MultiProcessValue(lambda: self.number)  # type: ignore[no-untyped-call]
-        return replace(config, address=self.address, workers=self.workers)
+        return replace(config, address=self.address, workers=self.workers, worker=self.number)
 
 
 def _follow_the_first_process() -> None:
