@@ -46,7 +46,7 @@ class Result(NamedTuple):
     figure: Spread
     target: Target | None = None
     unit: str = ""
-    """Of the figure and its target, such as "MB"; a ratio has none."""
+    """Of the figure and of its target, such as "MB"; a ratio has none."""
     sides: str = ""
     """What was compared, such as "2189 / 2660 calls a second"."""
     cpu: str = ""
@@ -97,11 +97,11 @@ def _target(result: Result) -> str:
 
 
 def wanted(result: Result) -> str:
-    """The target in words; empty where there is none."""
+    """The target in words, in the figure's unit; empty where there is none."""
     if result.target is None:
         return ""
     bound = "at most" if result.target.at_most else "at least"
-    return f"{bound} {result.target.value:,g} {result.unit}".rstrip()
+    return f"{bound} {result.target.value:,g}"
 
 
 def figure(result: Result) -> str:
@@ -109,6 +109,19 @@ def figure(result: Result) -> str:
     median, least, most = result.figure
     between = "" if least == most else f" ({_number(least)} to {_number(most)})"
     return f"{_number(median)} {result.unit}".rstrip() + between
+
+
+def times_its_target(result: Result) -> Spread:
+    """The figure as a multiple of its target; where that is a bound from above, the other way round: more is better."""
+    median, least, most = result.figure
+    if result.target is None:
+        raise ValueError(result.title)
+    value, at_most = result.target
+    return (
+        Spread(value / median, value / most, value / least)
+        if at_most
+        else Spread(*(one / value for one in result.figure))
+    )
 
 
 def _number(value: float) -> str:

@@ -1,6 +1,7 @@
 """The benchmarks are part of the checkout, and of no wheel: they are imported where they are used."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -109,10 +110,30 @@ def test_a_missed_target_is_marked_in_the_table() -> None:
     assert shown == [
         "| fast | 0.85 (0.80 to 0.90) | at least 0.8 |  |  |",
         "| slow | 0.79 | at least 0.8: **missed** |  |  |",
-        "| small | 80.0 MB | at most 80 MB |  |  |",
-        "| large | 1,200 MB | at most 80 MB: **missed** |  |  |",
+        "| small | 80.0 MB | at most 80 |  |  |",
+        "| large | 1,200 MB | at most 80: **missed** |  |  |",
         "| other | 0.10 |  |  |",
     ]
+
+
+@needs_bench
+def test_the_plot_of_the_same_figures_is_the_same_file_and_tells_nothing_of_its_maker(tmp_path: Path) -> None:
+    from benchmarks.run import draw
+    from benchmarks.table import Result, Target, spread
+
+    rows = [
+        Result("fast / slow", spread([2, 3]), Target(1)),
+        Result("memory", spread([160]), Target(80, at_most=True), "MB"),
+        Result("no target", spread([1])),
+    ]
+    for name in ("first.svg", "second.svg"):
+        draw(rows, tmp_path / name)
+    plot = (tmp_path / "first.svg").read_text()
+    assert (tmp_path / "second.svg").read_text() == plot
+    shown = re.findall(r"<text[^>]*>([^<]+)</text>", plot)
+    assert {"fast / slow", "memory", "2.50 (2.00 to 3.00), at least 1", "160 MB, at most 80"} <= set(shown)
+    assert "no target" not in shown
+    assert not re.search(r"<dc:date|creator|/(?:tmp|work|home|root)/", plot)
 
 
 def test_the_table_replaces_what_stands_between_the_markers_and_nothing_else(tmp_path: Path) -> None:
