@@ -1,165 +1,115 @@
 """How many rows a second `caseload import` takes, and how much memory; the data are made up.
 
-python -m benchmarks.importing [--rows N]
+python -m benchmarks.importing [--rows N | --smoke]
 
-N therapists, N patients and N assignments; half as many first, which shows what memory does. PostgreSQL is a throwaway
-cluster of the machine's own, where there is one.
+N therapists, N patients and N assignments; half as many first, which shows what memory does. PostgreSQL, with a tenth,
+is a throwaway cluster of the machine's own, where there is one.
 """
 
 import argparse
-import json
 import os
-import resource
-import secrets
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final, NamedTuple
 
-from service.records import ROLE_PRIMARY, Assignment, Patient, Therapist
-from service.store import content
-from service.store.content import PAGE_ROWS, TABLES, Tally
-from service.store.database import Row
-from service.store.exports import FORMAT
-from service.store.migrations import migrations
+from benchmarks.made_up import Clinic, write
 from tests.postgres.cluster import SAFE, Cluster, NoPostgres
 
 ROOT: Final = Path(__file__).parents[1]
-_START_US: Final = 1_700_000_000_000_000
-_FIRST: Final = ("Ada", "Bob", "Chen", "Dora", "Efua", "Zoë")
-_LAST: Final = ("Lovelace", "Ray", "Müller-Lüdenscheidt", "O'Neil", "Kowalski")
+
+
+class Import(NamedTuple):
+    """What one came to."""
+
+    rows_a_second: float
+    cpu_us: float
+    """A row."""
+    memory_mb: float
+    """At most, of its processes together."""
 
 
 def main() -> None:
     """Prints a line for each database and number of rows."""
     parser = argparse.ArgumentParser(description="Measures caseload import.")
-    parser.add_argument("--rows", type=int, default=100_000, help="of each table")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="of each table")
+    parser.add_argument("--smoke", action="store_true", help="a few rows, to see that it runs")
     asked = parser.parse_args()
+    rows = 1000 if asked.smoke else asked.rows
     (ROOT / "data").mkdir(mode=0o700, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=ROOT / "data") as folder:
-        for rows in (asked.rows // 2, asked.rows):
-            file = Path(folder, f"{rows}.jsonl")
-            with file.open("wb") as lines:
-                write(lines, rows)
-            measure("SQLite", file, f"sqlite:///{folder}/{rows}.db", 3 * rows)
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=ROOT / "data") as place:
+        folder = Path(place)
+        for each in (rows // 2, rows):
+            _print("SQLite", each, into_sqlite(folder, each))
         with suppress(NoPostgres), Cluster(SAFE) as cluster:
             url = cluster.create_database("caseload")
             migrate = [sys.executable, "-m", "service", "migrate", "--database", url]
             subprocess.run(migrate, check=True, stdout=subprocess.DEVNULL, timeout=60)
-            measure("PostgreSQL", file, url, 3 * rows)
+            _print("PostgreSQL", rows // 10, measure(made(folder, rows // 10), url, 3 * (rows // 10)))
 
 
-def measure(name: str, file: Path, url: str, rows: int) -> None:
-    """Imports the file in a process of its own, and prints what that took."""
-    command = [sys.executable, "-m", "service", "import", str(file)]
-    began = time.monotonic()
-    process = subprocess.Popen(command, env={**os.environ, "CASELOAD_DATABASE": url}, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.monotonic() - began
-    if status:
-        raise SystemExit(f"{name}: the import failed")
-    print(_line(name, rows, seconds, usage), flush=True)
-
-
-def _line(name: str, rows: int, seconds: float, usage: resource.struct_rusage) -> str:
-    spent = usage.ru_utime + usage.ru_stime
-    return (
-        f"{name}: {rows} rows in {seconds:.1f} s, {rows / seconds:.0f} a second;"
-        f" CPU {spent * 1e6 / rows:.0f} us a row; {usage.ru_maxrss // 1024} MB at most"
+def _print(name: str, each: int, found: Import) -> None:
+    print(
+        f"{name}: {each} each of therapists, patients and assignments, {found.rows_a_second:.0f} rows a second,"
+        f" CPU {found.cpu_us:.0f} us a row, {found.memory_mb:.0f} MB at most",
+        flush=True,
     )
 
 
-def write(lines: BinaryIO, count: int) -> None:
-    """An export of so many therapists, patients, and assignments of one each."""
-    tally = Tally()
-    schema = migrations("sqlite")[-1].name
-    header = {"caseload": {"format": FORMAT, "schema": schema, "secret": secrets.token_hex(32)}}
-    lines.write(f"{content.dumps(header)}\n".encode())
-    rows = {"store": iter([(0, 0)]), "therapist": _therapists(count), "patient": _patients(count)}
-    rows["assignment"] = _assignments(count)
-    for table in TABLES:
-        while some := list(islice(rows.get(table.name, iter(())), PAGE_ROWS)):
-            text = content.lines(table, some)
-            lines.write(text)
-            tally.add(table, len(some), text)
-    lines.write(f"{content.dumps({'end': {'rows': tally.rows, 'digest': tally.digest}})}\n".encode())
+def into_sqlite(folder: Path, each: int) -> Import:
+    """Imports so many of each into a new file."""
+    return measure(made(folder, each), f"sqlite:///{folder}/{each}.db", 3 * each)
 
 
-def _id(letter: str, number: int) -> str:
-    """As long as a UUID; ids made later sort later."""
-    return f"{number:012x}-{letter * 8}-{number * 7919 % 0xFFFFFFFFFFFF:014x}"
+def made(folder: Path, each: int) -> Path:
+    """An export with so many of each."""
+    file = folder / f"{each}.jsonl"
+    with file.open("wb") as lines:
+        write(lines, Clinic(people=each, periods=1, few=0))
+    return file
 
 
-def _name(number: int) -> str:
-    return f"{_FIRST[number % len(_FIRST)]} {_LAST[number % len(_LAST)]} {number}"
+def measure(file: Path, url: str, rows: int) -> Import:
+    """Imports the file in processes of its own."""
+    command = [sys.executable, "-m", "service", "import", str(file)]
+    began = time.monotonic()
+    process = subprocess.Popen(command, env={**os.environ, "CASELOAD_DATABASE": url}, stdout=subprocess.DEVNULL)
+    memory = _Memory(process.pid)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.monotonic() - began
+    if status:
+        raise SystemExit("the import failed")
+    return Import(rows / seconds, (usage.ru_utime + usage.ru_stime) * 1e6 / rows, memory.most_mb)
 
 
-def _identifiers(number: int) -> str:
-    return json.dumps([["https://example.org/number", str(number)]], separators=(",", ":"))
+class _Memory:
+    """Watches a process and its children while they live."""
+
+    def __init__(self, pid: int) -> None:
+        self.most_mb = 0.0
+        self._pid = pid
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        children = Path(f"/proc/{self._pid}/task/{self._pid}/children")
+        with suppress(OSError):  # it has ended
+            while True:
+                pids = [str(self._pid), *children.read_text().split()]
+                self.most_mb = max(self.most_mb, sum(map(resident_mb, pids)))
+                time.sleep(0.05)
 
 
-def _therapists(count: int) -> Iterator[Row]:
-    for number in range(count):
-        yield Therapist(
-            therapist_id=_id("a", number),
-            display_name=_name(number),
-            email=f"{number}@example.org",
-            status=1,
-            identifiers=_identifiers(number),
-            specialties='["hand-therapy"]',
-            max_active_patients=40,
-            annotations="{}",
-            active_patient_count=1,
-            created_us=_START_US,
-            updated_us=_START_US,
-            deleted_us=None,
-            etag=f"{number:016x}",
-        )
-
-
-def _patients(count: int) -> Iterator[Row]:
-    for number in range(count):
-        yield Patient(
-            patient_id=_id("b", number),
-            display_name=_name(number),
-            birth_date="1990-02-03",
-            email=f"{number}@example.org",
-            phone_number="",
-            status=1,
-            identifiers=_identifiers(number),
-            annotations="{}",
-            primary_therapist_id=_id("a", count - 1 - number),
-            active_therapist_count=1,
-            created_us=_START_US,
-            updated_us=_START_US,
-            deleted_us=None,
-            etag=f"{number:016x}",
-        )
-
-
-def _assignments(count: int) -> Iterator[Row]:
-    """Against the order of the therapists."""
-    for number in range(count):
-        yield Assignment(
-            assignment_id=_id("c", number),
-            therapist_id=_id("a", count - 1 - number),
-            patient_id=_id("b", number),
-            role=ROLE_PRIMARY,
-            focus="",
-            start_us=_START_US + number,
-            end_us=None,
-            end_reason=0,
-            created_by="reception",
-            ended_by="",
-            created_us=_START_US,
-            updated_us=_START_US,
-            etag=f"{number:016x}",
-        )
+def resident_mb(pid: object) -> float:
+    """What of a process is in memory (RSS), without a file's pages that others share."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) / 1024
+    return 0.0
 
 
 if __name__ == "__main__":

@@ -113,22 +113,25 @@ def import_command(file: Path, database: str) -> None:
     PostgreSQL is migrated before, and served afterwards. On SQLite a new file is made.
     """
     from service.store import imports
+    from service.store.import_lines import ImportRefused
+    from service.store.import_process import reading as reading_lines
 
     os.umask(0o077)
     try:
         with (
             _read(file) as lines,
             loading_into(database) as (loading, schema),
+            reading_lines(lines, schema) as batches,
             _progress("importing", lambda: os.fstat(lines.fileno()).st_size) as progress,
         ):
-            tally = imports.load(lines, loading, schema, progress)
-    except (imports.ImportRefused, imports.RuleBroken) as error:
+            digest = imports.load(batches, loading, progress)
+    except (ImportRefused, imports.RuleBroken) as error:
         raise SettingError("FILE", str(error)) from None
     except FileExistsError:
         raise SettingError("--database", "the file, or a -wal file of an earlier one, exists already") from None
     except OSError:
         raise SettingError("--database", "could not be written, or FILE could not be read") from None
-    click.echo(f"digest: {tally.digest}")
+    click.echo(f"digest: {digest}")
 
 
 def _read(file: Path) -> BinaryIO:

@@ -161,7 +161,7 @@ class Contents:
         expected: dict[str, set[Row]] = {name: set() for name in FOUND if name.startswith(table.name)}
         for row in rows:
             try:
-                found = content.found_by(table, row)
+                found = content.found_by(table, [row])
             except content.Malformed as error:
                 self._note(f"{error} of a {table.name} is the JSON that it must be", [row[0]])
                 continue
