@@ -58,7 +58,7 @@ format: $(INSTALLED) ## let ruff rewrite what it can
 
 .PHONY: types
 types: $(INSTALLED) ## mypy --strict
-	@$(BIN)/mypy --strict service client_example.py tests benchmarks
+	@$(BIN)/mypy --strict service client/caseload client_example.py tests benchmarks
 
 .PHONY: proto
 proto: $(INSTALLED) ## rewrite generated/ from protos/

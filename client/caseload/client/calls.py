@@ -1,0 +1,71 @@
+"""What every call is given that its caller did not: a deadline, a request_id, the key."""
+
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import grpc
+from google.protobuf import descriptor_pool
+
+Serialize = Callable[[Any], bytes]
+Metadata = Sequence[tuple[str, str]]
+
+
+class Calls:
+    """Stands for the channel where stubs are made; the methods they get have these defaults."""
+
+    def __init__(self, channel: grpc.Channel, timeout: float, metadata: Metadata) -> None:
+        """Args: timeout, in seconds, of each unary call; metadata, of each call."""
+        self._channel: Final[Any] = channel
+        self._timeout = timeout
+        self._metadata = metadata
+
+    def unary_unary(self, method: str, request_serializer: Serialize, **rest: Any) -> "_Method":
+        """As that of a channel."""
+        service, _, name = method.removeprefix("/").partition("/")
+        request: Any = descriptor_pool.Default().FindMethodByName(f"{service}.{name}").input_type
+        if "request_id" in request.fields_by_name:
+            request_serializer = _with_request_id(request_serializer)
+        return _Method(self._channel.unary_unary(method, request_serializer, **rest), self._timeout, self._metadata)
+
+    def unary_stream(self, method: str, request_serializer: Serialize, **rest: Any) -> "_Method":
+        """As that of a channel. A watch has no deadline: it does not end by itself."""
+        return _Method(self._channel.unary_stream(method, request_serializer, **rest), None, self._metadata)
+
+
+class _Method:
+    """A method of a stub, as grpc.UnaryUnaryMultiCallable and grpc.UnaryStreamMultiCallable say."""
+
+    def __init__(self, method: Any, timeout: float | None, metadata: Metadata) -> None:
+        self._method = method
+        self._timeout = timeout
+        self._metadata = metadata
+
+    def __call__(
+        self, request: Any, timeout: float | None = None, metadata: Any = None, *rest: Any, **named: Any
+    ) -> Any:
+        return self._method(request, *self._filled(timeout, metadata), *rest, **named)
+
+    def with_call(
+        self, request: Any, timeout: float | None = None, metadata: Any = None, *rest: Any, **named: Any
+    ) -> Any:
+        return self._method.with_call(request, *self._filled(timeout, metadata), *rest, **named)
+
+    def future(self, request: Any, timeout: float | None = None, metadata: Any = None, *rest: Any, **named: Any) -> Any:
+        return self._method.future(request, *self._filled(timeout, metadata), *rest, **named)
+
+    def _filled(self, timeout: float | None, metadata: Any) -> tuple[float | None, Metadata]:
+        return self._timeout if timeout is None else timeout, (*self._metadata, *(metadata or ()))
+
+
+def _with_request_id(serialize: Serialize) -> Serialize:
+    # Here and not in an interceptor: it is done once for all attempts of a call, costs less, and the caller's message
+    # stays as it was. Were the id put into that, the next call with the same message would be taken for a repeat.
+    def serialized(request: Any) -> bytes:
+        if not request.request_id:
+            given, request = request, type(request)()
+            request.CopyFrom(given)
+            request.request_id = str(uuid.uuid4())
+        return serialize(request)
+
+    return serialized

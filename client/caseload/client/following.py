@@ -1,0 +1,40 @@
+"""A watch that is resumed where it was cut."""
+
+import random
+from collections.abc import Iterator
+from threading import Event
+from typing import Any, Final
+
+import grpc
+from caseload.client.refusals import why
+from caseload.v1.change_service_pb2 import WatchChangesRequest, WatchChangesResponse
+from caseload.v1.change_service_pb2_grpc import ChangeServiceStub
+
+_MOST_SECONDS: Final = 5.0
+_CUT: Final = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+"""A stop, or a connection that was lost; the server cut a reader that took nothing."""
+
+
+def follow(changes: ChangeServiceStub, request: WatchChangesRequest, closed: Event) -> Iterator[WatchChangesResponse]:
+    """Args: closed, ends it."""
+    seconds, begun = 0.1, False
+    while not closed.is_set():
+        stream = changes.WatchChanges(request)
+        try:
+            for answer in stream:
+                request.after_revision = answer.through_revision
+                seconds, begun = 0.1, True
+                yield answer
+        except grpc.RpcError as error:
+            if not (closed.is_set() or _is_resumed(error, begun=begun)):
+                raise
+        finally:
+            stream.cancel()
+        closed.wait(seconds * random.uniform(0.8, 1.2))  # noqa: S311 - so that not all come back at once
+        seconds = min(seconds * 2, _MOST_SECONDS)
+
+
+def _is_resumed(error: Any, *, begun: bool) -> bool:
+    reason = why(error).reason
+    # After a restart all watches come to the other instance, which may have no place for some until the first is back.
+    return error.code() in _CUT or reason == "WATCH_TOO_SLOW" or (begun and reason == "TOO_MANY_WATCHES")

@@ -1,0 +1,232 @@
+"""connect(): what each call gets, and whom it is shown to."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import trustme
+from caseload.client import Caseload, connect, why
+from caseload.v1 import change_service_pb2, patient_service_pb2, resources_pb2, therapist_service_pb2
+from google.protobuf.message_factory import GetMessageClass
+
+from service.server import CaseloadServer
+from tests.client.answering import Answering
+from tests.clinic import READS, RPCS
+from tests.security.serving import KeysFile, serving
+
+GET = therapist_service_pb2.GetTherapistRequest(therapist_id="t1")
+CREATE = patient_service_pb2.CreatePatientRequest(patient=resources_pb2.Patient(display_name="Bob Ray"))
+TOKEN = "Canary-Zq9"
+
+
+def method(caseload: Caseload, rpc: str) -> Any:
+    service = RPCS[rpc].containing_service.name.removesuffix("Service").lower()
+    return getattr(getattr(caseload, f"{service}s"), rpc)
+
+
+def sent(peer: Answering, rpc: str, **fields: Any) -> Any:
+    """What reaches the server of a request with these fields."""
+    request = GetMessageClass(RPCS[rpc].input_type)
+    given = request(**fields)
+    before = given.SerializeToString()
+    with connect(peer.told().address) as caseload:
+        answer = method(caseload, rpc)(given)
+        if rpc == "WatchChanges":
+            list(answer)
+    assert given.SerializeToString() == before
+    [attempt] = peer.attempts
+    return request.FromString(attempt.data)
+
+
+@pytest.mark.parametrize("rpc", sorted(set(RPCS) - READS))
+def test_each_write_without_a_request_id_gets_one_and_the_callers_message_stays_as_it_is(
+    peer: Answering, rpc: str
+) -> None:
+    ids = {sent(peer, rpc, validate_only=True).request_id for _ in range(2)}
+    assert [len(one) for one in ids] == [36, 36]
+    assert sent(peer, rpc, request_id="mine").request_id == "mine"
+
+
+@pytest.mark.parametrize("rpc", sorted(READS))
+def test_reads_are_sent_as_they_are(peer: Answering, rpc: str) -> None:
+    assert sent(peer, rpc).ByteSize() == 0
+
+
+def test_each_way_to_call_has_the_deadline_and_the_key(peer: Answering) -> None:
+    with connect(peer.address, key=TOKEN, timeout=7) as caseload:
+        get = caseload.therapists.GetTherapist
+        get(GET)
+        get(GET, metadata=(("x-trace", "1"),))
+        get.with_call(GET)
+        get.future(GET).result()
+        get(GET, timeout=3)
+        get(GET, 3)
+        list(caseload.changes.WatchChanges(change_service_pb2.WatchChangesRequest()))
+    *left, watch = [attempt.seconds_left for attempt in peer.attempts]
+    assert left == [pytest.approx(7, abs=1)] * 4 + [pytest.approx(3, abs=1)] * 2
+    assert watch > 10**6
+    assert [attempt.metadata["authorization"] for attempt in peer.attempts] == [f"Bearer {TOKEN}"] * 7
+    assert peer.attempts[1].metadata["x-trace"] == "1"
+
+
+def test_without_a_key_none_is_sent(peer: Answering) -> None:
+    with connect(peer.address) as caseload:
+        caseload.therapists.GetTherapist(GET)
+    assert "authorization" not in peer.attempts[0].metadata
+
+
+# --- where a key may go
+
+
+REMOTE = (
+    *("caseload.example.org:50051", "dns:///caseload.example.org:50051", "ipv4:127.0.0.1:1,192.0.2.1:1", "192.0.2.1:1"),
+    *(
+        "127.0.0.1.example.org:1",
+        "localhost.example.org:1",
+        "[2001:db8::1]:1",
+        "0.0.0.0:1",
+        "dns://192.0.2.1/localhost:1",
+    ),
+    *("xds:///localhost:1", "passthrough:127.0.0.1:1", ""),
+)
+LOCAL = (
+    *("127.0.0.1:1", "localhost:1", "dns:///localhost:1", "dns:127.0.0.9:1", "[::1]:1", "ipv6:[::1]:1,[::1]:2"),
+    *("ipv4:127.0.0.1:1,127.0.0.1:2", "localhost"),
+)
+
+
+@pytest.mark.parametrize("target", REMOTE)
+def test_a_key_is_not_sent_in_plain_text_beyond_loopback(target: str) -> None:
+    with pytest.raises(ValueError, match=r"^key: would be sent in plain text; it needs TLS$"):
+        connect(target, key=TOKEN, allow_insecure=True)
+
+
+@pytest.mark.parametrize("target", LOCAL)
+def test_on_loopback_it_is(target: str) -> None:
+    connect(target, key=TOKEN).close()
+
+
+@pytest.mark.parametrize("key", ["", f"{TOKEN}\n", f"{TOKEN} x", f"{TOKEN}\u00e9", f"\x00{TOKEN}"])
+def test_a_key_that_is_none_is_refused_and_not_repeated(key: str) -> None:
+    with pytest.raises(ValueError, match=r"^key: must be visible ASCII characters$"):
+        connect("127.0.0.1:1", key=key)
+
+
+def test_what_is_in_plain_text_goes_past_the_proxy_of_the_environment(peer: Answering) -> None:
+    code = f"""if True:
+        from caseload.client import connect
+        from caseload.v1.therapist_service_pb2 import GetTherapistRequest
+        connect("{peer.address}", key="{TOKEN}").therapists.GetTherapist(GetTherapistRequest())"""
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        proxy.settimeout(0.1)
+        environment = {**os.environ, "grpc_proxy": f"http://127.0.0.1:{proxy.getsockname()[1]}", "no_grpc_proxy": ""}
+        subprocess.run([sys.executable, "-c", code], env=environment, timeout=30, check=True)
+        with pytest.raises(TimeoutError):
+            proxy.accept()
+    assert len(peer.attempts) == 1
+
+
+# --- TLS, with a server that asks
+
+
+class Pems:
+    """Files of an authority, and of a certificate of its."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        authority = trustme.CA()
+        made = authority.issue_cert("127.0.0.1", common_name=name)
+        self.ca, self.cert, self.key = (folder / f"{name}.{part}" for part in ("ca", "cert", "key"))
+        authority.cert_pem.write_to_path(self.ca)
+        made.private_key_pem.write_to_path(self.key)
+        self.cert.write_bytes(b"".join(part.bytes() for part in made.cert_chain_pems))
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> Pems:
+    return Pems(tmp_path, "reports")
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> KeysFile:
+    return KeysFile(tmp_path / "keys")
+
+
+@pytest.fixture
+def token(keys: KeysFile) -> str:
+    return keys.add("billing", "write", "audit")
+
+
+@pytest.fixture
+def secure(tmp_path: Path, ours: Pems, keys: KeysFile, token: str) -> Iterator[CaseloadServer]:  # noqa: ARG001 - read at the start
+    """One that asks for a certificate."""
+    settings = {"tls_cert": ours.cert, "tls_key": ours.key, "tls_client_ca": ours.ca, "keys_file": keys.path}
+    keys.append("reports write,audit")
+    with serving(tmp_path, **settings) as server:
+        yield server
+
+
+@pytest.mark.parametrize("name", ["reports", "billing"])
+def test_a_certificate_or_a_key_names_the_caller(secure: CaseloadServer, ours: Pems, token: str, name: str) -> None:
+    key = token if name == "billing" else None
+    with connect(secure.address, key=key, tls_ca=ours.ca, tls_cert=ours.cert, tls_key=ours.key) as caseload:
+        caseload.patients.CreatePatient(CREATE)
+        changes = caseload.changes.ListChanges(change_service_pb2.ListChangesRequest())
+    assert [one.actor for one in changes.change_sets] == [name]
+
+
+def test_a_server_of_another_authority_gets_nothing(secure: CaseloadServer, tmp_path: Path, ours: Pems) -> None:
+    other = Pems(tmp_path, "other")
+    stranger = connect(secure.address, key=TOKEN, tls_ca=other.ca, tls_cert=ours.cert, tls_key=ours.key)
+    with stranger, pytest.raises(grpc.RpcError) as caught:
+        stranger.patients.CreatePatient(CREATE, timeout=1)
+    assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert why(caught.value).reason == ""
+
+
+def test_with_an_authority_it_is_tls_on_loopback_too(tmp_path: Path, peer: Answering) -> None:
+    """A server that speaks plain text gets no request."""
+    with connect(peer.address, tls_ca=Pems(tmp_path, "any").ca) as caseload, pytest.raises(grpc.RpcError):
+        caseload.patients.CreatePatient(CREATE, timeout=1)
+    assert peer.attempts == []
+
+
+@pytest.mark.parametrize("given", [{"tls_cert": "cert.pem"}, {"tls_key": "key.pem"}])
+def test_half_a_pair_is_refused(given: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="tls_cert and tls_key"):
+        connect("127.0.0.1:1", **given)  # type: ignore[arg-type]  # each is a file
+
+
+# --- interceptors and options of the caller's own
+
+
+class Seen(grpc.UnaryUnaryClientInterceptor):
+    """Notes the deadline of each call."""
+
+    def __init__(self) -> None:
+        self.timeouts: list[float | None] = []
+
+    def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        self.timeouts.append(client_call_details.timeout)
+        return continuation(client_call_details, request)
+
+
+def test_interceptors_and_options_are_the_channels(peer: Answering) -> None:
+    seen = Seen()
+    with connect(peer.address, interceptors=[seen], options=[("grpc.primary_user_agent", "billing/1")]) as caseload:
+        caseload.therapists.GetTherapist(GET)
+    assert seen.timeouts == [10.0]
+    assert peer.attempts[0].metadata["user-agent"].startswith("billing/1 ")
+
+
+def test_calls_of_all_four_services_are_answered(server: CaseloadServer) -> None:
+    with connect(server.address) as caseload:
+        made = caseload.patients.CreatePatient(CREATE)
+        assert caseload.changes.ListChanges(change_service_pb2.ListChangesRequest()).head_revision == made.revision
+        for rpc in ("ListTherapists", "ListPatients", "ListAssignments"):
+            method(caseload, rpc)(GetMessageClass(RPCS[rpc].input_type)())

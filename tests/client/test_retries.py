@@ -1,0 +1,81 @@
+"""What is retried, when, and what is not."""
+
+import grpc
+import pytest
+from caseload.client import connect
+from caseload.v1 import change_service_pb2, patient_service_pb2, therapist_service_pb2
+from grpc import StatusCode
+
+from tests.client.answering import Answer, Answering
+
+UNAVAILABLE, EXHAUSTED = StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED
+BACK_OFF = (0.1, 0.2)
+
+
+def created(peer: Answering, *answers: Answer) -> StatusCode:
+    """How a CreatePatient ends that gets these answers."""
+    peer.told(*answers)
+    with connect(peer.address) as caseload:
+        try:
+            caseload.patients.CreatePatient(patient_service_pb2.CreatePatientRequest())
+        except grpc.RpcError as error:
+            return error.code()
+    return StatusCode.OK
+
+
+@pytest.mark.parametrize("code", [UNAVAILABLE, EXHAUSTED, StatusCode.CANCELLED])
+def test_what_may_be_better_soon_is_tried_again_with_back_off(peer: Answering, code: StatusCode) -> None:
+    assert created(peer, code, code) == StatusCode.OK
+    assert list(peer.waits) == [pytest.approx(seconds, abs=seconds * 0.2 + 0.1) for seconds in BACK_OFF]
+
+
+def test_every_attempt_of_a_write_has_the_same_request_id(peer: Answering) -> None:
+    assert created(peer, UNAVAILABLE, UNAVAILABLE) == StatusCode.OK
+    assert len(peer.attempts) == 3
+    [sent] = {attempt.data for attempt in peer.attempts}
+    assert patient_service_pb2.CreatePatientRequest.FromString(sent).request_id
+
+
+def test_after_five_attempts_the_caller_is_told(peer: Answering) -> None:
+    assert created(peer, *[UNAVAILABLE] * 9) == UNAVAILABLE
+    assert len(peer.attempts) == 5
+
+
+@pytest.mark.parametrize(
+    "code",
+    [StatusCode.INVALID_ARGUMENT, StatusCode.FAILED_PRECONDITION, StatusCode.ABORTED, StatusCode.INTERNAL],
+)
+def test_what_will_not_be_better_is_told_at_once(peer: Answering, code: StatusCode) -> None:
+    assert created(peer, code) == code
+    assert len(peer.attempts) == 1
+
+
+def test_a_server_that_says_how_long_to_wait_is_obeyed(peer: Answering) -> None:
+    assert created(peer, (EXHAUSTED, "700"), (UNAVAILABLE, "1")) == StatusCode.OK
+    assert list(peer.waits) == [pytest.approx(0.8, abs=0.1), pytest.approx(0.1, abs=0.1)]
+
+
+def test_a_server_that_says_not_to_come_again_is_obeyed(peer: Answering) -> None:
+    assert created(peer, (EXHAUSTED, "-1")) == EXHAUSTED
+    assert len(peer.attempts) == 1
+
+
+def test_a_watch_is_retried_where_it_found_nobody_and_not_where_it_found_no_place(peer: Answering) -> None:
+    with connect(peer.address) as caseload:
+        peer.told(UNAVAILABLE)
+        assert len(list(caseload.changes.WatchChanges(change_service_pb2.WatchChangesRequest()))) == 1
+        peer.told(EXHAUSTED)
+        with pytest.raises(grpc.RpcError):
+            list(caseload.changes.WatchChanges(change_service_pb2.WatchChangesRequest()))
+        assert len(peer.attempts) == 1
+
+
+def test_where_most_calls_fail_retries_stop(peer: Answering) -> None:
+    """Or they would be five times the load of a server that cannot bear what it has."""
+    calls = 600
+    peer.told(*[(UNAVAILABLE, "1")] * calls * 5)
+    with connect(peer.address) as caseload:
+        for _ in range(calls):
+            with pytest.raises(grpc.RpcError):
+                caseload.therapists.GetTherapist(therapist_service_pb2.GetTherapistRequest())
+    assert calls < len(peer.attempts) < calls + 500

@@ -1,0 +1,86 @@
+"""service_config.json, held against the contract."""
+
+import json
+from importlib import resources
+from typing import Any
+
+import pytest
+from caseload.client.connecting import service_config
+from google.api import field_behavior_pb2
+from google.protobuf.descriptor import MethodDescriptor
+
+from service.server import READINESS
+from tests.clinic import READS, RPCS
+
+SHIPPED: dict[str, Any] = json.loads(resources.files("caseload.client").joinpath("service_config.json").read_text())
+OURS: dict[str, Any] = json.loads(service_config())
+IDEMPOTENT = 2
+
+
+def of_methods(config: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    """What it says of each method."""
+    entries = [(name, entry) for entry in config["methodConfig"] for name in entry["name"]]
+    found = {(name["service"], name["method"]): entry for name, entry in entries}
+    assert len(found) == len(entries)
+    return found
+
+
+def full_name(rpc: MethodDescriptor) -> tuple[str, str]:
+    return str(rpc.containing_service.full_name), str(rpc.name)
+
+
+def needs_a_request_id(rpc: Any) -> bool:
+    field = rpc.input_type.fields_by_name.get("request_id")
+    return (
+        field is not None
+        and field_behavior_pb2.REQUIRED in field.GetOptions().Extensions[field_behavior_pb2.field_behavior]
+    )
+
+
+def is_repeatable(rpc: MethodDescriptor) -> bool:
+    """As the contract says, whoever calls."""
+    return rpc.name in READS or rpc.GetOptions().idempotency_level == IDEMPOTENT or needs_a_request_id(rpc)
+
+
+def test_it_names_every_method_of_the_contract_once_and_no_other() -> None:
+    assert of_methods(SHIPPED).keys() == of_methods(OURS).keys() == {full_name(rpc) for rpc in RPCS.values()}
+
+
+def test_retries_are_of_what_the_contract_calls_repeatable() -> None:
+    entries = of_methods(SHIPPED)
+    retried = {rpc for rpc in RPCS if "retryPolicy" in entries[full_name(RPCS[rpc])]}
+    assert retried == {name for name, rpc in RPCS.items() if is_repeatable(rpc)}
+    assert set(RPCS) - retried == {"CreateTherapist", "CreatePatient"}
+
+
+def test_python_retries_everything_since_each_write_has_a_request_id() -> None:
+    ours, shipped = of_methods(OURS), of_methods(SHIPPED)
+    creates = {full_name(RPCS[name]) for name in ("CreateTherapist", "CreatePatient")}
+    assert {name for name, entry in ours.items() if entry != shipped[name]} == creates
+    assert all("retryPolicy" in entry for entry in ours.values())
+    assert {name: value for name, value in OURS.items() if name != "methodConfig"} == {
+        name: value for name, value in SHIPPED.items() if name != "methodConfig"
+    }
+
+
+def test_all_wait_for_a_connection_and_none_has_a_deadline() -> None:
+    """grpcio 1.85 counts a timeout of the configuration from the wrong moment: a second of it is over at once."""
+    assert [entry["waitForReady"] for entry in of_methods(SHIPPED).values()] == [True] * len(RPCS)
+    assert "timeout" not in str(SHIPPED)
+
+
+def test_a_watch_that_was_refused_for_want_of_a_place_is_not_tried_again() -> None:
+    watch = of_methods(SHIPPED)["caseload.v1.ChangeService", "WatchChanges"]
+    assert "RESOURCE_EXHAUSTED" not in watch["retryPolicy"]["retryableStatusCodes"]
+
+
+def test_it_asks_after_a_name_that_the_health_service_knows() -> None:
+    assert SHIPPED["healthCheckConfig"]["serviceName"] in READINESS
+
+
+@pytest.mark.parametrize("config", [SHIPPED, OURS], ids=["shipped", "of Python"])
+def test_no_library_takes_less_of_it_than_it_says(config: dict[str, Any]) -> None:
+    assert config["loadBalancingConfig"] == [{"round_robin": {}}]
+    assert 0 < config["retryThrottling"]["maxTokens"] <= 1000
+    policies = [entry["retryPolicy"] for entry in config["methodConfig"] if "retryPolicy" in entry]
+    assert {policy["maxAttempts"] for policy in policies} == {5}  # more are cut to five by all of them
