@@ -47,6 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service.store": DRIVERS | {"service.store", "service.records", "service.errors"},
     "service.records": set(),
     "service.errors": set(),
+    "client.caseload": {"caseload", "google", "grpc"},
 }
 
 VAGUE_NAMES = re.compile(r"(^|_)(utils?|helpers?|common|managers?|base|misc)(_|$)")
@@ -57,7 +58,7 @@ REGISTRY_OR_HOME = re.compile(
 
 
 def source_files() -> list[Path]:
-    return sorted((ROOT / "service").rglob("*.py"))
+    return sorted([*(ROOT / "service").rglob("*.py"), *(ROOT / "client" / "caseload").rglob("*.py")])
 
 
 def module_name(path: Path) -> str:
@@ -114,6 +115,8 @@ def test_a_module_imports_only_what_its_part_may(path: Path) -> None:
         ("service.interceptors.limits", "from service.servicers import therapists"),
         ("service.__main__", "from service import server"),
         ("service.a_new_part", "from service import store"),
+        ("client.caseload.client.refusals", "from grpc_status import rpc_status"),
+        ("client.caseload.client.connecting", "from service.config import Config"),
         ("service", "from service import cli"),
     ],
 )
