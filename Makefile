@@ -136,6 +136,10 @@ failover: $(INSTALLED) ## kill a primary, then stop a standby, under load: what 
 	@$(BIN)/python -m benchmarks.failover
 	@$(BIN)/python -m benchmarks.failover --standby-stopped
 
+.PHONY: rolling
+rolling: $(INSTALLED) ## restarts and crashes under 20,000 calls with the shipped client: what fails, and how long it takes; needs PostgreSQL
+	@$(BIN)/python -m tests.process.restarting
+
 .PHONY: bench-hostile
 bench-hostile: $(INSTALLED) ## how long honest callers wait while others attack; a few minutes
 	@$(BIN)/python -m benchmarks.hostile

@@ -3,7 +3,7 @@
 import ipaddress
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from threading import Event
@@ -12,9 +12,9 @@ from typing import Any, Final, Self
 
 import grpc
 from caseload.client.calls import Calls
-from caseload.client.following import follow
+from caseload.client.following import Answers, follow
 from caseload.v1.assignment_service_pb2_grpc import AssignmentServiceStub
-from caseload.v1.change_service_pb2 import ChangeFilter, WatchChangesRequest, WatchChangesResponse
+from caseload.v1.change_service_pb2 import ChangeFilter, WatchChangesRequest
 from caseload.v1.change_service_pb2_grpc import ChangeServiceStub
 from caseload.v1.patient_service_pb2_grpc import PatientServiceStub
 from caseload.v1.therapist_service_pb2_grpc import TherapistServiceStub
@@ -24,7 +24,7 @@ File = str | Path
 
 CHANNEL_OPTIONS: Final[Options] = (
     ("grpc.initial_reconnect_backoff_ms", 50),  # 1 s by default: an instance that restarts is back sooner
-    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 250),
     ("grpc.min_reconnect_backoff_ms", 5_000),  # in which an attempt to connect must have got through
     ("grpc.keepalive_time_ms", 20_000),  # the server lets pings pass that are 5 seconds apart
     ("grpc.keepalive_timeout_ms", 5_000),
@@ -49,7 +49,7 @@ class Caseload:
         self.changes: Final = ChangeServiceStub(calls)
         self._closed = Event()
 
-    def follow(self, after_revision: str = "", filter: ChangeFilter | None = None) -> Iterator[WatchChangesResponse]:  # noqa: A002 - the name it has in the request
+    def follow(self, after_revision: str = "", filter: ChangeFilter | None = None) -> Answers:  # noqa: A002 - its name in the request
         """What WatchChanges sends, resumed where a restart, an instance that is gone or a slow reader cut it.
 
         It ends when this is closed. Keep the through_revision of what you have dealt with, to begin after it next time.

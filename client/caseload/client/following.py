@@ -1,7 +1,7 @@
 """A watch that is resumed where it was cut."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Generator
 from threading import Event
 from typing import Any, Final
 
@@ -10,12 +10,13 @@ from caseload.client.refusals import why
 from caseload.v1.change_service_pb2 import WatchChangesRequest, WatchChangesResponse
 from caseload.v1.change_service_pb2_grpc import ChangeServiceStub
 
+Answers = Generator[WatchChangesResponse, None, None]
 _MOST_SECONDS: Final = 5.0
 _CUT: Final = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
 """A stop, or a connection that was lost; the server cut a reader that took nothing."""
 
 
-def follow(changes: ChangeServiceStub, request: WatchChangesRequest, closed: Event) -> Iterator[WatchChangesResponse]:
+def follow(changes: ChangeServiceStub, request: WatchChangesRequest, closed: Event) -> Answers:
     """Args: closed, ends it."""
     seconds, begun = 0.1, False
     while not closed.is_set():

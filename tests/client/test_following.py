@@ -1,0 +1,82 @@
+"""follow(): a watch that comes back where that helps, and ends where it does not."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from caseload.client import Caseload, connect, why
+from caseload.v1 import change_service_pb2 as pb
+from caseload.v1 import patient_service_pb2 as patients
+from caseload.v1.resources_pb2 import Patient
+from grpc import StatusCode
+
+from service.server import CaseloadServer
+from tests.client.answering import Answering
+from tests.security.serving import serving
+
+
+@pytest.fixture
+def caseload(server: CaseloadServer) -> Iterator[Caseload]:
+    with connect(server.address) as connected:
+        yield connected
+
+
+def write(caseload: Caseload) -> str:
+    request = patients.CreatePatientRequest(patient=Patient(display_name="Bob Ray"))
+    return caseload.patients.CreatePatient(request).revision
+
+
+def test_it_sends_what_is_in_the_log_and_then_what_comes(caseload: Caseload) -> None:
+    start, second = write(caseload), write(caseload)
+    answers = caseload.follow(start)
+    assert [one.revision for one in next(answers).change_sets] == [second]
+    third = write(caseload)
+    assert next(answers).through_revision == third
+    filtered = caseload.follow(start, pb.ChangeFilter(actor="nobody"))
+    assert list(next(filtered).change_sets) == []
+
+
+def test_one_that_is_dropped_ends_at_the_server_too(tmp_path: Path) -> None:
+    with serving(tmp_path, max_watches=1) as server, connect(server.address) as caseload:
+        for _ in range(3):  # there is one place only
+            answers = caseload.follow()
+            next(answers)
+            answers.close()
+            time.sleep(0.2)
+
+
+def test_closing_the_connection_ends_it(caseload: Caseload) -> None:
+    thread = threading.Thread(target=lambda: list(caseload.follow()))
+    thread.start()
+    time.sleep(0.3)
+    caseload.close()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_what_will_not_be_better_is_raised(caseload: Caseload) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        next(caseload.follow("0123456789ab.1"))
+    assert why(caught.value).reason == "REVISION_FOREIGN"
+
+
+def test_that_there_is_no_place_is_raised_at_the_beginning(tmp_path: Path) -> None:
+    with serving(tmp_path, max_watches=1) as server, connect(server.address) as caseload:
+        first = caseload.follow()
+        next(first)
+        with pytest.raises(grpc.RpcError) as caught:
+            next(caseload.follow())
+        assert why(caught.value) == ("TOO_MANY_WATCHES", {"limit": "1"}, {}, None)
+
+
+@pytest.mark.parametrize("code", [StatusCode.UNAVAILABLE, StatusCode.CANCELLED])
+def test_one_that_is_cut_again_and_again_waits_longer_each_time(peer: Answering, code: StatusCode) -> None:
+    peer.told(*[(code, "-1")] * 4)
+    with connect(peer.address) as caseload:
+        next(caseload.follow("0123456789ab.1"))
+    assert list(peer.waits) == [pytest.approx(wait, abs=wait * 0.2 + 0.1) for wait in (0.1, 0.2, 0.4, 0.8)]
+    sent = {pb.WatchChangesRequest.FromString(attempt.data).after_revision for attempt in peer.attempts}
+    assert sent == {"0123456789ab.1"}

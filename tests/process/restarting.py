@@ -1,0 +1,277 @@
+"""Restarts and crashes under load, as an application with the shipped client sees them.
+
+python -m tests.process.restarting      two instances on PostgreSQL, each stopped and started in turn; killed in turn;
+    --calls N                           and one on SQLite that is restarted; so many calls each (default: 20,000)
+
+Prints a line of each. Exit code 1 where a promise was not kept; 2 without PostgreSQL.
+"""
+
+import argparse
+import itertools
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import grpc
+from caseload.client import Caseload, connect, why
+from caseload.v1 import assignment_service_pb2 as assignments
+from caseload.v1 import change_service_pb2 as changes
+from caseload.v1 import patient_service_pb2 as patients
+from caseload.v1 import therapist_service_pb2 as therapists
+from caseload.v1.resources_pb2 import Patient, Therapist
+
+from tests.conftest import sqlite_file
+from tests.postgres.cluster import SAFE, Cluster, NoPostgres
+from tests.postgres.databases import Databases
+from tests.postgres.fixtures import migrate
+from tests.running import ServerProcess
+
+CALLERS = 32
+STALL_SECONDS = 1.0
+"""Promised: no call takes longer while one instance is restarted."""
+COUNTING = (sys.executable, str(Path(__file__).with_name("counting_retries.py")))
+
+
+@dataclass
+class Report:
+    """What the application saw, and what there is in the database."""
+
+    calls: int = 0
+    failed: list[str] = field(default_factory=list)
+    longest: float = 0.0
+    """Seconds that a call took, with its retries."""
+    retries: int = 0
+    """Attempts that reached a server and were not a call's first."""
+    restarts: int = 0
+    acknowledged: list[str] = field(default_factory=list)
+    """The revisions that writes were answered with."""
+    written: list[str] = field(default_factory=list)
+    """The revisions in the log."""
+
+    def faults(self) -> Iterator[str]:
+        """What is not as it should be."""
+        if self.failed:
+            yield f"{len(self.failed)} calls failed, the first with {self.failed[0]}"
+        if sorted(self.acknowledged) != sorted(self.written):
+            yield f"{len(self.acknowledged)} writes acknowledged, {len(self.written)} written"
+
+    def __str__(self) -> str:
+        twice = len(self.written) - len(set(self.acknowledged))
+        return (
+            f"{self.calls} calls, {len(self.acknowledged)} of them writes; failed: {len(self.failed)}; "
+            f"written twice: {twice}; restarts: {self.restarts}; retries: {self.retries}; "
+            f"longest call: {self.longest:.2f} s"
+        )
+
+
+class Instance:
+    """A server on a port of its own, that is started there again."""
+
+    def __init__(self, database: str, folder: Path, *arguments: str) -> None:
+        """Args: folder, where retries are counted; arguments, of `caseload serve`."""
+        self._count = {"CASELOAD_TEST_RETRIES": str(folder / "retries")}
+        self._database, self._arguments = database, arguments
+        self.server = self._started()
+        self.address = self.server.address
+
+    def _started(self, *arguments: str) -> ServerProcess:
+        server = ServerProcess(self._database, *self._arguments, *arguments, command=COUNTING, environment=self._count)
+        return server.__enter__()
+
+    def restart(self) -> None:
+        code, log = self.server.stop()
+        assert code == 0, log
+        self.server = self._started("--address", self.address)
+
+    def crash(self) -> None:
+        self.end()
+        self.server = self._started("--address", self.address)
+
+    def end(self) -> None:
+        """As a kill -9 does."""
+        self.server.__exit__(None, None, None)
+
+
+class Callers:
+    """Reads and writes in turn, each caller on a patient of its own, until there were so many calls."""
+
+    def __init__(self, caseload: Caseload, report: Report, calls: int) -> None:
+        self._caseload = caseload
+        self._report = report
+        self._left = iter(range(calls))
+        self._threads = [threading.Thread(target=self._call_on, args=(f"t{n}",)) for n in range(CALLERS)]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def are_calling(self) -> bool:
+        return any(thread.is_alive() for thread in self._threads)
+
+    def join(self) -> None:
+        for thread in self._threads:
+            thread.join(300)
+            assert not thread.is_alive(), "calls do not end"
+
+    def _call_on(self, therapist_id: str) -> None:
+        patient_id = ""
+        for call in itertools.cycle(ROUND):
+            if next(self._left, None) is None:
+                return
+            began = time.monotonic()
+            try:
+                answer = call(self._caseload, therapist_id, patient_id)
+            except grpc.RpcError as error:
+                self._report.failed.append(f"{error.code()} {why(error).reason} {error.details()}")
+                continue
+            finally:
+                self._report.longest = max(self._report.longest, time.monotonic() - began)
+            if call in WRITES:
+                self._report.acknowledged.append(answer.revision)
+            if call is _create:
+                patient_id = answer.patient.patient_id
+
+
+def _create(caseload: Caseload, _therapist_id: str, _patient_id: str) -> patients.CreatePatientResponse:
+    return caseload.patients.CreatePatient(patients.CreatePatientRequest(patient=Patient(display_name="Bob Ray")))
+
+
+def _get(caseload: Caseload, _therapist_id: str, patient_id: str) -> patients.GetPatientResponse:
+    return caseload.patients.GetPatient(patients.GetPatientRequest(patient_id=patient_id))
+
+
+def _assign(caseload: Caseload, therapist_id: str, patient_id: str) -> therapists.AssignPatientResponse:
+    return caseload.therapists.AssignPatient(
+        therapists.AssignPatientRequest(therapist_id=therapist_id, patient_id=patient_id)
+    )
+
+
+def _check(caseload: Caseload, therapist_id: str, patient_id: str) -> assignments.CheckAssignmentsResponse:
+    pair = assignments.CheckAssignmentsRequest.Pair(therapist_id=therapist_id, patient_id=patient_id)
+    return caseload.assignments.CheckAssignments(assignments.CheckAssignmentsRequest(pairs=[pair]))
+
+
+def _rename(caseload: Caseload, _therapist_id: str, patient_id: str) -> patients.UpdatePatientResponse:
+    request = patients.UpdatePatientRequest(patient=Patient(patient_id=patient_id, display_name="Bob Roy"))
+    request.update_mask.paths.append("display_name")
+    return caseload.patients.UpdatePatient(request)
+
+
+def _list(caseload: Caseload, therapist_id: str, _patient_id: str) -> therapists.ListTherapistPatientsResponse:
+    return caseload.therapists.ListTherapistPatients(therapists.ListTherapistPatientsRequest(therapist_id=therapist_id))
+
+
+def _unassign(caseload: Caseload, therapist_id: str, patient_id: str) -> patients.UnassignTherapistResponse:
+    return caseload.patients.UnassignTherapist(
+        patients.UnassignTherapistRequest(patient_id=patient_id, therapist_id=therapist_id)
+    )
+
+
+ROUND: list[Callable[[Caseload, str, str], Any]] = [_create, _get, _assign, _check, _rename, _list, _unassign, _get]
+WRITES = (_create, _assign, _rename, _unassign)
+"""Each changes something, so each is one change set."""
+
+
+@contextmanager
+def running(database: str, count: int, *arguments: str) -> Iterator[tuple[list[Instance], Report]]:
+    """So many instances, and a report that is whole after the with block."""
+    report = Report()
+    with TemporaryDirectory() as folder, ExitStack() as stack:
+        instances = []
+        for _ in range(count):
+            instances.append(Instance(database, Path(folder), *arguments))
+            stack.callback(instances[-1].end)
+        yield instances, report
+        retries = Path(folder) / "retries"
+        report.retries = retries.stat().st_size
+
+
+def under_load(
+    instances: list[Instance], report: Report, calls: int, disturb: Callable[[Instance], None], pause: float
+) -> None:
+    """Calls, while one instance after the other is disturbed, in turn."""
+    report.calls = calls
+    with connect("ipv4:" + ",".join(one.address for one in instances)) as caseload:
+        for n in range(CALLERS):
+            made = caseload.therapists.CreateTherapist(
+                therapists.CreateTherapistRequest(therapist_id=f"t{n}", therapist=Therapist(display_name="Ann Lee"))
+            )
+        callers = Callers(caseload, report, calls)
+        callers.start()
+        for instance in itertools.cycle(instances):
+            time.sleep(pause)
+            if not callers.are_calling():
+                break
+            disturb(instance)
+            report.restarts += 1
+        callers.join()
+        report.written = list(revisions(caseload, made.revision))
+
+
+def revisions(caseload: Caseload, after: str) -> Iterator[str]:
+    """Of everything in the log after a revision."""
+    while True:
+        request = changes.ListChangesRequest(after_revision=after, page_size=1000)
+        page = caseload.changes.ListChanges(request)
+        yield from (one.revision for one in page.change_sets)
+        after = page.through_revision
+        if after == page.head_revision:
+            return
+
+
+def rolling(database: str, calls: int) -> Report:
+    """Two instances, each restarted in turn, and again."""
+    with running(database, 2, "--drain-seconds", "0.5") as (instances, report):
+        under_load(instances, report, calls, Instance.restart, 0.5)
+    return report
+
+
+def crashing(database: str, calls: int) -> Report:
+    """Two instances, each killed in turn, and again."""
+    with running(database, 2) as (instances, report):
+        under_load(instances, report, calls, Instance.crash, 0.5)
+    return report
+
+
+def alone(database: str, calls: int) -> Report:
+    """One instance that is restarted."""
+    with running(database, 1) as (instances, report):
+        under_load(instances, report, calls, Instance.restart, 0.5)
+    return report
+
+
+def main() -> None:
+    """Runs the three."""
+    parser = argparse.ArgumentParser(description="Restarts and crashes under load.")
+    parser.add_argument("--calls", type=int, default=20_000, help="of each run (default: 20,000)")
+    calls = parser.parse_args().calls
+    try:
+        with Cluster(SAFE) as cluster, Databases(cluster, migrate) as databases:
+            with databases.lend() as url:
+                kept = shown("rolling restarts", rolling(url, calls))
+            with databases.lend() as url:
+                kept &= shown("kill -9", crashing(url, calls))
+    except NoPostgres as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    with sqlite_file() as url:
+        report = alone(url, calls)
+    kept &= shown("one instance, restarted", report) and report.longest < STALL_SECONDS
+    sys.exit(not kept)
+
+
+def shown(name: str, report: Report) -> bool:
+    """Prints it: whether it is as it should be."""
+    faults = list(report.faults())
+    print(f"{name}: {report}", *faults, sep="\n   NOT AS PROMISED: ", flush=True)
+    return not faults
+
+
+if __name__ == "__main__":
+    main()
