@@ -137,7 +137,7 @@ failover: $(INSTALLED) ## kill a primary, then stop a standby, under load: what 
 	@$(BIN)/python -m benchmarks.failover --standby-stopped
 
 .PHONY: rolling
-rolling: $(INSTALLED) ## restarts and crashes under 20,000 calls with the shipped client: what fails, and how long it takes; needs PostgreSQL
+rolling: $(INSTALLED) ## restarts and kill -9 under 20,000 calls of the shipped client: what fails, and for how long; needs PostgreSQL
 	@$(BIN)/python -m tests.process.restarting
 
 .PHONY: bench-hostile

@@ -13,10 +13,12 @@ ROOT = Path(__file__).parents[1]
 NEEDED = {"grpcio", "protobuf", "googleapis-common-protos"}
 WITHOUT_OTHERS = """if True:
     import sys
-    class OfTheThree:  # and what grpcio itself needs
+    # typing_extensions is what grpcio needs.
+    known = {"caseload", "google", "grpc", "typing_extensions"} | sys.stdlib_module_names
+    class OfTheThree:
         @staticmethod
         def find_spec(name, path=None, target=None):
-            if name.partition(".")[0] not in {"caseload", "google", "grpc", "typing_extensions", *sys.stdlib_module_names}:
+            if name.partition(".")[0] not in known:
                 raise ImportError(name)
     sys.meta_path.insert(0, OfTheThree)
     import caseload.client
