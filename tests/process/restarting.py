@@ -1,7 +1,7 @@
 """Restarts and crashes under load, as an application with the shipped client sees them.
 
 python -m tests.process.restarting      two instances on PostgreSQL, each stopped and started in turn; killed in turn;
-    --calls N                           and one on SQLite that is restarted; so many calls each (default: 20,000)
+    --calls N                           and one on SQLite that is restarted ten times; so many calls each
 
 Prints a line of each. Exit code 1 where a promise was not kept; 2 without PostgreSQL.
 """
@@ -33,6 +33,8 @@ from tests.postgres.fixtures import migrate
 from tests.running import ServerProcess
 
 CALLERS = 32
+PAUSE_SECONDS = 0.5
+"""Between a restart and the next."""
 STALL_SECONDS = 1.0
 """Promised: no call takes longer while one instance is restarted."""
 COUNTING = (sys.executable, str(Path(__file__).with_name("counting_retries.py")))
@@ -49,6 +51,8 @@ class Report:
     retries: int = 0
     """Attempts that reached a server and were not a call's first."""
     restarts: int = 0
+    longest_restart: float = 0.0
+    """Seconds from the signal to the line that says that it serves."""
     acknowledged: list[str] = field(default_factory=list)
     """The revisions that writes were answered with."""
     written: list[str] = field(default_factory=list)
@@ -65,8 +69,8 @@ class Report:
         twice = len(self.written) - len(set(self.acknowledged))
         return (
             f"{self.calls} calls, {len(self.acknowledged)} of them writes; failed: {len(self.failed)}; "
-            f"written twice: {twice}; restarts: {self.restarts}; retries: {self.retries}; "
-            f"longest call: {self.longest:.2f} s"
+            f"written twice: {twice}; retries: {self.retries}; restarts: {self.restarts}, "
+            f"the longest {self.longest_restart:.2f} s; longest call: {self.longest:.2f} s"
         )
 
 
@@ -193,9 +197,9 @@ def running(database: str, count: int, *arguments: str) -> Iterator[tuple[list[I
 
 
 def under_load(
-    instances: list[Instance], report: Report, calls: int, disturb: Callable[[Instance], None], pause: float
+    instances: list[Instance], report: Report, calls: int, disturb: Callable[[Instance], None], most: int | None = None
 ) -> None:
-    """Calls, while one instance after the other is disturbed, in turn."""
+    """Calls, while one instance after the other is disturbed, in turn; so often at most."""
     report.calls = calls
     with connect("ipv4:" + ",".join(one.address for one in instances)) as caseload:
         for n in range(CALLERS):
@@ -204,11 +208,13 @@ def under_load(
             )
         callers = Callers(caseload, report, calls)
         callers.start()
-        for instance in itertools.cycle(instances):
-            time.sleep(pause)
+        for instance in itertools.islice(itertools.cycle(instances), most):
+            time.sleep(PAUSE_SECONDS)
             if not callers.are_calling():
                 break
+            began = time.monotonic()
             disturb(instance)
+            report.longest_restart = max(report.longest_restart, time.monotonic() - began)
             report.restarts += 1
         callers.join()
         report.written = list(revisions(caseload, made.revision))
@@ -228,21 +234,21 @@ def revisions(caseload: Caseload, after: str) -> Iterator[str]:
 def rolling(database: str, calls: int) -> Report:
     """Two instances, each restarted in turn, and again."""
     with running(database, 2, "--drain-seconds", "0.5") as (instances, report):
-        under_load(instances, report, calls, Instance.restart, 0.5)
+        under_load(instances, report, calls, Instance.restart)
     return report
 
 
 def crashing(database: str, calls: int) -> Report:
     """Two instances, each killed in turn, and again."""
     with running(database, 2) as (instances, report):
-        under_load(instances, report, calls, Instance.crash, 0.5)
+        under_load(instances, report, calls, Instance.crash)
     return report
 
 
 def alone(database: str, calls: int) -> Report:
-    """One instance that is restarted."""
+    """One instance that is restarted ten times."""
     with running(database, 1) as (instances, report):
-        under_load(instances, report, calls, Instance.restart, 0.5)
+        under_load(instances, report, calls, Instance.restart, most=10)
     return report
 
 
@@ -262,7 +268,9 @@ def main() -> None:
         sys.exit(2)
     with sqlite_file() as url:
         report = alone(url, calls)
-    kept &= shown("one instance, restarted", report) and report.longest < STALL_SECONDS
+    kept &= shown("one instance", report)
+    if report.longest >= STALL_SECONDS:
+        sys.exit(f"   NOT AS PROMISED: a call took more than {STALL_SECONDS} s")
     sys.exit(not kept)
 
 

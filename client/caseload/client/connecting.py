@@ -24,7 +24,7 @@ File = str | Path
 
 CHANNEL_OPTIONS: Final[Options] = (
     ("grpc.initial_reconnect_backoff_ms", 50),  # 1 s by default: an instance that restarts is back sooner
-    ("grpc.max_reconnect_backoff_ms", 250),
+    ("grpc.max_reconnect_backoff_ms", 150),
     ("grpc.min_reconnect_backoff_ms", 5_000),  # in which an attempt to connect must have got through
     ("grpc.keepalive_time_ms", 20_000),  # the server lets pings pass that are 5 seconds apart
     ("grpc.keepalive_timeout_ms", 5_000),
