@@ -8,13 +8,17 @@ No label has a value that a caller chose: methods are the registered ones, codes
 """
 
 import os
+import resource
 import shutil
 import socket
 import socketserver
 import tempfile
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, values
@@ -22,6 +26,7 @@ from prometheus_client.exposition import MetricsHandler
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from service.config import SettingError, host_and_port
+from service.store.database import Meter
 
 Count = Callable[[str, str | None, float], None]
 """Counts a call that has ended, by its code, the reason where it was refused with one, and the seconds that it took."""
@@ -29,6 +34,7 @@ Count = Callable[[str, str | None, float], None]
 _FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
 _SAMPLE_SECONDS: Final = 1.0
 _SECONDS: Final = (*(0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5), *(1, 2.5, 5, 10))
+_WRITES: Final = (1, 2, 4, 8, 16, 32, 64, 128)
 _PAGE_PATH: Final = "/metrics"
 _PAGE_SECONDS: Final = 5.0
 """How long a reader of the page may keep silent."""
@@ -39,6 +45,15 @@ _GAUGES: Final[dict[str, tuple[str, Literal["livesum", "livemax", "livemin"]]]] 
     "ready": ("1 where the store answers", "livemin"),
     "watches": ("Watches open", "livesum"),
     "watches_limit": ("Watches that may be open", "livesum"),
+    "database_bytes": ("Size of the SQLite file", "livemax"),
+    "wal_bytes": ("Size of SQLite's write-ahead log beside it", "livemax"),
+    "pool_connections": ("Connections to PostgreSQL that calls hold", "livesum"),
+    "pool_connections_limit": ("Connections to PostgreSQL that calls may hold", "livesum"),
+    "pool_waiting": ("Calls that wait for a connection to PostgreSQL", "livesum"),
+    "workers": ("Processes that serve", "livesum"),
+    "start_time_seconds": ("When the youngest of them began, in seconds since 1970", "livemax"),
+    "resident_memory_bytes": ("Memory that they hold", "livesum"),
+    "build_info": ("1, of the version that its labels name", "livemax"),
 }
 """What is looked at once a second: of each what it is, and what becomes of several workers' values."""
 
@@ -58,15 +73,18 @@ class Metrics:
         self.registry: Final = CollectorRegistry()
         self._calls = self._counter("calls", "Calls that have ended", "method", "code")
         self._refusals = self._counter("refusals", "Calls refused, by the reason of the contract", "reason")
-        self._call_seconds = Histogram(
-            *("caseload_call_seconds", "Time that the work of a call took, but for streams", ["method"]),
-            registry=self.registry,
-            buckets=_SECONDS,
+        self._call_seconds = self._histogram(
+            "call_seconds", "Time that the work of a call took, but for streams", "method"
         )
+        waited = self._histogram("store_seconds", "Time that callers of the store waited for it", "operation")
+        self._commit_writes = self._histogram("commit_writes", "Writes that shared a commit", buckets=_WRITES)
+        self._commit_seconds = self._histogram("commit_seconds", "Time that a commit took")
+        self.meter: Final = Meter(waited.labels("read").observe, waited.labels("write").observe, self._committed)
         self._looks: list[tuple[Gauge, Callable[[], float]]] = []
         self._gauges: dict[str, Gauge] = {}
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._look_on, name="metrics", daemon=True)
+        self._follow_process()
 
     def of(self, method: str, *, is_stream: bool) -> Count:
         """What counts the calls of one method; a stream lasts as long as its caller likes, so its time says nothing."""
@@ -106,6 +124,20 @@ class Metrics:
         if self._thread.is_alive():
             self._thread.join(_SAMPLE_SECONDS)
 
+    def _follow_process(self) -> None:
+        began = time.time()
+        self.follow("workers", lambda: 1)
+        self.follow("start_time_seconds", lambda: began)
+        self.follow("resident_memory_bytes", _resident_bytes)
+        self.follow("build_info", lambda: 1, version=version("caseload-server"))
+
+    def _committed(self, writes: int, seconds: float) -> None:
+        self._commit_writes.observe(writes)
+        self._commit_seconds.observe(seconds)
+
+    def _histogram(self, name: str, text: str, *labels: str, buckets: Sequence[float] = _SECONDS) -> Histogram:
+        return Histogram(f"caseload_{name}", text, labels, registry=self.registry, buckets=buckets)
+
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"caseload_{name}", text, labels, registry=self.registry)
 
@@ -117,6 +149,10 @@ class Metrics:
         for gauge, look in self._looks:
             with suppress(Exception):  # this thread must outlive whatever it looks at
                 gauge.set(look())
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 class WorkersMetrics:

@@ -10,8 +10,10 @@ import apsw
 from service.config import Config, SettingError, is_postgres, sqlite_path
 from service.errors import DomainError
 from service.store import RelationshipStore, sqlite_migrate
+from service.store.database import Database, Meter
 from service.store.migrations import Migration, SchemaError
 from service.store.sqlite import SqliteDatabase
+from service.store.timed import TimedDatabase
 
 NOT_MIGRATED: Final = "its schema is not up to date: run caseload migrate"
 
@@ -30,19 +32,27 @@ def migrate(url: str) -> list[Migration]:
     return steps
 
 
-def open_store(config: Config, clock: Callable[[], int]) -> RelationshipStore:
-    """The store at a URL. SQLite is migrated where it must be, PostgreSQL by its operator. Raises SettingError."""
-    with usable(config.database) as (migrations, place):
-        if not is_postgres(config.database):
-            migrations.migrate(place)
-            return RelationshipStore(SqliteDatabase(place), clock)
-        if migrations.pending(place):
-            raise SchemaError(NOT_MIGRATED)
-        from service.store.postgres import PostgresDatabase
+def open_store(config: Config, clock: Callable[[], int], meter: Meter | None = None) -> RelationshipStore:
+    """The store at a URL. SQLite is migrated where it must be, PostgreSQL by its operator. Raises SettingError.
 
-        # Some threads are left to read, whatever the writers wait for.
-        writers = max(1, config.threads * 3 // 4)
-        return RelationshipStore(PostgresDatabase(place, connections=config.pool_size, writers=writers), clock)
+    Args: meter, where one is to be told of the store's work.
+    """
+    with usable(config.database) as (migrations, place):
+        database = _open(config, migrations, place)
+        return RelationshipStore(TimedDatabase(database, meter) if meter else database, clock)
+
+
+def _open(config: Config, migrations: ModuleType, place: Any) -> Database:
+    if not is_postgres(config.database):
+        migrations.migrate(place)
+        return SqliteDatabase(place)
+    if migrations.pending(place):
+        raise SchemaError(NOT_MIGRATED)
+    from service.store.postgres import PostgresDatabase
+
+    # Some threads are left to read, whatever the writers wait for.
+    writers = max(1, config.threads * 3 // 4)
+    return PostgresDatabase(place, connections=config.pool_size, writers=writers)
 
 
 @contextmanager

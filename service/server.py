@@ -125,6 +125,8 @@ class CaseloadServer:
         metrics.follow("ready", lambda: self._is_ready)
         metrics.follow("watches", self._watches.count)
         metrics.follow("watches_limit", lambda: self._config.max_watches)
+        for name, labels, look in self._store.gauges():
+            metrics.follow(name, look, **labels)
 
     @property
     def metrics_address(self) -> str | None:
@@ -181,7 +183,7 @@ def build_server(config: Config, clock: Callable[[], int] = clock) -> CaseloadSe
     try:
         address = _bind(server, config, credentials)
         metrics, page = _metrics(config)
-        store = open_store(config, clock)
+        store = open_store(config, clock, metrics.meter if metrics else None)
         lines = _access_lines(config, store)
     except SettingError:
         server.stop(None)

@@ -10,7 +10,7 @@ import psycopg
 from psycopg import pq
 
 from service import errors
-from service.store.database import Row
+from service.store.database import Gauges, Row
 
 Connection = psycopg.Connection[Row]
 PLACE_SECONDS: Final = 3.0
@@ -25,6 +25,7 @@ class Connections:
 
     def __init__(self, open_one: Callable[[], Connection], count: int) -> None:
         self._open_one = open_one
+        self._count = count
         self._lock = threading.Lock()
         self._places = count
         self._waiting: deque[threading.Lock] = deque()
@@ -52,6 +53,15 @@ class Connections:
             connection.close()
             self._drop()
         self._give_place()
+
+    def gauges(self, name: str) -> Gauges:
+        """Those lent, all that may be, and the threads that wait for one."""
+        pool = {"pool": name}
+        return [
+            ("pool_connections", pool, lambda: self._count - self._places),
+            ("pool_connections_limit", pool, lambda: self._count),
+            ("pool_waiting", pool, lambda: len(self._waiting)),
+        ]
 
     def forget(self) -> None:
         """Takes nothing back: another may be opened instead."""

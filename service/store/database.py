@@ -2,12 +2,31 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 Value = str | int | bytes | None
 Parameters = Mapping[str, Value]
 Row = tuple[Any, ...]
 T = TypeVar("T")
+
+
+Gauges = Sequence[tuple[str, dict[str, str], Callable[[], float]]]
+"""Numbers that can be looked at, from any thread, without asking the database: the name, labels, and what tells it."""
+
+
+class Meter(NamedTuple):
+    """What is told of the store's work."""
+
+    read: Callable[[float], object]
+    """The seconds that a read took."""
+    write: Callable[[float], object]
+    """Those that a write took."""
+    commit: Callable[[int, float], object]
+    """How many writes were in a commit, and its seconds."""
+
+
+def untold(_writes: int, _seconds: float) -> None:
+    """The commit of a meter that is not there."""
 
 
 class Collided(Exception):
@@ -36,6 +55,8 @@ class Database(Protocol):
     row_lock: str
     """What a SELECT ends in so that its rows stay as they are until the transaction ends; empty where a write has
     the database for itself."""
+    committed: Callable[[int, float], object]
+    """As in Meter."""
     can_lose_answers: bool
     """Whether a commit may be carried out and its answer lost: then every write needs a request_id to look up."""
 
@@ -51,6 +72,9 @@ class Database(Protocol):
         Work may be run more than once, and beside others' in one commit. What it raises is raised here, and nothing
         of it is kept.
         """
+
+    def gauges(self) -> Gauges:
+        """What there is to look at."""
 
     def check(self) -> None:
         """Asks once, without patience: raises where the database does not answer, or would take no write."""

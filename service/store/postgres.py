@@ -21,7 +21,7 @@ from psycopg.types.numeric import Int8BinaryDumper
 
 from service import errors
 from service.store.connections import Connection, Connections
-from service.store.database import Collided, Parameters, Row, T, Transaction, Value
+from service.store.database import Collided, Gauges, Parameters, Row, T, Transaction, Value, untold
 
 _CONNECTING: Final = {
     "application_name": "caseload",
@@ -178,6 +178,7 @@ class PostgresDatabase:
         Args: connections, most for reads, and as many for writes; writers, calls that may write at once, so few
         that some threads are left to read; commit_seconds, how long a caller waits for a COMMIT.
         """
+        self.committed: Callable[[int, float], object] = untold
         self._readers = Connections(partial(connect, url, _READING), connections)
         self._writers = Connections(partial(connect, url), connections)
         self._writing = threading.Semaphore(writers)
@@ -270,6 +271,7 @@ class PostgresDatabase:
         warned: list[str | None] = []
         note = lambda notice: warned.append(notice.sqlstate)  # noqa: E731 - removed again by its name
         connection.add_notice_handler(note)
+        began = time.perf_counter()
         try:
             connection.pgconn.send_query(b"COMMIT")
             if not _ended(connection.pgconn, self._commit_seconds):
@@ -288,6 +290,7 @@ class PostgresDatabase:
             raise errors.OutcomeUnknown
         if result is None or result.command_status != b"COMMIT":
             raise errors.StoreBusy
+        self.committed(1, time.perf_counter() - began)
 
     def _leave_to_itself(self, connection: Connection) -> None:
         """Never cancels a COMMIT that waits for its standby: others would read what can still be lost."""
@@ -300,6 +303,9 @@ class PostgresDatabase:
             _ended(connection.pgconn, None)
         connection.close()
         self._left.discard(connection)
+
+    def gauges(self) -> Gauges:
+        return [*self._readers.gauges("read"), *self._writers.gauges("write")]
 
     def check(self) -> None:
         answered = False

@@ -23,7 +23,7 @@ from service.records import (
 )
 from service.store import assignments, change_log, corrections, people, purges, transfers
 from service.store.changes import MADE, StoreKeys, Write
-from service.store.database import Database, Row, Transaction
+from service.store.database import Database, Gauges, Row, Transaction
 from service.store.people import PATIENT, THERAPIST, Kind
 
 PAGE_BYTES: Final = 2 * 1024 * 1024
@@ -244,6 +244,10 @@ class RelationshipStore:
     def check(self) -> None:
         """Raises StoreBusy, StoreUnavailable, ShuttingDown where calls would not be answered."""
         self._database.check()
+
+    def gauges(self) -> Gauges:
+        """What can be looked at, from any thread."""
+        return self._database.gauges()
 
     def wait_for_news(self) -> None:
         """Returns when another process may have written, after half a second at most. For one thread."""

@@ -7,13 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Generic
 
 import apsw
 
 from service import errors
-from service.store.database import Parameters, Row, T, Transaction, Value
+from service.store.database import Gauges, Parameters, Row, T, Transaction, Value, untold
 
 APPLICATION_ID: Final = 0x43534C44
 """Marks the file as ours ("CSLD")."""
@@ -83,6 +84,13 @@ def _failure(error: BaseException, *, committing: bool = False) -> BaseException
         return errors.OutcomeUnknown()
     failure = _FAILURES.get(type(error))
     return failure() if failure else error
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # there is no -wal file before the first write
+        return 0
 
 
 class _Statements:
@@ -171,6 +179,7 @@ class SqliteDatabase:
 
     def __init__(self, path: Path) -> None:
         """Opens an existing, migrated file. Raises apsw.Error."""
+        self.committed: Callable[[int, float], object] = untold
         self._path = path
         self._threads = threading.local()
         self._readers: list[_Reader] = []
@@ -243,6 +252,7 @@ class SqliteDatabase:
     def _commit(self, batch: list[_Job[Any]]) -> None:
         execute = self._writer.execute
         committing = False
+        began = time.perf_counter()
         try:
             if self._writer.in_transaction:  # a rollback that failed
                 execute("ROLLBACK")
@@ -251,6 +261,7 @@ class SqliteDatabase:
                 self._run(job)
             committing = True
             execute("COMMIT")
+            self.committed(len(batch), time.perf_counter() - began)
         except BaseException as error:  # noqa: BLE001 - whatever it was, no one in the batch may be told it went well
             # Refusals fail too: they may rest on a batch-mate's write that is gone now.
             for job in batch:
@@ -272,6 +283,10 @@ class SqliteDatabase:
             job.error = _failure(error) if isinstance(error, apsw.Error) else error
             execute("ROLLBACK TO job")
         execute("RELEASE job")
+
+    def gauges(self) -> Gauges:
+        log = self._path.with_name(f"{self._path.name}-wal")
+        return [("database_bytes", {}, partial(_size, self._path)), ("wal_bytes", {}, partial(_size, log))]
 
     def check(self) -> None:
         self.read("SELECT head_revision FROM store")

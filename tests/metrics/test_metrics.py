@@ -1,10 +1,17 @@
 """What is counted, of calls that were really made."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from typing import Final
+
 import pytest
 
 from service.server import CaseloadServer
 from tests.clinic import Clinic, full_name, refused
 from tests.metrics.reading import numbers, until
+
+STORE: Final = [("store_seconds_count", "read"), ("store_seconds_count", "write")]
 
 
 @pytest.fixture
@@ -45,3 +52,34 @@ def test_an_open_watch_is_seen_and_counted_when_it_ends(measured_server: Caseloa
 
 def test_readiness_is_told(measured_server: CaseloadServer) -> None:
     until(measured_server.metrics_address, lambda seen: seen("ready") == 1)
+
+
+def test_the_time_of_the_store_is_that_of_reads_and_of_writes(measured_server: CaseloadServer, clinic: Clinic) -> None:
+    address = measured_server.metrics_address
+    clinic.therapists("t1")
+    before = numbers(address)
+    clinic.send("GetTherapist", therapist_id="t1")
+    clinic.send("ListTherapists")
+    clinic.therapists("t2")
+    after = numbers(address)
+    counts = {(name, one): after(name, operation=one) - before(name, operation=one) for name, one in STORE}
+    assert counts == {("store_seconds_count", "read"): 2, ("store_seconds_count", "write"): 1}
+    assert after("store_seconds_sum", operation="write") > before("store_seconds_sum", operation="write")
+
+
+def test_every_write_is_in_a_commit(measured_server: CaseloadServer, clinic: Clinic) -> None:
+    before = numbers(measured_server.metrics_address)
+    with ThreadPoolExecutor(8) as callers:
+        list(callers.map(clinic.therapists, (f"t{number}" for number in range(100))))
+    after = numbers(measured_server.metrics_address)
+    assert after("commit_writes_sum") - before("commit_writes_sum") == 100
+    commits = after("commit_writes_count") - before("commit_writes_count")
+    assert commits == after("commit_seconds_count") - before("commit_seconds_count")
+    assert 100 / 8 <= commits <= 100
+
+
+def test_the_process_is_described(measured_server: CaseloadServer) -> None:
+    told = numbers(measured_server.metrics_address)
+    assert told("build_info", version=version("caseload-server")) == told("workers") == 1
+    assert time.time() - 60 < told("start_time_seconds") <= time.time()
+    assert 20e6 < told("resident_memory_bytes") < 2e9
