@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable, MutableMapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, TextIO
@@ -18,13 +19,28 @@ _SECRETS: Final = ("keys_file", "tls_key")
 """Files of which only the names are told."""
 
 
+_counter: Callable[[str], object] | None = None
+
+
+def count_with(counter: Callable[[str], object]) -> None:
+    """Tells it the level of each event that is logged from now on."""
+    global _counter  # noqa: PLW0603 - there is one log
+    _counter = counter
+
+
+def _count(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    if _counter:
+        _counter(event["level"])
+    return event
+
+
 def configure(level: str) -> None:
     """Everything of this level and above goes to standard error from now on."""
     on_terminal = sys.stderr.isatty()
     time = structlog.processors.TimeStamper(fmt="%H:%M:%S" if on_terminal else "iso", utc=not on_terminal)
     last = _for_people() if on_terminal else structlog.processors.JSONRenderer()
     structlog.configure(
-        processors=[structlog.processors.add_log_level, time, last],
+        processors=[structlog.processors.add_log_level, _count, time, last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,

@@ -73,6 +73,7 @@ class Metrics:
         self.registry: Final = CollectorRegistry()
         self._calls = self._counter("calls", "Calls that have ended", "method", "code")
         self._refusals = self._counter("refusals", "Calls refused, by the reason of the contract", "reason")
+        self._log_events = self._counter("log_events", "Events logged, but for the access log", "level")
         self._call_seconds = self._histogram(
             "call_seconds", "Time that the work of a call took, but for streams", "method"
         )
@@ -102,6 +103,10 @@ class Metrics:
                 self._refusals.labels(reason).inc()
 
         return count
+
+    def logged(self, level: str) -> None:
+        """Counts an event of the log."""
+        self._log_events.labels(level).inc()
 
     def follow(self, name: str, look: Callable[[], float], **labels: str) -> None:
         """Looks at a number of `_GAUGES` once a second, in a thread of its own; before `start`."""

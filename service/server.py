@@ -21,13 +21,13 @@ from caseload.v1 import (
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from service import logs
 from service.config import Config, SettingError
 from service.interceptors.access_log import AccessLog, Lines, LogFile
 from service.interceptors.admission import Admission
 from service.interceptors.guard import GuardedServer
 from service.interceptors.streams import StreamsServer
 from service.keys import read as read_keys
-from service.logs import OnTerminal
 from service.opening import open_store
 from service.readiness import Readiness
 from service.reloading import Reloading
@@ -205,6 +205,7 @@ def _metrics(config: Config) -> "tuple[Metrics | None, Page | None]":
     from service.metrics import Metrics, Page  # here, since only those who count need it
 
     metrics = Metrics(config.worker)
+    logs.count_with(metrics.logged)
     return metrics, Page(config.metrics_address, metrics.registry) if config.worker is None else None
 
 
@@ -216,7 +217,7 @@ def _credentials(config: Config) -> grpc.ServerCredentials | None:
 
 def _access_lines(config: Config, store: RelationshipStore) -> Lines:
     if not config.access_log:
-        return OnTerminal(sys.stderr) if sys.stderr.isatty() else sys.stderr
+        return logs.OnTerminal(sys.stderr) if sys.stderr.isatty() else sys.stderr
     try:
         return LogFile(config.access_log)
     except OSError:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,13 @@ import grpc
 from caseload.v1 import patient_service_pb2_grpc, therapist_service_pb2_grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+
+
+def free_address() -> str:
+    """One that nobody listens on, for a process whose log is read too late."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 class Client:

@@ -12,15 +12,18 @@ from typing import Any, Final
 import grpc
 import pytest
 import structlog
+from prometheus_client import Counter
 
 from service import errors
 from service.interceptors import access_log
+from service.metrics import Metrics
 from service.server import CaseloadServer
 from service.servicers.change import ChangeServicer
 from service.servicers.pages import PageTokens
 from service.servicers.patient import PatientServicer
 from service.store import RelationshipStore
-from tests.running import ServerProcess
+from tests.metrics.reading import page
+from tests.running import ServerProcess, free_address
 from tests.security.leaking import CANARY, Caller, found
 
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -94,6 +97,22 @@ def actors_in_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ChangeServicer, "ListChanges", ListChanges)
 
 
+def count_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    initialise = Metrics.__init__
+
+    def with_names(metrics: Metrics, worker: int | None) -> None:
+        initialise(metrics, worker)
+        by_name = Counter("caseload_creations", "", ["name"], registry=metrics.registry)
+
+        def count(self: Any, request: Any, context: grpc.ServicerContext) -> Any:
+            by_name.labels(request.patient.display_name).inc()
+            return CREATE(self, request, context)
+
+        monkeypatch.setattr(PatientServicer, "CreatePatient", count)
+
+    monkeypatch.setattr(Metrics, "__init__", with_names)
+
+
 LEAKS: Final[dict[Patch, str]] = {
     creating(log_it): "stdout",
     creating(print_it): "stderr",
@@ -103,6 +122,7 @@ LEAKS: Final[dict[Patch, str]] = {
     token_of_the_filter: "answer",
     anything_for_an_id: "stderr",
     actors_in_changes: "answer",
+    count_it: "metrics",
 }
 """Each of them planted, and the output it shows in."""
 
@@ -119,16 +139,17 @@ def outputs(
     assert database_url  # of the server; named here so that this runs on every database
     if request.param is not crash_in_the_store:
         request.param(monkeypatch)
-    server: CaseloadServer = request.getfixturevalue("server")
+    server: CaseloadServer = request.getfixturevalue("measured_server")
     caller = Caller(server.address)
     caller.prepare()
     if request.param is crash_in_the_store:
         request.param(monkeypatch)
     caller.call_everything()
     caller.close()
+    metrics = page(server.metrics_address)
     printed = capfd.readouterr()
     told = {name: "\n".join(texts) for name, texts in caller.told.items()}
-    yield {**told, "stdout": printed.out, "stderr": printed.err, "library": caplog.text}
+    yield {**told, "stdout": printed.out, "stderr": printed.err, "library": caplog.text, "metrics": metrics}
     monkeypatch.undo()
 
 
@@ -138,6 +159,7 @@ def test_no_output_holds_anything_private(outputs: dict[str, str]) -> None:
     assert outputs["stderr"].count('"event":"call"') > 500
     assert outputs["refusal"].count("INVALID_FIELD") > 300
     assert "next_page_token=" in outputs["answer"]
+    assert 'caseload_refusals_total{reason="INVALID_FIELD"}' in outputs["metrics"]
     assert "PatientService" in outputs["reflection"]
 
 
@@ -164,12 +186,14 @@ main()
 
 
 def test_a_process_shows_nothing_private_to_those_who_look_at_it(tmp_path: Path) -> None:
-    """Its log and access log, its place in `ps`, its environment, and the names of its files."""
+    """Its log and access log, its metrics, its place in `ps`, and the names of its files."""
     folder = tmp_path / "data"
     folder.mkdir()
     command = (sys.executable, "-c", CRASHING)
     access = tmp_path / "access.log"
-    with ServerProcess(f"sqlite:///{folder}/caseload.db", "--access-log", str(access), command=command) as process:
+    metrics_address = free_address()
+    arguments = ("--access-log", str(access), "--metrics-address", metrics_address)
+    with ServerProcess(f"sqlite:///{folder}/caseload.db", *arguments, command=command) as process:
         caller = Caller(process.address)
         caller.prepare()
         caller.call_everything()
@@ -177,10 +201,12 @@ def test_a_process_shows_nothing_private_to_those_who_look_at_it(tmp_path: Path)
         shown = subprocess.run(
             ["ps", "-ww", "-o", "args=", "-p", str(process.process.pid)], capture_output=True, text=True, check=True
         ).stdout
+        metrics = page(metrics_address)
         files = " ".join(path.name for path in folder.iterdir())
         _, log = process.stop()
-    outputs = {"ps": shown, "files": files, "log": log, "access log": access.read_text()}
+    outputs = {"ps": shown, "files": files, "log": log, "access log": access.read_text(), "metrics": metrics}
     assert found({**outputs, **{name: "\n".join(texts) for name, texts in caller.told.items()}}) == []
     assert sum(json.loads(line)["event"] == "call failed" for line in log.splitlines()) > 10
+    assert 'caseload_log_events_total{level="error"}' in metrics
     assert "caseload.db" in files
     assert "serve" in shown
