@@ -26,6 +26,8 @@ from prometheus_client.exposition import MetricsHandler
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from service.config import SettingError, host_and_port
+from service.errors import DomainError
+from service.logs import LEVELS
 from service.store.database import Meter
 
 Count = Callable[[str, str | None, float], None]
@@ -74,6 +76,11 @@ class Metrics:
         self._calls = self._counter("calls", "Calls that have ended", "method", "code")
         self._refusals = self._counter("refusals", "Calls refused, by the reason of the contract", "reason")
         self._log_events = self._counter("log_events", "Events logged, but for the access log", "level")
+        # From the start, since the first of a kind shows as a rise only where there was a zero before.
+        for kind in DomainError.__subclasses__():
+            self._refusals.labels(kind.reason)
+        for level in LEVELS:
+            self._log_events.labels(level)
         self._call_seconds = self._histogram(
             "call_seconds", "Time that the work of a call took, but for streams", "method"
         )

@@ -53,7 +53,8 @@ def documented_server(folder: Path) -> Iterator[ServerProcess]:
             probe.bind((host, int(port)))
         except OSError:
             pytest.skip(f"{ADDRESS} is taken, and the pages' commands name it: stop the server there")
-    with ServerProcess(f"sqlite:///{folder}/data/caseload.db", "--address", ADDRESS) as started:
+    arguments = ("--address", ADDRESS, "--metrics-address", "127.0.0.1:9464")
+    with ServerProcess(f"sqlite:///{folder}/data/caseload.db", *arguments) as started:
         yield started
 
 

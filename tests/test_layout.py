@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service.server": WATCHED,
     "service.config": set(),
     "service.readiness": set(),
-    "service.metrics": {"service.config", "service.store"},
+    "service.metrics": {f"service.{part}" for part in ("config", "errors", "logs", "store")},
     "service.logs": DRIVERS | {"service.config"},
     "service.workers": {"service.config", "service.metrics"},
     "service.opening": DRIVERS | {"service.config", "service.errors", "service.store"},
