@@ -187,10 +187,10 @@ class WorkersMetrics:
         """Drops what a worker that has ended looked at; what it counted stays."""
         mark_process_dead(worker, self._folder)  # type: ignore[no-untyped-call]
 
-    def close(self) -> None:
-        """Removes the folder."""
-        os.environ.pop(_FOLDER, None)
-        shutil.rmtree(self._folder, ignore_errors=True)
+    @staticmethod
+    def close() -> None:
+        """Removes the folder; of a worker too, where the process that has made it is gone."""
+        shutil.rmtree(os.environ.pop(_FOLDER), ignore_errors=True)
 
 
 class Page:

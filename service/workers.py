@@ -61,16 +61,21 @@ class Place(NamedTuple):
     def take(self, config: Config) -> Config:
         """Makes this process the worker, and ends it with the process that started it: the settings for it."""
         signal.pthread_sigmask(signal.SIG_BLOCK, {ORPHANED})
-        threading.Thread(target=_follow_the_first_process, name="orphaned", daemon=True).start()
+        counts = config.metrics_address is not None
+        threading.Thread(target=_follow_the_first_process, args=(counts,), name="orphaned", daemon=True).start()
         cores = sorted(os.sched_getaffinity(0))
         if self.workers == len(cores):  # threads that wander between cores fight over the GIL
             os.sched_setaffinity(0, {cores[self.number]})
         return replace(config, address=self.address, workers=self.workers, worker=self.number)
 
 
-def _follow_the_first_process() -> None:
+def _follow_the_first_process(counts: bool) -> None:  # noqa: FBT001 - a thread's
     while os.read(0, 1):
         pass
+    if counts:
+        from service.metrics import WorkersMetrics
+
+        WorkersMetrics.close()
     os.kill(os.getpid(), ORPHANED)
 
 

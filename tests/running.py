@@ -26,9 +26,10 @@ def free_address() -> str:
 class Client:
     """Both services of one server, as a caller sees them."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, alone: bool = False) -> None:
+        """Args: alone, on a connection of its own; else those to one address share it."""
         self.address = address
-        self.channel = grpc.insecure_channel(address)
+        self.channel = grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", int(alone))])
         self.therapists = therapist_service_pb2_grpc.TherapistServiceStub(self.channel)
         self.patients = patient_service_pb2_grpc.PatientServiceStub(self.channel)
 

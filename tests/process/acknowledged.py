@@ -22,9 +22,13 @@ _ACTIVE, _ENDED = resources_pb2.Assignment.STATE_ACTIVE, resources_pb2.Assignmen
 class Writers:
     """Threads that write as fast as the server answers, until it goes away; on until the with block ends."""
 
-    def __init__(self, address: str, name: str, threads: int = 8) -> None:
-        """Args: name, part of every id, so that later writers do not meet these."""
+    def __init__(self, address: str, name: str, threads: int = 8, *, persistent: bool = False) -> None:
+        """Args: name, part of every id, so that later writers do not meet these; persistent, goes on with another
+        patient over a new connection where one was cut, until the with block ends."""
         self._address = address
+        self._goes_on = persistent
+        self.refused: set[grpc.StatusCode] = set()
+        """What else than a cut connection ended a call."""
         self._acknowledged: list[dict[str, int]] = [{} for _ in range(threads)]
         self._threads = [
             threading.Thread(target=self._write, args=(f"{name}-{number}", acknowledged))
@@ -39,6 +43,7 @@ class Writers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._goes_on = False
         for thread in self._threads:
             thread.join(20)
 
@@ -54,19 +59,35 @@ class Writers:
             assert time.monotonic() < deadline, "the writers are stuck"
             time.sleep(0.005)
 
+    def wait_for_more(self, patients: int) -> None:
+        """Until all threads together have begun with so many more."""
+        enough, deadline = len(self.acknowledged) + patients, time.monotonic() + 30
+        while len(self.acknowledged) < enough:
+            assert time.monotonic() < deadline, "the writers are stuck"
+            time.sleep(0.005)
+
     def _write(self, name: str, acknowledged: dict[str, int]) -> None:
-        client = Client(self._address)
-        try:
-            therapist = resources_pb2.Therapist(display_name="Therapist")
-            client.therapists.CreateTherapist(
-                therapist_service_pb2.CreateTherapistRequest(therapist_id=name, therapist=therapist), timeout=20
-            )
-            for number in range(100_000):
-                _write_patient(client, name, f"{name}-{number}", acknowledged)
-        except grpc.RpcError:
-            pass  # the server is gone
-        finally:
-            client.close()
+        for life in range(1000):
+            client = Client(self._address, alone=True)
+            try:
+                _write_all(client, f"{name}-{life}", acknowledged)
+            except grpc.RpcError as error:
+                if error.code() != grpc.StatusCode.UNAVAILABLE:  # the server is gone
+                    self.refused.add(error.code())
+            finally:
+                client.close()
+            if not self._goes_on:
+                return
+            time.sleep(0.005)
+
+
+def _write_all(client: Client, name: str, acknowledged: dict[str, int]) -> None:
+    therapist = resources_pb2.Therapist(display_name="Therapist")
+    client.therapists.CreateTherapist(
+        therapist_service_pb2.CreateTherapistRequest(therapist_id=name, therapist=therapist), timeout=20
+    )
+    for number in range(100_000):
+        _write_patient(client, name, f"{name}-{number}", acknowledged)
 
 
 def _write_patient(client: Client, therapist_id: str, patient_id: str, acknowledged: dict[str, int]) -> None:

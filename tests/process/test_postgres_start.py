@@ -17,6 +17,7 @@ from service.store.migrations import migrations
 from service.store.postgres import PostgresDatabase
 from tests.postgres.cluster import Server
 from tests.process.starting import DRY_RUN, SECRET, SERVE, STEPS, caseload, refusal
+from tests.process.worker_processes import children
 from tests.running import Client, ServerProcess
 from tests.services.calling import People
 from tests.store.steps import CALL, TABLES, make, run
@@ -127,13 +128,15 @@ def test_a_password_in_a_flag_is_refused_for_every_user_of_the_machine_can_read_
         assert SECRET not in line
 
 
-def test_a_password_in_the_variable_is_taken_and_told_to_nobody(postgres_url: str) -> None:
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_password_in_the_variable_is_taken_and_told_to_nobody(postgres_url: str, workers: str) -> None:
     url = with_password(postgres_url)
-    with ServerProcess(url) as server:
+    with ServerProcess(url, "--workers", workers) as server:
         client = Client(server.address)
         assert People(client, "Therapist").create("t1").therapist_id == "t1"
         client.close()
-        arguments = Path(f"/proc/{server.process.pid}/cmdline").read_text()
+        processes = (server.process.pid, *children(server.process.pid))
+        arguments = "".join(Path(f"/proc/{pid}/cmdline").read_text() for pid in processes)
         code, log = server.stop()
     assert code == 0
     password = urlsplit(url).password

@@ -2,18 +2,39 @@
 
 import json
 import os
+import signal
 import socket
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.process.starting import SECRET, SERVE, refusal, url
-from tests.process.worker_processes import WorkersServer, children
+from tests.clinic import Clinic, full_name
+from tests.following import Follower
+from tests.metrics.reading import numbers
+from tests.process.starting import CASELOAD, SECRET, SERVE, refusal, url
+from tests.process.worker_processes import WorkersServer, children, is_running, until
 from tests.running import ServerProcess
+from tests.running import refusal as refusal_of
+from tests.security.serving import KeysFile, bearer
+
+IN_A_GROUP = ("setsid", *CASELOAD)
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 def database(folder: Path) -> str:
     return url(folder / "caseload.db")
+
+
+def health(clinic: Clinic, service: str) -> int:
+    stub: Any = health_pb2_grpc.HealthStub(clinic.channel)
+    return int(stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=20).status)
 
 
 def test_every_worker_answers_once_the_one_ready_line_is_there(database_url: str) -> None:
@@ -90,3 +111,146 @@ def test_what_no_worker_can_start_with_is_said_once(tmp_path: Path) -> None:
     line = refusal(tmp_path, *SERVE, "--workers", "3", "--database", database(tmp_path))
     assert line.startswith("--database: ")
     assert SECRET not in line
+
+
+# --- to the end ---
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [[signal.SIGTERM], [signal.SIGINT], [signal.SIGTERM, signal.SIGINT], [signal.SIGTERM, signal.SIGINT] * 1000],
+    ids=["SIGTERM", "SIGINT", "both", "a storm"],
+)
+def test_signals_stop_all_workers(tmp_path: Path, numbers: list[int]) -> None:
+    with WorkersServer(database(tmp_path)) as server:
+        workers = server.workers
+        assert server.stop(*numbers)[0] == 0
+        assert not any(map(is_running, workers))
+
+
+def test_ctrl_c_which_reaches_every_process_stops_all(tmp_path: Path) -> None:
+    with WorkersServer(database(tmp_path), command=IN_A_GROUP) as server:
+        workers = server.workers
+        os.killpg(server.process.pid, signal.SIGINT)
+        _, log = server.process.communicate(timeout=20)
+        assert not any(map(is_running, workers))
+    assert server.process.returncode == 0
+    assert "is started again" not in log
+
+
+def test_a_stop_before_all_answer_stops_what_was_started(tmp_path: Path) -> None:
+    for wait in (0.2, 0.5, 0.8, 1.1):
+        with subprocess.Popen(
+            [*CASELOAD, *SERVE, "--workers", "3", "--database", database(tmp_path)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        ) as process:
+            time.sleep(wait)
+            workers = children(process.pid)
+            process.terminate()
+            process.communicate(timeout=20)
+        assert process.returncode in (0, -signal.SIGTERM)  # the latter before it was Caseload
+        assert not any(map(is_running, workers))
+
+
+def test_while_draining_every_worker_answers_and_none_is_ready(tmp_path: Path) -> None:
+    with WorkersServer(database(tmp_path), "--drain-seconds", "1.5") as server, server.caller_of_each() as callers:
+        server.process.terminate()
+        time.sleep(0.5)
+        for number, clinic in enumerate(callers.values()):
+            clinic.therapists(f"t-{number}")
+            assert health(clinic, "") == SERVING
+            assert health(clinic, "caseload.v1.TherapistService") == NOT_SERVING
+        assert server.process.wait(20) == 0
+
+
+def test_a_worker_that_is_asked_to_stop_drains_and_another_takes_its_place(tmp_path: Path) -> None:
+    with WorkersServer(database(tmp_path), "--drain-seconds", "0.5") as server:
+        with server.caller_of_each() as callers:
+            one, other = callers
+            os.kill(one, signal.SIGTERM)
+            time.sleep(0.2)
+            callers[one].therapists("ann")
+            until(lambda: len(server.workers) == 2 and one not in server.workers)
+            callers[other].therapists("bob")
+        assert server.stop()[0] == 0
+
+
+# --- as one server ---
+
+
+def test_a_watch_of_any_worker_has_what_the_others_wrote(database_url: str) -> None:
+    with WorkersServer(database_url, workers=3) as server, server.caller_of_each() as callers, ExitStack() as watching:
+        followers = [watching.enter_context(Follower(clinic)) for clinic in callers.values()]
+        for follower in followers:
+            follower.wait_for(1)
+        for number, clinic in enumerate(callers.values()):
+            clinic.therapists(f"t-{number}")
+        for follower in followers:
+            follower.wait_through(clinic.head(), seconds=2)
+            assert [one.changes[0].therapist_id for one in follower.sets] == ["t-0", "t-1", "t-2"]
+
+
+def test_capacity_holds_when_callers_of_all_workers_race_for_it(database_url: str) -> None:
+    patients = [f"p-{number}" for number in range(32)]
+    with WorkersServer(database_url, workers=4) as server, server.caller_of_each() as callers:
+        [first, *_] = clinics = list(callers.values())
+        first.therapists("ann", max_active_patients=10)
+        first.patients(*patients)
+
+        def assign(number: int) -> str:
+            try:
+                clinics[number % 4].assign("ann", patients[number])
+            except grpc.RpcError as error:
+                return refusal_of(error).reason
+            return ""
+
+        with ThreadPoolExecutor(32) as racing:
+            outcomes = list(racing.map(assign, range(32)))
+        assert sorted(outcomes) == [""] * 10 + ["THERAPIST_AT_CAPACITY"] * 22
+
+
+def test_each_worker_reads_the_keys_anew(tmp_path: Path) -> None:
+    keys_file = KeysFile(tmp_path / "keys")
+    with (
+        WorkersServer(database(tmp_path), "--keys-file", str(keys_file.path)) as server,
+        server.caller_of_each(asks=lambda clinic: health(clinic, "")) as callers,
+    ):
+        key = bearer(keys_file.add("late"))
+        time.sleep(1.2)
+        for clinic in callers.values():
+            ask: Any = clinic.channel.unary_unary(full_name("ListTherapists"))
+            assert ask(b"", metadata=key, timeout=10)
+
+
+def test_the_access_log_has_each_call_of_every_worker_on_a_line_of_its_own(tmp_path: Path) -> None:
+    with (
+        WorkersServer(database(tmp_path), access_log=str(tmp_path / "access.log")) as server,
+        server.caller_of_each() as callers,
+    ):
+        clinics = list(callers.values())
+        clinics[0].therapists(*(f"a-therapist-whose-name-makes-lines-long-{number}" for number in range(200)))
+        before = (tmp_path / "access.log").read_text().count("\n")
+        with ThreadPoolExecutor(8) as calling:
+            for _ in calling.map(lambda number: clinics[number % 2].send("ListTherapists", page_size=200), range(400)):
+                pass
+        lines = (tmp_path / "access.log").read_text().splitlines()[before:]
+    assert [len(json.loads(line)["therapist_ids"]) for line in lines] == [200] * 400
+
+
+def test_one_page_has_the_numbers_of_all_workers_also_of_those_that_ended(tmp_path: Path) -> None:
+    with WorkersServer(database(tmp_path), "--metrics-address", "127.0.0.1:0") as server:
+        assert server.process.stderr is not None
+        started = json.loads(next(line for line in server.process.stderr if '"all workers answer"' in line))
+        page = started["metrics_address"]
+        with server.caller_of_each() as callers:
+            [killed, *_] = callers
+            already = numbers(page)("calls_total", method=full_name("ListTherapists"), code="OK")
+            for clinic in callers.values():
+                for _ in range(10):
+                    clinic.send("ListTherapists")
+            os.kill(killed, signal.SIGKILL)
+            until(lambda: len(server.workers) == 2 and killed not in server.workers)
+        reading = numbers(page)
+        assert reading("calls_total", method=full_name("ListTherapists"), code="OK") == already + 20
+        assert reading("watches_limit") in (100, 200)  # the new one may not have looked yet

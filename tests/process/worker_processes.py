@@ -50,15 +50,20 @@ class WorkersServer(ServerProcess):
         return children(self.process.pid)
 
     @contextmanager
-    def caller_of_each(self) -> Iterator[dict[int, Clinic]]:
-        """A caller of each worker, by its process id; nobody else may call meanwhile."""
+    def caller_of_each(
+        self, asks: Callable[[Clinic], object] = lambda clinic: clinic.send("ListTherapists")
+    ) -> Iterator[dict[int, Clinic]]:
+        """A caller of each worker, by its process id; nobody else may call meanwhile.
+
+        Args: asks, makes a call that is let in.
+        """
         port = int(self.address.rpartition(":")[2])
         with ExitStack() as open_callers:
             callers: dict[int, Clinic] = {}
             for _ in range(200):
                 before = {pid: _connections(pid, port) for pid in self.workers}
                 clinic = open_callers.enter_context(Clinic(self.address, alone=True))
-                clinic.send("ListTherapists")
+                asks(clinic)
                 [pid] = [pid for pid in before if _connections(pid, port) - before[pid]]
                 callers.setdefault(pid, clinic)
                 if callers.keys() == before.keys():

@@ -1,0 +1,141 @@
+"""Workers that are killed: the others go on, nothing acknowledged is lost, and nobody stays behind."""
+
+import json
+import os
+import random
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tests.clinic import Clinic, number
+from tests.locking import holding_the_lock
+from tests.process.acknowledged import Writers, invented, lost, stored_after_restart
+from tests.process.starting import caseload, url
+from tests.process.worker_processes import WorkersServer, is_running, until
+from tests.running import ServerProcess
+
+KILLS = 6
+
+
+def kill_one_of_four(server: WorkersServer, chance: random.Random) -> None:
+    """kill -9 of any, and waits until another has taken its place."""
+    victim = chance.choice(sorted(server.workers))
+    os.kill(victim, signal.SIGKILL)
+    until(lambda: victim not in server.workers and len(server.workers) == 4)
+
+
+def kill_all(server: WorkersServer) -> None:
+    workers = server.workers
+    for pid in (server.process.pid, *workers):
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: not any(map(is_running, workers)))
+
+
+def test_no_acknowledged_write_is_lost_by_kill_9_of_one_of_four_at_random_or_of_all(
+    database_url: str, tmp_path: Path
+) -> None:
+    chance = random.Random(7)
+    acknowledged: dict[str, int] = {}
+    for attempt in range(2):
+        with WorkersServer(database_url, workers=4) as server:
+            with Writers(server.address, f"round-{attempt}", threads=12, persistent=True) as writers:
+                for _ in range(KILLS // 2):
+                    writers.wait_for_more(chance.randrange(5, 60))
+                    kill_one_of_four(server, chance)
+                writers.wait_for_more(30)
+                kill_all(server)
+            assert writers.refused == set()
+        acknowledged |= writers.acknowledged
+        found = stored_after_restart(database_url)
+        assert lost(acknowledged, found) == []
+        assert invented(acknowledged, found) == []
+    verified = caseload(tmp_path, "verify", CASELOAD_DATABASE=database_url)
+    assert (verified.returncode, verified.stderr) == (0, "")
+    with ServerProcess(database_url) as one, Clinic(one.address) as clinic:
+        revisions = [number(change_set.revision) for change_set in clinic.log()]
+    assert revisions == list(range(1, len(revisions) + 1))
+    assert len(revisions) > len(acknowledged)
+
+
+def test_who_is_killed_is_replaced_and_loses_its_own_connections_only(database_url: str) -> None:
+    with WorkersServer(database_url, workers=3) as server:
+        with server.caller_of_each() as callers:
+            victim, *others = callers
+            os.kill(victim, signal.SIGKILL)
+            for _ in range(200):
+                for pid in others:
+                    callers[pid].send("ListTherapists")
+                time.sleep(0.005)
+            until(lambda: len(server.workers) == 3)
+            assert victim not in server.workers
+        with server.caller_of_each():
+            pass  # the new one is given connections too
+        code, log = server.stop()
+    assert code == 0
+    [said] = [line for line in map(json.loads, log.splitlines()) if line["event"].startswith("a worker ended")]
+    assert (said["pid"], said["code"], said["level"]) == (victim, -signal.SIGKILL, "warning")
+
+
+def test_who_dies_again_and_again_is_started_after_longer_and_longer_pauses(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.touch(mode=0o600)
+    with WorkersServer(url(tmp_path / "caseload.db"), "--keys-file", str(keys)) as server:
+        one, other = sorted(server.workers)
+        keys.chmod(0o644)  # no worker can start with it
+        os.kill(one, signal.SIGKILL)
+        time.sleep(3)
+        assert is_running(other)
+        keys.chmod(0o600)
+        until(lambda: len(server.workers) == 2)
+        code, log = server.stop()
+    assert code == 0
+    ends = [line for line in log.splitlines() if '"a worker ended' in line]
+    assert 2 <= len(ends) <= 5
+    assert log.count("caseload: --keys-file: ") == len(ends) - 1
+
+
+def test_when_the_first_process_is_killed_the_workers_end_and_free_the_port(tmp_path: Path) -> None:
+    arguments = ("--drain-seconds", "60", "--metrics-address", "127.0.0.1:0")
+    database = url(tmp_path / "caseload.db")
+    before = folders_of_metrics()
+    with WorkersServer(database, *arguments, workers=3) as server, Clinic(server.address) as clinic:
+        workers = server.workers
+        clinic.therapists("ann")
+        assert len(folders_of_metrics() - before) == 1
+        server.kill()
+        until(lambda: not any(map(is_running, workers)), seconds=5)
+        with pytest.raises(grpc.RpcError):
+            clinic.send("ListTherapists")
+    assert folders_of_metrics() - before == set()
+    with WorkersServer(database, "--address", server.address) as again:
+        assert again.address == server.address
+
+
+def folders_of_metrics() -> set[Path]:
+    return set(Path("/dev/shm").glob("caseload-*"))
+
+
+def test_a_call_under_way_when_the_first_process_is_killed_is_answered(database_url: str) -> None:
+    with WorkersServer(database_url) as server, Clinic(server.address) as clinic:
+        clinic.send("ListTherapists")
+        workers = server.workers
+        with ThreadPoolExecutor() as other, holding_the_lock(database_url):
+            call = other.submit(clinic.therapists, "ann")
+            time.sleep(0.3)  # it has reached a worker, and waits for the lock
+            server.kill()
+            time.sleep(0.3)
+        call.result(20)
+        until(lambda: not any(map(is_running, workers)))
+
+
+def test_a_worker_that_does_not_stop_is_killed_and_the_exit_code_says_so(tmp_path: Path) -> None:
+    with WorkersServer(url(tmp_path / "caseload.db"), "--grace-seconds", "0") as server:
+        stuck = min(server.workers)
+        os.kill(stuck, signal.SIGSTOP)
+        code, _ = server.stop(timeout=30)
+        assert not is_running(stuck)
+    assert code == 1
