@@ -14,6 +14,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # the C core writes to stderr b
 
 from service import data_commands, keys, logs
 from service.callers import PERMISSIONS
+from service.check import check
 from service.config import Config, SettingError
 from service.options import PREFIX, database_option, option
 from service.workers import ORPHANED, Place, Supervisor
@@ -127,7 +128,7 @@ def _say_ready(address: str) -> None:
     click.echo(f"caseload: serving on {address}")
 
 
-for command in data_commands.COMMANDS:
+for command in (check, *data_commands.COMMANDS):
     commands.add_command(command)
 
 

@@ -6,7 +6,15 @@ from collections.abc import Callable
 from typing import Final
 
 import structlog
+from caseload.v1 import assignment_service_pb2, change_service_pb2, patient_service_pb2, therapist_service_pb2
 
+LIVENESS: Final = ""
+READINESS: Final = tuple(
+    service.full_name
+    for file in (assignment_service_pb2, change_service_pb2, patient_service_pb2, therapist_service_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
+)
+"""The names that the health service answers for."""
 _ASK_SECONDS: Final = 1.0
 _FALL_SECONDS: Final = 3.0
 """Without a good answer for so long it is not ready: a moment's failure moves no traffic."""

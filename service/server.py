@@ -9,13 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 from caseload.v1 import (
-    assignment_service_pb2,
     assignment_service_pb2_grpc,
-    change_service_pb2,
     change_service_pb2_grpc,
-    patient_service_pb2,
     patient_service_pb2_grpc,
-    therapist_service_pb2,
     therapist_service_pb2_grpc,
 )
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -29,7 +25,7 @@ from service.interceptors.guard import GuardedServer
 from service.interceptors.streams import StreamsServer
 from service.keys import read as read_keys
 from service.opening import open_store
-from service.readiness import Readiness
+from service.readiness import LIVENESS, READINESS, Readiness
 from service.reloading import Reloading
 from service.servicers.assignment import AssignmentServicer
 from service.servicers.change import ChangeServicer
@@ -43,13 +39,6 @@ from service.tls import Certificates
 
 if TYPE_CHECKING:
     from service.metrics import Metrics, Page
-
-LIVENESS: Final = ""
-READINESS: Final = tuple(
-    service.full_name
-    for file in (assignment_service_pb2, change_service_pb2, patient_service_pb2, therapist_service_pb2)
-    for service in file.DESCRIPTOR.services_by_name.values()
-)
 
 MESSAGE_BYTES: Final = 1024 * 1024
 METADATA_BYTES: Final = 16 * 1024

@@ -34,12 +34,12 @@ class Certificates:
         return now
 
     def _read(self) -> grpc.ServerCertificateConfiguration:
-        key, cert = _content("--tls-key", self._key), _content("--tls-cert", self._cert)
-        authority = _content("--tls-client-ca", self._client_ca) if self._client_ca else None
+        key, cert = content("--tls-key", self._key), content("--tls-cert", self._cert)
+        authority = content("--tls-client-ca", self._client_ca) if self._client_ca else None
         self._check_pair()
         if authority is not None:
             _check_authority(authority)
-        if (key, cert) != (_content("--tls-key", self._key), _content("--tls-cert", self._cert)):
+        if (key, cert) != (content("--tls-key", self._key), content("--tls-cert", self._cert)):
             raise SettingError("--tls-cert", "changes while it is read")
         return grpc.ssl_server_certificate_configuration([(key, cert)], authority)
 
@@ -59,7 +59,8 @@ def _check_authority(authority: bytes) -> None:
         raise SettingError("--tls-client-ca", "is no PEM certificate") from None
 
 
-def _content(setting: str, path: Path) -> bytes:
+def content(setting: str, path: Path) -> bytes:
+    """What is in the file. Raises SettingError."""
     try:
         return path.read_bytes()
     except OSError:

@@ -3,6 +3,7 @@
 https://sqlite.org/wal.html, https://sqlite.org/pragma.html#pragma_synchronous
 """
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -188,6 +189,7 @@ class SqliteDatabase:
         self._writing = False
         self._closed = False
         self._writer = connect(path, create=False)
+        self._file = path.stat()
         self._transaction = _Statements(self._writer)
 
     def read(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
@@ -289,6 +291,12 @@ class SqliteDatabase:
         return [("database_bytes", {}, partial(_size, self._path)), ("wal_bytes", {}, partial(_size, log))]
 
     def check(self) -> None:
+        try:
+            in_place = os.path.samestat(self._path.stat(), self._file)
+        except OSError:
+            in_place = False
+        if not in_place:  # it goes on in a file that was moved away: what is acknowledged now, the next start lacks
+            raise errors.StoreUnavailable
         self.read("SELECT head_revision FROM store")
 
     def wait_for_news(self) -> None:

@@ -1,0 +1,238 @@
+"""`caseload check` against servers that are well, and against everything else that a probe can meet."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+from tests.locking import holding_the_lock
+from tests.process.starting import CASELOAD, caseload, refusal, url
+from tests.running import ServerProcess
+from tests.security.serving import KeysFile
+
+READY = (0, "caseload: ready\n", "")
+ALIVE = (0, "caseload: alive\n", "")
+Ended = tuple[int, str, str]
+
+
+@pytest.fixture
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+def checked(folder: Path, *arguments: str, **variables: str) -> Ended:
+    ended = caseload(folder, "check", *arguments, **variables)
+    return ended.returncode, ended.stdout, ended.stderr
+
+
+def failed(*words: str) -> Ended:
+    return 1, "", f"caseload: not {' '.join(words)}\n"
+
+
+def pair(folder: Path, authority: trustme.CA, name: str = "caseload.internal", **when: Any) -> dict[str, str]:
+    """The variables of a certificate, which is for no name or address of this machine."""
+    made = authority.issue_cert(name, **when)
+    cert, key = folder / f"{name}.pem", folder / f"{name}.key"
+    cert.write_bytes(b"".join(part.bytes() for part in made.cert_chain_pems))
+    key.write_bytes(made.private_key_pem.bytes())
+    return {"CASELOAD_TLS_CERT": str(cert), "CASELOAD_TLS_KEY": str(key)}
+
+
+def trusted(folder: Path, authority: trustme.CA, name: str = "ca.pem") -> str:
+    (folder / name).write_bytes(authority.cert_pem.bytes())
+    return str(folder / name)
+
+
+@contextmanager
+def serving(folder: Path, variables: dict[str, str], *arguments: str) -> Iterator[tuple[ServerProcess, dict[str, str]]]:
+    """A server and its variables, which a probe beside it has too: its address among them."""
+    with ServerProcess(url(folder / "caseload.db"), *arguments, environment=variables) as server:
+        yield server, {**variables, "CASELOAD_ADDRESS": server.address}
+
+
+@pytest.fixture
+def with_keys(tmp_path: Path) -> dict[str, str]:
+    return {"CASELOAD_KEYS_FILE": str(KeysFile(tmp_path / "keys").path)}
+
+
+def test_a_server_that_serves_is_ready_and_alive(tmp_path: Path) -> None:
+    with serving(tmp_path, {}) as (server, variables):
+        assert checked(tmp_path, **variables) == checked(tmp_path, "--address", server.address) == READY
+        assert checked(tmp_path, "--liveness", **variables) == ALIVE
+
+
+def test_it_asks_on_loopback_where_the_server_listens_on_every_address(tmp_path: Path) -> None:
+    for every in ("0.0.0.0", "[::]"):
+        with serving(tmp_path, {}, "--address", f"{every}:0", "--allow-insecure") as (_, variables):
+            assert checked(tmp_path, **variables) == READY
+
+
+def test_a_server_that_has_stopped_is_neither(tmp_path: Path) -> None:
+    with serving(tmp_path, {}) as (server, variables):
+        assert server.stop()[0] == 0
+        assert checked(tmp_path, **variables) == failed("ready: cannot be reached, or asks for TLS")
+        assert checked(tmp_path, "--liveness", **variables) == failed("alive: cannot be reached, or asks for TLS")
+
+
+def test_a_server_that_drains_is_alive_and_not_ready(tmp_path: Path) -> None:
+    with serving(tmp_path, {}, "--drain-seconds", "8") as (server, variables):
+        server.process.terminate()
+        time.sleep(0.5)
+        assert checked(tmp_path, **variables) == failed("ready: caseload.v1.AssignmentService is NOT_SERVING")
+        assert checked(tmp_path, "--liveness", **variables) == ALIVE
+
+
+def test_a_write_that_waits_does_not_change_it(database_url: str, tmp_path: Path) -> None:
+    with ServerProcess(database_url) as server, holding_the_lock(database_url):
+        assert checked(tmp_path, "--address", server.address) == READY
+
+
+@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
+def test_a_server_that_hangs_fails_in_bounded_time(
+    tmp_path: Path, *, encrypted: bool, authority: trustme.CA, with_keys: dict[str, str]
+) -> None:
+    variables = {**pair(tmp_path, authority), **with_keys} if encrypted else {}
+    with serving(tmp_path, variables) as (server, known):
+        server.process.send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        assert checked(tmp_path, "--timeout", "1", **known) == failed("ready: does not answer in time")
+        assert 1 <= time.monotonic() - began < 5
+        server.process.send_signal(signal.SIGCONT)
+        assert checked(tmp_path, **known) == READY
+
+
+def test_with_tls_and_keys_it_needs_what_the_server_has_and_no_key(
+    tmp_path: Path, authority: trustme.CA, with_keys: dict[str, str]
+) -> None:
+    with serving(tmp_path, {**pair(tmp_path, authority), **with_keys}, "--address", "0.0.0.0:0") as (_, variables):
+        assert checked(tmp_path, **variables) == READY
+        assert checked(tmp_path, "--liveness", **variables) == ALIVE
+        ca = trusted(tmp_path, authority)
+        assert checked(tmp_path, **variables, CASELOAD_TLS_CA=ca) == READY
+        address = ("--address", variables["CASELOAD_ADDRESS"])
+        assert checked(tmp_path, *address, "--tls-ca", ca) == READY
+        assert checked(tmp_path, *address) == failed("ready: cannot be reached, or asks for TLS")
+
+
+def test_a_certificate_for_all_names_of_a_domain_will_do(
+    tmp_path: Path, authority: trustme.CA, with_keys: dict[str, str]
+) -> None:
+    with serving(tmp_path, {**pair(tmp_path, authority, "*.example.org"), **with_keys}) as (_, variables):
+        assert checked(tmp_path, **variables) == READY
+
+
+def test_with_mutual_tls_it_shows_the_servers_own_certificate_or_one_that_it_is_given(
+    tmp_path: Path, authority: trustme.CA, with_keys: dict[str, str]
+) -> None:
+    ca = trusted(tmp_path, authority)
+    settings = {**pair(tmp_path, authority), **with_keys, "CASELOAD_TLS_CLIENT_CA": ca}
+    with serving(tmp_path, settings) as (_, variables):
+        assert checked(tmp_path, **variables) == READY
+        variables["CASELOAD_TLS_CA"] = ca
+        assert checked(tmp_path, **variables | pair(tmp_path, authority, "probe")) == READY
+        refused = failed("ready: TLS fails, or our certificate is refused")
+        assert checked(tmp_path, **variables | pair(tmp_path, trustme.CA(), "stranger")) == refused
+        assert checked(tmp_path, **variables | {"CASELOAD_TLS_CERT": "", "CASELOAD_TLS_KEY": ""}) == refused
+
+
+def test_a_wrong_certificate_fails(tmp_path: Path, authority: trustme.CA, with_keys: dict[str, str]) -> None:
+    theirs = pair(tmp_path, trustme.CA(), "impostor")
+    with serving(tmp_path, {**theirs, **with_keys}) as (_, variables):
+        not_trusted = failed("ready: its certificate is not trusted (unable to get local issuer certificate)")
+        assert checked(tmp_path, **variables | pair(tmp_path, authority)) == not_trusted
+        assert checked(tmp_path, **variables, CASELOAD_TLS_CA=trusted(tmp_path, authority)) == not_trusted
+
+
+def test_a_certificate_that_has_expired_fails(tmp_path: Path, authority: trustme.CA, with_keys: dict[str, str]) -> None:
+    past: dict[str, Any] = {
+        "not_before": datetime.now(UTC) - timedelta(2),
+        "not_after": datetime.now(UTC) - timedelta(1),
+    }
+    with serving(tmp_path, {**pair(tmp_path, authority, **past), **with_keys}) as (_, variables):
+        assert checked(tmp_path, **variables) == failed(
+            "ready: its certificate is not trusted (certificate has expired)"
+        )
+
+
+def test_a_host_that_is_named_must_be_the_one_in_the_certificate(
+    tmp_path: Path, authority: trustme.CA, with_keys: dict[str, str]
+) -> None:
+    for name, ended in (
+        ("localhost", READY),
+        ("other.example.org", failed("ready: its certificate is not trusted (Hostname mismatch)")),
+    ):
+        with serving(tmp_path, {**pair(tmp_path, authority, name), **with_keys}) as (_, variables):
+            port = variables["CASELOAD_ADDRESS"].rpartition(":")[2]
+            # In capitals it is a name like any other, and yet one that is known everywhere.
+            assert checked(tmp_path, **variables | {"CASELOAD_ADDRESS": f"LOCALHOST:{port}"}) == ended
+
+
+def test_tls_where_there_is_none_fails(tmp_path: Path, authority: trustme.CA) -> None:
+    with serving(tmp_path, {}) as (_, variables):
+        code, said, line = checked(tmp_path, **variables, **pair(tmp_path, authority))
+    assert (code, said) == (1, "")
+    assert line.startswith("caseload: not ready: TLS fails")
+
+
+def test_a_proxy_in_the_environment_is_not_asked(tmp_path: Path) -> None:
+    nobody = "http://127.0.0.1:1"
+    with serving(tmp_path, {}) as (_, variables):
+        assert checked(tmp_path, **variables, http_proxy=nobody, https_proxy=nobody, grpc_proxy=nobody) == READY
+
+
+def test_something_else_that_listens_there_fails(tmp_path: Path) -> None:
+    command = [CASELOAD[0], "-m", "http.server", "--bind", "127.0.0.1", "0"]
+    quiet = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, cwd=tmp_path, env=quiet, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as other:
+        assert other.stdout
+        port = other.stdout.readline().split()[5].decode()
+        code, said, line = checked(tmp_path, "--address", f"127.0.0.1:{port}")
+        other.kill()
+    assert (code, said) == (1, "")
+    assert line.startswith("caseload: not ready: ")
+
+
+def test_one_that_takes_connections_and_says_nothing_fails_in_bounded_time(
+    tmp_path: Path, authority: trustme.CA
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        for variables in ({}, pair(tmp_path, authority)):
+            ended = checked(tmp_path, "--timeout", "1", "--address", address, **variables)
+            assert ended == failed("ready: does not answer in time")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("--address", "nowhere"), "--address: must be HOST:PORT"),
+        (("--address", "do-not-repeat-me:port"), "--address: must be HOST:PORT"),
+        (("--address", "127.0.0.1:0"), "--address: needs the port"),
+        (("--timeout", "0"), "--timeout: is not valid"),
+        (("--timeout", "nan"), "--timeout: is not valid"),
+        (("--tls-ca", "do-not-repeat-me"), "--tls-ca: cannot be read"),
+        (("--tls-cert", "do-not-repeat-me"), "--tls-cert: cannot be read"),
+        (("--tls-ca", "text"), "--tls-ca: is no PEM certificate"),
+        (("--tls-cert", "text"), "--tls-cert: is no PEM certificate"),
+        (("--tls-ca", "ca.pem", "--tls-cert", "ca.pem", "--tls-key", "text"), "--tls-cert: is no PEM certificate, or"),
+        (("--token", "do-not-repeat-me"), "--token: there is no such option"),
+    ],
+    ids=" ".join,
+)
+def test_a_bad_setting_is_told_from_a_bad_server(
+    tmp_path: Path, authority: trustme.CA, arguments: tuple[str, ...], line: str
+) -> None:
+    (tmp_path / "text").write_text("do-not-repeat-me")
+    trusted(tmp_path, authority)
+    said = refusal(tmp_path, "check", *arguments)
+    assert said.startswith(line)
+    assert "repeat" not in said
