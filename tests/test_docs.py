@@ -206,12 +206,15 @@ OPTION = re.compile(r"(--[a-z-]+) (?:(?!\[env var).)*\[env var: (\w+)(?:; defaul
 ROW = re.compile(r"^\| `(--[a-z-]+)` \| `(\w+)` \| (?:`([^`]+)`)? *\|", re.MULTILINE)
 
 
-def test_the_table_of_settings_is_what_the_command_says() -> None:
-    shown = subprocess.run(
-        [sys.executable, "-m", "service", "serve", "--help"], capture_output=True, text=True, timeout=60, check=True
-    ).stdout
+def test_the_tables_of_settings_are_what_the_commands_say() -> None:
+    shown = [
+        subprocess.run(
+            [sys.executable, "-m", "service", command, "--help"], capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+        for command in ("serve", "check")
+    ]
     rows = ROW.findall((ROOT / "docs" / "operations.md").read_text())
-    assert rows == OPTION.findall(" ".join(shown.split()))
+    assert rows == [option for text in shown for option in OPTION.findall(" ".join(text.split()))]
     assert len(rows) >= 5
 
 
