@@ -81,6 +81,19 @@ def test_without_a_key_none_is_sent(peer: Answering) -> None:
     assert "authorization" not in peer.attempts[0].metadata
 
 
+@pytest.mark.parametrize(
+    ("waits", "code"), [(None, grpc.StatusCode.DEADLINE_EXCEEDED), (False, grpc.StatusCode.UNAVAILABLE)]
+)
+def test_where_nobody_listens_a_call_waits_unless_it_is_told_not_to(
+    waits: bool | None,  # noqa: FBT001 - a parameter of the test
+    code: grpc.StatusCode,
+) -> None:
+    with connect("127.0.0.1:1") as caseload, pytest.raises(grpc.RpcError) as caught:
+        caseload.therapists.GetTherapist(GET, timeout=2, wait_for_ready=waits)
+    assert caught.value.code() == code
+    assert waits is None or "refused" in str(caught.value.details())
+
+
 # --- where a key may go
 
 
