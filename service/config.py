@@ -33,7 +33,11 @@ class Config:
     worker: int | None = None
     """The number of this process from 0, where it is one of several on one port that another process has started."""
     threads: int = 64
-    """Calls that run at once; as many writers can share a commit."""
+    """Calls that read at once, and as many that write: neither can take the other's. As many can share a commit."""
+    max_waiting: int = 1000
+    """Calls that wait for such a thread, of either kind; one more is turned away."""
+    longest_wait_seconds: float = 1.0
+    """How long a call waits at most; then, or where it is plain before, it is turned away."""
     pool_size: int = 16
     """Connections to PostgreSQL for reads, and as many for writes; readiness has another, and so have watches."""
     max_watches: int = 100
@@ -44,8 +48,6 @@ class Config:
     """How long calls are still answered after readiness has gone, at a stop."""
     grace_seconds: float = 30.0
     """How long calls under way may take after that."""
-    deadline_seconds: float = 60.0
-    """Within which the work of a call that has no deadline must begin."""
     keys_file: Path | None = None
     """The callers, and the hashes of their keys; without it everyone on this machine is `local`."""
     tls_cert: Path | None = None

@@ -28,7 +28,7 @@ class DomainError(Exception):
 
     reason: ClassVar[str]
     text: ClassVar[str]
-    retry_after_seconds: ClassVar[float | None] = None
+    retry_after_seconds: float | None = None
 
     def __init_subclass__(cls) -> None:
         """Names the reason as the contract does: TherapistNotFound is THERAPIST_NOT_FOUND."""
@@ -153,6 +153,14 @@ class StoreFull(DomainError):
 
 class ShuttingDown(DomainError):
     text = "This instance is stopping: try again, and another one or its successor answers."
+
+
+class Overloaded(DomainError):
+    text = "There are too many calls at once, and this one was not begun: try again after the delay in RetryInfo."
+
+    def __init__(self, retry_after_seconds: float) -> None:
+        super().__init__()
+        self.retry_after_seconds = retry_after_seconds
 
 
 class RevisionPruned(DomainError):

@@ -50,9 +50,7 @@ def _open(config: Config, migrations: ModuleType, place: Any) -> Database:
         raise SchemaError(NOT_MIGRATED)
     from service.store.postgres import PostgresDatabase
 
-    # Some threads are left to read, whatever the writers wait for.
-    writers = max(1, config.threads * 3 // 4)
-    return PostgresDatabase(place, connections=config.pool_size, writers=writers)
+    return PostgresDatabase(place, connections=config.pool_size)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from concurrent import futures
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
@@ -21,7 +20,8 @@ from service import logs
 from service.config import Config, SettingError
 from service.interceptors.access_log import AccessLog, Lines, LogFile
 from service.interceptors.admission import Admission
-from service.interceptors.guard import GuardedServer
+from service.interceptors.guard import GuardedServer, Pools
+from service.interceptors.retries import Retries
 from service.interceptors.streams import StreamsServer
 from service.keys import read as read_keys
 from service.opening import open_store
@@ -43,7 +43,10 @@ if TYPE_CHECKING:
 MESSAGE_BYTES: Final = 1024 * 1024
 METADATA_BYTES: Final = 16 * 1024
 _HEALTH_WATCHES: Final = 256
-"""Open at once; further ones wait for one of these to end."""
+_REFLECTIONS: Final = 32
+"""Open at once; further ones are turned away."""
+_PROBES: Final = 4
+"""Health checks at once."""
 _OTHER_FILES: Final = 400
 """File descriptors that no connection may take."""
 HANDSHAKE_MS: Final = 10_000
@@ -64,11 +67,32 @@ def clock() -> int:
     return time.time_ns() // 1000
 
 
+class CallThreads:
+    """The threads of each class of calls: each has its own, and its own bounds."""
+
+    def __init__(self, config: Config) -> None:
+        """Starts them."""
+        bounds = config.max_waiting, config.longest_wait_seconds
+        self.reads: Final = Threads(config.threads, "read", *bounds)
+        self.writes: Final = Threads(config.threads, "write", *bounds)
+        self.probes: Final = Threads(_PROBES, "probe", *bounds)
+        # A few threads more than watches, so that one too many is refused and does not wait.
+        self.watches: Final = StreamThreads(config.max_watches + 4, "watch", config.max_waiting)
+        self.health_watches: Final = StreamThreads(_HEALTH_WATCHES, "health")
+        self.reflection: Final = StreamThreads(_REFLECTIONS, "reflection")
+
+    def end(self, seconds: float) -> bool:
+        """Ends those of unary calls, which may still write: whether all have ended within so long."""
+        until = time.monotonic() + seconds
+        ended = [threads.end(until) for threads in (self.reads, self.writes, self.probes)]
+        return all(ended)
+
+
 class CaseloadServer:
     """A server with everything in its place, to be started and stopped once."""
 
     def __init__(
-        self, config: Config, server: grpc.Server, threads: Threads, address: str, store: RelationshipStore
+        self, config: Config, server: grpc.Server, threads: CallThreads, address: str, store: RelationshipStore
     ) -> None:
         """Args: server, bound to address; threads, those of its calls; store, open."""
         self.address: Final = address
@@ -89,10 +113,9 @@ class CaseloadServer:
         """Puts the services on the server, behind what guards their calls."""
         self._access_log = access_log
         pages = PageTokens(self._store.keys.secret)
-        patience = self._config.deadline_seconds
-        # A few threads more than watches, so that one too many is refused and does not wait.
-        watching = StreamThreads(self._config.max_watches + 4, "watch")
-        guarded: Any = GuardedServer(self._server, admission, access_log, watching, patience)
+        threads, retries = self._threads, Retries()
+        pools = Pools(threads.reads, threads.writes, threads.watches)
+        guarded: Any = GuardedServer(self._server, admission, access_log, pools, retries)
         therapists = TherapistServicer(self._store, pages, clock)
         therapist_service_pb2_grpc.add_TherapistServiceServicer_to_server(therapists, guarded)
         patients = PatientServicer(self._store, pages, clock)
@@ -101,10 +124,10 @@ class CaseloadServer:
         assignment_service_pb2_grpc.add_AssignmentServiceServicer_to_server(periods, guarded)
         changes = ChangeServicer(self._store, self._watches)
         change_service_pb2_grpc.add_ChangeServiceServicer_to_server(changes, guarded)
-        reflecting = futures.ThreadPoolExecutor(32, "reflection")
-        streams: Any = GuardedServer(self._streams, admission, access_log, reflecting, patience)
-        probing = StreamThreads(_HEALTH_WATCHES, "health")
-        probed: Any = GuardedServer(self._streams, admission, access_log, probing, patience)
+        pools = Pools(threads.probes, threads.probes, threads.reflection)
+        streams: Any = GuardedServer(self._streams, admission, access_log, pools, retries)
+        pools = Pools(threads.probes, threads.probes, threads.health_watches)
+        probed: Any = GuardedServer(self._streams, admission, access_log, pools, retries)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, probed)
         reflection.enable_server_reflection((*READINESS, health.SERVICE_NAME, reflection.SERVICE_NAME), streams)
 
@@ -116,6 +139,9 @@ class CaseloadServer:
         metrics.follow("watches_limit", lambda: self._config.max_watches)
         for name, labels, look in self._store.gauges():
             metrics.follow(name, look, **labels)
+        for kind, threads in (("read", self._threads.reads), ("write", self._threads.writes)):
+            metrics.follow("in_flight", threads.in_flight, **{"class": kind})
+            metrics.follow("waiting", threads.waiting, **{"class": kind})
 
     @property
     def metrics_address(self) -> str | None:
@@ -166,8 +192,8 @@ def build_server(config: Config, clock: Callable[[], int] = clock) -> CaseloadSe
     keys_file = config.keys_file
     keys = Reloading([keys_file], lambda: read_keys(keys_file)) if keys_file else None
     credentials = _credentials(config)
-    threads = Threads(config.threads, "call")
-    server = grpc.server(threads, options=_limits(config))  # type: ignore[arg-type]  # asks for a ThreadPoolExecutor
+    threads = CallThreads(config)
+    server = grpc.server(threads.reads, options=_limits(config))
     metrics, page = None, None
     try:
         address = _bind(server, config, credentials)
@@ -176,7 +202,7 @@ def build_server(config: Config, clock: Callable[[], int] = clock) -> CaseloadSe
         lines = _access_lines(config, store)
     except SettingError:
         server.stop(None)
-        threads.shutdown()
+        threads.end(0)
         if page:
             page.close()
         raise

@@ -39,6 +39,7 @@ WHAT_TO_DO: Final = {
     "OUTCOME_UNKNOWN": "Repeat the call with the same request_id. Without one, read first.",
     "STORE_FULL": "Make room on the server's disk.",
     "SHUTTING_DOWN": "Repeat the call after a moment, with the same request_id; a watch, after its through_revision.",
+    "OVERLOADED": "Repeat the call after the delay in RetryInfo, and not before; nothing was done.",
     "REVISION_PRUNED": "Read the records anew, and watch after the revision of the first page.",
     "REVISION_FOREIGN": "Read the records anew: what was kept from before may not be in this store.",
     "TOO_MANY_WATCHES": "Close a watch, or try again later; operators can raise `--max-watches`.",
@@ -87,9 +88,7 @@ def row(reason: str, when: str) -> str:
 def page() -> str:
     """The whole page."""
     said = comments()
-    later = ", ".join(reason for reason in said if reason not in CODES)
-    tail = f"\nThe contract names more, for parts that are not there yet; this server never sends them: {later}.\n"
-    return HEAD + "".join(row(reason, when) for reason, (_, when) in said.items() if reason in CODES) + tail
+    return HEAD + "".join(row(reason, when) for reason, (_, when) in said.items())
 
 
 if __name__ == "__main__":

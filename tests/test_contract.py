@@ -29,8 +29,6 @@ OUTPUT_ONLY = field_behavior_pb2.OUTPUT_ONLY
 CANARY = "Canary-Zq9"
 
 CATALOGUE = {name.removeprefix("ERROR_REASON_") for name in error_reason_pb2.ErrorReason.keys()}  # noqa: SIM118 - no dict
-LATER = {"OVERLOADED"}
-"""Reasons that the catalogue keeps a number for, and that nothing is refused with so far."""
 
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 
@@ -337,4 +335,4 @@ def test_the_reasons_that_services_list_are_those_of_the_catalogue() -> None:
     listed = reasons_of_calls()
     assert {file: len(reasons) >= 10 for file, reasons in listed.items()} == dict.fromkeys(listed, True)
     assert len(listed) == 4
-    assert set().union(*listed.values()) == set(CODES) == CATALOGUE - LATER - {"UNSPECIFIED"}
+    assert set().union(*listed.values()) == set(CODES) == CATALOGUE - {"UNSPECIFIED"}

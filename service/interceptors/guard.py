@@ -1,13 +1,12 @@
 """The outermost layer of a call: bytes in, a response or a status out, and nothing else gets past it."""
 
-import math
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import grpc
 import structlog
@@ -17,14 +16,19 @@ from grpc_status import rpc_status
 from service import errors
 from service.callers import current
 from service.interceptors.access_log import Access, AccessLog, MethodLog
-from service.interceptors.admission import Admission
-from service.interceptors.statuses import status
-from service.threads import waited_seconds
+from service.interceptors.admission import Admission, permission
+from service.interceptors.retries import Retries
+from service.interceptors.statuses import pushback, status
 
 _log = structlog.get_logger()
 
-_NO_DEADLINE: Final = 1e9
-"""Seconds: grpcio gives those who set none some 10^18."""
+
+class Pools(NamedTuple):
+    """The threads of each class of calls, so that none can take them from another."""
+
+    reads: futures.ThreadPoolExecutor
+    writes: futures.ThreadPoolExecutor
+    streams: futures.ThreadPoolExecutor
 
 
 class GuardedServer:
@@ -33,16 +37,13 @@ class GuardedServer:
     The generated add_...Servicer_to_server functions take it for the server.
     """
 
-    def __init__(
-        self, server: Any, admission: Admission, log: AccessLog, streams: futures.ThreadPoolExecutor, patience: float
-    ) -> None:
-        """Args: server, which the handlers end up in; streams, the threads of the streaming ones that bring none along;
-        patience, the seconds within which the work of a call without a deadline must begin."""
+    def __init__(self, server: Any, admission: Admission, log: AccessLog, pools: Pools, retries: Retries) -> None:
+        """Args: server, which the handlers end up in; pools, the threads that they run in."""
         self._server = server
         self._admission = admission
         self._log = log
-        self._streams = streams
-        self._patience = patience
+        self._pools = pools
+        self._retries = retries
 
     def add_generic_rpc_handlers(self, handlers: Any) -> None:
         """Nothing: the registered handlers below are the same ones."""
@@ -57,13 +58,19 @@ class GuardedServer:
     def _guarded(self, service: str, name: str, handler: Any) -> "grpc.RpcMethodHandler[Any, Any]":
         # Parsing stays with us: what grpcio cannot parse it refuses by itself, as INTERNAL. So does writing: then the
         # access log knows how a call ended.
-        guard = _Guard(self._admission.to(service, name), self._patience, MethodLog(self._log, service, name))
+        guard = _Guard(self._admission.to(service, name), MethodLog(self._log, service, name))
         parse, write = handler.request_deserializer, handler.response_serializer
+        call: Any
         if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(guard.unary(parse, handler.unary_unary, write))
-        call = guard.stream(parse, handler.unary_stream or handler.stream_stream, write)
-        # A stream keeps its thread for as long as it lives: it must not take one that calls wait for.
-        call.experimental_thread_pool = self._streams  # type: ignore[attr-defined]
+            call = guard.unary(parse, handler.unary_unary, write)
+            writes = permission(service, name) == "write"
+            call.experimental_thread_pool = self._pools.writes if writes else self._pools.reads
+        else:
+            call = guard.stream(parse, handler.unary_stream or handler.stream_stream, write)
+            call.experimental_thread_pool = self._pools.streams
+        call.turn_away = guard.turning_away(self._retries)
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(call)
         if handler.unary_stream:
             return grpc.unary_stream_rpc_method_handler(call)
         return grpc.stream_stream_rpc_method_handler(call)
@@ -72,19 +79,18 @@ class GuardedServer:
 class _Guard:
     """What lies around every call of one method, whatever its kind."""
 
-    def __init__(self, admit: Callable[[grpc.ServicerContext], None], patience: float, log: MethodLog) -> None:
+    def __init__(self, admit: Callable[[grpc.ServicerContext], None], log: MethodLog) -> None:
         self._admit = admit
-        self._patience = patience
         self._log = log
 
     def unary(self, parse: Callable[[bytes], Any], answer: Any, write: Callable[[Any], bytes]) -> Callable[..., bytes]:
-        admit, log, patience = self._admit, self._log, self._patience
+        admit, log = self._admit, self._log
 
         def call(data: bytes, context: grpc.ServicerContext) -> bytes:
             access = Access(context)
             try:
                 admit(context)
-                _check_deadline(context, patience)
+                _check_deadline(context)
                 access.request = request = _parsed(parse, data)
                 response = answer(request, context)
                 written = write(response)
@@ -108,7 +114,7 @@ class _Guard:
             try:
                 self._admit(context)
                 access.caller = current.get(None)  # a generator that is dropped ends outside its context
-                _check_deadline(context, math.inf)
+                _check_deadline(context)
                 access.request = _parsed(parse, data) if isinstance(data, bytes) else None
                 for response in answer(access.request or _each_parsed(parse, data), context):
                     self._log.note(access, response)
@@ -124,10 +130,20 @@ class _Guard:
 
         return call
 
+    def turning_away(self, retries: Retries) -> Callable[..., NoReturn]:
+        """In the place of the call where there are too many: looks at nothing, and says nothing but that."""
 
-def _check_deadline(context: grpc.ServicerContext, patience: float) -> None:
-    left = context.time_remaining()
-    if left == 0 or (left > _NO_DEADLINE and waited_seconds() > patience):
+        def turn_away(_data: bytes | Iterator[bytes], context: grpc.ServicerContext) -> NoReturn:
+            access = Access(context)
+            access.refusal = errors.Overloaded(retries.after_seconds())
+            self._log.end(access)
+            _refuse(context, access.refusal)
+
+        return turn_away
+
+
+def _check_deadline(context: grpc.ServicerContext) -> None:
+    if context.time_remaining() == 0:
         raise errors.DeadlineExceeded
 
 
@@ -145,7 +161,8 @@ def _each_parsed(parse: Callable[[bytes], Any], stream: Any) -> Iterator[Any]:
 
 
 def _refuse(context: grpc.ServicerContext, error: errors.DomainError) -> NoReturn:
-    context.abort_with_status(rpc_status.to_status(status(error)))
+    told: Any = rpc_status.to_status(status(error))
+    context.abort_with_status(told._replace(trailing_metadata=(*told.trailing_metadata, *pushback(error))))
     raise AssertionError  # abort_with_status has raised
 
 

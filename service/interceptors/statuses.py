@@ -1,5 +1,6 @@
 """Domain errors as gRPC statuses with google.rpc details (AIP-193)."""
 
+import math
 from typing import Final
 
 from google.protobuf.any_pb2 import Any
@@ -12,6 +13,7 @@ from google.rpc.status_pb2 import Status
 from service.errors import DomainError
 
 DOMAIN: Final = "caseload.v1"
+_PUSHBACK: Final = "grpc-retry-pushback-ms"
 
 CODES: Final[dict[str, int]] = {
     "INVALID_FIELD": Code.INVALID_ARGUMENT,
@@ -39,6 +41,7 @@ CODES: Final[dict[str, int]] = {
     "OUTCOME_UNKNOWN": Code.UNAVAILABLE,
     "STORE_FULL": Code.RESOURCE_EXHAUSTED,
     "SHUTTING_DOWN": Code.UNAVAILABLE,
+    "OVERLOADED": Code.RESOURCE_EXHAUSTED,
     "REVISION_PRUNED": Code.OUT_OF_RANGE,
     "REVISION_FOREIGN": Code.OUT_OF_RANGE,
     "TOO_MANY_WATCHES": Code.RESOURCE_EXHAUSTED,
@@ -66,6 +69,14 @@ def status(error: DomainError) -> Status:
         delay = Duration(nanos=int(error.retry_after_seconds * 1e9) % 10**9, seconds=int(error.retry_after_seconds))
         parts.append(details.RetryInfo(retry_delay=delay))
     return Status(code=code, message=error.message, details=map(_packed, parts))
+
+
+def pushback(error: DomainError) -> tuple[tuple[str, str], ...]:
+    """The trailing metadata that gRPC's own retries obey (gRFC A6): RetryInfo's delay, or -1 for not at all."""
+    if error.retry_after_seconds is not None:
+        return ((_PUSHBACK, str(math.ceil(error.retry_after_seconds * 1000))),)
+    # Those who retry it at once would find the same again.
+    return ((_PUSHBACK, "-1"),) if CODES[error.reason] == Code.RESOURCE_EXHAUSTED else ()
 
 
 def _packed(message: Message) -> Any:

@@ -50,8 +50,6 @@ _WAITING_COMMITS: Final = b"""
 SELECT FROM pg_stat_activity
 WHERE datname = current_database() AND wait_event = 'SyncRep' AND now() - state_change > interval '2s' LIMIT 1"""
 """Commits of any instance that wait for a standby."""
-_TURN_SECONDS: Final = 0.25
-"""How long a write waits, holding a thread, until it is one of those that may write at once."""
 _POLL_SECONDS: Final = 0.5
 _NAME: Final = re.compile(r"(?<![\w:]):([a-z]\w*)")
 
@@ -172,16 +170,14 @@ class PostgresDatabase:
     row_lock = " FOR NO KEY UPDATE"
     can_lose_answers = True
 
-    def __init__(self, url: str, *, connections: int = 16, writers: int = 48, commit_seconds: float = 3.0) -> None:
+    def __init__(self, url: str, *, connections: int = 16, commit_seconds: float = 3.0) -> None:
         """Opens nothing yet.
 
-        Args: connections, most for reads, and as many for writes; writers, calls that may write at once, so few
-        that some threads are left to read; commit_seconds, how long a caller waits for a COMMIT.
+        Args: connections, most for reads, and as many for writes; commit_seconds, how long a caller waits for a COMMIT.
         """
         self.committed: Callable[[int, float], object] = untold
         self._readers = Connections(partial(connect, url, _READING), connections)
         self._writers = Connections(partial(connect, url), connections)
-        self._writing = threading.Semaphore(writers)
         self._commit_seconds = commit_seconds
         self._left: set[Connection] = set()
         self._commits_wait = False
@@ -221,12 +217,7 @@ class PostgresDatabase:
     def write(self, work: Callable[[Transaction], T]) -> T:
         if self._commits_wait:  # for a standby, and so would this one
             raise errors.StoreUnavailable
-        if not self._writing.acquire(timeout=_TURN_SECONDS):
-            raise errors.StoreBusy
-        try:
-            return self._again(partial(self._transact, work))
-        finally:
-            self._writing.release()
+        return self._again(partial(self._transact, work))
 
     def _again(self, attempt: Callable[[], T]) -> T:
         """Runs it until it succeeds, is refused, or patience ends. Never while a COMMIT of it may still go on."""

@@ -21,8 +21,7 @@ from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 from service import server as building
 from service.config import Config
 from service.server import MESSAGE_BYTES, METADATA_BYTES, CaseloadServer
-from tests.clinic import Clinic, full_name, request
-from tests.locking import holding_the_lock
+from tests.clinic import Clinic, full_name
 from tests.running import Client, ServerProcess, refusal
 from tests.security.serving import serving
 from tests.services.calling import call
@@ -129,31 +128,6 @@ def never(enough: threading.Event) -> Iterator[bytes]:
     """Messages that do not come."""
     enough.wait(30)
     yield from ()
-
-
-def test_a_call_without_a_deadline_is_refused_where_its_work_has_not_begun_in_time(tmp_path: Path) -> None:
-    """One that has a deadline is not: it is its caller's to say."""
-    with serving(tmp_path, threads=1, deadline_seconds=0.3) as server, Clinic(server.address) as clinic:
-        create: Any = clinic.channel.unary_unary(full_name("CreatePatient"))
-
-        def body(patient_id: str) -> bytes:
-            data: bytes = request(
-                "CreatePatient", patient_id=patient_id, patient={"display_name": "A"}
-            ).SerializeToString()
-            return data
-
-        with holding_the_lock(f"sqlite:///{tmp_path}/caseload.db"):
-            first = create.future(body("p1"))
-            time.sleep(0.1)
-            without, with_one = create.future(body("p2")), create.future(body("p3"), timeout=20)
-            time.sleep(0.5)
-        assert first.result()
-        assert with_one.result()
-        with pytest.raises(grpc.RpcError) as caught:
-            without.result()
-        assert refusal(caught.value).reason == "DEADLINE_EXCEEDED"
-        ids = [patient.patient_id for patient in clinic.send("ListPatients").patients]
-    assert ids == ["p1", "p3"]
 
 
 def test_the_streams_of_a_connection_are_bounded(server: CaseloadServer) -> None:
@@ -296,9 +270,15 @@ def test_no_text_and_no_list_of_a_request_is_without_a_bound(client: Client, met
         assert time.monotonic() - began < 2, place.path
 
 
-def test_two_thousand_calls_at_once_on_one_connection_are_all_answered(client: Client) -> None:
-    """An honest burst above what a connection may have open waits, and is not refused."""
-    get: Any = client.channel.unary_unary("/caseload.v1.PatientService/GetPatient")
+def test_two_thousand_calls_at_once_on_one_connection_are_all_answered(tmp_path: Path) -> None:
+    """An honest burst above what a connection may have open waits in the caller's library, and is not refused."""
+    # However slow the machine: that a call waits for a second at most is another test's.
+    with serving(tmp_path, longest_wait_seconds=60) as server, Clinic(server.address) as clinic:
+        get: Any = clinic.channel.unary_unary("/caseload.v1.PatientService/GetPatient")
+        assert codes_at_once(get, 2000) == ["NOT_FOUND"] * 2000
+
+
+def codes_at_once(get: Any, count: int) -> list[str]:
     data = pb.GetPatientRequest(patient_id="p1").SerializeToString()
     codes: list[str] = []
     lock = threading.Lock()
@@ -307,9 +287,9 @@ def test_two_thousand_calls_at_once_on_one_connection_are_all_answered(client: C
         with lock:
             codes.append(done.code().name)
 
-    for _ in range(2000):
+    for _ in range(count):
         get.future(data, timeout=60).add_done_callback(note)
     until = time.monotonic() + 60
-    while len(codes) < 2000 and time.monotonic() < until:
+    while len(codes) < count and time.monotonic() < until:
         time.sleep(0.05)
-    assert codes == ["NOT_FOUND"] * 2000
+    return codes

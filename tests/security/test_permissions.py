@@ -16,7 +16,8 @@ from service.callers import PERMISSIONS
 from service.interceptors import admission
 from service.interceptors.access_log import AccessLog
 from service.interceptors.admission import FREE, Admission
-from service.interceptors.guard import GuardedServer
+from service.interceptors.guard import GuardedServer, Pools
+from service.interceptors.retries import Retries
 from service.server import CaseloadServer
 from tests.clinic import READS, RPCS
 from tests.running import refusal
@@ -151,7 +152,7 @@ def test_a_method_that_no_rule_covers_is_for_nobody() -> None:
 
     threads = ThreadPoolExecutor(1)
     bare = grpc.server(threads)
-    guarded = GuardedServer(bare, Admission(None), AccessLog(sys.stderr), threads, 60)
+    guarded = GuardedServer(bare, Admission(None), AccessLog(sys.stderr), Pools(threads, threads, threads), Retries())
     handler = grpc.unary_unary_rpc_method_handler(do, bytes, bytes)
     guarded.add_registered_method_handlers("planted.Planted", {"Do": handler})
     port = bare.add_insecure_port("127.0.0.1:0")

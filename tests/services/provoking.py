@@ -13,9 +13,10 @@ import grpc
 import pytest
 from grpc import StatusCode
 
-from tests.clinic import Clinic
+from tests.clinic import Clinic, full_name, request
 from tests.following import unread
-from tests.running import refusal
+from tests.locking import holding_the_lock
+from tests.running import Refusal, refusal
 from tests.security.serving import KeysFile, bearer, serving
 from tests.services.calling import T0, People, everything_said
 from tests.services.world import CANARY, MRN, SLOW_SECONDS, World
@@ -184,6 +185,20 @@ def deadline_exceeded(world: World) -> object:
     raise AssertionError("always in time")
 
 
+def overloaded(_world: World) -> object:
+    """By another server, whose one thread waits for a lock, and which lets one call wait."""
+    with (
+        TemporaryDirectory() as folder,
+        serving(Path(folder), threads=1, max_waiting=1) as server,
+        Clinic(server.address) as clinic,
+        holding_the_lock(f"sqlite:///{folder}/caseload.db"),
+    ):
+        create: Any = clinic.channel.unary_unary(full_name("CreatePatient"))
+        body = request("CreatePatient", patient={"display_name": CANARY}).SerializeToString()
+        calls = [create.future(body, timeout=20) for _ in range(9)]
+        return calls[-1].result()
+
+
 def to_those_who_ask(_world: World, permission: str, token: str = "") -> object:
     """A read of another server, which knows one caller with one permission; with its key, or another token."""
     with TemporaryDirectory() as folder:
@@ -264,6 +279,7 @@ TABLE: dict[str, tuple[Provoke, Told]] = {
     "ETAG_MISMATCH": (etag_mismatch, Told(StatusCode.ABORTED)),
     "SHUTTING_DOWN": (shutting_down, Told(StatusCode.UNAVAILABLE)),
     "SHUTTING_DOWN by watch": (shutting_down_in_watch, Told(StatusCode.UNAVAILABLE)),
+    "OVERLOADED": (overloaded, Told(StatusCode.RESOURCE_EXHAUSTED, LATER)),
     "REVISION_PRUNED": (
         lambda w: w.clinic.send("ListChanges", after_revision=pruned(w)),
         Told(StatusCode.OUT_OF_RANGE, NONE, ("oldest_revision",)),
@@ -316,4 +332,14 @@ def assert_told(way: str, provoke: Callable[[], object]) -> None:
         assert violation.type == reason
     if "RetryInfo" in found.details:
         assert 0 < found.details["RetryInfo"].retry_delay.ToTimedelta().total_seconds() <= 10
+    assert_pushback(caught.value, found)
     assert CANARY.lower() not in everything_said(caught.value).lower()
+
+
+def assert_pushback(error: Any, found: Refusal) -> None:
+    """gRPC's own retries are told what RetryInfo says; -1, which is never, where they may retry the code without it."""
+    told = dict(error.trailing_metadata()).get("grpc-retry-pushback-ms")
+    if "RetryInfo" in found.details:
+        assert abs(int(told or 0) - found.details["RetryInfo"].retry_delay.ToMilliseconds()) <= 1
+    else:
+        assert told == ("-1" if found.code is StatusCode.RESOURCE_EXHAUSTED else None)

@@ -219,28 +219,6 @@ def test_nothing_of_the_drivers_error_leaves_but_the_state_and_the_constraint(st
         whole.append(whole[-1].__cause__ or whole[-1].__context__)
 
 
-def test_as_many_write_at_once_as_may_and_the_next_is_refused(postgres_url: str) -> None:
-    database = PostgresDatabase(postgres_url, writers=2)
-    begun, leave = threading.Semaphore(0), threading.Event()
-
-    def work(_: Transaction) -> None:
-        begun.release()
-        leave.wait(30)
-
-    writers = [threading.Thread(target=database.write, args=(work,)) for _ in range(2)]
-    for writer in writers:
-        writer.start()
-        begun.acquire()
-    with pytest.raises(errors.StoreBusy):
-        database.write(lambda _: None)
-    assert database.read("SELECT 1") == [(1,)]
-    leave.set()
-    for writer in writers:
-        writer.join(30)
-    database.write(lambda _: None)
-    database.close()
-
-
 def test_connections_are_lent_in_the_order_of_asking(postgres_url: str) -> None:
     database = PostgresDatabase(postgres_url, connections=1)
     order: list[int] = []

@@ -37,7 +37,8 @@ class ChangeServiceStub:
     order in which they are checked. Besides, any call can be refused with STORE_UNAVAILABLE,
     DEADLINE_EXCEEDED or INTERNAL.
     A message that does not parse is INVALID_FIELD with an empty field.
-    Before all else, credentials that are missing or unknown are UNAUTHENTICATED, and a caller who
+    Before all else a call beyond what can be taken on is OVERLOADED, whoever makes it, and is not
+    begun; then credentials that are missing or unknown are UNAUTHENTICATED, and a caller who
     lacks the audit permission is PERMISSION_DENIED.
 
     revision. Opaque, and a place in the log of one store. Any revision that a call of any service
@@ -75,7 +76,8 @@ class ChangeServiceServicer:
     order in which they are checked. Besides, any call can be refused with STORE_UNAVAILABLE,
     DEADLINE_EXCEEDED or INTERNAL.
     A message that does not parse is INVALID_FIELD with an empty field.
-    Before all else, credentials that are missing or unknown are UNAUTHENTICATED, and a caller who
+    Before all else a call beyond what can be taken on is OVERLOADED, whoever makes it, and is not
+    begun; then credentials that are missing or unknown are UNAUTHENTICATED, and a caller who
     lacks the audit permission is PERMISSION_DENIED.
 
     revision. Opaque, and a place in the log of one store. Any revision that a call of any service
@@ -172,7 +174,8 @@ class ChangeService:
     order in which they are checked. Besides, any call can be refused with STORE_UNAVAILABLE,
     DEADLINE_EXCEEDED or INTERNAL.
     A message that does not parse is INVALID_FIELD with an empty field.
-    Before all else, credentials that are missing or unknown are UNAUTHENTICATED, and a caller who
+    Before all else a call beyond what can be taken on is OVERLOADED, whoever makes it, and is not
+    begun; then credentials that are missing or unknown are UNAUTHENTICATED, and a caller who
     lacks the audit permission is PERMISSION_DENIED.
 
     revision. Opaque, and a place in the log of one store. Any revision that a call of any service

@@ -20,7 +20,8 @@ class TherapistServiceStub:
     DEADLINE_EXCEEDED or INTERNAL, and any write with STORE_BUSY, STORE_FULL, OUTCOME_UNKNOWN or
     SHUTTING_DOWN.
     A message that does not parse is INVALID_FIELD with an empty field.
-    Before all else, credentials that are missing or unknown are UNAUTHENTICATED, and a caller who
+    Before all else a call beyond what can be taken on is OVERLOADED, whoever makes it, and is not
+    begun; then credentials that are missing or unknown are UNAUTHENTICATED, and a caller who
     lacks the permission is PERMISSION_DENIED: read for an RPC without side effects, else write.
 
     request_id. A write that carries one is remembered for its caller for 24 hours, also when there
@@ -201,7 +202,8 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
     DEADLINE_EXCEEDED or INTERNAL, and any write with STORE_BUSY, STORE_FULL, OUTCOME_UNKNOWN or
     SHUTTING_DOWN.
     A message that does not parse is INVALID_FIELD with an empty field.
-    Before all else, credentials that are missing or unknown are UNAUTHENTICATED, and a caller who
+    Before all else a call beyond what can be taken on is OVERLOADED, whoever makes it, and is not
+    begun; then credentials that are missing or unknown are UNAUTHENTICATED, and a caller who
     lacks the permission is PERMISSION_DENIED: read for an RPC without side effects, else write.
 
     request_id. A write that carries one is remembered for its caller for 24 hours, also when there

@@ -1,0 +1,238 @@
+"""More calls than can be taken on: who waits, how long, who is turned away and what that tells; who is not touched."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from service.config import Config
+from service.interceptors.retries import LEAST_SECONDS, MOST_SECONDS, SPACING_SECONDS, Retries
+from service.server import CaseloadServer, build_server
+from tests.clinic import Clinic, full_name, refused, request
+from tests.locking import holding_the_lock
+from tests.running import refusal
+from tests.security.serving import LogReader
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+RETRYING = json.dumps(
+    {
+        "methodConfig": [
+            {
+                "name": [{}],
+                "retryPolicy": {
+                    "maxAttempts": 5,
+                    "initialBackoff": "0.001s",
+                    "maxBackoff": "0.001s",
+                    "backoffMultiplier": 1,
+                    "retryableStatusCodes": ["RESOURCE_EXHAUSTED"],
+                },
+            }
+        ]
+    }
+)
+"""Of a client whose own back-off is next to none."""
+
+
+@contextmanager
+def serving(url: str, **settings: Any) -> Iterator[CaseloadServer]:
+    server = build_server(Config("127.0.0.1:0", url, drain_seconds=0, **settings))
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def creating(clinic: Clinic, patient_id: str) -> Any:
+    """A write under way."""
+    make: Any = clinic.channel.unary_unary(full_name("CreatePatient"))
+    body = request("CreatePatient", patient_id=patient_id, patient={"display_name": "A"})
+    return make.future(body.SerializeToString(), timeout=30)
+
+
+def answered(calls: list[Any]) -> list[str]:
+    """How each ended: OK, or its reason."""
+    ends = []
+    for call in calls:
+        try:
+            call.result()
+        except grpc.RpcError as error:
+            ends.append(refusal(error).reason)
+        else:
+            ends.append("OK")
+    return ends
+
+
+def test_who_finds_the_queue_full_is_turned_away_at_once_and_nothing_is_done(database_url: str) -> None:
+    with (
+        serving(database_url, threads=2, max_waiting=3, longest_wait_seconds=20) as server,
+        Clinic(server.address) as clinic,
+    ):
+        with holding_the_lock(database_url):
+            calls = []
+            for number in range(8):
+                calls.append(creating(clinic, f"p{number}"))
+                time.sleep(0.05)
+            began = time.monotonic()
+            assert answered(calls[5:]) == ["OVERLOADED"] * 3
+            assert time.monotonic() - began < 1
+        assert answered(calls[:5]) == ["OK"] * 5
+        assert len(clinic.send("ListPatients").patients) == 5
+
+
+def test_no_call_waits_longer_than_the_bound_though_no_thread_is_free(database_url: str) -> None:
+    """And once the first has waited half as long, nobody begins to wait."""
+    bound = 0.8
+    with (
+        serving(database_url, threads=1, longest_wait_seconds=bound) as server,
+        Clinic(server.address) as clinic,
+    ):
+        ended: dict[str, float] = {}
+        with holding_the_lock(database_url):
+            first = creating(clinic, "p0")
+            time.sleep(0.1)
+            began = time.monotonic()
+            waiting = creating(clinic, "p1")
+            waiting.add_done_callback(lambda _: ended.setdefault("waiting", time.monotonic() - began))
+            time.sleep(bound * 0.6)
+            late = creating(clinic, "p2")
+            late.add_done_callback(lambda _: ended.setdefault("late", time.monotonic() - began))
+            assert answered([waiting, late]) == ["OVERLOADED"] * 2
+        assert answered([first]) == ["OK"]
+    assert bound * 0.6 <= ended["late"] < bound <= ended["waiting"] < bound + 0.5
+
+
+def test_reads_go_on_while_writers_hold_every_thread_they_have(database_url: str) -> None:
+    with serving(database_url, threads=2) as server, Clinic(server.address) as clinic:
+        clinic.therapists("t1")
+        with holding_the_lock(database_url):
+            writes = [creating(clinic, f"p{number}") for number in range(10)]
+            time.sleep(0.2)
+            began = time.monotonic()
+            assert clinic.send("GetTherapist", therapist_id="t1").therapist.therapist_id == "t1"
+            assert time.monotonic() - began < 0.7
+        answered(writes)
+
+
+def test_health_and_readiness_are_answered_while_calls_are_turned_away(database_url: str) -> None:
+    with (
+        serving(database_url, threads=1, max_waiting=2) as server,
+        Clinic(server.address) as clinic,
+        Clinic(server.address) as other,
+    ):
+        clinic.therapists(*(f"t{number}" for number in range(50)))
+        health: Any = health_pb2_grpc.HealthStub(other.channel)
+        listing: Any = clinic.channel.unary_unary(full_name("ListTherapists"))
+        with flooding(listing) as codes:
+            for name in ("", "caseload.v1.TherapistService") * 10:
+                answer = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=2)
+                assert answer.status == SERVING
+                time.sleep(0.05)
+    assert {"OK", "RESOURCE_EXHAUSTED"} == set(codes)
+
+
+@contextmanager
+def flooding(call: Any) -> Iterator[list[str]]:
+    """Sixteen callers who never stop, and who come again at once; the list gets the code of each call."""
+    enough, codes = threading.Event(), list[str]()
+
+    def caller() -> None:
+        while not enough.is_set():
+            codes.append(call.future(b"", timeout=20).code().name)
+
+    threads = [threading.Thread(target=caller) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    yield codes
+    enough.set()
+    for thread in threads:
+        thread.join()
+
+
+def test_who_is_turned_away_has_a_line_in_the_access_log(database_url: str, tmp_path: Path) -> None:
+    log = LogReader(tmp_path / "access.log")
+    with (
+        serving(database_url, threads=1, max_waiting=1, access_log=log.path) as server,
+        Clinic(server.address) as clinic,
+        holding_the_lock(database_url),
+    ):
+        calls = [creating(clinic, f"p{number}") for number in range(3)]
+        assert answered(calls[2:]) == ["OVERLOADED"]
+        [line] = log.lines()
+        assert (line["code"], line["reason"]) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
+        assert (line["method"], line["caller"]) == (full_name("CreatePatient"), "")
+        assert not {"patient_ids", "request_id"} & line.keys()
+
+
+def test_the_retries_of_grpc_come_when_they_are_told_to(database_url: str, tmp_path: Path) -> None:
+    """Though the client's own back-off is a millisecond: a call that was turned away succeeds at its second try."""
+    log = LogReader(tmp_path / "access.log")
+    with (
+        serving(database_url, threads=1, max_waiting=1, access_log=log.path) as server,
+        Clinic(server.address) as clinic,
+        grpc.insecure_channel(server.address, [("grpc.service_config", RETRYING)]) as channel,
+    ):
+        create: Any = channel.unary_unary(full_name("CreatePatient"))
+        body = request("CreatePatient", patient_id="p2", patient={"display_name": "A"})
+        with holding_the_lock(database_url):
+            calls = [creating(clinic, "p0")]
+            time.sleep(0.1)  # it has the thread
+            calls.append(creating(clinic, "p1"))
+            calls.append(create.future(body.SerializeToString(), timeout=30))
+            while not log.lines():
+                time.sleep(0.01)
+        assert answered(calls) == ["OK"] * 3
+        lines = [line for line in log.lines() if line.get("reason") == "OVERLOADED"]
+    assert len(lines) == 1
+
+
+def test_the_retries_of_grpc_do_not_repeat_what_would_be_refused_again(database_url: str, tmp_path: Path) -> None:
+    log = LogReader(tmp_path / "access.log")
+    with (
+        serving(database_url, max_watches=1, access_log=log.path) as server,
+        Clinic(server.address) as clinic,
+        grpc.insecure_channel(server.address, [("grpc.service_config", RETRYING)]) as channel,
+    ):
+        held = clinic.watch()
+        next(held)
+        watch: Any = channel.unary_stream(full_name("WatchChanges"))
+        assert refused(next, watch(b"", timeout=20)).reason == "TOO_MANY_WATCHES"
+        assert [line["reason"] for line in log.lines()] == ["TOO_MANY_WATCHES"]
+        held.cancel()
+
+
+def test_reflection_streams_have_an_end(database_url: str) -> None:
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub
+    enough = threading.Event()
+
+    def requests() -> Iterator[Any]:
+        yield reflection_pb2.ServerReflectionRequest(list_services="")
+        enough.wait(30)
+
+    with serving(database_url) as server, grpc.insecure_channel(server.address) as channel, ExitStack() as stack:
+        stack.callback(enough.set)
+        streams = [stub(channel).ServerReflectionInfo(requests(), timeout=30) for _ in range(32)]
+        for one in streams:
+            assert next(one).list_services_response.service
+        assert refused(next, stub(channel).ServerReflectionInfo(requests(), timeout=30)).reason == "OVERLOADED"
+
+
+@pytest.mark.parametrize("herd", [1, 100, 5000])
+def test_those_who_are_turned_away_together_do_not_come_again_together(herd: int) -> None:
+    retries = Retries()
+    began = time.monotonic()
+    times = sorted(time.monotonic() - began + retries.after_seconds() for _ in range(herd))
+    took = time.monotonic() - began
+    assert times[0] >= LEAST_SECONDS
+    assert times[-1] <= MOST_SECONDS + took
+    in_any_second = max(sum(at <= other < at + 1 for other in times) for at in times[:: max(1, herd // 50)])
+    rounds = herd * SPACING_SECONDS / (MOST_SECONDS - LEAST_SECONDS) + 1
+    assert in_any_second <= rounds / SPACING_SECONDS + 1
