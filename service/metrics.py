@@ -56,8 +56,8 @@ _GAUGES: Final[dict[str, tuple[str, Literal["livesum", "livemax", "livemin"]]]] 
     "start_time_seconds": ("When the youngest of them began, in seconds since 1970", "livemax"),
     "resident_memory_bytes": ("Memory that they hold", "livesum"),
     "build_info": ("1, of the version that its labels name", "livemax"),
-    "in_flight": ("Calls that run, by their class", "livesum"),
-    "waiting": ("Calls that wait for a thread, by their class", "livesum"),
+    "in_flight": ("Calls that run", "livesum"),
+    "waiting": ("Calls that wait for a thread", "livesum"),
 }
 """What is looked at once a second: of each what it is, and what becomes of several workers' values."""
 

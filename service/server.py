@@ -140,8 +140,8 @@ class CaseloadServer:
         for name, labels, look in self._store.gauges():
             metrics.follow(name, look, **labels)
         for kind, threads in (("read", self._threads.reads), ("write", self._threads.writes)):
-            metrics.follow("in_flight", threads.in_flight, **{"class": kind})
-            metrics.follow("waiting", threads.waiting, **{"class": kind})
+            metrics.follow("in_flight", threads.in_flight, pool=kind)
+            metrics.follow("waiting", threads.waiting, pool=kind)
 
     @property
     def metrics_address(self) -> str | None:

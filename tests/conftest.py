@@ -72,8 +72,8 @@ def database_url(new_database: NewDatabase) -> Iterator[str]:
 
 @contextmanager
 def serving(database_url: str, **settings: Any) -> Iterator[CaseloadServer]:
-    config = Config(address="127.0.0.1:0", database=database_url, drain_seconds=0, threads=8, **settings)
-    started = build_server(config)
+    fixed = {"address": "127.0.0.1:0", "database": database_url, "drain_seconds": 0, "threads": 8}
+    started = build_server(Config(**{**fixed, **settings}))
     started.start()
     try:
         yield started

@@ -13,11 +13,11 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from service.config import Config
 from service.interceptors.retries import LEAST_SECONDS, MOST_SECONDS, SPACING_SECONDS, Retries
-from service.server import CaseloadServer, build_server
 from tests.clinic import Clinic, full_name, refused, request
+from tests.conftest import serving
 from tests.locking import holding_the_lock
+from tests.metrics.reading import until
 from tests.running import refusal
 from tests.security.serving import LogReader
 
@@ -39,16 +39,6 @@ RETRYING = json.dumps(
     }
 )
 """Of a client whose own back-off is next to none."""
-
-
-@contextmanager
-def serving(url: str, **settings: Any) -> Iterator[CaseloadServer]:
-    server = build_server(Config("127.0.0.1:0", url, drain_seconds=0, **settings))
-    server.start()
-    try:
-        yield server
-    finally:
-        server.stop()
 
 
 def creating(clinic: Clinic, patient_id: str) -> Any:
@@ -120,6 +110,20 @@ def test_reads_go_on_while_writers_hold_every_thread_they_have(database_url: str
             assert clinic.send("GetTherapist", therapist_id="t1").therapist.therapist_id == "t1"
             assert time.monotonic() - began < 0.7
         answered(writes)
+
+
+def test_how_many_run_and_wait_is_told(database_url: str) -> None:
+    with (
+        serving(database_url, threads=2, longest_wait_seconds=20, metrics_address="127.0.0.1:0") as server,
+        Clinic(server.address) as clinic,
+    ):
+        address = server.metrics_address
+        with holding_the_lock(database_url):
+            writes = [creating(clinic, f"p{number}") for number in range(5)]
+            held = until(address, lambda seen: seen("waiting", pool="write") == 3)
+            assert (held("in_flight", pool="write"), held("in_flight", pool="read")) == (2, 0)
+        answered(writes)
+        until(address, lambda seen: seen("waiting") == seen("in_flight") == 0)
 
 
 def test_health_and_readiness_are_answered_while_calls_are_turned_away(database_url: str) -> None:
