@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 import grpc
 import structlog
 from google.protobuf.message import DecodeError
+from grpc_health.v1 import health
 from grpc_status import rpc_status
 
 from service import errors
@@ -68,7 +69,8 @@ class GuardedServer:
         else:
             call = guard.stream(parse, handler.unary_stream or handler.stream_stream, write)
             call.experimental_thread_pool = self._pools.streams
-        call.turn_away = guard.turning_away(self._retries)
+        watches_health = service == health.SERVICE_NAME and handler.unary_stream
+        call.turn_away = _leave_unwatched if watches_health else guard.turning_away(self._retries)
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(call)
         if handler.unary_stream:
@@ -140,6 +142,12 @@ class _Guard:
             _refuse(context, access.refusal)
 
         return turn_away
+
+
+def _leave_unwatched(_data: bytes, context: grpc.ServicerContext) -> NoReturn:
+    """Callers' libraries take it for a server that cannot be watched, and call it all the same; else they would not."""
+    context.abort(grpc.StatusCode.UNIMPLEMENTED, "As many health watches are open as there may be.")
+    raise AssertionError  # abort has raised
 
 
 def _check_deadline(context: grpc.ServicerContext) -> None:

@@ -1,12 +1,19 @@
 """What is retried, when, and what is not."""
 
+import json
+from contextlib import ExitStack
+from pathlib import Path
+
 import grpc
 import pytest
 from caseload.client import connect
-from caseload.v1 import change_service_pb2, patient_service_pb2, therapist_service_pb2
+from caseload.v1 import change_service_pb2, patient_service_pb2, resources_pb2, therapist_service_pb2
 from grpc import StatusCode
 
+from service import server as module_of_server
 from tests.client.answering import Answer, Answering
+from tests.locking import holding_the_lock
+from tests.security.serving import serving
 
 UNAVAILABLE, EXHAUSTED = StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED
 BACK_OFF = (0.1, 0.2)
@@ -79,3 +86,28 @@ def test_where_most_calls_fail_retries_stop(peer: Answering) -> None:
             with pytest.raises(grpc.RpcError):
                 caseload.therapists.GetTherapist(therapist_service_pb2.GetTherapistRequest())
     assert calls < len(peer.attempts) < calls + 500
+
+
+def test_a_server_that_is_too_busy_is_waited_for(tmp_path: Path) -> None:
+    log = tmp_path / "access.log"
+    with serving(tmp_path, threads=1, max_waiting=1, access_log=log) as server, connect(server.address) as caseload:
+        with holding_the_lock(f"sqlite:///{tmp_path}/caseload.db"):
+            patient = resources_pb2.Patient(display_name="Bob Ray")
+            request = patient_service_pb2.CreatePatientRequest(patient=patient)
+            calls = [caseload.patients.CreatePatient.future(request) for _ in range(6)]
+            with pytest.raises(grpc.FutureTimeoutError):
+                calls[-1].result(timeout=0.5)
+        made = {call.result().patient.patient_id for call in calls}
+    assert len(made) == 6
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["code"] for line in lines].count("OK") == 6
+    assert "OVERLOADED" in {line.get("reason") for line in lines}
+
+
+def test_more_clients_than_can_watch_health_are_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module_of_server, "_HEALTH_WATCHES", 2)
+    with serving(tmp_path) as server, ExitStack() as stack:
+        options = [("grpc.use_local_subchannel_pool", 1)]  # a connection each
+        clients = [stack.enter_context(connect(server.address, options=options)) for _ in range(6)]
+        calls = [client.patients.ListPatients.future(patient_service_pb2.ListPatientsRequest()) for client in clients]
+        assert [call.code() for call in calls] == [StatusCode.OK] * 6
