@@ -237,6 +237,13 @@ def test_interceptors_and_options_are_the_channels(peer: Answering) -> None:
     assert peer.attempts[0].metadata["user-agent"].startswith("billing/1 ")
 
 
+def test_an_option_of_the_callers_own_goes_before_ours(peer: Answering) -> None:
+    caseload = connect(peer.address, options=[("grpc.max_send_message_length", 3)])
+    with caseload, pytest.raises(grpc.RpcError) as caught:
+        caseload.therapists.GetTherapist(GET)
+    assert "larger than max" in str(caught.value.details())
+
+
 def test_calls_of_all_four_services_are_answered(server: CaseloadServer) -> None:
     with connect(server.address) as caseload:
         made = caseload.patients.CreatePatient(CREATE)

@@ -105,12 +105,12 @@ def connect(  # noqa: PLR0913 - by name, each with a default
     credentials = _credentials(target, tls_ca, tls_cert, tls_key, allow_insecure=allow_insecure)
     if key and credentials is None and not _is_loopback(target):
         raise ValueError("key: would be sent in plain text; it needs TLS")
-    ours = [*CHANNEL_OPTIONS, ("grpc.service_config", service_config())]
+    settings = [*options, *CHANNEL_OPTIONS, ("grpc.service_config", service_config())]  # of two the first one counts
     if credentials is None:
-        ours.append(("grpc.enable_http_proxy", 0))  # plain text and the key stay on the way that was named
-        channel = grpc.insecure_channel(target, [*ours, *options])
+        settings.append(("grpc.enable_http_proxy", 0))  # plain text and the key stay on the way that was named
+        channel = grpc.insecure_channel(target, settings)
     else:
-        channel = grpc.secure_channel(target, credentials, [*ours, *options])
+        channel = grpc.secure_channel(target, credentials, settings)
     return Caseload(grpc.intercept_channel(channel, *interceptors), timeout, key)
 
 

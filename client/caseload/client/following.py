@@ -14,13 +14,17 @@ Answers = Generator[WatchChangesResponse, None, None]
 _MOST_SECONDS: Final = 5.0
 _CUT: Final = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
 """A stop, or a connection that was lost; the server cut a reader that took nothing."""
+_PASSING: Final = {"WATCH_TOO_SLOW", "OVERLOADED"}
 
 
 def follow(changes: ChangeServiceStub, request: WatchChangesRequest, closed: Event) -> Answers:
     """Args: closed, ends it."""
     seconds, begun = 0.1, False
     while not closed.is_set():
-        stream = changes.WatchChanges(request)
+        try:
+            stream = changes.WatchChanges(request)
+        except ValueError:  # what grpc says where it was closed just now
+            return
         try:
             for answer in stream:
                 request.after_revision = answer.through_revision
@@ -38,4 +42,4 @@ def follow(changes: ChangeServiceStub, request: WatchChangesRequest, closed: Eve
 def _is_resumed(error: Any, *, begun: bool) -> bool:
     reason = why(error).reason
     # After a restart all watches come to the other instance, which may have no place for some until the first is back.
-    return error.code() in _CUT or reason == "WATCH_TOO_SLOW" or (begun and reason == "TOO_MANY_WATCHES")
+    return error.code() in _CUT or reason in _PASSING or (begun and reason == "TOO_MANY_WATCHES")
