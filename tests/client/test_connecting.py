@@ -238,9 +238,9 @@ def test_interceptors_and_options_are_the_channels(peer: Answering) -> None:
 
 
 def test_an_option_of_the_callers_own_goes_before_ours(peer: Answering) -> None:
-    caseload = connect(peer.address, options=[("grpc.max_send_message_length", 3)])
+    caseload = connect(peer.address, options=[("grpc.max_send_message_length", 50)])
     with caseload, pytest.raises(grpc.RpcError) as caught:
-        caseload.therapists.GetTherapist(GET)
+        caseload.therapists.GetTherapist(therapist_service_pb2.GetTherapistRequest(therapist_id="t" * 60))
     assert "larger than max" in str(caught.value.details())
 
 
