@@ -127,6 +127,10 @@ bench-smoke: $(INSTALLED) $(BENCH)/installed ## a few seconds of the same, to se
 bench-postgres: $(INSTALLED) ## PostgreSQL beside SQLite; needs h2load and PostgreSQL
 	@$(BIN)/python -m benchmarks.postgres
 
+.PHONY: bench-metrics
+bench-metrics: $(INSTALLED) ## what the metrics cost a call; needs h2load
+	@$(BIN)/python -m benchmarks.counting
+
 .PHONY: bench-import
 bench-import: $(INSTALLED) ## rows a second into SQLite and PostgreSQL, and the memory that takes
 	@$(BIN)/python -m benchmarks.importing

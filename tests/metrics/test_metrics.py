@@ -3,8 +3,9 @@
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
-from typing import Final
+from typing import Any, Final
 
+import grpc
 import pytest
 
 from service.server import CaseloadServer
@@ -83,3 +84,18 @@ def test_the_process_is_described(measured_server: CaseloadServer) -> None:
     assert told("build_info", version=version("caseload-server")) == told("workers") == 1
     assert time.time() - 60 < told("start_time_seconds") <= time.time()
     assert 20e6 < told("resident_memory_bytes") < 2e9
+
+
+def test_a_caller_cannot_make_a_series(measured_server: CaseloadServer, clinic: Clinic) -> None:
+    """Whatever it calls and sends: or it could fill the memory, or write what is private there."""
+    before = {(one.name, *one.labels.items()) for one in numbers(measured_server.metrics_address).samples}
+    for method in ("/caseload.v1.TherapistService/Ada Roe", "/Ada.Roe/Get", full_name("GetTherapist").lower()):
+        ask: Any = clinic.channel.unary_unary(method)
+        with pytest.raises(grpc.RpcError) as unknown:
+            ask(b"", timeout=10)
+        assert unknown.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    refused(clinic.send, "GetTherapist", therapist_id="Ada Roe")
+    after = numbers(measured_server.metrics_address)
+    made = {(one.name, *one.labels.items()) for one in after.samples} - before
+    assert made == {("caseload_calls_total", ("code", "INVALID_ARGUMENT"), ("method", full_name("GetTherapist")))}
+    assert after("calls_total") == 1

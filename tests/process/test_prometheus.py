@@ -1,0 +1,97 @@
+"""A real Prometheus reads the page, takes the rules, and has an answer to every question of the dashboard."""
+
+import json
+import shutil
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from tests.clinic import Clinic, refused
+from tests.metrics.shipped import RULES, shown
+from tests.process.starting import url
+from tests.running import ServerProcess, free_address
+
+PATIENCE_SECONDS: Final = 40
+OF_POSTGRESQL: Final = "Connections to PostgreSQL"
+"""The panel that is empty where the database is a SQLite file."""
+
+
+class Prometheus:
+    """One that scrapes a server every second."""
+
+    def __init__(self, program: str, folder: Path, scraped: str) -> None:
+        self.address = free_address()
+        settings = {
+            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+            "rule_files": [str(RULES)],
+            "scrape_configs": [{"job_name": "caseload", "static_configs": [{"targets": [scraped]}]}],
+        }
+        (folder / "prometheus.yml").write_text(json.dumps(settings))  # which is YAML too
+        command = [program, f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
+        command.append(f"--web.listen-address={self.address}")
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def ask(self, path: str, **parameters: str) -> Any:
+        query = urllib.parse.urlencode(parameters)
+        with urllib.request.urlopen(f"http://{self.address}/api/v1/{path}?{query}", timeout=10) as answer:
+            return json.load(answer)["data"]
+
+    def until(self, holds: Callable[[], Any]) -> Any:
+        """What holds() returns once it is something."""
+        give_up = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < give_up:
+            with suppress(OSError):  # it does not answer yet
+                if found := holds():
+                    return found
+            time.sleep(0.5)
+        raise AssertionError("never held")
+
+    def value(self, expression: str) -> Any:
+        return self.ask("query", query=expression)["result"]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[ServerProcess, str]]:
+    """With two workers, and where its metrics are."""
+    address = free_address()
+    arguments = ("--workers", "2", "--metrics-address", address)
+    with ServerProcess(url(tmp_path / "caseload.db"), *arguments) as process:
+        yield process, address
+
+
+@pytest.fixture
+def prometheus(server: tuple[ServerProcess, str], tmp_path: Path) -> Iterator[Prometheus]:
+    program = shutil.which("prometheus")
+    if program is None:
+        pytest.skip("no prometheus on PATH: Debian has it as a package")
+    running = Prometheus(program, tmp_path, server[1])
+    yield running
+    running.process.kill()
+    running.process.wait(10)
+
+
+def test_prometheus_reads_the_page_and_answers_the_dashboard_and_the_alerts(
+    server: tuple[ServerProcess, str], prometheus: Prometheus
+) -> None:
+    process, address = server
+    prometheus.until(lambda: prometheus.value(f'up{{instance="{address}"}} == 1'))
+    with Clinic(process.address) as clinic:
+        for number in range(30):  # over so many scrapes that there is a rate
+            clinic.therapists(f"t{number}")
+            refused(clinic.send, "GetTherapist", therapist_id="nobody")
+            time.sleep(0.1)
+    questions = [(title, expression) for title, expression in shown("30s") if title != OF_POSTGRESQL]
+    assert len(questions) > 15
+    prometheus.until(lambda: all(prometheus.value(expression) for _, expression in questions))
+    prometheus.until(lambda: {rule["health"] for rule in prometheus.ask("rules")["groups"][0]["rules"]} == {"ok"})
+    assert prometheus.ask("alerts")["alerts"] == []
+    process.kill()
+    [down] = prometheus.until(lambda: prometheus.ask("alerts")["alerts"])
+    assert (down["labels"]["alertname"], down["labels"]["instance"]) == ("CaseloadDown", address)
