@@ -71,6 +71,10 @@ class Clinic(NamedTuple):
             return 0
         return self._busy - (patient - self.few) % self._busy
 
+    def with_place(self, nth: int) -> int:
+        """The number of a therapist who takes more patients, and has none yet in a small clinic."""
+        return self._busy - self.few + 1 + nth % (self.few // 2)
+
     @property
     def _busy(self) -> int:
         """The number of the last therapist who is not on leave."""

@@ -4,7 +4,7 @@ Every write locks the patient's row first, so that a pair's periods, and a patie
 before one is added; therapists' rows are locked after it. Unique indexes and checks in the schema hold the rest.
 """
 
-from typing import Any
+from typing import Any, Final
 
 from service import errors, records
 from service.records import AssignedQuery, Assignment, AssignmentQuery, P
@@ -22,6 +22,13 @@ FROM json_each(:pairs) AS pair
 LEFT JOIN assignment AS period ON period.therapist_id = pair.value ->> 0 AND period.patient_id = pair.value ->> 1
     AND period.start_us <= :at_us AND (period.end_us IS NULL OR period.end_us > :at_us)
     AND period.end_reason <> {records.END_ENTERED_IN_ERROR}"""
+_AS_OF_WALKS: Final = (
+    "period.end_us IS NULL",
+    """period.assignment_id IN (
+    SELECT assignment_id FROM assignment
+    WHERE end_us > :as_of_us AND start_us <= :as_of_us AND assignment_id > :after)""",
+)
+"""Those in force at a time that go on still, and those that ended after it, which are looked up and sorted."""
 _ACTIVE_OF_PAIR = f"""
 SELECT {COLUMNS} FROM assignment AS period
 WHERE patient_id = :patient_id AND therapist_id = :therapist_id AND end_us IS NULL"""
@@ -285,9 +292,16 @@ def listing_with(kind: Kind[Any], other: Kind[Any], query: AssignedQuery) -> tup
 
 def listing(query: AssignmentQuery) -> tuple[str, dict[str, Value]]:
     """The SELECT of one page of periods, and its parameters but for :after and :limit."""
-    conditions, parameters = _conditions(query, {"therapist_id": query.therapist_id, "patient_id": query.patient_id})
-    sql = f"SELECT {COLUMNS} FROM assignment AS period WHERE {conditions} ORDER BY period.assignment_id LIMIT :limit"
-    return sql, parameters
+    sides = {"therapist_id": query.therapist_id, "patient_id": query.patient_id}
+    conditions, parameters = _conditions(query, sides)
+    walks = [conditions]
+    if not any(sides.values()):  # of all periods, where one caseload is not what bounds them
+        if query.as_of_us is not None:
+            walks = [f"{conditions} AND {walk}" for walk in _AS_OF_WALKS]
+        elif query.roles:
+            unbound = _conditions(query._replace(roles=()), sides)[0]
+            walks = [f"period.role = {role} AND {unbound}" for role in sorted(set(query.roles))]
+    return people.merged([f"SELECT {COLUMNS} FROM assignment AS period WHERE {walk}" for walk in walks]), parameters
 
 
 def _conditions(query: AssignedQuery | AssignmentQuery, sides: dict[str, str]) -> tuple[str, dict[str, Value]]:
@@ -306,5 +320,6 @@ def _conditions(query: AssignedQuery | AssignmentQuery, sides: dict[str, str]) -
     elif set(query.states) == {records.STATE_ENDED}:
         conditions.append("period.end_us IS NOT NULL")
     if query.roles:
-        conditions.append(f"period.role IN ({people.numbers(query.roles)})")
+        # The + is for SQLite, which would walk all periods of a role instead of one caseload.
+        conditions.append(f"+period.role IN ({people.numbers(query.roles)})")
     return " AND ".join(conditions), parameters

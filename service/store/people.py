@@ -1,7 +1,7 @@
 """Therapists and patients: two kinds of record with the same verbs and the same SQL, but for their columns."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -265,13 +265,57 @@ def _index(write: Write, kind: Kind[Any], record: Any, before: Any = None) -> No
 
 
 def listing(kind: Kind[Any], query: PeopleQuery) -> tuple[str, dict[str, Value]]:
-    """The SELECT of one page of a list, and its parameters but for :after and :limit."""
-    conditions, parameters = _conditions(kind, query)
-    where = " AND ".join([f"one.{kind.id} > :after", *conditions])
-    return (
-        f"SELECT {kind.columns} FROM {kind.name} AS one WHERE {where} ORDER BY one.{kind.id} LIMIT :limit",
-        parameters,
-    )
+    """The SELECT of one page of a list, and its parameters but for :after and :limit.
+
+    An index is walked in the order of the ids, one for each status or specialty. Only names and identifiers are looked
+    up before, and sorted.
+    """
+    is_looked_up = query.identifier or query.name_prefix
+    if query.specialties and not is_looked_up:
+        selects = [_select(kind, "specialty", walk) for walk in _specialty_walks(len(query.specialties))]
+        conditions, parameters = _conditions(kind, query._replace(specialties=()))
+        parameters |= _named("specialty", query.specialties)
+    elif query.statuses and not is_looked_up:
+        selects = [_select(kind, "", f"one.status = {number}") for number in sorted(set(query.statuses))]
+        conditions, parameters = _conditions(kind, query._replace(statuses=()))
+    else:
+        selects = [_select(kind, "", "")]
+        conditions, parameters = _conditions(kind, query)
+    return merged([" AND ".join([select, *conditions]) for select in selects]), parameters
+
+
+def _select(kind: Kind[Any], found_in: str, walk: str) -> str:
+    """Those who are walked through, directly or by a table that they are found by."""
+    source, first = f"{kind.name} AS one", f"one.{kind.id}"
+    if found_in:
+        first = f"found.{kind.id}"
+        source = f"{kind.name}_{found_in} AS found JOIN {source} ON one.{kind.id} = {first}"
+    where = " AND ".join([*([walk] if walk else []), f"{first} > :after"])
+    return f"SELECT {kind.columns.replace(f'one.{kind.id}', first, 1)} FROM {source} WHERE {where}"
+
+
+def _specialty_walks(count: int) -> Iterator[str]:
+    """The condition of each specialty; who has an earlier one too is met there."""
+    for n in range(count):
+        earlier = ", ".join(f":specialty{m}" for m in range(n))
+        walk = f"found.specialty = :specialty{n}"
+        if earlier:
+            walk += (
+                " AND NOT EXISTS (SELECT 1 FROM therapist_specialty AS other"
+                f" WHERE other.therapist_id = found.therapist_id AND other.specialty IN ({earlier}))"
+            )
+        yield walk
+
+
+def merged(selects: list[str]) -> str:
+    """One page of SELECTs that each walk an index in the order of their first column."""
+    if len(selects) == 1:
+        return f"{selects[0]} ORDER BY 1 LIMIT :limit"
+    return f"SELECT * FROM ({' UNION ALL '.join(selects)}) AS walked ORDER BY 1 LIMIT :limit"
+
+
+def _named(name: str, values: Sequence[str]) -> dict[str, Value]:
+    return {f"{name}{n}": value for n, value in enumerate(values)}
 
 
 def _conditions(kind: Kind[Any], query: PeopleQuery) -> tuple[list[str], dict[str, Value]]:
@@ -292,9 +336,9 @@ def _conditions(kind: Kind[Any], query: PeopleQuery) -> tuple[list[str], dict[st
         conditions.append(_found_in(kind, "identifier", "system = :system AND value = :value"))
         parameters["system"], parameters["value"] = query.identifier
     if query.specialties:
-        names = [f"specialty{n}" for n in range(len(query.specialties))]
-        conditions.append(_found_in(kind, "specialty", f"specialty IN ({', '.join(f':{name}' for name in names)})"))
-        parameters.update(zip(names, query.specialties, strict=True))
+        named = _named("specialty", query.specialties)
+        conditions.append(_found_in(kind, "specialty", f"specialty IN ({', '.join(f':{name}' for name in named)})"))
+        parameters |= named
     if query.name_prefix:
         words = search.name_words(query.name_prefix)
         if not words:  # hyphens and accents alone would match everyone

@@ -12,7 +12,7 @@ SERVE = ("serve", "--address", "127.0.0.1:0", "--drain-seconds", "0")
 DRY_RUN = ("migrate", "--dry-run")
 SECRET = "do-not-repeat-me"
 """What no line may say."""
-STEPS = ["0001_initial", "0002_purged"]
+STEPS = ["0001_initial", "0002_purged", "0003_lists"]
 """Of the schema, as `migrate` lists them."""
 MODE_OBEYING = (sys.executable, str(Path(__file__).with_name("mode_obeying.py")))
 

@@ -9,7 +9,8 @@ import pytest
 
 from service import records
 from service.records import ChangeQuery
-from service.store import PATIENT, THERAPIST, RelationshipStore, assignments, change_log
+from service.store import PATIENT, THERAPIST, RelationshipStore, assignments, change_log, people
+from service.store.database import Value
 from service.store.sqlite import SqliteDatabase
 from service.store.sqlite_migrate import migrate
 from tests.store.conftest import Clock
@@ -37,6 +38,8 @@ def store(database: SqliteDatabase, clock: Clock) -> RelationshipStore:
         ({}, "assignment_active"),
         ({"patient_id": "p", "states": (1, 2)}, "assignment_by_patient"),
         ({"therapist_id": "t", "states": (1, 2)}, "assignment_by_therapist"),
+        ({"therapist_id": "t", "roles": (1,)}, "assignment_active_by_therapist"),
+        ({"roles": (1,)}, "assignment_active_by_role"),
     ],
     ids=str,
 )
@@ -47,6 +50,42 @@ def test_a_list_of_assignments_walks_its_index_in_order(
     plan = [row[3] for row in run(store, f"EXPLAIN QUERY PLAN {sql}", {**parameters, "after": "", "limit": 1})]
     assert len(plan) == 1
     assert plan[0].split("INDEX ")[1].split()[0] == index
+
+
+def plan_of(store: RelationshipStore, sql: str, parameters: dict[str, Value]) -> list[str]:
+    rows = run(store, f"EXPLAIN QUERY PLAN {sql}", {**parameters, "after": "", "limit": 1})
+    return [row[3] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("kind", "query", "index"),
+    [
+        (THERAPIST, {"statuses": (2,)}, "therapist_by_status"),
+        (THERAPIST, {"statuses": (1, 2, 3)}, "therapist_by_status"),
+        (THERAPIST, {"unassigned": True}, "therapist_unassigned"),
+        (THERAPIST, {"accepting_patients": True}, "therapist_accepting"),
+        (THERAPIST, {"specialties": ("a",)}, "therapist_specialty_by_specialty"),
+        (THERAPIST, {"specialties": ("a", "b", "c"), "statuses": (1, 2)}, "therapist_specialty_by_specialty"),
+        (PATIENT, {"statuses": (1, 2)}, "patient_by_status"),
+        (PATIENT, {"unassigned": True}, "patient_unassigned"),
+    ],
+    ids=str,
+)
+def test_a_list_of_people_walks_its_index_from_page_to_page(
+    store: RelationshipStore, kind: Any, query: dict[str, Any], index: str
+) -> None:
+    plan = plan_of(store, *people.listing(kind, records.PeopleQuery(**query)))
+    walks = [step for step in plan if f"INDEX {index} " in step]
+    assert len(walks) == max(map(len, (query.get("specialties", query.get("statuses", ())), "1")))
+    assert all(f"{kind.id}>?" in step for step in walks)
+    assert not [step for step in plan if "TEMP B-TREE" in step or step.startswith("SCAN")], plan
+
+
+@pytest.mark.parametrize("query", [{"as_of_us": 5}, {"roles": (1, 2)}, {"roles": (1,), "as_of_us": 5}], ids=str)
+def test_periods_of_all_are_merged_in_order(store: RelationshipStore, query: dict[str, Any]) -> None:
+    plan = plan_of(store, *assignments.listing(records.AssignmentQuery(**query)))
+    assert not [step for step in plan if "TEMP B-TREE" in step or step.startswith("SCAN")], plan
+    assert not [step for step in plan if "PRIMARY KEY (assignment_id>?)" in step], plan
 
 
 def test_the_patients_of_a_therapist_are_listed_from_the_active_ones(store: RelationshipStore) -> None:
