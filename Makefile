@@ -131,6 +131,10 @@ bench-postgres: $(INSTALLED) ## PostgreSQL beside SQLite; needs h2load and Postg
 bench-metrics: $(INSTALLED) ## what the metrics cost a call; needs h2load
 	@$(BIN)/python -m benchmarks.counting
 
+.PHONY: bench-scale
+bench-scale: $(INSTALLED) ## calls in a clinic with 10,000,000 assignments beside one with 10,000; LARGE=N for others
+	@$(BIN)/python -m benchmarks.scale $(if $(LARGE),--large $(LARGE))
+
 .PHONY: bench-import
 bench-import: $(INSTALLED) ## rows a second into SQLite and PostgreSQL, and the memory that takes
 	@$(BIN)/python -m benchmarks.importing

@@ -203,7 +203,7 @@ def claims() -> Iterator[Claim]:
     yield Claim("CheckAssignments", _check)
     for title, request in _lists():
         has_target = "name" not in title  # what a search costs grows with what it matches
-        pages = (1,) if "identifier" in title or "name" in title else (1, 100)
+        pages = (1,) if any(word in title for word in ("identifier", "name", "role")) else (1, 100)
         yield from (Claim(title, partial(_same, request), page=page, has_target=has_target) for page in pages)
     yield Claim("AssignPatient", _assign, _unassign)
     yield Claim("UnassignPatient", _unassign_own, _assign_own)
