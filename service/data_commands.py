@@ -14,9 +14,11 @@ import click
 from service import config as settings
 from service.config import Config, SettingError
 from service.errors import DomainError
+from service.interrupts import InterruptibleCommand, held_back
 from service.options import STANDARD, database_option, file_argument
 from service.store import PATIENT, THERAPIST, RelationshipStore
 from service.store.database import Database, Transaction
+from service.store.exports import Progress
 from service.store.imports import Loading
 from service.store.migrations import SchemaError, migrations
 from service.store.sqlite import SqliteDatabase
@@ -37,35 +39,42 @@ def migrate_command(database: str, dry_run: bool) -> None:  # noqa: FBT001 - cli
         click.echo("up to date", err=True)
 
 
-@click.command()
+@click.command(cls=InterruptibleCommand)
 @file_argument
 @database_option
 def backup(file: Path, database: str) -> None:
     """Copy the database into FILE, while it is served."""
     from service.store import backups
 
-    _copy(backups.backup, ("--database", settings.sqlite_path(database)), ("FILE", file))
+    _copy(backups.backup, ("--database", _sqlite_file(database)), ("FILE", file))
 
 
-@click.command()
+@click.command(cls=InterruptibleCommand)
 @file_argument
 @database_option
 def restore(file: Path, database: str) -> None:
     """Make a new database of the copy in FILE."""
     from service.store import backups
 
-    _copy(backups.restore, ("FILE", file), ("--database", settings.sqlite_path(database)))
+    _copy(backups.restore, ("FILE", file), ("--database", _sqlite_file(database)))
 
 
-def _copy(copy: Callable[[Path, Path], int], source: tuple[str, Path], target: tuple[str, Path]) -> None:
+def _sqlite_file(url: str) -> Path:
+    if settings.is_postgres(url):
+        raise SettingError("--database", "is PostgreSQL, which has its own means: base backups, or pg_dump")
+    return settings.sqlite_path(url)
+
+
+def _copy(copy: Callable[[Path, Path, Progress], int], source: tuple[str, Path], target: tuple[str, Path]) -> None:
     """Runs a copy; source and target are each a setting and its file."""
     os.umask(0o077)
     if not source[1].is_file():
         raise SettingError(source[0], "there is no such file")
     try:
-        revision = copy(source[1], target[1])
-    except FileExistsError:
-        raise SettingError(target[0], "the file, or a -wal file of an earlier one, exists already") from None
+        with _progress("copying", lambda: source[1].stat().st_size) as progress:
+            revision = copy(source[1], target[1], progress)
+    except FileExistsError as error:
+        raise SettingError(target[0], str(error)) from None
     except (SchemaError, apsw.NotADBError) as error:
         text = str(error) if isinstance(error, SchemaError) else "the file is not a SQLite database"
         raise SettingError(source[0], text) from None
@@ -74,7 +83,7 @@ def _copy(copy: Callable[[Path, Path], int], source: tuple[str, Path], target: t
     click.echo(f"revision {revision}")
 
 
-@click.command(name="export")
+@click.command(name="export", cls=InterruptibleCommand)
 @file_argument
 @database_option
 def export_command(file: Path, database: str) -> None:
@@ -86,8 +95,8 @@ def export_command(file: Path, database: str) -> None:
         try:
             with _written(file) as lines:
                 exports.export(transaction, lines.write, progress)
-        except FileExistsError:
-            raise SettingError("FILE", "exists already") from None
+        except FileExistsError as error:
+            raise SettingError("FILE", str(error)) from None
         except OSError:
             raise SettingError("FILE", "could not be written") from None
 
@@ -104,7 +113,7 @@ def _written(file: Path) -> Iterator[BinaryIO]:
             yield lines
 
 
-@click.command(name="import")
+@click.command(name="import", cls=InterruptibleCommand)
 @file_argument
 @database_option
 def import_command(file: Path, database: str) -> None:
@@ -127,8 +136,8 @@ def import_command(file: Path, database: str) -> None:
             digest = imports.load(batches, loading, progress)
     except (ImportRefused, imports.RuleBroken) as error:
         raise SettingError("FILE", str(error)) from None
-    except FileExistsError:
-        raise SettingError("--database", "the file, or a -wal file of an earlier one, exists already") from None
+    except FileExistsError as error:
+        raise SettingError("--database", str(error)) from None
     except OSError:
         raise SettingError("--database", "could not be written, or FILE could not be read") from None
     click.echo(f"digest: {digest}")
@@ -143,7 +152,7 @@ def _read(file: Path) -> BinaryIO:
         raise SettingError("FILE", "there is no such file, or it cannot be read") from None
 
 
-@click.command()
+@click.command(cls=InterruptibleCommand)
 @database_option
 def verify(database: str) -> int:
     """Look for broken rules, while it is served; exit code 1 where there are any. The last line is a digest."""
@@ -217,17 +226,20 @@ def _progress(label: str, count: Callable[[], int]) -> Iterator[Callable[[int], 
         yield bar.update
 
 
-@click.command()
+@click.command(cls=InterruptibleCommand)
 @database_option
 @click.option("--deleted-before", metavar="TIME", help="Erase who was deleted before a time (RFC 3339), or 30d ago.")
 @click.option("--changes-before", metavar="TIME", help="Erase the change log up to a time (RFC 3339), or 30d ago.")
-def purge(database: str, deleted_before: str | None, changes_before: str | None) -> None:
+@click.option("--vacuum", is_flag=True, help="Write the SQLite file anew also while it is served: writers wait.")
+def purge(database: str, deleted_before: str | None, changes_before: str | None, vacuum: bool) -> None:  # noqa: FBT001
     """Erase deleted people, or the change log up to a time, for good, while it is served."""
     from service.opening import open_store
     from service.server import clock
 
     if deleted_before is None and changes_before is None:
         raise SettingError("--deleted-before", "is required, or --changes-before")
+    if vacuum and (deleted_before is None or settings.is_postgres(database)):
+        raise SettingError("--vacuum", "needs --deleted-before, and a SQLite file: PostgreSQL does it by itself")
     deleted_us, changes_us = (
         None if text is None else min(settings.moment(flag, text, clock()), clock())
         for flag, text in (("--deleted-before", deleted_before), ("--changes-before", changes_before))
@@ -244,6 +256,22 @@ def purge(database: str, deleted_before: str | None, changes_before: str | None)
         raise SettingError("--database", error.message) from None
     finally:
         store.close()
+    if deleted_us is not None and not settings.is_postgres(database):
+        _leave_no_traces(settings.sqlite_path(database), while_served=vacuum)
+
+
+def _leave_no_traces(path: Path, *, while_served: bool) -> None:
+    from service.opening import unusable
+    from service.store import vacuum
+
+    try:
+        if while_served or not vacuum.is_in_use(path):
+            vacuum.vacuum(path)
+        else:
+            text = "the file is in use and may hold traces of what was erased: purge with --vacuum, or once it is not"
+            click.echo(f"caseload: {text}", err=True)
+    except apsw.Error as error:
+        raise unusable(error) from None
 
 
 def _purge_people(store: RelationshipStore, before_us: int) -> None:
@@ -251,12 +279,14 @@ def _purge_people(store: RelationshipStore, before_us: int) -> None:
     kinds = (PATIENT, THERAPIST)
     gone = dict.fromkeys((*(kind.name for kind in kinds), "assignment"), 0)
     try:
-        with _progress("purging", lambda: sum(store.purge_due(kind, before_us) for kind in kinds)) as progress:
+        count = partial(sum, (store.purge_due(kind, before_us) for kind in kinds))
+        with _progress("purging", count) as progress, held_back() as let_in:
             for kind in kinds:
                 for erased in store.purge_people(kind, before_us):
                     gone[kind.name] += erased.people
                     gone["assignment"] += erased.assignments
                     progress(erased.people)
+                    let_in()
     finally:
         click.echo(", ".join(f"{count} {name}s" for name, count in gone.items()) + " purged")
 

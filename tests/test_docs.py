@@ -232,11 +232,12 @@ def test_the_page_of_dependencies_names_those_of_the_project_and_no_others() -> 
 def test_a_backup_taken_while_serving_is_restored_as_a_store_that_refuses_old_revisions(folder: Path) -> None:
     """As docs/operations.md says: back up, restore, start on the restored file."""
     page = blocks(ROOT / "docs" / "operations.md")
-    [backing_up] = [block for block in page if block.text.startswith("caseload backup ")]
+    backing_up, on_a_schedule = [block for block in page if block.text.startswith("caseload backup ")]
     [restoring] = [block for block in page if block.text.startswith("caseload restore ")]
     with ServerProcess(f"sqlite:///{folder}/data/caseload.db") as server:
         assert tour(server.address) == 0
         check_block(backing_up, folder)
+        check_block(on_a_schedule, folder)
         before = newest_revision(server.address)
         assert tour(server.address) == 0
     check_block(restoring, folder)
@@ -251,10 +252,12 @@ def test_a_backup_taken_while_serving_is_restored_as_a_store_that_refuses_old_re
 
 def test_purging_by_age_keeps_what_is_younger(folder: Path) -> None:
     """As docs/operations.md says, while the server runs."""
-    [purging] = [block for block in blocks(ROOT / "docs" / "operations.md") if block.text.startswith("caseload purge ")]
+    page = blocks(ROOT / "docs" / "operations.md")
+    people, purging = [block for block in page if block.text.startswith("caseload purge ")]
     with ServerProcess(f"sqlite:///{folder}/data/caseload.db") as server:
         assert tour(server.address) == 0
         kept = list_changes(server.address)
+        check_block(people, folder)
         check_block(purging, folder)
         assert list_changes(server.address) == kept
         everything = Block("sh", purging.text.replace("30d", "0d"), None)

@@ -30,6 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service.opening": DRIVERS | {"service.config", "service.errors", "service.store"},
     "service.data_commands": DRIVERS | {"service"},
     "service.options": {"service.config"},
+    "service.interrupts": {"apsw"},
     "service.threads": {"grpc"},
     "service.callers": set(),
     "service.reloading": {"service.config"},

@@ -2,44 +2,57 @@
 
 import secrets
 from pathlib import Path
+from typing import Final
 
 import apsw
 
 from service.store import sqlite
+from service.store.exports import Progress
 from service.store.migrations import SchemaError, migrations
 from service.store.new_files import new_file
 from service.store.sqlite_migrate import pending
 
+_PAGES_AT_ONCE: Final = 1024
 
-def backup(source: Path, target: Path) -> int:
+
+def _unseen(_: int) -> None:
+    pass
+
+
+def backup(source: Path, target: Path, progress: Progress = _unseen) -> int:
     """Copies the database as it is at one revision, which is returned, into a file that does not exist yet.
 
-    Raises SchemaError (the source is not ours, or damaged), FileExistsError, apsw.Error, OSError.
+    progress is of bytes. Raises SchemaError (the source is not ours, or damaged), FileExistsError, apsw.Error, OSError.
     """
-    return _copy(source, target, is_restore=False)
+    return _copy(source, target, progress, is_restore=False)
 
 
-def restore(source: Path, target: Path) -> int:
+def restore(source: Path, target: Path, progress: Progress = _unseen) -> int:
     """Makes a database of a copy, under a new store id: revisions of the old one are refused and not misread.
 
     Raises as `backup`. A -wal file of an earlier database counts as existing: SQLite would play it into the new one.
     """
-    return _copy(source, target, is_restore=True)
+    return _copy(source, target, progress, is_restore=True)
 
 
-def _copy(source: Path, target: Path, *, is_restore: bool) -> int:
+def _copy(source: Path, target: Path, progress: Progress, *, is_restore: bool) -> int:
     with new_file(target) as part:
         if pending(source) == migrations("sqlite"):
             raise SchemaError("it holds no caseload database")
-        return _fill(source, part, is_restore=is_restore)
+        return _fill(source, part, progress, is_restore=is_restore)
 
 
-def _fill(source: Path, part: Path, *, is_restore: bool) -> int:
+def _fill(source: Path, part: Path, progress: Progress, *, is_restore: bool) -> int:
     origin = apsw.Connection(str(source), flags=apsw.SQLITE_OPEN_READWRITE)  # or, where it must be, read-only
     copy = sqlite.connect(part, create=True)
     try:
+        origin.execute("BEGIN")  # one state of the database, whatever others write meanwhile
+        page_bytes = origin.pragma("page_size")
         with copy.backup("main", origin, "main") as pages:
-            pages.step()  # all at once: one state of the database, whatever others write meanwhile
+            while not pages.done:
+                before = pages.page_count - pages.remaining
+                pages.step(_PAGES_AT_ONCE)
+                progress((pages.page_count - pages.remaining - before) * page_bytes)
         if list(copy.execute("PRAGMA integrity_check")) != [("ok",)]:
             raise SchemaError("it is damaged")
         if is_restore:

@@ -1,41 +1,87 @@
 """Files that stand at their name only when they are whole."""
 
+import fcntl
 import os
-import tempfile
+import shutil
+import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 COMPANIONS: Final = ("", "-wal", "-shm", "-journal")
 """What the names of the files end in that SQLite keeps beside a database, after its own."""
+EXISTS: Final = "the file, or a -wal file of an earlier one, exists already"
+_BEING_WRITTEN: Final = "another run is writing the file"
 
 
 @contextmanager
 def new_file(target: Path) -> Iterator[Path]:
-    """An empty file beside the target, its user's alone, to be filled in the with block; then it is the target.
+    """An empty file, its user's alone, to be filled in the with block; then it is the target.
 
-    Nothing is left of it where the block raises. Raises FileExistsError, OSError. A -wal file of an earlier database
-    counts as existing: SQLite would play it into the new one.
+    It lies in a hidden folder beside the target, of which nothing is left where the block raises. What a process left
+    that was killed, the next one for the same target removes. Raises FileExistsError, with a text; OSError. A -wal file
+    of an earlier database counts as existing: SQLite would play it into the new one.
     """
-    if any(_companion(target, end).exists() for end in COMPANIONS):
-        raise FileExistsError
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(descriptor)
-    part = Path(name)
-    try:
+    if any(target.with_name(f"{target.name}{end}").exists() for end in COMPANIONS):
+        raise FileExistsError(EXISTS)
+    with _own_folder(target.with_name(f".{target.name}.part")) as folder:
+        part = folder / target.name
+        part.touch(0o600)
         yield part
         _sync(part)
-        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))  # ours, or FileExistsError
-        part.replace(target)
-    finally:
-        for end in COMPANIONS:
-            _companion(part, end).unlink(missing_ok=True)
+        _place(part, target)
     _sync(target.parent)
 
 
-def _companion(file: Path, end: str) -> Path:
-    return file.with_name(f"{file.name}{end}")
+@contextmanager
+def _own_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder that nobody else uses, for the length of the with block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        descriptor = _locked(folder)
+        try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            for left in folder.iterdir():
+                left.unlink()
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(descriptor)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _locked(folder: Path) -> int:
+    """Makes the folder where it is not there, and locks it until the descriptor is closed, or its process ends."""
+    with suppress(FileExistsError):
+        folder.mkdir(0o700)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    if not _is_free(descriptor, folder):
+        os.close(descriptor)
+        raise FileExistsError(_BEING_WRITTEN)
+    return descriptor
+
+
+def _is_free(descriptor: int, folder: Path) -> bool:
+    """Locks it, unless another run has done so, or has just removed it."""
+    with suppress(BlockingIOError, FileNotFoundError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        opened = os.fstat(descriptor)
+        # Nor does anyone else lay one out for us, such as in /tmp.
+        return os.path.samestat(opened, folder.stat()) and opened.st_uid == os.geteuid()
+    return False
+
+
+def _place(part: Path, target: Path) -> None:
+    """Gives the file its name, unless there is one by that name. Raises FileExistsError."""
+    try:
+        os.link(part, target)  # at once, so that nothing else is ever seen at the name
+    except FileExistsError:
+        raise FileExistsError(EXISTS) from None
+    except OSError:  # a file system without links
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        part.replace(target)
 
 
 def _sync(path: Path) -> None:

@@ -182,3 +182,10 @@ def test_of_several_that_migrate_at_once_one_does_it_and_the_others_find_it_done
     assert sorted(one.stdout for one in ended) == ["", "", "", "".join(f"{step}\n" for step in STEPS)]
     with ServerProcess(empty) as server:
         assert server.stop()[0] == 0
+
+
+@pytest.mark.parametrize("command", ["backup", "restore"])
+def test_backup_and_restore_point_to_what_postgres_has_for_that(tmp_path: Path, command: str) -> None:
+    assert refused(tmp_path, command, "copy.db", database=NOBODY_THERE).startswith(
+        "--database: is PostgreSQL, which has its own means"
+    )

@@ -1,0 +1,190 @@
+"""Long commands are broken off: the database is as it was, and no half file stands at a name."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from service.config import Config
+from service.opening import open_store
+from service.store import PATIENT
+from service.store.database import Value
+from tests.conftest import NewDatabase, in_memory
+from tests.process.starting import CASELOAD, caseload, url
+from tests.store.steps import delete, make, run
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
+of_each_signal = pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+PATIENTS, PURGED = 6_000, 1_000
+
+
+def fill(database: str, patients: int = PATIENTS) -> None:
+    """Many patients who were deleted long ago."""
+    store = open_store(Config(database=database), lambda: 1)
+    patient = make(store, PATIENT, "p", annotations=f'{{"note":"{"x" * 4000}"}}')
+    delete(store, PATIENT, "p")
+    numbers: dict[str, Value] = {"numbers": json.dumps([*range(patients - 1)])}
+    for table, columns in (("patient", patient._fields), ("patient_name_word", ("patient_id", "word"))):
+        names = ", ".join(columns)
+        copied = names.replace("patient_id", "'more' || number.atom", 1)
+        run(
+            store, f"INSERT INTO {table} ({names}) SELECT {copied} FROM {table}, json_each(:numbers) AS number", numbers
+        )
+    store.close()
+
+
+@pytest.fixture(scope="module")
+def database(new_database: NewDatabase) -> Iterator[str]:
+    """Not to be changed."""
+    with new_database() as filled:
+        fill(filled)
+        yield filled
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """Holds a database, a copy of it, and its export."""
+    made = Path(f"{in_memory() or '/tmp'}/caseload-interrupts-{os.getpid()}")
+    made.mkdir()
+    fill(url(made / "source.db"))
+    for command in (["backup", "copy.db"], ["export", "lines.jsonl"]):
+        assert caseload(made, *command, "--database", url(made / "source.db")).returncode == 0
+    yield made
+    shutil.rmtree(made)
+
+
+def digest(database: str) -> str:
+    verified = caseload(Path(), "verify", CASELOAD_DATABASE=database)
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    return verified.stdout
+
+
+Started = Callable[[], bool]
+
+
+def broken_off(folder: Path, number: signal.Signals, has_begun: Started, *arguments: str) -> tuple[int, str, str]:
+    """The exit code and what was printed, where the signal came at any moment after the command began its work."""
+    process = subprocess.Popen(
+        # A shell that runs the tests in the background has its children ignore Ctrl-C.
+        ["env", "--default-signal=INT", *CASELOAD, *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 20
+    while process.poll() is None and not has_begun():
+        assert time.monotonic() < deadline
+    time.sleep(random.uniform(0, 0.03))
+    process.send_signal(number)
+    printed, log = process.communicate(timeout=20)
+    return process.returncode, printed, log
+
+
+def ended_by(number: signal.Signals) -> tuple[int, str]:
+    """The exit code, and what is printed on standard error."""
+    return (-9, "") if number == signal.SIGKILL else (128 + number, "caseload: interrupted\n")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+@of_each_signal
+@pytest.mark.parametrize(
+    ("command", "file"),
+    [
+        (("backup", "{}", "--database", url(Path("source.db"))), "target"),
+        (("restore", "copy.db", "--database", "sqlite:///{}"), "target.db"),
+        (("export", "{}", "--database", url(Path("source.db"))), "target"),
+        (("import", "lines.jsonl", "--database", "sqlite:///{}"), "target.db"),
+    ],
+    ids=["backup", "restore", "export", "import"],
+)
+def test_no_half_file_is_at_its_name_and_the_next_run_clears_up(
+    folder: Path, tmp_path: Path, command: tuple[str, ...], file: str, number: signal.Signals
+) -> None:
+    before = digest(url(folder / "source.db"))
+    target = tmp_path / file
+    arguments = [argument.format(target) for argument in command]
+    part = tmp_path / f".{file}.part" / file
+    code, printed, log = broken_off(folder, number, lambda: part.exists() and part.stat().st_size > 0, *arguments)
+    assert (code, log, printed) == (*ended_by(number), "")
+    assert names(tmp_path) == ([f".{file}.part"] if number == signal.SIGKILL else [])
+    assert digest(url(folder / "source.db")) == before
+    again = caseload(folder, *arguments)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert names(tmp_path) == [file]
+
+
+def test_two_runs_for_one_file_do_not_clear_up_after_each_other(folder: Path, tmp_path: Path) -> None:
+    """The first is stopped in the middle of its work, and then goes on."""
+    arguments = ["backup", str(tmp_path / "target"), "--database", url(folder / "source.db")]
+    part = tmp_path / ".target.part" / "target"
+    with subprocess.Popen([*CASELOAD, *arguments], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            while not part.exists():
+                time.sleep(0.001)
+            process.send_signal(signal.SIGSTOP)
+            other = caseload(folder, *arguments)
+            assert (other.returncode, other.stderr) == (2, "caseload: FILE: another run is writing the file\n")
+        finally:
+            process.send_signal(signal.SIGCONT)
+        printed, _ = process.communicate(timeout=20)
+    assert (process.returncode, printed) == (0, "revision 2\n")
+    assert names(tmp_path) == ["target"]
+
+
+def _is_over(due: float) -> bool:
+    return time.monotonic() > due
+
+
+@of_each_signal
+def test_a_verify_that_is_broken_off_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, database: str, number: signal.Signals
+) -> None:
+    monkeypatch.setenv("CASELOAD_DATABASE", database)
+    began = time.monotonic()
+    before = digest(database)
+    took = time.monotonic() - began
+    code = 0
+    while not code and took > 0.1:  # until it comes before the end
+        took *= 0.8
+        due = time.monotonic() + took
+        code, printed, log = broken_off(Path(), number, partial(_is_over, due), "verify")
+    assert (code, log, printed) == (*ended_by(number), "")
+    assert digest(database) == before
+
+
+@of_each_signal
+def test_what_a_purge_had_committed_stays_and_the_rest_is_whole(
+    monkeypatch: pytest.MonkeyPatch, new_database: NewDatabase, number: signal.Signals
+) -> None:
+    with new_database() as database:
+        monkeypatch.setenv("CASELOAD_DATABASE", database)
+        fill(database, PURGED)
+        store = open_store(Config(database=database), lambda: 1)
+
+        def purged() -> int:
+            [(count,)] = run(store, "SELECT COUNT(*) FROM purged")
+            return int(count)
+
+        code, printed, log = broken_off(Path(), number, lambda: purged() > 0, "purge", "--deleted-before", "1d")
+        gone = purged()
+        assert 0 < gone < PURGED
+        assert (code, log) == ended_by(number)
+        assert printed == ("" if number == signal.SIGKILL else f"{gone} patients, 0 therapists, 0 assignments purged\n")
+        assert run(store, "SELECT COUNT(*) FROM patient") == [(PURGED - gone,)]
+        digest(database)
+        again = caseload(Path(), "purge", "--deleted-before", "1d", CASELOAD_DATABASE=database)
+        assert again.stdout.startswith(f"{PURGED - gone} patients, 0 therapists, 0 assignments purged\n")
+        digest(database)
+        store.close()

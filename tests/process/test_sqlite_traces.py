@@ -1,0 +1,72 @@
+"""What is erased is gone from the file and its log, byte by byte."""
+
+import signal
+from pathlib import Path
+
+from service.config import Config
+from service.opening import open_store
+from service.store import PATIENT, THERAPIST
+from service.store import vacuum as vacuums
+from tests.process.starting import caseload, url
+from tests.running import ServerProcess
+from tests.store.steps import assign, delete, make, update
+
+CANARY = "Zebrafinch"
+MANY = 400
+
+
+def planted(path: Path) -> None:
+    """People who were renamed to and from the canary, and treated with it, among many others; all were deleted."""
+    store = open_store(Config(database=url(path)), lambda: 1)
+    make(store, THERAPIST, "t")
+    for number in range(MANY):  # not in the order of their ids, so that pages split and are merged again
+        one = f"p{number * 7919 % MANY:04}"
+        make(store, PATIENT, one, display_name=f"{CANARY} {'x' * (number % 90)}", email=f"{CANARY}{number}@b")
+        update(store, PATIENT, one, display_name=f"Other {CANARY} {number}")
+        assign(store, "t", one, focus=CANARY)
+        if number % 3:
+            update(store, PATIENT, one, display_name="Ann Lee", email="")
+        delete(store, PATIENT, one, force=True)
+    store.close()
+
+
+def traces(path: Path) -> int:
+    """How often the canary is in the file and whatever lies beside it, as it was written or as a word."""
+    contents = b"".join(file.read_bytes() for file in path.parent.iterdir()).lower()
+    return contents.count(CANARY.lower().encode())
+
+
+def purge(path: Path, *arguments: str) -> str:
+    ended = caseload(path.parent, "purge", "--deleted-before", "1d", "--database", url(path), *arguments)
+    assert (ended.returncode, ended.stdout) == (0, f"{MANY} patients, 0 therapists, {MANY} assignments purged\n")
+    return ended.stderr
+
+
+def test_nothing_is_left_of_the_erased_where_nobody_serves(tmp_path: Path) -> None:
+    path = tmp_path / "caseload.db"
+    planted(path)
+    assert traces(path) > MANY
+    assert purge(path) == ""
+    assert traces(path) == 0
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_while_it_is_served_that_is_asked_for_and_otherwise_said(tmp_path: Path) -> None:
+    path = tmp_path / "caseload.db"
+    planted(path)
+    with ServerProcess(url(path)) as server:
+        assert "may hold traces of what was erased" in purge(path)
+        assert traces(path) > 0
+        again = caseload(tmp_path, "purge", "--deleted-before", "1d", "--vacuum", "--database", url(path))
+        assert (again.returncode, again.stderr) == (0, "")
+        assert traces(path) == 0
+        assert server.stop(signal.SIGTERM)[0] == 0
+    assert traces(path) == 0
+
+
+def test_a_file_is_in_use_while_anyone_has_it_open(tmp_path: Path) -> None:
+    path = tmp_path / "caseload.db"
+    store = open_store(Config(database=url(path)), lambda: 1)
+    assert vacuums.is_in_use(path)
+    store.close()
+    assert not vacuums.is_in_use(path)
