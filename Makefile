@@ -12,6 +12,7 @@ INSTALLED := .venv/installed
 PIP_INSTALL := pip install --quiet --disable-pip-version-check --root-user-action ignore
 AUDIT := .tools/audit
 BENCH := .tools/bench
+DEPLOY := .tools/deploy
 GRPCURL_VERSION := v1.9.4
 # The checkout's tools come before the machine's, for the tests too.
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
@@ -37,7 +38,7 @@ example: $(INSTALLED) ## the tour of the API, against the server of `make run`
 
 .PHONY: test
 test: $(INSTALLED) grpcurl ## run the tests, but for those of test-processes
-	@$(BIN)/python -m $(PYTEST) $(addprefix --ignore=,$(OF_PROCESSES))
+	@$(BIN)/python -m $(PYTEST) $(addprefix --ignore=,$(OF_PROCESSES) tests/deploy)
 
 .PHONY: test-processes
 test-processes: $(INSTALLED) $(BENCH)/installed grpcurl ## run those of whole processes: crashes, restarts, failover, hostile callers, fuzz
@@ -108,6 +109,10 @@ audit: $(AUDIT)/installed ## fail on a known vulnerability of a pinned package, 
 		$(PIP_AUDIT) --require-hashes $(REQUIREMENTS:%=-r %); \
 	else echo 'NOT AUDITED: the source of advisories cannot be reached from here' >&2; fi
 
+.PHONY: check-deploy
+check-deploy: $(INSTALLED) $(DEPLOY)/installed ## hold docs/deploy/ to the server, and to what systemd and Kubernetes take
+	@$(BIN)/python -m pytest -q tests/deploy
+
 .PHONY: sbom
 sbom: $(AUDIT)/installed ## write dist/caseload-server.cdx.json: what the server is made of, with hashes (CycloneDX)
 	@mkdir -p dist
@@ -170,6 +175,7 @@ lock: ## renew requirements/ from pyproject.toml; needs uv
 	$(LOCK) --group dev -c requirements/test.txt -o requirements/dev.txt
 	$(subst pyproject.toml --extra postgres,--group audit,$(LOCK)) -o requirements/audit.txt
 	$(subst pyproject.toml --extra postgres,--group bench,$(LOCK)) -o requirements/bench.txt
+	$(subst pyproject.toml --extra postgres,--group deploy,$(LOCK)) -o requirements/deploy.txt
 
 .PHONY: grpcurl
 grpcurl: ## grpcurl into .tools/bin, where there is Go and no grpcurl yet
@@ -205,6 +211,11 @@ $(AUDIT)/installed: requirements/audit.txt $(INSTALLED)
 $(BENCH)/installed: requirements/bench.txt $(INSTALLED)
 	@$(BIN)/python -m venv --clear $(BENCH)
 	@$(BENCH)/bin/python -m $(PIP_INSTALL) --require-hashes -r requirements/bench.txt
+	@touch $@
+
+$(DEPLOY)/installed: requirements/deploy.txt $(INSTALLED)
+	@$(BIN)/python -m venv --clear $(DEPLOY)
+	@$(DEPLOY)/bin/python -m $(PIP_INSTALL) --require-hashes -r requirements/deploy.txt
 	@touch $@
 
 REQUIREMENTS = $(sort $(wildcard requirements/*.txt))

@@ -29,6 +29,8 @@ _NAME: Final = re.compile(r"(?!#)[!#-\[\]-~]{1,200}")
 _LINE: Final = re.compile(r"(\S+)[ \t]+([a-z,]+)(?:[ \t]+sha256:([0-9a-f]{64}))?")
 _KEYS_A_CALLER: Final = 2
 _MOST_BYTES: Final = 1024 * 1024
+_OPEN: Final = 0o037
+"""The group may read, for a Kubernetes secret is root's, and its pod's only through a group."""
 
 
 class Keys:
@@ -55,8 +57,8 @@ def read(path: Path) -> Keys:
     """Reads a keys file. Raises SettingError, without a word of what is in it."""
     try:
         with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_mode & 0o077:
-                raise SettingError(_SETTING, "is open to others: chmod 600")
+            if os.fstat(file.fileno()).st_mode & _OPEN:
+                raise SettingError(_SETTING, "is open to others: chmod 600, or 640")
             content = file.read(_MOST_BYTES + 1)
     except OSError:
         raise SettingError(_SETTING, "cannot be read") from None

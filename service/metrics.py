@@ -237,6 +237,7 @@ class _PageServer(socketserver.ThreadingTCPServer):
     """A thread a reader, of a fixed number, so that readers who do not read take nothing that calls need."""
 
     allow_reuse_address = True  # what an earlier server's readers left behind keeps no new one from the port
+    request_queue_size = 128
     daemon_threads = True
     block_on_close = False
 

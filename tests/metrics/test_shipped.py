@@ -6,13 +6,16 @@ import subprocess
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import grpc
 import pytest
 
+from service.interceptors.statuses import CODES
 from tests.clinic import Clinic
 from tests.conftest import serving
 from tests.documents import ROOT
 from tests.metrics.reading import Numbers, numbers
 from tests.metrics.shipped import RULES, dashboard, metrics_in, rules_text, shown
+from tests.postgres.databases import Databases
 from tests.process.starting import url
 from tests.running import ServerProcess, free_address
 
@@ -37,34 +40,45 @@ def metrics_of(page: Numbers) -> set[Metric]:
     }
 
 
-def exported(folder: Path, postgres_url: str) -> set[Metric]:
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, postgres_databases: Databases) -> set[Metric]:
     """What servers on either database really show."""
-    found = set()
-    for database in (url(folder / "caseload.db"), postgres_url):
-        with serving(database, metrics_address="127.0.0.1:0") as server, Clinic(server.address) as clinic:
-            clinic.therapists("t1")
-            found |= metrics_of(numbers(server.metrics_address))
+    found: set[Metric] = set()
+    with postgres_databases.lend() as postgres_url:
+        for database in (url(tmp_path_factory.mktemp("exported") / "caseload.db"), postgres_url):
+            with serving(database, metrics_address="127.0.0.1:0") as server, Clinic(server.address) as clinic:
+                clinic.therapists("t1")
+                found |= metrics_of(numbers(server.metrics_address))
     return found
 
 
-def test_what_is_said_of_the_metrics_is_what_the_page_shows(tmp_path: Path, postgres_url: str) -> None:
+def test_what_is_said_of_the_metrics_is_what_the_page_shows(exported: set[Metric]) -> None:
     text = (ROOT / "docs" / "operations.md").read_text()
     rows = re.findall(r"^\| `(caseload_\w+)` \| (\w+) \|(.*?)\| [^|]+ \| [^|]+ \|$", text, re.MULTILINE)
     said = {Metric(name, kind, frozenset(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
-    assert said == exported(tmp_path, postgres_url)
+    assert said == exported
     assert len(rows) == len(said)
 
 
-def test_the_dashboard_shows_every_metric_and_no_other(tmp_path: Path, postgres_url: str) -> None:
+def test_the_dashboard_shows_every_metric_and_no_other(exported: set[Metric]) -> None:
     used = {name for _, expression in shown("5m") for name in metrics_in(expression)}
-    assert used | NOT_SHOWN == {metric.name for metric in exported(tmp_path, postgres_url)}
+    assert used | NOT_SHOWN == {metric.name for metric in exported}
     assert used.isdisjoint(NOT_SHOWN)
 
 
-def test_the_alert_rules_name_metrics_that_are_exported(tmp_path: Path, postgres_url: str) -> None:
+def test_the_alert_rules_name_metrics_that_are_exported(exported: set[Metric]) -> None:
     used = metrics_in(rules_text())
     assert len(used) >= 10
-    assert used - {metric.name for metric in exported(tmp_path, postgres_url)} == set()
+    assert used - {metric.name for metric in exported} == set()
+
+
+def test_the_codes_and_reasons_that_rules_and_dashboard_look_for_are_those_of_the_contract() -> None:
+    text = rules_text() + "".join(expression for _, expression in shown("5m"))
+    named = {label: set(re.findall(rf'{label}=~?"([^"]+)"', text)) for label in ("code", "reason")}
+    codes, reasons = ({one for names in named[label] for one in names.split("|")} for label in ("code", "reason"))
+    assert codes <= {code.name for code in grpc.StatusCode}
+    assert reasons <= CODES.keys()
+    assert (len(codes), len(reasons)) > (3, 3)
 
 
 def test_several_workers_show_what_one_process_shows(tmp_path: Path) -> None:

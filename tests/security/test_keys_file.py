@@ -105,12 +105,12 @@ def test_lines_that_contradict_each_other_are_refused(keys_file: KeysFile, lines
         keys.read(keys_file.path)
 
 
-@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o610])
+@pytest.mark.parametrize("mode", [0o604, 0o602, 0o601, 0o620, 0o660, 0o610, 0o444])
 def test_a_file_that_others_can_read_or_write_is_refused(tmp_path: Path, keys_file: KeysFile, mode: int) -> None:
     keys_file.add("billing")
     keys_file.path.chmod(mode)
     line = refusal(tmp_path, "serve", "--address", "127.0.0.1:0", "--database", "sqlite:///a.db", "--keys-file", "keys")
-    assert line == "--keys-file: is open to others: chmod 600"
+    assert line == "--keys-file: is open to others: chmod 600, or 640"
 
 
 def test_a_file_that_is_missing_is_refused(tmp_path: Path) -> None:

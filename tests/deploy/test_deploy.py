@@ -1,0 +1,258 @@
+"""The files of docs/deploy/: what the tools of their kinds say, and whether they fit the server. None is run here."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+from service import cli, workers
+from service.config import Config
+from service.readiness import LIVENESS, READINESS
+from tests.deploy import reading
+from tests.deploy.reading import CONTAINERFILE, DEPLOY, MANIFESTS, UNIT, VARIABLES
+from tests.process.starting import caseload, url
+from tests.running import ServerProcess
+from tests.security.serving import KeysFile
+
+pytestmark = pytest.mark.checkout
+
+COMMANDS = cli.commands.commands
+OLDEST_KUBERNETES = "1.30"
+STOP_SECONDS = Config.drain_seconds + Config.grace_seconds + workers._PATIENCE_SECONDS
+"""Which a stop with the defaults can take."""
+
+
+def said(*command: str) -> tuple[int, str]:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def is_valid(path: Path) -> bool:
+    for options in ((), ("--kubernetes-version", OLDEST_KUBERNETES)):
+        code, text = said(reading.tool("kubernetes-validate"), "--strict", *options, str(path))
+        if code:
+            print(text)
+            return False
+    return True
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+def test_kubernetes_takes_the_manifest(path: Path) -> None:
+    assert is_valid(path)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [("replicas: 3", "replicas: three"), ("replicas: 3", "replica: 3"), ("grpc: {port: 50051}", "grpc: {}")],
+)
+def test_a_manifest_that_kubernetes_would_refuse_is_found(tmp_path: Path, right: str, wrong: str) -> None:
+    text = (DEPLOY / "kubernetes" / "deployment-in-a-mesh.yaml").read_text()
+    assert right in text
+    (tmp_path / "manifest.yaml").write_text(text.replace(right, wrong))
+    assert not is_valid(tmp_path / "manifest.yaml")
+
+
+def test_hadolint_finds_nothing_in_the_container_file() -> None:
+    assert said(reading.tool("hadolint"), str(CONTAINERFILE)) == (0, "")
+
+
+def test_hadolint_finds_what_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "Containerfile").write_text(CONTAINERFILE.read_text() + "RUN cd / && sudo pip install caseload\n")
+    assert said(reading.tool("hadolint"), str(tmp_path / "Containerfile"))[0] == 1
+
+
+def verified(folder: Path, text: str) -> str:
+    """What systemd-analyze says of the unit, with the command of this environment in its place."""
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("no systemd-analyze: apt-get install systemd")
+    unit = folder / "caseload.service"
+    unit.write_text(text.replace("/opt/caseload/bin/caseload", str(Path(sys.executable).with_name("caseload"))))
+    code, words = said("systemd-analyze", "verify", "--man=no", str(unit))
+    return words if not code or words else f"exit code {code}"
+
+
+def test_systemd_takes_the_unit(tmp_path: Path) -> None:
+    assert verified(tmp_path, UNIT.read_text()) == ""
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"), [("TimeoutStopSec=", "TimeoutStopSecs="), ("TimeoutStopSec=60", "TimeoutStopSec=long")]
+)
+def test_a_unit_that_systemd_would_not_take_is_found(tmp_path: Path, right: str, wrong: str) -> None:
+    assert right in UNIT.read_text()
+    assert "caseload.service:" in verified(tmp_path, UNIT.read_text().replace(right, wrong))
+
+
+def test_systemd_calls_the_unit_safe() -> None:
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("no systemd-analyze: apt-get install systemd")
+    code, words = said("systemd-analyze", "security", "--offline=true", "--threshold=20", str(UNIT))
+    assert code == 0, words
+
+
+def test_every_command_and_flag_is_one_of_caseload() -> None:
+    found = reading.commands()
+    assert len(found) >= 8
+    for command in found:
+        assert Path(command[0]).name == "caseload"
+        flags = {flag for parameter in COMMANDS[command[1]].params for flag in parameter.opts}
+        assert {part for part in command[2:] if part.startswith("--")} <= flags, command
+
+
+def test_every_variable_is_a_setting() -> None:
+    known = {parameter.envvar for command in COMMANDS.values() for parameter in command.params if parameter.envvar}
+    named = {
+        name
+        for path in DEPLOY.rglob("*")
+        if path.is_file()
+        for name in re.findall(r"CASELOAD_[A-Z_]+", path.read_text())
+    }
+    assert named - known == {"CASELOAD_PORT"}  # what would not be one, and is kept away
+    assert len(named) >= 10
+
+
+def test_there_is_time_for_every_stop() -> None:
+    [unit] = reading.directives("TimeoutStopSec")
+    drained = {
+        name: value for one in reading.variables() for name, value in one.items() if name == "CASELOAD_DRAIN_SECONDS"
+    }
+    longer = max(map(float, drained.values())) - Config.drain_seconds
+    assert float(unit) > STOP_SECONDS
+    for deployment in reading.of_kind("Deployment"):
+        assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > STOP_SECONDS + longer
+    assert f"--time {int(unit)}" in CONTAINERFILE.read_text()
+
+
+def test_they_run_as_one_user_who_is_not_root() -> None:
+    assert reading.instructions("USER") == ["10001:10001"]
+    assert "-o 10001 -g 10001" in CONTAINERFILE.read_text()
+    for pod in reading.pods():
+        known = pod["securityContext"]
+        assert (known["runAsUser"], known["runAsGroup"], known["runAsNonRoot"]) == (10001, 10001, True)
+        for container in pod["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+
+
+def test_ports_are_those_that_the_server_listens_on() -> None:
+    port = Config.address.rpartition(":")[2]
+    assert reading.instructions("EXPOSE") == [port]
+    for known in reading.variables():
+        assert known.get("CASELOAD_ADDRESS", f":{port}").endswith(f":{port}")
+    for deployment in reading.of_kind("Deployment"):
+        [container] = deployment["spec"]["template"]["spec"]["containers"]
+        ports = {one["name"]: str(one["containerPort"]) for one in container["ports"]}
+        plain = {one["name"]: one.get("value", "") for one in container["env"]}
+        assert ports == {"grpc": port, "metrics": plain["CASELOAD_METRICS_ADDRESS"].rpartition(":")[2]}
+        for probe in reading.probes(container):
+            assert str(probe.get("grpc", {}).get("port", port)) == port
+    [service] = reading.of_kind("Service")
+    assert [str(one["port"]) for one in service["spec"]["ports"]] == [port]
+    assert service["spec"]["clusterIP"] == "None"
+
+
+def test_probes_ask_for_names_that_health_answers_for() -> None:
+    [container] = [
+        container
+        for pod in reading.pods()
+        for container in pod["containers"]
+        if "grpc" in container.get("livenessProbe", {})
+    ]
+    asked = {name: probe["grpc"].get("service", "") for name, probe in container.items() if name.endswith("Probe")}
+    assert asked["startupProbe"] == asked["livenessProbe"] == LIVENESS
+    assert asked["readinessProbe"] in READINESS
+
+
+def test_a_probe_waits_longer_than_the_command_it_runs() -> None:
+    waits = []
+    for container in (container for pod in reading.pods() for container in pod["containers"]):
+        for probe in reading.probes(container):
+            if "exec" in probe:
+                command = probe["exec"]["command"]
+                waits.append((probe["timeoutSeconds"], int(command[command.index("--timeout") + 1])))
+    assert len(waits) == 3
+    assert all(probe >= 2 * command for probe, command in waits)
+
+
+def test_no_variable_of_a_service_is_taken_for_a_setting() -> None:
+    for pod in reading.pods():
+        assert pod["enableServiceLinks"] is False
+        assert pod["automountServiceAccountToken"] is False
+
+
+def test_every_volume_and_selector_fits() -> None:
+    for deployment in reading.of_kind("Deployment"):
+        labels = deployment["spec"]["template"]["metadata"]["labels"]
+        pod = deployment["spec"]["template"]["spec"]
+        assert deployment["spec"]["selector"]["matchLabels"] == labels
+        [container] = pod["containers"]
+        assert {one["name"] for one in container["volumeMounts"]} == {one["name"] for one in pod["volumes"]}
+        [service], [budget] = reading.of_kind("Service"), reading.of_kind("PodDisruptionBudget")
+        assert service["spec"]["selector"] == budget["spec"]["selector"]["matchLabels"] == labels
+        mounted = [one["mountPath"] for one in container["volumeMounts"]]
+        for one in container["env"]:
+            if one.get("value", "").startswith("/"):
+                assert str(Path(one["value"]).parent) in mounted
+
+
+def test_the_two_deployments_differ_in_tls_and_probes_only() -> None:
+    plain, encrypted = sorted(reading.of_kind("Deployment"), key=lambda one: "tls" in str(one))
+    for deployment in (plain, encrypted):
+        pod = deployment["spec"]["template"]["spec"]
+        [container] = pod["containers"]
+        for name in [name for name in container if name.endswith("Probe")]:
+            del container[name]
+        container["env"] = [one for one in container["env"] if not re.search("TLS|INSECURE", one["name"])]
+        container["volumeMounts"] = [one for one in container["volumeMounts"] if one["name"] != "tls"]
+        pod["volumes"] = [one for one in pod["volumes"] if one["name"] != "tls"]
+    assert plain == encrypted
+
+
+def environments() -> list[Any]:
+    kinds = ["caseload.yaml", "deployment-in-a-mesh.yaml"]
+    return [pytest.param(name, id=name) for name in (*kinds, "caseload.env")]
+
+
+@pytest.mark.parametrize("name", environments())
+def test_a_server_starts_with_the_settings_and_the_check_finds_it_ready(tmp_path: Path, name: str) -> None:
+    """Its files are where the test can make them, as they are mounted: readable by a group."""
+    if name.endswith(".env"):
+        settings = dict(re.findall(r"^(\w+)=(.*)$", VARIABLES.read_text(), re.MULTILINE))
+    else:
+        [deployment] = [one for one in reading.manifest(DEPLOY / "kubernetes" / name) if one["kind"] == "Deployment"]
+        [container] = deployment["spec"]["template"]["spec"]["containers"]
+        settings = {one["name"]: one["value"] for one in container["env"] if "value" in one}
+    authority = trustme.CA()
+    made = authority.issue_cert("caseload.example.org")
+    contents = {
+        "CASELOAD_TLS_CERT": made.cert_chain_pems[0].bytes(),
+        "CASELOAD_TLS_KEY": made.private_key_pem.bytes(),
+        "CASELOAD_TLS_CA": authority.cert_pem.bytes(),
+    }
+    for setting, content in contents.items():
+        if setting in settings:
+            (tmp_path / setting).write_bytes(content)
+            settings[setting] = str(tmp_path / setting)
+    keys = KeysFile(tmp_path / "keys")
+    keys.add("billing")
+    keys.path.chmod(0o440)
+    database = url(tmp_path / "caseload.db")
+    settings |= {
+        "CASELOAD_DATABASE": database,
+        "CASELOAD_KEYS_FILE": str(keys.path),
+        "CASELOAD_METRICS_ADDRESS": "127.0.0.1:0",
+    }
+    address = settings["CASELOAD_ADDRESS"].replace(":50051", ":0")
+    with ServerProcess(database, "--address", address, environment=settings, access_log=os.devnull) as server:
+        settings["CASELOAD_ADDRESS"] = server.address
+        ended = caseload(tmp_path, "check", **settings)
+    assert (ended.returncode, ended.stdout) == (0, "caseload: ready\n"), ended.stderr
