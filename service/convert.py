@@ -1,8 +1,15 @@
-"""Records to messages: the only place where the two meet. Empty columns stay unset fields."""
+"""Records to messages: the only place where the two meet. Empty columns stay unset fields.
+
+Fields are set one by one, in the message where it is going to stay: that takes half as long as to make messages of
+messages. A function that is given no message makes one.
+"""
 
 import json
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
-from caseload.v1 import assignment_service_pb2, change_service_pb2
+from caseload.v1 import assignment_service_pb2 as assignment_pb
+from caseload.v1 import change_service_pb2 as change_pb
 from caseload.v1 import resources_pb2 as pb
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.type.date_pb2 import Date
@@ -10,60 +17,64 @@ from google.type.date_pb2 import Date
 from service.records import Assignment, Change, ChangeSet, Check, Patient, Therapist
 
 _MICROS = 1_000_000
+_scan = json.JSONDecoder().raw_decode  # json.loads, but for what it looks at first
+
+R = TypeVar("R")
 
 
-def _time(at_us: int) -> Timestamp:
-    seconds, micros = divmod(at_us, _MICROS)
-    return Timestamp(seconds=seconds, nanos=micros * 1000)
+def each(records: Iterable[R], convert: Callable[[R, Any], Any], messages: Any) -> None:
+    """Adds a message for each record. Args: convert, one of the functions below; messages, a repeated field."""
+    add = messages.add
+    for record in records:
+        convert(record, add())
 
 
-def therapist(record: Therapist) -> pb.Therapist:
+def _set_time(time: Timestamp, at_us: int) -> None:
+    time.seconds, micros = divmod(at_us, _MICROS)
+    time.nanos = micros * 1000
+
+
+def therapist(record: Therapist, message: pb.Therapist | None = None) -> pb.Therapist:
     """A therapist as callers see it."""
-    message = pb.Therapist(
-        therapist_id=record.therapist_id,
-        display_name=record.display_name,
-        email=record.email,
-        status=record.status,  # type: ignore[arg-type]
-        max_active_patients=record.max_active_patients,
-        active_patient_count=record.active_patient_count,
-        create_time=_time(record.created_us),
-        update_time=_time(record.updated_us),
-        delete_time=None if record.deleted_us is None else _time(record.deleted_us),
-        etag=record.etag,
-    )
+    message = pb.Therapist() if message is None else message
+    message.therapist_id = record.therapist_id
+    if record.max_active_patients is not None:
+        message.max_active_patients = record.max_active_patients
+    message.active_patient_count = record.active_patient_count
     if record.specialties != "[]":
-        message.specialties.extend(json.loads(record.specialties))
-    _add_shared(message, record)
+        message.specialties.extend(_scan(record.specialties)[0])
+    _set_shared(message, record)
     return message
 
 
-def patient(record: Patient) -> pb.Patient:
+def patient(record: Patient, message: pb.Patient | None = None) -> pb.Patient:
     """A patient as callers see it."""
-    message = pb.Patient(
-        patient_id=record.patient_id,
-        display_name=record.display_name,
-        birth_date=_date(record.birth_date) if record.birth_date else None,
-        email=record.email,
-        phone_number=record.phone_number,
-        status=record.status,  # type: ignore[arg-type]
-        primary_therapist_id=record.primary_therapist_id,
-        active_therapist_count=record.active_therapist_count,
-        create_time=_time(record.created_us),
-        update_time=_time(record.updated_us),
-        delete_time=None if record.deleted_us is None else _time(record.deleted_us),
-        etag=record.etag,
-    )
-    _add_shared(message, record)
+    message = pb.Patient() if message is None else message
+    message.patient_id = record.patient_id
+    if record.birth_date:
+        message.birth_date.CopyFrom(_date(record.birth_date))
+    message.phone_number = record.phone_number
+    message.primary_therapist_id = record.primary_therapist_id
+    message.active_therapist_count = record.active_therapist_count
+    _set_shared(message, record)
     return message
 
 
-def _add_shared(message: pb.Therapist | pb.Patient, record: Therapist | Patient) -> None:
+def _set_shared(message: pb.Therapist | pb.Patient, record: Therapist | Patient) -> None:
+    message.display_name = record.display_name
+    message.email = record.email
+    message.status = record.status  # type: ignore[assignment]
+    _set_time(message.create_time, record.created_us)
+    _set_time(message.update_time, record.updated_us)
+    if record.deleted_us is not None:
+        _set_time(message.delete_time, record.deleted_us)
+    message.etag = record.etag
     if record.identifiers != "[]":
-        message.identifiers.extend(
-            pb.Identifier(system=system, value=value) for system, value in json.loads(record.identifiers)
-        )
+        add = message.identifiers.add
+        for system, value in _scan(record.identifiers)[0]:
+            add(system=system, value=value)
     if record.annotations != "{}":
-        message.annotations.update(json.loads(record.annotations))
+        message.annotations.update(_scan(record.annotations)[0])
 
 
 def _date(text: str) -> Date:
@@ -71,54 +82,51 @@ def _date(text: str) -> Date:
     return Date(year=int(year), month=int(month), day=int(day))
 
 
-def assignment(record: Assignment) -> pb.Assignment:
+def assignment(record: Assignment, message: pb.Assignment | None = None) -> pb.Assignment:
     """An assignment as callers see it."""
-    return pb.Assignment(
-        assignment_id=record.assignment_id,
-        therapist_id=record.therapist_id,
-        patient_id=record.patient_id,
-        role=record.role,  # type: ignore[arg-type]
-        focus=record.focus,
-        state=pb.Assignment.STATE_ACTIVE if record.end_us is None else pb.Assignment.STATE_ENDED,
-        start_time=_time(record.start_us),
-        end_time=None if record.end_us is None else _time(record.end_us),
-        end_reason=record.end_reason,  # type: ignore[arg-type]
-        created_by=record.created_by,
-        ended_by=record.ended_by,
-        create_time=_time(record.created_us),
-        update_time=_time(record.updated_us),
-        etag=record.etag,
-    )
+    message = pb.Assignment() if message is None else message
+    message.assignment_id = record.assignment_id
+    message.therapist_id = record.therapist_id
+    message.patient_id = record.patient_id
+    message.role = record.role  # type: ignore[assignment]
+    message.focus = record.focus
+    message.state = pb.Assignment.STATE_ACTIVE if record.end_us is None else pb.Assignment.STATE_ENDED
+    _set_time(message.start_time, record.start_us)
+    if record.end_us is not None:
+        _set_time(message.end_time, record.end_us)
+    message.end_reason = record.end_reason  # type: ignore[assignment]
+    message.created_by = record.created_by
+    message.ended_by = record.ended_by
+    _set_time(message.create_time, record.created_us)
+    _set_time(message.update_time, record.updated_us)
+    message.etag = record.etag
+    return message
 
 
-def check(record: Check) -> assignment_service_pb2.CheckAssignmentsResponse.Result:
+def check(record: Check, result: assignment_pb.CheckAssignmentsResponse.Result) -> None:
     """Whether a pair is assigned, as callers see it."""
-    if record.assignment_id is None:
-        return assignment_service_pb2.CheckAssignmentsResponse.Result()
-    return assignment_service_pb2.CheckAssignmentsResponse.Result(
-        assigned=True,
-        assignment_id=record.assignment_id,
-        role=record.role,  # type: ignore[arg-type]
-    )
+    if record.assignment_id is not None:
+        result.assigned = True
+        result.assignment_id = record.assignment_id
+        result.role = record.role  # type: ignore[assignment]
 
 
-def change_set(record: ChangeSet) -> change_service_pb2.ChangeSet:
+def change_set(record: ChangeSet, message: change_pb.ChangeSet | None = None) -> change_pb.ChangeSet:
     """A committed transaction as callers see it."""
-    return change_service_pb2.ChangeSet(
-        revision=record.revision,
-        commit_time=_time(record.committed_us),
-        actor=record.actor,
-        request_id=record.request_id,
-        method=record.method,
-        changes=map(_change, record.changes),
-    )
+    message = change_pb.ChangeSet() if message is None else message
+    message.revision = record.revision
+    _set_time(message.commit_time, record.committed_us)
+    message.actor = record.actor
+    message.request_id = record.request_id
+    message.method = record.method
+    each(record.changes, _change, message.changes)
+    return message
 
 
-def _change(record: Change) -> change_service_pb2.Change:
-    change = change_service_pb2.Change(
-        kind=record.kind,  # type: ignore[arg-type]
-        changed_fields=record.changed_fields.split(",") if record.changed_fields else (),
-    )
+def _change(record: Change, change: change_pb.Change) -> None:
+    change.kind = record.kind  # type: ignore[assignment]
+    if record.changed_fields:
+        change.changed_fields.extend(record.changed_fields.split(","))
     if record.assignment_id:
         change.assignment.assignment_id = record.assignment_id
         change.assignment.therapist_id = record.therapist_id or ""
@@ -127,4 +135,3 @@ def _change(record: Change) -> change_service_pb2.Change:
         change.therapist_id = record.therapist_id
     else:
         change.patient_id = record.patient_id or ""
-    return change

@@ -33,11 +33,11 @@ class AssignmentServicer(pb_grpc.AssignmentServiceServicer):
     ) -> pb.ListAssignmentsResponse:
         query = assignments.list_assignments(request, self._clock())
         page = self._store.list_assignments(query, self._pages.read(request))
-        return pb.ListAssignmentsResponse(
-            assignments=map(convert.assignment, page.records),
-            next_page_token=self._pages.make(request, page.next_after),
-            revision=page.revision,
+        response = pb.ListAssignmentsResponse(
+            next_page_token=self._pages.make(request, page.next_after), revision=page.revision
         )
+        convert.each(page.records, convert.assignment, response.assignments)
+        return response
 
     def UpdateAssignment(
         self, request: pb.UpdateAssignmentRequest, context: grpc.ServicerContext
@@ -51,13 +51,15 @@ class AssignmentServicer(pb_grpc.AssignmentServiceServicer):
     ) -> pb.CheckAssignmentsResponse:
         pairs, at_us = assignments.check(request, self._clock())
         checks, revision = self._store.check_assignments(pairs, at_us)
-        return pb.CheckAssignmentsResponse(results=map(convert.check, checks), revision=revision)
+        response = pb.CheckAssignmentsResponse(revision=revision)
+        convert.each(checks, convert.check, response.results)
+        return response
 
     def TransferPatients(
         self, request: pb.TransferPatientsRequest, context: grpc.ServicerContext
     ) -> pb.TransferPatientsResponse:
         outcome = self._store.transfer(assignments.transfer(request), call_of(request, context))
-        periods = list(map(convert.assignment, outcome.record))
-        return pb.TransferPatientsResponse(
-            ended=periods[: outcome.effect], active=periods[outcome.effect :], revision=outcome.revision
-        )
+        response = pb.TransferPatientsResponse(revision=outcome.revision)
+        convert.each(outcome.record[: outcome.effect], convert.assignment, response.ended)
+        convert.each(outcome.record[outcome.effect :], convert.assignment, response.active)
+        return response

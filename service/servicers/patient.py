@@ -37,15 +37,17 @@ class PatientServicer(pb_grpc.PatientServiceServicer):
         self, request: pb.BatchGetPatientsRequest, context: grpc.ServicerContext
     ) -> pb.BatchGetPatientsResponse:
         found = self._store.batch_get(PATIENT, people.batch(request.patient_ids, "patient_ids"))
-        return pb.BatchGetPatientsResponse(patients=map(convert.patient, found))
+        response = pb.BatchGetPatientsResponse()
+        convert.each(found, convert.patient, response.patients)
+        return response
 
     def ListPatients(self, request: pb.ListPatientsRequest, context: grpc.ServicerContext) -> pb.ListPatientsResponse:
         page = self._store.list_people(PATIENT, people.list_patients(request), self._pages.read(request))
-        return pb.ListPatientsResponse(
-            patients=map(convert.patient, page.records),
-            next_page_token=self._pages.make(request, page.next_after),
-            revision=page.revision,
+        response = pb.ListPatientsResponse(
+            next_page_token=self._pages.make(request, page.next_after), revision=page.revision
         )
+        convert.each(page.records, convert.patient, response.patients)
+        return response
 
     def UpdatePatient(
         self, request: pb.UpdatePatientRequest, context: grpc.ServicerContext
@@ -93,13 +95,11 @@ class PatientServicer(pb_grpc.PatientServiceServicer):
     ) -> pb.ListPatientTherapistsResponse:
         query = assignments.list_assigned(request, "patient_id", self._clock())
         page = self._store.list_patient_therapists(query, self._pages.read(request))
-        return pb.ListPatientTherapistsResponse(
-            entries=(
-                pb.ListPatientTherapistsResponse.Entry(
-                    assignment=convert.assignment(assignment), therapist=convert.therapist(therapist)
-                )
-                for assignment, therapist in page.records
-            ),
-            next_page_token=self._pages.make(request, page.next_after),
-            revision=page.revision,
+        response = pb.ListPatientTherapistsResponse(
+            next_page_token=self._pages.make(request, page.next_after), revision=page.revision
         )
+        for assignment, therapist in page.records:
+            entry = response.entries.add()
+            convert.assignment(assignment, entry.assignment)
+            convert.therapist(therapist, entry.therapist)
+        return response

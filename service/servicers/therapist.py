@@ -37,17 +37,19 @@ class TherapistServicer(pb_grpc.TherapistServiceServicer):
         self, request: pb.BatchGetTherapistsRequest, context: grpc.ServicerContext
     ) -> pb.BatchGetTherapistsResponse:
         found = self._store.batch_get(THERAPIST, people.batch(request.therapist_ids, "therapist_ids"))
-        return pb.BatchGetTherapistsResponse(therapists=map(convert.therapist, found))
+        response = pb.BatchGetTherapistsResponse()
+        convert.each(found, convert.therapist, response.therapists)
+        return response
 
     def ListTherapists(
         self, request: pb.ListTherapistsRequest, context: grpc.ServicerContext
     ) -> pb.ListTherapistsResponse:
         page = self._store.list_people(THERAPIST, people.list_therapists(request), self._pages.read(request))
-        return pb.ListTherapistsResponse(
-            therapists=map(convert.therapist, page.records),
-            next_page_token=self._pages.make(request, page.next_after),
-            revision=page.revision,
+        response = pb.ListTherapistsResponse(
+            next_page_token=self._pages.make(request, page.next_after), revision=page.revision
         )
+        convert.each(page.records, convert.therapist, response.therapists)
+        return response
 
     def UpdateTherapist(
         self, request: pb.UpdateTherapistRequest, context: grpc.ServicerContext
@@ -95,13 +97,11 @@ class TherapistServicer(pb_grpc.TherapistServiceServicer):
     ) -> pb.ListTherapistPatientsResponse:
         query = assignments.list_assigned(request, "therapist_id", self._clock())
         page = self._store.list_therapist_patients(query, self._pages.read(request))
-        return pb.ListTherapistPatientsResponse(
-            entries=(
-                pb.ListTherapistPatientsResponse.Entry(
-                    assignment=convert.assignment(assignment), patient=convert.patient(patient)
-                )
-                for assignment, patient in page.records
-            ),
-            next_page_token=self._pages.make(request, page.next_after),
-            revision=page.revision,
+        response = pb.ListTherapistPatientsResponse(
+            next_page_token=self._pages.make(request, page.next_after), revision=page.revision
         )
+        for assignment, patient in page.records:
+            entry = response.entries.add()
+            convert.assignment(assignment, entry.assignment)
+            convert.patient(patient, entry.patient)
+        return response
