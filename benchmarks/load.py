@@ -120,8 +120,8 @@ class Load(NamedTuple):
     server: Server
     call: Call | RestCall
     callers: Callers
-    core: int
-    """The one h2load runs on."""
+    cores: int | str
+    """Those that h2load may run on."""
 
     def ask(self) -> bytes:
         """One answer as a real client gets it."""
@@ -148,7 +148,7 @@ class Load(NamedTuple):
 
     def _command(self, count: int, body: str) -> list[str]:
         return [
-            *("taskset", "--cpu-list", str(self.core), PROGRAM, "--threads=1", f"--requests={count}"),
+            *("taskset", "--cpu-list", str(self.cores), PROGRAM, "--threads=1", f"--requests={count}"),
             *(f"--clients={self.callers.connections}", f"--max-concurrent-streams={self.callers.each}"),
             *self.call.options(body),
             f"http://{self.server.address}{self.call.method}",

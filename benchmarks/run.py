@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from benchmarks import calls, commits, load, rest, watches
+from benchmarks import calls, commits, load, rest, watches, workers
 from benchmarks.rounds import FULL, SMOKE, Effort
 from benchmarks.servers import TOOLS
 from benchmarks.table import Result, figure, tables, times_its_target, wanted, write
@@ -29,6 +29,7 @@ DATA = ROOT / "data"  # on the disk that would hold a real database; a folder fo
 GROUPS: Final[dict[str, Callable[[Path, Effort], Iterator[Result]]]] = {
     "calls": calls.measure,
     "commits": commits.measure,
+    "workers": workers.measure,
     "rest": rest.measure,
     "watches": watches.measure,
 }

@@ -45,6 +45,9 @@ class Places:
         for get_all in self._many:
             found += get_all(message)
         for get_each, places in self._nested:
+            if places._is_one:
+                found += map(places._single[0], get_each(message))
+                continue
             for each in get_each(message):
                 found += places.ids(each)
         return found

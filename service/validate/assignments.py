@@ -70,13 +70,11 @@ def check(request: assignment_pb.CheckAssignmentsRequest, now_us: int) -> tuple[
     if not 1 <= len(request.pairs) <= 100:
         problems.add("pairs", "must have 1 to 100 entries")
         problems.check()
-    pairs = [
-        (
-            fields.record_id(pair.therapist_id, f"pairs[{index}].therapist_id", problems),
-            fields.record_id(pair.patient_id, f"pairs[{index}].patient_id", problems),
-        )
-        for index, pair in enumerate(request.pairs)
-    ]
+    pairs = [(pair.therapist_id, pair.patient_id) for pair in request.pairs]
+    for index, (therapist_id, patient_id) in enumerate(pairs):
+        if not (fields.ID.fullmatch(therapist_id) and fields.ID.fullmatch(patient_id)):
+            fields.record_id(therapist_id, f"pairs[{index}].therapist_id", problems)
+            fields.record_id(patient_id, f"pairs[{index}].patient_id", problems)
     at_us = fields.moment(request, "as_of_time", problems, now_us, _FUTURE)
     problems.check()
     return pairs, now_us if at_us is None else at_us

@@ -1,0 +1,36 @@
+"""What a second worker is worth on two cores that the load shares. Part of run.py."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from caseload.v1 import therapist_service_pb2 as pb
+
+from benchmarks import servers
+from benchmarks.load import GET, Call, Callers, Load
+from benchmarks.rounds import Comparison, Effort, Side, compare
+from benchmarks.servers import CORES, SERVER_CORE, Server
+from benchmarks.stored import store_therapists
+from benchmarks.table import Result, Target
+
+BOTH: Final = f"{CORES[0]},{CORES[-1]}"
+_MANY: Final = Callers(connections=128, each=1)
+"""A connection stays with one worker, whichever the kernel gave it: of many, each gets about half."""
+
+
+def measure(folder: Path, effort: Effort) -> Iterator[Result]:
+    """Two workers beside one as it comes, and beside one that is kept on a core, which is the quickest way to run one."""
+    with (
+        servers.caseload(BOTH, folder / "two.db", "--workers", "2") as two,
+        servers.caseload(BOTH, folder / "one.db") as one,
+        servers.caseload(SERVER_CORE, folder / "pinned.db") as pinned,
+    ):
+        pair, alone, kept = (_gets(server) for server in (two, one, pinned))
+        yield compare(Comparison("GetTherapist, two workers / one", pair, alone, Target(1.5)), effort)
+        yield compare(Comparison("GetTherapist, two workers / one on a core of its own", pair, kept), effort)
+
+
+def _gets(server: Server) -> Side:
+    [therapist_id] = store_therapists(server.address, 1)
+    get = Call(GET, pb.GetTherapistRequest(therapist_id=therapist_id).SerializeToString(), always_same=True)
+    return Side(Load(server, get, _MANY, BOTH))
