@@ -14,12 +14,12 @@ from benchmarks.stored import store_therapists
 from benchmarks.table import Result, Target
 
 BOTH: Final = f"{CORES[0]},{CORES[-1]}"
-_MANY: Final = Callers(connections=128, each=1)
+_MANY: Final = Callers(connections=64, each=1)
 """A connection stays with one worker, whichever the kernel gave it: of many, each gets about half."""
 
 
 def measure(folder: Path, effort: Effort) -> Iterator[Result]:
-    """Two workers beside one as it comes, and beside one that is kept on a core, which is the quickest way to run one."""
+    """Two workers beside one as it comes, and beside one kept on a core, which is the quickest way to run one."""
     with (
         servers.caseload(BOTH, folder / "two.db", "--workers", "2") as two,
         servers.caseload(BOTH, folder / "one.db") as one,
