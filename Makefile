@@ -127,6 +127,7 @@ bench: $(INSTALLED) $(BENCH)/installed ## the measured claims, into docs/perform
 .PHONY: bench-smoke
 bench-smoke: $(INSTALLED) $(BENCH)/installed ## a few seconds of the same, to see that it runs
 	@$(BIN)/python benchmarks/run.py --smoke
+	@for one in scale importing footprint; do $(BIN)/python -m benchmarks.$$one --smoke || exit; done
 
 .PHONY: bench-postgres
 bench-postgres: $(INSTALLED) ## PostgreSQL beside SQLite; needs h2load and PostgreSQL
@@ -139,6 +140,10 @@ bench-metrics: $(INSTALLED) ## what the metrics cost a call; needs h2load
 .PHONY: bench-scale
 bench-scale: $(INSTALLED) ## calls in a clinic with 10,000,000 assignments beside one with 10,000; LARGE=N for others
 	@$(BIN)/python -m benchmarks.scale $(if $(LARGE),--large $(LARGE))
+
+.PHONY: bench-footprint
+bench-footprint: $(INSTALLED) ## the time to a server's first answer, and its memory over 1,000,000 calls; needs h2load
+	@$(BIN)/python -m benchmarks.footprint
 
 .PHONY: bench-import
 bench-import: $(INSTALLED) ## rows a second into SQLite and PostgreSQL, and the memory that takes

@@ -13,11 +13,14 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from benchmarks.made_up import Clinic, write
+from benchmarks.rounds import Effort
+from benchmarks.table import Result, Target, spread
 from tests.postgres.cluster import SAFE, Cluster, NoPostgres
 
 ROOT: Final = Path(__file__).parents[1]
@@ -49,7 +52,23 @@ def main() -> None:
             url = cluster.create_database("caseload")
             migrate = [sys.executable, "-m", "service", "migrate", "--database", url]
             subprocess.run(migrate, check=True, stdout=subprocess.DEVNULL, timeout=60)
-            _print("PostgreSQL", rows // 10, measure(made(folder, rows // 10), url, 3 * (rows // 10)))
+            _print("PostgreSQL", rows // 10, run(made(folder, rows // 10), url, 3 * (rows // 10)))
+
+
+def measure(folder: Path, effort: Effort) -> Iterator[Result]:
+    """Into SQLite: rows a second, and what memory does with twice as many."""
+    each = 1000 if effort.is_smoke else 1_000_000
+    half, whole = (into_sqlite(folder, count) for count in (each // 2, each))
+    yield Result(
+        "import into SQLite of 1,000,000 therapists, patients and assignments",
+        spread([whole.rows_a_second]),
+        Target(50_000),
+        "rows a second",
+        cpu=f"{whole.cpu_us:.0f} us a row",
+    )
+    memory = spread([whole.memory_mb / half.memory_mb])
+    sides = f"{whole.memory_mb:.0f} / {half.memory_mb:.0f} MB"
+    yield Result("memory of that import / of half as many", memory, Target(1.1, at_most=True), sides=sides)
 
 
 def _print(name: str, each: int, found: Import) -> None:
@@ -62,7 +81,7 @@ def _print(name: str, each: int, found: Import) -> None:
 
 def into_sqlite(folder: Path, each: int) -> Import:
     """Imports so many of each into a new file."""
-    return measure(made(folder, each), f"sqlite:///{folder}/{each}.db", 3 * each)
+    return run(made(folder, each), f"sqlite:///{folder}/{each}.db", 3 * each)
 
 
 def made(folder: Path, each: int) -> Path:
@@ -73,7 +92,7 @@ def made(folder: Path, each: int) -> Path:
     return file
 
 
-def measure(file: Path, url: str, rows: int) -> Import:
+def run(file: Path, url: str, rows: int) -> Import:
     """Imports the file in processes of its own."""
     command = [sys.executable, "-m", "service", "import", str(file)]
     began = time.monotonic()

@@ -66,6 +66,11 @@ class Server:
             if said:
                 said.close()
 
+    @property
+    def pid(self) -> int:
+        """Of its first process."""
+        return self._process.pid
+
     def cpu_seconds(self) -> float:
         """What it has used so far with its workers, user and system."""
         ticks = 0

@@ -26,6 +26,8 @@ _BUSY_SLEEP_SECONDS: Final = 0.0005
 _BATCH: Final = 128
 _POLL_SECONDS: Final = 0.03
 """How often another process's commits are looked for."""
+_READER_CACHE_KIB: Final = 128
+"""Of each thread's connection; the kernel has the file in memory anyway. SQLite's own 2 MB are 128 MB in 64 threads."""
 _Reader = tuple[apsw.Connection, Any]
 """A connection, and the RLock that is held while it is read."""
 
@@ -213,6 +215,7 @@ class SqliteDatabase:
         except AttributeError:
             connection = connect(self._path, create=False)
             connection.pragma("query_only", 1)
+            connection.pragma("cache_size", -_READER_CACHE_KIB)
             reader = self._threads.reader = (connection, threading.RLock())
             with self._lock:
                 self._readers.append(reader)
