@@ -188,6 +188,17 @@ def test_every_link_and_file_that_a_page_names_is_there(page: Path) -> None:
     assert missing == set()
 
 
+@pytest.mark.checkout
+def test_every_link_into_a_page_names_a_heading_that_is_there() -> None:
+    lost = []
+    for page in CHECKOUT_PAGES:
+        for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)#([^)\s]+)\)", page.read_text()):
+            headings = re.findall(r"^#+ (.*)$", (page.parent / target if target else page).read_text(), re.MULTILINE)
+            if anchor not in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}:
+                lost.append((name(page), target, anchor))
+    assert lost == []
+
+
 def test_the_readme_is_read_in_one_sitting() -> None:
     assert 90 <= len((ROOT / "README.md").read_text().splitlines()) <= 130
 
