@@ -251,6 +251,4 @@ def test_one_page_has_the_numbers_of_all_workers_also_of_those_that_ended(tmp_pa
                     clinic.send("ListTherapists")
             os.kill(killed, signal.SIGKILL)
             until(lambda: len(server.workers) == 2 and killed not in server.workers)
-        reading = numbers(page)
-        assert reading("calls_total", method=full_name("ListTherapists"), code="OK") == already + 20
-        assert reading("watches_limit") in (100, 200)  # the new one may not have looked yet
+        assert numbers(page)("calls_total", method=full_name("ListTherapists"), code="OK") == already + 20

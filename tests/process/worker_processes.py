@@ -1,9 +1,12 @@
 """A server of several workers: its processes, and callers of the one or the other."""
 
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 
 from tests.clinic import Clinic
 from tests.running import ServerProcess
@@ -43,11 +46,21 @@ class WorkersServer(ServerProcess):
 
     def __init__(self, database: str, *arguments: str, workers: int = 2, **others: object) -> None:
         super().__init__(database, "--workers", str(workers), *arguments, **others)  # type: ignore[arg-type]
+        self._seen: set[int] = set()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for pid in filter(is_running, self._seen | self.workers):  # a test that failed leaves nobody behind
+            os.kill(pid, signal.SIGKILL)
+        super().__exit__(kind, error, trace)
 
     @property
     def workers(self) -> set[int]:
         """Their process ids."""
-        return children(self.process.pid)
+        found = children(self.process.pid)
+        self._seen |= found
+        return found
 
     @contextmanager
     def caller_of_each(
