@@ -162,6 +162,10 @@ rolling: $(INSTALLED) ## restarts and kill -9 under 20,000 calls of the shipped 
 bench-hostile: $(INSTALLED) ## how long honest callers wait while others attack; a few minutes
 	@$(BIN)/python -m benchmarks.hostile
 
+.PHONY: overload
+overload: $(INSTALLED) ## four times the callers that saturate: what is served, how late, and whether health answers
+	@$(BIN)/python -m benchmarks.overload
+
 # `make fuzz COUNT=1000000 SEED=7 FUZZ_DATABASE=postgresql://...`; without SEED, the calls are others each time.
 COUNT = 100000
 .PHONY: fuzz

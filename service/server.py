@@ -251,6 +251,9 @@ def _limits(config: Config) -> list[tuple[str, int]]:
         # All the watches there can be may share a connection, and calls with them. What is above is refused and does
         # not wait when a caller has not heard of the limit yet, so there is room for a burst.
         ("grpc.max_concurrent_streams", config.max_watches + 1000),
+        # Where the process has no time to take a method's calls on, the library refuses what is above a burst.
+        ("grpc.server.max_pending_requests", config.max_watches + 1000),
+        ("grpc.server.max_pending_requests_hard_limit", config.max_watches + 1000),
         # Some files are left for the database: each thread has two or three.
         ("grpc.max_allowed_incoming_connections", max(1, min(config.max_connections, files - _OTHER_FILES))),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),

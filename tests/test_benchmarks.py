@@ -148,3 +148,11 @@ def test_the_table_replaces_what_stands_between_the_markers_and_nothing_else(tmp
     with pytest.raises(ValueError, match="lacks the markers"):
         write(document, "new\n")
     assert document.read_text() == f"before\n{BEGIN}\nafter\n"
+
+
+def test_the_smoke_run_of_overload_prints_a_row_for_each_call_and_crowd() -> None:
+    command = [sys.executable, "-m", "benchmarks.overload", "--smoke"]
+    smoke = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=240)
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in smoke.stdout.splitlines()[2:]]
+    calls = ("GetTherapist", "CreateTherapist")
+    assert rows == [f"{call}, {callers}" for call in calls for callers in (256, 4256)]

@@ -11,7 +11,7 @@ _CANCEL: Final = 8
 METHOD: Final = b"/caseload.v1.TherapistService/GetTherapist"
 
 
-def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
     return struct.pack(">HBBBL", len(payload) >> 8, len(payload) & 255, kind, flags, stream) + payload
 
 
@@ -30,26 +30,26 @@ CALL: Final = b"\x83\x86" + b"".join(  # POST and http, by their numbers in the 
     )
 )
 """The header block of a call."""
-SETTINGS: Final = _frame(_SETTINGS, 0, 0, b"")
-PING: Final = _frame(_PING, 0, 0, bytes(8))
+SETTINGS: Final = frame(_SETTINGS, 0, 0, b"")
+PING: Final = frame(_PING, 0, 0, bytes(8))
 GREETING: Final = PREFACE + SETTINGS
 
 
 def headers(stream: int, block: bytes, *, are_all: bool = True) -> bytes:
     """Begins a call; where these are not all its headers, CONTINUATION frames follow."""
-    return _frame(_HEADERS, _END_HEADERS if are_all else 0, stream, block)
+    return frame(_HEADERS, _END_HEADERS if are_all else 0, stream, block)
 
 
 def continuation(stream: int, block: bytes, *, is_last: bool = False) -> bytes:
     """More headers of that call."""
-    return _frame(_CONTINUATION, _END_HEADERS if is_last else 0, stream, block)
+    return frame(_CONTINUATION, _END_HEADERS if is_last else 0, stream, block)
 
 
 def request(stream: int, message: bytes) -> bytes:
     """The one message of a call, as gRPC wraps it."""
-    return _frame(_DATA, _END_STREAM, stream, struct.pack(">BL", 0, len(message)) + message)
+    return frame(_DATA, _END_STREAM, stream, struct.pack(">BL", 0, len(message)) + message)
 
 
 def reset(stream: int) -> bytes:
     """Gives a call up."""
-    return _frame(_RST_STREAM, 0, stream, struct.pack(">L", _CANCEL))
+    return frame(_RST_STREAM, 0, stream, struct.pack(">L", _CANCEL))
