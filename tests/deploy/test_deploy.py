@@ -143,6 +143,12 @@ def test_they_run_as_one_user_who_is_not_root() -> None:
             }
 
 
+def test_the_image_is_made_of_what_is_pinned_by_hash_and_of_our_own() -> None:
+    installs = [part for run in reading.instructions("RUN") for part in run.split("&&") if " pip install " in part]
+    assert len(installs) == 3
+    assert all("--require-hashes" in one or "--no-deps" in one for one in installs)
+
+
 def test_ports_are_those_that_the_server_listens_on() -> None:
     port = Config.address.rpartition(":")[2]
     assert reading.instructions("EXPOSE") == [port]

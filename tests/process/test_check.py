@@ -70,6 +70,11 @@ def test_a_server_that_serves_is_ready_and_alive(tmp_path: Path) -> None:
         assert checked(tmp_path, "--liveness", **variables) == ALIVE
 
 
+def test_several_workers_on_one_port_are_asked_like_one(tmp_path: Path) -> None:
+    with serving(tmp_path, {}, "--workers", "2") as (_, variables):
+        assert checked(tmp_path, **variables) == READY
+
+
 def test_it_asks_on_loopback_where_the_server_listens_on_every_address(tmp_path: Path) -> None:
     for every in ("0.0.0.0", "[::]"):
         with serving(tmp_path, {}, "--address", f"{every}:0", "--allow-insecure") as (_, variables):
