@@ -125,7 +125,7 @@ bench: $(INSTALLED) $(BENCH)/installed ## the measured claims, into docs/perform
 	@$(BIN)/python benchmarks/run.py
 
 .PHONY: bench-smoke
-bench-smoke: $(INSTALLED) $(BENCH)/installed ## a few seconds of the same, to see that it runs
+bench-smoke: $(INSTALLED) $(BENCH)/installed ## the same in a minute, with small data, to see that it runs
 	@$(BIN)/python benchmarks/run.py --smoke
 	@for one in scale importing footprint; do $(BIN)/python -m benchmarks.$$one --smoke || exit; done
 

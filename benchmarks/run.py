@@ -1,7 +1,7 @@
 """Measures what docs/performance.md says, and writes its tables and its plot. Needs h2load.
 
 python benchmarks/run.py           many minutes; writes the document. Exit code 1 where a target was missed
-python benchmarks/run.py --smoke   a few seconds, to see that it runs; its figures mean nothing
+python benchmarks/run.py --smoke   a minute, to see that it runs; its figures mean nothing
 """
 
 import argparse
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from benchmarks import calls, commits, load, rest, watches, workers
+from benchmarks import calls, commits, footprint, importing, load, rest, scale, watches, workers
 from benchmarks.rounds import FULL, SMOKE, Effort
 from benchmarks.servers import TOOLS
 from benchmarks.table import Result, figure, tables, times_its_target, wanted, write
@@ -31,6 +31,9 @@ GROUPS: Final[dict[str, Callable[[Path, Effort], Iterator[Result]]]] = {
     "commits": commits.measure,
     "workers": workers.measure,
     "rest": rest.measure,
+    "scale": scale.measure,
+    "importing": importing.measure,
+    "footprint": footprint.measure,
     "watches": watches.measure,
 }
 """In the order of the tables. Each has a folder of its own, and gives its rows as it goes."""
@@ -39,7 +42,7 @@ GROUPS: Final[dict[str, Callable[[Path, Effort], Iterator[Result]]]] = {
 def main() -> None:
     """Prints the tables, and writes them unless --smoke. Exit code 2 where something is missing."""
     parser = argparse.ArgumentParser(description="Measures what docs/performance.md says.")
-    parser.add_argument("--smoke", action="store_true", help="a few seconds, to see that it runs; writes nothing")
+    parser.add_argument("--smoke", action="store_true", help="a minute, to see that it runs; writes nothing")
     smoke: bool = parser.parse_args().smoke
     if not load.is_there():
         print(f"{load.PROGRAM} is missing: apt-get install {load.PACKAGE}", file=sys.stderr)
