@@ -71,6 +71,7 @@ def _unguarded(connection: apsw.Connection) -> Iterator[None]:
         connection.execute(f"DROP INDEX {name}")
     connection.execute("BEGIN")
     yield
+    connection.pragma("cache_size", -16 * 1024)  # each sorting thread takes as much several times over
     for _, sql in indexes:  # in their old order, which is what SQLite chooses among equals by
         connection.execute(sql)
     connection.execute("COMMIT")
