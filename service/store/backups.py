@@ -46,7 +46,9 @@ def _fill(source: Path, part: Path, progress: Progress, *, is_restore: bool) -> 
     origin = apsw.Connection(str(source), flags=apsw.SQLITE_OPEN_READWRITE)  # or, where it must be, read-only
     copy = sqlite.connect(part, create=True)
     try:
-        origin.execute("BEGIN")  # one state of the database, whatever others write meanwhile
+        # One state of the database, held from the first read on: else each write of others would begin the copy anew.
+        origin.execute("BEGIN")
+        list(origin.execute("SELECT 1 FROM sqlite_schema LIMIT 1"))
         page_bytes = origin.pragma("page_size")
         with copy.backup("main", origin, "main") as pages:
             while not pages.done:

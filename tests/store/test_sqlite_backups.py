@@ -9,7 +9,7 @@ import pytest
 
 from service import errors
 from service.records import ChangeQuery
-from service.store import THERAPIST, RelationshipStore
+from service.store import THERAPIST, RelationshipStore, backups
 from service.store.backups import backup, restore
 from service.store.migrations import SchemaError
 from service.store.sqlite import SqliteDatabase
@@ -62,6 +62,24 @@ def test_a_backup_is_one_revision_whatever_is_written_meanwhile(
     finally:
         done.set()
         writer.join()
+
+
+def test_writes_between_two_bits_of_a_backup_neither_come_in_nor_begin_it_anew(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path, store: RelationshipStore, clock: Clock
+) -> None:
+    monkeypatch.setattr(backups, "_PAGES_AT_ONCE", 1)
+    make(store, THERAPIST, "before")
+    bits: list[int] = []
+
+    def write(size: int) -> None:
+        bits.append(size)
+        assert len(bits) < 1000
+        make(store, THERAPIST, f"t{len(bits)}")
+
+    assert backup(source, tmp_path / "copy.db", write) == 1
+    assert len(bits) > 10
+    assert sum(bits) == (tmp_path / "copy.db").stat().st_size
+    assert content(tmp_path / "copy.db", clock)[1:] == (1, ["before"])
 
 
 def test_a_restored_copy_is_another_store_that_refuses_old_revisions(
