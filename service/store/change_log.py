@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from service import errors
-from service.records import MAX_ASSIGNMENTS_A_CALL, Change, ChangePage, ChangeQuery, ChangeSet
-from service.store.changes import StoreKeys
+from service.records import Change, ChangePage, ChangeQuery, ChangeSet
+from service.store.changes import MOST_CHANGES_A_SET, StoreKeys
 from service.store.database import Row, Transaction, Value
 
 _FLAT_CHANGE_BYTES = 64
@@ -17,8 +17,6 @@ JOIN change_set AS one ON one.revision = wanted.revision
 JOIN change ON change.revision = wanted.revision
 ORDER BY wanted.revision, change.position
 LIMIT :lines"""
-_MOST_LINES_A_SET = 3 * MAX_ASSIGNMENTS_A_CALL + 1
-"""Of a transfer that ends and replaces a period for each it begins."""
 LAST_BEFORE = """
 SELECT COALESCE((SELECT MIN(revision) - 1 FROM change_set WHERE committed_us >= :before_us), head_revision)
 FROM store"""
@@ -37,7 +35,7 @@ def page(
         raise errors.RevisionPruned(oldest_revision=keys.revision(oldest))
     wanted, parameters = _wanted(query)
     # No more lines than can be taken: PostgreSQL sends them all at once.
-    lines = most[1] // _FLAT_CHANGE_BYTES + _MOST_LINES_A_SET + 1
+    lines = most[1] // _FLAT_CHANGE_BYTES + MOST_CHANGES_A_SET + 1
     parameters |= {"after": after, "limit": most[0] + 1, "lines": lines}
     numbered, more = _whole_sets(transaction.rows(_PAGE.format(wanted=wanted), parameters), *most)
     through = numbered[-1][0] if more else head

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 from uuid_utils import uuid7
 
 from service import errors
-from service.records import Assignment, Call, Outcome, Patient, Therapist
+from service.records import MAX_ASSIGNMENTS_A_CALL, Assignment, Call, Outcome, Patient, Therapist
 from service.store.database import Parameters, Transaction, Value
 
 CREATED: Final = 1
@@ -16,6 +16,9 @@ UPDATED: Final = 2
 DELETED: Final = 3
 UNDELETED: Final = 4
 PURGED: Final = 5
+
+MOST_CHANGES_A_SET: Final = 3 * MAX_ASSIGNMENTS_A_CALL + 1
+"""Of a transfer that ends and replaces a period for each it begins."""
 
 REQUEST_US: Final = 24 * 3600 * 1_000_000
 """How long a request_id is remembered."""
@@ -138,6 +141,7 @@ class Write:
         return Outcome(answered, int(effect), self._keys.revision(revision))
 
     def _log(self) -> list[tuple[str, Parameters]]:
+        """One change set; several where a purge noted more than a page or a message may hold."""
         call = self.call
         change_set: Parameters = {
             "committed_us": self.now_us,
@@ -146,9 +150,13 @@ class Write:
             "request_id": "" if call.request_id.startswith(MADE) else call.request_id,
         }
         return [
-            (_NEXT_REVISION, {}),
-            (_ADD_CHANGE_SET, change_set),
-            (_ADD_CHANGES, {"changes": json.dumps(self._changes)}),
+            statement
+            for first in range(0, len(self._changes), MOST_CHANGES_A_SET)
+            for statement in (
+                (_NEXT_REVISION, {}),
+                (_ADD_CHANGE_SET, change_set),
+                (_ADD_CHANGES, {"changes": json.dumps(self._changes[first : first + MOST_CHANGES_A_SET])}),
+            )
         ]
 
     def _remember(self, record_ids: str, effect: int) -> list[tuple[str, Parameters]]:

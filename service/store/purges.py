@@ -1,6 +1,7 @@
 """Erasing people for good, with their assignments: only their ids stay, so that none is ever given again."""
 
 import json
+from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
 from service import records
@@ -13,7 +14,7 @@ from service.store.people import PATIENT, Kind
 CALL: Final = Call(actor="cli:purge", method="")
 _PEOPLE_AT_ONCE: Final = 100
 _PERIODS_AT_ONCE: Final = records.MAX_ASSIGNMENTS_A_CALL - _PEOPLE_AT_ONCE
-"""Both so few that writers wait little, and a watch takes the change set like that of any call."""
+"""Both so few that writers wait little."""
 _KEEP_IDS = "INSERT INTO purged (kind, record_id) SELECT :kind, atom FROM json_each(:ids)"
 
 
@@ -32,33 +33,34 @@ def due(kind: Kind[Any]) -> str:
 def erase(write: Write, kind: Kind[Any], before_us: int) -> Erased:
     """Erases some of those who were deleted before a time, the first deleted first; none at the end.
 
-    Where they have more assignments than one commit may hold, a part of these goes, and nobody yet.
+    Each goes whole, for whoever stays can be undeleted: so in one commit, however many assignments that are.
     """
     everyone, periods = _found(write, kind, before_us)
     if write.row_lock:
         _lock(write, kind, everyone, periods)
         if _found(write, kind, before_us) != (everyone, periods):
             raise Collided  # someone was undeleted before the lock, or another purge was quicker
-    whole = everyone if len(periods) < _PERIODS_AT_ONCE else []
     _delete(write, "assignment", periods)
-    _delete(write, kind.name, whole)
-    write.run(_KEEP_IDS, {"kind": kind.name, "ids": _ids(whole)})
-    for record in [*periods, *whole]:
+    _delete(write, kind.name, everyone)
+    write.run(_KEEP_IDS, {"kind": kind.name, "ids": _ids(everyone)})
+    for record in [*periods, *everyone]:
         write.note(changes.PURGED, record)
-    return Erased(len(whole), len(periods))
+    return Erased(len(everyone), len(periods))
 
 
 def _found(write: Write, kind: Kind[Any], before_us: int) -> tuple[list[Any], list[Assignment]]:
-    """The first who were deleted, and the first of their assignments."""
+    """The first who were deleted, so many that their assignments are few enough, or one; and these."""
     sql = (
-        f"SELECT {kind.columns} FROM {kind.name} AS one WHERE one.deleted_us < :before_us"
+        f"SELECT (SELECT COUNT(*) FROM assignment AS period WHERE period.{kind.id} = one.{kind.id}), {kind.columns}"
+        f" FROM {kind.name} AS one WHERE one.deleted_us < :before_us"
         f" ORDER BY one.deleted_us, one.{kind.id} LIMIT {_PEOPLE_AT_ONCE}"
     )
-    everyone = [kind.record._make(row) for row in write.run(sql, {"before_us": before_us})]
+    rows = write.run(sql, {"before_us": before_us})
+    fitting = sum(total <= _PERIODS_AT_ONCE for total in accumulate(row[0] for row in rows))
+    everyone = [kind.record._make(row[1:]) for row in rows[: max(1, fitting)]]
     sql = (
         f"SELECT {assignments.COLUMNS} FROM assignment AS period"
-        f" WHERE period.{kind.id} IN (SELECT atom FROM json_each(:ids))"
-        f" ORDER BY period.assignment_id LIMIT {_PERIODS_AT_ONCE}"
+        f" WHERE period.{kind.id} IN (SELECT atom FROM json_each(:ids)) ORDER BY period.assignment_id"
     )
     return everyone, [Assignment._make(row) for row in write.run(sql, {"ids": _ids(everyone)})]
 

@@ -174,22 +174,51 @@ def test_many_go_in_commits_that_keep_nobody_waiting(store: RelationshipStore) -
     assert [len(one.changes) for one in log(store)[-3:]] == [100, 100, 30]
 
 
-def test_who_treated_more_than_a_commit_holds_goes_with_the_last_of_them(store: RelationshipStore) -> None:
-    make(store, THERAPIST, "t")
-    make(store, PATIENT, "p")
-    period = assign(store)
-    unassign(store)
-    names = ", ".join(period._fields)
-    numbers = json.dumps([*range(1999)])
-    copied = names.replace("assignment_id", "'more' || number.atom", 1)
+def treated(store: RelationshipStore, kind: AnyKind, names: list[str], periods: int) -> None:
+    """Each of them treated, or was treated by, one who stays, so many times, and is deleted."""
+    stays = make(store, other(kind), "stays")[0]
+    for name in names:
+        make(store, kind, name)
+    period = assign(store, *((names[0], stays) if kind is THERAPIST else (stays, names[0])))
+    unassign(store, period.therapist_id, period.patient_id)
+    columns = ", ".join(period._fields)
+    copied = columns.replace("assignment_id", "who.atom || 'more' || number.atom").replace(kind.id, "who.atom")
     run(
         store,
-        f"INSERT INTO assignment ({names}) SELECT {copied} FROM assignment, json_each(:n) AS number",
-        {"n": numbers},
+        f"INSERT INTO assignment ({columns}) SELECT {copied} FROM assignment, json_each(:names) AS who,"
+        " json_each(:numbers) AS number WHERE number.atom <> '00000' OR who.atom <> :first",
+        {"names": json.dumps(names), "numbers": json.dumps([f"{n:05}" for n in range(periods)]), "first": names[0]},
     )
-    delete(store, THERAPIST, "t")
-    assert purge(store, 2**62) == [("therapist", 0, 900), ("therapist", 0, 900), ("therapist", 1, 200)]
-    assert [len(one.changes) for one in log(store)[-3:]] == [900, 900, 201]
+    for name in names:
+        delete(store, kind, name)
+
+
+@both_kinds
+def test_nobody_is_half_erased_between_two_commits(store: RelationshipStore, kind: AnyKind) -> None:
+    """Someone is undeleted after each commit: all of theirs is still there."""
+    names = [f"n{number:03}" for number in range(120)]
+    treated(store, kind, names, periods=10)
+    steps = []
+    for step in store.purge_people(kind, 2**62):
+        steps.append(step)
+        if left := run(store, f"SELECT MIN({kind.id}) FROM {kind.name} WHERE deleted_us IS NOT NULL")[0][0]:
+            store.undelete(kind, str(left), CALL)
+            query = records.AssignedQuery(str(left), states=(1, 2))
+            assert len(assigned(store, kind, query).records) == 10
+    assert steps == [(90, 900), (29, 290)]
+    assert run(store, "SELECT COUNT(*) FROM assignment") == [(10,)]
+
+
+@both_kinds
+def test_who_has_more_than_a_commit_holds_goes_in_one_all_the_same(store: RelationshipStore, kind: AnyKind) -> None:
+    treated(store, kind, ["n1", "n2"], periods=3500)
+    after, sets = store.list_changes(ChangeQuery(), "", 1).head, []
+    assert purge(store, 2**62) == [(kind.name, 1, 3500), (kind.name, 1, 3500)]
+    while (page := store.list_changes(ChangeQuery(), after, 1)).change_sets:
+        sets += page.change_sets
+        after = page.through
+    assert [len(one.changes) for one in sets] == [3001, 500] * 2  # no page, and no message, is larger than of a call
+    assert len({change.assignment_id for one in sets for change in one.changes}) == 7001
     assert run(store, "SELECT COUNT(*) FROM assignment") == [(0,)]
 
 
