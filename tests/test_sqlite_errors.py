@@ -8,6 +8,7 @@ import apsw
 import pytest
 from grpc import StatusCode
 
+from service import opening
 from service.store import sqlite
 from tests.locking import holding_the_lock
 from tests.services.calling import People, refused
@@ -142,4 +143,26 @@ def test_reads_of_a_file_that_cannot_be_opened_are_unavailable(broken: Broken) -
     finally:
         away.rename(broken.file)
     assert reasons == {"STORE_UNAVAILABLE"}
+    assert broken.patients.get("p1").patient_id == "p1"
+
+
+def test_nothing_is_acknowledged_into_a_file_that_was_moved_away_or_replaced(broken: Broken, tmp_path: Path) -> None:
+    away, other = tmp_path / "away.db", tmp_path / "other.db"
+    broken.file.rename(away)
+    assert refused(broken.patients.create, "p2").reason == "STORE_UNAVAILABLE"
+    opening.migrate(f"sqlite:///{other}")
+    other.rename(broken.file)
+    assert refused(broken.patients.create, "p2").reason == "STORE_UNAVAILABLE"
+    away.rename(broken.file)
+    assert broken.patients.create("p2").patient_id == "p2"
+
+
+def test_reads_are_of_one_file_when_another_took_its_place(broken: Broken, tmp_path: Path) -> None:
+    away, other = tmp_path / "away.db", tmp_path / "other.db"
+    opening.migrate(f"sqlite:///{other}")
+    broken.file.rename(away)
+    other.rename(broken.file)
+    reads = (lambda: broken.patients.get("p1"), lambda: broken.patients.call("List"))
+    assert {refused(call).reason for call in reads} == {"STORE_UNAVAILABLE"}
+    away.rename(broken.file)
     assert broken.patients.get("p1").patient_id == "p1"

@@ -213,6 +213,8 @@ class SqliteDatabase:
         try:
             reader: _Reader = self._threads.reader
         except AttributeError:
+            if not self._in_place():  # or SQLite would play the -wal file that lies there into another
+                raise apsw.CantOpenError from None
             connection = connect(self._path, create=False)
             connection.pragma("query_only", 1)
             connection.pragma("cache_size", -_READER_CACHE_KIB)
@@ -259,9 +261,7 @@ class SqliteDatabase:
         committing = False
         began = time.perf_counter()
         try:
-            if self._writer.in_transaction:  # a rollback that failed
-                execute("ROLLBACK")
-            execute("BEGIN IMMEDIATE")
+            self._begin()
             for job in batch:
                 self._run(job)
             committing = True
@@ -274,6 +274,13 @@ class SqliteDatabase:
             with suppress(apsw.Error):
                 if self._writer.in_transaction:
                     execute("ROLLBACK")
+
+    def _begin(self) -> None:
+        if self._writer.in_transaction:  # a rollback that failed
+            self._writer.execute("ROLLBACK")
+        if not self._in_place():
+            raise apsw.CantOpenError
+        self._writer.execute("BEGIN IMMEDIATE")
 
     def _run(self, job: _Job[Any]) -> None:
         """Runs one job in a savepoint. Raises apsw.Error where the whole transaction is lost."""
@@ -294,13 +301,16 @@ class SqliteDatabase:
         return [("database_bytes", {}, partial(_size, self._path)), ("wal_bytes", {}, partial(_size, log))]
 
     def check(self) -> None:
-        try:
-            in_place = os.path.samestat(self._path.stat(), self._file)
-        except OSError:
-            in_place = False
-        if not in_place:  # it goes on in a file that was moved away: what is acknowledged now, the next start lacks
+        if not self._in_place():
             raise errors.StoreUnavailable
         self.read("SELECT head_revision FROM store")
+
+    def _in_place(self) -> bool:
+        """Whether the file was not moved away or replaced: what is written into one that was, the next start lacks."""
+        try:
+            return os.path.samestat(self._path.stat(), self._file)
+        except OSError:
+            return False
 
     def wait_for_news(self) -> None:
         time.sleep(_POLL_SECONDS)
