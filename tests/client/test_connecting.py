@@ -237,6 +237,26 @@ def test_interceptors_and_options_are_the_channels(peer: Answering) -> None:
     assert peer.attempts[0].metadata["user-agent"].startswith("billing/1 ")
 
 
+class Twice(grpc.UnaryUnaryClientInterceptor):
+    """Makes each call twice, as one that retries does."""
+
+    def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        continuation(client_call_details, request).result()
+        return continuation(client_call_details, request)
+
+
+@pytest.mark.parametrize("way", [lambda call: call, lambda call: call.with_call, lambda call: call.future])
+def test_an_interceptor_that_calls_again_sends_the_same_request_id(peer: Answering, way: Any) -> None:
+    request = patient_service_pb2.CreatePatientRequest()
+    with connect(peer.address, interceptors=[Twice()]) as caseload:
+        answer = way(caseload.patients.CreatePatient)(request)
+        if isinstance(answer, grpc.Future):
+            answer.result()
+    first, second = (request.FromString(attempt.data).request_id for attempt in peer.attempts)
+    assert first == second != ""
+    assert request.request_id == ""
+
+
 def test_an_option_of_the_callers_own_goes_before_ours(peer: Answering) -> None:
     caseload = connect(peer.address, options=[("grpc.max_send_message_length", 50)])
     with caseload, pytest.raises(grpc.RpcError) as caught:

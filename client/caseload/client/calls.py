@@ -8,6 +8,7 @@ import grpc
 from google.protobuf import descriptor_pool
 
 Serialize = Callable[[Any], bytes]
+Fill = Callable[[Any], Any]
 Metadata = Sequence[tuple[str, str]]
 
 
@@ -24,48 +25,51 @@ class Calls:
         """As that of a channel."""
         service, _, name = method.removeprefix("/").partition("/")
         request: Any = descriptor_pool.Default().FindMethodByName(f"{service}.{name}").input_type
-        if "request_id" in request.fields_by_name:
-            request_serializer = _with_request_id(request_serializer)
-        return _Method(self._channel.unary_unary(method, request_serializer, **rest), self._timeout, self._metadata)
+        fill = _with_request_id if "request_id" in request.fields_by_name else _as_it_is
+        made = self._channel.unary_unary(method, request_serializer, **rest)
+        return _Method(made, self._timeout, self._metadata, fill)
 
     def unary_stream(self, method: str, request_serializer: Serialize, **rest: Any) -> "_Method":
         """As that of a channel. A watch has no deadline: it does not end by itself."""
-        return _Method(self._channel.unary_stream(method, request_serializer, **rest), None, self._metadata)
+        return _Method(self._channel.unary_stream(method, request_serializer, **rest), None, self._metadata, _as_it_is)
 
 
 class _Method:
     """A method of a stub, as grpc.UnaryUnaryMultiCallable and grpc.UnaryStreamMultiCallable say."""
 
-    def __init__(self, method: Any, timeout: float | None, metadata: Metadata) -> None:
+    def __init__(self, method: Any, timeout: float | None, metadata: Metadata, fill: Fill) -> None:
         self._method = method
+        self._fill = fill
         self._timeout = timeout
         self._metadata = metadata
 
     def __call__(
         self, request: Any, timeout: float | None = None, metadata: Any = None, *rest: Any, **named: Any
     ) -> Any:
-        return self._method(request, *self._filled(timeout, metadata), *rest, **named)
+        return self._method(self._fill(request), *self._filled(timeout, metadata), *rest, **named)
 
     def with_call(
         self, request: Any, timeout: float | None = None, metadata: Any = None, *rest: Any, **named: Any
     ) -> Any:
-        return self._method.with_call(request, *self._filled(timeout, metadata), *rest, **named)
+        return self._method.with_call(self._fill(request), *self._filled(timeout, metadata), *rest, **named)
 
     def future(self, request: Any, timeout: float | None = None, metadata: Any = None, *rest: Any, **named: Any) -> Any:
-        return self._method.future(request, *self._filled(timeout, metadata), *rest, **named)
+        return self._method.future(self._fill(request), *self._filled(timeout, metadata), *rest, **named)
 
     def _filled(self, timeout: float | None, metadata: Any) -> tuple[float | None, Metadata]:
         return self._timeout if timeout is None else timeout, (*self._metadata, *(metadata or ()))
 
 
-def _with_request_id(serialize: Serialize) -> Serialize:
-    # Here and not in an interceptor: it is done once for all attempts of a call, costs less, and the caller's message
-    # stays as it was. Were the id put into that, the next call with the same message would be taken for a repeat.
-    def serialized(request: Any) -> bytes:
-        if not request.request_id:
-            given, request = request, type(request)()
-            request.CopyFrom(given)
-            request.request_id = str(uuid.uuid4())
-        return serialize(request)
+def _as_it_is(request: Any) -> Any:
+    return request
 
-    return serialized
+
+def _with_request_id(request: Any) -> Any:
+    # Above the caller's interceptors, so that one that calls again sends the same. In a copy: were the id put into the
+    # caller's message, the next call with it would be taken for a repeat.
+    if request.request_id:
+        return request
+    named = type(request)()
+    named.CopyFrom(request)
+    named.request_id = str(uuid.uuid4())
+    return named
