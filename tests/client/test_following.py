@@ -5,12 +5,16 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from caseload.client import Caseload, connect, why
+from caseload.client.calls import Calls
+from caseload.client.following import follow
 from caseload.v1 import change_service_pb2 as pb
 from caseload.v1 import patient_service_pb2 as patients
+from caseload.v1.change_service_pb2_grpc import ChangeServiceStub
 from caseload.v1.resources_pb2 import Patient
 from grpc import StatusCode
 
@@ -72,6 +76,13 @@ def test_what_will_not_be_better_is_raised(caseload: Caseload) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         next(caseload.follow("0123456789ab.1"))
     assert why(caught.value).reason == "REVISION_FOREIGN"
+
+
+def test_metadata_that_are_none_are_no_end(peer: Answering) -> None:
+    with grpc.insecure_channel(peer.address) as channel:
+        calls: Any = Calls(channel, 10, [("x-trace", "1", "2")])  # type: ignore[list-item]  # as an application may
+        with pytest.raises(ValueError, match="unpack"):
+            next(follow(ChangeServiceStub(calls), pb.WatchChangesRequest(), threading.Event()))
 
 
 def test_that_there_is_no_place_is_raised_at_the_beginning(tmp_path: Path) -> None:

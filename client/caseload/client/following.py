@@ -23,8 +23,10 @@ def follow(changes: ChangeServiceStub, request: WatchChangesRequest, closed: Eve
     while not closed.is_set():
         try:
             stream = changes.WatchChanges(request)
-        except ValueError:  # what grpc says where it was closed just now
-            return
+        except ValueError:  # what grpc says where it was closed just now; and of metadata that are none
+            if closed.is_set():
+                return
+            raise
         try:
             for answer in stream:
                 request.after_revision = answer.through_revision
