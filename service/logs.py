@@ -4,11 +4,14 @@ import dataclasses
 import json
 import logging
 import os
+import select
 import sys
+import threading
 from collections.abc import Callable, MutableMapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, Final, TextIO, cast
 
 import structlog
 
@@ -17,6 +20,9 @@ from service.config import Config, is_postgres
 LEVELS: Final = ("info", "warning", "error")
 _SECRETS: Final = ("keys_file", "tls_key")
 """Files of which only the names are told."""
+_PATIENCE_SECONDS: Final = 5.0
+"""For a reader of standard error that reads no more."""
+_STANDARD_ERROR: Final = 2
 
 
 _counter: Callable[[str], object] | None = None
@@ -34,6 +40,49 @@ def _count(_logger: object, _method: str, event: MutableMapping[str, Any]) -> Mu
     return event
 
 
+class StandardError:
+    """Takes whole lines. A reader who is gone, or reads no more, keeps nobody waiting for ever.
+
+    Nothing is kept to be written later: what is left in sys.stderr at the end makes another exit code.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is known of the reader yet."""
+        self._lock = threading.Lock()
+        self._patience = _PATIENCE_SECONDS
+        self._room = select.poll()
+        self._room.register(_STANDARD_ERROR, select.POLLOUT)
+
+    def write(self, text: str) -> None:
+        """Writes it. Raises OSError: after some seconds without room, and at once until there is room again."""
+        if not self._lock.acquire(timeout=self._patience):
+            raise TimeoutError
+        try:
+            data = text.encode(errors="backslashreplace")
+            while data:
+                if not self._room.poll(self._patience * 1000):
+                    self._patience = 0.0
+                    raise TimeoutError
+                data = data[os.write(_STANDARD_ERROR, data[: select.PIPE_BUF]) :]
+            self._patience = _PATIENCE_SECONDS
+        finally:
+            self._lock.release()
+
+
+STANDARD_ERROR: Final = StandardError()
+
+
+class _Events:
+    """What structlog writes to. An event that nobody takes is lost: whoever logs it goes on all the same."""
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            STANDARD_ERROR.write(text)
+
+    def flush(self) -> None:
+        """Nothing: all is written."""
+
+
 def configure(level: str) -> None:
     """Everything of this level and above goes to standard error from now on."""
     on_terminal = sys.stderr.isatty()
@@ -42,7 +91,7 @@ def configure(level: str) -> None:
     structlog.configure(
         processors=[structlog.processors.add_log_level, _count, time, last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Events())),
         cache_logger_on_first_use=True,
     )
     logging.getLogger("grpc").addHandler(logging.NullHandler())  # its tracebacks quote what a handler raised
@@ -61,14 +110,13 @@ def start(config: Config) -> dict[str, Any]:
 class OnTerminal:
     """Shows the lines of the access log as the rest of the log is shown."""
 
-    def __init__(self, terminal: TextIO) -> None:
-        """Args: terminal, what they are shown on."""
-        self._terminal = terminal
+    def __init__(self) -> None:
+        """Nothing is shown yet."""
         self._render = _for_people()
 
     def write(self, line: str) -> None:
         """Shows one line of JSON."""
-        self._terminal.write(f"{self._render(None, '', {'level': 'info', **json.loads(line)})}\n")
+        STANDARD_ERROR.write(f"{self._render(None, '', {'level': 'info', **json.loads(line)})}\n")
 
 
 def _for_people() -> structlog.dev.ConsoleRenderer:

@@ -232,7 +232,7 @@ def _credentials(config: Config) -> grpc.ServerCredentials | None:
 
 def _access_lines(config: Config, store: RelationshipStore) -> Lines:
     if not config.access_log:
-        return logs.OnTerminal(sys.stderr) if sys.stderr.isatty() else sys.stderr
+        return logs.OnTerminal() if sys.stderr.isatty() else logs.STANDARD_ERROR
     try:
         return LogFile(config.access_log)
     except OSError:

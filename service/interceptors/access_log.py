@@ -99,11 +99,10 @@ class AccessLog:
         try:
             self._lines.write(line)
             self._failing = False
-        except (OSError, ValueError) as error:  # ValueError: standard error is closed
+        except OSError as error:
             if not self._failing:
                 self._failing = True
-                with suppress(OSError, ValueError):  # the other log may be the same pipe
-                    _log.error("the access log cannot be written", type=type(error).__qualname__)
+                _log.error("the access log cannot be written", type=type(error).__qualname__)
 
     def close(self) -> None:
         """Closes the file, where there is one."""

@@ -179,6 +179,5 @@ def _unexpected(method: str, error: Exception) -> errors.Internal:
     error_id = uuid.uuid4().hex
     frames = traceback.extract_tb(error.__traceback__)
     place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}"
-    with suppress(OSError, ValueError):  # where nobody reads the log, calls go on all the same
-        _log.error("call failed", error_id=error_id, method=method, type=type(error).__qualname__, place=place)
+    _log.error("call failed", error_id=error_id, method=method, type=type(error).__qualname__, place=place)
     return errors.Internal(error_id=error_id)

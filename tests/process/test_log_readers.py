@@ -1,0 +1,76 @@
+"""Standard error whose reader is gone, or reads no more: the server follows its database and stops all the same."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from service.readiness import READINESS
+from tests.clinic import Clinic, full_name
+from tests.process.starting import url
+from tests.process.worker_processes import WorkersServer, until
+from tests.running import ServerProcess
+
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def health(clinic: Clinic) -> int:
+    stub: Any = health_pb2_grpc.HealthStub(clinic.channel)
+    return int(stub.Check(health_pb2.HealthCheckRequest(service=READINESS[0]), timeout=5).status)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_server_whose_log_nobody_reads_any_more_follows_its_database_and_drains(tmp_path: Path, workers: int) -> None:
+    file, away = tmp_path / "caseload.db", tmp_path / "away.db"
+    arguments = ("--workers", str(workers), "--drain-seconds", "2")
+    with ServerProcess(url(file), *arguments, access_log=None) as server, Clinic(server.address) as clinic:
+        assert server.process.stderr
+        server.process.stderr.close()
+        clinic.therapists("t1")
+        file.rename(away)
+        until(lambda: health(clinic) == NOT_SERVING)
+        away.rename(file)
+        until(lambda: health(clinic) == SERVING)
+        server.process.terminate()
+        until(lambda: health(clinic) == NOT_SERVING)
+        clinic.therapists("t2")
+        assert server.process.wait(20) == 0
+
+
+def test_workers_whose_log_nobody_reads_any_more_are_started_again(tmp_path: Path) -> None:
+    with WorkersServer(url(tmp_path / "caseload.db")) as server:
+        assert server.process.stderr
+        server.process.stderr.close()
+        for _ in range(2):
+            killed, *_ = before = server.workers
+            os.kill(killed, signal.SIGKILL)
+            until(lambda before=before: len(server.workers - before) == 1)  # type: ignore[misc]
+
+
+@contextmanager
+def unread(server: ServerProcess) -> Iterator[Clinic]:
+    """A caller of it, once its standard error is full."""
+    with Clinic(server.address) as clinic:
+        listing: Any = clinic.channel.unary_unary(full_name("ListTherapists"))
+        calls = [listing.future(b"", timeout=60) for _ in range(1000)]
+        until(lambda: any(call.done() for call in calls))
+        yield clinic
+
+
+def test_a_server_whose_log_is_full_answers_and_stops(tmp_path: Path) -> None:
+    """Those it turns away have a line too, which must keep nobody else waiting."""
+    arguments = ("--drain-seconds", "1", "--grace-seconds", "1")
+    with ServerProcess(url(tmp_path / "caseload.db"), *arguments, access_log=None) as server, unread(server) as clinic:
+        with Clinic(server.address, alone=True) as other:
+            assert health(other) == SERVING
+        clinic.therapists("t1")
+        began = time.monotonic()
+        server.process.terminate()
+        assert server.process.wait(30) == 0
+        assert time.monotonic() - began < 20
