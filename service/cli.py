@@ -119,8 +119,10 @@ def serve(**values: Any) -> int:
     _say_ready(server.address)
     why = signal.sigwait(stopping)
     log.info("stopping")
-    server.stop(drain=why != ORPHANED)
+    ended = server.stop(drain=why != ORPHANED)
     log.info("stopped")
+    if not ended:
+        os._exit(0)  # else Python would wait for the threads of streams
     return 0
 
 

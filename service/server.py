@@ -159,8 +159,8 @@ class CaseloadServer:
         if self._page:
             self._page.start()
 
-    def stop(self, *, drain: bool = True) -> None:
-        """Stops without losing a call: readiness goes, calls drain, then the store is closed."""
+    def stop(self, *, drain: bool = True) -> bool:
+        """Stops without losing a call: readiness goes, calls drain, then the store is closed. Whether all have ended."""
         self._readiness.stop()
         self._set_readiness(False)
         if drain:
@@ -168,9 +168,9 @@ class CaseloadServer:
         self._watches.close()
         stopped = self._server.stop(self._config.grace_seconds)
         self._streams.end()  # health watches and open reflection would last the whole grace period
-        stopped.wait()
+        left = not stopped.wait(self._config.grace_seconds + _END_SECONDS)  # for ever, where the access log hangs
         # Calls that outlast the grace period were cancelled, and may still write: their lines too.
-        ended = self._threads.end(_END_SECONDS)
+        ended = self._threads.end(_END_SECONDS) and not left
         self._store.close()
         if ended:
             self._access_log.close()
@@ -178,6 +178,7 @@ class CaseloadServer:
             self._metrics.stop()
         if self._page:
             self._page.close()
+        return ended
 
     def _set_readiness(self, ready: bool) -> None:  # noqa: FBT001 - as Readiness tells it
         self._is_ready = ready

@@ -54,8 +54,8 @@ def test_workers_whose_log_nobody_reads_any_more_are_started_again(tmp_path: Pat
 
 
 @contextmanager
-def unread(server: ServerProcess) -> Iterator[Clinic]:
-    """A caller of it, once its standard error is full."""
+def full_log(server: ServerProcess) -> Iterator[Clinic]:
+    """A caller of it, once its log is full."""
     with Clinic(server.address) as clinic:
         listing: Any = clinic.channel.unary_unary(full_name("ListTherapists"))
         calls = [listing.future(b"", timeout=60) for _ in range(1000)]
@@ -66,7 +66,10 @@ def unread(server: ServerProcess) -> Iterator[Clinic]:
 def test_a_server_whose_log_is_full_answers_and_stops(tmp_path: Path) -> None:
     """Those it turns away have a line too, which must keep nobody else waiting."""
     arguments = ("--drain-seconds", "1", "--grace-seconds", "1")
-    with ServerProcess(url(tmp_path / "caseload.db"), *arguments, access_log=None) as server, unread(server) as clinic:
+    with (
+        ServerProcess(url(tmp_path / "caseload.db"), *arguments, access_log=None) as server,
+        full_log(server) as clinic,
+    ):
         with Clinic(server.address, alone=True) as other:
             assert health(other) == SERVING
         clinic.therapists("t1")
@@ -74,3 +77,25 @@ def test_a_server_whose_log_is_full_answers_and_stops(tmp_path: Path) -> None:
         server.process.terminate()
         assert server.process.wait(30) == 0
         assert time.monotonic() - began < 20
+
+
+def test_a_server_whose_access_log_hangs_stops(tmp_path: Path) -> None:
+    """As a disk may: the thread that takes calls on and turns them away, and those of watches, wait for it for ever."""
+    log = tmp_path / "access.log"
+    os.mkfifo(log)
+    reader = os.open(log, os.O_RDONLY | os.O_NONBLOCK)
+    arguments = ("--drain-seconds", "0", "--grace-seconds", "1")
+    with ServerProcess(url(tmp_path / "caseload.db"), *arguments, access_log=str(log)) as server:
+        with full_log(server) as clinic, Clinic(server.address, alone=True) as other:
+            watch: Any = health_pb2_grpc.HealthStub(other.channel)
+            next(watch.Watch(health_pb2.HealthCheckRequest(), timeout=60))
+            time.sleep(0.7)  # from now on calls are turned away at once
+            listing: Any = clinic.channel.unary_unary(full_name("ListTherapists"))
+            calls = [listing.future(b"", timeout=60) for _ in range(200)]
+            time.sleep(0.5)
+            began = time.monotonic()
+            server.process.terminate()
+            assert server.process.wait(20) == 0
+            assert time.monotonic() - began < 10
+            assert not any(call.done() and not call.exception() for call in calls)
+    os.close(reader)
