@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from service import errors, records
 from service.records import AssignedQuery, Assignment, AssignmentQuery, P
-from service.store import changes, people
+from service.store import changes, lists, people
 from service.store.changes import Write
 from service.store.database import Collided, Value
 from service.store.people import PATIENT, THERAPIST, Kind
@@ -301,7 +301,7 @@ def listing(query: AssignmentQuery) -> tuple[str, dict[str, Value]]:
         elif query.roles:
             unbound = _conditions(query._replace(roles=()), sides)[0]
             walks = [f"period.role = {role} AND {unbound}" for role in sorted(set(query.roles))]
-    return people.merged([f"SELECT {COLUMNS} FROM assignment AS period WHERE {walk}" for walk in walks]), parameters
+    return lists.merged([f"SELECT {COLUMNS} FROM assignment AS period WHERE {walk}" for walk in walks]), parameters
 
 
 def _conditions(query: AssignedQuery | AssignmentQuery, sides: dict[str, str]) -> tuple[str, dict[str, Value]]:
@@ -321,5 +321,5 @@ def _conditions(query: AssignedQuery | AssignmentQuery, sides: dict[str, str]) -
         conditions.append("period.end_us IS NOT NULL")
     if query.roles:
         # The + is for SQLite, which would walk all periods of a role instead of one caseload.
-        conditions.append(f"+period.role IN ({people.numbers(query.roles)})")
+        conditions.append(f"+period.role IN ({lists.numbers(query.roles)})")
     return " AND ".join(conditions), parameters

@@ -21,7 +21,7 @@ from service.records import (
     Q,
     Therapist,
 )
-from service.store import assignments, change_log, corrections, people, purges, transfers
+from service.store import assignments, change_log, corrections, lists, people, purges, transfers
 from service.store.changes import MADE, StoreKeys, Write
 from service.store.database import Database, Gauges, Row, Transaction
 from service.store.people import PATIENT, THERAPIST, Kind
@@ -72,7 +72,7 @@ class RelationshipStore:
 
     def list_people(self, kind: Kind[P], query: PeopleQuery, page: PageRequest) -> Page[P]:
         """One page, ordered by id."""
-        sql, parameters = people.listing(kind, query)
+        sql, parameters = lists.of_people(kind, query)
         parameters |= {"after": page.after, "limit": page.size + 1}
         with self._database.reading() as transaction:
             return _page(transaction.rows_of_page(sql, parameters), page, kind.record._make, self._head(transaction))

@@ -61,6 +61,7 @@ def _unguarded(connection: apsw.Connection) -> Iterator[None]:
     connection.pragma("synchronous", "off")
     connection.pragma("locking_mode", "exclusive")
     connection.pragma("foreign_keys", 0)
+    connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)  # no id was purged before
     connection.pragma("cache_size", -64 * 1024)  # KiB
     # Indexes are sorted on the database's own disk and not in memory, by a second core too.
     os.environ["SQLITE_TMPDIR"] = str(Path(connection.filename).parent)

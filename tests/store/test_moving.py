@@ -16,7 +16,7 @@ from service.store import PATIENT, THERAPIST, RelationshipStore, exports, import
 from service.store.import_lines import ImportRefused, batches
 from service.store.verify import Contents, broken_rules
 from tests.store.conftest import Clock
-from tests.store.steps import assign, delete, dump, ids, make, request, unassign, update
+from tests.store.steps import AnyKind, assign, both_kinds, delete, dump, ids, make, request, unassign, update
 
 SECRET = "do-not-repeat-me"
 """What no refusal may say."""
@@ -121,6 +121,23 @@ def test_the_store_goes_on_where_the_old_one_stopped(source: str, database_url: 
     make(new, THERAPIST, "another")
     assert new.head() == head + 1
     old.close()
+    new.close()
+
+
+@both_kinds
+def test_an_id_that_was_purged_is_not_given_by_the_new_one(
+    tmp_path: Path, database_url: str, clock: Clock, kind: AnyKind
+) -> None:
+    url = f"sqlite:///{tmp_path}/source.db"
+    old = open_store(Config(database=url), clock)
+    make(old, kind, "gone")
+    delete(old, kind, "gone")
+    assert [*old.purge_people(kind, 2**62)] == [(1, 0)]
+    old.close()
+    imported(exported(url), database_url)
+    new = open_store(Config(database=database_url), clock)
+    with pytest.raises(errors.IdTaken):
+        make(new, kind, "gone")
     new.close()
 
 

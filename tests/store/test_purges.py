@@ -1,6 +1,8 @@
 """People who were deleted long ago are erased for good."""
 
 import json
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 from service import errors, records
 from service.records import Change, ChangeQuery, Delete, Fields
 from service.store import PATIENT, THERAPIST, RelationshipStore
+from service.store.database import Transaction
 from tests.store.conftest import Clock
 from tests.store.steps import (
     CALL,
@@ -97,6 +100,40 @@ def test_an_id_is_never_given_again(store: RelationshipStore, kind: AnyKind) -> 
             store.create(kind, "a", {"display_name": "Ada"}, call)
     assert store.head() == head
     assert make(store, other(kind), "a")[0] == "a"  # of the other kind nobody had it
+
+
+@both_kinds
+def test_the_database_itself_gives_no_id_again(store: RelationshipStore, kind: AnyKind) -> None:
+    """For a version of the server that did not know of purges, and whoever else adds rows."""
+    gone(store, kind, "a")
+    record = make(store, kind, "b")
+    columns = ", ".join(record._fields)
+    copied = columns.replace(kind.id, "'a'", 1)
+    sql = f"INSERT INTO {kind.name} ({columns}) SELECT {copied} FROM {kind.name} WHERE {kind.id} = 'b' RETURNING 1"
+    assert run(store, sql) == []
+    assert run(store, sql.replace("'a'", "'c'")) == [(1,)]
+    assert run(store, f"SELECT {kind.id} FROM {kind.name} ORDER BY {kind.id}") == [("b",), ("c",)]
+
+
+@both_kinds
+def test_a_create_that_meets_a_purge_of_the_id_waits_for_it(store: RelationshipStore, kind: AnyKind) -> None:
+    make(store, kind, "a")
+    delete(store, kind, "a")
+    is_erased = threading.Event()
+
+    def slowly(transaction: Transaction) -> None:
+        transaction.run(f"DELETE FROM {kind.name} WHERE {kind.id} = 'a'")
+        transaction.run("INSERT INTO purged VALUES (:kind, 'a')", {"kind": kind.name})
+        is_erased.set()
+        time.sleep(0.3)
+
+    purging = threading.Thread(target=store._database.write, args=(slowly,))
+    purging.start()
+    assert is_erased.wait(20)
+    with pytest.raises(errors.IdTaken):
+        make(store, kind, "a")
+    purging.join(20)
+    assert run(store, f"SELECT 1 FROM {kind.name}") == []
 
 
 @both_kinds

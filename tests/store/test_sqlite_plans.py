@@ -9,7 +9,7 @@ import pytest
 
 from service import records
 from service.records import ChangeQuery
-from service.store import PATIENT, THERAPIST, RelationshipStore, assignments, change_log, people
+from service.store import PATIENT, THERAPIST, RelationshipStore, assignments, change_log, lists
 from service.store.database import Value
 from service.store.sqlite import SqliteDatabase
 from service.store.sqlite_migrate import migrate
@@ -74,7 +74,7 @@ def plan_of(store: RelationshipStore, sql: str, parameters: dict[str, Value]) ->
 def test_a_list_of_people_walks_its_index_from_page_to_page(
     store: RelationshipStore, kind: Any, query: dict[str, Any], index: str
 ) -> None:
-    plan = plan_of(store, *people.listing(kind, records.PeopleQuery(**query)))
+    plan = plan_of(store, *lists.of_people(kind, records.PeopleQuery(**query)))
     walks = [step for step in plan if f"INDEX {index} " in step]
     assert len(walks) == max(map(len, (query.get("specialties", query.get("statuses", ())), "1")))
     assert all(f"{kind.id}>?" in step for step in walks)
