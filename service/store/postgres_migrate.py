@@ -1,6 +1,7 @@
 """Brings a PostgreSQL database's schema up to date, in one transaction, one process at a time."""
 
 import secrets
+from contextlib import suppress
 
 import psycopg
 
@@ -12,6 +13,11 @@ _LOCK = 0x43534C44
 """Of the advisory lock that migrating processes take in turn ("CSLD")."""
 _TABLE = """
 CREATE TABLE IF NOT EXISTS migration (name TEXT COLLATE "C" PRIMARY KEY, checksum TEXT COLLATE "C" NOT NULL)"""
+_NO_WRITES = "LOCK TABLE request, assignment, therapist, patient IN SHARE ROW EXCLUSIVE MODE"
+"""Writes claim their request_id first: those under way end, and later ones wait while they hold nothing else. The
+strongest mode that an index or a trigger takes, for a lock that is made stronger later can deadlock."""
+_DEADLOCKS = 3
+"""So many are tried again: with someone else's transaction, or a write that claims nothing since it only validates."""
 _TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = current_schema()"
 
 
@@ -24,12 +30,22 @@ def pending(url: str, known: list[Migration] | None = None) -> list[Migration]:
 def migrate(url: str, known: list[Migration] | None = None) -> list[Migration]:
     """Runs the pending steps and returns them. Raises SchemaError, psycopg.Error."""
     steps = migrations("postgres") if known is None else known
-    with connect(url) as connection, connection.transaction():
+    with connect(url) as connection:
+        for _ in range(_DEADLOCKS):
+            with suppress(psycopg.errors.DeadlockDetected):
+                return _migrate(connection, steps)
+        return _migrate(connection, steps)
+
+
+def _migrate(connection: Connection, steps: list[Migration]) -> list[Migration]:
+    with connection.transaction():
         connection.execute("SET LOCAL lock_timeout = '60s'")
         connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
         todo = _unapplied(connection, steps)
         if not todo:
             return []
+        if todo != steps:
+            connection.execute(_NO_WRITES)
         connection.execute(_TABLE)
         for step in todo:
             connection.execute(step.sql.encode())

@@ -1,0 +1,114 @@
+"""A PostgreSQL that is migrated while instances of the version before write to it."""
+
+import secrets
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+
+from service.store import PATIENT, THERAPIST, RelationshipStore, postgres_migrate
+from service.store.migrations import migrations
+from service.store.postgres import PostgresDatabase
+from tests.postgres.cluster import Server
+from tests.store.steps import assign, make, unassign
+
+WAITERS = """
+SELECT count(*) FROM pg_locks
+WHERE NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
+DEADLOCKS = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+WAITING = """
+CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NULL; END $$;
+CREATE TRIGGER wait AFTER INSERT ON assignment FOR EACH ROW EXECUTE FUNCTION wait()"""
+
+
+@pytest.fixture
+def first_step(postgres: Server) -> Iterator[str]:
+    """The URL of a database as the first step made it."""
+    name = f"caseload_test_{secrets.token_hex(8)}"
+    url = postgres.create_database(name)
+    postgres_migrate.migrate(url, migrations("postgres")[:1])
+    yield url
+    postgres.drop_database(name)
+
+
+@contextmanager
+def opened(url: str) -> Iterator[RelationshipStore]:
+    with closing(PostgresDatabase(url)) as database:
+        yield RelationshipStore(database, lambda: 1)
+
+
+def deadlocks(url: str) -> int:
+    """So many since it was made, of connections that are closed."""
+    with psycopg.connect(url) as connection:
+        found = connection.execute(DEADLOCKS).fetchone()
+    assert found is not None
+    return int(found[0])
+
+
+def wait_for(connection: "psycopg.Connection[Any]", waiters: int) -> None:
+    """Until so many wait for a lock."""
+    for _ in range(2000):
+        if connection.execute(WAITERS).fetchone() == (waiters,):
+            return
+        threading.Event().wait(0.005)
+    raise AssertionError("they never came to wait")
+
+
+def test_it_waits_for_a_write_under_way_and_later_ones_wait_for_it(first_step: str) -> None:
+    with (
+        opened(first_step) as store,
+        psycopg.connect(first_step, autocommit=True) as holder,
+        ThreadPoolExecutor() as threads,
+    ):
+        therapist, patient = make(store, THERAPIST, ""), make(store, PATIENT, "")
+        holder.execute(WAITING)
+        holder.execute("SELECT pg_advisory_lock(1)")
+        under_way = threads.submit(assign, store, therapist.therapist_id, patient.patient_id)
+        wait_for(holder, 1)
+        migrated = threads.submit(postgres_migrate.migrate, first_step)
+        wait_for(holder, 2)
+        later = threads.submit(make, store, PATIENT, "")
+        wait_for(holder, 3)
+        holder.execute("SELECT pg_advisory_unlock(1)")
+        assert under_way.result(20).patient_id == patient.patient_id
+        assert migrated.result(20) == migrations("postgres")[1:]
+        assert later.result(20).patient_id
+    assert deadlocks(first_step) == 0
+
+
+def test_beside_many_who_write_it_ends_and_fails_none(first_step: str) -> None:
+    ended = threading.Event()
+
+    def write_on(store: RelationshipStore, therapist_id: str) -> int:
+        patient_id = make(store, PATIENT, "").patient_id
+        for writes in range(2000):
+            (assign if writes % 2 == 0 else unassign)(store, therapist_id, patient_id)
+            if ended.is_set():
+                return writes
+        return 2000
+
+    with opened(first_step) as store, ThreadPoolExecutor() as threads:
+        therapist_id = make(store, THERAPIST, "").therapist_id
+        writers = [threads.submit(write_on, store, therapist_id) for _ in range(4)]
+        threading.Event().wait(0.5)
+        assert postgres_migrate.migrate(first_step) == migrations("postgres")[1:]
+        ended.set()
+        assert all(writer.result(20) > 1 for writer in writers)
+    assert deadlocks(first_step) == 0
+
+
+def test_a_deadlock_with_someone_else_is_tried_again(first_step: str) -> None:
+    with psycopg.connect(first_step) as other, ThreadPoolExecutor() as threads:
+        other.execute("SET deadlock_timeout = '1min'")  # so that it is the migration that is broken off
+        other.execute("LOCK TABLE therapist IN ROW EXCLUSIVE MODE")
+        migrated = threads.submit(postgres_migrate.migrate, first_step)
+        wait_for(other, 1)
+        other.execute("LOCK TABLE request IN ROW EXCLUSIVE MODE")
+        other.commit()
+        assert migrated.result(20) == migrations("postgres")[1:]
+    assert deadlocks(first_step) == 1
