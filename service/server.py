@@ -160,7 +160,7 @@ class CaseloadServer:
             self._page.start()
 
     def stop(self, *, drain: bool = True) -> bool:
-        """Stops without losing a call: readiness goes, calls drain, then the store is closed. Whether all have ended."""
+        """Stops without losing a call: readiness goes, calls drain, then the store is closed. Whether all ended."""
         self._readiness.stop()
         self._set_readiness(False)
         if drain:

@@ -107,14 +107,10 @@ def _can_be_turned_away(args: tuple[Any, ...]) -> bool:
 
 
 def _turn_away(run: Callable[..., Any], args: tuple[Any, ...], done: _Done) -> None:
-    """Refuses a call in the thread that is here: it takes none that calls run in, and waits for nothing."""
-    in_pool, event, state, behavior, _, parse, write = args
-
-    def thunk() -> Any:
-        return b"" if _server._is_rpc_state_active(state) else None  # nobody looks at the request
-
+    """Refuses a call, or answers it, in the thread that is here: it takes none that calls run in."""
+    in_pool, event, state, behavior, *rest = args
     with suppress(BaseException):  # the thread must outlive whatever is left
-        run(in_pool, event, state, behavior.turn_away, thunk, parse, write)
+        run(in_pool, event, state, behavior.turn_away, *rest)
     done.finish()
 
 
@@ -128,8 +124,6 @@ class StreamThreads(futures.ThreadPoolExecutor):
         self._lock = threading.Lock()
         self.in_flight = 0
         """Open streams, and those that wait."""
-        self.refused = 0
-        """Streams turned away so far."""
 
     def submit(self, work: Callable[..., Any], /, *args: Any, **_none: Any) -> Any:
         """Takes a thread once the message is there."""
@@ -147,7 +141,6 @@ class StreamThreads(futures.ThreadPoolExecutor):
     def _takes_place(self, args: tuple[Any, ...]) -> bool:
         with self._lock:
             if self.in_flight >= self._most and _can_be_turned_away(args):
-                self.refused += 1
                 return False
             self.in_flight += 1
         return True
@@ -174,9 +167,6 @@ class Threads(futures.ThreadPoolExecutor):
         self._calls: SimpleQueue[bool] = SimpleQueue()
         self._busy = bytearray(count)
         self._ended = threading.Event()
-        self._lock = threading.Lock()
-        self.refused = 0
-        """Calls turned away so far."""
         runs = [threading.Thread(target=self._run, args=(at,), name=f"{name}-{at}", daemon=True) for at in range(count)]
         self._all = [*runs, threading.Thread(target=self._hold_bound, name=f"{name}-bound", daemon=True)]
         for thread in self._all:
@@ -197,7 +187,7 @@ class Threads(futures.ThreadPoolExecutor):
         def enter(args: tuple[Any, ...]) -> None:
             call = _Work(work, args, done, time.monotonic())
             if self._waiting and self._is_full(call.since) and _can_be_turned_away(args):
-                self._turn_away(call)
+                _turn_away(call.run, call.args, call.done)
             else:
                 self._waiting.append(call)
                 self._calls.put(True)
@@ -228,11 +218,6 @@ class Threads(futures.ThreadPoolExecutor):
         except IndexError:
             return math.inf
 
-    def _turn_away(self, call: _Work) -> None:
-        with self._lock:
-            self.refused += 1
-        _turn_away(call.run, call.args, call.done)
-
     def _run(self, at: int) -> None:
         while self._calls.get():
             try:
@@ -240,7 +225,7 @@ class Threads(futures.ThreadPoolExecutor):
             except IndexError:
                 continue
             if self._is_late(call):
-                self._turn_away(call)
+                _turn_away(call.run, call.args, call.done)
                 continue
             self._busy[at] = True
             with suppress(BaseException):  # grpcio handles its own; a thread must outlive whatever is left
@@ -263,7 +248,7 @@ class Threads(futures.ThreadPoolExecutor):
     def _turn_first_away(self) -> None:
         call = self._waiting.popleft()
         if self._is_late(call):
-            self._turn_away(call)
+            _turn_away(call.run, call.args, call.done)
         else:  # a thread has taken the late one
             self._waiting.appendleft(call)
             self._calls.put(True)

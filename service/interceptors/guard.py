@@ -69,8 +69,10 @@ class GuardedServer:
         else:
             call = guard.stream(parse, handler.unary_stream or handler.stream_stream, write)
             call.experimental_thread_pool = self._pools.streams
-        watches_health = service == health.SERVICE_NAME and handler.unary_stream
-        call.turn_away = _leave_unwatched if watches_health else guard.turning_away(self._retries)
+        if service != health.SERVICE_NAME:
+            call.turn_away = guard.turning_away(self._retries)
+        else:  # a check is answered where it would be refused: it needs no more than a refusal does
+            call.turn_away = call if handler.unary_unary else guard.leave_unwatched
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(call)
         if handler.unary_stream:
@@ -143,11 +145,12 @@ class _Guard:
 
         return turn_away
 
-
-def _leave_unwatched(_data: bytes, context: grpc.ServicerContext) -> NoReturn:
-    """Callers' libraries take it for a server that cannot be watched, and call it all the same; else they would not."""
-    context.abort(grpc.StatusCode.UNIMPLEMENTED, "As many health watches are open as there may be.")
-    raise AssertionError  # abort has raised
+    def leave_unwatched(self, _data: bytes, context: grpc.ServicerContext) -> NoReturn:
+        """Callers' libraries take it for a server that cannot be watched, and call it; else they would not."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        self._log.end(Access(context))
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "As many health watches are open as there may be.")
+        raise AssertionError  # abort has raised
 
 
 def _check_deadline(context: grpc.ServicerContext) -> None:
