@@ -1,10 +1,13 @@
 """Reads and checks the lines of an import in a process of its own: one core reads while another adds rows."""
 
 import marshal
+import os
+import select
 import signal
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, Final
@@ -22,37 +25,53 @@ def reading(source: BinaryIO, schema: str) -> Iterator[Iterator[Batch]]:
     # Ctrl-C is for this process: the other one, which inherits the mask, ends with it and says nothing.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        process = subprocess.Popen(command, stdin=source, stdout=subprocess.PIPE)  # noqa: S603 - this module
+        with subprocess.Popen(command, stdin=source, stdout=subprocess.PIPE) as process:  # noqa: S603 - this module
+            try:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+                yield _received(process.stdout)  # type: ignore[arg-type]  # a pipe, as asked for
+            finally:
+                process.kill()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    with process:
-        try:
-            yield _received(process.stdout)  # type: ignore[arg-type]  # a pipe, as asked for
-        finally:
-            process.kill()
 
 
 def _received(pipe: BinaryIO) -> Iterator[Batch]:
     """Raises ImportRefused, and OSError where the process was ended."""
-    while head := pipe.read(_SIZE.size):
-        item = marshal.loads(pipe.read(*_SIZE.unpack(head)))  # noqa: S302 - what this module sent
+    while True:
+        [size] = _SIZE.unpack(_read(pipe, _SIZE.size))
+        item = marshal.loads(_read(pipe, size))  # noqa: S302 - what this module sent
         if isinstance(item, str):
             raise ImportRefused(item)
         if item is None:
             return
         yield Batch(*item)
-    raise OSError
+
+
+def _read(pipe: BinaryIO, size: int) -> bytes:
+    data = pipe.read(size)
+    if len(data) < size:
+        raise OSError
+    return data
 
 
 def main() -> None:
     """Sends each batch, then None, or the text of a refusal."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # whoever reads has ended: so does this, without a word
+    threading.Thread(target=_end_with_the_other, daemon=True).start()
     try:
         for batch in batches(sys.stdin.buffer, sys.argv[1]):
             _send(tuple(batch))
         _send(None)
     except ImportRefused as error:
         _send(str(error))
+
+
+def _end_with_the_other() -> None:
+    """Ends this process when the pipe has no reader any more, also where it waits for lines that do not come."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    poll.poll()
+    os._exit(1)
 
 
 def _send(item: Any) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
@@ -17,6 +18,7 @@ from service import data_commands
 from service.config import Config
 from service.opening import open_store
 from service.store import PATIENT, THERAPIST, RelationshipStore
+from service.store.import_process import reading
 from tests.process.acknowledged import Writers
 from tests.process.starting import CASELOAD, SECRET, caseload, refusal, url
 from tests.running import ServerProcess
@@ -197,16 +199,90 @@ def many(tmp_path: Path) -> str:
     return last_line(verified.stdout)
 
 
-def wait_until_filling(process: "subprocess.Popen[bytes]") -> None:
+def wait_until_idle(process_id: int) -> None:
     """Until it has read all that it was sent, and waits."""
     deadline, spent, since = time.monotonic() + 20, -1.0, time.monotonic()
     while time.monotonic() - since < 0.5:
-        assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
-        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        fields = state(process_id)
+        assert fields
         if (now := float(fields[11])) != spent:
             spent, since = now, time.monotonic()
+
+
+def state(process_id: int) -> list[str]:
+    """What the kernel says of a process behind its name; nothing where it has ended."""
+    try:
+        fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:
+        return []
+    return [] if fields[0] == "Z" else fields
+
+
+def reader_of(process: "subprocess.Popen[bytes]") -> int:
+    """The process in which an import reads its lines."""
+    deadline = time.monotonic() + 20
+    while not (children := Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    return int(children[0])
+
+
+def test_a_reading_process_that_is_killed_in_the_middle_ends_an_import_with_a_word(
+    tmp_path: Path, many: str, database_url: str
+) -> None:
+    """What it sends has filled the pipe when it is killed, and does not end where it was to."""
+    process = subprocess.Popen(
+        [*CASELOAD, "import", "moved.jsonl"],
+        cwd=tmp_path,
+        env={**os.environ, "CASELOAD_DATABASE": database_url},
+        stderr=subprocess.PIPE,
+    )
+    reader = reader_of(process)
+    process.send_signal(signal.SIGSTOP)
+    wait_until_idle(reader)
+    os.kill(reader, signal.SIGKILL)
+    process.send_signal(signal.SIGCONT)
+    _, log = process.communicate(timeout=20)
+    line = b"caseload: --database: could not be written, or FILE could not be read\n"
+    assert (process.returncode, log) == (2, line)
+    again = caseload(tmp_path, "import", "moved.jsonl", CASELOAD_DATABASE=database_url)
+    assert (again.returncode, again.stdout) == (0, f"{many}\n")
+
+
+def test_the_reading_process_ends_with_an_import_that_is_killed(tmp_path: Path, many: str) -> None:
+    """It waits for lines that do not come."""
+    assert many
+    process = unending(tmp_path, url(tmp_path / "target.db"))
+    reader = reader_of(process)
+    wait_until_idle(reader)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while state(reader):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.communicate()
+
+
+def test_the_reading_process_ends_where_ctrl_c_comes_as_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+
+    class Begun(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **settings: Any) -> None:
+            super().__init__(*arguments, **settings)
+            begun.append(self)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(subprocess, "Popen", Begun)
+    (tmp_path / "lines").touch()
+    with (tmp_path / "lines").open("rb") as lines, pytest.raises(KeyboardInterrupt), reading(lines, "0001"):
+        pass
+    assert [process.returncode for process in begun] == [-signal.SIGKILL]
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -214,7 +290,7 @@ def test_an_import_that_is_ended_leaves_the_database_empty(
     tmp_path: Path, many: str, database_url: str, number: signal.Signals
 ) -> None:
     process = unending(tmp_path, database_url)
-    wait_until_filling(process)
+    wait_until_idle(process.pid)
     process.send_signal(number)
     _, log = process.communicate(timeout=20)
     if number != signal.SIGKILL:
