@@ -38,7 +38,7 @@ def measure(folder: Path, effort: Effort) -> Iterator[Result]:
         batches = side(Call(BATCH_GET, all_of_them, always_same=True), _FEW)
         hundred = side(_check(ids[0], patient_ids), _FEW)
         creates, alone = side(create()), side(create(), ONE)
-        with servers.bare(SERVER_CORE, Config.threads, get.ask(caseload.address)) as bare:
+        with servers.bare(SERVER_CORE, Config.read_threads, get.ask(caseload.address)) as bare:
             no_op = Side(Load(bare, get, MANY, LOAD_CORE))
             for comparison in (
                 Comparison("GetTherapist / no-op", gets, no_op, Target(0.8)),

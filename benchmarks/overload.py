@@ -3,8 +3,9 @@
 python -m benchmarks.overload            some minutes
 python -m benchmarks.overload --smoke    less than a minute, to see that it runs; its figures mean little
 
-The server has the first core, the callers have the last. Peak is what 64 callers get, one for each thread. Beside it,
-in turn, 256 callers, who all find a place to wait, and four times as many as can run and wait: most are turned away.
+The server has the first core, the callers have the last. Peak is what 64 callers get, who keep it busy. Beside it, in
+turn, 256 callers, who all find a place to wait, and four times as many as can run and wait: most are turned away. Reads
+are bound by the core. For writes each fsync takes 5 ms longer, so that the store is what binds.
 """
 
 import argparse
@@ -36,11 +37,12 @@ from benchmarks.stored import store_therapists, therapist
 from service.config import Config
 
 SATURATING: Final = Config.threads
-FOUR_TIMES: Final = (4 * SATURATING, 4 * (SATURATING + Config.max_waiting))
+FOUR_TIMES: Final = 4 * SATURATING
+CROWD: Final = 4 * (SATURATING + Config.max_waiting)
 HEALTH_SECONDS: Final = 1.0
 LEAST: Final = {GET: 0.80, CREATE: 0.95}
-"""Of peak, that must be served."""
-
+"""Of peak, that must be served with FOUR_TIMES the callers."""
+SYNC_SECONDS: Final = 0.005
 
 FULL: Final = Effort(rounds=5, seconds=5)
 SMOKE: Final = Effort(rounds=1, seconds=1)
@@ -63,18 +65,25 @@ def main() -> int:
     as_claimed = True
     print("| call, callers | served, of peak | calls/s: peak, served, refused, by the library | p99 | slowest health |")
     print("|---|---|---|---|---|")
-    with (
-        tempfile.TemporaryDirectory(prefix="bench-", dir=DATA) as folder,
-        servers.caseload(min(os.sched_getaffinity(0)), Path(folder) / "caseload.db") as server,
-    ):
-        [therapist_id] = store_therapists(server.address, 1)
-        get = pb.GetTherapistRequest(therapist_id=therapist_id).SerializeToString()
-        create = pb.CreateTherapistRequest(therapist=therapist()).SerializeToString()
-        for method, request in ((GET, get), (CREATE, create)):
-            for callers in FOUR_TIMES:
-                rounds = list(_rounds(server, method, request, callers, SMOKE if smoke else FULL))
-                as_claimed &= _told(method, callers, rounds)
+    core = min(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=DATA) as folder:
+        for method, server in (
+            (GET, servers.caseload(core, Path(folder) / "reads.db")),
+            (CREATE, servers.changed(core, Path(folder) / "writes.db", "--sync-seconds", str(SYNC_SECONDS))),
+        ):
+            with server:
+                request = _request(server, method)
+                for callers in (FOUR_TIMES, CROWD):
+                    rounds = list(_rounds(server, method, request, callers, SMOKE if smoke else FULL))
+                    as_claimed &= _told(method, callers, rounds)
     return 0 if as_claimed or smoke else 1
+
+
+def _request(server: Server, method: str) -> bytes:
+    if method == CREATE:
+        return pb.CreateTherapistRequest(therapist=therapist()).SerializeToString()
+    [therapist_id] = store_therapists(server.address, 1)
+    return pb.GetTherapistRequest(therapist_id=therapist_id).SerializeToString()
 
 
 def _rounds(server: Server, method: str, request: bytes, callers: int, effort: Effort) -> Iterator[Beside]:
@@ -139,7 +148,9 @@ def _told(method: str, callers: int, rounds: list[Beside]) -> bool:
         flush=True,
     )
     longest_ms = Config.longest_wait_seconds * 1000
-    return served >= LEAST[method] and p99 <= longest_ms and health <= HEALTH_SECONDS * 1000
+    if failed or health > HEALTH_SECONDS * 1000:
+        return False
+    return callers == CROWD or (served >= LEAST[method] and p99 <= longest_ms)
 
 
 if __name__ == "__main__":

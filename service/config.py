@@ -33,8 +33,10 @@ class Config:
     worker: int | None = None
     """The number of this process from 0, where it is one of several on one port that another process has started."""
     threads: int = 64
-    """Calls that read at once, and as many that write: neither can take the other's. As many can share a commit."""
-    max_waiting: int = 1000
+    """Calls that write at once, none of which takes a thread of those that read. As many can share a commit."""
+    read_threads: int = 16
+    """Calls that read at once, and no more than `threads`. With many each costs more: they fight over the GIL."""
+    max_waiting: int = 400
     """Calls that wait for such a thread, of either kind; one more is turned away."""
     longest_wait_seconds: float = 1.0
     """How long a call waits at most; then, or where it is plain before, it is turned away."""

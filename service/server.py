@@ -73,7 +73,7 @@ class CallThreads:
     def __init__(self, config: Config) -> None:
         """Starts them."""
         bounds = config.max_waiting, config.longest_wait_seconds
-        self.reads: Final = Threads(config.threads, "read", *bounds)
+        self.reads: Final = Threads(min(config.read_threads, config.threads), "read", *bounds)
         self.writes: Final = Threads(config.threads, "write", *bounds)
         self.probes: Final = Threads(_PROBES, "probe", *bounds)
         # A few threads more than watches, so that one too many is refused and does not wait.
