@@ -14,6 +14,8 @@ import apsw
 from service.store import sqlite
 
 _PATIENCE_SECONDS: Final = 30.0
+_TRY_MILLISECONDS: Final = 100
+"""For calls that read to end, while writers wait. What reads for longer is waited for between the tries."""
 _TRUNCATE: Final = "PRAGMA wal_checkpoint(TRUNCATE)"
 
 
@@ -40,6 +42,7 @@ def vacuum(path: Path) -> None:
     try:
         connection.pragma("temp_store", 1)
         connection.execute("VACUUM")
+        connection.set_busy_timeout(_TRY_MILLISECONDS)
         until = time.monotonic() + _PATIENCE_SECONDS
         while connection.execute(_TRUNCATE).fetchall()[0][0]:  # another checkpoint, or a reader, is in the way
             if time.monotonic() > until:

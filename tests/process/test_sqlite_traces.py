@@ -1,7 +1,12 @@
 """What is erased is gone from the file and its log, byte by byte."""
 
 import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import apsw
+import pytest
 
 from service.config import Config
 from service.opening import open_store
@@ -62,6 +67,28 @@ def test_while_it_is_served_that_is_asked_for_and_otherwise_said(tmp_path: Path)
         assert traces(path) == 0
         assert server.stop(signal.SIGTERM)[0] == 0
     assert traces(path) == 0
+
+
+def test_writers_wait_no_longer_than_the_vacuum_where_a_reader_is_in_its_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log can only be emptied once the reader has ended; it is tried for a while, and writes go on."""
+    path = tmp_path / "caseload.db"
+    planted(path)
+    monkeypatch.setattr(vacuums, "_PATIENCE_SECONDS", 2.0)
+    store = open_store(Config(database=url(path)), lambda: 1)
+    with store._database.reading() as transaction, ThreadPoolExecutor() as pool:
+        transaction.run("SELECT head_revision FROM store")
+        vacuum = pool.submit(vacuums.vacuum, path)
+        took: list[float] = []
+        while not vacuum.done():
+            began = time.monotonic()
+            make(store, THERAPIST, f"new{len(took)}")
+            took.append(time.monotonic() - began)
+        assert isinstance(vacuum.exception(), apsw.BusyError)
+    store.close()
+    assert len(took) > 10
+    assert max(took) < 1
 
 
 def test_a_file_is_in_use_while_anyone_has_it_open(tmp_path: Path) -> None:
