@@ -1,6 +1,7 @@
 """A server for tests: in this process over a real socket, or a process of its own that can be killed."""
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -14,6 +15,9 @@ import grpc
 from caseload.v1 import patient_service_pb2_grpc, therapist_service_pb2_grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+
+START_SECONDS = 30
+"""In which a server must say that it serves."""
 
 
 def free_address() -> str:
@@ -91,7 +95,9 @@ class ServerProcess:
         )
         assert self.process.stdout is not None
         try:
-            line = self.process.stdout.readline()
+            said = select.poll()
+            said.register(self.process.stdout, select.POLLIN)
+            line = self.process.stdout.readline() if said.poll(START_SECONDS * 1000) else f"{START_SECONDS} s went by\n"
         except BaseException:
             self.process.kill()
             raise

