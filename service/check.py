@@ -62,6 +62,8 @@ def check(*, address: str, liveness: bool, timeout: int, **files: Path | None) -
     """Ask a running server whether it is ready: one line, and exit code 0 or 1."""
     from service.readiness import LIVENESS, READINESS
 
+    if files["tls_key"] and not files["tls_cert"]:
+        raise SettingError("--tls-key", "needs --tls-cert")
     server = _Server(*_host_and_port(address), time.monotonic() + timeout)
     what = "alive" if liveness else "ready"
     try:

@@ -228,6 +228,7 @@ def test_one_that_takes_connections_and_says_nothing_fails_in_bounded_time(
         (("--tls-cert", "do-not-repeat-me"), "--tls-cert: cannot be read"),
         (("--tls-ca", "text"), "--tls-ca: is no PEM certificate"),
         (("--tls-cert", "text"), "--tls-cert: is no PEM certificate"),
+        (("--tls-key", "text"), "--tls-key: needs --tls-cert"),
         (("--tls-ca", "ca.pem", "--tls-cert", "ca.pem", "--tls-key", "text"), "--tls-cert: is no PEM certificate, or"),
         (("--token", "do-not-repeat-me"), "--token: there is no such option"),
     ],
