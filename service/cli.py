@@ -4,6 +4,7 @@ import os
 import resource
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -127,7 +128,9 @@ def serve(**values: Any) -> int:
 
 
 def _say_ready(address: str) -> None:
-    click.echo(f"caseload: serving on {address}")
+    if sys.stdout:
+        with suppress(OSError):  # it serves, also where nobody reads that; and nothing is left to be written at the end
+            os.write(sys.stdout.fileno(), f"caseload: serving on {address}\n".encode())
 
 
 for command in (check, *data_commands.COMMANDS):

@@ -108,9 +108,7 @@ class Supervisor:
             self._begin(0)  # the others once it answers: what no worker can start with is said by one
             signal.sigwait(stopping)
             clean = self._stop()
-        if self._fault not in (0, 2):
-            raise SettingError("--workers", "a worker ended before it answered")
-        return self._fault or int(not clean)  # with 2 it has said why
+        return self._fault or int(not clean)
 
     def _begin(self, number: int) -> None:
         self._threads.append(threading.Thread(target=self._keep, args=(number,), name=f"worker-{number}"))
@@ -119,22 +117,41 @@ class Supervisor:
     def _keep(self, number: int) -> None:
         """Keeps one worker running until the stop."""
         pause = _FIRST_PAUSE_SECONDS
-        while process := self._start(number):
+        while not self._stopping.is_set():
             began = time.monotonic()
-            if process.stdout and process.stdout.readline():
-                self._answers(number)
-            code = process.wait()
-            if self._metrics:
-                self._metrics.forget(number)
+            try:
+                process = self._start(number)
+            except OSError as error:
+                process, code = None, 1
+                _log.error("a worker cannot be started", worker=number, type=type(error).__qualname__)
+            else:
+                code = self._see_to_its_end(number, process)
             if len(self._answering) < self._config.workers and not self._stopping.is_set():
-                self._fault = code
-                os.kill(os.getpid(), signal.SIGTERM)
+                self._give_up(code)
                 return
             if time.monotonic() - began > _LIVED_SECONDS:
                 pause = _FIRST_PAUSE_SECONDS
-            if not self._stopping.wait(pause):
+            if not self._stopping.wait(pause) and process:
                 _log.warning("a worker ended, and is started again", worker=number, pid=process.pid, code=code)
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+
+    def _see_to_its_end(self, number: int, process: "subprocess.Popen[str] | None") -> int:
+        """Its exit code; 0 where there is none, since all are to stop."""
+        if not process:
+            return 0
+        if process.stdout and process.stdout.readline():
+            self._answers(number)
+        code = process.wait()
+        if self._metrics:
+            self._metrics.forget(number)
+        return code
+
+    def _give_up(self, code: int) -> None:
+        """Before all have answered: what ended one may be a setting, and then it has said so, and ended with 2."""
+        if code < 0:
+            _log.error("a worker ended before it answered", code=code)
+        self._fault = code if code == 2 else 1
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def _start(self, number: int) -> "subprocess.Popen[str] | None":
         place = Place(number, self._config.workers, self._address)

@@ -89,6 +89,19 @@ def test_a_unit_that_systemd_would_not_take_is_found(tmp_path: Path, right: str,
     assert "caseload.service:" in verified(tmp_path, UNIT.read_text().replace(right, wrong))
 
 
+def test_the_unit_starts_it_again_for_ever_whatever_it_ended_with() -> None:
+    """A PostgreSQL that is not there yet when the machine starts ends it with 2, as a bad setting does."""
+    assert reading.directives("Restart") == ["on-failure"]
+    assert reading.directives("RestartPreventExitStatus") == []
+    assert reading.directives("StartLimitIntervalSec") == ["0"]
+    assert float(reading.directives("RestartSec")[0]) >= 5
+
+
+def test_no_port_under_tls_is_called_cleartext() -> None:
+    for service in reading.of_kind("Service"):
+        assert [one.get("appProtocol") for one in service["spec"]["ports"]] == [None]
+
+
 def test_systemd_calls_the_unit_safe() -> None:
     if not shutil.which("systemd-analyze"):
         pytest.skip("no systemd-analyze: apt-get install systemd")

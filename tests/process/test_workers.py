@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.clinic import Clinic, full_name
 from tests.following import Follower
 from tests.metrics.reading import numbers
-from tests.process.starting import CASELOAD, SECRET, SERVE, refusal, url
+from tests.process.starting import CASELOAD, SECRET, SERVE, caseload, refusal, url
 from tests.process.worker_processes import WorkersServer, children, is_running, until
 from tests.running import ServerProcess
 from tests.running import refusal as refusal_of
@@ -111,6 +111,62 @@ def test_what_no_worker_can_start_with_is_said_once(tmp_path: Path) -> None:
     line = refusal(tmp_path, *SERVE, "--workers", "3", "--database", database(tmp_path))
     assert line.startswith("--database: ")
     assert SECRET not in line
+
+
+def test_a_worker_that_is_killed_before_it_answers_is_no_fault_of_a_setting(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [*CASELOAD, *SERVE, "--workers", "2", "--database", database(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        until(lambda: children(process.pid))
+        for worker in children(process.pid):
+            os.kill(worker, signal.SIGKILL)
+        printed, log = process.communicate(timeout=20)
+    assert (process.returncode, printed) == (1, "")
+    [said] = [json.loads(line) for line in log.splitlines()]
+    assert (said["event"], said["level"], said["code"]) == ("a worker ended before it answered", "error", -9)
+
+
+def test_a_start_that_lacks_the_means_for_a_worker_ends_at_once(tmp_path: Path) -> None:
+    files = ("prlimit", "--nofile=9:9")
+    ended = caseload(tmp_path, *SERVE, "--workers", "2", "--database", database(tmp_path), command=(*files, *CASELOAD))
+    assert (ended.returncode, ended.stdout) == (1, "")
+    [said] = [json.loads(line) for line in ended.stderr.splitlines()]
+    assert (said["event"], said["type"]) == ("a worker cannot be started", "OSError")
+
+
+def test_a_worker_that_cannot_be_started_again_is_once_it_can(tmp_path: Path) -> None:
+    with WorkersServer(database(tmp_path)) as server:
+        limit = ["prlimit", "--pid", str(server.process.pid)]
+        subprocess.run([*limit, "--nofile=4:4096"], check=True)
+        killed, *_ = server.workers
+        os.kill(killed, signal.SIGKILL)
+        assert server.process.stderr
+        assert next(line for line in server.process.stderr if '"a worker cannot be started"' in line)
+        subprocess.run([*limit, "--nofile=4096:4096"], check=True)
+        until(lambda: len(server.workers) == 2)
+        assert server.stop()[0] == 0
+
+
+def test_workers_are_kept_though_nobody_reads_that_they_answer(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [*CASELOAD, *SERVE, "--workers", "2", "--database", database(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        assert next(line for line in process.stderr if '"all workers answer"' in line)
+        for killed in children(process.pid):
+            os.kill(killed, signal.SIGKILL)
+            until(lambda killed=killed: len(children(process.pid) - {killed}) == 2)  # type: ignore[misc]
+        process.terminate()
+        process.communicate(timeout=20)
+    assert process.returncode == 0
 
 
 # --- to the end ---
