@@ -12,6 +12,7 @@ from typing import Final
 COMPANIONS: Final = ("", "-wal", "-shm", "-journal")
 """What the names of the files end in that SQLite keeps beside a database, after its own."""
 EXISTS: Final = "the file, or a -wal file of an earlier one, exists already"
+_ENDING: Final = {signal.SIGINT, signal.SIGTERM}
 _BEING_WRITTEN: Final = "another run is writing the file"
 
 
@@ -23,21 +24,22 @@ def new_file(target: Path) -> Iterator[Path]:
     that was killed, the next one for the same target removes. Raises FileExistsError, with a text; OSError. A -wal file
     of an earlier database counts as existing: SQLite would play it into the new one.
     """
-    if any(target.with_name(f"{target.name}{end}").exists() for end in COMPANIONS):
-        raise FileExistsError(EXISTS)
     with _own_folder(target.with_name(f".{target.name}.part")) as folder:
+        if any(target.with_name(f"{target.name}{end}").exists() for end in COMPANIONS):
+            raise FileExistsError(EXISTS)
         part = folder / target.name
         part.touch(0o600)
         yield part
         _sync(part)
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
         _place(part, target)
-    _sync(target.parent)
+        _sync(target.parent)
 
 
 @contextmanager
 def _own_folder(folder: Path) -> Iterator[Path]:
     """An empty folder that nobody else uses, for the length of the with block."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
         descriptor = _locked(folder)
         try:
@@ -46,6 +48,7 @@ def _own_folder(folder: Path) -> Iterator[Path]:
                 left.unlink()
             yield folder
         finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
             shutil.rmtree(folder, ignore_errors=True)
             os.close(descriptor)
     finally:
@@ -74,9 +77,13 @@ def _is_free(descriptor: int, folder: Path) -> bool:
 
 
 def _place(part: Path, target: Path) -> None:
-    """Gives the file its name, unless there is one by that name. Raises FileExistsError."""
+    """Gives the file its name, unless there is one by that name. Raises FileExistsError.
+
+    At once, so that nothing else is ever seen at the name; but on a file system without links an empty file is, for a
+    moment, and stays where the process is killed in it.
+    """
     try:
-        os.link(part, target)  # at once, so that nothing else is ever seen at the name
+        os.link(part, target)
     except FileExistsError:
         raise FileExistsError(EXISTS) from None
     except OSError:  # a file system without links

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from service.config import Config
 from service.opening import open_store
 from service.store import PATIENT
 from service.store.database import Value
+from service.store.new_files import EXISTS, new_file
 from tests.conftest import NewDatabase, in_memory
 from tests.process.starting import CASELOAD, caseload, url
 from tests.store.steps import delete, make, run
@@ -141,6 +143,35 @@ def test_two_runs_for_one_file_do_not_clear_up_after_each_other(folder: Path, tm
         printed, _ = process.communicate(timeout=20)
     assert (process.returncode, printed) == (0, "revision 2\n")
     assert names(tmp_path) == ["target"]
+
+
+def test_what_a_kill_left_beside_a_whole_file_goes_with_the_next_run(folder: Path, tmp_path: Path) -> None:
+    """As it lies there after the file got its name: the same file by a second one."""
+    target, left = tmp_path / "target", tmp_path / ".target.part"
+    arguments = ["backup", str(target), "--database", url(folder / "source.db")]
+    assert caseload(folder, *arguments).returncode == 0
+    left.mkdir()
+    (left / "target").hardlink_to(target)
+    again = caseload(folder, *arguments)
+    assert (again.returncode, again.stderr) == (2, f"caseload: FILE: {EXISTS}\n")
+    assert names(tmp_path) == ["target"]
+    assert target.stat().st_nlink == 1
+
+
+@pytest.mark.parametrize(("end", "left"), [(Path.touch, ["target"]), (Path.unlink, [])], ids=["whole", "failed"])
+def test_ctrl_c_in_the_putting_away_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: Callable[[Path], None], left: list[str]
+) -> None:
+    remove = shutil.rmtree
+
+    def interrupted(folder: Path, **settings: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        remove(folder, **settings)
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt), new_file(tmp_path / "target") as part:
+        end(part)
+    assert names(tmp_path) == left
 
 
 def _is_over(due: float) -> bool:
