@@ -148,7 +148,8 @@ def key_commands() -> None:
 def create(name: str, permission: tuple[str, ...]) -> None:
     """Make a key: the first line printed is the token, the second the line for the keys file."""
     if not keys.is_name(name):
-        raise SettingError("--name", 'must be 1 to 200 visible ASCII characters, without " and \\, not # at the start')
+        text = 'must be 1 to 200 visible ASCII characters, without " and \\, not # or cli: at the start'
+        raise SettingError("--name", text)
     click.echo("\n".join(keys.create(name, permission)))
 
 

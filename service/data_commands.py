@@ -246,17 +246,22 @@ def purge(database: str, deleted_before: str | None, changes_before: str | None,
     )
     if not (settings.is_postgres(database) or settings.sqlite_path(database).exists()):
         raise SettingError("--database", "there is no such file")
+    may_leave_traces = deleted_us is not None and not settings.is_postgres(database)
     store = open_store(Config(database=database), clock)
     try:
         if deleted_us is not None:
             _purge_people(store, deleted_us)
         if changes_us is not None:
-            click.echo(f"{store.purge_changes(changes_us)} change sets purged")
+            _purge_changes(store, changes_us)
     except DomainError as error:
         raise SettingError("--database", error.message) from None
+    except KeyboardInterrupt:
+        if may_leave_traces:
+            click.echo("caseload: the file may hold traces of what was erased: purge again", err=True)
+        raise
     finally:
         store.close()
-    if deleted_us is not None and not settings.is_postgres(database):
+    if may_leave_traces:
         _leave_no_traces(settings.sqlite_path(database), while_served=vacuum)
 
 
@@ -289,6 +294,22 @@ def _purge_people(store: RelationshipStore, before_us: int) -> None:
                     let_in()
     finally:
         click.echo(", ".join(f"{count} {name}s" for name, count in gone.items()) + " purged")
+
+
+def _purge_changes(store: RelationshipStore, before_us: int) -> None:
+    """As the people."""
+    gone = 0
+
+    def seen(count: int) -> None:
+        nonlocal gone
+        gone += count
+        let_in()
+
+    try:
+        with held_back() as let_in:
+            store.purge_changes(before_us, seen)
+    finally:
+        click.echo(f"{gone} change sets purged")
 
 
 COMMANDS = (migrate_command, backup, restore, export_command, import_command, verify, purge)

@@ -25,7 +25,7 @@ from service.callers import PERMISSIONS, Caller
 from service.config import SettingError
 
 _SETTING: Final = "--keys-file"
-_NAME: Final = re.compile(r"(?!#)[!#-\[\]-~]{1,200}")
+_NAME: Final = re.compile(r"(?!#|cli:)[!#-\[\]-~]{1,200}")
 _LINE: Final = re.compile(r"(\S+)[ \t]+([a-z,]+)(?:[ \t]+sha256:([0-9a-f]{64}))?")
 _KEYS_A_CALLER: Final = 2
 _MOST_BYTES: Final = 1024 * 1024
@@ -101,7 +101,10 @@ def _fault(number: int, text: str) -> SettingError:
 
 
 def is_name(name: str) -> bool:
-    """Whether it can be a caller's: 1 to 200 visible ASCII characters, no " or \\, and no # at the start."""
+    """Whether it can be a caller's: 1 to 200 visible ASCII characters, no " or \\, and no # or cli: at the start.
+
+    By cli: the change log tells the operator's commands from callers.
+    """
     return _NAME.fullmatch(name) is not None
 
 

@@ -216,12 +216,13 @@ class RelationshipStore:
         with self._database.reading() as transaction:
             return change_log.page(transaction, self.keys, query, after_number, (size, size_bytes))
 
-    def purge_changes(self, before_us: int) -> int:
-        """Erases the log up to the last change before a time, for good, bit by bit: how many change sets."""
+    def purge_changes(self, before_us: int, seen: Callable[[int], None] = lambda _: None) -> int:
+        """Erases the log up to the last change before a time, for good, and tells of each bit: how many change sets."""
         [(last,)] = self._database.read(change_log.LAST_BEFORE, {"before_us": before_us})
         count = 0
         while gone := self._database.write(lambda transaction: change_log.purge(transaction, last)):
             count += gone
+            seen(gone)
         return count
 
     def purge_due(self, kind: Kind[Any], before_us: int) -> int:

@@ -45,6 +45,7 @@ def test_no_two_keys_are_alike() -> None:
         (("--name", f"two words {SECRET}", "--permission", "read"), "--name"),
         (("--name", f'"{SECRET}', "--permission", "read"), "--name"),
         (("--name", "", "--permission", "read"), "--name"),
+        (("--name", f"cli:{SECRET}", "--permission", "read"), "--name"),
         (("--name", "billing", "--permission", SECRET), "--permission"),
     ],
 )
@@ -75,6 +76,7 @@ BROKEN = {
     "an empty permission": f"{SECRET} read, {HASH}",
     "a name with a quote": f'{SECRET}" read {HASH}',
     "a name that is not ASCII": f"{SECRET}\u00e9 read {HASH}",
+    "a name like that of a command": f"cli:{SECRET} read {HASH}",
     "a long name": f"{SECRET * 20} read {HASH}",
     "more": f"{SECRET} read {HASH} {HASH}",
 }
