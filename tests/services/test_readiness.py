@@ -1,5 +1,6 @@
 """When readiness goes and comes back, for a database that answers as written; tests/process has real ones."""
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -17,6 +18,7 @@ BAD_FOR_LONG = [BAD] * 40
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readiness, "_ASK_SECONDS", ASK)
     monkeypatch.setattr(readiness, "_FALL_SECONDS", FALL)
+    monkeypatch.setattr(readiness, "_HANG_SECONDS", 2 * FALL, raising=False)
 
 
 def answering(script: list[bool]) -> Callable[[], None]:
@@ -58,6 +60,32 @@ def test_single_failures_do_not_move_it() -> None:
 
 def test_single_good_answers_do_not_bring_it_back() -> None:
     assert told(*BAD_FOR_LONG, *[GOOD, BAD] * 20, BAD) == [False]
+
+
+def test_a_check_that_hangs_lets_it_go_and_one_that_ends_brings_it_back() -> None:
+    said: list[bool] = []
+    goes_on = threading.Event()
+    followed = Readiness(lambda: goes_on.wait(60) and None, said.append)
+    followed.start()
+    time.sleep(FALL)
+    assert said == []
+    time.sleep(2 * FALL)
+    assert said == [False]
+    goes_on.set()
+    time.sleep(FALL)
+    followed.stop()
+    assert said == [False, True]
+
+
+def test_a_stop_does_not_wait_for_a_check_that_hangs() -> None:
+    ends = threading.Event()
+    followed = Readiness(lambda: ends.wait(60) and None, lambda _: None)
+    followed.start()
+    time.sleep(2 * ASK)
+    began = time.monotonic()
+    followed.stop()
+    assert time.monotonic() - began < FALL
+    ends.set()
 
 
 def test_whatever_the_check_raises_the_next_one_is_made() -> None:
