@@ -34,7 +34,7 @@ from service.servicers.patient import PatientServicer
 from service.servicers.therapist import TherapistServicer
 from service.servicers.watches import Watches
 from service.store import RelationshipStore
-from service.threads import StreamThreads, Threads
+from service.threads import StreamThreads, Threads, warn_where_unknown
 from service.tls import Certificates
 
 if TYPE_CHECKING:
@@ -150,6 +150,7 @@ class CaseloadServer:
 
     def start(self) -> None:
         """Begins to answer."""
+        warn_where_unknown()
         self._server.start()
         self._health.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
         self._set_readiness(True)

@@ -11,6 +11,8 @@ from inspect import signature
 from queue import SimpleQueue
 from typing import Any, Final, NamedTuple
 
+import grpc
+import structlog
 from grpc import _server
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
@@ -35,6 +37,15 @@ def _is_known() -> bool:
 
 
 _KNOWN: Final = _is_known()
+
+
+def warn_where_unknown() -> None:
+    """Says once that calls are not turned away, nor kept from waiting for a message, with the grpcio that is here."""
+    if not _KNOWN:
+        _log.warning("calls are not turned away", grpcio=grpc.__version__)
+
+
+_log = structlog.get_logger()
 
 
 class _Work(NamedTuple):

@@ -155,7 +155,8 @@ class MethodLog:
         code, reason = _code(access), access.refusal.reason if access.refusal else None
         refused = f'"reason":"{reason}",' if reason else ""
         if self._count:
-            self._count(code, reason, seconds)
+            with suppress(Exception):  # a count that cannot be kept fails no call
+                self._count(code, reason, seconds)
         # By hand, since json.dumps takes longer than all else here. Nothing needs escaping: the names of callers are
         # those of the keys file, ids and UUIDs match their patterns, and what is left the caller does not choose.
         self._write(

@@ -8,7 +8,8 @@ SPACING_SECONDS: Final = 0.004
 """Between two who come again. To turn one away takes some 0.1 ms, so all who wait together take a few hundredths of one
 core, however many they are."""
 LEAST_SECONDS: Final = 0.2
-MOST_SECONDS: Final = 10.0
+MOST_SECONDS: Final = 3.0
+"""Well within the deadline of a call: a flood of others must not send it away for longer than it has."""
 
 
 class Retries:

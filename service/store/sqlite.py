@@ -266,7 +266,6 @@ class SqliteDatabase:
                 self._run(job)
             committing = True
             execute("COMMIT")
-            self.committed(len(batch), time.perf_counter() - began)
         except BaseException as error:  # noqa: BLE001 - whatever it was, no one in the batch may be told it went well
             # Refusals fail too: they may rest on a batch-mate's write that is gone now.
             for job in batch:
@@ -274,6 +273,9 @@ class SqliteDatabase:
             with suppress(apsw.Error):
                 if self._writer.in_transaction:
                     execute("ROLLBACK")
+        else:
+            with suppress(Exception):  # what is done stays done, also where it cannot be counted
+                self.committed(len(batch), time.perf_counter() - began)
 
     def _begin(self) -> None:
         if self._writer.in_transaction:  # a rollback that failed

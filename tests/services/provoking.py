@@ -331,7 +331,7 @@ def assert_told(way: str, provoke: Callable[[], object]) -> None:
         [violation] = found.details["PreconditionFailure"].violations
         assert violation.type == reason
     if "RetryInfo" in found.details:
-        assert 0 < found.details["RetryInfo"].retry_delay.ToTimedelta().total_seconds() <= 10
+        assert 0 < found.details["RetryInfo"].retry_delay.ToTimedelta().total_seconds() <= 3
     assert_pushback(caught.value, found)
     assert CANARY.lower() not in everything_said(caught.value).lower()
 

@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from service.interceptors.retries import LEAST_SECONDS, MOST_SECONDS, SPACING_SECONDS, Retries
 from service.server import CaseloadServer
+from service.threads import _KNOWN
 from tests.clinic import Clinic, full_name, refused, request
 from tests.conftest import serving
 from tests.locking import holding_the_lock
@@ -40,6 +41,11 @@ RETRYING = json.dumps(
     }
 )
 """Of a client whose own back-off is next to none."""
+
+
+def test_the_inside_of_this_grpcio_is_known() -> None:
+    """Else nothing would be turned away, and each start would only warn of it."""
+    assert _KNOWN
 
 
 def creating(clinic: Clinic, patient_id: str) -> Any:

@@ -62,10 +62,14 @@ def test_single_good_answers_do_not_bring_it_back() -> None:
     assert told(*BAD_FOR_LONG, *[GOOD, BAD] * 20, BAD) == [False]
 
 
+def wait_for(event: threading.Event) -> None:
+    event.wait(60)
+
+
 def test_a_check_that_hangs_lets_it_go_and_one_that_ends_brings_it_back() -> None:
     said: list[bool] = []
     goes_on = threading.Event()
-    followed = Readiness(lambda: goes_on.wait(60) and None, said.append)
+    followed = Readiness(lambda: wait_for(goes_on), said.append)
     followed.start()
     time.sleep(FALL)
     assert said == []
@@ -79,7 +83,7 @@ def test_a_check_that_hangs_lets_it_go_and_one_that_ends_brings_it_back() -> Non
 
 def test_a_stop_does_not_wait_for_a_check_that_hangs() -> None:
     ends = threading.Event()
-    followed = Readiness(lambda: ends.wait(60) and None, lambda _: None)
+    followed = Readiness(lambda: wait_for(ends), lambda _: None)
     followed.start()
     time.sleep(2 * ASK)
     began = time.monotonic()
