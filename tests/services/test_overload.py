@@ -4,12 +4,15 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from concurrent import futures
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from caseload.client import connect
+from caseload.v1.therapist_service_pb2 import ListTherapistsRequest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -19,7 +22,7 @@ from service.threads import _KNOWN
 from tests.clinic import Clinic, full_name, refused, request
 from tests.conftest import serving
 from tests.locking import holding_the_lock
-from tests.metrics.reading import until
+from tests.metrics.reading import numbers, until
 from tests.running import refusal
 from tests.security.serving import LogReader
 
@@ -239,6 +242,23 @@ def test_the_retries_of_grpc_come_when_they_are_told_to(database_url: str) -> No
             calls.append(create.future(body.SerializeToString(), timeout=30))
             until(server.metrics_address, lambda seen: seen("refusals_total", reason="OVERLOADED") >= 1)
         assert answered(calls) == ["OK"] * 3
+
+
+def test_callers_with_the_shipped_client_succeed_after_a_flood_of_others(database_url: str) -> None:
+    """Which was given all the times there are to come again: theirs must lie within their deadline."""
+    with (
+        serving(database_url, threads=2, max_waiting=2, metrics_address="127.0.0.1:0") as server,
+        Clinic(server.address) as clinic,
+        connect(server.address, timeout=6) as caseload,  # the default is 10: the rest is for a busy machine
+    ):
+        clinic.therapists(*(f"t{number}" for number in range(100)))
+        with flooding(clinic.channel.unary_unary(full_name("ListTherapists"))):
+            time.sleep(4)
+        before = numbers(server.metrics_address)("refusals_total", reason="OVERLOADED")
+        with futures.ThreadPoolExecutor(32) as calling:
+            calls = [calling.submit(caseload.therapists.ListTherapists, ListTherapistsRequest()) for _ in range(320)]
+        assert {len(call.result().therapists) for call in calls} == {50}
+        assert numbers(server.metrics_address)("refusals_total", reason="OVERLOADED") > before
 
 
 def test_the_retries_of_grpc_do_not_repeat_what_would_be_refused_again(database_url: str, tmp_path: Path) -> None:
