@@ -40,6 +40,8 @@ _WRITES: Final = (1, 2, 4, 8, 16, 32, 64, 128)
 _PAGE_PATH: Final = "/metrics"
 _PAGE_SECONDS: Final = 5.0
 """How long a reader of the page may keep silent."""
+_PAGE_WHOLE_SECONDS: Final = 15.0
+"""How long it may take in all."""
 _PAGE_READERS: Final = 16
 """At once; further ones are closed."""
 
@@ -244,10 +246,12 @@ class _PageServer(socketserver.ThreadingTCPServer):
     def __init__(self, host: str, port: int, handler: type[MetricsHandler]) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._places = threading.Semaphore(_PAGE_READERS)
+        self._since: dict[Any, float] = {}
         super().__init__((host, port), handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if self._places.acquire(blocking=False):
+            self._since[request] = time.monotonic()
             super().process_request(request, client_address)
         else:
             self.shutdown_request(request)
@@ -256,7 +260,15 @@ class _PageServer(socketserver.ThreadingTCPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
+            del self._since[request]
             self._places.release()
+
+    def service_actions(self) -> None:
+        """Ten times a second: ends those that have had their time."""
+        for request, since in list(self._since.items()):
+            if time.monotonic() - since > _PAGE_WHOLE_SECONDS:
+                with suppress(OSError):  # its end is there already
+                    request.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Says nothing: a reader went away."""

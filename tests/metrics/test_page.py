@@ -7,11 +7,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
+from service import metrics
 from service.metrics import Page
 from service.server import CaseloadServer
 from tests.conftest import serving
@@ -49,6 +50,19 @@ def test_readers_who_do_not_read_take_a_few_threads_and_no_more(address: str) ->
         time.sleep(0.5)
         assert before < threading.active_count() <= before + 16
     assert numbers(address)("ready") == 1
+
+
+def test_readers_who_take_their_time_do_not_keep_the_places(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setattr(metrics, "_PAGE_WHOLE_SECONDS", 1.0, raising=False)
+    host, port = address.split(":")
+    with ExitStack() as slow:
+        readers = [slow.enter_context(socket.create_connection((host, int(port)), 10)) for _ in range(16)]
+        for _ in range(15):
+            for reader in readers:
+                with suppress(OSError):  # it was closed
+                    reader.send(b"G")
+            time.sleep(0.2)
+        assert page(address)
 
 
 def test_what_is_no_request_is_refused_and_not_logged(address: str, capfd: pytest.CaptureFixture[str]) -> None:
