@@ -3,6 +3,7 @@
 https://sqlite.org/wal.html, https://sqlite.org/pragma.html#pragma_synchronous
 """
 
+import math
 import os
 import threading
 import time
@@ -25,6 +26,8 @@ _BUSY_SECONDS: Final = 5.0
 _BUSY_SLEEP_SECONDS: Final = 0.0005
 _BATCH: Final = 128
 _POLL_SECONDS: Final = 0.03
+_STUCK_SECONDS: Final = 4.0
+"""A commit that takes so long waits for a disk that hangs."""
 """How often another process's commits are looked for."""
 _READER_CACHE_KIB: Final = 128
 """Of each thread's connection; the kernel has the file in memory anyway. SQLite's own 2 MB are 128 MB in 64 threads."""
@@ -189,6 +192,7 @@ class SqliteDatabase:
         self._lock = threading.Lock()
         self._queue: list[_Job[Any]] = []
         self._writing = False
+        self._committing_since = math.inf
         self._closed = False
         self._writer = connect(path, create=False)
         self._file = path.stat()
@@ -265,6 +269,7 @@ class SqliteDatabase:
             for job in batch:
                 self._run(job)
             committing = True
+            self._committing_since = time.monotonic()
             execute("COMMIT")
         except BaseException as error:  # noqa: BLE001 - whatever it was, no one in the batch may be told it went well
             # Refusals fail too: they may rest on a batch-mate's write that is gone now.
@@ -276,6 +281,8 @@ class SqliteDatabase:
         else:
             with suppress(Exception):  # what is done stays done, also where it cannot be counted
                 self.committed(len(batch), time.perf_counter() - began)
+        finally:
+            self._committing_since = math.inf
 
     def _begin(self) -> None:
         if self._writer.in_transaction:  # a rollback that failed
@@ -303,7 +310,7 @@ class SqliteDatabase:
         return [("database_bytes", {}, partial(_size, self._path)), ("wal_bytes", {}, partial(_size, log))]
 
     def check(self) -> None:
-        if not self._in_place():
+        if not self._in_place() or time.monotonic() - self._committing_since > _STUCK_SECONDS:
             raise errors.StoreUnavailable
         self.read("SELECT head_revision FROM store")
 

@@ -1,6 +1,10 @@
 """Disks that are full or fail, and what stays in the file."""
 
+import threading
+import time
 from collections.abc import Iterator
+from concurrent import futures
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -8,7 +12,7 @@ import apsw
 import pytest
 
 from service import errors, records
-from service.store import PATIENT, RelationshipStore
+from service.store import PATIENT, RelationshipStore, sqlite
 from service.store.sqlite import SqliteDatabase
 from service.store.sqlite_migrate import migrate
 from tests.store.conftest import Clock
@@ -239,3 +243,28 @@ def test_a_value_that_was_changed_or_erased_is_in_no_file_after_the_close(path: 
     assert [file.name for file in path.parent.iterdir()] == [path.name]
     content = path.read_bytes().lower()
     assert [word for word in (b"canaryname", b"canarymail", b"canarymrn", b"canarynote") if word in content] == []
+
+
+# A disk that hangs.
+
+
+def test_a_check_fails_while_a_commit_hangs_and_no_longer(
+    path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "_STUCK_SECONDS", 0.3, raising=False)
+    goes_on = threading.Event()
+    with faulty_disk() as disk, closing(SqliteDatabase(path)) as database:
+        store = RelationshipStore(database, clock)
+        make(store, PATIENT, "p0")
+        disk.before = lambda operation, _file: operation != "sync" or goes_on.wait(60)  # type: ignore[assignment]
+        with futures.ThreadPoolExecutor(1) as writing:
+            written = writing.submit(make, store, PATIENT, "p1")
+            database.check()
+            time.sleep(0.6)
+            try:
+                with pytest.raises(errors.StoreUnavailable):
+                    database.check()
+            finally:
+                goes_on.set()
+            written.result()
+        database.check()
