@@ -35,6 +35,8 @@ _LIVED_SECONDS: Final = 30.0
 """unless it lived so long."""
 _PATIENCE_SECONDS: Final = 10.0
 """How much longer than they were told workers may take to stop."""
+_ENDS_OF_A_STOP: Final = (0, -signal.SIGTERM)
+"""The second is of a worker that had not begun to serve."""
 _log = structlog.get_logger()
 
 
@@ -190,7 +192,7 @@ class Supervisor:
             process.kill()  # does nothing to one that has ended
         for thread in self._threads:
             thread.join()
-        return not any(process.returncode for process in running)
+        return all(process.returncode in _ENDS_OF_A_STOP for process in running)
 
 
 @contextmanager

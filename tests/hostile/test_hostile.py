@@ -47,7 +47,7 @@ def test_honest_callers_see_no_error_and_wait_little_longer(scene: Scene, attack
     assert seen.errors == []
     alone_ms, attacked_ms = seen.p99s
     # The promise is twice as long; rounds as short as these, on a machine with other work, can only show far more.
-    assert attacked_ms < 4 * alone_ms + 100
+    assert attacked_ms < 4 * alone_ms + 300
 
 
 def test_an_honest_caller_that_is_not_served_is_an_error(tmp_path_factory: pytest.TempPathFactory) -> None:
