@@ -56,6 +56,7 @@ class StandardError:
     def write(self, text: str) -> None:
         """Writes it. Raises OSError: after some seconds without room, and at once until there is room again."""
         if not self._lock.acquire(timeout=self._patience):
+            self._patience = 0.0  # of several workers on a full pipe one may have taken the room that this one saw
             raise TimeoutError
         try:
             data = text.encode(errors="backslashreplace")

@@ -252,7 +252,11 @@ class _PageServer(socketserver.ThreadingTCPServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         if self._places.acquire(blocking=False):
             self._since[request] = time.monotonic()
-            super().process_request(request, client_address)
+            try:
+                super().process_request(request, client_address)
+            except BaseException:  # no thread to be had
+                self._give_place(request)
+                raise
         else:
             self.shutdown_request(request)
 
@@ -260,8 +264,11 @@ class _PageServer(socketserver.ThreadingTCPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
-            del self._since[request]
-            self._places.release()
+            self._give_place(request)
+
+    def _give_place(self, request: Any) -> None:
+        del self._since[request]
+        self._places.release()
 
     def service_actions(self) -> None:
         """Ten times a second: ends those that have had their time."""

@@ -67,9 +67,9 @@ class Readiness:
             ready = answers and (self._ready or self._good >= _GOOD_TO_RETURN)
             if ready != self._ready and not self._stopped.is_set():
                 self._ready = ready
+                self._tell(ready)  # before the log, which may keep it waiting
                 if ready:
                     _log.warning("ready")
                 else:
                     _log.warning("not ready", reason=self._reason or "no answer")
                     self._good = 0
-                self._tell(ready)

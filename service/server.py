@@ -103,6 +103,7 @@ class CaseloadServer:
         self._page: Page | None = None
         self._metrics: Metrics | None = None
         self._is_ready = False
+        self._is_stopping = False
         self._streams = StreamsServer(server)
         self._readiness = Readiness(store.check, self._set_readiness)
         self._watches = Watches(store, config.max_watches)
@@ -162,8 +163,9 @@ class CaseloadServer:
 
     def stop(self, *, drain: bool = True) -> bool:
         """Stops without losing a call: readiness goes, calls drain, then the store is closed. Whether all ended."""
-        self._readiness.stop()
+        self._is_stopping = True
         self._set_readiness(False)
+        self._readiness.stop()
         if drain:
             time.sleep(self._config.drain_seconds)
         self._watches.close()
@@ -182,7 +184,7 @@ class CaseloadServer:
         return ended
 
     def _set_readiness(self, ready: bool) -> None:  # noqa: FBT001 - as Readiness tells it
-        self._is_ready = ready
+        self._is_ready = ready = ready and not self._is_stopping
         states = health_pb2.HealthCheckResponse
         for name in READINESS:
             self._health.set(name, states.SERVING if ready else states.NOT_SERVING)

@@ -119,9 +119,14 @@ def _can_be_turned_away(args: tuple[Any, ...]) -> bool:
 
 def _turn_away(run: Callable[..., Any], args: tuple[Any, ...], done: _Done) -> None:
     """Refuses a call, or answers it, in the thread that is here: it takes none that calls run in."""
-    in_pool, event, state, behavior, *rest = args
+    in_pool, event, state, behavior, thunk, *rest = args
+    if thunk.__name__ == "unary_request":  # of a call without a message: it would wait for what this thread brings
+
+        def thunk() -> Any:
+            return b"" if _server._is_rpc_state_active(state) else None
+
     with suppress(BaseException):  # the thread must outlive whatever is left
-        run(in_pool, event, state, behavior.turn_away, *rest)
+        run(in_pool, event, state, behavior.turn_away, thunk, *rest)
     done.finish()
 
 

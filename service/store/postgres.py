@@ -281,7 +281,8 @@ class PostgresDatabase:
             raise errors.OutcomeUnknown
         if result is None or result.command_status != b"COMMIT":
             raise errors.StoreBusy
-        self.committed(1, time.perf_counter() - began)
+        with suppress(Exception):  # what is done stays done, also where it cannot be counted
+            self.committed(1, time.perf_counter() - began)
 
     def _leave_to_itself(self, connection: Connection) -> None:
         """Never cancels a COMMIT that waits for its standby: others would read what can still be lost."""

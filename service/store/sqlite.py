@@ -26,9 +26,9 @@ _BUSY_SECONDS: Final = 5.0
 _BUSY_SLEEP_SECONDS: Final = 0.0005
 _BATCH: Final = 128
 _POLL_SECONDS: Final = 0.03
+"""How often another process's commits are looked for."""
 _STUCK_SECONDS: Final = 4.0
 """A commit that takes so long waits for a disk that hangs."""
-"""How often another process's commits are looked for."""
 _READER_CACHE_KIB: Final = 128
 """Of each thread's connection; the kernel has the file in memory anyway. SQLite's own 2 MB are 128 MB in 64 threads."""
 _Reader = tuple[apsw.Connection, Any]
@@ -287,9 +287,9 @@ class SqliteDatabase:
     def _begin(self) -> None:
         if self._writer.in_transaction:  # a rollback that failed
             self._writer.execute("ROLLBACK")
-        if not self._in_place():
-            raise apsw.CantOpenError
         self._writer.execute("BEGIN IMMEDIATE")
+        if not self._in_place():  # looked at now, since another process may have kept the lock for seconds
+            raise apsw.CantOpenError
 
     def _run(self, job: _Job[Any]) -> None:
         """Runs one job in a savepoint. Raises apsw.Error where the whole transaction is lost."""

@@ -1,7 +1,7 @@
 """A database whose reads and writes are timed."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from time import perf_counter
 
 from service.store.database import Database, Gauges, Meter, Parameters, Row, T, Transaction
@@ -39,7 +39,8 @@ class TimedDatabase:
         try:
             return self._database.write(work)
         finally:
-            self._meter.write(perf_counter() - began)
+            with suppress(Exception):  # what is done stays done, also where it cannot be counted
+                self._meter.write(perf_counter() - began)
 
     def gauges(self) -> Gauges:
         return self._database.gauges()

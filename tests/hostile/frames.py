@@ -35,9 +35,9 @@ PING: Final = frame(_PING, 0, 0, bytes(8))
 GREETING: Final = PREFACE + SETTINGS
 
 
-def headers(stream: int, block: bytes, *, are_all: bool = True) -> bytes:
-    """Begins a call; where these are not all its headers, CONTINUATION frames follow."""
-    return frame(_HEADERS, _END_HEADERS if are_all else 0, stream, block)
+def headers(stream: int, block: bytes, *, are_all: bool = True, ends: bool = False) -> bytes:
+    """Begins a call; where these are not all its headers, CONTINUATION frames follow. ends: no message does."""
+    return frame(_HEADERS, (_END_HEADERS if are_all else 0) | (_END_STREAM if ends else 0), stream, block)
 
 
 def continuation(stream: int, block: bytes, *, is_last: bool = False) -> bytes:

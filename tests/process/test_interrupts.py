@@ -86,7 +86,7 @@ def broken_off(folder: Path, number: signal.Signals, has_begun: Started, *argume
     deadline = time.monotonic() + 20
     while process.poll() is None and not has_begun():
         assert time.monotonic() < deadline
-    time.sleep(random.uniform(0, 0.03))
+    time.sleep(random.uniform(0, 0.01))
     process.send_signal(number)
     printed, log = process.communicate(timeout=20)
     return process.returncode, printed, log

@@ -1,6 +1,7 @@
 """More calls than can be taken on: who waits, how long, who is turned away and what that tells; who is not touched."""
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from service.server import CaseloadServer
 from service.threads import _KNOWN
 from tests.clinic import Clinic, full_name, refused, request
 from tests.conftest import serving
+from tests.hostile import frames
 from tests.locking import holding_the_lock
 from tests.metrics.reading import numbers, until
 from tests.running import refusal
@@ -186,6 +188,25 @@ def test_a_health_watch_too_many_has_a_line_in_the_access_log(database_url: str,
         assert [(line["method"], line["code"]) for line in log.lines()] == [
             ("/grpc.health.v1.Health/Watch", "UNIMPLEMENTED")
         ]
+
+
+def test_a_call_without_a_message_that_is_turned_away_stops_nobody(database_url: str) -> None:
+    """The library's own way to its message waits for the very thread that turns calls away."""
+    path = frames.literal(b":path", b"/grpc.health.v1.Health/Watch")
+    without_message = frames.headers(1, frames.CALL.replace(frames.literal(b":path", frames.METHOD), path), ends=True)
+    with serving(database_url) as server, Clinic(server.address) as clinic, ExitStack() as ending:
+        stub: Any = health_pb2_grpc.HealthStub(clinic.channel)
+        for _ in range(256):
+            watch = stub.Watch(health_pb2.HealthCheckRequest(), timeout=60)
+            ending.callback(watch.cancel)
+            assert next(watch).status == SERVING
+        host, port = server.address.split(":")
+        caller = ending.enter_context(socket.create_connection((host, int(port))))
+        caller.sendall(frames.GREETING + without_message)
+        time.sleep(0.5)
+        assert stub.Check(health_pb2.HealthCheckRequest(), timeout=10).status == SERVING
+        with Clinic(server.address) as other:
+            other.therapists("t1")
 
 
 @contextmanager

@@ -62,6 +62,13 @@ def test_single_good_answers_do_not_bring_it_back() -> None:
     assert told(*BAD_FOR_LONG, *[GOOD, BAD] * 20, BAD) == [False]
 
 
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(ASK)
+
+
 def wait_for(event: threading.Event) -> None:
     event.wait(60)
 
@@ -70,13 +77,12 @@ def test_a_check_that_hangs_lets_it_go_and_one_that_ends_brings_it_back() -> Non
     said: list[bool] = []
     goes_on = threading.Event()
     followed = Readiness(lambda: wait_for(goes_on), said.append)
+    began = time.monotonic()
     followed.start()
-    time.sleep(FALL)
-    assert said == []
-    time.sleep(2 * FALL)
-    assert said == [False]
+    wait_until(lambda: said == [False])
+    assert time.monotonic() - began >= 2 * FALL
     goes_on.set()
-    time.sleep(FALL)
+    wait_until(lambda: said == [False, True])
     followed.stop()
     assert said == [False, True]
 
