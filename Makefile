@@ -105,8 +105,8 @@ wheel-test: wheels grpcurl ## run the tests against the built wheels, away from 
 .PHONY: audit
 audit: $(AUDIT)/installed ## fail on a known vulnerability of a pinned package, where advisories can be reached
 	@echo 'pyyaml==5.3' > $(AUDIT)/vulnerable.txt
-	@if $(PIP_AUDIT) --no-deps -r $(AUDIT)/vulnerable.txt 2>&1 | grep -q '^pyyaml '; then \
-		$(PIP_AUDIT) --require-hashes $(REQUIREMENTS:%=-r %); \
+	@set -e; if $(PIP_AUDIT) --no-deps -r $(AUDIT)/vulnerable.txt 2>&1 | grep -q '^pyyaml '; then \
+		for file in $(REQUIREMENTS); do $(PIP_AUDIT) --require-hashes -r $$file; done; \
 	else echo 'NOT AUDITED: the source of advisories cannot be reached from here' >&2; fi
 
 .PHONY: check-deploy
