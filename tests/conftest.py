@@ -1,5 +1,6 @@
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -16,6 +17,10 @@ from tests.running import Client
 __all__ = ["postgres", "postgres_databases", "postgres_url"]
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has its background jobs do, and all that they start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)

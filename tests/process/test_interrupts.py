@@ -211,7 +211,7 @@ def test_a_purge_of_a_file_that_is_broken_off_says_what_may_be_left_in_it(tmp_pa
 
 @of_each_signal
 def test_a_purge_of_changes_goes_on_where_it_was_broken_off(new_database: NewDatabase, number: signal.Signals) -> None:
-    sets = 60_000
+    sets = 240_000
     with new_database() as database:
         store = open_store(Config(database=database), lambda: 1)
         run(store, "UPDATE store SET head_revision = :sets", {"sets": sets})

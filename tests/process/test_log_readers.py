@@ -22,7 +22,7 @@ SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.Health
 
 def health(clinic: Clinic) -> int:
     stub: Any = health_pb2_grpc.HealthStub(clinic.channel)
-    return int(stub.Check(health_pb2.HealthCheckRequest(service=READINESS[0]), timeout=5).status)
+    return int(stub.Check(health_pb2.HealthCheckRequest(service=READINESS[0]), timeout=20).status)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
