@@ -255,6 +255,8 @@ def _limits(config: Config) -> list[tuple[str, int]]:
         # All the watches there can be may share a connection, and calls with them. What is above is refused and does
         # not wait when a caller has not heard of the limit yet, so there is room for a burst.
         ("grpc.max_concurrent_streams", config.max_watches + 1000),
+        # It counts calls that have ended until they are cleared away, and so refuses a caller that keeps to the limit.
+        ("grpc.http.overload_protection", 0),
         # Where the process has no time to take a method's calls on, the library refuses what is above a burst.
         ("grpc.server.max_pending_requests", config.max_watches + 1000),
         ("grpc.server.max_pending_requests_hard_limit", config.max_watches + 1000),
