@@ -245,7 +245,21 @@ class Twice(grpc.UnaryUnaryClientInterceptor):
         return continuation(client_call_details, request)
 
 
-@pytest.mark.parametrize("way", [lambda call: call, lambda call: call.with_call, lambda call: call.future])
+WAYS: list[Any] = [lambda call: call, lambda call: call.with_call, lambda call: call.future]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_call_on_what_was_closed_is_a_value_error_with_interceptors_too(peer: Answering, way: Any) -> None:
+    for interceptors in ([], [Seen()]):
+        with connect(peer.address, interceptors=interceptors) as caseload:
+            pass
+        with pytest.raises(ValueError, match="closed"):
+            way(caseload.therapists.GetTherapist)(GET)
+        with pytest.raises(ValueError, match="closed"):
+            caseload.changes.WatchChanges(change_service_pb2.WatchChangesRequest())
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_an_interceptor_that_calls_again_sends_the_same_request_id(peer: Answering, way: Any) -> None:
     request = patient_service_pb2.CreatePatientRequest()
     with connect(peer.address, interceptors=[Twice()]) as caseload:

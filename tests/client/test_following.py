@@ -79,10 +79,11 @@ def test_what_will_not_be_better_is_raised(caseload: Caseload) -> None:
 
 
 def test_metadata_that_are_none_are_no_end(peer: Answering) -> None:
+    closed = threading.Event()
     with grpc.insecure_channel(peer.address) as channel:
-        calls: Any = Calls(channel, 10, [("x-trace", "1", "2")])  # type: ignore[list-item]  # as an application may
+        calls: Any = Calls(channel, 10, [("x-trace", "1", "2")], closed)  # type: ignore[list-item]  # as an application may
         with pytest.raises(ValueError, match="unpack"):
-            next(follow(ChangeServiceStub(calls), pb.WatchChangesRequest(), threading.Event()))
+            next(follow(ChangeServiceStub(calls), pb.WatchChangesRequest(), closed))
 
 
 def test_that_there_is_no_place_is_raised_at_the_beginning(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Callable, Sequence
+from threading import Event
 from typing import Any, Final
 
 import grpc
@@ -15,11 +16,12 @@ Metadata = Sequence[tuple[str, str]]
 class Calls:
     """Stands for the channel where stubs are made; the methods they get have these defaults."""
 
-    def __init__(self, channel: grpc.Channel, timeout: float, metadata: Metadata) -> None:
-        """Args: timeout, in seconds, of each unary call; metadata, of each call."""
+    def __init__(self, channel: grpc.Channel, timeout: float, metadata: Metadata, closed: Event) -> None:
+        """Args: timeout, in seconds, of each unary call; metadata, of each call; closed, it no longer calls."""
         self._channel: Final[Any] = channel
         self._timeout = timeout
         self._metadata = metadata
+        self._closed = closed
 
     def unary_unary(self, method: str, request_serializer: Serialize, **rest: Any) -> "_Method":
         """As that of a channel."""
@@ -27,19 +29,21 @@ class Calls:
         request: Any = descriptor_pool.Default().FindMethodByName(f"{service}.{name}").input_type
         fill = _with_request_id if "request_id" in request.fields_by_name else _as_it_is
         made = self._channel.unary_unary(method, request_serializer, **rest)
-        return _Method(made, self._timeout, self._metadata, fill)
+        return _Method(made, self._timeout, self._metadata, fill, self._closed)
 
     def unary_stream(self, method: str, request_serializer: Serialize, **rest: Any) -> "_Method":
         """As that of a channel. A watch has no deadline: it does not end by itself."""
-        return _Method(self._channel.unary_stream(method, request_serializer, **rest), None, self._metadata, _as_it_is)
+        made = self._channel.unary_stream(method, request_serializer, **rest)
+        return _Method(made, None, self._metadata, _as_it_is, self._closed)
 
 
 class _Method:
     """A method of a stub, as grpc.UnaryUnaryMultiCallable and grpc.UnaryStreamMultiCallable say."""
 
-    def __init__(self, method: Any, timeout: float | None, metadata: Metadata, fill: Fill) -> None:
+    def __init__(self, method: Any, timeout: float | None, metadata: Metadata, fill: Fill, closed: Event) -> None:
         self._method = method
         self._fill = fill
+        self._closed = closed
         self._timeout = timeout
         self._metadata = metadata
 
@@ -57,6 +61,8 @@ class _Method:
         return self._method.future(self._fill(request), *self._filled(timeout, metadata), *rest, **named)
 
     def _filled(self, timeout: float | None, metadata: Any) -> tuple[float | None, Metadata]:
+        if self._closed.is_set():  # with interceptors, grpc itself would crash the process
+            raise ValueError("closed")
         return self._timeout if timeout is None else timeout, (*self._metadata, *(metadata or ()))
 
 

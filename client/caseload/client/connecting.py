@@ -42,12 +42,12 @@ class Caseload:
         """Args: as of connect, which makes the channel."""
         self.channel: Final = channel
         metadata = (("authorization", f"Bearer {key}"),) if key else ()
-        calls: Any = Calls(channel, timeout, metadata)
+        self._closed = Event()
+        calls: Any = Calls(channel, timeout, metadata, self._closed)
         self.therapists: Final = TherapistServiceStub(calls)
         self.patients: Final = PatientServiceStub(calls)
         self.assignments: Final = AssignmentServiceStub(calls)
         self.changes: Final = ChangeServiceStub(calls)
-        self._closed = Event()
 
     def follow(self, after_revision: str = "", filter: ChangeFilter | None = None) -> Answers:  # noqa: A002 - its name in the request
         """What WatchChanges sends, resumed where a restart, an instance that is gone or a slow reader cut it.
@@ -58,7 +58,7 @@ class Caseload:
         return follow(self.changes, WatchChangesRequest(after_revision=after_revision, filter=filter), self._closed)
 
     def close(self) -> None:
-        """Ends calls under way with CANCELLED, and watches."""
+        """Ends calls under way with CANCELLED, and watches. Later calls raise ValueError."""
         self._closed.set()
         self.channel.close()
 
