@@ -6,6 +6,7 @@ https://www.postgresql.org/docs/current/app-initdb.html, https://www.postgresql.
 import os
 import pwd
 import random
+import select
 import shutil
 import signal
 import socket
@@ -189,10 +190,14 @@ class Cluster(Server):
         """SIGKILL to all of it, each backend too: nothing is written any more, and nobody is told."""
         if self._process:
             self._process.send_signal(signal.SIGSTOP)  # or it would begin another child for each one lost
-            for child in self.children():
-                os.kill(child, signal.SIGKILL)
+            children = [os.pidfd_open(child) for child in self.children()]
+            for child in children:
+                signal.pidfd_send_signal(child, signal.SIGKILL)
             self._process.kill()
             self._ended()
+            for child in children:  # its memory is there until the last one of them has ended
+                select.select([child], [], [], _PATIENCE_SECONDS)
+                os.close(child)
             *_, memory = (self.folder / "data" / "postmaster.pid").read_text().splitlines()[6].split()
             subprocess.run(["ipcrm", "--shmem-id", memory], check=True)  # which the next start would do
 
