@@ -87,18 +87,19 @@ def test_a_server_whose_access_log_hangs_stops(tmp_path: Path) -> None:
     arguments = ("--drain-seconds", "0", "--grace-seconds", "1")
     with (
         ServerProcess(url(tmp_path / "caseload.db"), *arguments, access_log=str(log)) as server,
-        full_log(server) as clinic,
         Clinic(server.address, alone=True) as other,
     ):
+        # Before the log is full: then nobody takes a call on.
         watch: Any = health_pb2_grpc.HealthStub(other.channel)
         next(watch.Watch(health_pb2.HealthCheckRequest(), timeout=60))
-        time.sleep(0.7)  # from now on calls are turned away at once
-        listing: Any = clinic.channel.unary_unary(full_name("ListTherapists"))
-        calls = [listing.future(b"", timeout=60) for _ in range(200)]
-        time.sleep(0.5)
-        began = time.monotonic()
-        server.process.terminate()
-        assert server.process.wait(20) == 0
-        assert time.monotonic() - began < 10
-        assert not any(call.done() and not call.exception() for call in calls)
+        with full_log(server) as clinic:
+            time.sleep(0.7)  # from now on calls are turned away at once
+            listing: Any = clinic.channel.unary_unary(full_name("ListTherapists"))
+            calls = [listing.future(b"", timeout=60) for _ in range(200)]
+            time.sleep(0.5)
+            began = time.monotonic()
+            server.process.terminate()
+            assert server.process.wait(20) == 0
+            assert time.monotonic() - began < 10
+            assert not any(call.done() and not call.exception() for call in calls)
     os.close(reader)
