@@ -164,12 +164,12 @@ def test_a_second_signal_while_draining_changes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("service", [LIVENESS, READINESS[0]])
 def test_an_open_health_watch_does_not_hold_the_stop(tmp_path: Path, service: str) -> None:
-    with ServerProcess(url(tmp_path / "caseload.db"), "--grace-seconds", "8") as server, connected(server) as client:
+    with ServerProcess(url(tmp_path / "caseload.db"), "--grace-seconds", "20") as server, connected(server) as client:
         watch = watched(client, service)
         assert next(watch).status == SERVING
         began = time.monotonic()
         assert server.stop()[0] == 0
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 15
 
 
 def test_a_watch_sees_readiness_go(tmp_path: Path) -> None:
@@ -187,11 +187,11 @@ def test_an_open_reflection_stream_does_not_hold_the_stop(tmp_path: Path) -> Non
         yield reflection_pb2.ServerReflectionRequest(list_services="*")
         server.process.wait(20)
 
-    with ServerProcess(url(tmp_path / "caseload.db"), "--grace-seconds", "8") as server, connected(server) as client:
+    with ServerProcess(url(tmp_path / "caseload.db"), "--grace-seconds", "20") as server, connected(server) as client:
         stub: Any = reflection_pb2_grpc.ServerReflectionStub(client.channel)
         stream = stub.ServerReflectionInfo(requests(), timeout=20)
         assert next(stream).HasField("list_services_response")
         began = time.monotonic()
         server.process.terminate()
         assert server.process.wait(20) == 0
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 15

@@ -244,7 +244,7 @@ def test_a_watch_of_any_worker_has_what_the_others_wrote(database_url: str) -> N
         for number, clinic in enumerate(callers.values()):
             clinic.therapists(f"t-{number}")
         for follower in followers:
-            follower.wait_through(clinic.head(), seconds=2)
+            follower.wait_through(clinic.head(), seconds=10)
             assert [one.changes[0].therapist_id for one in follower.sets] == ["t-0", "t-1", "t-2"]
 
 

@@ -107,7 +107,7 @@ def test_when_the_first_process_is_killed_the_workers_end_and_free_the_port(tmp_
         clinic.therapists("ann")
         assert len(folders_of_metrics() - before) == 1
         server.kill()
-        until(lambda: not any(map(is_running, workers)), seconds=5)
+        until(lambda: not any(map(is_running, workers)))
         with pytest.raises(grpc.RpcError):
             clinic.send("ListTherapists")
     assert folders_of_metrics() - before == set()

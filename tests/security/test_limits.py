@@ -267,7 +267,7 @@ def test_no_text_and_no_list_of_a_request_is_without_a_bound(client: Client, met
             grpc.StatusCode.ABORTED,  # of an etag
             grpc.StatusCode.NOT_FOUND,
         }, place.path
-        assert time.monotonic() - began < 2, place.path
+        assert time.monotonic() - began < 5, place.path
 
 
 def test_two_thousand_calls_at_once_on_one_connection_are_all_answered(tmp_path: Path) -> None:
