@@ -256,6 +256,7 @@ def _limits(config: Config) -> list[tuple[str, int]]:
         # not wait when a caller has not heard of the limit yet, so there is room for a burst.
         ("grpc.max_concurrent_streams", config.max_watches + 1000),
         # It counts calls that have ended until they are cleared away, and so refuses a caller that keeps to the limit.
+        # Calls that are given up as soon as they begin are bounded by max_pending_requests below.
         ("grpc.http.overload_protection", 0),
         # Where the process has no time to take a method's calls on, the library refuses what is above a burst.
         ("grpc.server.max_pending_requests", config.max_watches + 1000),

@@ -90,12 +90,14 @@ def test_a_server_whose_access_log_hangs_stops(tmp_path: Path) -> None:
         Clinic(server.address, alone=True) as other,
     ):
         # Before the log is full: then nobody takes a call on.
-        watch: Any = health_pb2_grpc.HealthStub(other.channel)
-        next(watch.Watch(health_pb2.HealthCheckRequest(), timeout=60))
+        stub: Any = health_pb2_grpc.HealthStub(other.channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(), timeout=60)
+        next(watch)
         with full_log(server) as clinic:
             time.sleep(0.7)  # from now on calls are turned away at once
             listing: Any = clinic.channel.unary_unary(full_name("ListTherapists"))
             calls = [listing.future(b"", timeout=60) for _ in range(200)]
+            watch.cancel()
             time.sleep(0.5)
             began = time.monotonic()
             server.process.terminate()

@@ -58,7 +58,7 @@ class Caseload:
         return follow(self.changes, WatchChangesRequest(after_revision=after_revision, filter=filter), self._closed)
 
     def close(self) -> None:
-        """Ends calls under way with CANCELLED, and watches. Later calls raise ValueError."""
+        """Ends calls under way with CANCELLED, and watches. Later calls of the four services raise ValueError."""
         self._closed.set()
         self.channel.close()
 

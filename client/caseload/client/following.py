@@ -23,7 +23,7 @@ def follow(changes: ChangeServiceStub, request: WatchChangesRequest, closed: Eve
     while not closed.is_set():
         try:
             stream = changes.WatchChanges(request)
-        except ValueError:  # what grpc says where it was closed just now; and of metadata that are none
+        except ValueError:  # where it was closed just now; and of metadata that are none
             if closed.is_set():
                 return
             raise
