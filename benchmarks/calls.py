@@ -13,7 +13,7 @@ from benchmarks.rounds import Comparison, Effort, Side, compare
 from benchmarks.servers import LOAD_CORE, SERVER_CORE
 from benchmarks.stored import check_count, store_patients, store_therapists, therapist
 from benchmarks.table import Result, Target
-from service.config import Config
+from caseload_server.config import Config
 
 BATCH_GET: Final = "/caseload.v1.TherapistService/BatchGetTherapists"
 CHECK: Final = "/caseload.v1.AssignmentService/CheckAssignments"

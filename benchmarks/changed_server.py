@@ -12,8 +12,8 @@ import time
 
 import apsw
 
-from service import cli
-from service.store import sqlite
+from caseload_server.commands import main
+from caseload_server.store.backends.sqlite import database as sqlite
 
 _SYSTEM = apsw.vfs_names()[0]  # the system's own, named while it is the default
 
@@ -49,7 +49,7 @@ def main() -> None:
     if changes.sync_seconds:
         _SlowFile.sync_seconds = changes.sync_seconds
         keep = _SlowDisk()  # noqa: F841 - it is in use for as long as it lives
-    cli.main()
+    main.main()
 
 
 if __name__ == "__main__":

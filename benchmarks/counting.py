@@ -17,10 +17,10 @@ from benchmarks.load import GET, MANY, Call, Load
 from benchmarks.rounds import FULL, Comparison, Side, compare
 from benchmarks.servers import LOAD_CORE, SERVER_CORE, Server
 from benchmarks.stored import store_therapists
-from service.metrics import Metrics, WorkersMetrics
-from service.store.sqlite import SqliteDatabase
-from service.store.sqlite_migrate import migrate
-from service.store.timed import TimedDatabase
+from caseload_server.observability.metrics import Metrics, WorkersMetrics
+from caseload_server.store.backends.sqlite.database import SqliteDatabase
+from caseload_server.store.backends.sqlite.migrate import migrate
+from caseload_server.store.backends.timed_database import TimedDatabase
 
 _METRICS = ("--metrics-address", "127.0.0.1:0")
 
@@ -74,7 +74,7 @@ def _side(server: Server) -> Side:
 def _caseload(folder: str, workers: int, *options: str) -> Server:
     database = Path(folder, f"{len(options)}.db")
     arguments = ("--address", "127.0.0.1:0", "--database", f"sqlite:///{database}", "--workers", str(workers), *options)
-    return Server(SERVER_CORE, "-m", "service", "serve", *arguments)
+    return Server(SERVER_CORE, "-m", "caseload_server", "serve", *arguments)
 
 
 if __name__ == "__main__":

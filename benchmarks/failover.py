@@ -185,12 +185,12 @@ def running(*, synchronous: bool) -> Iterator[tuple[Cluster, Cluster, Servers]]:
         primary.create_database("caseload")
         hosts = f"{HOST}:{primary.port},{HOST}:{standby.port}"
         url = f"postgresql://postgres@{hosts}/caseload?target_session_attrs=read-write"
-        migrate = [sys.executable, "-m", "service", "migrate", "--database", url]
+        migrate = [sys.executable, "-m", "caseload_server", "migrate", "--database", url]
         subprocess.run(migrate, check=True, stdout=subprocess.DEVNULL, timeout=60)
         if synchronous:
             primary.replicate_synchronously()
         cores = sorted(os.sched_getaffinity(0))
-        serve = ("-m", "service", "serve", "--address", f"{HOST}:0", "--database", url)
+        serve = ("-m", "caseload_server", "serve", "--address", f"{HOST}:0", "--database", url)
         servers = [stack.enter_context(Server(core, *serve)) for core in (cores[0], cores[-1])]
         channels = [grpc.insecure_channel(server.address, options=_CHANNEL_OPTIONS) for server in servers]
         yield primary, standby, Servers([stack.enter_context(channel) for channel in channels])

@@ -50,7 +50,7 @@ def main() -> None:
             _print("SQLite", each, into_sqlite(folder, each))
         with suppress(NoPostgres), Cluster(SAFE) as cluster:
             url = cluster.create_database("caseload")
-            migrate = [sys.executable, "-m", "service", "migrate", "--database", url]
+            migrate = [sys.executable, "-m", "caseload_server", "migrate", "--database", url]
             subprocess.run(migrate, check=True, stdout=subprocess.DEVNULL, timeout=60)
             _print("PostgreSQL", rows // 10, run(made(folder, rows // 10), url, 3 * (rows // 10)))
 
@@ -94,7 +94,7 @@ def made(folder: Path, each: int) -> Path:
 
 def run(file: Path, url: str, rows: int) -> Import:
     """Imports the file in processes of its own."""
-    command = [sys.executable, "-m", "service", "import", str(file)]
+    command = [sys.executable, "-m", "caseload_server", "import", str(file)]
     began = time.monotonic()
     process = subprocess.Popen(command, env={**os.environ, "CASELOAD_DATABASE": url}, stdout=subprocess.DEVNULL)
     memory = _Memory(process.pid)

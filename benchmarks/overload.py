@@ -34,7 +34,7 @@ from benchmarks.rounds import Effort
 from benchmarks.run import DATA
 from benchmarks.servers import Server
 from benchmarks.stored import store_therapists, therapist
-from service.config import Config
+from caseload_server.config import Config
 
 SATURATING: Final = Config.threads
 FOUR_TIMES: Final = 4 * SATURATING

@@ -53,7 +53,7 @@ def measure(folder: Path, effort: Effort) -> Iterator[Result]:
     """Each comparison in turn. Servers have the first core, load the last."""
     with Cluster(SAFE) as cluster:
         url = cluster.create_database("caseload")
-        migrate = [sys.executable, "-m", "service", "migrate", "--database", url]
+        migrate = [sys.executable, "-m", "caseload_server", "migrate", "--database", url]
         subprocess.run(migrate, check=True, stdout=subprocess.DEVNULL, timeout=60)
         with (
             servers.caseload(SERVER_CORE, folder / "caseload.db") as sqlite,

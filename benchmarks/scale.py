@@ -161,7 +161,7 @@ def compared(folder: Path, large: int, rounds: int) -> Iterator[Result]:
 def make(file: Path, assignments: int) -> None:
     """A database of a clinic with so many assignments."""
     writing = [sys.executable, "-m", "benchmarks.made_up", str(assignments)]
-    filling = [sys.executable, "-m", "service", "import", "-", "--database", f"sqlite:///{file}"]
+    filling = [sys.executable, "-m", "caseload_server", "import", "-", "--database", f"sqlite:///{file}"]
     with subprocess.Popen(writing, stdout=subprocess.PIPE, cwd=ROOT) as lines:
         subprocess.run(filling, stdin=lines.stdout, stdout=subprocess.DEVNULL, check=True)
 

@@ -91,7 +91,7 @@ def caseload(cores: int | str, database: Path, *options: str) -> Server:
 
 def caseload_at(cores: int | str, url: str, *options: str) -> Server:
     """Our server on an existing database."""
-    return Server(cores, "-m", "service", "serve", *_FREE_PORTS, "--database", url, *options)
+    return Server(cores, "-m", "caseload_server", "serve", *_FREE_PORTS, "--database", url, *options)
 
 
 def changed(core: int, database: Path, *changes: str) -> Server:

@@ -6,7 +6,7 @@ from typing import Final
 
 from google.rpc.code_pb2 import Code
 
-from service.interceptors.statuses import CODES
+from caseload_server.rpc.status_map import CODES
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "errors.md"
@@ -53,7 +53,7 @@ WHAT_TO_DO: Final = {
 HEAD = """\
 # Errors
 
-<!-- Made by `make errors-doc` from error_reason.proto and service/interceptors/statuses.py: do not edit. -->
+<!-- Made by `make errors-doc` from error_reason.proto and service/caseload_server/rpc/status_map.py: do not edit. -->
 
 Every error that the service makes has a gRPC status code and a `google.rpc.ErrorInfo` whose domain is `caseload.v1`.
 Branch on the reason, never on the message. No message or metadata repeats a value that was sent, save ids that are

@@ -6,7 +6,7 @@ from contextlib import closing, contextmanager
 import apsw
 import psycopg
 
-from service.config import is_postgres, sqlite_path
+from caseload_server.config import is_postgres, sqlite_path
 
 
 @contextmanager

@@ -78,7 +78,7 @@ class ServerProcess:
         self,
         database: str,
         *arguments: str,
-        command: Sequence[str] = (sys.executable, "-m", "service"),
+        command: Sequence[str] = (sys.executable, "-m", "caseload_server"),
         environment: dict[str, str] | None = None,
         access_log: str | None = os.devnull,
     ) -> None:

@@ -14,8 +14,8 @@ from google.api import field_behavior_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
 
-from service import records
-from service.interceptors.statuses import CODES
+from caseload_server.domain import records
+from caseload_server.rpc.status_map import CODES
 from tests.clinic import RPCS, Clinic
 from tests.running import Client, Refusal, refusal
 from tests.services.calling import HONOURED, SIDES, People, call, everything_said, raw_call, refused

@@ -16,10 +16,10 @@ from google.rpc import code_pb2
 from grpc import StatusCode
 from structlog.testing import capture_logs
 
-from service import errors
-from service.config import Config
-from service.interceptors.statuses import CODES
-from service.server import build_server
+from caseload_server.domain import errors
+from caseload_server.config import Config
+from caseload_server.rpc.status_map import CODES
+from caseload_server.rpc.server import build_server
 from tests.locking import holding_the_lock
 from tests.running import Client, ServerProcess, refusal
 from tests.services.calling import People, everything_said, refused
@@ -151,7 +151,7 @@ def test_a_defect_is_logged_with_type_and_place_and_never_its_text(
 
 DEFECTIVE_COMMAND = f"""
 from service import server
-from service.cli import main
+from caseload_server.commands.main import main
 class Defective(server.TherapistServicer):
     def GetTherapist(self, request, context):
         try:

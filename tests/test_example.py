@@ -13,7 +13,7 @@ from caseload.v1 import patient_service_pb2 as patient_pb
 from caseload.v1 import therapist_service_pb2 as therapist_pb
 
 import client_example
-from service.server import CaseloadServer
+from caseload_server.rpc.server import CaseloadServer
 from tests.documents import ROOT, blocks
 from tests.running import Client
 

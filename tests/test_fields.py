@@ -14,8 +14,8 @@ from google.type.date_pb2 import Date
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from service import fields
-from service.fields import Problems, Rule
+from caseload_server.validation import rules
+from caseload_server.validation.rules import Problems, Rule
 from tests.services.calling import T0
 
 NPI = "1234567893"
@@ -41,29 +41,29 @@ def takes(rule: Rule, value: Any) -> bool:
 @example("\u00a0Ann\u2003")
 @example("\u212b")
 def test_text_is_trimmed_and_composed_and_a_second_time_changes_nothing(value: str) -> None:
-    stored, wrong = judged(fields.text(0, 250), value)
+    stored, wrong = judged(rules.text(0, 250), value)
     assume(not wrong)
     assert stored == stored.strip() == unicodedata.normalize("NFC", stored)
     assert unicodedata.normalize("NFC", value).strip() == stored
-    assert judged(fields.text(0, 250), stored) == (stored, [])
+    assert judged(rules.text(0, 250), stored) == (stored, [])
 
 
 @given(printable, st.sampled_from(CONTROL), printable)
 @example("Ann", "\n", "")
 @example("", "\t", "Ann")
 def test_text_with_a_control_character_is_refused_wherever_it_stands(before: str, control: str, after: str) -> None:
-    for rule in (fields.text(0, 1000), fields.display_name, fields.email, fields.phone_number, fields.code):
+    for rule in (rules.text(0, 1000), rules.display_name, rules.email, rules.phone_number, rules.code):
         assert not takes(rule, before + control + after)
 
 
 @pytest.mark.parametrize("control", CONTROL, ids=lambda control: f"U+{ord(control):04X}")
 def test_every_control_character_is_refused(control: str) -> None:
-    assert not takes(fields.display_name, f"Ann{control}Lee")
+    assert not takes(rules.display_name, f"Ann{control}Lee")
 
 
 @pytest.mark.parametrize("kept", ["Ann\u200dLee", "O\u2019Neill", "李小龍", "Ann 🌱", "\u05d0\u05b8", "X"])
 def test_other_characters_of_names_are_kept(kept: str) -> None:
-    assert judged(fields.display_name, kept) == (kept, [])
+    assert judged(rules.display_name, kept) == (kept, [])
 
 
 @given(st.text(st.sampled_from(" \u00a0\u2003\u3000\u2028\u200b\u200d\u2060\ufeff\u00ad\u0301\ufe0f"), max_size=10))
@@ -75,18 +75,18 @@ def test_other_characters_of_names_are_kept(kept: str) -> None:
 @example("\u180e")
 @example("\U000e0041")
 def test_a_name_with_nothing_to_see_is_refused(blank: str) -> None:
-    assert not takes(fields.display_name, blank)
-    assert not takes(fields.identifier, pb.Identifier(system="urn:x", value=blank))
+    assert not takes(rules.display_name, blank)
+    assert not takes(rules.identifier, pb.Identifier(system="urn:x", value=blank))
 
 
 @given(st.integers(0, 210), st.sampled_from(["x", "ü", "🌱", "e\u0301"]))
 def test_lengths_are_in_characters_after_composition(count: int, character: str) -> None:
-    assert takes(fields.display_name, character * count) == (1 <= count <= 200)
-    assert takes(fields.display_name, f"  {character * count}  ") == (1 <= count <= 200)
+    assert takes(rules.display_name, character * count) == (1 <= count <= 200)
+    assert takes(rules.display_name, f"  {character * count}  ") == (1 <= count <= 200)
 
 
 def test_a_text_of_millions_of_characters_is_refused_before_work_is_spent_on_it() -> None:
-    assert judged(fields.display_name, "\u0958" * 1_000_000) == ("", [("path", "must have at most 200 characters")])
+    assert judged(rules.display_name, "\u0958" * 1_000_000) == ("", [("path", "must have at most 200 characters")])
 
 
 @given(st.text(max_size=70))
@@ -98,8 +98,8 @@ def test_a_text_of_millions_of_characters_is_refused_before_work_is_spent_on_it(
 @example("٣")
 def test_ids_are_1_to_63_of_the_pattern(value: str) -> None:
     good = re.fullmatch(r"[a-z0-9][a-z0-9-]*", value, re.ASCII) is not None and len(value) <= 63
-    assert takes(fields.record_id, value) == good
-    assert takes(fields.optional_id, value) == (good or not value)
+    assert takes(rules.record_id, value) == good
+    assert takes(rules.optional_id, value) == (good or not value)
 
 
 @given(st.uuids().map(str) | st.text(max_size=40))
@@ -110,22 +110,22 @@ def test_ids_are_1_to_63_of_the_pattern(value: str) -> None:
 def test_a_request_id_is_a_uuid_in_its_usual_form(value: str) -> None:
     shape = [len(part) for part in value.split("-")]
     good = shape == [8, 4, 4, 4, 12] and set(value) <= set("0123456789abcdefABCDEF-")
-    assert takes(fields.request_id, value) == (good or not value)
-    assert judged(fields.request_id, value.upper())[0] == judged(fields.request_id, value)[0] or not good
+    assert takes(rules.request_id, value) == (good or not value)
+    assert judged(rules.request_id, value.upper())[0] == judged(rules.request_id, value)[0] or not good
 
 
 @pytest.mark.parametrize(
     "value", ["", "a@b", "ann.lee+x@example.org", "ünal@bücher.example", f"a@{'b' * 252}", " a@b "]
 )
 def test_an_email_that_will_do(value: str) -> None:
-    assert judged(fields.email, value) == (value.strip(), [])
+    assert judged(rules.email, value) == (value.strip(), [])
 
 
 @pytest.mark.parametrize(
     "value", ["a", "@", "a@", "@b", "a@b@c", "a b@c", "a@b c", "a@b\u2003c", "a@\u00a0", f"a@{'b' * 253}"]
 )
 def test_an_email_that_will_not_do(value: str) -> None:
-    assert not takes(fields.email, value)
+    assert not takes(rules.email, value)
 
 
 @given(st.text("+0123456789 ()-٣", max_size=18))
@@ -135,7 +135,7 @@ def test_an_email_that_will_not_do(value: str) -> None:
 def test_a_phone_number_is_plus_and_at_most_15_digits(value: str) -> None:
     sent = value.strip()
     good = re.fullmatch(r"\+[1-9][0-9]{1,14}", sent, re.ASCII) is not None
-    assert takes(fields.phone_number, value) == (good or not sent)
+    assert takes(rules.phone_number, value) == (good or not sent)
 
 
 @given(st.text("abz019-_A ", max_size=8))
@@ -147,20 +147,20 @@ def test_a_code_is_in_kebab_case(value: str) -> None:
     sent = value.strip()
     words = sent.split("-")
     good = all(word and set(word) <= set("abcdefghijklmnopqrstuvwxyz0123456789") for word in words) and len(sent) <= 64
-    assert takes(fields.code, value) == (good or not sent)
-    assert takes(fields.required_code, value) == good
+    assert takes(rules.code, value) == (good or not sent)
+    assert takes(rules.required_code, value) == good
 
 
 def test_a_system_is_a_uri() -> None:
     for system in ("urn:oid:2.16.840.1.113883.4.6", "http://hl7.org/fhir/sid/us-ssn", "x:y"):
-        assert judged(fields.identifier, pb.Identifier(system=system, value="1")) == ((system, "1"), [])
+        assert judged(rules.identifier, pb.Identifier(system=system, value="1")) == ((system, "1"), [])
 
 
 @pytest.mark.parametrize(
     "system", ["", " ", "\u2003", "mrn", ":x", "urn:", "1a:b", "urn:a b", "urn:\u00fc", "urn:" + "x" * 197]
 )
 def test_a_system_that_is_no_uri_is_refused(system: str) -> None:
-    _, wrong = judged(fields.identifier, pb.Identifier(system=system, value="1"))
+    _, wrong = judged(rules.identifier, pb.Identifier(system=system, value="1"))
     assert {path for path, _ in wrong} == {"path.system"}
 
 
@@ -173,7 +173,7 @@ def test_an_npi_has_one_right_check_digit(number: str) -> None:
 
 
 def takes_npi(value: str) -> bool:
-    return takes(fields.identifier, pb.Identifier(system=fields.NPI_SYSTEM, value=value))
+    return takes(rules.identifier, pb.Identifier(system=rules.NPI_SYSTEM, value=value))
 
 
 def test_the_known_npi_is_right_and_its_neighbours_are_wrong() -> None:
@@ -181,18 +181,18 @@ def test_the_known_npi_is_right_and_its_neighbours_are_wrong() -> None:
     wrong = [f"{NPI[:n]}{(int(old) + 1) % 10}{NPI[n + 1 :]}" for n, old in enumerate(NPI)]
     wrong += [NPI[:9], NPI + "0", "", "٣" * 10, f"{NPI[0]} {NPI[1:]}", "1243567893"]
     assert [value for value in wrong if takes_npi(value)] == []
-    assert takes(fields.identifier, pb.Identifier(system="urn:example:npi", value="1234567890"))
+    assert takes(rules.identifier, pb.Identifier(system="urn:example:npi", value="1234567890"))
 
 
 def test_doubles_are_found_after_normalisation_and_named_by_index() -> None:
     twice = [pb.Identifier(system="urn:x", value=value) for value in ("e\u0301", "2", "\u00e9 ")]
-    assert judged(fields.identifiers, twice)[1] == [("path[2]", "must not repeat an earlier entry")]
-    assert [path for path, _ in judged(fields.specialties, ["hip", "knee", " hip", "hip"])[1]] == ["path[2]", "path[3]"]
+    assert judged(rules.identifiers, twice)[1] == [("path[2]", "must not repeat an earlier entry")]
+    assert [path for path, _ in judged(rules.specialties, ["hip", "knee", " hip", "hip"])[1]] == ["path[2]", "path[3]"]
 
 
 @given(st.lists(st.sampled_from(["hip", "Knee", "", " "]), max_size=25))
 def test_a_bad_entry_of_a_list_is_named_by_its_index(values: list[str]) -> None:
-    _, wrong = judged(fields.specialties, values)
+    _, wrong = judged(rules.specialties, values)
     bad = {f"path[{n}]" for n, value in enumerate(values) if value != "hip"}
     doubles = len(values) > 20 or (not bad and values.count("hip") > 1)
     assert {path for path, _ in wrong} == bad or doubles
@@ -201,7 +201,7 @@ def test_a_bad_entry_of_a_list_is_named_by_its_index(values: list[str]) -> None:
 
 @given(st.dictionaries(st.text(max_size=3), st.text(max_size=3), max_size=5))
 def test_annotations_are_kept_or_named_by_index_and_never_by_key(entries: dict[str, str]) -> None:
-    stored, wrong = judged(fields.annotations, entries)
+    stored, wrong = judged(rules.annotations, entries)
     for path, description in wrong:
         assert re.fullmatch(r"path\[[0-4]\]\.(key|value)", path)
         assert description.startswith(("must", "is required"))
@@ -210,7 +210,7 @@ def test_annotations_are_kept_or_named_by_index_and_never_by_key(entries: dict[s
 
 
 def test_annotations_that_fall_together_are_refused() -> None:
-    _, wrong = judged(fields.annotations, {"a": "1", "a ": "2", "b": "3"})
+    _, wrong = judged(rules.annotations, {"a": "1", "a ": "2", "b": "3"})
     assert wrong == [("path[1].key", "must not repeat an earlier key")]
 
 
@@ -228,7 +228,7 @@ def test_annotations_that_fall_together_are_refused() -> None:
     ],
 )
 def test_bounds_of_annotations(entries: dict[str, str], path: str | None) -> None:
-    assert [place for place, _ in judged(fields.annotations, entries)[1]] == ([path] if path else [])
+    assert [place for place, _ in judged(rules.annotations, entries)[1]] == ([path] if path else [])
 
 
 @given(st.integers(-5, 10_001), st.integers(-2, 14), st.integers(-2, 33))
@@ -240,7 +240,7 @@ def test_bounds_of_annotations(entries: dict[str, str], path: str | None) -> Non
 @example(1980, 5, 0)
 @example(0, 5, 5)
 def test_a_birth_date_is_a_whole_date_that_exists(year: int, month: int, day: int) -> None:
-    stored, wrong = judged(fields.birth_date(T0 * 1_000_000), Date(year=year, month=month, day=day))
+    stored, wrong = judged(rules.birth_date(T0 * 1_000_000), Date(year=year, month=month, day=day))
     try:
         date = datetime.date(year, month, day)
     except ValueError:
@@ -254,7 +254,7 @@ def test_a_birth_date_is_a_whole_date_that_exists(year: int, month: int, day: in
 def test_no_one_is_born_after_today_anywhere_on_earth(hour: int, day: int, *, allowed: bool) -> None:
     """The eastmost clocks are 14 hours ahead: at 10:00 UTC on the 1st it is the 2nd there."""
     now = datetime.datetime(2024, 3, 1, hour, tzinfo=datetime.UTC)
-    rule = fields.birth_date(int(now.timestamp()) * 1_000_000)
+    rule = rules.birth_date(int(now.timestamp()) * 1_000_000)
     assert takes(rule, Date(year=2024, month=3, day=day)) == allowed
 
 
@@ -269,7 +269,7 @@ def test_no_one_is_born_after_today_anywhere_on_earth(hour: int, day: int, *, al
 def test_a_time_is_cut_to_microseconds_and_lies_in_the_years_1_to_9999(seconds: int, nanos: int) -> None:
     request = therapist_service_pb2.AssignPatientRequest(start_time=Timestamp(seconds=seconds, nanos=nanos))
     problems = Problems()
-    at_us = fields.moment(request, "start_time", problems, 2**62, "too late")
+    at_us = rules.moment(request, "start_time", problems, 2**62, "too late")
     if -62_135_596_800 <= seconds <= 253_402_300_799 and 0 <= nanos <= 999_999_999:
         assert (at_us, problems) == ((seconds * 10**9 + nanos) // 1000, [])
     else:

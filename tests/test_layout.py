@@ -18,37 +18,37 @@ WATCHED = {"service"} | WIRE | DRIVERS
 # Of the watched names, what each part may import; the standard library and other packages are its own affair.
 MAY_IMPORT: dict[str, set[str]] = {
     "service": set(),
-    "service.__main__": {"service.cli"},
-    "service.cli": WATCHED,
-    "service.server": WATCHED,
-    "service.config": set(),
-    "service.readiness": {"caseload"},
-    "service.check": {"grpc", "grpc_health", "service.config", "service.options", "service.readiness", "service.tls"},
-    "service.metrics": {f"service.{part}" for part in ("config", "errors", "logs", "store")},
-    "service.logs": DRIVERS | {"service.config"},
-    "service.workers": {"service.config", "service.metrics"},
-    "service.opening": DRIVERS | {"service.config", "service.errors", "service.store"},
-    "service.data_commands": DRIVERS | {"service"},
-    "service.options": {"service.config"},
-    "service.interrupts": {"apsw"},
-    "service.threads": {"grpc"},
-    "service.callers": set(),
-    "service.reloading": {"service.config"},
-    "service.keys": {"service.callers", "service.config"},
-    "service.tls": {"grpc", "service.config", "service.reloading"},
-    "service.interceptors": WIRE
+    "caseload_server.__main__": {"caseload_server.commands.main"},
+    "caseload_server.commands.main": WATCHED,
+    "caseload_server.rpc.server": WATCHED,
+    "caseload_server.config": set(),
+    "caseload_server.observability.readiness": {"caseload"},
+    "caseload_server.commands.check": {"grpc", "grpc_health", "caseload_server.config", "caseload_server.commands.options", "caseload_server.observability.readiness", "caseload_server.security.tls"},
+    "caseload_server.observability.metrics": {f"service.{part}" for part in ("config", "errors", "logs", "store")},
+    "caseload_server.observability.logs": DRIVERS | {"caseload_server.config"},
+    "caseload_server.supervisor": {"caseload_server.config", "caseload_server.observability.metrics"},
+    "caseload_server.store.backends.factory": DRIVERS | {"caseload_server.config", "caseload_server.domain.errors", "caseload_server.store"},
+    "caseload_server.commands.data": DRIVERS | {"service"},
+    "caseload_server.commands.options": {"caseload_server.config"},
+    "caseload_server.commands.signals": {"apsw"},
+    "caseload_server.rpc.executors": {"grpc"},
+    "caseload_server.security.principal": set(),
+    "caseload_server.security.file_reload": {"caseload_server.config"},
+    "caseload_server.security.api_keys": {"caseload_server.security.principal", "caseload_server.config"},
+    "caseload_server.security.tls": {"grpc", "caseload_server.config", "caseload_server.security.file_reload"},
+    "caseload_server.rpc": WIRE
     | {f"service.{part}" for part in ("interceptors", "errors", "callers", "keys", "fields", "threads")},
-    "service.servicers": WIRE
+    "caseload_server.api": WIRE
     | {
         f"service.{part}"
         for part in ("servicers", "validate", "fields", "convert", "store", "records", "errors", "callers")
     },
-    "service.validate": {"service.fields", "service.errors", "service.records", "caseload", "google"},
-    "service.fields": {"service.errors", "service.records", "caseload", "google"},
-    "service.convert": {"service.records", "caseload", "google"},
-    "service.store": DRIVERS | {"service.store", "service.records", "service.errors"},
-    "service.records": set(),
-    "service.errors": set(),
+    "caseload_server.validation": {"caseload_server.validation.rules", "caseload_server.domain.errors", "caseload_server.domain.records", "caseload", "google"},
+    "caseload_server.validation.rules": {"caseload_server.domain.errors", "caseload_server.domain.records", "caseload", "google"},
+    "caseload_server.api.convert": {"caseload_server.domain.records", "caseload", "google"},
+    "caseload_server.store": DRIVERS | {"caseload_server.store", "caseload_server.domain.records", "caseload_server.domain.errors"},
+    "caseload_server.domain.records": set(),
+    "caseload_server.domain.errors": set(),
     "client.caseload": {"caseload", "google", "grpc"},
 }
 
@@ -68,7 +68,7 @@ def module_name(path: Path) -> str:
 
 
 def imported_names(source: str) -> Iterator[str]:
-    """Full names: `from service import errors` is service.errors. A relative import is no part, so it is refused."""
+    """Full names: `from service import errors` is caseload_server.domain.errors. A relative import is no part, so it is refused."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -95,30 +95,30 @@ def test_a_module_imports_only_what_its_part_may(path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("service.config", "import service.errors"),
-        ("service.errors", "import grpc"),
-        ("service.errors", "from service import records"),
-        ("service.records", "from caseload.v1 import resources_pb2"),
-        ("service.validate", "from service.store import people"),
-        ("service.validate", "import grpc"),
-        ("service.validate", "from service import convert"),
-        ("service.convert", "from service import store"),
-        ("service.convert", "import grpc"),
-        ("service.store.people", "import grpc.aio"),
-        ("service.store.people", "def late():\n    from caseload.v1 import resources_pb2"),
-        ("service.store.people", "from google.protobuf import message"),
-        ("service.store.people", "from service import validate"),
-        ("service.store.people", "from . import sqlite"),
-        ("service.servicers.therapists", "import apsw"),
-        ("service.servicers.therapists", "from psycopg import rows"),
-        ("service.servicers.therapists", "from service.interceptors import limits"),
-        ("service.servicers.therapists", "from service import server"),
-        ("service.interceptors.limits", "from service.store import sqlite"),
-        ("service.interceptors.limits", "from service.servicers import therapists"),
-        ("service.__main__", "from service import server"),
+        ("caseload_server.config", "import caseload_server.domain.errors"),
+        ("caseload_server.domain.errors", "import grpc"),
+        ("caseload_server.domain.errors", "from service import records"),
+        ("caseload_server.domain.records", "from caseload.v1 import resources_pb2"),
+        ("caseload_server.validation", "from caseload_server.store import people"),
+        ("caseload_server.validation", "import grpc"),
+        ("caseload_server.validation", "from service import convert"),
+        ("caseload_server.api.convert", "from service import store"),
+        ("caseload_server.api.convert", "import grpc"),
+        ("caseload_server.store.records", "import grpc.aio"),
+        ("caseload_server.store.records", "def late():\n    from caseload.v1 import resources_pb2"),
+        ("caseload_server.store.records", "from google.protobuf import message"),
+        ("caseload_server.store.records", "from service import validate"),
+        ("caseload_server.store.records", "from . import sqlite"),
+        ("caseload_server.api.therapists", "import apsw"),
+        ("caseload_server.api.therapists", "from psycopg import rows"),
+        ("caseload_server.api.therapists", "from caseload_server.rpc import limits"),
+        ("caseload_server.api.therapists", "from service import server"),
+        ("caseload_server.rpc.limits", "from caseload_server.store import sqlite"),
+        ("caseload_server.rpc.limits", "from caseload_server.api import therapists"),
+        ("caseload_server.__main__", "from service import server"),
         ("service.a_new_part", "from service import store"),
         ("client.caseload.client.refusals", "from grpc_status import rpc_status"),
-        ("client.caseload.client.connecting", "from service.config import Config"),
+        ("client.caseload.client.connecting", "from caseload_server.config import Config"),
         ("service", "from service import cli"),
     ],
 )
@@ -127,9 +127,9 @@ def test_an_import_against_the_direction_is_found(module: str, source: str) -> N
 
 
 def test_imports_along_the_direction_are_let_by() -> None:
-    assert forbidden_imports("service.store.people", "import apsw, json\nfrom service import errors, records") == []
-    assert forbidden_imports("service.servicers.therapists", "import grpc\nfrom service.validate import rule") == []
-    assert forbidden_imports("service.cli", "from service.server import build_server\nimport grpc, apsw") == []
+    assert forbidden_imports("caseload_server.store.records", "import apsw, json\nfrom service import errors, records") == []
+    assert forbidden_imports("caseload_server.api.therapists", "import grpc\nfrom caseload_server.validation import rule") == []
+    assert forbidden_imports("caseload_server.commands.main", "from caseload_server.rpc.server import build_server\nimport grpc, apsw") == []
 
 
 def test_every_part_of_the_table_is_there() -> None:

@@ -11,11 +11,12 @@ import pytest
 from grpc import StatusCode
 from structlog.testing import capture_logs
 
-from service.config import Config
-from service.opening import open_store
-from service.server import clock
-from service.store import PATIENT, postgres, postgres_migrate
-from service.store.postgres import Defect, PostgresDatabase
+from caseload_server.config import Config
+from caseload_server.store.backends.factory import open_store
+from caseload_server.rpc.server import clock
+from caseload_server.store import PATIENT
+from caseload_server.store.backends.postgres import database as postgres, migrate as postgres_migrate
+from caseload_server.store.backends.postgres.database import Defect, PostgresDatabase
 from tests.locking import holding_the_lock
 from tests.postgres.cluster import QUICK, Cluster, NoPostgres
 from tests.running import refusal

@@ -8,8 +8,8 @@ import apsw
 import pytest
 from grpc import StatusCode
 
-from service import opening
-from service.store import sqlite
+from caseload_server.store.backends import factory
+from caseload_server.store.backends.sqlite import database as sqlite
 from tests.locking import holding_the_lock
 from tests.services.calling import People, refused
 from tests.services.provoking import FAILURES, assert_told
@@ -150,7 +150,7 @@ def test_nothing_is_acknowledged_into_a_file_that_was_moved_away_or_replaced(bro
     away, other = tmp_path / "away.db", tmp_path / "other.db"
     broken.file.rename(away)
     assert refused(broken.patients.create, "p2").reason == "STORE_UNAVAILABLE"
-    opening.migrate(f"sqlite:///{other}")
+    factory.migrate(f"sqlite:///{other}")
     other.rename(broken.file)
     assert refused(broken.patients.create, "p2").reason == "STORE_UNAVAILABLE"
     away.rename(broken.file)
@@ -159,7 +159,7 @@ def test_nothing_is_acknowledged_into_a_file_that_was_moved_away_or_replaced(bro
 
 def test_reads_are_of_one_file_when_another_took_its_place(broken: Broken, tmp_path: Path) -> None:
     away, other = tmp_path / "away.db", tmp_path / "other.db"
-    opening.migrate(f"sqlite:///{other}")
+    factory.migrate(f"sqlite:///{other}")
     broken.file.rename(away)
     other.rename(broken.file)
     reads = (lambda: broken.patients.get("p1"), lambda: broken.patients.call("List"))

@@ -18,7 +18,7 @@ from caseload.v1.change_service_pb2_grpc import ChangeServiceStub
 from caseload.v1.resources_pb2 import Patient
 from grpc import StatusCode
 
-from service.server import CaseloadServer
+from caseload_server.rpc.server import CaseloadServer
 from tests.client.answering import Answering
 from tests.security.serving import serving
 

@@ -10,7 +10,7 @@ from caseload.client import connect
 from caseload.v1 import change_service_pb2, patient_service_pb2, resources_pb2, therapist_service_pb2
 from grpc import StatusCode
 
-from service import server as module_of_server
+from caseload_server.rpc import server as module_of_server
 from tests.client.answering import Answer, Answering
 from tests.locking import holding_the_lock
 from tests.security.serving import serving

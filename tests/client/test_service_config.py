@@ -9,7 +9,7 @@ from caseload.client.connecting import service_config
 from google.api import field_behavior_pb2
 from google.protobuf.descriptor import MethodDescriptor
 
-from service.readiness import READINESS
+from caseload_server.observability.readiness import READINESS
 from tests.clinic import READS, RPCS
 
 SHIPPED: dict[str, Any] = json.loads(resources.files("caseload.client").joinpath("service_config.json").read_text())

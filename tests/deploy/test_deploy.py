@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import trustme
 
-from service import cli, workers
-from service.config import Config
-from service.readiness import LIVENESS, READINESS
+from caseload_server import supervisor
+from caseload_server.commands import main
+from caseload_server.config import Config
+from caseload_server.observability.readiness import LIVENESS, READINESS
 from tests.deploy import reading
 from tests.deploy.reading import CONTAINERFILE, DEPLOY, MANIFESTS, UNIT, VARIABLES
 from tests.process.starting import caseload, url
@@ -22,9 +23,9 @@ from tests.security.serving import KeysFile
 
 pytestmark = pytest.mark.checkout
 
-COMMANDS = cli.commands.commands
+COMMANDS = main.commands.commands
 OLDEST_KUBERNETES = "1.30"
-STOP_SECONDS = Config.drain_seconds + Config.grace_seconds + workers._PATIENCE_SECONDS
+STOP_SECONDS = Config.drain_seconds + Config.grace_seconds + supervisor._PATIENCE_SECONDS
 """Which a stop with the defaults can take."""
 
 

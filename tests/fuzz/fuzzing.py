@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from service.interceptors.statuses import CODES, DOMAIN
+from caseload_server.rpc.status_map import CODES, DOMAIN
 from tests.clinic import RPCS
 from tests.fuzz.messages import Messages, Sent
 

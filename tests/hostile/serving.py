@@ -15,7 +15,7 @@ USUAL_DESCRIPTORS: Final = 1024
 def untuned(folder: Path) -> Serving:
     """A server with that limit, which it can raise as far as the hard one."""
     limited = ("sh", "-c", f'ulimit -Sn {USUAL_DESCRIPTORS} && exec "$@"', "sh")
-    return Serving(folder, command=(*limited, sys.executable, "-m", "service"))
+    return Serving(folder, command=(*limited, sys.executable, "-m", "caseload_server"))
 
 
 def has_room() -> bool:

@@ -6,7 +6,7 @@ python -m tests.metrics.counting NUMBER READY
 import sys
 import time
 
-from service.metrics import Metrics
+from caseload_server.observability.metrics import Metrics
 
 
 def main() -> None:

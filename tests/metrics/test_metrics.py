@@ -8,7 +8,7 @@ from typing import Any, Final
 import grpc
 import pytest
 
-from service.server import CaseloadServer
+from caseload_server.rpc.server import CaseloadServer
 from tests.clinic import Clinic, full_name, refused
 from tests.metrics.reading import numbers, until
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from service import metrics
-from service.metrics import Page
-from service.server import CaseloadServer
+from caseload_server.observability import metrics
+from caseload_server.observability.metrics_page import MetricsPage
+from caseload_server.rpc.server import CaseloadServer
 from tests.conftest import serving
 from tests.metrics.reading import numbers, page
 from tests.process.starting import SECRET, SERVE, refusal, url
@@ -106,7 +106,7 @@ def test_the_address_is_free_again_after_a_stop(measured_server: CaseloadServer,
 def test_an_ipv6_address_is_served() -> None:
     from prometheus_client import CollectorRegistry
 
-    shown = Page("[::1]:0", CollectorRegistry())
+    shown = MetricsPage("[::1]:0", CollectorRegistry())
     shown.start()
     assert page(shown.address) == ""
     shown.close()

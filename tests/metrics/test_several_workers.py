@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from service.metrics import Page, WorkersMetrics
+from caseload_server.observability.metrics import WorkersMetrics
+from caseload_server.observability.metrics_page import MetricsPage
 from tests.metrics.reading import numbers
 
 
@@ -23,7 +24,7 @@ def together() -> Iterator[WorkersMetrics]:
 
 @pytest.fixture
 def address(together: WorkersMetrics) -> Iterator[str]:
-    page = Page("127.0.0.1:0", together.registry)
+    page = MetricsPage("127.0.0.1:0", together.registry)
     page.start()
     yield page.address
     page.close()

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import grpc
 import pytest
 
-from service.interceptors.statuses import CODES
+from caseload_server.rpc.status_map import CODES
 from tests.clinic import Clinic
 from tests.conftest import serving
 from tests.documents import ROOT

@@ -41,7 +41,7 @@ def postgres_url(postgres_databases: Databases) -> Iterator[str]:
 
 def migrate(url: str) -> None:
     """What an operator does."""
-    command = [sys.executable, "-m", "service", "migrate"]
+    command = [sys.executable, "-m", "caseload_server", "migrate"]
     environment = {**os.environ, "CASELOAD_DATABASE": url}
     migrated = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert migrated.returncode == 0, migrated.stderr

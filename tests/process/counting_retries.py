@@ -6,7 +6,8 @@ from typing import Any
 
 import grpc
 
-from service import cli, server
+from caseload_server.commands import main
+from caseload_server.rpc import server
 
 FILE = os.open(os.environ["CASELOAD_TEST_RETRIES"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 plain = grpc.server
@@ -24,4 +25,4 @@ class Counting(grpc.ServerInterceptor):
 server.grpc.server = lambda threads, **rest: plain(threads, interceptors=[Counting()], **rest)  # type: ignore[attr-defined]
 
 if __name__ == "__main__":
-    cli.main()
+    main.main()

@@ -3,7 +3,7 @@
 import ctypes
 import os
 
-from service import cli
+from caseload_server.commands import main
 
 _VERSION_3 = 0x20080522
 _OVERRIDES = 1 << 1 | 1 << 2
@@ -23,4 +23,4 @@ def give_up_overrides() -> None:
 if __name__ == "__main__":
     if os.geteuid() == 0:
         give_up_overrides()
-    cli.main()
+    main.main()

@@ -1,10 +1,10 @@
 """`caseload`, with a server that gives up on readers of watches after three seconds instead of half a minute."""
 
-from service.servicers import watches
+from caseload_server.api import watches
 
 watches.STUCK_SECONDS = 3.0  # type: ignore[misc]
 
-from service.cli import main  # noqa: E402
+from caseload_server.commands.main import main  # noqa: E402
 
 if __name__ == "__main__":
     main()

@@ -4,7 +4,7 @@ from typing import Any
 
 import apsw
 
-from service import cli
+from caseload_server.commands import main
 
 
 class UncommittedConnection(apsw.Connection):
@@ -18,4 +18,4 @@ class UncommittedConnection(apsw.Connection):
 
 if __name__ == "__main__":
     apsw.Connection = UncommittedConnection  # type: ignore[misc]
-    cli.main()
+    main.main()

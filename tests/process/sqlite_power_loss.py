@@ -13,8 +13,8 @@ from typing import Any
 
 import apsw
 
-from service import cli
-from service.store import sqlite
+from caseload_server.commands import main
+from caseload_server.store.backends.sqlite import database as sqlite
 
 _REORDER = "CASELOAD_TEST_REORDER" in os.environ
 _BASE = apsw.vfs_names()[0]  # the system's own, named while it is the default
@@ -102,4 +102,4 @@ class PowerLossDisk(apsw.VFS):
 if __name__ == "__main__":
     disk = PowerLossDisk()
     sqlite.SYNCHRONOUS = os.environ.get("CASELOAD_TEST_SYNCHRONOUS", sqlite.SYNCHRONOUS)  # type: ignore[misc]
-    cli.main()
+    main.main()

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-CASELOAD = (sys.executable, "-m", "service")
+CASELOAD = (sys.executable, "-m", "caseload_server")
 SERVE = ("serve", "--address", "127.0.0.1:0", "--drain-seconds", "0")
 DRY_RUN = ("migrate", "--dry-run")
 SECRET = "do-not-repeat-me"

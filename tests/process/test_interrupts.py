@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from service.config import Config
-from service.opening import open_store
-from service.store import PATIENT
-from service.store.database import Value
-from service.store.new_files import EXISTS, new_file
+from caseload_server.config import Config
+from caseload_server.store.backends.factory import open_store
+from caseload_server.store import PATIENT
+from caseload_server.store.backends.protocol import Value
+from caseload_server.store.atomic_file import EXISTS, new_file
 from tests.conftest import NewDatabase, in_memory
 from tests.process.starting import CASELOAD, caseload, url
 from tests.store.steps import delete, make, run

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from service import logs
-from service.config import Config
+from caseload_server.observability import logs
+from caseload_server.config import Config
 from tests.clinic import Clinic, full_name
 from tests.documents import ROOT
 from tests.process.starting import SECRET, url
@@ -87,7 +87,7 @@ def shown(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[bool
     ours, terminal = pty.openpty()
     environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
     environment |= {"NO_COLOR": "1"} if request.param else {}
-    command = [sys.executable, "-m", "service", "serve", "--address", "127.0.0.1:0", "--drain-seconds", "0"]
+    command = [sys.executable, "-m", "caseload_server", "serve", "--address", "127.0.0.1:0", "--drain-seconds", "0"]
     command += ["--database", url(tmp_path / "caseload.db")]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=terminal, text=True) as process:
         os.close(terminal)

@@ -10,9 +10,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from service.store import PATIENT, THERAPIST, RelationshipStore, postgres_migrate
-from service.store.migrations import migrations
-from service.store.postgres import PostgresDatabase
+from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
+from caseload_server.store.backends.postgres import migrate as postgres_migrate
+from caseload_server.store.backends.migrations import migrations
+from caseload_server.store.backends.postgres.database import PostgresDatabase
 from tests.postgres.cluster import Server
 from tests.store.steps import assign, make, unassign
 

@@ -10,11 +10,12 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from service.config import has_password
-from service.records import Delete
-from service.store import PATIENT, RelationshipStore, postgres_migrate
-from service.store.migrations import migrations
-from service.store.postgres import PostgresDatabase
+from caseload_server.config import has_password
+from caseload_server.domain.requests import Delete
+from caseload_server.store import PATIENT, RelationshipStore
+from caseload_server.store.backends.postgres import migrate as postgres_migrate
+from caseload_server.store.backends.migrations import migrations
+from caseload_server.store.backends.postgres.database import PostgresDatabase
 from tests.postgres.cluster import Server
 from tests.process.starting import DRY_RUN, SECRET, SERVE, STEPS, caseload, refusal
 from tests.process.worker_processes import children

@@ -13,8 +13,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from service import opening
-from service.readiness import LIVENESS, READINESS
+from caseload_server.store.backends import factory
+from caseload_server.observability.readiness import LIVENESS, READINESS
 from tests.postgres.cluster import QUICK, Cluster, NoPostgres
 from tests.process.starting import caseload, url
 from tests.running import ServerProcess
@@ -100,7 +100,7 @@ def cluster() -> Iterator[Cluster]:
     """One that a test may stop, with a migrated database."""
     try:
         with Cluster(QUICK) as started:
-            opening.migrate(started.url())
+            factory.migrate(started.url())
             yield started
     except NoPostgres as error:
         pytest.skip(str(error))
@@ -149,7 +149,7 @@ def test_it_goes_with_a_sqlite_file_that_is_moved_away_and_comes_back_with_it(tm
 
 def test_it_goes_with_a_sqlite_file_that_another_took_the_place_of(tmp_path: Path) -> None:
     file, away, other = (tmp_path / name for name in ("caseload.db", "away.db", "other.db"))
-    opening.migrate(url(other))
+    factory.migrate(url(other))
 
     def replace() -> None:
         file.rename(away)

@@ -10,7 +10,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from service.store.sqlite_migrate import migrate
+from caseload_server.store.backends.sqlite.migrate import migrate
 from tests.process.starting import DRY_RUN, MODE_OBEYING, SECRET, SERVE, caseload, refusal, url
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from service.store.sqlite_migrate import migrate
+from caseload_server.store.backends.sqlite.migrate import migrate
 from tests.process.starting import STEPS, caseload, url
 from tests.running import ServerProcess
 

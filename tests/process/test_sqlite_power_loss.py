@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.store import sqlite
+from caseload_server.store.backends.sqlite import database as sqlite
 from tests.process.acknowledged import Writers, invented, lost, stored_after_restart
 from tests.process.sqlite_damage import damage
 from tests.process.starting import url

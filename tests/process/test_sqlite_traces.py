@@ -8,10 +8,10 @@ from pathlib import Path
 import apsw
 import pytest
 
-from service.config import Config
-from service.opening import open_store
-from service.store import PATIENT, THERAPIST
-from service.store import vacuum as vacuums
+from caseload_server.config import Config
+from caseload_server.store.backends.factory import open_store
+from caseload_server.store import PATIENT, THERAPIST
+from caseload_server.store.backends.sqlite import vacuum as vacuums
 from tests.process.starting import caseload, url
 from tests.running import ServerProcess
 from tests.store.steps import assign, delete, make, update

@@ -17,9 +17,9 @@ from typing import Any, Self
 import grpc
 import pytest
 
-from service.config import Config
-from service.opening import open_store
-from service.server import clock
+from caseload_server.config import Config
+from caseload_server.store.backends.factory import open_store
+from caseload_server.rpc.server import clock
 from tests.clinic import Clinic, number, refused
 from tests.following import Follower, first_answer, opened_watch, unread
 from tests.process.starting import caseload

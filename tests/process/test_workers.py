@@ -15,7 +15,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from service.readiness import READINESS
+from caseload_server.observability.readiness import READINESS
 from tests.clinic import Clinic, full_name
 from tests.following import Follower
 from tests.metrics.reading import numbers

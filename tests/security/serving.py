@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from service import keys
-from service.callers import PERMISSIONS
-from service.config import Config
-from service.server import CaseloadServer, build_server
+from caseload_server.security import api_keys
+from caseload_server.security.principal import PERMISSIONS
+from caseload_server.config import Config
+from caseload_server.rpc.server import CaseloadServer, build_server
 from tests.clinic import Clinic
 
 Metadata = tuple[tuple[str, str | bytes], ...]
@@ -24,7 +24,7 @@ class KeysFile:
 
     def add(self, name: str, *permissions: str) -> str:
         """A caller with a new key: the token. All permissions where none is given."""
-        token, line = keys.create(name, permissions or PERMISSIONS)
+        token, line = api_keys.create(name, permissions or PERMISSIONS)
         self.append(line)
         return token
 

@@ -15,9 +15,10 @@ from caseload.v1 import therapist_service_pb2 as pb
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from service.interceptors.access_log import MOST
-from service.server import MESSAGE_BYTES, METADATA_BYTES, CaseloadServer
-from service.servicers.therapist import TherapistServicer
+from caseload_server.domain.limits import MAX_LOGGED_IDS
+from caseload_server.domain.limits import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES
+from caseload_server.rpc.server import CaseloadServer
+from caseload_server.api.therapist_service import TherapistServicer
 from tests.clinic import READS, RPCS, Clinic, full_name, new_request_id, request
 from tests.locking import holding_the_lock
 from tests.security.serving import KeysFile, LogReader, bearer, logging
@@ -46,7 +47,7 @@ class Defective(TherapistServicer):
 
 @pytest.fixture
 def logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[CaseloadServer, Clinic, LogReader]]:
-    monkeypatch.setattr("service.server.TherapistServicer", Defective)
+    monkeypatch.setattr("caseload_server.rpc.server.TherapistServicer", Defective)
     with logging(tmp_path) as found:
         yield found
 
@@ -197,20 +198,20 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Clinic, Lo
             clinic.assign("t1", patient_id)
 
         with ThreadPoolExecutor(32) as threads:
-            assert len(list(threads.map(admit, CROWD))) == MOST
+            assert len(list(threads.map(admit, CROWD))) == MAX_LOGGED_IDS
         clinic.assign("t2", CROWD[0], role=1)
         yield clinic, reader
 
 
-CROWD = [f"p{number:04}" for number in range(MOST)]
+CROWD = [f"p{number:04}" for number in range(MAX_LOGGED_IDS)]
 DISCLOSING: dict[str, dict[str, Any]] = {
     "GetPatient": {"patient_id": CROWD[0]},
     "BatchGetPatients": {"patient_ids": CROWD[:100]},
-    "ListPatients": {"page_size": MOST},
-    "ListTherapists": {"page_size": MOST},
-    "ListTherapistPatients": {"therapist_id": "t1", "page_size": MOST},
+    "ListPatients": {"page_size": MAX_LOGGED_IDS},
+    "ListTherapists": {"page_size": MAX_LOGGED_IDS},
+    "ListTherapistPatients": {"therapist_id": "t1", "page_size": MAX_LOGGED_IDS},
     "ListPatientTherapists": {"patient_id": CROWD[0]},
-    "ListAssignments": {"page_size": MOST, "filter": {"therapist_id": "t1"}},
+    "ListAssignments": {"page_size": MAX_LOGGED_IDS, "filter": {"therapist_id": "t1"}},
     "CheckAssignments": {"pairs": [{"therapist_id": "t1", "patient_id": one} for one in CROWD[:100]]},
     "UpdatePatient": {"patient": {"patient_id": CROWD[1], "display_name": "B"}},
     "DeletePatient": {"patient_id": CROWD[1], "force": True, "validate_only": True},
@@ -268,7 +269,7 @@ def test_a_watch_names_a_thousand_of_each_kind_and_says_when_there_were_more(
     assert len(next(watch).change_sets[0].changes) == 1500
     watch.cancel()
     line = after(reader, 2)[-1]
-    assert line["patient_ids"] == [f"p{number}" for number in range(1, MOST + 1)]
+    assert line["patient_ids"] == [f"p{number}" for number in range(1, MAX_LOGGED_IDS + 1)]
     assert line["patient_ids_left_out"] is True
     assert line["caller"] == "local"
 
@@ -297,8 +298,8 @@ def test_what_the_library_refuses_by_itself_has_no_line(logged: tuple[CaseloadSe
     unknown: Any = clinic.channel.unary_unary("/caseload.v1.PatientService/Unknown")
     get: Any = clinic.channel.unary_unary(GET)
     assert ended(lambda: unknown(b"", timeout=10)) == "UNIMPLEMENTED"
-    assert ended(lambda: get(b"x" * (MESSAGE_BYTES + 1), timeout=10)) == "RESOURCE_EXHAUSTED"
-    assert ended(lambda: get(b"", metadata=(("x", "x" * METADATA_BYTES),), timeout=10)) == "RESOURCE_EXHAUSTED"
+    assert ended(lambda: get(b"x" * (MAX_MESSAGE_BYTES + 1), timeout=10)) == "RESOURCE_EXHAUSTED"
+    assert ended(lambda: get(b"", metadata=(("x", "x" * MAX_METADATA_BYTES),), timeout=10)) == "RESOURCE_EXHAUSTED"
     clinic.therapists("t1")
     assert [line["code"] for line in after(reader, 1)] == ["OK"]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from service.interceptors import access_log
-from service.interceptors.access_log import LogFile
+from caseload_server.observability import access_log
+from caseload_server.observability.access_log import LogFile
 from tests.clinic import Clinic, refused
 from tests.process.starting import refusal
 from tests.running import ServerProcess

@@ -14,8 +14,8 @@ from caseload.v1.resources_pb2 import Therapist
 from caseload.v1.therapist_service_pb2_grpc import TherapistServiceStub
 from structlog.testing import capture_logs
 
-from service import reloading
-from service.server import CaseloadServer
+from caseload_server.security import file_reload
+from caseload_server.rpc.server import CaseloadServer
 from tests.running import refusal
 from tests.security.serving import KeysFile, Metadata, bearer, serving
 
@@ -30,7 +30,7 @@ def keys_file(tmp_path: Path) -> KeysFile:
 @pytest.fixture
 def server(tmp_path: Path, keys_file: KeysFile, monkeypatch: pytest.MonkeyPatch) -> Iterator[CaseloadServer]:
     """Looks at its files with every call."""
-    monkeypatch.setattr(reloading, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(file_reload, "LOOK_SECONDS", 0.0)
     with serving(tmp_path, keys_file=keys_file.path) as started:
         yield started
 
@@ -137,7 +137,7 @@ def test_a_removed_key_is_refused_within_a_second_or_so(tmp_path: Path, keys_fil
         keys_file.replace("")
         removed = time.monotonic()
         while reason(therapists, bearer(token)) != "UNAUTHENTICATED":
-            assert time.monotonic() - removed < reloading.LOOK_SECONDS + 1
+            assert time.monotonic() - removed < file_reload.LOOK_SECONDS + 1
             time.sleep(0.05)
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from service import keys
-from service.callers import Caller
-from service.config import SettingError
+from caseload_server.security import api_keys
+from caseload_server.security.principal import Caller
+from caseload_server.config import SettingError
 from tests.process.starting import caseload, refusal
 from tests.security.serving import KeysFile
 
@@ -29,12 +29,12 @@ def test_create_prints_a_token_and_a_line_that_makes_it_known(tmp_path: Path, ke
     assert token.removeprefix("caseload_") not in line
     keys_file.append(line)
     billing = Caller("billing", frozenset({"read", "write"}))
-    assert keys.read(keys_file.path).of_token(token) == billing
-    assert keys.read(keys_file.path).of_token(token + "x") is None
+    assert api_keys.read(keys_file.path).of_token(token) == billing
+    assert api_keys.read(keys_file.path).of_token(token + "x") is None
 
 
 def test_no_two_keys_are_alike() -> None:
-    assert len({keys.create("billing", ["read"]) for _ in range(100)}) == 100
+    assert len({api_keys.create("billing", ["read"]) for _ in range(100)}) == 100
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_create_refuses_what_could_not_be_read_again(tmp_path: Path, arguments: 
 def test_a_file_may_have_comments_certificates_and_two_keys_a_caller(keys_file: KeysFile) -> None:
     keys_file.append("# callers\n\nspiffe://example.org/reports read")
     first, second = keys_file.add("billing", "write"), keys_file.add("billing", "write")
-    found = keys.read(keys_file.path)
+    found = api_keys.read(keys_file.path)
     reports = Caller("spiffe://example.org/reports", frozenset({"read"}))
     assert found.of_name("spiffe://example.org/reports") == reports
     assert found.of_token(first) == found.of_token(second) == Caller("billing", frozenset({"write"}))
@@ -86,7 +86,7 @@ BROKEN = {
 def test_a_line_that_is_none_is_named_by_its_number(keys_file: KeysFile, line: str) -> None:
     keys_file.append(f"# one\n{line}")
     with pytest.raises(SettingError, match=r"^--keys-file: line 2: ") as caught:
-        keys.read(keys_file.path)
+        api_keys.read(keys_file.path)
     assert SECRET not in str(caught.value)
     assert "0000" not in str(caught.value)
 
@@ -104,7 +104,7 @@ def test_a_line_that_is_none_is_named_by_its_number(keys_file: KeysFile, line: s
 def test_lines_that_contradict_each_other_are_refused(keys_file: KeysFile, lines: str) -> None:
     keys_file.append(lines)
     with pytest.raises(SettingError, match=r"^--keys-file: "):
-        keys.read(keys_file.path)
+        api_keys.read(keys_file.path)
 
 
 @pytest.mark.parametrize("mode", [0o604, 0o602, 0o601, 0o620, 0o660, 0o610, 0o444])

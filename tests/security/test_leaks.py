@@ -14,14 +14,14 @@ import pytest
 import structlog
 from prometheus_client import Counter
 
-from service import errors
-from service.interceptors import access_log
-from service.metrics import Metrics
-from service.server import CaseloadServer
-from service.servicers.change import ChangeServicer
-from service.servicers.pages import PageTokens
-from service.servicers.patient import PatientServicer
-from service.store import RelationshipStore
+from caseload_server.domain import errors
+from caseload_server.observability import access_log
+from caseload_server.observability.metrics import Metrics
+from caseload_server.rpc.server import CaseloadServer
+from caseload_server.api.change_service import ChangeServicer
+from caseload_server.api.page_tokens import PageTokens
+from caseload_server.api.patient_service import PatientServicer
+from caseload_server.store import RelationshipStore
 from tests.metrics.reading import page
 from tests.running import ServerProcess, free_address
 from tests.security.leaking import CANARY, Caller, found
@@ -176,8 +176,8 @@ def test_a_planted_leak_is_found(outputs: dict[str, str], where: str) -> None:
 
 
 CRASHING: Final = """
-from service.store import RelationshipStore
-from service.cli import main
+from caseload_server.store import RelationshipStore
+from caseload_server.commands.main import main
 def crash(self, *arguments):
     raise LookupError(str(arguments))
 RelationshipStore.list_people = RelationshipStore.update = crash

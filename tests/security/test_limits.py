@@ -18,9 +18,11 @@ from caseload.v1 import patient_service_pb2 as pb
 from google.api import field_behavior_pb2
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 
-from service import server as building
-from service.config import Config
-from service.server import MESSAGE_BYTES, METADATA_BYTES, CaseloadServer
+from caseload_server.domain import limits
+from caseload_server.rpc import server as building
+from caseload_server.config import Config
+from caseload_server.domain.limits import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES
+from caseload_server.rpc.server import CaseloadServer
 from tests.clinic import Clinic, full_name
 from tests.running import Client, ServerProcess, refusal
 from tests.security.serving import serving
@@ -86,9 +88,9 @@ def test_a_message_may_have_a_mebibyte(client: Client) -> None:
         """One field, unknown to us, of such a size that the message has the given one."""
         return b"\x7a" + _varint(size - 4) + b"x" * (size - 4)
 
-    assert len(message(MESSAGE_BYTES)) == MESSAGE_BYTES
-    assert code_of(lambda: send(message(MESSAGE_BYTES), timeout=10)) == "INVALID_ARGUMENT"
-    assert code_of(lambda: send(message(MESSAGE_BYTES + 1), timeout=10)) == "RESOURCE_EXHAUSTED"
+    assert len(message(MAX_MESSAGE_BYTES)) == MAX_MESSAGE_BYTES
+    assert code_of(lambda: send(message(MAX_MESSAGE_BYTES), timeout=10)) == "INVALID_ARGUMENT"
+    assert code_of(lambda: send(message(MAX_MESSAGE_BYTES + 1), timeout=10)) == "RESOURCE_EXHAUSTED"
 
 
 def _varint(number: int) -> bytes:
@@ -101,8 +103,8 @@ def test_metadata_may_have_16_kib(client: Client) -> None:
         get = client.patients.GetPatient
         return code_of(lambda: get(pb.GetPatientRequest(patient_id="p1"), metadata=(("x", "x" * size),), timeout=10))
 
-    assert code(METADATA_BYTES - 1000) == "NOT_FOUND"
-    assert code(METADATA_BYTES + 1) == "RESOURCE_EXHAUSTED"
+    assert code(MAX_METADATA_BYTES - 1000) == "NOT_FOUND"
+    assert code(MAX_METADATA_BYTES + 1) == "RESOURCE_EXHAUSTED"
 
 
 def test_calls_that_never_send_their_message_take_no_thread(tmp_path: Path) -> None:
@@ -155,7 +157,7 @@ def test_connections_are_bounded_and_one_that_ends_makes_room(tmp_path: Path) ->
 
 
 def test_connections_leave_files_for_the_database(tmp_path: Path) -> None:
-    few_files = ("bash", "-c", 'ulimit -n 600; exec "$0" "$@"', sys.executable, "-m", "service")
+    few_files = ("bash", "-c", 'ulimit -n 600; exec "$0" "$@"', sys.executable, "-m", "caseload_server")
     with (
         ServerProcess(f"sqlite:///{tmp_path}/caseload.db", command=few_files) as server,
         Clinic(server.address) as clinic,
@@ -171,7 +173,7 @@ def test_connections_leave_files_for_the_database(tmp_path: Path) -> None:
 
 
 def test_a_connection_that_says_nothing_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert building.HANDSHAKE_MS <= 20_000
+    assert limits.HANDSHAKE_TIMEOUT_MS <= 20_000
     monkeypatch.setattr(building, "HANDSHAKE_MS", 300)
     with serving(tmp_path) as server:
         host, port = server.address.split(":")
@@ -185,7 +187,7 @@ def test_a_connection_that_says_nothing_is_closed(tmp_path: Path, monkeypatch: p
 @pytest.fixture
 def pinged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Frames]:
     """A connection to a server that bears a ping every 300 ms."""
-    assert building.PING_MS < 10_000  # the least that grpc-go and grpc-java send at
+    assert limits.MIN_PING_INTERVAL_MS < 10_000  # the least that grpc-go and grpc-java send at
     monkeypatch.setattr(building, "PING_MS", 300)
     with serving(tmp_path) as server, Frames(server.address) as frames:
         assert frames.read()[0] == SETTINGS

@@ -12,13 +12,13 @@ from caseload.v1 import therapist_service_pb2 as pb
 from caseload.v1.resources_pb2 import Therapist
 from google.protobuf import descriptor_pb2, descriptor_pool
 
-from service.callers import PERMISSIONS
-from service.interceptors import admission
-from service.interceptors.access_log import AccessLog
-from service.interceptors.admission import FREE, Admission
-from service.interceptors.guard import GuardedServer, Pools
-from service.interceptors.retries import Retries
-from service.server import CaseloadServer
+from caseload_server.security.principal import PERMISSIONS
+from caseload_server.security import auth
+from caseload_server.observability.access_log import AccessLog
+from caseload_server.security.auth import Admission, FREE
+from caseload_server.rpc.pipeline import GuardedServer, Pools
+from caseload_server.rpc.retry_delays import Retries
+from caseload_server.rpc.server import CaseloadServer
 from tests.clinic import READS, RPCS
 from tests.running import refusal
 from tests.security.serving import KeysFile, Metadata, bearer, serving
@@ -167,6 +167,6 @@ def test_a_method_that_no_rule_covers_is_for_nobody() -> None:
 
 
 def test_the_walk_would_find_a_method_that_is_let_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admission, "_OF_SERVICES", {"caseload.v1.ChangeService": FREE})
+    monkeypatch.setattr(auth, "_OF_SERVICES", {"caseload.v1.ChangeService": FREE})
     with serving(tmp_path, keys_file=KeysFile(tmp_path / "keys").path) as server:
         assert outcome(server, "/caseload.v1.ChangeService/ListChanges", ()) == ""

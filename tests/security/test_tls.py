@@ -21,8 +21,8 @@ from cryptography.x509.oid import NameOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
-from service import reloading
-from service.server import CaseloadServer
+from caseload_server.security import file_reload
+from caseload_server.rpc.server import CaseloadServer
 from tests.process.starting import refusal as start_refused
 from tests.running import ServerProcess, refusal
 from tests.security.serving import KeysFile, Metadata, bearer, serving
@@ -67,7 +67,7 @@ def files(tmp_path: Path) -> Files:
 @pytest.fixture
 def server(tmp_path: Path, files: Files, monkeypatch: pytest.MonkeyPatch) -> Iterator[CaseloadServer]:
     """With TLS and keys, looking at its files with every call."""
-    monkeypatch.setattr(reloading, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(file_reload, "LOOK_SECONDS", 0.0)
     with serving(tmp_path, keys_file=files.keys.path, tls_cert=files.cert, tls_key=files.key) as started:
         yield started
 
@@ -75,7 +75,7 @@ def server(tmp_path: Path, files: Files, monkeypatch: pytest.MonkeyPatch) -> Ite
 @pytest.fixture
 def mutual(tmp_path: Path, files: Files, monkeypatch: pytest.MonkeyPatch) -> Iterator[CaseloadServer]:
     """The same, where callers need certificates."""
-    monkeypatch.setattr(reloading, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(file_reload, "LOOK_SECONDS", 0.0)
     paths: dict[str, Any] = {"tls_cert": files.cert, "tls_key": files.key, "tls_client_ca": files.client_ca}
     with serving(tmp_path, keys_file=files.keys.path, **paths) as started:
         yield started

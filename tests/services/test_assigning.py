@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.config import Config
-from service.server import build_server
+from caseload_server.config import Config
+from caseload_server.rpc.server import build_server
 from tests.conftest import NewDatabase
 from tests.running import Client, refusal
 from tests.services.calling import SIDES, T0, Side, honours, refused

@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 import pytest
 
-from service.server import CaseloadServer
+from caseload_server.rpc.server import CaseloadServer
 from tests.clinic import (
     ACTIVE,
     COMPLETED,

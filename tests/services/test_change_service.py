@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import grpc
 import pytest
 
-from service.server import CaseloadServer
+from caseload_server.rpc.server import CaseloadServer
 from tests.clinic import (
     COVERING,
     ENTERED_IN_ERROR,

@@ -17,9 +17,9 @@ from caseload.v1.therapist_service_pb2 import ListTherapistsRequest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from service.interceptors.retries import LEAST_SECONDS, MOST_SECONDS, SPACING_SECONDS, Retries
-from service.server import CaseloadServer
-from service.threads import _KNOWN
+from caseload_server.rpc.retry_delays import LEAST_SECONDS, MOST_SECONDS, Retries, SPACING_SECONDS
+from caseload_server.rpc.server import CaseloadServer
+from caseload_server.rpc.executors import _KNOWN
 from tests.clinic import Clinic, full_name, refused, request
 from tests.conftest import serving
 from tests.hostile import frames

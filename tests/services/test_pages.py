@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.config import Config
-from service.server import CaseloadServer, build_server
+from caseload_server.config import Config
+from caseload_server.rpc.server import CaseloadServer, build_server
 from tests.clinic import RPCS
 from tests.clinic import request as request_of
 from tests.conftest import NewDatabase

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from service.server import CaseloadServer
-from service.store import PATIENT, THERAPIST
+from caseload_server.rpc.server import CaseloadServer
+from caseload_server.store import PATIENT, THERAPIST
 from tests.clinic import Clinic, new_request_id, refused
 
 NAMED = {"therapist": {"display_name": "Ann Lee"}, "patient": {"display_name": "Bob Ray"}}

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from service import errors, readiness
-from service.readiness import Readiness
+from caseload_server.domain import errors
+from caseload_server.observability import readiness
+from caseload_server.observability.readiness import Readiness
 
 GOOD, BAD = True, False
 ASK, FALL = 0.02, 0.6

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from service.fields import NPI_SYSTEM
+from caseload_server.validation.rules import NPI_SYSTEM
 from tests.running import Client
 from tests.services.calling import People, Side, refused
 

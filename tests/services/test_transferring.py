@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from service.server import CaseloadServer
+from caseload_server.rpc.server import CaseloadServer
 from tests.clinic import Clinic, refused
 from tests.services.calling import honours
 

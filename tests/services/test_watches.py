@@ -10,9 +10,9 @@ from typing import Any
 import grpc
 import pytest
 
-from service.config import Config
-from service.server import CaseloadServer, build_server
-from service.servicers import watches
+from caseload_server.config import Config
+from caseload_server.rpc.server import CaseloadServer, build_server
+from caseload_server.api import watches
 from tests.clinic import PRIMARY, Clinic, number, refused
 from tests.following import Follower, opened_watch, unread
 from tests.services.calling import honours

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import grpc
 import pytest
 
-from service.config import Config
-from service.server import CaseloadServer, build_server
-from service.servicers import watches
-from service.servicers.change import ChangeServicer
-from service.servicers.therapist import TherapistServicer
+from caseload_server.config import Config
+from caseload_server.rpc.server import CaseloadServer, build_server
+from caseload_server.api import watches
+from caseload_server.api.change_service import ChangeServicer
+from caseload_server.api.therapist_service import TherapistServicer
 from tests.clinic import Clinic
 from tests.running import Client
 from tests.services.calling import People, Side
@@ -63,8 +63,8 @@ class World(NamedTuple):
 def world_on(url: str) -> Iterator[World]:
     """Begins it on an empty database."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("service.server.TherapistServicer", DefectiveTherapists)
-        patched.setattr("service.server.ChangeServicer", DefectiveChanges)
+        patched.setattr("caseload_server.rpc.server.TherapistServicer", DefectiveTherapists)
+        patched.setattr("caseload_server.rpc.server.ChangeServicer", DefectiveChanges)
         patched.setattr(watches, "SLOW_SECONDS", SLOW_SECONDS)
         server = build_server(Config("127.0.0.1:0", url, threads=4, max_watches=1, drain_seconds=0))
         server.start()

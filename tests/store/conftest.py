@@ -2,10 +2,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from service.config import Config
-from service.opening import open_store
-from service.records import Call
-from service.store import RelationshipStore
+from caseload_server.config import Config
+from caseload_server.store.backends.factory import open_store
+from caseload_server.domain.requests import CallContext
+from caseload_server.store import RelationshipStore
 
 
 class Clock:
@@ -37,5 +37,5 @@ def store(database_url: str, clock: Clock) -> Iterator[RelationshipStore]:
 
 
 @pytest.fixture
-def call() -> Call:
-    return Call(actor="reception", method="/caseload.v1.TherapistService/Test")
+def call() -> CallContext:
+    return CallContext(actor="reception", method="/caseload.v1.TherapistService/Test")

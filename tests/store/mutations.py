@@ -5,8 +5,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from service.records import ROLE_PRIMARY, Assign, Call, Delete, Fields, Outcome, Unassign
-from service.store import PATIENT, THERAPIST, RelationshipStore
+from caseload_server.domain.enums import ROLE_PRIMARY
+from caseload_server.domain.requests import Assign, CallContext, Delete, Fields, Unassign
+from caseload_server.domain.results import Outcome
+from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
 from tests.store.steps import AnyKind, assign, delete, make, unassign
 
 CREATED, UPDATED, DELETED, UNDELETED = 1, 2, 3, 4
@@ -21,7 +23,7 @@ class Mutation(NamedTuple):
 
     name: str
     prepare: Callable[[RelationshipStore], Any]
-    do: Callable[[RelationshipStore, Call], Outcome[Any]]
+    do: Callable[[RelationshipStore, CallContext], Outcome[Any]]
     changes: tuple[Change, ...] = ()
     """What the log must say, in order."""
     made: tuple[str, ...] = ()
@@ -64,7 +66,7 @@ def _of_kind(kind: AnyKind) -> list[Mutation]:
         everyone(store)
         delete(store, kind, it)
 
-    def update(store: RelationshipStore, call: Call) -> Outcome[Any]:
+    def update(store: RelationshipStore, call: CallContext) -> Outcome[Any]:
         return store.update(kind, it, "", {**rename, "identifiers": store.get(kind, it).identifiers}, call)
 
     force = [(UPDATED, ENDED, "t", "p", True)]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from service.store.sqlite import SqliteDatabase
+from caseload_server.store.backends.sqlite.database import SqliteDatabase
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

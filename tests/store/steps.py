@@ -6,16 +6,19 @@ from typing import Any, TypeVar
 
 import pytest
 
-from service import errors, records
-from service.records import AssignedQuery, Assignment, Call, Outcome, Page, PageRequest, PeopleQuery
-from service.store import PATIENT, THERAPIST, Kind, RelationshipStore
-from service.store.database import Row, Value
+from caseload_server.domain import enums, errors, requests
+from caseload_server.domain.records import Assignment
+from caseload_server.domain.requests import CallContext, CaseloadQuery, PageRequest, RecordQuery
+from caseload_server.domain.results import Outcome, Page
+from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
+from caseload_server.store.records import RecordKind
+from caseload_server.store.backends.protocol import Row, Value
 
 T = TypeVar("T")
-AnyKind = Kind[Any]
+AnyKind = RecordKind[Any]
 Tables = dict[str, list[Row]]
 
-CALL = Call(actor="reception", method="/caseload.v1.TherapistService/Test")
+CALL = CallContext(actor="reception", method="/caseload.v1.TherapistService/Test")
 VALIDATE = CALL._replace(validate_only=True)
 ALL = PageRequest(1000, "")
 TABLES = (
@@ -42,7 +45,7 @@ def other(kind: AnyKind) -> AnyKind:
     return PATIENT if kind is THERAPIST else THERAPIST
 
 
-def request(request_id: str, fingerprint: bytes = b"the request") -> Call:
+def request(request_id: str, fingerprint: bytes = b"the request") -> CallContext:
     """A call that is remembered."""
     return CALL._replace(request_id=request_id, fingerprint=fingerprint)
 
@@ -65,17 +68,17 @@ def update(store: RelationshipStore, kind: AnyKind, record_id: str, **fields: st
 
 def delete(store: RelationshipStore, kind: AnyKind, record_id: str, **flags: Any) -> Outcome[Any]:
     """Soft-deletes."""
-    return store.delete(kind, records.Delete(record_id, **flags), CALL)
+    return store.delete(kind, requests.Delete(record_id, **flags), CALL)
 
 
 def assign(store: RelationshipStore, therapist_id: str = "t", patient_id: str = "p", **order: Any) -> Assignment:
     """Begins a period, or finds the same one."""
-    return store.assign(records.Assign(therapist_id, patient_id, **order), CALL).record
+    return store.assign(requests.Assign(therapist_id, patient_id, **order), CALL).record
 
 
 def unassign(store: RelationshipStore, therapist_id: str = "t", patient_id: str = "p", **order: Any) -> Assignment:
     """Ends a period."""
-    ended = store.unassign(records.Unassign(therapist_id, patient_id, **order), CALL).record
+    ended = store.unassign(requests.Unassign(therapist_id, patient_id, **order), CALL).record
     assert ended is not None
     return ended
 
@@ -88,10 +91,10 @@ def count(store: RelationshipStore, kind: AnyKind, record_id: str) -> int:
 
 def ids(store: RelationshipStore, kind: AnyKind, **query: Any) -> list[str]:
     """The ids of everyone who matches."""
-    return [record[0] for record in store.list_people(kind, PeopleQuery(**query), ALL).records]
+    return [record[0] for record in store.list_people(kind, RecordQuery(**query), ALL).records]
 
 
-def walk(store: RelationshipStore, kind: AnyKind, query: PeopleQuery, size: int) -> list[list[Any]]:
+def walk(store: RelationshipStore, kind: AnyKind, query: RecordQuery, size: int) -> list[list[Any]]:
     """Every page of a list."""
     pages, after = [], ""
     for _ in range(1000):
@@ -104,7 +107,7 @@ def walk(store: RelationshipStore, kind: AnyKind, query: PeopleQuery, size: int)
 
 
 def assigned(
-    store: RelationshipStore, kind: AnyKind, query: AssignedQuery, page: PageRequest = ALL
+    store: RelationshipStore, kind: AnyKind, query: CaseloadQuery, page: PageRequest = ALL
 ) -> Page[tuple[Assignment, Any]]:
     """A page of the assignments of one side."""
     return (store.list_therapist_patients if kind is THERAPIST else store.list_patient_therapists)(query, page)
@@ -112,13 +115,13 @@ def assigned(
 
 def history(store: RelationshipStore, patient_id: str = "p") -> list[Assignment]:
     """Every period of a patient, in the order in which they begin."""
-    query = AssignedQuery(patient_id, states=(records.STATE_ACTIVE, records.STATE_ENDED))
+    query = CaseloadQuery(patient_id, states=(enums.STATE_ACTIVE, enums.STATE_ENDED))
     return sorted((entry[0] for entry in store.list_patient_therapists(query, ALL).records), key=lambda a: a.start_us)
 
 
 def in_force(store: RelationshipStore, at_us: int, kind: AnyKind = PATIENT, record_id: str = "p") -> list[str]:
     """The assignments in force at a time."""
-    return [entry[0].assignment_id for entry in assigned(store, kind, AssignedQuery(record_id, as_of_us=at_us)).records]
+    return [entry[0].assignment_id for entry in assigned(store, kind, CaseloadQuery(record_id, as_of_us=at_us)).records]
 
 
 def run(store: RelationshipStore, sql: str, parameters: dict[str, Value] | None = None) -> list[Row]:

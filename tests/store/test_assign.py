@@ -2,9 +2,10 @@ from typing import Any
 
 import pytest
 
-from service import errors, records
-from service.records import ROLE_PRIMARY, ROLE_TREATING, Assignment
-from service.store import PATIENT, THERAPIST, RelationshipStore
+from caseload_server.domain import enums, errors, requests
+from caseload_server.domain.enums import ROLE_PRIMARY, ROLE_TREATING
+from caseload_server.domain.records import Assignment
+from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
 from tests.store.conftest import Clock
 from tests.store.steps import (
     CALL,
@@ -39,7 +40,7 @@ def primary_of(store: RelationshipStore, patient_id: str = "p") -> str:
 
 def test_an_assignment_is_recorded_with_who_and_when(pair: RelationshipStore, clock: Clock) -> None:
     clock.advance(5)
-    outcome = pair.assign(records.Assign("t", "p", role=ROLE_TREATING, focus="anxiety"), CALL)
+    outcome = pair.assign(requests.Assign("t", "p", role=ROLE_TREATING, focus="anxiety"), CALL)
     now = clock.now_us
     period = outcome.record
     assert period == Assignment(
@@ -77,14 +78,14 @@ def test_every_role_counts_on_both_sides_and_leaves_etags_and_times_alone(
 
 
 def test_assigning_twice_returns_the_first_assignment(pair: RelationshipStore, clock: Clock) -> None:
-    first = pair.assign(records.Assign("t", "p", focus="anxiety"), CALL)
+    first = pair.assign(requests.Assign("t", "p", focus="anxiety"), CALL)
     before = dump(pair)
     clock.advance(60)
     start_us = first.record.start_us
     for order in (
-        records.Assign("t", "p", focus="anxiety"),
-        records.Assign("t", "p", focus="anxiety", start_us=start_us),
-        records.Assign("t", "p", focus="anxiety", replace=True, replace_primary=True, ignore_capacity=True),
+        requests.Assign("t", "p", focus="anxiety"),
+        requests.Assign("t", "p", focus="anxiety", start_us=start_us),
+        requests.Assign("t", "p", focus="anxiety", replace=True, replace_primary=True, ignore_capacity=True),
     ):
         assert pair.assign(order, CALL) == first._replace(effect=0)
     assert dump(pair) == before
@@ -109,7 +110,7 @@ def test_another_role_focus_or_start_is_refused_unless_it_replaces(
     assert history(pair) == [
         first._replace(
             end_us=start_us,
-            end_reason=records.END_REPLACED,
+            end_reason=enums.END_REPLACED,
             ended_by=CALL.actor,
             updated_us=clock.now_us,
             etag=history(pair)[0].etag,
@@ -184,7 +185,7 @@ def test_replacing_the_primary_ends_the_others_period_in_the_same_step(pair: Rel
     ended = history(pair)[0]
     assert ended == old._replace(
         end_us=new.start_us,
-        end_reason=records.END_REPLACED,
+        end_reason=enums.END_REPLACED,
         ended_by=CALL.actor,
         updated_us=clock.now_us,
         etag=ended.etag,

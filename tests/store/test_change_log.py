@@ -3,9 +3,12 @@ import random
 
 import pytest
 
-from service import convert, errors, records
-from service.records import Call, ChangePage, ChangeQuery, ChangeSet
-from service.store import THERAPIST, RelationshipStore
+from caseload_server.api import convert
+from caseload_server.domain import errors, requests
+from caseload_server.domain.records import ChangeSet
+from caseload_server.domain.requests import CallContext, ChangeQuery
+from caseload_server.domain.results import ChangePage
+from caseload_server.store import RelationshipStore, THERAPIST
 from tests.store.conftest import Clock
 from tests.store.ward import (
     assign,
@@ -58,7 +61,7 @@ def history(store: RelationshipStore) -> None:
     patients(store, "p1", "p2", "p3")
     chance = random.Random(7)
     for n in range(40):
-        caller = Call(f"caller-{chance.randrange(3)}", "/caseload.v1.TherapistService/Test")
+        caller = CallContext(f"caller-{chance.randrange(3)}", "/caseload.v1.TherapistService/Test")
         pair = f"t{chance.randrange(1, 4)}", f"p{chance.randrange(1, 4)}"
         if n % 10 == 9:
             for patient_id in ("p1", "p2", "p3"):
@@ -67,11 +70,11 @@ def history(store: RelationshipStore) -> None:
         elif n % 3 == 2:
             store.unassign(change_order(*pair), caller)
         else:
-            store.assign(records.Assign(*pair), caller)
+            store.assign(requests.Assign(*pair), caller)
 
 
-def change_order(therapist_id: str, patient_id: str) -> records.Unassign:
-    return records.Unassign(therapist_id, patient_id, allow_missing=True)
+def change_order(therapist_id: str, patient_id: str) -> requests.Unassign:
+    return requests.Unassign(therapist_id, patient_id, allow_missing=True)
 
 
 def test_a_set_is_never_split_and_none_is_lost(store: RelationshipStore) -> None:

@@ -1,6 +1,6 @@
-from service import records
-from service.store import PATIENT, THERAPIST, RelationshipStore
-from service.store.database import Value
+from caseload_server.domain import requests
+from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
+from caseload_server.store.backends.protocol import Value
 from tests.store.conftest import Clock
 from tests.store.mutations import Mutation, each_mutation, each_no_op, each_write
 from tests.store.steps import CALL, assign, delete, dump, head, make, make_pair, race, request, run, unassign, update
@@ -90,7 +90,7 @@ def test_revisions_are_gapless_and_in_the_order_of_commits(store: RelationshipSt
             outcome = store.create(THERAPIST, "", {"display_name": f"A{thread}"}, CALL)
             numbers.append(number(outcome.revision))
             if turn % 3 == 0:  # a refusal takes no revision
-                store.delete(THERAPIST, records.Delete("nobody", allow_missing=True), CALL)
+                store.delete(THERAPIST, requests.Delete("nobody", allow_missing=True), CALL)
         return numbers
 
     start = head(store)
@@ -102,7 +102,7 @@ def test_revisions_are_gapless_and_in_the_order_of_commits(store: RelationshipSt
 
 def test_a_list_at_a_revision_shows_every_change_up_to_it(store: RelationshipStore) -> None:
     created = [store.create(THERAPIST, f"t{n}", {"display_name": "Ada"}, CALL).revision for n in range(3)]
-    page = store.list_people(THERAPIST, records.PeopleQuery(), records.PageRequest(2, ""))
+    page = store.list_people(THERAPIST, requests.RecordQuery(), requests.PageRequest(2, ""))
     assert page.revision == created[-1]
 
 
@@ -121,7 +121,7 @@ def test_every_record_can_be_followed_through_the_log(store: RelationshipStore) 
 def test_the_log_and_the_memory_of_requests_hold_no_value_of_a_person(store: RelationshipStore) -> None:
     canaries = [f"canary{n}" for n in range(12)]
     c = iter(canaries)
-    patient: records.Fields = {
+    patient: requests.Fields = {
         "display_name": next(c),
         "birth_date": next(c),
         "email": next(c),
@@ -131,15 +131,15 @@ def test_the_log_and_the_memory_of_requests_hold_no_value_of_a_person(store: Rel
     }
     everything = " ".join(canaries).encode()
 
-    def call(step: int) -> records.Call:
+    def call(step: int) -> requests.CallContext:
         return request(f"{step}", everything)
 
     store.create(PATIENT, "p", {"display_name": "first"}, call(1))
     store.update(PATIENT, "p", "", patient, call(2))
     store.create(THERAPIST, "t", {"display_name": next(c), "email": next(c), "specialties": f'["{next(c)}"]'}, call(3))
-    store.assign(records.Assign("t", "p", focus=next(c)), call(4))
-    store.unassign(records.Unassign("t", "p"), call(5))
-    store.delete(PATIENT, records.Delete("p"), call(6))
+    store.assign(requests.Assign("t", "p", focus=next(c)), call(4))
+    store.unassign(requests.Unassign("t", "p"), call(5))
+    store.delete(PATIENT, requests.Delete("p"), call(6))
     tables = dump(store)
     assert all(canary in repr(tables) for canary in canaries)
     kept = repr([tables[name] for name in ("change_set", "change", "request", "store")])

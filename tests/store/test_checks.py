@@ -1,7 +1,7 @@
 """CheckAssignments is asked before every look at a chart: it must stay one statement over an index."""
 
-from service.records import END_ENTERED_IN_ERROR, ROLE_PRIMARY
-from service.store import RelationshipStore
+from caseload_server.domain.enums import END_ENTERED_IN_ERROR, ROLE_PRIMARY
+from caseload_server.store import RelationshipStore
 from tests.store.conftest import Clock
 from tests.store.ward import SECOND, assign, patients, period, therapists, unassign
 

@@ -4,9 +4,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service import errors
-from service.records import END_ENTERED_IN_ERROR, ROLE_PRIMARY, ROLE_TREATING, Assignment, Correction
-from service.store import RelationshipStore
+from caseload_server.domain import errors
+from caseload_server.domain.enums import END_ENTERED_IN_ERROR, ROLE_PRIMARY, ROLE_TREATING
+from caseload_server.domain.records import Assignment
+from caseload_server.domain.requests import Correction
+from caseload_server.store import RelationshipStore
 from tests.store.conftest import Clock
 from tests.store.ward import (
     CALL,

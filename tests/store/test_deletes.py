@@ -1,7 +1,7 @@
 import pytest
 
-from service import errors, records
-from service.store import PATIENT, THERAPIST, RelationshipStore
+from caseload_server.domain import enums, errors, records, requests, results
+from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
 from tests.store.conftest import Clock
 from tests.store.steps import CALL, AnyKind, assign, both_kinds, delete, ids, make, make_pair, other, unassign, update
 
@@ -34,8 +34,8 @@ def test_deleting_twice_writes_once(store: RelationshipStore, clock: Clock, kind
 
 @both_kinds
 def test_deleting_what_never_existed_succeeds_where_that_is_allowed(store: RelationshipStore, kind: AnyKind) -> None:
-    head = make(store, kind, "a") and store.list_people(kind, records.PeopleQuery(), records.PageRequest(1, ""))
-    assert delete(store, kind, "nobody", allow_missing=True) == records.Outcome(None, 0, head.revision)
+    head = make(store, kind, "a") and store.list_people(kind, requests.RecordQuery(), requests.PageRequest(1, ""))
+    assert delete(store, kind, "nobody", allow_missing=True) == results.Outcome(None, 0, head.revision)
 
 
 @both_kinds
@@ -110,18 +110,18 @@ def test_a_forced_delete_ends_the_assignments_on_both_sides(
         make(store, THERAPIST, name)
         assign(store, name, "p")
     make(store, PATIENT, "p2")
-    assign(store, "t", "p2", role=records.ROLE_PRIMARY)
+    assign(store, "t", "p2", role=enums.ROLE_PRIMARY)
     period = assign(store)
     clock.advance(1)
     gone, ended = ("t", 2) if kind is THERAPIST else ("p", 3)
     assert delete(store, kind, gone, force=True).effect == ended
-    query = records.AssignedQuery("p", states=(records.STATE_ENDED,))
-    periods = [assignment for assignment, _ in store.list_patient_therapists(query, records.PageRequest(9, "")).records]
+    query = requests.CaseloadQuery("p", states=(enums.STATE_ENDED,))
+    periods = [assignment for assignment, _ in store.list_patient_therapists(query, requests.PageRequest(9, "")).records]
     assert len(periods) == (1 if kind is THERAPIST else 3)
     after = next(one for one in periods if one.assignment_id == period.assignment_id)
     assert after == period._replace(
         end_us=clock.now_us,
-        end_reason=records.END_RECORD_DELETED,
+        end_reason=enums.END_RECORD_DELETED,
         ended_by=CALL.actor,
         updated_us=clock.now_us,
         etag=after.etag,

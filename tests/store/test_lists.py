@@ -2,9 +2,9 @@ from typing import Any
 
 import pytest
 
-from service import errors, records
-from service.records import AssignedQuery, PeopleQuery
-from service.store import PATIENT, THERAPIST, RelationshipStore
+from caseload_server.domain import enums, errors, requests, results
+from caseload_server.domain.requests import CaseloadQuery, RecordQuery
+from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
 from tests.store.conftest import Clock
 from tests.store.steps import (
     ALL,
@@ -26,7 +26,7 @@ from tests.store.steps import (
 
 @both_kinds
 def test_an_empty_store_lists_nothing(store: RelationshipStore, kind: AnyKind) -> None:
-    page = store.list_people(kind, PeopleQuery(), ALL)
+    page = store.list_people(kind, RecordQuery(), ALL)
     assert (page.records, page.next_after) == ([], "")
 
 
@@ -34,17 +34,17 @@ def test_an_empty_store_lists_nothing(store: RelationshipStore, kind: AnyKind) -
 def test_pages_are_ordered_by_id_and_the_last_one_has_no_successor(store: RelationshipStore, kind: AnyKind) -> None:
     for name in ("b", "a-1", "a", "9", "a1", "c"):
         make(store, kind, name)
-    pages = [[record[0] for record in page] for page in walk(store, kind, PeopleQuery(), 2)]
+    pages = [[record[0] for record in page] for page in walk(store, kind, RecordQuery(), 2)]
     assert pages == [["9", "a"], ["a-1", "a1"], ["b", "c"]]
-    assert [len(page) for page in walk(store, kind, PeopleQuery(), 6)] == [6]
-    assert [len(page) for page in walk(store, kind, PeopleQuery(), 5)] == [5, 1]
+    assert [len(page) for page in walk(store, kind, RecordQuery(), 6)] == [6]
+    assert [len(page) for page in walk(store, kind, RecordQuery(), 5)] == [5, 1]
 
 
 @both_kinds
 def test_a_list_answers_whole_records_and_the_revision_it_was_read_at(store: RelationshipStore, kind: AnyKind) -> None:
     created = store.create(kind, "a", {"display_name": "Ada", "identifiers": '[["urn:mrn","1"]]'}, CALL)
-    page = store.list_people(kind, PeopleQuery(), ALL)
-    assert page == records.Page([created.record], "", created.revision)
+    page = store.list_people(kind, RecordQuery(), ALL)
+    assert page == results.Page([created.record], "", created.revision)
 
 
 @both_kinds
@@ -107,13 +107,13 @@ def test_accepting_are_those_who_can_take_a_patient_now(store: RelationshipStore
 
 
 def test_all_filters_hold_at_once(store: RelationshipStore) -> None:
-    fits: records.Fields = {
+    fits: requests.Fields = {
         "display_name": "Ada Lovelace",
         "identifiers": '[["urn:npi","1"]]',
         "specialties": '["cbt"]',
         "max_active_patients": 1,
     }
-    query = PeopleQuery(
+    query = RecordQuery(
         name_prefix="love",
         statuses=(1,),
         identifier=("urn:npi", "1"),
@@ -145,7 +145,7 @@ def test_all_filters_hold_at_once(store: RelationshipStore) -> None:
 @both_kinds
 def test_the_assignments_of_a_record_that_never_existed_are_not_found(store: RelationshipStore, kind: AnyKind) -> None:
     with pytest.raises(kind.not_found):
-        assigned(store, kind, AssignedQuery("nobody"))
+        assigned(store, kind, CaseloadQuery("nobody"))
 
 
 @both_kinds
@@ -153,9 +153,9 @@ def test_each_side_sees_the_assignment_with_the_other_record(store: Relationship
     make_pair(store)
     period = assign(store)
     other_id = other(kind).name[0]
-    page = assigned(store, kind, AssignedQuery(kind.name[0]))
+    page = assigned(store, kind, CaseloadQuery(kind.name[0]))
     assert page.records == [(period, store.get(other(kind), other_id))]
-    assert page.revision == store.list_people(kind, PeopleQuery(), ALL).revision
+    assert page.revision == store.list_people(kind, RecordQuery(), ALL).revision
 
 
 @both_kinds
@@ -163,18 +163,18 @@ def test_assignments_are_listed_by_role_and_state(store: RelationshipStore, kind
     make_pair(store)
     ended = assign(store)
     unassign(store)
-    active = assign(store, role=records.ROLE_PRIMARY)
+    active = assign(store, role=enums.ROLE_PRIMARY)
 
     def listed(**query: Any) -> list[str]:
-        return [entry[0].assignment_id for entry in assigned(store, kind, AssignedQuery(kind.name[0], **query)).records]
+        return [entry[0].assignment_id for entry in assigned(store, kind, CaseloadQuery(kind.name[0], **query)).records]
 
     assert listed() == [active.assignment_id]
-    assert listed(states=(records.STATE_ACTIVE,)) == [active.assignment_id]
-    assert listed(states=(records.STATE_ENDED,)) == [ended.assignment_id]
-    assert listed(states=(records.STATE_ACTIVE, records.STATE_ENDED)) == [ended.assignment_id, active.assignment_id]
-    assert listed(roles=(records.ROLE_PRIMARY, records.ROLE_TREATING)) == [active.assignment_id]
-    assert listed(roles=(records.ROLE_TREATING,)) == []
-    assert listed(roles=(records.ROLE_TREATING,), states=(records.STATE_ENDED,)) == [ended.assignment_id]
+    assert listed(states=(enums.STATE_ACTIVE,)) == [active.assignment_id]
+    assert listed(states=(enums.STATE_ENDED,)) == [ended.assignment_id]
+    assert listed(states=(enums.STATE_ACTIVE, enums.STATE_ENDED)) == [ended.assignment_id, active.assignment_id]
+    assert listed(roles=(enums.ROLE_PRIMARY, enums.ROLE_TREATING)) == [active.assignment_id]
+    assert listed(roles=(enums.ROLE_TREATING,)) == []
+    assert listed(roles=(enums.ROLE_TREATING,), states=(enums.STATE_ENDED,)) == [ended.assignment_id]
 
 
 @both_kinds
@@ -182,8 +182,8 @@ def test_the_assignments_of_a_deleted_record_can_still_be_listed(store: Relation
     make_pair(store)
     period = assign(store)
     delete(store, kind, kind.name[0], force=True)
-    assert assigned(store, kind, AssignedQuery(kind.name[0])).records == []
-    page = assigned(store, kind, AssignedQuery(kind.name[0], states=(records.STATE_ENDED,)))
+    assert assigned(store, kind, CaseloadQuery(kind.name[0])).records == []
+    page = assigned(store, kind, CaseloadQuery(kind.name[0], states=(enums.STATE_ENDED,)))
     assert [entry[0].assignment_id for entry in page.records] == [period.assignment_id]
 
 
@@ -198,5 +198,5 @@ def test_a_record_on_the_other_side_is_shown_as_it_is_now_also_when_deleted(
     other_id = other(kind).name[0]
     update(store, other(kind), other_id, display_name="Renamed")
     delete(store, other(kind), other_id, force=True)
-    page = assigned(store, kind, AssignedQuery(kind.name[0], as_of_us=then))
+    page = assigned(store, kind, CaseloadQuery(kind.name[0], as_of_us=then))
     assert [entry[1] for entry in page.records] == [store.get(other(kind), other_id)]

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from service import data_commands, errors
-from service.config import Config, SettingError
-from service.opening import open_store
-from service.records import ROLE_PRIMARY, ChangeQuery
-from service.store import PATIENT, THERAPIST, RelationshipStore, exports, imports
-from service.store.import_lines import ImportRefused, batches
-from service.store.verify import Contents, broken_rules
+from caseload_server.commands import data
+from caseload_server.domain import errors
+from caseload_server.config import Config, SettingError
+from caseload_server.store.backends.factory import open_store
+from caseload_server.domain.enums import ROLE_PRIMARY
+from caseload_server.domain.requests import ChangeQuery
+from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
+from caseload_server.store.portability import export, import_loader
+from caseload_server.store.portability.import_parser import ImportRefused, batches
+from caseload_server.store.portability.verify import Contents, broken_rules
 from tests.store.conftest import Clock
 from tests.store.steps import AnyKind, assign, both_kinds, delete, dump, ids, make, request, unassign, update
 
@@ -37,19 +40,19 @@ def nothing(_: int) -> None:
 
 def exported(url: str) -> bytes:
     lines = io.BytesIO()
-    with data_commands.reading(url) as transaction:
-        exports.export(transaction, lines.write, nothing)
+    with data.reading(url) as transaction:
+        export.export(transaction, lines.write, nothing)
     return lines.getvalue()
 
 
 def imported(lines: bytes, url: str) -> str:
     """The digest."""
-    with data_commands.loading_into(url) as (loading, schema):
-        return imports.load(batches(io.BytesIO(lines), schema), loading, nothing)
+    with data.loading_into(url) as (loading, schema):
+        return import_loader.load(batches(io.BytesIO(lines), schema), loading, nothing)
 
 
 def digest(url: str) -> str:
-    with data_commands.reading(url) as transaction:
+    with data.reading(url) as transaction:
         contents = Contents(transaction)
         assert [*broken_rules(transaction), *contents.read(nothing)] == []
     return contents.tally.digest
@@ -287,7 +290,7 @@ def test_rows_that_break_a_rule_of_the_schema_are_refused_and_leave_nothing(
     whole = exported(source)
     lines = whole.splitlines(keepends=True)
     edit(lines)
-    with pytest.raises((ImportRefused, imports.RuleBroken)) as refused:
+    with pytest.raises((ImportRefused, import_loader.RuleBroken)) as refused:
         imported(sealed(lines), database_url)
     assert text in str(refused.value)
     assert imported(whole, database_url) == digest(source)
@@ -300,7 +303,7 @@ def test_two_active_assignments_of_a_pair_are_refused(source: str, database_url:
     row = json.loads(lines[place])
     row["assignment"]["assignment_id"] += "0"
     lines.insert(place + 1, json.dumps(row).encode() + b"\n")
-    with pytest.raises(imports.RuleBroken):
+    with pytest.raises(import_loader.RuleBroken):
         imported(sealed(lines), database_url)
     assert imported(whole, database_url) == digest(source)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from service.store import THERAPIST, RelationshipStore
+from caseload_server.store import RelationshipStore, THERAPIST
 from tests.store.steps import (
     AnyKind,
     both_kinds,

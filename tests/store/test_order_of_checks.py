@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from service import errors, records
-from service.records import ROLE_PRIMARY, Call
-from service.store import PATIENT, THERAPIST, RelationshipStore
+from caseload_server.domain import errors, limits, records, requests
+from caseload_server.domain.enums import ROLE_PRIMARY
+from caseload_server.domain.requests import CallContext
+from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
 from tests.store.conftest import Clock
 from tests.store.steps import (
     CALL,
@@ -42,9 +43,9 @@ class Scene:
         make_pair(store)
         for name in "uw":
             make(store, THERAPIST, name)
-        self.call: Call = CALL
+        self.call: CallContext = CALL
         self.order: dict[str, Any] = {"therapist_id": "t", "patient_id": "p"}
-        self.fields: records.Fields = {"display_name": "Ada King"}
+        self.fields: requests.Fields = {"display_name": "Ada King"}
 
 
 Step = Callable[[Scene], None]
@@ -166,7 +167,7 @@ ASSIGN: dict[str, Reason] = {
 )
 def test_assign_tells_the_reason_that_comes_first(store: RelationshipStore, clock: Clock, case: Case) -> None:
     scene = Scene(store, clock)
-    refused(scene, case, lambda: store.assign(records.Assign(**scene.order), scene.call))
+    refused(scene, case, lambda: store.assign(requests.Assign(**scene.order), scene.call))
 
 
 @pytest.mark.parametrize("reason", ASSIGN)
@@ -174,7 +175,7 @@ def test_assign_is_refused_for_each_reason_alone(store: RelationshipStore, clock
     scene = Scene(store, clock)
     error, step = ASSIGN[reason]
     case = Case(step, lambda _: None, error)
-    refused(scene, case, lambda: store.assign(records.Assign(**scene.order), scene.call))
+    refused(scene, case, lambda: store.assign(requests.Assign(**scene.order), scene.call))
 
 
 # Unassign.
@@ -204,7 +205,7 @@ UNASSIGN: dict[str, Reason] = {
 @each_pair(UNASSIGN, ("ASSIGNMENT_NOT_FOUND", "ETAG_MISMATCH"), ("ASSIGNMENT_NOT_FOUND", "INVALID_FIELD"))
 def test_unassign_tells_the_reason_that_comes_first(store: RelationshipStore, clock: Clock, case: Case) -> None:
     scene = Scene(store, clock)
-    refused(scene, case, lambda: store.unassign(records.Unassign(**scene.order), scene.call))
+    refused(scene, case, lambda: store.unassign(requests.Unassign(**scene.order), scene.call))
 
 
 # Create.
@@ -220,7 +221,7 @@ def identifier_taken(scene: Scene) -> None:
 
 
 def too_large(scene: Scene) -> None:
-    scene.fields["annotations"] = f'{{"k":"{"x" * records.RECORD_BYTES}"}}'
+    scene.fields["annotations"] = f'{{"k":"{"x" * limits.MAX_RECORD_BYTES}"}}'
 
 
 CREATE: dict[str, Reason] = {
@@ -314,7 +315,7 @@ def test_delete_tells_the_reason_that_comes_first(
 
     def erase() -> None:
         order = scene.order
-        asked = records.Delete(order.get("record_id", scene.it), order.get("etag", ""), order.get("force", False))
+        asked = requests.Delete(order.get("record_id", scene.it), order.get("etag", ""), order.get("force", False))
         store.delete(kind, asked, scene.call)
 
     refused(scene, case, erase)

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service import errors, records
-from service.records import AssignedQuery, PageRequest, PeopleQuery
-from service.store import THERAPIST, RelationshipStore
-from service.store.relationship_store import PAGE_BYTES
+from caseload_server.domain import errors, requests
+from caseload_server.domain.requests import CaseloadQuery, PageRequest, RecordQuery
+from caseload_server.store import RelationshipStore, THERAPIST
+from caseload_server.domain.limits import MAX_PAGE_BYTES
 from tests.store.conftest import Clock
 from tests.store.steps import (
     CALL,
@@ -31,7 +31,7 @@ on_one_store = settings(max_examples=50, deadline=None, suppress_health_check=[H
 
 # Paging: between two pages others write.
 
-_FIELDS: records.Fields = {"display_name": "Paging"}
+_FIELDS: requests.Fields = {"display_name": "Paging"}
 names = st.text("abc-19", min_size=1, max_size=3).map(lambda text: "x" + text)
 writes = st.lists(st.tuples(st.sampled_from(["insert", "delete", "rename", "restore"]), names), max_size=4)
 
@@ -42,7 +42,7 @@ def write(store: RelationshipStore, kind: AnyKind, mark: str, what: str, name: s
         case "insert":
             store.create(kind, record_id, {"display_name": mark}, CALL)
         case "delete":
-            store.delete(kind, records.Delete(record_id, allow_missing=True), CALL)
+            store.delete(kind, requests.Delete(record_id, allow_missing=True), CALL)
         case "rename":
             store.update(kind, record_id, "", {"display_name": "elsewhere"}, CALL)
         case "restore":
@@ -74,7 +74,7 @@ def test_whoever_matches_throughout_is_seen_exactly_once_whatever_others_write(
     seen: list[str] = []
     after, turns = "", iter(plan.between)
     for _ in range(100):
-        page = store.list_people(kind, PeopleQuery(name_prefix=mark), PageRequest(plan.size, after))
+        page = store.list_people(kind, RecordQuery(name_prefix=mark), PageRequest(plan.size, after))
         seen += [record[0] for record in page.records]
         after = page.next_after
         if not after:
@@ -116,7 +116,7 @@ def test_an_assignment_that_is_active_throughout_is_seen_exactly_once(
     seen: list[str] = []
     after, turns = "", iter(plan.between)
     for _ in range(100):
-        page = assigned(store, kind, AssignedQuery(parent), PageRequest(plan.size, after))
+        page = assigned(store, kind, CaseloadQuery(parent), PageRequest(plan.size, after))
         seen += [entry[0].assignment_id for entry in page.records]
         after = page.next_after
         if not after:
@@ -125,7 +125,7 @@ def test_an_assignment_that_is_active_throughout_is_seen_exactly_once(
             if begin:
                 assign(store, *pair(number))
             else:
-                store.unassign(records.Unassign(*pair(number), allow_missing=True), CALL)
+                store.unassign(requests.Unassign(*pair(number), allow_missing=True), CALL)
                 throughout = {key: value for key, value in throughout.items() if value != number}
     assert seen == sorted(set(seen))
     assert set(throughout) <= set(seen)
@@ -151,7 +151,7 @@ def test_pages_miss_nobody_while_threads_write(store: RelationshipStore, kind: A
         worker.start()
     try:
         for size in (1, 7, 20):
-            seen = [record[0] for page in walk(store, kind, PeopleQuery(), size) for record in page]
+            seen = [record[0] for page in walk(store, kind, RecordQuery(), size) for record in page]
             assert seen == sorted(set(seen))
             assert set(steady) <= set(seen)
     finally:
@@ -175,12 +175,12 @@ def test_a_page_stops_early_at_2_mib_and_the_next_one_goes_on(store: Relationshi
     names = [f"a{number:03}" for number in range(80)]
     for name in names:
         make(store, kind, name, annotations=LARGE)
-    pages = walk(store, kind, PeopleQuery(), 1000)
+    pages = walk(store, kind, RecordQuery(), 1000)
     assert [record[0] for page in pages for record in page] == names
     assert len(pages) == 2
     full = sum(size_of(record) for record in pages[0])
-    assert PAGE_BYTES * 0.9 < full <= PAGE_BYTES
-    assert full + size_of(pages[1][0]) > PAGE_BYTES * 0.98
+    assert MAX_PAGE_BYTES * 0.9 < full <= MAX_PAGE_BYTES
+    assert full + size_of(pages[1][0]) > MAX_PAGE_BYTES * 0.98
 
 
 @both_kinds
@@ -189,19 +189,19 @@ def test_a_page_of_assignments_counts_the_records_on_the_other_side(store: Relat
     for number in range(80):
         make(store, other(kind), f"o{number}", annotations=LARGE)
         assign(store, *(("it", f"o{number}") if kind is THERAPIST else (f"o{number}", "it")))
-    first = assigned(store, kind, AssignedQuery("it"))
-    rest = assigned(store, kind, AssignedQuery("it"), PageRequest(1000, first.next_after))
+    first = assigned(store, kind, CaseloadQuery("it"))
+    rest = assigned(store, kind, CaseloadQuery("it"), PageRequest(1000, first.next_after))
     assert first.next_after == first.records[-1][0].assignment_id
     assert rest.next_after == ""
     assert {entry[1][0] for entry in first.records + rest.records} == {f"o{number}" for number in range(80)}
     assert len(first.records) + len(rest.records) == 80
-    assert sum(size_of(entry[0]) + size_of(entry[1]) for entry in first.records) <= PAGE_BYTES
+    assert sum(size_of(entry[0]) + size_of(entry[1]) for entry in first.records) <= MAX_PAGE_BYTES
 
 
 def test_a_page_holds_one_record_even_where_that_is_too_large(
     store: RelationshipStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.store.relationship_store.PAGE_BYTES", 10)
+    monkeypatch.setattr("caseload_server.store.relationship_store.MAX_PAGE_BYTES", 10)
     for name in "abc":
         make(store, THERAPIST, name)
-    assert [len(page) for page in walk(store, THERAPIST, PeopleQuery(), 10)] == [1, 1, 1]
+    assert [len(page) for page in walk(store, THERAPIST, RecordQuery(), 10)] == [1, 1, 1]

@@ -3,9 +3,11 @@ from typing import Any
 
 import pytest
 
-from service import convert, errors, records
-from service.store import PATIENT, THERAPIST, RelationshipStore
-from service.store.people import Kind
+from caseload_server.api import convert
+from caseload_server.domain import enums, errors, limits, requests, results
+from caseload_server.domain.records import Therapist
+from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
+from caseload_server.store.records import RecordKind
 from tests.store.conftest import Clock
 from tests.store.steps import CALL, AnyKind, assign, both_kinds, delete, ids, make, make_pair, other, unassign, update
 
@@ -44,7 +46,7 @@ WITH_MRN = '[["urn:mrn","1"]]'
     ids=["therapist", "patient"],
 )
 def test_every_field_is_read_back_as_it_was_created(
-    store: RelationshipStore, clock: Clock, kind: AnyKind, fields: records.Fields
+    store: RelationshipStore, clock: Clock, kind: AnyKind, fields: requests.Fields
 ) -> None:
     created = store.create(kind, "chosen", fields, CALL).record
     assert fields.items() <= created._asdict().items()
@@ -148,10 +150,10 @@ def test_an_update_that_changes_nothing_keeps_etag_time_and_revision(
 ) -> None:
     created = store.create(kind, "a", {"display_name": "Ada", "email": "a@b"}, CALL)
     clock.advance(1)
-    same: list[records.Fields] = [{"display_name": "Ada", "email": "a@b"}, {}]
+    same: list[requests.Fields] = [{"display_name": "Ada", "email": "a@b"}, {}]
     for fields in same:
         repeated = store.update(kind, "a", created.record.etag, fields, CALL)
-        assert repeated == records.Outcome(created.record, 0, created.revision)
+        assert repeated == results.Outcome(created.record, 0, created.revision)
 
 
 @both_kinds
@@ -160,7 +162,7 @@ def test_an_update_with_an_old_etag_is_refused_also_where_nothing_would_change(
 ) -> None:
     old = make(store, kind, "a").etag
     new = update(store, kind, "a", email="a@b")
-    changed_and_same: list[records.Fields] = [{"email": "c@d"}, {"email": "a@b"}]
+    changed_and_same: list[requests.Fields] = [{"email": "c@d"}, {"email": "a@b"}]
     for fields in changed_and_same:
         with pytest.raises(errors.EtagMismatch):
             store.update(kind, "a", old, fields, CALL)
@@ -188,7 +190,7 @@ def test_a_deleted_record_cannot_be_updated(store: RelationshipStore, kind: AnyK
 
 
 def message_bytes(record: Any) -> int:
-    message = convert.therapist(record) if isinstance(record, records.Therapist) else convert.patient(record)
+    message = convert.therapist(record) if isinstance(record, Therapist) else convert.patient(record)
     return message.ByteSize()
 
 
@@ -206,15 +208,15 @@ def grown(record: Any, text: str, size: int) -> Any:
 @pytest.mark.parametrize("text", ["x", "é", '"', "\\", "\U0001f600"], ids=ascii)
 def test_a_record_is_a_message_of_at_most_32_kib(store: RelationshipStore, kind: AnyKind, text: str) -> None:
     small = make(store, kind, "a")
-    above = grown(small, text, records.RECORD_BYTES + 20)
-    assert records.RECORD_BYTES < message_bytes(above) < records.RECORD_BYTES + 40
+    above = grown(small, text, limits.MAX_RECORD_BYTES + 20)
+    assert limits.MAX_RECORD_BYTES < message_bytes(above) < limits.MAX_RECORD_BYTES + 40
     with pytest.raises(errors.InvalidField) as refusal:
         update(store, kind, "a", annotations=above.annotations)
     assert [violation.field for violation in refusal.value.violations] == [kind.name]
     assert store.get(kind, "a") == small
     with pytest.raises(errors.InvalidField):
         make(store, kind, "b", annotations=above.annotations)
-    below = grown(small, text, records.RECORD_BYTES - 300)
+    below = grown(small, text, limits.MAX_RECORD_BYTES - 300)
     assert update(store, kind, "a", annotations=below.annotations).annotations == below.annotations
 
 
@@ -249,10 +251,10 @@ def test_an_update_frees_the_identifiers_it_drops(store: RelationshipStore, kind
 
 
 @pytest.mark.parametrize(
-    ("kind", "idle"), [(THERAPIST, records.THERAPIST_INACTIVE), (PATIENT, records.PATIENT_DISCHARGED)]
+    ("kind", "idle"), [(THERAPIST, enums.THERAPIST_INACTIVE), (PATIENT, enums.PATIENT_DISCHARGED)]
 )
 def test_the_last_status_is_refused_while_assignments_are_active(
-    store: RelationshipStore, kind: Kind[Any], idle: int
+    store: RelationshipStore, kind: RecordKind[Any], idle: int
 ) -> None:
     make_pair(store)
     assign(store)

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service import errors, records
-from service.records import ROLE_PRIMARY, ROLE_TREATING, Assignment, Unassign
-from service.store import PATIENT, THERAPIST, RelationshipStore
+from caseload_server.domain import enums, errors, requests
+from caseload_server.domain.enums import ROLE_PRIMARY, ROLE_TREATING
+from caseload_server.domain.records import Assignment
+from caseload_server.domain.requests import Unassign
+from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
 from tests.store.conftest import Clock
 from tests.store.steps import (
     CALL,
@@ -78,8 +80,8 @@ def test_the_primary_period_of_another_patient_is_in_nobodys_way(pair: Relations
 
 
 def test_a_period_entered_in_error_is_in_nobodys_way(pair: RelationshipStore) -> None:
-    ended(pair, 100, 200, reason=records.END_ENTERED_IN_ERROR, role=ROLE_PRIMARY)
-    ended(pair, 100, 200, "u", reason=records.END_ENTERED_IN_ERROR, role=ROLE_PRIMARY)
+    ended(pair, 100, 200, reason=enums.END_ENTERED_IN_ERROR, role=ROLE_PRIMARY)
+    ended(pair, 100, 200, "u", reason=enums.END_ENTERED_IN_ERROR, role=ROLE_PRIMARY)
     period = assign(pair, start_us=150, role=ROLE_PRIMARY)
     for at_us in (100, 149, 150, 199, 200):
         assert in_force(pair, at_us) == ([period.assignment_id] if at_us >= 150 else [])
@@ -128,7 +130,7 @@ def test_history_says_who_was_in_force_at_any_moment(pair: RelationshipStore) ->
 def test_history_can_be_asked_for_by_role(pair: RelationshipStore) -> None:
     primary = assign(pair, "u", start_us=100, role=ROLE_PRIMARY)
     assign(pair, "t", start_us=100)
-    query = records.AssignedQuery("p", roles=(ROLE_PRIMARY,), as_of_us=100)
+    query = requests.CaseloadQuery("p", roles=(ROLE_PRIMARY,), as_of_us=100)
     assert [entry[0] for entry in assigned(pair, PATIENT, query).records] == [primary]
 
 
@@ -197,7 +199,7 @@ steps = st.one_of(
         flags,
         flags,
     ),
-    st.tuples(st.just("unassign"), st.sampled_from("tu"), times, st.sampled_from([0, records.END_ENTERED_IN_ERROR])),
+    st.tuples(st.just("unassign"), st.sampled_from("tu"), times, st.sampled_from([0, enums.END_ENTERED_IN_ERROR])),
     st.tuples(st.just("clock"), st.integers(-4, 4)),
     st.tuples(st.just("delete"), st.sampled_from(["therapist", "patient"])),
 )
@@ -209,7 +211,7 @@ def take(store: RelationshipStore, clock: Clock, mark: str, step: tuple[Any, ...
 
     match step:
         case ("assign", who, role, focus, offset, replace, replace_primary):
-            order = records.Assign(mark + who, mark, role, focus, at_us(offset), replace, replace_primary)
+            order = requests.Assign(mark + who, mark, role, focus, at_us(offset), replace, replace_primary)
             store.assign(order, CALL)
         case ("unassign", who, offset, reason):
             store.unassign(Unassign(mark + who, mark, reason, at_us(offset)), CALL)
@@ -242,7 +244,7 @@ def check_rules(store: RelationshipStore, mark: str) -> None:
     for who in "tu":
         of_them = [period for period in active if period.therapist_id == mark + who]
         assert count(store, THERAPIST, mark + who) == len(of_them)
-    real = [period for period in periods if period.end_reason != records.END_ENTERED_IN_ERROR]
+    real = [period for period in periods if period.end_reason != enums.END_ENTERED_IN_ERROR]
     for at_us in sorted({period.start_us for period in real}):
         now = [p for p in real if p.start_us <= at_us and (p.end_us is None or at_us < p.end_us)]
         assert len({period.therapist_id for period in now}) == len(now)

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 import psycopg
 import pytest
 
-from service import errors
-from service.records import Call
-from service.store import PATIENT, THERAPIST, RelationshipStore, connections, postgres
-from service.store.database import Transaction
-from service.store.postgres import Defect, PostgresDatabase
+from caseload_server.domain import errors
+from caseload_server.domain.requests import CallContext
+from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
+from caseload_server.store.backends.postgres import connection_pool, database as postgres
+from caseload_server.store.backends.protocol import Transaction
+from caseload_server.store.backends.postgres.database import Defect, PostgresDatabase
 from tests.postgres.cluster import SAFE, Cluster
 from tests.store.conftest import Clock
 from tests.store.postgres_proxy import Cut, Proxy
@@ -150,7 +151,7 @@ def test_a_commit_that_nobody_can_be_asked_about_is_unknown(
 def test_a_commit_that_no_connection_is_left_to_ask_about_is_unknown(
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "PLACE_SECONDS", 0.5)
+    monkeypatch.setattr(connection_pool, "PLACE_SECONDS", 0.5)
     database = PostgresDatabase(proxy.url, connections=1)
     begun = threading.Event()
 
@@ -260,7 +261,7 @@ class Waiting:
 
 @pytest.fixture
 def waiting(clock: Clock) -> Iterator[Waiting]:
-    from service.store.postgres_migrate import migrate
+    from caseload_server.store.backends.postgres.migrate import migrate
 
     with Cluster(SAFE) as cluster:
         url = cluster.create_database("caseload")
@@ -272,7 +273,7 @@ def waiting(clock: Clock) -> Iterator[Waiting]:
 
 
 def test_a_commit_that_waits_for_its_standby_is_unknown_and_never_cancelled(waiting: Waiting) -> None:
-    store, named = waiting.store, Call("a", "/m", "5fe1f6a4-8c40-4ee9-9d0f-1b1c6a4b8c11", b"the same")
+    store, named = waiting.store, CallContext("a", "/m", "5fe1f6a4-8c40-4ee9-9d0f-1b1c6a4b8c11", b"the same")
     began = time.monotonic()
     with pytest.raises(errors.OutcomeUnknown):
         store.create(THERAPIST, "t", {"display_name": "Ada"}, named)

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from service import errors, records
-from service.records import Change, ChangeQuery, Delete, Fields
-from service.store import PATIENT, THERAPIST, RelationshipStore
-from service.store.database import Transaction
+from caseload_server.domain import errors, requests
+from caseload_server.domain.records import ChangeSet
+from caseload_server.domain.records import Change
+from caseload_server.domain.requests import ChangeQuery, Delete, Fields
+from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
+from caseload_server.store.backends.protocol import Transaction
 from tests.store.conftest import Clock
 from tests.store.steps import (
     CALL,
@@ -49,7 +51,7 @@ def gone(store: RelationshipStore, kind: AnyKind, *ids: str) -> None:
     assert sum(people for _, people, _ in purge(store, 2**62)) == len(ids)
 
 
-def log(store: RelationshipStore) -> list[records.ChangeSet]:
+def log(store: RelationshipStore) -> list[ChangeSet]:
     return store.list_changes(ChangeQuery(), "", 1000).change_sets
 
 
@@ -175,7 +177,7 @@ def test_the_other_side_goes_on_without_what_it_shared(store: RelationshipStore,
         assign(store, *pair)
     delete(store, kind, "erased", force=True)
     assert purge(store, 2**62) == [(kind.name, 1, 2)]
-    page = assigned(store, other(kind), records.AssignedQuery(stays, states=(1, 2)))
+    page = assigned(store, other(kind), requests.CaseloadQuery(stays, states=(1, 2)))
     assert [(period.therapist_id, period.patient_id) for period, _ in page.records] == [pairs[1]] * 2
     assert count(store, other(kind), stays) == 1
     assert delete(store, other(kind), stays, force=True).effect == 1
@@ -240,7 +242,7 @@ def test_nobody_is_half_erased_between_two_commits(store: RelationshipStore, kin
         steps.append(step)
         if left := run(store, f"SELECT MIN({kind.id}) FROM {kind.name} WHERE deleted_us IS NOT NULL")[0][0]:
             store.undelete(kind, str(left), CALL)
-            query = records.AssignedQuery(str(left), states=(1, 2))
+            query = requests.CaseloadQuery(str(left), states=(1, 2))
             assert len(assigned(store, kind, query).records) == 10
     assert steps == [(90, 900), (29, 290)]
     assert run(store, "SELECT COUNT(*) FROM assignment") == [(10,)]

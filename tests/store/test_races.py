@@ -2,9 +2,10 @@
 
 import pytest
 
-from service import errors, records
-from service.records import ROLE_PRIMARY, ROLE_TREATING, Assign, Delete, PageRequest, PeopleQuery, Unassign
-from service.store import PATIENT, THERAPIST, RelationshipStore
+from caseload_server.domain import errors, requests
+from caseload_server.domain.enums import ROLE_PRIMARY, ROLE_TREATING
+from caseload_server.domain.requests import Assign, Delete, PageRequest, RecordQuery, Unassign
+from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
 from tests.store.steps import (
     CALL,
     AnyKind,
@@ -38,7 +39,7 @@ def test_racing_callers_never_take_a_caseload_above_its_capacity(store: Relation
     assert (len(done), len(refusals)) == (10, 22)
     assert kinds(refusals) == {errors.TherapistAtCapacity}
     assert count(store, THERAPIST, "t") == 10
-    page = store.list_therapist_patients(records.AssignedQuery("t"), PageRequest(100, ""))
+    page = store.list_therapist_patients(requests.CaseloadQuery("t"), PageRequest(100, ""))
     assert len(page.records) == 10
 
 
@@ -229,7 +230,7 @@ def test_readers_beside_writers_see_whole_writes_only(store: RelationshipStore, 
             update(store, kind, "a", display_name=f"{number}", email=f"{number}@b")
             return []
         seen = [store.get(kind, "a") for _ in range(10)]
-        seen += [store.list_people(kind, PeopleQuery(), PageRequest(1, "")).records[0] for _ in range(10)]
+        seen += [store.list_people(kind, RecordQuery(), PageRequest(1, "")).records[0] for _ in range(10)]
         return [record.email == f"{record.display_name}@b" for record in seen]
 
     done, refusals = race(one)

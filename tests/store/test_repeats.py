@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from service import records
-from service.records import ROLE_PRIMARY
-from service.store import PATIENT, THERAPIST, RelationshipStore
+from caseload_server.domain import requests, results
+from caseload_server.domain.enums import ROLE_PRIMARY
+from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
 from tests.store.steps import CALL, AnyKind, assign, both_kinds, delete, dump, make, make_pair, update
 
 
@@ -46,7 +46,7 @@ def take_identifier(store: RelationshipStore) -> None:
 Meanwhile = Callable[[RelationshipStore], None]
 
 
-def repeated(store: RelationshipStore, meanwhile: Meanwhile, call: Callable[[], records.Outcome[Any]]) -> None:
+def repeated(store: RelationshipStore, meanwhile: Meanwhile, call: Callable[[], results.Outcome[Any]]) -> None:
     call()
     meanwhile(store)
     before = dump(store)
@@ -57,7 +57,7 @@ def repeated(store: RelationshipStore, meanwhile: Meanwhile, call: Callable[[], 
 @pytest.mark.parametrize("meanwhile", [leave, fill, rename, another_primary])
 def test_a_repeated_assign_succeeds_whatever_changed_meanwhile(store: RelationshipStore, meanwhile: Meanwhile) -> None:
     make_pair(store)
-    repeated(store, meanwhile, lambda: store.assign(records.Assign("t", "p"), CALL))
+    repeated(store, meanwhile, lambda: store.assign(requests.Assign("t", "p"), CALL))
 
 
 @pytest.mark.parametrize("meanwhile", [leave, fill, rename, another_primary, discharge, delete_both])
@@ -65,7 +65,7 @@ def test_a_repeated_unassign_succeeds_whatever_changed_meanwhile(
     store: RelationshipStore, meanwhile: Meanwhile
 ) -> None:
     make_pair(store)
-    order = records.Unassign("t", "p", etag=assign(store).etag)
+    order = requests.Unassign("t", "p", etag=assign(store).etag)
     repeated(store, meanwhile, lambda: store.unassign(order, CALL))
 
 
@@ -75,7 +75,7 @@ def test_a_repeated_delete_succeeds_whatever_changed_meanwhile(
     store: RelationshipStore, kind: AnyKind, meanwhile: Meanwhile
 ) -> None:
     created = make(store, kind, "a", identifiers='[["urn:mrn","1"]]')
-    order = records.Delete("a", etag=created.etag)
+    order = requests.Delete("a", etag=created.etag)
     repeated(store, meanwhile, lambda: store.delete(kind, order, CALL))
 
 

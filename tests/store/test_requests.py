@@ -2,8 +2,8 @@ from typing import Any
 
 import pytest
 
-from service import errors, records
-from service.store import PATIENT, THERAPIST, RelationshipStore
+from caseload_server.domain import enums, errors, requests
+from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
 from tests.store.conftest import Clock
 from tests.store.mutations import WRITES, Mutation, each_mutation
 from tests.store.steps import (
@@ -65,7 +65,7 @@ def test_a_replayed_delete_answers_its_first_count_though_undeleted_meanwhile(
 ) -> None:
     make_pair(store)
     assign(store)
-    order = records.Delete(kind.name[0], force=True)
+    order = requests.Delete(kind.name[0], force=True)
     first = store.delete(kind, order, request(ID))
     assert first.effect == 1
     live = store.undelete(kind, kind.name[0], CALL).record
@@ -76,7 +76,7 @@ def test_a_replayed_delete_answers_its_first_count_though_undeleted_meanwhile(
 def test_a_replayed_delete_of_nobody_answers_nobody_though_there_is_someone_now(
     store: RelationshipStore, kind: AnyKind
 ) -> None:
-    order = records.Delete("a", allow_missing=True)
+    order = requests.Delete("a", allow_missing=True)
     first = store.delete(kind, order, request(ID))
     made = make(store, kind, "a")
     assert store.delete(kind, order, request(ID)) == first
@@ -85,33 +85,33 @@ def test_a_replayed_delete_of_nobody_answers_nobody_though_there_is_someone_now(
 
 def test_a_replayed_assign_answers_the_first_period_ended_as_it_is(store: RelationshipStore, clock: Clock) -> None:
     make_pair(store)
-    first = store.assign(records.Assign("t", "p"), request(ID))
+    first = store.assign(requests.Assign("t", "p"), request(ID))
     clock.advance(1)
     ended = unassign(store)
     clock.advance(1)
     assign(store)
-    assert store.assign(records.Assign("t", "p"), request(ID)) == first._replace(record=ended)
+    assert store.assign(requests.Assign("t", "p"), request(ID)) == first._replace(record=ended)
     assert len(history(store)) == 2
 
 
 def test_a_replayed_unassign_leaves_the_period_begun_meanwhile_alone(store: RelationshipStore, clock: Clock) -> None:
     make_pair(store)
     assign(store)
-    first = store.unassign(records.Unassign("t", "p"), request(ID))
+    first = store.unassign(requests.Unassign("t", "p"), request(ID))
     clock.advance(1)
     anew = assign(store)
-    assert store.unassign(records.Unassign("t", "p"), request(ID)) == first
+    assert store.unassign(requests.Unassign("t", "p"), request(ID)) == first
     assert history(store)[-1] == anew
 
 
 def test_a_replay_does_not_look_at_what_would_refuse_the_call_now(store: RelationshipStore) -> None:
     make_pair(store)
-    first = store.assign(records.Assign("t", "p"), request(ID))
+    first = store.assign(requests.Assign("t", "p"), request(ID))
     delete(store, THERAPIST, "t", force=True)
     delete(store, PATIENT, "p")
-    replayed = store.assign(records.Assign("t", "p"), request(ID))
+    replayed = store.assign(requests.Assign("t", "p"), request(ID))
     assert (replayed.effect, replayed.revision) == (1, first.revision)
-    assert replayed.record.end_reason == records.END_RECORD_DELETED
+    assert replayed.record.end_reason == enums.END_RECORD_DELETED
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_a_replay_does_not_look_at_what_would_refuse_the_call_now(store: Relatio
     [request(ID, b"another request"), request(ID)._replace(method="/caseload.v1.TherapistService/Another")],
     ids=["request", "method"],
 )
-def test_another_request_or_method_under_the_same_id_is_refused(store: RelationshipStore, call: records.Call) -> None:
+def test_another_request_or_method_under_the_same_id_is_refused(store: RelationshipStore, call: requests.CallContext) -> None:
     make(store, THERAPIST, "t")
     store.update(THERAPIST, "t", "", {"email": "a@b"}, request(ID))
     before = dump(store)
@@ -163,10 +163,10 @@ def test_refusals_are_not_remembered(store: RelationshipStore) -> None:
     make_pair(store)
     update(store, THERAPIST, "t", max_active_patients=0)
     with pytest.raises(errors.TherapistAtCapacity):
-        store.assign(records.Assign("t", "p"), request(ID))
+        store.assign(requests.Assign("t", "p"), request(ID))
     assert remembered(store) == []
     update(store, THERAPIST, "t", max_active_patients=1)
-    assert store.assign(records.Assign("t", "p"), request(ID)).effect == 1
+    assert store.assign(requests.Assign("t", "p"), request(ID)).effect == 1
 
 
 @pytest.mark.parametrize("mutation", WRITES, ids=[mutation.name for mutation in WRITES])

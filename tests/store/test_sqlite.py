@@ -12,10 +12,12 @@ from typing import Any
 import apsw
 import pytest
 
-from service import errors, records
-from service.store import PATIENT, THERAPIST, RelationshipStore, sqlite
-from service.store.sqlite import SqliteDatabase
-from service.store.sqlite_migrate import migrate
+from caseload_server.domain import errors, requests, results
+from caseload_server.domain.records import Therapist
+from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
+from caseload_server.store.backends.sqlite import database as sqlite
+from caseload_server.store.backends.sqlite.database import SqliteDatabase
+from caseload_server.store.backends.sqlite.migrate import migrate
 from tests.store.conftest import Clock
 from tests.store.sqlite_faults import faulty_disk
 from tests.store.sqlite_writers import batch, locked
@@ -59,7 +61,7 @@ def test_writers_that_wait_share_the_next_commit(database: SqliteDatabase, store
     commits = count_commits(database)
     made = batch(database, [partial(make, store, THERAPIST, f"t{n:02}") for n in range(40)])
     assert len(commits) == 2
-    assert store.list_people(THERAPIST, records.PeopleQuery(), ALL).records == made
+    assert store.list_people(THERAPIST, requests.RecordQuery(), ALL).records == made
     assert head(store) == 40
 
 
@@ -70,7 +72,7 @@ def test_a_queue_longer_than_a_batch_takes_several_commits(
     commits = count_commits(database)
     made = batch(database, [partial(make, store, THERAPIST, f"t{n}") for n in range(10)])
     assert len(commits) == 4
-    assert store.list_people(THERAPIST, records.PeopleQuery(), ALL).records == made
+    assert store.list_people(THERAPIST, requests.RecordQuery(), ALL).records == made
 
 
 def test_a_writer_alone_waits_for_nobody(database: SqliteDatabase, store: RelationshipStore) -> None:
@@ -104,13 +106,13 @@ def test_what_fails_in_a_batch_does_not_hurt_its_neighbours(database: SqliteData
         ],
     )
     assert [type(result) for result in results] == [
-        records.Therapist,
+        Therapist,
         errors.IdTaken,
         ZeroDivisionError,
-        records.Therapist,
+        Therapist,
         apsw.SQLError,
-        records.Outcome,
-        records.Therapist,
+        results.Outcome,
+        Therapist,
     ]
     assert ids(store, THERAPIST) == ["first", "fourth", "second", "taken"]
     assert run(store, "SELECT * FROM therapist_specialty") == []
@@ -243,9 +245,9 @@ def test_several_processes_on_one_file_keep_every_rule_between_them(path: Path, 
 import sys
 from pathlib import Path
 from service import errors
-from service.records import Assign, Call
-from service.store import RelationshipStore
-from service.store.sqlite import SqliteDatabase
+from caseload_server.domain.records import Assign, Call
+from caseload_server.store import RelationshipStore
+from caseload_server.store.backends.sqlite.database import SqliteDatabase
 store = RelationshipStore(SqliteDatabase(Path(sys.argv[1])), lambda: 1)
 print("ready", flush=True)
 sys.stdin.readline()

@@ -7,13 +7,14 @@ from pathlib import Path
 import apsw
 import pytest
 
-from service import errors
-from service.records import ChangeQuery
-from service.store import THERAPIST, RelationshipStore, backups
-from service.store.backups import backup, restore
-from service.store.migrations import SchemaError
-from service.store.sqlite import SqliteDatabase
-from service.store.sqlite_migrate import migrate
+from caseload_server.domain import errors
+from caseload_server.domain.requests import ChangeQuery
+from caseload_server.store import RelationshipStore, THERAPIST
+from caseload_server.store.backends.sqlite import backup
+from caseload_server.store.backends.sqlite.backup import backup, restore
+from caseload_server.store.backends.migrations import SchemaError
+from caseload_server.store.backends.sqlite.database import SqliteDatabase
+from caseload_server.store.backends.sqlite.migrate import migrate
 from tests.store.conftest import Clock
 from tests.store.steps import head, ids, make
 
@@ -67,7 +68,7 @@ def test_a_backup_is_one_revision_whatever_is_written_meanwhile(
 def test_writes_between_two_bits_of_a_backup_neither_come_in_nor_begin_it_anew(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path, store: RelationshipStore, clock: Clock
 ) -> None:
-    monkeypatch.setattr(backups, "_PAGES_AT_ONCE", 1)
+    monkeypatch.setattr(backup, "_PAGES_AT_ONCE", 1)
     make(store, THERAPIST, "before")
     bits: list[int] = []
 

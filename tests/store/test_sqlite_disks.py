@@ -11,10 +11,12 @@ from pathlib import Path
 import apsw
 import pytest
 
-from service import errors, records
-from service.store import PATIENT, RelationshipStore, sqlite
-from service.store.sqlite import SqliteDatabase
-from service.store.sqlite_migrate import migrate
+from caseload_server.domain import errors, requests
+from caseload_server.domain.records import Patient
+from caseload_server.store import PATIENT, RelationshipStore
+from caseload_server.store.backends.sqlite import database as sqlite
+from caseload_server.store.backends.sqlite.database import SqliteDatabase
+from caseload_server.store.backends.sqlite.migrate import migrate
 from tests.store.conftest import Clock
 from tests.store.sqlite_faults import Disk, allow, faulty_disk, refuse
 from tests.store.sqlite_writers import batch
@@ -91,8 +93,8 @@ def test_of_a_batch_on_a_full_disk_exactly_the_acknowledged_writes_are_there(
         for number, name in enumerate(names)
     ]
     results = batch(database, works)
-    kept = [name for name, result in zip(names, results, strict=True) if isinstance(result, records.Patient)]
-    assert {type(result) for result in results} <= {records.Patient, errors.StoreFull}
+    kept = [name for name, result in zip(names, results, strict=True) if isinstance(result, Patient)]
+    assert {type(result) for result in results} <= {Patient, errors.StoreFull}
     assert errors.StoreFull in {type(result) for result in results}
     assert ids(store, PATIENT) == ["before", *kept]
     assert head(store) == 1 + len(kept)
@@ -148,8 +150,8 @@ def test_a_disk_that_cannot_be_read_is_unavailable_and_the_store_goes_on_after(
     for call in (
         lambda: fragile.get(PATIENT, "p"),
         lambda: fragile.batch_get(PATIENT, ["p"]),
-        lambda: fragile.list_people(PATIENT, records.PeopleQuery(), ALL),
-        lambda: fragile.list_patient_therapists(records.AssignedQuery("p"), ALL),
+        lambda: fragile.list_people(PATIENT, requests.RecordQuery(), ALL),
+        lambda: fragile.list_patient_therapists(requests.CaseloadQuery("p"), ALL),
         lambda: update(fragile, PATIENT, "p", email="a@b"),
     ):
         forget_pages()

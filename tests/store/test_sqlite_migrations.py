@@ -10,11 +10,12 @@ from pathlib import Path
 import apsw
 import pytest
 
-from service.records import Assignment, Delete, Patient, Therapist
-from service.store import PATIENT, THERAPIST, RelationshipStore
-from service.store.migrations import Migration, SchemaError, migrations
-from service.store.sqlite import APPLICATION_ID, SqliteDatabase
-from service.store.sqlite_migrate import migrate, pending
+from caseload_server.domain.records import Assignment, Patient, Therapist
+from caseload_server.domain.requests import Delete
+from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
+from caseload_server.store.backends.migrations import Migration, SchemaError, migrations
+from caseload_server.store.backends.sqlite.database import APPLICATION_ID, SqliteDatabase
+from caseload_server.store.backends.sqlite.migrate import migrate, pending
 from tests.store.steps import CALL, TABLES, make, run
 
 LATER = Migration("9999_later", "CREATE TABLE later (x INTEGER) STRICT")
@@ -137,7 +138,7 @@ def test_of_many_who_migrate_a_new_file_at_once_one_does(path: Path, turn: int) 
 
 def test_of_several_processes_that_migrate_a_new_file_at_once_one_does(path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from service.store.sqlite_migrate import migrate;"
+        "import sys; from pathlib import Path; from caseload_server.store.backends.sqlite.migrate import migrate;"
         "sys.stdin.readline(); print(len(migrate(Path(sys.argv[1]))))"
     )
     command = [sys.executable, "-c", script, str(path)]
@@ -240,7 +241,7 @@ def test_records_are_rows_in_the_order_of_the_columns(path: Path) -> None:
 
 
 def test_every_file_the_command_makes_is_its_owners_alone(path: Path) -> None:
-    command = [sys.executable, "-m", "service", "migrate", "--database", f"sqlite:///{path}"]
+    command = [sys.executable, "-m", "caseload_server", "migrate", "--database", f"sqlite:///{path}"]
     subprocess.run(command, check=True, capture_output=True, umask=0)
     before = os.umask(0)
     try:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from service import records
-from service.records import ChangeQuery
-from service.store import PATIENT, THERAPIST, RelationshipStore, assignments, change_log, lists
-from service.store.database import Value
-from service.store.sqlite import SqliteDatabase
-from service.store.sqlite_migrate import migrate
+from caseload_server.domain import requests
+from caseload_server.domain.requests import ChangeQuery
+from caseload_server.store import PATIENT, RelationshipStore, THERAPIST, assignments, change_log, lists
+from caseload_server.store.backends.protocol import Value
+from caseload_server.store.backends.sqlite.database import SqliteDatabase
+from caseload_server.store.backends.sqlite.migrate import migrate
 from tests.store.conftest import Clock
 from tests.store.test_checks import checked
 from tests.store.ward import crowd, run, therapists
@@ -46,7 +46,7 @@ def store(database: SqliteDatabase, clock: Clock) -> RelationshipStore:
 def test_a_list_of_assignments_walks_its_index_in_order(
     store: RelationshipStore, query: dict[str, Any], index: str
 ) -> None:
-    sql, parameters = assignments.listing(records.AssignmentQuery(**query))
+    sql, parameters = assignments.listing(requests.AssignmentQuery(**query))
     plan = [row[3] for row in run(store, f"EXPLAIN QUERY PLAN {sql}", {**parameters, "after": "", "limit": 1})]
     assert len(plan) == 1
     assert plan[0].split("INDEX ")[1].split()[0] == index
@@ -74,7 +74,7 @@ def plan_of(store: RelationshipStore, sql: str, parameters: dict[str, Value]) ->
 def test_a_list_of_people_walks_its_index_from_page_to_page(
     store: RelationshipStore, kind: Any, query: dict[str, Any], index: str
 ) -> None:
-    plan = plan_of(store, *lists.of_people(kind, records.PeopleQuery(**query)))
+    plan = plan_of(store, *lists.of_people(kind, requests.RecordQuery(**query)))
     walks = [step for step in plan if f"INDEX {index} " in step]
     assert len(walks) == max(map(len, (query.get("specialties", query.get("statuses", ())), "1")))
     assert all(f"{kind.id}>?" in step for step in walks)
@@ -83,13 +83,13 @@ def test_a_list_of_people_walks_its_index_from_page_to_page(
 
 @pytest.mark.parametrize("query", [{"as_of_us": 5}, {"roles": (1, 2)}, {"roles": (1,), "as_of_us": 5}], ids=str)
 def test_periods_of_all_are_merged_in_order(store: RelationshipStore, query: dict[str, Any]) -> None:
-    plan = plan_of(store, *assignments.listing(records.AssignmentQuery(**query)))
+    plan = plan_of(store, *assignments.listing(requests.AssignmentQuery(**query)))
     assert not [step for step in plan if "TEMP B-TREE" in step or step.startswith("SCAN")], plan
     assert not [step for step in plan if "PRIMARY KEY (assignment_id>?)" in step], plan
 
 
 def test_the_patients_of_a_therapist_are_listed_from_the_active_ones(store: RelationshipStore) -> None:
-    sql, parameters = assignments.listing_with(THERAPIST, PATIENT, records.AssignedQuery("t"))
+    sql, parameters = assignments.listing_with(THERAPIST, PATIENT, requests.CaseloadQuery("t"))
     plan = [row[3] for row in run(store, f"EXPLAIN QUERY PLAN {sql}", {**parameters, "after": "", "limit": 1})]
     assert "assignment_active_by_therapist" in plan[0]
     assert not [step for step in plan if "TEMP B-TREE" in step]

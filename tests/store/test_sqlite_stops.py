@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from service import errors, records
-from service.store import PATIENT, RelationshipStore
-from service.store.sqlite import SqliteDatabase
-from service.store.sqlite_migrate import migrate
+from caseload_server.domain import errors, requests
+from caseload_server.store import PATIENT, RelationshipStore
+from caseload_server.store.backends.sqlite.database import SqliteDatabase
+from caseload_server.store.backends.sqlite.migrate import migrate
 from tests.store.conftest import Clock
 from tests.store.sqlite_writers import commit_under_way, wait_until
 from tests.store.steps import ALL, ids, make, run
@@ -140,7 +140,7 @@ def test_a_close_among_readers_is_clean(store: RelationshipStore) -> None:
             if stop.is_set():
                 return
             try:
-                store.list_people(PATIENT, records.PeopleQuery(name_prefix="ada"), ALL)
+                store.list_people(PATIENT, requests.RecordQuery(name_prefix="ada"), ALL)
             except Exception as error:  # noqa: BLE001 - it is what the test looks at
                 failures.append(type(error))
                 return

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import pytest
 
-from service import errors
-from service.config import Config
-from service.opening import open_store
-from service.records import PageRequest, PeopleQuery
-from service.store import PATIENT, RelationshipStore
+from caseload_server.domain import errors
+from caseload_server.config import Config
+from caseload_server.store.backends.factory import open_store
+from caseload_server.domain.requests import PageRequest, RecordQuery
+from caseload_server.store import PATIENT, RelationshipStore
 from tests.conftest import sqlite_file
 from tests.postgres.databases import Databases
 from tests.store.conftest import Clock
@@ -65,7 +65,7 @@ def both(postgres_databases: Databases) -> Iterator[Both]:
             store.close()
 
 
-def listed(store: RelationshipStore, query: PeopleQuery) -> list[tuple[str, str, str]]:
+def listed(store: RelationshipStore, query: RecordQuery) -> list[tuple[str, str, str]]:
     """Everyone who is found, in pages, in order."""
     found: list[tuple[str, str, str]] = []
     after = ""
@@ -77,8 +77,8 @@ def listed(store: RelationshipStore, query: PeopleQuery) -> list[tuple[str, str,
 
 
 def test_everyone_is_listed_in_the_same_order_and_as_written(both: Both) -> None:
-    everyone = listed(both.sqlite, PeopleQuery())
-    assert listed(both.postgres, PeopleQuery()) == everyone
+    everyone = listed(both.sqlite, RecordQuery())
+    assert listed(both.postgres, RecordQuery()) == everyone
     assert [record_id for record_id, _, _ in everyone] == sorted(IDS + [f"n{number}" for number in range(len(NAMES))])
 
 
@@ -86,7 +86,7 @@ def test_everyone_is_listed_in_the_same_order_and_as_written(both: Both) -> None
 def test_a_name_finds_the_same_people(both: Both, name: str) -> None:
     def found(store: RelationshipStore) -> list[tuple[str, str, str]] | str:
         try:
-            return listed(store, PeopleQuery(name_prefix=name))
+            return listed(store, RecordQuery(name_prefix=name))
         except errors.InvalidField as refused:
             return refused.message
 
@@ -97,7 +97,7 @@ def test_an_identifier_is_the_same_text_and_no_other(both: Both) -> None:
     for number, name in enumerate(NAMES):
         stored = unicodedata.normalize("NFC", name)
         for value in {f"{stored}{number}", f"{stored.swapcase()}{number}", f"{stored}{number} "}:
-            found = [[one for one, _, _ in listed(store, PeopleQuery(identifier=("s", value)))] for store in both]
+            found = [[one for one, _, _ in listed(store, RecordQuery(identifier=("s", value)))] for store in both]
             assert found == [[f"n{number}"] if value == f"{stored}{number}" else []] * 2
 
 

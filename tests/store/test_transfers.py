@@ -4,9 +4,10 @@ from typing import NamedTuple
 
 import pytest
 
-from service import errors, records
-from service.records import ROLE_PRIMARY, ROLE_TREATING, Call, Delete, Transfer
-from service.store import PATIENT, THERAPIST, RelationshipStore
+from caseload_server.domain import enums, errors
+from caseload_server.domain.enums import ROLE_PRIMARY, ROLE_TREATING
+from caseload_server.domain.requests import CallContext, Delete, Transfer
+from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
 from tests.store.conftest import Clock
 from tests.store.ward import (
     CALL,
@@ -170,7 +171,7 @@ def test_each_period_goes_on_under_the_target_where_it_ended_under_the_source(
         assert (before.therapist_id, after.therapist_id) == ("s", "t")
         assert (before.patient_id, before.role, before.focus) == (after.patient_id, after.role, after.focus)
         assert before.end_us == after.start_us == now
-        assert (before.end_reason, before.ended_by, before.created_by) == (records.END_TRANSFERRED, "lead", "reception")
+        assert (before.end_reason, before.ended_by, before.created_by) == (enums.END_TRANSFERRED, "lead", "reception")
         assert (after.end_us, after.created_by, after.created_us) == (None, "lead", now)
     assert sorted(periods(ward)) == sorted(ended + active)
 
@@ -224,7 +225,7 @@ def test_capacity_is_passed_over_when_told_to(ward: RelationshipStore) -> None:
 def test_a_pair_that_is_assigned_already_is_merged(ward: RelationshipStore) -> None:
     present = assign(ward, "t", "b", role=ROLE_TREATING, focus="sleep")
     ended, active = split(transfer(ward, "s", "t", "b"))
-    assert [(one.end_reason, one.patient_id) for one in ended] == [(records.END_TRANSFERRED, "b")]
+    assert [(one.end_reason, one.patient_id) for one in ended] == [(enums.END_TRANSFERRED, "b")]
     assert active == [present]
     assert present in periods(ward)
     assert ward.get(PATIENT, "b").active_therapist_count == 1
@@ -251,10 +252,10 @@ def test_a_primary_period_that_moves_replaces_the_one_there(ward: RelationshipSt
     present = assign(ward, "t", "a", role=SUPERVISING, focus="sleep")
     now = clock.advance(60)
     ended, active = split(transfer(ward, "s", "t", "a"))
-    assert [(one.therapist_id, one.end_reason) for one in ended] == [("s", records.END_TRANSFERRED)]
+    assert [(one.therapist_id, one.end_reason) for one in ended] == [("s", enums.END_TRANSFERRED)]
     assert [(one.role, one.focus, one.start_us) for one in active] == [(ROLE_PRIMARY, "anxiety", now)]
     [replaced] = [one for one in periods(ward) if one.assignment_id == present.assignment_id]
-    assert (replaced.end_us, replaced.end_reason) == (now, records.END_REPLACED)
+    assert (replaced.end_us, replaced.end_reason) == (now, enums.END_REPLACED)
     assert (ward.get(PATIENT, "a").primary_therapist_id, count(ward, "t")) == ("t", 1)
     assert_consistent(ward)
 
@@ -371,7 +372,7 @@ def test_transfers_that_race_move_everyone_once(ward: RelationshipStore) -> None
         for turn in range(12):
             source, target = orders[(number + turn) % len(orders)]
             try:
-                ward.transfer(Transfer(source, target), Call(f"racer-{number}", CALL.method))
+                ward.transfer(Transfer(source, target), CallContext(f"racer-{number}", CALL.method))
             except errors.TherapistAtCapacity as error:
                 refusals.append(error.reason)
 

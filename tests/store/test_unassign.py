@@ -1,8 +1,9 @@
 import pytest
 
-from service import errors, records
-from service.records import PATIENT_DISCHARGED, Unassign
-from service.store import PATIENT, THERAPIST, RelationshipStore
+from caseload_server.domain import errors, requests, results
+from caseload_server.domain.enums import PATIENT_DISCHARGED
+from caseload_server.domain.requests import Unassign
+from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
 from tests.store.conftest import Clock
 from tests.store.steps import (
     CALL,
@@ -68,8 +69,8 @@ def test_unassigning_two_who_were_never_assigned(pair: RelationshipStore) -> Non
     assign(pair, "u")
     with pytest.raises(errors.AssignmentNotFound):
         pair.unassign(Unassign("t", "p"), CALL)
-    head = pair.list_people(PATIENT, records.PeopleQuery(), records.PageRequest(1, "")).revision
-    assert pair.unassign(Unassign("t", "p", allow_missing=True), CALL) == records.Outcome(None, 0, head)
+    head = pair.list_people(PATIENT, requests.RecordQuery(), requests.PageRequest(1, "")).revision
+    assert pair.unassign(Unassign("t", "p", allow_missing=True), CALL) == results.Outcome(None, 0, head)
     with pytest.raises(errors.TherapistNotFound):
         pair.unassign(Unassign("x", "p", allow_missing=True), CALL)
     with pytest.raises(errors.PatientNotFound):

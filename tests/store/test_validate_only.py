@@ -1,7 +1,8 @@
 import pytest
 
-from service import errors, records
-from service.store import PATIENT, THERAPIST, RelationshipStore
+from caseload_server.domain import enums, errors, requests, results
+from caseload_server.domain.records import Assignment
+from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
 from tests.store.conftest import Clock
 from tests.store.mutations import Mutation, each_mutation, each_no_op, each_write, everyone
 from tests.store.steps import CALL, VALIDATE, assign, dump, make, make_pair, race, request, update
@@ -54,7 +55,7 @@ def test_validating_is_refused_as_the_write_would_be(store: RelationshipStore) -
     update(store, THERAPIST, "t", max_active_patients=0)
     before = dump(store)
     with pytest.raises(errors.TherapistAtCapacity):
-        store.assign(records.Assign("t", "p"), VALIDATE)
+        store.assign(requests.Assign("t", "p"), VALIDATE)
     with pytest.raises(errors.IdTaken):
         store.create(THERAPIST, "t", {"display_name": "Ada"}, VALIDATE)
     with pytest.raises(errors.IdentifierTaken):
@@ -71,10 +72,10 @@ def test_validating_many_at_once_leaves_the_writes_beside_them_whole(store: Rela
     for number in range(0, 32, 2):
         make(store, THERAPIST, f"t{number}")
 
-    def one(number: int) -> records.Outcome[records.Assignment]:
+    def one(number: int) -> results.Outcome[Assignment]:
         if number % 2:
-            return store.assign(records.Assign("t", f"p{number}"), VALIDATE)
-        return store.assign(records.Assign(f"t{number}", f"p{number}"), CALL)
+            return store.assign(requests.Assign("t", f"p{number}"), VALIDATE)
+        return store.assign(requests.Assign(f"t{number}", f"p{number}"), CALL)
 
     outcomes, refusals = race(one)
     assert refusals == []
@@ -85,8 +86,8 @@ def test_validating_many_at_once_leaves_the_writes_beside_them_whole(store: Rela
 
 def test_validating_shows_the_counts_after_a_forced_delete(store: RelationshipStore) -> None:
     make_pair(store)
-    assign(store, role=records.ROLE_PRIMARY)
-    outcome = store.delete(PATIENT, records.Delete("p", force=True), VALIDATE)
+    assign(store, role=enums.ROLE_PRIMARY)
+    outcome = store.delete(PATIENT, requests.Delete("p", force=True), VALIDATE)
     assert outcome.effect == 1
     assert outcome.record is not None
     assert (outcome.record.active_therapist_count, outcome.record.primary_therapist_id) == (0, "")

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from service.records import END_ENTERED_IN_ERROR, ROLE_PRIMARY
-from service.store import PATIENT, THERAPIST, RelationshipStore, verify
-from service.store.verify import Broken, Contents, broken_rules
+from caseload_server.domain.enums import END_ENTERED_IN_ERROR, ROLE_PRIMARY
+from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
+from caseload_server.store.portability import verify
+from caseload_server.store.portability.verify import Broken, Contents, broken_rules
 from tests.store.steps import assign, delete, make, request, run, unassign, update
 
 

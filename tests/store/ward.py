@@ -4,18 +4,20 @@ import itertools
 import json
 from typing import Any
 
-from service import records
-from service.records import Assign, Assignment, Call, Outcome, Transfer, Unassign
-from service.store import PATIENT, THERAPIST, RelationshipStore
-from service.store.database import Row, Value
+from caseload_server.domain import enums
+from caseload_server.domain.records import Assignment
+from caseload_server.domain.requests import Assign, CallContext, Transfer, Unassign
+from caseload_server.domain.results import Outcome
+from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
+from caseload_server.store.backends.protocol import Row, Value
 
-CALL = Call(actor="reception", method="/caseload.v1.AssignmentService/Test")
+CALL = CallContext(actor="reception", method="/caseload.v1.AssignmentService/Test")
 VALIDATE = CALL._replace(validate_only=True)
 SECOND = 1_000_000
 TABLES = ("store", "therapist", "patient", "assignment", "change_set", "change", "request", "purged")
 
 
-def remembered(request_id: str) -> Call:
+def remembered(request_id: str) -> CallContext:
     """A call that a repeat is answered from."""
     return CALL._replace(request_id=request_id, fingerprint=b"the request")
 
@@ -49,7 +51,7 @@ def period(
 
 
 def transfer(
-    store: RelationshipStore, source: str, target: str, *ids: str, call: Call = CALL, ignore_capacity: bool = False
+    store: RelationshipStore, source: str, target: str, *ids: str, call: CallContext = CALL, ignore_capacity: bool = False
 ) -> Outcome[list[Assignment]]:
     return store.transfer(Transfer(source, target, ids, ignore_capacity), call)
 
@@ -85,7 +87,7 @@ def assert_consistent(store: RelationshipStore) -> None:
     sql = "SELECT patient_id, active_therapist_count, primary_therapist_id FROM patient"
     for patient_id, count, primary_id in run(store, sql):
         theirs = [one for one in active if one.patient_id == patient_id]
-        primary = [one.therapist_id for one in theirs if one.role == records.ROLE_PRIMARY]
+        primary = [one.therapist_id for one in theirs if one.role == enums.ROLE_PRIMARY]
         assert (count, [primary_id] if primary_id else []) == (len(theirs), primary), patient_id
     for one, other in itertools.combinations(everything, 2):
         assert not overlap(one, other), (one, other)
@@ -93,9 +95,9 @@ def assert_consistent(store: RelationshipStore) -> None:
 
 def overlap(one: Assignment, other: Assignment) -> bool:
     """Whether two periods break the rule, said without SQL."""
-    if one.patient_id != other.patient_id or records.END_ENTERED_IN_ERROR in (one.end_reason, other.end_reason):
+    if one.patient_id != other.patient_id or enums.END_ENTERED_IN_ERROR in (one.end_reason, other.end_reason):
         return False
-    if one.therapist_id != other.therapist_id and not one.role == other.role == records.ROLE_PRIMARY:
+    if one.therapist_id != other.therapist_id and not one.role == other.role == enums.ROLE_PRIMARY:
         return False
     start_us = max(one.start_us, other.start_us)
     ends = [end_us for end_us in (one.end_us, other.end_us) if end_us is not None]

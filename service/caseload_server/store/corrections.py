@@ -1,0 +1,82 @@
+"""What was written down wrongly about a period is put right; what stood there before is not kept."""
+
+from typing import Any, Final
+
+from caseload_server.domain import enums, errors
+from caseload_server.domain.errors import InvalidField, Violation
+from caseload_server.domain.records import Assignment
+from caseload_server.domain.requests import Correction
+from caseload_server.store import assignments, records
+from caseload_server.store.write import Write
+from caseload_server.store.backends.protocol import Value
+from caseload_server.store.records import PATIENT
+
+_FIELDS: Final = {"focus": "focus", "start_us": "start_time", "end_us": "end_time", "end_reason": "end_reason"}
+_SERVER_REASONS: Final = {enums.END_TRANSFERRED, enums.END_RECORD_DELETED, enums.END_REPLACED}
+_UPDATE = """
+UPDATE assignment SET focus = :focus, start_us = :start_us, end_us = :end_us, end_reason = :end_reason,
+    updated_us = :updated_us, etag = :etag
+WHERE assignment_id = :assignment_id"""
+_OVERLAP = f"""
+SELECT assignment_id FROM assignment
+WHERE patient_id = :patient_id AND assignment_id <> :assignment_id
+    AND end_reason <> {enums.END_ENTERED_IN_ERROR}
+    AND (therapist_id = :therapist_id OR role = :exclusive_role)
+    AND (end_us IS NULL OR (end_us > :start_us AND end_us > start_us))
+    AND start_us < :before_us
+LIMIT 1"""
+_FOR_EVER_US: Final = 2**63 - 1
+
+
+def correct(write: Write, assignment_id: str, etag: str, fields: Correction) -> tuple[list[Assignment], bool]:
+    """Sets focus, start, end or end reason: the period, and whether anything differed.
+
+    Raises, in this order: AssignmentNotFound, EtagMismatch, InvalidField, PeriodOverlaps.
+    """
+    patient_id = assignments.require(write, assignment_id).patient_id
+    records.find(write, PATIENT, patient_id)  # its row lock comes before any assignment write
+    period = assignments.require(write, assignment_id)
+    if etag and etag != period.etag:
+        raise errors.EtagMismatch
+    differing: dict[str, Any] = {name: value for name, value in fields.items() if getattr(period, name) != value}
+    if not differing:
+        return [period], False
+    corrected = period._replace(**differing, updated_us=write.now_us, etag=write.new_etag())
+    _check(period, corrected, differing)
+    _refuse_overlap(write, corrected)
+    write.run(_UPDATE, {name: value for name, value in corrected._asdict().items() if f":{name}" in _UPDATE})
+    write.note(enums.CHANGE_UPDATED, corrected, *(_FIELDS[name] for name in differing))
+    return [corrected], True
+
+
+def _check(period: Assignment, corrected: Assignment, differing: dict[str, Any]) -> None:
+    """Raises InvalidField for what cannot be corrected in this period."""
+    for name in differing.keys() - _FIELDS.keys():
+        raise InvalidField(Violation(f"assignment.{name}", "must not change"))
+    if period.end_us is None:
+        for name in ("end_us", "end_reason"):
+            if name in differing:
+                text = "must not be set on an active assignment: unassign ends it"
+                raise InvalidField(Violation(f"assignment.{_FIELDS[name]}", text))
+    elif corrected.end_us is None:
+        raise InvalidField(Violation("assignment.end_time", "is required on an ended assignment"))
+    elif corrected.end_us < corrected.start_us:
+        raise InvalidField(Violation("assignment.end_time", "must not lie before start_time"))
+    if differing.get("end_reason") in _SERVER_REASONS:
+        raise InvalidField(Violation("assignment.end_reason", "must not be one that only the server sets"))
+
+
+def _refuse_overlap(write: Write, period: Assignment) -> None:
+    """Raises PeriodOverlaps. A period entered in error, or an empty one, is never in force."""
+    if period.end_reason == enums.END_ENTERED_IN_ERROR or period.start_us == period.end_us:
+        return
+    span: dict[str, Value] = {
+        "patient_id": period.patient_id,
+        "therapist_id": period.therapist_id,
+        "assignment_id": period.assignment_id,
+        "start_us": period.start_us,
+        "before_us": _FOR_EVER_US if period.end_us is None else period.end_us,
+        "exclusive_role": enums.ROLE_PRIMARY if period.role == enums.ROLE_PRIMARY else 0,
+    }
+    for (other_id,) in write.run(_OVERLAP, span):
+        raise errors.PeriodOverlaps(assignment_id=other_id)
