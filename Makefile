@@ -59,7 +59,7 @@ format: $(INSTALLED) ## let ruff rewrite what it can
 
 .PHONY: types
 types: $(INSTALLED) ## mypy --strict
-	@$(BIN)/mypy --strict service client/caseload client_example.py tests benchmarks
+	@$(BIN)/mypy --strict service/caseload_server client/caseload client_example.py tests benchmarks
 
 .PHONY: proto
 proto: $(INSTALLED) ## rewrite generated/ from protos/
@@ -87,7 +87,7 @@ proto-baseline: $(INSTALLED) ## at a release: take protos/ as the contract that 
 .PHONY: wheels
 wheels: $(INSTALLED) ## build both wheels into dist/
 	@rm -rf dist
-	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps -w dist ./client .
+	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps -w dist ./client ./service
 
 # In an environment and a folder that cannot see the checkout, so that a file missing from a wheel shows.
 .PHONY: wheel-test
@@ -116,8 +116,8 @@ check-deploy: $(INSTALLED) $(DEPLOY)/installed ## hold docs/deploy/ to the serve
 .PHONY: sbom
 sbom: $(AUDIT)/installed ## write dist/caseload-server.cdx.json: what the server is made of, with hashes (CycloneDX)
 	@mkdir -p dist
-	@{ grep -o 'caseload==[0-9.]*' pyproject.toml; cat requirements/runtime.txt; } | \
-		PYTHONWARNINGS=ignore $(AUDIT)/bin/cyclonedx-py requirements --pyproject pyproject.toml \
+	@{ grep -o 'caseload-client==[0-9.]*' service/pyproject.toml; cat requirements/runtime.txt; } | \
+		PYTHONWARNINGS=ignore $(AUDIT)/bin/cyclonedx-py requirements --pyproject service/pyproject.toml \
 		--output-reproducible --output-file dist/caseload-server.cdx.json -
 
 .PHONY: bench
@@ -205,11 +205,11 @@ PYTEST = pytest -q -n 2 --dist loadfile
 OF_PROCESSES = tests/process tests/hostile tests/fuzz tests/test_failover.py tests/test_benchmarks.py
 
 # The stamp is made last, so an install that failed or was stopped is done again.
-$(INSTALLED): requirements/dev.txt pyproject.toml client/pyproject.toml
+$(INSTALLED): requirements/dev.txt client/pyproject.toml service/pyproject.toml
 	@rm -f $@
 	@$(if $(shell $(BIN)/python -m pip --version 2>/dev/null),:,$(MAKE_VENV))
 	@$(BIN)/python -m $(PIP_INSTALL) --require-hashes -r requirements/dev.txt
-	@$(BIN)/python -m $(PIP_INSTALL) --no-build-isolation --no-deps -e client -e .
+	@$(BIN)/python -m $(PIP_INSTALL) --no-build-isolation --no-deps -e client -e service
 	@touch $@
 
 $(AUDIT)/installed: requirements/audit.txt $(INSTALLED)

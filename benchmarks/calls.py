@@ -6,6 +6,7 @@ from typing import Final
 
 from caseload.v1 import assignment_service_pb2
 from caseload.v1 import therapist_service_pb2 as pb
+from caseload_server.config import Config
 
 from benchmarks import servers
 from benchmarks.load import CREATE, GET, MANY, ONE, Call, Callers, Load
@@ -13,7 +14,6 @@ from benchmarks.rounds import Comparison, Effort, Side, compare
 from benchmarks.servers import LOAD_CORE, SERVER_CORE
 from benchmarks.stored import check_count, store_patients, store_therapists, therapist
 from benchmarks.table import Result, Target
-from caseload_server.config import Config
 
 BATCH_GET: Final = "/caseload.v1.TherapistService/BatchGetTherapists"
 CHECK: Final = "/caseload.v1.AssignmentService/CheckAssignments"

@@ -11,8 +11,7 @@ import sys
 import time
 
 import apsw
-
-from caseload_server.commands import main
+from caseload_server.commands import main as command
 from caseload_server.store.backends.sqlite import database as sqlite
 
 _SYSTEM = apsw.vfs_names()[0]  # the system's own, named while it is the default
@@ -45,11 +44,11 @@ def main() -> None:
     parser.add_argument("--sync-seconds", type=float, default=0.0)
     changes, sys.argv[1:] = parser.parse_known_args()
     if changes.batches_of_one:
-        sqlite._BATCH = 1  # type: ignore[misc]
+        sqlite._MAX_BATCH = 1  # type: ignore[misc]
     if changes.sync_seconds:
         _SlowFile.sync_seconds = changes.sync_seconds
         keep = _SlowDisk()  # noqa: F841 - it is in use for as long as it lives
-    main.main()
+    command.main()
 
 
 if __name__ == "__main__":

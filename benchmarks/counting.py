@@ -12,15 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from caseload.v1 import therapist_service_pb2 as pb
+from caseload_server.observability.metrics import Metrics, WorkersMetrics
+from caseload_server.store.backends.sqlite.database import SqliteDatabase
+from caseload_server.store.backends.sqlite.migrate import migrate
+from caseload_server.store.backends.timed_database import TimedDatabase
 
 from benchmarks.load import GET, MANY, Call, Load
 from benchmarks.rounds import FULL, Comparison, Side, compare
 from benchmarks.servers import LOAD_CORE, SERVER_CORE, Server
 from benchmarks.stored import store_therapists
-from caseload_server.observability.metrics import Metrics, WorkersMetrics
-from caseload_server.store.backends.sqlite.database import SqliteDatabase
-from caseload_server.store.backends.sqlite.migrate import migrate
-from caseload_server.store.backends.timed_database import TimedDatabase
 
 _METRICS = ("--metrics-address", "127.0.0.1:0")
 
@@ -43,11 +43,11 @@ def main() -> None:
 
 def _cost(metrics: Metrics) -> float:
     """Of counting a call, and of timing its read: what the metrics add to a GetTherapist, in microseconds."""
-    count = metrics.of(GET, is_stream=False)
+    count = metrics.counter_for(GET, is_stream=False)
     with tempfile.TemporaryDirectory() as folder:
         migrate(Path(folder, "caseload.db"))
         database = SqliteDatabase(Path(folder, "caseload.db"))
-        timed = TimedDatabase(database, metrics.meter)
+        timed = TimedDatabase(database, metrics.store)
         sql = "SELECT 1"
         cost = _each_us(lambda: count("OK", None, 0.0003)) - _each_us(lambda: None)
         cost += _each_us(lambda: timed.read(sql)) - _each_us(lambda: database.read(sql))

@@ -69,7 +69,7 @@ class Ended(NamedTuple):
 
 
 class Callers:
-    """Threads that repeat `call` for the length of a with block, and what became of each call."""
+    """BoundedExecutor that repeat `call` for the length of a with block, and what became of each call."""
 
     def __init__(self, call: Callable[[int], list[Ended]], count: int) -> None:
         """Args: call, which is given the number of its thread."""

@@ -16,11 +16,11 @@ from typing import BinaryIO, Final, NamedTuple
 
 from caseload_server.domain.enums import PATIENT_DISCHARGED, ROLE_PRIMARY, STATUS_ACTIVE
 from caseload_server.domain.records import Assignment, Patient, Therapist
+from caseload_server.store.backends.migrations import migrations
+from caseload_server.store.backends.protocol import Row
 from caseload_server.store.portability import content
 from caseload_server.store.portability.content import PAGE_ROWS, TABLES, Tally
-from caseload_server.store.backends.protocol import Row
 from caseload_server.store.portability.export import FORMAT
-from caseload_server.store.backends.migrations import migrations
 
 FEW: Final = 1010
 """What a hundred pages of ten need, and some."""

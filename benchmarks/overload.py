@@ -25,6 +25,7 @@ from typing import Any, Final, NamedTuple
 
 import grpc
 from caseload.v1 import therapist_service_pb2 as pb
+from caseload_server.config import Config
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from benchmarks import servers
@@ -34,11 +35,10 @@ from benchmarks.rounds import Effort
 from benchmarks.run import DATA
 from benchmarks.servers import Server
 from benchmarks.stored import store_therapists, therapist
-from caseload_server.config import Config
 
 SATURATING: Final = Config.threads
 FOUR_TIMES: Final = 4 * SATURATING
-CROWD: Final = 4 * (SATURATING + Config.max_waiting)
+CROWD: Final = 4 * (SATURATING + Config.max_queue_depth)
 HEALTH_SECONDS: Final = 1.0
 LEAST: Final = {GET: 0.80, CREATE: 0.95}
 """Of peak, that must be served with FOUR_TIMES the callers."""
@@ -148,7 +148,7 @@ def _told(method: str, callers: int, rounds: list[Beside]) -> bool:
         + (f" {failed} failed otherwise" if failed else ""),
         flush=True,
     )
-    longest_ms = Config.longest_wait_seconds * 1000
+    longest_ms = Config.queue_timeout_seconds * 1000
     if failed or health > HEALTH_SECONDS * 1000:
         return False
     return callers == CROWD or (served >= LEAST[method] and p99 <= longest_ms)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import pytest
-
 from caseload_server.config import Config
 from caseload_server.rpc.server import CaseloadServer, build_server
+
 from tests.postgres.fixtures import postgres, postgres_databases, postgres_url
 from tests.running import Client
 

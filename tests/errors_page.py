@@ -4,9 +4,8 @@ import re
 from pathlib import Path
 from typing import Final
 
-from google.rpc.code_pb2 import Code
-
 from caseload_server.rpc.status_map import CODES
+from google.rpc.code_pb2 import Code
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "errors.md"

@@ -5,7 +5,6 @@ from contextlib import closing, contextmanager
 
 import apsw
 import psycopg
-
 from caseload_server.config import is_postgres, sqlite_path
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import grpc
 import pytest
 from caseload.v1 import error_reason_pb2, patient_service_pb2, resources_pb2, therapist_service_pb2
+from caseload_server.domain import records
+from caseload_server.rpc.status_map import CODES
 from google.api import field_behavior_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
 
-from caseload_server.domain import records
-from caseload_server.rpc.status_map import CODES
 from tests.clinic import RPCS, Clinic
 from tests.running import Client, Refusal, refusal
 from tests.services.calling import HONOURED, SIDES, People, call, everything_said, raw_call, refused

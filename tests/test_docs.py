@@ -16,11 +16,11 @@ import pytest
 from caseload.v1 import change_service_pb2 as change_pb
 from caseload.v1 import therapist_service_pb2 as pb
 from caseload.v1.change_service_pb2_grpc import ChangeServiceStub
+from caseload_server.config import Config
+from caseload_server.rpc.status_map import CODES
 from google.protobuf import json_format
 from google.rpc.code_pb2 import Code
 
-from caseload_server.config import Config
-from caseload_server.rpc.status_map import CODES
 from tests import errors_page
 from tests.documents import ROOT, Block, blocks, is_only_named, masked, run, search_path
 from tests.postgres.cluster import Server
@@ -220,7 +220,11 @@ ROW = re.compile(r"^\| `(--[a-z-]+)` \| `(\w+)` \| (?:`([^`]+)`)? *\|", re.MULTI
 def test_the_tables_of_settings_are_what_the_commands_say() -> None:
     shown = [
         subprocess.run(
-            [sys.executable, "-m", "caseload_server", command, "--help"], capture_output=True, text=True, timeout=60, check=True
+            [sys.executable, "-m", "caseload_server", command, "--help"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
         ).stdout
         for command in ("serve", "check")
     ]

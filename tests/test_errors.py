@@ -12,14 +12,14 @@ from typing import Any
 import grpc
 import pytest
 from caseload.v1 import error_reason_pb2
+from caseload_server.config import Config
+from caseload_server.domain import errors
+from caseload_server.rpc.server import build_server
+from caseload_server.rpc.status_map import CODES
 from google.rpc import code_pb2
 from grpc import StatusCode
 from structlog.testing import capture_logs
 
-from caseload_server.domain import errors
-from caseload_server.config import Config
-from caseload_server.rpc.status_map import CODES
-from caseload_server.rpc.server import build_server
 from tests.locking import holding_the_lock
 from tests.running import Client, ServerProcess, refusal
 from tests.services.calling import People, everything_said, refused

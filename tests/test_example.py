@@ -11,9 +11,9 @@ from caseload.client import connect
 from caseload.v1 import change_service_pb2 as change_pb
 from caseload.v1 import patient_service_pb2 as patient_pb
 from caseload.v1 import therapist_service_pb2 as therapist_pb
+from caseload_server.rpc.server import CaseloadServer
 
 import client_example
-from caseload_server.rpc.server import CaseloadServer
 from tests.documents import ROOT, blocks
 from tests.running import Client
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from caseload.v1 import resources_pb2 as pb
 from caseload.v1 import therapist_service_pb2
+from caseload_server.validation import rules
+from caseload_server.validation.rules import Problems, Rule
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.type.date_pb2 import Date
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from caseload_server.validation import rules
-from caseload_server.validation.rules import Problems, Rule
 from tests.services.calling import T0
 
 NPI = "1234567893"

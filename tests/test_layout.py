@@ -23,11 +23,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "caseload_server.rpc.server": WATCHED,
     "caseload_server.config": set(),
     "caseload_server.observability.readiness": {"caseload"},
-    "caseload_server.commands.check": {"grpc", "grpc_health", "caseload_server.config", "caseload_server.commands.options", "caseload_server.observability.readiness", "caseload_server.security.tls"},
+    "caseload_server.commands.check": {
+        "grpc",
+        "grpc_health",
+        "caseload_server.config",
+        "caseload_server.commands.options",
+        "caseload_server.observability.readiness",
+        "caseload_server.security.tls",
+    },
     "caseload_server.observability.metrics": {f"service.{part}" for part in ("config", "errors", "logs", "store")},
     "caseload_server.observability.logs": DRIVERS | {"caseload_server.config"},
     "caseload_server.supervisor": {"caseload_server.config", "caseload_server.observability.metrics"},
-    "caseload_server.store.backends.factory": DRIVERS | {"caseload_server.config", "caseload_server.domain.errors", "caseload_server.store"},
+    "caseload_server.store.backends.factory": DRIVERS
+    | {"caseload_server.config", "caseload_server.domain.errors", "caseload_server.store"},
     "caseload_server.commands.data": DRIVERS | {"service"},
     "caseload_server.commands.options": {"caseload_server.config"},
     "caseload_server.commands.signals": {"apsw"},
@@ -43,10 +51,22 @@ MAY_IMPORT: dict[str, set[str]] = {
         f"service.{part}"
         for part in ("servicers", "validate", "fields", "convert", "store", "records", "errors", "callers")
     },
-    "caseload_server.validation": {"caseload_server.validation.rules", "caseload_server.domain.errors", "caseload_server.domain.records", "caseload", "google"},
-    "caseload_server.validation.rules": {"caseload_server.domain.errors", "caseload_server.domain.records", "caseload", "google"},
+    "caseload_server.validation": {
+        "caseload_server.validation.rules",
+        "caseload_server.domain.errors",
+        "caseload_server.domain.records",
+        "caseload",
+        "google",
+    },
+    "caseload_server.validation.rules": {
+        "caseload_server.domain.errors",
+        "caseload_server.domain.records",
+        "caseload",
+        "google",
+    },
     "caseload_server.api.convert": {"caseload_server.domain.records", "caseload", "google"},
-    "caseload_server.store": DRIVERS | {"caseload_server.store", "caseload_server.domain.records", "caseload_server.domain.errors"},
+    "caseload_server.store": DRIVERS
+    | {"caseload_server.store", "caseload_server.domain.records", "caseload_server.domain.errors"},
     "caseload_server.domain.records": set(),
     "caseload_server.domain.errors": set(),
     "client.caseload": {"caseload", "google", "grpc"},
@@ -127,9 +147,20 @@ def test_an_import_against_the_direction_is_found(module: str, source: str) -> N
 
 
 def test_imports_along_the_direction_are_let_by() -> None:
-    assert forbidden_imports("caseload_server.store.records", "import apsw, json\nfrom service import errors, records") == []
-    assert forbidden_imports("caseload_server.api.therapists", "import grpc\nfrom caseload_server.validation import rule") == []
-    assert forbidden_imports("caseload_server.commands.main", "from caseload_server.rpc.server import build_server\nimport grpc, apsw") == []
+    assert (
+        forbidden_imports("caseload_server.store.records", "import apsw, json\nfrom service import errors, records")
+        == []
+    )
+    assert (
+        forbidden_imports("caseload_server.api.therapists", "import grpc\nfrom caseload_server.validation import rule")
+        == []
+    )
+    assert (
+        forbidden_imports(
+            "caseload_server.commands.main", "from caseload_server.rpc.server import build_server\nimport grpc, apsw"
+        )
+        == []
+    )
 
 
 def test_every_part_of_the_table_is_there() -> None:

@@ -8,15 +8,16 @@ from contextlib import closing
 from typing import Any, NamedTuple
 
 import pytest
+from caseload_server.clock import now_us as clock
+from caseload_server.config import Config
+from caseload_server.store import PATIENT
+from caseload_server.store.backends.factory import open_store
+from caseload_server.store.backends.postgres import database as postgres
+from caseload_server.store.backends.postgres import migrate as postgres_migrate
+from caseload_server.store.backends.postgres.database import Defect, PostgresDatabase
 from grpc import StatusCode
 from structlog.testing import capture_logs
 
-from caseload_server.config import Config
-from caseload_server.store.backends.factory import open_store
-from caseload_server.rpc.server import clock
-from caseload_server.store import PATIENT
-from caseload_server.store.backends.postgres import database as postgres, migrate as postgres_migrate
-from caseload_server.store.backends.postgres.database import Defect, PostgresDatabase
 from tests.locking import holding_the_lock
 from tests.postgres.cluster import QUICK, Cluster, NoPostgres
 from tests.running import refusal
@@ -68,7 +69,7 @@ def broken(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Broken
     postgres_migrate.migrate(cluster.create_database("caseload"))
     try:
         with world_on(cluster.url("caseload") + IMPATIENT) as world:
-            store: Any = world.server._store
+            store: Any = world.server.store
             store._database._commit_seconds = 0.2
             yield Broken(world, cluster, "caseload")
             if not cluster.answers():

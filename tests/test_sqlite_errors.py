@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import apsw
 import pytest
-from grpc import StatusCode
-
 from caseload_server.store.backends import factory
 from caseload_server.store.backends.sqlite import database as sqlite
+from grpc import StatusCode
+
 from tests.locking import holding_the_lock
 from tests.services.calling import People, refused
 from tests.services.provoking import FAILURES, assert_told
@@ -58,7 +58,7 @@ class Broken(NamedTuple):
 
     @property
     def writer(self) -> apsw.Connection:
-        store: Any = self.world.server._store
+        store: Any = self.world.server.store
         connection: apsw.Connection = store._database._writer
         return connection
 

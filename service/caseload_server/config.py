@@ -36,9 +36,9 @@ class Config:
     """Calls that write at once, none of which takes a thread of those that read. As many can share a commit."""
     read_threads: int = 16
     """Calls that read at once, and no more than `threads`. With many each costs more: they fight over the GIL."""
-    max_waiting: int = 400
+    max_queue_depth: int = 400
     """Calls that wait for such a thread, of either kind; one more is turned away."""
-    longest_wait_seconds: float = 1.0
+    queue_timeout_seconds: float = 1.0
     """How long a call waits at most; then, or where it is plain before, it is turned away."""
     pool_size: int = 16
     """Connections to PostgreSQL for reads, and as many for writes; readiness has another, and so have watches."""

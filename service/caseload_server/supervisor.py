@@ -199,7 +199,9 @@ class Supervisor:
 def _metrics_page(address: str) -> "Iterator[tuple[WorkersMetrics, str]]":
     """What the workers count, on one page, and its address. Raises SettingError."""
     from caseload_server.observability.metrics import WorkersMetrics
-    from caseload_server.observability.metrics_page import MetricsPage  # here, since it is loaded by those who count only
+    from caseload_server.observability.metrics_page import (
+        MetricsPage,  # here, since it is loaded by those who count only
+    )
 
     with closing(WorkersMetrics()) as metrics, closing(MetricsPage(address, metrics.registry)) as page:
         page.start()

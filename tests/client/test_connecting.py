@@ -13,9 +13,9 @@ import pytest
 import trustme
 from caseload.client import Caseload, connect, why
 from caseload.v1 import change_service_pb2, patient_service_pb2, resources_pb2, therapist_service_pb2
+from caseload_server.rpc.server import CaseloadServer
 from google.protobuf.message_factory import GetMessageClass
 
-from caseload_server.rpc.server import CaseloadServer
 from tests.client.answering import Answering
 from tests.clinic import READS, RPCS
 from tests.security.serving import KeysFile, serving

@@ -16,9 +16,9 @@ from caseload.v1 import change_service_pb2 as pb
 from caseload.v1 import patient_service_pb2 as patients
 from caseload.v1.change_service_pb2_grpc import ChangeServiceStub
 from caseload.v1.resources_pb2 import Patient
+from caseload_server.rpc.server import CaseloadServer
 from grpc import StatusCode
 
-from caseload_server.rpc.server import CaseloadServer
 from tests.client.answering import Answering
 from tests.security.serving import serving
 

@@ -6,8 +6,8 @@ import grpc
 import pytest
 from caseload.client import Caseload, Refusal, connect, why
 from caseload.v1 import patient_service_pb2, resources_pb2, therapist_service_pb2
-
 from caseload_server.rpc.server import CaseloadServer
+
 from tests.client.answering import Answering
 from tests.running import refusal
 

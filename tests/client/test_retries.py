@@ -8,9 +8,9 @@ import grpc
 import pytest
 from caseload.client import connect
 from caseload.v1 import change_service_pb2, patient_service_pb2, resources_pb2, therapist_service_pb2
+from caseload_server.rpc import server as module_of_server
 from grpc import StatusCode
 
-from caseload_server.rpc import server as module_of_server
 from tests.client.answering import Answer, Answering
 from tests.locking import holding_the_lock
 from tests.security.serving import serving
@@ -90,7 +90,7 @@ def test_where_most_calls_fail_retries_stop(peer: Answering) -> None:
 
 def test_a_server_that_is_too_busy_is_waited_for(tmp_path: Path) -> None:
     log = tmp_path / "access.log"
-    with serving(tmp_path, threads=1, max_waiting=1, access_log=log) as server, connect(server.address) as caseload:
+    with serving(tmp_path, threads=1, max_queue_depth=1, access_log=log) as server, connect(server.address) as caseload:
         with holding_the_lock(f"sqlite:///{tmp_path}/caseload.db"):
             patient = resources_pb2.Patient(display_name="Bob Ray")
             request = patient_service_pb2.CreatePatientRequest(patient=patient)

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 from caseload.client.connecting import service_config
+from caseload_server.observability.readiness import READINESS
 from google.api import field_behavior_pb2
 from google.protobuf.descriptor import MethodDescriptor
 
-from caseload_server.observability.readiness import READINESS
 from tests.clinic import READS, RPCS
 
 SHIPPED: dict[str, Any] = json.loads(resources.files("caseload.client").joinpath("service_config.json").read_text())

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import trustme
-
 from caseload_server import supervisor
 from caseload_server.commands import main
 from caseload_server.config import Config
 from caseload_server.observability.readiness import LIVENESS, READINESS
+
 from tests.deploy import reading
 from tests.deploy.reading import CONTAINERFILE, DEPLOY, MANIFESTS, UNIT, VARIABLES
 from tests.process.starting import caseload, url

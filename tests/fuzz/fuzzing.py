@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
 import grpc
+from caseload_server.rpc.status_map import CODES, DOMAIN
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from caseload_server.rpc.status_map import CODES, DOMAIN
 from tests.clinic import RPCS
 from tests.fuzz.messages import Messages, Sent
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import grpc
 import pytest
+from caseload_server.api.therapist_service import TherapistServicer
+from caseload_server.config import Config
+from caseload_server.rpc.server import build_server
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
-from caseload_server.config import Config
-from caseload_server.rpc.server import build_server
-from caseload_server.api.therapist_service import TherapistServicer
 from tests.clinic import RPCS
 from tests.fuzz import run
 from tests.fuzz.fuzzing import Fault, Fuzzer

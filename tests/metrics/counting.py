@@ -12,12 +12,12 @@ from caseload_server.observability.metrics import Metrics
 def main() -> None:
     number, ready = int(sys.argv[1]), float(sys.argv[2])
     metrics = Metrics(number)
-    count = metrics.of("/caseload.v1.TherapistService/GetTherapist", is_stream=False)
+    count = metrics.counter_for("/caseload.v1.TherapistService/GetTherapist", is_stream=False)
     for _ in range(10 + number):
         count("OK", None, 0.0003)
     count("NOT_FOUND", "THERAPIST_NOT_FOUND", 0.0003)
-    metrics.follow("ready", lambda: ready)
-    metrics.follow("watches", lambda: 5)
+    metrics.add_gauge("ready", lambda: ready)
+    metrics.add_gauge("watches", lambda: 5)
     metrics.start()
     print("counted", flush=True)
     time.sleep(60)

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import grpc
 import pytest
-
 from caseload_server.rpc.server import CaseloadServer
+
 from tests.clinic import Clinic, full_name, refused
 from tests.metrics.reading import numbers, until
 

@@ -11,10 +11,10 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
-
 from caseload_server.observability import metrics
 from caseload_server.observability.metrics_page import MetricsPage
 from caseload_server.rpc.server import CaseloadServer
+
 from tests.conftest import serving
 from tests.metrics.reading import numbers, page
 from tests.process.starting import SECRET, SERVE, refusal, url

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-
 from caseload_server.observability.metrics import WorkersMetrics
 from caseload_server.observability.metrics_page import MetricsPage
+
 from tests.metrics.reading import numbers
 
 

@@ -8,8 +8,8 @@ from typing import Final, NamedTuple
 
 import grpc
 import pytest
-
 from caseload_server.rpc.status_map import CODES
+
 from tests.clinic import Clinic
 from tests.conftest import serving
 from tests.documents import ROOT

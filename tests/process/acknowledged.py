@@ -20,7 +20,7 @@ _ACTIVE, _ENDED = resources_pb2.Assignment.STATE_ACTIVE, resources_pb2.Assignmen
 
 
 class Writers:
-    """Threads that write as fast as the server answers, until it goes away; on until the with block ends."""
+    """BoundedExecutor that write as fast as the server answers, until it goes away; on until the with block ends."""
 
     def __init__(self, address: str, name: str, threads: int = 8, *, persistent: bool = False) -> None:
         """Args: name, part of every id, so that later writers do not meet these; persistent, goes on with another

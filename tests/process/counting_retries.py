@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc
-
 from caseload_server.commands import main
 from caseload_server.rpc import server
 

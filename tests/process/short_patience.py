@@ -2,7 +2,7 @@
 
 from caseload_server.api import watches
 
-watches.STUCK_SECONDS = 3.0  # type: ignore[misc]
+watches.STUCK_READER_SECONDS = 3.0  # type: ignore[misc, attr-defined]
 
 from caseload_server.commands.main import main  # noqa: E402
 

@@ -3,7 +3,6 @@
 from typing import Any
 
 import apsw
-
 from caseload_server.commands import main
 
 

@@ -12,7 +12,6 @@ import threading
 from typing import Any
 
 import apsw
-
 from caseload_server.commands import main
 from caseload_server.store.backends.sqlite import database as sqlite
 

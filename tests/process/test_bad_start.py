@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 import pytest
-
 from caseload_server.commands.main import commands
+
 from tests import running
 from tests.process.starting import CASELOAD, DRY_RUN, SECRET, SERVE, caseload, refusal, url
 from tests.running import ServerProcess

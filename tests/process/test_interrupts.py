@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from caseload_server.config import Config
-from caseload_server.store.backends.factory import open_store
 from caseload_server.store import PATIENT
-from caseload_server.store.backends.protocol import Value
 from caseload_server.store.atomic_file import EXISTS, new_file
+from caseload_server.store.backends.factory import open_store
+from caseload_server.store.backends.protocol import Value
+
 from tests.conftest import NewDatabase, in_memory
 from tests.process.starting import CASELOAD, caseload, url
 from tests.store.steps import delete, make, run

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from caseload_server.observability.readiness import READINESS
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from caseload_server.observability.readiness import READINESS
 from tests.clinic import Clinic, full_name
 from tests.process.starting import url
 from tests.process.worker_processes import WorkersServer, until

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from caseload_server.observability import logs
 from caseload_server.config import Config
+from caseload_server.observability import logs
+
 from tests.clinic import Clinic, full_name
 from tests.documents import ROOT
 from tests.process.starting import SECRET, url

@@ -14,12 +14,12 @@ from typing import Any
 
 import apsw
 import pytest
-
-from caseload_server.commands import data
+from caseload_server.commands import portability
 from caseload_server.config import Config
+from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.factory import open_store
-from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
 from caseload_server.store.portability.import_process import reading
+
 from tests.process.acknowledged import Writers
 from tests.process.starting import CASELOAD, SECRET, caseload, refusal, url
 from tests.running import ServerProcess
@@ -323,6 +323,6 @@ def test_progress_is_shown_on_a_terminal_and_nowhere_else(tmp_path: Path, many: 
 
 def test_an_export_does_not_hurry_whoever_reads_it(tmp_path: Path, postgres_url: str) -> None:
     del tmp_path
-    with data.reading(postgres_url) as transaction:
+    with portability.reading(postgres_url) as transaction:
         for setting in ("statement_timeout", "idle_in_transaction_session_timeout"):
             assert transaction.run(f"SHOW {setting}") == [("0",)]

@@ -9,11 +9,11 @@ from typing import Any
 
 import psycopg
 import pytest
-
-from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
-from caseload_server.store.backends.postgres import migrate as postgres_migrate
+from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.migrations import migrations
+from caseload_server.store.backends.postgres import migrate as postgres_migrate
 from caseload_server.store.backends.postgres.database import PostgresDatabase
+
 from tests.postgres.cluster import Server
 from tests.store.steps import assign, make, unassign
 

@@ -9,13 +9,13 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
-
 from caseload_server.config import has_password
 from caseload_server.domain.requests import Delete
 from caseload_server.store import PATIENT, RelationshipStore
-from caseload_server.store.backends.postgres import migrate as postgres_migrate
 from caseload_server.store.backends.migrations import migrations
+from caseload_server.store.backends.postgres import migrate as postgres_migrate
 from caseload_server.store.backends.postgres.database import PostgresDatabase
+
 from tests.postgres.cluster import Server
 from tests.process.starting import DRY_RUN, SECRET, SERVE, STEPS, caseload, refusal
 from tests.process.worker_processes import children

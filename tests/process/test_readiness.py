@@ -11,10 +11,10 @@ from typing import Any, Final
 
 import grpc
 import pytest
+from caseload_server.observability.readiness import LIVENESS, READINESS
+from caseload_server.store.backends import factory
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from caseload_server.store.backends import factory
-from caseload_server.observability.readiness import LIVENESS, READINESS
 from tests.postgres.cluster import QUICK, Cluster, NoPostgres
 from tests.process.starting import caseload, url
 from tests.running import ServerProcess

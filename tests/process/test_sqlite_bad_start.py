@@ -9,8 +9,8 @@ from pathlib import Path
 
 import apsw
 import pytest
-
 from caseload_server.store.backends.sqlite.migrate import migrate
+
 from tests.process.starting import DRY_RUN, MODE_OBEYING, SECRET, SERVE, caseload, refusal, url
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from caseload_server.store.backends.sqlite.migrate import migrate
+
 from tests.process.starting import STEPS, caseload, url
 from tests.running import ServerProcess
 

@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from caseload_server.store.backends.sqlite import database as sqlite
+
 from tests.process.acknowledged import Writers, invented, lost, stored_after_restart
 from tests.process.sqlite_damage import damage
 from tests.process.starting import url

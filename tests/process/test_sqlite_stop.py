@@ -7,6 +7,7 @@ from pathlib import Path
 from caseload_server.domain import errors
 from caseload_server.store.backends.sqlite.database import SqliteDatabase
 from caseload_server.store.backends.sqlite.migrate import migrate
+
 from tests.process.starting import url
 from tests.running import ServerProcess
 

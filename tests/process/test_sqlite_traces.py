@@ -7,11 +7,11 @@ from pathlib import Path
 
 import apsw
 import pytest
-
 from caseload_server.config import Config
-from caseload_server.store.backends.factory import open_store
 from caseload_server.store import PATIENT, THERAPIST
+from caseload_server.store.backends.factory import open_store
 from caseload_server.store.backends.sqlite import vacuum as vacuums
+
 from tests.process.starting import caseload, url
 from tests.running import ServerProcess
 from tests.store.steps import assign, delete, make, update

@@ -16,10 +16,10 @@ from typing import Any, Self
 
 import grpc
 import pytest
-
+from caseload_server.clock import now_us as clock
 from caseload_server.config import Config
 from caseload_server.store.backends.factory import open_store
-from caseload_server.rpc.server import clock
+
 from tests.clinic import Clinic, number, refused
 from tests.following import Follower, first_answer, opened_watch, unread
 from tests.process.starting import caseload

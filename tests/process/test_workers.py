@@ -13,9 +13,9 @@ from typing import Any
 
 import grpc
 import pytest
+from caseload_server.observability.readiness import READINESS
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from caseload_server.observability.readiness import READINESS
 from tests.clinic import Clinic, full_name
 from tests.following import Follower
 from tests.metrics.reading import numbers

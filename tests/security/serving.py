@@ -6,10 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from caseload_server.security import api_keys
-from caseload_server.security.principal import PERMISSIONS
 from caseload_server.config import Config
 from caseload_server.rpc.server import CaseloadServer, build_server
+from caseload_server.security import api_keys
+from caseload_server.security.principal import PERMISSIONS
+
 from tests.clinic import Clinic
 
 Metadata = tuple[tuple[str, str | bytes], ...]

@@ -12,13 +12,12 @@ from typing import Any
 import grpc
 import pytest
 from caseload.v1 import therapist_service_pb2 as pb
+from caseload_server.api.therapist_service import TherapistServicer
+from caseload_server.domain.limits import MAX_LOGGED_IDS, MAX_MESSAGE_BYTES, MAX_METADATA_BYTES
+from caseload_server.rpc.server import CaseloadServer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from caseload_server.domain.limits import MAX_LOGGED_IDS
-from caseload_server.domain.limits import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES
-from caseload_server.rpc.server import CaseloadServer
-from caseload_server.api.therapist_service import TherapistServicer
 from tests.clinic import READS, RPCS, Clinic, full_name, new_request_id, request
 from tests.locking import holding_the_lock
 from tests.security.serving import KeysFile, LogReader, bearer, logging
@@ -257,7 +256,7 @@ def test_a_watch_names_a_thousand_of_each_kind_and_says_when_there_were_more(
 ) -> None:
     server, clinic, reader = logged
     start = clinic.head()
-    store: Any = server._store
+    store: Any = server.store
     run(store, "INSERT INTO change_set VALUES (1, 0, 'importer', 'm', '')")
     run(
         store,

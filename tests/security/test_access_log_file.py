@@ -6,10 +6,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from structlog.testing import capture_logs
-
 from caseload_server.observability import access_log
 from caseload_server.observability.access_log import LogFile
+from structlog.testing import capture_logs
+
 from tests.clinic import Clinic, refused
 from tests.process.starting import refusal
 from tests.running import ServerProcess

@@ -12,10 +12,10 @@ from caseload.v1 import therapist_service_pb2 as pb
 from caseload.v1.change_service_pb2_grpc import ChangeServiceStub
 from caseload.v1.resources_pb2 import Therapist
 from caseload.v1.therapist_service_pb2_grpc import TherapistServiceStub
+from caseload_server.rpc.server import CaseloadServer
+from caseload_server.security import file_reload
 from structlog.testing import capture_logs
 
-from caseload_server.security import file_reload
-from caseload_server.rpc.server import CaseloadServer
 from tests.running import refusal
 from tests.security.serving import KeysFile, Metadata, bearer, serving
 

@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
-
-from caseload_server.security import api_keys
-from caseload_server.security.principal import Caller
 from caseload_server.config import SettingError
+from caseload_server.security import api_keys
+from caseload_server.security.principal import Principal
+
 from tests.process.starting import caseload, refusal
 from tests.security.serving import KeysFile
 
@@ -28,7 +28,7 @@ def test_create_prints_a_token_and_a_line_that_makes_it_known(tmp_path: Path, ke
     assert re.fullmatch(r"caseload_[\w-]{43}", token)
     assert token.removeprefix("caseload_") not in line
     keys_file.append(line)
-    billing = Caller("billing", frozenset({"read", "write"}))
+    billing = Principal("billing", frozenset({"read", "write"}))
     assert api_keys.read(keys_file.path).of_token(token) == billing
     assert api_keys.read(keys_file.path).of_token(token + "x") is None
 
@@ -59,9 +59,9 @@ def test_a_file_may_have_comments_certificates_and_two_keys_a_caller(keys_file: 
     keys_file.append("# callers\n\nspiffe://example.org/reports read")
     first, second = keys_file.add("billing", "write"), keys_file.add("billing", "write")
     found = api_keys.read(keys_file.path)
-    reports = Caller("spiffe://example.org/reports", frozenset({"read"}))
+    reports = Principal("spiffe://example.org/reports", frozenset({"read"}))
     assert found.of_name("spiffe://example.org/reports") == reports
-    assert found.of_token(first) == found.of_token(second) == Caller("billing", frozenset({"write"}))
+    assert found.of_token(first) == found.of_token(second) == Principal("billing", frozenset({"write"}))
     assert found.of_name("") is None
     assert found.of_token("") is None
 

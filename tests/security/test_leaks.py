@@ -12,16 +12,16 @@ from typing import Any, Final
 import grpc
 import pytest
 import structlog
-from prometheus_client import Counter
-
+from caseload_server.api.change_service import ChangeServicer
+from caseload_server.api.page_tokens import PageTokens
+from caseload_server.api.patient_service import PatientServicer
 from caseload_server.domain import errors
 from caseload_server.observability import access_log
 from caseload_server.observability.metrics import Metrics
 from caseload_server.rpc.server import CaseloadServer
-from caseload_server.api.change_service import ChangeServicer
-from caseload_server.api.page_tokens import PageTokens
-from caseload_server.api.patient_service import PatientServicer
 from caseload_server.store import RelationshipStore
+from prometheus_client import Counter
+
 from tests.metrics.reading import page
 from tests.running import ServerProcess, free_address
 from tests.security.leaking import CANARY, Caller, found
@@ -42,7 +42,7 @@ def crash_in_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError(f"{CANARY} {arguments}") from KeyError(f"{CANARY} {arguments}")
 
     for verb in VERBS:
-        if verb not in {"close", "head", "check", "wait_for_news"}:  # which threads of the server's own ask
+        if verb not in {"close", "head", "check", "wait_for_commit"}:  # which threads of the server's own ask
             monkeypatch.setattr(RelationshipStore, verb, crash)
 
 

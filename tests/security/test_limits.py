@@ -15,14 +15,14 @@ from typing import Any
 import grpc
 import pytest
 from caseload.v1 import patient_service_pb2 as pb
+from caseload_server.config import Config
+from caseload_server.domain import limits
+from caseload_server.domain.limits import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES
+from caseload_server.rpc import server as building
+from caseload_server.rpc.server import CaseloadServer
 from google.api import field_behavior_pb2
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 
-from caseload_server.domain import limits
-from caseload_server.rpc import server as building
-from caseload_server.config import Config
-from caseload_server.domain.limits import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES
-from caseload_server.rpc.server import CaseloadServer
 from tests.clinic import Clinic, full_name
 from tests.running import Client, ServerProcess, refusal
 from tests.security.serving import serving
@@ -275,7 +275,7 @@ def test_no_text_and_no_list_of_a_request_is_without_a_bound(client: Client, met
 def test_two_thousand_calls_at_once_on_one_connection_are_all_answered(tmp_path: Path) -> None:
     """An honest burst above what a connection may have open waits in the caller's library, and is not refused."""
     # However slow the machine: how many calls wait here, and how long, is another test's.
-    with serving(tmp_path, longest_wait_seconds=60, max_waiting=2000) as server, Clinic(server.address) as clinic:
+    with serving(tmp_path, queue_timeout_seconds=60, max_queue_depth=2000) as server, Clinic(server.address) as clinic:
         get: Any = clinic.channel.unary_unary("/caseload.v1.PatientService/GetPatient")
         assert codes_at_once(get, 2000) == ["NOT_FOUND"] * 2000
 

@@ -10,23 +10,23 @@ import grpc
 import pytest
 from caseload.v1 import therapist_service_pb2 as pb
 from caseload.v1.resources_pb2 import Therapist
+from caseload_server.observability.access_log import AccessLog
+from caseload_server.rpc.pipeline import MethodExecutors, PipelineServer
+from caseload_server.rpc.retry_delays import RetryDelays
+from caseload_server.rpc.server import CaseloadServer
+from caseload_server.security import auth
+from caseload_server.security.auth import PUBLIC, Auth
+from caseload_server.security.principal import PERMISSIONS
 from google.protobuf import descriptor_pb2, descriptor_pool
 
-from caseload_server.security.principal import PERMISSIONS
-from caseload_server.security import auth
-from caseload_server.observability.access_log import AccessLog
-from caseload_server.security.auth import Admission, FREE
-from caseload_server.rpc.pipeline import GuardedServer, Pools
-from caseload_server.rpc.retry_delays import Retries
-from caseload_server.rpc.server import CaseloadServer
 from tests.clinic import READS, RPCS
 from tests.running import refusal
 from tests.security.serving import KeysFile, Metadata, bearer, serving
 
 FOREIGN = {
-    "/grpc.health.v1.Health/Check": FREE,
-    "/grpc.health.v1.Health/List": FREE,
-    "/grpc.health.v1.Health/Watch": FREE,
+    "/grpc.health.v1.Health/Check": PUBLIC,
+    "/grpc.health.v1.Health/List": PUBLIC,
+    "/grpc.health.v1.Health/Watch": PUBLIC,
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": "read",
 }
 
@@ -48,7 +48,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, tokens: dict[str, str]) -> 
 
 def registered(server: CaseloadServer) -> list[str]:
     """Every method that is on the server, by its full name."""
-    of_grpcio: Any = server._server
+    of_grpcio: Any = server._parts.grpc_server
     state = of_grpcio._state
     assert state.generic_handlers == []
     return sorted(state.registered_method_handlers)
@@ -92,7 +92,7 @@ def test_every_method_but_those_of_health_refuses_a_caller_it_does_not_know(serv
     for method in registered(server):
         for metadata in ((), bearer("unknown")):
             refused = outcome(server, method, metadata) == "UNAUTHENTICATED"
-            assert refused == (needed(method) != FREE), method
+            assert refused == (needed(method) != PUBLIC), method
 
 
 def test_every_method_asks_for_its_one_permission_and_for_no_other(
@@ -101,7 +101,7 @@ def test_every_method_asks_for_its_one_permission_and_for_no_other(
     for method in registered(server):
         found = {one: outcome(server, method, bearer(token)) for one, token in tokens.items()}
         denied = {one for one, reason in found.items() if reason == "PERMISSION_DENIED"}
-        assert denied == (set() if needed(method) == FREE else {*PERMISSIONS} - {needed(method)}), method
+        assert denied == (set() if needed(method) == PUBLIC else {*PERMISSIONS} - {needed(method)}), method
 
 
 def test_the_permission_that_lacks_is_named(server: CaseloadServer, tokens: dict[str, str]) -> None:
@@ -152,7 +152,9 @@ def test_a_method_that_no_rule_covers_is_for_nobody() -> None:
 
     threads = ThreadPoolExecutor(1)
     bare = grpc.server(threads)
-    guarded = GuardedServer(bare, Admission(None), AccessLog(sys.stderr), Pools(threads, threads, threads), Retries())
+    guarded = PipelineServer(
+        bare, Auth(None), AccessLog(sys.stderr), MethodExecutors(threads, threads, threads), RetryDelays()
+    )
     handler = grpc.unary_unary_rpc_method_handler(do, bytes, bytes)
     guarded.add_registered_method_handlers("planted.Planted", {"Do": handler})
     port = bare.add_insecure_port("127.0.0.1:0")
@@ -167,6 +169,6 @@ def test_a_method_that_no_rule_covers_is_for_nobody() -> None:
 
 
 def test_the_walk_would_find_a_method_that_is_let_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auth, "_OF_SERVICES", {"caseload.v1.ChangeService": FREE})
+    monkeypatch.setattr(auth, "_OF_SERVICES", {"caseload.v1.ChangeService": PUBLIC})
     with serving(tmp_path, keys_file=KeysFile(tmp_path / "keys").path) as server:
         assert outcome(server, "/caseload.v1.ChangeService/ListChanges", ()) == ""

@@ -14,6 +14,8 @@ import pytest
 import trustme
 from caseload.v1 import therapist_service_pb2 as pb
 from caseload.v1.therapist_service_pb2_grpc import TherapistServiceStub
+from caseload_server.rpc.server import CaseloadServer
+from caseload_server.security import file_reload
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -21,8 +23,6 @@ from cryptography.x509.oid import NameOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
-from caseload_server.security import file_reload
-from caseload_server.rpc.server import CaseloadServer
 from tests.process.starting import refusal as start_refused
 from tests.running import ServerProcess, refusal
 from tests.security.serving import KeysFile, Metadata, bearer, serving

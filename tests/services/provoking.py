@@ -119,12 +119,12 @@ def not_with_the_source(world: World) -> object:
 
 
 def too_many_assignments(world: World) -> object:
-    crowd(world.server._store, "t1", 1001)
+    crowd(world.server.store, "t1", 1001)
     return world.therapists.delete("t1", force=True)
 
 
 def too_many_assignments_in_transfer(world: World) -> object:
-    crowd(world.server._store, "t1", 1001)
+    crowd(world.server.store, "t1", 1001)
     world.therapists.create("t2")
     return world.clinic.transfer()
 
@@ -136,7 +136,7 @@ def etag_mismatch(world: World) -> object:
 def pruned(world: World) -> str:
     """A revision from before a purge."""
     oldest = str(world.clinic.send("ListChanges").oldest_revision)
-    world.server._store.purge_changes(time.time_ns() // 1000 + 1)
+    world.server.store.purge_changes(time.time_ns() // 1000 + 1)
     return oldest
 
 
@@ -151,7 +151,7 @@ def too_many_watches(world: World) -> object:
 
 def watch_too_slow(world: World) -> object:
     start = world.clinic.head()
-    fill(world.server._store, sets=8, lines=3000)
+    fill(world.server.store, sets=8, lines=3000)
     with unread(world.server.address, start) as stream:
         time.sleep(SLOW_SECONDS * 3)
         return list(stream)
@@ -166,7 +166,7 @@ def shutting_down_in_watch(world: World) -> object:
 
 def shutting_down(world: World) -> object:
     """A call that outlasts the grace of a stop finds the store closed."""
-    world.server._store.close()
+    world.server.store.close()
     return world.patients.create("p2", display_name=CANARY)
 
 
@@ -190,7 +190,7 @@ def overloaded(_world: World) -> object:
     """By another server, whose one thread waits for a lock, and which lets one call wait."""
     with (
         TemporaryDirectory() as folder,
-        serving(Path(folder), threads=1, max_waiting=1) as server,
+        serving(Path(folder), threads=1, max_queue_depth=1) as server,
         Clinic(server.address) as clinic,
         holding_the_lock(f"sqlite:///{folder}/caseload.db"),
     ):

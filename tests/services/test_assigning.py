@@ -7,11 +7,11 @@ from typing import Any
 
 import grpc
 import pytest
+from caseload_server.config import Config
+from caseload_server.rpc.server import build_server
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caseload_server.config import Config
-from caseload_server.rpc.server import build_server
 from tests.conftest import NewDatabase
 from tests.running import Client, refusal
 from tests.services.calling import SIDES, T0, Side, honours, refused

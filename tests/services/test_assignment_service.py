@@ -6,8 +6,8 @@ from typing import Any
 
 import grpc
 import pytest
-
 from caseload_server.rpc.server import CaseloadServer
+
 from tests.clinic import (
     ACTIVE,
     COMPLETED,

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import grpc
 import pytest
-
 from caseload_server.rpc.server import CaseloadServer
+
 from tests.clinic import (
     COVERING,
     ENTERED_IN_ERROR,

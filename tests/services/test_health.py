@@ -8,11 +8,11 @@ from typing import Any
 
 import grpc
 import pytest
+from caseload_server.config import Config
+from caseload_server.rpc.server import build_server
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from caseload_server.config import Config
-from caseload_server.rpc.server import build_server
 from tests.clinic import RPCS, Clinic
 from tests.conftest import NewDatabase
 from tests.running import Client

@@ -7,12 +7,12 @@ from contextlib import ExitStack
 from typing import Any, ClassVar
 
 import grpc
+from caseload_server.config import Config
+from caseload_server.rpc.server import build_server
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from caseload_server.config import Config
-from caseload_server.rpc.server import build_server
 from tests.clinic import ACTIVE, ENDED, PRIMARY, READS, RPCS, T0, TREATING, Clinic, full_name, new_request_id, number
 from tests.conftest import NewDatabase
 from tests.running import refusal

@@ -14,12 +14,12 @@ import grpc
 import pytest
 from caseload.client import connect
 from caseload.v1.therapist_service_pb2 import ListTherapistsRequest
+from caseload_server.rpc.grpcio_compat import grpcio_supported
+from caseload_server.rpc.retry_delays import MAX_DELAY_SECONDS, MIN_DELAY_SECONDS, SPACING_SECONDS, RetryDelays
+from caseload_server.rpc.server import CaseloadServer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from caseload_server.rpc.retry_delays import LEAST_SECONDS, MOST_SECONDS, Retries, SPACING_SECONDS
-from caseload_server.rpc.server import CaseloadServer
-from caseload_server.rpc.executors import _KNOWN
 from tests.clinic import Clinic, full_name, refused, request
 from tests.conftest import serving
 from tests.hostile import frames
@@ -50,7 +50,7 @@ RETRYING = json.dumps(
 
 def test_the_inside_of_this_grpcio_is_known() -> None:
     """Else nothing would be turned away, and each start would only warn of it."""
-    assert _KNOWN
+    assert grpcio_supported()
 
 
 def creating(clinic: Clinic, patient_id: str) -> Any:
@@ -82,7 +82,7 @@ def answered(calls: list[Any]) -> list[str]:
 def test_who_finds_the_queue_full_is_turned_away_at_once_and_nothing_is_done(database_url: str) -> None:
     with (
         serving(
-            database_url, threads=2, max_waiting=3, longest_wait_seconds=20, metrics_address="127.0.0.1:0"
+            database_url, threads=2, max_queue_depth=3, queue_timeout_seconds=20, metrics_address="127.0.0.1:0"
         ) as server,
         Clinic(server.address) as clinic,
     ):
@@ -102,7 +102,7 @@ def test_no_call_waits_longer_than_the_bound_though_no_thread_is_free(database_u
     """And once the first has waited half as long, nobody begins to wait."""
     bound = 1.5
     with (
-        serving(database_url, threads=1, longest_wait_seconds=bound, metrics_address="127.0.0.1:0") as server,
+        serving(database_url, threads=1, queue_timeout_seconds=bound, metrics_address="127.0.0.1:0") as server,
         Clinic(server.address) as clinic,
     ):
         ended: dict[str, float] = {}
@@ -133,7 +133,7 @@ def test_reads_go_on_while_writers_hold_every_thread_they_have(database_url: str
 
 def test_how_many_run_and_wait_is_told(database_url: str) -> None:
     with (
-        serving(database_url, threads=2, longest_wait_seconds=20, metrics_address="127.0.0.1:0") as server,
+        serving(database_url, threads=2, queue_timeout_seconds=20, metrics_address="127.0.0.1:0") as server,
         Clinic(server.address) as clinic,
     ):
         address = server.metrics_address
@@ -147,7 +147,7 @@ def test_how_many_run_and_wait_is_told(database_url: str) -> None:
 
 def test_health_and_readiness_are_answered_while_calls_are_turned_away(database_url: str) -> None:
     with (
-        serving(database_url, threads=1, max_waiting=2) as server,
+        serving(database_url, threads=1, max_queue_depth=2) as server,
         Clinic(server.address) as clinic,
         Clinic(server.address) as other,
     ):
@@ -165,7 +165,7 @@ def test_health_and_readiness_are_answered_while_calls_are_turned_away(database_
 def test_a_flood_of_health_checks_has_every_one_answered(database_url: str) -> None:
     """Whoever asks, without a key too, must not make the server look dead."""
     with (
-        serving(database_url, max_waiting=1) as server,
+        serving(database_url, max_queue_depth=1) as server,
         Clinic(server.address) as clinic,
         flooding(clinic.channel.unary_unary("/grpc.health.v1.Health/Check")) as codes,
     ):
@@ -230,7 +230,9 @@ def flooding(call: Any) -> Iterator[list[str]]:
 def test_who_is_turned_away_has_a_line_in_the_access_log(database_url: str, tmp_path: Path) -> None:
     log = LogReader(tmp_path / "access.log")
     with (
-        serving(database_url, threads=1, max_waiting=1, access_log=log.path, metrics_address="127.0.0.1:0") as server,
+        serving(
+            database_url, threads=1, max_queue_depth=1, access_log=log.path, metrics_address="127.0.0.1:0"
+        ) as server,
         Clinic(server.address) as clinic,
         holding_the_lock(database_url),
     ):
@@ -248,7 +250,7 @@ def test_the_retries_of_grpc_come_when_they_are_told_to(database_url: str) -> No
     """Though the client's own back-off is a millisecond: five tries at once would all be turned away."""
     with (
         serving(
-            database_url, threads=1, max_waiting=1, longest_wait_seconds=20, metrics_address="127.0.0.1:0"
+            database_url, threads=1, max_queue_depth=1, queue_timeout_seconds=20, metrics_address="127.0.0.1:0"
         ) as server,
         Clinic(server.address) as clinic,
         grpc.insecure_channel(server.address, [("grpc.service_config", RETRYING)]) as channel,
@@ -268,7 +270,7 @@ def test_the_retries_of_grpc_come_when_they_are_told_to(database_url: str) -> No
 def test_callers_with_the_shipped_client_succeed_after_a_flood_of_others(database_url: str) -> None:
     """Which was given all the times there are to come again: theirs must lie within their deadline."""
     with (
-        serving(database_url, threads=2, max_waiting=2, metrics_address="127.0.0.1:0") as server,
+        serving(database_url, threads=2, max_queue_depth=2, metrics_address="127.0.0.1:0") as server,
         Clinic(server.address) as clinic,
         connect(server.address, timeout=6) as caseload,  # the default is 10: the rest is for a busy machine
     ):
@@ -315,12 +317,12 @@ def test_reflection_streams_have_an_end(database_url: str) -> None:
 
 @pytest.mark.parametrize("herd", [1, 100, 5000])
 def test_those_who_are_turned_away_together_do_not_come_again_together(herd: int) -> None:
-    retries = Retries()
+    retries = RetryDelays()
     began = time.monotonic()
-    times = sorted(time.monotonic() - began + retries.after_seconds() for _ in range(herd))
+    times = sorted(time.monotonic() - began + retries.next_seconds() for _ in range(herd))
     took = time.monotonic() - began
-    assert times[0] >= LEAST_SECONDS
-    assert times[-1] <= MOST_SECONDS + took
+    assert times[0] >= MIN_DELAY_SECONDS
+    assert times[-1] <= MAX_DELAY_SECONDS + took
     in_any_second = max(sum(at <= other < at + 1 for other in times) for at in times[:: max(1, herd // 50)])
-    rounds = herd * SPACING_SECONDS / (MOST_SECONDS - LEAST_SECONDS) + 1
+    rounds = herd * SPACING_SECONDS / (MAX_DELAY_SECONDS - MIN_DELAY_SECONDS) + 1
     assert in_any_second <= rounds / SPACING_SECONDS + 1

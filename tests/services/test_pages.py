@@ -8,11 +8,11 @@ from typing import Any
 
 import grpc
 import pytest
+from caseload_server.config import Config
+from caseload_server.rpc.server import CaseloadServer, build_server
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from caseload_server.config import Config
-from caseload_server.rpc.server import CaseloadServer, build_server
 from tests.clinic import RPCS
 from tests.clinic import request as request_of
 from tests.conftest import NewDatabase
@@ -203,7 +203,7 @@ def test_a_token_holds_nothing_but_the_last_id(lister: Lister) -> None:
 def test_a_page_is_50_where_no_size_is_given_and_1000_at_most(server: CaseloadServer, client: Client) -> None:
     people = People(client, "Patient")
     People(client, "Therapist").create("t1")
-    crowd(server._store, "t1", 1002)
+    crowd(server.store, "t1", 1002)
     for size, count in ((0, 50), (1000, 1000), (1001, 1000), (2**31 - 1, 1000)):
         assert len(people.ids(people.call("List", page_size=size))) == count
 

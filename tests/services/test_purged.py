@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-
 from caseload_server.rpc.server import CaseloadServer
 from caseload_server.store import PATIENT, THERAPIST
+
 from tests.clinic import Clinic, new_request_id, refused
 
 NAMED = {"therapist": {"display_name": "Ann Lee"}, "patient": {"display_name": "Bob Ray"}}
@@ -34,7 +34,7 @@ class Purged:
         clinic.send("DeletePatient", patient_id="p1", force=True)
         self.before = clinic.head()
         for kind in (PATIENT, THERAPIST):
-            list(server._store.purge_people(kind, time.time_ns() // 1000 + 1))
+            list(server.store.purge_people(kind, time.time_ns() // 1000 + 1))
 
 
 @pytest.fixture

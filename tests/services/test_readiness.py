@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 
 import pytest
-
 from caseload_server.domain import errors
 from caseload_server.observability import readiness
 from caseload_server.observability.readiness import Readiness

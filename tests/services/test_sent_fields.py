@@ -3,8 +3,8 @@
 from typing import Any
 
 import pytest
-
 from caseload_server.validation.rules import NPI_SYSTEM
+
 from tests.running import Client
 from tests.services.calling import People, Side, refused
 

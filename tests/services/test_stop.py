@@ -6,9 +6,9 @@ import threading
 
 from caseload.v1 import patient_service_pb2 as pb
 from caseload.v1.resources_pb2 import Patient
-
 from caseload_server.config import Config
 from caseload_server.rpc.server import build_server
+
 from tests.running import Client
 
 DATA, HEADERS, SETTINGS, PING, WINDOW_UPDATE = 0, 1, 4, 6, 8

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 import pytest
-
 from caseload_server.rpc.server import CaseloadServer
+
 from tests.clinic import Clinic, refused
 from tests.services.calling import honours
 

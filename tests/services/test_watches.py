@@ -9,10 +9,10 @@ from typing import Any
 
 import grpc
 import pytest
-
+from caseload_server.api import watches
 from caseload_server.config import Config
 from caseload_server.rpc.server import CaseloadServer, build_server
-from caseload_server.api import watches
+
 from tests.clinic import PRIMARY, Clinic, number, refused
 from tests.following import Follower, opened_watch, unread
 from tests.services.calling import honours
@@ -234,7 +234,7 @@ def test_a_slow_reader_is_cut_with_a_reason_and_may_resume(database_url: str, mo
     monkeypatch.setattr(watches, "SLOW_SECONDS", 0.3)
     with serving(database_url) as server, Clinic(server.address) as clinic:
         start = clinic.head()
-        fill(server._store, sets=8, lines=3000)
+        fill(server.store, sets=8, lines=3000)
         received: list[Any] = []
         with unread(server.address, start) as stream:
             time.sleep(1)
@@ -259,7 +259,7 @@ def test_a_reader_that_takes_nothing_is_cut_and_leaves_its_place(
     monkeypatch.setattr(watches, "STUCK_SECONDS", 0.5)
     with serving(database_url, max_watches=2) as server, Clinic(server.address) as clinic:
         start = clinic.head()
-        fill(server._store, sets=8, lines=3000)
+        fill(server.store, sets=8, lines=3000)
         with unread(server.address, start) as stream, Follower(clinic) as other:
             eventually(lambda: len(server._watches._open) == 2)
             slowest = 0.0
@@ -293,7 +293,7 @@ def test_a_stop_ends_every_watch_with_shutting_down(database_url: str) -> None:
 def test_a_stop_tells_a_watch_that_is_far_behind_too(database_url: str) -> None:
     with serving(database_url) as server, Clinic(server.address) as clinic:
         start = clinic.head()
-        fill(server._store, sets=8, lines=9000)
+        fill(server.store, sets=8, lines=9000)
         with unread(server.address, start) as stream:
             next(stream)
             stopping = threading.Thread(target=server.stop)
@@ -311,7 +311,7 @@ def _read_slowly(stream: Any) -> None:
 def test_a_stop_does_not_wait_for_a_reader_that_takes_nothing(database_url: str) -> None:
     with serving(database_url, grace_seconds=20) as server, Clinic(server.address) as clinic:
         start = clinic.head()
-        fill(server._store, sets=8, lines=3000)
+        fill(server.store, sets=8, lines=3000)
         with unread(server.address, start):
             eventually(lambda: any(one.sending_since for one in server._watches._open))
             time.sleep(0.5)
@@ -325,7 +325,7 @@ def test_a_purge_ends_only_a_watch_that_has_yet_to_read_what_went(server: Caselo
     clinic.patients("p1", "p2")
     with Follower(clinic) as up_to_date:
         up_to_date.wait_for(1)
-        server._store.purge_changes(time.time_ns() // 1000 + 1)
+        server.store.purge_changes(time.time_ns() // 1000 + 1)
         found = refused(next, clinic.watch(start))
         assert (found.code, found.reason) == (grpc.StatusCode.OUT_OF_RANGE, "REVISION_PRUNED")
         assert found.metadata == {"oldest_revision": clinic.head()}

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import grpc
 import pytest
-
-from caseload_server.config import Config
-from caseload_server.rpc.server import CaseloadServer, build_server
 from caseload_server.api import watches
 from caseload_server.api.change_service import ChangeServicer
 from caseload_server.api.therapist_service import TherapistServicer
+from caseload_server.config import Config
+from caseload_server.rpc.server import CaseloadServer, build_server
+
 from tests.clinic import Clinic
 from tests.running import Client
 from tests.services.calling import People, Side

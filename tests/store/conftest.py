@@ -1,11 +1,10 @@
 from collections.abc import Iterator
 
 import pytest
-
 from caseload_server.config import Config
-from caseload_server.store.backends.factory import open_store
 from caseload_server.domain.requests import CallContext
 from caseload_server.store import RelationshipStore
+from caseload_server.store.backends.factory import open_store
 
 
 class Clock:

@@ -53,7 +53,7 @@ def batch(database: SqliteDatabase, works: Sequence[Callable[[], Any]]) -> list[
     with commit_under_way(database):
         for number, thread in enumerate(threads):
             thread.start()
-            wait_until(lambda expected=number + 1: len(database._queue) == expected)  # type: ignore[misc]
+            wait_until(lambda expected=number + 1: len(database._group_commit._queue) == expected)  # type: ignore[misc]
     for thread in threads:
         thread.join(30)
     return results

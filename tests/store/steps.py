@@ -5,14 +5,13 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import pytest
-
 from caseload_server.domain import enums, errors, requests
 from caseload_server.domain.records import Assignment
 from caseload_server.domain.requests import CallContext, CaseloadQuery, PageRequest, RecordQuery
-from caseload_server.domain.results import Outcome, Page
-from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
-from caseload_server.store.records import RecordKind
+from caseload_server.domain.results import Page
+from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.protocol import Row, Value
+from caseload_server.store.records import RecordKind
 
 T = TypeVar("T")
 AnyKind = RecordKind[Any]
@@ -66,7 +65,7 @@ def update(store: RelationshipStore, kind: AnyKind, record_id: str, **fields: st
     return store.update(kind, record_id, "", fields, CALL).record
 
 
-def delete(store: RelationshipStore, kind: AnyKind, record_id: str, **flags: Any) -> Outcome[Any]:
+def delete(store: RelationshipStore, kind: AnyKind, record_id: str, **flags: Any) -> Any:
     """Soft-deletes."""
     return store.delete(kind, requests.Delete(record_id, **flags), CALL)
 

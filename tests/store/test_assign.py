@@ -1,11 +1,11 @@
 from typing import Any
 
 import pytest
-
 from caseload_server.domain import enums, errors, requests
 from caseload_server.domain.enums import ROLE_PRIMARY, ROLE_TREATING
 from caseload_server.domain.records import Assignment
-from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
+from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
+
 from tests.store.conftest import Clock
 from tests.store.steps import (
     CALL,
@@ -58,7 +58,7 @@ def test_an_assignment_is_recorded_with_who_and_when(pair: RelationshipStore, cl
         updated_us=now,
         etag=period.etag,
     )
-    assert outcome.effect == 1
+    assert outcome.created
     assert history(pair) == [period]
 
 
@@ -87,7 +87,7 @@ def test_assigning_twice_returns_the_first_assignment(pair: RelationshipStore, c
         requests.Assign("t", "p", focus="anxiety", start_us=start_us),
         requests.Assign("t", "p", focus="anxiety", replace=True, replace_primary=True, ignore_capacity=True),
     ):
-        assert pair.assign(order, CALL) == first._replace(effect=0)
+        assert pair.assign(order, CALL) == first._replace(created=False)
     assert dump(pair) == before
 
 

@@ -2,13 +2,13 @@ import itertools
 import random
 
 import pytest
-
 from caseload_server.api import convert
 from caseload_server.domain import errors, requests
 from caseload_server.domain.records import ChangeSet
 from caseload_server.domain.requests import CallContext, ChangeQuery
 from caseload_server.domain.results import ChangePage
-from caseload_server.store import RelationshipStore, THERAPIST
+from caseload_server.store import THERAPIST, RelationshipStore
+
 from tests.store.conftest import Clock
 from tests.store.ward import (
     assign,

@@ -2,6 +2,7 @@
 
 from caseload_server.domain.enums import END_ENTERED_IN_ERROR, ROLE_PRIMARY
 from caseload_server.store import RelationshipStore
+
 from tests.store.conftest import Clock
 from tests.store.ward import SECOND, assign, patients, period, therapists, unassign
 
@@ -10,7 +11,7 @@ Pair = tuple[str, str]
 
 def checked(store: RelationshipStore, at_us: int, *pairs: Pair) -> list[str | None]:
     checks, _ = store.check_assignments(list(pairs), at_us)
-    assert [one.place for one in checks] == list(range(len(pairs)))
+    assert [one.pair_index for one in checks] == list(range(len(pairs)))
     return [one.assignment_id for one in checks]
 
 

@@ -1,7 +1,7 @@
 import pytest
-
 from caseload_server.domain import enums, errors, records, requests, results
-from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
+from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
+
 from tests.store.conftest import Clock
 from tests.store.steps import CALL, AnyKind, assign, both_kinds, delete, ids, make, make_pair, other, unassign, update
 
@@ -18,7 +18,7 @@ def test_a_delete_hides_the_record_from_lists_and_keeps_it_readable(
     outcome = delete(store, kind, "a")
     now = clock.now_us
     assert outcome.record == before._replace(deleted_us=now, updated_us=now, etag=outcome.record.etag)
-    assert outcome.effect == 0
+    assert outcome.ended_count == 0
     assert store.get(kind, "a") == outcome.record
     assert ids(store, kind) == []
     assert ids(store, kind, show_deleted=True) == ["a"]
@@ -35,7 +35,7 @@ def test_deleting_twice_writes_once(store: RelationshipStore, clock: Clock, kind
 @both_kinds
 def test_deleting_what_never_existed_succeeds_where_that_is_allowed(store: RelationshipStore, kind: AnyKind) -> None:
     head = make(store, kind, "a") and store.list_people(kind, requests.RecordQuery(), requests.PageRequest(1, ""))
-    assert delete(store, kind, "nobody", allow_missing=True) == results.Outcome(None, 0, head.revision)
+    assert delete(store, kind, "nobody", allow_missing=True) == results.DeleteResult(None, 0, head.revision)
 
 
 @both_kinds
@@ -84,7 +84,7 @@ def test_an_undelete_gives_back_all_but_the_delete_time(store: RelationshipStore
     assert outcome.record == before._replace(updated_us=clock.now_us, etag=outcome.record.etag)
     assert ids(store, kind) == ["a"]
     clock.advance(1)
-    assert store.undelete(kind, "a", CALL) == outcome._replace(effect=0)
+    assert store.undelete(kind, "a", CALL) == outcome
 
 
 @both_kinds
@@ -114,9 +114,11 @@ def test_a_forced_delete_ends_the_assignments_on_both_sides(
     period = assign(store)
     clock.advance(1)
     gone, ended = ("t", 2) if kind is THERAPIST else ("p", 3)
-    assert delete(store, kind, gone, force=True).effect == ended
+    assert delete(store, kind, gone, force=True).ended_count == ended
     query = requests.CaseloadQuery("p", states=(enums.STATE_ENDED,))
-    periods = [assignment for assignment, _ in store.list_patient_therapists(query, requests.PageRequest(9, "")).records]
+    periods = [
+        assignment for assignment, _ in store.list_patient_therapists(query, requests.PageRequest(9, "")).records
+    ]
     assert len(periods) == (1 if kind is THERAPIST else 3)
     after = next(one for one in periods if one.assignment_id == period.assignment_id)
     assert after == period._replace(
@@ -156,4 +158,4 @@ def test_a_forced_delete_ends_no_more_than_one_call_may(
     assert refusal.value.metadata == {"limit": "2", "current": "3"}
     assert store.get(kind, "a") == before
     unassign(store, *(("a", "x") if kind is THERAPIST else ("x", "a")))
-    assert delete(store, kind, "a", force=True).effect == 2
+    assert delete(store, kind, "a", force=True).ended_count == 2

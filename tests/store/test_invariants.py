@@ -4,8 +4,8 @@ Each statement is first shown to succeed in a form that is allowed: it fails for
 """
 
 import pytest
+from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 
-from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
 from tests.store.mutations import everyone
 from tests.store.steps import assign, dump, run, unassign
 

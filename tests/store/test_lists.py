@@ -1,10 +1,10 @@
 from typing import Any
 
 import pytest
-
 from caseload_server.domain import enums, errors, requests, results
 from caseload_server.domain.requests import CaseloadQuery, RecordQuery
-from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
+from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
+
 from tests.store.conftest import Clock
 from tests.store.steps import (
     ALL,

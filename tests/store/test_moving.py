@@ -7,17 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from caseload_server.commands import data
-from caseload_server.domain import errors
+from caseload_server.commands import portability
 from caseload_server.config import Config, SettingError
-from caseload_server.store.backends.factory import open_store
+from caseload_server.domain import errors
 from caseload_server.domain.enums import ROLE_PRIMARY
 from caseload_server.domain.requests import ChangeQuery
-from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
+from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
+from caseload_server.store.backends.factory import open_store
 from caseload_server.store.portability import export, import_loader
 from caseload_server.store.portability.import_parser import ImportRefused, batches
 from caseload_server.store.portability.verify import Contents, broken_rules
+
 from tests.store.conftest import Clock
 from tests.store.steps import AnyKind, assign, both_kinds, delete, dump, ids, make, request, unassign, update
 
@@ -40,19 +40,19 @@ def nothing(_: int) -> None:
 
 def exported(url: str) -> bytes:
     lines = io.BytesIO()
-    with data.reading(url) as transaction:
+    with portability.reading(url) as transaction:
         export.export(transaction, lines.write, nothing)
     return lines.getvalue()
 
 
 def imported(lines: bytes, url: str) -> str:
     """The digest."""
-    with data.loading_into(url) as (loading, schema):
+    with portability.loading_into(url) as (loading, schema):
         return import_loader.load(batches(io.BytesIO(lines), schema), loading, nothing)
 
 
 def digest(url: str) -> str:
-    with data.reading(url) as transaction:
+    with portability.reading(url) as transaction:
         contents = Contents(transaction)
         assert [*broken_rules(transaction), *contents.read(nothing)] == []
     return contents.tally.digest

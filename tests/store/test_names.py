@@ -3,10 +3,10 @@
 import unicodedata
 
 import pytest
+from caseload_server.store import THERAPIST, RelationshipStore
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from caseload_server.store import RelationshipStore, THERAPIST
 from tests.store.steps import (
     AnyKind,
     both_kinds,

@@ -9,11 +9,11 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 import pytest
-
 from caseload_server.domain import errors, limits, records, requests
 from caseload_server.domain.enums import ROLE_PRIMARY
 from caseload_server.domain.requests import CallContext
-from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
+from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
+
 from tests.store.conftest import Clock
 from tests.store.steps import (
     CALL,

@@ -5,13 +5,13 @@ import threading
 from typing import Any, NamedTuple
 
 import pytest
+from caseload_server.domain import errors, requests
+from caseload_server.domain.limits import MAX_PAGE_BYTES
+from caseload_server.domain.requests import CaseloadQuery, PageRequest, RecordQuery
+from caseload_server.store import THERAPIST, RelationshipStore
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from caseload_server.domain import errors, requests
-from caseload_server.domain.requests import CaseloadQuery, PageRequest, RecordQuery
-from caseload_server.store import RelationshipStore, THERAPIST
-from caseload_server.domain.limits import MAX_PAGE_BYTES
 from tests.store.conftest import Clock
 from tests.store.steps import (
     CALL,

@@ -2,12 +2,12 @@ import json
 from typing import Any
 
 import pytest
-
 from caseload_server.api import convert
 from caseload_server.domain import enums, errors, limits, requests, results
 from caseload_server.domain.records import Therapist
-from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
+from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.records import RecordKind
+
 from tests.store.conftest import Clock
 from tests.store.steps import CALL, AnyKind, assign, both_kinds, delete, ids, make, make_pair, other, unassign, update
 
@@ -153,7 +153,7 @@ def test_an_update_that_changes_nothing_keeps_etag_time_and_revision(
     same: list[requests.Fields] = [{"display_name": "Ada", "email": "a@b"}, {}]
     for fields in same:
         repeated = store.update(kind, "a", created.record.etag, fields, CALL)
-        assert repeated == results.Outcome(created.record, 0, created.revision)
+        assert repeated == results.RecordResult(created.record, created.revision)
 
 
 @both_kinds
@@ -250,9 +250,7 @@ def test_an_update_frees_the_identifiers_it_drops(store: RelationshipStore, kind
     assert ids(store, kind, identifier=MRN) == ["b"]
 
 
-@pytest.mark.parametrize(
-    ("kind", "idle"), [(THERAPIST, enums.THERAPIST_INACTIVE), (PATIENT, enums.PATIENT_DISCHARGED)]
-)
+@pytest.mark.parametrize(("kind", "idle"), [(THERAPIST, enums.THERAPIST_INACTIVE), (PATIENT, enums.PATIENT_DISCHARGED)])
 def test_the_last_status_is_refused_while_assignments_are_active(
     store: RelationshipStore, kind: RecordKind[Any], idle: int
 ) -> None:

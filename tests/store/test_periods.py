@@ -4,14 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
 from caseload_server.domain import enums, errors, requests
 from caseload_server.domain.enums import ROLE_PRIMARY, ROLE_TREATING
 from caseload_server.domain.records import Assignment
 from caseload_server.domain.requests import Unassign
-from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
+from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from tests.store.conftest import Clock
 from tests.store.steps import (
     CALL,

@@ -7,13 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-
 from caseload_server.domain import errors, requests
-from caseload_server.domain.records import ChangeSet
-from caseload_server.domain.records import Change
+from caseload_server.domain.records import Change, ChangeSet
 from caseload_server.domain.requests import ChangeQuery, Delete, Fields
-from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
+from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.protocol import Transaction
+
 from tests.store.conftest import Clock
 from tests.store.steps import (
     CALL,
@@ -180,7 +179,7 @@ def test_the_other_side_goes_on_without_what_it_shared(store: RelationshipStore,
     page = assigned(store, other(kind), requests.CaseloadQuery(stays, states=(1, 2)))
     assert [(period.therapist_id, period.patient_id) for period, _ in page.records] == [pairs[1]] * 2
     assert count(store, other(kind), stays) == 1
-    assert delete(store, other(kind), stays, force=True).effect == 1
+    assert delete(store, other(kind), stays, force=True).ended_count == 1
 
 
 @both_kinds
@@ -268,7 +267,7 @@ def test_a_purge_that_is_left_off_leaves_whole_what_it_did_not_come_to(store: Re
     assert next(store.purge_people(PATIENT, 2**62)) == (100, 0)
     assert run(store, "SELECT COUNT(*) FROM patient") == [(50,)]
     assert store.purge_due(PATIENT, 2**62) == 50
-    assert store.undelete(PATIENT, "p149", CALL).effect == 1
+    assert store.undelete(PATIENT, "p149", CALL).record.deleted_us is None
     assert purge(store, 2**62) == [("patient", 49, 0)]
     assert store.get(PATIENT, "p149").deleted_us is None
 

@@ -1,11 +1,11 @@
 """What must hold however many callers race. 32 threads begin each race at once."""
 
 import pytest
-
 from caseload_server.domain import errors, requests
 from caseload_server.domain.enums import ROLE_PRIMARY, ROLE_TREATING
 from caseload_server.domain.requests import Assign, Delete, PageRequest, RecordQuery, Unassign
-from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
+from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
+
 from tests.store.steps import (
     CALL,
     AnyKind,
@@ -95,7 +95,7 @@ def test_racing_callers_assign_a_pair_once(store: RelationshipStore) -> None:
     done, refusals = race(lambda _: store.assign(Assign("t", "p"), CALL))
     assert refusals == []
     assert len({outcome.record for outcome in done}) == 1
-    assert sum(outcome.effect for outcome in done) == 1
+    assert sum(outcome.created for outcome in done) == 1
     assert head(store) == before + 1
     assert (count(store, THERAPIST, "t"), count(store, PATIENT, "p")) == (1, 1)
 
@@ -119,7 +119,7 @@ def test_racing_callers_end_a_period_once(store: RelationshipStore) -> None:
     done, refusals = race(lambda number: store.unassign(Unassign("t", "p", end_reason=number % 2), CALL))
     assert refusals == []
     assert len({outcome.record for outcome in done}) == 1
-    assert sum(outcome.effect for outcome in done) == 1
+    assert sum(outcome.ended for outcome in done) == 1
     assert (count(store, THERAPIST, "t"), count(store, PATIENT, "p")) == (0, 0)
 
 

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-
-from caseload_server.domain import requests, results
+from caseload_server.domain import requests
 from caseload_server.domain.enums import ROLE_PRIMARY
-from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
+from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
+
+from tests.store.mutations import effect
 from tests.store.steps import CALL, AnyKind, assign, both_kinds, delete, dump, make, make_pair, update
 
 
@@ -46,11 +47,11 @@ def take_identifier(store: RelationshipStore) -> None:
 Meanwhile = Callable[[RelationshipStore], None]
 
 
-def repeated(store: RelationshipStore, meanwhile: Meanwhile, call: Callable[[], results.Outcome[Any]]) -> None:
+def repeated(store: RelationshipStore, meanwhile: Meanwhile, call: Callable[[], Any]) -> None:
     call()
     meanwhile(store)
     before = dump(store)
-    assert call().effect == 0
+    assert effect(call()) == 0
     assert dump(store) == before
 
 

@@ -1,9 +1,9 @@
 from typing import Any
 
 import pytest
-
 from caseload_server.domain import enums, errors, requests
-from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
+from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
+
 from tests.store.conftest import Clock
 from tests.store.mutations import WRITES, Mutation, each_mutation
 from tests.store.steps import (
@@ -67,7 +67,7 @@ def test_a_replayed_delete_answers_its_first_count_though_undeleted_meanwhile(
     assign(store)
     order = requests.Delete(kind.name[0], force=True)
     first = store.delete(kind, order, request(ID))
-    assert first.effect == 1
+    assert first.ended_count == 1
     live = store.undelete(kind, kind.name[0], CALL).record
     assert store.delete(kind, order, request(ID)) == first._replace(record=live)
 
@@ -110,7 +110,7 @@ def test_a_replay_does_not_look_at_what_would_refuse_the_call_now(store: Relatio
     delete(store, THERAPIST, "t", force=True)
     delete(store, PATIENT, "p")
     replayed = store.assign(requests.Assign("t", "p"), request(ID))
-    assert (replayed.effect, replayed.revision) == (1, first.revision)
+    assert (replayed.created, replayed.revision) == (True, first.revision)
     assert replayed.record.end_reason == enums.END_RECORD_DELETED
 
 
@@ -119,7 +119,9 @@ def test_a_replay_does_not_look_at_what_would_refuse_the_call_now(store: Relatio
     [request(ID, b"another request"), request(ID)._replace(method="/caseload.v1.TherapistService/Another")],
     ids=["request", "method"],
 )
-def test_another_request_or_method_under_the_same_id_is_refused(store: RelationshipStore, call: requests.CallContext) -> None:
+def test_another_request_or_method_under_the_same_id_is_refused(
+    store: RelationshipStore, call: requests.CallContext
+) -> None:
     make(store, THERAPIST, "t")
     store.update(THERAPIST, "t", "", {"email": "a@b"}, request(ID))
     before = dump(store)
@@ -166,7 +168,7 @@ def test_refusals_are_not_remembered(store: RelationshipStore) -> None:
         store.assign(requests.Assign("t", "p"), request(ID))
     assert remembered(store) == []
     update(store, THERAPIST, "t", max_active_patients=1)
-    assert store.assign(requests.Assign("t", "p"), request(ID)).effect == 1
+    assert store.assign(requests.Assign("t", "p"), request(ID)).created
 
 
 @pytest.mark.parametrize("mutation", WRITES, ids=[mutation.name for mutation in WRITES])
@@ -183,7 +185,7 @@ def test_what_had_nothing_to_write_is_remembered(store: RelationshipStore) -> No
     update(store, PATIENT, "p", email="a@b")
     order: Any = {"email": "a@b"}
     first = store.update(PATIENT, "p", "", order, request(ID))
-    assert first.effect == 0
+    assert first.revision == store.keys.revision(store.head())
     changed = update(store, PATIENT, "p", email="c@d")
     assert store.update(PATIENT, "p", "", order, request(ID)) == first._replace(record=changed)
     assert store.get(PATIENT, "p").email == "c@d"
@@ -209,7 +211,7 @@ def test_an_expired_id_can_be_used_again_before_it_is_swept(store: RelationshipS
         store.update(THERAPIST, "t", "", {"email": f"{number}@b"}, request(f"{number:03}"))
     clock.advance(DAY)
     again = store.update(THERAPIST, "t", "", {"email": "x@b"}, request("009", b"another"))
-    assert again.effect == 1
+    assert again.record.email == "x@b"
     assert "009" in remembered(store)
 
 

@@ -11,13 +11,14 @@ from typing import Any
 
 import apsw
 import pytest
-
-from caseload_server.domain import errors, requests, results
+from caseload_server.domain import errors, requests
 from caseload_server.domain.records import Therapist
-from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
+from caseload_server.domain.results import RecordResult
+from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.sqlite import database as sqlite
 from caseload_server.store.backends.sqlite.database import SqliteDatabase
 from caseload_server.store.backends.sqlite.migrate import migrate
+
 from tests.store.conftest import Clock
 from tests.store.sqlite_faults import faulty_disk
 from tests.store.sqlite_writers import batch, locked
@@ -111,7 +112,7 @@ def test_what_fails_in_a_batch_does_not_hurt_its_neighbours(database: SqliteData
         ZeroDivisionError,
         Therapist,
         apsw.SQLError,
-        results.Outcome,
+        RecordResult,
         Therapist,
     ]
     assert ids(store, THERAPIST) == ["first", "fourth", "second", "taken"]
@@ -254,7 +255,7 @@ sys.stdin.readline()
 done = 0
 for number in range(int(sys.argv[2]), 60, 3):
     try:
-        done += store.assign(Assign("t", f"p{number}"), Call("a", "m")).effect
+        done += store.assign(Assign("t", f"p{number}"), Call("a", "m")).created
     except errors.TherapistAtCapacity:
         pass
 store.close()

@@ -6,15 +6,14 @@ from pathlib import Path
 
 import apsw
 import pytest
-
 from caseload_server.domain import errors
 from caseload_server.domain.requests import ChangeQuery
-from caseload_server.store import RelationshipStore, THERAPIST
-from caseload_server.store.backends.sqlite import backup
-from caseload_server.store.backends.sqlite.backup import backup, restore
+from caseload_server.store import THERAPIST, RelationshipStore
 from caseload_server.store.backends.migrations import SchemaError
+from caseload_server.store.backends.sqlite.backup import backup, restore
 from caseload_server.store.backends.sqlite.database import SqliteDatabase
 from caseload_server.store.backends.sqlite.migrate import migrate
+
 from tests.store.conftest import Clock
 from tests.store.steps import head, ids, make
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import apsw
 import pytest
-
 from caseload_server.domain import errors, requests
 from caseload_server.domain.records import Patient
 from caseload_server.store import PATIENT, RelationshipStore
 from caseload_server.store.backends.sqlite import database as sqlite
 from caseload_server.store.backends.sqlite.database import SqliteDatabase
 from caseload_server.store.backends.sqlite.migrate import migrate
+
 from tests.store.conftest import Clock
 from tests.store.sqlite_faults import Disk, allow, faulty_disk, refuse
 from tests.store.sqlite_writers import batch

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import apsw
 import pytest
-
 from caseload_server.domain.records import Assignment, Patient, Therapist
 from caseload_server.domain.requests import Delete
-from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
+from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.migrations import Migration, SchemaError, migrations
 from caseload_server.store.backends.sqlite.database import APPLICATION_ID, SqliteDatabase
 from caseload_server.store.backends.sqlite.migrate import migrate, pending
+
 from tests.store.steps import CALL, TABLES, make, run
 
 LATER = Migration("9999_later", "CREATE TABLE later (x INTEGER) STRICT")

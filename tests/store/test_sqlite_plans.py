@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from caseload_server.domain import requests
 from caseload_server.domain.requests import ChangeQuery
-from caseload_server.store import PATIENT, RelationshipStore, THERAPIST, assignments, change_log, lists
+from caseload_server.store import PATIENT, THERAPIST, RelationshipStore, assignments, change_log, lists
 from caseload_server.store.backends.protocol import Value
 from caseload_server.store.backends.sqlite.database import SqliteDatabase
 from caseload_server.store.backends.sqlite.migrate import migrate
+
 from tests.store.conftest import Clock
 from tests.store.test_checks import checked
 from tests.store.ward import crowd, run, therapists

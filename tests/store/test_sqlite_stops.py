@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from caseload_server.domain import errors, requests
 from caseload_server.store import PATIENT, RelationshipStore
 from caseload_server.store.backends.sqlite.database import SqliteDatabase
 from caseload_server.store.backends.sqlite.migrate import migrate
+
 from tests.store.conftest import Clock
 from tests.store.sqlite_writers import commit_under_way, wait_until
 from tests.store.steps import ALL, ids, make, run
@@ -118,7 +118,7 @@ def test_a_close_waits_for_everyone_in_the_queue(
     with commit_under_way(database):
         for writer in writers:
             writer.start()
-        wait_until(lambda: len(database._queue) == 5)
+        wait_until(lambda: len(database._group_commit._queue) == 5)
         closing.start()
         wait_until(lambda: database._closed)
     for thread in [closing, *writers]:

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
-
-from caseload_server.domain import errors
 from caseload_server.config import Config
-from caseload_server.store.backends.factory import open_store
+from caseload_server.domain import errors
 from caseload_server.domain.requests import PageRequest, RecordQuery
 from caseload_server.store import PATIENT, RelationshipStore
+from caseload_server.store.backends.factory import open_store
+
 from tests.conftest import sqlite_file
 from tests.postgres.databases import Databases
 from tests.store.conftest import Clock

@@ -3,11 +3,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
-
 from caseload_server.domain import enums, errors
 from caseload_server.domain.enums import ROLE_PRIMARY, ROLE_TREATING
 from caseload_server.domain.requests import CallContext, Delete, Transfer
-from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
+from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
+
 from tests.store.conftest import Clock
 from tests.store.ward import (
     CALL,
@@ -271,7 +271,7 @@ def test_an_empty_caseload_moves_to_anyone_and_writes_nothing(ward: Relationship
     update("t", status=INACTIVE)(ward)
     before = dump(ward)
     outcome = transfer(ward, "u", "t")
-    assert (outcome.record, outcome.effect) == ([], 0)
+    assert (outcome.ended, outcome.active) == ([], [])
     assert outcome.revision == ward.keys.revision(ward.head())
     assert dump(ward) == before
 
@@ -306,7 +306,7 @@ def test_a_thousand_move_and_one_more_does_not(ward: RelationshipStore) -> None:
         transfer(ward, "big", "t")
     assert caught.value.metadata == {"limit": "1000", "current": "1001"}
     outcome = transfer(ward, "big", "t", *ids[:1000], call=remembered(ID))
-    assert (outcome.effect, count(ward, "big"), count(ward, "t")) == (1000, 1, 1000)
+    assert (len(outcome.ended), count(ward, "big"), count(ward, "t")) == (1000, 1, 1000)
     assert run(ward, "SELECT count(*) FROM change WHERE revision = (SELECT head_revision FROM store)") == [(2000,)]
     order = Transfer("big", "t", tuple(ids[:1000]))
     assert ward.transfer(order, remembered(ID)) == outcome
@@ -323,8 +323,8 @@ def test_a_replay_answers_the_first_call_with_the_periods_as_they_are_now(
     over = unassign(ward, "t", "c")
     head = ward.head()
     again = transfer(ward, "s", "t", call=remembered(ID))
-    expected = [over if one.assignment_id == over.assignment_id else one for one in first.record]
-    assert again == first._replace(record=expected)
+    active = [over if one.assignment_id == over.assignment_id else one for one in first.active]
+    assert again == first._replace(active=active)
     assert (ward.head(), count(ward, "s")) == (head, 1)
 
 
@@ -335,9 +335,9 @@ def test_what_only_validates_answers_what_would_be_and_changes_nothing(ward: Rel
     would = transfer(ward, "s", "t", call=VALIDATE)
     assert dump(ward) == before
     did = transfer(ward, "s", "t")
-    assert (would.revision, would.effect) == ("", did.effect)
+    assert (would.revision, len(would.ended)) == ("", len(did.ended))
     kept = {row[0] for row in before["assignment"]}
-    for one, other in zip(would.record, did.record, strict=True):
+    for one, other in zip(would.ended + would.active, did.ended + did.active, strict=True):
         is_new = other.assignment_id not in kept
         is_touched = is_new or other.end_us is not None
         expected = other._replace(

@@ -1,9 +1,9 @@
 import pytest
-
 from caseload_server.domain import errors, requests, results
 from caseload_server.domain.enums import PATIENT_DISCHARGED
 from caseload_server.domain.requests import Unassign
-from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
+from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
+
 from tests.store.conftest import Clock
 from tests.store.steps import (
     CALL,
@@ -39,7 +39,7 @@ def test_unassigning_ends_the_period_with_its_reason(pair: RelationshipStore, cl
         end_us=clock.now_us, end_reason=1, ended_by="ward", updated_us=clock.now_us, etag=outcome.record.etag
     )
     assert outcome.record.etag != period.etag
-    assert outcome.effect == 1
+    assert outcome.ended
     assert history(pair) == [outcome.record]
 
 
@@ -53,7 +53,7 @@ def test_unassigning_twice_returns_the_ended_period_and_writes_nothing(pair: Rel
         Unassign("t", "p", end_us=1),
         Unassign("t", "p", end_reason=5, etag="some other"),
     ):
-        assert pair.unassign(order, CALL) == first._replace(effect=0)
+        assert pair.unassign(order, CALL) == first._replace(ended=False)
     assert dump(pair) == before
 
 
@@ -70,7 +70,7 @@ def test_unassigning_two_who_were_never_assigned(pair: RelationshipStore) -> Non
     with pytest.raises(errors.AssignmentNotFound):
         pair.unassign(Unassign("t", "p"), CALL)
     head = pair.list_people(PATIENT, requests.RecordQuery(), requests.PageRequest(1, "")).revision
-    assert pair.unassign(Unassign("t", "p", allow_missing=True), CALL) == results.Outcome(None, 0, head)
+    assert pair.unassign(Unassign("t", "p", allow_missing=True), CALL) == results.UnassignResult(None, False, head)
     with pytest.raises(errors.TherapistNotFound):
         pair.unassign(Unassign("x", "p", allow_missing=True), CALL)
     with pytest.raises(errors.PatientNotFound):
@@ -106,7 +106,7 @@ def test_unassigning_works_on_deleted_records(pair: RelationshipStore) -> None:
     delete(pair, PATIENT, "p", force=True)
     delete(pair, THERAPIST, "t")
     outcome = pair.unassign(Unassign("t", "p"), CALL)
-    assert (outcome.record, outcome.effect) == (history(pair)[0], 0)
+    assert (outcome.record, outcome.ended) == (history(pair)[0], False)
 
 
 def test_a_discharged_patients_history_stays(pair: RelationshipStore) -> None:

@@ -1,10 +1,9 @@
 import pytest
-
 from caseload_server.domain import enums, errors, requests, results
-from caseload_server.domain.records import Assignment
-from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
+from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
+
 from tests.store.conftest import Clock
-from tests.store.mutations import Mutation, each_mutation, each_no_op, each_write, everyone
+from tests.store.mutations import Mutation, each_mutation, each_no_op, each_write, effect, everyone
 from tests.store.steps import CALL, VALIDATE, assign, dump, make, make_pair, race, request, update
 
 
@@ -30,7 +29,7 @@ def test_validating_answers_what_the_write_would_less_what_it_would_make(
         assert would_be.record is None
     else:
         assert would_be.record == done.record._replace(**dict.fromkeys(mutation.made, ""))
-    assert (would_be.effect, would_be.revision) == (done.effect, "")
+    assert (effect(would_be), would_be.revision) == (effect(done), "")
 
 
 @each_write
@@ -39,7 +38,7 @@ def test_what_was_validated_can_then_be_done(store: RelationshipStore, mutation:
     mutation.do(store, VALIDATE)
     before = dump(store)
     outcome = mutation.do(store, CALL)
-    assert outcome.effect == mutation.effect
+    assert effect(outcome) == mutation.effect
     assert dump(store) != before
 
 
@@ -47,7 +46,7 @@ def test_what_was_validated_can_then_be_done(store: RelationshipStore, mutation:
 def test_validating_a_repeat_makes_nothing_up(store: RelationshipStore, mutation: Mutation) -> None:
     mutation.prepare(store)
     would_be, done = mutation.do(store, VALIDATE), mutation.do(store, CALL)
-    assert (would_be.record, would_be.effect) == (done.record, 0)
+    assert (would_be.record, effect(would_be)) == (done.record, 0)
 
 
 def test_validating_is_refused_as_the_write_would_be(store: RelationshipStore) -> None:
@@ -72,7 +71,7 @@ def test_validating_many_at_once_leaves_the_writes_beside_them_whole(store: Rela
     for number in range(0, 32, 2):
         make(store, THERAPIST, f"t{number}")
 
-    def one(number: int) -> results.Outcome[Assignment]:
+    def one(number: int) -> results.AssignResult:
         if number % 2:
             return store.assign(requests.Assign("t", f"p{number}"), VALIDATE)
         return store.assign(requests.Assign(f"t{number}", f"p{number}"), CALL)
@@ -88,7 +87,7 @@ def test_validating_shows_the_counts_after_a_forced_delete(store: RelationshipSt
     make_pair(store)
     assign(store, role=enums.ROLE_PRIMARY)
     outcome = store.delete(PATIENT, requests.Delete("p", force=True), VALIDATE)
-    assert outcome.effect == 1
+    assert outcome.ended_count == 1
     assert outcome.record is not None
     assert (outcome.record.active_therapist_count, outcome.record.primary_therapist_id) == (0, "")
     assert store.get(PATIENT, "p").primary_therapist_id == "t"

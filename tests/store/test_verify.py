@@ -4,11 +4,11 @@ import json
 from typing import Any
 
 import pytest
-
 from caseload_server.domain.enums import END_ENTERED_IN_ERROR, ROLE_PRIMARY
-from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
+from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.portability import verify
 from caseload_server.store.portability.verify import Broken, Contents, broken_rules
+
 from tests.store.steps import assign, delete, make, request, run, unassign, update
 
 

@@ -7,8 +7,8 @@ from typing import Any
 from caseload_server.domain import enums
 from caseload_server.domain.records import Assignment
 from caseload_server.domain.requests import Assign, CallContext, Transfer, Unassign
-from caseload_server.domain.results import Outcome
-from caseload_server.store import PATIENT, RelationshipStore, THERAPIST
+from caseload_server.domain.results import TransferResult
+from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.protocol import Row, Value
 
 CALL = CallContext(actor="reception", method="/caseload.v1.AssignmentService/Test")
@@ -51,14 +51,19 @@ def period(
 
 
 def transfer(
-    store: RelationshipStore, source: str, target: str, *ids: str, call: CallContext = CALL, ignore_capacity: bool = False
-) -> Outcome[list[Assignment]]:
+    store: RelationshipStore,
+    source: str,
+    target: str,
+    *ids: str,
+    call: CallContext = CALL,
+    ignore_capacity: bool = False,
+) -> TransferResult:
     return store.transfer(Transfer(source, target, ids, ignore_capacity), call)
 
 
-def split(outcome: Outcome[list[Assignment]]) -> tuple[list[Assignment], list[Assignment]]:
+def split(outcome: TransferResult) -> tuple[list[Assignment], list[Assignment]]:
     """The periods that ended, and those of the target."""
-    return outcome.record[: outcome.effect], outcome.record[outcome.effect :]
+    return outcome.ended, outcome.active
 
 
 def run(store: RelationshipStore, sql: str, parameters: dict[str, Value] | None = None) -> list[Row]:

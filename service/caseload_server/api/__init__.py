@@ -1,1 +1,1 @@
-"""One module a service: check, ask, answer."""
+"""The servicers, one module for each service of the contract: validate, ask the store, convert."""

@@ -10,7 +10,8 @@ from caseload_server.api import convert
 from caseload_server.api.call_context import call_of
 from caseload_server.api.page_tokens import PageTokens
 from caseload_server.store import RelationshipStore
-from caseload_server.validation import assignments as validate_assignments, records as validate_records
+from caseload_server.validation import assignments as validate_assignments
+from caseload_server.validation import records as validate_records
 
 
 class AssignmentServicer(pb_grpc.AssignmentServiceServicer):
@@ -60,6 +61,6 @@ class AssignmentServicer(pb_grpc.AssignmentServiceServicer):
     ) -> pb.TransferPatientsResponse:
         outcome = self._store.transfer(validate_assignments.transfer(request), call_of(request, context))
         response = pb.TransferPatientsResponse(revision=outcome.revision)
-        convert.each(outcome.record[: outcome.effect], convert.assignment, response.ended)
-        convert.each(outcome.record[outcome.effect :], convert.assignment, response.active)
+        convert.each(outcome.ended, convert.assignment, response.ended)
+        convert.each(outcome.active, convert.assignment, response.active)
         return response

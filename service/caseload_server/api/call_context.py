@@ -5,8 +5,8 @@ from typing import Any, Final
 import grpc
 from caseload.v1 import assignment_service_pb2, patient_service_pb2, therapist_service_pb2
 
-from caseload_server.security.principal import current
 from caseload_server.domain.requests import CallContext
+from caseload_server.security.principal import current
 
 _METHODS: Final = {
     method.input_type.full_name: f"/{service.full_name}/{method.name}"

@@ -1,21 +1,17 @@
 """ChangeService: check, ask, answer. What each RPC means is said in the contract."""
 
 from collections.abc import Iterator
-from typing import Final
 
 import grpc
 from caseload.v1 import change_service_pb2 as pb
 from caseload.v1 import change_service_pb2_grpc as pb_grpc
 
 from caseload_server.api import convert
-from caseload_server.validation import rules
 from caseload_server.api.watches import Watches
+from caseload_server.domain.limits import MAX_WATCH_MESSAGE_BYTES, MAX_WATCH_MESSAGE_SETS
 from caseload_server.store import RelationshipStore
 from caseload_server.validation import changes as validate_changes
-
-_SETS_A_MESSAGE: Final = 100
-_BYTES_A_MESSAGE: Final = 128 * 1024
-"""About: a set is never split. A reader that takes nothing keeps one message in memory until it is cut."""
+from caseload_server.validation import rules
 
 
 class ChangeServicer(pb_grpc.ChangeServiceServicer):
@@ -43,7 +39,7 @@ class ChangeServicer(pb_grpc.ChangeServiceServicer):
         with self._watches.open(context) as watch:
             after = request.after_revision or self._store.keys.revision(self._store.head())
             while True:
-                page = self._store.list_changes(query, after, _SETS_A_MESSAGE, _BYTES_A_MESSAGE)
+                page = self._store.list_changes(query, after, MAX_WATCH_MESSAGE_SETS, MAX_WATCH_MESSAGE_BYTES)
                 after = page.through
                 if page.change_sets or watch.is_silent():
                     yield from watch.sending(

@@ -8,8 +8,8 @@ from typing import Any, Final
 from google.protobuf.message import Message
 
 from caseload_server.domain import errors
-from caseload_server.validation import rules
 from caseload_server.domain.requests import PageRequest
+from caseload_server.validation import rules
 
 _MAC_BYTES: Final = 16
 _SCOPE_BYTES: Final = 8

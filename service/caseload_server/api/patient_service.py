@@ -10,7 +10,8 @@ from caseload_server.api import convert
 from caseload_server.api.call_context import call_of
 from caseload_server.api.page_tokens import PageTokens
 from caseload_server.store import PATIENT, RelationshipStore
-from caseload_server.validation import assignments as validate_assignments, records as validate_records
+from caseload_server.validation import assignments as validate_assignments
+from caseload_server.validation import records as validate_records
 
 
 class PatientServicer(pb_grpc.PatientServiceServicer):
@@ -59,17 +60,19 @@ class PatientServicer(pb_grpc.PatientServiceServicer):
     def DeletePatient(
         self, request: pb.DeletePatientRequest, context: grpc.ServicerContext
     ) -> pb.DeletePatientResponse:
-        outcome = self._store.delete(PATIENT, validate_records.delete(request, "patient_id"), call_of(request, context))
+        order = validate_records.delete(request, "patient_id")
+        outcome = self._store.delete(PATIENT, order, call_of(request, context))
         return pb.DeletePatientResponse(
             patient=convert.patient(outcome.record) if outcome.record else None,
-            ended_assignment_count=outcome.effect,
+            ended_assignment_count=outcome.ended_count,
             revision=outcome.revision,
         )
 
     def UndeletePatient(
         self, request: pb.UndeletePatientRequest, context: grpc.ServicerContext
     ) -> pb.UndeletePatientResponse:
-        outcome = self._store.undelete(PATIENT, validate_records.undelete(request, "patient_id"), call_of(request, context))
+        record_id = validate_records.undelete(request, "patient_id")
+        outcome = self._store.undelete(PATIENT, record_id, call_of(request, context))
         return pb.UndeletePatientResponse(patient=convert.patient(outcome.record), revision=outcome.revision)
 
     def AssignTherapist(
@@ -77,7 +80,7 @@ class PatientServicer(pb_grpc.PatientServiceServicer):
     ) -> pb.AssignTherapistResponse:
         outcome = self._store.assign(validate_assignments.assign(request, self._clock()), call_of(request, context))
         return pb.AssignTherapistResponse(
-            assignment=convert.assignment(outcome.record), created=bool(outcome.effect), revision=outcome.revision
+            assignment=convert.assignment(outcome.record), created=outcome.created, revision=outcome.revision
         )
 
     def UnassignTherapist(
@@ -86,7 +89,7 @@ class PatientServicer(pb_grpc.PatientServiceServicer):
         outcome = self._store.unassign(validate_assignments.unassign(request, self._clock()), call_of(request, context))
         return pb.UnassignTherapistResponse(
             assignment=convert.assignment(outcome.record) if outcome.record else None,
-            ended=bool(outcome.effect),
+            ended=outcome.ended,
             revision=outcome.revision,
         )
 

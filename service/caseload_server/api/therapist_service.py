@@ -9,8 +9,9 @@ from caseload.v1 import therapist_service_pb2_grpc as pb_grpc
 from caseload_server.api import convert
 from caseload_server.api.call_context import call_of
 from caseload_server.api.page_tokens import PageTokens
-from caseload_server.store import RelationshipStore, THERAPIST
-from caseload_server.validation import assignments as validate_assignments, records as validate_records
+from caseload_server.store import THERAPIST, RelationshipStore
+from caseload_server.validation import assignments as validate_assignments
+from caseload_server.validation import records as validate_records
 
 
 class TherapistServicer(pb_grpc.TherapistServiceServicer):
@@ -61,17 +62,20 @@ class TherapistServicer(pb_grpc.TherapistServiceServicer):
     def DeleteTherapist(
         self, request: pb.DeleteTherapistRequest, context: grpc.ServicerContext
     ) -> pb.DeleteTherapistResponse:
-        outcome = self._store.delete(THERAPIST, validate_records.delete(request, "therapist_id"), call_of(request, context))
+        outcome = self._store.delete(
+            THERAPIST, validate_records.delete(request, "therapist_id"), call_of(request, context)
+        )
         return pb.DeleteTherapistResponse(
             therapist=convert.therapist(outcome.record) if outcome.record else None,
-            ended_assignment_count=outcome.effect,
+            ended_assignment_count=outcome.ended_count,
             revision=outcome.revision,
         )
 
     def UndeleteTherapist(
         self, request: pb.UndeleteTherapistRequest, context: grpc.ServicerContext
     ) -> pb.UndeleteTherapistResponse:
-        outcome = self._store.undelete(THERAPIST, validate_records.undelete(request, "therapist_id"), call_of(request, context))
+        record_id = validate_records.undelete(request, "therapist_id")
+        outcome = self._store.undelete(THERAPIST, record_id, call_of(request, context))
         return pb.UndeleteTherapistResponse(therapist=convert.therapist(outcome.record), revision=outcome.revision)
 
     def AssignPatient(
@@ -79,7 +83,7 @@ class TherapistServicer(pb_grpc.TherapistServiceServicer):
     ) -> pb.AssignPatientResponse:
         outcome = self._store.assign(validate_assignments.assign(request, self._clock()), call_of(request, context))
         return pb.AssignPatientResponse(
-            assignment=convert.assignment(outcome.record), created=bool(outcome.effect), revision=outcome.revision
+            assignment=convert.assignment(outcome.record), created=outcome.created, revision=outcome.revision
         )
 
     def UnassignPatient(
@@ -88,7 +92,7 @@ class TherapistServicer(pb_grpc.TherapistServiceServicer):
         outcome = self._store.unassign(validate_assignments.unassign(request, self._clock()), call_of(request, context))
         return pb.UnassignPatientResponse(
             assignment=convert.assignment(outcome.record) if outcome.record else None,
-            ended=bool(outcome.effect),
+            ended=outcome.ended,
             revision=outcome.revision,
         )
 

@@ -11,16 +11,13 @@ import grpc
 import structlog
 
 from caseload_server.domain import errors
+from caseload_server.domain.limits import HEARTBEAT_SECONDS as HEARTBEAT_SECONDS
+from caseload_server.domain.limits import SLOW_READER_SECONDS as SLOW_READER_SECONDS
+from caseload_server.domain.limits import STUCK_READER_SECONDS as STUCK_READER_SECONDS
 from caseload_server.store import RelationshipStore
 
 M = TypeVar("M")
 _log = structlog.get_logger()
-
-HEARTBEAT_SECONDS: Final = 20.0
-SLOW_SECONDS: Final = 10.0
-"""A message that the reader takes longer for ends the watch."""
-STUCK_SECONDS: Final = 30.0
-"""A reader that has taken nothing for so long is cut off, without a reason: nothing more reaches it."""
 
 _CLOSE_SECONDS: Final = 2.0
 
@@ -40,7 +37,7 @@ class Watch:
         began = self.sending_since = time.monotonic()
         yield message
         self.sending_since, self.sent_at = None, time.monotonic()
-        if self.sent_at - began > SLOW_SECONDS:
+        if self.sent_at - began > SLOW_READER_SECONDS:
             raise errors.WatchTooSlow
 
     def is_silent(self) -> bool:
@@ -143,7 +140,7 @@ class Watches:
                     self._head = head
                     self._moved.notify_all()
             self._cut_stuck()
-            self._store.wait_for_news()
+            self._store.wait_for_commit()
 
     def _newest(self) -> int:
         try:
@@ -159,6 +156,6 @@ class Watches:
     def _cut_stuck(self) -> None:
         now = time.monotonic()
         with self._moved:
-            stuck = [one for one in self._open if now - (one.sending_since or now) > STUCK_SECONDS]
+            stuck = [one for one in self._open if now - (one.sending_since or now) > STUCK_READER_SECONDS]
         for watch in stuck:
             watch.context.cancel()

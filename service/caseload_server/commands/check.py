@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
-from caseload_server.config import Config, SettingError, host_and_port
 from caseload_server.commands.options import option
+from caseload_server.config import Config, SettingError, host_and_port
 
 if TYPE_CHECKING:
     import grpc

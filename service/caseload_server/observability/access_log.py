@@ -15,22 +15,20 @@ import structlog
 from google.protobuf import descriptor_pool
 from google.rpc.code_pb2 import Code
 
-from caseload_server.security.principal import Caller, current
 from caseload_server.domain.errors import DomainError
-from caseload_server.validation.rules import ID, UUID
+from caseload_server.domain.limits import MAX_LOGGED_IDS
 from caseload_server.observability import audited_ids
 from caseload_server.rpc.status_map import CODES
+from caseload_server.security.principal import Principal, current
+from caseload_server.validation.rules import ID, UUID
 
 _log = structlog.get_logger()
 _LOOK_SECONDS: Final = 1.0
 _CODE_NAMES: Final[dict[str, str]] = {reason: Code.Name(code) for reason, code in CODES.items()}
 _COMMA: Final = '","'
 
-MOST: Final = 1000
-"""Ids of a kind that one line names; no page has more records."""
 
-
-class Lines(Protocol):
+class LogSink(Protocol):
     """Takes whole lines, from any thread."""
 
     def write(self, line: str, /) -> Any:
@@ -78,19 +76,19 @@ class LogFile:
         os.close(before)
 
 
-class Counting(Protocol):
+class CallMetrics(Protocol):
     """Counts calls."""
 
-    def of(self, method: str, *, is_stream: bool) -> Callable[[str, str | None, float], None]:
+    def counter_for(self, method: str, *, is_stream: bool) -> Callable[[str, str | None, float], None]:
         """What takes the code, the reason and the seconds of each call of a method that has ended."""
 
 
 class AccessLog:
     """Where the lines go. Where that fails, calls go on, and the other log says so once."""
 
-    def __init__(self, lines: Lines, counting: Counting | None = None) -> None:
-        """Args: lines, where they go; counting, what counts the calls as well."""
-        self.counting: Final = counting
+    def __init__(self, lines: LogSink, metrics: CallMetrics | None = None) -> None:
+        """Args: lines, where they go; metrics, what counts the calls as well."""
+        self.metrics: Final = metrics
         self._lines = lines
         self._failing = False
 
@@ -110,19 +108,19 @@ class AccessLog:
             self._lines.close()
 
 
-class Access:
+class CallRecord:
     """One call, and what its line will say."""
 
-    __slots__ = ("at", "began", "caller", "context", "refusal", "request", "response", "told")
+    __slots__ = ("at", "began", "caller", "context", "refusal", "request", "response", "streamed_ids")
 
     def __init__(self, context: grpc.ServicerContext) -> None:
         self.context = context
         self.at = time.time()
         self.began = time.perf_counter()
-        self.caller: Caller | None = None  # where it is not the current one
+        self.caller: Principal | None = None  # where it is not the current one
         self.request: Any = None  # where it was looked at
         self.response: Any = None  # of a call that was answered
-        self.told: dict[str, dict[str, None]] = {}  # by a stream, so far: ids by their kind
+        self.streamed_ids: dict[str, dict[str, None]] = {}  # by a stream, so far: ids by their kind
         self.refusal: DomainError | None = None
 
 
@@ -135,24 +133,27 @@ class MethodLog:
         self._write = log.write
         contract: Any = descriptor_pool.Default().FindMethodByName(f"{service}.{method}")
         request, response = contract.input_type, contract.output_type
-        kinds = ((kind, audited_ids.asked(request, kind), audited_ids.told(response, kind)) for kind in audited_ids.KINDS)
-        self._kinds = [(kind, asked, told) for kind, asked, told in kinds if asked or told]
+        kinds = (
+            (kind, audited_ids.request_ids(request, kind), audited_ids.response_ids(response, kind))
+            for kind in audited_ids.KINDS
+        )
+        self._kinds = [(kind, requested, returned) for kind, requested, returned in kinds if requested or returned]
         self._has_request_id = "request_id" in request.fields_by_name
         is_stream = contract.server_streaming or contract.client_streaming
-        self._count = log.counting.of(self.method, is_stream=is_stream) if log.counting else None
+        self._count = log.metrics.counter_for(self.method, is_stream=is_stream) if log.metrics else None
 
-    def note(self, access: Access, response: Any) -> None:
+    def add_streamed_ids(self, record: CallRecord, response: Any) -> None:
         """Notes the ids that one message of a stream discloses."""
-        for kind, _, told in self._kinds:
-            ids = access.told.setdefault(kind, {})
-            if len(ids) <= MOST:
-                ids.update(dict.fromkeys(filter(None, told.ids(response))))
+        for kind, _, returned in self._kinds:
+            ids = record.streamed_ids.setdefault(kind, {})
+            if len(ids) <= MAX_LOGGED_IDS:
+                ids.update(dict.fromkeys(filter(None, returned.ids(response))))
 
-    def end(self, access: Access) -> None:
+    def end(self, record: CallRecord) -> None:
         """Writes the line of a call that has come to its end, and counts it."""
-        caller = access.caller or current.get(None)
-        seconds = time.perf_counter() - access.began
-        code, reason = _code(access), access.refusal.reason if access.refusal else None
+        caller = record.caller or current.get(None)
+        seconds = time.perf_counter() - record.began
+        code, reason = _code(record), record.refusal.reason if record.refusal else None
         refused = f'"reason":"{reason}",' if reason else ""
         if self._count:
             with suppress(Exception):  # a count that cannot be kept fails no call
@@ -160,17 +161,17 @@ class MethodLog:
         # By hand, since json.dumps takes longer than all else here. Nothing needs escaping: the names of callers are
         # those of the keys file, ids and UUIDs match their patterns, and what is left the caller does not choose.
         self._write(
-            f'{{"event":"call","time":"{_time(access.at)}","caller":"{caller.name if caller else ""}",'
-            f'"peer":"{access.context.peer()}","method":"{self.method}","code":"{code}",'
-            f'{refused}{self._touched(access)}"ms":{seconds * 1000:.3f}}}\n'
+            f'{{"event":"call","time":"{_time(record.at)}","caller":"{caller.name if caller else ""}",'
+            f'"peer":"{record.context.peer()}","method":"{self.method}","code":"{code}",'
+            f'{refused}{self._touched(record)}"ms":{seconds * 1000:.3f}}}\n'
         )
 
-    def _touched(self, access: Access) -> str:
+    def _touched(self, record: CallRecord) -> str:
         """The fields that name whom it was about, and the request_id, each with a comma behind it."""
-        request, response, fields = access.request, access.response, ""
-        for kind, asked, told in self._kinds:
-            ids = list(filter(ID.fullmatch, asked.ids(request))) if request is not None else []
-            ids += filter(None, told.ids(response)) if response is not None else access.told.get(kind, ())
+        request, response, fields = record.request, record.response, ""
+        for kind, requested, returned in self._kinds:
+            ids = list(filter(ID.fullmatch, requested.ids(request))) if request is not None else []
+            ids += filter(None, returned.ids(response)) if response is not None else record.streamed_ids.get(kind, ())
             if ids:
                 fields += _field(kind, dict.fromkeys(ids) if len(ids) > 1 else ids)
         if self._has_request_id and request is not None and UUID.fullmatch(request.request_id):
@@ -179,13 +180,13 @@ class MethodLog:
 
 
 def _field(kind: str, ids: Collection[str]) -> str:
-    if len(ids) <= MOST:
+    if len(ids) <= MAX_LOGGED_IDS:
         return f'"{kind}_ids":["{_COMMA.join(ids)}"],'
-    return f'"{kind}_ids":["{_COMMA.join(islice(ids, MOST))}"],"{kind}_ids_left_out":true,'
+    return f'"{kind}_ids":["{_COMMA.join(islice(ids, MAX_LOGGED_IDS))}"],"{kind}_ids_left_out":true,'
 
 
-def _code(access: Access) -> str:
-    refusal, context = access.refusal, access.context
+def _code(record: CallRecord) -> str:
+    refusal, context = record.refusal, record.context
     if refusal:
         return _CODE_NAMES[refusal.reason]
     if not context.is_active():

@@ -13,7 +13,7 @@ KINDS: Final = ("therapist", "patient", "assignment")
 _IDENTIFIER, _OUTPUT_ONLY = field_behavior_pb2.IDENTIFIER, field_behavior_pb2.OUTPUT_ONLY
 
 
-class Places:
+class IdExtractor:
     """Where a type of message has the ids of one kind; false where it has none.
 
     Assignments in a list are not named: their therapists and patients are.
@@ -23,11 +23,11 @@ class Places:
         """Args: unread, the behaviours of fields to leave out; listed, whether a list holds the message."""
         self._single: list[Callable[[Any], str]] = []
         self._many: list[Callable[[Any], Iterable[str]]] = []
-        self._nested: list[tuple[Callable[[Any], Iterable[Any]], Places]] = []
+        self._nested: list[tuple[Callable[[Any], Iterable[Any]], IdExtractor]] = []
         name = re.compile(rf"(\w+_)?{kind}_ids?")
         for path, field in _fields(message, "", unread):
             if field.message_type:
-                nested = Places(field.message_type, kind, unread=unread, listed=True)
+                nested = IdExtractor(field.message_type, kind, unread=unread, listed=True)
                 self._nested += [(attrgetter(path), nested)] if nested else []
             elif name.fullmatch(field.name) and not (listed and kind == "assignment"):
                 places: list[Any] = self._many if field.is_repeated else self._single
@@ -53,16 +53,16 @@ class Places:
         return found
 
 
-def asked(request: Descriptor, kind: str) -> Places:
+def request_ids(request: Descriptor, kind: str) -> IdExtractor:
     """Where a request has ids. What the server does not read there is none, whatever a caller puts into it."""
     # A Create takes the id from beside the record.
     unread = {_OUTPUT_ONLY, _IDENTIFIER} if request.name.startswith("Create") else {_OUTPUT_ONLY}
-    return Places(request, kind, unread=frozenset(unread))
+    return IdExtractor(request, kind, unread=frozenset(unread))
 
 
-def told(response: Descriptor, kind: str) -> Places:
+def response_ids(response: Descriptor, kind: str) -> IdExtractor:
     """Where a response has ids."""
-    return Places(response, kind, unread=frozenset())
+    return IdExtractor(response, kind, unread=frozenset())
 
 
 def _fields(message: Descriptor, prefix: str, unread: frozenset[int]) -> Iterator[tuple[str, FieldDescriptor]]:

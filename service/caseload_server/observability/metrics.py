@@ -10,8 +10,6 @@ No label has a value that a caller chose: methods are the registered ones, codes
 import os
 import resource
 import shutil
-import socket
-import socketserver
 import tempfile
 import threading
 import time
@@ -22,13 +20,11 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, values
-from prometheus_client.exposition import MetricsHandler
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from caseload_server.config import SettingError, host_and_port
 from caseload_server.domain.errors import DomainError
 from caseload_server.observability.logs import LEVELS
-from caseload_server.store.backends.protocol import Meter
+from caseload_server.store.backends.protocol import StoreMetrics
 
 Count = Callable[[str, str | None, float], None]
 """Counts a call that has ended, by its code, the reason where it was refused with one, and the seconds that it took."""
@@ -37,13 +33,6 @@ _FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
 _SAMPLE_SECONDS: Final = 1.0
 _SECONDS: Final = (*(0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5), *(1, 2.5, 5, 10))
 _WRITES: Final = (1, 2, 4, 8, 16, 32, 64, 128)
-_PAGE_PATH: Final = "/metrics"
-_PAGE_SECONDS: Final = 5.0
-"""How long a reader of the page may keep silent."""
-_PAGE_WHOLE_SECONDS: Final = 15.0
-"""How long it may take in all."""
-_PAGE_READERS: Final = 16
-"""At once; further ones are closed."""
 
 _GAUGES: Final[dict[str, tuple[str, Literal["livesum", "livemax", "livemin"]]]] = {
     "ready": ("1 where the store answers", "livemin"),
@@ -91,14 +80,14 @@ class Metrics:
         waited = self._histogram("store_seconds", "Time that callers of the store waited for it", "operation")
         self._commit_writes = self._histogram("commit_writes", "Writes that shared a commit", buckets=_WRITES)
         self._commit_seconds = self._histogram("commit_seconds", "Time that a commit took")
-        self.meter: Final = Meter(waited.labels("read").observe, waited.labels("write").observe, self._committed)
-        self._looks: list[tuple[Gauge, Callable[[], float]]] = []
+        self.store: Final = StoreMetrics(waited.labels("read").observe, waited.labels("write").observe, self._committed)
+        self._samplers: list[tuple[Gauge, Callable[[], float]]] = []
         self._gauges: dict[str, Gauge] = {}
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._look_on, name="metrics", daemon=True)
-        self._follow_process()
+        self._thread = threading.Thread(target=self._sample_loop, name="metrics", daemon=True)
+        self._add_process_gauges()
 
-    def of(self, method: str, *, is_stream: bool) -> Count:
+    def counter_for(self, method: str, *, is_stream: bool) -> Count:
         """What counts the calls of one method; a stream lasts as long as its caller likes, so its time says nothing."""
         observe = None if is_stream else self._call_seconds.labels(method).observe
         counted = {"OK": self._calls.labels(method, "OK").inc}
@@ -119,7 +108,7 @@ class Metrics:
         """Counts an event of the log."""
         self._log_events.labels(level).inc()
 
-    def follow(self, name: str, look: Callable[[], float], **labels: str) -> None:
+    def add_gauge(self, name: str, sample: Callable[[], float], **labels: str) -> None:
         """Looks at a number of `_GAUGES` once a second, in a thread of its own; before `start`."""
         if name not in self._gauges:
             text, mode = _GAUGES[name]
@@ -127,11 +116,11 @@ class Metrics:
                 f"caseload_{name}", text, list(labels), registry=self.registry, multiprocess_mode=mode
             )
         gauge = self._gauges[name]
-        self._looks.append((gauge.labels(**labels) if labels else gauge, look))
+        self._samplers.append((gauge.labels(**labels) if labels else gauge, sample))
 
     def start(self) -> None:
         """Begins to look."""
-        self._look()
+        self._sample()
         self._thread.start()
 
     def stop(self) -> None:
@@ -140,12 +129,12 @@ class Metrics:
         if self._thread.is_alive():
             self._thread.join(_SAMPLE_SECONDS)
 
-    def _follow_process(self) -> None:
+    def _add_process_gauges(self) -> None:
         began = time.time()
-        self.follow("workers", lambda: 1)
-        self.follow("start_time_seconds", lambda: began)
-        self.follow("resident_memory_bytes", _resident_bytes)
-        self.follow("build_info", lambda: 1, version=version("caseload-server"))
+        self.add_gauge("workers", lambda: 1)
+        self.add_gauge("start_time_seconds", lambda: began)
+        self.add_gauge("resident_memory_bytes", _resident_bytes)
+        self.add_gauge("build_info", lambda: 1, version=version("caseload-server"))
 
     def _committed(self, writes: int, seconds: float) -> None:
         self._commit_writes.observe(writes)
@@ -157,14 +146,14 @@ class Metrics:
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"caseload_{name}", text, labels, registry=self.registry)
 
-    def _look_on(self) -> None:
+    def _sample_loop(self) -> None:
         while not self._stopped.wait(_SAMPLE_SECONDS):
-            self._look()
+            self._sample()
 
-    def _look(self) -> None:
-        for gauge, look in self._looks:
+    def _sample(self) -> None:
+        for gauge, sample in self._samplers:
             with suppress(Exception):  # this thread must outlive whatever it looks at
-                gauge.set(look())
+                gauge.set(sample())
 
 
 def _resident_bytes() -> int:
@@ -195,87 +184,3 @@ class WorkersMetrics:
     def close() -> None:
         """Removes the folder; of a worker too, where the process that has made it is gone."""
         shutil.rmtree(os.environ.pop(_FOLDER), ignore_errors=True)
-
-
-class Page:
-    """Serves the numbers as Prometheus reads them, at /metrics."""
-
-    def __init__(self, address: str, registry: CollectorRegistry) -> None:
-        """Takes the address, HOST:PORT, and serves nothing yet. Raises SettingError."""
-        host, port = host_and_port("--metrics-address", address)
-        try:
-            self._server = _PageServer(host.strip("[]"), port, _handler(registry))
-        except OSError:
-            raise SettingError("--metrics-address", "cannot be listened on: in use, or not of this machine") from None
-        self.address: Final = f"{host}:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="page", daemon=True)
-
-    def start(self) -> None:
-        """Begins to answer."""
-        self._thread.start()
-
-    def close(self) -> None:
-        """Gives the address back."""
-        if self._thread.is_alive():
-            self._server.shutdown()
-        self._server.server_close()
-
-
-def _handler(numbers: CollectorRegistry) -> type[MetricsHandler]:
-    class Handler(MetricsHandler):
-        registry = numbers
-        timeout = _PAGE_SECONDS
-
-        def do_GET(self) -> None:  # noqa: N802 - as http.server asks for it
-            if self.path.partition("?")[0] == _PAGE_PATH:
-                super().do_GET()
-            else:
-                self.send_error(404)
-
-    return Handler
-
-
-class _PageServer(socketserver.ThreadingTCPServer):
-    """A thread a reader, of a fixed number, so that readers who do not read take nothing that calls need."""
-
-    allow_reuse_address = True  # what an earlier server's readers left behind keeps no new one from the port
-    request_queue_size = 128
-    daemon_threads = True
-    block_on_close = False
-
-    def __init__(self, host: str, port: int, handler: type[MetricsHandler]) -> None:
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._places = threading.Semaphore(_PAGE_READERS)
-        self._since: dict[Any, float] = {}
-        super().__init__((host, port), handler)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if self._places.acquire(blocking=False):
-            self._since[request] = time.monotonic()
-            try:
-                super().process_request(request, client_address)
-            except BaseException:  # no thread to be had
-                self._give_place(request)
-                raise
-        else:
-            self.shutdown_request(request)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._give_place(request)
-
-    def _give_place(self, request: Any) -> None:
-        del self._since[request]
-        self._places.release()
-
-    def service_actions(self) -> None:
-        """Ten times a second: ends those that have had their time."""
-        for request, since in list(self._since.items()):
-            if time.monotonic() - since > _PAGE_WHOLE_SECONDS:
-                with suppress(OSError):  # its end is there already
-                    request.shutdown(socket.SHUT_RDWR)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Says nothing: a reader went away."""

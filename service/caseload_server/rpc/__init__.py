@@ -1,1 +1,1 @@
-"""What lies around every call."""
+"""The gRPC server and what surrounds each call."""

@@ -1,4 +1,4 @@
-"""The threads that calls run in, how many wait for one and how long, and the turning away of those beyond that."""
+"""The executors that calls run in: threads, a bounded queue, and load shedding beyond its bounds."""
 
 import math
 import threading
@@ -7,264 +7,186 @@ from collections import deque
 from collections.abc import Callable
 from concurrent import futures
 from contextlib import suppress
-from inspect import signature
 from queue import SimpleQueue
 from typing import Any, Final, NamedTuple
 
-import grpc
-import structlog
-from grpc import _server
-from grpc._cython import cygrpc  # type: ignore[attr-defined]
+from caseload_server.config import Config
+from caseload_server.domain import limits
+from caseload_server.rpc.grpcio_compat import Args, CallDone, can_shed, shed, when_received
 
-_POOL_PARAMETERS: Final = [
-    *("rpc_event", "state", "behavior", "argument_thunk", "request_deserializer", "response_serializer")
-]
-_PARAMETERS: Final = {
-    "_is_rpc_state_active": ["state"],
-    "_receive_message": ["state", "call", "request_deserializer"],
-    "_unary_response_in_pool": _POOL_PARAMETERS,
-    "_stream_response_in_pool": _POOL_PARAMETERS,
-}
+_PROBE_THREADS: Final = 4
+"""Health checks answered at once."""
 
 
-def _is_known() -> bool:
-    """Whether grpcio is as it is known here."""
-    private = vars(_server)
-    return "_RECEIVE_MESSAGE_TOKEN" in private and all(
-        name in private and list(signature(private[name]).parameters) == parameters
-        for name, parameters in _PARAMETERS.items()
-    )
-
-
-_KNOWN: Final = _is_known()
-
-
-def warn_where_unknown() -> None:
-    """Says once that calls are not turned away, nor kept from waiting for a message, with the grpcio that is here."""
-    if not _KNOWN:
-        _log.warning("calls are not turned away", grpcio=grpc.__version__)
-
-
-_log = structlog.get_logger()
-
-
-class _Work(NamedTuple):
-    """A call that waits: what to call, with what, whom to tell, and since when it waits."""
+class _QueuedCall(NamedTuple):
+    """A call that waits for a thread."""
 
     run: Callable[..., Any]
-    args: tuple[Any, ...]
-    done: "_Done"
-    since: float
+    args: Args
+    done: CallDone
+    queued_at: float
+    """As time.monotonic(), in seconds."""
 
 
-class _Done:
-    """All of a Future that grpcio's server wants: a callback once the call has ended."""
+class BoundedExecutor(futures.ThreadPoolExecutor):
+    """A fixed number of threads and a short queue. Cheaper for each call than ThreadPoolExecutor.
 
-    __slots__ = ("_callback", "_first")
-
-    def __init__(self) -> None:
-        self._first: dict[str, str] = {}
-
-    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
-        self._callback = callback
-        self._meet("callback")
-
-    def finish(self) -> None:
-        self._meet("end")
-
-    def _meet(self, who: str) -> None:
-        # The call may end before the callback is there. setdefault is atomic: who comes second finds the other.
-        if self._first.setdefault("first", who) != who:
-            self._callback(self)
-
-
-def _is_of_pool(args: tuple[Any, ...]) -> bool:
-    in_pool = (_server._unary_response_in_pool, _server._stream_response_in_pool)
-    return _KNOWN and bool(args) and args[0] in in_pool
-
-
-def _when_received(args: tuple[Any, ...], go: Callable[[tuple[Any, ...]], Any]) -> None:
-    """Goes on once the call's message is there, or its end.
-
-    By itself grpcio takes a thread and lets that wait for the message: who never sends one keeps the thread, and a few
-    dozen such calls stop a server. It also costs each call two switches of threads. So this receives as grpcio does, on
-    its names; where another grpcio has others, the work goes on in its own way.
+    No call waits longer than the queue timeout. A call that would is shed: at once where the queue is full or its first
+    call has waited half the timeout, else when the timeout is over.
     """
-    # A stream of requests has another thunk: it is read as it comes.
-    if not (_is_of_pool(args) and args[4].__name__ == "unary_request"):
-        go(args)
-        return
-    run, event, state, behavior, _, parse, write = args
-    received = _server._receive_message(state, event.call, parse)
 
-    def arrived(batch: Any) -> Any:
-        outcome = received(batch)
-        request, state.request = state.request, None
+    def __init__(self, threads: int, name: str, max_queue_depth: int, queue_timeout_seconds: float) -> None:
+        """Starts the threads. Args: threads, calls that run at once; max_queue_depth, calls that may wait."""
+        self._max_queue_depth = max_queue_depth
+        self._timeout = queue_timeout_seconds
+        self._queue: deque[_QueuedCall] = deque()
+        # One True for each queued call, some of which may have been shed meanwhile; False ends a thread.
+        self._wakeups: SimpleQueue[bool] = SimpleQueue()
+        self._busy = bytearray(threads)
+        self._shut_down = threading.Event()
+        workers = [
+            threading.Thread(target=self._work, args=(n,), name=f"{name}-{n}", daemon=True) for n in range(threads)
+        ]
+        expiry = threading.Thread(target=self._expire_queued, name=f"{name}-expiry", daemon=True)
+        self._threads_of_calls = [*workers, expiry]
+        for thread in self._threads_of_calls:
+            thread.start()
 
-        def thunk() -> Any:
-            return request if _server._is_rpc_state_active(state) else None  # who turned away gets nothing done
+    def in_flight(self) -> int:
+        """The number of calls that run."""
+        return sum(self._busy)
 
-        go(args if request is None else (run, event, state, behavior, thunk, parse, write))
-        return outcome
+    def queue_depth(self) -> int:
+        """The number of calls that wait for a thread."""
+        return len(self._queue)
 
-    with state.condition:
-        event.call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), arrived)
-        state.due.add(_server._RECEIVE_MESSAGE_TOKEN)
+    def submit(self, work: Callable[..., Any], /, *args: Any, **_none: Any) -> Any:
+        """Queues a call. Exceptions of the work are dropped: grpcio's server handles its own."""
+        done = CallDone()
+
+        def enqueue(args: Args) -> None:
+            call = _QueuedCall(work, args, done, time.monotonic())
+            if self._queue and self._queue_full(call.queued_at) and can_shed(args):
+                shed(call.run, call.args, call.done)
+            else:
+                self._queue.append(call)
+                self._wakeups.put(True)
+
+        when_received(args, enqueue)
+        return done
+
+    def shutdown(self, wait: bool = False, *, cancel_futures: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002 - Executor's
+        """Lets every thread end once the queue is empty, and waits for none."""
+        self._shut_down.set()
+        for _ in self._busy:
+            self._wakeups.put(False)
+
+    def shutdown_and_wait(self, until: float) -> bool:
+        """Shuts down, and waits until a time.monotonic() at most. Returns whether every thread has ended."""
+        self.shutdown()
+        for thread in self._threads_of_calls:
+            thread.join(max(0.0, until - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads_of_calls)
+
+    def _queue_full(self, now: float) -> bool:
+        return len(self._queue) >= self._max_queue_depth or now - self._first_queued_at() > self._timeout / 2
+
+    def _first_queued_at(self) -> float:
+        """The time at which the first call was queued; infinity where none is."""
+        try:
+            return self._queue[0].queued_at
+        except IndexError:
+            return math.inf
+
+    def _work(self, number: int) -> None:
+        while self._wakeups.get():
+            try:
+                call = self._queue.popleft()
+            except IndexError:
+                continue
+            if self._timed_out(call):
+                shed(call.run, call.args, call.done)
+                continue
+            self._busy[number] = True
+            with suppress(BaseException):  # grpcio handles its own errors; the thread must survive any other
+                call.run(*call.args)
+            self._busy[number] = False
+            call.done.finish()
+
+    def _timed_out(self, call: _QueuedCall) -> bool:
+        return time.monotonic() - call.queued_at >= self._timeout and can_shed(call.args)
+
+    def _expire_queued(self) -> None:
+        """Sheds the calls whose timeout ends while every thread is busy."""
+        wait_seconds = self._timeout
+        while not self._shut_down.wait(wait_seconds):
+            with suppress(IndexError):
+                while self._timed_out(self._queue[0]):
+                    self._shed_first()
+            wait_seconds = min(self._timeout, max(0.001, self._first_queued_at() + self._timeout - time.monotonic()))
+
+    def _shed_first(self) -> None:
+        call = self._queue.popleft()
+        if self._timed_out(call):
+            shed(call.run, call.args, call.done)
+        else:  # a thread has taken the expired one
+            self._queue.appendleft(call)
+            self._wakeups.put(True)
 
 
-def _can_be_turned_away(args: tuple[Any, ...]) -> bool:
-    """Whether the call is one of a guarded method, in a grpcio as it is known here."""
-    return _is_of_pool(args) and hasattr(args[3], "turn_away")
+class StreamExecutor(futures.ThreadPoolExecutor):
+    """Threads for response streams. grpcio accepts only a ThreadPoolExecutor for a single method."""
 
-
-def _turn_away(run: Callable[..., Any], args: tuple[Any, ...], done: _Done) -> None:
-    """Refuses a call, or answers it, in the thread that is here: it takes none that calls run in."""
-    in_pool, event, state, behavior, thunk, *rest = args
-    if thunk.__name__ == "unary_request":  # of a call without a message: it would wait for what this thread brings
-
-        def thunk() -> Any:
-            return b"" if _server._is_rpc_state_active(state) else None
-
-    with suppress(BaseException):  # the thread must outlive whatever is left
-        run(in_pool, event, state, behavior.turn_away, thunk, *rest)
-    done.finish()
-
-
-class StreamThreads(futures.ThreadPoolExecutor):
-    """Threads for streams that answer one message; grpcio takes no other kind of executor for a single method."""
-
-    def __init__(self, count: int, name: str, most_waiting: int = 0) -> None:
-        """Args: count, streams open at once; most_waiting, those that may wait for one to end."""
-        super().__init__(count, name)
-        self._most = count + most_waiting
+    def __init__(self, threads: int, name: str, max_queue_depth: int = 0) -> None:
+        """Args: threads, streams open at once; max_queue_depth, streams that may wait for one of them to end."""
+        super().__init__(threads, name)
+        self._max_in_flight = threads + max_queue_depth
         self._lock = threading.Lock()
         self.in_flight = 0
         """Open streams, and those that wait."""
 
     def submit(self, work: Callable[..., Any], /, *args: Any, **_none: Any) -> Any:
-        """Takes a thread once the message is there."""
-        done = _Done()
+        """Runs a stream in a thread once its request has arrived, or sheds it."""
+        done = CallDone()
 
-        def take(args: tuple[Any, ...]) -> None:
-            if self._takes_place(args):
-                super(StreamThreads, self).submit(work, *args).add_done_callback(lambda _: self._end(done))
+        def start(args: Args) -> None:
+            if self._reserve(args):
+                super(StreamExecutor, self).submit(work, *args).add_done_callback(lambda _: self._release(done))
             else:
-                _turn_away(work, args, done)
+                shed(work, args, done)
 
-        _when_received(args, take)
+        when_received(args, start)
         return done
 
-    def _takes_place(self, args: tuple[Any, ...]) -> bool:
+    def _reserve(self, args: Args) -> bool:
         with self._lock:
-            if self.in_flight >= self._most and _can_be_turned_away(args):
+            if self.in_flight >= self._max_in_flight and can_shed(args):
                 return False
             self.in_flight += 1
         return True
 
-    def _end(self, done: _Done) -> None:
+    def _release(self, done: CallDone) -> None:
         with self._lock:
             self.in_flight -= 1
         done.finish()
 
 
-class Threads(futures.ThreadPoolExecutor):
-    """A fixed number of threads on one short queue, with less on the path of a call than ThreadPoolExecutor has.
+class Executors:
+    """An executor for each class of calls, so that no class can take the threads of another."""
 
-    No call waits longer than the bound. Who would is turned away: at once where the queue is full or its first has
-    waited half as long already, else when the time is up.
-    """
+    def __init__(self, config: Config) -> None:
+        """Starts the threads."""
+        queue = config.max_queue_depth, config.queue_timeout_seconds
+        self.reads: Final = BoundedExecutor(min(config.read_threads, config.threads), "read", *queue)
+        self.writes: Final = BoundedExecutor(config.threads, "write", *queue)
+        self.probes: Final = BoundedExecutor(_PROBE_THREADS, "probe", *queue)
+        # A few more threads than watches, so that a watch above the limit is refused and does not wait.
+        self.watches: Final = StreamExecutor(config.max_watches + 4, "watch", config.max_queue_depth)
+        self.health_watches: Final = StreamExecutor(limits.MAX_HEALTH_WATCHES, "health")
+        self.reflection: Final = StreamExecutor(limits.MAX_REFLECTION_STREAMS, "reflection")
 
-    def __init__(self, count: int, name: str, most_waiting: int, longest_wait: float) -> None:
-        """Args: count, the calls that run at once; most_waiting, those that may wait; longest_wait, in seconds."""
-        self._most = most_waiting
-        self._longest = longest_wait
-        self._waiting: deque[_Work] = deque()
-        # One True for each call that waits, of which some were turned away meanwhile; False ends a thread.
-        self._calls: SimpleQueue[bool] = SimpleQueue()
-        self._busy = bytearray(count)
-        self._ended = threading.Event()
-        runs = [threading.Thread(target=self._run, args=(at,), name=f"{name}-{at}", daemon=True) for at in range(count)]
-        self._all = [*runs, threading.Thread(target=self._hold_bound, name=f"{name}-bound", daemon=True)]
-        for thread in self._all:
-            thread.start()
-
-    def in_flight(self) -> int:
-        """How many calls run."""
-        return sum(self._busy)
-
-    def waiting(self) -> int:
-        """How many calls wait for a thread."""
-        return len(self._waiting)
-
-    def submit(self, work: Callable[..., Any], /, *args: Any, **_none: Any) -> Any:
-        """Queues work; what it raises is lost, for grpcio's server handles its own."""
-        done = _Done()
-
-        def enter(args: tuple[Any, ...]) -> None:
-            call = _Work(work, args, done, time.monotonic())
-            if self._waiting and self._is_full(call.since) and _can_be_turned_away(args):
-                _turn_away(call.run, call.args, call.done)
-            else:
-                self._waiting.append(call)
-                self._calls.put(True)
-
-        _when_received(args, enter)
-        return done
-
-    def shutdown(self, wait: bool = False, *, cancel_futures: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002 - Executor's
-        """Lets every thread end once the queue is empty; waits for none."""
-        self._ended.set()
-        for _ in self._busy:
-            self._calls.put(False)
-
-    def end(self, until: float) -> bool:
-        """Shuts down, and waits until then, a time.monotonic(), at most: whether every thread has ended."""
-        self.shutdown()
-        for thread in self._all:
-            thread.join(max(0.0, until - time.monotonic()))
-        return not any(thread.is_alive() for thread in self._all)
-
-    def _is_full(self, now: float) -> bool:
-        return len(self._waiting) >= self._most or now - self._first_since() > self._longest / 2
-
-    def _first_since(self) -> float:
-        """Since when the first one waits; infinity where none does."""
-        try:
-            return self._waiting[0].since
-        except IndexError:
-            return math.inf
-
-    def _run(self, at: int) -> None:
-        while self._calls.get():
-            try:
-                call = self._waiting.popleft()
-            except IndexError:
-                continue
-            if self._is_late(call):
-                _turn_away(call.run, call.args, call.done)
-                continue
-            self._busy[at] = True
-            with suppress(BaseException):  # grpcio handles its own; a thread must outlive whatever is left
-                call.run(*call.args)
-            self._busy[at] = False
-            call.done.finish()
-
-    def _is_late(self, call: _Work) -> bool:
-        return time.monotonic() - call.since >= self._longest and _can_be_turned_away(call.args)
-
-    def _hold_bound(self) -> None:
-        """Turns away those whose time is up while no thread looks at them, because all are held by calls."""
-        left = self._longest
-        while not self._ended.wait(left):
-            with suppress(IndexError):
-                while self._is_late(self._waiting[0]):
-                    self._turn_first_away()
-            left = min(self._longest, max(0.001, self._first_since() + self._longest - time.monotonic()))
-
-    def _turn_first_away(self) -> None:
-        call = self._waiting.popleft()
-        if self._is_late(call):
-            _turn_away(call.run, call.args, call.done)
-        else:  # a thread has taken the late one
-            self._waiting.appendleft(call)
-            self._calls.put(True)
+    def shutdown_and_wait(self, seconds: float) -> bool:
+        """Shuts down the executors of unary calls, which may write. Returns whether all threads ended in that time."""
+        until = time.monotonic() + seconds
+        ended = [executor.shutdown_and_wait(until) for executor in (self.reads, self.writes, self.probes)]
+        return all(ended)

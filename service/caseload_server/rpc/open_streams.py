@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 
 
-class StreamsServer:
+class OpenStreams:
     """Passes handlers on to a server, and knows the streams under way."""
 
     def __init__(self, server: grpc.Server) -> None:

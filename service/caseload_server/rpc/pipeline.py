@@ -15,16 +15,16 @@ from grpc_health.v1 import health
 from grpc_status import rpc_status
 
 from caseload_server.domain import errors
-from caseload_server.security.principal import current
-from caseload_server.observability.access_log import Access, AccessLog, MethodLog
-from caseload_server.security.auth import Admission, permission
-from caseload_server.rpc.retry_delays import Retries
+from caseload_server.observability.access_log import AccessLog, CallRecord, MethodLog
+from caseload_server.rpc.retry_delays import RetryDelays
 from caseload_server.rpc.status_map import pushback, status
+from caseload_server.security.auth import Auth, permission
+from caseload_server.security.principal import current
 
 _log = structlog.get_logger()
 
 
-class Pools(NamedTuple):
+class MethodExecutors(NamedTuple):
     """The threads of each class of calls, so that none can take them from another."""
 
     reads: futures.ThreadPoolExecutor
@@ -32,19 +32,21 @@ class Pools(NamedTuple):
     streams: futures.ThreadPoolExecutor
 
 
-class GuardedServer:
+class PipelineServer:
     """Passes a servicer's handlers on to a server, each wrapped once.
 
     The generated add_...Servicer_to_server functions take it for the server.
     """
 
-    def __init__(self, server: Any, admission: Admission, log: AccessLog, pools: Pools, retries: Retries) -> None:
-        """Args: server, which the handlers end up in; pools, the threads that they run in."""
+    def __init__(
+        self, server: Any, auth: Auth, log: AccessLog, executors: MethodExecutors, retry_delays: RetryDelays
+    ) -> None:
+        """Args: server, which the handlers end up in; executors, the threads that they run in."""
         self._server = server
-        self._admission = admission
+        self._auth = auth
         self._log = log
-        self._pools = pools
-        self._retries = retries
+        self._executors = executors
+        self._retry_delays = retry_delays
 
     def add_generic_rpc_handlers(self, handlers: Any) -> None:
         """Nothing: the registered handlers below are the same ones."""
@@ -53,26 +55,26 @@ class GuardedServer:
         self, service: str, handlers: dict[str, "grpc.RpcMethodHandler[Any, Any]"]
     ) -> None:
         """Registers the handlers of one service."""
-        guarded = {name: self._guarded(service, name, handler) for name, handler in handlers.items()}
-        self._server.add_registered_method_handlers(service, guarded)
+        wrapped = {name: self._wrapped(service, name, handler) for name, handler in handlers.items()}
+        self._server.add_registered_method_handlers(service, wrapped)
 
-    def _guarded(self, service: str, name: str, handler: Any) -> "grpc.RpcMethodHandler[Any, Any]":
+    def _wrapped(self, service: str, name: str, handler: Any) -> "grpc.RpcMethodHandler[Any, Any]":
         # Parsing stays with us: what grpcio cannot parse it refuses by itself, as INTERNAL. So does writing: then the
         # access log knows how a call ended.
-        guard = _Guard(self._admission.to(service, name), MethodLog(self._log, service, name))
+        pipeline = _MethodPipeline(self._auth.for_method(service, name), MethodLog(self._log, service, name))
         parse, write = handler.request_deserializer, handler.response_serializer
         call: Any
         if handler.unary_unary:
-            call = guard.unary(parse, handler.unary_unary, write)
+            call = pipeline.unary(parse, handler.unary_unary, write)
             writes = permission(service, name) == "write"
-            call.experimental_thread_pool = self._pools.writes if writes else self._pools.reads
+            call.experimental_thread_pool = self._executors.writes if writes else self._executors.reads
         else:
-            call = guard.stream(parse, handler.unary_stream or handler.stream_stream, write)
-            call.experimental_thread_pool = self._pools.streams
+            call = pipeline.stream(parse, handler.unary_stream or handler.stream_stream, write)
+            call.experimental_thread_pool = self._executors.streams
         if service != health.SERVICE_NAME:
-            call.turn_away = guard.turning_away(self._retries)
+            call.shed = pipeline.shedding(self._retry_delays)
         else:  # a check is answered where it would be refused: it needs no more than a refusal does
-            call.turn_away = call if handler.unary_unary else guard.leave_unwatched
+            call.shed = call if handler.unary_unary else pipeline.leave_unwatched
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(call)
         if handler.unary_stream:
@@ -80,32 +82,32 @@ class GuardedServer:
         return grpc.stream_stream_rpc_method_handler(call)
 
 
-class _Guard:
+class _MethodPipeline:
     """What lies around every call of one method, whatever its kind."""
 
-    def __init__(self, admit: Callable[[grpc.ServicerContext], None], log: MethodLog) -> None:
-        self._admit = admit
+    def __init__(self, authorize: Callable[[grpc.ServicerContext], None], log: MethodLog) -> None:
+        self._authorize = authorize
         self._log = log
 
     def unary(self, parse: Callable[[bytes], Any], answer: Any, write: Callable[[Any], bytes]) -> Callable[..., bytes]:
-        admit, log = self._admit, self._log
+        authorize, log = self._authorize, self._log
 
         def call(data: bytes, context: grpc.ServicerContext) -> bytes:
-            access = Access(context)
+            record = CallRecord(context)
             try:
-                admit(context)
+                authorize(context)
                 _check_deadline(context)
-                access.request = request = _parsed(parse, data)
+                record.request = request = _parsed(parse, data)
                 response = answer(request, context)
                 written = write(response)
-                access.response = response
+                record.response = response
             except errors.DomainError as error:
-                access.refusal = error
+                record.refusal = error
             except Exception as error:  # noqa: BLE001 - the layer that turns the unexpected into INTERNAL
-                access.refusal = _unexpected(log.method, error)
-            log.end(access)
-            if access.refusal:
-                _refuse(context, access.refusal)
+                record.refusal = _unexpected(log.method, error)
+            log.end(record)
+            if record.refusal:
+                _refuse(context, record.refusal)
             return written
 
         return call
@@ -114,41 +116,41 @@ class _Guard:
         """Of one request, or of a stream of them, which then are not named in the log."""
 
         def call(data: bytes | Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-            access = Access(context)
+            record = CallRecord(context)
             try:
-                self._admit(context)
-                access.caller = current.get(None)  # a generator that is dropped ends outside its context
+                self._authorize(context)
+                record.caller = current.get(None)  # a generator that is dropped ends outside its context
                 _check_deadline(context)
-                access.request = _parsed(parse, data) if isinstance(data, bytes) else None
-                for response in answer(access.request or _each_parsed(parse, data), context):
-                    self._log.note(access, response)
+                record.request = _parsed(parse, data) if isinstance(data, bytes) else None
+                for response in answer(record.request or _each_parsed(parse, data), context):
+                    self._log.add_streamed_ids(record, response)
                     yield write(response)
             except errors.DomainError as error:
-                access.refusal = error
+                record.refusal = error
             except Exception as error:  # noqa: BLE001 - as above
-                access.refusal = _unexpected(self._log.method, error)
+                record.refusal = _unexpected(self._log.method, error)
             finally:  # also where the caller is gone, and nothing more is asked of this generator
-                self._log.end(access)
-            if access.refusal:
-                _refuse(context, access.refusal)
+                self._log.end(record)
+            if record.refusal:
+                _refuse(context, record.refusal)
 
         return call
 
-    def turning_away(self, retries: Retries) -> Callable[..., NoReturn]:
+    def shedding(self, retry_delays: RetryDelays) -> Callable[..., NoReturn]:
         """In the place of the call where there are too many: looks at nothing, and says nothing but that."""
 
-        def turn_away(_data: bytes | Iterator[bytes], context: grpc.ServicerContext) -> NoReturn:
-            access = Access(context)
-            access.refusal = errors.Overloaded(retries.after_seconds())
-            self._log.end(access)
-            _refuse(context, access.refusal)
+        def shed(_data: bytes | Iterator[bytes], context: grpc.ServicerContext) -> NoReturn:
+            record = CallRecord(context)
+            record.refusal = errors.Overloaded(retry_delays.next_seconds())
+            self._log.end(record)
+            _refuse(context, record.refusal)
 
-        return turn_away
+        return shed
 
     def leave_unwatched(self, _data: bytes, context: grpc.ServicerContext) -> NoReturn:
         """Callers' libraries take it for a server that cannot be watched, and call it; else they would not."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        self._log.end(Access(context))
+        self._log.end(CallRecord(context))
         context.abort(grpc.StatusCode.UNIMPLEMENTED, "As many health watches are open as there may be.")
         raise AssertionError  # abort has raised
 

@@ -1,32 +1,31 @@
-"""When those who are turned away may come again."""
+"""Staggered retry delays for calls that were shed, so that their callers do not return all at once."""
 
 import threading
 import time
 from typing import Final
 
 SPACING_SECONDS: Final = 0.004
-"""Between two who come again. To turn one away takes some 0.1 ms, so all who wait together take a few hundredths of one
-core, however many they are."""
-LEAST_SECONDS: Final = 0.2
-MOST_SECONDS: Final = 3.0
-"""Well within the deadline of a call: a flood of others must not send it away for longer than it has."""
+"""Between two retries. To shed a call takes about 0.1 ms, so retries take a few hundredths of a core in all."""
+MIN_DELAY_SECONDS: Final = 0.2
+MAX_DELAY_SECONDS: Final = 3.0
+"""Well within the deadline of a call, which a flood of other callers must not use up."""
 
 
-class Retries:
-    """Gives each caller a time of its own, one after the other, so that they never come all at once.
+class RetryDelays:
+    """Gives each caller its own time to retry, one after the other.
 
-    When the times up to the last are given away it begins anew with the first, and two get the same.
+    When the times up to the longest delay are used up it starts again with the shortest, and two callers share a time.
     """
 
     def __init__(self) -> None:
-        """All times are free."""
+        """No time is used yet."""
         self._lock = threading.Lock()
         self._last = 0.0
 
-    def after_seconds(self) -> float:
-        """How long the caller is to wait."""
+    def next_seconds(self) -> float:
+        """The delay for the next caller, in seconds."""
         now = time.monotonic()
         with self._lock:
-            at = max(self._last + SPACING_SECONDS, now + LEAST_SECONDS)
-            self._last = at = at if at < now + MOST_SECONDS else now + LEAST_SECONDS
+            at = max(self._last + SPACING_SECONDS, now + MIN_DELAY_SECONDS)
+            self._last = at = at if at < now + MAX_DELAY_SECONDS else now + MIN_DELAY_SECONDS
         return at - now

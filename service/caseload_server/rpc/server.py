@@ -1,10 +1,10 @@
-"""The one place that knows every part."""
+"""The gRPC server: every part, put together once."""
 
 import resource
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import grpc
 from caseload.v1 import (
@@ -16,214 +16,193 @@ from caseload.v1 import (
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from caseload_server.observability import logs
-from caseload_server.config import Config, SettingError
-from caseload_server.observability.access_log import AccessLog, Lines, LogFile
-from caseload_server.security.auth import Admission
-from caseload_server.rpc.pipeline import GuardedServer, Pools
-from caseload_server.rpc.retry_delays import Retries
-from caseload_server.rpc.open_streams import StreamsServer
-from caseload_server.security.api_keys import read as read_keys
-from caseload_server.store.backends.factory import open_store
-from caseload_server.observability.readiness import LIVENESS, READINESS, Readiness
-from caseload_server.security.file_reload import Reloading
 from caseload_server.api.assignment_service import AssignmentServicer
 from caseload_server.api.change_service import ChangeServicer
 from caseload_server.api.page_tokens import PageTokens
 from caseload_server.api.patient_service import PatientServicer
 from caseload_server.api.therapist_service import TherapistServicer
 from caseload_server.api.watches import Watches
-from caseload_server.store import RelationshipStore
-from caseload_server.rpc.executors import StreamThreads, Threads, warn_where_unknown
+from caseload_server.clock import now_us
+from caseload_server.config import Config, SettingError
+from caseload_server.domain import limits
+from caseload_server.observability import logs
+from caseload_server.observability.access_log import AccessLog, LogFile, LogSink
+from caseload_server.observability.readiness import LIVENESS, READINESS, Readiness
+from caseload_server.rpc.executors import Executors
+from caseload_server.rpc.grpcio_compat import warn_unsupported_grpcio
+from caseload_server.rpc.open_streams import OpenStreams
+from caseload_server.rpc.pipeline import MethodExecutors, PipelineServer
+from caseload_server.rpc.retry_delays import RetryDelays
+from caseload_server.security.api_keys import read as read_keys
+from caseload_server.security.auth import Auth
+from caseload_server.security.file_reload import Reloading
 from caseload_server.security.tls import Certificates
+from caseload_server.store import RelationshipStore
+from caseload_server.store.backends.factory import open_store
 
 if TYPE_CHECKING:
     from caseload_server.observability.metrics import Metrics
     from caseload_server.observability.metrics_page import MetricsPage
 
-MESSAGE_BYTES: Final = 1024 * 1024
-METADATA_BYTES: Final = 16 * 1024
-_HEALTH_WATCHES: Final = 256
-_REFLECTIONS: Final = 32
-"""Open at once; further ones are turned away."""
-_PROBES: Final = 4
-"""Health checks at once."""
-_OTHER_FILES: Final = 400
-"""File descriptors that no connection may take."""
-HANDSHAKE_MS: Final = 10_000
-"""Within which a new connection must have got through TLS, and sent its first frame."""
-_END_SECONDS: Final = 1.0
+_CANCELLED_CALLS_SECONDS: Final = 1.0
 """How long calls that were cancelled at the end of a stop may still take."""
-IDLE_MS: Final = 600_000
-"""After which a connection without a call is asked to go."""
-KEEPALIVE_MS: Final = 60_000
-"""After so long a silence a caller is asked whether it is there; who does not answer in 20 seconds makes room."""
-PING_MS: Final = 5_000
-"""Callers may ping as often, with calls open or not: common ones do so every 10 seconds at most. Two sooner ones are
-let pass, the next ends the connection."""
 
 
-def clock() -> int:
-    """Microseconds since 1970 (UTC)."""
-    return time.time_ns() // 1000
+class Parts(NamedTuple):
+    """What a server is made of."""
 
-
-class CallThreads:
-    """The threads of each class of calls: each has its own, and its own bounds."""
-
-    def __init__(self, config: Config) -> None:
-        """Starts them."""
-        bounds = config.max_waiting, config.longest_wait_seconds
-        self.reads: Final = Threads(min(config.read_threads, config.threads), "read", *bounds)
-        self.writes: Final = Threads(config.threads, "write", *bounds)
-        self.probes: Final = Threads(_PROBES, "probe", *bounds)
-        # A few threads more than watches, so that one too many is refused and does not wait.
-        self.watches: Final = StreamThreads(config.max_watches + 4, "watch", config.max_waiting)
-        self.health_watches: Final = StreamThreads(_HEALTH_WATCHES, "health")
-        self.reflection: Final = StreamThreads(_REFLECTIONS, "reflection")
-
-    def end(self, seconds: float) -> bool:
-        """Ends those of unary calls, which may still write: whether all have ended within so long."""
-        until = time.monotonic() + seconds
-        ended = [threads.end(until) for threads in (self.reads, self.writes, self.probes)]
-        return all(ended)
+    grpc_server: grpc.Server
+    """Bound to its address, with the executor of reads as its own."""
+    address: str
+    """HOST:PORT with the real port."""
+    executors: Executors
+    store: RelationshipStore
+    auth: Auth
+    access_log: AccessLog
+    metrics: "Metrics | None"
+    metrics_page: "MetricsPage | None"
+    """None where a supervisor serves it."""
 
 
 class CaseloadServer:
-    """A server with everything in its place, to be started and stopped once."""
+    """A server that is started and stopped once."""
 
-    def __init__(
-        self, config: Config, server: grpc.Server, threads: CallThreads, address: str, store: RelationshipStore
-    ) -> None:
-        """Args: server, bound to address; threads, those of its calls; store, open."""
-        self.address: Final = address
+    def __init__(self, config: Config, parts: Parts, clock: Callable[[], int]) -> None:
+        """Args: clock, the time in microseconds since 1970 (UTC)."""
+        self.address: Final = parts.address
+        self.metrics_address: Final = parts.metrics_page.address if parts.metrics_page else None
         self._config = config
-        self._server = server
-        self._threads = threads
-        self._store = store
-        self._page: MetricsPage | None = None
-        self._metrics: Metrics | None = None
+        self.store: Final = parts.store
+        self._parts = parts
         self._is_ready = False
         self._is_stopping = False
-        self._streams = StreamsServer(server)
-        self._readiness = Readiness(store.check, self._set_readiness)
-        self._watches = Watches(store, config.max_watches)
-        # The other way it would send under a lock of all: a watcher that reads nothing would stop the server.
+        self._retry_delays = RetryDelays()
+        self._streams = OpenStreams(parts.grpc_server)
+        self._readiness = Readiness(parts.store.check, self._set_readiness)
+        self._watches = Watches(parts.store, config.max_watches)
+        # The non-blocking servicer sends under one lock: a watcher that reads nothing would stop the whole server.
         self._health = health.HealthServicer(experimental_non_blocking=False)
+        self._register_services(clock)
+        self._register_library_services()
+        if parts.metrics:
+            self._add_gauges(parts.metrics)
 
-    def register(self, clock: Callable[[], int], admission: Admission, access_log: AccessLog) -> None:
-        """Puts the services on the server, behind what guards their calls."""
-        self._access_log = access_log
-        pages = PageTokens(self._store.keys.secret)
-        threads, retries = self._threads, Retries()
-        pools = Pools(threads.reads, threads.writes, threads.watches)
-        guarded: Any = GuardedServer(self._server, admission, access_log, pools, retries)
-        therapists = TherapistServicer(self._store, pages, clock)
-        therapist_service_pb2_grpc.add_TherapistServiceServicer_to_server(therapists, guarded)
-        patients = PatientServicer(self._store, pages, clock)
-        patient_service_pb2_grpc.add_PatientServiceServicer_to_server(patients, guarded)
-        periods = AssignmentServicer(self._store, pages, clock)
-        assignment_service_pb2_grpc.add_AssignmentServiceServicer_to_server(periods, guarded)
-        changes = ChangeServicer(self._store, self._watches)
-        change_service_pb2_grpc.add_ChangeServiceServicer_to_server(changes, guarded)
-        pools = Pools(threads.probes, threads.probes, threads.reflection)
-        streams: Any = GuardedServer(self._streams, admission, access_log, pools, retries)
-        pools = Pools(threads.probes, threads.probes, threads.health_watches)
-        probed: Any = GuardedServer(self._streams, admission, access_log, pools, retries)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, probed)
-        reflection.enable_server_reflection((*READINESS, health.SERVICE_NAME, reflection.SERVICE_NAME), streams)
+    def _register_services(self, clock: Callable[[], int]) -> None:
+        """Adds the services of the contract."""
+        store, executors = self.store, self._parts.executors
+        pages = PageTokens(store.keys.secret)
+        server: Any = self._pipeline(
+            self._parts.grpc_server, MethodExecutors(executors.reads, executors.writes, executors.watches)
+        )
+        therapists = TherapistServicer(store, pages, clock)
+        therapist_service_pb2_grpc.add_TherapistServiceServicer_to_server(therapists, server)
+        patients = PatientServicer(store, pages, clock)
+        patient_service_pb2_grpc.add_PatientServiceServicer_to_server(patients, server)
+        assignments = AssignmentServicer(store, pages, clock)
+        assignment_service_pb2_grpc.add_AssignmentServiceServicer_to_server(assignments, server)
+        changes = ChangeServicer(store, self._watches)
+        change_service_pb2_grpc.add_ChangeServiceServicer_to_server(changes, server)
 
-    def measure(self, metrics: "Metrics", page: "MetricsPage | None") -> None:
-        """Args: metrics, which count; page, which shows them from the start to the end."""
-        self._metrics, self._page = metrics, page
-        metrics.follow("ready", lambda: self._is_ready)
-        metrics.follow("watches", self._watches.count)
-        metrics.follow("watches_limit", lambda: self._config.max_watches)
-        for name, labels, look in self._store.gauges():
-            metrics.follow(name, look, **labels)
-        for kind, threads in (("read", self._threads.reads), ("write", self._threads.writes)):
-            metrics.follow("in_flight", threads.in_flight, pool=kind)
-            metrics.follow("waiting", threads.waiting, pool=kind)
+    def _register_library_services(self) -> None:
+        """Adds health and reflection, whose streams a stop has to end."""
+        probes, executors = self._parts.executors.probes, self._parts.executors
+        for_health: Any = self._pipeline(self._streams, MethodExecutors(probes, probes, executors.health_watches))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, for_health)
+        names = (*READINESS, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        for_reflection: Any = self._pipeline(self._streams, MethodExecutors(probes, probes, executors.reflection))
+        reflection.enable_server_reflection(names, for_reflection)
 
-    @property
-    def metrics_address(self) -> str | None:
-        """Where its metrics are, where it serves them itself."""
-        return self._page.address if self._page else None
+    def _pipeline(self, server: Any, executors: MethodExecutors) -> PipelineServer:
+        return PipelineServer(server, self._parts.auth, self._parts.access_log, executors, self._retry_delays)
+
+    def _add_gauges(self, metrics: "Metrics") -> None:
+        metrics.add_gauge("ready", lambda: self._is_ready)
+        metrics.add_gauge("watches", self._watches.count)
+        metrics.add_gauge("watches_limit", lambda: self._config.max_watches)
+        for name, labels, sample in self.store.gauges():
+            metrics.add_gauge(name, sample, **labels)
+        for kind, executor in (("read", self._parts.executors.reads), ("write", self._parts.executors.writes)):
+            metrics.add_gauge("in_flight", executor.in_flight, pool=kind)
+            metrics.add_gauge("waiting", executor.queue_depth, pool=kind)
 
     def start(self) -> None:
-        """Begins to answer."""
-        warn_where_unknown()
-        self._server.start()
+        """Starts to answer calls."""
+        warn_unsupported_grpcio()
+        self._parts.grpc_server.start()
         self._health.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
         self._set_readiness(True)
         self._readiness.start()
-        if self._metrics:
-            self._metrics.start()
-        if self._page:
-            self._page.start()
+        if self._parts.metrics:
+            self._parts.metrics.start()
+        if self._parts.metrics_page:
+            self._parts.metrics_page.start()
 
     def stop(self, *, drain: bool = True) -> bool:
-        """Stops without losing a call: readiness goes, calls drain, then the store is closed. Whether all ended."""
+        """Stops without losing a call: becomes NOT_SERVING, drains, then closes the store.
+
+        Returns whether every call has ended.
+        """
         self._is_stopping = True
         self._set_readiness(False)
         self._readiness.stop()
         if drain:
             time.sleep(self._config.drain_seconds)
         self._watches.close()
-        stopped = self._server.stop(self._config.grace_seconds)
+        stopped = self._parts.grpc_server.stop(self._config.grace_seconds)
         self._streams.end()  # health watches and open reflection would last the whole grace period
-        left = not stopped.wait(self._config.grace_seconds + _END_SECONDS)  # for ever, where the access log hangs
-        # Calls that outlast the grace period were cancelled, and may still write: their lines too.
-        ended = self._threads.end(_END_SECONDS) and not left
-        self._store.close()
+        # A call whose access log hangs never ends.
+        all_left = stopped.wait(self._config.grace_seconds + _CANCELLED_CALLS_SECONDS)
+        # Calls that outlast the grace period were cancelled, and may still write: their lines are logged too.
+        ended = self._parts.executors.shutdown_and_wait(_CANCELLED_CALLS_SECONDS) and all_left
+        self.store.close()
         if ended:
-            self._access_log.close()
-        if self._metrics:
-            self._metrics.stop()
-        if self._page:
-            self._page.close()
+            self._parts.access_log.close()
+        if self._parts.metrics:
+            self._parts.metrics.stop()
+        if self._parts.metrics_page:
+            self._parts.metrics_page.close()
         return ended
 
-    def _set_readiness(self, ready: bool) -> None:  # noqa: FBT001 - as Readiness tells it
+    def _set_readiness(self, ready: bool) -> None:  # noqa: FBT001 - the callback of Readiness
         self._is_ready = ready = ready and not self._is_stopping
         states = health_pb2.HealthCheckResponse
         for name in READINESS:
             self._health.set(name, states.SERVING if ready else states.NOT_SERVING)
 
 
-def build_server(config: Config, clock: Callable[[], int] = clock) -> CaseloadServer:
-    """A server bound to its port, with its database open and migrated. Raises SettingError; nothing is left then."""
+def build_server(config: Config, clock: Callable[[], int] = now_us) -> CaseloadServer:
+    """A server bound to its port, with its database open and migrated. Raises SettingError, and leaves nothing behind.
+
+    Args: clock, the time in microseconds since 1970 (UTC).
+    """
     config.check()
     keys_file = config.keys_file
     keys = Reloading([keys_file], lambda: read_keys(keys_file)) if keys_file else None
     credentials = _credentials(config)
-    threads = CallThreads(config)
-    server = grpc.server(threads.reads, options=_limits(config))
+    executors = Executors(config)
+    server = grpc.server(executors.reads, options=_channel_options(config))
     metrics, page = None, None
     try:
         address = _bind(server, config, credentials)
         metrics, page = _metrics(config)
-        store = open_store(config, clock, metrics.meter if metrics else None)
-        lines = _access_lines(config, store)
+        store = open_store(config, clock, metrics.store if metrics else None)
+        sink = _access_log_sink(config, store)
     except SettingError:
         server.stop(None)
-        threads.end(0)
+        executors.shutdown_and_wait(0)
         if page:
             page.close()
         raise
-    built = CaseloadServer(config, server, threads, address, store)
-    built.register(clock, Admission(keys.value if keys else None), AccessLog(lines, metrics))
-    if metrics:
-        built.measure(metrics, page)
-    return built
+    auth, access_log = Auth(keys.value if keys else None), AccessLog(sink, metrics)
+    return CaseloadServer(config, Parts(server, address, executors, store, auth, access_log, metrics, page), clock)
 
 
 def _metrics(config: Config) -> "tuple[Metrics | None, MetricsPage | None]":
-    """What counts, where it can be read, and the page; that of workers is served by the process that started them."""
+    """The metrics, where they are asked for, and their page; the page of several workers is the supervisor's."""
     if not config.metrics_address:
         return None, None
     from caseload_server.observability.metrics import Metrics
-    from caseload_server.observability.metrics_page import MetricsPage  # here, since only those who count need it
+    from caseload_server.observability.metrics_page import MetricsPage  # here, since only servers with metrics need it
 
     metrics = Metrics(config.worker)
     logs.count_with(metrics.logged)
@@ -236,7 +215,7 @@ def _credentials(config: Config) -> grpc.ServerCredentials | None:
     return Certificates(config.tls_cert, config.tls_key, config.tls_client_ca).credentials()
 
 
-def _access_lines(config: Config, store: RelationshipStore) -> Lines:
+def _access_log_sink(config: Config, store: RelationshipStore) -> LogSink:
     if not config.access_log:
         return logs.OnTerminal() if sys.stderr.isatty() else logs.STANDARD_ERROR
     try:
@@ -246,14 +225,14 @@ def _access_lines(config: Config, store: RelationshipStore) -> Lines:
         raise SettingError("--access-log", "cannot be written") from None
 
 
-def _limits(config: Config) -> list[tuple[str, int]]:
+def _channel_options(config: Config) -> list[tuple[str, int]]:
     """What the C core is to hold callers to."""
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return [
         ("grpc.so_reuseport", int(config.workers > 1)),  # or a second server would take the port unseen
-        ("grpc.max_receive_message_length", MESSAGE_BYTES),
-        ("grpc.max_metadata_size", METADATA_BYTES),
-        ("grpc.absolute_max_metadata_size", METADATA_BYTES),  # between the two it would refuse at random
+        ("grpc.max_receive_message_length", limits.MAX_MESSAGE_BYTES),
+        ("grpc.max_metadata_size", limits.MAX_METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", limits.MAX_METADATA_BYTES),  # between the two it would refuse at random
         # All the watches there can be may share a connection, and calls with them. What is above is refused and does
         # not wait when a caller has not heard of the limit yet, so there is room for a burst.
         ("grpc.max_concurrent_streams", config.max_watches + 1000),
@@ -264,12 +243,15 @@ def _limits(config: Config) -> list[tuple[str, int]]:
         ("grpc.server.max_pending_requests", config.max_watches + 1000),
         ("grpc.server.max_pending_requests_hard_limit", config.max_watches + 1000),
         # Some files are left for the database: each thread has two or three.
-        ("grpc.max_allowed_incoming_connections", max(1, min(config.max_connections, files - _OTHER_FILES))),
-        ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
-        ("grpc.http2.settings_timeout", HANDSHAKE_MS),  # until then a caller is held to no limit on metadata
-        ("grpc.max_connection_idle_ms", IDLE_MS),
-        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
-        ("grpc.http2.min_ping_interval_without_data_ms", PING_MS),
+        ("grpc.max_allowed_incoming_connections", max(1, min(config.max_connections, files - limits.RESERVED_FILES))),
+        ("grpc.server_handshake_timeout_ms", limits.HANDSHAKE_TIMEOUT_MS),
+        (
+            "grpc.http2.settings_timeout",
+            limits.HANDSHAKE_TIMEOUT_MS,
+        ),  # no metadata limit holds until then
+        ("grpc.max_connection_idle_ms", limits.MAX_CONNECTION_IDLE_MS),
+        ("grpc.keepalive_time_ms", limits.KEEPALIVE_INTERVAL_MS),
+        ("grpc.http2.min_ping_interval_without_data_ms", limits.MIN_PING_INTERVAL_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_ping_strikes", 2),
     ]

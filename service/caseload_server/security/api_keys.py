@@ -21,8 +21,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from caseload_server.security.principal import Caller, PERMISSIONS
 from caseload_server.config import SettingError
+from caseload_server.security.principal import PERMISSIONS, Principal
 
 _SETTING: Final = "--keys-file"
 _NAME: Final = re.compile(r"(?!#|cli:)[!#-\[\]-~]{1,200}")
@@ -36,16 +36,16 @@ _OPEN: Final = 0o037
 class Keys:
     """The callers of one keys file."""
 
-    def __init__(self, by_name: dict[str, Caller], by_digest: dict[bytes, Caller]) -> None:
+    def __init__(self, by_name: dict[str, Principal], by_digest: dict[bytes, Principal]) -> None:
         """Args: by_digest, by the SHA-256 of the key."""
         self._by_name = by_name
         self._by_digest = {digest: (digest, caller) for digest, caller in by_digest.items()}
 
-    def of_name(self, name: str) -> Caller | None:
+    def of_name(self, name: str) -> Principal | None:
         """The caller whom a certificate names."""
         return self._by_name.get(name)
 
-    def of_token(self, token: str) -> Caller | None:
+    def of_token(self, token: str) -> Principal | None:
         """The caller whose key it is."""
         digest = _digest(token)
         # How long the look-up takes tells of digests only, and nobody can choose those; the last word is constant-time.
@@ -68,8 +68,8 @@ def read(path: Path) -> Keys:
 
 
 def _parsed(lines: Iterable[str]) -> Keys:
-    by_name: dict[str, Caller] = {}
-    by_digest: dict[bytes, Caller] = {}
+    by_name: dict[str, Principal] = {}
+    by_digest: dict[bytes, Principal] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
             continue
@@ -86,14 +86,14 @@ def _parsed(lines: Iterable[str]) -> Keys:
     return Keys(by_name, by_digest)
 
 
-def _entry(line: str, number: int) -> tuple[Caller, bytes]:
+def _entry(line: str, number: int) -> tuple[Principal, bytes]:
     found = _LINE.fullmatch(line)
     if not found or not is_name(found[1]):
         raise _fault(number, "must be NAME PERMISSIONS sha256:HASH, or without the hash")
     permissions = found[2].split(",")
     if not set(permissions) <= set(PERMISSIONS):
         raise _fault(number, "permissions are read, write and audit, with commas between them")
-    return Caller(found[1], frozenset(permissions)), bytes.fromhex(found[3] or "")
+    return Principal(found[1], frozenset(permissions)), bytes.fromhex(found[3] or "")
 
 
 def _fault(number: int, text: str) -> SettingError:

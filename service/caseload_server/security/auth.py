@@ -1,4 +1,4 @@
-"""Who calls, and whether they may: the first thing that is looked at."""
+"""Authentication and authorization: who calls, and whether the principal may call the method."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -11,16 +11,16 @@ from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
 from caseload_server.domain import errors
-from caseload_server.security.principal import Caller, LOCAL, current
 from caseload_server.security.api_keys import Keys
+from caseload_server.security.principal import LOCAL, Principal, current
 
-FREE: Final = ""
-"""Stands for no permission at all, and no credentials."""
-NOBODY: Final = "nobody"
-"""A permission that no caller can have."""
+PUBLIC: Final = ""
+"""The method needs neither credentials nor a permission."""
+DENY_ALL: Final = "nobody"
+"""A permission that no principal can have."""
 
 _OF_SERVICES: Final = {
-    health.SERVICE_NAME: FREE,
+    health.SERVICE_NAME: PUBLIC,
     reflection.SERVICE_NAME: "read",
     change_service_pb2.DESCRIPTOR.services_by_name["ChangeService"].full_name: "audit",
 }
@@ -28,51 +28,52 @@ _PACKAGE: Final = change_service_pb2.DESCRIPTOR.package
 
 
 def permission(service: str, method: str) -> str:
-    """What a method asks for. The contract's idempotency_level decides; what no rule covers is for nobody."""
+    """The permission that a method needs, by the contract's idempotency_level; DENY_ALL where no rule covers it."""
     if service in _OF_SERVICES:
         return _OF_SERVICES[service]
     if service.rpartition(".")[0] != _PACKAGE:
-        return NOBODY
+        return DENY_ALL
     found: Any = descriptor_pool.Default().FindMethodByName(f"{service}.{method}")
     return "read" if found.GetOptions().idempotency_level == MethodOptions.NO_SIDE_EFFECTS else "write"
 
 
-class Admission:
-    """Knows callers by their credentials."""
+class Auth:
+    """Authenticates and authorizes calls."""
 
     def __init__(self, keys: Callable[[], Keys] | None) -> None:
-        """Args: keys, those of now; None where everyone on this machine may do everything."""
+        """Args: keys, returns the current ones; None where everyone on this machine may do everything."""
         self._keys = keys
 
-    def to(self, service: str, method: str) -> Callable[[grpc.ServicerContext], None]:
-        """Admits calls of the method, and notes who makes one as the current caller; nobody, where nobody is asked.
+    def for_method(self, service: str, method: str) -> Callable[[grpc.ServicerContext], None]:
+        """A check for calls of the method: it sets the current principal, unless the method is public.
 
-        What it returns raises Unauthenticated, PermissionDenied.
+        The check raises Unauthenticated, PermissionDenied.
         """
         needed = permission(service, method)
 
-        def admit(context: grpc.ServicerContext) -> None:
-            caller = self._caller(context)
-            current.set(caller)
-            if needed not in caller.permissions:
+        def check(context: grpc.ServicerContext) -> None:
+            principal = self.authenticate(context)
+            current.set(principal)
+            if needed not in principal.permissions:
                 raise errors.PermissionDenied(permission=needed)
 
-        return admit if needed != FREE else lambda _context: None
+        return check if needed != PUBLIC else lambda _context: None
 
-    def _caller(self, context: grpc.ServicerContext) -> Caller:
+    def authenticate(self, context: grpc.ServicerContext) -> Principal:
+        """The principal that the call's credentials name. Raises Unauthenticated."""
         if self._keys is None:
             return LOCAL
         keys = self._keys()
         for name, value in context.invocation_metadata():
             if name == "authorization":
                 scheme, _, token = str(value).partition(" ")
-                caller = keys.of_token(token) if scheme.lower() == "bearer" else None
+                principal = keys.of_token(token) if scheme.lower() == "bearer" else None
                 break
         else:
-            caller = keys.of_name(_name_in_certificate(context.auth_context()))
-        if caller is None:
+            principal = keys.of_name(_name_in_certificate(context.auth_context()))
+        if principal is None:
             raise errors.Unauthenticated
-        return caller
+        return principal
 
 
 def _name_in_certificate(properties: Mapping[str, Any]) -> str:

@@ -7,15 +7,15 @@ PERMISSIONS: Final = ("read", "write", "audit")
 """Independent of each other: write does not include read."""
 
 
-class Caller(NamedTuple):
+class Principal(NamedTuple):
     """One service that calls this one."""
 
     name: str
     permissions: frozenset[str]
 
 
-LOCAL: Final = Caller("local", frozenset(PERMISSIONS))
+LOCAL: Final = Principal("local", frozenset(PERMISSIONS))
 """Everyone, where nobody is asked for credentials."""
 
-current: Final[ContextVar[Caller]] = ContextVar("caller")
+current: Final[ContextVar[Principal]] = ContextVar("caller")
 """Who made the call that is answered; grpcio runs each call in a context of its own."""

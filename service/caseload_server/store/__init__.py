@@ -1,6 +1,6 @@
 """The store: all SQL, the drivers, the migrations."""
 
-from caseload_server.store.records import PATIENT, RecordKind, THERAPIST
+from caseload_server.store.records import PATIENT, THERAPIST, RecordKind
 from caseload_server.store.relationship_store import RelationshipStore
 
 __all__ = ["PATIENT", "THERAPIST", "RecordKind", "RelationshipStore"]

@@ -7,13 +7,12 @@ before one is added; therapists' rows are locked after it. Unique indexes and ch
 from typing import Any, Final
 
 from caseload_server.domain import enums, errors, limits, requests
-from caseload_server.domain.records import Therapist
-from caseload_server.domain.records import Assignment, P
+from caseload_server.domain.records import Assignment, P, Therapist
 from caseload_server.domain.requests import AssignmentQuery, CaseloadQuery
 from caseload_server.store import lists, records
+from caseload_server.store.backends.protocol import SerializationConflict, Value
+from caseload_server.store.records import PATIENT, THERAPIST, RecordKind
 from caseload_server.store.write import Write
-from caseload_server.store.backends.protocol import Collided, Value
-from caseload_server.store.records import PATIENT, RecordKind, THERAPIST
 
 COLUMNS = ", ".join(f"period.{column}" for column in Assignment._fields)
 
@@ -153,9 +152,7 @@ def start(write: Write, order: requests.Assign, replaced: list[Assignment]) -> i
     return start_us
 
 
-def begin(
-    write: Write, order: requests.Assign, therapist: Therapist, start_us: int, *, unbounded: bool
-) -> Assignment:
+def begin(write: Write, order: requests.Assign, therapist: Therapist, start_us: int, *, unbounded: bool) -> Assignment:
     """Begins a period, with the counts of both sides. Raises TherapistAtCapacity, unless unbounded."""
     if not write.run(_TAKE_PLACE, {"therapist_id": order.therapist_id, "unbounded": int(unbounded)}):
         raise errors.TherapistAtCapacity(limit=therapist.max_active_patients, current=therapist.active_patient_count)
@@ -176,7 +173,7 @@ def begin(
     )
     write.run(_INSERT, assignment._asdict())
     _count_for_patient(write, assignment, 1)
-    write.note(enums.CHANGE_CREATED, assignment)
+    write.record_change(enums.CHANGE_CREATED, assignment)
     return assignment
 
 
@@ -212,7 +209,7 @@ def end(write: Write, period: Assignment, end_us: int, reason: int) -> Assignmen
     write.run(_LEAVE_PLACE, {"therapist_id": period.therapist_id})
     _count_for_patient(write, ended, -1)
     fields = ["state", "end_time", *(["end_reason"] if reason else []), "ended_by"]
-    write.note(enums.CHANGE_UPDATED, ended, *fields)
+    write.record_change(enums.CHANGE_UPDATED, ended, *fields)
     return ended
 
 
@@ -225,8 +222,8 @@ def end_all(write: Write, kind: RecordKind[P], record: P, locked: set[str]) -> i
     if count > limits.MAX_ASSIGNMENTS_PER_CALL:
         raise errors.TooManyAssignments(limit=limits.MAX_ASSIGNMENTS_PER_CALL, current=count)
     periods = all_active(write, kind, record[0]) if count else []
-    if write.row_lock and not locked.issuperset(_others(kind, periods)):
-        raise Collided  # someone was assigned before the therapist was locked
+    if write.lock_clause and not locked.issuperset(_others(kind, periods)):
+        raise SerializationConflict  # someone was assigned before the therapist was locked
     for period in periods:
         end(write, period, max(write.now_us, period.start_us), enums.END_RECORD_DELETED)
     return count
@@ -234,7 +231,7 @@ def end_all(write: Write, kind: RecordKind[P], record: P, locked: set[str]) -> i
 
 def lock_caseload(write: Write, kind: RecordKind[Any], record_id: str) -> set[str]:
     """Locks the other side of a record's active periods, patients before therapists: the others' ids."""
-    if not write.row_lock:
+    if not write.lock_clause:
         return set()
     if kind.name == PATIENT.name:
         records.lock(write, kind, [record_id])

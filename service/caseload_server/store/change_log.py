@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 
 from caseload_server.domain import errors
+from caseload_server.domain.limits import MAX_CHANGES_PER_SET
 from caseload_server.domain.records import Change, ChangeSet
 from caseload_server.domain.requests import ChangeQuery
 from caseload_server.domain.results import ChangePage
-from caseload_server.domain.limits import MAX_CHANGES_PER_SET
-from caseload_server.store.store_keys import StoreKeys
 from caseload_server.store.backends.protocol import Row, Transaction, Value
+from caseload_server.store.store_keys import StoreKeys
 
 _FLAT_CHANGE_BYTES = 64
 _BOUNDS = "SELECT head_revision, oldest_revision FROM store"

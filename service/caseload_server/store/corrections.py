@@ -7,9 +7,9 @@ from caseload_server.domain.errors import InvalidField, Violation
 from caseload_server.domain.records import Assignment
 from caseload_server.domain.requests import Correction
 from caseload_server.store import assignments, records
-from caseload_server.store.write import Write
 from caseload_server.store.backends.protocol import Value
 from caseload_server.store.records import PATIENT
+from caseload_server.store.write import Write
 
 _FIELDS: Final = {"focus": "focus", "start_us": "start_time", "end_us": "end_time", "end_reason": "end_reason"}
 _SERVER_REASONS: Final = {enums.END_TRANSFERRED, enums.END_RECORD_DELETED, enums.END_REPLACED}
@@ -45,7 +45,7 @@ def correct(write: Write, assignment_id: str, etag: str, fields: Correction) -> 
     _check(period, corrected, differing)
     _refuse_overlap(write, corrected)
     write.run(_UPDATE, {name: value for name, value in corrected._asdict().items() if f":{name}" in _UPDATE})
-    write.note(enums.CHANGE_UPDATED, corrected, *(_FIELDS[name] for name in differing))
+    write.record_change(enums.CHANGE_UPDATED, corrected, *(_FIELDS[name] for name in differing))
     return [corrected], True
 
 

@@ -8,9 +8,9 @@ from caseload_server.domain import enums, limits
 from caseload_server.domain.records import Assignment
 from caseload_server.domain.requests import CallContext
 from caseload_server.store import assignments, records
-from caseload_server.store.write import Write
-from caseload_server.store.backends.protocol import Collided
+from caseload_server.store.backends.protocol import SerializationConflict
 from caseload_server.store.records import PATIENT, RecordKind
+from caseload_server.store.write import Write
 
 CALL: Final = CallContext(actor="cli:purge", method="")
 _PEOPLE_AT_ONCE: Final = 100
@@ -37,15 +37,15 @@ def erase(write: Write, kind: RecordKind[Any], before_us: int) -> Erased:
     Each goes whole, for whoever stays can be undeleted: so in one commit, however many assignments that are.
     """
     everyone, periods = _found(write, kind, before_us)
-    if write.row_lock:
+    if write.lock_clause:
         _lock(write, kind, everyone, periods)
         if _found(write, kind, before_us) != (everyone, periods):
-            raise Collided  # someone was undeleted before the lock, or another purge was quicker
+            raise SerializationConflict  # someone was undeleted before the lock, or another purge was quicker
     _delete(write, "assignment", periods)
     _delete(write, kind.name, everyone)
     write.run(_KEEP_IDS, {"kind": kind.name, "ids": _ids(everyone)})
     for record in [*periods, *everyone]:
-        write.note(enums.CHANGE_PURGED, record)
+        write.record_change(enums.CHANGE_PURGED, record)
     return Erased(len(everyone), len(periods))
 
 

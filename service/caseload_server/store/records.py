@@ -8,15 +8,14 @@ from itertools import chain
 from typing import Any, Final, Generic
 
 from caseload_server.domain import enums, errors, limits
-from caseload_server.domain.records import Patient, Therapist
-from caseload_server.domain.records import P
+from caseload_server.domain.records import P, Patient, Therapist
 from caseload_server.domain.requests import Fields
 from caseload_server.store import search
 from caseload_server.store.write import Write
 
 
 @dataclass(frozen=True)
-class Kind(Generic[P]):
+class RecordKind(Generic[P]):
     """What tells therapists from patients: table, columns, errors."""
 
     name: str
@@ -85,7 +84,7 @@ _FLAT_BYTES: Final = 128
 """Of a record's numbers and times."""
 _ADD_SPECIALTIES = "INSERT INTO therapist_specialty (therapist_id, specialty) SELECT :id, atom FROM json_each(:codes)"
 
-THERAPIST = Kind(
+THERAPIST = RecordKind(
     name="therapist",
     record=Therapist,
     defaults={
@@ -102,7 +101,7 @@ THERAPIST = Kind(
     not_found=errors.TherapistNotFound,
     deleted=errors.TherapistDeleted,
 )
-PATIENT = Kind(
+PATIENT = RecordKind(
     name="patient",
     record=Patient,
     defaults={
@@ -121,24 +120,24 @@ PATIENT = Kind(
 )
 
 
-def not_found(kind: Kind[P], ids: Iterable[str]) -> errors.DomainError:
+def not_found(kind: RecordKind[P], ids: Iterable[str]) -> errors.DomainError:
     """The kind's NOT_FOUND, which names the ids."""
     missing = list(ids)
     return kind.not_found(resources=resources(kind, missing), missing=len(missing))
 
 
-def resources(kind: Kind[Any], ids: list[str]) -> list[errors.Resource]:
+def resources(kind: RecordKind[Any], ids: list[str]) -> list[errors.Resource]:
     """The records by their ids, the first 15 at most: an error's details have a bound."""
     return [errors.Resource(f"caseload.v1.{kind.record.__name__}", one) for one in ids[:15]]
 
 
-def find(write: Write, kind: Kind[P], record_id: str) -> P | None:
+def find(write: Write, kind: RecordKind[P], record_id: str) -> P | None:
     """The record, locked until the transaction ends."""
-    rows = write.run(kind.select + write.row_lock, {"id": record_id})
+    rows = write.run(kind.select + write.lock_clause, {"id": record_id})
     return kind.record._make(rows[0]) if rows else None
 
 
-def require(write: Write, kind: Kind[P], record_id: str) -> P:
+def require(write: Write, kind: RecordKind[P], record_id: str) -> P:
     """As `find`. Raises the kind's NOT_FOUND."""
     record = find(write, kind, record_id)
     if record is None:
@@ -146,15 +145,15 @@ def require(write: Write, kind: Kind[P], record_id: str) -> P:
     return record
 
 
-def lock(write: Write, kind: Kind[Any], ids: Iterable[str]) -> None:
+def lock(write: Write, kind: RecordKind[Any], ids: Iterable[str]) -> None:
     """Locks records in the order of their ids, patients before therapists: then no two writers wait for each other."""
-    if write.row_lock:
+    if write.lock_clause:
         wanted = f"one.{kind.id} IN (SELECT atom FROM json_each(:ids))"
-        sql = f"SELECT 1 FROM {kind.name} AS one WHERE {wanted} ORDER BY one.{kind.id}{write.row_lock}"
+        sql = f"SELECT 1 FROM {kind.name} AS one WHERE {wanted} ORDER BY one.{kind.id}{write.lock_clause}"
         write.run(sql, {"ids": json.dumps(list(ids))})
 
 
-def create(write: Write, kind: Kind[P], record_id: str, fields: Fields) -> P:
+def create(write: Write, kind: RecordKind[P], record_id: str, fields: Fields) -> P:
     """Adds a record. Raises IdTaken, IdentifierTaken, InvalidField (larger than 32 KiB)."""
     times = {"created_us": write.now_us, "updated_us": write.now_us, "deleted_us": None}
     derived = {kind.count: 0, "primary_therapist_id": ""}
@@ -165,11 +164,11 @@ def create(write: Write, kind: Kind[P], record_id: str, fields: Fields) -> P:
     if not write.run(kind.insert, record._asdict()):
         raise errors.IdTaken
     _index(write, kind, record)
-    write.note(enums.CHANGE_CREATED, record)
+    write.record_change(enums.CHANGE_CREATED, record)
     return record
 
 
-def update(write: Write, kind: Kind[P], record: P, etag: str, fields: Fields) -> P:
+def update(write: Write, kind: RecordKind[P], record: P, etag: str, fields: Fields) -> P:
     """Sets fields of a live record; writes nothing where none differs.
 
     Raises the kind's DELETED, EtagMismatch, HasActiveAssignments, IdentifierTaken, InvalidField (larger than 32 KiB).
@@ -188,38 +187,38 @@ def update(write: Write, kind: Kind[P], record: P, etag: str, fields: Fields) ->
     return _store(write, kind, record, changed, enums.CHANGE_UPDATED, *differing)
 
 
-def delete(write: Write, kind: Kind[P], record: P) -> P:
+def delete(write: Write, kind: RecordKind[P], record: P) -> P:
     """Soft-deletes a live record whose assignments have ended."""
     return _store(write, kind, record, record._replace(deleted_us=write.now_us), enums.CHANGE_DELETED, "delete_time")
 
 
-def undelete(write: Write, kind: Kind[P], record: P) -> P:
+def undelete(write: Write, kind: RecordKind[P], record: P) -> P:
     """Reverts a soft delete; a live record is left as it is. Raises IdentifierTaken."""
     if record.deleted_us is None:
         return record
     return _store(write, kind, record, record._replace(deleted_us=None), enums.CHANGE_UNDELETED, "delete_time")
 
 
-def active_count(kind: Kind[P], record: P) -> int:
+def active_count(kind: RecordKind[P], record: P) -> int:
     """How many active assignments the record has."""
     count: int = getattr(record, kind.count)
     return count
 
 
-def _refuse_active(kind: Kind[P], record: P) -> None:
+def _refuse_active(kind: RecordKind[P], record: P) -> None:
     if count := active_count(kind, record):
         raise errors.HasActiveAssignments(count=count)
 
 
-def _store(write: Write, kind: Kind[P], before: P, record: P, change: int, *fields: str) -> P:
+def _store(write: Write, kind: RecordKind[P], before: P, record: P, change: int, *fields: str) -> P:
     record = record._replace(updated_us=write.now_us, etag=write.new_etag())
     write.run(kind.update, {name: value for name, value in record._asdict().items() if f":{name}" in kind.update})
     _index(write, kind, record, before)
-    write.note(change, record, *fields)
+    write.record_change(change, record, *fields)
     return record
 
 
-def _check_size(kind: Kind[P], record: P) -> None:
+def _check_size(kind: RecordKind[P], record: P) -> None:
     """Raises InvalidField above 32 KiB, as a message has it: its texts, and about four bytes around each."""
     if _FLAT_BYTES + 8 * sum(len(value) + 1 for value in record if isinstance(value, str)) <= limits.MAX_RECORD_BYTES:
         return  # whatever is in them: four bytes a character, and those around a text
@@ -238,7 +237,7 @@ def _bytes(value: Any) -> int:
     return sum(map(_bytes, chain.from_iterable(value.items()) if isinstance(value, dict) else value))
 
 
-def _index(write: Write, kind: Kind[Any], record: Any, before: Any = None) -> None:
+def _index(write: Write, kind: RecordKind[Any], record: Any, before: Any = None) -> None:
     """Brings up to date what the record is found by; before is None where it is new. Raises IdentifierTaken."""
 
     def differs(*columns: str) -> bool:

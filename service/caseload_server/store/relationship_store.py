@@ -2,34 +2,49 @@
 
 import json
 from collections.abc import Callable, Iterator
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from uuid_utils import uuid7
 
 from caseload_server.domain import errors, requests, results
+from caseload_server.domain.limits import MAX_PAGE_BYTES
 from caseload_server.domain.records import Assignment, P, Patient, Q, Therapist
 from caseload_server.domain.requests import CallContext, CaseloadQuery, Fields, PageRequest, RecordQuery
-from caseload_server.domain.results import Outcome, Page
+from caseload_server.domain.results import (
+    AssignResult,
+    CheckResult,
+    DeleteResult,
+    Page,
+    RecordResult,
+    TransferResult,
+    UnassignResult,
+)
 from caseload_server.store import assignments, change_log, corrections, lists, purges, records, transfers
+from caseload_server.store.backends.protocol import Database, Gauges, Row, Transaction
 from caseload_server.store.idempotency import SERVER_GENERATED_PREFIX
+from caseload_server.store.records import PATIENT, THERAPIST, RecordKind
 from caseload_server.store.store_keys import StoreKeys
 from caseload_server.store.write import Write
-from caseload_server.store.backends.protocol import Database, Gauges, Row, Transaction
-from caseload_server.store.records import PATIENT, RecordKind, THERAPIST
 
-PAGE_BYTES: Final = 2 * 1024 * 1024
 _FLAT_ROW_BYTES: Final = 256
 _HEAD = "SELECT head_revision FROM store"
 
-R = TypeVar("R")
 T = TypeVar("T")
 
 
-class _Validated(Exception):
-    """Carries the outcome of a write that is to be rolled back."""
+class _Answer(NamedTuple, Generic[T]):
+    """What a write answers, whatever its verb; effect as in StoredOutcome."""
 
-    def __init__(self, outcome: Outcome[Any]) -> None:
-        self.outcome = outcome
+    records: list[T]
+    effect: int
+    revision: str
+
+
+class _Validated(Exception):
+    """Carries the answer of a write that is to be rolled back."""
+
+    def __init__(self, answer: _Answer[Any]) -> None:
+        self.answer = answer
 
 
 class RelationshipStore:
@@ -66,7 +81,7 @@ class RelationshipStore:
         sql, parameters = lists.of_people(kind, query)
         parameters |= {"after": page.after, "limit": page.size + 1}
         with self._database.reading() as transaction:
-            return _page(transaction.rows_of_page(sql, parameters), page, kind.record._make, self._head(transaction))
+            return _page(transaction.fetch_page(sql, parameters), page, kind.record._make, self._head(transaction))
 
     def list_therapist_patients(self, query: CaseloadQuery, page: PageRequest) -> Page[tuple[Assignment, Patient]]:
         """One page of a therapist's assignments, each with its patient, by assignment_id. Raises TherapistNotFound."""
@@ -86,17 +101,19 @@ class RelationshipStore:
             if not transaction.run(kind.select, {"id": query.parent_id}):
                 raise records.not_found(kind, [query.parent_id])
             return _page(
-                transaction.rows_of_page(sql, parameters),
+                transaction.fetch_page(sql, parameters),
                 page,
                 lambda row: (Assignment._make(row[:width]), other.record._make(row[width:])),
                 self._head(transaction),
             )
 
-    def create(self, kind: RecordKind[P], record_id: str, fields: Fields, call: CallContext) -> Outcome[P]:
-        """Adds a record; an empty id makes a new one. Raises IdTaken, IdentifierTaken, InvalidField."""
+    def create(self, kind: RecordKind[P], record_id: str, fields: Fields, call: CallContext) -> RecordResult[P]:
+        """Adds a record; an empty id generates one. Raises IdTaken, IdentifierTaken, InvalidField."""
         return self._change_record(kind, call, lambda write: ([records.create(write, kind, record_id, fields)], 1))
 
-    def update(self, kind: RecordKind[P], record_id: str, etag: str, fields: Fields, call: CallContext) -> Outcome[P]:
+    def update(
+        self, kind: RecordKind[P], record_id: str, etag: str, fields: Fields, call: CallContext
+    ) -> RecordResult[P]:
         """Sets fields; an etag that is not empty must be the record's.
 
         Raises the kind's NOT_FOUND and DELETED, EtagMismatch, HasActiveAssignments, IdentifierTaken, InvalidField.
@@ -109,8 +126,8 @@ class RelationshipStore:
 
         return self._change_record(kind, call, work)
 
-    def delete(self, kind: RecordKind[P], order: requests.Delete, call: CallContext) -> Outcome[P | None]:
-        """Soft-deletes; force ends active assignments first, and their number is the effect.
+    def delete(self, kind: RecordKind[P], order: requests.Delete, call: CallContext) -> DeleteResult[P]:
+        """Soft-deletes; `force` ends active assignments first.
 
         Raises the kind's NOT_FOUND, EtagMismatch, HasActiveAssignments, TooManyAssignments.
         """
@@ -126,7 +143,8 @@ class RelationshipStore:
                 return [record], 0
             return self._delete(write, kind, record, order, locked)
 
-        return self._change_record(kind, call, work)
+        answer = self._write(call, work, _loader(kind))
+        return DeleteResult(answer.records[0] if answer.records else None, answer.effect, answer.revision)
 
     def _delete(
         self, write: Write, kind: RecordKind[P], record: P, order: requests.Delete, locked: set[str]
@@ -139,7 +157,7 @@ class RelationshipStore:
         ended = assignments.end_all(write, kind, record, locked)
         return [records.delete(write, kind, records.require(write, kind, order.record_id))], ended
 
-    def undelete(self, kind: RecordKind[P], record_id: str, call: CallContext) -> Outcome[P]:
+    def undelete(self, kind: RecordKind[P], record_id: str, call: CallContext) -> RecordResult[P]:
         """Reverts a soft delete. Raises the kind's NOT_FOUND, IdentifierTaken."""
 
         def work(write: Write) -> tuple[list[P], int]:
@@ -149,26 +167,27 @@ class RelationshipStore:
 
         return self._change_record(kind, call, work)
 
-    def assign(self, order: requests.Assign, call: CallContext) -> Outcome[Assignment]:
-        """Begins a period; effect 1 where one was created. Raises what assignments.assign does."""
-        return _single(self._change_assignments(call, lambda write: assignments.assign(write, order)))
+    def assign(self, order: requests.Assign, call: CallContext) -> AssignResult:
+        """Begins an assignment. Raises what assignments.assign does."""
+        answer = self._change_assignments(call, lambda write: assignments.assign(write, order))
+        return AssignResult(answer.records[0], bool(answer.effect), answer.revision)
 
-    def unassign(self, order: requests.Unassign, call: CallContext) -> Outcome[Assignment | None]:
-        """Ends a period; effect 1 where it ended now. Raises what assignments.unassign does."""
-        return _single(self._change_assignments(call, lambda write: assignments.unassign(write, order)))
+    def unassign(self, order: requests.Unassign, call: CallContext) -> UnassignResult:
+        """Ends an assignment. Raises what assignments.unassign does."""
+        answer = self._change_assignments(call, lambda write: assignments.unassign(write, order))
+        return UnassignResult(answer.records[0] if answer.records else None, bool(answer.effect), answer.revision)
 
-    def transfer(self, order: requests.Transfer, call: CallContext) -> Outcome[list[Assignment]]:
-        """Moves a caseload: the periods that ended, as many as the effect says, and then those of the target.
+    def transfer(self, order: requests.Transfer, call: CallContext) -> TransferResult:
+        """Moves a caseload to another therapist. Raises what transfers.transfer does."""
+        answer = self._change_assignments(call, lambda write: transfers.transfer(write, order))
+        return TransferResult(answer.records[: answer.effect], answer.records[answer.effect :], answer.revision)
 
-        Raises what transfers.transfer does.
-        """
-        return self._change_assignments(call, lambda write: transfers.transfer(write, order))
-
-    def correct(self, assignment_id: str, etag: str, fields: requests.Correction, call: CallContext) -> Outcome[Assignment]:
-        """Corrects focus or period of an assignment. Raises what corrections.correct does."""
-        return _single(
-            self._change_assignments(call, lambda write: corrections.correct(write, assignment_id, etag, fields))
-        )
+    def correct(
+        self, assignment_id: str, etag: str, fields: requests.Correction, call: CallContext
+    ) -> RecordResult[Assignment]:
+        """Corrects the focus or the period of an assignment. Raises what corrections.correct does."""
+        answer = self._change_assignments(call, lambda write: corrections.correct(write, assignment_id, etag, fields))
+        return RecordResult(answer.records[0], answer.revision)
 
     def get_assignment(self, assignment_id: str) -> Assignment:
         """One period, active or ended. Raises AssignmentNotFound."""
@@ -182,13 +201,13 @@ class RelationshipStore:
         sql, parameters = assignments.listing(query)
         parameters |= {"after": page.after, "limit": page.size + 1}
         with self._database.reading() as transaction:
-            rows = transaction.rows_of_page(sql, parameters)
+            rows = transaction.fetch_page(sql, parameters)
             return _page(rows, page, Assignment._make, self._head(transaction))
 
-    def check_assignments(self, pairs: list[tuple[str, str]], at_us: int) -> tuple[list[results.CheckResult], str]:
+    def check_assignments(self, pairs: list[tuple[str, str]], at_us: int) -> tuple[list[CheckResult], str]:
         """For each (therapist_id, patient_id) the assignment in force at a time, and the store's revision."""
         rows = self._database.read(assignments.CHECK, {"pairs": json.dumps(pairs), "at_us": at_us})
-        checks = [results.CheckResult(*row[1:]) for row in sorted(rows, key=lambda row: row[1])]
+        checks = [CheckResult(*row[1:]) for row in sorted(rows, key=lambda row: row[1])]
         return checks, self.keys.revision(rows[0][0])
 
     def head(self) -> int:
@@ -197,7 +216,7 @@ class RelationshipStore:
         return head
 
     def list_changes(
-        self, query: requests.ChangeQuery, after: str, size: int, size_bytes: int = PAGE_BYTES
+        self, query: requests.ChangeQuery, after: str, size: int, size_bytes: int = MAX_PAGE_BYTES
     ) -> results.ChangePage:
         """The change sets after a revision, oldest first; an empty revision is the oldest kept.
 
@@ -241,9 +260,9 @@ class RelationshipStore:
         """What can be looked at, from any thread."""
         return self._database.gauges()
 
-    def wait_for_news(self) -> None:
+    def wait_for_commit(self) -> None:
         """Returns when another process may have written, after half a second at most. For one thread."""
-        self._database.wait_for_news()
+        self._database.wait_for_commit()
 
     def close(self) -> None:
         """Finishes the writes under way and closes the database."""
@@ -252,42 +271,47 @@ class RelationshipStore:
     def _head(self, transaction: Transaction) -> str:
         return self.keys.revision(transaction.run(_HEAD)[0][0])
 
-    def _change_record(self, kind: RecordKind[P], call: CallContext, work: Callable[[Write], tuple[list[P], int]]) -> Outcome[Any]:
-        return _single(self._write(call, work, lambda write, record_id: records.require(write, kind, record_id)))
+    def _change_record(
+        self, kind: RecordKind[P], call: CallContext, work: Callable[[Write], tuple[list[P], int]]
+    ) -> RecordResult[P]:
+        answer = self._write(call, work, _loader(kind))
+        return RecordResult(answer.records[0], answer.revision)
 
     def _change_assignments(
         self, call: CallContext, work: Callable[[Write], tuple[list[Assignment], int]]
-    ) -> Outcome[list[Assignment]]:
+    ) -> "_Answer[Assignment]":
         return self._write(call, work, assignments.require)
 
     def _write(
-        self, call: CallContext, work: Callable[[Write], tuple[list[R], int]], load: Callable[[Write, str], R]
-    ) -> Outcome[list[R]]:
-        """One write: answered as before where the request_id is known, and rolled back where it only validates."""
-        if self._database.can_lose_answers and not call.request_id and not call.validate_only:
+        self, call: CallContext, work: Callable[[Write], tuple[list[T], int]], load: Callable[[Write, str], T]
+    ) -> "_Answer[T]":
+        """Runs one write: a known request_id gets its first answer, and a write that only validates is rolled back.
+
+        Args: work, returns the records to answer and the effect, as in StoredOutcome; load, one record by its id.
+        """
+        if self._database.commit_may_be_ambiguous and not call.request_id and not call.validate_only:
             call = call._replace(request_id=f"{SERVER_GENERATED_PREFIX}{uuid7()}")
 
-        row_lock = self._database.row_lock
-
-        def transact(transaction: Transaction) -> Outcome[list[R]]:
-            write = Write(transaction, call, self._clock(), self.keys, row_lock)
-            if replayed := write.replayed():
-                record_ids, effect, revision = replayed
-                answered = [load(write, record_id) for record_id in record_ids]
-                return Outcome(answered, effect, "" if call.validate_only else self.keys.revision(revision))
-            outcome = write.finish(*work(write))
+        def transact(transaction: Transaction) -> _Answer[T]:
+            write = Write(transaction, call, self._clock(), self.keys, self._database.lock_clause)
+            if replay := write.find_replay():
+                loaded = [load(write, record_id) for record_id in replay.record_ids]
+                return _Answer(loaded, replay.effect, "" if call.validate_only else self.keys.revision(replay.revision))
+            changed, effect = work(write)
+            answered, revision = write.finish(changed, int(effect))
+            answer = _Answer(answered, int(effect), revision)
             if call.validate_only:
-                raise _Validated(outcome)
-            return outcome
+                raise _Validated(answer)
+            return answer
 
         try:
             return self._database.write(transact)
         except _Validated as validated:
-            return validated.outcome
+            return validated.answer
 
 
-def _single(outcome: Outcome[list[R]]) -> Outcome[Any]:
-    return Outcome(outcome.record[0] if outcome.record else None, outcome.effect, outcome.revision)
+def _loader(kind: RecordKind[P]) -> Callable[[Write, str], P]:
+    return lambda write, record_id: records.require(write, kind, record_id)
 
 
 def _page(rows: Iterator[Row], page: PageRequest, make: Callable[[Row], T], revision: str) -> Page[T]:
@@ -296,7 +320,7 @@ def _page(rows: Iterator[Row], page: PageRequest, make: Callable[[Row], T], revi
     size, last, more = 0, "", ""
     for row in rows:
         size += _FLAT_ROW_BYTES + sum(_bytes(value) for value in row if type(value) is str)
-        if len(taken) == page.size or (taken and size > PAGE_BYTES):
+        if len(taken) == page.size or (taken and size > MAX_PAGE_BYTES):
             more = last
             break
         taken.append(make(row))

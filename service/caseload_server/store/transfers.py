@@ -5,9 +5,9 @@ import json
 from caseload_server.domain import enums, errors, limits, requests
 from caseload_server.domain.records import Assignment, Therapist
 from caseload_server.store import assignments, records
-from caseload_server.store.write import Write
-from caseload_server.store.backends.protocol import Collided
+from caseload_server.store.backends.protocol import SerializationConflict
 from caseload_server.store.records import PATIENT, THERAPIST
+from caseload_server.store.write import Write
 
 _PATIENTS = "SELECT patient_id, deleted_us FROM patient WHERE patient_id IN (SELECT atom FROM json_each(:ids))"
 
@@ -31,8 +31,8 @@ def transfer(write: Write, order: requests.Transfer) -> tuple[list[Assignment], 
     if deleted := [one for one, deleted_us in patients.items() if deleted_us is not None]:
         raise errors.PatientDeleted(resources=records.resources(PATIENT, deleted))
     moved = _moved(write, order)
-    if write.row_lock and not locked.issuperset(period.patient_id for period in moved):
-        raise Collided  # someone was assigned before the therapists were locked
+    if write.lock_clause and not locked.issuperset(period.patient_id for period in moved):
+        raise SerializationConflict  # someone was assigned before the therapists were locked
     if moved and target.status != enums.STATUS_ACTIVE:
         raise errors.TherapistNotActive
     ended, active = [], []
@@ -45,7 +45,7 @@ def transfer(write: Write, order: requests.Transfer) -> tuple[list[Assignment], 
 
 def _lock(write: Write, order: requests.Transfer) -> set[str]:
     """Locks whom it is about, patients before therapists: which patients."""
-    if not write.row_lock:
+    if not write.lock_clause:
         return set()
     active = assignments.all_active(write, THERAPIST, order.source_id)
     patients = set(order.patient_ids) or {period.patient_id for period in active}

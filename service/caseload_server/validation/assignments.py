@@ -68,8 +68,8 @@ def list_assignments(request: assignment_pb.ListAssignmentsRequest, now_us: int)
 def check(request: assignment_pb.CheckAssignmentsRequest, now_us: int) -> tuple[list[tuple[str, str]], int]:
     """The pairs of a CheckAssignments request, and the time it asks about."""
     problems = Problems()
-    if not 1 <= len(request.pairs) <= 100:
-        problems.add("pairs", "must have 1 to 100 entries")
+    if not 1 <= len(request.pairs) <= limits.MAX_BATCH_SIZE:
+        problems.add("pairs", f"must have 1 to {limits.MAX_BATCH_SIZE} entries")
         problems.check()
     pairs = [(pair.therapist_id, pair.patient_id) for pair in request.pairs]
     for index, (therapist_id, patient_id) in enumerate(pairs):
@@ -88,7 +88,7 @@ def transfer(request: assignment_pb.TransferPatientsRequest) -> requests.Transfe
         problems.add("request_id", "is required")
     rules.request_id(request.request_id, "request_id", problems)
     if len(request.patient_ids) > limits.MAX_ASSIGNMENTS_PER_CALL:
-        problems.add("patient_ids", "must have at most 1000 entries")
+        problems.add("patient_ids", f"must have at most {limits.MAX_ASSIGNMENTS_PER_CALL} entries")
         problems.check()
     patient_ids = [
         rules.record_id(one, f"patient_ids[{index}]", problems) for index, one in enumerate(request.patient_ids)
@@ -131,8 +131,8 @@ def _named(request: assignment_pb.UpdateAssignmentRequest, problems: Problems) -
         return [*immutable, *(name for name in _CORRECTABLE if name in populated)]
     if paths == ["*"]:
         return [*immutable, *_CORRECTABLE]
-    if len(paths) > 100:
-        problems.add("update_mask", "must have at most 100 paths")
+    if len(paths) > limits.MAX_MASK_PATHS:
+        problems.add("update_mask", f"must have at most {limits.MAX_MASK_PATHS} paths")
         return []
     for index, path in enumerate(paths):
         if path not in (*_CORRECTABLE, *_IMMUTABLE, "assignment_id"):

@@ -14,7 +14,7 @@ from google.api import field_behavior_pb2
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from caseload_server.domain import requests
+from caseload_server.domain import limits, requests
 from caseload_server.validation import rules
 from caseload_server.validation.rules import Problems, Rule
 
@@ -131,8 +131,8 @@ def _masked(record: RecordRules, message: PersonMessage, mask: FieldMask, proble
         return [name for name in record.rules if name in _populated(message)]
     if list(mask.paths) == ["*"]:
         return list(record.rules)
-    if len(mask.paths) > 100:
-        problems.add("update_mask", "must have at most 100 paths")
+    if len(mask.paths) > limits.MAX_MASK_PATHS:
+        problems.add("update_mask", f"must have at most {limits.MAX_MASK_PATHS} paths")
         return []
     for index, path in enumerate(mask.paths):
         if path not in record.rules and path != f"{record.name}_id":
@@ -174,8 +174,8 @@ def batch(ids: Iterable[str], field: str) -> list[str]:
     """The 1 to 100 ids of a BatchGet request."""
     wanted = list(ids)
     problems = Problems()
-    if not 1 <= len(wanted) <= 100:
-        problems.add(field, "must have 1 to 100 entries")
+    if not 1 <= len(wanted) <= limits.MAX_BATCH_SIZE:
+        problems.add(field, f"must have 1 to {limits.MAX_BATCH_SIZE} entries")
         problems.check()
     for index, one in enumerate(wanted):
         if not rules.ID.fullmatch(one):  # a path for each would take longer than all else here
@@ -194,14 +194,14 @@ def list_therapists(request: therapist_pb.ListTherapistsRequest) -> requests.Rec
     problems = Problems()
     wanted = request.filter
     specialties = wanted.specialties
-    if len(specialties) > 20:
-        problems.add("filter.specialties", "must have at most 20 entries")
+    if len(specialties) > limits.MAX_SPECIALTIES:
+        problems.add("filter.specialties", f"must have at most {limits.MAX_SPECIALTIES} entries")
     query = _people_query(request, THERAPIST, problems)._replace(
         specialties=tuple(
             sorted(
                 {
                     rules.required_code(one, f"filter.specialties[{index}]", problems)
-                    for index, one in enumerate(specialties[:20])
+                    for index, one in enumerate(specialties[: limits.MAX_SPECIALTIES])
                 }
             )
         ),

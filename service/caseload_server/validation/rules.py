@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from caseload_server.domain import limits
 from caseload_server.domain.errors import InvalidField, Violation
 
 ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -161,16 +162,16 @@ def _list(rule: Rule, most: int) -> Rule:
     return each
 
 
-identifiers = _list(identifier, 20)
-specialties = _list(required_code, 20)
+identifiers = _list(identifier, limits.MAX_IDENTIFIERS)
+specialties = _list(required_code, limits.MAX_SPECIALTIES)
 _annotation_key = text(1, 63)
 _annotation_value = text(0, 1000)
 
 
 def annotations(values: Mapping[str, str], path: str, problems: Problems) -> str:
-    """Caller-owned entries, as JSON. Entries are named by their place in the order of their keys."""
-    if len(values) > 32:
-        problems.add(path, "must have at most 32 entries")
+    """Principal-owned entries, as JSON. Entries are named by their place in the order of their keys."""
+    if len(values) > limits.MAX_ANNOTATIONS:
+        problems.add(path, f"must have at most {limits.MAX_ANNOTATIONS} entries")
         return "{}"
     normal: dict[str, str] = {}
     for index, key in enumerate(sorted(values)):
@@ -195,10 +196,10 @@ def bound(value: int, path: str, problems: Problems) -> int:
 
 
 def page_size(value: int) -> int:
-    """How many records a page may hold: 0 is 50, above 1000 is 1000. Raises InvalidField."""
+    """The records that a page may hold: the default for 0, at most the largest size. Raises InvalidField."""
     if value < 0:
         raise InvalidField(Violation("page_size", "must not be negative"))
-    return min(value or 50, 1000)
+    return min(value or limits.DEFAULT_PAGE_SIZE, limits.MAX_PAGE_SIZE)
 
 
 class _DateMessage(Protocol):
@@ -239,8 +240,8 @@ def enums(rule: Rule) -> Rule:
     """A set of the contract's values."""
 
     def each(values: Collection[int], path: str, problems: Problems) -> tuple[int, ...]:
-        if len(values) > 100:
-            problems.add(path, "must have at most 100 entries")
+        if len(values) > limits.MAX_FILTER_VALUES:
+            problems.add(path, f"must have at most {limits.MAX_FILTER_VALUES} entries")
             return ()
         return tuple(sorted({rule(value, f"{path}[{index}]", problems) for index, value in enumerate(values)}))
 

@@ -10,9 +10,9 @@ import apsw
 from caseload_server.config import Config, SettingError, is_postgres, sqlite_path
 from caseload_server.domain.errors import DomainError
 from caseload_server.store import RelationshipStore
-from caseload_server.store.backends.sqlite import migrate as sqlite_migrate
-from caseload_server.store.backends.protocol import Database, Meter
 from caseload_server.store.backends.migrations import Migration, SchemaError
+from caseload_server.store.backends.protocol import Database, StoreMetrics
+from caseload_server.store.backends.sqlite import migrate as sqlite_migrate
 from caseload_server.store.backends.sqlite.database import SqliteDatabase
 from caseload_server.store.backends.timed_database import TimedDatabase
 
@@ -33,7 +33,7 @@ def migrate(url: str) -> list[Migration]:
     return steps
 
 
-def open_store(config: Config, clock: Callable[[], int], meter: Meter | None = None) -> RelationshipStore:
+def open_store(config: Config, clock: Callable[[], int], meter: StoreMetrics | None = None) -> RelationshipStore:
     """The store at a URL. SQLite is migrated where it must be, PostgreSQL by its operator. Raises SettingError.
 
     Args: meter, where one is to be told of the store's work.

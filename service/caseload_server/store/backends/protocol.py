@@ -14,7 +14,7 @@ Gauges = Sequence[tuple[str, dict[str, str], Callable[[], float]]]
 """Numbers that can be looked at, from any thread, without asking the database: the name, labels, and what tells it."""
 
 
-class Meter(NamedTuple):
+class StoreMetrics(NamedTuple):
     """What is told of the store's work."""
 
     read: Callable[[float], object]
@@ -25,11 +25,11 @@ class Meter(NamedTuple):
     """How many writes were in a commit, and its seconds."""
 
 
-def untold(_writes: int, _seconds: float) -> None:
+def no_metrics(_writes: int, _seconds: float) -> None:
     """The commit of a meter that is not there."""
 
 
-class Collided(Exception):
+class SerializationConflict(Exception):
     """Raised by work that must begin anew, for what it read is not so any more; only where others write beside it."""
 
 
@@ -39,25 +39,25 @@ class Transaction(Protocol):
     def run(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
         """Runs one statement and returns all its rows."""
 
-    def run_all(self, statements: Sequence[tuple[str, Parameters]]) -> list[Row]:
+    def pipeline(self, statements: Sequence[tuple[str, Parameters]]) -> list[Row]:
         """Runs statements of which none needs another's answer, in one journey, and returns the first one's rows."""
 
     def rows(self, sql: str, parameters: Parameters | None = None) -> Iterator[Row]:
         """Runs one query and returns its rows one by one; the rest is dropped when the transaction ends."""
 
-    def rows_of_page(self, sql: str, parameters: dict[str, Value]) -> Iterator[Row]:
+    def fetch_page(self, sql: str, parameters: dict[str, Value]) -> Iterator[Row]:
         """As `rows`, of a query in the order of its first column, after `:after`, with `:limit`."""
 
 
 class Database(Protocol):
     """A database. Every method raises StoreBusy, StoreUnavailable or StoreFull, and `write` OutcomeUnknown too."""
 
-    row_lock: str
+    lock_clause: str
     """What a SELECT ends in so that its rows stay as they are until the transaction ends; empty where a write has
     the database for itself."""
     committed: Callable[[int, float], object]
-    """As in Meter."""
-    can_lose_answers: bool
+    """As in StoreMetrics."""
+    commit_may_be_ambiguous: bool
     """Whether a commit may be carried out and its answer lost: then every write needs a request_id to look up."""
 
     def read(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
@@ -79,7 +79,7 @@ class Database(Protocol):
     def check(self) -> None:
         """Asks once, without patience: raises where the database does not answer, or would take no write."""
 
-    def wait_for_news(self) -> None:
+    def wait_for_commit(self) -> None:
         """Returns when another process may have committed, after half a second at most. For one thread."""
 
     def close(self) -> None:

@@ -4,16 +4,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from time import perf_counter
 
-from caseload_server.store.backends.protocol import Database, Gauges, Meter, Parameters, Row, T, Transaction
+from caseload_server.store.backends.protocol import Database, Gauges, Parameters, Row, StoreMetrics, T, Transaction
 
 
 class TimedDatabase:
     """A database as it is, and the time that it took for callers: waiting included, whatever came of it."""
 
-    def __init__(self, database: Database, meter: Meter) -> None:
+    def __init__(self, database: Database, meter: StoreMetrics) -> None:
         """Args: meter, is told."""
-        self.row_lock = database.row_lock
-        self.can_lose_answers = database.can_lose_answers
+        self.lock_clause = database.lock_clause
+        self.commit_may_be_ambiguous = database.commit_may_be_ambiguous
         self.committed = database.committed = meter.commit
         self._database = database
         self._meter = meter
@@ -48,8 +48,8 @@ class TimedDatabase:
     def check(self) -> None:
         self._database.check()
 
-    def wait_for_news(self) -> None:
-        self._database.wait_for_news()
+    def wait_for_commit(self) -> None:
+        self._database.wait_for_commit()
 
     def close(self) -> None:
         self._database.close()

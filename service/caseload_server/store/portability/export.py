@@ -1,4 +1,4 @@
-"""All of a store as JSON Lines: a header, its content, and an end that says what came before.
+"""All of a store as JSON LogSink: a header, its content, and an end that says what came before.
 
     {"caseload":{"format":1,"schema":"0002_purged","secret":"..."}}
     {"store":{"head_revision":1204,"oldest_revision":0}}
@@ -13,9 +13,9 @@ store is refused by the other; its secret goes along, because remembered request
 from collections.abc import Callable
 from typing import Final
 
+from caseload_server.store.backends.protocol import Transaction
 from caseload_server.store.portability import content
 from caseload_server.store.portability.content import TABLES, Tally
-from caseload_server.store.backends.protocol import Transaction
 
 FORMAT: Final = 1
 SCHEMA: Final = "SELECT MAX(name) FROM migration"

@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from typing import Final, Protocol
 
-from caseload_server.store.portability.content import FOUND, TABLES
 from caseload_server.store.backends.protocol import Row
+from caseload_server.store.portability.content import FOUND, TABLES
 from caseload_server.store.portability.export import Progress
-from caseload_server.store.portability.import_parser import Batch, END, HEADER, ImportRefused
+from caseload_server.store.portability.import_parser import END, HEADER, Batch, ImportRefused
 
 _COLUMNS: Final = {table.name: tuple(table.columns) for table in TABLES} | FOUND
 

@@ -6,9 +6,9 @@ from itertools import groupby, islice
 from operator import lt
 from typing import Any, BinaryIO, Final, NamedTuple
 
+from caseload_server.store.backends.protocol import Row
 from caseload_server.store.portability import content
 from caseload_server.store.portability.content import PAGE_ROWS, TABLES, Table, Tally
-from caseload_server.store.backends.protocol import Row
 from caseload_server.store.portability.export import FORMAT
 
 LINE_BYTES: Final = 1024 * 1024
@@ -115,7 +115,7 @@ def _digest(number: int, line: bytes, tally: Tally) -> str:
 
 
 class _Rows:
-    """Lines of one table as its rows, checked."""
+    """LogSink of one table as its rows, checked."""
 
     def __init__(self, table: Table, first: int, lines: list[bytes], text: bytes) -> None:
         """Args: text, the lines joined. Raises ImportRefused."""

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from caseload_server.domain.enums import END_ENTERED_IN_ERROR, PATIENT_DISCHARGED, ROLE_PRIMARY, THERAPIST_INACTIVE
+from caseload_server.store.backends.protocol import Row, Transaction
 from caseload_server.store.portability import content
 from caseload_server.store.portability.content import FOUND, TABLES, Table, Tally
-from caseload_server.store.backends.protocol import Row, Transaction
 from caseload_server.store.portability.export import Progress
 
 NAMED: Final = 10

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from caseload_server.store.backends.postgres.connection_pool import Connection
-from caseload_server.store.portability.content import FOUND, TABLES
-from caseload_server.store.backends.protocol import Row
-from caseload_server.store.portability.import_loader import RuleBroken
 from caseload_server.store.backends.migrations import SchemaError
+from caseload_server.store.backends.postgres.connection_pool import Connection
 from caseload_server.store.backends.postgres.database import connect
+from caseload_server.store.backends.protocol import Row
+from caseload_server.store.portability.content import FOUND, TABLES
+from caseload_server.store.portability.import_loader import RuleBroken
 
 # What is quicker to look at once, when all rows are there: how to drop it, and how to make it again.
 _MADE_LAST = """

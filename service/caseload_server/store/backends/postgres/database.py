@@ -21,7 +21,16 @@ from psycopg.types.numeric import Int8BinaryDumper
 
 from caseload_server.domain import errors
 from caseload_server.store.backends.postgres.connection_pool import Connection, Connections
-from caseload_server.store.backends.protocol import Collided, Gauges, Parameters, Row, T, Transaction, Value, untold
+from caseload_server.store.backends.protocol import (
+    Gauges,
+    Parameters,
+    Row,
+    SerializationConflict,
+    T,
+    Transaction,
+    Value,
+    no_metrics,
+)
 
 _CONNECTING: Final = {
     "application_name": "caseload",
@@ -126,7 +135,7 @@ class _Statements:
         cursor = self._connection.execute(_native(sql), parameters, binary=True)
         return cursor.fetchall() if cursor.description else []
 
-    def run_all(self, statements: Sequence[tuple[str, Parameters]]) -> list[Row]:
+    def pipeline(self, statements: Sequence[tuple[str, Parameters]]) -> list[Row]:
         with self._connection.pipeline():
             first, *_ = [self._connection.execute(_native(sql), values, binary=True) for sql, values in statements]
         return first.fetchall()
@@ -134,7 +143,7 @@ class _Statements:
     def rows(self, sql: str, parameters: Parameters | None = None) -> Iterator[Row]:
         return iter(self.run(sql, parameters))
 
-    def rows_of_page(self, sql: str, parameters: dict[str, Value]) -> Iterator[Row]:
+    def fetch_page(self, sql: str, parameters: dict[str, Value]) -> Iterator[Row]:
         # In parts, for all rows of a statement come at once, and a page may end after two mebibytes of them.
         left = int(parameters["limit"] or 0)
         while left:
@@ -167,15 +176,15 @@ class PostgresDatabase:
     anew each time, the answer waits for the standby as any commit does.
     """
 
-    row_lock = " FOR NO KEY UPDATE"
-    can_lose_answers = True
+    lock_clause = " FOR NO KEY UPDATE"
+    commit_may_be_ambiguous = True
 
     def __init__(self, url: str, *, connections: int = 16, commit_seconds: float = 3.0) -> None:
         """Opens nothing yet.
 
         Args: connections, most for reads, and as many for writes; commit_seconds, how long a caller waits for a COMMIT.
         """
-        self.committed: Callable[[int, float], object] = untold
+        self.committed: Callable[[int, float], object] = no_metrics
         self._readers = Connections(partial(connect, url, _READING), connections)
         self._writers = Connections(partial(connect, url), connections)
         self._commit_seconds = commit_seconds
@@ -229,7 +238,7 @@ class PostgresDatabase:
                 return attempt()
             except _CommitLost:
                 failure, may_retry, commit_lost = errors.OutcomeUnknown(), True, True
-            except Collided:
+            except SerializationConflict:
                 failure, may_retry = errors.StoreBusy(), True
             except (errors.StoreBusy, errors.ShuttingDown) as refusal:  # of a place: nobody could be asked
                 failure, may_retry = refusal, False
@@ -315,7 +324,7 @@ class PostgresDatabase:
         if not answered or self._commits_wait:
             raise errors.StoreUnavailable
 
-    def wait_for_news(self) -> None:
+    def wait_for_commit(self) -> None:
         try:
             if self._listener is None:
                 self._listener = self._connect()

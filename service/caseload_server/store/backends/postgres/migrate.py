@@ -5,8 +5,8 @@ from contextlib import suppress
 
 import psycopg
 
-from caseload_server.store.backends.postgres.connection_pool import Connection
 from caseload_server.store.backends.migrations import Migration, SchemaError, migrations, unapplied
+from caseload_server.store.backends.postgres.connection_pool import Connection
 from caseload_server.store.backends.postgres.database import connect
 
 _LOCK = 0x43534C44

@@ -6,11 +6,11 @@ from typing import Final
 
 import apsw
 
-from caseload_server.store.backends.sqlite import database as sqlite
-from caseload_server.store.portability.export import Progress
-from caseload_server.store.backends.migrations import SchemaError, migrations
 from caseload_server.store.atomic_file import new_file
+from caseload_server.store.backends.migrations import SchemaError, migrations
+from caseload_server.store.backends.sqlite import database as sqlite
 from caseload_server.store.backends.sqlite.migrate import pending
+from caseload_server.store.portability.export import Progress
 
 _PAGES_AT_ONCE: Final = 1024
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import apsw
 
-from caseload_server.store.backends.sqlite import database as sqlite
-from caseload_server.store.backends.protocol import Row
-from caseload_server.store.portability.import_loader import RuleBroken
 from caseload_server.store.atomic_file import new_file
+from caseload_server.store.backends.protocol import Row
+from caseload_server.store.backends.sqlite import database as sqlite
 from caseload_server.store.backends.sqlite.migrate import migrate
+from caseload_server.store.portability.import_loader import RuleBroken
 
 _INDEXES = "SELECT name, sql FROM sqlite_schema WHERE type = 'index' AND sql IS NOT NULL ORDER BY rowid"
 

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Generic
+from typing import Any, Final
 
 import apsw
 
 from caseload_server.domain import errors
-from caseload_server.store.backends.protocol import Gauges, Parameters, Row, T, Transaction, Value, untold
+from caseload_server.store.backends.group_commit import GroupCommit, Job
+from caseload_server.store.backends.protocol import Gauges, Parameters, Row, T, Transaction, Value, no_metrics
 
 APPLICATION_ID: Final = 0x43534C44
 """Marks the file as ours ("CSLD")."""
@@ -24,7 +25,8 @@ SYNCHRONOUS: Final = "FULL"
 """A commit is on disk before it is acknowledged. With less, the power-loss test fails."""
 _BUSY_SECONDS: Final = 5.0
 _BUSY_SLEEP_SECONDS: Final = 0.0005
-_BATCH: Final = 128
+_MAX_BATCH: Final = 128
+"""Writes that share a commit."""
 _POLL_SECONDS: Final = 0.03
 """How often another process's commits are looked for."""
 _STUCK_SECONDS: Final = 4.0
@@ -111,11 +113,11 @@ class _Statements:
     def run(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
         return list(self._connection.execute(sql, parameters))
 
-    def run_all(self, statements: Sequence[tuple[str, Parameters]]) -> list[Row]:
+    def pipeline(self, statements: Sequence[tuple[str, Parameters]]) -> list[Row]:
         first, *_ = [self.run(sql, parameters) for sql, parameters in statements]
         return first
 
-    def rows_of_page(self, sql: str, parameters: dict[str, Value]) -> Iterator[Row]:
+    def fetch_page(self, sql: str, parameters: dict[str, Value]) -> Iterator[Row]:
         return self.rows(sql, parameters)
 
     def rows(self, sql: str, parameters: Parameters | None = None) -> Iterator[Row]:
@@ -158,40 +160,23 @@ class _Reading:
             raise _failure(error) from None
 
 
-class _Job(Generic[T]):
-    """One caller's write, waiting for its turn."""
-
-    __slots__ = ("done", "error", "result", "turn", "work")
-
-    def __init__(self, work: Callable[[Transaction], T]) -> None:
-        self.work = work
-        self.result: T
-        self.error: BaseException | None = None
-        self.done = False
-        self.turn = threading.Lock()
-        self.turn.acquire()
-
-
 class SqliteDatabase:
     """A SQLite file as a Database.
 
-    Group commit: a caller that finds no commit under way makes one, for itself and for all who queued up meanwhile,
-    in its own thread; then it wakes them, and hands the lead to the first of those who came later. A savepoint each
-    keeps one caller's failure from the others.
+    Writes share commits (`GroupCommit`). Each runs in a savepoint, so one caller's failure does not reach the others.
     """
 
-    row_lock = ""  # BEGIN IMMEDIATE locks the whole file
-    can_lose_answers = False
+    lock_clause = ""  # BEGIN IMMEDIATE locks the whole file
+    commit_may_be_ambiguous = False
 
     def __init__(self, path: Path) -> None:
         """Opens an existing, migrated file. Raises apsw.Error."""
-        self.committed: Callable[[int, float], object] = untold
+        self.committed: Callable[[int, float], object] = no_metrics
         self._path = path
         self._threads = threading.local()
         self._readers: list[_Reader] = []
         self._lock = threading.Lock()
-        self._queue: list[_Job[Any]] = []
-        self._writing = False
+        self._group_commit = GroupCommit(self._commit, _MAX_BATCH)
         self._committing_since = math.inf
         self._closed = False
         self._writer = connect(path, create=False)
@@ -230,37 +215,9 @@ class SqliteDatabase:
         return reader
 
     def write(self, work: Callable[[Transaction], T]) -> T:
-        job = _Job(work)
-        with self._lock:
-            if self._closed:
-                raise errors.ShuttingDown
-            self._queue.append(job)
-            leads, self._writing = not self._writing, True
-        if not leads:
-            job.turn.acquire()  # until it is done, or its to lead
-        if not job.done:
-            self._lead(job)
-        if job.error is not None:
-            raise job.error
-        return job.result
+        return self._group_commit.write(work)
 
-    def _lead(self, leader: _Job[Any]) -> None:
-        with self._lock:
-            batch, self._queue = self._queue[:_BATCH], self._queue[_BATCH:]
-        try:
-            self._commit(batch)
-        finally:
-            with self._lock:
-                heir = self._queue[0] if self._queue else None
-                self._writing = heir is not None
-            for job in batch:
-                job.done = True
-                if job is not leader:
-                    job.turn.release()
-            if heir is not None:
-                heir.turn.release()
-
-    def _commit(self, batch: list[_Job[Any]]) -> None:
+    def _commit(self, batch: list[Job[Any]]) -> None:
         execute = self._writer.execute
         committing = False
         began = time.perf_counter()
@@ -291,7 +248,7 @@ class SqliteDatabase:
         if not self._in_place():  # looked at now, since another process may have kept the lock for seconds
             raise apsw.CantOpenError
 
-    def _run(self, job: _Job[Any]) -> None:
+    def _run(self, job: Job[Any]) -> None:
         """Runs one job in a savepoint. Raises apsw.Error where the whole transaction is lost."""
         execute = self._writer.execute
         execute("SAVEPOINT job")
@@ -321,22 +278,18 @@ class SqliteDatabase:
         except OSError:
             return False
 
-    def wait_for_news(self) -> None:
+    def wait_for_commit(self) -> None:
         time.sleep(_POLL_SECONDS)
 
     def close(self) -> None:
+        self._group_commit.close()
         with self._lock:
             self._closed = True
-            writing = self._writing
-        while writing:
-            time.sleep(0.001)
-            with self._lock:
-                writing = self._writing
-        patience = time.monotonic() + 1
+        deadline = time.monotonic() + 1
         for connection, busy in self._readers:
-            if busy.acquire(timeout=max(0, patience - time.monotonic())):
+            if busy.acquire(timeout=max(0, deadline - time.monotonic())):
                 with suppress(apsw.Error):
                     connection.close()
                 busy.release()
-            # else a read has outlived its grace: it ends with the process
+            # else a read has outlived its grace period: it ends with the process
         self._writer.close()  # the last connection of a file checkpoints it

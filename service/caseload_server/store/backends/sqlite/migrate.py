@@ -5,8 +5,8 @@ from pathlib import Path
 
 import apsw
 
-from caseload_server.store.backends.sqlite import database as sqlite
 from caseload_server.store.backends.migrations import Migration, SchemaError, migrations, unapplied
+from caseload_server.store.backends.sqlite import database as sqlite
 
 _READ_A_URI = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
 _TABLE = "CREATE TABLE IF NOT EXISTS migration (name TEXT PRIMARY KEY, checksum TEXT NOT NULL) STRICT"

@@ -1,0 +1,60 @@
+"""`caseload backup` and `caseload restore`: copies of a SQLite file."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import apsw
+import click
+
+from caseload_server import config as settings
+from caseload_server.commands.options import database_option, file_argument
+from caseload_server.commands.progress import progress_bar
+from caseload_server.commands.signals import InterruptibleCommand
+from caseload_server.config import SettingError
+from caseload_server.store.backends.migrations import SchemaError
+from caseload_server.store.portability.export import Progress
+
+
+@click.command(cls=InterruptibleCommand)
+@file_argument
+@database_option
+def backup(file: Path, database: str) -> None:
+    """Copy the database into FILE, while it is served."""
+    from caseload_server.store.backends.sqlite import backup
+
+    _copy(backup.backup, ("--database", _sqlite_file(database)), ("FILE", file))
+
+
+@click.command(cls=InterruptibleCommand)
+@file_argument
+@database_option
+def restore(file: Path, database: str) -> None:
+    """Make a new database of the copy in FILE."""
+    from caseload_server.store.backends.sqlite import backup
+
+    _copy(backup.restore, ("FILE", file), ("--database", _sqlite_file(database)))
+
+
+def _sqlite_file(url: str) -> Path:
+    if settings.is_postgres(url):
+        raise SettingError("--database", "is PostgreSQL, which has its own means: base backups, or pg_dump")
+    return settings.sqlite_path(url)
+
+
+def _copy(copy: Callable[[Path, Path, Progress], int], source: tuple[str, Path], target: tuple[str, Path]) -> None:
+    """Runs a copy; source and target are each a setting and its file."""
+    os.umask(0o077)
+    if not source[1].is_file():
+        raise SettingError(source[0], "there is no such file")
+    try:
+        with progress_bar("copying", lambda: source[1].stat().st_size) as progress:
+            revision = copy(source[1], target[1], progress)
+    except FileExistsError as error:
+        raise SettingError(target[0], str(error)) from None
+    except (SchemaError, apsw.NotADBError) as error:
+        text = str(error) if isinstance(error, SchemaError) else "the file is not a SQLite database"
+        raise SettingError(source[0], text) from None
+    except (apsw.Error, OSError):
+        raise SettingError(target[0], "the copy could not be written") from None
+    click.echo(f"revision {revision}")

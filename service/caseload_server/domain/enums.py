@@ -1,0 +1,25 @@
+"""Numbers of the contract's enumerations, as the store keeps them. A test compares them with the contract."""
+
+from typing import Final
+
+STATUS_ACTIVE: Final = 1
+"""Of a therapist and of a patient."""
+THERAPIST_INACTIVE: Final = 3
+PATIENT_DISCHARGED: Final = 2
+
+ROLE_PRIMARY: Final = 1
+ROLE_TREATING: Final = 2
+
+STATE_ACTIVE: Final = 1
+STATE_ENDED: Final = 2
+
+END_TRANSFERRED: Final = 2
+END_ENTERED_IN_ERROR: Final = 5
+END_RECORD_DELETED: Final = 6
+END_REPLACED: Final = 7
+
+CHANGE_CREATED: Final = 1
+CHANGE_UPDATED: Final = 2
+CHANGE_DELETED: Final = 3
+CHANGE_UNDELETED: Final = 4
+CHANGE_PURGED: Final = 5

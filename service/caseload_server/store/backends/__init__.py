@@ -1,0 +1,1 @@
+"""The databases: what the store asks of one, and the two that answer."""

@@ -1,0 +1,77 @@
+"""The outcomes that a repeated request_id is answered with."""
+
+from typing import Final, NamedTuple
+
+from caseload_server.domain import errors
+from caseload_server.domain.limits import IDEMPOTENCY_TTL_US
+from caseload_server.domain.requests import CallContext
+from caseload_server.store.backends.protocol import Parameters, Transaction, Value
+from caseload_server.store.store_keys import StoreKeys
+
+SERVER_GENERATED_PREFIX: Final = "server:"
+"""The start of a request_id that the caller did not send: the server makes one where a commit may be ambiguous."""
+
+# A claim is written and not only looked up. Of two calls at once the second waits here for the first, and the answer to
+# a repeat is committed behind the first one's commit, also on a standby.
+_CLAIM = """
+INSERT INTO request (actor, request_id, method, fingerprint, record_ids, effect, revision, created_us)
+VALUES (:actor, :request_id, :method, :fingerprint, '', 0, -1, :now_us)
+ON CONFLICT (actor, request_id) DO UPDATE SET actor = excluded.actor
+RETURNING method, fingerprint, record_ids, effect, revision, created_us"""
+_REMEMBER = """
+UPDATE request SET method = :method, fingerprint = :fingerprint, record_ids = :record_ids, effect = :effect,
+    revision = (SELECT head_revision FROM store), created_us = :now_us
+WHERE actor = :actor AND request_id = :request_id
+RETURNING revision"""
+_EXPIRE = """
+DELETE FROM request WHERE (actor, request_id) IN (
+    SELECT actor, request_id FROM request WHERE created_us <= :since_us ORDER BY created_us LIMIT 2{skip_locked})"""
+
+
+class StoredOutcome(NamedTuple):
+    """What a request_id was answered with."""
+
+    record_ids: list[str]
+    effect: int
+    """How many records the write changed, in the sense of its verb: created, ended, moved."""
+    revision: int
+
+
+class IdempotencyKey:
+    """The request_id of one write."""
+
+    def __init__(self, transaction: Transaction, call: CallContext, now_us: int, keys: StoreKeys) -> None:
+        """Args: now_us, the time of the write in microseconds since 1970 (UTC)."""
+        self._run = transaction.run
+        self._call = call
+        self._now_us = now_us
+        self._claim: dict[str, Value] = {
+            "actor": call.actor,
+            "request_id": call.request_id,
+            "method": call.method,
+            "fingerprint": keys.fingerprint(call) if call.request_id else b"",
+            "now_us": now_us,
+        }
+
+    def find_replay(self) -> StoredOutcome | None:
+        """Claims the request_id: the outcome of an earlier write with it, or None. Raises RequestIdReused."""
+        if not self._call.request_id:
+            return None
+        [(method, fingerprint, record_ids, effect, revision, created_us)] = self._run(_CLAIM, self._claim)
+        if revision < 0 or created_us <= self._now_us - IDEMPOTENCY_TTL_US:
+            return None
+        if (method, fingerprint) != (self._call.method, self._claim["fingerprint"]):
+            raise errors.RequestIdReused
+        return StoredOutcome(record_ids.split(), effect, revision)
+
+    def remember(self, record_ids: str, effect: int, *, skip_locked: str) -> list[tuple[str, Parameters]]:
+        """The statements that keep the outcome, the one with the revision first. None without a request_id.
+
+        Args: record_ids, with spaces between; skip_locked, what a SELECT ends in to leave out locked rows.
+        """
+        if not self._call.request_id:
+            return []
+        outcome = {**self._claim, "record_ids": record_ids, "effect": effect}
+        # Two expired outcomes go for each one that is kept, so that none pile up.
+        expire = _EXPIRE.format(skip_locked=skip_locked)
+        return [(_REMEMBER, outcome), (expire, {"since_us": self._now_us - IDEMPOTENCY_TTL_US})]

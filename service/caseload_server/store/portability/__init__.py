@@ -1,0 +1,1 @@
+"""Everything in a store as lines of JSON: export, import, verify."""

@@ -1,0 +1,29 @@
+"""What identifies a store, and what it signs with."""
+
+import hashlib
+from typing import NamedTuple
+
+from caseload_server.domain import errors
+from caseload_server.domain.requests import CallContext
+
+
+class StoreKeys(NamedTuple):
+    """The id and the secret of a store."""
+
+    store_id: str
+    secret: bytes
+
+    def revision(self, number: int) -> str:
+        """A revision as callers see it: opaque, and refused by any other store."""
+        return f"{self.store_id}.{number}"
+
+    def number(self, revision: str) -> int:
+        """The number of a revision of this store. Raises RevisionForeign."""
+        store_id, _, number = revision.partition(".")
+        if store_id != self.store_id or not (number.isascii() and number.isdigit() and len(number) < 19):
+            raise errors.RevisionForeign
+        return int(number)
+
+    def fingerprint(self, call: CallContext) -> bytes:
+        """A keyed hash of the request, so that what is kept for 24 hours discloses nothing of it."""
+        return hashlib.blake2b(call.fingerprint, key=self.secret, digest_size=16).digest()
