@@ -1,8 +1,8 @@
 """`caseload`, with a server that gives up on readers of watches after three seconds instead of half a minute."""
 
-from caseload_server.api import watches
+from caseload_server.domain import limits
 
-watches.STUCK_READER_SECONDS = 3.0  # type: ignore[misc, attr-defined]
+limits.STUCK_READER_SECONDS = 3.0  # type: ignore[misc]
 
 from caseload_server.commands.main import main  # noqa: E402
 

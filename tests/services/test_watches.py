@@ -9,8 +9,8 @@ from typing import Any
 
 import grpc
 import pytest
-from caseload_server.api import watches
 from caseload_server.config import Config
+from caseload_server.domain import limits
 from caseload_server.rpc.server import CaseloadServer, build_server
 
 from tests.clinic import PRIMARY, Clinic, number, refused
@@ -127,8 +127,8 @@ def test_a_filter_lets_through_what_it_says(clinic: Clinic) -> None:
 def test_heartbeats_tell_how_far_a_watch_is_while_its_filter_hides_everything(
     clinic: Clinic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert watches.HEARTBEAT_SECONDS < 30 - ROOM * NEWS_SECONDS  # promised: one at least every 30 seconds
-    monkeypatch.setattr(watches, "HEARTBEAT_SECONDS", 0.2)
+    assert limits.HEARTBEAT_SECONDS < 30 - ROOM * NEWS_SECONDS  # promised: one at least every 30 seconds
+    monkeypatch.setattr(limits, "HEARTBEAT_SECONDS", 0.2)
     with Follower(clinic, actor="nobody") as follower:
         follower.wait_for(3)
         for n in range(5):
@@ -143,7 +143,7 @@ def test_heartbeats_tell_how_far_a_watch_is_while_its_filter_hides_everything(
 
 
 def test_no_heartbeat_comes_before_its_time(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watches, "HEARTBEAT_SECONDS", 1.0)
+    monkeypatch.setattr(limits, "HEARTBEAT_SECONDS", 1.0)
     with Follower(clinic, actor="nobody") as follower:
         follower.wait_for(1)
         clinic.patients(*(f"p{n}" for n in range(20)))
@@ -231,7 +231,7 @@ def test_calls_are_answered_while_every_watch_place_is_taken(database_url: str) 
 
 
 def test_a_slow_reader_is_cut_with_a_reason_and_may_resume(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watches, "SLOW_SECONDS", 0.3)
+    monkeypatch.setattr(limits, "SLOW_READER_SECONDS", 0.3)
     with serving(database_url) as server, Clinic(server.address) as clinic:
         start = clinic.head()
         fill(server.store, sets=8, lines=3000)
@@ -256,7 +256,7 @@ def _raise(error: BaseException) -> None:
 def test_a_reader_that_takes_nothing_is_cut_and_leaves_its_place(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watches, "STUCK_SECONDS", 0.5)
+    monkeypatch.setattr(limits, "STUCK_READER_SECONDS", 0.5)
     with serving(database_url, max_watches=2) as server, Clinic(server.address) as clinic:
         start = clinic.head()
         fill(server.store, sets=8, lines=3000)

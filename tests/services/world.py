@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import grpc
 import pytest
-from caseload_server.api import watches
 from caseload_server.api.change_service import ChangeServicer
 from caseload_server.api.therapist_service import TherapistServicer
 from caseload_server.config import Config
+from caseload_server.domain import limits
 from caseload_server.rpc.server import CaseloadServer, build_server
 
 from tests.clinic import Clinic
@@ -65,7 +65,7 @@ def world_on(url: str) -> Iterator[World]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("caseload_server.rpc.server.TherapistServicer", DefectiveTherapists)
         patched.setattr("caseload_server.rpc.server.ChangeServicer", DefectiveChanges)
-        patched.setattr(watches, "SLOW_SECONDS", SLOW_SECONDS)
+        patched.setattr(limits, "SLOW_READER_SECONDS", SLOW_SECONDS)
         server = build_server(Config("127.0.0.1:0", url, threads=4, max_watches=1, drain_seconds=0))
         server.start()
         side = Side(Client(server.address), "Therapist")

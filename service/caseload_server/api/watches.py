@@ -10,10 +10,7 @@ from typing import Final, TypeVar
 import grpc
 import structlog
 
-from caseload_server.domain import errors
-from caseload_server.domain.limits import HEARTBEAT_SECONDS as HEARTBEAT_SECONDS
-from caseload_server.domain.limits import SLOW_READER_SECONDS as SLOW_READER_SECONDS
-from caseload_server.domain.limits import STUCK_READER_SECONDS as STUCK_READER_SECONDS
+from caseload_server.domain import errors, limits
 from caseload_server.store import RelationshipStore
 
 M = TypeVar("M")
@@ -37,16 +34,16 @@ class Watch:
         began = self.sending_since = time.monotonic()
         yield message
         self.sending_since, self.sent_at = None, time.monotonic()
-        if self.sent_at - began > SLOW_READER_SECONDS:
+        if self.sent_at - began > limits.SLOW_READER_SECONDS:
             raise errors.WatchTooSlow
 
     def is_silent(self) -> bool:
         """Whether a heartbeat is due."""
-        return time.monotonic() - self.sent_at >= HEARTBEAT_SECONDS
+        return time.monotonic() - self.sent_at >= limits.HEARTBEAT_SECONDS
 
     def wait_beyond(self, revision: int) -> bool:
         """Waits for a newer revision or the next heartbeat; False when the caller is gone. Raises ShuttingDown."""
-        due = self.sent_at + HEARTBEAT_SECONDS
+        due = self.sent_at + limits.HEARTBEAT_SECONDS
         return self._watches.wait(lambda: not self.context.is_active(), revision, due)
 
 
@@ -156,6 +153,6 @@ class Watches:
     def _cut_stuck(self) -> None:
         now = time.monotonic()
         with self._moved:
-            stuck = [one for one in self._open if now - (one.sending_since or now) > STUCK_READER_SECONDS]
+            stuck = [one for one in self._open if now - (one.sending_since or now) > limits.STUCK_READER_SECONDS]
         for watch in stuck:
             watch.context.cancel()
