@@ -150,7 +150,7 @@ def test_a_defect_is_logged_with_type_and_place_and_never_its_text(
 
 
 DEFECTIVE_COMMAND = f"""
-from service import server
+from caseload_server.rpc import server
 from caseload_server.commands.main import main
 class Defective(server.TherapistServicer):
     def GetTherapist(self, request, context):

@@ -1,5 +1,5 @@
 import pytest
-from caseload_server.domain import enums, errors, records, requests, results
+from caseload_server.domain import enums, errors, limits, requests, results
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 
 from tests.store.conftest import Clock
@@ -147,7 +147,7 @@ def test_an_undelete_leaves_the_ended_assignments_ended(store: RelationshipStore
 def test_a_forced_delete_ends_no_more_than_one_call_may(
     store: RelationshipStore, kind: AnyKind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(records, "MAX_ASSIGNMENTS_A_CALL", 2)
+    monkeypatch.setattr(limits, "MAX_ASSIGNMENTS_PER_CALL", 2)
     make(store, kind, "a")
     for name in ("x", "y", "z"):
         make(store, other(kind), name)

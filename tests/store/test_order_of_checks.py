@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 import pytest
-from caseload_server.domain import errors, limits, records, requests
+from caseload_server.domain import errors, limits, requests
 from caseload_server.domain.enums import ROLE_PRIMARY
 from caseload_server.domain.requests import CallContext
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
@@ -310,7 +310,7 @@ DELETE: dict[str, Reason] = {
 def test_delete_tells_the_reason_that_comes_first(
     store: RelationshipStore, clock: Clock, monkeypatch: pytest.MonkeyPatch, kind: AnyKind, case: Case
 ) -> None:
-    monkeypatch.setattr(records, "MAX_ASSIGNMENTS_A_CALL", 0)
+    monkeypatch.setattr(limits, "MAX_ASSIGNMENTS_PER_CALL", 0)
     scene = Scene(store, clock, kind)
 
     def erase() -> None:

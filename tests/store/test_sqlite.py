@@ -69,7 +69,7 @@ def test_writers_that_wait_share_the_next_commit(database: SqliteDatabase, store
 def test_a_queue_longer_than_a_batch_takes_several_commits(
     database: SqliteDatabase, store: RelationshipStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "_BATCH", 4)
+    monkeypatch.setattr(database._group_commit, "_max_batch", 4)
     commits = count_commits(database)
     made = batch(database, [partial(make, store, THERAPIST, f"t{n}") for n in range(10)])
     assert len(commits) == 4
@@ -245,8 +245,8 @@ def test_several_processes_on_one_file_keep_every_rule_between_them(path: Path, 
     script = """
 import sys
 from pathlib import Path
-from service import errors
-from caseload_server.domain.records import Assign, Call
+from caseload_server.domain import errors
+from caseload_server.domain.requests import Assign, CallContext
 from caseload_server.store import RelationshipStore
 from caseload_server.store.backends.sqlite.database import SqliteDatabase
 store = RelationshipStore(SqliteDatabase(Path(sys.argv[1])), lambda: 1)
@@ -255,7 +255,7 @@ sys.stdin.readline()
 done = 0
 for number in range(int(sys.argv[2]), 60, 3):
     try:
-        done += store.assign(Assign("t", f"p{number}"), Call("a", "m")).created
+        done += store.assign(Assign("t", f"p{number}"), CallContext("a", "m")).created
     except errors.TherapistAtCapacity:
         pass
 store.close()

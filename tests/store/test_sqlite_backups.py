@@ -10,6 +10,7 @@ from caseload_server.domain import errors
 from caseload_server.domain.requests import ChangeQuery
 from caseload_server.store import THERAPIST, RelationshipStore
 from caseload_server.store.backends.migrations import SchemaError
+from caseload_server.store.backends.sqlite import backup as backups
 from caseload_server.store.backends.sqlite.backup import backup, restore
 from caseload_server.store.backends.sqlite.database import SqliteDatabase
 from caseload_server.store.backends.sqlite.migrate import migrate
@@ -67,7 +68,7 @@ def test_a_backup_is_one_revision_whatever_is_written_meanwhile(
 def test_writes_between_two_bits_of_a_backup_neither_come_in_nor_begin_it_anew(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path, store: RelationshipStore, clock: Clock
 ) -> None:
-    monkeypatch.setattr(backup, "_PAGES_AT_ONCE", 1)
+    monkeypatch.setattr(backups, "_PAGES_AT_ONCE", 1)
     make(store, THERAPIST, "before")
     bits: list[int] = []
 

@@ -153,11 +153,13 @@ class EtagMismatch(DomainError):
 class StoreBusy(DomainError):
     reason = "STORE_BUSY"
     text = "Writers collided and nothing was written: try again."
+    no_connection: ClassVar[str] = "No connection to the database was free in time, and nothing was done: try again."
     retry_after_seconds = 0.1
 
-
-class NoFreeConnection(StoreBusy):
-    text = "No connection to the database was free in time, and nothing was done: try again."
+    def __init__(self, text: str = text) -> None:
+        """Args: text, what the call waited for in vain."""
+        super().__init__()
+        self.message = text
 
 
 class StoreUnavailable(DomainError):

@@ -24,7 +24,7 @@ class Migration(NamedTuple):
 
 def migrations(database: str) -> list[Migration]:
     """All steps this version knows of a database, "sqlite" or "postgres", in order."""
-    folder = resources.files("caseload_server.store").joinpath("migrations", database)
+    folder = resources.files(f"caseload_server.store.backends.{database}").joinpath("migrations")
     files = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".sql")), key=lambda entry: entry.name)
     return [Migration(file.name.removesuffix(".sql"), file.read_text()) for file in files]
 

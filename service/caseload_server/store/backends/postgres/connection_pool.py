@@ -84,7 +84,7 @@ class Connections:
             with self._lock:
                 if turn in self._waiting:
                     self._waiting.remove(turn)
-                    raise errors.NoFreeConnection
+                    raise errors.StoreBusy(errors.StoreBusy.no_connection)
 
     def _give_place(self) -> None:
         with self._lock:
