@@ -77,7 +77,7 @@ def test_a_reading_that_a_close_overtakes_ends_whole_or_in_words_of_ours(
         rows = transaction.rows("SELECT patient_id FROM patient", {})
         seen.append(next(rows))
         closing.start()
-        wait_until(lambda: database._closed)
+        wait_until(lambda: database._group_commit._closed)
         time.sleep(0.05)
         seen.extend(rows)
     closing.join(30)
@@ -120,7 +120,7 @@ def test_a_close_waits_for_everyone_in_the_queue(
             writer.start()
         wait_until(lambda: len(database._group_commit._queue) == 5)
         closing.start()
-        wait_until(lambda: database._closed)
+        wait_until(lambda: database._group_commit._closed)
     for thread in [closing, *writers]:
         thread.join(30)
     reopened = RelationshipStore(SqliteDatabase(path), lambda: 1)
