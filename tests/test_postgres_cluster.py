@@ -9,17 +9,13 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.postgres.cluster import HOW_TO_GET_IT, QUICK, SAFE, Cluster, NoPostgres
+from tests.postgres.cluster import HOW_TO_GET_IT, QUICK, SAFE, Cluster
 from tests.postgres.databases import Databases
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    try:
-        made = Cluster(QUICK)
-    except NoPostgres as error:
-        pytest.skip(str(error))
-    with made:
+    with Cluster(QUICK) as made:
         yield made
 
 
@@ -147,9 +143,21 @@ def test_a_database_with_another_schema_is_not_lent_again(databases: Databases) 
 
 WITHOUT = """
 from pathlib import Path
+import pytest
 from tests.postgres import cluster
 cluster.DEBIAN = Path("nowhere")
-def test_it(postgres): pass
+
+@pytest.fixture
+def standby():
+    with cluster.Cluster(cluster.SAFE):
+        yield
+
+def test_with_the_shared_one(postgres): pass
+def test_with_the_shared_one_again(postgres): pass
+def test_with_a_fixture_of_its_own(standby): pass
+def test_that_makes_one():
+    with cluster.Cluster(cluster.QUICK):
+        pass
 """
 
 
@@ -158,12 +166,12 @@ def test_without_postgres_tests_are_skipped_and_say_how_to_get_it(tmp_path: Path
     (tmp_path / "test_it.py").write_text(WITHOUT)
     environment = {name: value for name, value in os.environ.items() if name != "CASELOAD_TEST_POSTGRES_URL"}
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-rs", "-p", "tests.postgres.fixtures", str(tmp_path)],
-        env={**environment, "PATH": "", "COLUMNS": "400"},
+        [sys.executable, "-m", "pytest", "-p", "tests.postgres.fixtures", "-p", "tests.skips", str(tmp_path)],
+        env={**environment, "CI": "", "PATH": ""},
         capture_output=True,
         text=True,
         check=False,
         timeout=60,
     )
     assert run.returncode == 0, run.stdout
-    assert HOW_TO_GET_IT in run.stdout
+    assert f"\n4 tests need {HOW_TO_GET_IT.removeprefix('needs ')}\n" in run.stdout
