@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests.process.worker_processes import WorkersServer, is_running, until
 from tests.running import ServerProcess
 
 KILLS = 6
+BEGIN_AT_STOP = (sys.executable, str(Path(__file__).with_name("begin_at_stop.py")))
 
 
 def kill_one_of_four(server: WorkersServer, chance: random.Random) -> None:
@@ -96,6 +98,25 @@ def test_who_dies_again_and_again_is_started_after_longer_and_longer_pauses(tmp_
     ends = [line for line in log.splitlines() if '"a worker ended' in line]
     assert 2 <= len(ends) <= 5
     assert log.count("caseload: --keys-file: ") == len(ends) - 1
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644], ids=["it can begin", "it cannot begin"])
+def test_a_stop_while_a_killed_worker_is_being_replaced_is_clean(tmp_path: Path, mode: int) -> None:
+    keys, hold = tmp_path / "keys", tmp_path / "hold"
+    keys.touch(mode=0o600)
+    environment = {"CASELOAD_TEST_HOLD": str(hold)}
+    arguments = ("--keys-file", str(keys))
+    with WorkersServer(
+        url(tmp_path / "caseload.db"), *arguments, command=BEGIN_AT_STOP, environment=environment
+    ) as server:
+        hold.touch()
+        keys.chmod(mode)
+        killed, _ = server.workers
+        os.kill(killed, signal.SIGKILL)
+        until(lambda: len(server.workers - {killed}) == 2)
+        code, log = server.stop()
+    assert log.count("caseload: --keys-file: ") == (mode == 0o644)  # it came so far, and only then
+    assert code == 0
 
 
 def test_when_the_first_process_is_killed_the_workers_end_and_free_the_port(tmp_path: Path) -> None:
