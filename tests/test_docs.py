@@ -62,7 +62,7 @@ def documented_server(folder: Path) -> Iterator[ServerProcess]:
 def grpcurl() -> str:
     found = shutil.which("grpcurl", path=search_path())
     if found is None:
-        pytest.skip("no grpcurl on PATH or in .tools/bin: `make grpcurl` builds it where there is Go")
+        pytest.skip("needs grpcurl: make grpcurl, which needs Go")
     return found
 
 
