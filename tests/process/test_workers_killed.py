@@ -6,7 +6,10 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from itertools import islice, pairwise
 from pathlib import Path
 
 import grpc
@@ -16,6 +19,8 @@ from tests.clinic import Clinic, number
 from tests.locking import holding_the_lock
 from tests.process.acknowledged import Writers, invented, lost, stored_after_restart
 from tests.process.starting import caseload, url
+from tests.process.test_stop import LIVENESS
+from tests.process.test_workers import health
 from tests.process.worker_processes import WorkersServer, is_running, until
 from tests.running import ServerProcess
 
@@ -68,18 +73,29 @@ def test_who_is_killed_is_replaced_and_loses_its_own_connections_only(database_u
         with server.caller_of_each() as callers:
             victim, *others = callers
             os.kill(victim, signal.SIGKILL)
-            for _ in range(200):
+
+            def is_replaced() -> bool:
                 for pid in others:
                     callers[pid].send("ListTherapists")
-                time.sleep(0.005)
-            until(lambda: len(server.workers) == 3)
-            assert victim not in server.workers
+                return len(server.workers - {victim}) == 3
+
+            until(is_replaced)
         with server.caller_of_each():
             pass  # the new one is given connections too
         code, log = server.stop()
     assert code == 0
     [said] = [line for line in map(json.loads, log.splitlines()) if line["event"].startswith("a worker ended")]
     assert (said["pid"], said["code"], said["level"]) == (victim, -signal.SIGKILL, "warning")
+
+
+def ends(server: WorkersServer) -> Iterator[tuple[float, int]]:
+    """When it logs that a worker ended, as it is about to start another, and how many could not start until then."""
+    assert server.process.stderr
+    refused = 0
+    for line in server.process.stderr:
+        refused += line.startswith("caseload: --keys-file: ")
+        if '"a worker ended' in line:
+            yield datetime.fromisoformat(json.loads(line)["timestamp"]).timestamp(), refused
 
 
 def test_who_dies_again_and_again_is_started_after_longer_and_longer_pauses(tmp_path: Path) -> None:
@@ -89,15 +105,16 @@ def test_who_dies_again_and_again_is_started_after_longer_and_longer_pauses(tmp_
         one, other = sorted(server.workers)
         keys.chmod(0o644)  # no worker can start with it
         os.kill(one, signal.SIGKILL)
-        time.sleep(3)
+        times, refused = zip(*islice(ends(server), 5), strict=True)
         assert is_running(other)
+        assert refused == (0, 1, 2, 3, 4)
+        for (before, after), pause in zip(pairwise(times), (0.2, 0.4, 0.8, 1.6), strict=True):
+            assert after - before > pause
         keys.chmod(0o600)
-        until(lambda: len(server.workers) == 2)
-        code, log = server.stop()
+        with server.caller_of_each(asks=lambda clinic: health(clinic, LIVENESS)):
+            pass
+        code, _ = server.stop()
     assert code == 0
-    ends = [line for line in log.splitlines() if '"a worker ended' in line]
-    assert 2 <= len(ends) <= 5
-    assert log.count("caseload: --keys-file: ") == len(ends) - 1
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o644], ids=["it can begin", "it cannot begin"])
