@@ -41,6 +41,10 @@ example: $(INSTALLED) ## the tour of the API, against the server of `make run`
 test: $(INSTALLED) grpcurl-where-go ## run the tests, but for those of test-processes
 	@$(BIN)/python -m $(PYTEST) $(addprefix --ignore=,$(OF_PROCESSES) tests/deploy)
 
+.PHONY: fresh-test
+fresh-test: ## run, the example and test on a bare Debian, made for it; as root on Debian, needs debootstrap
+	@tests/fresh_machine.sh
+
 .PHONY: test-processes
 test-processes: $(INSTALLED) $(BENCH)/installed grpcurl-where-go ## run those of whole processes: crashes, restarts, failover, hostile callers, fuzz
 	@$(BIN)/python -m $(PYTEST) $(OF_PROCESSES)
