@@ -5,8 +5,11 @@ from contextlib import closing, contextmanager
 
 import apsw
 import psycopg
+import pytest
 
 from service.config import is_postgres, sqlite_path
+from service.store import connections, postgres, sqlite
+from tests.waiting import NEVER_SECONDS
 
 
 @contextmanager
@@ -21,3 +24,10 @@ def holding_the_lock(url: str) -> Iterator[None]:
             connection.execute("BEGIN IMMEDIATE")
             yield
             connection.execute("ROLLBACK")
+
+
+def wait_for_locks(patch: pytest.MonkeyPatch) -> None:
+    """Lets servers that are built in this process wait for a lock as long as a test holds it, and not a few seconds."""
+    patch.setattr(sqlite, "_BUSY_SECONDS", NEVER_SECONDS)
+    patch.setattr(connections, "PLACE_SECONDS", NEVER_SECONDS)
+    patch.setattr(postgres, "_SESSION", postgres._SESSION.replace("lock_timeout=3s", "lock_timeout=0"))

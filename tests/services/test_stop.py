@@ -10,6 +10,7 @@ from caseload.v1.resources_pb2 import Patient
 from service.config import Config
 from service.server import build_server
 from tests.running import Client
+from tests.waiting import HUNG_SECONDS, NEVER_SECONDS, join
 
 DATA, HEADERS, SETTINGS, PING, WINDOW_UPDATE = 0, 1, 4, 6, 8
 ACK, END_STREAM, END_HEADERS = 1, 1, 4
@@ -20,7 +21,7 @@ class SlowReader:
 
     def __init__(self, address: str, path: bytes, message: bytes) -> None:
         host, port = address.split(":")
-        self._socket = socket.create_connection((host, int(port)), timeout=20)
+        self._socket = socket.create_connection((host, int(port)), timeout=HUNG_SECONDS)
         headers = {b":method": b"POST", b":scheme": b"http", b":path": path, b":authority": b"here"}
         headers |= {b"content-type": b"application/grpc", b"te": b"trailers"}
         block = b"".join(b"\0" + bytes([len(n)]) + n + bytes([len(v)]) + v for n, v in headers.items())
@@ -66,7 +67,7 @@ class SlowReader:
 
 
 def test_an_answer_that_is_still_being_read_at_a_stop_arrives_whole(database_url: str) -> None:
-    server = build_server(Config("127.0.0.1:0", database_url, threads=4, drain_seconds=0))
+    server = build_server(Config("127.0.0.1:0", database_url, threads=4, drain_seconds=0, grace_seconds=NEVER_SECONDS))
     server.start()
     client = Client(server.address)
     notes = {f"{number}": "x" * 900 for number in range(10)}
@@ -77,12 +78,11 @@ def test_an_answer_that_is_still_being_read_at_a_stop_arrives_whole(database_url
     first, _ = reader.read(65_535)
     stop = threading.Thread(target=server.stop)
     stop.start()
-    stop.join(0.5)
+    stop.join(0.5)  # which says nothing of speed: it must not end, however long it is watched
     assert stop.is_alive()
     reader.open_the_window()
     rest, whole = reader.read(2**30)
     assert whole
     assert first + rest > 30 * 10 * 900
-    stop.join(10)
-    assert not stop.is_alive()
+    join(stop)
     reader.close()
