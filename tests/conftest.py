@@ -14,7 +14,7 @@ from tests.postgres.fixtures import postgres, postgres_databases, postgres_url
 from tests.running import Client
 
 __all__ = ["postgres", "postgres_databases", "postgres_url"]
-pytest_plugins = ["tests.skips"]
+pytest_plugins = ["tests.skips", "tests.stray_output"]
 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has its background jobs do, and all that they start
