@@ -4,12 +4,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from tests.postgres.cluster import HOW_TO_GET_IT, QUICK, SAFE, Cluster
+from tests.postgres import cluster as cluster_module
+from tests.postgres.cluster import HOW_TO_GET_IT, QUICK, SAFE, Cluster, NoPostgres, programs
 from tests.postgres.databases import Databases
 
 
@@ -139,6 +141,21 @@ def test_a_database_with_another_schema_is_not_lent_again(databases: Databases) 
         connection.execute("ALTER TABLE child ADD COLUMN another INT")
     with databases.lend() as next_url:
         assert next_url != url
+
+
+@pytest.mark.parametrize(
+    ("version", "fits"), [("9.6.24", False), ("14.18 (Debian)", False), ("15.13", True), ("18beta1", True)]
+)
+def test_an_older_postgres_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, *, fits: bool
+) -> None:
+    for name in ("initdb", "postgres"):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho 'postgres (PostgreSQL) {version}'\n")
+        (tmp_path / name).chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(cluster_module, "DEBIAN", tmp_path / "nowhere")
+    with nullcontext() if fits else pytest.raises(NoPostgres, match="15 or later"):
+        assert programs() == tmp_path
 
 
 WITHOUT = """
