@@ -70,9 +70,9 @@ def clock() -> int:
 class CallThreads:
     """The threads of each class of calls: each has its own, and its own bounds."""
 
-    def __init__(self, config: Config) -> None:
-        """Starts them."""
-        bounds = config.max_waiting, config.longest_wait_seconds
+    def __init__(self, config: Config, monotonic: Callable[[], float] = time.monotonic) -> None:
+        """Starts them. Args: monotonic, the clock by which calls wait, in seconds."""
+        bounds = config.max_waiting, config.longest_wait_seconds, monotonic
         self.reads: Final = Threads(min(config.read_threads, config.threads), "read", *bounds)
         self.writes: Final = Threads(config.threads, "write", *bounds)
         self.probes: Final = Threads(_PROBES, "probe", *bounds)
@@ -190,13 +190,18 @@ class CaseloadServer:
             self._health.set(name, states.SERVING if ready else states.NOT_SERVING)
 
 
-def build_server(config: Config, clock: Callable[[], int] = clock) -> CaseloadServer:
-    """A server bound to its port, with its database open and migrated. Raises SettingError; nothing is left then."""
+def build_server(
+    config: Config, clock: Callable[[], int] = clock, monotonic: Callable[[], float] = time.monotonic
+) -> CaseloadServer:
+    """A server bound to its port, with its database open and migrated. Raises SettingError; nothing is left then.
+
+    Args: clock, in microseconds since 1970; monotonic, the clock by which calls wait, in seconds.
+    """
     config.check()
     keys_file = config.keys_file
     keys = Reloading([keys_file], lambda: read_keys(keys_file)) if keys_file else None
     credentials = _credentials(config)
-    threads = CallThreads(config)
+    threads = CallThreads(config, monotonic)
     server = grpc.server(threads.reads, options=_limits(config))
     metrics, page = None, None
     try:

@@ -174,10 +174,19 @@ class Threads(futures.ThreadPoolExecutor):
     waited half as long already, else when the time is up.
     """
 
-    def __init__(self, count: int, name: str, most_waiting: int, longest_wait: float) -> None:
-        """Args: count, the calls that run at once; most_waiting, those that may wait; longest_wait, in seconds."""
+    def __init__(
+        self,
+        count: int,
+        name: str,
+        most_waiting: int,
+        longest_wait: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Args: count, the calls that run at once; most_waiting, those that may wait; longest_wait, in seconds of the
+        clock."""
         self._most = most_waiting
         self._longest = longest_wait
+        self._clock = clock
         self._waiting: deque[_Work] = deque()
         # One True for each call that waits, of which some were turned away meanwhile; False ends a thread.
         self._calls: SimpleQueue[bool] = SimpleQueue()
@@ -201,7 +210,7 @@ class Threads(futures.ThreadPoolExecutor):
         done = _Done()
 
         def enter(args: tuple[Any, ...]) -> None:
-            call = _Work(work, args, done, time.monotonic())
+            call = _Work(work, args, done, self._clock())
             if self._waiting and self._is_full(call.since) and _can_be_turned_away(args):
                 _turn_away(call.run, call.args, call.done)
             else:
@@ -250,7 +259,7 @@ class Threads(futures.ThreadPoolExecutor):
             call.done.finish()
 
     def _is_late(self, call: _Work) -> bool:
-        return time.monotonic() - call.since >= self._longest and _can_be_turned_away(call.args)
+        return self._clock() - call.since >= self._longest and _can_be_turned_away(call.args)
 
     def _hold_bound(self) -> None:
         """Turns away those whose time is up while no thread looks at them, because all are held by calls."""
@@ -259,7 +268,7 @@ class Threads(futures.ThreadPoolExecutor):
             with suppress(IndexError):
                 while self._is_late(self._waiting[0]):
                     self._turn_first_away()
-            left = min(self._longest, max(0.001, self._first_since() + self._longest - time.monotonic()))
+            left = min(self._longest, max(0.001, self._first_since() + self._longest - self._clock()))
 
     def _turn_first_away(self) -> None:
         call = self._waiting.popleft()

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
 SPACING_SECONDS: Final = 0.004
@@ -18,14 +19,15 @@ class Retries:
     When the times up to the last are given away it begins anew with the first, and two get the same.
     """
 
-    def __init__(self) -> None:
-        """All times are free."""
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """All times are free. Args: clock, in seconds."""
+        self._clock = clock
         self._lock = threading.Lock()
         self._last = 0.0
 
     def after_seconds(self) -> float:
         """How long the caller is to wait."""
-        now = time.monotonic()
+        now = self._clock()
         with self._lock:
             at = max(self._last + SPACING_SECONDS, now + LEAST_SECONDS)
             self._last = at = at if at < now + MOST_SECONDS else now + LEAST_SECONDS

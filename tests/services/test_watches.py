@@ -17,7 +17,7 @@ from tests.clinic import PRIMARY, Clinic, number, refused
 from tests.following import Follower, await_unread, opened_watch, unread
 from tests.services.calling import honours
 from tests.store.ward import fill
-from tests.waiting import HUNG_SECONDS, NEVER_SECONDS, eventually, join
+from tests.waiting import NEVER_SECONDS, eventually, join
 
 
 @contextmanager
@@ -260,62 +260,6 @@ def test_a_reader_that_takes_nothing_is_cut_and_leaves_its_place(database_url: s
             with pytest.raises(grpc.RpcError) as caught:
                 list(stream)
             assert caught.value.code() == grpc.StatusCode.CANCELLED
-
-
-@pytest.fixture
-def patient_close(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stop waits for every watch to end by itself, however busy the machine is."""
-    monkeypatch.setattr(watches, "_CLOSE_SECONDS", HUNG_SECONDS)
-
-
-@pytest.mark.usefixtures("patient_close")
-def test_a_stop_ends_every_watch_with_shutting_down_and_does_not_wait_out_the_grace(database_url: str) -> None:
-    with (
-        serving(database_url, grace_seconds=NEVER_SECONDS) as server,
-        Clinic(server.address) as clinic,
-        ExitStack() as stack,
-    ):
-        followers = [stack.enter_context(Follower(clinic)) for _ in range(10)]
-        for follower in followers:
-            follower.wait_for(1)
-        stopped(server)
-        for follower in followers:
-            follower.join()
-            assert follower.refusal
-            assert (follower.refusal.code, follower.refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
-
-
-def stopped(server: CaseloadServer) -> None:
-    """A whole stop."""
-    stopping = threading.Thread(target=server.stop, daemon=True)
-    stopping.start()
-    join(stopping)
-
-
-@pytest.mark.usefixtures("patient_close")
-def test_a_stop_tells_a_watch_that_is_far_behind_too(database_url: str) -> None:
-    with serving(database_url) as server, Clinic(server.address) as clinic:
-        start = clinic.head()
-        fill(server._store, sets=8, lines=3000)
-        head, received = number(clinic.head()), list[Any]()
-        with unread(server.address, start) as stream:
-            received.append(next(stream))
-            stopping = threading.Thread(target=server.stop)
-            stopping.start()
-            eventually(lambda: server._watches._closed)
-            found = refused(lambda: received.extend(stream))
-            join(stopping)
-        assert found.reason == "SHUTTING_DOWN"
-        assert number(received[-1].through_revision) < head  # it was not let catch up first
-
-
-def test_a_stop_does_not_wait_for_a_reader_that_takes_nothing(database_url: str) -> None:
-    with serving(database_url, grace_seconds=NEVER_SECONDS) as server, Clinic(server.address) as clinic:
-        start = clinic.head()
-        fill(server._store, sets=8, lines=3000)
-        with unread(server.address, start):
-            await_unread(server, 0.5)
-            stopped(server)
 
 
 def test_a_purge_ends_only_a_watch_that_has_yet_to_read_what_went(server: CaseloadServer, clinic: Clinic) -> None:
