@@ -141,3 +141,18 @@ def test_tests_go_on_where_grpcurl_cannot_be_built(without_grpcurl: Path, tmp_pa
     (tmp_path / "bin" / "go").unlink()
     ended = make(without_grpcurl, "grpcurl-where-go", f"PATH={tmp_path}/bin")
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
+def test_make_fresh_test_says_in_one_line_what_it_needs(without_grpcurl: Path, tmp_path: Path) -> None:
+    """There is no debootstrap on this PATH; another user, or another system, is told the same."""
+    script = Path("tests", "fresh_machine.sh")
+    (without_grpcurl / script.parent).mkdir()
+    shutil.copy(ROOT / script, without_grpcurl / script)
+    bash = shutil.which("bash")
+    assert bash
+    (tmp_path / "bin" / "bash").symlink_to(bash)
+    ended = make(without_grpcurl, "fresh-test", f"PATH={tmp_path}/bin")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    said, by_make = ended.stderr.splitlines()
+    assert said == "fresh-test needs root on Debian, and debootstrap: apt-get install debootstrap"
+    assert "fresh-test" in by_make
