@@ -55,8 +55,10 @@ make_machine() { # FOLDER
 
 share_network() { # FOLDER: how this machine reaches its package index
   cp --dereference /etc/resolv.conf /etc/hosts "$1/etc/"
-  cp /etc/ssl/certs/ca-certificates.crt "$1/etc/ssl/certs/"
-  [[ ! -e /etc/pip.conf ]] || cp /etc/pip.conf "$1/etc/"
+  local file
+  for file in /etc/ssl/certs/ca-certificates.crt /etc/pip.conf; do
+    [[ ! -e $file ]] || cp "$file" "$1$file"
+  done
 }
 
 if [[ ${1:-} == namespaces ]]; then
@@ -80,8 +82,10 @@ is_fit() {
 
 clean_up() {
   trap '' INT TERM
-  [[ ! $machine ]] || kill -KILL "$machine" 2>/dev/null || true # unshare; the kernel kills what it has started
-  wait
+  if [[ $machine ]]; then
+    kill -KILL "$machine" # unshare; the kernel kills what it has started
+    wait "$machine" 2>/dev/null || true
+  fi
   for _ in {1..20}; do # a process that is being killed may still write
     rm -rf --one-file-system "$folder" "$folder.log" 2>/dev/null && return
     sleep 0.5
@@ -98,5 +102,7 @@ chmod 755 "$folder"
 trap 'exit 130' INT
 trap 'exit 143' TERM
 unshare --mount --pid --fork --kill-child --mount-proc "$0" namespaces "$folder" "$checkout" </dev/null &
-machine=$!
-wait "$machine"
+machine=$! code=0
+wait "$machine" || code=$?
+machine=''
+exit "$code"
