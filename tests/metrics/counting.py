@@ -7,6 +7,7 @@ import sys
 import time
 
 from service.metrics import Metrics
+from tests.waiting import HUNG_SECONDS
 
 
 def main() -> None:
@@ -20,7 +21,7 @@ def main() -> None:
     metrics.follow("watches", lambda: 5)
     metrics.start()
     print("counted", flush=True)
-    time.sleep(60)
+    time.sleep(2 * HUNG_SECONDS)
 
 
 main()

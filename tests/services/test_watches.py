@@ -136,9 +136,12 @@ def test_heartbeats_tell_how_far_a_watch_is_while_its_filter_hides_everything(
 
 @pytest.mark.usefixtures("no_heartbeats")
 def test_no_heartbeat_comes_before_its_time(clinic: Clinic) -> None:
-    with Follower(clinic, patient_id="seen") as follower:
+    with Follower(clinic, patient_id="seen") as follower, Follower(clinic) as other:
         follower.wait_for(1)
-        clinic.patients(*(f"p{n}" for n in range(20)), "seen")
+        for n in range(5):
+            clinic.patients(f"p{n}")
+            other.wait_through(clinic.head())  # so that each is a commit to wake up for
+        clinic.patients("seen")
         follower.wait_for(2)
     assert [len(message.change_sets) for message in follower.messages] == [0, 1]
 
