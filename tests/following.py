@@ -102,7 +102,7 @@ def unread(address: str, after: str) -> Iterator[Any]:
     ]
     with grpc.insecure_channel(address, options) as channel:
         stream = change_service_pb2_grpc.ChangeServiceStub(channel).WatchChanges(
-            change_service_pb2.WatchChangesRequest(after_revision=after), timeout=HUNG_SECONDS
+            change_service_pb2.WatchChangesRequest(after_revision=after), timeout=2 * HUNG_SECONDS
         )
         yield stream
         stream.cancel()

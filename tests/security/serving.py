@@ -11,6 +11,7 @@ from service.callers import PERMISSIONS
 from service.config import Config
 from service.server import CaseloadServer, build_server
 from tests.clinic import Clinic
+from tests.waiting import eventually
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 
@@ -56,6 +57,12 @@ def serving(folder: Path, **settings: Any) -> Iterator[CaseloadServer]:
         yield server
     finally:
         server.stop()
+
+
+def await_writes(server: CaseloadServer, running: int, waiting: int = 0) -> None:
+    """Until so many writes have a thread, and so many wait for one."""
+    writes = server._threads.writes
+    eventually(lambda: (writes.in_flight(), writes.waiting()) == (running, waiting))
 
 
 class LogReader:
