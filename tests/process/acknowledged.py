@@ -12,14 +12,12 @@ from caseload.v1 import patient_service_pb2, resources_pb2, therapist_service_pb
 from grpc_status import rpc_status
 
 from tests.process.starting import CASELOAD
-from tests.process.worker_processes import until
 from tests.running import Client, ServerProcess, refusal
+from tests.waiting import HUNG_SECONDS, eventually, join
 
 CREATED, ASSIGNED, RENAMED, UNASSIGNED = range(1, 5)
 """The writes made for each patient, in this order; 0 is none."""
 
-CALL_SECONDS = 60
-"""For a call to be answered; as generous as is needed where the machine is busy."""
 FOR_A_MOMENT = frozenset({"OVERLOADED", "STORE_BUSY", "STORE_UNAVAILABLE", "OUTCOME_UNKNOWN"})
 """Reasons to refuse a write now and not a second later; the server keeps its promises all the same."""
 
@@ -55,8 +53,7 @@ class Writers:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._is_over = True
-        for thread in self._threads:
-            thread.join(CALL_SECONDS)
+        join(*self._threads)
 
     @property
     def acknowledged(self) -> dict[str, int]:
@@ -73,7 +70,7 @@ class Writers:
         self._wait_until(lambda: len(self.acknowledged) >= enough)
 
     def _wait_until(self, holds: Callable[[], bool]) -> None:
-        until(lambda: self.refused or holds())
+        eventually(lambda: self.refused or holds())
         assert not self.refused
 
     def _write(self, name: str, acknowledged: dict[str, int]) -> None:
@@ -89,13 +86,13 @@ class Writers:
             time.sleep(0.005)
 
     def _goes_on_after(self, error: grpc.RpcError) -> bool:
-        reason = _reason(error)
+        reason = reason_of(error)
         self.refused_for_a_moment += reason in FOR_A_MOMENT
         self.refused |= {reason} - FOR_A_MOMENT - {_CUT}
         return not self._is_over and (self._goes_on or reason in FOR_A_MOMENT)
 
 
-def _reason(error: grpc.RpcError) -> str:
+def reason_of(error: grpc.RpcError) -> str:
     """The server's; the code where there is none, as where a connection was cut."""
     if rpc_status.from_call(error) is not None:  # type: ignore[arg-type]  # it is a grpc.Call too
         return refusal(error).reason
@@ -105,7 +102,7 @@ def _reason(error: grpc.RpcError) -> str:
 def _write_all(client: Client, name: str, acknowledged: dict[str, int]) -> None:
     therapist = resources_pb2.Therapist(display_name="Therapist")
     client.therapists.CreateTherapist(
-        therapist_service_pb2.CreateTherapistRequest(therapist_id=name, therapist=therapist), timeout=CALL_SECONDS
+        therapist_service_pb2.CreateTherapistRequest(therapist_id=name, therapist=therapist), timeout=HUNG_SECONDS
     )
     for number in range(100_000):
         _write_patient(client, name, f"{name}-{number}", acknowledged)
@@ -114,20 +111,20 @@ def _write_all(client: Client, name: str, acknowledged: dict[str, int]) -> None:
 def _write_patient(client: Client, therapist_id: str, patient_id: str, acknowledged: dict[str, int]) -> None:
     patient = resources_pb2.Patient(patient_id=patient_id, display_name="Patient")
     client.patients.CreatePatient(
-        patient_service_pb2.CreatePatientRequest(patient_id=patient_id, patient=patient), timeout=CALL_SECONDS
+        patient_service_pb2.CreatePatientRequest(patient_id=patient_id, patient=patient), timeout=HUNG_SECONDS
     )
     acknowledged[patient_id] = CREATED
     client.therapists.AssignPatient(
         therapist_service_pb2.AssignPatientRequest(therapist_id=therapist_id, patient_id=patient_id),
-        timeout=CALL_SECONDS,
+        timeout=HUNG_SECONDS,
     )
     acknowledged[patient_id] = ASSIGNED
     patient.display_name = _NEW_NAME
-    client.patients.UpdatePatient(patient_service_pb2.UpdatePatientRequest(patient=patient), timeout=CALL_SECONDS)
+    client.patients.UpdatePatient(patient_service_pb2.UpdatePatientRequest(patient=patient), timeout=HUNG_SECONDS)
     acknowledged[patient_id] = RENAMED
     client.therapists.UnassignPatient(
         therapist_service_pb2.UnassignPatientRequest(therapist_id=therapist_id, patient_id=patient_id),
-        timeout=CALL_SECONDS,
+        timeout=HUNG_SECONDS,
     )
     acknowledged[patient_id] = UNASSIGNED
 
@@ -136,7 +133,7 @@ def stored(client: Client) -> dict[str, int]:
     """The last write of each patient that the server has, by id."""
     writes = {patient.patient_id: CREATED for patient in _patients(client)}
     everyone = therapist_service_pb2.ListTherapistsRequest(page_size=1000)
-    for therapist in client.therapists.ListTherapists(everyone, timeout=CALL_SECONDS).therapists:
+    for therapist in client.therapists.ListTherapists(everyone, timeout=HUNG_SECONDS).therapists:
         for entry in _assigned(client, therapist.therapist_id):
             writes[entry.patient.patient_id] = _last_write(entry)
     return writes
@@ -151,7 +148,7 @@ def _last_write(entry: therapist_service_pb2.ListTherapistPatientsResponse.Entry
 def _patients(client: Client) -> Iterator[resources_pb2.Patient]:
     request = patient_service_pb2.ListPatientsRequest(page_size=1000)
     for _ in range(100):
-        page = client.patients.ListPatients(request, timeout=CALL_SECONDS)
+        page = client.patients.ListPatients(request, timeout=HUNG_SECONDS)
         yield from page.patients
         request.page_token = page.next_page_token
         if not page.next_page_token:
@@ -163,7 +160,7 @@ def _assigned(client: Client, therapist_id: str) -> Iterator[therapist_service_p
         therapist_id=therapist_id, page_size=1000, states=[_ACTIVE, _ENDED]
     )
     for _ in range(100):
-        page = client.therapists.ListTherapistPatients(request, timeout=CALL_SECONDS)
+        page = client.therapists.ListTherapistPatients(request, timeout=HUNG_SECONDS)
         yield from page.entries
         request.page_token = page.next_page_token
         if not page.next_page_token:

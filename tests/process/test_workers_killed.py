@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -17,12 +16,14 @@ import pytest
 
 from tests.clinic import Clinic, number
 from tests.locking import holding_the_lock
+from tests.metrics.reading import until
 from tests.process.acknowledged import Writers, invented, lost, stored_after_restart
 from tests.process.starting import caseload, url
-from tests.process.test_stop import LIVENESS
+from tests.process.test_stop import LIVENESS, PATIENT_LOCKS
 from tests.process.test_workers import health
-from tests.process.worker_processes import WorkersServer, is_running, until
-from tests.running import ServerProcess
+from tests.process.worker_processes import WorkersServer, is_running, listens
+from tests.running import ServerProcess, free_address
+from tests.waiting import HUNG_SECONDS, NEVER_SECONDS, eventually
 
 KILLS = 6
 BEGIN_AT_STOP = (sys.executable, str(Path(__file__).with_name("begin_at_stop.py")))
@@ -32,14 +33,14 @@ def kill_one_of_four(server: WorkersServer, chance: random.Random) -> None:
     """kill -9 of any, and waits until another has taken its place."""
     victim = chance.choice(sorted(server.workers))
     os.kill(victim, signal.SIGKILL)
-    until(lambda: victim not in server.workers and len(server.workers) == 4)
+    eventually(lambda: victim not in server.workers and len(server.workers) == 4)
 
 
 def kill_all(server: WorkersServer) -> None:
     workers = server.workers
     for pid in (server.process.pid, *workers):
         os.kill(pid, signal.SIGKILL)
-    until(lambda: not any(map(is_running, workers)))
+    eventually(lambda: not any(map(is_running, workers)))
 
 
 def test_no_acknowledged_write_is_lost_by_kill_9_of_one_of_four_at_random_or_of_all(
@@ -79,7 +80,7 @@ def test_who_is_killed_is_replaced_and_loses_its_own_connections_only(database_u
                     callers[pid].send("ListTherapists")
                 return len(server.workers - {victim}) == 3
 
-            until(is_replaced)
+            eventually(is_replaced)
         with server.caller_of_each():
             pass  # the new one is given connections too
         code, log = server.stop()
@@ -130,7 +131,7 @@ def test_a_stop_while_a_killed_worker_is_being_replaced_is_clean(tmp_path: Path,
         keys.chmod(mode)
         killed, _ = server.workers
         os.kill(killed, signal.SIGKILL)
-        until(lambda: len(server.workers - {killed}) == 2)
+        eventually(lambda: len(server.workers - {killed}) == 2)
         code, log = server.stop()
     assert log.count("caseload: --keys-file: ") == (mode == 0o644)  # it came so far, and only then
     assert code == 0
@@ -145,7 +146,7 @@ def test_when_the_first_process_is_killed_the_workers_end_and_free_the_port(tmp_
         clinic.therapists("ann")
         assert len(folders_of_metrics() - before) == 1
         server.kill()
-        until(lambda: not any(map(is_running, workers)))
+        eventually(lambda: not any(map(is_running, workers)))
         with pytest.raises(grpc.RpcError):
             clinic.send("ListTherapists")
     assert folders_of_metrics() - before == set()
@@ -158,22 +159,24 @@ def folders_of_metrics() -> set[Path]:
 
 
 def test_a_call_under_way_when_the_first_process_is_killed_is_answered(database_url: str) -> None:
-    with WorkersServer(database_url) as server, Clinic(server.address) as clinic:
+    metrics = free_address()
+    arguments = ("--grace-seconds", str(NEVER_SECONDS), "--metrics-address", metrics)
+    with WorkersServer(database_url, *arguments, command=PATIENT_LOCKS) as server, Clinic(server.address) as clinic:
         clinic.send("ListTherapists")
         workers = server.workers
         with ThreadPoolExecutor() as other, holding_the_lock(database_url):
             call = other.submit(clinic.therapists, "ann")
-            time.sleep(0.3)  # it has reached a worker, and waits for the lock
+            until(metrics, lambda now: now("in_flight", pool="write") == 1)
             server.kill()
-            time.sleep(0.3)
-        call.result(20)
-        until(lambda: not any(map(is_running, workers)))
+            eventually(lambda: not any(listens(pid, server.address) for pid in workers))
+        call.result(HUNG_SECONDS)
+        eventually(lambda: not any(map(is_running, workers)))
 
 
 def test_a_worker_that_does_not_stop_is_killed_and_the_exit_code_says_so(tmp_path: Path) -> None:
     with WorkersServer(url(tmp_path / "caseload.db"), "--grace-seconds", "0") as server:
         stuck = min(server.workers)
         os.kill(stuck, signal.SIGSTOP)
-        code, _ = server.stop(timeout=30)
+        code, _ = server.stop(timeout=HUNG_SECONDS)
         assert not is_running(stuck)
     assert code == 1

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -10,16 +9,9 @@ from types import TracebackType
 
 from tests.clinic import Clinic
 from tests.running import ServerProcess
+from tests.waiting import eventually
 
 _ESTABLISHED, _LISTENS = "01", "0A"
-
-
-def until(holds: Callable[[], object], seconds: float = 60) -> None:
-    """Waits for it; the bound only ends a test that hangs."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.01)
 
 
 def children(pid: int) -> set[int]:
@@ -49,6 +41,11 @@ def _sockets(pid: int, port: int, state: str) -> set[str]:
     rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
     of_port = {f"socket:[{row[9]}]" for row in rows if row[3] == state and row[1].endswith(f":{port:04X}")}
     return of_port & _open_files(pid)
+
+
+def listens(pid: int, address: str) -> bool:
+    """Whether a process takes connections at an address."""
+    return bool(_sockets(pid, int(address.rpartition(":")[2]), _LISTENS))
 
 
 class WorkersServer(ServerProcess):
@@ -82,7 +79,7 @@ class WorkersServer(ServerProcess):
         Args: asks, makes a call that is let in.
         """
         port = int(self.address.rpartition(":")[2])
-        until(lambda: sum(bool(_sockets(pid, port, _LISTENS)) for pid in self.workers) == self._count)
+        eventually(lambda: sum(listens(pid, self.address) for pid in self.workers) == self._count)
         with ExitStack() as open_callers:
             callers: dict[int, Clinic] = {}
             for _ in range(200):
