@@ -26,10 +26,11 @@ install: $(INSTALLED) ## set up .venv: hash-checked requirements and the project
 	@:
 
 .PHONY: run
-run: $(INSTALLED) grpcurl ## serve on ADDRESS from DATABASE until Ctrl-C
+run: $(INSTALLED) ## serve on ADDRESS from DATABASE until Ctrl-C
 	@echo "try: $$(test -x .tools/bin/grpcurl && echo .tools/bin/)grpcurl -plaintext" \
 		"-d '{\"therapist\": {\"display_name\": \"Ada Roe\"}}'" \
 		"$(ADDRESS) caseload.v1.TherapistService/CreateTherapist"
+	@command -v grpcurl >/dev/null || echo 'grpcurl is not installed: make grpcurl'
 	@mkdir -p -m 700 data && exec $(BIN)/caseload serve --address $(ADDRESS) --database $(DATABASE) --drain-seconds 0
 
 .PHONY: example
@@ -37,11 +38,15 @@ example: $(INSTALLED) ## the tour of the API, against the server of `make run`
 	@exec $(BIN)/python client_example.py
 
 .PHONY: test
-test: $(INSTALLED) grpcurl ## run the tests, but for those of test-processes
+test: $(INSTALLED) grpcurl-where-go ## run the tests, but for those of test-processes
 	@$(BIN)/python -m $(PYTEST) $(addprefix --ignore=,$(OF_PROCESSES) tests/deploy)
 
+.PHONY: fresh-test
+fresh-test: ## run, the example and test on a bare Debian, made for it; as root on Debian, needs debootstrap
+	@tests/fresh_machine.sh
+
 .PHONY: test-processes
-test-processes: $(INSTALLED) $(BENCH)/installed grpcurl ## run those of whole processes: crashes, restarts, failover, hostile callers, fuzz
+test-processes: $(INSTALLED) $(BENCH)/installed grpcurl-where-go ## run those of whole processes: crashes, restarts, failover, hostile callers, fuzz
 	@$(BIN)/python -m $(PYTEST) $(OF_PROCESSES)
 
 .PHONY: check
@@ -91,7 +96,7 @@ wheels: $(INSTALLED) ## build both wheels into dist/
 
 # In an environment and a folder that cannot see the checkout, so that a file missing from a wheel shows.
 .PHONY: wheel-test
-wheel-test: wheels grpcurl ## run the tests against the built wheels, away from the checkout
+wheel-test: wheels grpcurl-where-go ## run the tests against the built wheels, away from the checkout
 	@set -e; away=$$(mktemp -d); trap 'rm -rf "$$away"' EXIT; \
 	$(BIN)/python -m venv "$$away/venv"; python="$$away/venv/bin/python"; \
 	"$$python" -m $(PIP_INSTALL) --require-hashes -r requirements/test.txt; \
@@ -187,11 +192,10 @@ lock: ## renew requirements/ from pyproject.toml; needs uv
 	$(subst pyproject.toml --extra postgres,--group deploy,$(LOCK)) -o requirements/deploy.txt
 
 .PHONY: grpcurl
-grpcurl: ## grpcurl into .tools/bin, where there is Go and no grpcurl yet
-	@command -v grpcurl >/dev/null || { command -v go >/dev/null && echo 'building grpcurl into .tools/bin' && \
-		GOBIN=$(CURDIR)/.tools/bin timeout 600 \
-		go install github.com/fullstorydev/grpcurl/cmd/grpcurl@$(GRPCURL_VERSION) 2>/dev/null; } || \
-		echo 'no grpcurl, and none could be built (that needs Go): the tests that run it are skipped'
+grpcurl: ## build grpcurl into .tools/bin where PATH has none; needs Go
+	@command -v grpcurl >/dev/null || { command -v go >/dev/null || { echo '$(NO_GO)' >&2; exit 1; }; \
+		echo 'building grpcurl into .tools/bin'; log=$$(GOBIN=$(CURDIR)/.tools/bin timeout 600 \
+		go install github.com/fullstorydev/grpcurl/cmd/grpcurl@$(GRPCURL_VERSION) 2>&1) || { echo "$$log" >&2; exit 1; }; }
 
 .PHONY: clean
 clean: ## remove what the other targets made, but not data/
@@ -203,6 +207,12 @@ clean: ## remove what the other targets made, but not data/
 # A file at a time in two processes, each with a PostgreSQL of its own.
 PYTEST = pytest -q -n 2 --dist loadfile
 OF_PROCESSES = tests/process tests/hostile tests/fuzz tests/test_failover.py tests/test_benchmarks.py
+
+# The tests that run grpcurl are skipped where it cannot be built.
+.PHONY: grpcurl-where-go
+grpcurl-where-go:
+	@! command -v go >/dev/null || $(MAKE) --no-print-directory grpcurl || :
+NO_GO = no Go to build grpcurl with: install it (https://go.dev/dl), or grpcurl (https://github.com/fullstorydev/grpcurl/releases)
 
 # The stamp is made last, so an install that failed or was stopped is done again.
 $(INSTALLED): requirements/dev.txt client/pyproject.toml service/pyproject.toml

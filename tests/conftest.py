@@ -1,11 +1,10 @@
-import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import pytest
 from caseload_server.config import Config
@@ -15,30 +14,11 @@ from tests.postgres.fixtures import postgres, postgres_databases, postgres_url
 from tests.running import Client
 
 __all__ = ["postgres", "postgres_databases", "postgres_url"]
-
-Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
+pytest_plugins = ["tests.skips", "tests.stray_output"]
 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has its background jobs do, and all that they start
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    return _failed_when_skipped_in_ci((yield))
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    return _failed_when_skipped_in_ci((yield))
-
-
-def _failed_when_skipped_in_ci(report: Report) -> Report:
-    """CI has every tool the tests need, so a skip there is a check that has silently stopped."""
-    if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail"):
-        report.outcome = "failed"
-        report.longrepr = f"skipped in CI: {report.longrepr}"
-    return report
 
 
 NewDatabase = Callable[[], AbstractContextManager[str]]

@@ -9,10 +9,12 @@ from typing import Any, Self
 
 import grpc
 from caseload.v1 import change_service_pb2, change_service_pb2_grpc
+from caseload_server.rpc.server import CaseloadServer
 from grpc_status import rpc_status
 
 from tests.clinic import Clinic, number
 from tests.running import Refusal, refusal
+from tests.waiting import HUNG_SECONDS, eventually, join
 
 
 class Follower:
@@ -54,13 +56,11 @@ class Follower:
     def cut(self) -> None:
         """Goes away in the middle of whatever comes."""
         self._stream.cancel()
-        self._thread.join(30)
-        assert not self._thread.is_alive()
+        join(self._thread)
 
-    def join(self, seconds: float = 30) -> None:
+    def join(self) -> None:
         """Until the server ended it."""
-        self._thread.join(seconds)
-        assert not self._thread.is_alive(), "the watch was not ended"
+        join(self._thread)
 
     @property
     def sets(self) -> list[Any]:
@@ -71,13 +71,13 @@ class Follower:
         """Where to resume; empty before the first message."""
         return str(self.messages[-1].through_revision) if self.messages else ""
 
-    def wait_for(self, messages: int = 1, seconds: float = 30) -> Self:
+    def wait_for(self, messages: int = 1) -> Self:
         """Until so many messages came."""
         with self._moved:
-            assert self._moved.wait_for(lambda: len(self.messages) >= messages, seconds), self.refusal
+            assert self._moved.wait_for(lambda: len(self.messages) >= messages, HUNG_SECONDS), self.refusal
         return self
 
-    def wait_through(self, revision: str, seconds: float = 30) -> float:
+    def wait_through(self, revision: str, seconds: float = HUNG_SECONDS) -> float:
         """Until everything up to a revision came: time.monotonic() then."""
 
         def reached() -> bool:
@@ -102,22 +102,31 @@ def unread(address: str, after: str) -> Iterator[Any]:
     ]
     with grpc.insecure_channel(address, options) as channel:
         stream = change_service_pb2_grpc.ChangeServiceStub(channel).WatchChanges(
-            change_service_pb2.WatchChangesRequest(after_revision=after), timeout=60
+            change_service_pb2.WatchChangesRequest(after_revision=after), timeout=2 * HUNG_SECONDS
         )
         yield stream
         stream.cancel()
 
 
-def opened_watch(clinic: Clinic, seconds: float = 60) -> Any:
+def await_unread(server: CaseloadServer, seconds: float) -> None:
+    """Until the reader of one of its watches has kept a message waiting for so long."""
+    eventually(lambda: any(_kept_waiting(watch.sending_since) > seconds for watch in list(server._watches._open)))
+
+
+def _kept_waiting(since: float | None) -> float:
+    return 0.0 if since is None else time.monotonic() - since
+
+
+def opened_watch(clinic: Clinic, seconds: float = 2 * HUNG_SECONDS) -> Any:
     """A watch whose first message came, as soon as there is a place for it; seconds is its deadline."""
-    give_up = time.monotonic() + 30
-    while time.monotonic() < give_up:
+
+    def opened() -> Any:
         stream = clinic.stream(change_service_pb2.WatchChangesRequest(), seconds)
         with suppress(grpc.RpcError):
             next(stream)
             return stream
-        time.sleep(0.02)
-    raise AssertionError("no place becomes free")
+
+    return eventually(opened)
 
 
 def first_answer(clinic: Clinic, rpc: str, after: str) -> Any:

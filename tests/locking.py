@@ -5,7 +5,13 @@ from contextlib import closing, contextmanager
 
 import apsw
 import psycopg
+import pytest
 from caseload_server.config import is_postgres, sqlite_path
+from caseload_server.store.backends.postgres import connection_pool
+from caseload_server.store.backends.postgres import database as postgres
+from caseload_server.store.backends.sqlite import database as sqlite
+
+from tests.waiting import NEVER_SECONDS
 
 
 @contextmanager
@@ -20,3 +26,10 @@ def holding_the_lock(url: str) -> Iterator[None]:
             connection.execute("BEGIN IMMEDIATE")
             yield
             connection.execute("ROLLBACK")
+
+
+def wait_for_locks(patch: pytest.MonkeyPatch) -> None:
+    """Lets servers that are built in this process wait for a lock as long as a test holds it, and not a few seconds."""
+    patch.setattr(sqlite, "_BUSY_SECONDS", NEVER_SECONDS)
+    patch.setattr(connection_pool, "PLACE_SECONDS", NEVER_SECONDS)
+    patch.setattr(postgres, "_SESSION", postgres._SESSION.replace("lock_timeout=3s", "lock_timeout=0"))

@@ -16,7 +16,9 @@ from caseload.v1 import patient_service_pb2_grpc, therapist_service_pb2_grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-START_SECONDS = 30
+from tests.waiting import HUNG_SECONDS
+
+START_SECONDS = HUNG_SECONDS
 """In which a server must say that it serves."""
 
 
@@ -118,9 +120,9 @@ class ServerProcess:
     def kill(self) -> None:
         """Ends it at once, as a crash does."""
         self.process.send_signal(signal.SIGKILL)
-        self.process.wait(10)
+        self.process.wait(HUNG_SECONDS)
 
-    def stop(self, *signals: int, timeout: float = 20) -> tuple[int, str]:
+    def stop(self, *signals: int, timeout: float = HUNG_SECONDS) -> tuple[int, str]:
         """Sends the signals (SIGTERM where none is given) and returns the exit code and the log."""
         for number in signals or (signal.SIGTERM,):
             self.process.send_signal(number)

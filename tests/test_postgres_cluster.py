@@ -4,22 +4,20 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from tests.postgres.cluster import HOW_TO_GET_IT, QUICK, SAFE, Cluster, NoPostgres
+from tests.postgres import cluster as cluster_module
+from tests.postgres.cluster import HOW_TO_GET_IT, QUICK, SAFE, Cluster, NoPostgres, programs
 from tests.postgres.databases import Databases
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    try:
-        made = Cluster(QUICK)
-    except NoPostgres as error:
-        pytest.skip(str(error))
-    with made:
+    with Cluster(QUICK) as made:
         yield made
 
 
@@ -145,11 +143,38 @@ def test_a_database_with_another_schema_is_not_lent_again(databases: Databases) 
         assert next_url != url
 
 
+@pytest.mark.parametrize(
+    ("version", "fits"), [("9.6.24", False), ("14.18 (Debian)", False), ("15.13", True), ("18beta1", True)]
+)
+def test_an_older_postgres_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, *, fits: bool
+) -> None:
+    for name in ("initdb", "postgres"):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho 'postgres (PostgreSQL) {version}'\n")
+        (tmp_path / name).chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(cluster_module, "DEBIAN", tmp_path / "nowhere")
+    with nullcontext() if fits else pytest.raises(NoPostgres, match="15 or later"):
+        assert programs() == tmp_path
+
+
 WITHOUT = """
 from pathlib import Path
+import pytest
 from tests.postgres import cluster
 cluster.DEBIAN = Path("nowhere")
-def test_it(postgres): pass
+
+@pytest.fixture
+def standby():
+    with cluster.Cluster(cluster.SAFE):
+        yield
+
+def test_with_the_shared_one(postgres): pass
+def test_with_the_shared_one_again(postgres): pass
+def test_with_a_fixture_of_its_own(standby): pass
+def test_that_makes_one():
+    with cluster.Cluster(cluster.QUICK):
+        pass
 """
 
 
@@ -158,12 +183,12 @@ def test_without_postgres_tests_are_skipped_and_say_how_to_get_it(tmp_path: Path
     (tmp_path / "test_it.py").write_text(WITHOUT)
     environment = {name: value for name, value in os.environ.items() if name != "CASELOAD_TEST_POSTGRES_URL"}
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-rs", "-p", "tests.postgres.fixtures", str(tmp_path)],
-        env={**environment, "PATH": "", "COLUMNS": "400"},
+        [sys.executable, "-m", "pytest", "-p", "tests.postgres.fixtures", "-p", "tests.skips", str(tmp_path)],
+        env={**environment, "CI": "", "PATH": ""},
         capture_output=True,
         text=True,
         check=False,
         timeout=60,
     )
     assert run.returncode == 0, run.stdout
-    assert HOW_TO_GET_IT in run.stdout
+    assert f"\n4 tests need {HOW_TO_GET_IT.removeprefix('needs ')}\n" in run.stdout

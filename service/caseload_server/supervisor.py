@@ -35,8 +35,6 @@ _LIVED_SECONDS: Final = 30.0
 """unless it lived so long."""
 _PATIENCE_SECONDS: Final = 10.0
 """How much longer than they were told workers may take to stop."""
-_ENDS_OF_A_STOP: Final = (0, -signal.SIGTERM)
-"""The second is of a worker that had not begun to serve."""
 _log = structlog.get_logger()
 
 
@@ -96,7 +94,8 @@ class Supervisor:
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
         self._processes: dict[int, subprocess.Popen[str]] = {}
-        self._answering: set[int] = set()
+        self._answering: dict[int, subprocess.Popen[str]] = {}
+        """The last process of each worker that said that it answers."""
         self._fault = 0
         self._metrics: WorkersMetrics | None = None
         self._page: str | None = None
@@ -142,7 +141,7 @@ class Supervisor:
         if not process:
             return 0
         if process.stdout and process.stdout.readline():
-            self._answers(number)
+            self._answers(number, process)
         code = process.wait()
         if self._metrics:
             self._metrics.forget(number)
@@ -166,10 +165,10 @@ class Supervisor:
             )
         return process
 
-    def _answers(self, number: int) -> None:
+    def _answers(self, number: int, process: "subprocess.Popen[str]") -> None:
         with self._lock:
             is_new = number not in self._answering
-            self._answering.add(number)
+            self._answering[number] = process
             count = len(self._answering)
         if is_new and count == 1:
             for other in range(1, self._config.workers):
@@ -179,7 +178,10 @@ class Supervisor:
             self._ready(self._address)
 
     def _stop(self) -> bool:
-        """Whether every worker there was has ended as it should."""
+        """Whether every worker that answered calls has ended as it should.
+
+        A worker that is still starting has no calls to lose, and may find that it cannot start: the stop is clean.
+        """
         with self._lock:
             self._stopping.set()
             running = [process for process in self._processes.values() if process.poll() is None]
@@ -192,7 +194,7 @@ class Supervisor:
             process.kill()  # does nothing to one that has ended
         for thread in self._threads:
             thread.join()
-        return all(process.returncode in _ENDS_OF_A_STOP for process in running)
+        return all(process.returncode == 0 for process in self._answering.values() if process in running)
 
 
 @contextmanager

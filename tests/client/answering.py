@@ -1,7 +1,6 @@
 """A gRPC server that is no Caseload: it answers as it is told, which a Caseload seldom does, and notes what came."""
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -19,7 +18,6 @@ class Attempt(NamedTuple):
     data: bytes
     metadata: dict[str, Any]
     seconds_left: float
-    at: float
 
 
 class Answering(grpc.GenericRpcHandler):
@@ -34,11 +32,6 @@ class Answering(grpc.GenericRpcHandler):
         self.answers[:], self.attempts[:] = answers, []
         return self
 
-    @property
-    def waits(self) -> Sequence[float]:
-        """Between the attempts, in seconds."""
-        return [after.at - before.at for before, after in zip(self.attempts, self.attempts[1:], strict=False)]
-
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         method = str(handler_call_details.method).rpartition("/")[2]
         if method == "Watch":
@@ -46,7 +39,7 @@ class Answering(grpc.GenericRpcHandler):
 
         def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
             metadata: Any = dict(context.invocation_metadata())
-            self.attempts.append(Attempt(method, data, metadata, context.time_remaining(), time.monotonic()))
+            self.attempts.append(Attempt(method, data, metadata, context.time_remaining()))
             self._refuse(context)
             return b""
 

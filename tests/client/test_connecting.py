@@ -19,6 +19,7 @@ from google.protobuf.message_factory import GetMessageClass
 from tests.client.answering import Answering
 from tests.clinic import READS, RPCS
 from tests.security.serving import KeysFile, serving
+from tests.waiting import HUNG_SECONDS
 
 GET = therapist_service_pb2.GetTherapistRequest(therapist_id="t1")
 CREATE = patient_service_pb2.CreatePatientRequest(patient=resources_pb2.Patient(display_name="Bob Ray"))
@@ -59,17 +60,17 @@ def test_reads_are_sent_as_they_are(peer: Answering, rpc: str) -> None:
 
 
 def test_each_way_to_call_has_the_deadline_and_the_key(peer: Answering) -> None:
-    with connect(peer.address, key=TOKEN, timeout=7) as caseload:
+    with connect(peer.address, key=TOKEN, timeout=700) as caseload:
         get = caseload.therapists.GetTherapist
         get(GET)
         get(GET, metadata=(("x-trace", "1"),))
         get.with_call(GET)
         get.future(GET).result()
-        get(GET, timeout=3)
-        get(GET, 3)
+        get(GET, timeout=300)
+        get(GET, 300)
         list(caseload.changes.WatchChanges(change_service_pb2.WatchChangesRequest()))
     *left, watch = [attempt.seconds_left for attempt in peer.attempts]
-    assert left == [pytest.approx(7, abs=1)] * 4 + [pytest.approx(3, abs=1)] * 2
+    assert left == [pytest.approx(700, abs=HUNG_SECONDS)] * 4 + [pytest.approx(300, abs=HUNG_SECONDS)] * 2
     assert watch > 10**6
     assert [attempt.metadata["authorization"] for attempt in peer.attempts] == [f"Bearer {TOKEN}"] * 7
     assert peer.attempts[1].metadata["x-trace"] == "1"
@@ -82,14 +83,16 @@ def test_without_a_key_none_is_sent(peer: Answering) -> None:
 
 
 @pytest.mark.parametrize(
-    ("waits", "code"), [(None, grpc.StatusCode.DEADLINE_EXCEEDED), (False, grpc.StatusCode.UNAVAILABLE)]
+    ("waits", "seconds", "code"),
+    [(None, 2, grpc.StatusCode.DEADLINE_EXCEEDED), (False, HUNG_SECONDS, grpc.StatusCode.UNAVAILABLE)],
 )
 def test_where_nobody_listens_a_call_waits_unless_it_is_told_not_to(
     waits: bool | None,  # noqa: FBT001 - a parameter of the test
+    seconds: float,
     code: grpc.StatusCode,
 ) -> None:
     with connect("127.0.0.1:1") as caseload, pytest.raises(grpc.RpcError) as caught:
-        caseload.therapists.GetTherapist(GET, timeout=2, wait_for_ready=waits)
+        caseload.therapists.GetTherapist(GET, timeout=seconds, wait_for_ready=waits)
     assert caught.value.code() == code
     assert waits is None or "refused" in str(caught.value.details())
 
@@ -139,7 +142,7 @@ def test_what_is_in_plain_text_goes_past_the_proxy_of_the_environment(peer: Answ
     with socket.create_server(("127.0.0.1", 0)) as proxy:
         proxy.settimeout(0.1)
         environment = {**os.environ, "grpc_proxy": f"http://127.0.0.1:{proxy.getsockname()[1]}", "no_grpc_proxy": ""}
-        subprocess.run([sys.executable, "-c", code], env=environment, timeout=30, check=True)
+        subprocess.run([sys.executable, "-c", code], env=environment, timeout=HUNG_SECONDS, check=True)
         with pytest.raises(TimeoutError):
             proxy.accept()
     assert len(peer.attempts) == 1

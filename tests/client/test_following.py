@@ -1,7 +1,6 @@
 """follow(): a watch that comes back where that helps, and ends where it does not."""
 
 import threading
-import time
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ from grpc import StatusCode
 
 from tests.client.answering import Answering
 from tests.security.serving import serving
+from tests.waiting import eventually, join
 
 
 @pytest.fixture
@@ -46,14 +46,17 @@ def test_it_sends_what_is_in_the_log_and_then_what_comes(caseload: Caseload) -> 
 
 def first_answered(caseload: Caseload) -> Generator[pb.WatchChangesResponse, None, None]:
     """A watch that has begun, as soon as there is a place for it."""
-    give_up = time.monotonic() + 20
-    while time.monotonic() < give_up:
+
+    def begun() -> Generator[pb.WatchChangesResponse, None, None] | None:
         answers = caseload.follow()
         with suppress(grpc.RpcError):
             next(answers)
             return answers
-        time.sleep(0.05)
-    raise AssertionError("no place becomes free")
+        return None
+
+    found = eventually(begun)
+    assert found
+    return found
 
 
 def test_one_that_is_dropped_ends_at_the_server_too(tmp_path: Path) -> None:
@@ -64,12 +67,12 @@ def test_one_that_is_dropped_ends_at_the_server_too(tmp_path: Path) -> None:
 
 
 def test_closing_the_connection_ends_it(caseload: Caseload) -> None:
-    thread = threading.Thread(target=lambda: list(caseload.follow()))
+    received: list[pb.WatchChangesResponse] = []
+    thread = threading.Thread(target=lambda: received.extend(caseload.follow()))
     thread.start()
-    time.sleep(0.3)
+    eventually(lambda: received)
     caseload.close()
-    thread.join(10)
-    assert not thread.is_alive()
+    join(thread)
 
 
 def test_what_will_not_be_better_is_raised(caseload: Caseload) -> None:
@@ -95,11 +98,24 @@ def test_that_there_is_no_place_is_raised_at_the_beginning(tmp_path: Path) -> No
         assert why(caught.value) == ("TOO_MANY_WATCHES", {"limit": "1"}, {}, None)
 
 
+class Unhurried(threading.Event):
+    """Notes how long it was to be waited for, and lets nobody wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waits.append(timeout or 0.0)
+        return self.is_set()
+
+
 @pytest.mark.parametrize("code", [StatusCode.UNAVAILABLE, StatusCode.CANCELLED])
 def test_one_that_is_cut_again_and_again_waits_longer_each_time(peer: Answering, code: StatusCode) -> None:
-    peer.told(*[(code, "-1")] * 4)
-    with connect(peer.address) as caseload:
-        next(caseload.follow("0123456789ab.1"))
-    assert list(peer.waits) == [pytest.approx(wait, abs=wait * 0.2 + 0.1) for wait in (0.1, 0.2, 0.4, 0.8)]
+    peer.told(*[(code, "-1")] * 8)
+    closed = Unhurried()
+    with grpc.insecure_channel(peer.address) as channel:
+        next(follow(ChangeServiceStub(channel), pb.WatchChangesRequest(after_revision="0123456789ab.1"), closed))
+    assert closed.waits == [pytest.approx(wait, rel=0.2) for wait in (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5, 5)]
     sent = {pb.WatchChangesRequest.FromString(attempt.data).after_revision for attempt in peer.attempts}
     assert sent == {"0123456789ab.1"}

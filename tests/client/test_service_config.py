@@ -84,3 +84,5 @@ def test_no_library_takes_less_of_it_than_it_says(config: dict[str, Any]) -> Non
     assert 0 < config["retryThrottling"]["maxTokens"] <= 1000
     policies = [entry["retryPolicy"] for entry in config["methodConfig"] if "retryPolicy" in entry]
     assert {policy["maxAttempts"] for policy in policies} == {5}  # more are cut to five by all of them
+    back_off = {(policy["initialBackoff"], policy["maxBackoff"], policy["backoffMultiplier"]) for policy in policies}
+    assert back_off == {("0.1s", "2s", 2)}

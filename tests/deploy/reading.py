@@ -22,7 +22,7 @@ def tool(name: str) -> str:
     """A program of the environment that `make check-deploy` makes."""
     path = ROOT / ".tools" / "deploy" / "bin" / name
     if not path.exists():
-        pytest.skip(f"no {path.relative_to(ROOT)}: `make check-deploy` installs it")
+        pytest.skip(f"needs {path.relative_to(ROOT)}: make check-deploy")
     return str(path)
 
 

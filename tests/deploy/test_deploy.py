@@ -71,7 +71,7 @@ def test_hadolint_finds_what_is_wrong(tmp_path: Path) -> None:
 def verified(folder: Path, text: str) -> str:
     """What systemd-analyze says of the unit, with the command of this environment in its place."""
     if not shutil.which("systemd-analyze"):
-        pytest.skip("no systemd-analyze: apt-get install systemd")
+        pytest.skip("needs systemd-analyze: apt-get install systemd")
     unit = folder / "caseload.service"
     unit.write_text(text.replace("/opt/caseload/bin/caseload", str(Path(sys.executable).with_name("caseload"))))
     code, words = said("systemd-analyze", "verify", "--man=no", str(unit))
@@ -105,7 +105,7 @@ def test_no_port_under_tls_is_called_cleartext() -> None:
 
 def test_systemd_calls_the_unit_safe() -> None:
     if not shutil.which("systemd-analyze"):
-        pytest.skip("no systemd-analyze: apt-get install systemd")
+        pytest.skip("needs systemd-analyze: apt-get install systemd")
     code, words = said("systemd-analyze", "security", "--offline=true", "--threshold=20", str(UNIT))
     assert code == 0, words
 

@@ -1,5 +1,7 @@
 """HTTP/2 frames by hand (RFC 9113 section 4, RFC 7541 for the header block): as much as it takes to misbehave."""
 
+import re
+import socket
 import struct
 from typing import Final
 
@@ -53,3 +55,13 @@ def request(stream: int, message: bytes) -> bytes:
 def reset(stream: int) -> bytes:
     """Gives a call up."""
     return frame(_RST_STREAM, 0, stream, struct.pack(">L", _CANCEL))
+
+
+def read_until(caller: socket.socket, pattern: bytes) -> re.Match[bytes]:
+    """Reads what the server sends until the pattern is in it. Raises TimeoutError, as the socket has it."""
+    answer = b""
+    while not (found := re.search(pattern, answer)):
+        more = caller.recv(65536)
+        assert more, f"the server hung up after {answer!r}"
+        answer += more
+    return found

@@ -1,6 +1,5 @@
 """Honest callers are served as ever while others misbehave. `make bench-hostile` measures the same at length."""
 
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -75,9 +74,7 @@ def test_metadata_is_bounded_also_for_a_caller_that_acknowledges_no_settings(
     call += frames.continuation(1, more[:MOST]) + frames.continuation(1, more[MOST:], is_last=True)
     with connected(scene.address) as caller:
         caller.sendall(frames.GREETING + call + frames.request(1, THERAPIST.SerializeToString()))
-        answer = b""
-        while not (said := re.search(rb"grpc-status\x01(.)", answer)):
-            answer += caller.recv(65536)
+        said = frames.read_until(caller, rb"grpc-status\x01(.)")
     assert said[1] == status
 
 

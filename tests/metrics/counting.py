@@ -8,6 +8,8 @@ import time
 
 from caseload_server.observability.metrics import Metrics
 
+from tests.waiting import HUNG_SECONDS
+
 
 def main() -> None:
     number, ready = int(sys.argv[1]), float(sys.argv[2])
@@ -20,7 +22,7 @@ def main() -> None:
     metrics.add_gauge("watches", lambda: 5)
     metrics.start()
     print("counted", flush=True)
-    time.sleep(60)
+    time.sleep(2 * HUNG_SECONDS)
 
 
 main()

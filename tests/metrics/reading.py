@@ -1,18 +1,16 @@
 """The page of a server's metrics, as Prometheus reads it."""
 
-import time
 import urllib.request
 from collections.abc import Callable
-from typing import Final
 
 from prometheus_client.parser import text_string_to_metric_families
 
-PATIENCE_SECONDS: Final = 10
+from tests.waiting import HUNG_SECONDS, eventually
 
 
 def page(address: str | None) -> str:
     """The text of the page."""
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=HUNG_SECONDS) as answer:
         text: str = answer.read().decode()
     return text
 
@@ -36,8 +34,11 @@ def numbers(address: str | None) -> Numbers:
 
 def until(address: str | None, holds: Callable[[Numbers], bool]) -> Numbers:
     """The first reading of which it holds: what is looked at once a second comes late."""
-    give_up = time.monotonic() + PATIENCE_SECONDS
-    while not holds(reading := numbers(address)):
-        assert time.monotonic() < give_up, page(address)
-        time.sleep(0.1)
-    return reading
+
+    def look() -> Numbers | None:
+        reading = numbers(address)
+        return reading if holds(reading) else None
+
+    found = eventually(look, lambda: page(address))
+    assert found
+    return found

@@ -11,6 +11,7 @@ from caseload_server.rpc.server import CaseloadServer
 
 from tests.clinic import Clinic, full_name, refused
 from tests.metrics.reading import numbers, until
+from tests.waiting import HUNG_SECONDS
 
 STORE: Final = [("store_seconds_count", "read"), ("store_seconds_count", "write")]
 
@@ -31,11 +32,13 @@ def test_calls_are_counted_by_method_and_code(measured_server: CaseloadServer, c
 
 
 def test_the_time_of_each_call_is_in_one_bucket_of_its_method(measured_server: CaseloadServer, clinic: Clinic) -> None:
+    began = time.perf_counter()
     clinic.therapists("t1", "t2")
+    callers_seconds = time.perf_counter() - began
     counted = numbers(measured_server.metrics_address)
     of_method = {"method": full_name("CreateTherapist")}
     assert counted("call_seconds_count", **of_method) == counted("call_seconds_bucket", le="+Inf", **of_method) == 2
-    assert 0 < counted("call_seconds_sum", **of_method) < 10
+    assert 0 < counted("call_seconds_sum", **of_method) <= callers_seconds
 
 
 def test_an_open_watch_is_seen_and_counted_when_it_ends(measured_server: CaseloadServer, clinic: Clinic) -> None:
@@ -46,8 +49,8 @@ def test_an_open_watch_is_seen_and_counted_when_it_ends(measured_server: Caseloa
     assert open_now("watches_limit") == 100
     assert open_now("calls_total", method=full_name("WatchChanges")) == 0
     watch.cancel()
-    ended = until(address, lambda seen: seen("watches") == 0)
-    assert ended("calls_total", method=full_name("WatchChanges"), code="CANCELLED") == 1
+    cancelled = {"method": full_name("WatchChanges"), "code": "CANCELLED"}
+    ended = until(address, lambda seen: (seen("watches"), seen("calls_total", **cancelled)) == (0, 1))
     assert ended("call_seconds_count", method=full_name("WatchChanges")) == 0
 
 
@@ -82,7 +85,7 @@ def test_every_write_is_in_a_commit(measured_server: CaseloadServer, clinic: Cli
 def test_the_process_is_described(measured_server: CaseloadServer) -> None:
     told = numbers(measured_server.metrics_address)
     assert told("build_info", version=version("caseload-server")) == told("workers") == 1
-    assert time.time() - 60 < told("start_time_seconds") <= time.time()
+    assert time.time() - 2 * HUNG_SECONDS < told("start_time_seconds") <= time.time()
     assert 20e6 < told("resident_memory_bytes") < 2e9
 
 
@@ -92,7 +95,7 @@ def test_a_caller_cannot_make_a_series(measured_server: CaseloadServer, clinic: 
     for method in ("/caseload.v1.TherapistService/Ada Roe", "/Ada.Roe/Get", full_name("GetTherapist").lower()):
         ask: Any = clinic.channel.unary_unary(method)
         with pytest.raises(grpc.RpcError) as unknown:
-            ask(b"", timeout=10)
+            ask(b"", timeout=HUNG_SECONDS)
         assert unknown.value.code() is grpc.StatusCode.UNIMPLEMENTED
     refused(clinic.send, "GetTherapist", therapist_id="Ada Roe")
     after = numbers(measured_server.metrics_address)

@@ -4,8 +4,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
+import pytest
+
 from tests.clinic import Clinic
 from tests.conftest import serving
+from tests.locking import wait_for_locks
 from tests.metrics.reading import numbers, until
 from tests.process.starting import url
 
@@ -25,8 +28,12 @@ def test_the_sizes_of_a_sqlite_file_and_its_log_are_told(tmp_path: Path) -> None
         assert "caseload_pool_connections" not in numbers(server.metrics_address).families
 
 
-def test_the_connections_to_postgresql_that_calls_hold_and_wait_for_are_told(postgres_url: str) -> None:
+def test_the_connections_to_postgresql_that_calls_hold_and_wait_for_are_told(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import psycopg
+
+    wait_for_locks(monkeypatch)
 
     def writing(number: int) -> None:
         with Clinic(server.address) as caller:

@@ -3,7 +3,6 @@
 import http.client
 import socket
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -16,8 +15,12 @@ from caseload_server.observability.metrics_page import MetricsPage
 from caseload_server.rpc.server import CaseloadServer
 
 from tests.conftest import serving
-from tests.metrics.reading import numbers, page
+from tests.metrics.reading import page
 from tests.process.starting import SECRET, SERVE, refusal, url
+from tests.waiting import HUNG_SECONDS, NEVER_SECONDS, eventually
+
+PLACES = 16
+"""Readers at once."""
 
 
 @pytest.fixture(scope="module")
@@ -31,46 +34,77 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.mark.parametrize("path", ["/", "/metrics/", "/metric", "/Metrics", "/favicon.ico"])
 def test_other_paths_are_not_found(address: str, path: str) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(f"http://{address}{path}", timeout=10)
+        urllib.request.urlopen(f"http://{address}{path}", timeout=HUNG_SECONDS)
     assert refused.value.code == 404
     refused.value.close()
 
 
 def test_it_has_the_type_that_prometheus_asks_for(address: str) -> None:
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=HUNG_SECONDS) as answer:
         assert answer.headers["Content-Type"].startswith("text/plain; version=")
 
 
-def test_readers_who_do_not_read_take_a_few_threads_and_no_more(address: str) -> None:
+@pytest.fixture
+def patient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The page of a server that waits for slow readers as long as a test does."""
+    monkeypatch.setattr(metrics, "_PAGE_SECONDS", NEVER_SECONDS)
+    monkeypatch.setattr(metrics, "_PAGE_WHOLE_SECONDS", NEVER_SECONDS)
+    with serving(url(tmp_path / "caseload.db"), metrics_address="127.0.0.1:0") as server:
+        assert server.metrics_address
+        yield server.metrics_address
+
+
+def silent_readers(address: str, count: int, stack: ExitStack) -> list[socket.socket]:
     host, port = address.split(":")
+    return [stack.enter_context(socket.create_connection((host, int(port)), HUNG_SECONDS)) for _ in range(count)]
+
+
+def is_closed(reader: socket.socket) -> bool:
+    reader.setblocking(False)
+    try:
+        return not reader.recv(1)
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
+
+
+def is_answered(address: str) -> bool:
+    with suppress(OSError):
+        return bool(page(address))
+    return False
+
+
+def test_readers_who_do_not_read_take_a_few_threads_and_no_more(patient: str) -> None:
     before = threading.active_count()
     with ExitStack() as silent:
-        for _ in range(100):
-            silent.enter_context(socket.create_connection((host, int(port)), 10))
-        time.sleep(0.5)
-        assert before < threading.active_count() <= before + 16
-    assert numbers(address)("ready") == 1
+        readers = silent_readers(patient, 100, silent)
+        eventually(lambda: sum(map(is_closed, readers)) == 100 - PLACES)
+        assert before < threading.active_count() <= before + PLACES
+    eventually(lambda: is_answered(patient))
 
 
-def test_readers_who_take_their_time_do_not_keep_the_places(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
-    monkeypatch.setattr(metrics, "_PAGE_WHOLE_SECONDS", 1.0, raising=False)
-    host, port = address.split(":")
+def test_readers_who_take_their_time_do_not_keep_the_places(patient: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with ExitStack() as slow:
-        readers = [slow.enter_context(socket.create_connection((host, int(port)), 10)) for _ in range(16)]
-        for _ in range(15):
+        readers = silent_readers(patient, PLACES, slow)
+        eventually(lambda: not is_answered(patient))
+        monkeypatch.setattr(metrics, "_PAGE_WHOLE_SECONDS", 0.5)
+
+        def is_answered_beside_them() -> bool:
             for reader in readers:
                 with suppress(OSError):  # it was closed
                     reader.send(b"G")
-            time.sleep(0.2)
-        assert page(address)
+            return is_answered(patient)
+
+        eventually(is_answered_beside_them)
 
 
 def test_what_is_no_request_is_refused_and_not_logged(address: str, capfd: pytest.CaptureFixture[str]) -> None:
     host, port = address.split(":")
-    with socket.create_connection((host, int(port)), 10) as connection:
+    with socket.create_connection((host, int(port)), HUNG_SECONDS) as connection:
         connection.sendall(SECRET.encode() + b"\r\n\r\n")
         connection.recv(100)
-    asking = http.client.HTTPConnection(address, timeout=10)
+    asking = http.client.HTTPConnection(address, timeout=HUNG_SECONDS)
     asking.request("BREW", f"/{SECRET}")
     assert asking.getresponse().status == 501
     asking.close()

@@ -114,7 +114,7 @@ def test_panels_of_the_dashboard_do_not_overlap() -> None:
 def promtool() -> str:
     found = shutil.which("promtool")
     if found is None:
-        pytest.skip("no promtool on PATH: it comes with Debian's package prometheus")
+        pytest.skip("needs promtool: apt-get install prometheus")
     return found
 
 

@@ -6,6 +6,7 @@ https://www.postgresql.org/docs/current/app-initdb.html, https://www.postgresql.
 import os
 import pwd
 import random
+import re
 import select
 import shutil
 import signal
@@ -14,6 +15,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -43,6 +45,7 @@ SAFE: Final = {"max_connections": "200", "wal_keep_size": "256MB"}
 HOST: Final = "127.0.0.1"
 _MODES: Final = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 _PATIENCE_SECONDS: Final = 30
+_OLDEST_VERSION: Final = 15
 
 
 class NoPostgres(Exception):
@@ -53,9 +56,16 @@ def programs() -> Path:
     """The folder of the machine's initdb and postgres, the newest where there are several. Raises NoPostgres."""
     for initdb in _candidates():
         folder = initdb.resolve().parent  # a link on PATH may stand there without its siblings
-        if (folder / "initdb").exists() and (folder / "postgres").exists():
+        if (folder / "initdb").exists() and (folder / "postgres").exists() and _version(folder) >= _OLDEST_VERSION:
             return folder
     raise NoPostgres(HOW_TO_GET_IT)
+
+
+@cache
+def _version(folder: Path) -> int:
+    """The major version, of a line such as `postgres (PostgreSQL) 15.13 (Debian 15.13-0+deb12u1)`."""
+    told = subprocess.run([folder / "postgres", "--version"], capture_output=True, text=True, check=True, timeout=10)
+    return int(re.split(r"\D+", told.stdout.partition(") ")[2])[0])
 
 
 def _candidates() -> Iterator[Path]:

@@ -1,4 +1,4 @@
-"""Fixtures for tests on PostgreSQL; they are skipped where there is none."""
+"""Fixtures for tests on PostgreSQL; where there is none, tests/skips.py skips them."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.postgres.cluster import QUICK, Cluster, NoPostgres, Server
+from tests.postgres.cluster import QUICK, Cluster, Server
 from tests.postgres.databases import Databases
 
 
@@ -17,11 +17,7 @@ def postgres() -> Iterator[Server]:
     if given := os.environ.get("CASELOAD_TEST_POSTGRES_URL"):
         yield Server(given)
         return
-    try:
-        cluster = Cluster(QUICK)
-    except NoPostgres as error:
-        pytest.skip(str(error))
-    with cluster:
+    with Cluster(QUICK) as cluster:
         yield cluster
 
 

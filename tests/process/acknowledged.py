@@ -1,20 +1,27 @@
 """Writers that remember what the server acknowledged, and the search for what it lost."""
 
+import itertools
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
 import grpc
 from caseload.v1 import patient_service_pb2, resources_pb2, therapist_service_pb2
+from grpc_status import rpc_status
 
 from tests.process.starting import CASELOAD
-from tests.running import Client, ServerProcess
+from tests.running import Client, ServerProcess, refusal
+from tests.waiting import HUNG_SECONDS, eventually, join
 
 CREATED, ASSIGNED, RENAMED, UNASSIGNED = range(1, 5)
 """The writes made for each patient, in this order; 0 is none."""
 
+FOR_A_MOMENT = frozenset({"OVERLOADED", "STORE_BUSY", "STORE_UNAVAILABLE", "OUTCOME_UNKNOWN"})
+"""Reasons to refuse a write now and not a second later; the server keeps its promises all the same."""
+
+_CUT = grpc.StatusCode.UNAVAILABLE.name
 _NEW_NAME = "Renamed Patient"
 _ACTIVE, _ENDED = resources_pb2.Assignment.STATE_ACTIVE, resources_pb2.Assignment.STATE_ENDED
 
@@ -24,11 +31,13 @@ class Writers:
 
     def __init__(self, address: str, name: str, threads: int = 8, *, persistent: bool = False) -> None:
         """Args: name, part of every id, so that later writers do not meet these; persistent, goes on with another
-        patient over a new connection where one was cut, until the with block ends."""
+        patient over a new connection where one was cut, until the with block ends. All go on with another patient
+        where a write was refused for a moment."""
         self._address = address
-        self._goes_on = persistent
-        self.refused: set[grpc.StatusCode] = set()
-        """What else than a cut connection ended a call."""
+        self._goes_on, self._is_over = persistent, False
+        self.refused_for_a_moment = 0
+        self.refused: set[str] = set()
+        """What else than that, and than a cut connection, ended a call."""
         self._acknowledged: list[dict[str, int]] = [{} for _ in range(threads)]
         self._threads = [
             threading.Thread(target=self._write, args=(f"{name}-{number}", acknowledged))
@@ -43,9 +52,8 @@ class Writers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._goes_on = False
-        for thread in self._threads:
-            thread.join(20)
+        self._is_over = True
+        join(*self._threads)
 
     @property
     def acknowledged(self) -> dict[str, int]:
@@ -54,37 +62,47 @@ class Writers:
 
     def wait_for(self, patients: int) -> None:
         """Until each thread has done all writes for so many patients."""
-        deadline = time.monotonic() + 30
-        while any(list(each.values()).count(UNASSIGNED) < patients for each in self._acknowledged):
-            assert time.monotonic() < deadline, "the writers are stuck"
-            time.sleep(0.005)
+        self._wait_until(lambda: all(list(one.values()).count(UNASSIGNED) >= patients for one in self._acknowledged))
 
     def wait_for_more(self, patients: int) -> None:
         """Until all threads together have begun with so many more."""
-        enough, deadline = len(self.acknowledged) + patients, time.monotonic() + 30
-        while len(self.acknowledged) < enough:
-            assert time.monotonic() < deadline, "the writers are stuck"
-            time.sleep(0.005)
+        enough = len(self.acknowledged) + patients
+        self._wait_until(lambda: len(self.acknowledged) >= enough)
+
+    def _wait_until(self, holds: Callable[[], bool]) -> None:
+        eventually(lambda: self.refused or holds())
+        assert not self.refused
 
     def _write(self, name: str, acknowledged: dict[str, int]) -> None:
-        for life in range(1000):
+        for life in itertools.count():
             client = Client(self._address, alone=True)
             try:
                 _write_all(client, f"{name}-{life}", acknowledged)
             except grpc.RpcError as error:
-                if error.code() != grpc.StatusCode.UNAVAILABLE:  # the server is gone
-                    self.refused.add(error.code())
+                if not self._goes_on_after(error):
+                    return
             finally:
                 client.close()
-            if not self._goes_on:
-                return
             time.sleep(0.005)
+
+    def _goes_on_after(self, error: grpc.RpcError) -> bool:
+        reason = reason_of(error)
+        self.refused_for_a_moment += reason in FOR_A_MOMENT
+        self.refused |= {reason} - FOR_A_MOMENT - {_CUT}
+        return not self._is_over and (self._goes_on or reason in FOR_A_MOMENT)
+
+
+def reason_of(error: grpc.RpcError) -> str:
+    """The server's; the code where there is none, as where a connection was cut."""
+    if rpc_status.from_call(error) is not None:  # type: ignore[arg-type]  # it is a grpc.Call too
+        return refusal(error).reason
+    return error.code().name
 
 
 def _write_all(client: Client, name: str, acknowledged: dict[str, int]) -> None:
     therapist = resources_pb2.Therapist(display_name="Therapist")
     client.therapists.CreateTherapist(
-        therapist_service_pb2.CreateTherapistRequest(therapist_id=name, therapist=therapist), timeout=20
+        therapist_service_pb2.CreateTherapistRequest(therapist_id=name, therapist=therapist), timeout=HUNG_SECONDS
     )
     for number in range(100_000):
         _write_patient(client, name, f"{name}-{number}", acknowledged)
@@ -93,18 +111,20 @@ def _write_all(client: Client, name: str, acknowledged: dict[str, int]) -> None:
 def _write_patient(client: Client, therapist_id: str, patient_id: str, acknowledged: dict[str, int]) -> None:
     patient = resources_pb2.Patient(patient_id=patient_id, display_name="Patient")
     client.patients.CreatePatient(
-        patient_service_pb2.CreatePatientRequest(patient_id=patient_id, patient=patient), timeout=20
+        patient_service_pb2.CreatePatientRequest(patient_id=patient_id, patient=patient), timeout=HUNG_SECONDS
     )
     acknowledged[patient_id] = CREATED
     client.therapists.AssignPatient(
-        therapist_service_pb2.AssignPatientRequest(therapist_id=therapist_id, patient_id=patient_id), timeout=20
+        therapist_service_pb2.AssignPatientRequest(therapist_id=therapist_id, patient_id=patient_id),
+        timeout=HUNG_SECONDS,
     )
     acknowledged[patient_id] = ASSIGNED
     patient.display_name = _NEW_NAME
-    client.patients.UpdatePatient(patient_service_pb2.UpdatePatientRequest(patient=patient), timeout=20)
+    client.patients.UpdatePatient(patient_service_pb2.UpdatePatientRequest(patient=patient), timeout=HUNG_SECONDS)
     acknowledged[patient_id] = RENAMED
     client.therapists.UnassignPatient(
-        therapist_service_pb2.UnassignPatientRequest(therapist_id=therapist_id, patient_id=patient_id), timeout=20
+        therapist_service_pb2.UnassignPatientRequest(therapist_id=therapist_id, patient_id=patient_id),
+        timeout=HUNG_SECONDS,
     )
     acknowledged[patient_id] = UNASSIGNED
 
@@ -113,7 +133,7 @@ def stored(client: Client) -> dict[str, int]:
     """The last write of each patient that the server has, by id."""
     writes = {patient.patient_id: CREATED for patient in _patients(client)}
     everyone = therapist_service_pb2.ListTherapistsRequest(page_size=1000)
-    for therapist in client.therapists.ListTherapists(everyone, timeout=20).therapists:
+    for therapist in client.therapists.ListTherapists(everyone, timeout=HUNG_SECONDS).therapists:
         for entry in _assigned(client, therapist.therapist_id):
             writes[entry.patient.patient_id] = _last_write(entry)
     return writes
@@ -128,7 +148,7 @@ def _last_write(entry: therapist_service_pb2.ListTherapistPatientsResponse.Entry
 def _patients(client: Client) -> Iterator[resources_pb2.Patient]:
     request = patient_service_pb2.ListPatientsRequest(page_size=1000)
     for _ in range(100):
-        page = client.patients.ListPatients(request, timeout=20)
+        page = client.patients.ListPatients(request, timeout=HUNG_SECONDS)
         yield from page.patients
         request.page_token = page.next_page_token
         if not page.next_page_token:
@@ -140,7 +160,7 @@ def _assigned(client: Client, therapist_id: str) -> Iterator[therapist_service_p
         therapist_id=therapist_id, page_size=1000, states=[_ACTIVE, _ENDED]
     )
     for _ in range(100):
-        page = client.therapists.ListTherapistPatients(request, timeout=20)
+        page = client.therapists.ListTherapistPatients(request, timeout=HUNG_SECONDS)
         yield from page.entries
         request.page_token = page.next_page_token
         if not page.next_page_token:

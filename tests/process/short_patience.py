@@ -1,8 +1,10 @@
-"""`caseload`, with a server that gives up on readers of watches after three seconds instead of half a minute."""
+"""`caseload`, with a server that gives up on readers of watches after CASELOAD_TEST_PATIENCE seconds."""
+
+import os
 
 from caseload_server.domain import limits
 
-limits.STUCK_READER_SECONDS = 3.0  # type: ignore[misc]
+limits.STUCK_READER_SECONDS = float(os.environ["CASELOAD_TEST_PATIENCE"])  # type: ignore[misc]
 
 from caseload_server.commands.main import main  # noqa: E402
 

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.waiting import HUNG_SECONDS
+
 CASELOAD = (sys.executable, "-m", "caseload_server")
 SERVE = ("serve", "--address", "127.0.0.1:0", "--drain-seconds", "0")
 DRY_RUN = ("migrate", "--dry-run")
@@ -33,7 +35,7 @@ def caseload(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=10,
+        timeout=HUNG_SECONDS,
         check=False,
     )
 

@@ -2,7 +2,10 @@
 
 import pytest
 
-from tests.process.acknowledged import UNASSIGNED, invented, lost, stored_after_restart, write_until_killed
+from tests.locking import holding_the_lock
+from tests.process.acknowledged import UNASSIGNED, Writers, invented, lost, stored_after_restart, write_until_killed
+from tests.running import ServerProcess
+from tests.waiting import eventually
 
 
 def test_no_acknowledged_write_is_lost_by_kill_9(database_url: str) -> None:
@@ -22,3 +25,14 @@ def test_one_lost_write_is_found_out(write: int) -> None:
 
 def test_a_write_that_nobody_sent_is_found_out() -> None:
     assert invented({}, {"under way": 1, "invented": 2}) == ["invented"]
+
+
+def test_writers_that_are_refused_for_a_moment_go_on(database_url: str) -> None:
+    """As on a busy machine, where a call may be refused as OVERLOADED."""
+    with ServerProcess(database_url) as server, Writers(server.address, "w", threads=2) as writers:
+        writers.wait_for(patients=1)
+        with holding_the_lock(database_url):
+            eventually(lambda: writers.refused or writers.refused_for_a_moment >= 2)
+        writers.wait_for_more(patients=10)
+        server.kill()
+    assert writers.refused == set()

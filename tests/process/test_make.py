@@ -1,12 +1,16 @@
-"""`make` on a machine that cannot make an environment says so in one line, and leaves nothing behind."""
+"""`make` on a machine that lacks something: a fit Python, grpcurl, Go."""
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+
+from tests.running import free_address
 
 pytestmark = pytest.mark.checkout
 
@@ -67,3 +71,88 @@ def test_no_python_at_all_is_refused_in_one_line(checkout: Path) -> None:
     assert ended.stderr.count("\n") == 1, ended.stderr
     assert "no Python 3.11 or later" in ended.stderr
     assert sorted(checkout.rglob("*")) == before
+
+
+@pytest.fixture
+def without_grpcurl(checkout: Path, tmp_path: Path) -> Path:
+    """A checkout that is installed, on a machine without grpcurl, whose Go only says that it was called."""
+    (checkout / ".venv").symlink_to(sys.prefix)
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "go").write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/go-called\necho no network >&2\nexit 1\n')
+    (programs / "go").chmod(0o700)
+    for name in ("make", "mkdir", "sh", "timeout"):
+        found = shutil.which(name)
+        assert found
+        (programs / name).symlink_to(found)
+    return checkout
+
+
+def test_make_run_serves_without_building_grpcurl(without_grpcurl: Path, tmp_path: Path) -> None:
+    address = free_address()
+    lines = lines_of_make_run(without_grpcurl, address, tmp_path / "bin")
+    assert next(lines).startswith("try: grpcurl -plaintext ")
+    assert next(lines) == "grpcurl is not installed: make grpcurl"
+    assert next(lines) == f"caseload: serving on {address}"
+    lines.close()
+    assert not (tmp_path / "go-called").exists()
+
+
+def lines_of_make_run(checkout: Path, address: str, path: Path) -> Generator[str, None, None]:
+    """What it prints, line by line; closing this ends it, with every process that it started."""
+    # -o: what was copied may be newer than the environment, which is shared and must not be made anew.
+    command = ["make", "-o", ".venv/installed", "run", f"ADDRESS={address}"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    with subprocess.Popen(
+        command,
+        cwd=checkout,
+        env={**environment, "PATH": str(path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    ) as running:
+        try:
+            assert running.stdout is not None
+            yield from (line.rstrip("\n") for line in running.stdout)
+        finally:
+            os.killpg(running.pid, signal.SIGTERM)
+            running.wait(30)
+
+
+def test_make_grpcurl_shows_why_it_cannot_be_built(without_grpcurl: Path, tmp_path: Path) -> None:
+    ended = make(without_grpcurl, "grpcurl", f"PATH={tmp_path}/bin")
+    assert ended.returncode == 2
+    assert "no network" in ended.stderr
+    assert "go install" not in ended.stderr
+    assert "grpcurl/cmd/grpcurl@" in (tmp_path / "go-called").read_text()
+
+
+def test_make_grpcurl_without_go_says_where_to_get_it(without_grpcurl: Path, tmp_path: Path) -> None:
+    (tmp_path / "bin" / "go").unlink()
+    ended = make(without_grpcurl, "grpcurl", f"PATH={tmp_path}/bin")
+    assert ended.returncode == 2
+    assert "https://go.dev/dl" in ended.stderr
+
+
+def test_tests_go_on_where_grpcurl_cannot_be_built(without_grpcurl: Path, tmp_path: Path) -> None:
+    ended = make(without_grpcurl, "grpcurl-where-go", f"PATH={tmp_path}/bin")
+    assert ended.returncode == 0, ended.stderr
+    (tmp_path / "bin" / "go").unlink()
+    ended = make(without_grpcurl, "grpcurl-where-go", f"PATH={tmp_path}/bin")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
+def test_make_fresh_test_says_in_one_line_what_it_needs(without_grpcurl: Path, tmp_path: Path) -> None:
+    """There is no debootstrap on this PATH; another user, or another system, is told the same."""
+    script = Path("tests", "fresh_machine.sh")
+    (without_grpcurl / script.parent).mkdir()
+    shutil.copy(ROOT / script, without_grpcurl / script)
+    bash = shutil.which("bash")
+    assert bash
+    (tmp_path / "bin" / "bash").symlink_to(bash)
+    ended = make(without_grpcurl, "fresh-test", f"PATH={tmp_path}/bin")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    said, by_make = ended.stderr.splitlines()
+    assert said == "fresh-test needs root on Debian, and debootstrap: apt-get install debootstrap"
+    assert "fresh-test" in by_make

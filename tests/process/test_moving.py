@@ -7,7 +7,6 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,10 @@ from tests.process.acknowledged import Writers
 from tests.process.starting import CASELOAD, SECRET, caseload, refusal, url
 from tests.running import ServerProcess
 from tests.store.steps import make, run
+from tests.waiting import HUNG_SECONDS, eventually
 
+LOOKS = 50
+"""So often in turn a process must be found asleep to be taken for one that waits."""
 NO_FILE = "FILE: there is no such file, or it cannot be read"
 
 
@@ -85,7 +87,7 @@ def test_the_standard_streams_are_files_too(tmp_path: Path, database: str) -> No
         capture_output=True,
         text=True,
         check=True,
-        timeout=30,
+        timeout=HUNG_SECONDS,
         cwd=tmp_path,
     )
     assert piped.stderr == ""
@@ -163,7 +165,7 @@ def test_a_reader_that_goes_away_ends_an_export(
         capture_output=True,
         text=True,
         check=True,
-        timeout=30,
+        timeout=HUNG_SECONDS,
         cwd=tmp_path,
     )
     assert ended.stderr in ("", "caseload: FILE: could not be written\n")
@@ -202,14 +204,16 @@ def many(tmp_path: Path) -> str:
 
 def wait_until_idle(process_id: int) -> None:
     """Until it has read all that it was sent, and waits."""
-    deadline, spent, since = time.monotonic() + 20, -1.0, time.monotonic()
-    while time.monotonic() - since < 0.5:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    spent: list[tuple[str, str]] = []
+
+    def is_idle() -> bool:
+        """Whether it slept each of the last times, and used no processor between them."""
         fields = state(process_id)
         assert fields
-        if (now := float(fields[11])) != spent:
-            spent, since = now, time.monotonic()
+        spent.append((fields[0], fields[11]))
+        return len(spent) >= LOOKS and set(spent[-LOOKS:]) == {("S", spent[-1][1])}
+
+    eventually(is_idle)
 
 
 def state(process_id: int) -> list[str]:
@@ -223,11 +227,8 @@ def state(process_id: int) -> list[str]:
 
 def reader_of(process: "subprocess.Popen[bytes]") -> int:
     """The process in which an import reads its lines."""
-    deadline = time.monotonic() + 20
-    while not (children := Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()):
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    return int(children[0])
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return int(eventually(lambda: children.read_text().split())[0])
 
 
 def test_a_reading_process_that_is_killed_in_the_middle_ends_an_import_with_a_word(
@@ -245,7 +246,7 @@ def test_a_reading_process_that_is_killed_in_the_middle_ends_an_import_with_a_wo
     wait_until_idle(reader)
     os.kill(reader, signal.SIGKILL)
     process.send_signal(signal.SIGCONT)
-    _, log = process.communicate(timeout=20)
+    _, log = process.communicate(timeout=HUNG_SECONDS)
     line = b"caseload: --database: could not be written, or FILE could not be read\n"
     assert (process.returncode, log) == (2, line)
     again = caseload(tmp_path, "import", "moved.jsonl", CASELOAD_DATABASE=database_url)
@@ -260,10 +261,7 @@ def test_the_reading_process_ends_with_an_import_that_is_killed(tmp_path: Path, 
     wait_until_idle(reader)
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 10
-    while state(reader):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    eventually(lambda: not state(reader))
     process.communicate()
 
 
@@ -293,7 +291,7 @@ def test_an_import_that_is_ended_leaves_the_database_empty(
     process = unending(tmp_path, database_url)
     wait_until_idle(process.pid)
     process.send_signal(number)
-    _, log = process.communicate(timeout=20)
+    _, log = process.communicate(timeout=HUNG_SECONDS)
     if number != signal.SIGKILL:
         assert (process.returncode, log) == (128 + number, b"caseload: interrupted\n")
     again = caseload(tmp_path, "import", "moved.jsonl", CASELOAD_DATABASE=database_url)
@@ -314,7 +312,9 @@ def test_progress_is_shown_on_a_terminal_and_nowhere_else(tmp_path: Path, many: 
     ):
         ours, theirs = pty.openpty()
         with os.fdopen(ours, "rb", buffering=0) as terminal:
-            ended = subprocess.run([*CASELOAD, *arguments], stderr=theirs, cwd=tmp_path, timeout=30, check=True)
+            ended = subprocess.run(
+                [*CASELOAD, *arguments], stderr=theirs, cwd=tmp_path, timeout=HUNG_SECONDS, check=True
+            )
             os.close(theirs)
             shown = terminal.read(100_000)
         assert (b"100%" if arguments[0] != "purge" else b"purging") in shown  # there is nobody to purge

@@ -9,6 +9,7 @@ import psycopg
 from tests.clinic import Clinic, number
 from tests.following import Follower
 from tests.running import ServerProcess
+from tests.waiting import eventually, join
 
 LATE = ("late-1", "late-2", "late-3")
 WAITING = """
@@ -42,11 +43,7 @@ class Holder:
 
     def wait_for(self, count: int) -> None:
         """Until so many writers wait for a lock."""
-        for _ in range(2000):
-            if self._connection.execute(WAITERS).fetchone() == (count,):
-                return
-            threading.Event().wait(0.005)
-        raise AssertionError("they never came to wait")
+        eventually(lambda: self._connection.execute(WAITERS).fetchone() == (count,))
 
     def let_go(self, one: str) -> None:
         self._connection.execute("SELECT pg_advisory_unlock(hashtext(%s))", [one])
@@ -75,7 +72,7 @@ def test_no_watcher_passes_over_a_writer_that_commits_late(postgres_url: str) ->
             for follower in (first, second):
                 follower.wait_through(there.head())  # they are as far as can be, while others are not done
             holder.let_go(one)
-            late[LATE.index(one)].join(30)
+            join(late[LATE.index(one)])
         for follower in (first, second):
             follower.wait_through(here.head())
         log = list(here.log(start))
@@ -98,8 +95,7 @@ def test_no_revision_is_seen_before_a_lower_one_whose_commit_lasts(postgres_url:
         holder.wait_for(3)  # for the next number
         assert here.head() == there.head() == start
         holder.let_go("late-1")
-        for writer in writers:
-            writer.join(30)
+        join(*writers)
         for follower in (first, second):
             follower.wait_through(here.head())
         log = list(there.log(start))

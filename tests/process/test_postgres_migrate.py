@@ -16,6 +16,7 @@ from caseload_server.store.backends.postgres.database import PostgresDatabase
 
 from tests.postgres.cluster import Server
 from tests.store.steps import assign, make, unassign
+from tests.waiting import HUNG_SECONDS, eventually
 
 WAITERS = """
 SELECT count(*) FROM pg_locks
@@ -53,11 +54,7 @@ def deadlocks(url: str) -> int:
 
 def wait_for(connection: "psycopg.Connection[Any]", waiters: int) -> None:
     """Until so many wait for a lock."""
-    for _ in range(2000):
-        if connection.execute(WAITERS).fetchone() == (waiters,):
-            return
-        threading.Event().wait(0.005)
-    raise AssertionError("they never came to wait")
+    eventually(lambda: connection.execute(WAITERS).fetchone() == (waiters,))
 
 
 def test_it_waits_for_a_write_under_way_and_later_ones_wait_for_it(first_step: str) -> None:
@@ -76,30 +73,34 @@ def test_it_waits_for_a_write_under_way_and_later_ones_wait_for_it(first_step: s
         later = threads.submit(make, store, PATIENT, "")
         wait_for(holder, 3)
         holder.execute("SELECT pg_advisory_unlock(1)")
-        assert under_way.result(20).patient_id == patient.patient_id
-        assert migrated.result(20) == migrations("postgres")[1:]
-        assert later.result(20).patient_id
+        assert under_way.result(HUNG_SECONDS).patient_id == patient.patient_id
+        assert migrated.result(HUNG_SECONDS) == migrations("postgres")[1:]
+        assert later.result(HUNG_SECONDS).patient_id
     assert deadlocks(first_step) == 0
 
 
 def test_beside_many_who_write_it_ends_and_fails_none(first_step: str) -> None:
     ended = threading.Event()
+    written = [0] * 4
 
-    def write_on(store: RelationshipStore, therapist_id: str) -> int:
+    def write_on(store: RelationshipStore, therapist_id: str, writer: int) -> None:
         patient_id = make(store, PATIENT, "").patient_id
-        for writes in range(2000):
-            (assign if writes % 2 == 0 else unassign)(store, therapist_id, patient_id)
-            if ended.is_set():
-                return writes
-        return 2000
+        while not ended.is_set():
+            (unassign if written[writer] % 2 else assign)(store, therapist_id, patient_id)
+            written[writer] += 1
 
     with opened(first_step) as store, ThreadPoolExecutor() as threads:
         therapist_id = make(store, THERAPIST, "").therapist_id
-        writers = [threads.submit(write_on, store, therapist_id) for _ in range(4)]
-        threading.Event().wait(0.5)
-        assert postgres_migrate.migrate(first_step) == migrations("postgres")[1:]
-        ended.set()
-        assert all(writer.result(20) > 1 for writer in writers)
+        writers = [threads.submit(write_on, store, therapist_id, n) for n in range(4)]
+        try:
+            eventually(lambda: min(written) > 10)
+            assert postgres_migrate.migrate(first_step) == migrations("postgres")[1:]
+            migrated = list(written)
+            eventually(lambda: all(now > then for now, then in zip(written, migrated, strict=True)))
+        finally:
+            ended.set()
+        for writer in writers:
+            writer.result(HUNG_SECONDS)
     assert deadlocks(first_step) == 0
 
 
@@ -111,5 +112,5 @@ def test_a_deadlock_with_someone_else_is_tried_again(first_step: str) -> None:
         wait_for(other, 1)
         other.execute("LOCK TABLE request IN ROW EXCLUSIVE MODE")
         other.commit()
-        assert migrated.result(20) == migrations("postgres")[1:]
+        assert migrated.result(HUNG_SECONDS) == migrations("postgres")[1:]
     assert deadlocks(first_step) == 1

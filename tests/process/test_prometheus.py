@@ -17,8 +17,8 @@ from tests.clinic import Clinic, refused
 from tests.metrics.shipped import RULES, shown
 from tests.process.starting import url
 from tests.running import ServerProcess, free_address
+from tests.waiting import HUNG_SECONDS, eventually
 
-PATIENCE_SECONDS: Final = 40
 OF_POSTGRESQL: Final = "Connections to PostgreSQL"
 """The panel that is empty where the database is a SQLite file."""
 
@@ -40,18 +40,17 @@ class Prometheus:
 
     def ask(self, path: str, **parameters: str) -> Any:
         query = urllib.parse.urlencode(parameters)
-        with urllib.request.urlopen(f"http://{self.address}/api/v1/{path}?{query}", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://{self.address}/api/v1/{path}?{query}", timeout=HUNG_SECONDS) as answer:
             return json.load(answer)["data"]
 
     def until(self, holds: Callable[[], Any]) -> Any:
         """What holds() returns once it is something."""
-        give_up = time.monotonic() + PATIENCE_SECONDS
-        while time.monotonic() < give_up:
+
+        def look() -> Any:
             with suppress(OSError):  # it does not answer yet
-                if found := holds():
-                    return found
-            time.sleep(0.5)
-        raise AssertionError("never held")
+                return holds()
+
+        return eventually(look)
 
     def value(self, expression: str) -> Any:
         return self.ask("query", query=expression)["result"]
@@ -74,7 +73,7 @@ def prometheus(server: tuple[ServerProcess, str], tmp_path: Path) -> Iterator[Pr
     running = Prometheus(program, tmp_path, server[1])
     yield running
     running.process.kill()
-    running.process.wait(10)
+    running.process.wait(HUNG_SECONDS)
 
 
 def test_prometheus_reads_the_page_and_answers_the_dashboard_and_the_alerts(

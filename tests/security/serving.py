@@ -12,6 +12,7 @@ from caseload_server.security import api_keys
 from caseload_server.security.principal import PERMISSIONS
 
 from tests.clinic import Clinic
+from tests.waiting import eventually
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 
@@ -57,6 +58,12 @@ def serving(folder: Path, **settings: Any) -> Iterator[CaseloadServer]:
         yield server
     finally:
         server.stop()
+
+
+def await_writes(server: CaseloadServer, running: int, waiting: int = 0) -> None:
+    """Until so many writes have a thread, and so many wait for one."""
+    writes = server._parts.executors.writes
+    eventually(lambda: (writes.in_flight(), writes.queue_depth()) == (running, waiting))
 
 
 class LogReader:

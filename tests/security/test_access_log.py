@@ -19,10 +19,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.clinic import READS, RPCS, Clinic, full_name, new_request_id, request
-from tests.locking import holding_the_lock
-from tests.security.serving import KeysFile, LogReader, bearer, logging
+from tests.locking import holding_the_lock, wait_for_locks
+from tests.security.serving import KeysFile, LogReader, await_writes, bearer, logging
 from tests.services.samples import full, is_map
 from tests.store.ward import run
+from tests.waiting import HUNG_SECONDS, eventually
 
 HEALTH = "/grpc.health.v1.Health"
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
@@ -53,10 +54,7 @@ def logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Ca
 
 def after(reader: LogReader, count: int) -> list[dict[str, Any]]:
     """The lines, once there are so many; and a while later no more."""
-    until = time.monotonic() + 10
-    while len(reader.lines()) < count:
-        assert time.monotonic() < until, reader.lines()
-        time.sleep(0.01)
+    eventually(lambda: len(reader.lines()) >= count, reader.lines)
     time.sleep(0.1)
     assert len(reader.lines()) == count
     return reader.lines()
@@ -76,7 +74,9 @@ def test_a_line_says_who_did_what_to_whom(logged: tuple[CaseloadServer, Clinic, 
     clinic.therapists("t1")
     clinic.patients("p1")
     before, request_id = time.time(), new_request_id().upper()
+    began = time.perf_counter()
     made = clinic.send("AssignPatient", therapist_id="t1", patient_id="p1", request_id=request_id).assignment
+    callers_ms = (time.perf_counter() - began) * 1000
     line = after(reader, 3)[-1]
     assert list(line) == [name for name in FIELDS if name != "reason"]
     assert (line["event"], line["caller"], line["method"]) == ("call", "local", full_name("AssignPatient"))
@@ -86,7 +86,7 @@ def test_a_line_says_who_did_what_to_whom(logged: tuple[CaseloadServer, Clinic, 
     assert re.fullmatch(r"ipv4:127\.0\.0\.1:\d+", line["peer"])
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["time"])
     assert time.strftime("%Y-%m-%dT%H:%M", time.gmtime(before)) <= line["time"]
-    assert 0 < line["ms"] < 10_000
+    assert 0 < line["ms"] <= callers_ms
 
 
 def test_a_refused_call_names_its_reason_and_whom_it_asked_for(
@@ -100,10 +100,14 @@ def test_a_refused_call_names_its_reason_and_whom_it_asked_for(
 
 
 def test_each_call_has_exactly_one_line(
-    logged: tuple[CaseloadServer, Clinic, LogReader], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    logged: tuple[CaseloadServer, Clinic, LogReader],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """However it ends. The codes are those that the callers saw."""
-    _, clinic, reader = logged
+    wait_for_locks(monkeypatch)
+    server, clinic, reader = logged
     ask = clinic.channel.unary_unary
     health: Any = health_pb2_grpc.HealthStub(clinic.channel)
     check = health_pb2.HealthCheckRequest
@@ -111,7 +115,7 @@ def test_each_call_has_exactly_one_line(
 
     def call(method: str, data: bytes = b"") -> None:
         make: Any = ask(method)
-        codes.append(ended(lambda: make(data, timeout=20)))
+        codes.append(ended(lambda: make(data, timeout=HUNG_SECONDS)))
 
     clinic.therapists("t1")
     codes.append("OK")
@@ -127,43 +131,50 @@ def test_each_call_has_exactly_one_line(
         *("OK", "OK", "INTERNAL", "INTERNAL", "INVALID_ARGUMENT", "INVALID_ARGUMENT"),
         *("OK", "NOT_FOUND", "INVALID_ARGUMENT"),
     ]
-    codes += stream_codes(clinic, health)
-    codes += cancelled(clinic, f"sqlite:///{tmp_path}/caseload.db")
+    codes += stream_codes(clinic, health, reader)
+    codes += cancelled(server, clinic, f"sqlite:///{tmp_path}/caseload.db")
     assert [line["code"] for line in after(reader, len(codes))] == codes
     assert {line["caller"] for line in reader.lines() if not line["method"].startswith(HEALTH)} == {"local"}
     assert "do-not-repeat-me" not in reader.path.read_text() + "".join(capfd.readouterr())
 
 
-def stream_codes(clinic: Clinic, health: Any) -> list[str]:
+def stream_codes(clinic: Clinic, health: Any, reader: LogReader) -> list[str]:
     """Streams: of changes, of health, of reflection; refused and cancelled."""
+    before = len(reader.lines())
+
+    def written(count: int) -> None:
+        eventually(lambda: len(reader.lines()) >= before + count)  # after the caller has turned away
+
     watch = clinic.watch()
     next(watch)
     watch.cancel()
-    time.sleep(0.2)  # the lines of streams are written after the caller has turned away
+    written(1)
     assert ended(lambda: next(clinic.watch("x.1"))) == "OUT_OF_RANGE"
     readiness = health.Watch(health_pb2.HealthCheckRequest())
     next(readiness)
     readiness.cancel()
-    time.sleep(0.2)
+    written(3)
     reflection: Any = reflection_pb2_grpc.ServerReflectionStub
     listing = reflection_pb2.ServerReflectionRequest(list_services="")
     assert list(reflection(clinic.channel).ServerReflectionInfo(iter([listing])))
-    time.sleep(0.2)
+    written(4)
     garbage: Any = clinic.channel.stream_stream(REFLECTION)
     assert ended(lambda: list(garbage(iter([b"\xff"])))) == "INVALID_ARGUMENT"
     return ["CANCELLED", "OUT_OF_RANGE", "CANCELLED", "OK", "INVALID_ARGUMENT"]
 
 
-def cancelled(clinic: Clinic, database: str) -> list[str]:
+def cancelled(server: CaseloadServer, clinic: Clinic, database: str) -> list[str]:
     """A call whose caller turns away while it waits for the lock of another process."""
     create: Any = clinic.channel.unary_unary(full_name("CreatePatient"))
     body = request("CreatePatient", patient={"display_name": "A"}).SerializeToString()
+    store: Any = server.store
     with holding_the_lock(database):
-        under_way = create.future(body, timeout=20)
-        time.sleep(0.3)
+        under_way = create.future(body, timeout=HUNG_SECONDS)
+        await_writes(server, 1)
+        eventually(lambda: store._database._writing)
         under_way.cancel()
-        time.sleep(0.1)
-    return ["CANCELLED"]
+        clinic.send("ListPatients")  # comes after it on its connection
+    return ["OK", "CANCELLED"]
 
 
 def test_calls_of_strangers_and_of_those_who_may_not_have_their_line(tmp_path: Path) -> None:
@@ -175,7 +186,7 @@ def test_calls_of_strangers_and_of_those_who_may_not_have_their_line(tmp_path: P
             data = full(method).SerializeToString()
             for metadata in ((), bearer("unknown"), reader_only):
                 with suppress(grpc.RpcError):
-                    answer = make(full_name(rpc))(data, metadata=metadata, timeout=10)
+                    answer = make(full_name(rpc))(data, metadata=metadata, timeout=HUNG_SECONDS)
                     list(answer if method.server_streaming else ())
         lines = after(reader, 3 * len(RPCS))
     assert [line["method"] for line in lines[::3]] == [full_name(rpc) for rpc in RPCS]
@@ -296,9 +307,12 @@ def test_what_the_library_refuses_by_itself_has_no_line(logged: tuple[CaseloadSe
     _, clinic, reader = logged
     unknown: Any = clinic.channel.unary_unary("/caseload.v1.PatientService/Unknown")
     get: Any = clinic.channel.unary_unary(GET)
-    assert ended(lambda: unknown(b"", timeout=10)) == "UNIMPLEMENTED"
-    assert ended(lambda: get(b"x" * (MAX_MESSAGE_BYTES + 1), timeout=10)) == "RESOURCE_EXHAUSTED"
-    assert ended(lambda: get(b"", metadata=(("x", "x" * MAX_METADATA_BYTES),), timeout=10)) == "RESOURCE_EXHAUSTED"
+    assert ended(lambda: unknown(b"", timeout=HUNG_SECONDS)) == "UNIMPLEMENTED"
+    assert ended(lambda: get(b"x" * (MAX_MESSAGE_BYTES + 1), timeout=HUNG_SECONDS)) == "RESOURCE_EXHAUSTED"
+    assert (
+        ended(lambda: get(b"", metadata=(("x", "x" * MAX_METADATA_BYTES),), timeout=HUNG_SECONDS))
+        == "RESOURCE_EXHAUSTED"
+    )
     clinic.therapists("t1")
     assert [line["code"] for line in after(reader, 1)] == ["OK"]
 

@@ -14,6 +14,7 @@ from tests.clinic import Clinic, refused
 from tests.process.starting import refusal
 from tests.running import ServerProcess
 from tests.security.serving import LogReader, logging, serving
+from tests.waiting import join
 
 
 def test_lines_of_many_threads_do_not_mix(tmp_path: Path) -> None:
@@ -27,8 +28,7 @@ def test_lines_of_many_threads_do_not_mix(tmp_path: Path) -> None:
     threads = [threading.Thread(target=write, args=(number,)) for number in range(64)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    join(*threads)
     seen: Counter[int] = Counter()
     with path.open() as file:
         for line in file:

@@ -28,6 +28,7 @@ from tests.running import Client, ServerProcess, refusal
 from tests.security.serving import serving
 from tests.services.calling import call
 from tests.services.samples import METHODS, Place, full, is_map, places
+from tests.waiting import HUNG_SECONDS, NEVER_SECONDS, eventually
 
 SETTINGS, PING, GOAWAY = 4, 6, 7
 MAX_CONCURRENT_STREAMS = 3
@@ -40,7 +41,7 @@ class Frames:
 
     def __init__(self, address: str) -> None:
         host, port = address.split(":")
-        self.socket = socket.create_connection((host, int(port)), timeout=10)
+        self.socket = socket.create_connection((host, int(port)), timeout=HUNG_SECONDS)
         self.socket.sendall(PREFACE)
 
     def ping(self, times: int = 1) -> None:
@@ -89,8 +90,8 @@ def test_a_message_may_have_a_mebibyte(client: Client) -> None:
         return b"\x7a" + _varint(size - 4) + b"x" * (size - 4)
 
     assert len(message(MAX_MESSAGE_BYTES)) == MAX_MESSAGE_BYTES
-    assert code_of(lambda: send(message(MAX_MESSAGE_BYTES), timeout=10)) == "INVALID_ARGUMENT"
-    assert code_of(lambda: send(message(MAX_MESSAGE_BYTES + 1), timeout=10)) == "RESOURCE_EXHAUSTED"
+    assert code_of(lambda: send(message(MAX_MESSAGE_BYTES), timeout=HUNG_SECONDS)) == "INVALID_ARGUMENT"
+    assert code_of(lambda: send(message(MAX_MESSAGE_BYTES + 1), timeout=HUNG_SECONDS)) == "RESOURCE_EXHAUSTED"
 
 
 def _varint(number: int) -> bytes:
@@ -101,7 +102,9 @@ def _varint(number: int) -> bytes:
 def test_metadata_may_have_16_kib(client: Client) -> None:
     def code(size: int) -> str:
         get = client.patients.GetPatient
-        return code_of(lambda: get(pb.GetPatientRequest(patient_id="p1"), metadata=(("x", "x" * size),), timeout=10))
+        return code_of(
+            lambda: get(pb.GetPatientRequest(patient_id="p1"), metadata=(("x", "x" * size),), timeout=HUNG_SECONDS)
+        )
 
     assert code(MAX_METADATA_BYTES - 1000) == "NOT_FOUND"
     assert code(MAX_METADATA_BYTES + 1) == "RESOURCE_EXHAUSTED"
@@ -113,7 +116,7 @@ def test_calls_that_never_send_their_message_take_no_thread(tmp_path: Path) -> N
         make: Any = clinic.channel.stream_unary
         enough = threading.Event()
         silent = [
-            make(full_name(rpc)).future(never(enough), timeout=30)
+            make(full_name(rpc)).future(never(enough), timeout=HUNG_SECONDS)
             for rpc in ("GetTherapist", "CreatePatient", "WatchChanges")
             for _ in range(10)
         ]
@@ -128,7 +131,7 @@ def test_calls_that_never_send_their_message_take_no_thread(tmp_path: Path) -> N
 
 def never(enough: threading.Event) -> Iterator[bytes]:
     """Messages that do not come."""
-    enough.wait(30)
+    enough.wait(HUNG_SECONDS)
     yield from ()
 
 
@@ -147,13 +150,13 @@ def test_connections_are_bounded_and_one_that_ends_makes_room(tmp_path: Path) ->
         with Frames(server.address) as one_more:
             assert one_more.read()[0] == -1
         held[0].socket.close()
-        until = time.monotonic() + 10
-        while True:
-            with Frames(server.address) as another:
-                if another.read()[0] == SETTINGS:
-                    break
-            assert time.monotonic() < until
-            time.sleep(0.05)
+        eventually(lambda: is_taken(server))
+
+
+def is_taken(server: CaseloadServer) -> bool:
+    """Whether it takes a new connection."""
+    with Frames(server.address) as another:
+        return another.read()[0] == SETTINGS
 
 
 def test_connections_leave_files_for_the_database(tmp_path: Path) -> None:
@@ -177,11 +180,9 @@ def test_a_connection_that_says_nothing_is_closed(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(building, "HANDSHAKE_MS", 300)
     with serving(tmp_path) as server:
         host, port = server.address.split(":")
-        with socket.create_connection((host, int(port)), timeout=10) as silent:
-            began = time.monotonic()
+        with socket.create_connection((host, int(port)), timeout=HUNG_SECONDS) as silent:
             while silent.recv(4096):
                 pass
-            assert 0.2 < time.monotonic() - began < 5
 
 
 @pytest.fixture
@@ -197,12 +198,11 @@ def pinged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Frames]:
 def test_pings_at_a_decent_pace_are_borne_without_a_call(pinged: Frames) -> None:
     for _ in range(10):
         pinged.ping()
-        time.sleep(0.35)
-    kinds = []
+        while (kind := pinged.read()[0]) != PING:
+            assert kind not in (GOAWAY, -1)
+        time.sleep(0.35)  # since the last one is known to have arrived
     while pinged.ready(0.2):
-        kinds.append(pinged.read()[0])
-    assert kinds.count(PING) == 10
-    assert not {GOAWAY, -1} & set(kinds)
+        assert pinged.read()[0] not in (GOAWAY, -1)
 
 
 def test_a_flood_of_pings_ends_the_connection(pinged: Frames) -> None:
@@ -248,7 +248,6 @@ def overfill(place: Place) -> None:
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 def test_no_text_and_no_list_of_a_request_is_without_a_bound(client: Client, method: MethodDescriptor) -> None:
-    """And what is too much is refused before any work is spent on it."""
     with Clinic(client.address) as clinic:
         clinic.therapists("t1", "t2")
         clinic.patients("p1")
@@ -260,7 +259,6 @@ def test_no_text_and_no_list_of_a_request_is_without_a_bound(client: Client, met
         overfill(place)
         if "allow_missing" in method.input_type.fields_by_name:
             whole.allow_missing = False
-        began = time.monotonic()
         with pytest.raises(grpc.RpcError) as caught:
             call(client, method, whole)
         assert refusal(caught.value).code in {
@@ -269,13 +267,15 @@ def test_no_text_and_no_list_of_a_request_is_without_a_bound(client: Client, met
             grpc.StatusCode.ABORTED,  # of an etag
             grpc.StatusCode.NOT_FOUND,
         }, place.path
-        assert time.monotonic() - began < 5, place.path
 
 
 def test_two_thousand_calls_at_once_on_one_connection_are_all_answered(tmp_path: Path) -> None:
     """An honest burst above what a connection may have open waits in the caller's library, and is not refused."""
     # However slow the machine: how many calls wait here, and how long, is another test's.
-    with serving(tmp_path, queue_timeout_seconds=60, max_queue_depth=2000) as server, Clinic(server.address) as clinic:
+    with (
+        serving(tmp_path, queue_timeout_seconds=NEVER_SECONDS, max_queue_depth=2000) as server,
+        Clinic(server.address) as clinic,
+    ):
         get: Any = clinic.channel.unary_unary("/caseload.v1.PatientService/GetPatient")
         assert codes_at_once(get, 2000) == ["NOT_FOUND"] * 2000
 
@@ -290,8 +290,6 @@ def codes_at_once(get: Any, count: int) -> list[str]:
             codes.append(done.code().name)
 
     for _ in range(count):
-        get.future(data, timeout=60).add_done_callback(note)
-    until = time.monotonic() + 60
-    while len(codes) < count and time.monotonic() < until:
-        time.sleep(0.05)
+        get.future(data, timeout=2 * HUNG_SECONDS).add_done_callback(note)
+    eventually(lambda: len(codes) == count)
     return codes

@@ -22,6 +22,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 from tests.clinic import READS, RPCS
 from tests.running import refusal
 from tests.security.serving import KeysFile, Metadata, bearer, serving
+from tests.waiting import HUNG_SECONDS
 
 FOREIGN = {
     "/grpc.health.v1.Health/Check": PUBLIC,
@@ -65,11 +66,11 @@ def needed(method: str) -> str:
 
 
 def outcome(server: CaseloadServer, method: str, metadata: Metadata, data: bytes = b"") -> str:
-    """The reason of the refusal, or none. A stream ends after its first message or its first second."""
+    """The reason of the refusal, or none. A stream ends after its first message."""
     with grpc.insecure_channel(server.address) as channel:
         is_reflection = "ServerReflection" in method
         make: Any = channel.stream_stream if is_reflection else channel.unary_stream
-        stream = make(method)(iter([data]) if is_reflection else data, metadata=metadata, timeout=5)
+        stream = make(method)(iter([data]) if is_reflection else data, metadata=metadata, timeout=HUNG_SECONDS)
         try:
             next(stream)
         except grpc.RpcError as error:
@@ -162,7 +163,7 @@ def test_a_method_that_no_rule_covers_is_for_nobody() -> None:
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         ask: Any = channel.unary_unary("/planted.Planted/Do")
         with pytest.raises(grpc.RpcError) as caught:
-            ask(b"", timeout=10)
+            ask(b"", timeout=HUNG_SECONDS)
     bare.stop(None).wait()
     assert refusal(caught.value).metadata == {"permission": "nobody"}
     assert called == []

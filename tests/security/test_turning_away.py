@@ -15,8 +15,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.clinic import Clinic
 from tests.hostile import frames
-from tests.locking import holding_the_lock
-from tests.security.serving import serving
+from tests.locking import holding_the_lock, wait_for_locks
+from tests.security.serving import await_writes, serving
+from tests.waiting import HUNG_SECONDS, NEVER_SECONDS, join
 
 WATCH = frames.CALL.replace(
     frames.literal(b":path", frames.METHOD), frames.literal(b":path", b"/grpc.health.v1.Health/Watch")
@@ -44,32 +45,32 @@ def test_a_health_watch_that_takes_nothing_stops_nobody(tmp_path: Path, sent: by
             time.sleep(0.3)
             watch.cancel()
             time.sleep(0.2)
-            assert next(health.Watch(health_pb2.HealthCheckRequest(), timeout=5)).status
-            assert health.Check(health_pb2.HealthCheckRequest(), timeout=5).status
+            assert next(health.Watch(health_pb2.HealthCheckRequest(), timeout=HUNG_SECONDS)).status
+            assert health.Check(health_pb2.HealthCheckRequest(), timeout=HUNG_SECONDS).status
             get: Any = channel.unary_unary("/caseload.v1.PatientService/GetPatient")
             with pytest.raises(grpc.RpcError) as refused:
-                get(pb.GetPatientRequest(patient_id="p").SerializeToString(), timeout=5)
+                get(pb.GetPatientRequest(patient_id="p").SerializeToString(), timeout=HUNG_SECONDS)
             assert refused.value.code() is grpc.StatusCode.NOT_FOUND
             stopping = threading.Thread(target=server.stop)
             stopping.start()
-            stopping.join(10)
-            assert not stopping.is_alive()
+            join(stopping)
 
 
 def order(patient_id: str) -> bytes:
     return pb.CreatePatientRequest(patient_id=patient_id, patient=Patient(display_name="A")).SerializeToString()
 
 
-def test_what_was_given_up_while_it_waited_is_not_done(tmp_path: Path) -> None:
-    with serving(tmp_path, threads=1) as server, Clinic(server.address) as clinic:
+def test_what_was_given_up_while_it_waited_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wait_for_locks(monkeypatch)
+    with serving(tmp_path, threads=1, queue_timeout_seconds=NEVER_SECONDS) as server, Clinic(server.address) as clinic:
         create: Any = clinic.channel.unary_unary("/caseload.v1.PatientService/CreatePatient")
         with holding_the_lock(f"sqlite:///{tmp_path}/caseload.db"):
             first = create.future(order("p0"))
-            time.sleep(0.5)  # it has the thread, and waits for the lock
+            await_writes(server, 1)
             others = [create.future(order(f"p{number}")) for number in range(1, 4)]
-            time.sleep(0.5)
+            await_writes(server, 1, waiting=3)
             for call in others:
                 call.cancel()
-            time.sleep(0.2)
-        first.result(timeout=20)
+            clinic.send("ListPatients")  # comes after them on their connection
+        first.result(timeout=HUNG_SECONDS)
         assert [one.patient_id for one in clinic.send("ListPatients").patients] == ["p0"]

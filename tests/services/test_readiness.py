@@ -1,24 +1,20 @@
-"""When readiness goes and comes back, for a database that answers as written; tests/process has real ones."""
+"""When readiness is lost and regained, for a database that answers as written; tests/process has real ones."""
 
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from caseload_server.domain import errors
-from caseload_server.observability import readiness
-from caseload_server.observability.readiness import Readiness
+from caseload_server.observability.readiness import ASK_SECONDS, FALL_SECONDS, GOOD_TO_RETURN, HANG_SECONDS, Readiness
+
+from tests.waiting import HUNG_SECONDS, FakeClock, eventually
 
 GOOD, BAD = True, False
-ASK, FALL = 0.02, 0.6
-BAD_FOR_LONG = [BAD] * 40
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readiness, "_ASK_SECONDS", ASK)
-    monkeypatch.setattr(readiness, "_FALL_SECONDS", FALL)
-    monkeypatch.setattr(readiness, "_HANG_SECONDS", 2 * FALL, raising=False)
+TO_FALL = round(FALL_SECONDS / ASK_SECONDS)
+TO_HANG = round(HANG_SECONDS / ASK_SECONDS)
+"""In checks."""
+SOON = 0.001
+"""Between checks where the real threads run."""
 
 
 def answering(script: list[bool]) -> Callable[[], None]:
@@ -32,83 +28,131 @@ def answering(script: list[bool]) -> Callable[[], None]:
     return check
 
 
-def told(*script: bool) -> list[bool]:
-    """What is told until some time after the end of the script."""
-    said: list[bool] = []
-    answers = list(script)
-    followed = Readiness(answering(answers), said.append)
-    followed.start()
-    until = time.monotonic() + 20
-    while len(answers) > 1 and time.monotonic() < until:
-        time.sleep(ASK)
-    time.sleep(FALL / 2)
-    followed.stop()
+def reported(*script: bool) -> list[tuple[int, bool]]:
+    """What is reported, each with the number of the check after which it was, with a check a second."""
+    clock, said = FakeClock(), list[tuple[int, bool]]()
+    began = clock()
+
+    def report(ready: bool) -> None:  # noqa: FBT001 - as Readiness reports it
+        said.append((round((clock() - began) / ASK_SECONDS), ready))
+
+    readiness = Readiness(answering(list(script)), report, clock)
+    for _ in script:
+        clock.advance(ASK_SECONDS)
+        readiness.ask()
+        readiness.update()
     return said
 
 
 def test_a_database_that_answers_is_no_news() -> None:
-    assert told(*[GOOD] * 20) == []
+    assert reported(*[GOOD] * 20) == []
 
 
-def test_it_goes_once_and_comes_back_once() -> None:
-    assert told(*BAD_FOR_LONG, GOOD) == [False, True]
+def test_it_is_lost_after_three_seconds_without_a_good_answer_and_regained_after_two_good_ones() -> None:
+    lost, regained = TO_FALL, 40 + GOOD_TO_RETURN
+    assert reported(*[BAD] * 40, *[GOOD] * 20) == [(lost, False), (regained, True)]
+
+
+def test_less_than_three_seconds_without_a_good_answer_do_not_lose_it() -> None:
+    almost = [BAD] * (TO_FALL - 1)
+    assert reported(*almost, GOOD, *almost, GOOD) == []
 
 
 def test_single_failures_do_not_move_it() -> None:
-    assert told(*[BAD, GOOD] * 20, GOOD) == []
+    assert reported(*[BAD, GOOD] * 20) == []
 
 
 def test_single_good_answers_do_not_bring_it_back() -> None:
-    assert told(*BAD_FOR_LONG, *[GOOD, BAD] * 20, BAD) == [False]
+    assert reported(*[BAD] * 10, *[GOOD, BAD] * 20) == [(TO_FALL, False)]
 
 
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(ASK)
+def test_a_good_answer_from_before_the_loss_does_not_count_towards_its_return() -> None:
+    clock, said = FakeClock(), list[bool]()
+    readiness = Readiness(lambda: None, said.append, clock)
+    for _ in range(GOOD_TO_RETURN):
+        readiness.ask()
+    clock.advance(HANG_SECONDS)
+    readiness.update()
+    readiness.ask()
+    readiness.update()
+    assert said == [False]
 
 
-def wait_for(event: threading.Event) -> None:
-    event.wait(60)
+def test_without_any_answer_it_is_lost_after_six_seconds() -> None:
+    clock, said = FakeClock(), list[bool]()
+    readiness = Readiness(lambda: None, said.append, clock)
+    for _ in range(TO_HANG - 1):
+        clock.advance(ASK_SECONDS)
+        readiness.update()
+    assert said == []
+    clock.advance(ASK_SECONDS)
+    readiness.update()
+    assert said == [False]
 
 
-def test_a_check_that_hangs_lets_it_go_and_one_that_ends_brings_it_back() -> None:
-    said: list[bool] = []
-    goes_on = threading.Event()
-    followed = Readiness(lambda: wait_for(goes_on), said.append)
-    began = time.monotonic()
-    followed.start()
-    wait_until(lambda: said == [False])
-    assert time.monotonic() - began >= 2 * FALL
-    goes_on.set()
-    wait_until(lambda: said == [False, True])
-    followed.stop()
+class Hanging:
+    """A check that hangs until it may go on."""
+
+    def __init__(self) -> None:
+        self.begun, self.goes_on, self.ended = threading.Event(), threading.Event(), threading.Event()
+
+    def check(self) -> None:
+        self.begun.set()
+        self.goes_on.wait(HUNG_SECONDS)
+        self.ended.set()
+
+
+@pytest.fixture
+def hanging() -> Iterator[Hanging]:
+    one = Hanging()
+    yield one
+    one.goes_on.set()
+
+
+def test_a_check_that_hangs_loses_it_and_one_that_ends_brings_it_back(hanging: Hanging) -> None:
+    clock, said = FakeClock(), list[bool]()
+    readiness = Readiness(hanging.check, said.append, clock, SOON)
+    readiness.start()
+    assert hanging.begun.wait(HUNG_SECONDS)
+    clock.advance(HANG_SECONDS)
+    eventually(lambda: said == [False])
+    assert not hanging.ended.is_set()
+    hanging.goes_on.set()
+    eventually(lambda: said == [False, True])
+    readiness.stop()
     assert said == [False, True]
 
 
-def test_a_stop_does_not_wait_for_a_check_that_hangs() -> None:
-    ends = threading.Event()
-    followed = Readiness(lambda: wait_for(ends), lambda _: None)
-    followed.start()
-    time.sleep(2 * ASK)
-    began = time.monotonic()
-    followed.stop()
-    assert time.monotonic() - began < FALL
-    ends.set()
+def test_a_stop_does_not_wait_for_a_check_that_hangs(hanging: Hanging) -> None:
+    readiness = Readiness(hanging.check, lambda _: None, ask_seconds=SOON)
+    readiness.start()
+    assert hanging.begun.wait(HUNG_SECONDS)
+    readiness.stop()
+    assert not hanging.ended.is_set()
+
+
+def test_after_a_stop_nothing_is_reported() -> None:
+    clock, said = FakeClock(), list[bool]()
+    readiness = Readiness(answering([BAD]), said.append, clock)
+    readiness.stop()
+    readiness.ask()
+    clock.advance(HANG_SECONDS)
+    readiness.update()
+    assert said == []
 
 
 def test_whatever_the_check_raises_the_next_one_is_made() -> None:
     said: list[bool] = []
-    asked: list[float] = []
+    clock = FakeClock()
+    asked: list[None] = []
 
     def check() -> None:
-        asked.append(time.monotonic())
+        asked.append(None)
         raise ValueError
 
-    followed = Readiness(check, said.append)
-    followed.start()
-    time.sleep(2 * FALL)
-    followed.stop()
-    assert len(asked) > 2
-    assert said == [False]
+    readiness = Readiness(check, said.append, clock, SOON)
+    readiness.start()
+    eventually(lambda: len(asked) > 2)
+    clock.advance(FALL_SECONDS)
+    eventually(lambda: said == [False])
+    readiness.stop()

@@ -1,15 +1,25 @@
-"""What a stop leaves to finish."""
+"""What a stop leaves to finish, and what it tells those who watch."""
 
 import socket
 import struct
 import threading
+from contextlib import ExitStack
+from typing import Any
 
+import grpc
+import pytest
 from caseload.v1 import patient_service_pb2 as pb
 from caseload.v1.resources_pb2 import Patient
+from caseload_server.api import watches
 from caseload_server.config import Config
-from caseload_server.rpc.server import build_server
+from caseload_server.rpc.server import CaseloadServer, build_server
 
+from tests.clinic import Clinic, number, refused
+from tests.conftest import serving
+from tests.following import Follower, await_unread, unread
 from tests.running import Client
+from tests.store.ward import fill
+from tests.waiting import HUNG_SECONDS, NEVER_SECONDS, eventually, join
 
 DATA, HEADERS, SETTINGS, PING, WINDOW_UPDATE = 0, 1, 4, 6, 8
 ACK, END_STREAM, END_HEADERS = 1, 1, 4
@@ -20,7 +30,7 @@ class SlowReader:
 
     def __init__(self, address: str, path: bytes, message: bytes) -> None:
         host, port = address.split(":")
-        self._socket = socket.create_connection((host, int(port)), timeout=20)
+        self._socket = socket.create_connection((host, int(port)), timeout=HUNG_SECONDS)
         headers = {b":method": b"POST", b":scheme": b"http", b":path": path, b":authority": b"here"}
         headers |= {b"content-type": b"application/grpc", b"te": b"trailers"}
         block = b"".join(b"\0" + bytes([len(n)]) + n + bytes([len(v)]) + v for n, v in headers.items())
@@ -66,7 +76,7 @@ class SlowReader:
 
 
 def test_an_answer_that_is_still_being_read_at_a_stop_arrives_whole(database_url: str) -> None:
-    server = build_server(Config("127.0.0.1:0", database_url, threads=4, drain_seconds=0))
+    server = build_server(Config("127.0.0.1:0", database_url, threads=4, drain_seconds=0, grace_seconds=NEVER_SECONDS))
     server.start()
     client = Client(server.address)
     notes = {f"{number}": "x" * 900 for number in range(10)}
@@ -77,12 +87,67 @@ def test_an_answer_that_is_still_being_read_at_a_stop_arrives_whole(database_url
     first, _ = reader.read(65_535)
     stop = threading.Thread(target=server.stop)
     stop.start()
-    stop.join(0.5)
+    stop.join(0.5)  # which says nothing of speed: it must not end, however long it is watched
     assert stop.is_alive()
     reader.open_the_window()
     rest, whole = reader.read(2**30)
     assert whole
     assert first + rest > 30 * 10 * 900
-    stop.join(10)
-    assert not stop.is_alive()
+    join(stop)
     reader.close()
+
+
+@pytest.fixture
+def patient_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop waits for every watch to end by itself, however busy the machine is."""
+    monkeypatch.setattr(watches, "_CLOSE_SECONDS", HUNG_SECONDS)
+
+
+@pytest.mark.usefixtures("patient_close")
+def test_a_stop_ends_every_watch_with_shutting_down_and_does_not_wait_out_the_grace(database_url: str) -> None:
+    with (
+        serving(database_url, grace_seconds=NEVER_SECONDS) as server,
+        Clinic(server.address) as clinic,
+        ExitStack() as stack,
+    ):
+        followers = [stack.enter_context(Follower(clinic)) for _ in range(10)]
+        for follower in followers:
+            follower.wait_for(1)
+        stopped(server)
+        for follower in followers:
+            follower.join()
+            assert follower.refusal
+            assert (follower.refusal.code, follower.refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+
+
+def stopped(server: CaseloadServer) -> None:
+    """A whole stop."""
+    stopping = threading.Thread(target=server.stop, daemon=True)
+    stopping.start()
+    join(stopping)
+
+
+@pytest.mark.usefixtures("patient_close")
+def test_a_stop_tells_a_watch_that_is_far_behind_too(database_url: str) -> None:
+    with serving(database_url) as server, Clinic(server.address) as clinic:
+        start = clinic.head()
+        fill(server.store, sets=8, lines=3000)
+        head, received = number(clinic.head()), list[Any]()
+        with unread(server.address, start) as stream:
+            received.append(next(stream))
+            stopping = threading.Thread(target=server.stop)
+            stopping.start()
+            eventually(lambda: server._watches._closed)
+            found = refused(lambda: received.extend(stream))
+            join(stopping)
+        assert found.reason == "SHUTTING_DOWN"
+        assert number(received[-1].through_revision) < head  # it was not let catch up first
+
+
+def test_a_stop_does_not_wait_for_a_reader_that_takes_nothing(database_url: str) -> None:
+    with serving(database_url, grace_seconds=NEVER_SECONDS) as server, Clinic(server.address) as clinic:
+        start = clinic.head()
+        fill(server.store, sets=8, lines=3000)
+        with unread(server.address, start):
+            await_unread(server, 0.5)
+            stopped(server)

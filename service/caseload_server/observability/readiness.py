@@ -15,61 +15,80 @@ READINESS: Final = tuple(
     for service in file.DESCRIPTOR.services_by_name.values()
 )
 """The names that the health service answers for."""
-_ASK_SECONDS: Final = 1.0
-_FALL_SECONDS: Final = 3.0
-"""Without a good answer for so long it is not ready: a moment's failure moves no traffic."""
-_HANG_SECONDS: Final = 6.0
-"""So long where an answer is under way: it may be late because the processor is what is short."""
-_GOOD_TO_RETURN: Final = 2
+ASK_SECONDS: Final = 1.0
+"""Between two checks of the store."""
+FALL_SECONDS: Final = 3.0
+"""The server is not ready after this time without a good answer: a moment's failure moves no traffic."""
+HANG_SECONDS: Final = 6.0
+"""The same while a check is under way: it may be late because the processor is what is short."""
+GOOD_TO_RETURN: Final = 2
+"""Good answers in a row after which the server is ready again."""
 _log = structlog.get_logger()
 
 
 class Readiness:
-    """Asks in a thread of its own, and tells in another when the answer has changed for good."""
+    """Checks the store in one thread, and reports in another when the server becomes ready or not ready."""
 
-    def __init__(self, check: Callable[[], None], tell: Callable[[bool], None]) -> None:
-        """Args: check, raises where the store does not answer; tell, is given whether it is ready."""
+    def __init__(
+        self,
+        check: Callable[[], None],
+        report: Callable[[bool], None],
+        clock: Callable[[], float] = time.monotonic,
+        ask_seconds: float = ASK_SECONDS,
+    ) -> None:
+        """Args: check, raises where the store does not answer; report, is given whether it is ready; clock, in seconds;
+        ask_seconds, between two checks."""
         self._check = check
-        self._tell = tell
+        self._report = report
+        self._clock = clock
+        self._ask_seconds = ask_seconds
         self._ready = True
         self._stopped = threading.Event()
-        self._good, self._good_at, self._reason = 0, 0.0, ""
-        self._asking = threading.Thread(target=self._ask, name="asking", daemon=True)
-        self._thread = threading.Thread(target=self._follow, name="readiness", daemon=True)
+        self._good, self._good_at, self._reason = 0, clock(), ""
+        self._asking = threading.Thread(target=self._keep_asking, name="asking", daemon=True)
+        self._thread = threading.Thread(target=self._keep_updating, name="readiness", daemon=True)
 
     def start(self) -> None:
         """Begins, with a store that answers."""
-        self._good_at = time.monotonic()
+        self._good_at = self._clock()
         self._asking.start()
         self._thread.start()
 
     def stop(self) -> None:
-        """Tells nothing any more."""
+        """Reports nothing any more."""
         self._stopped.set()
         if self._thread.is_alive():
-            self._thread.join(_ASK_SECONDS)
-            self._asking.join(_ASK_SECONDS)  # it may hang
+            self._thread.join(self._ask_seconds)
+            self._asking.join(self._ask_seconds)  # it may hang
 
-    def _ask(self) -> None:
-        while not self._stopped.wait(_ASK_SECONDS):
-            try:
-                self._check()
-            except Exception as error:  # noqa: BLE001 - this thread must outlive whatever the database has
-                self._good, self._reason = 0, type(error).__qualname__
+    def ask(self) -> None:
+        """Checks the store once, and notes how it answered."""
+        try:
+            self._check()
+        except Exception as error:  # noqa: BLE001 - the thread must outlive whatever the database has
+            self._good, self._reason = 0, type(error).__qualname__
+        else:
+            self._good, self._good_at, self._reason = self._good + 1, self._clock(), ""
+
+    def update(self) -> None:
+        """Reports once where the notes and the clock say that readiness has changed."""
+        patience = FALL_SECONDS if self._reason else HANG_SECONDS
+        answers = self._clock() - self._good_at < patience
+        ready = answers and (self._ready or self._good >= GOOD_TO_RETURN)
+        if ready != self._ready and not self._stopped.is_set():
+            self._ready = ready
+            self._report(ready)  # before the log, which may keep it waiting
+            if ready:
+                _log.warning("ready")
             else:
-                self._good, self._good_at, self._reason = self._good + 1, time.monotonic(), ""
+                _log.warning("not ready", reason=self._reason or "no answer")
+                self._good = 0
 
-    def _follow(self) -> None:
-        """Looks at a clock, since a check may hang."""
-        while not self._stopped.wait(_ASK_SECONDS):
-            patience = _FALL_SECONDS if self._reason else _HANG_SECONDS
-            answers = time.monotonic() - self._good_at < patience
-            ready = answers and (self._ready or self._good >= _GOOD_TO_RETURN)
-            if ready != self._ready and not self._stopped.is_set():
-                self._ready = ready
-                self._tell(ready)  # before the log, which may keep it waiting
-                if ready:
-                    _log.warning("ready")
-                else:
-                    _log.warning("not ready", reason=self._reason or "no answer")
-                    self._good = 0
+    def _keep_asking(self) -> None:
+        while not self._stopped.wait(self._ask_seconds):
+            self.ask()
+
+    def _keep_updating(self) -> None:
+        """In a thread of its own, since a check may hang."""
+        while not self._stopped.wait(self._ask_seconds):
+            self.update()

@@ -25,7 +25,7 @@ class _QueuedCall(NamedTuple):
     args: Args
     done: CallDone
     queued_at: float
-    """As time.monotonic(), in seconds."""
+    """By the executor's clock, in seconds."""
 
 
 class BoundedExecutor(futures.ThreadPoolExecutor):
@@ -35,8 +35,19 @@ class BoundedExecutor(futures.ThreadPoolExecutor):
     call has waited half the timeout, else when the timeout is over.
     """
 
-    def __init__(self, threads: int, name: str, max_queue_depth: int, queue_timeout_seconds: float) -> None:
-        """Starts the threads. Args: threads, calls that run at once; max_queue_depth, calls that may wait."""
+    def __init__(
+        self,
+        threads: int,
+        name: str,
+        max_queue_depth: int,
+        queue_timeout_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Starts the threads.
+
+        Args: threads, calls that run at once; max_queue_depth, calls that may wait; queue_timeout_seconds, on the clock.
+        """
+        self._clock = clock
         self._max_queue_depth = max_queue_depth
         self._timeout = queue_timeout_seconds
         self._queue: deque[_QueuedCall] = deque()
@@ -65,7 +76,7 @@ class BoundedExecutor(futures.ThreadPoolExecutor):
         done = CallDone()
 
         def enqueue(args: Args) -> None:
-            call = _QueuedCall(work, args, done, time.monotonic())
+            call = _QueuedCall(work, args, done, self._clock())
             if self._queue and self._queue_full(call.queued_at) and can_shed(args):
                 shed(call.run, call.args, call.done)
             else:
@@ -114,7 +125,7 @@ class BoundedExecutor(futures.ThreadPoolExecutor):
             call.done.finish()
 
     def _timed_out(self, call: _QueuedCall) -> bool:
-        return time.monotonic() - call.queued_at >= self._timeout and can_shed(call.args)
+        return self._clock() - call.queued_at >= self._timeout and can_shed(call.args)
 
     def _expire_queued(self) -> None:
         """Sheds the calls whose timeout ends while every thread is busy."""
@@ -123,7 +134,7 @@ class BoundedExecutor(futures.ThreadPoolExecutor):
             with suppress(IndexError):
                 while self._timed_out(self._queue[0]):
                     self._shed_first()
-            wait_seconds = min(self._timeout, max(0.001, self._first_queued_at() + self._timeout - time.monotonic()))
+            wait_seconds = min(self._timeout, max(0.001, self._first_queued_at() + self._timeout - self._clock()))
 
     def _shed_first(self) -> None:
         call = self._queue.popleft()
@@ -174,9 +185,9 @@ class StreamExecutor(futures.ThreadPoolExecutor):
 class Executors:
     """An executor for each class of calls, so that no class can take the threads of another."""
 
-    def __init__(self, config: Config) -> None:
-        """Starts the threads."""
-        queue = config.max_queue_depth, config.queue_timeout_seconds
+    def __init__(self, config: Config, clock: Callable[[], float] = time.monotonic) -> None:
+        """Starts the threads. Args: clock, for the queue timeout, in seconds."""
+        queue = config.max_queue_depth, config.queue_timeout_seconds, clock
         self.reads: Final = BoundedExecutor(min(config.read_threads, config.threads), "read", *queue)
         self.writes: Final = BoundedExecutor(config.threads, "write", *queue)
         self.probes: Final = BoundedExecutor(_PROBE_THREADS, "probe", *queue)

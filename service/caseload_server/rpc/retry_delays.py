@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
 SPACING_SECONDS: Final = 0.004
@@ -17,14 +18,15 @@ class RetryDelays:
     When the times up to the longest delay are used up it starts again with the shortest, and two callers share a time.
     """
 
-    def __init__(self) -> None:
-        """No time is used yet."""
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Args: clock, in seconds."""
+        self._clock = clock
         self._lock = threading.Lock()
         self._last = 0.0
 
     def next_seconds(self) -> float:
         """The delay for the next caller, in seconds."""
-        now = time.monotonic()
+        now = self._clock()
         with self._lock:
             at = max(self._last + SPACING_SECONDS, now + MIN_DELAY_SECONDS)
             self._last = at = at if at < now + MAX_DELAY_SECONDS else now + MIN_DELAY_SECONDS

@@ -170,16 +170,18 @@ class CaseloadServer:
             self._health.set(name, states.SERVING if ready else states.NOT_SERVING)
 
 
-def build_server(config: Config, clock: Callable[[], int] = now_us) -> CaseloadServer:
+def build_server(
+    config: Config, clock: Callable[[], int] = now_us, monotonic: Callable[[], float] = time.monotonic
+) -> CaseloadServer:
     """A server bound to its port, with its database open and migrated. Raises SettingError, and leaves nothing behind.
 
-    Args: clock, the time in microseconds since 1970 (UTC).
+    Args: clock, the time in microseconds since 1970 (UTC); monotonic, the clock of the queue timeout, in seconds.
     """
     config.check()
     keys_file = config.keys_file
     keys = Reloading([keys_file], lambda: read_keys(keys_file)) if keys_file else None
     credentials = _credentials(config)
-    executors = Executors(config)
+    executors = Executors(config, monotonic)
     server = grpc.server(executors.reads, options=_channel_options(config))
     metrics, page = None, None
     try:

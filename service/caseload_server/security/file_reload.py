@@ -20,19 +20,22 @@ LOOK_SECONDS: Final = 1.0
 class Reloading(Generic[T]):
     """A value made of files. Where they change into what cannot be used, the value stays as it was."""
 
-    def __init__(self, paths: Sequence[Path], read: Callable[[], T]) -> None:
-        """Args: read, makes the value of the files; raises SettingError, here too."""
+    def __init__(
+        self, paths: Sequence[Path], read: Callable[[], T], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Args: read, makes the value of the files; raises SettingError, here too. clock, in seconds."""
+        self._clock = clock
         self._paths = paths
         self._read = read
         self._lock = threading.Lock()
-        self._due = time.monotonic() + LOOK_SECONDS
+        self._due = self._clock() + LOOK_SECONDS
         self._fault = ""
         self._stamp = _stamp(paths)
         self._value = read()
 
     def value(self) -> T:
         """The value, of files as they were a second ago or later."""
-        if time.monotonic() >= self._due and self._lock.acquire(blocking=False):
+        if self._clock() >= self._due and self._lock.acquire(blocking=False):
             try:
                 self._look()
             finally:
@@ -40,7 +43,7 @@ class Reloading(Generic[T]):
         return self._value
 
     def _look(self) -> None:
-        self._due = time.monotonic() + LOOK_SECONDS
+        self._due = self._clock() + LOOK_SECONDS
         stamp = _stamp(self._paths)  # before the files are read: what changes meanwhile is seen the next time
         if stamp == self._stamp:
             return
