@@ -3,7 +3,7 @@
 import sys
 
 import grpc
-from caseload.client import Caseload, connect, why
+from caseload.client import Caseload, connect, error_info
 from caseload.v1 import assignment_service_pb2 as assignment_pb
 from caseload.v1 import change_service_pb2 as change_pb
 from caseload.v1 import patient_service_pb2 as patient_pb
@@ -12,20 +12,20 @@ from caseload.v1.resources_pb2 import Patient, Therapist
 
 
 class Tour:
-    """The calls of the tour. The server makes the ids; here they are kept by name."""
+    """The calls of the tour. The server generates the ids; this class keeps them by name."""
 
     def __init__(self, caseload: Caseload) -> None:
         self.caseload = caseload
         self.therapists, self.patients = caseload.therapists, caseload.patients
         self.id: dict[str, str] = {}
-        self.begun_at = ""  # a revision from before the first patient, for the watch to start after
+        self.start_revision = ""  # from before the first patient; the watch starts after it
 
     def create(self, therapists: tuple[str, ...], patients: tuple[str, ...]) -> None:
         for name in therapists:
             therapist = Therapist(display_name=name, max_active_patients=2)
             request = therapist_pb.CreateTherapistRequest(therapist=therapist)
-            made = self.therapists.CreateTherapist(request)
-            self.id[name], self.begun_at = made.therapist.therapist_id, made.revision
+            response = self.therapists.CreateTherapist(request)
+            self.id[name], self.start_revision = response.therapist.therapist_id, response.revision
         for name in patients:
             creation = patient_pb.CreatePatientRequest(patient=Patient(display_name=name))
             self.id[name] = self.patients.CreatePatient(creation).patient.patient_id
@@ -54,7 +54,7 @@ class Tour:
     def rename_patient(self, old: str, new: str) -> None:
         request = patient_pb.UpdatePatientRequest()
         request.patient.patient_id, request.patient.display_name = self.id[old], new
-        request.update_mask.paths.append("display_name")  # all other fields stay as they are
+        request.update_mask.paths.append("display_name")  # the update changes no other field
         self.patients.UpdatePatient(request)
         self.id[new] = self.id.pop(old)
         print(f"Renamed {old} to {new}")
@@ -73,21 +73,21 @@ class Tour:
         request = assignment_pb.TransferPatientsRequest()
         request.source_therapist_id, request.target_therapist_id = self.id[source], self.id[target]
         moved = self.caseload.assignments.TransferPatients(request).active
-        print(f"Transferred the caseload of {source} to {target}; assignments begun with that: {len(moved)}")
+        print(f"Transferred the caseload of {source} to {target}; new assignments: {len(moved)}")
 
     def delete(self, therapists: tuple[str, ...], patients: tuple[str, ...]) -> None:
         for name in therapists:
             request = therapist_pb.DeleteTherapistRequest(therapist_id=self.id[name], force=True)
             ended = self.therapists.DeleteTherapist(request).ended_assignment_count
-            print(f"Deleted {name}; assignments ended with that: {ended}")
+            print(f"Deleted {name}; ended assignments: {ended}")
         for name in patients:
             self.patients.DeletePatient(patient_pb.DeletePatientRequest(patient_id=self.id[name]))
         print("Deleted", ", ".join(patients))
 
     def watch(self, patient: str) -> None:
         print(f"Watched {patient}, call by call:")
-        answers = self.caseload.follow(self.begun_at, change_pb.ChangeFilter(patient_id=self.id[patient]))
-        for change_set in (one for answer in answers for one in answer.change_sets):
+        responses = self.caseload.watch(self.start_revision, change_pb.ChangeFilter(patient_id=self.id[patient]))
+        for change_set in (one for response in responses for one in response.change_sets):
             method = change_set.method.rpartition("/")[2]
             print(f"  {method}:", ", ".join(change_pb.Change.Kind.Name(change.kind) for change in change_set.changes))
             if method == "DeletePatient":
@@ -104,7 +104,8 @@ class Tour:
         try:
             self.assign_patient("Ada Roe", "Joe Bloggs")
         except grpc.RpcError as error:
-            print(f"Refused Joe Bloggs to Ada Roe: {why(error).reason}, limit {why(error).metadata['limit']}")
+            details = error_info(error)
+            print(f"Refused Joe Bloggs to Ada Roe: {details.reason}, limit {details.metadata['limit']}")
         self.rename_patient("Joe Bloggs", "Joe Public")
         self.unassign_patient("Ada Roe", "John Doe")
         self.unassign_therapist("Jane Doe", "Ben Poe")
@@ -117,12 +118,12 @@ class Tour:
 
 def main() -> None:
     address = sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:50051"
-    with connect(address, timeout=3.0) as caseload:  # gives each call a deadline and retries, each write a request_id
+    with connect(address, timeout=3.0) as caseload:  # with retries and a request_id in each write
         try:
             Tour(caseload).walk()
         except grpc.RpcError as error:
-            if why(error).reason:
-                raise  # the tour meets no other refusal: this would be a defect
+            if error_info(error).reason:
+                raise  # Caseload refused a call that it should accept: a defect
             sys.exit(f"No Caseload server answers on {address}. Start one with: make run")
 
 

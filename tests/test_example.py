@@ -34,7 +34,7 @@ def test_it_prints_what_the_readme_shows_however_often_it_is_run(server: Caseloa
         assert done.stdout == shown
 
 
-def test_it_leaves_nobody_behind(server: CaseloadServer, client: Client) -> None:
+def test_it_deletes_everyone_that_it_created(server: CaseloadServer, client: Client) -> None:
     assert run_example(server.address).returncode == 0
     therapists = client.therapists.ListTherapists(therapist_pb.ListTherapistsRequest(show_deleted=True)).therapists
     patients = client.patients.ListPatients(patient_pb.ListPatientsRequest(show_deleted=True)).patients
@@ -42,7 +42,7 @@ def test_it_leaves_nobody_behind(server: CaseloadServer, client: Client) -> None
 
 
 class Recorder(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
-    """Sees every call of a channel on its way out."""
+    """Records every call of a channel."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, float | None]] = []
@@ -74,7 +74,7 @@ def test_every_call_of_it_has_a_deadline_and_every_write_a_request_id_of_its_own
     assert "" not in request_ids
 
 
-def test_its_watch_shows_one_patient_and_ends_because_it_is_cancelled(
+def test_its_watch_shows_one_patient_and_is_cancelled_at_the_end(
     server: CaseloadServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recorder = Recorder()
@@ -93,7 +93,7 @@ def test_its_watch_shows_one_patient_and_ends_because_it_is_cancelled(
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "no-such-host.invalid:50051"])
-def test_without_a_server_it_says_in_one_line_where_it_looked_and_how_to_start_one(address: str) -> None:
+def test_without_a_server_it_names_the_address_and_how_to_start_one_in_one_line(address: str) -> None:
     done = run_example(address)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"No Caseload server answers on {address}. Start one with: make run\n"

@@ -137,8 +137,8 @@ def test_a_module_imports_only_what_its_part_may(path: Path) -> None:
         ("caseload_server.rpc.limits", "from caseload_server.api import therapists"),
         ("caseload_server.__main__", "from service import server"),
         ("service.a_new_part", "from service import store"),
-        ("client.caseload.client.refusals", "from grpc_status import rpc_status"),
-        ("client.caseload.client.connecting", "from caseload_server.config import Config"),
+        ("client.caseload.client.errors", "from grpc_status import rpc_status"),
+        ("client.caseload.client.channel", "from caseload_server.config import Config"),
         ("service", "from service import cli"),
     ],
 )

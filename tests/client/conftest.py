@@ -2,10 +2,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.client.answering import Answering, answering
+from tests.client.fake_server import FakeServer, fake_server
 
 
 @pytest.fixture
-def peer() -> Iterator[Answering]:
-    with answering() as server:
+def peer() -> Iterator[FakeServer]:
+    with fake_server() as server:
         yield server

@@ -1,4 +1,4 @@
-"""What is retried, when, and what is not."""
+"""Which calls are retried, when, and which are not."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -7,11 +7,11 @@ import grpc
 import pytest
 from caseload.client import connect
 from caseload.v1 import change_service_pb2, patient_service_pb2, resources_pb2, therapist_service_pb2
+from caseload_server.domain import limits
 from caseload_server.rpc import retry_delays
-from caseload_server.rpc import server as module_of_server
 from grpc import StatusCode
 
-from tests.client.answering import Answer, Answering
+from tests.client.fake_server import Answer, FakeServer
 from tests.locking import holding_the_lock, wait_for_locks
 from tests.security.serving import LogReader, serving
 from tests.waiting import HUNG_SECONDS, NEVER_SECONDS, eventually
@@ -19,9 +19,9 @@ from tests.waiting import HUNG_SECONDS, NEVER_SECONDS, eventually
 UNAVAILABLE, EXHAUSTED = StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED
 
 
-def created(peer: Answering, *answers: Answer, seconds: float = HUNG_SECONDS) -> StatusCode:
-    """How a CreatePatient ends that gets these answers and has so long."""
-    peer.told(*answers)
+def created(peer: FakeServer, *answers: Answer, seconds: float = HUNG_SECONDS) -> StatusCode:
+    """The status of a CreatePatient that gets these answers within a deadline of this many seconds."""
+    peer.answer_with(*answers)
     with connect(peer.address, timeout=seconds) as caseload:
         try:
             caseload.patients.CreatePatient(patient_service_pb2.CreatePatientRequest())
@@ -31,20 +31,20 @@ def created(peer: Answering, *answers: Answer, seconds: float = HUNG_SECONDS) ->
 
 
 @pytest.mark.parametrize("code", [UNAVAILABLE, EXHAUSTED, StatusCode.CANCELLED])
-def test_what_may_be_better_soon_is_tried_again(peer: Answering, code: StatusCode) -> None:
-    """With the back-off of the service config."""
+def test_transient_errors_are_retried(peer: FakeServer, code: StatusCode) -> None:
+    """With the backoff of the service config."""
     assert created(peer, code, code) == StatusCode.OK
     assert len(peer.attempts) == 3
 
 
-def test_every_attempt_of_a_write_has_the_same_request_id(peer: Answering) -> None:
+def test_every_attempt_of_a_write_has_the_same_request_id(peer: FakeServer) -> None:
     assert created(peer, UNAVAILABLE, UNAVAILABLE) == StatusCode.OK
     assert len(peer.attempts) == 3
     [sent] = {attempt.data for attempt in peer.attempts}
     assert patient_service_pb2.CreatePatientRequest.FromString(sent).request_id
 
 
-def test_after_five_attempts_the_caller_is_told(peer: Answering) -> None:
+def test_after_five_attempts_the_error_is_raised(peer: FakeServer) -> None:
     assert created(peer, *[UNAVAILABLE] * 9) == UNAVAILABLE
     assert len(peer.attempts) == 5
 
@@ -53,12 +53,12 @@ def test_after_five_attempts_the_caller_is_told(peer: Answering) -> None:
     "code",
     [StatusCode.INVALID_ARGUMENT, StatusCode.FAILED_PRECONDITION, StatusCode.ABORTED, StatusCode.INTERNAL],
 )
-def test_what_will_not_be_better_is_told_at_once(peer: Answering, code: StatusCode) -> None:
+def test_permanent_errors_are_raised_at_once(peer: FakeServer, code: StatusCode) -> None:
     assert created(peer, code) == code
     assert len(peer.attempts) == 1
 
 
-def test_a_server_that_says_how_long_to_wait_is_obeyed(peer: Answering) -> None:
+def test_a_retry_delay_of_the_server_is_obeyed(peer: FakeServer) -> None:
     assert created(peer, (EXHAUSTED, "1"), (UNAVAILABLE, "1")) == StatusCode.OK
     assert len(peer.attempts) == 3
     an_hour = "3600000"
@@ -66,25 +66,25 @@ def test_a_server_that_says_how_long_to_wait_is_obeyed(peer: Answering) -> None:
     assert len(peer.attempts) == 1
 
 
-def test_a_server_that_says_not_to_come_again_is_obeyed(peer: Answering) -> None:
+def test_a_server_that_forbids_a_retry_is_obeyed(peer: FakeServer) -> None:
     assert created(peer, (EXHAUSTED, "-1")) == EXHAUSTED
     assert len(peer.attempts) == 1
 
 
-def test_a_watch_is_retried_where_it_found_nobody_and_not_where_it_found_no_place(peer: Answering) -> None:
+def test_a_watch_is_retried_when_unavailable_and_not_when_the_server_is_full(peer: FakeServer) -> None:
     with connect(peer.address) as caseload:
-        peer.told(UNAVAILABLE)
+        peer.answer_with(UNAVAILABLE)
         assert len(list(caseload.changes.WatchChanges(change_service_pb2.WatchChangesRequest()))) == 1
-        peer.told(EXHAUSTED)
+        peer.answer_with(EXHAUSTED)
         with pytest.raises(grpc.RpcError):
             list(caseload.changes.WatchChanges(change_service_pb2.WatchChangesRequest()))
         assert len(peer.attempts) == 1
 
 
-def test_where_most_calls_fail_retries_stop(peer: Answering) -> None:
-    """Or they would be five times the load of a server that cannot bear what it has."""
+def test_where_most_calls_fail_retries_stop(peer: FakeServer) -> None:
+    """Otherwise retries would multiply the load of an overloaded server by five."""
     calls = 600
-    peer.told(*[(UNAVAILABLE, "1")] * calls * 5)
+    peer.answer_with(*[(UNAVAILABLE, "1")] * calls * 5)
     with connect(peer.address, timeout=HUNG_SECONDS) as caseload:
         for _ in range(calls):
             with pytest.raises(grpc.RpcError):
@@ -92,15 +92,15 @@ def test_where_most_calls_fail_retries_stop(peer: Answering) -> None:
     assert calls < len(peer.attempts) < calls + 500
 
 
-def test_a_server_that_is_too_busy_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_overloaded_server_is_retried_until_it_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wait_for_locks(monkeypatch)
-    monkeypatch.setattr(retry_delays, "LEAST_SECONDS", 0.5)
+    monkeypatch.setattr(retry_delays, "MIN_DELAY_SECONDS", 0.5)
     monkeypatch.setattr(retry_delays, "SPACING_SECONDS", 0.5)  # many times what a write takes
-    monkeypatch.setattr(retry_delays, "MOST_SECONDS", 30.0)
+    monkeypatch.setattr(retry_delays, "MAX_DELAY_SECONDS", 30.0)
     log = LogReader(tmp_path / "access.log")
-    bounds = {"threads": 1, "max_queue_depth": 1, "queue_timeout_seconds": NEVER_SECONDS}
+    settings = {"threads": 1, "max_queue_depth": 1, "queue_timeout_seconds": NEVER_SECONDS}
     with (
-        serving(tmp_path, access_log=log.path, **bounds) as server,
+        serving(tmp_path, access_log=log.path, **settings) as server,
         connect(server.address, timeout=HUNG_SECONDS) as caseload,
     ):
         with holding_the_lock(f"sqlite:///{tmp_path}/caseload.db"):
@@ -109,13 +109,13 @@ def test_a_server_that_is_too_busy_is_waited_for(tmp_path: Path, monkeypatch: py
             calls = [caseload.patients.CreatePatient.future(request) for _ in range(4)]
             eventually(lambda: [line["reason"] for line in log.lines()].count("OVERLOADED") >= 2)
             assert not any(call.done() for call in calls)
-        made = {call.result().patient.patient_id for call in calls}
+        created_ids = {call.result().patient.patient_id for call in calls}
         eventually(lambda: [line["code"] for line in log.lines()].count("OK") == 4)
-    assert len(made) == 4
+    assert len(created_ids) == 4
 
 
 def test_more_clients_than_can_watch_health_are_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module_of_server, "_HEALTH_WATCHES", 2)
+    monkeypatch.setattr(limits, "MAX_HEALTH_WATCHES", 2)
     with serving(tmp_path) as server, ExitStack() as stack:
         options = [("grpc.use_local_subchannel_pool", 1)]  # a connection each
         clients = [stack.enter_context(connect(server.address, options=options)) for _ in range(6)]

@@ -1,12 +1,12 @@
-"""service_config.json, held against the contract."""
+"""service_config.json, compared with the contract."""
 
 import json
 from importlib import resources
 from typing import Any
 
 import pytest
-from caseload.client.connecting import service_config
-from caseload_server.observability.readiness import READINESS
+from caseload.client.channel import service_config
+from caseload_server.observability.readiness import READINESS_SERVICES
 from google.api import field_behavior_pb2
 from google.protobuf.descriptor import MethodDescriptor
 
@@ -18,7 +18,7 @@ IDEMPOTENT = 2
 
 
 def of_methods(config: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
-    """What it says of each method."""
+    """The configuration of each method."""
     entries = [(name, entry) for entry in config["methodConfig"] for name in entry["name"]]
     found = {(name["service"], name["method"]): entry for name, entry in entries}
     assert len(found) == len(entries)
@@ -38,15 +38,15 @@ def needs_a_request_id(rpc: Any) -> bool:
 
 
 def is_repeatable(rpc: MethodDescriptor) -> bool:
-    """As the contract says, whoever calls."""
+    """Whether the contract says so for every caller."""
     return rpc.name in READS or rpc.GetOptions().idempotency_level == IDEMPOTENT or needs_a_request_id(rpc)
 
 
-def test_it_names_every_method_of_the_contract_once_and_no_other() -> None:
+def test_it_names_every_method_of_the_contract_exactly_once() -> None:
     assert of_methods(SHIPPED).keys() == of_methods(OURS).keys() == {full_name(rpc) for rpc in RPCS.values()}
 
 
-def test_retries_are_of_what_the_contract_calls_repeatable() -> None:
+def test_exactly_the_methods_that_the_contract_calls_repeatable_are_retried() -> None:
     entries = of_methods(SHIPPED)
     retried = {rpc for rpc in RPCS if "retryPolicy" in entries[full_name(RPCS[rpc])]}
     assert retried == {name for name, rpc in RPCS.items() if is_repeatable(rpc)}
@@ -64,25 +64,25 @@ def test_python_retries_everything_since_each_write_has_a_request_id() -> None:
 
 
 def test_all_wait_for_a_connection_and_none_has_a_deadline() -> None:
-    """grpcio 1.85 counts a timeout of the configuration from the wrong moment: a second of it is over at once."""
+    """grpcio 1.85 counts a timeout of the configuration from the wrong moment: one of a second expires at once."""
     assert [entry["waitForReady"] for entry in of_methods(SHIPPED).values()] == [True] * len(RPCS)
     assert "timeout" not in str(SHIPPED)
 
 
-def test_a_watch_that_was_refused_for_want_of_a_place_is_not_tried_again() -> None:
+def test_a_watch_that_exceeds_the_limit_is_not_retried() -> None:
     watch = of_methods(SHIPPED)["caseload.v1.ChangeService", "WatchChanges"]
     assert "RESOURCE_EXHAUSTED" not in watch["retryPolicy"]["retryableStatusCodes"]
 
 
-def test_it_asks_after_a_name_that_the_health_service_knows() -> None:
-    assert SHIPPED["healthCheckConfig"]["serviceName"] in READINESS
+def test_its_health_check_names_a_service_that_the_server_reports() -> None:
+    assert SHIPPED["healthCheckConfig"]["serviceName"] in READINESS_SERVICES
 
 
 @pytest.mark.parametrize("config", [SHIPPED, OURS], ids=["shipped", "of Python"])
-def test_no_library_takes_less_of_it_than_it_says(config: dict[str, Any]) -> None:
+def test_it_stays_within_the_limits_of_every_grpc_library(config: dict[str, Any]) -> None:
     assert config["loadBalancingConfig"] == [{"round_robin": {}}]
     assert 0 < config["retryThrottling"]["maxTokens"] <= 1000
     policies = [entry["retryPolicy"] for entry in config["methodConfig"] if "retryPolicy" in entry]
-    assert {policy["maxAttempts"] for policy in policies} == {5}  # more are cut to five by all of them
+    assert {policy["maxAttempts"] for policy in policies} == {5}  # every library limits a higher number to five
     back_off = {(policy["initialBackoff"], policy["maxBackoff"], policy["backoffMultiplier"]) for policy in policies}
     assert back_off == {("0.1s", "2s", 2)}

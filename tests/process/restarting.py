@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import grpc
-from caseload.client import Caseload, connect, why
+from caseload.client import Caseload, connect, error_info
 from caseload.v1 import assignment_service_pb2 as assignments
 from caseload.v1 import change_service_pb2 as changes
 from caseload.v1 import patient_service_pb2 as patients
@@ -140,7 +140,7 @@ class Callers:
             try:
                 answer = call(self._caseload, therapist_id, patient_id)
             except grpc.RpcError as error:
-                self._report.failed.append(f"{error.code()} {why(error).reason} {error.details()}")
+                self._report.failed.append(f"{error.code()} {error_info(error).reason} {error.details()}")
                 continue
             finally:
                 self._report.longest = max(self._report.longest, time.monotonic() - began)

@@ -80,7 +80,7 @@ def test_a_watch_that_is_resumed_over_restarts_and_crashes_has_every_change_once
         start = write(1)
 
         def read() -> None:
-            for answer in caseload.follow(start):
+            for answer in caseload.watch(start):
                 sets.extend(answer.change_sets)
                 caught_up.set()
 

@@ -1,6 +1,6 @@
-"""A client that does it right: deadlines, retries, a request_id in each write, credentials."""
+"""The Caseload client: one channel to all instances, with deadlines, retries, request ids and credentials."""
 
-from caseload.client.connecting import Caseload, connect
-from caseload.client.refusals import Refusal, why
+from caseload.client.channel import Caseload, connect
+from caseload.client.errors import ErrorDetails, error_info
 
-__all__ = ["Caseload", "Refusal", "connect", "why"]
+__all__ = ["Caseload", "ErrorDetails", "connect", "error_info"]

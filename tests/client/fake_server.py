@@ -1,4 +1,4 @@
-"""A gRPC server that is no Caseload: it answers as it is told, which a Caseload seldom does, and notes what came."""
+"""A gRPC server with scripted answers, for what a real server seldom answers. It records every attempt."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import grpc
 
 Answer = grpc.StatusCode | tuple[grpc.StatusCode, str]
-"""A status, perhaps with what grpc-retry-pushback-ms is to say."""
+"""A status, or a status with the value of grpc-retry-pushback-ms."""
 
 
 class Attempt(NamedTuple):
-    """One that reached the server."""
+    """One attempt that reached the server."""
 
     method: str
     data: bytes
@@ -20,47 +20,49 @@ class Attempt(NamedTuple):
     seconds_left: float
 
 
-class Answering(grpc.GenericRpcHandler):
-    """Gives each attempt the next of the answers, and after those an empty message."""
+class FakeServer(grpc.GenericRpcHandler):
+    """Gives each attempt the next scripted answer, and an empty message when no answer is left."""
 
     def __init__(self) -> None:
         self.address = ""
         self.answers: list[Answer] = []
         self.attempts: list[Attempt] = []
 
-    def told(self, *answers: Answer) -> "Answering":
+    def answer_with(self, *answers: Answer) -> "FakeServer":
+        """Scripts the next answers, and forgets the attempts so far."""
         self.answers[:], self.attempts[:] = answers, []
         return self
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         method = str(handler_call_details.method).rpartition("/")[2]
         if method == "Watch":
-            return None  # of health, which it does not know: then it counts as healthy
+            return None  # the health service: a client takes a server without it for healthy
 
         def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
             metadata: Any = dict(context.invocation_metadata())
             self.attempts.append(Attempt(method, data, metadata, context.time_remaining()))
-            self._refuse(context)
+            self._abort_if_scripted(context)
             return b""
 
-        def answer_once(data: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        def answer_stream(data: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
             yield answer(data, context)
 
         if method == "WatchChanges":
-            return grpc.unary_stream_rpc_method_handler(answer_once)
+            return grpc.unary_stream_rpc_method_handler(answer_stream)
         return grpc.unary_unary_rpc_method_handler(answer)
 
-    def _refuse(self, context: grpc.ServicerContext) -> None:
+    def _abort_if_scripted(self, context: grpc.ServicerContext) -> None:
         if self.answers:
             answer = self.answers.pop(0)
             code, pushback = answer if isinstance(answer, tuple) else (answer, "")
             context.set_trailing_metadata((("grpc-retry-pushback-ms", pushback),) if pushback else ())
-            context.abort(code, "as told")
+            context.abort(code, "scripted")
 
 
 @contextmanager
-def answering() -> Iterator[Answering]:
-    handler = Answering()
+def fake_server() -> Iterator[FakeServer]:
+    """A fake server on a free port of loopback."""
+    handler = FakeServer()
     server = grpc.server(ThreadPoolExecutor(4), [handler])
     handler.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()

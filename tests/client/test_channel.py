@@ -1,4 +1,4 @@
-"""connect(): what each call gets, and whom it is shown to."""
+"""connect(): the defaults of each call, and who may see its key."""
 
 import os
 import socket
@@ -11,12 +11,12 @@ from typing import Any
 import grpc
 import pytest
 import trustme
-from caseload.client import Caseload, connect, why
+from caseload.client import Caseload, connect, error_info
 from caseload.v1 import change_service_pb2, patient_service_pb2, resources_pb2, therapist_service_pb2
 from caseload_server.rpc.server import CaseloadServer
 from google.protobuf.message_factory import GetMessageClass
 
-from tests.client.answering import Answering
+from tests.client.fake_server import FakeServer
 from tests.clinic import READS, RPCS
 from tests.security.serving import KeysFile, serving
 from tests.waiting import HUNG_SECONDS
@@ -31,12 +31,12 @@ def method(caseload: Caseload, rpc: str) -> Any:
     return getattr(getattr(caseload, f"{service}s"), rpc)
 
 
-def sent(peer: Answering, rpc: str, **fields: Any) -> Any:
-    """What reaches the server of a request with these fields."""
+def sent(peer: FakeServer, rpc: str, **fields: Any) -> Any:
+    """The request with these fields as it reaches the server."""
     request = GetMessageClass(RPCS[rpc].input_type)
     given = request(**fields)
     before = given.SerializeToString()
-    with connect(peer.told().address) as caseload:
+    with connect(peer.answer_with().address) as caseload:
         answer = method(caseload, rpc)(given)
         if rpc == "WatchChanges":
             list(answer)
@@ -46,8 +46,8 @@ def sent(peer: Answering, rpc: str, **fields: Any) -> Any:
 
 
 @pytest.mark.parametrize("rpc", sorted(set(RPCS) - READS))
-def test_each_write_without_a_request_id_gets_one_and_the_callers_message_stays_as_it_is(
-    peer: Answering, rpc: str
+def test_each_write_without_a_request_id_gets_one_and_the_callers_message_is_not_changed(
+    peer: FakeServer, rpc: str
 ) -> None:
     ids = {sent(peer, rpc, validate_only=True).request_id for _ in range(2)}
     assert [len(one) for one in ids] == [36, 36]
@@ -55,11 +55,11 @@ def test_each_write_without_a_request_id_gets_one_and_the_callers_message_stays_
 
 
 @pytest.mark.parametrize("rpc", sorted(READS))
-def test_reads_are_sent_as_they_are(peer: Answering, rpc: str) -> None:
+def test_reads_are_sent_unchanged(peer: FakeServer, rpc: str) -> None:
     assert sent(peer, rpc).ByteSize() == 0
 
 
-def test_each_way_to_call_has_the_deadline_and_the_key(peer: Answering) -> None:
+def test_each_way_to_call_has_the_deadline_and_the_key(peer: FakeServer) -> None:
     with connect(peer.address, key=TOKEN, timeout=700) as caseload:
         get = caseload.therapists.GetTherapist
         get(GET)
@@ -76,7 +76,7 @@ def test_each_way_to_call_has_the_deadline_and_the_key(peer: Answering) -> None:
     assert peer.attempts[1].metadata["x-trace"] == "1"
 
 
-def test_without_a_key_none_is_sent(peer: Answering) -> None:
+def test_without_a_key_none_is_sent(peer: FakeServer) -> None:
     with connect(peer.address) as caseload:
         caseload.therapists.GetTherapist(GET)
     assert "authorization" not in peer.attempts[0].metadata
@@ -86,7 +86,7 @@ def test_without_a_key_none_is_sent(peer: Answering) -> None:
     ("waits", "seconds", "code"),
     [(None, 2, grpc.StatusCode.DEADLINE_EXCEEDED), (False, HUNG_SECONDS, grpc.StatusCode.UNAVAILABLE)],
 )
-def test_where_nobody_listens_a_call_waits_unless_it_is_told_not_to(
+def test_a_call_waits_for_a_server_unless_wait_for_ready_is_false(
     waits: bool | None,  # noqa: FBT001 - a parameter of the test
     seconds: float,
     code: grpc.StatusCode,
@@ -124,17 +124,17 @@ def test_a_key_is_not_sent_in_plain_text_beyond_loopback(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", LOCAL)
-def test_on_loopback_it_is(target: str) -> None:
+def test_a_key_may_be_sent_in_plain_text_on_loopback(target: str) -> None:
     connect(target, key=TOKEN).close()
 
 
 @pytest.mark.parametrize("key", ["", f"{TOKEN}\n", f"{TOKEN} x", f"{TOKEN}\u00e9", f"\x00{TOKEN}"])
-def test_a_key_that_is_none_is_refused_and_not_repeated(key: str) -> None:
+def test_an_invalid_key_is_refused_and_not_repeated(key: str) -> None:
     with pytest.raises(ValueError, match=r"^key: must be visible ASCII characters$"):
         connect("127.0.0.1:1", key=key)
 
 
-def test_what_is_in_plain_text_goes_past_the_proxy_of_the_environment(peer: Answering) -> None:
+def test_plain_text_bypasses_the_proxy_of_the_environment(peer: FakeServer) -> None:
     code = f"""if True:
         from caseload.client import connect
         from caseload.v1.therapist_service_pb2 import GetTherapistRequest
@@ -148,11 +148,11 @@ def test_what_is_in_plain_text_goes_past_the_proxy_of_the_environment(peer: Answ
     assert len(peer.attempts) == 1
 
 
-# --- TLS, with a server that asks
+# --- TLS, with a server that requires it
 
 
-class Pems:
-    """Files of an authority, and of a certificate of its."""
+class PemFiles:
+    """PEM files of an authority, and of a certificate that it issued."""
 
     def __init__(self, folder: Path, name: str) -> None:
         authority = trustme.CA()
@@ -164,8 +164,8 @@ class Pems:
 
 
 @pytest.fixture
-def ours(tmp_path: Path) -> Pems:
-    return Pems(tmp_path, "reports")
+def ours(tmp_path: Path) -> PemFiles:
+    return PemFiles(tmp_path, "reports")
 
 
 @pytest.fixture
@@ -179,8 +179,8 @@ def token(keys: KeysFile) -> str:
 
 
 @pytest.fixture
-def secure(tmp_path: Path, ours: Pems, keys: KeysFile, token: str) -> Iterator[CaseloadServer]:  # noqa: ARG001 - read at the start
-    """One that asks for a certificate."""
+def secure(tmp_path: Path, ours: PemFiles, keys: KeysFile, token: str) -> Iterator[CaseloadServer]:  # noqa: ARG001 - read at the start
+    """A server that requires a client certificate."""
     settings = {"tls_cert": ours.cert, "tls_key": ours.key, "tls_client_ca": ours.ca, "keys_file": keys.path}
     keys.append("reports write,audit")
     with serving(tmp_path, **settings) as server:
@@ -188,7 +188,7 @@ def secure(tmp_path: Path, ours: Pems, keys: KeysFile, token: str) -> Iterator[C
 
 
 @pytest.mark.parametrize("name", ["reports", "billing"])
-def test_a_certificate_or_a_key_names_the_caller(secure: CaseloadServer, ours: Pems, token: str, name: str) -> None:
+def test_a_certificate_or_a_key_names_the_caller(secure: CaseloadServer, ours: PemFiles, token: str, name: str) -> None:
     key = token if name == "billing" else None
     with connect(secure.address, key=key, tls_ca=ours.ca, tls_cert=ours.cert, tls_key=ours.key) as caseload:
         caseload.patients.CreatePatient(CREATE)
@@ -196,33 +196,35 @@ def test_a_certificate_or_a_key_names_the_caller(secure: CaseloadServer, ours: P
     assert [one.actor for one in changes.change_sets] == [name]
 
 
-def test_a_server_of_another_authority_gets_nothing(secure: CaseloadServer, tmp_path: Path, ours: Pems) -> None:
-    other = Pems(tmp_path, "other")
-    stranger = connect(secure.address, key=TOKEN, tls_ca=other.ca, tls_cert=ours.cert, tls_key=ours.key)
-    with stranger, pytest.raises(grpc.RpcError) as caught:
-        stranger.patients.CreatePatient(CREATE, timeout=1)
+def test_no_request_reaches_a_server_of_another_authority(
+    secure: CaseloadServer, tmp_path: Path, ours: PemFiles
+) -> None:
+    other = PemFiles(tmp_path, "other")
+    client = connect(secure.address, key=TOKEN, tls_ca=other.ca, tls_cert=ours.cert, tls_key=ours.key)
+    with client, pytest.raises(grpc.RpcError) as caught:
+        client.patients.CreatePatient(CREATE, timeout=1)
     assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    assert why(caught.value).reason == ""
+    assert error_info(caught.value).reason == ""
 
 
-def test_with_an_authority_it_is_tls_on_loopback_too(tmp_path: Path, peer: Answering) -> None:
-    """A server that speaks plain text gets no request."""
-    with connect(peer.address, tls_ca=Pems(tmp_path, "any").ca) as caseload, pytest.raises(grpc.RpcError):
+def test_with_tls_ca_it_uses_tls_on_loopback_too(tmp_path: Path, peer: FakeServer) -> None:
+    """No request reaches a server without TLS."""
+    with connect(peer.address, tls_ca=PemFiles(tmp_path, "any").ca) as caseload, pytest.raises(grpc.RpcError):
         caseload.patients.CreatePatient(CREATE, timeout=1)
     assert peer.attempts == []
 
 
 @pytest.mark.parametrize("given", [{"tls_cert": "cert.pem"}, {"tls_key": "key.pem"}])
-def test_half_a_pair_is_refused(given: dict[str, str]) -> None:
+def test_a_certificate_without_its_key_or_a_key_without_its_certificate_is_refused(given: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="tls_cert and tls_key"):
         connect("127.0.0.1:1", **given)  # type: ignore[arg-type]  # each is a file
 
 
-# --- interceptors and options of the caller's own
+# --- the application's own interceptors and options
 
 
-class Seen(grpc.UnaryUnaryClientInterceptor):
-    """Notes the deadline of each call."""
+class TimeoutRecorder(grpc.UnaryUnaryClientInterceptor):
+    """Records the timeout of each call."""
 
     def __init__(self) -> None:
         self.timeouts: list[float | None] = []
@@ -232,16 +234,16 @@ class Seen(grpc.UnaryUnaryClientInterceptor):
         return continuation(client_call_details, request)
 
 
-def test_interceptors_and_options_are_the_channels(peer: Answering) -> None:
-    seen = Seen()
-    with connect(peer.address, interceptors=[seen], options=[("grpc.primary_user_agent", "billing/1")]) as caseload:
+def test_interceptors_and_options_reach_the_channel(peer: FakeServer) -> None:
+    recorder = TimeoutRecorder()
+    with connect(peer.address, interceptors=[recorder], options=[("grpc.primary_user_agent", "billing/1")]) as caseload:
         caseload.therapists.GetTherapist(GET)
-    assert seen.timeouts == [10.0]
+    assert recorder.timeouts == [10.0]
     assert peer.attempts[0].metadata["user-agent"].startswith("billing/1 ")
 
 
-class Twice(grpc.UnaryUnaryClientInterceptor):
-    """Makes each call twice, as one that retries does."""
+class RetryingInterceptor(grpc.UnaryUnaryClientInterceptor):
+    """Makes each call twice, as an interceptor that retries does."""
 
     def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         continuation(client_call_details, request).result()
@@ -252,8 +254,8 @@ WAYS: list[Any] = [lambda call: call, lambda call: call.with_call, lambda call: 
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_call_on_what_was_closed_is_a_value_error_with_interceptors_too(peer: Answering, way: Any) -> None:
-    for interceptors in ([], [Seen()]):
+def test_a_call_on_a_closed_client_is_a_value_error_with_interceptors_too(peer: FakeServer, way: Any) -> None:
+    for interceptors in ([], [TimeoutRecorder()]):
         with connect(peer.address, interceptors=interceptors) as caseload:
             pass
         with pytest.raises(ValueError, match="closed"):
@@ -263,9 +265,9 @@ def test_a_call_on_what_was_closed_is_a_value_error_with_interceptors_too(peer: 
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_an_interceptor_that_calls_again_sends_the_same_request_id(peer: Answering, way: Any) -> None:
+def test_an_interceptor_that_retries_sends_the_same_request_id(peer: FakeServer, way: Any) -> None:
     request = patient_service_pb2.CreatePatientRequest()
-    with connect(peer.address, interceptors=[Twice()]) as caseload:
+    with connect(peer.address, interceptors=[RetryingInterceptor()]) as caseload:
         answer = way(caseload.patients.CreatePatient)(request)
         if isinstance(answer, grpc.Future):
             answer.result()
@@ -274,7 +276,7 @@ def test_an_interceptor_that_calls_again_sends_the_same_request_id(peer: Answeri
     assert request.request_id == ""
 
 
-def test_an_option_of_the_callers_own_goes_before_ours(peer: Answering) -> None:
+def test_an_option_of_the_application_takes_precedence(peer: FakeServer) -> None:
     caseload = connect(peer.address, options=[("grpc.max_send_message_length", 50)])
     with caseload, pytest.raises(grpc.RpcError) as caught:
         caseload.therapists.GetTherapist(therapist_service_pb2.GetTherapistRequest(therapist_id="t" * 60))
