@@ -144,7 +144,7 @@ class Supervisor:
             self._answers(number, process)
         code = process.wait()
         if self._metrics:
-            self._metrics.forget(number)
+            self._metrics.remove_worker(number)
         return code
 
     def _give_up(self, code: int) -> None:

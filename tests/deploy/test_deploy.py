@@ -13,7 +13,7 @@ import trustme
 from caseload_server import supervisor
 from caseload_server.commands import main
 from caseload_server.config import Config
-from caseload_server.observability.readiness import LIVENESS, READINESS
+from caseload_server.observability.readiness import LIVENESS_SERVICE, READINESS_SERVICES
 
 from tests.deploy import reading
 from tests.deploy.reading import CONTAINERFILE, DEPLOY, MANIFESTS, UNIT, VARIABLES
@@ -188,8 +188,8 @@ def test_probes_ask_for_names_that_health_answers_for() -> None:
         if "grpc" in container.get("livenessProbe", {})
     ]
     asked = {name: probe["grpc"].get("service", "") for name, probe in container.items() if name.endswith("Probe")}
-    assert asked["startupProbe"] == asked["livenessProbe"] == LIVENESS
-    assert asked["readinessProbe"] in READINESS
+    assert asked["startupProbe"] == asked["livenessProbe"] == LIVENESS_SERVICE
+    assert asked["readinessProbe"] in READINESS_SERVICES
 
 
 def test_a_probe_waits_longer_than_the_command_it_runs() -> None:

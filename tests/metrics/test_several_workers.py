@@ -44,8 +44,8 @@ def worker(number: int, *, ready: bool = True) -> Iterator["subprocess.Popen[str
 def test_counters_are_the_sum_of_all_workers_and_stay_when_one_dies(together: WorkersMetrics, address: str) -> None:
     with worker(0), worker(1):
         alive = numbers(address)
-    together.forget(0)
-    together.forget(1)
+    together.remove_worker(0)
+    together.remove_worker(1)
     dead = numbers(address)
     for counted in (alive, dead):
         assert counted("calls_total", code="OK") == 10 + 11
@@ -59,9 +59,9 @@ def test_gauges_are_of_those_that_live_and_readiness_is_that_of_the_worst(
     with worker(0):
         with worker(1, ready=False):
             both = numbers(address)
-        together.forget(1)
+        together.remove_worker(1)
         one = numbers(address)
-    together.forget(0)
+    together.remove_worker(0)
     none = numbers(address)
     assert (both("watches"), both("ready")) == (10, 0)
     assert (one("watches"), one("ready")) == (5, 1)
@@ -72,7 +72,7 @@ def test_a_worker_that_is_started_again_counts_on_in_the_same_files(together: Wo
     folder = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
     with worker(0):
         first = sorted(path.name for path in folder.iterdir())
-    together.forget(0)
+    together.remove_worker(0)
     with worker(0):
         assert numbers(address)("calls_total", code="OK") == 20
         assert sorted(path.name for path in folder.iterdir()) == first

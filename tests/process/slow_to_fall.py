@@ -2,7 +2,7 @@
 
 from caseload_server.observability import readiness
 
-readiness.FALL_SECONDS = readiness.HANG_SECONDS = 60.0  # type: ignore[misc]
+readiness.FAILURE_TIMEOUT_SECONDS = readiness.HANG_TIMEOUT_SECONDS = 60.0  # type: ignore[misc]
 
 from caseload_server.commands.main import main  # noqa: E402
 

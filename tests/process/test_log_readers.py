@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from caseload_server.observability.readiness import READINESS
+from caseload_server.observability.readiness import READINESS_SERVICES
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.clinic import Clinic, full_name
@@ -23,7 +23,7 @@ SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.Health
 
 def health(clinic: Clinic) -> int:
     stub: Any = health_pb2_grpc.HealthStub(clinic.channel)
-    return int(stub.Check(health_pb2.HealthCheckRequest(service=READINESS[0]), timeout=HUNG_SECONDS).status)
+    return int(stub.Check(health_pb2.HealthCheckRequest(service=READINESS_SERVICES[0]), timeout=HUNG_SECONDS).status)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -49,7 +49,7 @@ def test_a_start_is_one_event_with_every_setting_as_it_is_in_effect(tmp_path: Pa
 )
 def test_no_password_of_the_database_is_told(given: str) -> None:
     pytest.importorskip("psycopg", reason="needs the extra postgres")
-    told = logs.start(Config(database=given))["configuration"]["database"]
+    told = logs.startup_fields(Config(database=given))["configuration"]["database"]
     assert SECRET not in str(told)
     assert (told["user"], told["dbname"]) == ("ann", "caseload")
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import grpc
 import pytest
-from caseload_server.observability.readiness import LIVENESS, READINESS
+from caseload_server.observability.readiness import LIVENESS_SERVICE, READINESS_SERVICES
 from caseload_server.store.backends import factory
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -47,8 +47,8 @@ class Watches:
     def __init__(self, server: ServerProcess) -> None:
         self.server = server
         self._channel = grpc.insecure_channel(server.address)
-        self.liveness = Watched(self._channel, LIVENESS)
-        self.readiness = [Watched(self._channel, name) for name in READINESS]
+        self.liveness = Watched(self._channel, LIVENESS_SERVICE)
+        self.readiness = [Watched(self._channel, name) for name in READINESS_SERVICES]
 
     def close(self) -> None:
         self._channel.close()

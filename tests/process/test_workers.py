@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc
 import pytest
-from caseload_server.observability.readiness import READINESS
+from caseload_server.observability.readiness import READINESS_SERVICES
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.clinic import Clinic, full_name
@@ -219,11 +219,11 @@ def test_while_draining_every_worker_answers_and_none_is_ready(tmp_path: Path) -
         server.caller_of_each() as callers,
     ):
         server.process.terminate()
-        eventually(lambda: all(health(clinic, READINESS[0]) == NOT_SERVING for clinic in callers.values()))
+        eventually(lambda: all(health(clinic, READINESS_SERVICES[0]) == NOT_SERVING for clinic in callers.values()))
         for number, clinic in enumerate(callers.values()):
             clinic.therapists(f"t-{number}")
             assert health(clinic, "") == SERVING
-            assert health(clinic, READINESS[0]) == NOT_SERVING
+            assert health(clinic, READINESS_SERVICES[0]) == NOT_SERVING
         # The rest of the drain is of no interest; the test ends it.
 
 
@@ -232,7 +232,7 @@ def test_a_worker_that_is_asked_to_stop_drains_and_another_takes_its_place(tmp_p
         with server.caller_of_each() as callers:
             one, other = callers
             os.kill(one, signal.SIGTERM)
-            eventually(lambda: health(callers[one], READINESS[0]) == NOT_SERVING)
+            eventually(lambda: health(callers[one], READINESS_SERVICES[0]) == NOT_SERVING)
             callers[one].therapists("ann")
             eventually(lambda: len(server.workers) == 2 and one not in server.workers)
             callers[other].therapists("bob")

@@ -26,7 +26,7 @@ class KeysFile:
 
     def add(self, name: str, *permissions: str) -> str:
         """A caller with a new key: the token. All permissions where none is given."""
-        token, line = api_keys.create(name, permissions or PERMISSIONS)
+        token, line = api_keys.generate_key(name, permissions or PERMISSIONS)
         self.append(line)
         return token
 

@@ -42,7 +42,7 @@ def test_lines_of_many_threads_do_not_mix(tmp_path: Path) -> None:
 
 def test_a_file_that_was_moved_away_is_followed_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As logrotate does, without a signal."""
-    monkeypatch.setattr(access_log, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(access_log, "_CHECK_INTERVAL_SECONDS", 0.0)
     with logging(tmp_path) as (_, clinic, reader):
         clinic.therapists("t1")
         reader.path.rename(tmp_path / "access.log.1")
@@ -84,7 +84,7 @@ def test_calls_go_on_where_the_log_cannot_be_written_and_the_other_log_says_so_o
     full_disk = Path("/dev/full")
     with serving(tmp_path, access_log=full_disk) as server, Clinic(server.address) as clinic, capture_logs() as logs:
         clinic.therapists("t1", "t2", "t3")
-    assert [(line["event"], line["type"]) for line in logs] == [("the access log cannot be written", "OSError")]
+    assert [(line["event"], line["type"]) for line in logs] == [("access log write failed", "OSError")]
 
 
 def test_calls_go_on_where_nobody_reads_standard_error(tmp_path: Path) -> None:

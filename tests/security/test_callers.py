@@ -30,7 +30,7 @@ def keys_file(tmp_path: Path) -> KeysFile:
 @pytest.fixture
 def server(tmp_path: Path, keys_file: KeysFile, monkeypatch: pytest.MonkeyPatch) -> Iterator[CaseloadServer]:
     """Looks at its files with every call."""
-    monkeypatch.setattr(file_reload, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(file_reload, "CHECK_INTERVAL_SECONDS", 0.0)
     with serving(tmp_path, keys_file=keys_file.path) as started:
         yield started
 
@@ -130,14 +130,14 @@ def test_a_broken_file_keeps_the_callers_there_were_and_is_logged_once(
 
 
 def test_a_file_that_changed_is_read_again_a_second_later_at_the_latest(tmp_path: Path) -> None:
-    assert file_reload.LOOK_SECONDS <= 1
+    assert file_reload.CHECK_INTERVAL_SECONDS <= 1
     clock, file = FakeClock(), tmp_path / "keys"
     file.write_text("old")
-    read = file_reload.Reloading([file], file.read_text, clock)
+    read = file_reload.ReloadedFiles([file], file.read_text, clock)
     file.write_text("changed")
-    clock.advance(file_reload.LOOK_SECONDS * 0.9)
+    clock.advance(file_reload.CHECK_INTERVAL_SECONDS * 0.9)
     assert read.value() == "old"
-    clock.advance(file_reload.LOOK_SECONDS * 0.1)
+    clock.advance(file_reload.CHECK_INTERVAL_SECONDS * 0.1)
     assert read.value() == "changed"
 
 

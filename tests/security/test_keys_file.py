@@ -29,12 +29,12 @@ def test_create_prints_a_token_and_a_line_that_makes_it_known(tmp_path: Path, ke
     assert token.removeprefix("caseload_") not in line
     keys_file.append(line)
     billing = Principal("billing", frozenset({"read", "write"}))
-    assert api_keys.read(keys_file.path).of_token(token) == billing
-    assert api_keys.read(keys_file.path).of_token(token + "x") is None
+    assert api_keys.read_keys_file(keys_file.path).principal_by_token(token) == billing
+    assert api_keys.read_keys_file(keys_file.path).principal_by_token(token + "x") is None
 
 
 def test_no_two_keys_are_alike() -> None:
-    assert len({api_keys.create("billing", ["read"]) for _ in range(100)}) == 100
+    assert len({api_keys.generate_key("billing", ["read"]) for _ in range(100)}) == 100
 
 
 @pytest.mark.parametrize(
@@ -58,12 +58,12 @@ def test_create_refuses_what_could_not_be_read_again(tmp_path: Path, arguments: 
 def test_a_file_may_have_comments_certificates_and_two_keys_a_caller(keys_file: KeysFile) -> None:
     keys_file.append("# callers\n\nspiffe://example.org/reports read")
     first, second = keys_file.add("billing", "write"), keys_file.add("billing", "write")
-    found = api_keys.read(keys_file.path)
+    found = api_keys.read_keys_file(keys_file.path)
     reports = Principal("spiffe://example.org/reports", frozenset({"read"}))
-    assert found.of_name("spiffe://example.org/reports") == reports
-    assert found.of_token(first) == found.of_token(second) == Principal("billing", frozenset({"write"}))
-    assert found.of_name("") is None
-    assert found.of_token("") is None
+    assert found.principal_by_name("spiffe://example.org/reports") == reports
+    assert found.principal_by_token(first) == found.principal_by_token(second) == Principal("billing", frozenset({"write"}))
+    assert found.principal_by_name("") is None
+    assert found.principal_by_token("") is None
 
 
 BROKEN = {
@@ -86,7 +86,7 @@ BROKEN = {
 def test_a_line_that_is_none_is_named_by_its_number(keys_file: KeysFile, line: str) -> None:
     keys_file.append(f"# one\n{line}")
     with pytest.raises(SettingError, match=r"^--keys-file: line 2: ") as caught:
-        api_keys.read(keys_file.path)
+        api_keys.read_keys_file(keys_file.path)
     assert SECRET not in str(caught.value)
     assert "0000" not in str(caught.value)
 
@@ -104,7 +104,7 @@ def test_a_line_that_is_none_is_named_by_its_number(keys_file: KeysFile, line: s
 def test_lines_that_contradict_each_other_are_refused(keys_file: KeysFile, lines: str) -> None:
     keys_file.append(lines)
     with pytest.raises(SettingError, match=r"^--keys-file: "):
-        api_keys.read(keys_file.path)
+        api_keys.read_keys_file(keys_file.path)
 
 
 @pytest.mark.parametrize("mode", [0o604, 0o602, 0o601, 0o620, 0o660, 0o610, 0o444])
@@ -112,7 +112,7 @@ def test_a_file_that_others_can_read_or_write_is_refused(tmp_path: Path, keys_fi
     keys_file.add("billing")
     keys_file.path.chmod(mode)
     line = refusal(tmp_path, "serve", "--address", "127.0.0.1:0", "--database", "sqlite:///a.db", "--keys-file", "keys")
-    assert line == "--keys-file: is open to others: chmod 600, or 640"
+    assert line == "--keys-file: is accessible to other users: run chmod 600 or chmod 640 on it"
 
 
 def test_a_file_that_is_missing_is_refused(tmp_path: Path) -> None:

@@ -170,6 +170,6 @@ def test_a_method_that_no_rule_covers_is_for_nobody() -> None:
 
 
 def test_the_walk_would_find_a_method_that_is_let_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auth, "_OF_SERVICES", {"caseload.v1.ChangeService": PUBLIC})
+    monkeypatch.setattr(auth, "_SERVICE_PERMISSIONS", {"caseload.v1.ChangeService": PUBLIC})
     with serving(tmp_path, keys_file=KeysFile(tmp_path / "keys").path) as server:
         assert outcome(server, "/caseload.v1.ChangeService/ListChanges", ()) == ""

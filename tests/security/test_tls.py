@@ -67,7 +67,7 @@ def files(tmp_path: Path) -> Files:
 @pytest.fixture
 def server(tmp_path: Path, files: Files, monkeypatch: pytest.MonkeyPatch) -> Iterator[CaseloadServer]:
     """With TLS and keys, looking at its files with every call."""
-    monkeypatch.setattr(file_reload, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(file_reload, "CHECK_INTERVAL_SECONDS", 0.0)
     with serving(tmp_path, keys_file=files.keys.path, tls_cert=files.cert, tls_key=files.key) as started:
         yield started
 
@@ -75,7 +75,7 @@ def server(tmp_path: Path, files: Files, monkeypatch: pytest.MonkeyPatch) -> Ite
 @pytest.fixture
 def mutual(tmp_path: Path, files: Files, monkeypatch: pytest.MonkeyPatch) -> Iterator[CaseloadServer]:
     """The same, where callers need certificates."""
-    monkeypatch.setattr(file_reload, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(file_reload, "CHECK_INTERVAL_SECONDS", 0.0)
     paths: dict[str, Any] = {"tls_cert": files.cert, "tls_key": files.key, "tls_client_ca": files.client_ca}
     with serving(tmp_path, keys_file=files.keys.path, **paths) as started:
         yield started

@@ -5,13 +5,19 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from caseload_server.domain import errors
-from caseload_server.observability.readiness import ASK_SECONDS, FALL_SECONDS, GOOD_TO_RETURN, HANG_SECONDS, Readiness
+from caseload_server.observability.readiness import (
+    CHECK_INTERVAL_SECONDS,
+    FAILURE_TIMEOUT_SECONDS,
+    HANG_TIMEOUT_SECONDS,
+    RECOVERY_SUCCESSES,
+    Readiness,
+)
 
 from tests.waiting import HUNG_SECONDS, FakeClock, eventually
 
 GOOD, BAD = True, False
-TO_FALL = round(FALL_SECONDS / ASK_SECONDS)
-TO_HANG = round(HANG_SECONDS / ASK_SECONDS)
+TO_FALL = round(FAILURE_TIMEOUT_SECONDS / CHECK_INTERVAL_SECONDS)
+TO_HANG = round(HANG_TIMEOUT_SECONDS / CHECK_INTERVAL_SECONDS)
 """In checks."""
 SOON = 0.001
 """Between checks where the real threads run."""
@@ -34,12 +40,12 @@ def reported(*script: bool) -> list[tuple[int, bool]]:
     began = clock()
 
     def report(ready: bool) -> None:  # noqa: FBT001 - as Readiness reports it
-        said.append((round((clock() - began) / ASK_SECONDS), ready))
+        said.append((round((clock() - began) / CHECK_INTERVAL_SECONDS), ready))
 
     readiness = Readiness(answering(list(script)), report, clock)
     for _ in script:
-        clock.advance(ASK_SECONDS)
-        readiness.ask()
+        clock.advance(CHECK_INTERVAL_SECONDS)
+        readiness.check_store()
         readiness.update()
     return said
 
@@ -49,7 +55,7 @@ def test_a_database_that_answers_is_no_news() -> None:
 
 
 def test_it_is_lost_after_three_seconds_without_a_good_answer_and_regained_after_two_good_ones() -> None:
-    lost, regained = TO_FALL, 40 + GOOD_TO_RETURN
+    lost, regained = TO_FALL, 40 + RECOVERY_SUCCESSES
     assert reported(*[BAD] * 40, *[GOOD] * 20) == [(lost, False), (regained, True)]
 
 
@@ -69,11 +75,11 @@ def test_single_good_answers_do_not_bring_it_back() -> None:
 def test_a_good_answer_from_before_the_loss_does_not_count_towards_its_return() -> None:
     clock, said = FakeClock(), list[bool]()
     readiness = Readiness(lambda: None, said.append, clock)
-    for _ in range(GOOD_TO_RETURN):
-        readiness.ask()
-    clock.advance(HANG_SECONDS)
+    for _ in range(RECOVERY_SUCCESSES):
+        readiness.check_store()
+    clock.advance(HANG_TIMEOUT_SECONDS)
     readiness.update()
-    readiness.ask()
+    readiness.check_store()
     readiness.update()
     assert said == [False]
 
@@ -82,10 +88,10 @@ def test_without_any_answer_it_is_lost_after_six_seconds() -> None:
     clock, said = FakeClock(), list[bool]()
     readiness = Readiness(lambda: None, said.append, clock)
     for _ in range(TO_HANG - 1):
-        clock.advance(ASK_SECONDS)
+        clock.advance(CHECK_INTERVAL_SECONDS)
         readiness.update()
     assert said == []
-    clock.advance(ASK_SECONDS)
+    clock.advance(CHECK_INTERVAL_SECONDS)
     readiness.update()
     assert said == [False]
 
@@ -114,7 +120,7 @@ def test_a_check_that_hangs_loses_it_and_one_that_ends_brings_it_back(hanging: H
     readiness = Readiness(hanging.check, said.append, clock, SOON)
     readiness.start()
     assert hanging.begun.wait(HUNG_SECONDS)
-    clock.advance(HANG_SECONDS)
+    clock.advance(HANG_TIMEOUT_SECONDS)
     eventually(lambda: said == [False])
     assert not hanging.ended.is_set()
     hanging.goes_on.set()
@@ -124,7 +130,7 @@ def test_a_check_that_hangs_loses_it_and_one_that_ends_brings_it_back(hanging: H
 
 
 def test_a_stop_does_not_wait_for_a_check_that_hangs(hanging: Hanging) -> None:
-    readiness = Readiness(hanging.check, lambda _: None, ask_seconds=SOON)
+    readiness = Readiness(hanging.check, lambda _: None, check_interval_seconds=SOON)
     readiness.start()
     assert hanging.begun.wait(HUNG_SECONDS)
     readiness.stop()
@@ -135,8 +141,8 @@ def test_after_a_stop_nothing_is_reported() -> None:
     clock, said = FakeClock(), list[bool]()
     readiness = Readiness(answering([BAD]), said.append, clock)
     readiness.stop()
-    readiness.ask()
-    clock.advance(HANG_SECONDS)
+    readiness.check_store()
+    clock.advance(HANG_TIMEOUT_SECONDS)
     readiness.update()
     assert said == []
 
@@ -153,6 +159,6 @@ def test_whatever_the_check_raises_the_next_one_is_made() -> None:
     readiness = Readiness(check, said.append, clock, SOON)
     readiness.start()
     eventually(lambda: len(asked) > 2)
-    clock.advance(FALL_SECONDS)
+    clock.advance(FAILURE_TIMEOUT_SECONDS)
     eventually(lambda: said == [False])
     readiness.stop()

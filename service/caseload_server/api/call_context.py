@@ -6,7 +6,7 @@ import grpc
 from caseload.v1 import assignment_service_pb2, patient_service_pb2, therapist_service_pb2
 
 from caseload_server.domain.requests import CallContext
-from caseload_server.security.principal import current
+from caseload_server.security.principal import current_principal
 
 _METHODS: Final = {
     method.input_type.full_name: f"/{service.full_name}/{method.name}"
@@ -18,7 +18,7 @@ _METHODS: Final = {
 
 def call_of(request: Any, _context: grpc.ServicerContext) -> CallContext:
     """The call behind a mutating request that has been validated."""
-    actor, method = current.get().name, _METHODS[request.DESCRIPTOR.full_name]
+    actor, method = current_principal.get().name, _METHODS[request.DESCRIPTOR.full_name]
     if not request.request_id:
         return CallContext(actor, method, validate_only=request.validate_only)
     return CallContext(actor, method, request.request_id.lower(), _fingerprint(request), request.validate_only)

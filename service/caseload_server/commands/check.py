@@ -60,7 +60,7 @@ class _Server(NamedTuple):
 @click.option("--timeout", type=click.IntRange(1, 60), default=3, show_default=True, help="Seconds to wait.")
 def check(*, address: str, liveness: bool, timeout: int, **files: Path | None) -> int:
     """Ask a running server whether it is ready: one line, and exit code 0 or 1."""
-    from caseload_server.observability.readiness import LIVENESS, READINESS
+    from caseload_server.observability.readiness import LIVENESS_SERVICE, READINESS_SERVICES
 
     if files["tls_key"] and not files["tls_cert"]:
         raise SettingError("--tls-key", "needs --tls-cert")
@@ -70,7 +70,7 @@ def check(*, address: str, liveness: bool, timeout: int, **files: Path | None) -
         credentials, name = None, ""
         if files["tls_ca"] or files["tls_cert"]:
             credentials, name = _over_tls(server, **files)
-        _ask(server, credentials, name, (LIVENESS,) if liveness else READINESS)
+        _ask(server, credentials, name, (LIVENESS_SERVICE,) if liveness else READINESS_SERVICES)
     except _Failed as failed:
         click.echo(f"caseload: not {what}: {failed}", err=True)
         return 1

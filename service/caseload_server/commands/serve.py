@@ -107,7 +107,7 @@ def serve(**values: Any) -> int:
     if config.allow_insecure:
         known, encrypted = config.keys_file is not None, config.tls_cert is not None
         log.warning("insecure is allowed", setting="--allow-insecure", callers_are_known=known, is_encrypted=encrypted)
-    log.info("started", address=server.address, metrics_address=server.metrics_address, **logs.start(config))
+    log.info("started", address=server.address, metrics_address=server.metrics_address, **logs.startup_fields(config))
     _say_ready(server.address)
     why = signal.sigwait(stopping)
     log.info("stopping")

@@ -1,1 +1,1 @@
-"""What an operator sees: logs, the access log, metrics, readiness."""
+"""Logs, the access log, metrics and readiness."""

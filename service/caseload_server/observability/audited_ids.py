@@ -1,4 +1,7 @@
-"""The ids in a message: whom a call touched or disclosed. Where they are is worked out once for each type."""
+"""Extracts the ids that the access log shows from requests and responses.
+
+The fields with ids are found once for each message type.
+"""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -14,61 +17,61 @@ _IDENTIFIER, _OUTPUT_ONLY = field_behavior_pb2.IDENTIFIER, field_behavior_pb2.OU
 
 
 class IdExtractor:
-    """Where a type of message has the ids of one kind; false where it has none.
+    """Extracts the ids of one kind from messages of one type. It is false when the type has no such ids.
 
-    Assignments in a list are not named: their therapists and patients are.
+    The ids of assignments in a list are left out. The ids of their therapists and patients are included.
     """
 
-    def __init__(self, message: Descriptor, kind: str, *, unread: frozenset[int], listed: bool = False) -> None:
-        """Args: unread, the behaviours of fields to leave out; listed, whether a list holds the message."""
+    def __init__(self, message: Descriptor, kind: str, *, ignored: frozenset[int], listed: bool = False) -> None:
+        """Args: ignored, the field behaviors of fields to leave out; listed, whether the message is in a list."""
         self._single: list[Callable[[Any], str]] = []
-        self._many: list[Callable[[Any], Iterable[str]]] = []
+        self._repeated: list[Callable[[Any], Iterable[str]]] = []
         self._nested: list[tuple[Callable[[Any], Iterable[Any]], IdExtractor]] = []
         name = re.compile(rf"(\w+_)?{kind}_ids?")
-        for path, field in _fields(message, "", unread):
+        for path, field in _fields(message, "", ignored):
             if field.message_type:
-                nested = IdExtractor(field.message_type, kind, unread=unread, listed=True)
+                nested = IdExtractor(field.message_type, kind, ignored=ignored, listed=True)
                 self._nested += [(attrgetter(path), nested)] if nested else []
             elif name.fullmatch(field.name) and not (listed and kind == "assignment"):
-                places: list[Any] = self._many if field.is_repeated else self._single
-                places.append(attrgetter(path))
-        self._is_one = len(self._single) == 1 and not (self._many or self._nested)
+                getters: list[Any] = self._repeated if field.is_repeated else self._single
+                getters.append(attrgetter(path))
+        self._has_one_field = len(self._single) == 1 and not (self._repeated or self._nested)
 
     def __bool__(self) -> bool:
-        return bool(self._single or self._many or self._nested)
+        return bool(self._single or self._repeated or self._nested)
 
-    def ids(self, message: Any) -> list[str]:
-        """The ids as they come, some perhaps more than once, or empty."""
-        if self._is_one:
+    def extract(self, message: Any) -> list[str]:
+        """Returns the ids in the order of the fields. Some may be empty or repeated."""
+        if self._has_one_field:
             return [self._single[0](message)]
-        found = [get(message) for get in self._single]
-        for get_all in self._many:
-            found += get_all(message)
-        for get_each, places in self._nested:
-            if places._is_one:
-                found += map(places._single[0], get_each(message))
+        ids = [get(message) for get in self._single]
+        for get_all in self._repeated:
+            ids += get_all(message)
+        for get_messages, nested in self._nested:
+            if nested._has_one_field:
+                ids += map(nested._single[0], get_messages(message))
                 continue
-            for each in get_each(message):
-                found += places.ids(each)
-        return found
+            for each in get_messages(message):
+                ids += nested.extract(each)
+        return ids
 
 
 def request_ids(request: Descriptor, kind: str) -> IdExtractor:
-    """Where a request has ids. What the server does not read there is none, whatever a caller puts into it."""
-    # A Create takes the id from beside the record.
-    unread = {_OUTPUT_ONLY, _IDENTIFIER} if request.name.startswith("Create") else {_OUTPUT_ONLY}
-    return IdExtractor(request, kind, unread=frozenset(unread))
+    """Returns the extractor for a request type. It leaves out fields that the server ignores in a request."""
+    # A Create takes the id from the request's own field, not from the record.
+    ignored = {_OUTPUT_ONLY, _IDENTIFIER} if request.name.startswith("Create") else {_OUTPUT_ONLY}
+    return IdExtractor(request, kind, ignored=frozenset(ignored))
 
 
 def response_ids(response: Descriptor, kind: str) -> IdExtractor:
-    """Where a response has ids."""
-    return IdExtractor(response, kind, unread=frozenset())
+    """Returns the extractor for a response type."""
+    return IdExtractor(response, kind, ignored=frozenset())
 
 
-def _fields(message: Descriptor, prefix: str, unread: frozenset[int]) -> Iterator[tuple[str, FieldDescriptor]]:
-    """The fields that hold one value or a list, with their paths; those of a single message of ours, in its place."""
+def _fields(message: Descriptor, prefix: str, ignored: frozenset[int]) -> Iterator[tuple[str, FieldDescriptor]]:
+    """Yields scalar and repeated fields with their paths. It descends into single messages of the same package."""
     for field in message.fields:
-        if unread.intersection(field.GetOptions().Extensions[field_behavior_pb2.field_behavior]):
+        if ignored.intersection(field.GetOptions().Extensions[field_behavior_pb2.field_behavior]):
             continue
         nested = field.message_type
         if nested is None:
@@ -77,4 +80,4 @@ def _fields(message: Descriptor, prefix: str, unread: frozenset[int]) -> Iterato
             if field.is_repeated:
                 yield prefix + field.name, field
             else:
-                yield from _fields(nested, f"{prefix}{field.name}.", unread)
+                yield from _fields(nested, f"{prefix}{field.name}.", ignored)

@@ -1,4 +1,4 @@
-"""The log on standard error: a JSON object a line, and on a terminal what people read."""
+"""The event log on standard error: one JSON object per line, or readable text on a terminal."""
 
 import dataclasses
 import json
@@ -18,117 +18,126 @@ import structlog
 from caseload_server.config import Config, is_postgres
 
 LEVELS: Final = ("info", "warning", "error")
-_SECRETS: Final = ("keys_file", "tls_key")
-"""Files of which only the names are told."""
-_PATIENCE_SECONDS: Final = 5.0
-"""For a reader of standard error that reads no more."""
-_STANDARD_ERROR: Final = 2
+_SECRET_FILES: Final = ("keys_file", "tls_key")
+"""Settings that name a file with secrets. The log shows only the file's name, without its folder."""
+_WRITE_TIMEOUT_SECONDS: Final = 5.0
+"""How long a write waits for a reader of standard error that does not read."""
+_STDERR_DESCRIPTOR: Final = 2
 
 
-_counter: Callable[[str], object] | None = None
+_count_level: Callable[[str], object] | None = None
 
 
-def count_with(counter: Callable[[str], object]) -> None:
-    """Tells it the level of each event that is logged from now on."""
-    global _counter  # noqa: PLW0603 - there is one log
-    _counter = counter
+def set_event_counter(count: Callable[[str], object]) -> None:
+    """Calls the function with the level of each event that is logged from now on."""
+    global _count_level  # noqa: PLW0603 - the process has one log
+    _count_level = count
 
 
-def _count(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    if _counter:
-        _counter(event["level"])
+def _count_event(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    if _count_level:
+        _count_level(event["level"])
     return event
 
 
-class StandardError:
-    """Takes whole lines. A reader who is gone, or reads no more, keeps nobody waiting for ever.
+class StderrSink:
+    """Writes whole lines to standard error. A reader that is gone, or does not read, cannot block the server for ever.
 
-    Nothing is kept to be written later: what is left in sys.stderr at the end makes another exit code.
+    It keeps no buffer to write later: data left in sys.stderr when Python exits would change the exit code.
     """
 
     def __init__(self) -> None:
-        """Nothing is known of the reader yet."""
+        """Assumes that the reader reads."""
         self._lock = threading.Lock()
-        self._patience = _PATIENCE_SECONDS
-        self._room = select.poll()
-        self._room.register(_STANDARD_ERROR, select.POLLOUT)
+        self._timeout_seconds = _WRITE_TIMEOUT_SECONDS
+        self._poll = select.poll()
+        self._poll.register(_STDERR_DESCRIPTOR, select.POLLOUT)
 
     def write(self, text: str) -> None:
-        """Writes it. Raises OSError: after some seconds without room, and at once until there is room again."""
-        if not self._lock.acquire(timeout=self._patience):
-            self._patience = 0.0  # of several workers on a full pipe one may have taken the room that this one saw
+        """Writes the text. Raises OSError.
+
+        When standard error accepts no data, it raises TimeoutError after _WRITE_TIMEOUT_SECONDS. Later writes then fail
+        immediately, until standard error accepts data again.
+        """
+        if not self._lock.acquire(timeout=self._timeout_seconds):
+            # The thread with the lock blocks in write(2): another worker filled the pipe after poll found room in it.
+            self._timeout_seconds = 0.0
             raise TimeoutError
         try:
             data = text.encode(errors="backslashreplace")
             while data:
-                if not self._room.poll(self._patience * 1000):
-                    self._patience = 0.0
+                if not self._poll.poll(self._timeout_seconds * 1000):
+                    self._timeout_seconds = 0.0
                     raise TimeoutError
-                data = data[os.write(_STANDARD_ERROR, data[: select.PIPE_BUF]) :]
-            self._patience = _PATIENCE_SECONDS
+                data = data[os.write(_STDERR_DESCRIPTOR, data[: select.PIPE_BUF]) :]
+            self._timeout_seconds = _WRITE_TIMEOUT_SECONDS
         finally:
             self._lock.release()
 
 
-STANDARD_ERROR: Final = StandardError()
+STDERR: Final = StderrSink()
 
 
-class _Events:
-    """What structlog writes to. An event that nobody takes is lost: whoever logs it goes on all the same."""
+class _EventStream:
+    """The file that structlog writes to. An event that cannot be written is lost, without an error for its logger."""
 
     def write(self, text: str) -> None:
         with suppress(OSError):
-            STANDARD_ERROR.write(text)
+            STDERR.write(text)
 
     def flush(self) -> None:
-        """Nothing: all is written."""
+        """Does nothing, because write keeps no buffer."""
 
 
 def configure(level: str) -> None:
-    """Everything of this level and above goes to standard error from now on."""
+    """Sends every event of this level and above to standard error."""
     on_terminal = sys.stderr.isatty()
-    time = structlog.processors.TimeStamper(fmt="%H:%M:%S" if on_terminal else "iso", utc=not on_terminal)
-    last = _for_people() if on_terminal else structlog.processors.JSONRenderer()
+    timestamp = structlog.processors.TimeStamper(fmt="%H:%M:%S" if on_terminal else "iso", utc=not on_terminal)
+    renderer = _console_renderer() if on_terminal else structlog.processors.JSONRenderer()
     structlog.configure(
-        processors=[structlog.processors.add_log_level, _count, time, last],
+        processors=[structlog.processors.add_log_level, _count_event, timestamp, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Events())),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _EventStream())),
         cache_logger_on_first_use=True,
     )
-    logging.getLogger("grpc").addHandler(logging.NullHandler())  # its tracebacks quote what a handler raised
+    logging.getLogger("grpc").addHandler(logging.NullHandler())  # its tracebacks quote the texts of exceptions
 
 
-def start(config: Config) -> dict[str, Any]:
-    """What the event of a start tells besides addresses: the version, and every setting, without secrets."""
-    told = {
+def startup_fields(config: Config) -> dict[str, Any]:
+    """Returns the fields of the event "started", except addresses: the version, and every setting without secrets."""
+    settings = {
         name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(config).items()
     }
-    told |= {name: Path(told[name]).name for name in _SECRETS if told[name]}
-    told |= {"database": _without_secrets(config.database)}
-    return {"version": version("caseload-server"), "configuration": told}
+    settings |= {name: Path(settings[name]).name for name in _SECRET_FILES if settings[name]}
+    settings |= {"database": _without_secrets(config.database)}
+    return {"version": version("caseload-server"), "configuration": settings}
 
 
-class OnTerminal:
-    """Shows the lines of the access log as the rest of the log is shown."""
+class ConsoleSink:
+    """Shows the lines of the access log on a terminal, in the format of the event log."""
 
     def __init__(self) -> None:
-        """Nothing is shown yet."""
-        self._render = _for_people()
+        """Makes the renderer."""
+        self._render = _console_renderer()
 
     def write(self, line: str) -> None:
-        """Shows one line of JSON."""
-        STANDARD_ERROR.write(f"{self._render(None, '', {'level': 'info', **json.loads(line)})}\n")
+        """Shows one line of JSON. Raises OSError."""
+        STDERR.write(f"{self._render(None, '', {'level': 'info', **json.loads(line)})}\n")
 
 
-def _for_people() -> structlog.dev.ConsoleRenderer:
+def _console_renderer() -> structlog.dev.ConsoleRenderer:
     return structlog.dev.ConsoleRenderer(colors="NO_COLOR" not in os.environ, pad_event_to=0, sort_keys=False)
 
 
 def _without_secrets(database: str) -> str | dict[str, str]:
-    """A database URL that the store was opened with. Which parts of one are secret, libpq knows."""
+    """Returns a valid database URL without its secrets. For PostgreSQL, libpq says which parameters are secret."""
     if not is_postgres(database):
         return database
     from psycopg import pq
 
-    given = pq.Conninfo.parse(database.encode())
-    return {one.keyword.decode(): one.val.decode() for one in given if one.val is not None and not one.dispchar}
+    options = pq.Conninfo.parse(database.encode())
+    return {
+        option.keyword.decode(): option.val.decode()
+        for option in options
+        if option.val is not None and not option.dispchar
+    }

@@ -1,4 +1,4 @@
-"""Whether the store answers, asked all the time, so that readiness is true before a call has to find out."""
+"""Readiness: checks the store all the time, so that the server becomes NOT_SERVING before calls fail."""
 
 import threading
 import time
@@ -8,87 +8,87 @@ from typing import Final
 import structlog
 from caseload.v1 import assignment_service_pb2, change_service_pb2, patient_service_pb2, therapist_service_pb2
 
-LIVENESS: Final = ""
-READINESS: Final = tuple(
+LIVENESS_SERVICE: Final = ""
+"""The name that reports liveness in the health service."""
+READINESS_SERVICES: Final = tuple(
     service.full_name
     for file in (assignment_service_pb2, change_service_pb2, patient_service_pb2, therapist_service_pb2)
     for service in file.DESCRIPTOR.services_by_name.values()
 )
-"""The names that the health service answers for."""
-ASK_SECONDS: Final = 1.0
-"""Between two checks of the store."""
-FALL_SECONDS: Final = 3.0
-"""The server is not ready after this time without a good answer: a moment's failure moves no traffic."""
-HANG_SECONDS: Final = 6.0
-"""The same while a check is under way: it may be late because the processor is what is short."""
-GOOD_TO_RETURN: Final = 2
-"""Good answers in a row after which the server is ready again."""
+"""The names that report readiness in the health service."""
+CHECK_INTERVAL_SECONDS: Final = 1.0
+"""Time between two checks of the store."""
+FAILURE_TIMEOUT_SECONDS: Final = 3.0
+"""Time without a successful check after which the server is not ready. A brief failure thus moves no traffic."""
+HANG_TIMEOUT_SECONDS: Final = 6.0
+"""The same timeout while a check is under way. It is longer because a busy processor can delay a check."""
+RECOVERY_SUCCESSES: Final = 2
+"""Number of successful checks in a row after which the server is ready again."""
 _log = structlog.get_logger()
 
 
 class Readiness:
-    """Checks the store in one thread, and reports in another when the server becomes ready or not ready."""
+    """Checks the store in one thread, and reports changes of readiness from another."""
 
     def __init__(
         self,
         check: Callable[[], None],
         report: Callable[[bool], None],
         clock: Callable[[], float] = time.monotonic,
-        ask_seconds: float = ASK_SECONDS,
+        check_interval_seconds: float = CHECK_INTERVAL_SECONDS,
     ) -> None:
-        """Args: check, raises where the store does not answer; report, is given whether it is ready; clock, in seconds;
-        ask_seconds, between two checks."""
+        """Args: check, raises when the store fails; report, takes whether the server is ready; clock, in seconds."""
         self._check = check
         self._report = report
         self._clock = clock
-        self._ask_seconds = ask_seconds
+        self._interval_seconds = check_interval_seconds
         self._ready = True
         self._stopped = threading.Event()
-        self._good, self._good_at, self._reason = 0, clock(), ""
-        self._asking = threading.Thread(target=self._keep_asking, name="asking", daemon=True)
-        self._thread = threading.Thread(target=self._keep_updating, name="readiness", daemon=True)
+        self._successes, self._last_success, self._failure = 0, clock(), ""
+        self._check_thread = threading.Thread(target=self._check_loop, name="readiness-check", daemon=True)
+        self._report_thread = threading.Thread(target=self._report_loop, name="readiness-report", daemon=True)
 
     def start(self) -> None:
-        """Begins, with a store that answers."""
-        self._good_at = self._clock()
-        self._asking.start()
-        self._thread.start()
+        """Starts the checks. The store counts as available until then."""
+        self._last_success = self._clock()
+        self._check_thread.start()
+        self._report_thread.start()
 
     def stop(self) -> None:
-        """Reports nothing any more."""
+        """Stops the checks and the reports."""
         self._stopped.set()
-        if self._thread.is_alive():
-            self._thread.join(self._ask_seconds)
-            self._asking.join(self._ask_seconds)  # it may hang
+        if self._report_thread.is_alive():
+            self._report_thread.join(self._interval_seconds)
+            self._check_thread.join(self._interval_seconds)  # a check may hang
 
-    def ask(self) -> None:
-        """Checks the store once, and notes how it answered."""
+    def check_store(self) -> None:
+        """Checks the store once, and records the result."""
         try:
             self._check()
-        except Exception as error:  # noqa: BLE001 - the thread must outlive whatever the database has
-            self._good, self._reason = 0, type(error).__qualname__
+        except Exception as error:  # noqa: BLE001 - the thread must survive any failure of the database
+            self._successes, self._failure = 0, type(error).__qualname__
         else:
-            self._good, self._good_at, self._reason = self._good + 1, self._clock(), ""
+            self._successes, self._last_success, self._failure = self._successes + 1, self._clock(), ""
 
     def update(self) -> None:
-        """Reports once where the notes and the clock say that readiness has changed."""
-        patience = FALL_SECONDS if self._reason else HANG_SECONDS
-        answers = self._clock() - self._good_at < patience
-        ready = answers and (self._ready or self._good >= GOOD_TO_RETURN)
+        """Reports once when the recorded results and the clock have changed readiness."""
+        timeout_seconds = FAILURE_TIMEOUT_SECONDS if self._failure else HANG_TIMEOUT_SECONDS
+        in_time = self._clock() - self._last_success < timeout_seconds
+        ready = in_time and (self._ready or self._successes >= RECOVERY_SUCCESSES)
         if ready != self._ready and not self._stopped.is_set():
             self._ready = ready
-            self._report(ready)  # before the log, which may keep it waiting
+            self._report(ready)  # before the log, which can block
             if ready:
                 _log.warning("ready")
             else:
-                _log.warning("not ready", reason=self._reason or "no answer")
-                self._good = 0
+                _log.warning("not ready", reason=self._failure or "no answer")
+                self._successes = 0
 
-    def _keep_asking(self) -> None:
-        while not self._stopped.wait(self._ask_seconds):
-            self.ask()
+    def _check_loop(self) -> None:
+        while not self._stopped.wait(self._interval_seconds):
+            self.check_store()
 
-    def _keep_updating(self) -> None:
-        """In a thread of its own, since a check may hang."""
-        while not self._stopped.wait(self._ask_seconds):
+    def _report_loop(self) -> None:
+        """Runs in its own thread, because a check may hang."""
+        while not self._stopped.wait(self._interval_seconds):
             self.update()

@@ -1,4 +1,4 @@
-"""The outermost layer of a call: bytes in, a response or a status out, and nothing else gets past it."""
+"""The layer around every call: it takes the bytes of a request and returns bytes or a gRPC status, and nothing else."""
 
 import traceback
 import uuid
@@ -17,15 +17,15 @@ from grpc_status import rpc_status
 from caseload_server.domain import errors
 from caseload_server.observability.access_log import AccessLog, CallRecord, MethodLog
 from caseload_server.rpc.retry_delays import RetryDelays
-from caseload_server.rpc.status_map import pushback, status
-from caseload_server.security.auth import Auth, permission
-from caseload_server.security.principal import current
+from caseload_server.rpc.status_map import retry_pushback, to_status
+from caseload_server.security.auth import Auth, required_permission
+from caseload_server.security.principal import current_principal
 
 _log = structlog.get_logger()
 
 
 class MethodExecutors(NamedTuple):
-    """The threads of each class of calls, so that none can take them from another."""
+    """The executors that a service's methods run in. Each class of calls has its own, so none can starve another."""
 
     reads: futures.ThreadPoolExecutor
     writes: futures.ThreadPoolExecutor
@@ -33,15 +33,15 @@ class MethodExecutors(NamedTuple):
 
 
 class PipelineServer:
-    """Passes a servicer's handlers on to a server, each wrapped once.
+    """Wraps each handler once and registers it with a server.
 
-    The generated add_...Servicer_to_server functions take it for the server.
+    The generated add_...Servicer_to_server functions accept it in place of the server.
     """
 
     def __init__(
         self, server: Any, auth: Auth, log: AccessLog, executors: MethodExecutors, retry_delays: RetryDelays
     ) -> None:
-        """Args: server, which the handlers end up in; executors, the threads that they run in."""
+        """Args: server, receives the wrapped handlers; executors, run them; retry_delays, for calls that are shed."""
         self._server = server
         self._auth = auth
         self._log = log
@@ -49,32 +49,32 @@ class PipelineServer:
         self._retry_delays = retry_delays
 
     def add_generic_rpc_handlers(self, handlers: Any) -> None:
-        """Nothing: the registered handlers below are the same ones."""
+        """Does nothing: the generated code also registers the same handlers with the method below."""
 
     def add_registered_method_handlers(
         self, service: str, handlers: dict[str, "grpc.RpcMethodHandler[Any, Any]"]
     ) -> None:
-        """Registers the handlers of one service."""
-        wrapped = {name: self._wrapped(service, name, handler) for name, handler in handlers.items()}
+        """Registers the handlers of one service. Args: service, its full name; handlers, by method name."""
+        wrapped = {name: self._wrap(service, name, handler) for name, handler in handlers.items()}
         self._server.add_registered_method_handlers(service, wrapped)
 
-    def _wrapped(self, service: str, name: str, handler: Any) -> "grpc.RpcMethodHandler[Any, Any]":
-        # Parsing stays with us: what grpcio cannot parse it refuses by itself, as INTERNAL. So does writing: then the
-        # access log knows how a call ended.
-        pipeline = _MethodPipeline(self._auth.for_method(service, name), MethodLog(self._log, service, name))
-        parse, write = handler.request_deserializer, handler.response_serializer
+    def _wrap(self, service: str, name: str, handler: Any) -> "grpc.RpcMethodHandler[Any, Any]":
+        # The pipeline parses requests itself, because grpcio would answer INTERNAL to one that it cannot parse.
+        # It also serializes responses, so that the access log knows how the call ended.
+        pipeline = _MethodPipeline(self._auth.authorizer(service, name), MethodLog(self._log, service, name))
+        parse, serialize = handler.request_deserializer, handler.response_serializer
         call: Any
         if handler.unary_unary:
-            call = pipeline.unary(parse, handler.unary_unary, write)
-            writes = permission(service, name) == "write"
+            call = pipeline.unary_call(parse, handler.unary_unary, serialize)
+            writes = required_permission(service, name) == "write"
             call.experimental_thread_pool = self._executors.writes if writes else self._executors.reads
         else:
-            call = pipeline.stream(parse, handler.unary_stream or handler.stream_stream, write)
+            call = pipeline.stream_call(parse, handler.unary_stream or handler.stream_stream, serialize)
             call.experimental_thread_pool = self._executors.streams
         if service != health.SERVICE_NAME:
-            call.shed = pipeline.shedding(self._retry_delays)
-        else:  # a check is answered where it would be refused: it needs no more than a refusal does
-            call.shed = call if handler.unary_unary else pipeline.leave_unwatched
+            call.shed = pipeline.shed_call(self._retry_delays)
+        else:  # a health check is answered even under overload: that costs no more than to shed it
+            call.shed = call if handler.unary_unary else pipeline.reject_health_watch
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(call)
         if handler.unary_stream:
@@ -83,13 +83,15 @@ class PipelineServer:
 
 
 class _MethodPipeline:
-    """What lies around every call of one method, whatever its kind."""
+    """Authorizes, parses, runs, serializes and logs the calls of one method."""
 
     def __init__(self, authorize: Callable[[grpc.ServicerContext], None], log: MethodLog) -> None:
         self._authorize = authorize
         self._log = log
 
-    def unary(self, parse: Callable[[bytes], Any], answer: Any, write: Callable[[Any], bytes]) -> Callable[..., bytes]:
+    def unary_call(
+        self, parse: Callable[[bytes], Any], handler: Any, serialize: Callable[[Any], bytes]
+    ) -> Callable[..., bytes]:
         authorize, log = self._authorize, self._log
 
         def call(data: bytes, context: grpc.ServicerContext) -> bytes:
@@ -97,61 +99,67 @@ class _MethodPipeline:
             try:
                 authorize(context)
                 _check_deadline(context)
-                record.request = request = _parsed(parse, data)
-                response = answer(request, context)
-                written = write(response)
+                record.request = request = _parse(parse, data)
+                response = handler(request, context)
+                serialized = serialize(response)
                 record.response = response
             except errors.DomainError as error:
-                record.refusal = error
-            except Exception as error:  # noqa: BLE001 - the layer that turns the unexpected into INTERNAL
-                record.refusal = _unexpected(log.method, error)
-            log.end(record)
-            if record.refusal:
-                _refuse(context, record.refusal)
-            return written
+                record.error = error
+            except Exception as error:  # noqa: BLE001 - this layer turns every unexpected error into INTERNAL
+                record.error = _internal_error(log.method, error)
+            log.finish(record)
+            if record.error:
+                _abort(context, record.error)
+            return serialized
 
         return call
 
-    def stream(self, parse: Callable[[bytes], Any], answer: Any, write: Callable[[Any], bytes]) -> Callable[..., Any]:
-        """Of one request, or of a stream of them, which then are not named in the log."""
+    def stream_call(
+        self, parse: Callable[[bytes], Any], handler: Any, serialize: Callable[[Any], bytes]
+    ) -> Callable[..., Any]:
+        """Handles one request or a stream of requests. The access log names the ids of a single request only."""
 
         def call(data: bytes | Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
             record = CallRecord(context)
             try:
                 self._authorize(context)
-                record.caller = current.get(None)  # a generator that is dropped ends outside its context
+                record.principal = current_principal.get(None)  # an abandoned generator ends outside its context
                 _check_deadline(context)
-                record.request = _parsed(parse, data) if isinstance(data, bytes) else None
-                for response in answer(record.request or _each_parsed(parse, data), context):
+                record.request = _parse(parse, data) if isinstance(data, bytes) else None
+                for response in handler(record.request or _parse_stream(parse, data), context):
                     self._log.add_streamed_ids(record, response)
-                    yield write(response)
+                    yield serialize(response)
             except errors.DomainError as error:
-                record.refusal = error
+                record.error = error
             except Exception as error:  # noqa: BLE001 - as above
-                record.refusal = _unexpected(self._log.method, error)
-            finally:  # also where the caller is gone, and nothing more is asked of this generator
-                self._log.end(record)
-            if record.refusal:
-                _refuse(context, record.refusal)
+                record.error = _internal_error(self._log.method, error)
+            finally:  # also when the caller has disconnected and grpcio abandons this generator
+                self._log.finish(record)
+            if record.error:
+                _abort(context, record.error)
 
         return call
 
-    def shedding(self, retry_delays: RetryDelays) -> Callable[..., NoReturn]:
-        """In the place of the call where there are too many: looks at nothing, and says nothing but that."""
+    def shed_call(self, retry_delays: RetryDelays) -> Callable[..., NoReturn]:
+        """Returns the function that runs instead of the call under overload. It reads no credentials and no request."""
 
         def shed(_data: bytes | Iterator[bytes], context: grpc.ServicerContext) -> NoReturn:
             record = CallRecord(context)
-            record.refusal = errors.Overloaded(retry_delays.next_seconds())
-            self._log.end(record)
-            _refuse(context, record.refusal)
+            record.error = errors.Overloaded(retry_delays.next_seconds())
+            self._log.finish(record)
+            _abort(context, record.error)
 
         return shed
 
-    def leave_unwatched(self, _data: bytes, context: grpc.ServicerContext) -> NoReturn:
-        """Callers' libraries take it for a server that cannot be watched, and call it; else they would not."""
+    def reject_health_watch(self, _data: bytes, context: grpc.ServicerContext) -> NoReturn:
+        """Rejects a health watch above the limit.
+
+        On UNIMPLEMENTED, client libraries assume that the server has no health service, and keep sending calls to it.
+        On any other code they would stop. https://github.com/grpc/grpc/blob/master/doc/health-checking.md
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        self._log.end(CallRecord(context))
-        context.abort(grpc.StatusCode.UNIMPLEMENTED, "As many health watches are open as there may be.")
+        self._log.finish(CallRecord(context))
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "This server has reached its limit of open health watches.")
         raise AssertionError  # abort has raised
 
 
@@ -160,29 +168,29 @@ def _check_deadline(context: grpc.ServicerContext) -> None:
         raise errors.DeadlineExceeded
 
 
-def _parsed(parse: Callable[[bytes], Any], data: bytes) -> Any:
+def _parse(parse: Callable[[bytes], Any], data: bytes) -> Any:
     try:
         return parse(data)
     except DecodeError:
         raise errors.InvalidField(errors.Violation("", "does not parse as this method's request message")) from None
 
 
-def _each_parsed(parse: Callable[[bytes], Any], stream: Any) -> Iterator[Any]:
-    with suppress(grpc.RpcError):  # the caller is gone
+def _parse_stream(parse: Callable[[bytes], Any], stream: Any) -> Iterator[Any]:
+    with suppress(grpc.RpcError):  # the caller has disconnected
         for data in stream:
-            yield _parsed(parse, data)
+            yield _parse(parse, data)
 
 
-def _refuse(context: grpc.ServicerContext, error: errors.DomainError) -> NoReturn:
-    told: Any = rpc_status.to_status(status(error))
-    context.abort_with_status(told._replace(trailing_metadata=(*told.trailing_metadata, *pushback(error))))
+def _abort(context: grpc.ServicerContext, error: errors.DomainError) -> NoReturn:
+    status: Any = rpc_status.to_status(to_status(error))
+    context.abort_with_status(status._replace(trailing_metadata=(*status.trailing_metadata, *retry_pushback(error))))
     raise AssertionError  # abort_with_status has raised
 
 
-def _unexpected(method: str, error: Exception) -> errors.Internal:
-    """Logs where a defect showed, and never its text: that may quote a patient's data."""
+def _internal_error(method: str, error: Exception) -> errors.Internal:
+    """Logs the type and the source line of an unexpected error, but not its text, which may quote patient data."""
     error_id = uuid.uuid4().hex
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}"
-    _log.error("call failed", error_id=error_id, method=method, type=type(error).__qualname__, place=place)
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    location = f"{Path(frame.filename).name}:{frame.lineno}"
+    _log.error("call failed", error_id=error_id, method=method, type=type(error).__qualname__, place=location)
     return errors.Internal(error_id=error_id)

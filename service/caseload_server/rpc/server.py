@@ -1,9 +1,10 @@
-"""The gRPC server: every part, put together once."""
+"""Builds the gRPC server from its parts, starts it and stops it."""
 
 import resource
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import grpc
@@ -27,15 +28,15 @@ from caseload_server.config import Config, SettingError
 from caseload_server.domain import limits
 from caseload_server.observability import logs
 from caseload_server.observability.access_log import AccessLog, LogFile, LogSink
-from caseload_server.observability.readiness import LIVENESS, READINESS, Readiness
+from caseload_server.observability.readiness import LIVENESS_SERVICE, READINESS_SERVICES, Readiness
 from caseload_server.rpc.executors import Executors
 from caseload_server.rpc.grpcio_compat import warn_unsupported_grpcio
 from caseload_server.rpc.open_streams import OpenStreams
 from caseload_server.rpc.pipeline import MethodExecutors, PipelineServer
 from caseload_server.rpc.retry_delays import RetryDelays
-from caseload_server.security.api_keys import read as read_keys
+from caseload_server.security.api_keys import read_keys_file
 from caseload_server.security.auth import Auth
-from caseload_server.security.file_reload import Reloading
+from caseload_server.security.file_reload import ReloadedFiles
 from caseload_server.security.tls import Certificates
 from caseload_server.store import RelationshipStore
 from caseload_server.store.backends.factory import open_store
@@ -43,16 +44,17 @@ from caseload_server.store.backends.factory import open_store
 if TYPE_CHECKING:
     from caseload_server.observability.metrics import Metrics
     from caseload_server.observability.metrics_page import MetricsPage
+    from caseload_server.security.api_keys import ApiKeys
 
 _CANCELLED_CALLS_SECONDS: Final = 1.0
-"""How long calls that were cancelled at the end of a stop may still take."""
+"""How long a stop waits for calls that it cancelled at the end of the grace period, in seconds."""
 
 
-class Parts(NamedTuple):
-    """What a server is made of."""
+class ServerParts(NamedTuple):
+    """The parts of a server, each open and ready for use."""
 
     grpc_server: grpc.Server
-    """Bound to its address, with the executor of reads as its own."""
+    """Bound to its address. Its default executor is the one for reads."""
     address: str
     """HOST:PORT with the real port."""
     executors: Executors
@@ -61,56 +63,58 @@ class Parts(NamedTuple):
     access_log: AccessLog
     metrics: "Metrics | None"
     metrics_page: "MetricsPage | None"
-    """None where a supervisor serves it."""
+    """None when metrics are off, and when the supervisor of several workers serves the page."""
 
 
 class CaseloadServer:
-    """A server that is started and stopped once."""
+    """A gRPC server that is started and stopped once."""
 
-    def __init__(self, config: Config, parts: Parts, clock: Callable[[], int]) -> None:
-        """Args: clock, the time in microseconds since 1970 (UTC)."""
+    def __init__(self, config: Config, parts: ServerParts, clock: Callable[[], int]) -> None:
+        """Registers all services. Args: clock, returns microseconds since 1970 (UTC)."""
         self.address: Final = parts.address
         self.metrics_address: Final = parts.metrics_page.address if parts.metrics_page else None
-        self._config = config
         self.store: Final = parts.store
+        self._config = config
         self._parts = parts
         self._is_ready = False
         self._is_stopping = False
         self._retry_delays = RetryDelays()
-        self._streams = OpenStreams(parts.grpc_server)
+        self._library_streams = OpenStreams(parts.grpc_server)
         self._readiness = Readiness(parts.store.check, self._set_readiness)
         self._watches = Watches(parts.store, config.max_watches)
-        # The non-blocking servicer sends under one lock: a watcher that reads nothing would stop the whole server.
+        # The non-blocking servicer sends while it holds its lock, so one watcher that reads nothing would block them all.
         self._health = health.HealthServicer(experimental_non_blocking=False)
-        self._register_services(clock)
+        self._register_caseload_services(clock)
         self._register_library_services()
         if parts.metrics:
             self._add_gauges(parts.metrics)
 
-    def _register_services(self, clock: Callable[[], int]) -> None:
-        """Adds the services of the contract."""
+    def _register_caseload_services(self, clock: Callable[[], int]) -> None:
+        """Registers the services of the contract."""
         store, executors = self.store, self._parts.executors
-        pages = PageTokens(store.keys.secret)
+        page_tokens = PageTokens(store.keys.secret)
         server: Any = self._pipeline(
             self._parts.grpc_server, MethodExecutors(executors.reads, executors.writes, executors.watches)
         )
-        therapists = TherapistServicer(store, pages, clock)
+        therapists = TherapistServicer(store, page_tokens, clock)
         therapist_service_pb2_grpc.add_TherapistServiceServicer_to_server(therapists, server)
-        patients = PatientServicer(store, pages, clock)
+        patients = PatientServicer(store, page_tokens, clock)
         patient_service_pb2_grpc.add_PatientServiceServicer_to_server(patients, server)
-        assignments = AssignmentServicer(store, pages, clock)
+        assignments = AssignmentServicer(store, page_tokens, clock)
         assignment_service_pb2_grpc.add_AssignmentServiceServicer_to_server(assignments, server)
         changes = ChangeServicer(store, self._watches)
         change_service_pb2_grpc.add_ChangeServiceServicer_to_server(changes, server)
 
     def _register_library_services(self) -> None:
-        """Adds health and reflection, whose streams a stop has to end."""
-        probes, executors = self._parts.executors.probes, self._parts.executors
-        for_health: Any = self._pipeline(self._streams, MethodExecutors(probes, probes, executors.health_watches))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, for_health)
-        names = (*READINESS, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        for_reflection: Any = self._pipeline(self._streams, MethodExecutors(probes, probes, executors.reflection))
-        reflection.enable_server_reflection(names, for_reflection)
+        """Registers health and reflection. Their streams stay open until a stop cancels them."""
+        executors, server = self._parts.executors, self._library_streams
+        health_executors = MethodExecutors(executors.probes, executors.probes, executors.health_watches)
+        health_server: Any = self._pipeline(server, health_executors)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, health_server)
+        reflection_executors = MethodExecutors(executors.probes, executors.probes, executors.reflection)
+        reflection_server: Any = self._pipeline(server, reflection_executors)
+        service_names = (*READINESS, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(service_names, reflection_server)
 
     def _pipeline(self, server: Any, executors: MethodExecutors) -> PipelineServer:
         return PipelineServer(server, self._parts.auth, self._parts.access_log, executors, self._retry_delays)
@@ -121,12 +125,12 @@ class CaseloadServer:
         metrics.add_gauge("watches_limit", lambda: self._config.max_watches)
         for name, labels, sample in self.store.gauges():
             metrics.add_gauge(name, sample, **labels)
-        for kind, executor in (("read", self._parts.executors.reads), ("write", self._parts.executors.writes)):
-            metrics.add_gauge("in_flight", executor.in_flight, pool=kind)
-            metrics.add_gauge("waiting", executor.queue_depth, pool=kind)
+        for pool, executor in (("read", self._parts.executors.reads), ("write", self._parts.executors.writes)):
+            metrics.add_gauge("in_flight", executor.in_flight, pool=pool)
+            metrics.add_gauge("waiting", executor.queue_depth, pool=pool)
 
     def start(self) -> None:
-        """Starts to answer calls."""
+        """Starts to serve calls, and becomes SERVING."""
         warn_unsupported_grpcio()
         self._parts.grpc_server.start()
         self._health.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
@@ -138,9 +142,9 @@ class CaseloadServer:
             self._parts.metrics_page.start()
 
     def stop(self, *, drain: bool = True) -> bool:
-        """Stops without losing a call: becomes NOT_SERVING, drains, then closes the store.
+        """Stops without losing a call: becomes NOT_SERVING, drains, waits for open calls, then closes the store.
 
-        Returns whether every call has ended.
+        Args: drain, waits config.drain_seconds before it rejects new calls. Returns whether every call has ended.
         """
         self._is_stopping = True
         self._set_readiness(False)
@@ -149,19 +153,19 @@ class CaseloadServer:
             time.sleep(self._config.drain_seconds)
         self._watches.close()
         stopped = self._parts.grpc_server.stop(self._config.grace_seconds)
-        self._streams.end()  # health watches and open reflection would last the whole grace period
-        # A call whose access log hangs never ends.
-        all_left = stopped.wait(self._config.grace_seconds + _CANCELLED_CALLS_SECONDS)
-        # Calls that outlast the grace period were cancelled, and may still write: their lines are logged too.
-        ended = self._parts.executors.shutdown_and_wait(_CANCELLED_CALLS_SECONDS) and all_left
+        self._library_streams.cancel_all()  # otherwise they would last for the whole grace period
+        # The wait is bounded, because a call whose access log hangs never ends.
+        calls_ended = stopped.wait(self._config.grace_seconds + _CANCELLED_CALLS_SECONDS)
+        # Calls that outlast the grace period are cancelled, but may still write. They are logged before the log closes.
+        threads_ended = self._parts.executors.shutdown_and_wait(_CANCELLED_CALLS_SECONDS)
         self.store.close()
-        if ended:
+        if calls_ended and threads_ended:
             self._parts.access_log.close()
         if self._parts.metrics:
             self._parts.metrics.stop()
         if self._parts.metrics_page:
             self._parts.metrics_page.close()
-        return ended
+        return calls_ended and threads_ended
 
     def _set_readiness(self, ready: bool) -> None:  # noqa: FBT001 - the callback of Readiness
         self._is_ready = ready = ready and not self._is_stopping
@@ -173,41 +177,47 @@ class CaseloadServer:
 def build_server(
     config: Config, clock: Callable[[], int] = now_us, monotonic: Callable[[], float] = time.monotonic
 ) -> CaseloadServer:
-    """A server bound to its port, with its database open and migrated. Raises SettingError, and leaves nothing behind.
+    """Builds a server that is bound to its port and has its database open and migrated.
 
-    Args: clock, the time in microseconds since 1970 (UTC); monotonic, the clock of the queue timeout, in seconds.
+    Args: clock, returns microseconds since 1970 (UTC); monotonic, the clock of the queue timeout, in seconds.
+    Raises SettingError, after it has closed all that it opened.
     """
     config.check()
-    keys_file = config.keys_file
-    keys = Reloading([keys_file], lambda: read_keys(keys_file)) if keys_file else None
-    credentials = _credentials(config)
-    executors = Executors(config, monotonic)
-    server = grpc.server(executors.reads, options=_channel_options(config))
-    metrics, page = None, None
-    try:
-        address = _bind(server, config, credentials)
+    auth, credentials = Auth(_api_keys(config)), _credentials(config)
+    with ExitStack() as opened:
+        executors = Executors(config, monotonic)
+        opened.callback(executors.shutdown_and_wait, 0)
+        grpc_server = grpc.server(executors.reads, options=_channel_options(config))
+        opened.callback(grpc_server.stop, None)
+        address = _bind(grpc_server, config, credentials)
         metrics, page = _metrics(config)
-        store = open_store(config, clock, metrics.store if metrics else None)
-        sink = _access_log_sink(config, store)
-    except SettingError:
-        server.stop(None)
-        executors.shutdown_and_wait(0)
         if page:
-            page.close()
-        raise
-    auth, access_log = Auth(keys.value if keys else None), AccessLog(sink, metrics)
-    return CaseloadServer(config, Parts(server, address, executors, store, auth, access_log, metrics, page), clock)
+            opened.callback(page.close)
+        store = open_store(config, clock, metrics.store if metrics else None)
+        opened.callback(store.close)
+        access_log = AccessLog(_access_log_sink(config), metrics)
+        parts = ServerParts(grpc_server, address, executors, store, auth, access_log, metrics, page)
+        server = CaseloadServer(config, parts, clock)
+        opened.pop_all()  # from here on the server closes them
+    return server
+
+
+def _api_keys(config: Config) -> "Callable[[], ApiKeys] | None":
+    keys_file = config.keys_file
+    return ReloadedFiles([keys_file], lambda: read_keys_file(keys_file)).value if keys_file else None
 
 
 def _metrics(config: Config) -> "tuple[Metrics | None, MetricsPage | None]":
-    """The metrics, where they are asked for, and their page; the page of several workers is the supervisor's."""
+    """Returns the metrics and their page, or None when they are off. With several workers the supervisor has the page."""
     if not config.metrics_address:
         return None, None
     from caseload_server.observability.metrics import Metrics
-    from caseload_server.observability.metrics_page import MetricsPage  # here, since only servers with metrics need it
+    from caseload_server.observability.metrics_page import (
+        MetricsPage,
+    )  # imported here, because servers without metrics need no prometheus_client
 
     metrics = Metrics(config.worker)
-    logs.count_with(metrics.logged)
+    logs.set_event_counter(metrics.count_log_event)
     return metrics, MetricsPage(config.metrics_address, metrics.registry) if config.worker is None else None
 
 
@@ -217,40 +227,39 @@ def _credentials(config: Config) -> grpc.ServerCredentials | None:
     return Certificates(config.tls_cert, config.tls_key, config.tls_client_ca).credentials()
 
 
-def _access_log_sink(config: Config, store: RelationshipStore) -> LogSink:
+def _access_log_sink(config: Config) -> LogSink:
     if not config.access_log:
-        return logs.OnTerminal() if sys.stderr.isatty() else logs.STANDARD_ERROR
+        return logs.ConsoleSink() if sys.stderr.isatty() else logs.STDERR
     try:
         return LogFile(config.access_log)
     except OSError:
-        store.close()
         raise SettingError("--access-log", "cannot be written") from None
 
 
 def _channel_options(config: Config) -> list[tuple[str, int]]:
-    """What the C core is to hold callers to."""
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    """Returns the options of the gRPC C core, which enforces the limits on connections and messages.
+
+    https://grpc.github.io/grpc/core/group__grpc__arg__keys.html
+    """
+    max_open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    max_connections = min(config.max_connections, max_open_files - limits.RESERVED_FILES)
     return [
-        ("grpc.so_reuseport", int(config.workers > 1)),  # or a second server would take the port unseen
+        ("grpc.so_reuseport", int(config.workers > 1)),  # otherwise a second server could share the port unnoticed
         ("grpc.max_receive_message_length", limits.MAX_MESSAGE_BYTES),
         ("grpc.max_metadata_size", limits.MAX_METADATA_BYTES),
-        ("grpc.absolute_max_metadata_size", limits.MAX_METADATA_BYTES),  # between the two it would refuse at random
-        # All the watches there can be may share a connection, and calls with them. What is above is refused and does
-        # not wait when a caller has not heard of the limit yet, so there is room for a burst.
+        ("grpc.absolute_max_metadata_size", limits.MAX_METADATA_BYTES),  # between the two, grpc would reject at random
+        # One connection may carry every watch that can be open, and other calls beside them. The library rejects calls
+        # above the limit at once when the caller has not received the limit yet, so the limit leaves room for a burst.
         ("grpc.max_concurrent_streams", config.max_watches + 1000),
-        # It counts calls that have ended until they are cleared away, and so refuses a caller that keeps to the limit.
-        # Calls that are given up as soon as they begin are bounded by max_pending_requests below.
+        # This protection counts calls that have ended until they are cleaned up, so it would reject a caller that keeps
+        # to the limit. max_pending_requests below bounds the calls that callers cancel as soon as they begin.
         ("grpc.http.overload_protection", 0),
-        # Where the process has no time to take a method's calls on, the library refuses what is above a burst.
+        # When the process has no time to accept calls to a method, the library rejects what exceeds a burst.
         ("grpc.server.max_pending_requests", config.max_watches + 1000),
         ("grpc.server.max_pending_requests_hard_limit", config.max_watches + 1000),
-        # Some files are left for the database: each thread has two or three.
-        ("grpc.max_allowed_incoming_connections", max(1, min(config.max_connections, files - limits.RESERVED_FILES))),
+        ("grpc.max_allowed_incoming_connections", max(1, max_connections)),
         ("grpc.server_handshake_timeout_ms", limits.HANDSHAKE_TIMEOUT_MS),
-        (
-            "grpc.http2.settings_timeout",
-            limits.HANDSHAKE_TIMEOUT_MS,
-        ),  # no metadata limit holds until then
+        ("grpc.http2.settings_timeout", limits.HANDSHAKE_TIMEOUT_MS),  # until then the metadata limit does not apply
         ("grpc.max_connection_idle_ms", limits.MAX_CONNECTION_IDLE_MS),
         ("grpc.keepalive_time_ms", limits.KEEPALIVE_INTERVAL_MS),
         ("grpc.http2.min_ping_interval_without_data_ms", limits.MIN_PING_INTERVAL_MS),
@@ -261,9 +270,9 @@ def _channel_options(config: Config) -> list[tuple[str, int]]:
 
 def _bind(server: grpc.Server, config: Config, credentials: grpc.ServerCredentials | None) -> str:
     host, port = config.host_and_port()
-    where = f"{host}:{port}"
+    requested = f"{host}:{port}"
     try:
-        port = server.add_secure_port(where, credentials) if credentials else server.add_insecure_port(where)
+        port = server.add_secure_port(requested, credentials) if credentials else server.add_insecure_port(requested)
     except RuntimeError:
         raise SettingError("--address", "cannot be listened on: in use, or not of this machine") from None
     return f"{host}:{port}"

@@ -1,1 +1,1 @@
-"""Who calls, and what they may do: keys, certificates, permissions."""
+"""Principals, API keys, certificates and permissions."""

@@ -1,4 +1,4 @@
-"""What is read from files, and read again when they change."""
+"""Values that are read from files and reloaded when the files change."""
 
 import threading
 import time
@@ -13,60 +13,64 @@ from caseload_server.config import SettingError
 T = TypeVar("T")
 _log = structlog.get_logger()
 
-LOOK_SECONDS: Final = 1.0
-"""How old what is known of the files may be."""
+CHECK_INTERVAL_SECONDS: Final = 1.0
+"""The files are checked for changes at most this often."""
 
 
-class Reloading(Generic[T]):
-    """A value made of files. Where they change into what cannot be used, the value stays as it was."""
+class ReloadedFiles(Generic[T]):
+    """A value that is read from files. A reload that fails keeps the last good value."""
 
     def __init__(
         self, paths: Sequence[Path], read: Callable[[], T], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Args: read, makes the value of the files; raises SettingError, here too. clock, in seconds."""
+        """Reads the files for the first time. Raises SettingError.
+
+        Args: read, returns the value and raises SettingError when the files are invalid; clock, in seconds.
+        """
         self._clock = clock
         self._paths = paths
         self._read = read
         self._lock = threading.Lock()
-        self._due = self._clock() + LOOK_SECONDS
-        self._fault = ""
-        self._stamp = _stamp(paths)
+        self._next_check = self._clock() + CHECK_INTERVAL_SECONDS
+        self._last_error = ""
+        self._signatures = _signatures(paths)
         self._value = read()
 
     def value(self) -> T:
-        """The value, of files as they were a second ago or later."""
-        if self._clock() >= self._due and self._lock.acquire(blocking=False):
+        """Returns the value. It reflects the files as of at most CHECK_INTERVAL_SECONDS ago."""
+        if self._clock() >= self._next_check and self._lock.acquire(blocking=False):
             try:
-                self._look()
+                self._reload_if_changed()
             finally:
                 self._lock.release()
         return self._value
 
-    def _look(self) -> None:
-        self._due = self._clock() + LOOK_SECONDS
-        stamp = _stamp(self._paths)  # before the files are read: what changes meanwhile is seen the next time
-        if stamp == self._stamp:
+    def _reload_if_changed(self) -> None:
+        self._next_check = self._clock() + CHECK_INTERVAL_SECONDS
+        signatures = _signatures(self._paths)  # before reading, so that the next check sees a change during the read
+        if signatures == self._signatures:
             return
-        self._stamp = stamp
+        self._signatures = signatures
         try:
             self._value = self._read()
         except SettingError as error:
-            self._stamp = []  # it may be the moment's fault: tried again with the next look
-            if self._fault != str(error):
-                _log.error("cannot be read anew, and stays as it was", fault=str(error))
-            self._fault = str(error)
+            self._signatures = []  # the cause may be temporary, so the next check tries again
+            if self._last_error != str(error):
+                _log.error("file reload failed, keeping the last good version", fault=str(error))
+            self._last_error = str(error)
         else:
-            self._fault = ""
-            _log.info("read anew", files=[path.name for path in self._paths])
+            self._last_error = ""
+            _log.info("files reloaded", files=[path.name for path in self._paths])
 
 
-def _stamp(paths: Sequence[Path]) -> list[tuple[int, ...]]:
-    return [_stamp_of(path) for path in paths]
+def _signatures(paths: Sequence[Path]) -> list[tuple[int, ...]]:
+    return [_signature(path) for path in paths]
 
 
-def _stamp_of(path: Path) -> tuple[int, ...]:
+def _signature(path: Path) -> tuple[int, ...]:
+    """Values that differ after any change of the file; empty when the file cannot be examined."""
     try:
-        found = path.stat()
+        stat = path.stat()
     except OSError:
         return ()
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)

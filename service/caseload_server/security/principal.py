@@ -1,4 +1,4 @@
-"""Who calls, and what they may."""
+"""The authenticated caller of a call, and its permissions."""
 
 from contextvars import ContextVar
 from typing import Final, NamedTuple
@@ -8,14 +8,14 @@ PERMISSIONS: Final = ("read", "write", "audit")
 
 
 class Principal(NamedTuple):
-    """One service that calls this one."""
+    """A service that calls this server."""
 
     name: str
     permissions: frozenset[str]
 
 
 LOCAL: Final = Principal("local", frozenset(PERMISSIONS))
-"""Everyone, where nobody is asked for credentials."""
+"""The principal of every call to a server without a keys file."""
 
-current: Final[ContextVar[Principal]] = ContextVar("caller")
-"""Who made the call that is answered; grpcio runs each call in a context of its own."""
+current_principal: Final[ContextVar[Principal]] = ContextVar("principal")
+"""The principal of the current call. grpcio runs each call in its own context."""
