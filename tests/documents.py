@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
+OPERATIONS = ROOT / "docs" / "operations"
 
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```\n(\s*^```text\n(.*?)^```)?", re.MULTILINE | re.DOTALL)
 _NOT_RUN = re.compile(r"(make [a-z-]+|\. \.venv/bin/activate)( *#.*)?")

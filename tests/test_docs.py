@@ -22,13 +22,13 @@ from google.protobuf import json_format
 from google.rpc.code_pb2 import Code
 
 from tests import errors_page
-from tests.documents import ROOT, Block, blocks, is_only_named, masked, run, search_path
+from tests.documents import OPERATIONS, ROOT, Block, blocks, is_only_named, masked, run, search_path
 from tests.postgres.cluster import Server
 from tests.running import Client, ServerProcess, refusal
 
 ADDRESS = Config.address
-PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.exists()]
-CHECKOUT_PAGES = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "client" / "README.md"]
+PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if path.exists()]
+CHECKOUT_PAGES = [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "client/README.md"))]
 
 
 def name(page: Path) -> str:
@@ -183,7 +183,8 @@ def test_every_link_and_file_that_a_page_names_is_there(page: Path) -> None:
     missing = {link for link in links if link and not (page.parent / link).exists()}
     files = re.findall(r"`((?:[\w.-]+/)+[\w.-]*|[\w-]+\.(?:py|md|toml|proto|sql))`", text)
     made = ("data/", "caseload/", ".tools/")
-    roots = (ROOT, ROOT / "service", ROOT / "service" / "store", ROOT / "protos" / "caseload" / "v1")
+    package = ROOT / "service" / "caseload_server"
+    roots = (ROOT, package, package / "store", ROOT / "protos" / "caseload" / "v1")
     missing |= {file for file in files if not (file.startswith(made) or any((root / file).exists() for root in roots))}
     assert missing == set()
 
@@ -228,7 +229,8 @@ def test_the_tables_of_settings_are_what_the_commands_say() -> None:
         ).stdout
         for command in ("serve", "check")
     ]
-    rows = ROW.findall((ROOT / "docs" / "operations.md").read_text())
+    pages = (OPERATIONS / "start-and-stop.md", OPERATIONS / "health.md")
+    rows = [row for page in pages for row in ROW.findall(page.read_text())]
     assert rows == [option for text in shown for option in OPTION.findall(" ".join(text.split()))]
     assert len(rows) >= 5
 
@@ -245,8 +247,8 @@ def test_the_page_of_dependencies_names_those_of_the_project_and_no_others() -> 
 
 
 def test_a_backup_taken_while_serving_is_restored_as_a_store_that_refuses_old_revisions(folder: Path) -> None:
-    """As docs/operations.md says: back up, restore, start on the restored file."""
-    page = blocks(ROOT / "docs" / "operations.md")
+    """Follows docs/operations/backup-and-restore.md: back up, restore, start on the restored file."""
+    page = blocks(OPERATIONS / "backup-and-restore.md")
     backing_up, on_a_schedule = [block for block in page if block.text.startswith("caseload backup ")]
     [restoring] = [block for block in page if block.text.startswith("caseload restore ")]
     with ServerProcess(f"sqlite:///{folder}/data/caseload.db") as server:
@@ -266,8 +268,8 @@ def test_a_backup_taken_while_serving_is_restored_as_a_store_that_refuses_old_re
 
 
 def test_purging_by_age_keeps_what_is_younger(folder: Path) -> None:
-    """As docs/operations.md says, while the server runs."""
-    page = blocks(ROOT / "docs" / "operations.md")
+    """Runs the commands of docs/operations/purge.md while the server runs."""
+    page = blocks(OPERATIONS / "purge.md")
     people, purging = [block for block in page if block.text.startswith("caseload purge ")]
     with ServerProcess(f"sqlite:///{folder}/data/caseload.db") as server:
         assert tour(server.address) == 0

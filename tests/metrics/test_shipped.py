@@ -12,7 +12,7 @@ from caseload_server.rpc.status_map import CODES
 
 from tests.clinic import Clinic
 from tests.conftest import serving
-from tests.documents import ROOT
+from tests.documents import OPERATIONS
 from tests.metrics.reading import Numbers, numbers
 from tests.metrics.shipped import RULES, dashboard, metrics_in, rules_text, shown
 from tests.postgres.databases import Databases
@@ -53,7 +53,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, postgres_databases: Datab
 
 
 def test_what_is_said_of_the_metrics_is_what_the_page_shows(exported: set[Metric]) -> None:
-    text = (ROOT / "docs" / "operations.md").read_text()
+    text = (OPERATIONS / "metrics-and-alerts.md").read_text()
     rows = re.findall(r"^\| `(caseload_\w+)` \| (\w+) \|(.*?)\| [^|]+ \| [^|]+ \|$", text, re.MULTILINE)
     said = {Metric(name, kind, frozenset(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
     assert said == exported

@@ -15,7 +15,7 @@ from caseload_server.config import Config
 from caseload_server.observability import logs
 
 from tests.clinic import Clinic, full_name
-from tests.documents import ROOT
+from tests.documents import OPERATIONS, ROOT
 from tests.process.starting import SECRET, url
 from tests.running import ServerProcess
 from tests.security.serving import KeysFile
@@ -127,7 +127,7 @@ def test_the_page_names_every_event_that_the_code_logs_and_no_other() -> None:
     code = "".join(path.read_text() for path in (ROOT / "service").rglob("*.py"))
     logged = re.findall(r'\b_?log\.(info|warning|error)\(\s*"([^"]+)"', code)
     assert len(logged) == len(re.findall(r"\b_?log\.(?:debug|info|warning|error|exception|critical|log|msg)\(", code))
-    page, _, _ = (ROOT / "docs" / "operations.md").read_text().partition("## The access log")
+    page = (OPERATIONS / "logs.md").read_text()
     rows = re.findall(r"^\| (`[^|]+) \| (info|warning|error) \|", page, re.MULTILINE)
     assert sorted(set(logged)) == sorted(
         (level, name) for names, level in rows for name in re.findall("`([^`]+)`", names)

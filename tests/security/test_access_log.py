@@ -19,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.clinic import READS, RPCS, Clinic, full_name, new_request_id, request
+from tests.documents import OPERATIONS
 from tests.locking import holding_the_lock, wait_for_locks
 from tests.security.serving import KeysFile, LogReader, await_writes, bearer, logging
 from tests.services.samples import full, is_map
@@ -303,7 +304,7 @@ def test_what_was_sent_in_the_place_of_an_id_is_not_in_the_log(
 
 
 def test_what_the_library_refuses_by_itself_has_no_line(logged: tuple[CaseloadServer, Clinic, LogReader]) -> None:
-    """As docs/operations.md says."""
+    """As docs/operations/logs.md says."""
     _, clinic, reader = logged
     unknown: Any = clinic.channel.unary_unary("/caseload.v1.PatientService/Unknown")
     get: Any = clinic.channel.unary_unary(GET)
@@ -321,7 +322,7 @@ def test_the_line_in_the_documentation_is_one_as_it_is_written(
     logged: tuple[CaseloadServer, Clinic, LogReader],
 ) -> None:
     _, clinic, reader = logged
-    [shown] = re.findall(r'^\{"event":"call".*$', OPERATIONS.read_text(), re.MULTILINE)
+    [shown] = re.findall(r'^\{"event":"call".*$', LOGS_PAGE.read_text(), re.MULTILINE)
     clinic.therapists("ada")
     clinic.patients("jane")
     clinic.send("DeletePatient", patient_id="jane")
@@ -333,10 +334,10 @@ def test_the_line_in_the_documentation_is_one_as_it_is_written(
     assert list(documented) == list(written)
     assert [documented[name] for name in same] == [written[name] for name in same]
     documented_fields = {
-        name for row in FIELD_ROW.findall(OPERATIONS.read_text()) for name in re.findall(r"`(\w+)`", row)
+        name for row in FIELD_ROW.findall(LOGS_PAGE.read_text()) for name in re.findall(r"`(\w+)`", row)
     }
     assert documented_fields >= set(FIELDS)
 
 
-OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
+LOGS_PAGE = OPERATIONS / "logs.md"
 FIELD_ROW = re.compile(r"^\| ((?:`\w+`(?:, )?)+) \|", re.MULTILINE)
