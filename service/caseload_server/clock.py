@@ -4,5 +4,5 @@ import time
 
 
 def now_us() -> int:
-    """The time in microseconds since 1970 (UTC)."""
+    """Returns the time in microseconds since 1970 (UTC)."""
     return time.time_ns() // 1000

@@ -177,7 +177,7 @@ def test_connections_leave_files_for_the_database(tmp_path: Path) -> None:
 
 def test_a_connection_that_says_nothing_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert limits.HANDSHAKE_TIMEOUT_MS <= 20_000
-    monkeypatch.setattr(building, "HANDSHAKE_MS", 300)
+    monkeypatch.setattr(limits, "HANDSHAKE_TIMEOUT_MS", 300)
     with serving(tmp_path) as server:
         host, port = server.address.split(":")
         with socket.create_connection((host, int(port)), timeout=HUNG_SECONDS) as silent:
@@ -189,7 +189,7 @@ def test_a_connection_that_says_nothing_is_closed(tmp_path: Path, monkeypatch: p
 def pinged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Frames]:
     """A connection to a server that bears a ping every 300 ms."""
     assert limits.MIN_PING_INTERVAL_MS < 10_000  # the least that grpc-go and grpc-java send at
-    monkeypatch.setattr(building, "PING_MS", 300)
+    monkeypatch.setattr(limits, "MIN_PING_INTERVAL_MS", 300)
     with serving(tmp_path) as server, Frames(server.address) as frames:
         assert frames.read()[0] == SETTINGS
         yield frames

@@ -1,1 +1,1 @@
-"""The gRPC server and what surrounds each call."""
+"""The gRPC server, and the layer around each call: executors, load shedding, authorization, logging and statuses."""

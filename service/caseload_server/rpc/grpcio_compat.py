@@ -1,10 +1,10 @@
-"""The only module that uses private names of grpcio: it receives a call's message before the call takes a thread.
+"""Receives a call's message before the call takes a thread. The only module that uses private names of grpcio.
 
-By itself grpcio takes a thread and lets it wait for the message. A caller that never sends one keeps the thread, and a
-few dozen such calls stop a server. Receiving first also saves each call two thread switches.
+grpcio itself takes a thread and lets it wait for the message. A caller that never sends one keeps the thread, and a few
+dozen such calls stop a server. Receiving the message first also saves each call two thread switches.
 
-`grpcio_supported` compares the private functions with the ones known here. Where they differ, grpcio's own way is used,
-without load shedding, and `warn_unsupported_grpcio` says so. The project pins grpcio to the range that was tested.
+`grpcio_supported` compares grpcio's private functions with those known here. When they differ, calls run as grpcio runs
+them, without load shedding, and `warn_unsupported_grpcio` logs it. The project pins grpcio to the tested range.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]
 _log = structlog.get_logger()
 
 Args = tuple[Any, ...]
-"""What grpcio submits to an executor: one of its functions, and that function's arguments."""
+"""What grpcio submits to an executor: one of its functions, and then the arguments of that function."""
 
 _POOL_PARAMETERS: Final = [
     *("rpc_event", "state", "behavior", "argument_thunk", "request_deserializer", "response_serializer")
@@ -34,7 +34,7 @@ _PARAMETERS: Final = {
 
 
 def grpcio_supported() -> bool:
-    """Whether grpcio has the private names used here, with the parameters known here."""
+    """Returns whether grpcio has the private names used here, with the same parameters."""
     private = vars(_server)
     return "_RECEIVE_MESSAGE_TOKEN" in private and all(
         name in private and list(signature(private[name]).parameters) == parameters
@@ -46,13 +46,13 @@ _SUPPORTED: Final = grpcio_supported()
 
 
 def warn_unsupported_grpcio() -> None:
-    """Logs that calls are not shed, and that silent callers hold threads, where grpcio is not supported."""
+    """Logs a warning when grpcio is not supported: no call is shed, and callers that send no message hold threads."""
     if not _SUPPORTED:
         _log.warning("load shedding is off: unsupported grpcio", grpcio=grpc.__version__)
 
 
 class CallDone:
-    """The part of a Future that grpcio's server uses: one callback, called once the call has ended."""
+    """The part of a Future that grpcio's server uses: one callback, which runs once the call has ended."""
 
     __slots__ = ("_callback", "_first")
 
@@ -60,16 +60,16 @@ class CallDone:
         self._first: dict[str, str] = {}
 
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:
-        """Takes the callback, before or after the call has ended."""
+        """Sets the callback. Runs it at once when the call has already ended."""
         self._callback = callback
         self._arrive("callback")
 
     def finish(self) -> None:
-        """Says that the call has ended."""
+        """Marks the call as ended."""
         self._arrive("end")
 
     def _arrive(self, event: str) -> None:
-        # setdefault is atomic: whichever event comes second finds the other, and runs the callback.
+        # setdefault is atomic: the event that comes second sees the first one, and runs the callback.
         if self._first.setdefault("first", event) != event:
             self._callback(self)
 
@@ -80,8 +80,8 @@ def _runs_in_pool(args: Args) -> bool:
 
 
 def when_received(args: Args, proceed: Callable[[Args], Any]) -> None:
-    """Calls `proceed` once the call's message has arrived, or the call has ended. Needs no thread until then."""
-    # A stream of requests has another thunk: it is read as it comes.
+    """Calls `proceed` once the call's message has arrived or the call has ended. Takes no thread until then."""
+    # A stream of requests has a different thunk, and is read while the call runs.
     if not (_runs_in_pool(args) and args[4].__name__ == "unary_request"):
         proceed(args)
         return
@@ -93,7 +93,7 @@ def when_received(args: Args, proceed: Callable[[Args], Any]) -> None:
         request, state.request = state.request, None
 
         def thunk() -> Any:
-            return request if _server._is_rpc_state_active(state) else None  # nothing is done for a call that ended
+            return request if _server._is_rpc_state_active(state) else None  # no work for a call that has ended
 
         proceed(args if request is None else (run, event, state, behavior, thunk, parse, write))
         return outcome
@@ -104,14 +104,16 @@ def when_received(args: Args, proceed: Callable[[Args], Any]) -> None:
 
 
 def can_shed(args: Args) -> bool:
-    """Whether the call can be rejected by `shed`: its handler has a `shed` function, and grpcio is supported."""
+    """Returns whether `shed` can reject the call: its handler has a `shed` function, and grpcio is supported."""
     return _runs_in_pool(args) and hasattr(args[3], "shed")
 
 
 def shed(run: Callable[..., Any], args: Args, done: CallDone) -> None:
-    """Runs the handler's `shed` function instead of the handler, in the thread that is here."""
+    """Runs the handler's `shed` function instead of the handler, in the current thread."""
     in_pool, event, state, behavior, thunk, *rest = args
-    if thunk.__name__ == "unary_request":  # a call without a message: the thunk would wait for what this thread brings
+    if (
+        thunk.__name__ == "unary_request"
+    ):  # no message has arrived, and this thunk would wait for the thread that receives it
 
         def thunk() -> Any:
             return b"" if _server._is_rpc_state_active(state) else None

@@ -1,4 +1,7 @@
-"""Streams of the gRPC library's own services last as long as their callers like: a stop ends them."""
+"""Keeps track of the open streams of grpcio's own services (health, reflection), so that a stop can cancel them.
+
+Their callers decide how long such a stream lasts: it would keep a stopping server waiting for the whole grace period.
+"""
 
 import functools
 import threading
@@ -9,49 +12,49 @@ import grpc
 
 
 class OpenStreams:
-    """Passes handlers on to a server, and knows the streams under way."""
+    """Registers handlers with a server, and keeps track of their open streams."""
 
     def __init__(self, server: grpc.Server) -> None:
-        """Args: server, which the handlers end up in."""
+        """Args: server, receives the handlers."""
         self._server = server
         self._lock = threading.Lock()
         self._open: set[grpc.ServicerContext] = set()
-        self._ended = False
+        self._cancelled = False
 
     def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
-        """Registers the handlers of one service."""
-        known = {name: self._known(handler) for name, handler in handlers.items()}
-        self._server.add_registered_method_handlers(service, known)
+        """Registers the handlers of one service. Args: service, its full name; handlers, by method name."""
+        tracked = {name: self._track_handler(handler) for name, handler in handlers.items()}
+        self._server.add_registered_method_handlers(service, tracked)
 
-    def end(self) -> None:
-        """Cancels the streams under way, and those that still begin."""
+    def cancel_all(self) -> None:
+        """Cancels the open streams, and every stream that starts later."""
         with self._lock:
-            self._ended = True
+            self._cancelled = True
             streams = list(self._open)
         for context in streams:
             context.cancel()
 
-    def _known(self, handler: Any) -> Any:
+    def _track_handler(self, handler: Any) -> Any:
         if handler.unary_stream:
-            return handler._replace(unary_stream=self._noting(handler.unary_stream))
+            return handler._replace(unary_stream=self._track_calls(handler.unary_stream))
         if handler.stream_stream:
-            return handler._replace(stream_stream=self._noting(handler.stream_stream))
+            return handler._replace(stream_stream=self._track_calls(handler.stream_stream))
         return handler
 
-    def _noting(self, answer: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(answer)  # keeps the experimental_* attributes
-        def noted(request: Any, context: grpc.ServicerContext, *rest: Any) -> Any:
+    def _track_calls(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(call)  # keeps the experimental_* attributes
+        def tracked(request: Any, context: grpc.ServicerContext, *rest: Any) -> Any:
             with self._lock:
                 self._open.add(context)
-                ended = self._ended
-            if not context.add_callback(functools.partial(self._forget, context)):
-                self._forget(context)
-            if ended:
+                cancelled = self._cancelled
+            if not context.add_callback(functools.partial(self._untrack, context)):
+                self._untrack(context)
+            if cancelled:
                 context.cancel()
-            return answer(request, context, *rest)
+            return call(request, context, *rest)
 
-        return noted
+        return tracked
 
-    def _forget(self, context: grpc.ServicerContext) -> None:
+    def _untrack(self, context: grpc.ServicerContext) -> None:
         with self._lock:
             self._open.discard(context)

@@ -6,26 +6,26 @@ from collections.abc import Callable
 from typing import Final
 
 SPACING_SECONDS: Final = 0.004
-"""Between two retries. To shed a call takes about 0.1 ms, so retries take a few hundredths of a core in all."""
+"""Time between two retries, in seconds. Shedding a call takes about 0.1 ms, so retries cost about 3% of one core."""
 MIN_DELAY_SECONDS: Final = 0.2
 MAX_DELAY_SECONDS: Final = 3.0
-"""Well within the deadline of a call, which a flood of other callers must not use up."""
+"""In seconds. Short compared with a call's deadline, so that a flood of other callers does not use it up."""
 
 
 class RetryDelays:
-    """Gives each caller its own time to retry, one after the other.
+    """Gives each caller its own time to retry, one after another.
 
-    When the times up to the longest delay are used up it starts again with the shortest, and two callers share a time.
+    When the times up to the longest delay are taken, it starts again with the shortest one, and callers share a time.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Args: clock, in seconds."""
+        """Args: clock, returns seconds."""
         self._clock = clock
         self._lock = threading.Lock()
         self._last = 0.0
 
     def next_seconds(self) -> float:
-        """The delay for the next caller, in seconds."""
+        """Returns the delay for the next caller, in seconds."""
         now = self._clock()
         with self._lock:
             at = max(self._last + SPACING_SECONDS, now + MIN_DELAY_SECONDS)

@@ -82,7 +82,7 @@ class CaseloadServer:
         self._library_streams = OpenStreams(parts.grpc_server)
         self._readiness = Readiness(parts.store.check, self._set_readiness)
         self._watches = Watches(parts.store, config.max_watches)
-        # The non-blocking servicer sends while it holds its lock, so one watcher that reads nothing would block them all.
+        # The non-blocking servicer sends while it holds its lock: a watcher that reads nothing would block the others.
         self._health = health.HealthServicer(experimental_non_blocking=False)
         self._register_caseload_services(clock)
         self._register_library_services()
@@ -113,7 +113,7 @@ class CaseloadServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, health_server)
         reflection_executors = MethodExecutors(executors.probes, executors.probes, executors.reflection)
         reflection_server: Any = self._pipeline(server, reflection_executors)
-        service_names = (*READINESS, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        service_names = (*READINESS_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(service_names, reflection_server)
 
     def _pipeline(self, server: Any, executors: MethodExecutors) -> PipelineServer:
@@ -133,7 +133,7 @@ class CaseloadServer:
         """Starts to serve calls, and becomes SERVING."""
         warn_unsupported_grpcio()
         self._parts.grpc_server.start()
-        self._health.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
+        self._health.set(LIVENESS_SERVICE, health_pb2.HealthCheckResponse.SERVING)
         self._set_readiness(True)
         self._readiness.start()
         if self._parts.metrics:
@@ -170,7 +170,7 @@ class CaseloadServer:
     def _set_readiness(self, ready: bool) -> None:  # noqa: FBT001 - the callback of Readiness
         self._is_ready = ready = ready and not self._is_stopping
         states = health_pb2.HealthCheckResponse
-        for name in READINESS:
+        for name in READINESS_SERVICES:
             self._health.set(name, states.SERVING if ready else states.NOT_SERVING)
 
 
@@ -208,7 +208,7 @@ def _api_keys(config: Config) -> "Callable[[], ApiKeys] | None":
 
 
 def _metrics(config: Config) -> "tuple[Metrics | None, MetricsPage | None]":
-    """Returns the metrics and their page, or None when they are off. With several workers the supervisor has the page."""
+    """Returns the metrics and their page, or None when they are off. The supervisor of several workers has the page."""
     if not config.metrics_address:
         return None, None
     from caseload_server.observability.metrics import Metrics

@@ -1,4 +1,4 @@
-"""Domain errors as gRPC statuses with google.rpc details (AIP-193)."""
+"""Converts domain errors to gRPC statuses with google.rpc details (AIP-193, https://google.aip.dev/193)."""
 
 import math
 from typing import Final
@@ -13,7 +13,9 @@ from google.rpc.status_pb2 import Status
 from caseload_server.domain.errors import DomainError
 
 DOMAIN: Final = "caseload.v1"
-_PUSHBACK: Final = "grpc-retry-pushback-ms"
+"""The domain in every ErrorInfo."""
+_PUSHBACK_KEY: Final = "grpc-retry-pushback-ms"
+"""The trailing metadata that gRPC's own retries obey, in milliseconds (gRFC A6)."""
 
 CODES: Final[dict[str, int]] = {
     "INVALID_FIELD": Code.INVALID_ARGUMENT,
@@ -51,35 +53,35 @@ CODES: Final[dict[str, int]] = {
     "DEADLINE_EXCEEDED": Code.DEADLINE_EXCEEDED,
     "INTERNAL": Code.INTERNAL,
 }
-"""Reason to google.rpc.Code; the contract's error_reason.proto says the same, and a test compares them."""
+"""Maps each reason to its google.rpc.Code. A test compares the table with the comments of error_reason.proto."""
 
 
-def status(error: DomainError) -> Status:
-    """The status a caller gets: ErrorInfo always, and what else the error can tell, under 4 KiB in all."""
+def to_status(error: DomainError) -> Status:
+    """Returns the status for an error. It always has an ErrorInfo, and takes less than 4 KiB with all other details."""
     code = CODES[error.reason]
-    parts: list[Message] = [details.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)]
+    messages: list[Message] = [details.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)]
     if error.violations:
         fields = (details.BadRequest.FieldViolation(field=v.field, description=v.description) for v in error.violations)
-        parts.append(details.BadRequest(field_violations=fields))
+        messages.append(details.BadRequest(field_violations=fields))
     if code == Code.FAILED_PRECONDITION:
         violation = details.PreconditionFailure.Violation(type=error.reason, description=error.message)
-        parts.append(details.PreconditionFailure(violations=[violation]))
-    parts += [details.ResourceInfo(resource_type=r.type, resource_name=r.name) for r in error.resources]
+        messages.append(details.PreconditionFailure(violations=[violation]))
+    messages += [details.ResourceInfo(resource_type=r.type, resource_name=r.name) for r in error.resources]
     if error.retry_after_seconds is not None:
         delay = Duration(nanos=int(error.retry_after_seconds * 1e9) % 10**9, seconds=int(error.retry_after_seconds))
-        parts.append(details.RetryInfo(retry_delay=delay))
-    return Status(code=code, message=error.message, details=map(_packed, parts))
+        messages.append(details.RetryInfo(retry_delay=delay))
+    return Status(code=code, message=error.message, details=map(_pack, messages))
 
 
-def pushback(error: DomainError) -> tuple[tuple[str, str], ...]:
-    """The trailing metadata that gRPC's own retries obey (gRFC A6): RetryInfo's delay, or -1 for not at all."""
+def retry_pushback(error: DomainError) -> tuple[tuple[str, str], ...]:
+    """Returns the trailing metadata for gRPC's own retries: the delay of RetryInfo, or -1 to stop them (gRFC A6)."""
     if error.retry_after_seconds is not None:
-        return ((_PUSHBACK, str(math.ceil(error.retry_after_seconds * 1000))),)
-    # Those who retry it at once would find the same again.
-    return ((_PUSHBACK, "-1"),) if CODES[error.reason] == Code.RESOURCE_EXHAUSTED else ()
+        return ((_PUSHBACK_KEY, str(math.ceil(error.retry_after_seconds * 1000))),)
+    # Without a delay, an immediate retry would get the same error again.
+    return ((_PUSHBACK_KEY, "-1"),) if CODES[error.reason] == Code.RESOURCE_EXHAUSTED else ()
 
 
-def _packed(message: Message) -> Any:
+def _pack(message: Message) -> Any:
     packed = Any()
     packed.Pack(message)
     return packed
