@@ -183,9 +183,11 @@ def test_every_link_and_file_that_a_page_names_is_there(page: Path) -> None:
     missing = {link for link in links if link and not (page.parent / link).exists()}
     files = re.findall(r"`((?:[\w.-]+/)+[\w.-]*|[\w-]+\.(?:py|md|toml|proto|sql))`", text)
     made = ("data/", "caseload/", ".tools/")
-    package = ROOT / "service" / "caseload_server"
-    roots = (ROOT, package, package / "store", ROOT / "protos" / "caseload" / "v1")
-    missing |= {file for file in files if not (file.startswith(made) or any((root / file).exists() for root in roots))}
+    folders = [ROOT, ROOT / "protos/caseload/v1", ROOT / "client/caseload/client", ROOT / "service"]
+    folders += [folder for folder in (ROOT / "service").rglob("*") if folder.is_dir()]
+    missing |= {
+        file for file in files if not (file.startswith(made) or any((folder / file).exists() for folder in folders))
+    }
     assert missing == set()
 
 
@@ -201,7 +203,7 @@ def test_every_link_into_a_page_names_a_heading_that_is_there() -> None:
 
 
 def test_the_readme_is_read_in_one_sitting() -> None:
-    assert 90 <= len((ROOT / "README.md").read_text().splitlines()) <= 130
+    assert 90 <= len((ROOT / "README.md").read_text().splitlines()) <= 110
 
 
 def test_the_page_of_errors_is_current() -> None:
