@@ -1,4 +1,4 @@
-"""`python -m caseload_server` is the `caseload` command."""
+"""Runs the `caseload` command: `python -m caseload_server`."""
 
 from caseload_server.commands.main import main
 

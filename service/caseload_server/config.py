@@ -1,4 +1,4 @@
-"""Every setting of the server, its unit and its default."""
+"""The settings of the server, with their units and defaults."""
 
 import datetime
 import ipaddress
@@ -12,8 +12,12 @@ _SQLITE: Final = "sqlite:///"
 _POSTGRES: Final = ("postgresql://", "postgres://")
 
 
+CANNOT_LISTEN: Final = "cannot listen on this address: it is in use, or does not belong to this machine"
+"""The text of a SettingError."""
+
+
 class SettingError(Exception):
-    """A setting with which the server cannot start: its name, and what is wrong; never its value."""
+    """A setting that the server cannot start with. The text names the setting and the problem, never the value."""
 
     def __init__(self, setting: str, text: str) -> None:
         """Args: setting, as the user writes it, such as "--database"."""
@@ -25,79 +29,82 @@ class Config:
     """The settings of `caseload serve`."""
 
     address: str = "127.0.0.1:50051"
-    """HOST:PORT to listen on; port 0 takes a free one."""
+    """HOST:PORT to listen on. Port 0 picks a free port."""
     database: str = "sqlite:///data/caseload.db"
-    """sqlite:///PATH, relative to the working folder, or with four slashes from the root; or postgresql://..."""
+    """sqlite:///PATH, relative to the working directory, sqlite:////PATH for an absolute path, or postgresql://..."""
     workers: int = 1
-    """Processes that serve, on one port."""
+    """Number of server processes on the port."""
     worker: int | None = None
-    """The number of this process from 0, where it is one of several on one port that another process has started."""
+    """Number of this worker process, from 0. None when this process was not started by a supervisor."""
     threads: int = 64
-    """Calls that write at once, none of which takes a thread of those that read. As many can share a commit."""
+    """Number of writes at once, which is also the largest group commit. Reads have threads of their own."""
     read_threads: int = 16
-    """Calls that read at once, and no more than `threads`. With many each costs more: they fight over the GIL."""
+    """Number of reads at once, at most `threads`. With many threads, contention for the GIL makes each read slower."""
     max_queue_depth: int = 400
-    """Calls that wait for such a thread, of either kind; one more is turned away."""
+    """Number of calls that may wait for a thread, for reads and for writes each. Further calls are shed."""
     queue_timeout_seconds: float = 1.0
-    """How long a call waits at most; then, or where it is plain before, it is turned away."""
+    """Longest wait for a thread. New calls are shed at once while the first queued call has waited for half of it."""
     pool_size: int = 16
-    """Connections to PostgreSQL for reads, and as many for writes; readiness has another, and so have watches."""
+    """PostgreSQL connections for reads, and the same number for writes. Readiness and watches use one more each."""
     max_watches: int = 100
-    """Watches open at once in one process."""
+    """Number of open watches in one process."""
     max_connections: int = 10_000
-    """Connections open at once to one process."""
+    """Number of open client connections to one process."""
     drain_seconds: float = 5.0
-    """How long calls are still answered after readiness has gone, at a stop."""
+    """How long a stopping server, which reports NOT_SERVING, still accepts calls."""
     grace_seconds: float = 30.0
-    """How long calls under way may take after that."""
+    """How long calls in progress may take after the drain."""
     keys_file: Path | None = None
-    """The callers, and the hashes of their keys; without it everyone on this machine is `local`."""
+    """Callers and the hashes of their keys. Without it, the server accepts all calls, from the principal `local`."""
     tls_cert: Path | None = None
-    """The certificate chain that is shown to callers, in PEM."""
+    """The server's certificate chain, PEM."""
     tls_key: Path | None = None
-    """Its key, in PEM."""
+    """The private key of `tls_cert`, PEM."""
     tls_client_ca: Path | None = None
-    """Whose certificates callers need, in PEM; without it they need none."""
+    """The authority that client certificates must come from, PEM. Without it, clients need no certificate."""
     access_log: Path | None = None
-    """Where the line of each call goes; without it to standard error."""
+    """File for the access log. Without it, the access log goes to standard error."""
     log_level: str = "info"
-    """info, warning or error: what is less is not logged. The access log has no level."""
+    """Lowest level that is logged: info, warning or error. The access log has no level."""
     metrics_address: str | None = None
-    """HOST:PORT to serve the metrics at; port 0 takes a free one. Without it nothing is counted."""
+    """HOST:PORT of the metrics page. Port 0 picks a free port. Without it, the server collects no metrics."""
     allow_insecure: bool = False
-    """Listen beyond loopback without encryption and authentication."""
+    """Allow other addresses than loopback without encryption and authentication."""
 
     def check(self) -> None:
-        """Raises SettingError."""
+        """Checks settings and their combinations. Raises SettingError."""
         host = self.host_and_port()[0]
         if self.metrics_address is not None:
             host_and_port("--metrics-address", self.metrics_address)
         if not (ipaddress.ip_address(host.strip("[]")).is_loopback or self.is_secure() or self.allow_insecure):
-            raise SettingError("--address", "beyond loopback needs --tls-cert and --keys-file, or --allow-insecure")
+            raise SettingError("--address", "needs --tls-cert and --keys-file beyond loopback, or --allow-insecure")
         for name, needed in (("tls_cert", "tls_key"), ("tls_key", "tls_cert"), ("tls_client_ca", "tls_cert")):
             if getattr(self, name) and not getattr(self, needed):
                 raise SettingError(_flag(name), f"needs {_flag(needed)}")
         if self.tls_client_ca and not self.keys_file:
-            raise SettingError("--tls-client-ca", "needs --keys-file, where callers are listed")
+            raise SettingError("--tls-client-ca", "needs --keys-file, which lists the callers")
         if self.access_log:
-            _check_file_can_be(self.access_log, "--access-log")
+            _check_log_path("--access-log", self.access_log)
         if not is_postgres(self.database):
             sqlite_path(self.database)
 
     def is_secure(self) -> bool:
-        """Whether calls are encrypted and callers known."""
+        """Returns whether calls are encrypted and callers are authenticated."""
         return self.tls_cert is not None and self.keys_file is not None
 
     def host_and_port(self) -> tuple[str, int]:
-        """Those of the address to listen on. Raises SettingError."""
+        """Returns the host and port of `address`. Raises SettingError."""
         return host_and_port("--address", self.address)
 
 
 def host_and_port(setting: str, address: str) -> tuple[str, int]:
-    """The IP address, with an IPv6 one in brackets, and the port. Raises SettingError."""
+    """Splits HOST:PORT into an IP address, in brackets if it is IPv6, and a port. Raises SettingError.
+
+    Args: setting, the name of the setting for the error.
+    """
     host, _, port = address.rpartition(":")
     if host == "localhost":
-        host = "127.0.0.1"  # the name stands for two addresses, and grpc is content when it gets one of them
+        host = "127.0.0.1"  # the name has two addresses, and grpc would not fail if it can bind only one
     if not (_is_ip(host) and re.fullmatch("[0-9]{1,5}", port) and int(port) < 65536):
         raise SettingError(setting, "must be HOST:PORT, where HOST is an IP address or localhost")
     return host, int(port)
@@ -116,53 +123,57 @@ def _is_ip(host: str) -> bool:
 
 
 def is_postgres(database: str) -> bool:
-    """Whether a database URL is of PostgreSQL, as libpq takes it."""
+    """Returns whether the URL is a PostgreSQL URL for libpq."""
     return database.startswith(_POSTGRES)
 
 
 def has_password(database: str) -> bool:
-    """Whether a PostgreSQL URL carries a password, before its host or among its parameters."""
+    """Returns whether a PostgreSQL URL has a password, before its host or among its parameters."""
     if not is_postgres(database):
         return False
     rest = database.partition("://")[2]
-    user = re.match("[^@/]*@", rest)  # as libpq reads it: a ? may stand before the @
+    user = re.match("[^@/]*@", rest)  # libpq allows a ? before the @
     query = parse_qs(rest[user.end() if user else 0 :].partition("?")[2])
     return (user is not None and ":" in user[0]) or bool({"password", "sslpassword"} & query.keys())
 
 
-def _check_file_can_be(path: Path, setting: str) -> None:
-    """Before anything is made: a start that fails leaves nothing behind."""
+def _check_log_path(setting: str, path: Path) -> None:
+    """Checks before any file is created, so that a failed start leaves no files behind. Raises SettingError."""
     try:
         if path.is_dir() or not path.parent.is_dir():
-            raise SettingError(setting, "is a folder, or its folder does not exist")
+            raise SettingError(setting, "must be a file in an existing directory")
     except OSError:
-        raise SettingError(setting, "cannot be looked up: forbidden, or too long") from None
+        raise SettingError(setting, "cannot be accessed: no permission, or the path is too long") from None
 
 
 def sqlite_path(database: str) -> Path:
-    """The file behind a database URL. Raises SettingError."""
+    """Returns the absolute path of the file in a SQLite URL. Raises SettingError."""
     if not database.startswith(_SQLITE) or database == _SQLITE or "?" in database or "\0" in database:
         raise SettingError("--database", "must be sqlite:///PATH or postgresql://...")
     path = Path(database.removeprefix(_SQLITE))
     try:
-        str(path).encode()  # bytes that are not UTF-8 come as lone surrogates, and SQLite takes none
+        str(path).encode()  # bytes that are not UTF-8 are lone surrogates, which SQLite rejects
         if not path.parent.is_dir():
-            raise SettingError("--database", "the folder of the file does not exist")
+            raise SettingError("--database", "the directory of the file does not exist")
         if path.exists() and not path.is_file():
-            raise SettingError("--database", "is not a file")
+            raise SettingError("--database", "is not a regular file")
     except (OSError, UnicodeError):
-        raise SettingError("--database", "cannot be looked up: forbidden, too long, or not UTF-8") from None
-    return path.absolute()  # or SQLite would read a meaning into the name :memory:
+        raise SettingError("--database", "cannot be accessed: no permission, path too long, or not UTF-8") from None
+    return path.absolute()  # because SQLite treats the name :memory: specially
 
 
-def moment(setting: str, text: str, now_us: int) -> int:
-    """A time (RFC 3339) or an age in days (30d), as microseconds since 1970 (UTC). Raises SettingError."""
+def parse_time(setting: str, text: str, now_us: int) -> int:
+    """Parses a time (RFC 3339) or an age in days (30d). Raises SettingError.
+
+    Args: setting, the name of the setting for the error; now_us, the current time in microseconds since 1970 (UTC).
+    Returns: microseconds since 1970 (UTC).
+    """
     if text.endswith("d") and text[:-1].isascii() and text[:-1].isdigit() and len(text) < 8:
         return now_us - int(text[:-1]) * 24 * 3600 * 1_000_000
     try:
-        at = datetime.datetime.fromisoformat(text)
+        parsed = datetime.datetime.fromisoformat(text)
     except ValueError:
         raise SettingError(setting, "must be a time such as 2026-01-31T00:00:00Z, or an age such as 30d") from None
-    if at.tzinfo is None:
+    if parsed.tzinfo is None:
         raise SettingError(setting, "needs a time zone, such as Z")
-    return int(at.timestamp() * 1_000_000)
+    return int(parsed.timestamp() * 1_000_000)

@@ -1,9 +1,9 @@
-"""Several worker processes on one port: started, kept running, and stopped together.
+"""Runs several worker processes on one port: starts them, restarts them when they end, and stops them together.
 
-Each is `caseload serve` once more, run by exec as the first process was: gRPC's C core does not survive a fork. That
-first process serves nothing and loads no gRPC. It holds the port, and what it wants of a worker is all in `Place`; a
-worker says that it answers as any server does, on its standard output, and learns from its standard input, which ends,
-that the first process is gone.
+Each worker is `caseload serve` again, started by exec with the command line of the first process: gRPC's C core does
+not survive a fork. The first process, the supervisor, serves no calls and loads no gRPC. It reserves the port. A worker
+gets its number, the number of workers and the address from an environment variable (`WorkerSpec`). Like any server, it
+prints a line on its standard output when it is ready. Its standard input ends when the supervisor has died.
 """
 
 import os
@@ -20,214 +20,227 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import structlog
 
-from caseload_server.config import Config, SettingError
+from caseload_server.config import CANNOT_LISTEN, Config, SettingError
 
 if TYPE_CHECKING:
     from caseload_server.observability.metrics import WorkersMetrics
 
-ORPHANED: Final = signal.SIGHUP
-"""What a worker gets when the process that started it is gone."""
-_PLACE: Final = "_CASELOAD_WORKER"
-_FIRST_PAUSE_SECONDS: Final = 0.1
-_LONGEST_PAUSE_SECONDS: Final = 10.0
-"""Before a worker that ended is started again: twice as long each time,"""
-_LIVED_SECONDS: Final = 30.0
-"""unless it lived so long."""
-_PATIENCE_SECONDS: Final = 10.0
-"""How much longer than they were told workers may take to stop."""
+PARENT_DIED: Final = signal.SIGHUP
+"""The signal that a worker gets when its supervisor has died."""
+_SPEC_VARIABLE: Final = "_CASELOAD_WORKER"
+_MIN_RESTART_DELAY_SECONDS: Final = 0.1
+"""Delay before a worker's first restart. It doubles with each restart."""
+_MAX_RESTART_DELAY_SECONDS: Final = 10.0
+_STABLE_SECONDS: Final = 30.0
+"""A worker that ran for longer is restarted after the shortest delay again."""
+_STOP_MARGIN_SECONDS: Final = 10.0
+"""How long workers may take to stop beyond the drain and grace periods. Then they are killed."""
 _log = structlog.get_logger()
 
 
-class Place(NamedTuple):
-    """What one worker of several is told, beside the settings of all."""
+class WorkerSpec(NamedTuple):
+    """The settings of one worker, in addition to the settings that all workers share."""
 
     number: int
+    """From 0."""
     workers: int
     address: str
-    """With the real port."""
+    """HOST:PORT with the real port."""
 
     @classmethod
-    def found(cls) -> Self | None:
-        """That of this process, where it is a worker."""
-        if not (told := os.environ.pop(_PLACE, None)):
+    def from_environment(cls) -> Self | None:
+        """Returns the spec of this process and removes it from the environment. Returns None if it is no worker."""
+        if not (spec := os.environ.pop(_SPEC_VARIABLE, None)):
             return None
-        number, workers, address = told.split()
+        number, workers, address = spec.split()
         return cls(int(number), int(workers), address)
 
-    def variables(self) -> dict[str, str]:
-        """The environment of a worker that is to take it."""
-        return {**os.environ, _PLACE: " ".join(map(str, self))}
+    def environment(self) -> dict[str, str]:
+        """Returns the environment variables for the worker."""
+        return {**os.environ, _SPEC_VARIABLE: " ".join(map(str, self))}
 
-    def take(self, config: Config) -> Config:
-        """Makes this process the worker, and ends it with the process that started it: the settings for it."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, {ORPHANED})
-        counts = config.metrics_address is not None
-        threading.Thread(target=_follow_the_first_process, args=(counts,), name="orphaned", daemon=True).start()
+    def apply(self, config: Config) -> Config:
+        """Makes this process the worker, which gets PARENT_DIED when the supervisor dies. Returns its settings."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, {PARENT_DIED})
+        has_metrics = config.metrics_address is not None
+        threading.Thread(target=_watch_parent, args=(has_metrics,), name="parent-watch", daemon=True).start()
         cores = sorted(os.sched_getaffinity(0))
-        if self.workers == len(cores):  # threads that wander between cores fight over the GIL
+        if self.workers == len(cores):  # threads that move between cores contend for the GIL
             os.sched_setaffinity(0, {cores[self.number]})
         return replace(config, address=self.address, workers=self.workers, worker=self.number)
 
 
-def _follow_the_first_process(counts: bool) -> None:  # noqa: FBT001 - a thread's
+def _watch_parent(has_metrics: bool) -> None:  # noqa: FBT001 - the target of a thread
+    """Waits until standard input ends, and then sends PARENT_DIED to this process."""
     while os.read(0, 1):
         pass
-    if counts:
+    if has_metrics:
         from caseload_server.observability.metrics import WorkersMetrics
 
         WorkersMetrics.close()
-    os.kill(os.getpid(), ORPHANED)
+    os.kill(os.getpid(), PARENT_DIED)
 
 
 class Supervisor:
-    """The first process: starts the workers, starts those again that end, and stops all."""
+    """The first process: starts the workers, restarts those that end, and stops all of them."""
 
-    def __init__(self, config: Config, ready: Callable[[str], None]) -> None:
-        """Takes the port, and starts nothing yet. Raises SettingError.
+    def __init__(self, config: Config, report_ready: Callable[[str], None]) -> None:
+        """Reserves the port, and starts no worker yet. Raises SettingError.
 
-        Args: ready, is given the address once all answer.
+        Args: report_ready, is called with the address when all workers are ready.
         """
         self._config = config
-        self._ready = ready
-        self._held, self._address = _hold(*config.host_and_port())
+        self._report_ready = report_ready
+        self._reserved_port, self._address = _reserve_port(*config.host_and_port())
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
         self._processes: dict[int, subprocess.Popen[str]] = {}
-        self._answering: dict[int, subprocess.Popen[str]] = {}
-        """The last process of each worker that said that it answers."""
-        self._fault = 0
+        self._ready: dict[int, subprocess.Popen[str]] = {}
+        """The last process of each worker that has become ready."""
+        self._startup_exit_code = 0
         self._metrics: WorkersMetrics | None = None
-        self._page: str | None = None
+        self._metrics_address: str | None = None
 
-    def run(self, stopping: set[signal.Signals]) -> int:
-        """Serves until one of these signals, which are blocked: the exit code. Raises SettingError."""
-        with ExitStack() as last:
-            last.callback(self._held.close)
+    def run(self, stop_signals: set[signal.Signals]) -> int:
+        """Serves until one of the signals, which must be blocked. Returns the exit code. Raises SettingError."""
+        with ExitStack() as resources:
+            resources.callback(self._reserved_port.close)
             if self._config.metrics_address:
-                self._metrics, self._page = last.enter_context(_metrics_page(self._config.metrics_address))
-            self._begin(0)  # the others once it answers: what no worker can start with is said by one
-            signal.sigwait(stopping)
+                self._metrics, self._metrics_address = resources.enter_context(
+                    _metrics_page(self._config.metrics_address)
+                )
+            self._spawn(0)  # the others start when it is ready, so that only one worker reports a bad setting
+            signal.sigwait(stop_signals)
             clean = self._stop()
-        return self._fault or int(not clean)
+        return self._startup_exit_code or int(not clean)
 
-    def _begin(self, number: int) -> None:
-        self._threads.append(threading.Thread(target=self._keep, args=(number,), name=f"worker-{number}"))
+    def _spawn(self, number: int) -> None:
+        """Starts a thread that runs the worker."""
+        self._threads.append(threading.Thread(target=self._supervise, args=(number,), name=f"worker-{number}"))
         self._threads[-1].start()
 
-    def _keep(self, number: int) -> None:
+    def _supervise(self, number: int) -> None:
         """Keeps one worker running until the stop."""
-        pause = _FIRST_PAUSE_SECONDS
+        delay = _MIN_RESTART_DELAY_SECONDS
         while not self._stopping.is_set():
-            began = time.monotonic()
+            start_time = time.monotonic()
             try:
-                process = self._start(number)
+                process = self._start_process(number)
             except OSError as error:
                 process, code = None, 1
-                _log.error("a worker cannot be started", worker=number, type=type(error).__qualname__)
+                _log.error("worker start failed", worker=number, type=type(error).__qualname__)
             else:
-                code = self._see_to_its_end(number, process)
-            if len(self._answering) < self._config.workers and not self._stopping.is_set():
-                self._give_up(code)
+                code = self._wait_for_exit(number, process)
+            if len(self._ready) < self._config.workers and not self._stopping.is_set():
+                self._abort_startup(code)
                 return
-            if time.monotonic() - began > _LIVED_SECONDS:
-                pause = _FIRST_PAUSE_SECONDS
-            if not self._stopping.wait(pause) and process:
-                _log.warning("a worker ended, and is started again", worker=number, pid=process.pid, code=code)
-            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+            if time.monotonic() - start_time > _STABLE_SECONDS:
+                delay = _MIN_RESTART_DELAY_SECONDS
+            if not self._stopping.wait(delay) and process:
+                _log.warning("worker restarted", worker=number, pid=process.pid, code=code)
+            delay = min(delay * 2, _MAX_RESTART_DELAY_SECONDS)
 
-    def _see_to_its_end(self, number: int, process: "subprocess.Popen[str] | None") -> int:
-        """Its exit code; 0 where there is none, since all are to stop."""
+    def _wait_for_exit(self, number: int, process: "subprocess.Popen[str] | None") -> int:
+        """Returns the exit code of the process, or 0 when there is no process because of the stop."""
         if not process:
             return 0
         if process.stdout and process.stdout.readline():
-            self._answers(number, process)
+            self._mark_ready(number, process)
         code = process.wait()
         if self._metrics:
             self._metrics.remove_worker(number)
         return code
 
-    def _give_up(self, code: int) -> None:
-        """Before all have answered: what ended one may be a setting, and then it has said so, and ended with 2."""
+    def _abort_startup(self, code: int) -> None:
+        """Stops all workers, because one ended before all were ready.
+
+        A worker with a bad setting has reported it, and ended with exit code 2.
+        """
         if code < 0:
-            _log.error("a worker ended before it answered", code=code)
-        self._fault = code if code == 2 else 1
+            _log.error("worker failed during startup", code=code)
+        self._startup_exit_code = code if code == 2 else 1
         os.kill(os.getpid(), signal.SIGTERM)
 
-    def _start(self, number: int) -> "subprocess.Popen[str] | None":
-        place = Place(number, self._config.workers, self._address)
+    def _start_process(self, number: int) -> "subprocess.Popen[str] | None":
+        """Starts the process of a worker. Returns None when the supervisor is stopping. Raises OSError."""
+        spec = WorkerSpec(number, self._config.workers, self._address)
         with self._lock:
             if self._stopping.is_set():
                 return None
             command = [sys.executable, *sys.orig_argv[1:]]
-            self._processes[number] = process = subprocess.Popen(  # noqa: S603 - what runs here, once more
-                command, env=place.variables(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            self._processes[number] = process = subprocess.Popen(  # noqa: S603 - the command line of this process
+                command, env=spec.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             )
         return process
 
-    def _answers(self, number: int, process: "subprocess.Popen[str]") -> None:
+    def _mark_ready(self, number: int, process: "subprocess.Popen[str]") -> None:
+        """Records that a worker is ready. Spawns the other workers after the first, and reports when all are ready."""
         with self._lock:
-            is_new = number not in self._answering
-            self._answering[number] = process
-            count = len(self._answering)
+            is_new = number not in self._ready
+            self._ready[number] = process
+            count = len(self._ready)
         if is_new and count == 1:
             for other in range(1, self._config.workers):
-                self._begin(other)
+                self._spawn(other)
         if is_new and count == self._config.workers:
-            _log.info("all workers answer", workers=count, address=self._address, metrics_address=self._page)
-            self._ready(self._address)
+            address, metrics_address = self._address, self._metrics_address
+            _log.info("all workers are ready", workers=count, address=address, metrics_address=metrics_address)
+            self._report_ready(address)
 
     def _stop(self) -> bool:
-        """Whether every worker that answered calls has ended as it should.
+        """Stops all workers. Returns whether every worker that was ready has ended with exit code 0.
 
-        A worker that is still starting has no calls to lose, and may find that it cannot start: the stop is clean.
+        The exit code of a worker that was still starting is ignored. It has no calls to lose, and may find that it
+        cannot start.
         """
         with self._lock:
             self._stopping.set()
             running = [process for process in self._processes.values() if process.poll() is None]
         for process in running:
             process.terminate()
-        until = time.monotonic() + self._config.drain_seconds + self._config.grace_seconds + _PATIENCE_SECONDS
+        deadline = time.monotonic() + self._config.drain_seconds + self._config.grace_seconds + _STOP_MARGIN_SECONDS
         for thread in self._threads:
-            thread.join(max(0.0, until - time.monotonic()))
+            thread.join(max(0.0, deadline - time.monotonic()))
         for process in running:
-            process.kill()  # does nothing to one that has ended
+            process.kill()  # does nothing to a process that has ended
         for thread in self._threads:
             thread.join()
-        return all(process.returncode == 0 for process in self._answering.values() if process in running)
+        return all(process.returncode == 0 for process in self._ready.values() if process in running)
 
 
 @contextmanager
 def _metrics_page(address: str) -> "Iterator[tuple[WorkersMetrics, str]]":
-    """What the workers count, on one page, and its address. Raises SettingError."""
-    from caseload_server.observability.metrics import WorkersMetrics
-    from caseload_server.observability.metrics_page import (
-        MetricsPage,  # here, since it is loaded by those who count only
-    )
+    """Serves the workers' metrics in a with block. Yields them, and the address of the page. Raises SettingError."""
+    from caseload_server.observability.metrics import WorkersMetrics  # loaded only by servers with metrics
+    from caseload_server.observability.metrics_page import MetricsPage
 
     with closing(WorkersMetrics()) as metrics, closing(MetricsPage(address, metrics.registry)) as page:
         page.start()
         yield metrics, page.address
 
 
-def _hold(host: str, port: int) -> tuple[socket.socket, str]:
-    """Takes the port for this process and its workers alone: what holds it, and the address. Raises SettingError.
+def _reserve_port(host: str, port: int) -> tuple[socket.socket, str]:
+    """Reserves the port for this process and its workers. Raises SettingError.
 
-    SO_REUSEPORT would let in any program of this user that asks for it too. So the port is first taken as by one that
-    shares with nobody, and then kept by a socket that shares, listens to nothing, and stands in the way of all others
-    who begin like that. Listeners without SO_REUSEPORT are kept out as well.
+    With SO_REUSEPORT alone, any other program of this user that sets it could listen on the port too. So this function
+    first binds the port without SO_REUSEPORT, which proves that it is free. It then keeps a bound socket with
+    SO_REUSEPORT that never listens. That socket makes the same exclusive bind fail in other supervisors, and keeps out
+    programs without SO_REUSEPORT. https://man7.org/linux/man-pages/man7/socket.7.html
+
+    Returns: the bound socket, and the address with the real port.
     """
     family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
-    alone, held = socket.socket(family), socket.socket(family)
+    exclusive, reserved = socket.socket(family), socket.socket(family)
     try:
-        with alone:
-            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of a server before may linger
-            alone.bind((host.strip("[]"), port))
-            alone.listen()
-            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            held.bind(alone.getsockname())
+        with exclusive:
+            exclusive.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections may be in TIME_WAIT
+            exclusive.bind((host.strip("[]"), port))
+            exclusive.listen()
+            exclusive.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            reserved.bind(exclusive.getsockname())
     except OSError:
-        held.close()
-        raise SettingError("--address", "cannot be listened on: in use, or not of this machine") from None
-    return held, f"{host}:{held.getsockname()[1]}"
+        reserved.close()
+        raise SettingError("--address", CANNOT_LISTEN) from None
+    return reserved, f"{host}:{reserved.getsockname()[1]}"

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.checkout
 
 COMMANDS = main.commands.commands
 OLDEST_KUBERNETES = "1.30"
-STOP_SECONDS = Config.drain_seconds + Config.grace_seconds + supervisor._PATIENCE_SECONDS
+STOP_SECONDS = Config.drain_seconds + Config.grace_seconds + supervisor._STOP_MARGIN_SECONDS
 """Which a stop with the defaults can take."""
 
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
-from caseload_server.observability import metrics
+from caseload_server.observability import metrics_page
 from caseload_server.observability.metrics_page import MetricsPage
 from caseload_server.rpc.server import CaseloadServer
 
@@ -47,8 +47,8 @@ def test_it_has_the_type_that_prometheus_asks_for(address: str) -> None:
 @pytest.fixture
 def patient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The page of a server that waits for slow readers as long as a test does."""
-    monkeypatch.setattr(metrics, "_PAGE_SECONDS", NEVER_SECONDS)
-    monkeypatch.setattr(metrics, "_PAGE_WHOLE_SECONDS", NEVER_SECONDS)
+    monkeypatch.setattr(metrics_page, "_IDLE_TIMEOUT_SECONDS", NEVER_SECONDS)
+    monkeypatch.setattr(metrics_page, "_REQUEST_TIMEOUT_SECONDS", NEVER_SECONDS)
     with serving(url(tmp_path / "caseload.db"), metrics_address="127.0.0.1:0") as server:
         assert server.metrics_address
         yield server.metrics_address
@@ -88,7 +88,7 @@ def test_readers_who_take_their_time_do_not_keep_the_places(patient: str, monkey
     with ExitStack() as slow:
         readers = silent_readers(patient, PLACES, slow)
         eventually(lambda: not is_answered(patient))
-        monkeypatch.setattr(metrics, "_PAGE_WHOLE_SECONDS", 0.5)
+        monkeypatch.setattr(metrics_page, "_REQUEST_TIMEOUT_SECONDS", 0.5)
 
         def is_answered_beside_them() -> bool:
             for reader in readers:
@@ -124,7 +124,7 @@ def test_an_address_that_is_taken_or_of_another_machine_is_refused(tmp_path: Pat
     with socket.create_server(("127.0.0.1", 0)) as listening:
         taken = f"{host}:{listening.getsockname()[1]}"
         line = refusal(tmp_path, *SERVE, "--database", url(tmp_path / "caseload.db"), "--metrics-address", taken)
-    assert line.startswith("--metrics-address: cannot be listened on")
+    assert line.startswith("--metrics-address: cannot listen on this address")
     assert taken not in line
 
 

@@ -85,8 +85,8 @@ def test_it_asks_on_loopback_where_the_server_listens_on_every_address(tmp_path:
 def test_a_server_that_has_stopped_is_neither(tmp_path: Path) -> None:
     with serving(tmp_path, {}) as (server, variables):
         assert server.stop()[0] == 0
-        assert checked(tmp_path, **variables) == failed("ready: cannot be reached, or asks for TLS")
-        assert checked(tmp_path, "--liveness", **variables) == failed("alive: cannot be reached, or asks for TLS")
+        assert checked(tmp_path, **variables) == failed("ready: cannot be reached, or requires TLS")
+        assert checked(tmp_path, "--liveness", **variables) == failed("alive: cannot be reached, or requires TLS")
 
 
 def test_a_server_that_drains_is_alive_and_not_ready(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_with_tls_and_keys_it_needs_what_the_server_has_and_no_key(
         assert checked(tmp_path, **variables, CASELOAD_TLS_CA=ca) == READY
         address = ("--address", variables["CASELOAD_ADDRESS"])
         assert checked(tmp_path, *address, "--tls-ca", ca) == READY
-        assert checked(tmp_path, *address) == failed("ready: cannot be reached, or asks for TLS")
+        assert checked(tmp_path, *address) == failed("ready: cannot be reached, or requires TLS")
 
 
 def test_a_certificate_for_all_names_of_a_domain_will_do(
@@ -143,7 +143,7 @@ def test_with_mutual_tls_it_shows_the_servers_own_certificate_or_one_that_it_is_
         assert checked(tmp_path, **variables) == READY
         variables["CASELOAD_TLS_CA"] = ca
         assert checked(tmp_path, **variables | pair(tmp_path, authority, "probe")) == READY
-        refused = failed("ready: TLS fails, or our certificate is refused")
+        refused = failed("ready: the TLS handshake failed, or the server rejected the client certificate")
         assert checked(tmp_path, **variables | pair(tmp_path, trustme.CA(), "stranger")) == refused
         assert checked(tmp_path, **variables | {"CASELOAD_TLS_CERT": "", "CASELOAD_TLS_KEY": ""}) == refused
 
@@ -184,7 +184,7 @@ def test_tls_where_there_is_none_fails(tmp_path: Path, authority: trustme.CA) ->
     with serving(tmp_path, {}) as (_, variables):
         code, said, line = checked(tmp_path, **variables, **pair(tmp_path, authority))
     assert (code, said) == (1, "")
-    assert line.startswith("caseload: not ready: TLS fails")
+    assert line.startswith("caseload: not ready: the TLS handshake failed")
 
 
 def test_a_proxy_in_the_environment_is_not_asked(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_one_that_takes_connections_and_says_nothing_fails_in_bounded_time(
         (("--tls-cert", "text"), "--tls-cert: is not a PEM certificate"),
         (("--tls-key", "text"), "--tls-key: needs --tls-cert"),
         (("--tls-ca", "ca.pem", "--tls-cert", "ca.pem", "--tls-key", "text"), "--tls-cert: is not a PEM certificate, or"),
-        (("--token", "do-not-repeat-me"), "--token: there is no such option"),
+        (("--token", "do-not-repeat-me"), "--token: is not a known option"),
     ],
     ids=" ".join,
 )

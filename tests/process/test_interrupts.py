@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from caseload_server.config import Config
 from caseload_server.store import PATIENT
-from caseload_server.store.atomic_file import EXISTS, new_file
+from caseload_server.store.atomic_file import FILE_EXISTS, atomic_file
 from caseload_server.store.backends.factory import open_store
 from caseload_server.store.backends.protocol import Value
 
@@ -154,7 +154,7 @@ def test_what_a_kill_left_beside_a_whole_file_goes_with_the_next_run(folder: Pat
     left.mkdir()
     (left / "target").hardlink_to(target)
     again = caseload(folder, *arguments)
-    assert (again.returncode, again.stderr) == (2, f"caseload: FILE: {EXISTS}\n")
+    assert (again.returncode, again.stderr) == (2, f"caseload: FILE: {FILE_EXISTS}\n")
     assert names(tmp_path) == ["target"]
     assert target.stat().st_nlink == 1
 
@@ -170,7 +170,7 @@ def test_ctrl_c_in_the_putting_away_waits_for_it(
         remove(folder, **settings)
 
     monkeypatch.setattr(shutil, "rmtree", interrupted)
-    with pytest.raises(KeyboardInterrupt), new_file(tmp_path / "target") as part:
+    with pytest.raises(KeyboardInterrupt), atomic_file(tmp_path / "target") as part:
         end(part)
     assert names(tmp_path) == left
 
@@ -196,7 +196,7 @@ def test_a_verify_that_is_broken_off_changes_nothing(
     assert digest(database) == before
 
 
-TRACES = "caseload: the file may hold traces of what was erased: purge again\n"
+TRACES = "caseload: the file may still contain traces of erased records: run purge again\n"
 
 
 def test_a_purge_of_a_file_that_is_broken_off_says_what_may_be_left_in_it(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from caseload_server.commands import portability
 from caseload_server.config import Config
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.factory import open_store
-from caseload_server.store.portability.import_process import reading
+from caseload_server.store.portability.import_process import read_batches
 
 from tests.process.acknowledged import Writers
 from tests.process.starting import CASELOAD, SECRET, caseload, refusal, url
@@ -27,7 +27,7 @@ from tests.waiting import HUNG_SECONDS, eventually
 
 LOOKS = 50
 """So often in turn a process must be found asleep to be taken for one that waits."""
-NO_FILE = "FILE: there is no such file, or it cannot be read"
+NO_FILE = "FILE: the file does not exist or cannot be read"
 
 
 @pytest.fixture
@@ -134,13 +134,13 @@ def test_what_cannot_be_exported_or_imported_is_refused(tmp_path: Path, database
     for arguments, line in (
         (("export", exported.name, "--database", database), "FILE: the file, or a -wal file of an earlier one,"),
         (("export", in_no_folder, "--database", database), "FILE: could not be written"),
-        (("export", "new.jsonl", "--database", missing), "--database: there is no such file"),
-        (("verify", "--database", missing), "--database: there is no such file"),
+        (("export", "new.jsonl", "--database", missing), "--database: the file does not exist"),
+        (("verify", "--database", missing), "--database: the file does not exist"),
         (("import", SECRET, "--database", missing), NO_FILE),
         (("import", str(tmp_path), "--database", missing), NO_FILE),
         (("import", "source.db", "--database", missing), "FILE: line 1: is not an object of JSON with one name,"),
         (("import", exported.name, "--database", database), "--database: the file, or a -wal file of an earlier one,"),
-        (("import", exported.name), "--database: the folder of the file does not exist"),
+        (("import", exported.name), "--database: the directory of the file does not exist"),
     ):
         assert refusal(tmp_path, *arguments).startswith(line)
 
@@ -278,7 +278,7 @@ def test_the_reading_process_ends_where_ctrl_c_comes_as_it_begins(
 
     monkeypatch.setattr(subprocess, "Popen", Begun)
     (tmp_path / "lines").touch()
-    with (tmp_path / "lines").open("rb") as lines, pytest.raises(KeyboardInterrupt), reading(lines, "0001"):
+    with (tmp_path / "lines").open("rb") as lines, pytest.raises(KeyboardInterrupt), read_batches(lines, "0001"):
         pass
     assert [process.returncode for process in begun] == [-signal.SIGKILL]
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
@@ -323,6 +323,6 @@ def test_progress_is_shown_on_a_terminal_and_nowhere_else(tmp_path: Path, many: 
 
 def test_an_export_does_not_hurry_whoever_reads_it(tmp_path: Path, postgres_url: str) -> None:
     del tmp_path
-    with portability.reading(postgres_url) as transaction:
+    with portability.open_snapshot(postgres_url) as transaction:
         for setting in ("statement_timeout", "idle_in_transaction_session_timeout"):
             assert transaction.run(f"SHOW {setting}") == [("0",)]

@@ -60,7 +60,7 @@ def test_while_it_is_served_that_is_asked_for_and_otherwise_said(tmp_path: Path)
     path = tmp_path / "caseload.db"
     planted(path)
     with ServerProcess(url(path)) as server:
-        assert "may hold traces of what was erased" in purge(path)
+        assert "may still contain traces of erased records" in purge(path)
         assert traces(path) > 0
         again = caseload(tmp_path, "purge", "--deleted-before", "1d", "--vacuum", "--database", url(path))
         assert (again.returncode, again.stderr) == (0, "")
@@ -75,9 +75,9 @@ def test_writers_wait_no_longer_than_the_vacuum_where_a_reader_is_in_its_way(
     """The log can only be emptied once the reader has ended; it is tried for a while, and writes go on."""
     path = tmp_path / "caseload.db"
     planted(path)
-    monkeypatch.setattr(vacuums, "_PATIENCE_SECONDS", 2.0)
+    monkeypatch.setattr(vacuums, "_CHECKPOINT_TIMEOUT_SECONDS", 2.0)
     store = open_store(Config(database=url(path)), lambda: 1)
-    with store._database.reading() as transaction, ThreadPoolExecutor() as pool:
+    with store._database.snapshot() as transaction, ThreadPoolExecutor() as pool:
         transaction.run("SELECT head_revision FROM store")
         vacuum = pool.submit(vacuums.vacuum, path)
         took: list[float] = []

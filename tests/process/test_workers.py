@@ -129,7 +129,7 @@ def test_a_worker_that_is_killed_before_it_answers_is_no_fault_of_a_setting(tmp_
         printed, log = process.communicate(timeout=HUNG_SECONDS)
     assert (process.returncode, printed) == (1, "")
     [said] = [json.loads(line) for line in log.splitlines()]
-    assert (said["event"], said["level"], said["code"]) == ("a worker ended before it answered", "error", -9)
+    assert (said["event"], said["level"], said["code"]) == ("worker failed during startup", "error", -9)
 
 
 def test_a_start_that_lacks_the_means_for_a_worker_ends_at_once(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_start_that_lacks_the_means_for_a_worker_ends_at_once(tmp_path: Path) 
     ended = caseload(tmp_path, *SERVE, "--workers", "2", "--database", database(tmp_path), command=(*files, *CASELOAD))
     assert (ended.returncode, ended.stdout) == (1, "")
     [said] = [json.loads(line) for line in ended.stderr.splitlines()]
-    assert (said["event"], said["type"]) == ("a worker cannot be started", "OSError")
+    assert (said["event"], said["type"]) == ("worker start failed", "OSError")
 
 
 def test_a_worker_that_cannot_be_started_again_is_once_it_can(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_worker_that_cannot_be_started_again_is_once_it_can(tmp_path: Path) ->
         killed, *_ = server.workers
         os.kill(killed, signal.SIGKILL)
         assert server.process.stderr
-        assert next(line for line in server.process.stderr if '"a worker cannot be started"' in line)
+        assert next(line for line in server.process.stderr if '"worker start failed"' in line)
         subprocess.run([*limit, "--nofile=4096:4096"], check=True)
         eventually(lambda: len(server.workers) == 2)
         assert server.stop()[0] == 0
@@ -163,7 +163,7 @@ def test_workers_are_kept_though_nobody_reads_that_they_answer(tmp_path: Path) -
         assert process.stdout
         assert process.stderr
         process.stdout.close()
-        assert next(line for line in process.stderr if '"all workers answer"' in line)
+        assert next(line for line in process.stderr if '"all workers are ready"' in line)
         for killed in children(process.pid):
             os.kill(killed, signal.SIGKILL)
             eventually(lambda killed=killed: len(children(process.pid) - {killed}) == 2)  # type: ignore[misc]
@@ -315,7 +315,7 @@ def test_the_access_log_has_each_call_of_every_worker_on_a_line_of_its_own(tmp_p
 def test_one_page_has_the_numbers_of_all_workers_also_of_those_that_ended(tmp_path: Path) -> None:
     with WorkersServer(database(tmp_path), "--metrics-address", "127.0.0.1:0") as server:
         assert server.process.stderr is not None
-        started = json.loads(next(line for line in server.process.stderr if '"all workers answer"' in line))
+        started = json.loads(next(line for line in server.process.stderr if '"all workers are ready"' in line))
         page = started["metrics_address"]
         with server.caller_of_each() as callers:
             [killed, *_] = callers

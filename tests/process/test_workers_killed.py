@@ -85,7 +85,7 @@ def test_who_is_killed_is_replaced_and_loses_its_own_connections_only(database_u
             pass  # the new one is given connections too
         code, log = server.stop()
     assert code == 0
-    [said] = [line for line in map(json.loads, log.splitlines()) if line["event"].startswith("a worker ended")]
+    [said] = [line for line in map(json.loads, log.splitlines()) if line["event"].startswith("worker restarted")]
     assert (said["pid"], said["code"], said["level"]) == (victim, -signal.SIGKILL, "warning")
 
 
@@ -95,7 +95,7 @@ def ends(server: WorkersServer) -> Iterator[tuple[float, int]]:
     refused = 0
     for line in server.process.stderr:
         refused += line.startswith("caseload: --keys-file: ")
-        if '"a worker ended' in line:
+        if '"worker restarted"' in line:
             yield datetime.fromisoformat(json.loads(line)["timestamp"]).timestamp(), refused
 
 

@@ -16,7 +16,7 @@ from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.factory import open_store
 from caseload_server.store.portability import export, import_loader
 from caseload_server.store.portability.import_parser import ImportRefused, batches
-from caseload_server.store.portability.verify import Contents, broken_rules
+from caseload_server.store.portability.verify import ContentCheck, broken_rules
 
 from tests.store.conftest import Clock
 from tests.store.steps import AnyKind, assign, both_kinds, delete, dump, ids, make, request, unassign, update
@@ -40,20 +40,20 @@ def nothing(_: int) -> None:
 
 def exported(url: str) -> bytes:
     lines = io.BytesIO()
-    with portability.reading(url) as transaction:
+    with portability.open_snapshot(url) as transaction:
         export.export(transaction, lines.write, nothing)
     return lines.getvalue()
 
 
 def imported(lines: bytes, url: str) -> str:
     """The digest."""
-    with portability.loading_into(url) as (loading, schema):
+    with portability.open_bulk_load(url) as (loading, schema):
         return import_loader.load(batches(io.BytesIO(lines), schema), loading, nothing)
 
 
 def digest(url: str) -> str:
-    with portability.reading(url) as transaction:
-        contents = Contents(transaction)
+    with portability.open_snapshot(url) as transaction:
+        contents = ContentCheck(transaction)
         assert [*broken_rules(transaction), *contents.read(nothing)] == []
     return contents.tally.digest
 
@@ -112,9 +112,9 @@ def test_the_store_goes_on_where_the_old_one_stopped(source: str, database_url: 
     assert ids(new, THERAPIST, identifier=("urn:x", "4")) == ["t4"]
     assert ids(new, THERAPIST, specialties=("b",)) == ["t0", "t1", "t3", "t4", "t5"]
     # A repeat of a remembered request writes nothing, and a revision of the old store is refused.
-    head = new.head()
+    head = new.head_revision()
     assert new.update(THERAPIST, "t4", "", {"email": "t4@example.org"}, request("remembered")).record.email
-    assert new.head() == head == old.head()
+    assert new.head_revision() == head == old.head_revision()
     with pytest.raises(errors.RevisionForeign):
         new.list_changes(ChangeQuery(), old.keys.revision(head), 10)
     with pytest.raises(errors.IdentifierTaken):
@@ -122,7 +122,7 @@ def test_the_store_goes_on_where_the_old_one_stopped(source: str, database_url: 
     logs = [one.list_changes(ChangeQuery(), "", 1000).change_sets for one in (old, new)]
     assert len({str([one._replace(revision="") for one in log]) for log in logs}) == 1
     make(new, THERAPIST, "another")
-    assert new.head() == head + 1
+    assert new.head_revision() == head + 1
     old.close()
     new.close()
 
@@ -135,7 +135,7 @@ def test_an_id_that_was_purged_is_not_given_by_the_new_one(
     old = open_store(Config(database=url), clock)
     make(old, kind, "gone")
     delete(old, kind, "gone")
-    assert [*old.purge_people(kind, 2**62)] == [(1, 0)]
+    assert [*old.purge_records(kind, 2**62)] == [(1, 0)]
     old.close()
     imported(exported(url), database_url)
     new = open_store(Config(database=database_url), clock)
@@ -290,7 +290,7 @@ def test_rows_that_break_a_rule_of_the_schema_are_refused_and_leave_nothing(
     whole = exported(source)
     lines = whole.splitlines(keepends=True)
     edit(lines)
-    with pytest.raises((ImportRefused, import_loader.RuleBroken)) as refused:
+    with pytest.raises((ImportRefused, import_loader.ConstraintViolation)) as refused:
         imported(sealed(lines), database_url)
     assert text in str(refused.value)
     assert imported(whole, database_url) == digest(source)
@@ -303,12 +303,12 @@ def test_two_active_assignments_of_a_pair_are_refused(source: str, database_url:
     row = json.loads(lines[place])
     row["assignment"]["assignment_id"] += "0"
     lines.insert(place + 1, json.dumps(row).encode() + b"\n")
-    with pytest.raises(import_loader.RuleBroken):
+    with pytest.raises(import_loader.ConstraintViolation):
         imported(sealed(lines), database_url)
     assert imported(whole, database_url) == digest(source)
 
 
 def test_nothing_can_be_read_from_what_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="--database: there is no such file"):
+    with pytest.raises(SettingError, match="--database: the file does not exist"):
         exported(f"sqlite:///{tmp_path}/nothing.db")
     assert list(tmp_path.iterdir()) == []

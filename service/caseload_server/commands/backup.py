@@ -1,4 +1,4 @@
-"""`caseload backup` and `caseload restore`: copies of a SQLite file."""
+"""`caseload backup` and `caseload restore`: copy a SQLite database."""
 
 import os
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from caseload_server.store.portability.export import Progress
 @file_argument
 @database_option
 def backup(file: Path, database: str) -> None:
-    """Copy the database into FILE, while it is served."""
+    """Copy the database into FILE. The server can keep running."""
     from caseload_server.store.backends.sqlite import backup
 
     _copy(backup.backup, ("--database", _sqlite_file(database)), ("FILE", file))
@@ -30,7 +30,7 @@ def backup(file: Path, database: str) -> None:
 @file_argument
 @database_option
 def restore(file: Path, database: str) -> None:
-    """Make a new database of the copy in FILE."""
+    """Create a new database from the backup in FILE."""
     from caseload_server.store.backends.sqlite import backup
 
     _copy(backup.restore, ("FILE", file), ("--database", _sqlite_file(database)))
@@ -38,15 +38,18 @@ def restore(file: Path, database: str) -> None:
 
 def _sqlite_file(url: str) -> Path:
     if settings.is_postgres(url):
-        raise SettingError("--database", "is PostgreSQL, which has its own means: base backups, or pg_dump")
+        raise SettingError("--database", "is PostgreSQL: use base backups or pg_dump")
     return settings.sqlite_path(url)
 
 
 def _copy(copy: Callable[[Path, Path, Progress], int], source: tuple[str, Path], target: tuple[str, Path]) -> None:
-    """Runs a copy; source and target are each a setting and its file."""
+    """Runs a copy and prints the number of its revision. Raises SettingError.
+
+    Args: source and target, each the name of a setting and its file.
+    """
     os.umask(0o077)
     if not source[1].is_file():
-        raise SettingError(source[0], "there is no such file")
+        raise SettingError(source[0], "the file does not exist")
     try:
         with progress_bar("copying", lambda: source[1].stat().st_size) as progress:
             revision = copy(source[1], target[1], progress)

@@ -1,4 +1,4 @@
-"""`caseload key`: API keys of callers."""
+"""`caseload key`: manages the API keys of callers."""
 
 import click
 
@@ -9,15 +9,21 @@ from caseload_server.security.principal import PERMISSIONS
 
 @click.group(name="key")
 def key_commands() -> None:
-    """Keys of callers."""
+    """Manage API keys."""
 
 
 @key_commands.command()
-@click.option("--name", required=True, help="The caller's name.")
-@click.option("--permission", type=click.Choice(PERMISSIONS), multiple=True, required=True, help="May be repeated.")
+@click.option("--name", required=True, help="Name of the caller.")
+@click.option(
+    "--permission",
+    type=click.Choice(PERMISSIONS),
+    multiple=True,
+    required=True,
+    help="Can be repeated.",
+)
 def create(name: str, permission: tuple[str, ...]) -> None:
-    """Make a key: the first line printed is the token, the second the line for the keys file."""
-    if not api_keys.is_name(name):
-        text = 'must be 1 to 200 visible ASCII characters, without " and \\, not # or cli: at the start'
+    """Create a key. Prints the token, and then the line for the keys file."""
+    if not api_keys.is_valid_name(name):
+        text = 'must be 1 to 200 visible ASCII characters without " and \\, and must not begin with # or cli:'
         raise SettingError("--name", text)
-    click.echo("\n".join(api_keys.create(name, permission)))
+    click.echo("\n".join(api_keys.generate_key(name, permission)))

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import click
 
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # the C core writes to stderr by itself, and repeats addresses
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # the C core writes to standard error by itself, with addresses
 
 from caseload_server.commands.backup import backup, restore
 from caseload_server.commands.check import check
@@ -48,11 +48,11 @@ def _refuse_unknown_variables() -> None:
     }
     for name in sorted(os.environ):
         if name.startswith(PREFIX) and not name.startswith(_TEST_PREFIX) and name not in known:
-            raise SettingError(name, "there is no such setting")
+            raise SettingError(name, "is not a known setting")
 
 
 def main() -> NoReturn:
-    """Runs a command: exit code 0, or 2 and one line on stderr where it cannot start."""
+    """Runs a command. When it cannot start, it prints one line on standard error and exits with code 2."""
     try:
         _refuse_unknown_variables()
         sys.exit(commands.main(standalone_mode=False) or 0)
@@ -60,14 +60,14 @@ def main() -> NoReturn:
         line = str(error)
     except click.BadParameter as error:
         name = error.param.opts[0] if error.param else "argument"
-        fault = "is required" if isinstance(error, click.MissingParameter) else "is not valid"
-        line = f"{name if name.startswith('-') else name.upper()}: {fault}"
+        problem = "is required" if isinstance(error, click.MissingParameter) else "is not valid"
+        line = f"{name if name.startswith('-') else name.upper()}: {problem}"
     except click.NoSuchOption as error:
-        line = f"{error.option_name}: there is no such option"
+        line = f"{error.option_name}: is not a known option"
     except click.BadOptionUsage as error:
-        line = f"{error.option_name}: needs a value, or takes none"
+        line = f"{error.option_name}: needs a value, or takes no value"
     except click.UsageError:
-        line = "cannot tell what to do: see caseload --help"
+        line = "unknown command or argument: see caseload --help"
     except click.Abort:
         line = "interrupted"
     click.echo(f"caseload: {line}", err=True)

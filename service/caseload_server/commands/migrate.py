@@ -1,4 +1,4 @@
-"""`caseload migrate`: brings the schema up to date."""
+"""`caseload migrate`: migrates the schema."""
 
 import os
 
@@ -9,14 +9,14 @@ from caseload_server.commands.options import database_option
 
 @click.command(name="migrate")
 @database_option
-@click.option("--dry-run", is_flag=True, help="List what would run, and change nothing.")
+@click.option("--dry-run", is_flag=True, help="List the pending migrations without applying them.")
 def migrate_command(database: str, dry_run: bool) -> None:  # noqa: FBT001 - click passes flags by name
-    """Bring the database's schema up to date."""
+    """Migrate the schema of the database to the newest version."""
     os.umask(0o077)
     from caseload_server.store.backends import factory
 
-    steps = factory.pending(database) if dry_run else factory.migrate(database)
-    for step in steps:
-        click.echo(step.name)
-    if not steps:
+    migrations = factory.pending(database) if dry_run else factory.migrate(database)
+    for migration in migrations:
+        click.echo(migration.name)
+    if not migrations:
         click.echo("up to date", err=True)

@@ -1,4 +1,4 @@
-"""The flags that several commands have."""
+"""Flags and arguments that several commands share."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,21 +11,21 @@ from caseload_server.config import Config, SettingError, has_password
 
 PREFIX: Final = "CASELOAD_"
 STANDARD: Final = Path("-")
-"""The standard stream, where a command takes it for a file."""
+"""As FILE, the standard input or output."""
 
 
 def option(flag: str, **attributes: Any) -> Callable[[Any], Any]:
-    """A flag that is also a variable: --drain-seconds is CASELOAD_DRAIN_SECONDS."""
+    """Defines a flag with an environment variable: --drain-seconds is CASELOAD_DRAIN_SECONDS."""
     variable = PREFIX + flag.removeprefix("--").replace("-", "_").upper()
     return click.option(flag, envvar=variable, show_envvar=True, show_default=True, **attributes)
 
 
-def _without_password(context: click.Context, parameter: click.Parameter, url: str) -> str:
-    """A secret is never a flag: every user of the machine can read it in the list of processes."""
-    given = context.get_parameter_source(parameter.name or "")
-    if given is ParameterSource.COMMANDLINE and has_password(url):
+def _refuse_password(context: click.Context, parameter: click.Parameter, url: str) -> str:
+    """Rejects a password in the flag: every user of the machine can read it in the process list."""
+    source = context.get_parameter_source(parameter.name or "")
+    if source is ParameterSource.COMMANDLINE and has_password(url):
         raise SettingError(
-            "--database", "must not hold a password: use CASELOAD_DATABASE, PGPASSFILE or a service file"
+            "--database", "must not contain a password: use CASELOAD_DATABASE, PGPASSFILE or a service file"
         )
     return url
 
@@ -34,7 +34,7 @@ database_option = option(
     "--database",
     metavar="URL",
     default=Config.database,
-    callback=_without_password,
-    help="sqlite:///PATH of the database file, or postgresql://...",
+    callback=_refuse_password,
+    help="Database URL: sqlite:///PATH or postgresql://...",
 )
 file_argument = click.argument("file", type=click.Path(path_type=Path))

@@ -1,4 +1,4 @@
-"""`caseload export`, `import` and `verify`: everything in a store as JSON LogSink, out and in again, and its rules."""
+"""`caseload export`, `import` and `verify`: the content of a store as JSON Lines, and a check of its rules."""
 
 import os
 import sys
@@ -18,20 +18,23 @@ from caseload_server.config import SettingError
 from caseload_server.store.backends.migrations import SchemaError, migrations
 from caseload_server.store.backends.protocol import Database, Transaction
 from caseload_server.store.backends.sqlite.database import SqliteDatabase
-from caseload_server.store.portability.import_loader import Loading
+from caseload_server.store.portability.import_loader import BulkLoad
 
 
 @click.command(name="export", cls=InterruptibleCommand)
 @file_argument
 @database_option
 def export_command(file: Path, database: str) -> None:
-    """Write everything into FILE as JSON LogSink, while it is served; - is the standard output."""
+    """Write the whole store into FILE as JSON Lines. FILE - is standard output. The server can keep running."""
     from caseload_server.store.portability import export
 
     os.umask(0o077)
-    with reading(database) as transaction, progress_bar("exporting", partial(export.count, transaction)) as progress:
+    with (
+        open_snapshot(database) as transaction,
+        progress_bar("exporting", partial(export.count, transaction)) as progress,
+    ):
         try:
-            with _written(file) as lines:
+            with _open_output(file) as lines:
                 export.export(transaction, lines.write, progress)
         except FileExistsError as error:
             raise SettingError("FILE", str(error)) from None
@@ -40,14 +43,14 @@ def export_command(file: Path, database: str) -> None:
 
 
 @contextmanager
-def _written(file: Path) -> Iterator[BinaryIO]:
-    from caseload_server.store.atomic_file import new_file
+def _open_output(file: Path) -> Iterator[BinaryIO]:
+    from caseload_server.store.atomic_file import atomic_file
 
     if file == STANDARD:
         with open(sys.stdout.fileno(), "wb", closefd=False) as lines:
             yield lines
     else:
-        with new_file(file) as part, part.open("wb") as lines:
+        with atomic_file(file) as part, part.open("wb") as lines:
             yield lines
 
 
@@ -55,24 +58,24 @@ def _written(file: Path) -> Iterator[BinaryIO]:
 @file_argument
 @database_option
 def import_command(file: Path, database: str) -> None:
-    """Fill an empty database from the export in FILE, all or nothing; - is the standard input.
+    """Import the export in FILE into an empty database, all or nothing. FILE - is standard input.
 
-    PostgreSQL is migrated before, and served afterwards. On SQLite a new file is made.
+    A PostgreSQL database must be migrated before, and must not be served yet. For SQLite, a new file is created.
     """
     from caseload_server.store.portability import import_loader
     from caseload_server.store.portability.import_parser import ImportRefused
-    from caseload_server.store.portability.import_process import reading as reading_lines
+    from caseload_server.store.portability.import_process import read_batches
 
     os.umask(0o077)
     try:
         with (
-            _read(file) as lines,
-            loading_into(database) as (loading, schema),
-            reading_lines(lines, schema) as batches,
+            _open_input(file) as lines,
+            open_bulk_load(database) as (loading, schema),
+            read_batches(lines, schema) as batches,
             progress_bar("importing", lambda: os.fstat(lines.fileno()).st_size) as progress,
         ):
             digest = import_loader.load(batches, loading, progress)
-    except (ImportRefused, import_loader.RuleBroken) as error:
+    except (ImportRefused, import_loader.ConstraintViolation) as error:
         raise SettingError("FILE", str(error)) from None
     except FileExistsError as error:
         raise SettingError("--database", str(error)) from None
@@ -81,23 +84,29 @@ def import_command(file: Path, database: str) -> None:
     click.echo(f"digest: {digest}")
 
 
-def _read(file: Path) -> BinaryIO:
+def _open_input(file: Path) -> BinaryIO:
     if file == STANDARD:
         return open(sys.stdin.fileno(), "rb", closefd=False)
     try:
         return file.open("rb")
     except OSError:
-        raise SettingError("FILE", "there is no such file, or it cannot be read") from None
+        raise SettingError("FILE", "the file does not exist or cannot be read") from None
 
 
 @click.command(cls=InterruptibleCommand)
 @database_option
 def verify(database: str) -> int:
-    """Look for broken rules, while it is served; exit code 1 where there are any. The last line is a digest."""
+    """Check the store's rules. The server can keep running.
+
+    The exit code is 1 if a rule is broken. The last line is a digest of the content.
+    """
     from caseload_server.store.portability import export, verify
 
-    with reading(database) as transaction, progress_bar("verifying", partial(export.count, transaction)) as progress:
-        contents = verify.Contents(transaction)
+    with (
+        open_snapshot(database) as transaction,
+        progress_bar("verifying", partial(export.count, transaction)) as progress,
+    ):
+        contents = verify.ContentCheck(transaction)
         broken = [*verify.broken_rules(transaction), *contents.read(progress)]
         if not settings.is_postgres(database):
             broken += verify.damage(transaction)
@@ -109,48 +118,51 @@ def verify(database: str) -> int:
 
 
 @contextmanager
-def reading(url: str) -> Iterator[Transaction]:
-    """One state of a database that is there and up to date. Raises SettingError."""
-    from caseload_server.store.backends.factory import NOT_MIGRATED, usable
+def open_snapshot(url: str) -> Iterator[Transaction]:
+    """Opens a snapshot of an existing, migrated database. Raises SettingError."""
+    from caseload_server.store.backends.factory import NOT_MIGRATED, backend_for
 
     is_postgres = settings.is_postgres(url)
-    with usable(url) as (steps, place):
-        if not is_postgres and not place.exists():
-            raise SettingError("--database", "there is no such file")
-        if steps.pending(place):
+    with backend_for(url) as (migrate_module, location):
+        if not is_postgres and not location.exists():
+            raise SettingError("--database", "the file does not exist")
+        if migrate_module.pending(location):
             raise SchemaError(NOT_MIGRATED)
-        database = _postgres(place) if is_postgres else SqliteDatabase(place)
+        database = _postgres(location) if is_postgres else SqliteDatabase(location)
         try:
-            with database.reading() as transaction:
+            with database.snapshot() as transaction:
                 yield transaction
         finally:
             database.close()
 
 
 def _postgres(url: str) -> Database:
-    from caseload_server.store.backends.postgres.bulk_load import unhurried
+    from caseload_server.store.backends.postgres.bulk_load import without_timeouts
     from caseload_server.store.backends.postgres.database import PostgresDatabase
 
-    return PostgresDatabase(unhurried(url))
+    return PostgresDatabase(without_timeouts(url))
 
 
 @contextmanager
-def loading_into(url: str) -> Iterator[tuple[Loading, str]]:
-    """The empty database to fill, and the newest step of its schema. Raises SettingError, and as the loading does."""
-    from caseload_server.store.backends.factory import NOT_MIGRATED, usable
+def open_bulk_load(url: str) -> Iterator[tuple[BulkLoad, str]]:
+    """Opens a bulk load into an empty database.
+
+    Yields: the bulk load, and the name of the newest migration. Raises SettingError, and the errors of the bulk load.
+    """
+    from caseload_server.store.backends.factory import NOT_MIGRATED, backend_for
 
     is_postgres = settings.is_postgres(url)
-    fill: Callable[[Any], AbstractContextManager[Loading]]
-    with usable(url) as (steps, place):
+    fill: Callable[[Any], AbstractContextManager[BulkLoad]]
+    with backend_for(url) as (migrate_module, location):
         if is_postgres:
             from caseload_server.store.backends.postgres import bulk_load as postgres_bulk_load
 
-            if steps.pending(place):
+            if migrate_module.pending(location):
                 raise SchemaError(NOT_MIGRATED)
-            fill = postgres_bulk_load.loading
+            fill = postgres_bulk_load.bulk_load
         else:
             from caseload_server.store.backends.sqlite import bulk_load as sqlite_bulk_load
 
-            fill = sqlite_bulk_load.loading
-        with fill(place) as loading:
+            fill = sqlite_bulk_load.bulk_load
+        with fill(location) as loading:
             yield loading, migrations("postgres" if is_postgres else "sqlite")[-1].name

@@ -9,7 +9,11 @@ import click
 
 @contextmanager
 def progress_bar(label: str, count: Callable[[], int]) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, for as long as the with block; count is of all there is to do."""
-    is_shown = sys.stderr.isatty()
-    with click.progressbar(length=count() if is_shown else 1, label=label, file=sys.stderr, hidden=not is_shown) as bar:
+    """Shows a progress bar on standard error during the with block, if that is a terminal.
+
+    Args: count, returns the total number of steps.
+    Yields: a function that takes the number of steps just done.
+    """
+    shown = sys.stderr.isatty()
+    with click.progressbar(length=count() if shown else 1, label=label, file=sys.stderr, hidden=not shown) as bar:
         yield bar.update

@@ -1,4 +1,4 @@
-"""`caseload serve`."""
+"""`caseload serve`: runs the server."""
 
 import gc
 import os
@@ -15,14 +15,14 @@ import structlog
 from caseload_server.commands.options import database_option, option
 from caseload_server.config import Config
 from caseload_server.observability import logs
-from caseload_server.supervisor import ORPHANED, Place, Supervisor
+from caseload_server.supervisor import PARENT_DIED, Supervisor, WorkerSpec
 
 _DAY_SECONDS = 86_400
 _MAX_WORKERS = 1024
 
 
 class _Seconds(click.ParamType[float]):
-    """A length of time that can be slept."""
+    """A duration in seconds, of at most a day."""
 
     name = "SECONDS"
 
@@ -31,13 +31,13 @@ class _Seconds(click.ParamType[float]):
             seconds = float(value)
         except ValueError:
             seconds = -1
-        if not 0 <= seconds <= _DAY_SECONDS:  # which NaN is not either
+        if not 0 <= seconds <= _DAY_SECONDS:  # false for NaN too
             self.fail("must be a number of seconds from 0 to 86400", param, ctx)
         return seconds
 
 
 class _Workers(click.ParamType[int]):
-    """A number of processes."""
+    """A number of worker processes, or auto for one per core."""
 
     name = "N|auto"
 
@@ -51,7 +51,7 @@ class _Workers(click.ParamType[int]):
 
 
 class _File(click.ParamType[Path]):
-    """The name of a file."""
+    """The path of a file."""
 
     name = "FILE"
 
@@ -62,63 +62,77 @@ class _File(click.ParamType[Path]):
 
 
 @click.command()
-@option("--address", metavar="HOST:PORT", default=Config.address, help="Where to listen; port 0 takes a free one.")
+@option("--address", metavar="HOST:PORT", default=Config.address, help="Address to listen on. Port 0 picks a free one.")
 @database_option
-@option("--workers", type=_Workers(), default=Config.workers, help="Processes that serve; auto: one a core.")
+@option("--workers", type=_Workers(), default=Config.workers, help="Number of server processes; auto is one per core.")
 @option(
     "--pool-size",
     type=click.IntRange(1),
     default=Config.pool_size,
-    help="Connections to PostgreSQL, to read; as many write.",
+    help="PostgreSQL connections for reads, and the same number for writes.",
 )
-@option("--max-watches", type=click.IntRange(1), default=Config.max_watches, help="Watches open at once.")
-@option("--drain-seconds", type=_Seconds(), default=Config.drain_seconds, help="Answer on while draining.")
-@option("--grace-seconds", type=_Seconds(), default=Config.grace_seconds, help="Wait for calls under way.")
-@option("--keys-file", type=_File(), help="The callers, with their permissions and the hashes of their keys.")
-@option("--tls-cert", type=_File(), help="Certificate chain to show, PEM.")
-@option("--tls-key", type=_File(), help="Its key, PEM.")
-@option("--tls-client-ca", type=_File(), help="Ask for client certificates of this authority, PEM.")
-@option("--access-log", type=_File(), help="File for a line a call, instead of standard error.")
-@option("--log-level", type=click.Choice(logs.LEVELS), default=Config.log_level, help="Log what is at least that bad.")
-@option("--metrics-address", metavar="HOST:PORT", help="Where to serve metrics, at /metrics; port 0 takes a free one.")
-@option("--allow-insecure", is_flag=True, help="Listen beyond loopback without encryption and authentication.")
+@option("--max-watches", type=click.IntRange(1), default=Config.max_watches, help="Maximum number of open watches.")
+@option(
+    "--drain-seconds",
+    type=_Seconds(),
+    default=Config.drain_seconds,
+    help="How long to accept calls after a stop.",
+)
+@option(
+    "--grace-seconds",
+    type=_Seconds(),
+    default=Config.grace_seconds,
+    help="How long to wait for calls after that.",
+)
+@option("--keys-file", type=_File(), help="Callers, their permissions and the hashes of their keys.")
+@option("--tls-cert", type=_File(), help="Certificate chain of the server, PEM.")
+@option("--tls-key", type=_File(), help="Private key of --tls-cert, PEM.")
+@option("--tls-client-ca", type=_File(), help="Require client certificates from this authority, PEM.")
+@option("--access-log", type=_File(), help="File for the access log instead of standard error.")
+@option("--log-level", type=click.Choice(logs.LEVELS), default=Config.log_level, help="Lowest level to log.")
+@option("--metrics-address", metavar="HOST:PORT", help="Address to serve /metrics on. Port 0 picks a free port.")
+@option("--allow-insecure", is_flag=True, help="Allow other addresses than loopback without TLS or a keys file.")
 def serve(**values: Any) -> int:
-    """Serve until SIGTERM or Ctrl-C."""
-    # The signals are waited for and not handled: a handler that takes a lock can deadlock when two arrive together.
-    stopping = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, stopping)
+    """Run the server until SIGTERM or Ctrl-C."""
+    # The signals are blocked and waited for, not handled: a handler that takes a lock can deadlock when two arrive.
+    stop_signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)
     os.umask(0o077)
-    most_files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # connections are files
+    max_files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max_files, max_files))  # each connection uses a file descriptor
     config = Config(**values)
     logs.configure(config.log_level)
-    config.check()  # before grpc is loaded, which takes longer than the check
-    if place := Place.found():
-        config = place.take(config)
-        stopping.add(ORPHANED)
+    config.check()  # before grpc is imported, which takes longer than the check
+    if spec := WorkerSpec.from_environment():
+        config = spec.apply(config)
+        stop_signals.add(PARENT_DIED)
     elif config.workers > 1:
-        return Supervisor(config, _say_ready).run(stopping)
+        return Supervisor(config, _print_ready).run(stop_signals)
     from caseload_server.rpc.server import build_server
 
     server = build_server(config)
     server.start()
-    gc.freeze()  # what a start made stays: no collection need look at it again, which is some hundredths of each call
+    gc.freeze()  # excludes the objects of the startup from garbage collection, which saves some percent of each call
     log = structlog.get_logger()
     if config.allow_insecure:
-        known, encrypted = config.keys_file is not None, config.tls_cert is not None
-        log.warning("insecure is allowed", setting="--allow-insecure", callers_are_known=known, is_encrypted=encrypted)
-    log.info("started", address=server.address, metrics_address=server.metrics_address, **logs.startup_fields(config))
-    _say_ready(server.address)
-    why = signal.sigwait(stopping)
+        authenticated, encrypted = config.keys_file is not None, config.tls_cert is not None
+        log.warning(
+            "insecure listener allowed", setting="--allow-insecure", authenticated=authenticated, encrypted=encrypted
+        )
+    addresses = {"address": server.address, "metrics_address": server.metrics_address}
+    log.info("started", **addresses, **logs.startup_fields(config))
+    _print_ready(server.address)
+    received = signal.sigwait(stop_signals)
     log.info("stopping")
-    ended = server.stop(drain=why != ORPHANED)
+    all_ended = server.stop(drain=received != PARENT_DIED)
     log.info("stopped")
-    if not ended:
-        os._exit(0)  # else Python would wait for the threads of streams
+    if not all_ended:
+        os._exit(0)  # a normal exit would wait for the threads of streams
     return 0
 
 
-def _say_ready(address: str) -> None:
+def _print_ready(address: str) -> None:
     if sys.stdout:
-        with suppress(OSError):  # it serves, also where nobody reads that; and nothing is left to be written at the end
+        # The server runs even if nobody reads standard output. A plain write leaves no buffered data for the exit.
+        with suppress(OSError):
             os.write(sys.stdout.fileno(), f"caseload: serving on {address}\n".encode())

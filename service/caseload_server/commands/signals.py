@@ -1,4 +1,4 @@
-"""Commands that can be broken off at any time, and then put away what they had begun."""
+"""Commands that signals can interrupt at any time, and that clean up before they exit."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -8,18 +8,19 @@ from typing import Any, Final
 import apsw
 import click
 
-_ENDING: Final = (signal.SIGINT, signal.SIGTERM)
-_STEPS: Final = 10_000
-"""Of a statement of SQLite, between two looks for a signal; without one it is seen when the statement ends."""
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_PROGRESS_STEPS: Final = 10_000
+"""SQLite virtual machine steps between two checks for a signal. Without the checks, Python handles a signal only after
+the statement has ended. https://www.sqlite.org/c3ref/progress_handler.html"""
 
 
 class InterruptibleCommand(click.Command):
-    """On Ctrl-C and SIGTERM it puts away what it had begun; the exit code is 128 and the signal's number."""
+    """A command that cleans up on SIGINT and SIGTERM. Its exit code is then 128 plus the number of the signal."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        apsw.connection_hooks.append(lambda connection: connection.set_progress_handler(lambda: False, _STEPS))
-        for number in _ENDING:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell has its background jobs do
+        apsw.connection_hooks.append(lambda connection: connection.set_progress_handler(lambda: False, _PROGRESS_STEPS))
+        for number in _SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # shells ignore SIGINT in background jobs
                 signal.signal(number, _interrupt)
         try:
             return super().invoke(ctx)
@@ -29,21 +30,24 @@ class InterruptibleCommand(click.Command):
 
 
 @contextmanager
-def held_back() -> Iterator[Callable[[], None]]:
-    """For work in steps that must not be broken off in the middle: a signal is seen when what is yielded is called."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+def defer_signals() -> Iterator[Callable[[], None]]:
+    """Defers signals in a with block, for work whose steps must not be interrupted.
 
-    def let_in() -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    Yields: a function that delivers the deferred signals. Call it between two steps.
+    """
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+
+    def deliver_signals() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
 
     try:
-        yield let_in
+        yield deliver_signals
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def _interrupt(number: int, _: object) -> None:
-    for one in _ENDING:
-        signal.signal(one, signal.SIG_IGN)  # a second one must not break off the putting away
+    for each in _SIGNALS:
+        signal.signal(each, signal.SIG_IGN)  # a second signal must not interrupt the cleanup
     raise KeyboardInterrupt(number)

@@ -20,7 +20,7 @@ from caseload_server.domain.limits import MAX_LOGGED_IDS
 from caseload_server.observability import audited_ids
 from caseload_server.rpc.status_map import CODES
 from caseload_server.security.principal import Principal, current_principal
-from caseload_server.validation.rules import ID, UUID
+from caseload_server.validation.rules import ID_PATTERN, UUID_PATTERN
 
 _log = structlog.get_logger()
 _CHECK_INTERVAL_SECONDS: Final = 1.0
@@ -172,12 +172,12 @@ class MethodLog:
         """Returns the fields with ids, and the request_id, each followed by a comma."""
         request, response, fields = record.request, record.response, ""
         for kind, requested, returned in self._kinds:
-            ids = list(filter(ID.fullmatch, requested.extract(request))) if request is not None else []
+            ids = list(filter(ID_PATTERN.fullmatch, requested.extract(request))) if request is not None else []
             sent = returned.extract(response) if response is not None else record.streamed_ids.get(kind, ())
             ids += filter(None, sent)
             if ids:
                 fields += _id_field(kind, dict.fromkeys(ids) if len(ids) > 1 else ids)
-        if self._has_request_id and request is not None and UUID.fullmatch(request.request_id):
+        if self._has_request_id and request is not None and UUID_PATTERN.fullmatch(request.request_id):
             fields += f'"request_id":"{request.request_id.lower()}",'
         return fields
 

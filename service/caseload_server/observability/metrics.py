@@ -172,8 +172,8 @@ class WorkersMetrics:
     """The combined metrics of several workers, for the supervisor.
 
     Create it before the first worker starts: workers find its folder in the environment, and their number in
-    `Config.worker`. Serve its `registry` with a `MetricsPage`. Call `remove_worker` when a worker has ended, before it is
-    restarted. Call `close` after all workers have ended.
+    `Config.worker`. Serve its `registry` with a `MetricsPage`. Call `remove_worker` when a worker has ended, before it
+    is restarted. Call `close` after all workers have ended.
     """
 
     def __init__(self) -> None:

@@ -24,7 +24,7 @@ from caseload_server.api.patient_service import PatientServicer
 from caseload_server.api.therapist_service import TherapistServicer
 from caseload_server.api.watches import Watches
 from caseload_server.clock import now_us
-from caseload_server.config import Config, SettingError
+from caseload_server.config import CANNOT_LISTEN, Config, SettingError
 from caseload_server.domain import limits
 from caseload_server.observability import logs
 from caseload_server.observability.access_log import AccessLog, LogFile, LogSink
@@ -274,5 +274,5 @@ def _bind(server: grpc.Server, config: Config, credentials: grpc.ServerCredentia
     try:
         port = server.add_secure_port(requested, credentials) if credentials else server.add_insecure_port(requested)
     except RuntimeError:
-        raise SettingError("--address", "cannot be listened on: in use, or not of this machine") from None
+        raise SettingError("--address", CANNOT_LISTEN) from None
     return f"{host}:{port}"
