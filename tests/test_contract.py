@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 from caseload.v1 import error_reason_pb2, patient_service_pb2, resources_pb2, therapist_service_pb2
-from caseload_server.domain import records
+from caseload_server.domain import enums
 from caseload_server.rpc.status_map import CODES
 from google.api import field_behavior_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
@@ -316,7 +316,7 @@ def test_the_enumerations_of_the_records_are_the_contracts() -> None:
         "END_REPLACED": {resources_pb2.Assignment.END_REASON_REPLACED},
     }
     prefixes = ("STATUS_", "THERAPIST_", "PATIENT_", "ROLE_", "STATE_", "END_")
-    ours = {name: {value} for name, value in vars(records).items() if name.startswith(prefixes)}
+    ours = {name: {value} for name, value in vars(enums).items() if name.startswith(prefixes)}
     assert ours == contract
 
 

@@ -10,7 +10,7 @@ import pytest
 from caseload.v1 import resources_pb2 as pb
 from caseload.v1 import therapist_service_pb2
 from caseload_server.validation import rules
-from caseload_server.validation.rules import Problems, Rule
+from caseload_server.validation.rules import Rule, ValidationErrors
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.type.date_pb2 import Date
 from hypothesis import assume, example, given
@@ -27,9 +27,9 @@ printable = st.text(st.characters(exclude_categories=["Cc", "Cs"]), max_size=250
 
 def judged(rule: Rule, value: Any) -> tuple[Any, list[tuple[str, str]]]:
     """What a rule makes of a value, and what it says against it."""
-    problems = Problems()
-    stored = rule(value, "path", problems)
-    return stored, [(problem.field, problem.description) for problem in problems]
+    violations = ValidationErrors()
+    stored = rule(value, "path", violations)
+    return stored, [(violation.field, violation.description) for violation in violations]
 
 
 def takes(rule: Rule, value: Any) -> bool:
@@ -268,9 +268,9 @@ def test_no_one_is_born_after_today_anywhere_on_earth(hour: int, day: int, *, al
 @example(-1, 999_999_999)
 def test_a_time_is_cut_to_microseconds_and_lies_in_the_years_1_to_9999(seconds: int, nanos: int) -> None:
     request = therapist_service_pb2.AssignPatientRequest(start_time=Timestamp(seconds=seconds, nanos=nanos))
-    problems = Problems()
-    at_us = rules.moment(request, "start_time", problems, 2**62, "too late")
+    violations = ValidationErrors()
+    at_us = rules.timestamp_us(request, "start_time", violations, 2**62, "too late")
     if -62_135_596_800 <= seconds <= 253_402_300_799 and 0 <= nanos <= 999_999_999:
-        assert (at_us, problems) == ((seconds * 10**9 + nanos) // 1000, [])
+        assert (at_us, violations) == ((seconds * 10**9 + nanos) // 1000, [])
     else:
-        assert [problem.field for problem in problems] == ["start_time"]
+        assert [violation.field for violation in violations] == ["start_time"]

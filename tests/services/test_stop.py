@@ -100,7 +100,7 @@ def test_an_answer_that_is_still_being_read_at_a_stop_arrives_whole(database_url
 @pytest.fixture
 def patient_close(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stop waits for every watch to end by itself, however busy the machine is."""
-    monkeypatch.setattr(watches, "_CLOSE_SECONDS", HUNG_SECONDS)
+    monkeypatch.setattr(watches, "_CLOSE_TIMEOUT_SECONDS", HUNG_SECONDS)
 
 
 @pytest.mark.usefixtures("patient_close")

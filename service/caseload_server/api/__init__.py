@@ -1,1 +1,1 @@
-"""The servicers, one module for each service of the contract: validate, ask the store, convert."""
+"""The servicers, one module for each service of the contract. They validate, call the store and convert the result."""

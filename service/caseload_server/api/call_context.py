@@ -1,4 +1,4 @@
-"""Who asks for a write, and how: what the store notes in its log and compares a repeat with."""
+"""The context of a write: who calls which method, and the key under which a repeat is recognized."""
 
 from typing import Any, Final
 
@@ -14,21 +14,23 @@ _METHODS: Final = {
     for service in file.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 }
+"""Maps the full name of each request message to the method that takes it."""
 
 
-def call_of(request: Any, _context: grpc.ServicerContext) -> CallContext:
-    """The call behind a mutating request that has been validated."""
+def call_context(request: Any, _context: grpc.ServicerContext) -> CallContext:
+    """Returns the context of a write. Args: request, already validated."""
     actor, method = current_principal.get().name, _METHODS[request.DESCRIPTOR.full_name]
     if not request.request_id:
         return CallContext(actor, method, validate_only=request.validate_only)
-    return CallContext(actor, method, request.request_id.lower(), _fingerprint(request), request.validate_only)
+    fingerprint = request_fingerprint(request)
+    return CallContext(actor, method, request.request_id.lower(), fingerprint, request.validate_only)
 
 
-def _fingerprint(request: Any) -> bytes:
-    """The request in deterministic bytes; whether it only validates is no part of what it asks for."""
-    whole = type(request)()
-    whole.CopyFrom(request)
-    whole.ClearField("validate_only")
-    whole.ClearField("request_id")
-    fingerprint: bytes = whole.SerializeToString(deterministic=True)
+def request_fingerprint(request: Any) -> bytes:
+    """Returns the request in deterministic bytes, without request_id and validate_only."""
+    copy = type(request)()
+    copy.CopyFrom(request)
+    copy.ClearField("validate_only")
+    copy.ClearField("request_id")
+    fingerprint: bytes = copy.SerializeToString(deterministic=True)
     return fingerprint

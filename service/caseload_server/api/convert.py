@@ -1,7 +1,7 @@
-"""Records to messages: the only place where the two meet. Empty columns stay unset fields.
+"""Converts records to messages. Empty columns become unset fields.
 
-Fields are set one by one, in the message where it is going to stay: that takes half as long as to make messages of
-messages. A function that is given no message makes one.
+Each function fills a message in place, field by field. This takes half as long as building messages from messages.
+A function that gets no message creates one.
 """
 
 import json
@@ -17,39 +17,39 @@ from google.type.date_pb2 import Date
 from caseload_server.domain.records import Assignment, Change, ChangeSet, Patient, Therapist
 from caseload_server.domain.results import CheckResult
 
-_MICROS = 1_000_000
-_scan = json.JSONDecoder().raw_decode  # json.loads, but for what it looks at first
+_MICROS_PER_SECOND = 1_000_000
+_parse_json = json.JSONDecoder().raw_decode  # json.loads without its checks of the argument
 
 R = TypeVar("R")
 
 
-def each(records: Iterable[R], convert: Callable[[R, Any], Any], messages: Any) -> None:
-    """Adds a message for each record. Args: convert, one of the functions below; messages, a repeated field."""
+def add_all(records: Iterable[R], convert: Callable[[R, Any], Any], messages: Any) -> None:
+    """Adds one message for each record. Args: convert, a function of this module; messages, a repeated field."""
     add = messages.add
     for record in records:
         convert(record, add())
 
 
 def _set_time(time: Timestamp, at_us: int) -> None:
-    time.seconds, micros = divmod(at_us, _MICROS)
+    time.seconds, micros = divmod(at_us, _MICROS_PER_SECOND)
     time.nanos = micros * 1000
 
 
 def therapist(record: Therapist, message: pb.Therapist | None = None) -> pb.Therapist:
-    """A therapist as callers see it."""
+    """Converts a therapist."""
     message = pb.Therapist() if message is None else message
     message.therapist_id = record.therapist_id
     if record.max_active_patients is not None:
         message.max_active_patients = record.max_active_patients
     message.active_patient_count = record.active_patient_count
     if record.specialties != "[]":
-        message.specialties.extend(_scan(record.specialties)[0])
-    _set_shared(message, record)
+        message.specialties.extend(_parse_json(record.specialties)[0])
+    _set_common_fields(message, record)
     return message
 
 
 def patient(record: Patient, message: pb.Patient | None = None) -> pb.Patient:
-    """A patient as callers see it."""
+    """Converts a patient."""
     message = pb.Patient() if message is None else message
     message.patient_id = record.patient_id
     if record.birth_date:
@@ -57,11 +57,11 @@ def patient(record: Patient, message: pb.Patient | None = None) -> pb.Patient:
     message.phone_number = record.phone_number
     message.primary_therapist_id = record.primary_therapist_id
     message.active_therapist_count = record.active_therapist_count
-    _set_shared(message, record)
+    _set_common_fields(message, record)
     return message
 
 
-def _set_shared(message: pb.Therapist | pb.Patient, record: Therapist | Patient) -> None:
+def _set_common_fields(message: pb.Therapist | pb.Patient, record: Therapist | Patient) -> None:
     message.display_name = record.display_name
     message.email = record.email
     message.status = record.status  # type: ignore[assignment]
@@ -72,10 +72,10 @@ def _set_shared(message: pb.Therapist | pb.Patient, record: Therapist | Patient)
     message.etag = record.etag
     if record.identifiers != "[]":
         add = message.identifiers.add
-        for system, value in _scan(record.identifiers)[0]:
+        for system, value in _parse_json(record.identifiers)[0]:
             add(system=system, value=value)
     if record.annotations != "{}":
-        message.annotations.update(_scan(record.annotations)[0])
+        message.annotations.update(_parse_json(record.annotations)[0])
 
 
 def _date(text: str) -> Date:
@@ -84,7 +84,7 @@ def _date(text: str) -> Date:
 
 
 def assignment(record: Assignment, message: pb.Assignment | None = None) -> pb.Assignment:
-    """An assignment as callers see it."""
+    """Converts an assignment."""
     message = pb.Assignment() if message is None else message
     message.assignment_id = record.assignment_id
     message.therapist_id = record.therapist_id
@@ -104,8 +104,8 @@ def assignment(record: Assignment, message: pb.Assignment | None = None) -> pb.A
     return message
 
 
-def check(record: CheckResult, result: assignment_pb.CheckAssignmentsResponse.Result) -> None:
-    """Whether a pair is assigned, as callers see it."""
+def check_result(record: CheckResult, result: assignment_pb.CheckAssignmentsResponse.Result) -> None:
+    """Converts the result of checking one pair."""
     if record.assignment_id is not None:
         result.assigned = True
         result.assignment_id = record.assignment_id
@@ -113,26 +113,26 @@ def check(record: CheckResult, result: assignment_pb.CheckAssignmentsResponse.Re
 
 
 def change_set(record: ChangeSet, message: change_pb.ChangeSet | None = None) -> change_pb.ChangeSet:
-    """A committed transaction as callers see it."""
+    """Converts a change set."""
     message = change_pb.ChangeSet() if message is None else message
     message.revision = record.revision
     _set_time(message.commit_time, record.committed_us)
     message.actor = record.actor
     message.request_id = record.request_id
     message.method = record.method
-    each(record.changes, _change, message.changes)
+    add_all(record.changes, _change, message.changes)
     return message
 
 
-def _change(record: Change, change: change_pb.Change) -> None:
-    change.kind = record.kind  # type: ignore[assignment]
+def _change(record: Change, message: change_pb.Change) -> None:
+    message.kind = record.kind  # type: ignore[assignment]
     if record.changed_fields:
-        change.changed_fields.extend(record.changed_fields.split(","))
+        message.changed_fields.extend(record.changed_fields.split(","))
     if record.assignment_id:
-        change.assignment.assignment_id = record.assignment_id
-        change.assignment.therapist_id = record.therapist_id or ""
-        change.assignment.patient_id = record.patient_id or ""
+        message.assignment.assignment_id = record.assignment_id
+        message.assignment.therapist_id = record.therapist_id or ""
+        message.assignment.patient_id = record.patient_id or ""
     elif record.therapist_id:
-        change.therapist_id = record.therapist_id
+        message.therapist_id = record.therapist_id
     else:
-        change.patient_id = record.patient_id or ""
+        message.patient_id = record.patient_id or ""

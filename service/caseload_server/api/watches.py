@@ -1,4 +1,4 @@
-"""The open watches of one process: their places, what wakes them, and how slow ones are cut."""
+"""The open watches of one process: a limited number of slots, and the thread that wakes and cancels watches."""
 
 import math
 import threading
@@ -16,143 +16,148 @@ from caseload_server.store import RelationshipStore
 M = TypeVar("M")
 _log = structlog.get_logger()
 
-_CLOSE_SECONDS: Final = 2.0
+_CLOSE_TIMEOUT_SECONDS: Final = 2.0
+"""How long a stop waits for watches to end by themselves, and then for the polling thread."""
 
 
 class Watch:
-    """One open watch, in the thread of its call."""
+    """One open watch. Only the thread of its call uses it."""
 
     def __init__(self, watches: "Watches", context: grpc.ServicerContext) -> None:
         self._watches = watches
         self.context = context
-        self.sent_at = -math.inf  # so that the first message comes at once
-        self.sending_since: float | None = None
+        self.sent_at = -math.inf  # by time.monotonic(); so the first message is sent at once
+        self.sending_since: float | None = None  # by time.monotonic()
 
-    def sending(self, message: M) -> Iterator[M]:
-        """The message, for the call to send. Raises WatchTooSlow once it took too long."""
+    def send(self, message: M) -> Iterator[M]:
+        """Yields the message for the call to send. Raises ShuttingDown, and WatchTooSlow when sending took too long."""
         self._watches.check_open()
-        began = self.sending_since = time.monotonic()
+        started_at = self.sending_since = time.monotonic()
         yield message
         self.sending_since, self.sent_at = None, time.monotonic()
-        if self.sent_at - began > limits.SLOW_READER_SECONDS:
+        if self.sent_at - started_at > limits.SLOW_READER_SECONDS:
             raise errors.WatchTooSlow
 
-    def is_silent(self) -> bool:
-        """Whether a heartbeat is due."""
+    def heartbeat_due(self) -> bool:
+        """Returns whether the last message was sent HEARTBEAT_SECONDS ago or longer."""
         return time.monotonic() - self.sent_at >= limits.HEARTBEAT_SECONDS
 
-    def wait_beyond(self, revision: int) -> bool:
-        """Waits for a newer revision or the next heartbeat; False when the caller is gone. Raises ShuttingDown."""
-        due = self.sent_at + limits.HEARTBEAT_SECONDS
-        return self._watches.wait(lambda: not self.context.is_active(), revision, due)
+    def wait_for_newer(self, revision: int) -> bool:
+        """Waits for a newer revision or until a heartbeat is due. Returns False when the caller has disconnected.
+
+        Raises ShuttingDown.
+        """
+        heartbeat_at = self.sent_at + limits.HEARTBEAT_SECONDS
+        return self._watches.wait(lambda: not self.context.is_active(), revision, heartbeat_at)
 
 
 class Watches:
-    """Hands out a fixed number of places, and wakes the watches in them when the store moves on.
+    """Holds the open watches in a fixed number of slots, and wakes them when the store has a new revision.
 
-    One thread asks the store for its newest revision; the watches wait for what it finds, so that a hundred idle ones
-    cost no more than one.
+    One thread polls the store for the head revision, and the watches wait for that thread. A hundred idle watches
+    therefore cost no more than one.
     """
 
-    def __init__(self, store: RelationshipStore, places: int) -> None:
-        """Args: store, which is followed while there are watches."""
+    def __init__(self, store: RelationshipStore, slots: int) -> None:
+        """Starts the polling thread. Args: store, is polled while a watch is open; slots, the limit of open watches."""
         self._store = store
-        self._places = places
-        self._moved = threading.Condition()
+        self._slots = slots
+        self._changed = threading.Condition()
         self._head = 0
         self._closed = False
-        self._failing = False
+        self._head_unavailable = False
         self._open: set[Watch] = set()
-        self._thread = threading.Thread(target=self._follow, name="watches", daemon=True)
+        self._thread = threading.Thread(target=self._poll_head, name="watches", daemon=True)
         self._thread.start()
 
     def count(self) -> int:
-        """How many are open."""
+        """Returns the number of open watches."""
         return len(self._open)
 
     @contextmanager
     def open(self, context: grpc.ServicerContext) -> Iterator[Watch]:
-        """A place, for the length of a with block. Raises TooManyWatches, ShuttingDown."""
+        """Takes a slot for the length of a with block. Raises TooManyWatches, ShuttingDown."""
         watch = Watch(self, context)
-        with self._moved:
+        with self._changed:
             if self._closed:
                 raise errors.ShuttingDown
-            if len(self._open) >= self._places:
-                raise errors.TooManyWatches(limit=self._places)
+            if len(self._open) >= self._slots:
+                raise errors.TooManyWatches(limit=self._slots)
             self._open.add(watch)
-            self._moved.notify_all()
-        context.add_callback(self._wake)
+            self._changed.notify_all()
+        context.add_callback(self._wake_all)
         try:
             yield watch
         finally:
-            with self._moved:
+            with self._changed:
                 self._open.discard(watch)
-                self._moved.notify_all()
+                self._changed.notify_all()
 
     def check_open(self) -> None:
-        """Raises ShuttingDown: a watch that is far behind never waits."""
+        """Raises ShuttingDown after close(). A watch that is far behind the head never waits, and ends here."""
         if self._closed:
             raise errors.ShuttingDown
 
-    def wait(self, is_gone: Callable[[], bool], revision: int, until: float) -> bool:
-        """Waits for a revision beyond this one, or for a time.monotonic(); False when the caller is gone.
+    def wait(self, disconnected: Callable[[], bool], revision: int, until: float) -> bool:
+        """Waits for a newer revision. Returns False when the caller has disconnected.
 
-        Raises ShuttingDown.
+        Args: until, the time.monotonic() at which to stop waiting. Raises ShuttingDown.
         """
-        with self._moved:
-            while self._head <= revision and not self._closed and not is_gone():
-                left = until - time.monotonic()
-                if left <= 0:
+        with self._changed:
+            while self._head <= revision and not self._closed and not disconnected():
+                seconds_left = until - time.monotonic()
+                if seconds_left <= 0:
                     break
-                self._moved.wait(left)
+                self._changed.wait(seconds_left)
             if self._closed:
                 raise errors.ShuttingDown
-        return not is_gone()
+        return not disconnected()
 
     def close(self) -> None:
-        """Ends every watch, so that its caller resumes elsewhere; one whose reader is stuck is not waited for long."""
-        with self._moved:
+        """Ends every watch, so that its caller resumes elsewhere. Cancels those that do not end in time."""
+        with self._changed:
             self._closed = True
-            self._moved.notify_all()
-            self._moved.wait_for(lambda: not self._open, _CLOSE_SECONDS)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._open, _CLOSE_TIMEOUT_SECONDS)
             stuck = list(self._open)
         for watch in stuck:
             watch.context.cancel()
-        self._thread.join(_CLOSE_SECONDS)  # one that a hung database holds ends with the process
+        self._thread.join(_CLOSE_TIMEOUT_SECONDS)  # when a hung database holds the thread, it ends with the process
 
-    def _wake(self) -> None:
-        with self._moved:
-            self._moved.notify_all()
+    def _wake_all(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
-    def _follow(self) -> None:
+    def _poll_head(self) -> None:
         while True:
-            with self._moved:
+            with self._changed:
                 while not self._open and not self._closed:
-                    self._moved.wait()
+                    self._changed.wait()
                 if self._closed:
                     return
-            head = self._newest()
-            with self._moved:
+            head = self._read_head()
+            with self._changed:
                 if head != self._head:
                     self._head = head
-                    self._moved.notify_all()
-            self._cut_stuck()
+                    self._changed.notify_all()
+            self._cancel_stuck()
             self._store.wait_for_commit()
 
-    def _newest(self) -> int:
+    def _read_head(self) -> int:
         try:
-            head = self._store.head()
-        except Exception as error:  # noqa: BLE001 - this thread must outlive whatever the database has
-            if not self._failing:  # once, and not with every poll
-                _log.warning("the newest revision is not known", type=type(error).__qualname__)
-            self._failing = True
+            head = self._store.head_revision()
+        except Exception as error:  # noqa: BLE001 - the thread must survive every error of the database
+            if not self._head_unavailable:  # logged once, and not at every poll
+                _log.warning("head revision unavailable", type=type(error).__qualname__)
+            self._head_unavailable = True
             return self._head
-        self._failing = False
+        self._head_unavailable = False
         return head
 
-    def _cut_stuck(self) -> None:
+    def _cancel_stuck(self) -> None:
+        """Cancels the watches whose reader has taken nothing for STUCK_READER_SECONDS."""
         now = time.monotonic()
-        with self._moved:
-            stuck = [one for one in self._open if now - (one.sending_since or now) > limits.STUCK_READER_SECONDS]
+        with self._changed:
+            stuck = [watch for watch in self._open if now - (watch.sending_since or now) > limits.STUCK_READER_SECONDS]
         for watch in stuck:
             watch.context.cancel()

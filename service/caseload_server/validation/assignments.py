@@ -1,4 +1,7 @@
-"""Requests about assignments: messages to what the store takes, or InvalidField."""
+"""Validates requests about assignments. Each function returns what the store needs, or raises InvalidField.
+
+Times are microseconds since 1970 (UTC).
+"""
 
 from typing import Any, Final
 
@@ -9,195 +12,206 @@ from caseload.v1 import therapist_service_pb2 as therapist_pb
 
 from caseload_server.domain import limits, requests
 from caseload_server.validation import rules
-from caseload_server.validation.rules import Problems
+from caseload_server.validation.rules import ValidationErrors
 
-Assign = therapist_pb.AssignPatientRequest | patient_pb.AssignTherapistRequest
-Unassign = therapist_pb.UnassignPatientRequest | patient_pb.UnassignTherapistRequest
-ListAssigned = therapist_pb.ListTherapistPatientsRequest | patient_pb.ListPatientTherapistsRequest
+AssignRequest = therapist_pb.AssignPatientRequest | patient_pb.AssignTherapistRequest
+UnassignRequest = therapist_pb.UnassignPatientRequest | patient_pb.UnassignTherapistRequest
+CaseloadRequest = therapist_pb.ListTherapistPatientsRequest | patient_pb.ListPatientTherapistsRequest
 
 _role = rules.enum(pb.Assignment.Role.values())
-_roles = rules.enums(_role)
-_states = rules.enums(rules.enum(pb.Assignment.State.values()))
-_REASONS: Final = frozenset(pb.Assignment.EndReason.values())
-_OWN_REASONS: Final = _REASONS - {
+_roles = rules.enum_set(_role)
+_states = rules.enum_set(rules.enum(pb.Assignment.State.values()))
+_END_REASONS: Final = frozenset(pb.Assignment.EndReason.values())
+_CALLER_END_REASONS: Final = _END_REASONS - {
     pb.Assignment.END_REASON_TRANSFERRED,
     pb.Assignment.END_REASON_RECORD_DELETED,
     pb.Assignment.END_REASON_REPLACED,
 }
+"""The end reasons that a caller may give. The server alone sets the others."""
 _TOO_FAR_AHEAD: Final = "must lie at most a minute ahead"
 _FUTURE: Final = "must not lie in the future"
 _CORRECTABLE: Final = ("focus", "start_time", "end_time", "end_reason")
 _IMMUTABLE: Final = ("therapist_id", "patient_id", "role")
+"""Fields that an update does not change. The store compares their values with the assignment's."""
 
 
-def list_assigned(request: ListAssigned, parent: str, now_us: int) -> requests.CaseloadQuery:
-    """What a request for a record's assignments asks for; parent is the field of its id."""
-    problems = Problems()
+def list_caseload(request: CaseloadRequest, id_field: str, now_us: int) -> requests.CaseloadQuery:
+    """Returns the query of a ListTherapistPatients or ListPatientTherapists request.
+
+    Args: id_field, the field with the id of the record whose assignments are listed.
+    """
+    violations = ValidationErrors()
     query = requests.CaseloadQuery(
-        parent_id=rules.record_id(getattr(request, parent), parent, problems),
-        roles=_roles(request.roles, "roles", problems),
-        states=_states(request.states, "states", problems),
-        as_of_us=rules.moment(request, "as_of_time", problems, now_us, _FUTURE),
+        parent_id=rules.record_id(getattr(request, id_field), id_field, violations),
+        roles=_roles(request.roles, "roles", violations),
+        states=_states(request.states, "states", violations),
+        as_of_us=rules.timestamp_us(request, "as_of_time", violations, now_us, _FUTURE),
     )
-    _not_both(query, "as_of_time", problems)
-    problems.check()
+    _check_not_both(query, "as_of_time", violations)
+    violations.raise_if_any()
     return query
 
 
-def _not_both(query: requests.CaseloadQuery | requests.AssignmentQuery, path: str, problems: Problems) -> None:
+def _check_not_both(
+    query: requests.CaseloadQuery | requests.AssignmentQuery, path: str, violations: ValidationErrors
+) -> None:
     if query.states and query.as_of_us is not None:
-        problems.add(path, "must not be given together with states")
+        violations.add(path, "must not be given together with states")
 
 
 def list_assignments(request: assignment_pb.ListAssignmentsRequest, now_us: int) -> requests.AssignmentQuery:
-    """What a ListAssignments request asks for."""
-    problems = Problems()
-    wanted = request.filter
+    """Returns the query of a ListAssignments request."""
+    violations = ValidationErrors()
+    sent = request.filter
     query = requests.AssignmentQuery(
-        therapist_id=rules.optional_id(wanted.therapist_id, "filter.therapist_id", problems),
-        patient_id=rules.optional_id(wanted.patient_id, "filter.patient_id", problems),
-        roles=_roles(wanted.roles, "filter.roles", problems),
-        states=_states(wanted.states, "filter.states", problems),
-        as_of_us=rules.moment(wanted, "filter.as_of_time", problems, now_us, _FUTURE),
+        therapist_id=rules.optional_id(sent.therapist_id, "filter.therapist_id", violations),
+        patient_id=rules.optional_id(sent.patient_id, "filter.patient_id", violations),
+        roles=_roles(sent.roles, "filter.roles", violations),
+        states=_states(sent.states, "filter.states", violations),
+        as_of_us=rules.timestamp_us(sent, "filter.as_of_time", violations, now_us, _FUTURE),
     )
-    _not_both(query, "filter.as_of_time", problems)
-    problems.check()
+    _check_not_both(query, "filter.as_of_time", violations)
+    violations.raise_if_any()
     return query
 
 
-def check(request: assignment_pb.CheckAssignmentsRequest, now_us: int) -> tuple[list[tuple[str, str]], int]:
-    """The pairs of a CheckAssignments request, and the time it asks about."""
-    problems = Problems()
+def check_assignments(request: assignment_pb.CheckAssignmentsRequest, now_us: int) -> tuple[list[tuple[str, str]], int]:
+    """Returns the (therapist_id, patient_id) pairs of a CheckAssignments request, and the time to check them at."""
+    violations = ValidationErrors()
     if not 1 <= len(request.pairs) <= limits.MAX_BATCH_SIZE:
-        problems.add("pairs", f"must have 1 to {limits.MAX_BATCH_SIZE} entries")
-        problems.check()
+        violations.add("pairs", f"must have 1 to {limits.MAX_BATCH_SIZE} entries")
+        violations.raise_if_any()
     pairs = [(pair.therapist_id, pair.patient_id) for pair in request.pairs]
     for index, (therapist_id, patient_id) in enumerate(pairs):
-        if not (rules.ID.fullmatch(therapist_id) and rules.ID.fullmatch(patient_id)):
-            rules.record_id(therapist_id, f"pairs[{index}].therapist_id", problems)
-            rules.record_id(patient_id, f"pairs[{index}].patient_id", problems)
-    at_us = rules.moment(request, "as_of_time", problems, now_us, _FUTURE)
-    problems.check()
+        if not (rules.ID_PATTERN.fullmatch(therapist_id) and rules.ID_PATTERN.fullmatch(patient_id)):
+            rules.record_id(therapist_id, f"pairs[{index}].therapist_id", violations)
+            rules.record_id(patient_id, f"pairs[{index}].patient_id", violations)
+    at_us = rules.timestamp_us(request, "as_of_time", violations, now_us, _FUTURE)
+    violations.raise_if_any()
     return pairs, now_us if at_us is None else at_us
 
 
-def transfer(request: assignment_pb.TransferPatientsRequest) -> requests.Transfer:
-    """What a TransferPatients request asks for."""
-    problems = Problems()
+def transfer_patients(request: assignment_pb.TransferPatientsRequest) -> requests.Transfer:
+    """Returns the order of a TransferPatients request."""
+    violations = ValidationErrors()
     if not request.request_id:
-        problems.add("request_id", "is required")
-    rules.request_id(request.request_id, "request_id", problems)
+        violations.add("request_id", "is required")
+    rules.request_id(request.request_id, "request_id", violations)
     if len(request.patient_ids) > limits.MAX_ASSIGNMENTS_PER_CALL:
-        problems.add("patient_ids", f"must have at most {limits.MAX_ASSIGNMENTS_PER_CALL} entries")
-        problems.check()
+        violations.add("patient_ids", f"must have at most {limits.MAX_ASSIGNMENTS_PER_CALL} entries")
+        violations.raise_if_any()
     patient_ids = [
-        rules.record_id(one, f"patient_ids[{index}]", problems) for index, one in enumerate(request.patient_ids)
+        rules.record_id(one, f"patient_ids[{index}]", violations) for index, one in enumerate(request.patient_ids)
     ]
     order = requests.Transfer(
-        source_id=rules.record_id(request.source_therapist_id, "source_therapist_id", problems),
-        target_id=rules.record_id(request.target_therapist_id, "target_therapist_id", problems),
+        source_id=rules.record_id(request.source_therapist_id, "source_therapist_id", violations),
+        target_id=rules.record_id(request.target_therapist_id, "target_therapist_id", violations),
         patient_ids=tuple(dict.fromkeys(patient_ids)),
         ignore_capacity=request.ignore_capacity,
     )
     if order.source_id and order.source_id == order.target_id:
-        problems.add("target_therapist_id", "must not be the source")
-    problems.check()
+        violations.add("target_therapist_id", "must not be the source")
+    violations.raise_if_any()
     return order
 
 
-def correct(request: assignment_pb.UpdateAssignmentRequest, now_us: int) -> tuple[str, str, requests.Correction]:
-    """The id, the etag (or empty) and the named columns of an UpdateAssignment request."""
-    problems = Problems()
-    rules.request_id(request.request_id, "request_id", problems)
+def update_assignment(
+    request: assignment_pb.UpdateAssignmentRequest, now_us: int
+) -> tuple[str, str, requests.Correction]:
+    """Returns the id, the etag (or empty) and the columns to correct or compare of an UpdateAssignment request."""
+    violations = ValidationErrors()
+    rules.request_id(request.request_id, "request_id", violations)
     if not request.HasField("assignment"):
-        problems.add("assignment", "is required")
-        problems.check()
+        violations.add("assignment", "is required")
+        violations.raise_if_any()
     message = request.assignment
-    assignment_id = rules.record_id(message.assignment_id, "assignment.assignment_id", problems)
+    assignment_id = rules.record_id(message.assignment_id, "assignment.assignment_id", violations)
     columns: requests.Correction = {}
-    for name in _named(request, problems):
-        column, value = _corrected(message, name, now_us, problems)
+    for name in _fields_to_correct(request, violations):
+        column, value = _column(message, name, now_us, violations)
         columns[column] = value
-    problems.check()
+    violations.raise_if_any()
     return assignment_id, message.etag, columns
 
 
-def _named(request: assignment_pb.UpdateAssignmentRequest, problems: Problems) -> list[str]:
-    """The fields to correct or to compare: the ones named, all under "*", the populated ones without a mask."""
-    populated = {field.name for field, _ in request.assignment.ListFields()}
-    immutable = [name for name in _IMMUTABLE if name in populated]
+def _fields_to_correct(request: assignment_pb.UpdateAssignmentRequest, violations: ValidationErrors) -> list[str]:
+    """Returns the fields to correct or compare. No mask means the fields that are set; "*" means all."""
+    set_fields = {field.name for field, _ in request.assignment.ListFields()}
+    immutable = [name for name in _IMMUTABLE if name in set_fields]
     paths = list(request.update_mask.paths)
     if not paths:
-        return [*immutable, *(name for name in _CORRECTABLE if name in populated)]
+        return [*immutable, *(name for name in _CORRECTABLE if name in set_fields)]
     if paths == ["*"]:
         return [*immutable, *_CORRECTABLE]
     if len(paths) > limits.MAX_MASK_PATHS:
-        problems.add("update_mask", f"must have at most {limits.MAX_MASK_PATHS} paths")
+        violations.add("update_mask", f"must have at most {limits.MAX_MASK_PATHS} paths")
         return []
     for index, path in enumerate(paths):
         if path not in (*_CORRECTABLE, *_IMMUTABLE, "assignment_id"):
-            problems.add(f"update_mask.paths[{index}]", "must be focus, start_time, end_time or end_reason")
+            violations.add(f"update_mask.paths[{index}]", "must be focus, start_time, end_time or end_reason")
     return [name for name in (*_IMMUTABLE, *_CORRECTABLE) if name in paths]
 
 
-def _corrected(message: pb.Assignment, name: str, now_us: int, problems: Problems) -> tuple[str, str | int | None]:
+def _column(
+    message: pb.Assignment, name: str, now_us: int, violations: ValidationErrors
+) -> tuple[str, str | int | None]:
     path = f"assignment.{name}"
     if name in ("start_time", "end_time"):
-        at_us = rules.moment(message, path, problems, now_us + rules.MINUTE_US, _TOO_FAR_AHEAD)
+        at_us = rules.timestamp_us(message, path, violations, now_us + rules.MINUTE_US, _TOO_FAR_AHEAD)
         if name == "start_time" and not message.HasField("start_time"):
-            problems.add(path, "is required")
+            violations.add(path, "is required")
         return name.replace("_time", "_us"), at_us
     if name == "focus":
-        return name, rules.code(message.focus, path, problems)
+        return name, rules.code(message.focus, path, violations)
     if name in ("therapist_id", "patient_id"):
-        return name, rules.record_id(getattr(message, name), path, problems)
+        return name, rules.record_id(getattr(message, name), path, violations)
     if name == "role":
-        return name, _role(message.role, path, problems)
-    if name == "end_reason" and message.end_reason not in _REASONS:
-        problems.add(path, "must be a known value")
+        return name, _role(message.role, path, violations)
+    if name == "end_reason" and message.end_reason not in _END_REASONS:
+        violations.add(path, "must be a known value")
     return name, getattr(message, name)
 
 
-def _pair(request: Any, problems: Problems) -> tuple[str, str]:
-    rules.request_id(request.request_id, "request_id", problems)
+def _pair(request: Any, violations: ValidationErrors) -> tuple[str, str]:
+    rules.request_id(request.request_id, "request_id", violations)
     return (
-        rules.record_id(request.therapist_id, "therapist_id", problems),
-        rules.record_id(request.patient_id, "patient_id", problems),
+        rules.record_id(request.therapist_id, "therapist_id", violations),
+        rules.record_id(request.patient_id, "patient_id", violations),
     )
 
 
-def assign(request: Assign, now_us: int) -> requests.Assign:
-    """What an Assign request from either side asks for."""
-    problems = Problems()
-    therapist_id, patient_id = _pair(request, problems)
+def assign(request: AssignRequest, now_us: int) -> requests.Assign:
+    """Returns the order of an AssignPatient or AssignTherapist request."""
+    violations = ValidationErrors()
+    therapist_id, patient_id = _pair(request, violations)
     role = request.role or pb.Assignment.ROLE_TREATING
     order = requests.Assign(
         therapist_id=therapist_id,
         patient_id=patient_id,
-        role=_role(role, "role", problems),
-        focus=rules.code(request.focus, "focus", problems),
-        start_us=rules.moment(request, "start_time", problems, now_us + rules.MINUTE_US, _TOO_FAR_AHEAD),
+        role=_role(role, "role", violations),
+        focus=rules.code(request.focus, "focus", violations),
+        start_us=rules.timestamp_us(request, "start_time", violations, now_us + rules.MINUTE_US, _TOO_FAR_AHEAD),
         replace=request.replace,
         replace_primary=request.replace_primary,
         ignore_capacity=request.ignore_capacity,
     )
-    problems.check()
+    violations.raise_if_any()
     return order
 
 
-def unassign(request: Unassign, now_us: int) -> requests.Unassign:
-    """What an Unassign request from either side asks for."""
-    problems = Problems()
-    therapist_id, patient_id = _pair(request, problems)
-    if request.end_reason not in _OWN_REASONS:
-        problems.add("end_reason", "must be a known value that is not the server's own")
+def unassign(request: UnassignRequest, now_us: int) -> requests.Unassign:
+    """Returns the order of an UnassignPatient or UnassignTherapist request."""
+    violations = ValidationErrors()
+    therapist_id, patient_id = _pair(request, violations)
+    if request.end_reason not in _CALLER_END_REASONS:
+        violations.add("end_reason", "must be a known value that callers may set")
     order = requests.Unassign(
         therapist_id=therapist_id,
         patient_id=patient_id,
         end_reason=request.end_reason,
-        end_us=rules.moment(request, "end_time", problems, now_us + rules.MINUTE_US, _TOO_FAR_AHEAD),
+        end_us=rules.timestamp_us(request, "end_time", violations, now_us + rules.MINUTE_US, _TOO_FAR_AHEAD),
         etag=request.etag,
         allow_missing=request.allow_missing,
     )
-    problems.check()
+    violations.raise_if_any()
     return order

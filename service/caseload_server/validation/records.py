@@ -1,10 +1,10 @@
-"""Requests about therapists and patients: messages to what the store takes, or InvalidField.
+"""Validates requests about therapists and patients. Each function returns what the store needs, or raises InvalidField.
 
-The tables name the rule of every field a caller can set; required, output-only and immutable fields are known from
-the contract's google.api.field_behavior. No I/O.
+The two tables name the rule of every field that a caller can set. Required and output-only fields come from the
+google.api.field_behavior options of the contract.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 from caseload.v1 import patient_service_pb2 as patient_pb
@@ -16,17 +16,19 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from caseload_server.domain import limits, requests
 from caseload_server.validation import rules
-from caseload_server.validation.rules import Problems, Rule
+from caseload_server.validation.rules import Rule, ValidationErrors
 
-PersonMessage = TypeVar("PersonMessage", pb.Therapist, pb.Patient)
+RecordMessage = TypeVar("RecordMessage", pb.Therapist, pb.Patient)
+ListRequest = therapist_pb.ListTherapistsRequest | patient_pb.ListPatientsRequest
+DeleteRequest = therapist_pb.DeleteTherapistRequest | patient_pb.DeletePatientRequest
+UndeleteRequest = therapist_pb.UndeleteTherapistRequest | patient_pb.UndeletePatientRequest
+
+_UNSET_VALUES: Final = {"max_active_patients": None, "birth_date": ""}
+"""The fields with presence (`HasField`), and the value to store when they are not set."""
 
 
-_UNSET: Final = {"max_active_patients": None, "birth_date": ""}
-"""Fields that know whether they are set, and what is stored where they are not."""
-
-
-class RecordRules(NamedTuple):
-    """How the fields of a therapist or patient are checked."""
+class _RecordRules(NamedTuple):
+    """The rules for the fields of a therapist or a patient."""
 
     name: str
     """The field of a request that holds the record, such as "therapist"."""
@@ -35,7 +37,7 @@ class RecordRules(NamedTuple):
     output_only: frozenset[str]
 
 
-def _behaving(descriptor: Descriptor, behavior: int) -> frozenset[str]:
+def _fields_with_behavior(descriptor: Descriptor, behavior: int) -> frozenset[str]:
     return frozenset(
         field.name
         for field in descriptor.fields
@@ -43,17 +45,17 @@ def _behaving(descriptor: Descriptor, behavior: int) -> frozenset[str]:
     )
 
 
-def _record_rules(message: type[pb.Therapist | pb.Patient], rules: dict[str, Rule]) -> RecordRules:
+def _record_rules(message: type[pb.Therapist | pb.Patient], rules: dict[str, Rule]) -> _RecordRules:
     descriptor = message.DESCRIPTOR
-    return RecordRules(
+    return _RecordRules(
         name=descriptor.name.lower(),
         rules=rules,
-        required=_behaving(descriptor, field_behavior_pb2.REQUIRED),
-        output_only=_behaving(descriptor, field_behavior_pb2.OUTPUT_ONLY),
+        required=_fields_with_behavior(descriptor, field_behavior_pb2.REQUIRED),
+        output_only=_fields_with_behavior(descriptor, field_behavior_pb2.OUTPUT_ONLY),
     )
 
 
-THERAPIST: Final = _record_rules(
+_THERAPIST: Final = _record_rules(
     pb.Therapist,
     {
         "display_name": rules.display_name,
@@ -61,22 +63,15 @@ THERAPIST: Final = _record_rules(
         "status": rules.enum(pb.Therapist.Status.values()),
         "identifiers": rules.identifiers,
         "specialties": rules.specialties,
-        "max_active_patients": rules.bound,
+        "max_active_patients": rules.non_negative,
         "annotations": rules.annotations,
     },
 )
-
-
-def patient_rules(now_us: int) -> RecordRules:
-    """The rules of a patient; that no one is born in the future depends on the time."""
-    return PATIENT._replace(rules={**PATIENT.rules, "birth_date": rules.birth_date(now_us)})
-
-
-PATIENT: Final = _record_rules(
+_PATIENT: Final = _record_rules(
     pb.Patient,
     {
         "display_name": rules.display_name,
-        "birth_date": rules.birth_date(0),
+        "birth_date": rules.birth_date(0),  # _patient_rules replaces it
         "email": rules.email,
         "phone_number": rules.phone_number,
         "status": rules.enum(pb.Patient.Status.values()),
@@ -86,61 +81,95 @@ PATIENT: Final = _record_rules(
 )
 
 
-def create(record: RecordRules, request: Any) -> tuple[str, requests.Fields]:
-    """The id to use (or empty) and the fields of a Create request."""
-    problems = Problems()
-    rules.request_id(request.request_id, "request_id", problems)
+def _patient_rules(now_us: int) -> _RecordRules:
+    """Returns the rules of a patient at a time. A birth date must not be in the future."""
+    return _PATIENT._replace(rules={**_PATIENT.rules, "birth_date": rules.birth_date(now_us)})
+
+
+def create_therapist(request: therapist_pb.CreateTherapistRequest) -> tuple[str, requests.Fields]:
+    """Returns the id to use (or empty), and the fields to store."""
+    return _create(_THERAPIST, request)
+
+
+def create_patient(request: patient_pb.CreatePatientRequest, now_us: int) -> tuple[str, requests.Fields]:
+    """Returns the id to use (or empty), and the fields to store. Args: now_us, microseconds since 1970 (UTC)."""
+    return _create(_patient_rules(now_us), request)
+
+
+def _create(record: _RecordRules, request: Any) -> tuple[str, requests.Fields]:
+    violations = ValidationErrors()
+    rules.request_id(request.request_id, "request_id", violations)
     id_field = f"{record.name}_id"
-    record_id = rules.optional_id(getattr(request, id_field), id_field, problems)
-    if not request.HasField(record.name):
-        problems.add(record.name, "is required")
-        problems.check()
-    message = getattr(request, record.name)
-    populated = _populated(message)
-    values = _values(record, message, [name for name in record.rules if name in populated | record.required], problems)
-    problems.check()
+    record_id = rules.optional_id(getattr(request, id_field), id_field, violations)
+    message = _record_message(record, request, violations)
+    set_fields = _set_fields(message)
+    names = [name for name in record.rules if name in set_fields | record.required]
+    values = _values(record, message, names, violations)
+    violations.raise_if_any()
     return record_id, values
 
 
 class Update(NamedTuple):
-    """What an Update request asks for."""
+    """A validated Update request."""
 
     record_id: str
     etag: str
-    rules: requests.Fields
+    """Empty when the request has none."""
+    fields: requests.Fields
 
 
-def update(record: RecordRules, request: Any) -> Update:
-    """The id, the etag (or empty) and the fields to set of an Update request."""
-    problems = Problems()
-    rules.request_id(request.request_id, "request_id", problems)
-    if not request.HasField(record.name):
-        problems.add(record.name, "is required")
-        problems.check()
-    message = getattr(request, record.name)
+def update_therapist(request: therapist_pb.UpdateTherapistRequest) -> Update:
+    """Returns the id, the etag and the fields to set."""
+    return _update(_THERAPIST, request)
+
+
+def update_patient(request: patient_pb.UpdatePatientRequest, now_us: int) -> Update:
+    """Returns the id, the etag and the fields to set. Args: now_us, microseconds since 1970 (UTC)."""
+    return _update(_patient_rules(now_us), request)
+
+
+def _update(record: _RecordRules, request: Any) -> Update:
+    violations = ValidationErrors()
+    rules.request_id(request.request_id, "request_id", violations)
+    message = _record_message(record, request, violations)
     id_field = f"{record.name}_id"
-    record_id = rules.record_id(getattr(message, id_field), f"{record.name}.{id_field}", problems)
-    values = _values(record, message, _masked(record, message, request.update_mask, problems), problems)
-    problems.check()
+    record_id = rules.record_id(getattr(message, id_field), f"{record.name}.{id_field}", violations)
+    names = _fields_to_set(record, message, request.update_mask, violations)
+    values = _values(record, message, names, violations)
+    violations.raise_if_any()
     return Update(record_id, message.etag, values)
 
 
-def _masked(record: RecordRules, message: PersonMessage, mask: FieldMask, problems: Problems) -> list[str]:
-    """The fields that a mask names: none means the populated ones, "*" all. Output-only ones are never set."""
+def _record_message(record: _RecordRules, request: Any, violations: ValidationErrors) -> Any:
+    """Returns the therapist or patient in a request. Raises InvalidField when the request has none."""
+    if not request.HasField(record.name):
+        violations.add(record.name, "is required")
+        violations.raise_if_any()
+    return getattr(request, record.name)
+
+
+def _fields_to_set(
+    record: _RecordRules, message: RecordMessage, mask: FieldMask, violations: ValidationErrors
+) -> list[str]:
+    """Returns the fields that a mask names. No mask means the fields that are set; "*" means all.
+
+    Never returns an output-only field. See https://google.aip.dev/134 and https://google.aip.dev/161.
+    """
     if not mask.paths:
-        return [name for name in record.rules if name in _populated(message)]
+        set_fields = _set_fields(message)
+        return [name for name in record.rules if name in set_fields]
     if list(mask.paths) == ["*"]:
         return list(record.rules)
     if len(mask.paths) > limits.MAX_MASK_PATHS:
-        problems.add("update_mask", f"must have at most {limits.MAX_MASK_PATHS} paths")
+        violations.add("update_mask", f"must have at most {limits.MAX_MASK_PATHS} paths")
         return []
     for index, path in enumerate(mask.paths):
         if path not in record.rules and path != f"{record.name}_id":
-            problems.add(f"update_mask.paths[{index}]", _mask_problem(record, path))
+            violations.add(f"update_mask.paths[{index}]", _path_violation(record, path))
     return [name for name in record.rules if name in set(mask.paths)]
 
 
-def _mask_problem(record: RecordRules, path: str) -> str:
+def _path_violation(record: _RecordRules, path: str) -> str:
     if path == "*":
         return "must stand alone"
     if path in record.output_only or path == "etag":
@@ -148,91 +177,83 @@ def _mask_problem(record: RecordRules, path: str) -> str:
     return f"must name a field of the {record.name}"
 
 
-def _populated(message: pb.Therapist | pb.Patient) -> set[str]:
+def _set_fields(message: pb.Therapist | pb.Patient) -> set[str]:
     return {field.name for field, _ in message.ListFields()}
 
 
-def _values(record: RecordRules, message: PersonMessage, names: Iterable[str], problems: Problems) -> requests.Fields:
+def _values(
+    record: _RecordRules, message: RecordMessage, names: Iterable[str], violations: ValidationErrors
+) -> requests.Fields:
     values: requests.Fields = {}
     for name in names:
-        if name in _UNSET and not message.HasField(name):  # type: ignore[arg-type]
-            values[name] = _UNSET[name]
+        if name in _UNSET_VALUES and not message.HasField(name):  # type: ignore[arg-type]
+            values[name] = _UNSET_VALUES[name]
         else:
-            values[name] = record.rules[name](getattr(message, name), f"{record.name}.{name}", problems)
+            values[name] = record.rules[name](getattr(message, name), f"{record.name}.{name}", violations)
     return values
 
 
 def record_id(value: str, field: str) -> str:
-    """The id of a Get request."""
-    problems = Problems()
-    rules.record_id(value, field, problems)
-    problems.check()
+    """Returns the id of a Get request. Args: field, the name of the id's field in the request."""
+    violations = ValidationErrors()
+    rules.record_id(value, field, violations)
+    violations.raise_if_any()
     return value
 
 
-def batch(ids: Iterable[str], field: str) -> list[str]:
-    """The 1 to 100 ids of a BatchGet request."""
-    wanted = list(ids)
-    problems = Problems()
-    if not 1 <= len(wanted) <= limits.MAX_BATCH_SIZE:
-        problems.add(field, f"must have 1 to {limits.MAX_BATCH_SIZE} entries")
-        problems.check()
-    for index, one in enumerate(wanted):
-        if not rules.ID.fullmatch(one):  # a path for each would take longer than all else here
-            rules.record_id(one, f"{field}[{index}]", problems)
-    problems.check()
-    return wanted
-
-
-ListPeople = therapist_pb.ListTherapistsRequest | patient_pb.ListPatientsRequest
-Delete = therapist_pb.DeleteTherapistRequest | patient_pb.DeletePatientRequest
-Undelete = therapist_pb.UndeleteTherapistRequest | patient_pb.UndeletePatientRequest
+def batch_ids(ids: Iterable[str], field: str) -> list[str]:
+    """Returns the ids of a BatchGet request. Args: field, the name of the ids' field in the request."""
+    checked = list(ids)
+    violations = ValidationErrors()
+    if not 1 <= len(checked) <= limits.MAX_BATCH_SIZE:
+        violations.add(field, f"must have 1 to {limits.MAX_BATCH_SIZE} entries")
+        violations.raise_if_any()
+    for index, one in enumerate(checked):
+        if not rules.ID_PATTERN.fullmatch(one):  # to format a path for each id would take longer than the rest
+            rules.record_id(one, f"{field}[{index}]", violations)
+    violations.raise_if_any()
+    return checked
 
 
 def list_therapists(request: therapist_pb.ListTherapistsRequest) -> requests.RecordQuery:
-    """What a ListTherapists request asks for."""
-    problems = Problems()
-    wanted = request.filter
-    specialties = wanted.specialties
-    if len(specialties) > limits.MAX_SPECIALTIES:
-        problems.add("filter.specialties", f"must have at most {limits.MAX_SPECIALTIES} entries")
-    query = _people_query(request, THERAPIST, problems)._replace(
-        specialties=tuple(
-            sorted(
-                {
-                    rules.required_code(one, f"filter.specialties[{index}]", problems)
-                    for index, one in enumerate(specialties[: limits.MAX_SPECIALTIES])
-                }
-            )
-        ),
-        accepting_patients=wanted.accepting_patients,
+    """Returns the query of a ListTherapists request."""
+    violations = ValidationErrors()
+    query = _record_query(request, _THERAPIST, violations)._replace(
+        specialties=_specialties(request.filter.specialties, violations),
+        accepting_patients=request.filter.accepting_patients,
     )
-    problems.check()
+    violations.raise_if_any()
     return query
+
+
+def _specialties(values: Sequence[str], violations: ValidationErrors) -> tuple[str, ...]:
+    if len(values) > limits.MAX_SPECIALTIES:
+        violations.add("filter.specialties", f"must have at most {limits.MAX_SPECIALTIES} entries")
+    checked = {
+        rules.required_code(value, f"filter.specialties[{index}]", violations)
+        for index, value in enumerate(values[: limits.MAX_SPECIALTIES])
+    }
+    return tuple(sorted(checked))
 
 
 def list_patients(request: patient_pb.ListPatientsRequest) -> requests.RecordQuery:
-    """What a ListPatients request asks for."""
-    problems = Problems()
-    query = _people_query(request, PATIENT, problems)
-    problems.check()
+    """Returns the query of a ListPatients request."""
+    violations = ValidationErrors()
+    query = _record_query(request, _PATIENT, violations)
+    violations.raise_if_any()
     return query
 
 
-def _people_query(
-    request: therapist_pb.ListTherapistsRequest | patient_pb.ListPatientsRequest,
-    record: RecordRules,
-    problems: Problems,
-) -> requests.RecordQuery:
-    wanted = request.filter
+def _record_query(request: ListRequest, record: _RecordRules, violations: ValidationErrors) -> requests.RecordQuery:
+    sent = request.filter
     identifier = None
-    if wanted.HasField("identifier"):
-        identifier = rules.identifier(wanted.identifier, "filter.identifier", problems)
+    if sent.HasField("identifier"):
+        identifier = rules.identifier(sent.identifier, "filter.identifier", violations)
     return requests.RecordQuery(
-        name_prefix=_name_prefix(wanted.name_prefix, problems),
-        statuses=rules.enums(record.rules["status"])(wanted.statuses, "filter.statuses", problems),
+        name_prefix=_name_prefix(sent.name_prefix, violations),
+        statuses=rules.enum_set(record.rules["status"])(sent.statuses, "filter.statuses", violations),
         identifier=identifier,
-        unassigned=wanted.unassigned,
+        unassigned=sent.unassigned,
         show_deleted=request.show_deleted,
     )
 
@@ -240,28 +261,28 @@ def _people_query(
 _prefix_text = rules.text(2, 100)
 
 
-def _name_prefix(value: str, problems: Problems) -> str:
-    return _prefix_text(value, "filter.name_prefix", problems) if value else ""
+def _name_prefix(value: str, violations: ValidationErrors) -> str:
+    return _prefix_text(value, "filter.name_prefix", violations) if value else ""
 
 
-def delete(request: Delete, field: str) -> requests.Delete:
-    """What a Delete request asks for; field is the one of the id."""
-    problems = Problems()
-    rules.request_id(request.request_id, "request_id", problems)
+def delete(request: DeleteRequest, id_field: str) -> requests.Delete:
+    """Returns the order of a Delete request. Args: id_field, the field of the id."""
+    violations = ValidationErrors()
+    rules.request_id(request.request_id, "request_id", violations)
     order = requests.Delete(
-        record_id=rules.record_id(getattr(request, field), field, problems),
+        record_id=rules.record_id(getattr(request, id_field), id_field, violations),
         etag=request.etag,
         force=request.force,
         allow_missing=request.allow_missing,
     )
-    problems.check()
+    violations.raise_if_any()
     return order
 
 
-def undelete(request: Undelete, field: str) -> str:
-    """The id of an Undelete request; field is the one of the id."""
-    problems = Problems()
-    rules.request_id(request.request_id, "request_id", problems)
-    record_id = rules.record_id(getattr(request, field), field, problems)
-    problems.check()
+def undelete(request: UndeleteRequest, id_field: str) -> str:
+    """Returns the id of an Undelete request. Args: id_field, the field of the id."""
+    violations = ValidationErrors()
+    rules.request_id(request.request_id, "request_id", violations)
+    record_id = rules.record_id(getattr(request, id_field), id_field, violations)
+    violations.raise_if_any()
     return record_id
