@@ -1,4 +1,4 @@
-"""Writes docs/errors.md from the contract's comments and the server's table of codes: `python -m tests.errors_page`."""
+"""Writes docs/errors.md from the comments of the contract and the table of status codes: `make errors-doc`."""
 
 import re
 from pathlib import Path
@@ -12,54 +12,61 @@ PAGE = ROOT / "docs" / "errors.md"
 CONTRACT = ROOT / "protos" / "caseload" / "v1" / "error_reason.proto"
 
 WHAT_TO_DO: Final = {
-    "INVALID_FIELD": "Mend the fields named in BadRequest. Do not repeat the call as it is.",
-    "PAGE_TOKEN_INVALID": "Begin the list again, without a page_token.",
-    "PAGE_TOKEN_MISMATCH": "Send the arguments of the first page, or begin again without a page_token.",
-    "REQUEST_ID_REUSED": "Send this request under a new request_id.",
-    "THERAPIST_NOT_FOUND": "Check the id. With allow_missing a delete takes this for done.",
-    "PATIENT_NOT_FOUND": "Check the id. With allow_missing a delete takes this for done.",
-    "ASSIGNMENT_NOT_FOUND": "Check the id, or in a transfer the patients that ResourceInfo names. Otherwise nothing is "
-    "left to end: with allow_missing an unassign takes this for done.",
-    "ID_TAKEN": "Choose another id, or none. To find out whether an earlier try made it, get the record.",
-    "IDENTIFIER_TAKEN": "Look for the record with `filter.identifier`: it may be the same person.",
-    "ASSIGNMENT_DIFFERS": "Keep what is there, or send `replace` to end that period and begin this one.",
-    "THERAPIST_DELETED": "Undelete the therapist, or choose another.",
+    "INVALID_FIELD": "Correct the fields named in BadRequest. Do not repeat the call unchanged.",
+    "PAGE_TOKEN_INVALID": "Start the list again without a page_token.",
+    "PAGE_TOKEN_MISMATCH": "Send the arguments of the first page, or start again without a page_token.",
+    "REQUEST_ID_REUSED": "Send this request with a new request_id.",
+    "THERAPIST_NOT_FOUND": "Check the id. A delete with allow_missing succeeds instead.",
+    "PATIENT_NOT_FOUND": "Check the id. A delete with allow_missing succeeds instead.",
+    "ASSIGNMENT_NOT_FOUND": "Check the id. In a transfer, check the patients that ResourceInfo names. In an unassign "
+    "there is nothing to end: with allow_missing it succeeds instead.",
+    "ID_TAKEN": "Choose another id, or none. To find out whether an earlier try created the record, get it.",
+    "IDENTIFIER_TAKEN": "Find the record with `filter.identifier`: it may be the same person.",
+    "ASSIGNMENT_DIFFERS": "Keep the existing assignment, or set `replace` to end it and start this one.",
+    "THERAPIST_DELETED": "Undelete the therapist, or choose another one.",
     "PATIENT_DELETED": "Undelete the patient first.",
-    "THERAPIST_NOT_ACTIVE": "Choose another therapist; `filter.accepting_patients` lists those who can take one.",
+    "THERAPIST_NOT_ACTIVE": "Choose another therapist: `filter.accepting_patients` lists those who can take a patient.",
     "PATIENT_NOT_ACTIVE": "Set the patient's status to STATUS_ACTIVE first.",
-    "PRIMARY_EXISTS": "Assign with another role, or send `replace_primary`.",
-    "THERAPIST_AT_CAPACITY": "Choose another therapist, or send `ignore_capacity`.",
-    "HAS_ACTIVE_ASSIGNMENTS": "Unassign first; a delete with `force` ends them itself.",
-    "PERIOD_OVERLAPS": "Send a later start_time, or none: then the server finds one that fits.",
-    "TOO_MANY_ASSIGNMENTS": "Transfer them in parts, by `patient_ids`. Before a delete with `force`, unassign some.",
+    "PRIMARY_EXISTS": "Assign with another role, or set `replace_primary`.",
+    "THERAPIST_AT_CAPACITY": "Choose another therapist, or set `ignore_capacity`.",
+    "HAS_ACTIVE_ASSIGNMENTS": "Unassign first. A delete with `force` ends the assignments itself.",
+    "PERIOD_OVERLAPS": "Send a later start_time, or none: the server then chooses one that fits.",
+    "TOO_MANY_ASSIGNMENTS": "Transfer them in parts with `patient_ids`. Before a delete with `force`, unassign some.",
     "ETAG_MISMATCH": "Get the record, decide again, and send its new etag.",
-    "STORE_BUSY": "Repeat the call after the delay in RetryInfo.",
-    "STORE_UNAVAILABLE": "Repeat the call after the delay in RetryInfo; look at the server's disk.",
-    "OUTCOME_UNKNOWN": "Repeat the call with the same request_id. Without one, read first.",
-    "STORE_FULL": "Make room on the server's disk.",
-    "SHUTTING_DOWN": "Repeat the call after a moment, with the same request_id; a watch, after its through_revision.",
-    "OVERLOADED": "Repeat the call after the delay in RetryInfo, and not before; nothing was done.",
-    "REVISION_PRUNED": "Read the records anew, and watch after the revision of the first page.",
-    "REVISION_FOREIGN": "Read the records anew: what was kept from before may not be in this store.",
-    "TOO_MANY_WATCHES": "Close a watch, or try again later; operators can raise `--max-watches`.",
-    "WATCH_TOO_SLOW": "Watch again after its through_revision; read faster, or filter.",
+    "STORE_BUSY": "Retry after the delay in RetryInfo.",
+    "STORE_UNAVAILABLE": "Retry after the delay in RetryInfo. Operators: check the database and its disk.",
+    "OUTCOME_UNKNOWN": "Repeat the call with the same request_id. Without a request_id, read the record first.",
+    "STORE_FULL": "Operators: free space on the disk of the database.",
+    "SHUTTING_DOWN": "Retry shortly with the same request_id. Resume a watch after its last through_revision.",
+    "OVERLOADED": "Retry after the delay in RetryInfo, not earlier. The server did nothing.",
+    "REVISION_PRUNED": "Read the records again, and watch after the revision of the first page.",
+    "REVISION_FOREIGN": "Read the records again. This store may not have what you read before.",
+    "TOO_MANY_WATCHES": "Close a watch, or retry later. Operators can raise `--max-watches`.",
+    "WATCH_TOO_SLOW": "Watch again after the last through_revision received. Read faster, or filter.",
     "UNAUTHENTICATED": "Send a key as `authorization: Bearer TOKEN`, or a client certificate that the server knows.",
-    "PERMISSION_DENIED": "Ask the operators for the permission, or call with the credentials of a caller that has it.",
-    "DEADLINE_EXCEEDED": "Repeat the call with a longer deadline.",
-    "INTERNAL": "Tell the operators the error_id. A write may be repeated with the same request_id.",
+    "PERMISSION_DENIED": "Ask the operators for the permission, or use credentials that have it.",
+    "DEADLINE_EXCEEDED": "Retry with a longer deadline.",
+    "INTERNAL": "Send the error_id to the operators. A write may be repeated with the same request_id.",
 }
+"""What a caller does about each reason."""
 
 HEAD = """\
 # Errors
 
 <!-- Made by `make errors-doc` from error_reason.proto and service/caseload_server/rpc/status_map.py: do not edit. -->
 
-Every error that the service makes has a gRPC status code and a `google.rpc.ErrorInfo` whose domain is `caseload.v1`.
-Branch on the reason, never on the message. No message or metadata repeats a value that was sent, save ids that are
-well-formed. The gRPC library makes a few errors of its own, without a reason: UNIMPLEMENTED for an unknown method,
-RESOURCE_EXHAUSTED for a message above 1 MiB or metadata above 16 KiB, CANCELLED for a watch whose reader takes nothing
-for 30 seconds, UNAVAILABLE where no server answers, and DEADLINE_EXCEEDED at the caller's own deadline. After either of
-the last two a write may have been done: repeat it with the same `request_id`.
+A call failed: find its reason in the table below, and do what the last column says.
+
+Every error of the service has a gRPC status code and a `google.rpc.ErrorInfo`: a reason, and the domain `caseload.v1`.
+Branch on the reason, never on the message. No message or metadata repeats a value that was sent, except well-formed ids.
+
+The gRPC library itself reports a few errors, which have no reason:
+
+- UNIMPLEMENTED: the method does not exist.
+- RESOURCE_EXHAUSTED: the message is larger than 1 MiB, or the metadata is larger than 16 KiB.
+- CANCELLED: the reader of a watch took nothing for 30 seconds.
+- UNAVAILABLE: no server answers. A write may have succeeded: repeat it with the same `request_id`.
+- DEADLINE_EXCEEDED: the caller's own deadline passed. A write may have succeeded: repeat it with the same `request_id`.
 
 | reason | code | when | what to do |
 |---|---|---|---|
@@ -69,25 +76,24 @@ REASON = re.compile(r"((?:^  //.*\n)+)^  ERROR_REASON_(\w+) = \d+;", re.MULTILIN
 
 
 def comments() -> dict[str, tuple[str, str]]:
-    """Of each reason in the contract: the name of its code, and when it is sent."""
+    """Returns, for each reason in the contract, the name of its code and when it is sent."""
     found = {}
     for comment, reason in REASON.findall(CONTRACT.read_text()):
-        words = " ".join(comment.replace("//", " ").split())
-        code, _, when = words.partition(". ")
+        text = " ".join(comment.replace("//", " ").split())
+        code, _, when = text.partition(". ")
         found[reason] = (code, when)
     del found["UNSPECIFIED"]
     return found
 
 
 def row(reason: str, when: str) -> str:
-    """One line of the table."""
+    """Returns one line of the table."""
     return f"| {reason} | {Code.Name(CODES[reason])} | {when} | {WHAT_TO_DO[reason]} |\n"
 
 
 def page() -> str:
-    """The whole page."""
-    said = comments()
-    return HEAD + "".join(row(reason, when) for reason, (_, when) in said.items())
+    """Returns the whole page."""
+    return HEAD + "".join(row(reason, when) for reason, (_, when) in comments().items())
 
 
 if __name__ == "__main__":

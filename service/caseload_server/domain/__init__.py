@@ -1,1 +1,1 @@
-"""The words of the domain: records, requests, results, errors and limits. Imports nothing of this project."""
+"""The types of the domain: records, requests, results, enums, errors and limits. Imports nothing of this project."""

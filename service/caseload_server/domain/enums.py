@@ -1,9 +1,9 @@
-"""Numbers of the contract's enumerations, as the store keeps them. A test compares them with the contract."""
+"""Numbers of the contract's enumerations, as stored. A test compares them with the contract."""
 
 from typing import Final
 
 STATUS_ACTIVE: Final = 1
-"""Of a therapist and of a patient."""
+"""The status of an active therapist, and of an active patient."""
 THERAPIST_INACTIVE: Final = 3
 PATIENT_DISCHARGED: Final = 2
 

@@ -1,7 +1,7 @@
-"""What can go wrong, in the words of the domain. One class a reason of the contract's ErrorReason.
+"""The errors that callers receive. There is one class for each reason of the contract's ErrorReason.
 
-Texts and metadata are public: they reach the caller. They hold ids that passed their pattern, counts and field
-paths, and never another value that was sent or stored.
+Texts and metadata are public. They may contain well-formed ids, counts and field paths, but never another value that
+was sent or stored.
 """
 
 from collections.abc import Sequence
@@ -9,30 +9,31 @@ from typing import ClassVar, NamedTuple
 
 
 class Violation(NamedTuple):
-    """One field that is wrong: its path in the request, and what is asked of it."""
+    """An invalid field: its path in the request, and what the field must be."""
 
     field: str
     description: str
 
 
 class Resource(NamedTuple):
-    """A record that an error is about: its type, such as "caseload.v1.Therapist", and its id."""
+    """A record that an error refers to: its type, such as "caseload.v1.Therapist", and its id."""
 
     type: str
     name: str
 
 
 class DomainError(Exception):
-    """An error that reaches the caller."""
+    """The base class of the errors that callers receive."""
 
     reason: ClassVar[str]
-    """The value of the contract's ErrorReason."""
+    """The name of the ErrorReason, without its prefix."""
     text: ClassVar[str]
-    """What is wrong, in one sentence."""
+    """What is wrong and what to do."""
     retry_after_seconds: float | None = None
+    """The retry delay to recommend, in seconds; None to recommend none."""
 
     def __init__(self, *, resources: Sequence[Resource] = (), **metadata: object) -> None:
-        """Args: resources, the records it is about; metadata, what ErrorInfo carries besides the reason."""
+        """Args: resources, the records it refers to; metadata, of ErrorInfo."""
         super().__init__(self.text)
         self.message = self.text
         self.violations: tuple[Violation, ...] = ()
@@ -47,7 +48,7 @@ class InvalidField(DomainError):
     text = "A field is missing or malformed."
 
     def __init__(self, *violations: Violation) -> None:
-        """Takes at least one violation; the first is told in the message, up to 20 in the details."""
+        """Takes at least one violation. The message names the first one, the details up to 20."""
         super().__init__()
         self.violations = violations[:20]
         first = violations[0]
@@ -57,27 +58,27 @@ class InvalidField(DomainError):
 
 class PageTokenInvalid(DomainError):
     reason = "PAGE_TOKEN_INVALID"
-    text = "page_token: was not issued by this store, or is damaged."
+    text = "page_token: was not issued by this store, or is damaged. Start the list again without a page_token."
 
 
 class PageTokenMismatch(DomainError):
     reason = "PAGE_TOKEN_MISMATCH"
-    text = "page_token: belongs to a request with other arguments."
+    text = "page_token: belongs to a request with other arguments. Send the arguments of the first page."
 
 
 class RequestIdReused(DomainError):
     reason = "REQUEST_ID_REUSED"
-    text = "request_id: was used before with another request."
+    text = "request_id: was already used for a different request. Send this request with a new request_id."
 
 
 class TherapistNotFound(DomainError):
     reason = "THERAPIST_NOT_FOUND"
-    text = "There is no therapist with this id."
+    text = "No therapist has this id."
 
 
 class PatientNotFound(DomainError):
     reason = "PATIENT_NOT_FOUND"
-    text = "There is no patient with this id."
+    text = "No patient has this id."
 
 
 class AssignmentNotFound(DomainError):
@@ -87,105 +88,109 @@ class AssignmentNotFound(DomainError):
 
 class IdTaken(DomainError):
     reason = "ID_TAKEN"
-    text = "The id is taken, perhaps by a deleted record: ids are never reused."
+    text = "The id is already taken, perhaps by a deleted record. Ids are never reused: choose another id."
 
 
 class IdentifierTaken(DomainError):
     reason = "IDENTIFIER_TAKEN"
-    text = "Another live record carries this identifier."
+    text = "Another record has this identifier. Find it with filter.identifier: it may be the same person."
 
 
 class AssignmentDiffers(DomainError):
     reason = "ASSIGNMENT_DIFFERS"
-    text = "The two are assigned already, with another role, focus or start_time; replace begins a new period."
+    text = (
+        "The pair already has an active assignment with another role, focus or start_time. Set replace to replace it."
+    )
 
 
 class TherapistDeleted(DomainError):
     reason = "THERAPIST_DELETED"
-    text = "The therapist is deleted; undelete first."
+    text = "The therapist is deleted. Undelete the therapist first."
 
 
 class PatientDeleted(DomainError):
     reason = "PATIENT_DELETED"
-    text = "The patient is deleted; undelete first."
+    text = "The patient is deleted. Undelete the patient first."
 
 
 class TherapistNotActive(DomainError):
     reason = "THERAPIST_NOT_ACTIVE"
-    text = "The therapist's status accepts no new assignment."
+    text = "The therapist is on leave or inactive and accepts no new assignments. Choose another therapist."
 
 
 class PatientNotActive(DomainError):
     reason = "PATIENT_NOT_ACTIVE"
-    text = "The patient is discharged."
+    text = "The patient is discharged. Set the patient's status to STATUS_ACTIVE first."
 
 
 class PrimaryExists(DomainError):
     reason = "PRIMARY_EXISTS"
-    text = "The patient has a primary therapist; replace_primary ends that period."
+    text = "The patient already has a primary therapist. Set replace_primary to replace that assignment."
 
 
 class TherapistAtCapacity(DomainError):
     reason = "THERAPIST_AT_CAPACITY"
-    text = "The therapist's max_active_patients is reached."
+    text = "The therapist has reached max_active_patients. Choose another therapist, or set ignore_capacity."
 
 
 class HasActiveAssignments(DomainError):
     reason = "HAS_ACTIVE_ASSIGNMENTS"
-    text = "Active assignments stand in the way: end them first."
+    text = "The record has active assignments. End them first."
 
 
 class PeriodOverlaps(DomainError):
     reason = "PERIOD_OVERLAPS"
-    text = "The period would overlap another of the pair, or another primary one of the patient."
+    text = "The period overlaps another period of the pair, or another primary period of the patient. Change its times."
 
 
 class TooManyAssignments(DomainError):
     reason = "TOO_MANY_ASSIGNMENTS"
-    text = "One call changes at most 1000 assignments: transfer them in parts, or unassign some first."
+    text = "One call can change at most 1000 assignments. Transfer them in parts, or unassign some first."
 
 
 class EtagMismatch(DomainError):
     reason = "ETAG_MISMATCH"
-    text = "The record has changed since this etag was read: read it again, then decide again."
+    text = "The record has changed since this etag was read. Read it again, then decide again."
 
 
 class StoreBusy(DomainError):
     reason = "STORE_BUSY"
-    text = "Writers collided and nothing was written: try again."
-    no_connection: ClassVar[str] = "No connection to the database was free in time, and nothing was done: try again."
+    text = "Concurrent writes conflicted, and nothing was written. Retry the call."
+    no_connection: ClassVar[str] = "No database connection became free in time, and nothing was done. Retry the call."
     retry_after_seconds = 0.1
 
     def __init__(self, text: str = text) -> None:
-        """Args: text, what the call waited for in vain."""
+        """Args: text, the default, or no_connection when the call got no database connection."""
         super().__init__()
         self.message = text
 
 
 class StoreUnavailable(DomainError):
     reason = "STORE_UNAVAILABLE"
-    text = "The database does not answer and nothing was written: try again."
+    text = "The database does not respond, and nothing was written. Retry the call."
     retry_after_seconds = 1.0
 
 
 class OutcomeUnknown(DomainError):
     reason = "OUTCOME_UNKNOWN"
-    text = "The database failed during the commit: repeat the call with the same request_id."
+    text = (
+        "The database failed during the commit, and the write may have succeeded. Repeat it with the same request_id."
+    )
 
 
 class StoreFull(DomainError):
     reason = "STORE_FULL"
-    text = "The disk is full; nothing was written."
+    text = "The disk of the database is full, and nothing was written. Free some space."
 
 
 class ShuttingDown(DomainError):
     reason = "SHUTTING_DOWN"
-    text = "This instance is stopping: try again, and another one or its successor answers."
+    text = "This instance is shutting down. Retry the call: another instance, or this one after a restart, will answer."
 
 
 class Overloaded(DomainError):
     reason = "OVERLOADED"
-    text = "There are too many calls at once, and this one was not begun: try again after the delay in RetryInfo."
+    text = "The server is overloaded and did not start this call. Retry it after the delay in RetryInfo."
 
     def __init__(self, retry_after_seconds: float) -> None:
         super().__init__()
@@ -194,39 +199,39 @@ class Overloaded(DomainError):
 
 class RevisionPruned(DomainError):
     reason = "REVISION_PRUNED"
-    text = "Changes that old were pruned: start after oldest_revision, and read the records anew."
+    text = "Changes after this revision were pruned. Read the records again, and start after oldest_revision or later."
 
 
 class RevisionForeign(DomainError):
     reason = "REVISION_FOREIGN"
-    text = "The revision is malformed, from another store, or from before a restore."
+    text = "The revision is malformed, from another store, or from before a restore. Read the records again."
 
 
 class TooManyWatches(DomainError):
     reason = "TOO_MANY_WATCHES"
-    text = "This instance has as many open watches as it may: close one, or try later."
+    text = "This instance has reached its limit of open watches. Close a watch, or retry later."
 
 
 class WatchTooSlow(DomainError):
     reason = "WATCH_TOO_SLOW"
-    text = "The watch was read too slowly: resume from the through_revision received last."
+    text = "The watch was closed because it was read too slowly. Resume after the last through_revision received."
 
 
 class Unauthenticated(DomainError):
     reason = "UNAUTHENTICATED"
-    text = "There are no credentials, or none that are known."
+    text = "The call has no credentials, or the credentials are unknown."
 
 
 class PermissionDenied(DomainError):
     reason = "PERMISSION_DENIED"
-    text = "The caller lacks the permission that the method needs."
+    text = "The caller does not have the permission that this method requires."
 
 
 class DeadlineExceeded(DomainError):
     reason = "DEADLINE_EXCEEDED"
-    text = "The deadline had passed before the work began; nothing was written."
+    text = "The deadline passed before the work began, and nothing was written. Retry with a longer deadline."
 
 
 class Internal(DomainError):
     reason = "INTERNAL"
-    text = "A defect in the service; the error_id finds it in the server's log."
+    text = "Internal error in the service. Send the error_id to the operators: the server's log has the details."

@@ -1,4 +1,4 @@
-"""Rows as NamedTuples, in column order: a row is a record. Times are integer microseconds since 1970 (UTC)."""
+"""Records as NamedTuples. Their fields are the columns of the table, in order. Times are in microseconds since 1970."""
 
 from typing import NamedTuple, TypeVar
 
@@ -16,7 +16,7 @@ class Therapist(NamedTuple):
     """JSON: a list of codes."""
     max_active_patients: int | None
     annotations: str
-    """JSON: an object of texts."""
+    """JSON: an object whose values are strings."""
     active_patient_count: int
     created_us: int
     updated_us: int
@@ -37,7 +37,7 @@ class Patient(NamedTuple):
     identifiers: str
     """JSON: a list of [system, value]."""
     annotations: str
-    """JSON: an object of texts."""
+    """JSON: an object whose values are strings."""
     primary_therapist_id: str
     active_therapist_count: int
     created_us: int
@@ -47,7 +47,7 @@ class Patient(NamedTuple):
 
 
 class Assignment(NamedTuple):
-    """A row of `assignment`: one period of a therapist and a patient. It is active until it has an end."""
+    """A row of `assignment`: one period of a therapist and a patient. It is active while end_us is None."""
 
     assignment_id: str
     therapist_id: str
@@ -70,18 +70,18 @@ Q = TypeVar("Q", Therapist, Patient)
 
 
 class Change(NamedTuple):
-    """What happened to one record: ids and names of fields, no values."""
+    """A change of one record. It has ids and names of fields, but no values."""
 
     kind: int
     changed_fields: str
-    """Names, a comma between."""
+    """Names, separated by commas."""
     therapist_id: str | None
     patient_id: str | None
     assignment_id: str | None
 
 
 class ChangeSet(NamedTuple):
-    """One committed transaction."""
+    """The changes of one committed transaction."""
 
     revision: str
     committed_us: int

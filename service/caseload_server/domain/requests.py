@@ -1,33 +1,33 @@
-"""What callers ask of the store, after validation. Times are integer microseconds since 1970 (UTC)."""
+"""Validated requests to the store. Times are microseconds since 1970 (UTC)."""
 
 from typing import NamedTuple
 
 from caseload_server.domain.enums import ROLE_TREATING
 
 Fields = dict[str, str | int | None]
-"""Columns of a therapist or patient that a caller sets, with their values as stored."""
+"""The columns of a therapist or patient that a caller sets, and the values to store."""
 
 
 class CallContext(NamedTuple):
-    """Who asks for a write, and how."""
+    """The caller and the method of a write, and what recognizes a repeat of it."""
 
     actor: str
     method: str
     request_id: str = ""
     fingerprint: bytes = b""
-    """The request in deterministic bytes; what a repeat under the same request_id must equal."""
+    """The request in deterministic bytes. A repeat with the same request_id must have the same."""
     validate_only: bool = False
 
 
 class PageRequest(NamedTuple):
-    """Which part of a list: at most so many records, with ids after this one."""
+    """One page of a list: at most `size` records, with ids greater than `after`."""
 
     size: int
     after: str
 
 
 class RecordQuery(NamedTuple):
-    """Which therapists or patients to list; all that is set must hold."""
+    """Which therapists or patients to list. All conditions that are set must hold."""
 
     name_prefix: str = ""
     statuses: tuple[int, ...] = ()
@@ -39,7 +39,7 @@ class RecordQuery(NamedTuple):
 
 
 class CaseloadQuery(NamedTuple):
-    """Whose assignments to list, and which of them."""
+    """Which assignments of one therapist or patient to list. All conditions that are set must hold."""
 
     parent_id: str
     roles: tuple[int, ...] = ()
@@ -48,7 +48,7 @@ class CaseloadQuery(NamedTuple):
 
 
 class AssignmentQuery(NamedTuple):
-    """Which assignments to list; all that is set must hold."""
+    """Which assignments to list. All conditions that are set must hold."""
 
     therapist_id: str = ""
     patient_id: str = ""
@@ -58,7 +58,7 @@ class AssignmentQuery(NamedTuple):
 
 
 class Assign(NamedTuple):
-    """A request to begin a period."""
+    """A request to assign a therapist and a patient to each other."""
 
     therapist_id: str
     patient_id: str
@@ -71,7 +71,7 @@ class Assign(NamedTuple):
 
 
 class Unassign(NamedTuple):
-    """A request to end the active period of a pair."""
+    """A request to end the active assignment of a pair."""
 
     therapist_id: str
     patient_id: str
@@ -82,7 +82,7 @@ class Unassign(NamedTuple):
 
 
 class Transfer(NamedTuple):
-    """A request to move active periods from one therapist to another; no patient_ids means all."""
+    """A request to move active assignments to another therapist. Empty patient_ids means all of them."""
 
     source_id: str
     target_id: str
@@ -91,7 +91,7 @@ class Transfer(NamedTuple):
 
 
 Correction = dict[str, str | int | None]
-"""Columns of an assignment that a caller names, with their values as stored."""
+"""The columns of an assignment that a caller names, and their values as stored."""
 
 
 class Delete(NamedTuple):
@@ -104,7 +104,7 @@ class Delete(NamedTuple):
 
 
 class ChangeQuery(NamedTuple):
-    """Which change sets; all that is set must hold."""
+    """Which change sets to return. All conditions that are set must hold."""
 
     therapist_id: str = ""
     patient_id: str = ""

@@ -1,7 +1,6 @@
-"""What the store answers, one type for each verb.
+"""The results of the store's methods, one type for each verb.
 
-`revision` is that of the write, that of the store's head where nothing was written, or empty where the call only
-validated.
+`revision` is the revision of the write, the head revision when nothing was written, or empty with validate_only.
 """
 
 from typing import Generic, NamedTuple, TypeVar
@@ -22,9 +21,9 @@ class DeleteResult(NamedTuple, Generic[R]):
     """A record that was deleted."""
 
     record: R | None
-    """None where there is none and the request allows that."""
+    """None when the record does not exist and the request has allow_missing."""
     ended_count: int
-    """The number of assignments that a forced delete ended."""
+    """The number of assignments that a delete with force ended."""
     revision: str
 
 
@@ -33,7 +32,7 @@ class AssignResult(NamedTuple):
 
     record: Assignment
     created: bool
-    """False where the same assignment was active already."""
+    """False when the same assignment was already active."""
     revision: str
 
 
@@ -41,19 +40,19 @@ class UnassignResult(NamedTuple):
     """The ended assignment of a pair."""
 
     record: Assignment | None
-    """None where the pair was never assigned and the request allows that."""
+    """None when the pair was never assigned and the request has allow_missing."""
     ended: bool
-    """False where it had ended before."""
+    """False when it had already ended."""
     revision: str
 
 
 class TransferResult(NamedTuple):
-    """A caseload that was moved."""
+    """The assignments that a transfer moved."""
 
     ended: list[Assignment]
     """The assignments of the source that ended."""
     active: list[Assignment]
-    """For each of them the active assignment of the target."""
+    """The active assignment of the target for each of them."""
     revision: str
 
 
@@ -62,7 +61,7 @@ class Page(NamedTuple, Generic[R]):
 
     records: list[R]
     next_after: str
-    """The id that the next page starts after; empty on the last page."""
+    """The id that the next page starts after. Empty on the last page."""
     revision: str
 
 
@@ -70,14 +69,14 @@ class CheckResult(NamedTuple):
     """Whether a pair is assigned."""
 
     pair_index: int
-    """The position of the pair in the request."""
+    """The index of the pair in the request."""
     assignment_id: str | None
-    """The assignment in force; None where there is none."""
+    """The assignment in force, or None."""
     role: int | None
 
 
 class ChangePage(NamedTuple):
-    """Part of the change log. The revisions are those of the contract's ListChangesResponse."""
+    """A page of the change log. The contract's ListChangesResponse explains the revisions."""
 
     change_sets: list[ChangeSet]
     through: str
