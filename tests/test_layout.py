@@ -75,7 +75,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 VAGUE_NAMES = re.compile(r"(^|_)(utils?|helpers?|common|managers?|base|misc)(_|$)")
 REGISTRY_OR_HOME = re.compile(
     r"pypi\.org|pythonhosted\.org|(?:proxy|sum)\.golang\.org|registry\.npmjs\.org"
-    r"|(?<!no-emit-)index[-]url|find[-]links|(?<![\w.])/(?:home|root|Users|work)/"
+    r"|(?<!no-emit-)index[-]url|find[-]links[ =]+https?:|(?<![\w.])/(?:home|root|Users|work)/"
 )
 
 
@@ -187,7 +187,7 @@ def test_no_file_names_a_registry_or_a_home_folder() -> None:
     [
         "https://" + "pypi" + ".org/simple",
         "--extra-" + "index" + "-url https://example.com",
-        "--find" + "-links wheels",
+        "--find" + "-links https://example.com/wheels",
         "GOPROXY=https://" + "proxy" + ".golang.org",
         "cd " + "/home" + "/ann/caseload",
         "file://" + "/root" + "/caseload",
@@ -195,6 +195,10 @@ def test_no_file_names_a_registry_or_a_home_folder() -> None:
 )
 def test_a_registry_or_a_home_folder_is_found(text: str) -> None:
     assert REGISTRY_OR_HOME.search(text)
+
+
+def test_a_local_folder_of_wheels_is_no_registry() -> None:
+    assert not REGISTRY_OR_HOME.search("pip install --find-links dist caseload-client")
 
 
 def checkout_files() -> list[Path]:

@@ -58,7 +58,7 @@ def test_the_sbom_lists_every_pinned_package_of_the_server_with_its_hashes() -> 
     listed = {(one["name"], one["version"]): one for one in sbom["components"]}
     pinned = set(PIN.findall((ROOT / "requirements" / "runtime.txt").read_text()))
     assert len(pinned) >= 10
-    assert {name for name, _ in listed.keys() - pinned} == {"caseload"}  # our own stubs, released together
+    assert {name for name, _ in listed.keys() - pinned} == {"caseload-client"}  # our own stubs, released together
     assert pinned - listed.keys() == set()
     assert [pin for pin in pinned if not listed[pin]["externalReferences"][0]["hashes"]] == []
 
