@@ -143,7 +143,7 @@ bench-metrics: $(INSTALLED) ## what the metrics cost a call; needs h2load
 	@$(BIN)/python -m benchmarks.counting
 
 .PHONY: bench-scale
-bench-scale: $(INSTALLED) ## calls in a clinic with 10,000,000 assignments beside one with 10,000; LARGE=N for others
+bench-scale: $(INSTALLED) ## calls on 10,000,000 assignments and on 10,000; LARGE=N for another number
 	@$(BIN)/python -m benchmarks.scale $(if $(LARGE),--large $(LARGE))
 
 .PHONY: bench-footprint

@@ -62,7 +62,7 @@ def measure(folder: Path, effort: Effort) -> Iterator[Result]:
     file = folder / "clinic.db"
     scale.make(file, scale.SMALL if effort.is_smoke else 500_000)  # and as many people and changes
     starts = [_seconds_to_answer(file) for _ in range(effort.rounds)]
-    yield Result("start to first answer, with 1,000,000 rows", spread(starts), Target(1, at_most=True), "s")
+    yield Result("start to first response, with 1,000,000 rows", spread(starts), Target(1, at_most=True), "s")
     with servers.caseload(0, file) as server:
         _answer(server)
         idle = memory_mb(server)

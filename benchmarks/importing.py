@@ -63,12 +63,12 @@ def measure(folder: Path, effort: Effort) -> Iterator[Result]:
         "import into SQLite of 1,000,000 therapists, patients and assignments",
         spread([whole.rows_a_second]),
         Target(50_000),
-        "rows a second",
-        cpu=f"{whole.cpu_us:.0f} us a row",
+        "rows per second",
+        cpu=f"{whole.cpu_us:.0f} us per row",
     )
     memory = spread([whole.memory_mb / half.memory_mb])
     sides = f"{whole.memory_mb:.0f} / {half.memory_mb:.0f} MB"
-    yield Result("memory of that import / of half as many", memory, Target(1.1, at_most=True), sides=sides)
+    yield Result("memory of that import / of one half as large", memory, Target(1.1, at_most=True), sides=sides)
 
 
 def _print(name: str, each: int, found: Import) -> None:

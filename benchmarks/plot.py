@@ -40,7 +40,7 @@ def main() -> None:
     axes.xaxis.set_major_locator(ticker.FixedLocator(TICKS))
     axes.xaxis.set_minor_locator(ticker.NullLocator())
     axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
-    axes.set_xlabel("times as good as its target; dot: median, bar: least to greatest of the rounds")
+    axes.set_xlabel("multiple of the target, above 1 is met; dot: median, bar: range of the rounds")
     axes.set_yticks(range(len(claims)), [fill(claim["title"], 54) for claim in claims])
     axes.set_ylim(len(claims) - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.3)

@@ -94,7 +94,7 @@ def result(title: str, pairs: list[tuple[Sample, Sample]], target: Target | None
         title,
         spread([counts * first.calls_a_second / second.calls_a_second for first, second in pairs]),
         target,
-        sides=f"{counts * _rate(firsts):,.0f} / {_rate(seconds):,.0f} a second",
+        sides=f"{counts * _rate(firsts):,.0f} / {_rate(seconds):,.0f} per second",
         cpu=f"{_cpu_us(firsts):,.0f} / {_cpu_us(seconds):,.0f} us ({cpu_ratio:.2f})",
     )
 

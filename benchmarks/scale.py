@@ -179,7 +179,7 @@ def _compare(claim: Claim, sides: list[Asked], rounds: int) -> Result:
         medians.append([statistics.median(one) * 1e3 for one in times])
         ratios.append(medians[-1][0] / medians[-1][1])
     large, small = (statistics.median(one) for one in zip(*medians[1:], strict=True))
-    title = f"{claim.title}{', 100th page' if claim.page > 1 else ''}: p50 in a large clinic / a small one"
+    title = f"{claim.title}{', 100th page' if claim.page > 1 else ''}: p50 in a large store / a small one"
     target = _TARGET if claim.has_target else None
     return Result(title, spread(ratios[1:]), target, sides=f"{large:.2f} / {small:.2f} ms")
 
@@ -234,8 +234,8 @@ def _lists() -> Iterator[tuple[str, Message]]:
         "ListPatients by status": {"statuses": [2]},
         "ListPatients by identifier": {"identifier": {"system": SYSTEM, "value": "1234"}},
         "ListPatients unassigned": {"unassigned": True},
-        "ListPatients by the number in a name": {"name_prefix": "1234"},
-        "ListPatients by a name of one in six": {"name_prefix": "chen"},
+        "ListPatients by a rare name": {"name_prefix": "1234"},
+        "ListPatients by a common name": {"name_prefix": "chen"},
     }.items():
         yield title, ListPatientsRequest(page_size=_PAGE, filter=filter_)  # type: ignore[arg-type]
     first_therapist, first_patient = _therapist(0), _patient(0)

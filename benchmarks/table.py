@@ -13,11 +13,11 @@ import grpc
 BEGIN: Final = "<!-- make bench writes from here -->"
 END: Final = "<!-- to here -->"
 _CLAIMS: Final = """\
-| compared | figure | target | each side | CPU a call |
+| comparison | figure | target | both sides | CPU per call |
 |---|---|---|---|---|
 """
 _OTHERS: Final = """\
-| compared | figure | each side | CPU a call |
+| comparison | figure | both sides | CPU per call |
 |---|---|---|---|
 """
 
@@ -67,14 +67,14 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def tables(results: Sequence[Result]) -> str:
-    """Those with a target first, then the others; above them what machine it was."""
+    """The results with a target, then the others, below a line about the machine."""
     claims = _CLAIMS + "".join(_row(result, _target(result)) for result in results if result.target)
     others = _OTHERS + "".join(_row(result) for result in results if not result.target)
     return "\n".join([f"{machine()}\n", *(part for part in (claims, others) if part not in (_CLAIMS, _OTHERS))])
 
 
 def machine() -> str:
-    """What it was measured on."""
+    """The machine and the versions of the measurement."""
     cores = len(os.sched_getaffinity(0))
     versions = (
         f"Python {platform.python_version()}",
@@ -129,7 +129,7 @@ def _number(value: float) -> str:
 
 
 def write(document: Path, text: str) -> None:
-    """Puts the text between the document's two markers; the rest stays as it is."""
+    """Replaces the text between the two markers of the document."""
     before, begin, rest = document.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):

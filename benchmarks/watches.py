@@ -67,4 +67,4 @@ def measure(folder: Path, effort: Effort) -> Iterator[Result]:
             watched = side.sample(effort.seconds)
             watchers.turn()
             pairs += [(watched, side.sample(effort.seconds))]
-    yield result(f"GetTherapist beside {COUNT} idle watches / alone", pairs)
+    yield result(f"GetTherapist with {COUNT} idle watches / without", pairs)

@@ -27,7 +27,7 @@ def measure(folder: Path, effort: Effort) -> Iterator[Result]:
     ):
         pair, alone, kept = (_gets(server) for server in (two, one, pinned))
         yield compare(Comparison("GetTherapist, two workers / one", pair, alone, Target(1.5)), effort)
-        yield compare(Comparison("GetTherapist, two workers / one on a core of its own", pair, kept), effort)
+        yield compare(Comparison("GetTherapist, two workers / one pinned to a core", pair, kept), effort)
 
 
 def _gets(server: Server) -> Side:

@@ -36,7 +36,7 @@ def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str
 
 def titles(text: str) -> list[str]:
     rows = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ")]
-    return [row for row in rows if row != "| compared"]
+    return [row for row in rows if row != "| comparison"]
 
 
 @needs_bench
@@ -92,7 +92,7 @@ def test_ratios_are_taken_within_a_round() -> None:
     quiet, busy = (Sample(900, 100), Sample(1000, 50)), (Sample(80, 300), Sample(100, 100))
     row = result("ours / theirs", [quiet, busy, busy])
     assert row.figure == Spread(median=0.8, least=0.8, most=0.9)
-    assert (row.sides, row.cpu) == ("80 / 100 a second", "300 / 100 us (3.00)")
+    assert (row.sides, row.cpu) == ("80 / 100 per second", "300 / 100 us (3.00)")
     assert result("ours, records / theirs", [quiet], counts=2).figure.median == 1.8
 
 
@@ -106,7 +106,7 @@ def test_a_missed_target_is_marked_in_the_table() -> None:
         Result("large", spread([1200]), Target(80, at_most=True), "MB"),
         Result("other", spread([0.1])),
     ]
-    shown = [line for line in tables(rows).splitlines() if line.startswith("| ") and "compared" not in line]
+    shown = [line for line in tables(rows).splitlines() if line.startswith("| ") and "comparison" not in line]
     assert shown == [
         "| fast | 0.85 (0.80 to 0.90) | at least 0.8 |  |  |",
         "| slow | 0.79 | at least 0.8: **missed** |  |  |",
