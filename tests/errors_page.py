@@ -58,7 +58,7 @@ HEAD = """\
 A call failed: find its reason in the table below, and do what the last column says.
 
 Every error of the service has a gRPC status code and a `google.rpc.ErrorInfo`: a reason, and the domain `caseload.v1`.
-Branch on the reason, never on the message. No message or metadata repeats a value that was sent, except well-formed ids.
+Branch on the reason, never on the message. No message or metadata repeats a sent value, except well-formed ids.
 
 The gRPC library itself reports a few errors, which have no reason:
 

@@ -69,7 +69,9 @@ Global___GetAssignmentResponse: _TypeAlias = GetAssignmentResponse  # noqa: Y015
 
 @_typing.final
 class AssignmentFilter(_message.Message):
-    """What to list. Set fields are combined with AND; an empty filter matches every active assignment."""
+    """Selects assignments. An assignment must match every field that is set. An empty filter matches
+    all active assignments.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -79,25 +81,28 @@ class AssignmentFilter(_message.Message):
     STATES_FIELD_NUMBER: _builtins.int
     AS_OF_TIME_FIELD_NUMBER: _builtins.int
     therapist_id: _builtins.str
-    """Of this therapist, soft-deleted or not; an unknown one matches nothing, empty restricts
-    nothing.
+    """Only assignments of this therapist, live or soft-deleted. An unknown id matches nothing. Empty
+    means any.
     """
     patient_id: _builtins.str
-    """Of this patient, soft-deleted or not; an unknown one matches nothing, empty restricts nothing."""
+    """Only assignments of this patient, live or soft-deleted. An unknown id matches nothing. Empty
+    means any.
+    """
     @_builtins.property
     def roles(self) -> _containers.RepeatedScalarFieldContainer[_resources_pb2.Assignment.Role.ValueType]:
-        """Role is one of these; empty means any. ROLE_UNSPECIFIED and unknown values are errors."""
+        """The role must be one of these. Empty means any. ROLE_UNSPECIFIED and unknown values are errors."""
 
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_resources_pb2.Assignment.State.ValueType]:
-        """In one of these states; empty means active only. STATE_UNSPECIFIED and unknown values are
-        errors.
+        """The state must be one of these. Empty means only active. STATE_UNSPECIFIED and unknown values
+        are errors.
         """
 
     @_builtins.property
     def as_of_time(self) -> _timestamp_pb2.Timestamp:
-        """The assignments in force at this time, instead of those in a state; one that ended as
-        ENTERED_IN_ERROR never was in force. Not in the future; not together with states.
+        """Lists the assignments that were in force at this time, instead of those in a state. An
+        assignment that ended as ENTERED_IN_ERROR was never in force. Must not be in the future, or set
+        together with states.
         """
 
     def __init__(
@@ -127,16 +132,16 @@ class ListAssignmentsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Most assignments to answer. 0 means 50; more than 1000 is treated as 1000; negative is an
-    error. A page stops early at 2 MiB.
+    """The maximum number of assignments to return. 0 means 50. More than 1000 means 1000. Negative is
+    an error. A page ends early at 2 MiB.
     """
     page_token: _builtins.str
-    """next_page_token of the previous page; all else but page_size unchanged. Empty means the first
-    page.
+    """The next_page_token of the previous page, or empty for the first page. All other fields except
+    page_size must be unchanged.
     """
     @_builtins.property
     def filter(self) -> Global___AssignmentFilter:
-        """What to list; absent means every active assignment."""
+        """Selects the assignments to list. Absent means all active ones."""
 
     def __init__(
         self,
@@ -163,11 +168,11 @@ class ListAssignmentsResponse(_message.Message):
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Send it as page_token for the next page. Empty on the last page, and only there: a page that
-    is shorter than page_size need not be the last.
+    """The page_token of the next page. Empty only on the last page. A page shorter than page_size is
+    not necessarily the last.
     """
     revision: _builtins.str
-    """Store revision the page was read at."""
+    """The store revision at which the page was read."""
     @_builtins.property
     def assignments(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Assignment]:
         """One page, ordered by assignment_id."""
@@ -198,27 +203,30 @@ class UpdateAssignmentRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """A UUID; empty means none. A repeat within 24 hours is answered as the first call was, with the
-    records as they are now, and does nothing; refused and validate_only calls are not remembered.
+    """A UUID, or empty. A repeat within 24 hours writes nothing and returns the result of the first
+    call, with the current state of the records. Failed calls and validate_only calls are not
+    remembered.
     """
     validate_only: _builtins.bool
-    """Run the whole write, then roll it back. An etag that the write would make, and revision, are
-    empty in the answer.
+    """Runs the whole write, then rolls it back. In the response, revision and an etag that the write
+    would generate are empty.
     """
     @_builtins.property
     def assignment(self) -> _resources_pb2.Assignment:
-        """New values. assignment_id says which one; a non-empty etag must match, an empty one is not
-        compared. Output-only fields are ignored. Times are cut to microseconds.
+        """The new values. assignment_id selects the assignment. A non-empty etag must match. The server
+        ignores output-only fields, and truncates times to microseconds.
         """
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Of focus, start_time, end_time and end_reason, the ones to set. Empty means every populated
-        one, "*" all four, and must stand alone. What is named and unset is cleared: focus and
-        end_reason can be, start_time and the end_time of an ended assignment cannot. therapist_id,
-        patient_id and role set nothing and must equal the assignment's, where named or, with an empty
-        mask or "*", where populated. Naming assignment_id changes nothing; naming any other field is
-        an error.
+        """The fields to set, out of focus, start_time, end_time and end_reason. Empty means every
+        populated one. "*" means all four, and must be the only path. A field that is named but not set
+        is cleared. focus and end_reason can be cleared; start_time and the end_time of an ended
+        assignment cannot.
+
+        therapist_id, patient_id and role cannot change. They must equal the assignment's values if
+        they are named, or if they are populated and the mask is empty or "*". To name assignment_id
+        changes nothing. To name any other field is an error.
         """
 
     def __init__(
@@ -246,10 +254,10 @@ class UpdateAssignmentResponse(_message.Message):
     ASSIGNMENT_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     revision: _builtins.str
-    """Store revision of the write; the current head when there was nothing to write."""
+    """The store revision of the write, or the head revision if nothing was written."""
     @_builtins.property
     def assignment(self) -> _resources_pb2.Assignment:
-        """As stored."""
+        """The stored record."""
 
     def __init__(
         self,
@@ -273,7 +281,7 @@ class CheckAssignmentsRequest(_message.Message):
 
     @_typing.final
     class Pair(_message.Message):
-        """One question."""
+        """A therapist and a patient to check."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -299,11 +307,11 @@ class CheckAssignmentsRequest(_message.Message):
     AS_OF_TIME_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def pairs(self) -> _containers.RepeatedCompositeFieldContainer[Global___CheckAssignmentsRequest.Pair]:
-        """1 to 100 questions; doubles are allowed."""
+        """1 to 100 pairs. Duplicates are allowed."""
 
     @_builtins.property
     def as_of_time(self) -> _timestamp_pb2.Timestamp:
-        """Ask about this time instead of now. Not in the future."""
+        """Checks the pairs at this time instead of now. Must not be in the future."""
 
     def __init__(
         self,
@@ -327,7 +335,7 @@ class CheckAssignmentsResponse(_message.Message):
 
     @_typing.final
     class Result(_message.Message):
-        """One answer. Unknown and purged ids answer false, they are no error."""
+        """The result for one pair. Unknown and purged ids are not errors; their result is false."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -335,13 +343,13 @@ class CheckAssignmentsResponse(_message.Message):
         ASSIGNMENT_ID_FIELD_NUMBER: _builtins.int
         ROLE_FIELD_NUMBER: _builtins.int
         assigned: _builtins.bool
-        """Whether an assignment of the two is in force. Not quite STATE_ACTIVE: a start or an end may
-        lie up to a minute ahead.
+        """Whether an assignment of the pair is in force. This can differ from STATE_ACTIVE, because a
+        start or an end may be up to a minute ahead.
         """
         assignment_id: _builtins.str
-        """The assignment in force; empty when not assigned."""
+        """The assignment in force. Empty if the pair is not assigned."""
         role: _resources_pb2.Assignment.Role.ValueType
-        """Its role; unset when not assigned."""
+        """The role of the assignment. Unset if the pair is not assigned."""
         def __init__(
             self,
             *,
@@ -358,10 +366,10 @@ class CheckAssignmentsResponse(_message.Message):
     RESULTS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     revision: _builtins.str
-    """Store revision that all of them were answered from."""
+    """The store revision at which all pairs were checked."""
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___CheckAssignmentsResponse.Result]:
-        """In request order, one for each pair."""
+        """In request order, one result for each pair."""
 
     def __init__(
         self,
@@ -390,24 +398,25 @@ class TransferPatientsRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     source_therapist_id: _builtins.str
-    """The therapist whose assignments end, of whatever status."""
+    """The therapist whose assignments end. Any status is allowed."""
     target_therapist_id: _builtins.str
-    """The therapist who takes over; not the source."""
+    """The therapist who takes over the patients. Must not be the source."""
     ignore_capacity: _builtins.bool
-    """Transfer although the target's max_active_patients is exceeded."""
+    """If true, transfers even if the target will exceed max_active_patients."""
     request_id: _builtins.str
-    """A UUID; required, also with validate_only, which does not use it up. A repeat within 24 hours
-    is answered as the first call was, with the records as they are now, and does nothing; refused
-    and validate_only calls are not remembered.
+    """A UUID. Required, even with validate_only, which does not use it up. A repeat within 24 hours
+    writes nothing and returns the result of the first call, with the current state of the records.
+    Failed calls and validate_only calls are not remembered.
     """
     validate_only: _builtins.bool
-    """Run the whole write, then roll it back: the answer shows what would move, or the first thing
-    that stands in the way. Ids and etags that the write would make, and revision, are empty.
+    """Runs the whole write, then rolls it back. The response shows what would move, or the error
+    shows the first obstacle. revision and the ids and etags that the write would generate are
+    empty.
     """
     @_builtins.property
     def patient_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Only these patients, each with an active assignment to the source; at most 1000, doubles count
-        once when moved. Empty means all that the source has, at most 1000.
+        """The patients to transfer, at most 1000. Each must have an active assignment to the source.
+        Duplicates are moved once. Empty means all patients of the source, at most 1000.
         """
 
     def __init__(
@@ -438,17 +447,19 @@ class TransferPatientsResponse(_message.Message):
     ACTIVE_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     revision: _builtins.str
-    """Store revision of the write; the current head when there was nothing to write."""
+    """The store revision of the write, or the head revision if nothing was written."""
     @_builtins.property
     def ended(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Assignment]:
-        """The source's, ended: in the order of patient_ids, doubles left out, or by assignment_id where
-        patient_ids is empty. On a replay as they are now, as is active.
+        """The ended assignments of the source. They are in the order of patient_ids without duplicates,
+        or ordered by assignment_id if patient_ids is empty. On a replay, ended and active have their
+        current state.
         """
 
     @_builtins.property
     def active(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Assignment]:
-        """The target's for the same patients, one for each of ended and in the same order: begun now, or
-        active there before. What a PRIMARY one replaced is in neither list.
+        """The active assignments of the target for the same patients, one for each of ended and in the
+        same order. They are new, or were already active. An assignment that a PRIMARY one replaced is
+        in neither list.
         """
 
     def __init__(

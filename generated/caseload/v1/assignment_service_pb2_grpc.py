@@ -26,28 +26,30 @@ if _version_not_supported:
 
 
 class AssignmentServiceStub:
-    """The assignments themselves, for callers that start from neither side.
+    """Manages assignments, for callers that start from neither a therapist nor a patient.
 
-    Refusals. Each RPC lists the reasons of error_reason.proto that it can be refused with, in the
-    order in which they are checked. Besides, any call can be refused with STORE_UNAVAILABLE,
-    DEADLINE_EXCEEDED or INTERNAL, and any write with STORE_BUSY, STORE_FULL, OUTCOME_UNKNOWN or
-    SHUTTING_DOWN.
-    A message that does not parse is INVALID_FIELD with an empty field.
-    Before all else a call beyond what can be taken on is OVERLOADED, whoever makes it, and is not
-    begun; then credentials that are missing or unknown are UNAUTHENTICATED, and a caller who
-    lacks the permission is PERMISSION_DENIED: read for an RPC without side effects, else write.
+    Errors. Each RPC lists the reasons of error_reason.proto that it can return, in the order of the
+    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, DEADLINE_EXCEEDED or INTERNAL.
+    Every write can also return STORE_FULL, OUTCOME_UNKNOWN or SHUTTING_DOWN. A request that does not
+    parse returns INVALID_FIELD with an empty field.
 
-    request_id. A write that carries one is remembered for its caller for 24 hours, also when there
-    was nothing to change; a refused call and a validate_only call are not. The same request under
-    it is a replay: it writes nothing and answers the ids and revision of the first call with the
-    assignments as they are now, whatever happened since; one purged since is ASSIGNMENT_NOT_FOUND.
-    Another request or another method under it is REQUEST_ID_REUSED.
+    Three checks come before all others. An overloaded server returns OVERLOADED to any caller and
+    does not start the call. Missing or unknown credentials return UNAUTHENTICATED. A caller without
+    the required permission gets PERMISSION_DENIED. RPCs without side effects require the permission
+    read, all others require write.
 
-    validate_only. The whole write runs and is rolled back: the answer or refusal is what the write
-    would have given, less the ids and etags it would make and revision. With a request_id used
-    already it is what the replay would give.
+    request_id. The server remembers a write with a request_id for its caller for 24 hours, even when
+    the write changed nothing. It does not remember failed calls and validate_only calls. The same
+    request with the same request_id is a replay. A replay writes nothing. It returns the ids and
+    revision of the first call, with the current state of the assignments. If an assignment has been
+    purged since, it returns ASSIGNMENT_NOT_FOUND. A different request or method with the same
+    request_id returns REQUEST_ID_REUSED.
 
-    revision. Opaque. Where a call had nothing to change, it is the store's current head.
+    validate_only. The server runs the whole write, then rolls it back. The response or error is that
+    of the write, but revision and the ids and etags that the write would generate are empty. With a
+    request_id that was already used, the response is that of the replay.
+
+    revision. An opaque string. When a call changes nothing, it is the head revision of the store.
     """
 
     def __init__(self, channel):
@@ -84,36 +86,38 @@ class AssignmentServiceStub:
 
 
 class AssignmentServiceServicer:
-    """The assignments themselves, for callers that start from neither side.
+    """Manages assignments, for callers that start from neither a therapist nor a patient.
 
-    Refusals. Each RPC lists the reasons of error_reason.proto that it can be refused with, in the
-    order in which they are checked. Besides, any call can be refused with STORE_UNAVAILABLE,
-    DEADLINE_EXCEEDED or INTERNAL, and any write with STORE_BUSY, STORE_FULL, OUTCOME_UNKNOWN or
-    SHUTTING_DOWN.
-    A message that does not parse is INVALID_FIELD with an empty field.
-    Before all else a call beyond what can be taken on is OVERLOADED, whoever makes it, and is not
-    begun; then credentials that are missing or unknown are UNAUTHENTICATED, and a caller who
-    lacks the permission is PERMISSION_DENIED: read for an RPC without side effects, else write.
+    Errors. Each RPC lists the reasons of error_reason.proto that it can return, in the order of the
+    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, DEADLINE_EXCEEDED or INTERNAL.
+    Every write can also return STORE_FULL, OUTCOME_UNKNOWN or SHUTTING_DOWN. A request that does not
+    parse returns INVALID_FIELD with an empty field.
 
-    request_id. A write that carries one is remembered for its caller for 24 hours, also when there
-    was nothing to change; a refused call and a validate_only call are not. The same request under
-    it is a replay: it writes nothing and answers the ids and revision of the first call with the
-    assignments as they are now, whatever happened since; one purged since is ASSIGNMENT_NOT_FOUND.
-    Another request or another method under it is REQUEST_ID_REUSED.
+    Three checks come before all others. An overloaded server returns OVERLOADED to any caller and
+    does not start the call. Missing or unknown credentials return UNAUTHENTICATED. A caller without
+    the required permission gets PERMISSION_DENIED. RPCs without side effects require the permission
+    read, all others require write.
 
-    validate_only. The whole write runs and is rolled back: the answer or refusal is what the write
-    would have given, less the ids and etags it would make and revision. With a request_id used
-    already it is what the replay would give.
+    request_id. The server remembers a write with a request_id for its caller for 24 hours, even when
+    the write changed nothing. It does not remember failed calls and validate_only calls. The same
+    request with the same request_id is a replay. A replay writes nothing. It returns the ids and
+    revision of the first call, with the current state of the assignments. If an assignment has been
+    purged since, it returns ASSIGNMENT_NOT_FOUND. A different request or method with the same
+    request_id returns REQUEST_ID_REUSED.
 
-    revision. Opaque. Where a call had nothing to change, it is the store's current head.
+    validate_only. The server runs the whole write, then rolls it back. The response or error is that
+    of the write, but revision and the ids and etags that the write would generate are empty. With a
+    request_id that was already used, the response is that of the replay.
+
+    revision. An opaque string. When a call changes nothing, it is the head revision of the store.
     """
 
     def GetAssignment(self, request, context):
-        """Gets one assignment by id, active or ended, also when a side of it is soft-deleted.
+        """Gets one assignment by id, active or ended. Its therapist and patient may be soft-deleted.
 
-        Repeated: it reads again.
+        Retries: the call reads again.
 
-        Refused with:
+        Errors:
         - INVALID_FIELD: assignment_id is missing or malformed.
         - ASSIGNMENT_NOT_FOUND: the id never existed, or was purged.
         """
@@ -122,17 +126,17 @@ class AssignmentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListAssignments(self, request, context):
-        """Lists assignments, ordered by assignment_id: the active ones, or those in the states asked
-        for, or those in force at a time. With a patient_id and an as_of_time it answers who treated
-        the patient then; created_by and create_time of each say who recorded that, and when. An
-        assignment that matches throughout is seen exactly once, whatever others write between the
-        pages.
+        """Lists assignments, ordered by assignment_id. It lists the active ones, those in the given
+        states, or those in force at a time. With patient_id and as_of_time it shows who treated the
+        patient at that time. created_by and create_time show who recorded each assignment, and when.
+        An assignment that matches the whole time appears exactly once, whatever others write between
+        the pages.
 
-        Repeated: it reads again; a page_token can be used any number of times.
+        Retries: the call reads again. A page_token can be used any number of times.
 
-        Refused with:
-        - INVALID_FIELD: a field of filter is malformed, its as_of_time lies in the future or is given
-        together with states, or page_size is negative.
+        Errors:
+        - INVALID_FIELD: a field of filter is malformed, page_size is negative, as_of_time is in the
+        future, or both as_of_time and states are set.
         - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
         - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
         """
@@ -141,86 +145,90 @@ class AssignmentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateAssignment(self, request, context):
-        """Corrects what was recorded wrongly about an assignment: focus and start_time, and on an ended
-        one end_time and end_reason. What stood there before is not kept: for a change in the world use
-        Assign with replace, Unassign or TransferPatients. created_by and ended_by stay as they are;
-        the change log names who corrected. The therapist or patient may be soft-deleted by now. An
-        update that changes nothing is OK, keeps etag and update_time, and writes nothing.
+        """Corrects values of an assignment that were recorded wrongly: focus and start_time, and end_time
+        and end_reason of an ended one. The previous values are not kept. When the care itself has
+        changed, use Assign with replace, Unassign or TransferPatients instead.
 
-        Repeated: with the same request_id it answers as the first call did. Without one it sets the
-        same values again, which changes nothing unless others changed them. Where it carries an etag
-        and the first call changed something, it is ETAG_MISMATCH, because etag is compared first.
+        created_by and ended_by do not change, and the change log names the caller who made the
+        correction. The therapist and the patient may be soft-deleted. An update that changes nothing
+        succeeds, keeps etag and update_time, and writes nothing.
 
-        Refused with:
-        - INVALID_FIELD: a field is missing or malformed, update_mask names what it must not, or
-        start_time or end_time is more than a minute ahead.
-        - REQUEST_ID_REUSED: request_id was used for another request.
+        Retries: with the same request_id, the call returns the result of the first call. Without a
+        request_id it sets the same values again, which changes nothing unless others changed them.
+        With an etag it returns ETAG_MISMATCH if the first call changed something, because the etag is
+        compared first.
+
+        Errors:
+        - INVALID_FIELD: a field is missing or malformed, update_mask names a field that cannot be set,
+        or start_time or end_time is more than a minute ahead.
+        - REQUEST_ID_REUSED: request_id was used for a different request.
         - ASSIGNMENT_NOT_FOUND: the id never existed, or was purged.
-        - ETAG_MISMATCH: etag is given and is not the assignment's, also where nothing would change.
-        - INVALID_FIELD: therapist_id, patient_id or role is not the assignment's; end_time or
-        end_reason is set on an active assignment, which Unassign ends; end_time would be removed
-        from an ended one, or lie before start_time; or end_reason becomes one that only the server
-        sets.
-        - PERIOD_OVERLAPS: the period would overlap another of the pair, active or ended, or, for
-        ROLE_PRIMARY, another PRIMARY period of the patient. Periods that ended as ENTERED_IN_ERROR
-        do not count, nor do those that ended the moment they began.
+        - ETAG_MISMATCH: etag is set and is not the assignment's etag, even if nothing would change.
+        - INVALID_FIELD: therapist_id, patient_id or role differs from the assignment's; end_time or
+        end_reason is set on an active assignment, which only Unassign ends; end_time would be
+        cleared on an ended assignment, or be before start_time; or end_reason would become one that
+        only the server sets.
+        - PERIOD_OVERLAPS: the period would overlap another active or ended period of the pair. For
+        ROLE_PRIMARY, other PRIMARY periods of the patient count too. Periods that ended as
+        ENTERED_IN_ERROR, or at the moment they started, do not count.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CheckAssignments(self, request, context):
-        """Answers up to 100 questions "is this therapist assigned to this patient?", all from one state
-        of the store. Assigned means that a period of the two is in force, now or at as_of_time:
-        start_time <= t < end_time, and not ended as ENTERED_IN_ERROR. An id that is unknown or purged
-        is no error and answers false. One that is soft-deleted is answered from its periods, which
-        have ended.
+        """Checks for up to 100 pairs whether the therapist is assigned to the patient, all in one
+        snapshot of the store. A pair is assigned when one of its periods is in force now, or at
+        as_of_time: start_time <= t < end_time, and not ended as ENTERED_IN_ERROR. An unknown or purged
+        id is not an error, and the result is false. For a soft-deleted record the result follows from
+        its periods, which have all ended.
 
-        Repeated: it reads again.
+        Retries: the call reads again.
 
-        Refused with:
-        - INVALID_FIELD: no pair, more than 100 pairs, a missing or malformed id, or as_of_time lies in
-        the future.
+        Errors:
+        - INVALID_FIELD: there is no pair, there are more than 100 pairs, an id is missing or
+        malformed, or as_of_time is in the future.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def TransferPatients(self, request, context):
-        """Moves active assignments from one therapist to another, all or nothing. Each of the source's
-        periods ends as END_REASON_TRANSFERRED, and at that moment one of the target's begins with the
-        same role and focus: now, or where that lies later, at the start of the period that either has,
-        or at the end of an earlier one that the new one would overlap, so that skewed clocks break
+        """Moves active assignments from one therapist (the source) to another (the target), all or
+        nothing. Each period of the source ends with END_REASON_TRANSFERRED. At the same moment a
+        period of the target starts, with the same role and focus. That moment is now. It is later if
+        an active period of either therapist with the patient starts later, or if the new period would
+        overlap an earlier one that ends later. So skewed clocks cause no errors.
+
+        If the target already has an active assignment to the patient, it keeps its role and focus, and
+        no new period starts. If the source's assignment is PRIMARY, the target's assignment ends too,
+        with END_REASON_REPLACED, and a PRIMARY period replaces it. Neither case counts toward
+        capacity.
+
+        If the source has no active assignment and patient_ids is empty, the call succeeds and writes
         nothing.
 
-        Where the target has an active assignment to the patient already, it stays as it is, with its
-        own role and focus, and none begins. Only where the source's is PRIMARY it is ended too, as
-        END_REASON_REPLACED, and a PRIMARY period takes its place. Neither counts to capacity.
+        Retries: with the same request_id, the call moves nothing and returns the assignments of the
+        first call. With another request_id it moves what the source has at that time. Patients in
+        patient_ids that have already moved cause ASSIGNMENT_NOT_FOUND.
 
-        Where the source has no active assignment and patient_ids is empty, it is OK and writes
-        nothing.
-
-        Repeated: with the same request_id it moves nothing and answers the first call's assignments.
-        With another one it moves what the source has by then; patients listed in patient_ids who have
-        moved already are ASSIGNMENT_NOT_FOUND.
-
-        Refused with:
-        - INVALID_FIELD: a field is missing or malformed, request_id too; patient_ids has more than
-        1000 entries; or the target is the source.
-        - REQUEST_ID_REUSED: request_id was used for another request.
+        Errors:
+        - INVALID_FIELD: a field, including request_id, is missing or malformed; patient_ids has more
+        than 1000 entries; or the target is the source.
+        - REQUEST_ID_REUSED: request_id was used for a different request.
         - THERAPIST_NOT_FOUND: source_therapist_id or target_therapist_id never existed, or was purged.
-        - PATIENT_NOT_FOUND: one or more of patient_ids never existed, or were purged;
-        google.rpc.ResourceInfo names them, as many as the error has room for.
-        - THERAPIST_DELETED: the source or the target is soft-deleted; metadata names it.
+        - PATIENT_NOT_FOUND: one or more of patient_ids never existed, or were purged.
+        google.rpc.ResourceInfo names as many of them as fit into the error.
+        - THERAPIST_DELETED: the source or the target is soft-deleted. Metadata names it.
         - PATIENT_DELETED: one or more of patient_ids are soft-deleted.
-        - ASSIGNMENT_NOT_FOUND: one or more of patient_ids have no active assignment to the source;
-        google.rpc.ResourceInfo names these patients, as many as the error has room for.
+        - ASSIGNMENT_NOT_FOUND: one or more of patient_ids have no active assignment to the source.
+        google.rpc.ResourceInfo names as many of these patients as fit into the error.
         - TOO_MANY_ASSIGNMENTS: patient_ids is empty, and the source has more than 1000 active
-        assignments; move them in parts, by patient_ids.
-        - THERAPIST_NOT_ACTIVE: there is something to move, and the target's status is not
+        assignments. Move them in parts with patient_ids.
+        - THERAPIST_NOT_ACTIVE: there are assignments to move, and the target's status is not
         STATUS_ACTIVE.
         - THERAPIST_AT_CAPACITY: the target would exceed max_active_patients, and ignore_capacity is
-        not set; metadata gives limit, and current as it was before the transfer.
+        not set. Metadata gives limit, and the current count before the transfer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -263,28 +271,30 @@ def add_AssignmentServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AssignmentService:
-    """The assignments themselves, for callers that start from neither side.
+    """Manages assignments, for callers that start from neither a therapist nor a patient.
 
-    Refusals. Each RPC lists the reasons of error_reason.proto that it can be refused with, in the
-    order in which they are checked. Besides, any call can be refused with STORE_UNAVAILABLE,
-    DEADLINE_EXCEEDED or INTERNAL, and any write with STORE_BUSY, STORE_FULL, OUTCOME_UNKNOWN or
-    SHUTTING_DOWN.
-    A message that does not parse is INVALID_FIELD with an empty field.
-    Before all else a call beyond what can be taken on is OVERLOADED, whoever makes it, and is not
-    begun; then credentials that are missing or unknown are UNAUTHENTICATED, and a caller who
-    lacks the permission is PERMISSION_DENIED: read for an RPC without side effects, else write.
+    Errors. Each RPC lists the reasons of error_reason.proto that it can return, in the order of the
+    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, DEADLINE_EXCEEDED or INTERNAL.
+    Every write can also return STORE_FULL, OUTCOME_UNKNOWN or SHUTTING_DOWN. A request that does not
+    parse returns INVALID_FIELD with an empty field.
 
-    request_id. A write that carries one is remembered for its caller for 24 hours, also when there
-    was nothing to change; a refused call and a validate_only call are not. The same request under
-    it is a replay: it writes nothing and answers the ids and revision of the first call with the
-    assignments as they are now, whatever happened since; one purged since is ASSIGNMENT_NOT_FOUND.
-    Another request or another method under it is REQUEST_ID_REUSED.
+    Three checks come before all others. An overloaded server returns OVERLOADED to any caller and
+    does not start the call. Missing or unknown credentials return UNAUTHENTICATED. A caller without
+    the required permission gets PERMISSION_DENIED. RPCs without side effects require the permission
+    read, all others require write.
 
-    validate_only. The whole write runs and is rolled back: the answer or refusal is what the write
-    would have given, less the ids and etags it would make and revision. With a request_id used
-    already it is what the replay would give.
+    request_id. The server remembers a write with a request_id for its caller for 24 hours, even when
+    the write changed nothing. It does not remember failed calls and validate_only calls. The same
+    request with the same request_id is a replay. A replay writes nothing. It returns the ids and
+    revision of the first call, with the current state of the assignments. If an assignment has been
+    purged since, it returns ASSIGNMENT_NOT_FOUND. A different request or method with the same
+    request_id returns REQUEST_ID_REUSED.
 
-    revision. Opaque. Where a call had nothing to change, it is the store's current head.
+    validate_only. The server runs the whole write, then rolls it back. The response or error is that
+    of the write, but revision and the ids and etags that the write would generate are empty. With a
+    request_id that was already used, the response is that of the replay.
+
+    revision. An opaque string. When a call changes nothing, it is the head revision of the store.
     """
 
     @staticmethod

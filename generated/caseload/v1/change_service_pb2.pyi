@@ -22,7 +22,9 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ChangeSet(_message.Message):
-    """One committed transaction: all that one call or command changed. Never split over two messages."""
+    """All changes of one committed transaction, which one call or command made. Never split between
+    messages.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -33,23 +35,23 @@ class ChangeSet(_message.Message):
     METHOD_FIELD_NUMBER: _builtins.int
     CHANGES_FIELD_NUMBER: _builtins.int
     revision: _builtins.str
-    """Its place in the log; the revision that the call answered."""
+    """The position in the change log, which is the revision that the call returned."""
     actor: _builtins.str
-    """The caller, or "cli:" and the command. "local" where callers are not authenticated."""
+    """The caller, or "cli:" followed by the command. "local" if callers are not authenticated."""
     request_id: _builtins.str
-    """request_id of the call, in lower case; empty when the caller gave none."""
+    """The request_id of the call in lower case, or empty if it had none."""
     method: _builtins.str
-    """RPC, for instance "/caseload.v1.TherapistService/AssignPatient"; empty for a command."""
+    """The RPC, for instance "/caseload.v1.TherapistService/AssignPatient". Empty for a command."""
     @_builtins.property
     def commit_time(self) -> _timestamp_pb2.Timestamp:
-        """The time that the transaction ran at, the same as in the update_time of what it changed. The
-        order is that of revisions: a clock may have been set back.
+        """The time of the transaction, equal to the update_time of the records that it changed. The order
+        of change sets is that of revisions, because a clock may have been set back.
         """
 
     @_builtins.property
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Change]:
-        """At least one, in the order they were made. At most 3000, by TransferPatients: three for each of
-        1000 patients.
+        """At least one change, in the order they were made. At most 3000 changes: TransferPatients makes
+        up to three for each of 1000 patients.
         """
 
     def __init__(
@@ -82,9 +84,9 @@ class AssignmentRef(_message.Message):
     assignment_id: _builtins.str
     """The assignment."""
     therapist_id: _builtins.str
-    """Its therapist."""
+    """The therapist of the assignment."""
     patient_id: _builtins.str
-    """Its patient."""
+    """The patient of the assignment."""
     def __init__(
         self,
         *,
@@ -102,7 +104,7 @@ Global___AssignmentRef: _TypeAlias = AssignmentRef  # noqa: Y015
 
 @_typing.final
 class Change(_message.Message):
-    """What happened to one resource."""
+    """The change of one resource."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -123,7 +125,7 @@ class Change(_message.Message):
         KIND_UNDELETED: Change._Kind.ValueType  # 4
         """Undeleted."""
         KIND_PURGED: Change._Kind.ValueType  # 5
-        """Erased for good."""
+        """Permanently erased."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
         """Kind of change."""
@@ -139,7 +141,7 @@ class Change(_message.Message):
     KIND_UNDELETED: Change.Kind.ValueType  # 4
     """Undeleted."""
     KIND_PURGED: Change.Kind.ValueType  # 5
-    """Erased for good."""
+    """Permanently erased."""
 
     KIND_FIELD_NUMBER: _builtins.int
     CHANGED_FIELDS_FIELD_NUMBER: _builtins.int
@@ -154,13 +156,13 @@ class Change(_message.Message):
     """A patient."""
     @_builtins.property
     def changed_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Fields that differ, as named in the resource; empty on create. Names only, never values; etag
-        and update_time, which differ each time, are left out.
+        """The names of the resource's fields that changed, never their values. Empty for a new resource.
+        etag and update_time, which change every time, are omitted.
         """
 
     @_builtins.property
     def assignment(self) -> Global___AssignmentRef:
-        """An assignment, with the two it links."""
+        """An assignment, with its therapist and patient."""
 
     def __init__(
         self,
@@ -183,9 +185,9 @@ Global___Change: _TypeAlias = Change  # noqa: Y015
 
 @_typing.final
 class ChangeFilter(_message.Message):
-    """Which change sets to return. Set fields are combined with AND, over the set: one of its changes
-    may touch the therapist and another the patient. A set that matches is returned whole, with those
-    of its changes that touch neither. An empty filter matches every set.
+    """Selects change sets. A change set must match every field that is set. One of its changes may
+    match the therapist and another the patient. A matching change set is returned complete,
+    including changes that match neither. An empty filter matches all.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -194,15 +196,15 @@ class ChangeFilter(_message.Message):
     PATIENT_ID_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
     therapist_id: _builtins.str
-    """Touches this therapist or an assignment of theirs; an unknown one matches nothing, empty
-    restricts nothing.
+    """Has a change of this therapist, or of one of the therapist's assignments. An unknown id matches
+    nothing. Empty means any.
     """
     patient_id: _builtins.str
-    """Touches this patient or an assignment of theirs; an unknown one matches nothing, empty
-    restricts nothing.
+    """Has a change of this patient, or of one of the patient's assignments. An unknown id matches
+    nothing. Empty means any.
     """
     actor: _builtins.str
-    """ChangeSet.actor is exactly this, at most 200 characters; empty restricts nothing."""
+    """ChangeSet.actor must equal this text of at most 200 characters. Empty means any."""
     def __init__(
         self,
         *,
@@ -228,16 +230,16 @@ class ListChangesRequest(_message.Message):
     AFTER_REVISION_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Most change sets to answer. 0 means 50; more than 1000 is treated as 1000; negative is an
-    error. A page ends with the set that reaches 2 MiB.
+    """The maximum number of change sets to return. 0 means 50. More than 1000 means 1000. Negative is
+    an error. A page ends with the change set that reaches 2 MiB.
     """
     after_revision: _builtins.str
-    """Start after this revision: through_revision of the page before. Empty means from the oldest
-    change kept.
+    """Starts after this revision: the through_revision of the previous page. Empty means from the
+    oldest change kept.
     """
     @_builtins.property
     def filter(self) -> Global___ChangeFilter:
-        """Which change sets; absent means all. The same for each page."""
+        """Selects the change sets to list. Absent means all. Must be the same for each page."""
 
     def __init__(
         self,
@@ -265,16 +267,16 @@ class ListChangesResponse(_message.Message):
     HEAD_REVISION_FIELD_NUMBER: _builtins.int
     OLDEST_REVISION_FIELD_NUMBER: _builtins.int
     through_revision: _builtins.str
-    """Everything up to here has been returned or filtered out; it moves on also where nothing
-    matched. The next page, or a watch, starts after it.
+    """Everything up to this revision has been returned or filtered out. It advances even if nothing
+    matched. Start the next page, or a watch, after it.
     """
     head_revision: _builtins.str
-    """The newest revision as the page was read; the end is reached when through_revision equals it."""
+    """The newest revision when the page was read. The end is reached when through_revision equals it."""
     oldest_revision: _builtins.str
-    """The oldest revision one can still start after: changes up to it were pruned."""
+    """The oldest revision that a reader can start after. Changes up to it were pruned."""
     @_builtins.property
     def change_sets(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChangeSet]:
-        """Oldest first, each whole. Fewer than page_size, or none, does not mean the end."""
+        """Oldest first, each complete. Fewer than page_size, or none, does not mean the end."""
 
     def __init__(
         self,
@@ -301,12 +303,13 @@ class WatchChangesRequest(_message.Message):
     AFTER_REVISION_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
     after_revision: _builtins.str
-    """Start after this revision; to resume, the through_revision received last. Empty means from now
-    on. To list records and then follow them, watch after the revision of the first page listed.
+    """Starts after this revision. To resume, send the last through_revision received. Empty means
+    from now on. To list records and then watch for changes, watch after the revision of the first
+    page listed.
     """
     @_builtins.property
     def filter(self) -> Global___ChangeFilter:
-        """Which change sets; absent means all. To resume, the same as before."""
+        """Selects the change sets to send. Absent means all. To resume, send the same filter."""
 
     def __init__(
         self,
@@ -324,8 +327,8 @@ Global___WatchChangesRequest: _TypeAlias = WatchChangesRequest  # noqa: Y015
 
 @_typing.final
 class WatchChangesResponse(_message.Message):
-    """Response of WatchChanges. The first comes at once, then one whenever something matched,
-    and one at least every 30 seconds.
+    """Response of WatchChanges. The first is sent at once, then one whenever a change set matches, and
+    at least one every 30 seconds.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -333,11 +336,13 @@ class WatchChangesResponse(_message.Message):
     CHANGE_SETS_FIELD_NUMBER: _builtins.int
     THROUGH_REVISION_FIELD_NUMBER: _builtins.int
     through_revision: _builtins.str
-    """Everything up to here has been sent, this message included, or filtered out. Resume after it."""
+    """Everything up to this revision has been sent, including this message, or filtered out. Resume
+    after it.
+    """
     @_builtins.property
     def change_sets(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChangeSet]:
-        """Oldest first, each whole; none in a heartbeat, and perhaps none in the first message. At most
-        100, and fewer where they reach 128 KiB.
+        """Oldest first, each complete. Empty in a heartbeat, and possibly in the first message. At most
+        100 change sets, and fewer if they reach 128 KiB.
         """
 
     def __init__(

@@ -26,24 +26,24 @@ if _version_not_supported:
 
 
 class ChangeServiceStub:
-    """What changed, when, and by whom.
+    """Shows what changed, when, and who changed it.
 
-    The log. A call that changes something adds one change set, in the transaction of the change; one
-    that changes nothing, is refused or only validates adds none. It holds ids and names of fields,
-    never a value. Derived fields (counts, primary_therapist_id) are no change. It is kept until
-    `caseload purge --changes-before` prunes its oldest part.
+    The change log. A call that changes something adds one change set, in the same transaction. A
+    call that changes nothing, fails or only validates adds none. The log has ids and names of
+    fields, never a value. Changes of derived fields (counts, primary_therapist_id) are not logged.
+    The log is kept until `caseload purge --changes-before` prunes its oldest part.
 
-    Refusals. Each RPC lists the reasons of error_reason.proto that it can be refused with, in the
-    order in which they are checked. Besides, any call can be refused with STORE_UNAVAILABLE,
-    DEADLINE_EXCEEDED or INTERNAL.
-    A message that does not parse is INVALID_FIELD with an empty field.
-    Before all else a call beyond what can be taken on is OVERLOADED, whoever makes it, and is not
-    begun; then credentials that are missing or unknown are UNAUTHENTICATED, and a caller who
-    lacks the audit permission is PERMISSION_DENIED.
+    Errors. Each RPC lists the reasons of error_reason.proto that it can return, in the order of the
+    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, DEADLINE_EXCEEDED or INTERNAL.
+    A request that does not parse returns INVALID_FIELD with an empty field.
 
-    revision. Opaque, and a place in the log of one store. Any revision that a call of any service
-    answered can be started after. One from another store, or from before a restore, is refused and
-    not misread.
+    Three checks come before all others. An overloaded server returns OVERLOADED to any caller and
+    does not start the call. Missing or unknown credentials return UNAUTHENTICATED. A caller without
+    the permission audit gets PERMISSION_DENIED.
+
+    revision. An opaque string: a position in the change log of one store. A reader can start after
+    any revision that any call has returned. A revision from another store, or from before a restore,
+    is rejected and never misinterpreted.
     """
 
     def __init__(self, channel):
@@ -65,76 +65,77 @@ class ChangeServiceStub:
 
 
 class ChangeServiceServicer:
-    """What changed, when, and by whom.
+    """Shows what changed, when, and who changed it.
 
-    The log. A call that changes something adds one change set, in the transaction of the change; one
-    that changes nothing, is refused or only validates adds none. It holds ids and names of fields,
-    never a value. Derived fields (counts, primary_therapist_id) are no change. It is kept until
-    `caseload purge --changes-before` prunes its oldest part.
+    The change log. A call that changes something adds one change set, in the same transaction. A
+    call that changes nothing, fails or only validates adds none. The log has ids and names of
+    fields, never a value. Changes of derived fields (counts, primary_therapist_id) are not logged.
+    The log is kept until `caseload purge --changes-before` prunes its oldest part.
 
-    Refusals. Each RPC lists the reasons of error_reason.proto that it can be refused with, in the
-    order in which they are checked. Besides, any call can be refused with STORE_UNAVAILABLE,
-    DEADLINE_EXCEEDED or INTERNAL.
-    A message that does not parse is INVALID_FIELD with an empty field.
-    Before all else a call beyond what can be taken on is OVERLOADED, whoever makes it, and is not
-    begun; then credentials that are missing or unknown are UNAUTHENTICATED, and a caller who
-    lacks the audit permission is PERMISSION_DENIED.
+    Errors. Each RPC lists the reasons of error_reason.proto that it can return, in the order of the
+    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, DEADLINE_EXCEEDED or INTERNAL.
+    A request that does not parse returns INVALID_FIELD with an empty field.
 
-    revision. Opaque, and a place in the log of one store. Any revision that a call of any service
-    answered can be started after. One from another store, or from before a restore, is refused and
-    not misread.
+    Three checks come before all others. An overloaded server returns OVERLOADED to any caller and
+    does not start the call. Missing or unknown credentials return UNAUTHENTICATED. A caller without
+    the permission audit gets PERMISSION_DENIED.
+
+    revision. An opaque string: a position in the change log of one store. A reader can start after
+    any revision that any call has returned. A revision from another store, or from before a restore,
+    is rejected and never misinterpreted.
     """
 
     def ListChanges(self, request, context):
-        """Pages through the log, oldest first, in the order of the commits. Each page goes on after the
-        through_revision of the one before, until that equals head_revision. Change sets are never
-        split over two pages.
+        """Lists the change log in commit order, oldest first. Each page starts after the through_revision
+        of the previous page. The end is reached when through_revision equals head_revision. A change
+        set is never split between pages.
 
-        Repeated: it reads again; after_revision can be used any number of times.
+        Retries: the call reads again. after_revision can be used any number of times.
 
-        Refused with:
+        Errors:
         - INVALID_FIELD: a field of filter is malformed, or page_size is negative.
         - REVISION_FOREIGN: after_revision is malformed, from another store, or from before a restore.
-        - REVISION_PRUNED: changes after after_revision were pruned; metadata gives oldest_revision.
+        - REVISION_PRUNED: changes after after_revision were pruned. Metadata gives oldest_revision.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchChanges(self, request, context):
-        """Follows the log: what is in it after after_revision, then each commit as it comes. The first
-        message comes at once, also when it holds no change set; then one whenever something matched,
-        and a heartbeat, which holds through_revision alone, so that at least one comes every 30
-        seconds. It does not end by itself: a cancel, a deadline or one of the refusals below ends it.
+        """Streams the change log: first the change sets after after_revision, then each new one as it is
+        committed. The first message is sent at once, even without a change set. Then a message is sent
+        whenever a change set matches. A heartbeat, which has only through_revision, ensures a message
+        at least every 30 seconds. The stream lasts until a cancellation, a deadline or one of the
+        errors below ends it.
 
-        Promises, within one store, and over reconnects, restarts and several server processes:
-        - Ordered: change sets come in the order of their commits.
-        - Unique: none comes twice on a watch, nor again on one that resumes it.
-        - Reliable: none that matches and was committed after after_revision is left out.
-        - Atomic: each comes whole, in one message.
-        - Resumable: a watch started after the through_revision received last goes on where that one
-        was cut, or is refused as REVISION_PRUNED.
-        - Bookmarkable: through_revision, in heartbeats too, says that all up to it was sent or did not
-        match.
+        Guarantees, within one store, across reconnects, restarts and several server processes:
+        - Ordered: change sets arrive in commit order.
+        - Unique: no change set arrives twice on a watch, or again on a watch that resumes it.
+        - Reliable: every matching change set that was committed after after_revision arrives.
+        - Atomic: a change set arrives complete, in one message.
+        - Resumable: a watch that starts after the last through_revision received continues where the
+        previous watch ended, or returns REVISION_PRUNED.
+        - Bookmarkable: everything up to through_revision was sent or did not match. Heartbeats have a
+        through_revision too.
 
-        How soon: a commit is sent within 50 ms by the process that made it, and within 500 ms by
-        others on the same store.
+        Latency: the process that made a commit sends it within 50 ms, and other processes on the same
+        store send it within 500 ms.
 
-        A slow reader holds nobody up. One that takes more than 10 seconds for a message is cut with
-        WATCH_TOO_SLOW. One that takes nothing at all for 30 seconds is cut as CANCELLED, without a
-        reason of ours, since none would reach it. What the connection buffers counts as taken. Both
-        resume as above.
+        Slow readers: a slow reader does not delay others. The watch ends with WATCH_TOO_SLOW when the
+        reader takes more than 10 seconds for a message. It ends with CANCELLED when the reader takes
+        nothing for 30 seconds; there is no ErrorInfo, because it would not reach the reader. Data in
+        the buffers of the connection counts as taken. Both readers can resume as described above.
 
-        Repeated: it watches anew, after after_revision, or from now on where that is empty.
+        Retries: the call starts a new watch after after_revision, or from now on if that is empty.
 
-        Refused with:
+        Errors:
         - INVALID_FIELD: a field of filter is malformed.
-        - SHUTTING_DOWN: this process is stopping; open watches are ended with it too. Resume: another
-        one, or a restart, will answer.
-        - TOO_MANY_WATCHES: this process has as many open as it may; metadata gives limit.
+        - SHUTTING_DOWN: this process is stopping, which also ends open watches. Resume: another
+        process, or this one after a restart, will answer.
+        - TOO_MANY_WATCHES: this process has reached its limit of open watches. Metadata gives limit.
         - REVISION_FOREIGN: after_revision is malformed, from another store, or from before a restore.
-        - REVISION_PRUNED: changes after after_revision were pruned; metadata gives oldest_revision.
-        Also later, where changes are pruned that the watch had not come to.
+        - REVISION_PRUNED: changes after after_revision were pruned. Metadata gives oldest_revision. An
+        open watch also ends with it when changes that it has not reached are pruned.
         - WATCH_TOO_SLOW: the reader took more than 10 seconds for a message.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -163,24 +164,24 @@ def add_ChangeServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ChangeService:
-    """What changed, when, and by whom.
+    """Shows what changed, when, and who changed it.
 
-    The log. A call that changes something adds one change set, in the transaction of the change; one
-    that changes nothing, is refused or only validates adds none. It holds ids and names of fields,
-    never a value. Derived fields (counts, primary_therapist_id) are no change. It is kept until
-    `caseload purge --changes-before` prunes its oldest part.
+    The change log. A call that changes something adds one change set, in the same transaction. A
+    call that changes nothing, fails or only validates adds none. The log has ids and names of
+    fields, never a value. Changes of derived fields (counts, primary_therapist_id) are not logged.
+    The log is kept until `caseload purge --changes-before` prunes its oldest part.
 
-    Refusals. Each RPC lists the reasons of error_reason.proto that it can be refused with, in the
-    order in which they are checked. Besides, any call can be refused with STORE_UNAVAILABLE,
-    DEADLINE_EXCEEDED or INTERNAL.
-    A message that does not parse is INVALID_FIELD with an empty field.
-    Before all else a call beyond what can be taken on is OVERLOADED, whoever makes it, and is not
-    begun; then credentials that are missing or unknown are UNAUTHENTICATED, and a caller who
-    lacks the audit permission is PERMISSION_DENIED.
+    Errors. Each RPC lists the reasons of error_reason.proto that it can return, in the order of the
+    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, DEADLINE_EXCEEDED or INTERNAL.
+    A request that does not parse returns INVALID_FIELD with an empty field.
 
-    revision. Opaque, and a place in the log of one store. Any revision that a call of any service
-    answered can be started after. One from another store, or from before a restore, is refused and
-    not misread.
+    Three checks come before all others. An overloaded server returns OVERLOADED to any caller and
+    does not start the call. Missing or unknown credentials return UNAUTHENTICATED. A caller without
+    the permission audit gets PERMISSION_DENIED.
+
+    revision. An opaque string: a position in the change log of one store. A reader can start after
+    any revision that any call has returned. A revision from another store, or from before a restore,
+    is rejected and never misinterpreted.
     """
 
     @staticmethod

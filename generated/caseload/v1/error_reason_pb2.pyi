@@ -25,204 +25,242 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
     """Never sent."""
     ERROR_REASON_INVALID_FIELD: _ErrorReason.ValueType  # 1
-    """INVALID_ARGUMENT. A field is missing or malformed; google.rpc.BadRequest names up to 20 of
-    them, each by its path in the request ("therapist.specialties[2]"), mask paths and map entries
-    by index ("update_mask.paths[2]"). The field is empty when the message does not parse. Messages
-    never repeat a value that was sent; ids that are well-formed may be named.
+    """INVALID_ARGUMENT. A field is missing or malformed. google.rpc.BadRequest names up to 20 fields
+    by their path in the request, such as "therapist.specialties[2]". Paths of a mask and entries
+    of a map are named by index, such as "update_mask.paths[2]". The field is empty when the
+    message does not parse. Messages never repeat a value that was sent, except well-formed ids.
     """
     ERROR_REASON_PAGE_TOKEN_INVALID: _ErrorReason.ValueType  # 2
     """INVALID_ARGUMENT. The page token was not issued by this store, or is damaged."""
     ERROR_REASON_PAGE_TOKEN_MISMATCH: _ErrorReason.ValueType  # 3
-    """INVALID_ARGUMENT. The page token belongs to a request with other arguments; only page_size may
+    """INVALID_ARGUMENT. The page token belongs to a request with other arguments. Only page_size may
     change between pages.
     """
     ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 4
-    """INVALID_ARGUMENT. The caller used the request_id within 24 hours for another request or method."""
+    """INVALID_ARGUMENT. The caller used the request_id for a different request or method within the
+    last 24 hours.
+    """
     ERROR_REASON_THERAPIST_NOT_FOUND: _ErrorReason.ValueType  # 10
-    """NOT_FOUND. The id never existed, or was purged; google.rpc.ResourceInfo names it, or the first
-    15 of several, and metadata gives their number as missing.
+    """NOT_FOUND. The id never existed, or was purged. google.rpc.ResourceInfo names up to 15 such
+    ids, and metadata gives their total number as missing.
     """
     ERROR_REASON_PATIENT_NOT_FOUND: _ErrorReason.ValueType  # 11
-    """NOT_FOUND. The id never existed, or was purged; google.rpc.ResourceInfo names it, or the first
-    15 of several, and metadata gives their number as missing.
+    """NOT_FOUND. The id never existed, or was purged. google.rpc.ResourceInfo names up to 15 such
+    ids, and metadata gives their total number as missing.
     """
     ERROR_REASON_ASSIGNMENT_NOT_FOUND: _ErrorReason.ValueType  # 12
-    """NOT_FOUND. No assignment has the id, or the two are not, or were never, assigned;
-    google.rpc.ResourceInfo names the assignment, or the patients that TransferPatients did not
-    find with the source.
+    """NOT_FOUND. No assignment has this id, the pair to unassign was never assigned, or patients of a
+    transfer have no active assignment to the source. google.rpc.ResourceInfo names the assignment,
+    or those patients.
     """
     ERROR_REASON_ID_TAKEN: _ErrorReason.ValueType  # 20
-    """ALREADY_EXISTS. The chosen id is taken, perhaps by a deleted record: ids are never reused."""
+    """ALREADY_EXISTS. The chosen id is taken, perhaps by a deleted record. Ids are never reused."""
     ERROR_REASON_IDENTIFIER_TAKEN: _ErrorReason.ValueType  # 21
-    """ALREADY_EXISTS. Another live record of the kind carries one of the identifiers."""
+    """ALREADY_EXISTS. Another live record of the same kind has one of the identifiers."""
     ERROR_REASON_ASSIGNMENT_DIFFERS: _ErrorReason.ValueType  # 22
-    """ALREADY_EXISTS. The two are assigned already, with another role, focus or start_time."""
+    """ALREADY_EXISTS. The pair already has an active assignment with another role, focus or
+    start_time.
+    """
     ERROR_REASON_THERAPIST_DELETED: _ErrorReason.ValueType  # 30
-    """FAILED_PRECONDITION. The record is soft-deleted: undelete it first."""
+    """FAILED_PRECONDITION. The therapist is soft-deleted. Undelete it first."""
     ERROR_REASON_PATIENT_DELETED: _ErrorReason.ValueType  # 31
-    """FAILED_PRECONDITION. The record is soft-deleted: undelete it first. A transfer names those of
-    its patients in google.rpc.ResourceInfo.
+    """FAILED_PRECONDITION. The patient is soft-deleted. Undelete it first. For a transfer,
+    google.rpc.ResourceInfo names the deleted patients.
     """
     ERROR_REASON_THERAPIST_NOT_ACTIVE: _ErrorReason.ValueType  # 32
-    """FAILED_PRECONDITION. The therapist is on leave or inactive, and accepts no new assignment."""
+    """FAILED_PRECONDITION. The therapist is on leave or inactive, and accepts no new assignments."""
     ERROR_REASON_PATIENT_NOT_ACTIVE: _ErrorReason.ValueType  # 33
     """FAILED_PRECONDITION. The patient is discharged."""
     ERROR_REASON_PRIMARY_EXISTS: _ErrorReason.ValueType  # 34
-    """FAILED_PRECONDITION. Another therapist is the patient's primary one; metadata names them."""
+    """FAILED_PRECONDITION. The patient already has another primary therapist, whom metadata names."""
     ERROR_REASON_THERAPIST_AT_CAPACITY: _ErrorReason.ValueType  # 35
-    """FAILED_PRECONDITION. max_active_patients is reached; metadata gives limit and current."""
+    """FAILED_PRECONDITION. The therapist has reached max_active_patients. Metadata gives limit and
+    current.
+    """
     ERROR_REASON_HAS_ACTIVE_ASSIGNMENTS: _ErrorReason.ValueType  # 36
-    """FAILED_PRECONDITION. Active assignments stand in the way; metadata gives their count."""
+    """FAILED_PRECONDITION. The record has active assignments. Metadata gives their count."""
     ERROR_REASON_PERIOD_OVERLAPS: _ErrorReason.ValueType  # 37
-    """FAILED_PRECONDITION. The period would overlap another of the pair, or another primary one of
-    the patient, or begin before one that it replaces; metadata gives the other's assignment_id.
+    """FAILED_PRECONDITION. The period would overlap another period of the pair, or another primary
+    period of the patient, or would start before a period that it replaces. Metadata gives the
+    assignment_id of the other period.
     """
     ERROR_REASON_TOO_MANY_ASSIGNMENTS: _ErrorReason.ValueType  # 38
-    """FAILED_PRECONDITION. One call would change more than 1000 assignments; metadata gives limit
-    and current. Move them in parts, with TransferPatients and patient_ids, or Unassign some first.
+    """FAILED_PRECONDITION. The call would change more than 1000 assignments. Metadata gives limit and
+    current. Transfer them in parts with patient_ids, or unassign some first.
     """
     ERROR_REASON_ETAG_MISMATCH: _ErrorReason.ValueType  # 40
-    """ABORTED. The etag sent is not the record's: read the record again, then decide again."""
+    """ABORTED. The etag sent is not the current etag of the record. Read the record again, then
+    decide again.
+    """
     ERROR_REASON_STORE_BUSY: _ErrorReason.ValueType  # 50
-    """UNAVAILABLE. Writers collided and nothing was written; google.rpc.RetryInfo says when to retry."""
+    """UNAVAILABLE. Concurrent writes conflicted, or no database connection became free in time.
+    Nothing was written. google.rpc.RetryInfo gives the delay before a retry.
+    """
     ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 51
-    """UNAVAILABLE. The database does not answer and nothing was written; google.rpc.RetryInfo says
-    when to retry.
+    """UNAVAILABLE. The database does not respond, and nothing was written. google.rpc.RetryInfo gives
+    the delay before a retry.
     """
     ERROR_REASON_OUTCOME_UNKNOWN: _ErrorReason.ValueType  # 52
-    """UNAVAILABLE. The database went away during the commit: the write may be there. Repeat the call
-    with the same request_id; without one, read before repeating.
+    """UNAVAILABLE. The database failed during the commit, and the write may have succeeded. Repeat
+    the call with the same request_id. Without a request_id, read before you repeat it.
     """
     ERROR_REASON_STORE_FULL: _ErrorReason.ValueType  # 53
-    """RESOURCE_EXHAUSTED. The disk is full; nothing was written."""
+    """RESOURCE_EXHAUSTED. The disk of the database is full, and nothing was written."""
     ERROR_REASON_SHUTTING_DOWN: _ErrorReason.ValueType  # 54
-    """UNAVAILABLE. This instance is stopping; another one, or a restart, will answer. A watch resumes
-    after the through_revision received last.
+    """UNAVAILABLE. This instance is shutting down. Another instance, or this one after a restart,
+    will answer. Resume a watch after the last through_revision received.
     """
     ERROR_REASON_REVISION_PRUNED: _ErrorReason.ValueType  # 60
-    """OUT_OF_RANGE. Changes that old were pruned; metadata gives oldest_revision."""
+    """OUT_OF_RANGE. Changes after this revision were pruned. Metadata gives oldest_revision."""
     ERROR_REASON_REVISION_FOREIGN: _ErrorReason.ValueType  # 61
     """OUT_OF_RANGE. The revision is malformed, from another store, or from before a restore."""
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 70
-    """RESOURCE_EXHAUSTED. Too many calls at once; google.rpc.RetryInfo says when to retry."""
+    """RESOURCE_EXHAUSTED. The server is overloaded and did not start the call. google.rpc.RetryInfo
+    gives the delay before a retry.
+    """
     ERROR_REASON_TOO_MANY_WATCHES: _ErrorReason.ValueType  # 71
-    """RESOURCE_EXHAUSTED. This process has as many open watches as it may; metadata gives limit."""
+    """RESOURCE_EXHAUSTED. This process has reached its limit of open watches. Metadata gives limit."""
     ERROR_REASON_WATCH_TOO_SLOW: _ErrorReason.ValueType  # 72
-    """ABORTED. The watch was read too slowly and was cut; resume after the through_revision received
-    last.
+    """ABORTED. The watch was closed because it was read too slowly. Resume after the last
+    through_revision received.
     """
     ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 80
-    """UNAUTHENTICATED. No credentials, or none that are known."""
+    """UNAUTHENTICATED. The call has no credentials, or the credentials are unknown."""
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 81
-    """PERMISSION_DENIED. The caller lacks the permission the method needs; metadata names it."""
+    """PERMISSION_DENIED. The caller lacks the permission that the method requires, which metadata
+    names.
+    """
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 90
-    """DEADLINE_EXCEEDED. The deadline had passed before the work began; nothing was written."""
+    """DEADLINE_EXCEEDED. The deadline passed before the work began, and nothing was written."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 99
-    """INTERNAL. A defect; metadata gives an error_id to look up in the server's log."""
+    """INTERNAL. An unexpected error in the service. Metadata gives an error_id, which identifies the
+    entry in the server's log.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
-    """Why a call was refused. Every error that the service makes (the gRPC library makes a few of its
-    own, for unknown methods and oversized messages) carries a google.rpc.ErrorInfo whose domain is
-    "caseload.v1" and whose reason is the name of one of these without its prefix, for instance
-    "THERAPIST_NOT_FOUND". Branch on the reason, never on the message. Each comment begins with the
-    gRPC status code. Names and numbers are final; each RPC lists those that it sends.
+    """Why a call failed.
+
+    Every error of the service carries a google.rpc.ErrorInfo. Its domain is "caseload.v1", and its
+    reason is one of the names below without the prefix, for instance "THERAPIST_NOT_FOUND". Branch
+    on the reason, never on the message. The gRPC library reports a few errors of its own, for
+    unknown methods and oversized messages; they have no ErrorInfo.
+
+    Each comment begins with the gRPC status code. Each RPC lists the reasons it can return. Names
+    and numbers are final.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 """Never sent."""
 ERROR_REASON_INVALID_FIELD: ErrorReason.ValueType  # 1
-"""INVALID_ARGUMENT. A field is missing or malformed; google.rpc.BadRequest names up to 20 of
-them, each by its path in the request ("therapist.specialties[2]"), mask paths and map entries
-by index ("update_mask.paths[2]"). The field is empty when the message does not parse. Messages
-never repeat a value that was sent; ids that are well-formed may be named.
+"""INVALID_ARGUMENT. A field is missing or malformed. google.rpc.BadRequest names up to 20 fields
+by their path in the request, such as "therapist.specialties[2]". Paths of a mask and entries
+of a map are named by index, such as "update_mask.paths[2]". The field is empty when the
+message does not parse. Messages never repeat a value that was sent, except well-formed ids.
 """
 ERROR_REASON_PAGE_TOKEN_INVALID: ErrorReason.ValueType  # 2
 """INVALID_ARGUMENT. The page token was not issued by this store, or is damaged."""
 ERROR_REASON_PAGE_TOKEN_MISMATCH: ErrorReason.ValueType  # 3
-"""INVALID_ARGUMENT. The page token belongs to a request with other arguments; only page_size may
+"""INVALID_ARGUMENT. The page token belongs to a request with other arguments. Only page_size may
 change between pages.
 """
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 4
-"""INVALID_ARGUMENT. The caller used the request_id within 24 hours for another request or method."""
+"""INVALID_ARGUMENT. The caller used the request_id for a different request or method within the
+last 24 hours.
+"""
 ERROR_REASON_THERAPIST_NOT_FOUND: ErrorReason.ValueType  # 10
-"""NOT_FOUND. The id never existed, or was purged; google.rpc.ResourceInfo names it, or the first
-15 of several, and metadata gives their number as missing.
+"""NOT_FOUND. The id never existed, or was purged. google.rpc.ResourceInfo names up to 15 such
+ids, and metadata gives their total number as missing.
 """
 ERROR_REASON_PATIENT_NOT_FOUND: ErrorReason.ValueType  # 11
-"""NOT_FOUND. The id never existed, or was purged; google.rpc.ResourceInfo names it, or the first
-15 of several, and metadata gives their number as missing.
+"""NOT_FOUND. The id never existed, or was purged. google.rpc.ResourceInfo names up to 15 such
+ids, and metadata gives their total number as missing.
 """
 ERROR_REASON_ASSIGNMENT_NOT_FOUND: ErrorReason.ValueType  # 12
-"""NOT_FOUND. No assignment has the id, or the two are not, or were never, assigned;
-google.rpc.ResourceInfo names the assignment, or the patients that TransferPatients did not
-find with the source.
+"""NOT_FOUND. No assignment has this id, the pair to unassign was never assigned, or patients of a
+transfer have no active assignment to the source. google.rpc.ResourceInfo names the assignment,
+or those patients.
 """
 ERROR_REASON_ID_TAKEN: ErrorReason.ValueType  # 20
-"""ALREADY_EXISTS. The chosen id is taken, perhaps by a deleted record: ids are never reused."""
+"""ALREADY_EXISTS. The chosen id is taken, perhaps by a deleted record. Ids are never reused."""
 ERROR_REASON_IDENTIFIER_TAKEN: ErrorReason.ValueType  # 21
-"""ALREADY_EXISTS. Another live record of the kind carries one of the identifiers."""
+"""ALREADY_EXISTS. Another live record of the same kind has one of the identifiers."""
 ERROR_REASON_ASSIGNMENT_DIFFERS: ErrorReason.ValueType  # 22
-"""ALREADY_EXISTS. The two are assigned already, with another role, focus or start_time."""
+"""ALREADY_EXISTS. The pair already has an active assignment with another role, focus or
+start_time.
+"""
 ERROR_REASON_THERAPIST_DELETED: ErrorReason.ValueType  # 30
-"""FAILED_PRECONDITION. The record is soft-deleted: undelete it first."""
+"""FAILED_PRECONDITION. The therapist is soft-deleted. Undelete it first."""
 ERROR_REASON_PATIENT_DELETED: ErrorReason.ValueType  # 31
-"""FAILED_PRECONDITION. The record is soft-deleted: undelete it first. A transfer names those of
-its patients in google.rpc.ResourceInfo.
+"""FAILED_PRECONDITION. The patient is soft-deleted. Undelete it first. For a transfer,
+google.rpc.ResourceInfo names the deleted patients.
 """
 ERROR_REASON_THERAPIST_NOT_ACTIVE: ErrorReason.ValueType  # 32
-"""FAILED_PRECONDITION. The therapist is on leave or inactive, and accepts no new assignment."""
+"""FAILED_PRECONDITION. The therapist is on leave or inactive, and accepts no new assignments."""
 ERROR_REASON_PATIENT_NOT_ACTIVE: ErrorReason.ValueType  # 33
 """FAILED_PRECONDITION. The patient is discharged."""
 ERROR_REASON_PRIMARY_EXISTS: ErrorReason.ValueType  # 34
-"""FAILED_PRECONDITION. Another therapist is the patient's primary one; metadata names them."""
+"""FAILED_PRECONDITION. The patient already has another primary therapist, whom metadata names."""
 ERROR_REASON_THERAPIST_AT_CAPACITY: ErrorReason.ValueType  # 35
-"""FAILED_PRECONDITION. max_active_patients is reached; metadata gives limit and current."""
+"""FAILED_PRECONDITION. The therapist has reached max_active_patients. Metadata gives limit and
+current.
+"""
 ERROR_REASON_HAS_ACTIVE_ASSIGNMENTS: ErrorReason.ValueType  # 36
-"""FAILED_PRECONDITION. Active assignments stand in the way; metadata gives their count."""
+"""FAILED_PRECONDITION. The record has active assignments. Metadata gives their count."""
 ERROR_REASON_PERIOD_OVERLAPS: ErrorReason.ValueType  # 37
-"""FAILED_PRECONDITION. The period would overlap another of the pair, or another primary one of
-the patient, or begin before one that it replaces; metadata gives the other's assignment_id.
+"""FAILED_PRECONDITION. The period would overlap another period of the pair, or another primary
+period of the patient, or would start before a period that it replaces. Metadata gives the
+assignment_id of the other period.
 """
 ERROR_REASON_TOO_MANY_ASSIGNMENTS: ErrorReason.ValueType  # 38
-"""FAILED_PRECONDITION. One call would change more than 1000 assignments; metadata gives limit
-and current. Move them in parts, with TransferPatients and patient_ids, or Unassign some first.
+"""FAILED_PRECONDITION. The call would change more than 1000 assignments. Metadata gives limit and
+current. Transfer them in parts with patient_ids, or unassign some first.
 """
 ERROR_REASON_ETAG_MISMATCH: ErrorReason.ValueType  # 40
-"""ABORTED. The etag sent is not the record's: read the record again, then decide again."""
+"""ABORTED. The etag sent is not the current etag of the record. Read the record again, then
+decide again.
+"""
 ERROR_REASON_STORE_BUSY: ErrorReason.ValueType  # 50
-"""UNAVAILABLE. Writers collided and nothing was written; google.rpc.RetryInfo says when to retry."""
+"""UNAVAILABLE. Concurrent writes conflicted, or no database connection became free in time.
+Nothing was written. google.rpc.RetryInfo gives the delay before a retry.
+"""
 ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 51
-"""UNAVAILABLE. The database does not answer and nothing was written; google.rpc.RetryInfo says
-when to retry.
+"""UNAVAILABLE. The database does not respond, and nothing was written. google.rpc.RetryInfo gives
+the delay before a retry.
 """
 ERROR_REASON_OUTCOME_UNKNOWN: ErrorReason.ValueType  # 52
-"""UNAVAILABLE. The database went away during the commit: the write may be there. Repeat the call
-with the same request_id; without one, read before repeating.
+"""UNAVAILABLE. The database failed during the commit, and the write may have succeeded. Repeat
+the call with the same request_id. Without a request_id, read before you repeat it.
 """
 ERROR_REASON_STORE_FULL: ErrorReason.ValueType  # 53
-"""RESOURCE_EXHAUSTED. The disk is full; nothing was written."""
+"""RESOURCE_EXHAUSTED. The disk of the database is full, and nothing was written."""
 ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 54
-"""UNAVAILABLE. This instance is stopping; another one, or a restart, will answer. A watch resumes
-after the through_revision received last.
+"""UNAVAILABLE. This instance is shutting down. Another instance, or this one after a restart,
+will answer. Resume a watch after the last through_revision received.
 """
 ERROR_REASON_REVISION_PRUNED: ErrorReason.ValueType  # 60
-"""OUT_OF_RANGE. Changes that old were pruned; metadata gives oldest_revision."""
+"""OUT_OF_RANGE. Changes after this revision were pruned. Metadata gives oldest_revision."""
 ERROR_REASON_REVISION_FOREIGN: ErrorReason.ValueType  # 61
 """OUT_OF_RANGE. The revision is malformed, from another store, or from before a restore."""
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 70
-"""RESOURCE_EXHAUSTED. Too many calls at once; google.rpc.RetryInfo says when to retry."""
+"""RESOURCE_EXHAUSTED. The server is overloaded and did not start the call. google.rpc.RetryInfo
+gives the delay before a retry.
+"""
 ERROR_REASON_TOO_MANY_WATCHES: ErrorReason.ValueType  # 71
-"""RESOURCE_EXHAUSTED. This process has as many open watches as it may; metadata gives limit."""
+"""RESOURCE_EXHAUSTED. This process has reached its limit of open watches. Metadata gives limit."""
 ERROR_REASON_WATCH_TOO_SLOW: ErrorReason.ValueType  # 72
-"""ABORTED. The watch was read too slowly and was cut; resume after the through_revision received
-last.
+"""ABORTED. The watch was closed because it was read too slowly. Resume after the last
+through_revision received.
 """
 ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 80
-"""UNAUTHENTICATED. No credentials, or none that are known."""
+"""UNAUTHENTICATED. The call has no credentials, or the credentials are unknown."""
 ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 81
-"""PERMISSION_DENIED. The caller lacks the permission the method needs; metadata names it."""
+"""PERMISSION_DENIED. The caller lacks the permission that the method requires, which metadata
+names.
+"""
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 90
-"""DEADLINE_EXCEEDED. The deadline had passed before the work began; nothing was written."""
+"""DEADLINE_EXCEEDED. The deadline passed before the work began, and nothing was written."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 99
-"""INTERNAL. A defect; metadata gives an error_id to look up in the server's log."""
+"""INTERNAL. An unexpected error in the service. Metadata gives an error_id, which identifies the
+entry in the server's log.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -32,20 +32,21 @@ class CreatePatientRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     patient_id: _builtins.str
-    """Id to use, [a-z0-9][a-z0-9-]{0,62}; empty means that the server makes one (a UUIDv7). Must not
+    """The id to use, [a-z0-9][a-z0-9-]{0,62}. If empty, the server generates a UUIDv7. Must not
     derive from a name, a birth date or an identifier.
     """
     request_id: _builtins.str
-    """A UUID; empty means none. A repeat within 24 hours is answered as the first call was, with the
-    records as they are now, and does nothing; refused and validate_only calls are not remembered.
+    """A UUID, or empty. A repeat within 24 hours writes nothing and returns the result of the first
+    call, with the current state of the records. Failed calls and validate_only calls are not
+    remembered.
     """
     validate_only: _builtins.bool
-    """Run the whole write, then roll it back. Ids and etags that the write would make, and revision,
-    are empty in the answer.
+    """Runs the whole write, then rolls it back. In the response, revision and the ids and etags that
+    the write would generate are empty.
     """
     @_builtins.property
     def patient(self) -> _resources_pb2.Patient:
-        """The patient to create; its patient_id, etag and output-only fields are ignored."""
+        """The patient to create. The server ignores its patient_id, etag and output-only fields."""
 
     def __init__(
         self,
@@ -72,10 +73,10 @@ class CreatePatientResponse(_message.Message):
     PATIENT_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     revision: _builtins.str
-    """Store revision of the write; the current head when there was nothing to write."""
+    """The store revision of the write, or the head revision if nothing was written."""
     @_builtins.property
     def patient(self) -> _resources_pb2.Patient:
-        """As stored."""
+        """The stored record."""
 
     def __init__(
         self,
@@ -99,7 +100,7 @@ class GetPatientRequest(_message.Message):
 
     PATIENT_ID_FIELD_NUMBER: _builtins.int
     patient_id: _builtins.str
-    """The patient, soft-deleted or not."""
+    """The patient, live or soft-deleted."""
     def __init__(
         self,
         *,
@@ -122,7 +123,7 @@ class GetPatientResponse(_message.Message):
     PATIENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def patient(self) -> _resources_pb2.Patient:
-        """The patient; delete_time is set when it is soft-deleted."""
+        """The patient. delete_time is set if it is soft-deleted."""
 
     def __init__(
         self,
@@ -146,7 +147,7 @@ class BatchGetPatientsRequest(_message.Message):
     PATIENT_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def patient_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """1 to 100 ids; doubles are allowed."""
+        """1 to 100 ids. Duplicates are allowed."""
 
     def __init__(
         self,
@@ -170,7 +171,7 @@ class BatchGetPatientsResponse(_message.Message):
     PATIENTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def patients(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Patient]:
-        """In request order, one for each id."""
+        """In request order, one patient for each id."""
 
     def __init__(
         self,
@@ -187,7 +188,7 @@ Global___BatchGetPatientsResponse: _TypeAlias = BatchGetPatientsResponse  # noqa
 
 @_typing.final
 class PatientFilter(_message.Message):
-    """What to list. Set fields are combined with AND; an empty filter matches every patient."""
+    """Selects patients. A patient must match every field that is set. An empty filter matches all."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -196,19 +197,21 @@ class PatientFilter(_message.Message):
     IDENTIFIER_FIELD_NUMBER: _builtins.int
     UNASSIGNED_FIELD_NUMBER: _builtins.int
     name_prefix: _builtins.str
-    """Each word of this starts some word of display_name; case and accents ignored. Words are split
-    at white space and hyphens; "%" and "_" mean themselves. 2 to 100 characters; empty restricts
-    nothing.
+    """Each word of this text must be a prefix of a word in display_name. Case and accents are
+    ignored. Words are split at white space and hyphens. "%" and "_" have no special meaning. 2 to
+    100 characters, or empty for no restriction.
     """
     unassigned: _builtins.bool
-    """Only those with no active assignment; false restricts nothing."""
+    """If true, only patients without an active assignment."""
     @_builtins.property
     def statuses(self) -> _containers.RepeatedScalarFieldContainer[_resources_pb2.Patient.Status.ValueType]:
-        """Status is one of these; empty means any. STATUS_UNSPECIFIED and unknown values are errors."""
+        """The status must be one of these. Empty means any. STATUS_UNSPECIFIED and unknown values are
+        errors.
+        """
 
     @_builtins.property
     def identifier(self) -> _resources_pb2.Identifier:
-        """Carries this identifier, system and value exactly; absent restricts nothing."""
+        """Must have this identifier: both system and value must be equal. Absent means no restriction."""
 
     def __init__(
         self,
@@ -237,18 +240,18 @@ class ListPatientsRequest(_message.Message):
     FILTER_FIELD_NUMBER: _builtins.int
     SHOW_DELETED_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Most patients to answer. 0 means 50; more than 1000 is treated as 1000; negative is an error.
-    A page stops early at 2 MiB.
+    """The maximum number of patients to return. 0 means 50. More than 1000 means 1000. Negative is an
+    error. A page ends early at 2 MiB.
     """
     page_token: _builtins.str
-    """next_page_token of the previous page; all else but page_size unchanged. Empty means the first
-    page.
+    """The next_page_token of the previous page, or empty for the first page. All other fields except
+    page_size must be unchanged.
     """
     show_deleted: _builtins.bool
-    """Include soft-deleted ones; false lists live ones only."""
+    """If true, also lists soft-deleted patients."""
     @_builtins.property
     def filter(self) -> Global___PatientFilter:
-        """What to list; absent means every patient."""
+        """Selects the patients to list. Absent means all."""
 
     def __init__(
         self,
@@ -276,11 +279,11 @@ class ListPatientsResponse(_message.Message):
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Send it as page_token for the next page. Empty on the last page, and only there: a page that
-    is shorter than page_size need not be the last.
+    """The page_token of the next page. Empty only on the last page. A page shorter than page_size is
+    not necessarily the last.
     """
     revision: _builtins.str
-    """Store revision the page was read at."""
+    """The store revision at which the page was read."""
     @_builtins.property
     def patients(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Patient]:
         """One page, ordered by id."""
@@ -311,26 +314,29 @@ class UpdatePatientRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """A UUID; empty means none. A repeat within 24 hours is answered as the first call was, with the
-    records as they are now, and does nothing; refused and validate_only calls are not remembered.
+    """A UUID, or empty. A repeat within 24 hours writes nothing and returns the result of the first
+    call, with the current state of the records. Failed calls and validate_only calls are not
+    remembered.
     """
     validate_only: _builtins.bool
-    """Run the whole write, then roll it back. Ids and etags that the write would make, and revision,
-    are empty in the answer.
+    """Runs the whole write, then rolls it back. In the response, revision and the ids and etags that
+    the write would generate are empty.
     """
     @_builtins.property
     def patient(self) -> _resources_pb2.Patient:
-        """New values. patient_id says which one; a non-empty etag must match, an empty one is not
-        compared. Output-only fields are ignored.
+        """The new values. patient_id selects the patient. A non-empty etag must match. The server ignores
+        output-only fields.
         """
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Top-level fields to set; lists and maps are replaced whole. Empty means every populated field,
-        "*" every field, and must stand alone; neither sets patient_id, etag or output-only fields.
-        Naming an unknown or output-only field, a path below a field, or etag is an error; naming
-        patient_id changes nothing. What is named must be valid: an empty display_name and
-        STATUS_UNSPECIFIED are errors, also under "*".
+        """The top-level fields to set. Lists and maps are replaced as a whole. Empty means every
+        populated field. "*" means every field, and must be the only path. Neither of them sets
+        patient_id, etag or output-only fields.
+
+        To name an unknown field, an output-only field, a path below a field, or etag is an error. To
+        name patient_id changes nothing. The new values must be valid: an empty display_name and
+        STATUS_UNSPECIFIED are errors, even with "*".
         """
 
     def __init__(
@@ -358,10 +364,10 @@ class UpdatePatientResponse(_message.Message):
     PATIENT_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     revision: _builtins.str
-    """Store revision of the write; the current head when there was nothing to write."""
+    """The store revision of the write, or the head revision if nothing was written."""
     @_builtins.property
     def patient(self) -> _resources_pb2.Patient:
-        """As stored."""
+        """The stored record."""
 
     def __init__(
         self,
@@ -392,20 +398,21 @@ class DeletePatientRequest(_message.Message):
     patient_id: _builtins.str
     """The patient."""
     etag: _builtins.str
-    """When set, must match the patient's; empty is not compared, nor is any on a deleted one."""
+    """If set, must match the patient's etag. Not compared if the patient is already deleted."""
     force: _builtins.bool
-    """End active assignments, at most 1000, in the same transaction instead of refusing: now, or at
-    their start_time where that lies ahead, as END_REASON_RECORD_DELETED.
+    """If true, ends up to 1000 active assignments in the same transaction, with
+    END_REASON_RECORD_DELETED. They end now, or at their start_time if that is later.
     """
     allow_missing: _builtins.bool
-    """Succeed when the id never existed or was purged."""
+    """If true, succeeds if the id never existed or was purged."""
     request_id: _builtins.str
-    """A UUID; empty means none. A repeat within 24 hours is answered as the first call was, with the
-    records as they are now, and does nothing; refused and validate_only calls are not remembered.
+    """A UUID, or empty. A repeat within 24 hours writes nothing and returns the result of the first
+    call, with the current state of the records. Failed calls and validate_only calls are not
+    remembered.
     """
     validate_only: _builtins.bool
-    """Run the whole write, then roll it back; the answer shows what force would end. revision is
-    empty in the answer.
+    """Runs the whole write, then rolls it back. The response shows what force would end. Its revision
+    is empty.
     """
     def __init__(
         self,
@@ -435,12 +442,14 @@ class DeletePatientResponse(_message.Message):
     ENDED_ASSIGNMENT_COUNT_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     ended_assignment_count: _builtins.int
-    """Assignments that force ended."""
+    """The number of assignments that force ended."""
     revision: _builtins.str
-    """Store revision of the write; the current head when there was nothing to write."""
+    """The store revision of the write, or the head revision if nothing was written."""
     @_builtins.property
     def patient(self) -> _resources_pb2.Patient:
-        """With delete_time set; absent when allow_missing found nothing."""
+        """The deleted patient, with delete_time. Absent if allow_missing is set and the id does not
+        exist.
+        """
 
     def __init__(
         self,
@@ -469,12 +478,13 @@ class UndeletePatientRequest(_message.Message):
     patient_id: _builtins.str
     """The patient."""
     request_id: _builtins.str
-    """A UUID; empty means none. A repeat within 24 hours is answered as the first call was, with the
-    records as they are now, and does nothing; refused and validate_only calls are not remembered.
+    """A UUID, or empty. A repeat within 24 hours writes nothing and returns the result of the first
+    call, with the current state of the records. Failed calls and validate_only calls are not
+    remembered.
     """
     validate_only: _builtins.bool
-    """Run the whole write, then roll it back. Ids and etags that the write would make, and revision,
-    are empty in the answer.
+    """Runs the whole write, then rolls it back. In the response, revision and the ids and etags that
+    the write would generate are empty.
     """
     def __init__(
         self,
@@ -500,10 +510,10 @@ class UndeletePatientResponse(_message.Message):
     PATIENT_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     revision: _builtins.str
-    """Store revision of the write; the current head when there was nothing to write."""
+    """The store revision of the write, or the head revision if nothing was written."""
     @_builtins.property
     def patient(self) -> _resources_pb2.Patient:
-        """As restored, or as it was when it was live already."""
+        """The restored patient, or the unchanged one if it was already live."""
 
     def __init__(
         self,
@@ -540,34 +550,34 @@ class AssignTherapistRequest(_message.Message):
     therapist_id: _builtins.str
     """The therapist."""
     role: _resources_pb2.Assignment.Role.ValueType
-    """What the therapist does for the patient; unset means ROLE_TREATING."""
+    """What the therapist does for the patient. Unset means ROLE_TREATING."""
     focus: _builtins.str
-    """The case this assignment treats, a code in kebab-case of at most 64 characters; empty means
-    none.
-    """
+    """The case that this assignment treats: a code in kebab-case of at most 64 characters, or empty."""
     replace: _builtins.bool
-    """When the two are assigned with another role, focus or start_time: end that period at the new
-    start_time, as END_REASON_REPLACED, and begin this one, in one step. No effect otherwise.
+    """If the pair has an active assignment with another role, focus or start_time, ends it at the new
+    start_time, with END_REASON_REPLACED, and starts this one in the same transaction. No effect
+    otherwise.
     """
     replace_primary: _builtins.bool
-    """With ROLE_PRIMARY: end another therapist's primary period at the new start_time, as
-    END_REASON_REPLACED, in the same step. No effect without ROLE_PRIMARY.
+    """With ROLE_PRIMARY, ends another therapist's primary period at the new start_time, with
+    END_REASON_REPLACED, in the same transaction. No effect with other roles.
     """
     ignore_capacity: _builtins.bool
-    """Assign although max_active_patients is reached."""
+    """If true, assigns even if the therapist has reached max_active_patients."""
     request_id: _builtins.str
-    """A UUID; empty means none. A repeat within 24 hours is answered as the first call was, with the
-    records as they are now, and does nothing; refused and validate_only calls are not remembered.
+    """A UUID, or empty. A repeat within 24 hours writes nothing and returns the result of the first
+    call, with the current state of the records. Failed calls and validate_only calls are not
+    remembered.
     """
     validate_only: _builtins.bool
-    """Run the whole write, then roll it back. Ids and etags that the write would make, and revision,
-    are empty in the answer.
+    """Runs the whole write, then rolls it back. In the response, revision and the ids and etags that
+    the write would generate are empty.
     """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """May lie in the past, not more than a minute ahead; cut to microseconds. Defaults to now, or
-        where that lies later, to the start of a period that this one replaces or to the end of an
-        earlier one that it would otherwise overlap, so that skewed clocks break nothing.
+        """May be in the past, and at most a minute ahead. Truncated to microseconds. The default is now.
+        The default is later if this period replaces one that starts later, or would overlap an earlier
+        one that ends later. So skewed clocks cause no errors.
         """
 
     def __init__(
@@ -602,12 +612,14 @@ class AssignTherapistResponse(_message.Message):
     CREATED_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     created: _builtins.bool
-    """False when the same assignment was already active."""
+    """False if the same assignment was already active."""
     revision: _builtins.str
-    """Store revision of the write; the current head when there was nothing to write."""
+    """The store revision of the write, or the head revision if nothing was written."""
     @_builtins.property
     def assignment(self) -> _resources_pb2.Assignment:
-        """The active assignment; on a replay the first call's, which may have ended since."""
+        """The active assignment. On a replay, the assignment of the first call, which may have ended
+        since.
+        """
 
     def __init__(
         self,
@@ -639,31 +651,30 @@ class UnassignTherapistRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     patient_id: _builtins.str
-    """The patient, soft-deleted or not."""
+    """The patient, live or soft-deleted."""
     therapist_id: _builtins.str
-    """The therapist, soft-deleted or not."""
+    """The therapist, live or soft-deleted."""
     end_reason: _resources_pb2.Assignment.EndReason.ValueType
-    """Why; unset means that no reason is given. REPLACED, TRANSFERRED and RECORD_DELETED are the
-    server's.
+    """Why the period ends. Unset means no reason. Only the server sets REPLACED, TRANSFERRED and
+    RECORD_DELETED.
     """
     etag: _builtins.str
-    """When set, must match the active assignment's; empty is not compared, nor is any on an ended
-    one.
-    """
+    """If set, must match the etag of the active assignment. Not compared if the assignment has ended."""
     allow_missing: _builtins.bool
-    """Succeed when the two, who must both exist, were never assigned."""
+    """If true, succeeds if the pair was never assigned. Both must exist."""
     request_id: _builtins.str
-    """A UUID; empty means none. A repeat within 24 hours is answered as the first call was, with the
-    records as they are now, and does nothing; refused and validate_only calls are not remembered.
+    """A UUID, or empty. A repeat within 24 hours writes nothing and returns the result of the first
+    call, with the current state of the records. Failed calls and validate_only calls are not
+    remembered.
     """
     validate_only: _builtins.bool
-    """Run the whole write, then roll it back. Ids and etags that the write would make, and revision,
-    are empty in the answer.
+    """Runs the whole write, then rolls it back. In the response, revision and the ids and etags that
+    the write would generate are empty.
     """
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """Not before the period's start_time, not more than a minute ahead; cut to microseconds. Defaults
-        to now, or to start_time where that lies later, so that skewed clocks break nothing.
+        """Not before the period's start_time, and at most a minute ahead. Truncated to microseconds. The
+        default is now, or start_time if that is later, so skewed clocks cause no errors.
         """
 
     def __init__(
@@ -696,13 +707,13 @@ class UnassignTherapistResponse(_message.Message):
     ENDED_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     ended: _builtins.bool
-    """False when it had ended before, and when allow_missing found nothing."""
+    """False if the assignment had already ended, or if the pair was never assigned."""
     revision: _builtins.str
-    """Store revision of the write; the current head when there was nothing to write."""
+    """The store revision of the write, or the head revision if nothing was written."""
     @_builtins.property
     def assignment(self) -> _resources_pb2.Assignment:
-        """The ended assignment, the latest of the two when it had ended before; absent when allow_missing
-        found nothing.
+        """The ended assignment, or the latest one if none was active. Absent if allow_missing is set and
+        the pair was never assigned.
         """
 
     def __init__(
@@ -733,29 +744,30 @@ class ListPatientTherapistsRequest(_message.Message):
     STATES_FIELD_NUMBER: _builtins.int
     AS_OF_TIME_FIELD_NUMBER: _builtins.int
     patient_id: _builtins.str
-    """The patient, soft-deleted or not."""
+    """The patient, live or soft-deleted."""
     page_size: _builtins.int
-    """Most entries to answer. 0 means 50; more than 1000 is treated as 1000; negative is an error.
-    A page stops early at 2 MiB.
+    """The maximum number of entries to return. 0 means 50. More than 1000 means 1000. Negative is an
+    error. A page ends early at 2 MiB.
     """
     page_token: _builtins.str
-    """next_page_token of the previous page; all else but page_size unchanged. Empty means the first
-    page.
+    """The next_page_token of the previous page, or empty for the first page. All other fields except
+    page_size must be unchanged.
     """
     @_builtins.property
     def roles(self) -> _containers.RepeatedScalarFieldContainer[_resources_pb2.Assignment.Role.ValueType]:
-        """Role is one of these; empty means any. ROLE_UNSPECIFIED and unknown values are errors."""
+        """The role must be one of these. Empty means any. ROLE_UNSPECIFIED and unknown values are errors."""
 
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_resources_pb2.Assignment.State.ValueType]:
-        """In one of these states; empty means active only. STATE_UNSPECIFIED and unknown values are
-        errors.
+        """The state must be one of these. Empty means only active. STATE_UNSPECIFIED and unknown values
+        are errors.
         """
 
     @_builtins.property
     def as_of_time(self) -> _timestamp_pb2.Timestamp:
-        """The assignments in force at this time, instead of those in a state; one that ended as
-        ENTERED_IN_ERROR never was in force. Not in the future; not together with states.
+        """Lists the assignments that were in force at this time, instead of those in a state. An
+        assignment that ended as ENTERED_IN_ERROR was never in force. Must not be in the future, or set
+        together with states.
         """
 
     def __init__(
@@ -784,7 +796,7 @@ class ListPatientTherapistsResponse(_message.Message):
 
     @_typing.final
     class Entry(_message.Message):
-        """A therapist and the assignment that links it."""
+        """A therapist and the assignment that links the therapist."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -792,12 +804,12 @@ class ListPatientTherapistsResponse(_message.Message):
         THERAPIST_FIELD_NUMBER: _builtins.int
         @_builtins.property
         def assignment(self) -> _resources_pb2.Assignment:
-            """The link. A therapist appears once for each listed assignment."""
+            """The assignment. A therapist appears once for each listed assignment."""
 
         @_builtins.property
         def therapist(self) -> _resources_pb2.Therapist:
-            """The therapist as it is now, also under as_of_time; delete_time is set when it is soft-deleted
-            meanwhile.
+            """The current state of the therapist, even with as_of_time. delete_time is set if the therapist
+            has been soft-deleted.
             """
 
         def __init__(
@@ -816,11 +828,11 @@ class ListPatientTherapistsResponse(_message.Message):
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Send it as page_token for the next page. Empty on the last page, and only there: a page that
-    is shorter than page_size need not be the last.
+    """The page_token of the next page. Empty only on the last page. A page shorter than page_size is
+    not necessarily the last.
     """
     revision: _builtins.str
-    """Store revision the page was read at."""
+    """The store revision at which the page was read."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___ListPatientTherapistsResponse.Entry]:
         """One page, ordered by assignment_id."""

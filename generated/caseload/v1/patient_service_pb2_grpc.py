@@ -26,29 +26,30 @@ if _version_not_supported:
 
 
 class PatientServiceStub:
-    """Patients and who they are assigned to.
+    """Manages patients and their assignments.
 
-    Refusals. Each RPC lists the reasons of error_reason.proto that it can be refused with, in the
-    order in which they are checked. Besides, any call can be refused with STORE_UNAVAILABLE,
-    DEADLINE_EXCEEDED or INTERNAL, and any write with STORE_BUSY, STORE_FULL, OUTCOME_UNKNOWN or
-    SHUTTING_DOWN.
-    A message that does not parse is INVALID_FIELD with an empty field.
-    Before all else a call beyond what can be taken on is OVERLOADED, whoever makes it, and is not
-    begun; then credentials that are missing or unknown are UNAUTHENTICATED, and a caller who
-    lacks the permission is PERMISSION_DENIED: read for an RPC without side effects, else write.
+    Errors. Each RPC lists the reasons of error_reason.proto that it can return, in the order of the
+    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, DEADLINE_EXCEEDED or INTERNAL.
+    Every write can also return STORE_FULL, OUTCOME_UNKNOWN or SHUTTING_DOWN. A request that does not
+    parse returns INVALID_FIELD with an empty field.
 
-    request_id. A write that carries one is remembered for its caller for 24 hours, also when there
-    was nothing to change; a refused call and a validate_only call are not. The same request under
-    it is a replay: it writes nothing and answers the ids, flags and revision of the first call with
-    the records as they are now, whatever happened since; a record purged since is
-    PATIENT_NOT_FOUND or ASSIGNMENT_NOT_FOUND. Another request or another method under it is
-    REQUEST_ID_REUSED.
+    Three checks come before all others. An overloaded server returns OVERLOADED to any caller and
+    does not start the call. Missing or unknown credentials return UNAUTHENTICATED. A caller without
+    the required permission gets PERMISSION_DENIED. RPCs without side effects require the permission
+    read, all others require write.
 
-    validate_only. The whole write runs and is rolled back: the answer or refusal is what the write
-    would have given, less the ids and etags it would make and revision. With a request_id used
-    already it is what the replay would give.
+    request_id. The server remembers a write with a request_id for its caller for 24 hours, even when
+    the write changed nothing. It does not remember failed calls and validate_only calls. The same
+    request with the same request_id is a replay. A replay writes nothing. It returns the ids, flags
+    and revision of the first call, with the current state of the records. If a record has been
+    purged since, it returns PATIENT_NOT_FOUND or ASSIGNMENT_NOT_FOUND. A different request or method
+    with the same request_id returns REQUEST_ID_REUSED.
 
-    revision. Opaque. Where a call had nothing to change, it is the store's current head.
+    validate_only. The server runs the whole write, then rolls it back. The response or error is that
+    of the write, but revision and the ids and etags that the write would generate are empty. With a
+    request_id that was already used, the response is that of the replay.
+
+    revision. An opaque string. When a call changes nothing, it is the head revision of the store.
     """
 
     def __init__(self, channel):
@@ -110,54 +111,55 @@ class PatientServiceStub:
 
 
 class PatientServiceServicer:
-    """Patients and who they are assigned to.
+    """Manages patients and their assignments.
 
-    Refusals. Each RPC lists the reasons of error_reason.proto that it can be refused with, in the
-    order in which they are checked. Besides, any call can be refused with STORE_UNAVAILABLE,
-    DEADLINE_EXCEEDED or INTERNAL, and any write with STORE_BUSY, STORE_FULL, OUTCOME_UNKNOWN or
-    SHUTTING_DOWN.
-    A message that does not parse is INVALID_FIELD with an empty field.
-    Before all else a call beyond what can be taken on is OVERLOADED, whoever makes it, and is not
-    begun; then credentials that are missing or unknown are UNAUTHENTICATED, and a caller who
-    lacks the permission is PERMISSION_DENIED: read for an RPC without side effects, else write.
+    Errors. Each RPC lists the reasons of error_reason.proto that it can return, in the order of the
+    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, DEADLINE_EXCEEDED or INTERNAL.
+    Every write can also return STORE_FULL, OUTCOME_UNKNOWN or SHUTTING_DOWN. A request that does not
+    parse returns INVALID_FIELD with an empty field.
 
-    request_id. A write that carries one is remembered for its caller for 24 hours, also when there
-    was nothing to change; a refused call and a validate_only call are not. The same request under
-    it is a replay: it writes nothing and answers the ids, flags and revision of the first call with
-    the records as they are now, whatever happened since; a record purged since is
-    PATIENT_NOT_FOUND or ASSIGNMENT_NOT_FOUND. Another request or another method under it is
-    REQUEST_ID_REUSED.
+    Three checks come before all others. An overloaded server returns OVERLOADED to any caller and
+    does not start the call. Missing or unknown credentials return UNAUTHENTICATED. A caller without
+    the required permission gets PERMISSION_DENIED. RPCs without side effects require the permission
+    read, all others require write.
 
-    validate_only. The whole write runs and is rolled back: the answer or refusal is what the write
-    would have given, less the ids and etags it would make and revision. With a request_id used
-    already it is what the replay would give.
+    request_id. The server remembers a write with a request_id for its caller for 24 hours, even when
+    the write changed nothing. It does not remember failed calls and validate_only calls. The same
+    request with the same request_id is a replay. A replay writes nothing. It returns the ids, flags
+    and revision of the first call, with the current state of the records. If a record has been
+    purged since, it returns PATIENT_NOT_FOUND or ASSIGNMENT_NOT_FOUND. A different request or method
+    with the same request_id returns REQUEST_ID_REUSED.
 
-    revision. Opaque. Where a call had nothing to change, it is the store's current head.
+    validate_only. The server runs the whole write, then rolls it back. The response or error is that
+    of the write, but revision and the ids and etags that the write would generate are empty. With a
+    request_id that was already used, the response is that of the replay.
+
+    revision. An opaque string. When a call changes nothing, it is the head revision of the store.
     """
 
     def CreatePatient(self, request, context):
-        """Creates one patient, under the id chosen or under a new one.
+        """Creates one patient, with the id in patient_id or with a generated id.
 
-        Repeated: with the same request_id it answers the first call's patient. Without one a chosen
-        id is refused as ID_TAKEN, and where no id is chosen a second patient is made.
+        Retries: with the same request_id, the call returns the patient of the first call. Without a
+        request_id, a chosen id returns ID_TAKEN, and without an id the call creates a second patient.
 
-        Refused with:
+        Errors:
         - INVALID_FIELD: a field is missing or malformed.
-        - REQUEST_ID_REUSED: request_id was used for another request.
+        - REQUEST_ID_REUSED: request_id was used for a different request.
         - INVALID_FIELD: the record is larger than 32 KiB.
-        - ID_TAKEN: the chosen id is that of a patient, live, soft-deleted or purged.
-        - IDENTIFIER_TAKEN: another live patient carries one of the identifiers.
+        - ID_TAKEN: the chosen id belongs to a live, soft-deleted or purged patient.
+        - IDENTIFIER_TAKEN: another live patient has one of the identifiers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetPatient(self, request, context):
-        """Gets one patient, also when soft-deleted.
+        """Gets one patient, live or soft-deleted.
 
-        Repeated: it reads again.
+        Retries: the call reads again.
 
-        Refused with:
+        Errors:
         - INVALID_FIELD: patient_id is missing or malformed.
         - PATIENT_NOT_FOUND: the id never existed, or was purged.
         """
@@ -166,27 +168,27 @@ class PatientServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def BatchGetPatients(self, request, context):
-        """Gets up to 100 patients in request order, soft-deleted ones too: all of them or none. An
-        id given twice is answered twice.
+        """Gets up to 100 patients, live or soft-deleted, in request order. The call returns all of them
+        or an error. It returns a patient twice when the request has the id twice.
 
-        Repeated: it reads again.
+        Retries: the call reads again.
 
-        Refused with:
-        - INVALID_FIELD: no id, more than 100 ids, or a malformed one.
-        - PATIENT_NOT_FOUND: one or more ids never existed, or were purged; google.rpc.ResourceInfo
-        names them, as many as the error has room for.
+        Errors:
+        - INVALID_FIELD: there is no id, there are more than 100 ids, or an id is malformed.
+        - PATIENT_NOT_FOUND: one or more ids never existed, or were purged. google.rpc.ResourceInfo
+        names as many of them as fit into the error.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListPatients(self, request, context):
-        """Lists and searches patients, ordered by id. A patient that matches throughout is seen
+        """Lists and searches patients, ordered by id. A patient that matches the whole time appears
         exactly once, whatever others write between the pages.
 
-        Repeated: it reads again; a page_token can be used any number of times.
+        Retries: the call reads again. A page_token can be used any number of times.
 
-        Refused with:
+        Errors:
         - INVALID_FIELD: page_size is negative, or a field of filter is malformed.
         - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
         - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
@@ -196,129 +198,133 @@ class PatientServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdatePatient(self, request, context):
-        """Changes the fields that update_mask names (this is also how one renames). An update that
-        changes nothing is OK, keeps etag and update_time, and writes nothing.
+        """Changes the fields that update_mask names. Use it to rename a patient, too. An update that
+        changes nothing succeeds, keeps etag and update_time, and writes nothing.
 
-        Repeated: with the same request_id it answers as the first call did. Without one it sets the
-        same values again, which changes nothing unless others changed them. Where it carries an etag
-        and the first call changed something, it is ETAG_MISMATCH, because etag is compared first.
+        Retries: with the same request_id, the call returns the result of the first call. Without a
+        request_id it sets the same values again, which changes nothing unless others changed them.
+        With an etag it returns ETAG_MISMATCH if the first call changed something, because the etag is
+        compared first.
 
-        Refused with:
-        - INVALID_FIELD: a field is missing or malformed, or update_mask names what it must not.
-        - REQUEST_ID_REUSED: request_id was used for another request.
+        Errors:
+        - INVALID_FIELD: a field is missing or malformed, or update_mask names a field that cannot be
+        set.
+        - REQUEST_ID_REUSED: request_id was used for a different request.
         - PATIENT_NOT_FOUND: the id never existed, or was purged.
-        - PATIENT_DELETED: the patient is soft-deleted; undelete first.
-        - ETAG_MISMATCH: etag is given and is not the patient's, also where nothing would change.
+        - PATIENT_DELETED: the patient is soft-deleted. Undelete it first.
+        - ETAG_MISMATCH: etag is set and is not the patient's etag, even if nothing would change.
         - INVALID_FIELD: the record would become larger than 32 KiB.
         - HAS_ACTIVE_ASSIGNMENTS: status becomes STATUS_DISCHARGED while active assignments exist.
-        - IDENTIFIER_TAKEN: another live patient carries one of the identifiers.
+        - IDENTIFIER_TAKEN: another live patient has one of the identifiers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeletePatient(self, request, context):
-        """Soft-deletes one patient, which frees its identifiers. Active assignments stand in the way,
-        unless force ends them in the same transaction.
+        """Soft-deletes one patient and frees its identifiers. The call fails while the patient has active
+        assignments, unless force ends them in the same transaction.
 
-        Repeated: OK, and nothing is written, whatever etag is given: the patient is deleted already,
-        ended_assignment_count is 0. Where it was undeleted meanwhile, a repeat deletes it again. With
-        the same request_id nothing is written in any case, and the count is the first call's.
+        Retries: the call succeeds for any etag and writes nothing, because the patient is already
+        deleted; ended_assignment_count is 0. If the patient was undeleted in the meantime, a retry
+        deletes it again. With the same request_id it never writes, and returns the count of the first
+        call.
 
-        Refused with:
+        Errors:
         - INVALID_FIELD: a field is missing or malformed.
-        - REQUEST_ID_REUSED: request_id was used for another request.
-        - PATIENT_NOT_FOUND: the id never existed, or was purged, and allow_missing is not set.
-        - ETAG_MISMATCH: the patient is live, and etag is given and is not its etag.
+        - REQUEST_ID_REUSED: request_id was used for a different request.
+        - PATIENT_NOT_FOUND: the id never existed or was purged, and allow_missing is not set.
+        - ETAG_MISMATCH: the patient is live, and etag is set and is not its etag.
         - HAS_ACTIVE_ASSIGNMENTS: active assignments exist and force is not set.
-        - TOO_MANY_ASSIGNMENTS: force would end more than 1000 assignments; unassign some first.
+        - TOO_MANY_ASSIGNMENTS: force would end more than 1000 assignments. Unassign some first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UndeletePatient(self, request, context):
-        """Reverts a soft delete and takes the identifiers back. Ended assignments stay ended.
+        """Reverts a soft delete and reclaims the identifiers. Ended assignments stay ended.
 
-        Repeated: OK, and nothing is written: a live patient is left as it is. Where it was deleted
-        meanwhile, a repeat undeletes it again. With the same request_id nothing is written
-        in any case.
+        Retries: the call succeeds and does not change a live patient. If the patient was deleted in
+        the meantime, a retry undeletes it again. With the same request_id it never writes.
 
-        Refused with:
+        Errors:
         - INVALID_FIELD: a field is missing or malformed.
-        - REQUEST_ID_REUSED: request_id was used for another request.
+        - REQUEST_ID_REUSED: request_id was used for a different request.
         - PATIENT_NOT_FOUND: the id never existed, or was purged.
-        - IDENTIFIER_TAKEN: another live patient carries one of the identifiers by now.
+        - IDENTIFIER_TAKEN: another live patient now has one of the identifiers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AssignTherapist(self, request, context):
-        """Assigns a therapist: begins a period. Earlier periods of the pair that ended are kept. The same
-        as TherapistService.AssignPatient, from this side.
+        """Assigns a therapist to a patient, which starts a new period. Ended periods of the pair are
+        kept. TherapistService.AssignPatient does the same.
 
-        Repeated: OK, created=false, and nothing is written while the same assignment is active,
-        whatever status or capacity became meanwhile. The same means: role (unset is ROLE_TREATING),
-        focus, and start_time where the call gives one, cut to microseconds; flags are not compared.
-        Once that assignment has ended, a repeat begins a new period; with the same request_id it
-        answers the first call's assignment instead, ended as it is.
+        Retries: while the same assignment is active, the call succeeds with created=false and writes
+        nothing. Changes of status or capacity in the meantime do not matter. Assignments are the same
+        when role (unset means ROLE_TREATING) and focus are equal, and start_time too if the call sets
+        it, truncated to microseconds. Flags are not compared. After the assignment has ended, a retry
+        starts a new period. With the same request_id it returns the ended assignment of the first call
+        instead.
 
-        Refused with:
+        Errors:
         - INVALID_FIELD: a field is missing or malformed, or start_time is more than a minute ahead.
-        - REQUEST_ID_REUSED: request_id was used for another request.
+        - REQUEST_ID_REUSED: request_id was used for a different request.
         - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.
         - PATIENT_NOT_FOUND: patient_id never existed, or was purged.
         - THERAPIST_DELETED: the therapist is soft-deleted.
         - PATIENT_DELETED: the patient is soft-deleted.
-        - ASSIGNMENT_DIFFERS: the two have an active assignment with another role, focus or
-        start_time, and replace is not set.
+        - ASSIGNMENT_DIFFERS: the pair has an active assignment with another role, focus or start_time,
+        and replace is not set.
         - THERAPIST_NOT_ACTIVE: the therapist's status is not STATUS_ACTIVE.
         - PATIENT_NOT_ACTIVE: the patient's status is not STATUS_ACTIVE.
-        - PERIOD_OVERLAPS: the start_time given lies before the end of an ended period of the pair,
-        or, for ROLE_PRIMARY, of an ended PRIMARY period of the patient, or before the start of a
-        period that it replaces. Periods that ended as ENTERED_IN_ERROR do not count.
-        - PRIMARY_EXISTS: role is ROLE_PRIMARY, another therapist's PRIMARY assignment is active, and
-        replace_primary is not set.
-        - THERAPIST_AT_CAPACITY: max_active_patients is reached and ignore_capacity is not set.
-        Replacing the pair's own period leaves the count as it is, and is not refused.
+        - PERIOD_OVERLAPS: start_time is before the end of an ended period of the pair, or before the
+        start of a period that this one replaces. For ROLE_PRIMARY, ended PRIMARY periods of the
+        patient count too. Periods that ended as ENTERED_IN_ERROR do not count.
+        - PRIMARY_EXISTS: role is ROLE_PRIMARY, the patient has an active PRIMARY assignment to another
+        therapist, and replace_primary is not set.
+        - THERAPIST_AT_CAPACITY: the therapist has reached max_active_patients, and ignore_capacity is
+        not set. To replace the pair's own period is allowed, because the count does not change.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnassignTherapist(self, request, context):
-        """Ends the active assignment of the two. The same as TherapistService.UnassignPatient, from this
-        side. Works on soft-deleted records too: there the delete has ended the assignment.
+        """Ends the active assignment of the pair. TherapistService.UnassignPatient does the same. The
+        call also accepts soft-deleted records, whose assignments the delete has ended.
 
-        Repeated: OK, ended=false, and nothing is written, whatever etag, end_time or end_reason is
-        given: the assignment has ended already. Where the two were assigned anew meanwhile, a repeat
-        ends the new period; with the same request_id it answers the first call's assignment instead.
+        Retries: the call succeeds with ended=false for any etag, end_time or end_reason and writes
+        nothing, because the assignment has already ended. If the pair was assigned again in the
+        meantime, a retry ends the new period. With the same request_id it returns the assignment of
+        the first call instead.
 
-        Refused with:
-        - INVALID_FIELD: a field is missing or malformed, end_time is more than a minute ahead, or
-        end_reason is one that only the server sets.
-        - REQUEST_ID_REUSED: request_id was used for another request.
-        - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged; also with allow_missing.
-        - PATIENT_NOT_FOUND: patient_id never existed, or was purged; also with allow_missing.
-        - ASSIGNMENT_NOT_FOUND: the two were never assigned, and allow_missing is not set.
-        - ETAG_MISMATCH: the assignment is active, and etag is given and is not its etag.
-        - INVALID_FIELD: the end_time given lies before the start_time of the period.
+        Errors:
+        - INVALID_FIELD: a field is missing or malformed, end_time is more than a minute ahead, or only
+        the server sets this end_reason.
+        - REQUEST_ID_REUSED: request_id was used for a different request.
+        - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged, even with allow_missing.
+        - PATIENT_NOT_FOUND: patient_id never existed, or was purged, even with allow_missing.
+        - ASSIGNMENT_NOT_FOUND: the pair was never assigned, and allow_missing is not set.
+        - ETAG_MISMATCH: the assignment is active, and etag is set and is not its etag.
+        - INVALID_FIELD: end_time is before the start_time of the period.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListPatientTherapists(self, request, context):
-        """Lists the therapists of one patient together with the assignments that link them, ordered by
-        assignment_id. Works for a soft-deleted patient too. An assignment that matches throughout is
-        seen exactly once, whatever others write between the pages.
+        """Lists the therapists of one patient with the assignments that link them, ordered by
+        assignment_id. The patient may be soft-deleted. An assignment that matches the whole time
+        appears exactly once, whatever others write between the pages.
 
-        Repeated: it reads again; a page_token can be used any number of times.
+        Retries: the call reads again. A page_token can be used any number of times.
 
-        Refused with:
-        - INVALID_FIELD: a field is missing or malformed, page_size is negative, as_of_time lies in the
-        future, or as_of_time and states are both given.
+        Errors:
+        - INVALID_FIELD: a field is missing or malformed, page_size is negative, as_of_time is in the
+        future, or both as_of_time and states are set.
         - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
         - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
         - PATIENT_NOT_FOUND: patient_id never existed, or was purged.
@@ -389,29 +395,30 @@ def add_PatientServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PatientService:
-    """Patients and who they are assigned to.
+    """Manages patients and their assignments.
 
-    Refusals. Each RPC lists the reasons of error_reason.proto that it can be refused with, in the
-    order in which they are checked. Besides, any call can be refused with STORE_UNAVAILABLE,
-    DEADLINE_EXCEEDED or INTERNAL, and any write with STORE_BUSY, STORE_FULL, OUTCOME_UNKNOWN or
-    SHUTTING_DOWN.
-    A message that does not parse is INVALID_FIELD with an empty field.
-    Before all else a call beyond what can be taken on is OVERLOADED, whoever makes it, and is not
-    begun; then credentials that are missing or unknown are UNAUTHENTICATED, and a caller who
-    lacks the permission is PERMISSION_DENIED: read for an RPC without side effects, else write.
+    Errors. Each RPC lists the reasons of error_reason.proto that it can return, in the order of the
+    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, DEADLINE_EXCEEDED or INTERNAL.
+    Every write can also return STORE_FULL, OUTCOME_UNKNOWN or SHUTTING_DOWN. A request that does not
+    parse returns INVALID_FIELD with an empty field.
 
-    request_id. A write that carries one is remembered for its caller for 24 hours, also when there
-    was nothing to change; a refused call and a validate_only call are not. The same request under
-    it is a replay: it writes nothing and answers the ids, flags and revision of the first call with
-    the records as they are now, whatever happened since; a record purged since is
-    PATIENT_NOT_FOUND or ASSIGNMENT_NOT_FOUND. Another request or another method under it is
-    REQUEST_ID_REUSED.
+    Three checks come before all others. An overloaded server returns OVERLOADED to any caller and
+    does not start the call. Missing or unknown credentials return UNAUTHENTICATED. A caller without
+    the required permission gets PERMISSION_DENIED. RPCs without side effects require the permission
+    read, all others require write.
 
-    validate_only. The whole write runs and is rolled back: the answer or refusal is what the write
-    would have given, less the ids and etags it would make and revision. With a request_id used
-    already it is what the replay would give.
+    request_id. The server remembers a write with a request_id for its caller for 24 hours, even when
+    the write changed nothing. It does not remember failed calls and validate_only calls. The same
+    request with the same request_id is a replay. A replay writes nothing. It returns the ids, flags
+    and revision of the first call, with the current state of the records. If a record has been
+    purged since, it returns PATIENT_NOT_FOUND or ASSIGNMENT_NOT_FOUND. A different request or method
+    with the same request_id returns REQUEST_ID_REUSED.
 
-    revision. Opaque. Where a call had nothing to change, it is the store's current head.
+    validate_only. The server runs the whole write, then rolls it back. The response or error is that
+    of the write, but revision and the ids and etags that the write would generate are empty. With a
+    request_id that was already used, the response is that of the replay.
+
+    revision. An opaque string. When a call changes nothing, it is the head revision of the store.
     """
 
     @staticmethod

@@ -23,9 +23,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Identifier(_message.Message):
-    """A business identifier issued by some other system (MRN, NPI, licence number).
-    (system, value) is unique among live records of one kind; a soft delete frees it, an undelete
-    takes it back.
+    """A business identifier issued by another system (MRN, NPI, licence number). (system, value) is
+    unique among live records of one kind. A soft delete frees it, and an undelete reclaims it.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -33,12 +32,12 @@ class Identifier(_message.Message):
     SYSTEM_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
     system: _builtins.str
-    """Namespace of the value, a URI such as "http://hl7.org/fhir/sid/us-npi". 1 to 200 characters,
-    not blank.
+    """The namespace of the value: a URI such as "http://hl7.org/fhir/sid/us-npi". 1 to 200
+    characters, not blank.
     """
     value: _builtins.str
-    """The identifier itself. 1 to 200 characters, not blank. Under the system
-    "http://hl7.org/fhir/sid/us-npi" its check digit must be right.
+    """The identifier itself. 1 to 200 characters, not blank. With the system
+    "http://hl7.org/fhir/sid/us-npi", its check digit must be correct.
     """
     def __init__(
         self,
@@ -56,13 +55,12 @@ Global___Identifier: _TypeAlias = Identifier  # noqa: Y015
 
 @_typing.final
 class Therapist(_message.Message):
-    """A clinician who can hold a caseload. At most 32 KiB, as every record.
+    """A clinician who can have a caseload. At most 32 KiB, like every record.
 
-    Text is trimmed and put into Unicode NFC before it is checked and stored; NUL, control
-    characters and lone surrogates are refused. Times are kept in microseconds.
+    The server trims text and converts it to Unicode NFC before it validates and stores it. NUL,
+    other control characters and lone surrogates are errors. Times have microsecond precision.
 
-    active_patient_count is derived from assignments: its change moves neither etag nor
-    update_time.
+    active_patient_count is derived from assignments. When it changes, etag and update_time do not.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -74,32 +72,32 @@ class Therapist(_message.Message):
     class _StatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Therapist._Status.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         STATUS_UNSPECIFIED: Therapist._Status.ValueType  # 0
-        """Unset; stored as STATUS_ACTIVE on create, an error where an update names it."""
+        """Not set. A create stores STATUS_ACTIVE instead. An error if an update names it."""
         STATUS_ACTIVE: Therapist._Status.ValueType  # 1
         """Accepts new assignments."""
         STATUS_ON_LEAVE: Therapist._Status.ValueType  # 2
-        """Keeps assignments, accepts no new ones: Assign and TransferPatients to them are
+        """Keeps assignments and accepts no new ones: Assign and TransferPatients return
         THERAPIST_NOT_ACTIVE.
         """
         STATUS_INACTIVE: Therapist._Status.ValueType  # 3
-        """No longer practising. Refused as HAS_ACTIVE_ASSIGNMENTS while active assignments exist, which
-        TransferPatients moves; accepts no new ones.
+        """No longer practises and accepts no new assignments. To set it while active assignments exist
+        returns HAS_ACTIVE_ASSIGNMENTS. TransferPatients moves them.
         """
 
     class Status(_Status, metaclass=_StatusEnumTypeWrapper):
-        """Administrative standing."""
+        """The administrative status."""
 
     STATUS_UNSPECIFIED: Therapist.Status.ValueType  # 0
-    """Unset; stored as STATUS_ACTIVE on create, an error where an update names it."""
+    """Not set. A create stores STATUS_ACTIVE instead. An error if an update names it."""
     STATUS_ACTIVE: Therapist.Status.ValueType  # 1
     """Accepts new assignments."""
     STATUS_ON_LEAVE: Therapist.Status.ValueType  # 2
-    """Keeps assignments, accepts no new ones: Assign and TransferPatients to them are
+    """Keeps assignments and accepts no new ones: Assign and TransferPatients return
     THERAPIST_NOT_ACTIVE.
     """
     STATUS_INACTIVE: Therapist.Status.ValueType  # 3
-    """No longer practising. Refused as HAS_ACTIVE_ASSIGNMENTS while active assignments exist, which
-    TransferPatients moves; accepts no new ones.
+    """No longer practises and accepts no new assignments. To set it while active assignments exist
+    returns HAS_ACTIVE_ASSIGNMENTS. TransferPatients moves them.
     """
 
     @_typing.final
@@ -136,56 +134,60 @@ class Therapist(_message.Message):
     DELETE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     therapist_id: _builtins.str
-    """Immutable id, client-chosen ([a-z0-9][a-z0-9-]{0,62}) or server-generated (a UUIDv7). Never
-    reused, also after a purge. Must not derive from a name, a birth date or an identifier: ids
-    stay in logs.
+    """The immutable id, chosen by the client ([a-z0-9][a-z0-9-]{0,62}) or generated by the server (a
+    UUIDv7). Never reused, even after a purge. Must not derive from a name, a birth date or an
+    identifier, because ids stay in logs.
     """
     display_name: _builtins.str
-    """Full name as shown to people. Not unique. 1 to 200 characters, not blank."""
+    """The full name as shown to people. Not unique. 1 to 200 characters, not blank."""
     email: _builtins.str
-    """Work e-mail. At most 254 characters: one @, something on both sides, no white space. Empty
-    means none.
+    """The work e-mail address. At most 254 characters: one @, something on both sides, no white
+    space. Empty means none.
     """
     status: Global___Therapist.Status.ValueType
-    """Administrative standing. STATUS_ACTIVE where create leaves it unset."""
+    """The administrative status. STATUS_ACTIVE if a create leaves it unset."""
     max_active_patients: _builtins.int
-    """Upper bound on active assignments, of whatever role; absent means no bound, 0 accepts none,
-    negative is an error. Assign and TransferPatients above it are THERAPIST_AT_CAPACITY, unless
-    ignore_capacity. May be lowered below the present count: that ends nothing and stops new ones.
+    """The maximum number of active assignments of any role. Absent means no limit, 0 accepts none,
+    and negative is an error. Above it, Assign and TransferPatients return THERAPIST_AT_CAPACITY
+    unless ignore_capacity is set. A limit below the current count ends no assignment and stops new
+    ones.
     """
     active_patient_count: _builtins.int
-    """Assignments in STATE_ACTIVE now, of whatever role."""
+    """The current number of assignments in STATE_ACTIVE, of any role."""
     etag: _builtins.str
-    """Opaque version; derived fields do not move it. Send it back to guard an update or delete;
-    empty guards nothing. Ignored on create, and never named in an update_mask.
+    """An opaque version, which derived fields do not affect. Send it with an update or delete, which
+    then fails if the record has changed. An empty etag is not compared. Ignored on create. Must
+    not be named in an update_mask.
     """
     @_builtins.property
     def identifiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Identifier]:
-        """Licence numbers, NPI, ids in other systems. At most 20, no doubles (same system and value)."""
+        """Licence numbers, NPI and ids in other systems. At most 20, without duplicates (same system and
+        value).
+        """
 
     @_builtins.property
     def specialties(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Specialty codes in kebab-case such as "hand-therapy", 1 to 64 characters each. At most 20, no
-        doubles.
+        """Specialty codes in kebab-case such as "hand-therapy", 1 to 64 characters each. At most 20,
+        without duplicates.
         """
 
     @_builtins.property
     def annotations(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Caller-owned data, never interpreted. At most 32 entries, keys 1 to 63 and values at
-        most 1000 characters. Not for health data.
+        """Data of the caller, which the server does not interpret. At most 32 entries. Keys have 1 to 63
+        characters, values at most 1000. Not for health data.
         """
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """Creation time."""
+        """The creation time."""
 
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
-        """Last change time; derived fields do not move it."""
+        """The time of the last change. Derived fields do not affect it."""
 
     @_builtins.property
     def delete_time(self) -> _timestamp_pb2.Timestamp:
-        """Soft-delete time; absent while live."""
+        """The time of the soft delete. Absent while the record is live."""
 
     def __init__(
         self,
@@ -216,13 +218,13 @@ Global___Therapist: _TypeAlias = Therapist  # noqa: Y015
 
 @_typing.final
 class Patient(_message.Message):
-    """A person in care. At most 32 KiB, as every record.
+    """A person in care. At most 32 KiB, like every record.
 
-    Text is trimmed and put into Unicode NFC before it is checked and stored; NUL, control
-    characters and lone surrogates are refused. Times are kept in microseconds.
+    The server trims text and converts it to Unicode NFC before it validates and stores it. NUL,
+    other control characters and lone surrogates are errors. Times have microsecond precision.
 
-    active_therapist_count and primary_therapist_id are derived from assignments: their change
-    moves neither etag nor update_time.
+    active_therapist_count and primary_therapist_id are derived from assignments. When they change,
+    etag and update_time do not.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -234,24 +236,24 @@ class Patient(_message.Message):
     class _StatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Patient._Status.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         STATUS_UNSPECIFIED: Patient._Status.ValueType  # 0
-        """Unset; stored as STATUS_ACTIVE on create, an error where an update names it."""
+        """Not set. A create stores STATUS_ACTIVE instead. An error if an update names it."""
         STATUS_ACTIVE: Patient._Status.ValueType  # 1
         """Can be assigned."""
         STATUS_DISCHARGED: Patient._Status.ValueType  # 2
-        """Discharged. Refused as HAS_ACTIVE_ASSIGNMENTS while active assignments exist; Assign is
-        PATIENT_NOT_ACTIVE.
+        """Discharged: Assign returns PATIENT_NOT_ACTIVE. To set it while active assignments exist
+        returns HAS_ACTIVE_ASSIGNMENTS.
         """
 
     class Status(_Status, metaclass=_StatusEnumTypeWrapper):
-        """Administrative standing."""
+        """The administrative status."""
 
     STATUS_UNSPECIFIED: Patient.Status.ValueType  # 0
-    """Unset; stored as STATUS_ACTIVE on create, an error where an update names it."""
+    """Not set. A create stores STATUS_ACTIVE instead. An error if an update names it."""
     STATUS_ACTIVE: Patient.Status.ValueType  # 1
     """Can be assigned."""
     STATUS_DISCHARGED: Patient.Status.ValueType  # 2
-    """Discharged. Refused as HAS_ACTIVE_ASSIGNMENTS while active assignments exist; Assign is
-    PATIENT_NOT_ACTIVE.
+    """Discharged: Assign returns PATIENT_NOT_ACTIVE. To set it while active assignments exist
+    returns HAS_ACTIVE_ASSIGNMENTS.
     """
 
     @_typing.final
@@ -289,53 +291,56 @@ class Patient(_message.Message):
     DELETE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     patient_id: _builtins.str
-    """Immutable id, client-chosen ([a-z0-9][a-z0-9-]{0,62}) or server-generated (a UUIDv7). Never
-    reused, also after a purge. Must not derive from a name, a birth date or an identifier: ids
-    stay in logs.
+    """The immutable id, chosen by the client ([a-z0-9][a-z0-9-]{0,62}) or generated by the server (a
+    UUIDv7). Never reused, even after a purge. Must not derive from a name, a birth date or an
+    identifier, because ids stay in logs.
     """
     display_name: _builtins.str
-    """Full name as shown to people. Not unique. 1 to 200 characters, not blank."""
+    """The full name as shown to people. Not unique. 1 to 200 characters, not blank."""
     email: _builtins.str
-    """Contact e-mail. At most 254 characters: one @, something on both sides, no white space. Empty
-    means none.
+    """The contact e-mail address. At most 254 characters: one @, something on both sides, no white
+    space. Empty means none.
     """
     phone_number: _builtins.str
-    """Contact phone in E.164: "+" and at most 15 digits, nothing between them. Empty means none."""
+    """The contact phone number in E.164: "+" and at most 15 digits, with nothing between them. Empty
+    means none.
+    """
     status: Global___Patient.Status.ValueType
-    """Administrative standing. STATUS_ACTIVE where create leaves it unset."""
+    """The administrative status. STATUS_ACTIVE if a create leaves it unset."""
     primary_therapist_id: _builtins.str
-    """Therapist of the active PRIMARY assignment; empty means that there is none."""
+    """The therapist of the active PRIMARY assignment. Empty means none."""
     active_therapist_count: _builtins.int
-    """Assignments in STATE_ACTIVE now, of whatever role."""
+    """The current number of assignments in STATE_ACTIVE, of any role."""
     etag: _builtins.str
-    """Opaque version; derived fields do not move it. Send it back to guard an update or delete;
-    empty guards nothing. Ignored on create, and never named in an update_mask.
+    """An opaque version, which derived fields do not affect. Send it with an update or delete, which
+    then fails if the record has changed. An empty etag is not compared. Ignored on create. Must
+    not be named in an update_mask.
     """
     @_builtins.property
     def birth_date(self) -> _date_pb2.Date:
-        """Date of birth: year, month and day, all three, not in the future. Absent means not known."""
+        """The date of birth, with year, month and day. Not in the future. Absent means unknown."""
 
     @_builtins.property
     def identifiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Identifier]:
-        """MRN and ids in other systems. At most 20, no doubles (same system and value)."""
+        """MRN and ids in other systems. At most 20, without duplicates (same system and value)."""
 
     @_builtins.property
     def annotations(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Caller-owned data, never interpreted. At most 32 entries, keys 1 to 63 and values at
-        most 1000 characters. Not for health data.
+        """Data of the caller, which the server does not interpret. At most 32 entries. Keys have 1 to 63
+        characters, values at most 1000. Not for health data.
         """
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """Creation time."""
+        """The creation time."""
 
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
-        """Last change time; derived fields do not move it."""
+        """The time of the last change. Derived fields do not affect it."""
 
     @_builtins.property
     def delete_time(self) -> _timestamp_pb2.Timestamp:
-        """Soft-delete time; absent while live."""
+        """The time of the soft delete. Absent while the record is live."""
 
     def __init__(
         self,
@@ -367,10 +372,12 @@ Global___Patient: _TypeAlias = Patient  # noqa: Y015
 class Assignment(_message.Message):
     """One period during which a therapist is responsible for a patient.
 
-    Ended periods are kept. A period is in force at t when start_time <= t < end_time; one
-    that ended as ENTERED_IN_ERROR never was. Periods of one pair never overlap, nor do
-    PRIMARY periods of one patient; those ENTERED_IN_ERROR do not count. A period's role never
-    changes: another role is another period, so that history can say who was primary on any day.
+    Ended periods are kept. A period is in force at t when start_time <= t < end_time. A period that
+    ended as ENTERED_IN_ERROR was never in force.
+
+    Periods of one pair never overlap, and PRIMARY periods of one patient never overlap. Periods that
+    ended as ENTERED_IN_ERROR do not count. The role of a period never changes: a new role starts a
+    new period, so the history shows who was primary on any day.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -382,29 +389,29 @@ class Assignment(_message.Message):
     class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Assignment._Role.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         ROLE_UNSPECIFIED: Assignment._Role.ValueType  # 0
-        """Unset; stored as ROLE_TREATING."""
+        """Not set. Stored as ROLE_TREATING."""
         ROLE_PRIMARY: Assignment._Role.ValueType  # 1
-        """Carries the case. At most one active per patient."""
+        """Is responsible for the case. At most one active per patient."""
         ROLE_TREATING: Assignment._Role.ValueType  # 2
-        """Takes part in treatment."""
+        """Takes part in the treatment."""
         ROLE_SUPERVISING: Assignment._Role.ValueType  # 3
         """Supervises the treating therapist."""
         ROLE_COVERING: Assignment._Role.ValueType  # 4
-        """Stands in for a limited time."""
+        """Covers for another therapist for a limited time."""
 
     class Role(_Role, metaclass=_RoleEnumTypeWrapper):
         """What the therapist does for the patient."""
 
     ROLE_UNSPECIFIED: Assignment.Role.ValueType  # 0
-    """Unset; stored as ROLE_TREATING."""
+    """Not set. Stored as ROLE_TREATING."""
     ROLE_PRIMARY: Assignment.Role.ValueType  # 1
-    """Carries the case. At most one active per patient."""
+    """Is responsible for the case. At most one active per patient."""
     ROLE_TREATING: Assignment.Role.ValueType  # 2
-    """Takes part in treatment."""
+    """Takes part in the treatment."""
     ROLE_SUPERVISING: Assignment.Role.ValueType  # 3
     """Supervises the treating therapist."""
     ROLE_COVERING: Assignment.Role.ValueType  # 4
-    """Stands in for a limited time."""
+    """Covers for another therapist for a limited time."""
 
     class _State:
         ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -413,23 +420,23 @@ class Assignment(_message.Message):
     class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Assignment._State.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         STATE_UNSPECIFIED: Assignment._State.ValueType  # 0
-        """Never stored, an error in a request."""
+        """Never stored. An error in a request."""
         STATE_ACTIVE: Assignment._State.ValueType  # 1
         """No end is recorded."""
         STATE_ENDED: Assignment._State.ValueType  # 2
-        """An end is recorded, though it may lie up to a minute ahead."""
+        """An end is recorded. It may be up to a minute ahead."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
-        """Where the period stands: whether its end is recorded. Not the same as in force, since a start
-        or an end may lie up to a minute ahead.
+        """Whether an end of the period is recorded. This can differ from being in force, because a start
+        or an end may be up to a minute ahead.
         """
 
     STATE_UNSPECIFIED: Assignment.State.ValueType  # 0
-    """Never stored, an error in a request."""
+    """Never stored. An error in a request."""
     STATE_ACTIVE: Assignment.State.ValueType  # 1
     """No end is recorded."""
     STATE_ENDED: Assignment.State.ValueType  # 2
-    """An end is recorded, though it may lie up to a minute ahead."""
+    """An end is recorded. It may be up to a minute ahead."""
 
     class _EndReason:
         ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -438,44 +445,44 @@ class Assignment(_message.Message):
     class _EndReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Assignment._EndReason.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         END_REASON_UNSPECIFIED: Assignment._EndReason.ValueType  # 0
-        """Not ended, or no reason given."""
+        """Not ended, or ended without a reason."""
         END_REASON_COMPLETED: Assignment._EndReason.ValueType  # 1
-        """Treatment completed."""
+        """The treatment is complete."""
         END_REASON_TRANSFERRED: Assignment._EndReason.ValueType  # 2
-        """Handed to another therapist by TransferPatients. Set by the server only."""
+        """Moved to another therapist by TransferPatients. Only the server sets it."""
         END_REASON_PATIENT_REQUEST: Assignment._EndReason.ValueType  # 3
-        """Patient asked or left."""
+        """The patient asked for it, or left."""
         END_REASON_THERAPIST_UNAVAILABLE: Assignment._EndReason.ValueType  # 4
-        """Therapist unavailable."""
+        """The therapist is unavailable."""
         END_REASON_ENTERED_IN_ERROR: Assignment._EndReason.ValueType  # 5
-        """Should never have existed: the period never was in force."""
+        """The assignment was a mistake, and the period was never in force."""
         END_REASON_RECORD_DELETED: Assignment._EndReason.ValueType  # 6
-        """Therapist or patient was deleted with force. Set by the server only."""
+        """The therapist or the patient was deleted with force. Only the server sets it."""
         END_REASON_REPLACED: Assignment._EndReason.ValueType  # 7
-        """Another period of the pair, or another primary therapist, took its place, by Assign or
-        TransferPatients. Set by the server only.
+        """Assign or TransferPatients replaced it by another period of the pair, or by another primary
+        therapist. Only the server sets it.
         """
 
     class EndReason(_EndReason, metaclass=_EndReasonEnumTypeWrapper):
         """Why the period ended."""
 
     END_REASON_UNSPECIFIED: Assignment.EndReason.ValueType  # 0
-    """Not ended, or no reason given."""
+    """Not ended, or ended without a reason."""
     END_REASON_COMPLETED: Assignment.EndReason.ValueType  # 1
-    """Treatment completed."""
+    """The treatment is complete."""
     END_REASON_TRANSFERRED: Assignment.EndReason.ValueType  # 2
-    """Handed to another therapist by TransferPatients. Set by the server only."""
+    """Moved to another therapist by TransferPatients. Only the server sets it."""
     END_REASON_PATIENT_REQUEST: Assignment.EndReason.ValueType  # 3
-    """Patient asked or left."""
+    """The patient asked for it, or left."""
     END_REASON_THERAPIST_UNAVAILABLE: Assignment.EndReason.ValueType  # 4
-    """Therapist unavailable."""
+    """The therapist is unavailable."""
     END_REASON_ENTERED_IN_ERROR: Assignment.EndReason.ValueType  # 5
-    """Should never have existed: the period never was in force."""
+    """The assignment was a mistake, and the period was never in force."""
     END_REASON_RECORD_DELETED: Assignment.EndReason.ValueType  # 6
-    """Therapist or patient was deleted with force. Set by the server only."""
+    """The therapist or the patient was deleted with force. Only the server sets it."""
     END_REASON_REPLACED: Assignment.EndReason.ValueType  # 7
-    """Another period of the pair, or another primary therapist, took its place, by Assign or
-    TransferPatients. Set by the server only.
+    """Assign or TransferPatients replaced it by another period of the pair, or by another primary
+    therapist. Only the server sets it.
     """
 
     ASSIGNMENT_ID_FIELD_NUMBER: _builtins.int
@@ -493,7 +500,7 @@ class Assignment(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     assignment_id: _builtins.str
-    """Server-generated id, a UUIDv7. Immutable, never reused."""
+    """The id, generated by the server (a UUIDv7). Immutable and never reused."""
     therapist_id: _builtins.str
     """The therapist."""
     patient_id: _builtins.str
@@ -501,41 +508,41 @@ class Assignment(_message.Message):
     role: Global___Assignment.Role.ValueType
     """What the therapist does for the patient."""
     focus: _builtins.str
-    """The case this assignment treats, a code in kebab-case of at most 64 characters such as
-    "anxiety" or "knee-rehabilitation": a patient with two cases can have two therapists. Empty
-    means none.
+    """The case that this assignment treats, so that a patient with two cases can have two therapists.
+    A code in kebab-case of at most 64 characters such as "anxiety" or "knee-rehabilitation", or
+    empty.
     """
     state: Global___Assignment.State.ValueType
-    """Where the period stands. STATE_ENDED as soon as an end is recorded."""
+    """The state of the period. STATE_ENDED as soon as an end is recorded."""
     end_reason: Global___Assignment.EndReason.ValueType
-    """Why the period ended; unset while active, and where no reason was given."""
+    """Why the period ended. Unset while active, or if no reason was given."""
     created_by: _builtins.str
-    """Principal that made the assignment."""
+    """The principal that created the assignment."""
     ended_by: _builtins.str
-    """Principal that ended it; empty while active."""
+    """The principal that ended it. Empty while active."""
     etag: _builtins.str
-    """Opaque version. Send it back to guard Unassign or UpdateAssignment; empty guards nothing. Never
-    named in an update_mask.
+    """An opaque version. Send it with Unassign or UpdateAssignment, which then fails if the
+    assignment has changed. An empty etag is not compared. Must not be named in an update_mask.
     """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """Start of responsibility, the first moment in force. May lie in the past, and when it is set up
-        to a minute ahead.
+        """The start of responsibility: the first moment in force. May be in the past, and up to a minute
+        ahead when it is set.
         """
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """End of responsibility, the first moment no longer in force; absent while active. Never
+        """The end of responsibility: the first moment no longer in force. Absent while active. Never
         before start_time.
         """
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """Recording time, whatever start_time says."""
+        """The time when the assignment was recorded, independent of start_time."""
 
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
-        """Last change time."""
+        """The time of the last change."""
 
     def __init__(
         self,
