@@ -19,7 +19,7 @@ from caseload_server.domain.records import Assignment, Patient, Therapist
 from caseload_server.store.backends.migrations import migrations
 from caseload_server.store.backends.protocol import Row
 from caseload_server.store.portability import content
-from caseload_server.store.portability.content import PAGE_ROWS, TABLES, Tally
+from caseload_server.store.portability.content import PAGE_ROWS, TABLES, ContentDigest
 from caseload_server.store.portability.export import FORMAT
 
 FEW: Final = 1010
@@ -184,17 +184,17 @@ def of_assignments(count: int) -> Clinic:
 
 def write(lines: BinaryIO, clinic: Clinic) -> None:
     """The clinic's export."""
-    tally = Tally()
+    digest = ContentDigest()
     schema = migrations("sqlite")[-1].name
     header = {"caseload": {"format": FORMAT, "schema": schema, "secret": secrets.token_hex(32)}}
     lines.write(f"{content.dumps(header)}\n".encode())
     rows = clinic.rows()
     for table in TABLES:
         while some := list(islice(rows.get(table.name, iter(())), PAGE_ROWS)):
-            text = content.lines(table, some)
+            text = content.to_lines(table, some)
             lines.write(text)
-            tally.add(table, len(some), text)
-    lines.write(f"{content.dumps({'end': {'rows': tally.rows, 'digest': tally.digest}})}\n".encode())
+            digest.add(table, len(some), text)
+    lines.write(f"{content.dumps({'end': {'rows': digest.row_counts, 'digest': digest.digest}})}\n".encode())
 
 
 def person_id(letter: str, number: int) -> str:

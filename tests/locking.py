@@ -7,8 +7,8 @@ import apsw
 import psycopg
 import pytest
 from caseload_server.config import is_postgres, sqlite_path
+from caseload_server.store.backends.postgres import connection as postgres
 from caseload_server.store.backends.postgres import connection_pool
-from caseload_server.store.backends.postgres import database as postgres
 from caseload_server.store.backends.sqlite import database as sqlite
 
 from tests.waiting import NEVER_SECONDS
@@ -30,6 +30,6 @@ def holding_the_lock(url: str) -> Iterator[None]:
 
 def wait_for_locks(patch: pytest.MonkeyPatch) -> None:
     """Lets servers that are built in this process wait for a lock as long as a test holds it, and not a few seconds."""
-    patch.setattr(sqlite, "_BUSY_SECONDS", NEVER_SECONDS)
-    patch.setattr(connection_pool, "PLACE_SECONDS", NEVER_SECONDS)
-    patch.setattr(postgres, "_SESSION", postgres._SESSION.replace("lock_timeout=3s", "lock_timeout=0"))
+    patch.setattr(sqlite, "_BUSY_TIMEOUT_SECONDS", NEVER_SECONDS)
+    patch.setattr(connection_pool, "ACQUIRE_TIMEOUT_SECONDS", NEVER_SECONDS)
+    patch.setattr(postgres, "_SESSION_OPTIONS", postgres._SESSION_OPTIONS.replace("lock_timeout=3s", "lock_timeout=0"))

@@ -138,7 +138,7 @@ def test_what_cannot_be_exported_or_imported_is_refused(tmp_path: Path, database
         (("verify", "--database", missing), "--database: the file does not exist"),
         (("import", SECRET, "--database", missing), NO_FILE),
         (("import", str(tmp_path), "--database", missing), NO_FILE),
-        (("import", "source.db", "--database", missing), "FILE: line 1: is not an object of JSON with one name,"),
+        (("import", "source.db", "--database", missing), "FILE: line 1: is not a JSON object with one name,"),
         (("import", exported.name, "--database", database), "--database: the file, or a -wal file of an earlier one,"),
         (("import", exported.name), "--database: the directory of the file does not exist"),
     ):

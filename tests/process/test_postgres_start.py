@@ -162,7 +162,7 @@ def test_a_database_of_the_first_step_keeps_its_rows_and_a_store_that_is_open_go
     before = [run(store, f"SELECT * FROM {table}") for table in TABLES if table != "purged"]
     assert postgres_migrate.migrate(empty) == later
     assert [run(store, f"SELECT * FROM {table}") for table in TABLES if table != "purged"] == before
-    assert list(store.purge_people(PATIENT, 2)) == [(1, 0)]
+    assert list(store.purge_records(PATIENT, 2)) == [(1, 0)]
     assert store.get(PATIENT, kept.patient_id) == kept
     store.close()
 

@@ -34,7 +34,7 @@ class Purged:
         clinic.send("DeletePatient", patient_id="p1", force=True)
         self.before = clinic.head()
         for kind in (PATIENT, THERAPIST):
-            list(server.store.purge_people(kind, time.time_ns() // 1000 + 1))
+            list(server.store.purge_records(kind, time.time_ns() // 1000 + 1))
 
 
 @pytest.fixture

@@ -93,7 +93,7 @@ def _of_kind(kind: AnyKind) -> list[Mutation]:
             everyone,
             lambda store, call: store.create(kind, "", rename, call),
             ((CREATED, "", *of(kind, "<new>")),),
-            (kind.id, "etag"),
+            (kind.id_column, "etag"),
         ),
         Mutation(
             f"create a {name} under a chosen id",

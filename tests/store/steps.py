@@ -84,20 +84,20 @@ def unassign(store: RelationshipStore, therapist_id: str = "t", patient_id: str 
 
 def count(store: RelationshipStore, kind: AnyKind, record_id: str) -> int:
     """The active assignments that the record says it has."""
-    counted: int = getattr(store.get(kind, record_id), kind.count)
+    counted: int = getattr(store.get(kind, record_id), kind.count_column)
     return counted
 
 
 def ids(store: RelationshipStore, kind: AnyKind, **query: Any) -> list[str]:
     """The ids of everyone who matches."""
-    return [record[0] for record in store.list_people(kind, RecordQuery(**query), ALL).records]
+    return [record[0] for record in store.list_records(kind, RecordQuery(**query), ALL).records]
 
 
 def walk(store: RelationshipStore, kind: AnyKind, query: RecordQuery, size: int) -> list[list[Any]]:
     """Every page of a list."""
     pages, after = [], ""
     for _ in range(1000):
-        page = store.list_people(kind, query, PageRequest(size, after))
+        page = store.list_records(kind, query, PageRequest(size, after))
         pages.append(page.records)
         after = page.next_after
         if not after:

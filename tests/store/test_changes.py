@@ -103,7 +103,7 @@ def test_revisions_are_gapless_and_in_the_order_of_commits(store: RelationshipSt
 
 def test_a_list_at_a_revision_shows_every_change_up_to_it(store: RelationshipStore) -> None:
     created = [store.create(THERAPIST, f"t{n}", {"display_name": "Ada"}, CALL).revision for n in range(3)]
-    page = store.list_people(THERAPIST, requests.RecordQuery(), requests.PageRequest(2, ""))
+    page = store.list_records(THERAPIST, requests.RecordQuery(), requests.PageRequest(2, ""))
     assert page.revision == created[-1]
 
 

@@ -64,7 +64,7 @@ def test_a_correction_that_changes_nothing_writes_nothing(ward: RelationshipStor
     clock.advance(60)
     same: Correction = {"focus": "", "start_us": 100, "end_us": 200, "end_reason": 0, "role": ROLE_TREATING}
     outcome = ward.correct(one.assignment_id, one.etag, same, CALL)
-    assert (outcome.record, outcome.revision) == (one, ward.keys.revision(ward.head()))
+    assert (outcome.record, outcome.revision) == (one, ward.keys.revision(ward.head_revision()))
     assert dump(ward) == before
 
 

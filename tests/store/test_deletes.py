@@ -34,7 +34,7 @@ def test_deleting_twice_writes_once(store: RelationshipStore, clock: Clock, kind
 
 @both_kinds
 def test_deleting_what_never_existed_succeeds_where_that_is_allowed(store: RelationshipStore, kind: AnyKind) -> None:
-    head = make(store, kind, "a") and store.list_people(kind, requests.RecordQuery(), requests.PageRequest(1, ""))
+    head = make(store, kind, "a") and store.list_records(kind, requests.RecordQuery(), requests.PageRequest(1, ""))
     assert delete(store, kind, "nobody", allow_missing=True) == results.DeleteResult(None, 0, head.revision)
 
 
@@ -140,7 +140,7 @@ def test_an_undelete_leaves_the_ended_assignments_ended(store: RelationshipStore
     make_pair(store)
     assign(store)
     delete(store, kind, kind.name[0], force=True)
-    assert getattr(store.undelete(kind, kind.name[0], CALL).record, kind.count) == 0
+    assert getattr(store.undelete(kind, kind.name[0], CALL).record, kind.count_column) == 0
 
 
 @both_kinds

@@ -196,7 +196,7 @@ def test_the_database_itself_refuses(full: RelationshipStore, rule: str, forbidd
 def test_erasing_a_record_erases_what_it_was_found_by(store: RelationshipStore) -> None:
     everyone(store)
     for kind, record_id in ((THERAPIST, "t"), (PATIENT, "p")):
-        run(store, f"DELETE FROM {kind.name} WHERE {kind.id} = :id", {"id": record_id})
+        run(store, f"DELETE FROM {kind.name} WHERE {kind.id_column} = :id", {"id": record_id})
         for table in ("identifier", "name_word"):
-            sql = f"SELECT count(*) FROM {kind.name}_{table} WHERE {kind.id} = :id"
+            sql = f"SELECT count(*) FROM {kind.name}_{table} WHERE {kind.id_column} = :id"
             assert run(store, sql, {"id": record_id}) == [(0,)]

@@ -26,7 +26,7 @@ from tests.store.steps import (
 
 @both_kinds
 def test_an_empty_store_lists_nothing(store: RelationshipStore, kind: AnyKind) -> None:
-    page = store.list_people(kind, RecordQuery(), ALL)
+    page = store.list_records(kind, RecordQuery(), ALL)
     assert (page.records, page.next_after) == ([], "")
 
 
@@ -43,7 +43,7 @@ def test_pages_are_ordered_by_id_and_the_last_one_has_no_successor(store: Relati
 @both_kinds
 def test_a_list_answers_whole_records_and_the_revision_it_was_read_at(store: RelationshipStore, kind: AnyKind) -> None:
     created = store.create(kind, "a", {"display_name": "Ada", "identifiers": '[["urn:mrn","1"]]'}, CALL)
-    page = store.list_people(kind, RecordQuery(), ALL)
+    page = store.list_records(kind, RecordQuery(), ALL)
     assert page == results.Page([created.record], "", created.revision)
 
 
@@ -155,7 +155,7 @@ def test_each_side_sees_the_assignment_with_the_other_record(store: Relationship
     other_id = other(kind).name[0]
     page = assigned(store, kind, CaseloadQuery(kind.name[0]))
     assert page.records == [(period, store.get(other(kind), other_id))]
-    assert page.revision == store.list_people(kind, RecordQuery(), ALL).revision
+    assert page.revision == store.list_records(kind, RecordQuery(), ALL).revision
 
 
 @both_kinds

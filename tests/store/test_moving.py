@@ -55,7 +55,7 @@ def digest(url: str) -> str:
     with portability.open_snapshot(url) as transaction:
         contents = ContentCheck(transaction)
         assert [*broken_rules(transaction), *contents.read(nothing)] == []
-    return contents.tally.digest
+    return contents.content_digest.digest
 
 
 def fill(store: RelationshipStore) -> None:
@@ -212,42 +212,51 @@ def without(start: str) -> Edit:
 
 
 REFUSED: list[tuple[Edit, str]] = [
-    (replaced("caseload", '"format":1', '"format":2'), "line 1: is not the beginning of an export that"),
-    (without("caseload"), "line 1: is not the beginning"),
+    (replaced("caseload", '"format":1', '"format":2'), "line 1: is not the header of an export that"),
+    (without("caseload"), "line 1: is not the header"),
     (replaced("caseload", "0003_lists", SECRET), "line 1: schema: is not the newest"),
     (replaced("caseload", '"secret":"', f'"secret":"{SECRET}'), "line 1: secret: must be hex"),
-    (without("store"), "the lines before it are not those that were exported"),
-    (swapped, "line 4: therapist.therapist_id: is out of order, or there twice"),
-    (doubled, "line 4: therapist.therapist_id: is out of order, or there twice"),
-    (replaced("patient", '"patient"', f'"{SECRET}"'), "line 9: is of no table, or out of order"),
-    (replaced("patient", '"patient"', '"therapist"'), "line 9: must hold the columns of therapist"),
-    (replaced("patient", '"email"', f'"{SECRET}"'), "line 9: must hold the columns of patient in their order"),
-    (replaced("patient", '"email":', f'"{SECRET}":1,"email":'), "line 9: must hold the columns of patient"),
-    (replaced("patient", '"email":""', '"email":7'), "line 9: patient.email: is not of its type"),
-    (replaced("patient", '"email":""', '"email":null'), "line 9: patient.email: is not of its type"),
-    (replaced("patient", '"status":1', '"status":true'), "line 9: patient.status: is not of its type"),
-    (replaced("patient", '"status":1', '"status":1.0'), "line 9: patient.status: is not of its type"),
-    (replaced("patient", '"status":1', '"status":NaN'), "line 9: patient.status: is not of its type"),
-    (replaced("patient", '"status":1', '"status":-1'), "line 9: patient.status: is out of bounds"),
-    (replaced("patient", '"status":1', f'"status":{2**63}'), "line 9: patient.status: is out of bounds"),
-    (replaced("patient", '"created_us":1', '"created_us":9991'), "line 9: patient.created_us: is out of bounds"),
-    (replaced("patient", '"email":""', f'"email":"{SECRET}\\u0000"'), "line 9: holds a character that no text has"),
-    (replaced("patient", '"email":""', f'"email":"{SECRET}\\ud800"'), "line 9: holds a character that no text has"),
-    (replaced("patient", '"email":""', f'"email":"{SECRET}\udcff"'), "line 9: is not an object of JSON"),
-    (replaced("patient", "}}\n", "}}{}\n"), "line 9: is not an object of JSON with one name"),
-    (replaced("patient", "}}\n", '},"x":1}\n'), "line 9: is not an object of JSON with one name"),
-    (replaced("patient", '{"patient":{', '{"patient":[{'), "line 9: is not an object of JSON"),
-    (replaced("patient", '"email":""', f'"email":"{SECRET * 100_000}"'), "line 9: is not an object of JSON"),
+    (without("store"), "the lines before it do not match its row counts and digest"),
+    (swapped, "line 4: therapist.therapist_id: is out of order, or a duplicate"),
+    (doubled, "line 4: therapist.therapist_id: is out of order, or a duplicate"),
+    (replaced("patient", '"patient"', f'"{SECRET}"'), "line 9: belongs to no table, or is out of order"),
+    (replaced("patient", '"patient"', '"therapist"'), "line 9: must have exactly the columns of therapist"),
+    (replaced("patient", '"email"', f'"{SECRET}"'), "line 9: must have exactly the columns of patient, in order"),
+    (replaced("patient", '"email":', f'"{SECRET}":1,"email":'), "line 9: must have exactly the columns of patient"),
+    (replaced("patient", '"email":""', '"email":7'), "line 9: patient.email: has the wrong type"),
+    (replaced("patient", '"email":""', '"email":null'), "line 9: patient.email: has the wrong type"),
+    (replaced("patient", '"status":1', '"status":true'), "line 9: patient.status: has the wrong type"),
+    (replaced("patient", '"status":1', '"status":1.0'), "line 9: patient.status: has the wrong type"),
+    (replaced("patient", '"status":1', '"status":NaN'), "line 9: patient.status: has the wrong type"),
+    (replaced("patient", '"status":1', '"status":-1'), "line 9: patient.status: is out of range"),
+    (replaced("patient", '"status":1', f'"status":{2**63}'), "line 9: patient.status: is out of range"),
+    (replaced("patient", '"created_us":1', '"created_us":9991'), "line 9: patient.created_us: is out of range"),
+    (
+        replaced("patient", '"email":""', f'"email":"{SECRET}\\u0000"'),
+        "line 9: contains a character that cannot be stored",
+    ),
+    (
+        replaced("patient", '"email":""', f'"email":"{SECRET}\\ud800"'),
+        "line 9: contains a character that cannot be stored",
+    ),
+    (replaced("patient", '"email":""', f'"email":"{SECRET}\udcff"'), "line 9: is not a JSON object"),
+    (replaced("patient", "}}\n", "}}{}\n"), "line 9: is not a JSON object with one name"),
+    (replaced("patient", "}}\n", '},"x":1}\n'), "line 9: is not a JSON object with one name"),
+    (replaced("patient", '{"patient":{', '{"patient":[{'), "line 9: is not a JSON object"),
+    (replaced("patient", '"email":""', f'"email":"{SECRET * 100_000}"'), "line 9: is not a JSON object"),
     (replaced("therapist", '"specialties":"[', '"specialties":"[7,'), "line 3: therapist.specialties: is not"),
     (
         replaced("therapist", '"identifiers":"[', '"identifiers":"[[],'),
         "line 3: therapist.identifiers: is not",
     ),
-    (replaced("patient", '"annotations":"{', '"annotations":"{{'), "line 9: patient.annotations: is not the JSON"),
+    (replaced("patient", '"annotations":"{', '"annotations":"{{'), "line 9: patient.annotations: is not valid JSON"),
     (replaced("request", '"fingerprint":"', f'"fingerprint":"{SECRET}'), "request.fingerprint: is not hex"),
-    (replaced("patient", '"email":""', f'"email":"{SECRET}"'), "the lines before it are not those that were exported"),
-    (replaced("end", '"therapist":6', '"therapist":7'), "the lines before it are not those that were exported"),
-    (replaced("end", "sha256:", f"sha256:{SECRET}"), "the lines before it are not those that were exported"),
+    (
+        replaced("patient", '"email":""', f'"email":"{SECRET}"'),
+        "the lines before it do not match its row counts and digest",
+    ),
+    (replaced("end", '"therapist":6', '"therapist":7'), "the lines before it do not match its row counts and digest"),
+    (replaced("end", "sha256:", f"sha256:{SECRET}"), "the lines before it do not match its row counts and digest"),
 ]
 
 
@@ -278,9 +287,9 @@ def test_a_file_that_was_cut_off_anywhere_is_refused(source: str, tmp_path: Path
     [
         (without("therapist"), ""),
         (without("change_set"), ""),
-        (replaced("assignment", '"role":1', '"role":9'), "break a rule of assignment: "),
-        (replaced("therapist", '"status":1', '"status":9'), "break a rule of therapist: "),
-        (replaced("therapist", '"urn:x\\", \\"0', '"urn:x\\", \\"1'), "break a rule of therapist: "),
+        (replaced("assignment", '"role":1', '"role":9'), "violate a constraint of assignment: "),
+        (replaced("therapist", '"status":1', '"status":9'), "violate a constraint of therapist: "),
+        (replaced("therapist", '"urn:x\\", \\"0', '"urn:x\\", \\"1'), "violate a constraint of therapist: "),
     ],
     ids=range(5),
 )

@@ -74,7 +74,7 @@ def test_whoever_matches_throughout_is_seen_exactly_once_whatever_others_write(
     seen: list[str] = []
     after, turns = "", iter(plan.between)
     for _ in range(100):
-        page = store.list_people(kind, RecordQuery(name_prefix=mark), PageRequest(plan.size, after))
+        page = store.list_records(kind, RecordQuery(name_prefix=mark), PageRequest(plan.size, after))
         seen += [record[0] for record in page.records]
         after = page.next_after
         if not after:

@@ -52,7 +52,7 @@ def test_every_field_is_read_back_as_it_was_created(
     assert fields.items() <= created._asdict().items()
     assert set(fields) == set(kind.defaults)
     assert (created.created_us, created.updated_us, created.deleted_us) == (clock.now_us, clock.now_us, None)
-    assert getattr(created, kind.count) == 0
+    assert getattr(created, kind.count_column) == 0
     assert created.etag
     assert store.get(kind, "chosen") == created
 

@@ -11,7 +11,7 @@ from caseload_server.domain.requests import CallContext
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.postgres import connection_pool
 from caseload_server.store.backends.postgres import database as postgres
-from caseload_server.store.backends.postgres.database import Defect, PostgresDatabase
+from caseload_server.store.backends.postgres.database import PostgresDatabase, UnexpectedDatabaseError
 from caseload_server.store.backends.protocol import Transaction
 
 from tests.postgres.cluster import SAFE, Cluster
@@ -45,7 +45,7 @@ def proxy(postgres_url: str) -> Iterator[Proxy]:
 @pytest.fixture
 def cut_off(proxy: Proxy, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[RelationshipStore]:
     """A store whose connections go through the proxy, and that gives up early."""
-    monkeypatch.setattr(postgres, "_PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(postgres, "_RETRY_TIMEOUT_SECONDS", 0.5)
     database = PostgresDatabase(proxy.url)
     yield RelationshipStore(database, clock)
     database.close()
@@ -152,7 +152,7 @@ def test_a_commit_that_nobody_can_be_asked_about_is_unknown(
 def test_a_commit_that_no_connection_is_left_to_ask_about_is_unknown(
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection_pool, "PLACE_SECONDS", 0.5)
+    monkeypatch.setattr(connection_pool, "ACQUIRE_TIMEOUT_SECONDS", 0.5)
     database = PostgresDatabase(proxy.url, connections=1)
     begun = threading.Event()
 
@@ -212,7 +212,7 @@ def test_two_at_once_under_one_request_id_write_once(store: RelationshipStore) -
 
 def test_nothing_of_the_drivers_error_leaves_but_the_state_and_the_constraint(store: RelationshipStore) -> None:
     store.create(PATIENT, "p", {"display_name": "Canary-Name", "email": "canary@example.org"}, CALL)
-    with pytest.raises(Defect) as defect:
+    with pytest.raises(UnexpectedDatabaseError) as defect:
         run(store, "UPDATE patient SET status = 9")
     assert defect.value.args == ("23514", "patient_status_check")
     whole: list[BaseException | None] = [defect.value]
@@ -250,7 +250,7 @@ class Waiting:
 
     def __init__(self, cluster: Cluster, url: str, clock: Clock) -> None:
         self.cluster = cluster
-        self.database = PostgresDatabase(url, commit_seconds=0.3)
+        self.database = PostgresDatabase(url, commit_timeout_seconds=0.3)
         self.store = RelationshipStore(self.database, clock)
 
     def stand_by(self, names: str) -> None:
@@ -293,7 +293,7 @@ def test_a_commit_that_waits_for_its_standby_is_unknown_and_never_cancelled(wait
 
 
 def test_a_commit_whose_wait_someone_ends_is_not_acknowledged(waiting: Waiting) -> None:
-    waiting.database._commit_seconds = 10
+    waiting.database._commit_timeout_seconds = 10
 
     def cancel() -> None:
         with waiting.cluster.connect() as admin:

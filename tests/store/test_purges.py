@@ -39,7 +39,7 @@ CANARY = "Zebrafinch"
 
 def purge(store: RelationshipStore, before_us: int) -> list[tuple[str, int, int]]:
     """What each commit erased."""
-    return [(kind.name, *erased) for kind in (PATIENT, THERAPIST) for erased in store.purge_people(kind, before_us)]
+    return [(kind.name, *erased) for kind in (PATIENT, THERAPIST) for erased in store.purge_records(kind, before_us)]
 
 
 def gone(store: RelationshipStore, kind: AnyKind, *ids: str) -> None:
@@ -66,7 +66,7 @@ def test_who_was_deleted_before_a_time_is_erased_and_nobody_else(
     delete(store, kind, "b")
     clock.advance(10)
     delete(store, kind, "c")
-    assert store.purge_due(kind, moment) == 1  # at that time is not before it
+    assert store.count_purgeable(kind, moment) == 1  # at that time is not before it
     assert purge(store, moment) == [(kind.name, 1, 0)]
     assert run(store, "SELECT kind, record_id FROM purged") == [(kind.name, "a")]
     assert [store.get(kind, one).deleted_us is None for one in "bcd"] == [False, False, True]
@@ -95,11 +95,11 @@ def everything(store: RelationshipStore) -> list[Any]:
 @both_kinds
 def test_an_id_is_never_given_again(store: RelationshipStore, kind: AnyKind) -> None:
     gone(store, kind, "a")
-    head = store.head()
+    head = store.head_revision()
     for call in (CALL, VALIDATE, request("b")):
         with pytest.raises(errors.IdTaken):
             store.create(kind, "a", {"display_name": "Ada"}, call)
-    assert store.head() == head
+    assert store.head_revision() == head
     assert make(store, other(kind), "a")[0] == "a"  # of the other kind nobody had it
 
 
@@ -109,11 +109,13 @@ def test_the_database_itself_gives_no_id_again(store: RelationshipStore, kind: A
     gone(store, kind, "a")
     record = make(store, kind, "b")
     columns = ", ".join(record._fields)
-    copied = columns.replace(kind.id, "'a'", 1)
-    sql = f"INSERT INTO {kind.name} ({columns}) SELECT {copied} FROM {kind.name} WHERE {kind.id} = 'b' RETURNING 1"
+    copied = columns.replace(kind.id_column, "'a'", 1)
+    sql = (
+        f"INSERT INTO {kind.name} ({columns}) SELECT {copied} FROM {kind.name} WHERE {kind.id_column} = 'b' RETURNING 1"
+    )
     assert run(store, sql) == []
     assert run(store, sql.replace("'a'", "'c'")) == [(1,)]
-    assert run(store, f"SELECT {kind.id} FROM {kind.name} ORDER BY {kind.id}") == [("b",), ("c",)]
+    assert run(store, f"SELECT {kind.id_column} FROM {kind.name} ORDER BY {kind.id_column}") == [("b",), ("c",)]
 
 
 @both_kinds
@@ -123,7 +125,7 @@ def test_a_create_that_meets_a_purge_of_the_id_waits_for_it(store: RelationshipS
     is_erased = threading.Event()
 
     def slowly(transaction: Transaction) -> None:
-        transaction.run(f"DELETE FROM {kind.name} WHERE {kind.id} = 'a'")
+        transaction.run(f"DELETE FROM {kind.name} WHERE {kind.id_column} = 'a'")
         transaction.run("INSERT INTO purged VALUES (:kind, 'a')", {"kind": kind.name})
         is_erased.set()
         time.sleep(0.3)
@@ -201,7 +203,7 @@ def test_the_log_says_what_was_erased_and_by_whom(store: RelationshipStore, cloc
         Change(5, "", therapist_id, patient_id, None),
     ]
     assert store.list_changes(ChangeQuery(actor="cli:purge"), "", 10).change_sets == [change_set]
-    assert store.list_changes(ChangeQuery(**{kind.id: name}), "", 10).change_sets[-1] == change_set
+    assert store.list_changes(ChangeQuery(**{kind.id_column: name}), "", 10).change_sets[-1] == change_set
 
 
 def test_many_go_in_commits_that_keep_nobody_waiting(store: RelationshipStore) -> None:
@@ -220,7 +222,7 @@ def treated(store: RelationshipStore, kind: AnyKind, names: list[str], periods: 
     period = assign(store, *((names[0], stays) if kind is THERAPIST else (stays, names[0])))
     unassign(store, period.therapist_id, period.patient_id)
     columns = ", ".join(period._fields)
-    copied = columns.replace("assignment_id", "who.atom || 'more' || number.atom").replace(kind.id, "who.atom")
+    copied = columns.replace("assignment_id", "who.atom || 'more' || number.atom").replace(kind.id_column, "who.atom")
     run(
         store,
         f"INSERT INTO assignment ({columns}) SELECT {copied} FROM assignment, json_each(:names) AS who,"
@@ -237,9 +239,9 @@ def test_nobody_is_half_erased_between_two_commits(store: RelationshipStore, kin
     names = [f"n{number:03}" for number in range(120)]
     treated(store, kind, names, periods=10)
     steps = []
-    for step in store.purge_people(kind, 2**62):
+    for step in store.purge_records(kind, 2**62):
         steps.append(step)
-        if left := run(store, f"SELECT MIN({kind.id}) FROM {kind.name} WHERE deleted_us IS NOT NULL")[0][0]:
+        if left := run(store, f"SELECT MIN({kind.id_column}) FROM {kind.name} WHERE deleted_us IS NOT NULL")[0][0]:
             store.undelete(kind, str(left), CALL)
             query = requests.CaseloadQuery(str(left), states=(1, 2))
             assert len(assigned(store, kind, query).records) == 10
@@ -264,9 +266,9 @@ def test_a_purge_that_is_left_off_leaves_whole_what_it_did_not_come_to(store: Re
     for number in range(150):
         make(store, PATIENT, f"p{number:03}")
         delete(store, PATIENT, f"p{number:03}")
-    assert next(store.purge_people(PATIENT, 2**62)) == (100, 0)
+    assert next(store.purge_records(PATIENT, 2**62)) == (100, 0)
     assert run(store, "SELECT COUNT(*) FROM patient") == [(50,)]
-    assert store.purge_due(PATIENT, 2**62) == 50
+    assert store.count_purgeable(PATIENT, 2**62) == 50
     assert store.undelete(PATIENT, "p149", CALL).record.deleted_us is None
     assert purge(store, 2**62) == [("patient", 49, 0)]
     assert store.get(PATIENT, "p149").deleted_us is None
@@ -291,7 +293,7 @@ def test_purges_race_undeletes_and_creates_and_an_id_has_one_life(store: Relatio
     _, refusals = race(one, len(names) + 4)
     assert {type(refusal) for refusal in refusals} <= {errors.IdTaken, kind.not_found}
     purged = {name for (name,) in run(store, "SELECT record_id FROM purged")}
-    left = {name for (name,) in run(store, f"SELECT {kind.id} FROM {kind.name}")}
+    left = {name for (name,) in run(store, f"SELECT {kind.id_column} FROM {kind.name}")}
     assert purged | left == set(names)
     assert not purged & left
     made = [change.kind for one in log(store) for change in one.changes if change.kind == 1]

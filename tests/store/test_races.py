@@ -203,7 +203,7 @@ def test_a_delete_racing_assigns_leaves_no_deleted_record_with_a_caseload(
     assert kinds(refusals) <= {kind.deleted}
     record = store.get(kind, kind.name[0])
     assert record.deleted_us is not None
-    assert getattr(record, kind.count) == 0
+    assert getattr(record, kind.count_column) == 0
     assert run(store, "SELECT count(*) FROM assignment WHERE end_us IS NULL") == [(0,)]
 
 
@@ -230,7 +230,7 @@ def test_readers_beside_writers_see_whole_writes_only(store: RelationshipStore, 
             update(store, kind, "a", display_name=f"{number}", email=f"{number}@b")
             return []
         seen = [store.get(kind, "a") for _ in range(10)]
-        seen += [store.list_people(kind, RecordQuery(), PageRequest(1, "")).records[0] for _ in range(10)]
+        seen += [store.list_records(kind, RecordQuery(), PageRequest(1, "")).records[0] for _ in range(10)]
         return [record.email == f"{record.display_name}@b" for record in seen]
 
     done, refusals = race(one)

@@ -185,7 +185,7 @@ def test_what_had_nothing_to_write_is_remembered(store: RelationshipStore) -> No
     update(store, PATIENT, "p", email="a@b")
     order: Any = {"email": "a@b"}
     first = store.update(PATIENT, "p", "", order, request(ID))
-    assert first.revision == store.keys.revision(store.head())
+    assert first.revision == store.keys.revision(store.head_revision())
     changed = update(store, PATIENT, "p", email="c@d")
     assert store.update(PATIENT, "p", "", order, request(ID)) == first._replace(record=changed)
     assert store.get(PATIENT, "p").email == "c@d"

@@ -62,7 +62,7 @@ def test_writers_that_wait_share_the_next_commit(database: SqliteDatabase, store
     commits = count_commits(database)
     made = batch(database, [partial(make, store, THERAPIST, f"t{n:02}") for n in range(40)])
     assert len(commits) == 2
-    assert store.list_people(THERAPIST, requests.RecordQuery(), ALL).records == made
+    assert store.list_records(THERAPIST, requests.RecordQuery(), ALL).records == made
     assert head(store) == 40
 
 
@@ -73,7 +73,7 @@ def test_a_queue_longer_than_a_batch_takes_several_commits(
     commits = count_commits(database)
     made = batch(database, [partial(make, store, THERAPIST, f"t{n}") for n in range(10)])
     assert len(commits) == 4
-    assert store.list_people(THERAPIST, requests.RecordQuery(), ALL).records == made
+    assert store.list_records(THERAPIST, requests.RecordQuery(), ALL).records == made
 
 
 def test_a_writer_alone_waits_for_nobody(database: SqliteDatabase, store: RelationshipStore) -> None:
@@ -168,7 +168,7 @@ def test_a_lock_held_too_long_is_busy_and_reading_goes_on(
     path: Path, store: RelationshipStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(store, PATIENT, "p")
-    monkeypatch.setattr(sqlite, "_BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(sqlite, "_BUSY_TIMEOUT_SECONDS", 0.1)
     before = dump(store)
     with locked(path):
         began = time.monotonic()
@@ -193,7 +193,7 @@ def test_a_lock_held_for_a_while_is_waited_for(path: Path, store: RelationshipSt
 
 def test_reading_sees_one_state_while_others_write(database: SqliteDatabase, store: RelationshipStore) -> None:
     make(store, PATIENT, "p")
-    with database.reading() as transaction:
+    with database.snapshot() as transaction:
         rows = "SELECT patient_id FROM patient"
         assert transaction.run(rows) == [("p",)]
         writer = threading.Thread(target=make, args=(store, PATIENT, "q"))
@@ -206,7 +206,7 @@ def test_reading_sees_one_state_while_others_write(database: SqliteDatabase, sto
 def test_an_abandoned_reading_lets_go_of_its_state(database: SqliteDatabase, store: RelationshipStore) -> None:
     for number in range(3):
         make(store, PATIENT, f"p{number}")
-    with pytest.raises(ZeroDivisionError), database.reading() as transaction:  # noqa: PT012 - left half-way
+    with pytest.raises(ZeroDivisionError), database.snapshot() as transaction:  # noqa: PT012 - left half-way
         next(transaction.rows("SELECT * FROM patient", {}))
         raise ZeroDivisionError
     make(store, PATIENT, "q")

@@ -68,7 +68,7 @@ def test_a_backup_is_one_revision_whatever_is_written_meanwhile(
 def test_writes_between_two_bits_of_a_backup_neither_come_in_nor_begin_it_anew(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path, store: RelationshipStore, clock: Clock
 ) -> None:
-    monkeypatch.setattr(backups, "_PAGES_AT_ONCE", 1)
+    monkeypatch.setattr(backups, "_PAGES_PER_STEP", 1)
     make(store, THERAPIST, "before")
     bits: list[int] = []
 

@@ -150,7 +150,7 @@ def test_a_disk_that_cannot_be_read_is_unavailable_and_the_store_goes_on_after(
     for call in (
         lambda: fragile.get(PATIENT, "p"),
         lambda: fragile.batch_get(PATIENT, ["p"]),
-        lambda: fragile.list_people(PATIENT, requests.RecordQuery(), ALL),
+        lambda: fragile.list_records(PATIENT, requests.RecordQuery(), ALL),
         lambda: fragile.list_patient_therapists(requests.CaseloadQuery("p"), ALL),
         lambda: update(fragile, PATIENT, "p", email="a@b"),
     ):

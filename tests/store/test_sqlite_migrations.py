@@ -92,7 +92,7 @@ def test_a_file_of_the_first_step_keeps_its_rows_and_can_be_purged(path: Path) -
     assert migrate(path) == later
     store = RelationshipStore(SqliteDatabase(path), lambda: 1)
     assert [run(store, f"SELECT * FROM {table}") for table in TABLES if table != "purged"] == before
-    assert list(store.purge_people(PATIENT, 2)) == [(1, 0)]
+    assert list(store.purge_records(PATIENT, 2)) == [(1, 0)]
     assert store.get(PATIENT, kept.patient_id) == kept
     store.close()
 

@@ -46,7 +46,7 @@ def store(database: SqliteDatabase, clock: Clock) -> RelationshipStore:
 def test_a_list_of_assignments_walks_its_index_in_order(
     store: RelationshipStore, query: dict[str, Any], index: str
 ) -> None:
-    sql, parameters = assignments.listing(requests.AssignmentQuery(**query))
+    sql, parameters = assignments.select_assignments(requests.AssignmentQuery(**query))
     plan = [row[3] for row in run(store, f"EXPLAIN QUERY PLAN {sql}", {**parameters, "after": "", "limit": 1})]
     assert len(plan) == 1
     assert plan[0].split("INDEX ")[1].split()[0] == index
@@ -74,22 +74,22 @@ def plan_of(store: RelationshipStore, sql: str, parameters: dict[str, Value]) ->
 def test_a_list_of_people_walks_its_index_from_page_to_page(
     store: RelationshipStore, kind: Any, query: dict[str, Any], index: str
 ) -> None:
-    plan = plan_of(store, *lists.of_people(kind, requests.RecordQuery(**query)))
+    plan = plan_of(store, *lists.select_records(kind, requests.RecordQuery(**query)))
     walks = [step for step in plan if f"INDEX {index} " in step]
     assert len(walks) == max(map(len, (query.get("specialties", query.get("statuses", ())), "1")))
-    assert all(f"{kind.id}>?" in step for step in walks)
+    assert all(f"{kind.id_column}>?" in step for step in walks)
     assert not [step for step in plan if "TEMP B-TREE" in step or step.startswith("SCAN")], plan
 
 
 @pytest.mark.parametrize("query", [{"as_of_us": 5}, {"roles": (1, 2)}, {"roles": (1,), "as_of_us": 5}], ids=str)
 def test_periods_of_all_are_merged_in_order(store: RelationshipStore, query: dict[str, Any]) -> None:
-    plan = plan_of(store, *assignments.listing(requests.AssignmentQuery(**query)))
+    plan = plan_of(store, *assignments.select_assignments(requests.AssignmentQuery(**query)))
     assert not [step for step in plan if "TEMP B-TREE" in step or step.startswith("SCAN")], plan
     assert not [step for step in plan if "PRIMARY KEY (assignment_id>?)" in step], plan
 
 
 def test_the_patients_of_a_therapist_are_listed_from_the_active_ones(store: RelationshipStore) -> None:
-    sql, parameters = assignments.listing_with(THERAPIST, PATIENT, requests.CaseloadQuery("t"))
+    sql, parameters = assignments.select_caseload(THERAPIST, PATIENT, requests.CaseloadQuery("t"))
     plan = [row[3] for row in run(store, f"EXPLAIN QUERY PLAN {sql}", {**parameters, "after": "", "limit": 1})]
     assert "assignment_active_by_therapist" in plan[0]
     assert not [step for step in plan if "TEMP B-TREE" in step]
@@ -121,9 +121,9 @@ def test_a_check_looks_at_the_pairs_periods_only(store: RelationshipStore) -> No
 
 @pytest.mark.parametrize("given", [n for k in (1, 2, 3) for n in itertools.combinations(ChangeQuery._fields, k)])
 def test_each_filter_walks_an_index(store: RelationshipStore, given: tuple[str, ...]) -> None:
-    wanted, parameters = change_log._wanted(ChangeQuery(**dict.fromkeys(given, "x")))
-    sql = change_log._PAGE.format(wanted=wanted)
-    plan = run(store, f"EXPLAIN QUERY PLAN {sql}", {**parameters, "after": 0, "limit": 10, "lines": 10})
+    revisions, parameters = change_log._select_revisions(ChangeQuery(**dict.fromkeys(given, "x")))
+    sql = change_log._SELECT_PAGE.format(revisions=revisions)
+    plan = run(store, f"EXPLAIN QUERY PLAN {sql}", {**parameters, "after": 0, "limit": 10, "max_rows": 10})
     steps = [row[3] for row in plan]
-    assert [step for step in steps if step.startswith("SCAN") and "wanted" not in step] == []
+    assert [step for step in steps if step.startswith("SCAN") and "matching" not in step] == []
     assert not any("TEMP B-TREE FOR ORDER BY" in step for step in steps), steps

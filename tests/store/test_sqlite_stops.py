@@ -73,7 +73,7 @@ def test_a_reading_that_a_close_overtakes_ends_whole_or_in_words_of_ours(
         make(store, PATIENT, f"p{number}")
     closing = threading.Thread(target=store.close)
     seen: list[Any] = []
-    with suppress(errors.ShuttingDown, errors.StoreUnavailable), database.reading() as transaction:
+    with suppress(errors.ShuttingDown, errors.StoreUnavailable), database.snapshot() as transaction:
         rows = transaction.rows("SELECT patient_id FROM patient", {})
         seen.append(next(rows))
         closing.start()
@@ -140,7 +140,7 @@ def test_a_close_among_readers_is_clean(store: RelationshipStore) -> None:
             if stop.is_set():
                 return
             try:
-                store.list_people(PATIENT, requests.RecordQuery(name_prefix="ada"), ALL)
+                store.list_records(PATIENT, requests.RecordQuery(name_prefix="ada"), ALL)
             except Exception as error:  # noqa: BLE001 - it is what the test looks at
                 failures.append(type(error))
                 return

@@ -70,7 +70,7 @@ def listed(store: RelationshipStore, query: RecordQuery) -> list[tuple[str, str,
     found: list[tuple[str, str, str]] = []
     after = ""
     while True:
-        page = store.list_people(PATIENT, query, PageRequest(7, after))
+        page = store.list_records(PATIENT, query, PageRequest(7, after))
         found += [(one.patient_id, one.display_name, one.identifiers) for one in page.records]
         if not (after := page.next_after):
             return found

@@ -272,7 +272,7 @@ def test_an_empty_caseload_moves_to_anyone_and_writes_nothing(ward: Relationship
     before = dump(ward)
     outcome = transfer(ward, "u", "t")
     assert (outcome.ended, outcome.active) == ([], [])
-    assert outcome.revision == ward.keys.revision(ward.head())
+    assert outcome.revision == ward.keys.revision(ward.head_revision())
     assert dump(ward) == before
 
 
@@ -321,11 +321,11 @@ def test_a_replay_answers_the_first_call_with_the_periods_as_they_are_now(
     clock.advance(60)
     assign(ward, "s", "d")
     over = unassign(ward, "t", "c")
-    head = ward.head()
+    head = ward.head_revision()
     again = transfer(ward, "s", "t", call=remembered(ID))
     active = [over if one.assignment_id == over.assignment_id else one for one in first.active]
     assert again == first._replace(active=active)
-    assert (ward.head(), count(ward, "s")) == (head, 1)
+    assert (ward.head_revision(), count(ward, "s")) == (head, 1)
 
 
 def test_what_only_validates_answers_what_would_be_and_changes_nothing(ward: RelationshipStore) -> None:

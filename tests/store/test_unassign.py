@@ -69,7 +69,7 @@ def test_unassigning_two_who_were_never_assigned(pair: RelationshipStore) -> Non
     assign(pair, "u")
     with pytest.raises(errors.AssignmentNotFound):
         pair.unassign(Unassign("t", "p"), CALL)
-    head = pair.list_people(PATIENT, requests.RecordQuery(), requests.PageRequest(1, "")).revision
+    head = pair.list_records(PATIENT, requests.RecordQuery(), requests.PageRequest(1, "")).revision
     assert pair.unassign(Unassign("t", "p", allow_missing=True), CALL) == results.UnassignResult(None, False, head)
     with pytest.raises(errors.TherapistNotFound):
         pair.unassign(Unassign("x", "p", allow_missing=True), CALL)

@@ -7,23 +7,23 @@ import pytest
 from caseload_server.domain.enums import END_ENTERED_IN_ERROR, ROLE_PRIMARY
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.portability import verify
-from caseload_server.store.portability.verify import Broken, Contents, broken_rules
+from caseload_server.store.portability.verify import BrokenRule, ContentCheck, broken_rules
 
 from tests.store.steps import assign, delete, make, request, run, unassign, update
 
 
-def broken(store: RelationshipStore) -> dict[str, Broken]:
+def broken(store: RelationshipStore) -> dict[str, BrokenRule]:
     """What is reported, by the rule."""
-    with store._database.reading() as transaction:
-        found = [*broken_rules(transaction), *Contents(transaction).read(lambda _: None)]
+    with store._database.snapshot() as transaction:
+        found = [*broken_rules(transaction), *ContentCheck(transaction).read(lambda _: None)]
     return {one.rule: one for one in found}
 
 
 def digest(store: RelationshipStore) -> str:
-    with store._database.reading() as transaction:
-        contents = Contents(transaction)
+    with store._database.snapshot() as transaction:
+        contents = ContentCheck(transaction)
         assert list(contents.read(lambda _: None)) == []
-    return contents.tally.digest
+    return contents.content_digest.digest
 
 
 @pytest.fixture
@@ -77,40 +77,40 @@ BREAKS: list[tuple[str, list[str], list[str]]] = [
         ["p", "q"],
     ),
     (
-        "a deleted therapist, or one of the last status, has no active assignment",
+        "a deleted or inactive therapist has no active assignment",
         ["UPDATE therapist SET active_patient_count = 0, deleted_us = 1 WHERE therapist_id = 't'"],
         ["t"],
     ),
     (
-        "a deleted therapist, or one of the last status, has no active assignment",
+        "a deleted or inactive therapist has no active assignment",
         ["UPDATE therapist SET active_patient_count = 0, status = 3 WHERE therapist_id = 't'"],
         ["t"],
     ),
     (
-        "a deleted patient, or one of the last status, has no active assignment",
+        "a deleted or discharged patient has no active assignment",
         ["UPDATE patient SET active_therapist_count = 0, deleted_us = 1 WHERE patient_id = 'p'"],
         ["p"],
     ),
     (
-        "a deleted patient, or one of the last status, has no active assignment",
+        "a deleted or discharged patient has no active assignment",
         ["UPDATE patient SET active_therapist_count = 0, status = 2 WHERE patient_id = 'p'"],
         ["p"],
     ),
     *(
         (
-            f"an identifier is that of one {kind} that is not deleted",
+            f"an identifier belongs to one {kind} that is not deleted",
             [f"UPDATE {kind}_identifier SET value = 'A-1'"],
             [first],
         )
         for kind, first in (("therapist", "t"), ("patient", "p"))
     ),
     (
-        "the id of a purged therapist is that of no other",
+        "the id of a purged therapist is not in use",
         ["INSERT INTO purged (kind, record_id) VALUES ('therapist', 't'), ('patient', 't')"],
         ["t"],
     ),
     (
-        "the id of a purged patient is that of no other",
+        "the id of a purged patient is not in use",
         ["INSERT INTO purged (kind, record_id) VALUES ('therapist', 'q'), ('patient', 'q')"],
         ["q"],
     ),
@@ -125,12 +125,12 @@ BREAKS: list[tuple[str, list[str], list[str]]] = [
         ["q"],
     ),
     (
-        "a pair has one active assignment at most",
+        "a pair has at most one active assignment",
         [copied("assignment", "assignment_id='0', role=3", ACTIVE_P)],
         ["0"],
     ),
     (
-        "a patient has one active PRIMARY assignment at most",
+        "a patient has at most one active PRIMARY assignment",
         ["UPDATE assignment SET assignment_id = '0', role = 1 WHERE patient_id = 'p' AND therapist_id = 'u'"],
         ["0"],
     ),
@@ -145,30 +145,30 @@ BREAKS: list[tuple[str, list[str], list[str]]] = [
         [],
     ),
     (
-        "the revisions of the log have no gap from the oldest kept to the newest",
+        "the change log has every revision from the oldest to the head",
         ["DELETE FROM change WHERE revision IN (1, 4, 11)", "DELETE FROM change_set WHERE revision IN (1, 4, 11)"],
         ["1", "4", "11"],
     ),
     (
-        "no revision is newer than the newest, or as old as what was purged",
+        "no revision is newer than the head, or was purged",
         ["UPDATE store SET head_revision = 10, oldest_revision = 1"],
         ["1", "11", "11"],
     ),
     ("each change set has changes", ["DELETE FROM change WHERE revision = 3"], ["3"]),
-    ("each revision in change is that of a change_set", [copied("change", "revision=99", "revision = 3")], ["99"]),
+    ("each revision in change exists in change_set", [copied("change", "revision=99", "revision = 3")], ["99"]),
     (
-        "each therapist_id in assignment is that of a therapist",
+        "each therapist_id in assignment exists in therapist",
         ["UPDATE assignment SET therapist_id = 'nobody' WHERE therapist_id = 'u' AND patient_id = 'p'"],
         ["nobody"],
     ),
     (
-        "each patient_id in assignment is that of a patient",
+        "each patient_id in assignment exists in patient",
         ["UPDATE assignment SET patient_id = 'nobody' WHERE therapist_id = 'u' AND patient_id = 'p'"],
         ["nobody"],
     ),
     *(
         (
-            f"each {kind}_id in {kind}_{table} is that of a {kind}",
+            f"each {kind}_id in {kind}_{table} exists in {kind}",
             [f"UPDATE {kind}_{table} SET {kind}_id = 'nobody'"],
             ["nobody", "nobody"][: 1 if table == "specialty" else 2],
         )
@@ -178,7 +178,7 @@ BREAKS: list[tuple[str, list[str], list[str]]] = [
     ),
     *(
         (
-            f"each {kind}_id in {kind}_name_word is that of a {kind}",
+            f"each {kind}_id in {kind}_name_word exists in {kind}",
             [f"UPDATE {kind}_name_word SET {kind}_id = 'nobody' WHERE {kind}_id = '{one}' AND word = 'ada'"],
             ["nobody"],
         )
@@ -222,16 +222,14 @@ def test_people_who_are_not_found_by_what_their_records_say_are_reported(
     ward: RelationshipStore, table: str, statement: str, ids: list[str]
 ) -> None:
     run(ward, statement)
-    assert broken(ward) == {
-        f"{table} says what the records say": Broken(f"{table} says what the records say", len(ids), ids)
-    }
+    assert broken(ward) == {f"{table} matches the records": BrokenRule(f"{table} matches the records", len(ids), ids)}
 
 
 @pytest.mark.parametrize("column", ["identifiers", "specialties", "annotations"])
 @pytest.mark.parametrize("text", ["[", '[["a"]]', "7", '{"a":1}', '["a",1]'])
 def test_json_that_is_none_of_a_record_s_is_reported(ward: RelationshipStore, column: str, text: str) -> None:
     run(ward, f"UPDATE therapist SET {column} = :text WHERE therapist_id = 'u'", {"text": text})
-    found = broken(ward)[f"{column} of a therapist is the JSON that it must be"]
+    found = broken(ward)[f"{column} of each therapist is valid JSON for its column"]
     assert (found.records, found.ids) == (1, ["u"])
 
 

@@ -136,7 +136,7 @@ def crowd(store: RelationshipStore, therapist_id: str, count: int) -> list[str]:
 
 def fill(store: RelationshipStore, sets: int, lines: int) -> None:
     """Change sets of so many lines each, as large as ids can make them."""
-    head = store.head()
+    head = store.head_revision()
     numbers = {"first": head + 1, "last": head + sets}
     series = "WITH RECURSIVE n(r) AS (SELECT :first UNION ALL SELECT r + 1 FROM n WHERE r < :last)"
     run(store, f"{series} INSERT INTO change_set SELECT r, 0, 'importer', 'm', '' FROM n", dict(numbers))

@@ -1,4 +1,4 @@
-"""Files that stand at their name only when they are whole."""
+"""Files that appear under their name only when they are complete."""
 
 import fcntl
 import os
@@ -9,89 +9,92 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-COMPANIONS: Final = ("", "-wal", "-shm", "-journal")
-"""What the names of the files end in that SQLite keeps beside a database, after its own."""
-EXISTS: Final = "the file, or a -wal file of an earlier one, exists already"
-_ENDING: Final = {signal.SIGINT, signal.SIGTERM}
-_BEING_WRITTEN: Final = "another run is writing the file"
+SQLITE_SUFFIXES: Final = ("", "-wal", "-shm", "-journal")
+"""Suffixes of a SQLite database and of the files beside it."""
+FILE_EXISTS: Final = "the file already exists, or a -wal file of an earlier database does"
+_BEING_WRITTEN: Final = "another process is writing the file"
+_STOP_SIGNALS: Final = {signal.SIGINT, signal.SIGTERM}
 
 
 @contextmanager
-def new_file(target: Path) -> Iterator[Path]:
-    """An empty file, its user's alone, to be filled in the with block; then it is the target.
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Yields an empty file with mode 0600 to fill. At the end of the with block it gets the target's name.
 
-    It lies in a hidden folder beside the target, of which nothing is left where the block raises. What a process left
-    that was killed, the next one for the same target removes. Raises FileExistsError, with a text; OSError. A -wal file
-    of an earlier database counts as existing: SQLite would play it into the new one.
+    The file lies in a hidden folder beside the target. An exception removes the folder. What a killed process left
+    there, the next run for the same target removes. A -wal file of an earlier database counts as existing: SQLite
+    would replay it into the new one. Raises FileExistsError, with a text; OSError.
     """
-    with _own_folder(target.with_name(f".{target.name}.part")) as folder:
-        if any(target.with_name(f"{target.name}{end}").exists() for end in COMPANIONS):
-            raise FileExistsError(EXISTS)
-        part = folder / target.name
-        part.touch(0o600)
-        yield part
-        _sync(part)
-        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
-        _place(part, target)
-        _sync(target.parent)
+    with _locked_folder(target.with_name(f".{target.name}.part")) as folder:
+        if any(target.with_name(f"{target.name}{suffix}").exists() for suffix in SQLITE_SUFFIXES):
+            raise FileExistsError(FILE_EXISTS)
+        partial_file = folder / target.name
+        partial_file.touch(0o600)
+        yield partial_file
+        _fsync(partial_file)
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        _publish(partial_file, target)
+        _fsync(target.parent)
 
 
 @contextmanager
-def _own_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder that nobody else uses, for the length of the with block."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+def _locked_folder(folder: Path) -> Iterator[Path]:
+    """Yields an empty folder that no other process uses, and removes it."""
+    previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
-        descriptor = _locked(folder)
+        descriptor = _create_and_lock(folder)
         try:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            for left in folder.iterdir():
-                left.unlink()
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
+            for leftover in folder.iterdir():
+                leftover.unlink()
             yield folder
         finally:
-            signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+            signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
             shutil.rmtree(folder, ignore_errors=True)
             os.close(descriptor)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
 
 
-def _locked(folder: Path) -> int:
-    """Makes the folder where it is not there, and locks it until the descriptor is closed, or its process ends."""
+def _create_and_lock(folder: Path) -> int:
+    """Creates the folder if needed, and locks it. Returns the descriptor that holds the lock until it is closed.
+
+    The end of the process closes it too. Raises FileExistsError.
+    """
     with suppress(FileExistsError):
         folder.mkdir(0o700)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    if not _is_free(descriptor, folder):
+    if not _try_lock(descriptor, folder):
         os.close(descriptor)
         raise FileExistsError(_BEING_WRITTEN)
     return descriptor
 
 
-def _is_free(descriptor: int, folder: Path) -> bool:
-    """Locks it, unless another run has done so, or has just removed it."""
+def _try_lock(descriptor: int, folder: Path) -> bool:
+    """Locks the folder. Returns False if another process holds the lock, or has just removed the folder."""
     with suppress(BlockingIOError, FileNotFoundError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         opened = os.fstat(descriptor)
-        # Nor does anyone else lay one out for us, such as in /tmp.
+        # A folder of another user is refused: in /tmp, say, anyone could have prepared it.
         return os.path.samestat(opened, folder.stat()) and opened.st_uid == os.geteuid()
     return False
 
 
-def _place(part: Path, target: Path) -> None:
-    """Gives the file its name, unless there is one by that name. Raises FileExistsError.
+def _publish(partial_file: Path, target: Path) -> None:
+    """Gives the file its name. Raises FileExistsError if the name is taken.
 
-    At once, so that nothing else is ever seen at the name; but on a file system without links an empty file is, for a
-    moment, and stays where the process is killed in it.
+    A link is atomic, so no other file is ever visible under the name. On a file system without links an empty file is
+    visible for a moment, and remains if the process is killed then.
     """
     try:
-        os.link(part, target)
+        os.link(partial_file, target)
     except FileExistsError:
-        raise FileExistsError(EXISTS) from None
+        raise FileExistsError(FILE_EXISTS) from None
     except OSError:  # a file system without links
         os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        part.replace(target)
+        partial_file.replace(target)
 
 
-def _sync(path: Path) -> None:
+def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""What was written down wrongly about a period is put right; what stood there before is not kept."""
+"""Corrections of assignments that were recorded wrongly. The previous values are not kept."""
 
 from typing import Any, Final
 
@@ -11,13 +11,15 @@ from caseload_server.store.backends.protocol import Value
 from caseload_server.store.records import PATIENT
 from caseload_server.store.write import Write
 
-_FIELDS: Final = {"focus": "focus", "start_us": "start_time", "end_us": "end_time", "end_reason": "end_reason"}
+_CONTRACT_NAMES: Final = {"focus": "focus", "start_us": "start_time", "end_us": "end_time", "end_reason": "end_reason"}
+"""The columns that can be corrected, with the names of their fields in the contract."""
 _SERVER_REASONS: Final = {enums.END_TRANSFERRED, enums.END_RECORD_DELETED, enums.END_REPLACED}
+"""End reasons that only the server sets."""
 _UPDATE = """
 UPDATE assignment SET focus = :focus, start_us = :start_us, end_us = :end_us, end_reason = :end_reason,
     updated_us = :updated_us, etag = :etag
 WHERE assignment_id = :assignment_id"""
-_OVERLAP = f"""
+_SELECT_OVERLAPPING = f"""
 SELECT assignment_id FROM assignment
 WHERE patient_id = :patient_id AND assignment_id <> :assignment_id
     AND end_reason <> {enums.END_ENTERED_IN_ERROR}
@@ -25,16 +27,16 @@ WHERE patient_id = :patient_id AND assignment_id <> :assignment_id
     AND (end_us IS NULL OR (end_us > :start_us AND end_us > start_us))
     AND start_us < :before_us
 LIMIT 1"""
-_FOR_EVER_US: Final = 2**63 - 1
+_MAX_TIME_US: Final = 2**63 - 1
 
 
 def correct(write: Write, assignment_id: str, etag: str, fields: Correction) -> tuple[list[Assignment], bool]:
-    """Sets focus, start, end or end reason: the period, and whether anything differed.
+    """Corrects focus, start, end or end reason. Returns the period, and whether any field changed.
 
     Raises, in this order: AssignmentNotFound, EtagMismatch, InvalidField, PeriodOverlaps.
     """
     patient_id = assignments.require(write, assignment_id).patient_id
-    records.find(write, PATIENT, patient_id)  # its row lock comes before any assignment write
+    records.find(write, PATIENT, patient_id)  # every assignment write locks the patient first
     period = assignments.require(write, assignment_id)
     if etag and etag != period.etag:
         raise errors.EtagMismatch
@@ -42,22 +44,22 @@ def correct(write: Write, assignment_id: str, etag: str, fields: Correction) -> 
     if not differing:
         return [period], False
     corrected = period._replace(**differing, updated_us=write.now_us, etag=write.new_etag())
-    _check(period, corrected, differing)
+    _validate(period, corrected, differing)
     _refuse_overlap(write, corrected)
     write.run(_UPDATE, {name: value for name, value in corrected._asdict().items() if f":{name}" in _UPDATE})
-    write.record_change(enums.CHANGE_UPDATED, corrected, *(_FIELDS[name] for name in differing))
+    write.record_change(enums.CHANGE_UPDATED, corrected, *(_CONTRACT_NAMES[name] for name in differing))
     return [corrected], True
 
 
-def _check(period: Assignment, corrected: Assignment, differing: dict[str, Any]) -> None:
-    """Raises InvalidField for what cannot be corrected in this period."""
-    for name in differing.keys() - _FIELDS.keys():
+def _validate(period: Assignment, corrected: Assignment, differing: dict[str, Any]) -> None:
+    """Raises InvalidField for a field that cannot be corrected in this period."""
+    for name in differing.keys() - _CONTRACT_NAMES.keys():
         raise InvalidField(Violation(f"assignment.{name}", "must not change"))
     if period.end_us is None:
         for name in ("end_us", "end_reason"):
             if name in differing:
                 text = "must not be set on an active assignment: unassign ends it"
-                raise InvalidField(Violation(f"assignment.{_FIELDS[name]}", text))
+                raise InvalidField(Violation(f"assignment.{_CONTRACT_NAMES[name]}", text))
     elif corrected.end_us is None:
         raise InvalidField(Violation("assignment.end_time", "is required on an ended assignment"))
     elif corrected.end_us < corrected.start_us:
@@ -67,7 +69,7 @@ def _check(period: Assignment, corrected: Assignment, differing: dict[str, Any])
 
 
 def _refuse_overlap(write: Write, period: Assignment) -> None:
-    """Raises PeriodOverlaps. A period entered in error, or an empty one, is never in force."""
+    """Raises PeriodOverlaps. An empty period, or one entered in error, overlaps nothing: it was never in force."""
     if period.end_reason == enums.END_ENTERED_IN_ERROR or period.start_us == period.end_us:
         return
     span: dict[str, Value] = {
@@ -75,8 +77,8 @@ def _refuse_overlap(write: Write, period: Assignment) -> None:
         "therapist_id": period.therapist_id,
         "assignment_id": period.assignment_id,
         "start_us": period.start_us,
-        "before_us": _FOR_EVER_US if period.end_us is None else period.end_us,
+        "before_us": _MAX_TIME_US if period.end_us is None else period.end_us,
         "exclusive_role": enums.ROLE_PRIMARY if period.role == enums.ROLE_PRIMARY else 0,
     }
-    for (other_id,) in write.run(_OVERLAP, span):
+    for (other_id,) in write.run(_SELECT_OVERLAPPING, span):
         raise errors.PeriodOverlaps(assignment_id=other_id)

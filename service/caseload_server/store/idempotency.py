@@ -1,4 +1,4 @@
-"""The outcomes that a repeated request_id is answered with."""
+"""Idempotency of writes: a repeated request_id is answered with the outcome of the first write (AIP-155)."""
 
 from typing import Final, NamedTuple
 
@@ -9,31 +9,31 @@ from caseload_server.store.backends.protocol import Parameters, Transaction, Val
 from caseload_server.store.store_keys import StoreKeys
 
 SERVER_GENERATED_PREFIX: Final = "server:"
-"""The start of a request_id that the caller did not send: the server makes one where a commit may be ambiguous."""
+"""Starts a request_id that the server generated, because the caller sent none and a commit may be ambiguous."""
 
-# A claim is written and not only looked up. Of two calls at once the second waits here for the first, and the answer to
-# a repeat is committed behind the first one's commit, also on a standby.
+# The claim writes a row instead of only reading one. So of two concurrent calls the second waits here for the first,
+# and the answer to a repeat commits after the first write, also on a standby.
 _CLAIM = """
 INSERT INTO request (actor, request_id, method, fingerprint, record_ids, effect, revision, created_us)
 VALUES (:actor, :request_id, :method, :fingerprint, '', 0, -1, :now_us)
 ON CONFLICT (actor, request_id) DO UPDATE SET actor = excluded.actor
 RETURNING method, fingerprint, record_ids, effect, revision, created_us"""
-_REMEMBER = """
+_STORE_OUTCOME = """
 UPDATE request SET method = :method, fingerprint = :fingerprint, record_ids = :record_ids, effect = :effect,
     revision = (SELECT head_revision FROM store), created_us = :now_us
 WHERE actor = :actor AND request_id = :request_id
 RETURNING revision"""
-_EXPIRE = """
+_DELETE_EXPIRED = """
 DELETE FROM request WHERE (actor, request_id) IN (
     SELECT actor, request_id FROM request WHERE created_us <= :since_us ORDER BY created_us LIMIT 2{skip_locked})"""
 
 
 class StoredOutcome(NamedTuple):
-    """What a request_id was answered with."""
+    """The answer to a request_id."""
 
     record_ids: list[str]
     effect: int
-    """How many records the write changed, in the sense of its verb: created, ended, moved."""
+    """Number of records that the write created, ended or moved, depending on its verb."""
     revision: int
 
 
@@ -54,7 +54,7 @@ class IdempotencyKey:
         }
 
     def find_replay(self) -> StoredOutcome | None:
-        """Claims the request_id: the outcome of an earlier write with it, or None. Raises RequestIdReused."""
+        """Claims the request_id. Returns the outcome of an earlier write with it, if any. Raises RequestIdReused."""
         if not self._call.request_id:
             return None
         [(method, fingerprint, record_ids, effect, revision, created_us)] = self._run(_CLAIM, self._claim)
@@ -64,14 +64,14 @@ class IdempotencyKey:
             raise errors.RequestIdReused
         return StoredOutcome(record_ids.split(), effect, revision)
 
-    def remember(self, record_ids: str, effect: int, *, skip_locked: str) -> list[tuple[str, Parameters]]:
-        """The statements that keep the outcome, the one with the revision first. None without a request_id.
+    def store_outcome(self, record_ids: str, effect: int, *, skip_locked: str) -> list[tuple[str, Parameters]]:
+        """Returns the statements that store the outcome. The first returns the revision. Empty without a request_id.
 
-        Args: record_ids, with spaces between; skip_locked, what a SELECT ends in to leave out locked rows.
+        Args: record_ids, separated by spaces; skip_locked, the clause that makes a SELECT skip locked rows.
         """
         if not self._call.request_id:
             return []
         outcome = {**self._claim, "record_ids": record_ids, "effect": effect}
-        # Two expired outcomes go for each one that is kept, so that none pile up.
-        expire = _EXPIRE.format(skip_locked=skip_locked)
-        return [(_REMEMBER, outcome), (expire, {"since_us": self._now_us - IDEMPOTENCY_TTL_US})]
+        # Each write deletes up to two expired outcomes and stores one, so that they do not accumulate.
+        delete_expired = _DELETE_EXPIRED.format(skip_locked=skip_locked)
+        return [(_STORE_OUTCOME, outcome), (delete_expired, {"since_us": self._now_us - IDEMPOTENCY_TTL_US})]

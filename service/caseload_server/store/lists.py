@@ -1,4 +1,4 @@
-"""Lists of therapists, patients and assignments: the indexes that are walked, and what a filter says in SQL."""
+"""SELECTs of lists: which indexes are scanned, and how filters become SQL."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -10,57 +10,60 @@ from caseload_server.store.backends.protocol import Value
 from caseload_server.store.records import RecordKind
 
 
-def of_people(kind: RecordKind[Any], query: RecordQuery) -> tuple[str, dict[str, Value]]:
-    """The SELECT of one page of a list, and its parameters but for :after and :limit.
+def select_records(kind: RecordKind[Any], query: RecordQuery) -> tuple[str, dict[str, Value]]:
+    """Returns the SELECT of one page of therapists or patients, and its parameters without :after and :limit.
 
-    An index is walked in the order of the ids, one for each status or specialty. Only names and identifiers are looked
-    up before, and sorted.
+    It scans an index in id order, once for each status or specialty. Only names and identifiers are looked up first
+    and then sorted.
     """
-    is_looked_up = query.identifier or query.name_prefix
-    if query.specialties and not is_looked_up:
-        selects = [_select(kind, "specialty", walk) for walk in _specialty_walks(len(query.specialties))]
+    is_lookup = query.identifier or query.name_prefix
+    if query.specialties and not is_lookup:
+        selects = [_select(kind, "specialty", scan) for scan in _specialty_scans(len(query.specialties))]
         conditions, parameters = _conditions(kind, query._replace(specialties=()))
-        parameters |= _named("specialty", query.specialties)
-    elif query.statuses and not is_looked_up:
-        selects = [_select(kind, "", f"one.status = {number}") for number in sorted(set(query.statuses))]
+        parameters |= _numbered("specialty", query.specialties)
+    elif query.statuses and not is_lookup:
+        selects = [_select(kind, "", f"record.status = {number}") for number in sorted(set(query.statuses))]
         conditions, parameters = _conditions(kind, query._replace(statuses=()))
     else:
         selects = [_select(kind, "", "")]
         conditions, parameters = _conditions(kind, query)
-    return merged([" AND ".join([select, *conditions]) for select in selects]), parameters
+    return merge_scans([" AND ".join([select, *conditions]) for select in selects]), parameters
 
 
-def _select(kind: RecordKind[Any], found_in: str, walk: str) -> str:
-    """Those who are walked through, directly or by a table that they are found by."""
-    source, first = f"{kind.name} AS one", f"one.{kind.id}"
-    if found_in:
-        first = f"found.{kind.id}"
-        source = f"{kind.name}_{found_in} AS found JOIN {source} ON one.{kind.id} = {first}"
-    where = " AND ".join([*([walk] if walk else []), f"{first} > :after"])
-    return f"SELECT {kind.columns.replace(f'one.{kind.id}', first, 1)} FROM {source} WHERE {where}"
+def _select(kind: RecordKind[Any], search_table: str, scan: str) -> str:
+    """Returns the SELECT of one scan, of the records themselves or through a search table.
+
+    Args: search_table, its suffix, such as "specialty", or empty; scan, the condition that the index serves, or empty.
+    """
+    source, record_id = f"{kind.name} AS record", f"record.{kind.id_column}"
+    if search_table:
+        record_id = f"found.{kind.id_column}"
+        source = f"{kind.name}_{search_table} AS found JOIN {source} ON record.{kind.id_column} = {record_id}"
+    where = " AND ".join([*([scan] if scan else []), f"{record_id} > :after"])
+    return f"SELECT {kind.columns.replace(f'record.{kind.id_column}', record_id, 1)} FROM {source} WHERE {where}"
 
 
-def _specialty_walks(count: int) -> Iterator[str]:
-    """The condition of each specialty; who has an earlier one too is met there."""
+def _specialty_scans(count: int) -> Iterator[str]:
+    """Yields the condition of each specialty. It leaves out records that an earlier specialty's scan returns."""
     for n in range(count):
         earlier = ", ".join(f":specialty{m}" for m in range(n))
-        walk = f"found.specialty = :specialty{n}"
+        scan = f"found.specialty = :specialty{n}"
         if earlier:
-            walk += (
+            scan += (
                 " AND NOT EXISTS (SELECT 1 FROM therapist_specialty AS other"
                 f" WHERE other.therapist_id = found.therapist_id AND other.specialty IN ({earlier}))"
             )
-        yield walk
+        yield scan
 
 
-def merged(selects: list[str]) -> str:
-    """One page of SELECTs that each walk an index in the order of their first column."""
+def merge_scans(selects: list[str]) -> str:
+    """Returns the SELECT of one page of all given SELECTs. Each must scan an index ordered by its first column."""
     if len(selects) == 1:
         return f"{selects[0]} ORDER BY 1 LIMIT :limit"
-    return f"SELECT * FROM ({' UNION ALL '.join(selects)}) AS walked ORDER BY 1 LIMIT :limit"
+    return f"SELECT * FROM ({' UNION ALL '.join(selects)}) AS merged ORDER BY 1 LIMIT :limit"
 
 
-def _named(name: str, values: Sequence[str]) -> dict[str, Value]:
+def _numbered(name: str, values: Sequence[str]) -> dict[str, Value]:
     return {f"{name}{n}": value for n, value in enumerate(values)}
 
 
@@ -68,37 +71,39 @@ def _conditions(kind: RecordKind[Any], query: RecordQuery) -> tuple[list[str], d
     conditions: list[str] = []
     parameters: dict[str, Value] = {}
     if not query.show_deleted:
-        conditions.append("one.deleted_us IS NULL")
+        conditions.append("record.deleted_us IS NULL")
     if query.statuses:
-        conditions.append(f"one.status IN ({numbers(query.statuses)})")
+        conditions.append(f"record.status IN ({enum_list(query.statuses)})")
     if query.unassigned:
-        conditions.append(f"one.{kind.count} = 0")
+        conditions.append(f"record.{kind.count_column} = 0")
     if query.accepting_patients:
         conditions.append(
-            f"one.status = {enums.STATUS_ACTIVE} AND one.deleted_us IS NULL"
-            f" AND (one.max_active_patients IS NULL OR one.{kind.count} < one.max_active_patients)"
+            f"record.status = {enums.STATUS_ACTIVE} AND record.deleted_us IS NULL"
+            f" AND (record.max_active_patients IS NULL OR record.{kind.count_column} < record.max_active_patients)"
         )
     if query.identifier:
-        conditions.append(_found_in(kind, "identifier", "system = :system AND value = :value"))
+        conditions.append(_id_in(kind, "identifier", "system = :system AND value = :value"))
         parameters["system"], parameters["value"] = query.identifier
     if query.specialties:
-        named = _named("specialty", query.specialties)
-        conditions.append(_found_in(kind, "specialty", f"specialty IN ({', '.join(f':{name}' for name in named)})"))
-        parameters |= named
+        specialties = _numbered("specialty", query.specialties)
+        names = ", ".join(f":{name}" for name in specialties)
+        conditions.append(_id_in(kind, "specialty", f"specialty IN ({names})"))
+        parameters |= specialties
     if query.name_prefix:
         words = search.name_words(query.name_prefix)
-        if not words:  # hyphens and accents alone would match everyone
+        if not words:  # hyphens and accents alone would match every record
             raise errors.InvalidField(errors.Violation("filter.name_prefix", "must hold a word"))
         for n, word in enumerate(words):
-            conditions.append(_found_in(kind, "name_word", f"word >= :word{n} AND word < :word{n}_end"))
+            conditions.append(_id_in(kind, "name_word", f"word >= :word{n} AND word < :word{n}_end"))
             parameters |= {f"word{n}": word, f"word{n}_end": word + search.LAST_CHARACTER}
     return conditions, parameters
 
 
-def _found_in(kind: RecordKind[Any], table: str, condition: str) -> str:
-    return f"one.{kind.id} IN (SELECT {kind.id} FROM {kind.name}_{table} WHERE {condition})"
+def _id_in(kind: RecordKind[Any], search_table: str, condition: str) -> str:
+    subquery = f"SELECT {kind.id_column} FROM {kind.name}_{search_table} WHERE {condition}"
+    return f"record.{kind.id_column} IN ({subquery})"
 
 
-def numbers(values: Iterable[int]) -> str:
-    """Enumeration numbers as SQL text: known ones only, so the statements stay few and prepared."""
+def enum_list(values: Iterable[int]) -> str:
+    """Returns enum numbers as SQL text. Only known numbers occur, so there are few statements to prepare."""
     return ", ".join(str(int(value)) for value in sorted(set(values)))

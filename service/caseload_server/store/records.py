@@ -1,4 +1,4 @@
-"""Therapists and patients: two kinds of record with the same verbs and the same SQL, but for their columns."""
+"""Therapists and patients: two kinds of record with the same verbs. Their SQL differs only in tables and columns."""
 
 import json
 from collections.abc import Iterable
@@ -16,73 +16,81 @@ from caseload_server.store.write import Write
 
 @dataclass(frozen=True)
 class RecordKind(Generic[P]):
-    """What tells therapists from patients: table, columns, errors."""
+    """How therapists and patients differ: table, columns, errors."""
 
     name: str
+    """The name of the table."""
     record: type[P]
     defaults: Fields
-    """Every column a caller sets, with its value where none is given."""
-    count: str
+    """The columns that a caller can set, with their defaults."""
+    count_column: str
     """The column with the number of active assignments."""
     idle_status: int
-    """The status that no one with an active assignment may have."""
+    """The status that a record with active assignments must not have."""
     not_found: type[errors.DomainError]
     deleted: type[errors.DomainError]
 
     @property
-    def id(self) -> str:
-        """The column of the id."""
+    def id_column(self) -> str:
+        """Returns the name of the id column."""
         return f"{self.name}_id"
 
     @property
     def columns(self) -> str:
-        """All columns, in the order of the record, of a table under the alias `one`."""
-        return ", ".join(f"one.{column}" for column in self.record._fields)
+        """Returns all columns in the order of the record, for a table with the alias `record`."""
+        return ", ".join(f"record.{column}" for column in self.record._fields)
 
     @cached_property
     def select(self) -> str:
-        """One record by id."""
-        return f"SELECT {self.columns} FROM {self.name} AS one WHERE one.{self.id} = :id"
+        """Returns the SELECT of one record, by :id."""
+        return f"SELECT {self.columns} FROM {self.name} AS record WHERE record.{self.id_column} = :id"
 
     @cached_property
     def select_batch(self) -> str:
-        """Records by a JSON list of ids."""
-        return f"{self.select.partition(' WHERE ')[0]} WHERE one.{self.id} IN (SELECT atom FROM json_each(:ids))"
+        """Returns the SELECT of several records, by the JSON list :ids."""
+        select, _, _ = self.select.partition(" WHERE ")
+        return f"{select} WHERE record.{self.id_column} IN (SELECT atom FROM json_each(:ids))"
 
     @cached_property
     def insert(self) -> str:
-        """A new record, unless the id is taken or was purged; a row where it was inserted."""
+        """Returns the INSERT of a record. It returns no row if the id is in use or was purged."""
         columns = self.record._fields
         values = ", ".join(f":{column}" for column in columns)
         return (
             f"INSERT INTO {self.name} ({', '.join(columns)}) VALUES ({values})"
-            f" ON CONFLICT ({self.id}) DO NOTHING RETURNING 1"
+            f" ON CONFLICT ({self.id_column}) DO NOTHING RETURNING 1"
         )
 
     @cached_property
     def update(self) -> str:
-        """Everything that changes by a call on the record itself; what derives from assignments stays."""
+        """Returns the UPDATE of a record. It leaves out the columns that are derived from assignments."""
         columns = [*self.defaults, "updated_us", "deleted_us", "etag"]
-        return f"UPDATE {self.name} SET {', '.join(f'{c} = :{c}' for c in columns)} WHERE {self.id} = :{self.id}"
+        values = ", ".join(f"{column} = :{column}" for column in columns)
+        return f"UPDATE {self.name} SET {values} WHERE {self.id_column} = :{self.id_column}"
 
     @cached_property
-    def add_identifier(self) -> str:
-        """An identifier, unless another live record carries it; a row where it was inserted."""
+    def insert_identifier(self) -> str:
+        """Returns the INSERT of an identifier. It returns no row if another live record has it."""
         return (
-            f"INSERT INTO {self.name}_identifier ({self.id}, system, value, live) VALUES (:id, :system, :value, :live)"
+            f"INSERT INTO {self.name}_identifier ({self.id_column}, system, value, live)"
+            " VALUES (:id, :system, :value, :live)"
             " ON CONFLICT (system, value, live) DO NOTHING RETURNING 1"
         )
 
     @cached_property
-    def add_words(self) -> str:
-        """The words that a name is found by, a JSON list."""
-        return f"INSERT INTO {self.name}_name_word ({self.id}, word) SELECT :id, atom FROM json_each(:words)"
+    def insert_name_words(self) -> str:
+        """Returns the INSERT of the search words of a name, from the JSON list :words."""
+        return f"INSERT INTO {self.name}_name_word ({self.id_column}, word) SELECT :id, atom FROM json_each(:words)"
 
 
-_JSON: Final = {"identifiers", "specialties", "annotations"}
-_FLAT_BYTES: Final = 128
-"""Of a record's numbers and times."""
-_ADD_SPECIALTIES = "INSERT INTO therapist_specialty (therapist_id, specialty) SELECT :id, atom FROM json_each(:codes)"
+_JSON_COLUMNS: Final = {"identifiers", "specialties", "annotations"}
+_RECORD_OVERHEAD_BYTES: Final = 128
+"""Approximate size of a record's numbers and times as a message, in bytes."""
+_TEXT_OVERHEAD_BYTES: Final = 4
+"""Approximate size of a text's tag and length in a message, in bytes."""
+_INSERT_SPECIALTIES = (
+    "INSERT INTO therapist_specialty (therapist_id, specialty) SELECT :id, atom FROM json_each(:codes)"
+)
 
 THERAPIST = RecordKind(
     name="therapist",
@@ -96,7 +104,7 @@ THERAPIST = RecordKind(
         "max_active_patients": None,
         "annotations": "{}",
     },
-    count="active_patient_count",
+    count_column="active_patient_count",
     idle_status=enums.THERAPIST_INACTIVE,
     not_found=errors.TherapistNotFound,
     deleted=errors.TherapistDeleted,
@@ -113,7 +121,7 @@ PATIENT = RecordKind(
         "identifiers": "[]",
         "annotations": "{}",
     },
-    count="active_therapist_count",
+    count_column="active_therapist_count",
     idle_status=enums.PATIENT_DISCHARGED,
     not_found=errors.PatientNotFound,
     deleted=errors.PatientDeleted,
@@ -121,24 +129,24 @@ PATIENT = RecordKind(
 
 
 def not_found(kind: RecordKind[P], ids: Iterable[str]) -> errors.DomainError:
-    """The kind's NOT_FOUND, which names the ids."""
+    """Returns the kind's NOT_FOUND error, which names the ids."""
     missing = list(ids)
     return kind.not_found(resources=resources(kind, missing), missing=len(missing))
 
 
 def resources(kind: RecordKind[Any], ids: list[str]) -> list[errors.Resource]:
-    """The records by their ids, the first 15 at most: an error's details have a bound."""
-    return [errors.Resource(f"caseload.v1.{kind.record.__name__}", one) for one in ids[:15]]
+    """Returns the first 15 records as error details, whose size is limited."""
+    return [errors.Resource(f"caseload.v1.{kind.record.__name__}", record_id) for record_id in ids[:15]]
 
 
 def find(write: Write, kind: RecordKind[P], record_id: str) -> P | None:
-    """The record, locked until the transaction ends."""
+    """Returns the record, if any, and locks it until the transaction ends."""
     rows = write.run(kind.select + write.lock_clause, {"id": record_id})
     return kind.record._make(rows[0]) if rows else None
 
 
 def require(write: Write, kind: RecordKind[P], record_id: str) -> P:
-    """As `find`. Raises the kind's NOT_FOUND."""
+    """Returns the record, and locks it until the transaction ends. Raises the kind's NOT_FOUND."""
     record = find(write, kind, record_id)
     if record is None:
         raise not_found(kind, [record_id])
@@ -146,32 +154,35 @@ def require(write: Write, kind: RecordKind[P], record_id: str) -> P:
 
 
 def lock(write: Write, kind: RecordKind[Any], ids: Iterable[str]) -> None:
-    """Locks records in the order of their ids, patients before therapists: then no two writers wait for each other."""
+    """Locks records in id order. Callers lock patients before therapists, so that no two writers deadlock."""
     if write.lock_clause:
-        wanted = f"one.{kind.id} IN (SELECT atom FROM json_each(:ids))"
-        sql = f"SELECT 1 FROM {kind.name} AS one WHERE {wanted} ORDER BY one.{kind.id}{write.lock_clause}"
+        condition = f"record.{kind.id_column} IN (SELECT atom FROM json_each(:ids))"
+        sql = (
+            f"SELECT 1 FROM {kind.name} AS record WHERE {condition} ORDER BY record.{kind.id_column}{write.lock_clause}"
+        )
         write.run(sql, {"ids": json.dumps(list(ids))})
 
 
 def create(write: Write, kind: RecordKind[P], record_id: str, fields: Fields) -> P:
-    """Adds a record. Raises IdTaken, IdentifierTaken, InvalidField (larger than 32 KiB)."""
+    """Creates a record. An empty id generates one. Raises IdTaken, IdentifierTaken, InvalidField (over 32 KiB)."""
     times = {"created_us": write.now_us, "updated_us": write.now_us, "deleted_us": None}
-    derived = {kind.count: 0, "primary_therapist_id": ""}
+    derived = {kind.count_column: 0, "primary_therapist_id": ""}
     values: dict[str, Any] = {**kind.defaults, **fields, **times, **derived, "etag": write.new_etag()}
-    values[kind.id] = record_id or write.new_id()
+    values[kind.id_column] = record_id or write.new_id()
     record = kind.record(**{column: values[column] for column in kind.record._fields})
     _check_size(kind, record)
     if not write.run(kind.insert, record._asdict()):
         raise errors.IdTaken
-    _index(write, kind, record)
+    _update_search_tables(write, kind, record)
     write.record_change(enums.CHANGE_CREATED, record)
     return record
 
 
 def update(write: Write, kind: RecordKind[P], record: P, etag: str, fields: Fields) -> P:
-    """Sets fields of a live record; writes nothing where none differs.
+    """Updates fields of a live record. Returns the same object, and writes nothing, where no field differs.
 
-    Raises the kind's DELETED, EtagMismatch, HasActiveAssignments, IdentifierTaken, InvalidField (larger than 32 KiB).
+    Args: etag, must match unless it is empty. Raises the kind's DELETED, EtagMismatch, HasActiveAssignments,
+    IdentifierTaken, InvalidField (over 32 KiB).
     """
     if record.deleted_us is not None:
         raise kind.deleted
@@ -184,24 +195,24 @@ def update(write: Write, kind: RecordKind[P], record: P, etag: str, fields: Fiel
     _check_size(kind, changed)
     if changed.status == kind.idle_status:
         _refuse_active(kind, record)
-    return _store(write, kind, record, changed, enums.CHANGE_UPDATED, *differing)
+    return _save(write, kind, record, changed, enums.CHANGE_UPDATED, *differing)
 
 
 def delete(write: Write, kind: RecordKind[P], record: P) -> P:
-    """Soft-deletes a live record whose assignments have ended."""
-    return _store(write, kind, record, record._replace(deleted_us=write.now_us), enums.CHANGE_DELETED, "delete_time")
+    """Soft-deletes a live record without active assignments."""
+    return _save(write, kind, record, record._replace(deleted_us=write.now_us), enums.CHANGE_DELETED, "delete_time")
 
 
 def undelete(write: Write, kind: RecordKind[P], record: P) -> P:
-    """Reverts a soft delete; a live record is left as it is. Raises IdentifierTaken."""
+    """Reverts a soft delete. Returns a live record unchanged. Raises IdentifierTaken."""
     if record.deleted_us is None:
         return record
-    return _store(write, kind, record, record._replace(deleted_us=None), enums.CHANGE_UNDELETED, "delete_time")
+    return _save(write, kind, record, record._replace(deleted_us=None), enums.CHANGE_UNDELETED, "delete_time")
 
 
 def active_count(kind: RecordKind[P], record: P) -> int:
-    """How many active assignments the record has."""
-    count: int = getattr(record, kind.count)
+    """Returns the number of the record's active assignments."""
+    count: int = getattr(record, kind.count_column)
     return count
 
 
@@ -210,53 +221,55 @@ def _refuse_active(kind: RecordKind[P], record: P) -> None:
         raise errors.HasActiveAssignments(count=count)
 
 
-def _store(write: Write, kind: RecordKind[P], before: P, record: P, change: int, *fields: str) -> P:
+def _save(write: Write, kind: RecordKind[P], before: P, record: P, change: int, *fields: str) -> P:
     record = record._replace(updated_us=write.now_us, etag=write.new_etag())
     write.run(kind.update, {name: value for name, value in record._asdict().items() if f":{name}" in kind.update})
-    _index(write, kind, record, before)
+    _update_search_tables(write, kind, record, before)
     write.record_change(change, record, *fields)
     return record
 
 
 def _check_size(kind: RecordKind[P], record: P) -> None:
-    """Raises InvalidField above 32 KiB, as a message has it: its texts, and about four bytes around each."""
-    if _FLAT_BYTES + 8 * sum(len(value) + 1 for value in record if isinstance(value, str)) <= limits.MAX_RECORD_BYTES:
-        return  # whatever is in them: four bytes a character, and those around a text
-    whole = [
-        json.loads(value) if column in _JSON else value
+    """Raises InvalidField if the record is larger than 32 KiB as a message, approximately."""
+    lengths = sum(len(value) + 1 for value in record if isinstance(value, str))
+    if _RECORD_OVERHEAD_BYTES + 8 * lengths <= limits.MAX_RECORD_BYTES:
+        return  # a character takes at most four bytes, and each text, or part of a JSON text, four more
+    texts = [
+        json.loads(value) if column in _JSON_COLUMNS else value
         for column, value in record._asdict().items()
         if isinstance(value, str)
     ]
-    if _FLAT_BYTES + _bytes(whole) > limits.MAX_RECORD_BYTES:
+    if _RECORD_OVERHEAD_BYTES + _message_bytes(texts) > limits.MAX_RECORD_BYTES:
         raise errors.InvalidField(errors.Violation(kind.name, "must not be larger than 32 KiB as a whole"))
 
 
-def _bytes(value: Any) -> int:
+def _message_bytes(value: Any) -> int:
     if isinstance(value, str):
-        return len(value.encode()) + 4
-    return sum(map(_bytes, chain.from_iterable(value.items()) if isinstance(value, dict) else value))
+        return len(value.encode()) + _TEXT_OVERHEAD_BYTES
+    return sum(map(_message_bytes, chain.from_iterable(value.items()) if isinstance(value, dict) else value))
 
 
-def _index(write: Write, kind: RecordKind[Any], record: Any, before: Any = None) -> None:
-    """Brings up to date what the record is found by; before is None where it is new. Raises IdentifierTaken."""
+def _update_search_tables(write: Write, kind: RecordKind[Any], record: Any, before: Any = None) -> None:
+    """Updates the search tables. Args: before, None for a new record. Raises IdentifierTaken."""
 
     def differs(*columns: str) -> bool:
         return before is None or any(getattr(record, column) != getattr(before, column) for column in columns)
 
     def clear(table: str) -> None:
         if before is not None:
-            write.run(f"DELETE FROM {kind.name}_{table} WHERE {kind.id} = :id", {"id": record[0]})
+            write.run(f"DELETE FROM {kind.name}_{table} WHERE {kind.id_column} = :id", {"id": record[0]})
 
     if differs("display_name"):
         clear("name_word")
-        write.run(kind.add_words, {"id": record[0], "words": json.dumps(search.name_words(record.display_name))})
+        words = json.dumps(search.name_words(record.display_name))
+        write.run(kind.insert_name_words, {"id": record[0], "words": words})
     if "specialties" in kind.defaults and differs("specialties"):
         clear("specialty")
-        write.run(_ADD_SPECIALTIES, {"id": record[0], "codes": record.specialties})
+        write.run(_INSERT_SPECIALTIES, {"id": record[0], "codes": record.specialties})
     if differs("identifiers", "deleted_us"):
         clear("identifier")
         live = 1 if record.deleted_us is None else None
-        for system, value in sorted(json.loads(record.identifiers)):  # all writers in one order
-            pair = {"id": record[0], "system": system, "value": value, "live": live}
-            if not write.run(kind.add_identifier, pair):
+        for system, value in sorted(json.loads(record.identifiers)):  # all writers lock them in the same order
+            identifier = {"id": record[0], "system": system, "value": value, "live": live}
+            if not write.run(kind.insert_identifier, identifier):
                 raise errors.IdentifierTaken

@@ -1,26 +1,27 @@
-"""The keys that names are found by."""
+"""Search keys of names."""
 
 import re
 import unicodedata
 
-_BETWEEN_WORDS = re.compile(r"[\s\-\u2010-\u2015]+")
-_UNDECOMPOSED = str.maketrans("ıłøđ", "ilod")  # Unicode has no decomposition for a stroke or a missing dot
+_WORD_SEPARATORS = re.compile(r"[\s\-\u2010-\u2015]+")
+_UNDECOMPOSED = str.maketrans("ıłøđ", "ilod")  # Unicode does not decompose a stroke or a missing dot
 LAST_CHARACTER = "\U0010ffff"
+"""Appended to a prefix, it gives the upper bound of the words with that prefix."""
 
 
 def name_words(name: str) -> list[str]:
-    """The distinct words of a name without case and accents, split at white space and hyphens.
+    """Returns the distinct words of a name, case-folded and without accents. White space and hyphens separate words.
 
-    "Zoë Müller-Lüdenscheidt" gives zoe, muller, ludenscheidt. The database's own folding is not used: SQLite's knows
+    "Zoë Müller-Lüdenscheidt" gives zoe, muller, ludenscheidt. The database does not fold names, because SQLite folds
     ASCII only.
     """
-    if name.isascii():  # the same, in a fifth of the time
+    if name.isascii():  # gives the same result in a fifth of the time
         return sorted(set(name.lower().replace("-", " ").split()))
-    folded = _bare(_bare(name.casefold()).casefold()).translate(_UNDECOMPOSED)
-    return sorted({word for word in _BETWEEN_WORDS.split(folded) if word})
+    folded = _strip_accents(_strip_accents(name.casefold()).casefold()).translate(_UNDECOMPOSED)
+    return sorted({word for word in _WORD_SEPARATORS.split(folded) if word})
 
 
-def _bare(text: str) -> str:
+def _strip_accents(text: str) -> str:
     if text.isascii():
         return text
     return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))

@@ -1,4 +1,4 @@
-"""What identifies a store, and what it signs with."""
+"""The identity of a store, and the secret that it signs with."""
 
 import hashlib
 from typing import NamedTuple
@@ -14,16 +14,16 @@ class StoreKeys(NamedTuple):
     secret: bytes
 
     def revision(self, number: int) -> str:
-        """A revision as callers see it: opaque, and refused by any other store."""
+        """Returns a revision as callers see it: opaque, and rejected by every other store."""
         return f"{self.store_id}.{number}"
 
     def number(self, revision: str) -> int:
-        """The number of a revision of this store. Raises RevisionForeign."""
+        """Returns the number of a revision of this store. Raises RevisionForeign."""
         store_id, _, number = revision.partition(".")
         if store_id != self.store_id or not (number.isascii() and number.isdigit() and len(number) < 19):
             raise errors.RevisionForeign
         return int(number)
 
     def fingerprint(self, call: CallContext) -> bytes:
-        """A keyed hash of the request, so that what is kept for 24 hours discloses nothing of it."""
+        """Returns a keyed hash of the request. It is stored for 24 hours and discloses nothing of the request."""
         return hashlib.blake2b(call.fingerprint, key=self.secret, digest_size=16).digest()

@@ -1,4 +1,4 @@
-"""A caseload moves from one therapist to another, all or nothing."""
+"""Transfers of a caseload from one therapist to another, all or nothing."""
 
 import json
 
@@ -9,59 +9,62 @@ from caseload_server.store.backends.protocol import SerializationConflict
 from caseload_server.store.records import PATIENT, THERAPIST
 from caseload_server.store.write import Write
 
-_PATIENTS = "SELECT patient_id, deleted_us FROM patient WHERE patient_id IN (SELECT atom FROM json_each(:ids))"
+_SELECT_PATIENTS = "SELECT patient_id, deleted_us FROM patient WHERE patient_id IN (SELECT atom FROM json_each(:ids))"
 
 
-def transfer(write: Write, order: requests.Transfer) -> tuple[list[Assignment], int]:
-    """Ends the source's active periods and begins the target's: first those ended, then the target's; how many ended.
+def transfer(write: Write, request: requests.Transfer) -> tuple[list[Assignment], int]:
+    """Ends active periods of the source and begins periods of the target, with the same role and focus.
 
-    Where the target has the patient already that period stays, unless the one moved is PRIMARY: then a PRIMARY one
-    replaces it. Role and focus are kept. Raises, in this order: TherapistNotFound, PatientNotFound, TherapistDeleted,
-    PatientDeleted, AssignmentNotFound, TooManyAssignments, TherapistNotActive, TherapistAtCapacity.
+    Where the target already treats a patient, its period stays. But if the moved period is PRIMARY, a new PRIMARY
+    period replaces it. Returns the ended periods and then the target's periods, and the number of ended ones.
+
+    Raises, in this order: TherapistNotFound, PatientNotFound, TherapistDeleted, PatientDeleted, AssignmentNotFound,
+    TooManyAssignments, TherapistNotActive, TherapistAtCapacity.
     """
-    locked = _lock(write, order)
-    source = records.require(write, THERAPIST, order.source_id)
-    target = records.require(write, THERAPIST, order.target_id)
-    patients: dict[str, int | None] = dict(write.run(_PATIENTS, {"ids": json.dumps(order.patient_ids)}))
-    if missing := [one for one in order.patient_ids if one not in patients]:
+    locked = _lock(write, request)
+    source = records.require(write, THERAPIST, request.source_id)
+    target = records.require(write, THERAPIST, request.target_id)
+    rows = write.run(_SELECT_PATIENTS, {"ids": json.dumps(request.patient_ids)})
+    patients: dict[str, int | None] = dict(rows)
+    if missing := [patient_id for patient_id in request.patient_ids if patient_id not in patients]:
         raise records.not_found(PATIENT, missing)
     for therapist in (source, target):
         if therapist.deleted_us is not None:
             raise errors.TherapistDeleted(therapist_id=therapist.therapist_id)
-    if deleted := [one for one, deleted_us in patients.items() if deleted_us is not None]:
+    if deleted := [patient_id for patient_id, deleted_us in patients.items() if deleted_us is not None]:
         raise errors.PatientDeleted(resources=records.resources(PATIENT, deleted))
-    moved = _moved(write, order)
+    moved = _select_moved(write, request)
     if write.lock_clause and not locked.issuperset(period.patient_id for period in moved):
-        raise SerializationConflict  # someone was assigned before the therapists were locked
+        raise SerializationConflict  # a patient was assigned before the therapists were locked
     if moved and target.status != enums.STATUS_ACTIVE:
         raise errors.TherapistNotActive
     ended, active = [], []
     for period in moved:
-        over, present = _move(write, period, target, ignore_capacity=order.ignore_capacity)
-        ended.append(over)
-        active.append(present)
+        source_period, target_period = _move(write, period, target, ignore_capacity=request.ignore_capacity)
+        ended.append(source_period)
+        active.append(target_period)
     return ended + active, len(ended)
 
 
-def _lock(write: Write, order: requests.Transfer) -> set[str]:
-    """Locks whom it is about, patients before therapists: which patients."""
+def _lock(write: Write, request: requests.Transfer) -> set[str]:
+    """Locks the records of the transfer, patients before therapists. Returns the ids of the locked patients."""
     if not write.lock_clause:
         return set()
-    active = assignments.all_active(write, THERAPIST, order.source_id)
-    patients = set(order.patient_ids) or {period.patient_id for period in active}
-    records.lock(write, PATIENT, patients)
-    records.lock(write, THERAPIST, [order.source_id, order.target_id])
-    return patients
+    active = assignments.list_active(write, THERAPIST, request.source_id)
+    patient_ids = set(request.patient_ids) or {period.patient_id for period in active}
+    records.lock(write, PATIENT, patient_ids)
+    records.lock(write, THERAPIST, [request.source_id, request.target_id])
+    return patient_ids
 
 
-def _moved(write: Write, order: requests.Transfer) -> list[Assignment]:
-    """The source's active periods that are asked for. Raises AssignmentNotFound, TooManyAssignments."""
-    periods = assignments.all_active(write, THERAPIST, order.source_id)
-    if order.patient_ids:
+def _select_moved(write: Write, request: requests.Transfer) -> list[Assignment]:
+    """Returns the active periods of the source to move. Raises AssignmentNotFound, TooManyAssignments."""
+    periods = assignments.list_active(write, THERAPIST, request.source_id)
+    if request.patient_ids:
         by_patient = {period.patient_id: period for period in periods}
-        if strangers := [one for one in order.patient_ids if one not in by_patient]:
-            raise errors.AssignmentNotFound(resources=records.resources(PATIENT, strangers), missing=len(strangers))
-        periods = [by_patient[one] for one in order.patient_ids]
+        if unassigned := [patient_id for patient_id in request.patient_ids if patient_id not in by_patient]:
+            raise errors.AssignmentNotFound(resources=records.resources(PATIENT, unassigned), missing=len(unassigned))
+        periods = [by_patient[patient_id] for patient_id in request.patient_ids]
     if len(periods) > limits.MAX_ASSIGNMENTS_PER_CALL:
         raise errors.TooManyAssignments(limit=limits.MAX_ASSIGNMENTS_PER_CALL, current=len(periods))
     return periods
@@ -70,14 +73,15 @@ def _moved(write: Write, order: requests.Transfer) -> list[Assignment]:
 def _move(
     write: Write, period: Assignment, target: Therapist, *, ignore_capacity: bool
 ) -> tuple[Assignment, Assignment]:
-    """The period that ended, and the one that the target has now. Raises TherapistAtCapacity."""
-    present = assignments.active(write, target.therapist_id, period.patient_id)
-    order = requests.Assign(target.therapist_id, period.patient_id, period.role, period.focus)
-    at_us = assignments.start(write, order, [one for one in (period, present) if one])
-    ended = assignments.end(write, period, at_us, enums.END_TRANSFERRED)
-    if present and period.role != enums.ROLE_PRIMARY:
-        return ended, present
-    if present:
-        assignments.end(write, present, at_us, enums.END_REPLACED)
-    unbounded = ignore_capacity or present is not None
-    return ended, assignments.begin(write, order, target, at_us, unbounded=unbounded)
+    """Moves one period. Returns the ended one, and the active one of the target. Raises TherapistAtCapacity."""
+    existing = assignments.find_active(write, target.therapist_id, period.patient_id)
+    request = requests.Assign(target.therapist_id, period.patient_id, period.role, period.focus)
+    replaced = [active for active in (period, existing) if active]
+    start_us = assignments.resolve_start(write, request, replaced)
+    ended = assignments.end(write, period, start_us, enums.END_TRANSFERRED)
+    if existing and period.role != enums.ROLE_PRIMARY:
+        return ended, existing
+    if existing:
+        assignments.end(write, existing, start_us, enums.END_REPLACED)
+    unbounded = ignore_capacity or existing is not None
+    return ended, assignments.begin(write, request, target, start_us, unbounded=unbounded)

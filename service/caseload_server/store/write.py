@@ -1,4 +1,4 @@
-"""One write: the transaction, its changes, its revision and its change set."""
+"""One write: its transaction, its changes, its revision and its change set."""
 
 import json
 import secrets
@@ -15,19 +15,19 @@ from caseload_server.store.store_keys import StoreKeys
 
 Record = Therapist | Patient | Assignment
 
-_HEAD = "SELECT head_revision FROM store"
+_SELECT_HEAD = "SELECT head_revision FROM store"
 _NEXT_REVISION = "UPDATE store SET head_revision = head_revision + 1 RETURNING head_revision"
-_ADD_CHANGE_SET = """
+_INSERT_CHANGE_SET = """
 INSERT INTO change_set (revision, committed_us, actor, method, request_id)
 SELECT head_revision, :committed_us, :actor, :method, :request_id FROM store"""
-_ADD_CHANGES = """
+_INSERT_CHANGES = """
 INSERT INTO change (revision, position, kind, changed_fields, therapist_id, patient_id, assignment_id)
 SELECT head_revision, key, CAST(value ->> 0 AS BIGINT), value ->> 1, value ->> 2, value ->> 3, value ->> 4
 FROM json_each(:changes), store"""
 
 
 class Write:
-    """A write under way: its transaction, its caller, one instant, and the changes so far."""
+    """A write in progress: its transaction, its caller, its time, and the changes so far."""
 
     def __init__(
         self, transaction: Transaction, call: CallContext, now_us: int, keys: StoreKeys, lock_clause: str
@@ -44,43 +44,43 @@ class Write:
         self._generated: set[str] = set()
 
     def new_id(self) -> str:
-        """A UUIDv7 (RFC 9562): ids made later sort later, so lists ordered by id grow at their end."""
+        """Returns a UUIDv7 (RFC 9562). Newer ids sort last, so lists that are ordered by id grow at their end."""
         generated = str(uuid7())
         self._generated.add(generated)
         return generated
 
     def new_etag(self) -> str:
-        """A random version. A counter would repeat after a restore, with other contents."""
+        """Returns a random etag. A counter would repeat values with other contents after a restore."""
         generated = secrets.token_hex(8)
         self._generated.add(generated)
         return generated
 
     def record_change(self, kind: int, record: Record, *fields: str) -> None:
-        """Adds a change to the change set: what happened to which record, and the names of the fields that differ."""
+        """Adds a change to the change set. Args: kind, a CHANGE_ enum; fields, the names of the changed fields."""
         ids = (getattr(record, name, None) for name in ("therapist_id", "patient_id", "assignment_id"))
         self._changes.append((kind, ",".join(fields), *ids))
 
     def find_replay(self) -> StoredOutcome | None:
-        """What an earlier write with this request_id was answered with. Raises RequestIdReused."""
+        """Returns the outcome of an earlier write with this request_id, if any. Raises RequestIdReused."""
         return self._idempotency.find_replay()
 
     def finish(self, answered: list[Any], effect: int) -> tuple[list[Any], str]:
-        """Writes the change set and the outcome: the records to answer, and the revision.
+        """Writes the change set and the outcome. Returns the records to answer, and the revision.
 
-        The revision is empty where the call only validates, and the store's head where nothing changed. It is taken
-        last and in one round trip: from the revision to the commit every other writer waits.
+        The revision is empty where the call only validates, and the head revision where nothing changed. It is taken
+        last, in one round trip: from then until the commit, every other writer waits.
         """
         if self.call.validate_only:
             return [self._without_generated(record) for record in answered], ""
         statements = self._change_sets() if self._changes else []
         skip_locked = " FOR UPDATE SKIP LOCKED" if self.lock_clause else ""
         record_ids = " ".join(record[0] for record in answered)
-        statements += self._idempotency.remember(record_ids, effect, skip_locked=skip_locked)
-        [(revision,)] = self._pipeline(statements or [(_HEAD, {})])
+        statements += self._idempotency.store_outcome(record_ids, effect, skip_locked=skip_locked)
+        [(revision,)] = self._pipeline(statements or [(_SELECT_HEAD, {})])
         return answered, self._keys.revision(revision)
 
     def _change_sets(self) -> list[tuple[str, Parameters]]:
-        """One change set; several where a purge records more changes than one may hold."""
+        """Returns the statements of one change set, or of several if a purge made too many changes for one."""
         call = self.call
         change_set: Parameters = {
             "committed_us": self.now_us,
@@ -93,13 +93,13 @@ class Write:
             for first in range(0, len(self._changes), MAX_CHANGES_PER_SET)
             for statement in (
                 (_NEXT_REVISION, {}),
-                (_ADD_CHANGE_SET, change_set),
-                (_ADD_CHANGES, {"changes": json.dumps(self._changes[first : first + MAX_CHANGES_PER_SET])}),
+                (_INSERT_CHANGE_SET, change_set),
+                (_INSERT_CHANGES, {"changes": json.dumps(self._changes[first : first + MAX_CHANGES_PER_SET])}),
             )
         ]
 
     def _without_generated(self, record: Record) -> Record:
-        """Without the ids and etags that were generated for a write that is rolled back: they name nothing."""
+        """Clears ids and etags that were generated for a write that is rolled back: they identify nothing."""
         blank: dict[str, Any] = {
             name: "" for name in ("etag", record._fields[0]) if getattr(record, name) in self._generated
         }

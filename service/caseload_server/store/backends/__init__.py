@@ -1,1 +1,1 @@
-"""The databases: what the store asks of one, and the two that answer."""
+"""The database interface of the store, and its two implementations: SQLite and PostgreSQL."""

@@ -1,4 +1,4 @@
-"""A database URL becomes a store; what is wrong with a database is told in words without the driver's."""
+"""Opens the store at a database URL. Database failures become SettingErrors with a text of our own."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,48 +20,52 @@ NOT_MIGRATED: Final = "its schema is not up to date: run caseload migrate"
 
 
 def pending(url: str) -> list[Migration]:
-    """The steps that `migrate` would run; changes and creates nothing. Raises SettingError."""
-    with usable(url) as (migrations, place):
-        steps: list[Migration] = migrations.pending(place)
+    """Returns the steps that `migrate` would run. Changes and creates nothing. Raises SettingError."""
+    with backend_for(url) as (migrate_module, location):
+        steps: list[Migration] = migrate_module.pending(location)
     return steps
 
 
 def migrate(url: str) -> list[Migration]:
-    """Brings the schema up to date, in a new file where SQLite has none: the steps that ran. Raises SettingError."""
-    with usable(url) as (migrations, place):
-        steps: list[Migration] = migrations.migrate(place)
+    """Runs the pending steps and returns them. Creates a SQLite file that does not exist. Raises SettingError."""
+    with backend_for(url) as (migrate_module, location):
+        steps: list[Migration] = migrate_module.migrate(location)
     return steps
 
 
-def open_store(config: Config, clock: Callable[[], int], meter: StoreMetrics | None = None) -> RelationshipStore:
-    """The store at a URL. SQLite is migrated where it must be, PostgreSQL by its operator. Raises SettingError.
+def open_store(config: Config, clock: Callable[[], int], metrics: StoreMetrics | None = None) -> RelationshipStore:
+    """Opens the store at `config.database`. SQLite is migrated first; PostgreSQL is migrated by its operator.
 
-    Args: meter, where one is to be told of the store's work.
+    Args: clock, returns microseconds since 1970 (UTC); metrics, receives the durations of reads and writes. Raises
+    SettingError.
     """
-    with usable(config.database) as (migrations, place):
-        database = _open(config, migrations, place)
-        return RelationshipStore(TimedDatabase(database, meter) if meter else database, clock)
+    with backend_for(config.database) as (migrate_module, location):
+        database = _open_database(config, migrate_module, location)
+        return RelationshipStore(TimedDatabase(database, metrics) if metrics else database, clock)
 
 
-def _open(config: Config, migrations: ModuleType, place: Any) -> Database:
+def _open_database(config: Config, migrate_module: ModuleType, location: Any) -> Database:
     if not is_postgres(config.database):
-        migrations.migrate(place)
-        return SqliteDatabase(place)
-    if migrations.pending(place):
+        migrate_module.migrate(location)
+        return SqliteDatabase(location)
+    if migrate_module.pending(location):
         raise SchemaError(NOT_MIGRATED)
     from caseload_server.store.backends.postgres.database import PostgresDatabase
 
-    return PostgresDatabase(place, connections=config.pool_size)
+    return PostgresDatabase(location, connections=config.pool_size)
 
 
 @contextmanager
-def usable(url: str) -> Iterator[tuple[ModuleType, Any]]:
-    """The migrations of the database's kind, and its place as they take it. Raises SettingError."""
+def backend_for(url: str) -> Iterator[tuple[ModuleType, Any]]:
+    """Yields the backend's `migrate` module and the location that it takes: a file path, or the URL.
+
+    Errors of the database inside the with block are raised as SettingError.
+    """
     if not is_postgres(url):
         try:
             yield sqlite_migrate, sqlite_path(url)
         except (SchemaError, apsw.Error) as error:
-            raise unusable(error) from None
+            raise database_setting_error(error) from None
         except DomainError as error:
             raise SettingError("--database", error.message) from None
         return
@@ -74,7 +78,7 @@ def usable(url: str) -> Iterator[tuple[ModuleType, Any]]:
     try:
         yield postgres_migrate, url
     except SchemaError as error:
-        raise unusable(error) from None
+        raise database_setting_error(error) from None
     except DomainError as error:
         raise SettingError("--database", error.message) from None
     except psycopg.Error as error:
@@ -85,8 +89,8 @@ def usable(url: str) -> Iterator[tuple[ModuleType, Any]]:
         raise SettingError("--database", text) from None
 
 
-def unusable(error: SchemaError | apsw.Error) -> SettingError:
-    """What is wrong with a database, without the driver's words."""
+def database_setting_error(error: SchemaError | apsw.Error) -> SettingError:
+    """Describes a database that cannot be used. Leaves out the driver's text, which may quote rows."""
     match error:
         case SchemaError():
             text = str(error)

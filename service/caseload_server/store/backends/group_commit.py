@@ -10,9 +10,9 @@ from caseload_server.store.backends.protocol import T, Transaction
 
 
 class Job(Generic[T]):
-    """One caller's write, waiting for its turn."""
+    """A write in the queue of a group commit."""
 
-    __slots__ = ("done", "error", "result", "turn", "work")
+    __slots__ = ("done", "error", "result", "wakeup", "work")
 
     def __init__(self, work: Callable[[Transaction], T]) -> None:
         """Args: work, runs in the shared transaction."""
@@ -20,15 +20,15 @@ class Job(Generic[T]):
         self.result: T
         self.error: BaseException | None = None
         self.done = False
-        self.turn = threading.Lock()
-        self.turn.acquire()
+        self.wakeup = threading.Lock()
+        self.wakeup.acquire()
 
 
 class GroupCommit:
-    """Lets the writing threads lead each other's commits. There is no writer thread.
+    """Runs queued writes in shared commits, led by one of the calling threads. There is no writer thread.
 
-    A caller that finds no commit under way leads one, for itself and for all callers in the queue. Then it wakes them,
-    and makes the first caller that came later the next leader.
+    A caller that finds no commit in progress becomes the leader: it commits for all callers in the queue. Then it
+    wakes them, and makes the first caller that arrived meanwhile the next leader.
     """
 
     def __init__(self, commit: Callable[[list[Job[Any]]], None], max_batch: int) -> None:
@@ -41,7 +41,10 @@ class GroupCommit:
         self._closed = False
 
     def write(self, work: Callable[[Transaction], T]) -> T:
-        """Runs the work in a shared transaction: its result, once that is durable. Raises ShuttingDown, its error."""
+        """Runs work in a shared transaction and returns its result once that is durable.
+
+        Raises ShuttingDown after `close`, and whatever the work or the commit raised.
+        """
         job = Job(work)
         with self._lock:
             if self._closed:
@@ -49,7 +52,7 @@ class GroupCommit:
             self._queue.append(job)
             leads, self._writing = not self._writing, True
         if not leads:
-            job.turn.acquire()  # until it is done, or is the next leader
+            job.wakeup.acquire()  # until the job is done, or its thread is the next leader
         if not job.done:
             self._lead(job)
         if job.error is not None:
@@ -68,12 +71,12 @@ class GroupCommit:
             for job in batch:
                 job.done = True
                 if job is not leader:
-                    job.turn.release()
+                    job.wakeup.release()
             if next_leader is not None:
-                next_leader.turn.release()
+                next_leader.wakeup.release()
 
     def close(self) -> None:
-        """Refuses new writes, and waits for those under way."""
+        """Rejects new writes, and waits for those in progress."""
         with self._lock:
             self._closed = True
             writing = self._writing

@@ -1,4 +1,4 @@
-"""The seam between the store and a database: what a driver must give."""
+"""The interface between the store and a database. Each driver implements it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -11,26 +11,26 @@ T = TypeVar("T")
 
 
 Gauges = Sequence[tuple[str, dict[str, str], Callable[[], float]]]
-"""Numbers that can be looked at, from any thread, without asking the database: the name, labels, and what tells it."""
+"""Gauges as name, labels and sampling function. Any thread may sample them; sampling runs no query."""
 
 
 class StoreMetrics(NamedTuple):
-    """What is told of the store's work."""
+    """Callbacks that record the duration of database operations, in seconds."""
 
     read: Callable[[float], object]
-    """The seconds that a read took."""
+    """Takes the duration of a read."""
     write: Callable[[float], object]
-    """Those that a write took."""
+    """Takes the duration of a write."""
     commit: Callable[[int, float], object]
-    """How many writes were in a commit, and its seconds."""
+    """Takes the number of writes in a commit, and its duration."""
 
 
 def no_metrics(_writes: int, _seconds: float) -> None:
-    """The commit of a meter that is not there."""
+    """Ignores a commit. It is the default for `Database.on_commit`."""
 
 
 class SerializationConflict(Exception):
-    """Raised by work that must begin anew, for what it read is not so any more; only where others write beside it."""
+    """Raised by work whose reads are outdated, to run it again. Only databases with concurrent writers need it."""
 
 
 class Transaction(Protocol):
@@ -40,47 +40,47 @@ class Transaction(Protocol):
         """Runs one statement and returns all its rows."""
 
     def pipeline(self, statements: Sequence[tuple[str, Parameters]]) -> list[Row]:
-        """Runs statements of which none needs another's answer, in one journey, and returns the first one's rows."""
+        """Runs independent statements in one round trip and returns the rows of the first."""
 
     def rows(self, sql: str, parameters: Parameters | None = None) -> Iterator[Row]:
-        """Runs one query and returns its rows one by one; the rest is dropped when the transaction ends."""
+        """Runs one query and yields its rows. Rows that were not fetched are dropped when the transaction ends."""
 
     def fetch_page(self, sql: str, parameters: dict[str, Value]) -> Iterator[Row]:
-        """As `rows`, of a query in the order of its first column, after `:after`, with `:limit`."""
+        """Yields the rows of a query that is ordered by its first column, starts after `:after` and has a `:limit`."""
 
 
 class Database(Protocol):
-    """A database. Every method raises StoreBusy, StoreUnavailable or StoreFull, and `write` OutcomeUnknown too."""
+    """A database. Every method raises StoreBusy, StoreUnavailable or StoreFull; `write` also OutcomeUnknown."""
 
     lock_clause: str
-    """What a SELECT ends in so that its rows stay as they are until the transaction ends; empty where a write has
-    the database for itself."""
-    committed: Callable[[int, float], object]
-    """As in StoreMetrics."""
+    """Appended to a SELECT to lock its rows until the transaction ends. Empty where a write locks the whole
+    database."""
+    on_commit: Callable[[int, float], object]
+    """Called after each commit, as StoreMetrics.commit."""
     commit_may_be_ambiguous: bool
-    """Whether a commit may be carried out and its answer lost: then every write needs a request_id to look up."""
+    """True where a commit can succeed and its response be lost. Then every write needs a request_id to look up."""
 
     def read(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
-        """Runs one query by itself."""
+        """Runs one query in a transaction of its own."""
 
-    def reading(self) -> AbstractContextManager[Transaction]:
-        """Several queries over one state of the database."""
+    def snapshot(self) -> AbstractContextManager[Transaction]:
+        """Opens a read-only transaction: all its queries see one state of the database."""
 
     def write(self, work: Callable[[Transaction], T]) -> T:
-        """Runs work in a transaction and returns what it returned once that is durable.
+        """Runs work in a transaction and returns its result once the commit is durable.
 
-        Work may be run more than once, and beside others' in one commit. What it raises is raised here, and nothing
-        of it is kept.
+        Work may run more than once, and may share a commit with other writes. An exception that it raises is raised
+        here, and its changes are rolled back.
         """
 
     def gauges(self) -> Gauges:
-        """What there is to look at."""
+        """Returns the gauges of this database."""
 
     def check(self) -> None:
-        """Asks once, without patience: raises where the database does not answer, or would take no write."""
+        """Tries the database once, without retries. Raises where it does not respond, or would accept no write."""
 
     def wait_for_commit(self) -> None:
-        """Returns when another process may have committed, after half a second at most. For one thread."""
+        """Returns when another process may have committed, after half a second at most. Call it from one thread."""
 
     def close(self) -> None:
-        """Ends the writer; everything acknowledged is already on disk."""
+        """Finishes the writes in progress and closes all connections. Acknowledged writes are already durable."""

@@ -1,4 +1,4 @@
-"""A database whose reads and writes are timed."""
+"""A Database wrapper that measures reads and writes."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -8,39 +8,39 @@ from caseload_server.store.backends.protocol import Database, Gauges, Parameters
 
 
 class TimedDatabase:
-    """A database as it is, and the time that it took for callers: waiting included, whatever came of it."""
+    """Delegates to a database and records how long each operation took, including waiting and failures."""
 
-    def __init__(self, database: Database, meter: StoreMetrics) -> None:
-        """Args: meter, is told."""
+    def __init__(self, database: Database, metrics: StoreMetrics) -> None:
+        """Args: database, does the work; metrics, receives the durations."""
         self.lock_clause = database.lock_clause
         self.commit_may_be_ambiguous = database.commit_may_be_ambiguous
-        self.committed = database.committed = meter.commit
+        self.on_commit = database.on_commit = metrics.commit
         self._database = database
-        self._meter = meter
+        self._metrics = metrics
 
     def read(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
-        began = perf_counter()
+        started = perf_counter()
         try:
             return self._database.read(sql, parameters)
         finally:
-            self._meter.read(perf_counter() - began)
+            self._metrics.read(perf_counter() - started)
 
     @contextmanager
-    def reading(self) -> Iterator[Transaction]:
-        began = perf_counter()
+    def snapshot(self) -> Iterator[Transaction]:
+        started = perf_counter()
         try:
-            with self._database.reading() as transaction:
+            with self._database.snapshot() as transaction:
                 yield transaction
         finally:
-            self._meter.read(perf_counter() - began)
+            self._metrics.read(perf_counter() - started)
 
     def write(self, work: Callable[[Transaction], T]) -> T:
-        began = perf_counter()
+        started = perf_counter()
         try:
             return self._database.write(work)
         finally:
-            with suppress(Exception):  # what is done stays done, also where it cannot be counted
-                self._meter.write(perf_counter() - began)
+            with suppress(Exception):  # a failing metric must not turn a committed write into an error
+                self._metrics.write(perf_counter() - started)
 
     def gauges(self) -> Gauges:
         return self._database.gauges()

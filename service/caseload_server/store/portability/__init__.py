@@ -1,1 +1,1 @@
-"""Everything in a store as lines of JSON: export, import, verify."""
+"""Moves the content of a store between databases as JSON Lines (export, import), and checks its rules (verify)."""

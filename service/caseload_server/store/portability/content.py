@@ -1,6 +1,6 @@
-"""What a store holds, as lines of JSON: the same content gives the same lines in every database.
+"""The content of a store as JSON Lines. Equal content gives equal lines in every database.
 
-What a store is known by and what it signs with are none: two stores that hold the same differ in them.
+The id and the secret of a store are not content: they differ between two stores with the same records.
 """
 
 import hashlib
@@ -16,35 +16,37 @@ from caseload_server.store.backends.protocol import Row, Transaction, Value
 from caseload_server.store.search import name_words
 
 PAGE_ROWS: Final = 1000
-DIGEST: Final = "sha256"
+"""Rows that are read or parsed at once."""
+DIGEST_ALGORITHM: Final = "sha256"
 dumps: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=bytes.hex).encode
-_scan = make_scanner(json.JSONDecoder())  # type: ignore[arg-type]  # typeshed takes it for a class
+_scan = make_scanner(json.JSONDecoder())  # type: ignore[arg-type]  # typeshed declares it as a class
 
 
 class Table(NamedTuple):
-    """A table whose rows are content."""
+    """A table whose rows are part of the content."""
 
     name: str
     columns: dict[str, tuple[type, ...]]
-    """Each column with the types that it has in a row; a key of one column or two comes first."""
+    """The types of each column's values in a row. The key columns come first."""
     key_width: int = 1
+    """Number of key columns."""
 
     @property
     def key(self) -> tuple[str, ...]:
-        """The columns that rows are ordered by."""
+        """Returns the key columns, by which rows are ordered."""
         return tuple(self.columns)[: self.key_width]
 
 
-def _of(record: type) -> dict[str, tuple[type, ...]]:
+def _columns_of(record: type) -> dict[str, tuple[type, ...]]:
     return {column: get_args(hint) or (hint,) for column, hint in get_type_hints(record).items()}
 
 
 _ID_OR_NONE = (str, type(None))
 TABLES: Final = (
     Table("store", {"head_revision": (int,), "oldest_revision": (int,)}),
-    Table("therapist", _of(Therapist)),
-    Table("patient", _of(Patient)),
-    Table("assignment", _of(Assignment)),
+    Table("therapist", _columns_of(Therapist)),
+    Table("patient", _columns_of(Patient)),
+    Table("assignment", _columns_of(Assignment)),
     Table(
         "change_set",
         {"revision": (int,), "committed_us": (int,), "actor": (str,), "method": (str,), "request_id": (str,)},
@@ -81,7 +83,7 @@ TABLES: Final = (
 
 
 def pages(transaction: Transaction, table: Table) -> Iterator[list[Row]]:
-    """All rows in the order of the key, so many at a time that memory does not grow with the table."""
+    """Yields all rows in key order, in pages, so that memory does not grow with the table."""
     key = ", ".join(table.key)
     select = f"SELECT {', '.join(table.columns)} FROM {table.name}"
     order = f" ORDER BY {key} LIMIT {PAGE_ROWS}"
@@ -93,107 +95,111 @@ def pages(transaction: Transaction, table: Table) -> Iterator[list[Row]]:
         rows = transaction.run(f"{select} WHERE ({key}) > ({names}){order}", after)
 
 
-def lines(table: Table, rows: list[Row]) -> bytes:
-    """The rows as lines, `{"table":{"column":value,...}}` each; bytes are hex."""
+def to_lines(table: Table, rows: list[Row]) -> bytes:
+    """Serializes rows as lines of the form `{"table":{"column":value,...}}`. Bytes are written in hex."""
     columns = tuple(table.columns)
     return "".join(f'{{"{table.name}":{dumps(dict(zip(columns, row, strict=True)))}}}\n' for row in rows).encode()
 
 
-class Tally:
-    """Counts the rows of each table, and digests their lines."""
+class ContentDigest:
+    """Counts the rows of each table and computes a digest of all lines."""
 
     def __init__(self) -> None:
-        self.rows = {table.name: 0 for table in TABLES}
-        self._hash = hashlib.new(DIGEST)
+        self.row_counts = {table.name: 0 for table in TABLES}
+        self._hash = hashlib.new(DIGEST_ALGORITHM)
 
-    def add(self, table: Table, count: int, content: bytes) -> None:
-        """So many more rows of a table, in these lines."""
-        self.rows[table.name] += count
-        self._hash.update(content)
+    def add(self, table: Table, row_count: int, lines: bytes) -> None:
+        """Adds rows of a table. Args: row_count, number of lines; lines, the serialized rows."""
+        self.row_counts[table.name] += row_count
+        self._hash.update(lines)
 
     @property
     def digest(self) -> str:
-        """The digest of all lines so far."""
-        return f"{DIGEST}:{self._hash.hexdigest()}"
+        """Returns the digest of the lines so far, as "algorithm:hex"."""
+        return f"{DIGEST_ALGORITHM}:{self._hash.hexdigest()}"
 
 
-_FOUND_COLUMNS: Final = {"name_word": ("word",), "identifier": ("system", "value", "live"), "specialty": ("specialty",)}
-FOUND: Final = {
+_SEARCH_COLUMNS: Final = {
+    "name_word": ("word",),
+    "identifier": ("system", "value", "live"),
+    "specialty": ("specialty",),
+}
+SEARCH_TABLES: Final = {
     f"{kind}_{suffix}": (f"{kind}_id", *columns)
     for kind in ("therapist", "patient")
-    for suffix, columns in _FOUND_COLUMNS.items()
+    for suffix, columns in _SEARCH_COLUMNS.items()
     if (kind, suffix) != ("patient", "specialty")
 }
-"""The tables that therapists and patients are found by, each with its columns."""
+"""The tables by which therapists and patients are searched, each with its columns. Records determine their rows."""
 
 
-class Malformed(Exception):
-    """A column whose JSON is not what it must be; the text is its name."""
+class MalformedColumn(Exception):
+    """The JSON in a column is invalid. The text is the column's name."""
 
 
-def found_by(table: Table, rows: list[Row]) -> dict[str, list[Row]]:
-    """The rows that therapists or patients are found by, by table: they say again what the records say.
+def search_rows(table: Table, rows: list[Row]) -> dict[str, list[Row]]:
+    """Returns the rows of the search tables that belong to therapists or patients, by table.
 
-    Column by column, because record by record it takes several times as long. Raises Malformed, for any column.
+    It works column by column: record by record takes several times as long. Raises MalformedColumn.
     """
     columns = dict(zip(table.columns, zip(*rows, strict=True), strict=True))
     ids = columns[table.key[0]]
 
-    def flat(groups: Iterable[Iterable[tuple[Value, ...]]]) -> list[Row]:
-        return [(one, *more) for one, group in zip(ids, groups, strict=True) for more in group]
+    def flatten(groups: Iterable[Iterable[tuple[Value, ...]]]) -> list[Row]:
+        return [(record_id, *values) for record_id, group in zip(ids, groups, strict=True) for values in group]
 
-    _nested("annotations", columns["annotations"])  # no one is found by these
+    _parse_column("annotations", columns["annotations"])  # only a check: they cannot be searched
     live = [1 if deleted_us is None else None for deleted_us in columns["deleted_us"]]
-    identifiers = _nested("identifiers", columns["identifiers"])
+    identifiers = _parse_column("identifiers", columns["identifiers"])
     found = {
-        f"{table.name}_name_word": flat(zip(name_words(name)) for name in columns["display_name"]),
-        f"{table.name}_identifier": flat(
+        f"{table.name}_name_word": flatten(zip(name_words(name)) for name in columns["display_name"]),
+        f"{table.name}_identifier": flatten(
             [(*pair, is_live) for pair in pairs] for is_live, pairs in zip(live, identifiers, strict=True)
         ),
     }
     if "specialties" in columns:
-        found["therapist_specialty"] = flat(map(zip, _nested("specialties", columns["specialties"])))
+        found["therapist_specialty"] = flatten(map(zip, _parse_column("specialties", columns["specialties"])))
     return found
 
 
-def _nested(column: str, texts: tuple[str, ...]) -> list[Any]:
-    """What a column holds as JSON. Raises Malformed."""
+def _parse_column(column: str, texts: tuple[str, ...]) -> list[Any]:
+    """Parses the JSON of a column. Raises MalformedColumn."""
     with suppress(ValueError, RecursionError):
-        scanned = scan(texts)
-        if _IS_NESTED[column](scanned):
-            return scanned
-    raise Malformed(column)
+        values = parse_all(texts)
+        if _HAS_VALID_SHAPE[column](values):
+            return values
+    raise MalformedColumn(column)
 
 
-def scan(texts: Sequence[str]) -> list[Any]:
-    """The values of texts that are one of JSON each, and nothing else. Raises ValueError, RecursionError."""
-    scanned = list(map(_scan, texts, repeat(0)))  # ends early where a text holds nothing
-    if [end for _, end in scanned] != list(map(len, texts)):
+def parse_all(texts: Sequence[str]) -> list[Any]:
+    """Parses texts that hold one JSON value each and nothing else. Raises ValueError, RecursionError."""
+    parsed = list(map(_scan, texts, repeat(0)))  # ends early at an empty text
+    if [end for _, end in parsed] != list(map(len, texts)):
         raise ValueError
-    return [value for value, _ in scanned]
+    return [value for value, _ in parsed]
 
 
-def _are(kind: type, values: Iterable[Any]) -> bool:
+def _all_of_type(kind: type, values: Iterable[Any]) -> bool:
     return {kind}.issuperset(map(type, values))
 
 
-def _are_lists_of_texts(values: list[Any]) -> bool:
-    return _are(list, values) and _are(str, chain.from_iterable(values))
+def _all_lists_of_strings(values: list[Any]) -> bool:
+    return _all_of_type(list, values) and _all_of_type(str, chain.from_iterable(values))
 
 
-def _are_lists_of_pairs(values: list[Any]) -> bool:
-    if not _are(list, values):
+def _all_lists_of_pairs(values: list[Any]) -> bool:
+    if not _all_of_type(list, values):
         return False
     pairs = list(chain.from_iterable(values))
-    return _are_lists_of_texts(pairs) and {2}.issuperset(map(len, pairs))
+    return _all_lists_of_strings(pairs) and {2}.issuperset(map(len, pairs))
 
 
-def _are_maps_of_texts(values: list[Any]) -> bool:
-    return _are(dict, values) and _are(str, chain.from_iterable(map(dict.values, values)))
+def _all_maps_of_strings(values: list[Any]) -> bool:
+    return _all_of_type(dict, values) and _all_of_type(str, chain.from_iterable(map(dict.values, values)))
 
 
-_IS_NESTED: Final[dict[str, Callable[[list[Any]], bool]]] = {
-    "annotations": _are_maps_of_texts,
-    "identifiers": _are_lists_of_pairs,
-    "specialties": _are_lists_of_texts,
+_HAS_VALID_SHAPE: Final[dict[str, Callable[[list[Any]], bool]]] = {
+    "annotations": _all_maps_of_strings,
+    "identifiers": _all_lists_of_pairs,
+    "specialties": _all_lists_of_strings,
 }

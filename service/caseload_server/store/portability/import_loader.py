@@ -1,32 +1,35 @@
-"""Fills an empty store from the lines that exports.py writes."""
+"""Loads parsed export lines into an empty store."""
 
 from collections.abc import Iterable
 from typing import Final, Protocol
 
 from caseload_server.store.backends.protocol import Row
-from caseload_server.store.portability.content import FOUND, TABLES
+from caseload_server.store.portability.content import SEARCH_TABLES, TABLES
 from caseload_server.store.portability.export import Progress
 from caseload_server.store.portability.import_parser import END, HEADER, Batch, ImportRefused
 
-_COLUMNS: Final = {table.name: tuple(table.columns) for table in TABLES} | FOUND
+_COLUMNS: Final = {table.name: tuple(table.columns) for table in TABLES} | SEARCH_TABLES
 
 
-class RuleBroken(Exception):
-    """Rows that the schema refuses; the text names the rule or its columns, and no value."""
+class ConstraintViolation(Exception):
+    """The schema rejects rows. The text names the constraint or its columns, and no value."""
 
 
-class Loading(Protocol):
-    """A transaction on an empty store that takes many rows at once. Both methods raise RuleBroken."""
+class BulkLoad(Protocol):
+    """A transaction on an empty store that inserts many rows at once. Both methods raise ConstraintViolation."""
 
     def add(self, table: str, columns: tuple[str, ...], rows: list[Row]) -> None:
-        """Adds rows, in the order of the columns."""
+        """Inserts rows. Args: columns, in the order of the rows' values."""
 
-    def adopt(self, secret: bytes, head_revision: int, oldest_revision: int) -> None:
-        """Makes the store go on where the exported one stopped."""
+    def set_store_row(self, secret: bytes, head_revision: int, oldest_revision: int) -> None:
+        """Sets the secret and the revisions of the exported store, so that this store continues its change log."""
 
 
-def load(batches: Iterable[Batch], loading: Loading, progress: Progress) -> str:
-    """Adds everything, in bits of bounded size: the digest. Raises ImportRefused. progress is of bytes."""
+def load(batches: Iterable[Batch], bulk_load: BulkLoad, progress: Progress) -> str:
+    """Loads all batches and returns the digest. Raises ImportRefused.
+
+    Args: progress, is called with bytes.
+    """
     secret, digest = b"", ""
     for batch in batches:
         for table, rows in batch.rows.items():
@@ -34,19 +37,19 @@ def load(batches: Iterable[Batch], loading: Loading, progress: Progress) -> str:
                 case name if name == HEADER:
                     [(secret,)] = rows
                 case "store":
-                    loading.adopt(secret, *rows[0])
+                    bulk_load.set_store_row(secret, *rows[0])
                 case name if name == END:
                     [(digest,)] = rows
                 case _:
-                    _add(batch, table, rows, loading)
+                    _add(batch, table, rows, bulk_load)
         progress(batch.size)
     return digest
 
 
-def _add(batch: Batch, table: str, rows: list[Row], loading: Loading) -> None:
-    """Raises ImportRefused."""
+def _add(batch: Batch, table: str, rows: list[Row], bulk_load: BulkLoad) -> None:
+    """Inserts rows of a batch. Raises ImportRefused."""
     try:
-        loading.add(table, _COLUMNS[table], rows)
-    except RuleBroken as error:
+        bulk_load.add(table, _COLUMNS[table], rows)
+    except ConstraintViolation as error:
         kind = next(iter(batch.rows))
-        raise ImportRefused(f"lines {batch.first} to {batch.last}: break a rule of {kind}: {error}") from None
+        raise ImportRefused(f"lines {batch.first} to {batch.last}: violate a constraint of {kind}: {error}") from None

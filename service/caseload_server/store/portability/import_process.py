@@ -1,4 +1,4 @@
-"""Reads and checks the lines of an import in a process of its own: one core reads while another adds rows."""
+"""Parses the lines of an import in a second process: one core parses while another inserts rows."""
 
 import marshal
 import os
@@ -15,36 +15,40 @@ from typing import Any, BinaryIO, Final
 from caseload_server.store.portability.import_parser import Batch, ImportRefused, batches
 
 _SIZE: Final = struct.Struct("=Q")
+"""Precedes each message on the pipe: its size in bytes."""
 
 
 @contextmanager
-def reading(source: BinaryIO, schema: str) -> Iterator[Iterator[Batch]]:
-    """As import_lines.batches, of a real file; the process ends with the with block."""
-    # -P: a folder named service where the command is run is not this one.
+def read_batches(source: BinaryIO, schema: str) -> Iterator[Iterator[Batch]]:
+    """Yields the batches of import_parser.batches. The process ends with the with block.
+
+    Args: source, a real file; schema, the newest migration of the empty store.
+    """
+    # -P: a folder named caseload_server in the working directory must not be imported instead of this package.
     command = [sys.executable, "-P", "-m", __name__, schema]
-    # Ctrl-C is for this process: the other one, which inherits the mask, ends with it and says nothing.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # Only this process handles Ctrl-C. The parser inherits the signal mask, and ends silently with this process.
+    previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         with subprocess.Popen(command, stdin=source, stdout=subprocess.PIPE) as process:  # noqa: S603 - this module
             try:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-                yield _received(process.stdout)  # type: ignore[arg-type]  # a pipe, as asked for
+                signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
+                yield _receive(process.stdout)  # type: ignore[arg-type]  # it is a pipe, as requested
             finally:
                 process.kill()
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
 
 
-def _received(pipe: BinaryIO) -> Iterator[Batch]:
-    """Raises ImportRefused, and OSError where the process was ended."""
+def _receive(pipe: BinaryIO) -> Iterator[Batch]:
+    """Yields batches from the pipe. Raises ImportRefused, and OSError if the process was killed."""
     while True:
         [size] = _SIZE.unpack(_read(pipe, _SIZE.size))
-        item = marshal.loads(_read(pipe, size))  # noqa: S302 - what this module sent
-        if isinstance(item, str):
-            raise ImportRefused(item)
-        if item is None:
+        message = marshal.loads(_read(pipe, size))  # noqa: S302 - this module sent it
+        if isinstance(message, str):
+            raise ImportRefused(message)
+        if message is None:
             return
-        yield Batch(*item)
+        yield Batch(*message)
 
 
 def _read(pipe: BinaryIO, size: int) -> bytes:
@@ -55,9 +59,9 @@ def _read(pipe: BinaryIO, size: int) -> bytes:
 
 
 def main() -> None:
-    """Sends each batch, then None, or the text of a refusal."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # whoever reads has ended: so does this, without a word
-    threading.Thread(target=_end_with_the_other, daemon=True).start()
+    """Parses standard input. Sends each batch, then None, or the text of a refusal."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ends this process silently when the reader has ended
+    threading.Thread(target=_exit_with_reader, daemon=True).start()
     try:
         for batch in batches(sys.stdin.buffer, sys.argv[1]):
             _send(tuple(batch))
@@ -66,16 +70,16 @@ def main() -> None:
         _send(str(error))
 
 
-def _end_with_the_other() -> None:
-    """Ends this process when the pipe has no reader any more, also where it waits for lines that do not come."""
+def _exit_with_reader() -> None:
+    """Ends this process when the pipe has no reader left, even while it waits for input."""
     poll = select.poll()
     poll.register(sys.stdout, 0)
     poll.poll()
     os._exit(1)
 
 
-def _send(item: Any) -> None:
-    data = marshal.dumps(item, 2)  # later versions look for equal values, which takes longer
+def _send(message: Any) -> None:
+    data = marshal.dumps(message, 2)  # later versions look for equal values, which takes longer
     sys.stdout.buffer.write(_SIZE.pack(len(data)) + data)
     sys.stdout.buffer.flush()
 

@@ -1,4 +1,4 @@
-"""What must always hold between the rows of a store, looked for in one state of it while others write."""
+"""Checks the rules between the rows of a store, in one snapshot, while others write."""
 
 from collections.abc import Iterator
 from typing import Final, NamedTuple
@@ -6,80 +6,91 @@ from typing import Final, NamedTuple
 from caseload_server.domain.enums import END_ENTERED_IN_ERROR, PATIENT_DISCHARGED, ROLE_PRIMARY, THERAPIST_INACTIVE
 from caseload_server.store.backends.protocol import Row, Transaction
 from caseload_server.store.portability import content
-from caseload_server.store.portability.content import FOUND, TABLES, Table, Tally
+from caseload_server.store.portability.content import (
+    SEARCH_TABLES,
+    TABLES,
+    ContentDigest,
+    MalformedColumn,
+    Table,
+)
 from caseload_server.store.portability.export import Progress
 
-NAMED: Final = 10
-"""So many ids are named of what breaks a rule."""
-_FOR_EVER_US: Final = 2**63 - 1
+MAX_LISTED_IDS: Final = 10
+"""Ids that are listed for a broken rule."""
+_MAX_TIME_US: Final = 2**63 - 1
 
 
 class Rule(NamedTuple):
-    """What must hold, and the SELECT of the ids of what breaks it."""
+    """A rule, and the SELECT of the ids that break it."""
 
     text: str
     sql: str
 
 
-class Broken(NamedTuple):
-    """A rule that does not hold."""
+class BrokenRule(NamedTuple):
+    """A rule that some records break."""
 
     rule: str
     records: int
+    """Number of records that break it."""
     ids: list[str]
-    """Of the first records that break it."""
+    """The ids of the first of them."""
 
 
-_IDLE: Final = {"therapist": THERAPIST_INACTIVE, "patient": PATIENT_DISCHARGED}
-_COUNTS: Final = {"therapist": "active_patient_count", "patient": "active_therapist_count"}
+_IDLE_STATUS: Final = {"therapist": ("inactive", THERAPIST_INACTIVE), "patient": ("discharged", PATIENT_DISCHARGED)}
+_COUNT_COLUMNS: Final = {"therapist": "active_patient_count", "patient": "active_therapist_count"}
 
 
-def _of_either_side(kind: str) -> Iterator[Rule]:
+def _rules_of_kind(kind: str) -> Iterator[Rule]:
     active = f"FROM assignment WHERE assignment.{kind}_id = {kind}.{kind}_id AND end_us IS NULL"
+    status_name, status = _IDLE_STATUS[kind]
     yield Rule(
-        f"{_COUNTS[kind]} is the number of active assignments",
-        f"SELECT {kind}_id FROM {kind} WHERE {_COUNTS[kind]} <> (SELECT COUNT(*) {active})",
+        f"{_COUNT_COLUMNS[kind]} is the number of active assignments",
+        f"SELECT {kind}_id FROM {kind} WHERE {_COUNT_COLUMNS[kind]} <> (SELECT COUNT(*) {active})",
     )
     yield Rule(
-        f"a deleted {kind}, or one of the last status, has no active assignment",
-        f"SELECT {kind}_id FROM {kind} WHERE (deleted_us IS NOT NULL OR status = {_IDLE[kind]})"
+        f"a deleted or {status_name} {kind} has no active assignment",
+        f"SELECT {kind}_id FROM {kind} WHERE (deleted_us IS NOT NULL OR status = {status})"
         f" AND EXISTS (SELECT 1 {active})",
     )
     yield Rule(
-        f"an identifier is that of one {kind} that is not deleted",
+        f"an identifier belongs to one {kind} that is not deleted",
         f"SELECT MIN({kind}_id) FROM {kind}_identifier WHERE live = 1 GROUP BY system, value HAVING COUNT(*) > 1",
     )
     yield Rule(
-        f"the id of a purged {kind} is that of no other",
+        f"the id of a purged {kind} is not in use",
         f"SELECT {kind}_id FROM {kind} WHERE EXISTS"
         f" (SELECT 1 FROM purged WHERE kind = '{kind}' AND record_id = {kind}_id)",
     )
 
 
-def _overlapping(periods: str, condition: str = "") -> str:
-    """Periods that begin before an earlier one of the same has ended; those that were never in force apart."""
+def _select_overlapping(partition: str, condition: str = "") -> str:
+    """Selects periods that start before an earlier one of the same partition has ended.
+
+    Empty periods and those entered in error are left out: they were never in force.
+    """
     return f"""
 SELECT assignment_id FROM (
-    SELECT assignment_id, start_us, MAX(COALESCE(end_us, {_FOR_EVER_US})) OVER (
-        PARTITION BY {periods} ORDER BY start_us, assignment_id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
-    ) AS taken_until_us
+    SELECT assignment_id, start_us, MAX(COALESCE(end_us, {_MAX_TIME_US})) OVER (
+        PARTITION BY {partition} ORDER BY start_us, assignment_id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+    ) AS occupied_until_us
     FROM assignment
     WHERE end_reason <> {END_ENTERED_IN_ERROR} AND (end_us IS NULL OR end_us > start_us){condition}
 ) AS period
-WHERE start_us < taken_until_us"""
+WHERE start_us < occupied_until_us"""
 
 
-def _pointing_nowhere(child: str, column: str, parent: str) -> Rule:
+def _reference_exists(child: str, column: str, parent: str) -> Rule:
     return Rule(
-        f"each {column} in {child} is that of a {parent}",
+        f"each {column} in {child} exists in {parent}",
         f"SELECT {column} FROM {child} WHERE NOT EXISTS"
         f" (SELECT 1 FROM {parent} WHERE {parent}.{column} = {child}.{column})",
     )
 
 
 RULES: Final = (
-    *_of_either_side("therapist"),
-    *_of_either_side("patient"),
+    *_rules_of_kind("therapist"),
+    *_rules_of_kind("patient"),
     Rule(
         "primary_therapist_id is the therapist of the active PRIMARY assignment",
         "SELECT patient_id FROM patient WHERE primary_therapist_id <> COALESCE((SELECT MIN(therapist_id)"
@@ -87,26 +98,29 @@ RULES: Final = (
         f" AND role = {ROLE_PRIMARY}), '')",
     ),
     Rule(
-        "a pair has one active assignment at most",
+        "a pair has at most one active assignment",
         "SELECT MIN(assignment_id) FROM assignment WHERE end_us IS NULL"
         " GROUP BY patient_id, therapist_id HAVING COUNT(*) > 1",
     ),
     Rule(
-        "a patient has one active PRIMARY assignment at most",
+        "a patient has at most one active PRIMARY assignment",
         f"SELECT MIN(assignment_id) FROM assignment WHERE end_us IS NULL AND role = {ROLE_PRIMARY}"
         " GROUP BY patient_id HAVING COUNT(*) > 1",
     ),
-    Rule("the periods of a pair do not overlap", _overlapping("patient_id, therapist_id")),
-    Rule("the PRIMARY periods of a patient do not overlap", _overlapping("patient_id", f" AND role = {ROLE_PRIMARY}")),
+    Rule("the periods of a pair do not overlap", _select_overlapping("patient_id, therapist_id")),
     Rule(
-        "the revisions of the log have no gap from the oldest kept to the newest",
-        "SELECT oldest_revision + 1 FROM store WHERE oldest_revision < head_revision"
-        " AND NOT EXISTS (SELECT 1 FROM change_set WHERE revision = oldest_revision + 1)"
-        " UNION ALL SELECT one.revision + 1 FROM change_set AS one, store WHERE one.revision < head_revision"
-        " AND NOT EXISTS (SELECT 1 FROM change_set AS other WHERE other.revision = one.revision + 1)",
+        "the PRIMARY periods of a patient do not overlap",
+        _select_overlapping("patient_id", f" AND role = {ROLE_PRIMARY}"),
     ),
     Rule(
-        "no revision is newer than the newest, or as old as what was purged",
+        "the change log has every revision from the oldest to the head",
+        "SELECT oldest_revision + 1 FROM store WHERE oldest_revision < head_revision"
+        " AND NOT EXISTS (SELECT 1 FROM change_set WHERE revision = oldest_revision + 1)"
+        " UNION ALL SELECT this.revision + 1 FROM change_set AS this, store WHERE this.revision < head_revision"
+        " AND NOT EXISTS (SELECT 1 FROM change_set AS next WHERE next.revision = this.revision + 1)",
+    ),
+    Rule(
+        "no revision is newer than the head, or was purged",
         "SELECT revision FROM change_set, store WHERE revision > head_revision OR revision <= oldest_revision"
         " UNION ALL SELECT revision FROM request, store WHERE revision > head_revision",
     ),
@@ -115,68 +129,68 @@ RULES: Final = (
         "SELECT revision FROM change_set WHERE NOT EXISTS"
         " (SELECT 1 FROM change WHERE change.revision = change_set.revision)",
     ),
-    _pointing_nowhere("change", "revision", "change_set"),
-    _pointing_nowhere("assignment", "therapist_id", "therapist"),
-    _pointing_nowhere("assignment", "patient_id", "patient"),
-    *(_pointing_nowhere(table, columns[0], columns[0].removesuffix("_id")) for table, columns in FOUND.items()),
+    _reference_exists("change", "revision", "change_set"),
+    _reference_exists("assignment", "therapist_id", "therapist"),
+    _reference_exists("assignment", "patient_id", "patient"),
+    *(_reference_exists(table, columns[0], columns[0].removesuffix("_id")) for table, columns in SEARCH_TABLES.items()),
 )
 
 
-def broken_rules(transaction: Transaction) -> Iterator[Broken]:
-    """Each rule between rows that does not hold. A therapist may have more patients than the present limit."""
+def broken_rules(transaction: Transaction) -> Iterator[BrokenRule]:
+    """Yields each broken rule of RULES. No rule covers capacity: a limit may be set below the present count."""
     for text, sql in RULES:
-        ids = [str(one) for (one,) in transaction.run(f"{sql} LIMIT {NAMED}")]
+        ids = [str(row_id) for (row_id,) in transaction.run(f"{sql} LIMIT {MAX_LISTED_IDS}")]
         if ids:
             [(count,)] = transaction.run(f"SELECT COUNT(*) FROM ({sql}) AS broken")
-            yield Broken(text, count, ids)
+            yield BrokenRule(text, count, ids)
 
 
-def damage(transaction: Transaction) -> Iterator[Broken]:
-    """What SQLite itself finds wrong with its file."""
+def file_damage(transaction: Transaction) -> Iterator[BrokenRule]:
+    """Yields a broken rule if SQLite finds its file damaged: https://sqlite.org/pragma.html#pragma_integrity_check"""
     found = transaction.run("PRAGMA integrity_check")
     if found != [("ok",)]:
-        yield Broken("the file is sound (PRAGMA integrity_check)", len(found), [])
+        yield BrokenRule("the file is sound (PRAGMA integrity_check)", len(found), [])
 
 
-class Contents:
-    """Reads the whole content of a store: its digest, and whether people are found by what their records say."""
+class ContentCheck:
+    """Reads the whole content of a store. Computes its digest and compares the search tables with the records."""
 
     def __init__(self, transaction: Transaction) -> None:
-        self.tally = Tally()
+        self.content_digest = ContentDigest()
         self._transaction = transaction
-        self._wrong: dict[str, Broken] = {}
+        self._broken: dict[str, BrokenRule] = {}
 
-    def read(self, progress: Progress) -> Iterator[Broken]:
-        """Each rule that does not hold, at the end. progress is of rows."""
+    def read(self, progress: Progress) -> Iterator[BrokenRule]:
+        """Reads the content, then yields each broken rule. Args: progress, is called with rows."""
         for table in TABLES:
             for rows in content.pages(self._transaction, table):
-                self.tally.add(table, len(rows), content.lines(table, rows))
+                self.content_digest.add(table, len(rows), content.to_lines(table, rows))
                 if "display_name" in table.columns:
                     self._compare(table, rows)
                 progress(len(rows))
-        yield from self._wrong.values()
+        yield from self._broken.values()
 
     def _compare(self, table: Table, rows: list[Row]) -> None:
-        """Compares the tables that people of one page are found by with what their records say."""
-        expected: dict[str, set[Row]] = {name: set() for name in FOUND if name.startswith(table.name)}
+        """Compares the search rows of one page of records with what the records say."""
+        expected: dict[str, set[Row]] = {name: set() for name in SEARCH_TABLES if name.startswith(table.name)}
         for row in rows:
             try:
-                found = content.found_by(table, [row])
-            except content.Malformed as error:
-                self._note(f"{error} of a {table.name} is the JSON that it must be", [row[0]])
+                search_rows = content.search_rows(table, [row])
+            except MalformedColumn as column:
+                self._add(f"{column} of each {table.name} is valid JSON for its column", [row[0]])
                 continue
-            for name, more in found.items():
-                expected[name].update(more)
+            for name, found in search_rows.items():
+                expected[name].update(found)
         for name, wanted in expected.items():
             stored = self._stored(name, rows[0][0], rows[-1][0])
-            self._note(f"{name} says what the records say", sorted({row[0] for row in wanted ^ stored}))
+            self._add(f"{name} matches the records", sorted({row[0] for row in wanted ^ stored}))
 
     def _stored(self, name: str, first: str, last: str) -> set[Row]:
-        columns = FOUND[name]
+        columns = SEARCH_TABLES[name]
         sql = f"SELECT {', '.join(columns)} FROM {name} WHERE {columns[0]} BETWEEN :first AND :last"
         return set(self._transaction.run(sql, {"first": first, "last": last}))
 
-    def _note(self, rule: str, ids: list[str]) -> None:
+    def _add(self, rule: str, ids: list[str]) -> None:
         if ids:
-            before = self._wrong.get(rule, Broken(rule, 0, []))
-            self._wrong[rule] = Broken(rule, before.records + len(ids), [*before.ids, *ids][:NAMED])
+            before = self._broken.get(rule, BrokenRule(rule, 0, []))
+            self._broken[rule] = BrokenRule(rule, before.records + len(ids), [*before.ids, *ids][:MAX_LISTED_IDS])

@@ -1,4 +1,7 @@
-"""An empty PostgreSQL store, filled in one transaction: https://www.psycopg.org/psycopg3/docs/basic/copy.html"""
+"""Fills an empty PostgreSQL store in one transaction, for `caseload import`.
+
+https://www.psycopg.org/psycopg3/docs/basic/copy.html
+"""
 
 import time
 from collections.abc import Iterator
@@ -8,14 +11,13 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from caseload_server.store.backends.migrations import SchemaError
-from caseload_server.store.backends.postgres.connection_pool import Connection
-from caseload_server.store.backends.postgres.database import connect
+from caseload_server.store.backends.postgres.connection import Connection, connect
 from caseload_server.store.backends.protocol import Row
-from caseload_server.store.portability.content import FOUND, TABLES
-from caseload_server.store.portability.import_loader import RuleBroken
+from caseload_server.store.portability.content import SEARCH_TABLES, TABLES
+from caseload_server.store.portability.import_loader import ConstraintViolation
 
-# What is quicker to look at once, when all rows are there: how to drop it, and how to make it again.
-_MADE_LAST = """
+# Selects what is faster to check or build once, after all rows are there: the DDL that drops it and that restores it.
+_DEFERRED_DDL = """
 SELECT format('ALTER TABLE %s DROP CONSTRAINT %I', conrelid::regclass, conname),
     format('ALTER TABLE %s ADD CONSTRAINT %I %s', conrelid::regclass, conname, pg_get_constraintdef(oid))
 FROM pg_constraint WHERE contype = 'f' AND connamespace = current_schema()::regnamespace
@@ -29,20 +31,22 @@ SELECT format('DROP INDEX %s', indexrelid::regclass), pg_get_indexdef(indexrelid
 FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
 WHERE relnamespace = current_schema()::regnamespace
     AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = indexrelid)"""
-_SERVED = b"""
+_SELECT_INSTANCES = b"""
 SELECT FROM pg_stat_activity
 WHERE datname = current_database() AND application_name = 'caseload' AND pid <> pg_backend_pid() LIMIT 1"""
-_NO_HURRY = " -c statement_timeout=0 -c idle_in_transaction_session_timeout=0"
+_DISCONNECT_SECONDS = 1.0
+"""How long a closed connection may still be listed in pg_stat_activity."""
+_NO_TIMEOUTS = " -c statement_timeout=0 -c idle_in_transaction_session_timeout=0"
 
 
-def unhurried(url: str) -> str:
-    """The URL of the same database for a transaction that may last, and wait for a reader or for standard input."""
+def without_timeouts(url: str) -> str:
+    """Returns the URL for a long transaction on the same database. It may wait for a reader, or for standard input."""
     options = conninfo_to_dict(url).get("options") or ""
-    return make_conninfo(url, options=f"{options}{_NO_HURRY}")
+    return make_conninfo(url, options=f"{options}{_NO_TIMEOUTS}")
 
 
-class PostgresLoading:
-    """A transaction on an empty database as a Loading."""
+class PostgresBulkLoad:
+    """Implements BulkLoad in a transaction on an empty database."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -54,46 +58,46 @@ class PostgresLoading:
                 for row in rows:
                     copy.write_row(row)
         except psycopg.IntegrityError as error:
-            raise RuleBroken(error.diag.constraint_name or error.diag.column_name) from None
+            raise ConstraintViolation(error.diag.constraint_name or error.diag.column_name) from None
 
-    def adopt(self, secret: bytes, head_revision: int, oldest_revision: int) -> None:
+    def set_store_row(self, secret: bytes, head_revision: int, oldest_revision: int) -> None:
         sql = b"UPDATE store SET secret = %s, head_revision = %s, oldest_revision = %s"
         self._connection.execute(sql, (secret, head_revision, oldest_revision))
 
 
 @contextmanager
-def loading(url: str) -> Iterator[PostgresLoading]:
-    """A migrated database that is empty still, and is again where the with block raises.
+def bulk_load(url: str) -> Iterator[PostgresBulkLoad]:
+    """Opens a transaction on a migrated, empty database. It commits at the end of the with block.
 
-    Raises SchemaError where it is not, RuleBroken, psycopg.Error.
+    Raises SchemaError for a database that is not empty or is being served, ConstraintViolation, psycopg.Error.
     """
-    with connect(unhurried(url)) as connection, connection.transaction():
-        _lock_empty(connection)
-        _refuse_served(connection)
-        made_last = connection.execute(_MADE_LAST).fetchall()
-        for drop, _ in made_last:
+    with connect(without_timeouts(url)) as connection, connection.transaction():
+        _lock_empty_tables(connection)
+        _refuse_served_database(connection)
+        deferred = connection.execute(_DEFERRED_DDL).fetchall()
+        for drop, _ in deferred:
             connection.execute(drop.encode())
-        yield PostgresLoading(connection)
+        yield PostgresBulkLoad(connection)
         try:
-            for _, make in made_last:
-                connection.execute(make.encode())
+            for _, restore in deferred:
+                connection.execute(restore.encode())
         except psycopg.IntegrityError as error:
-            raise RuleBroken(error.diag.constraint_name) from None
-        connection.execute("ANALYZE")  # or the first plans would be those of empty tables
+            raise ConstraintViolation(error.diag.constraint_name) from None
+        connection.execute("ANALYZE")  # else the first query plans would be those of empty tables
 
 
-def _refuse_served(connection: Connection) -> None:
-    """Raises SchemaError. An instance read the store's secret when it started, and would go on with that."""
-    until = time.monotonic() + 1  # it takes a moment until a connection that was closed is gone
-    while connection.execute(_SERVED).fetchall():
-        if time.monotonic() > until:
+def _refuse_served_database(connection: Connection) -> None:
+    """Raises SchemaError while instances are connected: they read the store's secret when they started."""
+    deadline = time.monotonic() + _DISCONNECT_SECONDS
+    while connection.execute(_SELECT_INSTANCES).fetchall():
+        if time.monotonic() > deadline:
             raise SchemaError("is served: stop its instances first")
         time.sleep(0.02)
 
 
-def _lock_empty(connection: Connection) -> None:
-    """Keeps all others from writing. Raises SchemaError."""
-    for table in (*(table.name for table in TABLES), *FOUND):
+def _lock_empty_tables(connection: Connection) -> None:
+    """Locks all tables against writes. Raises SchemaError if one is not empty."""
+    for table in (*(table.name for table in TABLES), *SEARCH_TABLES):
         connection.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE".encode())
         where = " WHERE head_revision > 0" if table == "store" else ""
         if connection.execute(f"SELECT 1 FROM {table}{where} LIMIT 1".encode()).fetchone():

@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL, lent to one thread at a time."""
+"""A pool of connections to PostgreSQL. Each connection is used by one thread at a time."""
 
 import threading
 from collections import deque
@@ -6,94 +6,95 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-import psycopg
 from psycopg import pq
 
 from caseload_server.domain import errors
-from caseload_server.store.backends.protocol import Gauges, Row
+from caseload_server.store.backends.postgres.connection import Connection
+from caseload_server.store.backends.protocol import Gauges
 
-Connection = psycopg.Connection[Row]
-PLACE_SECONDS: Final = 3.0
-"""How long a call waits for one."""
+ACQUIRE_TIMEOUT_SECONDS: Final = 3.0
+"""How long a call waits for a connection."""
 
 
-class Connections:
-    """A fixed number of connections, each opened by the thread that first needs it, lent in the order of asking.
+class ConnectionPool:
+    """A bounded number of connections, handed out in the order in which threads asked.
 
-    So after a failover the first call finds the new primary by itself, with no other thread's back-off in between.
+    The thread that needs a connection opens it. So after a failover the first call finds the new primary itself,
+    without the back-off of another thread in between.
     """
 
-    def __init__(self, open_one: Callable[[], Connection], count: int) -> None:
-        self._open_one = open_one
-        self._count = count
+    def __init__(self, connect: Callable[[], Connection], max_size: int) -> None:
+        """Args: connect, opens a connection; max_size, connections that may be in use at once."""
+        self._connect = connect
+        self._max_size = max_size
         self._lock = threading.Lock()
-        self._places = count
-        self._waiting: deque[threading.Lock] = deque()
-        self._free: list[Connection] = []
+        self._permits = max_size
+        self._waiters: deque[threading.Lock] = deque()
+        self._idle: list[Connection] = []
         self._closed = False
 
-    def take(self) -> Connection:
-        """One for this thread alone. Raises psycopg.Error, StoreBusy, ShuttingDown."""
+    def acquire(self) -> Connection:
+        """Returns a connection for the calling thread alone. Raises psycopg.Error, StoreBusy, ShuttingDown."""
         if self._closed:
             raise errors.ShuttingDown
-        self._take_place()
+        self._acquire_permit()
         try:
             with suppress(IndexError):
-                return self._free.pop()
-            return self._open_one()
+                return self._idle.pop()
+            return self._connect()
         except BaseException:
-            self._give_place()
+            self._release_permit()
             raise
 
-    def give(self, connection: Connection) -> None:
-        """Takes it back. One that is not as it was is closed, and the idle ones too: they may be lost as well."""
+    def release(self, connection: Connection) -> None:
+        """Takes a connection back. Closes a broken one and all idle ones, which may be broken too."""
         if connection.pgconn.transaction_status == pq.TransactionStatus.IDLE and not self._closed:
-            self._free.append(connection)
+            self._idle.append(connection)
         else:
             connection.close()
-            self._drop()
-        self._give_place()
+            self._close_idle()
+        self._release_permit()
+
+    def discard(self) -> None:
+        """Frees the permit of a connection that the caller keeps, so that another may be opened instead."""
+        self._release_permit()
 
     def gauges(self, name: str) -> Gauges:
-        """Those lent, all that may be, and the threads that wait for one."""
-        pool = {"pool": name}
+        """Returns gauges of the connections in use, of their limit, and of the threads that wait for one."""
+        labels = {"pool": name}
         return [
-            ("pool_connections", pool, lambda: self._count - self._places),
-            ("pool_connections_limit", pool, lambda: self._count),
-            ("pool_waiting", pool, lambda: len(self._waiting)),
+            ("pool_connections", labels, lambda: self._max_size - self._permits),
+            ("pool_connections_limit", labels, lambda: self._max_size),
+            ("pool_waiting", labels, lambda: len(self._waiters)),
         ]
 
-    def forget(self) -> None:
-        """Takes nothing back: another may be opened instead."""
-        self._give_place()
-
     def close(self) -> None:
-        """Closes the idle ones now, and the others when they are given back."""
+        """Closes idle connections now, and the others when they are released."""
         self._closed = True
-        self._drop()
+        self._close_idle()
 
-    def _take_place(self) -> None:
+    def _acquire_permit(self) -> None:
         with self._lock:
-            if self._places:
-                self._places -= 1
+            if self._permits:
+                self._permits -= 1
                 return
-            turn = threading.Lock()
-            turn.acquire()
-            self._waiting.append(turn)
-        if not turn.acquire(timeout=PLACE_SECONDS):
+            waiter = threading.Lock()
+            waiter.acquire()
+            self._waiters.append(waiter)
+        if not waiter.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS):
             with self._lock:
-                if turn in self._waiting:
-                    self._waiting.remove(turn)
+                if waiter in self._waiters:
+                    self._waiters.remove(waiter)
                     raise errors.StoreBusy(errors.StoreBusy.no_connection)
 
-    def _give_place(self) -> None:
+    def _release_permit(self) -> None:
         with self._lock:
-            if self._waiting:  # handed on, so that none that came later gets it first
-                self._waiting.popleft().release()
+            if self._waiters:  # the permit passes to the first waiter, before any thread that comes later
+                self._waiters.popleft().release()
             else:
-                self._places += 1
+                self._permits += 1
 
-    def _drop(self) -> None:
+    def _close_idle(self) -> None:
         with suppress(IndexError):
             while True:
-                self._free.pop().close()
+                self._idle.pop().close()

@@ -1,7 +1,7 @@
-"""PostgreSQL through psycopg 3: any number of instances on one database.
+"""PostgreSQL through psycopg 3, for any number of instances on one database.
 
-Read-committed transactions; row locks, unique indexes and the order of revisions hold the rules between instances.
-https://www.postgresql.org/docs/current/libpq-connect.html, https://www.psycopg.org/psycopg3/docs/
+Transactions are read committed. Row locks, unique indexes and the order of revisions keep the rules between instances.
+https://www.postgresql.org/docs/current/transaction-iso.html, https://www.psycopg.org/psycopg3/docs/
 """
 
 import random
@@ -12,15 +12,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
-from typing import Any, Final
+from typing import Final
 
 import psycopg
 from psycopg import pq
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.types.numeric import Int8BinaryDumper
 
 from caseload_server.domain import errors
-from caseload_server.store.backends.postgres.connection_pool import Connection, Connections
+from caseload_server.store.backends.postgres.connection import Connection, connect
+from caseload_server.store.backends.postgres.connection_pool import ConnectionPool
 from caseload_server.store.backends.protocol import (
     Gauges,
     Parameters,
@@ -32,99 +31,69 @@ from caseload_server.store.backends.protocol import (
     no_metrics,
 )
 
-_CONNECTING: Final = {
-    "application_name": "caseload",
-    "client_encoding": "utf8",
-    "connect_timeout": "2",  # seconds, for each host
-    "keepalives_idle": "5",
-    "keepalives_interval": "2",
-    "keepalives_count": "3",
-    "tcp_user_timeout": "5000",  # milliseconds until a peer that acknowledges nothing is given up
-    "target_session_attrs": "read-write",  # of several hosts, the primary
-}
-_SESSION: Final = (
-    "-c statement_timeout=0 -c lock_timeout=3s -c idle_in_transaction_session_timeout=10s -c synchronous_commit=on"
-    " -c default_transaction_isolation=read\\ committed"
-)
-# Only for reads: on a COMMIT that waits for a standby it would end the wait, and show what could still be lost.
-_READING: Final = " -c statement_timeout=10s"
-_SNAPSHOT: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-_ROWS_AT_ONCE: Final = 101
+# For reads only: a statement timeout ends a COMMIT's wait for its standby, and shows data that can still be lost.
+_READ_OPTIONS: Final = " -c statement_timeout=10s"
+_BEGIN_SNAPSHOT: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+_FETCH_SIZE: Final = 101
+"""Rows that one statement of `fetch_page` returns."""
 _CHANNEL: Final = "caseload_revision"
-_PATIENCE_SECONDS: Final = 5.0
-"""How long what a lost connection or a collision undid is tried again."""
-_PAUSE_SECONDS: Final = (0.01, 0.1)
-_CHECK_SECONDS: Final = 2.0
+_RETRY_TIMEOUT_SECONDS: Final = 5.0
+"""How long an operation is retried after a lost connection or a conflict."""
+_RETRY_DELAY_SECONDS: Final = (0.01, 0.1)
+"""Shortest and longest delay before a retry, in seconds."""
+_CHECK_TIMEOUT_SECONDS: Final = 2.0
 _WAITING_COMMITS: Final = b"""
 SELECT FROM pg_stat_activity
 WHERE datname = current_database() AND wait_event = 'SyncRep' AND now() - state_change > interval '2s' LIMIT 1"""
-"""Commits of any instance that wait for a standby."""
+"""Finds commits of any instance that wait for a standby."""
 _POLL_SECONDS: Final = 0.5
-_NAME: Final = re.compile(r"(?<![\w:]):([a-z]\w*)")
+"""How long `wait_for_commit` waits for a notification."""
+_NAMED_PARAMETER: Final = re.compile(r"(?<![\w:]):([a-z]\w*)")
 
-_COLLIDED: Final = {"40001", "40P01"}
-_TIMED_OUT: Final = {"55P03", "57014"}
-_NOT_NOW: Final = {"25006", "53200", "53300"}
-"""A standby that was a primary; out of memory; out of connections."""
+# SQLSTATEs: https://www.postgresql.org/docs/current/errcodes-appendix.html
+_CONFLICTS: Final = {"40001", "40P01"}
+"""serialization_failure, deadlock_detected."""
+_TIMEOUTS: Final = {"55P03", "57014"}
+"""lock_not_available, query_canceled."""
+_UNAVAILABLE: Final = {"25006", "53200", "53300"}
+"""read_only_sql_transaction (a primary that became a standby), out_of_memory, too_many_connections."""
 
 
-class Defect(Exception):
-    """An error that no caller should meet. PostgreSQL's own text quotes rows, so only the SQLSTATE and the constraint
-    are kept."""
+class UnexpectedDatabaseError(Exception):
+    """A defect of this program. PostgreSQL's own text quotes rows, so only SQLSTATE and constraint are kept."""
 
     def __init__(self, error: psycopg.Error) -> None:
         """Args: error, of the driver."""
         super().__init__(error.sqlstate, error.diag.constraint_name)
 
 
-class _CommitLost(Exception):
-    """The connection went during COMMIT: whether it was carried out is not known."""
-
-
-def connect(url: str, session: str = "") -> Connection:
-    """Opens a connection in autocommit, with every setting the store relies on. Raises psycopg.Error.
-
-    Args: url, as libpq takes it, whose settings win; session, more of them for the server ("-c name=value").
-    """
-    given = conninfo_to_dict(url)
-    if any(map(_is_elsewhere, str(given.get("hostaddr") or given.get("host") or "").split(","))):
-        given.setdefault("sslmode", "require")  # libpq's own default would go on in plain text
-    options = f"{_SESSION}{session} {given.pop('options', None) or ''}"
-    settings: dict[str, Any] = {**_CONNECTING, **given, "options": options}
-    connection = psycopg.connect(make_conninfo(**settings), autocommit=True, prepare_threshold=1)
-    connection.prepared_max = 500
-    connection.adapters.register_dumper(int, Int8BinaryDumper)  # or numbers of three sizes make three statements
-    return connection
-
-
-def _is_elsewhere(host: str) -> bool:
-    """Whether a host is none of this machine: neither a socket nor loopback."""
-    return not (host in {"", "localhost", "::1"} or host.startswith(("/", "@", "127.")))
+class _CommitUnconfirmed(Exception):
+    """The connection was lost during COMMIT, so it is unknown whether the transaction committed."""
 
 
 @lru_cache(4096)
-def _native(sql: str) -> bytes:
-    """The SQL with parameters as psycopg names them."""
-    return _NAME.sub(r"%(\1)s", sql.replace("%", "%%")).encode()
+def _psycopg_sql(sql: str) -> bytes:
+    """Converts `:name` parameters to psycopg's `%(name)s`."""
+    return _NAMED_PARAMETER.sub(r"%(\1)s", sql.replace("%", "%%")).encode()
 
 
-def _failure(error: psycopg.Error) -> tuple[BaseException, bool]:
-    """What to raise for a driver's error, and whether the same may succeed when tried again."""
+def _domain_error(error: psycopg.Error) -> tuple[BaseException, bool]:
+    """Maps a driver's error to the exception to raise, and whether a retry may succeed."""
     state = error.sqlstate or ""
-    if state in _COLLIDED:
+    if state in _CONFLICTS:
         return errors.StoreBusy(), True
-    if state in _TIMED_OUT:
+    if state in _TIMEOUTS:
         return errors.StoreBusy(), False
     if state == "53100":
         return errors.StoreFull(), False
     is_lost = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and not state
-    if is_lost or state in _NOT_NOW or state.startswith(("08", "57P")):
+    if is_lost or state in _UNAVAILABLE or state.startswith(("08", "57P")):
         return errors.StoreUnavailable(), True
-    return Defect(error), False
+    return UnexpectedDatabaseError(error), False
 
 
-class _Statements:
-    """A connection as a Transaction."""
+class PostgresTransaction:
+    """Implements Transaction on a connection."""
 
     __slots__ = ("_connection",)
 
@@ -132,31 +101,31 @@ class _Statements:
         self._connection = connection
 
     def run(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
-        cursor = self._connection.execute(_native(sql), parameters, binary=True)
+        cursor = self._connection.execute(_psycopg_sql(sql), parameters, binary=True)
         return cursor.fetchall() if cursor.description else []
 
     def pipeline(self, statements: Sequence[tuple[str, Parameters]]) -> list[Row]:
         with self._connection.pipeline():
-            first, *_ = [self._connection.execute(_native(sql), values, binary=True) for sql, values in statements]
+            first, *_ = [self._connection.execute(_psycopg_sql(sql), values, binary=True) for sql, values in statements]
         return first.fetchall()
 
     def rows(self, sql: str, parameters: Parameters | None = None) -> Iterator[Row]:
         return iter(self.run(sql, parameters))
 
     def fetch_page(self, sql: str, parameters: dict[str, Value]) -> Iterator[Row]:
-        # In parts, for all rows of a statement come at once, and a page may end after two mebibytes of them.
-        left = int(parameters["limit"] or 0)
-        while left:
-            some = self.run(sql, {**parameters, "limit": min(left, _ROWS_AT_ONCE)})
-            yield from some
-            left -= min(left, _ROWS_AT_ONCE)
-            if len(some) < _ROWS_AT_ONCE:
+        # Several statements, because all rows of one arrive at once, and a page may end after two mebibytes.
+        remaining = int(parameters["limit"] or 0)
+        while remaining:
+            rows = self.run(sql, {**parameters, "limit": min(remaining, _FETCH_SIZE)})
+            yield from rows
+            remaining -= min(remaining, _FETCH_SIZE)
+            if len(rows) < _FETCH_SIZE:
                 return
-            parameters = {**parameters, "after": some[-1][0]}
+            parameters = {**parameters, "after": rows[-1][0]}
 
 
-class _Snapshot(_Statements):
-    """Raises the store's own errors: the context of what leaves a with block is what was raised inside it."""
+class _SnapshotTransaction(PostgresTransaction):
+    """Raises domain errors itself: an exception that leaves a with block keeps the driver's error as its context."""
 
     __slots__ = ()
 
@@ -164,95 +133,96 @@ class _Snapshot(_Statements):
         try:
             return super().run(sql, parameters)
         except psycopg.Error as error:
-            failure, _ = _failure(error)
+            failure, _ = _domain_error(error)
         raise failure
 
 
 class PostgresDatabase:
-    """A PostgreSQL database as a Database.
+    """Implements Database on PostgreSQL.
 
-    A write that a collision or a lost connection undid is run again. So is one whose connection was lost during
-    COMMIT: the store's note of its request_id answers it where it had been carried out, and since that note is written
-    anew each time, the answer waits for the standby as any commit does.
+    A write is retried after a conflict or a lost connection. That includes a connection lost during COMMIT: if the
+    first attempt committed, the stored outcome of its request_id answers the retry. The retry writes that outcome
+    again, so its answer waits for the standby as any commit does.
     """
 
     lock_clause = " FOR NO KEY UPDATE"
     commit_may_be_ambiguous = True
 
-    def __init__(self, url: str, *, connections: int = 16, commit_seconds: float = 3.0) -> None:
-        """Opens nothing yet.
+    def __init__(self, url: str, *, connections: int = 16, commit_timeout_seconds: float = 3.0) -> None:
+        """Opens no connection yet.
 
-        Args: connections, most for reads, and as many for writes; commit_seconds, how long a caller waits for a COMMIT.
+        Args: connections, limit for reads, and the same for writes; commit_timeout_seconds, how long a caller waits
+        for a COMMIT.
         """
-        self.committed: Callable[[int, float], object] = no_metrics
-        self._readers = Connections(partial(connect, url, _READING), connections)
-        self._writers = Connections(partial(connect, url), connections)
-        self._commit_seconds = commit_seconds
-        self._left: set[Connection] = set()
-        self._commits_wait = False
+        self.on_commit: Callable[[int, float], object] = no_metrics
+        self._readers = ConnectionPool(partial(connect, url, _READ_OPTIONS), connections)
+        self._writers = ConnectionPool(partial(connect, url), connections)
+        self._commit_timeout_seconds = commit_timeout_seconds
+        self._abandoned: set[Connection] = set()
+        self._commits_stalled = False
         self._connect = partial(connect, url)
         self._listener: Connection | None = None
         self._checker: Connection | None = None
 
     def read(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
-        return self._again(partial(self._read, sql, parameters))
+        return self._retry(partial(self._read, sql, parameters))
 
     def _read(self, sql: str, parameters: Parameters | None) -> list[Row]:
-        connection = self._readers.take()
+        connection = self._readers.acquire()
         try:
-            return connection.execute(_native(sql), parameters, binary=True).fetchall()
+            return connection.execute(_psycopg_sql(sql), parameters, binary=True).fetchall()
         finally:
-            self._readers.give(connection)
+            self._readers.release(connection)
 
     @contextmanager
-    def reading(self) -> Iterator[Transaction]:
-        connection = self._again(self._snapshot)
+    def snapshot(self) -> Iterator[Transaction]:
+        connection = self._retry(self._begin_snapshot)
         try:
-            yield _Snapshot(connection)
+            yield _SnapshotTransaction(connection)
         finally:
             with suppress(psycopg.Error):
                 connection.execute("ROLLBACK")
-            self._readers.give(connection)
+            self._readers.release(connection)
 
-    def _snapshot(self) -> Connection:
-        connection = self._readers.take()
+    def _begin_snapshot(self) -> Connection:
+        connection = self._readers.acquire()
         try:
-            connection.execute(_SNAPSHOT)
+            connection.execute(_BEGIN_SNAPSHOT)
         except BaseException:
-            self._readers.give(connection)
+            self._readers.release(connection)
             raise
         return connection
 
     def write(self, work: Callable[[Transaction], T]) -> T:
-        if self._commits_wait:  # for a standby, and so would this one
+        if self._commits_stalled:  # they wait for a standby, and so would this one
             raise errors.StoreUnavailable
-        return self._again(partial(self._transact, work))
+        return self._retry(partial(self._transact, work))
 
-    def _again(self, attempt: Callable[[], T]) -> T:
-        """Runs it until it succeeds, is refused, or patience ends. Never while a COMMIT of it may still go on."""
-        until = time.monotonic() + _PATIENCE_SECONDS
-        commit_lost = False
+    def _retry(self, attempt: Callable[[], T]) -> T:
+        """Runs an attempt until it succeeds or the time is up. Never retries while its COMMIT may be in progress."""
+        deadline = time.monotonic() + _RETRY_TIMEOUT_SECONDS
+        commit_unconfirmed = False
         while True:
             failure: BaseException
             try:
                 return attempt()
-            except _CommitLost:
-                failure, may_retry, commit_lost = errors.OutcomeUnknown(), True, True
+            except _CommitUnconfirmed:
+                failure, may_retry, commit_unconfirmed = errors.OutcomeUnknown(), True, True
             except SerializationConflict:
                 failure, may_retry = errors.StoreBusy(), True
-            except (errors.StoreBusy, errors.ShuttingDown) as refusal:  # of a place: nobody could be asked
+            except (errors.StoreBusy, errors.ShuttingDown) as refusal:  # of the pool: no statement was sent
                 failure, may_retry = refusal, False
             except psycopg.Error as error:
-                failure, may_retry = _failure(error)
-            if not may_retry or time.monotonic() > until:
-                raise errors.OutcomeUnknown() if commit_lost else failure
-            time.sleep(random.uniform(*_PAUSE_SECONDS))  # noqa: S311 - it only spreads the callers
+                failure, may_retry = _domain_error(error)
+            if not may_retry or time.monotonic() > deadline:
+                raise errors.OutcomeUnknown() if commit_unconfirmed else failure
+            time.sleep(random.uniform(*_RETRY_DELAY_SECONDS))  # noqa: S311 - it only spreads the callers
 
     def _transact(self, work: Callable[[Transaction], T]) -> T:
-        connection = self._writers.take()
+        connection = self._writers.acquire()
         try:
             connection.execute("BEGIN")
-            result = work(_Statements(connection))
+            result = work(PostgresTransaction(connection))
             self._commit(connection)
         except BaseException:
             if connection.pgconn.transaction_status != pq.TransactionStatus.ACTIVE:
@@ -260,68 +230,70 @@ class PostgresDatabase:
                     connection.execute("ROLLBACK")
             raise
         finally:
-            if connection in self._left:
-                self._writers.forget()
+            if connection in self._abandoned:
+                self._writers.discard()
             else:
-                self._writers.give(connection)
+                self._writers.release(connection)
         return result
 
     def _commit(self, connection: Connection) -> None:
-        """Raises OutcomeUnknown, _CommitLost; StoreBusy where it was rolled back instead."""
-        warned: list[str | None] = []
-        note = lambda notice: warned.append(notice.sqlstate)  # noqa: E731 - removed again by its name
-        connection.add_notice_handler(note)
-        began = time.perf_counter()
+        """Raises OutcomeUnknown, _CommitUnconfirmed; StoreBusy where the server rolled back instead."""
+        warnings: list[str | None] = []
+        on_notice = lambda notice: warnings.append(notice.sqlstate)  # noqa: E731 - it is removed again by its name
+        connection.add_notice_handler(on_notice)
+        started = time.perf_counter()
         try:
             connection.pgconn.send_query(b"COMMIT")
-            if not _ended(connection.pgconn, self._commit_seconds):
-                self._leave_to_itself(connection)
+            if not _wait_for_result(connection.pgconn, self._commit_timeout_seconds):
+                self._abandon_commit(connection)
                 raise errors.OutcomeUnknown
             result = connection.pgconn.get_result()
             while connection.pgconn.get_result():
                 pass
         except psycopg.Error:
-            raise _CommitLost from None
+            raise _CommitUnconfirmed from None
         finally:
-            connection.remove_notice_handler(note)
+            connection.remove_notice_handler(on_notice)
         if connection.pgconn.status != pq.ConnStatus.OK:
-            raise _CommitLost
-        if "01000" in warned:  # someone ended its wait for the standby
+            raise _CommitUnconfirmed
+        if "01000" in warnings:  # an administrator canceled its wait for the standby
             raise errors.OutcomeUnknown
         if result is None or result.command_status != b"COMMIT":
             raise errors.StoreBusy
-        with suppress(Exception):  # what is done stays done, also where it cannot be counted
-            self.committed(1, time.perf_counter() - began)
+        with suppress(Exception):  # a failing metric must not turn a committed write into an error
+            self.on_commit(1, time.perf_counter() - started)
 
-    def _leave_to_itself(self, connection: Connection) -> None:
-        """Never cancels a COMMIT that waits for its standby: others would read what can still be lost."""
-        self._commits_wait = True  # until a check says otherwise
-        self._left.add(connection)
-        threading.Thread(target=self._see_out, args=(connection,), name="commit", daemon=True).start()
+    def _abandon_commit(self, connection: Connection) -> None:
+        """Leaves a COMMIT that waits for its standby. Canceling it would show others data that can still be lost."""
+        self._commits_stalled = True  # until `check` finds no waiting commit
+        self._abandoned.add(connection)
+        threading.Thread(
+            target=self._await_abandoned_commit, args=(connection,), name="abandoned-commit", daemon=True
+        ).start()
 
-    def _see_out(self, connection: Connection) -> None:
+    def _await_abandoned_commit(self, connection: Connection) -> None:
         with suppress(psycopg.Error):
-            _ended(connection.pgconn, None)
+            _wait_for_result(connection.pgconn, None)
         connection.close()
-        self._left.discard(connection)
+        self._abandoned.discard(connection)
 
     def gauges(self) -> Gauges:
         return [*self._readers.gauges("read"), *self._writers.gauges("write")]
 
     def check(self) -> None:
-        answered = False
+        responded = False
         with suppress(psycopg.Error):
             self._checker = self._checker or self._connect()
             connection = self._checker.pgconn
             connection.send_query(_WAITING_COMMITS)
-            # A server that hangs keeps its connections: only a clock of our own tells.
-            result = connection.get_result() if _ended(connection, _CHECK_SECONDS) else None
+            # A server that hangs keeps its connections open, so the wait needs a timeout of its own.
+            result = connection.get_result() if _wait_for_result(connection, _CHECK_TIMEOUT_SECONDS) else None
             if result and result.status == pq.ExecStatus.TUPLES_OK and connection.get_result() is None:
-                answered, self._commits_wait = True, result.ntuples > 0
-        if not answered and self._checker:
+                responded, self._commits_stalled = True, result.ntuples > 0
+        if not responded and self._checker:
             self._checker.close()
             self._checker = None
-        if not answered or self._commits_wait:
+        if not responded or self._commits_stalled:
             raise errors.StoreUnavailable
 
     def wait_for_commit(self) -> None:
@@ -329,7 +301,7 @@ class PostgresDatabase:
             if self._listener is None:
                 self._listener = self._connect()
                 self._listener.execute(f"LISTEN {_CHANNEL}")
-                return  # what was committed before is not told: look now
+                return  # earlier commits sent no notification to it: the caller looks now
             for _ in self._listener.notifies(timeout=_POLL_SECONDS, stop_after=1):
                 pass
         except psycopg.Error:
@@ -346,14 +318,17 @@ class PostgresDatabase:
                 connection.close()
 
 
-def _ended(connection: pq.abc.PGconn, seconds: float | None) -> bool:
-    """Waits for the end of what was sent, so long at most; whether it came. Raises psycopg.Error when it is lost."""
-    until = None if seconds is None else time.monotonic() + seconds
+def _wait_for_result(connection: pq.abc.PGconn, timeout_seconds: float | None) -> bool:
+    """Waits for the result of the query that was sent. Returns False after the timeout.
+
+    Args: timeout_seconds, None waits without limit. Raises psycopg.Error for a lost connection.
+    """
+    deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
     poll = select.poll()
     while connection.flush() or connection.is_busy():
         poll.register(connection.socket, select.POLLIN)
-        left = None if until is None else max(0.0, until - time.monotonic()) * 1000
-        if not poll.poll(left):
+        remaining_ms = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+        if not poll.poll(remaining_ms):
             return False
         connection.consume_input()
     return True

@@ -1,4 +1,4 @@
-"""SQLite through apsw: a connection a thread for reads, and one writer whose commits are shared.
+"""SQLite through apsw: one connection per thread for reads, and one writer with group commit.
 
 https://sqlite.org/wal.html, https://sqlite.org/pragma.html#pragma_synchronous
 """
@@ -20,54 +20,56 @@ from caseload_server.store.backends.group_commit import GroupCommit, Job
 from caseload_server.store.backends.protocol import Gauges, Parameters, Row, T, Transaction, Value, no_metrics
 
 APPLICATION_ID: Final = 0x43534C44
-"""Marks the file as ours ("CSLD")."""
+"""Identifies a caseload file ("CSLD"). https://sqlite.org/pragma.html#pragma_application_id"""
 SYNCHRONOUS: Final = "FULL"
-"""A commit is on disk before it is acknowledged. With less, the power-loss test fails."""
-_BUSY_SECONDS: Final = 5.0
+"""A commit is on disk before it is acknowledged. With a lower level the power-loss test fails."""
+_BUSY_TIMEOUT_SECONDS: Final = 5.0
+"""How long a statement waits for the lock of another process."""
 _BUSY_SLEEP_SECONDS: Final = 0.0005
 _MAX_BATCH: Final = 128
-"""Writes that share a commit."""
+"""Writes that share one commit."""
 _POLL_SECONDS: Final = 0.03
-"""How often another process's commits are looked for."""
+"""Interval at which `wait_for_commit` returns, so that commits of other processes are found."""
 _STUCK_SECONDS: Final = 4.0
-"""A commit that takes so long waits for a disk that hangs."""
+"""A commit that takes longer than this waits for a disk that does not respond."""
 _READER_CACHE_KIB: Final = 128
-"""Of each thread's connection; the kernel has the file in memory anyway. SQLite's own 2 MB are 128 MB in 64 threads."""
+"""Page cache of each reading connection, in KiB. The kernel caches the file as well. SQLite's default of 2 MB would
+be 128 MB in 64 threads."""
 _Reader = tuple[apsw.Connection, Any]
-"""A connection, and the RLock that is held while it is read."""
+"""A reading connection, and the RLock that is held while it is in use."""
 
 
 def connect(path: Path, *, create: bool) -> apsw.Connection:
-    """Opens the file for writing, with every setting the store relies on. Raises apsw.Error."""
+    """Opens the file for writing, with every setting that the store relies on. Raises apsw.Error."""
     flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOMUTEX | (apsw.SQLITE_OPEN_CREATE if create else 0)
     connection = apsw.Connection(str(path), flags=flags, statementcachesize=256)
-    if connection.readonly("main"):  # SQLite falls back to it; a reader would leave a -wal and a -shm file behind
+    if connection.readonly("main"):  # SQLite falls back to read-only; a reader would leave a -wal and a -shm file
         connection.close()
         raise apsw.ReadOnlyError
-    connection.set_busy_handler(_waiting())
+    connection.set_busy_handler(_busy_handler())
     connection.pragma("trusted_schema", 0)
     connection.pragma("foreign_keys", 1)
     connection.pragma("secure_delete", 1)
     connection.pragma("synchronous", SYNCHRONOUS)
-    connection.pragma("temp_store", 2)  # in memory: what a savepoint spills is pages of records
+    connection.pragma("temp_store", 2)  # in memory: what a savepoint spills are pages with personal data
     return connection
 
 
-def _waiting() -> Callable[[int], bool]:
-    began = 0.0
+def _busy_handler() -> Callable[[int], bool]:
+    started = 0.0
 
-    def wait_for_the_lock(tries: int) -> bool:
-        # SQLite's own back-off starves some of several writing processes: short, equal sleeps share the lock better.
-        nonlocal began
+    def wait_for_lock(tries: int) -> bool:
+        # SQLite's own back-off starves some of several writing processes. Short, equal sleeps share the lock better.
+        nonlocal started
         if tries == 0:
-            began = time.monotonic()
+            started = time.monotonic()
         time.sleep(_BUSY_SLEEP_SECONDS)
-        return time.monotonic() - began < _BUSY_SECONDS
+        return time.monotonic() - started < _BUSY_TIMEOUT_SECONDS
 
-    return wait_for_the_lock
+    return wait_for_lock
 
 
-_FAILURES: Final[dict[type[BaseException], type[errors.DomainError]]] = {
+_DOMAIN_ERRORS: Final[dict[type[BaseException], type[errors.DomainError]]] = {
     apsw.BusyError: errors.StoreBusy,
     apsw.LockedError: errors.StoreBusy,
     apsw.FullError: errors.StoreFull,
@@ -85,30 +87,30 @@ _FAILURES: Final[dict[type[BaseException], type[errors.DomainError]]] = {
 }
 
 
-def _failure(error: BaseException, *, committing: bool = False) -> BaseException:
-    """The domain's word for a database's failure; a defect of ours stays what it is."""
+def _domain_error(error: BaseException, *, committing: bool = False) -> BaseException:
+    """Maps a driver's error to a domain error. Returns any other error unchanged: it is a defect of this program."""
     if committing and not isinstance(error, apsw.BusyError | apsw.FullError):
-        # The frames may have reached the file before the failing fsync: a later recovery could find them.
+        # The frames may have reached the file before the fsync failed: a later recovery could find them.
         return errors.OutcomeUnknown()
-    failure = _FAILURES.get(type(error))
-    return failure() if failure else error
+    domain_error = _DOMAIN_ERRORS.get(type(error))
+    return domain_error() if domain_error else error
 
 
-def _size(path: Path) -> int:
+def _file_size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError:  # there is no -wal file before the first write
         return 0
 
 
-class _Statements:
-    """A connection as a Transaction."""
+class SqliteTransaction:
+    """Implements Transaction on a connection."""
 
-    __slots__ = ("_connection", "_open")
+    __slots__ = ("_connection", "_cursors")
 
     def __init__(self, connection: apsw.Connection) -> None:
         self._connection = connection
-        self._open: list[apsw.Cursor] = []
+        self._cursors: list[apsw.Cursor] = []
 
     def run(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
         return list(self._connection.execute(sql, parameters))
@@ -122,48 +124,48 @@ class _Statements:
 
     def rows(self, sql: str, parameters: Parameters | None = None) -> Iterator[Row]:
         cursor = self._connection.execute(sql, parameters)
-        self._open.append(cursor)
+        self._cursors.append(cursor)
         return cursor
 
-    def drop_open_rows(self) -> None:
-        while self._open:
-            self._open.pop().close(True)
+    def close_cursors(self) -> None:
+        while self._cursors:
+            self._cursors.pop().close(True)
 
 
-class _Reading:
-    """One state of the database, for the length of a with block."""
+class _Snapshot:
+    """A read-only transaction for the duration of a with block."""
 
-    __slots__ = ("_busy", "_connection", "_statements")
+    __slots__ = ("_connection", "_lock", "_transaction")
 
-    def __init__(self, connection: apsw.Connection, busy: Any) -> None:
+    def __init__(self, connection: apsw.Connection, lock: Any) -> None:
         self._connection = connection
-        self._busy = busy
-        self._statements = _Statements(connection)
+        self._lock = lock
+        self._transaction = SqliteTransaction(connection)
 
     def __enter__(self) -> Transaction:
-        self._busy.acquire()
+        self._lock.acquire()
         try:
             self._connection.execute("BEGIN")
-        except BaseException as error:  # noqa: BLE001 - a lock that is kept hangs the thread's next read
-            self._busy.release()
-            raise _failure(error) from None
-        return self._statements
+        except BaseException as error:  # noqa: BLE001 - a lock that is not released blocks the thread's next read
+            self._lock.release()
+            raise _domain_error(error) from None
+        return self._transaction
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         with suppress(apsw.Error):
-            self._statements.drop_open_rows()
+            self._transaction.close_cursors()
         with suppress(apsw.Error):
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
-        self._busy.release()
+        self._lock.release()
         if isinstance(error, apsw.Error):
-            raise _failure(error) from None
+            raise _domain_error(error) from None
 
 
 class SqliteDatabase:
-    """A SQLite file as a Database.
+    """Implements Database on a SQLite file.
 
-    Writes share commits (`GroupCommit`). Each runs in a savepoint, so one caller's failure does not reach the others.
+    Writes share commits (`GroupCommit`). Each runs in a savepoint, so that the failure of one does not affect others.
     """
 
     lock_clause = ""  # BEGIN IMMEDIATE locks the whole file
@@ -171,43 +173,43 @@ class SqliteDatabase:
 
     def __init__(self, path: Path) -> None:
         """Opens an existing, migrated file. Raises apsw.Error."""
-        self.committed: Callable[[int, float], object] = no_metrics
+        self.on_commit: Callable[[int, float], object] = no_metrics
         self._path = path
-        self._threads = threading.local()
+        self._local = threading.local()
         self._readers: list[_Reader] = []
         self._lock = threading.Lock()
         self._group_commit = GroupCommit(self._commit, _MAX_BATCH)
         self._committing_since = math.inf
         self._closed = False
         self._writer = connect(path, create=False)
-        self._file = path.stat()
-        self._transaction = _Statements(self._writer)
+        self._file_stat = path.stat()
+        self._transaction = SqliteTransaction(self._writer)
 
     def read(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
         try:
-            connection, busy = self._reader()
-            with busy:
+            connection, lock = self._reader()
+            with lock:
                 return list(connection.execute(sql, parameters))
         except apsw.Error as error:
-            raise _failure(error) from None
+            raise _domain_error(error) from None
 
-    def reading(self) -> _Reading:
+    def snapshot(self) -> _Snapshot:
         try:
-            return _Reading(*self._reader())
+            return _Snapshot(*self._reader())
         except apsw.Error as error:
-            raise _failure(error) from None
+            raise _domain_error(error) from None
 
     def _reader(self) -> _Reader:
-        """This thread's connection, and the lock that a reading holds so that a close waits for it."""
+        """Returns this thread's connection, and the lock that a reader holds so that `close` waits for it."""
         try:
-            reader: _Reader = self._threads.reader
+            reader: _Reader = self._local.reader
         except AttributeError:
-            if not self._in_place():  # or SQLite would play the -wal file that lies there into another
+            if not self._is_same_file():  # SQLite would replay the -wal file at this path into another database
                 raise apsw.CantOpenError from None
             connection = connect(self._path, create=False)
             connection.pragma("query_only", 1)
             connection.pragma("cache_size", -_READER_CACHE_KIB)
-            reader = self._threads.reader = (connection, threading.RLock())
+            reader = self._local.reader = (connection, threading.RLock())
             with self._lock:
                 self._readers.append(reader)
                 if self._closed:
@@ -220,7 +222,7 @@ class SqliteDatabase:
     def _commit(self, batch: list[Job[Any]]) -> None:
         execute = self._writer.execute
         committing = False
-        began = time.perf_counter()
+        started = time.perf_counter()
         try:
             self._begin()
             for job in batch:
@@ -228,24 +230,24 @@ class SqliteDatabase:
             committing = True
             self._committing_since = time.monotonic()
             execute("COMMIT")
-        except BaseException as error:  # noqa: BLE001 - whatever it was, no one in the batch may be told it went well
-            # Refusals fail too: they may rest on a batch-mate's write that is gone now.
+        except BaseException as error:  # noqa: BLE001 - after any failure no write of the batch may report success
+            # Refusals fail too: they may rest on another write of the batch, which was rolled back.
             for job in batch:
-                job.error = _failure(error, committing=committing)
+                job.error = _domain_error(error, committing=committing)
             with suppress(apsw.Error):
                 if self._writer.in_transaction:
                     execute("ROLLBACK")
         else:
-            with suppress(Exception):  # what is done stays done, also where it cannot be counted
-                self.committed(len(batch), time.perf_counter() - began)
+            with suppress(Exception):  # a failing metric must not turn a committed write into an error
+                self.on_commit(len(batch), time.perf_counter() - started)
         finally:
             self._committing_since = math.inf
 
     def _begin(self) -> None:
-        if self._writer.in_transaction:  # a rollback that failed
+        if self._writer.in_transaction:  # an earlier rollback failed
             self._writer.execute("ROLLBACK")
         self._writer.execute("BEGIN IMMEDIATE")
-        if not self._in_place():  # looked at now, since another process may have kept the lock for seconds
+        if not self._is_same_file():  # checked under the lock, for which this process may have waited for seconds
             raise apsw.CantOpenError
 
     def _run(self, job: Job[Any]) -> None:
@@ -258,23 +260,23 @@ class SqliteDatabase:
             # FULL, IOERR and NOMEM may have rolled back the transaction with every job in it.
             if isinstance(error, apsw.Error) and not self._writer.in_transaction:
                 raise
-            job.error = _failure(error) if isinstance(error, apsw.Error) else error
+            job.error = _domain_error(error) if isinstance(error, apsw.Error) else error
             execute("ROLLBACK TO job")
         execute("RELEASE job")
 
     def gauges(self) -> Gauges:
         log = self._path.with_name(f"{self._path.name}-wal")
-        return [("database_bytes", {}, partial(_size, self._path)), ("wal_bytes", {}, partial(_size, log))]
+        return [("database_bytes", {}, partial(_file_size, self._path)), ("wal_bytes", {}, partial(_file_size, log))]
 
     def check(self) -> None:
-        if not self._in_place() or time.monotonic() - self._committing_since > _STUCK_SECONDS:
+        if not self._is_same_file() or time.monotonic() - self._committing_since > _STUCK_SECONDS:
             raise errors.StoreUnavailable
         self.read("SELECT head_revision FROM store")
 
-    def _in_place(self) -> bool:
-        """Whether the file was not moved away or replaced: what is written into one that was, the next start lacks."""
+    def _is_same_file(self) -> bool:
+        """Returns False if the file was moved or replaced. The next start would not find what is written into it."""
         try:
-            return os.path.samestat(self._path.stat(), self._file)
+            return os.path.samestat(self._path.stat(), self._file_stat)
         except OSError:
             return False
 
@@ -286,10 +288,10 @@ class SqliteDatabase:
         with self._lock:
             self._closed = True
         deadline = time.monotonic() + 1
-        for connection, busy in self._readers:
-            if busy.acquire(timeout=max(0, deadline - time.monotonic())):
+        for connection, lock in self._readers:
+            if lock.acquire(timeout=max(0, deadline - time.monotonic())):
                 with suppress(apsw.Error):
                     connection.close()
-                busy.release()
-            # else a read has outlived its grace period: it ends with the process
-        self._writer.close()  # the last connection of a file checkpoints it
+                lock.release()
+            # else a read outlived its grace period: it ends with the process
+        self._writer.close()  # closing the last connection of a file checkpoints it

@@ -1,6 +1,6 @@
-"""A SQLite file is written anew, so that nothing of what was erased is left in it.
+"""Rewrites a SQLite file so that it keeps no trace of purged records.
 
-secure_delete overwrites what is deleted, but not the copies that moved rows leave in the gaps of pages.
+secure_delete overwrites deleted rows. It does not overwrite the copies that moved rows leave in the gaps of pages.
 https://sqlite.org/lang_vacuum.html, https://sqlite.org/wal.html
 """
 
@@ -13,14 +13,15 @@ import apsw
 
 from caseload_server.store.backends.sqlite import database as sqlite
 
-_PATIENCE_SECONDS: Final = 30.0
-_TRY_MILLISECONDS: Final = 100
-"""For calls that read to end, while writers wait. What reads for longer is waited for between the tries."""
+_CHECKPOINT_TIMEOUT_SECONDS: Final = 30.0
+"""How long the checkpoint is retried while others read."""
+_BUSY_TIMEOUT_MILLISECONDS: Final = 100
+"""How long one checkpoint waits for reads to end. Writers wait too, so longer reads are waited for between tries."""
 _TRUNCATE: Final = "PRAGMA wal_checkpoint(TRUNCATE)"
 
 
 def is_in_use(path: Path) -> bool:
-    """Whether anyone else has the file open. Raises apsw.Error."""
+    """Returns whether another connection has the file open. Raises apsw.Error."""
     probe = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
     try:
         probe.pragma("locking_mode", "exclusive")
@@ -33,19 +34,19 @@ def is_in_use(path: Path) -> bool:
 
 
 def vacuum(path: Path) -> None:
-    """Writes the file anew, and empties its log. Writers wait meanwhile; that takes room for two more of the file.
+    """Rewrites the file and empties its write-ahead log. Writers wait meanwhile.
 
-    Raises apsw.BusyError where others read all the time, apsw.Error.
+    It needs free disk space of twice the file's size. Raises apsw.BusyError while others keep reading, apsw.Error.
     """
-    os.environ["SQLITE_TMPDIR"] = str(path.parent)  # a disk where there is room for it
+    os.environ["SQLITE_TMPDIR"] = str(path.parent)  # a disk with enough space
     connection = sqlite.connect(path, create=False)
     try:
         connection.pragma("temp_store", 1)
         connection.execute("VACUUM")
-        connection.set_busy_timeout(_TRY_MILLISECONDS)
-        until = time.monotonic() + _PATIENCE_SECONDS
-        while connection.execute(_TRUNCATE).fetchall()[0][0]:  # another checkpoint, or a reader, is in the way
-            if time.monotonic() > until:
+        connection.set_busy_timeout(_BUSY_TIMEOUT_MILLISECONDS)
+        deadline = time.monotonic() + _CHECKPOINT_TIMEOUT_SECONDS
+        while connection.execute(_TRUNCATE).fetchall()[0][0]:  # blocked by another checkpoint or a reader
+            if time.monotonic() > deadline:
                 raise apsw.BusyError
             time.sleep(0.01)
     finally:
