@@ -14,7 +14,7 @@ from caseload_server.store import PATIENT
 from caseload_server.store.backends.factory import open_store
 from caseload_server.store.backends.postgres import database as postgres
 from caseload_server.store.backends.postgres import migrate as postgres_migrate
-from caseload_server.store.backends.postgres.database import Defect, PostgresDatabase
+from caseload_server.store.backends.postgres.database import PostgresDatabase, UnexpectedDatabaseError
 from grpc import StatusCode
 from structlog.testing import capture_logs
 
@@ -65,12 +65,12 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def broken(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Broken]:
-    monkeypatch.setattr(postgres, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(postgres, "_RETRY_TIMEOUT_SECONDS", 0.2)
     postgres_migrate.migrate(cluster.create_database("caseload"))
     try:
         with world_on(cluster.url("caseload") + IMPATIENT) as world:
             store: Any = world.server.store
-            store._database._commit_seconds = 0.2
+            store._database._commit_timeout_seconds = 0.2
             yield Broken(world, cluster, "caseload")
             if not cluster.answers():
                 cluster.start()
@@ -171,7 +171,7 @@ def test_what_postgresql_says_of_a_row_is_neither_answered_nor_logged(
     with capture_logs() as lines, pytest.raises(Exception, match="defect") as caught:
         broken.patients.create("p2", display_name="Bob", email=f"{CANARY}@example.org", annotations={"k": CANARY})
     assert refusal(caught.value).reason == "INTERNAL"  # type: ignore[arg-type]
-    assert [line["type"] for line in lines] == ["Defect"]
+    assert [line["type"] for line in lines] == ["UnexpectedDatabaseError"]
     printed = capfd.readouterr()
     assert CANARY not in f"{everything_said(caught.value)}{lines}{printed.out}{printed.err}{caplog.text}"
 
@@ -186,7 +186,7 @@ def chain(error: BaseException | None) -> list[BaseException]:
 def test_of_a_broken_rule_only_the_sqlstate_and_the_constraint_leave_the_store(broken: Broken) -> None:
     run(broken, NO_CANARIES)
     store = open_store(Config(database=broken.url), clock)
-    with pytest.raises(Defect) as caught:
+    with pytest.raises(UnexpectedDatabaseError) as caught:
         store.create(PATIENT, "p2", {"display_name": "Bob", "email": f"{CANARY}@example.org"}, CALL)
     store.close()
     assert caught.value.args == ("23514", "no_canaries")
@@ -194,12 +194,12 @@ def test_of_a_broken_rule_only_the_sqlstate_and_the_constraint_leave_the_store(b
 
 
 def rows_of_a_snapshot(database: PostgresDatabase, sql: str) -> None:
-    with database.reading() as transaction:
+    with database.snapshot() as transaction:
         list(transaction.rows(sql, {"limit": 1}))
 
 
 def runs_in_a_snapshot(database: PostgresDatabase, sql: str) -> None:
-    with database.reading() as transaction:
+    with database.snapshot() as transaction:
         transaction.run(sql)
 
 
@@ -215,7 +215,7 @@ STATEMENTS: dict[str, Callable[[PostgresDatabase, str], object]] = {
 def test_of_a_failed_statement_only_the_sqlstate_leaves_the_store(broken: Broken, way: str) -> None:
     sql = f"SELECT CAST('{CANARY}' AS INTEGER)"  # which its error quotes
     database = PostgresDatabase(broken.url)
-    with pytest.raises(Defect) as caught:
+    with pytest.raises(UnexpectedDatabaseError) as caught:
         STATEMENTS[way](database, sql)
     database.close()
     assert caught.value.args == ("22P02", None)

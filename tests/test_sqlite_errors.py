@@ -65,7 +65,7 @@ class Broken(NamedTuple):
 
 @pytest.fixture
 def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Broken]:
-    monkeypatch.setattr(sqlite, "_BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(sqlite, "_BUSY_TIMEOUT_SECONDS", 0.05)
     disk = FailingDisk()
     file = tmp_path / "caseload.db"
     with world_on(f"sqlite:///{file}") as world:

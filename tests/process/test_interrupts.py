@@ -138,7 +138,7 @@ def test_two_runs_for_one_file_do_not_clear_up_after_each_other(folder: Path, tm
                 time.sleep(0.001)
             process.send_signal(signal.SIGSTOP)
             other = caseload(folder, *arguments)
-            assert (other.returncode, other.stderr) == (2, "caseload: FILE: another run is writing the file\n")
+            assert (other.returncode, other.stderr) == (2, "caseload: FILE: another process is writing the file\n")
         finally:
             process.send_signal(signal.SIGCONT)
         printed, _ = process.communicate(timeout=20)

@@ -179,7 +179,7 @@ from caseload_server.store import RelationshipStore
 from caseload_server.commands.main import main
 def crash(self, *arguments):
     raise LookupError(str(arguments))
-RelationshipStore.list_people = RelationshipStore.update = crash
+RelationshipStore.list_records = RelationshipStore.update = crash
 main()
 """
 

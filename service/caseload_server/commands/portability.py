@@ -109,11 +109,11 @@ def verify(database: str) -> int:
         contents = verify.ContentCheck(transaction)
         broken = [*verify.broken_rules(transaction), *contents.read(progress)]
         if not settings.is_postgres(database):
-            broken += verify.damage(transaction)
+            broken += verify.file_damage(transaction)
     for rule, count, ids in broken:
         click.echo(f"broken: {rule}: {count} ({', '.join(ids)})")
-    click.echo(", ".join(f"{count} {name}" for name, count in contents.tally.rows.items()))
-    click.echo(f"digest: {contents.tally.digest}")
+    click.echo(", ".join(f"{count} {name}" for name, count in contents.content_digest.row_counts.items()))
+    click.echo(f"digest: {contents.content_digest.digest}")
     return 1 if broken else 0
 
 
