@@ -172,7 +172,7 @@ def cancelled(server: CaseloadServer, clinic: Clinic, database: str) -> list[str
     with holding_the_lock(database):
         under_way = create.future(body, timeout=HUNG_SECONDS)
         await_writes(server, 1)
-        eventually(lambda: store._database._writing)
+        eventually(lambda: store._database._group_commit._writing)
         under_way.cancel()
         clinic.send("ListPatients")  # comes after it on its connection
     return ["OK", "CANCELLED"]

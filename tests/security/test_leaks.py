@@ -75,14 +75,14 @@ def trail_it(self: Any, request: Any, context: grpc.ServicerContext) -> Any:
 
 
 def token_of_the_filter(monkeypatch: pytest.MonkeyPatch) -> None:
-    def make(_self: PageTokens, request: Any, after: str) -> str:
+    def issue(_self: PageTokens, request: Any, after: str) -> str:
         return base64.urlsafe_b64encode(request.SerializeToString()).decode() if after else ""
 
-    monkeypatch.setattr(PageTokens, "make", make)
+    monkeypatch.setattr(PageTokens, "issue", issue)
 
 
 def anything_for_an_id(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(access_log, "ID", re.compile(".*", re.DOTALL))
+    monkeypatch.setattr(access_log, "ID_PATTERN", re.compile(".*", re.DOTALL))
 
 
 def actors_in_changes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,9 +84,9 @@ class AssignmentServiceStub:
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - ASSIGNMENT_NOT_FOUND: the id never existed, or was purged.
     - ETAG_MISMATCH: etag is set and is not the assignment's etag, even if nothing would change.
-    - INVALID_FIELD: therapist_id, patient_id or role differs from the assignment's; end_time or
-      end_reason is set on an active assignment, which only Unassign ends; end_time would be
-      cleared on an ended assignment, or be before start_time; or end_reason would become one that
+    - INVALID_FIELD: therapist_id, patient_id or role differs from the assignment's. Or end_time or
+      end_reason is set on an active assignment, which only Unassign ends. Or end_time would be
+      cleared on an ended assignment, or be before start_time. Or end_reason would become one that
       only the server sets.
     - PERIOD_OVERLAPS: the period would overlap another active or ended period of the pair. For
       ROLE_PRIMARY, other PRIMARY periods of the patient count too. Periods that ended as
@@ -109,8 +109,8 @@ class AssignmentServiceStub:
     """Moves active assignments from one therapist (the source) to another (the target), all or
     nothing. Each period of the source ends with END_REASON_TRANSFERRED. At the same moment a
     period of the target starts, with the same role and focus. That moment is now. It is later if
-    an active period of either therapist with the patient starts later, or if the new period would
-    overlap an earlier one that ends later. So skewed clocks cause no errors.
+    an active period of either therapist with the patient starts later. It is also later if the new
+    period would overlap an earlier one that ends later. So skewed clocks cause no errors.
 
     If the target already has an active assignment to the patient, it keeps its role and focus, and
     no new period starts. If the source's assignment is PRIMARY, the target's assignment ends too,
@@ -231,9 +231,9 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
         - REQUEST_ID_REUSED: request_id was used for a different request.
         - ASSIGNMENT_NOT_FOUND: the id never existed, or was purged.
         - ETAG_MISMATCH: etag is set and is not the assignment's etag, even if nothing would change.
-        - INVALID_FIELD: therapist_id, patient_id or role differs from the assignment's; end_time or
-          end_reason is set on an active assignment, which only Unassign ends; end_time would be
-          cleared on an ended assignment, or be before start_time; or end_reason would become one that
+        - INVALID_FIELD: therapist_id, patient_id or role differs from the assignment's. Or end_time or
+          end_reason is set on an active assignment, which only Unassign ends. Or end_time would be
+          cleared on an ended assignment, or be before start_time. Or end_reason would become one that
           only the server sets.
         - PERIOD_OVERLAPS: the period would overlap another active or ended period of the pair. For
           ROLE_PRIMARY, other PRIMARY periods of the patient count too. Periods that ended as
@@ -268,8 +268,8 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
         """Moves active assignments from one therapist (the source) to another (the target), all or
         nothing. Each period of the source ends with END_REASON_TRANSFERRED. At the same moment a
         period of the target starts, with the same role and focus. That moment is now. It is later if
-        an active period of either therapist with the patient starts later, or if the new period would
-        overlap an earlier one that ends later. So skewed clocks cause no errors.
+        an active period of either therapist with the patient starts later. It is also later if the new
+        period would overlap an earlier one that ends later. So skewed clocks cause no errors.
 
         If the target already has an active assignment to the patient, it keeps its role and focus, and
         no new period starts. If the source's assignment is PRIMARY, the target's assignment ends too,

@@ -567,7 +567,7 @@ class AssignPatientRequest(_message.Message):
     """The case that this assignment treats: a code in kebab-case of at most 64 characters, or empty."""
     replace: _builtins.bool
     """If the pair has an active assignment with another role, focus or start_time, ends it at the new
-    start_time, with END_REASON_REPLACED, and starts this one in the same transaction. No effect
+    start_time, with END_REASON_REPLACED. Starts this one in the same transaction. No effect
     otherwise.
     """
     replace_primary: _builtins.bool

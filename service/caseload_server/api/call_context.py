@@ -1,4 +1,4 @@
-"""The context of a write: who calls which method, and the key under which a repeat is recognized."""
+"""The context of a write: its caller, its method, and what identifies a repeat of it."""
 
 from typing import Any, Final
 

@@ -266,8 +266,8 @@ def timestamp_us(
 ) -> int | None:
     """A Timestamp field, truncated to microseconds. Returns microseconds since 1970 (UTC), or None when it is absent.
 
-    Args: path, ends in the name of the field in the message; latest_us, in microseconds since 1970 (UTC);
-    too_late, the description of the violation when the time is after latest_us.
+    Args: path, ends in the name of the field in the message; latest_us, the latest time allowed; too_late, the
+    description of the violation for a later time.
     """
     field = path.rpartition(".")[2]
     if not message.HasField(field):
