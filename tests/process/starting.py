@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from caseload_server.store import backends
+
 from tests.waiting import HUNG_SECONDS
 
 CASELOAD = (sys.executable, "-m", "caseload_server")
@@ -14,8 +16,8 @@ SERVE = ("serve", "--address", "127.0.0.1:0", "--drain-seconds", "0")
 DRY_RUN = ("migrate", "--dry-run")
 SECRET = "do-not-repeat-me"
 """What no line may say."""
-STEPS = ["0001_initial", "0002_purged", "0003_lists"]
-"""Of the schema, as `migrate` lists them."""
+STEPS = sorted(path.stem for path in (Path(backends.__file__).parent / "sqlite" / "migrations").glob("*.sql"))
+"""The steps of the schema as `migrate` lists them, the same for both databases."""
 MODE_OBEYING = (sys.executable, str(Path(__file__).with_name("mode_obeying.py")))
 
 
