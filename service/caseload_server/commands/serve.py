@@ -94,7 +94,7 @@ class _File(click.ParamType[Path]):
 @option("--allow-insecure", is_flag=True, help="Allow other addresses than loopback without TLS or a keys file.")
 def serve(**values: Any) -> int:
     """Run the server until SIGTERM or Ctrl-C."""
-    # The signals are blocked and waited for, not handled: a handler that takes a lock can deadlock when two arrive.
+    # The signals are blocked and waited for, not handled: a handler that takes a lock can deadlock if two arrive.
     stop_signals = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)
     os.umask(0o077)
@@ -133,6 +133,6 @@ def serve(**values: Any) -> int:
 
 def _print_ready(address: str) -> None:
     if sys.stdout:
-        # The server runs even if nobody reads standard output. A plain write leaves no buffered data for the exit.
+        # The server runs even if standard output has no reader. A plain write leaves no buffered data for the exit.
         with suppress(OSError):
             os.write(sys.stdout.fileno(), f"caseload: serving on {address}\n".encode())

@@ -41,7 +41,7 @@ def _count_event(_logger: object, _method: str, event: MutableMapping[str, Any])
 
 
 class StderrSink:
-    """Writes whole lines to standard error. A reader that is gone, or does not read, cannot block the server for ever.
+    """Writes whole lines to standard error. A reader that has exited or does not read cannot block the server for ever.
 
     It keeps no buffer to write later: data left in sys.stderr when Python exits would change the exit code.
     """
