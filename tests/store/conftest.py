@@ -6,6 +6,7 @@ from service.config import Config
 from service.opening import open_store
 from service.records import Call
 from service.store import RelationshipStore
+from tests.locking import wait_for_locks
 
 
 class Clock:
@@ -21,6 +22,12 @@ class Clock:
         """Moves on, or back, and returns the new time."""
         self.now_us += int(seconds * 1_000_000)
         return self.now_us
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writers who race are never refused because the machine is busy."""
+    wait_for_locks(monkeypatch)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from service import errors, records
 from service.records import AssignedQuery, Assignment, Call, Outcome, Page, PageRequest, PeopleQuery
 from service.store import PATIENT, THERAPIST, Kind, RelationshipStore
 from service.store.database import Row, Value
+from tests.waiting import join
 
 T = TypeVar("T")
 AnyKind = Kind[Any]
@@ -153,7 +154,6 @@ def race(work: Callable[[int], T], threads: int = 32) -> tuple[list[T], list[Exc
     runners = [threading.Thread(target=one, args=(number,)) for number in range(threads)]
     for runner in runners:
         runner.start()
-    for runner in runners:
-        runner.join(60)
+    join(*runners)
     assert len(results) + len(refusals) == threads
     return results, refusals
