@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from caseload.v1 import therapist_service_pb2 as pb
 
-HANGS_SECONDS = 900
+HANGS_SECONDS = 1800
 pytestmark = [pytest.mark.checkout, pytest.mark.timeout(HANGS_SECONDS)]
 
 ROOT = Path(__file__).parents[1]
