@@ -19,6 +19,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from tests.running import Refusal, refusal
+from tests.waiting import HUNG_SECONDS
 
 T0: Final = 1_600_000_000
 """A moment in the past, in seconds since 1970."""
@@ -93,7 +94,7 @@ class Clinic:
         self.channel.close()
 
     def send(self, rpc: str, **fields: Any) -> Any:
-        return self._calls[rpc](request(rpc, **fields), timeout=60)
+        return self._calls[rpc](request(rpc, **fields), timeout=2 * HUNG_SECONDS)
 
     def stream(self, sent: Any, timeout: float) -> Any:
         """An open watch with a deadline."""

@@ -12,6 +12,7 @@ from caseload_server.rpc.server import CaseloadServer, build_server
 
 from tests.postgres.fixtures import postgres, postgres_databases, postgres_url
 from tests.running import Client
+from tests.waiting import NEVER_SECONDS
 
 __all__ = ["postgres", "postgres_databases", "postgres_url"]
 pytest_plugins = ["tests.skips", "tests.stray_output"]
@@ -58,6 +59,7 @@ def database_url(new_database: NewDatabase) -> Iterator[str]:
 @contextmanager
 def serving(database_url: str, **settings: Any) -> Iterator[CaseloadServer]:
     fixed = {"address": "127.0.0.1:0", "database": database_url, "drain_seconds": 0, "threads": 8}
+    fixed["queue_timeout_seconds"] = NEVER_SECONDS  # what a busy machine is slow with is not shed
     started = build_server(Config(**{**fixed, **settings}))
     started.start()
     try:

@@ -8,7 +8,9 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc
+import pytest
 from caseload.v1 import change_service_pb2, change_service_pb2_grpc
+from caseload_server.domain import limits
 from caseload_server.rpc.server import CaseloadServer
 from grpc_status import rpc_status
 
@@ -115,6 +117,15 @@ def await_unread(server: CaseloadServer, seconds: float) -> None:
 
 def _kept_waiting(since: float | None) -> float:
     return 0.0 if since is None else time.monotonic() - since
+
+
+@contextmanager
+def slowly_read(server: CaseloadServer, after: str) -> Iterator[Any]:
+    """A watch whose reader has taken longer for a message than the server allows."""
+    with unread(server.address, after) as stream, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(limits, "SLOW_READER_SECONDS", 0.3)
+        await_unread(server, 0.6)
+        yield stream
 
 
 def opened_watch(clinic: Clinic, seconds: float = 2 * HUNG_SECONDS) -> Any:

@@ -25,6 +25,7 @@ from tests import errors_page
 from tests.documents import OPERATIONS, ROOT, Block, blocks, is_only_named, masked, run, search_path
 from tests.postgres.cluster import Server
 from tests.running import Client, ServerProcess, refusal
+from tests.waiting import HUNG_SECONDS
 
 ADDRESS = Config.address
 PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if path.exists()]
@@ -286,7 +287,9 @@ def test_purging_by_age_keeps_what_is_younger(folder: Path) -> None:
 
 def list_changes(address: str, after: str = "") -> change_pb.ListChangesResponse:
     with grpc.insecure_channel(address) as channel:
-        return ChangeServiceStub(channel).ListChanges(change_pb.ListChangesRequest(after_revision=after), timeout=10)
+        return ChangeServiceStub(channel).ListChanges(
+            change_pb.ListChangesRequest(after_revision=after), timeout=HUNG_SECONDS
+        )
 
 
 def tour(address: str) -> int:
@@ -296,7 +299,7 @@ def tour(address: str) -> int:
 
 def newest_revision(address: str) -> str:
     client = Client(address)
-    revision = client.therapists.ListTherapists(pb.ListTherapistsRequest(), timeout=10).revision
+    revision = client.therapists.ListTherapists(pb.ListTherapistsRequest(), timeout=HUNG_SECONDS).revision
     client.close()
     return revision
 
@@ -311,7 +314,7 @@ def test_make_run_prints_a_grpcurl_line_that_works_when_pasted(tmp_path: Path) -
     tried = next(lines).removeprefix("try: ")
     assert next(lines) == f"caseload: serving on {address}"
     pasted = subprocess.run(
-        tried, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False,
+        tried, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=HUNG_SECONDS, check=False,
         env=os.environ | {"PATH": search_path()},
     )  # fmt: skip
     assert '"display_name": "Ada Roe"' in pasted.stdout, pasted.stderr
@@ -334,4 +337,4 @@ def lines_of_make_run(address: str, folder: Path) -> Generator[str, None, None]:
             yield from (line.rstrip("\n") for line in running.stdout)
         finally:
             os.killpg(running.pid, signal.SIGTERM)
-            running.wait(30)
+            running.wait(HUNG_SECONDS)

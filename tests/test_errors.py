@@ -4,7 +4,6 @@ import json
 import logging
 import re
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,9 @@ from google.rpc import code_pb2
 from grpc import StatusCode
 from structlog.testing import capture_logs
 
-from tests.locking import holding_the_lock
+from tests.locking import holding_the_lock, wait_for_locks
 from tests.running import Client, ServerProcess, refusal
+from tests.security.serving import await_writes
 from tests.services.calling import People, everything_said, refused
 from tests.services.provoking import (
     ALL,
@@ -108,7 +108,10 @@ def test_reads_do_not_wait_for_a_writer(world: World, database_url: str) -> None
         assert world.patients.get("p1").patient_id == "p1"
 
 
-def test_a_write_whose_deadline_passed_while_it_waited_is_not_done(database_url: str) -> None:
+def test_a_write_whose_deadline_passed_while_it_waited_is_not_done(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait_for_locks(monkeypatch)
     server = build_server(Config("127.0.0.1:0", database_url, drain_seconds=0, threads=1))
     server.start()
     people = People(Client(server.address), "Patient")
@@ -116,7 +119,7 @@ def test_a_write_whose_deadline_passed_while_it_waited_is_not_done(database_url:
     order = people.pb.CreatePatientRequest
     with holding_the_lock(database_url):
         first = create.future(order(patient_id="first", patient={"display_name": "A"}))
-        time.sleep(0.05)  # the only thread waits for the lock now
+        await_writes(server, 1)
         late = create.future(order(patient_id="late", patient={"display_name": "B"}), timeout=0.1)
         assert late.code() == StatusCode.DEADLINE_EXCEEDED
     assert first.result().patient.patient_id == "first"

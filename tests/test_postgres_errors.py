@@ -1,10 +1,8 @@
 """How PostgreSQL fails, seen from the other end of the wire; and that none of its words come out."""
 
 import logging
-import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from typing import Any, NamedTuple
 
 import pytest
@@ -24,6 +22,7 @@ from tests.running import refusal
 from tests.services.calling import People, everything_said, refused
 from tests.services.provoking import FAILURES, assert_told
 from tests.services.world import CANARY, World, world_on
+from tests.store.standby import await_commits
 from tests.store.steps import CALL
 
 REPLICATING = {**QUICK, "max_wal_senders": "2", "wal_level": "replica"}
@@ -108,15 +107,7 @@ def outcome_unknown(broken: Broken) -> object:
 def wait_for_nobody(cluster: Cluster) -> None:
     """From now on every commit does."""
     cluster.configure("synchronous_standby_names", "nobody")
-    with cluster.connect() as watching:
-        for _ in range(200):
-            with closing(cluster.connect()) as probe:
-                probe.execute("SET synchronous_commit = on")
-                probe.pgconn.send_query(b"SELECT pg_logical_emit_message(true, 'probe', '')")
-                time.sleep(0.02)
-                if watching.execute("SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep'").fetchall():
-                    return
-    raise AssertionError("no commit waits")
+    await_commits(cluster, waiting=True)
 
 
 def full(broken: Broken) -> object:

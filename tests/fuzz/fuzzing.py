@@ -17,8 +17,7 @@ from tests.fuzz.messages import Messages, Sent
 Learn = Callable[[Sent, bytes], None]
 
 IN_FLIGHT: Final = 24
-UNARY_SECONDS: Final = 30.0
-WATCH_SECONDS: Final = 0.05
+ANSWER_SECONDS: Final = 60.0
 HURRIED_SECONDS: Final = 0.002
 LARGEST_BYTES: Final = 1 << 20
 """Longer messages may be refused by the gRPC library, which knows nothing of our reasons."""
@@ -37,7 +36,7 @@ class Outcome:
     def __init__(self) -> None:
         self.faults: list[Fault] = []
         self.answered: Counter[str] = Counter()
-        """Answers by RPC; a watch has many."""
+        """Answers by RPC."""
         self.refused: Counter[str] = Counter()
         """Refusals by reason, or by code where the gRPC library made them."""
 
@@ -78,19 +77,24 @@ class Fuzzer:
         return self.outcome
 
     def send(self, sent: Sent, learn: Learn = lambda _sent, _answer: None, *, is_hurried: bool = False) -> None:
-        """One call; a hurried one is given up while the server works on it."""
-        is_watch = RPCS[sent.rpc].server_streaming
-        seconds = HURRIED_SECONDS if is_hurried else WATCH_SECONDS if is_watch else UNARY_SECONDS
-        call = self._calls[sent.rpc]
+        """One call; a hurried one is given up while the server works on it, and a watch after its first message."""
         try:
-            answers = call(sent.data, timeout=seconds) if is_watch else [call(sent.data, timeout=seconds)]
-            for answer in answers:
-                learn(sent, answer)
-                self.outcome.answered[sent.rpc] += 1
+            answer = self._first_answer(sent, HURRIED_SECONDS if is_hurried else ANSWER_SECONDS)
+            learn(sent, answer)
+            self.outcome.answered[sent.rpc] += 1
         except grpc.RpcError as error:
-            self._note_refusal(sent, error, may_be_late=is_watch or is_hurried)
+            self._note_refusal(sent, error, may_be_late=is_hurried)
         except DecodeError:
             self.outcome.faults.append(Fault(sent, "an answer that does not parse"))
+
+    def _first_answer(self, sent: Sent, seconds: float) -> bytes:
+        answer = self._calls[sent.rpc](sent.data, timeout=seconds)
+        if not RPCS[sent.rpc].server_streaming:
+            return bytes(answer)
+        try:
+            return bytes(next(answer))
+        finally:
+            answer.cancel()
 
     def _note_refusal(self, sent: Sent, error: Any, *, may_be_late: bool) -> None:
         what = fault(error, len(sent.data), may_be_late=may_be_late)

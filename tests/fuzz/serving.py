@@ -8,6 +8,7 @@ from typing import Final
 
 from tests.process.starting import CASELOAD
 from tests.running import ServerProcess
+from tests.waiting import HUNG_SECONDS, join
 
 MOST_COMPLAINTS: Final = 20
 
@@ -29,8 +30,8 @@ class Serving(ServerProcess):
         """Stops the server, and returns what is wrong: a death, an error in the log, a line that is not of the log."""
         died = self.process.poll()
         self.process.terminate()
-        code = self.process.wait(60)
-        self._reader.join(10)
+        code = self.process.wait(HUNG_SECONDS)
+        join(self._reader)
         if died is not None or code != 0:
             self._complaints.append(f"the server died: {died}" if died is not None else f"it ended with code {code}")
         return self._complaints

@@ -2,8 +2,8 @@
 
     python -m tests.hostile.attacks NAME ADDRESS
 
-Prints a line once the attack is in full swing, and how often it did what it does once standard input has ended. Bounded
-in time and rate: what a machine cannot carry is no question to the server.
+Prints a line once the attack is in full swing, and how often it did what it does once standard input has ended and it
+did so often enough to count. Bounded in time and rate: what a machine cannot carry is no question to the server.
 """
 
 import random
@@ -18,11 +18,14 @@ from itertools import count, cycle
 from typing import Final
 
 from tests.hostile import frames
+from tests.waiting import HUNG_SECONDS
 
 IDLE: Final = 2000
 SLOW: Final = 200
 BURST: Final = 50
 """Frames in one go."""
+LEAST: Final = 20
+"""What is less is no attack."""
 MOST_SECONDS: Final = 60
 Attack = Callable[[str], Iterator[int]]
 """Attacks in steps: each says how often it did what it does; the first comes when all is in place."""
@@ -30,7 +33,7 @@ Attack = Callable[[str], Iterator[int]]
 
 def connected(address: str) -> socket.socket:
     host, port = address.split(":")
-    return socket.create_connection((host, int(port)), timeout=5)
+    return socket.create_connection((host, int(port)), timeout=HUNG_SECONDS)
 
 
 def _until_closed(address: str, data: bytes) -> None:
@@ -174,7 +177,7 @@ def main() -> None:
     for number in range(1, int(rate * MOST_SECONDS)):
         done += next(steps)
         ended, _, _ = select.select([sys.stdin], [], [], max(0, began + number / rate - time.monotonic()))
-        if ended:
+        if ended and done > LEAST:
             break
     print(done, flush=True)
 

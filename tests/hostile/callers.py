@@ -15,6 +15,8 @@ from caseload.v1 import therapist_service_pb2 as pb
 from caseload.v1 import therapist_service_pb2_grpc as pb_grpc
 from caseload.v1.resources_pb2 import Therapist
 
+from tests.waiting import HUNG_SECONDS
+
 CALLERS: Final = 8
 PAUSE_SECONDS: Final = 0.02
 DEADLINE_SECONDS: Final = 5.0
@@ -39,11 +41,13 @@ class Round(NamedTuple):
 class Honest:
     """Callers who ask for one therapist, over and over, with a pause: half of them on new connections each round."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, deadline_seconds: float = DEADLINE_SECONDS) -> None:
+        """Args: deadline_seconds, of each call."""
         self._address = address
+        self._deadline_seconds = deadline_seconds
         self._kept = [self._channel() for _ in range(CALLERS // 2)]
         create = pb.CreateTherapistRequest(therapist_id="t1", therapist=Therapist(display_name="Ann Lee"))
-        pb_grpc.TherapistServiceStub(self._kept[0]).CreateTherapist(create, timeout=30)
+        pb_grpc.TherapistServiceStub(self._kept[0]).CreateTherapist(create, timeout=HUNG_SECONDS)
         self.round(0.3)  # connections are made, and the server has seen everything once
 
     def close(self) -> None:
@@ -51,11 +55,11 @@ class Honest:
             channel.close()
 
     def round(self, seconds: float) -> Round:
-        """Calls for so long."""
+        """Calls for so long, and at least one of each caller."""
         fresh = [self._channel() for _ in range(CALLERS - len(self._kept))]
         result = Round([], [])
         until = time.monotonic() + seconds
-        threads = [threading.Thread(target=_call, args=(one, until, result)) for one in (*self._kept, *fresh)]
+        threads = [threading.Thread(target=self._call, args=(one, until, result)) for one in (*self._kept, *fresh)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -64,22 +68,23 @@ class Honest:
             channel.close()
         return result
 
+    def _call(self, channel: grpc.Channel, until: float, result: Round) -> None:
+        ask = pb_grpc.TherapistServiceStub(channel).GetTherapist
+        ends = False
+        while not ends:
+            began = time.monotonic()
+            try:
+                ask(pb.GetTherapistRequest(therapist_id="t1"), timeout=self._deadline_seconds)
+            except grpc.RpcError as error:
+                result.errors.append(f"{error.code().name}: {error.details()}")
+            else:
+                result.milliseconds.append((time.monotonic() - began) * 1000)
+            ends = time.monotonic() >= until
+            time.sleep(PAUSE_SECONDS)
+
     def _channel(self) -> grpc.Channel:
         # Or channels of one process to one address would share a connection.
         return grpc.insecure_channel(self._address, [("grpc.use_local_subchannel_pool", 1)])
-
-
-def _call(channel: grpc.Channel, until: float, result: Round) -> None:
-    ask = pb_grpc.TherapistServiceStub(channel).GetTherapist
-    while time.monotonic() < until:
-        began = time.monotonic()
-        try:
-            ask(pb.GetTherapistRequest(therapist_id="t1"), timeout=DEADLINE_SECONDS)
-        except grpc.RpcError as error:
-            result.errors.append(f"{error.code().name}: {error.details()}")
-        else:
-            result.milliseconds.append((time.monotonic() - began) * 1000)
-        time.sleep(PAUSE_SECONDS)
 
 
 class Comparison(NamedTuple):

@@ -1,4 +1,4 @@
-"""Honest callers are served as ever while others misbehave. `make bench-hostile` measures the same at length."""
+"""Honest callers are served while others misbehave. `make bench-hostile` measures how much longer they wait."""
 
 import subprocess
 import sys
@@ -10,9 +10,10 @@ import pytest
 from caseload.v1 import therapist_service_pb2 as pb
 
 from tests.hostile import frames
-from tests.hostile.attacks import ATTACKS, connected
+from tests.hostile.attacks import ATTACKS, LEAST, connected
 from tests.hostile.callers import Honest, compare
 from tests.hostile.serving import has_room, untuned
+from tests.waiting import HUNG_SECONDS
 
 ROOT = Path(__file__).parents[2]
 ROUNDS = 3
@@ -33,20 +34,17 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     if not has_room():
         pytest.skip("needs a hard limit of 2500 open files or more: ulimit -Hn")
     with untuned(tmp_path_factory.mktemp("hostile")) as server:
-        honest = Honest(server.address)
+        honest = Honest(server.address, HUNG_SECONDS)
         yield Scene(server.address, honest)
         honest.close()
         assert server.end() == []
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_honest_callers_see_no_error_and_wait_little_longer(scene: Scene, attack: str) -> None:
+def test_honest_callers_see_no_error(scene: Scene, attack: str) -> None:
     seen = compare(scene.honest, scene.address, attack, ROUNDS, SECONDS)
-    assert seen.done > 20 * ROUNDS
+    assert seen.done > LEAST * ROUNDS
     assert seen.errors == []
-    alone_ms, attacked_ms = seen.p99s
-    # The promise is twice as long; rounds as short as these, on a machine with other work, can only show far more.
-    assert attacked_ms < 4 * alone_ms + 300
 
 
 def test_an_honest_caller_that_is_not_served_is_an_error(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -82,6 +80,6 @@ def test_metadata_is_bounded_also_for_a_caller_that_acknowledges_no_settings(
 @pytest.mark.usefixtures("scene")
 def test_the_benchmark_prints_a_row_for_an_attack() -> None:
     command = [sys.executable, "-m", "benchmarks.hostile", "--smoke", "garbage"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=2 * HUNG_SECONDS, check=False)
     assert (run.returncode, run.stderr) == (0, "")
     assert run.stdout.splitlines()[2].startswith("| garbage | ")

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import grpc
 from caseload.v1 import patient_service_pb2, resources_pb2, therapist_service_pb2
@@ -14,6 +14,8 @@ from grpc_status import rpc_status
 from tests.process.starting import CASELOAD
 from tests.running import Client, ServerProcess, refusal
 from tests.waiting import HUNG_SECONDS, eventually, join
+
+T = TypeVar("T")
 
 CREATED, ASSIGNED, RENAMED, UNASSIGNED = range(1, 5)
 """The writes made for each patient, in this order; 0 is none."""
@@ -97,6 +99,20 @@ def reason_of(error: grpc.RpcError) -> str:
     if rpc_status.from_call(error) is not None:  # type: ignore[arg-type]  # it is a grpc.Call too
         return refusal(error).reason
     return error.code().name
+
+
+def at_last(call: Callable[[], T]) -> T:
+    """What a call answers, which is made again where it was refused for a moment."""
+
+    def answers() -> list[T]:
+        try:
+            return [call()]
+        except grpc.RpcError as error:
+            if reason_of(error) in FOR_A_MOMENT:
+                return []
+            raise
+
+    return eventually(answers)[0]
 
 
 def _write_all(client: Client, name: str, acknowledged: dict[str, int]) -> None:

@@ -34,6 +34,8 @@ from tests.postgres.fixtures import migrate
 from tests.running import ServerProcess
 
 CALLERS = 32
+LEAST_RESTARTS = 2
+"""Calls go on until there were so many."""
 PAUSE_SECONDS = 0.5
 """Between a restart and the next."""
 STALL_SECONDS = 1.0
@@ -116,12 +118,17 @@ class Callers:
     def __init__(self, caseload: Caseload, report: Report, calls: int) -> None:
         self._caseload = caseload
         self._report = report
-        self._left = iter(range(calls))
+        self._calls, self._begun = calls, itertools.count()
+        self._enough = threading.Event()
         self._threads = [threading.Thread(target=self._call_on, args=(f"t{n}",)) for n in range(CALLERS)]
 
     def start(self) -> None:
         for thread in self._threads:
             thread.start()
+
+    def disturbed_enough(self) -> None:
+        """Until this is called they go on, also after so many calls."""
+        self._enough.set()
 
     def are_calling(self) -> bool:
         return any(thread.is_alive() for thread in self._threads)
@@ -130,11 +137,12 @@ class Callers:
         for thread in self._threads:
             thread.join(300)
             assert not thread.is_alive(), "calls do not end"
+        self._report.calls = next(self._begun) - CALLERS  # each thread counted once more, and ended
 
     def _call_on(self, therapist_id: str) -> None:
         patient_id = ""
         for call in itertools.cycle(ROUND):
-            if next(self._left, None) is None:
+            if next(self._begun) >= self._calls and self._enough.is_set():
                 return
             began = time.monotonic()
             try:
@@ -208,7 +216,6 @@ def under_load(
     instances: list[Instance], report: Report, calls: int, disturb: Callable[[Instance], None], most: int | None = None
 ) -> None:
     """Calls, while one instance after the other is disturbed, in turn; so often at most."""
-    report.calls = calls
     with connect("ipv4:" + ",".join(one.address for one in instances)) as caseload:
         for n in range(CALLERS):
             made = caseload.therapists.CreateTherapist(
@@ -216,14 +223,19 @@ def under_load(
             )
         callers = Callers(caseload, report, calls)
         callers.start()
-        for instance in itertools.islice(itertools.cycle(instances), most):
-            time.sleep(PAUSE_SECONDS)
-            if not callers.are_calling():
-                break
-            began = time.monotonic()
-            disturb(instance)
-            report.longest_restart = max(report.longest_restart, time.monotonic() - began)
-            report.restarts += 1
+        try:
+            for instance in itertools.islice(itertools.cycle(instances), most):
+                time.sleep(PAUSE_SECONDS)
+                if not callers.are_calling():
+                    break
+                began = time.monotonic()
+                disturb(instance)
+                report.longest_restart = max(report.longest_restart, time.monotonic() - began)
+                report.restarts += 1
+                if report.restarts >= LEAST_RESTARTS:
+                    callers.disturbed_enough()
+        finally:
+            callers.disturbed_enough()
         callers.join()
         report.written = list(revisions(caseload, made.revision))
 

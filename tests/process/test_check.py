@@ -228,7 +228,10 @@ def test_one_that_takes_connections_and_says_nothing_fails_in_bounded_time(
         (("--tls-ca", "text"), "--tls-ca: is not a PEM certificate"),
         (("--tls-cert", "text"), "--tls-cert: is not a PEM certificate"),
         (("--tls-key", "text"), "--tls-key: needs --tls-cert"),
-        (("--tls-ca", "ca.pem", "--tls-cert", "ca.pem", "--tls-key", "text"), "--tls-cert: is not a PEM certificate, or"),
+        (
+            ("--tls-ca", "ca.pem", "--tls-cert", "ca.pem", "--tls-key", "text"),
+            "--tls-cert: is not a PEM certificate, or",
+        ),
         (("--token", "do-not-repeat-me"), "--token: is not a known option"),
     ],
     ids=" ".join,

@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,14 @@ from caseload_server.store.backends.protocol import Value
 from tests.conftest import NewDatabase, in_memory
 from tests.process.starting import CASELOAD, caseload, url
 from tests.store.steps import delete, make, run
+from tests.waiting import HUNG_SECONDS
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
 of_each_signal = pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 PATIENTS, PURGED = 6_000, 5_000
+HALF_BYTES = PATIENTS * 2000
+"""Of what is copied."""
+TRIES = 50
 
 
 def fill(database: str, patients: int = PATIENTS) -> None:
@@ -70,31 +75,60 @@ def digest(database: str) -> str:
     return verified.stdout
 
 
-Started = Callable[[], bool]
+Test = Callable[[], bool]
 
 
-def broken_off(folder: Path, number: signal.Signals, has_begun: Started, *arguments: str) -> tuple[int, str, str]:
+def stopped(
+    folder: Path, is_under_way: Test, *arguments: str, undo: Callable[[], None] | None = None
+) -> "subprocess.Popen[str]":
+    """A run of the command that was stopped at any moment of its work (SIGSTOP).
+
+    Args: undo, what a whole run did; then it is run again where it was over too soon.
+    """
+    for _ in range(TRIES):
+        process = subprocess.Popen(
+            # A shell that runs the tests in the background has its children ignore Ctrl-C.
+            ["env", "--default-signal=INT", *CASELOAD, *arguments],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while process.poll() is None and not is_under_way():
+            time.sleep(0.001)
+        time.sleep(random.uniform(0, 0.01))
+        process.send_signal(signal.SIGSTOP)
+        if process.returncode is None:
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        if undo is None or (process.poll() is None and is_under_way()):
+            return process
+        process.send_signal(signal.SIGCONT)
+        process.communicate(timeout=HUNG_SECONDS)
+        undo()
+    raise AssertionError("it is always over before it can be stopped")
+
+
+def broken_off(
+    folder: Path, number: signal.Signals, is_under_way: Test, *arguments: str, undo: Callable[[], None] | None = None
+) -> tuple[int, str, str]:
     """The exit code and what was printed, where the signal came at any moment after the command began its work."""
-    process = subprocess.Popen(
-        # A shell that runs the tests in the background has its children ignore Ctrl-C.
-        ["env", "--default-signal=INT", *CASELOAD, *arguments],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 20
-    while process.poll() is None and not has_begun():
-        assert time.monotonic() < deadline
-    time.sleep(random.uniform(0, 0.01))
+    process = stopped(folder, is_under_way, *arguments, undo=undo)
     process.send_signal(number)
-    printed, log = process.communicate(timeout=20)
+    process.send_signal(signal.SIGCONT)
+    printed, log = process.communicate(timeout=HUNG_SECONDS)
     return process.returncode, printed, log
 
 
 def ended_by(number: signal.Signals) -> tuple[int, str]:
     """The exit code, and what is printed on standard error."""
     return (-9, "") if number == signal.SIGKILL else (128 + number, "caseload: interrupted\n")
+
+
+def is_half_done(part: Path) -> bool:
+    """Whether there is something of a file in the making, and not yet all."""
+    with suppress(FileNotFoundError):
+        return 0 < part.stat().st_size < HALF_BYTES
+    return False
 
 
 def names(folder: Path) -> list[str]:
@@ -119,7 +153,7 @@ def test_no_half_file_is_at_its_name_and_the_next_run_clears_up(
     target = tmp_path / file
     arguments = [argument.format(target) for argument in command]
     part = tmp_path / f".{file}.part" / file
-    code, printed, log = broken_off(folder, number, lambda: part.exists() and part.stat().st_size > 0, *arguments)
+    code, printed, log = broken_off(folder, number, lambda: is_half_done(part), *arguments, undo=target.unlink)
     assert (code, log, printed) == (*ended_by(number), "")
     assert names(tmp_path) == ([f".{file}.part"] if number == signal.SIGKILL else [])
     assert digest(url(folder / "source.db")) == before
@@ -132,16 +166,13 @@ def test_two_runs_for_one_file_do_not_clear_up_after_each_other(folder: Path, tm
     """The first is stopped in the middle of its work, and then goes on."""
     arguments = ["backup", str(tmp_path / "target"), "--database", url(folder / "source.db")]
     part = tmp_path / ".target.part" / "target"
-    with subprocess.Popen([*CASELOAD, *arguments], stdout=subprocess.PIPE, text=True) as process:
-        try:
-            while not part.exists():
-                time.sleep(0.001)
-            process.send_signal(signal.SIGSTOP)
-            other = caseload(folder, *arguments)
-            assert (other.returncode, other.stderr) == (2, "caseload: FILE: another process is writing the file\n")
-        finally:
-            process.send_signal(signal.SIGCONT)
-        printed, _ = process.communicate(timeout=20)
+    process = stopped(folder, lambda: is_half_done(part), *arguments, undo=(tmp_path / "target").unlink)
+    try:
+        other = caseload(folder, *arguments)
+        assert (other.returncode, other.stderr) == (2, "caseload: FILE: another process is writing the file\n")
+    finally:
+        process.send_signal(signal.SIGCONT)
+    printed, _ = process.communicate(timeout=HUNG_SECONDS)
     assert (process.returncode, printed) == (0, "revision 2\n")
     assert names(tmp_path) == ["target"]
 
@@ -187,7 +218,7 @@ def test_a_verify_that_is_broken_off_changes_nothing(
     began = time.monotonic()
     before = digest(database)
     took = time.monotonic() - began
-    for _ in range(20):  # until the signal comes after the beginning and before the end
+    for _ in range(TRIES):  # until the signal comes after the beginning and before the end
         due = time.monotonic() + random.uniform(0.3, 1) * took
         code, printed, log = broken_off(Path(), number, partial(_is_over, due), "verify")
         if code == ended_by(number)[0]:

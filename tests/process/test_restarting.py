@@ -12,6 +12,7 @@ from caseload.v1.resources_pb2 import Patient
 
 from tests.clinic import number
 from tests.process.restarting import Instance, Report, alone, crashing, rolling
+from tests.waiting import HUNG_SECONDS, eventually, join
 
 CALLS = 2000
 
@@ -33,11 +34,8 @@ def test_a_killed_instance_of_two_fails_no_call_and_no_write_is_done_twice(postg
     assert report.retries, "no call was under way when it was killed: the test says little"
 
 
-def test_one_instance_that_is_restarted_fails_no_call_and_is_missed_for_a_moment(database_url: str) -> None:
-    report = alone(database_url, CALLS)
-    assert_nothing_lost(report)
-    # On a machine that runs other tests besides, the restart itself takes as long as it takes.
-    assert report.longest < 2 * report.longest_restart + 0.5
+def test_one_instance_that_is_restarted_fails_no_call(database_url: str) -> None:
+    assert_nothing_lost(alone(database_url, CALLS))
 
 
 @pytest.mark.parametrize(
@@ -89,19 +87,15 @@ def test_a_watch_that_is_resumed_over_restarts_and_crashes_has_every_change_once
         for disturb in (Instance.restart, Instance.crash, Instance.restart, Instance.crash):
             caught_up.clear()
             write()
-            assert caught_up.wait(20)
+            assert caught_up.wait(HUNG_SECONDS)
             writer = threading.Thread(target=write, args=(100,))
             writer.start()
             disturb(instance)
-            writer.join(60)
+            join(writer)
         last = write(1)
-        for _ in range(400):
-            if sets[-1].revision == last:
-                break
-            threading.Event().wait(0.05)
+        eventually(lambda: sets[-1].revision == last)
         log = caseload.changes.ListChanges(changes.ListChangesRequest(after_revision=start, page_size=1000)).change_sets
-    reader.join(20)
+    join(reader)  # it ends with the connection
     instance.end()
-    assert not reader.is_alive()  # it ended with the connection
     assert sets == list(log)
     assert [number(one.revision) for one in sets] == list(range(number(start) + 1, number(start) + 442))

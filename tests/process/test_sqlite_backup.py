@@ -1,17 +1,14 @@
 """A backup while several server processes write to the file."""
 
 import re
-import time
-from concurrent.futures import ThreadPoolExecutor
+import signal
 from pathlib import Path
 
 from tests.process.acknowledged import Writers, lost, stored_after_restart
 from tests.process.starting import caseload, url
-from tests.process.test_interrupts import PATIENTS, fill
+from tests.process.test_interrupts import fill, is_half_done, stopped
 from tests.running import ServerProcess
-
-HALF_BYTES = PATIENTS * 2000
-"""Of what is copied."""
+from tests.waiting import HUNG_SECONDS
 
 
 def test_a_backup_under_load_holds_what_was_acknowledged_before_it_and_is_its_revision(tmp_path: Path) -> None:
@@ -26,23 +23,19 @@ def test_a_backup_under_load_holds_what_was_acknowledged_before_it_and_is_its_re
         for writers in (first, second):
             writers.wait_for(patients=2)
         before = first.acknowledged | second.acknowledged
-        with ThreadPoolExecutor() as pool:
-            copying = pool.submit(caseload, tmp_path, "backup", "copy.db", "--database", database)
-            part = tmp_path / ".copy.db.part" / "copy.db"
-            while not copying.done() and not (part.exists() and part.stat().st_size):
-                time.sleep(0.001)
-            begun = sum((first.acknowledged | second.acknowledged).values())
-            while part.exists() and part.stat().st_size < HALF_BYTES:
-                time.sleep(0.001)
-            assert sum((first.acknowledged | second.acknowledged).values()) > begun  # others wrote while it was copied
-            ended = copying.result()
+        part, undo = tmp_path / ".copy.db.part" / "copy.db", (tmp_path / "copy.db").unlink
+        copying = stopped(tmp_path, lambda: is_half_done(part), "backup", "copy.db", "--database", database, undo=undo)
+        for writers in (first, second):  # others write while it is copied
+            writers.wait_for_more(patients=10)
+        copying.send_signal(signal.SIGCONT)
+        printed, log = copying.communicate(timeout=HUNG_SECONDS)
         one.kill()
         other.kill()
-    assert (ended.returncode, ended.stderr) == (0, "")
+    assert (copying.returncode, log) == (0, "")
     again = caseload(tmp_path, "restore", "copy.db", "--database", restored)
-    assert (again.returncode, again.stdout) == (0, ended.stdout)
+    assert (again.returncode, again.stdout) == (0, printed)
     verified = caseload(tmp_path, "verify", "--database", restored)
     assert (verified.returncode, verified.stderr) == (0, ""), verified.stdout
-    [revision] = re.findall(r"^revision (\d+)$", ended.stdout)
+    [revision] = re.findall(r"^revision (\d+)$", printed)
     assert f" {revision} change_set," in verified.stdout  # one for each revision
     assert lost(before, stored_after_restart(restored)) == []

@@ -1,15 +1,17 @@
 """What a stop leaves of a file, and of a read that goes on."""
 
-import time
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from caseload_server.domain import errors
+from caseload_server.store.backends.protocol import Value
 from caseload_server.store.backends.sqlite.database import SqliteDatabase
 from caseload_server.store.backends.sqlite.migrate import migrate
 
 from tests.process.starting import url
 from tests.running import ServerProcess
+from tests.waiting import HUNG_SECONDS
 
 
 def test_a_stopped_server_leaves_one_file(tmp_path: Path) -> None:
@@ -22,10 +24,18 @@ def test_a_read_that_outlasts_the_grace_period_does_not_break_the_stop(tmp_path:
     path = tmp_path / "caseload.db"
     migrate(path)
     database = SqliteDatabase(path)
-    slow = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 3000000) SELECT count(*) FROM n"
+    begun, closed = threading.Event(), threading.Event()
+
+    def read_on() -> list[tuple[Value, ...]]:
+        with database.snapshot() as transaction:
+            transaction.run("SELECT 1")
+            begun.set()
+            closed.wait(HUNG_SECONDS)
+            return transaction.run("SELECT 2")
+
     with ThreadPoolExecutor(1) as pool:
-        reading = pool.submit(database.read, slow)
-        time.sleep(0.1)
-        assert not reading.done()
+        reading = pool.submit(read_on)
+        assert begun.wait(HUNG_SECONDS)
         database.close()
+        closed.set()
         assert reading.exception() is None or isinstance(reading.exception(), errors.DomainError)

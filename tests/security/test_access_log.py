@@ -24,7 +24,7 @@ from tests.locking import holding_the_lock, wait_for_locks
 from tests.security.serving import KeysFile, LogReader, await_writes, bearer, logging
 from tests.services.samples import full, is_map
 from tests.store.ward import run
-from tests.waiting import HUNG_SECONDS, eventually
+from tests.waiting import HUNG_SECONDS, NEVER_SECONDS, eventually
 
 HEALTH = "/grpc.health.v1.Health"
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
@@ -201,7 +201,8 @@ def test_calls_of_strangers_and_of_those_who_may_not_have_their_line(tmp_path: P
 @pytest.fixture(scope="module")
 def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Clinic, LogReader]]:
     """A therapist with a thousand patients, of whom one is another's too."""
-    with logging(tmp_path_factory.mktemp("crowd"), threads=32) as (_, clinic, reader):
+    bounds = {"threads": 32, "queue_timeout_seconds": NEVER_SECONDS}  # none of the 32 callers is shed
+    with logging(tmp_path_factory.mktemp("crowd"), **bounds) as (_, clinic, reader):
         clinic.therapists("t1", "t2")
 
         def admit(patient_id: str) -> None:

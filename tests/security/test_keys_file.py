@@ -61,7 +61,11 @@ def test_a_file_may_have_comments_certificates_and_two_keys_a_caller(keys_file: 
     found = api_keys.read_keys_file(keys_file.path)
     reports = Principal("spiffe://example.org/reports", frozenset({"read"}))
     assert found.principal_by_name("spiffe://example.org/reports") == reports
-    assert found.principal_by_token(first) == found.principal_by_token(second) == Principal("billing", frozenset({"write"}))
+    assert (
+        found.principal_by_token(first)
+        == found.principal_by_token(second)
+        == Principal("billing", frozenset({"write"}))
+    )
     assert found.principal_by_name("") is None
     assert found.principal_by_token("") is None
 

@@ -15,13 +15,14 @@ import pytest
 from grpc import StatusCode
 
 from tests.clinic import Clinic, full_name, request
-from tests.following import unread
+from tests.following import slowly_read
 from tests.locking import holding_the_lock
 from tests.running import Refusal, refusal
 from tests.security.serving import KeysFile, bearer, serving
 from tests.services.calling import T0, People, everything_said
-from tests.services.world import CANARY, MRN, SLOW_SECONDS, World
+from tests.services.world import CANARY, MRN, World
 from tests.store.ward import crowd, fill
+from tests.waiting import HUNG_SECONDS
 
 ONE = "0190a3c4-0000-7000-8000-000000000001"
 PRIMARY = 1
@@ -152,8 +153,7 @@ def too_many_watches(world: World) -> object:
 def watch_too_slow(world: World) -> object:
     start = world.clinic.head()
     fill(world.server.store, sets=8, lines=3000)
-    with unread(world.server.address, start) as stream:
-        time.sleep(SLOW_SECONDS * 3)
+    with slowly_read(world.server, start) as stream:
         return list(stream)
 
 
@@ -197,10 +197,10 @@ def overloaded(_world: World) -> object:
         create: Any = clinic.channel.unary_unary(full_name("CreatePatient"))
         body = request("CreatePatient", patient={"display_name": CANARY}).SerializeToString()
         ended: SimpleQueue[Any] = SimpleQueue()
-        calls = [create.future(body, timeout=20) for _ in range(9)]  # which arrive in any order
+        calls = [create.future(body, timeout=HUNG_SECONDS) for _ in range(9)]  # which arrive in any order
         for call in calls:
             call.add_done_callback(ended.put)
-        return ended.get(timeout=20).result()
+        return ended.get(timeout=HUNG_SECONDS).result()
 
 
 def to_those_who_ask(_world: World, permission: str, token: str = "") -> object:
@@ -210,7 +210,7 @@ def to_those_who_ask(_world: World, permission: str, token: str = "") -> object:
         key = keys_file.add(CANARY, permission)
         with serving(Path(folder), keys_file=keys_file.path, threads=2) as server, Clinic(server.address) as clinic:
             get: Any = clinic.channel.unary_unary("/caseload.v1.PatientService/GetPatient", None, None)
-            return get(CANARY.encode(), metadata=bearer(token or key), timeout=20)
+            return get(CANARY.encode(), metadata=bearer(token or key), timeout=HUNG_SECONDS)
 
 
 def internal(world: World) -> object:

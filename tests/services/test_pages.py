@@ -20,6 +20,7 @@ from tests.running import Client, refusal
 from tests.services.calling import SIDES, People, Side, call, honours, refused
 from tests.services.samples import METHODS, SAMPLES, is_ours
 from tests.store.ward import crowd
+from tests.waiting import NEVER_SECONDS
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 MIB = 1024 * 1024
@@ -262,7 +263,8 @@ def in_parallel(work: Callable[[int], object], count: int) -> None:
 @contextmanager
 def serving(url: str) -> Iterator[Client]:
     """A server on this database, and a caller of it."""
-    server = build_server(Config(address="127.0.0.1:0", database=url, drain_seconds=0))
+    config = Config(address="127.0.0.1:0", database=url, drain_seconds=0, queue_timeout_seconds=NEVER_SECONDS)
+    server = build_server(config)
     server.start()
     client = Client(server.address)
     yield client

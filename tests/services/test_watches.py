@@ -15,7 +15,7 @@ from caseload_server.store.backends.postgres import database as postgres
 from caseload_server.store.backends.sqlite import database as sqlite
 
 from tests.clinic import PRIMARY, Clinic, number, refused
-from tests.following import Follower, await_unread, opened_watch, unread
+from tests.following import Follower, await_unread, opened_watch, slowly_read, unread
 from tests.services.calling import honours
 from tests.store.ward import fill
 from tests.waiting import NEVER_SECONDS, eventually, join
@@ -214,16 +214,12 @@ def test_calls_are_answered_while_every_watch_place_is_taken(database_url: str) 
 
 
 def test_a_slow_reader_is_cut_with_a_reason_and_may_resume(database_url: str) -> None:
-    slow_seconds = 0.3
     with serving(database_url) as server, Clinic(server.address) as clinic:
         start = clinic.head()
         fill(server.store, sets=8, lines=3000)
         received: list[Any] = []
-        with unread(server.address, start) as stream, pytest.MonkeyPatch.context() as patched:
-            patched.setattr(limits, "SLOW_READER_SECONDS", slow_seconds)
-            await_unread(server, 2 * slow_seconds)
-            with pytest.raises(grpc.RpcError) as caught:
-                received.extend(stream)
+        with slowly_read(server, start) as stream, pytest.raises(grpc.RpcError) as caught:
+            received.extend(stream)
         found = refused(_raise, caught.value)
         assert (found.code, found.reason) == (grpc.StatusCode.ABORTED, "WATCH_TOO_SLOW")
         assert 0 < len(received) < 8

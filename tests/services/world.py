@@ -9,7 +9,6 @@ import pytest
 from caseload_server.api.change_service import ChangeServicer
 from caseload_server.api.therapist_service import TherapistServicer
 from caseload_server.config import Config
-from caseload_server.domain import limits
 from caseload_server.rpc.server import CaseloadServer, build_server
 
 from tests.clinic import Clinic
@@ -19,8 +18,6 @@ from tests.services.calling import People, Side
 CANARY = "Canary-Zq9"
 """What no refusal may say."""
 MRN = {"system": "urn:example:mrn", "value": CANARY}
-SLOW_SECONDS = 0.3
-"""What a watch of these tests may take for a message."""
 
 
 class DefectiveTherapists(TherapistServicer):
@@ -65,7 +62,6 @@ def world_on(url: str) -> Iterator[World]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("caseload_server.rpc.server.TherapistServicer", DefectiveTherapists)
         patched.setattr("caseload_server.rpc.server.ChangeServicer", DefectiveChanges)
-        patched.setattr(limits, "SLOW_READER_SECONDS", SLOW_SECONDS)
         server = build_server(Config("127.0.0.1:0", url, threads=4, max_watches=1, drain_seconds=0))
         server.start()
         side = Side(Client(server.address), "Therapist")

@@ -6,6 +6,8 @@ from caseload_server.domain.requests import CallContext
 from caseload_server.store import RelationshipStore
 from caseload_server.store.backends.factory import open_store
 
+from tests.locking import wait_for_locks
+
 
 class Clock:
     """A time that stands still until a test moves it; microseconds since 1970 (UTC)."""
@@ -20,6 +22,12 @@ class Clock:
         """Moves on, or back, and returns the new time."""
         self.now_us += int(seconds * 1_000_000)
         return self.now_us
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writers who race are never refused because the machine is busy."""
+    wait_for_locks(monkeypatch)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,13 +10,7 @@ from typing import Any
 
 from caseload_server.store.backends.sqlite.database import SqliteDatabase
 
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    for _ in range(10_000):
-        if condition():
-            return
-        time.sleep(0.001)
-    raise AssertionError("it does not come about")
+from tests.waiting import HUNG_SECONDS, eventually, join
 
 
 @contextmanager
@@ -27,16 +20,16 @@ def commit_under_way(database: SqliteDatabase) -> Iterator[None]:
 
     def work(_: object) -> None:
         entered.set()
-        assert leave.wait(30)
+        assert leave.wait(HUNG_SECONDS)
 
     holder = threading.Thread(target=database.write, args=(work,))
     holder.start()
-    assert entered.wait(30)
+    assert entered.wait(HUNG_SECONDS)
     try:
         yield
     finally:
         leave.set()
-        holder.join(30)
+        join(holder)
 
 
 def batch(database: SqliteDatabase, works: Sequence[Callable[[], Any]]) -> list[Any]:
@@ -53,9 +46,8 @@ def batch(database: SqliteDatabase, works: Sequence[Callable[[], Any]]) -> list[
     with commit_under_way(database):
         for number, thread in enumerate(threads):
             thread.start()
-            wait_until(lambda expected=number + 1: len(database._group_commit._queue) == expected)  # type: ignore[misc]
-    for thread in threads:
-        thread.join(30)
+            eventually(lambda expected=number + 1: len(database._group_commit._queue) == expected)  # type: ignore[misc]
+    join(*threads)
     return results
 
 
@@ -73,4 +65,4 @@ def locked(path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            holder.communicate("\n", timeout=30)
+            holder.communicate("\n", timeout=HUNG_SECONDS)

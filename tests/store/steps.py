@@ -13,6 +13,8 @@ from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.protocol import Row, Value
 from caseload_server.store.records import RecordKind
 
+from tests.waiting import join
+
 T = TypeVar("T")
 AnyKind = RecordKind[Any]
 Tables = dict[str, list[Row]]
@@ -155,7 +157,6 @@ def race(work: Callable[[int], T], threads: int = 32) -> tuple[list[T], list[Exc
     runners = [threading.Thread(target=one, args=(number,)) for number in range(threads)]
     for runner in runners:
         runner.start()
-    for runner in runners:
-        runner.join(60)
+    join(*runners)
     assert len(results) + len(refusals) == threads
     return results, refusals

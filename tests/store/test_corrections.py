@@ -24,6 +24,7 @@ from tests.store.ward import (
     run,
     therapists,
 )
+from tests.waiting import join
 
 ID = "3b241101-e2bb-4255-8caf-4136c566a962"
 
@@ -105,8 +106,7 @@ def test_corrections_that_race_for_the_same_time_never_overlap(ward: Relationshi
     racers = [threading.Thread(target=race, args=(one,)) for one in rivals]
     for racer in racers:
         racer.start()
-    for racer in racers:
-        racer.join(60)
+    join(*racers)
     assert sorted(outcomes) == ["moved"] + ["refused"] * 7
     assert_consistent(ward)
 

@@ -24,6 +24,7 @@ from tests.store.steps import (
     other,
     walk,
 )
+from tests.waiting import join
 
 # The store is shared by a test's examples, each of which works on records of its own.
 on_one_store = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -156,8 +157,7 @@ def test_pages_miss_nobody_while_threads_write(store: RelationshipStore, kind: A
             assert set(steady) <= set(seen)
     finally:
         done.set()
-        for worker in workers:
-            worker.join(60)
+        join(*workers)
 
 
 # Pages of large records.

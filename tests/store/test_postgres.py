@@ -1,7 +1,6 @@
 """What holds of PostgreSQL: what is run again, what is settled, and what is never told."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 
 import psycopg
@@ -17,7 +16,9 @@ from caseload_server.store.backends.protocol import Transaction
 from tests.postgres.cluster import SAFE, Cluster
 from tests.store.conftest import Clock
 from tests.store.postgres_proxy import Cut, Proxy
+from tests.store.standby import await_commits
 from tests.store.steps import CALL, head, run
+from tests.waiting import HUNG_SECONDS, NEVER_SECONDS, eventually, join
 
 RAISE = """
 CREATE FUNCTION failing(state TEXT) RETURNS BIGINT LANGUAGE plpgsql AS $$
@@ -44,11 +45,18 @@ def proxy(postgres_url: str) -> Iterator[Proxy]:
 
 @pytest.fixture
 def cut_off(proxy: Proxy, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[RelationshipStore]:
-    """A store whose connections go through the proxy, and that gives up early."""
-    monkeypatch.setattr(postgres, "_RETRY_TIMEOUT_SECONDS", 0.5)
+    """A store whose connections go through the proxy."""
+    monkeypatch.setattr(postgres, "_RETRY_TIMEOUT_SECONDS", HUNG_SECONDS)
     database = PostgresDatabase(proxy.url)
     yield RelationshipStore(database, clock)
     database.close()
+
+
+@pytest.fixture
+def gives_up_early(cut_off: RelationshipStore, monkeypatch: pytest.MonkeyPatch) -> RelationshipStore:
+    """That store, for tests in which nobody will answer."""
+    monkeypatch.setattr(postgres, "_RETRY_TIMEOUT_SECONDS", 0.5)
+    return cut_off
 
 
 def names(store: RelationshipStore) -> list[str]:
@@ -102,7 +110,7 @@ def test_two_that_wait_for_each_other_both_get_their_turn(store: RelationshipSto
         def work(transaction: Transaction) -> None:
             transaction.run("UPDATE therapist SET email = :id WHERE therapist_id = :id", {"id": first})
             if not tries:
-                met.wait(10)
+                met.wait(HUNG_SECONDS)
             tries.append(1)
             transaction.run(
                 "UPDATE therapist SET email = :first WHERE therapist_id = :id", {"id": second, "first": first}
@@ -113,7 +121,7 @@ def test_two_that_wait_for_each_other_both_get_their_turn(store: RelationshipSto
     other = threading.Thread(target=renaming, args=("a", "b"))
     other.start()
     renaming("b", "a")
-    other.join(30)
+    join(other)
     assert len({store.get(THERAPIST, record_id).email for record_id in ("a", "b")}) == 1
 
 
@@ -141,30 +149,32 @@ def test_a_write_whose_commit_was_cut_off_is_settled_and_done_once(
 
 @pytest.mark.parametrize("cut", ["before", "after"])
 def test_a_commit_that_nobody_can_be_asked_about_is_unknown(
-    proxy: Proxy, cut_off: RelationshipStore, store: RelationshipStore, cut: Cut
+    proxy: Proxy, gives_up_early: RelationshipStore, store: RelationshipStore, cut: Cut
 ) -> None:
     proxy.cut_next_commit(cut, refuse_after=True)
     with pytest.raises(errors.OutcomeUnknown):
-        cut_off.create(THERAPIST, "", {"display_name": "Ada"}, CALL)
+        gives_up_early.create(THERAPIST, "", {"display_name": "Ada"}, CALL)
     assert names(store) == ([] if cut == "before" else ["Ada"])
 
 
 def test_a_commit_that_no_connection_is_left_to_ask_about_is_unknown(
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection_pool, "ACQUIRE_TIMEOUT_SECONDS", 0.5)
     database = PostgresDatabase(proxy.url, connections=1)
-    begun = threading.Event()
+    begun, goes_on = threading.Event(), threading.Event()
 
     def slow(_: Transaction) -> None:
         begun.set()
-        time.sleep(0.3)
+        eventually(lambda: database._writers._waiters)
+        monkeypatch.setattr(
+            connection_pool, "ACQUIRE_TIMEOUT_SECONDS", 0.1
+        )  # for what comes next, and not for who waits by now
 
     def hold(_: Transaction) -> None:
-        time.sleep(2)
+        assert goes_on.wait(HUNG_SECONDS)
 
     def next_in_line() -> None:
-        begun.wait(10)
+        assert begun.wait(HUNG_SECONDS)
         database.write(hold)
 
     holder = threading.Thread(target=next_in_line)
@@ -172,7 +182,8 @@ def test_a_commit_that_no_connection_is_left_to_ask_about_is_unknown(
     proxy.cut_next_commit("after")
     with pytest.raises(errors.OutcomeUnknown):
         database.write(slow)
-    holder.join(20)
+    goes_on.set()
+    join(holder)
     database.close()
 
 
@@ -187,10 +198,10 @@ def test_no_timeout_of_the_database_ends_a_commit(postgres_url: str) -> None:
             admin.execute(f"ALTER DATABASE {admin.info.dbname} RESET statement_timeout".encode())
 
 
-def test_a_write_that_no_database_was_there_for_wrote_nothing(proxy: Proxy, cut_off: RelationshipStore) -> None:
+def test_a_write_that_no_database_was_there_for_wrote_nothing(proxy: Proxy, gives_up_early: RelationshipStore) -> None:
     proxy.refuse()
     with pytest.raises(errors.StoreUnavailable):
-        cut_off.create(THERAPIST, "", {"display_name": "Ada"}, CALL)
+        gives_up_early.create(THERAPIST, "", {"display_name": "Ada"}, CALL)
 
 
 def test_two_at_once_under_one_request_id_write_once(store: RelationshipStore) -> None:
@@ -203,8 +214,7 @@ def test_two_at_once_under_one_request_id_write_once(store: RelationshipStore) -
     callers = [threading.Thread(target=create) for _ in range(16)]
     for caller in callers:
         caller.start()
-    for caller in callers:
-        caller.join(30)
+    join(*callers)
     assert len(made) == 16
     assert len(set(made)) == 1
     assert head(store) == 1
@@ -224,23 +234,22 @@ def test_nothing_of_the_drivers_error_leaves_but_the_state_and_the_constraint(st
 def test_connections_are_lent_in_the_order_of_asking(postgres_url: str) -> None:
     database = PostgresDatabase(postgres_url, connections=1)
     order: list[int] = []
-    began = threading.Event()
+    begun, goes_on = threading.Event(), threading.Event()
 
     def slow(_: Transaction) -> None:
-        began.set()
-        time.sleep(0.3)
+        begun.set()
+        assert goes_on.wait(HUNG_SECONDS)
 
     def write(number: int) -> None:
         database.write(slow if not number else lambda _: order.append(number))
 
-    writers = []
-    for number in range(6):
-        writers.append(threading.Thread(target=write, args=(number,)))
-        writers[-1].start()
-        began.wait(10)
-        time.sleep(0.02)
-    for writer in writers:
-        writer.join(30)
+    writers = [threading.Thread(target=write, args=(number,)) for number in range(6)]
+    for number, writer in enumerate(writers):
+        writer.start()
+        assert begun.wait(HUNG_SECONDS)
+        eventually(lambda number=number: len(database._writers._waiters) == number)  # type: ignore[misc]
+    goes_on.set()
+    join(*writers)
     database.close()
     assert order == [1, 2, 3, 4, 5]
 
@@ -257,7 +266,14 @@ class Waiting:
         with self.cluster.connect() as admin:
             admin.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{names}'".encode())
             admin.execute("SELECT pg_reload_conf()")
-        time.sleep(0.2)
+        await_commits(self.cluster, waiting=bool(names))
+
+    def is_available(self) -> bool:
+        try:
+            self.store.check()
+        except errors.StoreUnavailable:
+            return False
+        return True
 
 
 @pytest.fixture
@@ -275,36 +291,30 @@ def waiting(clock: Clock) -> Iterator[Waiting]:
 
 def test_a_commit_that_waits_for_its_standby_is_unknown_and_never_cancelled(waiting: Waiting) -> None:
     store, named = waiting.store, CallContext("a", "/m", "5fe1f6a4-8c40-4ee9-9d0f-1b1c6a4b8c11", b"the same")
-    began = time.monotonic()
     with pytest.raises(errors.OutcomeUnknown):
         store.create(THERAPIST, "t", {"display_name": "Ada"}, named)
-    assert time.monotonic() - began < 2
     with pytest.raises(errors.StoreUnavailable):  # every other commit would wait as well
         store.create(THERAPIST, "u", {"display_name": "Ada"}, CALL)
     with pytest.raises(errors.TherapistNotFound):  # what could still be lost is shown to nobody
         store.get(THERAPIST, "t")
-    time.sleep(2.5)  # a commit on its way is none that waits
-    with pytest.raises(errors.StoreUnavailable):
-        store.check()
+    eventually(lambda: not waiting.is_available())  # not at once: a commit on its way is none that waits
+    waiting.database._commit_timeout_seconds = NEVER_SECONDS
     waiting.stand_by("")
-    store.check()
+    eventually(waiting.is_available)
     assert store.create(THERAPIST, "t", {"display_name": "Ada"}, named).revision == store.keys.revision(1)
     assert store.get(THERAPIST, "t").display_name == "Ada"
 
 
 def test_a_commit_whose_wait_someone_ends_is_not_acknowledged(waiting: Waiting) -> None:
-    waiting.database._commit_timeout_seconds = 10
+    waiting.database._commit_timeout_seconds = NEVER_SECONDS
 
     def cancel() -> None:
         with waiting.cluster.connect() as admin:
-            for _ in range(100):
-                found = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
-                if admin.execute(found.encode()).fetchall():
-                    return
-                time.sleep(0.02)
+            found = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+            eventually(lambda: admin.execute(found.encode()).fetchall())
 
     someone = threading.Thread(target=cancel)
     someone.start()
     with pytest.raises(errors.OutcomeUnknown):
         waiting.store.create(THERAPIST, "t", {"display_name": "Ada"}, CALL)
-    someone.join(30)
+    join(someone)

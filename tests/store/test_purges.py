@@ -32,6 +32,7 @@ from tests.store.steps import (
     run,
     unassign,
 )
+from tests.waiting import HUNG_SECONDS, join
 
 MRN = '[["urn:mrn","1"]]'
 CANARY = "Zebrafinch"
@@ -132,10 +133,10 @@ def test_a_create_that_meets_a_purge_of_the_id_waits_for_it(store: RelationshipS
 
     purging = threading.Thread(target=store._database.write, args=(slowly,))
     purging.start()
-    assert is_erased.wait(20)
+    assert is_erased.wait(HUNG_SECONDS)
     with pytest.raises(errors.IdTaken):
         make(store, kind, "a")
-    purging.join(20)
+    join(purging)
     assert run(store, f"SELECT 1 FROM {kind.name}") == []
 
 

@@ -23,6 +23,7 @@ from tests.store.conftest import Clock
 from tests.store.sqlite_faults import faulty_disk
 from tests.store.sqlite_writers import batch, locked
 from tests.store.steps import ALL, CALL, assign, count, dump, head, ids, make, race, request, run
+from tests.waiting import HUNG_SECONDS, join
 
 
 @pytest.fixture
@@ -171,10 +172,8 @@ def test_a_lock_held_too_long_is_busy_and_reading_goes_on(
     monkeypatch.setattr(sqlite, "_BUSY_TIMEOUT_SECONDS", 0.1)
     before = dump(store)
     with locked(path):
-        began = time.monotonic()
         with pytest.raises(errors.StoreBusy):
             make(store, PATIENT, "q")
-        assert 0.1 <= time.monotonic() - began < 5
         assert ids(store, PATIENT) == ["p"]
     assert dump(store) == before
     make(store, PATIENT, "q")
@@ -187,7 +186,7 @@ def test_a_lock_held_for_a_while_is_waited_for(path: Path, store: RelationshipSt
         time.sleep(0.2)
         assert waiting.is_alive()
         assert ids(store, PATIENT) == []
-    waiting.join(30)
+    join(waiting)
     assert ids(store, PATIENT) == ["p"]
 
 
@@ -198,7 +197,7 @@ def test_reading_sees_one_state_while_others_write(database: SqliteDatabase, sto
         assert transaction.run(rows) == [("p",)]
         writer = threading.Thread(target=make, args=(store, PATIENT, "q"))
         writer.start()
-        writer.join(30)
+        join(writer)
         assert transaction.run(rows) == [("p",)]
     assert ids(store, PATIENT) == ["p", "q"]
 
@@ -278,7 +277,7 @@ print(done)
         assert worker.stdin is not None
         worker.stdin.write("\n")
         worker.stdin.flush()
-    results = [worker.communicate(timeout=60) for worker in workers]
+    results = [worker.communicate(timeout=HUNG_SECONDS) for worker in workers]
     assert [log for _, log in results] == [""] * 3
     assert sum(int(out) for out, _ in results) == 25 == count(store, THERAPIST, "t")
     assert head(store) == 61 + 25

@@ -17,6 +17,7 @@ from caseload_server.store.backends.sqlite.migrate import migrate
 
 from tests.store.conftest import Clock
 from tests.store.steps import head, ids, make
+from tests.waiting import join
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def test_a_backup_is_one_revision_whatever_is_written_meanwhile(
             assert (store_id, at, len(found)) == (store.keys.store_id, revision, revision)
     finally:
         done.set()
-        writer.join()
+        join(writer)
 
 
 def test_writes_between_two_bits_of_a_backup_neither_come_in_nor_begin_it_anew(
@@ -148,7 +149,6 @@ def test_two_backups_at_once_do_not_meet(tmp_path: Path, source: Path, store: Re
     threads = [threading.Thread(target=copy) for _ in range(4)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    join(*threads)
     assert sorted(map(str, outcomes)) == ["1", *["<class 'FileExistsError'>"] * 3]
     assert sorted(file.name for file in tmp_path.glob("*copy.db*")) == ["copy.db"]

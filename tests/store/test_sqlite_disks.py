@@ -1,7 +1,6 @@
 """Disks that are full or fail, and what stays in the file."""
 
 import threading
-import time
 from collections.abc import Iterator
 from concurrent import futures
 from contextlib import closing
@@ -21,6 +20,7 @@ from tests.store.conftest import Clock
 from tests.store.sqlite_faults import Disk, allow, faulty_disk, refuse
 from tests.store.sqlite_writers import batch
 from tests.store.steps import ALL, dump, head, ids, make, make_pair, request, run, update
+from tests.waiting import HUNG_SECONDS, NEVER_SECONDS
 
 LARGE = f'{{"k":"{"x" * 30_000}"}}'
 
@@ -253,17 +253,24 @@ def test_a_value_that_was_changed_or_erased_is_in_no_file_after_the_close(path: 
 def test_a_check_fails_while_a_commit_hangs_and_no_longer(
     path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "_STUCK_SECONDS", 0.3, raising=False)
-    goes_on = threading.Event()
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def hang(operation: str, _file: str) -> None:
+        if operation == "sync":
+            hangs.set()
+            goes_on.wait(HUNG_SECONDS)
+
     with faulty_disk() as disk, closing(SqliteDatabase(path)) as database:
         store = RelationshipStore(database, clock)
         make(store, PATIENT, "p0")
-        disk.before = lambda operation, _file: operation != "sync" or goes_on.wait(60)  # type: ignore[assignment]
+        disk.before = hang
         with futures.ThreadPoolExecutor(1) as writing:
             written = writing.submit(make, store, PATIENT, "p1")
-            database.check()
-            time.sleep(0.6)
             try:
+                assert hangs.wait(HUNG_SECONDS)
+                monkeypatch.setattr(sqlite, "_STUCK_SECONDS", NEVER_SECONDS)
+                database.check()
+                monkeypatch.setattr(sqlite, "_STUCK_SECONDS", 0.0)
                 with pytest.raises(errors.StoreUnavailable):
                     database.check()
             finally:

@@ -17,6 +17,7 @@ from caseload_server.store.backends.sqlite.database import APPLICATION_ID, Sqlit
 from caseload_server.store.backends.sqlite.migrate import migrate, pending
 
 from tests.store.steps import CALL, TABLES, make, run
+from tests.waiting import HUNG_SECONDS, join
 
 LATER = Migration("9999_later", "CREATE TABLE later (x INTEGER) STRICT")
 
@@ -130,8 +131,7 @@ def test_of_many_who_migrate_a_new_file_at_once_one_does(path: Path, turn: int) 
     threads = [threading.Thread(target=one) for _ in range(8 + turn)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join(30)
+    join(*threads)
     assert refusals == []
     assert sorted(done, key=len) == [[]] * (7 + turn) + [migrations("sqlite")]
 
@@ -150,7 +150,7 @@ def test_of_several_processes_that_migrate_a_new_file_at_once_one_does(path: Pat
         assert starter.stdin is not None
         starter.stdin.write("\n")
         starter.stdin.flush()
-    results = [starter.communicate(timeout=30) for starter in starters]
+    results = [starter.communicate(timeout=HUNG_SECONDS) for starter in starters]
     assert sorted(results) == [("0\n", "")] * 3 + [(f"{len(migrations('sqlite'))}\n", "")]
 
 

@@ -14,8 +14,9 @@ from caseload_server.store.backends.sqlite.database import SqliteDatabase
 from caseload_server.store.backends.sqlite.migrate import migrate
 
 from tests.store.conftest import Clock
-from tests.store.sqlite_writers import commit_under_way, wait_until
+from tests.store.sqlite_writers import commit_under_way
 from tests.store.steps import ALL, ids, make, run
+from tests.waiting import HUNG_SECONDS, eventually, join
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_reads_after_the_close_are_refused_in_every_thread(path: Path, store: Re
     read()
     newcomer = threading.Thread(target=read)
     newcomer.start()
-    newcomer.join(30)
+    join(newcomer)
     assert len(failures) == 4
     assert set(failures) <= {errors.ShuttingDown, errors.StoreUnavailable}
     assert [file.name for file in path.parent.iterdir()] == [path.name]
@@ -77,10 +78,10 @@ def test_a_reading_that_a_close_overtakes_ends_whole_or_in_words_of_ours(
         rows = transaction.rows("SELECT patient_id FROM patient", {})
         seen.append(next(rows))
         closing.start()
-        wait_until(lambda: database._group_commit._closed)
+        eventually(lambda: database._group_commit._closed)
         time.sleep(0.05)
         seen.extend(rows)
-    closing.join(30)
+    join(closing)
     assert len(seen) in {1, 100}
 
 
@@ -99,10 +100,9 @@ def test_a_close_among_writers_loses_nothing_that_was_acknowledged(path: Path, s
     workers = [threading.Thread(target=write, args=(worker,)) for worker in range(8)]
     for worker in workers:
         worker.start()
-    wait_until(lambda: len(acknowledged) > 50)
+    eventually(lambda: len(acknowledged) > 50)
     store.close()
-    for worker in workers:
-        worker.join(30)
+    join(*workers)
     assert ends == [errors.ShuttingDown] * 8
     assert [file.name for file in path.parent.iterdir()] == [path.name]
     reopened = RelationshipStore(SqliteDatabase(path), lambda: 1)
@@ -118,11 +118,10 @@ def test_a_close_waits_for_everyone_in_the_queue(
     with commit_under_way(database):
         for writer in writers:
             writer.start()
-        wait_until(lambda: len(database._group_commit._queue) == 5)
+        eventually(lambda: len(database._group_commit._queue) == 5)
         closing.start()
-        wait_until(lambda: database._group_commit._closed)
-    for thread in [closing, *writers]:
-        thread.join(30)
+        eventually(lambda: database._group_commit._closed)
+    join(closing, *writers)
     reopened = RelationshipStore(SqliteDatabase(path), lambda: 1)
     assert ids(reopened, PATIENT) == [f"p{number}" for number in range(5)]
     reopened.close()
@@ -135,7 +134,7 @@ def test_a_close_among_readers_is_clean(store: RelationshipStore) -> None:
     failures: list[type[Exception]] = []
 
     def read() -> None:
-        reading.wait(30)
+        reading.wait(HUNG_SECONDS)
         for _ in range(100_000):
             if stop.is_set():
                 return
@@ -148,13 +147,12 @@ def test_a_close_among_readers_is_clean(store: RelationshipStore) -> None:
     readers = [threading.Thread(target=read) for _ in range(4)]
     for reader in readers:
         reader.start()
-    reading.wait(30)
+    reading.wait(HUNG_SECONDS)
     time.sleep(0.05)
     try:
         store.close()
         time.sleep(0.05)
     finally:
         stop.set()
-        for reader in readers:
-            reader.join(30)
+        join(*readers)
     assert set(failures) <= {errors.ShuttingDown, errors.StoreUnavailable}

@@ -27,6 +27,7 @@ from tests.store.ward import (
     transfer,
     unassign,
 )
+from tests.waiting import join
 
 SUPERVISING, COVERING = 3, 4
 ON_LEAVE, INACTIVE = 2, 3
@@ -379,8 +380,7 @@ def test_transfers_that_race_move_everyone_once(ward: RelationshipStore) -> None
     racers = [threading.Thread(target=move, args=(number,)) for number in range(8)]
     for racer in racers:
         racer.start()
-    for racer in racers:
-        racer.join(60)
+    join(*racers)
     active = [one for one in periods(ward) if one.end_us is None]
     assert sorted(one.patient_id for one in active) == ["a", "b", "c"]
     assert_consistent(ward)
