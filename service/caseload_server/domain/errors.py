@@ -73,17 +73,17 @@ class RequestIdReused(DomainError):
 
 class TherapistNotFound(DomainError):
     reason = "THERAPIST_NOT_FOUND"
-    text = "No therapist has this id."
+    text = "No therapist has this id. Check the id."
 
 
 class PatientNotFound(DomainError):
     reason = "PATIENT_NOT_FOUND"
-    text = "No patient has this id."
+    text = "No patient has this id. Check the id."
 
 
 class AssignmentNotFound(DomainError):
     reason = "ASSIGNMENT_NOT_FOUND"
-    text = "There is no such assignment."
+    text = "There is no such assignment. Check the ids."
 
 
 class IdTaken(DomainError):
@@ -219,12 +219,12 @@ class WatchTooSlow(DomainError):
 
 class Unauthenticated(DomainError):
     reason = "UNAUTHENTICATED"
-    text = "The call has no credentials, or the credentials are unknown."
+    text = "The call has no credentials, or unknown ones. Send a valid key or client certificate."
 
 
 class PermissionDenied(DomainError):
     reason = "PERMISSION_DENIED"
-    text = "The caller does not have the permission that this method requires."
+    text = "The caller lacks the permission that this method requires. Ask the operators for it."
 
 
 class DeadlineExceeded(DomainError):
