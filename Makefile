@@ -183,13 +183,13 @@ errors-doc: $(INSTALLED) ## rewrite docs/errors.md from the contract and the tab
 	@$(BIN)/python -m tests.errors_page
 
 .PHONY: lock
-lock: ## renew requirements/ from pyproject.toml; needs uv
+lock: ## renew requirements/ from both pyproject.toml files; needs uv
 	$(LOCK) -o requirements/runtime.txt
 	$(LOCK) --group test -c requirements/runtime.txt -o requirements/test.txt
 	$(LOCK) --group dev -c requirements/test.txt -o requirements/dev.txt
-	$(subst pyproject.toml --extra postgres,--group audit,$(LOCK)) -o requirements/audit.txt
-	$(subst pyproject.toml --extra postgres,--group bench,$(LOCK)) -o requirements/bench.txt
-	$(subst pyproject.toml --extra postgres,--group deploy,$(LOCK)) -o requirements/deploy.txt
+	$(subst service/pyproject.toml --extra postgres,--group audit,$(LOCK)) -o requirements/audit.txt
+	$(subst service/pyproject.toml --extra postgres,--group bench,$(LOCK)) -o requirements/bench.txt
+	$(subst service/pyproject.toml --extra postgres,--group deploy,$(LOCK)) -o requirements/deploy.txt
 
 .PHONY: grpcurl
 grpcurl: ## build grpcurl into .tools/bin where PATH has none; needs Go
@@ -263,5 +263,5 @@ define generate
 		$(SERVICE_PROTOS)
 endef
 
-LOCK = uv pip compile pyproject.toml --extra postgres --quiet --upgrade --generate-hashes --universal \
-	--python-version 3.11 --no-emit-package caseload --custom-compile-command 'make lock'
+LOCK = uv pip compile service/pyproject.toml --extra postgres --quiet --upgrade --generate-hashes --universal \
+	--python-version 3.11 --no-emit-package caseload-client --custom-compile-command 'make lock'
