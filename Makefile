@@ -140,7 +140,7 @@ bench-postgres: $(INSTALLED) ## PostgreSQL beside SQLite; needs h2load and Postg
 
 .PHONY: bench-metrics
 bench-metrics: $(INSTALLED) ## what the metrics cost a call; needs h2load
-	@$(BIN)/python -m benchmarks.counting
+	@$(BIN)/python -m benchmarks.metrics_cost
 
 .PHONY: bench-scale
 bench-scale: $(INSTALLED) ## calls on 10,000,000 assignments and on 10,000; LARGE=N for another number
@@ -161,7 +161,7 @@ failover: $(INSTALLED) ## kill a primary, then stop a standby, under load: what 
 
 .PHONY: rolling
 rolling: $(INSTALLED) ## restarts and kill -9 under 20,000 calls of the shipped client: what fails, and for how long; needs PostgreSQL
-	@$(BIN)/python -m tests.process.restarting
+	@$(BIN)/python -m tests.process.rolling_restart
 
 .PHONY: bench-hostile
 bench-hostile: $(INSTALLED) ## how long honest callers wait while others attack; a few minutes
@@ -180,7 +180,7 @@ fuzz: $(INSTALLED) ## send COUNT generated calls to a server, and fail on any IN
 
 .PHONY: errors-doc
 errors-doc: $(INSTALLED) ## rewrite docs/errors.md from the contract and the table of codes
-	@$(BIN)/python -m tests.errors_page
+	@$(BIN)/python -m tests.docs.errors_page
 
 .PHONY: lock
 lock: ## renew requirements/ from both pyproject.toml files; needs uv
@@ -206,7 +206,7 @@ clean: ## remove what the other targets made, but not data/
 
 # A file at a time in two processes, each with a PostgreSQL of its own.
 PYTEST = pytest -q -n 2 --dist loadfile
-OF_PROCESSES = tests/process tests/hostile tests/fuzz tests/test_failover.py tests/test_benchmarks.py
+OF_PROCESSES = tests/process tests/hostile tests/fuzz tests/benchmarks/test_failover.py tests/benchmarks/test_benchmarks.py
 
 # The tests that run grpcurl are skipped where it cannot be built.
 .PHONY: grpcurl-where-go

@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from typing import Final, NamedTuple
 
-from tests.hostile import frames
+from tests.hostile import http2_frames
 
 CONNECTIONS: Final = 16
 WARM_UP_SECONDS: Final = 2.0
@@ -52,18 +52,18 @@ class Connection:
         self.socket = socket.create_connection((host, int(port)), timeout=20)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sent_at: dict[int, float] = {}
-        self._path = frames.CALL.replace(
-            frames.literal(b":path", frames.METHOD), frames.literal(b":path", method.encode())
+        self._path = http2_frames.CALL.replace(
+            http2_frames.literal(b":path", http2_frames.METHOD), http2_frames.literal(b":path", method.encode())
         )
         self._request = request
         self._next, self._input = 1, b""
-        window = frames.frame(8, 0, 0, struct.pack(">L", 1 << 30))
-        self.output = frames.PREFACE + frames.frame(_SETTINGS, 0, 0, _NO_TABLE_BIG_WINDOW) + window
+        window = http2_frames.frame(8, 0, 0, struct.pack(">L", 1 << 30))
+        self.output = http2_frames.PREFACE + http2_frames.frame(_SETTINGS, 0, 0, _NO_TABLE_BIG_WINDOW) + window
 
     def ask(self) -> None:
         """Begins a call, with the next `flush`."""
         self.sent_at[self._next] = time.monotonic()
-        self.output += frames.headers(self._next, self._path) + frames.request(self._next, self._request)
+        self.output += http2_frames.headers(self._next, self._path) + http2_frames.request(self._next, self._request)
         self._next += 2
 
     def flush(self) -> None:
@@ -84,7 +84,7 @@ class Connection:
             if stream in self.sent_at and (kind == _RST_STREAM or (kind == _HEADERS and flags & _END_STREAM)):
                 found.append((self.sent_at.pop(stream), payload))
             elif kind in (_SETTINGS, _PING) and not flags & _ACK:
-                self.output += frames.frame(kind, _ACK, 0, payload if kind == _PING else b"")
+                self.output += http2_frames.frame(kind, _ACK, 0, payload if kind == _PING else b"")
             elif kind == _GOAWAY:
                 raise ConnectionError(payload)
         self._input = data[at:]

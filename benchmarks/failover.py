@@ -29,7 +29,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from benchmarks.servers import Server
-from tests.postgres.cluster import HOST, SAFE, Cluster, NoPostgres
+from tests.support.postgres.cluster import HOST, SAFE, Cluster, NoPostgres
 
 WRITERS, READERS = 16, 2
 GAP_SECONDS: Final = 2.0

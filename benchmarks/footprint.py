@@ -28,9 +28,9 @@ from google.protobuf.message import Message
 
 from benchmarks import scale, servers
 from benchmarks.load import Call, Callers, Load
-from benchmarks.made_up import person_id
 from benchmarks.rounds import FULL, SMOKE, Effort
 from benchmarks.servers import Server
+from benchmarks.synthetic_data import person_id
 from benchmarks.table import Result, Target, figure, spread
 
 ROOT: Final = Path(__file__).parents[1]

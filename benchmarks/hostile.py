@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from tests.hostile.attacks import ATTACKS
-from tests.hostile.callers import Honest, compare
-from tests.hostile.serving import has_room, untuned
+from tests.hostile.honest_callers import Honest, compare
+from tests.hostile.server_process import has_room, untuned
 
 FULL: Final = (9, 2.0)
 SMOKE: Final = (1, 0.3)

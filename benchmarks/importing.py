@@ -18,10 +18,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from benchmarks.made_up import Clinic, write
 from benchmarks.rounds import Effort
+from benchmarks.synthetic_data import Clinic, write
 from benchmarks.table import Result, Target, spread
-from tests.postgres.cluster import SAFE, Cluster, NoPostgres
+from tests.support.postgres.cluster import SAFE, Cluster, NoPostgres
 
 ROOT: Final = Path(__file__).parents[1]
 

@@ -24,7 +24,7 @@ from benchmarks.run import DATA, ROOT
 from benchmarks.servers import LOAD_CORE, SERVER_CORE, Server
 from benchmarks.stored import store_therapists
 from benchmarks.table import Result, tables, write
-from tests.postgres.cluster import SAFE, Cluster, NoPostgres
+from tests.support.postgres.cluster import SAFE, Cluster, NoPostgres
 
 DOCUMENT = ROOT / "docs" / "postgresql.md"
 

@@ -2,7 +2,7 @@
 
 python -m benchmarks.scale [--large N | --smoke]
 
-The clinics are those of made_up.py, with 10,000 and N assignments (10,000,000 unless said, which takes ten minutes to
+The clinics are those of synthetic_data.py, with 10,000 and N assignments (10,000,000 unless said, which takes ten minutes to
 make, and 11 GB of data/). What a call is about is picked from all over the file, the same in each
 round: so the file's pages that it takes are in memory, once.
 """
@@ -50,10 +50,10 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from benchmarks import made_up, servers
+from benchmarks import servers, synthetic_data
 from benchmarks.load import LoadFailed
-from benchmarks.made_up import SELDOM, SYSTEM, Clinic, person_id
 from benchmarks.rounds import Effort
+from benchmarks.synthetic_data import SELDOM, SYSTEM, Clinic, person_id
 from benchmarks.table import Result, Target, figure, spread
 
 ROOT: Final = Path(__file__).parents[1]
@@ -153,14 +153,14 @@ def compared(folder: Path, large: int, rounds: int) -> Iterator[Result]:
             if not file.exists():
                 make(file, count)
             server = opened.enter_context(servers.caseload(0, file))
-            sides.append(opened.enter_context(closing(Asked(server.address, made_up.of_assignments(count)))))
+            sides.append(opened.enter_context(closing(Asked(server.address, synthetic_data.of_assignments(count)))))
         for claim in claims():
             yield _compare(claim, sides, rounds)
 
 
 def make(file: Path, assignments: int) -> None:
     """A database of a clinic with so many assignments."""
-    writing = [sys.executable, "-m", "benchmarks.made_up", str(assignments)]
+    writing = [sys.executable, "-m", "benchmarks.synthetic_data", str(assignments)]
     filling = [sys.executable, "-m", "caseload_server", "import", "-", "--database", f"sqlite:///{file}"]
     with subprocess.Popen(writing, stdout=subprocess.PIPE, cwd=ROOT) as lines:
         subprocess.run(filling, stdin=lines.stdout, stdout=subprocess.DEVNULL, check=True)
@@ -250,14 +250,14 @@ def _lists() -> Iterator[tuple[str, Message]]:
         "ListAssignments ended": {"states": states},
         "ListAssignments by therapist": {"therapist_id": first_therapist},
         "ListAssignments by patient": {"patient_id": first_patient, "states": states},
-        "ListAssignments by role": {"roles": [made_up.SELDOM_ROLE]},
+        "ListAssignments by role": {"roles": [synthetic_data.SELDOM_ROLE]},
         "ListAssignments as of a time": {"as_of_time": _NOW},
         "ListAssignments of a therapist as of a time": {"therapist_id": first_therapist, "as_of_time": _NOW},
     }.items():
         yield title, ListAssignmentsRequest(page_size=_PAGE, filter=filter_)  # type: ignore[arg-type]
     for title, filter_ in {
         "ListChanges": {},
-        "ListChanges by actor": {"actor": made_up.SELDOM_ACTOR},
+        "ListChanges by actor": {"actor": synthetic_data.SELDOM_ACTOR},
         "ListChanges by patient": {"patient_id": first_patient},
     }.items():
         yield title, ListChangesRequest(page_size=_PAGE, filter=filter_)  # type: ignore[arg-type]

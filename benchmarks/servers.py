@@ -95,9 +95,9 @@ def caseload_at(cores: int | str, url: str, *options: str) -> Server:
 
 
 def changed(core: int, database: Path, *changes: str) -> Server:
-    """Our server with something of it otherwise: see changed_server.py."""
+    """Our server with something of it otherwise: see ablation_server.py."""
     arguments = ("serve", *_FREE_PORTS, "--database", f"sqlite:///{database}")
-    return Server(core, str(_HERE / "changed_server.py"), *changes, *arguments)
+    return Server(core, str(_HERE / "ablation_server.py"), *changes, *arguments)
 
 
 def bare(core: int, threads: int, answer: bytes) -> Server:
@@ -105,9 +105,9 @@ def bare(core: int, threads: int, answer: bytes) -> Server:
     return Server(core, str(_HERE / "bare_server.py"), str(threads), given=answer)
 
 
-def newcomer(core: int, *options: str) -> Server:
+def fastapi_baseline(core: int, *options: str) -> Server:
     """The REST server; options, of uvicorn."""
-    arguments = ("-m", "uvicorn", "--app-dir", str(_HERE), "newcomer:app", "--port", "0", *options)
+    arguments = ("-m", "uvicorn", "--app-dir", str(_HERE), "fastapi_baseline:app", "--port", "0", *options)
     server = Server(core, *arguments, python=str(TOOLS))
     server.says_on_stderr = True
     return server

@@ -10,12 +10,12 @@ import pytest
 from caseload_server.config import Config
 from caseload_server.rpc.server import CaseloadServer, build_server
 
-from tests.postgres.fixtures import postgres, postgres_databases, postgres_url
-from tests.running import Client
-from tests.waiting import NEVER_SECONDS
+from tests.support.postgres.fixtures import postgres, postgres_databases, postgres_url
+from tests.support.servers import Client
+from tests.support.waiting import NEVER_SECONDS
 
 __all__ = ["postgres", "postgres_databases", "postgres_url"]
-pytest_plugins = ["tests.skips", "tests.stray_output"]
+pytest_plugins = ["tests.support.skips", "tests.support.stray_output"]
 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has its background jobs do, and all that they start

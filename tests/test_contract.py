@@ -16,10 +16,10 @@ from google.api import field_behavior_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
 
-from tests.clinic import RPCS, Clinic
-from tests.running import Client, Refusal, refusal
-from tests.services.calling import HONOURED, SIDES, People, call, everything_said, raw_call, refused
-from tests.services.samples import METHODS, SAMPLES, Place, behaves, full, is_map, is_ours, places
+from tests.api.client_calls import HONOURED, SIDES, People, call, everything_said, raw_call, refused
+from tests.api.sample_values import METHODS, SAMPLES, Place, behaves, full, is_map, is_ours, places
+from tests.support.api_driver import RPCS, ApiDriver
+from tests.support.servers import Client, Refusal, refusal
 
 TESTS = Path(__file__).parent
 PROTOS = TESTS.parent / "protos" / "caseload" / "v1"
@@ -69,8 +69,8 @@ def test_every_service_of_the_contract_is_walked() -> None:
 
 
 def test_every_field_of_every_request_has_a_test_that_would_miss_it() -> None:
-    for path in sorted((TESTS / "services").glob("test_*.py")):
-        importlib.import_module(f"tests.services.{path.stem}")
+    for path in sorted((TESTS / "api").glob("test_*.py")):
+        importlib.import_module(f"tests.api.{path.stem}")
     known = {f"{message.name}.{field.name}": field for message in messages_of_requests() for field in message.fields}
     left_to_the_server = {name for name, field in known.items() if behaves(field, OUTPUT_ONLY)}
     assert known.keys() - left_to_the_server - HONOURED.keys() == set()
@@ -259,10 +259,10 @@ def test_lone_surrogates_do_not_parse(client: Client, rpc: str) -> None:
 @pytest.mark.parametrize("ended", [False, True])
 def test_a_refused_correction_of_what_is_there_repeats_no_value(client: Client, *, ended: bool) -> None:
     """The walk above corrects nothing that exists; here the values reach the record, and are compared with it."""
-    with Clinic(client.address) as clinic:
-        clinic.therapists("t1")
-        clinic.patients("p1")
-        period = clinic.period("t1", "p1", 0, 10) if ended else clinic.assign("t1", "p1")
+    with ApiDriver(client.address) as api:
+        api.therapists("t1")
+        api.patients("p1")
+        period = api.period("t1", "p1", 0, 10) if ended else api.assign("t1", "p1")
         for name, word in itertools.product(
             ("therapist_id", "patient_id", "focus"), (CANARY, CANARY.lower(), f"{CANARY}\x00")
         ):
@@ -270,19 +270,19 @@ def test_a_refused_correction_of_what_is_there_repeats_no_value(client: Client, 
                 if name == "focus" and word == CANARY.lower() and not etag:
                     continue  # nothing is wrong with that
                 with pytest.raises(grpc.RpcError) as caught:
-                    clinic.correct(period.assignment_id, *([name] if masked else []), etag=etag, **{name: word})
+                    api.correct(period.assignment_id, *([name] if masked else []), etag=etag, **{name: word})
                 assert CANARY.lower() not in everything_said(caught.value).lower()
 
 
 def test_what_the_server_sets_is_ignored_in_the_body_of_a_correction(client: Client) -> None:
-    with Clinic(client.address) as clinic:
-        clinic.therapists("t1")
-        clinic.patients("p1")
-        before = clinic.assign("t1", "p1")
+    with ApiDriver(client.address) as api:
+        api.therapists("t1")
+        api.patients("p1")
+        before = api.assign("t1", "p1")
         sent = {field.name: SAMPLES[field.name] for field in before.DESCRIPTOR.fields if behaves(field, OUTPUT_ONLY)}
         assert len(sent) == 5
         sent |= {"state": 2, "created_by": CANARY, "ended_by": CANARY}
-        after = clinic.correct(before.assignment_id, focus="grief", **sent).assignment
+        after = api.correct(before.assignment_id, focus="grief", **sent).assignment
     assert (after.focus, after.state, after.created_by, after.ended_by) == ("grief", 1, before.created_by, "")
     assert after.create_time == before.create_time
     assert after.update_time.ToNanoseconds() > before.update_time.ToNanoseconds()

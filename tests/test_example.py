@@ -14,8 +14,8 @@ from caseload.v1 import therapist_service_pb2 as therapist_pb
 from caseload_server.rpc.server import CaseloadServer
 
 import client_example
-from tests.documents import ROOT, blocks
-from tests.running import Client
+from tests.docs.doc_blocks import ROOT, blocks
+from tests.support.servers import Client
 
 EXAMPLE = ROOT / "client_example.py"
 

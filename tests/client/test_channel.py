@@ -17,9 +17,9 @@ from caseload_server.rpc.server import CaseloadServer
 from google.protobuf.message_factory import GetMessageClass
 
 from tests.client.fake_server import FakeServer
-from tests.clinic import READS, RPCS
-from tests.security.serving import KeysFile, serving
-from tests.waiting import HUNG_SECONDS
+from tests.security.server_fixture import KeysFile, serving
+from tests.support.api_driver import READS, RPCS
+from tests.support.waiting import HUNG_SECONDS
 
 GET = therapist_service_pb2.GetTherapistRequest(therapist_id="t1")
 CREATE = patient_service_pb2.CreatePatientRequest(patient=resources_pb2.Patient(display_name="Bob Ray"))

@@ -9,7 +9,7 @@ from caseload.v1 import patient_service_pb2, resources_pb2, therapist_service_pb
 from caseload_server.rpc.server import CaseloadServer
 
 from tests.client.fake_server import FakeServer
-from tests.running import refusal
+from tests.support.servers import refusal
 
 
 def refused(call: Callable[..., object], request: object) -> grpc.RpcError:

@@ -12,9 +12,9 @@ from caseload_server.rpc import retry_delays
 from grpc import StatusCode
 
 from tests.client.fake_server import Answer, FakeServer
-from tests.locking import holding_the_lock, wait_for_locks
-from tests.security.serving import LogReader, serving
-from tests.waiting import HUNG_SECONDS, NEVER_SECONDS, eventually
+from tests.security.server_fixture import LogReader, serving
+from tests.support.waiting import HUNG_SECONDS, NEVER_SECONDS, eventually
+from tests.support.write_lock import holding_the_lock, wait_for_locks
 
 UNAVAILABLE, EXHAUSTED = StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED
 

@@ -10,7 +10,7 @@ from caseload_server.observability.readiness import READINESS_SERVICES
 from google.api import field_behavior_pb2
 from google.protobuf.descriptor import MethodDescriptor
 
-from tests.clinic import READS, RPCS
+from tests.support.api_driver import READS, RPCS
 
 SHIPPED: dict[str, Any] = json.loads(resources.files("caseload.client").joinpath("service_config.json").read_text())
 OURS: dict[str, Any] = json.loads(service_config())

@@ -19,8 +19,8 @@ from caseload_server.rpc.server import CaseloadServer
 from grpc import StatusCode
 
 from tests.client.fake_server import FakeServer
-from tests.security.serving import serving
-from tests.waiting import eventually, join
+from tests.security.server_fixture import serving
+from tests.support.waiting import eventually, join
 
 
 @pytest.fixture

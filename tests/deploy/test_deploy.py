@@ -15,11 +15,11 @@ from caseload_server.commands import main
 from caseload_server.config import Config
 from caseload_server.observability.readiness import LIVENESS_SERVICE, READINESS_SERVICES
 
-from tests.deploy import reading
-from tests.deploy.reading import CONTAINERFILE, DEPLOY, MANIFESTS, UNIT, VARIABLES
-from tests.process.starting import caseload, url
-from tests.running import ServerProcess
-from tests.security.serving import KeysFile
+from tests.deploy import manifests
+from tests.deploy.manifests import CONTAINERFILE, DEPLOY, MANIFESTS, UNIT, VARIABLES
+from tests.process.command_runner import caseload, url
+from tests.security.server_fixture import KeysFile
+from tests.support.servers import ServerProcess
 
 pytestmark = pytest.mark.checkout
 
@@ -36,7 +36,7 @@ def said(*command: str) -> tuple[int, str]:
 
 def is_valid(path: Path) -> bool:
     for options in ((), ("--kubernetes-version", OLDEST_KUBERNETES)):
-        code, text = said(reading.tool("kubernetes-validate"), "--strict", *options, str(path))
+        code, text = said(manifests.tool("kubernetes-validate"), "--strict", *options, str(path))
         if code:
             print(text)
             return False
@@ -60,12 +60,12 @@ def test_a_manifest_that_kubernetes_would_refuse_is_found(tmp_path: Path, right:
 
 
 def test_hadolint_finds_nothing_in_the_container_file() -> None:
-    assert said(reading.tool("hadolint"), str(CONTAINERFILE)) == (0, "")
+    assert said(manifests.tool("hadolint"), str(CONTAINERFILE)) == (0, "")
 
 
 def test_hadolint_finds_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "Containerfile").write_text(CONTAINERFILE.read_text() + "RUN cd / && sudo pip install caseload\n")
-    assert said(reading.tool("hadolint"), str(tmp_path / "Containerfile"))[0] == 1
+    assert said(manifests.tool("hadolint"), str(tmp_path / "Containerfile"))[0] == 1
 
 
 def verified(folder: Path, text: str) -> str:
@@ -92,14 +92,14 @@ def test_a_unit_that_systemd_would_not_take_is_found(tmp_path: Path, right: str,
 
 def test_the_unit_starts_it_again_for_ever_whatever_it_ended_with() -> None:
     """A PostgreSQL that is not there yet when the machine starts ends it with 2, as a bad setting does."""
-    assert reading.directives("Restart") == ["on-failure"]
-    assert reading.directives("RestartPreventExitStatus") == []
-    assert reading.directives("StartLimitIntervalSec") == ["0"]
-    assert float(reading.directives("RestartSec")[0]) >= 5
+    assert manifests.directives("Restart") == ["on-failure"]
+    assert manifests.directives("RestartPreventExitStatus") == []
+    assert manifests.directives("StartLimitIntervalSec") == ["0"]
+    assert float(manifests.directives("RestartSec")[0]) >= 5
 
 
 def test_no_port_under_tls_is_called_cleartext() -> None:
-    for service in reading.of_kind("Service"):
+    for service in manifests.of_kind("Service"):
         assert [one.get("appProtocol") for one in service["spec"]["ports"]] == [None]
 
 
@@ -111,7 +111,7 @@ def test_systemd_calls_the_unit_safe() -> None:
 
 
 def test_every_command_and_flag_is_one_of_caseload() -> None:
-    found = reading.commands()
+    found = manifests.commands()
     assert len(found) >= 8
     for command in found:
         assert Path(command[0]).name == "caseload"
@@ -132,21 +132,21 @@ def test_every_variable_is_a_setting() -> None:
 
 
 def test_there_is_time_for_every_stop() -> None:
-    [unit] = reading.directives("TimeoutStopSec")
+    [unit] = manifests.directives("TimeoutStopSec")
     drained = {
-        name: value for one in reading.variables() for name, value in one.items() if name == "CASELOAD_DRAIN_SECONDS"
+        name: value for one in manifests.variables() for name, value in one.items() if name == "CASELOAD_DRAIN_SECONDS"
     }
     longer = max(map(float, drained.values())) - Config.drain_seconds
     assert float(unit) > STOP_SECONDS
-    for deployment in reading.of_kind("Deployment"):
+    for deployment in manifests.of_kind("Deployment"):
         assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > STOP_SECONDS + longer
     assert f"--time {int(unit)}" in CONTAINERFILE.read_text()
 
 
 def test_they_run_as_one_user_who_is_not_root() -> None:
-    assert reading.instructions("USER") == ["10001:10001"]
+    assert manifests.instructions("USER") == ["10001:10001"]
     assert "-o 10001 -g 10001" in CONTAINERFILE.read_text()
-    for pod in reading.pods():
+    for pod in manifests.pods():
         known = pod["securityContext"]
         assert (known["runAsUser"], known["runAsGroup"], known["runAsNonRoot"]) == (10001, 10001, True)
         for container in pod["containers"]:
@@ -158,24 +158,24 @@ def test_they_run_as_one_user_who_is_not_root() -> None:
 
 
 def test_the_image_is_made_of_what_is_pinned_by_hash_and_of_our_own() -> None:
-    installs = [part for run in reading.instructions("RUN") for part in run.split("&&") if " pip install " in part]
+    installs = [part for run in manifests.instructions("RUN") for part in run.split("&&") if " pip install " in part]
     assert len(installs) == 3
     assert all("--require-hashes" in one or "--no-deps" in one for one in installs)
 
 
 def test_ports_are_those_that_the_server_listens_on() -> None:
     port = Config.address.rpartition(":")[2]
-    assert reading.instructions("EXPOSE") == [port]
-    for known in reading.variables():
+    assert manifests.instructions("EXPOSE") == [port]
+    for known in manifests.variables():
         assert known.get("CASELOAD_ADDRESS", f":{port}").endswith(f":{port}")
-    for deployment in reading.of_kind("Deployment"):
+    for deployment in manifests.of_kind("Deployment"):
         [container] = deployment["spec"]["template"]["spec"]["containers"]
         ports = {one["name"]: str(one["containerPort"]) for one in container["ports"]}
         plain = {one["name"]: one.get("value", "") for one in container["env"]}
         assert ports == {"grpc": port, "metrics": plain["CASELOAD_METRICS_ADDRESS"].rpartition(":")[2]}
-        for probe in reading.probes(container):
+        for probe in manifests.probes(container):
             assert str(probe.get("grpc", {}).get("port", port)) == port
-    [service] = reading.of_kind("Service")
+    [service] = manifests.of_kind("Service")
     assert [str(one["port"]) for one in service["spec"]["ports"]] == [port]
     assert service["spec"]["clusterIP"] == "None"
 
@@ -183,7 +183,7 @@ def test_ports_are_those_that_the_server_listens_on() -> None:
 def test_probes_ask_for_names_that_health_answers_for() -> None:
     [container] = [
         container
-        for pod in reading.pods()
+        for pod in manifests.pods()
         for container in pod["containers"]
         if "grpc" in container.get("livenessProbe", {})
     ]
@@ -194,8 +194,8 @@ def test_probes_ask_for_names_that_health_answers_for() -> None:
 
 def test_a_probe_waits_longer_than_the_command_it_runs() -> None:
     waits = []
-    for container in (container for pod in reading.pods() for container in pod["containers"]):
-        for probe in reading.probes(container):
+    for container in (container for pod in manifests.pods() for container in pod["containers"]):
+        for probe in manifests.probes(container):
             if "exec" in probe:
                 command = probe["exec"]["command"]
                 waits.append((probe["timeoutSeconds"], int(command[command.index("--timeout") + 1])))
@@ -204,19 +204,19 @@ def test_a_probe_waits_longer_than_the_command_it_runs() -> None:
 
 
 def test_no_variable_of_a_service_is_taken_for_a_setting() -> None:
-    for pod in reading.pods():
+    for pod in manifests.pods():
         assert pod["enableServiceLinks"] is False
         assert pod["automountServiceAccountToken"] is False
 
 
 def test_every_volume_and_selector_fits() -> None:
-    for deployment in reading.of_kind("Deployment"):
+    for deployment in manifests.of_kind("Deployment"):
         labels = deployment["spec"]["template"]["metadata"]["labels"]
         pod = deployment["spec"]["template"]["spec"]
         assert deployment["spec"]["selector"]["matchLabels"] == labels
         [container] = pod["containers"]
         assert {one["name"] for one in container["volumeMounts"]} == {one["name"] for one in pod["volumes"]}
-        [service], [budget] = reading.of_kind("Service"), reading.of_kind("PodDisruptionBudget")
+        [service], [budget] = manifests.of_kind("Service"), manifests.of_kind("PodDisruptionBudget")
         assert service["spec"]["selector"] == budget["spec"]["selector"]["matchLabels"] == labels
         mounted = [one["mountPath"] for one in container["volumeMounts"]]
         for one in container["env"]:
@@ -225,7 +225,7 @@ def test_every_volume_and_selector_fits() -> None:
 
 
 def test_the_two_deployments_differ_in_tls_and_probes_only() -> None:
-    plain, encrypted = sorted(reading.of_kind("Deployment"), key=lambda one: "tls" in str(one))
+    plain, encrypted = sorted(manifests.of_kind("Deployment"), key=lambda one: "tls" in str(one))
     for deployment in (plain, encrypted):
         pod = deployment["spec"]["template"]["spec"]
         [container] = pod["containers"]
@@ -248,7 +248,7 @@ def test_a_server_starts_with_the_settings_and_the_check_finds_it_ready(tmp_path
     if name.endswith(".env"):
         settings = dict(re.findall(r"^(\w+)=(.*)$", VARIABLES.read_text(), re.MULTILINE))
     else:
-        [deployment] = [one for one in reading.manifest(DEPLOY / "kubernetes" / name) if one["kind"] == "Deployment"]
+        [deployment] = [one for one in manifests.manifest(DEPLOY / "kubernetes" / name) if one["kind"] == "Deployment"]
         [container] = deployment["spec"]["template"]["spec"]["containers"]
         settings = {one["name"]: one["value"] for one in container["env"] if "value" in one}
     authority = trustme.CA()

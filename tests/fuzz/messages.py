@@ -8,10 +8,10 @@ from google.api import field_behavior_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
-from tests.clinic import RPCS, full_name, request
+from tests.api.sample_values import behaves, is_map, is_ours
 from tests.fuzz import values
 from tests.fuzz.values import PEOPLE, Values
-from tests.services.samples import behaves, is_map, is_ours
+from tests.support.api_driver import RPCS, full_name, request
 
 FEW: Final = 3
 LENGTHS: Final = (21, 33, 101, 1001, 20_000)

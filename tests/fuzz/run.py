@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 from typing import Final
 
-from tests.clinic import RPCS
-from tests.fuzz.fuzzing import Fuzzer, Outcome
+from tests.fuzz.fuzzer import Fuzzer, Outcome
 from tests.fuzz.messages import Messages, Sent
-from tests.fuzz.serving import Serving
+from tests.fuzz.server_process import Serving
+from tests.support.api_driver import RPCS
 
 FAULTS: Final = Path("data/fuzz-faults.txt")
 

@@ -13,12 +13,12 @@ from caseload_server.rpc.server import build_server
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
-from tests.clinic import RPCS
+from tests.api.sample_values import places
 from tests.fuzz import run
-from tests.fuzz.fuzzing import Fault, Fuzzer
+from tests.fuzz.fuzzer import Fault, Fuzzer
 from tests.fuzz.messages import Messages, Sent
-from tests.fuzz.serving import Serving, is_bad
-from tests.services.samples import places
+from tests.fuzz.server_process import Serving, is_bad
+from tests.support.api_driver import RPCS
 
 COUNT = 3000
 SEED = 5

@@ -8,8 +8,8 @@ from typing import Any, Final
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from tests.clinic import T0
-from tests.services.samples import SAMPLES, is_map
+from tests.api.sample_values import SAMPLES, is_map
+from tests.support.api_driver import T0
 
 STRINGS: Final = (
     "", " ", "\t\n", "\0", "a\0b", "a\x1bb", "\x85", "\u2028", "\u202eabc", "\ufeff", "\u200b", "\u200d", "\uffff",

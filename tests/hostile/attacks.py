@@ -17,8 +17,8 @@ from contextlib import ExitStack, suppress
 from itertools import count, cycle
 from typing import Final
 
-from tests.hostile import frames
-from tests.waiting import HUNG_SECONDS
+from tests.hostile import http2_frames
+from tests.support.waiting import HUNG_SECONDS
 
 IDLE: Final = 2000
 SLOW: Final = 200
@@ -48,7 +48,7 @@ def _until_closed(address: str, data: bytes) -> None:
 def garbage(address: str) -> Iterator[int]:
     """Bytes of no protocol at all, also behind a proper greeting."""
     rng = random.Random(1)
-    for greeting in cycle((b"", frames.PREFACE, frames.GREETING)):
+    for greeting in cycle((b"", http2_frames.PREFACE, http2_frames.GREETING)):
         _until_closed(address, greeting + rng.randbytes(4096))
         yield 1
 
@@ -57,30 +57,32 @@ def http1(address: str) -> Iterator[int]:
     """Requests of HTTP/1, of which some ask for an upgrade."""
     upgrade = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
     for more in cycle((b"", upgrade)):
-        _until_closed(address, b"POST %s HTTP/1.1\r\nHost: localhost\r\n%s\r\n" % (frames.METHOD, more))
+        _until_closed(address, b"POST %s HTTP/1.1\r\nHost: localhost\r\n%s\r\n" % (http2_frames.METHOD, more))
         yield 1
 
 
 def rapid_resets(address: str) -> Iterator[int]:
     """Calls that are given up as soon as they have begun."""
-    yield from _flood(address, lambda number: frames.headers(number, frames.CALL) + frames.reset(number))
+    yield from _flood(
+        address, lambda number: http2_frames.headers(number, http2_frames.CALL) + http2_frames.reset(number)
+    )
 
 
 def pings(address: str) -> Iterator[int]:
     """Pings, and nothing else."""
-    yield from _flood(address, lambda _: frames.PING)
+    yield from _flood(address, lambda _: http2_frames.PING)
 
 
 def settings(address: str) -> Iterator[int]:
     """Settings, each of which wants an answer."""
-    yield from _flood(address, lambda _: frames.SETTINGS)
+    yield from _flood(address, lambda _: http2_frames.SETTINGS)
 
 
 def _flood(address: str, frame: Callable[[int], bytes]) -> Iterator[int]:
     """The frame over and over, each for a new stream; on a new connection when the server hangs up."""
     while True:
         with connected(address) as caller, suppress(OSError):
-            caller.sendall(frames.GREETING)
+            caller.sendall(http2_frames.GREETING)
             caller.setblocking(False)
             for first in count(1, 2 * BURST):
                 caller.sendall(b"".join(map(frame, range(first, first + 2 * BURST, 2))))
@@ -93,26 +95,28 @@ def _flood(address: str, frame: Callable[[int], bytes]) -> Iterator[int]:
 
 def idle(address: str) -> Iterator[int]:
     """Connections that ask nothing; every other one says not even hello."""
-    yield from _holding(address, IDLE, lambda number: frames.GREETING if number % 2 else b"", lambda _: b"")
+    yield from _holding(address, IDLE, lambda number: http2_frames.GREETING if number % 2 else b"", lambda _: b"")
 
 
 def slow_greetings(address: str) -> Iterator[int]:
     """Connections that say hello a byte at a time."""
-    greeting = (frames.GREETING + frames.headers(1, frames.CALL)) * 2
+    greeting = (http2_frames.GREETING + http2_frames.headers(1, http2_frames.CALL)) * 2
     yield from _holding(address, SLOW, lambda _: b"", lambda step: greeting[step : step + 1])
 
 
 def slow_headers(address: str) -> Iterator[int]:
     """Calls whose headers come a byte at a time and never end."""
-    block = frames.CALL + b"\0\x7fx"  # a header whose name is said to be long
-    begun = frames.GREETING + frames.headers(1, b"", are_all=False)
-    yield from _holding(address, SLOW, lambda _: begun, lambda step: frames.continuation(1, block[step : step + 1]))
+    block = http2_frames.CALL + b"\0\x7fx"  # a header whose name is said to be long
+    begun = http2_frames.GREETING + http2_frames.headers(1, b"", are_all=False)
+    yield from _holding(
+        address, SLOW, lambda _: begun, lambda step: http2_frames.continuation(1, block[step : step + 1])
+    )
 
 
 def endless_headers(address: str) -> Iterator[int]:
     """Calls whose headers come as fast as they can and never end."""
-    filler = frames.continuation(1, frames.CALL * 20)
-    begun = frames.GREETING + frames.headers(1, frames.CALL, are_all=False)
+    filler = http2_frames.continuation(1, http2_frames.CALL * 20)
+    begun = http2_frames.GREETING + http2_frames.headers(1, http2_frames.CALL, are_all=False)
     while True:
         with connected(address) as caller, suppress(OSError):
             caller.sendall(begun)
@@ -125,8 +129,8 @@ def endless_headers(address: str) -> Iterator[int]:
 def silent_calls(address: str) -> Iterator[int]:
     """Calls whose message never comes, on one connection."""
     with connected(address) as caller:
-        caller.sendall(frames.GREETING)
-        caller.sendall(b"".join(frames.headers(2 * number + 1, frames.CALL) for number in range(SLOW)))
+        caller.sendall(http2_frames.GREETING)
+        caller.sendall(b"".join(http2_frames.headers(2 * number + 1, http2_frames.CALL) for number in range(SLOW)))
         yield SLOW
         while True:
             yield 0

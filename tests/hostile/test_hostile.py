@@ -9,11 +9,11 @@ from typing import NamedTuple
 import pytest
 from caseload.v1 import therapist_service_pb2 as pb
 
-from tests.hostile import frames
+from tests.hostile import http2_frames
 from tests.hostile.attacks import ATTACKS, LEAST, connected
-from tests.hostile.callers import Honest, compare
-from tests.hostile.serving import has_room, untuned
-from tests.waiting import HUNG_SECONDS
+from tests.hostile.honest_callers import Honest, compare
+from tests.hostile.server_process import has_room, untuned
+from tests.support.waiting import HUNG_SECONDS
 
 ROOT = Path(__file__).parents[2]
 ROUNDS = 3
@@ -67,12 +67,12 @@ def test_metadata_is_bounded_also_for_a_caller_that_acknowledges_no_settings(
     scene: Scene, entries: int, status: bytes
 ) -> None:
     """See RFC 9113 section 6.5.3: an acknowledgement says that a setting is known."""
-    more = b"".join(frames.literal(b"x-%d" % number, b"v" * 100) for number in range(entries))
-    call = frames.headers(1, frames.CALL, are_all=False)
-    call += frames.continuation(1, more[:MOST]) + frames.continuation(1, more[MOST:], is_last=True)
+    more = b"".join(http2_frames.literal(b"x-%d" % number, b"v" * 100) for number in range(entries))
+    call = http2_frames.headers(1, http2_frames.CALL, are_all=False)
+    call += http2_frames.continuation(1, more[:MOST]) + http2_frames.continuation(1, more[MOST:], is_last=True)
     with connected(scene.address) as caller:
-        caller.sendall(frames.GREETING + call + frames.request(1, THERAPIST.SerializeToString()))
-        said = frames.read_until(caller, rb"grpc-status\x01(.)")
+        caller.sendall(http2_frames.GREETING + call + http2_frames.request(1, THERAPIST.SerializeToString()))
+        said = http2_frames.read_until(caller, rb"grpc-status\x01(.)")
     assert said[1] == status
 
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import trustme
 
-from tests.locking import holding_the_lock
-from tests.process.starting import CASELOAD, caseload, refusal, url
-from tests.running import ServerProcess
-from tests.security.serving import KeysFile
-from tests.waiting import NEVER_SECONDS, eventually
+from tests.process.command_runner import CASELOAD, caseload, refusal, url
+from tests.security.server_fixture import KeysFile
+from tests.support.servers import ServerProcess
+from tests.support.waiting import NEVER_SECONDS, eventually
+from tests.support.write_lock import holding_the_lock
 
 READY = (0, "caseload: ready\n", "")
 ALIVE = (0, "caseload: alive\n", "")

@@ -22,9 +22,9 @@ from caseload_server.store.backends.factory import open_store
 from caseload_server.store.backends.protocol import Value
 
 from tests.conftest import NewDatabase, in_memory
-from tests.process.starting import CASELOAD, caseload, url
-from tests.store.steps import delete, make, run
-from tests.waiting import HUNG_SECONDS
+from tests.process.command_runner import CASELOAD, caseload, url
+from tests.store.store_calls import delete, make, run
+from tests.support.waiting import HUNG_SECONDS
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
 of_each_signal = pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)

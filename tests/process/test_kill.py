@@ -2,10 +2,17 @@
 
 import pytest
 
-from tests.locking import holding_the_lock
-from tests.process.acknowledged import UNASSIGNED, Writers, invented, lost, stored_after_restart, write_until_killed
-from tests.running import ServerProcess
-from tests.waiting import eventually
+from tests.process.acknowledged_writes import (
+    UNASSIGNED,
+    Writers,
+    invented,
+    lost,
+    stored_after_restart,
+    write_until_killed,
+)
+from tests.support.servers import ServerProcess
+from tests.support.waiting import eventually
+from tests.support.write_lock import holding_the_lock
 
 
 def test_no_acknowledged_write_is_lost_by_kill_9(database_url: str) -> None:

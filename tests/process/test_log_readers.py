@@ -12,17 +12,17 @@ import pytest
 from caseload_server.observability.readiness import READINESS_SERVICES
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.clinic import Clinic, full_name
-from tests.process.starting import url
+from tests.process.command_runner import url
 from tests.process.worker_processes import WorkersServer
-from tests.running import ServerProcess
-from tests.waiting import HUNG_SECONDS, eventually
+from tests.support.api_driver import ApiDriver, full_name
+from tests.support.servers import ServerProcess
+from tests.support.waiting import HUNG_SECONDS, eventually
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-def health(clinic: Clinic) -> int:
-    stub: Any = health_pb2_grpc.HealthStub(clinic.channel)
+def health(api: ApiDriver) -> int:
+    stub: Any = health_pb2_grpc.HealthStub(api.channel)
     return int(stub.Check(health_pb2.HealthCheckRequest(service=READINESS_SERVICES[0]), timeout=HUNG_SECONDS).status)
 
 
@@ -30,17 +30,17 @@ def health(clinic: Clinic) -> int:
 def test_a_server_whose_log_nobody_reads_any_more_follows_its_database_and_drains(tmp_path: Path, workers: int) -> None:
     file, away = tmp_path / "caseload.db", tmp_path / "away.db"
     arguments = ("--workers", str(workers), "--drain-seconds", "6")
-    with ServerProcess(url(file), *arguments, access_log=None) as server, Clinic(server.address) as clinic:
+    with ServerProcess(url(file), *arguments, access_log=None) as server, ApiDriver(server.address) as api:
         assert server.process.stderr
         server.process.stderr.close()
-        clinic.therapists("t1")
+        api.therapists("t1")
         file.rename(away)
-        eventually(lambda: health(clinic) == NOT_SERVING)
+        eventually(lambda: health(api) == NOT_SERVING)
         away.rename(file)
-        eventually(lambda: health(clinic) == SERVING)
+        eventually(lambda: health(api) == SERVING)
         server.process.terminate()
-        eventually(lambda: health(clinic) == NOT_SERVING)
-        clinic.therapists("t2")
+        eventually(lambda: health(api) == NOT_SERVING)
+        api.therapists("t2")
         assert server.process.wait(HUNG_SECONDS) == 0
 
 
@@ -55,13 +55,13 @@ def test_workers_whose_log_nobody_reads_any_more_are_started_again(tmp_path: Pat
 
 
 @contextmanager
-def full_log(server: ServerProcess) -> Iterator[Clinic]:
+def full_log(server: ServerProcess) -> Iterator[ApiDriver]:
     """A caller of it, once its log is full."""
-    with Clinic(server.address) as clinic:
-        listing: Any = clinic.channel.unary_unary(full_name("ListTherapists"))
+    with ApiDriver(server.address) as api:
+        listing: Any = api.channel.unary_unary(full_name("ListTherapists"))
         calls = [listing.future(b"", timeout=HUNG_SECONDS) for _ in range(1000)]
         eventually(lambda: any(call.done() for call in calls))
-        yield clinic
+        yield api
 
 
 def test_a_server_whose_log_is_full_answers_and_stops(tmp_path: Path) -> None:
@@ -69,11 +69,11 @@ def test_a_server_whose_log_is_full_answers_and_stops(tmp_path: Path) -> None:
     arguments = ("--drain-seconds", "1", "--grace-seconds", "1")
     with (
         ServerProcess(url(tmp_path / "caseload.db"), *arguments, access_log=None) as server,
-        full_log(server) as clinic,
+        full_log(server) as api,
     ):
-        with Clinic(server.address, alone=True) as other:
+        with ApiDriver(server.address, alone=True) as other:
             assert health(other) == SERVING
-        clinic.therapists("t1")
+        api.therapists("t1")
         server.process.terminate()
         assert server.process.wait(HUNG_SECONDS) == 0
 
@@ -86,15 +86,15 @@ def test_a_server_whose_access_log_hangs_stops(tmp_path: Path) -> None:
     arguments = ("--drain-seconds", "0", "--grace-seconds", "1")
     with (
         ServerProcess(url(tmp_path / "caseload.db"), *arguments, access_log=str(log)) as server,
-        Clinic(server.address, alone=True) as other,
+        ApiDriver(server.address, alone=True) as other,
     ):
         # Before the log is full: then nobody takes a call on.
         stub: Any = health_pb2_grpc.HealthStub(other.channel)
         watch = stub.Watch(health_pb2.HealthCheckRequest(), timeout=HUNG_SECONDS)
         next(watch)
-        with full_log(server) as clinic:
+        with full_log(server) as api:
             time.sleep(0.7)  # from now on calls are turned away at once
-            listing: Any = clinic.channel.unary_unary(full_name("ListTherapists"))
+            listing: Any = api.channel.unary_unary(full_name("ListTherapists"))
             calls = [listing.future(b"", timeout=HUNG_SECONDS) for _ in range(200)]
             watch.cancel()
             time.sleep(0.5)

@@ -14,11 +14,11 @@ import pytest
 from caseload_server.config import Config
 from caseload_server.observability import logs
 
-from tests.clinic import Clinic, full_name
-from tests.documents import OPERATIONS, ROOT
-from tests.process.starting import SECRET, url
-from tests.running import ServerProcess
-from tests.security.serving import KeysFile
+from tests.docs.doc_blocks import OPERATIONS, ROOT
+from tests.process.command_runner import SECRET, url
+from tests.security.server_fixture import KeysFile
+from tests.support.api_driver import ApiDriver, full_name
+from tests.support.servers import ServerProcess
 
 
 def events(log: str) -> list[dict[str, object]]:
@@ -75,8 +75,8 @@ def test_what_is_below_the_level_is_not_logged(tmp_path: Path, level: str, lines
 
 def test_every_line_of_the_access_log_is_written_whatever_the_level(tmp_path: Path) -> None:
     with ServerProcess(url(tmp_path / "caseload.db"), "--log-level", "error", access_log=None) as server:
-        with Clinic(server.address) as clinic:
-            clinic.therapists("t1")
+        with ApiDriver(server.address) as api:
+            api.therapists("t1")
         _, log = server.stop()
     assert [event["event"] for event in events(log)] == ["call"]
 
@@ -92,8 +92,8 @@ def shown(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[bool
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=terminal, text=True) as process:
         os.close(terminal)
         assert process.stdout
-        with Clinic(process.stdout.readline().rpartition(" ")[2].strip()) as clinic:
-            clinic.therapists("t1")
+        with ApiDriver(process.stdout.readline().rpartition(" ")[2].strip()) as api:
+            api.therapists("t1")
         process.terminate()
         text = read_to_the_end(ours)
     yield request.param, text

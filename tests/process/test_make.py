@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.running import free_address
+from tests.support.servers import free_address
 
 pytestmark = pytest.mark.checkout
 

@@ -6,10 +6,10 @@ from contextlib import contextmanager
 
 import psycopg
 
-from tests.clinic import Clinic, number
-from tests.following import Follower
-from tests.running import ServerProcess
-from tests.waiting import eventually, join
+from tests.support.api_driver import ApiDriver, number
+from tests.support.servers import ServerProcess
+from tests.support.waiting import eventually, join
+from tests.support.watch_reader import WatchReader
 
 LATE = ("late-1", "late-2", "late-3")
 WAITING = """
@@ -21,12 +21,12 @@ WAITERS = "SELECT count(*) FROM pg_locks WHERE NOT granted"
 
 
 @contextmanager
-def instances(url: str) -> Iterator[tuple[Clinic, Clinic]]:
+def instances(url: str) -> Iterator[tuple[ApiDriver, ApiDriver]]:
     with (
         ServerProcess(url) as one,
         ServerProcess(url) as other,
-        Clinic(one.address) as here,
-        Clinic(other.address) as there,
+        ApiDriver(one.address) as here,
+        ApiDriver(other.address) as there,
     ):
         yield here, there
 
@@ -52,19 +52,19 @@ class Holder:
         self._connection.close()
 
 
-def writing(clinic: Clinic, patient_id: str) -> threading.Thread:
-    thread = threading.Thread(target=clinic.patients, args=(patient_id,))
+def writing(api: ApiDriver, patient_id: str) -> threading.Thread:
+    thread = threading.Thread(target=api.patients, args=(patient_id,))
     thread.start()
     return thread
 
 
 def test_no_watcher_passes_over_a_writer_that_commits_late(postgres_url: str) -> None:
     holder = Holder(postgres_url, "")
-    with instances(postgres_url) as (here, there), Follower(here) as first, Follower(there) as second:
+    with instances(postgres_url) as (here, there), WatchReader(here) as first, WatchReader(there) as second:
         first.wait_for(1)
         second.wait_for(1)
         start = here.head()
-        late = [writing(clinic, one) for clinic, one in zip((here, there, here), LATE, strict=True)]
+        late = [writing(api, one) for api, one in zip((here, there, here), LATE, strict=True)]
         holder.wait_for(3)  # each has written its row, and is about to commit
         for n, one in enumerate(("late-3", "late-1", "late-2")):
             here.patients(f"a-{n}")
@@ -85,7 +85,7 @@ def test_no_watcher_passes_over_a_writer_that_commits_late(postgres_url: str) ->
 
 def test_no_revision_is_seen_before_a_lower_one_whose_commit_lasts(postgres_url: str) -> None:
     holder = Holder(postgres_url, "DEFERRABLE INITIALLY DEFERRED")
-    with instances(postgres_url) as (here, there), Follower(here) as first, Follower(there) as second:
+    with instances(postgres_url) as (here, there), WatchReader(here) as first, WatchReader(there) as second:
         first.wait_for(1)
         second.wait_for(1)
         start = here.head()

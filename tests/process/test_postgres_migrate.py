@@ -14,9 +14,9 @@ from caseload_server.store.backends.migrations import migrations
 from caseload_server.store.backends.postgres import migrate as postgres_migrate
 from caseload_server.store.backends.postgres.database import PostgresDatabase
 
-from tests.postgres.cluster import Server
-from tests.store.steps import assign, make, unassign
-from tests.waiting import HUNG_SECONDS, eventually
+from tests.store.store_calls import assign, make, unassign
+from tests.support.postgres.cluster import Server
+from tests.support.waiting import HUNG_SECONDS, eventually
 
 WAITERS = """
 SELECT count(*) FROM pg_locks

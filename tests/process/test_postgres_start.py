@@ -16,12 +16,12 @@ from caseload_server.store.backends.migrations import migrations
 from caseload_server.store.backends.postgres import migrate as postgres_migrate
 from caseload_server.store.backends.postgres.database import PostgresDatabase
 
-from tests.postgres.cluster import Server
-from tests.process.starting import DRY_RUN, SECRET, SERVE, STEPS, caseload, refusal
+from tests.api.client_calls import People
+from tests.process.command_runner import DRY_RUN, SECRET, SERVE, STEPS, caseload, refusal
 from tests.process.worker_processes import children
-from tests.running import Client, ServerProcess
-from tests.services.calling import People
-from tests.store.steps import CALL, TABLES, make, run
+from tests.store.store_calls import CALL, TABLES, make, run
+from tests.support.postgres.cluster import Server
+from tests.support.servers import Client, ServerProcess
 
 NOBODY_THERE = f"postgresql://{SECRET}@127.0.0.1:1/{SECRET}"
 PURGE = ("purge", "--changes-before", "30d")

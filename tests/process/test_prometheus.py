@@ -13,11 +13,11 @@ from typing import Any, Final
 
 import pytest
 
-from tests.clinic import Clinic, refused
-from tests.metrics.shipped import RULES, shown
-from tests.process.starting import url
-from tests.running import ServerProcess, free_address
-from tests.waiting import HUNG_SECONDS, eventually
+from tests.observability.shipped_rules import RULES, shown
+from tests.process.command_runner import url
+from tests.support.api_driver import ApiDriver, refused
+from tests.support.servers import ServerProcess, free_address
+from tests.support.waiting import HUNG_SECONDS, eventually
 
 OF_POSTGRESQL: Final = "Connections to PostgreSQL"
 """The panel that is empty where the database is a SQLite file."""
@@ -81,10 +81,10 @@ def test_prometheus_reads_the_page_and_answers_the_dashboard_and_the_alerts(
 ) -> None:
     process, address = server
     prometheus.until(lambda: prometheus.value(f'up{{instance="{address}"}} == 1'))
-    with Clinic(process.address) as clinic:
+    with ApiDriver(process.address) as api:
         for number in range(30):  # over so many scrapes that there is a rate
-            clinic.therapists(f"t{number}")
-            refused(clinic.send, "GetTherapist", therapist_id="nobody")
+            api.therapists(f"t{number}")
+            refused(api.send, "GetTherapist", therapist_id="nobody")
             time.sleep(0.1)
     questions = [(title, expression) for title, expression in shown("30s") if title != OF_POSTGRESQL]
     assert len(questions) > 15

@@ -16,14 +16,14 @@ from caseload_server.observability.readiness import LIVENESS_SERVICE, READINESS_
 from caseload_server.store.backends import factory
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.postgres.cluster import QUICK, Cluster, NoPostgres
-from tests.process.starting import CASELOAD, caseload, url
-from tests.running import ServerProcess
-from tests.waiting import eventually
+from tests.process.command_runner import CASELOAD, caseload, url
+from tests.support.postgres.cluster import QUICK, Cluster, NoPostgres
+from tests.support.servers import ServerProcess
+from tests.support.waiting import eventually
 
 SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
-SLOW_TO_FALL: Final = (sys.executable, str(Path(__file__).with_name("slow_to_fall.py")))
+SLOW_TO_FALL: Final = (sys.executable, str(Path(__file__).with_name("slow_readiness_command.py")))
 
 
 class Watched:

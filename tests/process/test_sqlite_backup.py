@@ -4,11 +4,11 @@ import re
 import signal
 from pathlib import Path
 
-from tests.process.acknowledged import Writers, lost, stored_after_restart
-from tests.process.starting import caseload, url
+from tests.process.acknowledged_writes import Writers, lost, stored_after_restart
+from tests.process.command_runner import caseload, url
 from tests.process.test_interrupts import fill, is_half_done, stopped
-from tests.running import ServerProcess
-from tests.waiting import HUNG_SECONDS
+from tests.support.servers import ServerProcess
+from tests.support.waiting import HUNG_SECONDS
 
 
 def test_a_backup_under_load_holds_what_was_acknowledged_before_it_and_is_its_revision(tmp_path: Path) -> None:

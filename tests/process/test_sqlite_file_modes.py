@@ -5,9 +5,9 @@ from pathlib import Path
 
 from caseload.v1 import resources_pb2, therapist_service_pb2
 
-from tests.process.starting import CASELOAD, caseload, url
-from tests.running import Client, ServerProcess
-from tests.waiting import HUNG_SECONDS
+from tests.process.command_runner import CASELOAD, caseload, url
+from tests.support.servers import Client, ServerProcess
+from tests.support.waiting import HUNG_SECONDS
 
 OPEN_TO_ALL = ("sh", "-c", 'umask 0 && exec "$0" "$@"', *CASELOAD)
 

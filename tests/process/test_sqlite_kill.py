@@ -3,11 +3,11 @@
 import sys
 from pathlib import Path
 
-from tests.process.acknowledged import lost, stored_after_restart, write_until_killed
-from tests.process.sqlite_damage import damage
-from tests.process.starting import url
+from tests.process.acknowledged_writes import lost, stored_after_restart, write_until_killed
+from tests.process.command_runner import url
+from tests.process.sqlite_integrity import damage
 
-NO_COMMITS = (sys.executable, str(Path(__file__).with_name("sqlite_no_commits.py")))
+NO_COMMITS = (sys.executable, str(Path(__file__).with_name("sqlite_no_commit_command.py")))
 
 
 def test_a_server_that_answers_before_it_commits_is_found_out(tmp_path: Path) -> None:

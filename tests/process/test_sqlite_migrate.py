@@ -4,8 +4,8 @@ from pathlib import Path
 
 from caseload_server.store.backends.sqlite.migrate import migrate
 
-from tests.process.starting import STEPS, caseload, url
-from tests.running import ServerProcess
+from tests.process.command_runner import STEPS, caseload, url
+from tests.support.servers import ServerProcess
 
 
 def test_migrate_lists_what_it_ran_and_runs_it_once(tmp_path: Path) -> None:

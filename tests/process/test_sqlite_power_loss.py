@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from caseload_server.store.backends.sqlite import database as sqlite
 
-from tests.process.acknowledged import Writers, invented, lost, stored_after_restart
-from tests.process.sqlite_damage import damage
-from tests.process.starting import url
-from tests.running import ServerProcess
+from tests.process.acknowledged_writes import Writers, invented, lost, stored_after_restart
+from tests.process.command_runner import url
+from tests.process.sqlite_integrity import damage
+from tests.support.servers import ServerProcess
 
-POWER_LOSS = (sys.executable, str(Path(__file__).with_name("sqlite_power_loss.py")))
+POWER_LOSS = (sys.executable, str(Path(__file__).with_name("sqlite_power_loss_command.py")))
 
 
 def write_until_the_power_goes(database: Path, name: str, **variables: str) -> dict[str, int]:

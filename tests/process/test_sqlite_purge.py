@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from tests.clinic import Clinic, number, refused
-from tests.following import first_answer
-from tests.process.starting import caseload, refusal, url
-from tests.running import ServerProcess
+from tests.process.command_runner import caseload, refusal, url
+from tests.support.api_driver import ApiDriver, number, refused
+from tests.support.servers import ServerProcess
+from tests.support.watch_reader import first_answer
 
 
 def test_a_purge_with_a_time_that_is_none_is_refused_and_makes_no_file(tmp_path: Path) -> None:
@@ -22,13 +22,13 @@ def test_a_purge_of_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 def test_revisions_from_before_a_restore_are_refused_and_not_misread(tmp_path: Path) -> None:
     database, restored = url(tmp_path / "caseload.db"), url(tmp_path / "restored.db")
-    with ServerProcess(database) as server, Clinic(server.address) as clinic:
-        clinic.therapists("t1")
-        clinic.patients("p1", "p2")
-        head, log = clinic.head(), list(clinic.log())
+    with ServerProcess(database) as server, ApiDriver(server.address) as api:
+        api.therapists("t1")
+        api.patients("p1", "p2")
+        head, log = api.head(), list(api.log())
         for command, where in (("backup", database), ("restore", restored)):
             assert caseload(tmp_path, command, "copy.db", "--database", where).returncode == 0
-    with ServerProcess(restored) as server, Clinic(server.address) as other:
+    with ServerProcess(restored) as server, ApiDriver(server.address) as other:
         for rpc in ("ListChanges", "WatchChanges"):
             assert refused(first_answer, other, rpc, head).reason == "REVISION_FOREIGN"
         assert [list(one.changes) for one in other.log()] == [list(one.changes) for one in log]

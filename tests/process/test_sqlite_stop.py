@@ -9,9 +9,9 @@ from caseload_server.store.backends.protocol import Value
 from caseload_server.store.backends.sqlite.database import SqliteDatabase
 from caseload_server.store.backends.sqlite.migrate import migrate
 
-from tests.process.starting import url
-from tests.running import ServerProcess
-from tests.waiting import HUNG_SECONDS
+from tests.process.command_runner import url
+from tests.support.servers import ServerProcess
+from tests.support.waiting import HUNG_SECONDS
 
 
 def test_a_stopped_server_leaves_one_file(tmp_path: Path) -> None:

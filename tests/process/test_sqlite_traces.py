@@ -12,10 +12,10 @@ from caseload_server.store import PATIENT, THERAPIST
 from caseload_server.store.backends.factory import open_store
 from caseload_server.store.backends.sqlite import vacuum as vacuums
 
-from tests.process.starting import caseload, url
-from tests.running import ServerProcess
-from tests.store.steps import assign, delete, make, update
-from tests.waiting import HUNG_SECONDS, NEVER_SECONDS
+from tests.process.command_runner import caseload, url
+from tests.store.store_calls import assign, delete, make, update
+from tests.support.servers import ServerProcess
+from tests.support.waiting import HUNG_SECONDS, NEVER_SECONDS
 
 CANARY = "Zebrafinch"
 MANY = 400

@@ -15,16 +15,16 @@ from caseload.v1 import patient_service_pb2, resources_pb2, therapist_service_pb
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from tests.locking import holding_the_lock
-from tests.metrics.reading import until
-from tests.process.starting import url
+from tests.observability.metrics_client import until
+from tests.process.command_runner import url
 from tests.process.worker_processes import listens
-from tests.running import Client, ServerProcess, free_address
-from tests.waiting import HUNG_SECONDS, NEVER_SECONDS, eventually
+from tests.support.servers import Client, ServerProcess, free_address
+from tests.support.waiting import HUNG_SECONDS, NEVER_SECONDS, eventually
+from tests.support.write_lock import holding_the_lock
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-PATIENT_LOCKS = (sys.executable, str(Path(__file__).with_name("patient_locks.py")))
+PATIENT_LOCKS = (sys.executable, str(Path(__file__).with_name("long_lock_wait_command.py")))
 LIVENESS = ""
 READINESS = ["caseload.v1.TherapistService", "caseload.v1.PatientService"]
 

@@ -21,15 +21,15 @@ from caseload_server.clock import now_us as clock
 from caseload_server.config import Config
 from caseload_server.store.backends.factory import open_store
 
-from tests.clinic import Clinic, number, refused
-from tests.following import Follower, first_answer, opened_watch, unread
-from tests.process.acknowledged import FOR_A_MOMENT, reason_of
-from tests.process.starting import caseload
-from tests.running import ServerProcess
-from tests.store.ward import fill
-from tests.waiting import NEVER_SECONDS, eventually, join
+from tests.process.acknowledged_writes import FOR_A_MOMENT, reason_of
+from tests.process.command_runner import caseload
+from tests.store.store_builders import fill
+from tests.support.api_driver import ApiDriver, number, refused
+from tests.support.servers import ServerProcess
+from tests.support.waiting import NEVER_SECONDS, eventually, join
+from tests.support.watch_reader import WatchReader, first_answer, opened_watch, unread
 
-SHORT_PATIENCE = (sys.executable, str(Path(__file__).with_name("short_patience.py")))
+SHORT_PATIENCE = (sys.executable, str(Path(__file__).with_name("short_reader_timeout_command.py")))
 CUTS = 200
 
 
@@ -56,48 +56,48 @@ class Writers:
         join(*self._threads)
 
     def _write(self, address: str, name: str) -> None:
-        with Clinic(address) as clinic:
+        with ApiDriver(address) as api:
             for life in itertools.count():
                 try:
-                    self._write_on(clinic, f"{name}-{life}")
+                    self._write_on(api, f"{name}-{life}")
                 except grpc.RpcError as error:
                     if reason_of(error) in FOR_A_MOMENT:
                         continue
                 return  # the server is gone, or the with block has ended
 
-    def _write_on(self, clinic: Clinic, name: str) -> None:
-        clinic.therapists(f"{name}-t", f"{name}-u")
+    def _write_on(self, api: ApiDriver, name: str) -> None:
+        api.therapists(f"{name}-t", f"{name}-u")
         for turn in itertools.count():
             if self._stopped:
                 return
-            self._one_round(clinic, name, f"{name}-{turn}")
+            self._one_round(api, name, f"{name}-{turn}")
 
     @staticmethod
-    def _one_round(clinic: Clinic, name: str, patient_id: str) -> None:
-        clinic.patients(patient_id)
-        clinic.assign(f"{name}-t", patient_id)
-        clinic.transfer(f"{name}-t", f"{name}-u")
-        clinic.unassign(f"{name}-u", patient_id)
+    def _one_round(api: ApiDriver, name: str, patient_id: str) -> None:
+        api.patients(patient_id)
+        api.assign(f"{name}-t", patient_id)
+        api.transfer(f"{name}-t", f"{name}-u")
+        api.unassign(f"{name}-u", patient_id)
 
 
-def received(follower: Follower) -> list[int]:
+def received(follower: WatchReader) -> list[int]:
     return [number(one.revision) for one in follower.sets]
 
 
-def assert_whole(numbers: list[int], clinic: Clinic, start: str) -> None:
+def assert_whole(numbers: list[int], api: ApiDriver, start: str) -> None:
     """Every change after start once and in order, and what came is what the log has."""
-    assert numbers == list(range(number(start) + 1, number(clinic.head()) + 1))
+    assert numbers == list(range(number(start) + 1, number(api.head()) + 1))
 
 
 def test_a_watcher_cut_at_random_has_every_change_once_and_in_order(database_url: str) -> None:
     chance = random.Random(20)
-    with ServerProcess(database_url) as server, Clinic(server.address) as clinic:
-        start = after = clinic.head()
+    with ServerProcess(database_url) as server, ApiDriver(server.address) as api:
+        start = after = api.head()
         sets: list[Any] = []
         in_the_middle = 0
         with Writers(server.address):
             for cut in range(CUTS):
-                with Follower(clinic, after) as follower:
+                with WatchReader(api, after) as follower:
                     if cut % 2:
                         eventually(lambda follower=follower: follower.sets)  # type: ignore[misc]
                     time.sleep(chance.random() * 0.03)
@@ -105,24 +105,24 @@ def test_a_watcher_cut_at_random_has_every_change_once_and_in_order(database_url
                 sets += follower.sets
                 in_the_middle += bool(follower.sets)
                 after = follower.through or after
-        with Follower(clinic, after) as follower:
-            follower.wait_through(clinic.head())
+        with WatchReader(api, after) as follower:
+            follower.wait_through(api.head())
             sets += follower.sets
-        assert_whole([number(one.revision) for one in sets], clinic, start)
-        assert sets == list(clinic.log(start))
+        assert_whole([number(one.revision) for one in sets], api, start)
+        assert sets == list(api.log(start))
         assert in_the_middle >= CUTS / 2, "most cuts came before anything did: the test says little"
         assert max(len(one.changes) for one in sets) > 1
 
 
 def test_a_watcher_resumes_without_loss_over_restarts_and_crashes(database_url: str) -> None:
-    with ServerProcess(database_url) as server, Clinic(server.address) as clinic:
-        start = after = clinic.head()
+    with ServerProcess(database_url) as server, ApiDriver(server.address) as api:
+        start = after = api.head()
     numbers: list[int] = []
     for crash in (False, True, False, True):
         with (
             ServerProcess(database_url) as server,
-            Clinic(server.address) as clinic,
-            Follower(clinic, after) as follower,
+            ApiDriver(server.address) as api,
+            WatchReader(api, after) as follower,
         ):
             with Writers(server.address):
                 follower.wait_for(30)
@@ -139,19 +139,19 @@ def test_a_watcher_resumes_without_loss_over_restarts_and_crashes(database_url: 
             assert (follower.refusal.code, follower.refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
         numbers += received(follower)
         after = follower.through
-    with ServerProcess(database_url) as server, Clinic(server.address) as clinic, Follower(clinic, after) as follower:
-        follower.wait_through(clinic.head())
-        assert_whole(numbers + received(follower), clinic, start)
+    with ServerProcess(database_url) as server, ApiDriver(server.address) as api, WatchReader(api, after) as follower:
+        follower.wait_through(api.head())
+        assert_whole(numbers + received(follower), api, start)
 
 
 def test_nothing_a_watcher_saw_is_gone_after_a_crash(database_url: str) -> None:
-    with ServerProcess(database_url) as server, Clinic(server.address) as clinic, Follower(clinic) as follower:
+    with ServerProcess(database_url) as server, ApiDriver(server.address) as api, WatchReader(api) as follower:
         with Writers(server.address):
             follower.wait_for(40)
             server.kill()
         follower.join()
-    with ServerProcess(database_url) as server, Clinic(server.address) as clinic:
-        kept = {one.revision: one for one in clinic.log()}
+    with ServerProcess(database_url) as server, ApiDriver(server.address) as api:
+        kept = {one.revision: one for one in api.log()}
         assert [one for one in follower.sets if kept.get(one.revision) != one] == []
 
 
@@ -168,7 +168,7 @@ def test_a_commit_of_another_process_is_seen(database_url: str, record_property:
 
 def latencies(watched: str, written: str, count: int) -> Iterator[float]:
     """From the acknowledgement of a write at one server to its message from another, in seconds."""
-    with Clinic(watched) as watcher, Clinic(written) as writer, Follower(watcher) as follower:
+    with ApiDriver(watched) as watcher, ApiDriver(written) as writer, WatchReader(watcher) as follower:
         follower.wait_for(1)
         for n in range(count):
             revision = writer.send("CreatePatient", patient={"display_name": "Bob Ray"}).revision
@@ -181,10 +181,10 @@ def test_watchers_of_two_processes_on_one_file_see_the_same_log(database_url: st
     with (
         ServerProcess(database_url) as one,
         ServerProcess(database_url) as other,
-        Clinic(one.address) as here,
-        Clinic(other.address) as there,
-        Follower(here) as first,
-        Follower(there) as second,
+        ApiDriver(one.address) as here,
+        ApiDriver(other.address) as there,
+        WatchReader(here) as first,
+        WatchReader(there) as second,
     ):
         first.wait_for(1)
         second.wait_for(1)
@@ -205,8 +205,8 @@ def test_what_one_process_acknowledged_the_other_reads_at_once(database_url: str
     with (
         ServerProcess(database_url) as one,
         ServerProcess(database_url) as other,
-        Clinic(one.address) as here,
-        Clinic(other.address) as there,
+        ApiDriver(one.address) as here,
+        ApiDriver(other.address) as there,
     ):
         here.therapists("t1")
         for n in range(50):
@@ -237,26 +237,26 @@ def test_readers_that_take_nothing_cost_little_memory_hold_no_one_up_and_are_cut
     store.close()
     with (
         ServerProcess(database_url, *arguments, command=SHORT_PATIENCE, environment=environment) as server,
-        Clinic(server.address) as clinic,
+        ApiDriver(server.address) as api,
         ExitStack() as stack,
     ):
-        clinic.therapists("t1")
-        with Follower(clinic, start) as follower:  # what one reader takes is taken already
-            follower.wait_through(clinic.head())
+        api.therapists("t1")
+        with WatchReader(api, start) as follower:  # what one reader takes is taken already
+            follower.wait_through(api.head())
         before = resident_kib(server.process.pid)
         streams = [stack.enter_context(unread(server.address, start)) for _ in range(readers)]
         most = 0
         for _ in range(60):
-            clinic.send("GetTherapist", therapist_id="t1")
+            api.send("GetTherapist", therapist_id="t1")
             most = max(most, resident_kib(server.process.pid) - before)
             time.sleep(0.05)
         print(f"grown by {most} KiB for {readers} readers")
         assert most < readers * 2500
         assert len(streams) == readers
         if are_cut:
-            assert len([opened_watch(clinic) for _ in range(readers)]) == readers  # all places are free again
+            assert len([opened_watch(api) for _ in range(readers)]) == readers  # all places are free again
         else:  # calls were answered while all of them were there
-            assert refused(next, clinic.watch()).reason == "TOO_MANY_WATCHES"
+            assert refused(next, api.watch()).reason == "TOO_MANY_WATCHES"
 
 
 # --- caseload purge
@@ -267,20 +267,20 @@ def purge(url: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.fixture
-def served(database_url: str) -> Iterator[Clinic]:
+def served(database_url: str) -> Iterator[ApiDriver]:
     """A served database with a therapist and two patients in it."""
-    with ServerProcess(database_url) as server, Clinic(server.address) as clinic:
-        clinic.therapists("t1")
-        clinic.patients("p1", "p2")
-        yield clinic
+    with ServerProcess(database_url) as server, ApiDriver(server.address) as api:
+        api.therapists("t1")
+        api.patients("p1", "p2")
+        yield api
 
 
-def test_a_purge_while_served_refuses_what_is_gone_and_keeps_the_rest(database_url: str, served: Clinic) -> None:
+def test_a_purge_while_served_refuses_what_is_gone_and_keeps_the_rest(database_url: str, served: ApiDriver) -> None:
     [first, _, last] = served.log()
     time.sleep(0.01)
     moment = datetime.datetime.now(datetime.UTC)
     served.patients("p3")
-    with Follower(served) as follower:
+    with WatchReader(served) as follower:
         follower.wait_for(1)
         run = purge(database_url, "--changes-before", moment.isoformat())
         assert (run.returncode, run.stdout, run.stderr) == (0, "3 change sets purged\n", "")
@@ -295,7 +295,7 @@ def test_a_purge_while_served_refuses_what_is_gone_and_keeps_the_rest(database_u
     assert served.send("GetPatient", patient_id="p1").patient.display_name == "Bob Ray"
 
 
-def test_a_purge_takes_a_time_or_an_age(database_url: str, served: Clinic) -> None:
+def test_a_purge_takes_a_time_or_an_age(database_url: str, served: ApiDriver) -> None:
     cases = {"30d": 0, "2020-01-31T00:00:00Z": 0, "2200-01-01T00:00:00+02:00": 3}
     for text, gone in cases.items():
         run = purge(database_url, "--changes-before", text)

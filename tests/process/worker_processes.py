@@ -7,9 +7,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
-from tests.clinic import Clinic
-from tests.running import ServerProcess
-from tests.waiting import eventually
+from tests.support.api_driver import ApiDriver
+from tests.support.servers import ServerProcess
+from tests.support.waiting import eventually
 
 _ESTABLISHED, _LISTENS = "01", "0A"
 
@@ -72,8 +72,8 @@ class WorkersServer(ServerProcess):
 
     @contextmanager
     def caller_of_each(
-        self, asks: Callable[[Clinic], object] = lambda clinic: clinic.send("ListTherapists")
-    ) -> Iterator[dict[int, Clinic]]:
+        self, asks: Callable[[ApiDriver], object] = lambda api: api.send("ListTherapists")
+    ) -> Iterator[dict[int, ApiDriver]]:
         """A caller of each worker, by its process id; nobody else may call meanwhile.
 
         Args: asks, makes a call that is let in.
@@ -81,13 +81,13 @@ class WorkersServer(ServerProcess):
         port = int(self.address.rpartition(":")[2])
         eventually(lambda: sum(listens(pid, self.address) for pid in self.workers) == self._count)
         with ExitStack() as open_callers:
-            callers: dict[int, Clinic] = {}
+            callers: dict[int, ApiDriver] = {}
             for _ in range(200):
                 before = {pid: _sockets(pid, port, _ESTABLISHED) for pid in self.workers}
-                clinic = open_callers.enter_context(Clinic(self.address, alone=True))
-                asks(clinic)
+                api = open_callers.enter_context(ApiDriver(self.address, alone=True))
+                asks(api)
                 [pid] = [pid for pid in before if _sockets(pid, port, _ESTABLISHED) - before[pid]]
-                callers.setdefault(pid, clinic)
+                callers.setdefault(pid, api)
                 if callers.keys() == before.keys():
                     break
             assert callers.keys() == self.workers, "some worker is given no connection"

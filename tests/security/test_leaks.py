@@ -21,9 +21,9 @@ from caseload_server.rpc.server import CaseloadServer
 from caseload_server.store import RelationshipStore
 from prometheus_client import Counter
 
-from tests.metrics.reading import page
-from tests.running import ServerProcess, free_address
-from tests.security.leaking import CANARY, Caller, found
+from tests.observability.metrics_client import page
+from tests.security.canaries import CANARY, Caller, found
+from tests.support.servers import ServerProcess, free_address
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 CREATE: Final = PatientServicer.CreatePatient

@@ -19,10 +19,10 @@ from caseload_server.security.auth import PUBLIC, Auth
 from caseload_server.security.principal import PERMISSIONS
 from google.protobuf import descriptor_pb2, descriptor_pool
 
-from tests.clinic import READS, RPCS
-from tests.running import refusal
-from tests.security.serving import KeysFile, Metadata, bearer, serving
-from tests.waiting import HUNG_SECONDS
+from tests.security.server_fixture import KeysFile, Metadata, bearer, serving
+from tests.support.api_driver import READS, RPCS
+from tests.support.servers import refusal
+from tests.support.waiting import HUNG_SECONDS
 
 FOREIGN = {
     "/grpc.health.v1.Health/Check": PUBLIC,

@@ -23,9 +23,9 @@ from cryptography.x509.oid import NameOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
-from tests.process.starting import refusal as start_refused
-from tests.running import ServerProcess, refusal
-from tests.security.serving import KeysFile, Metadata, bearer, serving
+from tests.process.command_runner import refusal as start_refused
+from tests.security.server_fixture import KeysFile, Metadata, bearer, serving
+from tests.support.servers import ServerProcess, refusal
 
 Pair = trustme.LeafCert | tuple[bytes, bytes]
 """A certificate with its key; or the key and the certificate, as PEM."""

@@ -6,7 +6,7 @@ from caseload_server.domain.requests import CallContext
 from caseload_server.store import RelationshipStore
 from caseload_server.store.backends.factory import open_store
 
-from tests.locking import wait_for_locks
+from tests.support.write_lock import wait_for_locks
 
 
 class Clock:

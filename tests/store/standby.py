@@ -4,8 +4,8 @@ from contextlib import closing
 
 from psycopg import Connection
 
-from tests.postgres.cluster import Cluster
-from tests.waiting import eventually
+from tests.support.postgres.cluster import Cluster
+from tests.support.waiting import eventually
 
 _WAITS = "SELECT 1 FROM pg_stat_activity WHERE pid = %s AND wait_event = 'SyncRep'"
 _COMMIT = b"SELECT pg_logical_emit_message(true, 'probe', '')"

@@ -7,18 +7,7 @@ from caseload_server.domain.records import Assignment
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 
 from tests.store.conftest import Clock
-from tests.store.steps import (
-    CALL,
-    assign,
-    count,
-    dump,
-    history,
-    in_force,
-    make,
-    make_pair,
-    unassign,
-    update,
-)
+from tests.store.store_calls import CALL, assign, count, dump, history, in_force, make, make_pair, unassign, update
 
 ROLE_SUPERVISING, ROLE_COVERING = 3, 4
 

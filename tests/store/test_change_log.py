@@ -10,7 +10,7 @@ from caseload_server.domain.results import ChangePage
 from caseload_server.store import THERAPIST, RelationshipStore
 
 from tests.store.conftest import Clock
-from tests.store.ward import (
+from tests.store.store_builders import (
     assign,
     crowd,
     dump,
@@ -125,10 +125,10 @@ def test_an_empty_log_has_a_head_to_start_after(store: RelationshipStore) -> Non
 
 def test_a_set_holds_what_its_call_was(store: RelationshipStore, clock: Clock) -> None:
     now = clock.advance(1)
-    call = remembered("3b241101-e2bb-4255-8caf-4136c566a962")._replace(actor="ward")
+    call = remembered("3b241101-e2bb-4255-8caf-4136c566a962")._replace(actor="front-desk")
     outcome = store.create(THERAPIST, "t1", {"display_name": "Ann Lee"}, call)
     [one] = page(store).change_sets
-    assert one[:5] == (outcome.revision, now, "ward", call.method, call.request_id)
+    assert one[:5] == (outcome.revision, now, "front-desk", call.method, call.request_id)
 
 
 def wire_bytes(found: ChangePage) -> int:

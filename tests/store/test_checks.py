@@ -4,7 +4,7 @@ from caseload_server.domain.enums import END_ENTERED_IN_ERROR, ROLE_PRIMARY
 from caseload_server.store import RelationshipStore
 
 from tests.store.conftest import Clock
-from tests.store.ward import SECOND, assign, patients, period, therapists, unassign
+from tests.store.store_builders import SECOND, assign, patients, period, therapists, unassign
 
 Pair = tuple[str, str]
 

@@ -3,7 +3,19 @@ from caseload_server.domain import enums, errors, limits, requests, results
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 
 from tests.store.conftest import Clock
-from tests.store.steps import CALL, AnyKind, assign, both_kinds, delete, ids, make, make_pair, other, unassign, update
+from tests.store.store_calls import (
+    CALL,
+    AnyKind,
+    assign,
+    both_kinds,
+    delete,
+    ids,
+    make,
+    make_pair,
+    other,
+    unassign,
+    update,
+)
 
 MRN = ("urn:mrn", "1")
 WITH_MRN = '[["urn:mrn","1"]]'

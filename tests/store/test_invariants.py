@@ -6,8 +6,8 @@ Each statement is first shown to succeed in a form that is allowed: it fails for
 import pytest
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 
-from tests.store.mutations import everyone
-from tests.store.steps import assign, dump, run, unassign
+from tests.store.store_calls import assign, dump, run, unassign
+from tests.store.write_cases import everyone
 
 UNIQUE = r"(?i)unique constraint|23505"
 CHECK = r"(?i)check constraint|23514"

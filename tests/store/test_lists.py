@@ -6,7 +6,7 @@ from caseload_server.domain.requests import CaseloadQuery, RecordQuery
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 
 from tests.store.conftest import Clock
-from tests.store.steps import (
+from tests.store.store_calls import (
     ALL,
     CALL,
     AnyKind,

@@ -15,7 +15,7 @@ from caseload_server.domain.requests import CallContext
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 
 from tests.store.conftest import Clock
-from tests.store.steps import (
+from tests.store.store_calls import (
     CALL,
     AnyKind,
     assign,

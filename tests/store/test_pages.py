@@ -13,18 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.store.conftest import Clock
-from tests.store.steps import (
-    CALL,
-    AnyKind,
-    assign,
-    assigned,
-    both_kinds,
-    delete,
-    make,
-    other,
-    walk,
-)
-from tests.waiting import join
+from tests.store.store_calls import CALL, AnyKind, assign, assigned, both_kinds, delete, make, other, walk
+from tests.support.waiting import join
 
 # The store is shared by a test's examples, each of which works on records of its own.
 on_one_store = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.store.conftest import Clock
-from tests.store.steps import (
+from tests.store.store_calls import (
     CALL,
     assign,
     assigned,

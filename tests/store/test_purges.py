@@ -14,7 +14,7 @@ from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.protocol import Transaction
 
 from tests.store.conftest import Clock
-from tests.store.steps import (
+from tests.store.store_calls import (
     CALL,
     TABLES,
     VALIDATE,
@@ -32,7 +32,7 @@ from tests.store.steps import (
     run,
     unassign,
 )
-from tests.waiting import HUNG_SECONDS, join
+from tests.support.waiting import HUNG_SECONDS, join
 
 MRN = '[["urn:mrn","1"]]'
 CANARY = "Zebrafinch"

@@ -6,7 +6,7 @@ from caseload_server.domain.enums import ROLE_PRIMARY, ROLE_TREATING
 from caseload_server.domain.requests import Assign, Delete, PageRequest, RecordQuery, Unassign
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 
-from tests.store.steps import (
+from tests.store.store_calls import (
     CALL,
     AnyKind,
     assign,

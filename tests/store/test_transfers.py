@@ -9,7 +9,7 @@ from caseload_server.domain.requests import CallContext, Delete, Transfer
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 
 from tests.store.conftest import Clock
-from tests.store.ward import (
+from tests.store.store_builders import (
     CALL,
     SECOND,
     VALIDATE,
@@ -27,7 +27,7 @@ from tests.store.ward import (
     transfer,
     unassign,
 )
-from tests.waiting import join
+from tests.support.waiting import join
 
 SUPERVISING, COVERING = 3, 4
 ON_LEAVE, INACTIVE = 2, 3
@@ -37,7 +37,7 @@ Prepare = Callable[[RelationshipStore], object]
 
 
 @pytest.fixture
-def ward(store: RelationshipStore) -> RelationshipStore:
+def filled_store(store: RelationshipStore) -> RelationshipStore:
     """Therapists s, t and u, patients a to d; s treats a (as the primary), b and c."""
     therapists(store, "s", "t", "u")
     patients(store, "a", "b", "c", "d")
@@ -113,56 +113,56 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
-def test_a_refused_transfer_moves_nothing(ward: RelationshipStore, case: Case) -> None:
-    case.prepare(ward)
-    before = dump(ward)
+def test_a_refused_transfer_moves_nothing(filled_store: RelationshipStore, case: Case) -> None:
+    case.prepare(filled_store)
+    before = dump(filled_store)
     for call in (CALL, VALIDATE, remembered(ID)):
         with pytest.raises(case.error) as caught:
-            ward.transfer(case.order, call)
+            filled_store.transfer(case.order, call)
         assert case.metadata is None or caught.value.metadata == case.metadata
-    assert dump(ward) == before
+    assert dump(filled_store) == before
 
 
-def test_everyone_who_is_missing_is_named_and_fifteen_at_most(ward: RelationshipStore) -> None:
+def test_everyone_who_is_missing_is_named_and_fifteen_at_most(filled_store: RelationshipStore) -> None:
     strangers = [f"x{n:02}" for n in range(40)]
-    patients(ward, *strangers)
+    patients(filled_store, *strangers)
     for ids, error, kind in (
         ((*strangers, "a"), errors.AssignmentNotFound, "caseload.v1.Patient"),
         ([f"no-{one}" for one in strangers], errors.PatientNotFound, "caseload.v1.Patient"),
     ):
         with pytest.raises(error) as caught:
-            transfer(ward, "s", "t", *ids)
+            transfer(filled_store, "s", "t", *ids)
         assert caught.value.metadata == {"missing": "40"}
         assert [(one.type, one.name) for one in caught.value.resources] == [(kind, one) for one in ids[:15]]
 
 
-def test_what_stands_in_the_way_is_told_in_the_order_of_checks(ward: RelationshipStore) -> None:
+def test_what_stands_in_the_way_is_told_in_the_order_of_checks(filled_store: RelationshipStore) -> None:
     def refusal(*ids: str) -> type[Exception]:
         with pytest.raises(errors.DomainError) as caught:
-            transfer(ward, "u", "t", *ids)
+            transfer(filled_store, "u", "t", *ids)
         return caught.type
 
-    ward.delete(THERAPIST, Delete("t"), CALL)
-    ward.delete(PATIENT, Delete("d"), CALL)
+    filled_store.delete(THERAPIST, Delete("t"), CALL)
+    filled_store.delete(PATIENT, Delete("d"), CALL)
     assert refusal("d", "b", "nobody") is errors.PatientNotFound
     assert refusal("d", "b") is errors.TherapistDeleted
-    ward.undelete(THERAPIST, "t", CALL)
-    update("t", status=ON_LEAVE, max_active_patients=0)(ward)
+    filled_store.undelete(THERAPIST, "t", CALL)
+    update("t", status=ON_LEAVE, max_active_patients=0)(filled_store)
     assert refusal("d", "b") is errors.PatientDeleted
-    ward.undelete(PATIENT, "d", CALL)
+    filled_store.undelete(PATIENT, "d", CALL)
     assert refusal("d", "b") is errors.AssignmentNotFound
-    assign(ward, "u", "d")
-    assign(ward, "u", "b")
+    assign(filled_store, "u", "d")
+    assign(filled_store, "u", "b")
     assert refusal("d", "b") is errors.TherapistNotActive
-    update("t", status=1)(ward)
+    update("t", status=1)(filled_store)
     assert refusal("d", "b") is errors.TherapistAtCapacity
 
 
 def test_each_period_goes_on_under_the_target_where_it_ended_under_the_source(
-    ward: RelationshipStore, clock: Clock
+    filled_store: RelationshipStore, clock: Clock
 ) -> None:
     now = clock.advance(60)
-    ended, active = split(transfer(ward, "s", "t", call=CALL._replace(actor="lead")))
+    ended, active = split(transfer(filled_store, "s", "t", call=CALL._replace(actor="lead")))
     assert [(one.patient_id, one.role, one.focus) for one in active] == [
         ("a", ROLE_PRIMARY, "anxiety"),
         ("b", SUPERVISING, ""),
@@ -174,168 +174,172 @@ def test_each_period_goes_on_under_the_target_where_it_ended_under_the_source(
         assert before.end_us == after.start_us == now
         assert (before.end_reason, before.ended_by, before.created_by) == (enums.END_TRANSFERRED, "lead", "reception")
         assert (after.end_us, after.created_by, after.created_us) == (None, "lead", now)
-    assert sorted(periods(ward)) == sorted(ended + active)
+    assert sorted(periods(filled_store)) == sorted(ended + active)
 
 
-def test_counts_and_primary_therapists_follow(ward: RelationshipStore) -> None:
-    transfer(ward, "s", "t", "a", "b")
-    assert (count(ward, "s"), count(ward, "t")) == (1, 2)
-    assert [ward.get(PATIENT, one).primary_therapist_id for one in "abc"] == ["t", "", ""]
-    assert [ward.get(PATIENT, one).active_therapist_count for one in "abcd"] == [1, 1, 1, 0]
-    assert_consistent(ward)
+def test_counts_and_primary_therapists_follow(filled_store: RelationshipStore) -> None:
+    transfer(filled_store, "s", "t", "a", "b")
+    assert (count(filled_store, "s"), count(filled_store, "t")) == (1, 2)
+    assert [filled_store.get(PATIENT, one).primary_therapist_id for one in "abc"] == ["t", "", ""]
+    assert [filled_store.get(PATIENT, one).active_therapist_count for one in "abcd"] == [1, 1, 1, 0]
+    assert_consistent(filled_store)
 
 
-def test_a_transfer_moves_no_etag_of_therapists_and_patients(ward: RelationshipStore) -> None:
+def test_a_transfer_moves_no_etag_of_therapists_and_patients(filled_store: RelationshipStore) -> None:
     def etags() -> list[str]:
-        return [ward.get(THERAPIST, one).etag for one in "st"] + [ward.get(PATIENT, one).etag for one in "abc"]
+        return [filled_store.get(THERAPIST, one).etag for one in "st"] + [
+            filled_store.get(PATIENT, one).etag for one in "abc"
+        ]
 
     before = etags()
-    transfer(ward, "s", "t")
+    transfer(filled_store, "s", "t")
     assert etags() == before
 
 
-def test_only_the_patients_listed_move_in_the_order_listed_and_once(ward: RelationshipStore) -> None:
-    ended, active = split(transfer(ward, "s", "t", "c", "a"))
+def test_only_the_patients_listed_move_in_the_order_listed_and_once(filled_store: RelationshipStore) -> None:
+    ended, active = split(transfer(filled_store, "s", "t", "c", "a"))
     assert [one.patient_id for one in ended] == [one.patient_id for one in active] == ["c", "a"]
-    assert (count(ward, "s"), count(ward, "t")) == (1, 2)
+    assert (count(filled_store, "s"), count(filled_store, "t")) == (1, 2)
 
 
-def test_others_of_the_patient_are_left_alone(ward: RelationshipStore) -> None:
-    other = assign(ward, "u", "a", role=SUPERVISING)
-    transfer(ward, "s", "t")
-    assert other in periods(ward)
+def test_others_of_the_patient_are_left_alone(filled_store: RelationshipStore) -> None:
+    other = assign(filled_store, "u", "a", role=SUPERVISING)
+    transfer(filled_store, "s", "t")
+    assert other in periods(filled_store)
 
 
-def test_a_caseload_that_just_fits_moves(ward: RelationshipStore) -> None:
-    assign(ward, "t", "d")
-    update("t", max_active_patients=3)(ward)
+def test_a_caseload_that_just_fits_moves(filled_store: RelationshipStore) -> None:
+    assign(filled_store, "t", "d")
+    update("t", max_active_patients=3)(filled_store)
     with pytest.raises(errors.TherapistAtCapacity) as caught:
-        transfer(ward, "s", "t")
+        transfer(filled_store, "s", "t")
     assert caught.value.metadata == {"limit": "3", "current": "1"}
-    update("t", max_active_patients=4)(ward)
-    transfer(ward, "s", "t")
-    assert count(ward, "t") == 4
+    update("t", max_active_patients=4)(filled_store)
+    transfer(filled_store, "s", "t")
+    assert count(filled_store, "t") == 4
 
 
-def test_capacity_is_passed_over_when_told_to(ward: RelationshipStore) -> None:
-    update("t", max_active_patients=0)(ward)
-    transfer(ward, "s", "t", ignore_capacity=True)
-    assert count(ward, "t") == 3
+def test_capacity_is_passed_over_when_told_to(filled_store: RelationshipStore) -> None:
+    update("t", max_active_patients=0)(filled_store)
+    transfer(filled_store, "s", "t", ignore_capacity=True)
+    assert count(filled_store, "t") == 3
 
 
-def test_a_pair_that_is_assigned_already_is_merged(ward: RelationshipStore) -> None:
-    present = assign(ward, "t", "b", role=ROLE_TREATING, focus="sleep")
-    ended, active = split(transfer(ward, "s", "t", "b"))
+def test_a_pair_that_is_assigned_already_is_merged(filled_store: RelationshipStore) -> None:
+    present = assign(filled_store, "t", "b", role=ROLE_TREATING, focus="sleep")
+    ended, active = split(transfer(filled_store, "s", "t", "b"))
     assert [(one.end_reason, one.patient_id) for one in ended] == [(enums.END_TRANSFERRED, "b")]
     assert active == [present]
-    assert present in periods(ward)
-    assert ward.get(PATIENT, "b").active_therapist_count == 1
-    assert_consistent(ward)
+    assert present in periods(filled_store)
+    assert filled_store.get(PATIENT, "b").active_therapist_count == 1
+    assert_consistent(filled_store)
 
 
-def test_merged_pairs_take_no_room(ward: RelationshipStore) -> None:
+def test_merged_pairs_take_no_room(filled_store: RelationshipStore) -> None:
     for patient_id in "abc":
-        assign(ward, "t", patient_id, role=SUPERVISING)
-    update("t", max_active_patients=0)(ward)  # below the count: no room for anyone
-    transfer(ward, "s", "t")
-    assert (count(ward, "s"), count(ward, "t")) == (0, 3)
-    assert_consistent(ward)
+        assign(filled_store, "t", patient_id, role=SUPERVISING)
+    update("t", max_active_patients=0)(filled_store)  # below the count: no room for anyone
+    transfer(filled_store, "s", "t")
+    assert (count(filled_store, "s"), count(filled_store, "t")) == (0, 3)
+    assert_consistent(filled_store)
 
 
-def test_a_merged_pair_leaves_its_room_to_another(ward: RelationshipStore) -> None:
-    assign(ward, "t", "b")
-    update("t", max_active_patients=3)(ward)
-    transfer(ward, "s", "t")
-    assert count(ward, "t") == 3
+def test_a_merged_pair_leaves_its_room_to_another(filled_store: RelationshipStore) -> None:
+    assign(filled_store, "t", "b")
+    update("t", max_active_patients=3)(filled_store)
+    transfer(filled_store, "s", "t")
+    assert count(filled_store, "t") == 3
 
 
-def test_a_primary_period_that_moves_replaces_the_one_there(ward: RelationshipStore, clock: Clock) -> None:
-    present = assign(ward, "t", "a", role=SUPERVISING, focus="sleep")
+def test_a_primary_period_that_moves_replaces_the_one_there(filled_store: RelationshipStore, clock: Clock) -> None:
+    present = assign(filled_store, "t", "a", role=SUPERVISING, focus="sleep")
     now = clock.advance(60)
-    ended, active = split(transfer(ward, "s", "t", "a"))
+    ended, active = split(transfer(filled_store, "s", "t", "a"))
     assert [(one.therapist_id, one.end_reason) for one in ended] == [("s", enums.END_TRANSFERRED)]
     assert [(one.role, one.focus, one.start_us) for one in active] == [(ROLE_PRIMARY, "anxiety", now)]
-    [replaced] = [one for one in periods(ward) if one.assignment_id == present.assignment_id]
+    [replaced] = [one for one in periods(filled_store) if one.assignment_id == present.assignment_id]
     assert (replaced.end_us, replaced.end_reason) == (now, enums.END_REPLACED)
-    assert (ward.get(PATIENT, "a").primary_therapist_id, count(ward, "t")) == ("t", 1)
-    assert_consistent(ward)
+    assert (filled_store.get(PATIENT, "a").primary_therapist_id, count(filled_store, "t")) == ("t", 1)
+    assert_consistent(filled_store)
 
 
-def test_the_primary_therapist_takes_over_and_stays_primary(ward: RelationshipStore) -> None:
-    present = assign(ward, "t", "b", role=ROLE_PRIMARY)
-    _, active = split(transfer(ward, "s", "t", "b"))
+def test_the_primary_therapist_takes_over_and_stays_primary(filled_store: RelationshipStore) -> None:
+    present = assign(filled_store, "t", "b", role=ROLE_PRIMARY)
+    _, active = split(transfer(filled_store, "s", "t", "b"))
     assert active == [present]
-    assert ward.get(PATIENT, "b").primary_therapist_id == "t"
+    assert filled_store.get(PATIENT, "b").primary_therapist_id == "t"
 
 
-def test_an_empty_caseload_moves_to_anyone_and_writes_nothing(ward: RelationshipStore) -> None:
-    update("t", status=INACTIVE)(ward)
-    before = dump(ward)
-    outcome = transfer(ward, "u", "t")
+def test_an_empty_caseload_moves_to_anyone_and_writes_nothing(filled_store: RelationshipStore) -> None:
+    update("t", status=INACTIVE)(filled_store)
+    before = dump(filled_store)
+    outcome = transfer(filled_store, "u", "t")
     assert (outcome.ended, outcome.active) == ([], [])
-    assert outcome.revision == ward.keys.revision(ward.head_revision())
-    assert dump(ward) == before
+    assert outcome.revision == filled_store.keys.revision(filled_store.head_revision())
+    assert dump(filled_store) == before
 
 
-def test_the_source_may_be_on_leave_or_full(ward: RelationshipStore) -> None:
-    update("s", status=ON_LEAVE, max_active_patients=0)(ward)
-    transfer(ward, "s", "t")
-    assert count(ward, "s") == 0
+def test_the_source_may_be_on_leave_or_full(filled_store: RelationshipStore) -> None:
+    update("s", status=ON_LEAVE, max_active_patients=0)(filled_store)
+    transfer(filled_store, "s", "t")
+    assert count(filled_store, "s") == 0
 
 
-def test_skewed_clocks_leave_no_gap_and_no_overlap(ward: RelationshipStore, clock: Clock) -> None:
+def test_skewed_clocks_leave_no_gap_and_no_overlap(filled_store: RelationshipStore, clock: Clock) -> None:
     now = clock.now_us
     soon = now + 30 * SECOND
-    assign(ward, "u", "d", start_us=soon)  # by a caller whose clock is ahead
-    period(ward, "t", "a", now, soon)
-    period(ward, "t", "b", now, soon)
-    period(ward, "u", "c", now, soon, role=ROLE_PRIMARY)
-    assign(ward, "s", "c", role=ROLE_PRIMARY, replace=True, start_us=None)
+    assign(filled_store, "u", "d", start_us=soon)  # by a caller whose clock is ahead
+    period(filled_store, "t", "a", now, soon)
+    period(filled_store, "t", "b", now, soon)
+    period(filled_store, "u", "c", now, soon, role=ROLE_PRIMARY)
+    assign(filled_store, "s", "c", role=ROLE_PRIMARY, replace=True, start_us=None)
     clock.advance(1)
-    ended, active = split(transfer(ward, "s", "t"))
+    ended, active = split(transfer(filled_store, "s", "t"))
     assert [(one.patient_id, one.start_us) for one in active] == [("a", soon), ("b", soon), ("c", soon)]
     assert [one.end_us for one in ended] == [soon] * 3
-    [late], [later] = split(transfer(ward, "u", "t"))
+    [late], [later] = split(transfer(filled_store, "u", "t"))
     assert (late.start_us, late.end_us, later.start_us) == (soon, soon, soon)
-    assert_consistent(ward)
+    assert_consistent(filled_store)
 
 
-def test_a_thousand_move_and_one_more_does_not(ward: RelationshipStore) -> None:
-    therapists(ward, "big")
-    ids = crowd(ward, "big", 1001)
+def test_a_thousand_move_and_one_more_does_not(filled_store: RelationshipStore) -> None:
+    therapists(filled_store, "big")
+    ids = crowd(filled_store, "big", 1001)
     with pytest.raises(errors.TooManyAssignments) as caught:
-        transfer(ward, "big", "t")
+        transfer(filled_store, "big", "t")
     assert caught.value.metadata == {"limit": "1000", "current": "1001"}
-    outcome = transfer(ward, "big", "t", *ids[:1000], call=remembered(ID))
-    assert (len(outcome.ended), count(ward, "big"), count(ward, "t")) == (1000, 1, 1000)
-    assert run(ward, "SELECT count(*) FROM change WHERE revision = (SELECT head_revision FROM store)") == [(2000,)]
+    outcome = transfer(filled_store, "big", "t", *ids[:1000], call=remembered(ID))
+    assert (len(outcome.ended), count(filled_store, "big"), count(filled_store, "t")) == (1000, 1, 1000)
+    assert run(filled_store, "SELECT count(*) FROM change WHERE revision = (SELECT head_revision FROM store)") == [
+        (2000,)
+    ]
     order = Transfer("big", "t", tuple(ids[:1000]))
-    assert ward.transfer(order, remembered(ID)) == outcome
+    assert filled_store.transfer(order, remembered(ID)) == outcome
 
 
 def test_a_replay_answers_the_first_call_with_the_periods_as_they_are_now(
-    ward: RelationshipStore, clock: Clock
+    filled_store: RelationshipStore, clock: Clock
 ) -> None:
-    assign(ward, "t", "b")
-    first = transfer(ward, "s", "t", call=remembered(ID))
-    assert transfer(ward, "s", "t", call=remembered(ID)) == first
+    assign(filled_store, "t", "b")
+    first = transfer(filled_store, "s", "t", call=remembered(ID))
+    assert transfer(filled_store, "s", "t", call=remembered(ID)) == first
     clock.advance(60)
-    assign(ward, "s", "d")
-    over = unassign(ward, "t", "c")
-    head = ward.head_revision()
-    again = transfer(ward, "s", "t", call=remembered(ID))
+    assign(filled_store, "s", "d")
+    over = unassign(filled_store, "t", "c")
+    head = filled_store.head_revision()
+    again = transfer(filled_store, "s", "t", call=remembered(ID))
     active = [over if one.assignment_id == over.assignment_id else one for one in first.active]
     assert again == first._replace(active=active)
-    assert (ward.head_revision(), count(ward, "s")) == (head, 1)
+    assert (filled_store.head_revision(), count(filled_store, "s")) == (head, 1)
 
 
-def test_what_only_validates_answers_what_would_be_and_changes_nothing(ward: RelationshipStore) -> None:
-    assign(ward, "t", "b")
-    assign(ward, "t", "a", role=SUPERVISING)
-    before = dump(ward)
-    would = transfer(ward, "s", "t", call=VALIDATE)
-    assert dump(ward) == before
-    did = transfer(ward, "s", "t")
+def test_what_only_validates_answers_what_would_be_and_changes_nothing(filled_store: RelationshipStore) -> None:
+    assign(filled_store, "t", "b")
+    assign(filled_store, "t", "a", role=SUPERVISING)
+    before = dump(filled_store)
+    would = transfer(filled_store, "s", "t", call=VALIDATE)
+    assert dump(filled_store) == before
+    did = transfer(filled_store, "s", "t")
     assert (would.revision, len(would.ended)) == ("", len(did.ended))
     kept = {row[0] for row in before["assignment"]}
     for one, other in zip(would.ended + would.active, did.ended + did.active, strict=True):
@@ -347,15 +351,15 @@ def test_what_only_validates_answers_what_would_be_and_changes_nothing(ward: Rel
         assert one == expected
 
 
-def test_the_log_says_what_happened_to_each_period(ward: RelationshipStore) -> None:
-    supervised = assign(ward, "t", "a", role=SUPERVISING)
-    ended, active = split(transfer(ward, "s", "t", "a", "b"))
+def test_the_log_says_what_happened_to_each_period(filled_store: RelationshipStore) -> None:
+    supervised = assign(filled_store, "t", "a", role=SUPERVISING)
+    ended, active = split(transfer(filled_store, "s", "t", "a", "b"))
     sql = (
         "SELECT kind, changed_fields, therapist_id, patient_id, assignment_id FROM change"
         " WHERE revision = (SELECT head_revision FROM store) ORDER BY position"
     )
     ending = (2, "state,end_time,end_reason,ended_by")
-    assert run(ward, sql) == [
+    assert run(filled_store, sql) == [
         (*ending, "s", "a", ended[0].assignment_id),
         (*ending, "t", "a", supervised.assignment_id),
         (1, "", "t", "a", active[0].assignment_id),
@@ -364,8 +368,8 @@ def test_the_log_says_what_happened_to_each_period(ward: RelationshipStore) -> N
     ]
 
 
-def test_transfers_that_race_move_everyone_once(ward: RelationshipStore) -> None:
-    update("t", max_active_patients=3)(ward)
+def test_transfers_that_race_move_everyone_once(filled_store: RelationshipStore) -> None:
+    update("t", max_active_patients=3)(filled_store)
     orders = [("s", "t"), ("s", "u"), ("t", "u"), ("u", "s"), ("u", "t"), ("t", "s")]
     refusals: list[str] = []
 
@@ -373,7 +377,7 @@ def test_transfers_that_race_move_everyone_once(ward: RelationshipStore) -> None
         for turn in range(12):
             source, target = orders[(number + turn) % len(orders)]
             try:
-                ward.transfer(Transfer(source, target), CallContext(f"racer-{number}", CALL.method))
+                filled_store.transfer(Transfer(source, target), CallContext(f"racer-{number}", CALL.method))
             except errors.TherapistAtCapacity as error:
                 refusals.append(error.reason)
 
@@ -381,6 +385,6 @@ def test_transfers_that_race_move_everyone_once(ward: RelationshipStore) -> None
     for racer in racers:
         racer.start()
     join(*racers)
-    active = [one for one in periods(ward) if one.end_us is None]
+    active = [one for one in periods(filled_store) if one.end_us is None]
     assert sorted(one.patient_id for one in active) == ["a", "b", "c"]
-    assert_consistent(ward)
+    assert_consistent(filled_store)

@@ -5,7 +5,7 @@ from caseload_server.domain.requests import Unassign
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 
 from tests.store.conftest import Clock
-from tests.store.steps import (
+from tests.store.store_calls import (
     CALL,
     assign,
     count,
@@ -33,10 +33,10 @@ def pair(store: RelationshipStore) -> RelationshipStore:
 def test_unassigning_ends_the_period_with_its_reason(pair: RelationshipStore, clock: Clock) -> None:
     period = assign(pair)
     clock.advance(10)
-    outcome = pair.unassign(Unassign("t", "p", end_reason=1), CALL._replace(actor="ward"))
+    outcome = pair.unassign(Unassign("t", "p", end_reason=1), CALL._replace(actor="front-desk"))
     assert outcome.record is not None
     assert outcome.record == period._replace(
-        end_us=clock.now_us, end_reason=1, ended_by="ward", updated_us=clock.now_us, etag=outcome.record.etag
+        end_us=clock.now_us, end_reason=1, ended_by="front-desk", updated_us=clock.now_us, etag=outcome.record.etag
     )
     assert outcome.record.etag != period.etag
     assert outcome.ended

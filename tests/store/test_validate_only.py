@@ -3,8 +3,8 @@ from caseload_server.domain import enums, errors, requests, results
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 
 from tests.store.conftest import Clock
-from tests.store.mutations import Mutation, each_mutation, each_no_op, each_write, effect, everyone
-from tests.store.steps import CALL, VALIDATE, assign, dump, make, make_pair, race, request, update
+from tests.store.store_calls import CALL, VALIDATE, assign, dump, make, make_pair, race, request, update
+from tests.store.write_cases import Mutation, each_mutation, each_no_op, each_write, effect, everyone
 
 
 @each_mutation

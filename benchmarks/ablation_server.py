@@ -1,0 +1,55 @@
+"""`caseload` with something of it otherwise, to measure what that is worth.
+
+    python benchmarks/ablation_server.py [--batches-of-one] [--sync-seconds N] serve ...
+
+--batches-of-one: every write commits alone, without group commit.
+--sync-seconds: each fsync takes so much longer, as on a slow disk; SQLite's own xSync sleeps.
+"""
+
+import argparse
+import sys
+import time
+
+import apsw
+from caseload_server.commands import main as command
+from caseload_server.store.backends.sqlite import database as sqlite
+
+_SYSTEM = apsw.vfs_names()[0]  # the system's own, named while it is the default
+
+
+class _SlowFile(apsw.VFSFile):
+    """A file of the system, but for the time that a sync takes."""
+
+    sync_seconds = 0.0
+
+    def xSync(self, flags: int) -> None:
+        time.sleep(self.sync_seconds)
+        super().xSync(flags)
+
+
+class _SlowDisk(apsw.VFS):
+    """The default for every connection of the process."""
+
+    def __init__(self) -> None:
+        super().__init__("slow", _SYSTEM, makedefault=True)
+
+    def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:
+        return _SlowFile(_SYSTEM, name, flags)
+
+
+def main() -> None:
+    """Runs the command that is left in the arguments."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--batches-of-one", action="store_true")
+    parser.add_argument("--sync-seconds", type=float, default=0.0)
+    changes, sys.argv[1:] = parser.parse_known_args()
+    if changes.batches_of_one:
+        sqlite._MAX_BATCH = 1  # type: ignore[misc]
+    if changes.sync_seconds:
+        _SlowFile.sync_seconds = changes.sync_seconds
+        keep = _SlowDisk()  # noqa: F841 - it is in use for as long as it lives
+    command.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""Clinics of any size, made up, as the lines of an export.
+
+python -m benchmarks.synthetic_data ASSIGNMENTS | caseload import -
+
+Whatever the size, there are the same few of what is seldom, at the end of the order: therapists on leave, with places,
+or with the one specialty; discharged and unassigned patients; and one therapist and one patient with the same history.
+So a call about these costs more in a large clinic only if it looks at others too.
+"""
+
+import json
+import secrets
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from typing import BinaryIO, Final, NamedTuple
+
+from caseload_server.domain.enums import PATIENT_DISCHARGED, ROLE_PRIMARY, STATUS_ACTIVE
+from caseload_server.domain.records import Assignment, Patient, Therapist
+from caseload_server.store.backends.migrations import migrations
+from caseload_server.store.backends.protocol import Row
+from caseload_server.store.portability import content
+from caseload_server.store.portability.content import PAGE_ROWS, TABLES, ContentDigest
+from caseload_server.store.portability.export import FORMAT
+
+FEW: Final = 1010
+"""What a hundred pages of ten need, and some."""
+PERIODS: Final = 4
+"""Of each patient; the last one is active."""
+SYSTEM: Final = "https://example.org/number"
+SELDOM: Final = "seldom-therapy"
+SELDOM_ROLE: Final = 3
+SELDOM_ACTOR: Final = "auditor"
+_ON_LEAVE: Final = 2
+_YEAR_US: Final = 365 * 24 * 3600 * 1_000_000
+START_US: Final = 1_577_836_800_000_000
+"""2020-01-01."""
+_FIRST: Final = ("Ada", "Bob", "Chen", "Dora", "Efua", "Zoë")
+_LAST: Final = ("Lovelace", "Ray", "Müller-Lüdenscheidt", "O'Neil", "Kowalski")
+
+
+def main() -> None:
+    """Writes an export of a clinic to the standard output."""
+    write(sys.stdout.buffer, of_assignments(int(sys.argv[1])))
+
+
+class Clinic(NamedTuple):
+    """How many therapists, as many patients, and periods of each patient; and how many of what is seldom."""
+
+    people: int
+    periods: int
+    few: int
+
+    def rows(self) -> dict[str, Iterator[Row]]:
+        """The rows of each table that has any."""
+        return {
+            "store": iter([(self.revisions, 0)]),
+            "therapist": map(self._therapist, range(self.people)),
+            "patient": map(self._patient, range(self.people)),
+            "assignment": self._assignments(),
+            "change_set": map(self._change_set, range(1, self.revisions + 1)),
+            "change": map(self._change, range(1, self.revisions + 1)),
+        }
+
+    @property
+    def revisions(self) -> int:
+        """The change log's length."""
+        return max(self.few, self.people // 2) if self.few else 0
+
+    def therapist_of(self, patient: int) -> int:
+        """Few have the first one, the others each another, against the order of the patients."""
+        if patient < self.few:
+            return 0
+        return self._busy - (patient - self.few) % self._busy
+
+    def with_place(self, nth: int) -> int:
+        """The number of a therapist who takes more patients, and has none yet in a small clinic."""
+        return self._busy - self.few + 1 + nth % (self.few // 2)
+
+    @property
+    def _busy(self) -> int:
+        """The number of the last therapist who is not on leave."""
+        return self.people - self.few - 1
+
+    def _count(self, therapist: int) -> int:
+        if therapist == 0:
+            return self.few
+        if therapist > self._busy:
+            return 0
+        return (self.people - 2 * self.few - (self._busy - therapist) + self._busy - 1) // self._busy
+
+    def is_active(self, patient: int) -> bool:
+        """All but the last few are."""
+        return patient < self.people - self.few
+
+    def _therapist(self, number: int) -> Row:
+        count = self._count(number)
+        is_on_leave = number > self._busy
+        has_places = self._busy - self.few < number <= self._busy
+        return Therapist(
+            therapist_id=person_id("a", number),
+            display_name=_name(number),
+            email=f"{number}@example.org",
+            status=_ON_LEAVE if is_on_leave else STATUS_ACTIVE,
+            identifiers=_identifiers(number),
+            specialties=f'["{SELDOM}"]' if is_on_leave else '["hand-therapy"]',
+            max_active_patients=None if has_places else count,
+            annotations="{}",
+            active_patient_count=count,
+            created_us=START_US,
+            updated_us=START_US,
+            deleted_us=None,
+            etag=f"{number:016x}",
+        )
+
+    def _patient(self, number: int) -> Row:
+        is_active = self.is_active(number)
+        is_primary = is_active and self._role(number) == ROLE_PRIMARY
+        return Patient(
+            patient_id=person_id("b", number),
+            display_name=_name(number),
+            birth_date="1990-02-03",
+            email=f"{number}@example.org",
+            phone_number="",
+            status=STATUS_ACTIVE if is_active else PATIENT_DISCHARGED,
+            identifiers=_identifiers(number),
+            annotations="{}",
+            primary_therapist_id=person_id("a", self.therapist_of(number)) if is_primary else "",
+            active_therapist_count=int(is_active),
+            created_us=START_US,
+            updated_us=START_US,
+            deleted_us=None,
+            etag=f"{number:016x}",
+        )
+
+    def _role(self, patient: int) -> int:
+        return SELDOM_ROLE if self.few <= patient < 2 * self.few else ROLE_PRIMARY
+
+    def _assignments(self) -> Iterator[Row]:
+        """The first patient's long history, then a period of each patient, and so on: what has ended comes first."""
+        for number in range(self.few):
+            start_us = START_US - _YEAR_US + number * 1_000_000
+            yield self._assignment(number, (number + 1, 0), start_us, start_us + 1_000_000)
+        for number in range(self.people * self.periods):
+            nth, patient = divmod(number, self.people)
+            start_us = START_US + nth * _YEAR_US + patient
+            ends = nth + 1 < self.periods or not self.is_active(patient)
+            end_us = start_us + _YEAR_US // 2 if ends else None
+            yield self._assignment(self.few + number, (self.therapist_of(patient), patient), start_us, end_us)
+
+    def _assignment(self, number: int, pair: tuple[int, int], start_us: int, end_us: int | None) -> Row:
+        therapist, patient = pair
+        return Assignment(
+            assignment_id=person_id("c", number),
+            therapist_id=person_id("a", therapist),
+            patient_id=person_id("b", patient),
+            role=self._role(patient),
+            focus="",
+            start_us=start_us,
+            end_us=end_us,
+            end_reason=0 if end_us is None else 1,
+            created_by="reception",
+            ended_by="" if end_us is None else "reception",
+            created_us=START_US,
+            updated_us=START_US,
+            etag=f"{number:016x}",
+        )
+
+    def _change_set(self, revision: int) -> Row:
+        actor = SELDOM_ACTOR if self._is_seldom(revision) else "reception"
+        return revision, START_US + revision, actor, "caseload.v1.PatientService/CreatePatient", ""
+
+    def _change(self, revision: int) -> Row:
+        patient = 0 if self._is_seldom(revision) else revision
+        return revision, 0, 1, "", None, person_id("b", patient), None
+
+    def _is_seldom(self, revision: int) -> bool:
+        return revision > self.revisions - self.few
+
+
+def of_assignments(count: int) -> Clinic:
+    """A clinic with so many assignments, within four."""
+    return Clinic((count - FEW) // PERIODS, PERIODS, FEW)
+
+
+def write(lines: BinaryIO, clinic: Clinic) -> None:
+    """The clinic's export."""
+    digest = ContentDigest()
+    schema = migrations("sqlite")[-1].name
+    header = {"caseload": {"format": FORMAT, "schema": schema, "secret": secrets.token_hex(32)}}
+    lines.write(f"{content.dumps(header)}\n".encode())
+    rows = clinic.rows()
+    for table in TABLES:
+        while some := list(islice(rows.get(table.name, iter(())), PAGE_ROWS)):
+            text = content.to_lines(table, some)
+            lines.write(text)
+            digest.add(table, len(some), text)
+    lines.write(f"{content.dumps({'end': {'rows': digest.row_counts, 'digest': digest.digest}})}\n".encode())
+
+
+def person_id(letter: str, number: int) -> str:
+    """As long as a UUID; ids made later sort later."""
+    return f"{number:012x}-{letter * 8}-{number * 7919 % 0xFFFFFFFFFFFF:014x}"
+
+
+def _name(number: int) -> str:
+    return f"{_FIRST[number % len(_FIRST)]} {_LAST[number % len(_LAST)]} {number}"
+
+
+def _identifiers(number: int) -> str:
+    return json.dumps([[SYSTEM, str(number)]], separators=(",", ":"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+import pytest
+
+from tests.api.client_calls import SIDES, People, Side
+from tests.support.servers import Client
+
+
+@pytest.fixture(params=SIDES)
+def people(client: Client, request: pytest.FixtureRequest) -> People:
+    """Therapists, then patients: what holds for both."""
+    return People(client, request.param)
+
+
+@pytest.fixture
+def therapists(client: Client) -> People:
+    return People(client, "Therapist")
+
+
+@pytest.fixture
+def patients(client: Client) -> People:
+    return People(client, "Patient")
+
+
+@pytest.fixture(params=SIDES)
+def side(client: Client, request: pytest.FixtureRequest) -> Side:
+    """One service, then the other, with therapist t1 and patient p1 there to assign."""
+    assigning = Side(client, request.param)
+    assigning.therapists.create("t1")
+    assigning.patients.create("p1")
+    return assigning

@@ -1,0 +1,349 @@
+"""A way to meet each reason that a call can be refused with, and what it tells.
+
+The ways in which a database fails are its own: tests/store/backends/sqlite/test_errors.py and tests/store/backends/postgres/test_errors.py.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from queue import SimpleQueue
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import grpc
+import pytest
+from grpc import StatusCode
+
+from tests.api.client_calls import T0, People, everything_said
+from tests.api.fault_injection import CANARY, MRN, FaultyServer
+from tests.security.server_fixture import KeysFile, bearer, serving
+from tests.store.store_builders import crowd, fill
+from tests.support.api_driver import ApiDriver, full_name, request
+from tests.support.servers import Refusal, refusal
+from tests.support.waiting import HUNG_SECONDS
+from tests.support.watch_reader import slowly_read
+from tests.support.write_lock import holding_the_lock
+
+ONE = "0190a3c4-0000-7000-8000-000000000001"
+PRIMARY = 1
+
+
+def deleted(people: People, record_id: str) -> None:
+    people.delete(record_id, force=True)
+
+
+def invalid_field(faulty: FaultyServer) -> object:
+    return faulty.therapists.create("t2", display_name=f"{CANARY}\x00")
+
+
+def page_token_invalid(faulty: FaultyServer) -> object:
+    return faulty.patients.call("List", page_token=CANARY)
+
+
+def page_token_mismatch(faulty: FaultyServer) -> object:
+    faulty.patients.create("p2")
+    token = faulty.patients.call("List", page_size=1).next_page_token
+    return faulty.patients.call("List", page_size=1, page_token=token, filter={"name_prefix": CANARY})
+
+
+def request_id_reused(faulty: FaultyServer) -> object:
+    faulty.patients.call("Create", record={"display_name": CANARY}, request_id=ONE)
+    return faulty.patients.call("Create", record={"display_name": CANARY * 2}, request_id=ONE)
+
+
+def identifier_taken(faulty: FaultyServer) -> object:
+    return faulty.patients.create("p2", identifiers=[MRN])
+
+
+def assignment_differs(faulty: FaultyServer) -> object:
+    faulty.side.assign(focus="canary-zq9")
+    return faulty.side.assign(focus="canary-zq9-2")
+
+
+def therapist_deleted(faulty: FaultyServer) -> object:
+    deleted(faulty.therapists, "t1")
+    return faulty.side.assign()
+
+
+def patient_deleted(faulty: FaultyServer) -> object:
+    deleted(faulty.patients, "p1")
+    return faulty.side.assign()
+
+
+def therapist_not_active(faulty: FaultyServer) -> object:
+    faulty.therapists.update("t1", status=2)
+    return faulty.side.assign()
+
+
+def patient_not_active(faulty: FaultyServer) -> object:
+    faulty.patients.update("p1", status=2)
+    return faulty.side.assign()
+
+
+def primary_exists(faulty: FaultyServer) -> object:
+    faulty.therapists.create("t2")
+    faulty.side.assign("t2", role=PRIMARY)
+    return faulty.side.assign(role=PRIMARY)
+
+
+def therapist_at_capacity(faulty: FaultyServer) -> object:
+    faulty.therapists.update("t1", "max_active_patients", max_active_patients=0)
+    return faulty.side.assign(focus="canary-zq9")
+
+
+def has_active_assignments(faulty: FaultyServer) -> object:
+    faulty.side.assign()
+    return faulty.therapists.delete("t1")
+
+
+def period_overlaps(faulty: FaultyServer) -> object:
+    faulty.side.assign(start_time={"seconds": T0})
+    faulty.side.unassign(end_time={"seconds": T0 + 60})
+    return faulty.side.assign(start_time={"seconds": T0 + 30})
+
+
+def therapist_deleted_in_transfer(faulty: FaultyServer) -> object:
+    faulty.therapists.create("t2")
+    deleted(faulty.therapists, "t2")
+    return faulty.api.transfer()
+
+
+def patient_deleted_in_transfer(faulty: FaultyServer) -> object:
+    faulty.therapists.create("t2")
+    deleted(faulty.patients, "p1")
+    return faulty.api.transfer("t1", "t2", "p1")
+
+
+def not_with_the_source(faulty: FaultyServer) -> object:
+    faulty.therapists.create("t2")
+    return faulty.api.transfer("t1", "t2", "p1")
+
+
+def too_many_assignments(faulty: FaultyServer) -> object:
+    crowd(faulty.server.store, "t1", 1001)
+    return faulty.therapists.delete("t1", force=True)
+
+
+def too_many_assignments_in_transfer(faulty: FaultyServer) -> object:
+    crowd(faulty.server.store, "t1", 1001)
+    faulty.therapists.create("t2")
+    return faulty.api.transfer()
+
+
+def etag_mismatch(faulty: FaultyServer) -> object:
+    return faulty.patients.update("p1", display_name=CANARY, etag=CANARY)
+
+
+def pruned(faulty: FaultyServer) -> str:
+    """A revision from before a purge."""
+    oldest = str(faulty.api.send("ListChanges").oldest_revision)
+    faulty.server.store.purge_changes(time.time_ns() // 1000 + 1)
+    return oldest
+
+
+def too_many_watches(faulty: FaultyServer) -> object:
+    with_the_place = faulty.api.watch()
+    next(with_the_place)
+    try:
+        return next(faulty.api.watch())
+    finally:
+        with_the_place.cancel()
+
+
+def watch_too_slow(faulty: FaultyServer) -> object:
+    start = faulty.api.head()
+    fill(faulty.server.store, sets=8, lines=3000)
+    with slowly_read(faulty.server, start) as stream:
+        return list(stream)
+
+
+def shutting_down_in_watch(faulty: FaultyServer) -> object:
+    watch = faulty.api.watch()
+    next(watch)
+    faulty.server._watches.close()
+    return next(watch)
+
+
+def shutting_down(faulty: FaultyServer) -> object:
+    """A call that outlasts the grace of a stop finds the store closed."""
+    faulty.server.store.close()
+    return faulty.patients.create("p2", display_name=CANARY)
+
+
+def deadline_exceeded(faulty: FaultyServer) -> object:
+    """The timeout is sent as a header, since a client that knows of it would not wait for the answer.
+
+    A call may still be in time, or be cut by the library: so it is tried until it meets ours.
+    """
+    body = {"display_name": CANARY}
+    request = faulty.patients.pb.CreatePatientRequest(patient=body, validate_only=True)
+    for _ in range(500):
+        try:
+            faulty.side.client.patients.CreatePatient(request, metadata=(("grpc-timeout", "1n"),))
+        except grpc.RpcError as error:
+            if "grpc-status-details-bin" in everything_said(error):
+                raise
+    raise AssertionError("always in time")
+
+
+def overloaded(_world: FaultyServer) -> object:
+    """By another server, whose one thread waits for a lock, and which lets one call wait."""
+    with (
+        TemporaryDirectory() as folder,
+        serving(Path(folder), threads=1, max_queue_depth=1) as server,
+        ApiDriver(server.address) as api,
+        holding_the_lock(f"sqlite:///{folder}/caseload.db"),
+    ):
+        create: Any = api.channel.unary_unary(full_name("CreatePatient"))
+        body = request("CreatePatient", patient={"display_name": CANARY}).SerializeToString()
+        ended: SimpleQueue[Any] = SimpleQueue()
+        calls = [create.future(body, timeout=HUNG_SECONDS) for _ in range(9)]  # which arrive in any order
+        for call in calls:
+            call.add_done_callback(ended.put)
+        return ended.get(timeout=HUNG_SECONDS).result()
+
+
+def to_those_who_ask(_world: FaultyServer, permission: str, token: str = "") -> object:
+    """A read of another server, which knows one caller with one permission; with its key, or another token."""
+    with TemporaryDirectory() as folder:
+        keys_file = KeysFile(Path(folder) / "keys")
+        key = keys_file.add(CANARY, permission)
+        with serving(Path(folder), keys_file=keys_file.path, threads=2) as server, ApiDriver(server.address) as api:
+            get: Any = api.channel.unary_unary("/caseload.v1.PatientService/GetPatient", None, None)
+            return get(CANARY.encode(), metadata=bearer(token or key), timeout=HUNG_SECONDS)
+
+
+def internal(faulty: FaultyServer) -> object:
+    return faulty.therapists.get("broken")
+
+
+def internal_in_watch(faulty: FaultyServer) -> object:
+    return list(faulty.api.watch(actor=CANARY))
+
+
+class Told(NamedTuple):
+    """What a refusal says: its code, and what it carries besides ErrorInfo and in that besides the reason."""
+
+    code: StatusCode
+    details: frozenset[str] = frozenset()
+    metadata: tuple[str, ...] = ()
+
+
+Provoke = Callable[[FaultyServer], object]
+
+NONE: frozenset[str] = frozenset()
+BAD_FIELD = frozenset({"BadRequest"})
+BROKEN_RULE = frozenset({"PreconditionFailure"})
+NAMED = frozenset({"ResourceInfo"})
+LATER = frozenset({"RetryInfo"})
+TABLE: dict[str, tuple[Provoke, Told]] = {
+    "INVALID_FIELD": (invalid_field, Told(StatusCode.INVALID_ARGUMENT, BAD_FIELD)),
+    "INVALID_FIELD by watch": (
+        lambda w: next(w.api.watch(patient_id=CANARY)),
+        Told(StatusCode.INVALID_ARGUMENT, BAD_FIELD),
+    ),
+    "PAGE_TOKEN_INVALID": (page_token_invalid, Told(StatusCode.INVALID_ARGUMENT)),
+    "PAGE_TOKEN_MISMATCH": (page_token_mismatch, Told(StatusCode.INVALID_ARGUMENT)),
+    "REQUEST_ID_REUSED": (request_id_reused, Told(StatusCode.INVALID_ARGUMENT)),
+    "THERAPIST_NOT_FOUND": (lambda w: w.therapists.get("no"), Told(StatusCode.NOT_FOUND, NAMED, ("missing",))),
+    "PATIENT_NOT_FOUND": (lambda w: w.patients.get("no"), Told(StatusCode.NOT_FOUND, NAMED, ("missing",))),
+    "ASSIGNMENT_NOT_FOUND": (lambda w: w.api.get(ONE), Told(StatusCode.NOT_FOUND, NAMED)),
+    "ASSIGNMENT_NOT_FOUND by unassign": (lambda w: w.side.unassign(), Told(StatusCode.NOT_FOUND)),
+    "ASSIGNMENT_NOT_FOUND by transfer": (not_with_the_source, Told(StatusCode.NOT_FOUND, NAMED, ("missing",))),
+    "ID_TAKEN": (lambda w: w.patients.create("p1", display_name=CANARY), Told(StatusCode.ALREADY_EXISTS)),
+    "IDENTIFIER_TAKEN": (identifier_taken, Told(StatusCode.ALREADY_EXISTS)),
+    "ASSIGNMENT_DIFFERS": (assignment_differs, Told(StatusCode.ALREADY_EXISTS, NONE, ("assignment_id",))),
+    "THERAPIST_DELETED": (therapist_deleted, Told(StatusCode.FAILED_PRECONDITION, BROKEN_RULE)),
+    "THERAPIST_DELETED by transfer": (
+        therapist_deleted_in_transfer,
+        Told(StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("therapist_id",)),
+    ),
+    "PATIENT_DELETED": (patient_deleted, Told(StatusCode.FAILED_PRECONDITION, BROKEN_RULE)),
+    "PATIENT_DELETED by transfer": (
+        patient_deleted_in_transfer,
+        Told(StatusCode.FAILED_PRECONDITION, BROKEN_RULE | NAMED),
+    ),
+    "THERAPIST_NOT_ACTIVE": (therapist_not_active, Told(StatusCode.FAILED_PRECONDITION, BROKEN_RULE)),
+    "PATIENT_NOT_ACTIVE": (patient_not_active, Told(StatusCode.FAILED_PRECONDITION, BROKEN_RULE)),
+    "PRIMARY_EXISTS": (primary_exists, Told(StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("therapist_id",))),
+    "THERAPIST_AT_CAPACITY": (
+        therapist_at_capacity,
+        Told(StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("limit", "current")),
+    ),
+    "HAS_ACTIVE_ASSIGNMENTS": (has_active_assignments, Told(StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("count",))),
+    "PERIOD_OVERLAPS": (period_overlaps, Told(StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("assignment_id",))),
+    "TOO_MANY_ASSIGNMENTS": (
+        too_many_assignments,
+        Told(StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("limit", "current")),
+    ),
+    "TOO_MANY_ASSIGNMENTS by transfer": (
+        too_many_assignments_in_transfer,
+        Told(StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("limit", "current")),
+    ),
+    "ETAG_MISMATCH": (etag_mismatch, Told(StatusCode.ABORTED)),
+    "SHUTTING_DOWN": (shutting_down, Told(StatusCode.UNAVAILABLE)),
+    "SHUTTING_DOWN by watch": (shutting_down_in_watch, Told(StatusCode.UNAVAILABLE)),
+    "OVERLOADED": (overloaded, Told(StatusCode.RESOURCE_EXHAUSTED, LATER)),
+    "REVISION_PRUNED": (
+        lambda w: w.api.send("ListChanges", after_revision=pruned(w)),
+        Told(StatusCode.OUT_OF_RANGE, NONE, ("oldest_revision",)),
+    ),
+    "REVISION_PRUNED by watch": (
+        lambda w: next(w.api.watch(pruned(w))),
+        Told(StatusCode.OUT_OF_RANGE, NONE, ("oldest_revision",)),
+    ),
+    "REVISION_FOREIGN": (lambda w: w.api.send("ListChanges", after_revision=CANARY), Told(StatusCode.OUT_OF_RANGE)),
+    "REVISION_FOREIGN by watch": (lambda w: next(w.api.watch(CANARY)), Told(StatusCode.OUT_OF_RANGE)),
+    "TOO_MANY_WATCHES": (too_many_watches, Told(StatusCode.RESOURCE_EXHAUSTED, NONE, ("limit",))),
+    "WATCH_TOO_SLOW": (watch_too_slow, Told(StatusCode.ABORTED)),
+    "UNAUTHENTICATED": (lambda w: to_those_who_ask(w, "write", "not-a-key"), Told(StatusCode.UNAUTHENTICATED)),
+    "PERMISSION_DENIED": (
+        lambda w: to_those_who_ask(w, "write"),
+        Told(StatusCode.PERMISSION_DENIED, NONE, ("permission",)),
+    ),
+    "DEADLINE_EXCEEDED": (deadline_exceeded, Told(StatusCode.DEADLINE_EXCEEDED)),
+    "INTERNAL": (internal, Told(StatusCode.INTERNAL, NONE, ("error_id",))),
+    "INTERNAL by watch": (internal_in_watch, Told(StatusCode.INTERNAL, NONE, ("error_id",))),
+}
+"""By the reason, and where there are several ways to it, the RPC."""
+FAILURES = {
+    "STORE_BUSY": Told(StatusCode.UNAVAILABLE, LATER),
+    "STORE_UNAVAILABLE": Told(StatusCode.UNAVAILABLE, LATER),
+    "STORE_UNAVAILABLE by watch": Told(StatusCode.UNAVAILABLE, LATER),
+    "OUTCOME_UNKNOWN": Told(StatusCode.UNAVAILABLE),
+    "STORE_FULL": Told(StatusCode.RESOURCE_EXHAUSTED),
+}
+"""What must be told where a database fails, whichever it is."""
+ALL = {way: told for way, (_, told) in TABLE.items()} | FAILURES
+
+
+def reason_of(way: str) -> str:
+    return way.partition(" ")[0]
+
+
+def assert_told(way: str, provoke: Callable[[], object]) -> None:
+    """It is refused as the table says, and nothing of it says a value."""
+    told, reason = ALL[way], reason_of(way)
+    with pytest.raises(grpc.RpcError) as caught:
+        provoke()
+    found = refusal(caught.value)
+    assert (found.code, found.reason) == (told.code, reason)
+    assert found.details.keys() == {"ErrorInfo", *told.details}
+    assert found.metadata.keys() == set(told.metadata)
+    assert found.message
+    if "PreconditionFailure" in found.details:
+        [violation] = found.details["PreconditionFailure"].violations
+        assert violation.type == reason
+    if "RetryInfo" in found.details:
+        assert 0 < found.details["RetryInfo"].retry_delay.ToTimedelta().total_seconds() <= 3
+    assert_pushback(caught.value, found)
+    assert CANARY.lower() not in everything_said(caught.value).lower()
+
+
+def assert_pushback(error: Any, found: Refusal) -> None:
+    """gRPC's own retries are told what RetryInfo says; -1, which is never, where they may retry the code without it."""
+    told = dict(error.trailing_metadata()).get("grpc-retry-pushback-ms")
+    if "RetryInfo" in found.details:
+        assert abs(int(told or 0) - found.details["RetryInfo"].retry_delay.ToMilliseconds()) <= 1
+    else:
+        assert told == ("-1" if found.code is StatusCode.RESOURCE_EXHAUSTED else None)

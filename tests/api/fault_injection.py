@@ -1,0 +1,76 @@
+"""A server with a defect planted in a call and in a stream, and everything private there to be leaked."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import grpc
+import pytest
+from caseload_server.api.change_service import ChangeServicer
+from caseload_server.api.therapist_service import TherapistServicer
+from caseload_server.config import Config
+from caseload_server.rpc.server import CaseloadServer, build_server
+
+from tests.api.client_calls import People, Side
+from tests.support.api_driver import ApiDriver
+from tests.support.servers import Client
+
+CANARY = "Canary-Zq9"
+"""What no refusal may say."""
+MRN = {"system": "urn:example:mrn", "value": CANARY}
+
+
+class DefectiveTherapists(TherapistServicer):
+    """With a defect as any of us could write it: its text quotes what was sent."""
+
+    def GetTherapist(self, request: Any, context: grpc.ServicerContext) -> Any:
+        if request.therapist_id == "broken":
+            raise KeyError(f"{CANARY} {request}")
+        return super().GetTherapist(request, context)
+
+
+class DefectiveChanges(ChangeServicer):
+    """As above, in a stream that has begun."""
+
+    def WatchChanges(self, request: Any, context: grpc.ServicerContext) -> Any:
+        for answer in super().WatchChanges(request, context):
+            yield answer
+            if request.filter.actor == CANARY:
+                raise KeyError(f"{CANARY} {request}")
+
+
+class FaultyServer(NamedTuple):
+    """A server with therapist t1, patient p1 and one place for a watch."""
+
+    server: CaseloadServer
+    side: Side
+    api: ApiDriver
+    """Another caller of the same server."""
+
+    @property
+    def therapists(self) -> People:
+        return self.side.therapists
+
+    @property
+    def patients(self) -> People:
+        return self.side.patients
+
+
+@contextmanager
+def faulty_server(url: str) -> Iterator[FaultyServer]:
+    """Begins it on an empty database."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("caseload_server.rpc.server.TherapistServicer", DefectiveTherapists)
+        patched.setattr("caseload_server.rpc.server.ChangeServicer", DefectiveChanges)
+        server = build_server(Config("127.0.0.1:0", url, threads=4, max_watches=1, drain_seconds=0))
+        server.start()
+        side = Side(Client(server.address), "Therapist")
+        private = {"display_name": CANARY, "email": f"{CANARY}@example.org", "annotations": {CANARY: CANARY}}
+        side.therapists.create("t1", identifiers=[MRN], max_active_patients=5, **private)
+        side.patients.create("p1", identifiers=[MRN], **private)
+        try:
+            with ApiDriver(server.address) as api:
+                yield FaultyServer(server, side, api)
+        finally:
+            side.client.close()
+            server.stop()

@@ -1,0 +1,235 @@
+"""Caseload in plain Python: what each mutating RPC does, said once more without SQL, tables or gRPC.
+
+Each verb returns the lines of the change log and raises Refused before it has changed anything.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from tests.support.api_driver import ENTERED_IN_ERROR, PRIMARY, RECORD_DELETED, REPLACED, TRANSFERRED
+
+CREATED, UPDATED, DELETED, UNDELETED = 1, 2, 3, 4
+THERAPIST, PATIENT = "therapist", "patient"
+IDLE: Final = {THERAPIST: 3, PATIENT: 2}
+FOR_EVER: Final = 10**12
+
+Line = tuple[int, str, str, tuple[str, ...]]
+"""Kind of change, therapist, patient, names of fields in order; both ids are of an assignment."""
+
+
+class Refused(Exception):
+    """The reason is its text."""
+
+
+@dataclass
+class Person:
+    """A therapist or a patient."""
+
+    display_name: str
+    status: int = 1
+    max_active_patients: int | None = None
+    deleted: bool = False
+
+
+@dataclass
+class Period:
+    """An assignment; times in seconds."""
+
+    therapist: str
+    patient: str
+    role: int
+    focus: str
+    start: int
+    end: int | None = None
+    end_reason: int = 0
+
+    def in_force(self, at: int) -> bool:
+        return self.end_reason != ENTERED_IN_ERROR and self.start <= at < (FOR_EVER if self.end is None else self.end)
+
+    def rivals(self, other: "Period") -> bool:
+        """Whether the two may never be in force at once."""
+        same_pair = (self.therapist, self.patient) == (other.therapist, other.patient)
+        return same_pair or (self.patient == other.patient and self.role == other.role == PRIMARY)
+
+    def clashes(self, other: "Period") -> bool:
+        if not self.rivals(other) or ENTERED_IN_ERROR in (self.end_reason, other.end_reason):
+            return False
+        ends = [FOR_EVER if one.end is None else one.end for one in (self, other)]
+        return max(self.start, other.start) < min(ends)
+
+
+@dataclass
+class Model:
+    """Everyone, every period in the order in which they were made, and the time."""
+
+    now: int
+    people: dict[str, dict[str, Person]] = field(default_factory=lambda: {THERAPIST: {}, PATIENT: {}})
+    periods: list[Period] = field(default_factory=list)
+
+    def active(self, **sides: str) -> list[Period]:
+        """The active periods of a therapist, a patient, or the two."""
+        return [one for one in self.periods if one.end is None and sides.items() <= vars(one).items()]
+
+    def create(self, kind: str, one: str) -> list[Line]:
+        if one in self.people[kind]:
+            raise Refused("ID_TAKEN")
+        self.people[kind][one] = Person("Ann Lee")
+        return [_line(CREATED, kind, one)]
+
+    def update(self, kind: str, one: str, wanted: dict[str, str | int]) -> list[Line]:
+        person = self._live(kind, one)
+        differing = {name: value for name, value in wanted.items() if getattr(person, name) != value}
+        if differing.get("status") == IDLE[kind] and self.active(**{kind: one}):
+            raise Refused("HAS_ACTIVE_ASSIGNMENTS")
+        for name, value in differing.items():
+            setattr(person, name, value)
+        return [_line(UPDATED, kind, one, *differing)] if differing else []
+
+    def delete(self, kind: str, one: str, *, force: bool) -> list[Line]:
+        person = self._known(kind, one)
+        if person.deleted:
+            return []
+        active = self.active(**{kind: one})
+        if active and not force:
+            raise Refused("HAS_ACTIVE_ASSIGNMENTS")
+        lines = [_end(period, max(self.now, period.start), RECORD_DELETED) for period in active]
+        person.deleted = True
+        return [*lines, _line(DELETED, kind, one, "delete_time")]
+
+    def undelete(self, kind: str, one: str) -> list[Line]:
+        person = self._known(kind, one)
+        if not person.deleted:
+            return []
+        person.deleted = False
+        return [_line(UNDELETED, kind, one, "delete_time")]
+
+    def assign(
+        self, wanted: Period, start: int | None, *, replace: bool, replace_primary: bool, ignore_capacity: bool
+    ) -> list[Line]:
+        therapist = self._known(THERAPIST, wanted.therapist)
+        patient = self._known(PATIENT, wanted.patient)
+        for person, kind in ((therapist, "THERAPIST"), (patient, "PATIENT")):
+            if person.deleted:
+                raise Refused(f"{kind}_DELETED")
+        current = self.active(therapist=wanted.therapist, patient=wanted.patient)
+        if any((one.role, one.focus) == (wanted.role, wanted.focus) and start in (None, one.start) for one in current):
+            return []
+        if current and not replace:
+            raise Refused("ASSIGNMENT_DIFFERS")
+        for person, kind in ((therapist, "THERAPIST"), (patient, "PATIENT")):
+            if person.status != 1:
+                raise Refused(f"{kind}_NOT_ACTIVE")
+        return self._begin(wanted, start, current, replace_primary=replace_primary, ignore_capacity=ignore_capacity)
+
+    def _begin(
+        self, wanted: Period, start: int | None, current: list[Period], *, replace_primary: bool, ignore_capacity: bool
+    ) -> list[Line]:
+        rivals = [one for one in self.active(patient=wanted.patient) if one.rivals(wanted) and one not in current]
+        self._place(wanted, start, current + rivals)
+        if any(wanted.start < one.start for one in current):
+            raise Refused("PERIOD_OVERLAPS")
+        if rivals and not replace_primary:
+            raise Refused("PRIMARY_EXISTS")
+        if any(wanted.start < one.start for one in rivals):
+            raise Refused("PERIOD_OVERLAPS")
+        if not (current or ignore_capacity or self._has_room(wanted.therapist)):
+            raise Refused("THERAPIST_AT_CAPACITY")
+        lines = [_end(one, wanted.start, REPLACED) for one in current + rivals]
+        self.periods.append(wanted)
+        return [*lines, (CREATED, wanted.therapist, wanted.patient, ())]
+
+    def unassign(self, therapist: str, patient: str, end: int | None, reason: int) -> list[Line]:
+        self._known(THERAPIST, therapist)
+        self._known(PATIENT, patient)
+        current = self.active(therapist=therapist, patient=patient)
+        if not current:
+            if any((one.therapist, one.patient) == (therapist, patient) for one in self.periods):
+                return []
+            raise Refused("ASSIGNMENT_NOT_FOUND")
+        end = max(self.now, current[0].start) if end is None else end
+        if end < current[0].start:
+            raise Refused("INVALID_FIELD")
+        return [_end(current[0], end, reason)]
+
+    def correct(self, period: Period, wanted: dict[str, str | int]) -> list[Line]:
+        differing = {name: value for name, value in wanted.items() if getattr(period, name) != value}
+        corrected = Period(**{**vars(period), **differing})
+        if period.end is None and differing.keys() & {"end", "end_reason"}:
+            raise Refused("INVALID_FIELD")
+        if corrected.end is not None and corrected.end < corrected.start:
+            raise Refused("INVALID_FIELD")
+        if differing and any(one is not period and one.clashes(corrected) for one in self.periods):
+            raise Refused("PERIOD_OVERLAPS")
+        vars(period).update(differing)
+        names = {"start": "start_time", "end": "end_time"}
+        fields = sorted(names.get(name, name) for name in differing)
+        return [(UPDATED, period.therapist, period.patient, tuple(fields))] if differing else []
+
+    def transfer(self, source: str, target: str, patients: list[str], *, ignore_capacity: bool) -> list[Line]:
+        therapists = [self._known(THERAPIST, source), self._known(THERAPIST, target)]
+        asked = [self._known(PATIENT, one) for one in patients]
+        if any(one.deleted for one in therapists):
+            raise Refused("THERAPIST_DELETED")
+        if any(one.deleted for one in asked):
+            raise Refused("PATIENT_DELETED")
+        moved = self.active(therapist=source)
+        if patients:
+            by_patient = {one.patient: one for one in moved}
+            if not by_patient.keys() >= set(patients):
+                raise Refused("ASSIGNMENT_NOT_FOUND")
+            moved = [by_patient[one] for one in dict.fromkeys(patients)]
+        if moved and therapists[1].status != 1:
+            raise Refused("THERAPIST_NOT_ACTIVE")
+        there = {one.patient for one in self.active(therapist=target)}
+        limit = therapists[1].max_active_patients
+        more = len([one for one in moved if one.patient not in there])
+        if more and not ignore_capacity and limit is not None and len(there) + more > limit:
+            raise Refused("THERAPIST_AT_CAPACITY")
+        return [line for one in moved for line in self._move(one, target)]
+
+    def _move(self, period: Period, target: str) -> Iterable[Line]:
+        there = self.active(therapist=target, patient=period.patient)
+        after = Period(target, period.patient, period.role, period.focus, 0)
+        self._place(after, None, [period, *there])
+        yield _end(period, after.start, TRANSFERRED)
+        if there and period.role != PRIMARY:
+            return
+        for one in there:
+            yield _end(one, after.start, REPLACED)
+        self.periods.append(after)
+        yield (CREATED, after.therapist, after.patient, ())
+
+    def _place(self, wanted: Period, start: int | None, replaced: list[Period]) -> None:
+        """Gives a period its start: the one asked for, or the first that clashes with nothing that has ended."""
+        ended = [one for one in self.periods if one.end is not None]
+        wanted.start = max([self.now, *(one.start for one in replaced)]) if start is None else start
+        while clashing := [one for one in ended if one.clashes(wanted)]:
+            if start is not None:
+                raise Refused("PERIOD_OVERLAPS")
+            wanted.start = max(one.end or 0 for one in clashing)
+
+    def _has_room(self, therapist: str) -> bool:
+        limit = self.people[THERAPIST][therapist].max_active_patients
+        return limit is None or len(self.active(therapist=therapist)) < limit
+
+    def _known(self, kind: str, one: str) -> Person:
+        if one not in self.people[kind]:
+            raise Refused(f"{kind.upper()}_NOT_FOUND")
+        return self.people[kind][one]
+
+    def _live(self, kind: str, one: str) -> Person:
+        person = self._known(kind, one)
+        if person.deleted:
+            raise Refused(f"{kind.upper()}_DELETED")
+        return person
+
+
+def _line(change: int, kind: str, one: str, *fields: str) -> Line:
+    return (change, one if kind == THERAPIST else "", one if kind == PATIENT else "", tuple(sorted(fields)))
+
+
+def _end(period: Period, end: int, reason: int) -> Line:
+    period.end, period.end_reason = end, reason
+    fields = ["state", "end_time", "ended_by", *(["end_reason"] if reason else [])]
+    return (UPDATED, period.therapist, period.patient, tuple(sorted(fields)))

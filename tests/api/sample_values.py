@@ -1,0 +1,139 @@
+"""A value for every field of every request, and the places in a request where one can be put."""
+
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+from google.api import field_behavior_pb2
+from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from tests.support.api_driver import RPCS
+
+METHODS: Final[list[MethodDescriptor]] = list(RPCS.values())
+"""Of all four services."""
+
+SAMPLES: Final[dict[str, Any]] = {
+    "accepting_patients": True,
+    "active_patient_count": 7,
+    "active_therapist_count": 7,
+    "actor": "local",
+    "after_revision": "",  # as page_token
+    "allow_missing": True,
+    "annotations": {"team": "blue"},
+    "as_of_time": {"seconds": 1_600_000_000},
+    "assignment_id": "0190a3c4-0000-7000-8000-00000000000a",
+    "birth_date": {"year": 1980, "month": 2, "day": 29},
+    "created_by": "local",
+    "create_time": {"seconds": 1},
+    "delete_time": {"seconds": 1},
+    "display_name": "Ann Lee",
+    "email": "ann@example.org",
+    "end_reason": 1,
+    "end_time": {"seconds": 1_600_000_000},
+    "ended_by": "local",
+    "etag": "0123456789abcdef",
+    "focus": "anxiety",
+    "force": True,
+    "identifier": {"system": "urn:example:mrn", "value": "12345"},
+    "ignore_capacity": True,
+    "max_active_patients": 5,
+    "name_prefix": "ann",
+    "page_size": 10,
+    "page_token": "",  # a real one comes from a list only; the pages' own tests send those
+    "patient_id": "p1",
+    "patient_ids": ["p1"],
+    "phone_number": "+4930123456",
+    "primary_therapist_id": "t9",
+    "replace": True,
+    "replace_primary": True,
+    "request_id": "0190a3c4-0000-7000-8000-000000000001",
+    "role": 2,
+    "roles": [2],
+    "show_deleted": True,
+    "source_therapist_id": "t1",
+    "specialties": ["hand-therapy"],
+    "start_time": {"seconds": 1_600_000_000},
+    "state": 1,
+    "states": [1],
+    "status": 1,
+    "statuses": [1],
+    "system": "urn:example:mrn",
+    "target_therapist_id": "t2",
+    "therapist_id": "t1",
+    "therapist_ids": ["t1"],
+    "unassigned": True,
+    "update_mask": {"paths": ["*"]},
+    "update_time": {"seconds": 1},
+    "validate_only": True,
+    "value": "12345",
+}
+"""Valid, by the field's name."""
+
+
+class Place(NamedTuple):
+    """A field in a request: its path there, the message it belongs to."""
+
+    path: str
+    owner: Any
+    field: FieldDescriptor
+
+    def behaves(self, behavior: int) -> bool:
+        return behaves(self.field, behavior)
+
+    def put(self, value: Any) -> str:
+        """Sets it, a list to this one entry, and returns the path of what was set."""
+        self.owner.ClearField(self.field.name)
+        if not self.field.is_repeated:
+            setattr(self.owner, self.field.name, value)
+            return self.path
+        getattr(self.owner, self.field.name).append(value)
+        return f"{self.path}[0]"
+
+
+def behaves(field: FieldDescriptor, behavior: int) -> bool:
+    """Whether google.api.field_behavior says so of the field."""
+    return behavior in field.GetOptions().Extensions[field_behavior_pb2.field_behavior]
+
+
+def is_map(field: FieldDescriptor) -> bool:
+    return field.message_type is not None and field.message_type.GetOptions().map_entry
+
+
+def is_ours(field: FieldDescriptor) -> bool:
+    """A field that holds a message of the contract, or a list of them."""
+    return field.message_type is not None and field.message_type.file.package == "caseload.v1" and not is_map(field)
+
+
+def full(method: MethodDescriptor) -> Any:
+    """A request with every field filled that may be filled together with the others."""
+    request = GetMessageClass(method.input_type)()
+    _fill(request)
+    for place in list(places(request)):
+        if place.field.name == "states":
+            place.owner.ClearField("states")  # not together with as_of_time
+    return request
+
+
+def _fill(message: Message) -> None:
+    fields: Any = message.DESCRIPTOR.fields
+    for field in fields:
+        if not is_ours(field):
+            message.MergeFrom(type(message)(**{field.name: SAMPLES[field.name]}))
+        elif field.is_repeated:
+            _fill(getattr(message, field.name).add())
+        else:
+            _fill(getattr(message, field.name))
+            getattr(message, field.name).SetInParent()
+
+
+def places(message: Any, prefix: str = "") -> Iterator[Place]:
+    """Every field of a request and of the messages within it."""
+    for field in message.DESCRIPTOR.fields:
+        path = f"{prefix}{field.name}"
+        yield Place(path, message, field)
+        if is_ours(field):
+            value = getattr(message, field.name)
+            children = enumerate(value) if field.is_repeated else [(None, value)]
+            for index, child in children:
+                yield from places(child, f"{path}." if index is None else f"{path}[{index}].")

@@ -1,0 +1,162 @@
+"""What lists find. Pages are next door."""
+
+import time
+
+import pytest
+
+from tests.api.client_calls import T0, People, Side, honours, refused
+
+MRN = {"system": "urn:example:mrn", "value": "12"}
+
+
+def found(people: People, *, show_deleted: bool = False, **wanted: object) -> list[str]:
+    return people.ids(people.call("List", filter=wanted, show_deleted=show_deleted))
+
+
+@honours("List{A}sRequest.filter", "{A}Filter.name_prefix")
+@pytest.mark.parametrize(
+    ("prefix", "matches"),
+    [
+        ("zo", ["a"]),
+        ("ZOË", ["a"]),
+        ("lud mu zoe", ["a"]),
+        ("muller-lud", ["a"]),
+        ("an", ["b", "c"]),
+        ("an lee", ["b"]),
+        ("ee", []),
+        ("a%", []),
+        ("__", []),
+        ("100%", ["d"]),
+        ("100_", []),
+        ("straß", ["e"]),
+        ("STRASS", ["e"]),
+    ],
+)
+def test_each_word_of_the_prefix_starts_a_word_of_the_name(people: People, prefix: str, matches: list[str]) -> None:
+    for one, name in zip("abcde", ["Zoë Müller-Lüdenscheidt", "Ann Lee", "Anja", "100% Sure", "Straße"], strict=True):
+        people.create(one, display_name=name)
+    assert found(people, name_prefix=prefix) == matches
+
+
+@pytest.mark.parametrize(("prefix", "allowed"), [("a", False), (" a ", False), ("a" * 100, True), ("a" * 101, False)])
+def test_a_prefix_has_2_to_100_characters(people: People, prefix: str, *, allowed: bool) -> None:
+    if allowed:
+        assert found(people, name_prefix=prefix) == []
+    else:
+        assert refused(found, people, name_prefix=prefix).fields == ["filter.name_prefix"]
+
+
+@pytest.mark.parametrize("prefix", ["--", "- -", "\u0301\u0301"], ids=ascii)
+def test_a_prefix_without_a_word_is_refused_and_matches_nobody(people: People, prefix: str) -> None:
+    people.create("a", display_name="Ann Lee")
+    assert refused(found, people, name_prefix=prefix).fields == ["filter.name_prefix"]
+
+
+@honours("{A}Filter.statuses")
+def test_any_of_the_statuses_is_found(people: People) -> None:
+    people.create("a")
+    people.create("b", status=people.idle)
+    assert found(people, statuses=[people.idle]) == ["b"]
+    assert found(people, statuses=[people.idle, 1, 1]) == ["a", "b"]
+    assert refused(found, people, statuses=[1, 0]).fields == ["filter.statuses[1]"]
+
+
+@honours("{A}Filter.identifier")
+def test_system_and_value_must_both_be_right(people: People) -> None:
+    people.create("a", identifiers=[MRN])
+    people.create("b", identifiers=[{**MRN, "value": "13"}])
+    people.create("c", identifiers=[{**MRN, "system": "urn:example:other"}])
+    assert found(people, identifier=MRN) == ["a"]
+    assert found(people, identifier={**MRN, "value": "1"}) == []
+    people.delete("a")
+    assert found(people, identifier=MRN) == []
+    assert found(people, identifier=MRN, show_deleted=True) == ["a"]
+
+
+@honours("{A}Filter.unassigned")
+def test_unassigned_finds_those_with_no_active_assignment(side: Side) -> None:
+    side.mine.create("other")
+    side.assign()
+    assert found(side.mine, unassigned=True) == ["other"]
+    side.unassign()
+    assert found(side.mine, unassigned=True) == ["other", f"{side.name[0]}1"]
+
+
+@honours("List{A}sRequest.show_deleted")
+def test_deleted_ones_are_shown_on_request_only(people: People) -> None:
+    for one in ("a", "b"):
+        people.create(one)
+    people.delete("a")
+    assert found(people) == ["b"]
+    assert found(people, show_deleted=True) == ["a", "b"]
+
+
+def test_all_that_is_set_must_hold(people: People) -> None:
+    people.create("a", display_name="Ann", status=people.idle)
+    people.create("b", display_name="Ann")
+    people.create("c", display_name="Bob")
+    assert found(people, name_prefix="ann", statuses=[1], unassigned=True) == ["b"]
+
+
+def test_an_empty_filter_matches_everyone(people: People) -> None:
+    people.create("a")
+    assert people.ids(people.call("List")) == found(people) == ["a"]
+
+
+@honours("List{A}{B}sRequest.{a}_id")
+def test_only_the_parents_assignments_are_listed_with_the_other_record_as_it_is_now(side: Side) -> None:
+    side.others.create("elsewhere")
+    side.mine.create("else")
+    made = side.assign(role=1).assignment
+    pair = ("else", "elsewhere") if side.kind == "Therapist" else ("elsewhere", "else")
+    side.assign(*pair)
+    [entry] = side.page().entries
+    other = side.others.get(side.others.id_of(getattr(entry, side.others.name)))
+    assert (entry.assignment, getattr(entry, side.others.name)) == (made, other)
+    assert getattr(other, side.others.count) == 1
+    unknown = refused(side.page, "nobody")
+    assert unknown.reason == f"{side.kind.upper()}_NOT_FOUND"
+
+
+@honours("List{A}{B}sRequest.roles")
+def test_roles_restrict(side: Side) -> None:
+    made = side.assign(role=3).assignment
+    assert side.listed(roles=[3]) == side.listed(roles=[1, 3, 3]) == [made.assignment_id]
+    assert side.listed(roles=[1, 2, 4]) == []
+    assert refused(side.page, roles=[3, 0]).fields == ["roles[1]"]
+
+
+@honours("List{A}{B}sRequest.states")
+def test_states_restrict_and_none_means_active(side: Side) -> None:
+    first = side.assign().assignment.assignment_id
+    side.unassign()
+    second = side.assign().assignment.assignment_id
+    assert side.listed() == side.listed(states=[1]) == [second]
+    assert side.listed(states=[2]) == [first]
+    assert side.listed(states=[1, 2]) == [first, second]
+    assert refused(side.page, states=[0]).fields == ["states[0]"]
+
+
+@honours("List{A}{B}sRequest.as_of_time")
+def test_as_of_time_finds_what_was_in_force_then(side: Side) -> None:
+    first = side.assign(start_time={"seconds": T0}).assignment.assignment_id
+    side.unassign(end_time={"seconds": T0 + 60})
+    second = side.assign(start_time={"seconds": T0 + 60}).assignment.assignment_id
+    in_force = {seconds: side.listed(as_of_time={"seconds": T0 + seconds}) for seconds in (-1, 0, 59, 60, 1000)}
+    assert in_force == {-1: [], 0: [first], 59: [first], 60: [second], 1000: [second]}
+    side.unassign(end_reason=5)
+    assert side.listed(as_of_time={"seconds": T0 + 1000}) == []
+
+
+def test_as_of_time_lies_not_in_the_future_and_not_beside_states(side: Side) -> None:
+    assert refused(side.page, as_of_time={"seconds": int(time.time()) + 60}).fields == ["as_of_time"]
+    assert refused(side.page, as_of_time={"seconds": T0}, states=[1]).fields == ["as_of_time"]
+
+
+def test_the_lists_of_a_deleted_parent_work_and_show_a_deleted_record(side: Side) -> None:
+    made = side.assign().assignment
+    for people in (side.mine, side.others):
+        people.delete(f"{people.name[0]}1", force=True)
+    [entry] = side.page(states=[2]).entries
+    assert entry.assignment.assignment_id == made.assignment_id
+    assert getattr(entry, side.others.name).HasField("delete_time")

@@ -1,0 +1,316 @@
+"""Every mutating RPC, driven at random over the wire beside a plain model: state, history and log stay the same."""
+
+import copy
+import itertools
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, ClassVar
+
+import grpc
+from caseload_server.config import Config
+from caseload_server.rpc.server import build_server
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from tests.api.reference_model import IDLE, PATIENT, THERAPIST, Line, Model, Period, Person, Refused
+from tests.conftest import NewDatabase
+from tests.support.api_driver import (
+    ACTIVE,
+    ENDED,
+    PRIMARY,
+    READS,
+    RPCS,
+    T0,
+    TREATING,
+    ApiDriver,
+    full_name,
+    new_request_id,
+    number,
+)
+from tests.support.servers import refusal
+
+THERAPISTS, PATIENTS = ("t0", "t1", "t2"), ("p0", "p1", "p2")
+NEWCOMERS = {THERAPIST: (*THERAPISTS, "t3"), PATIENT: (*PATIENTS, "p3")}
+
+hows = st.integers(0, 2)
+"""Only called (0), validated before (1), or repeated after (2)."""
+kinds = st.sampled_from([THERAPIST, PATIENT])
+places = st.integers(0, 3)
+therapists, patients = st.sampled_from(NEWCOMERS[THERAPIST]), st.sampled_from(NEWCOMERS[PATIENT])
+roles, focuses = st.sampled_from([1, 1, 2, 3]), st.sampled_from(["", "", "grief"])
+offsets = st.none() | st.integers(-40, 30)
+"""Seconds from now."""
+reasons = st.sampled_from([0, 1, 5])
+flags = st.booleans()
+
+Sent = dict[str, Any]
+NO_FLAGS: Sent = {"replace": False, "replace_primary": False, "ignore_capacity": False}
+Pair = tuple[str, str]
+pairs = st.tuples(therapists, patients)
+each = st.fixed_dictionaries
+
+
+class CaseloadBesideItsModel(RuleBasedStateMachine):
+    """One server, one model, and the same calls to both."""
+
+    called: ClassVar[set[str]] = set()
+    """The RPCs that were called with success, in all runs."""
+    new_database: ClassVar[NewDatabase]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stack = ExitStack()
+
+    @initialize()
+    def start(self) -> None:
+        self.model = Model(now=T0)
+        config = Config("127.0.0.1:0", self._stack.enter_context(type(self).new_database()), drain_seconds=0)
+        server = build_server(config, clock=lambda: self.model.now * 1_000_000)
+        server.start()
+        self._stack.callback(server.stop)
+        self.api = self._stack.enter_context(ApiDriver(server.address))
+        self.head = self.api.head()
+        for one in THERAPISTS:
+            self.create(THERAPIST, one)
+        for one in PATIENTS:
+            self.create(PATIENT, one)
+        self.once_each()
+
+    def once_each(self) -> None:
+        """Each RPC with success, whatever chance brings then."""
+        for kind in (THERAPIST, PATIENT):
+            self.update(kind, 2, {"display_name": "Bob Ray"}, 0)
+            self.delete(kind, 2, 0, force=False)
+            self.undelete(kind, 2, 0)
+        for rpc, pair, role in (
+            ("AssignPatient", ("t0", "p0"), PRIMARY),
+            ("AssignTherapist", ("t0", "p1"), TREATING),
+            ("AssignPatient", ("t1", "p1"), PRIMARY),
+        ):
+            self.assign(rpc, pair, (role, "", -30), NO_FLAGS, 0)
+        self.unassign("UnassignPatient", ("t0", "p0"), 1, -10, 0)
+        self.unassign("UnassignTherapist", ("t1", "p1"), 0, None, 0)
+        self.correct(0, {"focus": "grief"}, {"start": -20}, 0)
+        self.transfer(("t0", "t1"), [], 0, ignore_capacity=False)
+
+    def teardown(self) -> None:
+        self._stack.close()
+
+    def both(self, rpc: str, sent: Sent, verb: Callable[[Model], list[Line]], how: int = 0) -> None:
+        """The call and the model's verb: the same outcome, and in the log what the model says.
+
+        Args: how, to validate before (1) or to repeat after (2).
+        """
+        model = copy.deepcopy(self.model)
+        reason, lines = "", []
+        try:
+            lines = verb(model)
+        except Refused as refused:
+            reason = str(refused)
+        else:
+            self.model = model
+        sent = {**sent, "request_id": new_request_id()}
+        if how == 1:
+            assert self.outcome(rpc, {**sent, "validate_only": True})[0] == reason
+            assert self.api.head() == self.head
+        found, answer = self.outcome(rpc, sent)
+        assert found == reason
+        sets = list(self.api.log(self.head))
+        assert [[_line(change) for change in one.changes] for one in sets] == ([lines] if lines else [])
+        assert all((one.actor, one.method) == ("local", full_name(rpc)) for one in sets)
+        assert [one.request_id for one in sets] == [sent["request_id"]] * len(sets)
+        if lines:
+            assert number(answer.revision) == number(self.head) + 1
+            self.called.add(rpc)
+            self.head = answer.revision
+        if how == 2 and not reason:
+            assert self.outcome(rpc, sent) == ("", answer)
+        assert self.api.head() == self.head
+
+    def outcome(self, rpc: str, sent: Sent) -> tuple[str, Any]:
+        """The reason of a refusal, or the answer."""
+        try:
+            return "", self.api.send(rpc, **sent)
+        except grpc.RpcError as error:
+            return refusal(error).reason, None
+
+    @rule(seconds=st.integers(0, 60))
+    def time_passes(self, seconds: int) -> None:
+        self.model.now += seconds
+
+    @rule(kind=kinds, place=places)
+    def create_one(self, kind: str, place: int) -> None:
+        self.create(kind, NEWCOMERS[kind][place])
+
+    def create(self, kind: str, one: str) -> None:
+        sent = {f"{kind}_id": one, kind: {"display_name": "Ann Lee"}}
+        self.both(f"Create{kind.title()}", sent, lambda model: model.create(kind, one))
+
+    @rule(
+        kind=kinds,
+        place=places,
+        asked=each(
+            {"display_name": st.sampled_from(["Ann Lee", "Bob Ray"])},
+            optional={"status": st.integers(1, 3), "max_active_patients": st.integers(0, 2)},
+        ),
+        how=hows,
+    )
+    def update(self, kind: str, place: int, asked: Sent, how: int) -> None:
+        one = NEWCOMERS[kind][place]
+        if kind == PATIENT:
+            asked.pop("max_active_patients", None)
+        if "status" in asked:
+            asked["status"] = min(asked["status"], IDLE[kind])
+        sent = {kind: {f"{kind}_id": one, **asked}}
+        self.both(f"Update{kind.title()}", sent, lambda model: model.update(kind, one, asked), how)
+
+    @rule(kind=kinds, place=places, force=flags, how=hows)
+    def delete(self, kind: str, place: int, how: int, *, force: bool) -> None:
+        one = NEWCOMERS[kind][place]
+        sent = {f"{kind}_id": one, "force": force}
+        self.both(f"Delete{kind.title()}", sent, lambda model: model.delete(kind, one, force=force), how)
+
+    @rule(kind=kinds, place=places, how=hows)
+    def undelete(self, kind: str, place: int, how: int) -> None:
+        gone = [one for one, person in self.model.people[kind].items() if person.deleted]
+        one = gone[0] if gone else NEWCOMERS[kind][place]  # or soon everyone is gone
+        self.both(f"Undelete{kind.title()}", {f"{kind}_id": one}, lambda model: model.undelete(kind, one), how)
+
+    @rule(
+        rpc=st.sampled_from(["AssignPatient", "AssignTherapist"]),
+        pair=pairs,
+        said=st.tuples(roles, focuses, offsets),
+        chosen=each(dict.fromkeys(NO_FLAGS, flags)),
+        how=hows,
+    )
+    def assign(self, rpc: str, pair: Pair, said: tuple[int, str, int | None], chosen: Sent, how: int) -> None:
+        role, focus, offset = said
+        sent, start = {**_ids(pair), "role": role, "focus": focus, **chosen}, None
+        if offset is not None:
+            start = self.model.now + offset
+            sent["start_time"] = {"seconds": start}
+        self.both(rpc, sent, lambda model: model.assign(Period(*pair, role, focus, 0), start, **chosen), how)
+
+    @rule(
+        rpc=st.sampled_from(["UnassignPatient", "UnassignTherapist"]),
+        pair=pairs | st.just(("t1", "p0")),
+        reason=reasons,
+        offset=offsets,
+        how=hows,
+    )
+    def unassign(self, rpc: str, pair: Pair, reason: int, offset: int | None, how: int) -> None:
+        sent, end = {**_ids(pair), "end_reason": reason}, None
+        if offset is not None:
+            end = self.model.now + offset
+            sent["end_time"] = {"seconds": end}
+        self.both(rpc, sent, lambda model: model.unassign(*pair, end, reason), how)
+
+    @rule(
+        place=st.integers(0, 50),
+        said=each({}, optional={"focus": focuses, "end_reason": reasons}),
+        moved=each({}, optional={"start": st.integers(-40, 30), "end": st.integers(-40, 30)}),
+        how=hows,
+    )
+    def correct(self, place: int, said: Sent, moved: Sent, how: int) -> None:
+        stored = self.stored()
+        if not stored:
+            return
+        place %= len(stored)
+        times = {name: self.model.now + offset for name, offset in moved.items()}
+        body = {"assignment_id": stored[place].assignment_id, **said}
+        body |= {f"{name}_time": {"seconds": time} for name, time in times.items()}
+        sent = {"assignment": body, "update_mask": {"paths": list(body)}}
+        wanted = {**said, **times}
+        self.both("UpdateAssignment", sent, lambda model: model.correct(model.periods[place], wanted), how)
+
+    @rule(
+        asked=st.tuples(therapists, therapists),
+        some=st.lists(patients, max_size=2),
+        ignore_capacity=flags,
+        how=hows,
+    )
+    def transfer(self, asked: Pair, some: list[str], how: int, *, ignore_capacity: bool) -> None:
+        source, target = asked
+        if source == target:
+            return
+
+        def verb(model: Model) -> list[Line]:
+            return model.transfer(source, target, some, ignore_capacity=ignore_capacity)
+
+        sent: Sent = {"source_therapist_id": source, "target_therapist_id": target, "patient_ids": some}
+        sent["ignore_capacity"] = ignore_capacity
+        self.both("TransferPatients", sent, verb, how)
+
+    def stored(self) -> list[Any]:
+        """Every assignment, in the order in which they were made."""
+        return self.api.listed(states=[ACTIVE, ENDED])
+
+    @invariant()
+    def state_is_the_same(self) -> None:
+        if not hasattr(self, "api"):
+            return
+        for kind, ids in ((THERAPIST, "therapist_id"), (PATIENT, "patient_id")):
+            answer = self.api.send(f"List{kind.title()}s", show_deleted=True, page_size=1000)
+            found = {getattr(one, ids): _person(one) for one in getattr(answer, f"{kind}s")}
+            assert found == {name: self.expected(kind, name) for name in self.model.people[kind]}
+
+    def expected(self, kind: str, name: str) -> tuple[Person, int, str]:
+        """Someone as the model has them, with the count and the primary therapist that follow from the periods."""
+        active = self.model.active(**{kind: name})
+        primary = [one.therapist for one in active if one.role == PRIMARY and kind == PATIENT]
+        return self.model.people[kind][name], len(active), "".join(primary)
+
+    @invariant()
+    def history_is_the_same(self) -> None:
+        if not hasattr(self, "api"):
+            return
+        model = self.model
+        assert [_period(one) for one in self.stored()] == model.periods
+        for one, other in itertools.combinations(model.periods, 2):
+            assert not one.clashes(other)
+        for at in (model.now, model.now - 25):
+            everyone = list(itertools.product(THERAPISTS, PATIENTS))
+            in_force = {(one.therapist, one.patient) for one in model.periods if one.in_force(at)}
+            assert self.api.checked(*everyone, as_of_time={"seconds": at}) == [one in in_force for one in everyone]
+
+
+def _ids(pair: Pair) -> Sent:
+    return {"therapist_id": pair[0], "patient_id": pair[1]}
+
+
+def _person(one: Any) -> tuple[Person, int, str]:
+    person = Person(one.display_name, one.status, deleted=one.HasField("delete_time"))
+    if one.DESCRIPTOR.name == "Patient":
+        return person, one.active_therapist_count, one.primary_therapist_id
+    if one.HasField("max_active_patients"):
+        person.max_active_patients = one.max_active_patients
+    return person, one.active_patient_count, ""
+
+
+def _period(one: Any) -> Period:
+    end = one.end_time.seconds if one.HasField("end_time") else None
+    assert (one.state == ENDED) == (end is not None) == (one.ended_by == "local")
+    return Period(one.therapist_id, one.patient_id, one.role, one.focus, one.start_time.seconds, end, one.end_reason)
+
+
+def _line(change: Any) -> Line:
+    of = change.assignment if change.WhichOneof("resource") == "assignment" else change
+    return change.kind, of.therapist_id, of.patient_id, tuple(sorted(change.changed_fields))
+
+
+def test_the_service_does_what_the_model_does(new_database: NewDatabase) -> None:
+    CaseloadBesideItsModel.called.clear()
+    CaseloadBesideItsModel.new_database = staticmethod(new_database)
+    run_state_machine_as_test(
+        CaseloadBesideItsModel,
+        settings=settings(
+            max_examples=10,
+            stateful_step_count=30,
+            deadline=None,
+            derandomize=True,
+            phases=[Phase.generate],  # shrinking takes minutes; the steps of the first failure are told as they are
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+    assert CaseloadBesideItsModel.called == set(RPCS) - READS

@@ -1,0 +1,158 @@
+"""The benchmarks are part of the checkout, and of no wheel: they are imported where they are used."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from caseload.v1 import therapist_service_pb2 as pb
+
+HANGS_SECONDS = 1800
+pytestmark = [pytest.mark.checkout, pytest.mark.timeout(HANGS_SECONDS)]
+
+ROOT = Path(__file__).parents[2]
+DOCUMENT = ROOT / "docs" / "performance.md"
+GET = "/caseload.v1.TherapistService/GetTherapist"
+
+needs_bench = pytest.mark.skipif(
+    not (ROOT / ".tools" / "bench" / "installed").exists(), reason="needs .tools/bench: `make bench-smoke` sets it up"
+)
+needs_h2load = pytest.mark.skipif(not shutil.which("h2load"), reason="needs h2load: apt-get install nghttp2-client")
+
+
+def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "run.py"), *arguments],
+        env={**os.environ, **environment},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=HANGS_SECONDS,
+    )
+
+
+def titles(text: str) -> list[str]:
+    rows = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ")]
+    return [row for row in rows if row != "| comparison"]
+
+
+@needs_bench
+@needs_h2load
+def test_the_smoke_run_prints_the_rows_of_the_document_and_leaves_it_alone() -> None:
+    before, others = DOCUMENT.read_bytes(), set(ROOT.glob("data/bench-*"))
+    smoke = run("--smoke")
+    assert smoke.returncode == 0, smoke.stderr
+    rows = titles(smoke.stdout)
+    assert len(rows) == len(smoke.stderr.splitlines()), "a line of progress for each row"
+    assert rows == titles(before.decode())
+    assert DOCUMENT.read_bytes() == before
+    assert set(ROOT.glob("data/bench-*")) <= others
+
+
+def test_without_h2load_one_line_names_the_package(tmp_path: Path) -> None:
+    refused = run(PATH=str(tmp_path))
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == "h2load is missing: apt-get install nghttp2-client\n"
+
+
+@needs_h2load
+def test_refused_calls_are_no_measurement(tmp_path: Path) -> None:
+    from benchmarks import servers
+    from benchmarks.load import Call, Callers, Load, LoadFailed
+
+    missing = Call(GET, pb.GetTherapistRequest(therapist_id="nobody").SerializeToString(), always_same=True)
+    core = max(os.sched_getaffinity(0))
+    with servers.caseload(core, tmp_path / "caseload.db") as server:
+        refused = Load(server, missing, Callers(connections=2, each=2), core)
+        with pytest.raises(LoadFailed, match=r"100 succeeded[^\n]*\n[^\n]* 100 2xx") as failed:
+            refused.run(100, b"an answer")
+    assert "calls were refused" in str(failed.value)
+
+
+@needs_h2load
+def test_a_server_that_is_gone_is_no_measurement(tmp_path: Path) -> None:
+    from benchmarks import servers
+    from benchmarks.load import Call, Callers, Load, LoadFailed
+
+    core = max(os.sched_getaffinity(0))
+    with servers.caseload(core, tmp_path / "caseload.db") as server:
+        pass
+    with pytest.raises(LoadFailed):
+        Load(server, Call(GET, b"", always_same=False), Callers(1, 1), core).run(10, b"")
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    from benchmarks.rounds import Sample, result
+    from benchmarks.table import Spread
+
+    quiet, busy = (Sample(900, 100), Sample(1000, 50)), (Sample(80, 300), Sample(100, 100))
+    row = result("ours / theirs", [quiet, busy, busy])
+    assert row.figure == Spread(median=0.8, least=0.8, most=0.9)
+    assert (row.sides, row.cpu) == ("80 / 100 per second", "300 / 100 us (3.00)")
+    assert result("ours, records / theirs", [quiet], counts=2).figure.median == 1.8
+
+
+def test_a_missed_target_is_marked_in_the_table() -> None:
+    from benchmarks.table import Result, Target, spread, tables
+
+    rows = [
+        Result("fast", spread([0.8, 0.9]), Target(0.8)),
+        Result("slow", spread([0.79]), Target(0.8)),
+        Result("small", spread([80]), Target(80, at_most=True), "MB"),
+        Result("large", spread([1200]), Target(80, at_most=True), "MB"),
+        Result("other", spread([0.1])),
+    ]
+    shown = [line for line in tables(rows).splitlines() if line.startswith("| ") and "comparison" not in line]
+    assert shown == [
+        "| fast | 0.85 (0.80 to 0.90) | at least 0.8 |  |  |",
+        "| slow | 0.79 | at least 0.8: **missed** |  |  |",
+        "| small | 80.0 MB | at most 80 |  |  |",
+        "| large | 1,200 MB | at most 80: **missed** |  |  |",
+        "| other | 0.10 |  |  |",
+    ]
+
+
+@needs_bench
+def test_the_plot_of_the_same_figures_is_the_same_file_and_tells_nothing_of_its_maker(tmp_path: Path) -> None:
+    from benchmarks.run import draw
+    from benchmarks.table import Result, Target, spread
+
+    rows = [
+        Result("fast / slow", spread([2, 3]), Target(1)),
+        Result("memory", spread([160]), Target(80, at_most=True), "MB"),
+        Result("no target", spread([1])),
+    ]
+    for name in ("first.svg", "second.svg"):
+        draw(rows, tmp_path / name)
+    plot = (tmp_path / "first.svg").read_text()
+    assert (tmp_path / "second.svg").read_text() == plot
+    shown = re.findall(r"<text[^>]*>([^<]+)</text>", plot)
+    assert {"fast / slow", "memory", "2.50 (2.00 to 3.00), at least 1", "160 MB, at most 80"} <= set(shown)
+    assert "no target" not in shown
+    assert not re.search(r"<dc:date|creator|/(?:tmp|work|home|root)/", plot)
+
+
+def test_the_table_replaces_what_stands_between_the_markers_and_nothing_else(tmp_path: Path) -> None:
+    from benchmarks.table import BEGIN, END, write
+
+    document = tmp_path / "performance.md"
+    document.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    write(document, "new\n")
+    write(document, "newer\n")
+    assert document.read_text() == f"before\n{BEGIN}\n\nnewer\n\n{END}\nafter\n"
+    document.write_text(f"before\n{BEGIN}\nafter\n")
+    with pytest.raises(ValueError, match="lacks the markers"):
+        write(document, "new\n")
+    assert document.read_text() == f"before\n{BEGIN}\nafter\n"
+
+
+def test_the_smoke_run_of_overload_prints_a_row_for_each_call_and_crowd() -> None:
+    command = [sys.executable, "-m", "benchmarks.overload", "--smoke"]
+    smoke = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=HANGS_SECONDS)
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in smoke.stdout.splitlines()[2:]]
+    calls = ("GetTherapist", "CreateTherapist")
+    assert rows == [f"{call}, {callers}" for call in calls for callers in (256, 1856)]

@@ -1,0 +1,39 @@
+"""A failover loses nothing that was acknowledged, on real servers. `make failover` also stops the standby instead."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.postgres.cluster import NoPostgres, programs
+
+HANGS_SECONDS = 600
+pytestmark = [pytest.mark.checkout, pytest.mark.timeout(HANGS_SECONDS)]
+ROOT = Path(__file__).parents[2]
+
+
+def failover(*arguments: str) -> tuple[int, dict[str, str]]:
+    """Its exit code and its table."""
+    try:
+        programs()
+    except NoPostgres as error:
+        pytest.skip(str(error))
+    command = [sys.executable, "-m", "benchmarks.failover", "--seconds", "1", *arguments]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=HANGS_SECONDS)
+    print(run.stdout, run.stderr)
+    return run.returncode, dict(re.findall(r"(.+): (.+)", run.stdout))
+
+
+def test_a_killed_primary_costs_no_acknowledged_write() -> None:
+    """How long the gap lasts, `make failover` holds to what is promised: here other tests run besides."""
+    _, table = failover()
+    assert int(table["acknowledged"]) > 0
+    assert (table["lost"], table["written twice"]) == ("0", "0")
+
+
+def test_what_a_standby_that_nobody_waits_for_has_not_got_is_found_to_be_lost() -> None:
+    code, table = failover("--asynchronous")
+    assert code == 1
+    assert int(table["lost"].split()[0]) > 0

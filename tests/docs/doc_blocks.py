@@ -1,0 +1,83 @@
+"""The command blocks of a Markdown page, and a folder in which they run as a reader would run them."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+OPERATIONS = ROOT / "docs" / "operations"
+
+_FENCE = re.compile(r"^```(\w+)\n(.*?)^```\n(\s*^```text\n(.*?)^```)?", re.MULTILINE | re.DOTALL)
+_NOT_RUN = re.compile(r"(make [a-z-]+|\. \.venv/bin/activate)( *#.*)?")
+_MASKS = (
+    (re.compile(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b"), "ID"),
+    (re.compile(r"\b\d{4}-\d\d-\d\dT[\d:.]+Z"), "TIME"),
+    (re.compile(r"\b[0-9a-f]{12}\.\d+\b"), "REVISION"),
+    (re.compile(r"(?<=\")[0-9a-f]{16}(?=\")"), "ETAG"),
+    (re.compile(r"\bcaseload_[\w-]{43}(?!\w)"), "TOKEN"),
+    (re.compile(r"\bsha256:[0-9a-f]{64}\b"), "HASH"),
+    (re.compile(r"^revision \d+$", re.MULTILINE), "REVISION"),
+    (re.compile(r"^\d+ change sets purged$", re.MULTILINE), "PURGED"),
+    (re.compile(r"^\d+ patients, \d+ therapists, \d+ assignments purged$", re.MULTILINE), "PURGED"),
+    (re.compile(r"^  Message: .*deadline exceeded.*$", re.MULTILINE | re.IGNORECASE), "DEADLINE"),
+    (re.compile(r"\s+"), " "),
+)
+
+
+class Block(NamedTuple):
+    """A fenced block, and the output that stands right below it in a `text` block, or None."""
+
+    language: str
+    text: str
+    output: str | None
+
+    @property
+    def lines(self) -> list[str]:
+        """Its lines but for the blank ones."""
+        return [line for line in self.text.splitlines() if line.strip()]
+
+
+def blocks(page: Path) -> list[Block]:
+    """All fenced blocks that are not the output of one."""
+    found = _FENCE.findall(page.read_text())
+    return [Block(language, text, output if below else None) for language, text, below, output in found]
+
+
+def is_only_named(line: str) -> bool:
+    """A command that a test of its own covers: a make target, or the way into the environment that we are in."""
+    return bool(_NOT_RUN.fullmatch(line))
+
+
+def masked(output: str) -> str:
+    """An output without what differs from run to run: ids, times, revisions, etags, white space."""
+    for pattern, name in _MASKS:
+        output = pattern.sub(name, output)
+    return output.strip()
+
+
+def run(block: Block, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a block as it is written, in the environment that `. .venv/bin/activate` gives."""
+    if block.language == "python":
+        command: Sequence[str] = [sys.executable, "-c", block.text]
+    else:
+        lines = ["" if is_only_named(line) else line for line in block.text.splitlines()]
+        command = ["bash", "-e", "-c", "\n".join(lines)]
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=os.environ | {"PATH": search_path()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def search_path() -> str:
+    """This environment's commands first, then those that `make grpcurl` built, then the machine's."""
+    return os.pathsep.join([str(Path(sys.executable).parent), str(ROOT / ".tools" / "bin"), os.environ["PATH"]])

@@ -1,0 +1,340 @@
+"""The commands, snippets, outputs, links and tables of README.md and docs/, as a reader would meet them."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tomllib
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from caseload.v1 import change_service_pb2 as change_pb
+from caseload.v1 import therapist_service_pb2 as pb
+from caseload.v1.change_service_pb2_grpc import ChangeServiceStub
+from caseload_server.config import Config
+from caseload_server.rpc.status_map import CODES
+from google.protobuf import json_format
+from google.rpc.code_pb2 import Code
+
+from tests.docs import errors_page
+from tests.docs.doc_blocks import OPERATIONS, ROOT, Block, blocks, is_only_named, masked, run, search_path
+from tests.support.postgres.cluster import Server
+from tests.support.servers import Client, ServerProcess, refusal
+from tests.support.waiting import HUNG_SECONDS
+
+ADDRESS = Config.address
+PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if path.exists()]
+CHECKOUT_PAGES = [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "client/README.md"))]
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """What a reader's checkout holds, as far as the pages' commands ask for it."""
+    shutil.copy(ROOT / "client_example.py", tmp_path)
+    (tmp_path / "data").mkdir()
+    return tmp_path
+
+
+@pytest.fixture
+def documented_server(folder: Path) -> Iterator[ServerProcess]:
+    """The server of `make run` on an empty store, where the pages say that it is."""
+    host, port = ADDRESS.split(":")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, int(port)))
+        except OSError:
+            pytest.skip(f"{ADDRESS} is taken, and the pages' commands name it: stop the server there")
+    arguments = ("--address", ADDRESS, "--metrics-address", "127.0.0.1:9464")
+    with ServerProcess(f"sqlite:///{folder}/data/caseload.db", *arguments) as started:
+        yield started
+
+
+@pytest.fixture
+def grpcurl() -> str:
+    found = shutil.which("grpcurl", path=search_path())
+    if found is None:
+        pytest.skip("needs grpcurl: make grpcurl, which needs Go")
+    return found
+
+
+def check_block(block: Block, folder: Path) -> None:
+    if all(map(is_only_named, block.lines)):
+        return
+    done = run(block, folder)
+    refused = block.output is not None and "ERROR:" in block.output.splitlines()
+    assert (done.returncode != 0) == refused, f"{block.text}{done.stdout}"
+    if block.output is not None:
+        assert masked(done.stdout) == masked(block.output), f"{block.text}{done.stdout}"
+
+
+@pytest.mark.usefixtures("documented_server", "grpcurl")
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "postgresql.md"], ids=name)
+def test_every_command_and_snippet_of_a_page_does_what_the_page_shows(page: Path, folder: Path) -> None:
+    for block in blocks(page):
+        if block.language in ("sh", "python"):
+            check_block(block, folder)
+
+
+def test_every_command_of_the_page_on_postgresql_does_what_it_shows(folder: Path, postgres: Server) -> None:
+    with ServerProcess(f"sqlite:///{folder}/data/caseload.db") as server:
+        assert tour(server.address) == 0
+    url = postgres.create_database("caseload_documented")
+    try:
+        for block in blocks(ROOT / "docs" / "postgresql.md"):
+            text = block.text.replace("postgresql://caseload@127.0.0.1:5432/caseload", url)
+            if block.language == "sh":
+                check_block(block._replace(text=text), folder)
+            else:
+                with postgres.connect("caseload_documented") as connection:
+                    assert connection.execute(text.encode()).rowcount == 1
+        verified = [
+            run(Block("sh", f"caseload verify --database {one}", None), folder).stdout.splitlines()[-1]
+            for one in (url, "sqlite:///data/caseload.db")
+        ]
+        assert verified[0] == verified[1]
+        assert verified[0].startswith("digest: sha256:")
+    finally:
+        postgres.drop_database("caseload_documented")
+
+
+@pytest.mark.checkout
+@pytest.mark.usefixtures("documented_server")
+def test_every_snippet_of_the_stubs_readme_does_what_it_shows(folder: Path) -> None:
+    snippets = blocks(ROOT / "client" / "README.md")
+    assert {snippet.language for snippet in snippets} == {"python"}
+    for snippet in snippets:
+        check_block(snippet, folder)
+
+
+def test_every_change_set_that_a_page_shows_is_one_of_the_contract() -> None:
+    shown = [block.text for page in PAGES for block in blocks(page) if block.language == "json"]
+    assert len(shown) == 1
+    for text in shown:
+        assert json_format.Parse(text, change_pb.ChangeSet()).changes  # refuses unknown fields and kinds
+
+
+ENDPOINTS = (
+    *("POST /therapists", "GET /therapists/{id}", "GET /therapists", "PATCH /therapists/{id}/name/{name}"),
+    *(
+        "GET /therapists/{id}/patients",
+        "POST /therapists/{id}/patients/{pid}",
+        "DELETE /therapists/{id}/patients/{pid}",
+    ),
+    *("POST /patients", "GET /patients/{id}", "GET /patients", "PATCH /patients/{id}/name/{name}"),
+)
+
+
+def test_every_endpoint_of_the_rest_api_has_its_line() -> None:
+    text = (ROOT / "docs" / "from-rest.md").read_text()
+    mapped = re.findall(
+        r"^`([A-Z]+ /[^`]+)`: (\w+)[^`]*(?:`[^`]+`[^`]*)*?\n```sh\ngrpcurl .*/(\w+)\n```$", text, re.MULTILINE
+    )
+    assert {endpoint for endpoint, _, _ in mapped} == set(ENDPOINTS)
+    assert [(said, run) for _, said, run in mapped if said != run] == []
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "output"),
+    [
+        ("sh", "false\ntrue\n", None),
+        ("sh", "echo ready\n", "readier\n"),
+        ("sh", "echo ready\n", "ERROR: refused\n"),
+        ("sh", "no-such-command\n", None),
+        ("python", "print(undefined)\n", None),
+    ],
+)
+def test_a_block_that_does_something_else_is_found(language: str, text: str, output: str | None, folder: Path) -> None:
+    with pytest.raises(AssertionError):
+        check_block(Block(language, text, output), folder)
+
+
+def test_what_differs_from_run_to_run_is_masked_and_nothing_else() -> None:
+    ours = '"etag": "563955ee87606ab4", "revision":  "7786bd60d25b.120", "create_time": "2026-11-22T20:33:24.867740Z"'
+    theirs = '"etag": "0123456789abcdef", "revision": "0123456789ab.7",\n"create_time": "2027-01-02T03:04:05Z"'
+    assert masked(ours) == masked(theirs)
+    assert masked("revision 1\n") == masked("revision 23\n")
+    assert masked("revision 1 of 2\n") != masked("revision 1 of 3\n")
+    assert masked('"missing": "1"') != masked('"missing": "2"')
+
+
+@pytest.mark.checkout
+def test_every_make_target_that_a_page_names_is_there() -> None:
+    targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    command = re.compile(r"(?:^|`)make ([a-z-]+)", re.MULTILINE)
+    named = {target for page in CHECKOUT_PAGES for target in command.findall(page.read_text())}
+    assert {"run", "test", "install", "check"} <= named
+    assert named - targets == set()
+
+
+@pytest.mark.checkout
+@pytest.mark.parametrize("page", CHECKOUT_PAGES, ids=name)
+def test_every_link_and_file_that_a_page_names_is_there(page: Path) -> None:
+    text = page.read_text()
+    links = {link.partition("#")[0] for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text)}
+    missing = {link for link in links if link and not (page.parent / link).exists()}
+    files = re.findall(r"`((?:[\w.-]+/)+[\w.-]*|[\w-]+\.(?:py|md|toml|proto|sql))`", text)
+    made = ("data/", "caseload/", ".tools/")
+    folders = [ROOT, ROOT / "protos/caseload/v1", ROOT / "client/caseload/client", ROOT / "service"]
+    folders += [folder for folder in (ROOT / "service").rglob("*") if folder.is_dir()]
+    missing |= {
+        file for file in files if not (file.startswith(made) or any((folder / file).exists() for folder in folders))
+    }
+    assert missing == set()
+
+
+@pytest.mark.checkout
+def test_every_link_into_a_page_names_a_heading_that_is_there() -> None:
+    lost = []
+    for page in CHECKOUT_PAGES:
+        for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)#([^)\s]+)\)", page.read_text()):
+            headings = re.findall(r"^#+ (.*)$", (page.parent / target if target else page).read_text(), re.MULTILINE)
+            if anchor not in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}:
+                lost.append((name(page), target, anchor))
+    assert lost == []
+
+
+def test_the_readme_is_read_in_one_sitting() -> None:
+    assert 90 <= len((ROOT / "README.md").read_text().splitlines()) <= 110
+
+
+def test_the_page_of_errors_is_current() -> None:
+    assert errors_page.PAGE.read_text() == errors_page.page(), "run make errors-doc"
+
+
+def test_the_page_of_errors_says_of_each_reason_what_to_do_and_the_code_of_the_contract() -> None:
+    assert errors_page.WHAT_TO_DO.keys() == CODES.keys()
+    said = errors_page.comments()
+    assert {reason: said[reason][0] for reason in CODES} == {reason: Code.Name(code) for reason, code in CODES.items()}
+
+
+OPTION = re.compile(r"(--[a-z-]+) (?:(?!\[env var).)*\[env var: (\w+)(?:; default: ([^;\]]+))?")
+ROW = re.compile(r"^\| `(--[a-z-]+)` \| `(\w+)` \| (?:`([^`]+)`)? *\|", re.MULTILINE)
+
+
+def test_the_tables_of_settings_are_what_the_commands_say() -> None:
+    shown = [
+        subprocess.run(
+            [sys.executable, "-m", "caseload_server", command, "--help"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        ).stdout
+        for command in ("serve", "check")
+    ]
+    pages = (OPERATIONS / "start-and-stop.md", OPERATIONS / "health.md")
+    rows = [row for page in pages for row in ROW.findall(page.read_text())]
+    assert rows == [option for text in shown for option in OPTION.findall(" ".join(text.split()))]
+    assert len(rows) >= 5
+
+
+def test_the_page_of_dependencies_names_those_of_the_project_and_no_others() -> None:
+    server = tomllib.loads((ROOT / "service" / "pyproject.toml").read_text())["project"]
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
+    wanted = [*server["dependencies"], *server["optional-dependencies"]["postgres"], *groups["test"]]
+    wanted += [one for one in groups["dev"] if isinstance(one, str)]
+    names = {re.split(r"[<>=[]", one)[0] for one in wanted} - {"caseload-client"}
+    used, _, _ = (ROOT / "docs" / "dependencies.md").read_text().partition("## Looked at and left out")
+    said = {name for cell in re.findall(r"^\| ([^|]+) \|", used, re.MULTILINE) for name in cell.split(", ")}
+    assert said - {"package", "---"} == names
+
+
+def test_a_backup_taken_while_serving_is_restored_as_a_store_that_refuses_old_revisions(folder: Path) -> None:
+    """Follows docs/operations/backup-and-restore.md: back up, restore, start on the restored file."""
+    page = blocks(OPERATIONS / "backup-and-restore.md")
+    backing_up, on_a_schedule = [block for block in page if block.text.startswith("caseload backup ")]
+    [restoring] = [block for block in page if block.text.startswith("caseload restore ")]
+    with ServerProcess(f"sqlite:///{folder}/data/caseload.db") as server:
+        assert tour(server.address) == 0
+        check_block(backing_up, folder)
+        check_block(on_a_schedule, folder)
+        before = newest_revision(server.address)
+        assert tour(server.address) == 0
+    check_block(restoring, folder)
+    with ServerProcess(f"sqlite:///{folder}/data/restored.db") as server:
+        after = newest_revision(server.address)
+        assert after.partition(".")[2] == before.partition(".")[2]
+        with pytest.raises(grpc.RpcError) as refused:
+            list_changes(server.address, before)
+        assert refusal(refused.value).reason == "REVISION_FOREIGN"
+        assert list_changes(server.address, after).head_revision == after
+
+
+def test_purging_by_age_keeps_what_is_younger(folder: Path) -> None:
+    """Runs the commands of docs/operations/purge.md while the server runs."""
+    page = blocks(OPERATIONS / "purge.md")
+    people, purging = [block for block in page if block.text.startswith("caseload purge ")]
+    with ServerProcess(f"sqlite:///{folder}/data/caseload.db") as server:
+        assert tour(server.address) == 0
+        kept = list_changes(server.address)
+        check_block(people, folder)
+        check_block(purging, folder)
+        assert list_changes(server.address) == kept
+        everything = Block("sh", purging.text.replace("30d", "0d"), None)
+        assert run(everything, folder).stdout == f"{len(kept.change_sets)} change sets purged\n"
+        assert list_changes(server.address).oldest_revision == kept.head_revision
+
+
+def list_changes(address: str, after: str = "") -> change_pb.ListChangesResponse:
+    with grpc.insecure_channel(address) as channel:
+        return ChangeServiceStub(channel).ListChanges(
+            change_pb.ListChangesRequest(after_revision=after), timeout=HUNG_SECONDS
+        )
+
+
+def tour(address: str) -> int:
+    command = [sys.executable, str(ROOT / "client_example.py"), address]
+    return subprocess.run(command, stdout=subprocess.DEVNULL, timeout=60, check=False).returncode
+
+
+def newest_revision(address: str) -> str:
+    client = Client(address)
+    revision = client.therapists.ListTherapists(pb.ListTherapistsRequest(), timeout=HUNG_SECONDS).revision
+    client.close()
+    return revision
+
+
+@pytest.mark.checkout
+@pytest.mark.usefixtures("grpcurl")
+def test_make_run_prints_a_grpcurl_line_that_works_when_pasted(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    lines = lines_of_make_run(address, tmp_path)
+    tried = next(lines).removeprefix("try: ")
+    assert next(lines) == f"caseload: serving on {address}"
+    pasted = subprocess.run(
+        tried, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=HUNG_SECONDS, check=False,
+        env=os.environ | {"PATH": search_path()},
+    )  # fmt: skip
+    assert '"display_name": "Ada Roe"' in pasted.stdout, pasted.stderr
+    [shown] = [block.output for block in blocks(ROOT / "README.md") if block.text == "make run\n"]
+    told = f"try: {tried}\ncaseload: serving on {address}".replace(address, ADDRESS).replace(".tools/bin/", "")
+    assert shown is not None
+    assert shown.strip() == told
+    lines.close()
+
+
+def lines_of_make_run(address: str, folder: Path) -> Generator[str, None, None]:
+    """What it prints, line by line; closing this ends it, with every process that it started."""
+    command = ["make", "run", f"ADDRESS={address}", f"DATABASE=sqlite:///{folder}/caseload.db"]
+    alone = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=alone, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as running:
+        try:
+            assert running.stdout is not None
+            yield from (line.rstrip("\n") for line in running.stdout)
+        finally:
+            os.killpg(running.pid, signal.SIGTERM)
+            running.wait(HUNG_SECONDS)

@@ -1,0 +1,137 @@
+"""Honest callers, and how they fare while others attack."""
+
+import math
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final, NamedTuple
+
+import grpc
+from caseload.v1 import therapist_service_pb2 as pb
+from caseload.v1 import therapist_service_pb2_grpc as pb_grpc
+from caseload.v1.resources_pb2 import Therapist
+
+from tests.support.waiting import HUNG_SECONDS
+
+CALLERS: Final = 8
+PAUSE_SECONDS: Final = 0.02
+DEADLINE_SECONDS: Final = 5.0
+SETTLE_SECONDS: Final = 0.2
+"""After an attack, so that what it leaves behind is not put down to the next round."""
+
+
+class Round(NamedTuple):
+    """What honest callers saw in one round."""
+
+    milliseconds: list[float]
+    """Of each call that was OK."""
+    errors: list[str]
+
+    @property
+    def p99(self) -> float:
+        if len(self.milliseconds) < 2:
+            return math.inf
+        return statistics.quantiles(self.milliseconds, n=100)[98]
+
+
+class Honest:
+    """Callers who ask for one therapist, over and over, with a pause: half of them on new connections each round."""
+
+    def __init__(self, address: str, deadline_seconds: float = DEADLINE_SECONDS) -> None:
+        """Args: deadline_seconds, of each call."""
+        self._address = address
+        self._deadline_seconds = deadline_seconds
+        self._kept = [self._channel() for _ in range(CALLERS // 2)]
+        create = pb.CreateTherapistRequest(therapist_id="t1", therapist=Therapist(display_name="Ann Lee"))
+        pb_grpc.TherapistServiceStub(self._kept[0]).CreateTherapist(create, timeout=HUNG_SECONDS)
+        self.round(0.3)  # connections are made, and the server has seen everything once
+
+    def close(self) -> None:
+        for channel in self._kept:
+            channel.close()
+
+    def round(self, seconds: float) -> Round:
+        """Calls for so long, and at least one of each caller."""
+        fresh = [self._channel() for _ in range(CALLERS - len(self._kept))]
+        result = Round([], [])
+        until = time.monotonic() + seconds
+        threads = [threading.Thread(target=self._call, args=(one, until, result)) for one in (*self._kept, *fresh)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for channel in fresh:
+            channel.close()
+        return result
+
+    def _call(self, channel: grpc.Channel, until: float, result: Round) -> None:
+        ask = pb_grpc.TherapistServiceStub(channel).GetTherapist
+        ends = False
+        while not ends:
+            began = time.monotonic()
+            try:
+                ask(pb.GetTherapistRequest(therapist_id="t1"), timeout=self._deadline_seconds)
+            except grpc.RpcError as error:
+                result.errors.append(f"{error.code().name}: {error.details()}")
+            else:
+                result.milliseconds.append((time.monotonic() - began) * 1000)
+            ends = time.monotonic() >= until
+            time.sleep(PAUSE_SECONDS)
+
+    def _channel(self) -> grpc.Channel:
+        # Or channels of one process to one address would share a connection.
+        return grpc.insecure_channel(self._address, [("grpc.use_local_subchannel_pool", 1)])
+
+
+class Comparison(NamedTuple):
+    """Rounds without and with an attack, in turn, so that what disturbs one disturbs the other."""
+
+    done: int
+    """How often the attacker did what it does."""
+    quiet: list[Round]
+    attacked: list[Round]
+
+    @property
+    def errors(self) -> list[str]:
+        return [error for one in (*self.quiet, *self.attacked) for error in one.errors]
+
+    @property
+    def ratios(self) -> list[float]:
+        """Of the p99, with the attack to without, by round."""
+        return [attacked.p99 / quiet.p99 for quiet, attacked in zip(self.quiet, self.attacked, strict=True)]
+
+    @property
+    def p99s(self) -> tuple[float, float]:
+        """In milliseconds, without and with the attack: the medians of the rounds."""
+        quiet, attacked = (statistics.median(one.p99 for one in side) for side in (self.quiet, self.attacked))
+        return quiet, attacked
+
+
+def compare(honest: Honest, address: str, attack: str, rounds: int, seconds: float) -> Comparison:
+    """So many rounds, each so long without the attack and so long with it."""
+    total, quiet, busy = 0, [], []
+    for _ in range(rounds):
+        quiet.append(honest.round(seconds))
+        with attacked(address, attack) as done:
+            busy.append(honest.round(seconds))
+        total += sum(done)
+        time.sleep(SETTLE_SECONDS)
+    return Comparison(total, quiet, busy)
+
+
+@contextmanager
+def attacked(address: str, attack: str) -> Iterator[list[int]]:
+    """While the attack goes on; at the end the list gets how often the attacker did what it does."""
+    command = [sys.executable, "-m", "tests.hostile.attacks", attack, address]
+    done: list[int] = []
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as attacker:
+        assert attacker.stdin
+        assert attacker.stdout
+        assert attacker.stdout.readline() == "attacking\n"
+        yield done
+        attacker.stdin.close()
+        done.append(int(attacker.stdout.readline()))

@@ -1,0 +1,344 @@
+"""The access log: one line for each call, however it ends, with ids and no other value."""
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from caseload.v1 import therapist_service_pb2 as pb
+from caseload_server.api.therapist_service import TherapistServicer
+from caseload_server.domain.limits import MAX_LOGGED_IDS, MAX_MESSAGE_BYTES, MAX_METADATA_BYTES
+from caseload_server.rpc.server import CaseloadServer
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from tests.api.sample_values import full, is_map
+from tests.docs.doc_blocks import OPERATIONS
+from tests.security.server_fixture import KeysFile, LogReader, await_writes, bearer, logging
+from tests.store.store_builders import run
+from tests.support.api_driver import READS, RPCS, ApiDriver, full_name, new_request_id, request
+from tests.support.waiting import HUNG_SECONDS, NEVER_SECONDS, eventually
+from tests.support.write_lock import holding_the_lock, wait_for_locks
+
+HEALTH = "/grpc.health.v1.Health"
+REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+GET = full_name("GetTherapist")
+FIELDS = [
+    *("event", "time", "caller", "peer", "method", "code", "reason"),
+    *("therapist_ids", "patient_ids", "assignment_ids", "request_id", "ms"),
+]
+
+
+class Defective(TherapistServicer):
+    """With a defect, and an answer that cannot be written."""
+
+    def GetTherapist(self, request: Any, context: grpc.ServicerContext) -> Any:
+        if request.therapist_id == "broken":
+            raise KeyError(f"do-not-repeat-me {request}")
+        if request.therapist_id == "unwritable":
+            return object()
+        return super().GetTherapist(request, context)
+
+
+@pytest.fixture
+def logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[CaseloadServer, ApiDriver, LogReader]]:
+    monkeypatch.setattr("caseload_server.rpc.server.TherapistServicer", Defective)
+    with logging(tmp_path) as found:
+        yield found
+
+
+def after(reader: LogReader, count: int) -> list[dict[str, Any]]:
+    """The lines, once there are so many; and a while later no more."""
+    eventually(lambda: len(reader.lines()) >= count, reader.lines)
+    time.sleep(0.1)
+    assert len(reader.lines()) == count
+    return reader.lines()
+
+
+def ended(call: Any) -> str:
+    """The name of the code that a call ended with."""
+    try:
+        call()
+    except grpc.RpcError as error:
+        return str(error.code().name)
+    return "OK"
+
+
+def test_a_line_says_who_did_what_to_whom(logged: tuple[CaseloadServer, ApiDriver, LogReader]) -> None:
+    _, api, reader = logged
+    api.therapists("t1")
+    api.patients("p1")
+    before, request_id = time.time(), new_request_id().upper()
+    began = time.perf_counter()
+    made = api.send("AssignPatient", therapist_id="t1", patient_id="p1", request_id=request_id).assignment
+    callers_ms = (time.perf_counter() - began) * 1000
+    line = after(reader, 3)[-1]
+    assert list(line) == [name for name in FIELDS if name != "reason"]
+    assert (line["event"], line["caller"], line["method"]) == ("call", "local", full_name("AssignPatient"))
+    assert (line["code"], line["request_id"]) == ("OK", request_id.lower())
+    assert (line["therapist_ids"], line["patient_ids"]) == (["t1"], ["p1"])
+    assert line["assignment_ids"] == [made.assignment_id]
+    assert re.fullmatch(r"ipv4:127\.0\.0\.1:\d+", line["peer"])
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["time"])
+    assert time.strftime("%Y-%m-%dT%H:%M", time.gmtime(before)) <= line["time"]
+    assert 0 < line["ms"] <= callers_ms
+
+
+def test_a_refused_call_names_its_reason_and_whom_it_asked_for(
+    logged: tuple[CaseloadServer, ApiDriver, LogReader],
+) -> None:
+    _, api, reader = logged
+    assert ended(lambda: api.send("GetPatient", patient_id="nobody")) == "NOT_FOUND"
+    [line] = after(reader, 1)
+    assert (line["code"], line["reason"]) == ("NOT_FOUND", "PATIENT_NOT_FOUND")
+    assert line["patient_ids"] == ["nobody"]
+
+
+def test_each_call_has_exactly_one_line(
+    logged: tuple[CaseloadServer, ApiDriver, LogReader],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However it ends. The codes are those that the callers saw."""
+    wait_for_locks(monkeypatch)
+    server, api, reader = logged
+    ask = api.channel.unary_unary
+    health: Any = health_pb2_grpc.HealthStub(api.channel)
+    check = health_pb2.HealthCheckRequest
+    codes: list[str] = []
+
+    def call(method: str, data: bytes = b"") -> None:
+        make: Any = ask(method)
+        codes.append(ended(lambda: make(data, timeout=HUNG_SECONDS)))
+
+    api.therapists("t1")
+    codes.append("OK")
+    call(GET, pb.GetTherapistRequest(therapist_id="t1").SerializeToString())
+    call(GET, pb.GetTherapistRequest(therapist_id="broken").SerializeToString())
+    call(GET, pb.GetTherapistRequest(therapist_id="unwritable").SerializeToString())
+    call(GET, b"\xff")
+    call(GET)
+    codes.append(ended(lambda: health.Check(check())))
+    codes.append(ended(lambda: health.Check(check(service="unknown"))))
+    call(f"{HEALTH}/Check", b"\xff")
+    assert codes == [
+        *("OK", "OK", "INTERNAL", "INTERNAL", "INVALID_ARGUMENT", "INVALID_ARGUMENT"),
+        *("OK", "NOT_FOUND", "INVALID_ARGUMENT"),
+    ]
+    codes += stream_codes(api, health, reader)
+    codes += cancelled(server, api, f"sqlite:///{tmp_path}/caseload.db")
+    assert [line["code"] for line in after(reader, len(codes))] == codes
+    assert {line["caller"] for line in reader.lines() if not line["method"].startswith(HEALTH)} == {"local"}
+    assert "do-not-repeat-me" not in reader.path.read_text() + "".join(capfd.readouterr())
+
+
+def stream_codes(api: ApiDriver, health: Any, reader: LogReader) -> list[str]:
+    """Streams: of changes, of health, of reflection; refused and cancelled."""
+    before = len(reader.lines())
+
+    def written(count: int) -> None:
+        eventually(lambda: len(reader.lines()) >= before + count)  # after the caller has turned away
+
+    watch = api.watch()
+    next(watch)
+    watch.cancel()
+    written(1)
+    assert ended(lambda: next(api.watch("x.1"))) == "OUT_OF_RANGE"
+    readiness = health.Watch(health_pb2.HealthCheckRequest())
+    next(readiness)
+    readiness.cancel()
+    written(3)
+    reflection: Any = reflection_pb2_grpc.ServerReflectionStub
+    listing = reflection_pb2.ServerReflectionRequest(list_services="")
+    assert list(reflection(api.channel).ServerReflectionInfo(iter([listing])))
+    written(4)
+    garbage: Any = api.channel.stream_stream(REFLECTION)
+    assert ended(lambda: list(garbage(iter([b"\xff"])))) == "INVALID_ARGUMENT"
+    return ["CANCELLED", "OUT_OF_RANGE", "CANCELLED", "OK", "INVALID_ARGUMENT"]
+
+
+def cancelled(server: CaseloadServer, api: ApiDriver, database: str) -> list[str]:
+    """A call whose caller turns away while it waits for the lock of another process."""
+    create: Any = api.channel.unary_unary(full_name("CreatePatient"))
+    body = request("CreatePatient", patient={"display_name": "A"}).SerializeToString()
+    store: Any = server.store
+    with holding_the_lock(database):
+        under_way = create.future(body, timeout=HUNG_SECONDS)
+        await_writes(server, 1)
+        eventually(lambda: store._database._group_commit._writing)
+        under_way.cancel()
+        api.send("ListPatients")  # comes after it on its connection
+    return ["OK", "CANCELLED"]
+
+
+def test_calls_of_strangers_and_of_those_who_may_not_have_their_line(tmp_path: Path) -> None:
+    keys_file = KeysFile(tmp_path / "keys")
+    reader_only = bearer(keys_file.add("reader", "read"))
+    with logging(tmp_path, keys_file=keys_file.path) as (_, api, reader):
+        for rpc, method in RPCS.items():
+            make: Any = api.channel.unary_stream if method.server_streaming else api.channel.unary_unary
+            data = full(method).SerializeToString()
+            for metadata in ((), bearer("unknown"), reader_only):
+                with suppress(grpc.RpcError):
+                    answer = make(full_name(rpc))(data, metadata=metadata, timeout=HUNG_SECONDS)
+                    list(answer if method.server_streaming else ())
+        lines = after(reader, 3 * len(RPCS))
+    assert [line["method"] for line in lines[::3]] == [full_name(rpc) for rpc in RPCS]
+    assert {(line["caller"], line["reason"]) for line in [*lines[::3], *lines[1::3]]} == {("", "UNAUTHENTICATED")}
+    denied = [line for line in lines[2::3] if line.get("reason") == "PERMISSION_DENIED"]
+    assert len(denied) == len(RPCS) - len(READS) + 2  # the two of ChangeService
+    assert {line["caller"] for line in lines[2::3]} == {"reader"}
+    assert [line for line in [*lines[::3], *denied] if any(name.endswith("_ids") for name in line)] == []
+
+
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ApiDriver, LogReader]]:
+    """A therapist with a thousand patients, of whom one is another's too."""
+    bounds = {"threads": 32, "queue_timeout_seconds": NEVER_SECONDS}  # none of the 32 callers is shed
+    with logging(tmp_path_factory.mktemp("crowd"), **bounds) as (_, api, reader):
+        api.therapists("t1", "t2")
+
+        def admit(patient_id: str) -> None:
+            api.patients(patient_id)
+            api.assign("t1", patient_id)
+
+        with ThreadPoolExecutor(32) as threads:
+            assert len(list(threads.map(admit, CROWD))) == MAX_LOGGED_IDS
+        api.assign("t2", CROWD[0], role=1)
+        yield api, reader
+
+
+CROWD = [f"p{number:04}" for number in range(MAX_LOGGED_IDS)]
+DISCLOSING: dict[str, dict[str, Any]] = {
+    "GetPatient": {"patient_id": CROWD[0]},
+    "BatchGetPatients": {"patient_ids": CROWD[:100]},
+    "ListPatients": {"page_size": MAX_LOGGED_IDS},
+    "ListTherapists": {"page_size": MAX_LOGGED_IDS},
+    "ListTherapistPatients": {"therapist_id": "t1", "page_size": MAX_LOGGED_IDS},
+    "ListPatientTherapists": {"patient_id": CROWD[0]},
+    "ListAssignments": {"page_size": MAX_LOGGED_IDS, "filter": {"therapist_id": "t1"}},
+    "CheckAssignments": {"pairs": [{"therapist_id": "t1", "patient_id": one} for one in CROWD[:100]]},
+    "UpdatePatient": {"patient": {"patient_id": CROWD[1], "display_name": "B"}},
+    "DeletePatient": {"patient_id": CROWD[1], "force": True, "validate_only": True},
+    "ListChanges": {"page_size": 400},
+    "TransferPatients": {
+        "source_therapist_id": "t1",
+        "target_therapist_id": "t2",
+        "patient_ids": CROWD[2:],
+        "ignore_capacity": True,
+        "request_id": "0190a3c4-0000-7000-8000-000000000001",
+        "validate_only": True,
+    },
+}
+
+
+@pytest.mark.parametrize("rpc", DISCLOSING)
+def test_a_line_names_everyone_whom_the_answer_does(crowd: tuple[ApiDriver, LogReader], rpc: str) -> None:
+    api, reader = crowd
+    answer = api.send(rpc, **DISCLOSING[rpc])
+    line = reader.lines()[-1]
+    assert line["method"] == full_name(rpc)
+    disclosed = set(people_in(answer))
+    assert disclosed or rpc == "CheckAssignments"
+    named = {(kind, one) for kind in ("therapist", "patient") for one in line.get(f"{kind}_ids", ())}
+    asked = set(people_in(request(rpc, **DISCLOSING[rpc])))
+    assert named == disclosed | asked
+    assert not any(name.endswith("left_out") for name in line)
+
+
+def people_in(message: Any) -> Iterator[tuple[str, str]]:
+    """Every therapist and patient that a message names, wherever it does."""
+    for field, value in message.ListFields():
+        for one in value if field.is_repeated else [value]:
+            kind = re.search("(therapist|patient)_ids?$", field.name)
+            if field.message_type and "seconds" not in field.message_type.fields_by_name and not is_map(field):
+                yield from people_in(one)
+            elif kind:
+                yield kind[1], one
+
+
+def test_a_watch_names_a_thousand_of_each_kind_and_says_when_there_were_more(
+    logged: tuple[CaseloadServer, ApiDriver, LogReader],
+) -> None:
+    server, api, reader = logged
+    start = api.head()
+    store: Any = server.store
+    run(store, "INSERT INTO change_set VALUES (1, 0, 'importer', 'm', '')")
+    run(
+        store,
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1500)"
+        " INSERT INTO change SELECT 1, i, 2, '', '', 'p' || i, '' FROM n",
+    )
+    run(store, "UPDATE store SET head_revision = 1")
+    watch = api.watch(start)
+    assert len(next(watch).change_sets[0].changes) == 1500
+    watch.cancel()
+    line = after(reader, 2)[-1]
+    assert line["patient_ids"] == [f"p{number}" for number in range(1, MAX_LOGGED_IDS + 1)]
+    assert line["patient_ids_left_out"] is True
+    assert line["caller"] == "local"
+
+
+def test_what_was_sent_in_the_place_of_an_id_is_not_in_the_log(
+    logged: tuple[CaseloadServer, ApiDriver, LogReader],
+) -> None:
+    """It may be a name. Nor is what the server does not read, whatever it looks like."""
+    _, api, reader = logged
+    with suppress(grpc.RpcError):
+        api.send("GetPatient", patient_id="Do Not Repeat Me")
+    with suppress(grpc.RpcError):
+        api.send("BatchGetPatients", patient_ids=["do not repeat me", "p1"])
+    with suppress(grpc.RpcError):
+        api.send("DeletePatient", patient_id="p1", request_id="do-not-repeat-me")
+    api.patients("p1", patient_id="not-p1", primary_therapist_id="not-t1")
+    lines = after(reader, 4)
+    assert "repeat" not in reader.path.read_text().lower()
+    assert [line.get("patient_ids") for line in lines] == [None, ["p1"], ["p1"], ["p1"]]
+    assert [line for line in lines if "therapist_ids" in line or "request_id" in line] == []
+
+
+def test_what_the_library_refuses_by_itself_has_no_line(logged: tuple[CaseloadServer, ApiDriver, LogReader]) -> None:
+    """As docs/operations/logs.md says."""
+    _, api, reader = logged
+    unknown: Any = api.channel.unary_unary("/caseload.v1.PatientService/Unknown")
+    get: Any = api.channel.unary_unary(GET)
+    assert ended(lambda: unknown(b"", timeout=HUNG_SECONDS)) == "UNIMPLEMENTED"
+    assert ended(lambda: get(b"x" * (MAX_MESSAGE_BYTES + 1), timeout=HUNG_SECONDS)) == "RESOURCE_EXHAUSTED"
+    assert (
+        ended(lambda: get(b"", metadata=(("x", "x" * MAX_METADATA_BYTES),), timeout=HUNG_SECONDS))
+        == "RESOURCE_EXHAUSTED"
+    )
+    api.therapists("t1")
+    assert [line["code"] for line in after(reader, 1)] == ["OK"]
+
+
+def test_the_line_in_the_documentation_is_one_as_it_is_written(
+    logged: tuple[CaseloadServer, ApiDriver, LogReader],
+) -> None:
+    _, api, reader = logged
+    [shown] = re.findall(r'^\{"event":"call".*$', LOGS_PAGE.read_text(), re.MULTILINE)
+    api.therapists("ada")
+    api.patients("jane")
+    api.send("DeletePatient", patient_id="jane")
+    with suppress(grpc.RpcError):
+        api.send("AssignPatient", therapist_id="ada", patient_id="jane", request_id=new_request_id())
+    written = after(reader, 4)[-1]
+    same = ("event", "method", "code", "reason", "therapist_ids", "patient_ids")
+    documented = json.loads(shown)
+    assert list(documented) == list(written)
+    assert [documented[name] for name in same] == [written[name] for name in same]
+    documented_fields = {
+        name for row in FIELD_ROW.findall(LOGS_PAGE.read_text()) for name in re.findall(r"`(\w+)`", row)
+    }
+    assert documented_fields >= set(FIELDS)
+
+
+LOGS_PAGE = OPERATIONS / "logs.md"
+FIELD_ROW = re.compile(r"^\| ((?:`\w+`(?:, )?)+) \|", re.MULTILINE)

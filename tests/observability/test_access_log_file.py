@@ -1,0 +1,116 @@
+"""The file of the access log: whole lines, moved away by logrotate, and a disk that is full."""
+
+import json
+import threading
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from caseload_server.observability import access_log
+from caseload_server.observability.access_log import LogFile
+from structlog.testing import capture_logs
+
+from tests.process.command_runner import refusal
+from tests.security.server_fixture import LogReader, logging, serving
+from tests.support.api_driver import ApiDriver, refused
+from tests.support.servers import ServerProcess
+from tests.support.waiting import join
+
+
+def test_lines_of_many_threads_do_not_mix(tmp_path: Path) -> None:
+    path = tmp_path / "access.log"
+    files = [LogFile(path), LogFile(path)]  # as two processes have it
+
+    def write(number: int) -> None:
+        for _ in range(50):
+            files[number % 2].write(json.dumps({"number": number, "filling": f"{number:02}" * 20_000}) + "\n")
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(64)]
+    for thread in threads:
+        thread.start()
+    join(*threads)
+    seen: Counter[int] = Counter()
+    with path.open() as file:
+        for line in file:
+            found = json.loads(line)
+            assert found["filling"] == f"{found['number']:02}" * 20_000
+            seen[found["number"]] += 1
+    assert seen == dict.fromkeys(range(64), 50)
+    for opened in files:
+        opened.close()
+
+
+def test_a_file_that_was_moved_away_is_followed_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As logrotate does, without a signal."""
+    monkeypatch.setattr(access_log, "_CHECK_INTERVAL_SECONDS", 0.0)
+    with logging(tmp_path) as (_, api, reader):
+        api.therapists("t1")
+        reader.path.rename(tmp_path / "access.log.1")
+        api.therapists("t2")
+        assert [line["therapist_ids"] for line in reader.lines()] == [["t2"]]
+        assert reader.path.stat().st_mode & 0o777 == 0o600
+    assert [line["therapist_ids"] for line in LogReader(tmp_path / "access.log.1").lines()] == [["t1"]]
+
+
+def test_the_file_is_its_owners_alone_and_is_added_to(tmp_path: Path) -> None:
+    path = tmp_path / "access.log"
+    for number in range(2):
+        with (
+            ServerProcess(f"sqlite:///{tmp_path}/caseload.db", "--access-log", str(path)) as server,
+            ApiDriver(server.address) as one,
+        ):
+            one.therapists(f"t{number}")
+            _, log = server.stop()
+        assert "CreateTherapist" not in log
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [line["therapist_ids"] for line in LogReader(path).lines()] == [["t0"], ["t1"]]
+
+
+def test_a_line_is_there_before_its_answer_is(tmp_path: Path) -> None:
+    """So that a crash loses none of what callers have seen."""
+    path = tmp_path / "access.log"
+    with (
+        ServerProcess(f"sqlite:///{tmp_path}/caseload.db", "--access-log", str(path)) as server,
+        ApiDriver(server.address) as api,
+    ):
+        for number in range(20):
+            api.therapists(f"t{number}")
+            assert len(LogReader(path).lines()) == number + 1
+        server.kill()
+    assert len(LogReader(path).lines()) == 20
+
+
+def test_calls_go_on_where_the_log_cannot_be_written_and_the_other_log_says_so_once(tmp_path: Path) -> None:
+    full_disk = Path("/dev/full")
+    with serving(tmp_path, access_log=full_disk) as server, ApiDriver(server.address) as api, capture_logs() as logs:
+        api.therapists("t1", "t2", "t3")
+    assert [(line["event"], line["type"]) for line in logs] == [("access log write failed", "OSError")]
+
+
+def test_calls_go_on_where_nobody_reads_standard_error(tmp_path: Path) -> None:
+    with (
+        ServerProcess(f"sqlite:///{tmp_path}/caseload.db", access_log=None) as server,
+        ApiDriver(server.address) as api,
+    ):
+        assert server.process.stderr is not None
+        server.process.stderr.close()
+        server.process.stderr = None
+        api.therapists("t1", "t2")
+        assert refused(api.send, "GetTherapist", therapist_id="t3").reason == "THERAPIST_NOT_FOUND"
+
+
+def test_without_a_file_lines_go_to_standard_error(tmp_path: Path) -> None:
+    with (
+        ServerProcess(f"sqlite:///{tmp_path}/caseload.db", access_log=None) as server,
+        ApiDriver(server.address) as api,
+    ):
+        api.therapists("t1")
+        _, log = server.stop()
+    events = [json.loads(line)["event"] for line in log.splitlines()]
+    assert events == ["started", "call", "stopping", "stopped"]
+
+
+@pytest.mark.parametrize("where", ["missing/access.log", "."])
+def test_a_file_that_cannot_be_is_refused(tmp_path: Path, where: str) -> None:
+    serve = ("serve", "--address", "127.0.0.1:0", "--database", "sqlite:///a.db")
+    assert refusal(tmp_path, *serve, "--access-log", where).startswith("--access-log: ")

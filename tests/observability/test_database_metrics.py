@@ -1,0 +1,54 @@
+"""What is looked at of each kind of database."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.conftest import serving
+from tests.observability.metrics_client import numbers, until
+from tests.process.command_runner import url
+from tests.support.api_driver import ApiDriver
+from tests.support.write_lock import wait_for_locks
+
+MASK: Final = {"update_mask": {"paths": ["display_name"]}}
+
+
+def test_the_sizes_of_a_sqlite_file_and_its_log_are_told(tmp_path: Path) -> None:
+    with (
+        serving(url(tmp_path / "caseload.db"), metrics_address="127.0.0.1:0") as server,
+        ApiDriver(server.address) as api,
+    ):
+        api.therapists("t1")
+        log = (tmp_path / "caseload.db-wal").stat().st_size
+        assert log > 4096
+        until(server.metrics_address, lambda seen: seen("wal_bytes") == log)
+        assert numbers(server.metrics_address)("database_bytes") == (tmp_path / "caseload.db").stat().st_size
+        assert "caseload_pool_connections" not in numbers(server.metrics_address).families
+
+
+def test_the_connections_to_postgresql_that_calls_hold_and_wait_for_are_told(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import psycopg
+
+    wait_for_locks(monkeypatch)
+
+    def writing(number: int) -> None:
+        with ApiDriver(server.address) as caller:
+            caller.send("UpdateTherapist", therapist={"therapist_id": "t1", "display_name": f"{number}"}, **MASK)
+
+    with serving(postgres_url, metrics_address="127.0.0.1:0", pool_size=2) as server, ApiDriver(server.address) as api:
+        api.therapists("t1")
+        address = server.metrics_address
+        with ThreadPoolExecutor() as callers, psycopg.connect(postgres_url) as other:
+            other.execute("SELECT FROM therapist FOR UPDATE")  # which they all have to wait for
+            done = callers.map(writing, range(5))
+            held = until(address, lambda seen: seen("pool_waiting", pool="write") == 3)
+            assert held("pool_connections", pool="write") == held("pool_connections_limit", pool="write") == 2
+            assert held("pool_connections", pool="read") == 0
+            other.rollback()
+            list(done)
+        until(address, lambda seen: seen("pool_connections") == seen("pool_waiting") == 0)
+        assert "caseload_wal_bytes" not in numbers(address).families

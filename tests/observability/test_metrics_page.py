@@ -1,0 +1,146 @@
+"""The page is what Prometheus asks for and nothing else, and takes nothing from calls."""
+
+import http.client
+import socket
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+from caseload_server.observability import metrics_page
+from caseload_server.observability.metrics_page import MetricsPage
+from caseload_server.rpc.server import CaseloadServer
+
+from tests.conftest import serving
+from tests.observability.metrics_client import page
+from tests.process.command_runner import SECRET, SERVE, refusal, url
+from tests.support.waiting import HUNG_SECONDS, NEVER_SECONDS, eventually
+
+PLACES = 16
+"""Readers at once."""
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    database = url(tmp_path_factory.mktemp("page") / "caseload.db")
+    with serving(database, metrics_address="127.0.0.1:0") as server:
+        assert server.metrics_address
+        yield server.metrics_address
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics/", "/metric", "/Metrics", "/favicon.ico"])
+def test_other_paths_are_not_found(address: str, path: str) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"http://{address}{path}", timeout=HUNG_SECONDS)
+    assert refused.value.code == 404
+    refused.value.close()
+
+
+def test_it_has_the_type_that_prometheus_asks_for(address: str) -> None:
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=HUNG_SECONDS) as answer:
+        assert answer.headers["Content-Type"].startswith("text/plain; version=")
+
+
+@pytest.fixture
+def patient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The page of a server that waits for slow readers as long as a test does."""
+    monkeypatch.setattr(metrics_page, "_IDLE_TIMEOUT_SECONDS", NEVER_SECONDS)
+    monkeypatch.setattr(metrics_page, "_REQUEST_TIMEOUT_SECONDS", NEVER_SECONDS)
+    with serving(url(tmp_path / "caseload.db"), metrics_address="127.0.0.1:0") as server:
+        assert server.metrics_address
+        yield server.metrics_address
+
+
+def silent_readers(address: str, count: int, stack: ExitStack) -> list[socket.socket]:
+    host, port = address.split(":")
+    return [stack.enter_context(socket.create_connection((host, int(port)), HUNG_SECONDS)) for _ in range(count)]
+
+
+def is_closed(reader: socket.socket) -> bool:
+    reader.setblocking(False)
+    try:
+        return not reader.recv(1)
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
+
+
+def is_answered(address: str) -> bool:
+    with suppress(OSError):
+        return bool(page(address))
+    return False
+
+
+def test_readers_who_do_not_read_take_a_few_threads_and_no_more(patient: str) -> None:
+    before = threading.active_count()
+    with ExitStack() as silent:
+        readers = silent_readers(patient, 100, silent)
+        eventually(lambda: sum(map(is_closed, readers)) == 100 - PLACES)
+        assert before < threading.active_count() <= before + PLACES
+    eventually(lambda: is_answered(patient))
+
+
+def test_readers_who_take_their_time_do_not_keep_the_places(patient: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ExitStack() as slow:
+        readers = silent_readers(patient, PLACES, slow)
+        eventually(lambda: not is_answered(patient))
+        monkeypatch.setattr(metrics_page, "_REQUEST_TIMEOUT_SECONDS", 0.5)
+
+        def is_answered_beside_them() -> bool:
+            for reader in readers:
+                with suppress(OSError):  # it was closed
+                    reader.send(b"G")
+            return is_answered(patient)
+
+        eventually(is_answered_beside_them)
+
+
+def test_what_is_no_request_is_refused_and_not_logged(address: str, capfd: pytest.CaptureFixture[str]) -> None:
+    host, port = address.split(":")
+    with socket.create_connection((host, int(port)), HUNG_SECONDS) as connection:
+        connection.sendall(SECRET.encode() + b"\r\n\r\n")
+        connection.recv(100)
+    asking = http.client.HTTPConnection(address, timeout=HUNG_SECONDS)
+    asking.request("BREW", f"/{SECRET}")
+    assert asking.getresponse().status == 501
+    asking.close()
+    assert capfd.readouterr() == ("", "")
+    assert SECRET not in page(address)
+
+
+@pytest.mark.parametrize("wrong", ["127.0.0.1", "9464", "", "127.0.0.1:65536", f"{SECRET}:1", f"{SECRET}\udcff:0"])
+def test_an_address_that_is_none_is_refused(tmp_path: Path, wrong: str) -> None:
+    line = refusal(tmp_path, *SERVE, "--database", url(tmp_path / "caseload.db"), "--metrics-address", wrong)
+    assert line.startswith("--metrics-address: ")
+    assert SECRET not in line
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "127.0.0.1"])
+def test_an_address_that_is_taken_or_of_another_machine_is_refused(tmp_path: Path, host: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        taken = f"{host}:{listening.getsockname()[1]}"
+        line = refusal(tmp_path, *SERVE, "--database", url(tmp_path / "caseload.db"), "--metrics-address", taken)
+    assert line.startswith("--metrics-address: cannot listen on this address")
+    assert taken not in line
+
+
+def test_the_address_is_free_again_after_a_stop(measured_server: CaseloadServer, tmp_path: Path) -> None:
+    taken = measured_server.metrics_address
+    assert taken
+    page(taken)
+    measured_server.stop()
+    with serving(url(tmp_path / "caseload.db"), metrics_address=taken) as after:
+        assert page(after.metrics_address)
+
+
+def test_an_ipv6_address_is_served() -> None:
+    from prometheus_client import CollectorRegistry
+
+    shown = MetricsPage("[::1]:0", CollectorRegistry())
+    shown.start()
+    assert page(shown.address) == ""
+    shown.close()

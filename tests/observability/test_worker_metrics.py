@@ -1,0 +1,94 @@
+"""One page for several workers: counters are sums, also of those that died, and gauges are of those that live."""
+
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from caseload_server.observability.metrics import WorkersMetrics
+from caseload_server.observability.metrics_page import MetricsPage
+
+from tests.observability.metrics_client import numbers
+
+
+@pytest.fixture
+def together() -> Iterator[WorkersMetrics]:
+    metrics = WorkersMetrics()
+    yield metrics
+    metrics.close()
+
+
+@pytest.fixture
+def address(together: WorkersMetrics) -> Iterator[str]:
+    page = MetricsPage("127.0.0.1:0", together.registry)
+    page.start()
+    yield page.address
+    page.close()
+
+
+@contextmanager
+def worker(number: int, *, ready: bool = True) -> Iterator["subprocess.Popen[str]"]:
+    """A worker that has counted; ends with the with block, by kill -9."""
+    command = [sys.executable, "-m", "tests.observability.worker_process", str(number), str(int(ready))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "counted\n"
+        yield process
+        process.kill()
+
+
+def test_counters_are_the_sum_of_all_workers_and_stay_when_one_dies(together: WorkersMetrics, address: str) -> None:
+    with worker(0), worker(1):
+        alive = numbers(address)
+    together.remove_worker(0)
+    together.remove_worker(1)
+    dead = numbers(address)
+    for counted in (alive, dead):
+        assert counted("calls_total", code="OK") == 10 + 11
+        assert counted("calls_total", code="NOT_FOUND") == counted("refusals_total") == 2
+        assert counted("call_seconds_count") == counted("call_seconds_bucket", le="0.0005") == 23
+
+
+def test_gauges_are_of_those_that_live_and_readiness_is_that_of_the_worst(
+    together: WorkersMetrics, address: str
+) -> None:
+    with worker(0):
+        with worker(1, ready=False):
+            both = numbers(address)
+        together.remove_worker(1)
+        one = numbers(address)
+    together.remove_worker(0)
+    none = numbers(address)
+    assert (both("watches"), both("ready")) == (10, 0)
+    assert (one("watches"), one("ready")) == (5, 1)
+    assert "caseload_watches" not in none.families
+
+
+def test_a_worker_that_is_started_again_counts_on_in_the_same_files(together: WorkersMetrics, address: str) -> None:
+    folder = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+    with worker(0):
+        first = sorted(path.name for path in folder.iterdir())
+    together.remove_worker(0)
+    with worker(0):
+        assert numbers(address)("calls_total", code="OK") == 20
+        assert sorted(path.name for path in folder.iterdir()) == first
+
+
+def test_the_folder_is_for_us_alone_and_goes_with_us() -> None:
+    metrics = WorkersMetrics()
+    folder = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    metrics.close()
+    assert not folder.exists()
+    assert "PROMETHEUS_MULTIPROC_DIR" not in os.environ
+
+
+@pytest.mark.usefixtures("together")
+def test_no_series_names_a_process(address: str) -> None:
+    """Or each restart would begin new ones."""
+    with worker(0):
+        assert [one for one in numbers(address).samples if "pid" in one.labels] == []

@@ -1,0 +1,28 @@
+"""A worker's part of the metrics, with no server around it: counts, looks, and waits to be killed.
+
+python -m tests.observability.worker_process NUMBER READY
+"""
+
+import sys
+import time
+
+from caseload_server.observability.metrics import Metrics
+
+from tests.support.waiting import HUNG_SECONDS
+
+
+def main() -> None:
+    number, ready = int(sys.argv[1]), float(sys.argv[2])
+    metrics = Metrics(number)
+    count = metrics.counter_for("/caseload.v1.TherapistService/GetTherapist", is_stream=False)
+    for _ in range(10 + number):
+        count("OK", None, 0.0003)
+    count("NOT_FOUND", "THERAPIST_NOT_FOUND", 0.0003)
+    metrics.add_gauge("ready", lambda: ready)
+    metrics.add_gauge("watches", lambda: 5)
+    metrics.start()
+    print("counted", flush=True)
+    time.sleep(2 * HUNG_SECONDS)
+
+
+main()

@@ -1,0 +1,63 @@
+"""Runs `caseload` to its end, and looks at what it left behind."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from caseload_server.store import backends
+
+from tests.support.waiting import HUNG_SECONDS
+
+CASELOAD = (sys.executable, "-m", "caseload_server")
+SERVE = ("serve", "--address", "127.0.0.1:0", "--drain-seconds", "0")
+DRY_RUN = ("migrate", "--dry-run")
+SECRET = "do-not-repeat-me"
+"""What no line may say."""
+STEPS = sorted(path.stem for path in (Path(backends.__file__).parent / "sqlite" / "migrations").glob("*.sql"))
+"""The steps of the schema as `migrate` lists them, the same for both databases."""
+MODE_OBEYING = (sys.executable, str(Path(__file__).with_name("unprivileged_command.py")))
+
+
+def url(path: Path) -> str:
+    return f"sqlite:///{path}"
+
+
+def caseload(
+    folder: Path, *arguments: str, command: Sequence[str] = CASELOAD, **variables: str
+) -> "subprocess.CompletedProcess[str]":
+    """Runs it in the folder, with no CASELOAD_ variables but these."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CASELOAD_")} | variables
+    return subprocess.run(
+        [*command, *arguments],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=HUNG_SECONDS,
+        check=False,
+    )
+
+
+def contents(folder: Path) -> dict[str, tuple[int, str]]:
+    """Every file below with its mode and, where it can be read, a hash of what is in it."""
+    return {str(path.relative_to(folder)): (path.stat().st_mode, _digest(path)) for path in folder.rglob("*")}
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() and os.access(path, os.R_OK) else ""
+
+
+def refusal(folder: Path, *arguments: str, command: Sequence[str] = CASELOAD, **variables: str) -> str:
+    """The one line of a start that fails as every bad start must."""
+    before = contents(folder)
+    ended = caseload(folder, *arguments, command=command, **variables)
+    assert contents(folder) == before
+    assert (ended.returncode, ended.stdout) == (2, ""), ended.stderr
+    assert ended.stderr.startswith("caseload: ")
+    assert ended.stderr.count("\n") == 1, ended.stderr
+    assert ended.stderr.endswith("\n")
+    return ended.stderr.removeprefix("caseload: ").rstrip("\n")

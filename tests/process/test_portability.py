@@ -1,0 +1,328 @@
+"""`caseload export`, `import` and `verify` as an operator runs them."""
+
+import os
+import pty
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+from caseload_server.commands import portability
+from caseload_server.config import Config
+from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
+from caseload_server.store.backends.factory import open_store
+from caseload_server.store.portability.import_process import read_batches
+
+from tests.process.acknowledged_writes import Writers
+from tests.process.command_runner import CASELOAD, SECRET, caseload, refusal, url
+from tests.store.store_calls import make, run
+from tests.support.servers import ServerProcess
+from tests.support.waiting import HUNG_SECONDS, eventually
+
+LOOKS = 50
+"""So often in turn a process must be found asleep to be taken for one that waits."""
+NO_FILE = "FILE: the file does not exist or cannot be read"
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> str:
+    """The URL of a database with a therapist and a patient."""
+    address = url(tmp_path / "source.db")
+    store = open_store(Config(database=address), lambda: 1)
+    make(store, THERAPIST, "t")
+    make(store, PATIENT, "p")
+    store.close()
+    return address
+
+
+@pytest.fixture
+def open_stores() -> Iterator[list[RelationshipStore]]:
+    """Closed after the test."""
+    stores: list[RelationshipStore] = []
+    yield stores
+    for store in stores:
+        store.close()
+
+
+def last_line(text: str) -> str:
+    return text.splitlines()[-1]
+
+
+def test_what_is_served_is_exported_and_imported_and_verified(
+    tmp_path: Path, database_url: str, postgres_url: str
+) -> None:
+    target = {"CASELOAD_DATABASE": postgres_url}
+    with ServerProcess(database_url) as server, Writers(server.address, "w", threads=2) as writers:
+        writers.wait_for(patients=5)
+        export = caseload(tmp_path, "export", "moved.jsonl", CASELOAD_DATABASE=database_url)
+        assert (export.returncode, export.stdout, export.stderr) == (0, "", "")
+        verify = caseload(tmp_path, "verify", CASELOAD_DATABASE=database_url)
+        assert (verify.returncode, verify.stderr) == (0, "")
+        assert "broken" not in verify.stdout
+        server.kill()
+    assert stat.S_IMODE((tmp_path / "moved.jsonl").stat().st_mode) == 0o600
+    moved = caseload(tmp_path, "import", "moved.jsonl", **target)
+    assert (moved.returncode, moved.stderr) == (0, "")
+    verified = caseload(tmp_path, "verify", **target)
+    assert (verified.returncode, verified.stderr) == (0, "")
+    assert last_line(verified.stdout) == last_line(moved.stdout)
+    assert last_line(verified.stdout).startswith("digest: sha256:")
+    with ServerProcess(postgres_url) as server, Writers(server.address, "again", threads=2) as writers:
+        writers.wait_for(patients=2)
+        server.kill()
+    assert caseload(tmp_path, "verify", **target).returncode == 0
+
+
+def test_the_standard_streams_are_files_too(tmp_path: Path, database: str) -> None:
+    target = url(tmp_path / "target.db")
+    commands = f"export - --database {database} | {{}} import - --database {target}"
+    piped = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m service {commands.format(f'{sys.executable} -m service')}"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=HUNG_SECONDS,
+        cwd=tmp_path,
+    )
+    assert piped.stderr == ""
+    assert caseload(tmp_path, "verify", "--database", target).stdout.endswith(piped.stdout)
+    assert stat.S_IMODE((tmp_path / "target.db").stat().st_mode) == 0o600
+
+
+def test_a_broken_rule_is_printed_with_ids_and_is_exit_code_1(
+    tmp_path: Path, database: str, open_stores: list[RelationshipStore]
+) -> None:
+    open_stores.append(store := open_store(Config(database=database), lambda: 1))
+    run(store, "UPDATE therapist SET active_patient_count = 3")
+    ended = caseload(tmp_path, "verify", "--database", database)
+    broken, rows, digest = ended.stdout.splitlines()
+    assert (ended.returncode, ended.stderr) == (1, "")
+    assert broken == "broken: active_patient_count is the number of active assignments: 1 (t)"
+    assert rows == "1 store, 1 therapist, 1 patient, 0 assignment, 2 change_set, 2 change, 0 request, 0 purged"
+    assert digest.startswith("digest: sha256:")
+
+
+def test_a_damaged_file_is_reported(tmp_path: Path) -> None:
+    path = tmp_path / "source.db"
+    store = open_store(Config(database=url(path)), lambda: 1)
+    for number in range(300):
+        make(store, THERAPIST, f"t{number}")
+    store.close()
+    connection = apsw.Connection(str(path))
+    [(root,)] = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'therapist_by_status'")
+    [(size,)] = connection.execute("PRAGMA page_size")
+    connection.close()
+    with path.open("r+b") as file:
+        file.seek((root - 1) * size + size // 2)
+        file.write(bytes(size // 4))
+    ended = caseload(tmp_path, "verify", "--database", url(path))
+    assert ended.returncode in (1, 2)
+    assert "the file is sound" in ended.stdout or ended.stderr.startswith("caseload: --database: ")
+
+
+def test_what_cannot_be_exported_or_imported_is_refused(tmp_path: Path, database: str) -> None:
+    exported = tmp_path / "there.jsonl"
+    assert caseload(tmp_path, "export", exported.name, "--database", database).returncode == 0
+    missing = url(tmp_path / f"{SECRET}.db")
+    in_no_folder = f"{SECRET}/{SECRET}.jsonl"
+    for arguments, line in (
+        (("export", exported.name, "--database", database), "FILE: the file, or a -wal file of an earlier one,"),
+        (("export", in_no_folder, "--database", database), "FILE: could not be written"),
+        (("export", "new.jsonl", "--database", missing), "--database: the file does not exist"),
+        (("verify", "--database", missing), "--database: the file does not exist"),
+        (("import", SECRET, "--database", missing), NO_FILE),
+        (("import", str(tmp_path), "--database", missing), NO_FILE),
+        (("import", "source.db", "--database", missing), "FILE: line 1: is not a JSON object with one name,"),
+        (("import", exported.name, "--database", database), "--database: the file, or a -wal file of an earlier one,"),
+        (("import", exported.name), "--database: the directory of the file does not exist"),
+    ):
+        assert refusal(tmp_path, *arguments).startswith(line)
+
+
+def test_postgres_is_migrated_by_its_operator_and_empty_before_an_import(
+    tmp_path: Path, database: str, postgres_url: str
+) -> None:
+    assert caseload(tmp_path, "export", "moved.jsonl", "--database", database).returncode == 0
+    target = {"CASELOAD_DATABASE": postgres_url}
+    assert caseload(tmp_path, "import", "moved.jsonl", **target).returncode == 0
+    assert refusal(tmp_path, "import", "moved.jsonl", **target) == "--database: is not empty"
+
+
+def test_a_reader_that_goes_away_ends_an_export(
+    tmp_path: Path, database: str, open_stores: list[RelationshipStore]
+) -> None:
+    open_stores.append(store := open_store(Config(database=database), lambda: 1))
+    for number in range(1000):
+        make(store, PATIENT, f"p{number}")
+    ended = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m service export - --database {database} | head -c 10"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=HUNG_SECONDS,
+        cwd=tmp_path,
+    )
+    assert ended.stderr in ("", "caseload: FILE: could not be written\n")
+
+
+def unending(folder: Path, target: str) -> "subprocess.Popen[bytes]":
+    """An import that has read a whole store but for its end, and waits for more."""
+    process = subprocess.Popen(
+        # A shell that runs the tests in the background has its children ignore Ctrl-C.
+        ["env", "--default-signal=INT", *CASELOAD, "import", "-"],
+        cwd=folder,
+        env={**os.environ, "CASELOAD_DATABASE": target},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    lines = (folder / "moved.jsonl").read_bytes().splitlines(keepends=True)
+    assert process.stdin
+    process.stdin.write(b"".join(lines[:-1]))
+    process.stdin.flush()
+    return process
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> str:
+    """The export of a database with more people than are added at once; its digest."""
+    source = url(tmp_path / "many.db")
+    store = open_store(Config(database=source), lambda: 1)
+    for number in range(1500):
+        make(store, THERAPIST, f"t{number}")
+    store.close()
+    assert caseload(tmp_path, "export", "moved.jsonl", "--database", source).returncode == 0
+    verified = caseload(tmp_path, "verify", "--database", source)
+    return last_line(verified.stdout)
+
+
+def wait_until_idle(process_id: int) -> None:
+    """Until it has read all that it was sent, and waits."""
+    spent: list[tuple[str, str]] = []
+
+    def is_idle() -> bool:
+        """Whether it slept each of the last times, and used no processor between them."""
+        fields = state(process_id)
+        assert fields
+        spent.append((fields[0], fields[11]))
+        return len(spent) >= LOOKS and set(spent[-LOOKS:]) == {("S", spent[-1][1])}
+
+    eventually(is_idle)
+
+
+def state(process_id: int) -> list[str]:
+    """What the kernel says of a process behind its name; nothing where it has ended."""
+    try:
+        fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:
+        return []
+    return [] if fields[0] == "Z" else fields
+
+
+def reader_of(process: "subprocess.Popen[bytes]") -> int:
+    """The process in which an import reads its lines."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return int(eventually(lambda: children.read_text().split())[0])
+
+
+def test_a_reading_process_that_is_killed_in_the_middle_ends_an_import_with_a_word(
+    tmp_path: Path, many: str, database_url: str
+) -> None:
+    """What it sends has filled the pipe when it is killed, and does not end where it was to."""
+    process = subprocess.Popen(
+        [*CASELOAD, "import", "moved.jsonl"],
+        cwd=tmp_path,
+        env={**os.environ, "CASELOAD_DATABASE": database_url},
+        stderr=subprocess.PIPE,
+    )
+    reader = reader_of(process)
+    process.send_signal(signal.SIGSTOP)
+    wait_until_idle(reader)
+    os.kill(reader, signal.SIGKILL)
+    process.send_signal(signal.SIGCONT)
+    _, log = process.communicate(timeout=HUNG_SECONDS)
+    line = b"caseload: --database: could not be written, or FILE could not be read\n"
+    assert (process.returncode, log) == (2, line)
+    again = caseload(tmp_path, "import", "moved.jsonl", CASELOAD_DATABASE=database_url)
+    assert (again.returncode, again.stdout) == (0, f"{many}\n")
+
+
+def test_the_reading_process_ends_with_an_import_that_is_killed(tmp_path: Path, many: str) -> None:
+    """It waits for lines that do not come."""
+    assert many
+    process = unending(tmp_path, url(tmp_path / "target.db"))
+    reader = reader_of(process)
+    wait_until_idle(reader)
+    process.kill()
+    process.wait()
+    eventually(lambda: not state(reader))
+    process.communicate()
+
+
+def test_the_reading_process_ends_where_ctrl_c_comes_as_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+
+    class Begun(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **settings: Any) -> None:
+            super().__init__(*arguments, **settings)
+            begun.append(self)
+            signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+    monkeypatch.setattr(subprocess, "Popen", Begun)
+    (tmp_path / "lines").touch()
+    with (tmp_path / "lines").open("rb") as lines, pytest.raises(KeyboardInterrupt), read_batches(lines, "0001"):
+        pass
+    assert [process.returncode for process in begun] == [-signal.SIGKILL]
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_an_import_that_is_ended_leaves_the_database_empty(
+    tmp_path: Path, many: str, database_url: str, number: signal.Signals
+) -> None:
+    process = unending(tmp_path, database_url)
+    wait_until_idle(process.pid)
+    process.send_signal(number)
+    _, log = process.communicate(timeout=HUNG_SECONDS)
+    if number != signal.SIGKILL:
+        assert (process.returncode, log) == (128 + number, b"caseload: interrupted\n")
+    again = caseload(tmp_path, "import", "moved.jsonl", CASELOAD_DATABASE=database_url)
+    assert (again.returncode, again.stdout) == (0, f"{many}\n")
+    verified = caseload(tmp_path, "verify", CASELOAD_DATABASE=database_url)
+    assert (verified.returncode, last_line(verified.stdout)) == (0, many)
+
+
+def test_progress_is_shown_on_a_terminal_and_nowhere_else(tmp_path: Path, many: str) -> None:
+    assert many
+    for arguments in (
+        ("import", "moved.jsonl", "--database", url(tmp_path / "target.db")),
+        ("export", "again.jsonl", "--database", url(tmp_path / "target.db")),
+        ("verify", "--database", url(tmp_path / "target.db")),
+        ("backup", "copy.db", "--database", url(tmp_path / "target.db")),
+        ("restore", "copy.db", "--database", url(tmp_path / "restored.db")),
+        ("purge", "--deleted-before", "1d", "--database", url(tmp_path / "target.db")),
+    ):
+        ours, theirs = pty.openpty()
+        with os.fdopen(ours, "rb", buffering=0) as terminal:
+            ended = subprocess.run(
+                [*CASELOAD, *arguments], stderr=theirs, cwd=tmp_path, timeout=HUNG_SECONDS, check=True
+            )
+            os.close(theirs)
+            shown = terminal.read(100_000)
+        assert (b"100%" if arguments[0] != "purge" else b"purging") in shown  # there is nobody to purge
+        assert ended.returncode == 0
+
+
+def test_an_export_does_not_hurry_whoever_reads_it(tmp_path: Path, postgres_url: str) -> None:
+    del tmp_path
+    with portability.open_snapshot(postgres_url) as transaction:
+        for setting in ("statement_timeout", "idle_in_transaction_session_timeout"):
+            assert transaction.run(f"SHOW {setting}") == [("0",)]

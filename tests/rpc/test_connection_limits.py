@@ -1,0 +1,294 @@
+"""What callers are held to, so that none can take the service from the others."""
+
+import select
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from caseload.v1 import patient_service_pb2 as pb
+from caseload_server.config import Config
+from caseload_server.domain import limits
+from caseload_server.domain.limits import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES
+from caseload_server.rpc.server import CaseloadServer
+from google.api import field_behavior_pb2
+from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
+
+from tests.api.client_calls import call
+from tests.api.sample_values import METHODS, Place, full, is_map, places
+from tests.security.server_fixture import serving
+from tests.support.api_driver import ApiDriver, full_name
+from tests.support.servers import Client, ServerProcess, refusal
+from tests.support.waiting import HUNG_SECONDS, NEVER_SECONDS, eventually
+
+SETTINGS, PING, GOAWAY = 4, 6, 7
+MAX_CONCURRENT_STREAMS = 3
+ENHANCE_YOUR_CALM = 11
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+
+
+class Frames:
+    """A connection by hand: HTTP/2 frames."""
+
+    def __init__(self, address: str) -> None:
+        host, port = address.split(":")
+        self.socket = socket.create_connection((host, int(port)), timeout=HUNG_SECONDS)
+        self.socket.sendall(PREFACE)
+
+    def ping(self, times: int = 1) -> None:
+        self.socket.sendall((b"\0\0\x08\6\0\0\0\0\0" + b"12345678") * times)
+
+    def read(self) -> tuple[int, bytes]:
+        """The kind of the next frame and its payload; kind -1 once the server has hung up."""
+        head = self._exactly(9)
+        if len(head) < 9:
+            return -1, b""
+        return head[3], self._exactly(int.from_bytes(head[:3], "big"))
+
+    def ready(self, seconds: float) -> bool:
+        return bool(select.select([self.socket], [], [], seconds)[0])
+
+    def _exactly(self, count: int) -> bytes:
+        taken = b""
+        while len(taken) < count:
+            try:
+                more = self.socket.recv(count - len(taken))
+            except ConnectionResetError:
+                return b""
+            if not more:
+                return b""
+            taken += more
+        return taken
+
+    def __enter__(self) -> "Frames":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+
+def code_of(answer: Any) -> str:
+    with pytest.raises(grpc.RpcError) as caught:
+        answer()
+    return str(caught.value.code().name)
+
+
+def test_a_message_may_have_a_mebibyte(client: Client) -> None:
+    send: Any = client.channel.unary_unary("/caseload.v1.PatientService/GetPatient")
+
+    def message(size: int) -> bytes:
+        """One field, unknown to us, of such a size that the message has the given one."""
+        return b"\x7a" + _varint(size - 4) + b"x" * (size - 4)
+
+    assert len(message(MAX_MESSAGE_BYTES)) == MAX_MESSAGE_BYTES
+    assert code_of(lambda: send(message(MAX_MESSAGE_BYTES), timeout=HUNG_SECONDS)) == "INVALID_ARGUMENT"
+    assert code_of(lambda: send(message(MAX_MESSAGE_BYTES + 1), timeout=HUNG_SECONDS)) == "RESOURCE_EXHAUSTED"
+
+
+def _varint(number: int) -> bytes:
+    """Of three bytes, whatever the number."""
+    return bytes([number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80, number >> 14])
+
+
+def test_metadata_may_have_16_kib(client: Client) -> None:
+    def code(size: int) -> str:
+        get = client.patients.GetPatient
+        return code_of(
+            lambda: get(pb.GetPatientRequest(patient_id="p1"), metadata=(("x", "x" * size),), timeout=HUNG_SECONDS)
+        )
+
+    assert code(MAX_METADATA_BYTES - 1000) == "NOT_FOUND"
+    assert code(MAX_METADATA_BYTES + 1) == "RESOURCE_EXHAUSTED"
+
+
+def test_calls_that_never_send_their_message_take_no_thread(tmp_path: Path) -> None:
+    """Of either kind: more of them than there are threads keep no other call and no watch waiting."""
+    with serving(tmp_path, threads=2, max_watches=2) as server, ApiDriver(server.address) as api:
+        make: Any = api.channel.stream_unary
+        enough = threading.Event()
+        silent = [
+            make(full_name(rpc)).future(never(enough), timeout=HUNG_SECONDS)
+            for rpc in ("GetTherapist", "CreatePatient", "WatchChanges")
+            for _ in range(10)
+        ]
+        time.sleep(0.5)
+        api.therapists("t1")
+        assert next(api.watch()).through_revision == api.head()
+        for one in silent:
+            one.cancel()
+        enough.set()
+        api.therapists("t2")
+
+
+def never(enough: threading.Event) -> Iterator[bytes]:
+    """Messages that do not come."""
+    enough.wait(HUNG_SECONDS)
+    yield from ()
+
+
+def test_the_streams_of_a_connection_are_bounded(server: CaseloadServer) -> None:
+    with Frames(server.address) as frames:
+        kind, payload = frames.read()
+    assert kind == SETTINGS
+    told = dict(struct.iter_unpack(">HI", payload))
+    assert Config.max_watches < told[MAX_CONCURRENT_STREAMS] <= Config.max_watches + 1000
+
+
+def test_connections_are_bounded_and_one_that_ends_makes_room(tmp_path: Path) -> None:
+    with serving(tmp_path, max_connections=5) as server, ExitStack() as stack:
+        held = [stack.enter_context(Frames(server.address)) for _ in range(5)]
+        assert [frames.read()[0] for frames in held] == [SETTINGS] * 5
+        with Frames(server.address) as one_more:
+            assert one_more.read()[0] == -1
+        held[0].socket.close()
+        eventually(lambda: is_taken(server))
+
+
+def is_taken(server: CaseloadServer) -> bool:
+    """Whether it takes a new connection."""
+    with Frames(server.address) as another:
+        return another.read()[0] == SETTINGS
+
+
+def test_connections_leave_files_for_the_database(tmp_path: Path) -> None:
+    few_files = ("bash", "-c", 'ulimit -n 600; exec "$0" "$@"', sys.executable, "-m", "caseload_server")
+    with (
+        ServerProcess(f"sqlite:///{tmp_path}/caseload.db", command=few_files) as server,
+        ApiDriver(server.address) as api,
+        ExitStack() as stack,
+    ):
+        api.therapists("t1")
+        for _ in range(700):
+            stack.enter_context(Frames(server.address))
+        with ThreadPoolExecutor(Config.read_threads) as threads:  # so that none waits for one, and is shed
+            answers = threads.map(lambda _: api.send("GetTherapist", therapist_id="t1"), range(256))
+            assert len(list(answers)) == 256
+        api.therapists("t2")
+
+
+def test_a_connection_that_says_nothing_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert limits.HANDSHAKE_TIMEOUT_MS <= 20_000
+    monkeypatch.setattr(limits, "HANDSHAKE_TIMEOUT_MS", 300)
+    with serving(tmp_path) as server:
+        host, port = server.address.split(":")
+        with socket.create_connection((host, int(port)), timeout=HUNG_SECONDS) as silent:
+            while silent.recv(4096):
+                pass
+
+
+@pytest.fixture
+def pinged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Frames]:
+    """A connection to a server that bears a ping every 300 ms."""
+    assert limits.MIN_PING_INTERVAL_MS < 10_000  # the least that grpc-go and grpc-java send at
+    monkeypatch.setattr(limits, "MIN_PING_INTERVAL_MS", 300)
+    with serving(tmp_path) as server, Frames(server.address) as frames:
+        assert frames.read()[0] == SETTINGS
+        yield frames
+
+
+def test_pings_at_a_decent_pace_are_borne_without_a_call(pinged: Frames) -> None:
+    for _ in range(10):
+        pinged.ping()
+        while (kind := pinged.read()[0]) != PING:
+            assert kind not in (GOAWAY, -1)
+        time.sleep(0.35)  # since the last one is known to have arrived
+    while pinged.ready(0.2):
+        assert pinged.read()[0] not in (GOAWAY, -1)
+
+
+def test_a_flood_of_pings_ends_the_connection(pinged: Frames) -> None:
+    pinged.ping(times=10)
+    kind, payload = 0, b""
+    while kind not in (GOAWAY, -1):
+        kind, payload = pinged.read()
+    assert kind == GOAWAY
+    assert int.from_bytes(payload[4:8], "big") == ENHANCE_YOUR_CALM
+
+
+# --- every text and every list has a bound ---
+
+
+def is_unbounded_by_type(place: Place) -> bool:
+    return place.field.is_repeated or place.field.type == FieldDescriptor.TYPE_STRING or "mask" in place.field.name
+
+
+def is_read(method: MethodDescriptor, place: Place) -> bool:
+    """Whether the server looks at it: see test_contract for the rest."""
+    if place.behaves(field_behavior_pb2.OUTPUT_ONLY):
+        return False
+    in_place_of_the_id = place.behaves(field_behavior_pb2.IDENTIFIER) or place.path.endswith(".etag")
+    return not (method.name.startswith("Create") and in_place_of_the_id)
+
+
+def overfill(place: Place) -> None:
+    """As much as a message may hold, in this one field."""
+    field, much = place.field, 900_000
+    if field.name == "update_mask":
+        place.owner.update_mask.paths.extend(["display_name"] * 50_000)
+    elif is_map(field):
+        getattr(place.owner, field.name).update({f"k{number}": "x" for number in range(50_000)})
+    elif field.is_repeated and field.message_type:
+        for _ in range(50_000):
+            getattr(place.owner, field.name).add()
+    elif field.is_repeated:
+        value = "p1" if field.type == FieldDescriptor.TYPE_STRING else 1
+        getattr(place.owner, field.name).extend([value] * 50_000)
+    else:
+        setattr(place.owner, field.name, "x" * much)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_no_text_and_no_list_of_a_request_is_without_a_bound(client: Client, method: MethodDescriptor) -> None:
+    with ApiDriver(client.address) as api:
+        api.therapists("t1", "t2")
+        api.patients("p1")
+    count = len([place for place in places(full(method)) if is_unbounded_by_type(place) and is_read(method, place)])
+    assert count
+    for index in range(count):
+        whole = full(method)
+        place = [one for one in places(whole) if is_unbounded_by_type(one) and is_read(method, one)][index]
+        overfill(place)
+        if "allow_missing" in method.input_type.fields_by_name:
+            whole.allow_missing = False
+        with pytest.raises(grpc.RpcError) as caught:
+            call(client, method, whole)
+        assert refusal(caught.value).code in {
+            grpc.StatusCode.INVALID_ARGUMENT,
+            grpc.StatusCode.OUT_OF_RANGE,  # of a revision
+            grpc.StatusCode.ABORTED,  # of an etag
+            grpc.StatusCode.NOT_FOUND,
+        }, place.path
+
+
+def test_two_thousand_calls_at_once_on_one_connection_are_all_answered(tmp_path: Path) -> None:
+    """An honest burst above what a connection may have open waits in the caller's library, and is not refused."""
+    # However slow the machine: how many calls wait here, and how long, is another test's.
+    with (
+        serving(tmp_path, queue_timeout_seconds=NEVER_SECONDS, max_queue_depth=2000) as server,
+        ApiDriver(server.address) as api,
+    ):
+        get: Any = api.channel.unary_unary("/caseload.v1.PatientService/GetPatient")
+        assert codes_at_once(get, 2000) == ["NOT_FOUND"] * 2000
+
+
+def codes_at_once(get: Any, count: int) -> list[str]:
+    data = pb.GetPatientRequest(patient_id="p1").SerializeToString()
+    codes: list[str] = []
+    lock = threading.Lock()
+
+    def note(done: Any) -> None:
+        with lock:
+            codes.append(done.code().name)
+
+    for _ in range(count):
+        get.future(data, timeout=2 * HUNG_SECONDS).add_done_callback(note)
+    eventually(lambda: len(codes) == count)
+    return codes

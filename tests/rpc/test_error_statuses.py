@@ -1,0 +1,222 @@
+"""Every reason a call can be refused with, provoked for real and seen from the other end of the wire."""
+
+import json
+import logging
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from caseload.v1 import error_reason_pb2
+from caseload_server.config import Config
+from caseload_server.domain import errors
+from caseload_server.rpc.server import build_server
+from caseload_server.rpc.status_map import CODES
+from google.rpc import code_pb2
+from grpc import StatusCode
+from structlog.testing import capture_logs
+
+from tests.api.client_calls import People, everything_said, refused
+from tests.api.error_scenarios import ALL, BROKEN_RULE, ONE, TABLE, assert_told, internal, internal_in_watch, reason_of
+from tests.api.fault_injection import CANARY, FaultyServer, faulty_server
+from tests.security.server_fixture import await_writes
+from tests.support.servers import Client, ServerProcess, refusal
+from tests.support.write_lock import holding_the_lock, wait_for_locks
+
+CATALOGUE = Path(__file__).parents[2] / "protos" / "caseload" / "v1" / "error_reason.proto"
+
+
+@pytest.fixture
+def faulty(database_url: str) -> Iterator[FaultyServer]:
+    with faulty_server(database_url) as begun:
+        yield begun
+
+
+@pytest.mark.parametrize("way", TABLE)
+def test_a_reason_provoked_is_told_with_its_code_and_details_and_no_value(faulty: FaultyServer, way: str) -> None:
+    assert_told(way, lambda: TABLE[way][0](faulty))
+
+
+def reasons_of_classes(root: type[errors.DomainError] = errors.DomainError) -> list[str]:
+    return [reason for kind in root.__subclasses__() for reason in (kind.reason, *reasons_of_classes(kind))]
+
+
+def comments_of_the_catalogue() -> dict[str, str]:
+    """What error_reason.proto says of each reason."""
+    blocks = re.findall(r"((?:  // .*\n)+)  ERROR_REASON_([A-Z_]+) = ", CATALOGUE.read_text())
+    return {reason: comment.replace("  // ", "").replace("\n", " ") for comment, reason in blocks}
+
+
+def test_every_reason_has_one_class_one_code_and_a_row_here() -> None:
+    assert sorted(reasons_of_classes()) == sorted(CODES) == sorted(set(map(reason_of, ALL)))
+
+
+def test_every_reason_is_in_the_catalogue_under_its_code() -> None:
+    said = comments_of_the_catalogue()
+    assert {f"ERROR_REASON_{reason}" for reason in said} == set(error_reason_pb2.ErrorReason.keys())
+    codes = {reason: code_pb2.Code.Name(code) for reason, code in CODES.items()}
+    assert codes == {reason: said[reason].partition(".")[0] for reason in CODES}
+
+
+def test_what_the_catalogue_says_of_metadata_and_details_is_so() -> None:
+    said_of = comments_of_the_catalogue()
+    for reason in CODES:
+        all_told = [told for way, told in ALL.items() if reason_of(way) == reason]
+        assert ("metadata" in said_of[reason].lower()) <= any(told.metadata for told in all_told), reason
+        carried = {detail for told in all_told for detail in told.details} - BROKEN_RULE  # which follows from the code
+        assert set(re.findall(r"google\.rpc\.(\w+)", said_of[reason])) == carried, reason
+
+
+def test_what_is_not_found_is_named(faulty: FaultyServer) -> None:
+    def named(call: Callable[..., object], *arguments: str) -> tuple[str, str]:
+        info = refused(call, *arguments).details["ResourceInfo"]
+        return info.resource_type, info.resource_name
+
+    faulty.therapists.create("t2")
+    assert named(faulty.api.get, ONE) == ("caseload.v1.Assignment", ONE)
+    assert named(faulty.api.correct, ONE) == ("caseload.v1.Assignment", ONE)
+    assert named(faulty.api.transfer, "t1", "t2", "p1") == ("caseload.v1.Patient", "p1")
+    assert named(faulty.api.transfer, "t1", "t2", "nobody") == ("caseload.v1.Patient", "nobody")
+    assert named(faulty.api.transfer, "t1", "nobody") == ("caseload.v1.Therapist", "nobody")
+    assert named(faulty.api.transfer, "nobody", "t2") == ("caseload.v1.Therapist", "nobody")
+
+
+def test_metadata_tells_what_it_is_said_to(faulty: FaultyServer) -> None:
+    def metadata(way: str) -> dict[str, str]:
+        return refused(TABLE[way][0], faulty).metadata
+
+    assert metadata("THERAPIST_DELETED by transfer") == {"therapist_id": "t2"}
+    assert metadata("TOO_MANY_WATCHES") == {"limit": "1"}
+    assert metadata("REVISION_PRUNED") == {"oldest_revision": faulty.api.head()}
+    assert metadata("TOO_MANY_ASSIGNMENTS") == {"limit": "1000", "current": "1001"}
+
+
+def test_reads_do_not_wait_for_a_writer(faulty: FaultyServer, database_url: str) -> None:
+    with holding_the_lock(database_url):
+        assert faulty.patients.get("p1").patient_id == "p1"
+
+
+def test_a_write_whose_deadline_passed_while_it_waited_is_not_done(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait_for_locks(monkeypatch)
+    server = build_server(Config("127.0.0.1:0", database_url, drain_seconds=0, threads=1))
+    server.start()
+    people = People(Client(server.address), "Patient")
+    create = people.client.patients.CreatePatient
+    order = people.pb.CreatePatientRequest
+    with holding_the_lock(database_url):
+        first = create.future(order(patient_id="first", patient={"display_name": "A"}))
+        await_writes(server, 1)
+        late = create.future(order(patient_id="late", patient={"display_name": "B"}), timeout=0.1)
+        assert late.code() == StatusCode.DEADLINE_EXCEEDED
+    assert first.result().patient.patient_id == "first"
+    assert refused(people.get, "late").reason == "PATIENT_NOT_FOUND"
+    people.client.close()
+    server.stop()
+
+
+@pytest.mark.parametrize(
+    ("defect", "method"),
+    [(internal, "TherapistService/GetTherapist"), (internal_in_watch, "ChangeService/WatchChanges")],
+    ids=["call", "stream"],
+)
+def test_a_defect_is_logged_with_type_and_place_and_never_its_text(
+    faulty: FaultyServer,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    defect: Callable[[FaultyServer], object],
+    method: str,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with capture_logs() as lines:
+        first, second = (refused(defect, faulty) for _ in range(2))
+    assert first.metadata["error_id"] != second.metadata["error_id"]
+    assert [line["error_id"] for line in lines] == [first.metadata["error_id"], second.metadata["error_id"]]
+    assert lines[0]["type"] == "KeyError"
+    assert re.fullmatch(r"faulty\.py:\d+", lines[0]["place"])
+    assert lines[0]["method"] == f"/caseload.v1.{method}"
+    printed = capfd.readouterr()
+    assert CANARY not in f"{lines}{printed.out}{printed.err}{caplog.text}"
+
+
+DEFECTIVE_COMMAND = f"""
+from caseload_server.rpc import server
+from caseload_server.commands.main import main
+class Defective(server.TherapistServicer):
+    def GetTherapist(self, request, context):
+        try:
+            raise ValueError("{CANARY} " + str(request))
+        except ValueError as error:
+            raise LookupError("{CANARY} again") from error
+server.TherapistServicer = Defective
+main()
+"""
+
+
+def test_a_defect_is_one_line_of_the_log_of_a_real_process(tmp_path: Path) -> None:
+    with ServerProcess(
+        f"sqlite:///{tmp_path}/caseload.db", command=(sys.executable, "-c", DEFECTIVE_COMMAND)
+    ) as process:
+        client = Client(process.address)
+        with pytest.raises(grpc.RpcError) as caught:
+            People(client, "Therapist").get("t1")
+        client.close()
+        _, log = process.stop()
+    error_id = refusal(caught.value).metadata["error_id"]
+    [line] = [json.loads(line) for line in log.splitlines() if error_id in line]
+    assert line["type"] == "LookupError"
+    assert re.fullmatch(r"<string>:\d+", line["place"])
+    assert CANARY not in log + everything_said(caught.value)
+
+
+def with_long_ids(faulty: FaultyServer, *, are_deleted: bool = False) -> list[str]:
+    """More patients than an error has room for."""
+    ids = [f"{n:02}" + "x" * 61 for n in range(20)]
+    for one in ids:
+        faulty.patients.create(one)
+        if are_deleted:
+            faulty.patients.delete(one)
+    return ids
+
+
+NAMING = {"PATIENT_NOT_FOUND", "PATIENT_DELETED", "ASSIGNMENT_NOT_FOUND"}
+MANY: dict[str, Callable[[FaultyServer], object]] = {
+    "missing ids": lambda w: w.patients.call("BatchGet", ids=[f"{n:03}" + "x" * 60 for n in range(100)]),
+    "malformed ids": lambda w: w.therapists.call("BatchGet", ids=["X" * 63] * 100),
+    "annotations": lambda w: w.therapists.create(
+        "X", annotations={f"{n}\x00" + "k" * 80: "\x00" * 2000 for n in range(32)}
+    ),
+    "identifiers": lambda w: w.therapists.create(
+        "X", identifiers=[{"system": "http://hl7.org/fhir/sid/us-npi", "value": "1234567890"}] * 20
+    ),
+    "mask": lambda w: w.therapists.update("t1", *["x" * 500] * 100, display_name="A"),
+    "patients to transfer": lambda w: w.api.transfer("t1", "t2", *[f"{n:04}" + "x" * 59 for n in range(1000)]),
+    "malformed patients to transfer": lambda w: w.api.transfer("t1", "t2", *["X" * 63] * 1000),
+    "pairs": lambda w: w.api.checked(*[("X" * 63, "")] * 100),
+    "mask of a correction": lambda w: w.api.correct(ONE, *["x" * 500] * 100, focus="X"),
+    "roles": lambda w: w.api.listed(roles=[2**31 - 1] * 100, states=[-1] * 100, therapist_id="X"),
+    "deleted patients": lambda w: w.api.transfer("t1", "t2", *with_long_ids(w, are_deleted=True)),
+    "patients of others": lambda w: w.api.transfer("t1", "t2", *with_long_ids(w)),
+    "statuses": lambda w: w.therapists.call("List", filter={"statuses": [2**31 - 1] * 100, "specialties": ["X"] * 20}),
+}
+
+
+@pytest.mark.parametrize("case", MANY)
+def test_details_stay_under_4_kib(faulty: FaultyServer, case: str) -> None:
+    faulty.therapists.create("t2")
+    with pytest.raises(grpc.RpcError) as caught:
+        MANY[case](faulty)
+    found = refusal(caught.value)
+    assert found.reason in {*NAMING, "INVALID_FIELD"}
+    assert found.reason in NAMING or len(found.fields) == 20
+    error: Any = caught.value
+    sent = sum(len(key) + len(value) for key, value in error.trailing_metadata()) + len(error.details())
+    assert 500 < sent < 4096
+
+
+def test_a_hundred_missing_ids_are_counted_where_not_all_are_named(faulty: FaultyServer) -> None:
+    assert refused(MANY["missing ids"], faulty).metadata == {"missing": "100"}

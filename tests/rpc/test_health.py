@@ -1,0 +1,108 @@
+"""Health and reflection, as grpcurl and load balancers use them."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import grpc
+import pytest
+from caseload_server.config import Config
+from caseload_server.rpc.server import build_server
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from tests.conftest import NewDatabase
+from tests.support.api_driver import RPCS, ApiDriver
+from tests.support.servers import Client
+from tests.support.waiting import HUNG_SECONDS, NEVER_SECONDS, eventually, join
+
+SERVICES = sorted({rpc.containing_service.full_name for rpc in RPCS.values()})
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def health_of(client: Client) -> Any:
+    return health_pb2_grpc.HealthStub(client.channel)
+
+
+def reflection_of(client: Client) -> Any:
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub
+    return stub(client.channel)
+
+
+@pytest.mark.parametrize("name", ["", *SERVICES])
+def test_liveness_and_every_service_is_serving(client: Client, name: str) -> None:
+    answer = health_of(client).Check(health_pb2.HealthCheckRequest(service=name))
+    assert answer.status == SERVING
+
+
+def test_the_health_of_an_unknown_service_is_not_found(client: Client) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        health_of(client).Check(health_pb2.HealthCheckRequest(service="caseload.v1.Nothing"))
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+def test_a_watch_sees_readiness_go_and_does_not_hold_up_the_stop(database_url: str) -> None:
+    drain_seconds = 2.0  # in which a watch must have said what it was told to: that takes milliseconds
+    server = build_server(Config("127.0.0.1:0", database_url, drain_seconds=drain_seconds, grace_seconds=NEVER_SECONDS))
+    server.start()
+    client = Client(server.address)
+    watches = [
+        health_of(client).Watch(health_pb2.HealthCheckRequest(service=service), timeout=2 * HUNG_SECONDS)
+        for service in SERVICES
+    ]
+    assert [next(watch).status for watch in watches] == [SERVING] * 4
+    with ThreadPoolExecutor(4) as threads:
+        seen = threads.map(until_it_ends, watches)
+        stopping = threading.Thread(target=server.stop, daemon=True)
+        stopping.start()
+        join(stopping)
+        client.close()
+        assert list(seen) == [[NOT_SERVING]] * 4
+
+
+def test_a_stopped_server_leaves_no_thread_behind(new_database: NewDatabase) -> None:
+    before = threading.active_count()
+    for _ in range(2):
+        with new_database() as url:
+            server = build_server(Config("127.0.0.1:0", url, drain_seconds=0))
+            server.start()
+            with ApiDriver(server.address) as api:
+                next(api.watch())
+                api.patients("p1")
+                server.stop()
+    eventually(lambda: threading.active_count() <= before + 2, threading.enumerate)  # two may be the library's own
+
+
+def until_it_ends(watch: Any) -> list[int]:
+    seen: list[int] = []
+    with suppress(grpc.RpcError):
+        seen.extend(answer.status for answer in watch)
+    return seen
+
+
+def test_health_is_answered_while_more_watch_than_there_are_threads(client: Client) -> None:
+    stub = health_of(client)
+    watches = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(Config.threads + 1)]
+    assert [next(watch).status for watch in watches] == [SERVING] * len(watches)
+    assert stub.Check(health_pb2.HealthCheckRequest(), timeout=HUNG_SECONDS).status == SERVING
+    for watch in watches:
+        watch.cancel()
+
+
+def test_reflection_lists_the_services(client: Client) -> None:
+    stub = reflection_of(client)
+    [answer] = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+    listed = {service.name for service in answer.list_services_response.service}
+    assert listed == {*SERVICES, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+
+
+@pytest.mark.parametrize(
+    "symbol", [*SERVICES, "caseload.v1.Therapist", "caseload.v1.ChangeSet", "google.rpc.ErrorInfo"]
+)
+def test_reflection_describes_what_callers_meet(client: Client, symbol: str) -> None:
+    stub = reflection_of(client)
+    request = reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol)
+    [answer] = stub.ServerReflectionInfo(iter([request]))
+    assert answer.file_descriptor_response.file_descriptor_proto

@@ -1,0 +1,351 @@
+"""More calls than can be taken on: who waits, how long, who is turned away and what that tells; who is not touched."""
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from caseload.client import connect
+from caseload.v1 import patient_service_pb2, patient_service_pb2_grpc
+from caseload.v1.resources_pb2 import Patient
+from caseload_server.config import Config
+from caseload_server.rpc import retry_delays
+from caseload_server.rpc.grpcio_compat import grpcio_supported
+from caseload_server.rpc.server import CaseloadServer, build_server
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from tests.conftest import serving
+from tests.hostile import http2_frames
+from tests.observability.metrics_client import until
+from tests.security.server_fixture import LogReader
+from tests.support.api_driver import ApiDriver, full_name, refused, request
+from tests.support.servers import refusal
+from tests.support.waiting import HUNG_SECONDS, NEVER_SECONDS, FakeClock, eventually, join
+from tests.support.write_lock import holding_the_lock, wait_for_locks
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+RETRYING = json.dumps(
+    {
+        "methodConfig": [
+            {
+                "name": [{}],
+                "retryPolicy": {
+                    "maxAttempts": 5,
+                    "initialBackoff": "0.001s",
+                    "maxBackoff": "0.001s",
+                    "backoffMultiplier": 1,
+                    "retryableStatusCodes": ["RESOURCE_EXHAUSTED"],
+                },
+            }
+        ]
+    }
+)
+"""Of a client whose own back-off is next to none."""
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    wait_for_locks(monkeypatch)
+
+
+def test_the_inside_of_this_grpcio_is_known() -> None:
+    """Else nothing would be turned away, and each start would only warn of it."""
+    assert grpcio_supported()
+
+
+def creating(api: ApiDriver, patient_id: str) -> Any:
+    """A write under way."""
+    make: Any = api.channel.unary_unary(full_name("CreatePatient"))
+    body = request("CreatePatient", patient_id=patient_id, patient={"display_name": "A"})
+    return make.future(body.SerializeToString(), timeout=HUNG_SECONDS)
+
+
+def await_writes(server: CaseloadServer, running: int, waiting: int = 0) -> None:
+    """Until so many have a thread, and so many wait for one."""
+    now = {"in_flight": running, "waiting": waiting}
+    until(server.metrics_address, lambda seen: all(seen(name, pool="write") == now[name] for name in now))
+
+
+def answered(calls: list[Any]) -> list[str]:
+    """How each ended: OK, or its reason."""
+    ends = []
+    for call in calls:
+        try:
+            call.result()
+        except grpc.RpcError as error:
+            ends.append(refusal(error).reason)
+        else:
+            ends.append("OK")
+    return ends
+
+
+def test_who_finds_the_queue_full_is_turned_away_at_once_and_nothing_is_done(database_url: str) -> None:
+    with (
+        serving(
+            database_url,
+            threads=2,
+            max_queue_depth=3,
+            queue_timeout_seconds=NEVER_SECONDS,
+            metrics_address="127.0.0.1:0",
+        ) as server,
+        ApiDriver(server.address) as api,
+    ):
+        with holding_the_lock(database_url):
+            calls = [creating(api, f"p{number}") for number in range(2)]
+            await_writes(server, 2)
+            calls += [creating(api, f"p{number}") for number in range(2, 5)]
+            await_writes(server, 2, waiting=3)
+            assert answered([creating(api, f"p{number}") for number in range(5, 8)]) == ["OVERLOADED"] * 3
+            assert not any(call.done() for call in calls)
+        assert answered(calls) == ["OK"] * 5
+        assert len(api.send("ListPatients").patients) == 5
+
+
+def test_no_call_waits_longer_than_the_bound_though_no_thread_is_free(database_url: str) -> None:
+    """And once the first has waited half as long, nobody begins to wait."""
+    clock, bound = FakeClock(), 0.5
+    with timed(database_url, clock, threads=1, queue_timeout_seconds=bound) as server, ApiDriver(server.address) as api:
+        with holding_the_lock(database_url):
+            first = creating(api, "p0")
+            await_writes(server, 1)
+            waiting = creating(api, "p1")
+            await_writes(server, 1, waiting=1)
+            clock.advance(bound * 0.6)
+            assert answered([creating(api, "p2")]) == ["OVERLOADED"]
+            await_writes(server, 1, waiting=1)
+            clock.advance(bound * 0.4)
+            assert answered([waiting]) == ["OVERLOADED"]
+            await_writes(server, 1)
+        assert answered([first]) == ["OK"]
+
+
+def test_before_the_first_has_waited_half_the_bound_others_may_wait_too(database_url: str) -> None:
+    clock, bound = FakeClock(), 0.5
+    with timed(database_url, clock, threads=1, queue_timeout_seconds=bound) as server, ApiDriver(server.address) as api:
+        with holding_the_lock(database_url):
+            calls = [creating(api, "p0")]
+            await_writes(server, 1)
+            for waiting in (1, 2):
+                calls.append(creating(api, f"p{waiting}"))
+                await_writes(server, 1, waiting)
+                clock.advance(bound * 0.4)
+        assert answered(calls) == ["OK"] * 3
+
+
+@contextmanager
+def timed(database_url: str, clock: FakeClock, **settings: Any) -> Iterator[CaseloadServer]:
+    """A server whose calls wait by the test's clock."""
+    fixed: Any = {"address": "127.0.0.1:0", "metrics_address": "127.0.0.1:0", "drain_seconds": 0}
+    server = build_server(Config(database=database_url, **fixed, **settings), monotonic=clock)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def test_reads_go_on_while_writers_hold_every_thread_they_have(database_url: str) -> None:
+    with serving(database_url, threads=2, metrics_address="127.0.0.1:0") as server, ApiDriver(server.address) as api:
+        api.therapists("t1")
+        with holding_the_lock(database_url):
+            writes = [creating(api, f"p{number}") for number in range(10)]
+            until(server.metrics_address, lambda seen: seen("in_flight", pool="write") == 2)
+            assert api.send("GetTherapist", therapist_id="t1").therapist.therapist_id == "t1"
+        answered(writes)
+
+
+def test_how_many_run_and_wait_is_told(database_url: str) -> None:
+    with (
+        serving(database_url, threads=2, queue_timeout_seconds=NEVER_SECONDS, metrics_address="127.0.0.1:0") as server,
+        ApiDriver(server.address) as api,
+    ):
+        address = server.metrics_address
+        with holding_the_lock(database_url):
+            writes = [creating(api, f"p{number}") for number in range(5)]
+            held = until(address, lambda seen: seen("waiting", pool="write") == 3)
+            assert (held("in_flight", pool="write"), held("in_flight", pool="read")) == (2, 0)
+        answered(writes)
+        until(address, lambda seen: seen("waiting") == seen("in_flight") == 0)
+
+
+def test_health_and_readiness_are_answered_while_calls_are_turned_away(database_url: str) -> None:
+    with (
+        serving(database_url, threads=1, max_queue_depth=2) as server,
+        ApiDriver(server.address) as api,
+        ApiDriver(server.address) as other,
+    ):
+        api.therapists(*(f"t{number}" for number in range(50)))
+        health: Any = health_pb2_grpc.HealthStub(other.channel)
+        listing: Any = api.channel.unary_unary(full_name("ListTherapists"))
+        with flooding(listing) as codes:
+            for name in ("", "caseload.v1.TherapistService") * 10:
+                rejected = codes.count("RESOURCE_EXHAUSTED")
+                eventually(lambda rejected=rejected: codes.count("RESOURCE_EXHAUSTED") > rejected)  # type: ignore[misc]
+                answer = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=HUNG_SECONDS)
+                assert answer.status == SERVING
+            eventually(lambda: "OK" in codes)
+    assert {"OK", "RESOURCE_EXHAUSTED"} == set(codes)
+
+
+def test_a_flood_of_health_checks_has_every_one_answered(database_url: str) -> None:
+    """Whoever asks, without a key too, must not make the server look dead."""
+    with (
+        serving(database_url, max_queue_depth=1) as server,
+        ApiDriver(server.address) as api,
+        flooding(api.channel.unary_unary("/grpc.health.v1.Health/Check")) as codes,
+    ):
+        eventually(lambda: len(codes) > 2000)
+    assert set(codes) == {"OK"}
+
+
+def test_a_health_watch_too_many_has_a_line_in_the_access_log(database_url: str, tmp_path: Path) -> None:
+    log = LogReader(tmp_path / "access.log")
+    with serving(database_url, access_log=log.path) as server, ApiDriver(server.address) as api, ExitStack() as ending:
+        stub: Any = health_pb2_grpc.HealthStub(api.channel)
+        for _ in range(256):
+            watch = stub.Watch(health_pb2.HealthCheckRequest(), timeout=2 * HUNG_SECONDS)
+            ending.callback(watch.cancel)
+            assert next(watch).status == SERVING
+        with pytest.raises(grpc.RpcError) as caught:
+            next(stub.Watch(health_pb2.HealthCheckRequest(), timeout=HUNG_SECONDS))
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert [(line["method"], line["code"]) for line in log.lines()] == [
+            ("/grpc.health.v1.Health/Watch", "UNIMPLEMENTED")
+        ]
+
+
+def test_a_call_without_a_message_that_is_turned_away_stops_nobody(database_url: str) -> None:
+    """The library's own way to its message waits for the very thread that turns calls away."""
+    path = http2_frames.literal(b":path", b"/grpc.health.v1.Health/Watch")
+    without_message = http2_frames.headers(
+        1, http2_frames.CALL.replace(http2_frames.literal(b":path", http2_frames.METHOD), path), ends=True
+    )
+    with serving(database_url) as server, ApiDriver(server.address) as api, ExitStack() as ending:
+        stub: Any = health_pb2_grpc.HealthStub(api.channel)
+        for _ in range(256):
+            watch = stub.Watch(health_pb2.HealthCheckRequest(), timeout=2 * HUNG_SECONDS)
+            ending.callback(watch.cancel)
+            assert next(watch).status == SERVING
+        host, port = server.address.split(":")
+        caller = ending.enter_context(socket.create_connection((host, int(port))))
+        caller.sendall(http2_frames.GREETING + without_message)
+        caller.settimeout(HUNG_SECONDS)
+        http2_frames.read_until(caller, b"grpc-status")
+        assert stub.Check(health_pb2.HealthCheckRequest(), timeout=HUNG_SECONDS).status == SERVING
+        with ApiDriver(server.address) as other:
+            other.therapists("t1")
+
+
+@contextmanager
+def flooding(call: Any) -> Iterator[list[str]]:
+    """Sixteen callers who never stop, and who come again at once; the list gets the code of each call."""
+    enough, codes = threading.Event(), list[str]()
+
+    def caller() -> None:
+        while not enough.is_set():
+            codes.append(call.future(b"", timeout=HUNG_SECONDS).code().name)
+
+    threads = [threading.Thread(target=caller) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield codes
+    finally:
+        enough.set()
+        join(*threads)
+
+
+def test_who_is_turned_away_has_a_line_in_the_access_log(database_url: str, tmp_path: Path) -> None:
+    log = LogReader(tmp_path / "access.log")
+    with (
+        serving(
+            database_url, threads=1, max_queue_depth=1, access_log=log.path, metrics_address="127.0.0.1:0"
+        ) as server,
+        ApiDriver(server.address) as api,
+        holding_the_lock(database_url),
+    ):
+        calls = [creating(api, "p0")]
+        await_writes(server, 1)
+        calls += [creating(api, f"p{number}") for number in (1, 2)]
+        until(server.metrics_address, lambda seen: seen("refusals_total", reason="OVERLOADED") >= 1)
+        line = eventually(log.lines)[-1]
+        assert (line["code"], line["reason"]) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
+        assert (line["method"], line["caller"]) == (full_name("CreatePatient"), "")
+        assert not {"patient_ids", "request_id"} & line.keys()
+
+
+@pytest.fixture
+def late_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is turned away comes again after two seconds, by when a busy machine too has done what takes it 20 ms."""
+    monkeypatch.setattr(retry_delays, "MIN_DELAY_SECONDS", 2.0)
+    monkeypatch.setattr(retry_delays, "MAX_DELAY_SECONDS", 30.0)
+
+
+@pytest.mark.usefixtures("late_retries")
+@pytest.mark.parametrize("shipped", [False, True], ids=["grpc", "shipped client"])
+def test_the_retries_of_a_client_come_when_they_are_told_to(
+    database_url: str,
+    shipped: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    """Though the client's own back-off is a millisecond: five tries at once would all be turned away."""
+    with (
+        serving(
+            database_url,
+            threads=1,
+            max_queue_depth=1,
+            queue_timeout_seconds=NEVER_SECONDS,
+            metrics_address="127.0.0.1:0",
+        ) as server,
+        ApiDriver(server.address) as api,
+        connect(server.address, timeout=HUNG_SECONDS) as caseload,
+        grpc.insecure_channel(server.address, [("grpc.service_config", RETRYING)]) as channel,
+    ):
+        create = caseload.patients if shipped else patient_service_pb2_grpc.PatientServiceStub(channel)
+        order = patient_service_pb2.CreatePatientRequest(patient_id="p2", patient=Patient(display_name="A"))
+        with holding_the_lock(database_url):
+            calls = [creating(api, "p0")]
+            await_writes(server, 1)
+            calls.append(creating(api, "p1"))
+            await_writes(server, 1, waiting=1)
+            calls.append(create.CreatePatient.future(order, timeout=HUNG_SECONDS))
+            until(server.metrics_address, lambda seen: seen("refusals_total", reason="OVERLOADED") >= 1)
+        assert answered(calls) == ["OK"] * 3
+
+
+def test_the_retries_of_grpc_do_not_repeat_what_would_be_refused_again(database_url: str, tmp_path: Path) -> None:
+    log = LogReader(tmp_path / "access.log")
+    with (
+        serving(database_url, max_watches=1, access_log=log.path) as server,
+        ApiDriver(server.address) as api,
+        grpc.insecure_channel(server.address, [("grpc.service_config", RETRYING)]) as channel,
+    ):
+        held = api.watch()
+        next(held)
+        watch: Any = channel.unary_stream(full_name("WatchChanges"))
+        assert refused(next, watch(b"", timeout=HUNG_SECONDS)).reason == "TOO_MANY_WATCHES"
+        assert [line["reason"] for line in log.lines()] == ["TOO_MANY_WATCHES"]
+        held.cancel()
+
+
+def test_reflection_streams_have_an_end(database_url: str) -> None:
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub
+    enough = threading.Event()
+
+    def requests() -> Iterator[Any]:
+        yield reflection_pb2.ServerReflectionRequest(list_services="")
+        enough.wait(HUNG_SECONDS)
+
+    with serving(database_url) as server, grpc.insecure_channel(server.address) as channel, ExitStack() as stack:
+        stack.callback(enough.set)
+        streams = [stub(channel).ServerReflectionInfo(requests(), timeout=HUNG_SECONDS) for _ in range(32)]
+        for one in streams:
+            assert next(one).list_services_response.service
+        assert (
+            refused(next, stub(channel).ServerReflectionInfo(requests(), timeout=HUNG_SECONDS)).reason == "OVERLOADED"
+        )

@@ -1,0 +1,176 @@
+"""Calls with values in them that may turn up nowhere but in the records themselves, and the search for them."""
+
+import base64
+import binascii
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any, Final
+
+import grpc
+from caseload.v1 import resources_pb2
+from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from tests.api.client_calls import everything_said
+from tests.api.sample_values import METHODS, full, is_map, places
+from tests.support.api_driver import full_name, request
+
+CANARY: Final = "Canary-Zq9"
+PRIVATE: Final = re.compile(r"canary.?zq9|491600009999|1931.?0?7.?13", re.IGNORECASE)
+"""A name, a phone number, a day of birth."""
+
+WELL_FORMED: Final[dict[str, Any]] = {
+    "actor": CANARY,
+    "annotations": {CANARY: CANARY},
+    "birth_date": {"year": 1931, "month": 7, "day": 13},
+    "display_name": f"{CANARY} Roe",
+    "email": f"{CANARY}@example.org",
+    "focus": CANARY.lower(),
+    "name_prefix": CANARY,
+    "phone_number": "+491600009999",
+    "specialties": [CANARY.lower()],
+    "system": f"urn:{CANARY}",
+    "value": CANARY,
+}
+"""What the service takes and keeps, by the field's name."""
+
+MALFORMED: Final = (CANARY, f"{CANARY}\0", CANARY + "x" * 2000, f" {CANARY} @ @")
+RECORDS: Final = {"Therapist", "Patient", "Assignment"}
+
+
+def requests(method: MethodDescriptor) -> Iterator[bytes]:
+    """Well-formed, malformed in each text there is, and bytes that do not parse."""
+    filled = full(method)
+    _fill(filled)
+    yield filled.SerializeToString()
+    for changes in ({"therapist_id": "", "patient_id": ""}, {"update_mask": None}, {"page_size": 1}):
+        yield _changed(filled, changes).SerializeToString()
+    if method.name in {"ListTherapists", "ListPatients"}:
+        yield type(filled)(page_size=1, filter={"name_prefix": CANARY}).SerializeToString()
+    yield b"\x0a\x7f" + CANARY.encode()
+    for index, place in enumerate(list(places(filled))):
+        if place.field.type == FieldDescriptor.TYPE_STRING or is_map(place.field):
+            for text in MALFORMED:
+                changed = _copy(filled)
+                _put(list(places(changed))[index], text)
+                yield changed.SerializeToString()
+
+
+def _fill(message: Any) -> None:
+    for place in list(places(message)):
+        if place.field.name in WELL_FORMED:
+            place.owner.ClearField(place.field.name)
+            place.owner.MergeFrom(type(place.owner)(**{place.field.name: WELL_FORMED[place.field.name]}))
+
+
+def _copy(message: Message) -> Any:
+    copy = type(message)()
+    copy.CopyFrom(message)
+    return copy
+
+
+def _changed(message: Message, values: dict[str, Any]) -> Any:
+    copy = _copy(message)
+    for name, value in values.items():
+        if name in copy.DESCRIPTOR.fields_by_name:
+            copy.ClearField(name)
+            if value:
+                setattr(copy, name, value)
+    return copy
+
+
+def _put(place: Any, text: str) -> None:
+    if is_map(place.field):
+        getattr(place.owner, place.field.name).update({text: text})
+    else:
+        place.put(text)
+
+
+class Caller:
+    """Calls everything, and keeps what it was told: all but the records themselves."""
+
+    def __init__(self, address: str) -> None:
+        self.channel = grpc.insecure_channel(address)
+        self.told: dict[str, list[str]] = {}
+
+    def prepare(self) -> None:
+        """People with private data in every field, one assigned to the other; as far as planted defects let it."""
+        for kind in ("Therapist", "Patient"):
+            for number in (1, 2):
+                record = getattr(resources_pb2, kind)()
+                record.MergeFrom(type(record)(**{k: v for k, v in WELL_FORMED.items() if k in names_of(record)}))
+                fields = {f"{kind.lower()}_id": f"{kind[0].lower()}{number}", kind.lower(): record}
+                self._try(f"Create{kind}", **fields)
+        self._try("AssignPatient", therapist_id="t1", patient_id="p1", focus=CANARY.lower())
+
+    def _try(self, rpc: str, **fields: Any) -> None:
+        ask: Any = self.channel.unary_unary(full_name(rpc))
+        with suppress(grpc.RpcError):
+            ask(request(rpc, **fields).SerializeToString(), timeout=20)
+
+    def call_everything(self) -> None:
+        """Every RPC with every request."""
+        for method in METHODS:
+            for data in requests(method):
+                self._call(method, data)
+        reflection: Any = reflection_pb2_grpc.ServerReflectionStub
+        asked = [
+            reflection_pb2.ServerReflectionRequest(file_containing_symbol="caseload.v1.PatientService"),
+            reflection_pb2.ServerReflectionRequest(file_containing_symbol="caseload.v1.Patient"),
+        ]
+        for answer in reflection(self.channel).ServerReflectionInfo(iter(asked), timeout=20):
+            self._hear("reflection", answer.SerializeToString().decode("latin-1"))
+
+    def _call(self, method: MethodDescriptor, data: bytes) -> None:
+        name = full_name(method.name)
+        make: Any = self.channel.unary_stream if method.server_streaming else self.channel.unary_unary
+        try:
+            if method.server_streaming:
+                stream = make(name)(data, timeout=20)
+                answer, call = next(stream), stream
+                stream.cancel()
+            else:
+                answer, call = make(name).with_call(data, timeout=20)
+        except grpc.RpcError as error:
+            self._hear("refusal", everything_said(error))
+        else:
+            self._hear("answer", without_records(GetMessageClass(method.output_type).FromString(answer)))
+            self._hear("metadata", str([*call.initial_metadata(), *call.trailing_metadata()]))
+
+    def _hear(self, where: str, text: str) -> None:
+        self.told.setdefault(where, []).append(text)
+
+    def close(self) -> None:
+        self.channel.close()
+
+
+def names_of(message: Any) -> set[str]:
+    return set(message.DESCRIPTOR.fields_by_name)
+
+
+def without_records(message: Any) -> str:
+    """What an answer says besides records: tokens, revisions, changes, flags."""
+    said = []
+    for field, value in message.ListFields():
+        for one in value if field.is_repeated else [value]:
+            if not field.message_type or is_map(field):
+                said.append(f"{field.name}={one}")
+            elif field.message_type.name not in RECORDS:
+                said.append(without_records(one))
+    return "\n".join(said)
+
+
+def found(outputs: dict[str, str]) -> list[str]:
+    """The outputs that hold something private, as it is or in base64."""
+    return [name for name, text in outputs.items() if PRIVATE.search(text) or any(map(PRIVATE.search, decoded(text)))]
+
+
+def decoded(text: str) -> Iterator[str]:
+    """Whatever in a text can be read as base64."""
+    for word in set(re.findall(r"[\w+/-]{12,}={0,2}", text)):
+        for altchars in (b"-_", b"+/"):
+            with suppress(binascii.Error, ValueError):
+                yield base64.b64decode(word + "=" * (-len(word) % 4), altchars, validate=True).decode("latin-1")

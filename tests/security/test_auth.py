@@ -1,0 +1,158 @@
+"""Who calls: keys in the metadata, and the name that is on record."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from caseload.v1 import change_service_pb2 as change_pb
+from caseload.v1 import therapist_service_pb2 as pb
+from caseload.v1.change_service_pb2_grpc import ChangeServiceStub
+from caseload.v1.resources_pb2 import Therapist
+from caseload.v1.therapist_service_pb2_grpc import TherapistServiceStub
+from caseload_server.rpc.server import CaseloadServer
+from caseload_server.security import file_reload
+from structlog.testing import capture_logs
+
+from tests.security.server_fixture import KeysFile, Metadata, bearer, serving
+from tests.support.servers import refusal
+from tests.support.waiting import FakeClock, eventually
+
+GET = pb.GetTherapistRequest(therapist_id="t1")
+
+
+@pytest.fixture
+def keys_file(tmp_path: Path) -> KeysFile:
+    return KeysFile(tmp_path / "keys")
+
+
+@pytest.fixture
+def server(tmp_path: Path, keys_file: KeysFile, monkeypatch: pytest.MonkeyPatch) -> Iterator[CaseloadServer]:
+    """Looks at its files with every call."""
+    monkeypatch.setattr(file_reload, "CHECK_INTERVAL_SECONDS", 0.0)
+    with serving(tmp_path, keys_file=keys_file.path) as started:
+        yield started
+
+
+@pytest.fixture
+def therapists(server: CaseloadServer) -> Iterator[Any]:
+    with grpc.insecure_channel(server.address) as channel:
+        yield TherapistServiceStub(channel)
+
+
+def reason(therapists: Any, metadata: Metadata) -> str:
+    """What a Get of a therapist who is not there is refused with."""
+    with pytest.raises(grpc.RpcError) as caught:
+        therapists.GetTherapist(GET, metadata=metadata)
+    found = refusal(caught.value)
+    if found.reason == "UNAUTHENTICATED":
+        assert found.code == grpc.StatusCode.UNAUTHENTICATED
+        assert found.metadata == {}
+    return found.reason
+
+
+def test_a_caller_with_a_key_is_let_in(therapists: Any, keys_file: KeysFile) -> None:
+    token = keys_file.add("billing")
+    assert reason(therapists, bearer(token)) == "THERAPIST_NOT_FOUND"
+    assert reason(therapists, (("authorization", f"bearer {token}"),)) == "THERAPIST_NOT_FOUND"
+
+
+def test_everyone_else_is_unauthenticated(therapists: Any, keys_file: KeysFile) -> None:
+    token = keys_file.add("billing")
+    keys_file.append("a-certificate read,write,audit")
+    strangers = [
+        (),
+        bearer(""),
+        bearer(token[:-1]),
+        bearer(token + "x"),
+        bearer(f" {token}"),
+        bearer("a-certificate"),
+        bearer("billing"),
+        (("authorization", token),),
+        (("authorization", f"Basic {token}"),),
+        (("x-authorization", f"Bearer {token}"),),
+        bearer("unknown") + bearer(token),
+    ]
+    assert [reason(therapists, metadata) for metadata in strangers] == ["UNAUTHENTICATED"] * len(strangers)
+
+
+def test_the_name_of_the_caller_is_on_record(server: CaseloadServer, therapists: Any, keys_file: KeysFile) -> None:
+    ann, bob = bearer(keys_file.add("ann")), bearer(keys_file.add("bob"))
+    made = therapists.CreateTherapist(pb.CreateTherapistRequest(therapist=Therapist(display_name="A")), metadata=ann)
+    therapists.DeleteTherapist(pb.DeleteTherapistRequest(therapist_id=made.therapist.therapist_id), metadata=bob)
+    with grpc.insecure_channel(server.address) as channel:
+        log = ChangeServiceStub(channel).ListChanges(change_pb.ListChangesRequest(), metadata=ann)
+    assert [one.actor for one in log.change_sets] == ["ann", "bob"]
+
+
+def test_request_ids_of_two_callers_do_not_meet(therapists: Any, keys_file: KeysFile) -> None:
+    request = pb.CreateTherapistRequest(
+        therapist=Therapist(display_name="A"), request_id="0190a3c4-0000-7000-8000-000000000001"
+    )
+    ids = {
+        therapists.CreateTherapist(request, metadata=bearer(token)).therapist.therapist_id
+        for token in (keys_file.add("ann"), keys_file.add("bob"))
+        for _ in range(2)
+    }
+    assert len(ids) == 2
+
+
+def test_a_key_is_rotated_without_a_refused_call(therapists: Any, keys_file: KeysFile) -> None:
+    old = keys_file.add("billing")
+    assert reason(therapists, bearer(old)) == "THERAPIST_NOT_FOUND"
+    new = keys_file.add("billing")
+    assert reason(therapists, bearer(old)) == reason(therapists, bearer(new)) == "THERAPIST_NOT_FOUND"
+    keys_file.replace(keys_file.path.read_text().splitlines()[1] + "\n")
+    assert reason(therapists, bearer(old)) == "UNAUTHENTICATED"
+    assert reason(therapists, bearer(new)) == "THERAPIST_NOT_FOUND"
+
+
+@pytest.mark.parametrize("fault", ["content", "missing", "mode"])
+def test_a_broken_file_keeps_the_callers_there_were_and_is_logged_once(
+    therapists: Any, keys_file: KeysFile, fault: str
+) -> None:
+    token = keys_file.add("billing")
+    assert reason(therapists, bearer(token)) == "THERAPIST_NOT_FOUND"
+    with capture_logs() as logs:
+        if fault == "content":
+            keys_file.replace("do-not-repeat-me\n")
+        elif fault == "missing":
+            keys_file.path.unlink()
+        else:
+            keys_file.path.chmod(0o644)
+        for _ in range(5):
+            assert reason(therapists, bearer(token)) == "THERAPIST_NOT_FOUND"
+            assert reason(therapists, bearer("unknown")) == "UNAUTHENTICATED"
+    [line] = logs
+    assert (line["log_level"], line["fault"].partition(":")[0]) == ("error", "--keys-file")
+    assert "do-not-repeat-me" not in str(logs)
+
+
+def test_a_file_that_changed_is_read_again_a_second_later_at_the_latest(tmp_path: Path) -> None:
+    assert file_reload.CHECK_INTERVAL_SECONDS <= 1
+    clock, file = FakeClock(), tmp_path / "keys"
+    file.write_text("old")
+    read = file_reload.ReloadedFiles([file], file.read_text, clock)
+    file.write_text("changed")
+    clock.advance(file_reload.CHECK_INTERVAL_SECONDS * 0.9)
+    assert read.value() == "old"
+    clock.advance(file_reload.CHECK_INTERVAL_SECONDS * 0.1)
+    assert read.value() == "changed"
+
+
+def test_a_removed_key_is_refused(tmp_path: Path, keys_file: KeysFile) -> None:
+    token = keys_file.add("billing")
+    with serving(tmp_path, keys_file=keys_file.path) as server, grpc.insecure_channel(server.address) as channel:
+        therapists = TherapistServiceStub(channel)
+        assert reason(therapists, bearer(token)) == "THERAPIST_NOT_FOUND"
+        keys_file.replace("")
+        eventually(lambda: reason(therapists, bearer(token)) == "UNAUTHENTICATED")
+
+
+def test_without_a_keys_file_everyone_on_loopback_is_local(tmp_path: Path) -> None:
+    with serving(tmp_path) as server, grpc.insecure_channel(server.address) as channel:
+        request = pb.CreateTherapistRequest(therapist=Therapist(display_name="A"))
+        TherapistServiceStub(channel).CreateTherapist(request, metadata=bearer("whatever"))
+        log = ChangeServiceStub(channel).ListChanges(change_pb.ListChangesRequest())
+    assert [one.actor for one in log.change_sets] == ["local"]

@@ -1,0 +1,254 @@
+"""How a SQLite file comes into being and what files are refused."""
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import apsw
+import pytest
+from caseload_server.domain.records import Assignment, Patient, Therapist
+from caseload_server.domain.requests import Delete
+from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
+from caseload_server.store.backends.migrations import Migration, SchemaError, migrations
+from caseload_server.store.backends.sqlite.database import APPLICATION_ID, SqliteDatabase
+from caseload_server.store.backends.sqlite.migrate import migrate, pending
+
+from tests.store.store_calls import CALL, TABLES, make, run
+from tests.support.waiting import HUNG_SECONDS, join
+
+LATER = Migration("9999_later", "CREATE TABLE later (x INTEGER) STRICT")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "caseload.db"
+
+
+def tables(path: Path) -> set[str]:
+    connection = apsw.Connection(str(path))
+    names = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+    connection.close()
+    return names
+
+
+def left_alone(path: Path, reason: str) -> None:
+    """migrate and pending refuse the file, not a byte of it changes, and no other file is left."""
+    before = path.read_bytes()
+    for look in (migrate, pending):
+        with pytest.raises((SchemaError, apsw.Error), match=reason):
+            look(path)
+        assert path.read_bytes() == before
+        assert [entry.name for entry in path.parent.iterdir()] == [path.name], look
+
+
+def test_a_new_file_gets_every_step_and_a_key_of_its_own(path: Path, tmp_path: Path) -> None:
+    assert pending(path) == migrations("sqlite")
+    assert not path.exists()
+    assert migrate(path) == migrations("sqlite")
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+    assert tables(path) == {*TABLES, "migration"}
+    migrate(tmp_path / "other.db")
+    stores = [RelationshipStore(SqliteDatabase(file), lambda: 1) for file in (path, tmp_path / "other.db")]
+    ids, secrets = ({getattr(store.keys, name) for store in stores} for name in ("store_id", "secret"))
+    assert len(ids) == len(secrets) == 2
+    for store in stores:
+        store.close()
+
+
+def test_migrating_again_does_nothing(path: Path) -> None:
+    migrate(path)
+    store = RelationshipStore(SqliteDatabase(path), lambda: 1)
+    made, keys = make(store, THERAPIST, "t"), store.keys
+    store.close()
+    assert pending(path) == []
+    assert migrate(path) == []
+    store = RelationshipStore(SqliteDatabase(path), lambda: 1)
+    assert (store.keys, store.get(THERAPIST, "t")) == (keys, made)
+    store.close()
+
+
+def test_a_new_step_runs_on_a_file_in_use(path: Path) -> None:
+    migrate(path)
+    store = RelationshipStore(SqliteDatabase(path), lambda: 1)
+    made = make(store, THERAPIST, "t")
+    assert pending(path, [*migrations("sqlite"), LATER]) == [LATER]
+    assert migrate(path, [*migrations("sqlite"), LATER]) == [LATER]
+    assert store.get(THERAPIST, "t") == made
+    make(store, THERAPIST, "u")
+    store.close()
+    assert "later" in tables(path)
+
+
+def test_a_file_of_the_first_step_keeps_its_rows_and_can_be_purged(path: Path) -> None:
+    initial, *later = migrations("sqlite")
+    migrate(path, [initial])
+    store = RelationshipStore(SqliteDatabase(path), lambda: 1)
+    kept, deleted = make(store, PATIENT, ""), make(store, PATIENT, "")
+    store.delete(PATIENT, Delete(deleted.patient_id), CALL)
+    before = [run(store, f"SELECT * FROM {table}") for table in TABLES if table != "purged"]
+    store.close()
+    assert migrate(path) == later
+    store = RelationshipStore(SqliteDatabase(path), lambda: 1)
+    assert [run(store, f"SELECT * FROM {table}") for table in TABLES if table != "purged"] == before
+    assert list(store.purge_records(PATIENT, 2)) == [(1, 0)]
+    assert store.get(PATIENT, kept.patient_id) == kept
+    store.close()
+
+
+def test_a_step_that_fails_leaves_the_schema_as_it_was(path: Path) -> None:
+    migrate(path)
+    before = tables(path)
+    broken = Migration("9999_broken", "CREATE TABLE half (x INTEGER) STRICT; CREATE TABLE half (x INTEGER) STRICT")
+    with pytest.raises(apsw.SQLError):
+        migrate(path, [*migrations("sqlite"), broken])
+    assert tables(path) == before
+    assert pending(path) == []
+
+
+def test_a_first_step_that_fails_leaves_a_file_that_can_be_migrated(path: Path) -> None:
+    broken = Migration("0000_broken", "CREATE TABLE half (x INTEGER) STRICT; nonsense")
+    with pytest.raises(apsw.SQLError):
+        migrate(path, [broken])
+    assert migrate(path) == migrations("sqlite")
+
+
+@pytest.mark.parametrize("turn", range(3))
+def test_of_many_who_migrate_a_new_file_at_once_one_does(path: Path, turn: int) -> None:
+    done: list[list[Migration]] = []
+    refusals: list[Exception] = []
+    barrier = threading.Barrier(8 + turn)
+
+    def one() -> None:
+        barrier.wait()
+        try:
+            done.append(migrate(path))
+        except (SchemaError, apsw.Error) as error:
+            refusals.append(error)
+
+    threads = [threading.Thread(target=one) for _ in range(8 + turn)]
+    for thread in threads:
+        thread.start()
+    join(*threads)
+    assert refusals == []
+    assert sorted(done, key=len) == [[]] * (7 + turn) + [migrations("sqlite")]
+
+
+def test_of_several_processes_that_migrate_a_new_file_at_once_one_does(path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from caseload_server.store.backends.sqlite.migrate import migrate;"
+        "sys.stdin.readline(); print(len(migrate(Path(sys.argv[1]))))"
+    )
+    command = [sys.executable, "-c", script, str(path)]
+    starters = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    for starter in starters:
+        assert starter.stdin is not None
+        starter.stdin.write("\n")
+        starter.stdin.flush()
+    results = [starter.communicate(timeout=HUNG_SECONDS) for starter in starters]
+    assert sorted(results) == [("0\n", "")] * 3 + [(f"{len(migrations('sqlite'))}\n", "")]
+
+
+def test_a_newer_schema_is_refused(path: Path) -> None:
+    migrate(path, [*migrations("sqlite"), LATER])
+    left_alone(path, "newer")
+
+
+def test_a_step_with_another_text_is_refused(path: Path) -> None:
+    first, *rest = migrations("sqlite")
+    migrate(path, [first._replace(sql=first.sql + "\n-- edited"), *rest])
+    left_alone(path, f"{first.name} is not the one")
+
+
+def test_the_file_of_another_application_is_refused(path: Path) -> None:
+    connection = apsw.Connection(str(path))
+    connection.execute("CREATE TABLE migration (name TEXT, checksum TEXT)")
+    connection.close()
+    left_alone(path, "another application")
+
+
+def test_a_file_that_only_looks_like_ours_is_refused(path: Path) -> None:
+    connection = apsw.Connection(str(path))
+    connection.execute("CREATE TABLE other (x)")
+    connection.pragma("application_id", APPLICATION_ID)
+    connection.close()
+    left_alone(path, "another application")
+
+
+def crashed(path: Path, folder: Path) -> Path:
+    """The file with its log, as a crash leaves them: the database must be open, and written to."""
+    folder.mkdir()
+    for file in (path, Path(f"{path}-wal")):
+        shutil.copy(file, folder / file.name)
+    return folder / path.name
+
+
+def test_the_log_that_another_applications_crash_left_is_not_touched(path: Path, tmp_path: Path) -> None:
+    connection = apsw.Connection(str(path))
+    connection.pragma("journal_mode", "wal")
+    connection.execute("CREATE TABLE other (x)")
+    copy = crashed(path, tmp_path / "crashed")
+    connection.close()
+    before = {file.name: file.read_bytes() for file in copy.parent.iterdir()}
+    for look in (migrate, pending):
+        with pytest.raises(SchemaError, match="another application"):
+            look(copy)
+        after = {file.name: file.read_bytes() for file in copy.parent.iterdir() if not file.name.endswith("-shm")}
+        assert after == before
+
+
+def test_what_our_own_crash_left_in_the_log_is_there_after_migrating(path: Path, tmp_path: Path) -> None:
+    migrate(path)
+    store = RelationshipStore(SqliteDatabase(path), lambda: 1)
+    made = make(store, THERAPIST, "t")
+    copy = crashed(path, tmp_path / "crashed")
+    store.close()
+    assert pending(copy) == []
+    assert migrate(copy) == []
+    store = RelationshipStore(SqliteDatabase(copy), lambda: 1)
+    assert store.get(THERAPIST, "t") == made
+    store.close()
+
+
+@pytest.mark.parametrize("content", [b"not a database, but long enough to have a header\n" * 100, b"SQLite format 3"])
+def test_a_file_that_is_not_a_database_is_refused(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    left_alone(path, "file is not a database")
+
+
+def test_an_empty_file_is_taken_as_a_new_one(path: Path) -> None:
+    path.touch()
+    assert migrate(path) == migrations("sqlite")
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(apsw.CantOpenError):
+        migrate(tmp_path / "missing" / "caseload.db")
+
+
+def test_records_are_rows_in_the_order_of_the_columns(path: Path) -> None:
+    migrate(path)
+    connection = apsw.Connection(str(path))
+    for record in (Therapist, Patient, Assignment):
+        columns = connection.execute("SELECT name FROM pragma_table_info(?)", (record.__name__.lower(),))
+        assert tuple(row[0] for row in columns) == record._fields
+    connection.close()
+
+
+def test_every_file_the_command_makes_is_its_owners_alone(path: Path) -> None:
+    command = [sys.executable, "-m", "caseload_server", "migrate", "--database", f"sqlite:///{path}"]
+    subprocess.run(command, check=True, capture_output=True, umask=0)
+    before = os.umask(0)
+    try:
+        store = RelationshipStore(SqliteDatabase(path), lambda: 1)
+        make(store, THERAPIST, "t")
+        modes = {entry.name: oct(entry.stat().st_mode & 0o777) for entry in path.parent.iterdir()}
+        store.close()
+    finally:
+        os.umask(before)
+    assert modes == dict.fromkeys([path.name, path.name + "-wal", path.name + "-shm"], "0o600")

@@ -1,0 +1,129 @@
+"""How SQLite finds rows: a list reads its page and not the history before it, a check is one statement."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from caseload_server.domain import requests
+from caseload_server.domain.requests import ChangeQuery
+from caseload_server.store import PATIENT, THERAPIST, RelationshipStore, assignments, change_log, lists
+from caseload_server.store.backends.protocol import Value
+from caseload_server.store.backends.sqlite.database import SqliteDatabase
+from caseload_server.store.backends.sqlite.migrate import migrate
+
+from tests.store.conftest import Clock
+from tests.store.store_builders import crowd, run, therapists
+from tests.store.test_checks import checked
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[SqliteDatabase]:
+    migrate(tmp_path / "caseload.db")
+    opened = SqliteDatabase(tmp_path / "caseload.db")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def store(database: SqliteDatabase, clock: Clock) -> RelationshipStore:
+    return RelationshipStore(database, clock)
+
+
+@pytest.mark.parametrize(
+    ("query", "index"),
+    [
+        ({"therapist_id": "t"}, "assignment_active_by_therapist"),
+        ({}, "assignment_active"),
+        ({"patient_id": "p", "states": (1, 2)}, "assignment_by_patient"),
+        ({"therapist_id": "t", "states": (1, 2)}, "assignment_by_therapist"),
+        ({"therapist_id": "t", "roles": (1,)}, "assignment_active_by_therapist"),
+        ({"roles": (1,)}, "assignment_active_by_role"),
+    ],
+    ids=str,
+)
+def test_a_list_of_assignments_walks_its_index_in_order(
+    store: RelationshipStore, query: dict[str, Any], index: str
+) -> None:
+    sql, parameters = assignments.select_assignments(requests.AssignmentQuery(**query))
+    plan = [row[3] for row in run(store, f"EXPLAIN QUERY PLAN {sql}", {**parameters, "after": "", "limit": 1})]
+    assert len(plan) == 1
+    assert plan[0].split("INDEX ")[1].split()[0] == index
+
+
+def plan_of(store: RelationshipStore, sql: str, parameters: dict[str, Value]) -> list[str]:
+    rows = run(store, f"EXPLAIN QUERY PLAN {sql}", {**parameters, "after": "", "limit": 1})
+    return [row[3] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("kind", "query", "index"),
+    [
+        (THERAPIST, {"statuses": (2,)}, "therapist_by_status"),
+        (THERAPIST, {"statuses": (1, 2, 3)}, "therapist_by_status"),
+        (THERAPIST, {"unassigned": True}, "therapist_unassigned"),
+        (THERAPIST, {"accepting_patients": True}, "therapist_accepting"),
+        (THERAPIST, {"specialties": ("a",)}, "therapist_specialty_by_specialty"),
+        (THERAPIST, {"specialties": ("a", "b", "c"), "statuses": (1, 2)}, "therapist_specialty_by_specialty"),
+        (PATIENT, {"statuses": (1, 2)}, "patient_by_status"),
+        (PATIENT, {"unassigned": True}, "patient_unassigned"),
+    ],
+    ids=str,
+)
+def test_a_list_of_people_walks_its_index_from_page_to_page(
+    store: RelationshipStore, kind: Any, query: dict[str, Any], index: str
+) -> None:
+    plan = plan_of(store, *lists.select_records(kind, requests.RecordQuery(**query)))
+    walks = [step for step in plan if f"INDEX {index} " in step]
+    assert len(walks) == max(map(len, (query.get("specialties", query.get("statuses", ())), "1")))
+    assert all(f"{kind.id_column}>?" in step for step in walks)
+    assert not [step for step in plan if "TEMP B-TREE" in step or step.startswith("SCAN")], plan
+
+
+@pytest.mark.parametrize("query", [{"as_of_us": 5}, {"roles": (1, 2)}, {"roles": (1,), "as_of_us": 5}], ids=str)
+def test_periods_of_all_are_merged_in_order(store: RelationshipStore, query: dict[str, Any]) -> None:
+    plan = plan_of(store, *assignments.select_assignments(requests.AssignmentQuery(**query)))
+    assert not [step for step in plan if "TEMP B-TREE" in step or step.startswith("SCAN")], plan
+    assert not [step for step in plan if "PRIMARY KEY (assignment_id>?)" in step], plan
+
+
+def test_the_patients_of_a_therapist_are_listed_from_the_active_ones(store: RelationshipStore) -> None:
+    sql, parameters = assignments.select_caseload(THERAPIST, PATIENT, requests.CaseloadQuery("t"))
+    plan = [row[3] for row in run(store, f"EXPLAIN QUERY PLAN {sql}", {**parameters, "after": "", "limit": 1})]
+    assert "assignment_active_by_therapist" in plan[0]
+    assert not [step for step in plan if "TEMP B-TREE" in step]
+
+
+def test_a_hundred_pairs_are_one_statement(store: RelationshipStore, database: SqliteDatabase) -> None:
+    therapists(store, "t")
+    pairs = [("t", one) for one in crowd(store, "t", 100)]
+    connection, _ = database._reader()
+    statements: list[str] = []
+
+    def note(_cursor: object, sql: str, _bindings: object) -> bool:
+        statements.append(sql)
+        return True
+
+    connection.exec_trace = note
+    try:
+        assert None not in checked(store, 1, *pairs)
+    finally:
+        connection.exec_trace = None
+    assert statements == [assignments.CHECK]
+
+
+def test_a_check_looks_at_the_pairs_periods_only(store: RelationshipStore) -> None:
+    plan = [row[3] for row in run(store, f"EXPLAIN QUERY PLAN {assignments.CHECK}", {"pairs": "[]", "at_us": 0})]
+    [lookup] = [step for step in plan if "period" in step]
+    assert lookup.startswith("SEARCH period USING INDEX assignment_by_pair (patient_id=? AND therapist_id=?")
+
+
+@pytest.mark.parametrize("given", [n for k in (1, 2, 3) for n in itertools.combinations(ChangeQuery._fields, k)])
+def test_each_filter_walks_an_index(store: RelationshipStore, given: tuple[str, ...]) -> None:
+    revisions, parameters = change_log._select_revisions(ChangeQuery(**dict.fromkeys(given, "x")))
+    sql = change_log._SELECT_PAGE.format(revisions=revisions)
+    plan = run(store, f"EXPLAIN QUERY PLAN {sql}", {**parameters, "after": 0, "limit": 10, "max_rows": 10})
+    steps = [row[3] for row in plan]
+    assert [step for step in steps if step.startswith("SCAN") and "matching" not in step] == []
+    assert not any("TEMP B-TREE FOR ORDER BY" in step for step in steps), steps

@@ -1,0 +1,68 @@
+"""Writers of a SQLite file that meet at a moment of the test's choosing."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from caseload_server.store.backends.sqlite.database import SqliteDatabase
+
+from tests.support.waiting import HUNG_SECONDS, eventually, join
+
+
+@contextmanager
+def commit_under_way(database: SqliteDatabase) -> Iterator[None]:
+    """Holds a writer in its transaction, so that others queue up behind it."""
+    entered, leave = threading.Event(), threading.Event()
+
+    def work(_: object) -> None:
+        entered.set()
+        assert leave.wait(HUNG_SECONDS)
+
+    holder = threading.Thread(target=database.write, args=(work,))
+    holder.start()
+    assert entered.wait(HUNG_SECONDS)
+    try:
+        yield
+    finally:
+        leave.set()
+        join(holder)
+
+
+def batch(database: SqliteDatabase, works: Sequence[Callable[[], Any]]) -> list[Any]:
+    """Runs all works in the same commit, in their order: what each returned or raised."""
+    results: list[Any] = [None] * len(works)
+
+    def one(number: int) -> None:
+        try:
+            results[number] = works[number]()
+        except Exception as error:  # noqa: BLE001 - it is what the test looks at
+            results[number] = error
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(len(works))]
+    with commit_under_way(database):
+        for number, thread in enumerate(threads):
+            thread.start()
+            eventually(lambda expected=number + 1: len(database._group_commit._queue) == expected)  # type: ignore[misc]
+    join(*threads)
+    return results
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Another process holds the write lock."""
+    script = (
+        "import sys, apsw; c = apsw.Connection(sys.argv[1]); c.execute('BEGIN IMMEDIATE');"
+        "print('locked', flush=True); sys.stdin.readline()"
+    )
+    command = [sys.executable, "-c", script, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "locked\n"
+        try:
+            yield
+        finally:
+            holder.communicate("\n", timeout=HUNG_SECONDS)

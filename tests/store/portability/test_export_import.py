@@ -1,0 +1,324 @@
+"""What is exported from one database and imported into another is the same there; anything less is refused."""
+
+import hashlib
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from caseload_server.commands import portability
+from caseload_server.config import Config, SettingError
+from caseload_server.domain import errors
+from caseload_server.domain.enums import ROLE_PRIMARY
+from caseload_server.domain.requests import ChangeQuery
+from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
+from caseload_server.store.backends.factory import open_store
+from caseload_server.store.backends.migrations import migrations
+from caseload_server.store.portability import export, import_loader
+from caseload_server.store.portability.import_parser import ImportRefused, batches
+from caseload_server.store.portability.verify import ContentCheck, broken_rules
+
+from tests.store.conftest import Clock
+from tests.store.store_calls import AnyKind, assign, both_kinds, delete, dump, ids, make, request, unassign, update
+
+SECRET = "do-not-repeat-me"
+"""What no refusal may say."""
+# Accents composed and not, letters that fold to two, what JSON escapes, and what looks like it.
+AWKWARD = [
+    "Zoë Müller-Lüdenscheidt",
+    'O"Neil \\ Ⅷ',
+    "\U0001d504da \u2028 ﬀ",
+    "e\u0301 and é",
+    "İstanbul ß",
+    "C:\\new\\u0000",
+]
+
+
+def nothing(_: int) -> None:
+    """No progress to show."""
+
+
+def exported(url: str) -> bytes:
+    lines = io.BytesIO()
+    with portability.open_snapshot(url) as transaction:
+        export.export(transaction, lines.write, nothing)
+    return lines.getvalue()
+
+
+def imported(lines: bytes, url: str) -> str:
+    """The digest."""
+    with portability.open_bulk_load(url) as (loading, schema):
+        return import_loader.load(batches(io.BytesIO(lines), schema), loading, nothing)
+
+
+def digest(url: str) -> str:
+    with portability.open_snapshot(url) as transaction:
+        contents = ContentCheck(transaction)
+        assert [*broken_rules(transaction), *contents.read(nothing)] == []
+    return contents.content_digest.digest
+
+
+def fill(store: RelationshipStore) -> None:
+    """One of everything: people with all that they can have, periods of every kind, and a log whose oldest is gone."""
+    for number, name in enumerate(AWKWARD):
+        identifiers = json.dumps([["https://example.org/staff", name], ["urn:x", str(number)]], ensure_ascii=False)
+        make(store, THERAPIST, f"t{number}", display_name=name, identifiers=identifiers, specialties='["a","b"]')
+        make(store, PATIENT, f"p{number}", display_name=name, birth_date="1990-02-03", annotations='{"k":"\\""}')
+        assign(store, f"t{number}", f"p{number}", role=ROLE_PRIMARY, focus=name)
+    store.purge_changes(2**62)
+    unassign(store, "t1", "p1", end_reason=5)
+    delete(store, THERAPIST, "t2", force=True)
+    update(store, THERAPIST, "t3", max_active_patients=0, status=2)
+    store.update(THERAPIST, "t4", "", {"email": "t4@example.org"}, request("remembered"))
+
+
+@pytest.fixture
+def source(tmp_path: Path, clock: Clock) -> str:
+    """The URL of a database with one of everything."""
+    url = f"sqlite:///{tmp_path}/source.db"
+    store = open_store(Config(database=url), clock)
+    fill(store)
+    store.close()
+    return url
+
+
+def test_an_import_holds_what_was_exported_and_breaks_no_rule(source: str, database_url: str, clock: Clock) -> None:
+    assert imported(exported(source), database_url) == digest(source) == digest(database_url)
+    old, new = (open_store(Config(database=url), clock) for url in (source, database_url))
+    before, after = dump(old), dump(new)
+    for tables in (before, after):
+        [(_, _, *rest)] = tables.pop("store")
+        tables["rest"] = rest  # the secret, and the bounds of the log
+    assert after == before
+    old.close()
+    new.close()
+
+
+def test_what_any_database_exports_a_new_file_takes(
+    store: RelationshipStore, database_url: str, tmp_path: Path
+) -> None:
+    fill(store)
+    target = f"sqlite:///{tmp_path}/target.db"
+    imported(exported(database_url), target)
+    assert digest(target) == digest(database_url)
+    assert exported(target) == exported(database_url)
+
+
+def test_the_store_goes_on_where_the_old_one_stopped(source: str, database_url: str, clock: Clock) -> None:
+    imported(exported(source), database_url)
+    old, new = (open_store(Config(database=url), clock) for url in (source, database_url))
+    assert ids(new, THERAPIST, name_prefix="zoe muller") == ["t0"]
+    assert ids(new, PATIENT, name_prefix='o"neil') == ["p1"]
+    assert ids(new, THERAPIST, identifier=("urn:x", "4")) == ["t4"]
+    assert ids(new, THERAPIST, specialties=("b",)) == ["t0", "t1", "t3", "t4", "t5"]
+    # A repeat of a remembered request writes nothing, and a revision of the old store is refused.
+    head = new.head_revision()
+    assert new.update(THERAPIST, "t4", "", {"email": "t4@example.org"}, request("remembered")).record.email
+    assert new.head_revision() == head == old.head_revision()
+    with pytest.raises(errors.RevisionForeign):
+        new.list_changes(ChangeQuery(), old.keys.revision(head), 10)
+    with pytest.raises(errors.IdentifierTaken):
+        make(new, THERAPIST, "another", identifiers='[["urn:x","4"]]')
+    logs = [one.list_changes(ChangeQuery(), "", 1000).change_sets for one in (old, new)]
+    assert len({str([one._replace(revision="") for one in log]) for log in logs}) == 1
+    make(new, THERAPIST, "another")
+    assert new.head_revision() == head + 1
+    old.close()
+    new.close()
+
+
+@both_kinds
+def test_an_id_that_was_purged_is_not_given_by_the_new_one(
+    tmp_path: Path, database_url: str, clock: Clock, kind: AnyKind
+) -> None:
+    url = f"sqlite:///{tmp_path}/source.db"
+    old = open_store(Config(database=url), clock)
+    make(old, kind, "gone")
+    delete(old, kind, "gone")
+    assert [*old.purge_records(kind, 2**62)] == [(1, 0)]
+    old.close()
+    imported(exported(url), database_url)
+    new = open_store(Config(database=database_url), clock)
+    with pytest.raises(errors.IdTaken):
+        make(new, kind, "gone")
+    new.close()
+
+
+def test_an_empty_store_can_be_moved_too(tmp_path: Path, database_url: str, clock: Clock) -> None:
+    empty = f"sqlite:///{tmp_path}/empty.db"
+    open_store(Config(database=empty), clock).close()
+    assert imported(exported(empty), database_url) == digest(database_url)
+
+
+def test_more_rows_than_a_page_come_all_and_in_order(
+    tmp_path: Path, store: RelationshipStore, database_url: str
+) -> None:
+    count = 2500
+    for number in range(count):
+        make(store, PATIENT, f"p{number:04}")
+    lines = exported(database_url)
+    assert lines.count(b'\n{"patient":') == lines.count(b'\n{"change_set":') == lines.count(b'\n{"change":') == count
+    target = f"sqlite:///{tmp_path}/target.db"
+    imported(lines, target)
+    assert digest(target) == digest(database_url)
+
+
+def test_a_database_that_holds_anything_is_not_imported_into(
+    source: str, store: RelationshipStore, database_url: str
+) -> None:
+    make(store, THERAPIST, "there")
+    before = digest(database_url)
+    with pytest.raises((SettingError, FileExistsError)):
+        imported(exported(source), database_url)
+    assert digest(database_url) == before
+
+
+def sealed(lines: list[bytes]) -> bytes:
+    """The lines with an end that fits them."""
+    rows = json.loads(lines[-1])["end"]["rows"]
+    for table in rows:
+        rows[table] = sum(line.startswith(f'{{"{table}":'.encode()) for line in lines)
+    digest = f"sha256:{hashlib.sha256(b''.join(lines[1:-1])).hexdigest()}"
+    return b"".join([*lines[:-1], json.dumps({"end": {"rows": rows, "digest": digest}}).encode() + b"\n"])
+
+
+Edit = Callable[[list[bytes]], None]
+
+
+def replaced(start: str, old: str, new: str) -> Edit:
+    """Replaces text in the first line of a table."""
+
+    def edit(lines: list[bytes]) -> None:
+        place = next(place for place, line in enumerate(lines) if line.startswith(f'{{"{start}":'.encode()))
+        assert old.encode() in lines[place]
+        lines[place] = lines[place].replace(old.encode(), new.encode("utf-8", "surrogateescape"), 1)
+
+    return edit
+
+
+def swapped(lines: list[bytes]) -> None:
+    lines[2], lines[3] = lines[3], lines[2]
+
+
+def doubled(lines: list[bytes]) -> None:
+    lines.insert(2, lines[2])
+
+
+def without(start: str) -> Edit:
+    def edit(lines: list[bytes]) -> None:
+        lines[:] = [line for line in lines if not line.startswith(f'{{"{start}":'.encode())]
+
+    return edit
+
+
+REFUSED: list[tuple[Edit, str]] = [
+    (replaced("caseload", '"format":1', '"format":2'), "line 1: is not the header of an export that"),
+    (without("caseload"), "line 1: is not the header"),
+    (replaced("caseload", migrations("sqlite")[-1].name, SECRET), "line 1: schema: is not the newest"),
+    (replaced("caseload", '"secret":"', f'"secret":"{SECRET}'), "line 1: secret: must be hex"),
+    (without("store"), "the lines before it do not match its row counts and digest"),
+    (swapped, "line 4: therapist.therapist_id: is out of order, or a duplicate"),
+    (doubled, "line 4: therapist.therapist_id: is out of order, or a duplicate"),
+    (replaced("patient", '"patient"', f'"{SECRET}"'), "line 9: belongs to no table, or is out of order"),
+    (replaced("patient", '"patient"', '"therapist"'), "line 9: must have exactly the columns of therapist"),
+    (replaced("patient", '"email"', f'"{SECRET}"'), "line 9: must have exactly the columns of patient, in order"),
+    (replaced("patient", '"email":', f'"{SECRET}":1,"email":'), "line 9: must have exactly the columns of patient"),
+    (replaced("patient", '"email":""', '"email":7'), "line 9: patient.email: has the wrong type"),
+    (replaced("patient", '"email":""', '"email":null'), "line 9: patient.email: has the wrong type"),
+    (replaced("patient", '"status":1', '"status":true'), "line 9: patient.status: has the wrong type"),
+    (replaced("patient", '"status":1', '"status":1.0'), "line 9: patient.status: has the wrong type"),
+    (replaced("patient", '"status":1', '"status":NaN'), "line 9: patient.status: has the wrong type"),
+    (replaced("patient", '"status":1', '"status":-1'), "line 9: patient.status: is out of range"),
+    (replaced("patient", '"status":1', f'"status":{2**63}'), "line 9: patient.status: is out of range"),
+    (replaced("patient", '"created_us":1', '"created_us":9991'), "line 9: patient.created_us: is out of range"),
+    (
+        replaced("patient", '"email":""', f'"email":"{SECRET}\\u0000"'),
+        "line 9: contains a character that cannot be stored",
+    ),
+    (
+        replaced("patient", '"email":""', f'"email":"{SECRET}\\ud800"'),
+        "line 9: contains a character that cannot be stored",
+    ),
+    (replaced("patient", '"email":""', f'"email":"{SECRET}\udcff"'), "line 9: is not a JSON object"),
+    (replaced("patient", "}}\n", "}}{}\n"), "line 9: is not a JSON object with one name"),
+    (replaced("patient", "}}\n", '},"x":1}\n'), "line 9: is not a JSON object with one name"),
+    (replaced("patient", '{"patient":{', '{"patient":[{'), "line 9: is not a JSON object"),
+    (replaced("patient", '"email":""', f'"email":"{SECRET * 100_000}"'), "line 9: is not a JSON object"),
+    (replaced("therapist", '"specialties":"[', '"specialties":"[7,'), "line 3: therapist.specialties: is not"),
+    (
+        replaced("therapist", '"identifiers":"[', '"identifiers":"[[],'),
+        "line 3: therapist.identifiers: is not",
+    ),
+    (replaced("patient", '"annotations":"{', '"annotations":"{{'), "line 9: patient.annotations: is not valid JSON"),
+    (replaced("request", '"fingerprint":"', f'"fingerprint":"{SECRET}'), "request.fingerprint: is not hex"),
+    (
+        replaced("patient", '"email":""', f'"email":"{SECRET}"'),
+        "the lines before it do not match its row counts and digest",
+    ),
+    (replaced("end", '"therapist":6', '"therapist":7'), "the lines before it do not match its row counts and digest"),
+    (replaced("end", "sha256:", f"sha256:{SECRET}"), "the lines before it do not match its row counts and digest"),
+]
+
+
+@pytest.mark.parametrize(("edit", "text"), REFUSED, ids=range(len(REFUSED)))
+def test_lines_that_were_not_exported_are_refused_and_leave_nothing(
+    source: str, tmp_path: Path, edit: Edit, text: str
+) -> None:
+    lines = exported(source).splitlines(keepends=True)
+    edit(lines)
+    with pytest.raises(ImportRefused) as refused:
+        imported(b"".join(lines), f"sqlite:///{tmp_path}/target.db")
+    assert text in str(refused.value)
+    assert SECRET not in str(refused.value)
+    assert [file.name for file in tmp_path.iterdir()] == ["source.db"]
+
+
+def test_a_file_that_was_cut_off_anywhere_is_refused(source: str, tmp_path: Path) -> None:
+    whole = exported(source)
+    target = f"sqlite:///{tmp_path}/target.db"
+    for size in [*range(0, len(whole) - 1, 997), *(len(whole[:1]) + place for place in range(5))]:
+        with pytest.raises(ImportRefused):
+            imported(whole[:size], target)
+    assert imported(whole, target) == digest(source)
+
+
+@pytest.mark.parametrize(
+    ("edit", "text"),
+    [
+        (without("therapist"), ""),
+        (without("change_set"), ""),
+        (replaced("assignment", '"role":1', '"role":9'), "violate a constraint of assignment: "),
+        (replaced("therapist", '"status":1', '"status":9'), "violate a constraint of therapist: "),
+        (replaced("therapist", '"urn:x\\", \\"0', '"urn:x\\", \\"1'), "violate a constraint of therapist: "),
+    ],
+    ids=range(5),
+)
+def test_rows_that_break_a_rule_of_the_schema_are_refused_and_leave_nothing(
+    source: str, database_url: str, edit: Edit, text: str
+) -> None:
+    whole = exported(source)
+    lines = whole.splitlines(keepends=True)
+    edit(lines)
+    with pytest.raises((ImportRefused, import_loader.ConstraintViolation)) as refused:
+        imported(sealed(lines), database_url)
+    assert text in str(refused.value)
+    assert imported(whole, database_url) == digest(source)
+
+
+def test_two_active_assignments_of_a_pair_are_refused(source: str, database_url: str) -> None:
+    whole = exported(source)
+    lines = whole.splitlines(keepends=True)
+    place = next(place for place, line in enumerate(lines) if b'"end_us":null' in line)
+    row = json.loads(lines[place])
+    row["assignment"]["assignment_id"] += "0"
+    lines.insert(place + 1, json.dumps(row).encode() + b"\n")
+    with pytest.raises(import_loader.ConstraintViolation):
+        imported(sealed(lines), database_url)
+    assert imported(whole, database_url) == digest(source)
+
+
+def test_nothing_can_be_read_from_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="--database: the file does not exist"):
+        exported(f"sqlite:///{tmp_path}/nothing.db")
+    assert list(tmp_path.iterdir()) == []

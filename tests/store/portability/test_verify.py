@@ -1,0 +1,290 @@
+"""Every rule that a store must keep is broken once, past the store, and reported."""
+
+import json
+from typing import Any
+
+import pytest
+from caseload_server.domain.enums import END_ENTERED_IN_ERROR, ROLE_PRIMARY
+from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
+from caseload_server.store.portability import verify
+from caseload_server.store.portability.verify import BrokenRule, ContentCheck, broken_rules
+
+from tests.store.store_calls import assign, delete, make, request, run, unassign, update
+
+
+def broken(store: RelationshipStore) -> dict[str, BrokenRule]:
+    """What is reported, by the rule."""
+    with store._database.snapshot() as transaction:
+        found = [*broken_rules(transaction), *ContentCheck(transaction).read(lambda _: None)]
+    return {one.rule: one for one in found}
+
+
+def digest(store: RelationshipStore) -> str:
+    with store._database.snapshot() as transaction:
+        contents = ContentCheck(transaction)
+        assert list(contents.read(lambda _: None)) == []
+    return contents.content_digest.digest
+
+
+@pytest.fixture
+def filled_store(store: RelationshipStore) -> RelationshipStore:
+    """Therapists t and u, patients p and q. t is p's primary therapist, u treats p; u treated q until 2000, t then."""
+    for kind, ids in ((THERAPIST, "tu"), (PATIENT, "pq")):
+        for one in ids:
+            pair = json.dumps([["https://example.org/staff", f"A-{one}"]])
+            make(store, kind, one, identifiers=pair)
+    update(store, THERAPIST, "t", specialties='["hand-therapy"]', annotations='{"room":"12"}')
+    assign(store, "t", "p", role=ROLE_PRIMARY, start_us=1000)
+    assign(store, "u", "p", start_us=1000)
+    assign(store, "u", "q", start_us=1000)
+    unassign(store, "u", "q", end_us=2000)
+    assign(store, "t", "q", role=ROLE_PRIMARY, start_us=2000)
+    store.update(THERAPIST, "t", "", {"email": "t@example.org"}, request("r"))
+    return store
+
+
+def unguard(store: RelationshipStore, table: str) -> None:
+    """Makes the table anew without its indexes, checks and foreign keys."""
+    run(store, f"CREATE TABLE unguarded AS SELECT * FROM {table}")
+    run(store, f"DROP TABLE {table}")
+    run(store, f"ALTER TABLE unguarded RENAME TO {table}")
+
+
+def copied(table: str, changed: str, where: str = "1 = 1") -> str:
+    """A statement that adds copies of rows with other values: "column=value, ..."."""
+    columns = {
+        "assignment": "assignment_id, therapist_id, patient_id, role, focus, start_us, end_us, end_reason, created_by,"
+        " ended_by, created_us, updated_us, etag",
+        "change": "revision, position, kind, changed_fields, therapist_id, patient_id, assignment_id",
+        "request": "actor, request_id, method, fingerprint, record_ids, effect, revision, created_us",
+    }[table]
+    values = columns
+    for column, _, value in (one.partition("=") for one in changed.split(", ")):
+        values = f", {values},".replace(f", {column},", f", {value},").strip(", ")
+    return f"INSERT INTO {table} ({columns}) SELECT {values} FROM {table} WHERE {where}"
+
+
+ACTIVE_P = "patient_id = 'p' AND therapist_id = 't'"
+BREAKS: list[tuple[str, list[str], list[str]]] = [
+    (
+        "active_patient_count is the number of active assignments",
+        ["UPDATE therapist SET active_patient_count = 7 WHERE therapist_id = 't'"],
+        ["t"],
+    ),
+    (
+        "active_therapist_count is the number of active assignments",
+        ["UPDATE patient SET active_therapist_count = active_therapist_count + 1"],
+        ["p", "q"],
+    ),
+    (
+        "a deleted or inactive therapist has no active assignment",
+        ["UPDATE therapist SET active_patient_count = 0, deleted_us = 1 WHERE therapist_id = 't'"],
+        ["t"],
+    ),
+    (
+        "a deleted or inactive therapist has no active assignment",
+        ["UPDATE therapist SET active_patient_count = 0, status = 3 WHERE therapist_id = 't'"],
+        ["t"],
+    ),
+    (
+        "a deleted or discharged patient has no active assignment",
+        ["UPDATE patient SET active_therapist_count = 0, deleted_us = 1 WHERE patient_id = 'p'"],
+        ["p"],
+    ),
+    (
+        "a deleted or discharged patient has no active assignment",
+        ["UPDATE patient SET active_therapist_count = 0, status = 2 WHERE patient_id = 'p'"],
+        ["p"],
+    ),
+    *(
+        (
+            f"an identifier belongs to one {kind} that is not deleted",
+            [f"UPDATE {kind}_identifier SET value = 'A-1'"],
+            [first],
+        )
+        for kind, first in (("therapist", "t"), ("patient", "p"))
+    ),
+    (
+        "the id of a purged therapist is not in use",
+        ["INSERT INTO purged (kind, record_id) VALUES ('therapist', 't'), ('patient', 't')"],
+        ["t"],
+    ),
+    (
+        "the id of a purged patient is not in use",
+        ["INSERT INTO purged (kind, record_id) VALUES ('therapist', 'q'), ('patient', 'q')"],
+        ["q"],
+    ),
+    (
+        "primary_therapist_id is the therapist of the active PRIMARY assignment",
+        ["UPDATE patient SET primary_therapist_id = 'u' WHERE patient_id = 'p'"],
+        ["p"],
+    ),
+    (
+        "primary_therapist_id is the therapist of the active PRIMARY assignment",
+        ["UPDATE patient SET primary_therapist_id = '' WHERE patient_id = 'q'"],
+        ["q"],
+    ),
+    (
+        "a pair has at most one active assignment",
+        [copied("assignment", "assignment_id='0', role=3", ACTIVE_P)],
+        ["0"],
+    ),
+    (
+        "a patient has at most one active PRIMARY assignment",
+        ["UPDATE assignment SET assignment_id = '0', role = 1 WHERE patient_id = 'p' AND therapist_id = 'u'"],
+        ["0"],
+    ),
+    (
+        "the periods of a pair do not overlap",
+        [copied("assignment", "assignment_id='z', start_us=1999, end_us=2001", "end_us = 2000")],
+        ["z"],
+    ),
+    (
+        "the PRIMARY periods of a patient do not overlap",
+        [copied("assignment", "assignment_id='z', role=1, start_us=1, end_us=3000", "end_us = 2000")],
+        [],
+    ),
+    (
+        "the change log has every revision from the oldest to the head",
+        ["DELETE FROM change WHERE revision IN (1, 4, 11)", "DELETE FROM change_set WHERE revision IN (1, 4, 11)"],
+        ["1", "4", "11"],
+    ),
+    (
+        "no revision is newer than the head, or was purged",
+        ["UPDATE store SET head_revision = 10, oldest_revision = 1"],
+        ["1", "11", "11"],
+    ),
+    ("each change set has changes", ["DELETE FROM change WHERE revision = 3"], ["3"]),
+    ("each revision in change exists in change_set", [copied("change", "revision=99", "revision = 3")], ["99"]),
+    (
+        "each therapist_id in assignment exists in therapist",
+        ["UPDATE assignment SET therapist_id = 'nobody' WHERE therapist_id = 'u' AND patient_id = 'p'"],
+        ["nobody"],
+    ),
+    (
+        "each patient_id in assignment exists in patient",
+        ["UPDATE assignment SET patient_id = 'nobody' WHERE therapist_id = 'u' AND patient_id = 'p'"],
+        ["nobody"],
+    ),
+    *(
+        (
+            f"each {kind}_id in {kind}_{table} exists in {kind}",
+            [f"UPDATE {kind}_{table} SET {kind}_id = 'nobody'"],
+            ["nobody", "nobody"][: 1 if table == "specialty" else 2],
+        )
+        for kind in ("therapist", "patient")
+        for table in ("identifier", "specialty")
+        if (kind, table) != ("patient", "specialty")
+    ),
+    *(
+        (
+            f"each {kind}_id in {kind}_name_word exists in {kind}",
+            [f"UPDATE {kind}_name_word SET {kind}_id = 'nobody' WHERE {kind}_id = '{one}' AND word = 'ada'"],
+            ["nobody"],
+        )
+        for kind, one in (("therapist", "t"), ("patient", "p"))
+    ),
+]
+FOUND_BREAKS = [
+    ("therapist_name_word", "DELETE FROM therapist_name_word WHERE therapist_id = 't'", ["t"]),
+    ("patient_name_word", "UPDATE patient_name_word SET word = 'eve' WHERE patient_id = 'q' AND word = 'ada'", ["q"]),
+    ("therapist_specialty", "INSERT INTO therapist_specialty VALUES ('u', 'hand-therapy')", ["u"]),
+    ("therapist_identifier", "UPDATE therapist_identifier SET live = NULL", ["t", "u"]),
+    ("patient_identifier", "UPDATE patient SET identifiers = '[]' WHERE patient_id = 'q'", ["q"]),
+]
+
+
+def test_a_store_that_nothing_went_past_is_sound(filled_store: RelationshipStore) -> None:
+    assert broken(filled_store) == {}
+
+
+@pytest.mark.parametrize(("rule", "statements", "ids"), BREAKS, ids=range(len(BREAKS)))
+def test_a_broken_rule_is_reported_with_the_ids(
+    filled_store: RelationshipStore, rule: str, statements: list[str], ids: list[str]
+) -> None:
+    for table in ("assignment", "change", "therapist_identifier", "patient_identifier"):
+        unguard(filled_store, table)
+    for table in ("therapist_specialty", "therapist_name_word", "patient_name_word"):
+        unguard(filled_store, table)
+    for statement in statements:
+        run(filled_store, statement)
+    found = broken(filled_store)[rule]
+    assert found.records == max(1, len(ids))
+    assert not ids or sorted(found.ids) == sorted(ids)
+
+
+def test_each_rule_is_broken_above() -> None:
+    assert {rule.text for rule in verify.RULES} == {rule for rule, _, _ in BREAKS}
+
+
+@pytest.mark.parametrize(("table", "statement", "ids"), FOUND_BREAKS)
+def test_people_who_are_not_found_by_what_their_records_say_are_reported(
+    filled_store: RelationshipStore, table: str, statement: str, ids: list[str]
+) -> None:
+    run(filled_store, statement)
+    assert broken(filled_store) == {
+        f"{table} matches the records": BrokenRule(f"{table} matches the records", len(ids), ids)
+    }
+
+
+@pytest.mark.parametrize("column", ["identifiers", "specialties", "annotations"])
+@pytest.mark.parametrize("text", ["[", '[["a"]]', "7", '{"a":1}', '["a",1]'])
+def test_json_that_is_none_of_a_record_s_is_reported(filled_store: RelationshipStore, column: str, text: str) -> None:
+    run(filled_store, f"UPDATE therapist SET {column} = :text WHERE therapist_id = 'u'", {"text": text})
+    found = broken(filled_store)[f"{column} of each therapist is valid JSON for its column"]
+    assert (found.records, found.ids) == (1, ["u"])
+
+
+def test_ten_ids_are_named_and_all_are_counted(store: RelationshipStore) -> None:
+    for number in range(25):
+        make(store, PATIENT, f"p{number:02}")
+    run(store, "UPDATE patient SET active_therapist_count = 1")
+    run(store, "DELETE FROM patient_name_word")
+    found = broken(store)
+    assert len(found) == 2
+    for one in found.values():
+        assert (one.records, len(set(one.ids))) == (25, 10)
+
+
+def test_what_is_no_broken_rule(filled_store: RelationshipStore) -> None:
+    # A limit below the count, periods that are not in force, and a deleted record whose identifier is another's now.
+    update(filled_store, THERAPIST, "t", max_active_patients=0)
+    for start_us, end_us, reason in ((1100, 1200, END_ENTERED_IN_ERROR), (1300, 1300, 1)):
+        run(
+            filled_store,
+            copied(
+                "assignment",
+                f"assignment_id='z{start_us}', start_us={start_us}, end_us={end_us}, end_reason={reason}, role=1",
+                "end_us = 2000",
+            ),
+        )
+    delete(filled_store, PATIENT, "q", force=True)
+    make(filled_store, PATIENT, "r", identifiers='[["https://example.org/staff","A-q"]]')
+    filled_store.purge_changes(2**62)
+    assert broken(filled_store) == {}
+
+
+CHANGES: list[Any] = [
+    "UPDATE store SET head_revision = head_revision + 1",
+    "UPDATE store SET oldest_revision = oldest_revision + 1",
+    "UPDATE therapist SET email = 'x' WHERE therapist_id = 'u'",
+    "UPDATE patient SET etag = 'x' WHERE patient_id = 'q'",
+    "UPDATE assignment SET focus = 'x' WHERE end_us = 2000",
+    "UPDATE change_set SET actor = 'x' WHERE revision = 3",
+    "UPDATE change SET changed_fields = 'x' WHERE revision = 3",
+    "DELETE FROM request WHERE request_id = 'r'",
+]
+
+
+@pytest.mark.parametrize("statement", CHANGES)
+def test_the_digest_is_another_when_any_content_is(filled_store: RelationshipStore, statement: str) -> None:
+    before = digest(filled_store)
+    assert digest(filled_store) == before
+    run(filled_store, statement)
+    assert digest(filled_store) != before
+
+
+def test_what_a_store_is_known_by_and_signs_with_is_no_content(filled_store: RelationshipStore) -> None:
+    before = digest(filled_store)
+    run(filled_store, "UPDATE store SET store_id = 'another', secret = :secret", {"secret": b"another"})
+    assert digest(filled_store) == before

@@ -1,0 +1,222 @@
+from typing import Any
+
+import pytest
+from caseload_server.domain import enums, errors, requests
+from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
+
+from tests.store.conftest import Clock
+from tests.store.store_calls import (
+    CALL,
+    AnyKind,
+    assign,
+    both_kinds,
+    delete,
+    dump,
+    history,
+    make,
+    make_pair,
+    request,
+    run,
+    unassign,
+    update,
+)
+from tests.store.write_cases import WRITES, Mutation, each_mutation
+
+ID = "3b241101-e2bb-4255-8caf-4136c566a962"
+DAY = 24 * 3600
+
+
+def remembered(store: RelationshipStore) -> list[str]:
+    return [row[1] for row in dump(store)["request"]]
+
+
+@each_mutation
+def test_a_replay_answers_the_same_and_writes_nothing(
+    store: RelationshipStore, clock: Clock, mutation: Mutation
+) -> None:
+    mutation.prepare(store)
+    first = mutation.do(store, request(ID))
+    before = dump(store)
+    clock.advance(DAY - 1)
+    assert mutation.do(store, request(ID)) == first
+    assert dump(store) == before
+
+
+@both_kinds
+def test_a_replay_answers_the_record_as_it_is_now_with_the_first_revision(
+    store: RelationshipStore, kind: AnyKind
+) -> None:
+    first = store.create(kind, "", {"display_name": "Ada"}, request(ID))
+    renamed = update(store, kind, first.record[0], display_name="Ada King")
+    assert store.create(kind, "", {"display_name": "Ada"}, request(ID)) == first._replace(record=renamed)
+    deleted = delete(store, kind, first.record[0]).record
+    assert store.create(kind, "", {"display_name": "Ada"}, request(ID)) == first._replace(record=deleted)
+
+
+def test_a_replayed_update_answers_though_its_etag_is_old(store: RelationshipStore) -> None:
+    etag = make(store, PATIENT, "p").etag
+    first = store.update(PATIENT, "p", etag, {"email": "a@b"}, request(ID))
+    assert store.update(PATIENT, "p", etag, {"email": "a@b"}, request(ID)) == first
+
+
+@both_kinds
+def test_a_replayed_delete_answers_its_first_count_though_undeleted_meanwhile(
+    store: RelationshipStore, kind: AnyKind
+) -> None:
+    make_pair(store)
+    assign(store)
+    order = requests.Delete(kind.name[0], force=True)
+    first = store.delete(kind, order, request(ID))
+    assert first.ended_count == 1
+    live = store.undelete(kind, kind.name[0], CALL).record
+    assert store.delete(kind, order, request(ID)) == first._replace(record=live)
+
+
+@both_kinds
+def test_a_replayed_delete_of_nobody_answers_nobody_though_there_is_someone_now(
+    store: RelationshipStore, kind: AnyKind
+) -> None:
+    order = requests.Delete("a", allow_missing=True)
+    first = store.delete(kind, order, request(ID))
+    made = make(store, kind, "a")
+    assert store.delete(kind, order, request(ID)) == first
+    assert store.get(kind, "a") == made
+
+
+def test_a_replayed_assign_answers_the_first_period_ended_as_it_is(store: RelationshipStore, clock: Clock) -> None:
+    make_pair(store)
+    first = store.assign(requests.Assign("t", "p"), request(ID))
+    clock.advance(1)
+    ended = unassign(store)
+    clock.advance(1)
+    assign(store)
+    assert store.assign(requests.Assign("t", "p"), request(ID)) == first._replace(record=ended)
+    assert len(history(store)) == 2
+
+
+def test_a_replayed_unassign_leaves_the_period_begun_meanwhile_alone(store: RelationshipStore, clock: Clock) -> None:
+    make_pair(store)
+    assign(store)
+    first = store.unassign(requests.Unassign("t", "p"), request(ID))
+    clock.advance(1)
+    anew = assign(store)
+    assert store.unassign(requests.Unassign("t", "p"), request(ID)) == first
+    assert history(store)[-1] == anew
+
+
+def test_a_replay_does_not_look_at_what_would_refuse_the_call_now(store: RelationshipStore) -> None:
+    make_pair(store)
+    first = store.assign(requests.Assign("t", "p"), request(ID))
+    delete(store, THERAPIST, "t", force=True)
+    delete(store, PATIENT, "p")
+    replayed = store.assign(requests.Assign("t", "p"), request(ID))
+    assert (replayed.created, replayed.revision) == (True, first.revision)
+    assert replayed.record.end_reason == enums.END_RECORD_DELETED
+
+
+@pytest.mark.parametrize(
+    "call",
+    [request(ID, b"another request"), request(ID)._replace(method="/caseload.v1.TherapistService/Another")],
+    ids=["request", "method"],
+)
+def test_another_request_or_method_under_the_same_id_is_refused(
+    store: RelationshipStore, call: requests.CallContext
+) -> None:
+    make(store, THERAPIST, "t")
+    store.update(THERAPIST, "t", "", {"email": "a@b"}, request(ID))
+    before = dump(store)
+    for refused in (call, call._replace(validate_only=True)):
+        with pytest.raises(errors.RequestIdReused):
+            store.update(THERAPIST, "t", "", {"email": "c@d"}, refused)
+    assert dump(store) == before
+
+
+def test_callers_do_not_share_request_ids(store: RelationshipStore) -> None:
+    first = store.create(THERAPIST, "", {"display_name": "Ada"}, request(ID))
+    second = store.create(THERAPIST, "", {"display_name": "Bob"}, request(ID, b"another")._replace(actor="front-desk"))
+    assert first.record.therapist_id != second.record.therapist_id
+
+
+def test_a_request_id_is_forgotten_after_24_hours_and_not_earlier(store: RelationshipStore, clock: Clock) -> None:
+    first = store.create(THERAPIST, "", {"display_name": "Ada"}, request(ID))
+    clock.now_us += DAY * 1_000_000 - 1
+    assert store.create(THERAPIST, "", {"display_name": "Ada"}, request(ID)) == first
+    clock.now_us += 1
+    second = store.create(THERAPIST, "", {"display_name": "Ada"}, request(ID, b"another"))
+    assert second.record.therapist_id != first.record.therapist_id
+    assert store.create(THERAPIST, "", {"display_name": "Ada"}, request(ID, b"another")) == second
+
+
+def test_a_replay_does_not_make_the_memory_longer(store: RelationshipStore, clock: Clock) -> None:
+    first = store.create(THERAPIST, "", {"display_name": "Ada"}, request(ID))
+    clock.advance(DAY - 1)
+    store.create(THERAPIST, "", {"display_name": "Ada"}, request(ID))
+    clock.advance(1)
+    assert store.create(THERAPIST, "", {"display_name": "Ada"}, request(ID)).record != first.record
+
+
+def test_a_clock_gone_back_forgets_nothing(store: RelationshipStore, clock: Clock) -> None:
+    first = store.create(THERAPIST, "", {"display_name": "Ada"}, request(ID))
+    clock.advance(-DAY * 2)
+    assert store.create(THERAPIST, "", {"display_name": "Ada"}, request(ID)) == first
+
+
+def test_refusals_are_not_remembered(store: RelationshipStore) -> None:
+    make_pair(store)
+    update(store, THERAPIST, "t", max_active_patients=0)
+    with pytest.raises(errors.TherapistAtCapacity):
+        store.assign(requests.Assign("t", "p"), request(ID))
+    assert remembered(store) == []
+    update(store, THERAPIST, "t", max_active_patients=1)
+    assert store.assign(requests.Assign("t", "p"), request(ID)).created
+
+
+@pytest.mark.parametrize("mutation", WRITES, ids=[mutation.name for mutation in WRITES])
+def test_validations_are_not_remembered_and_see_what_is(store: RelationshipStore, mutation: Mutation) -> None:
+    mutation.prepare(store)
+    validate = request(ID)._replace(validate_only=True)
+    mutation.do(store, validate)
+    first = mutation.do(store, request(ID))
+    assert mutation.do(store, validate) == first._replace(revision="")
+
+
+def test_what_had_nothing_to_write_is_remembered(store: RelationshipStore) -> None:
+    make_pair(store)
+    update(store, PATIENT, "p", email="a@b")
+    order: Any = {"email": "a@b"}
+    first = store.update(PATIENT, "p", "", order, request(ID))
+    assert first.revision == store.keys.revision(store.head_revision())
+    changed = update(store, PATIENT, "p", email="c@d")
+    assert store.update(PATIENT, "p", "", order, request(ID)) == first._replace(record=changed)
+    assert store.get(PATIENT, "p").email == "c@d"
+
+
+def test_what_is_too_old_is_swept_and_what_is_not_stays(store: RelationshipStore, clock: Clock) -> None:
+    make(store, THERAPIST, "t")
+
+    def touch(number: int) -> None:
+        store.update(THERAPIST, "t", "", {"email": f"{number}@b"}, request(f"{number:03}"))
+
+    for number in range(10):
+        touch(number)
+    clock.advance(DAY)
+    for number in range(100, 107):
+        touch(number)
+    assert remembered(store) == [f"{number:03}" for number in range(100, 107)]
+
+
+def test_an_expired_id_can_be_used_again_before_it_is_swept(store: RelationshipStore, clock: Clock) -> None:
+    make(store, THERAPIST, "t")
+    for number in range(10):
+        store.update(THERAPIST, "t", "", {"email": f"{number}@b"}, request(f"{number:03}"))
+    clock.advance(DAY)
+    again = store.update(THERAPIST, "t", "", {"email": "x@b"}, request("009", b"another"))
+    assert again.record.email == "x@b"
+    assert "009" in remembered(store)
+
+
+def test_a_record_purged_since_is_not_found(store: RelationshipStore) -> None:
+    store.create(THERAPIST, "t", {"display_name": "Ada"}, request(ID))
+    run(store, "DELETE FROM therapist WHERE therapist_id = 't'")
+    with pytest.raises(errors.TherapistNotFound):
+        store.create(THERAPIST, "t", {"display_name": "Ada"}, request(ID))

@@ -1,0 +1,83 @@
+"""Whom a name search finds."""
+
+import unicodedata
+
+import pytest
+from caseload_server.store import THERAPIST, RelationshipStore
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from tests.store.store_calls import AnyKind, both_kinds, delete, ids, make, update
+
+# The store is shared by a test's examples, each of which works on records of its own.
+on_one_store = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@both_kinds
+@pytest.mark.parametrize(
+    ("name", "found", "not_found"),
+    [
+        ("Zoë Müller-Lüdenscheidt", ["zoe", "ZOË", "mul", "lüden", "Mü zo", "müller-lü"], ["oe", "mueller", "zoe x"]),
+        ("O'Brien", ["o'b", "O'BRIEN"], ["brien", "ob"]),
+        ("100% Anna_Maria", ["100%", "anna_", "Anna_M"], ["1%", "an%", "anna%", "ann_", "%", "__"]),
+        ("Straße Groß", ["STRASSE", "strass", "gross", "groß"], ["grob"]),
+        ("ΟΔΥΣΣΕΥΣ Παπάς", ["οδυσσευς", "Οδυσσεύς", "παπας", "ΠΑΠ"], ["υσσ"]),  # noqa: RUF001 - Greek
+        ("Łukasz Sørensen", ["łukasz", "lukasz", "SORENSEN"], ["ukasz"]),
+        ("Yıldız", ["yıldız", "YILDIZ", "yil"], ["ldiz"]),  # noqa: RUF001 - dotless
+        ("İstanbul Çelik", ["istanbul", "celik", "ÇELİK"], ["stan"]),
+        ("ﬁona ｗｉｄｅ", ["fi", "fio", "wide"], ["ona"]),  # noqa: RUF001 - wide on purpose
+        ("李 小龍", ["李", "小", "小龍"], ["龍"]),
+        ("김철수", ["김", "김철", "기"], ["철수"]),
+        ("a\u0301e\u0301 x", ["áé", "ae", "AÉ x"], ["e"]),
+        ("Anna\u00a0Lena\u3000Ida\u2013Eva", ["lena", "ida", "eva", "anna lena ida eva"], ["nn"]),
+        ("x' OR 1=1 --", ["x'", "1=1"], ["y' or '1'='1"]),
+        ('"*" NEAR(a b)', ['"*', "near(a", "b)"], ["near(b"]),
+        ("😀 Smile", ["😀", "smi"], ["😁"]),
+        ("Aa Aa Ab", ["aa ab", "aa aa", "a"], ["ac"]),
+    ],
+    ids=lambda value: None if isinstance(value, list) else ascii(value),
+)
+def test_names_are_found_by_the_beginnings_of_their_words(
+    store: RelationshipStore, kind: AnyKind, name: str, found: list[str], not_found: list[str]
+) -> None:
+    make(store, kind, "it", display_name=unicodedata.normalize("NFC", name))
+    make(store, kind, "decoy", display_name="Quentin")
+    for prefix in found:
+        assert ids(store, kind, name_prefix=prefix) == ["it"], ascii(prefix)
+    for prefix in not_found:
+        assert ids(store, kind, name_prefix=prefix) == [], ascii(prefix)
+
+
+@both_kinds
+def test_a_renamed_record_is_found_by_its_new_name_only(store: RelationshipStore, kind: AnyKind) -> None:
+    make(store, kind, "a", display_name="Ada Lovelace")
+    update(store, kind, "a", display_name="Ada King")
+    assert (ids(store, kind, name_prefix="love"), ids(store, kind, name_prefix="ki")) == ([], ["a"])
+    delete(store, kind, "a")
+    assert ids(store, kind, name_prefix="ki", show_deleted=True) == ["a"]
+
+
+# A Greek iota subscript is left out: its capital is a letter of its own.
+IOTA_SUBSCRIPT = [c for c in map(chr, range(0x300, 0x2000)) if "\u0345" in unicodedata.normalize("NFKD", c)]
+characters = st.characters(exclude_categories=["Cs", "Cc", "Cn", "Co", "Z"], exclude_characters=IOTA_SUBSCRIPT)
+words = st.text(characters, min_size=1, max_size=12)
+
+
+def holds_a_word(text: str) -> bool:
+    """Whether something is left of it without accents and hyphens."""
+    categories = {unicodedata.category(c) for c in unicodedata.normalize("NFKD", text)} - {"Pd"}
+    return any(category[0] in "LNPS" for category in categories)
+
+
+@given(name=st.lists(words, min_size=1, max_size=4), data=st.data())
+@on_one_store
+def test_any_beginning_of_any_word_finds_the_name(
+    store: RelationshipStore, name: list[str], data: st.DataObject
+) -> None:
+    display_name = unicodedata.normalize("NFC", " ".join(name))
+    made = make(store, THERAPIST, "", display_name=display_name)[0]
+    word = data.draw(st.sampled_from(display_name.split(" ")))
+    length = data.draw(st.integers(1, len(word)))
+    assume(holds_a_word(word[:length]))  # what does not is refused
+    for prefix in (word[:length], word[:length].upper(), unicodedata.normalize("NFD", word[:length])):
+        assert made in ids(store, THERAPIST, name_prefix=prefix), ascii(prefix)

@@ -1,0 +1,217 @@
+"""Every way to write to the store, in one table, for what holds of all of them."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+from caseload_server.domain.enums import ROLE_PRIMARY
+from caseload_server.domain.requests import Assign, CallContext, Delete, Fields, Unassign
+from caseload_server.domain.results import AssignResult, DeleteResult, TransferResult, UnassignResult
+from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
+
+from tests.store.store_calls import AnyKind, assign, delete, make, unassign
+
+CREATED, UPDATED, DELETED, UNDELETED = 1, 2, 3, 4
+ENDED = "state,end_time,end_reason,ended_by"
+
+Change = tuple[int, str, str | None, str | None, bool]
+"""Its kind, the names of fields, the therapist, the patient, and whether it is of their assignment."""
+
+
+class Mutation(NamedTuple):
+    """One call that writes, or finds that there is nothing to write."""
+
+    name: str
+    prepare: Callable[[RelationshipStore], Any]
+    do: Callable[[RelationshipStore, CallContext], Any]
+    changes: tuple[Change, ...] = ()
+    """What the log must say, in order."""
+    made: tuple[str, ...] = ()
+    """The columns of the answer that the call makes up."""
+    effect: int = 0
+    """As `effect` has it."""
+
+
+def effect(result: Any) -> int:
+    """How many assignments a verb says that it began, ended or moved."""
+    match result:
+        case AssignResult():
+            return int(result.created)
+        case UnassignResult():
+            return int(result.ended)
+        case DeleteResult():
+            return result.ended_count
+        case TransferResult():
+            return len(result.ended)
+    return 0
+
+
+def everyone(store: RelationshipStore) -> None:
+    """Therapists t and u, patients p and q."""
+    for name in "tu":
+        make(store, THERAPIST, name, identifiers='[["urn:npi","1"]]' if name == "t" else "[]")
+    for name in "pq":
+        make(store, PATIENT, name, identifiers='[["urn:mrn","1"]]' if name == "p" else "[]")
+
+
+def assigned(store: RelationshipStore) -> None:
+    """Everyone, and t treats p, u is the primary of p."""
+    everyone(store)
+    assign(store, "t", "p")
+    assign(store, "u", "p", role=ROLE_PRIMARY)
+
+
+def ended(store: RelationshipStore) -> None:
+    """Everyone, and t treated p."""
+    everyone(store)
+    assign(store, "t", "p")
+    unassign(store, "t", "p")
+
+
+def of(kind: AnyKind, record_id: str) -> tuple[str | None, str | None, bool]:
+    """The log's columns for a therapist or a patient."""
+    return (record_id, None, False) if kind is THERAPIST else (None, record_id, False)
+
+
+def _of_kind(kind: AnyKind) -> list[Mutation]:
+    name, it = kind.name, kind.name[0]
+    rename: Fields = {"display_name": "Ada King", "email": "ada@example.org"}
+
+    def deleted(store: RelationshipStore) -> None:
+        everyone(store)
+        delete(store, kind, it)
+
+    def update(store: RelationshipStore, call: CallContext) -> Any:
+        return store.update(kind, it, "", {**rename, "identifiers": store.get(kind, it).identifiers}, call)
+
+    force = [(UPDATED, ENDED, "t", "p", True)]
+    if kind is PATIENT:
+        force.append((UPDATED, ENDED, "u", "p", True))
+    return [
+        Mutation(
+            f"create a {name} under a new id",
+            everyone,
+            lambda store, call: store.create(kind, "", rename, call),
+            ((CREATED, "", *of(kind, "<new>")),),
+            (kind.id_column, "etag"),
+        ),
+        Mutation(
+            f"create a {name} under a chosen id",
+            everyone,
+            lambda store, call: store.create(kind, "new", {**rename, "identifiers": '[["urn:x","1"]]'}, call),
+            ((CREATED, "", *of(kind, "new")),),
+            ("etag",),
+        ),
+        Mutation(f"update a {name}", everyone, update, ((UPDATED, "display_name,email", *of(kind, it)),), ("etag",)),
+        Mutation(
+            f"delete a {name}",
+            everyone,
+            lambda store, call: store.delete(kind, Delete(it), call),
+            ((DELETED, "delete_time", *of(kind, it)),),
+            ("etag",),
+        ),
+        Mutation(
+            f"delete a {name} with force",
+            assigned,
+            lambda store, call: store.delete(kind, Delete(it, force=True), call),
+            (*force, (DELETED, "delete_time", *of(kind, it))),
+            ("etag",),
+            len(force),
+        ),
+        Mutation(
+            f"undelete a {name}",
+            deleted,
+            lambda store, call: store.undelete(kind, it, call),
+            ((UNDELETED, "delete_time", *of(kind, it)),),
+            ("etag",),
+        ),
+    ]
+
+
+def _no_ops_of_kind(kind: AnyKind) -> list[Mutation]:
+    name, it = kind.name, kind.name[0]
+
+    def deleted(store: RelationshipStore) -> None:
+        everyone(store)
+        delete(store, kind, it)
+
+    return [
+        Mutation(
+            f"update nothing of a {name}",
+            everyone,
+            lambda store, call: store.update(kind, it, "", {"display_name": "Ada Lovelace"}, call),
+        ),
+        Mutation(f"delete a deleted {name}", deleted, lambda store, call: store.delete(kind, Delete(it), call)),
+        Mutation(
+            f"delete a missing {name}",
+            everyone,
+            lambda store, call: store.delete(kind, Delete("nobody", allow_missing=True), call),
+        ),
+        Mutation(f"undelete a live {name}", everyone, lambda store, call: store.undelete(kind, it, call)),
+    ]
+
+
+WRITES = [
+    *_of_kind(THERAPIST),
+    *_of_kind(PATIENT),
+    Mutation(
+        "assign",
+        everyone,
+        lambda store, call: store.assign(Assign("t", "p", role=ROLE_PRIMARY, focus="grief"), call),
+        ((CREATED, "", "t", "p", True),),
+        ("assignment_id", "etag"),
+        1,
+    ),
+    Mutation(
+        "assign in place of the pair's own",
+        assigned,
+        lambda store, call: store.assign(Assign("t", "p", focus="grief", replace=True), call),
+        ((UPDATED, ENDED, "t", "p", True), (CREATED, "", "t", "p", True)),
+        ("assignment_id", "etag"),
+        1,
+    ),
+    Mutation(
+        "assign in place of two",
+        assigned,
+        lambda store, call: store.assign(Assign("t", "p", role=ROLE_PRIMARY, replace=True, replace_primary=True), call),
+        ((UPDATED, ENDED, "t", "p", True), (UPDATED, ENDED, "u", "p", True), (CREATED, "", "t", "p", True)),
+        ("assignment_id", "etag"),
+        1,
+    ),
+    Mutation(
+        "unassign",
+        assigned,
+        lambda store, call: store.unassign(Unassign("u", "p"), call),
+        ((UPDATED, "state,end_time,ended_by", "u", "p", True),),
+        ("etag",),
+        1,
+    ),
+    Mutation(
+        "unassign with a reason",
+        assigned,
+        lambda store, call: store.unassign(Unassign("t", "p", end_reason=1, end_us=2_000_000_000_000_000), call),
+        ((UPDATED, ENDED, "t", "p", True),),
+        ("etag",),
+        1,
+    ),
+]
+NO_OPS = [
+    *_no_ops_of_kind(THERAPIST),
+    *_no_ops_of_kind(PATIENT),
+    Mutation("assign again", assigned, lambda store, call: store.assign(Assign("t", "p"), call)),
+    Mutation("unassign again", ended, lambda store, call: store.unassign(Unassign("t", "p"), call)),
+    Mutation(
+        "unassign two never assigned",
+        everyone,
+        lambda store, call: store.unassign(Unassign("t", "p", allow_missing=True), call),
+    ),
+]
+
+
+def _each(mutations: list[Mutation]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("mutation", mutations, ids=[mutation.name for mutation in mutations])
+
+
+each_write = _each(WRITES)
+each_no_op = _each(NO_OPS)
+each_mutation = _each([*WRITES, *NO_OPS])

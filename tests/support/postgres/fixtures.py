@@ -1,0 +1,43 @@
+"""Fixtures for tests on PostgreSQL; where there is none, tests/support/skips.py skips them."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.postgres.cluster import QUICK, Cluster, Server
+from tests.support.postgres.databases import Databases
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """The server that CASELOAD_TEST_POSTGRES_URL names, or one of our own. Not to be stopped: tests share it."""
+    if given := os.environ.get("CASELOAD_TEST_POSTGRES_URL"):
+        yield Server(given)
+        return
+    with Cluster(QUICK) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def postgres_databases(postgres: Server) -> Iterator[Databases]:
+    """For tests that need more than one database, or one that outlives a test."""
+    with Databases(postgres, migrate) as databases:
+        yield databases
+
+
+@pytest.fixture
+def postgres_url(postgres_databases: Databases) -> Iterator[str]:
+    """An empty migrated database of the test's own."""
+    with postgres_databases.lend() as url:
+        yield url
+
+
+def migrate(url: str) -> None:
+    """What an operator does."""
+    command = [sys.executable, "-m", "caseload_server", "migrate"]
+    environment = {**os.environ, "CASELOAD_DATABASE": url}
+    migrated = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert migrated.returncode == 0, migrated.stderr

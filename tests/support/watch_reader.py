@@ -1,0 +1,146 @@
+"""Someone who follows the log with WatchChanges, in a thread of their own."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+import pytest
+from caseload.v1 import change_service_pb2, change_service_pb2_grpc
+from caseload_server.domain import limits
+from caseload_server.rpc.server import CaseloadServer
+from grpc_status import rpc_status
+
+from tests.support.api_driver import ApiDriver, number
+from tests.support.servers import Refusal, refusal
+from tests.support.waiting import HUNG_SECONDS, eventually, join
+
+
+class WatchReader:
+    """An open watch, read as fast as it comes; it ends with the with block."""
+
+    def __init__(self, api: ApiDriver, after: str = "", **filters: str) -> None:
+        """Args: filters, of the request."""
+        self.messages: list[Any] = []
+        self.times: list[float] = []
+        """time.monotonic() of each message."""
+        self.refusal: Refusal | None = None
+        """What the server ended it with; none where it was cut."""
+        self._moved = threading.Condition()
+        self._stream = api.watch(after, **filters)
+        self._thread = threading.Thread(target=self._read)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cut()
+
+    def _read(self) -> None:
+        try:
+            for message in self._stream:
+                with self._moved:
+                    self.messages.append(message)
+                    self.times.append(time.monotonic())
+                    self._moved.notify_all()
+        except grpc.RpcError as error:
+            if rpc_status.from_call(error) is not None:  # type: ignore[arg-type]  # it is a grpc.Call too
+                self.refusal = refusal(error)
+        with self._moved:
+            self._moved.notify_all()
+
+    def cut(self) -> None:
+        """Goes away in the middle of whatever comes."""
+        self._stream.cancel()
+        join(self._thread)
+
+    def join(self) -> None:
+        """Until the server ended it."""
+        join(self._thread)
+
+    @property
+    def sets(self) -> list[Any]:
+        return [one for message in list(self.messages) for one in message.change_sets]
+
+    @property
+    def through(self) -> str:
+        """Where to resume; empty before the first message."""
+        return str(self.messages[-1].through_revision) if self.messages else ""
+
+    def wait_for(self, messages: int = 1) -> Self:
+        """Until so many messages came."""
+        with self._moved:
+            assert self._moved.wait_for(lambda: len(self.messages) >= messages, HUNG_SECONDS), self.refusal
+        return self
+
+    def wait_through(self, revision: str, seconds: float = HUNG_SECONDS) -> float:
+        """Until everything up to a revision came: time.monotonic() then."""
+
+        def reached() -> bool:
+            return bool(self.messages) and number(self.through) >= number(revision)
+
+        with self._moved:
+            assert self._moved.wait_for(reached, seconds), (self.refusal, self.through, revision)
+            return next(
+                at
+                for at, message in zip(self.times, self.messages, strict=True)
+                if number(message.through_revision) >= number(revision)
+            )
+
+
+@contextmanager
+def unread(address: str, after: str) -> Iterator[Any]:
+    """A watch that nobody reads, with little room for what was sent and not read."""
+    options = [
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", 16 * 1024),
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+    with grpc.insecure_channel(address, options) as channel:
+        stream = change_service_pb2_grpc.ChangeServiceStub(channel).WatchChanges(
+            change_service_pb2.WatchChangesRequest(after_revision=after), timeout=2 * HUNG_SECONDS
+        )
+        yield stream
+        stream.cancel()
+
+
+def await_unread(server: CaseloadServer, seconds: float) -> None:
+    """Until the reader of one of its watches has kept a message waiting for so long."""
+    eventually(lambda: any(_kept_waiting(watch.sending_since) > seconds for watch in list(server._watches._open)))
+
+
+def _kept_waiting(since: float | None) -> float:
+    return 0.0 if since is None else time.monotonic() - since
+
+
+@contextmanager
+def slowly_read(server: CaseloadServer, after: str) -> Iterator[Any]:
+    """A watch whose reader has taken longer for a message than the server allows."""
+    with unread(server.address, after) as stream, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(limits, "SLOW_READER_SECONDS", 0.3)
+        await_unread(server, 0.6)
+        yield stream
+
+
+def opened_watch(api: ApiDriver, seconds: float = 2 * HUNG_SECONDS) -> Any:
+    """A watch whose first message came, as soon as there is a place for it; seconds is its deadline."""
+
+    def opened() -> Any:
+        stream = api.stream(change_service_pb2.WatchChangesRequest(), seconds)
+        with suppress(grpc.RpcError):
+            next(stream)
+            return stream
+
+    return eventually(opened)
+
+
+def first_answer(api: ApiDriver, rpc: str, after: str) -> Any:
+    """The answer of ListChanges, or the first message of WatchChanges."""
+    answer = api.send(rpc, after_revision=after)
+    return next(answer) if rpc == "WatchChanges" else answer

@@ -1,0 +1,276 @@
+"""The rules of single fields, by themselves, on many values. services/test_sent_fields.py sends a telling few."""
+
+import datetime
+import json
+import re
+import unicodedata
+from typing import Any
+
+import pytest
+from caseload.v1 import resources_pb2 as pb
+from caseload.v1 import therapist_service_pb2
+from caseload_server.validation import rules
+from caseload_server.validation.rules import Rule, ValidationErrors
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.type.date_pb2 import Date
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from tests.api.client_calls import T0
+
+NPI = "1234567893"
+"""The example of a right NPI that the numbering system itself gives."""
+CONTROL = [*map(chr, range(0x20)), *map(chr, range(0x7F, 0xA0))]
+
+printable = st.text(st.characters(exclude_categories=["Cc", "Cs"]), max_size=250)
+
+
+def judged(rule: Rule, value: Any) -> tuple[Any, list[tuple[str, str]]]:
+    """What a rule makes of a value, and what it says against it."""
+    violations = ValidationErrors()
+    stored = rule(value, "path", violations)
+    return stored, [(violation.field, violation.description) for violation in violations]
+
+
+def takes(rule: Rule, value: Any) -> bool:
+    return not judged(rule, value)[1]
+
+
+@given(printable)
+@example("e\u0301")
+@example("\u00a0Ann\u2003")
+@example("\u212b")
+def test_text_is_trimmed_and_composed_and_a_second_time_changes_nothing(value: str) -> None:
+    stored, wrong = judged(rules.text(0, 250), value)
+    assume(not wrong)
+    assert stored == stored.strip() == unicodedata.normalize("NFC", stored)
+    assert unicodedata.normalize("NFC", value).strip() == stored
+    assert judged(rules.text(0, 250), stored) == (stored, [])
+
+
+@given(printable, st.sampled_from(CONTROL), printable)
+@example("Ann", "\n", "")
+@example("", "\t", "Ann")
+def test_text_with_a_control_character_is_refused_wherever_it_stands(before: str, control: str, after: str) -> None:
+    for rule in (rules.text(0, 1000), rules.display_name, rules.email, rules.phone_number, rules.code):
+        assert not takes(rule, before + control + after)
+
+
+@pytest.mark.parametrize("control", CONTROL, ids=lambda control: f"U+{ord(control):04X}")
+def test_every_control_character_is_refused(control: str) -> None:
+    assert not takes(rules.display_name, f"Ann{control}Lee")
+
+
+@pytest.mark.parametrize("kept", ["Ann\u200dLee", "O\u2019Neill", "李小龍", "Ann 🌱", "\u05d0\u05b8", "X"])
+def test_other_characters_of_names_are_kept(kept: str) -> None:
+    assert judged(rules.display_name, kept) == (kept, [])
+
+
+@given(st.text(st.sampled_from(" \u00a0\u2003\u3000\u2028\u200b\u200d\u2060\ufeff\u00ad\u0301\ufe0f"), max_size=10))
+@example("\u3164")
+@example("\uffa0")
+@example("\u115f\u1160")
+@example("\u2800")
+@example("\u034f")
+@example("\u180e")
+@example("\U000e0041")
+def test_a_name_with_nothing_to_see_is_refused(blank: str) -> None:
+    assert not takes(rules.display_name, blank)
+    assert not takes(rules.identifier, pb.Identifier(system="urn:x", value=blank))
+
+
+@given(st.integers(0, 210), st.sampled_from(["x", "ü", "🌱", "e\u0301"]))
+def test_lengths_are_in_characters_after_composition(count: int, character: str) -> None:
+    assert takes(rules.display_name, character * count) == (1 <= count <= 200)
+    assert takes(rules.display_name, f"  {character * count}  ") == (1 <= count <= 200)
+
+
+def test_a_text_of_millions_of_characters_is_refused_before_work_is_spent_on_it() -> None:
+    assert judged(rules.display_name, "\u0958" * 1_000_000) == ("", [("path", "must have at most 200 characters")])
+
+
+@given(st.text(max_size=70))
+@example("a" * 63)
+@example("a" * 64)
+@example("-a")
+@example("a\n")
+@example("é")
+@example("٣")
+def test_ids_are_1_to_63_of_the_pattern(value: str) -> None:
+    good = re.fullmatch(r"[a-z0-9][a-z0-9-]*", value, re.ASCII) is not None and len(value) <= 63
+    assert takes(rules.record_id, value) == good
+    assert takes(rules.optional_id, value) == (good or not value)
+
+
+@given(st.uuids().map(str) | st.text(max_size=40))
+@example("0190a3c4-0000-7000-8000-00000000000g")
+@example("0190a3c4000070008000000000000001")
+@example("{0190a3c4-0000-7000-8000-000000000001}")
+@example("0190a3c4-0000-7000-8000-000000000001\n")
+def test_a_request_id_is_a_uuid_in_its_usual_form(value: str) -> None:
+    shape = [len(part) for part in value.split("-")]
+    good = shape == [8, 4, 4, 4, 12] and set(value) <= set("0123456789abcdefABCDEF-")
+    assert takes(rules.request_id, value) == (good or not value)
+    assert judged(rules.request_id, value.upper())[0] == judged(rules.request_id, value)[0] or not good
+
+
+@pytest.mark.parametrize(
+    "value", ["", "a@b", "ann.lee+x@example.org", "ünal@bücher.example", f"a@{'b' * 252}", " a@b "]
+)
+def test_an_email_that_will_do(value: str) -> None:
+    assert judged(rules.email, value) == (value.strip(), [])
+
+
+@pytest.mark.parametrize(
+    "value", ["a", "@", "a@", "@b", "a@b@c", "a b@c", "a@b c", "a@b\u2003c", "a@\u00a0", f"a@{'b' * 253}"]
+)
+def test_an_email_that_will_not_do(value: str) -> None:
+    assert not takes(rules.email, value)
+
+
+@given(st.text("+0123456789 ()-٣", max_size=18))
+@example("+123456789012345")
+@example("+1234567890123456")
+@example("+0123")
+def test_a_phone_number_is_plus_and_at_most_15_digits(value: str) -> None:
+    sent = value.strip()
+    good = re.fullmatch(r"\+[1-9][0-9]{1,14}", sent, re.ASCII) is not None
+    assert takes(rules.phone_number, value) == (good or not sent)
+
+
+@given(st.text("abz019-_A ", max_size=8))
+@example("hand-therapy")
+@example("a" * 64)
+@example("a" * 65)
+@example("ä")
+def test_a_code_is_in_kebab_case(value: str) -> None:
+    sent = value.strip()
+    words = sent.split("-")
+    good = all(word and set(word) <= set("abcdefghijklmnopqrstuvwxyz0123456789") for word in words) and len(sent) <= 64
+    assert takes(rules.code, value) == (good or not sent)
+    assert takes(rules.required_code, value) == good
+
+
+def test_a_system_is_a_uri() -> None:
+    for system in ("urn:oid:2.16.840.1.113883.4.6", "http://hl7.org/fhir/sid/us-ssn", "x:y"):
+        assert judged(rules.identifier, pb.Identifier(system=system, value="1")) == ((system, "1"), [])
+
+
+@pytest.mark.parametrize(
+    "system", ["", " ", "\u2003", "mrn", ":x", "urn:", "1a:b", "urn:a b", "urn:\u00fc", "urn:" + "x" * 197]
+)
+def test_a_system_that_is_no_uri_is_refused(system: str) -> None:
+    _, wrong = judged(rules.identifier, pb.Identifier(system=system, value="1"))
+    assert {path for path, _ in wrong} == {"path.system"}
+
+
+@given(st.integers(0, 9_999_999_999).map(lambda number: f"{number:010}"))
+@example(NPI)
+def test_an_npi_has_one_right_check_digit(number: str) -> None:
+    right = [digit for digit in "0123456789" if takes_npi(number[:9] + digit)]
+    assert len(right) == 1
+    assert takes_npi(number) == (number[9] == right[0])
+
+
+def takes_npi(value: str) -> bool:
+    return takes(rules.identifier, pb.Identifier(system=rules.NPI_SYSTEM, value=value))
+
+
+def test_the_known_npi_is_right_and_its_neighbours_are_wrong() -> None:
+    assert takes_npi(NPI)
+    wrong = [f"{NPI[:n]}{(int(old) + 1) % 10}{NPI[n + 1 :]}" for n, old in enumerate(NPI)]
+    wrong += [NPI[:9], NPI + "0", "", "٣" * 10, f"{NPI[0]} {NPI[1:]}", "1243567893"]
+    assert [value for value in wrong if takes_npi(value)] == []
+    assert takes(rules.identifier, pb.Identifier(system="urn:example:npi", value="1234567890"))
+
+
+def test_doubles_are_found_after_normalisation_and_named_by_index() -> None:
+    twice = [pb.Identifier(system="urn:x", value=value) for value in ("e\u0301", "2", "\u00e9 ")]
+    assert judged(rules.identifiers, twice)[1] == [("path[2]", "must not repeat an earlier entry")]
+    assert [path for path, _ in judged(rules.specialties, ["hip", "knee", " hip", "hip"])[1]] == ["path[2]", "path[3]"]
+
+
+@given(st.lists(st.sampled_from(["hip", "Knee", "", " "]), max_size=25))
+def test_a_bad_entry_of_a_list_is_named_by_its_index(values: list[str]) -> None:
+    _, wrong = judged(rules.specialties, values)
+    bad = {f"path[{n}]" for n, value in enumerate(values) if value != "hip"}
+    doubles = len(values) > 20 or (not bad and values.count("hip") > 1)
+    assert {path for path, _ in wrong} == bad or doubles
+    assert bool(wrong) == bool(bad or doubles)
+
+
+@given(st.dictionaries(st.text(max_size=3), st.text(max_size=3), max_size=5))
+def test_annotations_are_kept_or_named_by_index_and_never_by_key(entries: dict[str, str]) -> None:
+    stored, wrong = judged(rules.annotations, entries)
+    for path, description in wrong:
+        assert re.fullmatch(r"path\[[0-4]\]\.(key|value)", path)
+        assert description.startswith(("must", "is required"))
+    if not wrong:
+        assert len(json.loads(stored)) == len(entries)
+
+
+def test_annotations_that_fall_together_are_refused() -> None:
+    _, wrong = judged(rules.annotations, {"a": "1", "a ": "2", "b": "3"})
+    assert wrong == [("path[1].key", "must not repeat an earlier key")]
+
+
+@pytest.mark.parametrize(
+    ("entries", "path"),
+    [
+        ({"k" * 63: "v" * 1000}, None),
+        ({"k" * 64: "v"}, "path[0].key"),
+        ({"": "v"}, "path[0].key"),
+        ({"a": "", " ": "v"}, "path[0].key"),
+        ({"a": "", "b": "v" * 1001}, "path[1].value"),
+        ({"a": "\x00"}, "path[0].value"),
+        ({str(n): "" for n in range(32)}, None),
+        ({str(n): "" for n in range(33)}, "path"),
+    ],
+)
+def test_bounds_of_annotations(entries: dict[str, str], path: str | None) -> None:
+    assert [place for place, _ in judged(rules.annotations, entries)[1]] == ([path] if path else [])
+
+
+@given(st.integers(-5, 10_001), st.integers(-2, 14), st.integers(-2, 33))
+@example(2000, 2, 29)
+@example(1900, 2, 29)
+@example(2023, 2, 29)
+@example(2024, 2, 29)
+@example(1980, 0, 0)
+@example(1980, 5, 0)
+@example(0, 5, 5)
+def test_a_birth_date_is_a_whole_date_that_exists(year: int, month: int, day: int) -> None:
+    stored, wrong = judged(rules.birth_date(T0 * 1_000_000), Date(year=year, month=month, day=day))
+    try:
+        date = datetime.date(year, month, day)
+    except ValueError:
+        assert wrong or (year, month, day) == (0, 0, 0)
+    else:
+        assert bool(wrong) == (date > datetime.date(2020, 9, 14))
+        assert stored == date.isoformat()
+
+
+@pytest.mark.parametrize(("hour", "day", "allowed"), [(9, 1, True), (9, 2, False), (10, 2, True), (10, 3, False)])
+def test_no_one_is_born_after_today_anywhere_on_earth(hour: int, day: int, *, allowed: bool) -> None:
+    """The eastmost clocks are 14 hours ahead: at 10:00 UTC on the 1st it is the 2nd there."""
+    now = datetime.datetime(2024, 3, 1, hour, tzinfo=datetime.UTC)
+    rule = rules.birth_date(int(now.timestamp()) * 1_000_000)
+    assert takes(rule, Date(year=2024, month=3, day=day)) == allowed
+
+
+@given(st.integers(-(2**63), 2**63 - 1), st.integers(-(2**31), 2**31 - 1))
+@example(-62_135_596_800, 0)
+@example(-62_135_596_801, 999_999_999)
+@example(253_402_300_799, 999_999_999)
+@example(253_402_300_800, 0)
+@example(0, 1_000_000_000)
+@example(0, -1)
+@example(-1, 999_999_999)
+def test_a_time_is_cut_to_microseconds_and_lies_in_the_years_1_to_9999(seconds: int, nanos: int) -> None:
+    request = therapist_service_pb2.AssignPatientRequest(start_time=Timestamp(seconds=seconds, nanos=nanos))
+    violations = ValidationErrors()
+    at_us = rules.timestamp_us(request, "start_time", violations, 2**62, "too late")
+    if -62_135_596_800 <= seconds <= 253_402_300_799 and 0 <= nanos <= 999_999_999:
+        assert (at_us, violations) == ((seconds * 10**9 + nanos) // 1000, [])
+    else:
+        assert [violation.field for violation in violations] == ["start_time"]
