@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from benchmarks import calls, commits, footprint, importing, load, rest, scale, watches, workers
+from benchmarks import calls, commits, footprint, importing, load, rest_baseline, scale, watches, workers
 from benchmarks.rounds import FULL, SMOKE, Effort
 from benchmarks.servers import TOOLS
 from benchmarks.table import Result, figure, tables, times_its_target, wanted, write
@@ -30,7 +30,7 @@ GROUPS: Final[dict[str, Callable[[Path, Effort], Iterator[Result]]]] = {
     "calls": calls.measure,
     "commits": commits.measure,
     "workers": workers.measure,
-    "rest": rest.measure,
+    "rest": rest_baseline.measure,
     "scale": scale.measure,
     "importing": importing.measure,
     "footprint": footprint.measure,

@@ -13,19 +13,16 @@ from typing import Any, Final, Protocol
 import grpc
 import structlog
 from google.protobuf import descriptor_pool
-from google.rpc.code_pb2 import Code
 
 from caseload_server.domain.errors import DomainError
+from caseload_server.domain.id_formats import ID_PATTERN, UUID_PATTERN
 from caseload_server.domain.limits import MAX_LOGGED_IDS
 from caseload_server.observability import audited_ids
-from caseload_server.rpc.status_map import CODES
 from caseload_server.security.principal import Principal, current_principal
-from caseload_server.validation.rules import ID_PATTERN, UUID_PATTERN
 
 _log = structlog.get_logger()
 _CHECK_INTERVAL_SECONDS: Final = 1.0
 """The log file's path is checked for a moved file at most this often."""
-_CODE_NAMES: Final[dict[str, str]] = {reason: Code.Name(code) for reason, code in CODES.items()}
 _COMMA: Final = '","'
 
 
@@ -150,12 +147,12 @@ class MethodLog:
             if len(ids) <= MAX_LOGGED_IDS:
                 ids.update(dict.fromkeys(filter(None, returned.extract(response))))
 
-    def finish(self, record: CallRecord) -> None:
-        """Writes the line of an ended call, and counts the call."""
+    def finish(self, record: CallRecord, code: str) -> None:
+        """Writes the line of an ended call, and counts the call. Args: code, the name of its status code."""
         principal = record.principal or current_principal.get(None)
         caller = principal.name if principal else ""
         seconds = time.perf_counter() - record.start
-        code, reason = _code(record), record.error.reason if record.error else None
+        reason = record.error.reason if record.error else None
         reason_field = f'"reason":"{reason}",' if reason else ""
         if self._count:
             with suppress(Exception):  # a failed count must not fail the call
@@ -186,17 +183,6 @@ def _id_field(kind: str, ids: Collection[str]) -> str:
     if len(ids) <= MAX_LOGGED_IDS:
         return f'"{kind}_ids":["{_COMMA.join(ids)}"],'
     return f'"{kind}_ids":["{_COMMA.join(islice(ids, MAX_LOGGED_IDS))}"],"{kind}_ids_left_out":true,'
-
-
-def _code(record: CallRecord) -> str:
-    error, context = record.error, record.context
-    if error:
-        return _CODE_NAMES[error.reason]
-    if not context.is_active():
-        return "CANCELLED"  # by the caller, its deadline, or a server stop
-    # The services of the grpc library set the code on the context.
-    code: grpc.StatusCode | None = context.code()  # type: ignore[attr-defined]
-    return code.name if code else "OK"
 
 
 _cached_second: tuple[int, str] = (0, "")

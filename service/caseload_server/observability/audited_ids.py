@@ -5,6 +5,7 @@ The fields with ids are found once for each message type.
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from operator import attrgetter
 from typing import Any, Final
 
@@ -56,6 +57,7 @@ class IdExtractor:
         return ids
 
 
+@cache
 def request_ids(request: Descriptor, kind: str) -> IdExtractor:
     """Returns the extractor for a request type. It leaves out fields that the server ignores in a request."""
     # A Create takes the id from the request's own field, not from the record.
@@ -63,6 +65,7 @@ def request_ids(request: Descriptor, kind: str) -> IdExtractor:
     return IdExtractor(request, kind, ignored=frozenset(ignored))
 
 
+@cache
 def response_ids(response: Descriptor, kind: str) -> IdExtractor:
     """Returns the extractor for a response type."""
     return IdExtractor(response, kind, ignored=frozenset())

@@ -17,7 +17,7 @@ from grpc_status import rpc_status
 from caseload_server.domain import errors
 from caseload_server.observability.access_log import AccessLog, CallRecord, MethodLog
 from caseload_server.rpc.retry_delays import RetryDelays
-from caseload_server.rpc.status_map import retry_pushback, to_status
+from caseload_server.rpc.status_map import CODE_NAMES, retry_pushback, to_status
 from caseload_server.security.auth import Auth, required_permission
 from caseload_server.security.principal import current_principal
 
@@ -107,7 +107,7 @@ class _MethodPipeline:
                 record.error = error
             except Exception as error:  # noqa: BLE001 - this layer turns every unexpected error into INTERNAL
                 record.error = _internal_error(log.method, error)
-            log.finish(record)
+            log.finish(record, _code_name(record))
             if record.error:
                 _abort(context, record.error)
             return serialized
@@ -134,7 +134,7 @@ class _MethodPipeline:
             except Exception as error:  # noqa: BLE001 - as above
                 record.error = _internal_error(self._log.method, error)
             finally:  # also when the caller has disconnected and grpcio abandons this generator
-                self._log.finish(record)
+                self._log.finish(record, _code_name(record))
             if record.error:
                 _abort(context, record.error)
 
@@ -146,7 +146,7 @@ class _MethodPipeline:
         def shed(_data: bytes | Iterator[bytes], context: grpc.ServicerContext) -> NoReturn:
             record = CallRecord(context)
             record.error = errors.Overloaded(retry_delays.next_seconds())
-            self._log.finish(record)
+            self._log.finish(record, _code_name(record))
             _abort(context, record.error)
 
         return shed
@@ -158,9 +158,21 @@ class _MethodPipeline:
         On any other code they would stop. https://github.com/grpc/grpc/blob/master/doc/health-checking.md
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        self._log.finish(CallRecord(context))
+        record = CallRecord(context)
+        self._log.finish(record, _code_name(record))
         context.abort(grpc.StatusCode.UNIMPLEMENTED, "This server has reached its limit of open health watches.")
         raise AssertionError  # abort has raised
+
+
+def _code_name(record: CallRecord) -> str:
+    error, context = record.error, record.context
+    if error:
+        return CODE_NAMES[error.reason]
+    if not context.is_active():
+        return "CANCELLED"  # by the caller, its deadline, or a server stop
+    # The services of the grpc library set the code on the context.
+    code: grpc.StatusCode | None = context.code()  # type: ignore[attr-defined]
+    return code.name if code else "OK"
 
 
 def _check_deadline(context: grpc.ServicerContext) -> None:

@@ -55,6 +55,9 @@ CODES: Final[dict[str, int]] = {
 }
 """Maps each reason to its google.rpc.Code. A test compares the table with the comments of error_reason.proto."""
 
+CODE_NAMES: Final[dict[str, str]] = {reason: Code.Name(code) for reason, code in CODES.items()}
+"""The name of each reason's code, as the access log has it."""
+
 
 def to_status(error: DomainError) -> Status:
     """Returns the status for an error. It always has an ErrorInfo, and takes less than 4 KiB with all other details."""

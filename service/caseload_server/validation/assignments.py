@@ -11,6 +11,7 @@ from caseload.v1 import resources_pb2 as pb
 from caseload.v1 import therapist_service_pb2 as therapist_pb
 
 from caseload_server.domain import limits, requests
+from caseload_server.domain.id_formats import ID_PATTERN
 from caseload_server.validation import rules
 from caseload_server.validation.rules import ValidationErrors
 
@@ -83,7 +84,7 @@ def check_assignments(request: assignment_pb.CheckAssignmentsRequest, now_us: in
         violations.raise_if_any()
     pairs = [(pair.therapist_id, pair.patient_id) for pair in request.pairs]
     for index, (therapist_id, patient_id) in enumerate(pairs):
-        if not (rules.ID_PATTERN.fullmatch(therapist_id) and rules.ID_PATTERN.fullmatch(patient_id)):
+        if not (ID_PATTERN.fullmatch(therapist_id) and ID_PATTERN.fullmatch(patient_id)):
             rules.record_id(therapist_id, f"pairs[{index}].therapist_id", violations)
             rules.record_id(patient_id, f"pairs[{index}].patient_id", violations)
     at_us = rules.timestamp_us(request, "as_of_time", violations, now_us, _FUTURE)

@@ -15,6 +15,7 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from caseload_server.domain import limits, requests
+from caseload_server.domain.id_formats import ID_PATTERN
 from caseload_server.validation import rules
 from caseload_server.validation.rules import Rule, ValidationErrors
 
@@ -209,7 +210,7 @@ def batch_ids(ids: Iterable[str], field: str) -> list[str]:
         violations.add(field, f"must have 1 to {limits.MAX_BATCH_SIZE} entries")
         violations.raise_if_any()
     for index, one in enumerate(checked):
-        if not rules.ID_PATTERN.fullmatch(one):  # to format a path for each id would take longer than the rest
+        if not ID_PATTERN.fullmatch(one):  # to format a path for each id would take longer than the rest
             rules.record_id(one, f"{field}[{index}]", violations)
     violations.raise_if_any()
     return checked

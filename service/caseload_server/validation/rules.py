@@ -15,9 +15,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from caseload_server.domain import limits
 from caseload_server.domain.errors import InvalidField, Violation
+from caseload_server.domain.id_formats import ID_PATTERN, UUID_PATTERN
 
-ID_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-UUID_PATTERN = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _CODE_PATTERN = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _PHONE_PATTERN = re.compile(r"\+[1-9][0-9]{1,14}")
 _EMAIL_PATTERN = re.compile(r"[^\s@]+@[^\s@]+")

@@ -1,0 +1,9 @@
+"""The formats of ids. Everything that matches one is safe in a log line and in an error."""
+
+import re
+from typing import Final
+
+ID_PATTERN: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+"""An id of a therapist, a patient or an assignment."""
+UUID_PATTERN: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+"""A request_id (RFC 9562)."""
