@@ -83,7 +83,7 @@ def test_the_standard_streams_are_files_too(tmp_path: Path, database: str) -> No
     target = url(tmp_path / "target.db")
     commands = f"export - --database {database} | {{}} import - --database {target}"
     piped = subprocess.run(
-        ["sh", "-c", f"{sys.executable} -m service {commands.format(f'{sys.executable} -m service')}"],
+        ["sh", "-c", f"{sys.executable} -m caseload_server {commands.format(f'{sys.executable} -m caseload_server')}"],
         capture_output=True,
         text=True,
         check=True,
@@ -132,14 +132,14 @@ def test_what_cannot_be_exported_or_imported_is_refused(tmp_path: Path, database
     missing = url(tmp_path / f"{SECRET}.db")
     in_no_folder = f"{SECRET}/{SECRET}.jsonl"
     for arguments, line in (
-        (("export", exported.name, "--database", database), "FILE: the file, or a -wal file of an earlier one,"),
+        (("export", exported.name, "--database", database), "FILE: the file already exists, or a -wal file"),
         (("export", in_no_folder, "--database", database), "FILE: could not be written"),
         (("export", "new.jsonl", "--database", missing), "--database: the file does not exist"),
         (("verify", "--database", missing), "--database: the file does not exist"),
         (("import", SECRET, "--database", missing), NO_FILE),
         (("import", str(tmp_path), "--database", missing), NO_FILE),
         (("import", "source.db", "--database", missing), "FILE: line 1: is not a JSON object with one name,"),
-        (("import", exported.name, "--database", database), "--database: the file, or a -wal file of an earlier one,"),
+        (("import", exported.name, "--database", database), "--database: the file already exists, or a -wal file"),
         (("import", exported.name), "--database: the directory of the file does not exist"),
     ):
         assert refusal(tmp_path, *arguments).startswith(line)
@@ -161,7 +161,7 @@ def test_a_reader_that_goes_away_ends_an_export(
     for number in range(1000):
         make(store, PATIENT, f"p{number}")
     ended = subprocess.run(
-        ["sh", "-c", f"{sys.executable} -m service export - --database {database} | head -c 10"],
+        ["sh", "-c", f"{sys.executable} -m caseload_server export - --database {database} | head -c 10"],
         capture_output=True,
         text=True,
         check=True,

@@ -1,6 +1,6 @@
 """Assignments of therapists to patients: begins, ends and lists their periods.
 
-Every write locks the patient's row first, so that the periods of a pair, and the PRIMARY periods of a patient, can be
+Every write locks the patient's row first. So the periods of a pair, and the PRIMARY periods of a patient, can be
 compared before one is added. Therapists' rows are locked after it. Unique indexes and checks in the schema enforce
 the other rules.
 """

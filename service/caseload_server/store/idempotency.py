@@ -11,8 +11,8 @@ from caseload_server.store.store_keys import StoreKeys
 SERVER_GENERATED_PREFIX: Final = "server:"
 """Starts a request_id that the server generated, because the caller sent none and a commit may be ambiguous."""
 
-# The claim writes a row instead of only reading one. So of two concurrent calls the second waits here for the first,
-# and the answer to a repeat commits after the first write, also on a standby.
+# The claim writes a row instead of only reading one. So of two concurrent calls the second waits here for the first.
+# And the answer to a repeat commits after the first write, also on a standby.
 _CLAIM = """
 INSERT INTO request (actor, request_id, method, fingerprint, record_ids, effect, revision, created_us)
 VALUES (:actor, :request_id, :method, :fingerprint, '', 0, -1, :now_us)
