@@ -2,8 +2,8 @@
 
 python -m benchmarks.scale [--large N | --smoke]
 
-The clinics are those of synthetic_data.py, with 10,000 and N assignments (10,000,000 unless said, which takes ten minutes to
-make, and 11 GB of data/). What a call is about is picked from all over the file, the same in each
+The clinics are those of synthetic_data.py, with 10,000 and N assignments (10,000,000 unless said, which takes ten
+minutes to make, and 11 GB of data/). What a call is about is picked from all over the file, the same in each
 round: so the file's pages that it takes are in memory, once.
 """
 

@@ -1,6 +1,6 @@
 """A way to meet each reason that a call can be refused with, and what it tells.
 
-The ways in which a database fails are its own: tests/store/backends/sqlite/test_errors.py and tests/store/backends/postgres/test_errors.py.
+How a database fails is the database's own: see test_errors.py in tests/store/backends/sqlite/ and in .../postgres/.
 """
 
 import time

@@ -1,6 +1,6 @@
 """Restarts and crashes under load, as an application with the shipped client sees them.
 
-python -m tests.process.rolling_restart      two instances on PostgreSQL, each stopped and started in turn; killed in turn;
+python -m tests.process.rolling_restart      two instances on PostgreSQL, stopped and started in turn; killed in turn;
     --calls N                           and one on SQLite that is restarted ten times; so many calls each
 
 Prints a line of each. Exit code 1 where a promise was not kept: a call failed, a write was lost or done twice, or one
