@@ -54,12 +54,12 @@ def messages_of_requests() -> Iterator[Descriptor]:
             todo += [field.message_type for field in message.fields if is_ours(field)]
 
 
-def test_there_are_twenty_seven_rpcs_and_one_is_a_stream() -> None:
+def test_the_contract_has_27_rpcs_and_one_stream() -> None:
     assert len(METHODS) == 27
     assert [method.name for method in METHODS if method.server_streaming] == ["WatchChanges"]
 
 
-def test_every_service_of_the_contract_is_walked() -> None:
+def test_every_service_of_the_contract_is_tested() -> None:
     written = {
         name
         for file in PROTOS.glob("*.proto")
@@ -68,7 +68,7 @@ def test_every_service_of_the_contract_is_walked() -> None:
     assert {method.containing_service.name for method in METHODS} == written
 
 
-def test_every_field_of_every_request_has_a_test_that_would_miss_it() -> None:
+def test_every_request_field_has_a_test_that_fails_if_it_is_ignored() -> None:
     for path in sorted((TESTS / "api").glob("test_*.py")):
         importlib.import_module(f"tests.api.{path.stem}")
     known = {f"{message.name}.{field.name}": field for message in messages_of_requests() for field in message.fields}
@@ -76,7 +76,7 @@ def test_every_field_of_every_request_has_a_test_that_would_miss_it() -> None:
     assert known.keys() - left_to_the_server - HONOURED.keys() == set()
 
 
-def test_what_the_tests_honour_are_fields_of_the_contract() -> None:
+def test_every_field_named_by_a_test_exists_in_the_contract() -> None:
     """An {A} or {B} stands for both kinds, so a name need be right for one of them only."""
     known = {f"{message.name}.{field.name}" for message in messages_of_requests() for field in message.fields}
     tests = {
@@ -86,7 +86,7 @@ def test_what_the_tests_honour_are_fields_of_the_contract() -> None:
 
 
 @every_method
-def test_a_full_request_is_well_formed(client: Client, method: MethodDescriptor) -> None:
+def test_a_request_with_every_field_is_valid(client: Client, method: MethodDescriptor) -> None:
     """Or the walks below would find what they look for in any case."""
     found = answered(client, method, full(method))
     assert found is None or found.reason in {"THERAPIST_NOT_FOUND", "PATIENT_NOT_FOUND", "ASSIGNMENT_NOT_FOUND"}
@@ -145,7 +145,7 @@ def of_a_number_beyond(place: Place) -> str:
     return place.put(max(value.number for value in enumeration.values) + 1)
 
 
-def test_the_walks_find_what_they_walk_over() -> None:
+def test_the_field_selectors_match_enough_fields() -> None:
     walked = {
         wanted.__name__: sum(wanted(method, place) for method in METHODS for place in places(full(method)))
         for wanted in (is_required, is_required_text, is_enum, is_enum_list, is_text)
@@ -154,18 +154,18 @@ def test_the_walks_find_what_they_walk_over() -> None:
 
 
 @every_method
-def test_a_required_field_left_empty_is_named(client: Client, method: MethodDescriptor) -> None:
+def test_an_empty_required_field_is_named(client: Client, method: MethodDescriptor) -> None:
     assert not_named(client, method, is_required, emptied) == []
 
 
 @every_method
-def test_a_required_text_left_blank_is_named(client: Client, method: MethodDescriptor) -> None:
+def test_a_blank_required_text_is_named(client: Client, method: MethodDescriptor) -> None:
     blanks = (lambda place: place.put(" "), lambda place: place.put("\u2003\u200b"))
     assert not_named(client, method, is_required_text, *blanks) == []
 
 
 @every_method
-def test_an_unknown_number_of_an_enum_is_named(client: Client, method: MethodDescriptor) -> None:
+def test_an_unknown_enum_number_is_named(client: Client, method: MethodDescriptor) -> None:
     far = (lambda place: place.put(-1), lambda place: place.put(2**31 - 1), lambda place: place.put(-(2**31)))
     assert not_named(client, method, is_enum, of_a_number_beyond, *far) == []
 
@@ -176,7 +176,7 @@ def test_unspecified_in_a_filter_is_named(client: Client, method: MethodDescript
 
 
 @pytest.mark.parametrize("kind", SIDES)
-def test_what_the_server_sets_is_ignored_in_the_body_of_create(client: Client, kind: str) -> None:
+def test_create_ignores_server_set_fields_in_the_body(client: Client, kind: str) -> None:
     people = People(client, kind)
     method = next(method for method in METHODS if method.name == f"Create{kind}")
     request = full(method)
@@ -215,7 +215,7 @@ def canary(tail: str) -> Put:
 
 
 @every_method
-def test_no_refusal_repeats_a_value(client: Client, method: MethodDescriptor) -> None:
+def test_no_error_repeats_a_value(client: Client, method: MethodDescriptor) -> None:
     refusals: dict[str, str] = {}
     for path, request in variants(method, is_text, *map(canary, ("", "\x00", "x" * 2000, " @ @", "\ufffd"))):
         if "allow_missing" in method.input_type.fields_by_name:
@@ -237,7 +237,7 @@ def unparsed(client: Client, method: MethodDescriptor, data: bytes) -> tuple[obj
 
 
 @every_method
-def test_bytes_that_do_not_parse_are_an_invalid_field_without_a_name(client: Client, method: MethodDescriptor) -> None:
+def test_unparsable_bytes_are_an_invalid_field_without_a_name(client: Client, method: MethodDescriptor) -> None:
     nameless = (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", [""])
     for data in (b"\xff", b"\x0a\x05abc", b"\x0b"):
         assert unparsed(client, method, data) == nameless, data
@@ -252,12 +252,12 @@ SURROGATES = {
 
 
 @pytest.mark.parametrize("rpc", SURROGATES)
-def test_lone_surrogates_do_not_parse(client: Client, rpc: str) -> None:
+def test_lone_surrogates_are_rejected(client: Client, rpc: str) -> None:
     assert unparsed(client, RPCS[rpc], SURROGATES[rpc])[1:] == ("INVALID_FIELD", [""])
 
 
 @pytest.mark.parametrize("ended", [False, True])
-def test_a_refused_correction_of_what_is_there_repeats_no_value(client: Client, *, ended: bool) -> None:
+def test_a_rejected_correction_of_an_existing_assignment_repeats_no_value(client: Client, *, ended: bool) -> None:
     """The walk above corrects nothing that exists; here the values reach the record, and are compared with it."""
     with ApiDriver(client.address) as api:
         api.therapists("t1")
@@ -274,7 +274,7 @@ def test_a_refused_correction_of_what_is_there_repeats_no_value(client: Client, 
                 assert CANARY.lower() not in everything_said(caught.value).lower()
 
 
-def test_what_the_server_sets_is_ignored_in_the_body_of_a_correction(client: Client) -> None:
+def test_a_correction_ignores_server_set_fields_in_the_body(client: Client) -> None:
     with ApiDriver(client.address) as api:
         api.therapists("t1")
         api.patients("p1")
@@ -288,7 +288,7 @@ def test_what_the_server_sets_is_ignored_in_the_body_of_a_correction(client: Cli
     assert after.update_time.ToNanoseconds() > before.update_time.ToNanoseconds()
 
 
-def test_both_sides_of_assigning_have_the_same_fields() -> None:
+def test_assign_and_unassign_have_the_same_fields_on_both_sides() -> None:
     for verb in ("Assign", "Unassign"):
         for part in ("Request", "Response"):
             ours = therapist_service_pb2.DESCRIPTOR.message_types_by_name[f"{verb}Patient{part}"]
@@ -301,7 +301,7 @@ def shape(field: FieldDescriptor) -> tuple[object, ...]:
     return field.name, field.type, field.is_repeated, field.has_presence, kind.full_name if kind else ""
 
 
-def test_the_enumerations_of_the_records_are_the_contracts() -> None:
+def test_the_domain_enums_match_the_contract() -> None:
     contract = {
         "STATUS_ACTIVE": {resources_pb2.Therapist.STATUS_ACTIVE, resources_pb2.Patient.STATUS_ACTIVE},
         "THERAPIST_INACTIVE": {resources_pb2.Therapist.STATUS_INACTIVE},
@@ -331,7 +331,7 @@ def reasons_of_calls() -> dict[str, list[str]]:
     }
 
 
-def test_the_reasons_that_services_list_are_those_of_the_catalogue() -> None:
+def test_the_reasons_listed_by_services_match_the_catalogue() -> None:
     listed = reasons_of_calls()
     assert {file: len(reasons) >= 10 for file, reasons in listed.items()} == dict.fromkeys(listed, True)
     assert len(listed) == 4

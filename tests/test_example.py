@@ -26,7 +26,7 @@ def run_example(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_it_prints_what_the_readme_shows_however_often_it_is_run(server: CaseloadServer) -> None:
+def test_every_run_of_the_example_prints_what_the_readme_shows(server: CaseloadServer) -> None:
     [shown] = [block.output for block in blocks(ROOT / "README.md") if "client_example.py" in block.text]
     for _ in range(2):
         done = run_example(server.address)
@@ -34,7 +34,7 @@ def test_it_prints_what_the_readme_shows_however_often_it_is_run(server: Caseloa
         assert done.stdout == shown
 
 
-def test_it_deletes_everyone_that_it_created(server: CaseloadServer, client: Client) -> None:
+def test_the_example_deletes_every_record_it_created(server: CaseloadServer, client: Client) -> None:
     assert run_example(server.address).returncode == 0
     therapists = client.therapists.ListTherapists(therapist_pb.ListTherapistsRequest(show_deleted=True)).therapists
     patients = client.patients.ListPatients(patient_pb.ListPatientsRequest(show_deleted=True)).patients
@@ -58,7 +58,7 @@ class Recorder(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientIntercept
         return self.streams[-1]
 
 
-def test_every_call_of_it_has_a_deadline_and_every_write_a_request_id_of_its_own(server: CaseloadServer) -> None:
+def test_every_call_of_the_example_has_a_deadline_and_every_write_a_request_id(server: CaseloadServer) -> None:
     recorder = Recorder()
     with connect(server.address, interceptors=[recorder]) as caseload:
         client_example.Tour(caseload).walk()
@@ -74,7 +74,7 @@ def test_every_call_of_it_has_a_deadline_and_every_write_a_request_id_of_its_own
     assert "" not in request_ids
 
 
-def test_its_watch_shows_one_patient_and_is_cancelled_at_the_end(
+def test_the_example_watch_shows_one_patient_and_is_cancelled(
     server: CaseloadServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recorder = Recorder()
@@ -93,7 +93,7 @@ def test_its_watch_shows_one_patient_and_is_cancelled_at_the_end(
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "no-such-host.invalid:50051"])
-def test_without_a_server_it_names_the_address_and_how_to_start_one_in_one_line(address: str) -> None:
+def test_without_a_server_the_example_prints_the_address_and_how_to_start_one(address: str) -> None:
     done = run_example(address)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"No Caseload server answers on {address}. Start one with: make run\n"

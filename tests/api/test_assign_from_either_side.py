@@ -23,7 +23,7 @@ PATIENT_REQUEST, ENTERED_IN_ERROR, REPLACED = 3, 5, 7
 
 
 @honours("Assign{A}Request.therapist_id", "Assign{A}Request.patient_id")
-def test_assigning_begins_an_active_period_now(side: Side) -> None:
+def test_assign_starts_an_active_period_now(side: Side) -> None:
     before = time.time()
     answer = side.assign()
     period = answer.assignment
@@ -37,7 +37,7 @@ def test_assigning_begins_an_active_period_now(side: Side) -> None:
     assert side.page().entries[0].assignment == period
 
 
-def test_assigning_twice_returns_the_first_assignment(side: Side) -> None:
+def test_a_repeated_assign_returns_the_first_assignment(side: Side) -> None:
     first = side.assign(focus="anxiety")
     again = side.assign(focus="anxiety", role=TREATING, replace=True, ignore_capacity=True)
     assert not again.created
@@ -46,20 +46,20 @@ def test_assigning_twice_returns_the_first_assignment(side: Side) -> None:
 
 @honours("Assign{A}Request.role")
 @pytest.mark.parametrize("role", [PRIMARY, TREATING, SUPERVISING, COVERING])
-def test_a_role_is_kept_and_another_one_differs(side: Side, role: int) -> None:
+def test_assign_stores_the_role_and_rejects_a_different_one(side: Side, role: int) -> None:
     assert side.assign(role=role).assignment.role == role
     found = refused(side.assign, role=role % 4 + 1)
     assert (found.code, found.reason) == (grpc.StatusCode.ALREADY_EXISTS, "ASSIGNMENT_DIFFERS")
 
 
 @honours("Assign{A}Request.focus")
-def test_a_focus_is_kept_and_another_one_differs(side: Side) -> None:
+def test_assign_stores_the_focus_and_rejects_a_different_one(side: Side) -> None:
     assert side.assign(focus="knee-rehabilitation").assignment.focus == "knee-rehabilitation"
     assert refused(side.assign).reason == "ASSIGNMENT_DIFFERS"
 
 
 @honours("Assign{A}Request.start_time")
-def test_a_start_time_is_cut_to_microseconds_and_another_one_differs(side: Side) -> None:
+def test_assign_truncates_start_time_to_microseconds_and_rejects_a_different_one(side: Side) -> None:
     start = {"seconds": T0, "nanos": 123_456_789}
     period = side.assign(start_time=start).assignment
     assert (period.start_time.seconds, period.start_time.nanos) == (T0, 123_456_000)
@@ -68,7 +68,7 @@ def test_a_start_time_is_cut_to_microseconds_and_another_one_differs(side: Side)
 
 
 @honours("Assign{A}Request.replace")
-def test_replace_ends_the_present_period_where_the_new_one_starts(side: Side) -> None:
+def test_replace_ends_the_current_period_where_the_new_one_starts(side: Side) -> None:
     first = side.assign(start_time={"seconds": T0}).assignment
     second = side.assign(role=SUPERVISING, start_time={"seconds": T0 + 60}, replace=True)
     assert second.created
@@ -79,7 +79,7 @@ def test_replace_ends_the_present_period_where_the_new_one_starts(side: Side) ->
     assert getattr(side.mine.get(f"{side.name[0]}1"), side.mine.count) == 1
 
 
-def test_replace_from_before_the_present_period_is_refused(side: Side) -> None:
+def test_replace_before_the_start_of_the_current_period_is_rejected(side: Side) -> None:
     first = side.assign(start_time={"seconds": T0}).assignment
     found = refused(side.assign, role=SUPERVISING, start_time={"seconds": T0 - 1}, replace=True)
     assert (found.reason, found.metadata) == ("PERIOD_OVERLAPS", {"assignment_id": first.assignment_id})
@@ -102,7 +102,7 @@ def test_replace_primary_ends_the_other_primary_period(side: Side) -> None:
 
 
 @honours("Assign{A}Request.request_id")
-def test_assign_under_a_used_request_id_answers_the_first_period_ended_as_it_is(side: Side) -> None:
+def test_assign_with_a_used_request_id_returns_the_first_period_with_its_current_end(side: Side) -> None:
     first = side.assign(request_id=ONE)
     ended = side.unassign().assignment
     again = side.assign(request_id=ONE)
@@ -111,7 +111,7 @@ def test_assign_under_a_used_request_id_answers_the_first_period_ended_as_it_is(
 
 
 @honours("Assign{A}Request.validate_only")
-def test_assign_that_only_validates_assigns_nothing(side: Side) -> None:
+def test_assign_with_validate_only_writes_nothing(side: Side) -> None:
     answer = side.assign(validate_only=True)
     assert (answer.created, answer.assignment.assignment_id, answer.revision) == (True, "", "")
     assert answer.assignment.role == TREATING
@@ -120,13 +120,13 @@ def test_assign_that_only_validates_assigns_nothing(side: Side) -> None:
     assert refused(side.assign, role=PRIMARY, validate_only=True).reason == "ASSIGNMENT_DIFFERS"
 
 
-def test_a_start_up_to_a_minute_ahead_is_taken(side: Side) -> None:
+def test_a_start_time_up_to_one_minute_ahead_is_accepted(side: Side) -> None:
     assert side.assign(start_time={"seconds": int(time.time()) + 50}).created
     assert refused(side.assign, start_time={"seconds": int(time.time()) + 90}).fields == ["start_time"]
 
 
 @honours("Unassign{A}Request.therapist_id", "Unassign{A}Request.patient_id")
-def test_unassigning_ends_the_period_now_and_repeats(side: Side) -> None:
+def test_unassign_ends_the_period_now_and_is_idempotent(side: Side) -> None:
     made = side.assign().assignment
     answer = side.unassign()
     ended = answer.assignment
@@ -141,19 +141,19 @@ def test_unassigning_ends_the_period_now_and_repeats(side: Side) -> None:
 
 @honours("Unassign{A}Request.end_reason")
 @pytest.mark.parametrize("reason", [1, 3, 4, ENTERED_IN_ERROR])
-def test_an_end_reason_is_kept(side: Side, reason: int) -> None:
+def test_unassign_stores_the_end_reason(side: Side, reason: int) -> None:
     side.assign()
     assert side.unassign(end_reason=reason).assignment.end_reason == reason
 
 
 @pytest.mark.parametrize("reason", [2, 6, REPLACED])
-def test_an_end_reason_of_the_servers_is_refused(side: Side, reason: int) -> None:
+def test_an_end_reason_reserved_for_the_server_is_rejected(side: Side, reason: int) -> None:
     side.assign()
     assert refused(side.unassign, end_reason=reason).fields == ["end_reason"]
 
 
 @honours("Unassign{A}Request.end_time")
-def test_an_end_time_is_cut_to_microseconds_and_lies_not_before_the_start(side: Side) -> None:
+def test_end_time_is_truncated_to_microseconds_and_must_not_precede_the_start(side: Side) -> None:
     side.assign(start_time={"seconds": T0})
     early = refused(side.unassign, end_time={"seconds": T0 - 1})
     assert (early.reason, early.fields) == ("INVALID_FIELD", ["end_time"])
@@ -162,7 +162,7 @@ def test_an_end_time_is_cut_to_microseconds_and_lies_not_before_the_start(side: 
     assert (ended.end_time.seconds, ended.end_time.nanos) == (T0 + 60, 999_999_000)
 
 
-def test_an_end_that_is_not_given_lies_not_before_a_start_that_is_ahead(side: Side) -> None:
+def test_the_default_end_time_does_not_precede_a_future_start(side: Side) -> None:
     start = {"seconds": int(time.time()) + 50}
     made = side.assign(start_time=start).assignment
     assert side.unassign().assignment.end_time == made.start_time
@@ -176,7 +176,7 @@ def test_unassign_compares_the_etag(side: Side) -> None:
 
 
 @honours("Unassign{A}Request.allow_missing")
-def test_unassign_of_two_never_assigned_needs_allow_missing(side: Side) -> None:
+def test_unassign_of_an_unassigned_pair_requires_allow_missing(side: Side) -> None:
     found = refused(side.unassign)
     assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "ASSIGNMENT_NOT_FOUND")
     answer = side.unassign(allow_missing=True)
@@ -186,7 +186,7 @@ def test_unassign_of_two_never_assigned_needs_allow_missing(side: Side) -> None:
 
 
 @honours("Unassign{A}Request.request_id")
-def test_unassign_under_a_used_request_id_leaves_the_new_period_alone(side: Side) -> None:
+def test_unassign_with_a_used_request_id_does_not_change_the_new_period(side: Side) -> None:
     side.assign()
     first = side.unassign(request_id=ONE)
     second = side.assign()
@@ -196,7 +196,7 @@ def test_unassign_under_a_used_request_id_leaves_the_new_period_alone(side: Side
 
 
 @honours("Unassign{A}Request.validate_only")
-def test_unassign_that_only_validates_ends_nothing(side: Side) -> None:
+def test_unassign_with_validate_only_writes_nothing(side: Side) -> None:
     made = side.assign().assignment
     answer = side.unassign(validate_only=True)
     assert (answer.ended, answer.assignment.assignment_id, answer.revision) == (True, made.assignment_id, "")
@@ -204,7 +204,7 @@ def test_unassign_that_only_validates_ends_nothing(side: Side) -> None:
     assert side.page().entries[0].assignment == made
 
 
-def test_what_one_side_assigned_the_other_side_ends(client: Client) -> None:
+def test_one_side_can_end_what_the_other_side_assigned(client: Client) -> None:
     from_therapist, from_patient = (Side(client, kind) for kind in SIDES)
     from_therapist.therapists.create("t1")
     from_patient.patients.create("p1")
@@ -235,7 +235,7 @@ orders = st.tuples(st.just("assign"), pairs, assigns) | st.tuples(st.just("unass
 
 @given(st.lists(orders, min_size=4, max_size=16))
 @settings(max_examples=8, deadline=None)
-def test_either_side_gives_the_same_answers(
+def test_both_sides_return_the_same_answers(
     new_database: NewDatabase, story: list[tuple[str, dict[str, str], dict[str, Any]]]
 ) -> None:
     answers = []

@@ -46,7 +46,7 @@ def ids(assignments: Any) -> list[str]:
 
 
 @honours("GetAssignmentRequest.assignment_id")
-def test_an_assignment_is_found_by_its_id_active_or_ended(api: ApiDriver) -> None:
+def test_get_returns_an_active_or_ended_assignment_by_id(api: ApiDriver) -> None:
     active = api.assign("t1", "p1", focus="anxiety")
     assert api.get(active.assignment_id) == active
     ended = api.unassign("t1", "p1", end_reason=COMPLETED)
@@ -54,14 +54,14 @@ def test_an_assignment_is_found_by_its_id_active_or_ended(api: ApiDriver) -> Non
     assert (ended.state, ended.end_reason, ended.ended_by) == (ENDED, COMPLETED, "local")
 
 
-def test_a_malformed_assignment_id_is_refused_by_its_field(api: ApiDriver) -> None:
+def test_a_malformed_assignment_id_is_rejected_with_its_field_path(api: ApiDriver) -> None:
     for sent in ("", "No id"):
         found = refused(api.get, sent)
         assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
         assert found.fields == ["assignment_id"]
 
 
-def test_an_id_that_never_existed_is_not_found_and_named(api: ApiDriver) -> None:
+def test_an_unknown_assignment_id_is_not_found_and_named(api: ApiDriver) -> None:
     for found in (refused(api.get, SOME_ID), refused(api.correct, SOME_ID, focus="anxiety")):
         assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "ASSIGNMENT_NOT_FOUND")
         info = found.details["ResourceInfo"]
@@ -74,7 +74,7 @@ def test_an_id_that_never_existed_is_not_found_and_named(api: ApiDriver) -> None
     "AssignmentFilter.patient_id",
     "AssignmentFilter.roles",
 )
-def test_filters_are_combined_with_and(api: ApiDriver) -> None:
+def test_list_filters_are_combined_with_and(api: ApiDriver) -> None:
     a = api.assign("t1", "p1", role=PRIMARY).assignment_id
     b = api.assign("t1", "p2", role=SUPERVISING).assignment_id
     c = api.assign("t2", "p1", role=COVERING).assignment_id
@@ -88,7 +88,7 @@ def test_filters_are_combined_with_and(api: ApiDriver) -> None:
 
 
 @honours("AssignmentFilter.states")
-def test_without_states_the_active_ones_are_listed(api: ApiDriver) -> None:
+def test_a_list_without_states_returns_active_assignments(api: ApiDriver) -> None:
     ended = api.period("t1", "p1", 0, 10).assignment_id
     active = api.assign("t1", "p1").assignment_id
     assert ids(api.listed()) == ids(api.listed(states=[ACTIVE])) == [active]
@@ -97,7 +97,7 @@ def test_without_states_the_active_ones_are_listed(api: ApiDriver) -> None:
 
 
 @honours("AssignmentFilter.as_of_time")
-def test_a_list_as_of_a_time_has_what_was_in_force_then(api: ApiDriver) -> None:
+def test_a_list_as_of_a_time_returns_assignments_in_force_then(api: ApiDriver) -> None:
     first = api.period("t1", "p1", 0, 10, end_reason=COMPLETED).assignment_id
     second = api.period("t1", "p1", 10, 20).assignment_id
     api.period("t2", "p1", 0, 20, end_reason=ENTERED_IN_ERROR)
@@ -123,7 +123,7 @@ def test_a_period_that_starts_a_few_seconds_ahead_is_active_and_not_in_force(api
     assert api.checked(("t1", "p1")) == [False]
 
 
-def test_a_filter_that_means_nothing_is_refused_by_its_path(api: ApiDriver) -> None:
+def test_an_invalid_filter_is_rejected_with_its_field_path(api: ApiDriver) -> None:
     cases: list[tuple[dict[str, Any], list[str]]] = [
         ({"therapist_id": "No id"}, ["filter.therapist_id"]),
         ({"patient_id": "-"}, ["filter.patient_id"]),
@@ -151,14 +151,14 @@ def pages(api: ApiDriver, size: int, **filters: Any) -> Iterator[list[str]]:
             return
 
 
-def test_pages_hold_every_assignment_once_and_in_order(api: ApiDriver) -> None:
+def test_pages_contain_every_assignment_once_and_in_order(api: ApiDriver) -> None:
     made = [api.assign(t, p).assignment_id for t in ("t1", "t2", "t3") for p in ("p1", "p2", "p3")]
     for size in (1, 2, 3, 4, 9, 10):
         assert list(pages(api, size)) == [made[n : n + size] for n in range(0, 9, size)]
     assert list(pages(api, 2, therapist_id="t2")) == [made[3:5], made[5:6]]
 
 
-def test_what_matches_throughout_is_seen_once_whatever_others_write_between(api: ApiDriver) -> None:
+def test_paging_returns_each_matching_assignment_once_despite_concurrent_writes(api: ApiDriver) -> None:
     made = [api.assign("t1", p).assignment_id for p in ("p1", "p2", "p3")]
     walk = pages(api, 1)
     assert next(walk) == made[:1]
@@ -168,7 +168,7 @@ def test_what_matches_throughout_is_seen_once_whatever_others_write_between(api:
     assert list(walk) == [made[2:], [late]]
 
 
-def test_a_page_holds_fifty_unless_told_otherwise(api: ApiDriver) -> None:
+def test_the_default_page_size_of_assignments_is_50(api: ApiDriver) -> None:
     api.patients(*(f"q{n}" for n in range(52)))
     for n in range(52):
         api.assign("t1", f"q{n}")
@@ -179,7 +179,7 @@ def test_a_page_holds_fifty_unless_told_otherwise(api: ApiDriver) -> None:
     assert refused(api.send, "ListAssignments", page_size=-1).fields == ["page_size"]
 
 
-def test_a_token_holds_for_its_own_list_only(api: ApiDriver) -> None:
+def test_a_page_token_is_valid_only_for_its_own_list(api: ApiDriver) -> None:
     for patient_id in ("p1", "p2"):
         api.assign("t1", patient_id)
     token = api.send("ListAssignments", page_size=1).next_page_token
@@ -192,7 +192,7 @@ def test_a_token_holds_for_its_own_list_only(api: ApiDriver) -> None:
         assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "PAGE_TOKEN_INVALID")
 
 
-def test_a_list_answers_the_revision_it_was_read_at(api: ApiDriver) -> None:
+def test_a_list_returns_the_revision_it_was_read_at(api: ApiDriver) -> None:
     api.assign("t1", "p1")
     assert api.send("ListAssignments").revision == api.head()
 
@@ -201,7 +201,7 @@ def test_a_list_answers_the_revision_it_was_read_at(api: ApiDriver) -> None:
 
 
 @honours("UpdateAssignmentRequest.assignment", "Assignment.assignment_id", "Assignment.start_time")
-def test_without_a_mask_the_populated_fields_are_corrected(api: ApiDriver) -> None:
+def test_a_correction_without_a_mask_sets_the_populated_fields(api: ApiDriver) -> None:
     period = api.period("t1", "p1", 0, 10, focus="anxiety", end_reason=COMPLETED)
     answer = api.correct(period.assignment_id, start_time=at(5))
     corrected = answer.assignment
@@ -214,7 +214,7 @@ def test_without_a_mask_the_populated_fields_are_corrected(api: ApiDriver) -> No
 @honours("Assignment.focus")
 @pytest.mark.parametrize("mask", [(), ("*",), ("focus",), ("focus", "assignment_id"), ("focus", "focus", "role")])
 @pytest.mark.parametrize("state", [ACTIVE, ENDED])
-def test_what_was_read_can_be_changed_and_put_back(api: ApiDriver, state: int, mask: tuple[str, ...]) -> None:
+def test_read_modify_write_of_an_assignment_works(api: ApiDriver, state: int, mask: tuple[str, ...]) -> None:
     period = api.assign("t1", "p1", focus="anxiety", start_time=at(0))
     if state == ENDED:
         period = api.unassign("t1", "p1", end_reason=COMPLETED)
@@ -231,7 +231,7 @@ def test_what_was_read_can_be_changed_and_put_back(api: ApiDriver, state: int, m
 
 
 @honours("UpdateAssignmentRequest.update_mask")
-def test_a_mask_clears_what_the_body_leaves_out(api: ApiDriver) -> None:
+def test_a_mask_clears_fields_missing_from_the_body(api: ApiDriver) -> None:
     period = api.period("t1", "p1", 0, 10, focus="anxiety", end_reason=COMPLETED)
     corrected = api.correct(period.assignment_id, "focus", "end_reason").assignment
     assert (corrected.focus, corrected.end_reason) == ("", 0)
@@ -239,20 +239,20 @@ def test_a_mask_clears_what_the_body_leaves_out(api: ApiDriver) -> None:
 
 
 @honours("Assignment.end_time")
-def test_a_star_sets_what_the_body_leaves_out_to_nothing(api: ApiDriver) -> None:
+def test_a_wildcard_mask_clears_fields_missing_from_the_body(api: ApiDriver) -> None:
     period = api.period("t1", "p1", 0, 10, focus="anxiety", end_reason=COMPLETED)
     corrected = api.correct(period.assignment_id, "*", start_time=at(1), end_time=at(2)).assignment
     assert (corrected.focus, corrected.end_reason, corrected.start_time.seconds) == ("", 0, T0 + 1)
 
 
-def test_a_time_is_cut_to_microseconds(api: ApiDriver) -> None:
+def test_a_correction_truncates_times_to_microseconds(api: ApiDriver) -> None:
     period = api.assign("t1", "p1")
     start = {"seconds": T0, "nanos": 123_456_789}
     corrected = api.correct(period.assignment_id, "start_time", start_time=start).assignment
     assert corrected.start_time.nanos == 123_456_000
 
 
-def test_a_mask_names_correctable_fields_only(api: ApiDriver) -> None:
+def test_a_mask_may_name_only_correctable_fields(api: ApiDriver) -> None:
     period = api.assign("t1", "p1")
     cases = [
         (("nonsense",), "update_mask.paths[0]"),
@@ -274,7 +274,7 @@ def test_a_mask_names_correctable_fields_only(api: ApiDriver) -> None:
 
 
 @honours("Assignment.therapist_id", "Assignment.patient_id", "Assignment.role")
-def test_what_cannot_be_corrected_is_refused_by_its_path(api: ApiDriver) -> None:
+def test_a_field_that_cannot_be_corrected_is_rejected_with_its_path(api: ApiDriver) -> None:
     periods = {ACTIVE: api.assign("t1", "p1", start_time=at(0)), ENDED: api.period("t2", "p2", 0, 10)}
     head = api.head()
     cases: list[tuple[int, str, Any]] = [
@@ -303,7 +303,7 @@ def test_what_cannot_be_corrected_is_refused_by_its_path(api: ApiDriver) -> None
     assert api.head() == head
 
 
-def test_a_mask_cannot_clear_what_every_assignment_has(api: ApiDriver) -> None:
+def test_a_mask_cannot_clear_a_required_field(api: ApiDriver) -> None:
     periods = {ACTIVE: api.assign("t1", "p1", start_time=at(0)), ENDED: api.period("t2", "p2", 0, 10)}
     for state in (ACTIVE, ENDED):
         for field in ("start_time", "therapist_id", "patient_id", "role", *(["end_time"] if state == ENDED else [])):
@@ -311,7 +311,7 @@ def test_a_mask_cannot_clear_what_every_assignment_has(api: ApiDriver) -> None:
             assert (found.reason, found.fields) == ("INVALID_FIELD", [f"assignment.{field}"])
 
 
-def test_start_must_not_pass_the_end(api: ApiDriver) -> None:
+def test_start_time_must_not_be_after_end_time(api: ApiDriver) -> None:
     period = api.period("t1", "p1", 0, 10)
     found = refused(api.correct, period.assignment_id, start_time=at(11))
     assert (found.reason, found.fields) == ("INVALID_FIELD", ["assignment.end_time"])
@@ -319,7 +319,7 @@ def test_start_must_not_pass_the_end(api: ApiDriver) -> None:
 
 
 @honours("Assignment.end_reason")
-def test_a_reason_of_the_servers_own_may_stay_or_go(api: ApiDriver) -> None:
+def test_a_reserved_end_reason_can_be_kept_or_replaced(api: ApiDriver) -> None:
     api.assign("t1", "p1", start_time=at(0))
     api.assign("t1", "p1", role=SUPERVISING, replace=True, start_time=at(5))
     [period] = api.listed(states=[ENDED])
@@ -328,7 +328,7 @@ def test_a_reason_of_the_servers_own_may_stay_or_go(api: ApiDriver) -> None:
     assert api.correct(period.assignment_id, end_reason=COMPLETED).assignment.end_reason == COMPLETED
 
 
-def test_a_correction_without_its_required_fields_is_refused(api: ApiDriver) -> None:
+def test_a_correction_without_its_required_fields_is_rejected(api: ApiDriver) -> None:
     cases: list[tuple[dict[str, Any], list[str]]] = [
         ({}, ["assignment"]),
         ({"assignment": {"focus": "grief"}}, ["assignment.assignment_id"]),
@@ -341,7 +341,7 @@ def test_a_correction_without_its_required_fields_is_refused(api: ApiDriver) -> 
 
 
 @honours("Assignment.etag")
-def test_an_old_etag_is_refused_even_where_nothing_would_change(api: ApiDriver) -> None:
+def test_a_stale_etag_is_rejected_even_when_nothing_would_change(api: ApiDriver) -> None:
     period = api.assign("t1", "p1", focus="anxiety")
     api.correct(period.assignment_id, focus="grief", etag=period.etag)
     for focus in ("grief", "anxiety"):
@@ -349,7 +349,7 @@ def test_an_old_etag_is_refused_even_where_nothing_would_change(api: ApiDriver) 
         assert (found.code, found.reason) == (grpc.StatusCode.ABORTED, "ETAG_MISMATCH")
 
 
-def test_a_correction_moves_no_etag_but_its_own(api: ApiDriver) -> None:
+def test_a_correction_changes_only_its_own_etag(api: ApiDriver) -> None:
     period = api.assign("t1", "p1")
     before = (api.send("GetTherapist", therapist_id="t1"), api.send("GetPatient", patient_id="p1"))
     api.correct(period.assignment_id, focus="grief", start_time=at(0))
@@ -366,7 +366,7 @@ def test_a_correction_that_changes_nothing_writes_nothing(api: ApiDriver) -> Non
 
 
 @honours("UpdateAssignmentRequest.request_id")
-def test_a_repeated_correction_is_answered_as_before_with_the_record_as_it_is_now(api: ApiDriver) -> None:
+def test_a_replayed_correction_returns_the_current_assignment(api: ApiDriver) -> None:
     period = api.assign("t1", "p1", focus="anxiety")
     call = {"request_id": new_request_id()}
     first = api.correct(period.assignment_id, focus="grief", etag=period.etag, call=call)
@@ -380,7 +380,7 @@ def test_a_repeated_correction_is_answered_as_before_with_the_record_as_it_is_no
 
 
 @honours("UpdateAssignmentRequest.validate_only")
-def test_a_correction_that_only_validates_shows_what_would_be_and_changes_nothing(api: ApiDriver) -> None:
+def test_a_correction_with_validate_only_returns_the_result_and_writes_nothing(api: ApiDriver) -> None:
     period = api.assign("t1", "p1", focus="anxiety")
     head = api.head()
     call = {"validate_only": True, "request_id": new_request_id()}
@@ -436,7 +436,7 @@ def corrected(api: ApiDriver, period: Any, start: float, end: float, *, refused_
 
 
 @pytest.mark.parametrize(("neighbour", "role", "rivals"), NEIGHBOURS.values(), ids=NEIGHBOURS)
-def test_a_corrected_period_never_overlaps_one_of_the_pair_or_a_primary_one(
+def test_a_corrected_period_never_overlaps_a_period_of_the_pair_or_a_primary_period(
     api: ApiDriver, neighbour: dict[str, Any], role: int, *, rivals: bool
 ) -> None:
     fields = dict(neighbour)
@@ -449,7 +449,7 @@ def test_a_corrected_period_never_overlaps_one_of_the_pair_or_a_primary_one(
 
 
 @pytest.mark.parametrize(("therapist_id", "role"), [("t1", TREATING), ("t2", PRIMARY)], ids=["pair", "primary"])
-def test_an_empty_period_stands_in_no_ones_way(api: ApiDriver, therapist_id: str, role: int) -> None:
+def test_an_empty_period_overlaps_nothing(api: ApiDriver, therapist_id: str, role: int) -> None:
     api.period(therapist_id, "p1", 150, 150, role=role)
     period = api.period("t1", "p1", 300, 400, role=role)
     for start, end, _ in GEOMETRY.values():
@@ -457,7 +457,7 @@ def test_an_empty_period_stands_in_no_ones_way(api: ApiDriver, therapist_id: str
 
 
 @pytest.mark.parametrize(("therapist_id", "role"), [("t1", TREATING), ("t2", PRIMARY)], ids=["pair", "primary"])
-def test_one_in_error_may_lie_anywhere_and_is_looked_at_again_when_it_was_none(
+def test_a_period_entered_in_error_may_overlap_until_it_is_reinstated(
     api: ApiDriver, therapist_id: str, role: int
 ) -> None:
     there = api.period(therapist_id, "p1", 100, 200, role=role)
@@ -483,7 +483,7 @@ def test_an_active_period_has_no_end_to_overlap(api: ApiDriver, therapist_id: st
     assert api.correct(active.assignment_id, start_time=at(20)).assignment.start_time.seconds == T0 + 20
 
 
-def test_history_is_as_corrected(api: ApiDriver) -> None:
+def test_as_of_reads_use_the_corrected_history(api: ApiDriver) -> None:
     period = api.period("t1", "p1", 100, 200)
     assert api.checked(("t1", "p1"), as_of_time=at(150)) == [True]
     api.correct(period.assignment_id, "end_reason", end_reason=ENTERED_IN_ERROR)
@@ -494,7 +494,7 @@ def test_history_is_as_corrected(api: ApiDriver) -> None:
 
 
 @honours("CheckAssignmentsRequest.pairs", "Pair.therapist_id", "Pair.patient_id")
-def test_each_pair_is_answered_in_its_place(api: ApiDriver) -> None:
+def test_check_answers_pairs_in_request_order(api: ApiDriver) -> None:
     a = api.assign("t1", "p1", role=PRIMARY)
     b = api.assign("t2", "p2")
     api.period("t3", "p3", 0, 10)
@@ -507,7 +507,7 @@ def test_each_pair_is_answered_in_its_place(api: ApiDriver) -> None:
     assert answer.revision == api.head()
 
 
-def test_a_hundred_pairs_are_answered_and_no_more(api: ApiDriver) -> None:
+def test_check_accepts_at_most_100_pairs(api: ApiDriver) -> None:
     names = [f"x{n}" for n in range(33)]
     api.assign("t2", "p1")
     pairs = [*itertools.product(("t1", "t2", "t3"), names), ("t2", "p1")]
@@ -516,7 +516,7 @@ def test_a_hundred_pairs_are_answered_and_no_more(api: ApiDriver) -> None:
     assert refused(api.checked).fields == ["pairs"]
 
 
-def test_a_malformed_pair_is_refused_by_its_place(api: ApiDriver) -> None:
+def test_a_malformed_pair_is_rejected_with_its_index(api: ApiDriver) -> None:
     cases = [
         (("", "p1"), "pairs[1].therapist_id"),
         (("t1", ""), "pairs[1].patient_id"),
@@ -529,7 +529,7 @@ def test_a_malformed_pair_is_refused_by_its_place(api: ApiDriver) -> None:
 
 
 @honours("CheckAssignmentsRequest.as_of_time")
-def test_a_check_asks_about_a_past_time_and_not_about_the_future(api: ApiDriver) -> None:
+def test_check_accepts_a_past_time_and_rejects_a_future_one(api: ApiDriver) -> None:
     api.period("t1", "p1", 0, 10)
     api.assign("t1", "p1", start_time=at(20), role=SUPERVISING)
     expected = {-1: False, 0: True, 9.999999: True, 10: False, 19.999999: False, 20: True}
@@ -539,7 +539,7 @@ def test_a_check_asks_about_a_past_time_and_not_about_the_future(api: ApiDriver)
     assert (found.reason, found.fields) == ("INVALID_FIELD", ["as_of_time"])
 
 
-def test_a_deleted_side_is_not_assigned_now_and_was_then(api: ApiDriver) -> None:
+def test_check_of_a_deleted_record_is_false_now_and_true_for_the_past(api: ApiDriver) -> None:
     api.assign("t1", "p1", start_time=at(0))
     api.assign("t2", "p1", start_time=at(0))
     api.send("DeletePatient", patient_id="p1", force=True)
@@ -551,7 +551,7 @@ def test_a_deleted_side_is_not_assigned_now_and_was_then(api: ApiDriver) -> None
 
 
 @honours("TransferPatientsRequest.source_therapist_id", "TransferPatientsRequest.target_therapist_id")
-def test_a_caseload_moves_with_roles_and_focus(api: ApiDriver) -> None:
+def test_a_transfer_keeps_roles_and_focus(api: ApiDriver) -> None:
     api.assign("t1", "p1", role=PRIMARY, focus="anxiety", start_time=at(0))
     api.assign("t1", "p2", role=COVERING)
     api.assign("t3", "p3")
@@ -570,7 +570,7 @@ def test_a_caseload_moves_with_roles_and_focus(api: ApiDriver) -> None:
     assert api.listed(therapist_id="t2") == list(answer.active)
 
 
-def test_a_transfer_that_means_nothing_is_refused_by_its_path(api: ApiDriver) -> None:
+def test_an_invalid_transfer_is_rejected_with_its_field_path(api: ApiDriver) -> None:
     api.assign("t1", "p1")
     cases: list[tuple[dict[str, Any], list[str]]] = [
         ({"request_id": ""}, ["request_id"]),
@@ -589,7 +589,7 @@ def test_a_transfer_that_means_nothing_is_refused_by_its_path(api: ApiDriver) ->
 
 
 @honours("TransferPatientsRequest.request_id")
-def test_a_repeated_transfer_is_answered_as_before(api: ApiDriver) -> None:
+def test_a_replayed_transfer_returns_the_first_answer(api: ApiDriver) -> None:
     for patient_id in ("p1", "p2"):
         api.assign("t1", patient_id)
     request_id = new_request_id()
@@ -603,7 +603,7 @@ def test_a_repeated_transfer_is_answered_as_before(api: ApiDriver) -> None:
 
 
 @honours("TransferPatientsRequest.validate_only")
-def test_a_transfer_that_only_validates_shows_what_would_be(api: ApiDriver) -> None:
+def test_a_transfer_with_validate_only_returns_the_result(api: ApiDriver) -> None:
     moved = api.assign("t1", "p1", focus="anxiety")
     head = api.head()
     answer = api.transfer(validate_only=True)

@@ -141,9 +141,7 @@ def test_every_mutating_rpc_is_in_the_table() -> None:
 
 
 @each_mutation
-def test_a_mutating_call_is_one_change_set_and_one_that_finds_nothing_to_do_none(
-    api: ApiDriver, mutation: Mutation
-) -> None:
+def test_a_mutation_writes_one_change_set_and_a_no_op_writes_none(api: ApiDriver, mutation: Mutation) -> None:
     mutation.prepare(api)
     fields = {**mutation.fields, "request_id": new_request_id()}
     if mutation.rpc == "UpdateAssignment":
@@ -166,7 +164,7 @@ def test_a_mutating_call_is_one_change_set_and_one_that_finds_nothing_to_do_none
     assert api.head() == answer.revision
 
 
-def test_two_calls_answer_who_was_responsible_who_made_that_so_and_when(api: ApiDriver) -> None:
+def test_two_calls_show_who_was_responsible_and_who_assigned_them_when(api: ApiDriver) -> None:
     api.period("t1", "p1", 0, 100, role=PRIMARY)
     period = api.assign("t2", "p1", role=PRIMARY, start_time=at(100))
     api.assign("t1", "p1", role=PRIMARY, start_time=at(300), replace_primary=True)
@@ -185,7 +183,7 @@ def test_two_calls_answer_who_was_responsible_who_made_that_so_and_when(api: Api
 
 
 @honours("ListChangesRequest.after_revision")
-def test_a_page_moves_through_revision_even_where_nothing_matches(api: ApiDriver) -> None:
+def test_through_revision_advances_even_when_nothing_matches(api: ApiDriver) -> None:
     page = api.send("ListChanges", filter={"therapist_id": "nobody"})
     assert (list(page.change_sets), page.through_revision) == ([], page.head_revision)
     assert number(page.head_revision) == 4
@@ -196,7 +194,7 @@ def test_a_page_moves_through_revision_even_where_nothing_matches(api: ApiDriver
 
 
 @honours("ListChangesRequest.filter", "ChangeFilter.therapist_id", "ChangeFilter.patient_id", "ChangeFilter.actor")
-def test_pages_of_every_size_give_the_same_log(api: ApiDriver) -> None:
+def test_every_page_size_returns_the_same_log(api: ApiDriver) -> None:
     two_assigned(api)
     api.transfer("t1", "t2")
     whole = list(api.log())
@@ -210,14 +208,14 @@ def test_pages_of_every_size_give_the_same_log(api: ApiDriver) -> None:
 
 
 @honours("ListChangesRequest.page_size")
-def test_a_page_holds_fifty_sets_unless_told_otherwise(api: ApiDriver) -> None:
+def test_the_default_page_size_of_change_sets_is_50(api: ApiDriver) -> None:
     api.patients(*(f"q{n}" for n in range(50)))
     assert len(api.send("ListChanges").change_sets) == 50
     assert len(api.send("ListChanges", page_size=5000).change_sets) == 54
 
 
 @pytest.mark.parametrize("rpc", ["ListChanges", "WatchChanges"])
-def test_a_request_that_means_nothing_is_refused_by_its_path(api: ApiDriver, rpc: str) -> None:
+def test_an_invalid_request_is_rejected_with_its_field_path(api: ApiDriver, rpc: str) -> None:
     cases: list[tuple[dict[str, Any], list[str]]] = [
         ({"filter": {"therapist_id": "No id"}}, ["filter.therapist_id"]),
         ({"filter": {"patient_id": "-p"}}, ["filter.patient_id"]),
@@ -233,7 +231,7 @@ def test_a_request_that_means_nothing_is_refused_by_its_path(api: ApiDriver, rpc
 
 
 @pytest.mark.parametrize("rpc", ["ListChanges", "WatchChanges"])
-def test_a_revision_of_another_store_or_of_none_is_foreign(api: ApiDriver, rpc: str) -> None:
+def test_a_revision_of_another_store_or_no_store_is_foreign(api: ApiDriver, rpc: str) -> None:
     head = api.head()
     store_id = head.partition(".")[0]
     for revision in ("x", f"{store_id}.99", f"{store_id}.", f"other.{number(head)}", f"{head}.0"):
@@ -249,7 +247,7 @@ def called(api: ApiDriver, rpc: str, **fields: Any) -> Any:
     return next(answer) if rpc == "WatchChanges" else answer
 
 
-def test_the_log_holds_no_name_and_no_value(api: ApiDriver) -> None:
+def test_the_change_log_contains_no_names_or_values(api: ApiDriver) -> None:
     canaries = {
         "display_name": "Canary Name",
         "email": "canary@example.org",

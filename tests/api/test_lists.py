@@ -32,14 +32,14 @@ def found(people: People, *, show_deleted: bool = False, **wanted: object) -> li
         ("STRASS", ["e"]),
     ],
 )
-def test_each_word_of_the_prefix_starts_a_word_of_the_name(people: People, prefix: str, matches: list[str]) -> None:
+def test_each_prefix_word_matches_the_start_of_a_name_word(people: People, prefix: str, matches: list[str]) -> None:
     for one, name in zip("abcde", ["Zoë Müller-Lüdenscheidt", "Ann Lee", "Anja", "100% Sure", "Straße"], strict=True):
         people.create(one, display_name=name)
     assert found(people, name_prefix=prefix) == matches
 
 
 @pytest.mark.parametrize(("prefix", "allowed"), [("a", False), (" a ", False), ("a" * 100, True), ("a" * 101, False)])
-def test_a_prefix_has_2_to_100_characters(people: People, prefix: str, *, allowed: bool) -> None:
+def test_a_name_prefix_has_2_to_100_characters(people: People, prefix: str, *, allowed: bool) -> None:
     if allowed:
         assert found(people, name_prefix=prefix) == []
     else:
@@ -47,13 +47,13 @@ def test_a_prefix_has_2_to_100_characters(people: People, prefix: str, *, allowe
 
 
 @pytest.mark.parametrize("prefix", ["--", "- -", "\u0301\u0301"], ids=ascii)
-def test_a_prefix_without_a_word_is_refused_and_matches_nobody(people: People, prefix: str) -> None:
+def test_a_name_prefix_without_a_word_is_rejected(people: People, prefix: str) -> None:
     people.create("a", display_name="Ann Lee")
     assert refused(found, people, name_prefix=prefix).fields == ["filter.name_prefix"]
 
 
 @honours("{A}Filter.statuses")
-def test_any_of_the_statuses_is_found(people: People) -> None:
+def test_a_status_filter_matches_any_of_its_statuses(people: People) -> None:
     people.create("a")
     people.create("b", status=people.idle)
     assert found(people, statuses=[people.idle]) == ["b"]
@@ -62,7 +62,7 @@ def test_any_of_the_statuses_is_found(people: People) -> None:
 
 
 @honours("{A}Filter.identifier")
-def test_system_and_value_must_both_be_right(people: People) -> None:
+def test_an_identifier_filter_matches_system_and_value(people: People) -> None:
     people.create("a", identifiers=[MRN])
     people.create("b", identifiers=[{**MRN, "value": "13"}])
     people.create("c", identifiers=[{**MRN, "system": "urn:example:other"}])
@@ -74,7 +74,7 @@ def test_system_and_value_must_both_be_right(people: People) -> None:
 
 
 @honours("{A}Filter.unassigned")
-def test_unassigned_finds_those_with_no_active_assignment(side: Side) -> None:
+def test_unassigned_matches_records_without_an_active_assignment(side: Side) -> None:
     side.mine.create("other")
     side.assign()
     assert found(side.mine, unassigned=True) == ["other"]
@@ -83,7 +83,7 @@ def test_unassigned_finds_those_with_no_active_assignment(side: Side) -> None:
 
 
 @honours("List{A}sRequest.show_deleted")
-def test_deleted_ones_are_shown_on_request_only(people: People) -> None:
+def test_deleted_records_are_listed_only_on_request(people: People) -> None:
     for one in ("a", "b"):
         people.create(one)
     people.delete("a")
@@ -91,20 +91,20 @@ def test_deleted_ones_are_shown_on_request_only(people: People) -> None:
     assert found(people, show_deleted=True) == ["a", "b"]
 
 
-def test_all_that_is_set_must_hold(people: People) -> None:
+def test_filters_of_a_record_list_are_combined_with_and(people: People) -> None:
     people.create("a", display_name="Ann", status=people.idle)
     people.create("b", display_name="Ann")
     people.create("c", display_name="Bob")
     assert found(people, name_prefix="ann", statuses=[1], unassigned=True) == ["b"]
 
 
-def test_an_empty_filter_matches_everyone(people: People) -> None:
+def test_an_empty_filter_matches_every_record(people: People) -> None:
     people.create("a")
     assert people.ids(people.call("List")) == found(people) == ["a"]
 
 
 @honours("List{A}{B}sRequest.{a}_id")
-def test_only_the_parents_assignments_are_listed_with_the_other_record_as_it_is_now(side: Side) -> None:
+def test_a_parent_list_returns_its_assignments_with_the_current_other_record(side: Side) -> None:
     side.others.create("elsewhere")
     side.mine.create("else")
     made = side.assign(role=1).assignment
@@ -119,7 +119,7 @@ def test_only_the_parents_assignments_are_listed_with_the_other_record_as_it_is_
 
 
 @honours("List{A}{B}sRequest.roles")
-def test_roles_restrict(side: Side) -> None:
+def test_a_roles_filter_restricts_the_list(side: Side) -> None:
     made = side.assign(role=3).assignment
     assert side.listed(roles=[3]) == side.listed(roles=[1, 3, 3]) == [made.assignment_id]
     assert side.listed(roles=[1, 2, 4]) == []
@@ -127,7 +127,7 @@ def test_roles_restrict(side: Side) -> None:
 
 
 @honours("List{A}{B}sRequest.states")
-def test_states_restrict_and_none_means_active(side: Side) -> None:
+def test_a_states_filter_restricts_the_list_and_defaults_to_active(side: Side) -> None:
     first = side.assign().assignment.assignment_id
     side.unassign()
     second = side.assign().assignment.assignment_id
@@ -138,7 +138,7 @@ def test_states_restrict_and_none_means_active(side: Side) -> None:
 
 
 @honours("List{A}{B}sRequest.as_of_time")
-def test_as_of_time_finds_what_was_in_force_then(side: Side) -> None:
+def test_as_of_time_matches_assignments_in_force_then(side: Side) -> None:
     first = side.assign(start_time={"seconds": T0}).assignment.assignment_id
     side.unassign(end_time={"seconds": T0 + 60})
     second = side.assign(start_time={"seconds": T0 + 60}).assignment.assignment_id
@@ -148,12 +148,12 @@ def test_as_of_time_finds_what_was_in_force_then(side: Side) -> None:
     assert side.listed(as_of_time={"seconds": T0 + 1000}) == []
 
 
-def test_as_of_time_lies_not_in_the_future_and_not_beside_states(side: Side) -> None:
+def test_as_of_time_must_not_be_in_the_future_or_combined_with_states(side: Side) -> None:
     assert refused(side.page, as_of_time={"seconds": int(time.time()) + 60}).fields == ["as_of_time"]
     assert refused(side.page, as_of_time={"seconds": T0}, states=[1]).fields == ["as_of_time"]
 
 
-def test_the_lists_of_a_deleted_parent_work_and_show_a_deleted_record(side: Side) -> None:
+def test_the_lists_of_a_deleted_parent_include_deleted_records(side: Side) -> None:
     made = side.assign().assignment
     for people in (side.mine, side.others):
         people.delete(f"{people.name[0]}1", force=True)

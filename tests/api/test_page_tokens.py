@@ -86,7 +86,7 @@ def filled(listing: Lister) -> Lister:
     return listing
 
 
-def test_there_are_five_lists() -> None:
+def test_every_list_rpc_is_tested() -> None:
     assert len(LISTS) == 5
 
 
@@ -97,14 +97,14 @@ def test_there_are_five_lists() -> None:
 )
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_pages_of_any_sizes_show_each_record_once_in_order(lister: Lister, data: st.DataObject) -> None:
+def test_pages_of_any_size_return_each_record_once_in_order(lister: Lister, data: st.DataObject) -> None:
     seen = lister.walk(lambda: data.draw(st.integers(0, 6)))
     assert seen == sorted(seen)
     assert len(seen) == len(set(seen)) == 5
 
 
 @honours("List{A}sRequest.page_size", "List{A}{B}sRequest.page_size", "ListAssignmentsRequest.page_size")
-def test_a_page_holds_no_more_than_it_may_and_the_last_has_no_token(lister: Lister) -> None:
+def test_a_page_respects_its_size_and_the_last_page_has_no_token(lister: Lister) -> None:
     first = lister(page_size=3)
     assert len(lister.ids(first)) == 3
     second = lister(page_size=2, page_token=first.next_page_token)
@@ -113,11 +113,11 @@ def test_a_page_holds_no_more_than_it_may_and_the_last_has_no_token(lister: List
     assert first.revision == second.revision == lister.side.head()
 
 
-def test_a_negative_page_size_is_refused(lister: Lister) -> None:
+def test_a_negative_page_size_is_rejected(lister: Lister) -> None:
     assert refused(lister, page_size=-1).fields == ["page_size"]
 
 
-def test_a_token_may_be_used_again_and_with_another_page_size(lister: Lister) -> None:
+def test_a_token_can_be_reused_with_another_page_size(lister: Lister) -> None:
     token = lister(page_size=1).next_page_token
     rest = lister.ids(lister(page_token=token))
     assert rest == lister.ids(lister(page_token=token, page_size=1000))
@@ -137,14 +137,14 @@ def test_a_token_is_bound_to_every_other_field(lister: Lister) -> None:
         assert refused(lister, page_token=token, **change).reason == "PAGE_TOKEN_MISMATCH", change
 
 
-def test_a_token_belongs_to_its_method(lister: Lister) -> None:
+def test_a_token_is_bound_to_its_method(lister: Lister) -> None:
     token = lister(page_size=1).next_page_token
     for rpc in LISTS:
         if rpc != lister.rpc:
             assert refused(Lister(lister.side.client, rpc), page_token=token).reason == "PAGE_TOKEN_MISMATCH"
 
 
-def test_a_damaged_token_is_refused(lister: Lister) -> None:
+def test_a_damaged_token_is_rejected(lister: Lister) -> None:
     token = lister(page_size=1).next_page_token
     damaged = [f"{token[:n]}{ALPHABET[ALPHABET.index(old) ^ 1]}{token[n + 1 :]}" for n, old in enumerate(token)]
     damaged += [token[:-1], token + "A", token * 2, token.swapcase(), f" {token}", "A", "not base64!", "é", "\x00"]
@@ -161,7 +161,7 @@ def is_invalid(lister: Lister, token: str) -> bool:
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [("-", "+"), ("_", "/")])
-def test_a_token_in_the_other_base64_alphabet_is_refused(people: People, ours: str, theirs: str) -> None:
+def test_a_token_in_the_other_base64_alphabet_is_rejected(people: People, ours: str, theirs: str) -> None:
     for one in "ab":
         people.create(one, display_name="x" * 100)
     for length in range(2, 100):
@@ -173,7 +173,7 @@ def test_a_token_in_the_other_base64_alphabet_is_refused(people: People, ours: s
     assert found.reason == "PAGE_TOKEN_INVALID"
 
 
-def test_a_token_of_another_store_is_refused(lister: Lister, new_database: NewDatabase) -> None:
+def test_a_token_of_another_store_is_rejected(lister: Lister, new_database: NewDatabase) -> None:
     token = lister(page_size=1).next_page_token
     with new_database() as url, serving(url) as other:
         elsewhere = Lister(other, lister.rpc)
@@ -181,7 +181,7 @@ def test_a_token_of_another_store_is_refused(lister: Lister, new_database: NewDa
         assert is_invalid(elsewhere, token)
 
 
-def test_a_token_outlives_a_restart(database_url: str) -> None:
+def test_a_token_stays_valid_after_a_restart(database_url: str) -> None:
     with serving(database_url) as client:
         people = People(client, "Patient")
         for one in "abc":
@@ -192,7 +192,7 @@ def test_a_token_outlives_a_restart(database_url: str) -> None:
         assert people.ids(people.call("List", page_token=token)) == ["b", "c"]
 
 
-def test_a_token_holds_nothing_but_the_last_id(lister: Lister) -> None:
+def test_a_token_contains_only_the_last_id(lister: Lister) -> None:
     fields = {"filter": {"name_prefix": "canary"}} if lister.of_people else {}
     response = lister(page_size=1, **fields)
     body = base64.urlsafe_b64decode(response.next_page_token + "===")
@@ -201,7 +201,7 @@ def test_a_token_holds_nothing_but_the_last_id(lister: Lister) -> None:
     assert len(body) == SIGNED_BYTES + len(lister.ids(response)[0])
 
 
-def test_a_page_is_50_where_no_size_is_given_and_1000_at_most(server: CaseloadServer, client: Client) -> None:
+def test_the_page_size_defaults_to_50_and_is_at_most_1000(server: CaseloadServer, client: Client) -> None:
     people = People(client, "Patient")
     People(client, "Therapist").create("t1")
     crowd(server.store, "t1", 1002)
@@ -240,7 +240,7 @@ def test_a_page_of_assignments_with_maximal_records_ends_at_2_mib(maximal: Side)
 
 
 @pytest.mark.parametrize("rpc", ["ListPatients", "ListTherapistPatients"])
-def test_pages_that_end_early_still_show_each_record_once(maximal: Side, rpc: str) -> None:
+def test_pages_that_end_early_still_return_each_record_once(maximal: Side, rpc: str) -> None:
     listing = Lister(maximal.client, rpc)
     listing.parent = dict.fromkeys(listing.parent, "t1")
     seen = listing.walk(lambda: 1000)
@@ -248,7 +248,7 @@ def test_pages_that_end_early_still_show_each_record_once(maximal: Side, rpc: st
     assert seen == sorted(seen)
 
 
-def test_a_hundred_maximal_records_fit_into_one_answer(maximal: Side) -> None:
+def test_100_maximal_records_fit_into_one_response(maximal: Side) -> None:
     response = maximal.patients.call("BatchGet", ids=[f"p{n:04}" for n in range(100)])
     assert 100 * (RECORD - 512) < response.ByteSize() < 4 * MIB
 

@@ -47,7 +47,7 @@ def purged(server: CaseloadServer, api: ApiDriver) -> Purged:
 
 
 @pytest.mark.parametrize("name", ["therapist", "patient"])
-def test_every_call_about_one_finds_nothing(purged: Purged, api: ApiDriver, name: str) -> None:
+def test_every_rpc_answers_not_found_for_a_purged_record(purged: Purged, api: ApiDriver, name: str) -> None:
     del purged
     title, one = name.title(), {f"{name}_id": IDS[name]}
     other = {"patient_id": "p2"} if name == "therapist" else {"therapist_id": "t2"}
@@ -76,7 +76,7 @@ def test_every_call_about_one_finds_nothing(purged: Purged, api: ApiDriver, name
     assert [getattr(record, f"{name}_id") for record in getattr(records, f"{name}s")] == [IDS[name].replace("1", "2")]
 
 
-def test_their_assignments_are_gone_and_those_of_others_are_not(purged: Purged, api: ApiDriver) -> None:
+def test_a_purge_deletes_only_the_assignments_of_purged_records(purged: Purged, api: ApiDriver) -> None:
     for assignment in (purged.assignment, purged.of_patient, purged.of_therapist):
         one = assignment.assignment_id
         assert refused(api.send, "GetAssignment", assignment_id=one).reason == "ASSIGNMENT_NOT_FOUND"
@@ -99,7 +99,7 @@ def test_their_assignments_are_gone_and_those_of_others_are_not(purged: Purged, 
     assert refused(api.transfer, "t2", "t3", "p1").reason == "PATIENT_NOT_FOUND"
 
 
-def test_repeats_of_remembered_requests_find_nothing(purged: Purged, api: ApiDriver) -> None:
+def test_a_purged_record_is_not_found_by_a_replayed_request(purged: Purged, api: ApiDriver) -> None:
     again = refused(
         api.send, "CreateTherapist", therapist_id="t1", therapist=NAMED["therapist"], request_id=purged.created
     )
@@ -107,7 +107,7 @@ def test_repeats_of_remembered_requests_find_nothing(purged: Purged, api: ApiDri
     assert refused(api.assign, "t1", "p1", request_id=purged.assigned).reason == "ASSIGNMENT_NOT_FOUND"
 
 
-def test_watchers_learn_who_was_purged_by_id_alone(purged: Purged, api: ApiDriver) -> None:
+def test_a_watch_reports_purged_records_by_id_only(purged: Purged, api: ApiDriver) -> None:
     first, second = api.log(purged.before)
     for change_set in (first, second):
         assert (change_set.actor, change_set.method, change_set.request_id) == ("cli:purge", "", "")

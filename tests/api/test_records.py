@@ -12,7 +12,7 @@ ONE = "0190a3c4-0000-7000-8000-000000000001"
 
 
 @honours("Create{A}Request.{a}", "Create{A}Request.{a}_id", "{A}.display_name", "Get{A}Request.{a}_id")
-def test_what_was_created_is_got(people: People) -> None:
+def test_get_returns_the_created_record(people: People) -> None:
     created = people.call("Create", id="one", record={"display_name": "Zoë Ünal"})
     record = people.record(created)
     assert (people.id_of(record), record.display_name, record.status) == ("one", "Zoë Ünal", 1)
@@ -23,39 +23,39 @@ def test_what_was_created_is_got(people: People) -> None:
     assert people.get("one") == record
 
 
-def test_an_id_that_is_not_chosen_is_a_new_uuid7(people: People) -> None:
+def test_the_default_id_is_a_new_uuid7(people: People) -> None:
     first, second = (people.id_of(people.create()) for _ in range(2))
     assert uuid.UUID(first).version == uuid.UUID(second).version == 7
     assert first < second
 
 
-def test_a_taken_id_is_refused_also_after_a_delete(people: People) -> None:
+def test_a_taken_id_is_rejected_even_after_a_delete(people: People) -> None:
     people.create("one")
     assert refused(people.create, "one").reason == "ID_TAKEN"
     people.delete("one")
     assert refused(people.create, "one").reason == "ID_TAKEN"
 
 
-def test_more_may_write_at_once_than_the_server_has_threads(people: People) -> None:
+def test_more_callers_can_write_at_once_than_the_server_has_threads(people: People) -> None:
     with ThreadPoolExecutor(32) as threads:
         made = list(threads.map(lambda n: people.id_of(people.create(f"r{n}")), range(200)))
     assert made == [f"r{n}" for n in range(200)]
 
 
-def test_an_id_may_be_used_once_a_kind(therapists: People, patients: People) -> None:
+def test_a_therapist_and_a_patient_can_share_an_id(therapists: People, patients: People) -> None:
     therapists.create("one")
     assert patients.id_of(patients.create("one")) == "one"
 
 
 @honours("{A}.{a}_id", "{A}.etag")
-def test_id_and_etag_in_the_body_of_create_are_ignored(people: People) -> None:
+def test_create_ignores_id_and_etag_in_the_body(people: People) -> None:
     record = people.create("one", **{f"{people.name}_id": "NOT an id", "etag": "mine"})
     assert people.id_of(record) == "one"
     assert record.etag != "mine"
 
 
 @honours("Create{A}Request.request_id")
-def test_create_under_a_used_request_id_answers_the_first_record_as_it_is_now(people: People) -> None:
+def test_create_with_a_used_request_id_returns_the_current_first_record(people: People) -> None:
     order = {"record": {"display_name": "Ann"}, "request_id": ONE}
     first = people.call("Create", **order)
     record_id = people.id_of(people.record(first))
@@ -66,13 +66,13 @@ def test_create_under_a_used_request_id_answers_the_first_record_as_it_is_now(pe
     assert people.ids(people.call("List")) == [record_id]
 
 
-def test_another_request_under_a_used_request_id_is_refused(people: People) -> None:
+def test_a_different_request_with_a_used_request_id_is_rejected(people: People) -> None:
     people.call("Create", record={"display_name": "Ann"}, request_id=ONE)
     assert refused(people.call, "Create", record={"display_name": "Bob"}, request_id=ONE).reason == "REQUEST_ID_REUSED"
     assert refused(people.call, "Delete", id="one", request_id=ONE).reason == "REQUEST_ID_REUSED"
 
 
-def test_a_request_id_belongs_to_its_method_also_where_the_requests_look_alike(people: People) -> None:
+def test_a_request_id_is_bound_to_its_method_even_for_identical_requests(people: People) -> None:
     people.create("one")
     people.call("Delete", id="one", request_id=ONE)
     assert refused(people.call, "Undelete", id="one", request_id=ONE).reason == "REQUEST_ID_REUSED"
@@ -80,7 +80,7 @@ def test_a_request_id_belongs_to_its_method_also_where_the_requests_look_alike(p
 
 
 @honours("Create{A}Request.validate_only")
-def test_create_that_only_validates_makes_nothing(people: People) -> None:
+def test_create_with_validate_only_writes_nothing(people: People) -> None:
     answer = people.call("Create", record={"display_name": " Ann "}, validate_only=True, request_id=ONE)
     assert people.record(answer).display_name == "Ann"
     assert (people.id_of(people.record(answer)), answer.revision) == ("", "")
@@ -91,13 +91,13 @@ def test_create_that_only_validates_makes_nothing(people: People) -> None:
     )
 
 
-def test_a_request_id_that_only_validated_is_not_used_up(people: People) -> None:
+def test_validate_only_does_not_use_up_a_request_id(people: People) -> None:
     people.call("Create", record={"display_name": "Ann"}, validate_only=True, request_id=ONE)
     made = people.call("Create", record={"display_name": "Bob"}, request_id=ONE)
     assert people.record(made).display_name == "Bob"
 
 
-def test_get_answers_a_deleted_record(people: People) -> None:
+def test_get_returns_a_deleted_record(people: People) -> None:
     people.create("one")
     deleted = people.delete("one")
     assert deleted.HasField("delete_time")
@@ -112,7 +112,7 @@ def test_get_of_an_unknown_id_names_it(people: People) -> None:
 
 
 @honours("BatchGet{A}sRequest.{a}_ids")
-def test_batch_get_keeps_order_and_doubles_and_deleted_records(people: People) -> None:
+def test_batch_get_keeps_order_duplicates_and_deleted_records(people: People) -> None:
     for one in ("a", "b", "c"):
         people.create(one)
     people.delete("b")
@@ -121,7 +121,7 @@ def test_batch_get_keeps_order_and_doubles_and_deleted_records(people: People) -
     assert people.records(response)[1] == people.get("b")
 
 
-def test_batch_get_answers_all_or_none(people: People) -> None:
+def test_batch_get_returns_all_records_or_none(people: People) -> None:
     people.create("a")
     found = refused(people.call, "BatchGet", ids=["a", "nobody"])
     assert found.reason == f"{people.kind.upper()}_NOT_FOUND"
@@ -129,7 +129,7 @@ def test_batch_get_answers_all_or_none(people: People) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 101])
-def test_batch_get_takes_1_to_100_ids(people: People, count: int) -> None:
+def test_batch_get_accepts_1_to_100_ids(people: People, count: int) -> None:
     people.create("a")
     assert len(people.ids(people.call("BatchGet", ids=["a"] * 100))) == 100
     assert refused(people.call, "BatchGet", ids=["a"] * count).fields == [f"{people.name}_ids"]
@@ -143,7 +143,7 @@ def test_batch_get_names_a_malformed_id_by_its_index(people: People) -> None:
 
 
 @honours("Delete{A}Request.{a}_id")
-def test_delete_is_soft_and_repeats(people: People) -> None:
+def test_delete_is_soft_and_idempotent(people: People) -> None:
     people.create("one")
     first = people.call("Delete", id="one")
     assert people.ids(people.call("List")) == []
@@ -160,7 +160,7 @@ def test_delete_compares_the_etag(people: People) -> None:
 
 
 @honours("Delete{A}Request.force")
-def test_delete_needs_force_to_end_assignments(side: Side) -> None:
+def test_delete_requires_force_to_end_assignments(side: Side) -> None:
     made = side.assign().assignment
     own = made.therapist_id if side.kind == "Therapist" else made.patient_id
     stopped = refused(side.mine.delete, own)
@@ -173,7 +173,7 @@ def test_delete_needs_force_to_end_assignments(side: Side) -> None:
 
 
 @honours("Delete{A}Request.allow_missing")
-def test_delete_of_an_unknown_id_needs_allow_missing(people: People) -> None:
+def test_delete_of_an_unknown_id_requires_allow_missing(people: People) -> None:
     assert refused(people.delete, "nobody").reason == f"{people.kind.upper()}_NOT_FOUND"
     answer = people.call("Delete", id="nobody", allow_missing=True)
     assert not answer.HasField(people.name)
@@ -181,7 +181,7 @@ def test_delete_of_an_unknown_id_needs_allow_missing(people: People) -> None:
 
 
 @honours("Delete{A}Request.request_id")
-def test_delete_under_a_used_request_id_deletes_once(people: People) -> None:
+def test_delete_with_a_used_request_id_deletes_once(people: People) -> None:
     people.create("one")
     first = people.call("Delete", id="one", request_id=ONE)
     restored = people.record(people.call("Undelete", id="one"))
@@ -191,7 +191,7 @@ def test_delete_under_a_used_request_id_deletes_once(people: People) -> None:
 
 
 @honours("Delete{A}Request.validate_only")
-def test_delete_that_only_validates_shows_what_force_would_end(side: Side) -> None:
+def test_delete_with_validate_only_returns_what_force_would_end(side: Side) -> None:
     made = side.assign().assignment
     own = made.therapist_id if side.kind == "Therapist" else made.patient_id
     answer = side.mine.call("Delete", id=own, force=True, validate_only=True)
@@ -202,7 +202,7 @@ def test_delete_that_only_validates_shows_what_force_would_end(side: Side) -> No
 
 
 @honours("Undelete{A}Request.{a}_id")
-def test_undelete_restores_and_repeats(people: People) -> None:
+def test_undelete_restores_and_is_idempotent(people: People) -> None:
     created = people.create("one", email="ann@example.org")
     people.delete("one")
     first = people.call("Undelete", id="one")
@@ -215,7 +215,7 @@ def test_undelete_restores_and_repeats(people: People) -> None:
 
 
 @honours("Undelete{A}Request.request_id")
-def test_undelete_under_a_used_request_id_undeletes_once(people: People) -> None:
+def test_undelete_with_a_used_request_id_undeletes_once(people: People) -> None:
     people.create("one")
     people.delete("one")
     first = people.call("Undelete", id="one", request_id=ONE)
@@ -225,7 +225,7 @@ def test_undelete_under_a_used_request_id_undeletes_once(people: People) -> None
 
 
 @honours("Undelete{A}Request.validate_only")
-def test_undelete_that_only_validates_restores_nothing(people: People) -> None:
+def test_undelete_with_validate_only_writes_nothing(people: People) -> None:
     people.create("one")
     people.delete("one")
     answer = people.call("Undelete", id="one", validate_only=True)
@@ -235,7 +235,7 @@ def test_undelete_that_only_validates_restores_nothing(people: People) -> None:
 
 
 @honours("{A}.identifiers", "Identifier.system", "Identifier.value")
-def test_an_identifier_is_carried_by_one_live_record(people: People) -> None:
+def test_an_identifier_is_unique_among_live_records(people: People) -> None:
     mrn = {"system": "urn:example:mrn", "value": "12"}
     created = people.create("one", identifiers=[mrn, {**mrn, "value": "13"}, {**mrn, "system": "urn:example:other"}])
     assert [(i.system, i.value) for i in created.identifiers] == [
@@ -250,7 +250,7 @@ def test_an_identifier_is_carried_by_one_live_record(people: People) -> None:
 
 
 @honours("{A}.email", "{A}.annotations")
-def test_email_and_annotations_are_kept(people: People) -> None:
+def test_email_and_annotations_are_stored(people: People) -> None:
     notes = {"team": "blue", "a key": "", "größe": "zwölf"}
     record = people.create("one", email="ann@example.org", annotations=notes)
     assert (record.email, dict(record.annotations)) == ("ann@example.org", notes)
@@ -258,11 +258,11 @@ def test_email_and_annotations_are_kept(people: People) -> None:
 
 
 @honours("{A}.status")
-def test_a_status_may_be_chosen_on_create(people: People) -> None:
+def test_create_accepts_a_status(people: People) -> None:
     assert people.create("one", status=people.idle).status == people.idle
 
 
-def test_a_status_without_assignments_is_refused_while_there_are_some(side: Side) -> None:
+def test_an_idle_status_is_rejected_while_assignments_are_active(side: Side) -> None:
     side.assign()
     own = f"{side.name[0]}1"
     stopped = refused(side.mine.update, own, status=side.mine.idle)
@@ -271,7 +271,7 @@ def test_a_status_without_assignments_is_refused_while_there_are_some(side: Side
     assert side.mine.update(own, status=side.mine.idle).status == side.mine.idle
 
 
-def test_counts_move_neither_etag_nor_update_time(side: Side) -> None:
+def test_assignment_counts_do_not_change_etag_or_update_time(side: Side) -> None:
     own = f"{side.name[0]}1"
     before = side.mine.get(own)
     side.assign(role=1)

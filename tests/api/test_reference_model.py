@@ -299,7 +299,7 @@ def _line(change: Any) -> Line:
     return change.kind, of.therapist_id, of.patient_id, tuple(sorted(change.changed_fields))
 
 
-def test_the_service_does_what_the_model_does(new_database: NewDatabase) -> None:
+def test_the_service_behaves_like_the_reference_model(new_database: NewDatabase) -> None:
     CaseloadBesideItsModel.called.clear()
     CaseloadBesideItsModel.new_database = staticmethod(new_database)
     run_state_machine_as_test(

@@ -36,7 +36,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("kind", "sent", "path"), REFUSED, ids=lambda value: value if isinstance(value, str) else "")
-def test_a_bad_field_is_named_on_create_and_update(client: Client, kind: str, sent: dict[str, Any], path: str) -> None:
+def test_create_and_update_name_an_invalid_field(client: Client, kind: str, sent: dict[str, Any], path: str) -> None:
     people = People(client, kind)
     before = people.create("one")
     assert refused(people.create, "two", **sent).fields == [f"{people.name}.{path}"]
@@ -44,7 +44,7 @@ def test_a_bad_field_is_named_on_create_and_update(client: Client, kind: str, se
     assert people.get("one") == before
 
 
-def test_text_is_stored_trimmed_and_composed(client: Client) -> None:
+def test_text_is_stored_trimmed_and_normalized(client: Client) -> None:
     people = People(client, "Patient")
     record = people.create(
         display_name="  Zoe\u0308\u2003",
@@ -60,7 +60,7 @@ def test_text_is_stored_trimmed_and_composed(client: Client) -> None:
 
 
 @pytest.mark.parametrize("character", ["a", "é", '"', "\\"], ids=["ascii", "two bytes", "quote", "backslash"])
-def test_a_record_has_at_most_32_kib_whatever_it_is_made_of(client: Client, character: str) -> None:
+def test_a_record_has_at_most_32_kib_in_total(client: Client, character: str) -> None:
     people = People(client, "Therapist")
     width = len(character.encode())
     fits = {f"{n:02}": character * (1000 // width) for n in range(31)}
@@ -79,7 +79,7 @@ def test_a_time_out_of_range_is_named(client: Client) -> None:
         assert refused(side.unassign, end_time={"seconds": seconds, "nanos": nanos}).fields == ["end_time"]
 
 
-def test_several_bad_fields_are_all_named_up_to_20(client: Client) -> None:
+def test_up_to_20_invalid_fields_are_all_named(client: Client) -> None:
     people = People(client, "Patient")
     found = refused(people.create, "One", display_name="", email="x", annotations={str(n): "\x00" for n in range(32)})
     assert found.fields[:3] == ["patient_id", "patient.display_name", "patient.email"]

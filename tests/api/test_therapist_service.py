@@ -4,14 +4,14 @@ from tests.api.client_calls import People, Side, honours, refused
 
 
 @honours("Therapist.specialties")
-def test_specialties_are_kept_in_order(therapists: People) -> None:
+def test_specialties_are_stored_in_order(therapists: People) -> None:
     record = therapists.create("t1", specialties=["knee", "hand-therapy"])
     assert list(record.specialties) == ["knee", "hand-therapy"]
     assert therapists.get("t1") == record
 
 
 @honours("Therapist.max_active_patients")
-def test_a_bound_of_none_differs_from_a_bound_of_zero(therapists: People) -> None:
+def test_an_absent_capacity_differs_from_a_capacity_of_zero(therapists: People) -> None:
     assert not therapists.create("t1").HasField("max_active_patients")
     none = therapists.create("t2", max_active_patients=0)
     assert none.HasField("max_active_patients")
@@ -19,7 +19,7 @@ def test_a_bound_of_none_differs_from_a_bound_of_zero(therapists: People) -> Non
 
 
 @honours("Assign{A}Request.ignore_capacity")
-def test_no_assignment_goes_above_the_bound_without_ignore_capacity(side: Side) -> None:
+def test_assign_above_capacity_requires_ignore_capacity(side: Side) -> None:
     side.patients.create("p2")
     side.therapists.update("t1", max_active_patients=1)
     side.assign()
@@ -29,20 +29,20 @@ def test_no_assignment_goes_above_the_bound_without_ignore_capacity(side: Side) 
     assert side.therapists.get("t1").active_patient_count == 2
 
 
-def test_a_bound_may_be_lowered_below_the_count(side: Side) -> None:
+def test_capacity_can_be_lowered_below_the_active_count(side: Side) -> None:
     side.assign()
     lowered = side.therapists.update("t1", "max_active_patients", max_active_patients=0)
     assert (lowered.max_active_patients, lowered.active_patient_count) == (0, 1)
     assert not side.assign().created
 
 
-def test_a_bound_that_is_named_and_absent_goes(therapists: People) -> None:
+def test_a_mask_clears_an_absent_capacity(therapists: People) -> None:
     therapists.create("t1", max_active_patients=3)
     assert not therapists.update("t1", "max_active_patients").HasField("max_active_patients")
 
 
 @honours("TherapistFilter.specialties")
-def test_a_list_of_specialties_finds_who_has_any_of_them(therapists: People) -> None:
+def test_a_specialties_filter_matches_any_of_them(therapists: People) -> None:
     therapists.create("a", specialties=["knee"])
     therapists.create("b", specialties=["hand", "hip"])
     therapists.create("c")
@@ -51,7 +51,7 @@ def test_a_list_of_specialties_finds_who_has_any_of_them(therapists: People) -> 
 
 
 @honours("TherapistFilter.accepting_patients")
-def test_accepting_patients_finds_who_can_take_one_now(therapists: People, patients: People) -> None:
+def test_accepting_patients_matches_therapists_with_free_capacity(therapists: People, patients: People) -> None:
     therapists.create("bounded", max_active_patients=1)
     therapists.create("closed", max_active_patients=0)
     therapists.create("gone")

@@ -21,7 +21,7 @@ def api(server: CaseloadServer) -> Iterator[ApiDriver]:
 
 
 @honours("TransferPatientsRequest.patient_ids")
-def test_only_the_patients_listed_move_in_their_order_and_once(api: ApiDriver) -> None:
+def test_a_transfer_moves_only_the_listed_patients_once_in_order(api: ApiDriver) -> None:
     answer = api.transfer("t1", "t2", "p3", "p1", "p3")
     assert [one.patient_id for one in answer.ended] == [one.patient_id for one in answer.active] == ["p3", "p1"]
     assert [one.patient_id for one in api.listed(therapist_id="t1")] == ["p2"]
@@ -30,7 +30,7 @@ def test_only_the_patients_listed_move_in_their_order_and_once(api: ApiDriver) -
 
 
 @honours("TransferPatientsRequest.ignore_capacity")
-def test_a_full_therapist_takes_over_only_when_capacity_is_ignored(api: ApiDriver) -> None:
+def test_a_transfer_above_capacity_requires_ignore_capacity(api: ApiDriver) -> None:
     api.send("UpdateTherapist", therapist={"therapist_id": "t2", "max_active_patients": 2})
     found = refused(api.transfer)
     assert (found.reason, found.metadata) == ("THERAPIST_AT_CAPACITY", {"limit": "2", "current": "0"})

@@ -87,7 +87,7 @@ def what_is_wrong(people: People, mask: list[str], sent: list[str]) -> list[str]
 @honours("{A}.display_name", "{A}.email", "{A}.status", "{A}.identifiers", "{A}.annotations")
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_an_update_sets_what_the_mask_names_and_nothing_else(people: People, data: st.DataObject) -> None:
+def test_an_update_sets_only_the_fields_of_the_mask(people: People, data: st.DataObject) -> None:
     mask = data.draw(masks(people), label="mask")
     sent = data.draw(st.lists(st.sampled_from(settable(people)), unique=True), label="sent")
     body = {name: value for name, value in values(people, AFTER).items() if name in sent}
@@ -110,14 +110,14 @@ def test_an_update_sets_what_the_mask_names_and_nothing_else(people: People, dat
         people.delete(record_id)  # frees the identifiers for the next
 
 
-def test_the_other_values_cover_every_field(people: People) -> None:
+def test_the_changed_values_cover_every_field(people: People) -> None:
     assert set(settable(people)) <= AFTER.keys()
     before, after = people.message(**values(people, BEFORE)), people.message(**values(people, AFTER))
     assert [name for name in settable(people) if getattr(before, name) == getattr(after, name)] == []
 
 
 @pytest.mark.parametrize("mask", [[], ["*"]])
-def test_get_modify_put_works(people: People, mask: list[str]) -> None:
+def test_read_modify_write_of_a_record_works(people: People, mask: list[str]) -> None:
     people.create("one", **values(people, BEFORE))
     record = people.get("one")
     record.display_name = "Bea Ross"
@@ -127,7 +127,7 @@ def test_get_modify_put_works(people: People, mask: list[str]) -> None:
 
 
 @pytest.mark.parametrize("mask", [[], ["*"]])
-def test_what_the_server_sets_is_ignored_in_the_body(people: People, mask: list[str]) -> None:
+def test_update_ignores_server_set_fields_in_the_body(people: People, mask: list[str]) -> None:
     before = people.create("one", **values(people, BEFORE))
     record = people.get("one")
     for field in people.message.DESCRIPTOR.fields:
@@ -137,7 +137,7 @@ def test_what_the_server_sets_is_ignored_in_the_body(people: People, mask: list[
     assert people.record(people.call("Update", record=record, update_mask={"paths": mask})) == before
 
 
-def test_a_field_is_cleared_by_naming_it(people: People) -> None:
+def test_naming_an_absent_field_in_the_mask_clears_it(people: People) -> None:
     people.create("one", **values(people, BEFORE))
     optional = [name for name in settable(people) if name not in {"display_name", "status"}]
     cleared = people.update("one", *optional)
@@ -145,7 +145,7 @@ def test_a_field_is_cleared_by_naming_it(people: People) -> None:
     assert people.get("one") == cleared
 
 
-def test_an_update_that_changes_nothing_keeps_etag_and_update_time_and_writes_nothing(people: People) -> None:
+def test_a_no_op_update_writes_nothing_and_keeps_etag_and_update_time(people: People) -> None:
     before = people.create("one", **values(people, BEFORE))
     head = people.head()
     for mask in ([], ["*"], settable(people), [f"{people.name}_id"]):
@@ -154,7 +154,7 @@ def test_an_update_that_changes_nothing_keeps_etag_and_update_time_and_writes_no
 
 
 @honours("{A}.etag", "{A}.{a}_id")
-def test_a_stale_etag_is_refused_also_where_nothing_would_change(people: People) -> None:
+def test_update_rejects_a_stale_etag_even_when_nothing_would_change(people: People) -> None:
     stale = people.create("one")
     fresh = people.update("one", display_name="Bea")
     for name in ("Bea", "Cid"):
@@ -164,7 +164,7 @@ def test_a_stale_etag_is_refused_also_where_nothing_would_change(people: People)
     assert people.update("one", display_name="Cid", etag=fresh.etag).etag != fresh.etag
 
 
-def test_unknown_and_deleted_records_are_not_updated(people: People) -> None:
+def test_update_rejects_unknown_and_deleted_records(people: People) -> None:
     assert refused(people.update, "nobody", display_name="Bea").reason == f"{people.kind.upper()}_NOT_FOUND"
     people.create("one")
     people.delete("one")
@@ -172,7 +172,7 @@ def test_unknown_and_deleted_records_are_not_updated(people: People) -> None:
 
 
 @honours("Update{A}Request.request_id")
-def test_update_under_a_used_request_id_answers_the_record_as_it_is_now(people: People) -> None:
+def test_update_with_a_used_request_id_returns_the_current_record(people: People) -> None:
     etag = people.create("one").etag
     order = {"record": people.body("one", display_name="Bea", etag=etag), "request_id": ONE}
     first = people.call("Update", **order)
@@ -183,7 +183,7 @@ def test_update_under_a_used_request_id_answers_the_record_as_it_is_now(people: 
 
 
 @honours("Update{A}Request.validate_only")
-def test_update_that_only_validates_changes_nothing(people: People) -> None:
+def test_update_with_validate_only_writes_nothing(people: People) -> None:
     before = people.create("one")
     answer = people.call("Update", record=people.body("one", display_name=" Bea "), validate_only=True)
     assert (people.record(answer).display_name, answer.revision) == ("Bea", "")
@@ -192,7 +192,7 @@ def test_update_that_only_validates_changes_nothing(people: People) -> None:
     assert refused(people.call, "Update", record=stale, validate_only=True).reason == "ETAG_MISMATCH"
 
 
-def test_an_update_takes_no_identifier_of_another_and_gives_up_its_own(people: People) -> None:
+def test_an_update_rejects_a_taken_identifier_and_frees_its_own(people: People) -> None:
     one, two = ({"system": "urn:example:mrn", "value": value} for value in "12")
     people.create("one", identifiers=[one])
     people.create("two", identifiers=[two])

@@ -44,7 +44,7 @@ def no_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_heartbeats")
-def test_the_first_message_comes_at_once_with_a_revision_to_resume_from(api: ApiDriver) -> None:
+def test_the_first_message_arrives_at_once_with_a_resumable_revision(api: ApiDriver) -> None:
     api.therapists("t1")
     head = api.head()
     for after in ("", head):
@@ -53,7 +53,7 @@ def test_the_first_message_comes_at_once_with_a_revision_to_resume_from(api: Api
             assert (list(follower.messages[0].change_sets), follower.through) == ([], head)
 
 
-def test_every_change_comes_once_and_in_order_as_the_log_has_it(api: ApiDriver) -> None:
+def test_a_watch_returns_every_change_once_in_log_order(api: ApiDriver) -> None:
     start = api.head()
     with WatchReader(api) as follower:
         follower.wait_for(1)
@@ -70,7 +70,7 @@ def test_every_change_comes_once_and_in_order_as_the_log_has_it(api: ApiDriver) 
 
 
 @honours("WatchChangesRequest.after_revision")
-def test_a_watch_goes_on_after_any_revision(api: ApiDriver) -> None:
+def test_a_watch_starts_after_any_revision(api: ApiDriver) -> None:
     start = api.head()
     api.patients(*(f"p{n}" for n in range(230)))
     whole = list(api.log())
@@ -80,7 +80,7 @@ def test_a_watch_goes_on_after_any_revision(api: ApiDriver) -> None:
             assert follower.sets == whole[number(after) :]
 
 
-def test_a_watch_may_be_resumed_from_each_of_its_messages(api: ApiDriver) -> None:
+def test_a_watch_can_be_resumed_from_each_of_its_messages(api: ApiDriver) -> None:
     start = api.head()
     with WatchReader(api, start) as follower:
         for n in range(12):
@@ -94,7 +94,7 @@ def test_a_watch_may_be_resumed_from_each_of_its_messages(api: ApiDriver) -> Non
 
 
 @honours("WatchChangesRequest.filter")
-def test_a_filter_lets_through_what_it_says(api: ApiDriver) -> None:
+def test_a_watch_filter_matches_like_the_list_filter(api: ApiDriver) -> None:
     start = api.head()
     filters: list[dict[str, str]] = [
         {},
@@ -117,7 +117,7 @@ def test_a_filter_lets_through_what_it_says(api: ApiDriver) -> None:
             assert follower.sets == sets
 
 
-def test_heartbeats_tell_how_far_a_watch_is_while_its_filter_hides_everything(
+def test_heartbeats_report_progress_when_the_filter_matches_nothing(
     api: ApiDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert limits.HEARTBEAT_SECONDS < 30 - 5  # promised: at least one every 30 seconds
@@ -136,7 +136,7 @@ def test_heartbeats_tell_how_far_a_watch_is_while_its_filter_hides_everything(
 
 
 @pytest.mark.usefixtures("no_heartbeats")
-def test_no_heartbeat_comes_before_its_time(api: ApiDriver) -> None:
+def test_a_filtered_watch_sends_nothing_before_its_heartbeat(api: ApiDriver) -> None:
     with WatchReader(api, patient_id="seen") as follower, WatchReader(api) as other:
         follower.wait_for(1)
         for n in range(5):
@@ -147,13 +147,13 @@ def test_no_heartbeat_comes_before_its_time(api: ApiDriver) -> None:
     assert [len(message.change_sets) for message in follower.messages] == [0, 1]
 
 
-def test_a_store_looks_for_news_more_often_than_is_promised() -> None:
+def test_sqlite_polls_for_commits_within_the_promised_50_ms() -> None:
     """SQLite tells nobody of a commit. Promised: 50 ms for one of the same process."""
     assert sqlite._POLL_SECONDS < 0.05
 
 
 @pytest.mark.usefixtures("no_heartbeats")
-def test_postgresql_tells_of_a_commit_before_anyone_looks(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_postgresql_notifies_of_a_commit_without_polling(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postgres, "_POLL_SECONDS", NEVER_SECONDS)
     with serving(postgres_url) as server, ApiDriver(server.address) as api, WatchReader(api) as follower:
         follower.wait_for(1)
@@ -164,7 +164,7 @@ def test_postgresql_tells_of_a_commit_before_anyone_looks(postgres_url: str, mon
         api.patients("last")  # which wakes the thread that listens, so that it sees the stop
 
 
-def test_one_watch_too_many_is_refused_and_a_place_is_free_again_after_a_client_goes(database_url: str) -> None:
+def test_a_watch_above_the_limit_is_rejected_until_another_client_disconnects(database_url: str) -> None:
     with serving(database_url, max_watches=2) as server, ApiDriver(server.address) as api:
 
         def taken() -> None:
@@ -192,7 +192,7 @@ def test_one_watch_too_many_is_refused_and_a_place_is_free_again_after_a_client_
             stays.wait_through(api.head())
 
 
-def test_a_refused_watch_takes_no_place(database_url: str) -> None:
+def test_a_rejected_watch_takes_no_slot(database_url: str) -> None:
     with serving(database_url, max_watches=1) as server, ApiDriver(server.address) as api:
         for _ in range(10):
             assert refused(next, api.watch("x.1")).reason == "REVISION_FOREIGN"
@@ -200,7 +200,7 @@ def test_a_refused_watch_takes_no_place(database_url: str) -> None:
         assert next(api.watch()).through_revision == api.head()
 
 
-def test_calls_are_answered_while_every_watch_place_is_taken(database_url: str) -> None:
+def test_calls_are_answered_while_every_watch_slot_is_taken(database_url: str) -> None:
     with serving(database_url) as server, ApiDriver(server.address) as api, ExitStack() as stack:
         followers = [stack.enter_context(WatchReader(api)) for _ in range(Config.max_watches)]
         for follower in followers:
@@ -213,7 +213,7 @@ def test_calls_are_answered_while_every_watch_place_is_taken(database_url: str) 
             follower.wait_through(api.head())
 
 
-def test_a_slow_reader_is_cut_with_a_reason_and_may_resume(database_url: str) -> None:
+def test_a_slow_reader_is_disconnected_with_a_reason_and_can_resume(database_url: str) -> None:
     with serving(database_url) as server, ApiDriver(server.address) as api:
         start = api.head()
         fill(server.store, sets=8, lines=3000)
@@ -233,7 +233,7 @@ def _raise(error: BaseException) -> None:
     raise error
 
 
-def test_a_reader_that_takes_nothing_holds_up_nobody(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stuck_reader_does_not_delay_other_callers(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "STUCK_READER_SECONDS", NEVER_SECONDS)
     with serving(database_url, max_watches=2) as server, ApiDriver(server.address) as api:
         start = api.head()
@@ -246,7 +246,7 @@ def test_a_reader_that_takes_nothing_holds_up_nobody(database_url: str, monkeypa
             await_unread(server, 0.5)
 
 
-def test_a_reader_that_takes_nothing_is_cut_and_leaves_its_place(database_url: str) -> None:
+def test_a_stuck_reader_is_disconnected_and_frees_its_slot(database_url: str) -> None:
     with serving(database_url, max_watches=1) as server, ApiDriver(server.address) as api:
         start = api.head()
         fill(server.store, sets=8, lines=3000)
@@ -262,7 +262,9 @@ def test_a_reader_that_takes_nothing_is_cut_and_leaves_its_place(database_url: s
             assert caught.value.code() == grpc.StatusCode.CANCELLED
 
 
-def test_a_purge_ends_only_a_watch_that_has_yet_to_read_what_went(server: CaseloadServer, api: ApiDriver) -> None:
+def test_a_purge_ends_only_watches_that_have_not_read_the_purged_changes(
+    server: CaseloadServer, api: ApiDriver
+) -> None:
     start = api.head()
     api.patients("p1", "p2")
     with WatchReader(api) as up_to_date:
@@ -276,7 +278,7 @@ def test_a_purge_ends_only_a_watch_that_has_yet_to_read_what_went(server: Caselo
     assert len(up_to_date.sets) == 1
 
 
-def test_a_watch_never_splits_what_was_committed_together(api: ApiDriver) -> None:
+def test_a_watch_never_splits_a_change_set(api: ApiDriver) -> None:
     api.therapists("t1", "t2")
     api.patients(*(f"p{n}" for n in range(20)))
     with WatchReader(api) as follower:

@@ -129,7 +129,7 @@ def test_a_key_may_be_sent_in_plain_text_on_loopback(target: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["", f"{TOKEN}\n", f"{TOKEN} x", f"{TOKEN}\u00e9", f"\x00{TOKEN}"])
-def test_an_invalid_key_is_refused_and_not_repeated(key: str) -> None:
+def test_an_invalid_key_is_rejected_and_not_repeated(key: str) -> None:
     with pytest.raises(ValueError, match=r"^key: must be visible ASCII characters$"):
         connect("127.0.0.1:1", key=key)
 
@@ -207,7 +207,7 @@ def test_no_request_reaches_a_server_of_another_authority(
     assert error_info(caught.value).reason == ""
 
 
-def test_with_tls_ca_it_uses_tls_on_loopback_too(tmp_path: Path, peer: FakeServer) -> None:
+def test_tls_ca_enables_tls_on_loopback_too(tmp_path: Path, peer: FakeServer) -> None:
     """No request reaches a server without TLS."""
     with connect(peer.address, tls_ca=PemFiles(tmp_path, "any").ca) as caseload, pytest.raises(grpc.RpcError):
         caseload.patients.CreatePatient(CREATE, timeout=1)
@@ -215,7 +215,7 @@ def test_with_tls_ca_it_uses_tls_on_loopback_too(tmp_path: Path, peer: FakeServe
 
 
 @pytest.mark.parametrize("given", [{"tls_cert": "cert.pem"}, {"tls_key": "key.pem"}])
-def test_a_certificate_without_its_key_or_a_key_without_its_certificate_is_refused(given: dict[str, str]) -> None:
+def test_a_certificate_and_its_key_must_be_given_together(given: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="tls_cert and tls_key"):
         connect("127.0.0.1:1", **given)  # type: ignore[arg-type]  # each is a file
 
@@ -283,7 +283,7 @@ def test_an_option_of_the_application_takes_precedence(peer: FakeServer) -> None
     assert "larger than max" in str(caught.value.details())
 
 
-def test_calls_of_all_four_services_are_answered(server: CaseloadServer) -> None:
+def test_all_four_services_can_be_called(server: CaseloadServer) -> None:
     with connect(server.address) as caseload:
         made = caseload.patients.CreatePatient(CREATE)
         assert caseload.changes.ListChanges(change_service_pb2.ListChangesRequest()).head_revision == made.revision

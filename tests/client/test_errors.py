@@ -18,7 +18,7 @@ def refused(call: Callable[..., object], request: object) -> grpc.RpcError:
     return caught.value
 
 
-def test_it_has_what_the_server_sent(server: CaseloadServer) -> None:
+def test_error_info_has_what_the_server_sent(server: CaseloadServer) -> None:
     pb = therapist_service_pb2
     with connect(server.address) as caseload:
         missing = refused(caseload.therapists.GetTherapist, pb.GetTherapistRequest(therapist_id="missing"))
@@ -42,7 +42,7 @@ def at_capacity(caseload: Caseload) -> grpc.RpcError:
     return refused(caseload.therapists.AssignPatient, pb.AssignPatientRequest(therapist_id="t1", patient_id="p2"))
 
 
-def test_it_has_the_metadata_of_the_reason(server: CaseloadServer) -> None:
+def test_error_info_has_the_metadata_of_the_reason(server: CaseloadServer) -> None:
     with connect(server.address) as caseload:
         assert error_info(at_capacity(caseload)) == ErrorDetails(
             "THERAPIST_AT_CAPACITY", {"limit": "1", "current": "1"}

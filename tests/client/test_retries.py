@@ -81,7 +81,7 @@ def test_a_watch_is_retried_when_unavailable_and_not_when_the_server_is_full(pee
         assert len(peer.attempts) == 1
 
 
-def test_where_most_calls_fail_retries_stop(peer: FakeServer) -> None:
+def test_retries_stop_when_most_calls_fail(peer: FakeServer) -> None:
     """Otherwise retries would multiply the load of an overloaded server by five."""
     calls = 600
     peer.answer_with(*[(UNAVAILABLE, "1")] * calls * 5)

@@ -42,7 +42,7 @@ def is_repeatable(rpc: MethodDescriptor) -> bool:
     return rpc.name in READS or rpc.GetOptions().idempotency_level == IDEMPOTENT or needs_a_request_id(rpc)
 
 
-def test_it_names_every_method_of_the_contract_exactly_once() -> None:
+def test_the_service_config_names_every_method_exactly_once() -> None:
     assert of_methods(SHIPPED).keys() == of_methods(OURS).keys() == {full_name(rpc) for rpc in RPCS.values()}
 
 
@@ -63,7 +63,7 @@ def test_python_retries_everything_since_each_write_has_a_request_id() -> None:
     }
 
 
-def test_all_wait_for_a_connection_and_none_has_a_deadline() -> None:
+def test_every_method_waits_for_a_connection_and_has_no_deadline() -> None:
     """grpcio 1.85 counts a timeout of the configuration from the wrong moment: one of a second expires at once."""
     assert [entry["waitForReady"] for entry in of_methods(SHIPPED).values()] == [True] * len(RPCS)
     assert "timeout" not in str(SHIPPED)
@@ -74,12 +74,12 @@ def test_a_watch_that_exceeds_the_limit_is_not_retried() -> None:
     assert "RESOURCE_EXHAUSTED" not in watch["retryPolicy"]["retryableStatusCodes"]
 
 
-def test_its_health_check_names_a_service_that_the_server_reports() -> None:
+def test_the_health_check_names_a_service_that_the_server_reports() -> None:
     assert SHIPPED["healthCheckConfig"]["serviceName"] in READINESS_SERVICES
 
 
 @pytest.mark.parametrize("config", [SHIPPED, OURS], ids=["shipped", "of Python"])
-def test_it_stays_within_the_limits_of_every_grpc_library(config: dict[str, Any]) -> None:
+def test_the_service_config_stays_within_the_limits_of_every_grpc_library(config: dict[str, Any]) -> None:
     assert config["loadBalancingConfig"] == [{"round_robin": {}}]
     assert 0 < config["retryThrottling"]["maxTokens"] <= 1000
     policies = [entry["retryPolicy"] for entry in config["methodConfig"] if "retryPolicy" in entry]

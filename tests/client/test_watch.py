@@ -34,7 +34,7 @@ def write(caseload: Caseload) -> str:
     return caseload.patients.CreatePatient(request).revision
 
 
-def test_it_yields_past_changes_and_then_new_ones(caseload: Caseload) -> None:
+def test_watch_yields_past_changes_and_then_new_ones(caseload: Caseload) -> None:
     start, second = write(caseload), write(caseload)
     answers = caseload.watch(start)
     assert [one.revision for one in next(answers).change_sets] == [second]
@@ -59,14 +59,14 @@ def first_answered(caseload: Caseload) -> Generator[pb.WatchChangesResponse, Non
     return found
 
 
-def test_closing_a_watch_ends_it_at_the_server_too(tmp_path: Path) -> None:
+def test_closing_a_watch_ends_it_on_the_server(tmp_path: Path) -> None:
     with serving(tmp_path, max_watches=1) as server, connect(server.address) as caseload:
         for _ in range(3):  # the only slot becomes free a moment later
             answers = first_answered(caseload)
             answers.close()
 
 
-def test_closing_the_client_ends_it(caseload: Caseload) -> None:
+def test_closing_the_client_ends_its_watches(caseload: Caseload) -> None:
     received: list[pb.WatchChangesResponse] = []
     thread = threading.Thread(target=lambda: received.extend(caseload.watch()))
     thread.start()
@@ -75,7 +75,7 @@ def test_closing_the_client_ends_it(caseload: Caseload) -> None:
     join(thread)
 
 
-def test_an_error_that_resuming_does_not_help_is_raised(caseload: Caseload) -> None:
+def test_an_error_that_resuming_cannot_fix_is_raised(caseload: Caseload) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         next(caseload.watch("0123456789ab.1"))
     assert error_info(caught.value).reason == "REVISION_FOREIGN"
@@ -111,7 +111,7 @@ class RecordedWaits(threading.Event):
 
 
 @pytest.mark.parametrize("code", [StatusCode.UNAVAILABLE, StatusCode.CANCELLED])
-def test_a_watch_that_is_interrupted_again_and_again_waits_longer_each_time(peer: FakeServer, code: StatusCode) -> None:
+def test_a_repeatedly_interrupted_watch_waits_longer_each_time(peer: FakeServer, code: StatusCode) -> None:
     peer.answer_with(*[(code, "-1")] * 8)
     closed = RecordedWaits()
     with grpc.insecure_channel(peer.address) as channel:

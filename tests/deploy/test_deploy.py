@@ -44,7 +44,7 @@ def is_valid(path: Path) -> bool:
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
-def test_kubernetes_takes_the_manifest(path: Path) -> None:
+def test_kubernetes_accepts_the_manifest(path: Path) -> None:
     assert is_valid(path)
 
 
@@ -52,18 +52,18 @@ def test_kubernetes_takes_the_manifest(path: Path) -> None:
     ("right", "wrong"),
     [("replicas: 3", "replicas: three"), ("replicas: 3", "replica: 3"), ("grpc: {port: 50051}", "grpc: {}")],
 )
-def test_a_manifest_that_kubernetes_would_refuse_is_found(tmp_path: Path, right: str, wrong: str) -> None:
+def test_the_test_detects_an_invalid_manifest(tmp_path: Path, right: str, wrong: str) -> None:
     text = (DEPLOY / "kubernetes" / "deployment-in-a-mesh.yaml").read_text()
     assert right in text
     (tmp_path / "manifest.yaml").write_text(text.replace(right, wrong))
     assert not is_valid(tmp_path / "manifest.yaml")
 
 
-def test_hadolint_finds_nothing_in_the_container_file() -> None:
+def test_hadolint_accepts_the_container_file() -> None:
     assert said(manifests.tool("hadolint"), str(CONTAINERFILE)) == (0, "")
 
 
-def test_hadolint_finds_what_is_wrong(tmp_path: Path) -> None:
+def test_the_test_detects_an_invalid_container_file(tmp_path: Path) -> None:
     (tmp_path / "Containerfile").write_text(CONTAINERFILE.read_text() + "RUN cd / && sudo pip install caseload\n")
     assert said(manifests.tool("hadolint"), str(tmp_path / "Containerfile"))[0] == 1
 
@@ -78,19 +78,19 @@ def verified(folder: Path, text: str) -> str:
     return words if not code or words else f"exit code {code}"
 
 
-def test_systemd_takes_the_unit(tmp_path: Path) -> None:
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     assert verified(tmp_path, UNIT.read_text()) == ""
 
 
 @pytest.mark.parametrize(
     ("right", "wrong"), [("TimeoutStopSec=", "TimeoutStopSecs="), ("TimeoutStopSec=60", "TimeoutStopSec=long")]
 )
-def test_a_unit_that_systemd_would_not_take_is_found(tmp_path: Path, right: str, wrong: str) -> None:
+def test_the_test_detects_an_invalid_unit(tmp_path: Path, right: str, wrong: str) -> None:
     assert right in UNIT.read_text()
     assert "caseload.service:" in verified(tmp_path, UNIT.read_text().replace(right, wrong))
 
 
-def test_the_unit_starts_it_again_for_ever_whatever_it_ended_with() -> None:
+def test_the_unit_always_restarts_the_server() -> None:
     """A PostgreSQL that is not there yet when the machine starts ends it with 2, as a bad setting does."""
     assert manifests.directives("Restart") == ["on-failure"]
     assert manifests.directives("RestartPreventExitStatus") == []
@@ -98,19 +98,19 @@ def test_the_unit_starts_it_again_for_ever_whatever_it_ended_with() -> None:
     assert float(manifests.directives("RestartSec")[0]) >= 5
 
 
-def test_no_port_under_tls_is_called_cleartext() -> None:
+def test_no_tls_port_is_named_cleartext() -> None:
     for service in manifests.of_kind("Service"):
         assert [one.get("appProtocol") for one in service["spec"]["ports"]] == [None]
 
 
-def test_systemd_calls_the_unit_safe() -> None:
+def test_systemd_rates_the_unit_as_safe() -> None:
     if not shutil.which("systemd-analyze"):
         pytest.skip("needs systemd-analyze: apt-get install systemd")
     code, words = said("systemd-analyze", "security", "--offline=true", "--threshold=20", str(UNIT))
     assert code == 0, words
 
 
-def test_every_command_and_flag_is_one_of_caseload() -> None:
+def test_every_command_and_flag_exists_in_caseload() -> None:
     found = manifests.commands()
     assert len(found) >= 8
     for command in found:
@@ -131,7 +131,7 @@ def test_every_variable_is_a_setting() -> None:
     assert len(named) >= 10
 
 
-def test_there_is_time_for_every_stop() -> None:
+def test_termination_grace_periods_cover_a_full_stop() -> None:
     [unit] = manifests.directives("TimeoutStopSec")
     drained = {
         name: value for one in manifests.variables() for name, value in one.items() if name == "CASELOAD_DRAIN_SECONDS"
@@ -143,7 +143,7 @@ def test_there_is_time_for_every_stop() -> None:
     assert f"--time {int(unit)}" in CONTAINERFILE.read_text()
 
 
-def test_they_run_as_one_user_who_is_not_root() -> None:
+def test_all_manifests_run_as_the_same_non_root_user() -> None:
     assert manifests.instructions("USER") == ["10001:10001"]
     assert "-o 10001 -g 10001" in CONTAINERFILE.read_text()
     for pod in manifests.pods():
@@ -157,13 +157,13 @@ def test_they_run_as_one_user_who_is_not_root() -> None:
             }
 
 
-def test_the_image_is_made_of_what_is_pinned_by_hash_and_of_our_own() -> None:
+def test_the_image_installs_only_hash_pinned_packages_and_our_wheels() -> None:
     installs = [part for run in manifests.instructions("RUN") for part in run.split("&&") if " pip install " in part]
     assert len(installs) == 3
     assert all("--require-hashes" in one or "--no-deps" in one for one in installs)
 
 
-def test_ports_are_those_that_the_server_listens_on() -> None:
+def test_the_ports_match_what_the_server_listens_on() -> None:
     port = Config.address.rpartition(":")[2]
     assert manifests.instructions("EXPOSE") == [port]
     for known in manifests.variables():
@@ -180,7 +180,7 @@ def test_ports_are_those_that_the_server_listens_on() -> None:
     assert service["spec"]["clusterIP"] == "None"
 
 
-def test_probes_ask_for_names_that_health_answers_for() -> None:
+def test_probes_use_service_names_that_health_knows() -> None:
     [container] = [
         container
         for pod in manifests.pods()
@@ -203,13 +203,13 @@ def test_a_probe_waits_longer_than_the_command_it_runs() -> None:
     assert all(probe >= 2 * command for probe, command in waits)
 
 
-def test_no_variable_of_a_service_is_taken_for_a_setting() -> None:
+def test_service_environment_variables_are_not_read_as_settings() -> None:
     for pod in manifests.pods():
         assert pod["enableServiceLinks"] is False
         assert pod["automountServiceAccountToken"] is False
 
 
-def test_every_volume_and_selector_fits() -> None:
+def test_every_volume_and_selector_matches() -> None:
     for deployment in manifests.of_kind("Deployment"):
         labels = deployment["spec"]["template"]["metadata"]["labels"]
         pod = deployment["spec"]["template"]["spec"]
@@ -243,7 +243,7 @@ def environments() -> list[Any]:
 
 
 @pytest.mark.parametrize("name", environments())
-def test_a_server_starts_with_the_settings_and_the_check_finds_it_ready(tmp_path: Path, name: str) -> None:
+def test_a_server_starts_with_the_shipped_settings_and_becomes_ready(tmp_path: Path, name: str) -> None:
     """Its files are where the test can make them, as they are mounted: readable by a group."""
     if name.endswith(".env"):
         settings = dict(re.findall(r"^(\w+)=(.*)$", VARIABLES.read_text(), re.MULTILINE))

@@ -85,7 +85,7 @@ def test_every_command_and_snippet_of_a_page_does_what_the_page_shows(page: Path
             check_block(block, folder)
 
 
-def test_every_command_of_the_page_on_postgresql_does_what_it_shows(folder: Path, postgres: Server) -> None:
+def test_every_command_of_the_postgresql_page_does_what_it_shows(folder: Path, postgres: Server) -> None:
     with ServerProcess(f"sqlite:///{folder}/data/caseload.db") as server:
         assert tour(server.address) == 0
     url = postgres.create_database("caseload_documented")
@@ -134,7 +134,7 @@ ENDPOINTS = (
 )
 
 
-def test_every_endpoint_of_the_rest_api_has_its_line() -> None:
+def test_every_endpoint_of_the_rest_api_is_mapped() -> None:
     text = (ROOT / "docs" / "from-rest.md").read_text()
     mapped = re.findall(
         r"^`([A-Z]+ /[^`]+)`: (\w+)[^`]*(?:`[^`]+`[^`]*)*?\n```sh\ngrpcurl .*/(\w+)\n```$", text, re.MULTILINE
@@ -153,12 +153,12 @@ def test_every_endpoint_of_the_rest_api_has_its_line() -> None:
         ("python", "print(undefined)\n", None),
     ],
 )
-def test_a_block_that_does_something_else_is_found(language: str, text: str, output: str | None, folder: Path) -> None:
+def test_the_test_detects_a_block_with_wrong_output(language: str, text: str, output: str | None, folder: Path) -> None:
     with pytest.raises(AssertionError):
         check_block(Block(language, text, output), folder)
 
 
-def test_what_differs_from_run_to_run_is_masked_and_nothing_else() -> None:
+def test_only_output_that_differs_between_runs_is_masked() -> None:
     ours = '"etag": "563955ee87606ab4", "revision":  "7786bd60d25b.120", "create_time": "2026-11-22T20:33:24.867740Z"'
     theirs = '"etag": "0123456789abcdef", "revision": "0123456789ab.7",\n"create_time": "2027-01-02T03:04:05Z"'
     assert masked(ours) == masked(theirs)
@@ -168,7 +168,7 @@ def test_what_differs_from_run_to_run_is_masked_and_nothing_else() -> None:
 
 
 @pytest.mark.checkout
-def test_every_make_target_that_a_page_names_is_there() -> None:
+def test_every_make_target_named_on_a_page_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
     command = re.compile(r"(?:^|`)make ([a-z-]+)", re.MULTILINE)
     named = {target for page in CHECKOUT_PAGES for target in command.findall(page.read_text())}
@@ -178,7 +178,7 @@ def test_every_make_target_that_a_page_names_is_there() -> None:
 
 @pytest.mark.checkout
 @pytest.mark.parametrize("page", CHECKOUT_PAGES, ids=name)
-def test_every_link_and_file_that_a_page_names_is_there(page: Path) -> None:
+def test_every_link_and_file_named_on_a_page_exists(page: Path) -> None:
     text = page.read_text()
     links = {link.partition("#")[0] for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text)}
     missing = {link for link in links if link and not (page.parent / link).exists()}
@@ -193,7 +193,7 @@ def test_every_link_and_file_that_a_page_names_is_there(page: Path) -> None:
 
 
 @pytest.mark.checkout
-def test_every_link_into_a_page_names_a_heading_that_is_there() -> None:
+def test_every_link_into_a_page_points_to_an_existing_heading() -> None:
     lost = []
     for page in CHECKOUT_PAGES:
         for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)#([^)\s]+)\)", page.read_text()):
@@ -203,15 +203,15 @@ def test_every_link_into_a_page_names_a_heading_that_is_there() -> None:
     assert lost == []
 
 
-def test_the_readme_is_read_in_one_sitting() -> None:
+def test_the_readme_is_short() -> None:
     assert 90 <= len((ROOT / "README.md").read_text().splitlines()) <= 110
 
 
-def test_the_page_of_errors_is_current() -> None:
+def test_the_errors_page_is_current() -> None:
     assert errors_page.PAGE.read_text() == errors_page.page(), "run make errors-doc"
 
 
-def test_the_page_of_errors_says_of_each_reason_what_to_do_and_the_code_of_the_contract() -> None:
+def test_the_errors_page_lists_an_action_and_the_code_of_each_reason() -> None:
     assert errors_page.WHAT_TO_DO.keys() == CODES.keys()
     said = errors_page.comments()
     assert {reason: said[reason][0] for reason in CODES} == {reason: Code.Name(code) for reason, code in CODES.items()}
@@ -221,7 +221,7 @@ OPTION = re.compile(r"(--[a-z-]+) (?:(?!\[env var).)*\[env var: (\w+)(?:; defaul
 ROW = re.compile(r"^\| `(--[a-z-]+)` \| `(\w+)` \| (?:`([^`]+)`)? *\|", re.MULTILINE)
 
 
-def test_the_tables_of_settings_are_what_the_commands_say() -> None:
+def test_the_settings_tables_match_the_help_of_the_commands() -> None:
     shown = [
         subprocess.run(
             [sys.executable, "-m", "caseload_server", command, "--help"],
@@ -238,7 +238,7 @@ def test_the_tables_of_settings_are_what_the_commands_say() -> None:
     assert len(rows) >= 5
 
 
-def test_the_page_of_dependencies_names_those_of_the_project_and_no_others() -> None:
+def test_the_dependencies_page_lists_exactly_the_dependencies() -> None:
     server = tomllib.loads((ROOT / "service" / "pyproject.toml").read_text())["project"]
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
     wanted = [*server["dependencies"], *server["optional-dependencies"]["postgres"], *groups["test"]]
@@ -249,7 +249,7 @@ def test_the_page_of_dependencies_names_those_of_the_project_and_no_others() -> 
     assert said - {"package", "---"} == names
 
 
-def test_a_backup_taken_while_serving_is_restored_as_a_store_that_refuses_old_revisions(folder: Path) -> None:
+def test_a_restored_backup_is_a_store_that_rejects_old_revisions(folder: Path) -> None:
     """Follows docs/operations/backup-and-restore.md: back up, restore, start on the restored file."""
     page = blocks(OPERATIONS / "backup-and-restore.md")
     backing_up, on_a_schedule = [block for block in page if block.text.startswith("caseload backup ")]
@@ -270,7 +270,7 @@ def test_a_backup_taken_while_serving_is_restored_as_a_store_that_refuses_old_re
         assert list_changes(server.address, after).head_revision == after
 
 
-def test_purging_by_age_keeps_what_is_younger(folder: Path) -> None:
+def test_a_purge_by_age_keeps_newer_records(folder: Path) -> None:
     """Runs the commands of docs/operations/purge.md while the server runs."""
     page = blocks(OPERATIONS / "purge.md")
     people, purging = [block for block in page if block.text.startswith("caseload purge ")]

@@ -24,7 +24,7 @@ COUNT = 3000
 SEED = 5
 
 
-def test_no_generated_call_is_answered_internal_or_unknown_or_ends_the_server(tmp_path: Path) -> None:
+def test_no_generated_call_causes_internal_or_unknown_or_a_crash(tmp_path: Path) -> None:
     with Serving(tmp_path) as server:
         fuzzer = Fuzzer(server.address)
         outcome = fuzzer.run(Messages(SEED), range(COUNT))
@@ -35,14 +35,14 @@ def test_no_generated_call_is_answered_internal_or_unknown_or_ends_the_server(tm
     assert len(outcome.refused) >= 12, outcome.refused
 
 
-def test_the_calls_of_a_seed_are_always_the_same_and_those_of_another_are_not() -> None:
+def test_a_seed_determines_the_generated_calls() -> None:
     first, again, other = ([Messages(seed).call(number) for number in range(300)] for seed in (1, 1, 2))
     assert first == again
     assert len(set(first)) > 250
     assert len(set(first) & set(other)) < 50
 
 
-def test_every_field_of_every_request_is_filled_sooner_or_later() -> None:
+def test_every_field_of_every_request_is_eventually_filled() -> None:
     unfilled = {
         (name, re.sub(r"\[\d+\]", "", place.path))
         for name, rpc in RPCS.items()
@@ -84,7 +84,7 @@ def defective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.stop()
 
 
-def test_a_defect_is_found_and_shown_again_by_the_calls_that_were_kept(
+def test_a_defect_is_found_and_reproduced_by_the_saved_calls(
     defective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -101,7 +101,7 @@ def test_a_defect_is_found_and_shown_again_by_the_calls_that_were_kept(
     fuzzer.close()
 
 
-def test_a_code_without_a_reason_of_ours_is_a_fault(defective: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_status_without_an_error_reason_is_a_fault(defective: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Sent, "method", "/caseload.v1.TherapistService/NoSuchCall")
     fuzzer = Fuzzer(defective)
     sent = Sent("GetTherapist", b"")
@@ -110,13 +110,13 @@ def test_a_code_without_a_reason_of_ours_is_a_fault(defective: str, monkeypatch:
     assert fuzzer.outcome.faults == [Fault(sent, "UNIMPLEMENTED without a reason of ours: Method not found!")]
 
 
-def test_a_server_that_died_is_a_fault(tmp_path: Path) -> None:
+def test_a_crashed_server_is_a_fault(tmp_path: Path) -> None:
     with Serving(tmp_path) as server:
         server.kill()
         assert server.end() == ["the server died: -9"]
 
 
 @pytest.mark.parametrize("line", ["Traceback (most recent call last):", '{"level": "error", "event": "x"}', "[]", "7"])
-def test_a_line_of_the_log_that_tells_of_a_defect_is_a_fault(line: str) -> None:
+def test_a_log_line_about_a_defect_is_a_fault(line: str) -> None:
     assert is_bad(line)
     assert not is_bad('{"level": "info", "event": "started"}')

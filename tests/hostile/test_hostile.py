@@ -47,7 +47,7 @@ def test_honest_callers_see_no_error(scene: Scene, attack: str) -> None:
     assert seen.errors == []
 
 
-def test_an_honest_caller_that_is_not_served_is_an_error(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_an_honest_caller_that_is_not_served_counts_as_an_error(tmp_path_factory: pytest.TempPathFactory) -> None:
     with untuned(tmp_path_factory.mktemp("dead")) as server:
         honest = Honest(server.address)
         server.kill()
@@ -63,9 +63,7 @@ unbounded = pytest.mark.xfail(strict=True, reason="the library holds callers to 
     [(10, b"0"), pytest.param(200, b"8", marks=unbounded)],
     ids=["OK", "RESOURCE_EXHAUSTED"],
 )
-def test_metadata_is_bounded_also_for_a_caller_that_acknowledges_no_settings(
-    scene: Scene, entries: int, status: bytes
-) -> None:
+def test_metadata_is_limited_even_without_a_settings_acknowledgement(scene: Scene, entries: int, status: bytes) -> None:
     """See RFC 9113 section 6.5.3: an acknowledgement says that a setting is known."""
     more = b"".join(http2_frames.literal(b"x-%d" % number, b"v" * 100) for number in range(entries))
     call = http2_frames.headers(1, http2_frames.CALL, are_all=False)

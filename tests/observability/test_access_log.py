@@ -70,7 +70,9 @@ def ended(call: Any) -> str:
     return "OK"
 
 
-def test_a_line_says_who_did_what_to_whom(logged: tuple[CaseloadServer, ApiDriver, LogReader]) -> None:
+def test_a_line_names_the_caller_the_method_and_the_records(
+    logged: tuple[CaseloadServer, ApiDriver, LogReader],
+) -> None:
     _, api, reader = logged
     api.therapists("t1")
     api.patients("p1")
@@ -90,7 +92,7 @@ def test_a_line_says_who_did_what_to_whom(logged: tuple[CaseloadServer, ApiDrive
     assert 0 < line["ms"] <= callers_ms
 
 
-def test_a_refused_call_names_its_reason_and_whom_it_asked_for(
+def test_a_rejected_call_names_its_reason_and_the_requested_records(
     logged: tuple[CaseloadServer, ApiDriver, LogReader],
 ) -> None:
     _, api, reader = logged
@@ -178,7 +180,7 @@ def cancelled(server: CaseloadServer, api: ApiDriver, database: str) -> list[str
     return ["OK", "CANCELLED"]
 
 
-def test_calls_of_strangers_and_of_those_who_may_not_have_their_line(tmp_path: Path) -> None:
+def test_unauthenticated_and_denied_calls_are_logged(tmp_path: Path) -> None:
     keys_file = KeysFile(tmp_path / "keys")
     reader_only = bearer(keys_file.add("reader", "read"))
     with logging(tmp_path, keys_file=keys_file.path) as (_, api, reader):
@@ -240,7 +242,7 @@ DISCLOSING: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("rpc", DISCLOSING)
-def test_a_line_names_everyone_whom_the_answer_does(crowd: tuple[ApiDriver, LogReader], rpc: str) -> None:
+def test_a_line_names_every_record_of_the_response(crowd: tuple[ApiDriver, LogReader], rpc: str) -> None:
     api, reader = crowd
     answer = api.send(rpc, **DISCLOSING[rpc])
     line = reader.lines()[-1]
@@ -264,7 +266,7 @@ def people_in(message: Any) -> Iterator[tuple[str, str]]:
                 yield kind[1], one
 
 
-def test_a_watch_names_a_thousand_of_each_kind_and_says_when_there_were_more(
+def test_a_watch_names_up_to_1000_records_per_kind_and_marks_truncation(
     logged: tuple[CaseloadServer, ApiDriver, LogReader],
 ) -> None:
     server, api, reader = logged
@@ -286,7 +288,7 @@ def test_a_watch_names_a_thousand_of_each_kind_and_says_when_there_were_more(
     assert line["caller"] == "local"
 
 
-def test_what_was_sent_in_the_place_of_an_id_is_not_in_the_log(
+def test_an_invalid_id_is_not_in_the_log(
     logged: tuple[CaseloadServer, ApiDriver, LogReader],
 ) -> None:
     """It may be a name. Nor is what the server does not read, whatever it looks like."""
@@ -304,7 +306,7 @@ def test_what_was_sent_in_the_place_of_an_id_is_not_in_the_log(
     assert [line for line in lines if "therapist_ids" in line or "request_id" in line] == []
 
 
-def test_what_the_library_refuses_by_itself_has_no_line(logged: tuple[CaseloadServer, ApiDriver, LogReader]) -> None:
+def test_calls_rejected_by_the_grpc_library_are_not_logged(logged: tuple[CaseloadServer, ApiDriver, LogReader]) -> None:
     """As docs/operations/logs.md says."""
     _, api, reader = logged
     unknown: Any = api.channel.unary_unary("/caseload.v1.PatientService/Unknown")
@@ -319,7 +321,7 @@ def test_what_the_library_refuses_by_itself_has_no_line(logged: tuple[CaseloadSe
     assert [line["code"] for line in after(reader, 1)] == ["OK"]
 
 
-def test_the_line_in_the_documentation_is_one_as_it_is_written(
+def test_the_documented_line_matches_a_real_line(
     logged: tuple[CaseloadServer, ApiDriver, LogReader],
 ) -> None:
     _, api, reader = logged

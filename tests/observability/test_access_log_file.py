@@ -17,7 +17,7 @@ from tests.support.servers import ServerProcess
 from tests.support.waiting import join
 
 
-def test_lines_of_many_threads_do_not_mix(tmp_path: Path) -> None:
+def test_lines_of_many_threads_do_not_interleave(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
     files = [LogFile(path), LogFile(path)]  # as two processes have it
 
@@ -40,7 +40,7 @@ def test_lines_of_many_threads_do_not_mix(tmp_path: Path) -> None:
         opened.close()
 
 
-def test_a_file_that_was_moved_away_is_followed_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rotated_file_is_replaced_by_a_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As logrotate does, without a signal."""
     monkeypatch.setattr(access_log, "_CHECK_INTERVAL_SECONDS", 0.0)
     with logging(tmp_path) as (_, api, reader):
@@ -52,7 +52,7 @@ def test_a_file_that_was_moved_away_is_followed_by_another(tmp_path: Path, monke
     assert [line["therapist_ids"] for line in LogReader(tmp_path / "access.log.1").lines()] == [["t1"]]
 
 
-def test_the_file_is_its_owners_alone_and_is_added_to(tmp_path: Path) -> None:
+def test_the_file_is_private_to_its_owner_and_appended_to(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
     for number in range(2):
         with (
@@ -66,7 +66,7 @@ def test_the_file_is_its_owners_alone_and_is_added_to(tmp_path: Path) -> None:
     assert [line["therapist_ids"] for line in LogReader(path).lines()] == [["t0"], ["t1"]]
 
 
-def test_a_line_is_there_before_its_answer_is(tmp_path: Path) -> None:
+def test_a_line_is_written_before_the_response_is_sent(tmp_path: Path) -> None:
     """So that a crash loses none of what callers have seen."""
     path = tmp_path / "access.log"
     with (
@@ -80,14 +80,14 @@ def test_a_line_is_there_before_its_answer_is(tmp_path: Path) -> None:
     assert len(LogReader(path).lines()) == 20
 
 
-def test_calls_go_on_where_the_log_cannot_be_written_and_the_other_log_says_so_once(tmp_path: Path) -> None:
+def test_a_write_failure_of_the_access_log_is_logged_once_and_calls_continue(tmp_path: Path) -> None:
     full_disk = Path("/dev/full")
     with serving(tmp_path, access_log=full_disk) as server, ApiDriver(server.address) as api, capture_logs() as logs:
         api.therapists("t1", "t2", "t3")
     assert [(line["event"], line["type"]) for line in logs] == [("access log write failed", "OSError")]
 
 
-def test_calls_go_on_where_nobody_reads_standard_error(tmp_path: Path) -> None:
+def test_calls_continue_when_standard_error_is_not_read(tmp_path: Path) -> None:
     with (
         ServerProcess(f"sqlite:///{tmp_path}/caseload.db", access_log=None) as server,
         ApiDriver(server.address) as api,
@@ -99,7 +99,7 @@ def test_calls_go_on_where_nobody_reads_standard_error(tmp_path: Path) -> None:
         assert refused(api.send, "GetTherapist", therapist_id="t3").reason == "THERAPIST_NOT_FOUND"
 
 
-def test_without_a_file_lines_go_to_standard_error(tmp_path: Path) -> None:
+def test_without_a_file_lines_are_written_to_standard_error(tmp_path: Path) -> None:
     with (
         ServerProcess(f"sqlite:///{tmp_path}/caseload.db", access_log=None) as server,
         ApiDriver(server.address) as api,
@@ -111,6 +111,6 @@ def test_without_a_file_lines_go_to_standard_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["missing/access.log", "."])
-def test_a_file_that_cannot_be_is_refused(tmp_path: Path, where: str) -> None:
+def test_an_unusable_log_path_is_rejected(tmp_path: Path, where: str) -> None:
     serve = ("serve", "--address", "127.0.0.1:0", "--database", "sqlite:///a.db")
     assert refusal(tmp_path, *serve, "--access-log", where).startswith("--access-log: ")

@@ -15,7 +15,7 @@ from tests.support.write_lock import wait_for_locks
 MASK: Final = {"update_mask": {"paths": ["display_name"]}}
 
 
-def test_the_sizes_of_a_sqlite_file_and_its_log_are_told(tmp_path: Path) -> None:
+def test_metrics_report_the_sizes_of_the_sqlite_file_and_its_wal(tmp_path: Path) -> None:
     with (
         serving(url(tmp_path / "caseload.db"), metrics_address="127.0.0.1:0") as server,
         ApiDriver(server.address) as api,
@@ -28,7 +28,7 @@ def test_the_sizes_of_a_sqlite_file_and_its_log_are_told(tmp_path: Path) -> None
         assert "caseload_pool_connections" not in numbers(server.metrics_address).families
 
 
-def test_the_connections_to_postgresql_that_calls_hold_and_wait_for_are_told(
+def test_metrics_report_postgresql_connections_in_use_and_waited_for(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import psycopg

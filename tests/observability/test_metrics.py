@@ -31,7 +31,7 @@ def test_calls_are_counted_by_method_and_code(measured_server: CaseloadServer, a
     assert counted("refusals_total", reason="THERAPIST_NOT_FOUND") == counted("refusals_total") == 1
 
 
-def test_the_time_of_each_call_is_in_one_bucket_of_its_method(measured_server: CaseloadServer, api: ApiDriver) -> None:
+def test_each_call_duration_is_in_one_bucket_of_its_method(measured_server: CaseloadServer, api: ApiDriver) -> None:
     began = time.perf_counter()
     api.therapists("t1", "t2")
     callers_seconds = time.perf_counter() - began
@@ -41,7 +41,7 @@ def test_the_time_of_each_call_is_in_one_bucket_of_its_method(measured_server: C
     assert 0 < counted("call_seconds_sum", **of_method) <= callers_seconds
 
 
-def test_an_open_watch_is_seen_and_counted_when_it_ends(measured_server: CaseloadServer, api: ApiDriver) -> None:
+def test_an_open_watch_is_a_gauge_and_is_counted_when_it_ends(measured_server: CaseloadServer, api: ApiDriver) -> None:
     address = measured_server.metrics_address
     watch = api.watch()
     next(watch)
@@ -54,11 +54,11 @@ def test_an_open_watch_is_seen_and_counted_when_it_ends(measured_server: Caseloa
     assert ended("call_seconds_count", method=full_name("WatchChanges")) == 0
 
 
-def test_readiness_is_told(measured_server: CaseloadServer) -> None:
+def test_metrics_report_readiness(measured_server: CaseloadServer) -> None:
     until(measured_server.metrics_address, lambda seen: seen("ready") == 1)
 
 
-def test_the_time_of_the_store_is_that_of_reads_and_of_writes(measured_server: CaseloadServer, api: ApiDriver) -> None:
+def test_store_durations_are_reported_for_reads_and_writes(measured_server: CaseloadServer, api: ApiDriver) -> None:
     address = measured_server.metrics_address
     api.therapists("t1")
     before = numbers(address)
@@ -71,7 +71,7 @@ def test_the_time_of_the_store_is_that_of_reads_and_of_writes(measured_server: C
     assert after("store_seconds_sum", operation="write") > before("store_seconds_sum", operation="write")
 
 
-def test_every_write_is_in_a_commit(measured_server: CaseloadServer, api: ApiDriver) -> None:
+def test_every_write_is_counted_in_a_commit(measured_server: CaseloadServer, api: ApiDriver) -> None:
     before = numbers(measured_server.metrics_address)
     with ThreadPoolExecutor(8) as callers:
         list(callers.map(api.therapists, (f"t{number}" for number in range(100))))
@@ -82,14 +82,14 @@ def test_every_write_is_in_a_commit(measured_server: CaseloadServer, api: ApiDri
     assert 100 / 8 <= commits <= 100
 
 
-def test_the_process_is_described(measured_server: CaseloadServer) -> None:
+def test_metrics_describe_the_process(measured_server: CaseloadServer) -> None:
     told = numbers(measured_server.metrics_address)
     assert told("build_info", version=version("caseload-server")) == told("workers") == 1
     assert time.time() - 2 * HUNG_SECONDS < told("start_time_seconds") <= time.time()
     assert 20e6 < told("resident_memory_bytes") < 2e9
 
 
-def test_a_caller_cannot_make_a_series(measured_server: CaseloadServer, api: ApiDriver) -> None:
+def test_a_caller_cannot_create_a_time_series(measured_server: CaseloadServer, api: ApiDriver) -> None:
     """Whatever it calls and sends: or it could fill the memory, or write what is private there."""
     before = {(one.name, *one.labels.items()) for one in numbers(measured_server.metrics_address).samples}
     for method in ("/caseload.v1.TherapistService/Ada Roe", "/Ada.Roe/Get", full_name("GetTherapist").lower()):

@@ -39,7 +39,7 @@ def test_other_paths_are_not_found(address: str, path: str) -> None:
     refused.value.close()
 
 
-def test_it_has_the_type_that_prometheus_asks_for(address: str) -> None:
+def test_the_page_has_the_content_type_of_prometheus(address: str) -> None:
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=HUNG_SECONDS) as answer:
         assert answer.headers["Content-Type"].startswith("text/plain; version=")
 
@@ -75,7 +75,7 @@ def is_answered(address: str) -> bool:
     return False
 
 
-def test_readers_who_do_not_read_take_a_few_threads_and_no_more(patient: str) -> None:
+def test_idle_readers_take_a_limited_number_of_threads(patient: str) -> None:
     before = threading.active_count()
     with ExitStack() as silent:
         readers = silent_readers(patient, 100, silent)
@@ -84,7 +84,7 @@ def test_readers_who_do_not_read_take_a_few_threads_and_no_more(patient: str) ->
     eventually(lambda: is_answered(patient))
 
 
-def test_readers_who_take_their_time_do_not_keep_the_places(patient: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_readers_do_not_keep_their_slots(patient: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with ExitStack() as slow:
         readers = silent_readers(patient, PLACES, slow)
         eventually(lambda: not is_answered(patient))
@@ -99,7 +99,7 @@ def test_readers_who_take_their_time_do_not_keep_the_places(patient: str, monkey
         eventually(is_answered_beside_them)
 
 
-def test_what_is_no_request_is_refused_and_not_logged(address: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_malformed_request_is_rejected_and_not_logged(address: str, capfd: pytest.CaptureFixture[str]) -> None:
     host, port = address.split(":")
     with socket.create_connection((host, int(port)), HUNG_SECONDS) as connection:
         connection.sendall(SECRET.encode() + b"\r\n\r\n")
@@ -113,14 +113,14 @@ def test_what_is_no_request_is_refused_and_not_logged(address: str, capfd: pytes
 
 
 @pytest.mark.parametrize("wrong", ["127.0.0.1", "9464", "", "127.0.0.1:65536", f"{SECRET}:1", f"{SECRET}\udcff:0"])
-def test_an_address_that_is_none_is_refused(tmp_path: Path, wrong: str) -> None:
+def test_an_invalid_metrics_address_is_rejected(tmp_path: Path, wrong: str) -> None:
     line = refusal(tmp_path, *SERVE, "--database", url(tmp_path / "caseload.db"), "--metrics-address", wrong)
     assert line.startswith("--metrics-address: ")
     assert SECRET not in line
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "127.0.0.1"])
-def test_an_address_that_is_taken_or_of_another_machine_is_refused(tmp_path: Path, host: str) -> None:
+def test_a_taken_or_remote_metrics_address_is_rejected(tmp_path: Path, host: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         taken = f"{host}:{listening.getsockname()[1]}"
         line = refusal(tmp_path, *SERVE, "--database", url(tmp_path / "caseload.db"), "--metrics-address", taken)
@@ -128,7 +128,7 @@ def test_an_address_that_is_taken_or_of_another_machine_is_refused(tmp_path: Pat
     assert taken not in line
 
 
-def test_the_address_is_free_again_after_a_stop(measured_server: CaseloadServer, tmp_path: Path) -> None:
+def test_a_stop_releases_the_metrics_address(measured_server: CaseloadServer, tmp_path: Path) -> None:
     taken = measured_server.metrics_address
     assert taken
     page(taken)

@@ -50,29 +50,29 @@ def reported(*script: bool) -> list[tuple[int, bool]]:
     return said
 
 
-def test_a_database_that_answers_is_no_news() -> None:
+def test_a_healthy_database_changes_nothing() -> None:
     assert reported(*[GOOD] * 20) == []
 
 
-def test_it_is_lost_after_three_seconds_without_a_good_answer_and_regained_after_two_good_ones() -> None:
+def test_readiness_is_lost_after_3_s_of_failures_and_regained_after_2_successes() -> None:
     lost, regained = TO_FALL, 40 + RECOVERY_SUCCESSES
     assert reported(*[BAD] * 40, *[GOOD] * 20) == [(lost, False), (regained, True)]
 
 
-def test_less_than_three_seconds_without_a_good_answer_do_not_lose_it() -> None:
+def test_failures_for_less_than_3_s_keep_readiness() -> None:
     almost = [BAD] * (TO_FALL - 1)
     assert reported(*almost, GOOD, *almost, GOOD) == []
 
 
-def test_single_failures_do_not_move_it() -> None:
+def test_single_failures_keep_readiness() -> None:
     assert reported(*[BAD, GOOD] * 20) == []
 
 
-def test_single_good_answers_do_not_bring_it_back() -> None:
+def test_single_successes_do_not_restore_readiness() -> None:
     assert reported(*[BAD] * 10, *[GOOD, BAD] * 20) == [(TO_FALL, False)]
 
 
-def test_a_good_answer_from_before_the_loss_does_not_count_towards_its_return() -> None:
+def test_a_success_before_the_loss_does_not_count_towards_recovery() -> None:
     clock, said = FakeClock(), list[bool]()
     readiness = Readiness(lambda: None, said.append, clock)
     for _ in range(RECOVERY_SUCCESSES):
@@ -84,7 +84,7 @@ def test_a_good_answer_from_before_the_loss_does_not_count_towards_its_return() 
     assert said == [False]
 
 
-def test_without_any_answer_it_is_lost_after_six_seconds() -> None:
+def test_readiness_is_lost_after_6_s_without_an_answer() -> None:
     clock, said = FakeClock(), list[bool]()
     readiness = Readiness(lambda: None, said.append, clock)
     for _ in range(TO_HANG - 1):
@@ -115,7 +115,7 @@ def hanging() -> Iterator[Hanging]:
     one.goes_on.set()
 
 
-def test_a_check_that_hangs_loses_it_and_one_that_ends_brings_it_back(hanging: Hanging) -> None:
+def test_a_hung_check_loses_readiness_and_a_completed_one_restores_it(hanging: Hanging) -> None:
     clock, said = FakeClock(), list[bool]()
     readiness = Readiness(hanging.check, said.append, clock, SOON)
     readiness.start()
@@ -129,7 +129,7 @@ def test_a_check_that_hangs_loses_it_and_one_that_ends_brings_it_back(hanging: H
     assert said == [False, True]
 
 
-def test_a_stop_does_not_wait_for_a_check_that_hangs(hanging: Hanging) -> None:
+def test_a_stop_does_not_wait_for_a_hung_check(hanging: Hanging) -> None:
     readiness = Readiness(hanging.check, lambda _: None, check_interval_seconds=SOON)
     readiness.start()
     assert hanging.begun.wait(HUNG_SECONDS)
@@ -147,7 +147,7 @@ def test_after_a_stop_nothing_is_reported() -> None:
     assert said == []
 
 
-def test_whatever_the_check_raises_the_next_one_is_made() -> None:
+def test_a_check_runs_again_after_any_exception() -> None:
     said: list[bool] = []
     clock = FakeClock()
     asked: list[None] = []

@@ -52,7 +52,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, postgres_databases: Datab
     return found
 
 
-def test_what_is_said_of_the_metrics_is_what_the_page_shows(exported: set[Metric]) -> None:
+def test_the_documented_metrics_match_the_metrics_page(exported: set[Metric]) -> None:
     text = (OPERATIONS / "metrics-and-alerts.md").read_text()
     rows = re.findall(r"^\| `(caseload_\w+)` \| (\w+) \|(.*?)\| [^|]+ \| [^|]+ \|$", text, re.MULTILINE)
     said = {Metric(name, kind, frozenset(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
@@ -72,7 +72,7 @@ def test_the_alert_rules_name_metrics_that_are_exported(exported: set[Metric]) -
     assert used - {metric.name for metric in exported} == set()
 
 
-def test_the_codes_and_reasons_that_rules_and_dashboard_look_for_are_those_of_the_contract() -> None:
+def test_codes_and_reasons_in_rules_and_dashboard_exist_in_the_contract() -> None:
     text = rules_text() + "".join(expression for _, expression in shown("5m"))
     named = {label: set(re.findall(rf'{label}=~?"([^"]+)"', text)) for label in ("code", "reason")}
     codes, reasons = ({one for names in named[label] for one in names.split("|")} for label in ("code", "reason"))
@@ -81,7 +81,7 @@ def test_the_codes_and_reasons_that_rules_and_dashboard_look_for_are_those_of_th
     assert (len(codes), len(reasons)) > (3, 3)
 
 
-def test_several_workers_show_what_one_process_shows(tmp_path: Path) -> None:
+def test_workers_export_the_same_metrics_as_one_process(tmp_path: Path) -> None:
     pages = []
     for workers in ("1", "2"):
         address = free_address()
@@ -123,11 +123,11 @@ def passes(*command: str) -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_promtool_takes_the_rules(promtool: str) -> None:
+def test_promtool_accepts_the_rules(promtool: str) -> None:
     passes(promtool, "check", "rules", str(RULES))
 
 
-def test_each_alert_fires_when_it_should_and_not_when_all_is_well(promtool: str) -> None:
+def test_each_alert_fires_when_expected_and_not_in_normal_operation(promtool: str) -> None:
     cases = Path(__file__).with_name("alerts.yml")
     assert set(re.findall(r"alert: (\w+)", RULES.read_text())) == set(
         re.findall(r'alertname="(\w+)"', cases.read_text())
@@ -135,7 +135,7 @@ def test_each_alert_fires_when_it_should_and_not_when_all_is_well(promtool: str)
     passes(promtool, "test", "rules", str(cases))
 
 
-def test_promtool_takes_every_expression_of_the_dashboard(promtool: str, tmp_path: Path) -> None:
+def test_promtool_accepts_every_expression_of_the_dashboard(promtool: str, tmp_path: Path) -> None:
     rules = "".join(f"  - record: x{at}\n    expr: |\n      {one}\n" for at, (_, one) in enumerate(shown("5m")))
     (tmp_path / "dashboard.yml").write_text(f"groups:\n- name: dashboard\n  rules:\n{rules}")
     passes(promtool, "check", "rules", str(tmp_path / "dashboard.yml"))

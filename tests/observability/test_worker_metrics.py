@@ -41,7 +41,7 @@ def worker(number: int, *, ready: bool = True) -> Iterator["subprocess.Popen[str
         process.kill()
 
 
-def test_counters_are_the_sum_of_all_workers_and_stay_when_one_dies(together: WorkersMetrics, address: str) -> None:
+def test_counters_are_summed_over_all_workers_including_dead_ones(together: WorkersMetrics, address: str) -> None:
     with worker(0), worker(1):
         alive = numbers(address)
     together.remove_worker(0)
@@ -53,9 +53,7 @@ def test_counters_are_the_sum_of_all_workers_and_stay_when_one_dies(together: Wo
         assert counted("call_seconds_count") == counted("call_seconds_bucket", le="0.0005") == 23
 
 
-def test_gauges_are_of_those_that_live_and_readiness_is_that_of_the_worst(
-    together: WorkersMetrics, address: str
-) -> None:
+def test_gauges_cover_live_workers_and_readiness_is_the_lowest(together: WorkersMetrics, address: str) -> None:
     with worker(0):
         with worker(1, ready=False):
             both = numbers(address)
@@ -68,7 +66,7 @@ def test_gauges_are_of_those_that_live_and_readiness_is_that_of_the_worst(
     assert "caseload_watches" not in none.families
 
 
-def test_a_worker_that_is_started_again_counts_on_in_the_same_files(together: WorkersMetrics, address: str) -> None:
+def test_a_restarted_worker_continues_its_counters(together: WorkersMetrics, address: str) -> None:
     folder = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
     with worker(0):
         first = sorted(path.name for path in folder.iterdir())
@@ -78,7 +76,7 @@ def test_a_worker_that_is_started_again_counts_on_in_the_same_files(together: Wo
         assert sorted(path.name for path in folder.iterdir()) == first
 
 
-def test_the_folder_is_for_us_alone_and_goes_with_us() -> None:
+def test_the_metrics_folder_is_private_and_removed_at_exit() -> None:
     metrics = WorkersMetrics()
     folder = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700

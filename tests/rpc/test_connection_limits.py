@@ -81,7 +81,7 @@ def code_of(answer: Any) -> str:
     return str(caught.value.code().name)
 
 
-def test_a_message_may_have_a_mebibyte(client: Client) -> None:
+def test_a_message_may_have_at_most_one_mebibyte(client: Client) -> None:
     send: Any = client.channel.unary_unary("/caseload.v1.PatientService/GetPatient")
 
     def message(size: int) -> bytes:
@@ -98,7 +98,7 @@ def _varint(number: int) -> bytes:
     return bytes([number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80, number >> 14])
 
 
-def test_metadata_may_have_16_kib(client: Client) -> None:
+def test_metadata_may_have_at_most_16_kib(client: Client) -> None:
     def code(size: int) -> str:
         get = client.patients.GetPatient
         return code_of(
@@ -109,7 +109,7 @@ def test_metadata_may_have_16_kib(client: Client) -> None:
     assert code(MAX_METADATA_BYTES + 1) == "RESOURCE_EXHAUSTED"
 
 
-def test_calls_that_never_send_their_message_take_no_thread(tmp_path: Path) -> None:
+def test_calls_without_a_message_take_no_thread(tmp_path: Path) -> None:
     """Of either kind: more of them than there are threads keep no other call and no watch waiting."""
     with serving(tmp_path, threads=2, max_watches=2) as server, ApiDriver(server.address) as api:
         make: Any = api.channel.stream_unary
@@ -134,7 +134,7 @@ def never(enough: threading.Event) -> Iterator[bytes]:
     yield from ()
 
 
-def test_the_streams_of_a_connection_are_bounded(server: CaseloadServer) -> None:
+def test_the_streams_of_one_connection_are_limited(server: CaseloadServer) -> None:
     with Frames(server.address) as frames:
         kind, payload = frames.read()
     assert kind == SETTINGS
@@ -142,7 +142,7 @@ def test_the_streams_of_a_connection_are_bounded(server: CaseloadServer) -> None
     assert Config.max_watches < told[MAX_CONCURRENT_STREAMS] <= Config.max_watches + 1000
 
 
-def test_connections_are_bounded_and_one_that_ends_makes_room(tmp_path: Path) -> None:
+def test_connections_are_limited_and_a_closed_one_frees_its_slot(tmp_path: Path) -> None:
     with serving(tmp_path, max_connections=5) as server, ExitStack() as stack:
         held = [stack.enter_context(Frames(server.address)) for _ in range(5)]
         assert [frames.read()[0] for frames in held] == [SETTINGS] * 5
@@ -158,7 +158,7 @@ def is_taken(server: CaseloadServer) -> bool:
         return another.read()[0] == SETTINGS
 
 
-def test_connections_leave_files_for_the_database(tmp_path: Path) -> None:
+def test_connections_leave_file_descriptors_for_the_database(tmp_path: Path) -> None:
     few_files = ("bash", "-c", 'ulimit -n 600; exec "$0" "$@"', sys.executable, "-m", "caseload_server")
     with (
         ServerProcess(f"sqlite:///{tmp_path}/caseload.db", command=few_files) as server,
@@ -174,7 +174,7 @@ def test_connections_leave_files_for_the_database(tmp_path: Path) -> None:
         api.therapists("t2")
 
 
-def test_a_connection_that_says_nothing_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_connection_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert limits.HANDSHAKE_TIMEOUT_MS <= 20_000
     monkeypatch.setattr(limits, "HANDSHAKE_TIMEOUT_MS", 300)
     with serving(tmp_path) as server:
@@ -194,7 +194,7 @@ def pinged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Frames]:
         yield frames
 
 
-def test_pings_at_a_decent_pace_are_borne_without_a_call(pinged: Frames) -> None:
+def test_moderate_pings_are_accepted_without_a_call(pinged: Frames) -> None:
     for _ in range(10):
         pinged.ping()
         while (kind := pinged.read()[0]) != PING:
@@ -246,7 +246,7 @@ def overfill(place: Place) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-def test_no_text_and_no_list_of_a_request_is_without_a_bound(client: Client, method: MethodDescriptor) -> None:
+def test_every_text_and_list_of_a_request_has_a_limit(client: Client, method: MethodDescriptor) -> None:
     with ApiDriver(client.address) as api:
         api.therapists("t1", "t2")
         api.patients("p1")
@@ -268,7 +268,7 @@ def test_no_text_and_no_list_of_a_request_is_without_a_bound(client: Client, met
         }, place.path
 
 
-def test_two_thousand_calls_at_once_on_one_connection_are_all_answered(tmp_path: Path) -> None:
+def test_2000_concurrent_calls_on_one_connection_are_all_answered(tmp_path: Path) -> None:
     """An honest burst above what a connection may have open waits in the caller's library, and is not refused."""
     # However slow the machine: how many calls wait here, and how long, is another test's.
     with (

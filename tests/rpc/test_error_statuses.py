@@ -36,7 +36,7 @@ def faulty(database_url: str) -> Iterator[FaultyServer]:
 
 
 @pytest.mark.parametrize("way", TABLE)
-def test_a_reason_provoked_is_told_with_its_code_and_details_and_no_value(faulty: FaultyServer, way: str) -> None:
+def test_a_rejected_call_carries_its_code_reason_and_details_but_no_value(faulty: FaultyServer, way: str) -> None:
     assert_told(way, lambda: TABLE[way][0](faulty))
 
 
@@ -50,7 +50,7 @@ def comments_of_the_catalogue() -> dict[str, str]:
     return {reason: comment.replace("  // ", "").replace("\n", " ") for comment, reason in blocks}
 
 
-def test_every_reason_has_one_class_one_code_and_a_row_here() -> None:
+def test_every_reason_has_one_class_one_code_and_a_scenario() -> None:
     assert sorted(reasons_of_classes()) == sorted(CODES) == sorted(set(map(reason_of, ALL)))
 
 
@@ -61,7 +61,7 @@ def test_every_reason_is_in_the_catalogue_under_its_code() -> None:
     assert codes == {reason: said[reason].partition(".")[0] for reason in CODES}
 
 
-def test_what_the_catalogue_says_of_metadata_and_details_is_so() -> None:
+def test_the_catalogue_documents_metadata_and_details_of_each_reason() -> None:
     said_of = comments_of_the_catalogue()
     for reason in CODES:
         all_told = [told for way, told in ALL.items() if reason_of(way) == reason]
@@ -70,7 +70,7 @@ def test_what_the_catalogue_says_of_metadata_and_details_is_so() -> None:
         assert set(re.findall(r"google\.rpc\.(\w+)", said_of[reason])) == carried, reason
 
 
-def test_what_is_not_found_is_named(faulty: FaultyServer) -> None:
+def test_a_not_found_error_names_the_resource(faulty: FaultyServer) -> None:
     def named(call: Callable[..., object], *arguments: str) -> tuple[str, str]:
         info = refused(call, *arguments).details["ResourceInfo"]
         return info.resource_type, info.resource_name
@@ -84,7 +84,7 @@ def test_what_is_not_found_is_named(faulty: FaultyServer) -> None:
     assert named(faulty.api.transfer, "nobody", "t2") == ("caseload.v1.Therapist", "nobody")
 
 
-def test_metadata_tells_what_it_is_said_to(faulty: FaultyServer) -> None:
+def test_error_metadata_has_the_documented_values(faulty: FaultyServer) -> None:
     def metadata(way: str) -> dict[str, str]:
         return refused(TABLE[way][0], faulty).metadata
 
@@ -99,7 +99,7 @@ def test_reads_do_not_wait_for_a_writer(faulty: FaultyServer, database_url: str)
         assert faulty.patients.get("p1").patient_id == "p1"
 
 
-def test_a_write_whose_deadline_passed_while_it_waited_is_not_done(
+def test_a_write_whose_deadline_expires_in_the_queue_is_not_executed(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wait_for_locks(monkeypatch)
@@ -124,7 +124,7 @@ def test_a_write_whose_deadline_passed_while_it_waited_is_not_done(
     [(internal, "TherapistService/GetTherapist"), (internal_in_watch, "ChangeService/WatchChanges")],
     ids=["call", "stream"],
 )
-def test_a_defect_is_logged_with_type_and_place_and_never_its_text(
+def test_a_defect_is_logged_with_type_and_location_but_without_its_text(
     faulty: FaultyServer,
     capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
@@ -157,7 +157,7 @@ main()
 """
 
 
-def test_a_defect_is_one_line_of_the_log_of_a_real_process(tmp_path: Path) -> None:
+def test_a_server_process_logs_a_defect_on_one_line(tmp_path: Path) -> None:
     with ServerProcess(
         f"sqlite:///{tmp_path}/caseload.db", command=(sys.executable, "-c", DEFECTIVE_COMMAND)
     ) as process:
@@ -206,7 +206,7 @@ MANY: dict[str, Callable[[FaultyServer], object]] = {
 
 
 @pytest.mark.parametrize("case", MANY)
-def test_details_stay_under_4_kib(faulty: FaultyServer, case: str) -> None:
+def test_error_details_stay_under_4_kib(faulty: FaultyServer, case: str) -> None:
     faulty.therapists.create("t2")
     with pytest.raises(grpc.RpcError) as caught:
         MANY[case](faulty)
@@ -218,5 +218,5 @@ def test_details_stay_under_4_kib(faulty: FaultyServer, case: str) -> None:
     assert 500 < sent < 4096
 
 
-def test_a_hundred_missing_ids_are_counted_where_not_all_are_named(faulty: FaultyServer) -> None:
+def test_100_missing_ids_are_counted_even_when_not_all_are_named(faulty: FaultyServer) -> None:
     assert refused(MANY["missing ids"], faulty).metadata == {"missing": "100"}

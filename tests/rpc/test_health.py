@@ -32,7 +32,7 @@ def reflection_of(client: Client) -> Any:
 
 
 @pytest.mark.parametrize("name", ["", *SERVICES])
-def test_liveness_and_every_service_is_serving(client: Client, name: str) -> None:
+def test_liveness_and_every_service_report_serving(client: Client, name: str) -> None:
     answer = health_of(client).Check(health_pb2.HealthCheckRequest(service=name))
     assert answer.status == SERVING
 
@@ -43,7 +43,7 @@ def test_the_health_of_an_unknown_service_is_not_found(client: Client) -> None:
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
 
 
-def test_a_watch_sees_readiness_go_and_does_not_hold_up_the_stop(database_url: str) -> None:
+def test_a_health_watch_reports_not_serving_and_does_not_delay_the_stop(database_url: str) -> None:
     drain_seconds = 2.0  # in which a watch must have said what it was told to: that takes milliseconds
     server = build_server(Config("127.0.0.1:0", database_url, drain_seconds=drain_seconds, grace_seconds=NEVER_SECONDS))
     server.start()
@@ -62,7 +62,7 @@ def test_a_watch_sees_readiness_go_and_does_not_hold_up_the_stop(database_url: s
         assert list(seen) == [[NOT_SERVING]] * 4
 
 
-def test_a_stopped_server_leaves_no_thread_behind(new_database: NewDatabase) -> None:
+def test_a_stopped_server_leaves_no_threads(new_database: NewDatabase) -> None:
     before = threading.active_count()
     for _ in range(2):
         with new_database() as url:
@@ -82,7 +82,7 @@ def until_it_ends(watch: Any) -> list[int]:
     return seen
 
 
-def test_health_is_answered_while_more_watch_than_there_are_threads(client: Client) -> None:
+def test_health_is_answered_with_more_watches_than_threads(client: Client) -> None:
     stub = health_of(client)
     watches = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(Config.threads + 1)]
     assert [next(watch).status for watch in watches] == [SERVING] * len(watches)
@@ -101,7 +101,7 @@ def test_reflection_lists_the_services(client: Client) -> None:
 @pytest.mark.parametrize(
     "symbol", [*SERVICES, "caseload.v1.Therapist", "caseload.v1.ChangeSet", "google.rpc.ErrorInfo"]
 )
-def test_reflection_describes_what_callers_meet(client: Client, symbol: str) -> None:
+def test_reflection_describes_every_message_callers_use(client: Client, symbol: str) -> None:
     stub = reflection_of(client)
     request = reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol)
     [answer] = stub.ServerReflectionInfo(iter([request]))

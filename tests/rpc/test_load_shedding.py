@@ -34,7 +34,7 @@ NO_WINDOW = http2_frames.PREFACE + b"\0\0\6\4\0\0\0\0\0" + struct.pack(">HL", 4,
     ],
     ids=["no message", "no window"],
 )
-def test_a_health_watch_that_takes_nothing_stops_nobody(tmp_path: Path, sent: bytes) -> None:
+def test_a_stuck_health_watch_does_not_block_other_callers(tmp_path: Path, sent: bytes) -> None:
     with serving(tmp_path, grace_seconds=1) as server, grpc.insecure_channel(server.address) as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)
         watch = health.Watch(health_pb2.HealthCheckRequest())
@@ -60,7 +60,7 @@ def order(patient_id: str) -> bytes:
     return pb.CreatePatientRequest(patient_id=patient_id, patient=Patient(display_name="A")).SerializeToString()
 
 
-def test_what_was_given_up_while_it_waited_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_cancelled_in_the_queue_is_not_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wait_for_locks(monkeypatch)
     with serving(tmp_path, threads=1, queue_timeout_seconds=NEVER_SECONDS) as server, ApiDriver(server.address) as api:
         create: Any = api.channel.unary_unary("/caseload.v1.PatientService/CreatePatient")

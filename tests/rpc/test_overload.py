@@ -54,7 +54,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     wait_for_locks(monkeypatch)
 
 
-def test_the_inside_of_this_grpcio_is_known() -> None:
+def test_the_installed_grpcio_is_supported() -> None:
     """Else nothing would be turned away, and each start would only warn of it."""
     assert grpcio_supported()
 
@@ -85,7 +85,7 @@ def answered(calls: list[Any]) -> list[str]:
     return ends
 
 
-def test_who_finds_the_queue_full_is_turned_away_at_once_and_nothing_is_done(database_url: str) -> None:
+def test_a_call_that_meets_a_full_queue_is_shed_at_once(database_url: str) -> None:
     with (
         serving(
             database_url,
@@ -107,7 +107,7 @@ def test_who_finds_the_queue_full_is_turned_away_at_once_and_nothing_is_done(dat
         assert len(api.send("ListPatients").patients) == 5
 
 
-def test_no_call_waits_longer_than_the_bound_though_no_thread_is_free(database_url: str) -> None:
+def test_no_call_waits_longer_than_the_queue_timeout(database_url: str) -> None:
     """And once the first has waited half as long, nobody begins to wait."""
     clock, bound = FakeClock(), 0.5
     with timed(database_url, clock, threads=1, queue_timeout_seconds=bound) as server, ApiDriver(server.address) as api:
@@ -125,7 +125,7 @@ def test_no_call_waits_longer_than_the_bound_though_no_thread_is_free(database_u
         assert answered([first]) == ["OK"]
 
 
-def test_before_the_first_has_waited_half_the_bound_others_may_wait_too(database_url: str) -> None:
+def test_calls_are_queued_until_the_oldest_reaches_half_the_queue_timeout(database_url: str) -> None:
     clock, bound = FakeClock(), 0.5
     with timed(database_url, clock, threads=1, queue_timeout_seconds=bound) as server, ApiDriver(server.address) as api:
         with holding_the_lock(database_url):
@@ -150,7 +150,7 @@ def timed(database_url: str, clock: FakeClock, **settings: Any) -> Iterator[Case
         server.stop()
 
 
-def test_reads_go_on_while_writers_hold_every_thread_they_have(database_url: str) -> None:
+def test_reads_are_answered_while_writes_occupy_every_write_thread(database_url: str) -> None:
     with serving(database_url, threads=2, metrics_address="127.0.0.1:0") as server, ApiDriver(server.address) as api:
         api.therapists("t1")
         with holding_the_lock(database_url):
@@ -160,7 +160,7 @@ def test_reads_go_on_while_writers_hold_every_thread_they_have(database_url: str
         answered(writes)
 
 
-def test_how_many_run_and_wait_is_told(database_url: str) -> None:
+def test_metrics_report_running_and_queued_calls(database_url: str) -> None:
     with (
         serving(database_url, threads=2, queue_timeout_seconds=NEVER_SECONDS, metrics_address="127.0.0.1:0") as server,
         ApiDriver(server.address) as api,
@@ -174,7 +174,7 @@ def test_how_many_run_and_wait_is_told(database_url: str) -> None:
         until(address, lambda seen: seen("waiting") == seen("in_flight") == 0)
 
 
-def test_health_and_readiness_are_answered_while_calls_are_turned_away(database_url: str) -> None:
+def test_health_and_readiness_are_answered_while_calls_are_shed(database_url: str) -> None:
     with (
         serving(database_url, threads=1, max_queue_depth=2) as server,
         ApiDriver(server.address) as api,
@@ -193,7 +193,7 @@ def test_health_and_readiness_are_answered_while_calls_are_turned_away(database_
     assert {"OK", "RESOURCE_EXHAUSTED"} == set(codes)
 
 
-def test_a_flood_of_health_checks_has_every_one_answered(database_url: str) -> None:
+def test_every_check_in_a_flood_of_health_checks_is_answered(database_url: str) -> None:
     """Whoever asks, without a key too, must not make the server look dead."""
     with (
         serving(database_url, max_queue_depth=1) as server,
@@ -204,7 +204,7 @@ def test_a_flood_of_health_checks_has_every_one_answered(database_url: str) -> N
     assert set(codes) == {"OK"}
 
 
-def test_a_health_watch_too_many_has_a_line_in_the_access_log(database_url: str, tmp_path: Path) -> None:
+def test_a_health_watch_above_the_limit_is_in_the_access_log(database_url: str, tmp_path: Path) -> None:
     log = LogReader(tmp_path / "access.log")
     with serving(database_url, access_log=log.path) as server, ApiDriver(server.address) as api, ExitStack() as ending:
         stub: Any = health_pb2_grpc.HealthStub(api.channel)
@@ -220,7 +220,7 @@ def test_a_health_watch_too_many_has_a_line_in_the_access_log(database_url: str,
         ]
 
 
-def test_a_call_without_a_message_that_is_turned_away_stops_nobody(database_url: str) -> None:
+def test_shedding_a_call_without_a_message_does_not_block_other_callers(database_url: str) -> None:
     """The library's own way to its message waits for the very thread that turns calls away."""
     path = http2_frames.literal(b":path", b"/grpc.health.v1.Health/Watch")
     without_message = http2_frames.headers(
@@ -261,7 +261,7 @@ def flooding(call: Any) -> Iterator[list[str]]:
         join(*threads)
 
 
-def test_who_is_turned_away_has_a_line_in_the_access_log(database_url: str, tmp_path: Path) -> None:
+def test_a_shed_call_is_in_the_access_log(database_url: str, tmp_path: Path) -> None:
     log = LogReader(tmp_path / "access.log")
     with (
         serving(
@@ -289,7 +289,7 @@ def late_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("late_retries")
 @pytest.mark.parametrize("shipped", [False, True], ids=["grpc", "shipped client"])
-def test_the_retries_of_a_client_come_when_they_are_told_to(
+def test_clients_retry_after_the_delay_of_the_server(
     database_url: str,
     shipped: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
@@ -318,7 +318,7 @@ def test_the_retries_of_a_client_come_when_they_are_told_to(
         assert answered(calls) == ["OK"] * 3
 
 
-def test_the_retries_of_grpc_do_not_repeat_what_would_be_refused_again(database_url: str, tmp_path: Path) -> None:
+def test_grpc_does_not_retry_a_call_that_would_be_rejected_again(database_url: str, tmp_path: Path) -> None:
     log = LogReader(tmp_path / "access.log")
     with (
         serving(database_url, max_watches=1, access_log=log.path) as server,
@@ -333,7 +333,7 @@ def test_the_retries_of_grpc_do_not_repeat_what_would_be_refused_again(database_
         held.cancel()
 
 
-def test_reflection_streams_have_an_end(database_url: str) -> None:
+def test_reflection_streams_are_limited(database_url: str) -> None:
     stub: Any = reflection_pb2_grpc.ServerReflectionStub
     enough = threading.Event()
 

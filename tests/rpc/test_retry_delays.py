@@ -10,7 +10,7 @@ from tests.support.waiting import FakeClock
 
 
 @pytest.mark.parametrize("herd", [1, 100, 5000])
-def test_those_who_are_turned_away_together_do_not_come_again_together(herd: int) -> None:
+def test_calls_shed_together_get_different_retry_delays(herd: int) -> None:
     given = RetryDelays(FakeClock())
     times = sorted(given.next_seconds() for _ in range(herd))
     assert times[0] >= MIN_DELAY_SECONDS
@@ -20,7 +20,7 @@ def test_those_who_are_turned_away_together_do_not_come_again_together(herd: int
     assert in_any_second <= rounds / SPACING_SECONDS + 1
 
 
-def test_two_retries_lie_within_the_deadline_of_a_call() -> None:
+def test_two_retries_fit_into_the_deadline_of_a_call() -> None:
     """Even where a flood of others was given all the times there are: none is sent away for longer."""
     deadline = inspect.signature(connect).parameters["timeout"].default
     assert deadline > 2 * MAX_DELAY_SECONDS

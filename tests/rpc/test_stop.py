@@ -75,7 +75,7 @@ class SlowReader:
         self._socket.close()
 
 
-def test_an_answer_that_is_still_being_read_at_a_stop_arrives_whole(database_url: str) -> None:
+def test_a_response_still_being_read_at_a_stop_arrives_complete(database_url: str) -> None:
     server = build_server(Config("127.0.0.1:0", database_url, threads=4, drain_seconds=0, grace_seconds=NEVER_SECONDS))
     server.start()
     client = Client(server.address)
@@ -104,7 +104,7 @@ def patient_close(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("patient_close")
-def test_a_stop_ends_every_watch_with_shutting_down_and_does_not_wait_out_the_grace(database_url: str) -> None:
+def test_a_stop_ends_watches_with_shutting_down_before_the_grace_period_ends(database_url: str) -> None:
     with (
         serving(database_url, grace_seconds=NEVER_SECONDS) as server,
         ApiDriver(server.address) as api,
@@ -128,7 +128,7 @@ def stopped(server: CaseloadServer) -> None:
 
 
 @pytest.mark.usefixtures("patient_close")
-def test_a_stop_tells_a_watch_that_is_far_behind_too(database_url: str) -> None:
+def test_a_stop_ends_a_lagging_watch_with_shutting_down(database_url: str) -> None:
     with serving(database_url) as server, ApiDriver(server.address) as api:
         start = api.head()
         fill(server.store, sets=8, lines=3000)
@@ -144,7 +144,7 @@ def test_a_stop_tells_a_watch_that_is_far_behind_too(database_url: str) -> None:
         assert number(received[-1].through_revision) < head  # it was not let catch up first
 
 
-def test_a_stop_does_not_wait_for_a_reader_that_takes_nothing(database_url: str) -> None:
+def test_a_stop_does_not_wait_for_a_stuck_reader(database_url: str) -> None:
     with serving(database_url, grace_seconds=NEVER_SECONDS) as server, ApiDriver(server.address) as api:
         start = api.head()
         fill(server.store, sets=8, lines=3000)

@@ -21,7 +21,7 @@ def keys_file(tmp_path: Path) -> KeysFile:
     return KeysFile(tmp_path / "keys")
 
 
-def test_create_prints_a_token_and_a_line_that_makes_it_known(tmp_path: Path, keys_file: KeysFile) -> None:
+def test_keys_create_prints_a_token_and_its_keys_file_line(tmp_path: Path, keys_file: KeysFile) -> None:
     made = caseload(tmp_path, "key", "create", "--name", "billing", "--permission", "write", "--permission", "read")
     assert (made.returncode, made.stderr) == (0, "")
     token, line = made.stdout.splitlines()
@@ -33,7 +33,7 @@ def test_create_prints_a_token_and_a_line_that_makes_it_known(tmp_path: Path, ke
     assert api_keys.read_keys_file(keys_file.path).principal_by_token(token + "x") is None
 
 
-def test_no_two_keys_are_alike() -> None:
+def test_every_key_is_different() -> None:
     assert len({api_keys.generate_key("billing", ["read"]) for _ in range(100)}) == 100
 
 
@@ -49,13 +49,15 @@ def test_no_two_keys_are_alike() -> None:
         (("--name", "billing", "--permission", SECRET), "--permission"),
     ],
 )
-def test_create_refuses_what_could_not_be_read_again(tmp_path: Path, arguments: tuple[str, ...], setting: str) -> None:
+def test_keys_create_rejects_a_name_the_keys_file_cannot_hold(
+    tmp_path: Path, arguments: tuple[str, ...], setting: str
+) -> None:
     line = refusal(tmp_path, "key", "create", *arguments)
     assert line.startswith(f"{setting}: ")
     assert SECRET not in line
 
 
-def test_a_file_may_have_comments_certificates_and_two_keys_a_caller(keys_file: KeysFile) -> None:
+def test_a_keys_file_may_have_comments_certificates_and_two_keys_per_caller(keys_file: KeysFile) -> None:
     keys_file.append("# callers\n\nspiffe://example.org/reports read")
     first, second = keys_file.add("billing", "write"), keys_file.add("billing", "write")
     found = api_keys.read_keys_file(keys_file.path)
@@ -87,7 +89,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("line", BROKEN.values(), ids=BROKEN)
-def test_a_line_that_is_none_is_named_by_its_number(keys_file: KeysFile, line: str) -> None:
+def test_an_invalid_line_is_named_by_its_number(keys_file: KeysFile, line: str) -> None:
     keys_file.append(f"# one\n{line}")
     with pytest.raises(SettingError, match=r"^--keys-file: line 2: ") as caught:
         api_keys.read_keys_file(keys_file.path)
@@ -105,20 +107,20 @@ def test_a_line_that_is_none_is_named_by_its_number(keys_file: KeysFile, line: s
     ],
     ids=["one key for two", "two sets of permissions", "three keys", "too large"],
 )
-def test_lines_that_contradict_each_other_are_refused(keys_file: KeysFile, lines: str) -> None:
+def test_contradicting_lines_are_rejected(keys_file: KeysFile, lines: str) -> None:
     keys_file.append(lines)
     with pytest.raises(SettingError, match=r"^--keys-file: "):
         api_keys.read_keys_file(keys_file.path)
 
 
 @pytest.mark.parametrize("mode", [0o604, 0o602, 0o601, 0o620, 0o660, 0o610, 0o444])
-def test_a_file_that_others_can_read_or_write_is_refused(tmp_path: Path, keys_file: KeysFile, mode: int) -> None:
+def test_a_keys_file_that_others_can_read_or_write_is_rejected(tmp_path: Path, keys_file: KeysFile, mode: int) -> None:
     keys_file.add("billing")
     keys_file.path.chmod(mode)
     line = refusal(tmp_path, "serve", "--address", "127.0.0.1:0", "--database", "sqlite:///a.db", "--keys-file", "keys")
     assert line == "--keys-file: is accessible to other users: run chmod 600 or chmod 640 on it"
 
 
-def test_a_file_that_is_missing_is_refused(tmp_path: Path) -> None:
+def test_a_missing_keys_file_is_rejected(tmp_path: Path) -> None:
     line = refusal(tmp_path, "serve", "--address", "127.0.0.1:0", "--database", "sqlite:///a.db", "--keys-file", SECRET)
     assert line == "--keys-file: cannot be read"

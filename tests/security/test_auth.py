@@ -52,13 +52,13 @@ def reason(therapists: Any, metadata: Metadata) -> str:
     return found.reason
 
 
-def test_a_caller_with_a_key_is_let_in(therapists: Any, keys_file: KeysFile) -> None:
+def test_a_caller_with_a_key_is_authenticated(therapists: Any, keys_file: KeysFile) -> None:
     token = keys_file.add("billing")
     assert reason(therapists, bearer(token)) == "THERAPIST_NOT_FOUND"
     assert reason(therapists, (("authorization", f"bearer {token}"),)) == "THERAPIST_NOT_FOUND"
 
 
-def test_everyone_else_is_unauthenticated(therapists: Any, keys_file: KeysFile) -> None:
+def test_a_caller_without_a_valid_key_is_unauthenticated(therapists: Any, keys_file: KeysFile) -> None:
     token = keys_file.add("billing")
     keys_file.append("a-certificate read,write,audit")
     strangers = [
@@ -77,7 +77,7 @@ def test_everyone_else_is_unauthenticated(therapists: Any, keys_file: KeysFile) 
     assert [reason(therapists, metadata) for metadata in strangers] == ["UNAUTHENTICATED"] * len(strangers)
 
 
-def test_the_name_of_the_caller_is_on_record(server: CaseloadServer, therapists: Any, keys_file: KeysFile) -> None:
+def test_the_name_of_the_caller_is_stored(server: CaseloadServer, therapists: Any, keys_file: KeysFile) -> None:
     ann, bob = bearer(keys_file.add("ann")), bearer(keys_file.add("bob"))
     made = therapists.CreateTherapist(pb.CreateTherapistRequest(therapist=Therapist(display_name="A")), metadata=ann)
     therapists.DeleteTherapist(pb.DeleteTherapistRequest(therapist_id=made.therapist.therapist_id), metadata=bob)
@@ -86,7 +86,7 @@ def test_the_name_of_the_caller_is_on_record(server: CaseloadServer, therapists:
     assert [one.actor for one in log.change_sets] == ["ann", "bob"]
 
 
-def test_request_ids_of_two_callers_do_not_meet(therapists: Any, keys_file: KeysFile) -> None:
+def test_request_ids_are_separate_for_each_caller(therapists: Any, keys_file: KeysFile) -> None:
     request = pb.CreateTherapistRequest(
         therapist=Therapist(display_name="A"), request_id="0190a3c4-0000-7000-8000-000000000001"
     )
@@ -98,7 +98,7 @@ def test_request_ids_of_two_callers_do_not_meet(therapists: Any, keys_file: Keys
     assert len(ids) == 2
 
 
-def test_a_key_is_rotated_without_a_refused_call(therapists: Any, keys_file: KeysFile) -> None:
+def test_a_key_is_rotated_without_a_rejected_call(therapists: Any, keys_file: KeysFile) -> None:
     old = keys_file.add("billing")
     assert reason(therapists, bearer(old)) == "THERAPIST_NOT_FOUND"
     new = keys_file.add("billing")
@@ -109,7 +109,7 @@ def test_a_key_is_rotated_without_a_refused_call(therapists: Any, keys_file: Key
 
 
 @pytest.mark.parametrize("fault", ["content", "missing", "mode"])
-def test_a_broken_file_keeps_the_callers_there_were_and_is_logged_once(
+def test_an_invalid_keys_file_keeps_the_previous_callers_and_is_logged_once(
     therapists: Any, keys_file: KeysFile, fault: str
 ) -> None:
     token = keys_file.add("billing")
@@ -129,7 +129,7 @@ def test_a_broken_file_keeps_the_callers_there_were_and_is_logged_once(
     assert "do-not-repeat-me" not in str(logs)
 
 
-def test_a_file_that_changed_is_read_again_a_second_later_at_the_latest(tmp_path: Path) -> None:
+def test_a_changed_keys_file_is_reloaded_within_one_second(tmp_path: Path) -> None:
     assert file_reload.CHECK_INTERVAL_SECONDS <= 1
     clock, file = FakeClock(), tmp_path / "keys"
     file.write_text("old")
@@ -141,7 +141,7 @@ def test_a_file_that_changed_is_read_again_a_second_later_at_the_latest(tmp_path
     assert read.value() == "changed"
 
 
-def test_a_removed_key_is_refused(tmp_path: Path, keys_file: KeysFile) -> None:
+def test_a_removed_key_is_rejected(tmp_path: Path, keys_file: KeysFile) -> None:
     token = keys_file.add("billing")
     with serving(tmp_path, keys_file=keys_file.path) as server, grpc.insecure_channel(server.address) as channel:
         therapists = TherapistServiceStub(channel)
@@ -150,7 +150,7 @@ def test_a_removed_key_is_refused(tmp_path: Path, keys_file: KeysFile) -> None:
         eventually(lambda: reason(therapists, bearer(token)) == "UNAUTHENTICATED")
 
 
-def test_without_a_keys_file_everyone_on_loopback_is_local(tmp_path: Path) -> None:
+def test_without_a_keys_file_every_loopback_caller_is_local(tmp_path: Path) -> None:
     with serving(tmp_path) as server, grpc.insecure_channel(server.address) as channel:
         request = pb.CreateTherapistRequest(therapist=Therapist(display_name="A"))
         TherapistServiceStub(channel).CreateTherapist(request, metadata=bearer("whatever"))

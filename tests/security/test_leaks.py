@@ -153,7 +153,7 @@ def outputs(
 
 
 @pytest.mark.parametrize("outputs", [nothing], indirect=True, ids=[""])
-def test_no_output_holds_anything_private(outputs: dict[str, str]) -> None:
+def test_no_output_contains_private_values(outputs: dict[str, str]) -> None:
     assert found(outputs) == []
     assert outputs["stderr"].count('"event":"call"') > 500
     assert outputs["refusal"].count("INVALID_FIELD") > 300
@@ -163,7 +163,7 @@ def test_no_output_holds_anything_private(outputs: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("outputs", [crash_in_the_store], indirect=True, ids=[""])
-def test_none_does_where_the_store_crashes(outputs: dict[str, str]) -> None:
+def test_no_output_contains_private_values_when_the_store_crashes(outputs: dict[str, str]) -> None:
     assert found(outputs) == []
     assert outputs["refusal"].count("error_id") > 20
     assert outputs["stdout"].count("RuntimeError") > 20
@@ -184,7 +184,7 @@ main()
 """
 
 
-def test_a_process_shows_nothing_private_to_those_who_look_at_it(tmp_path: Path) -> None:
+def test_a_server_process_exposes_no_private_values(tmp_path: Path) -> None:
     """Its log and access log, its metrics, its arguments, and the names of its files."""
     folder = tmp_path / "data"
     folder.mkdir()

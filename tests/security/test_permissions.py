@@ -84,28 +84,26 @@ def outcome(server: CaseloadServer, method: str, metadata: Metadata, data: bytes
     return ""
 
 
-def test_the_server_has_the_methods_of_the_contract_and_of_the_library(server: CaseloadServer) -> None:
+def test_the_server_has_exactly_the_methods_of_the_contract_health_and_reflection(server: CaseloadServer) -> None:
     ours = {f"/{rpc.containing_service.full_name}/{name}" for name, rpc in RPCS.items()}
     assert set(registered(server)) == ours | FOREIGN.keys()
 
 
-def test_every_method_but_those_of_health_refuses_a_caller_it_does_not_know(server: CaseloadServer) -> None:
+def test_every_method_except_health_rejects_an_unknown_caller(server: CaseloadServer) -> None:
     for method in registered(server):
         for metadata in ((), bearer("unknown")):
             refused = outcome(server, method, metadata) == "UNAUTHENTICATED"
             assert refused == (needed(method) != PUBLIC), method
 
 
-def test_every_method_asks_for_its_one_permission_and_for_no_other(
-    server: CaseloadServer, tokens: dict[str, str]
-) -> None:
+def test_every_method_requires_exactly_its_own_permission(server: CaseloadServer, tokens: dict[str, str]) -> None:
     for method in registered(server):
         found = {one: outcome(server, method, bearer(token)) for one, token in tokens.items()}
         denied = {one for one, reason in found.items() if reason == "PERMISSION_DENIED"}
         assert denied == (set() if needed(method) == PUBLIC else {*PERMISSIONS} - {needed(method)}), method
 
 
-def test_the_permission_that_lacks_is_named(server: CaseloadServer, tokens: dict[str, str]) -> None:
+def test_a_denied_call_names_the_missing_permission(server: CaseloadServer, tokens: dict[str, str]) -> None:
     with grpc.insecure_channel(server.address) as channel:
         delete: Any = channel.unary_unary("/caseload.v1.PatientService/DeletePatient")
         with pytest.raises(grpc.RpcError) as caught:
@@ -114,14 +112,14 @@ def test_the_permission_that_lacks_is_named(server: CaseloadServer, tokens: dict
     assert (found.code, found.metadata) == (grpc.StatusCode.PERMISSION_DENIED, {"permission": "write"})
 
 
-def test_permission_is_looked_at_before_anything_of_the_request(server: CaseloadServer, tokens: dict[str, str]) -> None:
+def test_the_permission_is_checked_before_the_request(server: CaseloadServer, tokens: dict[str, str]) -> None:
     garbage, delete = b"\xff\xff", "/caseload.v1.PatientService/DeletePatient"
     assert outcome(server, delete, (), garbage) == "UNAUTHENTICATED"
     assert outcome(server, delete, bearer(tokens["audit"]), garbage) == "PERMISSION_DENIED"
     assert outcome(server, delete, bearer(tokens["write"]), garbage) == "INVALID_FIELD"
 
 
-def test_permission_is_looked_at_before_a_replay(tmp_path: Path) -> None:
+def test_the_permission_is_checked_before_a_replay(tmp_path: Path) -> None:
     """A caller whose permission was taken away does not get an old answer again."""
     keys_file = KeysFile(tmp_path / "keys")
     token = keys_file.add("billing", "write")
@@ -139,7 +137,7 @@ def creation() -> bytes:
     return pb.CreateTherapistRequest(therapist=Therapist(display_name="A"), request_id=request_id).SerializeToString()
 
 
-def test_a_method_that_no_rule_covers_is_for_nobody() -> None:
+def test_a_method_without_a_rule_is_denied_to_every_caller() -> None:
     """A service that someone adds and forgets about: not even `local` may call it."""
     file = descriptor_pb2.FileDescriptorProto(name="planted.proto", package="planted", syntax="proto3")
     file.message_type.add(name="Empty")
@@ -169,7 +167,7 @@ def test_a_method_that_no_rule_covers_is_for_nobody() -> None:
     assert called == []
 
 
-def test_the_walk_would_find_a_method_that_is_let_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_test_detects_a_method_without_a_permission_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auth, "_SERVICE_PERMISSIONS", {"caseload.v1.ChangeService": PUBLIC})
     with serving(tmp_path, keys_file=KeysFile(tmp_path / "keys").path) as server:
         assert outcome(server, "/caseload.v1.ChangeService/ListChanges", ()) == ""

@@ -118,7 +118,7 @@ def reason(opened: grpc.Channel, metadata: Metadata | None = None) -> str:
     return refusal(caught.value).reason
 
 
-def test_a_caller_with_a_key_is_let_in_over_tls(server: CaseloadServer, files: Files) -> None:
+def test_a_caller_with_a_key_is_authenticated_over_tls(server: CaseloadServer, files: Files) -> None:
     token = files.keys.add("billing")
     assert reason(channel(server, files), bearer(token)) == "THERAPIST_NOT_FOUND"
     assert reason(channel(server, files)) == "UNAUTHENTICATED"
@@ -126,7 +126,7 @@ def test_a_caller_with_a_key_is_let_in_over_tls(server: CaseloadServer, files: F
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_tls_1_2_and_1_3_are_spoken(server: CaseloadServer, files: Files, version: ssl.TLSVersion) -> None:
+def test_tls_1_2_and_1_3_are_accepted(server: CaseloadServer, files: Files, version: ssl.TLSVersion) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(cadata=files.authority.cert_pem.bytes().decode())
     context.set_alpn_protocols(["h2"])
@@ -144,7 +144,7 @@ HANDSHAKE = b"\x16"
 @pytest.mark.parametrize(
     ("version", "continues"), [(b"\3\1", False), (b"\3\2", False), (b"\3\3", True)], ids=["1.0", "1.1", "1.2"]
 )
-def test_no_tls_before_1_2_is_spoken(server: CaseloadServer, version: bytes, *, continues: bool) -> None:
+def test_tls_versions_before_1_2_are_rejected(server: CaseloadServer, version: bytes, *, continues: bool) -> None:
     """The client's own OpenSSL may refuse to speak the old versions, so the bytes are sent as they are."""
     host, port = server.address.split(":")
     with socket.create_connection((host, int(port)), timeout=10) as plain:
@@ -195,13 +195,13 @@ def test_a_certificate_names_its_caller(mutual: CaseloadServer, files: Files) ->
         assert reason(channel(mutual, files, certificates[name])) == "THERAPIST_NOT_FOUND"
 
 
-def test_a_name_that_comes_later_in_a_certificate_does_not_count(mutual: CaseloadServer, files: Files) -> None:
+def test_only_the_first_name_of_a_certificate_counts(mutual: CaseloadServer, files: Files) -> None:
     files.keys.append("second.example.org read\ncommon read")
     certificate = files.authority.issue_cert("first.example.org", "second.example.org", common_name="common")
     assert reason(channel(mutual, files, certificate)) == "UNAUTHENTICATED"
 
 
-def test_a_key_decides_where_one_is_sent(mutual: CaseloadServer, files: Files) -> None:
+def test_a_key_takes_precedence_over_a_certificate(mutual: CaseloadServer, files: Files) -> None:
     files.keys.append("a.example.org read")
     certificate = files.authority.issue_cert("a.example.org")
     writer = files.keys.add("writer", "write")
@@ -210,7 +210,7 @@ def test_a_key_decides_where_one_is_sent(mutual: CaseloadServer, files: Files) -
     assert reason(channel(mutual, files, certificate), bearer("unknown")) == "UNAUTHENTICATED"
 
 
-def test_without_a_certificate_of_the_authority_there_is_no_connection(mutual: CaseloadServer, files: Files) -> None:
+def test_a_connection_requires_a_certificate_of_the_authority(mutual: CaseloadServer, files: Files) -> None:
     token = files.keys.add("billing")
     files.keys.append("a.example.org read")
     of_another = trustme.CA().issue_cert("a.example.org")
@@ -258,7 +258,9 @@ def test_certificates_are_renewed_without_a_restart_or_a_failed_call(server: Cas
 
 
 @pytest.mark.parametrize("broken", ["cert", "key", "pair", "missing"])
-def test_a_broken_pair_keeps_the_old_one_and_is_logged_once(server: CaseloadServer, files: Files, broken: str) -> None:
+def test_an_invalid_certificate_pair_keeps_the_old_one_and_is_logged_once(
+    server: CaseloadServer, files: Files, broken: str
+) -> None:
     before = shown(server)
     other = trustme.CA().issue_cert("127.0.0.1")
     with capture_logs() as logs:
@@ -280,7 +282,7 @@ def test_a_broken_pair_keeps_the_old_one_and_is_logged_once(server: CaseloadServ
     assert shown(server).split() == made.decode().split()
 
 
-def test_the_authority_of_callers_changes_without_a_restart(mutual: CaseloadServer, files: Files) -> None:
+def test_the_client_authority_changes_without_a_restart(mutual: CaseloadServer, files: Files) -> None:
     files.keys.append("a.example.org read")
     other = trustme.CA()
     theirs = other.issue_cert("a.example.org")
@@ -293,14 +295,14 @@ def test_the_authority_of_callers_changes_without_a_restart(mutual: CaseloadServ
 # --- the settings ---
 
 
-def test_health_needs_no_credentials(server: CaseloadServer, files: Files) -> None:
+def test_health_requires_no_credentials(server: CaseloadServer, files: Files) -> None:
     with channel(server, files) as opened:
         health: Any = health_pb2_grpc.HealthStub(opened)
         answer = health.Check(health_pb2.HealthCheckRequest(), timeout=10)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
-def test_beyond_loopback_it_starts_with_tls_and_keys(tmp_path: Path, files: Files) -> None:
+def test_a_server_beyond_loopback_starts_with_tls_and_keys(tmp_path: Path, files: Files) -> None:
     secure = ("--tls-cert", str(files.cert), "--tls-key", str(files.key), "--keys-file", str(files.keys.path))
     with ServerProcess(f"sqlite:///{tmp_path}/caseload.db", "--address", "0.0.0.0:0", *secure) as server:
         code, log = server.stop()
@@ -309,7 +311,7 @@ def test_beyond_loopback_it_starts_with_tls_and_keys(tmp_path: Path, files: File
 
 
 @pytest.mark.parametrize("given", [("tls",), ("keys",), ()])
-def test_beyond_loopback_it_does_not_start_with_less(tmp_path: Path, files: Files, given: tuple[str, ...]) -> None:
+def test_a_server_beyond_loopback_requires_tls_and_keys(tmp_path: Path, files: Files, given: tuple[str, ...]) -> None:
     has = {
         "tls": ("--tls-cert", str(files.cert), "--tls-key", str(files.key)),
         "keys": ("--keys-file", str(files.keys.path)),
@@ -325,12 +327,12 @@ def test_beyond_loopback_it_does_not_start_with_less(tmp_path: Path, files: File
 
 
 @pytest.mark.parametrize("flag", ["--tls-cert", "--tls-key", "--tls-client-ca"])
-def test_what_makes_no_whole_is_refused(tmp_path: Path, files: Files, flag: str) -> None:
+def test_incomplete_tls_settings_are_rejected(tmp_path: Path, files: Files, flag: str) -> None:
     serve = ("serve", "--address", "127.0.0.1:0", "--database", "sqlite:///a.db")
     assert start_refused(tmp_path, *serve, flag, str(files.cert)).startswith(f"{flag}: needs ")
 
 
-def test_client_certificates_need_a_list_of_callers(tmp_path: Path, files: Files) -> None:
+def test_client_certificates_require_a_keys_file(tmp_path: Path, files: Files) -> None:
     serve = ("serve", "--address", "127.0.0.1:0", "--database", "sqlite:///a.db", "--tls-cert", str(files.cert))
     line = start_refused(tmp_path, *serve, "--tls-key", str(files.key), "--tls-client-ca", str(files.client_ca))
     assert line.startswith("--tls-client-ca: needs --keys-file")
@@ -338,9 +340,7 @@ def test_client_certificates_need_a_list_of_callers(tmp_path: Path, files: Files
 
 @pytest.mark.parametrize("flag", ["--tls-cert", "--tls-key", "--tls-client-ca"])
 @pytest.mark.parametrize("content", [None, b"do-not-repeat-me"], ids=["missing", "no PEM"])
-def test_files_that_are_no_certificates_are_refused(
-    tmp_path: Path, files: Files, flag: str, content: bytes | None
-) -> None:
+def test_invalid_certificate_files_are_rejected(tmp_path: Path, files: Files, flag: str, content: bytes | None) -> None:
     flags = {"--tls-cert": files.cert, "--tls-key": files.key, "--tls-client-ca": files.client_ca}
     if content is None:
         flags[flag].unlink()

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
     [("", 0, "1 passed, 3 skipped"), ("true", 1, "1 failed, 1 passed, 2 errors")],
     ids=["elsewhere", "in CI"],
 )
-def test_a_skip_fails_the_run_in_ci_only(tmp_path: Path, ci: str, exit_code: int, summary: str) -> None:
+def test_a_skip_fails_only_a_ci_run(tmp_path: Path, ci: str, exit_code: int, summary: str) -> None:
     (tmp_path / "pytest.ini").write_text("[pytest]")
     (tmp_path / "test_passes.py").write_text("def test_it(): pass")
     (tmp_path / "test_says_skip.py").write_text("import pytest\ndef test_it(): pytest.skip('no tool')")

@@ -19,7 +19,7 @@ def pytest_runtest_logreport():
 
 
 @pytest.mark.parametrize(("statement", "shown"), [("assert True", False), ("assert False", True)])
-def test_stray_output_shows_where_the_run_fails(tmp_path: Path, statement: str, *, shown: bool) -> None:
+def test_stray_output_is_shown_when_the_run_fails(tmp_path: Path, statement: str, *, shown: bool) -> None:
     (tmp_path / "pytest.ini").write_text("[pytest]")
     (tmp_path / "conftest.py").write_text(WRITING)
     (tmp_path / "test_it.py").write_text(f"def test_it(): {statement}")

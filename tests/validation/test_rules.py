@@ -40,7 +40,7 @@ def takes(rule: Rule, value: Any) -> bool:
 @example("e\u0301")
 @example("\u00a0Ann\u2003")
 @example("\u212b")
-def test_text_is_trimmed_and_composed_and_a_second_time_changes_nothing(value: str) -> None:
+def test_text_normalization_trims_composes_and_is_idempotent(value: str) -> None:
     stored, wrong = judged(rules.text(0, 250), value)
     assume(not wrong)
     assert stored == stored.strip() == unicodedata.normalize("NFC", stored)
@@ -51,18 +51,18 @@ def test_text_is_trimmed_and_composed_and_a_second_time_changes_nothing(value: s
 @given(printable, st.sampled_from(CONTROL), printable)
 @example("Ann", "\n", "")
 @example("", "\t", "Ann")
-def test_text_with_a_control_character_is_refused_wherever_it_stands(before: str, control: str, after: str) -> None:
+def test_a_control_character_anywhere_in_a_text_is_rejected(before: str, control: str, after: str) -> None:
     for rule in (rules.text(0, 1000), rules.display_name, rules.email, rules.phone_number, rules.code):
         assert not takes(rule, before + control + after)
 
 
 @pytest.mark.parametrize("control", CONTROL, ids=lambda control: f"U+{ord(control):04X}")
-def test_every_control_character_is_refused(control: str) -> None:
+def test_every_control_character_is_rejected(control: str) -> None:
     assert not takes(rules.display_name, f"Ann{control}Lee")
 
 
 @pytest.mark.parametrize("kept", ["Ann\u200dLee", "O\u2019Neill", "李小龍", "Ann 🌱", "\u05d0\u05b8", "X"])
-def test_other_characters_of_names_are_kept(kept: str) -> None:
+def test_other_characters_of_names_are_preserved(kept: str) -> None:
     assert judged(rules.display_name, kept) == (kept, [])
 
 
@@ -74,18 +74,18 @@ def test_other_characters_of_names_are_kept(kept: str) -> None:
 @example("\u034f")
 @example("\u180e")
 @example("\U000e0041")
-def test_a_name_with_nothing_to_see_is_refused(blank: str) -> None:
+def test_a_name_without_visible_characters_is_rejected(blank: str) -> None:
     assert not takes(rules.display_name, blank)
     assert not takes(rules.identifier, pb.Identifier(system="urn:x", value=blank))
 
 
 @given(st.integers(0, 210), st.sampled_from(["x", "ü", "🌱", "e\u0301"]))
-def test_lengths_are_in_characters_after_composition(count: int, character: str) -> None:
+def test_lengths_count_characters_after_composition(count: int, character: str) -> None:
     assert takes(rules.display_name, character * count) == (1 <= count <= 200)
     assert takes(rules.display_name, f"  {character * count}  ") == (1 <= count <= 200)
 
 
-def test_a_text_of_millions_of_characters_is_refused_before_work_is_spent_on_it() -> None:
+def test_a_text_of_millions_of_characters_is_rejected_before_normalization() -> None:
     assert judged(rules.display_name, "\u0958" * 1_000_000) == ("", [("path", "must have at most 200 characters")])
 
 
@@ -96,7 +96,7 @@ def test_a_text_of_millions_of_characters_is_refused_before_work_is_spent_on_it(
 @example("a\n")
 @example("é")
 @example("٣")
-def test_ids_are_1_to_63_of_the_pattern(value: str) -> None:
+def test_ids_match_the_pattern_and_have_1_to_63_characters(value: str) -> None:
     good = re.fullmatch(r"[a-z0-9][a-z0-9-]*", value, re.ASCII) is not None and len(value) <= 63
     assert takes(rules.record_id, value) == good
     assert takes(rules.optional_id, value) == (good or not value)
@@ -107,7 +107,7 @@ def test_ids_are_1_to_63_of_the_pattern(value: str) -> None:
 @example("0190a3c4000070008000000000000001")
 @example("{0190a3c4-0000-7000-8000-000000000001}")
 @example("0190a3c4-0000-7000-8000-000000000001\n")
-def test_a_request_id_is_a_uuid_in_its_usual_form(value: str) -> None:
+def test_a_request_id_is_a_uuid_in_canonical_form(value: str) -> None:
     shape = [len(part) for part in value.split("-")]
     good = shape == [8, 4, 4, 4, 12] and set(value) <= set("0123456789abcdefABCDEF-")
     assert takes(rules.request_id, value) == (good or not value)
@@ -117,14 +117,14 @@ def test_a_request_id_is_a_uuid_in_its_usual_form(value: str) -> None:
 @pytest.mark.parametrize(
     "value", ["", "a@b", "ann.lee+x@example.org", "ünal@bücher.example", f"a@{'b' * 252}", " a@b "]
 )
-def test_an_email_that_will_do(value: str) -> None:
+def test_a_valid_email_is_accepted(value: str) -> None:
     assert judged(rules.email, value) == (value.strip(), [])
 
 
 @pytest.mark.parametrize(
     "value", ["a", "@", "a@", "@b", "a@b@c", "a b@c", "a@b c", "a@b\u2003c", "a@\u00a0", f"a@{'b' * 253}"]
 )
-def test_an_email_that_will_not_do(value: str) -> None:
+def test_an_invalid_email_is_rejected(value: str) -> None:
     assert not takes(rules.email, value)
 
 
@@ -159,14 +159,14 @@ def test_a_system_is_a_uri() -> None:
 @pytest.mark.parametrize(
     "system", ["", " ", "\u2003", "mrn", ":x", "urn:", "1a:b", "urn:a b", "urn:\u00fc", "urn:" + "x" * 197]
 )
-def test_a_system_that_is_no_uri_is_refused(system: str) -> None:
+def test_a_system_that_is_not_a_uri_is_rejected(system: str) -> None:
     _, wrong = judged(rules.identifier, pb.Identifier(system=system, value="1"))
     assert {path for path, _ in wrong} == {"path.system"}
 
 
 @given(st.integers(0, 9_999_999_999).map(lambda number: f"{number:010}"))
 @example(NPI)
-def test_an_npi_has_one_right_check_digit(number: str) -> None:
+def test_an_npi_has_exactly_one_valid_check_digit(number: str) -> None:
     right = [digit for digit in "0123456789" if takes_npi(number[:9] + digit)]
     assert len(right) == 1
     assert takes_npi(number) == (number[9] == right[0])
@@ -176,7 +176,7 @@ def takes_npi(value: str) -> bool:
     return takes(rules.identifier, pb.Identifier(system=rules.NPI_SYSTEM, value=value))
 
 
-def test_the_known_npi_is_right_and_its_neighbours_are_wrong() -> None:
+def test_the_example_npi_is_valid_and_similar_numbers_are_not() -> None:
     assert takes_npi(NPI)
     wrong = [f"{NPI[:n]}{(int(old) + 1) % 10}{NPI[n + 1 :]}" for n, old in enumerate(NPI)]
     wrong += [NPI[:9], NPI + "0", "", "٣" * 10, f"{NPI[0]} {NPI[1:]}", "1243567893"]
@@ -184,14 +184,14 @@ def test_the_known_npi_is_right_and_its_neighbours_are_wrong() -> None:
     assert takes(rules.identifier, pb.Identifier(system="urn:example:npi", value="1234567890"))
 
 
-def test_doubles_are_found_after_normalisation_and_named_by_index() -> None:
+def test_duplicates_are_found_after_normalization_and_named_by_index() -> None:
     twice = [pb.Identifier(system="urn:x", value=value) for value in ("e\u0301", "2", "\u00e9 ")]
     assert judged(rules.identifiers, twice)[1] == [("path[2]", "must not repeat an earlier entry")]
     assert [path for path, _ in judged(rules.specialties, ["hip", "knee", " hip", "hip"])[1]] == ["path[2]", "path[3]"]
 
 
 @given(st.lists(st.sampled_from(["hip", "Knee", "", " "]), max_size=25))
-def test_a_bad_entry_of_a_list_is_named_by_its_index(values: list[str]) -> None:
+def test_an_invalid_list_entry_is_named_by_its_index(values: list[str]) -> None:
     _, wrong = judged(rules.specialties, values)
     bad = {f"path[{n}]" for n, value in enumerate(values) if value != "hip"}
     doubles = len(values) > 20 or (not bad and values.count("hip") > 1)
@@ -200,7 +200,7 @@ def test_a_bad_entry_of_a_list_is_named_by_its_index(values: list[str]) -> None:
 
 
 @given(st.dictionaries(st.text(max_size=3), st.text(max_size=3), max_size=5))
-def test_annotations_are_kept_or_named_by_index_and_never_by_key(entries: dict[str, str]) -> None:
+def test_annotations_are_accepted_or_named_by_index_and_never_by_key(entries: dict[str, str]) -> None:
     stored, wrong = judged(rules.annotations, entries)
     for path, description in wrong:
         assert re.fullmatch(r"path\[[0-4]\]\.(key|value)", path)
@@ -209,7 +209,7 @@ def test_annotations_are_kept_or_named_by_index_and_never_by_key(entries: dict[s
         assert len(json.loads(stored)) == len(entries)
 
 
-def test_annotations_that_fall_together_are_refused() -> None:
+def test_annotation_keys_equal_after_normalization_are_rejected() -> None:
     _, wrong = judged(rules.annotations, {"a": "1", "a ": "2", "b": "3"})
     assert wrong == [("path[1].key", "must not repeat an earlier key")]
 
@@ -227,7 +227,7 @@ def test_annotations_that_fall_together_are_refused() -> None:
         ({str(n): "" for n in range(33)}, "path"),
     ],
 )
-def test_bounds_of_annotations(entries: dict[str, str], path: str | None) -> None:
+def test_annotations_have_limits(entries: dict[str, str], path: str | None) -> None:
     assert [place for place, _ in judged(rules.annotations, entries)[1]] == ([path] if path else [])
 
 
@@ -239,7 +239,7 @@ def test_bounds_of_annotations(entries: dict[str, str], path: str | None) -> Non
 @example(1980, 0, 0)
 @example(1980, 5, 0)
 @example(0, 5, 5)
-def test_a_birth_date_is_a_whole_date_that_exists(year: int, month: int, day: int) -> None:
+def test_a_birth_date_is_a_complete_date_that_exists(year: int, month: int, day: int) -> None:
     stored, wrong = judged(rules.birth_date(T0 * 1_000_000), Date(year=year, month=month, day=day))
     try:
         date = datetime.date(year, month, day)
@@ -251,7 +251,7 @@ def test_a_birth_date_is_a_whole_date_that_exists(year: int, month: int, day: in
 
 
 @pytest.mark.parametrize(("hour", "day", "allowed"), [(9, 1, True), (9, 2, False), (10, 2, True), (10, 3, False)])
-def test_no_one_is_born_after_today_anywhere_on_earth(hour: int, day: int, *, allowed: bool) -> None:
+def test_a_birth_date_after_today_in_every_time_zone_is_rejected(hour: int, day: int, *, allowed: bool) -> None:
     """The eastmost clocks are 14 hours ahead: at 10:00 UTC on the 1st it is the 2nd there."""
     now = datetime.datetime(2024, 3, 1, hour, tzinfo=datetime.UTC)
     rule = rules.birth_date(int(now.timestamp()) * 1_000_000)
@@ -266,7 +266,7 @@ def test_no_one_is_born_after_today_anywhere_on_earth(hour: int, day: int, *, al
 @example(0, 1_000_000_000)
 @example(0, -1)
 @example(-1, 999_999_999)
-def test_a_time_is_cut_to_microseconds_and_lies_in_the_years_1_to_9999(seconds: int, nanos: int) -> None:
+def test_a_time_is_truncated_to_microseconds_and_lies_in_the_years_1_to_9999(seconds: int, nanos: int) -> None:
     request = therapist_service_pb2.AssignPatientRequest(start_time=Timestamp(seconds=seconds, nanos=nanos))
     violations = ValidationErrors()
     at_us = rules.timestamp_us(request, "start_time", violations, 2**62, "too late")

@@ -54,7 +54,7 @@ def test_postgres_does_not_run_as_root(cluster: Cluster) -> None:
     assert Path(f"/proc/{cluster.pid}").stat().st_uid != 0
 
 
-def test_it_listens_on_loopback_and_nowhere_else(cluster: Cluster) -> None:
+def test_the_cluster_listens_only_on_loopback(cluster: Cluster) -> None:
     sockets = {str(entry.readlink()) for entry in Path(f"/proc/{cluster.pid}/fd").iterdir()}
     inodes = {name.removeprefix("socket:[").removesuffix("]") for name in sockets if name.startswith("socket:")}
     listening = []
@@ -64,14 +64,14 @@ def test_it_listens_on_loopback_and_nowhere_else(cluster: Cluster) -> None:
     assert listening == [f"0100007F:{cluster.port:04X}"]
 
 
-def test_its_order_is_not_that_of_bytes(cluster: Cluster) -> None:
+def test_the_cluster_does_not_sort_by_bytes(cluster: Cluster) -> None:
     """So that a column of ours without COLLATE "C" shows."""
     with cluster.connect() as connection:
         assert connection.execute("SELECT 'a' < 'B'").fetchone() == (True,)
 
 
 @pytest.mark.parametrize("end", [Cluster.stop, Cluster.kill], ids=["stopped", "killed"])
-def test_nothing_of_it_is_left(end: Callable[[Cluster], None]) -> None:
+def test_a_stopped_cluster_leaves_nothing_behind(end: Callable[[Cluster], None]) -> None:
     with Cluster(QUICK) as cluster:
         folder, pids = cluster.folder, [cluster.pid, *cluster.children()]
         mapped = [line.split() for line in Path(f"/proc/{cluster.pid}/maps").read_text().splitlines()]
@@ -98,7 +98,7 @@ def is_running(pid: int) -> bool:
     return "State:\tZ" not in status  # one that nobody has waited for
 
 
-def test_a_standby_has_what_was_acknowledged_and_takes_over() -> None:
+def test_a_promoted_standby_has_every_acknowledged_commit() -> None:
     with Cluster(SAFE) as primary, Cluster(SAFE, primary) as standby:
         primary.replicate_synchronously()
         url = primary.create_database("given")
@@ -112,7 +112,7 @@ def test_a_standby_has_what_was_acknowledged_and_takes_over() -> None:
         assert rows(standby.url("given")) == (2, 1)
 
 
-def test_a_database_is_lent_empty_and_is_a_store_of_its_own(databases: Databases) -> None:
+def test_every_database_is_empty_and_a_store_of_its_own(databases: Databases) -> None:
     stores = set()
     for _ in range(3):
         with databases.lend() as url, databases.lend() as other:
@@ -126,7 +126,7 @@ def test_a_database_is_lent_empty_and_is_a_store_of_its_own(databases: Databases
     assert len(stores) == 6
 
 
-def test_a_database_that_someone_stays_connected_to_is_not_lent_again(databases: Databases) -> None:
+def test_a_database_with_an_open_connection_is_not_reused(databases: Databases) -> None:
     with databases.lend() as url:
         stays = psycopg.connect(url)
     with databases.lend() as next_url:
@@ -136,7 +136,7 @@ def test_a_database_that_someone_stays_connected_to_is_not_lent_again(databases:
     stays.close()
 
 
-def test_a_database_with_another_schema_is_not_lent_again(databases: Databases) -> None:
+def test_a_database_with_a_changed_schema_is_not_reused(databases: Databases) -> None:
     with databases.lend() as url, psycopg.connect(url) as connection:
         connection.execute("ALTER TABLE child ADD COLUMN another INT")
     with databases.lend() as next_url:
@@ -146,7 +146,7 @@ def test_a_database_with_another_schema_is_not_lent_again(databases: Databases) 
 @pytest.mark.parametrize(
     ("version", "fits"), [("9.6.24", False), ("14.18 (Debian)", False), ("15.13", True), ("18beta1", True)]
 )
-def test_an_older_postgres_is_none(
+def test_an_older_postgres_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, *, fits: bool
 ) -> None:
     for name in ("initdb", "postgres"):
@@ -178,7 +178,7 @@ def test_that_makes_one():
 """
 
 
-def test_without_postgres_tests_are_skipped_and_say_how_to_get_it(tmp_path: Path) -> None:
+def test_without_postgres_tests_are_skipped_with_install_instructions(tmp_path: Path) -> None:
     (tmp_path / "pytest.ini").write_text("[pytest]")
     (tmp_path / "test_it.py").write_text(WITHOUT)
     environment = {name: value for name, value in os.environ.items() if name != "CASELOAD_TEST_POSTGRES_URL"}
