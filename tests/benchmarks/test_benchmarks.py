@@ -42,7 +42,7 @@ def titles(text: str) -> list[str]:
 
 @needs_bench
 @needs_h2load
-def test_the_smoke_run_prints_the_rows_of_the_document_and_leaves_it_alone() -> None:
+def test_the_smoke_run_prints_the_documents_rows_without_writing_the_document() -> None:
     before, others = DOCUMENT.read_bytes(), set(ROOT.glob("data/bench-*"))
     smoke = run("--smoke")
     assert smoke.returncode == 0, smoke.stderr
@@ -53,14 +53,14 @@ def test_the_smoke_run_prints_the_rows_of_the_document_and_leaves_it_alone() -> 
     assert set(ROOT.glob("data/bench-*")) <= others
 
 
-def test_without_h2load_one_line_names_the_package(tmp_path: Path) -> None:
+def test_a_missing_h2load_is_reported_with_its_package(tmp_path: Path) -> None:
     refused = run(PATH=str(tmp_path))
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr == "h2load is missing: apt-get install nghttp2-client\n"
 
 
 @needs_h2load
-def test_refused_calls_are_no_measurement(tmp_path: Path) -> None:
+def test_rejected_calls_fail_the_measurement(tmp_path: Path) -> None:
     from benchmarks import servers
     from benchmarks.load import Call, Callers, Load, LoadFailed
 
@@ -74,7 +74,7 @@ def test_refused_calls_are_no_measurement(tmp_path: Path) -> None:
 
 
 @needs_h2load
-def test_a_server_that_is_gone_is_no_measurement(tmp_path: Path) -> None:
+def test_a_stopped_server_fails_the_measurement(tmp_path: Path) -> None:
     from benchmarks import servers
     from benchmarks.load import Call, Callers, Load, LoadFailed
 
@@ -117,7 +117,7 @@ def test_a_missed_target_is_marked_in_the_table() -> None:
 
 
 @needs_bench
-def test_the_plot_of_the_same_figures_is_the_same_file_and_tells_nothing_of_its_maker(tmp_path: Path) -> None:
+def test_the_plot_is_reproducible_and_names_neither_its_creator_nor_a_path(tmp_path: Path) -> None:
     from benchmarks.run import draw
     from benchmarks.table import Result, Target, spread
 
@@ -136,7 +136,7 @@ def test_the_plot_of_the_same_figures_is_the_same_file_and_tells_nothing_of_its_
     assert not re.search(r"<dc:date|creator|/(?:tmp|work|home|root)/", plot)
 
 
-def test_the_table_replaces_what_stands_between_the_markers_and_nothing_else(tmp_path: Path) -> None:
+def test_the_table_replaces_only_the_text_between_the_markers(tmp_path: Path) -> None:
     from benchmarks.table import BEGIN, END, write
 
     document = tmp_path / "performance.md"

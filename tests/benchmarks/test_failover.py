@@ -26,14 +26,14 @@ def failover(*arguments: str) -> tuple[int, dict[str, str]]:
     return run.returncode, dict(re.findall(r"(.+): (.+)", run.stdout))
 
 
-def test_a_killed_primary_costs_no_acknowledged_write() -> None:
+def test_killing_the_primary_loses_no_acknowledged_write() -> None:
     """How long the gap lasts, `make failover` holds to what is promised: here other tests run besides."""
     _, table = failover()
     assert int(table["acknowledged"]) > 0
     assert (table["lost"], table["written twice"]) == ("0", "0")
 
 
-def test_what_a_standby_that_nobody_waits_for_has_not_got_is_found_to_be_lost() -> None:
+def test_the_benchmark_detects_writes_lost_with_an_asynchronous_standby() -> None:
     code, table = failover("--asynchronous")
     assert code == 1
     assert int(table["lost"].split()[0]) > 0

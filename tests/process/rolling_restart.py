@@ -279,9 +279,9 @@ def main() -> None:
     calls = parser.parse_args().calls
     try:
         with Cluster(SAFE) as cluster, Databases(cluster, migrate) as databases:
-            with databases.lend() as url:
+            with databases.acquire() as url:
                 kept = shown("rolling restarts", rolling(url, calls))
-            with databases.lend() as url:
+            with databases.acquire() as url:
                 kept &= shown("kill -9", crashing(url, calls))
     except NoPostgres as error:
         print(error, file=sys.stderr)

@@ -71,25 +71,25 @@ def test_a_server_that_serves_is_ready_and_alive(tmp_path: Path) -> None:
         assert checked(tmp_path, "--liveness", **variables) == ALIVE
 
 
-def test_several_workers_on_one_port_are_asked_like_one(tmp_path: Path) -> None:
+def test_a_check_of_several_workers_on_one_port_succeeds(tmp_path: Path) -> None:
     with serving(tmp_path, {}, "--workers", "2") as (_, variables):
         assert checked(tmp_path, **variables) == READY
 
 
-def test_it_asks_on_loopback_where_the_server_listens_on_every_address(tmp_path: Path) -> None:
+def test_a_check_uses_loopback_when_the_server_listens_on_every_address(tmp_path: Path) -> None:
     for every in ("0.0.0.0", "[::]"):
         with serving(tmp_path, {}, "--address", f"{every}:0", "--allow-insecure") as (_, variables):
             assert checked(tmp_path, **variables) == READY
 
 
-def test_a_server_that_has_stopped_is_neither(tmp_path: Path) -> None:
+def test_a_stopped_server_is_neither_ready_nor_alive(tmp_path: Path) -> None:
     with serving(tmp_path, {}) as (server, variables):
         assert server.stop()[0] == 0
         assert checked(tmp_path, **variables) == failed("ready: cannot be reached, or requires TLS")
         assert checked(tmp_path, "--liveness", **variables) == failed("alive: cannot be reached, or requires TLS")
 
 
-def test_a_server_that_drains_is_alive_and_not_ready(tmp_path: Path) -> None:
+def test_a_draining_server_is_alive_and_not_ready(tmp_path: Path) -> None:
     with serving(tmp_path, {}, "--drain-seconds", str(NEVER_SECONDS)) as (server, variables):
         server.process.terminate()
         not_serving = failed("ready: caseload.v1.AssignmentService is NOT_SERVING")
@@ -97,13 +97,13 @@ def test_a_server_that_drains_is_alive_and_not_ready(tmp_path: Path) -> None:
         assert checked(tmp_path, "--liveness", **variables) == ALIVE
 
 
-def test_a_write_that_waits_does_not_change_it(database_url: str, tmp_path: Path) -> None:
+def test_a_waiting_write_does_not_change_readiness(database_url: str, tmp_path: Path) -> None:
     with ServerProcess(database_url) as server, holding_the_lock(database_url):
         assert checked(tmp_path, "--address", server.address) == READY
 
 
 @pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
-def test_a_server_that_hangs_fails_in_bounded_time(
+def test_a_check_of_a_hung_server_fails_in_bounded_time(
     tmp_path: Path, *, encrypted: bool, authority: trustme.CA, with_keys: dict[str, str]
 ) -> None:
     variables = {**pair(tmp_path, authority), **with_keys} if encrypted else {}
@@ -114,7 +114,7 @@ def test_a_server_that_hangs_fails_in_bounded_time(
         assert checked(tmp_path, **known) == READY
 
 
-def test_with_tls_and_keys_it_needs_what_the_server_has_and_no_key(
+def test_a_check_over_tls_needs_the_servers_settings_and_no_key(
     tmp_path: Path, authority: trustme.CA, with_keys: dict[str, str]
 ) -> None:
     with serving(tmp_path, {**pair(tmp_path, authority), **with_keys}, "--address", "0.0.0.0:0") as (_, variables):
@@ -127,14 +127,14 @@ def test_with_tls_and_keys_it_needs_what_the_server_has_and_no_key(
         assert checked(tmp_path, *address) == failed("ready: cannot be reached, or requires TLS")
 
 
-def test_a_certificate_for_all_names_of_a_domain_will_do(
+def test_a_check_accepts_a_wildcard_certificate(
     tmp_path: Path, authority: trustme.CA, with_keys: dict[str, str]
 ) -> None:
     with serving(tmp_path, {**pair(tmp_path, authority, "*.example.org"), **with_keys}) as (_, variables):
         assert checked(tmp_path, **variables) == READY
 
 
-def test_with_mutual_tls_it_shows_the_servers_own_certificate_or_one_that_it_is_given(
+def test_a_check_over_mutual_tls_sends_the_servers_or_a_given_certificate(
     tmp_path: Path, authority: trustme.CA, with_keys: dict[str, str]
 ) -> None:
     ca = trusted(tmp_path, authority)
@@ -148,7 +148,7 @@ def test_with_mutual_tls_it_shows_the_servers_own_certificate_or_one_that_it_is_
         assert checked(tmp_path, **variables | {"CASELOAD_TLS_CERT": "", "CASELOAD_TLS_KEY": ""}) == refused
 
 
-def test_a_wrong_certificate_fails(tmp_path: Path, authority: trustme.CA, with_keys: dict[str, str]) -> None:
+def test_a_check_rejects_a_wrong_certificate(tmp_path: Path, authority: trustme.CA, with_keys: dict[str, str]) -> None:
     theirs = pair(tmp_path, trustme.CA(), "impostor")
     with serving(tmp_path, {**theirs, **with_keys}) as (_, variables):
         not_trusted = failed("ready: its certificate is not trusted (unable to get local issuer certificate)")
@@ -156,7 +156,9 @@ def test_a_wrong_certificate_fails(tmp_path: Path, authority: trustme.CA, with_k
         assert checked(tmp_path, **variables, CASELOAD_TLS_CA=trusted(tmp_path, authority)) == not_trusted
 
 
-def test_a_certificate_that_has_expired_fails(tmp_path: Path, authority: trustme.CA, with_keys: dict[str, str]) -> None:
+def test_a_check_rejects_an_expired_certificate(
+    tmp_path: Path, authority: trustme.CA, with_keys: dict[str, str]
+) -> None:
     past: dict[str, Any] = {
         "not_before": datetime.now(UTC) - timedelta(2),
         "not_after": datetime.now(UTC) - timedelta(1),
@@ -167,7 +169,7 @@ def test_a_certificate_that_has_expired_fails(tmp_path: Path, authority: trustme
         )
 
 
-def test_a_host_that_is_named_must_be_the_one_in_the_certificate(
+def test_a_check_rejects_a_certificate_of_another_host(
     tmp_path: Path, authority: trustme.CA, with_keys: dict[str, str]
 ) -> None:
     for name, ended in (
@@ -180,20 +182,20 @@ def test_a_host_that_is_named_must_be_the_one_in_the_certificate(
             assert checked(tmp_path, **variables | {"CASELOAD_ADDRESS": f"LOCALHOST:{port}"}) == ended
 
 
-def test_tls_where_there_is_none_fails(tmp_path: Path, authority: trustme.CA) -> None:
+def test_a_check_over_tls_of_a_plaintext_server_fails(tmp_path: Path, authority: trustme.CA) -> None:
     with serving(tmp_path, {}) as (_, variables):
         code, said, line = checked(tmp_path, **variables, **pair(tmp_path, authority))
     assert (code, said) == (1, "")
     assert line.startswith("caseload: not ready: the TLS handshake failed")
 
 
-def test_a_proxy_in_the_environment_is_not_asked(tmp_path: Path) -> None:
+def test_a_check_ignores_a_proxy_in_the_environment(tmp_path: Path) -> None:
     nobody = "http://127.0.0.1:1"
     with serving(tmp_path, {}) as (_, variables):
         assert checked(tmp_path, **variables, http_proxy=nobody, https_proxy=nobody, grpc_proxy=nobody) == READY
 
 
-def test_something_else_that_listens_there_fails(tmp_path: Path) -> None:
+def test_a_check_of_another_program_fails(tmp_path: Path) -> None:
     command = [CASELOAD[0], "-m", "http.server", "--bind", "127.0.0.1", "0"]
     quiet = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command, cwd=tmp_path, env=quiet, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as other:
@@ -205,9 +207,7 @@ def test_something_else_that_listens_there_fails(tmp_path: Path) -> None:
     assert line.startswith("caseload: not ready: ")
 
 
-def test_one_that_takes_connections_and_says_nothing_fails_in_bounded_time(
-    tmp_path: Path, authority: trustme.CA
-) -> None:
+def test_a_check_of_a_silent_listener_fails_in_bounded_time(tmp_path: Path, authority: trustme.CA) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         for variables in ({}, pair(tmp_path, authority)):
@@ -236,7 +236,7 @@ def test_one_that_takes_connections_and_says_nothing_fails_in_bounded_time(
     ],
     ids=" ".join,
 )
-def test_a_bad_setting_is_told_from_a_bad_server(
+def test_a_bad_setting_has_another_exit_code_than_a_bad_server(
     tmp_path: Path, authority: trustme.CA, arguments: tuple[str, ...], line: str
 ) -> None:
     (tmp_path / "text").write_text("do-not-repeat-me")

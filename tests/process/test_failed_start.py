@@ -33,7 +33,7 @@ OPTIONS = [
         f"{SECRET}\udcff:0",
     ],
 )
-def test_an_address_that_is_none_is_refused(tmp_path: Path, address: str) -> None:
+def test_an_invalid_address_is_rejected(tmp_path: Path, address: str) -> None:
     database = url(tmp_path / "caseload.db")
     line = refusal(tmp_path, *SERVE, "--database", database, "--address", address, "--allow-insecure")
     assert line.startswith("--address: ")
@@ -41,13 +41,13 @@ def test_an_address_that_is_none_is_refused(tmp_path: Path, address: str) -> Non
 
 
 @pytest.mark.parametrize("address", ["192.0.2.1:0", "0.0.0.0:0", "[::]:0", f"{SECRET}.example:0"])
-def test_an_address_beyond_loopback_is_refused_without_allow_insecure(tmp_path: Path, address: str) -> None:
+def test_an_address_beyond_loopback_is_rejected_without_allow_insecure(tmp_path: Path, address: str) -> None:
     line = refusal(tmp_path, *SERVE, "--database", url(tmp_path / "caseload.db"), "--address", address)
     assert line.startswith("--address: ")
     assert address.rpartition(":")[0] not in line
 
 
-def test_an_address_beyond_loopback_is_served_and_warned_about_with_allow_insecure(tmp_path: Path) -> None:
+def test_an_address_beyond_loopback_is_served_with_a_warning_with_allow_insecure(tmp_path: Path) -> None:
     arguments = ("--address", "0.0.0.0:0", "--allow-insecure")
     with ServerProcess(url(tmp_path / "caseload.db"), *arguments) as server:
         code, log = server.stop()
@@ -57,7 +57,7 @@ def test_an_address_beyond_loopback_is_served_and_warned_about_with_allow_insecu
     assert "--allow-insecure" in log.splitlines()[0]
 
 
-def test_an_address_of_another_machine_is_refused(tmp_path: Path) -> None:
+def test_an_address_of_another_machine_is_rejected(tmp_path: Path) -> None:
     arguments = ("--address", "192.0.2.1:0", "--allow-insecure")
     line = refusal(tmp_path, *SERVE, "--database", url(tmp_path / "caseload.db"), *arguments)
     assert line.startswith("--address: ")
@@ -66,7 +66,7 @@ def test_an_address_of_another_machine_is_refused(tmp_path: Path) -> None:
 
 # localhost stands for two addresses: one of them is not enough.
 @pytest.mark.parametrize(("host", "taken"), [("127.0.0.1", "0.0.0.0"), ("localhost", "127.0.0.1")])
-def test_a_port_that_another_program_listens_on_is_refused(tmp_path: Path, host: str, taken: str) -> None:
+def test_a_port_in_use_by_another_program_is_rejected(tmp_path: Path, host: str, taken: str) -> None:
     with socket.create_server((taken, 0)) as listening:
         port = listening.getsockname()[1]
         line = refusal(tmp_path, *SERVE, "--database", url(tmp_path / "caseload.db"), "--address", f"{host}:{port}")
@@ -74,7 +74,7 @@ def test_a_port_that_another_program_listens_on_is_refused(tmp_path: Path, host:
     assert str(port) not in line
 
 
-def test_a_port_that_another_caseload_listens_on_is_refused(tmp_path: Path) -> None:
+def test_a_port_in_use_by_another_caseload_is_rejected(tmp_path: Path) -> None:
     folder = tmp_path / "second"
     folder.mkdir()
     with ServerProcess(url(tmp_path / "first.db")) as server:
@@ -101,7 +101,7 @@ NO_DATABASES = {
 
 
 @pytest.mark.parametrize("database", NO_DATABASES.values(), ids=NO_DATABASES)
-def test_a_database_that_cannot_be_is_refused(tmp_path: Path, database: str) -> None:
+def test_an_invalid_database_is_rejected(tmp_path: Path, database: str) -> None:
     line = refusal(tmp_path, *SERVE, "--database", database)
     assert line.startswith("--database: ")
     assert SECRET not in line
@@ -109,7 +109,7 @@ def test_a_database_that_cannot_be_is_refused(tmp_path: Path, database: str) -> 
 
 @pytest.mark.parametrize("what", ["postgresql", "missing folder", "long name"])
 @pytest.mark.parametrize("command", [("migrate",), DRY_RUN], ids=" ".join)
-def test_migrate_refuses_the_same(tmp_path: Path, command: tuple[str, ...], what: str) -> None:
+def test_migrate_rejects_an_invalid_database(tmp_path: Path, command: tuple[str, ...], what: str) -> None:
     line = refusal(tmp_path, *command, "--database", NO_DATABASES[what])
     assert line.startswith("--database: ")
     assert SECRET not in line
@@ -119,7 +119,7 @@ def test_migrate_refuses_the_same(tmp_path: Path, command: tuple[str, ...], what
     ("flag", "value"),
     [*(("--drain-seconds", value) for value in ("-1", "five", "nan", "inf", "1e300")), ("--grace-seconds", "nan")],
 )
-def test_a_number_of_seconds_that_is_none_is_refused(tmp_path: Path, flag: str, value: str) -> None:
+def test_an_invalid_number_of_seconds_is_rejected(tmp_path: Path, flag: str, value: str) -> None:
     line = refusal(tmp_path, *SERVE, "--database", url(tmp_path / "caseload.db"), flag, value)
     assert line.startswith(f"{flag}: ")
     assert value not in line.removeprefix(flag)
@@ -132,7 +132,7 @@ NEEDED["purge"] = ["--changes-before", "30d"]
 @pytest.mark.parametrize(
     ("command", "missing"), [("backup", "FILE"), ("restore", "FILE"), ("purge", "--deleted-before")]
 )
-def test_what_a_command_needs_is_named(tmp_path: Path, command: str, missing: str) -> None:
+def test_a_missing_argument_is_named(tmp_path: Path, command: str, missing: str) -> None:
     line = refusal(tmp_path, command, "--database", url(tmp_path / "caseload.db"))
     assert line.startswith(f"{missing}: is required")
 
@@ -157,13 +157,13 @@ def test_every_variable_is_read(tmp_path: Path, command: str, option: click.Opti
     assert SECRET not in line
 
 
-def test_an_unknown_variable_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_variable_is_rejected(tmp_path: Path) -> None:
     line = refusal(tmp_path, *SERVE, "--database", url(tmp_path / "caseload.db"), CASELOAD_ADRESS=SECRET)
     assert line.startswith("CASELOAD_ADRESS: ")
     assert SECRET not in line
 
 
-def test_variables_for_tests_are_let_by(tmp_path: Path) -> None:
+def test_variables_for_tests_are_accepted(tmp_path: Path) -> None:
     arguments = ("migrate", "--database", url(tmp_path / "caseload.db"))
     assert caseload(tmp_path, *arguments, CASELOAD_TEST_ANYTHING="1").returncode == 0
 
@@ -181,7 +181,7 @@ def test_variables_for_tests_are_let_by(tmp_path: Path) -> None:
     ],
     ids=" ".join,
 )
-def test_a_line_that_is_no_command_is_refused(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+def test_an_invalid_command_line_is_rejected(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     line = refusal(tmp_path, *arguments)
     assert SECRET not in line
     flags = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
@@ -195,7 +195,7 @@ def test_help_is_printed(tmp_path: Path, command: tuple[str, ...]) -> None:
     assert ended.stdout.startswith("Usage: ")
 
 
-def test_the_console_script_is_the_module(tmp_path: Path) -> None:
+def test_the_console_script_runs_the_module(tmp_path: Path) -> None:
     script = (str(Path(CASELOAD[0]).with_name("caseload")),)
     ended = caseload(tmp_path, "--version", command=script)
     assert ended.returncode == 0
@@ -203,7 +203,7 @@ def test_the_console_script_is_the_module(tmp_path: Path) -> None:
     assert ended.stdout == caseload(tmp_path, "--version").stdout
 
 
-def test_a_server_that_never_says_that_it_serves_is_given_up_with_its_log(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_test_helper_reports_the_log_of_a_server_that_never_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(servers, "START_SECONDS", 2)
     silent = ServerProcess("sqlite:///never.db", command=("sh", "-c", "echo its log >&2; exec sleep 1000"))
     with pytest.raises(AssertionError, match=r"^did not start: 2 s went by\nits log$"), silent:

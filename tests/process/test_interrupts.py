@@ -146,7 +146,7 @@ def names(folder: Path) -> list[str]:
     ],
     ids=["backup", "restore", "export", "import"],
 )
-def test_no_half_file_is_at_its_name_and_the_next_run_clears_up(
+def test_an_interrupted_command_leaves_no_partial_file_and_the_next_run_cleans_up(
     folder: Path, tmp_path: Path, command: tuple[str, ...], file: str, number: signal.Signals
 ) -> None:
     before = digest(url(folder / "source.db"))
@@ -162,7 +162,7 @@ def test_no_half_file_is_at_its_name_and_the_next_run_clears_up(
     assert names(tmp_path) == [file]
 
 
-def test_two_runs_for_one_file_do_not_clear_up_after_each_other(folder: Path, tmp_path: Path) -> None:
+def test_two_runs_for_one_file_do_not_remove_each_others_temporary_files(folder: Path, tmp_path: Path) -> None:
     """The first is stopped in the middle of its work, and then goes on."""
     arguments = ["backup", str(tmp_path / "target"), "--database", url(folder / "source.db")]
     part = tmp_path / ".target.part" / "target"
@@ -177,7 +177,7 @@ def test_two_runs_for_one_file_do_not_clear_up_after_each_other(folder: Path, tm
     assert names(tmp_path) == ["target"]
 
 
-def test_what_a_kill_left_beside_a_whole_file_goes_with_the_next_run(folder: Path, tmp_path: Path) -> None:
+def test_the_next_run_removes_the_temporary_file_of_a_killed_run(folder: Path, tmp_path: Path) -> None:
     """As it lies there after the file got its name: the same file by a second one."""
     target, left = tmp_path / "target", tmp_path / ".target.part"
     arguments = ["backup", str(target), "--database", url(folder / "source.db")]
@@ -191,7 +191,7 @@ def test_what_a_kill_left_beside_a_whole_file_goes_with_the_next_run(folder: Pat
 
 
 @pytest.mark.parametrize(("end", "left"), [(Path.touch, ["target"]), (Path.unlink, [])], ids=["whole", "failed"])
-def test_ctrl_c_in_the_putting_away_waits_for_it(
+def test_ctrl_c_during_the_final_cleanup_waits_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: Callable[[Path], None], left: list[str]
 ) -> None:
     remove = shutil.rmtree
@@ -211,7 +211,7 @@ def _is_over(due: float) -> bool:
 
 
 @of_each_signal
-def test_a_verify_that_is_broken_off_changes_nothing(
+def test_an_interrupted_verify_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, database: str, number: signal.Signals
 ) -> None:
     monkeypatch.setenv("CASELOAD_DATABASE", database)
@@ -230,7 +230,7 @@ def test_a_verify_that_is_broken_off_changes_nothing(
 TRACES = "caseload: the file may still contain traces of erased records: run purge again\n"
 
 
-def test_a_purge_of_a_file_that_is_broken_off_says_what_may_be_left_in_it(tmp_path: Path) -> None:
+def test_an_interrupted_purge_of_a_file_warns_about_remaining_traces(tmp_path: Path) -> None:
     database = url(tmp_path / "source.db")
     fill(database, PURGED)
     store = open_store(Config(database=database), lambda: 1)
@@ -241,7 +241,9 @@ def test_a_purge_of_a_file_that_is_broken_off_says_what_may_be_left_in_it(tmp_pa
 
 
 @of_each_signal
-def test_a_purge_of_changes_goes_on_where_it_was_broken_off(new_database: NewDatabase, number: signal.Signals) -> None:
+def test_an_interrupted_purge_of_changes_resumes_where_it_stopped(
+    new_database: NewDatabase, number: signal.Signals
+) -> None:
     sets = 240_000
     with new_database() as database:
         store = open_store(Config(database=database), lambda: 1)
@@ -270,7 +272,7 @@ def test_a_purge_of_changes_goes_on_where_it_was_broken_off(new_database: NewDat
 
 
 @of_each_signal
-def test_what_a_purge_had_committed_stays_and_the_rest_is_whole(
+def test_an_interrupted_purge_keeps_its_commits_and_leaves_the_rest_whole(
     monkeypatch: pytest.MonkeyPatch, new_database: NewDatabase, number: signal.Signals
 ) -> None:
     with new_database() as database:

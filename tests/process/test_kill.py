@@ -25,16 +25,16 @@ def test_no_acknowledged_write_is_lost_by_kill_9(database_url: str) -> None:
 
 
 @pytest.mark.parametrize("write", range(1, UNASSIGNED + 1))
-def test_one_lost_write_is_found_out(write: int) -> None:
+def test_the_test_detects_one_lost_write(write: int) -> None:
     assert lost({"kept": write, "lost": write}, {"kept": write, "lost": write - 1}) == ["lost"]
     assert lost({"lost": write}, {}) == ["lost"]
 
 
-def test_a_write_that_nobody_sent_is_found_out() -> None:
+def test_the_test_detects_an_invented_write() -> None:
     assert invented({}, {"under way": 1, "invented": 2}) == ["invented"]
 
 
-def test_writers_that_are_refused_for_a_moment_go_on(database_url: str) -> None:
+def test_writers_continue_after_a_temporary_rejection(database_url: str) -> None:
     """As on a busy machine, where a call may be refused as OVERLOADED."""
     with ServerProcess(database_url) as server, Writers(server.address, "w", threads=2) as writers:
         writers.wait_for(patients=1)

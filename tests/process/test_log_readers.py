@@ -27,7 +27,7 @@ def health(api: ApiDriver) -> int:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_server_whose_log_nobody_reads_any_more_follows_its_database_and_drains(tmp_path: Path, workers: int) -> None:
+def test_a_server_without_a_log_reader_tracks_its_database_and_drains(tmp_path: Path, workers: int) -> None:
     file, away = tmp_path / "caseload.db", tmp_path / "away.db"
     arguments = ("--workers", str(workers), "--drain-seconds", "6")
     with ServerProcess(url(file), *arguments, access_log=None) as server, ApiDriver(server.address) as api:
@@ -44,7 +44,7 @@ def test_a_server_whose_log_nobody_reads_any_more_follows_its_database_and_drain
         assert server.process.wait(HUNG_SECONDS) == 0
 
 
-def test_workers_whose_log_nobody_reads_any_more_are_started_again(tmp_path: Path) -> None:
+def test_workers_without_a_log_reader_are_restarted(tmp_path: Path) -> None:
     with WorkersServer(url(tmp_path / "caseload.db")) as server:
         assert server.process.stderr
         server.process.stderr.close()
@@ -64,7 +64,7 @@ def full_log(server: ServerProcess) -> Iterator[ApiDriver]:
         yield api
 
 
-def test_a_server_whose_log_is_full_answers_and_stops(tmp_path: Path) -> None:
+def test_a_server_with_a_full_log_pipe_answers_and_stops(tmp_path: Path) -> None:
     """Those it turns away have a line too, which must keep nobody else waiting."""
     arguments = ("--drain-seconds", "1", "--grace-seconds", "1")
     with (
@@ -78,7 +78,7 @@ def test_a_server_whose_log_is_full_answers_and_stops(tmp_path: Path) -> None:
         assert server.process.wait(HUNG_SECONDS) == 0
 
 
-def test_a_server_whose_access_log_hangs_stops(tmp_path: Path) -> None:
+def test_a_server_with_a_hung_access_log_stops(tmp_path: Path) -> None:
     """As a disk may: the thread that takes calls on and turns them away, and those of watches, wait for it for ever."""
     log = tmp_path / "access.log"
     os.mkfifo(log)

@@ -25,7 +25,7 @@ def events(log: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in log.splitlines()]
 
 
-def test_a_start_is_one_event_with_every_setting_as_it_is_in_effect(tmp_path: Path) -> None:
+def test_a_start_logs_one_event_with_every_effective_setting(tmp_path: Path) -> None:
     environment = {"CASELOAD_MAX_WATCHES": "7"}
     arguments = ("--grace-seconds", "3", "--metrics-address", "127.0.0.1:0")
     with ServerProcess(url(tmp_path / "caseload.db"), *arguments, environment=environment) as server:
@@ -47,14 +47,14 @@ def test_a_start_is_one_event_with_every_setting_as_it_is_in_effect(tmp_path: Pa
         f"postgresql://ann@db.example/caseload?sslpassword={SECRET}&password={SECRET}",
     ],
 )
-def test_no_password_of_the_database_is_told(given: str) -> None:
+def test_the_password_of_the_database_is_not_logged(given: str) -> None:
     pytest.importorskip("psycopg", reason="needs the extra postgres")
     told = logs.startup_fields(Config(database=given))["configuration"]["database"]
     assert SECRET not in str(told)
     assert (told["user"], told["dbname"]) == ("ann", "caseload")
 
 
-def test_of_files_with_secrets_only_the_name_is_told(tmp_path: Path) -> None:
+def test_only_the_names_of_secret_files_are_logged(tmp_path: Path) -> None:
     keys = KeysFile(tmp_path / "keys")
     token = keys.add("ann")
     with ServerProcess(url(tmp_path / "caseload.db"), "--keys-file", str(keys.path)) as server:
@@ -67,13 +67,13 @@ def test_of_files_with_secrets_only_the_name_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("level", "lines"), [("info", 3), ("warning", 0), ("error", 0)])
-def test_what_is_below_the_level_is_not_logged(tmp_path: Path, level: str, lines: int) -> None:
+def test_events_below_the_level_are_not_logged(tmp_path: Path, level: str, lines: int) -> None:
     with ServerProcess(url(tmp_path / "caseload.db"), "--log-level", level) as server:
         _, log = server.stop()
     assert len(log.splitlines()) == lines
 
 
-def test_every_line_of_the_access_log_is_written_whatever_the_level(tmp_path: Path) -> None:
+def test_the_access_log_is_complete_at_every_level(tmp_path: Path) -> None:
     with ServerProcess(url(tmp_path / "caseload.db"), "--log-level", "error", access_log=None) as server:
         with ApiDriver(server.address) as api:
             api.therapists("t1")
@@ -110,7 +110,7 @@ def read_to_the_end(terminal: int) -> str:
     return data.decode()
 
 
-def test_a_terminal_shows_words_and_no_json(shown: tuple[bool, str]) -> None:
+def test_a_terminal_shows_text_instead_of_json(shown: tuple[bool, str]) -> None:
     without_colours, text = shown
     assert ("\x1b[" in text) != without_colours
     lines = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
@@ -122,7 +122,7 @@ def test_a_terminal_shows_words_and_no_json(shown: tuple[bool, str]) -> None:
 
 
 @pytest.mark.checkout
-def test_the_page_names_every_event_that_the_code_logs_and_no_other() -> None:
+def test_the_documentation_lists_exactly_the_logged_events() -> None:
     """An event is known by its name: one that is put together of values could not be looked for."""
     code = "".join(path.read_text() for path in (ROOT / "service").rglob("*.py"))
     logged = re.findall(r'\b_?log\.(info|warning|error)\(\s*"([^"]+)"', code)

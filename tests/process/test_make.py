@@ -53,7 +53,7 @@ def make(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
         ("import sys; sys.modules['venv'] = None", "lacks the venv module"),
     ],
 )
-def test_an_unfit_python_is_refused_in_one_line(
+def test_an_unsuitable_python_is_rejected_in_one_line(
     checkout: Path, tmp_path: Path, target: str, begins_with: str, words: str
 ) -> None:
     before = sorted(checkout.rglob("*"))
@@ -64,7 +64,7 @@ def test_an_unfit_python_is_refused_in_one_line(
     assert sorted(checkout.rglob("*")) == before
 
 
-def test_no_python_at_all_is_refused_in_one_line(checkout: Path) -> None:
+def test_a_missing_python_is_reported_in_one_line(checkout: Path) -> None:
     before = sorted(checkout.rglob("*"))
     ended = make(checkout, "install", "PYTHON=no-such-python")
     assert (ended.returncode, ended.stdout) == (2, "")
@@ -135,7 +135,7 @@ def test_make_grpcurl_without_go_says_where_to_get_it(without_grpcurl: Path, tmp
     assert "https://go.dev/dl" in ended.stderr
 
 
-def test_tests_go_on_where_grpcurl_cannot_be_built(without_grpcurl: Path, tmp_path: Path) -> None:
+def test_tests_run_when_grpcurl_cannot_be_built(without_grpcurl: Path, tmp_path: Path) -> None:
     ended = make(without_grpcurl, "grpcurl-where-go", f"PATH={tmp_path}/bin")
     assert ended.returncode == 0, ended.stderr
     (tmp_path / "bin" / "go").unlink()
@@ -143,7 +143,7 @@ def test_tests_go_on_where_grpcurl_cannot_be_built(without_grpcurl: Path, tmp_pa
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
 
-def test_make_fresh_test_says_in_one_line_what_it_needs(without_grpcurl: Path, tmp_path: Path) -> None:
+def test_make_fresh_test_names_its_requirements_in_one_line(without_grpcurl: Path, tmp_path: Path) -> None:
     """There is no debootstrap on this PATH; another user, or another system, is told the same."""
     script = Path("tests", "fresh_machine.sh")
     (without_grpcurl / script.parent).mkdir()

@@ -54,7 +54,7 @@ def last_line(text: str) -> str:
     return text.splitlines()[-1]
 
 
-def test_what_is_served_is_exported_and_imported_and_verified(
+def test_served_data_can_be_exported_imported_and_verified(
     tmp_path: Path, database_url: str, postgres_url: str
 ) -> None:
     target = {"CASELOAD_DATABASE": postgres_url}
@@ -79,7 +79,7 @@ def test_what_is_served_is_exported_and_imported_and_verified(
     assert caseload(tmp_path, "verify", **target).returncode == 0
 
 
-def test_the_standard_streams_are_files_too(tmp_path: Path, database: str) -> None:
+def test_export_and_import_can_use_standard_streams(tmp_path: Path, database: str) -> None:
     target = url(tmp_path / "target.db")
     commands = f"export - --database {database} | {{}} import - --database {target}"
     piped = subprocess.run(
@@ -95,7 +95,7 @@ def test_the_standard_streams_are_files_too(tmp_path: Path, database: str) -> No
     assert stat.S_IMODE((tmp_path / "target.db").stat().st_mode) == 0o600
 
 
-def test_a_broken_rule_is_printed_with_ids_and_is_exit_code_1(
+def test_verify_prints_the_ids_of_a_broken_rule_and_exits_with_1(
     tmp_path: Path, database: str, open_stores: list[RelationshipStore]
 ) -> None:
     open_stores.append(store := open_store(Config(database=database), lambda: 1))
@@ -108,7 +108,7 @@ def test_a_broken_rule_is_printed_with_ids_and_is_exit_code_1(
     assert digest.startswith("digest: sha256:")
 
 
-def test_a_damaged_file_is_reported(tmp_path: Path) -> None:
+def test_verify_reports_a_damaged_file(tmp_path: Path) -> None:
     path = tmp_path / "source.db"
     store = open_store(Config(database=url(path)), lambda: 1)
     for number in range(300):
@@ -126,7 +126,7 @@ def test_a_damaged_file_is_reported(tmp_path: Path) -> None:
     assert "the file is sound" in ended.stdout or ended.stderr.startswith("caseload: --database: ")
 
 
-def test_what_cannot_be_exported_or_imported_is_refused(tmp_path: Path, database: str) -> None:
+def test_an_invalid_export_or_import_is_rejected(tmp_path: Path, database: str) -> None:
     exported = tmp_path / "there.jsonl"
     assert caseload(tmp_path, "export", exported.name, "--database", database).returncode == 0
     missing = url(tmp_path / f"{SECRET}.db")
@@ -145,16 +145,14 @@ def test_what_cannot_be_exported_or_imported_is_refused(tmp_path: Path, database
         assert refusal(tmp_path, *arguments).startswith(line)
 
 
-def test_postgres_is_migrated_by_its_operator_and_empty_before_an_import(
-    tmp_path: Path, database: str, postgres_url: str
-) -> None:
+def test_an_import_needs_a_migrated_and_empty_postgresql(tmp_path: Path, database: str, postgres_url: str) -> None:
     assert caseload(tmp_path, "export", "moved.jsonl", "--database", database).returncode == 0
     target = {"CASELOAD_DATABASE": postgres_url}
     assert caseload(tmp_path, "import", "moved.jsonl", **target).returncode == 0
     assert refusal(tmp_path, "import", "moved.jsonl", **target) == "--database: is not empty"
 
 
-def test_a_reader_that_goes_away_ends_an_export(
+def test_an_export_ends_when_its_reader_closes(
     tmp_path: Path, database: str, open_stores: list[RelationshipStore]
 ) -> None:
     open_stores.append(store := open_store(Config(database=database), lambda: 1))
@@ -231,7 +229,7 @@ def reader_of(process: "subprocess.Popen[bytes]") -> int:
     return int(eventually(lambda: children.read_text().split())[0])
 
 
-def test_a_reading_process_that_is_killed_in_the_middle_ends_an_import_with_a_word(
+def test_an_import_fails_with_a_message_when_its_reader_process_is_killed(
     tmp_path: Path, many: str, database_url: str
 ) -> None:
     """What it sends has filled the pipe when it is killed, and does not end where it was to."""
@@ -253,7 +251,7 @@ def test_a_reading_process_that_is_killed_in_the_middle_ends_an_import_with_a_wo
     assert (again.returncode, again.stdout) == (0, f"{many}\n")
 
 
-def test_the_reading_process_ends_with_an_import_that_is_killed(tmp_path: Path, many: str) -> None:
+def test_the_reader_process_ends_when_its_import_is_killed(tmp_path: Path, many: str) -> None:
     """It waits for lines that do not come."""
     assert many
     process = unending(tmp_path, url(tmp_path / "target.db"))
@@ -265,9 +263,7 @@ def test_the_reading_process_ends_with_an_import_that_is_killed(tmp_path: Path, 
     process.communicate()
 
 
-def test_the_reading_process_ends_where_ctrl_c_comes_as_it_begins(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_reader_process_ends_on_ctrl_c_during_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = []
 
     class Begun(subprocess.Popen[bytes]):
@@ -285,7 +281,7 @@ def test_the_reading_process_ends_where_ctrl_c_comes_as_it_begins(
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_an_import_that_is_ended_leaves_the_database_empty(
+def test_an_interrupted_import_leaves_the_database_empty(
     tmp_path: Path, many: str, database_url: str, number: signal.Signals
 ) -> None:
     process = unending(tmp_path, database_url)
@@ -300,7 +296,7 @@ def test_an_import_that_is_ended_leaves_the_database_empty(
     assert (verified.returncode, last_line(verified.stdout)) == (0, many)
 
 
-def test_progress_is_shown_on_a_terminal_and_nowhere_else(tmp_path: Path, many: str) -> None:
+def test_progress_is_shown_only_on_a_terminal(tmp_path: Path, many: str) -> None:
     assert many
     for arguments in (
         ("import", "moved.jsonl", "--database", url(tmp_path / "target.db")),
@@ -321,7 +317,7 @@ def test_progress_is_shown_on_a_terminal_and_nowhere_else(tmp_path: Path, many: 
         assert ended.returncode == 0
 
 
-def test_an_export_does_not_hurry_whoever_reads_it(tmp_path: Path, postgres_url: str) -> None:
+def test_an_export_runs_without_database_timeouts(tmp_path: Path, postgres_url: str) -> None:
     del tmp_path
     with portability.open_snapshot(postgres_url) as transaction:
         for setting in ("statement_timeout", "idle_in_transaction_session_timeout"):

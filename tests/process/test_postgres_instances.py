@@ -58,7 +58,7 @@ def writing(api: ApiDriver, patient_id: str) -> threading.Thread:
     return thread
 
 
-def test_no_watcher_passes_over_a_writer_that_commits_late(postgres_url: str) -> None:
+def test_no_watch_misses_a_write_that_commits_late(postgres_url: str) -> None:
     holder = Holder(postgres_url, "")
     with instances(postgres_url) as (here, there), WatchReader(here) as first, WatchReader(there) as second:
         first.wait_for(1)
@@ -83,7 +83,7 @@ def test_no_watcher_passes_over_a_writer_that_commits_late(postgres_url: str) ->
     assert first.sets == second.sets == log
 
 
-def test_no_revision_is_seen_before_a_lower_one_whose_commit_lasts(postgres_url: str) -> None:
+def test_no_revision_is_visible_before_a_lower_one_still_committing(postgres_url: str) -> None:
     holder = Holder(postgres_url, "DEFERRABLE INITIALLY DEFERRED")
     with instances(postgres_url) as (here, there), WatchReader(here) as first, WatchReader(there) as second:
         first.wait_for(1)

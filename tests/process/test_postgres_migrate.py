@@ -57,7 +57,7 @@ def wait_for(connection: "psycopg.Connection[Any]", waiters: int) -> None:
     eventually(lambda: connection.execute(WAITERS).fetchone() == (waiters,))
 
 
-def test_it_waits_for_a_write_under_way_and_later_ones_wait_for_it(first_step: str) -> None:
+def test_a_migration_waits_for_running_writes_and_blocks_later_ones(first_step: str) -> None:
     with (
         opened(first_step) as store,
         psycopg.connect(first_step, autocommit=True) as holder,
@@ -79,7 +79,7 @@ def test_it_waits_for_a_write_under_way_and_later_ones_wait_for_it(first_step: s
     assert deadlocks(first_step) == 0
 
 
-def test_beside_many_who_write_it_ends_and_fails_none(first_step: str) -> None:
+def test_a_migration_completes_during_writes_and_fails_none(first_step: str) -> None:
     ended = threading.Event()
     written = [0] * 4
 
@@ -104,7 +104,7 @@ def test_beside_many_who_write_it_ends_and_fails_none(first_step: str) -> None:
     assert deadlocks(first_step) == 0
 
 
-def test_a_deadlock_with_someone_else_is_tried_again(first_step: str) -> None:
+def test_a_migration_retries_after_a_deadlock(first_step: str) -> None:
     with psycopg.connect(first_step) as other, ThreadPoolExecutor() as threads:
         other.execute("SET deadlock_timeout = '1min'")  # so that it is the migration that is broken off
         other.execute("LOCK TABLE therapist IN ROW EXCLUSIVE MODE")

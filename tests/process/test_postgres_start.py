@@ -64,21 +64,21 @@ def refused(folder: Path, *arguments: str, database: str) -> str:
 
 
 @pytest.mark.parametrize("command", [SERVE, ("migrate",), DRY_RUN, PURGE], ids=lambda command: command[0])
-def test_a_postgresql_that_cannot_be_reached_is_refused(tmp_path: Path, command: tuple[str, ...]) -> None:
+def test_an_unreachable_postgresql_is_reported(tmp_path: Path, command: tuple[str, ...]) -> None:
     assert "cannot be reached" in refused(tmp_path, *command, database=NOBODY_THERE)
 
 
 @pytest.mark.parametrize("part", ["?no_such_parameter=1", "?sslmode=perhaps", ":no-port/db"])
-def test_a_url_that_is_none_is_refused(tmp_path: Path, part: str) -> None:
+def test_an_invalid_url_is_rejected(tmp_path: Path, part: str) -> None:
     refused(tmp_path, *SERVE, database=f"postgresql://{SECRET}@127.0.0.1{part}")
 
 
-def test_a_database_that_is_not_there_is_refused(tmp_path: Path, postgres: Server) -> None:
+def test_a_missing_database_is_reported(tmp_path: Path, postgres: Server) -> None:
     assert "cannot be reached" in refused(tmp_path, *SERVE, database=postgres.url(SECRET))
 
 
 @pytest.mark.parametrize("command", [SERVE, PURGE], ids=lambda command: command[0])
-def test_a_database_that_is_not_migrated_is_refused_with_the_command_to_run(
+def test_an_unmigrated_database_is_rejected_with_the_command_to_run(
     tmp_path: Path, empty: str, command: tuple[str, ...]
 ) -> None:
     assert "run caseload migrate" in refused(tmp_path, *command, database=empty)
@@ -99,7 +99,7 @@ OTHER_TEXT = "UPDATE migration SET checksum = 'edited'"
         (("migrate",), OTHER_TEXT, "not the one of this version"),
     ],
 )
-def test_a_schema_of_another_version_is_refused(
+def test_a_schema_of_another_version_is_rejected(
     tmp_path: Path, empty: str, command: tuple[str, ...], change: str, words: str
 ) -> None:
     assert caseload(tmp_path, "migrate", CASELOAD_DATABASE=empty).returncode == 0
@@ -109,7 +109,7 @@ def test_a_schema_of_another_version_is_refused(
 
 @pytest.mark.parametrize("table", ["theirs (x INTEGER)", "migration (x INTEGER)"])
 @pytest.mark.parametrize("command", [SERVE, ("migrate",), DRY_RUN], ids=" ".join)
-def test_a_database_of_another_application_is_refused_and_left_as_it_was(
+def test_a_database_of_another_application_is_rejected_and_unchanged(
     tmp_path: Path, empty: str, command: tuple[str, ...], table: str
 ) -> None:
     changed(empty, f"CREATE TABLE {table}")
@@ -119,9 +119,7 @@ def test_a_database_of_another_application_is_refused_and_left_as_it_was(
 
 
 @pytest.mark.parametrize("command", ["serve", "migrate", "purge"])
-def test_a_password_in_a_flag_is_refused_for_every_user_of_the_machine_can_read_it(
-    tmp_path: Path, postgres_url: str, command: str
-) -> None:
+def test_a_password_in_a_flag_is_rejected(tmp_path: Path, postgres_url: str, command: str) -> None:
     for url in (with_password(postgres_url), f"{postgres_url}?password={SECRET}"):
         line = refusal(tmp_path, command, "--database", url)
         assert "password" in line
@@ -130,7 +128,7 @@ def test_a_password_in_a_flag_is_refused_for_every_user_of_the_machine_can_read_
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_password_in_the_variable_is_taken_and_told_to_nobody(postgres_url: str, workers: str) -> None:
+def test_a_password_in_the_variable_is_used_and_never_printed(postgres_url: str, workers: str) -> None:
     url = with_password(postgres_url)
     with ServerProcess(url, "--workers", workers) as server:
         client = Client(server.address)
@@ -145,7 +143,7 @@ def test_a_password_in_the_variable_is_taken_and_told_to_nobody(postgres_url: st
     assert password not in arguments + log
 
 
-def test_migrate_lists_what_it_ran_and_runs_it_once(tmp_path: Path, empty: str) -> None:
+def test_migrate_lists_its_migrations_and_runs_each_once(tmp_path: Path, empty: str) -> None:
     assert caseload(tmp_path, "migrate", CASELOAD_DATABASE=empty).stdout.splitlines() == STEPS
     again = caseload(tmp_path, "migrate", CASELOAD_DATABASE=empty)
     assert (again.returncode, again.stdout) == (0, "")
@@ -153,7 +151,7 @@ def test_migrate_lists_what_it_ran_and_runs_it_once(tmp_path: Path, empty: str) 
     assert (after.returncode, after.stdout) == (0, "")
 
 
-def test_a_database_of_the_first_step_keeps_its_rows_and_a_store_that_is_open_goes_on(empty: str) -> None:
+def test_migrating_the_first_schema_keeps_rows_and_open_stores(empty: str) -> None:
     initial, *later = migrations("postgres")
     postgres_migrate.migrate(empty, [initial])
     store = RelationshipStore(PostgresDatabase(empty), lambda: 1)
@@ -167,13 +165,13 @@ def test_a_database_of_the_first_step_keeps_its_rows_and_a_store_that_is_open_go
     store.close()
 
 
-def test_a_dry_run_lists_what_would_run_and_makes_nothing(tmp_path: Path, empty: str) -> None:
+def test_a_dry_run_lists_pending_migrations_and_changes_nothing(tmp_path: Path, empty: str) -> None:
     ended = caseload(tmp_path, *DRY_RUN, CASELOAD_DATABASE=empty)
     assert (ended.returncode, ended.stdout.splitlines()) == (0, STEPS)
     assert tables(empty) == []
 
 
-def test_of_several_that_migrate_at_once_one_does_it_and_the_others_find_it_done(tmp_path: Path, empty: str) -> None:
+def test_only_one_of_several_concurrent_migrations_does_the_work(tmp_path: Path, empty: str) -> None:
     def migrate(_: int) -> "subprocess.CompletedProcess[str]":
         return caseload(tmp_path, "migrate", CASELOAD_DATABASE=empty)
 
@@ -186,7 +184,7 @@ def test_of_several_that_migrate_at_once_one_does_it_and_the_others_find_it_done
 
 
 @pytest.mark.parametrize("command", ["backup", "restore"])
-def test_backup_and_restore_point_to_what_postgres_has_for_that(tmp_path: Path, command: str) -> None:
+def test_backup_and_restore_refer_to_the_tools_of_postgresql(tmp_path: Path, command: str) -> None:
     assert refused(tmp_path, command, "copy.db", database=NOBODY_THERE).startswith(
         "--database: is PostgreSQL, which has its own means"
     )

@@ -76,7 +76,7 @@ def prometheus(server: tuple[ServerProcess, str], tmp_path: Path) -> Iterator[Pr
     running.process.wait(HUNG_SECONDS)
 
 
-def test_prometheus_reads_the_page_and_answers_the_dashboard_and_the_alerts(
+def test_prometheus_scrapes_the_metrics_and_evaluates_the_dashboard_and_the_alerts(
     server: tuple[ServerProcess, str], prometheus: Prometheus
 ) -> None:
     process, address = server

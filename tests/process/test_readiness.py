@@ -112,17 +112,17 @@ def frozen(cluster: Cluster) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
-def test_it_goes_with_a_postgresql_that_is_stopped_and_comes_back_with_it(cluster: Cluster) -> None:
+def test_readiness_follows_a_postgresql_that_stops_and_restarts(cluster: Cluster) -> None:
     with watching(cluster.url()) as watches:
         go_and_come_back(watches, cluster.stop, cluster.start)
 
 
-def test_it_goes_with_a_postgresql_that_hangs_and_comes_back_with_it(cluster: Cluster) -> None:
+def test_readiness_follows_a_postgresql_that_hangs_and_recovers(cluster: Cluster) -> None:
     with watching(cluster.url()) as watches, ExitStack() as hanging:
         go_and_come_back(watches, lambda: hanging.enter_context(frozen(cluster)), hanging.close)
 
 
-def test_a_moments_failure_of_postgresql_does_not_move_it(cluster: Cluster) -> None:
+def test_a_brief_failure_of_postgresql_does_not_change_readiness(cluster: Cluster) -> None:
     with watching(cluster.url(), SLOW_TO_FALL) as watches:
         for _ in range(3):
             with frozen(cluster):
@@ -134,13 +134,13 @@ def test_a_moments_failure_of_postgresql_does_not_move_it(cluster: Cluster) -> N
         assert watches.say(SERVING)
 
 
-def test_it_goes_with_a_sqlite_file_that_is_moved_away_and_comes_back_with_it(tmp_path: Path) -> None:
+def test_readiness_follows_a_sqlite_file_that_is_moved_and_restored(tmp_path: Path) -> None:
     file, away = tmp_path / "caseload.db", tmp_path / "away.db"
     with watching(url(file)) as watches:
         go_and_come_back(watches, lambda: file.rename(away), lambda: away.rename(file))
 
 
-def test_it_goes_with_a_sqlite_file_that_another_took_the_place_of(tmp_path: Path) -> None:
+def test_readiness_falls_when_the_sqlite_file_is_replaced(tmp_path: Path) -> None:
     file, away, other = (tmp_path / name for name in ("caseload.db", "away.db", "other.db"))
     factory.migrate(url(other))
 

@@ -28,13 +28,13 @@ def test_rolling_restarts_of_two_instances_fail_no_call(postgres_url: str) -> No
     assert_nothing_lost(rolling(postgres_url, CALLS))
 
 
-def test_a_killed_instance_of_two_fails_no_call_and_no_write_is_done_twice(postgres_url: str) -> None:
+def test_killing_one_of_two_instances_fails_no_call_and_repeats_no_write(postgres_url: str) -> None:
     report = crashing(postgres_url, CALLS)
     assert_nothing_lost(report)
     assert report.retries, "no call was under way when it was killed: the test says little"
 
 
-def test_one_instance_that_is_restarted_fails_no_call(database_url: str) -> None:
+def test_restarting_a_single_instance_fails_no_call(database_url: str) -> None:
     assert_nothing_lost(alone(database_url, CALLS))
 
 
@@ -48,12 +48,12 @@ def test_one_instance_that_is_restarted_fails_no_call(database_url: str) -> None
     ],
     ids=["failed", "written twice", "lost", "all well"],
 )
-def test_what_went_wrong_is_found(report: Report, count: int) -> None:
+def test_the_report_lists_each_fault(report: Report, count: int) -> None:
     assert len(list(report.faults())) == count
 
 
 @pytest.mark.parametrize(("longest", "restart", "stalled"), [(0.9, 0.1, False), (1.4, 1.0, False), (1.6, 1.0, True)])
-def test_a_call_stalls_where_it_outlasts_both_the_promise_and_the_restart(
+def test_a_call_stalls_when_it_outlasts_both_the_limit_and_the_restart(
     longest: float,
     restart: float,
     stalled: bool,  # noqa: FBT001 - a parameter of the test
@@ -61,9 +61,7 @@ def test_a_call_stalls_where_it_outlasts_both_the_promise_and_the_restart(
     assert Report(longest=longest, longest_restart=restart).stalled == stalled
 
 
-def test_a_watch_that_is_resumed_over_restarts_and_crashes_has_every_change_once(
-    database_url: str, tmp_path: Path
-) -> None:
+def test_a_watch_resumed_after_restarts_and_crashes_has_every_change_once(database_url: str, tmp_path: Path) -> None:
     instance = Instance(database_url, tmp_path)
     with connect(instance.address) as caseload:
 

@@ -11,7 +11,7 @@ from tests.support.servers import ServerProcess
 from tests.support.waiting import HUNG_SECONDS
 
 
-def test_a_backup_under_load_holds_what_was_acknowledged_before_it_and_is_its_revision(tmp_path: Path) -> None:
+def test_a_backup_under_load_holds_every_write_acknowledged_before_it(tmp_path: Path) -> None:
     database, restored = url(tmp_path / "caseload.db"), url(tmp_path / "restored.db")
     fill(database)  # far more than the copy takes in one step
     with (

@@ -39,7 +39,7 @@ def modes_restored(tmp_path: Path) -> Iterator[None]:
 # --- the address ---
 
 
-def test_a_name_that_means_something_to_sqlite_is_a_file_like_any_other(tmp_path: Path) -> None:
+def test_a_name_with_a_meaning_in_sqlite_is_an_ordinary_file(tmp_path: Path) -> None:
     assert caseload(tmp_path, "migrate", "--database", "sqlite:///:memory:").returncode == 0
     assert [path.name for path in tmp_path.iterdir()] == [":memory:"]
 
@@ -79,7 +79,7 @@ def migrated_with_another_text(path: Path) -> None:
         (DRY_RUN, newer_than_this_version, "newer"),
     ],
 )
-def test_a_file_that_is_no_database_of_this_version_is_refused_and_left_as_it_was(
+def test_a_file_of_another_application_or_version_is_rejected_and_unchanged(
     tmp_path: Path, command: tuple[str, ...], make: Callable[[Path], None], words: str
 ) -> None:
     make(tmp_path / "caseload.db")
@@ -90,7 +90,7 @@ def test_a_file_that_is_no_database_of_this_version_is_refused_and_left_as_it_wa
     assert SECRET not in line
 
 
-def test_the_log_another_application_left_in_a_crash_is_left_to_it(tmp_path: Path) -> None:
+def test_the_log_of_another_applications_crash_stays_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "theirs.db"
     writes = "PRAGMA journal_mode = wal; CREATE TABLE theirs (x); INSERT INTO theirs VALUES (1)"
     crash = "import apsw, os, sys; c = apsw.Connection(sys.argv[1]); list(c.execute(sys.argv[2])); os._exit(0)"
@@ -105,7 +105,7 @@ def test_the_log_another_application_left_in_a_crash_is_left_to_it(tmp_path: Pat
 
 @pytest.mark.usefixtures("modes_restored")
 @pytest.mark.parametrize(("command", "mode"), [(SERVE, 0o400), (SERVE, 0o000), (("migrate",), 0o400)])
-def test_a_file_that_cannot_be_written_is_refused(tmp_path: Path, command: tuple[str, ...], mode: int) -> None:
+def test_an_unwritable_file_is_rejected(tmp_path: Path, command: tuple[str, ...], mode: int) -> None:
     path = migrated(tmp_path / "caseload.db")
     path.chmod(mode)
     line = refusal_obeying_modes(tmp_path, *command, "--database", url(path))
@@ -115,7 +115,7 @@ def test_a_file_that_cannot_be_written_is_refused(tmp_path: Path, command: tuple
 
 @pytest.mark.usefixtures("modes_restored")
 @pytest.mark.parametrize(("command", "name"), [(SERVE, "caseload.db"), (SERVE, "new.db"), (("migrate",), "new.db")])
-def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, command: tuple[str, ...], name: str) -> None:
+def test_an_unwritable_folder_is_rejected(tmp_path: Path, command: tuple[str, ...], name: str) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     migrated(folder / "caseload.db")
@@ -127,7 +127,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, command: tup
 
 @pytest.mark.usefixtures("modes_restored")
 @pytest.mark.parametrize("command", [SERVE, DRY_RUN], ids=" ".join)
-def test_a_folder_that_cannot_be_entered_is_refused(tmp_path: Path, command: tuple[str, ...]) -> None:
+def test_an_inaccessible_folder_is_rejected(tmp_path: Path, command: tuple[str, ...]) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     folder.chmod(0o000)

@@ -16,7 +16,7 @@ def modes(folder: Path) -> dict[str, int]:
     return {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
 
 
-def test_a_serving_server_s_files_are_its_user_s_alone(tmp_path: Path) -> None:
+def test_only_its_user_can_read_the_files_of_a_running_server(tmp_path: Path) -> None:
     with ServerProcess(url(tmp_path / "caseload.db"), command=OPEN_TO_ALL) as server:
         client = Client(server.address)
         therapist = resources_pb2.Therapist(display_name="Therapist")
@@ -27,7 +27,7 @@ def test_a_serving_server_s_files_are_its_user_s_alone(tmp_path: Path) -> None:
         assert modes(tmp_path) == {"caseload.db": 0o600, "caseload.db-wal": 0o600, "caseload.db-shm": 0o600}
 
 
-def test_a_migrated_file_is_its_user_s_alone(tmp_path: Path) -> None:
+def test_only_its_user_can_read_a_migrated_file(tmp_path: Path) -> None:
     path = tmp_path / "caseload.db"
     assert caseload(tmp_path, "migrate", "--database", url(path), command=OPEN_TO_ALL).returncode == 0
     assert modes(tmp_path) == {"caseload.db": 0o600}

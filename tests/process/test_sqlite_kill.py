@@ -10,13 +10,13 @@ from tests.process.sqlite_integrity import damage
 NO_COMMITS = (sys.executable, str(Path(__file__).with_name("sqlite_no_commit_command.py")))
 
 
-def test_a_server_that_answers_before_it_commits_is_found_out(tmp_path: Path) -> None:
+def test_the_test_detects_a_server_that_answers_before_it_commits(tmp_path: Path) -> None:
     database = url(tmp_path / "caseload.db")
     acknowledged = write_until_killed(database, "early", NO_COMMITS)
     assert lost(acknowledged, stored_after_restart(database)) != []
 
 
-def test_a_kill_leaves_the_file_whole_and_a_damaged_one_is_found_out(tmp_path: Path) -> None:
+def test_a_kill_leaves_the_file_intact_and_the_test_detects_damage(tmp_path: Path) -> None:
     file = tmp_path / "caseload.db"
     write_until_killed(url(file), "damaged")
     assert damage(file) == []

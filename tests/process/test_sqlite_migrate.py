@@ -8,7 +8,7 @@ from tests.process.command_runner import STEPS, caseload, url
 from tests.support.servers import ServerProcess
 
 
-def test_migrate_lists_what_it_ran_and_runs_it_once(tmp_path: Path) -> None:
+def test_migrate_lists_its_migrations_and_runs_each_once(tmp_path: Path) -> None:
     arguments = ("migrate", "--database", url(tmp_path / "caseload.db"))
     assert caseload(tmp_path, *arguments).stdout.splitlines() == STEPS
     again = caseload(tmp_path, *arguments)
@@ -16,7 +16,7 @@ def test_migrate_lists_what_it_ran_and_runs_it_once(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["caseload.db"]
 
 
-def test_a_dry_run_lists_what_would_run_and_creates_nothing(tmp_path: Path) -> None:
+def test_a_dry_run_lists_pending_migrations_and_creates_nothing(tmp_path: Path) -> None:
     path = tmp_path / "caseload.db"
     dry_run = ("migrate", "--dry-run", "--database", url(path))
     before = caseload(tmp_path, *dry_run)
@@ -28,7 +28,7 @@ def test_a_dry_run_lists_what_would_run_and_creates_nothing(tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["caseload.db"]
 
 
-def test_a_dry_run_beside_a_serving_server_tells_the_truth(tmp_path: Path) -> None:
+def test_a_dry_run_beside_a_running_server_is_correct(tmp_path: Path) -> None:
     path = tmp_path / "caseload.db"
     with ServerProcess(url(path)):
         ended = caseload(tmp_path, "migrate", "--dry-run", "--database", url(path))

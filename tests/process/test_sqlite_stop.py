@@ -20,7 +20,7 @@ def test_a_stopped_server_leaves_one_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["caseload.db"]  # checkpointed
 
 
-def test_a_read_that_outlasts_the_grace_period_does_not_break_the_stop(tmp_path: Path) -> None:
+def test_a_read_longer_than_the_grace_period_does_not_prevent_the_stop(tmp_path: Path) -> None:
     path = tmp_path / "caseload.db"
     migrate(path)
     database = SqliteDatabase(path)

@@ -48,7 +48,7 @@ def purge(path: Path, *arguments: str) -> str:
     return ended.stderr
 
 
-def test_nothing_is_left_of_the_erased_where_nobody_serves(tmp_path: Path) -> None:
+def test_a_purge_without_a_server_leaves_no_trace_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / "caseload.db"
     planted(path)
     assert traces(path) > MANY
@@ -57,7 +57,7 @@ def test_nothing_is_left_of_the_erased_where_nobody_serves(tmp_path: Path) -> No
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-def test_while_it_is_served_that_is_asked_for_and_otherwise_said(tmp_path: Path) -> None:
+def test_a_purge_beside_a_server_vacuums_only_with_a_flag(tmp_path: Path) -> None:
     path = tmp_path / "caseload.db"
     planted(path)
     with ServerProcess(url(path)) as server:
@@ -70,7 +70,7 @@ def test_while_it_is_served_that_is_asked_for_and_otherwise_said(tmp_path: Path)
     assert traces(path) == 0
 
 
-def test_writes_go_on_while_a_vacuum_waits_for_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writes_continue_while_a_vacuum_waits_for_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The log can only be emptied once the reader has ended; it is tried until then, and writes go on."""
     path = tmp_path / "caseload.db"
     planted(path)
@@ -91,7 +91,7 @@ def test_writes_go_on_while_a_vacuum_waits_for_a_reader(tmp_path: Path, monkeypa
     store.close()
 
 
-def test_a_file_is_in_use_while_anyone_has_it_open(tmp_path: Path) -> None:
+def test_a_file_is_in_use_while_any_process_has_it_open(tmp_path: Path) -> None:
     path = tmp_path / "caseload.db"
     store = open_store(Config(database=url(path)), lambda: 1)
     assert vacuums.is_in_use(path)

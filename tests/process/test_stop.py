@@ -15,7 +15,7 @@ from caseload.v1 import patient_service_pb2, resources_pb2, therapist_service_pb
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from tests.observability.metrics_client import until
+from tests.observability.metrics_client import wait_for_metrics
 from tests.process.command_runner import url
 from tests.process.worker_processes import listens
 from tests.support.servers import Client, ServerProcess, free_address
@@ -65,7 +65,7 @@ def watched(client: Client, service: str) -> Any:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_it_and_the_next_start_has_all_the_data(database_url: str, number: int) -> None:
+def test_a_signal_stops_the_server_and_the_next_start_has_all_data(database_url: str, number: int) -> None:
     with ServerProcess(database_url) as server, connected(server) as client:
         create(client, "ann").result()
         patient = resources_pb2.Patient(display_name="Patient")
@@ -81,7 +81,7 @@ def test_a_signal_stops_it_and_the_next_start_has_all_the_data(database_url: str
     assert [entry.patient.patient_id for entry in page.entries] == ["bob"]
 
 
-def test_it_prints_the_ready_line_and_nothing_else_and_logs_lines_of_json(tmp_path: Path) -> None:
+def test_the_server_prints_only_the_ready_line_and_logs_json_lines(tmp_path: Path) -> None:
     with ServerProcess(url(tmp_path / "caseload.db"), access_log=None) as server, connected(server) as client:
         create(client, "ann").result()
         server.process.terminate()
@@ -91,14 +91,14 @@ def test_it_prints_the_ready_line_and_nothing_else_and_logs_lines_of_json(tmp_pa
     assert events == ["started", "call", "stopping", "stopped"]
 
 
-def test_calls_under_way_are_finished(database_url: str) -> None:
+def test_a_stop_completes_calls_in_flight(database_url: str) -> None:
     ids = [f"therapist-{number}" for number in range(8)]
     metrics = free_address()
     arguments = ("--grace-seconds", str(NEVER_SECONDS), "--metrics-address", metrics)
     with ServerProcess(database_url, *arguments, command=PATIENT_LOCKS) as server, connected(server) as client:
         with holding_the_lock(database_url):
             calls = [create(client, therapist_id) for therapist_id in ids]
-            until(metrics, lambda now: now("in_flight", pool="write") == len(ids))
+            wait_for_metrics(metrics, lambda now: now("in_flight", pool="write") == len(ids))
             server.process.terminate()
             eventually(lambda: not listens(server.process.pid, server.address))
             assert not any(call.done() for call in calls)
@@ -107,14 +107,14 @@ def test_calls_under_way_are_finished(database_url: str) -> None:
     assert therapists(database_url) == ids
 
 
-def test_calls_that_outlast_the_grace_period_do_not_hold_the_stop_for_ever(database_url: str) -> None:
+def test_calls_longer_than_the_grace_period_do_not_prevent_the_stop(database_url: str) -> None:
     metrics = free_address()
     arguments = ("--grace-seconds", "0.3", "--metrics-address", metrics)
     with ServerProcess(database_url, *arguments) as server, connected(server) as client:
         create(client, "before").result()
         with holding_the_lock(database_url):
             call = create(client, "under-way")
-            until(metrics, lambda now: now("in_flight", pool="write") == 1)
+            wait_for_metrics(metrics, lambda now: now("in_flight", pool="write") == 1)
             server.process.terminate()
             with pytest.raises(grpc.RpcError):
                 call.result()
@@ -122,7 +122,7 @@ def test_calls_that_outlast_the_grace_period_do_not_hold_the_stop_for_ever(datab
     assert "before" in therapists(database_url)
 
 
-def test_while_draining_readiness_is_gone_and_calls_are_answered(tmp_path: Path) -> None:
+def test_a_draining_server_is_not_ready_and_answers_calls(tmp_path: Path) -> None:
     database = url(tmp_path / "caseload.db")
     with ServerProcess(database, "--drain-seconds", "5") as server, connected(server) as client:
         assert [health(client, name) for name in [LIVENESS, *READINESS]] == [SERVING] * 3
@@ -145,7 +145,7 @@ def test_while_draining_readiness_is_gone_and_calls_are_answered(tmp_path: Path)
     ],
     ids=["the same twice", "both", "a storm"],
 )
-def test_signals_at_once_stop_it_as_one_does(tmp_path: Path, numbers: list[int], attempts: int) -> None:
+def test_several_signals_at_once_stop_the_server_like_one(tmp_path: Path, numbers: list[int], attempts: int) -> None:
     for attempt in range(attempts):
         with ServerProcess(url(tmp_path / f"{attempt}.db")) as server:
             for number in numbers:
@@ -166,7 +166,7 @@ def test_a_second_signal_while_draining_changes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("service", [LIVENESS, READINESS[0]])
-def test_an_open_health_watch_does_not_hold_the_stop(tmp_path: Path, service: str) -> None:
+def test_an_open_health_watch_does_not_delay_the_stop(tmp_path: Path, service: str) -> None:
     grace = ("--grace-seconds", str(NEVER_SECONDS))
     with ServerProcess(url(tmp_path / "caseload.db"), *grace) as server, connected(server) as client:
         watch = watched(client, service)
@@ -174,7 +174,7 @@ def test_an_open_health_watch_does_not_hold_the_stop(tmp_path: Path, service: st
         assert server.stop()[0] == 0
 
 
-def test_a_watch_sees_readiness_go(tmp_path: Path) -> None:
+def test_a_health_watch_reports_the_end_of_readiness(tmp_path: Path) -> None:
     with ServerProcess(url(tmp_path / "caseload.db"), "--drain-seconds", "5") as server, connected(server) as client:
         watch = watched(client, READINESS[0])
         assert next(watch).status == SERVING
@@ -184,7 +184,7 @@ def test_a_watch_sees_readiness_go(tmp_path: Path) -> None:
         assert server.process.wait(HUNG_SECONDS) == 0
 
 
-def test_an_open_reflection_stream_does_not_hold_the_stop(tmp_path: Path) -> None:
+def test_an_open_reflection_stream_does_not_delay_the_stop(tmp_path: Path) -> None:
     def requests() -> Iterator[reflection_pb2.ServerReflectionRequest]:
         yield reflection_pb2.ServerReflectionRequest(list_services="*")
         server.process.wait(HUNG_SECONDS)

@@ -40,7 +40,7 @@ def health(api: ApiDriver, service: str) -> int:
     return int(stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=HUNG_SECONDS).status)
 
 
-def test_every_worker_answers_once_the_one_ready_line_is_there(database_url: str) -> None:
+def test_every_worker_answers_after_the_single_ready_line(database_url: str) -> None:
     with WorkersServer(database_url, workers=3) as server:
         assert len(server.workers) == 3
         with server.caller_of_each() as callers:
@@ -56,7 +56,7 @@ def test_every_worker_answers_once_the_one_ready_line_is_there(database_url: str
     assert [events.count(event) for event in ("stopping", "stopped")] == [3, 3]
 
 
-def test_the_process_that_starts_the_workers_loads_no_grpc(tmp_path: Path) -> None:
+def test_the_supervisor_does_not_load_grpc(tmp_path: Path) -> None:
     with WorkersServer(database(tmp_path)) as server:
         loaded = {
             pid: "cygrpc" in Path(f"/proc/{pid}/maps").read_text() for pid in (server.process.pid, *server.workers)
@@ -64,7 +64,7 @@ def test_the_process_that_starts_the_workers_loads_no_grpc(tmp_path: Path) -> No
         assert list(loaded.values()) == [False, True, True]
 
 
-def test_auto_is_a_worker_for_each_core_it_may_use_and_each_has_its_own(tmp_path: Path) -> None:
+def test_auto_starts_one_pinned_worker_for_each_available_core(tmp_path: Path) -> None:
     cores = os.sched_getaffinity(0)
     with ServerProcess(database(tmp_path), "--workers", "auto") as server:
         workers = children(server.process.pid)
@@ -72,14 +72,14 @@ def test_auto_is_a_worker_for_each_core_it_may_use_and_each_has_its_own(tmp_path
         assert used == (sorted(cores) if len(cores) > 1 else [])
 
 
-def test_more_workers_than_cores_wander(tmp_path: Path) -> None:
+def test_workers_are_not_pinned_when_they_outnumber_cores(tmp_path: Path) -> None:
     cores = os.sched_getaffinity(0)
     with WorkersServer(database(tmp_path), workers=len(cores) + 1) as server:
         assert [os.sched_getaffinity(pid) for pid in server.workers] == [cores] * (len(cores) + 1)
 
 
 @pytest.mark.parametrize(("first", "second"), [("2", "2"), ("2", "1"), ("1", "2")])
-def test_a_second_server_is_refused_the_port(tmp_path: Path, first: str, second: str) -> None:
+def test_a_second_server_cannot_use_the_port(tmp_path: Path, first: str, second: str) -> None:
     folder = tmp_path / "second"
     folder.mkdir()
     with ServerProcess(database(tmp_path), "--workers", first) as server:
@@ -89,7 +89,7 @@ def test_a_second_server_is_refused_the_port(tmp_path: Path, first: str, second:
         assert server.stop()[0] == 0
 
 
-def test_a_program_that_shares_its_port_with_everybody_is_not_joined(tmp_path: Path) -> None:
+def test_workers_do_not_share_the_port_of_another_program(tmp_path: Path) -> None:
     with socket.socket() as sharing:
         sharing.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sharing.bind(("127.0.0.1", 0))
@@ -100,12 +100,12 @@ def test_a_program_that_shares_its_port_with_everybody_is_not_joined(tmp_path: P
 
 
 @pytest.mark.parametrize("workers", ["0", "-1", "two", "1.5", "1025", "9" * 5000, "٣", ""])
-def test_a_number_of_workers_that_is_none_is_refused(tmp_path: Path, workers: str) -> None:
+def test_an_invalid_number_of_workers_is_rejected(tmp_path: Path, workers: str) -> None:
     line = refusal(tmp_path, *SERVE, "--workers", workers, "--database", database(tmp_path))
     assert line == "--workers: is not valid"
 
 
-def test_what_no_worker_can_start_with_is_said_once(tmp_path: Path) -> None:
+def test_an_error_of_every_worker_is_reported_once(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(SECRET)
     (tmp_path / "keys").chmod(0o600)
     arguments = ("--workers", "3", "--keys-file", "keys", "--database", database(tmp_path))
@@ -116,7 +116,7 @@ def test_what_no_worker_can_start_with_is_said_once(tmp_path: Path) -> None:
     assert SECRET not in line
 
 
-def test_a_worker_that_is_killed_before_it_answers_is_no_fault_of_a_setting(tmp_path: Path) -> None:
+def test_a_worker_killed_during_its_start_is_not_reported_as_a_bad_setting(tmp_path: Path) -> None:
     with subprocess.Popen(
         [*CASELOAD, *SERVE, "--workers", "2", "--database", database(tmp_path)],
         stdout=subprocess.PIPE,
@@ -132,7 +132,7 @@ def test_a_worker_that_is_killed_before_it_answers_is_no_fault_of_a_setting(tmp_
     assert (said["event"], said["level"], said["code"]) == ("worker failed during startup", "error", -9)
 
 
-def test_a_start_that_lacks_the_means_for_a_worker_ends_at_once(tmp_path: Path) -> None:
+def test_a_start_without_resources_for_a_worker_fails_at_once(tmp_path: Path) -> None:
     files = ("prlimit", "--nofile=9:9")
     ended = caseload(tmp_path, *SERVE, "--workers", "2", "--database", database(tmp_path), command=(*files, *CASELOAD))
     assert (ended.returncode, ended.stdout) == (1, "")
@@ -140,7 +140,7 @@ def test_a_start_that_lacks_the_means_for_a_worker_ends_at_once(tmp_path: Path) 
     assert (said["event"], said["type"]) == ("worker start failed", "OSError")
 
 
-def test_a_worker_that_cannot_be_started_again_is_once_it_can(tmp_path: Path) -> None:
+def test_a_worker_is_restarted_as_soon_as_resources_allow_it(tmp_path: Path) -> None:
     with WorkersServer(database(tmp_path)) as server:
         limit = ["prlimit", "--pid", str(server.process.pid)]
         subprocess.run([*limit, "--nofile=4:4096"], check=True)
@@ -153,7 +153,7 @@ def test_a_worker_that_cannot_be_started_again_is_once_it_can(tmp_path: Path) ->
         assert server.stop()[0] == 0
 
 
-def test_workers_are_kept_though_nobody_reads_that_they_answer(tmp_path: Path) -> None:
+def test_workers_are_restarted_when_standard_output_has_no_reader(tmp_path: Path) -> None:
     with subprocess.Popen(
         [*CASELOAD, *SERVE, "--workers", "2", "--database", database(tmp_path)],
         stdout=subprocess.PIPE,
@@ -187,7 +187,7 @@ def test_signals_stop_all_workers(tmp_path: Path, numbers: list[int]) -> None:
         assert not any(map(is_running, workers))
 
 
-def test_ctrl_c_which_reaches_every_process_stops_all(tmp_path: Path) -> None:
+def test_ctrl_c_stops_every_process(tmp_path: Path) -> None:
     # While workers drain, the first process has the time to learn of the stop, before one of them ends.
     with WorkersServer(database(tmp_path), "--drain-seconds", "3", command=IN_A_GROUP) as server:
         workers = server.workers
@@ -198,7 +198,7 @@ def test_ctrl_c_which_reaches_every_process_stops_all(tmp_path: Path) -> None:
     assert "is started again" not in log
 
 
-def test_a_stop_before_all_answer_stops_what_was_started(tmp_path: Path) -> None:
+def test_a_stop_during_the_start_stops_every_started_worker(tmp_path: Path) -> None:
     for wait in (0.2, 0.5, 0.8, 1.1):
         with subprocess.Popen(
             [*CASELOAD, *SERVE, "--workers", "3", "--database", database(tmp_path)],
@@ -213,7 +213,7 @@ def test_a_stop_before_all_answer_stops_what_was_started(tmp_path: Path) -> None
         assert not any(map(is_running, workers))
 
 
-def test_while_draining_every_worker_answers_and_none_is_ready(tmp_path: Path) -> None:
+def test_draining_workers_answer_and_are_not_ready(tmp_path: Path) -> None:
     with (
         WorkersServer(database(tmp_path), "--drain-seconds", str(NEVER_SECONDS)) as server,
         server.caller_of_each() as callers,
@@ -227,7 +227,7 @@ def test_while_draining_every_worker_answers_and_none_is_ready(tmp_path: Path) -
         # The rest of the drain is of no interest; the test ends it.
 
 
-def test_a_worker_that_is_asked_to_stop_drains_and_another_takes_its_place(tmp_path: Path) -> None:
+def test_a_worker_that_gets_sigterm_drains_and_is_replaced(tmp_path: Path) -> None:
     with WorkersServer(database(tmp_path), "--drain-seconds", "5") as server:
         with server.caller_of_each() as callers:
             one, other = callers
@@ -242,7 +242,7 @@ def test_a_worker_that_is_asked_to_stop_drains_and_another_takes_its_place(tmp_p
 # --- as one server ---
 
 
-def test_a_watch_of_any_worker_has_what_the_others_wrote(database_url: str) -> None:
+def test_a_watch_of_any_worker_sees_the_writes_of_others(database_url: str) -> None:
     with WorkersServer(database_url, workers=3) as server, server.caller_of_each() as callers, ExitStack() as watching:
         followers = [watching.enter_context(WatchReader(api)) for api in callers.values()]
         for follower in followers:
@@ -254,7 +254,7 @@ def test_a_watch_of_any_worker_has_what_the_others_wrote(database_url: str) -> N
             assert [one.changes[0].therapist_id for one in follower.sets] == ["t-0", "t-1", "t-2"]
 
 
-def test_capacity_holds_when_callers_of_all_workers_race_for_it(database_url: str) -> None:
+def test_capacity_holds_when_callers_of_all_workers_race(database_url: str) -> None:
     patients = [f"p-{number}" for number in range(32)]
     with WorkersServer(database_url, workers=4) as server, server.caller_of_each() as callers:
         [first, *_] = clinics = list(callers.values())
@@ -273,7 +273,7 @@ def test_capacity_holds_when_callers_of_all_workers_race_for_it(database_url: st
         assert sorted(outcomes) == ["THERAPIST_AT_CAPACITY"] * 22 + ["assigned"] * 10
 
 
-def test_each_worker_reads_the_keys_anew(tmp_path: Path) -> None:
+def test_each_worker_reloads_the_keys(tmp_path: Path) -> None:
     keys_file = KeysFile(tmp_path / "keys")
     with (
         WorkersServer(database(tmp_path), "--keys-file", str(keys_file.path)) as server,
@@ -293,7 +293,7 @@ def test_each_worker_reads_the_keys_anew(tmp_path: Path) -> None:
             eventually(lambda api=api: is_known(api))  # type: ignore[misc]
 
 
-def test_the_access_log_has_each_call_of_every_worker_on_a_line_of_its_own(tmp_path: Path) -> None:
+def test_the_access_log_has_one_line_for_each_call_of_every_worker(tmp_path: Path) -> None:
     with (
         WorkersServer(database(tmp_path), access_log=str(tmp_path / "access.log")) as server,
         server.caller_of_each() as callers,
@@ -311,7 +311,7 @@ def test_the_access_log_has_each_call_of_every_worker_on_a_line_of_its_own(tmp_p
     assert [len(line["therapist_ids"]) for line in lines if line["code"] == "OK"] == [200] * 400
 
 
-def test_one_page_has_the_numbers_of_all_workers_also_of_those_that_ended(tmp_path: Path) -> None:
+def test_the_metrics_sum_all_workers_including_ended_ones(tmp_path: Path) -> None:
     with WorkersServer(database(tmp_path), "--metrics-address", "127.0.0.1:0") as server:
         assert server.process.stderr is not None
         started = json.loads(next(line for line in server.process.stderr if '"all workers are ready"' in line))

@@ -14,7 +14,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.observability.metrics_client import until
+from tests.observability.metrics_client import wait_for_metrics
 from tests.process.acknowledged_writes import Writers, invented, lost, stored_after_restart
 from tests.process.command_runner import caseload, url
 from tests.process.test_stop import LIVENESS, PATIENT_LOCKS
@@ -43,9 +43,7 @@ def kill_all(server: WorkersServer) -> None:
     eventually(lambda: not any(map(is_running, workers)))
 
 
-def test_no_acknowledged_write_is_lost_by_kill_9_of_one_of_four_at_random_or_of_all(
-    database_url: str, tmp_path: Path
-) -> None:
+def test_kill_9_of_one_or_all_workers_loses_no_acknowledged_write(database_url: str, tmp_path: Path) -> None:
     chance = random.Random(7)
     acknowledged: dict[str, int] = {}
     for attempt in range(2):
@@ -69,7 +67,7 @@ def test_no_acknowledged_write_is_lost_by_kill_9_of_one_of_four_at_random_or_of_
     assert len(revisions) > len(acknowledged)
 
 
-def test_who_is_killed_is_replaced_and_loses_its_own_connections_only(database_url: str) -> None:
+def test_a_killed_worker_is_replaced_and_loses_only_its_own_connections(database_url: str) -> None:
     with WorkersServer(database_url, workers=3) as server:
         with server.caller_of_each() as callers:
             victim, *others = callers
@@ -99,7 +97,7 @@ def ends(server: WorkersServer) -> Iterator[tuple[float, int]]:
             yield datetime.fromisoformat(json.loads(line)["timestamp"]).timestamp(), refused
 
 
-def test_who_dies_again_and_again_is_started_after_longer_and_longer_pauses(tmp_path: Path) -> None:
+def test_a_worker_that_keeps_dying_is_restarted_with_increasing_delays(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.touch(mode=0o600)
     with WorkersServer(url(tmp_path / "caseload.db"), "--keys-file", str(keys)) as server:
@@ -119,7 +117,7 @@ def test_who_dies_again_and_again_is_started_after_longer_and_longer_pauses(tmp_
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o644], ids=["it can begin", "it cannot begin"])
-def test_a_stop_while_a_killed_worker_is_being_replaced_is_clean(tmp_path: Path, mode: int) -> None:
+def test_a_stop_during_the_restart_of_a_worker_succeeds(tmp_path: Path, mode: int) -> None:
     keys, hold = tmp_path / "keys", tmp_path / "hold"
     keys.touch(mode=0o600)
     environment = {"CASELOAD_TEST_HOLD": str(hold)}
@@ -137,7 +135,7 @@ def test_a_stop_while_a_killed_worker_is_being_replaced_is_clean(tmp_path: Path,
     assert code == 0
 
 
-def test_when_the_first_process_is_killed_the_workers_end_and_free_the_port(tmp_path: Path) -> None:
+def test_workers_end_and_free_the_port_when_the_supervisor_is_killed(tmp_path: Path) -> None:
     arguments = ("--drain-seconds", "60", "--metrics-address", "127.0.0.1:0")
     database = url(tmp_path / "caseload.db")
     before = folders_of_metrics()
@@ -158,7 +156,7 @@ def folders_of_metrics() -> set[Path]:
     return set(Path("/dev/shm").glob("caseload-*"))
 
 
-def test_a_call_under_way_when_the_first_process_is_killed_is_answered(database_url: str) -> None:
+def test_a_call_in_flight_is_answered_when_the_supervisor_is_killed(database_url: str) -> None:
     metrics = free_address()
     arguments = ("--grace-seconds", str(NEVER_SECONDS), "--metrics-address", metrics)
     with WorkersServer(database_url, *arguments, command=PATIENT_LOCKS) as server, ApiDriver(server.address) as api:
@@ -166,14 +164,14 @@ def test_a_call_under_way_when_the_first_process_is_killed_is_answered(database_
         workers = server.workers
         with ThreadPoolExecutor() as other, holding_the_lock(database_url):
             call = other.submit(api.therapists, "ann")
-            until(metrics, lambda now: now("in_flight", pool="write") == 1)
+            wait_for_metrics(metrics, lambda now: now("in_flight", pool="write") == 1)
             server.kill()
             eventually(lambda: not any(listens(pid, server.address) for pid in workers))
         call.result(HUNG_SECONDS)
         eventually(lambda: not any(map(is_running, workers)))
 
 
-def test_a_worker_that_does_not_stop_is_killed_and_the_exit_code_says_so(tmp_path: Path) -> None:
+def test_a_worker_that_does_not_stop_is_killed_and_changes_the_exit_code(tmp_path: Path) -> None:
     with WorkersServer(url(tmp_path / "caseload.db"), "--grace-seconds", "0") as server:
         stuck = min(server.workers)
         os.kill(stuck, signal.SIGSTOP)

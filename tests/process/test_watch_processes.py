@@ -89,7 +89,7 @@ def assert_whole(numbers: list[int], api: ApiDriver, start: str) -> None:
     assert numbers == list(range(number(start) + 1, number(api.head()) + 1))
 
 
-def test_a_watcher_cut_at_random_has_every_change_once_and_in_order(database_url: str) -> None:
+def test_a_watch_disconnected_at_random_has_every_change_once_in_order(database_url: str) -> None:
     chance = random.Random(20)
     with ServerProcess(database_url) as server, ApiDriver(server.address) as api:
         start = after = api.head()
@@ -114,7 +114,7 @@ def test_a_watcher_cut_at_random_has_every_change_once_and_in_order(database_url
         assert max(len(one.changes) for one in sets) > 1
 
 
-def test_a_watcher_resumes_without_loss_over_restarts_and_crashes(database_url: str) -> None:
+def test_a_watch_resumes_without_loss_after_restarts_and_crashes(database_url: str) -> None:
     with ServerProcess(database_url) as server, ApiDriver(server.address) as api:
         start = after = api.head()
     numbers: list[int] = []
@@ -144,7 +144,7 @@ def test_a_watcher_resumes_without_loss_over_restarts_and_crashes(database_url: 
         assert_whole(numbers + received(follower), api, start)
 
 
-def test_nothing_a_watcher_saw_is_gone_after_a_crash(database_url: str) -> None:
+def test_no_change_seen_by_a_watch_is_lost_in_a_crash(database_url: str) -> None:
     with ServerProcess(database_url) as server, ApiDriver(server.address) as api, WatchReader(api) as follower:
         with Writers(server.address):
             follower.wait_for(40)
@@ -155,7 +155,9 @@ def test_nothing_a_watcher_saw_is_gone_after_a_crash(database_url: str) -> None:
         assert [one for one in follower.sets if kept.get(one.revision) != one] == []
 
 
-def test_a_commit_of_another_process_is_seen(database_url: str, record_property: Callable[[str, object], None]) -> None:
+def test_a_watch_sees_a_commit_of_another_process(
+    database_url: str, record_property: Callable[[str, object], None]
+) -> None:
     """Not by the heartbeat, which comes every 20 seconds: with 30 of them no test would end."""
     with ServerProcess(database_url) as here, ServerProcess(database_url) as there:
         waits = list(latencies(here.address, there.address, 30))
@@ -201,7 +203,7 @@ def test_watchers_of_two_processes_on_one_file_see_the_same_log(database_url: st
         assert_whole(received(first), here, start)
 
 
-def test_what_one_process_acknowledged_the_other_reads_at_once(database_url: str) -> None:
+def test_one_process_reads_a_write_acknowledged_by_another(database_url: str) -> None:
     with (
         ServerProcess(database_url) as one,
         ServerProcess(database_url) as other,
@@ -226,7 +228,7 @@ def resident_kib(pid: int) -> int:
 
 
 @pytest.mark.parametrize(("patience", "are_cut"), [(NEVER_SECONDS, False), (3, True)], ids=["kept", "cut"])
-def test_readers_that_take_nothing_cost_little_memory_hold_no_one_up_and_are_cut(
+def test_stalled_watch_readers_use_little_memory_delay_no_call_and_are_disconnected(
     database_url: str, *, patience: float, are_cut: bool
 ) -> None:
     readers = 20
@@ -275,7 +277,9 @@ def served(database_url: str) -> Iterator[ApiDriver]:
         yield api
 
 
-def test_a_purge_while_served_refuses_what_is_gone_and_keeps_the_rest(database_url: str, served: ApiDriver) -> None:
+def test_a_purge_beside_a_server_rejects_purged_revisions_and_keeps_the_rest(
+    database_url: str, served: ApiDriver
+) -> None:
     [first, _, last] = served.log()
     time.sleep(0.01)
     moment = datetime.datetime.now(datetime.UTC)
@@ -295,7 +299,7 @@ def test_a_purge_while_served_refuses_what_is_gone_and_keeps_the_rest(database_u
     assert served.send("GetPatient", patient_id="p1").patient.display_name == "Bob Ray"
 
 
-def test_a_purge_takes_a_time_or_an_age(database_url: str, served: ApiDriver) -> None:
+def test_a_purge_accepts_a_time_or_an_age(database_url: str, served: ApiDriver) -> None:
     cases = {"30d": 0, "2020-01-31T00:00:00Z": 0, "2200-01-01T00:00:00+02:00": 3}
     for text, gone in cases.items():
         run = purge(database_url, "--changes-before", text)

@@ -52,7 +52,7 @@ def test_an_assignment_is_recorded_with_who_and_when(pair: RelationshipStore, cl
 
 
 @pytest.mark.parametrize("role", [ROLE_PRIMARY, ROLE_TREATING, ROLE_SUPERVISING, ROLE_COVERING])
-def test_every_role_counts_on_both_sides_and_leaves_etags_and_times_alone(
+def test_every_role_changes_both_counts_but_no_etag_and_no_time(
     pair: RelationshipStore, clock: Clock, role: int
 ) -> None:
     therapist, patient = pair.get(THERAPIST, "t"), pair.get(PATIENT, "p")
@@ -83,7 +83,7 @@ def test_assigning_twice_returns_the_first_assignment(pair: RelationshipStore, c
 @pytest.mark.parametrize(
     "order", [{"role": ROLE_PRIMARY}, {"focus": "grief"}, {"start_us": 5}], ids=["role", "focus", "start"]
 )
-def test_another_role_focus_or_start_is_refused_unless_it_replaces(
+def test_another_role_focus_or_start_is_rejected_without_replace(
     pair: RelationshipStore, clock: Clock, order: dict[str, Any]
 ) -> None:
     first = assign(pair, start_us=1)
@@ -109,7 +109,7 @@ def test_another_role_focus_or_start_is_refused_unless_it_replaces(
     assert (count(pair, THERAPIST, "t"), count(pair, PATIENT, "p")) == (1, 1)
 
 
-def test_replace_does_nothing_special_where_nothing_is_active(pair: RelationshipStore) -> None:
+def test_replace_has_no_effect_without_an_active_assignment(pair: RelationshipStore) -> None:
     period = assign(pair, replace=True)
     assert history(pair) == [period]
 
@@ -126,7 +126,7 @@ def test_after_an_end_assigning_begins_a_new_period_and_keeps_the_old_one(
     assert history(pair) == [first, second]
 
 
-def test_a_replacement_can_take_up_the_primary_role_and_lay_it_down(pair: RelationshipStore) -> None:
+def test_a_replacement_can_gain_or_lose_the_primary_role(pair: RelationshipStore) -> None:
     assign(pair)
     assign(pair, role=ROLE_PRIMARY, replace=True)
     assert primary_of(pair) == "t"
@@ -167,7 +167,7 @@ def test_a_patient_has_one_primary_therapist(pair: RelationshipStore) -> None:
     assert primary_of(pair) == "u"
 
 
-def test_replacing_the_primary_ends_the_others_period_in_the_same_step(pair: RelationshipStore, clock: Clock) -> None:
+def test_replacing_the_primary_ends_the_other_period_in_the_same_write(pair: RelationshipStore, clock: Clock) -> None:
     old = assign(pair, "u", role=ROLE_PRIMARY)
     clock.advance(1)
     new = assign(pair, "t", role=ROLE_PRIMARY, replace_primary=True)
@@ -195,7 +195,7 @@ def test_replace_primary_without_the_primary_role_leaves_the_primary_alone(pair:
     assert (primary_of(pair), count(pair, PATIENT, "p")) == ("u", 2)
 
 
-def test_a_treating_therapist_can_become_primary_in_place_of_another(pair: RelationshipStore, clock: Clock) -> None:
+def test_a_treating_therapist_can_replace_the_primary(pair: RelationshipStore, clock: Clock) -> None:
     assign(pair, "u", role=ROLE_PRIMARY)
     assign(pair, "t")
     clock.advance(1)
@@ -230,7 +230,7 @@ def test_ending_a_primary_leaves_the_patient_without_one(pair: RelationshipStore
 # Capacity.
 
 
-def test_a_full_caseload_takes_nobody_unless_capacity_is_ignored(store: RelationshipStore) -> None:
+def test_a_full_caseload_rejects_patients_unless_capacity_is_ignored(store: RelationshipStore) -> None:
     make(store, THERAPIST, "t", max_active_patients=2)
     for name in "pqr":
         make(store, PATIENT, name)
@@ -245,7 +245,7 @@ def test_a_full_caseload_takes_nobody_unless_capacity_is_ignored(store: Relation
     assert count(store, THERAPIST, "t") == 3
 
 
-def test_capacity_0_takes_nobody_and_no_capacity_takes_all(store: RelationshipStore) -> None:
+def test_capacity_0_rejects_every_patient_and_no_capacity_accepts_all(store: RelationshipStore) -> None:
     make(store, THERAPIST, "t", max_active_patients=0)
     make(store, PATIENT, "p")
     with pytest.raises(errors.TherapistAtCapacity):
@@ -254,7 +254,7 @@ def test_capacity_0_takes_nobody_and_no_capacity_takes_all(store: RelationshipSt
     assign(store)
 
 
-def test_an_ended_assignment_makes_room(store: RelationshipStore) -> None:
+def test_an_ended_assignment_frees_capacity(store: RelationshipStore) -> None:
     make(store, THERAPIST, "t", max_active_patients=1)
     for name in "pq":
         make(store, PATIENT, name)
@@ -264,7 +264,7 @@ def test_an_ended_assignment_makes_room(store: RelationshipStore) -> None:
     assert count(store, THERAPIST, "t") == 1
 
 
-def test_replacing_the_pairs_own_period_is_not_refused_above_capacity(store: RelationshipStore) -> None:
+def test_replacing_the_pairs_own_period_ignores_capacity(store: RelationshipStore) -> None:
     make(store, THERAPIST, "t")
     make_pair_patients(store, "pq")
     assign(store, "t", "p")
@@ -279,7 +279,7 @@ def make_pair_patients(store: RelationshipStore, names: str) -> None:
         make(store, PATIENT, name)
 
 
-def test_replacing_anothers_primary_needs_room(store: RelationshipStore) -> None:
+def test_replacing_the_primary_of_another_therapist_needs_capacity(store: RelationshipStore) -> None:
     make(store, THERAPIST, "t", max_active_patients=0)
     make(store, THERAPIST, "u")
     make(store, PATIENT, "p")
@@ -290,7 +290,7 @@ def test_replacing_anothers_primary_needs_room(store: RelationshipStore) -> None
     assert dump(store) == before
 
 
-def test_repeating_an_assignment_needs_no_room(store: RelationshipStore) -> None:
+def test_repeating_an_assignment_needs_no_capacity(store: RelationshipStore) -> None:
     make(store, THERAPIST, "t", max_active_patients=1)
     make(store, PATIENT, "p")
     first = assign(store)

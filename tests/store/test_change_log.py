@@ -77,7 +77,7 @@ def change_order(therapist_id: str, patient_id: str) -> requests.Unassign:
     return requests.Unassign(therapist_id, patient_id, allow_missing=True)
 
 
-def test_a_set_is_never_split_and_none_is_lost(store: RelationshipStore) -> None:
+def test_pages_never_split_or_lose_a_change_set(store: RelationshipStore) -> None:
     history(store)
     whole = walk(store, 1000)
     assert [store.keys.number(one.revision) for one in whole] == list(range(1, store.head_revision() + 1))
@@ -86,7 +86,7 @@ def test_a_set_is_never_split_and_none_is_lost(store: RelationshipStore) -> None
         assert walk(store, size) == whole
 
 
-def test_every_combination_of_filters_finds_what_it_says(store: RelationshipStore) -> None:
+def test_every_combination_of_filters_returns_the_matching_sets(store: RelationshipStore) -> None:
     history(store)
     whole = walk(store, 1000)
     sides = itertools.product(
@@ -102,7 +102,7 @@ def test_every_combination_of_filters_finds_what_it_says(store: RelationshipStor
     assert found > 100
 
 
-def test_a_filtered_page_goes_on_from_its_last_set_and_the_last_one_from_the_head(store: RelationshipStore) -> None:
+def test_a_filtered_page_continues_from_its_last_set_and_the_last_from_the_head(store: RelationshipStore) -> None:
     therapists(store, "t1", "t2", "t1x")
     patients(store, "p1", "p2")
     assign(store, "t1", "p1")
@@ -123,7 +123,7 @@ def test_an_empty_log_has_a_head_to_start_after(store: RelationshipStore) -> Non
     assert len(page(store, empty.head).change_sets) == 1
 
 
-def test_a_set_holds_what_its_call_was(store: RelationshipStore, clock: Clock) -> None:
+def test_a_change_set_records_its_call(store: RelationshipStore, clock: Clock) -> None:
     now = clock.advance(1)
     call = remembered("3b241101-e2bb-4255-8caf-4136c566a962")._replace(actor="front-desk")
     outcome = store.create(THERAPIST, "t1", {"display_name": "Ann Lee"}, call)
@@ -135,7 +135,7 @@ def wire_bytes(found: ChangePage) -> int:
     return sum(convert.change_set(one).ByteSize() for one in found.change_sets)
 
 
-def test_a_page_stops_at_two_mebibytes_and_splits_no_set(store: RelationshipStore) -> None:
+def test_a_page_stops_at_2_mib_without_splitting_a_set(store: RelationshipStore) -> None:
     fill(store, sets=20, lines=2000)
     pages = [page(store)]
     while pages[-1].through != pages[-1].head:
@@ -152,14 +152,14 @@ def test_a_page_of_a_thousand_small_sets_is_small(store: RelationshipStore) -> N
     assert (len(found.change_sets), found.through) == (1000, found.head)
 
 
-def test_a_set_larger_than_a_page_comes_whole(store: RelationshipStore) -> None:
+def test_a_set_larger_than_a_page_is_returned_whole(store: RelationshipStore) -> None:
     fill(store, sets=2, lines=10_000)
     first = page(store)
     assert [len(one.changes) for one in first.change_sets] == [10_000]
     assert [len(one.changes) for one in page(store, first.through).change_sets] == [10_000]
 
 
-def test_a_revision_that_is_none_of_this_store_is_refused(store: RelationshipStore) -> None:
+def test_a_revision_of_another_store_is_rejected(store: RelationshipStore) -> None:
     therapists(store, "t1")
     here = store.keys.store_id
     assert page(store, f"{here}.1").change_sets == []
@@ -170,7 +170,7 @@ def test_a_revision_that_is_none_of_this_store_is_refused(store: RelationshipSto
             page(store, revision)
 
 
-def test_a_pruned_revision_is_refused_with_the_oldest_that_will_do(store: RelationshipStore, clock: Clock) -> None:
+def test_a_purged_revision_is_rejected_with_the_oldest_available_one(store: RelationshipStore, clock: Clock) -> None:
     before = page(store).head
     therapists(store, "t1", "t2")
     kept_from = clock.advance(1)
@@ -184,13 +184,13 @@ def test_a_pruned_revision_is_refused_with_the_oldest_that_will_do(store: Relati
     assert page(store).oldest == oldest
 
 
-def test_a_change_at_the_very_time_is_kept(store: RelationshipStore, clock: Clock) -> None:
+def test_a_purge_keeps_a_change_at_exactly_the_given_time(store: RelationshipStore, clock: Clock) -> None:
     therapists(store, "t1")
     assert store.purge_changes(clock.now_us) == 0
     assert store.purge_changes(clock.now_us + 1) == 1
 
 
-def test_all_may_go_and_the_log_goes_on(store: RelationshipStore, clock: Clock) -> None:
+def test_the_log_continues_after_every_change_is_purged(store: RelationshipStore, clock: Clock) -> None:
     therapists(store, "t1", "t2")
     assert store.purge_changes(clock.now_us + DAY_US) == 2
     empty = page(store)
@@ -200,7 +200,7 @@ def test_all_may_go_and_the_log_goes_on(store: RelationshipStore, clock: Clock) 
     assert [store.keys.number(one.revision) for one in page(store, empty.head).change_sets] == [3]
 
 
-def test_the_oldest_never_goes_back(store: RelationshipStore, clock: Clock) -> None:
+def test_the_oldest_revision_never_decreases(store: RelationshipStore, clock: Clock) -> None:
     therapists(store, "t1", "t2")
     store.purge_changes(clock.now_us + 1)
     for before_us in (0, clock.now_us - DAY_US, -(10**15)):
@@ -208,7 +208,7 @@ def test_the_oldest_never_goes_back(store: RelationshipStore, clock: Clock) -> N
         assert store.keys.number(page(store).oldest) == 2
 
 
-def test_a_clock_that_went_back_leaves_no_hole_in_the_log(store: RelationshipStore, clock: Clock) -> None:
+def test_a_clock_set_back_leaves_no_gap_in_the_log(store: RelationshipStore, clock: Clock) -> None:
     therapists(store, "t1")
     kept_from = clock.advance(10)
     therapists(store, "t2")
@@ -218,7 +218,7 @@ def test_a_clock_that_went_back_leaves_no_hole_in_the_log(store: RelationshipSto
     assert [store.keys.number(one.revision) for one in page(store).change_sets] == [2, 3]
 
 
-def test_a_purge_leaves_records_and_answers_to_repeats_alone(store: RelationshipStore, clock: Clock) -> None:
+def test_a_purge_changes_neither_records_nor_replays(store: RelationshipStore, clock: Clock) -> None:
     therapists(store, "t1")
     patients(store, "p1")
     assign(store, "t1", "p1")
@@ -232,7 +232,7 @@ def test_a_purge_leaves_records_and_answers_to_repeats_alone(store: Relationship
     assert store.unassign(change_order("t1", "p1"), call) == moved
 
 
-def test_a_purge_of_a_caseload_that_moved_erases_every_line(store: RelationshipStore, clock: Clock) -> None:
+def test_a_purge_of_a_transferred_caseload_erases_every_change(store: RelationshipStore, clock: Clock) -> None:
     therapists(store, "t1", "t2")
     crowd(store, "t1", 300)
     transfer(store, "t1", "t2")

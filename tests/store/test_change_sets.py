@@ -67,7 +67,7 @@ def test_a_change_of_an_assignment_names_the_assignment(store: RelationshipStore
 
 
 @each_no_op
-def test_what_had_nothing_to_write_leaves_no_change_and_answers_the_head(
+def test_a_call_without_effect_leaves_no_change_and_returns_the_head(
     store: RelationshipStore, clock: Clock, mutation: Mutation
 ) -> None:
     mutation.prepare(store)
@@ -88,7 +88,7 @@ def test_a_replay_leaves_no_change(store: RelationshipStore, mutation: Mutation)
     assert head(store) == before
 
 
-def test_only_fields_that_differ_are_named(store: RelationshipStore) -> None:
+def test_a_change_names_only_the_fields_that_differ(store: RelationshipStore) -> None:
     make(store, THERAPIST, "t", email="a@b", max_active_patients=3)
     update(store, THERAPIST, "t", email="a@b", max_active_patients=None, specialties='["cbt"]', status=1)
     [[fields]] = run(store, "SELECT changed_fields FROM change WHERE kind = 2")
@@ -132,7 +132,7 @@ def test_every_record_can_be_followed_through_the_log(store: RelationshipStore) 
     assert run(store, sql, {"id": period.assignment_id}) == [(1,), (2,)]
 
 
-def test_the_log_and_the_memory_of_requests_hold_no_value_of_a_person(store: RelationshipStore) -> None:
+def test_the_log_and_the_stored_requests_hold_no_personal_data(store: RelationshipStore) -> None:
     canaries = [f"canary{n}" for n in range(12)]
     c = iter(canaries)
     patient: requests.Fields = {
@@ -160,7 +160,7 @@ def test_the_log_and_the_memory_of_requests_hold_no_value_of_a_person(store: Rel
     assert [canary for canary in canaries if canary in kept] == []
 
 
-def test_the_memory_of_a_request_tells_nothing_of_it_without_the_stores_key(store: RelationshipStore) -> None:
+def test_a_stored_request_reveals_nothing_without_the_stores_key(store: RelationshipStore) -> None:
     for request_id in ("1", "2"):
         store.create(PATIENT, "", {"display_name": "Ada"}, request(request_id))
     (here,) = {row[0] for row in run(store, "SELECT fingerprint FROM request")}

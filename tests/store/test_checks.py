@@ -15,7 +15,7 @@ def checked(store: RelationshipStore, at_us: int, *pairs: Pair) -> list[str | No
     return [one.assignment_id for one in checks]
 
 
-def test_each_pair_is_answered_with_the_period_in_force(store: RelationshipStore, clock: Clock) -> None:
+def test_a_check_returns_the_period_in_force_of_each_pair(store: RelationshipStore, clock: Clock) -> None:
     therapists(store, "t", "u")
     patients(store, "p", "q")
     first = period(store, "t", "p", 100, 200).assignment_id
@@ -29,7 +29,7 @@ def test_each_pair_is_answered_with_the_period_in_force(store: RelationshipStore
     assert checked(store, 500, ("t", "p")) == [None]
 
 
-def test_an_end_that_lies_ahead_is_not_reached_yet(store: RelationshipStore, clock: Clock) -> None:
+def test_a_period_with_a_future_end_is_in_force(store: RelationshipStore, clock: Clock) -> None:
     therapists(store, "t")
     patients(store, "p")
     one = assign(store, "t", "p").assignment_id
@@ -38,7 +38,7 @@ def test_an_end_that_lies_ahead_is_not_reached_yet(store: RelationshipStore, clo
     assert found == [[one], [one], [None]]
 
 
-def test_a_check_answers_the_revision_it_was_read_at(store: RelationshipStore) -> None:
+def test_a_check_returns_the_revision_it_was_read_at(store: RelationshipStore) -> None:
     therapists(store, "t")
     _, revision = store.check_assignments([("t", "p")], 0)
     assert revision == store.keys.revision(1)

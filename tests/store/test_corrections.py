@@ -41,7 +41,7 @@ def correct(store: RelationshipStore, one: Assignment, **fields: str | int | Non
     return store.correct(one.assignment_id, "", dict(fields), CALL).record
 
 
-def test_a_correction_sets_what_it_names_and_the_update_time(filled_store: RelationshipStore, clock: Clock) -> None:
+def test_a_correction_sets_the_named_fields_and_the_update_time(filled_store: RelationshipStore, clock: Clock) -> None:
     before = period(filled_store, "t", "p", 100, 200)
     now = clock.advance(60)
     after = correct(filled_store, before, focus="grief", start_us=50)
@@ -50,7 +50,7 @@ def test_a_correction_sets_what_it_names_and_the_update_time(filled_store: Relat
     assert periods(filled_store) == [after]
 
 
-def test_the_log_names_only_what_differs(filled_store: RelationshipStore) -> None:
+def test_the_log_names_only_the_corrected_fields(filled_store: RelationshipStore) -> None:
     one = period(filled_store, "t", "p", 100, 200)
     outcome = filled_store.correct(
         one.assignment_id, "", {"focus": "", "start_us": 100, "end_us": 150, "end_reason": 1}, CALL
@@ -71,7 +71,7 @@ def test_a_correction_that_changes_nothing_writes_nothing(filled_store: Relation
     assert dump(filled_store) == before
 
 
-def test_a_refused_or_validated_correction_writes_nothing(filled_store: RelationshipStore) -> None:
+def test_a_rejected_or_validated_correction_writes_nothing(filled_store: RelationshipStore) -> None:
     there = period(filled_store, "t", "p", 100, 200)
     one = period(filled_store, "t", "p", 300, 400)
     before = dump(filled_store)
@@ -85,14 +85,14 @@ def test_a_refused_or_validated_correction_writes_nothing(filled_store: Relation
     assert dump(filled_store) == before
 
 
-def test_a_correction_does_not_touch_the_counts(filled_store: RelationshipStore) -> None:
+def test_a_correction_does_not_change_the_counts(filled_store: RelationshipStore) -> None:
     assign(filled_store, "t", "p", role=ROLE_PRIMARY, start_us=500)
     ended = period(filled_store, "u", "p", 600, 700)
     correct(filled_store, ended, end_us=650, end_reason=END_ENTERED_IN_ERROR)
     assert_consistent(filled_store)
 
 
-def test_corrections_that_race_for_the_same_time_never_overlap(filled_store: RelationshipStore) -> None:
+def test_racing_corrections_never_overlap(filled_store: RelationshipStore) -> None:
     rivals = [period(filled_store, "t", "p", 1000 + n * 100, 1050 + n * 100) for n in range(8)]
     outcomes: list[str] = []
     barrier = threading.Barrier(len(rivals))
@@ -123,7 +123,7 @@ written = st.tuples(st.sampled_from("tu"), st.sampled_from("ppq"), roles, spans,
     max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(rows=st.lists(written, min_size=2, max_size=7), span=spans, reason=reasons, active=st.booleans())
-def test_a_correction_is_refused_exactly_where_two_periods_would_overlap(
+def test_a_correction_is_rejected_exactly_when_two_periods_would_overlap(
     filled_store: RelationshipStore,
     rows: list[tuple[str, str, int, list[int], int]],
     span: list[int],

@@ -45,13 +45,13 @@ def test_deleting_twice_writes_once(store: RelationshipStore, clock: Clock, kind
 
 
 @both_kinds
-def test_deleting_what_never_existed_succeeds_where_that_is_allowed(store: RelationshipStore, kind: AnyKind) -> None:
+def test_deleting_an_unknown_record_succeeds_with_allow_missing(store: RelationshipStore, kind: AnyKind) -> None:
     head = make(store, kind, "a") and store.list_records(kind, requests.RecordQuery(), requests.PageRequest(1, ""))
     assert delete(store, kind, "nobody", allow_missing=True) == results.DeleteResult(None, 0, head.revision)
 
 
 @both_kinds
-def test_a_delete_with_an_old_etag_is_refused(store: RelationshipStore, kind: AnyKind) -> None:
+def test_a_delete_with_an_old_etag_is_rejected(store: RelationshipStore, kind: AnyKind) -> None:
     old = make(store, kind, "a").etag
     new = update(store, kind, "a", email="a@b")
     with pytest.raises(errors.EtagMismatch):
@@ -78,7 +78,7 @@ def test_a_delete_frees_the_identifiers_and_an_undelete_takes_them_back(
 
 
 @both_kinds
-def test_deleted_records_with_the_same_identifier_are_all_found(store: RelationshipStore, kind: AnyKind) -> None:
+def test_a_list_finds_all_deleted_records_with_the_same_identifier(store: RelationshipStore, kind: AnyKind) -> None:
     for name in "abc":
         make(store, kind, name, identifiers=WITH_MRN)
         if name != "c":
@@ -88,7 +88,9 @@ def test_deleted_records_with_the_same_identifier_are_all_found(store: Relations
 
 
 @both_kinds
-def test_an_undelete_gives_back_all_but_the_delete_time(store: RelationshipStore, clock: Clock, kind: AnyKind) -> None:
+def test_an_undelete_restores_everything_but_the_delete_time(
+    store: RelationshipStore, clock: Clock, kind: AnyKind
+) -> None:
     before = make(store, kind, "a", email="a@b", identifiers=WITH_MRN)
     delete(store, kind, "a")
     clock.advance(1)
@@ -156,7 +158,7 @@ def test_an_undelete_leaves_the_ended_assignments_ended(store: RelationshipStore
 
 
 @both_kinds
-def test_a_forced_delete_ends_no_more_than_one_call_may(
+def test_a_forced_delete_is_bounded_by_the_limit_of_one_call(
     store: RelationshipStore, kind: AnyKind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "MAX_ASSIGNMENTS_PER_CALL", 2)

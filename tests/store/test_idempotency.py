@@ -31,7 +31,7 @@ def remembered(store: RelationshipStore) -> list[str]:
 
 
 @each_mutation
-def test_a_replay_answers_the_same_and_writes_nothing(
+def test_a_replay_returns_the_same_result_and_writes_nothing(
     store: RelationshipStore, clock: Clock, mutation: Mutation
 ) -> None:
     mutation.prepare(store)
@@ -43,9 +43,7 @@ def test_a_replay_answers_the_same_and_writes_nothing(
 
 
 @both_kinds
-def test_a_replay_answers_the_record_as_it_is_now_with_the_first_revision(
-    store: RelationshipStore, kind: AnyKind
-) -> None:
+def test_a_replay_returns_the_current_record_with_the_first_revision(store: RelationshipStore, kind: AnyKind) -> None:
     first = store.create(kind, "", {"display_name": "Ada"}, request(ID))
     renamed = update(store, kind, first.record[0], display_name="Ada King")
     assert store.create(kind, "", {"display_name": "Ada"}, request(ID)) == first._replace(record=renamed)
@@ -53,16 +51,14 @@ def test_a_replay_answers_the_record_as_it_is_now_with_the_first_revision(
     assert store.create(kind, "", {"display_name": "Ada"}, request(ID)) == first._replace(record=deleted)
 
 
-def test_a_replayed_update_answers_though_its_etag_is_old(store: RelationshipStore) -> None:
+def test_a_replayed_update_succeeds_with_its_old_etag(store: RelationshipStore) -> None:
     etag = make(store, PATIENT, "p").etag
     first = store.update(PATIENT, "p", etag, {"email": "a@b"}, request(ID))
     assert store.update(PATIENT, "p", etag, {"email": "a@b"}, request(ID)) == first
 
 
 @both_kinds
-def test_a_replayed_delete_answers_its_first_count_though_undeleted_meanwhile(
-    store: RelationshipStore, kind: AnyKind
-) -> None:
+def test_a_replayed_delete_returns_its_first_count_after_an_undelete(store: RelationshipStore, kind: AnyKind) -> None:
     make_pair(store)
     assign(store)
     order = requests.Delete(kind.name[0], force=True)
@@ -73,7 +69,7 @@ def test_a_replayed_delete_answers_its_first_count_though_undeleted_meanwhile(
 
 
 @both_kinds
-def test_a_replayed_delete_of_nobody_answers_nobody_though_there_is_someone_now(
+def test_a_replayed_delete_of_a_missing_record_ignores_one_created_since(
     store: RelationshipStore, kind: AnyKind
 ) -> None:
     order = requests.Delete("a", allow_missing=True)
@@ -83,7 +79,7 @@ def test_a_replayed_delete_of_nobody_answers_nobody_though_there_is_someone_now(
     assert store.get(kind, "a") == made
 
 
-def test_a_replayed_assign_answers_the_first_period_ended_as_it_is(store: RelationshipStore, clock: Clock) -> None:
+def test_a_replayed_assign_returns_its_period_even_when_ended_since(store: RelationshipStore, clock: Clock) -> None:
     make_pair(store)
     first = store.assign(requests.Assign("t", "p"), request(ID))
     clock.advance(1)
@@ -94,7 +90,7 @@ def test_a_replayed_assign_answers_the_first_period_ended_as_it_is(store: Relati
     assert len(history(store)) == 2
 
 
-def test_a_replayed_unassign_leaves_the_period_begun_meanwhile_alone(store: RelationshipStore, clock: Clock) -> None:
+def test_a_replayed_unassign_does_not_end_a_later_period(store: RelationshipStore, clock: Clock) -> None:
     make_pair(store)
     assign(store)
     first = store.unassign(requests.Unassign("t", "p"), request(ID))
@@ -104,7 +100,7 @@ def test_a_replayed_unassign_leaves_the_period_begun_meanwhile_alone(store: Rela
     assert history(store)[-1] == anew
 
 
-def test_a_replay_does_not_look_at_what_would_refuse_the_call_now(store: RelationshipStore) -> None:
+def test_a_replay_skips_checks_that_would_reject_the_call_now(store: RelationshipStore) -> None:
     make_pair(store)
     first = store.assign(requests.Assign("t", "p"), request(ID))
     delete(store, THERAPIST, "t", force=True)
@@ -119,7 +115,7 @@ def test_a_replay_does_not_look_at_what_would_refuse_the_call_now(store: Relatio
     [request(ID, b"another request"), request(ID)._replace(method="/caseload.v1.TherapistService/Another")],
     ids=["request", "method"],
 )
-def test_another_request_or_method_under_the_same_id_is_refused(
+def test_another_request_or_method_with_the_same_id_is_rejected(
     store: RelationshipStore, call: requests.CallContext
 ) -> None:
     make(store, THERAPIST, "t")
@@ -147,7 +143,7 @@ def test_a_request_id_is_forgotten_after_24_hours_and_not_earlier(store: Relatio
     assert store.create(THERAPIST, "", {"display_name": "Ada"}, request(ID, b"another")) == second
 
 
-def test_a_replay_does_not_make_the_memory_longer(store: RelationshipStore, clock: Clock) -> None:
+def test_a_replay_does_not_extend_the_expiry_of_its_request(store: RelationshipStore, clock: Clock) -> None:
     first = store.create(THERAPIST, "", {"display_name": "Ada"}, request(ID))
     clock.advance(DAY - 1)
     store.create(THERAPIST, "", {"display_name": "Ada"}, request(ID))
@@ -155,13 +151,13 @@ def test_a_replay_does_not_make_the_memory_longer(store: RelationshipStore, cloc
     assert store.create(THERAPIST, "", {"display_name": "Ada"}, request(ID)).record != first.record
 
 
-def test_a_clock_gone_back_forgets_nothing(store: RelationshipStore, clock: Clock) -> None:
+def test_a_clock_set_back_forgets_no_request(store: RelationshipStore, clock: Clock) -> None:
     first = store.create(THERAPIST, "", {"display_name": "Ada"}, request(ID))
     clock.advance(-DAY * 2)
     assert store.create(THERAPIST, "", {"display_name": "Ada"}, request(ID)) == first
 
 
-def test_refusals_are_not_remembered(store: RelationshipStore) -> None:
+def test_rejected_calls_are_not_remembered(store: RelationshipStore) -> None:
     make_pair(store)
     update(store, THERAPIST, "t", max_active_patients=0)
     with pytest.raises(errors.TherapistAtCapacity):
@@ -172,7 +168,9 @@ def test_refusals_are_not_remembered(store: RelationshipStore) -> None:
 
 
 @pytest.mark.parametrize("mutation", WRITES, ids=[mutation.name for mutation in WRITES])
-def test_validations_are_not_remembered_and_see_what_is(store: RelationshipStore, mutation: Mutation) -> None:
+def test_validations_are_not_remembered_and_can_be_answered_by_a_replay(
+    store: RelationshipStore, mutation: Mutation
+) -> None:
     mutation.prepare(store)
     validate = request(ID)._replace(validate_only=True)
     mutation.do(store, validate)
@@ -180,7 +178,7 @@ def test_validations_are_not_remembered_and_see_what_is(store: RelationshipStore
     assert mutation.do(store, validate) == first._replace(revision="")
 
 
-def test_what_had_nothing_to_write_is_remembered(store: RelationshipStore) -> None:
+def test_a_call_without_effect_is_remembered(store: RelationshipStore) -> None:
     make_pair(store)
     update(store, PATIENT, "p", email="a@b")
     order: Any = {"email": "a@b"}
@@ -191,7 +189,7 @@ def test_what_had_nothing_to_write_is_remembered(store: RelationshipStore) -> No
     assert store.get(PATIENT, "p").email == "c@d"
 
 
-def test_what_is_too_old_is_swept_and_what_is_not_stays(store: RelationshipStore, clock: Clock) -> None:
+def test_expired_requests_are_swept_and_others_stay(store: RelationshipStore, clock: Clock) -> None:
     make(store, THERAPIST, "t")
 
     def touch(number: int) -> None:
@@ -215,7 +213,7 @@ def test_an_expired_id_can_be_used_again_before_it_is_swept(store: RelationshipS
     assert "009" in remembered(store)
 
 
-def test_a_record_purged_since_is_not_found(store: RelationshipStore) -> None:
+def test_a_replay_about_a_purged_record_is_not_found(store: RelationshipStore) -> None:
     store.create(THERAPIST, "t", {"display_name": "Ada"}, request(ID))
     run(store, "DELETE FROM therapist WHERE therapist_id = 't'")
     with pytest.raises(errors.TherapistNotFound):

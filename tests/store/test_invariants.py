@@ -184,7 +184,9 @@ RULES = [
 @pytest.mark.parametrize(
     ("rule", "forbidden", "allowed"), RULES, ids=[f"{number}: {rule[1][:60]}" for number, rule in enumerate(RULES)]
 )
-def test_the_database_itself_refuses(full: RelationshipStore, rule: str, forbidden: str, allowed: str) -> None:
+def test_the_database_rejects_the_forbidden_row(
+    full: RelationshipStore, rule: str, forbidden: str, allowed: str
+) -> None:
     before = dump(full)
     with pytest.raises(Exception, match=rule):
         run(full, forbidden)
@@ -193,7 +195,7 @@ def test_the_database_itself_refuses(full: RelationshipStore, rule: str, forbidd
     assert dump(full) != before
 
 
-def test_erasing_a_record_erases_what_it_was_found_by(store: RelationshipStore) -> None:
+def test_erasing_a_record_erases_its_search_rows(store: RelationshipStore) -> None:
     everyone(store)
     for kind, record_id in ((THERAPIST, "t"), (PATIENT, "p")):
         run(store, f"DELETE FROM {kind.name} WHERE {kind.id_column} = :id", {"id": record_id})

@@ -41,7 +41,7 @@ def test_pages_are_ordered_by_id_and_the_last_one_has_no_successor(store: Relati
 
 
 @both_kinds
-def test_a_list_answers_whole_records_and_the_revision_it_was_read_at(store: RelationshipStore, kind: AnyKind) -> None:
+def test_a_list_returns_whole_records_and_the_revision_it_was_read_at(store: RelationshipStore, kind: AnyKind) -> None:
     created = store.create(kind, "a", {"display_name": "Ada", "identifiers": '[["urn:mrn","1"]]'}, CALL)
     page = store.list_records(kind, RecordQuery(), ALL)
     assert page == results.Page([created.record], "", created.revision)
@@ -57,7 +57,9 @@ def test_statuses_are_alternatives(store: RelationshipStore, kind: AnyKind) -> N
 
 
 @both_kinds
-def test_unassigned_are_those_without_an_active_assignment(store: RelationshipStore, kind: AnyKind) -> None:
+def test_the_unassigned_filter_finds_records_without_an_active_assignment(
+    store: RelationshipStore, kind: AnyKind
+) -> None:
     make_pair(store)
     record_id = kind.name[0]
     assert ids(store, kind, unassigned=True) == [record_id]
@@ -82,7 +84,7 @@ def test_specialties_are_alternatives_and_follow_an_update(store: RelationshipSt
     assert ids(store, THERAPIST, specialties=("cbt",)) == ["both"]
 
 
-def test_accepting_are_those_who_can_take_a_patient_now(store: RelationshipStore) -> None:
+def test_the_accepting_filter_finds_therapists_who_can_be_assigned_now(store: RelationshipStore) -> None:
     make(store, PATIENT, "p")
     make(store, THERAPIST, "unbounded")
     make(store, THERAPIST, "room", max_active_patients=2)
@@ -106,7 +108,7 @@ def test_accepting_are_those_who_can_take_a_patient_now(store: RelationshipStore
             assert name in accepting
 
 
-def test_all_filters_hold_at_once(store: RelationshipStore) -> None:
+def test_all_filters_apply_together(store: RelationshipStore) -> None:
     fits: requests.Fields = {
         "display_name": "Ada Lovelace",
         "identifiers": '[["urn:npi","1"]]',
@@ -188,7 +190,7 @@ def test_the_assignments_of_a_deleted_record_can_still_be_listed(store: Relation
 
 
 @both_kinds
-def test_a_record_on_the_other_side_is_shown_as_it_is_now_also_when_deleted(
+def test_the_other_record_is_returned_as_it_is_now_even_when_deleted(
     store: RelationshipStore, clock: Clock, kind: AnyKind
 ) -> None:
     make_pair(store)

@@ -165,13 +165,13 @@ ASSIGN: dict[str, Reason] = {
     ("ASSIGNMENT_DIFFERS", "PATIENT_NOT_ACTIVE"),
     ("PATIENT_NOT_ACTIVE", "PRIMARY_EXISTS"),
 )
-def test_assign_tells_the_reason_that_comes_first(store: RelationshipStore, clock: Clock, case: Case) -> None:
+def test_assign_reports_the_first_reason_of_two(store: RelationshipStore, clock: Clock, case: Case) -> None:
     scene = Scene(store, clock)
     refused(scene, case, lambda: store.assign(requests.Assign(**scene.order), scene.call))
 
 
 @pytest.mark.parametrize("reason", ASSIGN)
-def test_assign_is_refused_for_each_reason_alone(store: RelationshipStore, clock: Clock, reason: str) -> None:
+def test_assign_is_rejected_for_each_reason_alone(store: RelationshipStore, clock: Clock, reason: str) -> None:
     scene = Scene(store, clock)
     error, step = ASSIGN[reason]
     case = Case(step, lambda _: None, error)
@@ -203,7 +203,7 @@ UNASSIGN: dict[str, Reason] = {
 
 # Without an assignment there is no etag and no start.
 @each_pair(UNASSIGN, ("ASSIGNMENT_NOT_FOUND", "ETAG_MISMATCH"), ("ASSIGNMENT_NOT_FOUND", "INVALID_FIELD"))
-def test_unassign_tells_the_reason_that_comes_first(store: RelationshipStore, clock: Clock, case: Case) -> None:
+def test_unassign_reports_the_first_reason_of_two(store: RelationshipStore, clock: Clock, case: Case) -> None:
     scene = Scene(store, clock)
     refused(scene, case, lambda: store.unassign(requests.Unassign(**scene.order), scene.call))
 
@@ -234,7 +234,7 @@ CREATE: dict[str, Reason] = {
 
 @both_kinds
 @each_pair(CREATE, ("REQUEST_ID_REUSED", "INVALID_FIELD"))  # the record's size is looked at in the write
-def test_create_tells_the_reason_that_comes_first(
+def test_create_reports_the_first_reason_of_two(
     store: RelationshipStore, clock: Clock, kind: AnyKind, case: Case
 ) -> None:
     scene = Scene(store, clock, kind)
@@ -276,7 +276,7 @@ UPDATE: dict[str, Reason] = {
 
 @both_kinds
 @each_pair(UPDATE)
-def test_update_tells_the_reason_that_comes_first(
+def test_update_reports_the_first_reason_of_two(
     store: RelationshipStore, clock: Clock, kind: AnyKind, case: Case
 ) -> None:
     scene = Scene(store, clock, kind)
@@ -307,7 +307,7 @@ DELETE: dict[str, Reason] = {
 
 @both_kinds
 @each_pair(DELETE, ("HAS_ACTIVE_ASSIGNMENTS", "TOO_MANY_ASSIGNMENTS"))  # one is without force, one with
-def test_delete_tells_the_reason_that_comes_first(
+def test_delete_reports_the_first_reason_of_two(
     store: RelationshipStore, clock: Clock, monkeypatch: pytest.MonkeyPatch, kind: AnyKind, case: Case
 ) -> None:
     monkeypatch.setattr(limits, "MAX_ASSIGNMENTS_PER_CALL", 0)
@@ -340,7 +340,7 @@ UNDELETE: dict[str, Reason] = {
 
 @both_kinds
 @each_pair(UNDELETE)
-def test_undelete_tells_the_reason_that_comes_first(
+def test_undelete_reports_the_first_reason_of_two(
     store: RelationshipStore, clock: Clock, kind: AnyKind, case: Case
 ) -> None:
     scene = Scene(store, clock, kind)

@@ -55,7 +55,7 @@ people_plans = st.builds(Plan, st.sets(names, min_size=1, max_size=10), st.integ
 @both_kinds
 @given(plan=people_plans)
 @on_one_store
-def test_whoever_matches_throughout_is_seen_exactly_once_whatever_others_write(
+def test_pages_show_a_constantly_matching_record_exactly_once_during_writes(
     store: RelationshipStore, clock: Clock, kind: AnyKind, plan: Plan
 ) -> None:
     mark = f"m{clock.advance(1)}"
@@ -92,7 +92,7 @@ assignment_plans = st.builds(
 @both_kinds
 @given(plan=assignment_plans)
 @on_one_store
-def test_an_assignment_that_is_active_throughout_is_seen_exactly_once(
+def test_pages_show_a_constantly_active_assignment_exactly_once(
     store: RelationshipStore, clock: Clock, kind: AnyKind, plan: Plan
 ) -> None:
     parent = f"m{clock.advance(1)}"
@@ -123,7 +123,7 @@ def test_an_assignment_that_is_active_throughout_is_seen_exactly_once(
 
 
 @both_kinds
-def test_pages_miss_nobody_while_threads_write(store: RelationshipStore, kind: AnyKind) -> None:
+def test_pages_miss_no_record_while_threads_write(store: RelationshipStore, kind: AnyKind) -> None:
     steady = [f"s{number:03}" for number in range(60)]
     for name in steady:
         make(store, kind, name)
@@ -161,7 +161,7 @@ LARGE = json.dumps({f"k{n}": "é" * 470 for n in range(32)}, ensure_ascii=False)
 
 
 @both_kinds
-def test_a_page_stops_early_at_2_mib_and_the_next_one_goes_on(store: RelationshipStore, kind: AnyKind) -> None:
+def test_a_page_stops_at_2_mib_and_the_next_one_continues(store: RelationshipStore, kind: AnyKind) -> None:
     names = [f"a{number:03}" for number in range(80)]
     for name in names:
         make(store, kind, name, annotations=LARGE)
@@ -174,7 +174,7 @@ def test_a_page_stops_early_at_2_mib_and_the_next_one_goes_on(store: Relationshi
 
 
 @both_kinds
-def test_a_page_of_assignments_counts_the_records_on_the_other_side(store: RelationshipStore, kind: AnyKind) -> None:
+def test_the_size_of_a_page_of_assignments_includes_the_other_records(store: RelationshipStore, kind: AnyKind) -> None:
     make(store, kind, "it")
     for number in range(80):
         make(store, other(kind), f"o{number}", annotations=LARGE)
@@ -188,7 +188,7 @@ def test_a_page_of_assignments_counts_the_records_on_the_other_side(store: Relat
     assert sum(size_of(entry[0]) + size_of(entry[1]) for entry in first.records) <= MAX_PAGE_BYTES
 
 
-def test_a_page_holds_one_record_even_where_that_is_too_large(
+def test_a_page_holds_at_least_one_record_of_any_size(
     store: RelationshipStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("caseload_server.store.relationship_store.MAX_PAGE_BYTES", 10)

@@ -63,7 +63,7 @@ def test_a_period_may_overlap_one_of_another_therapist(pair: RelationshipStore) 
     assert assign(pair, "u", start_us=200, role=ROLE_COVERING).start_us == 200
 
 
-def test_primary_periods_of_a_patient_may_not_overlap_whoever_had_them(pair: RelationshipStore) -> None:
+def test_primary_periods_of_a_patient_may_not_overlap_across_therapists(pair: RelationshipStore) -> None:
     period = ended(pair, 100, 200, "u", role=ROLE_PRIMARY)
     with pytest.raises(errors.PeriodOverlaps) as refusal:
         assign(pair, "t", role=ROLE_PRIMARY, start_us=199)
@@ -72,14 +72,14 @@ def test_primary_periods_of_a_patient_may_not_overlap_whoever_had_them(pair: Rel
     assert assign(pair, "t", role=ROLE_PRIMARY, start_us=200, replace=True).start_us == 200
 
 
-def test_the_primary_period_of_another_patient_is_in_nobodys_way(pair: RelationshipStore) -> None:
+def test_primary_periods_of_different_patients_may_overlap(pair: RelationshipStore) -> None:
     make(pair, PATIENT, "q")
     assign(pair, "t", "q", role=ROLE_PRIMARY, start_us=100)
     unassign(pair, "t", "q", end_us=200)
     assert assign(pair, "t", "p", role=ROLE_PRIMARY, start_us=150).start_us == 150
 
 
-def test_a_period_entered_in_error_is_in_nobodys_way(pair: RelationshipStore) -> None:
+def test_a_period_entered_in_error_may_be_overlapped(pair: RelationshipStore) -> None:
     ended(pair, 100, 200, reason=enums.END_ENTERED_IN_ERROR, role=ROLE_PRIMARY)
     ended(pair, 100, 200, "u", reason=enums.END_ENTERED_IN_ERROR, role=ROLE_PRIMARY)
     period = assign(pair, start_us=150, role=ROLE_PRIMARY)
@@ -87,19 +87,21 @@ def test_a_period_entered_in_error_is_in_nobodys_way(pair: RelationshipStore) ->
         assert in_force(pair, at_us) == ([period.assignment_id] if at_us >= 150 else [])
 
 
-def test_a_period_without_length_is_in_nobodys_way(pair: RelationshipStore) -> None:
+def test_a_period_without_length_may_be_overlapped(pair: RelationshipStore) -> None:
     ended(pair, 100, 100)
     assert in_force(pair, 100) == []
     assert assign(pair, start_us=50).start_us == 50
 
 
-def test_a_default_start_waits_for_the_end_of_an_earlier_period(pair: RelationshipStore, clock: Clock) -> None:
+def test_a_default_start_is_not_before_the_end_of_an_earlier_period(pair: RelationshipStore, clock: Clock) -> None:
     later_us = clock.now_us + 30 * SECOND
     ended(pair, 100, later_us)
     assert assign(pair).start_us == later_us
 
 
-def test_a_default_primary_start_waits_for_the_end_of_anothers(pair: RelationshipStore, clock: Clock) -> None:
+def test_a_default_primary_start_is_not_before_the_end_of_the_previous_primary(
+    pair: RelationshipStore, clock: Clock
+) -> None:
     later_us = clock.now_us + 30 * SECOND
     ended(pair, 100, later_us, "u", role=ROLE_PRIMARY)
     assert assign(pair, "t", role=ROLE_TREATING).start_us == clock.now_us
@@ -109,7 +111,7 @@ def test_a_default_primary_start_waits_for_the_end_of_anothers(pair: Relationshi
 # History.
 
 
-def test_history_says_who_was_in_force_at_any_moment(pair: RelationshipStore) -> None:
+def test_history_returns_the_assignments_in_force_at_any_time(pair: RelationshipStore) -> None:
     first = ended(pair, 100, 200, role=ROLE_PRIMARY)
     second = assign(pair, "u", start_us=200, role=ROLE_PRIMARY)
     third = assign(pair, "t", start_us=300)
@@ -127,7 +129,7 @@ def test_history_says_who_was_in_force_at_any_moment(pair: RelationshipStore) ->
         assert in_force(pair, at_us, THERAPIST, "t") == of_t, at_us
 
 
-def test_history_can_be_asked_for_by_role(pair: RelationshipStore) -> None:
+def test_history_can_be_filtered_by_role(pair: RelationshipStore) -> None:
     primary = assign(pair, "u", start_us=100, role=ROLE_PRIMARY)
     assign(pair, "t", start_us=100)
     query = requests.CaseloadQuery("p", roles=(ROLE_PRIMARY,), as_of_us=100)
@@ -137,7 +139,7 @@ def test_history_can_be_asked_for_by_role(pair: RelationshipStore) -> None:
 # Clocks that go back.
 
 
-def test_unassigning_under_a_clock_gone_back_ends_the_period_at_its_start(
+def test_unassigning_after_the_clock_is_set_back_ends_the_period_at_its_start(
     pair: RelationshipStore, clock: Clock
 ) -> None:
     period = assign(pair)
@@ -146,7 +148,7 @@ def test_unassigning_under_a_clock_gone_back_ends_the_period_at_its_start(
     assert (count(pair, THERAPIST, "t"), count(pair, PATIENT, "p")) == (0, 0)
 
 
-def test_assigning_anew_under_a_clock_gone_back_begins_behind_the_earlier_period(
+def test_assigning_again_after_the_clock_is_set_back_begins_after_the_earlier_period(
     pair: RelationshipStore, clock: Clock
 ) -> None:
     assign(pair)
@@ -159,7 +161,7 @@ def test_assigning_anew_under_a_clock_gone_back_begins_behind_the_earlier_period
 
 
 @pytest.mark.parametrize("therapist_id", ["t", "u"], ids=["own", "other"])
-def test_replacing_under_a_clock_gone_back_begins_where_the_replaced_period_began(
+def test_replacing_after_the_clock_is_set_back_begins_at_the_start_of_the_replaced(
     pair: RelationshipStore, clock: Clock, therapist_id: str
 ) -> None:
     first = assign(pair, "t", role=ROLE_PRIMARY)
@@ -169,7 +171,7 @@ def test_replacing_under_a_clock_gone_back_begins_where_the_replaced_period_bega
     assert in_force(pair, first.start_us) == [second.assignment_id]
 
 
-def test_a_forced_delete_under_a_clock_gone_back_ends_periods_at_their_start(
+def test_a_forced_delete_after_the_clock_is_set_back_ends_periods_at_their_start(
     pair: RelationshipStore, clock: Clock
 ) -> None:
     period = assign(pair)
@@ -178,7 +180,7 @@ def test_a_forced_delete_under_a_clock_gone_back_ends_periods_at_their_start(
     assert history(pair)[0].end_us == period.start_us
 
 
-def test_deletes_and_undeletes_work_under_a_clock_gone_back(pair: RelationshipStore, clock: Clock) -> None:
+def test_deletes_and_undeletes_work_after_the_clock_is_set_back(pair: RelationshipStore, clock: Clock) -> None:
     clock.advance(-3600)
     delete(pair, PATIENT, "p")
     clock.advance(-3600)

@@ -56,7 +56,7 @@ def log(store: RelationshipStore) -> list[ChangeSet]:
 
 
 @both_kinds
-def test_who_was_deleted_before_a_time_is_erased_and_nobody_else(
+def test_a_purge_erases_only_records_deleted_before_the_given_time(
     store: RelationshipStore, clock: Clock, kind: AnyKind
 ) -> None:
     for name in "abcd":
@@ -75,7 +75,7 @@ def test_who_was_deleted_before_a_time_is_erased_and_nobody_else(
 
 
 @both_kinds
-def test_of_who_is_erased_the_id_alone_stays(store: RelationshipStore, kind: AnyKind) -> None:
+def test_a_purge_keeps_only_the_id_of_a_record(store: RelationshipStore, kind: AnyKind) -> None:
     more = {"specialties": f'["{CANARY}"]'} if kind is THERAPIST else {"birth_date": "1990-01-01"}
     make_pair(store)
     make(store, kind, "a", display_name=CANARY, identifiers=f'[["urn:mrn","{CANARY}"]]', email=f"{CANARY}@b", **more)
@@ -94,7 +94,7 @@ def everything(store: RelationshipStore) -> list[Any]:
 
 
 @both_kinds
-def test_an_id_is_never_given_again(store: RelationshipStore, kind: AnyKind) -> None:
+def test_a_purged_id_is_never_reused(store: RelationshipStore, kind: AnyKind) -> None:
     gone(store, kind, "a")
     head = store.head_revision()
     for call in (CALL, VALIDATE, request("b")):
@@ -105,7 +105,7 @@ def test_an_id_is_never_given_again(store: RelationshipStore, kind: AnyKind) -> 
 
 
 @both_kinds
-def test_the_database_itself_gives_no_id_again(store: RelationshipStore, kind: AnyKind) -> None:
+def test_the_database_rejects_a_purged_id(store: RelationshipStore, kind: AnyKind) -> None:
     """For a version of the server that did not know of purges, and whoever else adds rows."""
     gone(store, kind, "a")
     record = make(store, kind, "b")
@@ -120,7 +120,7 @@ def test_the_database_itself_gives_no_id_again(store: RelationshipStore, kind: A
 
 
 @both_kinds
-def test_a_create_that_meets_a_purge_of_the_id_waits_for_it(store: RelationshipStore, kind: AnyKind) -> None:
+def test_a_create_waits_for_a_running_purge_of_its_id(store: RelationshipStore, kind: AnyKind) -> None:
     make(store, kind, "a")
     delete(store, kind, "a")
     is_erased = threading.Event()
@@ -141,7 +141,7 @@ def test_a_create_that_meets_a_purge_of_the_id_waits_for_it(store: RelationshipS
 
 
 @both_kinds
-def test_the_identifiers_of_the_erased_are_free(store: RelationshipStore, kind: AnyKind) -> None:
+def test_the_identifiers_of_a_purged_record_are_free(store: RelationshipStore, kind: AnyKind) -> None:
     make(store, kind, "a", identifiers=MRN)
     delete(store, kind, "a")
     purge(store, 2**62)
@@ -149,7 +149,7 @@ def test_the_identifiers_of_the_erased_are_free(store: RelationshipStore, kind: 
 
 
 @both_kinds
-def test_a_repeat_about_the_erased_finds_nothing(store: RelationshipStore, kind: AnyKind) -> None:
+def test_a_replay_about_a_purged_record_finds_nothing(store: RelationshipStore, kind: AnyKind) -> None:
     made: Fields = {"display_name": "Ada"}
     store.create(kind, "a", made, request("create"))
     store.update(kind, "a", "", {"email": "a@b"}, request("update"))
@@ -166,7 +166,7 @@ def test_a_repeat_about_the_erased_finds_nothing(store: RelationshipStore, kind:
 
 
 @both_kinds
-def test_the_other_side_goes_on_without_what_it_shared(store: RelationshipStore, kind: AnyKind) -> None:
+def test_the_other_record_stays_without_the_purged_assignments(store: RelationshipStore, kind: AnyKind) -> None:
     make_pair(store)
     make(store, kind, "erased")
     stays = "p" if kind is THERAPIST else "t"
@@ -207,7 +207,7 @@ def test_the_log_says_what_was_erased_and_by_whom(store: RelationshipStore, cloc
     assert store.list_changes(ChangeQuery(**{kind.id_column: name}), "", 10).change_sets[-1] == change_set
 
 
-def test_many_go_in_commits_that_keep_nobody_waiting(store: RelationshipStore) -> None:
+def test_a_purge_of_many_records_uses_several_short_commits(store: RelationshipStore) -> None:
     for number in range(230):
         make(store, PATIENT, f"p{number:03}")
         delete(store, PATIENT, f"p{number:03}")
@@ -235,7 +235,7 @@ def treated(store: RelationshipStore, kind: AnyKind, names: list[str], periods: 
 
 
 @both_kinds
-def test_nobody_is_half_erased_between_two_commits(store: RelationshipStore, kind: AnyKind) -> None:
+def test_no_record_is_partly_erased_between_two_commits(store: RelationshipStore, kind: AnyKind) -> None:
     """Someone is undeleted after each commit: all of theirs is still there."""
     names = [f"n{number:03}" for number in range(120)]
     treated(store, kind, names, periods=10)
@@ -251,7 +251,7 @@ def test_nobody_is_half_erased_between_two_commits(store: RelationshipStore, kin
 
 
 @both_kinds
-def test_who_has_more_than_a_commit_holds_goes_in_one_all_the_same(store: RelationshipStore, kind: AnyKind) -> None:
+def test_a_record_larger_than_a_batch_is_erased_in_one_commit(store: RelationshipStore, kind: AnyKind) -> None:
     treated(store, kind, ["n1", "n2"], periods=3500)
     after, sets = store.list_changes(ChangeQuery(), "", 1).head, []
     assert purge(store, 2**62) == [(kind.name, 1, 3500), (kind.name, 1, 3500)]
@@ -263,7 +263,7 @@ def test_who_has_more_than_a_commit_holds_goes_in_one_all_the_same(store: Relati
     assert run(store, "SELECT COUNT(*) FROM assignment") == [(0,)]
 
 
-def test_a_purge_that_is_left_off_leaves_whole_what_it_did_not_come_to(store: RelationshipStore) -> None:
+def test_an_interrupted_purge_leaves_the_remaining_records_whole(store: RelationshipStore) -> None:
     for number in range(150):
         make(store, PATIENT, f"p{number:03}")
         delete(store, PATIENT, f"p{number:03}")
@@ -276,7 +276,9 @@ def test_a_purge_that_is_left_off_leaves_whole_what_it_did_not_come_to(store: Re
 
 
 @both_kinds
-def test_purges_race_undeletes_and_creates_and_an_id_has_one_life(store: RelationshipStore, kind: AnyKind) -> None:
+def test_purges_racing_undeletes_and_creates_leave_each_id_live_or_purged(
+    store: RelationshipStore, kind: AnyKind
+) -> None:
     """Of 24 ids; each ends either live or purged, never both, and what is purged was never made again."""
     names = [f"r{number}" for number in range(24)]
     for name in names:
@@ -301,7 +303,7 @@ def test_purges_race_undeletes_and_creates_and_an_id_has_one_life(store: Relatio
     assert len(made) == len(names)
 
 
-def test_a_correction_of_what_a_purge_erases_is_made_before_it_or_finds_nothing(store: RelationshipStore) -> None:
+def test_a_correction_racing_a_purge_succeeds_before_it_or_finds_nothing(store: RelationshipStore) -> None:
     for number in range(12):
         make(store, PATIENT, f"p{number}")
     make(store, THERAPIST, "t")

@@ -43,7 +43,7 @@ def test_racing_callers_never_take_a_caseload_above_its_capacity(store: Relation
     assert len(page.records) == 10
 
 
-def test_capacity_holds_while_others_leave_and_ignore_it(store: RelationshipStore) -> None:
+def test_capacity_holds_during_unassigns_and_calls_that_ignore_it(store: RelationshipStore) -> None:
     make(store, THERAPIST, "t", max_active_patients=8)
     for number in range(THREADS):
         make(store, PATIENT, f"p{number}")
@@ -100,7 +100,7 @@ def test_racing_callers_assign_a_pair_once(store: RelationshipStore) -> None:
     assert (count(store, THERAPIST, "t"), count(store, PATIENT, "p")) == (1, 1)
 
 
-def test_racing_callers_with_different_wishes_leave_one_active_assignment_of_the_pair(
+def test_racing_callers_with_different_orders_leave_one_active_assignment_of_the_pair(
     store: RelationshipStore,
 ) -> None:
     make_pair(store)
@@ -178,7 +178,7 @@ def test_the_same_request_from_many_callers_writes_once(store: RelationshipStore
 
 
 @both_kinds
-def test_of_racing_updates_with_the_same_etag_one_wins(store: RelationshipStore, kind: AnyKind) -> None:
+def test_one_of_racing_updates_with_the_same_etag_succeeds(store: RelationshipStore, kind: AnyKind) -> None:
     etag = make(store, kind, "a").etag
     done, refusals = race(lambda number: store.update(kind, "a", etag, {"display_name": f"Ada {number}"}, CALL))
     assert len(done) == 1
@@ -222,7 +222,7 @@ def test_a_discharge_racing_assigns_leaves_no_discharged_patient_in_care(store: 
 
 
 @both_kinds
-def test_readers_beside_writers_see_whole_writes_only(store: RelationshipStore, kind: AnyKind) -> None:
+def test_concurrent_readers_see_only_whole_writes(store: RelationshipStore, kind: AnyKind) -> None:
     make(store, kind, "a", display_name="0", email="0@b")
 
     def one(number: int) -> list[bool]:
@@ -239,7 +239,7 @@ def test_readers_beside_writers_see_whole_writes_only(store: RelationshipStore, 
 
 
 @pytest.mark.parametrize("turn", range(3))
-def test_refused_callers_leave_nothing_behind(store: RelationshipStore, turn: int) -> None:
+def test_rejected_calls_leave_nothing_behind(store: RelationshipStore, turn: int) -> None:
     make(store, THERAPIST, "t", max_active_patients=turn)
     for number in range(THREADS):
         make(store, PATIENT, f"p{number}")

@@ -57,7 +57,7 @@ WITH_MRN = '[["urn:mrn","1"]]'
     ],
     ids=["therapist", "patient"],
 )
-def test_every_field_is_read_back_as_it_was_created(
+def test_every_field_is_stored_as_created(
     store: RelationshipStore, clock: Clock, kind: AnyKind, fields: requests.Fields
 ) -> None:
     created = store.create(kind, "chosen", fields, CALL).record
@@ -70,16 +70,14 @@ def test_every_field_is_read_back_as_it_was_created(
 
 
 @both_kinds
-def test_what_create_leaves_out_has_its_default(store: RelationshipStore, kind: AnyKind) -> None:
+def test_create_sets_defaults_for_omitted_fields(store: RelationshipStore, kind: AnyKind) -> None:
     created = make(store, kind, "a")
     given = {**kind.defaults, "display_name": "Ada Lovelace"}
     assert given.items() <= created._asdict().items()
 
 
 @both_kinds
-def test_ids_that_the_store_makes_differ_and_sort_in_the_order_of_their_making(
-    store: RelationshipStore, kind: AnyKind
-) -> None:
+def test_generated_ids_are_unique_and_sort_in_creation_order(store: RelationshipStore, kind: AnyKind) -> None:
     made = [make(store, kind, "")[0] for _ in range(20)]
     assert made == sorted(set(made))
     assert ids(store, kind) == made
@@ -93,7 +91,7 @@ def test_both_kinds_can_use_the_same_id_and_identifier(store: RelationshipStore,
 
 
 @both_kinds
-def test_a_taken_id_is_refused_also_when_its_record_is_deleted(store: RelationshipStore, kind: AnyKind) -> None:
+def test_an_id_in_use_is_rejected_even_when_its_record_is_deleted(store: RelationshipStore, kind: AnyKind) -> None:
     first = make(store, kind, "a")
     with pytest.raises(errors.IdTaken):
         make(store, kind, "a", display_name="Bob")
@@ -105,7 +103,7 @@ def test_a_taken_id_is_refused_also_when_its_record_is_deleted(store: Relationsh
 
 
 @both_kinds
-def test_what_never_existed_is_not_found(store: RelationshipStore, kind: AnyKind) -> None:
+def test_an_unknown_record_is_not_found(store: RelationshipStore, kind: AnyKind) -> None:
     for look in (
         lambda: store.get(kind, "nobody"),
         lambda: update(store, kind, "nobody", email="a@b"),
@@ -118,7 +116,7 @@ def test_what_never_existed_is_not_found(store: RelationshipStore, kind: AnyKind
 
 
 @both_kinds
-def test_a_batch_is_answered_in_request_order_with_doubles_and_deleted_ones(
+def test_a_batch_is_returned_in_request_order_with_duplicates_and_deleted_records(
     store: RelationshipStore, kind: AnyKind
 ) -> None:
     for name in "abc":
@@ -139,7 +137,7 @@ def test_a_batch_with_a_missing_id_names_each_missing_one_once(store: Relationsh
 
 
 @both_kinds
-def test_a_batch_of_100_missing_ids_is_told_with_few_enough_of_them(store: RelationshipStore, kind: AnyKind) -> None:
+def test_the_error_of_100_missing_ids_names_a_bounded_number(store: RelationshipStore, kind: AnyKind) -> None:
     with pytest.raises(kind.not_found) as refusal:
         store.batch_get(kind, [f"{n:0>63}" for n in range(100)])
     assert 0 < len(refusal.value.resources) <= 15
@@ -147,7 +145,7 @@ def test_a_batch_of_100_missing_ids_is_told_with_few_enough_of_them(store: Relat
 
 
 @both_kinds
-def test_an_update_sets_what_is_named_and_nothing_else(store: RelationshipStore, clock: Clock, kind: AnyKind) -> None:
+def test_an_update_sets_only_the_named_fields(store: RelationshipStore, clock: Clock, kind: AnyKind) -> None:
     before = make(store, kind, "a", email="a@b")
     clock.advance(1)
     after = update(store, kind, "a", display_name="Ada King")
@@ -169,9 +167,7 @@ def test_an_update_that_changes_nothing_keeps_etag_time_and_revision(
 
 
 @both_kinds
-def test_an_update_with_an_old_etag_is_refused_also_where_nothing_would_change(
-    store: RelationshipStore, kind: AnyKind
-) -> None:
+def test_an_update_with_an_old_etag_is_rejected_even_without_a_change(store: RelationshipStore, kind: AnyKind) -> None:
     old = make(store, kind, "a").etag
     new = update(store, kind, "a", email="a@b")
     changed_and_same: list[requests.Fields] = [{"email": "c@d"}, {"email": "a@b"}]
@@ -183,7 +179,7 @@ def test_an_update_with_an_old_etag_is_refused_also_where_nothing_would_change(
 
 
 @both_kinds
-def test_an_etag_never_comes_back(store: RelationshipStore, kind: AnyKind) -> None:
+def test_an_etag_is_never_reused(store: RelationshipStore, kind: AnyKind) -> None:
     etags = [make(store, kind, "a").etag]
     for turn in range(4):
         etags.append(update(store, kind, "a", email=f"{turn % 2}@b").etag)
@@ -263,7 +259,7 @@ def test_an_update_frees_the_identifiers_it_drops(store: RelationshipStore, kind
 
 
 @pytest.mark.parametrize(("kind", "idle"), [(THERAPIST, enums.THERAPIST_INACTIVE), (PATIENT, enums.PATIENT_DISCHARGED)])
-def test_the_last_status_is_refused_while_assignments_are_active(
+def test_the_final_status_is_rejected_while_assignments_are_active(
     store: RelationshipStore, kind: RecordKind[Any], idle: int
 ) -> None:
     make_pair(store)
@@ -290,7 +286,7 @@ def test_the_capacity_can_be_lowered_below_the_caseload(store: RelationshipStore
 
 
 @both_kinds
-def test_a_refused_write_leaves_the_revision_as_it_was(store: RelationshipStore, kind: AnyKind) -> None:
+def test_a_rejected_write_does_not_change_the_revision(store: RelationshipStore, kind: AnyKind) -> None:
     created = store.create(kind, "a", {"display_name": "Ada"}, CALL)
     with pytest.raises(errors.IdTaken):
         make(store, kind, "a")

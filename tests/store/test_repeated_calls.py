@@ -56,15 +56,13 @@ def repeated(store: RelationshipStore, meanwhile: Meanwhile, call: Callable[[], 
 
 
 @pytest.mark.parametrize("meanwhile", [leave, fill, rename, another_primary])
-def test_a_repeated_assign_succeeds_whatever_changed_meanwhile(store: RelationshipStore, meanwhile: Meanwhile) -> None:
+def test_a_repeated_assign_succeeds_after_other_changes(store: RelationshipStore, meanwhile: Meanwhile) -> None:
     make_pair(store)
     repeated(store, meanwhile, lambda: store.assign(requests.Assign("t", "p"), CALL))
 
 
 @pytest.mark.parametrize("meanwhile", [leave, fill, rename, another_primary, discharge, delete_both])
-def test_a_repeated_unassign_succeeds_whatever_changed_meanwhile(
-    store: RelationshipStore, meanwhile: Meanwhile
-) -> None:
+def test_a_repeated_unassign_succeeds_after_other_changes(store: RelationshipStore, meanwhile: Meanwhile) -> None:
     make_pair(store)
     order = requests.Unassign("t", "p", etag=assign(store).etag)
     repeated(store, meanwhile, lambda: store.unassign(order, CALL))
@@ -72,7 +70,7 @@ def test_a_repeated_unassign_succeeds_whatever_changed_meanwhile(
 
 @both_kinds
 @pytest.mark.parametrize("meanwhile", [take_identifier, lambda _: None], ids=["identifier taken", "nothing"])
-def test_a_repeated_delete_succeeds_whatever_changed_meanwhile(
+def test_a_repeated_delete_succeeds_after_other_changes(
     store: RelationshipStore, kind: AnyKind, meanwhile: Meanwhile
 ) -> None:
     created = make(store, kind, "a", identifiers='[["urn:mrn","1"]]')
@@ -82,7 +80,7 @@ def test_a_repeated_delete_succeeds_whatever_changed_meanwhile(
 
 @both_kinds
 @pytest.mark.parametrize("meanwhile", [leave, fill, rename, another_primary, discharge])
-def test_a_repeated_undelete_succeeds_whatever_changed_meanwhile(
+def test_a_repeated_undelete_succeeds_after_other_changes(
     store: RelationshipStore, kind: AnyKind, meanwhile: Meanwhile
 ) -> None:
     make_pair(store)

@@ -37,7 +37,7 @@ on_one_store = settings(deadline=None, suppress_health_check=[HealthCheck.functi
     ],
     ids=lambda value: None if isinstance(value, list) else ascii(value),
 )
-def test_names_are_found_by_the_beginnings_of_their_words(
+def test_a_search_finds_names_by_the_prefixes_of_their_words(
     store: RelationshipStore, kind: AnyKind, name: str, found: list[str], not_found: list[str]
 ) -> None:
     make(store, kind, "it", display_name=unicodedata.normalize("NFC", name))
@@ -49,7 +49,7 @@ def test_names_are_found_by_the_beginnings_of_their_words(
 
 
 @both_kinds
-def test_a_renamed_record_is_found_by_its_new_name_only(store: RelationshipStore, kind: AnyKind) -> None:
+def test_a_search_finds_a_renamed_record_only_by_its_new_name(store: RelationshipStore, kind: AnyKind) -> None:
     make(store, kind, "a", display_name="Ada Lovelace")
     update(store, kind, "a", display_name="Ada King")
     assert (ids(store, kind, name_prefix="love"), ids(store, kind, name_prefix="ki")) == ([], ["a"])
@@ -71,7 +71,7 @@ def holds_a_word(text: str) -> bool:
 
 @given(name=st.lists(words, min_size=1, max_size=4), data=st.data())
 @on_one_store
-def test_any_beginning_of_any_word_finds_the_name(
+def test_a_search_finds_a_name_by_any_prefix_of_any_word(
     store: RelationshipStore, name: list[str], data: st.DataObject
 ) -> None:
     display_name = unicodedata.normalize("NFC", " ".join(name))

@@ -76,14 +76,14 @@ def listed(store: RelationshipStore, query: RecordQuery) -> list[tuple[str, str,
             return found
 
 
-def test_everyone_is_listed_in_the_same_order_and_as_written(both: Both) -> None:
+def test_both_databases_list_everyone_in_the_same_order_and_spelling(both: Both) -> None:
     everyone = listed(both.sqlite, RecordQuery())
     assert listed(both.postgres, RecordQuery()) == everyone
     assert [record_id for record_id, _, _ in everyone] == sorted(IDS + [f"n{number}" for number in range(len(NAMES))])
 
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
-def test_a_name_finds_the_same_people(both: Both, name: str) -> None:
+def test_both_databases_find_the_same_people_by_name(both: Both, name: str) -> None:
     def found(store: RelationshipStore) -> list[tuple[str, str, str]] | str:
         try:
             return listed(store, RecordQuery(name_prefix=name))
@@ -93,7 +93,7 @@ def test_a_name_finds_the_same_people(both: Both, name: str) -> None:
     assert found(both.postgres) == found(both.sqlite)
 
 
-def test_an_identifier_is_the_same_text_and_no_other(both: Both) -> None:
+def test_both_databases_compare_identifiers_exactly(both: Both) -> None:
     for number, name in enumerate(NAMES):
         stored = unicodedata.normalize("NFC", name)
         for value in {f"{stored}{number}", f"{stored.swapcase()}{number}", f"{stored}{number} "}:
@@ -101,7 +101,7 @@ def test_an_identifier_is_the_same_text_and_no_other(both: Both) -> None:
             assert found == [[f"n{number}"] if value == f"{stored}{number}" else []] * 2
 
 
-def test_ids_that_differ_in_case_are_two(both: Both) -> None:
+def test_ids_that_differ_in_case_are_different(both: Both) -> None:
     for store in both:
         assert store.get(PATIENT, "a").patient_id == "a"
         assert store.get(PATIENT, "A").patient_id == "A"

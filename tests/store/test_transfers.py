@@ -113,7 +113,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
-def test_a_refused_transfer_moves_nothing(filled_store: RelationshipStore, case: Case) -> None:
+def test_a_rejected_transfer_moves_nothing(filled_store: RelationshipStore, case: Case) -> None:
     case.prepare(filled_store)
     before = dump(filled_store)
     for call in (CALL, VALIDATE, remembered(ID)):
@@ -123,7 +123,7 @@ def test_a_refused_transfer_moves_nothing(filled_store: RelationshipStore, case:
     assert dump(filled_store) == before
 
 
-def test_everyone_who_is_missing_is_named_and_fifteen_at_most(filled_store: RelationshipStore) -> None:
+def test_a_rejected_transfer_names_at_most_fifteen_missing_patients(filled_store: RelationshipStore) -> None:
     strangers = [f"x{n:02}" for n in range(40)]
     patients(filled_store, *strangers)
     for ids, error, kind in (
@@ -136,7 +136,7 @@ def test_everyone_who_is_missing_is_named_and_fifteen_at_most(filled_store: Rela
         assert [(one.type, one.name) for one in caught.value.resources] == [(kind, one) for one in ids[:15]]
 
 
-def test_what_stands_in_the_way_is_told_in_the_order_of_checks(filled_store: RelationshipStore) -> None:
+def test_a_rejected_transfer_reports_the_first_failed_check(filled_store: RelationshipStore) -> None:
     def refusal(*ids: str) -> type[Exception]:
         with pytest.raises(errors.DomainError) as caught:
             transfer(filled_store, "u", "t", *ids)
@@ -158,7 +158,7 @@ def test_what_stands_in_the_way_is_told_in_the_order_of_checks(filled_store: Rel
     assert refusal("d", "b") is errors.TherapistAtCapacity
 
 
-def test_each_period_goes_on_under_the_target_where_it_ended_under_the_source(
+def test_each_period_of_the_target_begins_where_the_source_period_ended(
     filled_store: RelationshipStore, clock: Clock
 ) -> None:
     now = clock.advance(60)
@@ -177,7 +177,7 @@ def test_each_period_goes_on_under_the_target_where_it_ended_under_the_source(
     assert sorted(periods(filled_store)) == sorted(ended + active)
 
 
-def test_counts_and_primary_therapists_follow(filled_store: RelationshipStore) -> None:
+def test_a_transfer_updates_counts_and_primary_therapists(filled_store: RelationshipStore) -> None:
     transfer(filled_store, "s", "t", "a", "b")
     assert (count(filled_store, "s"), count(filled_store, "t")) == (1, 2)
     assert [filled_store.get(PATIENT, one).primary_therapist_id for one in "abc"] == ["t", "", ""]
@@ -185,7 +185,7 @@ def test_counts_and_primary_therapists_follow(filled_store: RelationshipStore) -
     assert_consistent(filled_store)
 
 
-def test_a_transfer_moves_no_etag_of_therapists_and_patients(filled_store: RelationshipStore) -> None:
+def test_a_transfer_changes_no_etag_of_therapists_and_patients(filled_store: RelationshipStore) -> None:
     def etags() -> list[str]:
         return [filled_store.get(THERAPIST, one).etag for one in "st"] + [
             filled_store.get(PATIENT, one).etag for one in "abc"
@@ -196,19 +196,19 @@ def test_a_transfer_moves_no_etag_of_therapists_and_patients(filled_store: Relat
     assert etags() == before
 
 
-def test_only_the_patients_listed_move_in_the_order_listed_and_once(filled_store: RelationshipStore) -> None:
+def test_a_transfer_moves_only_the_listed_patients_once_in_order(filled_store: RelationshipStore) -> None:
     ended, active = split(transfer(filled_store, "s", "t", "c", "a"))
     assert [one.patient_id for one in ended] == [one.patient_id for one in active] == ["c", "a"]
     assert (count(filled_store, "s"), count(filled_store, "t")) == (1, 2)
 
 
-def test_others_of_the_patient_are_left_alone(filled_store: RelationshipStore) -> None:
+def test_a_transfer_leaves_other_therapists_of_the_patient_unchanged(filled_store: RelationshipStore) -> None:
     other = assign(filled_store, "u", "a", role=SUPERVISING)
     transfer(filled_store, "s", "t")
     assert other in periods(filled_store)
 
 
-def test_a_caseload_that_just_fits_moves(filled_store: RelationshipStore) -> None:
+def test_a_transfer_that_exactly_fills_the_capacity_succeeds(filled_store: RelationshipStore) -> None:
     assign(filled_store, "t", "d")
     update("t", max_active_patients=3)(filled_store)
     with pytest.raises(errors.TherapistAtCapacity) as caught:
@@ -219,13 +219,13 @@ def test_a_caseload_that_just_fits_moves(filled_store: RelationshipStore) -> Non
     assert count(filled_store, "t") == 4
 
 
-def test_capacity_is_passed_over_when_told_to(filled_store: RelationshipStore) -> None:
+def test_a_transfer_can_ignore_capacity(filled_store: RelationshipStore) -> None:
     update("t", max_active_patients=0)(filled_store)
     transfer(filled_store, "s", "t", ignore_capacity=True)
     assert count(filled_store, "t") == 3
 
 
-def test_a_pair_that_is_assigned_already_is_merged(filled_store: RelationshipStore) -> None:
+def test_a_transfer_merges_a_pair_that_is_already_assigned(filled_store: RelationshipStore) -> None:
     present = assign(filled_store, "t", "b", role=ROLE_TREATING, focus="sleep")
     ended, active = split(transfer(filled_store, "s", "t", "b"))
     assert [(one.end_reason, one.patient_id) for one in ended] == [(enums.END_TRANSFERRED, "b")]
@@ -235,7 +235,7 @@ def test_a_pair_that_is_assigned_already_is_merged(filled_store: RelationshipSto
     assert_consistent(filled_store)
 
 
-def test_merged_pairs_take_no_room(filled_store: RelationshipStore) -> None:
+def test_merged_pairs_need_no_capacity(filled_store: RelationshipStore) -> None:
     for patient_id in "abc":
         assign(filled_store, "t", patient_id, role=SUPERVISING)
     update("t", max_active_patients=0)(filled_store)  # below the count: no room for anyone
@@ -244,14 +244,14 @@ def test_merged_pairs_take_no_room(filled_store: RelationshipStore) -> None:
     assert_consistent(filled_store)
 
 
-def test_a_merged_pair_leaves_its_room_to_another(filled_store: RelationshipStore) -> None:
+def test_a_merged_pair_leaves_its_capacity_to_another(filled_store: RelationshipStore) -> None:
     assign(filled_store, "t", "b")
     update("t", max_active_patients=3)(filled_store)
     transfer(filled_store, "s", "t")
     assert count(filled_store, "t") == 3
 
 
-def test_a_primary_period_that_moves_replaces_the_one_there(filled_store: RelationshipStore, clock: Clock) -> None:
+def test_a_transferred_primary_period_replaces_the_targets_own(filled_store: RelationshipStore, clock: Clock) -> None:
     present = assign(filled_store, "t", "a", role=SUPERVISING, focus="sleep")
     now = clock.advance(60)
     ended, active = split(transfer(filled_store, "s", "t", "a"))
@@ -263,14 +263,14 @@ def test_a_primary_period_that_moves_replaces_the_one_there(filled_store: Relati
     assert_consistent(filled_store)
 
 
-def test_the_primary_therapist_takes_over_and_stays_primary(filled_store: RelationshipStore) -> None:
+def test_a_primary_therapist_as_target_stays_primary(filled_store: RelationshipStore) -> None:
     present = assign(filled_store, "t", "b", role=ROLE_PRIMARY)
     _, active = split(transfer(filled_store, "s", "t", "b"))
     assert active == [present]
     assert filled_store.get(PATIENT, "b").primary_therapist_id == "t"
 
 
-def test_an_empty_caseload_moves_to_anyone_and_writes_nothing(filled_store: RelationshipStore) -> None:
+def test_a_transfer_of_an_empty_caseload_writes_nothing(filled_store: RelationshipStore) -> None:
     update("t", status=INACTIVE)(filled_store)
     before = dump(filled_store)
     outcome = transfer(filled_store, "u", "t")
@@ -285,7 +285,9 @@ def test_the_source_may_be_on_leave_or_full(filled_store: RelationshipStore) -> 
     assert count(filled_store, "s") == 0
 
 
-def test_skewed_clocks_leave_no_gap_and_no_overlap(filled_store: RelationshipStore, clock: Clock) -> None:
+def test_a_transfer_with_skewed_clocks_leaves_no_gap_and_no_overlap(
+    filled_store: RelationshipStore, clock: Clock
+) -> None:
     now = clock.now_us
     soon = now + 30 * SECOND
     assign(filled_store, "u", "d", start_us=soon)  # by a caller whose clock is ahead
@@ -302,7 +304,7 @@ def test_skewed_clocks_leave_no_gap_and_no_overlap(filled_store: RelationshipSto
     assert_consistent(filled_store)
 
 
-def test_a_thousand_move_and_one_more_does_not(filled_store: RelationshipStore) -> None:
+def test_a_transfer_of_more_than_a_thousand_patients_is_rejected(filled_store: RelationshipStore) -> None:
     therapists(filled_store, "big")
     ids = crowd(filled_store, "big", 1001)
     with pytest.raises(errors.TooManyAssignments) as caught:
@@ -317,9 +319,7 @@ def test_a_thousand_move_and_one_more_does_not(filled_store: RelationshipStore) 
     assert filled_store.transfer(order, remembered(ID)) == outcome
 
 
-def test_a_replay_answers_the_first_call_with_the_periods_as_they_are_now(
-    filled_store: RelationshipStore, clock: Clock
-) -> None:
+def test_a_replayed_transfer_returns_the_current_periods(filled_store: RelationshipStore, clock: Clock) -> None:
     assign(filled_store, "t", "b")
     first = transfer(filled_store, "s", "t", call=remembered(ID))
     assert transfer(filled_store, "s", "t", call=remembered(ID)) == first
@@ -333,7 +333,7 @@ def test_a_replay_answers_the_first_call_with_the_periods_as_they_are_now(
     assert (filled_store.head_revision(), count(filled_store, "s")) == (head, 1)
 
 
-def test_what_only_validates_answers_what_would_be_and_changes_nothing(filled_store: RelationshipStore) -> None:
+def test_a_validated_transfer_returns_its_result_and_changes_nothing(filled_store: RelationshipStore) -> None:
     assign(filled_store, "t", "b")
     assign(filled_store, "t", "a", role=SUPERVISING)
     before = dump(filled_store)
@@ -351,7 +351,7 @@ def test_what_only_validates_answers_what_would_be_and_changes_nothing(filled_st
         assert one == expected
 
 
-def test_the_log_says_what_happened_to_each_period(filled_store: RelationshipStore) -> None:
+def test_the_log_records_the_change_of_each_period(filled_store: RelationshipStore) -> None:
     supervised = assign(filled_store, "t", "a", role=SUPERVISING)
     ended, active = split(transfer(filled_store, "s", "t", "a", "b"))
     sql = (
@@ -368,7 +368,7 @@ def test_the_log_says_what_happened_to_each_period(filled_store: RelationshipSto
     ]
 
 
-def test_transfers_that_race_move_everyone_once(filled_store: RelationshipStore) -> None:
+def test_racing_transfers_move_each_patient_once(filled_store: RelationshipStore) -> None:
     update("t", max_active_patients=3)(filled_store)
     orders = [("s", "t"), ("s", "u"), ("t", "u"), ("u", "s"), ("u", "t"), ("t", "s")]
     refusals: list[str] = []

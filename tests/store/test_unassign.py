@@ -65,7 +65,7 @@ def test_unassigning_after_several_periods_returns_the_latest(pair: Relationship
     assert unassign(pair) == latest
 
 
-def test_unassigning_two_who_were_never_assigned(pair: RelationshipStore) -> None:
+def test_unassigning_an_unassigned_pair_needs_allow_missing(pair: RelationshipStore) -> None:
     assign(pair, "u")
     with pytest.raises(errors.AssignmentNotFound):
         pair.unassign(Unassign("t", "p"), CALL)
@@ -77,7 +77,7 @@ def test_unassigning_two_who_were_never_assigned(pair: RelationshipStore) -> Non
         pair.unassign(Unassign("t", "x", allow_missing=True), CALL)
 
 
-def test_a_given_end_may_lie_anywhere_from_the_start_on(pair: RelationshipStore, clock: Clock) -> None:
+def test_a_given_end_may_be_any_time_from_the_start(pair: RelationshipStore, clock: Clock) -> None:
     period = assign(pair, start_us=100)
     before = dump(pair)
     with pytest.raises(errors.InvalidField) as refusal:
@@ -91,7 +91,7 @@ def test_a_given_end_may_lie_anywhere_from_the_start_on(pair: RelationshipStore,
     assert in_force(pair, ahead_us) == []
 
 
-def test_unassigning_with_an_old_etag_is_refused(pair: RelationshipStore) -> None:
+def test_unassigning_with_an_old_etag_is_rejected(pair: RelationshipStore) -> None:
     old = assign(pair).etag
     new = assign(pair, focus="grief", replace=True)
     before = dump(pair)
@@ -109,7 +109,7 @@ def test_unassigning_works_on_deleted_records(pair: RelationshipStore) -> None:
     assert (outcome.record, outcome.ended) == (history(pair)[0], False)
 
 
-def test_a_discharged_patients_history_stays(pair: RelationshipStore) -> None:
+def test_discharging_a_patient_keeps_the_history(pair: RelationshipStore) -> None:
     assign(pair)
     period = unassign(pair)
     update(pair, PATIENT, "p", status=PATIENT_DISCHARGED)

@@ -8,7 +8,7 @@ from tests.store.write_cases import Mutation, each_mutation, each_no_op, each_wr
 
 
 @each_mutation
-def test_validating_changes_nothing_at_all(store: RelationshipStore, clock: Clock, mutation: Mutation) -> None:
+def test_validating_changes_nothing(store: RelationshipStore, clock: Clock, mutation: Mutation) -> None:
     mutation.prepare(store)
     before = dump(store)
     clock.advance(1)
@@ -18,7 +18,7 @@ def test_validating_changes_nothing_at_all(store: RelationshipStore, clock: Cloc
 
 
 @each_mutation
-def test_validating_answers_what_the_write_would_less_what_it_would_make(
+def test_validating_returns_the_result_of_the_write_without_generated_values(
     store: RelationshipStore, clock: Clock, mutation: Mutation
 ) -> None:
     mutation.prepare(store)
@@ -33,7 +33,7 @@ def test_validating_answers_what_the_write_would_less_what_it_would_make(
 
 
 @each_write
-def test_what_was_validated_can_then_be_done(store: RelationshipStore, mutation: Mutation) -> None:
+def test_a_validated_call_can_then_be_made(store: RelationshipStore, mutation: Mutation) -> None:
     mutation.prepare(store)
     mutation.do(store, VALIDATE)
     before = dump(store)
@@ -43,13 +43,13 @@ def test_what_was_validated_can_then_be_done(store: RelationshipStore, mutation:
 
 
 @each_no_op
-def test_validating_a_repeat_makes_nothing_up(store: RelationshipStore, mutation: Mutation) -> None:
+def test_validating_a_repeat_returns_the_stored_record(store: RelationshipStore, mutation: Mutation) -> None:
     mutation.prepare(store)
     would_be, done = mutation.do(store, VALIDATE), mutation.do(store, CALL)
     assert (would_be.record, effect(would_be)) == (done.record, 0)
 
 
-def test_validating_is_refused_as_the_write_would_be(store: RelationshipStore) -> None:
+def test_validating_is_rejected_like_the_write(store: RelationshipStore) -> None:
     everyone(store)
     update(store, THERAPIST, "t", max_active_patients=0)
     before = dump(store)
@@ -64,7 +64,7 @@ def test_validating_is_refused_as_the_write_would_be(store: RelationshipStore) -
     assert dump(store) == before
 
 
-def test_validating_many_at_once_leaves_the_writes_beside_them_whole(store: RelationshipStore) -> None:
+def test_concurrent_validations_do_not_affect_writes(store: RelationshipStore) -> None:
     make(store, THERAPIST, "t", max_active_patients=1)
     for number in range(32):
         make(store, PATIENT, f"p{number}")

@@ -83,7 +83,7 @@ def source(tmp_path: Path, clock: Clock) -> str:
     return url
 
 
-def test_an_import_holds_what_was_exported_and_breaks_no_rule(source: str, database_url: str, clock: Clock) -> None:
+def test_an_import_equals_the_export_and_breaks_no_rule(source: str, database_url: str, clock: Clock) -> None:
     assert imported(exported(source), database_url) == digest(source) == digest(database_url)
     old, new = (open_store(Config(database=url), clock) for url in (source, database_url))
     before, after = dump(old), dump(new)
@@ -95,7 +95,7 @@ def test_an_import_holds_what_was_exported_and_breaks_no_rule(source: str, datab
     new.close()
 
 
-def test_what_any_database_exports_a_new_file_takes(
+def test_a_new_file_imports_the_export_of_any_database(
     store: RelationshipStore, database_url: str, tmp_path: Path
 ) -> None:
     fill(store)
@@ -105,7 +105,7 @@ def test_what_any_database_exports_a_new_file_takes(
     assert exported(target) == exported(database_url)
 
 
-def test_the_store_goes_on_where_the_old_one_stopped(source: str, database_url: str, clock: Clock) -> None:
+def test_the_imported_store_continues_from_the_last_revision(source: str, database_url: str, clock: Clock) -> None:
     imported(exported(source), database_url)
     old, new = (open_store(Config(database=url), clock) for url in (source, database_url))
     assert ids(new, THERAPIST, name_prefix="zoe muller") == ["t0"]
@@ -129,7 +129,7 @@ def test_the_store_goes_on_where_the_old_one_stopped(source: str, database_url: 
 
 
 @both_kinds
-def test_an_id_that_was_purged_is_not_given_by_the_new_one(
+def test_the_imported_store_does_not_reuse_a_purged_id(
     tmp_path: Path, database_url: str, clock: Clock, kind: AnyKind
 ) -> None:
     url = f"sqlite:///{tmp_path}/source.db"
@@ -145,13 +145,13 @@ def test_an_id_that_was_purged_is_not_given_by_the_new_one(
     new.close()
 
 
-def test_an_empty_store_can_be_moved_too(tmp_path: Path, database_url: str, clock: Clock) -> None:
+def test_an_empty_store_can_be_exported_and_imported(tmp_path: Path, database_url: str, clock: Clock) -> None:
     empty = f"sqlite:///{tmp_path}/empty.db"
     open_store(Config(database=empty), clock).close()
     assert imported(exported(empty), database_url) == digest(database_url)
 
 
-def test_more_rows_than_a_page_come_all_and_in_order(
+def test_an_export_of_several_pages_is_complete_and_in_order(
     tmp_path: Path, store: RelationshipStore, database_url: str
 ) -> None:
     count = 2500
@@ -164,7 +164,7 @@ def test_more_rows_than_a_page_come_all_and_in_order(
     assert digest(target) == digest(database_url)
 
 
-def test_a_database_that_holds_anything_is_not_imported_into(
+def test_an_import_rejects_a_database_that_is_not_empty(
     source: str, store: RelationshipStore, database_url: str
 ) -> None:
     make(store, THERAPIST, "there")
@@ -262,9 +262,7 @@ REFUSED: list[tuple[Edit, str]] = [
 
 
 @pytest.mark.parametrize(("edit", "text"), REFUSED, ids=range(len(REFUSED)))
-def test_lines_that_were_not_exported_are_refused_and_leave_nothing(
-    source: str, tmp_path: Path, edit: Edit, text: str
-) -> None:
+def test_an_import_rejects_invalid_lines_and_leaves_nothing(source: str, tmp_path: Path, edit: Edit, text: str) -> None:
     lines = exported(source).splitlines(keepends=True)
     edit(lines)
     with pytest.raises(ImportRefused) as refused:
@@ -274,7 +272,7 @@ def test_lines_that_were_not_exported_are_refused_and_leave_nothing(
     assert [file.name for file in tmp_path.iterdir()] == ["source.db"]
 
 
-def test_a_file_that_was_cut_off_anywhere_is_refused(source: str, tmp_path: Path) -> None:
+def test_an_import_rejects_a_file_truncated_anywhere(source: str, tmp_path: Path) -> None:
     whole = exported(source)
     target = f"sqlite:///{tmp_path}/target.db"
     for size in [*range(0, len(whole) - 1, 997), *(len(whole[:1]) + place for place in range(5))]:
@@ -294,7 +292,7 @@ def test_a_file_that_was_cut_off_anywhere_is_refused(source: str, tmp_path: Path
     ],
     ids=range(5),
 )
-def test_rows_that_break_a_rule_of_the_schema_are_refused_and_leave_nothing(
+def test_an_import_rejects_rows_that_break_the_schema_and_leaves_nothing(
     source: str, database_url: str, edit: Edit, text: str
 ) -> None:
     whole = exported(source)
@@ -306,7 +304,7 @@ def test_rows_that_break_a_rule_of_the_schema_are_refused_and_leave_nothing(
     assert imported(whole, database_url) == digest(source)
 
 
-def test_two_active_assignments_of_a_pair_are_refused(source: str, database_url: str) -> None:
+def test_an_import_rejects_two_active_assignments_of_a_pair(source: str, database_url: str) -> None:
     whole = exported(source)
     lines = whole.splitlines(keepends=True)
     place = next(place for place, line in enumerate(lines) if b'"end_us":null' in line)
@@ -318,7 +316,7 @@ def test_two_active_assignments_of_a_pair_are_refused(source: str, database_url:
     assert imported(whole, database_url) == digest(source)
 
 
-def test_nothing_can_be_read_from_what_is_not_there(tmp_path: Path) -> None:
+def test_an_export_of_a_missing_file_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="--database: the file does not exist"):
         exported(f"sqlite:///{tmp_path}/nothing.db")
     assert list(tmp_path.iterdir()) == []

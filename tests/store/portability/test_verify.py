@@ -194,12 +194,12 @@ FOUND_BREAKS = [
 ]
 
 
-def test_a_store_that_nothing_went_past_is_sound(filled_store: RelationshipStore) -> None:
+def test_verify_reports_nothing_for_an_intact_store(filled_store: RelationshipStore) -> None:
     assert broken(filled_store) == {}
 
 
 @pytest.mark.parametrize(("rule", "statements", "ids"), BREAKS, ids=range(len(BREAKS)))
-def test_a_broken_rule_is_reported_with_the_ids(
+def test_verify_reports_a_broken_rule_with_the_ids(
     filled_store: RelationshipStore, rule: str, statements: list[str], ids: list[str]
 ) -> None:
     for table in ("assignment", "change", "therapist_identifier", "patient_identifier"):
@@ -213,12 +213,12 @@ def test_a_broken_rule_is_reported_with_the_ids(
     assert not ids or sorted(found.ids) == sorted(ids)
 
 
-def test_each_rule_is_broken_above() -> None:
+def test_every_rule_has_a_case_that_breaks_it() -> None:
     assert {rule.text for rule in verify.RULES} == {rule for rule, _, _ in BREAKS}
 
 
 @pytest.mark.parametrize(("table", "statement", "ids"), FOUND_BREAKS)
-def test_people_who_are_not_found_by_what_their_records_say_are_reported(
+def test_verify_reports_people_whose_search_rows_differ_from_their_records(
     filled_store: RelationshipStore, table: str, statement: str, ids: list[str]
 ) -> None:
     run(filled_store, statement)
@@ -229,13 +229,13 @@ def test_people_who_are_not_found_by_what_their_records_say_are_reported(
 
 @pytest.mark.parametrize("column", ["identifiers", "specialties", "annotations"])
 @pytest.mark.parametrize("text", ["[", '[["a"]]', "7", '{"a":1}', '["a",1]'])
-def test_json_that_is_none_of_a_record_s_is_reported(filled_store: RelationshipStore, column: str, text: str) -> None:
+def test_verify_reports_invalid_json_of_a_record(filled_store: RelationshipStore, column: str, text: str) -> None:
     run(filled_store, f"UPDATE therapist SET {column} = :text WHERE therapist_id = 'u'", {"text": text})
     found = broken(filled_store)[f"{column} of each therapist is valid JSON for its column"]
     assert (found.records, found.ids) == (1, ["u"])
 
 
-def test_ten_ids_are_named_and_all_are_counted(store: RelationshipStore) -> None:
+def test_verify_names_ten_ids_and_counts_all(store: RelationshipStore) -> None:
     for number in range(25):
         make(store, PATIENT, f"p{number:02}")
     run(store, "UPDATE patient SET active_therapist_count = 1")
@@ -246,7 +246,7 @@ def test_ten_ids_are_named_and_all_are_counted(store: RelationshipStore) -> None
         assert (one.records, len(set(one.ids))) == (25, 10)
 
 
-def test_what_is_no_broken_rule(filled_store: RelationshipStore) -> None:
+def test_verify_accepts_unusual_but_valid_states(filled_store: RelationshipStore) -> None:
     # A limit below the count, periods that are not in force, and a deleted record whose identifier is another's now.
     update(filled_store, THERAPIST, "t", max_active_patients=0)
     for start_us, end_us, reason in ((1100, 1200, END_ENTERED_IN_ERROR), (1300, 1300, 1)):
@@ -277,14 +277,14 @@ CHANGES: list[Any] = [
 
 
 @pytest.mark.parametrize("statement", CHANGES)
-def test_the_digest_is_another_when_any_content_is(filled_store: RelationshipStore, statement: str) -> None:
+def test_the_digest_changes_with_any_content(filled_store: RelationshipStore, statement: str) -> None:
     before = digest(filled_store)
     assert digest(filled_store) == before
     run(filled_store, statement)
     assert digest(filled_store) != before
 
 
-def test_what_a_store_is_known_by_and_signs_with_is_no_content(filled_store: RelationshipStore) -> None:
+def test_the_store_id_and_key_are_not_part_of_the_digest(filled_store: RelationshipStore) -> None:
     before = digest(filled_store)
     run(filled_store, "UPDATE store SET store_id = 'another', secret = :secret", {"secret": b"another"})
     assert digest(filled_store) == before

@@ -78,19 +78,19 @@ def failing_once(then: str) -> Callable[[Transaction], int]:
 
 
 @pytest.mark.parametrize("state", ["40001", "40P01", "57P01", "25006", "53300"])
-def test_what_a_collision_or_a_lost_connection_undid_is_run_again(store: RelationshipStore, state: str) -> None:
+def test_the_store_retries_a_write_after_a_conflict_or_a_lost_connection(store: RelationshipStore, state: str) -> None:
     run(store, RAISE)
     assert store._database.write(failing_once(f"SELECT failing('{state}')")) == 2
     assert head(store) == 1
 
 
-def test_a_connection_that_the_server_ends_is_replaced(store: RelationshipStore) -> None:
+def test_the_pool_replaces_a_connection_that_the_server_closed(store: RelationshipStore) -> None:
     assert store._database.write(failing_once("SELECT pg_terminate_backend(pg_backend_pid())")) == 2
     assert head(store) == 1
 
 
 @pytest.mark.parametrize(("state", "kind"), [("55P03", errors.StoreBusy), ("53100", errors.StoreFull)])
-def test_what_would_fail_again_is_refused_at_once(
+def test_the_store_does_not_retry_a_permanent_error(
     store: RelationshipStore, state: str, kind: type[errors.DomainError]
 ) -> None:
     run(store, RAISE)
@@ -99,7 +99,7 @@ def test_what_would_fail_again_is_refused_at_once(
     assert head(store) == 0
 
 
-def test_two_that_wait_for_each_other_both_get_their_turn(store: RelationshipStore) -> None:
+def test_two_deadlocked_writes_both_succeed(store: RelationshipStore) -> None:
     for record_id in ("a", "b"):
         store.create(THERAPIST, record_id, {"display_name": "Ada"}, CALL)
     met = threading.Barrier(2)
@@ -125,7 +125,7 @@ def test_two_that_wait_for_each_other_both_get_their_turn(store: RelationshipSto
     assert len({store.get(THERAPIST, record_id).email for record_id in ("a", "b")}) == 1
 
 
-def test_reads_outlive_their_connections(proxy: Proxy, cut_off: RelationshipStore) -> None:
+def test_reads_survive_lost_connections(proxy: Proxy, cut_off: RelationshipStore) -> None:
     cut_off.create(THERAPIST, "t", {"display_name": "Ada"}, CALL)
     cut_off.get(THERAPIST, "t")
     proxy.cut_all()
@@ -134,7 +134,7 @@ def test_reads_outlive_their_connections(proxy: Proxy, cut_off: RelationshipStor
 
 @pytest.mark.parametrize("request_id", ["", "5fe1f6a4-8c40-4ee9-9d0f-1b1c6a4b8c11"])
 @pytest.mark.parametrize("cut", ["before", "after"])
-def test_a_write_whose_commit_was_cut_off_is_settled_and_done_once(
+def test_a_write_whose_commit_lost_its_connection_is_done_exactly_once(
     proxy: Proxy, cut_off: RelationshipStore, cut: Cut, request_id: str
 ) -> None:
     proxy.cut_next_commit(cut)
@@ -148,7 +148,7 @@ def test_a_write_whose_commit_was_cut_off_is_settled_and_done_once(
 
 
 @pytest.mark.parametrize("cut", ["before", "after"])
-def test_a_commit_that_nobody_can_be_asked_about_is_unknown(
+def test_a_commit_is_unknown_when_the_database_is_unreachable(
     proxy: Proxy, gives_up_early: RelationshipStore, store: RelationshipStore, cut: Cut
 ) -> None:
     proxy.cut_next_commit(cut, refuse_after=True)
@@ -157,9 +157,7 @@ def test_a_commit_that_nobody_can_be_asked_about_is_unknown(
     assert names(store) == ([] if cut == "before" else ["Ada"])
 
 
-def test_a_commit_that_no_connection_is_left_to_ask_about_is_unknown(
-    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_commit_is_unknown_when_the_pool_is_exhausted(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     database = PostgresDatabase(proxy.url, connections=1)
     begun, goes_on = threading.Event(), threading.Event()
 
@@ -198,13 +196,13 @@ def test_no_timeout_of_the_database_ends_a_commit(postgres_url: str) -> None:
             admin.execute(f"ALTER DATABASE {admin.info.dbname} RESET statement_timeout".encode())
 
 
-def test_a_write_that_no_database_was_there_for_wrote_nothing(proxy: Proxy, gives_up_early: RelationshipStore) -> None:
+def test_a_write_without_a_database_writes_nothing(proxy: Proxy, gives_up_early: RelationshipStore) -> None:
     proxy.refuse()
     with pytest.raises(errors.StoreUnavailable):
         gives_up_early.create(THERAPIST, "", {"display_name": "Ada"}, CALL)
 
 
-def test_two_at_once_under_one_request_id_write_once(store: RelationshipStore) -> None:
+def test_two_concurrent_calls_with_one_request_id_write_once(store: RelationshipStore) -> None:
     named = CALL._replace(request_id="5fe1f6a4-8c40-4ee9-9d0f-1b1c6a4b8c11", fingerprint=b"the same")
     made: list[str] = []
 
@@ -220,7 +218,7 @@ def test_two_at_once_under_one_request_id_write_once(store: RelationshipStore) -
     assert head(store) == 1
 
 
-def test_nothing_of_the_drivers_error_leaves_but_the_state_and_the_constraint(store: RelationshipStore) -> None:
+def test_a_store_error_keeps_only_the_sqlstate_and_the_constraint(store: RelationshipStore) -> None:
     store.create(PATIENT, "p", {"display_name": "Canary-Name", "email": "canary@example.org"}, CALL)
     with pytest.raises(UnexpectedDatabaseError) as defect:
         run(store, "UPDATE patient SET status = 9")
@@ -231,7 +229,7 @@ def test_nothing_of_the_drivers_error_leaves_but_the_state_and_the_constraint(st
         whole.append(whole[-1].__cause__ or whole[-1].__context__)
 
 
-def test_connections_are_lent_in_the_order_of_asking(postgres_url: str) -> None:
+def test_the_pool_hands_out_connections_in_request_order(postgres_url: str) -> None:
     database = PostgresDatabase(postgres_url, connections=1)
     order: list[int] = []
     begun, goes_on = threading.Event(), threading.Event()
@@ -305,7 +303,7 @@ def test_a_commit_that_waits_for_its_standby_is_unknown_and_never_cancelled(wait
     assert store.get(THERAPIST, "t").display_name == "Ada"
 
 
-def test_a_commit_whose_wait_someone_ends_is_not_acknowledged(waiting: Waiting) -> None:
+def test_a_commit_whose_standby_wait_is_cancelled_is_not_acknowledged(waiting: Waiting) -> None:
     waiting.database._commit_timeout_seconds = NEVER_SECONDS
 
     def cancel() -> None:

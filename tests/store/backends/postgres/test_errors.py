@@ -16,8 +16,8 @@ from caseload_server.store.backends.postgres.database import PostgresDatabase, U
 from grpc import StatusCode
 from structlog.testing import capture_logs
 
-from tests.api.client_calls import People, everything_said, refused
-from tests.api.error_scenarios import FAILURES, assert_told
+from tests.api.client_calls import People, full_error_text, refused
+from tests.api.error_scenarios import FAILURES, assert_error_matches
 from tests.api.fault_injection import CANARY, FaultyServer, faulty_server
 from tests.store.standby import await_commits
 from tests.store.store_calls import CALL
@@ -125,11 +125,11 @@ WAYS: dict[str, Callable[[Broken], object]] = {
 
 
 @pytest.mark.parametrize("way", FAILURES)
-def test_a_failure_of_postgresql_is_told_with_its_code_and_details_and_no_value(broken: Broken, way: str) -> None:
-    assert_told(way, lambda: WAYS[way](broken))
+def test_a_postgresql_failure_returns_a_code_and_details_without_values(broken: Broken, way: str) -> None:
+    assert_error_matches(way, lambda: WAYS[way](broken))
 
 
-def test_after_a_stopped_postgresql_calls_work_again_and_nothing_is_half_written(broken: Broken) -> None:
+def test_calls_work_again_after_postgresql_restarts_without_partial_writes(broken: Broken) -> None:
     head = broken.patients.head()
     assert refused(unavailable, broken).code == StatusCode.UNAVAILABLE
     broken.cluster.start()
@@ -139,21 +139,21 @@ def test_after_a_stopped_postgresql_calls_work_again_and_nothing_is_half_written
     assert broken.patients.ids(broken.patients.call("List")) == ["p1", "p2"]
 
 
-def test_a_full_disk_refuses_writes_and_not_reads_until_there_is_room(broken: Broken) -> None:
+def test_a_full_disk_rejects_writes_but_not_reads_until_space_is_freed(broken: Broken) -> None:
     assert refused(full, broken).reason == "STORE_FULL"
     assert broken.patients.ids(broken.patients.call("List")) == ["p1"]
     run(broken, "DROP TRIGGER no_room ON patient")
     assert broken.patients.create("p2").patient_id == "p2"
 
 
-def test_reads_go_on_while_a_commit_waits_for_a_standby_and_show_nothing_of_it(broken: Broken) -> None:
+def test_reads_continue_without_uncommitted_data_while_a_commit_waits_for_a_standby(broken: Broken) -> None:
     assert refused(outcome_unknown, broken).reason == "OUTCOME_UNKNOWN"
     assert broken.patients.ids(broken.patients.call("List")) == ["p1"]
     assert refused(broken.patients.create, "p3").reason == "STORE_UNAVAILABLE"
     broken.cluster.configure("synchronous_standby_names", "")
 
 
-def test_what_postgresql_says_of_a_row_is_neither_answered_nor_logged(
+def test_the_detail_of_a_postgresql_error_is_neither_returned_nor_logged(
     broken: Broken, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its DETAIL of a broken CHECK quotes the whole row."""
@@ -164,7 +164,7 @@ def test_what_postgresql_says_of_a_row_is_neither_answered_nor_logged(
     assert refusal(caught.value).reason == "INTERNAL"  # type: ignore[arg-type]
     assert [line["type"] for line in lines] == ["UnexpectedDatabaseError"]
     printed = capfd.readouterr()
-    assert CANARY not in f"{everything_said(caught.value)}{lines}{printed.out}{printed.err}{caplog.text}"
+    assert CANARY not in f"{full_error_text(caught.value)}{lines}{printed.out}{printed.err}{caplog.text}"
 
 
 def chain(error: BaseException | None) -> list[BaseException]:
@@ -174,7 +174,7 @@ def chain(error: BaseException | None) -> list[BaseException]:
     return [error, *chain(error.__cause__), *chain(error.__context__)]
 
 
-def test_of_a_broken_rule_only_the_sqlstate_and_the_constraint_leave_the_store(broken: Broken) -> None:
+def test_a_constraint_violation_exposes_only_the_sqlstate_and_the_constraint(broken: Broken) -> None:
     run(broken, NO_CANARIES)
     store = open_store(Config(database=broken.url), clock)
     with pytest.raises(UnexpectedDatabaseError) as caught:
@@ -203,7 +203,7 @@ STATEMENTS: dict[str, Callable[[PostgresDatabase, str], object]] = {
 
 
 @pytest.mark.parametrize("way", STATEMENTS)
-def test_of_a_failed_statement_only_the_sqlstate_leaves_the_store(broken: Broken, way: str) -> None:
+def test_a_failed_statement_exposes_only_the_sqlstate(broken: Broken, way: str) -> None:
     sql = f"SELECT CAST('{CANARY}' AS INTEGER)"  # which its error quotes
     database = PostgresDatabase(broken.url)
     with pytest.raises(UnexpectedDatabaseError) as caught:

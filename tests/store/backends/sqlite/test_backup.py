@@ -42,7 +42,7 @@ def content(file: Path, clock: Clock) -> tuple[str, int, list[str]]:
     return found
 
 
-def test_a_backup_is_one_revision_whatever_is_written_meanwhile(
+def test_a_backup_during_writes_holds_exactly_one_revision(
     tmp_path: Path, source: Path, store: RelationshipStore, clock: Clock
 ) -> None:
     done = threading.Event()
@@ -66,7 +66,7 @@ def test_a_backup_is_one_revision_whatever_is_written_meanwhile(
         join(writer)
 
 
-def test_writes_between_two_bits_of_a_backup_neither_come_in_nor_begin_it_anew(
+def test_writes_during_a_backup_neither_enter_nor_restart_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path, store: RelationshipStore, clock: Clock
 ) -> None:
     monkeypatch.setattr(backups, "_PAGES_PER_STEP", 1)
@@ -84,7 +84,7 @@ def test_writes_between_two_bits_of_a_backup_neither_come_in_nor_begin_it_anew(
     assert content(tmp_path / "copy.db", clock)[1:] == (1, ["before"])
 
 
-def test_a_restored_copy_is_another_store_that_refuses_old_revisions(
+def test_a_restored_copy_is_a_new_store_that_rejects_old_revisions(
     tmp_path: Path, source: Path, store: RelationshipStore, clock: Clock
 ) -> None:
     make(store, THERAPIST, "t")
@@ -100,9 +100,7 @@ def test_a_restored_copy_is_another_store_that_refuses_old_revisions(
 
 
 @pytest.mark.parametrize("leftover", ["", "-wal", "-shm", "-journal"])
-def test_nothing_is_copied_over_or_beside_what_an_earlier_database_left(
-    tmp_path: Path, source: Path, leftover: str
-) -> None:
+def test_backup_and_restore_reject_a_target_with_leftover_files(tmp_path: Path, source: Path, leftover: str) -> None:
     backup(source, tmp_path / "copy.db")
     target = tmp_path / "target.db"
     there = tmp_path / f"target.db{leftover}"
@@ -114,7 +112,7 @@ def test_nothing_is_copied_over_or_beside_what_an_earlier_database_left(
 
 
 @pytest.mark.parametrize(("junk", "refusal"), [(b"", SchemaError), (b"no database at all" * 100, apsw.NotADBError)])
-def test_what_holds_no_store_of_ours_is_refused_and_leaves_nothing(
+def test_a_restore_rejects_a_foreign_file_and_leaves_nothing(
     tmp_path: Path, junk: bytes, refusal: type[Exception]
 ) -> None:
     (tmp_path / "junk").write_bytes(junk)
@@ -123,7 +121,9 @@ def test_what_holds_no_store_of_ours_is_refused_and_leaves_nothing(
     assert [file.name for file in tmp_path.iterdir()] == ["junk"]
 
 
-def test_a_damaged_copy_is_refused_and_leaves_nothing(tmp_path: Path, source: Path, store: RelationshipStore) -> None:
+def test_a_restore_rejects_a_damaged_copy_and_leaves_nothing(
+    tmp_path: Path, source: Path, store: RelationshipStore
+) -> None:
     for number in range(300):
         make(store, THERAPIST, f"t{number}")
     copy = tmp_path / "copy.db"
@@ -136,7 +136,7 @@ def test_a_damaged_copy_is_refused_and_leaves_nothing(tmp_path: Path, source: Pa
     assert not [file for file in tmp_path.iterdir() if "target" in file.name]
 
 
-def test_two_backups_at_once_do_not_meet(tmp_path: Path, source: Path, store: RelationshipStore) -> None:
+def test_two_concurrent_backups_do_not_interfere(tmp_path: Path, source: Path, store: RelationshipStore) -> None:
     make(store, THERAPIST, "t")
     outcomes: list[object] = []
 

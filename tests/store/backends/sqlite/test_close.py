@@ -38,13 +38,13 @@ def store(database: SqliteDatabase, clock: Clock) -> RelationshipStore:
     return RelationshipStore(database, clock)
 
 
-def test_writes_after_the_close_are_refused(store: RelationshipStore) -> None:
+def test_a_closed_store_rejects_writes(store: RelationshipStore) -> None:
     store.close()
     with pytest.raises(errors.ShuttingDown):
         make(store, PATIENT, "p")
 
 
-def test_reads_after_the_close_are_refused_in_every_thread(path: Path, store: RelationshipStore) -> None:
+def test_a_closed_store_rejects_reads_in_every_thread(path: Path, store: RelationshipStore) -> None:
     make(store, PATIENT, "p")
     store.get(PATIENT, "p")
     store.close()
@@ -66,7 +66,7 @@ def test_reads_after_the_close_are_refused_in_every_thread(path: Path, store: Re
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_a_reading_that_a_close_overtakes_ends_whole_or_in_words_of_ours(
+def test_a_read_during_a_close_completes_or_raises_a_domain_error(
     database: SqliteDatabase, store: RelationshipStore
 ) -> None:
     """A call that outlives the grace of a stop may be reading still."""
@@ -85,7 +85,7 @@ def test_a_reading_that_a_close_overtakes_ends_whole_or_in_words_of_ours(
     assert len(seen) in {1, 100}
 
 
-def test_a_close_among_writers_loses_nothing_that_was_acknowledged(path: Path, store: RelationshipStore) -> None:
+def test_a_close_during_writes_loses_no_acknowledged_write(path: Path, store: RelationshipStore) -> None:
     acknowledged: list[str] = []
     ends: list[type[Exception]] = []
 
@@ -110,9 +110,7 @@ def test_a_close_among_writers_loses_nothing_that_was_acknowledged(path: Path, s
     reopened.close()
 
 
-def test_a_close_waits_for_everyone_in_the_queue(
-    path: Path, database: SqliteDatabase, store: RelationshipStore
-) -> None:
+def test_a_close_waits_for_all_queued_writes(path: Path, database: SqliteDatabase, store: RelationshipStore) -> None:
     closing = threading.Thread(target=store.close)
     writers = [threading.Thread(target=make, args=(store, PATIENT, f"p{number}")) for number in range(5)]
     with commit_under_way(database):
@@ -127,7 +125,7 @@ def test_a_close_waits_for_everyone_in_the_queue(
     reopened.close()
 
 
-def test_a_close_among_readers_is_clean(store: RelationshipStore) -> None:
+def test_a_close_during_reads_succeeds(store: RelationshipStore) -> None:
     for number in range(50):
         make(store, PATIENT, f"p{number}")
     reading, stop = threading.Barrier(5), threading.Event()

@@ -59,7 +59,7 @@ def count_commits(database: SqliteDatabase) -> list[None]:
 # Group commit.
 
 
-def test_writers_that_wait_share_the_next_commit(database: SqliteDatabase, store: RelationshipStore) -> None:
+def test_waiting_writers_share_the_next_commit(database: SqliteDatabase, store: RelationshipStore) -> None:
     commits = count_commits(database)
     made = batch(database, [partial(make, store, THERAPIST, f"t{n:02}") for n in range(40)])
     assert len(commits) == 2
@@ -67,7 +67,7 @@ def test_writers_that_wait_share_the_next_commit(database: SqliteDatabase, store
     assert head(store) == 40
 
 
-def test_a_queue_longer_than_a_batch_takes_several_commits(
+def test_a_queue_longer_than_a_batch_needs_several_commits(
     database: SqliteDatabase, store: RelationshipStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database._group_commit, "_max_batch", 4)
@@ -77,14 +77,14 @@ def test_a_queue_longer_than_a_batch_takes_several_commits(
     assert store.list_records(THERAPIST, requests.RecordQuery(), ALL).records == made
 
 
-def test_a_writer_alone_waits_for_nobody(database: SqliteDatabase, store: RelationshipStore) -> None:
+def test_a_single_writer_commits_without_delay(database: SqliteDatabase, store: RelationshipStore) -> None:
     commits = count_commits(database)
     for number in range(5):
         make(store, THERAPIST, f"t{number}")
     assert len(commits) == 5
 
 
-def test_what_fails_in_a_batch_does_not_hurt_its_neighbours(database: SqliteDatabase, store: RelationshipStore) -> None:
+def test_a_failed_write_does_not_affect_others_in_its_batch(database: SqliteDatabase, store: RelationshipStore) -> None:
     make(store, THERAPIST, "taken")
 
     def defect(transaction: Any) -> None:
@@ -121,7 +121,7 @@ def test_what_fails_in_a_batch_does_not_hurt_its_neighbours(database: SqliteData
 
 
 @pytest.mark.parametrize("statement", ["BEGIN IMMEDIATE", "RELEASE job", "COMMIT"])
-def test_whatever_fails_a_commit_nobody_in_the_batch_is_told_it_went_well(
+def test_a_failed_commit_acknowledges_no_write_of_the_batch(
     database: SqliteDatabase, store: RelationshipStore, statement: str
 ) -> None:
     passed: list[str] = []
@@ -165,7 +165,7 @@ def test_every_acknowledged_write_has_been_synced(path: Path, clock: Clock) -> N
 # Locks.
 
 
-def test_a_lock_held_too_long_is_busy_and_reading_goes_on(
+def test_a_lock_held_too_long_is_busy_while_reads_continue(
     path: Path, store: RelationshipStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(store, PATIENT, "p")
@@ -179,7 +179,7 @@ def test_a_lock_held_too_long_is_busy_and_reading_goes_on(
     make(store, PATIENT, "q")
 
 
-def test_a_lock_held_for_a_while_is_waited_for(path: Path, store: RelationshipStore) -> None:
+def test_a_write_waits_for_a_lock_held_briefly(path: Path, store: RelationshipStore) -> None:
     waiting = threading.Thread(target=make, args=(store, PATIENT, "p"))
     with locked(path):
         waiting.start()
@@ -190,7 +190,7 @@ def test_a_lock_held_for_a_while_is_waited_for(path: Path, store: RelationshipSt
     assert ids(store, PATIENT) == ["p"]
 
 
-def test_reading_sees_one_state_while_others_write(database: SqliteDatabase, store: RelationshipStore) -> None:
+def test_a_read_sees_one_snapshot_during_writes(database: SqliteDatabase, store: RelationshipStore) -> None:
     make(store, PATIENT, "p")
     with database.snapshot() as transaction:
         rows = "SELECT patient_id FROM patient"
@@ -202,7 +202,7 @@ def test_reading_sees_one_state_while_others_write(database: SqliteDatabase, sto
     assert ids(store, PATIENT) == ["p", "q"]
 
 
-def test_an_abandoned_reading_lets_go_of_its_state(database: SqliteDatabase, store: RelationshipStore) -> None:
+def test_an_abandoned_read_releases_its_snapshot(database: SqliteDatabase, store: RelationshipStore) -> None:
     for number in range(3):
         make(store, PATIENT, f"p{number}")
     with pytest.raises(ZeroDivisionError), database.snapshot() as transaction:  # noqa: PT012 - left half-way
@@ -217,7 +217,7 @@ def test_an_abandoned_reading_lets_go_of_its_state(database: SqliteDatabase, sto
 # Several writers of one file.
 
 
-def test_two_databases_on_one_file_keep_every_rule_between_them(path: Path, clock: Clock) -> None:
+def test_two_connections_to_one_file_keep_every_rule(path: Path, clock: Clock) -> None:
     stores = [RelationshipStore(SqliteDatabase(path), clock) for _ in range(2)]
     assert stores[0].keys == stores[1].keys
     make(stores[0], THERAPIST, "t", max_active_patients=10)
@@ -237,7 +237,7 @@ def test_two_databases_on_one_file_keep_every_rule_between_them(path: Path, cloc
         store.close()
 
 
-def test_several_processes_on_one_file_keep_every_rule_between_them(path: Path, store: RelationshipStore) -> None:
+def test_several_processes_on_one_file_keep_every_rule(path: Path, store: RelationshipStore) -> None:
     make(store, THERAPIST, "t", max_active_patients=25)
     for number in range(60):
         make(store, PATIENT, f"p{number}")

@@ -56,7 +56,7 @@ def make_room(database: SqliteDatabase) -> None:
     database._writer.pragma("max_page_count", 1_000_000)
 
 
-def test_a_full_disk_refuses_the_write_whole_and_the_store_goes_on_once_there_is_room(
+def test_a_full_disk_rejects_a_write_and_the_store_recovers_when_space_is_freed(
     database: SqliteDatabase, store: RelationshipStore
 ) -> None:
     full_after(database, 30)
@@ -82,7 +82,7 @@ def test_a_full_disk_refuses_the_write_whole_and_the_store_goes_on_once_there_is
 
 
 @pytest.mark.parametrize("pages", range(1, 14, 3))
-def test_of_a_batch_on_a_full_disk_exactly_the_acknowledged_writes_are_there(
+def test_a_full_disk_keeps_exactly_the_acknowledged_writes_of_a_batch(
     database: SqliteDatabase, store: RelationshipStore, pages: int
 ) -> None:
     make(store, PATIENT, "before")
@@ -102,7 +102,7 @@ def test_of_a_batch_on_a_full_disk_exactly_the_acknowledged_writes_are_there(
     make(store, PATIENT, "q")
 
 
-def test_a_disk_that_fills_up_inside_a_transaction_fails_everyone_in_it(path: Path, clock: Clock) -> None:
+def test_a_disk_that_fills_up_fails_every_write_of_the_transaction(path: Path, clock: Clock) -> None:
     with faulty_disk() as disk:
         database = SqliteDatabase(path)
         database._writer.pragma("cache_size", 10)  # so that pages are written before the commit
@@ -144,9 +144,7 @@ def forget_pages() -> None:
         connection.release_memory()
 
 
-def test_a_disk_that_cannot_be_read_is_unavailable_and_the_store_goes_on_after(
-    disk: Disk, fragile: RelationshipStore
-) -> None:
+def test_an_unreadable_disk_is_unavailable_and_the_store_recovers(disk: Disk, fragile: RelationshipStore) -> None:
     for call in (
         lambda: fragile.get(PATIENT, "p"),
         lambda: fragile.batch_get(PATIENT, ["p"]),
@@ -164,7 +162,7 @@ def test_a_disk_that_cannot_be_read_is_unavailable_and_the_store_goes_on_after(
 
 
 @pytest.mark.parametrize("operation", ["write", "sync"])
-def test_a_disk_that_fails_in_the_commit_leaves_the_outcome_unknown_and_a_replay_settles_it(
+def test_a_disk_failure_in_a_commit_is_unknown_and_a_replay_settles_it(
     disk: Disk, fragile: RelationshipStore, operation: str
 ) -> None:
     call = request("3b241101-e2bb-4255-8caf-4136c566a962")
@@ -179,7 +177,7 @@ def test_a_disk_that_fails_in_the_commit_leaves_the_outcome_unknown_and_a_replay
     assert len(ids(fragile, PATIENT)) == 2
 
 
-def test_a_disk_that_fills_up_in_the_commit_wrote_nothing(disk: Disk, fragile: RelationshipStore) -> None:
+def test_a_disk_that_fills_up_in_a_commit_writes_nothing(disk: Disk, fragile: RelationshipStore) -> None:
     before = dump(fragile)
     disk.before = refuse("write", "log", apsw.FullError("full"))
     with pytest.raises(errors.StoreFull):
@@ -189,7 +187,7 @@ def test_a_disk_that_fills_up_in_the_commit_wrote_nothing(disk: Disk, fragile: R
     make(fragile, PATIENT, "q")
 
 
-def test_a_commit_that_fails_fails_everyone_in_it_also_who_was_refused_over_a_neighbour(
+def test_a_failed_commit_fails_every_call_of_its_batch_including_rejected_ones(
     disk: Disk, fragile: RelationshipStore
 ) -> None:
     database = fragile._database
@@ -214,7 +212,7 @@ def test_a_commit_that_fails_fails_everyone_in_it_also_who_was_refused_over_a_ne
     assert ids(fragile, PATIENT) == ["p"]
 
 
-def test_a_disk_error_never_shows_the_drivers_words(disk: Disk, fragile: RelationshipStore) -> None:
+def test_a_disk_error_never_exposes_the_drivers_message(disk: Disk, fragile: RelationshipStore) -> None:
     forget_pages()
     disk.before = refuse("read", "file", apsw.IOError("canary"))
     with pytest.raises(errors.StoreUnavailable) as refusal:
@@ -226,7 +224,7 @@ def test_a_disk_error_never_shows_the_drivers_words(disk: Disk, fragile: Relatio
 # What stays in the file.
 
 
-def test_a_value_that_was_changed_or_erased_is_in_no_file_after_the_close(path: Path, store: RelationshipStore) -> None:
+def test_no_file_holds_a_changed_or_erased_value_after_the_close(path: Path, store: RelationshipStore) -> None:
     """Of a few records: where SQLite moves many between pages, secure_delete can leave a copy in a page's gap."""
     for number in range(6):
         make(
@@ -250,7 +248,7 @@ def test_a_value_that_was_changed_or_erased_is_in_no_file_after_the_close(path: 
 # A disk that hangs.
 
 
-def test_a_check_fails_while_a_commit_hangs_and_no_longer(
+def test_the_readiness_check_fails_only_while_a_commit_hangs(
     path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hangs, goes_on = threading.Event(), threading.Event()

@@ -11,7 +11,7 @@ from caseload_server.store.backends.sqlite import database as sqlite
 from grpc import StatusCode
 
 from tests.api.client_calls import People, refused
-from tests.api.error_scenarios import FAILURES, assert_told
+from tests.api.error_scenarios import FAILURES, assert_error_matches
 from tests.api.fault_injection import CANARY, FaultyServer, faulty_server
 from tests.support.write_lock import holding_the_lock
 
@@ -110,12 +110,12 @@ WAYS: dict[str, Callable[[Broken], object]] = {
 
 
 @pytest.mark.parametrize("way", FAILURES)
-def test_a_failure_of_the_file_is_told_with_its_code_and_details_and_no_value(broken: Broken, way: str) -> None:
-    assert_told(way, lambda: WAYS[way](broken))
+def test_a_file_failure_returns_a_code_and_details_without_values(broken: Broken, way: str) -> None:
+    assert_error_matches(way, lambda: WAYS[way](broken))
 
 
 @pytest.mark.parametrize("failing", ["sync", "read"])
-def test_after_a_failing_disk_calls_work_again_and_nothing_is_half_written(broken: Broken, failing: str) -> None:
+def test_calls_work_again_after_a_disk_failure_without_partial_writes(broken: Broken, failing: str) -> None:
     head = broken.patients.head()
     broken.writer.pragma("shrink_memory")
     broken.disk.failing = failing
@@ -127,14 +127,14 @@ def test_after_a_failing_disk_calls_work_again_and_nothing_is_half_written(broke
     assert broken.patients.ids(broken.patients.call("List")) == ["p1", "p2"]
 
 
-def test_a_full_disk_refuses_writes_and_not_reads_until_there_is_room(broken: Broken) -> None:
+def test_a_full_disk_rejects_writes_but_not_reads_until_space_is_freed(broken: Broken) -> None:
     assert refused(full, broken).reason == "STORE_FULL"
     assert broken.patients.ids(broken.patients.call("List")) == ["p1"]
     broken.writer.pragma("max_page_count", 2**30)
     assert broken.patients.create("p2").patient_id == "p2"
 
 
-def test_reads_of_a_file_that_cannot_be_opened_are_unavailable(broken: Broken) -> None:
+def test_reads_are_unavailable_when_the_file_cannot_be_opened(broken: Broken) -> None:
     away = broken.file.with_suffix(".away")
     broken.file.rename(away)
     try:
@@ -146,7 +146,7 @@ def test_reads_of_a_file_that_cannot_be_opened_are_unavailable(broken: Broken) -
     assert broken.patients.get("p1").patient_id == "p1"
 
 
-def test_nothing_is_acknowledged_into_a_file_that_was_moved_away_or_replaced(broken: Broken, tmp_path: Path) -> None:
+def test_writes_are_unavailable_while_the_file_is_moved_or_replaced(broken: Broken, tmp_path: Path) -> None:
     away, other = tmp_path / "away.db", tmp_path / "other.db"
     broken.file.rename(away)
     assert refused(broken.patients.create, "p2").reason == "STORE_UNAVAILABLE"
@@ -157,7 +157,7 @@ def test_nothing_is_acknowledged_into_a_file_that_was_moved_away_or_replaced(bro
     assert broken.patients.create("p2").patient_id == "p2"
 
 
-def test_reads_are_of_one_file_when_another_took_its_place(broken: Broken, tmp_path: Path) -> None:
+def test_reads_are_unavailable_while_another_file_replaces_the_database(broken: Broken, tmp_path: Path) -> None:
     away, other = tmp_path / "away.db", tmp_path / "other.db"
     factory.migrate(f"sqlite:///{other}")
     broken.file.rename(away)

@@ -44,7 +44,7 @@ def left_alone(path: Path, reason: str) -> None:
         assert [entry.name for entry in path.parent.iterdir()] == [path.name], look
 
 
-def test_a_new_file_gets_every_step_and_a_key_of_its_own(path: Path, tmp_path: Path) -> None:
+def test_a_new_file_gets_every_migration_and_its_own_key(path: Path, tmp_path: Path) -> None:
     assert pending(path) == migrations("sqlite")
     assert not path.exists()
     assert migrate(path) == migrations("sqlite")
@@ -70,7 +70,7 @@ def test_migrating_again_does_nothing(path: Path) -> None:
     store.close()
 
 
-def test_a_new_step_runs_on_a_file_in_use(path: Path) -> None:
+def test_a_new_migration_runs_on_a_file_in_use(path: Path) -> None:
     migrate(path)
     store = RelationshipStore(SqliteDatabase(path), lambda: 1)
     made = make(store, THERAPIST, "t")
@@ -82,7 +82,7 @@ def test_a_new_step_runs_on_a_file_in_use(path: Path) -> None:
     assert "later" in tables(path)
 
 
-def test_a_file_of_the_first_step_keeps_its_rows_and_can_be_purged(path: Path) -> None:
+def test_a_file_of_the_first_migration_keeps_its_rows_and_can_be_purged(path: Path) -> None:
     initial, *later = migrations("sqlite")
     migrate(path, [initial])
     store = RelationshipStore(SqliteDatabase(path), lambda: 1)
@@ -98,7 +98,7 @@ def test_a_file_of_the_first_step_keeps_its_rows_and_can_be_purged(path: Path) -
     store.close()
 
 
-def test_a_step_that_fails_leaves_the_schema_as_it_was(path: Path) -> None:
+def test_a_failed_migration_leaves_the_schema_unchanged(path: Path) -> None:
     migrate(path)
     before = tables(path)
     broken = Migration("9999_broken", "CREATE TABLE half (x INTEGER) STRICT; CREATE TABLE half (x INTEGER) STRICT")
@@ -108,7 +108,7 @@ def test_a_step_that_fails_leaves_the_schema_as_it_was(path: Path) -> None:
     assert pending(path) == []
 
 
-def test_a_first_step_that_fails_leaves_a_file_that_can_be_migrated(path: Path) -> None:
+def test_a_failed_first_migration_leaves_a_file_that_can_be_migrated(path: Path) -> None:
     broken = Migration("0000_broken", "CREATE TABLE half (x INTEGER) STRICT; nonsense")
     with pytest.raises(apsw.SQLError):
         migrate(path, [broken])
@@ -116,7 +116,7 @@ def test_a_first_step_that_fails_leaves_a_file_that_can_be_migrated(path: Path) 
 
 
 @pytest.mark.parametrize("turn", range(3))
-def test_of_many_who_migrate_a_new_file_at_once_one_does(path: Path, turn: int) -> None:
+def test_only_one_of_many_threads_migrates_a_new_file(path: Path, turn: int) -> None:
     done: list[list[Migration]] = []
     refusals: list[Exception] = []
     barrier = threading.Barrier(8 + turn)
@@ -136,7 +136,7 @@ def test_of_many_who_migrate_a_new_file_at_once_one_does(path: Path, turn: int) 
     assert sorted(done, key=len) == [[]] * (7 + turn) + [migrations("sqlite")]
 
 
-def test_of_several_processes_that_migrate_a_new_file_at_once_one_does(path: Path) -> None:
+def test_only_one_of_several_processes_migrates_a_new_file(path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from caseload_server.store.backends.sqlite.migrate import migrate;"
         "sys.stdin.readline(); print(len(migrate(Path(sys.argv[1]))))"
@@ -154,25 +154,25 @@ def test_of_several_processes_that_migrate_a_new_file_at_once_one_does(path: Pat
     assert sorted(results) == [("0\n", "")] * 3 + [(f"{len(migrations('sqlite'))}\n", "")]
 
 
-def test_a_newer_schema_is_refused(path: Path) -> None:
+def test_migrate_rejects_a_newer_schema(path: Path) -> None:
     migrate(path, [*migrations("sqlite"), LATER])
     left_alone(path, "newer")
 
 
-def test_a_step_with_another_text_is_refused(path: Path) -> None:
+def test_migrate_rejects_a_changed_migration(path: Path) -> None:
     first, *rest = migrations("sqlite")
     migrate(path, [first._replace(sql=first.sql + "\n-- edited"), *rest])
     left_alone(path, f"{first.name} is not the one")
 
 
-def test_the_file_of_another_application_is_refused(path: Path) -> None:
+def test_migrate_rejects_the_file_of_another_application(path: Path) -> None:
     connection = apsw.Connection(str(path))
     connection.execute("CREATE TABLE migration (name TEXT, checksum TEXT)")
     connection.close()
     left_alone(path, "another application")
 
 
-def test_a_file_that_only_looks_like_ours_is_refused(path: Path) -> None:
+def test_migrate_rejects_a_file_that_only_resembles_ours(path: Path) -> None:
     connection = apsw.Connection(str(path))
     connection.execute("CREATE TABLE other (x)")
     connection.pragma("application_id", APPLICATION_ID)
@@ -188,7 +188,7 @@ def crashed(path: Path, folder: Path) -> Path:
     return folder / path.name
 
 
-def test_the_log_that_another_applications_crash_left_is_not_touched(path: Path, tmp_path: Path) -> None:
+def test_migrate_leaves_the_log_of_another_applications_crash_unchanged(path: Path, tmp_path: Path) -> None:
     connection = apsw.Connection(str(path))
     connection.pragma("journal_mode", "wal")
     connection.execute("CREATE TABLE other (x)")
@@ -202,7 +202,7 @@ def test_the_log_that_another_applications_crash_left_is_not_touched(path: Path,
         assert after == before
 
 
-def test_what_our_own_crash_left_in_the_log_is_there_after_migrating(path: Path, tmp_path: Path) -> None:
+def test_migrate_recovers_the_log_of_our_own_crash(path: Path, tmp_path: Path) -> None:
     migrate(path)
     store = RelationshipStore(SqliteDatabase(path), lambda: 1)
     made = make(store, THERAPIST, "t")
@@ -216,17 +216,17 @@ def test_what_our_own_crash_left_in_the_log_is_there_after_migrating(path: Path,
 
 
 @pytest.mark.parametrize("content", [b"not a database, but long enough to have a header\n" * 100, b"SQLite format 3"])
-def test_a_file_that_is_not_a_database_is_refused(path: Path, content: bytes) -> None:
+def test_migrate_rejects_a_file_that_is_not_a_database(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     left_alone(path, "file is not a database")
 
 
-def test_an_empty_file_is_taken_as_a_new_one(path: Path) -> None:
+def test_migrate_treats_an_empty_file_as_new(path: Path) -> None:
     path.touch()
     assert migrate(path) == migrations("sqlite")
 
 
-def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+def test_migrate_rejects_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(apsw.CantOpenError):
         migrate(tmp_path / "missing" / "caseload.db")
 
@@ -240,7 +240,7 @@ def test_records_are_rows_in_the_order_of_the_columns(path: Path) -> None:
     connection.close()
 
 
-def test_every_file_the_command_makes_is_its_owners_alone(path: Path) -> None:
+def test_only_the_owner_can_read_the_files_that_migrate_creates(path: Path) -> None:
     command = [sys.executable, "-m", "caseload_server", "migrate", "--database", f"sqlite:///{path}"]
     subprocess.run(command, check=True, capture_output=True, umask=0)
     before = os.umask(0)

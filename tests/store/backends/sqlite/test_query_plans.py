@@ -43,7 +43,7 @@ def store(database: SqliteDatabase, clock: Clock) -> RelationshipStore:
     ],
     ids=str,
 )
-def test_a_list_of_assignments_walks_its_index_in_order(
+def test_a_list_of_assignments_reads_its_index_in_order(
     store: RelationshipStore, query: dict[str, Any], index: str
 ) -> None:
     sql, parameters = assignments.select_assignments(requests.AssignmentQuery(**query))
@@ -71,7 +71,7 @@ def plan_of(store: RelationshipStore, sql: str, parameters: dict[str, Value]) ->
     ],
     ids=str,
 )
-def test_a_list_of_people_walks_its_index_from_page_to_page(
+def test_a_list_of_people_reads_its_index_page_by_page(
     store: RelationshipStore, kind: Any, query: dict[str, Any], index: str
 ) -> None:
     plan = plan_of(store, *lists.select_records(kind, requests.RecordQuery(**query)))
@@ -82,7 +82,7 @@ def test_a_list_of_people_walks_its_index_from_page_to_page(
 
 
 @pytest.mark.parametrize("query", [{"as_of_us": 5}, {"roles": (1, 2)}, {"roles": (1,), "as_of_us": 5}], ids=str)
-def test_periods_of_all_are_merged_in_order(store: RelationshipStore, query: dict[str, Any]) -> None:
+def test_a_list_of_all_assignments_needs_no_sort(store: RelationshipStore, query: dict[str, Any]) -> None:
     plan = plan_of(store, *assignments.select_assignments(requests.AssignmentQuery(**query)))
     assert not [step for step in plan if "TEMP B-TREE" in step or step.startswith("SCAN")], plan
     assert not [step for step in plan if "PRIMARY KEY (assignment_id>?)" in step], plan
@@ -95,7 +95,7 @@ def test_the_patients_of_a_therapist_are_listed_from_the_active_ones(store: Rela
     assert not [step for step in plan if "TEMP B-TREE" in step]
 
 
-def test_a_hundred_pairs_are_one_statement(store: RelationshipStore, database: SqliteDatabase) -> None:
+def test_a_check_of_a_hundred_pairs_is_one_statement(store: RelationshipStore, database: SqliteDatabase) -> None:
     therapists(store, "t")
     pairs = [("t", one) for one in crowd(store, "t", 100)]
     connection, _ = database._reader()
@@ -113,14 +113,14 @@ def test_a_hundred_pairs_are_one_statement(store: RelationshipStore, database: S
     assert statements == [assignments.CHECK]
 
 
-def test_a_check_looks_at_the_pairs_periods_only(store: RelationshipStore) -> None:
+def test_a_check_reads_only_the_periods_of_the_pair(store: RelationshipStore) -> None:
     plan = [row[3] for row in run(store, f"EXPLAIN QUERY PLAN {assignments.CHECK}", {"pairs": "[]", "at_us": 0})]
     [lookup] = [step for step in plan if "period" in step]
     assert lookup.startswith("SEARCH period USING INDEX assignment_by_pair (patient_id=? AND therapist_id=?")
 
 
 @pytest.mark.parametrize("given", [n for k in (1, 2, 3) for n in itertools.combinations(ChangeQuery._fields, k)])
-def test_each_filter_walks_an_index(store: RelationshipStore, given: tuple[str, ...]) -> None:
+def test_each_filter_uses_an_index(store: RelationshipStore, given: tuple[str, ...]) -> None:
     revisions, parameters = change_log._select_revisions(ChangeQuery(**dict.fromkeys(given, "x")))
     sql = change_log._SELECT_PAGE.format(revisions=revisions)
     plan = run(store, f"EXPLAIN QUERY PLAN {sql}", {**parameters, "after": 0, "limit": 10, "max_rows": 10})
