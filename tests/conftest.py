@@ -45,8 +45,8 @@ def new_database(request: pytest.FixtureRequest) -> NewDatabase:
     """Every back end is put here, and no test asks which it is."""
     if request.param == "sqlite":
         return sqlite_file
-    lend: NewDatabase = request.getfixturevalue("postgres_databases").lend
-    return lend
+    acquire: NewDatabase = request.getfixturevalue("postgres_databases").acquire
+    return acquire
 
 
 @pytest.fixture

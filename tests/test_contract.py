@@ -16,8 +16,8 @@ from google.api import field_behavior_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
 
-from tests.api.client_calls import HONOURED, SIDES, People, call, everything_said, raw_call, refused
-from tests.api.sample_values import METHODS, SAMPLES, Place, behaves, full, is_map, is_ours, places
+from tests.api.client_calls import COVERED_FIELDS, SIDES, People, call, full_error_text, raw_call, refused
+from tests.api.sample_values import METHODS, SAMPLES, FieldRef, behaves, field_refs, full, is_map, is_ours
 from tests.support.api_driver import RPCS, ApiDriver
 from tests.support.servers import Client, Refusal, refusal
 
@@ -73,14 +73,15 @@ def test_every_request_field_has_a_test_that_fails_if_it_is_ignored() -> None:
         importlib.import_module(f"tests.api.{path.stem}")
     known = {f"{message.name}.{field.name}": field for message in messages_of_requests() for field in message.fields}
     left_to_the_server = {name for name, field in known.items() if behaves(field, OUTPUT_ONLY)}
-    assert known.keys() - left_to_the_server - HONOURED.keys() == set()
+    assert known.keys() - left_to_the_server - COVERED_FIELDS.keys() == set()
 
 
 def test_every_field_named_by_a_test_exists_in_the_contract() -> None:
     """An {A} or {B} stands for both kinds, so a name need be right for one of them only."""
     known = {f"{message.name}.{field.name}" for message in messages_of_requests() for field in message.fields}
     tests = {
-        test: {name for name, tests in HONOURED.items() if test in tests} for test in set().union(*HONOURED.values())
+        test: {name for name, tests in COVERED_FIELDS.items() if test in tests}
+        for test in set().union(*COVERED_FIELDS.values())
     }
     assert [test for test, names in tests.items() if not names & known] == []
 
@@ -92,19 +93,19 @@ def test_a_request_with_every_field_is_valid(client: Client, method: MethodDescr
     assert found is None or found.reason in {"THERAPIST_NOT_FOUND", "PATIENT_NOT_FOUND", "ASSIGNMENT_NOT_FOUND"}
 
 
-Wanted = Callable[[MethodDescriptor, Place], bool]
-Put = Callable[[Place], str]
+Wanted = Callable[[MethodDescriptor, FieldRef], bool]
+Put = Callable[[FieldRef], str]
 
 
 def variants(method: MethodDescriptor, wanted: Wanted, *puts: Put) -> Iterator[tuple[str, Any]]:
     """The full request with one field changed, for each wanted field and each change, with the path of what changed."""
-    for found in places(full(method)):
+    for found in field_refs(full(method)):
         for put in puts if wanted(method, found) else ():
             request = full(method)
-            place = next(place for place in places(request) if place.path == found.path)
-            if place.field.name == "states":
-                place.owner.ClearField("as_of_time")  # not together
-            yield put(place), request
+            ref = next(ref for ref in field_refs(request) if ref.path == found.path)
+            if ref.field.name == "states":
+                ref.owner.ClearField("as_of_time")  # not together
+            yield put(ref), request
 
 
 def not_named(client: Client, method: MethodDescriptor, wanted: Wanted, *puts: Put) -> list[object]:
@@ -118,36 +119,36 @@ def not_named(client: Client, method: MethodDescriptor, wanted: Wanted, *puts: P
     ]
 
 
-def is_required(method: MethodDescriptor, place: Place) -> bool:
+def is_required(method: MethodDescriptor, ref: FieldRef) -> bool:
     """As the contract says; and which record an Update changes must be told in its body."""
-    return place.behaves(REQUIRED) or (method.name.startswith("Update") and place.behaves(IDENTIFIER))
+    return ref.behaves(REQUIRED) or (method.name.startswith("Update") and ref.behaves(IDENTIFIER))
 
 
-def is_required_text(method: MethodDescriptor, place: Place) -> bool:
-    return is_required(method, place) and place.field.type == FieldDescriptor.TYPE_STRING
+def is_required_text(method: MethodDescriptor, ref: FieldRef) -> bool:
+    return is_required(method, ref) and ref.field.type == FieldDescriptor.TYPE_STRING
 
 
-def is_enum(method: MethodDescriptor, place: Place) -> bool:
-    return place.field.enum_type is not None and not is_ignored(method, place)
+def is_enum(method: MethodDescriptor, ref: FieldRef) -> bool:
+    return ref.field.enum_type is not None and not is_ignored(method, ref)
 
 
-def is_enum_list(method: MethodDescriptor, place: Place) -> bool:
-    return is_enum(method, place) and place.field.is_repeated
+def is_enum_list(method: MethodDescriptor, ref: FieldRef) -> bool:
+    return is_enum(method, ref) and ref.field.is_repeated
 
 
-def emptied(place: Place) -> str:
-    place.owner.ClearField(place.field.name)
-    return place.path
+def emptied(ref: FieldRef) -> str:
+    ref.owner.ClearField(ref.field.name)
+    return ref.path
 
 
-def of_a_number_beyond(place: Place) -> str:
-    enumeration: Any = place.field.enum_type
-    return place.put(max(value.number for value in enumeration.values) + 1)
+def of_a_number_beyond(ref: FieldRef) -> str:
+    enumeration: Any = ref.field.enum_type
+    return ref.put(max(value.number for value in enumeration.values) + 1)
 
 
 def test_the_field_selectors_match_enough_fields() -> None:
     walked = {
-        wanted.__name__: sum(wanted(method, place) for method in METHODS for place in places(full(method)))
+        wanted.__name__: sum(wanted(method, ref) for method in METHODS for ref in field_refs(full(method)))
         for wanted in (is_required, is_required_text, is_enum, is_enum_list, is_text)
     }
     assert all(count >= 6 for count in walked.values()), walked
@@ -160,19 +161,19 @@ def test_an_empty_required_field_is_named(client: Client, method: MethodDescript
 
 @every_method
 def test_a_blank_required_text_is_named(client: Client, method: MethodDescriptor) -> None:
-    blanks = (lambda place: place.put(" "), lambda place: place.put("\u2003\u200b"))
+    blanks = (lambda ref: ref.put(" "), lambda ref: ref.put("\u2003\u200b"))
     assert not_named(client, method, is_required_text, *blanks) == []
 
 
 @every_method
 def test_an_unknown_enum_number_is_named(client: Client, method: MethodDescriptor) -> None:
-    far = (lambda place: place.put(-1), lambda place: place.put(2**31 - 1), lambda place: place.put(-(2**31)))
+    far = (lambda ref: ref.put(-1), lambda ref: ref.put(2**31 - 1), lambda ref: ref.put(-(2**31)))
     assert not_named(client, method, is_enum, of_a_number_beyond, *far) == []
 
 
 @every_method
 def test_unspecified_in_a_filter_is_named(client: Client, method: MethodDescriptor) -> None:
-    assert not_named(client, method, is_enum_list, lambda place: place.put(0)) == []
+    assert not_named(client, method, is_enum_list, lambda ref: ref.put(0)) == []
 
 
 @pytest.mark.parametrize("kind", SIDES)
@@ -181,35 +182,35 @@ def test_create_ignores_server_set_fields_in_the_body(client: Client, kind: str)
     method = next(method for method in METHODS if method.name == f"Create{kind}")
     request = full(method)
     request.validate_only = False
-    filled = [place for place in places(request) if place.behaves(OUTPUT_ONLY) or place.field.name == "etag"]
+    filled = [ref for ref in field_refs(request) if ref.behaves(OUTPUT_ONLY) or ref.field.name == "etag"]
     assert len(filled) >= 5
-    given = {place.field.name: str(getattr(place.owner, place.field.name)) for place in filled}
+    given = {ref.field.name: str(getattr(ref.owner, ref.field.name)) for ref in filled}
     made = people.record(call(client, method, request))
     assert [name for name, value in given.items() if str(getattr(made, name)) == value] == []
     assert not made.HasField("delete_time")
     assert getattr(made, people.count) == 0
 
 
-def is_text(_method: MethodDescriptor, place: Place) -> bool:
-    return place.field.type == FieldDescriptor.TYPE_STRING or is_map(place.field) or place.field.name == "update_mask"
+def is_text(_method: MethodDescriptor, ref: FieldRef) -> bool:
+    return ref.field.type == FieldDescriptor.TYPE_STRING or is_map(ref.field) or ref.field.name == "update_mask"
 
 
-def is_ignored(method: MethodDescriptor, place: Place) -> bool:
-    unread = method.name.startswith("Create") and (place.path.endswith(".etag") or place.behaves(IDENTIFIER))
-    return place.behaves(OUTPUT_ONLY) or unread
+def is_ignored(method: MethodDescriptor, ref: FieldRef) -> bool:
+    unread = method.name.startswith("Create") and (ref.path.endswith(".etag") or ref.behaves(IDENTIFIER))
+    return ref.behaves(OUTPUT_ONLY) or unread
 
 
 def canary(tail: str) -> Put:
     """Puts a word that no refusal may repeat into a field, with this after it."""
 
-    def put(place: Place) -> str:
-        if is_map(place.field):
-            getattr(place.owner, place.field.name).update({CANARY + tail: CANARY + tail, "\x00": CANARY})
-        elif place.field.name == "update_mask":
-            place.owner.update_mask.paths[:] = [CANARY + tail, f"display_name.{CANARY}{tail}"]
+    def put(ref: FieldRef) -> str:
+        if is_map(ref.field):
+            getattr(ref.owner, ref.field.name).update({CANARY + tail: CANARY + tail, "\x00": CANARY})
+        elif ref.field.name == "update_mask":
+            ref.owner.update_mask.paths[:] = [CANARY + tail, f"display_name.{CANARY}{tail}"]
         else:
-            place.put(CANARY + tail)
-        return place.path
+            ref.put(CANARY + tail)
+        return ref.path
 
     return put
 
@@ -223,8 +224,8 @@ def test_no_error_repeats_a_value(client: Client, method: MethodDescriptor) -> N
         try:
             call(client, method, request)
         except grpc.RpcError as error:
-            refusals[path] = refusals.get(path, "") + everything_said(error).lower()
-    read = {place.path for place in places(full(method)) if is_text(method, place) and not is_ignored(method, place)}
+            refusals[path] = refusals.get(path, "") + full_error_text(error).lower()
+    read = {ref.path for ref in field_refs(full(method)) if is_text(method, ref) and not is_ignored(method, ref)}
     assert read <= refusals.keys()
     assert [path for path, said in refusals.items() if CANARY.lower() in said] == []
 
@@ -271,7 +272,7 @@ def test_a_rejected_correction_of_an_existing_assignment_repeats_no_value(client
                     continue  # nothing is wrong with that
                 with pytest.raises(grpc.RpcError) as caught:
                     api.correct(period.assignment_id, *([name] if masked else []), etag=etag, **{name: word})
-                assert CANARY.lower() not in everything_said(caught.value).lower()
+                assert CANARY.lower() not in full_error_text(caught.value).lower()
 
 
 def test_a_correction_ignores_server_set_fields_in_the_body(client: Client) -> None:

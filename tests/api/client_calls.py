@@ -17,21 +17,21 @@ T0: Final = 1_600_000_000
 """A moment in the past, in seconds since 1970."""
 
 Test = TypeVar("Test", bound=Callable[..., None])
-HONOURED: Final[dict[str, set[str]]] = {}
+COVERED_FIELDS: Final[dict[str, set[str]]] = {}
 """Fields of the contract, each with the tests that would fail if the service ignored it."""
 
 
-def honours(*fields: str) -> Callable[[Test], Test]:
+def covers(*fields: str) -> Callable[[Test], Test]:
     """Says which fields a test would miss: {A} is either kind, {a} the same in small letters, {B} the other kind."""
 
-    def noted(test: Test) -> Test:
+    def register(test: Test) -> Test:
         for field in fields:
             for a, b in (SIDES, SIDES[::-1]):
                 name = field.format(A=a, B=b, a=a.lower(), b=b.lower())
-                HONOURED.setdefault(name, set()).add(f"{test.__module__}.{test.__name__}")
+                COVERED_FIELDS.setdefault(name, set()).add(f"{test.__module__}.{test.__name__}")
         return test
 
-    return noted
+    return register
 
 
 def refused(call: Callable[..., object], *arguments: Any, **fields: Any) -> Refusal:
@@ -57,7 +57,7 @@ def raw_call(client: Client, method: MethodDescriptor, parse: Callable[[bytes], 
     return make(f"/{method.containing_service.full_name}/{method.name}", None, parse)
 
 
-def everything_said(error: Any) -> str:
+def full_error_text(error: Any) -> str:
     """All that a refusal carries, as text; the status details are among the metadata, as bytes."""
     pairs = [*error.initial_metadata(), *error.trailing_metadata()]
     said = [str(error.code()), error.details(), error.debug_error_string(), *(part for pair in pairs for part in pair)]

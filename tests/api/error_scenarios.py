@@ -14,7 +14,7 @@ import grpc
 import pytest
 from grpc import StatusCode
 
-from tests.api.client_calls import T0, People, everything_said
+from tests.api.client_calls import T0, People, full_error_text
 from tests.api.fault_injection import CANARY, MRN, FaultyServer
 from tests.security.server_fixture import KeysFile, bearer, serving
 from tests.store.store_builders import crowd, fill
@@ -142,12 +142,12 @@ def pruned(faulty: FaultyServer) -> str:
 
 
 def too_many_watches(faulty: FaultyServer) -> object:
-    with_the_place = faulty.api.watch()
-    next(with_the_place)
+    open_watch = faulty.api.watch()
+    next(open_watch)
     try:
         return next(faulty.api.watch())
     finally:
-        with_the_place.cancel()
+        open_watch.cancel()
 
 
 def watch_too_slow(faulty: FaultyServer) -> object:
@@ -181,12 +181,12 @@ def deadline_exceeded(faulty: FaultyServer) -> object:
         try:
             faulty.side.client.patients.CreatePatient(request, metadata=(("grpc-timeout", "1n"),))
         except grpc.RpcError as error:
-            if "grpc-status-details-bin" in everything_said(error):
+            if "grpc-status-details-bin" in full_error_text(error):
                 raise
     raise AssertionError("always in time")
 
 
-def overloaded(_world: FaultyServer) -> object:
+def overloaded(_faulty: FaultyServer) -> object:
     """By another server, whose one thread waits for a lock, and which lets one call wait."""
     with (
         TemporaryDirectory() as folder,
@@ -203,7 +203,7 @@ def overloaded(_world: FaultyServer) -> object:
         return ended.get(timeout=HUNG_SECONDS).result()
 
 
-def to_those_who_ask(_world: FaultyServer, permission: str, token: str = "") -> object:
+def authenticated_read(_faulty: FaultyServer, permission: str, token: str = "") -> object:
     """A read of another server, which knows one caller with one permission; with its key, or another token."""
     with TemporaryDirectory() as folder:
         keys_file = KeysFile(Path(folder) / "keys")
@@ -221,7 +221,7 @@ def internal_in_watch(faulty: FaultyServer) -> object:
     return list(faulty.api.watch(actor=CANARY))
 
 
-class Told(NamedTuple):
+class Expected(NamedTuple):
     """What a refusal says: its code, and what it carries besides ErrorInfo and in that besides the reason."""
 
     code: StatusCode
@@ -229,107 +229,110 @@ class Told(NamedTuple):
     metadata: tuple[str, ...] = ()
 
 
-Provoke = Callable[[FaultyServer], object]
+Scenario = Callable[[FaultyServer], object]
 
 NONE: frozenset[str] = frozenset()
 BAD_FIELD = frozenset({"BadRequest"})
 BROKEN_RULE = frozenset({"PreconditionFailure"})
 NAMED = frozenset({"ResourceInfo"})
 LATER = frozenset({"RetryInfo"})
-TABLE: dict[str, tuple[Provoke, Told]] = {
-    "INVALID_FIELD": (invalid_field, Told(StatusCode.INVALID_ARGUMENT, BAD_FIELD)),
+TABLE: dict[str, tuple[Scenario, Expected]] = {
+    "INVALID_FIELD": (invalid_field, Expected(StatusCode.INVALID_ARGUMENT, BAD_FIELD)),
     "INVALID_FIELD by watch": (
-        lambda w: next(w.api.watch(patient_id=CANARY)),
-        Told(StatusCode.INVALID_ARGUMENT, BAD_FIELD),
+        lambda s: next(s.api.watch(patient_id=CANARY)),
+        Expected(StatusCode.INVALID_ARGUMENT, BAD_FIELD),
     ),
-    "PAGE_TOKEN_INVALID": (page_token_invalid, Told(StatusCode.INVALID_ARGUMENT)),
-    "PAGE_TOKEN_MISMATCH": (page_token_mismatch, Told(StatusCode.INVALID_ARGUMENT)),
-    "REQUEST_ID_REUSED": (request_id_reused, Told(StatusCode.INVALID_ARGUMENT)),
-    "THERAPIST_NOT_FOUND": (lambda w: w.therapists.get("no"), Told(StatusCode.NOT_FOUND, NAMED, ("missing",))),
-    "PATIENT_NOT_FOUND": (lambda w: w.patients.get("no"), Told(StatusCode.NOT_FOUND, NAMED, ("missing",))),
-    "ASSIGNMENT_NOT_FOUND": (lambda w: w.api.get(ONE), Told(StatusCode.NOT_FOUND, NAMED)),
-    "ASSIGNMENT_NOT_FOUND by unassign": (lambda w: w.side.unassign(), Told(StatusCode.NOT_FOUND)),
-    "ASSIGNMENT_NOT_FOUND by transfer": (not_with_the_source, Told(StatusCode.NOT_FOUND, NAMED, ("missing",))),
-    "ID_TAKEN": (lambda w: w.patients.create("p1", display_name=CANARY), Told(StatusCode.ALREADY_EXISTS)),
-    "IDENTIFIER_TAKEN": (identifier_taken, Told(StatusCode.ALREADY_EXISTS)),
-    "ASSIGNMENT_DIFFERS": (assignment_differs, Told(StatusCode.ALREADY_EXISTS, NONE, ("assignment_id",))),
-    "THERAPIST_DELETED": (therapist_deleted, Told(StatusCode.FAILED_PRECONDITION, BROKEN_RULE)),
+    "PAGE_TOKEN_INVALID": (page_token_invalid, Expected(StatusCode.INVALID_ARGUMENT)),
+    "PAGE_TOKEN_MISMATCH": (page_token_mismatch, Expected(StatusCode.INVALID_ARGUMENT)),
+    "REQUEST_ID_REUSED": (request_id_reused, Expected(StatusCode.INVALID_ARGUMENT)),
+    "THERAPIST_NOT_FOUND": (lambda s: s.therapists.get("no"), Expected(StatusCode.NOT_FOUND, NAMED, ("missing",))),
+    "PATIENT_NOT_FOUND": (lambda s: s.patients.get("no"), Expected(StatusCode.NOT_FOUND, NAMED, ("missing",))),
+    "ASSIGNMENT_NOT_FOUND": (lambda s: s.api.get(ONE), Expected(StatusCode.NOT_FOUND, NAMED)),
+    "ASSIGNMENT_NOT_FOUND by unassign": (lambda s: s.side.unassign(), Expected(StatusCode.NOT_FOUND)),
+    "ASSIGNMENT_NOT_FOUND by transfer": (not_with_the_source, Expected(StatusCode.NOT_FOUND, NAMED, ("missing",))),
+    "ID_TAKEN": (lambda s: s.patients.create("p1", display_name=CANARY), Expected(StatusCode.ALREADY_EXISTS)),
+    "IDENTIFIER_TAKEN": (identifier_taken, Expected(StatusCode.ALREADY_EXISTS)),
+    "ASSIGNMENT_DIFFERS": (assignment_differs, Expected(StatusCode.ALREADY_EXISTS, NONE, ("assignment_id",))),
+    "THERAPIST_DELETED": (therapist_deleted, Expected(StatusCode.FAILED_PRECONDITION, BROKEN_RULE)),
     "THERAPIST_DELETED by transfer": (
         therapist_deleted_in_transfer,
-        Told(StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("therapist_id",)),
+        Expected(StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("therapist_id",)),
     ),
-    "PATIENT_DELETED": (patient_deleted, Told(StatusCode.FAILED_PRECONDITION, BROKEN_RULE)),
+    "PATIENT_DELETED": (patient_deleted, Expected(StatusCode.FAILED_PRECONDITION, BROKEN_RULE)),
     "PATIENT_DELETED by transfer": (
         patient_deleted_in_transfer,
-        Told(StatusCode.FAILED_PRECONDITION, BROKEN_RULE | NAMED),
+        Expected(StatusCode.FAILED_PRECONDITION, BROKEN_RULE | NAMED),
     ),
-    "THERAPIST_NOT_ACTIVE": (therapist_not_active, Told(StatusCode.FAILED_PRECONDITION, BROKEN_RULE)),
-    "PATIENT_NOT_ACTIVE": (patient_not_active, Told(StatusCode.FAILED_PRECONDITION, BROKEN_RULE)),
-    "PRIMARY_EXISTS": (primary_exists, Told(StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("therapist_id",))),
+    "THERAPIST_NOT_ACTIVE": (therapist_not_active, Expected(StatusCode.FAILED_PRECONDITION, BROKEN_RULE)),
+    "PATIENT_NOT_ACTIVE": (patient_not_active, Expected(StatusCode.FAILED_PRECONDITION, BROKEN_RULE)),
+    "PRIMARY_EXISTS": (primary_exists, Expected(StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("therapist_id",))),
     "THERAPIST_AT_CAPACITY": (
         therapist_at_capacity,
-        Told(StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("limit", "current")),
+        Expected(StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("limit", "current")),
     ),
-    "HAS_ACTIVE_ASSIGNMENTS": (has_active_assignments, Told(StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("count",))),
-    "PERIOD_OVERLAPS": (period_overlaps, Told(StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("assignment_id",))),
+    "HAS_ACTIVE_ASSIGNMENTS": (
+        has_active_assignments,
+        Expected(StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("count",)),
+    ),
+    "PERIOD_OVERLAPS": (period_overlaps, Expected(StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("assignment_id",))),
     "TOO_MANY_ASSIGNMENTS": (
         too_many_assignments,
-        Told(StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("limit", "current")),
+        Expected(StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("limit", "current")),
     ),
     "TOO_MANY_ASSIGNMENTS by transfer": (
         too_many_assignments_in_transfer,
-        Told(StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("limit", "current")),
+        Expected(StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("limit", "current")),
     ),
-    "ETAG_MISMATCH": (etag_mismatch, Told(StatusCode.ABORTED)),
-    "SHUTTING_DOWN": (shutting_down, Told(StatusCode.UNAVAILABLE)),
-    "SHUTTING_DOWN by watch": (shutting_down_in_watch, Told(StatusCode.UNAVAILABLE)),
-    "OVERLOADED": (overloaded, Told(StatusCode.RESOURCE_EXHAUSTED, LATER)),
+    "ETAG_MISMATCH": (etag_mismatch, Expected(StatusCode.ABORTED)),
+    "SHUTTING_DOWN": (shutting_down, Expected(StatusCode.UNAVAILABLE)),
+    "SHUTTING_DOWN by watch": (shutting_down_in_watch, Expected(StatusCode.UNAVAILABLE)),
+    "OVERLOADED": (overloaded, Expected(StatusCode.RESOURCE_EXHAUSTED, LATER)),
     "REVISION_PRUNED": (
-        lambda w: w.api.send("ListChanges", after_revision=pruned(w)),
-        Told(StatusCode.OUT_OF_RANGE, NONE, ("oldest_revision",)),
+        lambda s: s.api.send("ListChanges", after_revision=pruned(s)),
+        Expected(StatusCode.OUT_OF_RANGE, NONE, ("oldest_revision",)),
     ),
     "REVISION_PRUNED by watch": (
-        lambda w: next(w.api.watch(pruned(w))),
-        Told(StatusCode.OUT_OF_RANGE, NONE, ("oldest_revision",)),
+        lambda s: next(s.api.watch(pruned(s))),
+        Expected(StatusCode.OUT_OF_RANGE, NONE, ("oldest_revision",)),
     ),
-    "REVISION_FOREIGN": (lambda w: w.api.send("ListChanges", after_revision=CANARY), Told(StatusCode.OUT_OF_RANGE)),
-    "REVISION_FOREIGN by watch": (lambda w: next(w.api.watch(CANARY)), Told(StatusCode.OUT_OF_RANGE)),
-    "TOO_MANY_WATCHES": (too_many_watches, Told(StatusCode.RESOURCE_EXHAUSTED, NONE, ("limit",))),
-    "WATCH_TOO_SLOW": (watch_too_slow, Told(StatusCode.ABORTED)),
-    "UNAUTHENTICATED": (lambda w: to_those_who_ask(w, "write", "not-a-key"), Told(StatusCode.UNAUTHENTICATED)),
+    "REVISION_FOREIGN": (lambda s: s.api.send("ListChanges", after_revision=CANARY), Expected(StatusCode.OUT_OF_RANGE)),
+    "REVISION_FOREIGN by watch": (lambda s: next(s.api.watch(CANARY)), Expected(StatusCode.OUT_OF_RANGE)),
+    "TOO_MANY_WATCHES": (too_many_watches, Expected(StatusCode.RESOURCE_EXHAUSTED, NONE, ("limit",))),
+    "WATCH_TOO_SLOW": (watch_too_slow, Expected(StatusCode.ABORTED)),
+    "UNAUTHENTICATED": (lambda s: authenticated_read(s, "write", "not-a-key"), Expected(StatusCode.UNAUTHENTICATED)),
     "PERMISSION_DENIED": (
-        lambda w: to_those_who_ask(w, "write"),
-        Told(StatusCode.PERMISSION_DENIED, NONE, ("permission",)),
+        lambda s: authenticated_read(s, "write"),
+        Expected(StatusCode.PERMISSION_DENIED, NONE, ("permission",)),
     ),
-    "DEADLINE_EXCEEDED": (deadline_exceeded, Told(StatusCode.DEADLINE_EXCEEDED)),
-    "INTERNAL": (internal, Told(StatusCode.INTERNAL, NONE, ("error_id",))),
-    "INTERNAL by watch": (internal_in_watch, Told(StatusCode.INTERNAL, NONE, ("error_id",))),
+    "DEADLINE_EXCEEDED": (deadline_exceeded, Expected(StatusCode.DEADLINE_EXCEEDED)),
+    "INTERNAL": (internal, Expected(StatusCode.INTERNAL, NONE, ("error_id",))),
+    "INTERNAL by watch": (internal_in_watch, Expected(StatusCode.INTERNAL, NONE, ("error_id",))),
 }
 """By the reason, and where there are several ways to it, the RPC."""
 FAILURES = {
-    "STORE_BUSY": Told(StatusCode.UNAVAILABLE, LATER),
-    "STORE_UNAVAILABLE": Told(StatusCode.UNAVAILABLE, LATER),
-    "STORE_UNAVAILABLE by watch": Told(StatusCode.UNAVAILABLE, LATER),
-    "OUTCOME_UNKNOWN": Told(StatusCode.UNAVAILABLE),
-    "STORE_FULL": Told(StatusCode.RESOURCE_EXHAUSTED),
+    "STORE_BUSY": Expected(StatusCode.UNAVAILABLE, LATER),
+    "STORE_UNAVAILABLE": Expected(StatusCode.UNAVAILABLE, LATER),
+    "STORE_UNAVAILABLE by watch": Expected(StatusCode.UNAVAILABLE, LATER),
+    "OUTCOME_UNKNOWN": Expected(StatusCode.UNAVAILABLE),
+    "STORE_FULL": Expected(StatusCode.RESOURCE_EXHAUSTED),
 }
-"""What must be told where a database fails, whichever it is."""
-ALL = {way: told for way, (_, told) in TABLE.items()} | FAILURES
+"""What must be expected where a database fails, whichever it is."""
+ALL = {way: expected for way, (_, expected) in TABLE.items()} | FAILURES
 
 
 def reason_of(way: str) -> str:
     return way.partition(" ")[0]
 
 
-def assert_told(way: str, provoke: Callable[[], object]) -> None:
+def assert_error_matches(way: str, provoke: Callable[[], object]) -> None:
     """It is refused as the table says, and nothing of it says a value."""
-    told, reason = ALL[way], reason_of(way)
+    expected, reason = ALL[way], reason_of(way)
     with pytest.raises(grpc.RpcError) as caught:
         provoke()
     found = refusal(caught.value)
-    assert (found.code, found.reason) == (told.code, reason)
-    assert found.details.keys() == {"ErrorInfo", *told.details}
-    assert found.metadata.keys() == set(told.metadata)
+    assert (found.code, found.reason) == (expected.code, reason)
+    assert found.details.keys() == {"ErrorInfo", *expected.details}
+    assert found.metadata.keys() == set(expected.metadata)
     assert found.message
     if "PreconditionFailure" in found.details:
         [violation] = found.details["PreconditionFailure"].violations
@@ -337,13 +340,16 @@ def assert_told(way: str, provoke: Callable[[], object]) -> None:
     if "RetryInfo" in found.details:
         assert 0 < found.details["RetryInfo"].retry_delay.ToTimedelta().total_seconds() <= 3
     assert_pushback(caught.value, found)
-    assert CANARY.lower() not in everything_said(caught.value).lower()
+    assert CANARY.lower() not in full_error_text(caught.value).lower()
 
 
 def assert_pushback(error: Any, found: Refusal) -> None:
-    """gRPC's own retries are told what RetryInfo says; -1, which is never, where they may retry the code without it."""
-    told = dict(error.trailing_metadata()).get("grpc-retry-pushback-ms")
+    """The grpc-retry-pushback-ms header has the delay of RetryInfo.
+
+    Without RetryInfo it is -1 (never retry) for codes that gRPC clients may retry by themselves.
+    """
+    expected = dict(error.trailing_metadata()).get("grpc-retry-pushback-ms")
     if "RetryInfo" in found.details:
-        assert abs(int(told or 0) - found.details["RetryInfo"].retry_delay.ToMilliseconds()) <= 1
+        assert abs(int(expected or 0) - found.details["RetryInfo"].retry_delay.ToMilliseconds()) <= 1
     else:
-        assert told == ("-1" if found.code is StatusCode.RESOURCE_EXHAUSTED else None)
+        assert expected == ("-1" if found.code is StatusCode.RESOURCE_EXHAUSTED else None)

@@ -1,4 +1,4 @@
-"""A value for every field of every request, and the places in a request where one can be put."""
+"""A value for every field of every request, and the field_refs in a request where one can be put."""
 
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
@@ -71,7 +71,7 @@ SAMPLES: Final[dict[str, Any]] = {
 """Valid, by the field's name."""
 
 
-class Place(NamedTuple):
+class FieldRef(NamedTuple):
     """A field in a request: its path there, the message it belongs to."""
 
     path: str
@@ -109,9 +109,9 @@ def full(method: MethodDescriptor) -> Any:
     """A request with every field filled that may be filled together with the others."""
     request = GetMessageClass(method.input_type)()
     _fill(request)
-    for place in list(places(request)):
-        if place.field.name == "states":
-            place.owner.ClearField("states")  # not together with as_of_time
+    for ref in list(field_refs(request)):
+        if ref.field.name == "states":
+            ref.owner.ClearField("states")  # not together with as_of_time
     return request
 
 
@@ -127,13 +127,13 @@ def _fill(message: Message) -> None:
             getattr(message, field.name).SetInParent()
 
 
-def places(message: Any, prefix: str = "") -> Iterator[Place]:
+def field_refs(message: Any, prefix: str = "") -> Iterator[FieldRef]:
     """Every field of a request and of the messages within it."""
     for field in message.DESCRIPTOR.fields:
         path = f"{prefix}{field.name}"
-        yield Place(path, message, field)
+        yield FieldRef(path, message, field)
         if is_ours(field):
             value = getattr(message, field.name)
             children = enumerate(value) if field.is_repeated else [(None, value)]
             for index, child in children:
-                yield from places(child, f"{path}." if index is None else f"{path}[{index}].")
+                yield from field_refs(child, f"{path}." if index is None else f"{path}[{index}].")

@@ -12,7 +12,7 @@ from caseload_server.rpc.server import build_server
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.api.client_calls import SIDES, T0, Side, honours, refused
+from tests.api.client_calls import SIDES, T0, Side, covers, refused
 from tests.conftest import NewDatabase
 from tests.support.servers import Client, refusal
 
@@ -22,7 +22,7 @@ ACTIVE, ENDED = 1, 2
 PATIENT_REQUEST, ENTERED_IN_ERROR, REPLACED = 3, 5, 7
 
 
-@honours("Assign{A}Request.therapist_id", "Assign{A}Request.patient_id")
+@covers("Assign{A}Request.therapist_id", "Assign{A}Request.patient_id")
 def test_assign_starts_an_active_period_now(side: Side) -> None:
     before = time.time()
     answer = side.assign()
@@ -44,7 +44,7 @@ def test_a_repeated_assign_returns_the_first_assignment(side: Side) -> None:
     assert (again.assignment, again.revision) == (first.assignment, first.revision)
 
 
-@honours("Assign{A}Request.role")
+@covers("Assign{A}Request.role")
 @pytest.mark.parametrize("role", [PRIMARY, TREATING, SUPERVISING, COVERING])
 def test_assign_stores_the_role_and_rejects_a_different_one(side: Side, role: int) -> None:
     assert side.assign(role=role).assignment.role == role
@@ -52,13 +52,13 @@ def test_assign_stores_the_role_and_rejects_a_different_one(side: Side, role: in
     assert (found.code, found.reason) == (grpc.StatusCode.ALREADY_EXISTS, "ASSIGNMENT_DIFFERS")
 
 
-@honours("Assign{A}Request.focus")
+@covers("Assign{A}Request.focus")
 def test_assign_stores_the_focus_and_rejects_a_different_one(side: Side) -> None:
     assert side.assign(focus="knee-rehabilitation").assignment.focus == "knee-rehabilitation"
     assert refused(side.assign).reason == "ASSIGNMENT_DIFFERS"
 
 
-@honours("Assign{A}Request.start_time")
+@covers("Assign{A}Request.start_time")
 def test_assign_truncates_start_time_to_microseconds_and_rejects_a_different_one(side: Side) -> None:
     start = {"seconds": T0, "nanos": 123_456_789}
     period = side.assign(start_time=start).assignment
@@ -67,7 +67,7 @@ def test_assign_truncates_start_time_to_microseconds_and_rejects_a_different_one
     assert refused(side.assign, start_time={"seconds": T0 + 1}).reason == "ASSIGNMENT_DIFFERS"
 
 
-@honours("Assign{A}Request.replace")
+@covers("Assign{A}Request.replace")
 def test_replace_ends_the_current_period_where_the_new_one_starts(side: Side) -> None:
     first = side.assign(start_time={"seconds": T0}).assignment
     second = side.assign(role=SUPERVISING, start_time={"seconds": T0 + 60}, replace=True)
@@ -86,7 +86,7 @@ def test_replace_before_the_start_of_the_current_period_is_rejected(side: Side) 
     assert side.page().entries[0].assignment == first
 
 
-@honours("Assign{A}Request.replace_primary")
+@covers("Assign{A}Request.replace_primary")
 def test_replace_primary_ends_the_other_primary_period(side: Side) -> None:
     side.therapists.create("t2")
     first = side.assign("t1", role=PRIMARY, start_time={"seconds": T0}).assignment
@@ -101,7 +101,7 @@ def test_replace_primary_ends_the_other_primary_period(side: Side) -> None:
     )
 
 
-@honours("Assign{A}Request.request_id")
+@covers("Assign{A}Request.request_id")
 def test_assign_with_a_used_request_id_returns_the_first_period_with_its_current_end(side: Side) -> None:
     first = side.assign(request_id=ONE)
     ended = side.unassign().assignment
@@ -110,7 +110,7 @@ def test_assign_with_a_used_request_id_returns_the_first_period_with_its_current
     assert side.listed() == []
 
 
-@honours("Assign{A}Request.validate_only")
+@covers("Assign{A}Request.validate_only")
 def test_assign_with_validate_only_writes_nothing(side: Side) -> None:
     answer = side.assign(validate_only=True)
     assert (answer.created, answer.assignment.assignment_id, answer.revision) == (True, "", "")
@@ -125,7 +125,7 @@ def test_a_start_time_up_to_one_minute_ahead_is_accepted(side: Side) -> None:
     assert refused(side.assign, start_time={"seconds": int(time.time()) + 90}).fields == ["start_time"]
 
 
-@honours("Unassign{A}Request.therapist_id", "Unassign{A}Request.patient_id")
+@covers("Unassign{A}Request.therapist_id", "Unassign{A}Request.patient_id")
 def test_unassign_ends_the_period_now_and_is_idempotent(side: Side) -> None:
     made = side.assign().assignment
     answer = side.unassign()
@@ -139,7 +139,7 @@ def test_unassign_ends_the_period_now_and_is_idempotent(side: Side) -> None:
     assert (again.assignment, again.ended, again.revision) == (ended, False, answer.revision)
 
 
-@honours("Unassign{A}Request.end_reason")
+@covers("Unassign{A}Request.end_reason")
 @pytest.mark.parametrize("reason", [1, 3, 4, ENTERED_IN_ERROR])
 def test_unassign_stores_the_end_reason(side: Side, reason: int) -> None:
     side.assign()
@@ -152,7 +152,7 @@ def test_an_end_reason_reserved_for_the_server_is_rejected(side: Side, reason: i
     assert refused(side.unassign, end_reason=reason).fields == ["end_reason"]
 
 
-@honours("Unassign{A}Request.end_time")
+@covers("Unassign{A}Request.end_time")
 def test_end_time_is_truncated_to_microseconds_and_must_not_precede_the_start(side: Side) -> None:
     side.assign(start_time={"seconds": T0})
     early = refused(side.unassign, end_time={"seconds": T0 - 1})
@@ -168,14 +168,14 @@ def test_the_default_end_time_does_not_precede_a_future_start(side: Side) -> Non
     assert side.unassign().assignment.end_time == made.start_time
 
 
-@honours("Unassign{A}Request.etag")
+@covers("Unassign{A}Request.etag")
 def test_unassign_compares_the_etag(side: Side) -> None:
     made = side.assign().assignment
     assert refused(side.unassign, etag="stale").reason == "ETAG_MISMATCH"
     assert side.unassign(etag=made.etag).ended
 
 
-@honours("Unassign{A}Request.allow_missing")
+@covers("Unassign{A}Request.allow_missing")
 def test_unassign_of_an_unassigned_pair_requires_allow_missing(side: Side) -> None:
     found = refused(side.unassign)
     assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "ASSIGNMENT_NOT_FOUND")
@@ -185,7 +185,7 @@ def test_unassign_of_an_unassigned_pair_requires_allow_missing(side: Side) -> No
     assert refused(side.unassign, "nobody", "p1", allow_missing=True).reason == "THERAPIST_NOT_FOUND"
 
 
-@honours("Unassign{A}Request.request_id")
+@covers("Unassign{A}Request.request_id")
 def test_unassign_with_a_used_request_id_does_not_change_the_new_period(side: Side) -> None:
     side.assign()
     first = side.unassign(request_id=ONE)
@@ -195,7 +195,7 @@ def test_unassign_with_a_used_request_id_does_not_change_the_new_period(side: Si
     assert side.listed() == [second.assignment.assignment_id]
 
 
-@honours("Unassign{A}Request.validate_only")
+@covers("Unassign{A}Request.validate_only")
 def test_unassign_with_validate_only_writes_nothing(side: Side) -> None:
     made = side.assign().assignment
     answer = side.unassign(validate_only=True)
@@ -245,7 +245,7 @@ def test_both_sides_return_the_same_answers(
             for one in ("1", "2"):
                 side.therapists.create(f"t{one}", max_active_patients=1)
                 side.patients.create(f"p{one}")
-            answers.append([_told(getattr(side, verb), **pair, **fields) for verb, pair, fields in story])
+            answers.append([_comparable(getattr(side, verb), **pair, **fields) for verb, pair, fields in story])
     assert answers[0] == answers[1]
 
 
@@ -260,7 +260,7 @@ def _stopped_clock(url: str) -> Iterator[Client]:
     server.stop()
 
 
-def _told(call: Any, **fields: Any) -> object:
+def _comparable(call: Any, **fields: Any) -> object:
     """What a call answered, less what is made up anew in every store."""
     try:
         answer = call(**fields)
@@ -270,5 +270,5 @@ def _told(call: Any, **fields: Any) -> object:
         return found.code, found.reason, found.message, known, found.fields
     for made in ("assignment_id", "etag"):
         answer.assignment.ClearField(made)
-    told = {field.name: value for field, value in answer.ListFields()}
-    return told | {"revision": answer.revision.rpartition(".")[2]}  # the number, without the store's own id
+    fields_of = {field.name: value for field, value in answer.ListFields()}
+    return fields_of | {"revision": answer.revision.rpartition(".")[2]}  # the number, without the store's own id

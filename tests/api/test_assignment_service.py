@@ -8,7 +8,7 @@ import grpc
 import pytest
 from caseload_server.rpc.server import CaseloadServer
 
-from tests.api.client_calls import honours
+from tests.api.client_calls import covers
 from tests.support.api_driver import (
     ACTIVE,
     COMPLETED,
@@ -45,7 +45,7 @@ def ids(assignments: Any) -> list[str]:
     return [one.assignment_id for one in assignments]
 
 
-@honours("GetAssignmentRequest.assignment_id")
+@covers("GetAssignmentRequest.assignment_id")
 def test_get_returns_an_active_or_ended_assignment_by_id(api: ApiDriver) -> None:
     active = api.assign("t1", "p1", focus="anxiety")
     assert api.get(active.assignment_id) == active
@@ -68,7 +68,7 @@ def test_an_unknown_assignment_id_is_not_found_and_named(api: ApiDriver) -> None
         assert (info.resource_type, info.resource_name) == ("caseload.v1.Assignment", SOME_ID)
 
 
-@honours(
+@covers(
     "ListAssignmentsRequest.filter",
     "AssignmentFilter.therapist_id",
     "AssignmentFilter.patient_id",
@@ -87,7 +87,7 @@ def test_list_filters_are_combined_with_and(api: ApiDriver) -> None:
     assert api.listed(therapist_id="nobody") == api.listed(patient_id="nobody") == []
 
 
-@honours("AssignmentFilter.states")
+@covers("AssignmentFilter.states")
 def test_a_list_without_states_returns_active_assignments(api: ApiDriver) -> None:
     ended = api.period("t1", "p1", 0, 10).assignment_id
     active = api.assign("t1", "p1").assignment_id
@@ -96,7 +96,7 @@ def test_a_list_without_states_returns_active_assignments(api: ApiDriver) -> Non
     assert ids(api.listed(states=[ENDED, ACTIVE])) == ids(api.listed(states=[1, 2, 2])) == [ended, active]
 
 
-@honours("AssignmentFilter.as_of_time")
+@covers("AssignmentFilter.as_of_time")
 def test_a_list_as_of_a_time_returns_assignments_in_force_then(api: ApiDriver) -> None:
     first = api.period("t1", "p1", 0, 10, end_reason=COMPLETED).assignment_id
     second = api.period("t1", "p1", 10, 20).assignment_id
@@ -200,7 +200,7 @@ def test_a_list_returns_the_revision_it_was_read_at(api: ApiDriver) -> None:
 # --- corrections
 
 
-@honours("UpdateAssignmentRequest.assignment", "Assignment.assignment_id", "Assignment.start_time")
+@covers("UpdateAssignmentRequest.assignment", "Assignment.assignment_id", "Assignment.start_time")
 def test_a_correction_without_a_mask_sets_the_populated_fields(api: ApiDriver) -> None:
     period = api.period("t1", "p1", 0, 10, focus="anxiety", end_reason=COMPLETED)
     answer = api.correct(period.assignment_id, start_time=at(5))
@@ -211,7 +211,7 @@ def test_a_correction_without_a_mask_sets_the_populated_fields(api: ApiDriver) -
     assert answer.revision == api.head()
 
 
-@honours("Assignment.focus")
+@covers("Assignment.focus")
 @pytest.mark.parametrize("mask", [(), ("*",), ("focus",), ("focus", "assignment_id"), ("focus", "focus", "role")])
 @pytest.mark.parametrize("state", [ACTIVE, ENDED])
 def test_read_modify_write_of_an_assignment_works(api: ApiDriver, state: int, mask: tuple[str, ...]) -> None:
@@ -230,7 +230,7 @@ def test_read_modify_write_of_an_assignment_works(api: ApiDriver, state: int, ma
     assert answer.assignment == period == api.get(period.assignment_id)
 
 
-@honours("UpdateAssignmentRequest.update_mask")
+@covers("UpdateAssignmentRequest.update_mask")
 def test_a_mask_clears_fields_missing_from_the_body(api: ApiDriver) -> None:
     period = api.period("t1", "p1", 0, 10, focus="anxiety", end_reason=COMPLETED)
     corrected = api.correct(period.assignment_id, "focus", "end_reason").assignment
@@ -238,7 +238,7 @@ def test_a_mask_clears_fields_missing_from_the_body(api: ApiDriver) -> None:
     assert corrected.end_time == period.end_time
 
 
-@honours("Assignment.end_time")
+@covers("Assignment.end_time")
 def test_a_wildcard_mask_clears_fields_missing_from_the_body(api: ApiDriver) -> None:
     period = api.period("t1", "p1", 0, 10, focus="anxiety", end_reason=COMPLETED)
     corrected = api.correct(period.assignment_id, "*", start_time=at(1), end_time=at(2)).assignment
@@ -273,7 +273,7 @@ def test_a_mask_may_name_only_correctable_fields(api: ApiDriver) -> None:
         assert api.get(period.assignment_id) == period
 
 
-@honours("Assignment.therapist_id", "Assignment.patient_id", "Assignment.role")
+@covers("Assignment.therapist_id", "Assignment.patient_id", "Assignment.role")
 def test_a_field_that_cannot_be_corrected_is_rejected_with_its_path(api: ApiDriver) -> None:
     periods = {ACTIVE: api.assign("t1", "p1", start_time=at(0)), ENDED: api.period("t2", "p2", 0, 10)}
     head = api.head()
@@ -318,7 +318,7 @@ def test_start_time_must_not_be_after_end_time(api: ApiDriver) -> None:
     assert api.correct(period.assignment_id, start_time=at(10)).assignment.start_time.seconds == T0 + 10
 
 
-@honours("Assignment.end_reason")
+@covers("Assignment.end_reason")
 def test_a_reserved_end_reason_can_be_kept_or_replaced(api: ApiDriver) -> None:
     api.assign("t1", "p1", start_time=at(0))
     api.assign("t1", "p1", role=SUPERVISING, replace=True, start_time=at(5))
@@ -340,7 +340,7 @@ def test_a_correction_without_its_required_fields_is_rejected(api: ApiDriver) ->
         assert (found.reason, found.fields) == ("INVALID_FIELD", fields)
 
 
-@honours("Assignment.etag")
+@covers("Assignment.etag")
 def test_a_stale_etag_is_rejected_even_when_nothing_would_change(api: ApiDriver) -> None:
     period = api.assign("t1", "p1", focus="anxiety")
     api.correct(period.assignment_id, focus="grief", etag=period.etag)
@@ -365,7 +365,7 @@ def test_a_correction_that_changes_nothing_writes_nothing(api: ApiDriver) -> Non
     assert api.head() == head
 
 
-@honours("UpdateAssignmentRequest.request_id")
+@covers("UpdateAssignmentRequest.request_id")
 def test_a_replayed_correction_returns_the_current_assignment(api: ApiDriver) -> None:
     period = api.assign("t1", "p1", focus="anxiety")
     call = {"request_id": new_request_id()}
@@ -379,7 +379,7 @@ def test_a_replayed_correction_returns_the_current_assignment(api: ApiDriver) ->
     assert refused(api.correct, period.assignment_id, focus="other", call=call).reason == "REQUEST_ID_REUSED"
 
 
-@honours("UpdateAssignmentRequest.validate_only")
+@covers("UpdateAssignmentRequest.validate_only")
 def test_a_correction_with_validate_only_returns_the_result_and_writes_nothing(api: ApiDriver) -> None:
     period = api.assign("t1", "p1", focus="anxiety")
     head = api.head()
@@ -493,7 +493,7 @@ def test_as_of_reads_use_the_corrected_history(api: ApiDriver) -> None:
 # --- checks
 
 
-@honours("CheckAssignmentsRequest.pairs", "Pair.therapist_id", "Pair.patient_id")
+@covers("CheckAssignmentsRequest.pairs", "Pair.therapist_id", "Pair.patient_id")
 def test_check_answers_pairs_in_request_order(api: ApiDriver) -> None:
     a = api.assign("t1", "p1", role=PRIMARY)
     b = api.assign("t2", "p2")
@@ -528,7 +528,7 @@ def test_a_malformed_pair_is_rejected_with_its_index(api: ApiDriver) -> None:
         assert (found.reason, found.fields) == ("INVALID_FIELD", [field])
 
 
-@honours("CheckAssignmentsRequest.as_of_time")
+@covers("CheckAssignmentsRequest.as_of_time")
 def test_check_accepts_a_past_time_and_rejects_a_future_one(api: ApiDriver) -> None:
     api.period("t1", "p1", 0, 10)
     api.assign("t1", "p1", start_time=at(20), role=SUPERVISING)
@@ -550,7 +550,7 @@ def test_check_of_a_deleted_record_is_false_now_and_true_for_the_past(api: ApiDr
 # --- transfers; their rules are tested in tests/store/test_transfers.py
 
 
-@honours("TransferPatientsRequest.source_therapist_id", "TransferPatientsRequest.target_therapist_id")
+@covers("TransferPatientsRequest.source_therapist_id", "TransferPatientsRequest.target_therapist_id")
 def test_a_transfer_keeps_roles_and_focus(api: ApiDriver) -> None:
     api.assign("t1", "p1", role=PRIMARY, focus="anxiety", start_time=at(0))
     api.assign("t1", "p2", role=COVERING)
@@ -588,7 +588,7 @@ def test_an_invalid_transfer_is_rejected_with_its_field_path(api: ApiDriver) -> 
         assert (found.code, found.reason, found.fields) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", fields)
 
 
-@honours("TransferPatientsRequest.request_id")
+@covers("TransferPatientsRequest.request_id")
 def test_a_replayed_transfer_returns_the_first_answer(api: ApiDriver) -> None:
     for patient_id in ("p1", "p2"):
         api.assign("t1", patient_id)
@@ -602,7 +602,7 @@ def test_a_replayed_transfer_returns_the_first_answer(api: ApiDriver) -> None:
     assert [one.patient_id for one in api.listed(therapist_id="t1")] == ["p3"]
 
 
-@honours("TransferPatientsRequest.validate_only")
+@covers("TransferPatientsRequest.validate_only")
 def test_a_transfer_with_validate_only_returns_the_result(api: ApiDriver) -> None:
     moved = api.assign("t1", "p1", focus="anxiety")
     head = api.head()

@@ -7,7 +7,7 @@ import grpc
 import pytest
 from caseload_server.rpc.server import CaseloadServer
 
-from tests.api.client_calls import honours
+from tests.api.client_calls import covers
 from tests.support.api_driver import (
     COVERING,
     ENTERED_IN_ERROR,
@@ -182,7 +182,7 @@ def test_two_calls_show_who_was_responsible_and_who_assigned_them_when(api: ApiD
     assert line(ended.changes[0]) == (UPDATED, "t2", "p1", ENDING_FOR)
 
 
-@honours("ListChangesRequest.after_revision")
+@covers("ListChangesRequest.after_revision")
 def test_through_revision_advances_even_when_nothing_matches(api: ApiDriver) -> None:
     page = api.send("ListChanges", filter={"therapist_id": "nobody"})
     assert (list(page.change_sets), page.through_revision) == ([], page.head_revision)
@@ -193,7 +193,7 @@ def test_through_revision_advances_even_when_nothing_matches(api: ApiDriver) -> 
     assert [line(change) for one in following.change_sets for change in one.changes] == [(CREATED, "", "p3", ())]
 
 
-@honours("ListChangesRequest.filter", "ChangeFilter.therapist_id", "ChangeFilter.patient_id", "ChangeFilter.actor")
+@covers("ListChangesRequest.filter", "ChangeFilter.therapist_id", "ChangeFilter.patient_id", "ChangeFilter.actor")
 def test_every_page_size_returns_the_same_log(api: ApiDriver) -> None:
     two_assigned(api)
     api.transfer("t1", "t2")
@@ -207,7 +207,7 @@ def test_every_page_size_returns_the_same_log(api: ApiDriver) -> None:
     assert list(api.log(actor="someone")) == []
 
 
-@honours("ListChangesRequest.page_size")
+@covers("ListChangesRequest.page_size")
 def test_the_default_page_size_of_change_sets_is_50(api: ApiDriver) -> None:
     api.patients(*(f"q{n}" for n in range(50)))
     assert len(api.send("ListChanges").change_sets) == 50

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from tests.api.client_calls import T0, People, Side, honours, refused
+from tests.api.client_calls import T0, People, Side, covers, refused
 
 MRN = {"system": "urn:example:mrn", "value": "12"}
 
@@ -13,7 +13,7 @@ def found(people: People, *, show_deleted: bool = False, **wanted: object) -> li
     return people.ids(people.call("List", filter=wanted, show_deleted=show_deleted))
 
 
-@honours("List{A}sRequest.filter", "{A}Filter.name_prefix")
+@covers("List{A}sRequest.filter", "{A}Filter.name_prefix")
 @pytest.mark.parametrize(
     ("prefix", "matches"),
     [
@@ -52,7 +52,7 @@ def test_a_name_prefix_without_a_word_is_rejected(people: People, prefix: str) -
     assert refused(found, people, name_prefix=prefix).fields == ["filter.name_prefix"]
 
 
-@honours("{A}Filter.statuses")
+@covers("{A}Filter.statuses")
 def test_a_status_filter_matches_any_of_its_statuses(people: People) -> None:
     people.create("a")
     people.create("b", status=people.idle)
@@ -61,7 +61,7 @@ def test_a_status_filter_matches_any_of_its_statuses(people: People) -> None:
     assert refused(found, people, statuses=[1, 0]).fields == ["filter.statuses[1]"]
 
 
-@honours("{A}Filter.identifier")
+@covers("{A}Filter.identifier")
 def test_an_identifier_filter_matches_system_and_value(people: People) -> None:
     people.create("a", identifiers=[MRN])
     people.create("b", identifiers=[{**MRN, "value": "13"}])
@@ -73,7 +73,7 @@ def test_an_identifier_filter_matches_system_and_value(people: People) -> None:
     assert found(people, identifier=MRN, show_deleted=True) == ["a"]
 
 
-@honours("{A}Filter.unassigned")
+@covers("{A}Filter.unassigned")
 def test_unassigned_matches_records_without_an_active_assignment(side: Side) -> None:
     side.mine.create("other")
     side.assign()
@@ -82,7 +82,7 @@ def test_unassigned_matches_records_without_an_active_assignment(side: Side) -> 
     assert found(side.mine, unassigned=True) == ["other", f"{side.name[0]}1"]
 
 
-@honours("List{A}sRequest.show_deleted")
+@covers("List{A}sRequest.show_deleted")
 def test_deleted_records_are_listed_only_on_request(people: People) -> None:
     for one in ("a", "b"):
         people.create(one)
@@ -103,7 +103,7 @@ def test_an_empty_filter_matches_every_record(people: People) -> None:
     assert people.ids(people.call("List")) == found(people) == ["a"]
 
 
-@honours("List{A}{B}sRequest.{a}_id")
+@covers("List{A}{B}sRequest.{a}_id")
 def test_a_parent_list_returns_its_assignments_with_the_current_other_record(side: Side) -> None:
     side.others.create("elsewhere")
     side.mine.create("else")
@@ -118,7 +118,7 @@ def test_a_parent_list_returns_its_assignments_with_the_current_other_record(sid
     assert unknown.reason == f"{side.kind.upper()}_NOT_FOUND"
 
 
-@honours("List{A}{B}sRequest.roles")
+@covers("List{A}{B}sRequest.roles")
 def test_a_roles_filter_restricts_the_list(side: Side) -> None:
     made = side.assign(role=3).assignment
     assert side.listed(roles=[3]) == side.listed(roles=[1, 3, 3]) == [made.assignment_id]
@@ -126,7 +126,7 @@ def test_a_roles_filter_restricts_the_list(side: Side) -> None:
     assert refused(side.page, roles=[3, 0]).fields == ["roles[1]"]
 
 
-@honours("List{A}{B}sRequest.states")
+@covers("List{A}{B}sRequest.states")
 def test_a_states_filter_restricts_the_list_and_defaults_to_active(side: Side) -> None:
     first = side.assign().assignment.assignment_id
     side.unassign()
@@ -137,7 +137,7 @@ def test_a_states_filter_restricts_the_list_and_defaults_to_active(side: Side) -
     assert refused(side.page, states=[0]).fields == ["states[0]"]
 
 
-@honours("List{A}{B}sRequest.as_of_time")
+@covers("List{A}{B}sRequest.as_of_time")
 def test_as_of_time_matches_assignments_in_force_then(side: Side) -> None:
     first = side.assign(start_time={"seconds": T0}).assignment.assignment_id
     side.unassign(end_time={"seconds": T0 + 60})

@@ -13,7 +13,7 @@ from caseload_server.rpc.server import CaseloadServer, build_server
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.api.client_calls import SIDES, People, Side, call, honours, refused
+from tests.api.client_calls import SIDES, People, Side, call, covers, refused
 from tests.api.sample_values import METHODS, SAMPLES, is_ours
 from tests.conftest import NewDatabase
 from tests.store.store_builders import crowd
@@ -90,7 +90,7 @@ def test_every_list_rpc_is_tested() -> None:
     assert len(LISTS) == 5
 
 
-@honours(
+@covers(
     "List{A}sRequest.page_token",
     "List{A}{B}sRequest.page_token",
     "ListAssignmentsRequest.page_token",
@@ -103,7 +103,7 @@ def test_pages_of_any_size_return_each_record_once_in_order(lister: Lister, data
     assert len(seen) == len(set(seen)) == 5
 
 
-@honours("List{A}sRequest.page_size", "List{A}{B}sRequest.page_size", "ListAssignmentsRequest.page_size")
+@covers("List{A}sRequest.page_size", "List{A}{B}sRequest.page_size", "ListAssignmentsRequest.page_size")
 def test_a_page_respects_its_size_and_the_last_page_has_no_token(lister: Lister) -> None:
     first = lister(page_size=3)
     assert len(lister.ids(first)) == 3

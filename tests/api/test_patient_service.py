@@ -1,9 +1,9 @@
 """What only patients have."""
 
-from tests.api.client_calls import People, Side, honours
+from tests.api.client_calls import People, Side, covers
 
 
-@honours("Patient.birth_date", "Patient.phone_number")
+@covers("Patient.birth_date", "Patient.phone_number")
 def test_birth_date_and_phone_number_are_stored(patients: People) -> None:
     record = patients.create("p1", birth_date={"year": 1980, "month": 2, "day": 29}, phone_number="+4930123456")
     assert (record.birth_date.year, record.birth_date.month, record.birth_date.day) == (1980, 2, 29)

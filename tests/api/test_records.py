@@ -6,12 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 
-from tests.api.client_calls import People, Side, honours, refused
+from tests.api.client_calls import People, Side, covers, refused
 
 ONE = "0190a3c4-0000-7000-8000-000000000001"
 
 
-@honours("Create{A}Request.{a}", "Create{A}Request.{a}_id", "{A}.display_name", "Get{A}Request.{a}_id")
+@covers("Create{A}Request.{a}", "Create{A}Request.{a}_id", "{A}.display_name", "Get{A}Request.{a}_id")
 def test_get_returns_the_created_record(people: People) -> None:
     created = people.call("Create", id="one", record={"display_name": "Zoë Ünal"})
     record = people.record(created)
@@ -47,14 +47,14 @@ def test_a_therapist_and_a_patient_can_share_an_id(therapists: People, patients:
     assert patients.id_of(patients.create("one")) == "one"
 
 
-@honours("{A}.{a}_id", "{A}.etag")
+@covers("{A}.{a}_id", "{A}.etag")
 def test_create_ignores_id_and_etag_in_the_body(people: People) -> None:
     record = people.create("one", **{f"{people.name}_id": "NOT an id", "etag": "mine"})
     assert people.id_of(record) == "one"
     assert record.etag != "mine"
 
 
-@honours("Create{A}Request.request_id")
+@covers("Create{A}Request.request_id")
 def test_create_with_a_used_request_id_returns_the_current_first_record(people: People) -> None:
     order = {"record": {"display_name": "Ann"}, "request_id": ONE}
     first = people.call("Create", **order)
@@ -79,7 +79,7 @@ def test_a_request_id_is_bound_to_its_method_even_for_identical_requests(people:
     assert people.get("one").HasField("delete_time")
 
 
-@honours("Create{A}Request.validate_only")
+@covers("Create{A}Request.validate_only")
 def test_create_with_validate_only_writes_nothing(people: People) -> None:
     answer = people.call("Create", record={"display_name": " Ann "}, validate_only=True, request_id=ONE)
     assert people.record(answer).display_name == "Ann"
@@ -111,7 +111,7 @@ def test_get_of_an_unknown_id_names_it(people: People) -> None:
     assert (resource.resource_type, resource.resource_name) == (f"caseload.v1.{people.kind}", "nobody")
 
 
-@honours("BatchGet{A}sRequest.{a}_ids")
+@covers("BatchGet{A}sRequest.{a}_ids")
 def test_batch_get_keeps_order_duplicates_and_deleted_records(people: People) -> None:
     for one in ("a", "b", "c"):
         people.create(one)
@@ -142,7 +142,7 @@ def test_batch_get_names_a_malformed_id_by_its_index(people: People) -> None:
     ]
 
 
-@honours("Delete{A}Request.{a}_id")
+@covers("Delete{A}Request.{a}_id")
 def test_delete_is_soft_and_idempotent(people: People) -> None:
     people.create("one")
     first = people.call("Delete", id="one")
@@ -152,14 +152,14 @@ def test_delete_is_soft_and_idempotent(people: People) -> None:
     assert (again.ended_assignment_count, again.revision) == (0, first.revision)
 
 
-@honours("Delete{A}Request.etag")
+@covers("Delete{A}Request.etag")
 def test_delete_compares_the_etag(people: People) -> None:
     record = people.create("one")
     assert refused(people.delete, "one", etag="stale").reason == "ETAG_MISMATCH"
     assert people.delete("one", etag=record.etag).HasField("delete_time")
 
 
-@honours("Delete{A}Request.force")
+@covers("Delete{A}Request.force")
 def test_delete_requires_force_to_end_assignments(side: Side) -> None:
     made = side.assign().assignment
     own = made.therapist_id if side.kind == "Therapist" else made.patient_id
@@ -172,7 +172,7 @@ def test_delete_requires_force_to_end_assignments(side: Side) -> None:
     assert (ended.assignment.assignment_id, ended.assignment.end_reason) == (made.assignment_id, 6)
 
 
-@honours("Delete{A}Request.allow_missing")
+@covers("Delete{A}Request.allow_missing")
 def test_delete_of_an_unknown_id_requires_allow_missing(people: People) -> None:
     assert refused(people.delete, "nobody").reason == f"{people.kind.upper()}_NOT_FOUND"
     answer = people.call("Delete", id="nobody", allow_missing=True)
@@ -180,7 +180,7 @@ def test_delete_of_an_unknown_id_requires_allow_missing(people: People) -> None:
     assert answer.revision == people.head()
 
 
-@honours("Delete{A}Request.request_id")
+@covers("Delete{A}Request.request_id")
 def test_delete_with_a_used_request_id_deletes_once(people: People) -> None:
     people.create("one")
     first = people.call("Delete", id="one", request_id=ONE)
@@ -190,7 +190,7 @@ def test_delete_with_a_used_request_id_deletes_once(people: People) -> None:
     assert not people.get("one").HasField("delete_time")
 
 
-@honours("Delete{A}Request.validate_only")
+@covers("Delete{A}Request.validate_only")
 def test_delete_with_validate_only_returns_what_force_would_end(side: Side) -> None:
     made = side.assign().assignment
     own = made.therapist_id if side.kind == "Therapist" else made.patient_id
@@ -201,7 +201,7 @@ def test_delete_with_validate_only_returns_what_force_would_end(side: Side) -> N
     assert side.page().entries[0].assignment == made
 
 
-@honours("Undelete{A}Request.{a}_id")
+@covers("Undelete{A}Request.{a}_id")
 def test_undelete_restores_and_is_idempotent(people: People) -> None:
     created = people.create("one", email="ann@example.org")
     people.delete("one")
@@ -214,7 +214,7 @@ def test_undelete_restores_and_is_idempotent(people: People) -> None:
     assert refused(people.call, "Undelete", id="nobody").reason == f"{people.kind.upper()}_NOT_FOUND"
 
 
-@honours("Undelete{A}Request.request_id")
+@covers("Undelete{A}Request.request_id")
 def test_undelete_with_a_used_request_id_undeletes_once(people: People) -> None:
     people.create("one")
     people.delete("one")
@@ -224,7 +224,7 @@ def test_undelete_with_a_used_request_id_undeletes_once(people: People) -> None:
     assert (people.record(again), again.revision) == (deleted, first.revision)
 
 
-@honours("Undelete{A}Request.validate_only")
+@covers("Undelete{A}Request.validate_only")
 def test_undelete_with_validate_only_writes_nothing(people: People) -> None:
     people.create("one")
     people.delete("one")
@@ -234,7 +234,7 @@ def test_undelete_with_validate_only_writes_nothing(people: People) -> None:
     assert people.get("one").HasField("delete_time")
 
 
-@honours("{A}.identifiers", "Identifier.system", "Identifier.value")
+@covers("{A}.identifiers", "Identifier.system", "Identifier.value")
 def test_an_identifier_is_unique_among_live_records(people: People) -> None:
     mrn = {"system": "urn:example:mrn", "value": "12"}
     created = people.create("one", identifiers=[mrn, {**mrn, "value": "13"}, {**mrn, "system": "urn:example:other"}])
@@ -249,7 +249,7 @@ def test_an_identifier_is_unique_among_live_records(people: People) -> None:
     assert refused(people.call, "Undelete", id="one").reason == "IDENTIFIER_TAKEN"
 
 
-@honours("{A}.email", "{A}.annotations")
+@covers("{A}.email", "{A}.annotations")
 def test_email_and_annotations_are_stored(people: People) -> None:
     notes = {"team": "blue", "a key": "", "größe": "zwölf"}
     record = people.create("one", email="ann@example.org", annotations=notes)
@@ -257,7 +257,7 @@ def test_email_and_annotations_are_stored(people: People) -> None:
     assert people.get("one") == record
 
 
-@honours("{A}.status")
+@covers("{A}.status")
 def test_create_accepts_a_status(people: People) -> None:
     assert people.create("one", status=people.idle).status == people.idle
 

@@ -31,13 +31,13 @@ from tests.support.api_driver import (
 from tests.support.servers import refusal
 
 THERAPISTS, PATIENTS = ("t0", "t1", "t2"), ("p0", "p1", "p2")
-NEWCOMERS = {THERAPIST: (*THERAPISTS, "t3"), PATIENT: (*PATIENTS, "p3")}
+ALL_IDS = {THERAPIST: (*THERAPISTS, "t3"), PATIENT: (*PATIENTS, "p3")}
 
-hows = st.integers(0, 2)
+modes = st.integers(0, 2)
 """Only called (0), validated before (1), or repeated after (2)."""
 kinds = st.sampled_from([THERAPIST, PATIENT])
-places = st.integers(0, 3)
-therapists, patients = st.sampled_from(NEWCOMERS[THERAPIST]), st.sampled_from(NEWCOMERS[PATIENT])
+indexes = st.integers(0, 3)
+therapists, patients = st.sampled_from(ALL_IDS[THERAPIST]), st.sampled_from(ALL_IDS[PATIENT])
 roles, focuses = st.sampled_from([1, 1, 2, 3]), st.sampled_from(["", "", "grief"])
 offsets = st.none() | st.integers(-40, 30)
 """Seconds from now."""
@@ -97,10 +97,10 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
     def teardown(self) -> None:
         self._stack.close()
 
-    def both(self, rpc: str, sent: Sent, verb: Callable[[Model], list[Line]], how: int = 0) -> None:
+    def both(self, rpc: str, sent: Sent, verb: Callable[[Model], list[Line]], mode: int = 0) -> None:
         """The call and the model's verb: the same outcome, and in the log what the model says.
 
-        Args: how, to validate before (1) or to repeat after (2).
+        Args: mode, to validate before (1) or to repeat after (2).
         """
         model = copy.deepcopy(self.model)
         reason, lines = "", []
@@ -111,7 +111,7 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
         else:
             self.model = model
         sent = {**sent, "request_id": new_request_id()}
-        if how == 1:
+        if mode == 1:
             assert self.outcome(rpc, {**sent, "validate_only": True})[0] == reason
             assert self.api.head() == self.head
         found, answer = self.outcome(rpc, sent)
@@ -124,7 +124,7 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
             assert number(answer.revision) == number(self.head) + 1
             self.called.add(rpc)
             self.head = answer.revision
-        if how == 2 and not reason:
+        if mode == 2 and not reason:
             assert self.outcome(rpc, sent) == ("", answer)
         assert self.api.head() == self.head
 
@@ -139,9 +139,9 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
     def time_passes(self, seconds: int) -> None:
         self.model.now += seconds
 
-    @rule(kind=kinds, place=places)
-    def create_one(self, kind: str, place: int) -> None:
-        self.create(kind, NEWCOMERS[kind][place])
+    @rule(kind=kinds, index=indexes)
+    def create_one(self, kind: str, index: int) -> None:
+        self.create(kind, ALL_IDS[kind][index])
 
     def create(self, kind: str, one: str) -> None:
         sent = {f"{kind}_id": one, kind: {"display_name": "Ann Lee"}}
@@ -149,88 +149,88 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
 
     @rule(
         kind=kinds,
-        place=places,
+        index=indexes,
         asked=each(
             {"display_name": st.sampled_from(["Ann Lee", "Bob Ray"])},
             optional={"status": st.integers(1, 3), "max_active_patients": st.integers(0, 2)},
         ),
-        how=hows,
+        mode=modes,
     )
-    def update(self, kind: str, place: int, asked: Sent, how: int) -> None:
-        one = NEWCOMERS[kind][place]
+    def update(self, kind: str, index: int, asked: Sent, mode: int) -> None:
+        one = ALL_IDS[kind][index]
         if kind == PATIENT:
             asked.pop("max_active_patients", None)
         if "status" in asked:
             asked["status"] = min(asked["status"], IDLE[kind])
         sent = {kind: {f"{kind}_id": one, **asked}}
-        self.both(f"Update{kind.title()}", sent, lambda model: model.update(kind, one, asked), how)
+        self.both(f"Update{kind.title()}", sent, lambda model: model.update(kind, one, asked), mode)
 
-    @rule(kind=kinds, place=places, force=flags, how=hows)
-    def delete(self, kind: str, place: int, how: int, *, force: bool) -> None:
-        one = NEWCOMERS[kind][place]
+    @rule(kind=kinds, index=indexes, force=flags, mode=modes)
+    def delete(self, kind: str, index: int, mode: int, *, force: bool) -> None:
+        one = ALL_IDS[kind][index]
         sent = {f"{kind}_id": one, "force": force}
-        self.both(f"Delete{kind.title()}", sent, lambda model: model.delete(kind, one, force=force), how)
+        self.both(f"Delete{kind.title()}", sent, lambda model: model.delete(kind, one, force=force), mode)
 
-    @rule(kind=kinds, place=places, how=hows)
-    def undelete(self, kind: str, place: int, how: int) -> None:
+    @rule(kind=kinds, index=indexes, mode=modes)
+    def undelete(self, kind: str, index: int, mode: int) -> None:
         gone = [one for one, person in self.model.people[kind].items() if person.deleted]
-        one = gone[0] if gone else NEWCOMERS[kind][place]  # or soon everyone is gone
-        self.both(f"Undelete{kind.title()}", {f"{kind}_id": one}, lambda model: model.undelete(kind, one), how)
+        one = gone[0] if gone else ALL_IDS[kind][index]  # or soon everyone is gone
+        self.both(f"Undelete{kind.title()}", {f"{kind}_id": one}, lambda model: model.undelete(kind, one), mode)
 
     @rule(
         rpc=st.sampled_from(["AssignPatient", "AssignTherapist"]),
         pair=pairs,
         said=st.tuples(roles, focuses, offsets),
         chosen=each(dict.fromkeys(NO_FLAGS, flags)),
-        how=hows,
+        mode=modes,
     )
-    def assign(self, rpc: str, pair: Pair, said: tuple[int, str, int | None], chosen: Sent, how: int) -> None:
+    def assign(self, rpc: str, pair: Pair, said: tuple[int, str, int | None], chosen: Sent, mode: int) -> None:
         role, focus, offset = said
         sent, start = {**_ids(pair), "role": role, "focus": focus, **chosen}, None
         if offset is not None:
             start = self.model.now + offset
             sent["start_time"] = {"seconds": start}
-        self.both(rpc, sent, lambda model: model.assign(Period(*pair, role, focus, 0), start, **chosen), how)
+        self.both(rpc, sent, lambda model: model.assign(Period(*pair, role, focus, 0), start, **chosen), mode)
 
     @rule(
         rpc=st.sampled_from(["UnassignPatient", "UnassignTherapist"]),
         pair=pairs | st.just(("t1", "p0")),
         reason=reasons,
         offset=offsets,
-        how=hows,
+        mode=modes,
     )
-    def unassign(self, rpc: str, pair: Pair, reason: int, offset: int | None, how: int) -> None:
+    def unassign(self, rpc: str, pair: Pair, reason: int, offset: int | None, mode: int) -> None:
         sent, end = {**_ids(pair), "end_reason": reason}, None
         if offset is not None:
             end = self.model.now + offset
             sent["end_time"] = {"seconds": end}
-        self.both(rpc, sent, lambda model: model.unassign(*pair, end, reason), how)
+        self.both(rpc, sent, lambda model: model.unassign(*pair, end, reason), mode)
 
     @rule(
-        place=st.integers(0, 50),
+        index=st.integers(0, 50),
         said=each({}, optional={"focus": focuses, "end_reason": reasons}),
         moved=each({}, optional={"start": st.integers(-40, 30), "end": st.integers(-40, 30)}),
-        how=hows,
+        mode=modes,
     )
-    def correct(self, place: int, said: Sent, moved: Sent, how: int) -> None:
+    def correct(self, index: int, said: Sent, moved: Sent, mode: int) -> None:
         stored = self.stored()
         if not stored:
             return
-        place %= len(stored)
+        index %= len(stored)
         times = {name: self.model.now + offset for name, offset in moved.items()}
-        body = {"assignment_id": stored[place].assignment_id, **said}
+        body = {"assignment_id": stored[index].assignment_id, **said}
         body |= {f"{name}_time": {"seconds": time} for name, time in times.items()}
         sent = {"assignment": body, "update_mask": {"paths": list(body)}}
         wanted = {**said, **times}
-        self.both("UpdateAssignment", sent, lambda model: model.correct(model.periods[place], wanted), how)
+        self.both("UpdateAssignment", sent, lambda model: model.correct(model.periods[index], wanted), mode)
 
     @rule(
         asked=st.tuples(therapists, therapists),
         some=st.lists(patients, max_size=2),
         ignore_capacity=flags,
-        how=hows,
+        mode=modes,
     )
-    def transfer(self, asked: Pair, some: list[str], how: int, *, ignore_capacity: bool) -> None:
+    def transfer(self, asked: Pair, some: list[str], mode: int, *, ignore_capacity: bool) -> None:
         source, target = asked
         if source == target:
             return
@@ -240,7 +240,7 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
 
         sent: Sent = {"source_therapist_id": source, "target_therapist_id": target, "patient_ids": some}
         sent["ignore_capacity"] = ignore_capacity
-        self.both("TransferPatients", sent, verb, how)
+        self.both("TransferPatients", sent, verb, mode)
 
     def stored(self) -> list[Any]:
         """Every assignment, in the order in which they were made."""

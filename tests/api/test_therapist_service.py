@@ -1,16 +1,16 @@
 """What only therapists have."""
 
-from tests.api.client_calls import People, Side, honours, refused
+from tests.api.client_calls import People, Side, covers, refused
 
 
-@honours("Therapist.specialties")
+@covers("Therapist.specialties")
 def test_specialties_are_stored_in_order(therapists: People) -> None:
     record = therapists.create("t1", specialties=["knee", "hand-therapy"])
     assert list(record.specialties) == ["knee", "hand-therapy"]
     assert therapists.get("t1") == record
 
 
-@honours("Therapist.max_active_patients")
+@covers("Therapist.max_active_patients")
 def test_an_absent_capacity_differs_from_a_capacity_of_zero(therapists: People) -> None:
     assert not therapists.create("t1").HasField("max_active_patients")
     none = therapists.create("t2", max_active_patients=0)
@@ -18,7 +18,7 @@ def test_an_absent_capacity_differs_from_a_capacity_of_zero(therapists: People) 
     assert therapists.get("t2") == none
 
 
-@honours("Assign{A}Request.ignore_capacity")
+@covers("Assign{A}Request.ignore_capacity")
 def test_assign_above_capacity_requires_ignore_capacity(side: Side) -> None:
     side.patients.create("p2")
     side.therapists.update("t1", max_active_patients=1)
@@ -41,7 +41,7 @@ def test_a_mask_clears_an_absent_capacity(therapists: People) -> None:
     assert not therapists.update("t1", "max_active_patients").HasField("max_active_patients")
 
 
-@honours("TherapistFilter.specialties")
+@covers("TherapistFilter.specialties")
 def test_a_specialties_filter_matches_any_of_them(therapists: People) -> None:
     therapists.create("a", specialties=["knee"])
     therapists.create("b", specialties=["hand", "hip"])
@@ -50,7 +50,7 @@ def test_a_specialties_filter_matches_any_of_them(therapists: People) -> None:
     assert therapists.ids(therapists.call("List", filter={"specialties": ["kne"]})) == []
 
 
-@honours("TherapistFilter.accepting_patients")
+@covers("TherapistFilter.accepting_patients")
 def test_accepting_patients_matches_therapists_with_free_capacity(therapists: People, patients: People) -> None:
     therapists.create("bounded", max_active_patients=1)
     therapists.create("closed", max_active_patients=0)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from caseload_server.rpc.server import CaseloadServer
 
-from tests.api.client_calls import honours
+from tests.api.client_calls import covers
 from tests.support.api_driver import ApiDriver, refused
 
 
@@ -20,7 +20,7 @@ def api(server: CaseloadServer) -> Iterator[ApiDriver]:
         yield opened
 
 
-@honours("TransferPatientsRequest.patient_ids")
+@covers("TransferPatientsRequest.patient_ids")
 def test_a_transfer_moves_only_the_listed_patients_once_in_order(api: ApiDriver) -> None:
     answer = api.transfer("t1", "t2", "p3", "p1", "p3")
     assert [one.patient_id for one in answer.ended] == [one.patient_id for one in answer.active] == ["p3", "p1"]
@@ -29,7 +29,7 @@ def test_a_transfer_moves_only_the_listed_patients_once_in_order(api: ApiDriver)
     assert (found.reason, found.metadata) == ("ASSIGNMENT_NOT_FOUND", {"missing": "1"})
 
 
-@honours("TransferPatientsRequest.ignore_capacity")
+@covers("TransferPatientsRequest.ignore_capacity")
 def test_a_transfer_above_capacity_requires_ignore_capacity(api: ApiDriver) -> None:
     api.send("UpdateTherapist", therapist={"therapist_id": "t2", "max_active_patients": 2})
     found = refused(api.transfer)

@@ -8,7 +8,7 @@ from google.api import field_behavior_pb2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.api.client_calls import People, honours, refused
+from tests.api.client_calls import People, covers, refused
 from tests.api.sample_values import SAMPLES, behaves
 
 ONE = "0190a3c4-0000-7000-8000-000000000001"
@@ -83,8 +83,8 @@ def what_is_wrong(people: People, mask: list[str], sent: list[str]) -> list[str]
     ]
 
 
-@honours("Update{A}Request.{a}", "Update{A}Request.update_mask")
-@honours("{A}.display_name", "{A}.email", "{A}.status", "{A}.identifiers", "{A}.annotations")
+@covers("Update{A}Request.{a}", "Update{A}Request.update_mask")
+@covers("{A}.display_name", "{A}.email", "{A}.status", "{A}.identifiers", "{A}.annotations")
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_an_update_sets_only_the_fields_of_the_mask(people: People, data: st.DataObject) -> None:
@@ -153,7 +153,7 @@ def test_a_no_op_update_writes_nothing_and_keeps_etag_and_update_time(people: Pe
         assert (people.record(answer), answer.revision) == (before, head)
 
 
-@honours("{A}.etag", "{A}.{a}_id")
+@covers("{A}.etag", "{A}.{a}_id")
 def test_update_rejects_a_stale_etag_even_when_nothing_would_change(people: People) -> None:
     stale = people.create("one")
     fresh = people.update("one", display_name="Bea")
@@ -171,7 +171,7 @@ def test_update_rejects_unknown_and_deleted_records(people: People) -> None:
     assert refused(people.update, "one", display_name="Bea").reason == f"{people.kind.upper()}_DELETED"
 
 
-@honours("Update{A}Request.request_id")
+@covers("Update{A}Request.request_id")
 def test_update_with_a_used_request_id_returns_the_current_record(people: People) -> None:
     etag = people.create("one").etag
     order = {"record": people.body("one", display_name="Bea", etag=etag), "request_id": ONE}
@@ -182,7 +182,7 @@ def test_update_with_a_used_request_id_returns_the_current_record(people: People
     assert people.get("one") == renamed
 
 
-@honours("Update{A}Request.validate_only")
+@covers("Update{A}Request.validate_only")
 def test_update_with_validate_only_writes_nothing(people: People) -> None:
     before = people.create("one")
     answer = people.call("Update", record=people.body("one", display_name=" Bea "), validate_only=True)

@@ -14,7 +14,7 @@ from caseload_server.rpc.server import CaseloadServer, build_server
 from caseload_server.store.backends.postgres import database as postgres
 from caseload_server.store.backends.sqlite import database as sqlite
 
-from tests.api.client_calls import honours
+from tests.api.client_calls import covers
 from tests.store.store_builders import fill
 from tests.support.api_driver import PRIMARY, ApiDriver, number, refused
 from tests.support.waiting import NEVER_SECONDS, eventually, join
@@ -69,7 +69,7 @@ def test_a_watch_returns_every_change_once_in_log_order(api: ApiDriver) -> None:
     assert revisions == sorted(revisions)
 
 
-@honours("WatchChangesRequest.after_revision")
+@covers("WatchChangesRequest.after_revision")
 def test_a_watch_starts_after_any_revision(api: ApiDriver) -> None:
     start = api.head()
     api.patients(*(f"p{n}" for n in range(230)))
@@ -93,7 +93,7 @@ def test_a_watch_can_be_resumed_from_each_of_its_messages(api: ApiDriver) -> Non
             assert later.sets == whole[number(message.through_revision) :]
 
 
-@honours("WatchChangesRequest.filter")
+@covers("WatchChangesRequest.filter")
 def test_a_watch_filter_matches_like_the_list_filter(api: ApiDriver) -> None:
     start = api.head()
     filters: list[dict[str, str]] = [

@@ -319,9 +319,9 @@ def test_make_run_prints_a_grpcurl_line_that_works_when_pasted(tmp_path: Path) -
     )  # fmt: skip
     assert '"display_name": "Ada Roe"' in pasted.stdout, pasted.stderr
     [shown] = [block.output for block in blocks(ROOT / "README.md") if block.text == "make run\n"]
-    told = f"try: {tried}\ncaseload: serving on {address}".replace(address, ADDRESS).replace(".tools/bin/", "")
+    expected = f"try: {tried}\ncaseload: serving on {address}".replace(address, ADDRESS).replace(".tools/bin/", "")
     assert shown is not None
-    assert shown.strip() == told
+    assert shown.strip() == expected
     lines.close()
 
 

@@ -13,7 +13,7 @@ from caseload_server.rpc.server import build_server
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
-from tests.api.sample_values import places
+from tests.api.sample_values import field_refs
 from tests.fuzz import run
 from tests.fuzz.fuzzer import Fault, Fuzzer
 from tests.fuzz.messages import Messages, Sent
@@ -44,9 +44,9 @@ def test_a_seed_determines_the_generated_calls() -> None:
 
 def test_every_field_of_every_request_is_eventually_filled() -> None:
     unfilled = {
-        (name, re.sub(r"\[\d+\]", "", place.path))
+        (name, re.sub(r"\[\d+\]", "", ref.path))
         for name, rpc in RPCS.items()
-        for place in places(GetMessageClass(rpc.input_type)())
+        for ref in field_refs(GetMessageClass(rpc.input_type)())
     }
     messages = Messages(1)
     for number in range(4000):
@@ -62,9 +62,9 @@ def filled(sent: Sent) -> Iterator[str]:
         request = GetMessageClass(RPCS[sent.rpc].input_type).FromString(sent.data)
     except DecodeError:
         return
-    for place in places(request):
-        if any(field is place.field for field, _ in place.owner.ListFields()):
-            yield re.sub(r"\[\d+\]", "", place.path)
+    for ref in field_refs(request):
+        if any(field is ref.field for field, _ in ref.owner.ListFields()):
+            yield re.sub(r"\[\d+\]", "", ref.path)
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ def numbers(address: str | None) -> Numbers:
     return Numbers(page(address))
 
 
-def until(address: str | None, holds: Callable[[Numbers], bool]) -> Numbers:
+def wait_for_metrics(address: str | None, holds: Callable[[Numbers], bool]) -> Numbers:
     """The first reading of which it holds: what is looked at once a second comes late."""
 
     def look() -> Numbers | None:

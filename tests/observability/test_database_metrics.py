@@ -7,7 +7,7 @@ from typing import Final
 import pytest
 
 from tests.conftest import serving
-from tests.observability.metrics_client import numbers, until
+from tests.observability.metrics_client import numbers, wait_for_metrics
 from tests.process.command_runner import url
 from tests.support.api_driver import ApiDriver
 from tests.support.write_lock import wait_for_locks
@@ -23,7 +23,7 @@ def test_metrics_report_the_sizes_of_the_sqlite_file_and_its_wal(tmp_path: Path)
         api.therapists("t1")
         log = (tmp_path / "caseload.db-wal").stat().st_size
         assert log > 4096
-        until(server.metrics_address, lambda seen: seen("wal_bytes") == log)
+        wait_for_metrics(server.metrics_address, lambda seen: seen("wal_bytes") == log)
         assert numbers(server.metrics_address)("database_bytes") == (tmp_path / "caseload.db").stat().st_size
         assert "caseload_pool_connections" not in numbers(server.metrics_address).families
 
@@ -45,10 +45,10 @@ def test_metrics_report_postgresql_connections_in_use_and_waited_for(
         with ThreadPoolExecutor() as callers, psycopg.connect(postgres_url) as other:
             other.execute("SELECT FROM therapist FOR UPDATE")  # which they all have to wait for
             done = callers.map(writing, range(5))
-            held = until(address, lambda seen: seen("pool_waiting", pool="write") == 3)
+            held = wait_for_metrics(address, lambda seen: seen("pool_waiting", pool="write") == 3)
             assert held("pool_connections", pool="write") == held("pool_connections_limit", pool="write") == 2
             assert held("pool_connections", pool="read") == 0
             other.rollback()
             list(done)
-        until(address, lambda seen: seen("pool_connections") == seen("pool_waiting") == 0)
+        wait_for_metrics(address, lambda seen: seen("pool_connections") == seen("pool_waiting") == 0)
         assert "caseload_wal_bytes" not in numbers(address).families

@@ -9,7 +9,7 @@ import grpc
 import pytest
 from caseload_server.rpc.server import CaseloadServer
 
-from tests.observability.metrics_client import numbers, until
+from tests.observability.metrics_client import numbers, wait_for_metrics
 from tests.support.api_driver import ApiDriver, full_name, refused
 from tests.support.waiting import HUNG_SECONDS
 
@@ -45,17 +45,17 @@ def test_an_open_watch_is_a_gauge_and_is_counted_when_it_ends(measured_server: C
     address = measured_server.metrics_address
     watch = api.watch()
     next(watch)
-    open_now = until(address, lambda seen: seen("watches") == 1)
+    open_now = wait_for_metrics(address, lambda seen: seen("watches") == 1)
     assert open_now("watches_limit") == 100
     assert open_now("calls_total", method=full_name("WatchChanges")) == 0
     watch.cancel()
     cancelled = {"method": full_name("WatchChanges"), "code": "CANCELLED"}
-    ended = until(address, lambda seen: (seen("watches"), seen("calls_total", **cancelled)) == (0, 1))
+    ended = wait_for_metrics(address, lambda seen: (seen("watches"), seen("calls_total", **cancelled)) == (0, 1))
     assert ended("call_seconds_count", method=full_name("WatchChanges")) == 0
 
 
 def test_metrics_report_readiness(measured_server: CaseloadServer) -> None:
-    until(measured_server.metrics_address, lambda seen: seen("ready") == 1)
+    wait_for_metrics(measured_server.metrics_address, lambda seen: seen("ready") == 1)
 
 
 def test_store_durations_are_reported_for_reads_and_writes(measured_server: CaseloadServer, api: ApiDriver) -> None:
@@ -83,10 +83,10 @@ def test_every_write_is_counted_in_a_commit(measured_server: CaseloadServer, api
 
 
 def test_metrics_describe_the_process(measured_server: CaseloadServer) -> None:
-    told = numbers(measured_server.metrics_address)
-    assert told("build_info", version=version("caseload-server")) == told("workers") == 1
-    assert time.time() - 2 * HUNG_SECONDS < told("start_time_seconds") <= time.time()
-    assert 20e6 < told("resident_memory_bytes") < 2e9
+    seen = numbers(measured_server.metrics_address)
+    assert seen("build_info", version=version("caseload-server")) == seen("workers") == 1
+    assert time.time() - 2 * HUNG_SECONDS < seen("start_time_seconds") <= time.time()
+    assert 20e6 < seen("resident_memory_bytes") < 2e9
 
 
 def test_a_caller_cannot_create_a_time_series(measured_server: CaseloadServer, api: ApiDriver) -> None:

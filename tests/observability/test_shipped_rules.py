@@ -44,7 +44,7 @@ def metrics_of(page: Numbers) -> set[Metric]:
 def exported(tmp_path_factory: pytest.TempPathFactory, postgres_databases: Databases) -> set[Metric]:
     """What servers on either database really show."""
     found: set[Metric] = set()
-    with postgres_databases.lend() as postgres_url:
+    with postgres_databases.acquire() as postgres_url:
         for database in (url(tmp_path_factory.mktemp("exported") / "caseload.db"), postgres_url):
             with serving(database, metrics_address="127.0.0.1:0") as server, ApiDriver(server.address) as api:
                 api.therapists("t1")

@@ -23,7 +23,7 @@ from google.api import field_behavior_pb2
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 
 from tests.api.client_calls import call
-from tests.api.sample_values import METHODS, Place, full, is_map, places
+from tests.api.sample_values import METHODS, FieldRef, field_refs, full, is_map
 from tests.security.server_fixture import serving
 from tests.support.api_driver import ApiDriver, full_name
 from tests.support.servers import Client, ServerProcess, refusal
@@ -138,8 +138,8 @@ def test_the_streams_of_one_connection_are_limited(server: CaseloadServer) -> No
     with Frames(server.address) as frames:
         kind, payload = frames.read()
     assert kind == SETTINGS
-    told = dict(struct.iter_unpack(">HI", payload))
-    assert Config.max_watches < told[MAX_CONCURRENT_STREAMS] <= Config.max_watches + 1000
+    server_settings = dict(struct.iter_unpack(">HI", payload))
+    assert Config.max_watches < server_settings[MAX_CONCURRENT_STREAMS] <= Config.max_watches + 1000
 
 
 def test_connections_are_limited_and_a_closed_one_frees_its_slot(tmp_path: Path) -> None:
@@ -216,33 +216,33 @@ def test_a_flood_of_pings_ends_the_connection(pinged: Frames) -> None:
 # --- every text and every list has a bound ---
 
 
-def is_unbounded_by_type(place: Place) -> bool:
-    return place.field.is_repeated or place.field.type == FieldDescriptor.TYPE_STRING or "mask" in place.field.name
+def is_unbounded_by_type(ref: FieldRef) -> bool:
+    return ref.field.is_repeated or ref.field.type == FieldDescriptor.TYPE_STRING or "mask" in ref.field.name
 
 
-def is_read(method: MethodDescriptor, place: Place) -> bool:
+def is_read(method: MethodDescriptor, ref: FieldRef) -> bool:
     """Whether the server looks at it: see test_contract for the rest."""
-    if place.behaves(field_behavior_pb2.OUTPUT_ONLY):
+    if ref.behaves(field_behavior_pb2.OUTPUT_ONLY):
         return False
-    in_place_of_the_id = place.behaves(field_behavior_pb2.IDENTIFIER) or place.path.endswith(".etag")
+    in_place_of_the_id = ref.behaves(field_behavior_pb2.IDENTIFIER) or ref.path.endswith(".etag")
     return not (method.name.startswith("Create") and in_place_of_the_id)
 
 
-def overfill(place: Place) -> None:
+def overfill(ref: FieldRef) -> None:
     """As much as a message may hold, in this one field."""
-    field, much = place.field, 900_000
+    field, much = ref.field, 900_000
     if field.name == "update_mask":
-        place.owner.update_mask.paths.extend(["display_name"] * 50_000)
+        ref.owner.update_mask.paths.extend(["display_name"] * 50_000)
     elif is_map(field):
-        getattr(place.owner, field.name).update({f"k{number}": "x" for number in range(50_000)})
+        getattr(ref.owner, field.name).update({f"k{number}": "x" for number in range(50_000)})
     elif field.is_repeated and field.message_type:
         for _ in range(50_000):
-            getattr(place.owner, field.name).add()
+            getattr(ref.owner, field.name).add()
     elif field.is_repeated:
         value = "p1" if field.type == FieldDescriptor.TYPE_STRING else 1
-        getattr(place.owner, field.name).extend([value] * 50_000)
+        getattr(ref.owner, field.name).extend([value] * 50_000)
     else:
-        setattr(place.owner, field.name, "x" * much)
+        setattr(ref.owner, field.name, "x" * much)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
@@ -250,12 +250,12 @@ def test_every_text_and_list_of_a_request_has_a_limit(client: Client, method: Me
     with ApiDriver(client.address) as api:
         api.therapists("t1", "t2")
         api.patients("p1")
-    count = len([place for place in places(full(method)) if is_unbounded_by_type(place) and is_read(method, place)])
+    count = len([ref for ref in field_refs(full(method)) if is_unbounded_by_type(ref) and is_read(method, ref)])
     assert count
     for index in range(count):
         whole = full(method)
-        place = [one for one in places(whole) if is_unbounded_by_type(one) and is_read(method, one)][index]
-        overfill(place)
+        ref = [one for one in field_refs(whole) if is_unbounded_by_type(one) and is_read(method, one)][index]
+        overfill(ref)
         if "allow_missing" in method.input_type.fields_by_name:
             whole.allow_missing = False
         with pytest.raises(grpc.RpcError) as caught:
@@ -265,7 +265,7 @@ def test_every_text_and_list_of_a_request_has_a_limit(client: Client, method: Me
             grpc.StatusCode.OUT_OF_RANGE,  # of a revision
             grpc.StatusCode.ABORTED,  # of an etag
             grpc.StatusCode.NOT_FOUND,
-        }, place.path
+        }, ref.path
 
 
 def test_2000_concurrent_calls_on_one_connection_are_all_answered(tmp_path: Path) -> None:

@@ -19,8 +19,17 @@ from google.rpc import code_pb2
 from grpc import StatusCode
 from structlog.testing import capture_logs
 
-from tests.api.client_calls import People, everything_said, refused
-from tests.api.error_scenarios import ALL, BROKEN_RULE, ONE, TABLE, assert_told, internal, internal_in_watch, reason_of
+from tests.api.client_calls import People, full_error_text, refused
+from tests.api.error_scenarios import (
+    ALL,
+    BROKEN_RULE,
+    ONE,
+    TABLE,
+    assert_error_matches,
+    internal,
+    internal_in_watch,
+    reason_of,
+)
 from tests.api.fault_injection import CANARY, FaultyServer, faulty_server
 from tests.security.server_fixture import await_writes
 from tests.support.servers import Client, ServerProcess, refusal
@@ -37,7 +46,7 @@ def faulty(database_url: str) -> Iterator[FaultyServer]:
 
 @pytest.mark.parametrize("way", TABLE)
 def test_a_rejected_call_carries_its_code_reason_and_details_but_no_value(faulty: FaultyServer, way: str) -> None:
-    assert_told(way, lambda: TABLE[way][0](faulty))
+    assert_error_matches(way, lambda: TABLE[way][0](faulty))
 
 
 def reasons_of_classes(root: type[errors.DomainError] = errors.DomainError) -> list[str]:
@@ -64,10 +73,10 @@ def test_every_reason_is_in_the_catalogue_under_its_code() -> None:
 def test_the_catalogue_documents_metadata_and_details_of_each_reason() -> None:
     said_of = comments_of_the_catalogue()
     for reason in CODES:
-        all_told = [told for way, told in ALL.items() if reason_of(way) == reason]
-        assert ("metadata" in said_of[reason].lower()) <= any(told.metadata for told in all_told), reason
-        carried = {detail for told in all_told for detail in told.details} - BROKEN_RULE  # which follows from the code
-        assert set(re.findall(r"google\.rpc\.(\w+)", said_of[reason])) == carried, reason
+        scenarios = [one for way, one in ALL.items() if reason_of(way) == reason]
+        assert ("metadata" in said_of[reason].lower()) <= any(one.metadata for one in scenarios), reason
+        carried = {detail for one in scenarios for detail in one.details} - BROKEN_RULE  # which follows from the code
+        assert set(re.findall(r"google\.rpc\.(\faulty+)", said_of[reason])) == carried, reason
 
 
 def test_a_not_found_error_names_the_resource(faulty: FaultyServer) -> None:
@@ -170,7 +179,7 @@ def test_a_server_process_logs_a_defect_on_one_line(tmp_path: Path) -> None:
     [line] = [json.loads(line) for line in log.splitlines() if error_id in line]
     assert line["type"] == "LookupError"
     assert re.fullmatch(r"<string>:\d+", line["place"])
-    assert CANARY not in log + everything_said(caught.value)
+    assert CANARY not in log + full_error_text(caught.value)
 
 
 def with_long_ids(faulty: FaultyServer, *, are_deleted: bool = False) -> list[str]:
@@ -185,23 +194,23 @@ def with_long_ids(faulty: FaultyServer, *, are_deleted: bool = False) -> list[st
 
 NAMING = {"PATIENT_NOT_FOUND", "PATIENT_DELETED", "ASSIGNMENT_NOT_FOUND"}
 MANY: dict[str, Callable[[FaultyServer], object]] = {
-    "missing ids": lambda w: w.patients.call("BatchGet", ids=[f"{n:03}" + "x" * 60 for n in range(100)]),
-    "malformed ids": lambda w: w.therapists.call("BatchGet", ids=["X" * 63] * 100),
-    "annotations": lambda w: w.therapists.create(
+    "missing ids": lambda s: s.patients.call("BatchGet", ids=[f"{n:03}" + "x" * 60 for n in range(100)]),
+    "malformed ids": lambda s: s.therapists.call("BatchGet", ids=["X" * 63] * 100),
+    "annotations": lambda s: s.therapists.create(
         "X", annotations={f"{n}\x00" + "k" * 80: "\x00" * 2000 for n in range(32)}
     ),
-    "identifiers": lambda w: w.therapists.create(
+    "identifiers": lambda s: s.therapists.create(
         "X", identifiers=[{"system": "http://hl7.org/fhir/sid/us-npi", "value": "1234567890"}] * 20
     ),
-    "mask": lambda w: w.therapists.update("t1", *["x" * 500] * 100, display_name="A"),
-    "patients to transfer": lambda w: w.api.transfer("t1", "t2", *[f"{n:04}" + "x" * 59 for n in range(1000)]),
-    "malformed patients to transfer": lambda w: w.api.transfer("t1", "t2", *["X" * 63] * 1000),
-    "pairs": lambda w: w.api.checked(*[("X" * 63, "")] * 100),
-    "mask of a correction": lambda w: w.api.correct(ONE, *["x" * 500] * 100, focus="X"),
-    "roles": lambda w: w.api.listed(roles=[2**31 - 1] * 100, states=[-1] * 100, therapist_id="X"),
-    "deleted patients": lambda w: w.api.transfer("t1", "t2", *with_long_ids(w, are_deleted=True)),
-    "patients of others": lambda w: w.api.transfer("t1", "t2", *with_long_ids(w)),
-    "statuses": lambda w: w.therapists.call("List", filter={"statuses": [2**31 - 1] * 100, "specialties": ["X"] * 20}),
+    "mask": lambda s: s.therapists.update("t1", *["x" * 500] * 100, display_name="A"),
+    "patients to transfer": lambda s: s.api.transfer("t1", "t2", *[f"{n:04}" + "x" * 59 for n in range(1000)]),
+    "malformed patients to transfer": lambda s: s.api.transfer("t1", "t2", *["X" * 63] * 1000),
+    "pairs": lambda s: s.api.checked(*[("X" * 63, "")] * 100),
+    "mask of a correction": lambda s: s.api.correct(ONE, *["x" * 500] * 100, focus="X"),
+    "roles": lambda s: s.api.listed(roles=[2**31 - 1] * 100, states=[-1] * 100, therapist_id="X"),
+    "deleted patients": lambda s: s.api.transfer("t1", "t2", *with_long_ids(s, are_deleted=True)),
+    "patients of others": lambda s: s.api.transfer("t1", "t2", *with_long_ids(s)),
+    "statuses": lambda s: s.therapists.call("List", filter={"statuses": [2**31 - 1] * 100, "specialties": ["X"] * 20}),
 }
 
 

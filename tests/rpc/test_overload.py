@@ -22,7 +22,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.conftest import serving
 from tests.hostile import http2_frames
-from tests.observability.metrics_client import until
+from tests.observability.metrics_client import wait_for_metrics
 from tests.security.server_fixture import LogReader
 from tests.support.api_driver import ApiDriver, full_name, refused, request
 from tests.support.servers import refusal
@@ -69,7 +69,7 @@ def creating(api: ApiDriver, patient_id: str) -> Any:
 def await_writes(server: CaseloadServer, running: int, waiting: int = 0) -> None:
     """Until so many have a thread, and so many wait for one."""
     now = {"in_flight": running, "waiting": waiting}
-    until(server.metrics_address, lambda seen: all(seen(name, pool="write") == now[name] for name in now))
+    wait_for_metrics(server.metrics_address, lambda seen: all(seen(name, pool="write") == now[name] for name in now))
 
 
 def answered(calls: list[Any]) -> list[str]:
@@ -155,7 +155,7 @@ def test_reads_are_answered_while_writes_occupy_every_write_thread(database_url:
         api.therapists("t1")
         with holding_the_lock(database_url):
             writes = [creating(api, f"p{number}") for number in range(10)]
-            until(server.metrics_address, lambda seen: seen("in_flight", pool="write") == 2)
+            wait_for_metrics(server.metrics_address, lambda seen: seen("in_flight", pool="write") == 2)
             assert api.send("GetTherapist", therapist_id="t1").therapist.therapist_id == "t1"
         answered(writes)
 
@@ -168,10 +168,10 @@ def test_metrics_report_running_and_queued_calls(database_url: str) -> None:
         address = server.metrics_address
         with holding_the_lock(database_url):
             writes = [creating(api, f"p{number}") for number in range(5)]
-            held = until(address, lambda seen: seen("waiting", pool="write") == 3)
+            held = wait_for_metrics(address, lambda seen: seen("waiting", pool="write") == 3)
             assert (held("in_flight", pool="write"), held("in_flight", pool="read")) == (2, 0)
         answered(writes)
-        until(address, lambda seen: seen("waiting") == seen("in_flight") == 0)
+        wait_for_metrics(address, lambda seen: seen("waiting") == seen("in_flight") == 0)
 
 
 def test_health_and_readiness_are_answered_while_calls_are_shed(database_url: str) -> None:
@@ -273,7 +273,7 @@ def test_a_shed_call_is_in_the_access_log(database_url: str, tmp_path: Path) -> 
         calls = [creating(api, "p0")]
         await_writes(server, 1)
         calls += [creating(api, f"p{number}") for number in (1, 2)]
-        until(server.metrics_address, lambda seen: seen("refusals_total", reason="OVERLOADED") >= 1)
+        wait_for_metrics(server.metrics_address, lambda seen: seen("refusals_total", reason="OVERLOADED") >= 1)
         line = eventually(log.lines)[-1]
         assert (line["code"], line["reason"]) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
         assert (line["method"], line["caller"]) == (full_name("CreatePatient"), "")
@@ -314,7 +314,7 @@ def test_clients_retry_after_the_delay_of_the_server(
             calls.append(creating(api, "p1"))
             await_writes(server, 1, waiting=1)
             calls.append(create.CreatePatient.future(order, timeout=HUNG_SECONDS))
-            until(server.metrics_address, lambda seen: seen("refusals_total", reason="OVERLOADED") >= 1)
+            wait_for_metrics(server.metrics_address, lambda seen: seen("refusals_total", reason="OVERLOADED") >= 1)
         assert answered(calls) == ["OK"] * 3
 
 

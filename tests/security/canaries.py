@@ -14,8 +14,8 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from tests.api.client_calls import everything_said
-from tests.api.sample_values import METHODS, full, is_map, places
+from tests.api.client_calls import full_error_text
+from tests.api.sample_values import METHODS, field_refs, full, is_map
 from tests.support.api_driver import full_name, request
 
 CANARY: Final = "Canary-Zq9"
@@ -51,19 +51,19 @@ def requests(method: MethodDescriptor) -> Iterator[bytes]:
     if method.name in {"ListTherapists", "ListPatients"}:
         yield type(filled)(page_size=1, filter={"name_prefix": CANARY}).SerializeToString()
     yield b"\x0a\x7f" + CANARY.encode()
-    for index, place in enumerate(list(places(filled))):
-        if place.field.type == FieldDescriptor.TYPE_STRING or is_map(place.field):
+    for index, ref in enumerate(list(field_refs(filled))):
+        if ref.field.type == FieldDescriptor.TYPE_STRING or is_map(ref.field):
             for text in MALFORMED:
                 changed = _copy(filled)
-                _put(list(places(changed))[index], text)
+                _put(list(field_refs(changed))[index], text)
                 yield changed.SerializeToString()
 
 
 def _fill(message: Any) -> None:
-    for place in list(places(message)):
-        if place.field.name in WELL_FORMED:
-            place.owner.ClearField(place.field.name)
-            place.owner.MergeFrom(type(place.owner)(**{place.field.name: WELL_FORMED[place.field.name]}))
+    for ref in list(field_refs(message)):
+        if ref.field.name in WELL_FORMED:
+            ref.owner.ClearField(ref.field.name)
+            ref.owner.MergeFrom(type(ref.owner)(**{ref.field.name: WELL_FORMED[ref.field.name]}))
 
 
 def _copy(message: Message) -> Any:
@@ -82,11 +82,11 @@ def _changed(message: Message, values: dict[str, Any]) -> Any:
     return copy
 
 
-def _put(place: Any, text: str) -> None:
-    if is_map(place.field):
-        getattr(place.owner, place.field.name).update({text: text})
+def _put(ref: Any, text: str) -> None:
+    if is_map(ref.field):
+        getattr(ref.owner, ref.field.name).update({text: text})
     else:
-        place.put(text)
+        ref.put(text)
 
 
 class Caller:
@@ -94,7 +94,7 @@ class Caller:
 
     def __init__(self, address: str) -> None:
         self.channel = grpc.insecure_channel(address)
-        self.told: dict[str, list[str]] = {}
+        self.outputs: dict[str, list[str]] = {}
 
     def prepare(self) -> None:
         """People with private data in every field, one assigned to the other; as far as planted defects let it."""
@@ -122,7 +122,7 @@ class Caller:
             reflection_pb2.ServerReflectionRequest(file_containing_symbol="caseload.v1.Patient"),
         ]
         for answer in reflection(self.channel).ServerReflectionInfo(iter(asked), timeout=20):
-            self._hear("reflection", answer.SerializeToString().decode("latin-1"))
+            self._record("reflection", answer.SerializeToString().decode("latin-1"))
 
     def _call(self, method: MethodDescriptor, data: bytes) -> None:
         name = full_name(method.name)
@@ -135,13 +135,13 @@ class Caller:
             else:
                 answer, call = make(name).with_call(data, timeout=20)
         except grpc.RpcError as error:
-            self._hear("refusal", everything_said(error))
+            self._record("refusal", full_error_text(error))
         else:
-            self._hear("answer", without_records(GetMessageClass(method.output_type).FromString(answer)))
-            self._hear("metadata", str([*call.initial_metadata(), *call.trailing_metadata()]))
+            self._record("answer", without_records(GetMessageClass(method.output_type).FromString(answer)))
+            self._record("metadata", str([*call.initial_metadata(), *call.trailing_metadata()]))
 
-    def _hear(self, where: str, text: str) -> None:
-        self.told.setdefault(where, []).append(text)
+    def _record(self, where: str, text: str) -> None:
+        self.outputs.setdefault(where, []).append(text)
 
     def close(self) -> None:
         self.channel.close()

@@ -147,8 +147,8 @@ def outputs(
     caller.close()
     metrics = page(server.metrics_address)
     printed = capfd.readouterr()
-    told = {name: "\n".join(texts) for name, texts in caller.told.items()}
-    yield {**told, "stdout": printed.out, "stderr": printed.err, "library": caplog.text, "metrics": metrics}
+    collected = {name: "\n".join(texts) for name, texts in caller.outputs.items()}
+    yield {**collected, "stdout": printed.out, "stderr": printed.err, "library": caplog.text, "metrics": metrics}
     monkeypatch.undo()
 
 
@@ -202,7 +202,7 @@ def test_a_server_process_exposes_no_private_values(tmp_path: Path) -> None:
         files = " ".join(path.name for path in folder.iterdir())
         _, log = process.stop()
     outputs = {"arguments": shown, "files": files, "log": log, "access log": access.read_text(), "metrics": metrics}
-    assert found({**outputs, **{name: "\n".join(texts) for name, texts in caller.told.items()}}) == []
+    assert found({**outputs, **{name: "\n".join(texts) for name, texts in caller.outputs.items()}}) == []
     assert sum(json.loads(line)["event"] == "call failed" for line in log.splitlines()) > 10
     assert 'caseload_log_events_total{level="error"}' in metrics
     assert "caseload.db" in files

@@ -51,7 +51,7 @@ class Both(NamedTuple):
 
 @pytest.fixture(scope="module")
 def both(postgres_databases: Databases) -> Iterator[Both]:
-    with sqlite_file() as file, postgres_databases.lend() as url:
+    with sqlite_file() as file, postgres_databases.acquire() as url:
         both = Both(*(open_store(Config(database=one), Clock(1_700_000_000_000_000)) for one in (file, url)))
         for store in both:
             for number, name in enumerate(NAMES):

@@ -64,8 +64,8 @@ def programs() -> Path:
 @cache
 def _version(folder: Path) -> int:
     """The major version, of a line such as `postgres (PostgreSQL) 15.13 (Debian 15.13-0+deb12u1)`."""
-    told = subprocess.run([folder / "postgres", "--version"], capture_output=True, text=True, check=True, timeout=10)
-    return int(re.split(r"\D+", told.stdout.partition(") ")[2])[0])
+    output = subprocess.run([folder / "postgres", "--version"], capture_output=True, text=True, check=True, timeout=10)
+    return int(re.split(r"\D+", output.stdout.partition(") ")[2])[0])
 
 
 def _candidates() -> Iterator[Path]:
@@ -73,8 +73,8 @@ def _candidates() -> Iterator[Path]:
         yield Path(on_path)
     yield from sorted(DEBIAN.glob("*/bin/initdb"), key=lambda initdb: int(initdb.parts[-3]), reverse=True)
     if shutil.which("pg_config"):
-        told = subprocess.run(["pg_config", "--bindir"], capture_output=True, text=True, check=True, timeout=10)
-        yield Path(told.stdout.strip(), "initdb")
+        output = subprocess.run(["pg_config", "--bindir"], capture_output=True, text=True, check=True, timeout=10)
+        yield Path(output.stdout.strip(), "initdb")
 
 
 class Server:
@@ -197,7 +197,7 @@ class Cluster(Server):
             self._ended()
 
     def kill(self) -> None:
-        """SIGKILL to all of it, each backend too: nothing is written any more, and nobody is told."""
+        """SIGKILL to all of it, each backend too: nothing is written any more, and nobody is output."""
         if self._process:
             self._process.send_signal(signal.SIGSTOP)  # or it would begin another child for each one lost
             children = [os.pidfd_open(child) for child in self.children()]

@@ -1,7 +1,7 @@
 """Empty migrated databases, a new one for each test in a few milliseconds.
 
 To delete what a test wrote takes a fraction of the time of a new database, or of TRUNCATE, which makes new files for
-every table and index. So a database is emptied and lent again.
+every table and index. So a database is emptied and uses again.
 """
 
 import os
@@ -16,24 +16,24 @@ import psycopg
 
 from tests.support.postgres.cluster import Server
 
-_TIMES = 50
-"""How often one is lent: rows that were deleted still take room."""
-_LEAVING_SECONDS = 0.5
+_MAX_USES = 50
+"""How often one is uses: rows that were deleted still take room."""
+_DISCONNECT_SECONDS = 0.5
 
 _TABLES = "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
-_OTHERS = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+_OTHER_CONNECTIONS = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 _SCHEMA = """
 SELECT (SELECT count(*) FROM pg_class), (SELECT count(*) FROM pg_attribute), (SELECT count(*) FROM pg_constraint),
     (SELECT count(*) FROM pg_trigger), (SELECT count(*) FROM pg_proc)
 """
 
 
-class _Kept(NamedTuple):
+class _PooledDatabase(NamedTuple):
     """A database, and the connection that empties it."""
 
     name: str
     connection: "psycopg.Connection[tuple[Any, ...]]"
-    lent: int = 0
+    uses: int = 0
 
 
 class Databases:
@@ -44,8 +44,8 @@ class Databases:
         self._server = server
         self._prepare = prepare
         self._prefix = f"caseload_test_{os.getpid()}_{secrets.token_hex(4)}"
-        self._made = 0
-        self._free: list[_Kept] = []
+        self._created_count = 0
+        self._free: list[_PooledDatabase] = []
 
     def __enter__(self) -> Self:
         self._template = f"{self._prefix}_template"
@@ -69,40 +69,40 @@ class Databases:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for kept in self._free:
-            self._drop(kept)
+        for pooled in self._free:
+            self._drop(pooled)
         self._server.drop_database(self._template)
 
     @contextmanager
-    def lend(self) -> Iterator[str]:
+    def acquire(self) -> Iterator[str]:
         """The URL of an empty migrated database, with a store id and a secret of its own.
 
-        It is erased instead of lent again where someone is still connected to it or its schema was changed.
+        It is erased instead of uses again where someone is still connected to it or its schema was changed.
         """
-        kept = self._free.pop() if self._free else self._another()
+        pooled = self._free.pop() if self._free else self._create()
         try:
-            yield self._server.url(kept.name)
+            yield self._server.url(pooled.name)
         finally:
             emptied = False
             with suppress(psycopg.Error):  # such as a connection that a test has ended
-                emptied = kept.lent < _TIMES and self._emptied(kept.connection)
+                emptied = pooled.uses < _MAX_USES and self._try_empty(pooled.connection)
             if emptied:
-                self._free.append(kept._replace(lent=kept.lent + 1))
+                self._free.append(pooled._replace(uses=pooled.uses + 1))
             else:
-                self._drop(kept)
+                self._drop(pooled)
 
-    def _another(self) -> _Kept:
-        self._made += 1
-        name = f"{self._prefix}_{self._made}"
+    def _create(self) -> _PooledDatabase:
+        self._created_count += 1
+        name = f"{self._prefix}_{self._created_count}"
         self._server.create_database(name, self._template)
-        kept = _Kept(name, self._server.connect(name))
-        assert self._emptied(kept.connection)
-        return kept
+        pooled = _PooledDatabase(name, self._server.connect(name))
+        assert self._try_empty(pooled.connection)
+        return pooled
 
-    def _emptied(self, connection: "psycopg.Connection[tuple[Any, ...]]") -> bool:
+    def _try_empty(self, connection: "psycopg.Connection[tuple[Any, ...]]") -> bool:
         """Empties it, unless someone could write to it afterwards, or it is not what it was."""
-        deadline = time.monotonic() + _LEAVING_SECONDS
-        while connection.execute(_OTHERS).fetchall():  # it takes a moment until a connection that was closed is gone
+        deadline = time.monotonic() + _DISCONNECT_SECONDS
+        while connection.execute(_OTHER_CONNECTIONS).fetchall():  # a closed connection disappears after a moment
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.001)
@@ -110,6 +110,6 @@ class Databases:
             return False
         return connection.execute(self._empty, (secrets.token_hex(6), secrets.token_bytes(32))).rowcount == 1
 
-    def _drop(self, kept: _Kept) -> None:
-        kept.connection.close()
-        self._server.drop_database(kept.name)
+    def _drop(self, pooled: _PooledDatabase) -> None:
+        pooled.connection.close()
+        self._server.drop_database(pooled.name)

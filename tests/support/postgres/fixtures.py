@@ -31,7 +31,7 @@ def postgres_databases(postgres: Server) -> Iterator[Databases]:
 @pytest.fixture
 def postgres_url(postgres_databases: Databases) -> Iterator[str]:
     """An empty migrated database of the test's own."""
-    with postgres_databases.lend() as url:
+    with postgres_databases.acquire() as url:
         yield url
 
 

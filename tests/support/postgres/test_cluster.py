@@ -115,7 +115,7 @@ def test_a_promoted_standby_has_every_acknowledged_commit() -> None:
 def test_every_database_is_empty_and_a_store_of_its_own(databases: Databases) -> None:
     stores = set()
     for _ in range(3):
-        with databases.lend() as url, databases.lend() as other:
+        with databases.acquire() as url, databases.acquire() as other:
             assert url != other
             for one in (url, other):
                 assert rows(one) == (0, 0)
@@ -127,9 +127,9 @@ def test_every_database_is_empty_and_a_store_of_its_own(databases: Databases) ->
 
 
 def test_a_database_with_an_open_connection_is_not_reused(databases: Databases) -> None:
-    with databases.lend() as url:
+    with databases.acquire() as url:
         stays = psycopg.connect(url)
-    with databases.lend() as next_url:
+    with databases.acquire() as next_url:
         assert next_url != url
     with pytest.raises(psycopg.OperationalError):
         stays.execute("SELECT 1")
@@ -137,9 +137,9 @@ def test_a_database_with_an_open_connection_is_not_reused(databases: Databases) 
 
 
 def test_a_database_with_a_changed_schema_is_not_reused(databases: Databases) -> None:
-    with databases.lend() as url, psycopg.connect(url) as connection:
+    with databases.acquire() as url, psycopg.connect(url) as connection:
         connection.execute("ALTER TABLE child ADD COLUMN another INT")
-    with databases.lend() as next_url:
+    with databases.acquire() as next_url:
         assert next_url != url
 
 
