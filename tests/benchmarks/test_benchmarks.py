@@ -1,4 +1,4 @@
-"""The benchmarks are part of the checkout, and of no wheel: they are imported where they are used."""
+"""The benchmarks are part of the checkout but of no wheel, so tests import them locally."""
 
 import os
 import re
@@ -64,7 +64,7 @@ def test_rejected_calls_fail_the_measurement(tmp_path: Path) -> None:
     from benchmarks import servers
     from benchmarks.load import Call, Callers, Load, LoadFailed
 
-    missing = Call(GET, pb.GetTherapistRequest(therapist_id="nobody").SerializeToString(), always_same=True)
+    missing = Call(GET, pb.GetTherapistRequest(therapist_id="missing").SerializeToString(), always_same=True)
     core = max(os.sched_getaffinity(0))
     with servers.caseload(core, tmp_path / "caseload.db") as server:
         refused = Load(server, missing, Callers(connections=2, each=2), core)

@@ -1,4 +1,4 @@
-"""A failover loses nothing that was acknowledged, on real servers. `make failover` also stops the standby instead."""
+"""A failover loses no acknowledged write, on real servers. `make failover` also stops the standby."""
 
 import re
 import subprocess
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def failover(*arguments: str) -> tuple[int, dict[str, str]]:
-    """Its exit code and its table."""
+    """Runs the benchmark. Returns its exit code and its table."""
     try:
         programs()
     except NoPostgres as error:
@@ -27,7 +27,7 @@ def failover(*arguments: str) -> tuple[int, dict[str, str]]:
 
 
 def test_killing_the_primary_loses_no_acknowledged_write() -> None:
-    """How long the gap lasts, `make failover` holds to what is promised: here other tests run besides."""
+    """`make failover` checks the length of the gap; here other tests share the machine."""
     _, table = failover()
     assert int(table["acknowledged"]) > 0
     assert (table["lost"], table["written twice"]) == ("0", "0")

@@ -1,4 +1,4 @@
-"""Writers that remember what the server acknowledged, and the search for what it lost."""
+"""Writers that record acknowledged writes, and the search for lost ones."""
 
 import itertools
 import threading
@@ -21,7 +21,7 @@ CREATED, ASSIGNED, RENAMED, UNASSIGNED = range(1, 5)
 """The writes made for each patient, in this order; 0 is none."""
 
 FOR_A_MOMENT = frozenset({"OVERLOADED", "STORE_BUSY", "STORE_UNAVAILABLE", "OUTCOME_UNKNOWN"})
-"""Reasons to refuse a write now and not a second later; the server keeps its promises all the same."""
+"""Reasons for a temporary rejection; the server's guarantees still hold."""
 
 _CUT = grpc.StatusCode.UNAVAILABLE.name
 _NEW_NAME = "Renamed Patient"
@@ -29,17 +29,17 @@ _ACTIVE, _ENDED = resources_pb2.Assignment.STATE_ACTIVE, resources_pb2.Assignmen
 
 
 class Writers:
-    """BoundedExecutor that write as fast as the server answers, until it goes away; on until the with block ends."""
+    """Threads that write as fast as the server answers, until it stops or the with block ends."""
 
     def __init__(self, address: str, name: str, threads: int = 8, *, persistent: bool = False) -> None:
-        """Args: name, part of every id, so that later writers do not meet these; persistent, goes on with another
-        patient over a new connection where one was cut, until the with block ends. All go on with another patient
-        where a write was refused for a moment."""
+        """Args: name, part of every id, so that ids of later writers differ; persistent, continues with another
+        patient over a new connection after a disconnect, until the with block ends. All continue with another patient
+        after a temporary rejection."""
         self._address = address
         self._goes_on, self._is_over = persistent, False
         self.refused_for_a_moment = 0
         self.refused: set[str] = set()
-        """What else than that, and than a cut connection, ended a call."""
+        """Other errors, except disconnects."""
         self._acknowledged: list[dict[str, int]] = [{} for _ in range(threads)]
         self._threads = [
             threading.Thread(target=self._write, args=(f"{name}-{number}", acknowledged))
@@ -63,11 +63,11 @@ class Writers:
         return {patient_id: write for each in self._acknowledged for patient_id, write in list(each.items())}
 
     def wait_for(self, patients: int) -> None:
-        """Until each thread has done all writes for so many patients."""
+        """Waits until each thread has done all writes for the given number of patients."""
         self._wait_until(lambda: all(list(one.values()).count(UNASSIGNED) >= patients for one in self._acknowledged))
 
     def wait_for_more(self, patients: int) -> None:
-        """Until all threads together have begun with so many more."""
+        """Waits until all threads together have started the given number of further patients."""
         enough = len(self.acknowledged) + patients
         self._wait_until(lambda: len(self.acknowledged) >= enough)
 
@@ -95,14 +95,14 @@ class Writers:
 
 
 def reason_of(error: grpc.RpcError) -> str:
-    """The server's; the code where there is none, as where a connection was cut."""
+    """The server's reason, or the status code without one, as after a disconnect."""
     if rpc_status.from_call(error) is not None:  # type: ignore[arg-type]  # it is a grpc.Call too
         return refusal(error).reason
     return error.code().name
 
 
 def at_last(call: Callable[[], T]) -> T:
-    """What a call answers, which is made again where it was refused for a moment."""
+    """The result of a call, repeated after temporary rejections."""
 
     def answers() -> list[T]:
         try:
@@ -146,7 +146,7 @@ def _write_patient(client: Client, therapist_id: str, patient_id: str, acknowled
 
 
 def stored(client: Client) -> dict[str, int]:
-    """The last write of each patient that the server has, by id."""
+    """The last stored write of each patient, by id."""
     writes = {patient.patient_id: CREATED for patient in _patients(client)}
     everyone = therapist_service_pb2.ListTherapistsRequest(page_size=1000)
     for therapist in client.therapists.ListTherapists(everyone, timeout=HUNG_SECONDS).therapists:
@@ -189,12 +189,12 @@ def lost(acknowledged: dict[str, int], stored: dict[str, int]) -> list[str]:
 
 
 def invented(acknowledged: dict[str, int], stored: dict[str, int]) -> list[str]:
-    """The patients with a stored write that was not even begun: each writer has one write under way."""
+    """The patients with a stored write that was never sent. Each writer has one write in flight."""
     return [patient_id for patient_id, write in stored.items() if acknowledged.get(patient_id, 0) + 1 < write]
 
 
 def write_until_killed(url: str, name: str, command: Sequence[str] = CASELOAD) -> dict[str, int]:
-    """Returns the last acknowledged write of each patient."""
+    """Writes until a kill. Returns the last acknowledged write of each patient."""
     with ServerProcess(url, command=command) as server, Writers(server.address, name) as writers:
         writers.wait_for(patients=10)
         server.kill()
@@ -202,7 +202,7 @@ def write_until_killed(url: str, name: str, command: Sequence[str] = CASELOAD) -
 
 
 def stored_after_restart(url: str) -> dict[str, int]:
-    """What a server on the database has, once it has started and stopped again."""
+    """The last stored write of each patient, read by starting and stopping a server."""
     with ServerProcess(url) as server:
         client = Client(server.address)
         found = stored(client)

@@ -1,4 +1,4 @@
-"""Runs `caseload` to its end, and looks at what it left behind."""
+"""Runs `caseload` to its end, and inspects the files that it left."""
 
 import hashlib
 import os
@@ -15,9 +15,9 @@ CASELOAD = (sys.executable, "-m", "caseload_server")
 SERVE = ("serve", "--address", "127.0.0.1:0", "--drain-seconds", "0")
 DRY_RUN = ("migrate", "--dry-run")
 SECRET = "do-not-repeat-me"
-"""What no line may say."""
+"""A secret that no line may contain."""
 STEPS = sorted(path.stem for path in (Path(backends.__file__).parent / "sqlite" / "migrations").glob("*.sql"))
-"""The steps of the schema as `migrate` lists them, the same for both databases."""
+"""The migrations as `migrate` lists them, the same for both databases."""
 MODE_OBEYING = (sys.executable, str(Path(__file__).with_name("unprivileged_command.py")))
 
 
@@ -28,7 +28,7 @@ def url(path: Path) -> str:
 def caseload(
     folder: Path, *arguments: str, command: Sequence[str] = CASELOAD, **variables: str
 ) -> "subprocess.CompletedProcess[str]":
-    """Runs it in the folder, with no CASELOAD_ variables but these."""
+    """Runs the command in the folder, with only these CASELOAD_ variables."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CASELOAD_")} | variables
     return subprocess.run(
         [*command, *arguments],
@@ -43,7 +43,7 @@ def caseload(
 
 
 def contents(folder: Path) -> dict[str, tuple[int, str]]:
-    """Every file below with its mode and, where it can be read, a hash of what is in it."""
+    """Every file below the folder with its mode and, if readable, a hash of its content."""
     return {str(path.relative_to(folder)): (path.stat().st_mode, _digest(path)) for path in folder.rglob("*")}
 
 
@@ -52,7 +52,7 @@ def _digest(path: Path) -> str:
 
 
 def refusal(folder: Path, *arguments: str, command: Sequence[str] = CASELOAD, **variables: str) -> str:
-    """The one line of a start that fails as every bad start must."""
+    """Asserts that the start fails like every bad start. Returns its one line."""
     before = contents(folder)
     ended = caseload(folder, *arguments, command=command, **variables)
     assert contents(folder) == before

@@ -1,7 +1,7 @@
 import pytest
 
 HUNG_TEST_SECONDS = 600
-"""These tests start many processes, each of which has its turn on a busy machine: only one that hangs takes so long."""
+"""Seconds after which a test counts as hung: these tests start many processes, slow on a busy machine."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,4 +1,4 @@
-"""`caseload` with workers that begin only once they are told to stop, while the file CASELOAD_TEST_HOLD exists."""
+"""`caseload` with workers that start only after SIGTERM, while the file CASELOAD_TEST_HOLD exists."""
 
 import os
 import signal
@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 _HOLD_SECONDS = 300
-"""Only so that no process stays behind where a test fails."""
+"""A bound, so that no process is left behind when a test fails."""
 
 if "_CASELOAD_WORKER" in os.environ and Path(os.environ["CASELOAD_TEST_HOLD"]).exists():
     give_up = time.monotonic() + _HOLD_SECONDS

@@ -1,4 +1,4 @@
-"""`caseload`, with writes that wait for the database's lock as long as a test holds it."""
+"""`caseload`, with writes that wait for the database's lock without a limit."""
 
 from caseload_server.store.backends.postgres import connection as postgres
 from caseload_server.store.backends.sqlite import database as sqlite

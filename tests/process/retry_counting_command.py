@@ -13,7 +13,7 @@ plain = grpc.server
 
 
 class Counting(grpc.ServerInterceptor):
-    """Looks at what the caller's gRPC library sends along."""
+    """Reads the retry metadata that the caller's gRPC library sends."""
 
     def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
         if any(name == "grpc-previous-rpc-attempts" for name, _ in handler_call_details.invocation_metadata):

@@ -1,7 +1,7 @@
-"""Restarts and crashes under load, as an application with the shipped client sees them.
+"""Restarts and crashes under load, seen by an application with the shipped client.
 
 python -m tests.process.rolling_restart      two instances on PostgreSQL, stopped and started in turn; killed in turn;
-    --calls N                           and one on SQLite that is restarted ten times; so many calls each
+    --calls N                           and one on SQLite that is restarted ten times; N calls each
 
 Prints a line of each. Exit code 1 where a promise was not kept: a call failed, a write was lost or done twice, or one
 took more than a second and outlasted the restart; 2 without PostgreSQL.
@@ -35,41 +35,41 @@ from tests.support.servers import ServerProcess
 
 CALLERS = 32
 LEAST_RESTARTS = 2
-"""Calls go on until there were so many."""
+"""How many calls are made at least."""
 PAUSE_SECONDS = 0.5
-"""Between a restart and the next."""
+"""Seconds between two restarts."""
 STALL_SECONDS = 1.0
-"""Promised: no call takes longer while one instance is restarted."""
+"""The guarantee: no call takes longer while one instance restarts, in seconds."""
 SPARE_SECONDS = 0.5
-"""By which a call may outlast the restart itself."""
+"""Seconds by which a call may outlast the restart."""
 COUNTING = (sys.executable, str(Path(__file__).with_name("retry_counting_command.py")))
 
 
 @dataclass
 class Report:
-    """What the application saw, and what there is in the database."""
+    """What the application saw, and what the database holds."""
 
     calls: int = 0
     failed: list[str] = field(default_factory=list)
     longest: float = 0.0
-    """Seconds that a call took, with its retries."""
+    """Seconds of each call, including retries."""
     retries: int = 0
-    """Attempts that reached a server and were not a call's first."""
+    """Retries that reached a server."""
     restarts: int = 0
     longest_restart: float = 0.0
-    """Seconds from the signal to the line that says that it serves."""
+    """Seconds from the signal to the ready line."""
     acknowledged: list[str] = field(default_factory=list)
-    """The revisions that writes were answered with."""
+    """The revisions returned by writes."""
     written: list[str] = field(default_factory=list)
     """The revisions in the log."""
 
     @property
     def stalled(self) -> bool:
-        """Whether a call took longer than promised, and not because the restart itself did, on a loaded machine."""
+        """Whether a call took longer than guaranteed, beyond a restart that was slow on a loaded machine."""
         return self.longest > max(STALL_SECONDS, self.longest_restart + SPARE_SECONDS)
 
     def faults(self) -> Iterator[str]:
-        """What is not as it should be."""
+        """The broken guarantees."""
         if self.failed:
             yield f"{len(self.failed)} calls failed, the first with {self.failed[0]}"
         if sorted(self.acknowledged) != sorted(self.written):
@@ -85,10 +85,10 @@ class Report:
 
 
 class Instance:
-    """A server on a port of its own, that is started there again."""
+    """A server that restarts on the same port."""
 
     def __init__(self, database: str, folder: Path, *arguments: str) -> None:
-        """Args: folder, where retries are counted; arguments, of `caseload serve`."""
+        """Args: folder, for the count of retries; arguments, of `caseload serve`."""
         self._count = {"CASELOAD_TEST_RETRIES": str(folder / "retries")}
         self._database, self._arguments = database, arguments
         self.server = self._started()
@@ -108,12 +108,12 @@ class Instance:
         self.server = self._started("--address", self.address)
 
     def end(self) -> None:
-        """As a kill -9 does."""
+        """Ends the server with kill -9."""
         self.server.__exit__(None, None, None)
 
 
 class Callers:
-    """Reads and writes in turn, each caller on a patient of its own, until there were so many calls."""
+    """Callers that alternate reads and writes, each on its own patient, for the given number of calls."""
 
     def __init__(self, caseload: Caseload, report: Report, calls: int) -> None:
         self._caseload = caseload
@@ -127,7 +127,7 @@ class Callers:
             thread.start()
 
     def disturbed_enough(self) -> None:
-        """Until this is called they go on, also after so many calls."""
+        """Allows the callers to stop; until then they continue beyond the given number of calls."""
         self._enough.set()
 
     def are_calling(self) -> bool:
@@ -137,7 +137,7 @@ class Callers:
         for thread in self._threads:
             thread.join(300)
             assert not thread.is_alive(), "calls do not end"
-        self._report.calls = next(self._begun) - CALLERS  # each thread counted once more, and ended
+        self._report.calls = next(self._begun) - CALLERS  # each thread counted one call too many before it ended
 
     def _call_on(self, therapist_id: str) -> None:
         patient_id = ""
@@ -195,12 +195,12 @@ def _unassign(caseload: Caseload, therapist_id: str, patient_id: str) -> patient
 
 ROUND: list[Callable[[Caseload, str, str], Any]] = [_create, _get, _assign, _check, _rename, _list, _unassign, _get]
 WRITES = (_create, _assign, _rename, _unassign)
-"""Each changes something, so each is one change set."""
+"""Calls that change something, so each is one change set."""
 
 
 @contextmanager
 def running(database: str, count: int, *arguments: str) -> Iterator[tuple[list[Instance], Report]]:
-    """So many instances, and a report that is whole after the with block."""
+    """Starts count instances, and yields a report that is complete after the with block."""
     report = Report()
     with TemporaryDirectory() as folder, ExitStack() as stack:
         instances = []
@@ -215,7 +215,7 @@ def running(database: str, count: int, *arguments: str) -> Iterator[tuple[list[I
 def under_load(
     instances: list[Instance], report: Report, calls: int, disturb: Callable[[Instance], None], most: int | None = None
 ) -> None:
-    """Calls, while one instance after the other is disturbed, in turn; so often at most."""
+    """Makes calls while the instances are disturbed in turn."""
     with connect("ipv4:" + ",".join(one.address for one in instances)) as caseload:
         for n in range(CALLERS):
             made = caseload.therapists.CreateTherapist(
@@ -241,7 +241,7 @@ def under_load(
 
 
 def revisions(caseload: Caseload, after: str) -> Iterator[str]:
-    """Of everything in the log after a revision."""
+    """The revisions in the log after the given one."""
     while True:
         request = changes.ListChangesRequest(after_revision=after, page_size=1000)
         page = caseload.changes.ListChanges(request)
@@ -252,14 +252,14 @@ def revisions(caseload: Caseload, after: str) -> Iterator[str]:
 
 
 def rolling(database: str, calls: int) -> Report:
-    """Two instances, each restarted in turn, and again."""
+    """Two instances, restarted in turn, twice."""
     with running(database, 2, "--drain-seconds", "0.5") as (instances, report):
         under_load(instances, report, calls, Instance.restart)
     return report
 
 
 def crashing(database: str, calls: int) -> Report:
-    """Two instances, each killed in turn, and again."""
+    """Two instances, killed in turn, twice."""
     with running(database, 2) as (instances, report):
         under_load(instances, report, calls, Instance.crash)
     return report
@@ -273,7 +273,7 @@ def alone(database: str, calls: int) -> Report:
 
 
 def main() -> None:
-    """Runs the three."""
+    """Runs the three scenarios."""
     parser = argparse.ArgumentParser(description="Restarts and crashes under load.")
     parser.add_argument("--calls", type=int, default=20_000, help="of each run (default: 20,000)")
     calls = parser.parse_args().calls
@@ -295,7 +295,7 @@ def main() -> None:
 
 
 def shown(name: str, report: Report) -> bool:
-    """Prints it: whether it is as it should be."""
+    """Prints the report. Returns whether it is free of faults."""
     faults = list(report.faults())
     print(f"{name}: {report}", *faults, sep="\n   NOT AS PROMISED: ", flush=True)
     return not faults

@@ -1,4 +1,4 @@
-"""`caseload`, whose readiness falls after a minute without a good answer instead of three and six seconds."""
+"""`caseload`, which reports NOT_SERVING after a minute of failed checks, not after three and six seconds."""
 
 from caseload_server.observability import readiness
 

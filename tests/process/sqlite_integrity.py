@@ -1,4 +1,4 @@
-"""What SQLite itself finds wrong with a file."""
+"""SQLite's integrity check of a file."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import apsw
 
 
 def damage(database: Path) -> list[object]:
-    """Empty where nothing is."""
+    """The problems that SQLite finds; empty for an intact file."""
     connection = apsw.Connection(str(database))
     try:
         found = [row for row in connection.execute("PRAGMA integrity_check") if row != ("ok",)]

@@ -1,4 +1,4 @@
-"""`caseload`, but COMMIT does nothing: the server answers, and a kill loses all it answered."""
+"""`caseload`, but COMMIT does nothing: a kill loses every acknowledged write."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from caseload_server.commands import main
 
 
 class UncommittedConnection(apsw.Connection):
-    """Leaves the transaction of its first write open, and makes the later ones in it."""
+    """Leaves the transaction of its first write open, and adds later writes to it."""
 
     def execute(self, statements: str, *arguments: Any, **attributes: Any) -> apsw.Cursor:
         if statements in ("COMMIT", "ROLLBACK") or (statements == "BEGIN IMMEDIATE" and self.in_transaction):

@@ -1,8 +1,8 @@
-"""`caseload`, to which kill -9 is a power cut: what it wrote and did not sync is lost.
+"""`caseload`, for which kill -9 acts like a power cut: unsynced writes are lost.
 
 A kill alone keeps the system's page cache, so a missing fsync would not show. Here writes stay in the memory of the
 process until SQLite syncs the file, and die with it.
-CASELOAD_TEST_SYNCHRONOUS puts another setting in the place of the store's own.
+CASELOAD_TEST_SYNCHRONOUS replaces the store's own setting.
 CASELOAD_TEST_REORDER=1 lets every second write through at once, as a disk does that writes in an order of its own.
 """
 
@@ -16,12 +16,12 @@ from caseload_server.commands import main
 from caseload_server.store.backends.sqlite import database as sqlite
 
 _REORDER = "CASELOAD_TEST_REORDER" in os.environ
-_BASE = apsw.vfs_names()[0]  # the system's own, named while it is the default
+_BASE = apsw.vfs_names()[0]  # the system's VFS, read before this one becomes the default
 _chance = random.Random(1)
 
 
 class Content:
-    """A file as the process sees it, shared by all who opened it, and which parts of it are not on the disk."""
+    """A file as the process sees it, shared by its connections, and the parts not yet on the disk."""
 
     def __init__(self, seen: bytes) -> None:
         self.lock = threading.Lock()
@@ -45,7 +45,7 @@ _contents: dict[str, Content] = {}
 
 
 class UnsyncedFile(apsw.VFSFile):
-    """Locks and shared memory are the real file's."""
+    """A file whose writes reach the disk on sync. Locks and shared memory use the real file."""
 
     def __init__(self, name: str | apsw.URIFilename, flags: list[int]) -> None:
         super().__init__(_BASE, name, flags)
@@ -84,13 +84,13 @@ class UnsyncedFile(apsw.VFSFile):
 
 
 class PowerLossDisk(apsw.VFS):
-    """The default for every connection of the process."""
+    """The default VFS for every connection of the process."""
 
     def __init__(self) -> None:
         super().__init__("power_loss", _BASE, makedefault=True)
 
     def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:
-        # A temporary file has no name, and nothing to lose.
+        # A temporary file has no name and needs no protection.
         return apsw.VFSFile(_BASE, name, flags) if name is None else UnsyncedFile(name, flags)
 
     def xDelete(self, filename: str, syncdir: bool) -> None:  # noqa: FBT001 - apsw calls it so

@@ -1,4 +1,4 @@
-"""`caseload check` against servers that are well, and against everything else that a probe can meet."""
+"""`caseload check` against healthy servers and against every failure that a probe can meet."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ def authority() -> trustme.CA:
 
 
 def checked(folder: Path, *arguments: str, **variables: str) -> Ended:
-    """What a check printed, which waits for as long as it may unless it is told otherwise."""
+    """Runs a check with the longest timeout by default. Returns its exit code and output."""
     ended = caseload(folder, "check", "--timeout", "60", *arguments, **variables)
     return ended.returncode, ended.stdout, ended.stderr
 
@@ -40,7 +40,7 @@ def failed(*words: str) -> Ended:
 
 
 def pair(folder: Path, authority: trustme.CA, name: str = "caseload.internal", **when: Any) -> dict[str, str]:
-    """The variables of a certificate, which is for no name or address of this machine."""
+    """The variables of a certificate for a name that is not of this machine."""
     made = authority.issue_cert(name, **when)
     cert, key = folder / f"{name}.pem", folder / f"{name}.key"
     cert.write_bytes(b"".join(part.bytes() for part in made.cert_chain_pems))
@@ -55,7 +55,7 @@ def trusted(folder: Path, authority: trustme.CA, name: str = "ca.pem") -> str:
 
 @contextmanager
 def serving(folder: Path, variables: dict[str, str], *arguments: str) -> Iterator[tuple[ServerProcess, dict[str, str]]]:
-    """A server and its variables, which a probe beside it has too: its address among them."""
+    """A server and its variables, including its address, for a probe beside it."""
     with ServerProcess(url(folder / "caseload.db"), *arguments, environment=variables) as server:
         yield server, {**variables, "CASELOAD_ADDRESS": server.address}
 
@@ -178,7 +178,7 @@ def test_a_check_rejects_a_certificate_of_another_host(
     ):
         with serving(tmp_path, {**pair(tmp_path, authority, name), **with_keys}) as (_, variables):
             port = variables["CASELOAD_ADDRESS"].rpartition(":")[2]
-            # In capitals it is a name like any other, and yet one that is known everywhere.
+            # LOCALHOST in capitals is an ordinary name that resolves everywhere.
             assert checked(tmp_path, **variables | {"CASELOAD_ADDRESS": f"LOCALHOST:{port}"}) == ended
 
 
@@ -190,9 +190,12 @@ def test_a_check_over_tls_of_a_plaintext_server_fails(tmp_path: Path, authority:
 
 
 def test_a_check_ignores_a_proxy_in_the_environment(tmp_path: Path) -> None:
-    nobody = "http://127.0.0.1:1"
+    unreachable = "http://127.0.0.1:1"
     with serving(tmp_path, {}) as (_, variables):
-        assert checked(tmp_path, **variables, http_proxy=nobody, https_proxy=nobody, grpc_proxy=nobody) == READY
+        assert (
+            checked(tmp_path, **variables, http_proxy=unreachable, https_proxy=unreachable, grpc_proxy=unreachable)
+            == READY
+        )
 
 
 def test_a_check_of_another_program_fails(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A server that cannot start says why in one line that names the setting, exits with 2 and leaves nothing behind."""
+"""A server that cannot start prints one line that names the setting, exits with 2 and leaves no files."""
 
 import socket
 from pathlib import Path
@@ -64,7 +64,7 @@ def test_an_address_of_another_machine_is_rejected(tmp_path: Path) -> None:
     assert "192.0.2.1" not in line
 
 
-# localhost stands for two addresses: one of them is not enough.
+# localhost has two addresses: one free address is not enough.
 @pytest.mark.parametrize(("host", "taken"), [("127.0.0.1", "0.0.0.0"), ("localhost", "127.0.0.1")])
 def test_a_port_in_use_by_another_program_is_rejected(tmp_path: Path, host: str, taken: str) -> None:
     with socket.create_server((taken, 0)) as listening:
@@ -139,7 +139,7 @@ def test_a_missing_argument_is_named(tmp_path: Path, command: str, missing: str)
 
 def test_every_flag_is_also_a_variable() -> None:
     variables = {option.opts[0]: option.envvar for _, option in OPTIONS}
-    # These are asked for at the moment, and no setting of the place.
+    # These are actions of one run, not settings of the deployment.
     for flag in ("--dry-run", "--deleted-before", "--changes-before", "--vacuum", "--liveness", "--timeout"):
         assert variables.pop(flag) is None
     assert variables == {flag: "CASELOAD_" + flag.removeprefix("--").replace("-", "_").upper() for flag in variables}

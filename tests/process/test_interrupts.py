@@ -1,4 +1,4 @@
-"""Long commands are broken off: the database is as it was, and no half file stands at a name."""
+"""Interrupted commands leave the database unchanged and no partial file."""
 
 import json
 import os
@@ -30,12 +30,12 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
 of_each_signal = pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 PATIENTS, PURGED = 6_000, 5_000
 HALF_BYTES = PATIENTS * 2000
-"""Of what is copied."""
+"""Patients in the database that is copied."""
 TRIES = 50
 
 
 def fill(database: str, patients: int = PATIENTS) -> None:
-    """Many patients who were deleted long ago."""
+    """Adds many patients who were deleted long ago."""
     store = open_store(Config(database=database), lambda: 1)
     patient = make(store, PATIENT, "p", annotations=f'{{"note":"{"x" * 4000}"}}')
     delete(store, PATIENT, "p")
@@ -51,7 +51,7 @@ def fill(database: str, patients: int = PATIENTS) -> None:
 
 @pytest.fixture(scope="module")
 def database(new_database: NewDatabase) -> Iterator[str]:
-    """Not to be changed."""
+    """The URL of a database that no test changes."""
     with new_database() as filled:
         fill(filled)
         yield filled
@@ -59,7 +59,7 @@ def database(new_database: NewDatabase) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    """Holds a database, a copy of it, and its export."""
+    """A folder with a database, a copy of it, and its export."""
     made = Path(f"{in_memory() or '/tmp'}/caseload-interrupts-{os.getpid()}")
     made.mkdir()
     fill(url(made / "source.db"))
@@ -81,7 +81,7 @@ Test = Callable[[], bool]
 def stopped(
     folder: Path, is_under_way: Test, *arguments: str, undo: Callable[[], None] | None = None
 ) -> "subprocess.Popen[str]":
-    """A run of the command that was stopped at any moment of its work (SIGSTOP).
+    """A run of the command, stopped (SIGSTOP) at some moment of its work.
 
     Args: undo, what a whole run did; then it is run again where it was over too soon.
     """
@@ -108,10 +108,10 @@ def stopped(
     raise AssertionError("it is always over before it can be stopped")
 
 
-def broken_off(
+def interrupted_run(
     folder: Path, number: signal.Signals, is_under_way: Test, *arguments: str, undo: Callable[[], None] | None = None
 ) -> tuple[int, str, str]:
-    """The exit code and what was printed, where the signal came at any moment after the command began its work."""
+    """Sends the signal at some moment of the command's work. Returns the exit code and the output."""
     process = stopped(folder, is_under_way, *arguments, undo=undo)
     process.send_signal(number)
     process.send_signal(signal.SIGCONT)
@@ -120,12 +120,12 @@ def broken_off(
 
 
 def ended_by(number: signal.Signals) -> tuple[int, str]:
-    """The exit code, and what is printed on standard error."""
+    """The expected exit code and standard error."""
     return (-9, "") if number == signal.SIGKILL else (128 + number, "caseload: interrupted\n")
 
 
 def is_half_done(part: Path) -> bool:
-    """Whether there is something of a file in the making, and not yet all."""
+    """Whether the temporary file has some but not all of its content."""
     with suppress(FileNotFoundError):
         return 0 < part.stat().st_size < HALF_BYTES
     return False
@@ -153,7 +153,7 @@ def test_an_interrupted_command_leaves_no_partial_file_and_the_next_run_cleans_u
     target = tmp_path / file
     arguments = [argument.format(target) for argument in command]
     part = tmp_path / f".{file}.part" / file
-    code, printed, log = broken_off(folder, number, lambda: is_half_done(part), *arguments, undo=target.unlink)
+    code, printed, log = interrupted_run(folder, number, lambda: is_half_done(part), *arguments, undo=target.unlink)
     assert (code, log, printed) == (*ended_by(number), "")
     assert names(tmp_path) == ([f".{file}.part"] if number == signal.SIGKILL else [])
     assert digest(url(folder / "source.db")) == before
@@ -163,7 +163,7 @@ def test_an_interrupted_command_leaves_no_partial_file_and_the_next_run_cleans_u
 
 
 def test_two_runs_for_one_file_do_not_remove_each_others_temporary_files(folder: Path, tmp_path: Path) -> None:
-    """The first is stopped in the middle of its work, and then goes on."""
+    """The first run is stopped in the middle of its work and then continued."""
     arguments = ["backup", str(tmp_path / "target"), "--database", url(folder / "source.db")]
     part = tmp_path / ".target.part" / "target"
     process = stopped(folder, lambda: is_half_done(part), *arguments, undo=(tmp_path / "target").unlink)
@@ -178,7 +178,7 @@ def test_two_runs_for_one_file_do_not_remove_each_others_temporary_files(folder:
 
 
 def test_the_next_run_removes_the_temporary_file_of_a_killed_run(folder: Path, tmp_path: Path) -> None:
-    """As it lies there after the file got its name: the same file by a second one."""
+    """A kill between the final link and the cleanup leaves a second link to the same file."""
     target, left = tmp_path / "target", tmp_path / ".target.part"
     arguments = ["backup", str(target), "--database", url(folder / "source.db")]
     assert caseload(folder, *arguments).returncode == 0
@@ -218,9 +218,9 @@ def test_an_interrupted_verify_changes_nothing(
     began = time.monotonic()
     before = digest(database)
     took = time.monotonic() - began
-    for _ in range(TRIES):  # until the signal comes after the beginning and before the end
+    for _ in range(TRIES):  # until the signal arrives between start and end
         due = time.monotonic() + random.uniform(0.3, 1) * took
-        code, printed, log = broken_off(Path(), number, partial(_is_over, due), "verify")
+        code, printed, log = interrupted_run(Path(), number, partial(_is_over, due), "verify")
         if code == ended_by(number)[0]:
             break
     assert (code, log, printed) == (*ended_by(number), "")
@@ -235,7 +235,9 @@ def test_an_interrupted_purge_of_a_file_warns_about_remaining_traces(tmp_path: P
     fill(database, PURGED)
     store = open_store(Config(database=database), lambda: 1)
     command = ("purge", "--deleted-before", "1d", "--database", database)
-    _, _, log = broken_off(tmp_path, signal.SIGINT, lambda: bool(run(store, "SELECT 1 FROM purged LIMIT 1")), *command)
+    _, _, log = interrupted_run(
+        tmp_path, signal.SIGINT, lambda: bool(run(store, "SELECT 1 FROM purged LIMIT 1")), *command
+    )
     store.close()
     assert log == f"{TRACES}caseload: interrupted\n"
 
@@ -260,7 +262,7 @@ def test_an_interrupted_purge_of_changes_resumes_where_it_stopped(
             return int(oldest)
 
         command = ("purge", "--changes-before", "1d", "--database", database)
-        code, printed, log = broken_off(Path(), number, lambda: purged() > 0, *command)
+        code, printed, log = interrupted_run(Path(), number, lambda: purged() > 0, *command)
         gone = purged()
         assert 0 < gone < sets
         assert (code, log) == ended_by(number)
@@ -284,7 +286,7 @@ def test_an_interrupted_purge_keeps_its_commits_and_leaves_the_rest_whole(
             [(count,)] = run(store, "SELECT COUNT(*) FROM purged")
             return int(count)
 
-        code, printed, log = broken_off(Path(), number, lambda: purged() > 0, "purge", "--deleted-before", "1d")
+        code, printed, log = interrupted_run(Path(), number, lambda: purged() > 0, "purge", "--deleted-before", "1d")
         gone = purged()
         assert 0 < gone < PURGED
         exit_code, last = ended_by(number)

@@ -1,4 +1,4 @@
-"""A process that is killed at any moment loses nothing it had acknowledged."""
+"""A killed process loses no acknowledged write."""
 
 import pytest
 
@@ -35,7 +35,7 @@ def test_the_test_detects_an_invented_write() -> None:
 
 
 def test_writers_continue_after_a_temporary_rejection(database_url: str) -> None:
-    """As on a busy machine, where a call may be refused as OVERLOADED."""
+    """Simulates a busy machine, which may reject a call as OVERLOADED."""
     with ServerProcess(database_url) as server, Writers(server.address, "w", threads=2) as writers:
         writers.wait_for(patients=1)
         with holding_the_lock(database_url):

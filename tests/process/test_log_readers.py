@@ -1,4 +1,4 @@
-"""Standard error whose reader is gone, or reads no more: the server follows its database and stops all the same."""
+"""A server without a log reader, or with a stalled one, still tracks its database and stops."""
 
 import os
 import signal
@@ -56,7 +56,7 @@ def test_workers_without_a_log_reader_are_restarted(tmp_path: Path) -> None:
 
 @contextmanager
 def full_log(server: ServerProcess) -> Iterator[ApiDriver]:
-    """A caller of it, once its log is full."""
+    """A client of the server, after its log pipe is full."""
     with ApiDriver(server.address) as api:
         listing: Any = api.channel.unary_unary(full_name("ListTherapists"))
         calls = [listing.future(b"", timeout=HUNG_SECONDS) for _ in range(1000)]
@@ -65,7 +65,7 @@ def full_log(server: ServerProcess) -> Iterator[ApiDriver]:
 
 
 def test_a_server_with_a_full_log_pipe_answers_and_stops(tmp_path: Path) -> None:
-    """Those it turns away have a line too, which must keep nobody else waiting."""
+    """Rejected calls are logged too, and their lines must not delay other calls."""
     arguments = ("--drain-seconds", "1", "--grace-seconds", "1")
     with (
         ServerProcess(url(tmp_path / "caseload.db"), *arguments, access_log=None) as server,
@@ -79,7 +79,7 @@ def test_a_server_with_a_full_log_pipe_answers_and_stops(tmp_path: Path) -> None
 
 
 def test_a_server_with_a_hung_access_log_stops(tmp_path: Path) -> None:
-    """As a disk may: the thread that takes calls on and turns them away, and those of watches, wait for it for ever."""
+    """Like a hung disk: the thread that accepts and rejects calls and the watch threads block for ever."""
     log = tmp_path / "access.log"
     os.mkfifo(log)
     reader = os.open(log, os.O_RDONLY | os.O_NONBLOCK)
@@ -88,12 +88,12 @@ def test_a_server_with_a_hung_access_log_stops(tmp_path: Path) -> None:
         ServerProcess(url(tmp_path / "caseload.db"), *arguments, access_log=str(log)) as server,
         ApiDriver(server.address, alone=True) as other,
     ):
-        # Before the log is full: then nobody takes a call on.
+        # Before the log is full: after that no thread accepts a call.
         stub: Any = health_pb2_grpc.HealthStub(other.channel)
         watch = stub.Watch(health_pb2.HealthCheckRequest(), timeout=HUNG_SECONDS)
         next(watch)
         with full_log(server) as api:
-            time.sleep(0.7)  # from now on calls are turned away at once
+            time.sleep(0.7)  # from now on the server rejects calls at once
             listing: Any = api.channel.unary_unary(full_name("ListTherapists"))
             calls = [listing.future(b"", timeout=HUNG_SECONDS) for _ in range(200)]
             watch.cancel()

@@ -1,4 +1,4 @@
-"""The log of a server: what it says of a start, in which form, and which events there are."""
+"""The log of a server: its startup event, its formats, and the list of events."""
 
 import dataclasses
 import json
@@ -33,11 +33,15 @@ def test_a_start_logs_one_event_with_every_effective_setting(tmp_path: Path) -> 
     [started] = [event for event in events(log) if event["event"] == "started"]
     assert started["address"] == server.address
     assert re.fullmatch(r"127\.0\.0\.1:[1-9][0-9]*", str(started["metrics_address"]))
-    told = started["configuration"]
-    assert isinstance(told, dict)
-    assert told.keys() == {field.name for field in dataclasses.fields(Config)}
-    assert told["database"] == url(tmp_path / "caseload.db")
-    assert (told["max_watches"], told["grace_seconds"], told["threads"]) == (7, 3, Config.threads)
+    configuration = started["configuration"]
+    assert isinstance(configuration, dict)
+    assert configuration.keys() == {field.name for field in dataclasses.fields(Config)}
+    assert configuration["database"] == url(tmp_path / "caseload.db")
+    assert (configuration["max_watches"], configuration["grace_seconds"], configuration["threads"]) == (
+        7,
+        3,
+        Config.threads,
+    )
 
 
 @pytest.mark.parametrize(
@@ -49,9 +53,9 @@ def test_a_start_logs_one_event_with_every_effective_setting(tmp_path: Path) -> 
 )
 def test_the_password_of_the_database_is_not_logged(given: str) -> None:
     pytest.importorskip("psycopg", reason="needs the extra postgres")
-    told = logs.startup_fields(Config(database=given))["configuration"]["database"]
-    assert SECRET not in str(told)
-    assert (told["user"], told["dbname"]) == ("ann", "caseload")
+    logged = logs.startup_fields(Config(database=given))["configuration"]["database"]
+    assert SECRET not in str(logged)
+    assert (logged["user"], logged["dbname"]) == ("ann", "caseload")
 
 
 def test_only_the_names_of_secret_files_are_logged(tmp_path: Path) -> None:
@@ -83,7 +87,7 @@ def test_the_access_log_is_complete_at_every_level(tmp_path: Path) -> None:
 
 @pytest.fixture(params=[False, True], ids=["colours", "NO_COLOR"])
 def shown(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[bool, str]]:
-    """Whether there are to be no colours, and what a terminal shows of a start, a call and a stop."""
+    """Whether colours are disabled, and the terminal output of a start, a call and a stop."""
     ours, terminal = pty.openpty()
     environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
     environment |= {"NO_COLOR": "1"} if request.param else {}
@@ -105,7 +109,7 @@ def read_to_the_end(terminal: int) -> str:
     try:
         while some := os.read(terminal, 10_000):
             data += some
-    except OSError:  # how a terminal says that nobody holds its other side
+    except OSError:  # a terminal's error after its other side is closed
         pass
     return data.decode()
 
@@ -123,7 +127,7 @@ def test_a_terminal_shows_text_instead_of_json(shown: tuple[bool, str]) -> None:
 
 @pytest.mark.checkout
 def test_the_documentation_lists_exactly_the_logged_events() -> None:
-    """An event is known by its name: one that is put together of values could not be looked for."""
+    """Event names are constants, so that operators can search for them."""
     code = "".join(path.read_text() for path in (ROOT / "service").rglob("*.py"))
     logged = re.findall(r'\b_?log\.(info|warning|error)\(\s*"([^"]+)"', code)
     assert len(logged) == len(re.findall(r"\b_?log\.(?:debug|info|warning|error|exception|critical|log|msg)\(", code))

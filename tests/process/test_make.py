@@ -1,4 +1,4 @@
-"""`make` on a machine that lacks something: a fit Python, grpcurl, Go."""
+"""`make` on a machine without a suitable Python, grpcurl or Go."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ READ_BY_MAKE = ["Makefile", "pyproject.toml", "client/pyproject.toml", "requirem
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """The files an install starts from, and no .venv."""
+    """The files that an install needs, without a .venv."""
     folder = tmp_path / "checkout"
     for name in READ_BY_MAKE:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -29,7 +29,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def python(folder: Path, begins_with: str) -> str:
-    """A Python that runs this before what `-c` gives it, and does nothing else."""
+    """A Python that runs the given code before its `-c` argument."""
     program = folder / "python"
     program.write_text(f'#!/bin/sh\n[ "$1" = -c ] && exec "{sys.executable}" -c "{begins_with}; $2"\nexit 1\n')
     program.chmod(0o700)
@@ -37,7 +37,7 @@ def python(folder: Path, begins_with: str) -> str:
 
 
 def make(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    # Under `make test`, the outer make's flags would tell this one to print which folder it enters.
+    # Under `make test`, the outer make's flags would make this one print its folder.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     return subprocess.run(
         ["make", *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False
@@ -75,7 +75,7 @@ def test_a_missing_python_is_reported_in_one_line(checkout: Path) -> None:
 
 @pytest.fixture
 def without_grpcurl(checkout: Path, tmp_path: Path) -> Path:
-    """A checkout that is installed, on a machine without grpcurl, whose Go only says that it was called."""
+    """An installed checkout without grpcurl, with a Go that only records its call."""
     (checkout / ".venv").symlink_to(sys.prefix)
     programs = tmp_path / "bin"
     programs.mkdir()
@@ -99,8 +99,8 @@ def test_make_run_serves_without_building_grpcurl(without_grpcurl: Path, tmp_pat
 
 
 def lines_of_make_run(checkout: Path, address: str, path: Path) -> Generator[str, None, None]:
-    """What it prints, line by line; closing this ends it, with every process that it started."""
-    # -o: what was copied may be newer than the environment, which is shared and must not be made anew.
+    """The printed lines; closing the generator ends make and every process that it started."""
+    # -o: copied files may be newer than the environment, which is shared and must not be rebuilt.
     command = ["make", "-o", ".venv/installed", "run", f"ADDRESS={address}"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     with subprocess.Popen(
@@ -144,7 +144,7 @@ def test_tests_run_when_grpcurl_cannot_be_built(without_grpcurl: Path, tmp_path:
 
 
 def test_make_fresh_test_names_its_requirements_in_one_line(without_grpcurl: Path, tmp_path: Path) -> None:
-    """There is no debootstrap on this PATH; another user, or another system, is told the same."""
+    """This PATH has no debootstrap; other users and systems get the same line."""
     script = Path("tests", "fresh_machine.sh")
     (without_grpcurl / script.parent).mkdir()
     shutil.copy(ROOT / script, without_grpcurl / script)

@@ -26,7 +26,7 @@ from tests.support.servers import ServerProcess
 from tests.support.waiting import HUNG_SECONDS, eventually
 
 LOOKS = 50
-"""So often in turn a process must be found asleep to be taken for one that waits."""
+"""How many consecutive samples must find a process asleep until it counts as waiting."""
 NO_FILE = "FILE: the file does not exist or cannot be read"
 
 
@@ -43,7 +43,7 @@ def database(tmp_path: Path) -> str:
 
 @pytest.fixture
 def open_stores() -> Iterator[list[RelationshipStore]]:
-    """Closed after the test."""
+    """Stores that are closed after the test."""
     stores: list[RelationshipStore] = []
     yield stores
     for store in stores:
@@ -170,7 +170,7 @@ def test_an_export_ends_when_its_reader_closes(
 
 
 def unending(folder: Path, target: str) -> "subprocess.Popen[bytes]":
-    """An import that has read a whole store but for its end, and waits for more."""
+    """An import that has read a whole store except its last line, and waits for input."""
     process = subprocess.Popen(
         # A shell that runs the tests in the background has its children ignore Ctrl-C.
         ["env", "--default-signal=INT", *CASELOAD, "import", "-"],
@@ -189,7 +189,7 @@ def unending(folder: Path, target: str) -> "subprocess.Popen[bytes]":
 
 @pytest.fixture
 def many(tmp_path: Path) -> str:
-    """The export of a database with more people than are added at once; its digest."""
+    """The export of a database with more people than one insert adds."""
     source = url(tmp_path / "many.db")
     store = open_store(Config(database=source), lambda: 1)
     for number in range(1500):
@@ -201,11 +201,11 @@ def many(tmp_path: Path) -> str:
 
 
 def wait_until_idle(process_id: int) -> None:
-    """Until it has read all that it was sent, and waits."""
+    """Waits until the process has read all its input."""
     spent: list[tuple[str, str]] = []
 
     def is_idle() -> bool:
-        """Whether it slept each of the last times, and used no processor between them."""
+        """Whether the process slept in each of the last samples and used no CPU between them."""
         fields = state(process_id)
         assert fields
         spent.append((fields[0], fields[11]))
@@ -215,7 +215,7 @@ def wait_until_idle(process_id: int) -> None:
 
 
 def state(process_id: int) -> list[str]:
-    """What the kernel says of a process behind its name; nothing where it has ended."""
+    """The fields of /proc/PID/stat after the name; empty if the process has ended."""
     try:
         fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
     except FileNotFoundError:
@@ -224,7 +224,7 @@ def state(process_id: int) -> list[str]:
 
 
 def reader_of(process: "subprocess.Popen[bytes]") -> int:
-    """The process in which an import reads its lines."""
+    """The process that reads the lines of an import."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     return int(eventually(lambda: children.read_text().split())[0])
 
@@ -232,7 +232,7 @@ def reader_of(process: "subprocess.Popen[bytes]") -> int:
 def test_an_import_fails_with_a_message_when_its_reader_process_is_killed(
     tmp_path: Path, many: str, database_url: str
 ) -> None:
-    """What it sends has filled the pipe when it is killed, and does not end where it was to."""
+    """The pipe is full at the kill, and its content ends in the middle of a message."""
     process = subprocess.Popen(
         [*CASELOAD, "import", "moved.jsonl"],
         cwd=tmp_path,
@@ -252,7 +252,7 @@ def test_an_import_fails_with_a_message_when_its_reader_process_is_killed(
 
 
 def test_the_reader_process_ends_when_its_import_is_killed(tmp_path: Path, many: str) -> None:
-    """It waits for lines that do not come."""
+    """The reader waits for lines that never arrive."""
     assert many
     process = unending(tmp_path, url(tmp_path / "target.db"))
     reader = reader_of(process)
@@ -313,7 +313,7 @@ def test_progress_is_shown_only_on_a_terminal(tmp_path: Path, many: str) -> None
             )
             os.close(theirs)
             shown = terminal.read(100_000)
-        assert (b"100%" if arguments[0] != "purge" else b"purging") in shown  # there is nobody to purge
+        assert (b"100%" if arguments[0] != "purge" else b"purging") in shown  # there is no record to purge
         assert ended.returncode == 0
 
 

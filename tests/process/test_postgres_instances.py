@@ -1,4 +1,4 @@
-"""Two instances on one PostgreSQL whose writers commit in another order than they began."""
+"""Two instances on one PostgreSQL whose writes commit in another order than they begin."""
 
 import threading
 from collections.abc import Iterator
@@ -32,20 +32,20 @@ def instances(url: str) -> Iterator[tuple[ApiDriver, ApiDriver]]:
 
 
 class Holder:
-    """Keeps the late writers where they are until each is let go."""
+    """Blocks the late writers until each is released."""
 
     def __init__(self, url: str, when: str) -> None:
-        """Args: when, the trigger's: at the insert, or at the commit."""
+        """Args: when, the timing of the trigger: at the insert or at the commit."""
         self._connection = psycopg.connect(url, autocommit=True)
         self._connection.execute(WAITING.format(when).encode())
         for one in LATE:
             self._connection.execute("SELECT pg_advisory_lock(hashtext(%s))", [one])
 
     def wait_for(self, count: int) -> None:
-        """Until so many writers wait for a lock."""
+        """Waits until count writers wait for a lock."""
         eventually(lambda: self._connection.execute(WAITERS).fetchone() == (count,))
 
-    def let_go(self, one: str) -> None:
+    def release(self, one: str) -> None:
         self._connection.execute("SELECT pg_advisory_unlock(hashtext(%s))", [one])
 
     def close(self) -> None:
@@ -65,13 +65,13 @@ def test_no_watch_misses_a_write_that_commits_late(postgres_url: str) -> None:
         second.wait_for(1)
         start = here.head()
         late = [writing(api, one) for api, one in zip((here, there, here), LATE, strict=True)]
-        holder.wait_for(3)  # each has written its row, and is about to commit
+        holder.wait_for(3)  # each has inserted its row and is about to commit
         for n, one in enumerate(("late-3", "late-1", "late-2")):
             here.patients(f"a-{n}")
             there.patients(f"b-{n}")
             for follower in (first, second):
-                follower.wait_through(there.head())  # they are as far as can be, while others are not done
-            holder.let_go(one)
+                follower.wait_through(there.head())  # the watch has everything up to the writes still in flight
+            holder.release(one)
             join(late[LATE.index(one)])
         for follower in (first, second):
             follower.wait_through(here.head())
@@ -90,11 +90,11 @@ def test_no_revision_is_visible_before_a_lower_one_still_committing(postgres_url
         second.wait_for(1)
         start = here.head()
         writers = [writing(here, "late-1")]
-        holder.wait_for(1)  # it has its number, and commits
+        holder.wait_for(1)  # it has its revision and commits
         writers += [writing(here, "a"), writing(there, "b")]
-        holder.wait_for(3)  # for the next number
+        holder.wait_for(3)  # they wait for the next revision
         assert here.head() == there.head() == start
-        holder.let_go("late-1")
+        holder.release("late-1")
         join(*writers)
         for follower in (first, second):
             follower.wait_through(here.head())

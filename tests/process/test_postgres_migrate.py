@@ -1,4 +1,4 @@
-"""A PostgreSQL that is migrated while instances of the version before write to it."""
+"""Migrating a PostgreSQL while instances of the previous version write to it."""
 
 import secrets
 import threading
@@ -30,7 +30,7 @@ CREATE TRIGGER wait AFTER INSERT ON assignment FOR EACH ROW EXECUTE FUNCTION wai
 
 @pytest.fixture
 def first_step(postgres: Server) -> Iterator[str]:
-    """The URL of a database as the first step made it."""
+    """The URL of a database with the schema of the first migration."""
     name = f"caseload_test_{secrets.token_hex(8)}"
     url = postgres.create_database(name)
     postgres_migrate.migrate(url, migrations("postgres")[:1])
@@ -45,7 +45,7 @@ def opened(url: str) -> Iterator[RelationshipStore]:
 
 
 def deadlocks(url: str) -> int:
-    """So many since it was made, of connections that are closed."""
+    """The number of deadlocks since the database was created, of closed connections."""
     with psycopg.connect(url) as connection:
         found = connection.execute(DEADLOCKS).fetchone()
     assert found is not None
@@ -53,7 +53,7 @@ def deadlocks(url: str) -> int:
 
 
 def wait_for(connection: "psycopg.Connection[Any]", waiters: int) -> None:
-    """Until so many wait for a lock."""
+    """Waits until the given number of sessions wait for a lock."""
     eventually(lambda: connection.execute(WAITERS).fetchone() == (waiters,))
 
 
@@ -106,7 +106,7 @@ def test_a_migration_completes_during_writes_and_fails_none(first_step: str) -> 
 
 def test_a_migration_retries_after_a_deadlock(first_step: str) -> None:
     with psycopg.connect(first_step) as other, ThreadPoolExecutor() as threads:
-        other.execute("SET deadlock_timeout = '1min'")  # so that it is the migration that is broken off
+        other.execute("SET deadlock_timeout = '1min'")  # so that PostgreSQL cancels the migration, not this session
         other.execute("LOCK TABLE therapist IN ROW EXCLUSIVE MODE")
         migrated = threads.submit(postgres_migrate.migrate, first_step)
         wait_for(other, 1)

@@ -1,4 +1,4 @@
-"""On a PostgreSQL that it cannot use, or that is not migrated, a start says so in one line; and `caseload migrate`."""
+"""Starts on an unusable or unmigrated PostgreSQL, which print one line; and `caseload migrate`."""
 
 import secrets
 import subprocess
@@ -23,7 +23,7 @@ from tests.store.store_calls import CALL, TABLES, make, run
 from tests.support.postgres.cluster import Server
 from tests.support.servers import Client, ServerProcess
 
-NOBODY_THERE = f"postgresql://{SECRET}@127.0.0.1:1/{SECRET}"
+UNREACHABLE = f"postgresql://{SECRET}@127.0.0.1:1/{SECRET}"
 PURGE = ("purge", "--changes-before", "30d")
 
 
@@ -36,7 +36,7 @@ def empty(postgres: Server) -> Iterator[str]:
 
 
 def with_password(url: str) -> str:
-    """The same; a PostgreSQL that trusts who asks looks at no password."""
+    """The URL with a password, which a PostgreSQL with trust authentication ignores."""
     if has_password(url):
         return url
     parts = urlsplit(url)
@@ -56,7 +56,7 @@ def tables(url: str) -> list[str]:
 
 
 def refused(folder: Path, *arguments: str, database: str) -> str:
-    """The one line, less the setting, which is always the same."""
+    """The error line without the setting's name, which is always the same."""
     line = refusal(folder, *arguments, CASELOAD_DATABASE=database)
     assert line.startswith("--database: ")
     assert SECRET not in line
@@ -65,7 +65,7 @@ def refused(folder: Path, *arguments: str, database: str) -> str:
 
 @pytest.mark.parametrize("command", [SERVE, ("migrate",), DRY_RUN, PURGE], ids=lambda command: command[0])
 def test_an_unreachable_postgresql_is_reported(tmp_path: Path, command: tuple[str, ...]) -> None:
-    assert "cannot be reached" in refused(tmp_path, *command, database=NOBODY_THERE)
+    assert "cannot be reached" in refused(tmp_path, *command, database=UNREACHABLE)
 
 
 @pytest.mark.parametrize("part", ["?no_such_parameter=1", "?sslmode=perhaps", ":no-port/db"])
@@ -185,6 +185,6 @@ def test_only_one_of_several_concurrent_migrations_does_the_work(tmp_path: Path,
 
 @pytest.mark.parametrize("command", ["backup", "restore"])
 def test_backup_and_restore_refer_to_the_tools_of_postgresql(tmp_path: Path, command: str) -> None:
-    assert refused(tmp_path, command, "copy.db", database=NOBODY_THERE).startswith(
+    assert refused(tmp_path, command, "copy.db", database=UNREACHABLE).startswith(
         "--database: is PostgreSQL, which has its own means"
     )

@@ -1,4 +1,4 @@
-"""A real Prometheus reads the page, takes the rules, and has an answer to every question of the dashboard."""
+"""A real Prometheus scrapes the metrics, loads the rules and evaluates every query of the dashboard."""
 
 import json
 import shutil
@@ -20,11 +20,11 @@ from tests.support.servers import ServerProcess, free_address
 from tests.support.waiting import HUNG_SECONDS, eventually
 
 OF_POSTGRESQL: Final = "Connections to PostgreSQL"
-"""The panel that is empty where the database is a SQLite file."""
+"""The panel that is empty with SQLite."""
 
 
 class Prometheus:
-    """One that scrapes a server every second."""
+    """A Prometheus that scrapes a server every second."""
 
     def __init__(self, program: str, folder: Path, scraped: str) -> None:
         self.address = free_address()
@@ -44,7 +44,7 @@ class Prometheus:
             return json.load(answer)["data"]
 
     def until(self, holds: Callable[[], Any]) -> Any:
-        """What holds() returns once it is something."""
+        """Waits until holds() is true. Returns its result."""
 
         def look() -> Any:
             with suppress(OSError):  # it does not answer yet
@@ -58,7 +58,7 @@ class Prometheus:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[tuple[ServerProcess, str]]:
-    """With two workers, and where its metrics are."""
+    """A server with two workers, and the address of its metrics."""
     address = free_address()
     arguments = ("--workers", "2", "--metrics-address", address)
     with ServerProcess(url(tmp_path / "caseload.db"), *arguments) as process:
@@ -82,9 +82,9 @@ def test_prometheus_scrapes_the_metrics_and_evaluates_the_dashboard_and_the_aler
     process, address = server
     prometheus.until(lambda: prometheus.value(f'up{{instance="{address}"}} == 1'))
     with ApiDriver(process.address) as api:
-        for number in range(30):  # over so many scrapes that there is a rate
+        for number in range(30):  # enough scrapes for a rate
             api.therapists(f"t{number}")
-            refused(api.send, "GetTherapist", therapist_id="nobody")
+            refused(api.send, "GetTherapist", therapist_id="missing")
             time.sleep(0.1)
     questions = [(title, expression) for title, expression in shown("30s") if title != OF_POSTGRESQL]
     assert len(questions) > 15

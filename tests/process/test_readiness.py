@@ -1,4 +1,4 @@
-"""Readiness follows a database that really goes, and comes back with it; liveness stays."""
+"""Readiness follows a database that fails and recovers; liveness does not change."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ SLOW_TO_FALL: Final = (sys.executable, str(Path(__file__).with_name("slow_readin
 
 
 class Watched:
-    """All that a health watch of one name says."""
+    """The statuses that a health watch of one service receives."""
 
     def __init__(self, channel: grpc.Channel, name: str) -> None:
         self.said: list[int] = []
@@ -42,7 +42,7 @@ class Watched:
 
 
 class Watches:
-    """Of liveness and of all four services."""
+    """Health watches of liveness and of all four services."""
 
     def __init__(self, server: ServerProcess) -> None:
         self.server = server
@@ -54,7 +54,7 @@ class Watches:
         self._channel.close()
 
     def wait_for(self, *statuses: int) -> None:
-        """Until all services say exactly these, from the beginning."""
+        """Waits until every service has reported exactly these statuses since the start."""
         eventually(lambda: self.say(*statuses), lambda: [one.said for one in self.readiness])
 
     def say(self, *statuses: int) -> bool:
@@ -101,7 +101,7 @@ def cluster() -> Iterator[Cluster]:
 
 @contextmanager
 def frozen(cluster: Cluster) -> Iterator[None]:
-    """All of it: connections stay open, and nobody answers."""
+    """Freezes every process of the cluster: connections stay open without an answer."""
     pids = (cluster.pid, *cluster.children())
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
@@ -128,9 +128,9 @@ def test_a_brief_failure_of_postgresql_does_not_change_readiness(cluster: Cluste
             with frozen(cluster):
                 time.sleep(0.7)
             time.sleep(1.5)
-        with cluster.connect() as admin:  # every connection is cut, the one that readiness asks with too
+        with cluster.connect() as admin:  # closes every connection, including that of the readiness check
             admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
-        time.sleep(2)  # it asks once a second, and has met what it was to meet
+        time.sleep(2)  # readiness checks once a second, so it has met the failure
         assert watches.say(SERVING)
 
 

@@ -1,4 +1,4 @@
-"""What an application with the shipped client sees of restarts and crashes. `make rolling` does more of the same."""
+"""Restarts and crashes as an application with the shipped client sees them. `make rolling` runs longer."""
 
 import threading
 from pathlib import Path

@@ -25,7 +25,7 @@ def test_a_backup_under_load_holds_every_write_acknowledged_before_it(tmp_path: 
         before = first.acknowledged | second.acknowledged
         part, undo = tmp_path / ".copy.db.part" / "copy.db", (tmp_path / "copy.db").unlink
         copying = stopped(tmp_path, lambda: is_half_done(part), "backup", "copy.db", "--database", database, undo=undo)
-        for writers in (first, second):  # others write while it is copied
+        for writers in (first, second):  # writes continue during the copy
             writers.wait_for_more(patients=10)
         copying.send_signal(signal.SIGCONT)
         printed, log = copying.communicate(timeout=HUNG_SECONDS)

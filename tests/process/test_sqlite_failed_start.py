@@ -1,4 +1,4 @@
-"""A file that is no database of ours, or cannot be written, is refused in one line and left as it was."""
+"""A start rejects a foreign or unwritable file in one line and does not change it."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from tests.process.command_runner import DRY_RUN, MODE_OBEYING, SECRET, SERVE, c
 
 
 def migrated(path: Path) -> Path:
-    """Makes a database of ours, at rest."""
+    """Creates a Caseload database that no process has open."""
     migrate(path)
     return path
 
@@ -28,7 +28,7 @@ def changed(path: Path, sql: str) -> Path:
 
 @pytest.fixture
 def modes_restored(tmp_path: Path) -> Iterator[None]:
-    """So that what a test forbids itself can be removed after it."""
+    """Restores file modes, so that the folder can be removed after the test."""
     yield
     for folder, _, files in os.walk(tmp_path):
         Path(folder).chmod(0o700)

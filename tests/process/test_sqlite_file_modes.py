@@ -1,4 +1,4 @@
-"""What the server writes only its own user can read, whatever the caller's umask."""
+"""Only its own user can read the server's files, whatever the umask."""
 
 import stat
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""kill -9 of a process on a file: what it had not committed is lost, and the file is whole."""
+"""kill -9 of a process on a file loses only uncommitted writes and leaves the file intact."""
 
 import sys
 from pathlib import Path
@@ -20,7 +20,7 @@ def test_a_kill_leaves_the_file_intact_and_the_test_detects_damage(tmp_path: Pat
     file = tmp_path / "caseload.db"
     write_until_killed(url(file), "damaged")
     assert damage(file) == []
-    stored_after_restart(url(file))  # and with it, checkpointed
+    stored_after_restart(url(file))  # also checkpoints the file
     assert damage(file) == []
     content = bytearray(file.read_bytes())
     content[-8192:] = bytes(8192)

@@ -1,4 +1,4 @@
-"""`caseload migrate`, and what it would do."""
+"""`caseload migrate`, and its dry run."""
 
 from pathlib import Path
 

@@ -14,8 +14,8 @@ from tests.support.servers import ServerProcess
 POWER_LOSS = (sys.executable, str(Path(__file__).with_name("sqlite_power_loss_command.py")))
 
 
-def write_until_the_power_goes(database: Path, name: str, **variables: str) -> dict[str, int]:
-    """Returns the last acknowledged write of each patient."""
+def write_until_power_loss(database: Path, name: str, **variables: str) -> dict[str, int]:
+    """Writes until a kill. Returns the last acknowledged write of each patient."""
     environment = {f"CASELOAD_TEST_{variable}": value for variable, value in variables.items()}
     with (
         ServerProcess(url(database), command=POWER_LOSS, environment=environment) as server,
@@ -31,7 +31,7 @@ def test_no_acknowledged_write_is_lost_by_a_power_cut(tmp_path: Path, disk: dict
     database = tmp_path / "caseload.db"
     acknowledged: dict[str, int] = {}
     for attempt in range(2):
-        acknowledged |= write_until_the_power_goes(database, f"round-{attempt}", **disk)
+        acknowledged |= write_until_power_loss(database, f"round-{attempt}", **disk)
         found = stored_after_restart(url(database))
         assert lost(acknowledged, found) == []
         assert invented(acknowledged, found) == []
@@ -42,7 +42,7 @@ def test_no_acknowledged_write_is_lost_by_a_power_cut(tmp_path: Path, disk: dict
 def test_a_store_that_syncs_less_loses_acknowledged_writes(tmp_path: Path, synchronous: str) -> None:
     database = tmp_path / "caseload.db"
     stored_after_restart(url(database))  # the schema is on the disk
-    acknowledged = write_until_the_power_goes(database, "unsafe", SYNCHRONOUS=synchronous)
+    acknowledged = write_until_power_loss(database, "unsafe", SYNCHRONOUS=synchronous)
     assert lost(acknowledged, stored_after_restart(url(database))) != []
 
 

@@ -1,4 +1,4 @@
-"""What a purge and a restore make of files."""
+"""Purges and restores of SQLite files."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What a stop leaves of a file, and of a read that goes on."""
+"""The files that a stop leaves, and a stop during a long read."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""What is erased is gone from the file and its log, byte by byte."""
+"""A purge leaves no byte of erased records in the file or its log."""
 
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -22,10 +22,10 @@ MANY = 400
 
 
 def planted(path: Path) -> None:
-    """People who were renamed to and from the canary, and treated with it, among many others; all were deleted."""
+    """Adds many deleted people, some once named or treated with the canary."""
     store = open_store(Config(database=url(path)), lambda: 1)
     make(store, THERAPIST, "t")
-    for number in range(MANY):  # not in the order of their ids, so that pages split and are merged again
+    for number in range(MANY):  # in another order than the ids, so that pages split and merge
         one = f"p{number * 7919 % MANY:04}"
         make(store, PATIENT, one, display_name=f"{CANARY} {'x' * (number % 90)}", email=f"{CANARY}{number}@b")
         update(store, PATIENT, one, display_name=f"Other {CANARY} {number}")
@@ -37,7 +37,7 @@ def planted(path: Path) -> None:
 
 
 def traces(path: Path) -> int:
-    """How often the canary is in the file and whatever lies beside it, as it was written or as a word."""
+    """How often the canary is in the file and its side files, as written or as a search word."""
     contents = b"".join(file.read_bytes() for file in path.parent.iterdir()).lower()
     return contents.count(CANARY.lower().encode())
 
@@ -71,7 +71,7 @@ def test_a_purge_beside_a_server_vacuums_only_with_a_flag(tmp_path: Path) -> Non
 
 
 def test_writes_continue_while_a_vacuum_waits_for_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The log can only be emptied once the reader has ended; it is tried until then, and writes go on."""
+    """The log can be emptied only after the reader ends; the command retries, and writes continue."""
     path = tmp_path / "caseload.db"
     planted(path)
     store = open_store(Config(database=url(path)), lambda: 1)

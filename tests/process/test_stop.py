@@ -38,7 +38,7 @@ def create(client: Client, therapist_id: str) -> "grpc.Future[therapist_service_
 
 
 def therapists(database: str) -> list[str]:
-    """The ids a server that starts on it has."""
+    """The ids of all therapists, read by starting a server on the database."""
     with ServerProcess(database) as server, connected(server) as client:
         page = client.therapists.ListTherapists(therapist_service_pb2.ListTherapistsRequest(), timeout=HUNG_SECONDS)
         return [therapist.therapist_id for therapist in page.therapists]
@@ -59,7 +59,7 @@ def health(client: Client, service: str) -> int:
 
 
 def watched(client: Client, service: str) -> Any:
-    """The answers of a health watch."""
+    """The responses of a health watch."""
     stub: Any = health_pb2_grpc.HealthStub(client.channel)
     return stub.Watch(health_pb2.HealthCheckRequest(service=service), timeout=HUNG_SECONDS)
 
@@ -86,7 +86,7 @@ def test_the_server_prints_only_the_ready_line_and_logs_json_lines(tmp_path: Pat
         create(client, "ann").result()
         server.process.terminate()
         printed, log = server.process.communicate(timeout=HUNG_SECONDS)
-    assert printed == ""  # the ready line was read to learn the address
+    assert printed == ""  # the test read the ready line for the address
     events = [json.loads(line)["event"] for line in log.splitlines()]
     assert events == ["started", "call", "stopping", "stopped"]
 
@@ -135,7 +135,7 @@ def test_a_draining_server_is_not_ready_and_answers_calls(tmp_path: Path) -> Non
     assert therapists(database) == ["ann"]
 
 
-# Two are what happens; the storm is what makes a handler that takes a lock run within itself, within a few tries.
+# Two signals are realistic; the storm makes a handler that takes a lock re-enter within a few tries.
 @pytest.mark.parametrize(
     ("numbers", "attempts"),
     [
@@ -149,7 +149,7 @@ def test_several_signals_at_once_stop_the_server_like_one(tmp_path: Path, number
     for attempt in range(attempts):
         with ServerProcess(url(tmp_path / f"{attempt}.db")) as server:
             for number in numbers:
-                os.kill(server.process.pid, number)  # not reaped yet, so the id is still its own
+                os.kill(server.process.pid, number)  # not reaped yet, so the id is still valid
             _, log = server.process.communicate(timeout=HUNG_SECONDS)
         assert server.process.returncode == 0
         assert [json.loads(line)["event"] for line in log.splitlines()] == ["started", "stopping", "stopped"]

@@ -51,7 +51,7 @@ def test_every_worker_answers_after_the_single_ready_line(database_url: str) -> 
         server.process.terminate()
         printed, log = server.process.communicate(timeout=HUNG_SECONDS)
     assert server.process.returncode == 0
-    assert printed == ""  # the one line was read to learn the address
+    assert printed == ""  # the test read the one line for the address
     events = [json.loads(line)["event"] for line in log.splitlines()]
     assert [events.count(event) for event in ("stopping", "stopped")] == [3, 3]
 
@@ -172,7 +172,7 @@ def test_workers_are_restarted_when_standard_output_has_no_reader(tmp_path: Path
     assert process.returncode == 0
 
 
-# --- to the end ---
+# --- stopping ---
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_signals_stop_all_workers(tmp_path: Path, numbers: list[int]) -> None:
 
 
 def test_ctrl_c_stops_every_process(tmp_path: Path) -> None:
-    # While workers drain, the first process has the time to learn of the stop, before one of them ends.
+    # While workers drain, the supervisor handles the stop before one of them ends.
     with WorkersServer(database(tmp_path), "--drain-seconds", "3", command=IN_A_GROUP) as server:
         workers = server.workers
         os.killpg(server.process.pid, signal.SIGINT)
@@ -209,7 +209,7 @@ def test_a_stop_during_the_start_stops_every_started_worker(tmp_path: Path) -> N
             workers = children(process.pid)
             process.terminate()
             process.communicate(timeout=HUNG_SECONDS)
-        assert process.returncode in (0, -signal.SIGTERM)  # the latter before it was Caseload
+        assert process.returncode in (0, -signal.SIGTERM)  # -SIGTERM before the process runs Caseload
         assert not any(map(is_running, workers))
 
 
@@ -224,7 +224,7 @@ def test_draining_workers_answer_and_are_not_ready(tmp_path: Path) -> None:
             api.therapists(f"t-{number}")
             assert health(api, "") == SERVING
             assert health(api, READINESS_SERVICES[0]) == NOT_SERVING
-        # The rest of the drain is of no interest; the test ends it.
+        # The test does not wait for the rest of the drain.
 
 
 def test_a_worker_that_gets_sigterm_drains_and_is_replaced(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_a_worker_that_gets_sigterm_drains_and_is_replaced(tmp_path: Path) -> No
         assert server.stop()[0] == 0
 
 
-# --- as one server ---
+# --- acting as one server ---
 
 
 def test_a_watch_of_any_worker_sees_the_writes_of_others(database_url: str) -> None:

@@ -1,4 +1,4 @@
-"""Workers that are killed: the others go on, nothing acknowledged is lost, and nobody stays behind."""
+"""Killed workers: the others continue, no acknowledged write is lost, and no process is left behind."""
 
 import json
 import os
@@ -30,7 +30,7 @@ BEGIN_AT_STOP = (sys.executable, str(Path(__file__).with_name("late_worker_comma
 
 
 def kill_one_of_four(server: WorkersServer, chance: random.Random) -> None:
-    """kill -9 of any, and waits until another has taken its place."""
+    """Sends kill -9 to a random worker and waits for its replacement."""
     victim = chance.choice(sorted(server.workers))
     os.kill(victim, signal.SIGKILL)
     eventually(lambda: victim not in server.workers and len(server.workers) == 4)
@@ -80,7 +80,7 @@ def test_a_killed_worker_is_replaced_and_loses_only_its_own_connections(database
 
             eventually(is_replaced)
         with server.caller_of_each():
-            pass  # the new one is given connections too
+            pass  # the replacement receives connections too
         code, log = server.stop()
     assert code == 0
     [said] = [line for line in map(json.loads, log.splitlines()) if line["event"].startswith("worker restarted")]
@@ -88,7 +88,7 @@ def test_a_killed_worker_is_replaced_and_loses_only_its_own_connections(database
 
 
 def ends(server: WorkersServer) -> Iterator[tuple[float, int]]:
-    """When it logs that a worker ended, as it is about to start another, and how many could not start until then."""
+    """The time of each logged worker exit, and the number of failed starts until then."""
     assert server.process.stderr
     refused = 0
     for line in server.process.stderr:
@@ -102,7 +102,7 @@ def test_a_worker_that_keeps_dying_is_restarted_with_increasing_delays(tmp_path:
     keys.touch(mode=0o600)
     with WorkersServer(url(tmp_path / "caseload.db"), "--keys-file", str(keys)) as server:
         one, other = sorted(server.workers)
-        keys.chmod(0o644)  # no worker can start with it
+        keys.chmod(0o644)  # no worker can start with such a file
         os.kill(one, signal.SIGKILL)
         times, refused = zip(*islice(ends(server), 5), strict=True)
         assert is_running(other)
@@ -131,7 +131,7 @@ def test_a_stop_during_the_restart_of_a_worker_succeeds(tmp_path: Path, mode: in
         os.kill(killed, signal.SIGKILL)
         eventually(lambda: len(server.workers - {killed}) == 2)
         code, log = server.stop()
-    assert log.count("caseload: --keys-file: ") == (mode == 0o644)  # it came so far, and only then
+    assert log.count("caseload: --keys-file: ") == (mode == 0o644)  # the replacement read the keys file exactly once
     assert code == 0
 
 

@@ -1,4 +1,4 @@
-"""Watches over cuts, restarts, crashes and several processes on one database; and the purge of the log."""
+"""Watches across disconnects, restarts, crashes and processes on one database; and purges of the log."""
 
 import datetime
 import itertools
@@ -34,10 +34,10 @@ CUTS = 200
 
 
 class Writers:
-    """Four callers that write as fast as they are answered, until the with block ends."""
+    """Four callers that write as fast as the server answers, until the with block ends."""
 
     def __init__(self, *addresses: str, threads: int = 4) -> None:
-        """Args: addresses, of servers on one database, that they take turns at."""
+        """Args: addresses, of servers on one database, which the callers alternate between."""
         self._stopped = False
         self._threads = [
             threading.Thread(target=self._write, args=(addresses[n % len(addresses)], f"w{n}-{os.urandom(4).hex()}"))
@@ -63,7 +63,7 @@ class Writers:
                 except grpc.RpcError as error:
                     if reason_of(error) in FOR_A_MOMENT:
                         continue
-                return  # the server is gone, or the with block has ended
+                return  # the server has stopped, or the with block has ended
 
     def _write_on(self, api: ApiDriver, name: str) -> None:
         api.therapists(f"{name}-t", f"{name}-u")
@@ -85,7 +85,7 @@ def received(follower: WatchReader) -> list[int]:
 
 
 def assert_whole(numbers: list[int], api: ApiDriver, start: str) -> None:
-    """Every change after start once and in order, and what came is what the log has."""
+    """Asserts that the watch received every change after start once, in order, as in the log."""
     assert numbers == list(range(number(start) + 1, number(api.head()) + 1))
 
 
@@ -158,7 +158,7 @@ def test_no_change_seen_by_a_watch_is_lost_in_a_crash(database_url: str) -> None
 def test_a_watch_sees_a_commit_of_another_process(
     database_url: str, record_property: Callable[[str, object], None]
 ) -> None:
-    """Not by the heartbeat, which comes every 20 seconds: with 30 of them no test would end."""
+    """By the commit, not by the heartbeat every 20 seconds: 30 of those would exceed the test's timeout."""
     with ServerProcess(database_url) as here, ServerProcess(database_url) as there:
         waits = list(latencies(here.address, there.address, 30))
         own = list(latencies(here.address, here.address, 30))
@@ -234,7 +234,7 @@ def test_stalled_watch_readers_use_little_memory_delay_no_call_and_are_disconnec
     readers = 20
     arguments, environment = ("--max-watches", str(readers)), {"CASELOAD_TEST_PATIENCE": str(patience)}
     store = open_store(Config(database=database_url), clock)
-    fill(store, sets=1000, lines=40)  # a hundred of them are about 1 MiB
+    fill(store, sets=1000, lines=40)  # a hundred change sets are about 1 MiB
     start = store.keys.revision(0)
     store.close()
     with (
@@ -243,7 +243,7 @@ def test_stalled_watch_readers_use_little_memory_delay_no_call_and_are_disconnec
         ExitStack() as stack,
     ):
         api.therapists("t1")
-        with WatchReader(api, start) as follower:  # what one reader takes is taken already
+        with WatchReader(api, start) as follower:  # allocates the memory of one reader beforehand
             follower.wait_through(api.head())
         before = resident_kib(server.process.pid)
         streams = [stack.enter_context(unread(server.address, start)) for _ in range(readers)]
@@ -256,8 +256,8 @@ def test_stalled_watch_readers_use_little_memory_delay_no_call_and_are_disconnec
         assert most < readers * 2500
         assert len(streams) == readers
         if are_cut:
-            assert len([opened_watch(api) for _ in range(readers)]) == readers  # all places are free again
-        else:  # calls were answered while all of them were there
+            assert len([opened_watch(api) for _ in range(readers)]) == readers  # every watch slot is free again
+        else:  # the server answered calls while all readers were connected
             assert refused(next, api.watch()).reason == "TOO_MANY_WATCHES"
 
 

@@ -1,4 +1,4 @@
-"""`caseload`, which file modes bind even where it runs as root: without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH."""
+"""`caseload` without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, so that file modes apply even to root."""
 
 import ctypes
 import os
@@ -10,7 +10,7 @@ _OVERRIDES = 1 << 1 | 1 << 2
 
 
 def give_up_overrides() -> None:
-    """Dropping one's own capabilities needs no privilege, and lasts until the next exec."""
+    """Drops the process's own capabilities until the next exec; needs no privilege."""
     libc = ctypes.CDLL(None, use_errno=True)
     header = (ctypes.c_uint32 * 2)(_VERSION_3, 0)
     sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; twice

@@ -1,4 +1,4 @@
-"""A server of several workers: its processes, and callers of the one or the other."""
+"""A server with several workers: its processes, and a client of each worker."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ _ESTABLISHED, _LISTENS = "01", "0A"
 
 
 def children(pid: int) -> set[int]:
-    """The processes that it started and that have not ended."""
+    """The running child processes."""
     started = (file.read_text().split() for file in Path(f"/proc/{pid}/task").glob("*/children"))
     return {int(child) for some in started for child in some if is_running(int(child))}
 
@@ -27,7 +27,7 @@ def is_running(pid: int) -> bool:
 
 
 def _open_files(pid: int) -> set[str]:
-    """What its open files are; one that it closes meanwhile is none. Nothing where it has ended."""
+    """The targets of its open files; empty if the process has ended."""
     found: set[str] = set()
     with suppress(OSError):
         for file in Path(f"/proc/{pid}/fd").iterdir():
@@ -37,14 +37,14 @@ def _open_files(pid: int) -> set[str]:
 
 
 def _sockets(pid: int, port: int, state: str) -> set[str]:
-    """Those it has on a port, by their inodes."""
+    """The inodes of its sockets on a port."""
     rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
     of_port = {f"socket:[{row[9]}]" for row in rows if row[3] == state and row[1].endswith(f":{port:04X}")}
     return of_port & _open_files(pid)
 
 
 def listens(pid: int, address: str) -> bool:
-    """Whether a process takes connections at an address."""
+    """Whether a process listens on an address."""
     return bool(_sockets(pid, int(address.rpartition(":")[2]), _LISTENS))
 
 
@@ -59,13 +59,13 @@ class WorkersServer(ServerProcess):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for pid in filter(is_running, self._seen | self.workers):  # a test that failed leaves nobody behind
+        for pid in filter(is_running, self._seen | self.workers):  # a failed test leaves no process behind
             os.kill(pid, signal.SIGKILL)
         super().__exit__(kind, error, trace)
 
     @property
     def workers(self) -> set[int]:
-        """Their process ids."""
+        """The process ids of the workers."""
         found = children(self.process.pid)
         self._seen |= found
         return found
@@ -74,7 +74,7 @@ class WorkersServer(ServerProcess):
     def caller_of_each(
         self, asks: Callable[[ApiDriver], object] = lambda api: api.send("ListTherapists")
     ) -> Iterator[dict[int, ApiDriver]]:
-        """A caller of each worker, by its process id; nobody else may call meanwhile.
+        """A client of each worker, by process id. No other client may call at the same time.
 
         Args: asks, makes a call that is let in.
         """

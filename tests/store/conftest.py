@@ -10,7 +10,7 @@ from tests.support.write_lock import wait_for_locks
 
 
 class Clock:
-    """A time that stands still until a test moves it; microseconds since 1970 (UTC)."""
+    """A clock that a test advances; microseconds since 1970 (UTC)."""
 
     def __init__(self, now_us: int) -> None:
         self.now_us = now_us
@@ -19,14 +19,14 @@ class Clock:
         return self.now_us
 
     def advance(self, seconds: float) -> int:
-        """Moves on, or back, and returns the new time."""
+        """Moves the clock forward or back, and returns the new time."""
         self.now_us += int(seconds * 1_000_000)
         return self.now_us
 
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Writers who race are never refused because the machine is busy."""
+    """Never rejects racing writers because the machine is busy."""
     wait_for_locks(monkeypatch)
 
 
@@ -37,7 +37,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def store(database_url: str, clock: Clock) -> Iterator[RelationshipStore]:
-    """An empty store of the test's own, on every back end."""
+    """A new, empty store on every back end."""
     opened = open_store(Config(database=database_url), clock)
     yield opened
     opened.close()

@@ -1,4 +1,4 @@
-"""Whether commits of a cluster wait for a standby, as a commit of the test's own finds it."""
+"""Detects whether commits of a cluster wait for a standby, with a test commit."""
 
 from contextlib import closing
 
@@ -12,7 +12,7 @@ _COMMIT = b"SELECT pg_logical_emit_message(true, 'probe', '')"
 
 
 def await_commits(cluster: Cluster, *, waiting: bool) -> None:
-    """Until a change of synchronous_standby_names has reached every process of the cluster."""
+    """Waits until a change of synchronous_standby_names has reached every process of the cluster."""
     eventually(lambda: _commit_waits(cluster) == waiting)
 
 

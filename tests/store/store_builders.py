@@ -1,4 +1,4 @@
-"""Short steps for the tests of transfers, corrections and the log: people, periods, and what must always hold."""
+"""Helpers for the tests of transfers, corrections and the log: people, periods, and the invariants."""
 
 import itertools
 import json
@@ -18,7 +18,7 @@ TABLES = ("store", "therapist", "patient", "assignment", "change_set", "change",
 
 
 def remembered(request_id: str) -> CallContext:
-    """A call that a repeat is answered from."""
+    """A call with a request_id, which a replay can refer to."""
     return CALL._replace(request_id=request_id, fingerprint=b"the request")
 
 
@@ -45,7 +45,7 @@ def unassign(store: RelationshipStore, therapist_id: str, patient_id: str, **ord
 def period(
     store: RelationshipStore, therapist_id: str, patient_id: str, start_us: int, end_us: int, **order: Any
 ) -> Any:
-    """A period that has ended."""
+    """Creates a period that has ended."""
     assign(store, therapist_id, patient_id, start_us=start_us, **order)
     return unassign(store, therapist_id, patient_id, end_us=end_us)
 
@@ -62,29 +62,29 @@ def transfer(
 
 
 def split(outcome: TransferResult) -> tuple[list[Assignment], list[Assignment]]:
-    """The periods that ended, and those of the target."""
+    """The periods that the transfer ended, and those of the target."""
     return outcome.ended, outcome.active
 
 
 def run(store: RelationshipStore, sql: str, parameters: dict[str, Value] | None = None) -> list[Row]:
-    """One statement past all rules of the store; only the database's own hold."""
+    """Runs one statement without the store's checks; only the database's constraints apply."""
     return store._database.write(lambda transaction: transaction.run(sql, parameters))
 
 
 def dump(store: RelationshipStore) -> dict[str, list[Row]]:
-    """Everything the store keeps of people, periods, changes and requests, but for those that no caller named."""
+    """All rows of people, periods, changes and requests, without requests that have no caller-chosen id."""
     tables = {table: sorted(run(store, f"SELECT * FROM {table}"), key=repr) for table in TABLES}
     return tables | {"request": [row for row in tables["request"] if not row[1].startswith("server:")]}
 
 
 def periods(store: RelationshipStore) -> list[Assignment]:
-    """Every period there is."""
+    """Every stored period."""
     columns = ", ".join(Assignment._fields)
     return [Assignment._make(row) for row in run(store, f"SELECT {columns} FROM assignment ORDER BY start_us")]
 
 
 def assert_consistent(store: RelationshipStore) -> None:
-    """Counts and primary therapists are what the periods say, and nothing overlaps that must not."""
+    """Asserts that counts and primary therapists match the periods, and that no periods overlap wrongly."""
     everything = periods(store)
     active = [one for one in everything if one.end_us is None]
     for therapist_id, count in run(store, "SELECT therapist_id, active_patient_count FROM therapist"):
@@ -99,7 +99,7 @@ def assert_consistent(store: RelationshipStore) -> None:
 
 
 def overlap(one: Assignment, other: Assignment) -> bool:
-    """Whether two periods break the rule, said without SQL."""
+    """Whether two periods break the overlap rule, computed without SQL."""
     if one.patient_id != other.patient_id or enums.END_ENTERED_IN_ERROR in (one.end_reason, other.end_reason):
         return False
     if one.therapist_id != other.therapist_id and not one.role == other.role == enums.ROLE_PRIMARY:
@@ -110,7 +110,7 @@ def overlap(one: Assignment, other: Assignment) -> bool:
 
 
 def crowd(store: RelationshipStore, therapist_id: str, count: int) -> list[str]:
-    """So many patients with an active assignment to the therapist, in one statement each: their ids."""
+    """Inserts count patients assigned to the therapist. Returns their ids."""
     ids = [f"crowd-{n:04}" for n in range(count)]
     many: dict[str, Value] = {"ids": json.dumps(ids)}
     run(
@@ -135,7 +135,7 @@ def crowd(store: RelationshipStore, therapist_id: str, count: int) -> list[str]:
 
 
 def fill(store: RelationshipStore, sets: int, lines: int) -> None:
-    """Change sets of so many lines each, as large as ids can make them."""
+    """Adds change sets of the given number of lines each, with ids of the maximum length."""
     head = store.head_revision()
     numbers = {"first": head + 1, "last": head + sets}
     series = "WITH RECURSIVE n(r) AS (SELECT :first UNION ALL SELECT r + 1 FROM n WHERE r < :last)"

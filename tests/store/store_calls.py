@@ -1,4 +1,4 @@
-"""Short steps that the tests of the store share: make a record, look at every table, race."""
+"""Helpers that the store's tests share: create a record, dump every table, race."""
 
 import threading
 from collections.abc import Callable
@@ -42,28 +42,28 @@ both_kinds = pytest.mark.parametrize("kind", [THERAPIST, PATIENT], ids=["therapi
 
 
 def other(kind: AnyKind) -> AnyKind:
-    """The side a record is assigned to."""
+    """The other kind of record."""
     return PATIENT if kind is THERAPIST else THERAPIST
 
 
 def request(request_id: str, fingerprint: bytes = b"the request") -> CallContext:
-    """A call that is remembered."""
+    """A call with a request_id, which the store remembers."""
     return CALL._replace(request_id=request_id, fingerprint=fingerprint)
 
 
 def make(store: RelationshipStore, kind: AnyKind, record_id: str, **fields: str | int | None) -> Any:
-    """A record with a name and these columns."""
+    """Creates a record with a name and these columns."""
     return store.create(kind, record_id, {"display_name": "Ada Lovelace", **fields}, CALL).record
 
 
 def make_pair(store: RelationshipStore) -> None:
-    """A therapist t and a patient p."""
+    """Creates a therapist t and a patient p."""
     make(store, THERAPIST, "t")
     make(store, PATIENT, "p")
 
 
 def update(store: RelationshipStore, kind: AnyKind, record_id: str, **fields: str | int | None) -> Any:
-    """Sets columns, whatever the etag is."""
+    """Sets columns without an etag check."""
     return store.update(kind, record_id, "", fields, CALL).record
 
 
@@ -73,25 +73,25 @@ def delete(store: RelationshipStore, kind: AnyKind, record_id: str, **flags: Any
 
 
 def assign(store: RelationshipStore, therapist_id: str = "t", patient_id: str = "p", **order: Any) -> Assignment:
-    """Begins a period, or finds the same one."""
+    """Assigns the pair. Returns the assignment."""
     return store.assign(requests.Assign(therapist_id, patient_id, **order), CALL).record
 
 
 def unassign(store: RelationshipStore, therapist_id: str = "t", patient_id: str = "p", **order: Any) -> Assignment:
-    """Ends a period."""
+    """Ends the pair's period. Returns the assignment."""
     ended = store.unassign(requests.Unassign(therapist_id, patient_id, **order), CALL).record
     assert ended is not None
     return ended
 
 
 def count(store: RelationshipStore, kind: AnyKind, record_id: str) -> int:
-    """The active assignments that the record says it has."""
+    """The record's stored count of active assignments."""
     counted: int = getattr(store.get(kind, record_id), kind.count_column)
     return counted
 
 
 def ids(store: RelationshipStore, kind: AnyKind, **query: Any) -> list[str]:
-    """The ids of everyone who matches."""
+    """The ids of all records that match."""
     return [record[0] for record in store.list_records(kind, RecordQuery(**query), ALL).records]
 
 
@@ -115,7 +115,7 @@ def assigned(
 
 
 def history(store: RelationshipStore, patient_id: str = "p") -> list[Assignment]:
-    """Every period of a patient, in the order in which they begin."""
+    """Every period of a patient, by start."""
     query = CaseloadQuery(patient_id, states=(enums.STATE_ACTIVE, enums.STATE_ENDED))
     return sorted((entry[0] for entry in store.list_patient_therapists(query, ALL).records), key=lambda a: a.start_us)
 
@@ -126,12 +126,12 @@ def in_force(store: RelationshipStore, at_us: int, kind: AnyKind = PATIENT, reco
 
 
 def run(store: RelationshipStore, sql: str, parameters: dict[str, Value] | None = None) -> list[Row]:
-    """One statement past all rules of the store; only the database's own hold."""
+    """Runs one statement without the store's checks; only the database's constraints apply."""
     return store._database.write(lambda transaction: transaction.run(sql, parameters))
 
 
 def dump(store: RelationshipStore) -> Tables:
-    """Everything the database holds, but for the requests that no caller named."""
+    """All rows of the database, without requests that have no caller-chosen id."""
     tables = {table: sorted(run(store, f"SELECT * FROM {table}"), key=repr) for table in TABLES}
     return tables | {"request": [row for row in tables["request"] if not row[1].startswith("server:")]}
 
@@ -142,7 +142,7 @@ def head(store: RelationshipStore) -> int:
 
 
 def race(work: Callable[[int], T], threads: int = 32) -> tuple[list[T], list[Exception]]:
-    """Runs work(0), work(1), ... at once: what they returned, and the store's refusals."""
+    """Runs work(0), work(1), ... at once. Returns the results and the store's errors."""
     results: list[T] = []
     refusals: list[Exception] = []
     barrier = threading.Barrier(threads)

@@ -45,7 +45,7 @@ def walk(store: RelationshipStore, size: int, **query: str) -> list[ChangeSet]:
 
 
 def matching(sets: list[ChangeSet], query: ChangeQuery) -> list[ChangeSet]:
-    """What a filter means, said without SQL."""
+    """The change sets that match a filter, computed without SQL."""
     return [
         one
         for one in sets
@@ -90,7 +90,7 @@ def test_every_combination_of_filters_returns_the_matching_sets(store: Relations
     history(store)
     whole = walk(store, 1000)
     sides = itertools.product(
-        ("", "t1", "t2", "nobody"), ("", "p1", "p3", "nobody"), ("", "reception", "caller-1", "x")
+        ("", "t1", "t2", "missing"), ("", "p1", "p3", "missing"), ("", "reception", "caller-1", "x")
     )
     found = 0
     for therapist_id, patient_id, actor in sides:
@@ -112,7 +112,7 @@ def test_a_filtered_page_continues_from_its_last_set_and_the_last_from_the_head(
     second = page(store, first.through, size=1, therapist_id="t1")
     assert [store.keys.number(one.revision) for one in second.change_sets] == [6]
     assert second.through == second.head
-    nothing = page(store, actor="nobody")
+    nothing = page(store, actor="missing")
     assert (nothing.change_sets, nothing.through, nothing.head) == ([], first.head, first.head)
 
 

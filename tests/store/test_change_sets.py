@@ -103,8 +103,8 @@ def test_revisions_are_gapless_and_in_the_order_of_commits(store: RelationshipSt
         for turn in range(8):
             outcome = store.create(THERAPIST, "", {"display_name": f"A{thread}"}, CALL)
             numbers.append(number(outcome.revision))
-            if turn % 3 == 0:  # a refusal takes no revision
-                store.delete(THERAPIST, requests.Delete("nobody", allow_missing=True), CALL)
+            if turn % 3 == 0:  # a rejected call uses no revision
+                store.delete(THERAPIST, requests.Delete("missing", allow_missing=True), CALL)
         return numbers
 
     start = head(store)

@@ -1,4 +1,4 @@
-"""CheckAssignments is asked before every look at a chart: it must stay one statement over an index."""
+"""CheckAssignments runs before every access to a chart: it must stay one statement over an index."""
 
 from caseload_server.domain.enums import END_ENTERED_IN_ERROR, ROLE_PRIMARY
 from caseload_server.store import RelationshipStore
@@ -24,7 +24,7 @@ def test_a_check_returns_the_period_in_force_of_each_pair(store: RelationshipSto
     moments = {99: None, 100: first, 199: first, 200: second, 299: second, 300: None, 399: None, 400: third}
     for at_us, found in moments.items():
         assert checked(store, at_us, ("t", "p"), ("u", "p"), ("t", "q"), ("t", "p")) == [found, None, None, found]
-    assert checked(store, clock.now_us, ("nobody", "p"), ("t", "p"), ("t", "nobody")) == [None, third, None]
+    assert checked(store, clock.now_us, ("missing", "p"), ("t", "p"), ("t", "missing")) == [None, third, None]
     unassign(store, "t", "p", end_reason=END_ENTERED_IN_ERROR)
     assert checked(store, 500, ("t", "p")) == [None]
 

@@ -47,7 +47,7 @@ def test_deleting_twice_writes_once(store: RelationshipStore, clock: Clock, kind
 @both_kinds
 def test_deleting_an_unknown_record_succeeds_with_allow_missing(store: RelationshipStore, kind: AnyKind) -> None:
     head = make(store, kind, "a") and store.list_records(kind, requests.RecordQuery(), requests.PageRequest(1, ""))
-    assert delete(store, kind, "nobody", allow_missing=True) == results.DeleteResult(None, 0, head.revision)
+    assert delete(store, kind, "missing", allow_missing=True) == results.DeleteResult(None, 0, head.revision)
 
 
 @both_kinds

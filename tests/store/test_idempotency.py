@@ -95,9 +95,9 @@ def test_a_replayed_unassign_does_not_end_a_later_period(store: RelationshipStor
     assign(store)
     first = store.unassign(requests.Unassign("t", "p"), request(ID))
     clock.advance(1)
-    anew = assign(store)
+    current = assign(store)
     assert store.unassign(requests.Unassign("t", "p"), request(ID)) == first
-    assert history(store)[-1] == anew
+    assert history(store)[-1] == current
 
 
 def test_a_replay_skips_checks_that_would_reject_the_call_now(store: RelationshipStore) -> None:

@@ -1,4 +1,4 @@
-"""The database itself refuses what must never be, whoever writes past the rules of the store.
+"""Constraints of the database reject invalid rows, even without the store's checks.
 
 Each statement is first shown to succeed in a form that is allowed: it fails for the rule and for nothing else.
 """
@@ -48,20 +48,20 @@ RULES = [
     # One active assignment a pair; one active primary a patient.
     (UNIQUE, period(patient="p"), period()),
     (UNIQUE, period(therapist="u", patient="p", role="1"), period(therapist="u", patient="p", role="2")),
-    # An assignment is of a therapist and a patient that exist.
-    (FOREIGN_KEY, period(therapist="nobody"), period()),
-    (FOREIGN_KEY, period(patient="nobody"), period()),
+    # An assignment refers to an existing therapist and patient.
+    (FOREIGN_KEY, period(therapist="missing"), period()),
+    (FOREIGN_KEY, period(patient="missing"), period()),
     (NOT_NULL, period().replace("'t'", "NULL"), period()),
-    # Values that the contract does not know.
+    # Values outside the contract.
     (CHECK, period(role="0"), period(role="4")),
     (CHECK, period(role="5"), period(role="1")),
     (CHECK, period(end="100", reason="8"), period(end="100", reason="7")),
     (CHECK, period(end="100", reason="-1"), period(end="100", reason="0")),
-    # No end before the start; no reason and no one who ended it without an end.
+    # No end before the start; no reason and no ended_by without an end.
     (CHECK, period(end="99"), period(end="100")),
     (CHECK, period(reason="1"), period(end="200", reason="1")),
     (CHECK, period(ended_by="a"), period(end="200", ended_by="a")),
-    # A record with assignments is not erased under them, nor deleted, nor in its last status.
+    # A record with assignments cannot be erased, be deleted or have its final status.
     (FOREIGN_KEY, "DELETE FROM therapist WHERE therapist_id = 't'", "DELETE FROM therapist WHERE therapist_id = 'u'"),
     (
         FOREIGN_KEY,
@@ -109,10 +109,10 @@ RULES = [
         "UPDATE patient SET active_therapist_count = active_therapist_count - 2",
         "UPDATE patient SET active_therapist_count = active_therapist_count + 2",
     ),
-    # Nobody without a name.
+    # A name is required.
     (CHECK, "UPDATE therapist SET display_name = ''", "UPDATE therapist SET display_name = 'x'"),
     (CHECK, "UPDATE patient SET display_name = ''", "UPDATE patient SET display_name = 'x'"),
-    # An id once.
+    # Ids are unique.
     (
         UNIQUE,
         "UPDATE therapist_name_word SET word = 'x'",
@@ -128,7 +128,7 @@ RULES = [
         "INSERT INTO patient SELECT * FROM patient WHERE patient_id = 'p'",
         "UPDATE patient SET email = 'a@b' WHERE patient_id = 'p'",
     ),
-    # An identifier once among live records of a kind.
+    # Identifiers are unique among live records of a kind.
     (
         UNIQUE,
         "INSERT INTO therapist_identifier VALUES ('u', 'urn:npi', '1', 1)",
@@ -149,9 +149,13 @@ RULES = [
         "INSERT INTO patient_identifier VALUES ('q', 'urn:mrn', '1', 2)",
         "INSERT INTO patient_identifier VALUES ('q', 'urn:mrn', '2', 1)",
     ),
-    # What a record is found by belongs to a record.
+    # Search rows belong to a record.
     *[
-        (FOREIGN_KEY, f"INSERT INTO {table} VALUES ('nobody', {rest})", f"INSERT INTO {table} VALUES ({owner}, {rest})")
+        (
+            FOREIGN_KEY,
+            f"INSERT INTO {table} VALUES ('missing', {rest})",
+            f"INSERT INTO {table} VALUES ({owner}, {rest})",
+        )
         for table, owner, rest in (
             ("therapist_identifier", "'u'", "'s', 'v', 1"),
             ("patient_identifier", "'q'", "'s', 'v', 1"),
@@ -176,7 +180,7 @@ RULES = [
         "INSERT INTO change VALUES (1, 9, 0, '', NULL, NULL, NULL)",
         "INSERT INTO change VALUES (1, 9, 5, '', NULL, NULL, NULL)",
     ),
-    # One row says what store it is.
+    # Exactly one row identifies the store.
     (CHECK, "INSERT INTO store SELECT 2, store_id, secret, 0, 0 FROM store", "UPDATE store SET head_revision = 9"),
 ]
 

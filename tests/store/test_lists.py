@@ -147,7 +147,7 @@ def test_all_filters_apply_together(store: RelationshipStore) -> None:
 @both_kinds
 def test_the_assignments_of_a_record_that_never_existed_are_not_found(store: RelationshipStore, kind: AnyKind) -> None:
     with pytest.raises(kind.not_found):
-        assigned(store, kind, CaseloadQuery("nobody"))
+        assigned(store, kind, CaseloadQuery("missing"))
 
 
 @both_kinds

@@ -1,4 +1,4 @@
-"""Which reason is told where several apply.
+"""Which reason is reported when several apply.
 
 A verb's reasons stand in the order of its contract. Each is brought about by a step; every two that can apply at
 once are brought about together, and the earlier one must be told.
@@ -53,7 +53,7 @@ Reason = tuple[type[errors.DomainError], Step]
 
 
 class Case(NamedTuple):
-    """Two reasons, brought about by their steps, and the one to tell."""
+    """Two reasons, the steps that cause them, and the reason to report."""
 
     first: Step
     second: Step
@@ -61,7 +61,7 @@ class Case(NamedTuple):
 
 
 def each_pair(reasons: dict[str, Reason], *impossible: tuple[str, str]) -> pytest.MarkDecorator:
-    """Every two reasons that can apply at once."""
+    """Parametrizes a test with every two reasons that can apply at once."""
     cases = {
         f"{first} before {second}": Case(reasons[first][1], reasons[second][1], reasons[first][0])
         for first, second in combinations(reasons, 2)
@@ -76,7 +76,7 @@ def reuse(scene: Scene) -> None:
 
 
 def refused(scene: Scene, case: Case, call: Callable[[], Any]) -> None:
-    """Both steps are taken, those that need a living record first, and the call is refused for the one reason."""
+    """Takes both steps, those that need a live record first, and asserts the expected reason."""
     for step in sorted(case[:2], key=lambda step: LAST.index(step) if step in LAST else -1):
         step(scene)
     before = dump(scene.store)
@@ -87,7 +87,7 @@ def refused(scene: Scene, case: Case, call: Callable[[], Any]) -> None:
 
 
 def of_kind(kind: AnyKind, case: Case) -> type[errors.DomainError]:
-    """NOT_FOUND and DELETED have a reason a kind."""
+    """The error for a kind: NOT_FOUND and DELETED have one reason for each kind."""
     if case.reason is not errors.DomainError:
         return case.reason
     return kind.deleted if case.first is deleted else kind.not_found
@@ -97,11 +97,11 @@ def of_kind(kind: AnyKind, case: Case) -> type[errors.DomainError]:
 
 
 def therapist_not_found(scene: Scene) -> None:
-    scene.order["therapist_id"] = "nobody"
+    scene.order["therapist_id"] = "missing"
 
 
 def patient_not_found(scene: Scene) -> None:
-    scene.order["patient_id"] = "nobody"
+    scene.order["patient_id"] = "missing"
 
 
 def therapist_deleted(scene: Scene) -> None:
@@ -233,7 +233,7 @@ CREATE: dict[str, Reason] = {
 
 
 @both_kinds
-@each_pair(CREATE, ("REQUEST_ID_REUSED", "INVALID_FIELD"))  # the record's size is looked at in the write
+@each_pair(CREATE, ("REQUEST_ID_REUSED", "INVALID_FIELD"))  # the write checks the record's size
 def test_create_reports_the_first_reason_of_two(
     store: RelationshipStore, clock: Clock, kind: AnyKind, case: Case
 ) -> None:
@@ -245,7 +245,7 @@ def test_create_reports_the_first_reason_of_two(
 
 
 def not_found(scene: Scene) -> None:
-    scene.order["record_id"] = "nobody"
+    scene.order["record_id"] = "missing"
 
 
 def deleted(scene: Scene) -> None:
@@ -306,7 +306,9 @@ DELETE: dict[str, Reason] = {
 
 
 @both_kinds
-@each_pair(DELETE, ("HAS_ACTIVE_ASSIGNMENTS", "TOO_MANY_ASSIGNMENTS"))  # one is without force, one with
+@each_pair(
+    DELETE, ("HAS_ACTIVE_ASSIGNMENTS", "TOO_MANY_ASSIGNMENTS")
+)  # the first needs force=False, the second force=True
 def test_delete_reports_the_first_reason_of_two(
     store: RelationshipStore, clock: Clock, monkeypatch: pytest.MonkeyPatch, kind: AnyKind, case: Case
 ) -> None:

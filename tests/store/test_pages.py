@@ -1,4 +1,4 @@
-"""Pages: nobody is missed or seen twice, whatever is written between them and however large the records are."""
+"""Pages miss or repeat no record, whatever is written between them and however large records are."""
 
 import json
 import threading
@@ -20,7 +20,7 @@ from tests.support.waiting import join
 on_one_store = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-# Paging: between two pages others write.
+# Paging with writes between two pages.
 
 _FIELDS: requests.Fields = {"display_name": "Paging"}
 names = st.text("abc-19", min_size=1, max_size=3).map(lambda text: "x" + text)
@@ -42,7 +42,7 @@ def write(store: RelationshipStore, kind: AnyKind, mark: str, what: str, name: s
 
 
 class Plan(NamedTuple):
-    """What is there at the start, how large a page is, and what is written after each page."""
+    """The records at the start, the page size, and the writes after each page."""
 
     start: Any
     size: int

@@ -1,4 +1,4 @@
-"""When periods may begin and end, who was in force when, and clocks that go back."""
+"""When periods may begin and end, which are in force at a time, and clocks that are set back."""
 
 from collections.abc import Callable
 from typing import Any
@@ -136,7 +136,7 @@ def test_history_can_be_filtered_by_role(pair: RelationshipStore) -> None:
     assert [entry[0] for entry in assigned(pair, PATIENT, query).records] == [primary]
 
 
-# Clocks that go back.
+# Clocks that are set back.
 
 
 def test_unassigning_after_the_clock_is_set_back_ends_the_period_at_its_start(
@@ -187,7 +187,7 @@ def test_deletes_and_undeletes_work_after_the_clock_is_set_back(pair: Relationsh
     assert pair.undelete(PATIENT, "p", CALL).record.deleted_us is None
 
 
-# Whatever is done in whatever order, the rules hold afterwards.
+# The rules hold after any sequence of calls.
 
 times = st.one_of(st.none(), st.integers(-5, 5))
 flags = st.booleans()
@@ -267,6 +267,6 @@ def test_no_sequence_of_calls_breaks_the_rules_of_periods_and_counts(
         refusal = refusal_of(lambda step=step: take(store, clock, mark, step))  # type: ignore[misc]
         if refusal:
             assert history(store, mark) == before
-        if None in step:  # a time was left to the store, and the store finds one that fits
+        if None in step:  # the store chose a time, and it chooses a valid one
             assert not isinstance(refusal, errors.PeriodOverlaps | errors.InvalidField)
         check_rules(store, mark)

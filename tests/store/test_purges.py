@@ -1,4 +1,4 @@
-"""People who were deleted long ago are erased for good."""
+"""A purge permanently erases people who were deleted long ago."""
 
 import json
 import threading
@@ -39,12 +39,12 @@ CANARY = "Zebrafinch"
 
 
 def purge(store: RelationshipStore, before_us: int) -> list[tuple[str, int, int]]:
-    """What each commit erased."""
+    """Runs a purge. Returns what each commit erased."""
     return [(kind.name, *erased) for kind in (PATIENT, THERAPIST) for erased in store.purge_records(kind, before_us)]
 
 
 def gone(store: RelationshipStore, kind: AnyKind, *ids: str) -> None:
-    """Makes, deletes and purges them."""
+    """Creates, deletes and purges the records."""
     for one in ids:
         make(store, kind, one)
         delete(store, kind, one)
@@ -67,7 +67,7 @@ def test_a_purge_erases_only_records_deleted_before_the_given_time(
     delete(store, kind, "b")
     clock.advance(10)
     delete(store, kind, "c")
-    assert store.count_purgeable(kind, moment) == 1  # at that time is not before it
+    assert store.count_purgeable(kind, moment) == 1  # a record deleted exactly at the time is not counted
     assert purge(store, moment) == [(kind.name, 1, 0)]
     assert run(store, "SELECT kind, record_id FROM purged") == [(kind.name, "a")]
     assert [store.get(kind, one).deleted_us is None for one in "bcd"] == [False, False, True]
@@ -101,12 +101,12 @@ def test_a_purged_id_is_never_reused(store: RelationshipStore, kind: AnyKind) ->
         with pytest.raises(errors.IdTaken):
             store.create(kind, "a", {"display_name": "Ada"}, call)
     assert store.head_revision() == head
-    assert make(store, other(kind), "a")[0] == "a"  # of the other kind nobody had it
+    assert make(store, other(kind), "a")[0] == "a"  # the other kind never used the id
 
 
 @both_kinds
 def test_the_database_rejects_a_purged_id(store: RelationshipStore, kind: AnyKind) -> None:
-    """For a version of the server that did not know of purges, and whoever else adds rows."""
+    """Protects against server versions without purges, and against rows added with SQL."""
     gone(store, kind, "a")
     record = make(store, kind, "b")
     columns = ", ".join(record._fields)
@@ -216,7 +216,7 @@ def test_a_purge_of_many_records_uses_several_short_commits(store: RelationshipS
 
 
 def treated(store: RelationshipStore, kind: AnyKind, names: list[str], periods: int) -> None:
-    """Each of them treated, or was treated by, one who stays, so many times, and is deleted."""
+    """Deleted records, each with the given number of ended periods with one record that stays."""
     stays = make(store, other(kind), "stays")[0]
     for name in names:
         make(store, kind, name)
@@ -236,7 +236,7 @@ def treated(store: RelationshipStore, kind: AnyKind, names: list[str], periods: 
 
 @both_kinds
 def test_no_record_is_partly_erased_between_two_commits(store: RelationshipStore, kind: AnyKind) -> None:
-    """Someone is undeleted after each commit: all of theirs is still there."""
+    """After each commit a record is undeleted and must still be complete."""
     names = [f"n{number:03}" for number in range(120)]
     treated(store, kind, names, periods=10)
     steps = []
@@ -258,7 +258,7 @@ def test_a_record_larger_than_a_batch_is_erased_in_one_commit(store: Relationshi
     while (page := store.list_changes(ChangeQuery(), after, 1)).change_sets:
         sets += page.change_sets
         after = page.through
-    assert [len(one.changes) for one in sets] == [3001, 500] * 2  # no page, and no message, is larger than of a call
+    assert [len(one.changes) for one in sets] == [3001, 500] * 2  # no change set is larger than that of a call
     assert len({change.assignment_id for one in sets for change in one.changes}) == 7001
     assert run(store, "SELECT COUNT(*) FROM assignment") == [(0,)]
 
@@ -279,7 +279,7 @@ def test_an_interrupted_purge_leaves_the_remaining_records_whole(store: Relation
 def test_purges_racing_undeletes_and_creates_leave_each_id_live_or_purged(
     store: RelationshipStore, kind: AnyKind
 ) -> None:
-    """Of 24 ids; each ends either live or purged, never both, and what is purged was never made again."""
+    """Each of 24 ids ends either live or purged, never both, and no purged id is created again."""
     names = [f"r{number}" for number in range(24)]
     for name in names:
         make(store, kind, name)

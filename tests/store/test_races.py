@@ -1,4 +1,4 @@
-"""What must hold however many callers race. 32 threads begin each race at once."""
+"""Invariants under races. 32 threads start each race at once."""
 
 import pytest
 from caseload_server.domain import errors, requests

@@ -105,14 +105,14 @@ def test_an_id_in_use_is_rejected_even_when_its_record_is_deleted(store: Relatio
 @both_kinds
 def test_an_unknown_record_is_not_found(store: RelationshipStore, kind: AnyKind) -> None:
     for look in (
-        lambda: store.get(kind, "nobody"),
-        lambda: update(store, kind, "nobody", email="a@b"),
-        lambda: delete(store, kind, "nobody"),
-        lambda: store.undelete(kind, "nobody", CALL),
+        lambda: store.get(kind, "missing"),
+        lambda: update(store, kind, "missing", email="a@b"),
+        lambda: delete(store, kind, "missing"),
+        lambda: store.undelete(kind, "missing", CALL),
     ):
         with pytest.raises(kind.not_found) as refusal:
             look()
-        assert refusal.value.resources == (errors.Resource(f"caseload.v1.{kind.record.__name__}", "nobody"),)
+        assert refusal.value.resources == (errors.Resource(f"caseload.v1.{kind.record.__name__}", "missing"),)
 
 
 @both_kinds
@@ -203,7 +203,7 @@ def message_bytes(record: Any) -> int:
 
 
 def grown(record: Any, text: str, size: int) -> Any:
-    """The record with annotations of one repeated text that bring its message to about this size."""
+    """The record with annotations of one repeated text, so that its message has about the given size."""
     annotations: dict[str, str] = {}
     while message_bytes(record) < size - 1000:
         annotations[f"k{len(annotations):02}"] = text * (900 // len(text.encode()))

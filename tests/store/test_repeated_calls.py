@@ -1,4 +1,4 @@
-"""A repeat without a request_id: its effect holds already, so it succeeds and writes nothing, whatever else changed."""
+"""A repeat without a request_id succeeds and writes nothing, because its effect already holds."""
 
 from collections.abc import Callable
 from typing import Any

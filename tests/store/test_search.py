@@ -1,4 +1,4 @@
-"""Whom a name search finds."""
+"""Which records a name search finds."""
 
 import unicodedata
 
@@ -57,14 +57,14 @@ def test_a_search_finds_a_renamed_record_only_by_its_new_name(store: Relationshi
     assert ids(store, kind, name_prefix="ki", show_deleted=True) == ["a"]
 
 
-# A Greek iota subscript is left out: its capital is a letter of its own.
+# Without the Greek iota subscript: its capital is a separate letter.
 IOTA_SUBSCRIPT = [c for c in map(chr, range(0x300, 0x2000)) if "\u0345" in unicodedata.normalize("NFKD", c)]
 characters = st.characters(exclude_categories=["Cs", "Cc", "Cn", "Co", "Z"], exclude_characters=IOTA_SUBSCRIPT)
 words = st.text(characters, min_size=1, max_size=12)
 
 
 def holds_a_word(text: str) -> bool:
-    """Whether something is left of it without accents and hyphens."""
+    """Whether the text has letters besides accents and hyphens."""
     categories = {unicodedata.category(c) for c in unicodedata.normalize("NFKD", text)} - {"Pd"}
     return any(category[0] in "LNPS" for category in categories)
 
@@ -78,6 +78,6 @@ def test_a_search_finds_a_name_by_any_prefix_of_any_word(
     made = make(store, THERAPIST, "", display_name=display_name)[0]
     word = data.draw(st.sampled_from(display_name.split(" ")))
     length = data.draw(st.integers(1, len(word)))
-    assume(holds_a_word(word[:length]))  # what does not is refused
+    assume(holds_a_word(word[:length]))  # the store rejects a text without a word
     for prefix in (word[:length], word[:length].upper(), unicodedata.normalize("NFD", word[:length])):
         assert made in ids(store, THERAPIST, name_prefix=prefix), ascii(prefix)

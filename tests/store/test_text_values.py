@@ -1,4 +1,4 @@
-"""Text is kept, compared, ordered and found alike on both databases, also where locales and foldings differ."""
+"""Both databases store, compare, order and find text alike, even where locales and case folding differ."""
 
 import json
 import unicodedata
@@ -66,7 +66,7 @@ def both(postgres_databases: Databases) -> Iterator[Both]:
 
 
 def listed(store: RelationshipStore, query: RecordQuery) -> list[tuple[str, str, str]]:
-    """Everyone who is found, in pages, in order."""
+    """All matching records, page by page, in order."""
     found: list[tuple[str, str, str]] = []
     after = ""
     while True:

@@ -60,7 +60,7 @@ def nothing(_store: RelationshipStore) -> None:
 
 
 class Case(NamedTuple):
-    """A transfer that is refused."""
+    """A transfer that is rejected."""
 
     error: type[errors.DomainError]
     order: Transfer
@@ -69,8 +69,8 @@ class Case(NamedTuple):
 
 
 REFUSED = {
-    "unknown source": Case(errors.TherapistNotFound, Transfer("nobody", "t"), metadata={"missing": "1"}),
-    "unknown target": Case(errors.TherapistNotFound, Transfer("s", "nobody"), metadata={"missing": "1"}),
+    "unknown source": Case(errors.TherapistNotFound, Transfer("missing", "t"), metadata={"missing": "1"}),
+    "unknown target": Case(errors.TherapistNotFound, Transfer("s", "missing"), metadata={"missing": "1"}),
     "unknown patients": Case(
         errors.PatientNotFound, Transfer("s", "t", ("a", "x", "b", "y")), metadata={"missing": "2"}
     ),
@@ -144,7 +144,7 @@ def test_a_rejected_transfer_reports_the_first_failed_check(filled_store: Relati
 
     filled_store.delete(THERAPIST, Delete("t"), CALL)
     filled_store.delete(PATIENT, Delete("d"), CALL)
-    assert refusal("d", "b", "nobody") is errors.PatientNotFound
+    assert refusal("d", "b", "missing") is errors.PatientNotFound
     assert refusal("d", "b") is errors.TherapistDeleted
     filled_store.undelete(THERAPIST, "t", CALL)
     update("t", status=ON_LEAVE, max_active_patients=0)(filled_store)
@@ -238,7 +238,7 @@ def test_a_transfer_merges_a_pair_that_is_already_assigned(filled_store: Relatio
 def test_merged_pairs_need_no_capacity(filled_store: RelationshipStore) -> None:
     for patient_id in "abc":
         assign(filled_store, "t", patient_id, role=SUPERVISING)
-    update("t", max_active_patients=0)(filled_store)  # below the count: no room for anyone
+    update("t", max_active_patients=0)(filled_store)  # below the count: no capacity left
     transfer(filled_store, "s", "t")
     assert (count(filled_store, "s"), count(filled_store, "t")) == (0, 3)
     assert_consistent(filled_store)
@@ -290,7 +290,7 @@ def test_a_transfer_with_skewed_clocks_leaves_no_gap_and_no_overlap(
 ) -> None:
     now = clock.now_us
     soon = now + 30 * SECOND
-    assign(filled_store, "u", "d", start_us=soon)  # by a caller whose clock is ahead
+    assign(filled_store, "u", "d", start_us=soon)  # from a caller whose clock is ahead
     period(filled_store, "t", "a", now, soon)
     period(filled_store, "t", "b", now, soon)
     period(filled_store, "u", "c", now, soon, role=ROLE_PRIMARY)

@@ -1,4 +1,4 @@
-"""Every way to write to the store, in one table, for what holds of all of them."""
+"""Every write of the store in one table, for tests that apply to all of them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,25 +15,25 @@ CREATED, UPDATED, DELETED, UNDELETED = 1, 2, 3, 4
 ENDED = "state,end_time,end_reason,ended_by"
 
 Change = tuple[int, str, str | None, str | None, bool]
-"""Its kind, the names of fields, the therapist, the patient, and whether it is of their assignment."""
+"""Kind, field names, therapist, patient, and whether the change is of their assignment."""
 
 
 class Mutation(NamedTuple):
-    """One call that writes, or finds that there is nothing to write."""
+    """One call that writes, or that has no effect."""
 
     name: str
     prepare: Callable[[RelationshipStore], Any]
     do: Callable[[RelationshipStore, CallContext], Any]
     changes: tuple[Change, ...] = ()
-    """What the log must say, in order."""
+    """The expected changes in the log, in order."""
     made: tuple[str, ...] = ()
-    """The columns of the answer that the call makes up."""
+    """The columns of the result that the server generates."""
     effect: int = 0
-    """As `effect` has it."""
+    """The expected result of `effect`."""
 
 
 def effect(result: Any) -> int:
-    """How many assignments a verb says that it began, ended or moved."""
+    """How many assignments the call began, ended or moved, according to its result."""
     match result:
         case AssignResult():
             return int(result.created)
@@ -55,14 +55,14 @@ def everyone(store: RelationshipStore) -> None:
 
 
 def assigned(store: RelationshipStore) -> None:
-    """Everyone, and t treats p, u is the primary of p."""
+    """Everyone; t treats p, and u is the primary of p."""
     everyone(store)
     assign(store, "t", "p")
     assign(store, "u", "p", role=ROLE_PRIMARY)
 
 
 def ended(store: RelationshipStore) -> None:
-    """Everyone, and t treated p."""
+    """Everyone; t treated p."""
     everyone(store)
     assign(store, "t", "p")
     unassign(store, "t", "p")
@@ -145,7 +145,7 @@ def _no_ops_of_kind(kind: AnyKind) -> list[Mutation]:
         Mutation(
             f"delete a missing {name}",
             everyone,
-            lambda store, call: store.delete(kind, Delete("nobody", allow_missing=True), call),
+            lambda store, call: store.delete(kind, Delete("missing", allow_missing=True), call),
         ),
         Mutation(f"undelete a live {name}", everyone, lambda store, call: store.undelete(kind, it, call)),
     ]
@@ -163,7 +163,7 @@ WRITES = [
         1,
     ),
     Mutation(
-        "assign in place of the pair's own",
+        "assign replacing the pair's own",
         assigned,
         lambda store, call: store.assign(Assign("t", "p", focus="grief", replace=True), call),
         ((UPDATED, ENDED, "t", "p", True), (CREATED, "", "t", "p", True)),
@@ -171,7 +171,7 @@ WRITES = [
         1,
     ),
     Mutation(
-        "assign in place of two",
+        "assign replacing two",
         assigned,
         lambda store, call: store.assign(Assign("t", "p", role=ROLE_PRIMARY, replace=True, replace_primary=True), call),
         ((UPDATED, ENDED, "t", "p", True), (UPDATED, ENDED, "u", "p", True), (CREATED, "", "t", "p", True)),

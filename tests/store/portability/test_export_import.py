@@ -1,4 +1,4 @@
-"""What is exported from one database and imported into another is the same there; anything less is refused."""
+"""Export and import copy a store exactly; an import rejects anything incomplete or invalid."""
 
 import hashlib
 import io
@@ -23,8 +23,8 @@ from tests.store.conftest import Clock
 from tests.store.store_calls import AnyKind, assign, both_kinds, delete, dump, ids, make, request, unassign, update
 
 SECRET = "do-not-repeat-me"
-"""What no refusal may say."""
-# Accents composed and not, letters that fold to two, what JSON escapes, and what looks like it.
+"""A value that no error may contain."""
+# Composed and decomposed accents, letters that fold to two, characters that JSON escapes, and similar text.
 AWKWARD = [
     "Zoë Müller-Lüdenscheidt",
     'O"Neil \\ Ⅷ',
@@ -47,7 +47,7 @@ def exported(url: str) -> bytes:
 
 
 def imported(lines: bytes, url: str) -> str:
-    """The digest."""
+    """Imports the lines. Returns the digest."""
     with portability.open_bulk_load(url) as (loading, schema):
         return import_loader.load(batches(io.BytesIO(lines), schema), loading, nothing)
 
@@ -60,7 +60,7 @@ def digest(url: str) -> str:
 
 
 def fill(store: RelationshipStore) -> None:
-    """One of everything: people with all that they can have, periods of every kind, and a log whose oldest is gone."""
+    """One of everything: people with every field set, periods of every kind, and a partly purged log."""
     for number, name in enumerate(AWKWARD):
         identifiers = json.dumps([["https://example.org/staff", name], ["urn:x", str(number)]], ensure_ascii=False)
         make(store, THERAPIST, f"t{number}", display_name=name, identifiers=identifiers, specialties='["a","b"]')
@@ -175,7 +175,7 @@ def test_an_import_rejects_a_database_that_is_not_empty(
 
 
 def sealed(lines: list[bytes]) -> bytes:
-    """The lines with an end that fits them."""
+    """The lines with a matching end line."""
     rows = json.loads(lines[-1])["end"]["rows"]
     for table in rows:
         rows[table] = sum(line.startswith(f'{{"{table}":'.encode()) for line in lines)
@@ -190,9 +190,9 @@ def replaced(start: str, old: str, new: str) -> Edit:
     """Replaces text in the first line of a table."""
 
     def edit(lines: list[bytes]) -> None:
-        place = next(place for place, line in enumerate(lines) if line.startswith(f'{{"{start}":'.encode()))
-        assert old.encode() in lines[place]
-        lines[place] = lines[place].replace(old.encode(), new.encode("utf-8", "surrogateescape"), 1)
+        index = next(index for index, line in enumerate(lines) if line.startswith(f'{{"{start}":'.encode()))
+        assert old.encode() in lines[index]
+        lines[index] = lines[index].replace(old.encode(), new.encode("utf-8", "surrogateescape"), 1)
 
     return edit
 
@@ -275,7 +275,7 @@ def test_an_import_rejects_invalid_lines_and_leaves_nothing(source: str, tmp_pat
 def test_an_import_rejects_a_file_truncated_anywhere(source: str, tmp_path: Path) -> None:
     whole = exported(source)
     target = f"sqlite:///{tmp_path}/target.db"
-    for size in [*range(0, len(whole) - 1, 997), *(len(whole[:1]) + place for place in range(5))]:
+    for size in [*range(0, len(whole) - 1, 997), *(len(whole[:1]) + extra for extra in range(5))]:
         with pytest.raises(ImportRefused):
             imported(whole[:size], target)
     assert imported(whole, target) == digest(source)
@@ -307,10 +307,10 @@ def test_an_import_rejects_rows_that_break_the_schema_and_leaves_nothing(
 def test_an_import_rejects_two_active_assignments_of_a_pair(source: str, database_url: str) -> None:
     whole = exported(source)
     lines = whole.splitlines(keepends=True)
-    place = next(place for place, line in enumerate(lines) if b'"end_us":null' in line)
-    row = json.loads(lines[place])
+    index = next(index for index, line in enumerate(lines) if b'"end_us":null' in line)
+    row = json.loads(lines[index])
     row["assignment"]["assignment_id"] += "0"
-    lines.insert(place + 1, json.dumps(row).encode() + b"\n")
+    lines.insert(index + 1, json.dumps(row).encode() + b"\n")
     with pytest.raises(import_loader.ConstraintViolation):
         imported(sealed(lines), database_url)
     assert imported(whole, database_url) == digest(source)

@@ -1,4 +1,4 @@
-"""Every rule that a store must keep is broken once, past the store, and reported."""
+"""Verify reports every rule, which a test breaks once with plain SQL."""
 
 import json
 from typing import Any
@@ -13,7 +13,7 @@ from tests.store.store_calls import assign, delete, make, request, run, unassign
 
 
 def broken(store: RelationshipStore) -> dict[str, BrokenRule]:
-    """What is reported, by the rule."""
+    """The broken rules that verify reports, by name."""
     with store._database.snapshot() as transaction:
         found = [*broken_rules(transaction), *ContentCheck(transaction).read(lambda _: None)]
     return {one.rule: one for one in found}
@@ -44,14 +44,14 @@ def filled_store(store: RelationshipStore) -> RelationshipStore:
 
 
 def unguard(store: RelationshipStore, table: str) -> None:
-    """Makes the table anew without its indexes, checks and foreign keys."""
+    """Recreates the table without its indexes, checks and foreign keys."""
     run(store, f"CREATE TABLE unguarded AS SELECT * FROM {table}")
     run(store, f"DROP TABLE {table}")
     run(store, f"ALTER TABLE unguarded RENAME TO {table}")
 
 
 def copied(table: str, changed: str, where: str = "1 = 1") -> str:
-    """A statement that adds copies of rows with other values: "column=value, ..."."""
+    """SQL that inserts copies of rows with changed values. Args: changed, "column=value, ..."."""
     columns = {
         "assignment": "assignment_id, therapist_id, patient_id, role, focus, start_us, end_us, end_reason, created_by,"
         " ended_by, created_us, updated_us, etag",
@@ -158,19 +158,19 @@ BREAKS: list[tuple[str, list[str], list[str]]] = [
     ("each revision in change exists in change_set", [copied("change", "revision=99", "revision = 3")], ["99"]),
     (
         "each therapist_id in assignment exists in therapist",
-        ["UPDATE assignment SET therapist_id = 'nobody' WHERE therapist_id = 'u' AND patient_id = 'p'"],
-        ["nobody"],
+        ["UPDATE assignment SET therapist_id = 'missing' WHERE therapist_id = 'u' AND patient_id = 'p'"],
+        ["missing"],
     ),
     (
         "each patient_id in assignment exists in patient",
-        ["UPDATE assignment SET patient_id = 'nobody' WHERE therapist_id = 'u' AND patient_id = 'p'"],
-        ["nobody"],
+        ["UPDATE assignment SET patient_id = 'missing' WHERE therapist_id = 'u' AND patient_id = 'p'"],
+        ["missing"],
     ),
     *(
         (
             f"each {kind}_id in {kind}_{table} exists in {kind}",
-            [f"UPDATE {kind}_{table} SET {kind}_id = 'nobody'"],
-            ["nobody", "nobody"][: 1 if table == "specialty" else 2],
+            [f"UPDATE {kind}_{table} SET {kind}_id = 'missing'"],
+            ["missing", "missing"][: 1 if table == "specialty" else 2],
         )
         for kind in ("therapist", "patient")
         for table in ("identifier", "specialty")
@@ -179,8 +179,8 @@ BREAKS: list[tuple[str, list[str], list[str]]] = [
     *(
         (
             f"each {kind}_id in {kind}_name_word exists in {kind}",
-            [f"UPDATE {kind}_name_word SET {kind}_id = 'nobody' WHERE {kind}_id = '{one}' AND word = 'ada'"],
-            ["nobody"],
+            [f"UPDATE {kind}_name_word SET {kind}_id = 'missing' WHERE {kind}_id = '{one}' AND word = 'ada'"],
+            ["missing"],
         )
         for kind, one in (("therapist", "t"), ("patient", "p"))
     ),

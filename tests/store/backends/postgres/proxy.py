@@ -1,4 +1,4 @@
-"""Stands between the driver and PostgreSQL, and cuts a connection at its COMMIT."""
+"""A proxy between the driver and PostgreSQL that can cut a connection at its COMMIT."""
 
 import contextlib
 import select
@@ -9,7 +9,7 @@ from typing import Final, Literal, Self
 from urllib.parse import urlsplit
 
 Cut = Literal["before", "after"]
-"""Whether PostgreSQL still gets the COMMIT that nobody hears the end of."""
+"""When the connection is cut: before or after PostgreSQL receives the COMMIT."""
 _COMMIT: Final = b"COMMIT\0"
 
 
@@ -39,18 +39,18 @@ class Proxy:
         self.refuse()
 
     def cut_next_commit(self, cut: Cut, *, refuse_after: bool = False) -> None:
-        """Cuts one connection; refuse_after, and lets none in afterwards."""
+        """Cuts one connection at its COMMIT. Args: refuse_after, also reject new connections afterwards."""
         self._cut, self._refuse_after = cut, refuse_after
 
     def cut_all(self) -> None:
-        """Cuts every connection there is; new ones are let in."""
+        """Cuts every open connection; new ones are accepted."""
         with self._lock:
             pairs, self._pairs = self._pairs, []
         for pair in pairs:
             _close(*pair)
 
     def refuse(self) -> None:
-        """Cuts all, and lets none in any more."""
+        """Cuts every connection and rejects new ones."""
         _close(self._listener)
         self.cut_all()
 

@@ -1,4 +1,4 @@
-"""What holds of PostgreSQL: what is run again, what is settled, and what is never told."""
+"""The PostgreSQL back end: retries, ambiguous commits, and errors that expose no values."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -54,7 +54,7 @@ def cut_off(proxy: Proxy, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 @pytest.fixture
 def gives_up_early(cut_off: RelationshipStore, monkeypatch: pytest.MonkeyPatch) -> RelationshipStore:
-    """That store, for tests in which nobody will answer."""
+    """The same store with short timeouts, for tests in which the database stays unreachable."""
     monkeypatch.setattr(postgres, "_RETRY_TIMEOUT_SECONDS", 0.5)
     return cut_off
 
@@ -64,7 +64,7 @@ def names(store: RelationshipStore) -> list[str]:
 
 
 def failing_once(then: str) -> Callable[[Transaction], int]:
-    """Work whose first run ends in a statement that fails, and whose second does not."""
+    """Work that fails in its first run and succeeds in its second."""
     runs: list[int] = []
 
     def work(transaction: Transaction) -> int:
@@ -166,7 +166,7 @@ def test_a_commit_is_unknown_when_the_pool_is_exhausted(proxy: Proxy, monkeypatc
         eventually(lambda: database._writers._waiters)
         monkeypatch.setattr(
             connection_pool, "ACQUIRE_TIMEOUT_SECONDS", 0.1
-        )  # for what comes next, and not for who waits by now
+        )  # for the next acquire, not for callers that already wait
 
     def hold(_: Transaction) -> None:
         assert goes_on.wait(HUNG_SECONDS)
@@ -253,7 +253,7 @@ def test_the_pool_hands_out_connections_in_request_order(postgres_url: str) -> N
 
 
 class Waiting:
-    """A store whose commits wait for a standby that is not there."""
+    """A store whose commits wait for a missing standby."""
 
     def __init__(self, cluster: Cluster, url: str, clock: Clock) -> None:
         self.cluster = cluster
@@ -282,7 +282,7 @@ def waiting(clock: Clock) -> Iterator[Waiting]:
         url = cluster.create_database("caseload")
         migrate(url)
         one = Waiting(cluster, url, clock)
-        one.stand_by("nobody")
+        one.stand_by("missing")
         yield one
         one.database.close()
 
@@ -291,11 +291,11 @@ def test_a_commit_that_waits_for_its_standby_is_unknown_and_never_cancelled(wait
     store, named = waiting.store, CallContext("a", "/m", "5fe1f6a4-8c40-4ee9-9d0f-1b1c6a4b8c11", b"the same")
     with pytest.raises(errors.OutcomeUnknown):
         store.create(THERAPIST, "t", {"display_name": "Ada"}, named)
-    with pytest.raises(errors.StoreUnavailable):  # every other commit would wait as well
+    with pytest.raises(errors.StoreUnavailable):  # every other commit would wait too
         store.create(THERAPIST, "u", {"display_name": "Ada"}, CALL)
-    with pytest.raises(errors.TherapistNotFound):  # what could still be lost is shown to nobody
+    with pytest.raises(errors.TherapistNotFound):  # no reader sees data that could still be lost
         store.get(THERAPIST, "t")
-    eventually(lambda: not waiting.is_available())  # not at once: a commit on its way is none that waits
+    eventually(lambda: not waiting.is_available())  # not at once: a commit in progress does not count as waiting
     waiting.database._commit_timeout_seconds = NEVER_SECONDS
     waiting.stand_by("")
     eventually(waiting.is_available)

@@ -1,4 +1,4 @@
-"""How PostgreSQL fails, seen from the other end of the wire; and that none of its words come out."""
+"""PostgreSQL failures as a client sees them; no message of PostgreSQL reaches the client."""
 
 import logging
 import traceback
@@ -35,12 +35,12 @@ NO_CANARIES = f"ALTER TABLE patient ADD CONSTRAINT no_canaries CHECK (email NOT 
 
 
 class Broken(NamedTuple):
-    """A server, and the cluster behind it, which no other test uses meanwhile."""
+    """A server and its own cluster, which no other test uses at the same time."""
 
     faulty: FaultyServer
     cluster: Cluster
     database: str
-    """Its name in the cluster."""
+    """The database's name in the cluster."""
 
     @property
     def patients(self) -> People:
@@ -53,7 +53,7 @@ class Broken(NamedTuple):
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """One that may be stopped."""
+    """A cluster that a test may stop."""
     try:
         made = Cluster(REPLICATING)
     except NoPostgres as error:
@@ -99,14 +99,14 @@ def unavailable_to_watch(broken: Broken) -> object:
 
 
 def outcome_unknown(broken: Broken) -> object:
-    """A commit waits for a standby that is not there."""
-    wait_for_nobody(broken.cluster)
+    """A commit waits for a missing standby."""
+    await_missing_standby(broken.cluster)
     return broken.patients.create("p2", display_name=CANARY)
 
 
-def wait_for_nobody(cluster: Cluster) -> None:
-    """From now on every commit does."""
-    cluster.configure("synchronous_standby_names", "nobody")
+def await_missing_standby(cluster: Cluster) -> None:
+    """Makes every later commit wait for a missing standby."""
+    cluster.configure("synchronous_standby_names", "missing")
     await_commits(cluster, waiting=True)
 
 
@@ -168,7 +168,7 @@ def test_the_detail_of_a_postgresql_error_is_neither_returned_nor_logged(
 
 
 def chain(error: BaseException | None) -> list[BaseException]:
-    """An error, what caused it and what was handled when it was raised, all the way."""
+    """An error with all its causes and contexts."""
     if error is None:
         return []
     return [error, *chain(error.__cause__), *chain(error.__context__)]
@@ -204,7 +204,7 @@ STATEMENTS: dict[str, Callable[[PostgresDatabase, str], object]] = {
 
 @pytest.mark.parametrize("way", STATEMENTS)
 def test_a_failed_statement_exposes_only_the_sqlstate(broken: Broken, way: str) -> None:
-    sql = f"SELECT CAST('{CANARY}' AS INTEGER)"  # which its error quotes
+    sql = f"SELECT CAST('{CANARY}' AS INTEGER)"  # the driver's error quotes the value
     database = PostgresDatabase(broken.url)
     with pytest.raises(UnexpectedDatabaseError) as caught:
         STATEMENTS[way](database, sql)

@@ -56,7 +56,7 @@ class _File(apsw.VFSFile):
 
 @contextmanager
 def faulty_disk() -> Iterator[Disk]:
-    """Every database opened within is on this disk."""
+    """Opens every database in the with block on this disk."""
     default = apsw.vfs_names()[0]
     disk = Disk()
     apsw.set_default_vfs(NAME)

@@ -1,4 +1,4 @@
-"""Copies of the embedded database, and what is made of them."""
+"""Backups of the embedded database, and restores."""
 
 import threading
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A store that is closed among its callers."""
+"""Closing a store while callers use it."""
 
 import threading
 import time
@@ -58,9 +58,9 @@ def test_a_closed_store_rejects_reads_in_every_thread(path: Path, store: Relatio
                 failures.append(type(error))
 
     read()
-    newcomer = threading.Thread(target=read)
-    newcomer.start()
-    join(newcomer)
+    late_reader = threading.Thread(target=read)
+    late_reader.start()
+    join(late_reader)
     assert len(failures) == 4
     assert set(failures) <= {errors.ShuttingDown, errors.StoreUnavailable}
     assert [file.name for file in path.parent.iterdir()] == [path.name]
@@ -69,7 +69,7 @@ def test_a_closed_store_rejects_reads_in_every_thread(path: Path, store: Relatio
 def test_a_read_during_a_close_completes_or_raises_a_domain_error(
     database: SqliteDatabase, store: RelationshipStore
 ) -> None:
-    """A call that outlives the grace of a stop may be reading still."""
+    """A call longer than the grace period may still be reading."""
     for number in range(100):
         make(store, PATIENT, f"p{number}")
     closing = threading.Thread(target=store.close)

@@ -1,4 +1,4 @@
-"""What holds of the embedded database: shared commits, locks, several processes on one file."""
+"""The SQLite back end: group commit, locks, several processes on one file."""
 
 import subprocess
 import sys
@@ -129,7 +129,7 @@ def test_a_failed_commit_acknowledges_no_write_of_the_batch(
     def trace(_cursor: object, sql: str, _bindings: object) -> bool:
         if sql == statement:
             passed.append(sql)
-            if len(passed) == 2:  # the first is of the commit that the batch queued up behind
+            if len(passed) == 2:  # the first commit is the one that the batch waits for
                 raise MemoryError
         return True
 
@@ -137,9 +137,9 @@ def test_a_failed_commit_acknowledges_no_write_of_the_batch(
     database._writer.exec_trace = trace
     outcomes = batch(database, [partial(make, store, THERAPIST, name) for name in ("a", "b", "c")])
     failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-    told = {outcome.therapist_id for outcome in outcomes if not isinstance(outcome, BaseException)}
+    acknowledged = {outcome.therapist_id for outcome in outcomes if not isinstance(outcome, BaseException)}
     assert failed
-    assert set(ids(store, THERAPIST)) == {"before"} | told
+    assert set(ids(store, THERAPIST)) == {"before"} | acknowledged
     make(store, THERAPIST, "after")
     assert "after" in ids(store, THERAPIST)
 
@@ -214,7 +214,7 @@ def test_an_abandoned_read_releases_its_snapshot(database: SqliteDatabase, store
     assert not busy
 
 
-# Several writers of one file.
+# Several writers on one file.
 
 
 def test_two_connections_to_one_file_keep_every_rule(path: Path, clock: Clock) -> None:

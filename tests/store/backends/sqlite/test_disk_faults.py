@@ -1,4 +1,4 @@
-"""Disks that are full or fail, and what stays in the file."""
+"""Full and failing disks, and what remains in the file."""
 
 import threading
 from collections.abc import Iterator
@@ -138,7 +138,7 @@ def fragile(disk: Disk, path: Path, clock: Clock) -> Iterator[RelationshipStore]
 
 
 def forget_pages() -> None:
-    """What was read or written is in the file only, and in no cache."""
+    """Empties the caches, so that later reads reach the file."""
     for connection in apsw.connections():
         connection.pragma("wal_checkpoint", "TRUNCATE")
         connection.release_memory()
@@ -221,11 +221,11 @@ def test_a_disk_error_never_exposes_the_drivers_message(disk: Disk, fragile: Rel
     assert refusal.value.__suppress_context__
 
 
-# What stays in the file.
+# What remains in the file.
 
 
 def test_no_file_holds_a_changed_or_erased_value_after_the_close(path: Path, store: RelationshipStore) -> None:
-    """Of a few records: where SQLite moves many between pages, secure_delete can leave a copy in a page's gap."""
+    """Only for a few records: SQLite moves many between pages, and secure_delete can then miss a copy."""
     for number in range(6):
         make(
             store,

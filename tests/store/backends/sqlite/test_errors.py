@@ -1,4 +1,4 @@
-"""How a file and its disk fail, seen from the other end of the wire."""
+"""Failures of the SQLite file and its disk as a client sees them."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.support.write_lock import holding_the_lock
 
 
 class FailingDisk(apsw.VFS):
-    """The file system of the machine, on which an operation ("sync", "read") fails while a test says so."""
+    """The default VFS, on which a test can make an operation ("sync", "read") fail."""
 
     def __init__(self) -> None:
         super().__init__("failing", "unix", makedefault=True)
@@ -46,7 +46,7 @@ class FailingFile(apsw.VFSFile):
 
 
 class Broken(NamedTuple):
-    """A server, and what is needed to make its file fail."""
+    """A server, and access to its file and disk."""
 
     faulty: FaultyServer
     disk: FailingDisk
@@ -80,7 +80,7 @@ def busy(broken: Broken) -> object:
 
 
 def unavailable(broken: Broken) -> object:
-    broken.writer.pragma("shrink_memory")  # or it would not have to read
+    broken.writer.pragma("shrink_memory")  # without a cache it has to read
     broken.disk.failing = "read"
     return broken.patients.create("p2", display_name=CANARY)
 

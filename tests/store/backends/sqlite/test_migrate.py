@@ -1,4 +1,4 @@
-"""How a SQLite file comes into being and what files are refused."""
+"""How migrate creates a SQLite file, and which files it rejects."""
 
 import os
 import shutil
@@ -35,7 +35,7 @@ def tables(path: Path) -> set[str]:
 
 
 def left_alone(path: Path, reason: str) -> None:
-    """migrate and pending refuse the file, not a byte of it changes, and no other file is left."""
+    """Asserts that migrate and pending reject the file, do not change it and leave no other file."""
     before = path.read_bytes()
     for look in (migrate, pending):
         with pytest.raises((SchemaError, apsw.Error), match=reason):
@@ -181,7 +181,7 @@ def test_migrate_rejects_a_file_that_only_resembles_ours(path: Path) -> None:
 
 
 def crashed(path: Path, folder: Path) -> Path:
-    """The file with its log, as a crash leaves them: the database must be open, and written to."""
+    """Copies the file and its log as a crash leaves them. The database must be open and written to."""
     folder.mkdir()
     for file in (path, Path(f"{path}-wal")):
         shutil.copy(file, folder / file.name)

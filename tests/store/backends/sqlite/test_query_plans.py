@@ -1,4 +1,4 @@
-"""How SQLite finds rows: a list reads its page and not the history before it, a check is one statement."""
+"""Query plans: a list reads only its page, not the history before it; a check is one statement."""
 
 import itertools
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Writers of a SQLite file that meet at a moment of the test's choosing."""
+"""Concurrent writers of a SQLite file, at a moment that the test chooses."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from tests.support.waiting import HUNG_SECONDS, eventually, join
 
 @contextmanager
 def commit_under_way(database: SqliteDatabase) -> Iterator[None]:
-    """Holds a writer in its transaction, so that others queue up behind it."""
+    """Holds a writer in its transaction, so that others queue behind it."""
     entered, leave = threading.Event(), threading.Event()
 
     def work(_: object) -> None:
@@ -33,7 +33,7 @@ def commit_under_way(database: SqliteDatabase) -> Iterator[None]:
 
 
 def batch(database: SqliteDatabase, works: Sequence[Callable[[], Any]]) -> list[Any]:
-    """Runs all works in the same commit, in their order: what each returned or raised."""
+    """Runs all works in one commit, in order. Returns what each returned or raised."""
     results: list[Any] = [None] * len(works)
 
     def one(number: int) -> None:
