@@ -18,31 +18,33 @@ __all__ = ["postgres", "postgres_databases", "postgres_url"]
 pytest_plugins = ["tests.support.skips", "tests.support.stray_output"]
 
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has its background jobs do, and all that they start
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # shells start background jobs with SIGINT ignored, and children inherit that
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 NewDatabase = Callable[[], AbstractContextManager[str]]
-"""Makes an empty database for the length of a with block: its URL."""
+"""Creates an empty database for the duration of a with block; yields its URL."""
 _MEMORY: Final = Path("/dev/shm")
 _ROOM_BYTES: Final = 2**30
 
 
 def in_memory() -> Path | None:
-    """Where files need no disk, if there is room: most of these tests' time was spent in waiting for syncs."""
+    """A memory file system with enough space, or None: the tests spent most of their time waiting for syncs."""
     return _MEMORY if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _ROOM_BYTES else None
 
 
 @contextmanager
 def sqlite_file() -> Iterator[str]:
-    """The URL of a file that is not there yet."""
+    """Yields the URL of a file that does not exist yet."""
     with tempfile.TemporaryDirectory(dir=in_memory()) as folder:
         yield f"sqlite:///{folder}/caseload.db"
 
 
 @pytest.fixture(scope="session", params=["sqlite", "postgres"])
 def new_database(request: pytest.FixtureRequest) -> NewDatabase:
-    """Every back end is put here, and no test asks which it is."""
+    """Each backend in turn; tests do not depend on which one it is."""
     if request.param == "sqlite":
         return sqlite_file
     acquire: NewDatabase = request.getfixturevalue("postgres_databases").acquire
@@ -51,7 +53,7 @@ def new_database(request: pytest.FixtureRequest) -> NewDatabase:
 
 @pytest.fixture
 def database_url(new_database: NewDatabase) -> Iterator[str]:
-    """An empty database of the test's own."""
+    """An empty database for this test only."""
     with new_database() as url:
         yield url
 
@@ -59,7 +61,7 @@ def database_url(new_database: NewDatabase) -> Iterator[str]:
 @contextmanager
 def serving(database_url: str, **settings: Any) -> Iterator[CaseloadServer]:
     fixed = {"address": "127.0.0.1:0", "database": database_url, "drain_seconds": 0, "threads": 8}
-    fixed["queue_timeout_seconds"] = NEVER_SECONDS  # what a busy machine is slow with is not shed
+    fixed["queue_timeout_seconds"] = NEVER_SECONDS  # calls are not shed because the machine is busy
     started = build_server(Config(**{**fixed, **settings}))
     started.start()
     try:
@@ -70,21 +72,21 @@ def serving(database_url: str, **settings: Any) -> Iterator[CaseloadServer]:
 
 @pytest.fixture
 def server(database_url: str) -> Iterator[CaseloadServer]:
-    """A server of the test's own, in this process, over a real socket."""
+    """A server for this test only, in this process, over a real socket."""
     with serving(database_url) as started:
         yield started
 
 
 @pytest.fixture
 def measured_server(database_url: str) -> Iterator[CaseloadServer]:
-    """Another, with metrics."""
+    """A second server, with metrics."""
     with serving(database_url, metrics_address="127.0.0.1:0") as started:
         yield started
 
 
 @pytest.fixture
 def client(server: CaseloadServer) -> Iterator[Client]:
-    """A caller of that server."""
+    """A client of `server`."""
     caller = Client(server.address)
     yield caller
     caller.close()

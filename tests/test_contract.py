@@ -1,4 +1,4 @@
-"""The contract, walked: what it says of a field holds on every RPC, and no field goes without a test."""
+"""The field rules of the contract hold for every RPC, and every field has a test."""
 
 import importlib
 import itertools
@@ -28,13 +28,13 @@ REQUIRED = field_behavior_pb2.REQUIRED
 OUTPUT_ONLY = field_behavior_pb2.OUTPUT_ONLY
 CANARY = "Canary-Zq9"
 
-CATALOGUE = {name.removeprefix("ERROR_REASON_") for name in error_reason_pb2.ErrorReason.keys()}  # noqa: SIM118 - no dict
+CATALOGUE = {name.removeprefix("ERROR_REASON_") for name in error_reason_pb2.ErrorReason.keys()}  # noqa: SIM118 - not a dict
 
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 
 
 def answered(client: Client, method: MethodDescriptor, request: Message) -> Refusal | None:
-    """The refusal, or None where the call was not refused."""
+    """Calls the method; returns its error, or None on success."""
     try:
         call(client, method, request)
     except grpc.RpcError as error:
@@ -43,7 +43,7 @@ def answered(client: Client, method: MethodDescriptor, request: Message) -> Refu
 
 
 def messages_of_requests() -> Iterator[Descriptor]:
-    """Every message of ours that a request is made of."""
+    """Yields every message type of the contract that requests consist of."""
     todo: list[Any] = [method.input_type for method in METHODS]
     seen: set[str] = set()
     while todo:
@@ -77,7 +77,7 @@ def test_every_request_field_has_a_test_that_fails_if_it_is_ignored() -> None:
 
 
 def test_every_field_named_by_a_test_exists_in_the_contract() -> None:
-    """An {A} or {B} stands for both kinds, so a name need be right for one of them only."""
+    """{A} and {B} stand for both kinds, so a name needs to exist for only one of them."""
     known = {f"{message.name}.{field.name}" for message in messages_of_requests() for field in message.fields}
     tests = {
         test: {name for name, tests in COVERED_FIELDS.items() if test in tests}
@@ -88,7 +88,7 @@ def test_every_field_named_by_a_test_exists_in_the_contract() -> None:
 
 @every_method
 def test_a_request_with_every_field_is_valid(client: Client, method: MethodDescriptor) -> None:
-    """Or the walks below would find what they look for in any case."""
+    """Otherwise the tests below could pass for the wrong reason."""
     found = answered(client, method, full(method))
     assert found is None or found.reason in {"THERAPIST_NOT_FOUND", "PATIENT_NOT_FOUND", "ASSIGNMENT_NOT_FOUND"}
 
@@ -98,18 +98,18 @@ Put = Callable[[FieldRef], str]
 
 
 def variants(method: MethodDescriptor, wanted: Wanted, *puts: Put) -> Iterator[tuple[str, Any]]:
-    """The full request with one field changed, for each wanted field and each change, with the path of what changed."""
+    """Yields the full request with one changed field, for each wanted field and change, with the path of the field."""
     for found in field_refs(full(method)):
         for put in puts if wanted(method, found) else ():
             request = full(method)
             ref = next(ref for ref in field_refs(request) if ref.path == found.path)
             if ref.field.name == "states":
-                ref.owner.ClearField("as_of_time")  # not together
+                ref.owner.ClearField("as_of_time")  # they exclude each other
             yield put(ref), request
 
 
 def not_named(client: Client, method: MethodDescriptor, wanted: Wanted, *puts: Put) -> list[object]:
-    """Those of the variants that are not refused as an INVALID_FIELD that names just what was changed."""
+    """The variants that are not rejected with INVALID_FIELD and exactly the changed field."""
     answers = [(path, answered(client, method, request)) for path, request in variants(method, wanted, *puts)]
     right = (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
     return [
@@ -120,7 +120,7 @@ def not_named(client: Client, method: MethodDescriptor, wanted: Wanted, *puts: P
 
 
 def is_required(method: MethodDescriptor, ref: FieldRef) -> bool:
-    """As the contract says; and which record an Update changes must be told in its body."""
+    """Required by the contract; the body of an Update also needs the id of the record."""
     return ref.behaves(REQUIRED) or (method.name.startswith("Update") and ref.behaves(IDENTIFIER))
 
 
@@ -201,7 +201,7 @@ def is_ignored(method: MethodDescriptor, ref: FieldRef) -> bool:
 
 
 def canary(tail: str) -> Put:
-    """Puts a word that no refusal may repeat into a field, with this after it."""
+    """Returns a change that sets a field to a word that no error may repeat, followed by the tail."""
 
     def put(ref: FieldRef) -> str:
         if is_map(ref.field):
@@ -231,7 +231,7 @@ def test_no_error_repeats_a_value(client: Client, method: MethodDescriptor) -> N
 
 
 def unparsed(client: Client, method: MethodDescriptor, data: bytes) -> tuple[object, ...]:
-    """What bytes that are no request are refused with."""
+    """The code, reason and fields of the error for bytes that are not a valid request."""
     send = raw_call(client, method)
     found = refused(lambda: next(send(data)) if method.server_streaming else send(data))
     return found.code, found.reason, found.fields
@@ -259,7 +259,7 @@ def test_lone_surrogates_are_rejected(client: Client, rpc: str) -> None:
 
 @pytest.mark.parametrize("ended", [False, True])
 def test_a_rejected_correction_of_an_existing_assignment_repeats_no_value(client: Client, *, ended: bool) -> None:
-    """The walk above corrects nothing that exists; here the values reach the record, and are compared with it."""
+    """The test above corrects no existing assignment; here the values are compared with the stored one."""
     with ApiDriver(client.address) as api:
         api.therapists("t1")
         api.patients("p1")
@@ -269,7 +269,7 @@ def test_a_rejected_correction_of_an_existing_assignment_repeats_no_value(client
         ):
             for masked, etag in itertools.product((False, True), (CANARY, "")):
                 if name == "focus" and word == CANARY.lower() and not etag:
-                    continue  # nothing is wrong with that
+                    continue  # this is a valid correction
                 with pytest.raises(grpc.RpcError) as caught:
                     api.correct(period.assignment_id, *([name] if masked else []), etag=etag, **{name: word})
                 assert CANARY.lower() not in full_error_text(caught.value).lower()
@@ -322,7 +322,7 @@ def test_the_domain_enums_match_the_contract() -> None:
 
 
 def reasons_of_calls() -> dict[str, list[str]]:
-    """The reasons that a service's comments name, of each RPC and of them all."""
+    """The reasons in the comments of each service: per RPC and for all RPCs."""
     texts = {file.stem: file.read_text() for file in PROTOS.glob("*_service.proto")}
     any_reason = re.compile("|".join(rf"\b{name}\b" for name in CATALOGUE))
     return {

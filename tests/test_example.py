@@ -1,4 +1,4 @@
-"""client_example.py, as a new user runs it first."""
+"""client_example.py works for a new user."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""TherapistService and PatientService in one vocabulary, so that a test is written once and run from each side."""
+"""One interface for TherapistService and PatientService, so that a test is written once and runs for both."""
 
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
@@ -22,7 +22,7 @@ COVERED_FIELDS: Final[dict[str, set[str]]] = {}
 
 
 def covers(*fields: str) -> Callable[[Test], Test]:
-    """Says which fields a test would miss: {A} is either kind, {a} the same in small letters, {B} the other kind."""
+    """Names the fields a test covers: {A} is either kind, {a} the same in lower case, {B} the other kind."""
 
     def register(test: Test) -> Test:
         for field in fields:
@@ -35,14 +35,14 @@ def covers(*fields: str) -> Callable[[Test], Test]:
 
 
 def refused(call: Callable[..., object], *arguments: Any, **fields: Any) -> Refusal:
-    """What a call that must be refused was refused with."""
+    """Returns the error of a call that must fail."""
     with pytest.raises(grpc.RpcError) as caught:
         call(*arguments, **fields)
     return refusal(caught.value)
 
 
 def call(client: Client, method: MethodDescriptor, request: Message) -> Any:
-    """The answer to any RPC; of a stream its first message, and then it is cancelled."""
+    """Calls any RPC and returns its response; of a stream, returns the first message and cancels it."""
     answer = raw_call(client, method, GetMessageClass(method.output_type).FromString)(request.SerializeToString())
     if not method.server_streaming:
         return answer
@@ -52,13 +52,13 @@ def call(client: Client, method: MethodDescriptor, request: Message) -> Any:
 
 
 def raw_call(client: Client, method: MethodDescriptor, parse: Callable[[bytes], Any] | None = None) -> Any:
-    """Sends bytes to an RPC, whatever they are."""
+    """Returns a callable that sends raw bytes to an RPC."""
     make: Any = client.channel.unary_stream if method.server_streaming else client.channel.unary_unary
     return make(f"/{method.containing_service.full_name}/{method.name}", None, parse)
 
 
 def full_error_text(error: Any) -> str:
-    """All that a refusal carries, as text; the status details are among the metadata, as bytes."""
+    """Everything an error carries, as text; the status details are binary trailing metadata."""
     pairs = [*error.initial_metadata(), *error.trailing_metadata()]
     said = [str(error.code()), error.details(), error.debug_error_string(), *(part for pair in pairs for part in pair)]
     return "\n".join(part if isinstance(part, str) else part.decode("latin-1") for part in said)
@@ -79,7 +79,7 @@ class _Service:
         return getattr(self._stub, rpc)(getattr(self.pb, f"{rpc}Request")(**fields))
 
     def head(self) -> str:
-        """The store's revision now: the same again where nothing was written."""
+        """The current head revision; it does not change unless something is written."""
         return str(self.send(f"List{self.kind}s").revision)
 
 
@@ -94,10 +94,10 @@ class People(_Service):
         self.message: Any = getattr(resources_pb2, kind)
         self.count = f"active_{self.other.lower()}_count"
         self.idle: int = self.message.Status.values()[-1]
-        """The status that no one with an active assignment may have."""
+        """The status that excludes active assignments."""
 
     def call(self, rpc: str, **fields: Any) -> Any:
-        """One of Create, Get, BatchGet, List, Update, Delete, Undelete."""
+        """Calls Create, Get, BatchGet, List, Update, Delete or Undelete."""
         plural = "s" if rpc in {"BatchGet", "List"} else ""
         names = {"record": self.name, "id": f"{self.name}_id", "ids": f"{self.name}_ids"}
         return self.send(f"{rpc}{self.kind}{plural}", **{names.get(key, key): value for key, value in fields.items()})
@@ -126,7 +126,7 @@ class People(_Service):
         return self.record(self.call("Delete", id=record_id, **fields))
 
     def body(self, record_id: str, **fields: Any) -> Any:
-        """A record to update with."""
+        """The record of an update request."""
         return self.message(**{f"{self.name}_id": record_id, **fields})
 
     def update(self, record_id: str, *mask: str, **fields: Any) -> Any:
@@ -134,7 +134,7 @@ class People(_Service):
 
 
 class Side(_Service):
-    """Assigning, from one service or the other."""
+    """Assign and Unassign from one of the two services."""
 
     def __init__(self, client: Client, kind: str) -> None:
         super().__init__(client, kind)
@@ -151,7 +151,7 @@ class Side(_Service):
         return self.send(f"Unassign{self.other}", therapist_id=therapist_id, patient_id=patient_id, **fields)
 
     def page(self, parent_id: str = "", **fields: Any) -> Any:
-        """The assignments of t1 or p1, whose side this is, or of another."""
+        """The assignments of t1 or p1 (by side), or of the given parent."""
         parent = parent_id or f"{self.name[0]}1"
         return self.send(f"List{self.kind}{self.other}s", **{f"{self.name}_id": parent}, **fields)
 

@@ -6,7 +6,7 @@ from tests.support.servers import Client
 
 @pytest.fixture(params=SIDES)
 def people(client: Client, request: pytest.FixtureRequest) -> People:
-    """Therapists, then patients: what holds for both."""
+    """Therapists, then patients: for behaviour that both share."""
     return People(client, request.param)
 
 
@@ -22,7 +22,7 @@ def patients(client: Client) -> People:
 
 @pytest.fixture(params=SIDES)
 def side(client: Client, request: pytest.FixtureRequest) -> Side:
-    """One service, then the other, with therapist t1 and patient p1 there to assign."""
+    """One service, then the other, with therapist t1 and patient p1 created."""
     assigning = Side(client, request.param)
     assigning.therapists.create("t1")
     assigning.patients.create("p1")

@@ -1,6 +1,6 @@
-"""A way to meet each reason that a call can be refused with, and what it tells.
+"""A scenario for each error reason, and the status that the server must answer with.
 
-How a database fails is the database's own: see test_errors.py in tests/store/backends/sqlite/ and in .../postgres/.
+Database failures differ by backend: see test_errors.py in tests/store/backends/sqlite/ and in .../postgres/.
 """
 
 import time
@@ -135,7 +135,7 @@ def etag_mismatch(faulty: FaultyServer) -> object:
 
 
 def pruned(faulty: FaultyServer) -> str:
-    """A revision from before a purge."""
+    """Returns a revision from before a purge."""
     oldest = str(faulty.api.send("ListChanges").oldest_revision)
     faulty.server.store.purge_changes(time.time_ns() // 1000 + 1)
     return oldest
@@ -165,15 +165,15 @@ def shutting_down_in_watch(faulty: FaultyServer) -> object:
 
 
 def shutting_down(faulty: FaultyServer) -> object:
-    """A call that outlasts the grace of a stop finds the store closed."""
+    """A call that outlives the grace period of a stop meets a closed store."""
     faulty.server.store.close()
     return faulty.patients.create("p2", display_name=CANARY)
 
 
 def deadline_exceeded(faulty: FaultyServer) -> object:
-    """The timeout is sent as a header, since a client that knows of it would not wait for the answer.
+    """Sends the timeout as a header, because a client that knows its deadline does not wait for the answer.
 
-    A call may still be in time, or be cut by the library: so it is tried until it meets ours.
+    A call may finish in time, or the gRPC library may end it. So it is repeated until our own error arrives.
     """
     body = {"display_name": CANARY}
     request = faulty.patients.pb.CreatePatientRequest(patient=body, validate_only=True)
@@ -187,7 +187,7 @@ def deadline_exceeded(faulty: FaultyServer) -> object:
 
 
 def overloaded(_faulty: FaultyServer) -> object:
-    """By another server, whose one thread waits for a lock, and which lets one call wait."""
+    """Uses another server: its one thread waits for a lock, and its queue depth is 1."""
     with (
         TemporaryDirectory() as folder,
         serving(Path(folder), threads=1, max_queue_depth=1) as server,
@@ -197,14 +197,14 @@ def overloaded(_faulty: FaultyServer) -> object:
         create: Any = api.channel.unary_unary(full_name("CreatePatient"))
         body = request("CreatePatient", patient={"display_name": CANARY}).SerializeToString()
         ended: SimpleQueue[Any] = SimpleQueue()
-        calls = [create.future(body, timeout=HUNG_SECONDS) for _ in range(9)]  # which arrive in any order
+        calls = [create.future(body, timeout=HUNG_SECONDS) for _ in range(9)]  # they arrive in any order
         for call in calls:
             call.add_done_callback(ended.put)
         return ended.get(timeout=HUNG_SECONDS).result()
 
 
 def authenticated_read(_faulty: FaultyServer, permission: str, token: str = "") -> object:
-    """A read of another server, which knows one caller with one permission; with its key, or another token."""
+    """Reads from another server with one caller and this permission; sends the caller's key unless token is set."""
     with TemporaryDirectory() as folder:
         keys_file = KeysFile(Path(folder) / "keys")
         key = keys_file.add(CANARY, permission)
@@ -222,7 +222,7 @@ def internal_in_watch(faulty: FaultyServer) -> object:
 
 
 class Expected(NamedTuple):
-    """What a refusal says: its code, and what it carries besides ErrorInfo and in that besides the reason."""
+    """The expected status: its code, its details besides ErrorInfo, and the keys of the ErrorInfo metadata."""
 
     code: StatusCode
     details: frozenset[str] = frozenset()
@@ -236,6 +236,12 @@ BAD_FIELD = frozenset({"BadRequest"})
 BROKEN_RULE = frozenset({"PreconditionFailure"})
 NAMED = frozenset({"ResourceInfo"})
 LATER = frozenset({"RetryInfo"})
+
+
+def failed_precondition(*metadata: str) -> Expected:
+    return Expected(StatusCode.FAILED_PRECONDITION, BROKEN_RULE, metadata)
+
+
 TABLE: dict[str, tuple[Scenario, Expected]] = {
     "INVALID_FIELD": (invalid_field, Expected(StatusCode.INVALID_ARGUMENT, BAD_FIELD)),
     "INVALID_FIELD by watch": (
@@ -253,36 +259,21 @@ TABLE: dict[str, tuple[Scenario, Expected]] = {
     "ID_TAKEN": (lambda s: s.patients.create("p1", display_name=CANARY), Expected(StatusCode.ALREADY_EXISTS)),
     "IDENTIFIER_TAKEN": (identifier_taken, Expected(StatusCode.ALREADY_EXISTS)),
     "ASSIGNMENT_DIFFERS": (assignment_differs, Expected(StatusCode.ALREADY_EXISTS, NONE, ("assignment_id",))),
-    "THERAPIST_DELETED": (therapist_deleted, Expected(StatusCode.FAILED_PRECONDITION, BROKEN_RULE)),
-    "THERAPIST_DELETED by transfer": (
-        therapist_deleted_in_transfer,
-        Expected(StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("therapist_id",)),
-    ),
-    "PATIENT_DELETED": (patient_deleted, Expected(StatusCode.FAILED_PRECONDITION, BROKEN_RULE)),
+    "THERAPIST_DELETED": (therapist_deleted, failed_precondition()),
+    "THERAPIST_DELETED by transfer": (therapist_deleted_in_transfer, failed_precondition("therapist_id")),
+    "PATIENT_DELETED": (patient_deleted, failed_precondition()),
     "PATIENT_DELETED by transfer": (
         patient_deleted_in_transfer,
         Expected(StatusCode.FAILED_PRECONDITION, BROKEN_RULE | NAMED),
     ),
-    "THERAPIST_NOT_ACTIVE": (therapist_not_active, Expected(StatusCode.FAILED_PRECONDITION, BROKEN_RULE)),
-    "PATIENT_NOT_ACTIVE": (patient_not_active, Expected(StatusCode.FAILED_PRECONDITION, BROKEN_RULE)),
-    "PRIMARY_EXISTS": (primary_exists, Expected(StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("therapist_id",))),
-    "THERAPIST_AT_CAPACITY": (
-        therapist_at_capacity,
-        Expected(StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("limit", "current")),
-    ),
-    "HAS_ACTIVE_ASSIGNMENTS": (
-        has_active_assignments,
-        Expected(StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("count",)),
-    ),
-    "PERIOD_OVERLAPS": (period_overlaps, Expected(StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("assignment_id",))),
-    "TOO_MANY_ASSIGNMENTS": (
-        too_many_assignments,
-        Expected(StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("limit", "current")),
-    ),
-    "TOO_MANY_ASSIGNMENTS by transfer": (
-        too_many_assignments_in_transfer,
-        Expected(StatusCode.FAILED_PRECONDITION, BROKEN_RULE, ("limit", "current")),
-    ),
+    "THERAPIST_NOT_ACTIVE": (therapist_not_active, failed_precondition()),
+    "PATIENT_NOT_ACTIVE": (patient_not_active, failed_precondition()),
+    "PRIMARY_EXISTS": (primary_exists, failed_precondition("therapist_id")),
+    "THERAPIST_AT_CAPACITY": (therapist_at_capacity, failed_precondition("limit", "current")),
+    "HAS_ACTIVE_ASSIGNMENTS": (has_active_assignments, failed_precondition("count")),
+    "PERIOD_OVERLAPS": (period_overlaps, failed_precondition("assignment_id")),
+    "TOO_MANY_ASSIGNMENTS": (too_many_assignments, failed_precondition("limit", "current")),
+    "TOO_MANY_ASSIGNMENTS by transfer": (too_many_assignments_in_transfer, failed_precondition("limit", "current")),
     "ETAG_MISMATCH": (etag_mismatch, Expected(StatusCode.ABORTED)),
     "SHUTTING_DOWN": (shutting_down, Expected(StatusCode.UNAVAILABLE)),
     "SHUTTING_DOWN by watch": (shutting_down_in_watch, Expected(StatusCode.UNAVAILABLE)),
@@ -308,7 +299,7 @@ TABLE: dict[str, tuple[Scenario, Expected]] = {
     "INTERNAL": (internal, Expected(StatusCode.INTERNAL, NONE, ("error_id",))),
     "INTERNAL by watch": (internal_in_watch, Expected(StatusCode.INTERNAL, NONE, ("error_id",))),
 }
-"""By the reason, and where there are several ways to it, the RPC."""
+"""By reason; with the RPC where there are several scenarios for one reason."""
 FAILURES = {
     "STORE_BUSY": Expected(StatusCode.UNAVAILABLE, LATER),
     "STORE_UNAVAILABLE": Expected(StatusCode.UNAVAILABLE, LATER),
@@ -316,7 +307,7 @@ FAILURES = {
     "OUTCOME_UNKNOWN": Expected(StatusCode.UNAVAILABLE),
     "STORE_FULL": Expected(StatusCode.RESOURCE_EXHAUSTED),
 }
-"""What must be expected where a database fails, whichever it is."""
+"""Expected statuses of database failures, the same for every backend."""
 ALL = {way: expected for way, (_, expected) in TABLE.items()} | FAILURES
 
 
@@ -325,7 +316,7 @@ def reason_of(way: str) -> str:
 
 
 def assert_error_matches(way: str, provoke: Callable[[], object]) -> None:
-    """It is refused as the table says, and nothing of it says a value."""
+    """Asserts that the call fails with the expected status, and that no part of it contains a value."""
     expected, reason = ALL[way], reason_of(way)
     with pytest.raises(grpc.RpcError) as caught:
         provoke()

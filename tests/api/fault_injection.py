@@ -1,4 +1,4 @@
-"""A server with a defect planted in a call and in a stream, and everything private there to be leaked."""
+"""A server with a planted defect in a call and in a stream, and with private values in its records."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,12 +16,12 @@ from tests.support.api_driver import ApiDriver
 from tests.support.servers import Client
 
 CANARY = "Canary-Zq9"
-"""What no refusal may say."""
+"""No error may contain this text."""
 MRN = {"system": "urn:example:mrn", "value": CANARY}
 
 
 class DefectiveTherapists(TherapistServicer):
-    """With a defect as any of us could write it: its text quotes what was sent."""
+    """Has a realistic defect: the text of its exception quotes the request."""
 
     def GetTherapist(self, request: Any, context: grpc.ServicerContext) -> Any:
         if request.therapist_id == "broken":
@@ -30,7 +30,7 @@ class DefectiveTherapists(TherapistServicer):
 
 
 class DefectiveChanges(ChangeServicer):
-    """As above, in a stream that has begun."""
+    """Has the same defect in a stream that has started."""
 
     def WatchChanges(self, request: Any, context: grpc.ServicerContext) -> Any:
         for answer in super().WatchChanges(request, context):
@@ -40,12 +40,12 @@ class DefectiveChanges(ChangeServicer):
 
 
 class FaultyServer(NamedTuple):
-    """A server with therapist t1, patient p1 and one place for a watch."""
+    """A server with therapist t1, patient p1 and one watch slot."""
 
     server: CaseloadServer
     side: Side
     api: ApiDriver
-    """Another caller of the same server."""
+    """A second client of the same server."""
 
     @property
     def therapists(self) -> People:
@@ -58,7 +58,7 @@ class FaultyServer(NamedTuple):
 
 @contextmanager
 def faulty_server(url: str) -> Iterator[FaultyServer]:
-    """Begins it on an empty database."""
+    """Starts the server on an empty database."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("caseload_server.rpc.server.TherapistServicer", DefectiveTherapists)
         patched.setattr("caseload_server.rpc.server.ChangeServicer", DefectiveChanges)

@@ -1,6 +1,6 @@
-"""Caseload in plain Python: what each mutating RPC does, said once more without SQL, tables or gRPC.
+"""A reference model of Caseload in plain Python: each mutating RPC without SQL, tables or gRPC.
 
-Each verb returns the lines of the change log and raises Refused before it has changed anything.
+Each verb returns its change log entries. It raises Refused before it changes anything.
 """
 
 from collections.abc import Iterable
@@ -15,11 +15,11 @@ IDLE: Final = {THERAPIST: 3, PATIENT: 2}
 FOR_EVER: Final = 10**12
 
 Line = tuple[int, str, str, tuple[str, ...]]
-"""Kind of change, therapist, patient, names of fields in order; both ids are of an assignment."""
+"""Change kind, therapist id, patient id, sorted field names. Both ids are set for an assignment."""
 
 
 class Refused(Exception):
-    """The reason is its text."""
+    """A rejected verb; the text is the error reason."""
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Period:
         return self.end_reason != ENTERED_IN_ERROR and self.start <= at < (FOR_EVER if self.end is None else self.end)
 
     def rivals(self, other: "Period") -> bool:
-        """Whether the two may never be in force at once."""
+        """Whether the two periods must never be in force at the same time."""
         same_pair = (self.therapist, self.patient) == (other.therapist, other.patient)
         return same_pair or (self.patient == other.patient and self.role == other.role == PRIMARY)
 
@@ -61,14 +61,14 @@ class Period:
 
 @dataclass
 class Model:
-    """Everyone, every period in the order in which they were made, and the time."""
+    """All records, all periods in creation order, and the current time."""
 
     now: int
     people: dict[str, dict[str, Person]] = field(default_factory=lambda: {THERAPIST: {}, PATIENT: {}})
     periods: list[Period] = field(default_factory=list)
 
     def active(self, **sides: str) -> list[Period]:
-        """The active periods of a therapist, a patient, or the two."""
+        """The active periods of a therapist, a patient, or the pair."""
         return [one for one in self.periods if one.end is None and sides.items() <= vars(one).items()]
 
     def create(self, kind: str, one: str) -> list[Line]:
@@ -201,7 +201,7 @@ class Model:
         yield (CREATED, after.therapist, after.patient, ())
 
     def _place(self, wanted: Period, start: int | None, replaced: list[Period]) -> None:
-        """Gives a period its start: the one asked for, or the first that clashes with nothing that has ended."""
+        """Sets the start of a period: the requested one, or the first that does not overlap an ended period."""
         ended = [one for one in self.periods if one.end is not None]
         wanted.start = max([self.now, *(one.start for one in replaced)]) if start is None else start
         while clashing := [one for one in ended if one.clashes(wanted)]:

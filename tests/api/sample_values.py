@@ -1,4 +1,4 @@
-"""A value for every field of every request, and the field_refs in a request where one can be put."""
+"""A sample value for every field of every request, and references to the fields of a request."""
 
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
@@ -11,14 +11,14 @@ from google.protobuf.message_factory import GetMessageClass
 from tests.support.api_driver import RPCS
 
 METHODS: Final[list[MethodDescriptor]] = list(RPCS.values())
-"""Of all four services."""
+"""All methods of the four services."""
 
 SAMPLES: Final[dict[str, Any]] = {
     "accepting_patients": True,
     "active_patient_count": 7,
     "active_therapist_count": 7,
     "actor": "local",
-    "after_revision": "",  # as page_token
+    "after_revision": "",  # see page_token
     "allow_missing": True,
     "annotations": {"team": "blue"},
     "as_of_time": {"seconds": 1_600_000_000},
@@ -40,7 +40,7 @@ SAMPLES: Final[dict[str, Any]] = {
     "max_active_patients": 5,
     "name_prefix": "ann",
     "page_size": 10,
-    "page_token": "",  # a real one comes from a list only; the pages' own tests send those
+    "page_token": "",  # only a list returns a valid one; test_page_tokens.py sends those
     "patient_id": "p1",
     "patient_ids": ["p1"],
     "phone_number": "+4930123456",
@@ -68,11 +68,11 @@ SAMPLES: Final[dict[str, Any]] = {
     "validate_only": True,
     "value": "12345",
 }
-"""Valid, by the field's name."""
+"""Valid values by field name."""
 
 
 class FieldRef(NamedTuple):
-    """A field in a request: its path there, the message it belongs to."""
+    """A field in a request: its path, the message that owns it, and its descriptor."""
 
     path: str
     owner: Any
@@ -82,7 +82,7 @@ class FieldRef(NamedTuple):
         return behaves(self.field, behavior)
 
     def put(self, value: Any) -> str:
-        """Sets it, a list to this one entry, and returns the path of what was set."""
+        """Sets the field (a list: to this one entry) and returns the path of the value."""
         self.owner.ClearField(self.field.name)
         if not self.field.is_repeated:
             setattr(self.owner, self.field.name, value)
@@ -92,7 +92,7 @@ class FieldRef(NamedTuple):
 
 
 def behaves(field: FieldDescriptor, behavior: int) -> bool:
-    """Whether google.api.field_behavior says so of the field."""
+    """Whether the field has this google.api.field_behavior."""
     return behavior in field.GetOptions().Extensions[field_behavior_pb2.field_behavior]
 
 
@@ -101,17 +101,17 @@ def is_map(field: FieldDescriptor) -> bool:
 
 
 def is_ours(field: FieldDescriptor) -> bool:
-    """A field that holds a message of the contract, or a list of them."""
+    """Whether the field holds a message of the contract, or a list of them."""
     return field.message_type is not None and field.message_type.file.package == "caseload.v1" and not is_map(field)
 
 
 def full(method: MethodDescriptor) -> Any:
-    """A request with every field filled that may be filled together with the others."""
+    """Returns a request with every field set, except fields that exclude each other."""
     request = GetMessageClass(method.input_type)()
     _fill(request)
     for ref in list(field_refs(request)):
         if ref.field.name == "states":
-            ref.owner.ClearField("states")  # not together with as_of_time
+            ref.owner.ClearField("states")  # it excludes as_of_time
     return request
 
 
@@ -128,7 +128,7 @@ def _fill(message: Message) -> None:
 
 
 def field_refs(message: Any, prefix: str = "") -> Iterator[FieldRef]:
-    """Every field of a request and of the messages within it."""
+    """Yields every field of a request and of its nested messages."""
     for field in message.DESCRIPTOR.fields:
         path = f"{prefix}{field.name}"
         yield FieldRef(path, message, field)

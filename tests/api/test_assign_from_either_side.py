@@ -1,4 +1,4 @@
-"""Assign and Unassign: the same from the therapist's side and from the patient's."""
+"""Assign and Unassign behave the same from the therapist's side and the patient's side."""
 
 import time
 from collections.abc import Iterator
@@ -251,7 +251,7 @@ def test_both_sides_return_the_same_answers(
 
 @contextmanager
 def _stopped_clock(url: str) -> Iterator[Client]:
-    """A server where the time is always T0, so that two runs can be compared."""
+    """A server whose clock always says T0, so that two runs can be compared."""
     server = build_server(Config("127.0.0.1:0", url, threads=4, drain_seconds=0), lambda: T0 * 1_000_000)
     server.start()
     client = Client(server.address)
@@ -261,7 +261,7 @@ def _stopped_clock(url: str) -> Iterator[Client]:
 
 
 def _comparable(call: Any, **fields: Any) -> object:
-    """What a call answered, less what is made up anew in every store."""
+    """The response of a call, without values that differ between stores."""
     try:
         answer = call(**fields)
     except grpc.RpcError as error:
@@ -271,4 +271,4 @@ def _comparable(call: Any, **fields: Any) -> object:
     for made in ("assignment_id", "etag"):
         answer.assignment.ClearField(made)
     fields_of = {field.name: value for field, value in answer.ListFields()}
-    return fields_of | {"revision": answer.revision.rpartition(".")[2]}  # the number, without the store's own id
+    return fields_of | {"revision": answer.revision.rpartition(".")[2]}  # the number, without the store id

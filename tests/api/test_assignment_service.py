@@ -412,7 +412,7 @@ GEOMETRY = {
     "empty at its start": (100, 100, False),
     "empty at its end": (200, 200, False),
 }
-"""The corrected period beside one from 100 to 200, and whether the two overlap."""
+"""The corrected period (start, end) next to one from 100 to 200, and whether the two overlap."""
 NEIGHBOURS = {
     "of the pair": ({"therapist": "t1", "role": TREATING}, TREATING, True),
     "primary, of another therapist": ({"therapist": "t2", "role": PRIMARY}, PRIMARY, True),
@@ -424,7 +424,7 @@ NEIGHBOURS = {
 
 
 def corrected(api: ApiDriver, period: Any, start: float, end: float, *, refused_for: Any = None) -> None:
-    """Puts a period there; refused where it would overlap, and then it stays as it was."""
+    """Corrects a period to these times. Asserts the rejection and the unchanged period if it overlaps."""
     fields = {"start_time": at(start), "end_time": at(end)}
     if refused_for is None:
         api.correct(period.assignment_id, **fields)
@@ -445,7 +445,7 @@ def test_a_corrected_period_never_overlaps_a_period_of_the_pair_or_a_primary_per
     for start, end, overlaps in GEOMETRY.values():
         period = api.period("t1", "p1", 300, 400, role=role)
         corrected(api, period, start, end, refused_for=there if overlaps and rivals else None)
-        api.correct(period.assignment_id, end_reason=ENTERED_IN_ERROR)  # out of the way of the next
+        api.correct(period.assignment_id, end_reason=ENTERED_IN_ERROR)  # so that it does not overlap the next case
 
 
 @pytest.mark.parametrize(("therapist_id", "role"), [("t1", TREATING), ("t2", PRIMARY)], ids=["pair", "primary"])
@@ -490,7 +490,7 @@ def test_as_of_reads_use_the_corrected_history(api: ApiDriver) -> None:
     assert api.checked(("t1", "p1"), as_of_time=at(150)) == [False]
 
 
-# --- checks
+# --- CheckAssignments
 
 
 @covers("CheckAssignmentsRequest.pairs", "Pair.therapist_id", "Pair.patient_id")
@@ -547,7 +547,7 @@ def test_check_of_a_deleted_record_is_false_now_and_true_for_the_past(api: ApiDr
     assert api.checked(("t1", "p1"), ("t2", "p1"), as_of_time=at(5)) == [True, True]
 
 
-# --- transfers; their rules are tested in tests/store/test_transfers.py
+# --- TransferPatients; tests/store/test_transfers.py tests its rules
 
 
 @covers("TransferPatientsRequest.source_therapist_id", "TransferPatientsRequest.target_therapist_id")

@@ -1,4 +1,4 @@
-"""ListChanges over the wire, and what each mutating RPC writes into the log."""
+"""ListChanges over the wire, and what each mutating RPC writes into the change log."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -39,7 +39,7 @@ def api(server: CaseloadServer) -> Iterator[ApiDriver]:
 
 
 def line(change: Any) -> tuple[int, str, str, tuple[str, ...]]:
-    """A change in short: its kind, the therapist, the patient, and the fields. Both are of an assignment."""
+    """A change as a tuple: kind, therapist id, patient id, fields. Both ids are set for an assignment."""
     if change.WhichOneof("resource") == "assignment":
         ref = change.assignment
         assert ref.assignment_id
@@ -48,7 +48,7 @@ def line(change: Any) -> tuple[int, str, str, tuple[str, ...]]:
 
 
 class Mutation(NamedTuple):
-    """A call of a mutating RPC, and what the log must say of it."""
+    """A call of a mutating RPC, and its expected log entries."""
 
     rpc: str
     fields: dict[str, Any]
@@ -71,7 +71,7 @@ def deleted(rpc: str, **fields: Any) -> Callable[[ApiDriver], object]:
 
 
 def correction(api: ApiDriver) -> dict[str, Any]:
-    """What is found out only when the assignment is there."""
+    """The fields that depend on the stored assignment."""
     [one] = api.listed()
     return {"assignment": {"assignment_id": one.assignment_id, "focus": "grief", "start_time": at(0)}}
 
@@ -132,7 +132,7 @@ MUTATIONS = [
     ),
 ]
 NO_REPEAT = {"CreateTherapist", "CreatePatient"}
-"""A repeat of these without the first call's request_id is refused, so their replay is their no-op."""
+"""Without the first request_id, a repeat of these is rejected. So their no-op is a replay."""
 each_mutation = pytest.mark.parametrize("mutation", MUTATIONS, ids=[f"{n}-{m.rpc}" for n, m in enumerate(MUTATIONS)])
 
 
@@ -157,7 +157,7 @@ def test_a_mutation_writes_one_change_set_and_a_no_op_writes_none(api: ApiDriver
     assert one.commit_time.seconds > T0
     assert [line(change) for change in one.changes] == mutation.lines
 
-    assert api.send(mutation.rpc, **fields) == answer  # a replay
+    assert api.send(mutation.rpc, **fields) == answer  # replays the request
     if mutation.rpc not in NO_REPEAT:
         assert api.send(mutation.rpc, **{**fields, "request_id": new_request_id()}).revision == answer.revision
     refused(api.send, mutation.rpc, request_id="no uuid")
@@ -172,7 +172,7 @@ def test_two_calls_show_who_was_responsible_and_who_assigned_them_when(api: ApiD
     # On that day:
     [responsible] = api.listed(patient_id="p1", roles=[PRIMARY], as_of_time=at(200))
     assert (responsible.therapist_id, responsible.assignment_id) == ("t2", period.assignment_id)
-    # Who made that so, and when:
+    # Who assigned them, and when:
     sets = api.send("ListChanges", filter={"patient_id": "p1", "therapist_id": "t2"}).change_sets
     [made, ended] = [
         one for one in sets if any(c.assignment.assignment_id == period.assignment_id for c in one.changes)
@@ -242,7 +242,7 @@ def test_a_revision_of_another_store_or_no_store_is_foreign(api: ApiDriver, rpc:
 
 
 def called(api: ApiDriver, rpc: str, **fields: Any) -> Any:
-    """The answer, or the first message of a stream."""
+    """Returns the response, or the first message of a stream."""
     answer = api.send(rpc, **fields)
     return next(answer) if rpc == "WatchChanges" else answer
 

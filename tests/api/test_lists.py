@@ -1,4 +1,4 @@
-"""What lists find. Pages are next door."""
+"""Filters of list RPCs. test_page_tokens.py covers pages."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""Pages: tokens, sizes, order, and the 2 MiB at which a page ends early."""
+"""Pages: tokens, sizes, order, and the 2 MiB limit that ends a page early."""
 
 import base64
 from collections.abc import Callable, Iterator
@@ -27,11 +27,11 @@ MIB = 1024 * 1024
 RECORD = 32 * 1024
 MAXIMAL = 200
 SIGNED_BYTES = 24
-"""What comes before the id in a token: the signature, and what binds it to the request."""
+"""Bytes before the id in a token: the signature and the digest that binds it to the request."""
 
 
 class Lister:
-    """One of the five RPCs that answer pages, on a store where each has five records to list."""
+    """One of the five paged RPCs, on a store with five records for each."""
 
     def __init__(self, client: Client, rpc: str) -> None:
         self.rpc = rpc
@@ -68,7 +68,7 @@ LISTS = [method.name for method in METHODS if "page_token" in method.input_type.
 
 @pytest.fixture(scope="module", params=LISTS)
 def lister(new_database: NewDatabase, request: pytest.FixtureRequest) -> Iterator[Lister]:
-    """For tests that only read."""
+    """A lister shared by tests that only read."""
     with new_database() as url, serving(url) as client:
         yield filled(Lister(client, request.param))
 
@@ -211,7 +211,7 @@ def test_the_page_size_defaults_to_50_and_is_at_most_1000(server: CaseloadServer
 
 @pytest.fixture(scope="module")
 def maximal(new_database: NewDatabase) -> Iterator[Side]:
-    """Patients of 32 KiB, three pages and more of them, all of one therapist."""
+    """More than three pages of patients of 32 KiB each, all assigned to one therapist."""
     with new_database() as url, serving(url) as client:
         side = Side(client, "Therapist")
         side.therapists.create("t1")
@@ -254,7 +254,7 @@ def test_100_maximal_records_fit_into_one_response(maximal: Side) -> None:
 
 
 def in_parallel(work: Callable[[int], object], count: int) -> None:
-    """Runs it for 0 to count - 1, many at once, so that writes share their commits."""
+    """Runs work(0) to work(count - 1) concurrently, so that writes share commits."""
     with ThreadPoolExecutor(32) as threads:
         for _ in threads.map(work, range(count)):
             pass
@@ -262,7 +262,7 @@ def in_parallel(work: Callable[[int], object], count: int) -> None:
 
 @contextmanager
 def serving(url: str) -> Iterator[Client]:
-    """A server on this database, and a caller of it."""
+    """A server on this database, and a client of it."""
     config = Config(address="127.0.0.1:0", database=url, drain_seconds=0, queue_timeout_seconds=NEVER_SECONDS)
     server = build_server(config)
     server.start()

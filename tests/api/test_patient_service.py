@@ -1,4 +1,4 @@
-"""What only patients have."""
+"""Fields and behaviour that only patients have."""
 
 from tests.api.client_calls import People, Side, covers
 

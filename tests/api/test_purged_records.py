@@ -1,4 +1,4 @@
-"""What each RPC answers about people who were purged."""
+"""What each RPC answers about purged records."""
 
 import time
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ IDS = {"therapist": "t1", "patient": "p1"}
 
 
 class Purged:
-    """A api where t2 and p2 go on, and t1 and p1, each of whom treated or was treated by both others, are purged."""
+    """A store where t1 and p1 are purged. Each was assigned to both p1 or t1 and the remaining p2 or t2."""
 
     def __init__(self, server: CaseloadServer, api: ApiDriver) -> None:
         self.created = new_request_id()

@@ -1,4 +1,4 @@
-"""Every mutating RPC, driven at random over the wire beside a plain model: state, history and log stay the same."""
+"""Random calls of every mutating RPC, compared with the reference model: state, history and change log match."""
 
 import copy
 import itertools
@@ -34,13 +34,13 @@ THERAPISTS, PATIENTS = ("t0", "t1", "t2"), ("p0", "p1", "p2")
 ALL_IDS = {THERAPIST: (*THERAPISTS, "t3"), PATIENT: (*PATIENTS, "p3")}
 
 modes = st.integers(0, 2)
-"""Only called (0), validated before (1), or repeated after (2)."""
+"""Call only (0), validate first (1), or repeat afterwards (2)."""
 kinds = st.sampled_from([THERAPIST, PATIENT])
 indexes = st.integers(0, 3)
 therapists, patients = st.sampled_from(ALL_IDS[THERAPIST]), st.sampled_from(ALL_IDS[PATIENT])
 roles, focuses = st.sampled_from([1, 1, 2, 3]), st.sampled_from(["", "", "grief"])
 offsets = st.none() | st.integers(-40, 30)
-"""Seconds from now."""
+"""Offsets from now in seconds."""
 reasons = st.sampled_from([0, 1, 5])
 flags = st.booleans()
 
@@ -52,10 +52,10 @@ each = st.fixed_dictionaries
 
 
 class CaseloadBesideItsModel(RuleBasedStateMachine):
-    """One server, one model, and the same calls to both."""
+    """Sends the same calls to one server and one model."""
 
     called: ClassVar[set[str]] = set()
-    """The RPCs that were called with success, in all runs."""
+    """The RPCs that succeeded, over all runs."""
     new_database: ClassVar[NewDatabase]
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
         self.once_each()
 
     def once_each(self) -> None:
-        """Each RPC with success, whatever chance brings then."""
+        """Calls each RPC successfully once, independent of the random steps."""
         for kind in (THERAPIST, PATIENT):
             self.update(kind, 2, {"display_name": "Bob Ray"}, 0)
             self.delete(kind, 2, 0, force=False)
@@ -98,9 +98,9 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
         self._stack.close()
 
     def both(self, rpc: str, sent: Sent, verb: Callable[[Model], list[Line]], mode: int = 0) -> None:
-        """The call and the model's verb: the same outcome, and in the log what the model says.
+        """Runs the call and the model's verb; asserts the same outcome and the same log entries.
 
-        Args: mode, to validate before (1) or to repeat after (2).
+        Args: mode, see modes.
         """
         model = copy.deepcopy(self.model)
         reason, lines = "", []
@@ -129,7 +129,7 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
         assert self.api.head() == self.head
 
     def outcome(self, rpc: str, sent: Sent) -> tuple[str, Any]:
-        """The reason of a refusal, or the answer."""
+        """Returns the error reason, or an empty reason and the response."""
         try:
             return "", self.api.send(rpc, **sent)
         except grpc.RpcError as error:
@@ -174,7 +174,7 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
     @rule(kind=kinds, index=indexes, mode=modes)
     def undelete(self, kind: str, index: int, mode: int) -> None:
         gone = [one for one, person in self.model.people[kind].items() if person.deleted]
-        one = gone[0] if gone else ALL_IDS[kind][index]  # or soon everyone is gone
+        one = gone[0] if gone else ALL_IDS[kind][index]  # otherwise all records are soon deleted
         self.both(f"Undelete{kind.title()}", {f"{kind}_id": one}, lambda model: model.undelete(kind, one), mode)
 
     @rule(
@@ -243,7 +243,7 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
         self.both("TransferPatients", sent, verb, mode)
 
     def stored(self) -> list[Any]:
-        """Every assignment, in the order in which they were made."""
+        """Every assignment, in creation order."""
         return self.api.listed(states=[ACTIVE, ENDED])
 
     @invariant()
@@ -256,7 +256,7 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
             assert found == {name: self.expected(kind, name) for name in self.model.people[kind]}
 
     def expected(self, kind: str, name: str) -> tuple[Person, int, str]:
-        """Someone as the model has them, with the count and the primary therapist that follow from the periods."""
+        """A record of the model, with the count and the primary therapist derived from its periods."""
         active = self.model.active(**{kind: name})
         primary = [one.therapist for one in active if one.role == PRIMARY and kind == PATIENT]
         return self.model.people[kind][name], len(active), "".join(primary)
@@ -309,7 +309,7 @@ def test_the_service_behaves_like_the_reference_model(new_database: NewDatabase)
             stateful_step_count=30,
             deadline=None,
             derandomize=True,
-            phases=[Phase.generate],  # shrinking takes minutes; the steps of the first failure are told as they are
+            phases=[Phase.generate],  # shrinking takes minutes, so the first failure is reported unshrunk
             suppress_health_check=list(HealthCheck),
         ),
     )

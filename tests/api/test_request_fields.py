@@ -1,4 +1,4 @@
-"""The rules of fields through the wire: what is refused is named, and what is taken is stored as the rules say."""
+"""Field rules over the wire: errors name the invalid field, and accepted values are stored normalized."""
 
 from typing import Any
 

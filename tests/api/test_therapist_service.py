@@ -1,4 +1,4 @@
-"""What only therapists have."""
+"""Fields and behaviour that only therapists have."""
 
 from tests.api.client_calls import People, Side, covers, refused
 

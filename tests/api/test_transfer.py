@@ -1,4 +1,4 @@
-"""The fields of TransferPatients that its rules, tested in the store, cannot see ignored on the way there."""
+"""TransferPatients passes its fields to the store; the store tests cover the rules."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Update: what a mask names is set, and nothing else."""
+"""Update sets exactly the fields that the mask names."""
 
 from typing import Any
 
@@ -24,11 +24,11 @@ AFTER: dict[str, Any] = {
     "birth_date": {"year": 1990, "month": 1, "day": 1},
     "phone_number": "+4940",
 }
-"""Another value for every field that a caller sets."""
+"""A different value for every field that a caller can set."""
 
 
 def settable(people: People) -> list[str]:
-    """The fields that a mask may name, less the id."""
+    """The fields that a mask may name, without the id."""
     return [
         field.name
         for field in people.message.DESCRIPTOR.fields
@@ -42,7 +42,7 @@ def values(people: People, source: dict[str, Any]) -> dict[str, Any]:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Equal but for what every change moves."""
+    """Whether two records are equal, except for etag and update_time."""
     pair = [type(record).FromString(record.SerializeToString()) for record in (one, other)]
     for record in pair:
         record.ClearField("etag")
@@ -70,12 +70,12 @@ def masks(people: People) -> st.SearchStrategy[list[str]]:
 
 
 def touched_by(people: People, mask: list[str], sent: list[str]) -> set[str]:
-    """The fields that an update sets, as the contract says."""
+    """The fields that an update sets according to the contract."""
     return set(settable(people)) if mask == ["*"] else set(mask or sent) & set(settable(people))
 
 
 def what_is_wrong(people: People, mask: list[str], sent: list[str]) -> list[str]:
-    """The violations of an update whose values are all good, but for what was not sent."""
+    """The expected violations of an update: its values are valid, but required ones may be missing."""
     good = {*settable(people), f"{people.name}_id", *(["*"] if mask == ["*"] else [])}
     unsent = touched_by(people, mask, sent) - set(sent)
     return [f"update_mask.paths[{n}]" for n, path in enumerate(mask) if path not in good] + [
@@ -107,7 +107,7 @@ def test_an_update_sets_only_the_fields_of_the_mask(people: People, data: st.Dat
         assert (after.etag == before.etag) == (after.update_time == before.update_time) == same(before, expected)
         assert people.get(record_id) == after
     finally:
-        people.delete(record_id)  # frees the identifiers for the next
+        people.delete(record_id)  # frees the identifiers for the next example
 
 
 def test_the_changed_values_cover_every_field(people: People) -> None:

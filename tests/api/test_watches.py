@@ -1,4 +1,4 @@
-"""WatchChanges of one server: etcd's promises within one store, places, heartbeats, slow readers."""
+"""WatchChanges of one server: etcd's guarantees within one store, slots, heartbeats, slow readers."""
 
 import threading
 import time
@@ -39,7 +39,7 @@ def api(server: CaseloadServer) -> Iterator[ApiDriver]:
 
 @pytest.fixture
 def no_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
-    """None within the test, and so nothing that came with one."""
+    """Disables heartbeats, so that no message arrives with one."""
     monkeypatch.setattr(limits, "HEARTBEAT_SECONDS", NEVER_SECONDS)
 
 
@@ -120,7 +120,7 @@ def test_a_watch_filter_matches_like_the_list_filter(api: ApiDriver) -> None:
 def test_heartbeats_report_progress_when_the_filter_matches_nothing(
     api: ApiDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert limits.HEARTBEAT_SECONDS < 30 - 5  # promised: at least one every 30 seconds
+    assert limits.HEARTBEAT_SECONDS < 30 - 5  # the contract promises at least one every 30 seconds
     monkeypatch.setattr(limits, "HEARTBEAT_SECONDS", 0.2)
     with WatchReader(api, actor="nobody") as follower:
         follower.wait_for(3)
@@ -141,14 +141,14 @@ def test_a_filtered_watch_sends_nothing_before_its_heartbeat(api: ApiDriver) -> 
         follower.wait_for(1)
         for n in range(5):
             api.patients(f"p{n}")
-            other.wait_through(api.head())  # so that each is a commit to wake up for
+            other.wait_through(api.head())  # so that each commit wakes the watch
         api.patients("seen")
         follower.wait_for(2)
     assert [len(message.change_sets) for message in follower.messages] == [0, 1]
 
 
 def test_sqlite_polls_for_commits_within_the_promised_50_ms() -> None:
-    """SQLite tells nobody of a commit. Promised: 50 ms for one of the same process."""
+    """SQLite does not notify of commits. The promise is 50 ms for a commit of the same process."""
     assert sqlite._POLL_SECONDS < 0.05
 
 
@@ -161,7 +161,7 @@ def test_postgresql_notifies_of_a_commit_without_polling(postgres_url: str, monk
             api.patients(f"p{n}")
             follower.wait_through(api.head())
         monkeypatch.undo()
-        api.patients("last")  # which wakes the thread that listens, so that it sees the stop
+        api.patients("last")  # wakes the listener thread, so that it notices the stop
 
 
 def test_a_watch_above_the_limit_is_rejected_until_another_client_disconnects(database_url: str) -> None:
@@ -175,13 +175,13 @@ def test_a_watch_above_the_limit_is_rejected_until_another_client_disconnects(da
         with WatchReader(api) as stays, WatchReader(api) as goes:
             stays.wait_for(1)
             goes.wait_for(1)
-            for _ in range(20):  # more than there are threads
+            for _ in range(20):  # more than the server has threads
                 taken()
             goes.cut()
             with ApiDriver(server.address) as another:
                 opened = opened_watch(another)
                 taken()
-            expiring = opened_watch(api, seconds=1)  # its place came free with the channel
+            expiring = opened_watch(api, seconds=1)  # the closed channel has freed its slot
             with pytest.raises(grpc.RpcError, match="DEADLINE_EXCEEDED"):
                 list(expiring)
             cancelled = opened_watch(api)
@@ -207,7 +207,7 @@ def test_calls_are_answered_while_every_watch_slot_is_taken(database_url: str) -
             follower.wait_for(1)
         assert refused(next, api.watch()).reason == "TOO_MANY_WATCHES"
         api.patients("p1")
-        for _ in range(100):  # benchmarks/watches.py measures what they cost
+        for _ in range(100):  # benchmarks/watches.py measures their cost
             assert api.send("GetPatient", patient_id="p1").patient.patient_id == "p1"
         for follower in followers:
             follower.wait_through(api.head())

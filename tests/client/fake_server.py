@@ -1,4 +1,4 @@
-"""A gRPC server with scripted answers, for what a real server seldom answers. It records every attempt."""
+"""A gRPC server with scripted answers, for answers that a real server seldom gives. It records every attempt."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,7 +36,7 @@ class FakeServer(grpc.GenericRpcHandler):
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         method = str(handler_call_details.method).rpartition("/")[2]
         if method == "Watch":
-            return None  # the health service: a client takes a server without it for healthy
+            return None  # the health service: clients treat a server without it as healthy
 
         def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
             metadata: Any = dict(context.invocation_metadata())

@@ -1,4 +1,4 @@
-"""The files of docs/deploy/, as the tests need them."""
+"""Parsed files of docs/deploy/."""
 
 import json
 import re
@@ -19,7 +19,7 @@ _PARSE: Final = "import json, sys, yaml; json.dump(list(yaml.safe_load_all(sys.s
 
 
 def tool(name: str) -> str:
-    """A program of the environment that `make check-deploy` makes."""
+    """A program from the environment that `make check-deploy` creates."""
     path = ROOT / ".tools" / "deploy" / "bin" / name
     if not path.exists():
         pytest.skip(f"needs {path.relative_to(ROOT)}: make check-deploy")
@@ -27,7 +27,7 @@ def tool(name: str) -> str:
 
 
 def manifest(path: Path) -> list[dict[str, Any]]:
-    """Its documents."""
+    """The YAML documents of a manifest."""
     with path.open() as file:
         done = subprocess.run([tool("python"), "-c", _PARSE], stdin=file, capture_output=True, check=True, timeout=60)
     documents: list[dict[str, Any]] = json.loads(done.stdout)
@@ -35,7 +35,7 @@ def manifest(path: Path) -> list[dict[str, Any]]:
 
 
 def pods() -> list[dict[str, Any]]:
-    """What every Deployment and Job makes."""
+    """The pod specification of every Deployment and Job."""
     made = [one.get("spec", {}).get("template") for path in MANIFESTS for one in manifest(path)]
     return [template["spec"] for template in made if template]
 
@@ -46,18 +46,18 @@ def of_kind(kind: str) -> list[dict[str, Any]]:
 
 
 def directives(name: str) -> list[str]:
-    """The values of a setting of the unit, in order."""
+    """The values of a unit setting, in order."""
     return re.findall(rf"^{name}=(.*)$", UNIT.read_text(), re.MULTILINE)
 
 
 def instructions(name: str) -> list[str]:
-    """What follows each instruction of a kind in the container file, with its continued lines in one."""
+    """The arguments of each container file instruction of this kind, with continuation lines joined."""
     text = CONTAINERFILE.read_text().replace("\\\n", " ")
     return [" ".join(found.split()) for found in re.findall(rf"^{name} (.*)$", text, re.MULTILINE)]
 
 
 def commands() -> list[list[str]]:
-    """Each `caseload ...` that any of the files runs, from its name on."""
+    """Each `caseload ...` command line in any of the files."""
     _, _, probe = instructions("HEALTHCHECK")[0].partition("CMD ")
     found = [json.loads(probe), json.loads(instructions("ENTRYPOINT")[0]) + json.loads(instructions("CMD")[0])]
     found += [shlex.split(line) for line in directives("ExecStart")]
@@ -68,12 +68,12 @@ def commands() -> list[list[str]]:
 
 
 def probes(container: dict[str, Any]) -> list[dict[str, Any]]:
-    """Those of a container, in the order of their names."""
+    """The probes of a container, sorted by name."""
     return [container[name] for name in sorted(container) if name.endswith("Probe")]
 
 
 def variables() -> list[dict[str, str]]:
-    """The plain variables of each Deployment, of the image, and of the unit."""
+    """The plain environment variables of each Deployment, the image and the unit."""
     found = [
         {one["name"]: one["value"] for one in container.get("env", ()) if "value" in one}
         for pod in pods()

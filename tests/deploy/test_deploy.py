@@ -1,4 +1,4 @@
-"""The files of docs/deploy/: what the tools of their kinds say, and whether they fit the server. None is run here."""
+"""The files of docs/deploy/ pass their linters and match the server. The tests do not deploy them."""
 
 import os
 import re
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.checkout
 COMMANDS = main.commands.commands
 OLDEST_KUBERNETES = "1.30"
 STOP_SECONDS = Config.drain_seconds + Config.grace_seconds + supervisor._STOP_MARGIN_SECONDS
-"""Which a stop with the defaults can take."""
+"""The maximum duration of a stop with the defaults."""
 
 
 def said(*command: str) -> tuple[int, str]:
@@ -69,7 +69,7 @@ def test_the_test_detects_an_invalid_container_file(tmp_path: Path) -> None:
 
 
 def verified(folder: Path, text: str) -> str:
-    """What systemd-analyze says of the unit, with the command of this environment in its place."""
+    """The output of systemd-analyze for the unit, with the command replaced by that of this environment."""
     if not shutil.which("systemd-analyze"):
         pytest.skip("needs systemd-analyze: apt-get install systemd")
     unit = folder / "caseload.service"
@@ -91,7 +91,7 @@ def test_the_test_detects_an_invalid_unit(tmp_path: Path, right: str, wrong: str
 
 
 def test_the_unit_always_restarts_the_server() -> None:
-    """A PostgreSQL that is not there yet when the machine starts ends it with 2, as a bad setting does."""
+    """At boot, an unavailable PostgreSQL ends the server with exit code 2, as an invalid setting does."""
     assert manifests.directives("Restart") == ["on-failure"]
     assert manifests.directives("RestartPreventExitStatus") == []
     assert manifests.directives("StartLimitIntervalSec") == ["0"]
@@ -127,7 +127,7 @@ def test_every_variable_is_a_setting() -> None:
         if path.is_file()
         for name in re.findall(r"CASELOAD_[A-Z_]+", path.read_text())
     }
-    assert named - known == {"CASELOAD_PORT"}  # what would not be one, and is kept away
+    assert named - known == {"CASELOAD_PORT"}  # Kubernetes would set it, but service links are disabled
     assert len(named) >= 10
 
 
@@ -244,7 +244,7 @@ def environments() -> list[Any]:
 
 @pytest.mark.parametrize("name", environments())
 def test_a_server_starts_with_the_shipped_settings_and_becomes_ready(tmp_path: Path, name: str) -> None:
-    """Its files are where the test can make them, as they are mounted: readable by a group."""
+    """The files are in a folder that the test can write, and group-readable as when mounted."""
     if name.endswith(".env"):
         settings = dict(re.findall(r"^(\w+)=(.*)$", VARIABLES.read_text(), re.MULTILINE))
     else:

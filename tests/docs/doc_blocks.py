@@ -1,4 +1,4 @@
-"""The command blocks of a Markdown page, and a folder in which they run as a reader would run them."""
+"""The command blocks of a Markdown page, run in a folder as a reader would run them."""
 
 import os
 import re
@@ -29,7 +29,7 @@ _MASKS = (
 
 
 class Block(NamedTuple):
-    """A fenced block, and the output that stands right below it in a `text` block, or None."""
+    """A fenced block, and the output in the `text` block right below it, or None."""
 
     language: str
     text: str
@@ -37,30 +37,30 @@ class Block(NamedTuple):
 
     @property
     def lines(self) -> list[str]:
-        """Its lines but for the blank ones."""
+        """The lines of the block without blank ones."""
         return [line for line in self.text.splitlines() if line.strip()]
 
 
 def blocks(page: Path) -> list[Block]:
-    """All fenced blocks that are not the output of one."""
+    """All fenced blocks except output blocks."""
     found = _FENCE.findall(page.read_text())
     return [Block(language, text, output if below else None) for language, text, below, output in found]
 
 
 def is_only_named(line: str) -> bool:
-    """A command that a test of its own covers: a make target, or the way into the environment that we are in."""
+    """Whether other tests cover the command: a make target, or the activation of the environment."""
     return bool(_NOT_RUN.fullmatch(line))
 
 
 def masked(output: str) -> str:
-    """An output without what differs from run to run: ids, times, revisions, etags, white space."""
+    """Masks output that differs between runs: ids, times, revisions, etags, white space."""
     for pattern, name in _MASKS:
         output = pattern.sub(name, output)
     return output.strip()
 
 
 def run(block: Block, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Runs a block as it is written, in the environment that `. .venv/bin/activate` gives."""
+    """Runs a block unchanged, in the environment that `. .venv/bin/activate` creates."""
     if block.language == "python":
         command: Sequence[str] = [sys.executable, "-c", block.text]
     else:
@@ -79,5 +79,5 @@ def run(block: Block, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def search_path() -> str:
-    """This environment's commands first, then those that `make grpcurl` built, then the machine's."""
+    """PATH: the commands of this environment, then those of `make grpcurl`, then the system's."""
     return os.pathsep.join([str(Path(sys.executable).parent), str(ROOT / ".tools" / "bin"), os.environ["PATH"]])

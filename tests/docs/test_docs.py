@@ -1,4 +1,4 @@
-"""The commands, snippets, outputs, links and tables of README.md and docs/, as a reader would meet them."""
+"""The commands, snippets, outputs, links and tables of README.md and docs/ are correct."""
 
 import os
 import re
@@ -38,7 +38,7 @@ def name(page: Path) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """What a reader's checkout holds, as far as the pages' commands ask for it."""
+    """A folder with the files of a checkout that the commands of the pages need."""
     shutil.copy(ROOT / "client_example.py", tmp_path)
     (tmp_path / "data").mkdir()
     return tmp_path
@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def documented_server(folder: Path) -> Iterator[ServerProcess]:
-    """The server of `make run` on an empty store, where the pages say that it is."""
+    """The server of `make run` on an empty store, at the address that the pages use."""
     host, port = ADDRESS.split(":")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -120,7 +120,7 @@ def test_every_change_set_that_a_page_shows_is_one_of_the_contract() -> None:
     shown = [block.text for page in PAGES for block in blocks(page) if block.language == "json"]
     assert len(shown) == 1
     for text in shown:
-        assert json_format.Parse(text, change_pb.ChangeSet()).changes  # refuses unknown fields and kinds
+        assert json_format.Parse(text, change_pb.ChangeSet()).changes  # rejects unknown fields and kinds
 
 
 ENDPOINTS = (
@@ -326,7 +326,7 @@ def test_make_run_prints_a_grpcurl_line_that_works_when_pasted(tmp_path: Path) -
 
 
 def lines_of_make_run(address: str, folder: Path) -> Generator[str, None, None]:
-    """What it prints, line by line; closing this ends it, with every process that it started."""
+    """Yields the printed lines; closing the generator ends make and all its processes."""
     command = ["make", "run", f"ADDRESS={address}", f"DATABASE=sqlite:///{folder}/caseload.db"]
     alone = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     with subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Sends generated calls to a server over the wire, and tells what no caller should ever be able to bring about."""
+"""Sends generated calls to a server, and reports outcomes that no caller should be able to cause."""
 
 import threading
 from collections import Counter
@@ -20,29 +20,29 @@ IN_FLIGHT: Final = 24
 ANSWER_SECONDS: Final = 60.0
 HURRIED_SECONDS: Final = 0.002
 LARGEST_BYTES: Final = 1 << 20
-"""Longer messages may be refused by the gRPC library, which knows nothing of our reasons."""
+"""The gRPC library may reject longer messages, without an error reason of ours."""
 
 
 class Fault(NamedTuple):
-    """A call, and what came of it that must not."""
+    """A call, and its invalid outcome."""
 
     sent: Sent
     what: str
 
 
 class Outcome:
-    """What came of a run."""
+    """The outcome of a run."""
 
     def __init__(self) -> None:
         self.faults: list[Fault] = []
         self.answered: Counter[str] = Counter()
-        """Answers by RPC."""
+        """Number of responses, by RPC."""
         self.refused: Counter[str] = Counter()
-        """Refusals by reason, or by code where the gRPC library made them."""
+        """Number of errors by reason, or by status code for errors of the gRPC library."""
 
 
 class Fuzzer:
-    """A caller of one server that sends bytes as they are."""
+    """A client that sends raw bytes to one server."""
 
     def __init__(self, address: str) -> None:
         options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
@@ -57,7 +57,7 @@ class Fuzzer:
         self._channel.close()
 
     def run(self, messages: Messages, numbers: Iterable[int], most_faults: int = 20) -> Outcome:
-        """Sends these calls, many at a time; ends early where there are too many faults."""
+        """Sends these calls concurrently; stops early after too many faults."""
         waiting = iter(numbers)
         lock = threading.Lock()
 
@@ -77,7 +77,7 @@ class Fuzzer:
         return self.outcome
 
     def send(self, sent: Sent, learn: Learn = lambda _sent, _answer: None, *, is_hurried: bool = False) -> None:
-        """One call; a hurried one is given up while the server works on it, and a watch after its first message."""
+        """Sends one call. A hurried call is cancelled while the server runs it; a watch after its first message."""
         try:
             answer = self._first_answer(sent, HURRIED_SECONDS if is_hurried else ANSWER_SECONDS)
             learn(sent, answer)
@@ -105,7 +105,7 @@ class Fuzzer:
 
 
 def fault(error: Any, length: int, *, may_be_late: bool) -> str:
-    """What is wrong with a refusal of a message of so many bytes; nothing where it is as it should be."""
+    """Describes what is wrong with an error for a message of this many bytes; empty if it is valid."""
     code: grpc.StatusCode = error.code()
     said = reason(error)
     if said:
@@ -117,7 +117,7 @@ def fault(error: Any, length: int, *, may_be_late: bool) -> str:
 
 
 def reason(error: Any) -> str:
-    """The ErrorReason of a refusal; empty where it is not ours. Raises ValueError where its details contradict it."""
+    """The reason of an error; empty if it is not ours. Raises ValueError if its details contradict it."""
     status = rpc_status.from_call(error)
     for packed in status.details if status else ():
         info = error_details_pb2.ErrorInfo()

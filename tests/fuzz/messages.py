@@ -1,4 +1,4 @@
-"""Requests made from the contract's descriptors, and bytes that are nearly requests."""
+"""Generates requests from the descriptors of the contract, and bytes that are almost requests."""
 
 import random
 from collections import defaultdict, deque
@@ -16,14 +16,14 @@ from tests.support.api_driver import RPCS, full_name, request
 FEW: Final = 3
 LENGTHS: Final = (21, 33, 101, 1001, 20_000)
 MOODS: Final = ((0.0, 0.1), (0.0, 0.2), (0.0, 0.2), (0.0, 0.7), (0.02, 0.5), (0.1, 0.5), (0.1, 1.0), (0.6, 1.0))
-"""How often a value is awkward, and how often a field that need not be set is: one pair holds for a whole message."""
+"""Pairs for one message: the probability of an invalid value, and of setting an optional field."""
 OFTEN: Final = [
     name for name in RPCS for _ in range(2 if name.startswith("Delete") else 6 if name.startswith("Assign") else 3)
 ]
-"""Each RPC as often as makes for a full store: what is deleted cannot be assigned."""
+"""RPCs weighted so that the store fills up: deleted records cannot be assigned."""
 WANTED: Final = (field_behavior_pb2.REQUIRED, field_behavior_pb2.IDENTIFIER)
 HUGE_BYTES: Final = 5 << 20
-"""More than the server takes."""
+"""Above the message limit of the server."""
 
 
 class Sent(NamedTuple):
@@ -34,12 +34,12 @@ class Sent(NamedTuple):
 
     @property
     def method(self) -> str:
-        """As it is on the wire."""
+        """The full method name."""
         return full_name(self.rpc)
 
 
 class Messages:
-    """Makes the nth call of a run: always the same one, but for what it learnt from the server's answers."""
+    """Generates the nth call of a run; it is deterministic except for values from the server's responses."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -47,7 +47,7 @@ class Messages:
         self._next_pages: dict[str, deque[bytes]] = defaultdict(lambda: deque(maxlen=20))
 
     def call(self, number: int) -> Sent:
-        """The first ones make the people whom the others know."""
+        """The first calls create the records that later calls use."""
         if number < 2 * PEOPLE:
             one = number // 2
             if number % 2:
@@ -68,7 +68,7 @@ class Messages:
         return Sent(rpc, data)
 
     def learn(self, sent: Sent, answer: bytes) -> None:
-        """Takes what later calls can use out of an answer. Raises DecodeError."""
+        """Collects values for later calls from a response. Raises DecodeError."""
         message: Any = GetMessageClass(RPCS[sent.rpc].output_type).FromString(answer)
         self._values.learn(message)
         if getattr(message, "next_page_token", ""):
@@ -87,7 +87,7 @@ def _sent(rpc: str, **fields: Any) -> Sent:
 
 
 class _Filling:
-    """One message being filled, in one mood."""
+    """Fills one message with one pair of probabilities."""
 
     def __init__(self, rng: random.Random, known: Values, awkwardness: float, density: float) -> None:
         self._rng = rng
@@ -121,7 +121,7 @@ class _Filling:
                 self.fill(entries.add())
             else:
                 entries.append(self._scalar(field))
-        for number in range(FEW, count):  # many that are long as well would be refused unread
+        for number in range(FEW, count):  # many long values would exceed the message limit
             if is_map(field):
                 entries[str(number)] = ""
             elif field.message_type:
@@ -159,7 +159,7 @@ class _Filling:
 
 
 def unknown_fields(rng: random.Random) -> bytes:
-    """Fields of every wire type that the contract does not know, or knows as something else; groups go deep."""
+    """Fields of every wire type that are unknown or have another type in the contract; groups are nested deeply."""
     data = b""
     for _ in range(rng.randrange(1, 4)):
         number, wire_type = rng.choice((1, 2, 3, 500, 2**29 - 1)), rng.randrange(8)
@@ -174,7 +174,7 @@ def unknown_fields(rng: random.Random) -> bytes:
 
 
 def mutated(rng: random.Random, data: bytes) -> bytes:
-    """The same bytes with one to four accidents."""
+    """The same bytes with one to four mutations."""
     for _ in range(rng.randrange(1, 5)):
         start = rng.randrange(len(data) + 1)
         end = min(len(data), start + rng.randrange(16))

@@ -1,8 +1,8 @@
-"""Fuzzes a server of its own.
+"""Fuzzes a server that it starts itself.
 
-python -m tests.fuzz.run --count 100000            says its seed first, and keeps the calls that showed a fault
-python -m tests.fuzz.run --count 100000 --seed 7   the same calls again, but for ids and tokens that the server made
-python -m tests.fuzz.run --replay FILE             the calls that a run kept: an RPC, a space and hex a line
+python -m tests.fuzz.run --count 100000            prints its seed first, and saves the calls that caused a fault
+python -m tests.fuzz.run --count 100000 --seed 7   the same calls again, except for server-generated ids and tokens
+python -m tests.fuzz.run --replay FILE             the saved calls of a run; per line an RPC, a space and hex
 python -m tests.fuzz.run --database URL            against this empty database, instead of a new SQLite file
 """
 
@@ -23,8 +23,8 @@ FAULTS: Final = Path("data/fuzz-faults.txt")
 
 
 def main() -> int:
-    """Exit code 1 where there was a fault."""
-    parser = argparse.ArgumentParser(description="Sends generated calls to a server, and tells what went wrong.")
+    """Exits with code 1 after a fault."""
+    parser = argparse.ArgumentParser(description="Sends generated calls to a server, and reports faults.")
     parser.add_argument("--count", type=int, default=100_000, help="calls to send")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**9), help="of the calls")
     parser.add_argument("--replay", type=Path, help="a file of calls to send instead")
@@ -43,7 +43,7 @@ def main() -> int:
 
 
 def replay(fuzzer: Fuzzer, file: Path) -> Outcome:
-    """Sends the calls of a file, one after the other."""
+    """Sends the calls of a file sequentially."""
     for line in file.read_text().splitlines():
         rpc, _, data = line.partition(" ")
         fuzzer.send(Sent(rpc, bytes.fromhex(data)))
@@ -51,7 +51,7 @@ def replay(fuzzer: Fuzzer, file: Path) -> Outcome:
 
 
 def report(outcome: Outcome, complaints: list[str]) -> None:
-    """Prints what came of it, and keeps the calls that showed a fault."""
+    """Prints the outcome, and saves the calls that caused a fault."""
     rarest = min(RPCS, key=lambda rpc: outcome.answered[rpc])
     print(f"{outcome.answered.total()} answers, the fewest of {rarest}: {outcome.answered[rarest]}; refusals:")
     for reason, count in outcome.refused.most_common():

@@ -1,4 +1,4 @@
-"""A server process whose log is read as it comes: a full pipe would stop it."""
+"""A server process whose log is read continuously, because a full pipe would block it."""
 
 import json
 import threading
@@ -27,7 +27,7 @@ class Serving(ServerProcess):
         return self
 
     def end(self) -> list[str]:
-        """Stops the server, and returns what is wrong: a death, an error in the log, a line that is not of the log."""
+        """Stops the server; returns the complaints: a crash, an error in the log, a line outside the log format."""
         died = self.process.poll()
         self.process.terminate()
         code = self.process.wait(HUNG_SECONDS)
@@ -44,7 +44,7 @@ class Serving(ServerProcess):
 
 
 def is_bad(line: str) -> bool:
-    """Whether a line on standard error is none of the log, or one that tells of a defect."""
+    """Whether a line on standard error is not a log line, or reports a defect."""
     try:
         entry = json.loads(line)
     except ValueError:

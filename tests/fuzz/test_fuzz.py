@@ -1,4 +1,4 @@
-"""A short run of what `make fuzz` does at length; and that it would find what it looks for."""
+"""A short run of `make fuzz`, and proof that the fuzzer detects faults."""
 
 import re
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def test_no_generated_call_causes_internal_or_unknown_or_a_crash(tmp_path: Path)
         fuzzer.close()
         assert server.end() == []
     assert outcome.faults == []
-    assert set(outcome.answered) == set(RPCS)  # it went deep: every RPC said yes, and no for many reasons
+    assert set(outcome.answered) == set(RPCS)  # coverage: every RPC succeeded, and many error reasons occurred
     assert len(outcome.refused) >= 12, outcome.refused
 
 
@@ -69,7 +69,7 @@ def filled(sent: Sent) -> Iterator[str]:
 
 @pytest.fixture
 def defective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a server that crashes over ids with a 7."""
+    """The address of a server that crashes on ids with a 7."""
     sound = TherapistServicer.GetTherapist
 
     def defect(self: TherapistServicer, request: Any, context: grpc.ServicerContext) -> Any:

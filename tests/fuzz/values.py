@@ -1,4 +1,4 @@
-"""What fields are filled with: values that lead deep into the server, and values that should get nowhere."""
+"""Values for fields: valid ones that reach deep into the server, and invalid or rare ones."""
 
 import random
 from collections import defaultdict, deque
@@ -25,7 +25,7 @@ SECONDS: Final = (0, -1, 1, -62_135_596_800, -62_135_596_801, 253_402_300_799, 2
 NANOS: Final = (0, 1, 999, 999_999_999, 10**9, -1, 2**31 - 1, -(2**31))
 
 PEOPLE: Final = 5
-"""Therapists t0 and up, and patients p0 and up, that most calls name."""
+"""The number of therapists (from t0) and of patients (from p0) that most calls use."""
 
 _LEARNT: Final = {
     "assignment_id": "assignment_id",
@@ -35,11 +35,11 @@ _LEARNT: Final = {
     "through_revision": "after_revision",
     "oldest_revision": "after_revision",
 }
-"""Fields of answers, and the fields of requests that their values are good for: only the server knows those."""
+"""Response fields, and the request fields that accept their values; only the server generates these values."""
 
 
 def _uuid(rng: random.Random) -> str:
-    """Often one used before."""
+    """A request id; often one that was used before."""
     number = rng.getrandbits(128) if rng.random() < 0.8 else rng.randrange(20)
     text = f"{number:032x}"
     return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
@@ -73,13 +73,13 @@ _GOOD: Final[dict[str, Callable[[random.Random], Any]]] = {
 
 
 class Values:
-    """Values for fields by their names. It learns from answers."""
+    """Values for fields by name; it learns from responses."""
 
     def __init__(self) -> None:
         self._learnt: dict[str, deque[str]] = defaultdict(lambda: deque(maxlen=50))
 
     def learn(self, answer: Message) -> None:
-        """Takes ids, etags, tokens and revisions out of an answer; of a list, those of its first entry."""
+        """Collects ids, etags, tokens and revisions from a response; of a list, from its first entry."""
         for field, value in answer.ListFields():
             if field.name in _LEARNT:
                 self._learnt[_LEARNT[field.name]].append(value)
@@ -87,7 +87,7 @@ class Values:
                 self.learn(value[0] if field.is_repeated else value)
 
     def good(self, rng: random.Random, field: FieldDescriptor) -> Any:
-        """One that may well be accepted; the field holds no message."""
+        """A value that is probably accepted. Args: field, not a message field."""
         if field.enum_type:
             return rng.choice([1, 1, *(value.number for value in field.enum_type.values if value.number)])
         if field.name in self._learnt and rng.random() < 0.8:
@@ -99,7 +99,7 @@ class Values:
         return SAMPLES[field.name]
 
     def awkward(self, rng: random.Random, field: FieldDescriptor) -> Any:
-        """One of the field's type that should be refused, or is rare."""
+        """A value of the field's type that should be rejected or is rare."""
         if field.type == FieldDescriptor.TYPE_BOOL:
             return True
         if field.type != FieldDescriptor.TYPE_STRING:
@@ -112,14 +112,14 @@ class Values:
 
 
 def timestamp(rng: random.Random, *, is_good: bool) -> dict[str, int]:
-    """A moment of a past fortnight, or any bits that the type can hold."""
+    """A time within two weeks of the past, or any value of the type."""
     if is_good:
         return {"seconds": T0 + rng.randrange(1_200_000), "nanos": rng.choice(NANOS[:4])}
     return {"seconds": rng.choice(SECONDS), "nanos": rng.choice(NANOS)}
 
 
 def date(rng: random.Random, *, is_good: bool) -> dict[str, int]:
-    """A birth date, or three numbers."""
+    """A birth date, or three arbitrary numbers."""
     if is_good:
         return {"year": 1950 + rng.randrange(70), "month": 1 + rng.randrange(12), "day": 1 + rng.randrange(28)}
     return {part: rng.choice((*INTEGERS, 12, 29, 31, 9999, 10_000)) for part in ("year", "month", "day")}

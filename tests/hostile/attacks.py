@@ -1,9 +1,9 @@
-"""Callers that mean no good, each in a process of its own so that honest ones are measured apart from it.
+"""Hostile callers, each in its own process, so that honest callers are measured separately.
 
     python -m tests.hostile.attacks NAME ADDRESS
 
-Prints a line once the attack is in full swing, and how often it did what it does once standard input has ended and it
-did so often enough to count. Bounded in time and rate: what a machine cannot carry is no question to the server.
+Prints a line when the attack is running. At the end of standard input it prints the number of
+attack steps, once there are enough of them. Time and rate are limited, so the machine itself is not overloaded.
 """
 
 import random
@@ -23,12 +23,12 @@ from tests.support.waiting import HUNG_SECONDS
 IDLE: Final = 2000
 SLOW: Final = 200
 BURST: Final = 50
-"""Frames in one go."""
+"""Frames per write."""
 LEAST: Final = 20
-"""What is less is no attack."""
+"""The minimum number of attack steps."""
 MOST_SECONDS: Final = 60
 Attack = Callable[[str], Iterator[int]]
-"""Attacks in steps: each says how often it did what it does; the first comes when all is in place."""
+"""Yields the number of attack actions after each step; the first step follows the setup."""
 
 
 def connected(address: str) -> socket.socket:
@@ -37,7 +37,7 @@ def connected(address: str) -> socket.socket:
 
 
 def _until_closed(address: str, data: bytes) -> None:
-    """Sends it, and waits until the server has hung up, but not for long."""
+    """Sends the data and waits a short time for the server to disconnect."""
     with connected(address) as caller, suppress(OSError):
         caller.settimeout(0.2)
         caller.sendall(data)
@@ -46,7 +46,7 @@ def _until_closed(address: str, data: bytes) -> None:
 
 
 def garbage(address: str) -> Iterator[int]:
-    """Bytes of no protocol at all, also behind a proper greeting."""
+    """Random bytes, also after a valid connection preface."""
     rng = random.Random(1)
     for greeting in cycle((b"", http2_frames.PREFACE, http2_frames.GREETING)):
         _until_closed(address, greeting + rng.randbytes(4096))
@@ -54,7 +54,7 @@ def garbage(address: str) -> Iterator[int]:
 
 
 def http1(address: str) -> Iterator[int]:
-    """Requests of HTTP/1, of which some ask for an upgrade."""
+    """HTTP/1 requests, some with an upgrade."""
     upgrade = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
     for more in cycle((b"", upgrade)):
         _until_closed(address, b"POST %s HTTP/1.1\r\nHost: localhost\r\n%s\r\n" % (http2_frames.METHOD, more))
@@ -62,7 +62,7 @@ def http1(address: str) -> Iterator[int]:
 
 
 def rapid_resets(address: str) -> Iterator[int]:
-    """Calls that are given up as soon as they have begun."""
+    """Calls that are reset immediately after they start."""
     yield from _flood(
         address, lambda number: http2_frames.headers(number, http2_frames.CALL) + http2_frames.reset(number)
     )
@@ -74,12 +74,12 @@ def pings(address: str) -> Iterator[int]:
 
 
 def settings(address: str) -> Iterator[int]:
-    """Settings, each of which wants an answer."""
+    """SETTINGS frames, each of which needs an acknowledgement."""
     yield from _flood(address, lambda _: http2_frames.SETTINGS)
 
 
 def _flood(address: str, frame: Callable[[int], bytes]) -> Iterator[int]:
-    """The frame over and over, each for a new stream; on a new connection when the server hangs up."""
+    """Repeats the frame, each time for a new stream; reconnects when the server disconnects."""
     while True:
         with connected(address) as caller, suppress(OSError):
             caller.sendall(http2_frames.GREETING)
@@ -94,19 +94,19 @@ def _flood(address: str, frame: Callable[[int], bytes]) -> Iterator[int]:
 
 
 def idle(address: str) -> Iterator[int]:
-    """Connections that ask nothing; every other one says not even hello."""
+    """Idle connections; every other one does not even send the connection preface."""
     yield from _holding(address, IDLE, lambda number: http2_frames.GREETING if number % 2 else b"", lambda _: b"")
 
 
 def slow_greetings(address: str) -> Iterator[int]:
-    """Connections that say hello a byte at a time."""
+    """Connections that send the connection preface one byte at a time."""
     greeting = (http2_frames.GREETING + http2_frames.headers(1, http2_frames.CALL)) * 2
     yield from _holding(address, SLOW, lambda _: b"", lambda step: greeting[step : step + 1])
 
 
 def slow_headers(address: str) -> Iterator[int]:
-    """Calls whose headers come a byte at a time and never end."""
-    block = http2_frames.CALL + b"\0\x7fx"  # a header whose name is said to be long
+    """Calls that send endless headers one byte at a time."""
+    block = http2_frames.CALL + b"\0\x7fx"  # a header that announces a long name
     begun = http2_frames.GREETING + http2_frames.headers(1, b"", are_all=False)
     yield from _holding(
         address, SLOW, lambda _: begun, lambda step: http2_frames.continuation(1, block[step : step + 1])
@@ -114,7 +114,7 @@ def slow_headers(address: str) -> Iterator[int]:
 
 
 def endless_headers(address: str) -> Iterator[int]:
-    """Calls whose headers come as fast as they can and never end."""
+    """Calls that send endless headers as fast as possible."""
     filler = http2_frames.continuation(1, http2_frames.CALL * 20)
     begun = http2_frames.GREETING + http2_frames.headers(1, http2_frames.CALL, are_all=False)
     while True:
@@ -127,7 +127,7 @@ def endless_headers(address: str) -> Iterator[int]:
 
 
 def silent_calls(address: str) -> Iterator[int]:
-    """Calls whose message never comes, on one connection."""
+    """Calls that never send their message, on one connection."""
     with connected(address) as caller:
         caller.sendall(http2_frames.GREETING)
         caller.sendall(b"".join(http2_frames.headers(2 * number + 1, http2_frames.CALL) for number in range(SLOW)))
@@ -139,7 +139,7 @@ def silent_calls(address: str) -> Iterator[int]:
 def _holding(
     address: str, connections: int, first: Callable[[int], bytes], more: Callable[[int], bytes]
 ) -> Iterator[int]:
-    """So many connections at once: what each says first, and then in each step."""
+    """Holds this many connections. Args: first, sent at once; more, sent in each step."""
     with ExitStack() as stack:
         held = []
         for number in range(connections):
@@ -165,11 +165,11 @@ ATTACKS: Final[dict[str, tuple[Attack, float]]] = {
     "endless headers": (endless_headers, 100),
     "silent calls": (silent_calls, 10),
 }
-"""By name: the attack, and its steps a second."""
+"""By name: the attack, and its steps per second."""
 
 
 def main() -> None:
-    """Attacks until standard input ends, but not for ever."""
+    """Attacks until standard input ends, for a limited time."""
     name, address = sys.argv[1:]
     attack, rate = ATTACKS[name]
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

@@ -1,4 +1,4 @@
-"""Honest callers, and how they fare while others attack."""
+"""Honest callers, measured while others attack."""
 
 import math
 import statistics
@@ -21,14 +21,14 @@ CALLERS: Final = 8
 PAUSE_SECONDS: Final = 0.02
 DEADLINE_SECONDS: Final = 5.0
 SETTLE_SECONDS: Final = 0.2
-"""After an attack, so that what it leaves behind is not put down to the next round."""
+"""The pause after an attack, so that its effects do not count towards the next round."""
 
 
 class Round(NamedTuple):
     """What honest callers saw in one round."""
 
     milliseconds: list[float]
-    """Of each call that was OK."""
+    """The duration of each successful call."""
     errors: list[str]
 
     @property
@@ -39,23 +39,23 @@ class Round(NamedTuple):
 
 
 class Honest:
-    """Callers who ask for one therapist, over and over, with a pause: half of them on new connections each round."""
+    """Callers that repeatedly get one therapist, with a pause; half of them reconnect in each round."""
 
     def __init__(self, address: str, deadline_seconds: float = DEADLINE_SECONDS) -> None:
-        """Args: deadline_seconds, of each call."""
+        """Args: deadline_seconds, the deadline of each call."""
         self._address = address
         self._deadline_seconds = deadline_seconds
         self._kept = [self._channel() for _ in range(CALLERS // 2)]
         create = pb.CreateTherapistRequest(therapist_id="t1", therapist=Therapist(display_name="Ann Lee"))
         pb_grpc.TherapistServiceStub(self._kept[0]).CreateTherapist(create, timeout=HUNG_SECONDS)
-        self.round(0.3)  # connections are made, and the server has seen everything once
+        self.round(0.3)  # warm up: connect, and call everything once
 
     def close(self) -> None:
         for channel in self._kept:
             channel.close()
 
     def round(self, seconds: float) -> Round:
-        """Calls for so long, and at least one of each caller."""
+        """Calls for this many seconds; each caller makes at least one call."""
         fresh = [self._channel() for _ in range(CALLERS - len(self._kept))]
         result = Round([], [])
         until = time.monotonic() + seconds
@@ -83,15 +83,15 @@ class Honest:
             time.sleep(PAUSE_SECONDS)
 
     def _channel(self) -> grpc.Channel:
-        # Or channels of one process to one address would share a connection.
+        # Otherwise the channels of one process would share a connection.
         return grpc.insecure_channel(self._address, [("grpc.use_local_subchannel_pool", 1)])
 
 
 class Comparison(NamedTuple):
-    """Rounds without and with an attack, in turn, so that what disturbs one disturbs the other."""
+    """Alternating rounds without and with an attack, so that other load affects both equally."""
 
     done: int
-    """How often the attacker did what it does."""
+    """The number of attack actions."""
     quiet: list[Round]
     attacked: list[Round]
 
@@ -101,18 +101,18 @@ class Comparison(NamedTuple):
 
     @property
     def ratios(self) -> list[float]:
-        """Of the p99, with the attack to without, by round."""
+        """The ratio of the p99 with the attack to the p99 without it, by round."""
         return [attacked.p99 / quiet.p99 for quiet, attacked in zip(self.quiet, self.attacked, strict=True)]
 
     @property
     def p99s(self) -> tuple[float, float]:
-        """In milliseconds, without and with the attack: the medians of the rounds."""
+        """The medians of the p99 over all rounds, in milliseconds, without and with the attack."""
         quiet, attacked = (statistics.median(one.p99 for one in side) for side in (self.quiet, self.attacked))
         return quiet, attacked
 
 
 def compare(honest: Honest, address: str, attack: str, rounds: int, seconds: float) -> Comparison:
-    """So many rounds, each so long without the attack and so long with it."""
+    """Runs this many rounds: each one for `seconds` without the attack and `seconds` with it."""
     total, quiet, busy = 0, [], []
     for _ in range(rounds):
         quiet.append(honest.round(seconds))
@@ -125,7 +125,7 @@ def compare(honest: Honest, address: str, attack: str, rounds: int, seconds: flo
 
 @contextmanager
 def attacked(address: str, attack: str) -> Iterator[list[int]]:
-    """While the attack goes on; at the end the list gets how often the attacker did what it does."""
+    """Runs the attack during the with block; afterwards the list contains the number of attack actions."""
     command = [sys.executable, "-m", "tests.hostile.attacks", attack, address]
     done: list[int] = []
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as attacker:

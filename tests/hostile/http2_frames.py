@@ -1,4 +1,4 @@
-"""HTTP/2 frames by hand (RFC 9113 section 4, RFC 7541 for the header block): as much as it takes to misbehave."""
+"""Builds raw HTTP/2 frames (RFC 9113 section 4, RFC 7541 for the header block), as needed for attacks."""
 
 import re
 import socket
@@ -18,11 +18,11 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 
 def literal(name: bytes, value: bytes) -> bytes:
-    """A header field by its text, to be remembered by nobody; both under 127 bytes."""
+    """A literal header field, never indexed; name and value have less than 127 bytes each."""
     return bytes([0, len(name)]) + name + bytes([len(value)]) + value
 
 
-CALL: Final = b"\x83\x86" + b"".join(  # POST and http, by their numbers in the static table
+CALL: Final = b"\x83\x86" + b"".join(  # POST and http, by their index in the static table
     literal(name, value)
     for name, value in (
         (b":path", METHOD),
@@ -38,27 +38,27 @@ GREETING: Final = PREFACE + SETTINGS
 
 
 def headers(stream: int, block: bytes, *, are_all: bool = True, ends: bool = False) -> bytes:
-    """Begins a call; where these are not all its headers, CONTINUATION frames follow. ends: no message does."""
+    """Starts a call. Args: are_all, no CONTINUATION frames follow; ends, no message follows."""
     return frame(_HEADERS, (_END_HEADERS if are_all else 0) | (_END_STREAM if ends else 0), stream, block)
 
 
 def continuation(stream: int, block: bytes, *, is_last: bool = False) -> bytes:
-    """More headers of that call."""
+    """Continues the headers of a call."""
     return frame(_CONTINUATION, _END_HEADERS if is_last else 0, stream, block)
 
 
 def request(stream: int, message: bytes) -> bytes:
-    """The one message of a call, as gRPC wraps it."""
+    """The only message of a call, with its gRPC prefix."""
     return frame(_DATA, _END_STREAM, stream, struct.pack(">BL", 0, len(message)) + message)
 
 
 def reset(stream: int) -> bytes:
-    """Gives a call up."""
+    """Cancels a call."""
     return frame(_RST_STREAM, 0, stream, struct.pack(">L", _CANCEL))
 
 
 def read_until(caller: socket.socket, pattern: bytes) -> re.Match[bytes]:
-    """Reads what the server sends until the pattern is in it. Raises TimeoutError, as the socket has it."""
+    """Reads until the server has sent the pattern. Raises TimeoutError after the socket's timeout."""
     answer = b""
     while not (found := re.search(pattern, answer)):
         more = caller.recv(65536)

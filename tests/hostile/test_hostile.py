@@ -1,4 +1,4 @@
-"""Honest callers are served while others misbehave. `make bench-hostile` measures how much longer they wait."""
+"""Honest callers are served while others attack. `make bench-hostile` measures the added latency."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 ROUNDS = 3
 SECONDS = 0.4
 MOST = 16_000
-"""Bytes that fit into a frame."""
+"""Maximum payload of a frame, in bytes."""
 THERAPIST = pb.GetTherapistRequest(therapist_id="t1")
 
 
@@ -30,7 +30,7 @@ class Scene(NamedTuple):
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    """One server for all attacks: what one leaves behind, the next ones meet."""
+    """One server for all attacks, so that each attack meets the effects of the previous ones."""
     if not has_room():
         pytest.skip("needs a hard limit of 2500 open files or more: ulimit -Hn")
     with untuned(tmp_path_factory.mktemp("hostile")) as server:
@@ -64,7 +64,7 @@ unbounded = pytest.mark.xfail(strict=True, reason="the library holds callers to 
     ids=["OK", "RESOURCE_EXHAUSTED"],
 )
 def test_metadata_is_limited_even_without_a_settings_acknowledgement(scene: Scene, entries: int, status: bytes) -> None:
-    """See RFC 9113 section 6.5.3: an acknowledgement says that a setting is known."""
+    """An acknowledgement confirms that a setting is known (RFC 9113 section 6.5.3)."""
     more = b"".join(http2_frames.literal(b"x-%d" % number, b"v" * 100) for number in range(entries))
     call = http2_frames.headers(1, http2_frames.CALL, are_all=False)
     call += http2_frames.continuation(1, more[:MOST]) + http2_frames.continuation(1, more[MOST:], is_last=True)

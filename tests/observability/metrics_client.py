@@ -1,4 +1,4 @@
-"""The page of a server's metrics, as Prometheus reads it."""
+"""Reads the metrics page of a server, as Prometheus does."""
 
 import urllib.request
 from collections.abc import Callable
@@ -16,14 +16,14 @@ def page(address: str | None) -> str:
 
 
 class Numbers:
-    """What one reading of a page says."""
+    """The samples of one page."""
 
     def __init__(self, text: str) -> None:
         self.families = {family.name: family for family in text_string_to_metric_families(text)}
         self.samples = [sample for family in self.families.values() for sample in family.samples]
 
     def __call__(self, name: str, **labels: str) -> float:
-        """The sum of the samples that have these labels; 0 where there are none."""
+        """The sum of the samples with these labels; 0 if there are none."""
         wanted = labels.items()
         return sum(one.value for one in self.samples if one.name == f"caseload_{name}" and wanted <= one.labels.items())
 
@@ -33,7 +33,7 @@ def numbers(address: str | None) -> Numbers:
 
 
 def wait_for_metrics(address: str | None, holds: Callable[[Numbers], bool]) -> Numbers:
-    """The first reading of which it holds: what is looked at once a second comes late."""
+    """Returns the first page that satisfies the condition; some metrics are sampled only once a second."""
 
     def look() -> Numbers | None:
         reading = numbers(address)

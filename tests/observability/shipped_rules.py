@@ -1,4 +1,4 @@
-"""The dashboard and the alert rules that come with the server, and the names of metrics in them."""
+"""The shipped dashboard and alert rules, and the metric names in them."""
 
 import json
 import re
@@ -16,7 +16,7 @@ def dashboard() -> Any:
 
 
 def shown(interval: str) -> Iterator[tuple[str, str]]:
-    """Each title and expression of the dashboard, with Grafana's variables filled in."""
+    """Each title and expression of the dashboard, with Grafana's variables replaced."""
     for panel in dashboard()["panels"]:
         for target in panel["targets"]:
             expression = target["expr"].replace("$__rate_interval", interval).replace("$instance", ".*")
@@ -25,10 +25,10 @@ def shown(interval: str) -> Iterator[tuple[str, str]]:
 
 
 def metrics_in(text: str) -> set[str]:
-    """The metrics that an expression names; a histogram's three series are one."""
+    """The metrics that an expression names; the three series of a histogram count as one."""
     return {re.sub("_(bucket|sum|count)$", "", name) for name in re.findall(r"\bcaseload_\w+", text)}
 
 
 def rules_text() -> str:
-    """The rules without their comments and annotations, which may name metrics for people."""
+    """The rules without comments and annotations, which may name metrics in prose."""
     return re.sub(r"^ +(description|summary):.*|#.*", "", RULES.read_text(), flags=re.MULTILINE)

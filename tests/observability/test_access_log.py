@@ -1,4 +1,4 @@
-"""The access log: one line for each call, however it ends, with ids and no other value."""
+"""The access log has one line per call, with ids but no other request values."""
 
 import json
 import re
@@ -36,7 +36,7 @@ FIELDS = [
 
 
 class Defective(TherapistServicer):
-    """With a defect, and an answer that cannot be written."""
+    """Has a defect, and a response that cannot be serialized."""
 
     def GetTherapist(self, request: Any, context: grpc.ServicerContext) -> Any:
         if request.therapist_id == "broken":
@@ -54,7 +54,7 @@ def logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Ca
 
 
 def after(reader: LogReader, count: int) -> list[dict[str, Any]]:
-    """The lines, once there are so many; and a while later no more."""
+    """Waits for this many lines, asserts that no more follow, and returns them."""
     eventually(lambda: len(reader.lines()) >= count, reader.lines)
     time.sleep(0.1)
     assert len(reader.lines()) == count
@@ -62,7 +62,7 @@ def after(reader: LogReader, count: int) -> list[dict[str, Any]]:
 
 
 def ended(call: Any) -> str:
-    """The name of the code that a call ended with."""
+    """The name of the status code of a call."""
     try:
         call()
     except grpc.RpcError as error:
@@ -108,7 +108,7 @@ def test_each_call_has_exactly_one_line(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """However it ends. The codes are those that the callers saw."""
+    """This holds for every outcome; the logged codes are those the callers received."""
     wait_for_locks(monkeypatch)
     server, api, reader = logged
     ask = api.channel.unary_unary
@@ -142,11 +142,11 @@ def test_each_call_has_exactly_one_line(
 
 
 def stream_codes(api: ApiDriver, health: Any, reader: LogReader) -> list[str]:
-    """Streams: of changes, of health, of reflection; refused and cancelled."""
+    """Calls change, health and reflection streams; some are rejected, some cancelled."""
     before = len(reader.lines())
 
     def written(count: int) -> None:
-        eventually(lambda: len(reader.lines()) >= before + count)  # after the caller has turned away
+        eventually(lambda: len(reader.lines()) >= before + count)  # after the caller has cancelled
 
     watch = api.watch()
     next(watch)
@@ -167,7 +167,7 @@ def stream_codes(api: ApiDriver, health: Any, reader: LogReader) -> list[str]:
 
 
 def cancelled(server: CaseloadServer, api: ApiDriver, database: str) -> list[str]:
-    """A call whose caller turns away while it waits for the lock of another process."""
+    """A call that its caller cancels while it waits for the lock of another process."""
     create: Any = api.channel.unary_unary(full_name("CreatePatient"))
     body = request("CreatePatient", patient={"display_name": "A"}).SerializeToString()
     store: Any = server.store
@@ -176,7 +176,7 @@ def cancelled(server: CaseloadServer, api: ApiDriver, database: str) -> list[str
         await_writes(server, 1)
         eventually(lambda: store._database._group_commit._writing)
         under_way.cancel()
-        api.send("ListPatients")  # comes after it on its connection
+        api.send("ListPatients")  # arrives after it on the same connection
     return ["OK", "CANCELLED"]
 
 
@@ -195,14 +195,14 @@ def test_unauthenticated_and_denied_calls_are_logged(tmp_path: Path) -> None:
     assert [line["method"] for line in lines[::3]] == [full_name(rpc) for rpc in RPCS]
     assert {(line["caller"], line["reason"]) for line in [*lines[::3], *lines[1::3]]} == {("", "UNAUTHENTICATED")}
     denied = [line for line in lines[2::3] if line.get("reason") == "PERMISSION_DENIED"]
-    assert len(denied) == len(RPCS) - len(READS) + 2  # the two of ChangeService
+    assert len(denied) == len(RPCS) - len(READS) + 2  # the two methods of ChangeService
     assert {line["caller"] for line in lines[2::3]} == {"reader"}
     assert [line for line in [*lines[::3], *denied] if any(name.endswith("_ids") for name in line)] == []
 
 
 @pytest.fixture(scope="module")
 def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ApiDriver, LogReader]]:
-    """A therapist with a thousand patients, of whom one is another's too."""
+    """A therapist with a thousand patients, one of them shared with a second therapist."""
     bounds = {"threads": 32, "queue_timeout_seconds": NEVER_SECONDS}  # none of the 32 callers is shed
     with logging(tmp_path_factory.mktemp("crowd"), **bounds) as (_, api, reader):
         api.therapists("t1", "t2")
@@ -256,7 +256,7 @@ def test_a_line_names_every_record_of_the_response(crowd: tuple[ApiDriver, LogRe
 
 
 def people_in(message: Any) -> Iterator[tuple[str, str]]:
-    """Every therapist and patient that a message names, wherever it does."""
+    """Every therapist and patient id at any depth of a message."""
     for field, value in message.ListFields():
         for one in value if field.is_repeated else [value]:
             kind = re.search("(therapist|patient)_ids?$", field.name)
@@ -291,7 +291,7 @@ def test_a_watch_names_up_to_1000_records_per_kind_and_marks_truncation(
 def test_an_invalid_id_is_not_in_the_log(
     logged: tuple[CaseloadServer, ApiDriver, LogReader],
 ) -> None:
-    """It may be a name. Nor is what the server does not read, whatever it looks like."""
+    """It may be a person's name. Fields that the server does not read are not logged either."""
     _, api, reader = logged
     with suppress(grpc.RpcError):
         api.send("GetPatient", patient_id="Do Not Repeat Me")

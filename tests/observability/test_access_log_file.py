@@ -1,4 +1,4 @@
-"""The file of the access log: whole lines, moved away by logrotate, and a disk that is full."""
+"""The access log file: complete lines, rotation by logrotate, and a full disk."""
 
 import json
 import threading
@@ -19,7 +19,7 @@ from tests.support.waiting import join
 
 def test_lines_of_many_threads_do_not_interleave(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
-    files = [LogFile(path), LogFile(path)]  # as two processes have it
+    files = [LogFile(path), LogFile(path)]  # two handles, as two processes have
 
     def write(number: int) -> None:
         for _ in range(50):
@@ -41,7 +41,7 @@ def test_lines_of_many_threads_do_not_interleave(tmp_path: Path) -> None:
 
 
 def test_a_rotated_file_is_replaced_by_a_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As logrotate does, without a signal."""
+    """logrotate renames the file and sends no signal."""
     monkeypatch.setattr(access_log, "_CHECK_INTERVAL_SECONDS", 0.0)
     with logging(tmp_path) as (_, api, reader):
         api.therapists("t1")
@@ -67,7 +67,7 @@ def test_the_file_is_private_to_its_owner_and_appended_to(tmp_path: Path) -> Non
 
 
 def test_a_line_is_written_before_the_response_is_sent(tmp_path: Path) -> None:
-    """So that a crash loses none of what callers have seen."""
+    """So a crash loses no line of a call that a caller saw complete."""
     path = tmp_path / "access.log"
     with (
         ServerProcess(f"sqlite:///{tmp_path}/caseload.db", "--access-log", str(path)) as server,

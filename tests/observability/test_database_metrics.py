@@ -1,4 +1,4 @@
-"""What is looked at of each kind of database."""
+"""Metrics of each database backend."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_metrics_report_postgresql_connections_in_use_and_waited_for(
         api.therapists("t1")
         address = server.metrics_address
         with ThreadPoolExecutor() as callers, psycopg.connect(postgres_url) as other:
-            other.execute("SELECT FROM therapist FOR UPDATE")  # which they all have to wait for
+            other.execute("SELECT FROM therapist FOR UPDATE")  # every write has to wait for it
             done = callers.map(writing, range(5))
             held = wait_for_metrics(address, lambda seen: seen("pool_waiting", pool="write") == 3)
             assert held("pool_connections", pool="write") == held("pool_connections_limit", pool="write") == 2

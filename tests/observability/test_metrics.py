@@ -1,4 +1,4 @@
-"""What is counted, of calls that were really made."""
+"""Metrics after real calls."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -90,7 +90,7 @@ def test_metrics_describe_the_process(measured_server: CaseloadServer) -> None:
 
 
 def test_a_caller_cannot_create_a_time_series(measured_server: CaseloadServer, api: ApiDriver) -> None:
-    """Whatever it calls and sends: or it could fill the memory, or write what is private there."""
+    """Otherwise a caller could exhaust memory or expose private values in labels."""
     before = {(one.name, *one.labels.items()) for one in numbers(measured_server.metrics_address).samples}
     for method in ("/caseload.v1.TherapistService/Ada Roe", "/Ada.Roe/Get", full_name("GetTherapist").lower()):
         ask: Any = api.channel.unary_unary(method)

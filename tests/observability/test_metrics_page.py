@@ -1,4 +1,4 @@
-"""The page is what Prometheus asks for and nothing else, and takes nothing from calls."""
+"""The metrics page serves only what Prometheus requests, and does not slow down calls."""
 
 import http.client
 import socket
@@ -20,7 +20,7 @@ from tests.process.command_runner import SECRET, SERVE, refusal, url
 from tests.support.waiting import HUNG_SECONDS, NEVER_SECONDS, eventually
 
 PLACES = 16
-"""Readers at once."""
+"""Maximum number of concurrent readers."""
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_the_page_has_the_content_type_of_prometheus(address: str) -> None:
 
 @pytest.fixture
 def patient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The page of a server that waits for slow readers as long as a test does."""
+    """The page of a server whose timeout for slow readers exceeds the test."""
     monkeypatch.setattr(metrics_page, "_IDLE_TIMEOUT_SECONDS", NEVER_SECONDS)
     monkeypatch.setattr(metrics_page, "_REQUEST_TIMEOUT_SECONDS", NEVER_SECONDS)
     with serving(url(tmp_path / "caseload.db"), metrics_address="127.0.0.1:0") as server:

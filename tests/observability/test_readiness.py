@@ -1,4 +1,4 @@
-"""When readiness is lost and regained, for a database that answers as written; tests/process has real ones."""
+"""When readiness is lost and regained, with a scripted database; tests/process uses real ones."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -18,13 +18,13 @@ from tests.support.waiting import HUNG_SECONDS, FakeClock, eventually
 GOOD, BAD = True, False
 TO_FALL = round(FAILURE_TIMEOUT_SECONDS / CHECK_INTERVAL_SECONDS)
 TO_HANG = round(HANG_TIMEOUT_SECONDS / CHECK_INTERVAL_SECONDS)
-"""In checks."""
+"""Number of checks until a hung check loses readiness."""
 SOON = 0.001
-"""Between checks where the real threads run."""
+"""Seconds between checks in tests with real threads."""
 
 
 def answering(script: list[bool]) -> Callable[[], None]:
-    """Answers in the order of the script, and then as it ends."""
+    """Answers in script order, then repeats the last answer."""
 
     def check() -> None:
         good = script.pop(0) if len(script) > 1 else script[0]
@@ -35,11 +35,11 @@ def answering(script: list[bool]) -> Callable[[], None]:
 
 
 def reported(*script: bool) -> list[tuple[int, bool]]:
-    """What is reported, each with the number of the check after which it was, with a check a second."""
+    """The reports, each with the number of the preceding check, at one check per second."""
     clock, said = FakeClock(), list[tuple[int, bool]]()
     began = clock()
 
-    def report(ready: bool) -> None:  # noqa: FBT001 - as Readiness reports it
+    def report(ready: bool) -> None:  # noqa: FBT001 - the signature of a Readiness callback
         said.append((round((clock() - began) / CHECK_INTERVAL_SECONDS), ready))
 
     readiness = Readiness(answering(list(script)), report, clock)
@@ -97,7 +97,7 @@ def test_readiness_is_lost_after_6_s_without_an_answer() -> None:
 
 
 class Hanging:
-    """A check that hangs until it may go on."""
+    """A check that hangs until the test releases it."""
 
     def __init__(self) -> None:
         self.begun, self.goes_on, self.ended = threading.Event(), threading.Event(), threading.Event()

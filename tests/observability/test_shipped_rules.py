@@ -1,4 +1,4 @@
-"""The page, what is said of it, the dashboard and the alert rules name the same metrics."""
+"""The metrics page, its documentation, the dashboard and the alert rules name the same metrics."""
 
 import re
 import shutil
@@ -20,7 +20,7 @@ from tests.support.postgres.databases import Databases
 from tests.support.servers import ServerProcess, free_address
 
 NOT_SHOWN: Final[set[str]] = set()
-"""What the dashboard deliberately leaves out."""
+"""Metrics that the dashboard omits on purpose."""
 
 
 class Metric(NamedTuple):
@@ -42,7 +42,7 @@ def metrics_of(page: Numbers) -> set[Metric]:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory, postgres_databases: Databases) -> set[Metric]:
-    """What servers on either database really show."""
+    """The metrics that real servers export, on both databases."""
     found: set[Metric] = set()
     with postgres_databases.acquire() as postgres_url:
         for database in (url(tmp_path_factory.mktemp("exported") / "caseload.db"), postgres_url):

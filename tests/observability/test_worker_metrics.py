@@ -1,4 +1,4 @@
-"""One page for several workers: counters are sums, also of those that died, and gauges are of those that live."""
+"""One page for several workers: counters include dead workers, gauges cover only live ones."""
 
 import os
 import stat
@@ -32,7 +32,7 @@ def address(together: WorkersMetrics) -> Iterator[str]:
 
 @contextmanager
 def worker(number: int, *, ready: bool = True) -> Iterator["subprocess.Popen[str]"]:
-    """A worker that has counted; ends with the with block, by kill -9."""
+    """A worker with counted calls; the with block ends it with kill -9."""
     command = [sys.executable, "-m", "tests.observability.worker_process", str(number), str(int(ready))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
@@ -87,6 +87,6 @@ def test_the_metrics_folder_is_private_and_removed_at_exit() -> None:
 
 @pytest.mark.usefixtures("together")
 def test_no_series_names_a_process(address: str) -> None:
-    """Or each restart would begin new ones."""
+    """Otherwise each restart would create new series."""
     with worker(0):
         assert [one for one in numbers(address).samples if "pid" in one.labels] == []

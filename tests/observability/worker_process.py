@@ -1,4 +1,4 @@
-"""A worker's part of the metrics, with no server around it: counts, looks, and waits to be killed.
+"""The metrics of one worker without a server: counts, samples, and waits until it is killed.
 
 python -m tests.observability.worker_process NUMBER READY
 """

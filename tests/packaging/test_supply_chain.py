@@ -1,4 +1,4 @@
-"""What the project stands on: pinned, hashed, asked after, and listed."""
+"""Dependencies are pinned, hashed, audited and listed."""
 
 import json
 import os
@@ -25,7 +25,7 @@ needs_audit = pytest.mark.skipif(
 
 
 def make(target: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-    # Under `make test`, the outer make's flags would tell this one to print which folder it enters.
+    # Under `make test`, inherited flags would make this make print the folder it enters.
     alone = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     return subprocess.run(
         ["make", target], cwd=ROOT, env=alone | variables, capture_output=True, text=True, timeout=110, check=False
@@ -65,7 +65,7 @@ def test_the_sbom_lists_every_pinned_package_of_the_server_with_its_hashes() -> 
 
 @contextmanager
 def advisories(*vulnerable: str) -> Iterator[str]:
-    """A source of advisories that knows one against any version of these: its URL."""
+    """Runs an advisory source with one advisory for every version of these packages; yields its URL."""
 
     class Source(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -75,8 +75,8 @@ def advisories(*vulnerable: str) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(json.dumps({"vulns": known} if known else {}).encode())
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name it has there
-            """Says nothing."""
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name in the base class
+            """Logs nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Source) as source:
         threading.Thread(target=source.serve_forever).start()

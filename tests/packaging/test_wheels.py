@@ -135,7 +135,7 @@ class Environment:
         self.outside.mkdir()
 
     def pip_install(self, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-        """Runs pip of this environment for that one, without the settings of this machine."""
+        """Runs pip for this environment, without the pip settings of this machine."""
         own = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHON"))}
         environment = {**own, "PIP_CONFIG_FILE": os.devnull, "PIP_DISABLE_PIP_VERSION_CHECK": "1", **variables}
         command = [sys.executable, "-m", "pip", "--python", str(self.bin / "python"), "install", *arguments]
@@ -183,7 +183,7 @@ def serving(environment: Environment, database: Path) -> Iterator[str]:
 
 
 class Index(NamedTuple):
-    """A package index on loopback. It offers a project `caseload` of somebody else, and no other."""
+    """A package index on loopback. It offers only a foreign project named `caseload`."""
 
     url: str
     requests: list[str]
@@ -220,7 +220,7 @@ def index(tmp_path: Path) -> Iterator[Index]:
 
 
 def foreign_wheel(folder: Path) -> Path:
-    """A wheel of a project of somebody else, named caseload."""
+    """Builds a wheel of a foreign project named caseload."""
     path = folder / "caseload-0.1.0-py3-none-any.whl"
     info = "caseload-0.1.0.dist-info"
     with zipfile.ZipFile(path, "w") as wheel:

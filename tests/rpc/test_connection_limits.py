@@ -1,4 +1,4 @@
-"""What callers are held to, so that none can take the service from the others."""
+"""Limits per caller, so that one caller cannot deny the service to the others."""
 
 import select
 import socket
@@ -36,7 +36,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 
 
 class Frames:
-    """A connection by hand: HTTP/2 frames."""
+    """A raw HTTP/2 connection that sends and reads single frames."""
 
     def __init__(self, address: str) -> None:
         host, port = address.split(":")
@@ -47,7 +47,7 @@ class Frames:
         self.socket.sendall((b"\0\0\x08\6\0\0\0\0\0" + b"12345678") * times)
 
     def read(self) -> tuple[int, bytes]:
-        """The kind of the next frame and its payload; kind -1 once the server has hung up."""
+        """Returns the type and payload of the next frame; type -1 after the server has disconnected."""
         head = self._exactly(9)
         if len(head) < 9:
             return -1, b""
@@ -85,7 +85,7 @@ def test_a_message_may_have_at_most_one_mebibyte(client: Client) -> None:
     send: Any = client.channel.unary_unary("/caseload.v1.PatientService/GetPatient")
 
     def message(size: int) -> bytes:
-        """One field, unknown to us, of such a size that the message has the given one."""
+        """Returns a message of this size in bytes: one field that the contract does not know."""
         return b"\x7a" + _varint(size - 4) + b"x" * (size - 4)
 
     assert len(message(MAX_MESSAGE_BYTES)) == MAX_MESSAGE_BYTES
@@ -94,7 +94,7 @@ def test_a_message_may_have_at_most_one_mebibyte(client: Client) -> None:
 
 
 def _varint(number: int) -> bytes:
-    """Of three bytes, whatever the number."""
+    """Encodes the number as a varint of exactly three bytes."""
     return bytes([number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80, number >> 14])
 
 
@@ -110,7 +110,7 @@ def test_metadata_may_have_at_most_16_kib(client: Client) -> None:
 
 
 def test_calls_without_a_message_take_no_thread(tmp_path: Path) -> None:
-    """Of either kind: more of them than there are threads keep no other call and no watch waiting."""
+    """More such calls than threads, unary and streaming, delay no other call and no watch."""
     with serving(tmp_path, threads=2, max_watches=2) as server, ApiDriver(server.address) as api:
         make: Any = api.channel.stream_unary
         enough = threading.Event()
@@ -129,7 +129,7 @@ def test_calls_without_a_message_take_no_thread(tmp_path: Path) -> None:
 
 
 def never(enough: threading.Event) -> Iterator[bytes]:
-    """Messages that do not come."""
+    """Request messages that never arrive."""
     enough.wait(HUNG_SECONDS)
     yield from ()
 
@@ -153,7 +153,7 @@ def test_connections_are_limited_and_a_closed_one_frees_its_slot(tmp_path: Path)
 
 
 def is_taken(server: CaseloadServer) -> bool:
-    """Whether it takes a new connection."""
+    """Whether the server accepts a new connection."""
     with Frames(server.address) as another:
         return another.read()[0] == SETTINGS
 
@@ -168,7 +168,7 @@ def test_connections_leave_file_descriptors_for_the_database(tmp_path: Path) -> 
         api.therapists("t1")
         for _ in range(700):
             stack.enter_context(Frames(server.address))
-        with ThreadPoolExecutor(Config.read_threads) as threads:  # so that none waits for one, and is shed
+        with ThreadPoolExecutor(Config.read_threads) as threads:  # so that no call waits for a thread and is shed
             answers = threads.map(lambda _: api.send("GetTherapist", therapist_id="t1"), range(256))
             assert len(list(answers)) == 256
         api.therapists("t2")
@@ -186,8 +186,8 @@ def test_a_silent_connection_is_closed(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.fixture
 def pinged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Frames]:
-    """A connection to a server that bears a ping every 300 ms."""
-    assert limits.MIN_PING_INTERVAL_MS < 10_000  # the least that grpc-go and grpc-java send at
+    """A connection to a server that permits one ping every 300 ms."""
+    assert limits.MIN_PING_INTERVAL_MS < 10_000  # the shortest ping interval of grpc-go and grpc-java
     monkeypatch.setattr(limits, "MIN_PING_INTERVAL_MS", 300)
     with serving(tmp_path) as server, Frames(server.address) as frames:
         assert frames.read()[0] == SETTINGS
@@ -199,7 +199,7 @@ def test_moderate_pings_are_accepted_without_a_call(pinged: Frames) -> None:
         pinged.ping()
         while (kind := pinged.read()[0]) != PING:
             assert kind not in (GOAWAY, -1)
-        time.sleep(0.35)  # since the last one is known to have arrived
+        time.sleep(0.35)  # since the last ping was acknowledged
     while pinged.ready(0.2):
         assert pinged.read()[0] not in (GOAWAY, -1)
 
@@ -213,7 +213,7 @@ def test_a_flood_of_pings_ends_the_connection(pinged: Frames) -> None:
     assert int.from_bytes(payload[4:8], "big") == ENHANCE_YOUR_CALM
 
 
-# --- every text and every list has a bound ---
+# --- every text and every list has a limit ---
 
 
 def is_unbounded_by_type(ref: FieldRef) -> bool:
@@ -221,7 +221,7 @@ def is_unbounded_by_type(ref: FieldRef) -> bool:
 
 
 def is_read(method: MethodDescriptor, ref: FieldRef) -> bool:
-    """Whether the server looks at it: see test_contract for the rest."""
+    """Whether the server reads the field; test_contract.py covers the others."""
     if ref.behaves(field_behavior_pb2.OUTPUT_ONLY):
         return False
     in_place_of_the_id = ref.behaves(field_behavior_pb2.IDENTIFIER) or ref.path.endswith(".etag")
@@ -229,7 +229,7 @@ def is_read(method: MethodDescriptor, ref: FieldRef) -> bool:
 
 
 def overfill(ref: FieldRef) -> None:
-    """As much as a message may hold, in this one field."""
+    """Fills this one field up to the limit of a message."""
     field, much = ref.field, 900_000
     if field.name == "update_mask":
         ref.owner.update_mask.paths.extend(["display_name"] * 50_000)
@@ -262,15 +262,15 @@ def test_every_text_and_list_of_a_request_has_a_limit(client: Client, method: Me
             call(client, method, whole)
         assert refusal(caught.value).code in {
             grpc.StatusCode.INVALID_ARGUMENT,
-            grpc.StatusCode.OUT_OF_RANGE,  # of a revision
-            grpc.StatusCode.ABORTED,  # of an etag
+            grpc.StatusCode.OUT_OF_RANGE,  # max length of a revision
+            grpc.StatusCode.ABORTED,  # max length of an etag
             grpc.StatusCode.NOT_FOUND,
         }, ref.path
 
 
 def test_2000_concurrent_calls_on_one_connection_are_all_answered(tmp_path: Path) -> None:
-    """An honest burst above what a connection may have open waits in the caller's library, and is not refused."""
-    # However slow the machine: how many calls wait here, and how long, is another test's.
+    """A burst above the stream limit of a connection waits in the client library and is not rejected."""
+    # Independent of machine speed: other tests cover the queue depth and the queue timeout.
     with (
         serving(tmp_path, queue_timeout_seconds=NEVER_SECONDS, max_queue_depth=2000) as server,
         ApiDriver(server.address) as api,

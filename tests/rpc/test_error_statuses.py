@@ -1,4 +1,4 @@
-"""Every reason a call can be refused with, provoked for real and seen from the other end of the wire."""
+"""Every error reason, caused by a real call and checked at the client."""
 
 import json
 import logging
@@ -54,7 +54,7 @@ def reasons_of_classes(root: type[errors.DomainError] = errors.DomainError) -> l
 
 
 def comments_of_the_catalogue() -> dict[str, str]:
-    """What error_reason.proto says of each reason."""
+    """The comment on each reason in error_reason.proto."""
     blocks = re.findall(r"((?:  // .*\n)+)  ERROR_REASON_([A-Z_]+) = ", CATALOGUE.read_text())
     return {reason: comment.replace("  // ", "").replace("\n", " ") for comment, reason in blocks}
 
@@ -75,7 +75,7 @@ def test_the_catalogue_documents_metadata_and_details_of_each_reason() -> None:
     for reason in CODES:
         scenarios = [one for way, one in ALL.items() if reason_of(way) == reason]
         assert ("metadata" in said_of[reason].lower()) <= any(one.metadata for one in scenarios), reason
-        carried = {detail for one in scenarios for detail in one.details} - BROKEN_RULE  # which follows from the code
+        carried = {detail for one in scenarios for detail in one.details} - BROKEN_RULE  # the code implies it
         assert set(re.findall(r"google\.rpc\.(\faulty+)", said_of[reason])) == carried, reason
 
 
@@ -183,7 +183,7 @@ def test_a_server_process_logs_a_defect_on_one_line(tmp_path: Path) -> None:
 
 
 def with_long_ids(faulty: FaultyServer, *, are_deleted: bool = False) -> list[str]:
-    """More patients than an error has room for."""
+    """Creates more patients than an error can name, and returns their ids."""
     ids = [f"{n:02}" + "x" * 61 for n in range(20)]
     for one in ids:
         faulty.patients.create(one)

@@ -44,7 +44,7 @@ def test_the_health_of_an_unknown_service_is_not_found(client: Client) -> None:
 
 
 def test_a_health_watch_reports_not_serving_and_does_not_delay_the_stop(database_url: str) -> None:
-    drain_seconds = 2.0  # in which a watch must have said what it was told to: that takes milliseconds
+    drain_seconds = 2.0  # the watch must report NOT_SERVING within this time; it takes milliseconds
     server = build_server(Config("127.0.0.1:0", database_url, drain_seconds=drain_seconds, grace_seconds=NEVER_SECONDS))
     server.start()
     client = Client(server.address)
@@ -72,7 +72,9 @@ def test_a_stopped_server_leaves_no_threads(new_database: NewDatabase) -> None:
                 next(api.watch())
                 api.patients("p1")
                 server.stop()
-    eventually(lambda: threading.active_count() <= before + 2, threading.enumerate)  # two may be the library's own
+    eventually(
+        lambda: threading.active_count() <= before + 2, threading.enumerate
+    )  # two may belong to the gRPC library
 
 
 def until_it_ends(watch: Any) -> list[int]:

@@ -1,4 +1,4 @@
-"""Callers who take nothing, or have turned away, keep nobody else waiting and get nothing done."""
+"""Stuck callers do not block others, and cancelled calls are not executed."""
 
 import socket
 import struct
@@ -23,7 +23,7 @@ WATCH = http2_frames.CALL.replace(
     http2_frames.literal(b":path", http2_frames.METHOD), http2_frames.literal(b":path", b"/grpc.health.v1.Health/Watch")
 )
 NO_WINDOW = http2_frames.PREFACE + b"\0\0\6\4\0\0\0\0\0" + struct.pack(">HL", 4, 0)
-"""A caller who will take no byte of an answer (RFC 9113 section 6.9.2)."""
+"""A connection preface with a flow-control window of 0 bytes (RFC 9113 section 6.9.2)."""
 
 
 @pytest.mark.parametrize(
@@ -71,6 +71,6 @@ def test_a_call_cancelled_in_the_queue_is_not_executed(tmp_path: Path, monkeypat
             await_writes(server, 1, waiting=3)
             for call in others:
                 call.cancel()
-            api.send("ListPatients")  # comes after them on their connection
+            api.send("ListPatients")  # arrives after the cancellations on the same connection
         first.result(timeout=HUNG_SECONDS)
         assert [one.patient_id for one in api.send("ListPatients").patients] == ["p0"]

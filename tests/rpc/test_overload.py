@@ -1,4 +1,4 @@
-"""More calls than can be taken on: who waits, how long, who is turned away and what that tells; who is not touched."""
+"""Overload: which calls are queued and for how long, which are shed with which error, and which are unaffected."""
 
 import json
 import socket
@@ -46,7 +46,7 @@ RETRYING = json.dumps(
         ]
     }
 )
-"""Of a client whose own back-off is next to none."""
+"""The service config of a client with almost no backoff of its own."""
 
 
 @pytest.fixture(autouse=True)
@@ -55,25 +55,25 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_installed_grpcio_is_supported() -> None:
-    """Else nothing would be turned away, and each start would only warn of it."""
+    """With an unsupported grpcio, load shedding is off and each start logs a warning."""
     assert grpcio_supported()
 
 
 def creating(api: ApiDriver, patient_id: str) -> Any:
-    """A write under way."""
+    """Starts a write and returns its future."""
     make: Any = api.channel.unary_unary(full_name("CreatePatient"))
     body = request("CreatePatient", patient_id=patient_id, patient={"display_name": "A"})
     return make.future(body.SerializeToString(), timeout=HUNG_SECONDS)
 
 
 def await_writes(server: CaseloadServer, running: int, waiting: int = 0) -> None:
-    """Until so many have a thread, and so many wait for one."""
+    """Waits until this many writes run and this many are queued."""
     now = {"in_flight": running, "waiting": waiting}
     wait_for_metrics(server.metrics_address, lambda seen: all(seen(name, pool="write") == now[name] for name in now))
 
 
 def answered(calls: list[Any]) -> list[str]:
-    """How each ended: OK, or its reason."""
+    """Returns the outcome of each call: OK, or its error reason."""
     ends = []
     for call in calls:
         try:
@@ -108,7 +108,7 @@ def test_a_call_that_meets_a_full_queue_is_shed_at_once(database_url: str) -> No
 
 
 def test_no_call_waits_longer_than_the_queue_timeout(database_url: str) -> None:
-    """And once the first has waited half as long, nobody begins to wait."""
+    """After the oldest call has waited half the timeout, no further call is queued."""
     clock, bound = FakeClock(), 0.5
     with timed(database_url, clock, threads=1, queue_timeout_seconds=bound) as server, ApiDriver(server.address) as api:
         with holding_the_lock(database_url):
@@ -140,7 +140,7 @@ def test_calls_are_queued_until_the_oldest_reaches_half_the_queue_timeout(databa
 
 @contextmanager
 def timed(database_url: str, clock: FakeClock, **settings: Any) -> Iterator[CaseloadServer]:
-    """A server whose calls wait by the test's clock."""
+    """A server whose queue uses the clock of the test."""
     fixed: Any = {"address": "127.0.0.1:0", "metrics_address": "127.0.0.1:0", "drain_seconds": 0}
     server = build_server(Config(database=database_url, **fixed, **settings), monotonic=clock)
     server.start()
@@ -194,7 +194,7 @@ def test_health_and_readiness_are_answered_while_calls_are_shed(database_url: st
 
 
 def test_every_check_in_a_flood_of_health_checks_is_answered(database_url: str) -> None:
-    """Whoever asks, without a key too, must not make the server look dead."""
+    """A caller, even one without a key, must not make the server look unhealthy."""
     with (
         serving(database_url, max_queue_depth=1) as server,
         ApiDriver(server.address) as api,
@@ -221,7 +221,7 @@ def test_a_health_watch_above_the_limit_is_in_the_access_log(database_url: str, 
 
 
 def test_shedding_a_call_without_a_message_does_not_block_other_callers(database_url: str) -> None:
-    """The library's own way to its message waits for the very thread that turns calls away."""
+    """The gRPC library reads a message on the same thread that sheds calls, so it must not wait for one."""
     path = http2_frames.literal(b":path", b"/grpc.health.v1.Health/Watch")
     without_message = http2_frames.headers(
         1, http2_frames.CALL.replace(http2_frames.literal(b":path", http2_frames.METHOD), path), ends=True
@@ -244,7 +244,7 @@ def test_shedding_a_call_without_a_message_does_not_block_other_callers(database
 
 @contextmanager
 def flooding(call: Any) -> Iterator[list[str]]:
-    """Sixteen callers who never stop, and who come again at once; the list gets the code of each call."""
+    """Runs sixteen callers that retry immediately; yields the list of the status codes of their calls."""
     enough, codes = threading.Event(), list[str]()
 
     def caller() -> None:
@@ -282,7 +282,7 @@ def test_a_shed_call_is_in_the_access_log(database_url: str, tmp_path: Path) -> 
 
 @pytest.fixture
 def late_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever is turned away comes again after two seconds, by when a busy machine too has done what takes it 20 ms."""
+    """Sets the retry delay of shed calls to two seconds; by then even a busy machine has finished 20 ms of work."""
     monkeypatch.setattr(retry_delays, "MIN_DELAY_SECONDS", 2.0)
     monkeypatch.setattr(retry_delays, "MAX_DELAY_SECONDS", 30.0)
 
@@ -293,7 +293,7 @@ def test_clients_retry_after_the_delay_of_the_server(
     database_url: str,
     shipped: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
-    """Though the client's own back-off is a millisecond: five tries at once would all be turned away."""
+    """The client's own backoff is a millisecond; without the server's delay, all five attempts would be shed."""
     with (
         serving(
             database_url,

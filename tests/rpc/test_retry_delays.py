@@ -1,4 +1,4 @@
-"""When those who were turned away may come again, by a clock that stands still."""
+"""Retry delays of shed calls, with a fake clock."""
 
 import inspect
 
@@ -21,6 +21,6 @@ def test_calls_shed_together_get_different_retry_delays(herd: int) -> None:
 
 
 def test_two_retries_fit_into_the_deadline_of_a_call() -> None:
-    """Even where a flood of others was given all the times there are: none is sent away for longer."""
+    """The delay has a maximum, even after a flood of calls has received delays."""
     deadline = inspect.signature(connect).parameters["timeout"].default
     assert deadline > 2 * MAX_DELAY_SECONDS

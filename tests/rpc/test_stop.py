@@ -1,4 +1,4 @@
-"""What a stop leaves to finish, and what it tells those who watch."""
+"""What a stop completes, and how it ends watches."""
 
 import socket
 import struct
@@ -26,7 +26,7 @@ ACK, END_STREAM, END_HEADERS = 1, 1, 4
 
 
 class SlowReader:
-    """A caller by hand, in HTTP/2 frames, that takes 64 KiB of an answer and the rest only when told to."""
+    """A raw HTTP/2 client that reads 64 KiB of a response, and the rest only after open_the_window()."""
 
     def __init__(self, address: str, path: bytes, message: bytes) -> None:
         host, port = address.split(":")
@@ -53,7 +53,7 @@ class SlowReader:
         return taken
 
     def read(self, least: int) -> tuple[int, bool]:
-        """Reads frames until so many bytes of the answer are there, or all: how many, and whether it is whole."""
+        """Reads frames until this many bytes, or all; returns the byte count and whether the response is complete."""
         taken = 0
         while taken < least:
             head = self._exactly(9)
@@ -87,7 +87,7 @@ def test_a_response_still_being_read_at_a_stop_arrives_complete(database_url: st
     first, _ = reader.read(65_535)
     stop = threading.Thread(target=server.stop)
     stop.start()
-    stop.join(0.5)  # which says nothing of speed: it must not end, however long it is watched
+    stop.join(0.5)  # not a speed limit: the stop must not end during this time
     assert stop.is_alive()
     reader.open_the_window()
     rest, whole = reader.read(2**30)
@@ -99,7 +99,7 @@ def test_a_response_still_being_read_at_a_stop_arrives_complete(database_url: st
 
 @pytest.fixture
 def patient_close(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stop waits for every watch to end by itself, however busy the machine is."""
+    """Gives every watch unlimited time to end at a stop, even on a busy machine."""
     monkeypatch.setattr(watches, "_CLOSE_TIMEOUT_SECONDS", HUNG_SECONDS)
 
 
@@ -121,7 +121,7 @@ def test_a_stop_ends_watches_with_shutting_down_before_the_grace_period_ends(dat
 
 
 def stopped(server: CaseloadServer) -> None:
-    """A whole stop."""
+    """Stops the server and waits until the stop is complete."""
     stopping = threading.Thread(target=server.stop, daemon=True)
     stopping.start()
     join(stopping)
@@ -141,7 +141,7 @@ def test_a_stop_ends_a_lagging_watch_with_shutting_down(database_url: str) -> No
             found = refused(lambda: received.extend(stream))
             join(stopping)
         assert found.reason == "SHUTTING_DOWN"
-        assert number(received[-1].through_revision) < head  # it was not let catch up first
+        assert number(received[-1].through_revision) < head  # the stop did not wait for it to catch up
 
 
 def test_a_stop_does_not_wait_for_a_stuck_reader(database_url: str) -> None:

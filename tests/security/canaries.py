@@ -1,4 +1,4 @@
-"""Calls with values in them that may turn up nowhere but in the records themselves, and the search for them."""
+"""Calls with private values that may appear only in records, and a search for those values in outputs."""
 
 import base64
 import binascii
@@ -20,7 +20,7 @@ from tests.support.api_driver import full_name, request
 
 CANARY: Final = "Canary-Zq9"
 PRIVATE: Final = re.compile(r"canary.?zq9|491600009999|1931.?0?7.?13", re.IGNORECASE)
-"""A name, a phone number, a day of birth."""
+"""A name, a phone number, a date of birth."""
 
 WELL_FORMED: Final[dict[str, Any]] = {
     "actor": CANARY,
@@ -35,14 +35,14 @@ WELL_FORMED: Final[dict[str, Any]] = {
     "system": f"urn:{CANARY}",
     "value": CANARY,
 }
-"""What the service takes and keeps, by the field's name."""
+"""Values that the service accepts and stores, by field name."""
 
 MALFORMED: Final = (CANARY, f"{CANARY}\0", CANARY + "x" * 2000, f" {CANARY} @ @")
 RECORDS: Final = {"Therapist", "Patient", "Assignment"}
 
 
 def requests(method: MethodDescriptor) -> Iterator[bytes]:
-    """Well-formed, malformed in each text there is, and bytes that do not parse."""
+    """Valid requests, requests with each text malformed, and bytes that do not parse."""
     filled = full(method)
     _fill(filled)
     yield filled.SerializeToString()
@@ -90,14 +90,14 @@ def _put(ref: Any, text: str) -> None:
 
 
 class Caller:
-    """Calls everything, and keeps what it was told: all but the records themselves."""
+    """Calls every RPC, and collects everything it receives except the records."""
 
     def __init__(self, address: str) -> None:
         self.channel = grpc.insecure_channel(address)
         self.outputs: dict[str, list[str]] = {}
 
     def prepare(self) -> None:
-        """People with private data in every field, one assigned to the other; as far as planted defects let it."""
+        """Creates records with private values in every field, and one assignment, as far as planted defects permit."""
         for kind in ("Therapist", "Patient"):
             for number in (1, 2):
                 record = getattr(resources_pb2, kind)()
@@ -112,7 +112,7 @@ class Caller:
             ask(request(rpc, **fields).SerializeToString(), timeout=20)
 
     def call_everything(self) -> None:
-        """Every RPC with every request."""
+        """Calls every RPC with every request."""
         for method in METHODS:
             for data in requests(method):
                 self._call(method, data)
@@ -152,7 +152,7 @@ def names_of(message: Any) -> set[str]:
 
 
 def without_records(message: Any) -> str:
-    """What an answer says besides records: tokens, revisions, changes, flags."""
+    """The content of a response without its records: tokens, revisions, changes, flags."""
     said = []
     for field, value in message.ListFields():
         for one in value if field.is_repeated else [value]:
@@ -164,12 +164,12 @@ def without_records(message: Any) -> str:
 
 
 def found(outputs: dict[str, str]) -> list[str]:
-    """The outputs that hold something private, as it is or in base64."""
+    """The names of the outputs that contain a private value, as plain text or base64."""
     return [name for name, text in outputs.items() if PRIVATE.search(text) or any(map(PRIVATE.search, decoded(text)))]
 
 
 def decoded(text: str) -> Iterator[str]:
-    """Whatever in a text can be read as base64."""
+    """Every part of a text that decodes as base64."""
     for word in set(re.findall(r"[\w+/-]{12,}={0,2}", text)):
         for altchars in (b"-_", b"+/"):
             with suppress(binascii.Error, ValueError):

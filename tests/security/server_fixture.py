@@ -1,4 +1,4 @@
-"""A server that asks who calls, and what its callers need."""
+"""A server that authenticates callers, and the credentials of its callers."""
 
 import json
 from collections.abc import Iterator
@@ -18,14 +18,14 @@ Metadata = tuple[tuple[str, str | bytes], ...]
 
 
 class KeysFile:
-    """A keys file in the making."""
+    """Writes a keys file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         path.touch(mode=0o600)
 
     def add(self, name: str, *permissions: str) -> str:
-        """A caller with a new key: the token. All permissions where none is given."""
+        """Adds a caller with a new key and returns the token. The default is all permissions."""
         token, line = api_keys.generate_key(name, permissions or PERMISSIONS)
         self.append(line)
         return token
@@ -35,7 +35,7 @@ class KeysFile:
             file.write(f"{line}\n")
 
     def replace(self, content: str) -> None:
-        """As an editor does: a new file under the old name."""
+        """Replaces the file under the same name, as an editor does."""
         new = self.path.with_suffix(".new")
         new.touch(mode=0o600)
         new.write_text(content)
@@ -43,13 +43,13 @@ class KeysFile:
 
 
 def bearer(token: str) -> Metadata:
-    """The metadata that a key travels as."""
+    """The metadata that carries a key."""
     return (("authorization", f"Bearer {token}"),)
 
 
 @contextmanager
 def serving(folder: Path, **settings: Any) -> Iterator[CaseloadServer]:
-    """A server in this process on a database in the folder."""
+    """A server in this process, on a database in this folder."""
     database = f"sqlite:///{folder}/caseload.db"
     config = Config(**{"address": "127.0.0.1:0", "database": database, "drain_seconds": 0, "threads": 8, **settings})
     server = build_server(config)
@@ -61,13 +61,13 @@ def serving(folder: Path, **settings: Any) -> Iterator[CaseloadServer]:
 
 
 def await_writes(server: CaseloadServer, running: int, waiting: int = 0) -> None:
-    """Until so many writes have a thread, and so many wait for one."""
+    """Waits until this many writes run and this many are queued."""
     writes = server._parts.executors.writes
     eventually(lambda: (writes.in_flight(), writes.queue_depth()) == (running, waiting))
 
 
 class LogReader:
-    """The lines of an access log, as they come."""
+    """Reads the lines of an access log."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -78,7 +78,7 @@ class LogReader:
 
 @contextmanager
 def logging(folder: Path, **settings: Any) -> Iterator[tuple[CaseloadServer, ApiDriver, LogReader]]:
-    """A server, a caller of it, and its access log."""
+    """A server, a client of it, and its access log."""
     path = folder / "access.log"
     with serving(folder, access_log=path, **settings) as server, ApiDriver(server.address) as api:
         yield server, api, LogReader(path)

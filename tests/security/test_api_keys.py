@@ -1,4 +1,4 @@
-"""Keys, the file of callers, and what it says when it cannot be used."""
+"""API keys, the keys file, and the errors of an invalid keys file."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Who calls: keys in the metadata, and the name that is on record."""
+"""Authentication: keys in the metadata, and the stored name of the caller."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +29,7 @@ def keys_file(tmp_path: Path) -> KeysFile:
 
 @pytest.fixture
 def server(tmp_path: Path, keys_file: KeysFile, monkeypatch: pytest.MonkeyPatch) -> Iterator[CaseloadServer]:
-    """Looks at its files with every call."""
+    """A server that checks its files for changes on every call."""
     monkeypatch.setattr(file_reload, "CHECK_INTERVAL_SECONDS", 0.0)
     with serving(tmp_path, keys_file=keys_file.path) as started:
         yield started
@@ -42,7 +42,7 @@ def therapists(server: CaseloadServer) -> Iterator[Any]:
 
 
 def reason(therapists: Any, metadata: Metadata) -> str:
-    """What a Get of a therapist who is not there is refused with."""
+    """The error reason of a Get of an unknown therapist."""
     with pytest.raises(grpc.RpcError) as caught:
         therapists.GetTherapist(GET, metadata=metadata)
     found = refusal(caught.value)

@@ -1,4 +1,4 @@
-"""Nothing private in any output: values are sent in every field of every RPC, and every output is searched for them."""
+"""No output contains private values: the tests send them in every field of every RPC and search every output."""
 
 import base64
 import json
@@ -31,22 +31,22 @@ VERBS: Final = [name for name, verb in vars(RelationshipStore).items() if callab
 
 
 def nothing(_: pytest.MonkeyPatch) -> None:
-    """No defect at all."""
+    """Plants no defect."""
 
 
 def crash_in_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A defect in every verb, as any of us could write it: its text quotes what was given."""
+    """Plants a realistic defect in every verb of the store: the text of its exception quotes the arguments."""
 
     def crash(_self: RelationshipStore, *arguments: Any, **_: Any) -> Any:
         raise RuntimeError(f"{CANARY} {arguments}") from KeyError(f"{CANARY} {arguments}")
 
     for verb in VERBS:
-        if verb not in {"close", "head", "check", "wait_for_commit"}:  # which threads of the server's own ask
+        if verb not in {"close", "head", "check", "wait_for_commit"}:  # the server's own threads call these
             monkeypatch.setattr(RelationshipStore, verb, crash)
 
 
 def creating(instead: Callable[[Any, Any, grpc.ServicerContext], Any]) -> Patch:
-    """A defect in CreatePatient."""
+    """Plants a defect in CreatePatient."""
     return lambda monkeypatch: monkeypatch.setattr(PatientServicer, "CreatePatient", instead)
 
 
@@ -123,7 +123,7 @@ LEAKS: Final[dict[Patch, str]] = {
     actors_in_changes: "answer",
     count_it: "metrics",
 }
-"""Each of them planted, and the output it shows in."""
+"""Each planted leak, and the output in which it appears."""
 
 
 @pytest.fixture
@@ -134,8 +134,8 @@ def outputs(
     monkeypatch: pytest.MonkeyPatch,
     database_url: str,
 ) -> Iterator[dict[str, str]]:
-    """Every output by what it is, after every call there is, to a server with the defect that the test asks for."""
-    assert database_url  # of the server; named here so that this runs on every database
+    """Every output by name, after every call to a server with the defect that the test requests."""
+    assert database_url  # a parameter so that this runs on every database
     if request.param is not crash_in_the_store:
         request.param(monkeypatch)
     server: CaseloadServer = request.getfixturevalue("measured_server")
@@ -185,7 +185,7 @@ main()
 
 
 def test_a_server_process_exposes_no_private_values(tmp_path: Path) -> None:
-    """Its log and access log, its metrics, its arguments, and the names of its files."""
+    """Searches its log, access log, metrics, arguments and file names."""
     folder = tmp_path / "data"
     folder.mkdir()
     command = (sys.executable, "-c", CRASHING)

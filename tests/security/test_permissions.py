@@ -1,4 +1,4 @@
-"""What callers may: every method of every service on the server, walked."""
+"""Permissions of every method of every service on the server."""
 
 import sys
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ FOREIGN = {
 
 @pytest.fixture(scope="module")
 def tokens() -> dict[str, str]:
-    """A key of a caller with this one permission."""
+    """For each permission, the token of a caller with only that permission."""
     return {}
 
 
@@ -48,7 +48,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, tokens: dict[str, str]) -> 
 
 
 def registered(server: CaseloadServer) -> list[str]:
-    """Every method that is on the server, by its full name."""
+    """Every method of the server, by full name."""
     of_grpcio: Any = server._parts.grpc_server
     state = of_grpcio._state
     assert state.generic_handlers == []
@@ -56,7 +56,7 @@ def registered(server: CaseloadServer) -> list[str]:
 
 
 def needed(method: str) -> str:
-    """As the contract has it."""
+    """The permission that the contract requires."""
     if method in FOREIGN:
         return FOREIGN[method]
     service, _, name = method.removeprefix("/caseload.v1.").partition("/")
@@ -66,7 +66,7 @@ def needed(method: str) -> str:
 
 
 def outcome(server: CaseloadServer, method: str, metadata: Metadata, data: bytes = b"") -> str:
-    """The reason of the refusal, or none. A stream ends after its first message."""
+    """The error reason, or an empty string. A stream is cancelled after its first message."""
     with grpc.insecure_channel(server.address) as channel:
         is_reflection = "ServerReflection" in method
         make: Any = channel.stream_stream if is_reflection else channel.unary_stream
@@ -120,7 +120,7 @@ def test_the_permission_is_checked_before_the_request(server: CaseloadServer, to
 
 
 def test_the_permission_is_checked_before_a_replay(tmp_path: Path) -> None:
-    """A caller whose permission was taken away does not get an old answer again."""
+    """A caller whose permission was revoked cannot replay an earlier response."""
     keys_file = KeysFile(tmp_path / "keys")
     token = keys_file.add("billing", "write")
     with serving(tmp_path, keys_file=keys_file.path, threads=2) as server:
@@ -138,7 +138,7 @@ def creation() -> bytes:
 
 
 def test_a_method_without_a_rule_is_denied_to_every_caller() -> None:
-    """A service that someone adds and forgets about: not even `local` may call it."""
+    """If a new service has no rule, not even `local` may call it."""
     file = descriptor_pb2.FileDescriptorProto(name="planted.proto", package="planted", syntax="proto3")
     file.message_type.add(name="Empty")
     file.service.add(name="Planted").method.add(name="Do", input_type=".planted.Empty", output_type=".planted.Empty")

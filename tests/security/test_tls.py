@@ -1,4 +1,4 @@
-"""TLS and client certificates, made when the tests run."""
+"""TLS and client certificates; the tests generate the certificates."""
 
 import socket
 import ssl
@@ -28,22 +28,22 @@ from tests.security.server_fixture import KeysFile, Metadata, bearer, serving
 from tests.support.servers import ServerProcess, refusal
 
 Pair = trustme.LeafCert | tuple[bytes, bytes]
-"""A certificate with its key; or the key and the certificate, as PEM."""
+"""A certificate with its key, or the key and the certificate as PEM."""
 GET = pb.GetTherapistRequest(therapist_id="t1")
 
 
 class Files(NamedTuple):
-    """What a server with mutual TLS is started with."""
+    """The files that a server with mutual TLS needs."""
 
     authority: trustme.CA
-    """Of the callers' certificates, and of the server's."""
+    """The authority of the client certificates and the server certificate."""
     cert: Path
     key: Path
     client_ca: Path
     keys: KeysFile
 
     def issue(self, authority: trustme.CA | None = None) -> bytes:
-        """Gives the server another certificate; returns it as PEM."""
+        """Issues another server certificate and returns it as PEM."""
         made = (authority or self.authority).issue_cert("127.0.0.1", "localhost")
         pem = b"".join(part.bytes() for part in made.cert_chain_pems)
         for path, content in ((self.key, made.private_key_pem.bytes()), (self.cert, pem)):
@@ -66,7 +66,7 @@ def files(tmp_path: Path) -> Files:
 
 @pytest.fixture
 def server(tmp_path: Path, files: Files, monkeypatch: pytest.MonkeyPatch) -> Iterator[CaseloadServer]:
-    """With TLS and keys, looking at its files with every call."""
+    """A server with TLS and keys that checks its files for changes on every call."""
     monkeypatch.setattr(file_reload, "CHECK_INTERVAL_SECONDS", 0.0)
     with serving(tmp_path, keys_file=files.keys.path, tls_cert=files.cert, tls_key=files.key) as started:
         yield started
@@ -74,7 +74,7 @@ def server(tmp_path: Path, files: Files, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 @pytest.fixture
 def mutual(tmp_path: Path, files: Files, monkeypatch: pytest.MonkeyPatch) -> Iterator[CaseloadServer]:
-    """The same, where callers need certificates."""
+    """The same server, but it requires client certificates."""
     monkeypatch.setattr(file_reload, "CHECK_INTERVAL_SECONDS", 0.0)
     paths: dict[str, Any] = {"tls_cert": files.cert, "tls_key": files.key, "tls_client_ca": files.client_ca}
     with serving(tmp_path, keys_file=files.keys.path, **paths) as started:
@@ -89,7 +89,7 @@ def channel(server: CaseloadServer, files: Files, client: Pair | None = None) ->
 
 
 def with_uri(authority: trustme.CA, uri: str, dns: str, common_name: str) -> Pair:
-    """A certificate with names of all three kinds, the URI last; trustme makes none with URIs."""
+    """A certificate with a common name, a DNS name and a URI as its last name; trustme cannot issue URI names."""
     key = ec.generate_private_key(ec.SECP256R1())
     issuer = x509.load_pem_x509_certificate(authority.cert_pem.bytes())
     signing: Any = serialization.load_pem_private_key(authority.private_key_pem.bytes(), None)
@@ -110,7 +110,7 @@ def with_uri(authority: trustme.CA, uri: str, dns: str, common_name: str) -> Pai
 
 
 def reason(opened: grpc.Channel, metadata: Metadata | None = None) -> str:
-    """What a Get is refused with, or the name of the status where the library refuses it."""
+    """The error reason of a Get, or the status name where the gRPC library rejects it."""
     with opened, pytest.raises(grpc.RpcError) as caught:
         TherapistServiceStub(opened).GetTherapist(GET, metadata=metadata, timeout=10)
     if caught.value.code() == grpc.StatusCode.UNAVAILABLE:
@@ -138,14 +138,14 @@ def test_tls_1_2_and_1_3_are_accepted(server: CaseloadServer, files: Files, vers
 
 
 HANDSHAKE = b"\x16"
-"""The type of the record with which a server continues; to refuse it sends another, or closes the connection."""
+"""The record type of an accepting server. A rejecting server sends another type or closes the connection."""
 
 
 @pytest.mark.parametrize(
     ("version", "continues"), [(b"\3\1", False), (b"\3\2", False), (b"\3\3", True)], ids=["1.0", "1.1", "1.2"]
 )
 def test_tls_versions_before_1_2_are_rejected(server: CaseloadServer, version: bytes, *, continues: bool) -> None:
-    """The client's own OpenSSL may refuse to speak the old versions, so the bytes are sent as they are."""
+    """The test sends raw bytes, because the client's OpenSSL may not support the old versions."""
     host, port = server.address.split(":")
     with socket.create_connection((host, int(port)), timeout=10) as plain:
         plain.sendall(client_hello(version))
@@ -153,7 +153,7 @@ def test_tls_versions_before_1_2_are_rejected(server: CaseloadServer, version: b
 
 
 def first_byte(connection: socket.socket) -> bytes:
-    """Of the answer; empty where the connection is closed instead."""
+    """The first byte of the answer; empty if the server closes the connection."""
     try:
         return connection.recv(1)
     except ConnectionError:
@@ -182,7 +182,7 @@ def sized(content: bytes) -> bytes:
 
 
 def test_a_certificate_names_its_caller(mutual: CaseloadServer, files: Files) -> None:
-    """URI first, then DNS, then the common name; and only the first there is."""
+    """Precedence: URI, DNS name, common name. Only the first one is used."""
     uri, dns, common = "spiffe://example.org/a", "a.example.org", "a-common-name"
     certificates = {
         uri: with_uri(files.authority, uri, dns, common),
@@ -222,7 +222,7 @@ def test_a_connection_requires_a_certificate_of_the_authority(mutual: CaseloadSe
 
 
 def shown(server: CaseloadServer) -> str:
-    """The certificate that a new connection is shown, as PEM."""
+    """The server certificate of a new connection, as PEM."""
     host, port = server.address.split(":")
     return ssl.get_server_certificate((host, int(port)), timeout=10)
 

@@ -1,4 +1,4 @@
-"""All services of one server in short verbs, for the tests of assignments and changes."""
+"""A short API for all services of one server, for the tests of assignments and changes."""
 
 import time
 import uuid
@@ -38,13 +38,13 @@ READS: Final = frozenset(name for name, rpc in RPCS.items() if rpc.GetOptions().
 
 
 def at(seconds: float) -> dict[str, int]:
-    """So long after T0, as a Timestamp."""
+    """T0 plus this many seconds, as a Timestamp."""
     whole, micros = divmod(round(seconds * 1_000_000), 1_000_000)
     return {"seconds": T0 + whole, "nanos": micros * 1000}
 
 
 def ahead(seconds: float) -> dict[str, int]:
-    """So long after now, as a Timestamp."""
+    """Now plus this many seconds, as a Timestamp."""
     return at(time.time() - T0 + seconds)
 
 
@@ -53,7 +53,7 @@ def new_request_id() -> str:
 
 
 def full_name(rpc: str) -> str:
-    """As the log has it."""
+    """The full method name, as in the change log."""
     return f"/{RPCS[rpc].containing_service.full_name}/{rpc}"
 
 
@@ -62,22 +62,22 @@ def request(rpc: str, **fields: Any) -> Any:
 
 
 def number(revision: str) -> int:
-    """The place in the log. Only for tests: callers must not look into a revision."""
+    """The position in the log. Only for tests: a revision is opaque to callers."""
     return int(revision.rpartition(".")[2])
 
 
 def refused(call: Callable[..., object], /, *arguments: Any, **fields: Any) -> Refusal:
-    """What a call that must be refused was refused with."""
+    """Returns the error of a call that must fail."""
     with pytest.raises(grpc.RpcError) as caught:
         call(*arguments, **fields)
     return refusal(caught.value)
 
 
 class ApiDriver:
-    """One caller of one server."""
+    """A client of one server."""
 
     def __init__(self, address: str, *, alone: bool = False) -> None:
-        """Args: alone, on a connection of its own; else those to one address share it."""
+        """Args: alone, use a separate connection; otherwise clients of one address share a connection."""
         self.channel = grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", int(alone))])
         self._calls: dict[str, Any] = {}
         for name, rpc in RPCS.items():
@@ -97,11 +97,11 @@ class ApiDriver:
         return self._calls[rpc](request(rpc, **fields), timeout=2 * HUNG_SECONDS)
 
     def stream(self, sent: Any, timeout: float) -> Any:
-        """An open watch with a deadline."""
+        """Opens a watch with a deadline."""
         return self._calls["WatchChanges"](sent, timeout=timeout)
 
     def watch(self, after: str = "", **filters: str) -> Any:
-        """An open watch."""
+        """Opens a watch."""
         return self.send("WatchChanges", after_revision=after, filter=filters)
 
     def therapists(self, *ids: str, **fields: Any) -> None:
@@ -123,13 +123,13 @@ class ApiDriver:
         return assignment
 
     def period(self, therapist_id: str, patient_id: str, start: float, end: float, **fields: Any) -> Any:
-        """A period that has ended, from and to so long after T0; fields of either call."""
+        """Creates an ended period. Args: start and end, in seconds after T0; fields, of either request."""
         reason = fields.pop("end_reason", 0)
         self.assign(therapist_id, patient_id, start_time=at(start), **fields)
         return self.unassign(therapist_id, patient_id, end_time=at(end), end_reason=reason)
 
     def correct(self, assignment_id: str, *mask: str, **fields: Any) -> Any:
-        """Corrects what the mask names; `call` holds fields of the request."""
+        """Corrects the fields of the mask. Args: call, further fields of the request."""
         call = fields.pop("call", {})
         body = {"assignment_id": assignment_id, **fields}
         return self.send("UpdateAssignment", assignment=body, update_mask={"paths": mask}, **call)
@@ -155,11 +155,11 @@ class ApiDriver:
         return list(self.send("ListAssignments", filter=filters, page_size=1000).assignments)
 
     def head(self) -> str:
-        """The store's revision now: the same again where nothing was written."""
+        """The current head revision; it does not change unless something is written."""
         return str(self.send("ListChanges", page_size=1).head_revision)
 
     def log(self, after: str = "", page_size: int = 1000, **filters: str) -> Iterator[Any]:
-        """Every change set after a revision, page by page."""
+        """Yields every change set after a revision, page by page."""
         while True:
             page = self.send("ListChanges", after_revision=after, page_size=page_size, filter=filters)
             yield from page.change_sets

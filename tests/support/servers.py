@@ -1,4 +1,4 @@
-"""A server for tests: in this process over a real socket, or a process of its own that can be killed."""
+"""Clients and server processes for tests."""
 
 import os
 import select
@@ -19,21 +19,21 @@ from grpc_status import rpc_status
 from tests.support.waiting import HUNG_SECONDS
 
 START_SECONDS = HUNG_SECONDS
-"""In which a server must say that it serves."""
+"""The timeout of a server start."""
 
 
 def free_address() -> str:
-    """One that nobody listens on, for a process whose log is read too late."""
+    """A free address, for a process that must know its address before its log can be read."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 class Client:
-    """Both services of one server, as a caller sees them."""
+    """A client of TherapistService and PatientService."""
 
     def __init__(self, address: str, *, alone: bool = False) -> None:
-        """Args: alone, on a connection of its own; else those to one address share it."""
+        """Args: alone, use a separate connection; otherwise clients of one address share a connection."""
         self.address = address
         self.channel = grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", int(alone))])
         self.therapists = therapist_service_pb2_grpc.TherapistServiceStub(self.channel)
@@ -45,7 +45,7 @@ class Client:
 
 @dataclass
 class Refusal:
-    """What a refused call answered."""
+    """The error of a failed call."""
 
     code: grpc.StatusCode
     reason: str
@@ -53,11 +53,11 @@ class Refusal:
     metadata: dict[str, str]
     fields: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
-    """The google.rpc messages by name, such as "RetryInfo"; the last one of a kind."""
+    """The google.rpc messages by name, such as "RetryInfo"; the last one of each type."""
 
 
 def refusal(error: grpc.RpcError) -> Refusal:
-    """The reason and details of a refused call."""
+    """Parses the reason and details of a failed call."""
     status = rpc_status.from_call(error)  # type: ignore[arg-type]  # it is a grpc.Call too
     assert status is not None, error
     details: dict[str, Any] = {}
@@ -118,12 +118,12 @@ class ServerProcess:
         self.process.communicate()
 
     def kill(self) -> None:
-        """Ends it at once, as a crash does."""
+        """Kills the process immediately, like a crash."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(HUNG_SECONDS)
 
     def stop(self, *signals: int, timeout: float = HUNG_SECONDS) -> tuple[int, str]:
-        """Sends the signals (SIGTERM where none is given) and returns the exit code and the log."""
+        """Sends the signals (default SIGTERM); returns the exit code and the log."""
         for number in signals or (signal.SIGTERM,):
             self.process.send_signal(number)
         _, log = self.process.communicate(timeout=timeout)

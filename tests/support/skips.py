@@ -1,4 +1,4 @@
-"""What a run skips, in one line per cause. In CI, where every tool is installed, a skip is a failure."""
+"""Reports skipped tests, one line per cause. In CI, where every tool is installed, a skip is a failure."""
 
 import os
 from collections import Counter
@@ -11,7 +11,7 @@ from tests.support.postgres.cluster import NoPostgres
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 _NEEDS: Final = "needs "
-"""How the reason of a skip begins where something is not installed; the rest says what, and how to get it."""
+"""The prefix of a skip reason for a missing tool; the rest names the tool and how to install it."""
 
 
 @pytest.hookimpl(wrapper=True)
@@ -25,7 +25,7 @@ def pytest_runtest_call() -> Generator[None, None, None]:
 
 
 def _skipping_without_postgres() -> Generator[None, None, None]:
-    """Skips the test, whether it or one of its fixtures makes the cluster."""
+    """Skips the test if it, or one of its fixtures, needs a cluster."""
     try:
         yield
     except NoPostgres as error:
@@ -43,7 +43,7 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 
 def _failed_when_skipped_in_ci(report: Report) -> Report:
-    """A skip in CI is a check that has silently stopped."""
+    """Turns a skip in CI into a failure, because a silent skip hides a lost check."""
     if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         report.longrepr = f"skipped in CI: {report.longrepr}"
@@ -51,7 +51,7 @@ def _failed_when_skipped_in_ci(report: Report) -> Report:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Called once per run, also where several processes run the tests."""
+    """Called once per run, even with pytest-xdist."""
     skipped = terminalreporter.stats.get("skipped", [])
     if skipped:
         terminalreporter.section("skipped", sep="=")
@@ -60,7 +60,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def causes(reports: Iterable[pytest.TestReport | pytest.CollectReport]) -> list[str]:
-    """A line for each reason, the most frequent first. A module that is skipped whole is named."""
+    """One line per reason, the most frequent first. A completely skipped module is named."""
     counts = Counter((_module(report), _reason(report)) for report in reports)
     return [_line(count, module, reason) for (module, reason), count in counts.most_common()]
 

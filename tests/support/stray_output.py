@@ -1,4 +1,4 @@
-"""Keeps what test processes write to standard error between tests out of the run's output, unless the run fails.
+"""Hides what test processes write to standard error between tests, unless the run fails.
 
 pytest captures during a test. A server in the same process may log a call when its test has just ended.
 """
@@ -17,7 +17,7 @@ _kept: Final = pytest.StashKey[IO[bytes]]()
 
 @pytest.hookimpl(wrapper=True)
 def pytest_sessionstart(session: pytest.Session) -> Generator[None, None, None]:
-    """The processes of pytest-xdist start in here. They keep the standard error that they start with."""
+    """The workers of pytest-xdist start in this hook. They inherit the standard error of this moment."""
     if not session.config.getoption("numprocesses", None):
         yield
         return

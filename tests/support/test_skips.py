@@ -1,4 +1,4 @@
-"""A skip fails the run in CI; elsewhere the run ends with a line per cause of its skips."""
+"""A skip fails a run in CI. Elsewhere, the run ends with one line per skip cause."""
 
 import os
 import subprocess

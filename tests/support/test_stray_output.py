@@ -1,4 +1,4 @@
-"""What is written between tests, when pytest captures nothing, shows in a run that fails and in no other."""
+"""Output between tests, when pytest captures nothing, is shown only when the run fails."""
 
 import os
 import subprocess
@@ -38,5 +38,5 @@ def test_stray_output_is_shown_when_the_run_fails(tmp_path: Path, statement: str
 
 
 def without_xdist() -> dict[str, str]:
-    """This process may itself be one of pytest-xdist."""
+    """The environment without pytest-xdist variables; this process may be a worker itself."""
     return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}

@@ -1,6 +1,6 @@
-"""How tests wait: until something is so, and never by the clock.
+"""Tests wait for a condition, never for a fixed time.
 
-The one bound here ends a test that hangs. It says nothing about speed, so no busy machine comes near it.
+The only timeout here ends a hung test. It is no speed limit: even a busy machine does not reach it.
 """
 
 import threading
@@ -11,16 +11,16 @@ from typing import Final, TypeVar
 T = TypeVar("T")
 
 HUNG_SECONDS: Final = 60.0
-"""After this a test that waits has hung. It is also the timeout of sockets, processes and calls in tests."""
+"""A test that waits this long has hung. Sockets, processes and calls of tests use the same timeout."""
 NEVER_SECONDS: Final = 10_000.0
-"""For settings of the server that must not expire during a test."""
+"""For timeouts of the server that must not expire during a test."""
 _LOOK_SECONDS: Final = 0.01
 
 
 def eventually(look: Callable[[], T], seen: Callable[[], object] = lambda: "") -> T:
     """Calls look() until it returns something true, and returns that.
 
-    Args: seen, what to show of a test that hangs. Raises AssertionError after HUNG_SECONDS.
+    Args: seen, returns what to print if the test hangs. Raises AssertionError after HUNG_SECONDS.
     """
     give_up = time.monotonic() + HUNG_SECONDS
     while not (found := look()):

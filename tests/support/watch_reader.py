@@ -1,4 +1,4 @@
-"""Someone who follows the log with WatchChanges, in a thread of their own."""
+"""A client that reads WatchChanges in a thread."""
 
 import threading
 import time
@@ -20,15 +20,15 @@ from tests.support.waiting import HUNG_SECONDS, eventually, join
 
 
 class WatchReader:
-    """An open watch, read as fast as it comes; it ends with the with block."""
+    """An open watch that is read without delay; it ends with the with block."""
 
     def __init__(self, api: ApiDriver, after: str = "", **filters: str) -> None:
-        """Args: filters, of the request."""
+        """Args: filters, fields of the request's filter."""
         self.messages: list[Any] = []
         self.times: list[float] = []
-        """time.monotonic() of each message."""
+        """The arrival time of each message, from time.monotonic()."""
         self.refusal: Refusal | None = None
-        """What the server ended it with; none where it was cut."""
+        """The error with which the server ended the watch; None after cut()."""
         self._moved = threading.Condition()
         self._stream = api.watch(after, **filters)
         self._thread = threading.Thread(target=self._read)
@@ -56,12 +56,12 @@ class WatchReader:
             self._moved.notify_all()
 
     def cut(self) -> None:
-        """Goes away in the middle of whatever comes."""
+        """Cancels the watch at any point."""
         self._stream.cancel()
         join(self._thread)
 
     def join(self) -> None:
-        """Until the server ended it."""
+        """Waits until the server has ended the watch."""
         join(self._thread)
 
     @property
@@ -70,17 +70,17 @@ class WatchReader:
 
     @property
     def through(self) -> str:
-        """Where to resume; empty before the first message."""
+        """The revision to resume from; empty before the first message."""
         return str(self.messages[-1].through_revision) if self.messages else ""
 
     def wait_for(self, messages: int = 1) -> Self:
-        """Until so many messages came."""
+        """Waits until this many messages have arrived."""
         with self._moved:
             assert self._moved.wait_for(lambda: len(self.messages) >= messages, HUNG_SECONDS), self.refusal
         return self
 
     def wait_through(self, revision: str, seconds: float = HUNG_SECONDS) -> float:
-        """Until everything up to a revision came: time.monotonic() then."""
+        """Waits until all changes up to a revision have arrived; returns that time.monotonic()."""
 
         def reached() -> bool:
             return bool(self.messages) and number(self.through) >= number(revision)
@@ -96,7 +96,7 @@ class WatchReader:
 
 @contextmanager
 def unread(address: str, after: str) -> Iterator[Any]:
-    """A watch that nobody reads, with little room for what was sent and not read."""
+    """A watch whose messages are not read, with small client buffers."""
     options = [
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", 16 * 1024),
@@ -111,7 +111,7 @@ def unread(address: str, after: str) -> Iterator[Any]:
 
 
 def await_unread(server: CaseloadServer, seconds: float) -> None:
-    """Until the reader of one of its watches has kept a message waiting for so long."""
+    """Waits until a message to one of the watches has been pending for this many seconds."""
     eventually(lambda: any(_kept_waiting(watch.sending_since) > seconds for watch in list(server._watches._open)))
 
 
@@ -121,7 +121,7 @@ def _kept_waiting(since: float | None) -> float:
 
 @contextmanager
 def slowly_read(server: CaseloadServer, after: str) -> Iterator[Any]:
-    """A watch whose reader has taken longer for a message than the server allows."""
+    """A watch whose reader exceeds the server's limit for slow readers."""
     with unread(server.address, after) as stream, pytest.MonkeyPatch.context() as patched:
         patched.setattr(limits, "SLOW_READER_SECONDS", 0.3)
         await_unread(server, 0.6)
@@ -129,7 +129,7 @@ def slowly_read(server: CaseloadServer, after: str) -> Iterator[Any]:
 
 
 def opened_watch(api: ApiDriver, seconds: float = 2 * HUNG_SECONDS) -> Any:
-    """A watch whose first message came, as soon as there is a place for it; seconds is its deadline."""
+    """Waits for a free slot, then returns a watch after its first message. Args: seconds, the deadline."""
 
     def opened() -> Any:
         stream = api.stream(change_service_pb2.WatchChangesRequest(), seconds)
@@ -141,6 +141,6 @@ def opened_watch(api: ApiDriver, seconds: float = 2 * HUNG_SECONDS) -> Any:
 
 
 def first_answer(api: ApiDriver, rpc: str, after: str) -> Any:
-    """The answer of ListChanges, or the first message of WatchChanges."""
+    """Returns the response of ListChanges, or the first message of WatchChanges."""
     answer = api.send(rpc, after_revision=after)
     return next(answer) if rpc == "WatchChanges" else answer

@@ -1,4 +1,4 @@
-"""Holds up every write to a database."""
+"""Blocks every write to a database."""
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -16,7 +16,7 @@ from tests.support.waiting import NEVER_SECONDS
 
 @contextmanager
 def holding_the_lock(url: str) -> Iterator[None]:
-    """What each write takes, as another process takes it: SQLite's lock, PostgreSQL's row with the counter."""
+    """Holds the lock that every write needs: SQLite's write lock, or PostgreSQL's store row."""
     if is_postgres(url):
         with psycopg.connect(url) as holder:
             holder.execute("SELECT FROM store FOR UPDATE")
@@ -29,7 +29,7 @@ def holding_the_lock(url: str) -> Iterator[None]:
 
 
 def wait_for_locks(patch: pytest.MonkeyPatch) -> None:
-    """Lets servers that are built in this process wait for a lock as long as a test holds it, and not a few seconds."""
+    """Sets the lock timeout of servers in this process above the duration of a test."""
     patch.setattr(sqlite, "_BUSY_TIMEOUT_SECONDS", NEVER_SECONDS)
     patch.setattr(connection_pool, "ACQUIRE_TIMEOUT_SECONDS", NEVER_SECONDS)
     patch.setattr(postgres, "_SESSION_OPTIONS", postgres._SESSION_OPTIONS.replace("lock_timeout=3s", "lock_timeout=0"))

@@ -1,4 +1,4 @@
-"""The rules of single fields, by themselves, on many values. services/test_sent_fields.py sends a telling few."""
+"""The rules of single fields on many values. tests/api/test_request_fields.py sends a few over the wire."""
 
 import datetime
 import json
@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 from tests.api.client_calls import T0
 
 NPI = "1234567893"
-"""The example of a right NPI that the numbering system itself gives."""
+"""The example of a valid NPI from the NPI check digit standard."""
 CONTROL = [*map(chr, range(0x20)), *map(chr, range(0x7F, 0xA0))]
 
 printable = st.text(st.characters(exclude_categories=["Cc", "Cs"]), max_size=250)
 
 
 def judged(rule: Rule, value: Any) -> tuple[Any, list[tuple[str, str]]]:
-    """What a rule makes of a value, and what it says against it."""
+    """Applies a rule to a value; returns the normalized value and the violations."""
     violations = ValidationErrors()
     stored = rule(value, "path", violations)
     return stored, [(violation.field, violation.description) for violation in violations]
@@ -252,7 +252,7 @@ def test_a_birth_date_is_a_complete_date_that_exists(year: int, month: int, day:
 
 @pytest.mark.parametrize(("hour", "day", "allowed"), [(9, 1, True), (9, 2, False), (10, 2, True), (10, 3, False)])
 def test_a_birth_date_after_today_in_every_time_zone_is_rejected(hour: int, day: int, *, allowed: bool) -> None:
-    """The eastmost clocks are 14 hours ahead: at 10:00 UTC on the 1st it is the 2nd there."""
+    """The easternmost time zone is UTC+14: at 10:00 UTC on the 1st, it is the 2nd there."""
     now = datetime.datetime(2024, 3, 1, hour, tzinfo=datetime.UTC)
     rule = rules.birth_date(int(now.timestamp()) * 1_000_000)
     assert takes(rule, Date(year=2024, month=3, day=day)) == allowed

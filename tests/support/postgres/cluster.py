@@ -1,4 +1,4 @@
-"""A PostgreSQL of our own: made by the machine's own initdb, on loopback only, gone afterwards.
+"""A temporary PostgreSQL cluster: created by the installed initdb, on loopback only, deleted afterwards.
 
 https://www.postgresql.org/docs/current/app-initdb.html, https://www.postgresql.org/docs/current/server-shutdown.html
 """
@@ -27,7 +27,7 @@ HOW_TO_GET_IT: Final = (
     "needs PostgreSQL 15 or later: apt-get install postgresql, or a superuser's URL in CASELOAD_TEST_POSTGRES_URL"
 )
 DEBIAN: Final = Path("/usr/lib/postgresql")
-"""Where its programs are in a folder a version, away from PATH."""
+"""Debian installs the programs here, outside PATH, with one folder per version."""
 QUICK: Final = {
     "autovacuum": "off",
     "fsync": "off",
@@ -39,9 +39,9 @@ QUICK: Final = {
     "synchronous_commit": "off",
     "wal_level": "minimal",
 }
-"""For tests that do not lose power."""
+"""Settings for tests that do not simulate a power loss."""
 SAFE: Final = {"max_connections": "200", "wal_keep_size": "256MB"}
-"""For tests of what survives: commits are synced, and a standby finds the log it missed."""
+"""Settings for tests of durability: commits are synced, and a standby finds the WAL it missed."""
 HOST: Final = "127.0.0.1"
 _MODES: Final = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 _PATIENCE_SECONDS: Final = 30
@@ -49,13 +49,13 @@ _OLDEST_VERSION: Final = 15
 
 
 class NoPostgres(Exception):
-    """The machine has no PostgreSQL to make a cluster with."""
+    """No usable PostgreSQL is installed."""
 
 
 def programs() -> Path:
-    """The folder of the machine's initdb and postgres, the newest where there are several. Raises NoPostgres."""
+    """The folder of the newest installed initdb and postgres. Raises NoPostgres."""
     for initdb in _candidates():
-        folder = initdb.resolve().parent  # a link on PATH may stand there without its siblings
+        folder = initdb.resolve().parent  # a link on PATH may lack the other programs
         if (folder / "initdb").exists() and (folder / "postgres").exists() and _version(folder) >= _OLDEST_VERSION:
             return folder
     raise NoPostgres(HOW_TO_GET_IT)
@@ -63,7 +63,7 @@ def programs() -> Path:
 
 @cache
 def _version(folder: Path) -> int:
-    """The major version, of a line such as `postgres (PostgreSQL) 15.13 (Debian 15.13-0+deb12u1)`."""
+    """Parses the major version from a line such as `postgres (PostgreSQL) 15.13 (Debian 15.13-0+deb12u1)`."""
     output = subprocess.run([folder / "postgres", "--version"], capture_output=True, text=True, check=True, timeout=10)
     return int(re.split(r"\D+", output.stdout.partition(") ")[2])[0])
 
@@ -78,37 +78,37 @@ def _candidates() -> Iterator[Path]:
 
 
 class Server:
-    """A PostgreSQL that answers, of a user who may make databases."""
+    """A running PostgreSQL, with a user who may create databases."""
 
     def __init__(self, url: str) -> None:
-        """Args: url, of any database there."""
+        """Args: url, of any database on the server."""
         self._url = urlsplit(url)
 
     def url(self, database: str = "postgres") -> str:
-        """What a driver and `--database` take."""
+        """The URL for a driver and for `--database`."""
         return self._url._replace(path=f"/{database}").geturl()
 
     def connect(self, database: str = "postgres") -> "psycopg.Connection[tuple[Any, ...]]":
-        """A connection that commits by itself."""
+        """Opens a connection in autocommit mode."""
         return psycopg.connect(self.url(database), autocommit=True, connect_timeout=5)
 
     def create_database(self, name: str, template: str = "template0") -> str:
-        """Makes a database and returns its URL. To copy files is the quicker way for a small one (measured)."""
+        """Creates a database and returns its URL. FILE_COPY is faster for a small one (measured)."""
         with self.connect() as connection:
             connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy".encode())
         return self.url(name)
 
     def drop_database(self, name: str) -> None:
-        """Erases it, whoever is connected to it."""
+        """Drops a database, even if clients are connected."""
         with self.connect() as connection:
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
 class Cluster(Server):
-    """A PostgreSQL with one superuser, postgres, who needs no password; it runs for the length of a with block."""
+    """A PostgreSQL with one superuser, postgres, without a password; it runs within a with block."""
 
     def __init__(self, settings: dict[str, str], primary: "Cluster | None" = None) -> None:
-        """Args: settings, as in postgresql.conf; primary, what it is to be a standby of. Raises NoPostgres."""
+        """Args: settings, as in postgresql.conf; primary, the cluster to replicate. Raises NoPostgres."""
         self._programs = programs()
         self._settings = settings
         self._primary = primary
@@ -139,34 +139,34 @@ class Cluster(Server):
         if self._primary:
             self._run("pg_basebackup", "-R", "-X", "stream", "-c", "fast", "--no-sync", "-d", self._primary.url())
             return
-        # The locale sorts as people do, so that whatever sorts by bytes does it by our own schema's COLLATE "C".
+        # A linguistic locale, so that byte order comes only from COLLATE "C" in our schema.
         locale = ["--locale=C", "--locale-provider=icu", "--icu-locale=en"]
         self._run("initdb", "--username=postgres", "--auth=trust", "--encoding=UTF8", *locale, "--no-sync")
 
     def _run(self, program: str, *arguments: str) -> None:
-        """Runs one of PostgreSQL's own programs on the data folder. Raises RuntimeError with what it said."""
+        """Runs a PostgreSQL program on the data folder. Raises RuntimeError with its output."""
         command = self._command(program, *arguments)
         ended = subprocess.run(command, **self._surroundings(), capture_output=True, check=False, timeout=60)
         if ended.returncode:
             raise RuntimeError(f"{program} failed: {ended.stderr.decode(errors='replace')}")
 
     def _command(self, program: str, *arguments: str) -> list[str]:
-        # By setpriv and not by subprocess, which would have to fork then, with gRPC's threads about.
-        identity = ["setpriv", "--pdeathsig", "QUIT"]  # it ends with the thread that started it, whatever ends that
+        # setpriv changes the user: subprocess would have to fork, which is unsafe with gRPC's threads.
+        identity = ["setpriv", "--pdeathsig", "QUIT"]  # it ends with the thread that started it
         if self._user:
             identity += [f"--reuid={self._user.pw_uid}", f"--regid={self._user.pw_gid}", "--clear-groups"]
         return [*identity, str(self._programs / program), "-D", str(self.folder / "data"), *arguments]
 
     def _surroundings(self) -> dict[str, Any]:
-        """Without the caller's PG variables, and away from a Ctrl-C that is meant for the tests."""
+        """Process options: without the caller's PG variables, and unaffected by Ctrl-C in the tests."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_", "LANG"))}
         return {"cwd": self.folder, "env": environment, "start_new_session": True}
 
     def start(self) -> None:
-        """Starts it on the port it always has, and waits until it answers. Raises RuntimeError."""
+        """Starts the cluster on its fixed port and waits until it answers. Raises RuntimeError."""
         settings = {
             **self._settings,
-            "dynamic_shared_memory_type": "mmap",  # files of its folder, that go with it
+            "dynamic_shared_memory_type": "mmap",  # files in the data folder, deleted with it
             "listen_addresses": HOST,
             "port": str(self.port),
             "unix_socket_directories": "",
@@ -183,7 +183,7 @@ class Cluster(Server):
             time.sleep(0.02)
 
     def answers(self) -> bool:
-        """Whether it takes connections now."""
+        """Whether the cluster accepts connections."""
         try:
             self.connect().close()
         except psycopg.OperationalError:
@@ -191,34 +191,34 @@ class Cluster(Server):
         return True
 
     def stop(self, mode: str = "fast") -> None:
-        """Ends it: "smart" once all have left, "fast" in good order, "immediate" as a crash does."""
+        """Stops the cluster: "smart" waits for clients, "fast" shuts down cleanly, "immediate" acts like a crash."""
         if self._process:
             self._process.send_signal(_MODES[mode])
             self._ended()
 
     def kill(self) -> None:
-        """SIGKILL to all of it, each backend too: nothing is written any more, and nobody is output."""
+        """Sends SIGKILL to every process: nothing more is written, and clients get no message."""
         if self._process:
-            self._process.send_signal(signal.SIGSTOP)  # or it would begin another child for each one lost
+            self._process.send_signal(signal.SIGSTOP)  # otherwise it would restart each lost child
             children = [os.pidfd_open(child) for child in self.children()]
             for child in children:
                 signal.pidfd_send_signal(child, signal.SIGKILL)
             self._process.kill()
             self._ended()
-            for child in children:  # its memory is there until the last one of them has ended
+            for child in children:  # its shared memory exists until the last process has ended
                 select.select([child], [], [], _PATIENCE_SECONDS)
                 os.close(child)
             *_, memory = (self.folder / "data" / "postmaster.pid").read_text().splitlines()[6].split()
-            subprocess.run(["ipcrm", "--shmem-id", memory], check=True)  # which the next start would do
+            subprocess.run(["ipcrm", "--shmem-id", memory], check=True)  # the next start would do this
 
     def children(self) -> list[int]:
-        """The process ids of its backends and workers; ids of its own children stay theirs while it does not reap."""
+        """The process ids of its backends and workers. Ids stay valid because a stopped postmaster does not reap."""
         assert self._process
         return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
 
     @property
     def pid(self) -> int:
-        """The process id of the postmaster. Raises AssertionError where it is stopped."""
+        """The process id of the postmaster. Raises AssertionError if it is stopped."""
         assert self._process, "it is stopped"
         return self._process.pid
 
@@ -232,22 +232,22 @@ class Cluster(Server):
         self._process = None
 
     def promote(self) -> None:
-        """Makes a standby the primary, and waits until it is."""
+        """Promotes a standby and waits until it is the primary."""
         with self.connect() as connection:
             connection.execute("SELECT pg_promote(wait => true, wait_seconds => 30)")
 
     def stop_following(self) -> None:
-        """A standby gets nothing more from its primary."""
+        """Stops replication from the primary."""
         self.configure("primary_conninfo", "")
 
     def configure(self, setting: str, value: str) -> None:
-        """Changes a setting while it runs."""
+        """Changes a setting of the running cluster."""
         with self.connect() as connection:
             connection.execute(f"ALTER SYSTEM SET {setting} = '{value}'".encode())
             connection.execute("SELECT pg_reload_conf()")
 
     def replicate_synchronously(self) -> None:
-        """From now on a commit is acknowledged once a standby has it too. Returns when one does."""
+        """Acknowledges commits only after a standby has them. Returns when a standby is in sync."""
         self.configure("synchronous_standby_names", "*")
         with self.connect() as connection:
             deadline = time.monotonic() + _PATIENCE_SECONDS
@@ -257,7 +257,7 @@ class Cluster(Server):
 
 
 def _not_root() -> pwd.struct_passwd | None:
-    """Who it runs as instead of root, which PostgreSQL refuses and tests in containers often are."""
+    """The user to run as instead of root; PostgreSQL rejects root, and container tests often run as root."""
     if os.geteuid():
         return None
     names = {entry.pw_name: entry for entry in pwd.getpwall()}
@@ -265,7 +265,7 @@ def _not_root() -> pwd.struct_passwd | None:
 
 
 def _free_port() -> int:
-    """Below the ports that the system deals out: a client that calls a stopped server could get its port there."""
+    """Returns a free port below the ephemeral range, so that no client socket takes the port of a stopped server."""
     for port in random.sample(range(20_000, 32_000), 100):
         with socket.socket() as attempt:
             try:

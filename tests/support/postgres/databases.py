@@ -17,7 +17,7 @@ import psycopg
 from tests.support.postgres.cluster import Server
 
 _MAX_USES = 50
-"""How often one is uses: rows that were deleted still take room."""
+"""How often a database is used: deleted rows still take space."""
 _DISCONNECT_SECONDS = 0.5
 
 _TABLES = "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
@@ -29,7 +29,7 @@ SELECT (SELECT count(*) FROM pg_class), (SELECT count(*) FROM pg_attribute), (SE
 
 
 class _PooledDatabase(NamedTuple):
-    """A database, and the connection that empties it."""
+    """A database of the pool, and the connection that empties it."""
 
     name: str
     connection: "psycopg.Connection[tuple[Any, ...]]"
@@ -37,10 +37,10 @@ class _PooledDatabase(NamedTuple):
 
 
 class Databases:
-    """Databases that `prepare` made what they are, once; all are gone after the with block."""
+    """A pool of migrated test databases; the with block drops all of them at its end."""
 
     def __init__(self, server: Server, prepare: Callable[[str], object]) -> None:
-        """Args: prepare, which is given the URL of an empty database and migrates it."""
+        """Args: prepare, migrates the empty database at a URL; called once, for the template."""
         self._server = server
         self._prepare = prepare
         self._prefix = f"caseload_test_{os.getpid()}_{secrets.token_hex(4)}"
@@ -58,7 +58,7 @@ class Databases:
         except BaseException:
             self._server.drop_database(self._template)
             raise
-        # One statement, for foreign keys are looked at after it, so the order does not matter.
+        # One statement: foreign keys are checked at its end, so the order does not matter.
         emptied = [f"{name}_rows AS (DELETE FROM {name})" for name in tables if name not in ("migration", "store")]
         self._empty = f"""
             WITH {", ".join(emptied)}
@@ -75,16 +75,16 @@ class Databases:
 
     @contextmanager
     def acquire(self) -> Iterator[str]:
-        """The URL of an empty migrated database, with a store id and a secret of its own.
+        """Yields the URL of an empty migrated database with a store id and a secret of its own.
 
-        It is erased instead of uses again where someone is still connected to it or its schema was changed.
+        The database is dropped, not reused, if a client is still connected or its schema has changed.
         """
         pooled = self._free.pop() if self._free else self._create()
         try:
             yield self._server.url(pooled.name)
         finally:
             emptied = False
-            with suppress(psycopg.Error):  # such as a connection that a test has ended
+            with suppress(psycopg.Error):  # e.g. a test has closed the connection
                 emptied = pooled.uses < _MAX_USES and self._try_empty(pooled.connection)
             if emptied:
                 self._free.append(pooled._replace(uses=pooled.uses + 1))
@@ -100,7 +100,7 @@ class Databases:
         return pooled
 
     def _try_empty(self, connection: "psycopg.Connection[tuple[Any, ...]]") -> bool:
-        """Empties it, unless someone could write to it afterwards, or it is not what it was."""
+        """Empties the database. Returns False if another client is connected or the schema has changed."""
         deadline = time.monotonic() + _DISCONNECT_SECONDS
         while connection.execute(_OTHER_CONNECTIONS).fetchall():  # a closed connection disappears after a moment
             if time.monotonic() > deadline:

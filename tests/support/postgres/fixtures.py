@@ -13,7 +13,7 @@ from tests.support.postgres.databases import Databases
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Server]:
-    """The server that CASELOAD_TEST_POSTGRES_URL names, or one of our own. Not to be stopped: tests share it."""
+    """The server of CASELOAD_TEST_POSTGRES_URL, or a temporary cluster. Tests share it and must not stop it."""
     if given := os.environ.get("CASELOAD_TEST_POSTGRES_URL"):
         yield Server(given)
         return
@@ -23,7 +23,7 @@ def postgres() -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def postgres_databases(postgres: Server) -> Iterator[Databases]:
-    """For tests that need more than one database, or one that outlives a test."""
+    """A database pool, for tests that need several databases or one that outlives a test."""
     with Databases(postgres, migrate) as databases:
         yield databases
 
@@ -36,7 +36,7 @@ def postgres_url(postgres_databases: Databases) -> Iterator[str]:
 
 
 def migrate(url: str) -> None:
-    """What an operator does."""
+    """Runs `caseload migrate`, as an operator does."""
     command = [sys.executable, "-m", "caseload_server", "migrate"]
     environment = {**os.environ, "CASELOAD_DATABASE": url}
     migrated = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)

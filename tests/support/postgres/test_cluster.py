@@ -1,4 +1,4 @@
-"""The PostgreSQL that tests run on is made by this machine, for this run, and is nobody else's business."""
+"""The PostgreSQL cluster of the tests is local, private and temporary."""
 
 import os
 import subprocess
@@ -28,7 +28,7 @@ def databases(cluster: Cluster) -> Iterator[Databases]:
 
 
 def prepare(url: str) -> None:
-    """A schema in which the order of deletes would matter."""
+    """Creates a schema with a foreign key, where the order of deletes could matter."""
     with psycopg.connect(url) as connection:
         connection.execute("CREATE TABLE store (store_id TEXT, secret BYTEA, head_revision INT, oldest_revision INT)")
         connection.execute("INSERT INTO store VALUES ('', '', 0, 0)")
@@ -65,7 +65,7 @@ def test_the_cluster_listens_only_on_loopback(cluster: Cluster) -> None:
 
 
 def test_the_cluster_does_not_sort_by_bytes(cluster: Cluster) -> None:
-    """So that a column of ours without COLLATE "C" shows."""
+    """So the tests detect a column without COLLATE "C"."""
     with cluster.connect() as connection:
         assert connection.execute("SELECT 'a' < 'B'").fetchone() == (True,)
 
@@ -86,7 +86,7 @@ def test_a_stopped_cluster_leaves_nothing_behind(end: Callable[[Cluster], None])
 
 
 def shared_memory() -> set[str]:
-    """The ids of its segments, of all processes."""
+    """The ids of all shared memory segments on this machine."""
     return {line.split()[1] for line in Path("/proc/sysvipc/shm").read_text().splitlines()[1:]}
 
 
@@ -95,7 +95,7 @@ def is_running(pid: int) -> bool:
         status = Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
         return False
-    return "State:\tZ" not in status  # one that nobody has waited for
+    return "State:\tZ" not in status  # a zombie does not run
 
 
 def test_a_promoted_standby_has_every_acknowledged_commit() -> None:
@@ -108,7 +108,7 @@ def test_a_promoted_standby_has_every_acknowledged_commit() -> None:
         standby.promote()
         assert rows(standby.url("given")) == (1, 1)
         with standby.connect("given") as connection:
-            connection.execute("INSERT INTO parent VALUES (2)")  # waits for no standby of its own
+            connection.execute("INSERT INTO parent VALUES (2)")  # does not wait for a standby
         assert rows(standby.url("given")) == (2, 1)
 
 
