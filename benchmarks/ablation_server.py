@@ -1,9 +1,9 @@
-"""`caseload` with something of it otherwise, to measure what that is worth.
+"""`caseload` with a feature changed, to measure the feature's effect (an ablation).
 
     python benchmarks/ablation_server.py [--batches-of-one] [--sync-seconds N] serve ...
 
---batches-of-one: every write commits alone, without group commit.
---sync-seconds: each fsync takes so much longer, as on a slow disk; SQLite's own xSync sleeps.
+--batches-of-one: disables group commit; every write commits alone.
+--sync-seconds N: every fsync takes N seconds longer, as on a slow disk (a sleep in xSync).
 """
 
 import argparse
@@ -14,11 +14,11 @@ import apsw
 from caseload_server.commands import main as command
 from caseload_server.store.backends.sqlite import database as sqlite
 
-_SYSTEM = apsw.vfs_names()[0]  # the system's own, named while it is the default
+_SYSTEM = apsw.vfs_names()[0]  # the system's VFS, read before this one becomes the default
 
 
 class _SlowFile(apsw.VFSFile):
-    """A file of the system, but for the time that a sync takes."""
+    """A file of the system's VFS with a slow sync."""
 
     sync_seconds = 0.0
 
@@ -28,7 +28,7 @@ class _SlowFile(apsw.VFSFile):
 
 
 class _SlowDisk(apsw.VFS):
-    """The default for every connection of the process."""
+    """The default VFS for every connection of the process."""
 
     def __init__(self) -> None:
         super().__init__("slow", _SYSTEM, makedefault=True)
@@ -38,7 +38,7 @@ class _SlowDisk(apsw.VFS):
 
 
 def main() -> None:
-    """Runs the command that is left in the arguments."""
+    """Runs `caseload` with the remaining arguments."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--batches-of-one", action="store_true")
     parser.add_argument("--sync-seconds", type=float, default=0.0)
@@ -47,7 +47,7 @@ def main() -> None:
         sqlite._MAX_BATCH = 1  # type: ignore[misc]
     if changes.sync_seconds:
         _SlowFile.sync_seconds = changes.sync_seconds
-        keep = _SlowDisk()  # noqa: F841 - it is in use for as long as it lives
+        keep = _SlowDisk()  # noqa: F841 - SQLite uses it until it is garbage-collected
     command.main()
 
 

@@ -1,8 +1,8 @@
-"""What grpcio costs by itself: one method that answers every call with the message it was given, and nothing else.
+"""A no-op grpcio server: one method that returns a fixed message.
 
     python benchmarks/bare_server.py THREADS < message
 
-The message is a GetTherapistResponse in bytes.
+The message is a serialized GetTherapistResponse.
 """
 
 import sys
@@ -14,10 +14,10 @@ from caseload.v1 import therapist_service_pb2_grpc as pb_grpc
 
 
 class BareServicer(pb_grpc.TherapistServiceServicer):
-    """Answers without a look at the request."""
+    """Returns a fixed response and ignores the request."""
 
     def __init__(self, answer: pb.GetTherapistResponse) -> None:
-        """Args: answer, to every call; grpcio serialises it each time."""
+        """Args: answer, the response to every call; grpcio serializes it each time."""
         self._answer = answer
 
     def GetTherapist(self, _request: pb.GetTherapistRequest, _context: grpc.ServicerContext) -> pb.GetTherapistResponse:
@@ -25,7 +25,7 @@ class BareServicer(pb_grpc.TherapistServiceServicer):
 
 
 def main() -> None:
-    """Serves until it is ended."""
+    """Serves until the process is killed."""
     server = grpc.server(futures.ThreadPoolExecutor(int(sys.argv[1])))
     answer = pb.GetTherapistResponse.FromString(sys.stdin.buffer.read())
     servicer = BareServicer(answer)  # type: ignore[abstract]  # the other methods are not called

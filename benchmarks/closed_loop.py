@@ -1,9 +1,9 @@
-"""Callers who ask for one thing, over and over, and wait as they are told to when they are turned away.
+"""A closed-loop load generator: callers repeat one call and obey the server's retry pushback.
 
     python -m benchmarks.closed_loop ADDRESS METHOD CALLERS SECONDS < REQUEST
 
-h2load cannot wait, and a gRPC client in Python takes as long for a call as the server: so this speaks HTTP/2 by hand.
-The server is asked not to compress headers, so that a trailer is found by its text. Prints what came of it as JSON.
+h2load cannot wait, and a Python gRPC client uses as much CPU as the server. So this module writes HTTP/2 frames itself.
+It disables header compression, so that it finds trailers by their text. Prints the outcome as JSON.
 """
 
 import heapq
@@ -22,7 +22,7 @@ from tests.hostile import http2_frames
 
 CONNECTIONS: Final = 16
 WARM_UP_SECONDS: Final = 2.0
-"""Until those who are turned away at first have come to their times."""
+"""Seconds until the callers rejected at the start have spread out."""
 _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY = 1, 3, 4, 6, 7
 _END_STREAM = _ACK = 1
 _NO_TABLE_BIG_WINDOW: Final = struct.pack(">HLHL", 1, 0, 4, 1 << 24)
@@ -30,22 +30,22 @@ _PUSHBACK: Final = re.compile(rb"grpc-retry-pushback-ms.(\d+)", re.DOTALL)
 
 
 class Outcome(NamedTuple):
-    """What came of it, from the end of the warm-up on."""
+    """The result, measured after the warm-up."""
 
     served: float
-    """Calls a second."""
-    refused: float
-    """Calls a second, with a time to come again."""
+    """OK responses per second."""
+    rejected: float
+    """Rejections per second with a retry pushback."""
     by_library: float
-    """Calls a second that the server's library refused by itself, without one: they come again after a second."""
+    """Rejections per second by grpcio itself, without pushback: callers retry after a second."""
     failed: int
-    """Calls that ended in any other way."""
+    """Calls that ended in another way."""
     p99_ms: float
-    """Of the calls that were served, from the sending of the try that was served to the end of its answer."""
+    """99th percentile of the latency of OK responses, from sending the successful attempt to its end."""
 
 
 class Connection:
-    """One connection, and the calls on it."""
+    """One HTTP/2 connection and its calls."""
 
     def __init__(self, address: str, method: str, request: bytes) -> None:
         host, port = address.split(":")
@@ -60,8 +60,8 @@ class Connection:
         window = http2_frames.frame(8, 0, 0, struct.pack(">L", 1 << 30))
         self.output = http2_frames.PREFACE + http2_frames.frame(_SETTINGS, 0, 0, _NO_TABLE_BIG_WINDOW) + window
 
-    def ask(self) -> None:
-        """Begins a call, with the next `flush`."""
+    def start_call(self) -> None:
+        """Queues a call, which the next `flush` sends."""
         self.sent_at[self._next] = time.monotonic()
         self.output += http2_frames.headers(self._next, self._path) + http2_frames.request(self._next, self._request)
         self._next += 2
@@ -71,8 +71,8 @@ class Connection:
             self.socket.sendall(self.output)
             self.output = b""
 
-    def ended(self) -> list[tuple[float, bytes]]:
-        """Reads what is there: of each call that has ended when it was sent, and its trailers."""
+    def read_ended(self) -> list[tuple[float, bytes]]:
+        """Reads available data. Returns the send time and the trailers of each call that ended."""
         data, at, found = self._input + self.socket.recv(1 << 18), 0, []
         while len(data) - at >= 9:
             size = int.from_bytes(data[at : at + 3], "big")
@@ -92,17 +92,17 @@ class Connection:
 
 
 class Callers:
-    """All of them, in one thread."""
+    """All callers, in one thread."""
 
     def __init__(self, connections: list[Connection], callers: int) -> None:
         self._selector = selectors.DefaultSelector()
-        self._again: list[tuple[float, int, Connection]] = []
+        self._retries: list[tuple[float, int, Connection]] = []
         self._codes: Counter[str] = Counter()
         self._milliseconds: list[float] = []
         for one in connections:
             self._selector.register(one.socket, selectors.EVENT_READ, one)
         for number in range(callers):
-            connections[number % len(connections)].ask()
+            connections[number % len(connections)].start_call()
         for one in connections:
             one.flush()
 
@@ -115,35 +115,35 @@ class Callers:
         took = time.monotonic() - began
         p99 = statistics.quantiles(self._milliseconds, n=100)[98] if len(self._milliseconds) > 1 else 0.0
         codes = self._codes
-        served, refused, by_library = (codes[what] / took for what in ("served", "refused", "by_library"))
-        return Outcome(served, refused, by_library, codes["failed"], p99)
+        served, rejected, by_library = (codes[what] / took for what in ("served", "rejected", "by_library"))
+        return Outcome(served, rejected, by_library, codes["failed"], p99)
 
     def _loop(self, until: float) -> None:
         while (now := time.monotonic()) < until:
-            while self._again and self._again[0][0] <= now:
-                again = heapq.heappop(self._again)[2]
-                again.ask()
-                again.flush()
+            while self._retries and self._retries[0][0] <= now:
+                connection = heapq.heappop(self._retries)[2]
+                connection.start_call()
+                connection.flush()
             for key, _ in self._selector.select(0.005):
-                for sent_at, trailers in key.data.ended():
-                    self._note(key.data, sent_at, trailers)
+                for sent_at, trailers in key.data.read_ended():
+                    self._record(key.data, sent_at, trailers)
                 key.data.flush()
 
-    def _note(self, connection: Connection, sent_at: float, trailers: bytes) -> None:
+    def _record(self, connection: Connection, sent_at: float, trailers: bytes) -> None:
         now = time.monotonic()
         if b"grpc-status\x010" in trailers:
             self._codes["served"] += 1
             self._milliseconds.append((now - sent_at) * 1000)
-            connection.ask()
+            connection.start_call()
             return
         wait = _PUSHBACK.search(trailers)
         by_library = b"CANCELLED" in trailers or b"grpc-status\x018" in trailers
-        self._codes["refused" if wait else "by_library" if by_library else "failed"] += 1
-        heapq.heappush(self._again, (now + (int(wait[1]) / 1000 if wait else 1.0), id(trailers), connection))
+        self._codes["rejected" if wait else "by_library" if by_library else "failed"] += 1
+        heapq.heappush(self._retries, (now + (int(wait[1]) / 1000 if wait else 1.0), id(trailers), connection))
 
 
 def main() -> None:
-    """Runs as told."""
+    """Runs the load and prints the outcome."""
     address, method, callers, seconds = sys.argv[1:]
     request = sys.stdin.buffer.read()
     connections = [Connection(address, method, request) for _ in range(CONNECTIONS)]

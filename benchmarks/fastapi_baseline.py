@@ -1,8 +1,8 @@
-"""The server that this project takes the place of, as a beginner writes it: FastAPI, pydantic models and a dict.
+"""The REST server that this project replaces, in its simplest form: FastAPI, pydantic models and a dict.
 
     uvicorn --app-dir benchmarks fastapi_baseline:app
 
-Its therapists have the fields of ours. It keeps nothing on disk, knows no caller and checks no more than types.
+Its therapists have the same fields. It stores nothing on disk, authenticates no caller and validates only types.
 """
 
 from datetime import UTC, datetime
@@ -15,14 +15,14 @@ app = FastAPI()
 
 
 class Identifier(BaseModel):
-    """A number that others know a therapist by."""
+    """An identifier of a therapist in another system."""
 
     system: str
     value: str
 
 
 class NewTherapist(BaseModel):
-    """What a caller sends."""
+    """The request."""
 
     display_name: str
     email: str = ""
@@ -34,7 +34,7 @@ class NewTherapist(BaseModel):
 
 
 class Therapist(NewTherapist):
-    """What a caller is answered."""
+    """The response."""
 
     therapist_id: str
     active_patient_count: int = 0
@@ -59,7 +59,7 @@ async def create_therapist(new: NewTherapist) -> Therapist:
 
 @app.get("/therapists/{therapist_id}")
 async def get_therapist(therapist_id: str) -> Therapist:
-    """One therapist."""
+    """Returns one therapist."""
     if therapist_id not in therapists:
         raise HTTPException(status_code=404, detail="no such therapist")
     return therapists[therapist_id]
@@ -67,5 +67,5 @@ async def get_therapist(therapist_id: str) -> Therapist:
 
 @app.get("/therapists")
 async def list_therapists() -> list[Therapist]:
-    """All of them."""
+    """Returns all therapists."""
     return list(therapists.values())

@@ -1,8 +1,8 @@
-"""How long a server takes to its first answer on a file with 1,000,000 rows, and how much memory it takes over time.
+"""Measures a server's time to its first response on 1,000,000 rows, and its memory over time.
 
 python -m benchmarks.footprint [--smoke]
 
-The memory is what the process has for itself and what it maps of files and libraries (RSS): idle after a start, after a
+The memory is the process's resident set (RSS, including mapped files and libraries): idle after a start, after a
 tenth of 1,000,000 calls of h2load that read, list and write, and after all of them.
 """
 
@@ -42,13 +42,13 @@ _MIXED: Final[list[tuple[float, str, Message]]] = [
     (0.05, "PatientService/ListPatients", ListPatientsRequest(page_size=200)),
     (0.1, "TherapistService/CreateTherapist", CreateTherapistRequest(therapist=Therapist(display_name="Ada"))),
 ]
-"""Which part of all calls is of what."""
+"""The mix of calls: the share of each method."""
 
 
 def main() -> None:
     """Prints a line for each figure."""
     parser = argparse.ArgumentParser(description="Measures start and memory of a server.")
-    parser.add_argument("--smoke", action="store_true", help="a few seconds, to see that it runs")
+    parser.add_argument("--smoke", action="store_true", help="a few seconds, a smoke test")
     effort = SMOKE if parser.parse_args().smoke else FULL
     (ROOT / "data").mkdir(mode=0o700, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=ROOT / "data") as folder:
@@ -59,47 +59,47 @@ def main() -> None:
 def measure(folder: Path, effort: Effort) -> Iterator[Result]:
     """Start, then memory."""
     calls = 2000 if effort.is_smoke else 1_000_000
-    file = folder / "clinic.db"
-    scale.make(file, scale.SMALL if effort.is_smoke else 500_000)  # and as many people and changes
-    starts = [_seconds_to_answer(file) for _ in range(effort.rounds)]
+    file = folder / "large.db"
+    scale.create_database(file, scale.SMALL if effort.is_smoke else 500_000)  # and about as many people and changes
+    starts = [_seconds_to_first_response(file) for _ in range(effort.rounds)]
     yield Result("start to first response, with 1,000,000 rows", spread(starts), Target(1, at_most=True), "s")
     with servers.caseload(0, file) as server:
-        _answer(server)
+        _first_call(server)
         idle = memory_mb(server)
         yield Result("memory, idle", spread([idle]), Target(80, at_most=True), "MB")
-        _calls(server, calls // 10)
+        _make_calls(server, calls // 10)
         warm = memory_mb(server)
-        _calls(server, calls - calls // 10)
+        _make_calls(server, calls - calls // 10)
         after = memory_mb(server)
     title = "memory after 1,000,000 calls / after a tenth of them"
     yield Result(title, spread([after / warm]), Target(1.05, at_most=True), sides=f"{after:.0f} / {warm:.0f} MB")
 
 
-def _seconds_to_answer(file: Path) -> float:
-    """From the start of the process until a client has an answer."""
+def _seconds_to_first_response(file: Path) -> float:
+    """Seconds from the start of the process to the first response."""
     began = time.monotonic()
     with servers.caseload(0, file) as server:
-        _answer(server)
+        _first_call(server)
         return time.monotonic() - began
 
 
-def _answer(server: Server) -> None:
+def _first_call(server: Server) -> None:
     with grpc.insecure_channel(server.address) as channel:
         TherapistServiceStub(channel).GetTherapist(GetTherapistRequest(therapist_id=person_id("a", 1)), timeout=30)
 
 
-def _calls(server: Server, count: int) -> None:
-    """So many calls of all kinds, a kind after the other."""
+def _make_calls(server: Server, count: int) -> None:
+    """Makes count calls in total, one method after the other."""
     core = max(os.sched_getaffinity(0))
     for part, method, request in _MIXED:
         call = Call(f"/caseload.v1.{method}", request.SerializeToString(), always_same=False)
         load = Load(server, call, _CALLERS, core)
         for _ in range(10):  # each run has a time limit
-            load.run(max(_CALLERS.total, round(count * part / 10)), load.ask())
+            load.run(max(_CALLERS.total, round(count * part / 10)), load.send())
 
 
 def memory_mb(server: Server) -> float:
-    """What of its process is in memory."""
+    """The resident memory of the server's first process."""
     status = Path(f"/proc/{server.pid}/status").read_text()
     [line] = [line for line in status.splitlines() if line.startswith("VmRSS:")]
     return int(line.split()[1]) / 1024

@@ -1,8 +1,8 @@
-"""Measures how long honest callers wait while others attack, beside how long they wait otherwise.
+"""Measures the latency of honest callers during attacks, compared with their latency without.
 
 python -m benchmarks.hostile                  a few minutes
 python -m benchmarks.hostile "rapid resets"   one attack only
-python -m benchmarks.hostile --smoke          less than a minute, to see that it runs; its figures mean little
+python -m benchmarks.hostile --smoke          less than a minute, a smoke test; its figures mean little
 """
 
 import argparse
@@ -18,14 +18,14 @@ from tests.hostile.server_process import has_room, untuned
 
 FULL: Final = (9, 2.0)
 SMOKE: Final = (1, 0.3)
-"""Rounds, and the seconds that each has without and with the attack."""
+"""Rounds, and the seconds of each half: without and with the attack."""
 
 
 def main() -> int:
-    """Prints a table. Exit code 1 where an honest caller saw an error."""
-    parser = argparse.ArgumentParser(description="Measures how honest callers fare while others attack.")
-    parser.add_argument("--smoke", action="store_true", help="less than a minute, to see that it runs")
-    parser.add_argument("attack", nargs="*", help="the attacks; all where none is named")
+    """Prints a table. Exit code 1 if an honest caller saw an error."""
+    parser = argparse.ArgumentParser(description="Measures the latency of honest callers during attacks.")
+    parser.add_argument("--smoke", action="store_true", help="less than a minute, a smoke test")
+    parser.add_argument("attack", nargs="*", help="the attacks (default: all)")
     given = parser.parse_args()
     rounds, seconds = SMOKE if given.smoke else FULL
     if not has_room():

@@ -1,8 +1,8 @@
-"""Watches that see nothing, held by a process of their own: opened and closed as it is told.
+"""A process that opens and closes idle watches on command.
 
     python benchmarks/idle_watches.py ADDRESS COUNT
 
-Each line of standard input opens them all, or closes them all again; each is answered with a line.
+Each line of standard input opens all watches, or closes them all if they are open. The process replies with a line.
 """
 
 import sys
@@ -23,7 +23,7 @@ def main() -> None:
             if opening:
                 opened = [stub.WatchChanges(pb.WatchChangesRequest()) for _ in range(count)]
                 for watch in opened:
-                    next(watch)  # the first message comes at once: it is open
+                    next(watch)  # the server sends the first message at once: the watch is open
             else:
                 for watch in opened:
                     watch.cancel()

@@ -1,7 +1,7 @@
-"""Load from h2load, which speaks gRPC when it is given gRPC's headers and framing.
+"""Load from h2load, which can speak gRPC with the right headers and framing.
 
-h2load takes any HTTP 200 for a success, and gRPC sends its refusals with 200 too. So every run is held against what
-refusals cannot give: their answers have no body, where ours have one of a known size, or leave a record behind.
+h2load counts any HTTP 200 as a success, and gRPC sends errors with 200 too. So every run checks what an error
+cannot produce: a response body of a known size, or a stored record.
 """
 
 import http.client
@@ -20,7 +20,7 @@ from benchmarks.servers import Server
 
 PROGRAM = "h2load"
 PACKAGE = "nghttp2-client"
-_FRAME_HEAD = struct.Struct(">BL")  # gRPC's: not compressed, and the length
+_FRAME_HEAD = struct.Struct(">BL")  # gRPC's message prefix: not compressed, and the length
 _REPORT = re.compile(
     r"finished in \S+, (?P<rate>[\d.]+) req/s.*"
     r" (?P<succeeded>\d+) succeeded, 0 failed, 0 errored, 0 timeout.*"
@@ -30,56 +30,56 @@ _REPORT = re.compile(
 
 
 class LoadFailed(Exception):
-    """Calls failed, so the run measured something else."""
+    """Calls failed, so the measurement is invalid."""
 
 
 class Call(NamedTuple):
-    """What is asked, over and over."""
+    """The call to repeat."""
 
     method: str
     """Such as /caseload.v1.TherapistService/GetTherapist."""
     request: bytes
     always_same: bool
-    """Every answer has the same size."""
+    """Whether every response has the same size."""
 
     @property
     def body(self) -> bytes:
-        """The request as it is sent."""
+        """The request with its gRPC prefix."""
         return _FRAME_HEAD.pack(0, len(self.request)) + self.request
 
     def options(self, file: str) -> list[str]:
-        """For h2load. Args: file, with the body."""
+        """Options of h2load. Args: file, the path of the request body."""
         return ["--header=content-type: application/grpc", "--header=te: trailers", f"--data={file}"]
 
     def size(self, answer: bytes) -> int:
-        """Of an answer as it is sent."""
+        """The size of a response on the wire, in bytes."""
         return _FRAME_HEAD.size + len(answer)
 
-    def ask(self, address: str) -> bytes:
-        """One answer as a real client gets it. Raises grpc.RpcError where the status is not OK."""
+    def send(self, address: str) -> bytes:
+        """Makes one call with a real client. Returns the response. Raises grpc.RpcError."""
         with grpc.insecure_channel(address) as channel:
-            ask: Callable[..., bytes] = channel.unary_unary(self.method)
-            return ask(self.request, timeout=30)
+            send: Callable[..., bytes] = channel.unary_unary(self.method)
+            return send(self.request, timeout=30)
 
 
 class RestCall(NamedTuple):
-    """The same of a REST server, in JSON over HTTP/1.1: a POST where there is a body, else a GET."""
+    """A call of a REST server, in JSON over HTTP/1.1: a POST if there is a body, else a GET."""
 
     method: str
-    """The path."""
+    """The URL path."""
     body: bytes
     always_same: bool
 
     def options(self, file: str) -> list[str]:
-        """For h2load. Args: file, with the body."""
+        """Options of h2load. Args: file, the path of the request body."""
         return ["--h1", *(["--header=content-type: application/json", f"--data={file}"] if self.body else [])]
 
     def size(self, answer: bytes) -> int:
-        """Of an answer as it is sent."""
+        """The size of a response on the wire, in bytes."""
         return len(answer)
 
-    def ask(self, address: str) -> bytes:
-        """One answer as a real client gets it. Raises LoadFailed where the status is not 2xx."""
+    def send(self, address: str) -> bytes:
+        """Makes one call with a real client. Returns the response. Raises LoadFailed unless the status is 2xx."""
         with closing(http.client.HTTPConnection(address, timeout=30)) as connection:
             headers = {"content-type": "application/json"}
             connection.request("POST" if self.body else "GET", self.method, self.body or None, headers)
@@ -91,15 +91,15 @@ class RestCall(NamedTuple):
 
 
 class Callers(NamedTuple):
-    """How many ask at once."""
+    """The concurrency of the load."""
 
     connections: int
     each: int
-    """Calls at once on each connection."""
+    """Concurrent calls on each connection."""
 
     @property
     def total(self) -> int:
-        """All together."""
+        """Concurrent calls on all connections."""
         return self.connections * self.each
 
 
@@ -109,28 +109,28 @@ MANY: Final = Callers(connections=8, each=8)
 ONE: Final = Callers(connections=1, each=1)
 
 
-def is_there() -> bool:
+def is_installed() -> bool:
     """Whether h2load is on PATH."""
     return shutil.which(PROGRAM) is not None
 
 
 class Load(NamedTuple):
-    """Who asks which server what."""
+    """A load: server, call, concurrency and the cores of h2load."""
 
     server: Server
     call: Call | RestCall
     callers: Callers
     cores: int | str
-    """Those that h2load may run on."""
+    """The cores that h2load may run on."""
 
-    def ask(self) -> bytes:
-        """One answer as a real client gets it."""
-        return self.call.ask(self.server.address)
+    def send(self) -> bytes:
+        """Makes one call with a real client. Returns the response."""
+        return self.call.send(self.server.address)
 
     def run(self, count: int, answer: bytes) -> float:
-        """Makes so many calls: calls a second. Raises LoadFailed.
+        """Makes count calls. Returns calls per second. Raises LoadFailed.
 
-        Args: answer, what a real client was answered.
+        Args: answer, the response that a real client got.
         """
         with tempfile.NamedTemporaryFile() as body:
             body.write(self.call.body)
@@ -142,7 +142,7 @@ class Load(NamedTuple):
             raise LoadFailed(f"{self.call.method}: calls failed\n{report}")
         if self.call.always_same and int(found["body_bytes"]) != count * self.call.size(answer):
             raise LoadFailed(
-                f"{self.call.method}: calls were refused, or answered otherwise than a client is\n{report}"
+                f"{self.call.method}: calls were rejected, or their responses differ from a client's\n{report}"
             )
         return float(found["rate"])
 

@@ -1,9 +1,9 @@
-"""What the metrics cost a GetTherapist, in one process and with several workers, who count in files.
+"""Measures the cost of metrics for GetTherapist, in one process and with several workers.
 
     python -m benchmarks.metrics_cost
 
-First what they do for one call, by itself: exact, to tenths of a microsecond. Then the CPU of a server that counts
-beside one that does not, under load: what else the machine does meanwhile is many times that.
+First the cost for one call in isolation, to tenths of a microsecond. Then the CPU of a server with metrics
+and of one without, under load; the noise of the machine is many times the difference.
 """
 
 import tempfile
@@ -19,14 +19,14 @@ from caseload_server.store.backends.timed_database import TimedDatabase
 
 from benchmarks.load import GET, MANY, Call, Load
 from benchmarks.rounds import FULL, Comparison, Side, compare
+from benchmarks.seed_data import store_therapists
 from benchmarks.servers import LOAD_CORE, SERVER_CORE, Server
-from benchmarks.stored import store_therapists
 
 _METRICS = ("--metrics-address", "127.0.0.1:0")
 
 
 def main() -> None:
-    """Prints the lines."""
+    """Prints the measurements."""
     print(f"in one process: {_cost(Metrics(None)):.1f} us CPU a call")
     several = WorkersMetrics()
     print(f"in a worker of several: {_cost(Metrics(0)):.1f} us CPU a call", flush=True)
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def _cost(metrics: Metrics) -> float:
-    """Of counting a call, and of timing its read: what the metrics add to a GetTherapist, in microseconds."""
+    """The time that metrics add to a GetTherapist (one count, one timed read), in microseconds."""
     count = metrics.counter_for(GET, is_stream=False)
     with tempfile.TemporaryDirectory() as folder:
         migrate(Path(folder, "caseload.db"))

@@ -1,11 +1,11 @@
-"""Measures what four times the callers do who saturate the server: `make overload`.
+"""Measures overload with multiples of the saturating number of callers: `make overload`.
 
 python -m benchmarks.overload            some minutes
-python -m benchmarks.overload --smoke    less than a minute, to see that it runs; its figures mean little
+python -m benchmarks.overload --smoke    less than a minute, a smoke test; its figures mean little
 
-The server has the first core, the callers have the last. Peak is what 64 callers get, who keep it busy. Beside it, in
-turn, 256 callers, who all find a place to wait, and four times as many as can run and wait: most are turned away. Reads
-are bound by the core. For writes each fsync takes 10 ms longer, so that the store is what binds.
+The server has the first core, the callers have the last. Peak is the throughput of 64 callers, who saturate the
+server. Compared with it are 256 callers, who all fit the queue, and four times as many as the server can run and
+queue: it rejects most. Reads are CPU-bound. For writes each fsync takes 10 ms longer, so that the store is the limit.
 """
 
 import argparse
@@ -33,24 +33,24 @@ from benchmarks.closed_loop import Outcome
 from benchmarks.load import CREATE, GET
 from benchmarks.rounds import Effort
 from benchmarks.run import DATA
+from benchmarks.seed_data import store_therapists, therapist
 from benchmarks.servers import Server
-from benchmarks.stored import store_therapists, therapist
 
 SATURATING: Final = Config.threads
 FOUR_TIMES: Final = 4 * SATURATING
 CROWD: Final = 4 * (SATURATING + Config.max_queue_depth)
 HEALTH_SECONDS: Final = 1.0
-LEAST: Final = {GET: 0.80, CREATE: 0.95}
-"""Of peak, that must be served with FOUR_TIMES the callers."""
+LEAST_SHARE: Final = {GET: 0.80, CREATE: 0.95}
+"""The least share of peak throughput with FOUR_TIMES the callers."""
 SYNC_SECONDS: Final = 0.01
-"""With half of it the processor is at its end as well."""
+"""With half of it the CPU would be saturated too."""
 
 FULL: Final = Effort(rounds=5, seconds=5)
 SMOKE: Final = Effort(rounds=1, seconds=1)
 
 
-class Beside(NamedTuple):
-    """One round of overload, and of peak just before."""
+class Round(NamedTuple):
+    """One round: peak, then overload."""
 
     peak: Outcome
     overload: Outcome
@@ -58,26 +58,28 @@ class Beside(NamedTuple):
 
 
 def main() -> int:
-    """Prints a table. Exit code 1 where a figure is not as claimed, unless --smoke."""
-    parser = argparse.ArgumentParser(description="Measures what overload does.")
-    parser.add_argument("--smoke", action="store_true", help="less than a minute, to see that it runs")
+    """Prints a table. Exit code 1 if a figure misses its target, unless --smoke."""
+    parser = argparse.ArgumentParser(description="Measures overload.")
+    parser.add_argument("--smoke", action="store_true", help="less than a minute, a smoke test")
     smoke: bool = parser.parse_args().smoke
     DATA.mkdir(mode=0o700, exist_ok=True)
-    as_claimed = True
-    print("| call, callers | served, of peak | calls/s: peak, served, refused, by the library | p99 | slowest health |")
+    all_met = True
+    print(
+        "| call, callers | served, of peak | calls/s: peak, served, rejected, by the library | p99 | slowest health |"
+    )
     print("|---|---|---|---|---|")
     core = min(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="bench-", dir=DATA) as folder:
         for method, server in (
             (GET, servers.caseload(core, Path(folder) / "reads.db")),
-            (CREATE, servers.changed(core, Path(folder) / "writes.db", "--sync-seconds", str(SYNC_SECONDS))),
+            (CREATE, servers.ablation(core, Path(folder) / "writes.db", "--sync-seconds", str(SYNC_SECONDS))),
         ):
             with server:
                 request = _request(server, method)
                 for callers in (FOUR_TIMES, CROWD):
                     rounds = list(_rounds(server, method, request, callers, SMOKE if smoke else FULL))
-                    as_claimed &= _told(method, callers, rounds)
-    return 0 if as_claimed or smoke else 1
+                    all_met &= _print_row(method, callers, rounds)
+    return 0 if all_met or smoke else 1
 
 
 def _request(server: Server, method: str) -> bytes:
@@ -87,12 +89,12 @@ def _request(server: Server, method: str) -> bytes:
     return pb.GetTherapistRequest(therapist_id=therapist_id).SerializeToString()
 
 
-def _rounds(server: Server, method: str, request: bytes, callers: int, effort: Effort) -> Iterator[Beside]:
+def _rounds(server: Server, method: str, request: bytes, callers: int, effort: Effort) -> Iterator[Round]:
     for _ in range(effort.rounds):
         peak = _load(server, method, request, SATURATING, effort.seconds)
-        with _asking_health(server) as milliseconds:
+        with _health_latencies(server) as milliseconds:
             overload = _load(server, method, request, callers, effort.seconds)
-        yield Beside(peak, overload, max(milliseconds))
+        yield Round(peak, overload, max(milliseconds))
 
 
 def _load(server: Server, method: str, request: bytes, callers: int, seconds: float) -> Outcome:
@@ -105,8 +107,8 @@ def _load(server: Server, method: str, request: bytes, callers: int, seconds: fl
 
 
 @contextmanager
-def _asking_health(server: Server) -> Iterator[list[float]]:
-    """Asks twenty times a second for liveness and for readiness; the list gets how long each answer took."""
+def _health_latencies(server: Server) -> Iterator[list[float]]:
+    """Checks liveness and readiness twenty times a second. Yields the list of latencies in milliseconds."""
     enough, milliseconds = threading.Event(), [0.0]
 
     def ask() -> None:
@@ -128,8 +130,8 @@ def _asking_health(server: Server) -> Iterator[list[float]]:
     thread.join()
 
 
-def _told(method: str, callers: int, rounds: list[Beside]) -> bool:
-    """Prints a row; whether it is as claimed."""
+def _print_row(method: str, callers: int, rounds: list[Round]) -> bool:
+    """Prints a row. Returns whether it meets its targets."""
     ratios = [one.overload.served / one.peak.served for one in rounds]
     middle = statistics.median
     served, p99 = middle(ratios), middle(one.overload.p99_ms for one in rounds)
@@ -137,7 +139,7 @@ def _told(method: str, callers: int, rounds: list[Beside]) -> bool:
     rates = [
         round(middle(values))
         for values in zip(
-            *((o.peak.served, o.overload.served, o.overload.refused, o.overload.by_library) for o in rounds),
+            *((o.peak.served, o.overload.served, o.overload.rejected, o.overload.by_library) for o in rounds),
             strict=True,
         )
     ]
@@ -151,7 +153,7 @@ def _told(method: str, callers: int, rounds: list[Beside]) -> bool:
     longest_ms = Config.queue_timeout_seconds * 1000
     if failed or health > HEALTH_SECONDS * 1000:
         return False
-    return callers == CROWD or (served >= LEAST[method] and p99 <= longest_ms)
+    return callers == CROWD or (served >= LEAST_SHARE[method] and p99 <= longest_ms)
 
 
 if __name__ == "__main__":

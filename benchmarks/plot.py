@@ -1,8 +1,8 @@
-"""Draws the claims of run.py: how far each figure is from its target. Runs where matplotlib is, apart from all else.
+"""Plots the results of run.py relative to their targets. Runs in the environment that has matplotlib.
 
     python benchmarks/plot.py FILE.svg < claims.json
 
-A claim is {"title", "label", "times": [median, least, most]}, where times is the figure in targets: above 1 it is kept.
+A claim is {"title", "label", "times": [median, least, most]}. Times is relative to the target: above 1 is met.
 """
 
 import json
@@ -12,13 +12,13 @@ from typing import Any
 
 from matplotlib import pyplot, ticker
 
-KEPT, MISSED = "#20639b", "#c0392b"
+MET, MISSED = "#20639b", "#c0392b"
 TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 20, 50, 100)
 
 
 def main() -> None:
     """Writes the file."""
-    # The same file each time; text stays text.
+    # Reproducible output; text stays text.
     pyplot.rcParams.update(
         {"svg.hashsalt": "caseload", "svg.fonttype": "none", "font.family": "DejaVu Sans", "font.size": 9}
     )
@@ -26,7 +26,7 @@ def main() -> None:
     figure, axes = pyplot.subplots(figsize=(9, 0.9 + 0.36 * len(claims)), layout="constrained")
     for row, claim in enumerate(claims):
         median, least, most = claim["times"]
-        color = KEPT if median >= 1 else MISSED
+        color = MET if median >= 1 else MISSED
         axes.plot([least, most], [row, row], color=color, alpha=0.35, linewidth=6, solid_capstyle="round")
         axes.plot([median], [row], "o", color=color, markersize=6)
         axes.annotate(

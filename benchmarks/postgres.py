@@ -1,9 +1,9 @@
-"""What PostgreSQL costs beside SQLite, and how many writes a second the order of revisions allows. Needs h2load.
+"""Compares PostgreSQL with SQLite, and measures writes per second with ordered revisions. Needs h2load.
 
 python benchmarks/postgres.py           a minute or two; writes its table into docs/postgresql.md
-python benchmarks/postgres.py --smoke   a few seconds, to see that it runs; its figures mean nothing
+python benchmarks/postgres.py --smoke   a few seconds, a smoke test; its figures mean nothing
 
-Both databases sync each commit to the same disk. PostgreSQL is a throwaway cluster of the machine's own, on loopback;
+Both databases sync each commit to the same disk. PostgreSQL is a temporary local cluster, on loopback;
 its processes run on both cores, beside the server and the load.
 """
 
@@ -17,12 +17,12 @@ from pathlib import Path
 from caseload.v1 import therapist_service_pb2 as pb
 
 from benchmarks import load, servers
-from benchmarks.calls import create
+from benchmarks.call_overhead import create
 from benchmarks.load import GET, MANY, ONE, Call, Load
 from benchmarks.rounds import FULL, SMOKE, Comparison, Effort, Side, compare
 from benchmarks.run import DATA, ROOT
+from benchmarks.seed_data import store_therapists
 from benchmarks.servers import LOAD_CORE, SERVER_CORE, Server
-from benchmarks.stored import store_therapists
 from benchmarks.table import Result, tables, write
 from tests.support.postgres.cluster import SAFE, Cluster, NoPostgres
 
@@ -30,11 +30,11 @@ DOCUMENT = ROOT / "docs" / "postgresql.md"
 
 
 def main() -> None:
-    """Prints the table, and writes it unless --smoke. Exit code 2 where a program is missing."""
-    parser = argparse.ArgumentParser(description="Measures PostgreSQL beside SQLite.")
-    parser.add_argument("--smoke", action="store_true", help="a few seconds, to see that it runs; writes nothing")
+    """Prints the table, and writes it unless --smoke. Exit code 2 if a program is missing."""
+    parser = argparse.ArgumentParser(description="Compares PostgreSQL with SQLite.")
+    parser.add_argument("--smoke", action="store_true", help="a few seconds, a smoke test; writes nothing")
     smoke: bool = parser.parse_args().smoke
-    if not load.is_there():
+    if not load.is_installed():
         print(f"{load.PROGRAM} is missing: apt-get install {load.PACKAGE}", file=sys.stderr)
         sys.exit(2)
     DATA.mkdir(mode=0o700, exist_ok=True)
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def measure(folder: Path, effort: Effort) -> Iterator[Result]:
-    """Each comparison in turn. Servers have the first core, load the last."""
+    """Runs the comparisons. Servers have the first core, the load has the last."""
     with Cluster(SAFE) as cluster:
         url = cluster.create_database("caseload")
         migrate = [sys.executable, "-m", "caseload_server", "migrate", "--database", url]

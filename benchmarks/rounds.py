@@ -1,4 +1,4 @@
-"""Two ways of calling, side by side: in turn, in many short rounds, so that what disturbs one disturbs the other."""
+"""Compares two loads in many short alternating rounds, so that noise of the machine affects both."""
 
 import statistics
 from collections.abc import Sequence
@@ -8,16 +8,16 @@ from benchmarks.load import Load
 from benchmarks.table import Result, Target, spread
 
 _FIRST_CALLS_A_CALLER = 20
-_LEAST_CPU_SECONDS = 0.01  # what the kernel counts in
+_LEAST_CPU_SECONDS = 0.01  # the resolution of the kernel's CPU times
 
 
 class Effort(NamedTuple):
-    """How much measuring: rounds, and the seconds that each side has in one."""
+    """The length of a measurement: rounds, and seconds of each side in a round."""
 
     rounds: int
     seconds: float
     is_smoke: bool = False
-    """Only to see that it runs: what takes long is made small, and the figures mean nothing."""
+    """A smoke test with small data; the figures mean nothing."""
 
 
 FULL: Final = Effort(rounds=9, seconds=1.5)
@@ -25,55 +25,55 @@ SMOKE: Final = Effort(rounds=2, seconds=0.1, is_smoke=True)
 
 
 class Sample(NamedTuple):
-    """What one load came to."""
+    """The figures of one load."""
 
     calls_a_second: float
     cpu_us: float
-    """Of the server, a call."""
+    """CPU time of the server per call, in microseconds."""
 
 
 class Side:
-    """One load, and how it went so far."""
+    """One side of a comparison: a load, and its calls so far."""
 
     def __init__(self, load: Load) -> None:
-        """Args: load, none of it made yet."""
+        """Args: load, which has made no calls yet."""
         self._load = load
         self._rate = 0.0
-        self.made = 0
-        """Calls so far that were answered OK."""
+        self.succeeded = 0
+        """Calls so far with status OK."""
 
     def warm_up(self) -> None:
-        """Makes the first calls, which also tell how many make a round."""
+        """Makes the first calls, which also determine the size of a round."""
         self._sample(self._load.callers.total * _FIRST_CALLS_A_CALLER)
 
     def sample(self, seconds: float) -> Sample:
-        """Load for about so long, going by the load before."""
+        """Runs the load for about the given seconds, estimated from the rate before."""
         return self._sample(max(self._load.callers.total, round(self._rate * seconds)))
 
     def _sample(self, count: int) -> Sample:
-        answer = self._load.ask()
+        answer = self._load.send()
         before = self._load.server.cpu_seconds()
         self._rate = self._load.run(count, answer)
         cpu_seconds = max(self._load.server.cpu_seconds() - before, _LEAST_CPU_SECONDS)
-        self._load.ask()
-        self.made += 1 + count + 1
+        self._load.send()
+        self.succeeded += 1 + count + 1
         return Sample(self._rate, cpu_seconds / count * 1e6)
 
 
 class Comparison(NamedTuple):
-    """A claim to measure: the first side as a multiple of the second."""
+    """Two sides to compare: the result is the first as a multiple of the second."""
 
     title: str
     first: Side
     second: Side
     target: Target | None = None
-    counts: int = 1
-    """What a call of the first side counts for: one that gets a hundred records counts for a hundred."""
+    records_per_call: int = 1
+    """How many records a call of the first side counts for, such as 100 for a batch of 100."""
 
 
 def compare(comparison: Comparison, effort: Effort) -> Result:
-    """Runs the sides in turn: so many rounds, each side about so long; which comes first alternates too."""
-    title, first, second, target, counts = comparison
+    """Runs both sides in each round; which comes first alternates."""
+    title, first, second, target, records_per_call = comparison
     first.warm_up()
     second.warm_up()
     pairs: list[tuple[Sample, Sample]] = []
@@ -83,18 +83,20 @@ def compare(comparison: Comparison, effort: Effort) -> Result:
             pairs.append((first.sample(effort.seconds), later))
         else:
             pairs.append((first.sample(effort.seconds), second.sample(effort.seconds)))
-    return result(title, pairs, target, counts)
+    return result(title, pairs, target, records_per_call)
 
 
-def result(title: str, pairs: list[tuple[Sample, Sample]], target: Target | None = None, counts: int = 1) -> Result:
-    """The figures of the rounds: ratios within a round, and only then the median."""
+def result(
+    title: str, pairs: list[tuple[Sample, Sample]], target: Target | None = None, records_per_call: int = 1
+) -> Result:
+    """The result of the rounds: the median of the ratios within each round."""
     firsts, seconds = zip(*pairs, strict=True)
     cpu_ratio = statistics.median(first.cpu_us / second.cpu_us for first, second in pairs)
     return Result(
         title,
-        spread([counts * first.calls_a_second / second.calls_a_second for first, second in pairs]),
+        spread([records_per_call * first.calls_a_second / second.calls_a_second for first, second in pairs]),
         target,
-        sides=f"{counts * _rate(firsts):,.0f} / {_rate(seconds):,.0f} per second",
+        sides=f"{records_per_call * _rate(firsts):,.0f} / {_rate(seconds):,.0f} per second",
         cpu=f"{_cpu_us(firsts):,.0f} / {_cpu_us(seconds):,.0f} us ({cpu_ratio:.2f})",
     )
 

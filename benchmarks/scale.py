@@ -1,10 +1,10 @@
-"""What a call costs in a large clinic beside a small one: two servers in turn.
+"""Compares the latency of calls on a large data set with that on a small one: two servers in turn.
 
 python -m benchmarks.scale [--large N | --smoke]
 
-The clinics are those of synthetic_data.py, with 10,000 and N assignments (10,000,000 unless said, which takes ten
-minutes to make, and 11 GB of data/). What a call is about is picked from all over the file, the same in each
-round: so the file's pages that it takes are in memory, once.
+The data sets are those of synthetic_data.py, with 10,000 and N assignments (default 10,000,000, which takes ten
+minutes to create, and 11 GB of data/). Each call uses records from all over the file, the same in every
+round, so their pages are in memory after the first.
 """
 
 import argparse
@@ -53,7 +53,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from benchmarks import servers, synthetic_data
 from benchmarks.load import LoadFailed
 from benchmarks.rounds import Effort
-from benchmarks.synthetic_data import SELDOM, SYSTEM, Clinic, person_id
+from benchmarks.synthetic_data import RARE_SPECIALTY, SYSTEM, DataSet, person_id
 from benchmarks.table import Result, Target, figure, spread
 
 ROOT: Final = Path(__file__).parents[1]
@@ -65,42 +65,42 @@ _CALLS_A_ROUND: Final = 60
 _SLOW_CALLS_A_ROUND: Final = 5
 _SECONDS: Final = 60.0
 _NOW: Final = Timestamp(seconds=1_767_225_600)
-"""2026-01-01: behind all ends."""
+"""2026-01-01: after every end."""
 
-Make = Callable[[Clinic, int], Message]
-"""The nth request about a clinic."""
+MakeRequest = Callable[[DataSet, int], Message]
+"""Builds the nth request for a data set."""
 
 
-class Claim(NamedTuple):
-    """A call, asked over and over on both sides."""
+class Measurement(NamedTuple):
+    """A call to measure on both data sets."""
 
     title: str
-    make: Make
-    undo: Make | None = None
-    """What is called after each, and not measured, so that the same can be done again."""
+    make: MakeRequest
+    undo: MakeRequest | None = None
+    """An unmeasured call after each, which reverts it."""
     page: int = 1
     has_target: bool = True
 
 
-class Asked:
-    """One clinic, and a connection to its server."""
+class ServedDataSet:
+    """A data set, and a client of its server."""
 
-    def __init__(self, address: str, clinic: Clinic) -> None:
+    def __init__(self, address: str, data: DataSet) -> None:
         self._channel = grpc.insecure_channel(address)
-        self.clinic = clinic
+        self.data = data
 
     def close(self) -> None:
-        """Ends the connection."""
+        """Closes the connection."""
         self._channel.close()
 
-    def ask(self, request: Message) -> Any:
-        """The answer. Raises grpc.RpcError."""
+    def call(self, request: Message) -> Any:
+        """Makes a call. Returns the response. Raises grpc.RpcError."""
         method, answer = _method(request)
         call: Any = self._channel.unary_unary(method, response_deserializer=GetMessageClass(answer).FromString)
         return call(request.SerializeToString(), timeout=_SECONDS)
 
     def seconds(self, request: Message) -> float:
-        """How long the answer takes, as bytes."""
+        """Seconds of a call, without parsing the response."""
         data = request.SerializeToString()
         call: Any = self._channel.unary_unary(_method(request)[0])
         began = time.perf_counter()
@@ -109,7 +109,7 @@ class Asked:
 
 
 def _method(request: Message) -> tuple[str, Any]:
-    """The RPC that takes the request, and its answer."""
+    """The RPC of a request, and its response type."""
     [service] = request.DESCRIPTOR.file.services_by_name.values()
     method = service.methods_by_name[request.DESCRIPTOR.name.removesuffix("Request")]
     return f"/{service.full_name}/{method.name}", method.output_type
@@ -117,112 +117,114 @@ def _method(request: Message) -> tuple[str, Any]:
 
 def main() -> None:
     """Prints a line for each call."""
-    parser = argparse.ArgumentParser(description="Measures calls in a large clinic beside a small one.")
-    parser.add_argument("--large", type=int, default=LARGE, help="assignments in the large clinic")
-    parser.add_argument("--folder", type=Path, help="keep the files here, and take those that are")
-    parser.add_argument("--smoke", action="store_true", help="a few seconds, to see that it runs")
-    asked = parser.parse_args()
+    parser = argparse.ArgumentParser(description="Compares calls on a large data set with those on a small one.")
+    parser.add_argument("--large", type=int, default=LARGE, help="assignments in the large data set")
+    parser.add_argument("--folder", type=Path, help="keep the files here, and reuse existing ones")
+    parser.add_argument("--smoke", action="store_true", help="a few seconds, a smoke test")
+    arguments = parser.parse_args()
     (ROOT / "data").mkdir(mode=0o700, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=ROOT / "data") as folder:
-        large, rounds = (2 * SMALL, 1) if asked.smoke else (asked.large, 9)
-        for result in compared(asked.folder or Path(folder), large, rounds):
+        large, rounds = (2 * SMALL, 1) if arguments.smoke else (arguments.large, 9)
+        for result in _compare_all(arguments.folder or Path(folder), large, rounds):
             print(f"{result.title}: {figure(result)}, {result.sides}", flush=True)
 
 
 def measure(folder: Path, effort: Effort) -> Iterator[Result]:
-    """A row for each RPC, the worst of its lists; and those of names, for these grow with what they match."""
-    results = list(compared(folder, 2 * SMALL if effort.is_smoke else LARGE, effort.rounds))
+    """Yields a row for each RPC, the worst of its lists; then searches by name, whose cost grows with their matches."""
+    results = list(_compare_all(folder, 2 * SMALL if effort.is_smoke else LARGE, effort.rounds))
     worst: dict[str, Result] = {}
     for result in results:
         rpc = result.title.replace(",", " ").replace(":", " ").split()[0]
         if result.target and (rpc not in worst or result.figure.median > worst[rpc].figure.median):
             worst[rpc] = result
     for rpc, result in worst.items():
-        asked, _, compared_with = result.title.partition(": ")
-        which = f"{asked}: {result.sides}" if rpc.startswith("List") else result.sides
+        case, _, compared_with = result.title.partition(": ")
+        which = f"{case}: {result.sides}" if rpc.startswith("List") else result.sides
         yield result._replace(title=f"{rpc}: {compared_with}", sides=which)
     yield from (result for result in results if not result.target)
 
 
-def compared(folder: Path, large: int, rounds: int) -> Iterator[Result]:
-    """Each call's time in the large clinic over that in the small one."""
-    with ExitStack() as opened:
+def _compare_all(folder: Path, large: int, rounds: int) -> Iterator[Result]:
+    """Yields the ratio of each call's latency: large data set over small one."""
+    with ExitStack() as stack:
         sides = []
         for count in (large, SMALL):
             file = folder / f"{count}.db"
             if not file.exists():
-                make(file, count)
-            server = opened.enter_context(servers.caseload(0, file))
-            sides.append(opened.enter_context(closing(Asked(server.address, synthetic_data.of_assignments(count)))))
-        for claim in claims():
-            yield _compare(claim, sides, rounds)
+                create_database(file, count)
+            server = stack.enter_context(servers.caseload(0, file))
+            sides.append(
+                stack.enter_context(closing(ServedDataSet(server.address, synthetic_data.of_assignments(count))))
+            )
+        for measurement in measurements():
+            yield _compare(measurement, sides, rounds)
 
 
-def make(file: Path, assignments: int) -> None:
-    """A database of a clinic with so many assignments."""
+def create_database(file: Path, assignments: int) -> None:
+    """Creates a database with the given number of assignments."""
     writing = [sys.executable, "-m", "benchmarks.synthetic_data", str(assignments)]
     filling = [sys.executable, "-m", "caseload_server", "import", "-", "--database", f"sqlite:///{file}"]
     with subprocess.Popen(writing, stdout=subprocess.PIPE, cwd=ROOT) as lines:
         subprocess.run(filling, stdin=lines.stdout, stdout=subprocess.DEVNULL, check=True)
 
 
-def _compare(claim: Claim, sides: list[Asked], rounds: int) -> Result:
-    makes = [_on_page(side, claim) for side in sides]
+def _compare(measurement: Measurement, sides: list[ServedDataSet], rounds: int) -> Result:
+    makes = [_on_page(side, measurement) for side in sides]
     ratios, medians = [], []
-    for _ in range(1 + rounds):  # the first time some of it is on disk yet
+    for _ in range(1 + rounds):  # in the first round some pages are not in memory yet
         times: list[list[float]] = [[], []]
-        for n in range(_CALLS_A_ROUND if claim.has_target else _SLOW_CALLS_A_ROUND):
+        for n in range(_CALLS_A_ROUND if measurement.has_target else _SLOW_CALLS_A_ROUND):
             for side, make, taken in zip(sides, makes, times, strict=True):
-                taken.append(side.seconds(make(side.clinic, n)))
-                if claim.undo:
-                    side.ask(claim.undo(side.clinic, n))
+                taken.append(side.seconds(make(side.data, n)))
+                if measurement.undo:
+                    side.call(measurement.undo(side.data, n))
         medians.append([statistics.median(one) * 1e3 for one in times])
         ratios.append(medians[-1][0] / medians[-1][1])
     large, small = (statistics.median(one) for one in zip(*medians[1:], strict=True))
-    title = f"{claim.title}{', 100th page' if claim.page > 1 else ''}: p50 in a large store / a small one"
-    target = _TARGET if claim.has_target else None
+    title = f"{measurement.title}{', 100th page' if measurement.page > 1 else ''}: p50 in a large store / a small one"
+    target = _TARGET if measurement.has_target else None
     return Result(title, spread(ratios[1:]), target, sides=f"{large:.2f} / {small:.2f} ms")
 
 
-def _on_page(side: Asked, claim: Claim) -> Make:
-    """The claim's request; of a later page, the one request of that."""
-    if claim.page == 1:
-        return claim.make
-    request: Any = copy.copy(claim.make(side.clinic, 0))
-    for _ in range(claim.page - 1):
-        answer = side.ask(request)
+def _on_page(side: ServedDataSet, measurement: Measurement) -> MakeRequest:
+    """The builder of the measurement's request; for a later page, a constant request for that page."""
+    if measurement.page == 1:
+        return measurement.make
+    request: Any = copy.copy(measurement.make(side.data, 0))
+    for _ in range(measurement.page - 1):
+        answer = side.call(request)
         if isinstance(request, ListChangesRequest):
             request.after_revision = answer.through_revision
         else:
             request.page_token = answer.next_page_token
             if not request.page_token:
-                raise LoadFailed(f"{claim.title}: there is no such page")
-    return lambda _clinic, _n: request
+                raise LoadFailed(f"{measurement.title}: there is no such page")
+    return lambda _data, _n: request
 
 
-def claims() -> Iterator[Claim]:
-    """What a clinic asks all day."""
-    yield Claim("GetTherapist", lambda clinic, n: GetTherapistRequest(therapist_id=_therapist(_any(clinic, n))))
-    yield Claim("GetPatient", lambda clinic, n: GetPatientRequest(patient_id=_patient(_any(clinic, n))))
-    yield Claim("CheckAssignments", _check)
+def measurements() -> Iterator[Measurement]:
+    """The calls to measure."""
+    yield Measurement("GetTherapist", lambda data, n: GetTherapistRequest(therapist_id=_therapist(_any(data, n))))
+    yield Measurement("GetPatient", lambda data, n: GetPatientRequest(patient_id=_patient(_any(data, n))))
+    yield Measurement("CheckAssignments", _check)
     for title, request in _lists():
         has_target = "name" not in title  # what a search costs grows with what it matches
         pages = (1,) if any(word in title for word in ("identifier", "name", "role")) else (1, 100)
-        yield from (Claim(title, partial(_same, request), page=page, has_target=has_target) for page in pages)
-    yield Claim("AssignPatient", _assign, _unassign)
-    yield Claim("UnassignPatient", _unassign_own, _assign_own)
-    yield Claim("UpdateTherapist", _update)
-    yield Claim("DeletePatient", _delete, _undelete)
-    yield Claim("TransferPatients", _transfer, partial(_transfer, is_back=True))
+        yield from (Measurement(title, partial(_same, request), page=page, has_target=has_target) for page in pages)
+    yield Measurement("AssignPatient", _assign, _unassign)
+    yield Measurement("UnassignPatient", _unassign_own, _assign_own)
+    yield Measurement("UpdateTherapist", _update)
+    yield Measurement("DeletePatient", _delete, _undelete)
+    yield Measurement("TransferPatients", _transfer, partial(_transfer, is_back=True))
 
 
 def _lists() -> Iterator[tuple[str, Message]]:
-    """Each list, and each filter by itself; the few who match one come last."""
+    """Each list, and each filter alone; the few matches of a filter come last."""
     for title, filter_ in {
         "ListTherapists": {},
         "ListTherapists by status": {"statuses": [2]},
         "ListTherapists by two statuses": {"statuses": [2, 3]},
-        "ListTherapists by specialty": {"specialties": [SELDOM]},
+        "ListTherapists by specialty": {"specialties": [RARE_SPECIALTY]},
         "ListTherapists by common specialty": {"specialties": ["hand-therapy"]},
         "ListTherapists by identifier": {"identifier": {"system": SYSTEM, "value": "1234"}},
         "ListTherapists unassigned": {"unassigned": True},
@@ -250,26 +252,26 @@ def _lists() -> Iterator[tuple[str, Message]]:
         "ListAssignments ended": {"states": states},
         "ListAssignments by therapist": {"therapist_id": first_therapist},
         "ListAssignments by patient": {"patient_id": first_patient, "states": states},
-        "ListAssignments by role": {"roles": [synthetic_data.SELDOM_ROLE]},
+        "ListAssignments by role": {"roles": [synthetic_data.RARE_ROLE]},
         "ListAssignments as of a time": {"as_of_time": _NOW},
         "ListAssignments of a therapist as of a time": {"therapist_id": first_therapist, "as_of_time": _NOW},
     }.items():
         yield title, ListAssignmentsRequest(page_size=_PAGE, filter=filter_)  # type: ignore[arg-type]
     for title, filter_ in {
         "ListChanges": {},
-        "ListChanges by actor": {"actor": synthetic_data.SELDOM_ACTOR},
+        "ListChanges by actor": {"actor": synthetic_data.RARE_ACTOR},
         "ListChanges by patient": {"patient_id": first_patient},
     }.items():
         yield title, ListChangesRequest(page_size=_PAGE, filter=filter_)  # type: ignore[arg-type]
 
 
-def _same(request: Message, _clinic: Clinic, _n: int) -> Message:
+def _same(request: Message, _data: DataSet, _n: int) -> Message:
     return request
 
 
-def _any(clinic: Clinic, n: int) -> int:
-    """A number from all over the clinic, another for each n."""
-    return random.Random(n).randrange(clinic.people)  # noqa: S311 - the same ones each time
+def _any(data: DataSet, n: int) -> int:
+    """A pseudorandom record number for each n."""
+    return random.Random(n).randrange(data.people)  # noqa: S311 - reproducible
 
 
 def _therapist(number: int) -> str:
@@ -280,58 +282,58 @@ def _patient(number: int) -> str:
     return person_id("b", number)
 
 
-def _check(clinic: Clinic, n: int) -> Message:
-    patient = _any(clinic, n)
-    therapist_id = _therapist(clinic.therapist_of(patient))
+def _check(data: DataSet, n: int) -> Message:
+    patient = _any(data, n)
+    therapist_id = _therapist(data.therapist_of(patient))
     return CheckAssignmentsRequest(pairs=[{"therapist_id": therapist_id, "patient_id": _patient(patient)}])  # type: ignore[list-item]
 
 
-def _usual(clinic: Clinic, n: int) -> int:
-    """The number of a patient who has a usual therapist."""
-    return clinic.few + _any(clinic, n) % (clinic.people - 2 * clinic.few)
+def _usual(data: DataSet, n: int) -> int:
+    """The number of a patient with an ordinary therapist."""
+    return data.few + _any(data, n) % (data.people - 2 * data.few)
 
 
-def _assign(clinic: Clinic, n: int) -> Message:
-    """To a therapist of others, who has a place for each."""
-    ids = _therapist(clinic.with_place(n)), _patient(_usual(clinic, n))
+def _assign(data: DataSet, n: int) -> Message:
+    """Assigns the patient to another therapist with free capacity."""
+    ids = _therapist(data.therapist_with_capacity(n)), _patient(_usual(data, n))
     return AssignPatientRequest(therapist_id=ids[0], patient_id=ids[1])
 
 
-def _unassign(clinic: Clinic, n: int) -> Message:
-    ids = _therapist(clinic.with_place(n)), _patient(_usual(clinic, n))
+def _unassign(data: DataSet, n: int) -> Message:
+    ids = _therapist(data.therapist_with_capacity(n)), _patient(_usual(data, n))
     return UnassignPatientRequest(therapist_id=ids[0], patient_id=ids[1])
 
 
-def _unassign_own(clinic: Clinic, n: int) -> Message:
-    patient = _usual(clinic, n)
-    return UnassignPatientRequest(therapist_id=_therapist(clinic.therapist_of(patient)), patient_id=_patient(patient))
+def _unassign_own(data: DataSet, n: int) -> Message:
+    patient = _usual(data, n)
+    return UnassignPatientRequest(therapist_id=_therapist(data.therapist_of(patient)), patient_id=_patient(patient))
 
 
-def _assign_own(clinic: Clinic, n: int) -> Message:
-    patient = _usual(clinic, n)
+def _assign_own(data: DataSet, n: int) -> Message:
+    patient = _usual(data, n)
     return AssignPatientRequest(
-        therapist_id=_therapist(clinic.therapist_of(patient)),
+        therapist_id=_therapist(data.therapist_of(patient)),
         patient_id=_patient(patient),
         role=Assignment.ROLE_PRIMARY,
     )
 
 
-def _update(clinic: Clinic, n: int) -> Message:
-    therapist = Therapist(therapist_id=_therapist(_any(clinic, n)), email=f"{secrets.token_hex(4)}@example.org")
+def _update(data: DataSet, n: int) -> Message:
+    therapist = Therapist(therapist_id=_therapist(_any(data, n)), email=f"{secrets.token_hex(4)}@example.org")
     return UpdateTherapistRequest(therapist=therapist, update_mask={"paths": ["email"]})  # type: ignore[arg-type]
 
 
-def _delete(clinic: Clinic, n: int) -> Message:
-    return DeletePatientRequest(patient_id=_patient(clinic.people - 1 - n % clinic.few))
+def _delete(data: DataSet, n: int) -> Message:
+    return DeletePatientRequest(patient_id=_patient(data.people - 1 - n % data.few))
 
 
-def _undelete(clinic: Clinic, n: int) -> Message:
-    return UndeletePatientRequest(patient_id=_patient(clinic.people - 1 - n % clinic.few))
+def _undelete(data: DataSet, n: int) -> Message:
+    return UndeletePatientRequest(patient_id=_patient(data.people - 1 - n % data.few))
 
 
-def _transfer(clinic: Clinic, n: int, *, is_back: bool = False) -> Message:
-    patient = _usual(clinic, n)
-    ids = [_therapist(clinic.therapist_of(patient)), _therapist(clinic.with_place(n))]
+def _transfer(data: DataSet, n: int, *, is_back: bool = False) -> Message:
+    patient = _usual(data, n)
+    ids = [_therapist(data.therapist_of(patient)), _therapist(data.therapist_with_capacity(n))]
     source, target = reversed(ids) if is_back else ids
     return TransferPatientsRequest(
         source_therapist_id=source,

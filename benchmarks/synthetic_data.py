@@ -1,10 +1,10 @@
-"""Clinics of any size, made up, as the lines of an export.
+"""Synthetic data sets of any size, as the lines of an export.
 
 python -m benchmarks.synthetic_data ASSIGNMENTS | caseload import -
 
-Whatever the size, there are the same few of what is seldom, at the end of the order: therapists on leave, with places,
-or with the one specialty; discharged and unassigned patients; and one therapist and one patient with the same history.
-So a call about these costs more in a large clinic only if it looks at others too.
+Every size has the same number of rare records, at the end of the order: therapists on leave, with free capacity,
+or with a rare specialty; discharged and unassigned patients; and one therapist and one patient with a fixed history.
+So a call about them is slower on a large data set only if it reads other records too.
 """
 
 import json
@@ -23,13 +23,13 @@ from caseload_server.store.portability.content import PAGE_ROWS, TABLES, Content
 from caseload_server.store.portability.export import FORMAT
 
 FEW: Final = 1010
-"""What a hundred pages of ten need, and some."""
+"""The number of rare records: enough for a hundred pages of ten."""
 PERIODS: Final = 4
-"""Of each patient; the last one is active."""
+"""Periods of each patient; the last one is active."""
 SYSTEM: Final = "https://example.org/number"
-SELDOM: Final = "seldom-therapy"
-SELDOM_ROLE: Final = 3
-SELDOM_ACTOR: Final = "auditor"
+RARE_SPECIALTY: Final = "rare-therapy"
+RARE_ROLE: Final = 3
+RARE_ACTOR: Final = "auditor"
 _ON_LEAVE: Final = 2
 _YEAR_US: Final = 365 * 24 * 3600 * 1_000_000
 START_US: Final = 1_577_836_800_000_000
@@ -39,12 +39,12 @@ _LAST: Final = ("Lovelace", "Ray", "Müller-Lüdenscheidt", "O'Neil", "Kowalski"
 
 
 def main() -> None:
-    """Writes an export of a clinic to the standard output."""
+    """Writes an export of a data set to standard output."""
     write(sys.stdout.buffer, of_assignments(int(sys.argv[1])))
 
 
-class Clinic(NamedTuple):
-    """How many therapists, as many patients, and periods of each patient; and how many of what is seldom."""
+class DataSet(NamedTuple):
+    """Therapists (and as many patients), periods of each patient, and rare records."""
 
     people: int
     periods: int
@@ -67,13 +67,13 @@ class Clinic(NamedTuple):
         return max(self.few, self.people // 2) if self.few else 0
 
     def therapist_of(self, patient: int) -> int:
-        """Few have the first one, the others each another, against the order of the patients."""
+        """The number of a patient's therapist: 0 for the first `few`, the others in reverse order of the patients."""
         if patient < self.few:
             return 0
         return self._busy - (patient - self.few) % self._busy
 
-    def with_place(self, nth: int) -> int:
-        """The number of a therapist who takes more patients, and has none yet in a small clinic."""
+    def therapist_with_capacity(self, nth: int) -> int:
+        """The number of a therapist with free capacity, who has no patients yet in a small data set."""
         return self._busy - self.few + 1 + nth % (self.few // 2)
 
     @property
@@ -89,21 +89,21 @@ class Clinic(NamedTuple):
         return (self.people - 2 * self.few - (self._busy - therapist) + self._busy - 1) // self._busy
 
     def is_active(self, patient: int) -> bool:
-        """All but the last few are."""
+        """Whether the patient is active: all but the last `few`."""
         return patient < self.people - self.few
 
     def _therapist(self, number: int) -> Row:
         count = self._count(number)
         is_on_leave = number > self._busy
-        has_places = self._busy - self.few < number <= self._busy
+        has_capacity = self._busy - self.few < number <= self._busy
         return Therapist(
             therapist_id=person_id("a", number),
             display_name=_name(number),
             email=f"{number}@example.org",
             status=_ON_LEAVE if is_on_leave else STATUS_ACTIVE,
             identifiers=_identifiers(number),
-            specialties=f'["{SELDOM}"]' if is_on_leave else '["hand-therapy"]',
-            max_active_patients=None if has_places else count,
+            specialties=f'["{RARE_SPECIALTY}"]' if is_on_leave else '["hand-therapy"]',
+            max_active_patients=None if has_capacity else count,
             annotations="{}",
             active_patient_count=count,
             created_us=START_US,
@@ -133,10 +133,10 @@ class Clinic(NamedTuple):
         )
 
     def _role(self, patient: int) -> int:
-        return SELDOM_ROLE if self.few <= patient < 2 * self.few else ROLE_PRIMARY
+        return RARE_ROLE if self.few <= patient < 2 * self.few else ROLE_PRIMARY
 
     def _assignments(self) -> Iterator[Row]:
-        """The first patient's long history, then a period of each patient, and so on: what has ended comes first."""
+        """The first patient's long history, then the first period of each patient, and so on: ended ones first."""
         for number in range(self.few):
             start_us = START_US - _YEAR_US + number * 1_000_000
             yield self._assignment(number, (number + 1, 0), start_us, start_us + 1_000_000)
@@ -166,29 +166,29 @@ class Clinic(NamedTuple):
         )
 
     def _change_set(self, revision: int) -> Row:
-        actor = SELDOM_ACTOR if self._is_seldom(revision) else "reception"
+        actor = RARE_ACTOR if self._is_rare(revision) else "reception"
         return revision, START_US + revision, actor, "caseload.v1.PatientService/CreatePatient", ""
 
     def _change(self, revision: int) -> Row:
-        patient = 0 if self._is_seldom(revision) else revision
+        patient = 0 if self._is_rare(revision) else revision
         return revision, 0, 1, "", None, person_id("b", patient), None
 
-    def _is_seldom(self, revision: int) -> bool:
+    def _is_rare(self, revision: int) -> bool:
         return revision > self.revisions - self.few
 
 
-def of_assignments(count: int) -> Clinic:
-    """A clinic with so many assignments, within four."""
-    return Clinic((count - FEW) // PERIODS, PERIODS, FEW)
+def of_assignments(count: int) -> DataSet:
+    """A data set with about count assignments (at most 4 fewer)."""
+    return DataSet((count - FEW) // PERIODS, PERIODS, FEW)
 
 
-def write(lines: BinaryIO, clinic: Clinic) -> None:
-    """The clinic's export."""
+def write(lines: BinaryIO, data: DataSet) -> None:
+    """Writes the data set's export."""
     digest = ContentDigest()
     schema = migrations("sqlite")[-1].name
     header = {"caseload": {"format": FORMAT, "schema": schema, "secret": secrets.token_hex(32)}}
     lines.write(f"{content.dumps(header)}\n".encode())
-    rows = clinic.rows()
+    rows = data.rows()
     for table in TABLES:
         while some := list(islice(rows.get(table.name, iter(())), PAGE_ROWS)):
             text = content.to_lines(table, some)
@@ -198,7 +198,7 @@ def write(lines: BinaryIO, clinic: Clinic) -> None:
 
 
 def person_id(letter: str, number: int) -> str:
-    """As long as a UUID; ids made later sort later."""
+    """An id of the length of a UUID; higher numbers sort later."""
     return f"{number:012x}-{letter * 8}-{number * 7919 % 0xFFFFFFFFFFFF:014x}"
 
 

@@ -1,4 +1,4 @@
-"""Results as Markdown tables, and their place in the document."""
+"""Results as Markdown tables, written into a document."""
 
 import os
 import platform
@@ -31,15 +31,15 @@ class Spread(NamedTuple):
 
 
 class Target(NamedTuple):
-    """What a figure must come to."""
+    """The bound of a figure."""
 
     value: float
     at_most: bool = False
-    """Or else at least."""
+    """Whether the bound is a maximum; otherwise a minimum."""
 
 
 class Result(NamedTuple):
-    """One row: a figure, and what it was made of."""
+    """One row: a figure, and the measurements behind it."""
 
     title: str
     """Such as "GetTherapist / no-op"."""
@@ -48,13 +48,13 @@ class Result(NamedTuple):
     unit: str = ""
     """Of the figure and of its target, such as "MB"; a ratio has none."""
     sides: str = ""
-    """What was compared, such as "2189 / 2660 calls a second"."""
+    """The two values, such as "2189 / 2660 per second"."""
     cpu: str = ""
-    """Of the server, a call, where calls were counted."""
+    """CPU time of the server per call."""
 
     @property
-    def is_kept(self) -> bool:
-        """Whether the figure is on the right side of its target, where it has one."""
+    def is_met(self) -> bool:
+        """Whether the figure meets its target; true without one."""
         if self.target is None:
             return True
         figure = round(self.figure.median, 2)  # as it is printed
@@ -62,12 +62,12 @@ class Result(NamedTuple):
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """The figure of several rounds; of one, where it was measured once."""
+    """The median and range of the rounds."""
     return Spread(statistics.median(values), min(values), max(values))
 
 
 def tables(results: Sequence[Result]) -> str:
-    """The results with a target, then the others, below a line about the machine."""
+    """A line about the machine, the results with a target, then the others."""
     claims = _CLAIMS + "".join(_row(result, _target(result)) for result in results if result.target)
     others = _OTHERS + "".join(_row(result) for result in results if not result.target)
     return "\n".join([f"{machine()}\n", *(part for part in (claims, others) if part not in (_CLAIMS, _OTHERS))])
@@ -93,11 +93,11 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _target(result: Result) -> str:
-    return wanted(result) if result.is_kept else f"{wanted(result)}: **missed**"
+    return target_text(result) if result.is_met else f"{target_text(result)}: **missed**"
 
 
-def wanted(result: Result) -> str:
-    """The target in words, in the figure's unit; empty where there is none."""
+def target_text(result: Result) -> str:
+    """The target as text, in the figure's unit; empty without one."""
     if result.target is None:
         return ""
     bound = "at most" if result.target.at_most else "at least"
@@ -105,14 +105,14 @@ def wanted(result: Result) -> str:
 
 
 def figure(result: Result) -> str:
-    """The figure, with its spread where it was measured more than once."""
+    """The figure as text, with its range if measured more than once."""
     median, least, most = result.figure
     between = "" if least == most else f" ({_number(least)} to {_number(most)})"
     return f"{_number(median)} {result.unit}".rstrip() + between
 
 
-def times_its_target(result: Result) -> Spread:
-    """The figure as a multiple of its target; where that is a bound from above, the other way round: more is better."""
+def relative_to_target(result: Result) -> Spread:
+    """The figure relative to its target; inverted for a maximum, so that more is always better."""
     median, least, most = result.figure
     if result.target is None:
         raise ValueError(result.title)

@@ -1,4 +1,4 @@
-"""Measures what idle watches cost the calls beside them. Part of run.py."""
+"""Measures the cost of idle watches for other calls. Part of run.py."""
 
 import subprocess
 import sys
@@ -13,8 +13,8 @@ from caseload.v1 import therapist_service_pb2 as pb
 from benchmarks import load, servers
 from benchmarks.load import GET, MANY, Call, Load
 from benchmarks.rounds import Effort, Sample, Side, result
+from benchmarks.seed_data import store_therapists
 from benchmarks.servers import LOAD_CORE, SERVER_CORE
-from benchmarks.stored import store_therapists
 from benchmarks.table import Result
 
 IDLE_WATCHES = Path(__file__).with_name("idle_watches.py")
@@ -23,10 +23,10 @@ _SETTLED_SECONDS = 0.3
 
 
 class Watchers:
-    """A process on the load's core that opens and closes the watches."""
+    """A process on the load's core that opens and closes watches."""
 
     def __init__(self, address: str, core: int) -> None:
-        """Args: address, of the server they watch."""
+        """Args: address, of the watched server."""
         self._command = ["taskset", "--cpu-list", str(core), sys.executable, str(IDLE_WATCHES), address, str(COUNT)]
 
     def __enter__(self) -> Self:
@@ -38,8 +38,8 @@ class Watchers:
     ) -> None:
         self._process.communicate(timeout=30)
 
-    def turn(self) -> None:
-        """Opens them where they are closed, and closes them where they are open."""
+    def toggle(self) -> None:
+        """Opens the watches, or closes them if they are open."""
         if not (self._process.stdin and self._process.stdout):
             raise RuntimeError
         self._process.stdin.write("\n")
@@ -50,7 +50,7 @@ class Watchers:
 
 
 def measure(folder: Path, effort: Effort) -> Iterator[Result]:
-    """One server, with and without the watches in turn; which comes first alternates too."""
+    """Measures one server with and without watches in turn; which comes first alternates."""
     with (
         servers.caseload(SERVER_CORE, folder / "caseload.db") as server,
         Watchers(server.address, LOAD_CORE) as watchers,
@@ -62,9 +62,9 @@ def measure(folder: Path, effort: Effort) -> Iterator[Result]:
         pairs: list[tuple[Sample, Sample]] = []
         for _ in range(effort.rounds):
             alone = side.sample(effort.seconds)
-            watchers.turn()
+            watchers.toggle()
             pairs += [(side.sample(effort.seconds), alone)]
             watched = side.sample(effort.seconds)
-            watchers.turn()
+            watchers.toggle()
             pairs += [(watched, side.sample(effort.seconds))]
     yield result(f"GetTherapist with {COUNT} idle watches / without", pairs)

@@ -1,4 +1,4 @@
-"""What a second worker is worth on two cores that the load shares. Part of run.py."""
+"""Measures the effect of a second worker on two cores that the load shares. Part of run.py."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,17 +9,17 @@ from caseload.v1 import therapist_service_pb2 as pb
 from benchmarks import servers
 from benchmarks.load import GET, Call, Callers, Load
 from benchmarks.rounds import Comparison, Effort, Side, compare
+from benchmarks.seed_data import store_therapists
 from benchmarks.servers import CORES, SERVER_CORE, Server
-from benchmarks.stored import store_therapists
 from benchmarks.table import Result, Target
 
 BOTH: Final = f"{CORES[0]},{CORES[-1]}"
 _MANY: Final = Callers(connections=64, each=1)
-"""A connection stays with one worker, whichever the kernel gave it: of many, each gets about half."""
+"""The kernel assigns each connection to a worker; of many, each worker gets about half."""
 
 
 def measure(folder: Path, effort: Effort) -> Iterator[Result]:
-    """Two workers beside one as it comes, and beside one kept on a core, which is the quickest way to run one."""
+    """Compares two workers with one by default, and with one pinned to a core, which is the fastest single worker."""
     with (
         servers.caseload(BOTH, folder / "two.db", "--workers", "2") as two,
         servers.caseload(BOTH, folder / "one.db") as one,

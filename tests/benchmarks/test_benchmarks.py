@@ -54,9 +54,9 @@ def test_the_smoke_run_prints_the_documents_rows_without_writing_the_document() 
 
 
 def test_a_missing_h2load_is_reported_with_its_package(tmp_path: Path) -> None:
-    refused = run(PATH=str(tmp_path))
-    assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr == "h2load is missing: apt-get install nghttp2-client\n"
+    rejected = run(PATH=str(tmp_path))
+    assert (rejected.returncode, rejected.stdout) == (2, "")
+    assert rejected.stderr == "h2load is missing: apt-get install nghttp2-client\n"
 
 
 @needs_h2load
@@ -67,10 +67,10 @@ def test_rejected_calls_fail_the_measurement(tmp_path: Path) -> None:
     missing = Call(GET, pb.GetTherapistRequest(therapist_id="missing").SerializeToString(), always_same=True)
     core = max(os.sched_getaffinity(0))
     with servers.caseload(core, tmp_path / "caseload.db") as server:
-        refused = Load(server, missing, Callers(connections=2, each=2), core)
+        rejected = Load(server, missing, Callers(connections=2, each=2), core)
         with pytest.raises(LoadFailed, match=r"100 succeeded[^\n]*\n[^\n]* 100 2xx") as failed:
-            refused.run(100, b"an answer")
-    assert "calls were refused" in str(failed.value)
+            rejected.run(100, b"an answer")
+    assert "calls were rejected" in str(failed.value)
 
 
 @needs_h2load
@@ -93,7 +93,7 @@ def test_ratios_are_taken_within_a_round() -> None:
     row = result("ours / theirs", [quiet, busy, busy])
     assert row.figure == Spread(median=0.8, least=0.8, most=0.9)
     assert (row.sides, row.cpu) == ("80 / 100 per second", "300 / 100 us (3.00)")
-    assert result("ours, records / theirs", [quiet], counts=2).figure.median == 1.8
+    assert result("ours, records / theirs", [quiet], records_per_call=2).figure.median == 1.8
 
 
 def test_a_missed_target_is_marked_in_the_table() -> None:

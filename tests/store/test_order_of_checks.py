@@ -1,7 +1,7 @@
 """Which reason is reported when several apply.
 
-A verb's reasons stand in the order of its contract. Each is brought about by a step; every two that can apply at
-once are brought about together, and the earlier one must be told.
+A method checks in the order of its contract. A step causes each reason; every two that can apply at
+once are caused together, and the earlier one must be reported.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What the benchmarks store before they measure, and look up again afterwards."""
+"""The records that benchmarks create before they measure, and the check of their number afterwards."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ def _therapists(address: str) -> Iterator[therapist_service_pb2_grpc.TherapistSe
 
 
 def therapist() -> resources_pb2.Therapist:
-    """One as a clinic might have."""
+    """A typical therapist."""
     return resources_pb2.Therapist(
         display_name="Zoë Müller-Lüdenscheidt",
         email="zoe@example.org",
@@ -29,7 +29,7 @@ def therapist() -> resources_pb2.Therapist:
 
 
 def store_therapists(address: str, count: int) -> list[str]:
-    """So many, each with an identifier: their ids."""
+    """Creates count therapists, each with an identifier. Returns their ids."""
     ids = []
     with _therapists(address) as stub:
         for number in range(count):
@@ -41,7 +41,7 @@ def store_therapists(address: str, count: int) -> list[str]:
 
 
 def store_patients(address: str, therapist_id: str, count: int) -> list[str]:
-    """So many, assigned to the therapist: their ids."""
+    """Creates count patients assigned to the therapist. Returns their ids."""
     ids = []
     with grpc.insecure_channel(address) as channel, _therapists(address) as stub:
         patients = patient_service_pb2_grpc.PatientServiceStub(channel)
@@ -54,7 +54,7 @@ def store_patients(address: str, therapist_id: str, count: int) -> list[str]:
 
 
 def check_count(address: str, expected: int) -> None:
-    """Raises LoadFailed unless so many therapists are stored: every create that was counted must be a record."""
+    """Raises LoadFailed unless the expected number of therapists is stored: one for each counted create."""
     with _therapists(address) as stub:
         count, request = 0, pb.ListTherapistsRequest(page_size=1000)
         while True:

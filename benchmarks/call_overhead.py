@@ -1,4 +1,4 @@
-"""What calls cost beside what grpcio costs by itself. Part of run.py."""
+"""Compares the cost of calls with that of a no-op grpcio server. Part of run.py."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,19 +11,19 @@ from caseload_server.config import Config
 from benchmarks import servers
 from benchmarks.load import CREATE, GET, MANY, ONE, Call, Callers, Load
 from benchmarks.rounds import Comparison, Effort, Side, compare
+from benchmarks.seed_data import check_count, store_patients, store_therapists, therapist
 from benchmarks.servers import LOAD_CORE, SERVER_CORE
-from benchmarks.stored import check_count, store_patients, store_therapists, therapist
 from benchmarks.table import Result, Target
 
 BATCH_GET: Final = "/caseload.v1.TherapistService/BatchGetTherapists"
 CHECK: Final = "/caseload.v1.AssignmentService/CheckAssignments"
 HUNDRED: Final = 100
 _FEW: Final = Callers(connections=8, each=2)
-"""Of calls for a hundred: enough to keep the server busy, and each is answered soon on a slow machine too."""
+"""Callers for calls with a hundred records: enough to saturate the server, few enough for short latencies."""
 
 
 def measure(folder: Path, effort: Effort) -> Iterator[Result]:
-    """Each comparison in turn."""
+    """Runs the comparisons. Yields one result for each."""
     with servers.caseload(SERVER_CORE, folder / "caseload.db") as caseload:
         ids = store_therapists(caseload.address, HUNDRED)
         patient_ids = store_patients(caseload.address, ids[0], HUNDRED)
@@ -38,8 +38,8 @@ def measure(folder: Path, effort: Effort) -> Iterator[Result]:
         batches = side(Call(BATCH_GET, all_of_them, always_same=True), _FEW)
         hundred = side(_check(ids[0], patient_ids), _FEW)
         creates, alone = side(create()), side(create(), ONE)
-        with servers.bare(SERVER_CORE, Config.read_threads, get.ask(caseload.address)) as bare:
-            no_op = Side(Load(bare, get, MANY, LOAD_CORE))
+        with servers.noop(SERVER_CORE, Config.read_threads, get.send(caseload.address)) as noop:
+            no_op = Side(Load(noop, get, MANY, LOAD_CORE))
             for comparison in (
                 Comparison("GetTherapist / no-op", gets, no_op, Target(0.8)),
                 Comparison("CheckAssignments, 1 pair / no-op", one, no_op, Target(0.75)),
@@ -49,11 +49,11 @@ def measure(folder: Path, effort: Effort) -> Iterator[Result]:
                 Comparison(f"CreateTherapist, {MANY.total} callers / 1 caller", creates, alone),
             ):
                 yield compare(comparison, effort)
-        check_count(caseload.address, HUNDRED + creates.made + alone.made)
+        check_count(caseload.address, HUNDRED + creates.succeeded + alone.succeeded)
 
 
 def create() -> Call:
-    """CreateTherapist, each time another."""
+    """A CreateTherapist call; every call creates a new therapist."""
     return Call(CREATE, pb.CreateTherapistRequest(therapist=therapist()).SerializeToString(), always_same=False)
 
 
