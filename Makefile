@@ -38,16 +38,16 @@ example: $(INSTALLED) ## the tour of the API, against the server of `make run`
 	@exec $(BIN)/python client_example.py
 
 .PHONY: test
-test: $(INSTALLED) grpcurl-where-go ## run the tests, but for those of test-processes
-	@$(BIN)/python -m $(PYTEST) $(addprefix --ignore=,$(OF_PROCESSES) tests/deploy)
+test: $(INSTALLED) ## run the tests, except the slow ones
+	@$(BIN)/python -m $(PYTEST) -m 'not slow' --ignore=tests/deploy
 
 .PHONY: fresh-test
 fresh-test: ## run, the example and test on a bare Debian, made for it; as root on Debian, needs debootstrap
 	@tests/fresh_machine.sh
 
 .PHONY: test-processes
-test-processes: $(INSTALLED) $(BENCH)/installed grpcurl-where-go ## run those of whole processes: crashes, restarts, failover, hostile callers, fuzz
-	@$(BIN)/python -m $(PYTEST) $(OF_PROCESSES)
+test-processes: $(INSTALLED) $(BENCH)/installed grpcurl-where-go ## run the slow tests: whole processes, crashes, failover, hostile callers, fuzz, wheels, docs
+	@$(BIN)/python -m $(PYTEST) -m slow --ignore=tests/deploy
 
 .PHONY: check
 check: lint types proto-check ## lint, types and proto-check
@@ -206,7 +206,6 @@ clean: ## remove what the other targets made, but not data/
 
 # A file at a time in two processes, each with a PostgreSQL of its own.
 PYTEST = pytest -q -n 2 --dist loadfile
-OF_PROCESSES = tests/process tests/hostile tests/fuzz tests/benchmarks/test_failover.py tests/benchmarks/test_benchmarks.py
 
 # The tests that run grpcurl are skipped where it cannot be built.
 .PHONY: grpcurl-where-go

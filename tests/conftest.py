@@ -24,6 +24,18 @@ if (
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+SLOW_FOLDERS: Final = ("benchmarks", "docs", "fuzz", "hostile", "packaging", "process", "support")
+"""Tests of whole processes, builds and documents: seconds each. `make test-processes` runs them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests in these folders as slow."""
+    root = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(root) and item.path.relative_to(root).parts[0] in SLOW_FOLDERS:
+            item.add_marker(pytest.mark.slow)
+
+
 NewDatabase = Callable[[], AbstractContextManager[str]]
 """Creates an empty database for the duration of a with block; yields its URL."""
 _MEMORY: Final = Path("/dev/shm")

@@ -30,6 +30,8 @@ from tests.support.api_driver import (
 )
 from tests.support.servers import refusal
 
+pytestmark = pytest.mark.slow
+
 THERAPISTS, PATIENTS = ("t0", "t1", "t2"), ("p0", "p1", "p2")
 ALL_IDS = {THERAPIST: (*THERAPISTS, "t3"), PATIENT: (*PATIENTS, "p3")}
 

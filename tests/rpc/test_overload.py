@@ -29,6 +29,8 @@ from tests.support.servers import refusal
 from tests.support.waiting import HUNG_SECONDS, NEVER_SECONDS, FakeClock, eventually, join
 from tests.support.write_lock import holding_the_lock, wait_for_locks
 
+pytestmark = pytest.mark.slow
+
 SERVING = health_pb2.HealthCheckResponse.SERVING
 RETRYING = json.dumps(
     {

@@ -27,6 +27,8 @@ from tests.store.store_calls import (
     unassign,
 )
 
+pytestmark = pytest.mark.slow
+
 SECOND = 1_000_000
 ROLE_COVERING = 4
 
