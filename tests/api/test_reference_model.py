@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import Any, ClassVar
 
 import grpc
+import pytest
 from caseload_server.config import Config
 from caseload_server.rpc.server import build_server
 from hypothesis import HealthCheck, Phase, settings

@@ -151,6 +151,7 @@ def test_an_empty_store_can_be_exported_and_imported(tmp_path: Path, database_ur
     assert imported(exported(empty), database_url) == digest(database_url)
 
 
+@pytest.mark.slow
 def test_an_export_of_several_pages_is_complete_and_in_order(
     tmp_path: Path, store: RelationshipStore, database_url: str
 ) -> None:

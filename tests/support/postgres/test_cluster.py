@@ -161,7 +161,7 @@ def test_an_older_postgres_is_not_used(
 WITHOUT = """
 from pathlib import Path
 import pytest
-from tests.postgres import cluster
+from tests.support.postgres import cluster
 cluster.DEBIAN = Path("nowhere")
 
 @pytest.fixture
