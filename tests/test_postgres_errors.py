@@ -22,6 +22,7 @@ from tests.services.provoking import FAILURES, assert_told
 from tests.services.world import CANARY, World, world_on
 from tests.store.standby import await_commits
 from tests.store.steps import CALL
+from tests.waiting import eventually
 
 REPLICATING = {**QUICK, "max_wal_senders": "2", "wal_level": "replica"}
 IMPATIENT = "?options=-c%20lock_timeout%3D50ms"
@@ -144,9 +145,18 @@ def test_a_full_disk_refuses_writes_and_not_reads_until_there_is_room(broken: Br
     assert broken.patients.create("p2").patient_id == "p2"
 
 
+def await_noticed(broken: Broken) -> None:
+    """Until checks of the server see the commit that waits: one in its first two seconds takes it for one on its way."""
+    database: Any = broken.world.server._store._database
+    with broken.cluster.connect(broken.database) as watching:
+        eventually(lambda: watching.execute(postgres._WAITING_COMMITS).fetchall())
+    eventually(lambda: database._commits_wait)
+
+
 def test_reads_go_on_while_a_commit_waits_for_a_standby_and_show_nothing_of_it(broken: Broken) -> None:
     assert refused(outcome_unknown, broken).reason == "OUTCOME_UNKNOWN"
     assert broken.patients.ids(broken.patients.call("List")) == ["p1"]
+    await_noticed(broken)
     assert refused(broken.patients.create, "p3").reason == "STORE_UNAVAILABLE"
     broken.cluster.configure("synchronous_standby_names", "")
 
