@@ -146,7 +146,7 @@ def test_a_full_disk_refuses_writes_and_not_reads_until_there_is_room(broken: Br
 
 
 def await_noticed(broken: Broken) -> None:
-    """Until checks of the server see the commit that waits: one in its first two seconds takes it for one on its way."""
+    """Until the server sees that the commit waits: in its first two seconds it counts as one on its way."""
     database: Any = broken.world.server._store._database
     with broken.cluster.connect(broken.database) as watching:
         eventually(lambda: watching.execute(postgres._WAITING_COMMITS).fetchall())
