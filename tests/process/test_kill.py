@@ -1,5 +1,8 @@
 """A process that is killed at any moment loses nothing it had acknowledged."""
 
+from contextlib import ExitStack, suppress
+
+import apsw
 import pytest
 
 from tests.locking import holding_the_lock
@@ -27,11 +30,20 @@ def test_a_write_that_nobody_sent_is_found_out() -> None:
     assert invented({}, {"under way": 1, "invented": 2}) == ["invented"]
 
 
+def is_held(stack: ExitStack, database_url: str) -> bool:
+    """Takes the lock where none of the writers has it just now."""
+    with suppress(apsw.BusyError):
+        stack.enter_context(holding_the_lock(database_url))
+        return True
+    return False
+
+
 def test_writers_that_are_refused_for_a_moment_go_on(database_url: str) -> None:
     """As on a busy machine, where a call may be refused as OVERLOADED."""
     with ServerProcess(database_url) as server, Writers(server.address, "w", threads=2) as writers:
         writers.wait_for(patients=1)
-        with holding_the_lock(database_url):
+        with ExitStack() as held:
+            eventually(lambda: is_held(held, database_url))
             eventually(lambda: writers.refused or writers.refused_for_a_moment >= 2)
         writers.wait_for_more(patients=10)
         server.kill()
