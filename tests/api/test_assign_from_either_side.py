@@ -181,8 +181,8 @@ def test_unassign_of_an_unassigned_pair_requires_allow_missing(side: Side) -> No
     assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "ASSIGNMENT_NOT_FOUND")
     answer = side.unassign(allow_missing=True)
     assert (answer.HasField("assignment"), answer.ended, answer.revision) == (False, False, side.head())
-    assert refused(side.unassign, "t1", "nobody", allow_missing=True).reason == "PATIENT_NOT_FOUND"
-    assert refused(side.unassign, "nobody", "p1", allow_missing=True).reason == "THERAPIST_NOT_FOUND"
+    assert refused(side.unassign, "t1", "unknown", allow_missing=True).reason == "PATIENT_NOT_FOUND"
+    assert refused(side.unassign, "unknown", "p1", allow_missing=True).reason == "THERAPIST_NOT_FOUND"
 
 
 @covers("Unassign{A}Request.request_id")

@@ -84,7 +84,7 @@ def test_list_filters_are_combined_with_and(api: ApiDriver) -> None:
     assert ids(api.listed(therapist_id="t1", patient_id="p1")) == [a]
     assert ids(api.listed(roles=[PRIMARY, COVERING])) == [a, c]
     assert ids(api.listed(roles=[PRIMARY, COVERING], patient_id="p1", therapist_id="t2")) == [c]
-    assert api.listed(therapist_id="nobody") == api.listed(patient_id="nobody") == []
+    assert api.listed(therapist_id="unknown") == api.listed(patient_id="unknown") == []
 
 
 @covers("AssignmentFilter.states")
@@ -498,7 +498,7 @@ def test_check_answers_pairs_in_request_order(api: ApiDriver) -> None:
     a = api.assign("t1", "p1", role=PRIMARY)
     b = api.assign("t2", "p2")
     api.period("t3", "p3", 0, 10)
-    pairs = [("t2", "p2"), ("t1", "p2"), ("t1", "p1"), ("nobody", "p1"), ("t1", "nobody"), ("t2", "p2"), ("t3", "p3")]
+    pairs = [("t2", "p2"), ("t1", "p2"), ("t1", "p1"), ("unknown", "p1"), ("t1", "unknown"), ("t2", "p2"), ("t3", "p3")]
     asked = [{"therapist_id": therapist_id, "patient_id": patient_id} for therapist_id, patient_id in pairs]
     answer = api.send("CheckAssignments", pairs=asked)
     found = [(one.assigned, one.assignment_id, one.role) for one in answer.results]

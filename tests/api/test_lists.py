@@ -114,7 +114,7 @@ def test_a_parent_list_returns_its_assignments_with_the_current_other_record(sid
     other = side.others.get(side.others.id_of(getattr(entry, side.others.name)))
     assert (entry.assignment, getattr(entry, side.others.name)) == (made, other)
     assert getattr(other, side.others.count) == 1
-    unknown = refused(side.page, "nobody")
+    unknown = refused(side.page, "unknown")
     assert unknown.reason == f"{side.kind.upper()}_NOT_FOUND"
 
 

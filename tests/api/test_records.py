@@ -105,10 +105,10 @@ def test_get_returns_a_deleted_record(people: People) -> None:
 
 
 def test_get_of_an_unknown_id_names_it(people: People) -> None:
-    found = refused(people.get, "nobody")
+    found = refused(people.get, "unknown")
     assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, f"{people.kind.upper()}_NOT_FOUND")
     resource = found.details["ResourceInfo"]
-    assert (resource.resource_type, resource.resource_name) == (f"caseload.v1.{people.kind}", "nobody")
+    assert (resource.resource_type, resource.resource_name) == (f"caseload.v1.{people.kind}", "unknown")
 
 
 @covers("BatchGet{A}sRequest.{a}_ids")
@@ -123,9 +123,9 @@ def test_batch_get_keeps_order_duplicates_and_deleted_records(people: People) ->
 
 def test_batch_get_returns_all_records_or_none(people: People) -> None:
     people.create("a")
-    found = refused(people.call, "BatchGet", ids=["a", "nobody"])
+    found = refused(people.call, "BatchGet", ids=["a", "unknown"])
     assert found.reason == f"{people.kind.upper()}_NOT_FOUND"
-    assert found.details["ResourceInfo"].resource_name == "nobody"
+    assert found.details["ResourceInfo"].resource_name == "unknown"
 
 
 @pytest.mark.parametrize("count", [0, 101])
@@ -174,8 +174,8 @@ def test_delete_requires_force_to_end_assignments(side: Side) -> None:
 
 @covers("Delete{A}Request.allow_missing")
 def test_delete_of_an_unknown_id_requires_allow_missing(people: People) -> None:
-    assert refused(people.delete, "nobody").reason == f"{people.kind.upper()}_NOT_FOUND"
-    answer = people.call("Delete", id="nobody", allow_missing=True)
+    assert refused(people.delete, "unknown").reason == f"{people.kind.upper()}_NOT_FOUND"
+    answer = people.call("Delete", id="unknown", allow_missing=True)
     assert not answer.HasField(people.name)
     assert answer.revision == people.head()
 
@@ -211,7 +211,7 @@ def test_undelete_restores_and_is_idempotent(people: People) -> None:
     assert (restored.email, restored.create_time) == (created.email, created.create_time)
     again = people.call("Undelete", id="one")
     assert (people.record(again), again.revision) == (restored, first.revision)
-    assert refused(people.call, "Undelete", id="nobody").reason == f"{people.kind.upper()}_NOT_FOUND"
+    assert refused(people.call, "Undelete", id="unknown").reason == f"{people.kind.upper()}_NOT_FOUND"
 
 
 @covers("Undelete{A}Request.request_id")

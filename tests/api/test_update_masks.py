@@ -165,7 +165,7 @@ def test_update_rejects_a_stale_etag_even_when_nothing_would_change(people: Peop
 
 
 def test_update_rejects_unknown_and_deleted_records(people: People) -> None:
-    assert refused(people.update, "nobody", display_name="Bea").reason == f"{people.kind.upper()}_NOT_FOUND"
+    assert refused(people.update, "unknown", display_name="Bea").reason == f"{people.kind.upper()}_NOT_FOUND"
     people.create("one")
     people.delete("one")
     assert refused(people.update, "one", display_name="Bea").reason == f"{people.kind.upper()}_DELETED"

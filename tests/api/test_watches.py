@@ -102,7 +102,7 @@ def test_a_watch_filter_matches_like_the_list_filter(api: ApiDriver) -> None:
         {"patient_id": "p2"},
         {"therapist_id": "t2", "patient_id": "p2"},
         {"actor": "local", "therapist_id": "t2"},
-        {"actor": "nobody"},
+        {"actor": "unknown"},
     ]
     with ExitStack() as stack:
         followers = [stack.enter_context(WatchReader(api, start, **each)) for each in filters]
@@ -122,7 +122,7 @@ def test_heartbeats_report_progress_when_the_filter_matches_nothing(
 ) -> None:
     assert limits.HEARTBEAT_SECONDS < 30 - 5  # the contract promises at least one every 30 seconds
     monkeypatch.setattr(limits, "HEARTBEAT_SECONDS", 0.2)
-    with WatchReader(api, actor="nobody") as follower:
+    with WatchReader(api, actor="unknown") as follower:
         follower.wait_for(3)
         for n in range(5):
             api.patients(f"p{n}")

@@ -45,6 +45,10 @@ def titles(text: str) -> list[str]:
 def test_the_smoke_run_prints_the_documents_rows_without_writing_the_document() -> None:
     before, others = DOCUMENT.read_bytes(), set(ROOT.glob("data/bench-*"))
     smoke = run("--smoke")
+    for _ in range(4):
+        if "calls were refused" not in smoke.stderr:  # as they are where the server waits for a processor
+            break
+        smoke = run("--smoke")
     assert smoke.returncode == 0, smoke.stderr
     rows = titles(smoke.stdout)
     assert len(rows) == len(smoke.stderr.splitlines()), "a line of progress for each row"

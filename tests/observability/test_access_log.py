@@ -96,10 +96,10 @@ def test_a_rejected_call_names_its_reason_and_the_requested_records(
     logged: tuple[CaseloadServer, ApiDriver, LogReader],
 ) -> None:
     _, api, reader = logged
-    assert ended(lambda: api.send("GetPatient", patient_id="nobody")) == "NOT_FOUND"
+    assert ended(lambda: api.send("GetPatient", patient_id="unknown")) == "NOT_FOUND"
     [line] = after(reader, 1)
     assert (line["code"], line["reason"]) == ("NOT_FOUND", "PATIENT_NOT_FOUND")
-    assert line["patient_ids"] == ["nobody"]
+    assert line["patient_ids"] == ["unknown"]
 
 
 def test_each_call_has_exactly_one_line(

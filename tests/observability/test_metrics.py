@@ -23,7 +23,7 @@ def api(measured_server: CaseloadServer) -> ApiDriver:
 
 def test_calls_are_counted_by_method_and_code(measured_server: CaseloadServer, api: ApiDriver) -> None:
     api.therapists("t1", "t2")
-    refused(api.send, "GetTherapist", therapist_id="nobody")
+    refused(api.send, "GetTherapist", therapist_id="unknown")
     counted = numbers(measured_server.metrics_address)
     assert counted("calls_total", method=full_name("CreateTherapist"), code="OK") == 2
     assert counted("calls_total", method=full_name("GetTherapist"), code="NOT_FOUND") == 1

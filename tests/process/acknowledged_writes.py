@@ -79,13 +79,25 @@ class Writers:
         for life in itertools.count():
             client = Client(self._address, alone=True)
             try:
-                _write_all(client, f"{name}-{life}", acknowledged)
+                self._write_all(client, f"{name}-{life}", acknowledged)
             except grpc.RpcError as error:
                 if not self._goes_on_after(error):
                     return
+            else:
+                return
             finally:
                 client.close()
             time.sleep(0.005)
+
+    def _write_all(self, client: Client, name: str, acknowledged: dict[str, int]) -> None:
+        therapist = resources_pb2.Therapist(display_name="Therapist")
+        client.therapists.CreateTherapist(
+            therapist_service_pb2.CreateTherapistRequest(therapist_id=name, therapist=therapist), timeout=HUNG_SECONDS
+        )
+        for number in itertools.count():
+            if self._is_over:
+                return
+            _write_patient(client, name, f"{name}-{number}", acknowledged)
 
     def _goes_on_after(self, error: grpc.RpcError) -> bool:
         reason = reason_of(error)
@@ -113,15 +125,6 @@ def at_last(call: Callable[[], T]) -> T:
             raise
 
     return eventually(answers)[0]
-
-
-def _write_all(client: Client, name: str, acknowledged: dict[str, int]) -> None:
-    therapist = resources_pb2.Therapist(display_name="Therapist")
-    client.therapists.CreateTherapist(
-        therapist_service_pb2.CreateTherapistRequest(therapist_id=name, therapist=therapist), timeout=HUNG_SECONDS
-    )
-    for number in range(100_000):
-        _write_patient(client, name, f"{name}-{number}", acknowledged)
 
 
 def _write_patient(client: Client, therapist_id: str, patient_id: str, acknowledged: dict[str, int]) -> None:

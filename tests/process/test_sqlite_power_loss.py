@@ -42,8 +42,11 @@ def test_no_acknowledged_write_is_lost_by_a_power_cut(tmp_path: Path, disk: dict
 def test_a_store_that_syncs_less_loses_acknowledged_writes(tmp_path: Path, synchronous: str) -> None:
     database = tmp_path / "caseload.db"
     stored_after_restart(url(database))  # the schema is on the disk
-    acknowledged = write_until_power_loss(database, "unsafe", SYNCHRONOUS=synchronous)
-    assert lost(acknowledged, stored_after_restart(url(database))) != []
+    for attempt in range(10):  # nothing is lost if the power fails right after a checkpoint
+        acknowledged = write_until_power_loss(database, f"unsafe-{attempt}", SYNCHRONOUS=synchronous)
+        if lost(acknowledged, stored_after_restart(url(database))):
+            return
+    pytest.fail("no attempt lost a write")
 
 
 def test_the_store_syncs_every_commit() -> None:

@@ -88,9 +88,9 @@ def test_a_not_found_error_names_the_resource(faulty: FaultyServer) -> None:
     assert named(faulty.api.get, ONE) == ("caseload.v1.Assignment", ONE)
     assert named(faulty.api.correct, ONE) == ("caseload.v1.Assignment", ONE)
     assert named(faulty.api.transfer, "t1", "t2", "p1") == ("caseload.v1.Patient", "p1")
-    assert named(faulty.api.transfer, "t1", "t2", "nobody") == ("caseload.v1.Patient", "nobody")
-    assert named(faulty.api.transfer, "t1", "nobody") == ("caseload.v1.Therapist", "nobody")
-    assert named(faulty.api.transfer, "nobody", "t2") == ("caseload.v1.Therapist", "nobody")
+    assert named(faulty.api.transfer, "t1", "t2", "unknown") == ("caseload.v1.Patient", "unknown")
+    assert named(faulty.api.transfer, "t1", "unknown") == ("caseload.v1.Therapist", "unknown")
+    assert named(faulty.api.transfer, "unknown", "t2") == ("caseload.v1.Therapist", "unknown")
 
 
 def test_error_metadata_has_the_documented_values(faulty: FaultyServer) -> None:

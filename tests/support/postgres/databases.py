@@ -1,7 +1,7 @@
 """Empty migrated databases, a new one for each test in a few milliseconds.
 
-To delete what a test wrote takes a fraction of the time of a new database, or of TRUNCATE, which makes new files for
-every table and index. So a database is emptied and uses again.
+Databases are emptied with DELETE and reused. That is much faster than a new database, or than TRUNCATE, which creates
+new files for every table and index.
 """
 
 import os

@@ -23,6 +23,7 @@ from tests.store.standby import await_commits
 from tests.store.store_calls import CALL
 from tests.support.postgres.cluster import QUICK, Cluster, NoPostgres
 from tests.support.servers import refusal
+from tests.support.waiting import eventually
 from tests.support.write_lock import holding_the_lock
 
 REPLICATING = {**QUICK, "max_wal_senders": "2", "wal_level": "replica"}
@@ -146,9 +147,18 @@ def test_a_full_disk_rejects_writes_but_not_reads_until_space_is_freed(broken: B
     assert broken.patients.create("p2").patient_id == "p2"
 
 
+def await_noticed(broken: Broken) -> None:
+    """Waits until the server knows that the commit waits. In its first two seconds it does not."""
+    database: Any = broken.faulty.server.store._database
+    with broken.cluster.connect(broken.database) as watching:
+        eventually(lambda: watching.execute(postgres._WAITING_COMMITS).fetchall())
+    eventually(lambda: database._commits_stalled)
+
+
 def test_reads_continue_without_uncommitted_data_while_a_commit_waits_for_a_standby(broken: Broken) -> None:
     assert refused(outcome_unknown, broken).reason == "OUTCOME_UNKNOWN"
     assert broken.patients.ids(broken.patients.call("List")) == ["p1"]
+    await_noticed(broken)
     assert refused(broken.patients.create, "p3").reason == "STORE_UNAVAILABLE"
     broken.cluster.configure("synchronous_standby_names", "")
 
