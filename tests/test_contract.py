@@ -108,7 +108,7 @@ def variants(method: MethodDescriptor, wanted: Wanted, *puts: Put) -> Iterator[t
             yield put(ref), request
 
 
-def not_named(client: Client, method: MethodDescriptor, wanted: Wanted, *puts: Put) -> list[object]:
+def variants_not_named(client: Client, method: MethodDescriptor, wanted: Wanted, *puts: Put) -> list[object]:
     """The variants that are not rejected with INVALID_FIELD and exactly the changed field."""
     answers = [(path, answered(client, method, request)) for path, request in variants(method, wanted, *puts)]
     right = (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
@@ -136,12 +136,12 @@ def is_enum_list(method: MethodDescriptor, ref: FieldRef) -> bool:
     return is_enum(method, ref) and ref.field.is_repeated
 
 
-def emptied(ref: FieldRef) -> str:
+def clear_field(ref: FieldRef) -> str:
     ref.owner.ClearField(ref.field.name)
     return ref.path
 
 
-def of_a_number_beyond(ref: FieldRef) -> str:
+def set_unknown_number(ref: FieldRef) -> str:
     enumeration: Any = ref.field.enum_type
     return ref.put(max(value.number for value in enumeration.values) + 1)
 
@@ -156,24 +156,24 @@ def test_the_field_selectors_match_enough_fields() -> None:
 
 @every_method
 def test_an_empty_required_field_is_named(client: Client, method: MethodDescriptor) -> None:
-    assert not_named(client, method, is_required, emptied) == []
+    assert variants_not_named(client, method, is_required, clear_field) == []
 
 
 @every_method
 def test_a_blank_required_text_is_named(client: Client, method: MethodDescriptor) -> None:
     blanks = (lambda ref: ref.put(" "), lambda ref: ref.put("\u2003\u200b"))
-    assert not_named(client, method, is_required_text, *blanks) == []
+    assert variants_not_named(client, method, is_required_text, *blanks) == []
 
 
 @every_method
 def test_an_unknown_enum_number_is_named(client: Client, method: MethodDescriptor) -> None:
     far = (lambda ref: ref.put(-1), lambda ref: ref.put(2**31 - 1), lambda ref: ref.put(-(2**31)))
-    assert not_named(client, method, is_enum, of_a_number_beyond, *far) == []
+    assert variants_not_named(client, method, is_enum, set_unknown_number, *far) == []
 
 
 @every_method
 def test_unspecified_in_a_filter_is_named(client: Client, method: MethodDescriptor) -> None:
-    assert not_named(client, method, is_enum_list, lambda ref: ref.put(0)) == []
+    assert variants_not_named(client, method, is_enum_list, lambda ref: ref.put(0)) == []
 
 
 @pytest.mark.parametrize("kind", SIDES)

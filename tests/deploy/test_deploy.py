@@ -29,14 +29,14 @@ STOP_SECONDS = Config.drain_seconds + Config.grace_seconds + supervisor._STOP_MA
 """The maximum duration of a stop with the defaults."""
 
 
-def said(*command: str) -> tuple[int, str]:
+def command_output(*command: str) -> tuple[int, str]:
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     return done.returncode, done.stdout + done.stderr
 
 
 def is_valid(path: Path) -> bool:
     for options in ((), ("--kubernetes-version", OLDEST_KUBERNETES)):
-        code, text = said(manifests.tool("kubernetes-validate"), "--strict", *options, str(path))
+        code, text = command_output(manifests.tool("kubernetes-validate"), "--strict", *options, str(path))
         if code:
             print(text)
             return False
@@ -60,12 +60,12 @@ def test_the_test_detects_an_invalid_manifest(tmp_path: Path, right: str, wrong:
 
 
 def test_hadolint_accepts_the_container_file() -> None:
-    assert said(manifests.tool("hadolint"), str(CONTAINERFILE)) == (0, "")
+    assert command_output(manifests.tool("hadolint"), str(CONTAINERFILE)) == (0, "")
 
 
 def test_the_test_detects_an_invalid_container_file(tmp_path: Path) -> None:
     (tmp_path / "Containerfile").write_text(CONTAINERFILE.read_text() + "RUN cd / && sudo pip install caseload\n")
-    assert said(manifests.tool("hadolint"), str(tmp_path / "Containerfile"))[0] == 1
+    assert command_output(manifests.tool("hadolint"), str(tmp_path / "Containerfile"))[0] == 1
 
 
 def verified(folder: Path, text: str) -> str:
@@ -74,7 +74,7 @@ def verified(folder: Path, text: str) -> str:
         pytest.skip("needs systemd-analyze: apt-get install systemd")
     unit = folder / "caseload.service"
     unit.write_text(text.replace("/opt/caseload/bin/caseload", str(Path(sys.executable).with_name("caseload"))))
-    code, words = said("systemd-analyze", "verify", "--man=no", str(unit))
+    code, words = command_output("systemd-analyze", "verify", "--man=no", str(unit))
     return words if not code or words else f"exit code {code}"
 
 
@@ -106,7 +106,7 @@ def test_no_tls_port_is_named_cleartext() -> None:
 def test_systemd_rates_the_unit_as_safe() -> None:
     if not shutil.which("systemd-analyze"):
         pytest.skip("needs systemd-analyze: apt-get install systemd")
-    code, words = said("systemd-analyze", "security", "--offline=true", "--threshold=20", str(UNIT))
+    code, words = command_output("systemd-analyze", "security", "--offline=true", "--threshold=20", str(UNIT))
     assert code == 0, words
 
 

@@ -15,7 +15,7 @@ def dashboard() -> Any:
     return json.loads(DASHBOARD.read_text())
 
 
-def shown(interval: str) -> Iterator[tuple[str, str]]:
+def panel_expressions(interval: str) -> Iterator[tuple[str, str]]:
     """Each title and expression of the dashboard, with Grafana's variables replaced."""
     for panel in dashboard()["panels"]:
         for target in panel["targets"]:

@@ -53,7 +53,7 @@ def logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Ca
         yield found
 
 
-def after(reader: LogReader, count: int) -> list[dict[str, Any]]:
+def lines_after(reader: LogReader, count: int) -> list[dict[str, Any]]:
     """Waits for this many lines, asserts that no more follow, and returns them."""
     eventually(lambda: len(reader.lines()) >= count, reader.lines)
     time.sleep(0.1)
@@ -61,7 +61,7 @@ def after(reader: LogReader, count: int) -> list[dict[str, Any]]:
     return reader.lines()
 
 
-def ended(call: Any) -> str:
+def status_of(call: Any) -> str:
     """The name of the status code of a call."""
     try:
         call()
@@ -80,7 +80,7 @@ def test_a_line_names_the_caller_the_method_and_the_records(
     began = time.perf_counter()
     made = api.send("AssignPatient", therapist_id="t1", patient_id="p1", request_id=request_id).assignment
     callers_ms = (time.perf_counter() - began) * 1000
-    line = after(reader, 3)[-1]
+    line = lines_after(reader, 3)[-1]
     assert list(line) == [name for name in FIELDS if name != "reason"]
     assert (line["event"], line["caller"], line["method"]) == ("call", "local", full_name("AssignPatient"))
     assert (line["code"], line["request_id"]) == ("OK", request_id.lower())
@@ -96,8 +96,8 @@ def test_a_rejected_call_names_its_reason_and_the_requested_records(
     logged: tuple[CaseloadServer, ApiDriver, LogReader],
 ) -> None:
     _, api, reader = logged
-    assert ended(lambda: api.send("GetPatient", patient_id="unknown")) == "NOT_FOUND"
-    [line] = after(reader, 1)
+    assert status_of(lambda: api.send("GetPatient", patient_id="unknown")) == "NOT_FOUND"
+    [line] = lines_after(reader, 1)
     assert (line["code"], line["reason"]) == ("NOT_FOUND", "PATIENT_NOT_FOUND")
     assert line["patient_ids"] == ["unknown"]
 
@@ -118,7 +118,7 @@ def test_each_call_has_exactly_one_line(
 
     def call(method: str, data: bytes = b"") -> None:
         make: Any = ask(method)
-        codes.append(ended(lambda: make(data, timeout=HUNG_SECONDS)))
+        codes.append(status_of(lambda: make(data, timeout=HUNG_SECONDS)))
 
     api.therapists("t1")
     codes.append("OK")
@@ -127,8 +127,8 @@ def test_each_call_has_exactly_one_line(
     call(GET, pb.GetTherapistRequest(therapist_id="unwritable").SerializeToString())
     call(GET, b"\xff")
     call(GET)
-    codes.append(ended(lambda: health.Check(check())))
-    codes.append(ended(lambda: health.Check(check(service="unknown"))))
+    codes.append(status_of(lambda: health.Check(check())))
+    codes.append(status_of(lambda: health.Check(check(service="unknown"))))
     call(f"{HEALTH}/Check", b"\xff")
     assert codes == [
         *("OK", "OK", "INTERNAL", "INTERNAL", "INVALID_ARGUMENT", "INVALID_ARGUMENT"),
@@ -136,7 +136,7 @@ def test_each_call_has_exactly_one_line(
     ]
     codes += stream_codes(api, health, reader)
     codes += cancelled(server, api, f"sqlite:///{tmp_path}/caseload.db")
-    assert [line["code"] for line in after(reader, len(codes))] == codes
+    assert [line["code"] for line in lines_after(reader, len(codes))] == codes
     assert {line["caller"] for line in reader.lines() if not line["method"].startswith(HEALTH)} == {"local"}
     assert "do-not-repeat-me" not in reader.path.read_text() + "".join(capfd.readouterr())
 
@@ -152,7 +152,7 @@ def stream_codes(api: ApiDriver, health: Any, reader: LogReader) -> list[str]:
     next(watch)
     watch.cancel()
     written(1)
-    assert ended(lambda: next(api.watch("x.1"))) == "OUT_OF_RANGE"
+    assert status_of(lambda: next(api.watch("x.1"))) == "OUT_OF_RANGE"
     readiness = health.Watch(health_pb2.HealthCheckRequest())
     next(readiness)
     readiness.cancel()
@@ -162,7 +162,7 @@ def stream_codes(api: ApiDriver, health: Any, reader: LogReader) -> list[str]:
     assert list(reflection(api.channel).ServerReflectionInfo(iter([listing])))
     written(4)
     garbage: Any = api.channel.stream_stream(REFLECTION)
-    assert ended(lambda: list(garbage(iter([b"\xff"])))) == "INVALID_ARGUMENT"
+    assert status_of(lambda: list(garbage(iter([b"\xff"])))) == "INVALID_ARGUMENT"
     return ["CANCELLED", "OUT_OF_RANGE", "CANCELLED", "OK", "INVALID_ARGUMENT"]
 
 
@@ -191,7 +191,7 @@ def test_unauthenticated_and_denied_calls_are_logged(tmp_path: Path) -> None:
                 with suppress(grpc.RpcError):
                     answer = make(full_name(rpc))(data, metadata=metadata, timeout=HUNG_SECONDS)
                     list(answer if method.server_streaming else ())
-        lines = after(reader, 3 * len(RPCS))
+        lines = lines_after(reader, 3 * len(RPCS))
     assert [line["method"] for line in lines[::3]] == [full_name(rpc) for rpc in RPCS]
     assert {(line["caller"], line["reason"]) for line in [*lines[::3], *lines[1::3]]} == {("", "UNAUTHENTICATED")}
     denied = [line for line in lines[2::3] if line.get("reason") == "PERMISSION_DENIED"]
@@ -282,7 +282,7 @@ def test_a_watch_names_up_to_1000_records_per_kind_and_marks_truncation(
     watch = api.watch(start)
     assert len(next(watch).change_sets[0].changes) == 1500
     watch.cancel()
-    line = after(reader, 2)[-1]
+    line = lines_after(reader, 2)[-1]
     assert line["patient_ids"] == [f"p{number}" for number in range(1, MAX_LOGGED_IDS + 1)]
     assert line["patient_ids_left_out"] is True
     assert line["caller"] == "local"
@@ -300,7 +300,7 @@ def test_an_invalid_id_is_not_in_the_log(
     with suppress(grpc.RpcError):
         api.send("DeletePatient", patient_id="p1", request_id="do-not-repeat-me")
     api.patients("p1", patient_id="not-p1", primary_therapist_id="not-t1")
-    lines = after(reader, 4)
+    lines = lines_after(reader, 4)
     assert "repeat" not in reader.path.read_text().lower()
     assert [line.get("patient_ids") for line in lines] == [None, ["p1"], ["p1"], ["p1"]]
     assert [line for line in lines if "therapist_ids" in line or "request_id" in line] == []
@@ -311,14 +311,14 @@ def test_calls_rejected_by_the_grpc_library_are_not_logged(logged: tuple[Caseloa
     _, api, reader = logged
     unknown: Any = api.channel.unary_unary("/caseload.v1.PatientService/Unknown")
     get: Any = api.channel.unary_unary(GET)
-    assert ended(lambda: unknown(b"", timeout=HUNG_SECONDS)) == "UNIMPLEMENTED"
-    assert ended(lambda: get(b"x" * (MAX_MESSAGE_BYTES + 1), timeout=HUNG_SECONDS)) == "RESOURCE_EXHAUSTED"
+    assert status_of(lambda: unknown(b"", timeout=HUNG_SECONDS)) == "UNIMPLEMENTED"
+    assert status_of(lambda: get(b"x" * (MAX_MESSAGE_BYTES + 1), timeout=HUNG_SECONDS)) == "RESOURCE_EXHAUSTED"
     assert (
-        ended(lambda: get(b"", metadata=(("x", "x" * MAX_METADATA_BYTES),), timeout=HUNG_SECONDS))
+        status_of(lambda: get(b"", metadata=(("x", "x" * MAX_METADATA_BYTES),), timeout=HUNG_SECONDS))
         == "RESOURCE_EXHAUSTED"
     )
     api.therapists("t1")
-    assert [line["code"] for line in after(reader, 1)] == ["OK"]
+    assert [line["code"] for line in lines_after(reader, 1)] == ["OK"]
 
 
 def test_the_documented_line_matches_a_real_line(
@@ -331,7 +331,7 @@ def test_the_documented_line_matches_a_real_line(
     api.send("DeletePatient", patient_id="jane")
     with suppress(grpc.RpcError):
         api.send("AssignPatient", therapist_id="ada", patient_id="jane", request_id=new_request_id())
-    written = after(reader, 4)[-1]
+    written = lines_after(reader, 4)[-1]
     same = ("event", "method", "code", "reason", "therapist_ids", "patient_ids")
     documented = json.loads(shown)
     assert list(documented) == list(written)

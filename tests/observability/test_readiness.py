@@ -23,7 +23,7 @@ SOON = 0.001
 """Seconds between checks in tests with real threads."""
 
 
-def answering(script: list[bool]) -> Callable[[], None]:
+def scripted_check(script: list[bool]) -> Callable[[], None]:
     """Answers in script order, then repeats the last answer."""
 
     def check() -> None:
@@ -42,7 +42,7 @@ def reported(*script: bool) -> list[tuple[int, bool]]:
     def report(ready: bool) -> None:  # noqa: FBT001 - the signature of a Readiness callback
         said.append((round((clock() - began) / CHECK_INTERVAL_SECONDS), ready))
 
-    readiness = Readiness(answering(list(script)), report, clock)
+    readiness = Readiness(scripted_check(list(script)), report, clock)
     for _ in script:
         clock.advance(CHECK_INTERVAL_SECONDS)
         readiness.check_store()
@@ -139,7 +139,7 @@ def test_a_stop_does_not_wait_for_a_hung_check(hanging: Hanging) -> None:
 
 def test_after_a_stop_nothing_is_reported() -> None:
     clock, said = FakeClock(), list[bool]()
-    readiness = Readiness(answering([BAD]), said.append, clock)
+    readiness = Readiness(scripted_check([BAD]), said.append, clock)
     readiness.stop()
     readiness.check_store()
     clock.advance(HANG_TIMEOUT_SECONDS)

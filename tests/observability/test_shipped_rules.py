@@ -13,7 +13,7 @@ from caseload_server.rpc.status_map import CODES
 from tests.conftest import serving
 from tests.docs.doc_blocks import OPERATIONS
 from tests.observability.metrics_client import Numbers, numbers
-from tests.observability.shipped_rules import RULES, dashboard, metrics_in, rules_text, shown
+from tests.observability.shipped_rules import RULES, dashboard, metrics_in, panel_expressions, rules_text
 from tests.process.command_runner import url
 from tests.support.api_driver import ApiDriver
 from tests.support.postgres.databases import Databases
@@ -61,7 +61,7 @@ def test_the_documented_metrics_match_the_metrics_page(exported: set[Metric]) ->
 
 
 def test_the_dashboard_shows_every_metric_and_no_other(exported: set[Metric]) -> None:
-    used = {name for _, expression in shown("5m") for name in metrics_in(expression)}
+    used = {name for _, expression in panel_expressions("5m") for name in metrics_in(expression)}
     assert used | NOT_SHOWN == {metric.name for metric in exported}
     assert used.isdisjoint(NOT_SHOWN)
 
@@ -73,7 +73,7 @@ def test_the_alert_rules_name_metrics_that_are_exported(exported: set[Metric]) -
 
 
 def test_codes_and_reasons_in_rules_and_dashboard_exist_in_the_contract() -> None:
-    text = rules_text() + "".join(expression for _, expression in shown("5m"))
+    text = rules_text() + "".join(expression for _, expression in panel_expressions("5m"))
     named = {label: set(re.findall(rf'{label}=~?"([^"]+)"', text)) for label in ("code", "reason")}
     codes, reasons = ({one for names in named[label] for one in names.split("|")} for label in ("code", "reason"))
     assert codes <= {code.name for code in grpc.StatusCode}
@@ -118,13 +118,13 @@ def promtool() -> str:
     return found
 
 
-def passes(*command: str) -> None:
+def assert_succeeds(*command: str) -> None:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout
 
 
 def test_promtool_accepts_the_rules(promtool: str) -> None:
-    passes(promtool, "check", "rules", str(RULES))
+    assert_succeeds(promtool, "check", "rules", str(RULES))
 
 
 def test_each_alert_fires_when_expected_and_not_in_normal_operation(promtool: str) -> None:
@@ -132,10 +132,12 @@ def test_each_alert_fires_when_expected_and_not_in_normal_operation(promtool: st
     assert set(re.findall(r"alert: (\w+)", RULES.read_text())) == set(
         re.findall(r'alertname="(\w+)"', cases.read_text())
     )
-    passes(promtool, "test", "rules", str(cases))
+    assert_succeeds(promtool, "test", "rules", str(cases))
 
 
 def test_promtool_accepts_every_expression_of_the_dashboard(promtool: str, tmp_path: Path) -> None:
-    rules = "".join(f"  - record: x{at}\n    expr: |\n      {one}\n" for at, (_, one) in enumerate(shown("5m")))
+    rules = "".join(
+        f"  - record: x{at}\n    expr: |\n      {one}\n" for at, (_, one) in enumerate(panel_expressions("5m"))
+    )
     (tmp_path / "dashboard.yml").write_text(f"groups:\n- name: dashboard\n  rules:\n{rules}")
-    passes(promtool, "check", "rules", str(tmp_path / "dashboard.yml"))
+    assert_succeeds(promtool, "check", "rules", str(tmp_path / "dashboard.yml"))

@@ -16,15 +16,15 @@ from tests.observability.metrics_client import numbers
 
 
 @pytest.fixture
-def together() -> Iterator[WorkersMetrics]:
+def workers_metrics() -> Iterator[WorkersMetrics]:
     metrics = WorkersMetrics()
     yield metrics
     metrics.close()
 
 
 @pytest.fixture
-def address(together: WorkersMetrics) -> Iterator[str]:
-    page = MetricsPage("127.0.0.1:0", together.registry)
+def address(workers_metrics: WorkersMetrics) -> Iterator[str]:
+    page = MetricsPage("127.0.0.1:0", workers_metrics.registry)
     page.start()
     yield page.address
     page.close()
@@ -41,11 +41,13 @@ def worker(number: int, *, ready: bool = True) -> Iterator["subprocess.Popen[str
         process.kill()
 
 
-def test_counters_are_summed_over_all_workers_including_dead_ones(together: WorkersMetrics, address: str) -> None:
+def test_counters_are_summed_over_all_workers_including_dead_ones(
+    workers_metrics: WorkersMetrics, address: str
+) -> None:
     with worker(0), worker(1):
         alive = numbers(address)
-    together.remove_worker(0)
-    together.remove_worker(1)
+    workers_metrics.remove_worker(0)
+    workers_metrics.remove_worker(1)
     dead = numbers(address)
     for counted in (alive, dead):
         assert counted("calls_total", code="OK") == 10 + 11
@@ -53,24 +55,24 @@ def test_counters_are_summed_over_all_workers_including_dead_ones(together: Work
         assert counted("call_seconds_count") == counted("call_seconds_bucket", le="0.0005") == 23
 
 
-def test_gauges_cover_live_workers_and_readiness_is_the_lowest(together: WorkersMetrics, address: str) -> None:
+def test_gauges_cover_live_workers_and_readiness_is_the_lowest(workers_metrics: WorkersMetrics, address: str) -> None:
     with worker(0):
         with worker(1, ready=False):
             both = numbers(address)
-        together.remove_worker(1)
+        workers_metrics.remove_worker(1)
         one = numbers(address)
-    together.remove_worker(0)
+    workers_metrics.remove_worker(0)
     none = numbers(address)
     assert (both("watches"), both("ready")) == (10, 0)
     assert (one("watches"), one("ready")) == (5, 1)
     assert "caseload_watches" not in none.families
 
 
-def test_a_restarted_worker_continues_its_counters(together: WorkersMetrics, address: str) -> None:
+def test_a_restarted_worker_continues_its_counters(workers_metrics: WorkersMetrics, address: str) -> None:
     folder = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
     with worker(0):
         first = sorted(path.name for path in folder.iterdir())
-    together.remove_worker(0)
+    workers_metrics.remove_worker(0)
     with worker(0):
         assert numbers(address)("calls_total", code="OK") == 20
         assert sorted(path.name for path in folder.iterdir()) == first
@@ -85,7 +87,7 @@ def test_the_metrics_folder_is_private_and_removed_at_exit() -> None:
     assert "PROMETHEUS_MULTIPROC_DIR" not in os.environ
 
 
-@pytest.mark.usefixtures("together")
+@pytest.mark.usefixtures("workers_metrics")
 def test_no_series_names_a_process(address: str) -> None:
     """Otherwise each restart would create new series."""
     with worker(0):

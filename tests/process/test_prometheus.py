@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.observability.shipped_rules import RULES, shown
+from tests.observability.shipped_rules import RULES, panel_expressions
 from tests.process.command_runner import url
 from tests.support.api_driver import ApiDriver, refused
 from tests.support.servers import ServerProcess, free_address
@@ -86,7 +86,7 @@ def test_prometheus_scrapes_the_metrics_and_evaluates_the_dashboard_and_the_aler
             api.therapists(f"t{number}")
             refused(api.send, "GetTherapist", therapist_id="missing")
             time.sleep(0.1)
-    questions = [(title, expression) for title, expression in shown("30s") if title != OF_POSTGRESQL]
+    questions = [(title, expression) for title, expression in panel_expressions("30s") if title != OF_POSTGRESQL]
     assert len(questions) > 15
     prometheus.until(lambda: all(prometheus.value(expression) for _, expression in questions))
     prometheus.until(lambda: {rule["health"] for rule in prometheus.ask("rules")["groups"][0]["rules"]} == {"ok"})

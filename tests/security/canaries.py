@@ -163,12 +163,14 @@ def without_records(message: Any) -> str:
     return "\n".join(said)
 
 
-def found(outputs: dict[str, str]) -> list[str]:
+def leaking_outputs(outputs: dict[str, str]) -> list[str]:
     """The names of the outputs that contain a private value, as plain text or base64."""
-    return [name for name, text in outputs.items() if PRIVATE.search(text) or any(map(PRIVATE.search, decoded(text)))]
+    return [
+        name for name, text in outputs.items() if PRIVATE.search(text) or any(map(PRIVATE.search, decoded_base64(text)))
+    ]
 
 
-def decoded(text: str) -> Iterator[str]:
+def decoded_base64(text: str) -> Iterator[str]:
     """Every part of a text that decodes as base64."""
     for word in set(re.findall(r"[\w+/-]{12,}={0,2}", text)):
         for altchars in (b"-_", b"+/"):

@@ -22,7 +22,7 @@ from caseload_server.store import RelationshipStore
 from prometheus_client import Counter
 
 from tests.observability.metrics_client import page
-from tests.security.canaries import CANARY, Caller, found
+from tests.security.canaries import CANARY, Caller, leaking_outputs
 from tests.support.servers import ServerProcess, free_address
 
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -154,7 +154,7 @@ def outputs(
 
 @pytest.mark.parametrize("outputs", [nothing], indirect=True, ids=[""])
 def test_no_output_contains_private_values(outputs: dict[str, str]) -> None:
-    assert found(outputs) == []
+    assert leaking_outputs(outputs) == []
     assert outputs["stderr"].count('"event":"call"') > 500
     assert outputs["refusal"].count("INVALID_FIELD") > 300
     assert "next_page_token=" in outputs["answer"]
@@ -164,14 +164,14 @@ def test_no_output_contains_private_values(outputs: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("outputs", [crash_in_the_store], indirect=True, ids=[""])
 def test_no_output_contains_private_values_when_the_store_crashes(outputs: dict[str, str]) -> None:
-    assert found(outputs) == []
+    assert leaking_outputs(outputs) == []
     assert outputs["refusal"].count("error_id") > 20
     assert outputs["stdout"].count("RuntimeError") > 20
 
 
 @pytest.mark.parametrize(("outputs", "where"), LEAKS.items(), indirect=["outputs"], ids=map(str, range(len(LEAKS))))
 def test_a_planted_leak_is_found(outputs: dict[str, str], where: str) -> None:
-    assert found(outputs) == [where]
+    assert leaking_outputs(outputs) == [where]
 
 
 CRASHING: Final = """
@@ -202,7 +202,7 @@ def test_a_server_process_exposes_no_private_values(tmp_path: Path) -> None:
         files = " ".join(path.name for path in folder.iterdir())
         _, log = process.stop()
     outputs = {"arguments": shown, "files": files, "log": log, "access log": access.read_text(), "metrics": metrics}
-    assert found({**outputs, **{name: "\n".join(texts) for name, texts in caller.outputs.items()}}) == []
+    assert leaking_outputs({**outputs, **{name: "\n".join(texts) for name, texts in caller.outputs.items()}}) == []
     assert sum(json.loads(line)["event"] == "call failed" for line in log.splitlines()) > 10
     assert 'caseload_log_events_total{level="error"}' in metrics
     assert "caseload.db" in files

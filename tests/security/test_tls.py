@@ -221,7 +221,7 @@ def test_a_connection_requires_a_certificate_of_the_authority(mutual: CaseloadSe
 # --- certificates change ---
 
 
-def shown(server: CaseloadServer) -> str:
+def served_certificate(server: CaseloadServer) -> str:
     """The server certificate of a new connection, as PEM."""
     host, port = server.address.split(":")
     return ssl.get_server_certificate((host, int(port)), timeout=10)
@@ -246,7 +246,7 @@ def test_certificates_are_renewed_without_a_restart_or_a_failed_call(server: Cas
         for _ in range(10):
             made = files.issue()
             until = time.monotonic() + 10
-            while shown(server).split() != made.decode().split():
+            while served_certificate(server).split() != made.decode().split():
                 assert time.monotonic() < until
             with pytest.raises(grpc.RpcError) as caught:
                 TherapistServiceStub(kept).GetTherapist(GET, metadata=metadata, timeout=10)
@@ -261,7 +261,7 @@ def test_certificates_are_renewed_without_a_restart_or_a_failed_call(server: Cas
 def test_an_invalid_certificate_pair_keeps_the_old_one_and_is_logged_once(
     server: CaseloadServer, files: Files, broken: str
 ) -> None:
-    before = shown(server)
+    before = served_certificate(server)
     other = trustme.CA().issue_cert("127.0.0.1")
     with capture_logs() as logs:
         if broken == "cert":
@@ -273,13 +273,13 @@ def test_an_invalid_certificate_pair_keeps_the_old_one_and_is_logged_once(
         else:
             files.key.unlink()
         for _ in range(3):
-            assert shown(server) == before
+            assert served_certificate(server) == before
     [line] = logs
     assert (line["log_level"], line["fault"].partition(":")[0]) == ("error", line["fault"][:10].rstrip(":"))
     assert line["fault"].startswith(("--tls-cert: ", "--tls-key: "))
     assert "do-not-repeat-me" not in str(logs)
     made = files.issue()
-    assert shown(server).split() == made.decode().split()
+    assert served_certificate(server).split() == made.decode().split()
 
 
 def test_the_client_authority_changes_without_a_restart(mutual: CaseloadServer, files: Files) -> None:

@@ -25,7 +25,7 @@ CONTROL = [*map(chr, range(0x20)), *map(chr, range(0x7F, 0xA0))]
 printable = st.text(st.characters(exclude_categories=["Cc", "Cs"]), max_size=250)
 
 
-def judged(rule: Rule, value: Any) -> tuple[Any, list[tuple[str, str]]]:
+def apply_rule(rule: Rule, value: Any) -> tuple[Any, list[tuple[str, str]]]:
     """Applies a rule to a value; returns the normalized value and the violations."""
     violations = ValidationErrors()
     stored = rule(value, "path", violations)
@@ -33,7 +33,7 @@ def judged(rule: Rule, value: Any) -> tuple[Any, list[tuple[str, str]]]:
 
 
 def takes(rule: Rule, value: Any) -> bool:
-    return not judged(rule, value)[1]
+    return not apply_rule(rule, value)[1]
 
 
 @given(printable)
@@ -41,11 +41,11 @@ def takes(rule: Rule, value: Any) -> bool:
 @example("\u00a0Ann\u2003")
 @example("\u212b")
 def test_text_normalization_trims_composes_and_is_idempotent(value: str) -> None:
-    stored, wrong = judged(rules.text(0, 250), value)
+    stored, wrong = apply_rule(rules.text(0, 250), value)
     assume(not wrong)
     assert stored == stored.strip() == unicodedata.normalize("NFC", stored)
     assert unicodedata.normalize("NFC", value).strip() == stored
-    assert judged(rules.text(0, 250), stored) == (stored, [])
+    assert apply_rule(rules.text(0, 250), stored) == (stored, [])
 
 
 @given(printable, st.sampled_from(CONTROL), printable)
@@ -63,7 +63,7 @@ def test_every_control_character_is_rejected(control: str) -> None:
 
 @pytest.mark.parametrize("kept", ["Ann\u200dLee", "O\u2019Neill", "李小龍", "Ann 🌱", "\u05d0\u05b8", "X"])
 def test_other_characters_of_names_are_preserved(kept: str) -> None:
-    assert judged(rules.display_name, kept) == (kept, [])
+    assert apply_rule(rules.display_name, kept) == (kept, [])
 
 
 @given(st.text(st.sampled_from(" \u00a0\u2003\u3000\u2028\u200b\u200d\u2060\ufeff\u00ad\u0301\ufe0f"), max_size=10))
@@ -86,7 +86,7 @@ def test_lengths_count_characters_after_composition(count: int, character: str) 
 
 
 def test_a_text_of_millions_of_characters_is_rejected_before_normalization() -> None:
-    assert judged(rules.display_name, "\u0958" * 1_000_000) == ("", [("path", "must have at most 200 characters")])
+    assert apply_rule(rules.display_name, "\u0958" * 1_000_000) == ("", [("path", "must have at most 200 characters")])
 
 
 @given(st.text(max_size=70))
@@ -111,14 +111,14 @@ def test_a_request_id_is_a_uuid_in_canonical_form(value: str) -> None:
     shape = [len(part) for part in value.split("-")]
     good = shape == [8, 4, 4, 4, 12] and set(value) <= set("0123456789abcdefABCDEF-")
     assert takes(rules.request_id, value) == (good or not value)
-    assert judged(rules.request_id, value.upper())[0] == judged(rules.request_id, value)[0] or not good
+    assert apply_rule(rules.request_id, value.upper())[0] == apply_rule(rules.request_id, value)[0] or not good
 
 
 @pytest.mark.parametrize(
     "value", ["", "a@b", "ann.lee+x@example.org", "ünal@bücher.example", f"a@{'b' * 252}", " a@b "]
 )
 def test_a_valid_email_is_accepted(value: str) -> None:
-    assert judged(rules.email, value) == (value.strip(), [])
+    assert apply_rule(rules.email, value) == (value.strip(), [])
 
 
 @pytest.mark.parametrize(
@@ -153,14 +153,14 @@ def test_a_code_is_in_kebab_case(value: str) -> None:
 
 def test_a_system_is_a_uri() -> None:
     for system in ("urn:oid:2.16.840.1.113883.4.6", "http://hl7.org/fhir/sid/us-ssn", "x:y"):
-        assert judged(rules.identifier, pb.Identifier(system=system, value="1")) == ((system, "1"), [])
+        assert apply_rule(rules.identifier, pb.Identifier(system=system, value="1")) == ((system, "1"), [])
 
 
 @pytest.mark.parametrize(
     "system", ["", " ", "\u2003", "mrn", ":x", "urn:", "1a:b", "urn:a b", "urn:\u00fc", "urn:" + "x" * 197]
 )
 def test_a_system_that_is_not_a_uri_is_rejected(system: str) -> None:
-    _, wrong = judged(rules.identifier, pb.Identifier(system=system, value="1"))
+    _, wrong = apply_rule(rules.identifier, pb.Identifier(system=system, value="1"))
     assert {path for path, _ in wrong} == {"path.system"}
 
 
@@ -186,13 +186,16 @@ def test_the_example_npi_is_valid_and_similar_numbers_are_not() -> None:
 
 def test_duplicates_are_found_after_normalization_and_named_by_index() -> None:
     twice = [pb.Identifier(system="urn:x", value=value) for value in ("e\u0301", "2", "\u00e9 ")]
-    assert judged(rules.identifiers, twice)[1] == [("path[2]", "must not repeat an earlier entry")]
-    assert [path for path, _ in judged(rules.specialties, ["hip", "knee", " hip", "hip"])[1]] == ["path[2]", "path[3]"]
+    assert apply_rule(rules.identifiers, twice)[1] == [("path[2]", "must not repeat an earlier entry")]
+    assert [path for path, _ in apply_rule(rules.specialties, ["hip", "knee", " hip", "hip"])[1]] == [
+        "path[2]",
+        "path[3]",
+    ]
 
 
 @given(st.lists(st.sampled_from(["hip", "Knee", "", " "]), max_size=25))
 def test_an_invalid_list_entry_is_named_by_its_index(values: list[str]) -> None:
-    _, wrong = judged(rules.specialties, values)
+    _, wrong = apply_rule(rules.specialties, values)
     bad = {f"path[{n}]" for n, value in enumerate(values) if value != "hip"}
     doubles = len(values) > 20 or (not bad and values.count("hip") > 1)
     assert {path for path, _ in wrong} == bad or doubles
@@ -201,7 +204,7 @@ def test_an_invalid_list_entry_is_named_by_its_index(values: list[str]) -> None:
 
 @given(st.dictionaries(st.text(max_size=3), st.text(max_size=3), max_size=5))
 def test_annotations_are_accepted_or_named_by_index_and_never_by_key(entries: dict[str, str]) -> None:
-    stored, wrong = judged(rules.annotations, entries)
+    stored, wrong = apply_rule(rules.annotations, entries)
     for path, description in wrong:
         assert re.fullmatch(r"path\[[0-4]\]\.(key|value)", path)
         assert description.startswith(("must", "is required"))
@@ -210,7 +213,7 @@ def test_annotations_are_accepted_or_named_by_index_and_never_by_key(entries: di
 
 
 def test_annotation_keys_equal_after_normalization_are_rejected() -> None:
-    _, wrong = judged(rules.annotations, {"a": "1", "a ": "2", "b": "3"})
+    _, wrong = apply_rule(rules.annotations, {"a": "1", "a ": "2", "b": "3"})
     assert wrong == [("path[1].key", "must not repeat an earlier key")]
 
 
@@ -228,7 +231,7 @@ def test_annotation_keys_equal_after_normalization_are_rejected() -> None:
     ],
 )
 def test_annotations_have_limits(entries: dict[str, str], path: str | None) -> None:
-    assert [place for place, _ in judged(rules.annotations, entries)[1]] == ([path] if path else [])
+    assert [place for place, _ in apply_rule(rules.annotations, entries)[1]] == ([path] if path else [])
 
 
 @given(st.integers(-5, 10_001), st.integers(-2, 14), st.integers(-2, 33))
@@ -240,7 +243,7 @@ def test_annotations_have_limits(entries: dict[str, str], path: str | None) -> N
 @example(1980, 5, 0)
 @example(0, 5, 5)
 def test_a_birth_date_is_a_complete_date_that_exists(year: int, month: int, day: int) -> None:
-    stored, wrong = judged(rules.birth_date(T0 * 1_000_000), Date(year=year, month=month, day=day))
+    stored, wrong = apply_rule(rules.birth_date(T0 * 1_000_000), Date(year=year, month=month, day=day))
     try:
         date = datetime.date(year, month, day)
     except ValueError:
