@@ -58,7 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "commands.check": {".commands", ".config", ".observability.readiness", ".security.tls", "grpc", "grpc_health"},
     "commands.keys": {".commands", ".config", ".security.api_keys", ".security.principal"},
     "commands.migrate": {".commands", ".config", ".store.backends.factory"},
-    "commands.portability": {".commands", ".config", ".store"},
+    "commands.export_import_verify": {".commands", ".config", ".store"},
     "commands.purge": {".commands", ".config", ".clock", ".domain.errors", ".store", "apsw"},
     "commands.serve": {".commands", ".config", ".supervisor", ".rpc.server", ".observability.logs"},
     "commands.signals": {"apsw"},

@@ -10,10 +10,10 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # the C core writes to standard
 
 from caseload_server.commands.backup import backup, restore
 from caseload_server.commands.check import check
+from caseload_server.commands.export_import_verify import export_command, import_command, verify
 from caseload_server.commands.keys import key_commands
 from caseload_server.commands.migrate import migrate_command
 from caseload_server.commands.options import PREFIX
-from caseload_server.commands.portability import export_command, import_command, verify
 from caseload_server.commands.purge import purge
 from caseload_server.commands.serve import serve
 from caseload_server.config import SettingError

@@ -13,7 +13,7 @@ from caseload_server.domain.requests import AssignmentQuery, CaseloadQuery
 from caseload_server.store import lists, records
 from caseload_server.store.backends.protocol import SerializationConflict, Value
 from caseload_server.store.records import PATIENT, THERAPIST, RecordKind
-from caseload_server.store.write import Write
+from caseload_server.store.write_transaction import Write
 
 COLUMNS = ", ".join(f"period.{column}" for column in Assignment._fields)
 

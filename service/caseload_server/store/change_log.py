@@ -8,7 +8,7 @@ from caseload_server.domain.records import Change, ChangeSet
 from caseload_server.domain.requests import ChangeQuery
 from caseload_server.domain.results import ChangePage
 from caseload_server.store.backends.protocol import Row, Transaction, Value
-from caseload_server.store.store_keys import StoreKeys
+from caseload_server.store.store_identity import StoreKeys
 
 _CHANGE_OVERHEAD_BYTES = 64
 """Approximate size of a change without its texts, in bytes."""

@@ -9,7 +9,7 @@ from caseload_server.domain.requests import Correction
 from caseload_server.store import assignments, records
 from caseload_server.store.backends.protocol import Value
 from caseload_server.store.records import PATIENT
-from caseload_server.store.write import Write
+from caseload_server.store.write_transaction import Write
 
 _CONTRACT_NAMES: Final = {"focus": "focus", "start_us": "start_time", "end_us": "end_time", "end_reason": "end_reason"}
 """The columns that can be corrected, with the names of their fields in the contract."""

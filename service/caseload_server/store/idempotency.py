@@ -6,7 +6,7 @@ from caseload_server.domain import errors
 from caseload_server.domain.limits import IDEMPOTENCY_TTL_US
 from caseload_server.domain.requests import CallContext
 from caseload_server.store.backends.protocol import Parameters, Transaction, Value
-from caseload_server.store.store_keys import StoreKeys
+from caseload_server.store.store_identity import StoreKeys
 
 SERVER_GENERATED_PREFIX: Final = "server:"
 """Starts a request_id that the server generated, because the caller sent none and a commit may be ambiguous."""

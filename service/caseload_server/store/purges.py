@@ -10,7 +10,7 @@ from caseload_server.domain.requests import CallContext
 from caseload_server.store import assignments, records
 from caseload_server.store.backends.protocol import SerializationConflict
 from caseload_server.store.records import PATIENT, RecordKind
-from caseload_server.store.write import Write
+from caseload_server.store.write_transaction import Write
 
 PURGE_CALL: Final = CallContext(actor="cli:purge", method="")
 """The actor of a purge in the change log."""

@@ -11,7 +11,7 @@ from caseload_server.domain import enums, errors, limits
 from caseload_server.domain.records import P, Patient, Therapist
 from caseload_server.domain.requests import Fields
 from caseload_server.store import search
-from caseload_server.store.write import Write
+from caseload_server.store.write_transaction import Write
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from caseload_server.store import assignments, change_log, corrections, lists, p
 from caseload_server.store.backends.protocol import Database, Gauges, Row, Transaction
 from caseload_server.store.idempotency import SERVER_GENERATED_PREFIX
 from caseload_server.store.records import PATIENT, THERAPIST, RecordKind
-from caseload_server.store.store_keys import StoreKeys
-from caseload_server.store.write import Write
+from caseload_server.store.store_identity import StoreKeys
+from caseload_server.store.write_transaction import Write
 
 _ROW_OVERHEAD_BYTES: Final = 256
 """Approximate size of a row without its texts, in bytes."""

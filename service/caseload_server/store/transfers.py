@@ -7,7 +7,7 @@ from caseload_server.domain.records import Assignment, Therapist
 from caseload_server.store import assignments, records
 from caseload_server.store.backends.protocol import SerializationConflict
 from caseload_server.store.records import PATIENT, THERAPIST
-from caseload_server.store.write import Write
+from caseload_server.store.write_transaction import Write
 
 _SELECT_PATIENTS = "SELECT patient_id, deleted_us FROM patient WHERE patient_id IN (SELECT atom FROM json_each(:ids))"
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from caseload_server.commands import portability
+from caseload_server.commands import export_import_verify as portability
 from caseload_server.config import Config, SettingError
 from caseload_server.domain import errors
 from caseload_server.domain.enums import ROLE_PRIMARY

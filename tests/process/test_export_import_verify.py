@@ -13,7 +13,7 @@ from typing import Any
 
 import apsw
 import pytest
-from caseload_server.commands import portability
+from caseload_server.commands.export_import_verify import open_snapshot
 from caseload_server.config import Config
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.factory import open_store
@@ -319,6 +319,6 @@ def test_progress_is_shown_only_on_a_terminal(tmp_path: Path, many: str) -> None
 
 def test_an_export_runs_without_database_timeouts(tmp_path: Path, postgres_url: str) -> None:
     del tmp_path
-    with portability.open_snapshot(postgres_url) as transaction:
+    with open_snapshot(postgres_url) as transaction:
         for setting in ("statement_timeout", "idle_in_transaction_session_timeout"):
             assert transaction.run(f"SHOW {setting}") == [("0",)]

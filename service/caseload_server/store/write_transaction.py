@@ -11,7 +11,7 @@ from caseload_server.domain.records import Assignment, Patient, Therapist
 from caseload_server.domain.requests import CallContext
 from caseload_server.store.backends.protocol import Parameters, Transaction, Value
 from caseload_server.store.idempotency import SERVER_GENERATED_PREFIX, IdempotencyKey, StoredOutcome
-from caseload_server.store.store_keys import StoreKeys
+from caseload_server.store.store_identity import StoreKeys
 
 Record = Therapist | Patient | Assignment
 
