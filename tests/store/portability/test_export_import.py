@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from caseload_server.commands import export_import_verify as portability
+from caseload_server.commands.export_import_verify import open_bulk_load, open_snapshot
 from caseload_server.config import Config, SettingError
 from caseload_server.domain import errors
 from caseload_server.domain.enums import ROLE_PRIMARY
@@ -41,19 +41,19 @@ def nothing(_: int) -> None:
 
 def exported(url: str) -> bytes:
     lines = io.BytesIO()
-    with portability.open_snapshot(url) as transaction:
+    with open_snapshot(url) as transaction:
         export.export(transaction, lines.write, nothing)
     return lines.getvalue()
 
 
 def imported(lines: bytes, url: str) -> str:
     """Imports the lines. Returns the digest."""
-    with portability.open_bulk_load(url) as (loading, schema):
+    with open_bulk_load(url) as (loading, schema):
         return import_loader.load(batches(io.BytesIO(lines), schema), loading, nothing)
 
 
 def digest(url: str) -> str:
-    with portability.open_snapshot(url) as transaction:
+    with open_snapshot(url) as transaction:
         contents = ContentCheck(transaction)
         assert [*broken_rules(transaction), *contents.read(nothing)] == []
     return contents.content_digest.digest
