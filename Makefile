@@ -127,11 +127,11 @@ sbom: $(AUDIT)/installed ## write dist/caseload-server.cdx.json: what the server
 
 .PHONY: bench
 bench: $(INSTALLED) $(BENCH)/installed ## the measured claims, into docs/performance.md; needs h2load
-	@$(BIN)/python benchmarks/run.py
+	@$(BIN)/python -m benchmarks.run
 
 .PHONY: bench-smoke
 bench-smoke: $(INSTALLED) $(BENCH)/installed ## the same in a minute, with small data, to see that it runs
-	@$(BIN)/python benchmarks/run.py --smoke
+	@$(BIN)/python -m benchmarks.run --smoke
 	@for one in scale importing footprint; do $(BIN)/python -m benchmarks.$$one --smoke || exit; done
 
 .PHONY: bench-postgres

@@ -1,6 +1,6 @@
 """Measures a failover: a primary with a synchronous standby, two servers, and sixteen writing callers.
 
-python benchmarks/failover.py   the primary is killed, the standby promoted
+python -m benchmarks.failover   the primary is killed, the standby promoted
     --standby-stopped           the standby is stopped instead, and restarted
     --asynchronous              the standby replicates asynchronously and lags: shows that lost writes are detected
     --seconds N                 seconds of load before and after

@@ -1,7 +1,7 @@
 """Compares PostgreSQL with SQLite, and measures writes per second with ordered revisions. Needs h2load.
 
-python benchmarks/postgres.py           a minute or two; writes its table into docs/postgresql.md
-python benchmarks/postgres.py --smoke   a few seconds, a smoke test; its figures mean nothing
+python -m benchmarks.postgres           a minute or two; writes its table into docs/postgresql.md
+python -m benchmarks.postgres --smoke   a few seconds, a smoke test; its figures mean nothing
 
 Both databases sync each commit to the same disk. PostgreSQL is a temporary local cluster, on loopback;
 its processes run on both cores, beside the server and the load.

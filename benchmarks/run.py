@@ -1,7 +1,7 @@
 """Runs the benchmarks of docs/performance.md, and writes its tables and its plot. Needs h2load.
 
-python benchmarks/run.py           many minutes; writes the document. Exit code 1 if a target was missed
-python benchmarks/run.py --smoke   a minute, a smoke test; its figures mean nothing
+python -m benchmarks.run           many minutes; writes the document. Exit code 1 if a target was missed
+python -m benchmarks.run --smoke   a minute, a smoke test; its figures mean nothing
 """
 
 import argparse

@@ -25,7 +25,7 @@ needs_h2load = pytest.mark.skipif(not shutil.which("h2load"), reason="needs h2lo
 
 def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "run.py"), *arguments],
+        [sys.executable, "-m", "benchmarks.run", *arguments],
         env={**os.environ, **environment},
         cwd=ROOT,
         capture_output=True,

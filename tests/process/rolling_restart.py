@@ -290,14 +290,14 @@ def main() -> None:
         report = alone(url, calls)
     kept &= shown("one instance", report)
     if report.stalled:
-        sys.exit(f"   NOT AS PROMISED: a call took more than {STALL_SECONDS} s, and more than the restart")
+        sys.exit(f"   FAILED: a call took more than {STALL_SECONDS} s, and more than the restart")
     sys.exit(not kept)
 
 
 def shown(name: str, report: Report) -> bool:
     """Prints the report. Returns whether it is free of faults."""
     faults = list(report.faults())
-    print(f"{name}: {report}", *faults, sep="\n   NOT AS PROMISED: ", flush=True)
+    print(f"{name}: {report}", *faults, sep="\n   FAILED: ", flush=True)
     return not faults
 
 
