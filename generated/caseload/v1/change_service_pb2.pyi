@@ -50,8 +50,8 @@ class ChangeSet(_message.Message):
 
     @_builtins.property
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Change]:
-        """At least one change, in the order they were made. At most 3000 changes: TransferPatients makes
-        up to three for each of 1000 patients.
+        """At least one change, in the order they were made. At most 3001. TransferPatients makes up to
+        three changes for each of 1000 patients. A larger purge is split into several change sets.
         """
 
     def __init__(

@@ -80,7 +80,7 @@ class ChangeServiceStub:
     - TOO_MANY_WATCHES: this process has reached its limit of open watches. Metadata gives limit.
     - REVISION_FOREIGN: after_revision is malformed, from another store, or from before a restore.
     - REVISION_PRUNED: changes after after_revision were pruned. Metadata gives oldest_revision. An
-      open watch also ends with it when changes that it has not reached are pruned.
+      open watch also ends with this error when changes are pruned before it has sent them.
     - WATCH_TOO_SLOW: the reader took more than 10 seconds for a message.
     """
 
@@ -162,7 +162,7 @@ class ChangeServiceServicer(metaclass=_abc_1.ABCMeta):
         - TOO_MANY_WATCHES: this process has reached its limit of open watches. Metadata gives limit.
         - REVISION_FOREIGN: after_revision is malformed, from another store, or from before a restore.
         - REVISION_PRUNED: changes after after_revision were pruned. Metadata gives oldest_revision. An
-          open watch also ends with it when changes that it has not reached are pruned.
+          open watch also ends with this error when changes are pruned before it has sent them.
         - WATCH_TOO_SLOW: the reader took more than 10 seconds for a message.
         """
 

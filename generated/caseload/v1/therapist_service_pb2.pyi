@@ -673,7 +673,7 @@ class UnassignPatientRequest(_message.Message):
     etag: _builtins.str
     """If set, must match the etag of the active assignment. Not compared if the assignment has ended."""
     allow_missing: _builtins.bool
-    """If true, succeeds if the pair was never assigned. Both must exist."""
+    """If true, succeeds if the pair was never assigned. The therapist and the patient must exist."""
     request_id: _builtins.str
     """A UUID, or empty. A repeat within 24 hours writes nothing and returns the result of the first
     call, with the current state of the records. Failed calls and validate_only calls are not
