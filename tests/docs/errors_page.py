@@ -65,7 +65,7 @@ The gRPC library itself reports a few errors, which have no reason:
 - UNIMPLEMENTED: the method does not exist.
 - RESOURCE_EXHAUSTED: the message is larger than 1 MiB, or the metadata is larger than 16 KiB.
 - CANCELLED: the reader of a watch took nothing for 30 seconds.
-- CANCELLED: the library had too many calls, or the server stopped before the call began. Retry with the same `request_id`.
+- CANCELLED: the server had too many calls, or stopped before the call began. Repeat it with the same `request_id`.
 - UNAVAILABLE: no server answers. A write may have succeeded: repeat it with the same `request_id`.
 - DEADLINE_EXCEEDED: the caller's own deadline passed. A write may have succeeded: repeat it with the same `request_id`.
 
