@@ -186,5 +186,5 @@ def test_only_one_of_several_concurrent_migrations_does_the_work(tmp_path: Path,
 @pytest.mark.parametrize("command", ["backup", "restore"])
 def test_backup_and_restore_refer_to_the_tools_of_postgresql(tmp_path: Path, command: str) -> None:
     assert refused(tmp_path, command, "copy.db", database=UNREACHABLE).startswith(
-        "--database: is PostgreSQL, which has its own means"
+        "--database: is PostgreSQL: use base backups or pg_dump"
     )
