@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -19,6 +20,7 @@ from tests.support.servers import ServerProcess
 from tests.support.waiting import NEVER_SECONDS, eventually
 from tests.support.write_lock import holding_the_lock
 
+SLOW_READINESS = (sys.executable, str(Path(__file__).with_name("slow_readiness_command.py")))
 READY = (0, "caseload: ready\n", "")
 ALIVE = (0, "caseload: alive\n", "")
 Ended = tuple[int, str, str]
@@ -98,7 +100,7 @@ def test_a_draining_server_is_alive_and_not_ready(tmp_path: Path) -> None:
 
 
 def test_a_waiting_write_does_not_change_readiness(database_url: str, tmp_path: Path) -> None:
-    with ServerProcess(database_url) as server, holding_the_lock(database_url):
+    with ServerProcess(database_url, command=SLOW_READINESS) as server, holding_the_lock(database_url):
         assert checked(tmp_path, "--address", server.address) == READY
 
 
