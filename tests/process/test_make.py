@@ -15,7 +15,7 @@ from tests.support.servers import free_address
 pytestmark = pytest.mark.checkout
 
 ROOT = Path(__file__).parents[2]
-READ_BY_MAKE = ["Makefile", "pyproject.toml", "client/pyproject.toml", "requirements/dev.txt"]
+READ_BY_MAKE = ["Makefile", "pyproject.toml", "client/pyproject.toml", "service/pyproject.toml", "requirements/dev.txt"]
 
 
 @pytest.fixture
