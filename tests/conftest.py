@@ -24,8 +24,8 @@ if (
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-SLOW_FOLDERS: Final = ("benchmarks", "docs", "fuzz", "hostile", "packaging", "process", "support")
-"""Tests of whole processes, builds and documents: seconds each. `make test-processes` runs them."""
+SLOW_FOLDERS: Final = ("benchmarks", "fuzz", "hostile", "process")
+"""Tests of whole processes: seconds each. `make test-processes` runs them."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

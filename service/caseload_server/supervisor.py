@@ -138,7 +138,7 @@ class Supervisor:
             if time.monotonic() - start_time > _STABLE_SECONDS:
                 delay = _MIN_RESTART_DELAY_SECONDS
             if not self._stopping.wait(delay) and process:
-                _log.warning("worker restarted", worker=number, pid=process.pid, code=code)
+                _log.warning("worker ended, restarting", worker=number, pid=process.pid, code=code)
             delay = min(delay * 2, _MAX_RESTART_DELAY_SECONDS)
 
     def _wait_for_exit(self, number: int, process: "subprocess.Popen[str] | None") -> int:

@@ -77,6 +77,7 @@ def check_block(block: Block, folder: Path) -> None:
         assert masked(done.stdout) == masked(block.output), f"{block.text}{done.stdout}"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("documented_server", "grpcurl")
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "postgresql.md"], ids=name)
 def test_every_command_and_snippet_of_a_page_does_what_the_page_shows(page: Path, folder: Path) -> None:
@@ -85,6 +86,7 @@ def test_every_command_and_snippet_of_a_page_does_what_the_page_shows(page: Path
             check_block(block, folder)
 
 
+@pytest.mark.slow
 def test_every_command_of_the_postgresql_page_does_what_it_shows(folder: Path, postgres: Server) -> None:
     with ServerProcess(f"sqlite:///{folder}/data/caseload.db") as server:
         assert tour(server.address) == 0
@@ -107,6 +109,7 @@ def test_every_command_of_the_postgresql_page_does_what_it_shows(folder: Path, p
         postgres.drop_database("caseload_documented")
 
 
+@pytest.mark.slow
 @pytest.mark.checkout
 @pytest.mark.usefixtures("documented_server")
 def test_every_snippet_of_the_stubs_readme_does_what_it_shows(folder: Path) -> None:
@@ -143,6 +146,7 @@ def test_every_endpoint_of_the_rest_api_is_mapped() -> None:
     assert [(said, run) for _, said, run in mapped if said != run] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("language", "text", "output"),
     [
@@ -238,6 +242,7 @@ def test_the_settings_tables_match_the_help_of_the_commands() -> None:
     assert len(rows) >= 5
 
 
+@pytest.mark.checkout
 def test_the_dependencies_page_lists_exactly_the_dependencies() -> None:
     server = tomllib.loads((ROOT / "service" / "pyproject.toml").read_text())["project"]
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
@@ -249,6 +254,7 @@ def test_the_dependencies_page_lists_exactly_the_dependencies() -> None:
     assert said - {"package", "---"} == names
 
 
+@pytest.mark.slow
 def test_a_restored_backup_is_a_store_that_rejects_old_revisions(folder: Path) -> None:
     """Follows docs/operations/backup-and-restore.md: back up, restore, start on the restored file."""
     page = blocks(OPERATIONS / "backup-and-restore.md")
@@ -270,6 +276,7 @@ def test_a_restored_backup_is_a_store_that_rejects_old_revisions(folder: Path) -
         assert list_changes(server.address, after).head_revision == after
 
 
+@pytest.mark.slow
 def test_a_purge_by_age_keeps_newer_records(folder: Path) -> None:
     """Runs the commands of docs/operations/purge.md while the server runs."""
     page = blocks(OPERATIONS / "purge.md")
@@ -304,6 +311,7 @@ def newest_revision(address: str) -> str:
     return revision
 
 
+@pytest.mark.slow
 @pytest.mark.checkout
 @pytest.mark.usefixtures("grpcurl")
 def test_make_run_prints_a_grpcurl_line_that_works_when_pasted(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import pytest
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # seconds: an index may be slow
+
 ROOT = Path(__file__).parents[2]
 CLIENT_REQUIREMENTS = {"grpcio", "protobuf", "googleapis-common-protos"}
 IMPORT_CLIENT_ALONE = """if True:

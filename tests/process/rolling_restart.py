@@ -35,7 +35,7 @@ from tests.support.servers import ServerProcess
 
 CALLERS = 32
 LEAST_RESTARTS = 2
-"""How many calls are made at least."""
+"""Restarts that a run makes at least."""
 PAUSE_SECONDS = 0.5
 """Seconds between two restarts."""
 STALL_SECONDS = 1.0

@@ -69,7 +69,7 @@ def server(tmp_path: Path) -> Iterator[tuple[ServerProcess, str]]:
 def prometheus(server: tuple[ServerProcess, str], tmp_path: Path) -> Iterator[Prometheus]:
     program = shutil.which("prometheus")
     if program is None:
-        pytest.skip("no prometheus on PATH: Debian has it as a package")
+        pytest.skip("needs prometheus: apt-get install prometheus")
     running = Prometheus(program, tmp_path, server[1])
     yield running
     running.process.kill()

@@ -83,7 +83,7 @@ def test_a_killed_worker_is_replaced_and_loses_only_its_own_connections(database
             pass  # the replacement receives connections too
         code, log = server.stop()
     assert code == 0
-    [said] = [line for line in map(json.loads, log.splitlines()) if line["event"].startswith("worker restarted")]
+    [said] = [line for line in map(json.loads, log.splitlines()) if line["event"] == "worker ended, restarting"]
     assert (said["pid"], said["code"], said["level"]) == (victim, -signal.SIGKILL, "warning")
 
 
@@ -93,7 +93,7 @@ def ends(server: WorkersServer) -> Iterator[tuple[float, int]]:
     refused = 0
     for line in server.process.stderr:
         refused += line.startswith("caseload: --keys-file: ")
-        if '"worker restarted"' in line:
+        if '"worker ended, restarting"' in line:
             yield datetime.fromisoformat(json.loads(line)["timestamp"]).timestamp(), refused
 
 

@@ -157,10 +157,11 @@ class StoreBusy(DomainError):
     reason = "STORE_BUSY"
     text = "Concurrent writes conflicted, and nothing was written. Retry the call."
     no_connection: ClassVar[str] = "No database connection became free in time, and nothing was done. Retry the call."
+    too_slow: ClassVar[str] = "The database took too long to answer, and nothing was written. Retry the call."
     retry_after_seconds = 0.1
 
     def __init__(self, text: str = text) -> None:
-        """Args: text, the default, or no_connection when the call got no database connection."""
+        """Args: text, the default, or one of the other two."""
         super().__init__()
         self.message = text
 

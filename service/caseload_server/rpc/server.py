@@ -196,6 +196,7 @@ def build_server(
         store = open_store(config, clock, metrics.store if metrics else None)
         opened.callback(store.close)
         access_log = AccessLog(_access_log_sink(config), metrics)
+        opened.callback(access_log.close)
         parts = ServerParts(grpc_server, address, executors, store, auth, access_log, metrics, page)
         server = CaseloadServer(config, parts, clock)
         opened.pop_all()  # from here on the server closes them

@@ -93,7 +93,7 @@ def check_assignments(request: assignment_pb.CheckAssignmentsRequest, now_us: in
 
 
 def transfer_patients(request: assignment_pb.TransferPatientsRequest) -> requests.Transfer:
-    """Returns the order of a TransferPatients request."""
+    """Returns the store\'s request for a TransferPatients request."""
     violations = ValidationErrors()
     if not request.request_id:
         violations.add("request_id", "is required")
@@ -182,7 +182,7 @@ def _pair(request: Any, violations: ValidationErrors) -> tuple[str, str]:
 
 
 def assign(request: AssignRequest, now_us: int) -> requests.Assign:
-    """Returns the order of an AssignPatient or AssignTherapist request."""
+    """Returns the store\'s request for an AssignPatient or AssignTherapist request."""
     violations = ValidationErrors()
     therapist_id, patient_id = _pair(request, violations)
     role = request.role or pb.Assignment.ROLE_TREATING
@@ -201,7 +201,7 @@ def assign(request: AssignRequest, now_us: int) -> requests.Assign:
 
 
 def unassign(request: UnassignRequest, now_us: int) -> requests.Unassign:
-    """Returns the order of an UnassignPatient or UnassignTherapist request."""
+    """Returns the store\'s request for an UnassignPatient or UnassignTherapist request."""
     violations = ValidationErrors()
     therapist_id, patient_id = _pair(request, violations)
     if request.end_reason not in _CALLER_END_REASONS:

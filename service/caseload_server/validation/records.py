@@ -267,7 +267,7 @@ def _name_prefix(value: str, violations: ValidationErrors) -> str:
 
 
 def delete(request: DeleteRequest, id_field: str) -> requests.Delete:
-    """Returns the order of a Delete request. Args: id_field, the field of the id."""
+    """Returns the store\'s request for a Delete request. Args: id_field, the field of the id."""
     violations = ValidationErrors()
     rules.request_id(request.request_id, "request_id", violations)
     order = requests.Delete(

@@ -14,6 +14,8 @@ from tests.support.postgres import cluster as cluster_module
 from tests.support.postgres.cluster import HOW_TO_GET_IT, QUICK, SAFE, Cluster, NoPostgres, programs
 from tests.support.postgres.databases import Databases
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:

@@ -53,8 +53,10 @@ _NAMED_PARAMETER: Final = re.compile(r"(?<![\w:]):([a-z]\w*)")
 # SQLSTATEs: https://www.postgresql.org/docs/current/errcodes-appendix.html
 _CONFLICTS: Final = {"40001", "40P01"}
 """serialization_failure, deadlock_detected."""
-_TIMEOUTS: Final = {"55P03", "57014"}
-"""lock_not_available, query_canceled."""
+_LOCK_TIMEOUT: Final = "55P03"
+"""lock_not_available."""
+_STATEMENT_TIMEOUT: Final = "57014"
+"""query_canceled."""
 _UNAVAILABLE: Final = {"25006", "53200", "53300"}
 """read_only_sql_transaction (a primary that became a standby), out_of_memory, too_many_connections."""
 
@@ -82,8 +84,10 @@ def _domain_error(error: psycopg.Error) -> tuple[BaseException, bool]:
     state = error.sqlstate or ""
     if state in _CONFLICTS:
         return errors.StoreBusy(), True
-    if state in _TIMEOUTS:
+    if state == _LOCK_TIMEOUT:
         return errors.StoreBusy(), False
+    if state == _STATEMENT_TIMEOUT:
+        return errors.StoreBusy(errors.StoreBusy.too_slow), False
     if state == "53100":
         return errors.StoreFull(), False
     is_lost = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and not state

@@ -27,7 +27,7 @@ def pending(url: str, steps: list[Migration] | None = None) -> list[Migration]:
     Args: steps, all of this version unless given. Raises SchemaError, psycopg.Error.
     """
     with connect(url) as connection:
-        return unapplied(_read_applied(connection), steps or migrations("postgres"))
+        return unapplied(_read_applied(connection), migrations("postgres") if steps is None else steps)
 
 
 def migrate(url: str, steps: list[Migration] | None = None) -> list[Migration]:
@@ -35,7 +35,7 @@ def migrate(url: str, steps: list[Migration] | None = None) -> list[Migration]:
 
     Args: steps, all of this version unless given. Raises SchemaError, psycopg.Error.
     """
-    steps = steps or migrations("postgres")
+    steps = migrations("postgres") if steps is None else steps
     with connect(url) as connection:
         for _ in range(_DEADLOCK_RETRIES):
             with suppress(psycopg.errors.DeadlockDetected):

@@ -20,7 +20,7 @@ def pending(path: Path, steps: list[Migration] | None = None) -> list[Migration]
     Args: steps, all of this version unless given. Raises SchemaError for a file of another application, of a newer
     version, or migrated with other texts.
     """
-    steps = steps or migrations("sqlite")
+    steps = migrations("sqlite") if steps is None else steps
     if not path.exists():
         return steps
     try:
@@ -36,7 +36,7 @@ def migrate(path: Path, steps: list[Migration] | None = None) -> list[Migration]
 
     Args: steps, all of this version unless given. Raises SchemaError, apsw.Error.
     """
-    steps = steps or migrations("sqlite")
+    steps = migrations("sqlite") if steps is None else steps
     with closing(_open(path, create=True)) as connection:
         unapplied(_read_applied(connection), steps)  # raises before anything is changed
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
