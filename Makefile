@@ -105,6 +105,15 @@ wheel-test: wheels grpcurl-where-go ## run the tests against the built wheels, a
 	mkdir "$$away/tested"; cp -R $(wildcard tests docs protos README.md client_example.py pyproject.toml) "$$away/tested"; \
 	cd "$$away/tested"; "$$python" -m $(PYTEST) -m 'not checkout'
 
+# The wheels with the lowest grpcio that the server accepts: rpc/grpcio_compat.py uses private names of it.
+.PHONY: grpcio-lowest
+grpcio-lowest: wheels ## run the tests of rpc/ on the lowest supported grpcio
+	@$(BIN)/python -m venv --clear .tools/grpcio
+	@.tools/grpcio/bin/python -m $(PIP_INSTALL) --require-hashes -r requirements/test.txt
+	@.tools/grpcio/bin/python -m $(PIP_INSTALL) --no-deps dist/*.whl
+	@.tools/grpcio/bin/python -m $(PIP_INSTALL) --no-deps --require-hashes -r requirements/grpcio-lowest.txt
+	@.tools/grpcio/bin/python -m pytest -q tests/rpc
+
 # Advisories are asked for over the network. Where a version that everyone knows to be vulnerable passes for sound, they
 # could not be asked for: that is said and does not fail, or a source that is away would stop all work.
 .PHONY: audit
@@ -187,6 +196,10 @@ lock: ## renew requirements/ from both pyproject.toml files; needs uv
 	$(LOCK) -o requirements/runtime.txt
 	$(LOCK) --group test -c requirements/runtime.txt -o requirements/test.txt
 	$(LOCK) --group dev -c requirements/test.txt -o requirements/dev.txt
+	for package in grpcio grpcio-health-checking grpcio-reflection grpcio-status; do \
+		sed -n "s/.*\"$$package>=\([0-9.]*\).*/$$package==\1/p" service/pyproject.toml; \
+	done | uv pip compile - --quiet --no-deps --generate-hashes --universal --python-version 3.11 \
+		--custom-compile-command 'make lock' -o requirements/grpcio-lowest.txt
 	$(subst service/pyproject.toml --extra postgres,--group audit,$(LOCK)) -o requirements/audit.txt
 	$(subst service/pyproject.toml --extra postgres,--group bench,$(LOCK)) -o requirements/bench.txt
 	$(subst service/pyproject.toml --extra postgres,--group deploy,$(LOCK)) -o requirements/deploy.txt
