@@ -92,6 +92,7 @@ def test_the_example_watch_shows_one_patient_and_is_cancelled(
     assert methods == ["CreatePatient", "AssignPatient", "DeleteTherapist", "DeletePatient"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "no-such-host.invalid:50051"])
 def test_without_a_server_the_example_prints_the_address_and_how_to_start_one(address: str) -> None:
     done = run_example(address)

@@ -233,6 +233,7 @@ def _raise(error: BaseException) -> None:
     raise error
 
 
+@pytest.mark.slow
 def test_a_stuck_reader_does_not_delay_other_callers(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "STUCK_READER_SECONDS", NEVER_SECONDS)
     with serving(database_url, max_watches=2) as server, ApiDriver(server.address) as api:
@@ -246,6 +247,7 @@ def test_a_stuck_reader_does_not_delay_other_callers(database_url: str, monkeypa
             await_unread(server, 0.5)
 
 
+@pytest.mark.slow
 def test_a_stuck_reader_is_disconnected_and_frees_its_slot(database_url: str) -> None:
     with serving(database_url, max_watches=1) as server, ApiDriver(server.address) as api:
         start = api.head()

@@ -81,6 +81,7 @@ def test_codes_and_reasons_in_rules_and_dashboard_exist_in_the_contract() -> Non
     assert (len(codes), len(reasons)) > (3, 3)
 
 
+@pytest.mark.slow
 def test_workers_export_the_same_metrics_as_one_process(tmp_path: Path) -> None:
     pages = []
     for workers in ("1", "2"):

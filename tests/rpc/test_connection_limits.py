@@ -194,6 +194,7 @@ def pinged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Frames]:
         yield frames
 
 
+@pytest.mark.slow
 def test_moderate_pings_are_accepted_without_a_call(pinged: Frames) -> None:
     for _ in range(10):
         pinged.ping()

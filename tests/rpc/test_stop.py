@@ -144,6 +144,7 @@ def test_a_stop_ends_a_lagging_watch_with_shutting_down(database_url: str) -> No
         assert number(received[-1].through_revision) < head  # the stop did not wait for it to catch up
 
 
+@pytest.mark.slow
 def test_a_stop_does_not_wait_for_a_stuck_reader(database_url: str) -> None:
     with serving(database_url, grace_seconds=NEVER_SECONDS) as server, ApiDriver(server.address) as api:
         start = api.head()

@@ -119,6 +119,7 @@ reasons = st.sampled_from([0, 1, END_ENTERED_IN_ERROR])
 written = st.tuples(st.sampled_from("tu"), st.sampled_from("ppq"), roles, spans, reasons)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -89,6 +89,7 @@ assignment_plans = st.builds(
 )
 
 
+@pytest.mark.slow
 @both_kinds
 @given(plan=assignment_plans)
 @on_one_store

@@ -207,6 +207,7 @@ def test_the_log_says_what_was_erased_and_by_whom(store: RelationshipStore, cloc
     assert store.list_changes(ChangeQuery(**{kind.id_column: name}), "", 10).change_sets[-1] == change_set
 
 
+@pytest.mark.slow
 def test_a_purge_of_many_records_uses_several_short_commits(store: RelationshipStore) -> None:
     for number in range(230):
         make(store, PATIENT, f"p{number:03}")
@@ -234,6 +235,7 @@ def treated(store: RelationshipStore, kind: AnyKind, names: list[str], periods: 
         delete(store, kind, name)
 
 
+@pytest.mark.slow
 @both_kinds
 def test_no_record_is_partly_erased_between_two_commits(store: RelationshipStore, kind: AnyKind) -> None:
     """After each commit a record is undeleted and must still be complete."""
@@ -250,6 +252,7 @@ def test_no_record_is_partly_erased_between_two_commits(store: RelationshipStore
     assert run(store, "SELECT COUNT(*) FROM assignment") == [(10,)]
 
 
+@pytest.mark.slow
 @both_kinds
 def test_a_record_larger_than_a_batch_is_erased_in_one_commit(store: RelationshipStore, kind: AnyKind) -> None:
     treated(store, kind, ["n1", "n2"], periods=3500)
@@ -263,6 +266,7 @@ def test_a_record_larger_than_a_batch_is_erased_in_one_commit(store: Relationshi
     assert run(store, "SELECT COUNT(*) FROM assignment") == [(0,)]
 
 
+@pytest.mark.slow
 def test_an_interrupted_purge_leaves_the_remaining_records_whole(store: RelationshipStore) -> None:
     for number in range(150):
         make(store, PATIENT, f"p{number:03}")

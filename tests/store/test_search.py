@@ -69,6 +69,7 @@ def holds_a_word(text: str) -> bool:
     return any(category[0] in "LNPS" for category in categories)
 
 
+@pytest.mark.slow
 @given(name=st.lists(words, min_size=1, max_size=4), data=st.data())
 @on_one_store
 def test_a_search_finds_a_name_by_any_prefix_of_any_word(

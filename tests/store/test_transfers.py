@@ -304,6 +304,7 @@ def test_a_transfer_with_skewed_clocks_leaves_no_gap_and_no_overlap(
     assert_consistent(filled_store)
 
 
+@pytest.mark.slow
 def test_a_transfer_of_more_than_a_thousand_patients_is_rejected(filled_store: RelationshipStore) -> None:
     therapists(filled_store, "big")
     ids = crowd(filled_store, "big", 1001)
