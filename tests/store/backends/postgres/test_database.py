@@ -316,3 +316,11 @@ def test_a_commit_whose_standby_wait_is_cancelled_is_not_acknowledged(waiting: W
     with pytest.raises(errors.OutcomeUnknown):
         waiting.store.create(THERAPIST, "t", {"display_name": "Ada"}, CALL)
     join(someone)
+
+
+def test_a_read_that_takes_too_long_is_rejected_with_that_cause(postgres_url: str) -> None:
+    database = PostgresDatabase(f"{postgres_url}?options=-c%20statement_timeout%3D50ms")
+    with pytest.raises(errors.StoreBusy) as caught:
+        database.read("SELECT 1 FROM pg_sleep(100)")
+    database.close()
+    assert caught.value.message == errors.StoreBusy.too_slow
