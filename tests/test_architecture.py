@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "store": {*(f".store.{name}" for name in VERBS), ".domain", "uuid_utils"},
     "store.backends": {".store.backends.protocol", ".domain.errors"},
     "store.backends.factory": {".store", ".config", ".domain.errors", *DRIVERS},
-    "store.backends.sqlite": {".store.backends", ".store.portability", ".store.atomic_file", ".domain.errors", "apsw"},
+    "store.backends.sqlite": {".store.backends", ".store.portability", ".store.atomic_file", ".domain", "apsw"},
     "store.backends.postgres": {".store.backends", ".store.portability", ".domain.errors", "psycopg"},
     "store.portability": {".store.backends.protocol", ".store.portability", ".store.search", ".domain"},
     # from a request to the store

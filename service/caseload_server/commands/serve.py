@@ -73,6 +73,12 @@ class _File(click.ParamType[Path]):
 )
 @option("--max-watches", type=click.IntRange(1), default=Config.max_watches, help="Maximum number of open watches.")
 @option(
+    "--max-caller-share",
+    type=click.FloatRange(0.01, 1),
+    default=Config.max_caller_share,
+    help="Largest part of the threads, queues, watches and open calls that one caller may have.",
+)
+@option(
     "--drain-seconds",
     type=_Seconds(),
     default=Config.drain_seconds,
