@@ -90,7 +90,7 @@ MAX_OPEN_PUBLIC_CALLS: Final = 500
 """The same for calls without credentials, which can only be health checks and health watches."""
 MAX_CALLS_RECEIVING: Final = 96
 """Largest number of calls whose message is being received."""
-MAX_PUBLIC_CALLS_RECEIVING: Final = 32
+MAX_PUBLIC_CALLS_RECEIVING: Final = 64
 """The same for calls without credentials."""
 LOOKAHEAD_BYTES: Final = 16 * 1024
 """The flow-control window of a call until its message is asked for, in bytes."""

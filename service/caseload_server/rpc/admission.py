@@ -20,8 +20,6 @@ from caseload_server.rpc.retry_delays import RetryDelays
 
 Handler = Callable[[IncomingCall, grpc.ServicerContext], Any]
 _SWEEP_SECONDS: Final = 0.25
-_BURST_SECONDS: Final = 0.25
-"""A public call gives way to newer ones when its message has not arrived after this time, in seconds."""
 
 
 class Duration:
@@ -125,13 +123,14 @@ class Admission:
         if size <= limits.SMALL_ANSWER_BYTES:
             return
         share = math.ceil(limits.MAX_UNTAKEN_BYTES * self._share)
-        most = {"": limits.MAX_UNTAKEN_BYTES, f"caller {call.caller}": share, call.peer(): limits.MAX_CONNECTION_BYTES}
+        connection = call.peer()  # it is another one when the call has ended
+        most = {"": limits.MAX_UNTAKEN_BYTES, f"caller {call.caller}": share, connection: limits.MAX_CONNECTION_BYTES}
         with self._lock:
             if any(self._untaken[key] + size > limit for key, limit in most.items()):
                 raise self._overloaded()
             if call in self._open:
-                call.answer_bytes = size
-                self._untaken.update(dict.fromkeys(most, size))
+                call.untaken = Counter(dict.fromkeys(most, size))
+                self._untaken += call.untaken
 
     def close(self) -> None:
         """Ends the thread."""
@@ -163,7 +162,7 @@ class Admission:
             return
         receiving = self._callers[call.caller].receiving
         if not call.caller and len(receiving) >= limits.MAX_PUBLIC_CALLS_RECEIVING:
-            self._end_oldest(receiving, limits.MESSAGE_TIMEOUT_SECONDS - _BURST_SECONDS)
+            self._end_oldest(receiving)
         receiving[call] = None
         self._receiving += bool(call.caller)
         call.receive(partial(self._received, proceed))
@@ -192,10 +191,8 @@ class Admission:
         del self._open[call], self._callers[call.caller].open[call]
         self._pending.pop(call, None)
         with self._lock:
-            if call.answer_bytes:
-                keys = ("", f"caller {call.caller}", call.peer())
-                self._untaken.subtract(dict.fromkeys(keys, call.answer_bytes))
-                self._untaken += Counter()  # drops connections that hold nothing
+            if call.untaken:
+                self._untaken -= call.untaken  # which also drops the keys with nothing left
 
     def _sweep(self) -> None:
         """Ends calls that have stalled."""
@@ -205,14 +202,10 @@ class Admission:
                 if call.stalls_at <= now:
                     _end_stalled(call, errors.DeadlineExceeded())
 
-    def _end_oldest(self, calls: dict[IncomingCall, None], seconds_left: float = math.inf) -> bool:
-        """Ends the oldest call that waits for its caller. Returns whether there was one.
-
-        Args: seconds_left, leaves out calls that may wait for longer than this.
-        """
-        ends_before = time.monotonic() + seconds_left
+    def _end_oldest(self, calls: dict[IncomingCall, None]) -> bool:
+        """Ends the oldest call that waits for its caller. Returns whether there was one."""
         for call in calls:
-            if call.stalls_at < ends_before:
+            if call.stalls_at < math.inf:
                 _end_stalled(call, self._overloaded())
                 return True
         return False

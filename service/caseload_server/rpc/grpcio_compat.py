@@ -9,6 +9,7 @@ The project pins grpcio to the tested range.
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from inspect import signature
@@ -50,7 +51,7 @@ class IncomingCall:
 
     __slots__ = (
         *("_event", "_in_pool", "_parse", "_state", "_thunk", "_write"),
-        *("answer_bytes", "caller", "handler", "message", "queued_at", "stalls_at"),
+        *("caller", "handler", "message", "queued_at", "stalls_at", "untaken"),
     )
 
     def __init__(self, arguments: tuple[Any, ...]) -> None:
@@ -64,7 +65,8 @@ class IncomingCall:
         """By the executor's clock, in seconds."""
         self.stalls_at = math.inf
         """The time.monotonic() at which the caller has taken too long to send its message, or to take an answer."""
-        self.answer_bytes = 0
+        self.untaken: Counter[str] | None = None
+        """The size of the answer, by all that it counts for."""
 
     def is_active(self) -> bool:
         """Returns whether the call can still be answered."""
