@@ -50,7 +50,7 @@ class Config:
     """PostgreSQL connections for reads, and the same number for writes. Readiness and watches use one more each."""
     max_watches: int = 100
     """Number of open watches in one process."""
-    max_connections: int = 10_000
+    max_connections: int = 2500
     """Number of open client connections to one process."""
     drain_seconds: float = 5.0
     """How long a stopping server, which reports NOT_SERVING, still accepts calls."""

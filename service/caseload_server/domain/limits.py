@@ -88,19 +88,19 @@ MAX_OPEN_CALLS: Final = 2000
 """Largest number of calls that are received, wait, run, or were answered without the answer being taken."""
 MAX_OPEN_PUBLIC_CALLS: Final = 500
 """The same for calls without credentials, which can only be health checks and health watches."""
-MAX_CALLS_RECEIVING: Final = 96
+MAX_CALLS_RECEIVING: Final = 64
 """Largest number of calls whose message is being received."""
-MAX_PUBLIC_CALLS_RECEIVING: Final = 64
+MAX_PUBLIC_CALLS_RECEIVING: Final = 48
 """The same for calls without credentials."""
 LOOKAHEAD_BYTES: Final = 16 * 1024
 """The flow-control window of a call until its message is asked for, in bytes."""
 MESSAGE_TIMEOUT_SECONDS: Final = 10.0
 """A call is refused when its message has not arrived this long after its headers, in seconds."""
-MAX_UNTAKEN_BYTES: Final = 96 * 1024 * 1024
+MAX_UNTAKEN_BYTES: Final = 40 * 1024 * 1024
 """Largest size of all answers that were not taken, in bytes. Small answers do not count."""
-MAX_CONNECTION_BYTES: Final = 24 * 1024 * 1024
+MAX_CONNECTION_BYTES: Final = 10 * 1024 * 1024
 """The same for one connection."""
-SMALL_ANSWER_BYTES: Final = 16 * 1024
+SMALL_ANSWER_BYTES: Final = 4 * 1024
 """Answers up to this size are bounded by the number of open calls."""
 BULK_WRITE_THREADS: Final = 4
 """Calls at once that may change many assignments each."""

@@ -126,7 +126,7 @@ class _MethodPipeline:
                 count_answer(incoming, len(serialized))
                 record.response = response
             except errors.DomainError as error:
-                record.error = error
+                record.error = error.with_traceback(None)  # its frames would keep the response in memory
             except Exception as error:  # noqa: BLE001 - this layer turns every unexpected error into INTERNAL
                 record.error = _internal_error(log.method, error)
             log.finish(record, _code_name(record))
@@ -153,7 +153,7 @@ class _MethodPipeline:
                     yield serialize(response)
                     incoming.stalls_at = math.inf
             except errors.DomainError as error:
-                record.error = error
+                record.error = error.with_traceback(None)  # its frames would keep the response in memory
             except Exception as error:  # noqa: BLE001 - as above
                 record.error = _internal_error(self._log.method, error)
             finally:  # also when the caller has disconnected and grpcio abandons this generator
