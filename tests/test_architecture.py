@@ -52,13 +52,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "security.auth": {".security", ".domain.errors", *WIRE},
     "observability": {".observability", ".config", ".domain"},
     "observability.access_log": {".observability", ".domain", ".security.principal", "google", "grpc", "structlog"},
-    "observability.audited_ids": {"google"},
+    "observability.audited_ids": {".domain.limits", "google"},
     "observability.logs": {".config", "psycopg", "structlog"},
     "observability.metrics": {".observability", ".domain.errors", ".store.backends.protocol", "prometheus_client"},
     "observability.metrics_page": {".config", "prometheus_client"},
     "observability.readiness": {"caseload", "structlog"},
     "rpc": {".rpc", ".config", ".domain", "structlog", *WIRE},
-    "rpc.pipeline": {".rpc", ".security", ".observability.access_log", ".domain", "structlog", *WIRE},
+    "rpc.pipeline": {
+        *(".rpc", ".security", ".observability.access_log", ".validation.request_sizes", ".domain", "structlog"),
+        *WIRE,
+    },
     "rpc.server": {
         *(".rpc", ".api", ".store", ".security", ".observability", ".domain", ".config", ".clock"),
         *WIRE,

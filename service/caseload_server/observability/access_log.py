@@ -14,7 +14,7 @@ import grpc
 import structlog
 from google.protobuf import descriptor_pool
 
-from caseload_server.domain.errors import DomainError
+from caseload_server.domain.errors import DomainError, InvalidField
 from caseload_server.domain.id_formats import ID_PATTERN, UUID_PATTERN
 from caseload_server.domain.limits import MAX_LOGGED_IDS
 from caseload_server.observability import audited_ids
@@ -168,8 +168,10 @@ class MethodLog:
     def _audit_fields(self, record: CallRecord) -> str:
         """Returns the fields with ids, and the request_id, each followed by a comma."""
         request, response, fields = record.request, record.response, ""
+        invalid = isinstance(record.error, InvalidField)  # then its lists may be of any length
         for kind, requested, returned in self._kinds:
-            ids = list(filter(ID_PATTERN.fullmatch, requested.extract(request))) if request is not None else []
+            extract = requested.extract_single if invalid else requested.extract
+            ids = list(filter(ID_PATTERN.fullmatch, extract(request))) if request is not None else []
             sent = returned.extract(response) if response is not None else record.streamed_ids.get(kind, ())
             ids += filter(None, sent)
             if ids:

@@ -6,14 +6,19 @@ The fields with ids are found once for each message type.
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
+from itertools import islice
 from operator import attrgetter
 from typing import Any, Final
 
 from google.api import field_behavior_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
+from caseload_server.domain.limits import MAX_LOGGED_IDS
+
 KINDS: Final = ("therapist", "patient", "assignment")
 
+_MAX_ENTRIES: Final = MAX_LOGGED_IDS + 1
+"""Entries of a list to look at: as many as a line has, and one more that shows that the line leaves out ids."""
 _IDENTIFIER, _OUTPUT_ONLY = field_behavior_pb2.IDENTIFIER, field_behavior_pb2.OUTPUT_ONLY
 
 
@@ -42,18 +47,34 @@ class IdExtractor:
         return bool(self._single or self._repeated or self._nested)
 
     def extract(self, message: Any) -> list[str]:
-        """Returns the ids in the order of the fields. Some may be empty or repeated."""
+        """Returns the ids in the order of the fields. Some may be empty or repeated.
+
+        It stops when it has more ids than a line of the log.
+        """
         if self._has_one_field:
             return [self._single[0](message)]
-        ids = [get(message) for get in self._single]
+        ids = self.extract_single(message)
         for get_all in self._repeated:
-            ids += get_all(message)
+            ids += islice(get_all(message), _MAX_ENTRIES)
         for get_messages, nested in self._nested:
             if nested._has_one_field:
-                ids += map(nested._single[0], get_messages(message))
-                continue
-            for each in get_messages(message):
-                ids += nested.extract(each)
+                ids += map(nested._single[0], islice(get_messages(message), _MAX_ENTRIES))
+            else:
+                ids = nested._extract_each(get_messages(message), ids)
+        return ids
+
+    def extract_single(self, message: Any) -> list[str]:
+        """Returns the ids that are not in lists."""
+        return [get(message) for get in self._single]
+
+    def _extract_each(self, messages: Iterable[Any], ids: list[str]) -> list[str]:
+        """Returns the ids, and those of the messages, until there are too many different ones."""
+        for each in messages:
+            ids += self.extract(each)
+            if len(ids) > 4 * _MAX_ENTRIES:  # many may be the same
+                ids = list(dict.fromkeys(ids))
+                if len(ids) > _MAX_ENTRIES:
+                    break
         return ids
 
 

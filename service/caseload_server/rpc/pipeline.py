@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 import grpc
 import structlog
-from google.protobuf.message import DecodeError
+from google.protobuf import descriptor_pool
 from grpc_health.v1 import health
 from grpc_status import rpc_status
 
@@ -21,9 +21,11 @@ from caseload_server.domain.call_deadline import read_deadline
 from caseload_server.observability.access_log import AccessLog, CallRecord, MethodLog
 from caseload_server.rpc.admission import Admission, Handler, Method
 from caseload_server.rpc.grpcio_compat import IncomingCall
+from caseload_server.rpc.request_parser import request_parser
 from caseload_server.rpc.status_map import CODE_NAMES, retry_pushback, to_status
 from caseload_server.security.auth import Auth, required_permission
 from caseload_server.security.principal import current_principal
+from caseload_server.validation.request_sizes import max_request_bytes
 
 _log = structlog.get_logger()
 
@@ -85,7 +87,9 @@ class PipelineServer:
         # The pipeline parses requests itself, because grpcio would answer INTERNAL to one that it cannot parse.
         # It also serializes responses, so that the access log knows how the call ended.
         pipeline = _MethodPipeline(self._admission, MethodLog(self._log, service, name))
-        parse, serialize = handler.request_deserializer, handler.response_serializer
+        contract: Any = descriptor_pool.Default().FindMethodByName(f"{service}.{name}")
+        parse = request_parser(handler.request_deserializer, max_request_bytes(contract.input_type))
+        serialize = handler.response_serializer
         call: Any
         if handler.unary_unary:
             call = pipeline.unary_call(parse, handler.unary_unary, serialize)
@@ -120,7 +124,7 @@ class _MethodPipeline:
             record = CallRecord(context)
             try:
                 _check_deadline(context)
-                record.request = request = _parse(parse, incoming.message)
+                record.request = request = parse(incoming.message)
                 response = handler(request, context)
                 serialized = serialize(response)
                 count_answer(incoming, len(serialized))
@@ -146,7 +150,7 @@ class _MethodPipeline:
             record.principal = current_principal.get(None)  # an abandoned generator ends outside its context
             try:
                 _check_deadline(context)
-                record.request = _parse(parse, data) if isinstance(data, bytes) else None
+                record.request = parse(data) if isinstance(data, bytes) else None
                 for response in handler(record.request or _parse_stream(parse, data), context):
                     self._log.add_streamed_ids(record, response)
                     self._admission.answered(incoming)
@@ -206,17 +210,10 @@ def _check_deadline(context: grpc.ServicerContext) -> None:
     read_deadline.set(time.monotonic() + min(seconds, limits.MAX_READ_SECONDS))
 
 
-def _parse(parse: Callable[[bytes], Any], data: bytes) -> Any:
-    try:
-        return parse(data)
-    except DecodeError:
-        raise errors.InvalidField(errors.Violation("", "does not parse as this method's request message")) from None
-
-
 def _parse_stream(parse: Callable[[bytes], Any], stream: Any) -> Iterator[Any]:
     with suppress(grpc.RpcError):  # the caller has disconnected
         for data in stream:
-            yield _parse(parse, data)
+            yield parse(data)
 
 
 def _abort(context: grpc.ServicerContext, error: errors.DomainError) -> NoReturn:
