@@ -306,6 +306,19 @@ def test_an_invalid_id_is_not_in_the_log(
     assert [line for line in lines if "therapist_ids" in line or "request_id" in line] == []
 
 
+def test_the_lists_of_an_invalid_request_are_not_in_the_log(
+    logged: tuple[CaseloadServer, ApiDriver, LogReader],
+) -> None:
+    """They may be of any length. The ids beside them are logged."""
+    _, api, reader = logged
+    pair = {"therapist_id": "t1", "patient_id": "p1"}
+    assert status_of(lambda: api.send("CheckAssignments", pairs=[pair] * 101)) == "INVALID_ARGUMENT"
+    assert status_of(lambda: api.transfer("t1", "t2", "p1", request_id="x")) == "INVALID_ARGUMENT"
+    assert status_of(lambda: api.send("CheckAssignments", pairs=[pair])) == "OK"
+    named = [(line.get("therapist_ids"), line.get("patient_ids")) for line in lines_after(reader, 3)]
+    assert named == [(None, None), (["t1", "t2"], None), (["t1"], ["p1"])]
+
+
 def test_calls_rejected_by_the_grpc_library_are_not_logged(logged: tuple[CaseloadServer, ApiDriver, LogReader]) -> None:
     """As docs/operations/logs.md says."""
     _, api, reader = logged

@@ -32,6 +32,7 @@ from caseload_server.observability.readiness import LIVENESS_SERVICE, READINESS_
 from caseload_server.rpc.admission import Admission
 from caseload_server.rpc.executors import Executors
 from caseload_server.rpc.grpcio_compat import check_grpcio
+from caseload_server.rpc.health_service import HealthServicer
 from caseload_server.rpc.open_streams import OpenStreams
 from caseload_server.rpc.pipeline import MethodExecutors, PipelineServer
 from caseload_server.security.api_keys import read_keys_file
@@ -82,8 +83,7 @@ class CaseloadServer:
         self._library_streams = OpenStreams(parts.grpc_server)
         self._readiness = Readiness(parts.store.check, self._set_readiness)
         self._watches = Watches(parts.store, config.max_watches, config.caller_share())
-        # The non-blocking servicer sends while it holds its lock: a watcher that reads nothing would block the others.
-        self._health = health.HealthServicer(experimental_non_blocking=False)
+        self._health = HealthServicer()
         self._register_caseload_services(clock)
         self._register_library_services()
         if parts.metrics:

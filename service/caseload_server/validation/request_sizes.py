@@ -1,6 +1,6 @@
 """The largest request of each method, in bytes. A larger one is rejected before it is parsed.
 
-So a rejected request costs no more than what the method may be asked. Every byte counts, also padding and unknown fields.
+So a rejected request costs no more than what the method may be asked. Padding and unknown fields count too.
 """
 
 from typing import Final
