@@ -30,6 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {".commands.main"},
     "clock": set(),
     "config": set(),
+    "open_files": {".config", ".domain.limits"},
     "domain": {".domain"},
     # the store
     "store": {*(f".store.{name}" for name in VERBS), ".domain", "uuid_utils"},
@@ -63,7 +64,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *WIRE,
     },
     "rpc.server": {
-        *(".rpc", ".api", ".store", ".security", ".observability", ".domain", ".config", ".clock"),
+        *(".rpc", ".api", ".store", ".security", ".observability", ".domain", ".config", ".clock", ".open_files"),
         *WIRE,
     },
     # processes
@@ -87,6 +88,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "click",
         ".commands",
         ".config",
+        ".open_files",
         ".supervisor",
         ".rpc.server",
         ".observability.logs",

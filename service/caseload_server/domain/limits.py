@@ -81,6 +81,8 @@ MAX_REFLECTION_STREAMS: Final = 32
 """Largest number of open reflection streams in one process."""
 RESERVED_FILES: Final = 400
 """File descriptors kept free for the database (two or three for each thread) and the logs."""
+MIN_CONNECTIONS: Final = 100
+"""The server does not start with room for fewer connections than this, besides one for each watch."""
 
 # Open calls of one process. One principal may have its share of each (`max_caller_share`).
 

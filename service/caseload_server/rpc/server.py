@@ -1,6 +1,5 @@
 """Builds the gRPC server from its parts, starts it and stops it."""
 
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from caseload_server.domain import limits
 from caseload_server.observability import logs
 from caseload_server.observability.access_log import AccessLog, LogFile, LogSink
 from caseload_server.observability.readiness import LIVENESS_SERVICE, READINESS_SERVICES, Readiness
+from caseload_server.open_files import max_connections
 from caseload_server.rpc.admission import Admission
 from caseload_server.rpc.executors import Executors
 from caseload_server.rpc.grpcio_compat import check_grpcio
@@ -246,8 +246,6 @@ def _channel_options(config: Config) -> list[tuple[str, int]]:
 
     https://grpc.github.io/grpc/core/group__grpc__arg__keys.html
     """
-    max_open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    max_connections = min(config.max_connections, max_open_files - limits.RESERVED_FILES)
     return [
         ("grpc.so_reuseport", int(config.workers > 1)),  # otherwise a second server could share the port unnoticed
         ("grpc.max_receive_message_length", limits.MAX_MESSAGE_BYTES),
@@ -264,7 +262,7 @@ def _channel_options(config: Config) -> list[tuple[str, int]]:
         # When the process has no time to accept calls to a method, the library rejects what exceeds a burst.
         ("grpc.server.max_pending_requests", config.max_watches + 1000),
         ("grpc.server.max_pending_requests_hard_limit", config.max_watches + 1000),
-        ("grpc.max_allowed_incoming_connections", max(1, max_connections)),
+        ("grpc.max_allowed_incoming_connections", max_connections(config)),
         ("grpc.server_handshake_timeout_ms", limits.HANDSHAKE_TIMEOUT_MS),
         ("grpc.http2.settings_timeout", limits.HANDSHAKE_TIMEOUT_MS),  # until then the metadata limit does not apply
         ("grpc.max_connection_idle_ms", limits.MAX_CONNECTION_IDLE_MS),
