@@ -53,6 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "security.auth": {".security", ".domain.errors", *WIRE},
     "observability": {".observability", ".config", ".domain"},
     "observability.access_log": {".observability", ".domain", ".security.principal", "google", "grpc", "structlog"},
+    "observability.anonymous_lines": {".domain.limits", "structlog"},
     "observability.audited_ids": {".domain.limits", "google"},
     "observability.logs": {".config", "psycopg", "structlog"},
     "observability.metrics": {".observability", ".domain.errors", ".store.backends.protocol", "prometheus_client"},

@@ -109,5 +109,7 @@ BULK_WRITE_THREADS: Final = 4
 
 # Logs
 
+MAX_ANONYMOUS_LINES: Final = 100
+"""Largest number of lines of the access log in a second, for each status code, from calls without a known caller."""
 MAX_LOGGED_IDS: Final = 1000
 """Largest number of ids of one kind in a line of the access log."""
