@@ -6,6 +6,7 @@ Prints a line when the attack is running. At the end of standard input it prints
 attack steps, once there are enough of them. Time and rate are limited, so the machine itself is not overloaded.
 """
 
+import os
 import random
 import resource
 import select
@@ -14,8 +15,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from itertools import count, cycle
-from typing import Final
+from itertools import count, cycle, islice, repeat
+from typing import Any, Final
+
+import grpc
+from caseload.v1 import assignment_service_pb2 as pb
+from caseload.v1.patient_service_pb2 import CreatePatientRequest
+from caseload.v1.resources_pb2 import Patient
 
 from tests.hostile import http2_frames
 from tests.support.waiting import HUNG_SECONDS
@@ -24,11 +30,22 @@ IDLE: Final = 2000
 SLOW: Final = 200
 BURST: Final = 50
 """Frames per write."""
+AT_ONCE: Final = 16
+"""Calls in flight."""
+KEY_VARIABLE: Final = "ATTACKER_KEY"
+"""The environment variable with the attacker's API key."""
+CHECK: Final = "/caseload.v1.AssignmentService/CheckAssignments"
+CREATE: Final = "/caseload.v1.PatientService/CreatePatient"
 LEAST: Final = 20
 """The minimum number of attack steps."""
 MOST_SECONDS: Final = 60
 Attack = Callable[[str], Iterator[int]]
 """Yields the number of attack actions after each step; the first step follows the setup."""
+
+
+def authenticated_call() -> bytes:
+    """The header block of a call with the attacker's key."""
+    return http2_frames.CALL + http2_frames.literal(b"authorization", f"Bearer {os.environ[KEY_VARIABLE]}".encode())
 
 
 def connected(address: str) -> socket.socket:
@@ -63,9 +80,8 @@ def http1(address: str) -> Iterator[int]:
 
 def rapid_resets(address: str) -> Iterator[int]:
     """Calls that are reset immediately after they start."""
-    yield from _flood(
-        address, lambda number: http2_frames.headers(number, http2_frames.CALL) + http2_frames.reset(number)
-    )
+    call = authenticated_call()
+    yield from _flood(address, lambda number: http2_frames.headers(number, call) + http2_frames.reset(number))
 
 
 def pings(address: str) -> Iterator[int]:
@@ -130,10 +146,48 @@ def silent_calls(address: str) -> Iterator[int]:
     """Calls that never send their message, on one connection."""
     with connected(address) as caller:
         caller.sendall(http2_frames.GREETING)
-        caller.sendall(b"".join(http2_frames.headers(2 * number + 1, http2_frames.CALL) for number in range(SLOW)))
+        call = authenticated_call()
+        caller.sendall(b"".join(http2_frames.headers(2 * number + 1, call) for number in range(SLOW)))
         yield SLOW
         while True:
             yield 0
+
+
+def refused_requests(address: str) -> Iterator[int]:
+    """Requests that cost a server the most before it rejects them."""
+    pair = pb.CheckAssignmentsRequest(pairs=[pb.CheckAssignmentsRequest.Pair()]).SerializeToString()
+    marks = Patient(display_name="a" + "\u0301\u0316" * 20_000)
+    requests = [
+        (CHECK, pair * 523_000, grpc.Compression.Gzip),  # about a kilobyte on the wire
+        (CHECK, pair * 8000, grpc.Compression.NoCompression),
+        (CREATE, CreatePatientRequest(patient=marks).SerializeToString(), grpc.Compression.NoCompression),
+    ]
+    yield from _calling(address, cycle(requests), (("authorization", f"Bearer {os.environ[KEY_VARIABLE]}"),))
+
+
+def unknown_callers(address: str) -> Iterator[int]:
+    """Calls without valid credentials."""
+    yield from _calling(address, repeat((CHECK, b"", grpc.Compression.NoCompression)), (("authorization", "Bearer x"),))
+
+
+def health_lists(address: str) -> Iterator[int]:
+    """Calls to a method that needs no credentials."""
+    yield from _calling(address, repeat(("/grpc.health.v1.Health/List", b"", grpc.Compression.NoCompression)), ())
+
+
+def _calling(
+    address: str, requests: Iterator[tuple[str, bytes, grpc.Compression]], metadata: tuple[tuple[str, str], ...]
+) -> Iterator[int]:
+    """Makes AT_ONCE calls in each step. Args: requests, a method, a message and its compression for each."""
+    with grpc.insecure_channel(address) as channel:
+        while True:
+            calls = []
+            for method, data, compression in islice(requests, AT_ONCE):
+                send: Any = channel.unary_unary(method)
+                calls.append(send.future(data, metadata=metadata, compression=compression, timeout=HUNG_SECONDS))
+            for call in calls:
+                call.exception()  # waits until it has ended
+            yield AT_ONCE
 
 
 def _holding(
@@ -164,6 +218,9 @@ ATTACKS: Final[dict[str, tuple[Attack, float]]] = {
     "slow headers": (slow_headers, 10),
     "endless headers": (endless_headers, 100),
     "silent calls": (silent_calls, 10),
+    "refused requests": (refused_requests, 20),
+    "unknown callers": (unknown_callers, 40),
+    "health lists": (health_lists, 40),
 }
 """By name: the attack, and its steps per second."""
 
