@@ -16,7 +16,7 @@ _log = structlog.get_logger()
 class AnonymousLines:
     """Admits up to MAX_ANONYMOUS_LINES lines a second of each status code, and reports how many it left out.
 
-    Anyone on the network can cause such lines: calls without valid credentials, health checks, and shed calls.
+    Anyone on the network can cause such lines: calls without valid credentials, and health checks.
     """
 
     def __init__(self, write_count: Callable[[str, int], None], clock: Callable[[], float] = time.monotonic) -> None:
