@@ -179,6 +179,10 @@ rolling: $(INSTALLED) ## restarts and kill -9 under 20,000 calls of the shipped 
 bench-hostile: $(INSTALLED) ## how long honest callers wait while others attack; a few minutes
 	@$(BIN)/python -m benchmarks.hostile
 
+.PHONY: bench-refused
+bench-refused: $(INSTALLED) ## the CPU of the most expensive rejected request of each method, beside the largest valid one
+	@$(BIN)/python -m benchmarks.refused_requests
+
 .PHONY: bench-peers
 bench-peers: $(INSTALLED) $(PEERS)/spicedb-$(SPICEDB_VERSION) $(PEERS)/openfga-$(OPENFGA_VERSION) ## checks of assignments beside SpiceDB and OpenFGA; needs h2load and Go
 	@$(BIN)/python -m benchmarks.peers

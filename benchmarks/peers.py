@@ -12,8 +12,9 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
@@ -31,10 +32,8 @@ from tests.support.servers import free_address
 
 BEGIN: Final = "<!-- make bench-peers writes from here -->"
 PROGRAMS: Final = Path(__file__).parents[1] / ".tools" / "peers"
-PATIENTS: Final = 400
-"""Patients that are assigned to the therapist of all checks."""
 FIFTY: Final = 50
-"""OpenFGA's largest batch."""
+"""OpenFGA's largest batch; the number of therapists, and of the patients of the first of them."""
 _FEW: Final = Callers(connections=8, each=2)
 """Callers for calls with fifty pairs."""
 _START_SECONDS: Final = 60
@@ -177,21 +176,27 @@ def measure(folder: Path, effort: Effort) -> Iterator[Result]:
     """Runs the comparisons. Yields one result for each."""
     with ExitStack() as opened:
         ours = opened.enter_context(servers.caseload(SERVER_CORE, folder / "caseload.db"))
-        [therapist] = store_therapists(ours.address, 1)
-        pairs = [(therapist, patient) for patient in store_patients(ours.address, therapist, PATIENTS)]
-        fifty = pairs[:FIFTY]
-        in_memory, on_disk = openfga(opened, pairs), openfga(opened, pairs, folder / "openfga.db")
-        peers = {
-            "SpiceDB in memory": (opened.enter_context(spicedb(folder, pairs)), spicedb_checks(fifty)),
-            "OpenFGA in memory": (in_memory.server, openfga_checks(in_memory, fifty)),
-            "OpenFGA on SQLite": (on_disk.server, openfga_checks(on_disk, fifty)),
+        therapists = store_therapists(ours.address, FIFTY)
+        pairs = [(one, store_patients(ours.address, one, 1)[0]) for one in therapists]
+        of_one = [(therapists[0], patient) for patient in store_patients(ours.address, therapists[0], FIFTY)]
+        stored = [*pairs, *of_one]
+        in_memory, on_disk = openfga(opened, stored), openfga(opened, stored, folder / "openfga.db")
+        peers: dict[str, tuple[Peer, Callable[[list[Pair]], Checks]]] = {
+            "SpiceDB in memory": (opened.enter_context(spicedb(folder, stored)), spicedb_checks),
+            "OpenFGA in memory": (in_memory.server, partial(openfga_checks, in_memory)),
+            "OpenFGA on SQLite": (on_disk.server, partial(openfga_checks, on_disk)),
         }
-        for name, (server, checks) in peers.items():
-            if checks.many.send(server.address).count(checks.granted) != FIFTY:
-                raise LoadFailed(f"{name} does not find the pairs")
-            for count, call, callers in ((1, checks.one, MANY), (FIFTY, checks.many, _FEW)):
-                check = Side(Load(ours, check_pairs(fifty[:count]), callers, LOAD_CORE))
-                title = f"CheckAssignments of {count} / {call.method.rpartition('/')[2]} of {count}, {name}"
+        for name, (server, checks_of) in peers.items():
+            checks = checks_of(pairs)
+            for what, call, checked, callers in (
+                ("1", checks.one, pairs[:1], MANY),
+                (f"{FIFTY}", checks.many, pairs, _FEW),
+                (f"{FIFTY} of one therapist", checks_of(of_one).many, of_one, _FEW),
+            ):
+                if len(checked) > 1 and call.send(server.address).count(checks.granted) != FIFTY:
+                    raise LoadFailed(f"{name} does not find the pairs")
+                check = Side(Load(ours, check_pairs(checked), callers, LOAD_CORE))
+                title = f"CheckAssignments / {call.method.rpartition('/')[2]}, {what}: {name}"
                 yield compare(Comparison(title, check, Side(Load(server, call, callers, LOAD_CORE))), effort)
 
 

@@ -179,8 +179,8 @@ def test_the_document_has_a_row_for_each_check_of_each_peer() -> None:
     from benchmarks.table import END
 
     rows = titles(DOCUMENT.read_text().partition(BEGIN)[2].partition(END)[0])
-    peers = [title.rpartition(", ")[2] for title in rows]
-    assert peers == [name for name in ("SpiceDB in memory", "OpenFGA in memory", "OpenFGA on SQLite") for _ in range(2)]
+    peers = [title.rpartition(": ")[2] for title in rows]
+    assert peers == [name for name in ("SpiceDB in memory", "OpenFGA in memory", "OpenFGA on SQLite") for _ in range(3)]
 
 
 def test_a_request_to_a_peer_is_encoded_as_protobuf_encodes_it() -> None:

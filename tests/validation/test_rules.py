@@ -103,6 +103,17 @@ def test_a_text_has_at_most_30_combining_marks_in_a_row(mark: str) -> None:
     assert apply_rule(rules.display_name, f"a{marks[:31]}b") == ("", too_many)
 
 
+def test_no_combining_mark_is_missed() -> None:
+    """`\\w` and ASCII have no marks, so the faster look at a text finds them all."""
+    marks = [char for char in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(char)[0] == "M"]
+    assert len(marks) > 2000
+    assert [ascii(mark) for mark in marks if mark.isascii() or re.match(r"\w", mark)] == []
+
+
+def test_symbols_in_a_row_are_no_marks() -> None:
+    assert takes(rules.display_name, "\U0001f331" * 200)
+
+
 def test_nothing_is_composed_of_more_characters_than_a_text_may_have_for_each_of_its_own() -> None:
     lengths = {len(unicodedata.normalize("NFD", chr(code))) for code in range(sys.maxunicode + 1)}
     assert max(lengths) == 4

@@ -30,6 +30,8 @@ _MAX_COMPOSED_CHARACTERS = 4
 _MAX_MARKS_IN_A_ROW = 30
 """Combining marks in a row, as in https://unicode.org/reports/tr15/#Stream_Safe_Text_Format. To normalize n of them can
 take n * n steps."""
+_POSSIBLE_MARKS = re.compile(rf"[^\w\x00-\x7f]{{{_MAX_MARKS_IN_A_ROW + 1},}}")
+"""Letters, digits and ASCII are no marks. This is faster than to look up the category of each character."""
 NPI_SYSTEM = "http://hl7.org/fhir/sid/us-npi"
 """The identifier system of the US National Provider Identifier, whose check digit is verified."""
 
@@ -101,8 +103,11 @@ def text(min_length: int, max_length: int) -> Rule:
 
 
 def _has_too_many_marks(value: str) -> bool:
-    marks = "".join("M" if unicodedata.category(character)[0] == "M" else " " for character in value)
-    return "M" * (_MAX_MARKS_IN_A_ROW + 1) in marks
+    for run in _POSSIBLE_MARKS.findall(value):
+        marks = "".join("M" if unicodedata.category(character)[0] == "M" else " " for character in run)
+        if "M" * (_MAX_MARKS_IN_A_ROW + 1) in marks:
+            return True
+    return False
 
 
 def _is_visible(character: str) -> bool:
