@@ -34,6 +34,8 @@ AT_ONCE: Final = 16
 """Calls in flight."""
 KEY_VARIABLE: Final = "ATTACKER_KEY"
 """The environment variable with the attacker's API key."""
+METRICS_VARIABLE: Final = "METRICS_ADDRESS"
+"""The environment variable with the address of the metrics page."""
 CHECK: Final = "/caseload.v1.AssignmentService/CheckAssignments"
 CREATE: Final = "/caseload.v1.PatientService/CreatePatient"
 LEAST: Final = 20
@@ -175,6 +177,11 @@ def health_lists(address: str) -> Iterator[int]:
     yield from _calling(address, repeat(("/grpc.health.v1.Health/List", b"", grpc.Compression.NoCompression)), ())
 
 
+def silent_scrapes(_address: str) -> Iterator[int]:
+    """Connections to the metrics page that ask for nothing."""
+    yield from _holding(os.environ[METRICS_VARIABLE], SLOW, lambda _: b"", lambda _: b"")
+
+
 def _calling(
     address: str, requests: Iterator[tuple[str, bytes, grpc.Compression]], metadata: tuple[tuple[str, str], ...]
 ) -> Iterator[int]:
@@ -221,6 +228,7 @@ ATTACKS: Final[dict[str, tuple[Attack, float]]] = {
     "refused requests": (refused_requests, 20),
     "unknown callers": (unknown_callers, 40),
     "health lists": (health_lists, 40),
+    "silent scrapes": (silent_scrapes, 10),
 }
 """By name: the attack, and its steps per second."""
 

@@ -16,7 +16,7 @@ from caseload.v1 import therapist_service_pb2 as pb
 from caseload.v1 import therapist_service_pb2_grpc as pb_grpc
 from caseload.v1.resources_pb2 import Therapist
 
-from tests.hostile.attacks import KEY_VARIABLE
+from tests.hostile.attacks import KEY_VARIABLE, METRICS_VARIABLE
 from tests.hostile.server_process import Untuned
 from tests.security.server_fixture import bearer
 from tests.support.waiting import HUNG_SECONDS
@@ -134,7 +134,7 @@ def compare(honest: Honest, server: Untuned, attack: str, rounds: int, seconds: 
 def attacked(server: Untuned, attack: str) -> Iterator[list[int]]:
     """Runs the attack during the with block; afterwards the list contains the number of attack actions."""
     command = [sys.executable, "-m", "tests.hostile.attacks", attack, server.address]
-    environment = {**os.environ, KEY_VARIABLE: server.attacker_key}
+    environment = {**os.environ, KEY_VARIABLE: server.attacker_key, METRICS_VARIABLE: server.metrics_address}
     done: list[int] = []
     with subprocess.Popen(
         command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
