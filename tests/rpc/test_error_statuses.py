@@ -206,7 +206,7 @@ MANY: dict[str, Callable[[FaultyServer], object]] = {
     "patients to transfer": lambda s: s.api.transfer("t1", "t2", *[f"{n:04}" + "x" * 59 for n in range(1000)]),
     "malformed patients to transfer": lambda s: s.api.transfer("t1", "t2", *["X" * 63] * 1000),
     "pairs": lambda s: s.api.checked(*[("X" * 63, "")] * 100),
-    "mask of a correction": lambda s: s.api.correct(ONE, *["x" * 60] * 100, focus="X"),
+    "mask of a correction": lambda s: s.api.correct(ONE, *["x" * 500] * 100, focus="X"),
     "roles": lambda s: s.api.listed(roles=[2**31 - 1] * 100, states=[-1] * 100, therapist_id="X"),
     "deleted patients": lambda s: s.api.transfer("t1", "t2", *with_long_ids(s, are_deleted=True)),
     "patients of others": lambda s: s.api.transfer("t1", "t2", *with_long_ids(s)),

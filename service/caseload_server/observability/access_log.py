@@ -16,7 +16,7 @@ from google.protobuf import descriptor_pool
 
 from caseload_server.domain.errors import DomainError, InvalidField
 from caseload_server.domain.id_formats import ID_PATTERN, UUID_PATTERN
-from caseload_server.domain.limits import MAX_LOGGED_IDS
+from caseload_server.domain.limits import MAX_BATCH_SIZE, MAX_LOGGED_IDS
 from caseload_server.observability import audited_ids
 from caseload_server.observability.anonymous_lines import AnonymousLines
 from caseload_server.security.principal import Principal, current_principal
@@ -178,10 +178,10 @@ class MethodLog:
     def _audit_fields(self, record: CallRecord) -> str:
         """Returns the fields with ids, and the request_id, each followed by a comma."""
         request, response, fields = record.request, record.response, ""
-        invalid = isinstance(record.error, InvalidField)  # then its lists may be of any length
+        # The lists of an invalid request may have any length.
+        most = MAX_BATCH_SIZE if isinstance(record.error, InvalidField) else None
         for kind, requested, returned in self._kinds:
-            extract = requested.extract_single if invalid else requested.extract
-            ids = list(filter(ID_PATTERN.fullmatch, extract(request))) if request is not None else []
+            ids = list(filter(ID_PATTERN.fullmatch, requested.extract(request, most))) if request is not None else []
             sent = returned.extract(response) if response is not None else record.streamed_ids.get(kind, ())
             ids += filter(None, sent)
             if ids:

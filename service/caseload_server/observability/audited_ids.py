@@ -46,26 +46,24 @@ class IdExtractor:
     def __bool__(self) -> bool:
         return bool(self._single or self._repeated or self._nested)
 
-    def extract(self, message: Any) -> list[str]:
+    def extract(self, message: Any, max_entries: int | None = None) -> list[str]:
         """Returns the ids in the order of the fields. Some may be empty or repeated.
 
-        It stops when it has more ids than a line of the log.
+        It stops when it has more ids than a line of the log. Args: max_entries, of each list to look at; None for no
+        other limit.
         """
         if self._has_one_field:
             return [self._single[0](message)]
-        ids = self.extract_single(message)
+        ids = [get(message) for get in self._single]
+        enough = max_entries or _MAX_ENTRIES
         for get_all in self._repeated:
-            ids += islice(get_all(message), _MAX_ENTRIES)
+            ids += islice(get_all(message), enough)
         for get_messages, nested in self._nested:
             if nested._has_one_field:
-                ids += map(nested._single[0], islice(get_messages(message), _MAX_ENTRIES))
+                ids += map(nested._single[0], islice(get_messages(message), enough))
             else:
-                ids = nested._extract_each(get_messages(message), ids)
+                ids = nested._extract_each(islice(get_messages(message), max_entries), ids)
         return ids
-
-    def extract_single(self, message: Any) -> list[str]:
-        """Returns the ids that are not in lists."""
-        return [get(message) for get in self._single]
 
     def _extract_each(self, messages: Iterable[Any], ids: list[str]) -> list[str]:
         """Returns the ids, and those of the messages, until there are too many different ones."""

@@ -15,7 +15,9 @@ _LIST_SIZES: Final = {"caseload.v1.TransferPatientsRequest.patient_ids": limits.
 _NORMALIZATION: Final = 3
 """Text takes at most this many times the bytes before Unicode normalization: https://unicode.org/faq/normalization."""
 _CODE_BYTES: Final = 67
-"""An id, a code or the path of a mask: 64 characters of one byte each, with tag and length."""
+"""An id or a code: 64 characters of one byte each, with tag and length."""
+_PATH_BYTES: Final = 512
+"""The path of a mask. Field names are shorter: this leaves room for wrong ones, so that the error can name them."""
 _TEXT_BYTES: Final = 254 * 4 * _NORMALIZATION
 """The longest text outside a record, an e-mail address: 254 characters of four bytes each."""
 _NUMBER_BYTES: Final = 11
@@ -42,5 +44,7 @@ def _field_bytes(field: FieldDescriptor) -> int:
         return entries * _message_bytes(field.message_type)
     if field.type != FieldDescriptor.TYPE_STRING:
         return entries * _NUMBER_BYTES
+    if field.full_name == "google.protobuf.FieldMask.paths":
+        return entries * _PATH_BYTES
     is_code = field.is_repeated or field.name.endswith("_id")
     return entries * (_CODE_BYTES if is_code else _TEXT_BYTES)
