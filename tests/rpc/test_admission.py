@@ -14,9 +14,10 @@ from caseload_server.security.principal import LOCAL
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.hostile.http2_client import Http2Client, call_headers
-from tests.security.server_fixture import KeysFile, LogReader, bearer, serving
-from tests.support.api_driver import ApiDriver, full_name, refused
+from tests.security.server_fixture import KeysFile, LogReader, await_writes, bearer, serving
+from tests.support.api_driver import ApiDriver, full_name, refused, request
 from tests.support.waiting import HUNG_SECONDS, NEVER_SECONDS, eventually
+from tests.support.write_lock import holding_the_lock, wait_for_locks
 
 GET: Final = full_name("GetTherapist")
 LIST: Final = full_name("ListTherapists")
@@ -224,3 +225,18 @@ def test_the_only_caller_of_a_server_without_keys_has_no_share(tmp_path: Path) -
         assert {one.principal for one in server._watches._open} == {LOCAL.name}
         for one in watches:
             one.cancel()
+
+
+def test_a_request_that_is_too_large_is_not_queued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wait_for_locks(monkeypatch)
+    database = f"sqlite:///{tmp_path}/caseload.db"
+    with serving(tmp_path, threads=1) as server, ApiDriver(server.address) as api:
+        create: Any = api.channel.unary_unary(full_name("CreatePatient"))
+        with holding_the_lock(database):
+            message = request("CreatePatient", patient={"display_name": "A"}).SerializeToString()
+            first = create.future(message, timeout=2 * HUNG_SECONDS)
+            await_writes(server, 1)
+            with pytest.raises(grpc.RpcError) as caught:
+                create(bytes(limits.MAX_RECORD_BYTES * 4), timeout=HUNG_SECONDS)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert first.result()

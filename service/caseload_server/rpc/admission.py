@@ -45,19 +45,21 @@ class Duration:
 class Method:
     """What admission knows of a method. It is the attribute `method` of the method's handler."""
 
-    __slots__ = ("authorize", "duration", "refusal", "shed")
+    __slots__ = ("authorize", "duration", "max_request_bytes", "refusal", "shed")
 
     def __init__(
         self,
         authorize: Callable[[grpc.ServicerContext], str],
+        max_request_bytes: int,
         refusal: Callable[[errors.DomainError], Handler],
         shed: Callable[[errors.DomainError], Handler] | None = None,
     ) -> None:
-        """Args: authorize, returns the caller's name, or raises; refusal, returns the handler that refuses a call.
+        """Args: authorize, returns the caller's name, or raises; max_request_bytes, a handler refuses larger requests.
 
-        shed, the same for a call that is shed.
+        refusal, returns the handler that refuses a call; shed, the same for a call that is shed.
         """
         self.authorize = authorize
+        self.max_request_bytes = max_request_bytes
         self.refusal = refusal
         self.shed = shed or refusal
         self.duration = Duration()
@@ -176,7 +178,9 @@ class Admission:
         call.stalls_at = math.inf
         del self._callers[call.caller].receiving[call]
         self._receiving -= bool(call.caller)
-        if call.is_active():
+        if len(call.message or b"") > call.handler.method.max_request_bytes:
+            call.run()  # is refused at once: no queue keeps a request that is too large
+        elif call.is_active():
             proceed(call)
         if self._pending:
             self._receive_pending()

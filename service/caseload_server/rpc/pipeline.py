@@ -88,7 +88,8 @@ class PipelineServer:
         # It also serializes responses, so that the access log knows how the call ended.
         pipeline = _MethodPipeline(self._admission, MethodLog(self._log, service, name))
         contract: Any = descriptor_pool.Default().FindMethodByName(f"{service}.{name}")
-        parse = request_parser(handler.request_deserializer, max_request_bytes(contract.input_type))
+        max_bytes = max_request_bytes(contract.input_type)
+        parse = request_parser(handler.request_deserializer, max_bytes)
         serialize = handler.response_serializer
         call: Any
         if handler.unary_unary:
@@ -100,7 +101,7 @@ class PipelineServer:
         shed: Callable[[errors.DomainError], Handler] | None = None
         if service == health.SERVICE_NAME:  # it is answered even under overload: that costs no more than to shed it
             shed = lambda _error: call if handler.unary_unary else pipeline.reject_health_watch  # noqa: E731 - short
-        call.method = Method(self._auth.authorizer(service, name), pipeline.refusal, shed)
+        call.method = Method(self._auth.authorizer(service, name), max_bytes, pipeline.refusal, shed)
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(call)
         if handler.unary_stream:
