@@ -70,17 +70,17 @@ class Http2Client:
         """Cancels a call."""
         self._send(http2_frames.reset(stream))
 
-    def send_most(self, streams: list[int], size: int) -> None:
+    def send_most(self, streams: list[int], size: int, wait_seconds: float = 1.0) -> None:
         """Sends a message of each call but for its last byte, as far as the server's windows allow; all at once.
 
-        Args: size, of a message, in bytes. Returns when all is sent, or no window grows for a second.
+        Args: size, of a message, in bytes. Returns when all is sent, or no window grows for wait_seconds.
         """
         rest = {stream: struct.pack(">BL", 0, size) + bytes(size - 1) for stream in streams}
         while rest := {stream: data for stream, data in rest.items() if data and stream not in self.ended}:
             sent = {stream: self._send_part(stream, data) for stream, data in rest.items()}
             rest = {stream: data[sent[stream] :] for stream, data in rest.items()}
             with self._changed:
-                if not any(sent.values()) and not self._changed.wait(1):
+                if not any(sent.values()) and not self._changed.wait(wait_seconds):
                     return
 
     def await_end(self, stream: int) -> bytes:
