@@ -14,12 +14,14 @@ import psycopg
 from psycopg import pq
 
 from caseload_server.domain import errors
+from caseload_server.store.backends.group_commit import unchanged
 from caseload_server.store.backends.postgres.connection import Connection, connect
 from caseload_server.store.backends.postgres.connection_pool import ConnectionPool
 from caseload_server.store.backends.postgres.driver_errors import retry
+from caseload_server.store.backends.postgres.pipeline import wait_for_result
 from caseload_server.store.backends.postgres.transaction import SnapshotTransaction, psycopg_sql
-from caseload_server.store.backends.postgres.writes import PostgresWriter, wait_for_result
-from caseload_server.store.backends.protocol import Gauges, Parameters, Row, T, Transaction, no_metrics
+from caseload_server.store.backends.postgres.writes import PostgresWriter
+from caseload_server.store.backends.protocol import Gauges, Key, Parameters, Row, S, T, Tail, Transaction, no_metrics
 
 # For reads only: a statement timeout ends a COMMIT's wait for its standby, and shows data that can still be lost.
 _READ_OPTIONS: Final = " -c statement_timeout=10s"
@@ -50,8 +52,9 @@ class PostgresDatabase:
         self._readers = ConnectionPool(partial(connect, url, _READ_OPTIONS), connections)
         self._writer = PostgresWriter(
             ConnectionPool(partial(connect, url), connections),
-            commit_timeout_seconds,
-            lambda writes, seconds: self.on_commit(writes, seconds),  # noqa: PLW0108 - it is set later
+            max_leaders=connections,
+            commit_timeout_seconds=commit_timeout_seconds,
+            on_commit=lambda writes, seconds: self.on_commit(writes, seconds),  # noqa: PLW0108 - it is set later
         )
         self._connect = partial(connect, url)
         self._listener: Connection | None = None
@@ -87,7 +90,10 @@ class PostgresDatabase:
         return connection
 
     def write(self, work: Callable[[Transaction], T]) -> T:
-        return self._writer.write(work)
+        return self._writer.write(work, unchanged, None, alone=True)
+
+    def write_with_tail(self, work: Callable[[Transaction], S], tail: Tail[S, T], key: Key, *, alone: bool) -> T:
+        return self._writer.write(work, tail, key, alone=alone)
 
     def gauges(self) -> Gauges:
         return [*self._readers.gauges("read"), *self._writer.pool.gauges("write")]

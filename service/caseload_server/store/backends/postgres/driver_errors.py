@@ -55,10 +55,17 @@ def domain_error(error: psycopg.Error) -> tuple[BaseException, bool]:
     return UnexpectedDatabaseError(error), False
 
 
-def retry(attempt: Callable[[], T]) -> T:
-    """Runs an attempt until it succeeds or the time is up. Never retries while its COMMIT may be in progress."""
+def is_lock_conflict(error: psycopg.Error) -> bool:
+    """Returns whether a statement failed only because of a lock of another transaction."""
+    return error.sqlstate == _LOCK_TIMEOUT or error.sqlstate in _CONFLICTS
+
+
+def retry(attempt: Callable[[], T], *, commit_unconfirmed: bool = False) -> T:
+    """Runs an attempt until it succeeds or the time is up. Never retries while its COMMIT may be in progress.
+
+    Args: commit_unconfirmed, whether an earlier attempt may have committed.
+    """
     deadline = time.monotonic() + _RETRY_TIMEOUT_SECONDS
-    commit_unconfirmed = False
     while True:
         failure: BaseException
         try:

@@ -1,7 +1,7 @@
 """Statements in a transaction of PostgreSQL."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Final
 
@@ -9,6 +9,7 @@ import psycopg
 
 from caseload_server.store.backends.postgres.connection import Connection
 from caseload_server.store.backends.postgres.driver_errors import domain_error
+from caseload_server.store.backends.postgres.pipeline import StatementPipeline, returns_no_rows
 from caseload_server.store.backends.protocol import Parameters, Row, Value
 
 _FETCH_SIZE: Final = 101
@@ -33,11 +34,6 @@ class PostgresTransaction:
     def run(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
         cursor = self._connection.execute(psycopg_sql(sql), parameters, binary=True)
         return cursor.fetchall() if cursor.description else []
-
-    def pipeline(self, statements: Sequence[tuple[str, Parameters]]) -> list[Row]:
-        with self._connection.pipeline():
-            first, *_ = [self._connection.execute(psycopg_sql(sql), values, binary=True) for sql, values in statements]
-        return first.fetchall()
 
     def rows(self, sql: str, parameters: Parameters | None = None) -> Iterator[Row]:
         return iter(self.run(sql, parameters))
@@ -65,3 +61,16 @@ class SnapshotTransaction(PostgresTransaction):
         except psycopg.Error as error:
             failure, _ = domain_error(error)
         raise failure
+
+
+class WriteTransaction(PostgresTransaction):
+    """Sends statements that return no rows together with the next one that does. So an error may be raised later."""
+
+    __slots__ = ("_pipeline",)
+
+    def __init__(self, pipeline: StatementPipeline) -> None:
+        self._pipeline = pipeline
+
+    def run(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
+        self._pipeline.add(sql, parameters)
+        return [] if returns_no_rows(sql) else self._pipeline.flush()

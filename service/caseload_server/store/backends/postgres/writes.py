@@ -1,66 +1,179 @@
-"""Writes to PostgreSQL: transactions, and commits that may be lost or wait for a standby."""
+"""Writes to PostgreSQL: shared transactions, and commits that may be lost or wait for a standby."""
 
-import select
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
+from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg import pq
 
 from caseload_server.domain import errors
+from caseload_server.store.backends.group_commit import GroupCommit, Job, run_tails
 from caseload_server.store.backends.postgres.connection import Connection
 from caseload_server.store.backends.postgres.connection_pool import ConnectionPool
-from caseload_server.store.backends.postgres.driver_errors import CommitUnconfirmed, retry
-from caseload_server.store.backends.postgres.transaction import PostgresTransaction
-from caseload_server.store.backends.protocol import OnCommit, T, Transaction
+from caseload_server.store.backends.postgres.driver_errors import CommitUnconfirmed, is_lock_conflict, retry
+from caseload_server.store.backends.postgres.pipeline import EarlierStatementFailed, StatementPipeline, wait_for_result
+from caseload_server.store.backends.postgres.transaction import WriteTransaction
+from caseload_server.store.backends.protocol import Key, OnCommit, S, SerializationConflict, T, Tail, Transaction
+
+MAX_BATCH: Final = 60
+"""Writes that share a transaction. Above 64 savepoints PostgreSQL keeps their state outside of shared memory.
+https://www.postgresql.org/docs/current/subxacts.html"""
+_IN_TRANSACTION: Final = {pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR}
+MAX_LEADERS: Final = 4
+"""Shared transactions at once. While one waits for its statements or its commit, others run theirs."""
+_WAIT_BRIEFLY: Final = """
+SELECT set_config('caseload.lock_timeout', current_setting('lock_timeout'), true),
+    set_config('lock_timeout', '20ms', true)"""
+"""A write that waits for a lock delays all others of its transaction, and two transactions may wait for each other.
+The wait ends long before PostgreSQL looks for a deadlock, after a second."""
+_WAIT_LONG: Final = "SELECT set_config('lock_timeout', current_setting('caseload.lock_timeout'), true)"
+_SAVEPOINT: Final = "SAVEPOINT job"
+_RELEASE: Final = "RELEASE SAVEPOINT job"
+_ROLL_BACK: Final = "ROLLBACK TO SAVEPOINT job"
 
 
 class PostgresWriter:
-    """Runs writes, and retries them after a conflict or a lost connection.
+    """Runs writes, in shared transactions or each in its own.
 
-    That includes a connection lost during COMMIT: if the first attempt committed, the stored outcome of its
-    request_id answers the retry. The retry writes that outcome again, so its answer waits for the standby as any
-    commit does.
+    A write runs alone, and again, after a conflict, or when its transaction failed or lost its connection. That
+    includes a connection lost during COMMIT: if the first attempt committed, the stored outcome of its request_id
+    answers the second. The second writes that outcome again, so its answer waits for the standby as any commit does.
     """
 
-    def __init__(self, pool: ConnectionPool, commit_timeout_seconds: float, on_commit: OnCommit) -> None:
-        """Args: pool, of connections for writes; commit_timeout_seconds, how long a caller waits for a COMMIT."""
+    def __init__(
+        self, pool: ConnectionPool, *, max_leaders: int, commit_timeout_seconds: float, on_commit: OnCommit
+    ) -> None:
+        """Args: pool, of connections for writes; max_leaders, the most shared transactions at once, at most
+        MAX_LEADERS; commit_timeout_seconds, how long a caller waits for a COMMIT.
+        """
         self.commits_stalled = False
         """Whether commits wait for a standby. Writes are rejected until `PostgresDatabase.check` finds none."""
         self.pool = pool
         self.commit_timeout_seconds = commit_timeout_seconds
+        self._group_commit = GroupCommit(self._commit_batch, MAX_BATCH, min(MAX_LEADERS, max_leaders))
+        self._pipelines: WeakKeyDictionary[Connection, StatementPipeline] = WeakKeyDictionary()
         self._on_commit = on_commit
         self._abandoned: set[Connection] = set()
 
-    def write(self, work: Callable[[Transaction], T]) -> T:
-        """Implements Database.write."""
-        if self.commits_stalled:  # they wait for a standby, and so would this one
-            raise errors.StoreUnavailable
-        return retry(partial(self._transact, work))
+    def write(self, work: Callable[[Transaction], S], tail: Tail[S, T], key: Key, *, alone: bool) -> T:
+        """Implements Database.write_with_tail."""
+        job = Job(work, tail, key)
+        if not alone:
+            self._group_commit.run(job)
+        return job.answer() if job.done else self._run_alone(job)
 
-    def _transact(self, work: Callable[[Transaction], T]) -> T:
+    def _run_alone(self, job: Job[S, T]) -> T:
+        if self.commits_stalled and not job.commit_unconfirmed:  # this one would wait for the standby too
+            raise errors.StoreUnavailable
+        return retry(partial(self._transact, job), commit_unconfirmed=job.commit_unconfirmed)
+
+    def _transact(self, job: Job[S, T]) -> T:
+        with self._begin() as (connection, pipeline):
+            transaction = WriteTransaction(pipeline)
+            job.run(transaction)
+            run_tails(transaction, [job])
+            pipeline.flush()
+            self._commit(connection, 1)
+        return job.result
+
+    @contextmanager
+    def _begin(self) -> Iterator[tuple[Connection, StatementPipeline]]:
+        """Queues BEGIN on a connection of the pool. Rolls back where the with block raises, or does not commit."""
         connection = self.pool.acquire()
         try:
-            connection.execute("BEGIN")
-            result = work(PostgresTransaction(connection))
-            self._commit(connection)
-        except BaseException:
-            if connection.pgconn.transaction_status != pq.TransactionStatus.ACTIVE:
+            pipeline = self._pipelines.setdefault(connection, StatementPipeline(connection))
+            pipeline.restart("BEGIN")
+            yield connection, pipeline
+        finally:
+            if connection.pgconn.transaction_status in _IN_TRANSACTION:
                 with suppress(psycopg.Error):
                     connection.execute("ROLLBACK")
-            raise
-        finally:
             if connection in self._abandoned:
                 self.pool.discard()
             else:
                 self.pool.release(connection)
-        return result
 
-    def _commit(self, connection: Connection) -> None:
-        """Raises OutcomeUnknown, CommitUnconfirmed; StoreBusy where the server rolled back instead."""
+    def _commit_batch(self, batch: list[Job[Any, Any]]) -> None:
+        """Runs jobs in one transaction, for GroupCommit."""
+        if self.commits_stalled:
+            _fail(batch, errors.StoreUnavailable())
+            return
+        ran: list[Job[Any, Any]] = []
+        try:
+            self._transact_batch(batch, ran)
+        except CommitUnconfirmed:
+            for job in batch:
+                job.runs_alone = True
+                job.commit_unconfirmed = job in ran and job.error is None
+        except errors.DomainError as failure:
+            _fail([job for job in batch if job not in ran or job.error is None], failure)
+            # What was refused may rest on another write of the batch. It has written nothing.
+            _fail([job for job in ran if not job.done], errors.StoreUnavailable())
+        except (psycopg.Error, EarlierStatementFailed, SerializationConflict):
+            for job in batch:
+                job.runs_alone = True
+        else:
+            for job in ran:
+                job.done = True
+
+    def _transact_batch(self, batch: list[Job[Any, Any]], ran: list[Job[Any, Any]]) -> None:
+        """Runs jobs until one meets a lock, then the tail, and commits. Args: ran, gets the jobs that ended."""
+        with self._begin() as (connection, pipeline):
+            pipeline.add(_WAIT_BRIEFLY)
+            for job in batch:
+                if not self._run_in_savepoint(job, connection, pipeline):
+                    break
+                if not job.runs_alone:
+                    ran.append(job)
+            if all(job.error for job in ran):
+                return  # and roll back: every refusal rests on what is committed
+            pipeline.add(_WAIT_LONG)
+            pipeline.mark()
+            written = run_tails(WriteTransaction(pipeline), ran)
+            try:
+                pipeline.flush()
+            except psycopg.errors.LockNotAvailable:
+                raise errors.StoreBusy from None
+            self._commit(connection, len(written))
+
+    def _run_in_savepoint(self, job: Job[Any, Any], connection: Connection, pipeline: StatementPipeline) -> bool:
+        """Runs one job of a shared transaction. Returns False where it met a lock of another transaction.
+
+        Raises psycopg.Error and EarlierStatementFailed where the whole transaction is lost.
+        """
+        met_lock = False
+        pipeline.add(_SAVEPOINT)
+        pipeline.mark()
+        try:
+            job.run(WriteTransaction(pipeline))
+        except EarlierStatementFailed:
+            raise
+        except psycopg.Error as error:
+            if connection.pgconn.transaction_status != pq.TransactionStatus.INERROR:
+                raise
+            met_lock = is_lock_conflict(error)
+            job.runs_alone = not met_lock
+        except SerializationConflict:
+            job.runs_alone = True
+        except BaseException as refusal:  # noqa: BLE001 - it ends this job only
+            job.error = refusal
+        else:
+            pipeline.add(_RELEASE)
+            return True
+        if met_lock:
+            job.conflict()
+        pipeline.drop_unsent()
+        pipeline.add(_ROLL_BACK)
+        pipeline.add(_RELEASE)
+        return not met_lock
+
+    def _commit(self, connection: Connection, writes: int) -> None:
+        """Raises OutcomeUnknown, CommitUnconfirmed; SerializationConflict where the server rolled back instead."""
         warnings: list[str | None] = []
         on_notice = lambda notice: warnings.append(notice.sqlstate)  # noqa: E731 - it is removed again by its name
         connection.add_notice_handler(on_notice)
@@ -82,9 +195,9 @@ class PostgresWriter:
         if "01000" in warnings:  # an administrator canceled its wait for the standby
             raise errors.OutcomeUnknown
         if result is None or result.command_status != b"COMMIT":
-            raise errors.StoreBusy
+            raise SerializationConflict
         with suppress(Exception):  # a failing metric must not turn a committed write into an error
-            self._on_commit(1, time.perf_counter() - started)
+            self._on_commit(writes, time.perf_counter() - started)
 
     def _abandon_commit(self, connection: Connection) -> None:
         """Leaves a COMMIT that waits for its standby. Canceling it would show others data that can still be lost."""
@@ -101,17 +214,6 @@ class PostgresWriter:
         self._abandoned.discard(connection)
 
 
-def wait_for_result(connection: pq.abc.PGconn, timeout_seconds: float | None) -> bool:
-    """Waits for the result of the query that was sent. Returns False after the timeout.
-
-    Args: timeout_seconds, None waits without limit. Raises psycopg.Error for a lost connection.
-    """
-    deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-    poll = select.poll()
-    while connection.flush() or connection.is_busy():
-        poll.register(connection.socket, select.POLLIN)
-        remaining_ms = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
-        if not poll.poll(remaining_ms):
-            return False
-        connection.consume_input()
-    return True
+def _fail(jobs: list[Job[Any, Any]], error: BaseException) -> None:
+    for job in jobs:
+        job.fail(error)
