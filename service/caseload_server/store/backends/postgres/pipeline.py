@@ -25,7 +25,7 @@ _MAX_PREPARED: Final = 500
 _SUCCESS: Final = {pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK}
 _BYTEA, _INT8, _TEXT = 17, 20, 25
 """Object ids of types. https://www.postgresql.org/docs/current/catalog-pg-type.html"""
-_NULL: Final = (0, pq.Format.TEXT, None)
+_NULL: Final = (0, None)
 """The server infers the type."""
 
 
@@ -38,7 +38,6 @@ class _Statement(NamedTuple):
 
     sql: bytes
     types: tuple[int, ...]
-    formats: tuple[pq.Format, ...]
     values: tuple[bytes | None, ...]
 
 
@@ -64,13 +63,13 @@ def returns_no_rows(sql: str) -> bool:
     return _RETURNS_NO_ROWS.match(sql) is not None
 
 
-def _encode(value: Value) -> tuple[int, pq.Format, bytes | None]:
-    """Returns type, format and bytes. All integers have one type, or each size would need its own statement."""
+def _encode(value: Value) -> tuple[int, bytes | None]:
+    """Returns type and binary format. All integers have one type, or each size would need its own statement."""
     if isinstance(value, str):
-        return _TEXT, pq.Format.TEXT, value.encode()
+        return _TEXT, value.encode()
     if isinstance(value, int):
-        return _INT8, pq.Format.BINARY, value.to_bytes(8, "big", signed=True)
-    return _NULL if value is None else (_BYTEA, pq.Format.BINARY, value)
+        return _INT8, value.to_bytes(8, "big", signed=True)
+    return _NULL if value is None else (_BYTEA, value)
 
 
 class StatementPipeline:
@@ -93,8 +92,8 @@ class StatementPipeline:
         """Queues a statement. If it fails, a later `flush` raises the error."""
         text, names = _positional(sql)
         encoded = [_encode(parameters[name]) for name in names] if parameters else []
-        types, formats, values = zip(*encoded, strict=True) if encoded else ((), (), ())
-        self._queue.append(_Statement(text, types, formats, values))
+        types, values = zip(*encoded, strict=True) if encoded else ((), ())
+        self._queue.append(_Statement(text, types, values))
 
     def mark(self) -> None:
         """Lets `flush` and `drop_unsent` tell what is queued now from later statements."""
@@ -143,12 +142,13 @@ class StatementPipeline:
                 name = preparing[key] = f"caseload_{len(self._prepared) + len(preparing)}".encode()
                 self._pgconn.send_prepare(name, statement.sql, statement.types)
                 commands.append(_Command(number, (statement, name)))
+            formats = [pq.Format.BINARY] * len(statement.values)
             if name is None:
                 self._pgconn.send_query_params(
-                    statement.sql, statement.values, statement.types, statement.formats, pq.Format.BINARY
+                    statement.sql, statement.values, statement.types, formats, pq.Format.BINARY
                 )
             else:
-                self._pgconn.send_query_prepared(name, statement.values, statement.formats, pq.Format.BINARY)
+                self._pgconn.send_query_prepared(name, statement.values, formats, pq.Format.BINARY)
             commands.append(_Command(number))
         return commands
 

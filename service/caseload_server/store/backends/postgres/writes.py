@@ -100,23 +100,19 @@ class PostgresWriter:
 
     def _commit_batch(self, batch: list[Job[Any, Any]]) -> None:
         """Runs jobs in one transaction, for GroupCommit."""
-        if self.commits_stalled:
-            _fail(batch, errors.StoreUnavailable())
-            return
         ran: list[Job[Any, Any]] = []
         try:
+            if self.commits_stalled:
+                raise errors.StoreUnavailable
             self._transact_batch(batch, ran)
-        except CommitUnconfirmed:
-            for job in batch:
-                job.runs_alone = True
-                job.commit_unconfirmed = job in ran and job.error is None
         except errors.DomainError as failure:
-            _fail([job for job in batch if job not in ran or job.error is None], failure)
-            # What was refused may rest on another write of the batch. It has written nothing.
-            _fail([job for job in ran if not job.done], errors.StoreUnavailable())
+            _fail(ran or batch, failure)
+        except psycopg.errors.LockNotAvailable:  # of the counter: each write alone would wait for it as long again
+            _fail(ran, errors.StoreBusy())
+        except CommitUnconfirmed:
+            _send_alone(batch, unconfirmed=ran)
         except (psycopg.Error, EarlierStatementFailed, SerializationConflict):
-            for job in batch:
-                job.runs_alone = True
+            _send_alone(batch, unconfirmed=[])
         else:
             for job in ran:
                 job.done = True
@@ -135,10 +131,7 @@ class PostgresWriter:
             pipeline.add(_WAIT_LONG)
             pipeline.mark()
             written = run_tails(WriteTransaction(pipeline), ran)
-            try:
-                pipeline.flush()
-            except psycopg.errors.LockNotAvailable:
-                raise errors.StoreBusy from None
+            pipeline.flush()
             self._commit(connection, len(written))
 
     def _run_in_savepoint(self, job: Job[Any, Any], connection: Connection, pipeline: StatementPipeline) -> bool:
@@ -214,6 +207,15 @@ class PostgresWriter:
         self._abandoned.discard(connection)
 
 
-def _fail(jobs: list[Job[Any, Any]], error: BaseException) -> None:
+def _fail(jobs: list[Job[Any, Any]], failure: errors.DomainError) -> None:
+    """Ends jobs whose commit failed. Refusals too, since they may rest on another write of the batch."""
     for job in jobs:
-        job.fail(error)
+        wrote_nothing = job.error is not None
+        job.fail(errors.StoreUnavailable() if wrote_nothing and isinstance(failure, errors.OutcomeUnknown) else failure)
+
+
+def _send_alone(jobs: list[Job[Any, Any]], unconfirmed: list[Job[Any, Any]]) -> None:
+    """Lets the caller of each job run it alone. Args: unconfirmed, those that ran in a lost commit."""
+    for job in jobs:
+        job.runs_alone = True
+        job.commit_unconfirmed = job in unconfirmed and job.error is None
