@@ -56,6 +56,7 @@ class PostgresDatabase:
             commit_timeout_seconds=commit_timeout_seconds,
             on_commit=lambda writes, seconds: self.on_commit(writes, seconds),  # noqa: PLW0108 - it is set later
         )
+        self._group_commit = self._writer.group_commit
         self._connect = partial(connect, url)
         self._listener: Connection | None = None
         self._checker: Connection | None = None

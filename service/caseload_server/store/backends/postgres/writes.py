@@ -55,7 +55,7 @@ class PostgresWriter:
         """Whether commits wait for a standby. Writes are rejected until `PostgresDatabase.check` finds none."""
         self.pool = pool
         self.commit_timeout_seconds = commit_timeout_seconds
-        self._group_commit = GroupCommit(self._commit_batch, MAX_BATCH, min(MAX_LEADERS, max_leaders))
+        self.group_commit = GroupCommit(self._commit_batch, MAX_BATCH, min(MAX_LEADERS, max_leaders))
         self._pipelines: WeakKeyDictionary[Connection, StatementPipeline] = WeakKeyDictionary()
         self._on_commit = on_commit
         self._abandoned: set[Connection] = set()
@@ -64,7 +64,7 @@ class PostgresWriter:
         """Implements Database.write_with_tail."""
         job = Job(work, tail, key)
         if not alone:
-            self._group_commit.run(job)
+            self.group_commit.run(job)
         return job.answer() if job.done else self._run_alone(job)
 
     def _run_alone(self, job: Job[S, T]) -> T:

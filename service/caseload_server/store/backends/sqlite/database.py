@@ -258,8 +258,9 @@ class SqliteDatabase:
                 if self._writer.in_transaction:
                     execute("ROLLBACK")
         else:
-            with suppress(Exception):  # a failing metric must not turn a committed write into an error
-                self.on_commit(len(written), time.perf_counter() - started)
+            if written:
+                with suppress(Exception):  # a failing metric must not turn a committed write into an error
+                    self.on_commit(len(written), time.perf_counter() - started)
         finally:
             self._committing_since = math.inf
             for job in batch:
