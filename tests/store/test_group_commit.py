@@ -170,17 +170,26 @@ def test_a_refused_write_and_a_validated_one_leave_nothing(store: RelationshipSt
     make_pair(store)
     make(store, THERAPIST, "full", max_active_patients=0)
     before = dump(store)
-    refused = batch(
+
+    def defect(transaction: Any) -> None:
+        transaction.run("UPDATE patient SET email = 'a@b' WHERE patient_id = 'p' RETURNING 1")
+        raise ZeroDivisionError
+
+    results = batch(
         store._database,
         [
             partial(store.assign, requests.Assign("full", "p"), request(ID)),
             partial(store.assign, requests.Assign("t", "p"), VALIDATE),
             partial(store.create, PATIENT, "", {"display_name": "Bob"}, VALIDATE._replace(request_id=ID)),
+            partial(store._database.write_with_tail, defect, unchanged, None, alone=False),
+            partial(update, store, THERAPIST, "t", email="a@b"),
         ],
     )
-    assert isinstance(refused[0], errors.TherapistAtCapacity)
-    assert {refused[1].revision, refused[2].revision} == {""}
-    assert dump(store) == before
+    assert isinstance(results[0], errors.TherapistAtCapacity)
+    assert {results[1].revision, results[2].revision} == {""}
+    assert store.get(THERAPIST, "t").email == "a@b"
+    after = dump(store)
+    assert {name for name in after if after[name] != before[name]} == {"store", "therapist", "change_set", "change"}
 
 
 def test_a_write_sees_the_ones_before_it_in_its_transaction(store: RelationshipStore) -> None:
