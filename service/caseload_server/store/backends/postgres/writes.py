@@ -26,6 +26,8 @@ https://www.postgresql.org/docs/current/subxacts.html"""
 _IN_TRANSACTION: Final = {pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR}
 MAX_LEADERS: Final = 4
 """Shared transactions at once. While one waits for its statements or its commit, others run theirs."""
+_LOCK_FIRST: Final = "LOCK TABLE request IN ROW EXCLUSIVE MODE"
+"""What a write needs at its end. A migration locks this table before all others, so the two never deadlock."""
 _WAIT_BRIEFLY: Final = """
 SELECT set_config('caseload.lock_timeout', current_setting('lock_timeout'), true),
     set_config('lock_timeout', '20ms', true)"""
@@ -88,6 +90,7 @@ class PostgresWriter:
         try:
             pipeline = self._pipelines.setdefault(connection, StatementPipeline(connection))
             pipeline.restart("BEGIN")
+            pipeline.add(_LOCK_FIRST)
             yield connection, pipeline
         finally:
             if connection.pgconn.transaction_status in _IN_TRANSACTION:
