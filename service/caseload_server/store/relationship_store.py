@@ -109,7 +109,7 @@ class RelationshipStore:
             changed = records.update(write, kind, record, etag, fields)
             return [changed], changed is not record
 
-        return self._change_record(kind, call, work)
+        return self._change_record(kind, call, work, record_id)
 
     def delete(self, kind: RecordKind[P], request: requests.Delete, call: CallContext) -> DeleteResult[P]:
         """Soft-deletes a record. `force` ends its active assignments first.
@@ -128,7 +128,7 @@ class RelationshipStore:
                 return [record], 0
             return self._delete(write, kind, record, request, locked)
 
-        result = self._writes.run(call, work, _loader(kind), alone=request.force)
+        result = self._writes.run(call, work, _loader(kind), request.record_id, alone=request.force)
         return DeleteResult(result.records[0] if result.records else None, result.effect, result.revision)
 
     def _delete(
@@ -150,16 +150,18 @@ class RelationshipStore:
             restored = records.undelete(write, kind, record)
             return [restored], restored is not record
 
-        return self._change_record(kind, call, work)
+        return self._change_record(kind, call, work, record_id)
 
     def assign(self, request: requests.Assign, call: CallContext) -> AssignResult:
         """Begins an assignment. Raises the errors of assignments.assign."""
-        result = self._change_assignments(call, lambda write: assignments.assign(write, request))
+        pair = request.therapist_id, request.patient_id
+        result = self._change_assignments(call, lambda write: assignments.assign(write, request), *pair)
         return AssignResult(result.records[0], bool(result.effect), result.revision)
 
     def unassign(self, request: requests.Unassign, call: CallContext) -> UnassignResult:
         """Ends an assignment. Raises the errors of assignments.unassign."""
-        result = self._change_assignments(call, lambda write: assignments.unassign(write, request))
+        pair = request.therapist_id, request.patient_id
+        result = self._change_assignments(call, lambda write: assignments.unassign(write, request), *pair)
         return UnassignResult(result.records[0] if result.records else None, bool(result.effect), result.revision)
 
     def transfer(self, request: requests.Transfer, call: CallContext) -> TransferResult:
@@ -264,15 +266,19 @@ class RelationshipStore:
         return self.keys.revision(transaction.run(_SELECT_HEAD)[0][0])
 
     def _change_record(
-        self, kind: RecordKind[P], call: CallContext, work: Callable[[Write], tuple[list[P], int]]
+        self, kind: RecordKind[P], call: CallContext, work: Callable[[Write], tuple[list[P], int]], *records: str
     ) -> RecordResult[P]:
-        result = self._writes.run(call, work, _loader(kind))
+        result = self._writes.run(call, work, _loader(kind), *records)
         return RecordResult(result.records[0], result.revision)
 
     def _change_assignments(
-        self, call: CallContext, work: Callable[[Write], tuple[list[Assignment], int]], *, alone: bool = False
+        self,
+        call: CallContext,
+        work: Callable[[Write], tuple[list[Assignment], int]],
+        *records: str,
+        alone: bool = False,
     ) -> WriteResult[Assignment]:
-        return self._writes.run(call, work, assignments.require, alone=alone)
+        return self._writes.run(call, work, assignments.require, *records, alone=alone)
 
 
 def _loader(kind: RecordKind[P]) -> Callable[[Write, str], P]:

@@ -11,7 +11,7 @@ from caseload_server.domain.limits import MAX_CHANGES_PER_SET
 from caseload_server.domain.records import Assignment, Patient, Therapist
 from caseload_server.domain.requests import CallContext
 from caseload_server.store import change_log, idempotency
-from caseload_server.store.backends.protocol import Database, Transaction, Value
+from caseload_server.store.backends.protocol import Database, Sharing, Transaction, Value
 from caseload_server.store.change_log import NewChangeSet
 from caseload_server.store.idempotency import SERVER_GENERATED_PREFIX, NewOutcome, StoredOutcome
 from caseload_server.store.store_identity import StoreKeys
@@ -132,18 +132,19 @@ class Writes:
         call: CallContext,
         work: Callable[[Write], tuple[list[T], int]],
         load: Callable[[Write, str], T],
-        *,
+        *records: str,
         alone: bool = False,
     ) -> WriteResult[T]:
         """Runs one write. A repeated request_id gets its first answer. A validate_only call is rolled back.
 
         Args: work, returns the records to answer and the effect, as in StoredOutcome; load, returns a record by id;
-        alone, as Database.write_with_tail.
+        records, alone, as Sharing.
         """
         transact = self._transaction(call, work, load)
         key = (call.actor, call.request_id) if call.request_id else None
+        sharing = Sharing(key, frozenset(records), alone)
         try:
-            return self._database.write_with_tail(transact, self._append_to_log, key, alone=alone)
+            return self._database.write_with_tail(transact, self._append_to_log, sharing)
         except _ValidateOnlyRollback as rollback:
             return rollback.result
 

@@ -6,20 +6,20 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, Generic
 
 from caseload_server.domain import errors
-from caseload_server.store.backends.protocol import Key, S, T, Tail, Transaction
+from caseload_server.store.backends.protocol import S, Sharing, T, Tail, Transaction
 
 _MAX_CONFLICTS: Final = 3
-"""How often a write meets a lock of another transaction in a batch before it runs alone."""
+"""How often a write meets a lock of another transaction before it leads a batch that waits for the lock."""
 
 
 class Job(Generic[S, T]):
     """A write in the queue of a group commit."""
 
-    def __init__(self, work: Callable[[Transaction], S], tail: Tail[S, T], key: Key = None) -> None:
+    def __init__(self, work: Callable[[Transaction], S], tail: Tail[S, T], sharing: Sharing) -> None:
         """Args: as Database.write_with_tail."""
         self.work = work
         self.tail = tail
-        self.key = key
+        self.sharing = sharing
         self.outcome: S
         """What the work returned."""
         self.result: T
@@ -32,8 +32,8 @@ class Job(Generic[S, T]):
         """Whether its caller must run it in a transaction of its own."""
         self.commit_unconfirmed = False
         """Whether an earlier run may have committed."""
-        self.leads = False
-        """Whether its caller leads the next batch."""
+        self.batch: Batch | None = None
+        """The batch that its caller leads."""
         self.conflicts = 0
         """How often it met a lock of another transaction."""
         self._wakeup = threading.Lock()
@@ -44,10 +44,15 @@ class Job(Generic[S, T]):
         self.error = None
         self.outcome = self.work(transaction)
 
-    def conflict(self) -> None:
-        """Sends the job back to the queue, because it met a lock of another transaction, or to run alone."""
-        self.conflicts += 1
-        self.runs_alone = self.conflicts >= _MAX_CONFLICTS
+    @property
+    def must_wait_for_lock(self) -> bool:
+        """Whether it met locks so often that it must wait for one, as the first of a batch."""
+        return self.conflicts >= _MAX_CONFLICTS
+
+    @property
+    def left_queue(self) -> bool:
+        """Whether no batch is to run it again."""
+        return self.done or self.runs_alone
 
     def fail(self, error: BaseException) -> None:
         """Ends the job with an error."""
@@ -84,24 +89,51 @@ def run_tails(transaction: Transaction, jobs: Iterable[Job[Any, Any]]) -> list[J
     return succeeded
 
 
+class Batch:
+    """Jobs that share a transaction."""
+
+    def __init__(self, leader: Job[Any, Any], group_commit: "GroupCommit", *, waits_for_lock: bool) -> None:
+        """Args: leader, the first job; waits_for_lock, whether it waits for locks as long as a job that runs alone."""
+        self.jobs = [leader]
+        self.waits_for_lock = waits_for_lock
+        self.records: set[str] = set()
+        """The records that the jobs lock, as Sharing.records."""
+        self._group_commit = group_commit
+
+    @property
+    def leader(self) -> Job[Any, Any]:
+        """The job whose caller runs the batch."""
+        return self.jobs[0]
+
+    def take_more(self, *, sharing: bool = False) -> list[Job[Any, Any]]:
+        """Adds jobs that wait in the queue, as many as fit. Returns them.
+
+        Args: sharing, only those that lock a record which this batch locks.
+        """
+        return self._group_commit.take(self, sharing=sharing)
+
+
 class GroupCommit:
     """Runs queued writes in shared transactions, each led by one of the calling threads. There is no writer thread.
 
     A caller that finds less than the allowed number of leaders becomes one: it commits for all callers in the queue.
-    Then it wakes them, and makes the first caller that arrived meanwhile a leader.
+    Then it wakes them, and makes the first caller that arrived meanwhile a leader. Writes of one record are never in
+    two transactions of this process, where they would wait for each other's locks.
     """
 
-    def __init__(self, commit: Callable[[list[Job[Any, Any]]], None], max_batch: int, max_leaders: int = 1) -> None:
-        """Args: commit, runs jobs in one transaction, sets `done` or `runs_alone` of each, or leaves it for the next
-        batch; max_batch, jobs in one; max_leaders, batches at once.
+    def __init__(self, commit: Callable[[Batch], None], max_batch: int, max_leaders: int = 1) -> None:
+        """Args: commit, runs jobs in one transaction, sets `done` or `runs_alone` of each, or counts a conflict and
+        leaves it for another batch; max_batch, jobs in one; max_leaders, batches at once.
         """
         self._commit = commit
         self._max_batch = max_batch
         self._max_leaders = max_leaders
         self._lock = threading.Lock()
         self._queue: list[Job[Any, Any]] = []
-        self._keys: set[Key] = set()
-        """The keys of the jobs in a batch."""
+        self._keys: set[tuple[str, str] | None] = set()
+        """The keys of all jobs in batches."""
+        self._records: set[str] = set()
+        """The records that batches lock."""
         self._leaders = 0
         self._closed = False
 
@@ -112,62 +144,86 @@ class GroupCommit:
                 raise errors.ShuttingDown
             self._queue.append(job)
             leader = self._appoint()
-        if leader is not None and leader is not job:
+        if leader is not None:
             leader.wake()
-        if leader is job:
-            self._lead(job)
-        while not (job.done or job.runs_alone):
+        while not job.left_queue:
             job.wait()
-            if job.leads:
-                self._lead(job)
+            if job.batch is not None:
+                self._lead(job.batch)
 
     def _appoint(self) -> Job[Any, Any] | None:
         """Makes the first job that may run now a leader, if there may be another. Call it with the lock."""
-        if self._leaders < self._max_leaders:
-            for leader in self._take(1):
-                leader.leads = True
+        if self._leaders >= self._max_leaders:
+            return None
+        for number, job in enumerate(self._queue):
+            if self._may_run(job, set()):
+                del self._queue[number]
                 self._leaders += 1
-                return leader
+                self._begin(job)
+                return job
         return None
 
-    def _take(self, count: int) -> list[Job[Any, Any]]:
-        """Takes jobs out of the queue whose keys are not in a batch, in order. Call it with the lock."""
+    def _begin(self, leader: Job[Any, Any], *, waits_for_lock: bool = False) -> None:
+        leader.batch = Batch(leader, self, waits_for_lock=waits_for_lock)
+        self._reserve(leader.batch, leader)
+
+    def _may_run(self, job: Job[Any, Any], own_records: set[str]) -> bool:
+        """Returns whether no other batch has the job's key or one of its records."""
+        key, records, _ = job.sharing
+        return (key is None or key not in self._keys) and (records - own_records).isdisjoint(self._records)
+
+    def _reserve(self, batch: Batch, job: Job[Any, Any]) -> None:
+        self._keys.add(job.sharing.key)
+        self._records |= job.sharing.records
+        batch.records |= job.sharing.records
+
+    def take(self, batch: Batch, *, sharing: bool) -> list[Job[Any, Any]]:
+        """Implements Batch.take_more."""
         taken: list[Job[Any, Any]] = []
-        left: list[Job[Any, Any]] = []
-        for job in self._queue:
-            if len(taken) == count or job.key in self._keys:
-                left.append(job)
-                continue
-            taken.append(job)
-            if job.key is not None:
-                self._keys.add(job.key)
-        self._queue = left
+        with self._lock:
+            queue, self._queue = self._queue, []
+            for job in queue:
+                wanted = not sharing or not job.sharing.records.isdisjoint(batch.records)
+                if wanted and len(batch.jobs) < self._max_batch and self._may_run(job, batch.records):
+                    self._reserve(batch, job)
+                    batch.jobs.append(job)
+                    taken.append(job)
+                else:
+                    self._queue.append(job)
         return taken
 
-    def _lead(self, leader: Job[Any, Any]) -> None:
-        with self._lock:
-            batch = [leader, *self._take(self._max_batch - 1)]
+    def _lead(self, batch: Batch) -> None:
+        if not batch.waits_for_lock:
+            batch.take_more()
         try:
             self._commit(batch)
         except BaseException as error:  # noqa: BLE001 - a job without an end would block its caller for ever
-            for job in batch:
+            for job in batch.jobs:
                 job.fail(error)
-        self._end(leader, batch)
+        self._end(batch)
 
-    def _end(self, leader: Job[Any, Any], batch: list[Job[Any, Any]]) -> None:
-        leader.leads = False
+    def _end(self, batch: Batch) -> None:
+        batch.leader.batch = None
         with self._lock:
-            self._leaders -= 1
-            self._keys.difference_update(job.key for job in batch)
-            returned = [job for job in batch if not (job.done or job.runs_alone)]
-            self._queue[:0] = [job for job in returned if not job.conflicts]
-            self._queue += [job for job in returned if job.conflicts]
-            next_leader = self._appoint()
-        for job in batch:
-            if (job.done or job.runs_alone) and job is not leader:
-                job.wake()
-        if next_leader is not None:
-            next_leader.wake()
+            if not batch.waits_for_lock:
+                self._leaders -= 1
+            self._keys.difference_update(job.sharing.key for job in batch.jobs)
+            self._records -= batch.records
+            awake = self._return(batch.jobs)
+            if next_leader := self._appoint():
+                awake.append(next_leader)
+        for job in awake:
+            job.wake()
+
+    def _return(self, jobs: list[Job[Any, Any]]) -> list[Job[Any, Any]]:
+        """Queues the jobs that another batch is to run. Returns the others. Call it with the lock."""
+        queued = [job for job in jobs if not (job.left_queue or job.must_wait_for_lock)]
+        self._queue[:0] = [job for job in queued if not job.conflicts]
+        self._queue += [job for job in queued if job.conflicts]
+        for job in jobs:
+            if job.must_wait_for_lock and not job.left_queue:
+                self._begin(job, waits_for_lock=True)
+        return [job for job in jobs if job not in queued]
 
     def close(self) -> None:
         """Rejects new writes, and waits for those in progress."""

@@ -13,12 +13,21 @@ T = TypeVar("T")
 S = TypeVar("S")
 Tail = Callable[["Transaction", list[S]], list[T]]
 """Takes what each work returned, and returns the result of each."""
-Key = tuple[str, str] | None
-"""What at most one write of a transaction may have."""
 OnCommit = Callable[[int, float], object]
 """Takes the number of writes in a commit, and its duration in seconds."""
 Gauges = Sequence[tuple[str, dict[str, str], Callable[[], float]]]
 """Gauges as name, labels and sampling function. Any thread may sample them; sampling runs no query."""
+
+
+class Sharing(NamedTuple):
+    """With which others a write may share a transaction."""
+
+    key: tuple[str, str] | None = None
+    """At most one write of a transaction has it."""
+    records: frozenset[str] = frozenset()
+    """Ids of records that the write is known to lock. Transactions of one process do not wait for each other there."""
+    alone: bool = False
+    """Whether it locks so much that no other may wait for it."""
 
 
 class StoreMetrics(NamedTuple):
@@ -79,12 +88,11 @@ class Database(Protocol):
         Work may run more than once. An exception that it raises is raised here, and its changes are rolled back.
         """
 
-    def write_with_tail(self, work: Callable[[Transaction], S], tail: Tail[S, T], key: Key, *, alone: bool) -> T:
+    def write_with_tail(self, work: Callable[[Transaction], S], tail: Tail[S, T], sharing: Sharing) -> T:
         """Does the same for work that may share a transaction, and its commit, with other writes.
 
         Args: tail, runs once at the end of the transaction, for all writes that share it, given what their work
-        returned. It returns their results. key, no two writes with the same key share a transaction. alone, whether
-        the write locks so much that others must not wait for it.
+        returned. It returns their results.
         """
 
     def gauges(self) -> Gauges:

@@ -7,10 +7,10 @@ from time import perf_counter
 from caseload_server.store.backends.protocol import (
     Database,
     Gauges,
-    Key,
     Parameters,
     Row,
     S,
+    Sharing,
     StoreMetrics,
     T,
     Tail,
@@ -53,10 +53,10 @@ class TimedDatabase:
             with suppress(Exception):  # a failing metric must not turn a committed write into an error
                 self._metrics.write(perf_counter() - started)
 
-    def write_with_tail(self, work: Callable[[Transaction], S], tail: Tail[S, T], key: Key, *, alone: bool) -> T:
+    def write_with_tail(self, work: Callable[[Transaction], S], tail: Tail[S, T], sharing: Sharing) -> T:
         started = perf_counter()
         try:
-            return self._database.write_with_tail(work, tail, key, alone=alone)
+            return self._database.write_with_tail(work, tail, sharing)
         finally:
             with suppress(Exception):
                 self._metrics.write(perf_counter() - started)

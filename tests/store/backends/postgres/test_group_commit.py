@@ -14,7 +14,7 @@ from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.group_commit import unchanged
 from caseload_server.store.backends.postgres import driver_errors
 from caseload_server.store.backends.postgres.database import PostgresDatabase
-from caseload_server.store.backends.protocol import Transaction
+from caseload_server.store.backends.protocol import Sharing, Transaction
 
 from tests.store.backends.batches import batch
 from tests.store.backends.postgres.proxy import Cut, Proxy
@@ -71,7 +71,7 @@ def cut_off(proxy: Proxy, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 def shared(store: RelationshipStore, work: Callable[[Transaction], Any]) -> Any:
-    return store._database.write_with_tail(work, unchanged, None, alone=False)
+    return store._database.write_with_tail(work, unchanged, Sharing())
 
 
 def deadlocks(admin: "psycopg.Connection[Any]") -> int:
@@ -208,7 +208,7 @@ def test_locks_are_waited_for_briefly_in_a_shared_transaction_and_as_set_at_its_
         return [(*outcome, timeout) for outcome in outcomes]
 
     for _ in range(2):
-        seen = database.write_with_tail(lambda transaction: transaction.run(look)[0], tail, None, alone=False)
+        seen = database.write_with_tail(lambda transaction: transaction.run(look)[0], tail, Sharing())
         assert seen == ("20ms", "1234ms")
         assert database.write(lambda transaction: transaction.run(look)) == [("1234ms",)]
     database.close()

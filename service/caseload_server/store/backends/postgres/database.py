@@ -21,7 +21,17 @@ from caseload_server.store.backends.postgres.driver_errors import retry
 from caseload_server.store.backends.postgres.pipeline import wait_for_result
 from caseload_server.store.backends.postgres.transaction import SnapshotTransaction, psycopg_sql
 from caseload_server.store.backends.postgres.writes import PostgresWriter
-from caseload_server.store.backends.protocol import Gauges, Key, Parameters, Row, S, T, Tail, Transaction, no_metrics
+from caseload_server.store.backends.protocol import (
+    Gauges,
+    Parameters,
+    Row,
+    S,
+    Sharing,
+    T,
+    Tail,
+    Transaction,
+    no_metrics,
+)
 
 # For reads only: a statement timeout ends a COMMIT's wait for its standby, and shows data that can still be lost.
 _READ_OPTIONS: Final = " -c statement_timeout=10s"
@@ -91,10 +101,10 @@ class PostgresDatabase:
         return connection
 
     def write(self, work: Callable[[Transaction], T]) -> T:
-        return self._writer.write(work, unchanged, None, alone=True)
+        return self._writer.write(work, unchanged, Sharing(alone=True))
 
-    def write_with_tail(self, work: Callable[[Transaction], S], tail: Tail[S, T], key: Key, *, alone: bool) -> T:
-        return self._writer.write(work, tail, key, alone=alone)
+    def write_with_tail(self, work: Callable[[Transaction], S], tail: Tail[S, T], sharing: Sharing) -> T:
+        return self._writer.write(work, tail, sharing)
 
     def gauges(self) -> Gauges:
         return [*self._readers.gauges("read"), *self._writer.pool.gauges("write")]

@@ -12,18 +12,20 @@ import psycopg
 from psycopg import pq
 
 from caseload_server.domain import errors
-from caseload_server.store.backends.group_commit import GroupCommit, Job, run_tails
+from caseload_server.store.backends.group_commit import Batch, GroupCommit, Job, run_tails
 from caseload_server.store.backends.postgres.connection import Connection
 from caseload_server.store.backends.postgres.connection_pool import ConnectionPool
 from caseload_server.store.backends.postgres.driver_errors import CommitUnconfirmed, is_lock_conflict, retry
 from caseload_server.store.backends.postgres.pipeline import EarlierStatementFailed, StatementPipeline, wait_for_result
 from caseload_server.store.backends.postgres.transaction import WriteTransaction
-from caseload_server.store.backends.protocol import Key, OnCommit, S, SerializationConflict, T, Tail, Transaction
+from caseload_server.store.backends.protocol import OnCommit, S, SerializationConflict, Sharing, T, Tail, Transaction
 
 MAX_BATCH: Final = 60
 """Writes that share a transaction. Above 64 savepoints PostgreSQL keeps their state outside of shared memory.
 https://www.postgresql.org/docs/current/subxacts.html"""
 _IN_TRANSACTION: Final = {pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR}
+_COLLECT_SECONDS: Final = 0.001
+"""How long a transaction that waits for the commit of another lets further writes come."""
 MAX_LEADERS: Final = 4
 """Shared transactions at once. While one waits for its statements or its commit, others run theirs."""
 _LOCK_FIRST: Final = "LOCK TABLE request IN ROW EXCLUSIVE MODE"
@@ -57,15 +59,17 @@ class PostgresWriter:
         """Whether commits wait for a standby. Writes are rejected until `PostgresDatabase.check` finds none."""
         self.pool = pool
         self.commit_timeout_seconds = commit_timeout_seconds
+        self._turn = threading.Lock()
+        """Held by the transaction that holds the counter. Meanwhile the others can take more jobs."""
         self.group_commit = GroupCommit(self._commit_batch, MAX_BATCH, min(MAX_LEADERS, max_leaders))
         self._pipelines: WeakKeyDictionary[Connection, StatementPipeline] = WeakKeyDictionary()
         self._on_commit = on_commit
         self._abandoned: set[Connection] = set()
 
-    def write(self, work: Callable[[Transaction], S], tail: Tail[S, T], key: Key, *, alone: bool) -> T:
+    def write(self, work: Callable[[Transaction], S], tail: Tail[S, T], sharing: Sharing) -> T:
         """Implements Database.write_with_tail."""
-        job = Job(work, tail, key)
-        if not alone:
+        job = Job(work, tail, sharing)
+        if not sharing.alone:
             self.group_commit.run(job)
         return job.answer() if job.done else self._run_alone(job)
 
@@ -101,7 +105,7 @@ class PostgresWriter:
             else:
                 self.pool.release(connection)
 
-    def _commit_batch(self, batch: list[Job[Any, Any]]) -> None:
+    def _commit_batch(self, batch: Batch) -> None:
         """Runs jobs in one transaction, for GroupCommit."""
         ran: list[Job[Any, Any]] = []
         try:
@@ -109,33 +113,49 @@ class PostgresWriter:
                 raise errors.StoreUnavailable
             self._transact_batch(batch, ran)
         except errors.DomainError as failure:
-            _fail(ran or batch, failure)
+            _fail(ran or batch.jobs, failure)
         except psycopg.errors.LockNotAvailable:  # of the counter: each write alone would wait for it as long again
             _fail(ran, errors.StoreBusy())
         except CommitUnconfirmed:
-            _send_alone(batch, unconfirmed=ran)
+            _send_alone(batch.jobs, unconfirmed=ran)
         except (psycopg.Error, EarlierStatementFailed, SerializationConflict):
-            _send_alone(batch, unconfirmed=[])
+            _send_alone(batch.jobs, unconfirmed=[])
         else:
             for job in ran:
                 job.done = True
 
-    def _transact_batch(self, batch: list[Job[Any, Any]], ran: list[Job[Any, Any]]) -> None:
-        """Runs jobs until one meets a lock, then the tail, and commits. Args: ran, gets the jobs that ended."""
+    def _transact_batch(self, batch: Batch, ran: list[Job[Any, Any]]) -> None:
+        """Runs jobs, then their tail, and commits. Args: ran, gets the jobs that are done with the commit."""
         with self._begin() as (connection, pipeline):
-            pipeline.add(_WAIT_BRIEFLY)
-            for job in batch:
-                if not self._run_in_savepoint(job, connection, pipeline):
-                    break
-                if not job.runs_alone:
-                    ran.append(job)
+            if not batch.waits_for_lock:
+                pipeline.add(_WAIT_BRIEFLY)
+            self._run_jobs(batch, ran, connection, pipeline)
             if all(job.error for job in ran):
                 return  # and roll back: every refusal rests on what is committed
-            pipeline.add(_WAIT_LONG)
-            pipeline.mark()
-            written = run_tails(WriteTransaction(pipeline), ran)
-            pipeline.flush()
-            self._commit(connection, len(written))
+            with self._turn:
+                pipeline.add(_WAIT_LONG)
+                pipeline.mark()
+                written = run_tails(WriteTransaction(pipeline), ran)
+                pipeline.flush()
+                self._commit(connection, len(written))
+
+    def _run_jobs(
+        self, batch: Batch, ran: list[Job[Any, Any]], connection: Connection, pipeline: StatementPipeline
+    ) -> None:
+        """Runs jobs until one meets a lock, or until the queue is empty and no other transaction is at its commit."""
+        jobs = batch.jobs.copy()
+        while jobs or self._turn.locked():
+            for job in jobs:
+                if not self._run_in_savepoint(job, connection, pipeline):
+                    _reject_waiting(batch, job)
+                    return
+                if not job.runs_alone:
+                    ran.append(job)
+                if batch.waits_for_lock and job is batch.leader:
+                    pipeline.add(_WAIT_BRIEFLY)
+            jobs = batch.take_more()
+            if not jobs and self._turn.acquire(timeout=_COLLECT_SECONDS):
+                self._turn.release()
 
     def _run_in_savepoint(self, job: Job[Any, Any], connection: Connection, pipeline: StatementPipeline) -> bool:
         """Runs one job of a shared transaction. Returns False where it met a lock of another transaction.
@@ -162,7 +182,7 @@ class PostgresWriter:
             pipeline.add(_RELEASE)
             return True
         if met_lock:
-            job.conflict()
+            job.conflicts += 1
         pipeline.drop_unsent()
         pipeline.add(_ROLL_BACK)
         pipeline.add(_RELEASE)
@@ -215,6 +235,13 @@ def _fail(jobs: list[Job[Any, Any]], failure: errors.DomainError) -> None:
     for job in jobs:
         wrote_nothing = job.error is not None
         job.fail(errors.StoreUnavailable() if wrote_nothing and isinstance(failure, errors.OutcomeUnknown) else failure)
+
+
+def _reject_waiting(batch: Batch, job: Job[Any, Any]) -> None:
+    """Where the first job waited for a lock in vain, rejects it, and those in the queue that need the same record."""
+    if batch.waits_for_lock and job is batch.leader:
+        for one in [job, *batch.take_more(sharing=True)]:
+            one.fail(errors.StoreBusy())
 
 
 def _send_alone(jobs: list[Job[Any, Any]], unconfirmed: list[Job[Any, Any]]) -> None:

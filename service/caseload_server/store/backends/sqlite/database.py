@@ -16,13 +16,13 @@ from typing import Any, Final
 import apsw
 
 from caseload_server.domain import errors
-from caseload_server.store.backends.group_commit import GroupCommit, Job, run_tails, unchanged
+from caseload_server.store.backends.group_commit import Batch, GroupCommit, Job, run_tails, unchanged
 from caseload_server.store.backends.protocol import (
     Gauges,
-    Key,
     Parameters,
     Row,
     S,
+    Sharing,
     T,
     Tail,
     Transaction,
@@ -224,35 +224,28 @@ class SqliteDatabase:
         return reader
 
     def write(self, work: Callable[[Transaction], T]) -> T:
-        return self.write_with_tail(work, unchanged, None, alone=False)
+        return self.write_with_tail(work, unchanged, Sharing())
 
-    def write_with_tail(
-        self,
-        work: Callable[[Transaction], S],
-        tail: Tail[S, T],
-        key: Key,
-        *,
-        alone: bool,  # noqa: ARG002 - there is one writer, so others wait for it in any case
-    ) -> T:
-        job = Job(work, tail, key)
+    def write_with_tail(self, work: Callable[[Transaction], S], tail: Tail[S, T], sharing: Sharing) -> T:
+        job = Job(work, tail, sharing)  # also one that should be alone: there is one writer, so others wait in any case
         self._group_commit.run(job)
         return job.answer()
 
-    def _commit(self, batch: list[Job[Any, Any]]) -> None:
+    def _commit(self, batch: Batch) -> None:
         execute = self._writer.execute
         committing = False
         started = time.perf_counter()
         try:
             self._begin()
-            for job in batch:
+            for job in batch.jobs:
                 self._run(job)
-            written = run_tails(self._transaction, batch)
+            written = run_tails(self._transaction, batch.jobs)
             committing = True
             self._committing_since = time.monotonic()
             execute("COMMIT")
         except BaseException as error:  # noqa: BLE001 - after any failure no write of the batch may report success
             # Refusals fail too: they may rest on another write of the batch, which was rolled back.
-            for job in batch:
+            for job in batch.jobs:
                 job.error = _domain_error(error, committing=committing)
             with suppress(apsw.Error):
                 if self._writer.in_transaction:
@@ -263,7 +256,7 @@ class SqliteDatabase:
                     self.on_commit(len(written), time.perf_counter() - started)
         finally:
             self._committing_since = math.inf
-            for job in batch:
+            for job in batch.jobs:
                 job.done = True
 
     def _begin(self) -> None:
