@@ -19,7 +19,7 @@ from caseload_server.store.backends.protocol import Sharing, Transaction
 from tests.store.backends.batches import batch
 from tests.store.backends.postgres.proxy import Cut, Proxy
 from tests.store.conftest import Clock
-from tests.store.store_calls import CALL, VALIDATE, assign, head, ids, make, make_pair, request, run, update
+from tests.store.store_calls import CALL, VALIDATE, assign, head, ids, make, make_pair, race, request, run, update
 from tests.support.waiting import HUNG_SECONDS, eventually, join
 
 IDS = [f"3b241101-e2bb-4255-8caf-4136c566a96{number}" for number in range(10)]
@@ -212,6 +212,68 @@ def test_locks_are_waited_for_briefly_in_a_shared_transaction_and_as_set_at_its_
         assert seen == ("20ms", "1234ms")
         assert database.write(lambda transaction: transaction.run(look)) == [("1234ms",)]
     database.close()
+
+
+def test_a_lock_that_is_held_too_long_rejects_the_writes_that_need_it_and_no_other(
+    postgres_url: str, clock: Clock, store: RelationshipStore, admin: "psycopg.Connection[Any]"
+) -> None:
+    database = PostgresDatabase(f"{postgres_url}?options=-c%20lock_timeout%3D100ms")
+    impatient = RelationshipStore(database, clock)
+    make(store, THERAPIST, "locked")
+
+    def one(number: int) -> Any:
+        if number % 2:
+            return make(impatient, THERAPIST, f"t{number}")
+        return update(impatient, THERAPIST, "locked", email=f"{number}@b")
+
+    with admin.transaction():
+        admin.execute("SELECT FROM therapist WHERE therapist_id = 'locked' FOR UPDATE")
+        done, refusals = race(one, 12)
+    assert {type(refusal) for refusal in refusals} == {errors.StoreBusy}
+    assert (len(done), len(refusals)) == (6, 6)
+    assert update(impatient, THERAPIST, "locked", email="a@b").email == "a@b"
+    assert head(store) == 8
+    database.close()
+
+
+def test_a_write_waits_in_the_queue_for_one_of_the_same_record_while_others_go_on(store: RelationshipStore) -> None:
+    make(store, THERAPIST, "t")
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def hold(transaction: Transaction) -> None:
+        transaction.run("UPDATE therapist SET email = 'a@b' WHERE therapist_id = 't' RETURNING 1")
+        begun.set()
+        assert goes_on.wait(HUNG_SECONDS)
+
+    database: Any = store._database
+    sharing = Sharing(records=frozenset({"t"}))
+    holder = starting(lambda: database.write_with_tail(hold, unchanged, sharing))
+    assert begun.wait(HUNG_SECONDS)
+    waiting = starting(lambda: update(store, THERAPIST, "t", display_name="Bob"))
+    eventually(lambda: len(database._group_commit._queue) == 1)
+    make(store, THERAPIST, "u")
+    assert [job.conflicts for job in database._group_commit._queue] == [0]
+    goes_on.set()
+    join(holder, waiting)
+    assert (store.get(THERAPIST, "t").email, store.get(THERAPIST, "t").display_name) == ("a@b", "Bob")
+
+
+def test_a_transaction_takes_further_writes_while_another_is_at_its_commit(
+    store: RelationshipStore, admin: "psycopg.Connection[Any]"
+) -> None:
+    sizes: list[int] = []
+    database: Any = store._database
+    database.on_commit = lambda writes, _: sizes.append(writes)
+    database._group_commit._max_leaders = 2
+    with admin.transaction():
+        admin.execute("SELECT FROM store FOR UPDATE")
+        first = starting(lambda: make(store, THERAPIST, "first"))
+        eventually(database._writer._turn.locked)
+        others = [starting(partial(make, store, THERAPIST, f"t{number}")) for number in range(10)]
+        eventually(lambda: not database._group_commit._queue and database._group_commit._leaders == 2)
+    join(first, *others)
+    assert sizes[0] == 1
+    assert sum(sizes) == 11
 
 
 def test_a_write_that_locks_many_records_has_its_own_transaction(store: RelationshipStore) -> None:
