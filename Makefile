@@ -13,7 +13,10 @@ PIP_INSTALL := pip install --quiet --disable-pip-version-check --root-user-actio
 AUDIT := .tools/audit
 BENCH := .tools/bench
 DEPLOY := .tools/deploy
+PEERS := .tools/peers
 GRPCURL_VERSION := v1.9.4
+SPICEDB_VERSION := v1.56.2
+OPENFGA_VERSION := v1.22.1
 # The checkout's tools come before the machine's, for the tests too.
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
 
@@ -176,6 +179,14 @@ rolling: $(INSTALLED) ## restarts and kill -9 under 20,000 calls of the shipped 
 bench-hostile: $(INSTALLED) ## how long honest callers wait while others attack; a few minutes
 	@$(BIN)/python -m benchmarks.hostile
 
+.PHONY: bench-refused
+bench-refused: $(INSTALLED) ## the CPU of the most expensive rejected request of each method, beside the largest valid one
+	@$(BIN)/python -m benchmarks.refused_requests
+
+.PHONY: bench-peers
+bench-peers: $(INSTALLED) $(PEERS)/spicedb-$(SPICEDB_VERSION) $(PEERS)/openfga-$(OPENFGA_VERSION) ## checks of assignments beside SpiceDB and OpenFGA; needs h2load and Go
+	@$(BIN)/python -m benchmarks.peers
+
 .PHONY: overload
 overload: $(INSTALLED) ## four times the callers that saturate: what is served, how late, and whether health answers
 	@$(BIN)/python -m benchmarks.overload
@@ -225,6 +236,20 @@ PYTEST = pytest -q -n 2 --dist loadfile
 grpcurl-where-go:
 	@! command -v go >/dev/null || $(MAKE) --no-print-directory grpcurl || :
 NO_GO = no Go to build grpcurl with: install it (https://go.dev/dl), or grpcurl (https://github.com/fullstorydev/grpcurl/releases)
+
+# Each takes minutes to build, and a few gigabytes of Go's caches.
+$(PEERS)/spicedb-$(SPICEDB_VERSION):
+	$(call install_peer,github.com/authzed/spicedb/cmd/spicedb@$(SPICEDB_VERSION))
+
+$(PEERS)/openfga-$(OPENFGA_VERSION):
+	$(call install_peer,github.com/openfga/openfga/cmd/openfga@$(OPENFGA_VERSION))
+
+define install_peer
+	@command -v go >/dev/null || { echo 'no Go to build it with: install it (https://go.dev/dl)' >&2; exit 1; }
+	@echo 'building $(notdir $@) into $(PEERS)' && mkdir -p $(PEERS)
+	@GOBIN=$(CURDIR)/$(PEERS) go install $(1)
+	@touch $@
+endef
 
 # The stamp is made last, so an install that failed or was stopped is done again.
 $(INSTALLED): requirements/dev.txt client/pyproject.toml service/pyproject.toml

@@ -26,17 +26,17 @@ def measure(folder: Path, effort: Effort) -> Iterator[Result]:
     """Runs the comparisons. Yields one result for each."""
     with servers.caseload(SERVER_CORE, folder / "caseload.db") as caseload:
         ids = store_therapists(caseload.address, HUNDRED)
-        patient_ids = store_patients(caseload.address, ids[0], HUNDRED)
+        pairs = [(ids[0], patient_id) for patient_id in store_patients(caseload.address, ids[0], HUNDRED)]
 
         def side(call: Call, callers: Callers = MANY) -> Side:
             return Side(Load(caseload, call, callers, LOAD_CORE))
 
         get = Call(GET, pb.GetTherapistRequest(therapist_id=ids[0]).SerializeToString(), always_same=True)
         gets = side(get)
-        one = side(_check(ids[0], patient_ids[:1]))
+        one = side(check_pairs(pairs[:1]))
         all_of_them = pb.BatchGetTherapistsRequest(therapist_ids=ids).SerializeToString()
         batches = side(Call(BATCH_GET, all_of_them, always_same=True), _FEW)
-        hundred = side(_check(ids[0], patient_ids), _FEW)
+        hundred = side(check_pairs(pairs), _FEW)
         creates, alone = side(create()), side(create(), ONE)
         with servers.noop(SERVER_CORE, Config.read_threads, get.send(caseload.address)) as noop:
             no_op = Side(Load(noop, get, MANY, LOAD_CORE))
@@ -57,10 +57,9 @@ def create() -> Call:
     return Call(CREATE, pb.CreateTherapistRequest(therapist=therapist()).SerializeToString(), always_same=False)
 
 
-def _check(therapist_id: str, patient_ids: list[str]) -> Call:
-    pairs = [
-        assignment_service_pb2.CheckAssignmentsRequest.Pair(therapist_id=therapist_id, patient_id=one)
-        for one in patient_ids
-    ]
-    request = assignment_service_pb2.CheckAssignmentsRequest(pairs=pairs)
+def check_pairs(pairs: list[tuple[str, str]]) -> Call:
+    """A CheckAssignments call. Args: pairs, of a therapist's and a patient's id."""
+    request = assignment_service_pb2.CheckAssignmentsRequest()
+    for therapist_id, patient_id in pairs:
+        request.pairs.add(therapist_id=therapist_id, patient_id=patient_id)
     return Call(CHECK, request.SerializeToString(), always_same=True)

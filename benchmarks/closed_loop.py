@@ -1,6 +1,6 @@
 """A closed-loop load generator: callers repeat one call and obey the server's retry pushback.
 
-    python -m benchmarks.closed_loop ADDRESS METHOD CALLERS SECONDS < REQUEST
+    python -m benchmarks.closed_loop ADDRESS METHOD CALLERS SECONDS [DEADLINE_SECONDS] < REQUEST
 
 h2load cannot wait, and a Python gRPC client uses as much CPU as the server. So this module writes HTTP/2 frames itself.
 It disables header compression, so that it finds trailers by their text. Prints the outcome as JSON.
@@ -8,6 +8,7 @@ It disables header compression, so that it finds trailers by their text. Prints 
 
 import heapq
 import json
+import math
 import re
 import selectors
 import socket
@@ -38,6 +39,8 @@ class Outcome(NamedTuple):
     """Rejections per second with a retry pushback."""
     by_library: float
     """Rejections per second by grpcio itself, without pushback: callers retry after a second."""
+    late: float
+    """Calls per second that were not answered before their deadline."""
     failed: int
     """Calls that ended in another way."""
     p99_ms: float
@@ -47,7 +50,7 @@ class Outcome(NamedTuple):
 class Connection:
     """One HTTP/2 connection and its calls."""
 
-    def __init__(self, address: str, method: str, request: bytes) -> None:
+    def __init__(self, address: str, method: str, request: bytes, deadline_seconds: float = math.inf) -> None:
         host, port = address.split(":")
         self.socket = socket.create_connection((host, int(port)), timeout=20)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -55,6 +58,9 @@ class Connection:
         self._path = http2_frames.CALL.replace(
             http2_frames.literal(b":path", http2_frames.METHOD), http2_frames.literal(b":path", method.encode())
         )
+        self._deadline_seconds = deadline_seconds
+        if deadline_seconds < math.inf:
+            self._path += http2_frames.literal(b"grpc-timeout", b"%dm" % (deadline_seconds * 1000))
         self._request = request
         self._next, self._input = 1, b""
         window = http2_frames.frame(8, 0, 0, struct.pack(">L", 1 << 30))
@@ -65,6 +71,15 @@ class Connection:
         self.sent_at[self._next] = time.monotonic()
         self.output += http2_frames.headers(self._next, self._path) + http2_frames.request(self._next, self._request)
         self._next += 2
+
+    def cancel_late(self) -> int:
+        """Queues the cancellation of calls whose deadline has passed. Returns their number."""
+        before = time.monotonic() - self._deadline_seconds
+        late = [stream for stream, sent_at in self.sent_at.items() if sent_at < before]
+        for stream in late:
+            del self.sent_at[stream]
+            self.output += http2_frames.reset(stream)
+        return len(late)
 
     def flush(self) -> None:
         if self.output:
@@ -99,6 +114,7 @@ class Callers:
         self._retries: list[tuple[float, int, Connection]] = []
         self._codes: Counter[str] = Counter()
         self._milliseconds: list[float] = []
+        self._connections = connections
         for one in connections:
             self._selector.register(one.socket, selectors.EVENT_READ, one)
         for number in range(callers):
@@ -115,8 +131,10 @@ class Callers:
         took = time.monotonic() - began
         p99 = statistics.quantiles(self._milliseconds, n=100)[98] if len(self._milliseconds) > 1 else 0.0
         codes = self._codes
-        served, rejected, by_library = (codes[what] / took for what in ("served", "rejected", "by_library"))
-        return Outcome(served, rejected, by_library, codes["failed"], p99)
+        served, rejected, by_library, late = (
+            codes[what] / took for what in ("served", "rejected", "by_library", "late")
+        )
+        return Outcome(served, rejected, by_library, late, codes["failed"], p99)
 
     def _loop(self, until: float) -> None:
         while (now := time.monotonic()) < until:
@@ -124,6 +142,11 @@ class Callers:
                 connection = heapq.heappop(self._retries)[2]
                 connection.start_call()
                 connection.flush()
+            for one in self._connections:
+                for _ in range(one.cancel_late()):
+                    self._codes["late"] += 1
+                    one.start_call()
+                one.flush()
             for key, _ in self._selector.select(0.005):
                 for sent_at, trailers in key.data.read_ended():
                     self._record(key.data, sent_at, trailers)
@@ -144,9 +167,10 @@ class Callers:
 
 def main() -> None:
     """Runs the load and prints the outcome."""
-    address, method, callers, seconds = sys.argv[1:]
+    address, method, callers, seconds, *deadline = sys.argv[1:]
     request = sys.stdin.buffer.read()
-    connections = [Connection(address, method, request) for _ in range(CONNECTIONS)]
+    deadline_seconds = float(deadline[0]) if deadline else math.inf
+    connections = [Connection(address, method, request, deadline_seconds) for _ in range(CONNECTIONS)]
     print(json.dumps(Callers(connections, int(callers)).run(float(seconds))._asdict()))
 
 

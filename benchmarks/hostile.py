@@ -14,7 +14,7 @@ from typing import Final
 
 from tests.hostile.attacks import ATTACKS
 from tests.hostile.honest_callers import Honest, compare
-from tests.hostile.server_process import has_room, untuned
+from tests.hostile.server_process import Untuned, has_room
 
 FULL: Final = (9, 2.0)
 SMOKE: Final = (1, 0.3)
@@ -33,10 +33,10 @@ def main() -> int:
         return 2
     print("| attack | p99, attacked / alone | p99 | errors |\n|---|---|---|---|")
     errors = 0
-    with tempfile.TemporaryDirectory() as folder, untuned(Path(folder)) as server:
-        honest = Honest(server.address)
+    with tempfile.TemporaryDirectory() as folder, Untuned(Path(folder)) as server:
+        honest = Honest(server)
         for attack in given.attack or ATTACKS:
-            seen = compare(honest, server.address, attack, rounds, seconds)
+            seen = compare(honest, server, attack, rounds, seconds)
             spread = f"{statistics.median(seen.ratios):.2f} ({min(seen.ratios):.2f} to {max(seen.ratios):.2f})"
             alone, attacked = seen.p99s
             print(f"| {attack} | {spread} | {attacked:.1f} / {alone:.1f} ms | {len(seen.errors)} |", flush=True)

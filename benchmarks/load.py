@@ -41,6 +41,8 @@ class Call(NamedTuple):
     request: bytes
     always_same: bool
     """Whether every response has the same size."""
+    headers: tuple[str, ...] = ()
+    """Such as "authorization: Bearer x"."""
 
     @property
     def body(self) -> bytes:
@@ -49,7 +51,8 @@ class Call(NamedTuple):
 
     def options(self, file: str) -> list[str]:
         """Options of h2load. Args: file, the path of the request body."""
-        return ["--header=content-type: application/grpc", "--header=te: trailers", f"--data={file}"]
+        headers = ("content-type: application/grpc", "te: trailers", *self.headers)
+        return [*(f"--header={one}" for one in headers), f"--data={file}"]
 
     def size(self, answer: bytes) -> int:
         """The size of a response on the wire, in bytes."""
@@ -59,7 +62,7 @@ class Call(NamedTuple):
         """Makes one call with a real client. Returns the response. Raises grpc.RpcError."""
         with grpc.insecure_channel(address) as channel:
             send: Callable[..., bytes] = channel.unary_unary(self.method)
-            return send(self.request, timeout=30)
+            return send(self.request, timeout=30, metadata=[tuple(one.split(": ", 1)) for one in self.headers])
 
 
 class RestCall(NamedTuple):

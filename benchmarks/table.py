@@ -128,10 +128,10 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
-def write(document: Path, text: str) -> None:
-    """Replaces the text between the two markers of the document."""
-    before, begin, rest = document.read_text().partition(BEGIN)
+def write(document: Path, text: str, begins: str = BEGIN) -> None:
+    """Replaces the text between the marker where it begins, and the next END of the document."""
+    before, begin, rest = document.read_text().partition(begins)
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"{document.name} lacks the markers")
-    document.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+    document.write_text(f"{before}{begin}\n\n{text}\n{END}{after}")

@@ -44,11 +44,13 @@ class Config:
     """Number of calls that may wait for a thread, for reads and for writes each. Further calls are shed."""
     queue_timeout_seconds: float = 1.0
     """Longest wait for a thread. New calls are shed at once while the first queued call has waited for half of it."""
+    max_caller_share: float = 0.5
+    """The largest part of the threads, queues, watches and open calls that one principal may have, up to 1."""
     pool_size: int = 16
     """PostgreSQL connections for reads, and the same number for writes. Readiness and watches use one more each."""
     max_watches: int = 100
     """Number of open watches in one process."""
-    max_connections: int = 10_000
+    max_connections: int = 2500
     """Number of open client connections to one process."""
     drain_seconds: float = 5.0
     """How long a stopping server, which reports NOT_SERVING, still accepts calls."""
@@ -87,6 +89,10 @@ class Config:
             _check_log_path("--access-log", self.access_log)
         if not is_postgres(self.database):
             sqlite_path(self.database)
+
+    def caller_share(self) -> float:
+        """Returns `max_caller_share`, or 1 when all callers are the same principal."""
+        return self.max_caller_share if self.keys_file else 1.0
 
     def is_secure(self) -> bool:
         """Returns whether calls are encrypted and callers are authenticated."""

@@ -248,15 +248,15 @@ def test_a_stuck_reader_does_not_delay_other_callers(database_url: str, monkeypa
 
 
 @pytest.mark.slow
-def test_a_stuck_reader_is_disconnected_and_frees_its_slot(database_url: str) -> None:
+def test_a_stuck_reader_is_disconnected_and_frees_its_slot(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "STUCK_READER_SECONDS", 0.5)
     with serving(database_url, max_watches=1) as server, ApiDriver(server.address) as api:
         start = api.head()
         fill(server.store, sets=8, lines=3000)
         with unread(server.address, start) as stream:
-            with pytest.MonkeyPatch.context() as patched:
-                patched.setattr(limits, "STUCK_READER_SECONDS", 0.5)
-                await_unread(server, 0.4)
-                eventually(lambda: not server._watches._open)
+            await_unread(server, 0.1)
+            eventually(lambda: not server._watches._open)
+            monkeypatch.setattr(limits, "STUCK_READER_SECONDS", NEVER_SECONDS)
             with WatchReader(api, start) as next_one:
                 next_one.wait_through(api.head())
             with pytest.raises(grpc.RpcError) as caught:

@@ -43,6 +43,8 @@ def titles(text: str) -> list[str]:
 @needs_bench
 @needs_h2load
 def test_the_smoke_run_prints_the_documents_rows_without_writing_the_document() -> None:
+    from benchmarks.table import BEGIN, END
+
     before, others = DOCUMENT.read_bytes(), set(ROOT.glob("data/bench-*"))
     smoke = run("--smoke")
     for _ in range(4):
@@ -52,7 +54,7 @@ def test_the_smoke_run_prints_the_documents_rows_without_writing_the_document() 
     assert smoke.returncode == 0, smoke.stderr
     rows = titles(smoke.stdout)
     assert len(rows) == len(smoke.stderr.splitlines()), "a line of progress for each row"
-    assert rows == titles(before.decode())
+    assert rows == titles(before.decode().partition(BEGIN)[2].partition(END)[0])
     assert DOCUMENT.read_bytes() == before
     assert set(ROOT.glob("data/bench-*")) <= others
 
@@ -160,3 +162,31 @@ def test_the_smoke_run_of_overload_prints_a_row_for_each_call_and_crowd() -> Non
     rows = [line.split(" | ")[0].removeprefix("| ") for line in smoke.stdout.splitlines()[2:]]
     calls = ("GetTherapist", "CreateTherapist")
     assert rows == [f"{call}, {callers}" for call in calls for callers in (256, 1856)]
+
+
+def test_a_missing_peer_is_reported_with_the_target_that_builds_it() -> None:
+    command = [sys.executable, "-m", "benchmarks.peers", "--smoke"]
+    environment = {**os.environ, "PATH": ""}
+    ended = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=HANGS_SECONDS
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "is missing: make bench-peers" in ended.stderr
+
+
+def test_the_document_has_a_row_for_each_check_of_each_peer() -> None:
+    from benchmarks.peers import BEGIN
+    from benchmarks.table import END
+
+    rows = titles(DOCUMENT.read_text().partition(BEGIN)[2].partition(END)[0])
+    peers = [title.rpartition(": ")[2] for title in rows]
+    assert peers == [name for name in ("SpiceDB in memory", "OpenFGA in memory", "OpenFGA on SQLite") for _ in range(3)]
+
+
+def test_a_request_to_a_peer_is_encoded_as_protobuf_encodes_it() -> None:
+    from google.rpc.status_pb2 import Status
+
+    from benchmarks.peers import encode
+
+    for size in (0, 1, 127, 128, 300):
+        assert Status.FromString(encode(1, 7) + encode(2, "x" * size)) == Status(code=7, message="x" * size)

@@ -4,7 +4,7 @@ import json
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from tests.process.command_runner import CASELOAD
 from tests.support.servers import ServerProcess
@@ -21,7 +21,7 @@ class Serving(ServerProcess):
         self._complaints: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
 
-    def __enter__(self) -> "Serving":
+    def __enter__(self) -> Self:
         super().__enter__()
         self._reader.start()
         return self

@@ -6,29 +6,59 @@ Prints a line when the attack is running. At the end of standard input it prints
 attack steps, once there are enough of them. Time and rate are limited, so the machine itself is not overloaded.
 """
 
+import os
 import random
 import resource
 import select
 import socket
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from itertools import count, cycle
-from typing import Final
+from itertools import count, cycle, islice, repeat
+from typing import Any, Final
+
+import grpc
+from caseload.v1 import assignment_service_pb2 as pb
+from caseload.v1.patient_service_pb2 import CreatePatientRequest, ListPatientsRequest, PatientFilter
+from caseload.v1.resources_pb2 import Patient, Therapist
+from caseload.v1.therapist_service_pb2 import AssignPatientRequest, CreateTherapistRequest
 
 from tests.hostile import http2_frames
+from tests.hostile.http2_client import Http2Client, call_headers
 from tests.support.waiting import HUNG_SECONDS
 
 IDLE: Final = 2000
 SLOW: Final = 200
 BURST: Final = 50
 """Frames per write."""
+AT_ONCE: Final = 16
+"""Calls in flight."""
+KEY_VARIABLE: Final = "ATTACKER_KEY"
+"""The environment variable with the attacker's API key."""
+METRICS_VARIABLE: Final = "METRICS_ADDRESS"
+"""The environment variable with the address of the metrics page."""
+CHECK: Final = "/caseload.v1.AssignmentService/CheckAssignments"
+CREATE: Final = "/caseload.v1.PatientService/CreatePatient"
+GET: Final = "/caseload.v1.TherapistService/GetTherapist"
+LIST_PATIENTS: Final = "/caseload.v1.PatientService/ListPatients"
+THERAPISTS: Final = "/caseload.v1.TherapistService"
+TRANSFER: Final = "/caseload.v1.AssignmentService/TransferPatients"
+WATCH: Final = "/caseload.v1.ChangeService/WatchChanges"
+CASELOAD: Final = 250
+"""Patients of one therapist: a page of them has the largest size."""
+MESSAGE_BYTES: Final = 1024 * 1024
 LEAST: Final = 20
 """The minimum number of attack steps."""
 MOST_SECONDS: Final = 60
 Attack = Callable[[str], Iterator[int]]
 """Yields the number of attack actions after each step; the first step follows the setup."""
+
+
+def authenticated_call() -> bytes:
+    """The header block of a call with the attacker's key."""
+    return http2_frames.CALL + http2_frames.literal(b"authorization", f"Bearer {os.environ[KEY_VARIABLE]}".encode())
 
 
 def connected(address: str) -> socket.socket:
@@ -63,9 +93,8 @@ def http1(address: str) -> Iterator[int]:
 
 def rapid_resets(address: str) -> Iterator[int]:
     """Calls that are reset immediately after they start."""
-    yield from _flood(
-        address, lambda number: http2_frames.headers(number, http2_frames.CALL) + http2_frames.reset(number)
-    )
+    call = authenticated_call()
+    yield from _flood(address, lambda number: http2_frames.headers(number, call) + http2_frames.reset(number))
 
 
 def pings(address: str) -> Iterator[int]:
@@ -130,10 +159,127 @@ def silent_calls(address: str) -> Iterator[int]:
     """Calls that never send their message, on one connection."""
     with connected(address) as caller:
         caller.sendall(http2_frames.GREETING)
-        caller.sendall(b"".join(http2_frames.headers(2 * number + 1, http2_frames.CALL) for number in range(SLOW)))
+        call = authenticated_call()
+        caller.sendall(b"".join(http2_frames.headers(2 * number + 1, call) for number in range(SLOW)))
         yield SLOW
         while True:
             yield 0
+
+
+def refused_requests(address: str) -> Iterator[int]:
+    """Requests that cost a server the most before it rejects them."""
+    pair = pb.CheckAssignmentsRequest(pairs=[pb.CheckAssignmentsRequest.Pair()]).SerializeToString()
+    marks = Patient(display_name="a" + "\u0301\u0316" * 20_000)
+    requests = [
+        (CHECK, pair * 523_000, grpc.Compression.Gzip),  # about a kilobyte on the wire
+        (CHECK, pair * 8000, grpc.Compression.NoCompression),
+        (CREATE, CreatePatientRequest(patient=marks).SerializeToString(), grpc.Compression.NoCompression),
+    ]
+    yield from _calling(address, cycle(requests), _credentials())
+
+
+def unknown_callers(address: str) -> Iterator[int]:
+    """Calls without valid credentials."""
+    yield from _calling(address, repeat((CHECK, b"", grpc.Compression.NoCompression)), (("authorization", "Bearer x"),))
+
+
+def health_lists(address: str) -> Iterator[int]:
+    """Calls to a method that needs no credentials."""
+    yield from _calling(address, repeat(("/grpc.health.v1.Health/List", b"", grpc.Compression.NoCompression)), ())
+
+
+def silent_scrapes(_address: str) -> Iterator[int]:
+    """Connections to the metrics page that ask for nothing."""
+    yield from _holding(os.environ[METRICS_VARIABLE], SLOW, lambda _: b"", lambda _: b"")
+
+
+def unfinished_messages(address: str) -> Iterator[int]:
+    """Calls that send all but the end of the largest message."""
+    headers = call_headers(GET, os.environ[KEY_VARIABLE])
+    while True:
+        with Http2Client(address) as caller:
+            streams = [caller.begin(headers) for _ in range(SLOW)]
+            caller.send_most(streams, MESSAGE_BYTES, wait_seconds=0.05)
+            yield SLOW
+
+
+def untaken_answers(address: str) -> Iterator[int]:
+    """Calls whose large answers are not taken."""
+    _store_caseload(address)
+    headers = call_headers(LIST_PATIENTS, os.environ[KEY_VARIABLE])
+    page = ListPatientsRequest(page_size=1000).SerializeToString()
+    with ExitStack() as stack:
+        callers = [stack.enter_context(Http2Client(address, window=0)) for _ in range(4)]
+        for caller in cycle(callers):
+            caller.call(headers, page)
+            yield 1
+
+
+def name_searches(address: str) -> Iterator[int]:
+    """Searches that match every patient."""
+    _store_caseload(address)
+    search = ListPatientsRequest(filter=PatientFilter(name_prefix="bob ray"), page_size=1000)
+    request = (LIST_PATIENTS, search.SerializeToString(), grpc.Compression.NoCompression)
+    yield from _calling(address, repeat(request), _credentials())
+
+
+def trial_transfers(address: str) -> Iterator[int]:
+    """Transfers of a whole caseload that only validate."""
+    _store_caseload(address)
+    while True:
+        ids: dict[str, Any] = {"source_therapist_id": "greedy1", "target_therapist_id": "greedy2"}
+        requests = (
+            pb.TransferPatientsRequest(**ids, request_id=str(uuid.uuid4()), validate_only=True) for _ in count()
+        )
+        data = ((TRANSFER, one.SerializeToString(), grpc.Compression.NoCompression) for one in requests)
+        yield from _calling(address, data, _credentials())
+
+
+def open_watches(address: str) -> Iterator[int]:
+    """More watches than one caller may have."""
+    headers = call_headers(WATCH, os.environ[KEY_VARIABLE])
+    with Http2Client(address) as caller:
+        while True:
+            caller.call(headers, b"")
+            yield 1
+
+
+def _credentials() -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {os.environ[KEY_VARIABLE]}"),)
+
+
+def _store_caseload(address: str) -> None:
+    """Stores a therapist with many patients, if another attack has not."""
+    notes = {f"k{number}": "v" * 900 for number in range(10)}
+    with grpc.insecure_channel(address) as channel:
+
+        def call(method: str, request: Any) -> None:
+            send: Any = channel.unary_unary(method)
+            send.future(request.SerializeToString(), metadata=_credentials(), timeout=HUNG_SECONDS).exception()
+
+        for name in ("greedy1", "greedy2"):
+            therapist = Therapist(display_name="Ann Lee")
+            call(f"{THERAPISTS}/CreateTherapist", CreateTherapistRequest(therapist_id=name, therapist=therapist))
+        for number in range(CASELOAD):
+            patient = Patient(display_name=f"Bob Ray {number}", annotations=notes)
+            call(CREATE, CreatePatientRequest(patient_id=f"greedy{number}", patient=patient))
+            pair = AssignPatientRequest(therapist_id="greedy1", patient_id=f"greedy{number}")
+            call(f"{THERAPISTS}/AssignPatient", pair)
+
+
+def _calling(
+    address: str, requests: Iterator[tuple[str, bytes, grpc.Compression]], metadata: tuple[tuple[str, str], ...]
+) -> Iterator[int]:
+    """Makes AT_ONCE calls in each step. Args: requests, a method, a message and its compression for each."""
+    with grpc.insecure_channel(address) as channel:
+        while True:
+            calls = []
+            for method, data, compression in islice(requests, AT_ONCE):
+                send: Any = channel.unary_unary(method)
+                calls.append(send.future(data, metadata=metadata, compression=compression, timeout=HUNG_SECONDS))
+            for call in calls:
+                call.exception()  # waits until it has ended
+            yield AT_ONCE
 
 
 def _holding(
@@ -164,6 +310,15 @@ ATTACKS: Final[dict[str, tuple[Attack, float]]] = {
     "slow headers": (slow_headers, 10),
     "endless headers": (endless_headers, 100),
     "silent calls": (silent_calls, 10),
+    "refused requests": (refused_requests, 20),
+    "unknown callers": (unknown_callers, 40),
+    "health lists": (health_lists, 40),
+    "silent scrapes": (silent_scrapes, 10),
+    "unfinished messages": (unfinished_messages, 10),
+    "untaken answers": (untaken_answers, 40),
+    "name searches": (name_searches, 20),
+    "trial transfers": (trial_transfers, 20),
+    "open watches": (open_watches, 40),
 }
 """By name: the attack, and its steps per second."""
 

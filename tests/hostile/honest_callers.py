@@ -1,6 +1,7 @@
 """Honest callers, measured while others attack."""
 
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -15,6 +16,9 @@ from caseload.v1 import therapist_service_pb2 as pb
 from caseload.v1 import therapist_service_pb2_grpc as pb_grpc
 from caseload.v1.resources_pb2 import Therapist
 
+from tests.hostile.attacks import KEY_VARIABLE, METRICS_VARIABLE
+from tests.hostile.server_process import Untuned
+from tests.security.server_fixture import bearer
 from tests.support.waiting import HUNG_SECONDS
 
 CALLERS: Final = 8
@@ -41,13 +45,16 @@ class Round(NamedTuple):
 class Honest:
     """Callers that repeatedly get one therapist, with a pause; half of them reconnect in each round."""
 
-    def __init__(self, address: str, deadline_seconds: float = DEADLINE_SECONDS) -> None:
+    def __init__(self, server: Untuned, deadline_seconds: float = DEADLINE_SECONDS) -> None:
         """Args: deadline_seconds, the deadline of each call."""
-        self._address = address
+        self._address = server.address
+        self._metadata = bearer(server.honest_key)
         self._deadline_seconds = deadline_seconds
         self._kept = [self._channel() for _ in range(CALLERS // 2)]
         create = pb.CreateTherapistRequest(therapist_id="t1", therapist=Therapist(display_name="Ann Lee"))
-        pb_grpc.TherapistServiceStub(self._kept[0]).CreateTherapist(create, timeout=HUNG_SECONDS)
+        pb_grpc.TherapistServiceStub(self._kept[0]).CreateTherapist(
+            create, timeout=HUNG_SECONDS, metadata=self._metadata
+        )
         self.round(0.3)  # warm up: connect, and call everything once
 
     def close(self) -> None:
@@ -74,7 +81,7 @@ class Honest:
         while not ends:
             began = time.monotonic()
             try:
-                ask(pb.GetTherapistRequest(therapist_id="t1"), timeout=self._deadline_seconds)
+                ask(pb.GetTherapistRequest(therapist_id="t1"), timeout=self._deadline_seconds, metadata=self._metadata)
             except grpc.RpcError as error:
                 result.errors.append(f"{error.code().name}: {error.details()}")
             else:
@@ -111,12 +118,12 @@ class Comparison(NamedTuple):
         return quiet, attacked
 
 
-def compare(honest: Honest, address: str, attack: str, rounds: int, seconds: float) -> Comparison:
+def compare(honest: Honest, server: Untuned, attack: str, rounds: int, seconds: float) -> Comparison:
     """Runs this many rounds: each one for `seconds` without the attack and `seconds` with it."""
     total, quiet, busy = 0, [], []
     for _ in range(rounds):
         quiet.append(honest.round(seconds))
-        with attacked(address, attack) as done:
+        with attacked(server, attack) as done:
             busy.append(honest.round(seconds))
         total += sum(done)
         time.sleep(SETTLE_SECONDS)
@@ -124,11 +131,14 @@ def compare(honest: Honest, address: str, attack: str, rounds: int, seconds: flo
 
 
 @contextmanager
-def attacked(address: str, attack: str) -> Iterator[list[int]]:
+def attacked(server: Untuned, attack: str) -> Iterator[list[int]]:
     """Runs the attack during the with block; afterwards the list contains the number of attack actions."""
-    command = [sys.executable, "-m", "tests.hostile.attacks", attack, address]
+    command = [sys.executable, "-m", "tests.hostile.attacks", attack, server.address]
+    environment = {**os.environ, KEY_VARIABLE: server.attacker_key, METRICS_VARIABLE: server.metrics_address}
     done: list[int] = []
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as attacker:
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as attacker:
         assert attacker.stdin
         assert attacker.stdout
         assert attacker.stdout.readline() == "attacking\n"

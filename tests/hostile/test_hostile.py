@@ -12,7 +12,7 @@ from caseload.v1 import therapist_service_pb2 as pb
 from tests.hostile import http2_frames
 from tests.hostile.attacks import ATTACKS, LEAST, connected
 from tests.hostile.honest_callers import Honest, compare
-from tests.hostile.server_process import has_room, untuned
+from tests.hostile.server_process import Untuned, has_room
 from tests.support.waiting import HUNG_SECONDS
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +24,7 @@ THERAPIST = pb.GetTherapistRequest(therapist_id="t1")
 
 
 class Scene(NamedTuple):
-    address: str
+    server: Untuned
     honest: Honest
 
 
@@ -33,23 +33,23 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     """One server for all attacks, so that each attack meets the effects of the previous ones."""
     if not has_room():
         pytest.skip("needs a hard limit of 2500 open files or more: ulimit -Hn")
-    with untuned(tmp_path_factory.mktemp("hostile")) as server:
-        honest = Honest(server.address, HUNG_SECONDS)
-        yield Scene(server.address, honest)
+    with Untuned(tmp_path_factory.mktemp("hostile")) as server:
+        honest = Honest(server, HUNG_SECONDS)
+        yield Scene(server, honest)
         honest.close()
         assert server.end() == []
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_honest_callers_see_no_error(scene: Scene, attack: str) -> None:
-    seen = compare(scene.honest, scene.address, attack, ROUNDS, SECONDS)
+    seen = compare(scene.honest, scene.server, attack, ROUNDS, SECONDS)
     assert seen.done > LEAST * ROUNDS
     assert seen.errors == []
 
 
 def test_an_honest_caller_that_is_not_served_counts_as_an_error(tmp_path_factory: pytest.TempPathFactory) -> None:
-    with untuned(tmp_path_factory.mktemp("dead")) as server:
-        honest = Honest(server.address)
+    with Untuned(tmp_path_factory.mktemp("dead")) as server:
+        honest = Honest(server)
         server.kill()
         assert "UNAVAILABLE" in honest.round(0.1).errors[0]
         honest.close()
@@ -65,10 +65,11 @@ unbounded = pytest.mark.xfail(strict=True, reason="the library holds callers to 
 )
 def test_metadata_is_limited_even_without_a_settings_acknowledgement(scene: Scene, entries: int, status: bytes) -> None:
     """An acknowledgement confirms that a setting is known (RFC 9113 section 6.5.3)."""
+    key = http2_frames.literal(b"authorization", f"Bearer {scene.server.honest_key}".encode())
     more = b"".join(http2_frames.literal(b"x-%d" % number, b"v" * 100) for number in range(entries))
-    call = http2_frames.headers(1, http2_frames.CALL, are_all=False)
+    call = http2_frames.headers(1, http2_frames.CALL + key, are_all=False)
     call += http2_frames.continuation(1, more[:MOST]) + http2_frames.continuation(1, more[MOST:], is_last=True)
-    with connected(scene.address) as caller:
+    with connected(scene.server.address) as caller:
         caller.sendall(http2_frames.GREETING + call + http2_frames.request(1, THERAPIST.SerializeToString()))
         said = http2_frames.read_until(caller, rb"grpc-status\x01(.)")
     assert said[1] == status

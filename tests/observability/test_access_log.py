@@ -306,6 +306,18 @@ def test_an_invalid_id_is_not_in_the_log(
     assert [line for line in lines if "therapist_ids" in line or "request_id" in line] == []
 
 
+def test_a_line_of_an_invalid_request_has_the_first_hundred_entries_of_its_lists(
+    logged: tuple[CaseloadServer, ApiDriver, LogReader],
+) -> None:
+    """They may have any length: to look at all of them could cost more than a valid call."""
+    _, api, reader = logged
+    pairs = [{"therapist_id": "t1", "patient_id": one} for one in CROWD[:101]]
+    assert status_of(lambda: api.send("CheckAssignments", pairs=pairs)) == "INVALID_ARGUMENT"
+    assert status_of(lambda: api.send("BatchGetPatients", patient_ids=CROWD[:101])) == "INVALID_ARGUMENT"
+    assert status_of(lambda: api.transfer("t1", "t2", *CROWD, request_id="x")) == "INVALID_ARGUMENT"
+    assert [line["patient_ids"] for line in lines_after(reader, 3)] == [CROWD[:100]] * 3
+
+
 def test_calls_rejected_by_the_grpc_library_are_not_logged(logged: tuple[CaseloadServer, ApiDriver, LogReader]) -> None:
     """As docs/operations/logs.md says."""
     _, api, reader = logged

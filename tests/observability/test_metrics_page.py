@@ -6,13 +6,16 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
 from caseload_server.observability import metrics_page
 from caseload_server.observability.metrics_page import MetricsPage
 from caseload_server.rpc.server import CaseloadServer
+from prometheus_client import CollectorRegistry, Metric
+from prometheus_client.registry import Collector
 
 from tests.conftest import serving
 from tests.observability.metrics_client import page
@@ -84,19 +87,55 @@ def test_idle_readers_take_a_limited_number_of_threads(patient: str) -> None:
     eventually(lambda: is_answered(patient))
 
 
-def test_slow_readers_do_not_keep_their_slots(patient: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_readers_do_not_keep_others_from_the_page(patient: str) -> None:
+    with ExitStack() as silent:
+        readers = silent_readers(patient, PLACES, silent)
+        assert is_answered(patient)
+        assert is_answered(patient)
+        assert is_closed(readers[0])  # it made room
+        assert sum(map(is_closed, readers)) <= 2
+
+
+class SlowMetrics(Collector):
+    """Metrics that are collected only when the test says so."""
+
+    def __init__(self) -> None:
+        self.asked, self.finish = threading.Event(), threading.Event()
+
+    def collect(self) -> Iterator[Metric]:
+        self.asked.set()
+        assert self.finish.wait(HUNG_SECONDS)
+        yield Metric("caseload_slow", "", "gauge")
+
+
+def test_a_reader_that_has_sent_its_request_is_answered_while_silent_ones_arrive() -> None:
+    metrics, registry = SlowMetrics(), CollectorRegistry(auto_describe=False)
+    registry.register(metrics)
+    metrics.finish.set()
+    shown = MetricsPage("127.0.0.1:0", registry)
+    shown.start()
+    with closing(shown), ExitStack() as silent, ThreadPoolExecutor(1) as threads:
+        metrics.asked.clear()
+        metrics.finish.clear()
+        answer = threads.submit(page, shown.address)
+        assert metrics.asked.wait(HUNG_SECONDS)
+        readers = silent_readers(shown.address, 3 * PLACES, silent)
+        eventually(lambda: sum(map(is_closed, readers)) == 2 * PLACES + 1)
+        metrics.finish.set()
+        assert "caseload_slow" in answer.result(HUNG_SECONDS)
+
+
+def test_slow_readers_are_disconnected(patient: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_page, "_REQUEST_TIMEOUT_SECONDS", 0.5)
     with ExitStack() as slow:
-        readers = silent_readers(patient, PLACES, slow)
-        eventually(lambda: not is_answered(patient))
-        monkeypatch.setattr(metrics_page, "_REQUEST_TIMEOUT_SECONDS", 0.5)
+        [reader] = silent_readers(patient, 1, slow)
 
-        def is_answered_beside_them() -> bool:
-            for reader in readers:
-                with suppress(OSError):  # it was closed
-                    reader.send(b"G")
-            return is_answered(patient)
+        def is_closed_between_bytes() -> bool:
+            with suppress(OSError):  # it was closed
+                reader.send(b"G")
+            return is_closed(reader)
 
-        eventually(is_answered_beside_them)
+        eventually(is_closed_between_bytes)
 
 
 def test_a_malformed_request_is_rejected_and_not_logged(address: str, capfd: pytest.CaptureFixture[str]) -> None:
@@ -138,8 +177,6 @@ def test_a_stop_releases_the_metrics_address(measured_server: CaseloadServer, tm
 
 
 def test_an_ipv6_address_is_served() -> None:
-    from prometheus_client import CollectorRegistry
-
     shown = MetricsPage("[::1]:0", CollectorRegistry())
     shown.start()
     assert page(shown.address) == ""

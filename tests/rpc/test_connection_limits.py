@@ -1,5 +1,6 @@
 """Limits per caller, so that one caller cannot deny the service to the others."""
 
+import re
 import select
 import socket
 import struct
@@ -19,6 +20,7 @@ from caseload_server.config import Config
 from caseload_server.domain import limits
 from caseload_server.domain.limits import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES
 from caseload_server.rpc.server import CaseloadServer
+from caseload_server.validation.request_sizes import max_request_bytes
 from google.api import field_behavior_pb2
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 
@@ -96,6 +98,23 @@ def test_a_message_may_have_at_most_one_mebibyte(client: Client) -> None:
 def _varint(number: int) -> bytes:
     """Encodes the number as a varint of exactly three bytes."""
     return bytes([number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80, number >> 14])
+
+
+def test_a_compressed_message_is_not_decompressed_beyond_the_limit(tmp_path: Path) -> None:
+    """A hundred kilobytes would become a hundred megabytes."""
+    bomb = bytes(100 << 20)
+    with ServerProcess(f"sqlite:///{tmp_path}/caseload.db") as server, ApiDriver(server.address) as client:
+        send: Any = client.channel.unary_unary("/caseload.v1.PatientService/GetPatient")
+        before = peak_memory(server.process.pid)
+        answer = code_of(lambda: send(bomb, compression=grpc.Compression.Gzip, timeout=HUNG_SECONDS))
+        assert answer == "RESOURCE_EXHAUSTED"
+        assert peak_memory(server.process.pid) - before < len(bomb) / 4
+
+
+def peak_memory(process: int) -> int:
+    """Returns the largest resident memory of a process so far, in bytes."""
+    [found] = re.findall(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)
+    return int(found) * 1024
 
 
 def test_metadata_may_have_at_most_16_kib(client: Client) -> None:
@@ -230,20 +249,20 @@ def is_read(method: MethodDescriptor, ref: FieldRef) -> bool:
 
 
 def overfill(ref: FieldRef) -> None:
-    """Fills this one field up to the limit of a message."""
-    field, much = ref.field, 900_000
+    """Fills this one field above its limit, within the limit of the whole request."""
+    field = ref.field
     if field.name == "update_mask":
-        ref.owner.update_mask.paths.extend(["display_name"] * 50_000)
+        ref.owner.update_mask.paths.extend(["display_name"] * 101)
     elif is_map(field):
-        getattr(ref.owner, field.name).update({f"k{number}": "x" for number in range(50_000)})
+        getattr(ref.owner, field.name).update({f"k{number}": "x" for number in range(1001)})
     elif field.is_repeated and field.message_type:
-        for _ in range(50_000):
+        for _ in range(1001):
             getattr(ref.owner, field.name).add()
     elif field.is_repeated:
         value = "p1" if field.type == FieldDescriptor.TYPE_STRING else 1
-        getattr(ref.owner, field.name).extend([value] * 50_000)
+        getattr(ref.owner, field.name).extend([value] * 1001)
     else:
-        setattr(ref.owner, field.name, "x" * much)
+        setattr(ref.owner, field.name, "x" * 3000)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
@@ -257,6 +276,7 @@ def test_every_text_and_list_of_a_request_has_a_limit(client: Client, method: Me
         whole = full(method)
         ref = [one for one in field_refs(whole) if is_unbounded_by_type(one) and is_read(method, one)][index]
         overfill(ref)
+        assert whole.ByteSize() <= max_request_bytes(method.input_type)
         if "allow_missing" in method.input_type.fields_by_name:
             whole.allow_missing = False
         with pytest.raises(grpc.RpcError) as caught:

@@ -13,9 +13,9 @@ import pytest
 from caseload.client import connect
 from caseload.v1 import patient_service_pb2, patient_service_pb2_grpc
 from caseload.v1.resources_pb2 import Patient
-from caseload_server.config import Config
+from caseload_server.config import Config, SettingError
+from caseload_server.domain import limits
 from caseload_server.rpc import retry_delays
-from caseload_server.rpc.grpcio_compat import grpcio_supported
 from caseload_server.rpc.server import CaseloadServer, build_server
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -56,9 +56,10 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     wait_for_locks(monkeypatch)
 
 
-def test_the_installed_grpcio_is_supported() -> None:
-    """With an unsupported grpcio, load shedding is off and each start logs a warning."""
-    assert grpcio_supported()
+def test_a_server_with_an_unknown_grpcio_does_not_start(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(grpc._server, "_receive_message")
+    with pytest.raises(SettingError, match=r"grpcio: version .* is not supported"), serving(database_url):
+        raise AssertionError
 
 
 def creating(api: ApiDriver, patient_id: str) -> Any:
@@ -206,14 +207,23 @@ def test_every_check_in_a_flood_of_health_checks_is_answered(database_url: str) 
     assert set(codes) == {"OK"}
 
 
+def open_all_health_watches(server: CaseloadServer, ending: ExitStack) -> None:
+    """Opens as many health watches as one process allows, on several connections."""
+    for number in range(limits.MAX_HEALTH_WATCHES):
+        if number % limits.MAX_CALLS_PER_CONNECTION == 0:
+            own_connection = [("grpc.use_local_subchannel_pool", 1)]
+            channel = ending.enter_context(grpc.insecure_channel(server.address, own_connection))
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(), timeout=2 * HUNG_SECONDS)
+        ending.callback(watch.cancel)
+        assert next(watch).status == SERVING
+
+
 def test_a_health_watch_above_the_limit_is_in_the_access_log(database_url: str, tmp_path: Path) -> None:
     log = LogReader(tmp_path / "access.log")
     with serving(database_url, access_log=log.path) as server, ApiDriver(server.address) as api, ExitStack() as ending:
         stub: Any = health_pb2_grpc.HealthStub(api.channel)
-        for _ in range(256):
-            watch = stub.Watch(health_pb2.HealthCheckRequest(), timeout=2 * HUNG_SECONDS)
-            ending.callback(watch.cancel)
-            assert next(watch).status == SERVING
+        open_all_health_watches(server, ending)
         with pytest.raises(grpc.RpcError) as caught:
             next(stub.Watch(health_pb2.HealthCheckRequest(), timeout=HUNG_SECONDS))
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
@@ -230,10 +240,7 @@ def test_shedding_a_call_without_a_message_does_not_block_other_callers(database
     )
     with serving(database_url) as server, ApiDriver(server.address) as api, ExitStack() as ending:
         stub: Any = health_pb2_grpc.HealthStub(api.channel)
-        for _ in range(256):
-            watch = stub.Watch(health_pb2.HealthCheckRequest(), timeout=2 * HUNG_SECONDS)
-            ending.callback(watch.cancel)
-            assert next(watch).status == SERVING
+        open_all_health_watches(server, ending)
         host, port = server.address.split(":")
         caller = ending.enter_context(socket.create_connection((host, int(port))))
         caller.sendall(http2_frames.GREETING + without_message)
@@ -278,7 +285,7 @@ def test_a_shed_call_is_in_the_access_log(database_url: str, tmp_path: Path) -> 
         wait_for_metrics(server.metrics_address, lambda seen: seen("refusals_total", reason="OVERLOADED") >= 1)
         line = eventually(log.lines)[-1]
         assert (line["code"], line["reason"]) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
-        assert (line["method"], line["caller"]) == (full_name("CreatePatient"), "")
+        assert (line["method"], line["caller"]) == (full_name("CreatePatient"), "local")
         assert not {"patient_ids", "request_id"} & line.keys()
 
 

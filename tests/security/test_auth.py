@@ -1,5 +1,6 @@
 """Authentication: keys in the metadata, and the stored name of the caller."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from structlog.testing import capture_logs
 
 from tests.security.server_fixture import KeysFile, Metadata, bearer, serving
 from tests.support.servers import refusal
-from tests.support.waiting import FakeClock, eventually
+from tests.support.waiting import HUNG_SECONDS, FakeClock, eventually
 
 GET = pb.GetTherapistRequest(therapist_id="t1")
 
@@ -139,6 +140,20 @@ def test_a_changed_keys_file_is_reloaded_within_one_second(tmp_path: Path) -> No
     assert read.value() == "old"
     clock.advance(file_reload.CHECK_INTERVAL_SECONDS * 0.1)
     assert read.value() == "changed"
+
+
+def test_a_file_that_does_not_respond_keeps_the_last_good_value_and_holds_up_nobody(tmp_path: Path) -> None:
+    file, clock, responds = tmp_path / "file", FakeClock(), threading.Event()
+    file.write_text("old")
+    responds.set()
+    read = file_reload.ReloadedFiles([file], lambda: responds.wait(HUNG_SECONDS) and file.read_text(), clock)
+    responds.clear()
+    file.write_text("changed")
+    for _ in range(3):
+        clock.advance(file_reload.CHECK_INTERVAL_SECONDS)
+        assert read.value() == "old"
+    responds.set()
+    eventually(lambda: read.value() == "changed")
 
 
 def test_a_removed_key_is_rejected(tmp_path: Path, keys_file: KeysFile) -> None:

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,10 @@ import pytest
 from caseload.v1 import therapist_service_pb2 as pb
 from caseload.v1.resources_pb2 import Therapist
 from caseload_server.observability.access_log import AccessLog
+from caseload_server.rpc.admission import Admission
+from caseload_server.rpc.executors import FairExecutor
+from caseload_server.rpc.fair_queue import FairQueue
 from caseload_server.rpc.pipeline import MethodExecutors, PipelineServer
-from caseload_server.rpc.retry_delays import RetryDelays
 from caseload_server.rpc.server import CaseloadServer
 from caseload_server.security import auth
 from caseload_server.security.auth import PUBLIC, Auth
@@ -149,11 +150,10 @@ def test_a_method_without_a_rule_is_denied_to_every_caller() -> None:
         called.append(request)
         return b""
 
-    threads = ThreadPoolExecutor(1)
+    admission = Admission(share=1)
+    threads = FairExecutor(admission, "planted", FairQueue(1, 1, HUNG_SECONDS, share=1))
     bare = grpc.server(threads)
-    guarded = PipelineServer(
-        bare, Auth(None), AccessLog(sys.stderr), MethodExecutors(threads, threads, threads), RetryDelays()
-    )
+    guarded = PipelineServer(bare, Auth(None), AccessLog(sys.stderr), MethodExecutors.same(threads, threads), admission)
     handler = grpc.unary_unary_rpc_method_handler(do, bytes, bytes)
     guarded.add_registered_method_handlers("planted.Planted", {"Do": handler})
     port = bare.add_insecure_port("127.0.0.1:0")
@@ -163,6 +163,8 @@ def test_a_method_without_a_rule_is_denied_to_every_caller() -> None:
         with pytest.raises(grpc.RpcError) as caught:
             ask(b"", timeout=HUNG_SECONDS)
     bare.stop(None).wait()
+    threads.shutdown()
+    admission.close()
     assert refusal(caught.value).metadata == {"permission": "nobody"}
     assert called == []
 

@@ -11,6 +11,7 @@ import grpc
 import pytest
 from caseload.v1 import change_service_pb2, change_service_pb2_grpc
 from caseload_server.domain import limits
+from caseload_server.rpc.grpcio_compat import IncomingCall
 from caseload_server.rpc.server import CaseloadServer
 from grpc_status import rpc_status
 
@@ -112,11 +113,12 @@ def unread(address: str, after: str) -> Iterator[Any]:
 
 def await_unread(server: CaseloadServer, seconds: float) -> None:
     """Waits until a message to one of the watches has been pending for this many seconds."""
-    eventually(lambda: any(_kept_waiting(watch.sending_since) > seconds for watch in list(server._watches._open)))
+    eventually(lambda: any(_unread_seconds(call) > seconds for call in server._parts.admission._open.copy()))
 
 
-def _kept_waiting(since: float | None) -> float:
-    return 0.0 if since is None else time.monotonic() - since
+def _unread_seconds(call: IncomingCall) -> float:
+    """How long the last message of a call has been pending, in seconds; negative if none is."""
+    return limits.STUCK_READER_SECONDS - (call.stalls_at - time.monotonic())
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import datetime
 import json
 import re
+import sys
 import unicodedata
 from typing import Any
 
@@ -87,6 +88,36 @@ def test_lengths_count_characters_after_composition(count: int, character: str) 
 
 def test_a_text_of_millions_of_characters_is_rejected_before_normalization() -> None:
     assert apply_rule(rules.display_name, "\u0958" * 1_000_000) == ("", [("path", "must have at most 200 characters")])
+
+
+def test_white_space_around_a_text_does_not_count() -> None:
+    assert apply_rule(rules.display_name, "\u2003" * 1000 + "Ann" + " " * 1000) == ("Ann", [])
+
+
+@pytest.mark.parametrize("mark", ["\u0301", "\u0316\u0301", "\u0f73", "\u302e"], ids=ascii)
+def test_a_text_has_at_most_30_combining_marks_in_a_row(mark: str) -> None:
+    """To normalize n of them in a row can take n * n steps: a megabyte of them would take minutes."""
+    marks = mark * 31
+    assert takes(rules.display_name, f"a{marks[:30]}b{marks[:30]}")
+    too_many = [("path", "must not have more than 30 combining marks in a row")]
+    assert apply_rule(rules.display_name, f"a{marks[:31]}b") == ("", too_many)
+
+
+def test_no_combining_mark_is_missed() -> None:
+    """`\\w` and ASCII have no marks, so the faster look at a text finds them all."""
+    marks = [char for char in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(char)[0] == "M"]
+    assert len(marks) > 2000
+    assert [ascii(mark) for mark in marks if mark.isascii() or re.match(r"\w", mark)] == []
+
+
+def test_symbols_in_a_row_are_no_marks() -> None:
+    assert takes(rules.display_name, "\U0001f331" * 200)
+
+
+def test_nothing_is_composed_of_more_characters_than_a_text_may_have_for_each_of_its_own() -> None:
+    lengths = {len(unicodedata.normalize("NFD", chr(code))) for code in range(sys.maxunicode + 1)}
+    assert max(lengths) == 4
+    assert takes(rules.display_name, unicodedata.normalize("NFD", "\u1f82") * 200)
 
 
 @given(st.text(max_size=70))

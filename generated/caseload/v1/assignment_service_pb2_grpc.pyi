@@ -18,7 +18,8 @@ class AssignmentServiceStub:
     Errors. Each RPC lists the reasons of error_reason.proto that it can return, in the order of the
     checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, DEADLINE_EXCEEDED or INTERNAL.
     Every write can also return STORE_FULL, OUTCOME_UNKNOWN or SHUTTING_DOWN. A request that does not
-    parse returns INVALID_FIELD with an empty field.
+    parse, or that has more bytes than the limits of its fields allow, returns INVALID_FIELD with an
+    empty field.
 
     Three checks come before all others. An overloaded server returns OVERLOADED to any caller and
     does not start the call. Missing or unknown credentials return UNAUTHENTICATED. A caller without
@@ -149,7 +150,8 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
     Errors. Each RPC lists the reasons of error_reason.proto that it can return, in the order of the
     checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, DEADLINE_EXCEEDED or INTERNAL.
     Every write can also return STORE_FULL, OUTCOME_UNKNOWN or SHUTTING_DOWN. A request that does not
-    parse returns INVALID_FIELD with an empty field.
+    parse, or that has more bytes than the limits of its fields allow, returns INVALID_FIELD with an
+    empty field.
 
     Three checks come before all others. An overloaded server returns OVERLOADED to any caller and
     does not start the call. Missing or unknown credentials return UNAUTHENTICATED. A caller without

@@ -28,7 +28,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT. A field is missing or malformed. google.rpc.BadRequest names up to 20 fields
     by their path in the request, such as "therapist.specialties[2]". Paths of a mask and entries
     of a map are named by index, such as "update_mask.paths[2]". The field is empty when the
-    message does not parse. Messages never repeat a value that was sent, except well-formed ids.
+    message does not parse, or has more bytes than the limits of its fields allow. Messages never
+    repeat a value that was sent, except well-formed ids.
     """
     ERROR_REASON_PAGE_TOKEN_INVALID: _ErrorReason.ValueType  # 2
     """INVALID_ARGUMENT. The page token was not issued by this store, or is damaged."""
@@ -155,7 +156,8 @@ ERROR_REASON_INVALID_FIELD: ErrorReason.ValueType  # 1
 """INVALID_ARGUMENT. A field is missing or malformed. google.rpc.BadRequest names up to 20 fields
 by their path in the request, such as "therapist.specialties[2]". Paths of a mask and entries
 of a map are named by index, such as "update_mask.paths[2]". The field is empty when the
-message does not parse. Messages never repeat a value that was sent, except well-formed ids.
+message does not parse, or has more bytes than the limits of its fields allow. Messages never
+repeat a value that was sent, except well-formed ids.
 """
 ERROR_REASON_PAGE_TOKEN_INVALID: ErrorReason.ValueType  # 2
 """INVALID_ARGUMENT. The page token was not issued by this store, or is damaged."""

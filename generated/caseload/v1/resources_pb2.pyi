@@ -58,7 +58,8 @@ class Therapist(_message.Message):
     """A clinician who can have a caseload. At most 32 KiB, like every record.
 
     The server trims text and converts it to Unicode NFC before it validates and stores it. NUL,
-    other control characters and lone surrogates are errors. Times have microsecond precision.
+    other control characters, lone surrogates and more than 30 combining marks in a row are errors.
+    Times have microsecond precision.
 
     active_patient_count is derived from assignments. When it changes, etag and update_time do not.
     """
@@ -221,7 +222,8 @@ class Patient(_message.Message):
     """A person in care. At most 32 KiB, like every record.
 
     The server trims text and converts it to Unicode NFC before it validates and stores it. NUL,
-    other control characters and lone surrogates are errors. Times have microsecond precision.
+    other control characters, lone surrogates and more than 30 combining marks in a row are errors.
+    Times have microsecond precision.
 
     active_therapist_count and primary_therapist_id are derived from assignments. When they change,
     etag and update_time do not.

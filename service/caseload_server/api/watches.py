@@ -1,4 +1,4 @@
-"""The open watches of one process: a limited number of slots, and the thread that wakes and cancels watches."""
+"""The open watches of one process: a limited number of slots, and the thread that wakes them."""
 
 import math
 import threading
@@ -11,6 +11,7 @@ import grpc
 import structlog
 
 from caseload_server.domain import errors, limits
+from caseload_server.security.principal import current_principal
 from caseload_server.store import RelationshipStore
 
 M = TypeVar("M")
@@ -26,15 +27,15 @@ class Watch:
     def __init__(self, watches: "Watches", context: grpc.ServicerContext) -> None:
         self._watches = watches
         self.context = context
+        self.principal = current_principal.get().name
         self.sent_at = -math.inf  # by time.monotonic(); so the first message is sent at once
-        self.sending_since: float | None = None  # by time.monotonic()
 
     def send(self, message: M) -> Iterator[M]:
         """Yields the message for the call to send. Raises ShuttingDown, and WatchTooSlow when sending took too long."""
         self._watches.check_open()
-        started_at = self.sending_since = time.monotonic()
+        started_at = time.monotonic()
         yield message
-        self.sending_since, self.sent_at = None, time.monotonic()
+        self.sent_at = time.monotonic()
         if self.sent_at - started_at > limits.SLOW_READER_SECONDS:
             raise errors.WatchTooSlow
 
@@ -58,10 +59,15 @@ class Watches:
     therefore cost no more than one.
     """
 
-    def __init__(self, store: RelationshipStore, slots: int) -> None:
-        """Starts the polling thread. Args: store, is polled while a watch is open; slots, the limit of open watches."""
+    def __init__(self, store: RelationshipStore, slots: int, share: float = 1) -> None:
+        """Starts the polling thread.
+
+        Args: store, is polled while a watch is open; slots, the limit of open watches; share, the largest part of them
+        that one principal may have, up to 1.
+        """
         self._store = store
         self._slots = slots
+        self._slots_of_principal = math.ceil(slots * share)
         self._changed = threading.Condition()
         self._head = 0
         self._closed = False
@@ -81,8 +87,7 @@ class Watches:
         with self._changed:
             if self._closed:
                 raise errors.ShuttingDown
-            if len(self._open) >= self._slots:
-                raise errors.TooManyWatches(limit=self._slots)
+            self._check_slots(watch.principal)
             self._open.add(watch)
             self._changed.notify_all()
         context.add_callback(self._wake_all)
@@ -92,6 +97,13 @@ class Watches:
             with self._changed:
                 self._open.discard(watch)
                 self._changed.notify_all()
+
+    def _check_slots(self, principal: str) -> None:
+        """Raises TooManyWatches."""
+        if len(self._open) >= self._slots:
+            raise errors.TooManyWatches(limit=self._slots)
+        if sum(watch.principal == principal for watch in self._open) >= self._slots_of_principal:
+            raise errors.TooManyWatches(limit=self._slots_of_principal)
 
     def check_open(self) -> None:
         """Raises ShuttingDown after close(). A watch that is far behind the head never waits, and ends here."""
@@ -140,7 +152,6 @@ class Watches:
                 if head != self._head:
                     self._head = head
                     self._changed.notify_all()
-            self._cancel_stuck()
             self._store.wait_for_commit()
 
     def _read_head(self) -> int:
@@ -153,11 +164,3 @@ class Watches:
             return self._head
         self._head_unavailable = False
         return head
-
-    def _cancel_stuck(self) -> None:
-        """Cancels the watches whose reader has taken nothing for STUCK_READER_SECONDS."""
-        now = time.monotonic()
-        with self._changed:
-            stuck = [watch for watch in self._open if now - (watch.sending_since or now) > limits.STUCK_READER_SECONDS]
-        for watch in stuck:
-            watch.context.cancel()

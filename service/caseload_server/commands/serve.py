@@ -2,7 +2,6 @@
 
 import gc
 import os
-import resource
 import signal
 import sys
 from contextlib import suppress
@@ -15,6 +14,7 @@ import structlog
 from caseload_server.commands.options import database_option, option
 from caseload_server.config import Config
 from caseload_server.observability import logs
+from caseload_server.open_files import max_connections, raise_limit
 from caseload_server.supervisor import PARENT_DIED, Supervisor, WorkerSpec
 
 _DAY_SECONDS = 86_400
@@ -73,6 +73,12 @@ class _File(click.ParamType[Path]):
 )
 @option("--max-watches", type=click.IntRange(1), default=Config.max_watches, help="Maximum number of open watches.")
 @option(
+    "--max-caller-share",
+    type=click.FloatRange(0.01, 1),
+    default=Config.max_caller_share,
+    help="Largest part of the threads, queues, watches and open calls that one caller may have.",
+)
+@option(
     "--drain-seconds",
     type=_Seconds(),
     default=Config.drain_seconds,
@@ -98,11 +104,11 @@ def serve(**values: Any) -> int:
     stop_signals = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)
     os.umask(0o077)
-    max_files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max_files, max_files))  # each connection uses a file descriptor
+    raise_limit()
     config = Config(**values)
     logs.configure(config.log_level)
     config.check()  # before grpc is imported, which takes longer than the check
+    connections = max_connections(config)
     if spec := WorkerSpec.from_environment():
         config = spec.apply(config)
         stop_signals.add(PARENT_DIED)
@@ -114,6 +120,8 @@ def serve(**values: Any) -> int:
     server.start()
     gc.freeze()  # excludes the objects of the startup from garbage collection, which saves some percent of each call
     log = structlog.get_logger()
+    if connections < config.max_connections:
+        log.warning("connections limited by open files", max_connections=connections, setting="ulimit -n")
     if config.allow_insecure:
         authenticated, encrypted = config.keys_file is not None, config.tls_cert is not None
         log.warning(

@@ -20,6 +20,9 @@ MAX_FILTER_VALUES: Final = 100
 MAX_ASSIGNMENTS_PER_CALL: Final = 1000
 """Largest number of assignments that one transfer or forced delete changes."""
 
+MAX_READ_SECONDS: Final = 10.0
+"""Longest time that the reads of a call may take on SQLite, in seconds. They end earlier at the call's deadline."""
+
 # Records
 
 MAX_RECORD_BYTES: Final = 32 * 1024
@@ -54,7 +57,7 @@ HEARTBEAT_SECONDS: Final = 20.0
 SLOW_READER_SECONDS: Final = 10.0
 """A watch ends with WATCH_TOO_SLOW when its reader takes longer than this for one message, in seconds."""
 STUCK_READER_SECONDS: Final = 30.0
-"""A watch is cancelled when its reader takes nothing for this long, in seconds. No status would reach the reader."""
+"""A call is cancelled when its caller does not take an answer for this long, in seconds. No status would arrive."""
 MAX_WATCH_MESSAGE_SETS: Final = 100
 """Largest number of change sets in one message of a watch."""
 MAX_WATCH_MESSAGE_BYTES: Final = 128 * 1024
@@ -70,14 +73,43 @@ KEEPALIVE_INTERVAL_MS: Final = 60_000
 """The server pings a silent connection after this time, in milliseconds, and closes it without an answer in 20 s."""
 MIN_PING_INTERVAL_MS: Final = 5_000
 """Least time between two pings of a caller, in milliseconds. The third earlier ping closes the connection."""
+MAX_CALLS_PER_CONNECTION: Final = 100
+"""Largest number of calls on one connection at once, beside the watches."""
 MAX_HEALTH_WATCHES: Final = 256
 """Largest number of open grpc.health.v1.Health/Watch calls in one process."""
 MAX_REFLECTION_STREAMS: Final = 32
 """Largest number of open reflection streams in one process."""
 RESERVED_FILES: Final = 400
 """File descriptors kept free for the database (two or three for each thread) and the logs."""
+MIN_CONNECTIONS: Final = 100
+"""The server does not start with room for fewer connections than this, besides one for each watch."""
+
+# Open calls of one process. One principal may have its share of each (`max_caller_share`).
+
+MAX_OPEN_CALLS: Final = 2000
+"""Largest number of calls that are received, wait, run, or were answered without the answer being taken."""
+MAX_OPEN_PUBLIC_CALLS: Final = 500
+"""The same for calls without credentials, which can only be health checks and health watches."""
+MAX_CALLS_RECEIVING: Final = 64
+"""Largest number of calls whose message is being received."""
+MAX_PUBLIC_CALLS_RECEIVING: Final = 48
+"""The same for calls without credentials."""
+LOOKAHEAD_BYTES: Final = 16 * 1024
+"""The flow-control window of a call until its message is asked for, in bytes."""
+MESSAGE_TIMEOUT_SECONDS: Final = 10.0
+"""A call is refused when its message has not arrived this long after its headers, in seconds."""
+MAX_UNTAKEN_BYTES: Final = 40 * 1024 * 1024
+"""Largest size of all answers that were not taken, in bytes. Small answers do not count."""
+MAX_CONNECTION_BYTES: Final = 10 * 1024 * 1024
+"""The same for one connection."""
+SMALL_ANSWER_BYTES: Final = 4 * 1024
+"""Answers up to this size are bounded by the number of open calls."""
+BULK_WRITE_THREADS: Final = 4
+"""Calls at once that may change many assignments each."""
 
 # Logs
 
+MAX_ANONYMOUS_LINES: Final = 100
+"""Largest number of lines of the access log in a second, for each status code, from calls without a known caller."""
 MAX_LOGGED_IDS: Final = 1000
 """Largest number of ids of one kind in a line of the access log."""

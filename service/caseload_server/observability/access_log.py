@@ -14,10 +14,11 @@ import grpc
 import structlog
 from google.protobuf import descriptor_pool
 
-from caseload_server.domain.errors import DomainError
+from caseload_server.domain.errors import DomainError, InvalidField
 from caseload_server.domain.id_formats import ID_PATTERN, UUID_PATTERN
-from caseload_server.domain.limits import MAX_LOGGED_IDS
+from caseload_server.domain.limits import MAX_BATCH_SIZE, MAX_LOGGED_IDS
 from caseload_server.observability import audited_ids
+from caseload_server.observability.anonymous_lines import AnonymousLines
 from caseload_server.security.principal import Principal, current_principal
 
 _log = structlog.get_logger()
@@ -87,6 +88,7 @@ class AccessLog:
     def __init__(self, sink: LogSink, metrics: CallMetrics | None = None) -> None:
         """Args: metrics, also counts the calls; None for no counts."""
         self.metrics: Final = metrics
+        self.anonymous: Final = AnonymousLines(self._write_left_out)
         self._sink = sink
         self._failing = False
 
@@ -100,8 +102,13 @@ class AccessLog:
                 self._failing = True
                 _log.error("access log write failed", type=type(error).__qualname__)
 
+    def _write_left_out(self, code: str, count: int) -> None:
+        time_text = _timestamp(time.time())
+        self.write(f'{{"event":"calls_left_out","time":"{time_text}","code":"{code}","count":{count}}}\n')
+
     def close(self) -> None:
-        """Closes the log file, if the sink is one."""
+        """Reports the lines that were left out, and closes the log file, if the sink is one."""
+        self.anonymous.report()
         if isinstance(self._sink, LogFile):
             self._sink.close()
 
@@ -129,6 +136,7 @@ class MethodLog:
         """Args: service, the full name of the service."""
         self.method: Final = f"/{service}/{method}"
         self._write = log.write
+        self._admit = log.anonymous.admit
         contract: Any = descriptor_pool.Default().FindMethodByName(f"{service}.{method}")
         request, response = contract.input_type, contract.output_type
         kinds = (
@@ -157,6 +165,8 @@ class MethodLog:
         if self._count:
             with suppress(Exception):  # a failed count must not fail the call
                 self._count(code, reason, seconds)
+        if not (principal or self._admit(code)):
+            return
         # Formatted without json.dumps, which takes longer than everything else here. No value needs escaping: principal
         # names are from the keys file, ids and UUIDs match their patterns, and callers do not choose the other values.
         self._write(
@@ -168,8 +178,10 @@ class MethodLog:
     def _audit_fields(self, record: CallRecord) -> str:
         """Returns the fields with ids, and the request_id, each followed by a comma."""
         request, response, fields = record.request, record.response, ""
+        # The lists of an invalid request may have any length.
+        most = MAX_BATCH_SIZE if isinstance(record.error, InvalidField) else None
         for kind, requested, returned in self._kinds:
-            ids = list(filter(ID_PATTERN.fullmatch, requested.extract(request))) if request is not None else []
+            ids = list(filter(ID_PATTERN.fullmatch, requested.extract(request, most))) if request is not None else []
             sent = returned.extract(response) if response is not None else record.streamed_ids.get(kind, ())
             ids += filter(None, sent)
             if ids:

@@ -6,14 +6,19 @@ The fields with ids are found once for each message type.
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
+from itertools import islice
 from operator import attrgetter
 from typing import Any, Final
 
 from google.api import field_behavior_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
+from caseload_server.domain.limits import MAX_LOGGED_IDS
+
 KINDS: Final = ("therapist", "patient", "assignment")
 
+_MAX_ENTRIES: Final = MAX_LOGGED_IDS + 1
+"""Entries of a list to look at: as many as a line has, and one more that shows that the line leaves out ids."""
 _IDENTIFIER, _OUTPUT_ONLY = field_behavior_pb2.IDENTIFIER, field_behavior_pb2.OUTPUT_ONLY
 
 
@@ -41,19 +46,33 @@ class IdExtractor:
     def __bool__(self) -> bool:
         return bool(self._single or self._repeated or self._nested)
 
-    def extract(self, message: Any) -> list[str]:
-        """Returns the ids in the order of the fields. Some may be empty or repeated."""
+    def extract(self, message: Any, max_entries: int | None = None) -> list[str]:
+        """Returns the ids in the order of the fields. Some may be empty or repeated.
+
+        It stops when it has more ids than a line of the log. Args: max_entries, of each list to look at; None for no
+        other limit.
+        """
         if self._has_one_field:
             return [self._single[0](message)]
         ids = [get(message) for get in self._single]
+        enough = max_entries or _MAX_ENTRIES
         for get_all in self._repeated:
-            ids += get_all(message)
+            ids += islice(get_all(message), enough)
         for get_messages, nested in self._nested:
             if nested._has_one_field:
-                ids += map(nested._single[0], get_messages(message))
-                continue
-            for each in get_messages(message):
-                ids += nested.extract(each)
+                ids += map(nested._single[0], islice(get_messages(message), enough))
+            else:
+                ids = nested._extract_each(islice(get_messages(message), max_entries), ids)
+        return ids
+
+    def _extract_each(self, messages: Iterable[Any], ids: list[str]) -> list[str]:
+        """Returns the ids, and those of the messages, until there are too many different ones."""
+        for each in messages:
+            ids += self.extract(each)
+            if len(ids) > 4 * _MAX_ENTRIES:  # many may be the same
+                ids = list(dict.fromkeys(ids))
+                if len(ids) > _MAX_ENTRIES:
+                    break
         return ids
 
 

@@ -5,7 +5,8 @@ import socketserver
 import threading
 import time
 from contextlib import suppress
-from typing import Any, Final
+from operator import itemgetter
+from typing import Any, Final, NamedTuple
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import MetricsHandler
@@ -18,7 +19,7 @@ _IDLE_TIMEOUT_SECONDS: Final = 5.0
 _REQUEST_TIMEOUT_SECONDS: Final = 15.0
 """A reader that takes longer in total is disconnected."""
 _MAX_READERS: Final = 16
-"""Number of readers at once. Further ones are disconnected."""
+"""Number of readers at once. A further one takes the slot of the oldest silent one, or else of the oldest one."""
 _POLL_SECONDS: Final = 0.1
 """Time between two checks for readers that have exceeded a timeout, and for `close`."""
 
@@ -54,13 +55,24 @@ def _handler(metrics: CollectorRegistry) -> type[MetricsHandler]:
         registry = metrics
         timeout = _IDLE_TIMEOUT_SECONDS
 
+        server: _PageServer
+
         def do_GET(self) -> None:  # noqa: N802 - the name that http.server requires
+            self.server.mark_asked(self.request)
             if self.path.partition("?")[0] == _PATH:
                 super().do_GET()
             else:
                 self.send_error(404)
 
     return Handler
+
+
+class _Reader(NamedTuple):
+    """A connection that has a thread. When there are too many, the first in this order is disconnected."""
+
+    has_asked: bool
+    """Whether its request has arrived. A silent connection is disconnected before others."""
+    start_time: float
 
 
 class _PageServer(socketserver.ThreadingTCPServer):
@@ -74,12 +86,12 @@ class _PageServer(socketserver.ThreadingTCPServer):
     def __init__(self, host: str, port: int, handler: type[MetricsHandler]) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._slots = threading.Semaphore(_MAX_READERS)
-        self._start_times: dict[Any, float] = {}
+        self._readers: dict[Any, _Reader] = {}
         super().__init__((host, port), handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if self._slots.acquire(blocking=False):
-            self._start_times[request] = time.monotonic()
+        if self._acquire_slot():
+            self._readers[request] = _Reader(False, time.monotonic())
             try:
                 super().process_request(request, client_address)
             except BaseException:  # no thread could be started
@@ -94,16 +106,32 @@ class _PageServer(socketserver.ThreadingTCPServer):
         finally:
             self._release_slot(request)
 
+    def mark_asked(self, request: Any) -> None:
+        """Records that the request of a reader has arrived."""
+        self._readers[request] = self._readers[request]._replace(has_asked=True)
+
+    def _acquire_slot(self) -> bool:
+        """Takes a free slot, or that of the reader that it disconnects. Returns whether it got one."""
+        if self._slots.acquire(blocking=False):
+            return True
+        with suppress(ValueError):  # all have just ended
+            _disconnect(min(dict(self._readers).items(), key=itemgetter(1))[0])
+        return self._slots.acquire(timeout=_POLL_SECONDS)
+
     def _release_slot(self, request: Any) -> None:
-        del self._start_times[request]
+        del self._readers[request]
         self._slots.release()
 
     def service_actions(self) -> None:
         """Disconnects readers that have exceeded the request timeout. serve_forever calls it every _POLL_SECONDS."""
-        for request, start_time in list(self._start_times.items()):
-            if time.monotonic() - start_time > _REQUEST_TIMEOUT_SECONDS:
-                with suppress(OSError):  # the reader has disconnected already
-                    request.shutdown(socket.SHUT_RDWR)
+        for request, reader in list(self._readers.items()):
+            if time.monotonic() - reader.start_time > _REQUEST_TIMEOUT_SECONDS:
+                _disconnect(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Does nothing: an error here means that a reader has disconnected."""
+
+
+def _disconnect(request: Any) -> None:
+    with suppress(OSError):  # the reader has disconnected already
+        request.shutdown(socket.SHUT_RDWR)

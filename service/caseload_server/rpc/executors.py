@@ -3,61 +3,42 @@
 import math
 import threading
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import Callable
 from concurrent import futures
-from contextlib import suppress
 from queue import SimpleQueue
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from caseload_server.config import Config
 from caseload_server.domain import limits
-from caseload_server.rpc.grpcio_compat import Args, CallDone, can_shed, shed, when_received
+from caseload_server.rpc.admission import Admission
+from caseload_server.rpc.fair_queue import FairQueue
+from caseload_server.rpc.grpcio_compat import IncomingCall
 
 _PROBE_THREADS: Final = 4
 """Threads for unary health checks."""
 
 
-class _QueuedCall(NamedTuple):
-    """A call that waits for a thread."""
+class FairExecutor(futures.ThreadPoolExecutor):
+    """A fixed number of threads and a short queue, which callers share fairly. It is cheaper than ThreadPoolExecutor.
 
-    run: Callable[..., Any]
-    args: Args
-    done: CallDone
-    queued_at: float
-    """By the executor's clock, in seconds."""
-
-
-class BoundedExecutor(futures.ThreadPoolExecutor):
-    """A fixed number of threads and a short queue. It costs less for each call than ThreadPoolExecutor.
-
-    No call waits longer than the queue timeout. A new call is shed at once when the queue is full, or when its first
-    call has waited for half the timeout. A queued call is shed when its timeout ends.
+    No call waits longer than the queue timeout. A new call is shed at once when the queue is full, or when the first
+    call of its caller has waited for half the timeout. A queued call is shed when its timeout ends, and when it is
+    not expected to end before its deadline.
     """
 
     def __init__(
-        self,
-        threads: int,
-        name: str,
-        max_queue_depth: int,
-        queue_timeout_seconds: float,
-        clock: Callable[[], float] = time.monotonic,
+        self, admission: Admission, name: str, queue: FairQueue, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Starts the threads.
-
-        Args: threads, calls that run at once; max_queue_depth, calls that may wait; clock, returns seconds.
-        """
+        """Starts the threads of a queue. Args: clock, returns seconds."""
+        self._admission = admission
         self._clock = clock
-        self._max_queue_depth = max_queue_depth
-        self._timeout = queue_timeout_seconds
-        self._queue: deque[_QueuedCall] = deque()
-        # One True for each queued call, which may have been shed in the meantime. False ends a thread.
-        self._wakeups: SimpleQueue[bool] = SimpleQueue()
-        self._busy = bytearray(threads)
+        self._lock = threading.Lock()
+        self._queue = queue
+        self._idle = queue.threads
+        self._started: SimpleQueue[IncomingCall | None] = SimpleQueue()  # calls for idle threads; None ends a thread
         self._shut_down = threading.Event()
-        workers = [
-            threading.Thread(target=self._work, args=(n,), name=f"{name}-{n}", daemon=True) for n in range(threads)
-        ]
+        workers = [threading.Thread(target=self._work, name=f"{name}-{n}", daemon=True) for n in range(queue.threads)]
         expiry = threading.Thread(target=self._expire_queued, name=f"{name}-expiry", daemon=True)
         self._all_threads = [*workers, expiry]
         for thread in self._all_threads:
@@ -65,32 +46,21 @@ class BoundedExecutor(futures.ThreadPoolExecutor):
 
     def in_flight(self) -> int:
         """Returns the number of calls that run."""
-        return sum(self._busy)
+        return self._queue.threads - self._idle
 
     def queue_depth(self) -> int:
         """Returns the number of calls that wait for a thread."""
-        return len(self._queue)
+        return self._queue.depth
 
-    def submit(self, work: Callable[..., Any], /, *args: Any, **_kwargs: Any) -> Any:
-        """Queues or sheds a call once its message has arrived. Drops exceptions: grpcio's server handles its own."""
-        done = CallDone()
-
-        def enqueue(args: Args) -> None:
-            call = _QueuedCall(work, args, done, self._clock())
-            if self._queue and self._queue_full(call.queued_at) and can_shed(args):
-                shed(call.run, call.args, call.done)
-            else:
-                self._queue.append(call)
-                self._wakeups.put(True)
-
-        when_received(args, enqueue)
-        return done
+    def submit(self, _work: Callable[..., Any], /, *args: Any, **_kwargs: Any) -> Any:
+        """Runs, queues or sheds a call once it is admitted and its message has arrived."""
+        self._admission.admit(IncomingCall(args), self._enqueue)
 
     def shutdown(self, wait: bool = False, *, cancel_futures: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002 - Executor's
         """Ends every thread once the queue is empty. Does not wait for them."""
         self._shut_down.set()
-        for _ in self._busy:
-            self._wakeups.put(False)
+        for _ in range(self._queue.threads):
+            self._started.put(None)
 
     def shutdown_and_wait(self, until: float) -> bool:
         """Shuts down, and waits for the threads. Returns whether all have ended.
@@ -102,105 +72,132 @@ class BoundedExecutor(futures.ThreadPoolExecutor):
             thread.join(max(0.0, until - time.monotonic()))
         return not any(thread.is_alive() for thread in self._all_threads)
 
-    def _queue_full(self, now: float) -> bool:
-        return len(self._queue) >= self._max_queue_depth or now - self._first_queued_at() > self._timeout / 2
+    def _enqueue(self, call: IncomingCall) -> None:
+        call.queued_at = self._clock()
+        with self._lock:
+            starts = self._idle > 0 and self._queue.start(call)
+            if starts:
+                self._idle -= 1
+            queued = starts or self._queue.add(call)
+        if starts:
+            self._started.put(call)
+        elif not queued:
+            self._admission.shed(call)
 
-    def _first_queued_at(self) -> float:
-        """Returns the time at which the first call was queued, or infinity when the queue is empty."""
-        try:
-            return self._queue[0].queued_at
-        except IndexError:
-            return math.inf
+    def _work(self) -> None:
+        while (call := self._started.get()) is not None:
+            self._run(call)
+            while (call := self._next_after(call)) is not None:
+                if self._is_too_late(call):
+                    self._admission.shed(call)
+                else:
+                    self._run(call)
 
-    def _work(self, number: int) -> None:
-        while self._wakeups.get():
-            try:
-                call = self._queue.popleft()
-            except IndexError:
-                continue
-            if self._timed_out(call):
-                shed(call.run, call.args, call.done)
-                continue
-            self._busy[number] = True
-            with suppress(BaseException):  # grpcio handles its own errors; the thread must survive all others
-                call.run(*call.args)
-            self._busy[number] = False
-            call.done.finish()
+    def _run(self, call: IncomingCall) -> None:
+        started = self._clock()
+        call.run()
+        call.handler.method.duration.add(self._clock() - started)
+        self._admission.answered(call)
 
-    def _timed_out(self, call: _QueuedCall) -> bool:
-        return self._clock() - call.queued_at >= self._timeout and can_shed(call.args)
+    def _next_after(self, call: IncomingCall) -> IncomingCall | None:
+        with self._lock:
+            following = self._queue.replace(call)
+            if following is None:
+                self._idle += 1
+        return following
+
+    def _is_too_late(self, call: IncomingCall) -> bool:
+        waited = self._clock() - call.queued_at
+        expected: float = call.handler.method.duration.expected()
+        return waited >= self._queue.timeout_seconds or call.seconds_left() < expected
 
     def _expire_queued(self) -> None:
         """Sheds queued calls whose timeout ends while every thread is busy."""
-        wait_seconds = self._timeout
+        wait_seconds = self._queue.timeout_seconds
         while not self._shut_down.wait(wait_seconds):
-            with suppress(IndexError):
-                while self._timed_out(self._queue[0]):
-                    self._shed_first()
-            wait_seconds = min(self._timeout, max(0.001, self._first_queued_at() + self._timeout - self._clock()))
-
-    def _shed_first(self) -> None:
-        call = self._queue.popleft()
-        if self._timed_out(call):
-            shed(call.run, call.args, call.done)
-        else:  # a thread has taken the expired call, and this is the next one
-            self._queue.appendleft(call)
-            self._wakeups.put(True)
+            now = self._clock()
+            with self._lock:
+                expired = list(self._queue.take_expired(now))
+                oldest = self._queue.oldest()
+            for call in expired:
+                self._admission.shed(call)
+            wait_seconds = min(self._queue.timeout_seconds, max(0.001, oldest + self._queue.timeout_seconds - now))
 
 
 class StreamExecutor(futures.ThreadPoolExecutor):
     """Threads for response streams. grpcio accepts only a ThreadPoolExecutor as the executor of a method."""
 
-    def __init__(self, threads: int, name: str, max_queue_depth: int = 0) -> None:
-        """Args: threads, streams that run at once; max_queue_depth, streams that may wait for a thread."""
+    def __init__(
+        self, admission: Admission, threads: int, name: str, max_queue_depth: int = 0, share: float = 1
+    ) -> None:
+        """Args: threads, streams that run at once; max_queue_depth, streams that may wait for a thread.
+
+        share, the largest part of the two that one caller may have, up to 1.
+        """
         super().__init__(threads, name)
+        self._admission = admission
         self._max_in_flight = threads + max_queue_depth
+        self._max_of_caller = math.ceil(self._max_in_flight * share)
         self._lock = threading.Lock()
+        self._callers: Counter[str] = Counter()
         self.in_flight = 0
         """The number of streams that run or wait."""
 
-    def submit(self, work: Callable[..., Any], /, *args: Any, **_kwargs: Any) -> Any:
-        """Runs a stream in a thread once its request has arrived, or sheds it when the limit is reached."""
-        done = CallDone()
+    def submit(self, _work: Callable[..., Any], /, *args: Any, **_kwargs: Any) -> Any:
+        """Runs a stream in a thread once it is admitted and its request has arrived, or sheds it above the limit."""
+        self._admission.admit(IncomingCall(args), self._run)
 
-        def start(args: Args) -> None:
-            if self._reserve(args):
-                super(StreamExecutor, self).submit(work, *args).add_done_callback(lambda _: self._release(done))
-            else:
-                shed(work, args, done)
+    def _run(self, call: IncomingCall) -> None:
+        if self._reserve(call.caller):
+            super().submit(call.run).add_done_callback(lambda _: self._release(call))
+        else:
+            self._admission.shed(call)
 
-        when_received(args, start)
-        return done
-
-    def _reserve(self, args: Args) -> bool:
+    def _reserve(self, caller: str) -> bool:
         with self._lock:
-            if self.in_flight >= self._max_in_flight and can_shed(args):
+            if self.in_flight >= self._max_in_flight or self._callers[caller] >= self._max_of_caller:
                 return False
             self.in_flight += 1
+            self._callers[caller] += 1
         return True
 
-    def _release(self, done: CallDone) -> None:
+    def _release(self, call: IncomingCall) -> None:
+        self._admission.answered(call)
         with self._lock:
             self.in_flight -= 1
-        done.finish()
+            self._callers[call.caller] -= 1
 
 
 class Executors:
     """One executor for each class of calls, so that no class can use up the threads of another."""
 
-    def __init__(self, config: Config, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, config: Config, admission: Admission, clock: Callable[[], float] = time.monotonic) -> None:
         """Starts the threads. Args: clock, the clock of the queue timeout, in seconds."""
-        queue = config.max_queue_depth, config.queue_timeout_seconds, clock
-        self.reads: Final = BoundedExecutor(min(config.read_threads, config.threads), "read", *queue)
-        self.writes: Final = BoundedExecutor(config.threads, "write", *queue)
-        self.probes: Final = BoundedExecutor(_PROBE_THREADS, "probe", *queue)
+        self._admission = admission
+        self._config = config
+        self._clock = clock
+        share = config.caller_share()
+        threads = min(config.read_threads, config.threads)
+        self.reads: Final = self._fair("read", threads, share)
+        self.scans: Final = self._fair("scan", math.ceil(threads / 2), share)
+        self.writes: Final = self._fair("write", config.threads, share)
+        self.bulk_writes: Final = self._fair("bulk_write", min(limits.BULK_WRITE_THREADS, config.threads), share)
+        self.probes: Final = self._fair("probe", _PROBE_THREADS, share=1)
         # A few more threads than watches: a watch above the limit is rejected at once and does not wait.
-        self.watches: Final = StreamExecutor(config.max_watches + 4, "watch", config.max_queue_depth)
-        self.health_watches: Final = StreamExecutor(limits.MAX_HEALTH_WATCHES, "health")
-        self.reflection: Final = StreamExecutor(limits.MAX_REFLECTION_STREAMS, "reflection")
+        self.watches: Final = StreamExecutor(admission, config.max_watches + 4, "watch", config.max_queue_depth)
+        self.health_watches: Final = StreamExecutor(admission, limits.MAX_HEALTH_WATCHES, "health")
+        self.reflection: Final = StreamExecutor(admission, limits.MAX_REFLECTION_STREAMS, "reflection", share=share)
+
+    def unary(self) -> dict[str, FairExecutor]:
+        """Returns the executors of the contract's unary calls, by name."""
+        return {"read": self.reads, "scan": self.scans, "write": self.writes, "bulk_write": self.bulk_writes}
 
     def shutdown_and_wait(self, seconds: float) -> bool:
         """Shuts down the executors of unary calls, which may write. Returns whether all threads ended in time."""
         until = time.monotonic() + seconds
-        ended = [executor.shutdown_and_wait(until) for executor in (self.reads, self.writes, self.probes)]
+        ended = [executor.shutdown_and_wait(until) for executor in (*self.unary().values(), self.probes)]
         return all(ended)
+
+    def _fair(self, name: str, threads: int, share: float) -> FairExecutor:
+        queue = FairQueue(threads, self._config.max_queue_depth, self._config.queue_timeout_seconds, share)
+        return FairExecutor(self._admission, name, queue, self._clock)

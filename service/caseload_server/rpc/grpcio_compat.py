@@ -1,12 +1,15 @@
-"""Receives a call's message before the call takes a thread. The only module that uses private names of grpcio.
+"""One call, as grpcio's server hands it to an executor. The only module that uses private names of grpcio.
 
 grpcio itself takes a thread and lets it wait for the message. A caller that never sends one keeps the thread, and a few
 dozen such calls stop a server. Receiving the message first also saves each call two thread switches.
 
-`grpcio_supported` compares grpcio's private functions with those known here. When they differ, calls run as grpcio runs
-them, without load shedding, and `warn_unsupported_grpcio` logs it. The project pins grpcio to the tested range.
+`check_grpcio` compares grpcio's private functions with those known here: a server with any other grpcio does not start.
+The project pins grpcio to the tested range.
 """
 
+import math
+import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from inspect import signature
@@ -17,15 +20,15 @@ import structlog
 from grpc import _server
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
-_log = structlog.get_logger()
+from caseload_server.config import SettingError
 
-Args = tuple[Any, ...]
-"""What grpcio submits to an executor: one of its functions, and then the arguments of that function."""
+_log = structlog.get_logger()
 
 _POOL_PARAMETERS: Final = [
     *("rpc_event", "state", "behavior", "argument_thunk", "request_deserializer", "response_serializer")
 ]
 _PARAMETERS: Final = {
+    "_Context": ["rpc_event", "state", "request_deserializer"],
     "_is_rpc_state_active": ["state"],
     "_receive_message": ["state", "call", "request_deserializer"],
     "_unary_response_in_pool": _POOL_PARAMETERS,
@@ -33,91 +36,108 @@ _PARAMETERS: Final = {
 }
 
 
-def grpcio_supported() -> bool:
-    """Returns whether grpcio has the private names used here, with the same parameters."""
+def check_grpcio() -> None:
+    """Raises SettingError unless grpcio has the private names used here, with the same parameters."""
     private = vars(_server)
-    return "_RECEIVE_MESSAGE_TOKEN" in private and all(
-        name in private and list(signature(private[name]).parameters) == parameters
+    if "_RECEIVE_MESSAGE_TOKEN" not in private or any(
+        name not in private or list(signature(private[name]).parameters) != parameters
         for name, parameters in _PARAMETERS.items()
+    ):
+        raise SettingError("grpcio", f"version {grpc.__version__} is not supported: install one that the server pins")
+
+
+class IncomingCall:
+    """One call, from the arrival of its headers to its end. The handler gets it in place of the request."""
+
+    __slots__ = (
+        *("_event", "_in_pool", "_parse", "_state", "_thunk", "_write"),
+        *("caller", "handler", "message", "queued_at", "stalls_at", "untaken"),
     )
 
+    def __init__(self, arguments: tuple[Any, ...]) -> None:
+        """Args: arguments, those that grpcio submits to an executor."""
+        self._in_pool, self._event, self._state, self.handler, self._thunk, self._parse, self._write = arguments
+        self.message: Any = None
+        """The bytes of the request once they have arrived, or the iterator of a stream of requests."""
+        self.caller = ""
+        """The name of the principal; empty for a public method."""
+        self.queued_at = 0.0
+        """By the executor's clock, in seconds."""
+        self.stalls_at = math.inf
+        """The time.monotonic() at which the caller has taken too long to send its message, or to take an answer."""
+        self.untaken: Counter[str] | None = None
+        """The size of the answer, by all that it counts for."""
 
-_SUPPORTED: Final = grpcio_supported()
+    def is_active(self) -> bool:
+        """Returns whether the call can still be answered."""
+        return bool(_server._is_rpc_state_active(self._state))
 
+    def is_received(self) -> bool:
+        """Returns whether the message has arrived. A stream of requests counts as arrived: its handler reads it."""
+        return self.message is not None or self._thunk.__name__ != "unary_request"
 
-def warn_unsupported_grpcio() -> None:
-    """Logs a warning when grpcio is not supported: no call is shed, and callers that send no message hold threads."""
-    if not _SUPPORTED:
-        _log.warning("load shedding is off: unsupported grpcio", grpcio=grpc.__version__)
+    def seconds_left(self) -> float:
+        """Returns the time until the call's deadline, in seconds."""
+        return float(self._event.call_details.deadline) - time.time()
 
+    def peer(self) -> str:
+        """Returns the address of the connection."""
+        return str(self._event.call.peer(), "utf-8")
 
-class CallDone:
-    """The part of a Future that grpcio's server uses: one callback, which runs once the call has ended."""
+    def authorize(self, check: Callable[[grpc.ServicerContext], str]) -> None:
+        """Runs a check in the context of the call, and sets `caller` to the name that it returns."""
+        context = _server._Context(self._event, self._state, None)
+        self.caller = self._state.context.run(check, context)
 
-    __slots__ = ("_callback", "_first")
+    def on_end(self, callback: Callable[[], None]) -> None:
+        """Adds a callback for the end of the call, when its answer was taken or the caller has gone.
 
-    def __init__(self) -> None:
-        self._first: dict[str, str] = {}
+        It runs in the thread that receives calls. Only for the thread that receives this call.
+        """
+        self._state.callbacks.append(callback)
 
-    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
-        """Sets the callback. Runs it at once when the call has already ended."""
-        self._callback = callback
-        self._arrive("callback")
+    def receive(self, proceed: Callable[["IncomingCall"], None]) -> None:
+        """Calls `proceed` once the message has arrived, or will not arrive. Takes no thread until then."""
+        if self.is_received():
+            proceed(self)
+            return
+        state = self._state
+        received = _server._receive_message(state, self._event.call, self._parse)
 
-    def finish(self) -> None:
-        """Marks the call as ended."""
-        self._arrive("end")
+        def arrived(batch: Any) -> Any:
+            outcome = received(batch)
+            self.message, state.request = state.request, None
+            try:
+                proceed(self)
+            except Exception as error:  # noqa: BLE001 - it would end the thread that receives calls
+                _log.error("call dropped", type=type(error).__qualname__)
+                self.cancel()
+            return outcome
 
-    def _arrive(self, event: str) -> None:
-        # setdefault is atomic: the event that comes second sees the first one, and runs the callback.
-        if self._first.setdefault("first", event) != event:
-            self._callback(self)
+        with state.condition:
+            self._event.call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), arrived)
+            state.due.add(_server._RECEIVE_MESSAGE_TOKEN)
 
+    def run(self) -> None:
+        """Runs the handler in the current thread, and answers the call."""
+        self._answer(self.handler, self._argument)
 
-def _runs_in_pool(args: Args) -> bool:
-    in_pool = (_server._unary_response_in_pool, _server._stream_response_in_pool)
-    return _SUPPORTED and bool(args) and args[0] in in_pool
+    def refuse(self, handler: Callable[["IncomingCall", grpc.ServicerContext], Any]) -> None:
+        """Runs another handler in place of the call's own. It must not read the message."""
+        self._answer(handler, lambda: self if self.is_active() else None)
 
+    def cancel(self) -> None:
+        """Ends the call without an answer."""
+        self._event.call.cancel()
 
-def when_received(args: Args, proceed: Callable[[Args], Any]) -> None:
-    """Calls `proceed` once the call's message has arrived or the call has ended. Takes no thread until then."""
-    # A stream of requests has a different thunk, and is read while the call runs.
-    if not (_runs_in_pool(args) and args[4].__name__ == "unary_request"):
-        proceed(args)
-        return
-    run, event, state, behavior, _, parse, write = args
-    received = _server._receive_message(state, event.call, parse)
+    def _answer(self, handler: Any, argument: Callable[[], Any]) -> None:
+        with suppress(BaseException):  # grpcio handles its own errors; the thread must survive all others
+            self._state.context.run(
+                self._in_pool, self._event, self._state, handler, argument, self._parse, self._write
+            )
 
-    def arrived(batch: Any) -> Any:
-        outcome = received(batch)
-        request, state.request = state.request, None
-
-        def thunk() -> Any:
-            return request if _server._is_rpc_state_active(state) else None  # no work for a call that has ended
-
-        proceed(args if request is None else (run, event, state, behavior, thunk, parse, write))
-        return outcome
-
-    with state.condition:
-        event.call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), arrived)
-        state.due.add(_server._RECEIVE_MESSAGE_TOKEN)
-
-
-def can_shed(args: Args) -> bool:
-    """Returns whether `shed` can reject the call: its handler has a `shed` function, and grpcio is supported."""
-    return _runs_in_pool(args) and hasattr(args[3], "shed")
-
-
-def shed(run: Callable[..., Any], args: Args, done: CallDone) -> None:
-    """Runs the handler's `shed` function instead of the handler, in the current thread."""
-    in_pool, event, state, behavior, thunk, *rest = args
-    if (
-        thunk.__name__ == "unary_request"
-    ):  # no message has arrived, and this thunk would wait for the thread that receives it
-
-        def thunk() -> Any:
-            return b"" if _server._is_rpc_state_active(state) else None
-
-    with suppress(BaseException):  # the thread must survive any error
-        run(in_pool, event, state, behavior.shed, thunk, *rest)
-    done.finish()
+    def _argument(self) -> "IncomingCall | None":
+        if self.message is None:
+            self.message = self._thunk()  # a stream of requests, or grpcio's error for a call without a message
+            return self if self.message is not None else None
+        return self if self.is_active() else None  # no work for a call that has ended

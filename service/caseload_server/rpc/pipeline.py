@@ -1,35 +1,60 @@
 """The layer around every call: it takes the bytes of a request and returns bytes or a gRPC status, and nothing else."""
 
+import math
+import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 import grpc
 import structlog
-from google.protobuf.message import DecodeError
+from google.protobuf import descriptor_pool
 from grpc_health.v1 import health
 from grpc_status import rpc_status
 
-from caseload_server.domain import errors
+from caseload_server.domain import errors, limits
+from caseload_server.domain.call_deadline import read_deadline
 from caseload_server.observability.access_log import AccessLog, CallRecord, MethodLog
-from caseload_server.rpc.retry_delays import RetryDelays
+from caseload_server.rpc.admission import Admission, Handler, Method
+from caseload_server.rpc.grpcio_compat import IncomingCall
+from caseload_server.rpc.request_parser import request_parser
 from caseload_server.rpc.status_map import CODE_NAMES, retry_pushback, to_status
 from caseload_server.security.auth import Auth, required_permission
 from caseload_server.security.principal import current_principal
+from caseload_server.validation.request_sizes import max_request_bytes
 
 _log = structlog.get_logger()
+
+
+_SCANS: Final = ("List", "BatchGet")
+"""Prefixes of the reads that may return many records. They have threads of their own."""
+_BULK_WRITES: Final = ("Transfer", "Delete")
+"""Prefixes of the writes that may change many assignments. They have threads of their own."""
 
 
 class MethodExecutors(NamedTuple):
     """The executors that a service's methods run in. Each class of calls has its own, so none can starve another."""
 
     reads: futures.ThreadPoolExecutor
+    scans: futures.ThreadPoolExecutor
     writes: futures.ThreadPoolExecutor
+    bulk_writes: futures.ThreadPoolExecutor
     streams: futures.ThreadPoolExecutor
+
+    @classmethod
+    def same(cls, unary: futures.ThreadPoolExecutor, streams: futures.ThreadPoolExecutor) -> "MethodExecutors":
+        """Returns one executor for all unary methods, and one for the streams."""
+        return cls(unary, unary, unary, unary, streams)
+
+    def of(self, service: str, name: str) -> futures.ThreadPoolExecutor:
+        """Returns the executor of a unary method. Args: service, its full name."""
+        if required_permission(service, name) == "write":
+            return self.bulk_writes if name.startswith(_BULK_WRITES) else self.writes
+        return self.scans if name.startswith(_SCANS) else self.reads
 
 
 class PipelineServer:
@@ -39,14 +64,14 @@ class PipelineServer:
     """
 
     def __init__(
-        self, server: Any, auth: Auth, log: AccessLog, executors: MethodExecutors, retry_delays: RetryDelays
+        self, server: Any, auth: Auth, log: AccessLog, executors: MethodExecutors, admission: Admission
     ) -> None:
-        """Args: server, receives the wrapped handlers; executors, run them; retry_delays, for calls that are shed."""
+        """Args: server, receives the wrapped handlers; executors, run them; admission, counts their answers."""
         self._server = server
         self._auth = auth
         self._log = log
         self._executors = executors
-        self._retry_delays = retry_delays
+        self._admission = admission
 
     def add_generic_rpc_handlers(self, handlers: Any) -> None:
         """Does nothing: the generated code also registers the same handlers with the method below."""
@@ -61,20 +86,22 @@ class PipelineServer:
     def _wrap(self, service: str, name: str, handler: Any) -> "grpc.RpcMethodHandler[Any, Any]":
         # The pipeline parses requests itself, because grpcio would answer INTERNAL to one that it cannot parse.
         # It also serializes responses, so that the access log knows how the call ended.
-        pipeline = _MethodPipeline(self._auth.authorizer(service, name), MethodLog(self._log, service, name))
-        parse, serialize = handler.request_deserializer, handler.response_serializer
+        pipeline = _MethodPipeline(self._admission, MethodLog(self._log, service, name))
+        contract: Any = descriptor_pool.Default().FindMethodByName(f"{service}.{name}")
+        max_bytes = max_request_bytes(contract.input_type)
+        parse = request_parser(handler.request_deserializer, max_bytes)
+        serialize = handler.response_serializer
         call: Any
         if handler.unary_unary:
             call = pipeline.unary_call(parse, handler.unary_unary, serialize)
-            writes = required_permission(service, name) == "write"
-            call.experimental_thread_pool = self._executors.writes if writes else self._executors.reads
+            call.experimental_thread_pool = self._executors.of(service, name)
         else:
             call = pipeline.stream_call(parse, handler.unary_stream or handler.stream_stream, serialize)
             call.experimental_thread_pool = self._executors.streams
-        if service != health.SERVICE_NAME:
-            call.shed = pipeline.shed_call(self._retry_delays)
-        else:  # a health check is answered even under overload: that costs no more than to shed it
-            call.shed = call if handler.unary_unary else pipeline.reject_health_watch
+        shed: Callable[[errors.DomainError], Handler] | None = None
+        if service == health.SERVICE_NAME:  # it is answered even under overload: that costs no more than to shed it
+            shed = lambda _error: call if handler.unary_unary else pipeline.reject_health_watch  # noqa: E731 - short
+        call.method = Method(self._auth.authorizer(service, name), max_bytes, pipeline.refusal, shed)
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(call)
         if handler.unary_stream:
@@ -83,28 +110,28 @@ class PipelineServer:
 
 
 class _MethodPipeline:
-    """Authorizes, parses, runs, serializes and logs the calls of one method."""
+    """Parses, runs, serializes and logs the calls of one method. Admission has authorized them."""
 
-    def __init__(self, authorize: Callable[[grpc.ServicerContext], None], log: MethodLog) -> None:
-        self._authorize = authorize
+    def __init__(self, admission: Admission, log: MethodLog) -> None:
+        self._admission = admission
         self._log = log
 
     def unary_call(
         self, parse: Callable[[bytes], Any], handler: Any, serialize: Callable[[Any], bytes]
     ) -> Callable[..., bytes]:
-        authorize, log = self._authorize, self._log
+        log, count_answer = self._log, self._admission.count_answer
 
-        def call(data: bytes, context: grpc.ServicerContext) -> bytes:
+        def call(incoming: IncomingCall, context: grpc.ServicerContext) -> bytes:
             record = CallRecord(context)
             try:
-                authorize(context)
                 _check_deadline(context)
-                record.request = request = _parse(parse, data)
+                record.request = request = parse(incoming.message)
                 response = handler(request, context)
                 serialized = serialize(response)
+                count_answer(incoming, len(serialized))
                 record.response = response
             except errors.DomainError as error:
-                record.error = error
+                record.error = error.with_traceback(None)  # its frames would keep the response in memory
             except Exception as error:  # noqa: BLE001 - this layer turns every unexpected error into INTERNAL
                 record.error = _internal_error(log.method, error)
             log.finish(record, _code_name(record))
@@ -119,18 +146,19 @@ class _MethodPipeline:
     ) -> Callable[..., Any]:
         """Handles one request or a stream of requests. The access log names the ids of a single request only."""
 
-        def call(data: bytes | Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-            record = CallRecord(context)
+        def call(incoming: IncomingCall, context: grpc.ServicerContext) -> Iterator[bytes]:
+            record, data = CallRecord(context), incoming.message
+            record.principal = current_principal.get(None)  # an abandoned generator ends outside its context
             try:
-                self._authorize(context)
-                record.principal = current_principal.get(None)  # an abandoned generator ends outside its context
                 _check_deadline(context)
-                record.request = _parse(parse, data) if isinstance(data, bytes) else None
+                record.request = parse(data) if isinstance(data, bytes) else None
                 for response in handler(record.request or _parse_stream(parse, data), context):
                     self._log.add_streamed_ids(record, response)
+                    self._admission.answered(incoming)
                     yield serialize(response)
+                    incoming.stalls_at = math.inf
             except errors.DomainError as error:
-                record.error = error
+                record.error = error.with_traceback(None)  # its frames would keep the response in memory
             except Exception as error:  # noqa: BLE001 - as above
                 record.error = _internal_error(self._log.method, error)
             finally:  # also when the caller has disconnected and grpcio abandons this generator
@@ -140,18 +168,18 @@ class _MethodPipeline:
 
         return call
 
-    def shed_call(self, retry_delays: RetryDelays) -> Callable[..., NoReturn]:
-        """Returns the function that runs instead of the call under overload. It reads no credentials and no request."""
+    def refusal(self, error: errors.DomainError) -> Handler:
+        """Returns the handler of a call that is refused before its request was read."""
 
-        def shed(_data: bytes | Iterator[bytes], context: grpc.ServicerContext) -> NoReturn:
+        def refuse(_incoming: IncomingCall, context: grpc.ServicerContext) -> NoReturn:
             record = CallRecord(context)
-            record.error = errors.Overloaded(retry_delays.next_seconds())
+            record.error = error
             self._log.finish(record, _code_name(record))
-            _abort(context, record.error)
+            _abort(context, error)
 
-        return shed
+        return refuse
 
-    def reject_health_watch(self, _data: bytes, context: grpc.ServicerContext) -> NoReturn:
+    def reject_health_watch(self, _incoming: IncomingCall, context: grpc.ServicerContext) -> NoReturn:
         """Rejects a health watch above the limit.
 
         On UNIMPLEMENTED, client libraries assume that the server has no health service, and keep sending calls to it.
@@ -176,21 +204,17 @@ def _code_name(record: CallRecord) -> str:
 
 
 def _check_deadline(context: grpc.ServicerContext) -> None:
-    if context.time_remaining() == 0:
+    """Sets the time at which the call's reads end. Raises DeadlineExceeded when the call's deadline has passed."""
+    seconds = context.time_remaining()
+    if seconds == 0:
         raise errors.DeadlineExceeded
-
-
-def _parse(parse: Callable[[bytes], Any], data: bytes) -> Any:
-    try:
-        return parse(data)
-    except DecodeError:
-        raise errors.InvalidField(errors.Violation("", "does not parse as this method's request message")) from None
+    read_deadline.set(time.monotonic() + min(seconds, limits.MAX_READ_SECONDS))
 
 
 def _parse_stream(parse: Callable[[bytes], Any], stream: Any) -> Iterator[Any]:
     with suppress(grpc.RpcError):  # the caller has disconnected
         for data in stream:
-            yield _parse(parse, data)
+            yield parse(data)
 
 
 def _abort(context: grpc.ServicerContext, error: errors.DomainError) -> NoReturn:

@@ -1,6 +1,5 @@
 """Builds the gRPC server from its parts, starts it and stops it."""
 
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -29,11 +28,13 @@ from caseload_server.domain import limits
 from caseload_server.observability import logs
 from caseload_server.observability.access_log import AccessLog, LogFile, LogSink
 from caseload_server.observability.readiness import LIVENESS_SERVICE, READINESS_SERVICES, Readiness
+from caseload_server.open_files import max_connections
+from caseload_server.rpc.admission import Admission
 from caseload_server.rpc.executors import Executors
-from caseload_server.rpc.grpcio_compat import warn_unsupported_grpcio
+from caseload_server.rpc.grpcio_compat import check_grpcio
+from caseload_server.rpc.health_service import HealthServicer
 from caseload_server.rpc.open_streams import OpenStreams
 from caseload_server.rpc.pipeline import MethodExecutors, PipelineServer
-from caseload_server.rpc.retry_delays import RetryDelays
 from caseload_server.security.api_keys import read_keys_file
 from caseload_server.security.auth import Auth
 from caseload_server.security.file_reload import ReloadedFiles
@@ -57,6 +58,7 @@ class ServerParts(NamedTuple):
     """Bound to its address. Its default executor is the one for reads."""
     address: str
     """HOST:PORT with the real port."""
+    admission: Admission
     executors: Executors
     store: RelationshipStore
     auth: Auth
@@ -78,12 +80,10 @@ class CaseloadServer:
         self._parts = parts
         self._is_ready = False
         self._is_stopping = False
-        self._retry_delays = RetryDelays()
         self._library_streams = OpenStreams(parts.grpc_server)
         self._readiness = Readiness(parts.store.check, self._set_readiness)
-        self._watches = Watches(parts.store, config.max_watches)
-        # The non-blocking servicer sends while it holds its lock: a watcher that reads nothing would block the others.
-        self._health = health.HealthServicer(experimental_non_blocking=False)
+        self._watches = Watches(parts.store, config.max_watches, config.caller_share())
+        self._health = HealthServicer()
         self._register_caseload_services(clock)
         self._register_library_services()
         if parts.metrics:
@@ -93,9 +93,10 @@ class CaseloadServer:
         """Registers the services of the contract."""
         store, executors = self.store, self._parts.executors
         page_tokens = PageTokens(store.keys.secret)
-        server: Any = self._pipeline(
-            self._parts.grpc_server, MethodExecutors(executors.reads, executors.writes, executors.watches)
+        method_executors = MethodExecutors(
+            executors.reads, executors.scans, executors.writes, executors.bulk_writes, executors.watches
         )
+        server: Any = self._pipeline(self._parts.grpc_server, method_executors)
         therapists = TherapistServicer(store, page_tokens, clock)
         therapist_service_pb2_grpc.add_TherapistServiceServicer_to_server(therapists, server)
         patients = PatientServicer(store, page_tokens, clock)
@@ -108,16 +109,16 @@ class CaseloadServer:
     def _register_library_services(self) -> None:
         """Registers health and reflection. Their streams stay open until a stop cancels them."""
         executors, server = self._parts.executors, self._library_streams
-        health_executors = MethodExecutors(executors.probes, executors.probes, executors.health_watches)
+        health_executors = MethodExecutors.same(executors.probes, executors.health_watches)
         health_server: Any = self._pipeline(server, health_executors)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, health_server)
-        reflection_executors = MethodExecutors(executors.probes, executors.probes, executors.reflection)
+        reflection_executors = MethodExecutors.same(executors.probes, executors.reflection)
         reflection_server: Any = self._pipeline(server, reflection_executors)
         service_names = (*READINESS_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(service_names, reflection_server)
 
     def _pipeline(self, server: Any, executors: MethodExecutors) -> PipelineServer:
-        return PipelineServer(server, self._parts.auth, self._parts.access_log, executors, self._retry_delays)
+        return PipelineServer(server, self._parts.auth, self._parts.access_log, executors, self._parts.admission)
 
     def _add_gauges(self, metrics: "Metrics") -> None:
         metrics.add_gauge("ready", lambda: self._is_ready)
@@ -125,13 +126,12 @@ class CaseloadServer:
         metrics.add_gauge("watches_limit", lambda: self._config.max_watches)
         for name, labels, sample in self.store.gauges():
             metrics.add_gauge(name, sample, **labels)
-        for pool, executor in (("read", self._parts.executors.reads), ("write", self._parts.executors.writes)):
+        for pool, executor in self._parts.executors.unary().items():
             metrics.add_gauge("in_flight", executor.in_flight, pool=pool)
             metrics.add_gauge("waiting", executor.queue_depth, pool=pool)
 
     def start(self) -> None:
         """Starts to serve calls, and becomes SERVING."""
-        warn_unsupported_grpcio()
         self._parts.grpc_server.start()
         self._health.set(LIVENESS_SERVICE, health_pb2.HealthCheckResponse.SERVING)
         self._set_readiness(True)
@@ -158,6 +158,7 @@ class CaseloadServer:
         calls_ended = stopped.wait(self._config.grace_seconds + _CANCELLED_CALLS_SECONDS)
         # Calls that outlast the grace period are cancelled, but may still write. They are logged before the log closes.
         threads_ended = self._parts.executors.shutdown_and_wait(_CANCELLED_CALLS_SECONDS)
+        self._parts.admission.close()
         self.store.close()
         if calls_ended and threads_ended:
             self._parts.access_log.close()
@@ -183,9 +184,12 @@ def build_server(
     Raises SettingError, after it has closed all that it opened.
     """
     config.check()
+    check_grpcio()
     auth, credentials = Auth(_api_keys(config)), _credentials(config)
     with ExitStack() as opened:
-        executors = Executors(config, monotonic)
+        admission = Admission(config.caller_share())
+        opened.callback(admission.close)
+        executors = Executors(config, admission, monotonic)
         opened.callback(executors.shutdown_and_wait, 0)
         grpc_server = grpc.server(executors.reads, options=_channel_options(config))
         opened.callback(grpc_server.stop, None)
@@ -197,7 +201,7 @@ def build_server(
         opened.callback(store.close)
         access_log = AccessLog(_access_log_sink(config), metrics)
         opened.callback(access_log.close)
-        parts = ServerParts(grpc_server, address, executors, store, auth, access_log, metrics, page)
+        parts = ServerParts(grpc_server, address, admission, executors, store, auth, access_log, metrics, page)
         server = CaseloadServer(config, parts, clock)
         opened.pop_all()  # from here on the server closes them
     return server
@@ -242,23 +246,23 @@ def _channel_options(config: Config) -> list[tuple[str, int]]:
 
     https://grpc.github.io/grpc/core/group__grpc__arg__keys.html
     """
-    max_open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    max_connections = min(config.max_connections, max_open_files - limits.RESERVED_FILES)
     return [
         ("grpc.so_reuseport", int(config.workers > 1)),  # otherwise a second server could share the port unnoticed
         ("grpc.max_receive_message_length", limits.MAX_MESSAGE_BYTES),
         ("grpc.max_metadata_size", limits.MAX_METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", limits.MAX_METADATA_BYTES),  # between the two, grpc would reject at random
-        # One connection may carry every watch that can be open, and other calls beside them. The library rejects calls
-        # above the limit at once when the caller has not received the limit yet, so the limit leaves room for a burst.
-        ("grpc.max_concurrent_streams", config.max_watches + 1000),
+        # One connection may carry every watch that can be open, and other calls beside them.
+        ("grpc.max_concurrent_streams", config.max_watches + limits.MAX_CALLS_PER_CONNECTION),
+        # What a caller may send before its message is asked for. The probe would raise it to megabytes.
+        ("grpc.http2.lookahead_bytes", limits.LOOKAHEAD_BYTES),
+        ("grpc.http2.bdp_probe", 0),
         # This protection counts calls that have ended until they are cleaned up, so it would reject a caller that keeps
         # to the limit. max_pending_requests below bounds the calls that callers cancel as soon as they begin.
         ("grpc.http.overload_protection", 0),
         # When the process has no time to accept calls to a method, the library rejects what exceeds a burst.
         ("grpc.server.max_pending_requests", config.max_watches + 1000),
         ("grpc.server.max_pending_requests_hard_limit", config.max_watches + 1000),
-        ("grpc.max_allowed_incoming_connections", max(1, max_connections)),
+        ("grpc.max_allowed_incoming_connections", max_connections(config)),
         ("grpc.server_handshake_timeout_ms", limits.HANDSHAKE_TIMEOUT_MS),
         ("grpc.http2.settings_timeout", limits.HANDSHAKE_TIMEOUT_MS),  # until then the metadata limit does not apply
         ("grpc.max_connection_idle_ms", limits.MAX_CONNECTION_IDLE_MS),

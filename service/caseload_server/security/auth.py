@@ -48,20 +48,22 @@ class Auth:
         """Args: keys, returns the current keys; None when every caller on this machine has all permissions."""
         self._keys = keys
 
-    def authorizer(self, service: str, method: str) -> Callable[[grpc.ServicerContext], None]:
-        """Returns the check for calls of one method. The check sets the current principal, except for public methods.
+    def authorizer(self, service: str, method: str) -> Callable[[grpc.ServicerContext], str]:
+        """Returns the check for calls of one method.
 
-        The check raises Unauthenticated and PermissionDenied.
+        The check sets the current principal and returns its name. For a public method it only returns an empty name.
+        It raises Unauthenticated and PermissionDenied.
         """
         needed = required_permission(service, method)
 
-        def authorize(context: grpc.ServicerContext) -> None:
+        def authorize(context: grpc.ServicerContext) -> str:
             principal = self.authenticate(context)
             current_principal.set(principal)
             if needed not in principal.permissions:
                 raise errors.PermissionDenied(permission=needed)
+            return principal.name
 
-        return authorize if needed != PUBLIC else lambda _context: None
+        return authorize if needed != PUBLIC else lambda _context: ""
 
     def authenticate(self, context: grpc.ServicerContext) -> Principal:
         """Returns the principal that the call's credentials belong to. Raises Unauthenticated."""

@@ -15,6 +15,8 @@ _log = structlog.get_logger()
 
 CHECK_INTERVAL_SECONDS: Final = 1.0
 """The files are checked for changes at most this often."""
+_MAX_WAIT_SECONDS: Final = 1.0
+"""How long a caller waits for files that do not respond. While they do not, the last good value stays."""
 
 
 class ReloadedFiles(Generic[T]):
@@ -37,13 +39,21 @@ class ReloadedFiles(Generic[T]):
         self._value = read()
 
     def value(self) -> T:
-        """Returns the value. It reflects the files as of at most CHECK_INTERVAL_SECONDS ago."""
+        """Returns the value. It reflects the files as of at most CHECK_INTERVAL_SECONDS ago.
+
+        The files are read in a thread of their own: the thread that receives calls must not wait for a disk that hangs.
+        """
         if self._clock() >= self._next_check and self._lock.acquire(blocking=False):
-            try:
-                self._reload_if_changed()
-            finally:
-                self._lock.release()
+            reload = threading.Thread(target=self._reload, name="file-reload", daemon=True)
+            reload.start()
+            reload.join(_MAX_WAIT_SECONDS)
         return self._value
+
+    def _reload(self) -> None:
+        try:
+            self._reload_if_changed()
+        finally:
+            self._lock.release()
 
     def _reload_if_changed(self) -> None:
         self._next_check = self._clock() + CHECK_INTERVAL_SECONDS

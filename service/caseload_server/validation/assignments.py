@@ -139,14 +139,14 @@ def _fields_to_correct(request: assignment_pb.UpdateAssignmentRequest, violation
     """Returns the fields to correct or compare. No mask means the fields that are set; "*" means all."""
     set_fields = {field.name for field, _ in request.assignment.ListFields()}
     immutable = [name for name in _IMMUTABLE if name in set_fields]
+    if len(request.update_mask.paths) > limits.MAX_MASK_PATHS:
+        violations.add("update_mask", f"must have at most {limits.MAX_MASK_PATHS} paths")
+        return []
     paths = list(request.update_mask.paths)
     if not paths:
         return [*immutable, *(name for name in _CORRECTABLE if name in set_fields)]
     if paths == ["*"]:
         return [*immutable, *_CORRECTABLE]
-    if len(paths) > limits.MAX_MASK_PATHS:
-        violations.add("update_mask", f"must have at most {limits.MAX_MASK_PATHS} paths")
-        return []
     for index, path in enumerate(paths):
         if path not in (*_CORRECTABLE, *_IMMUTABLE, "assignment_id"):
             violations.add(f"update_mask.paths[{index}]", "must be focus, start_time, end_time or end_reason")

@@ -159,11 +159,11 @@ def _fields_to_set(
     if not mask.paths:
         set_fields = _set_fields(message)
         return [name for name in record.rules if name in set_fields]
-    if list(mask.paths) == ["*"]:
-        return list(record.rules)
     if len(mask.paths) > limits.MAX_MASK_PATHS:
         violations.add("update_mask", f"must have at most {limits.MAX_MASK_PATHS} paths")
         return []
+    if list(mask.paths) == ["*"]:
+        return list(record.rules)
     for index, path in enumerate(mask.paths):
         if path not in record.rules and path != f"{record.name}_id":
             violations.add(f"update_mask.paths[{index}]", _path_violation(record, path))
@@ -202,13 +202,13 @@ def record_id(value: str, field: str) -> str:
     return value
 
 
-def batch_ids(ids: Iterable[str], field: str) -> list[str]:
+def batch_ids(ids: Sequence[str], field: str) -> list[str]:
     """Returns the ids of a BatchGet request. Args: field, the name of the ids' field in the request."""
-    checked = list(ids)
     violations = ValidationErrors()
-    if not 1 <= len(checked) <= limits.MAX_BATCH_SIZE:
+    if not 1 <= len(ids) <= limits.MAX_BATCH_SIZE:
         violations.add(field, f"must have 1 to {limits.MAX_BATCH_SIZE} entries")
         violations.raise_if_any()
+    checked = list(ids)
     for index, one in enumerate(checked):
         if not ID_PATTERN.fullmatch(one):  # to format a path for each id would take longer than the rest
             rules.record_id(one, f"{field}[{index}]", violations)

@@ -25,8 +25,13 @@ _CONTROL_PATTERN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud
 """Control characters of every kind. Those that set the writing direction could make one name look like another."""
 _INVISIBLE_LETTERS = "\u115f\u1160\u2800\u3164\uffa0"
 """Hangul fillers and the empty Braille cell: Unicode counts them as letters and symbols, but they show nothing."""
-_MAX_INPUT_CHARACTERS = 100_000
-"""A longer text is rejected before any work is spent on it."""
+_MAX_COMPOSED_CHARACTERS = 4
+"""Normalization (NFC) composes at most this many characters into one."""
+_MAX_MARKS_IN_A_ROW = 30
+"""Combining marks in a row, as in https://unicode.org/reports/tr15/#Stream_Safe_Text_Format. To normalize n of them can
+take n * n steps."""
+_POSSIBLE_MARKS = re.compile(rf"[^\w\x00-\x7f]{{{_MAX_MARKS_IN_A_ROW + 1},}}")
+"""Letters, digits and ASCII are no marks. This is faster than to look up the category of each character."""
 NPI_SYSTEM = "http://hl7.org/fhir/sid/us-npi"
 """The identifier system of the US National Provider Identifier, whose check digit is verified."""
 
@@ -76,11 +81,15 @@ def text(min_length: int, max_length: int) -> Rule:
     """Returns the rule for a text. When min_length is above 0, at least one character must be visible."""
 
     def rule(value: str, path: str, violations: ValidationErrors) -> str:
-        if len(value) > _MAX_INPUT_CHARACTERS:
-            violations.add(path, f"must have at most {max_length} characters")
-            return ""
         if _CONTROL_PATTERN.search(value):
             violations.add(path, "must not contain control characters")
+        value = value.strip()
+        if len(value) > max_length * _MAX_COMPOSED_CHARACTERS:
+            violations.add(path, f"must have at most {max_length} characters")
+            return ""
+        if not value.isascii() and _has_too_many_marks(value):
+            violations.add(path, f"must not have more than {_MAX_MARKS_IN_A_ROW} combining marks in a row")
+            return ""
         value = unicodedata.normalize("NFC", value).strip()
         if len(value) > max_length:
             violations.add(path, f"must have at most {max_length} characters")
@@ -91,6 +100,14 @@ def text(min_length: int, max_length: int) -> Rule:
         return value
 
     return rule
+
+
+def _has_too_many_marks(value: str) -> bool:
+    for run in _POSSIBLE_MARKS.findall(value):
+        marks = "".join("M" if unicodedata.category(character)[0] == "M" else " " for character in run)
+        if "M" * (_MAX_MARKS_IN_A_ROW + 1) in marks:
+            return True
+    return False
 
 
 def _is_visible(character: str) -> bool:

@@ -1,10 +1,11 @@
 """The SQLite back end: group commit, locks, several processes on one file."""
 
+import contextvars
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import apsw
 import pytest
 from caseload_server.domain import errors, requests
+from caseload_server.domain.call_deadline import read_deadline
 from caseload_server.domain.records import Therapist
 from caseload_server.domain.results import RecordResult
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
@@ -281,3 +283,30 @@ print(done)
     assert [log for _, log in results] == [""] * 3
     assert sum(int(out) for out, _ in results) == 25 == count(store, THERAPIST, "t")
     assert head(store) == 61 + 25
+
+
+# Deadlines.
+
+ENDLESS = "WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers) SELECT COUNT(*) FROM numbers"
+
+
+def read_with_deadline(read: Callable[[], object]) -> None:
+    """Runs a read that must end at its deadline, which is now."""
+    context = contextvars.copy_context()
+    context.run(read_deadline.set, time.monotonic())
+    with pytest.raises(errors.StoreBusy) as caught:
+        context.run(read)
+    assert caught.value.message == errors.StoreBusy.too_slow
+
+
+def test_a_read_ends_at_the_deadline_of_its_call(database: SqliteDatabase) -> None:
+    read_with_deadline(lambda: database.read(ENDLESS))
+
+
+def test_a_snapshot_ends_at_the_deadline_of_its_call_and_frees_its_connection(database: SqliteDatabase) -> None:
+    def scan() -> None:
+        with database.snapshot() as transaction:
+            list(transaction.rows(ENDLESS))
+
+    read_with_deadline(scan)
+    assert database.read("SELECT 1") == [(1,)]

@@ -16,6 +16,7 @@ from typing import Any, Final
 import apsw
 
 from caseload_server.domain import errors
+from caseload_server.domain.call_deadline import read_deadline
 from caseload_server.store.backends.group_commit import Batch, GroupCommit, Job, run_tails, unchanged
 from caseload_server.store.backends.protocol import (
     Gauges,
@@ -46,6 +47,9 @@ _STUCK_SECONDS: Final = 4.0
 _READER_CACHE_KIB: Final = 128
 """Page cache of each reading connection, in KiB. The kernel caches the file as well. SQLite's default of 2 MB would
 be 128 MB in 64 threads."""
+_STEPS_PER_DEADLINE_CHECK: Final = 20_000
+"""Steps of SQLite's virtual machine between two looks at the clock: about a millisecond.
+https://sqlite.org/c3ref/progress_handler.html"""
 _Reader = tuple[apsw.Connection, Any]
 """A reading connection, and the RLock that is held while it is in use."""
 
@@ -93,7 +97,6 @@ _DOMAIN_ERRORS: Final[dict[type[BaseException], type[errors.DomainError]]] = {
     apsw.ReadOnlyError: errors.StoreUnavailable,
     apsw.NoMemError: errors.StoreUnavailable,
     apsw.ProtocolError: errors.StoreUnavailable,
-    apsw.InterruptError: errors.StoreUnavailable,
     apsw.PermissionsError: errors.StoreUnavailable,
 }
 
@@ -103,8 +106,15 @@ def _domain_error(error: BaseException, *, committing: bool = False) -> BaseExce
     if committing and not isinstance(error, apsw.BusyError | apsw.FullError):
         # The frames may have reached the file before the fsync failed: a later recovery could find them.
         return errors.OutcomeUnknown()
+    if isinstance(error, apsw.InterruptError):  # by `_is_past_deadline`
+        return errors.StoreBusy(errors.StoreBusy.too_slow)
     domain_error = _DOMAIN_ERRORS.get(type(error))
     return domain_error() if domain_error else error
+
+
+def _is_past_deadline() -> bool:
+    """SQLite calls it between steps, and ends the statement when it returns True."""
+    return time.monotonic() > read_deadline.get()
 
 
 def _file_size(path: Path) -> int:
@@ -216,6 +226,7 @@ class SqliteDatabase:
             connection = connect(self._path, create=False)
             connection.pragma("query_only", 1)
             connection.pragma("cache_size", -_READER_CACHE_KIB)
+            connection.set_progress_handler(_is_past_deadline, _STEPS_PER_DEADLINE_CHECK)
             reader = self._local.reader = (connection, threading.RLock())
             with self._lock:
                 self._readers.append(reader)

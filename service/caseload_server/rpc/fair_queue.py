@@ -1,0 +1,92 @@
+"""The queue of an executor: callers take turns, and none can fill the queue or take all threads."""
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from typing import Final
+
+from caseload_server.rpc.grpcio_compat import IncomingCall
+
+
+class _Caller:
+    """The calls of one caller."""
+
+    __slots__ = ("running", "waiting")
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.waiting: deque[IncomingCall] = deque()
+
+
+class FairQueue:
+    """Calls that wait for a thread, oldest first for each caller. It is used under its executor's lock."""
+
+    def __init__(self, threads: int, max_depth: int, timeout_seconds: float, share: float) -> None:
+        """Args: share, the largest part of the threads and of the queue that one caller may have, from 0 to 1."""
+        self.threads: Final = threads
+        self.timeout_seconds: Final = timeout_seconds
+        self._max_running: Final = math.ceil(threads * share)
+        self._max_depth: Final = max_depth
+        self._max_waiting: Final = math.ceil(max_depth * share)
+        self._callers: dict[str, _Caller] = {}
+        self._turns: deque[_Caller] = deque()
+        """Callers with waiting calls, in the order in which they are served."""
+        self.depth = 0
+        """The number of waiting calls."""
+
+    def start(self, call: IncomingCall) -> bool:
+        """Counts the call as running. Returns False when its caller already has its share of the threads."""
+        caller = self._caller(call)
+        if caller.running >= self._max_running:
+            return False
+        caller.running += 1
+        return True
+
+    def add(self, call: IncomingCall) -> bool:
+        """Adds a call. Returns False when the queue is full, or when the caller's first call waits for too long."""
+        waiting = self._caller(call).waiting
+        if self.depth >= self._max_depth or len(waiting) >= self._max_waiting:
+            return False
+        if not waiting:
+            self._turns.append(self._caller(call))
+        elif call.queued_at - waiting[0].queued_at > self.timeout_seconds / 2:
+            return False
+        waiting.append(call)
+        self.depth += 1
+        return True
+
+    def replace(self, ended: IncomingCall) -> IncomingCall | None:
+        """Returns the call that runs in place of one that ended, and counts it as running. None: no call may run."""
+        self._callers[ended.caller].running -= 1
+        for _ in range(len(self._turns)):
+            caller = self._turns.popleft()
+            if caller.running < self._max_running:
+                call = self._take(caller)
+                if caller.waiting:
+                    self._turns.append(caller)
+                caller.running += 1
+                return call
+            self._turns.append(caller)
+        return None
+
+    def take_expired(self, now: float) -> Iterator[IncomingCall]:
+        """Removes and yields the calls whose timeout has ended."""
+        for caller in list(self._turns):
+            while caller.waiting and now - caller.waiting[0].queued_at >= self.timeout_seconds:
+                yield self._take(caller)
+            if not caller.waiting:
+                self._turns.remove(caller)
+
+    def oldest(self) -> float:
+        """Returns the time at which the first waiting call was queued, or infinity."""
+        return min((caller.waiting[0].queued_at for caller in self._turns), default=math.inf)
+
+    def _caller(self, call: IncomingCall) -> _Caller:
+        caller = self._callers.get(call.caller)
+        if caller is None:  # there are no more of them than principals
+            caller = self._callers[call.caller] = _Caller()
+        return caller
+
+    def _take(self, caller: _Caller) -> IncomingCall:
+        self.depth -= 1
+        return caller.waiting.popleft()

@@ -1,0 +1,242 @@
+"""A caller cannot take the server from others by messages that it does not finish, or answers that it does not take."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+import pytest
+from caseload.v1 import therapist_service_pb2 as pb
+from caseload_server.domain import limits
+from caseload_server.rpc.server import CaseloadServer
+from caseload_server.security.principal import LOCAL
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.hostile.http2_client import Http2Client, call_headers
+from tests.security.server_fixture import KeysFile, LogReader, await_writes, bearer, serving
+from tests.support.api_driver import ApiDriver, full_name, refused, request
+from tests.support.waiting import HUNG_SECONDS, NEVER_SECONDS, eventually
+from tests.support.write_lock import holding_the_lock, wait_for_locks
+
+GET: Final = full_name("GetTherapist")
+LIST: Final = full_name("ListTherapists")
+HEALTH: Final = "/grpc.health.v1.Health/Check"
+UNAUTHENTICATED, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, OK = b"16", b"4", b"8", b"0"
+
+
+class Scene:
+    """A server that two callers have keys for."""
+
+    def __init__(self, server: CaseloadServer, folder: Path, tokens: dict[str, str]) -> None:
+        self.server = server
+        self.address = server.address
+        self.tokens = tokens
+        self.log = LogReader(folder / "access.log")
+        self.admission: Any = server._parts.admission
+
+    def get(self, name: str) -> str:
+        """Gets a therapist that does not exist. Returns the code of the answer."""
+        with ApiDriver(self.address, alone=True) as api:
+            call: Any = api.channel.unary_unary(GET)
+            message = pb.GetTherapistRequest(therapist_id="t1").SerializeToString()
+            code: grpc.StatusCode = call.future(
+                message, timeout=HUNG_SECONDS, metadata=bearer(self.tokens[name])
+            ).code()
+            return code.name
+
+    def headers(self, method: str, name: str) -> bytes:
+        return call_headers(method, self.tokens[name])
+
+    def receiving(self, name: str) -> int:
+        """The number of a caller's calls whose message is being received."""
+        return len(self.admission._callers[name].receiving) if name in self.admission._callers else 0
+
+    def open_calls(self, name: str) -> int:
+        return len(self.admission._callers[name].open) if name in self.admission._callers else 0
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    with scene_with(tmp_path) as made:
+        yield made
+
+
+@contextmanager
+def scene_with(folder: Path, **settings: Any) -> Iterator[Scene]:
+    keys = KeysFile(folder / "keys")
+    tokens = {name: keys.add(name) for name in ("honest", "other")}
+    log = folder / "access.log"
+    with serving(folder, keys_file=keys.path, access_log=log, **settings) as server:
+        yield Scene(server, folder, tokens)
+
+
+def status(trailers: bytes) -> bytes:
+    """The grpc-status of a header block without Huffman coding."""
+    _, _, rest = trailers.partition(b"grpc-status")
+    return rest[1 : 1 + rest[0]]
+
+
+def test_a_caller_without_a_key_is_refused_before_its_message_is_received(scene: Scene) -> None:
+    with Http2Client(scene.address) as caller:
+        assert status(caller.await_end(caller.begin(call_headers(GET)))) == UNAUTHENTICATED
+    assert scene.log.lines()[-1]["reason"] == "UNAUTHENTICATED"
+
+
+def test_a_message_that_is_not_whole_in_time_ends_the_call(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MESSAGE_TIMEOUT_SECONDS", 0.2)
+    with Http2Client(scene.address) as caller:
+        call = caller.begin(scene.headers(GET, "other"))
+        caller.send_most([call], 1000)
+        assert status(caller.await_end(call)) == DEADLINE_EXCEEDED
+    assert scene.log.lines()[-1]["code"] == "DEADLINE_EXCEEDED"
+    eventually(lambda: not scene.admission._open)
+
+
+def test_unfinished_messages_of_one_caller_hold_no_more_than_its_share(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_CALLS_RECEIVING", 8)
+    monkeypatch.setattr(limits, "MESSAGE_TIMEOUT_SECONDS", NEVER_SECONDS)
+    with Http2Client(scene.address) as caller:
+        calls = [caller.begin(scene.headers(GET, "other")) for _ in range(20)]
+        eventually(lambda: scene.open_calls("other") == len(calls))
+        assert scene.receiving("other") == 4
+        assert scene.get("honest") == "NOT_FOUND"
+
+
+def test_a_caller_is_served_again_when_its_unfinished_messages_have_ended(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_CALLS_RECEIVING", 2)
+    with Http2Client(scene.address) as caller:
+        unfinished = caller.begin(scene.headers(GET, "other"))
+        eventually(lambda: scene.receiving("other") == 1)
+        waiting = caller.call(scene.headers(GET, "other"), b"")
+        eventually(lambda: len(scene.admission._pending) == 1)
+        caller.reset(unfinished)
+        assert caller.await_end(waiting)
+        assert scene.get("other") == "NOT_FOUND"
+
+
+def test_a_probe_is_answered_while_unfinished_probes_fill_every_place(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_PUBLIC_CALLS_RECEIVING", 3)
+    with Http2Client(scene.address) as caller, grpc.insecure_channel(scene.address) as channel:
+        calls = [caller.begin(call_headers(HEALTH)) for _ in range(10)]
+        assert [status(caller.await_end(call)) for call in calls[:7]] == [RESOURCE_EXHAUSTED] * 7
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        assert stub.Check(health_pb2.HealthCheckRequest(), timeout=HUNG_SECONDS).status
+        assert scene.receiving("") <= 3
+
+
+def test_a_probe_is_answered_while_answers_to_probes_are_not_taken(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_OPEN_PUBLIC_CALLS", 5)
+    with Http2Client(scene.address, window=0) as caller, grpc.insecure_channel(scene.address) as channel:
+        for _ in range(20):
+            caller.call(call_headers(HEALTH), b"")
+        eventually(lambda: len(caller.ended) >= 15)
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        assert stub.Check(health_pb2.HealthCheckRequest(), timeout=HUNG_SECONDS).status
+
+
+def test_open_calls_of_one_caller_are_limited_to_its_share(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_OPEN_CALLS", 10)
+    with Http2Client(scene.address, window=0) as caller:
+        calls = [caller.call(scene.headers(LIST, "other"), b"") for _ in range(5)]
+        eventually(lambda: scene.open_calls("other") == 5)
+        refusal = caller.await_end(caller.call(scene.headers(LIST, "other"), b""))
+        assert status(refusal) == RESOURCE_EXHAUSTED
+        assert not set(calls) & caller.ended.keys()
+        assert scene.get("honest") == "NOT_FOUND"
+
+
+@pytest.fixture
+def large_answers(scene: Scene) -> Scene:
+    """The list of all therapists is larger than a small answer."""
+    with ApiDriver(scene.address, alone=True) as api:
+        create: Any = api.channel.unary_unary(full_name("CreateTherapist"))
+        for number in range(3):
+            annotations = {f"k{n}": "v" * 1000 for n in range(8)}
+            therapist = {"display_name": f"Ann {number}", "annotations": annotations}
+            message = pb.CreateTherapistRequest(therapist=therapist)  # type: ignore[arg-type]
+            create(message.SerializeToString(), timeout=HUNG_SECONDS, metadata=bearer(scene.tokens["honest"]))
+    return scene
+
+
+def test_answers_that_are_not_taken_are_bounded_for_a_connection(
+    large_answers: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_CONNECTION_BYTES", 60_000)
+    scene = large_answers
+    with Http2Client(scene.address, window=0) as caller:
+        headers = scene.headers(LIST, "other")
+        held = [caller.call(headers, b"") for _ in range(2)]
+        eventually(lambda: scene.admission._untaken[""] > 48_000)
+        assert status(caller.await_end(caller.call(headers, b""))) == RESOURCE_EXHAUSTED
+        assert not set(held) & caller.ended.keys()
+        with Http2Client(scene.address) as next_one:  # on another connection of the same caller
+            assert status(next_one.await_end(next_one.call(headers, b""))) == OK
+    eventually(lambda: not scene.admission._untaken)
+
+
+def test_answers_that_one_caller_does_not_take_leave_room_for_others(
+    large_answers: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_UNTAKEN_BYTES", 120_000)
+    scene = large_answers
+    with Http2Client(scene.address, window=0) as caller:
+        for _ in range(5):
+            caller.call(scene.headers(LIST, "other"), b"")
+        eventually(lambda: caller.ended)
+        assert scene.admission._untaken["caller other"] <= 60_000
+        with Http2Client(scene.address) as honest:
+            assert status(honest.await_end(honest.call(scene.headers(LIST, "honest"), b""))) == OK
+
+
+def test_an_answer_that_is_not_taken_in_time_is_dropped(large_answers: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "STUCK_READER_SECONDS", 0.2)
+    scene = large_answers
+    with Http2Client(scene.address, window=0) as caller:
+        assert b"CANCELLED" in caller.await_end(caller.call(scene.headers(LIST, "other"), b""))
+        eventually(lambda: not scene.admission._untaken)
+
+
+def test_one_caller_cannot_open_every_watch(tmp_path: Path) -> None:
+    with scene_with(tmp_path, max_watches=4) as scene, ApiDriver(scene.address) as api:
+        watch: Any = api.channel.unary_stream(full_name("WatchChanges"))
+        others = [watch(b"", metadata=bearer(scene.tokens["other"])) for _ in range(2)]
+        assert all(next(one) for one in others)
+        refusal = refused(next, watch(b"", metadata=bearer(scene.tokens["other"])))
+        assert (refusal.reason, refusal.metadata) == ("TOO_MANY_WATCHES", {"limit": "2"})
+        assert next(watch(b"", metadata=bearer(scene.tokens["honest"]), timeout=HUNG_SECONDS))
+        for one in others:
+            one.cancel()
+
+
+def test_the_only_caller_of_a_server_without_keys_has_no_share(tmp_path: Path) -> None:
+    with serving(tmp_path, max_watches=2) as server, ApiDriver(server.address) as api:
+        watch: Any = api.channel.unary_stream(full_name("WatchChanges"))
+        watches = [watch(b"") for _ in range(2)]
+        assert all(next(one) for one in watches)
+        assert {one.principal for one in server._watches._open} == {LOCAL.name}
+        for one in watches:
+            one.cancel()
+
+
+def test_a_request_that_is_too_large_is_not_queued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wait_for_locks(monkeypatch)
+    database = f"sqlite:///{tmp_path}/caseload.db"
+    with serving(tmp_path, threads=1) as server, ApiDriver(server.address) as api:
+        create: Any = api.channel.unary_unary(full_name("CreatePatient"))
+        with holding_the_lock(database):
+            message = request("CreatePatient", patient={"display_name": "A"}).SerializeToString()
+            first = create.future(message, timeout=2 * HUNG_SECONDS)
+            await_writes(server, 1)
+            with pytest.raises(grpc.RpcError) as caught:
+                create(bytes(limits.MAX_RECORD_BYTES * 4), timeout=HUNG_SECONDS)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert first.result()
