@@ -10,8 +10,24 @@ Row = tuple[Any, ...]
 T = TypeVar("T")
 
 
+S = TypeVar("S")
+Tail = Callable[["Transaction", list[S]], list[T]]
+"""Takes what each work returned, and returns the result of each."""
+OnCommit = Callable[[int, float], object]
+"""Takes the number of writes in a commit, and its duration in seconds."""
 Gauges = Sequence[tuple[str, dict[str, str], Callable[[], float]]]
 """Gauges as name, labels and sampling function. Any thread may sample them; sampling runs no query."""
+
+
+class Sharing(NamedTuple):
+    """With which others a write may share a transaction."""
+
+    key: tuple[str, str] | None = None
+    """At most one write of a transaction has it."""
+    records: frozenset[str] = frozenset()
+    """Ids of records that the write is known to lock. Transactions of one process do not wait for each other there."""
+    alone: bool = False
+    """Whether it locks so much that no other may wait for it."""
 
 
 class StoreMetrics(NamedTuple):
@@ -37,10 +53,10 @@ class Transaction(Protocol):
     """Statements that see one state of the database. Parameters are named, `:name` in the SQL."""
 
     def run(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
-        """Runs one statement and returns all its rows."""
+        """Runs one statement and returns all its rows.
 
-    def pipeline(self, statements: Sequence[tuple[str, Parameters]]) -> list[Row]:
-        """Runs independent statements in one round trip and returns the rows of the first."""
+        A write may send a statement that returns no rows together with a later one. So its error may come later.
+        """
 
     def rows(self, sql: str, parameters: Parameters | None = None) -> Iterator[Row]:
         """Runs one query and yields its rows. Rows that were not fetched are dropped when the transaction ends."""
@@ -69,8 +85,14 @@ class Database(Protocol):
     def write(self, work: Callable[[Transaction], T]) -> T:
         """Runs work in a transaction and returns its result once the commit is durable.
 
-        Work may run more than once, and may share a commit with other writes. An exception that it raises is raised
-        here, and its changes are rolled back.
+        Work may run more than once. An exception that it raises is raised here, and its changes are rolled back.
+        """
+
+    def write_with_tail(self, work: Callable[[Transaction], S], tail: Tail[S, T], sharing: Sharing) -> T:
+        """Does the same for work that may share a transaction, and its commit, with other writes.
+
+        Args: tail, runs once at the end of the transaction, for all writes that share it, given what their work
+        returned. It returns their results.
         """
 
     def gauges(self) -> Gauges:

@@ -4,7 +4,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from time import perf_counter
 
-from caseload_server.store.backends.protocol import Database, Gauges, Parameters, Row, StoreMetrics, T, Transaction
+from caseload_server.store.backends.protocol import (
+    Database,
+    Gauges,
+    Parameters,
+    Row,
+    S,
+    Sharing,
+    StoreMetrics,
+    T,
+    Tail,
+    Transaction,
+)
 
 
 class TimedDatabase:
@@ -40,6 +51,14 @@ class TimedDatabase:
             return self._database.write(work)
         finally:
             with suppress(Exception):  # a failing metric must not turn a committed write into an error
+                self._metrics.write(perf_counter() - started)
+
+    def write_with_tail(self, work: Callable[[Transaction], S], tail: Tail[S, T], sharing: Sharing) -> T:
+        started = perf_counter()
+        try:
+            return self._database.write_with_tail(work, tail, sharing)
+        finally:
+            with suppress(Exception):
                 self._metrics.write(perf_counter() - started)
 
     def gauges(self) -> Gauges:
