@@ -15,3 +15,8 @@ def are_ids(texts: Sequence[str]) -> bool:
     """Returns whether every text matches ID_PATTERN. One match of all takes a fifth of the time of a match of each."""
     lines = "\n".join((*texts, ""))
     return lines.count("\n") == len(texts) and _ID_LINES.fullmatch(lines) is not None
+
+
+def only_ids(texts: list[str]) -> list[str]:
+    """Returns the texts that match ID_PATTERN."""
+    return texts if are_ids(texts) else list(filter(ID_PATTERN.fullmatch, texts))

@@ -15,7 +15,7 @@ import structlog
 from google.protobuf import descriptor_pool
 
 from caseload_server.domain.errors import DomainError, InvalidField
-from caseload_server.domain.id_formats import ID_PATTERN, UUID_PATTERN
+from caseload_server.domain.id_formats import UUID_PATTERN, only_ids
 from caseload_server.domain.limits import MAX_BATCH_SIZE, MAX_LOGGED_IDS
 from caseload_server.observability import audited_ids
 from caseload_server.observability.anonymous_lines import AnonymousLines
@@ -181,7 +181,7 @@ class MethodLog:
         # The lists of an invalid request may have any length.
         most = MAX_BATCH_SIZE if isinstance(record.error, InvalidField) else None
         for kind, requested, returned in self._kinds:
-            ids = list(filter(ID_PATTERN.fullmatch, requested.extract(request, most))) if request is not None else []
+            ids = only_ids(requested.extract(request, most)) if request is not None else []
             sent = returned.extract(response) if response is not None else record.streamed_ids.get(kind, ())
             ids += filter(None, sent)
             if ids:
