@@ -1,6 +1,5 @@
 """`caseload serve`: runs the server."""
 
-import ctypes
 import gc
 import os
 import signal
@@ -20,8 +19,6 @@ from caseload_server.supervisor import PARENT_DIED, Supervisor, WorkerSpec
 
 _DAY_SECONDS = 86_400
 _MAX_WORKERS = 1024
-_M_ARENA_MAX = -8
-"""The parameter of mallopt, from malloc.h of the GNU C library."""
 
 
 class _Seconds(click.ParamType[float]):
@@ -108,7 +105,6 @@ def serve(**values: Any) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)
     os.umask(0o077)
     raise_limit()
-    limit_malloc_arenas()
     config = Config(**values)
     logs.configure(config.log_level)
     config.check()  # before grpc is imported, which takes longer than the check
@@ -141,15 +137,6 @@ def serve(**values: Any) -> int:
     if not all_ended:
         os._exit(0)  # a normal exit would wait for the threads of streams
     return 0
-
-
-def limit_malloc_arenas() -> None:
-    """Limits the GNU C library to two malloc arenas. Its eight per core each keep what their threads have freed.
-
-    https://man7.org/linux/man-pages/man3/mallopt.3.html
-    """
-    with suppress(AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
 
 
 def _print_ready(address: str) -> None:
