@@ -10,6 +10,8 @@ Row = tuple[Any, ...]
 T = TypeVar("T")
 
 
+OnCommit = Callable[[int, float], object]
+"""Takes the number of writes in a commit, and its duration in seconds."""
 Gauges = Sequence[tuple[str, dict[str, str], Callable[[], float]]]
 """Gauges as name, labels and sampling function. Any thread may sample them; sampling runs no query."""
 

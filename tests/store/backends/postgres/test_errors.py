@@ -11,8 +11,10 @@ from caseload_server.config import Config
 from caseload_server.store import PATIENT
 from caseload_server.store.backends.factory import open_store
 from caseload_server.store.backends.postgres import database as postgres
+from caseload_server.store.backends.postgres import driver_errors
 from caseload_server.store.backends.postgres import migrate as postgres_migrate
-from caseload_server.store.backends.postgres.database import PostgresDatabase, UnexpectedDatabaseError
+from caseload_server.store.backends.postgres.database import PostgresDatabase
+from caseload_server.store.backends.postgres.driver_errors import UnexpectedDatabaseError
 from grpc import StatusCode
 from structlog.testing import capture_logs
 
@@ -65,12 +67,12 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def broken(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Broken]:
-    monkeypatch.setattr(postgres, "_RETRY_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(driver_errors, "_RETRY_TIMEOUT_SECONDS", 0.2)
     postgres_migrate.migrate(cluster.create_database("caseload"))
     try:
         with faulty_server(cluster.url("caseload") + IMPATIENT) as faulty:
             store: Any = faulty.server.store
-            store._database._commit_timeout_seconds = 0.2
+            store._database._writer.commit_timeout_seconds = 0.2
             yield Broken(faulty, cluster, "caseload")
             if not cluster.answers():
                 cluster.start()
@@ -152,7 +154,7 @@ def await_noticed(broken: Broken) -> None:
     database: Any = broken.faulty.server.store._database
     with broken.cluster.connect(broken.database) as watching:
         eventually(lambda: watching.execute(postgres._WAITING_COMMITS).fetchall())
-    eventually(lambda: database._commits_stalled)
+    eventually(lambda: database._writer.commits_stalled)
 
 
 def test_reads_continue_without_uncommitted_data_while_a_commit_waits_for_a_standby(broken: Broken) -> None:

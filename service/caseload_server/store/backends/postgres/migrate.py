@@ -6,7 +6,7 @@ import psycopg
 
 from caseload_server.store.backends.migrations import SELECT_STEPS, Migration, SchemaError, apply, migrations, unapplied
 from caseload_server.store.backends.postgres.connection import Connection, connect
-from caseload_server.store.backends.postgres.database import PostgresTransaction
+from caseload_server.store.backends.postgres.transaction import PostgresTransaction
 
 _ADVISORY_LOCK_KEY = 0x43534C44
 """Key of the advisory lock that serializes migrating processes ("CSLD")."""
