@@ -1,16 +1,15 @@
-"""Assignments of therapists to patients: begins, ends and lists their periods.
+"""Assignments of therapists to patients: begins and ends their periods.
 
 Every write locks the patient's row first. So the periods of a pair, and the PRIMARY periods of a patient, can be
 compared before one is added. Therapists' rows are locked after it. Unique indexes and checks in the schema enforce
 the other rules.
 """
 
-from typing import Any, Final
+from typing import Any
 
 from caseload_server.domain import enums, errors, limits, requests
 from caseload_server.domain.records import Assignment, P, Therapist
-from caseload_server.domain.requests import AssignmentQuery, CaseloadQuery
-from caseload_server.store import lists, records
+from caseload_server.store import records
 from caseload_server.store.backends.protocol import SerializationConflict, Value
 from caseload_server.store.records import PATIENT, THERAPIST, RecordKind
 from caseload_server.store.write_transaction import Write
@@ -24,14 +23,6 @@ FROM json_each(:pairs) AS pair
 LEFT JOIN assignment AS period ON period.therapist_id = pair.value ->> 0 AND period.patient_id = pair.value ->> 1
     AND period.start_us <= :at_us AND (period.end_us IS NULL OR period.end_us > :at_us)
     AND period.end_reason <> {enums.END_ENTERED_IN_ERROR}"""
-_AS_OF_SCANS: Final = (
-    "period.end_us IS NULL",
-    """period.assignment_id IN (
-    SELECT assignment_id FROM assignment
-    WHERE end_us > :as_of_us AND start_us <= :as_of_us AND assignment_id > :after)""",
-)
-"""Conditions for the periods in force at a time: those that are still active, and those that ended later. The latter
-are looked up and sorted."""
 _SELECT_ACTIVE = f"""
 SELECT {COLUMNS} FROM assignment AS period
 WHERE patient_id = :patient_id AND therapist_id = :therapist_id AND end_us IS NULL"""
@@ -297,54 +288,3 @@ def _update_therapist_count(write: Write, period: Assignment, difference: int) -
         "primary_id": period.therapist_id if difference > 0 else "",
     }
     write.run(_UPDATE_THERAPIST_COUNT, parameters)
-
-
-def select_caseload(
-    kind: RecordKind[Any], other: RecordKind[Any], query: CaseloadQuery
-) -> tuple[str, dict[str, Value]]:
-    """Returns the SELECT of one page of a record's periods, and its parameters without :after and :limit.
-
-    A row holds the columns of the assignment and then those of the record on the other side.
-    """
-    conditions, parameters = _conditions(query, {kind.id_column: query.parent_id})
-    sql = (
-        f"SELECT {COLUMNS}, {other.columns} FROM assignment AS period"
-        f" JOIN {other.name} AS record ON record.{other.id_column} = period.{other.id_column}"
-        f" WHERE {conditions} ORDER BY period.assignment_id LIMIT :limit"
-    )
-    return sql, parameters
-
-
-def select_assignments(query: AssignmentQuery) -> tuple[str, dict[str, Value]]:
-    """Returns the SELECT of one page of periods, and its parameters without :after and :limit."""
-    sides = {"therapist_id": query.therapist_id, "patient_id": query.patient_id}
-    conditions, parameters = _conditions(query, sides)
-    scans = [conditions]
-    if not any(sides.values()):  # periods of all records: one caseload does not limit the scan
-        if query.as_of_us is not None:
-            scans = [f"{conditions} AND {scan}" for scan in _AS_OF_SCANS]
-        elif query.roles:
-            without_roles = _conditions(query._replace(roles=()), sides)[0]
-            scans = [f"period.role = {role} AND {without_roles}" for role in sorted(set(query.roles))]
-    return lists.merge_scans([f"SELECT {COLUMNS} FROM assignment AS period WHERE {scan}" for scan in scans]), parameters
-
-
-def _conditions(query: CaseloadQuery | AssignmentQuery, sides: dict[str, str]) -> tuple[str, dict[str, Value]]:
-    """Returns the WHERE clause of a query, and its parameters. Args: sides, id columns with their ids, or ""."""
-    parameters: dict[str, Value] = {column: value for column, value in sides.items() if value}
-    conditions = ["period.assignment_id > :after", *(f"period.{column} = :{column}" for column in parameters)]
-    if query.as_of_us is not None:
-        conditions += [
-            "period.start_us <= :as_of_us",
-            "(period.end_us IS NULL OR period.end_us > :as_of_us)",
-            f"period.end_reason <> {enums.END_ENTERED_IN_ERROR}",
-        ]
-        parameters["as_of_us"] = query.as_of_us
-    elif set(query.states) <= {enums.STATE_ACTIVE}:
-        conditions.append("period.end_us IS NULL")
-    elif set(query.states) == {enums.STATE_ENDED}:
-        conditions.append("period.end_us IS NOT NULL")
-    if query.roles:
-        # The + keeps SQLite from scanning all periods of a role instead of one caseload.
-        conditions.append(f"+period.role IN ({lists.enum_list(query.roles)})")
-    return " AND ".join(conditions), parameters

@@ -6,12 +6,12 @@ from typing import Any
 from caseload_server.domain import enums, errors
 from caseload_server.domain.requests import RecordQuery
 from caseload_server.store import search
-from caseload_server.store.backends.protocol import Value
+from caseload_server.store.backends.protocol import Dialect, Query, Value
 from caseload_server.store.records import RecordKind
 
 
-def select_records(kind: RecordKind[Any], query: RecordQuery) -> tuple[str, dict[str, Value]]:
-    """Returns the SELECT of one page of therapists or patients, and its parameters without :after and :limit.
+def select_records(kind: RecordKind[Any], query: RecordQuery, dialect: Dialect) -> Query:
+    """Returns the SELECT of one page of therapists or patients, without its parameters :after and :limit.
 
     It scans an index in id order, once for each status or specialty. Only names and identifiers are looked up first
     and then sorted.
@@ -27,7 +27,8 @@ def select_records(kind: RecordKind[Any], query: RecordQuery) -> tuple[str, dict
     else:
         selects = [_select(kind, "", "")]
         conditions, parameters = _conditions(kind, query)
-    return merge_scans([" AND ".join([select, *conditions]) for select in selects]), parameters
+    sql = merge_scans([" AND ".join([select, *conditions]) for select in selects], dialect)
+    return Query(sql, parameters, plan_for_values=bool(query.name_prefix))
 
 
 def _select(kind: RecordKind[Any], search_table: str, scan: str) -> str:
@@ -56,11 +57,12 @@ def _specialty_scans(count: int) -> Iterator[str]:
         yield scan
 
 
-def merge_scans(selects: list[str]) -> str:
+def merge_scans(selects: list[str], dialect: Dialect) -> str:
     """Returns the SELECT of one page of all given SELECTs. Each must scan an index ordered by its first column."""
     if len(selects) == 1:
         return f"{selects[0]} ORDER BY 1 LIMIT :limit"
-    return f"SELECT * FROM ({' UNION ALL '.join(selects)}) AS merged ORDER BY 1 LIMIT :limit"
+    scans = [dialect.merged_scan.format(scan=select, number=number) for number, select in enumerate(selects)]
+    return f"SELECT * FROM ({' UNION ALL '.join(scans)}) AS merged ORDER BY 1 LIMIT :limit"
 
 
 def _numbered(name: str, values: Sequence[str]) -> dict[str, Value]:

@@ -35,6 +35,31 @@ class SerializationConflict(Exception):
     """Raised by work whose reads are outdated, to run it again. Only databases with concurrent writers need it."""
 
 
+class Query(NamedTuple):
+    """A SELECT with its parameters, which are named, `:name` in the SQL."""
+
+    sql: str
+    parameters: dict[str, Value]
+    plan_for_values: bool = False
+    """True where the database must plan it for these values: one plan for all values would be much slower for some."""
+
+    def of_page(self, after: str, limit: int) -> "Query":
+        """Returns the query of one page: at most `limit` rows, whose first column is greater than `after`."""
+        return self._replace(parameters={**self.parameters, "after": after, "limit": limit})
+
+
+class Dialect(NamedTuple):
+    """Where the SQL of a list differs, because the planners of the databases do."""
+
+    merged_scan: str
+    """One of several scans that are merged in the order of their first column: {scan} is its SELECT, {number} its
+    number."""
+    unindexed: str
+    """Before a column, it keeps an index on that column from being used."""
+    has_statistics: bool
+    """True where the planner knows how many rows match a value, and chooses between a lookup and a scan in order."""
+
+
 class Transaction(Protocol):
     """Statements that see one state of the database. Parameters are named, `:name` in the SQL."""
 
@@ -44,11 +69,8 @@ class Transaction(Protocol):
     def pipeline(self, statements: Sequence[tuple[str, Parameters]]) -> list[Row]:
         """Runs independent statements in one round trip and returns the rows of the first."""
 
-    def rows(self, sql: str, parameters: Parameters | None = None) -> Iterator[Row]:
+    def rows(self, query: Query) -> Iterator[Row]:
         """Runs one query and yields its rows. Rows that were not fetched are dropped when the transaction ends."""
-
-    def fetch_page(self, sql: str, parameters: dict[str, Value]) -> Iterator[Row]:
-        """Yields the rows of a query that is ordered by its first column, starts after `:after` and has a `:limit`."""
 
 
 class Database(Protocol):
@@ -59,6 +81,7 @@ class Database(Protocol):
     database."""
     on_commit: Callable[[int, float], object]
     """Called after each commit, as StoreMetrics.commit."""
+    dialect: Dialect
     commit_may_be_ambiguous: bool
     """True where a commit can succeed and its response be lost. Then every write needs a request_id to look up."""
 

@@ -9,10 +9,9 @@ import psycopg
 
 from caseload_server.store.backends.postgres.connection import Connection
 from caseload_server.store.backends.postgres.driver_errors import domain_error
-from caseload_server.store.backends.protocol import Parameters, Row, Value
+from caseload_server.store.backends.postgres.reads import ReadSession
+from caseload_server.store.backends.protocol import Parameters, Query, Row
 
-_FETCH_SIZE: Final = 101
-"""Rows that one statement of `fetch_page` returns."""
 _NAMED_PARAMETER: Final = re.compile(r"(?<![\w:]):([a-z]\w*)")
 
 
@@ -39,29 +38,34 @@ class PostgresTransaction:
             first, *_ = [self._connection.execute(psycopg_sql(sql), values, binary=True) for sql, values in statements]
         return first.fetchall()
 
-    def rows(self, sql: str, parameters: Parameters | None = None) -> Iterator[Row]:
-        return iter(self.run(sql, parameters))
-
-    def fetch_page(self, sql: str, parameters: dict[str, Value]) -> Iterator[Row]:
-        # Several statements, because all rows of one arrive at once, and a page may end after two mebibytes.
-        remaining = int(parameters["limit"] or 0)
-        while remaining:
-            rows = self.run(sql, {**parameters, "limit": min(remaining, _FETCH_SIZE)})
-            yield from rows
-            remaining -= min(remaining, _FETCH_SIZE)
-            if len(rows) < _FETCH_SIZE:
-                return
-            parameters = {**parameters, "after": rows[-1][0]}
+    def rows(self, query: Query) -> Iterator[Row]:
+        return iter(self.run(query.sql, query.parameters))
 
 
-class SnapshotTransaction(PostgresTransaction):
-    """Raises domain errors itself: an exception that leaves a with block keeps the driver's error as its context."""
+class SnapshotTransaction:
+    """Implements Transaction for reads. It raises domain errors that do not carry the driver's error."""
 
-    __slots__ = ()
+    __slots__ = ("_session",)
+
+    def __init__(self, session: ReadSession) -> None:
+        self._session = session
 
     def run(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
         try:
-            return super().run(sql, parameters)
+            return self._session.run(sql, parameters)
         except psycopg.Error as error:
             failure, _ = domain_error(error)
+        raise failure  # outside of the except block, or it would carry the driver's error as its context
+
+    def pipeline(self, statements: Sequence[tuple[str, Parameters]]) -> list[Row]:
+        first, *_ = [self.run(sql, parameters) for sql, parameters in statements]
+        return first
+
+    def rows(self, query: Query) -> Iterator[Row]:
+        try:
+            yield from self._session.stream(query)
+        except psycopg.Error as error:
+            failure, _ = domain_error(error)
+        else:
+            return
         raise failure

@@ -18,7 +18,7 @@ import apsw
 from caseload_server.domain import errors
 from caseload_server.domain.call_deadline import read_deadline
 from caseload_server.store.backends.group_commit import GroupCommit, Job
-from caseload_server.store.backends.protocol import Gauges, Parameters, Row, T, Transaction, Value, no_metrics
+from caseload_server.store.backends.protocol import Dialect, Gauges, Parameters, Query, Row, T, Transaction, no_metrics
 
 APPLICATION_ID: Final = 0x43534C44
 """Identifies a caseload file ("CSLD"). https://sqlite.org/pragma.html#pragma_application_id"""
@@ -129,11 +129,8 @@ class SqliteTransaction:
         first, *_ = [self.run(sql, parameters) for sql, parameters in statements]
         return first
 
-    def fetch_page(self, sql: str, parameters: dict[str, Value]) -> Iterator[Row]:
-        return self.rows(sql, parameters)
-
-    def rows(self, sql: str, parameters: Parameters | None = None) -> Iterator[Row]:
-        cursor = self._connection.execute(sql, parameters)
+    def rows(self, query: Query) -> Iterator[Row]:
+        cursor = self._connection.execute(query.sql, query.parameters)
         self._cursors.append(cursor)
         return cursor
 
@@ -179,6 +176,7 @@ class SqliteDatabase:
     """
 
     lock_clause = ""  # BEGIN IMMEDIATE locks the whole file
+    dialect = Dialect(merged_scan="{scan}", unindexed="+", has_statistics=False)
     commit_may_be_ambiguous = False
 
     def __init__(self, path: Path) -> None:
