@@ -18,12 +18,17 @@ def select_records(kind: RecordKind[Any], query: RecordQuery, dialect: Dialect) 
     """
     is_lookup = query.identifier or query.name_prefix
     if query.specialties and not is_lookup:
-        selects = [_select(kind, "specialty", scan) for scan in _specialty_scans(len(query.specialties))]
+        selects = [_select(kind, "therapist_specialty", scan) for scan in _specialty_scans(len(query.specialties))]
         conditions, parameters = _conditions(kind, query._replace(specialties=()))
         parameters |= _numbered("specialty", query.specialties)
     elif query.statuses and not is_lookup:
         selects = [_select(kind, "", f"record.status = {number}") for number in sorted(set(query.statuses))]
         conditions, parameters = _conditions(kind, query._replace(statuses=()))
+    elif query.name_prefix and dialect.has_statistics:  # it chooses how to find the ids before it reads a record
+        conditions, parameters = _conditions(kind, query._replace(name_prefix=""))
+        subquery, words = _with_words(kind, query.name_prefix)
+        selects = [_select(kind, f"(SELECT DISTINCT {subquery})", f"record.{kind.id_column} > :after")]
+        parameters |= words
     else:
         selects = [_select(kind, "", "")]
         conditions, parameters = _conditions(kind, query)
@@ -31,15 +36,16 @@ def select_records(kind: RecordKind[Any], query: RecordQuery, dialect: Dialect) 
     return Query(sql, parameters, plan_for_values=bool(query.name_prefix))
 
 
-def _select(kind: RecordKind[Any], search_table: str, scan: str) -> str:
-    """Returns the SELECT of one scan, of the records themselves or through a search table.
+def _select(kind: RecordKind[Any], found: str, scan: str) -> str:
+    """Returns the SELECT of one scan, of the records themselves or by the ids that are found in a search table.
 
-    Args: search_table, its suffix, such as "specialty", or empty; scan, the condition that the index serves, or empty.
+    Args: found, the search table or a subquery in parentheses, or empty; scan, the condition that the index serves, or
+    empty.
     """
     source, record_id = f"{kind.name} AS record", f"record.{kind.id_column}"
-    if search_table:
+    if found:
         record_id = f"found.{kind.id_column}"
-        source = f"{kind.name}_{search_table} AS found JOIN {source} ON record.{kind.id_column} = {record_id}"
+        source = f"{found} AS found JOIN {source} ON record.{kind.id_column} = {record_id}"
     where = " AND ".join([*([scan] if scan else []), f"{record_id} > :after"])
     return f"SELECT {kind.columns.replace(f'record.{kind.id_column}', record_id, 1)} FROM {source} WHERE {where}"
 
@@ -92,13 +98,31 @@ def _conditions(kind: RecordKind[Any], query: RecordQuery) -> tuple[list[str], d
         conditions.append(_id_in(kind, "specialty", f"specialty IN ({names})"))
         parameters |= specialties
     if query.name_prefix:
-        words = search.name_words(query.name_prefix)
-        if not words:  # hyphens and accents alone would match every record
-            raise errors.InvalidField(errors.Violation("filter.name_prefix", "must hold a word"))
-        for n, word in enumerate(words):
-            conditions.append(_id_in(kind, "name_word", f"word >= :word{n} AND word < :word{n}_end"))
-            parameters |= {f"word{n}": word, f"word{n}_end": word + search.LAST_CHARACTER}
+        subquery, words = _with_words(kind, query.name_prefix)
+        conditions.append(f"record.{kind.id_column} IN (SELECT {subquery})")
+        parameters |= words
     return conditions, parameters
+
+
+def _with_words(kind: RecordKind[Any], prefix: str) -> tuple[str, dict[str, Value]]:
+    """Returns the query of the ids whose names have each of the words, without SELECT, and its parameters.
+
+    Each id is compared with :after: no planner derives that from their equality. Raises InvalidField.
+    """
+    words = sorted(search.name_words(prefix), key=len, reverse=True)  # the longest is the rarest, as a rule
+    if not words:  # hyphens and accents alone would match every record
+        raise errors.InvalidField(errors.Violation("filter.name_prefix", "must hold a word"))
+    table, record_id = f"{kind.name}_name_word", kind.id_column
+    sql = f"word0.{record_id} FROM {table} AS word0 WHERE {_has_prefix(kind, 0)}"
+    for n in range(1, len(words)):
+        same = f"word{n}.{record_id} = word0.{record_id}"
+        sql += f" AND EXISTS (SELECT 1 FROM {table} AS word{n} WHERE {same} AND {_has_prefix(kind, n)})"
+    bounds = {f"word{n}_end": word + search.LAST_CHARACTER for n, word in enumerate(words)}
+    return sql, {**_numbered("word", words), **bounds}
+
+
+def _has_prefix(kind: RecordKind[Any], n: int) -> str:
+    return f"word{n}.word >= :word{n} AND word{n}.word < :word{n}_end AND word{n}.{kind.id_column} > :after"
 
 
 def _id_in(kind: RecordKind[Any], search_table: str, condition: str) -> str:
