@@ -7,18 +7,20 @@ from caseload_server.domain import enums
 from caseload_server.domain.requests import AssignmentQuery, CaseloadQuery
 from caseload_server.store import lists
 from caseload_server.store.assignments import COLUMNS
-from caseload_server.store.backends.protocol import Dialect, Query, Value
+from caseload_server.store.backends.protocol import Dialect, Query, Scan, Value
 from caseload_server.store.records import RecordKind
 
-_STATE_CONDITIONS: Final = {
-    enums.STATE_ACTIVE: "period.end_us IS NULL",
-    enums.STATE_ENDED: "period.end_us IS NOT NULL",
-}
-_ENDED_LATER: Final = "period.end_us > :as_of_us"
-_ENDED_LATER_LOOKUP: Final = """period.assignment_id IN (
+_ACTIVE: Final = "period.end_us IS NULL"
+_ENDED: Final = "period.end_us IS NOT NULL"
+_NOT_IN_ERROR: Final = f"period.end_reason <> {enums.END_ENTERED_IN_ERROR}"
+_AS_OF: Final = (
+    _ACTIVE,
+    """period.assignment_id IN (
     SELECT assignment_id FROM assignment
-    WHERE end_us > :as_of_us AND start_us <= :as_of_us AND assignment_id > :after)"""
-"""The same, by a lookup whose rows are sorted. A scan in order would read every period that ended earlier."""
+    WHERE end_us > :as_of_us AND start_us <= :as_of_us AND assignment_id > :after)""",
+)
+"""Conditions for the periods in force at a time: those that are still active, and those that ended later. The latter
+are looked up and sorted."""
 
 
 def select_caseload(kind: RecordKind[Any], other: RecordKind[Any], query: CaseloadQuery, dialect: Dialect) -> Query:
@@ -39,23 +41,41 @@ def select_assignments(query: AssignmentQuery, dialect: Dialect) -> Query:
     """Returns the SELECT of one page of periods, without its parameters :after and :limit."""
     sides = {"therapist_id": query.therapist_id, "patient_id": query.patient_id}
     conditions, parameters = _conditions(query, sides, dialect)
-    scans = [conditions]
-    if not any(sides.values()):  # periods of all records: one caseload does not limit the scan
-        if query.as_of_us is not None:
-            ended_later = _ENDED_LATER if dialect.has_statistics else _ENDED_LATER_LOOKUP
-            scans = [f"{scan} AND {conditions}" for scan in (_STATE_CONDITIONS[enums.STATE_ACTIVE], ended_later)]
-        elif query.roles:
-            scans = [f"{scan} AND period.assignment_id > :after" for scan in _role_scans(query)]
-    selects = [f"SELECT {COLUMNS} FROM assignment AS period WHERE {scan}" for scan in scans]
-    is_costly = query.as_of_us is not None and len(scans) > 1
-    return Query(lists.merge_scans(selects, dialect), parameters, plan_for_values=is_costly)
+    scans = [_scan(conditions)]
+    is_of_all_records = not any(sides.values())  # else one caseload limits the scan
+    if is_of_all_records and query.as_of_us is not None:
+        scans = _as_of_scans(query) if dialect.has_statistics else [_scan(f"{conditions} AND {c}") for c in _AS_OF]
+    elif is_of_all_records and query.roles:
+        scans = list(_role_scans(query, dialect))
+    is_costly = is_of_all_records and query.as_of_us is not None
+    return Query(lists.merge_scans(scans, dialect), parameters, plan_for_values=is_costly)
 
 
-def _role_scans(query: AssignmentQuery) -> Iterator[str]:
-    """Yields the condition of each role and state, for which there is an index in id order."""
+def _scan(conditions: str) -> Scan:
+    return Scan(f"SELECT {COLUMNS} FROM assignment AS period WHERE {conditions}")
+
+
+def _as_of_scans(query: AssignmentQuery) -> list[Scan]:
+    """Returns the scans of the periods in force at a time. Each finds the ids in an index before it reads a period."""
+    roles = f" AND period.role IN ({lists.enum_list(query.roles)})" if query.roles else ""
+    return [
+        Scan(
+            f"SELECT {COLUMNS} FROM (SELECT period.assignment_id FROM assignment AS period WHERE {condition}"
+            f" AND period.start_us <= :as_of_us AND period.assignment_id > :after{roles} ORDER BY 1 LIMIT :limit)"
+            " AS found JOIN assignment AS period ON period.assignment_id = found.assignment_id"
+        )
+        for condition in (_ACTIVE, f"period.end_us > :as_of_us AND {_NOT_IN_ERROR}")
+    ]
+
+
+def _role_scans(query: AssignmentQuery, dialect: Dialect) -> Iterator[Scan]:
+    """Yields the scan of each role and state, for which there is an index."""
     for role in sorted(set(query.roles)):
+        is_role = dialect.index_range.format(column="period.role", value=int(role), record_id="period.assignment_id")
         for state in sorted(set(query.states)) or [enums.STATE_ACTIVE]:
-            yield f"period.role = {int(role)} AND {_STATE_CONDITIONS[state]}"
+            yield _scan(f"{is_role} AND {_ENDED if state == enums.STATE_ENDED else _ACTIVE}")._replace(
+                order="period.role, 1"
+            )
 
 
 def _conditions(
@@ -68,13 +88,13 @@ def _conditions(
         conditions += [
             "period.start_us <= :as_of_us",
             "(period.end_us IS NULL OR period.end_us > :as_of_us)",
-            f"period.end_reason <> {enums.END_ENTERED_IN_ERROR}",
+            _NOT_IN_ERROR,
         ]
         parameters["as_of_us"] = query.as_of_us
     elif set(query.states) <= {enums.STATE_ACTIVE}:
-        conditions.append(_STATE_CONDITIONS[enums.STATE_ACTIVE])
+        conditions.append(_ACTIVE)
     elif set(query.states) == {enums.STATE_ENDED}:
-        conditions.append(_STATE_CONDITIONS[enums.STATE_ENDED])
+        conditions.append(_ENDED)
     if query.roles:
         # Else SQLite would scan all periods of a role instead of one caseload.
         conditions.append(f"{dialect.unindexed}period.role IN ({lists.enum_list(query.roles)})")

@@ -6,7 +6,7 @@ from typing import Any
 from caseload_server.domain import enums, errors
 from caseload_server.domain.requests import RecordQuery
 from caseload_server.store import search
-from caseload_server.store.backends.protocol import Dialect, Query, Value
+from caseload_server.store.backends.protocol import Dialect, Query, Scan, Value
 from caseload_server.store.records import RecordKind
 
 
@@ -18,25 +18,32 @@ def select_records(kind: RecordKind[Any], query: RecordQuery, dialect: Dialect) 
     """
     is_lookup = query.identifier or query.name_prefix
     if query.specialties and not is_lookup:
-        selects = [_select(kind, "therapist_specialty", scan) for scan in _specialty_scans(len(query.specialties))]
+        scans = [_scan(kind, "therapist_specialty", scan) for scan in _specialty_scans(len(query.specialties))]
         conditions, parameters = _conditions(kind, query._replace(specialties=()))
         parameters |= _numbered("specialty", query.specialties)
     elif query.statuses and not is_lookup:
-        selects = [_select(kind, "", f"record.status = {number}") for number in sorted(set(query.statuses))]
+        scans = [_status_scan(kind, status, dialect) for status in sorted(set(query.statuses))]
         conditions, parameters = _conditions(kind, query._replace(statuses=()))
     elif query.name_prefix and dialect.has_statistics:  # it chooses how to find the ids before it reads a record
         conditions, parameters = _conditions(kind, query._replace(name_prefix=""))
         subquery, words = _with_words(kind, query.name_prefix)
-        selects = [_select(kind, f"(SELECT DISTINCT {subquery})", f"record.{kind.id_column} > :after")]
+        scans = [_scan(kind, f"(SELECT DISTINCT {subquery})", f"record.{kind.id_column} > :after")]
         parameters |= words
     else:
-        selects = [_select(kind, "", "")]
+        scans = [_scan(kind, "", "")]
         conditions, parameters = _conditions(kind, query)
-    sql = merge_scans([" AND ".join([select, *conditions]) for select in selects], dialect)
+    scans = [scan._replace(select=" AND ".join([scan.select, *conditions])) for scan in scans]
+    sql = merge_scans(scans, dialect)
     return Query(sql, parameters, plan_for_values=bool(query.name_prefix))
 
 
-def _select(kind: RecordKind[Any], found: str, scan: str) -> str:
+def _status_scan(kind: RecordKind[Any], status: int, dialect: Dialect) -> Scan:
+    record_id = f"record.{kind.id_column}"
+    condition = dialect.index_range.format(column="record.status", value=int(status), record_id=record_id)
+    return Scan(f"SELECT {kind.columns} FROM {kind.name} AS record WHERE {condition}", order="record.status, 1")
+
+
+def _scan(kind: RecordKind[Any], found: str, scan: str) -> Scan:
     """Returns the SELECT of one scan, of the records themselves or by the ids that are found in a search table.
 
     Args: found, the search table or a subquery in parentheses, or empty; scan, the condition that the index serves, or
@@ -47,7 +54,8 @@ def _select(kind: RecordKind[Any], found: str, scan: str) -> str:
         record_id = f"found.{kind.id_column}"
         source = f"{found} AS found JOIN {source} ON record.{kind.id_column} = {record_id}"
     where = " AND ".join([*([scan] if scan else []), f"{record_id} > :after"])
-    return f"SELECT {kind.columns.replace(f'record.{kind.id_column}', record_id, 1)} FROM {source} WHERE {where}"
+    columns = kind.columns.replace(f"record.{kind.id_column}", record_id, 1)
+    return Scan(f"SELECT {columns} FROM {source} WHERE {where}")
 
 
 def _specialty_scans(count: int) -> Iterator[str]:
@@ -63,12 +71,15 @@ def _specialty_scans(count: int) -> Iterator[str]:
         yield scan
 
 
-def merge_scans(selects: list[str], dialect: Dialect) -> str:
-    """Returns the SELECT of one page of all given SELECTs. Each must scan an index ordered by its first column."""
-    if len(selects) == 1:
-        return f"{selects[0]} ORDER BY 1 LIMIT :limit"
-    scans = [dialect.merged_scan.format(scan=select, number=number) for number, select in enumerate(selects)]
-    return f"SELECT * FROM ({' UNION ALL '.join(scans)}) AS merged ORDER BY 1 LIMIT :limit"
+def merge_scans(scans: list[Scan], dialect: Dialect) -> str:
+    """Returns the SELECT of one page of all given scans."""
+    if len(scans) == 1:
+        return f"{scans[0].select} ORDER BY {scans[0].order} LIMIT :limit"
+    selects = [
+        dialect.merged_scan.format(scan=scan.select, number=number, order=scan.order)
+        for number, scan in enumerate(scans)
+    ]
+    return f"SELECT * FROM ({' UNION ALL '.join(selects)}) AS merged ORDER BY 1 LIMIT :limit"
 
 
 def _numbered(name: str, values: Sequence[str]) -> dict[str, Value]:

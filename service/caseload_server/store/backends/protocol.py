@@ -51,13 +51,24 @@ class Query(NamedTuple):
 class Dialect(NamedTuple):
     """Where the SQL of a list differs, because the planners of the databases do."""
 
+    index_range: str
+    """The condition that a scan of the index on {column} and {record_id} starts after :after, among those with the
+    {value}."""
     merged_scan: str
     """One of several scans that are merged in the order of their first column: {scan} is its SELECT, {number} its
-    number."""
+    number, {order} the columns of its index."""
     unindexed: str
     """Before a column, it keeps an index on that column from being used."""
     has_statistics: bool
     """True where the planner knows how many rows match a value, and chooses between a lookup and a scan in order."""
+
+
+class Scan(NamedTuple):
+    """A SELECT that reads one index in the order of its first result column."""
+
+    select: str
+    order: str = "1"
+    """The columns of the index."""
 
 
 class Transaction(Protocol):

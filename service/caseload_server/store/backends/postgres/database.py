@@ -40,8 +40,10 @@ class PostgresDatabase:
 
     lock_clause = " FOR NO KEY UPDATE"
     dialect = Dialect(
+        # With = an order by the column is none, and the planner may read the primary key past all other values.
+        index_range="({column}, {record_id}) > ({value}, :after) AND {column} <= {value}",
         # Without a limit of its own, a scan with conditions is sorted as a whole before the others are merged with it.
-        merged_scan="SELECT * FROM ({scan} ORDER BY 1 LIMIT :limit) AS scan{number}",
+        merged_scan="SELECT * FROM ({scan} ORDER BY {order} LIMIT :limit) AS scan{number}",
         unindexed="",
         has_statistics=True,
     )

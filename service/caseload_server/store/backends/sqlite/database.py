@@ -176,7 +176,12 @@ class SqliteDatabase:
     """
 
     lock_clause = ""  # BEGIN IMMEDIATE locks the whole file
-    dialect = Dialect(merged_scan="{scan}", unindexed="+", has_statistics=False)
+    dialect = Dialect(
+        index_range="{column} = {value} AND {record_id} > :after",
+        merged_scan="{scan}",
+        unindexed="+",
+        has_statistics=False,
+    )
     commit_may_be_ambiguous = False
 
     def __init__(self, path: Path) -> None:
