@@ -24,6 +24,7 @@ VERBS = {
         "atomic_file",
         "change_log",
         "corrections",
+        "counts",
         "idempotency",
         "lists",
         "purges",

@@ -24,7 +24,9 @@ def select_records(kind: RecordKind[Any], query: RecordQuery, dialect: Dialect) 
     elif query.statuses and not is_lookup:
         scans = [_status_scan(kind, status, dialect) for status in sorted(set(query.statuses))]
         conditions, parameters = _conditions(kind, query._replace(statuses=()))
-    elif query.name_prefix and dialect.has_statistics:  # it chooses how to find the ids before it reads a record
+    elif (
+        query.name_prefix and not query.identifier and dialect.has_statistics
+    ):  # it chooses how to find the ids before it reads a record
         conditions, parameters = _conditions(kind, query._replace(name_prefix=""))
         subquery, words = _with_words(kind, query.name_prefix)
         scans = [_scan(kind, f"(SELECT DISTINCT {subquery})", f"record.{kind.id_column} > :after")]
