@@ -7,7 +7,7 @@ from caseload_server.domain import enums, errors
 from caseload_server.domain.requests import RecordQuery
 from caseload_server.store import search
 from caseload_server.store.backends.protocol import Dialect, Query, Scan, Value
-from caseload_server.store.records import RecordKind
+from caseload_server.store.records import THERAPIST, RecordKind
 
 
 def select_records(kind: RecordKind[Any], query: RecordQuery, dialect: Dialect) -> Query:
@@ -18,7 +18,7 @@ def select_records(kind: RecordKind[Any], query: RecordQuery, dialect: Dialect) 
     """
     is_lookup = query.identifier or query.name_prefix
     if query.specialties and not is_lookup:
-        scans = [_scan(kind, "therapist_specialty", scan) for scan in _specialty_scans(len(query.specialties))]
+        scans = list(_specialty_scans(len(query.specialties), dialect))
         conditions, parameters = _conditions(kind, query._replace(specialties=()))
         parameters |= _numbered("specialty", query.specialties)
     elif query.statuses and not is_lookup:
@@ -60,17 +60,19 @@ def _scan(kind: RecordKind[Any], found: str, scan: str) -> Scan:
     return Scan(f"SELECT {columns} FROM {source} WHERE {where}")
 
 
-def _specialty_scans(count: int) -> Iterator[str]:
-    """Yields the condition of each specialty. It leaves out records that an earlier specialty's scan returns."""
+def _specialty_scans(count: int, dialect: Dialect) -> Iterator[Scan]:
+    """Yields the scan of each specialty. It leaves out records that an earlier specialty's scan returns."""
     for n in range(count):
         earlier = ", ".join(f":specialty{m}" for m in range(n))
-        scan = f"found.specialty = :specialty{n}"
+        scan = dialect.index_range.format(
+            column="found.specialty", value=f":specialty{n}", record_id="found.therapist_id"
+        )
         if earlier:
             scan += (
                 " AND NOT EXISTS (SELECT 1 FROM therapist_specialty AS other"
                 f" WHERE other.therapist_id = found.therapist_id AND other.specialty IN ({earlier}))"
             )
-        yield scan
+        yield _scan(THERAPIST, "therapist_specialty", scan)._replace(order="found.specialty, 1")
 
 
 def merge_scans(scans: list[Scan], dialect: Dialect) -> str:
