@@ -98,4 +98,9 @@ def _conditions(
     if query.roles:
         # Else SQLite would scan all periods of a role instead of one caseload.
         conditions.append(f"{dialect.unindexed}period.role IN ({lists.enum_list(query.roles)})")
-    return " AND ".join(conditions), parameters
+    where = " AND ".join(conditions)
+    if query.as_of_us is not None and "therapist_id" in parameters:
+        # An index holds all of this, so periods that ended before are not read from the table.
+        found = f"SELECT period.assignment_id FROM assignment AS period WHERE {where} ORDER BY 1 LIMIT :limit"
+        where = f"period.assignment_id IN ({found})"
+    return where, parameters

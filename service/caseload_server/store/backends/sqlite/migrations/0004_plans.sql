@@ -2,7 +2,7 @@
 DROP INDEX assignment_active;
 CREATE INDEX assignment_active ON assignment (assignment_id, start_us, role) WHERE end_us IS NULL;
 DROP INDEX assignment_by_therapist;
-CREATE INDEX assignment_by_therapist ON assignment (therapist_id, assignment_id, start_us, end_us);
+CREATE INDEX assignment_by_therapist ON assignment (therapist_id, assignment_id, start_us, end_us, end_reason, role);
 CREATE INDEX assignment_ended_by_id ON assignment (assignment_id) WHERE end_us IS NOT NULL;
 CREATE INDEX assignment_ended_by_role ON assignment (role, assignment_id) WHERE end_us IS NOT NULL;
 CREATE INDEX therapist_unassigned_by_status ON therapist (status, therapist_id) WHERE active_patient_count = 0;
