@@ -23,6 +23,7 @@ from caseload_server.store.backends.sqlite.migrate import migrate
 
 from tests.store.conftest import Clock
 from tests.store.store_builders import crowd, run, therapists
+from tests.store.store_calls import CALL
 from tests.store.test_checks import checked
 
 
@@ -126,6 +127,26 @@ def test_a_check_of_a_hundred_pairs_is_one_statement(store: RelationshipStore, d
     finally:
         connection.exec_trace = None
     assert statements == [assignments.CHECK]
+
+
+def test_a_transfer_updates_each_therapist_once(store: RelationshipStore, database: SqliteDatabase) -> None:
+    therapists(store, "s", "t")
+    crowd(store, "s", 30)
+    run(store, "UPDATE therapist SET active_patient_count = 30 WHERE therapist_id = 's'")
+    updates: list[str] = []
+
+    def note(_cursor: object, sql: str, _bindings: object) -> bool:
+        verb, table, *_ = f"{sql} ; ;".split()
+        if verb == "UPDATE":
+            updates.append(table)
+        return True
+
+    database._writer.exec_trace = note
+    try:
+        store.transfer(requests.Transfer("s", "t"), CALL)
+    finally:
+        database._writer.exec_trace = None
+    assert (updates.count("therapist"), updates.count("patient")) == (2, 0)
 
 
 def test_a_check_reads_only_the_periods_of_the_pair(store: RelationshipStore) -> None:
