@@ -307,7 +307,7 @@ def test_a_read_ends_at_the_deadline_of_its_call(database: SqliteDatabase) -> No
 def test_a_snapshot_ends_at_the_deadline_of_its_call_and_frees_its_connection(database: SqliteDatabase) -> None:
     def scan() -> None:
         with database.snapshot() as transaction:
-            list(transaction.rows(ENDLESS))
+            list(transaction.rows(Query(ENDLESS, {})))
 
     read_with_deadline(scan)
     assert database.read("SELECT 1") == [(1,)]
