@@ -9,7 +9,7 @@ from caseload_server.domain.limits import MAX_CHANGES_PER_SET
 from caseload_server.domain.records import Change, ChangeSet
 from caseload_server.domain.requests import ChangeQuery
 from caseload_server.domain.results import ChangePage
-from caseload_server.store.backends.protocol import Row, Transaction, Value
+from caseload_server.store.backends.protocol import Query, Row, Transaction, Value
 from caseload_server.store.store_identity import StoreKeys
 
 _CHANGE_OVERHEAD_BYTES = 64
@@ -94,7 +94,7 @@ def read_page(
     # No more rows than fit on a page: PostgreSQL sends them all at once.
     max_rows = max_bytes // _CHANGE_OVERHEAD_BYTES + MAX_CHANGES_PER_SET + 1
     parameters |= {"after": after, "limit": max_sets + 1, "max_rows": max_rows}
-    rows = transaction.rows(_SELECT_PAGE.format(revisions=revisions), parameters)
+    rows = transaction.rows(Query(_SELECT_PAGE.format(revisions=revisions), parameters))
     numbered, has_more = _take_whole_sets(rows, max_sets, max_bytes)
     through = numbered[-1][0] if has_more else head
     sets = [change_set._replace(revision=keys.revision(number)) for number, change_set in numbered]

@@ -17,7 +17,16 @@ from caseload_server.domain.results import (
     TransferResult,
     UnassignResult,
 )
-from caseload_server.store import assignments, change_log, corrections, lists, purges, records, transfers
+from caseload_server.store import (
+    assignment_lists,
+    assignments,
+    change_log,
+    corrections,
+    lists,
+    purges,
+    records,
+    transfers,
+)
 from caseload_server.store.backends.protocol import Database, Gauges, Row, Transaction
 from caseload_server.store.records import PATIENT, THERAPIST, RecordKind
 from caseload_server.store.store_identity import StoreKeys
@@ -61,12 +70,9 @@ class RelationshipStore:
 
     def list_records(self, kind: RecordKind[P], query: RecordQuery, page: PageRequest) -> Page[P]:
         """Returns one page, ordered by id."""
-        sql, parameters = lists.select_records(kind, query)
-        parameters |= {"after": page.after, "limit": page.size + 1}
+        select = lists.select_records(kind, query, self._database.dialect).of_page(page.after, page.size + 1)
         with self._database.snapshot() as transaction:
-            return _build_page(
-                transaction.fetch_page(sql, parameters), page, kind.record._make, self._read_head(transaction)
-            )
+            return _build_page(transaction.rows(select), page, kind.record._make, self._read_head(transaction))
 
     def list_therapist_patients(self, query: CaseloadQuery, page: PageRequest) -> Page[tuple[Assignment, Patient]]:
         """Returns one page of a therapist's assignments with their patients, by id. Raises TherapistNotFound."""
@@ -79,14 +85,13 @@ class RelationshipStore:
     def _list_assigned(
         self, kind: RecordKind[P], other: RecordKind[Q], query: CaseloadQuery, page: PageRequest
     ) -> Page[tuple[Assignment, Q]]:
-        sql, parameters = assignments.select_caseload(kind, other, query)
-        parameters |= {"after": page.after, "limit": page.size + 1}
+        select = assignment_lists.select_caseload(kind, other, query, self._database.dialect)
         width = len(Assignment._fields)
         with self._database.snapshot() as transaction:
             if not transaction.run(kind.select, {"id": query.parent_id}):
                 raise records.not_found(kind, [query.parent_id])
             return _build_page(
-                transaction.fetch_page(sql, parameters),
+                transaction.rows(select.of_page(page.after, page.size + 1)),
                 page,
                 lambda row: (Assignment._make(row[:width]), other.record._make(row[width:])),
                 self._read_head(transaction),
@@ -185,10 +190,9 @@ class RelationshipStore:
 
     def list_assignments(self, query: requests.AssignmentQuery, page: PageRequest) -> Page[Assignment]:
         """Returns one page, ordered by assignment_id."""
-        sql, parameters = assignments.select_assignments(query)
-        parameters |= {"after": page.after, "limit": page.size + 1}
+        select = assignment_lists.select_assignments(query, self._database.dialect)
         with self._database.snapshot() as transaction:
-            rows = transaction.fetch_page(sql, parameters)
+            rows = transaction.rows(select.of_page(page.after, page.size + 1))
             return _build_page(rows, page, Assignment._make, self._read_head(transaction))
 
     def check_assignments(self, pairs: list[tuple[str, str]], at_us: int) -> tuple[list[CheckResult], str]:

@@ -49,6 +49,42 @@ class SerializationConflict(Exception):
     """Raised by work whose reads are outdated, to run it again. Only databases with concurrent writers need it."""
 
 
+class Query(NamedTuple):
+    """A SELECT with its parameters, which are named, `:name` in the SQL."""
+
+    sql: str
+    parameters: dict[str, Value]
+    plan_for_values: bool = False
+    """True where the database must plan it for these values: one plan for all values would be much slower for some."""
+
+    def of_page(self, after: str, limit: int) -> "Query":
+        """Returns the query of one page: at most `limit` rows, whose first column is greater than `after`."""
+        return self._replace(parameters={**self.parameters, "after": after, "limit": limit})
+
+
+class Dialect(NamedTuple):
+    """Where the SQL of a list differs, because the planners of the databases do."""
+
+    index_range: str
+    """The condition that a scan of the index on {column} and {record_id} starts after :after, among those with the
+    {value}."""
+    merged_scan: str
+    """One of several scans that are merged in the order of their first column: {scan} is its SELECT, {number} its
+    number, {order} the columns of its index."""
+    unindexed: str
+    """Before a column, it keeps an index on that column from being used."""
+    has_statistics: bool
+    """True where the planner knows how many rows match a value, and chooses between a lookup and a scan in order."""
+
+
+class Scan(NamedTuple):
+    """A SELECT that reads one index in the order of its first result column."""
+
+    select: str
+    order: str = "1"
+    """The columns of the index."""
+
+
 class Transaction(Protocol):
     """Statements that see one state of the database. Parameters are named, `:name` in the SQL."""
 
@@ -58,11 +94,8 @@ class Transaction(Protocol):
         A write may send a statement that returns no rows together with a later one. So its error may come later.
         """
 
-    def rows(self, sql: str, parameters: Parameters | None = None) -> Iterator[Row]:
+    def rows(self, query: Query) -> Iterator[Row]:
         """Runs one query and yields its rows. Rows that were not fetched are dropped when the transaction ends."""
-
-    def fetch_page(self, sql: str, parameters: dict[str, Value]) -> Iterator[Row]:
-        """Yields the rows of a query that is ordered by its first column, starts after `:after` and has a `:limit`."""
 
 
 class Database(Protocol):
@@ -73,6 +106,7 @@ class Database(Protocol):
     database."""
     on_commit: Callable[[int, float], object]
     """Called after each commit, as StoreMetrics.commit."""
+    dialect: Dialect
     commit_may_be_ambiguous: bool
     """True where a commit can succeed and its response be lost. Then every write needs a request_id to look up."""
 

@@ -24,6 +24,7 @@ class TimedDatabase:
     def __init__(self, database: Database, metrics: StoreMetrics) -> None:
         """Args: database, does the work; metrics, receives the durations."""
         self.lock_clause = database.lock_clause
+        self.dialect = database.dialect
         self.commit_may_be_ambiguous = database.commit_may_be_ambiguous
         self.on_commit = database.on_commit = metrics.commit
         self._database = database

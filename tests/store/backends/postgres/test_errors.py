@@ -15,6 +15,7 @@ from caseload_server.store.backends.postgres import driver_errors
 from caseload_server.store.backends.postgres import migrate as postgres_migrate
 from caseload_server.store.backends.postgres.database import PostgresDatabase
 from caseload_server.store.backends.postgres.driver_errors import UnexpectedDatabaseError
+from caseload_server.store.backends.protocol import Query
 from grpc import StatusCode
 from structlog.testing import capture_logs
 
@@ -198,7 +199,7 @@ def test_a_constraint_violation_exposes_only_the_sqlstate_and_the_constraint(bro
 
 def rows_of_a_snapshot(database: PostgresDatabase, sql: str) -> None:
     with database.snapshot() as transaction:
-        list(transaction.rows(sql, {"limit": 1}))
+        list(transaction.rows(Query(sql, {"limit": 1})))
 
 
 def runs_in_a_snapshot(database: PostgresDatabase, sql: str) -> None:

@@ -19,9 +19,11 @@ from caseload_server.store.backends.postgres.connection import Connection, conne
 from caseload_server.store.backends.postgres.connection_pool import ConnectionPool
 from caseload_server.store.backends.postgres.driver_errors import retry
 from caseload_server.store.backends.postgres.pipeline import wait_for_result
-from caseload_server.store.backends.postgres.transaction import SnapshotTransaction, psycopg_sql
+from caseload_server.store.backends.postgres.reads import read_session
+from caseload_server.store.backends.postgres.transaction import SnapshotTransaction
 from caseload_server.store.backends.postgres.writes import PostgresWriter
 from caseload_server.store.backends.protocol import (
+    Dialect,
     Gauges,
     Parameters,
     Row,
@@ -35,7 +37,7 @@ from caseload_server.store.backends.protocol import (
 
 # For reads only: a statement timeout ends a COMMIT's wait for its standby, and shows data that can still be lost.
 _READ_OPTIONS: Final = " -c statement_timeout=10s"
-_BEGIN_SNAPSHOT: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+_BEGIN_SNAPSHOT: Final = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _CHANNEL: Final = "caseload_revision"
 _CHECK_TIMEOUT_SECONDS: Final = 2.0
 _WAITING_COMMITS: Final = b"""
@@ -50,6 +52,14 @@ class PostgresDatabase:
     """Implements Database on PostgreSQL."""
 
     lock_clause = " FOR NO KEY UPDATE"
+    dialect = Dialect(
+        # With = an order by the column is none, and the planner may read the primary key past all other values.
+        index_range="({column}, {record_id}) > ({value}, :after) AND {column} <= {value}",
+        # Without a limit of its own, a scan with conditions is sorted as a whole before the others are merged with it.
+        merged_scan="SELECT * FROM ({scan} ORDER BY {order} LIMIT :limit) AS scan{number}",
+        unindexed="",
+        has_statistics=True,
+    )
     commit_may_be_ambiguous = True
 
     def __init__(self, url: str, *, connections: int = 16, commit_timeout_seconds: float = 3.0) -> None:
@@ -77,7 +87,7 @@ class PostgresDatabase:
     def _read(self, sql: str, parameters: Parameters | None) -> list[Row]:
         connection = self._readers.acquire()
         try:
-            return connection.execute(psycopg_sql(sql), parameters, binary=True).fetchall()
+            return read_session(connection).run(sql, parameters)
         finally:
             self._readers.release(connection)
 
@@ -85,16 +95,16 @@ class PostgresDatabase:
     def snapshot(self) -> Iterator[Transaction]:
         connection = retry(self._begin_snapshot)
         try:
-            yield SnapshotTransaction(connection)
+            yield SnapshotTransaction(read_session(connection))
         finally:
             with suppress(psycopg.Error):
-                connection.execute("ROLLBACK")
+                read_session(connection).command(b"ROLLBACK")  # psycopg's would drop every prepared statement
             self._readers.release(connection)
 
     def _begin_snapshot(self) -> Connection:
         connection = self._readers.acquire()
         try:
-            connection.execute(_BEGIN_SNAPSHOT)
+            read_session(connection).command(_BEGIN_SNAPSHOT)
         except BaseException:
             self._readers.release(connection)
             raise

@@ -6,6 +6,7 @@ import psycopg
 
 from caseload_server.store.backends.migrations import SELECT_STEPS, Migration, SchemaError, apply, migrations, unapplied
 from caseload_server.store.backends.postgres.connection import Connection, connect
+from caseload_server.store.backends.postgres.reads import read_session
 from caseload_server.store.backends.postgres.transaction import PostgresTransaction
 
 _ADVISORY_LOCK_KEY = 0x43534C44
@@ -49,7 +50,8 @@ def _migrate(connection: Connection, steps: list[Migration]) -> list[Migration]:
         connection.execute("SELECT pg_advisory_xact_lock(%s)", [_ADVISORY_LOCK_KEY])
         todo = unapplied(_read_applied(connection), steps)
         prepare = _CREATE_TABLE if todo == steps else _BLOCK_WRITES + _CREATE_TABLE
-        apply(todo, prepare, PostgresTransaction(connection), lambda sql: connection.execute(sql.encode()))
+        transaction = PostgresTransaction(read_session(connection))
+        apply(todo, prepare, transaction, lambda sql: connection.execute(sql.encode()))
     return todo
 
 

@@ -16,17 +16,13 @@ from psycopg.adapt import Transformer
 from psycopg.errors import error_from_result
 
 from caseload_server.store.backends.postgres.connection import Connection
-from caseload_server.store.backends.protocol import Parameters, Row, Value
+from caseload_server.store.backends.postgres.parameters import encode, positional
+from caseload_server.store.backends.protocol import Parameters, Row
 
-_NAMED_PARAMETER: Final = re.compile(r"(?<![\w:]):([a-z]\w*)")
 _RETURNS_NO_ROWS: Final = re.compile(r"\s*(?:INSERT|UPDATE|DELETE)\b(?!.*\bRETURNING\b)", re.DOTALL)
 _MAX_PREPARED: Final = 500
 """Prepared statements of a connection. Further ones are parsed each time."""
 _SUCCESS: Final = {pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK}
-_BYTEA, _INT8, _TEXT = 17, 20, 25
-"""Object ids of types. https://www.postgresql.org/docs/current/catalog-pg-type.html"""
-_NULL: Final = (0, None)
-"""The server infers the type."""
 
 
 class EarlierStatementFailed(Exception):
@@ -51,25 +47,9 @@ class _Command(NamedTuple):
 
 
 @lru_cache(4096)
-def _positional(sql: str) -> tuple[bytes, tuple[str, ...]]:
-    """Converts `:name` parameters to `$1`. Returns the SQL, and the names in the order of their numbers."""
-    names = tuple(dict.fromkeys(_NAMED_PARAMETER.findall(sql)))
-    return _NAMED_PARAMETER.sub(lambda match: f"${names.index(match[1]) + 1}", sql).encode(), names
-
-
-@lru_cache(4096)
 def returns_no_rows(sql: str) -> bool:
     """Returns whether a statement returns no rows, so that its sender need not wait for it."""
     return _RETURNS_NO_ROWS.match(sql) is not None
-
-
-def _encode(value: Value) -> tuple[int, bytes | None]:
-    """Returns type and binary format. All integers have one type, or each size would need its own statement."""
-    if isinstance(value, str):
-        return _TEXT, value.encode()
-    if isinstance(value, int):
-        return _INT8, value.to_bytes(8, "big", signed=True)
-    return _NULL if value is None else (_BYTEA, value)
 
 
 class StatementPipeline:
@@ -90,8 +70,8 @@ class StatementPipeline:
 
     def add(self, sql: str, parameters: Parameters | None = None) -> None:
         """Queues a statement. If it fails, a later `flush` raises the error."""
-        text, names = _positional(sql)
-        encoded = [_encode(parameters[name]) for name in names] if parameters else []
+        text, names = positional(sql)
+        encoded = [encode(parameters[name]) for name in names] if parameters else []
         types, values = zip(*encoded, strict=True) if encoded else ((), ())
         self._queue.append(_Statement(text, types, values))
 

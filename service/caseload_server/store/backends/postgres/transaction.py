@@ -1,57 +1,32 @@
 """Statements in a transaction of PostgreSQL."""
 
-import re
 from collections.abc import Iterator
-from functools import lru_cache
-from typing import Final
 
 import psycopg
 
-from caseload_server.store.backends.postgres.connection import Connection
 from caseload_server.store.backends.postgres.driver_errors import domain_error
 from caseload_server.store.backends.postgres.pipeline import StatementPipeline, returns_no_rows
-from caseload_server.store.backends.protocol import Parameters, Row, Value
-
-_FETCH_SIZE: Final = 101
-"""Rows that one statement of `fetch_page` returns."""
-_NAMED_PARAMETER: Final = re.compile(r"(?<![\w:]):([a-z]\w*)")
-
-
-@lru_cache(4096)
-def psycopg_sql(sql: str) -> bytes:
-    """Converts `:name` parameters to psycopg's `%(name)s`."""
-    return _NAMED_PARAMETER.sub(r"%(\1)s", sql.replace("%", "%%")).encode()
+from caseload_server.store.backends.postgres.reads import ReadSession
+from caseload_server.store.backends.protocol import Parameters, Query, Row
 
 
 class PostgresTransaction:
-    """Implements Transaction on a connection."""
+    """Implements Transaction on a connection. It raises the errors of the driver."""
 
-    __slots__ = ("_connection",)
+    __slots__ = ("_session",)
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, session: ReadSession) -> None:
+        self._session = session
 
     def run(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
-        cursor = self._connection.execute(psycopg_sql(sql), parameters, binary=True)
-        return cursor.fetchall() if cursor.description else []
+        return self._session.run(sql, parameters)
 
-    def rows(self, sql: str, parameters: Parameters | None = None) -> Iterator[Row]:
-        return iter(self.run(sql, parameters))
-
-    def fetch_page(self, sql: str, parameters: dict[str, Value]) -> Iterator[Row]:
-        # Several statements, because all rows of one arrive at once, and a page may end after two mebibytes.
-        remaining = int(parameters["limit"] or 0)
-        while remaining:
-            rows = self.run(sql, {**parameters, "limit": min(remaining, _FETCH_SIZE)})
-            yield from rows
-            remaining -= min(remaining, _FETCH_SIZE)
-            if len(rows) < _FETCH_SIZE:
-                return
-            parameters = {**parameters, "after": rows[-1][0]}
+    def rows(self, query: Query) -> Iterator[Row]:
+        return self._session.stream(query)
 
 
 class SnapshotTransaction(PostgresTransaction):
-    """Raises domain errors itself: an exception that leaves a with block keeps the driver's error as its context."""
+    """Implements Transaction for reads. It raises domain errors that do not carry the driver's error."""
 
     __slots__ = ()
 
@@ -60,10 +35,19 @@ class SnapshotTransaction(PostgresTransaction):
             return super().run(sql, parameters)
         except psycopg.Error as error:
             failure, _ = domain_error(error)
+        raise failure  # outside of the except block, or it would carry the driver's error as its context
+
+    def rows(self, query: Query) -> Iterator[Row]:
+        try:
+            yield from super().rows(query)
+        except psycopg.Error as error:
+            failure, _ = domain_error(error)
+        else:
+            return
         raise failure
 
 
-class WriteTransaction(PostgresTransaction):
+class WriteTransaction:
     """Sends statements that return no rows together with the next one that does. So an error may be raised later."""
 
     __slots__ = ("_pipeline",)
@@ -74,3 +58,6 @@ class WriteTransaction(PostgresTransaction):
     def run(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
         self._pipeline.add(sql, parameters)
         return [] if returns_no_rows(sql) else self._pipeline.flush()
+
+    def rows(self, query: Query) -> Iterator[Row]:
+        return iter(self.run(query.sql, query.parameters))

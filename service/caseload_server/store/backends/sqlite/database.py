@@ -19,15 +19,16 @@ from caseload_server.domain import errors
 from caseload_server.domain.call_deadline import read_deadline
 from caseload_server.store.backends.group_commit import Batch, GroupCommit, Job, run_tails, unchanged
 from caseload_server.store.backends.protocol import (
+    Dialect,
     Gauges,
     Parameters,
+    Query,
     Row,
     S,
     Sharing,
     T,
     Tail,
     Transaction,
-    Value,
     no_metrics,
 )
 
@@ -136,11 +137,8 @@ class SqliteTransaction:
     def run(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
         return list(self._connection.execute(sql, parameters))
 
-    def fetch_page(self, sql: str, parameters: dict[str, Value]) -> Iterator[Row]:
-        return self.rows(sql, parameters)
-
-    def rows(self, sql: str, parameters: Parameters | None = None) -> Iterator[Row]:
-        cursor = self._connection.execute(sql, parameters)
+    def rows(self, query: Query) -> Iterator[Row]:
+        cursor = self._connection.execute(query.sql, query.parameters)
         self._cursors.append(cursor)
         return cursor
 
@@ -186,6 +184,12 @@ class SqliteDatabase:
     """
 
     lock_clause = ""  # BEGIN IMMEDIATE locks the whole file
+    dialect = Dialect(
+        index_range="{column} = {value} AND {record_id} > :after",
+        merged_scan="{scan}",
+        unindexed="+",
+        has_statistics=False,
+    )
     commit_may_be_ambiguous = False
 
     def __init__(self, path: Path) -> None:
