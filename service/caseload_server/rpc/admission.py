@@ -7,7 +7,7 @@ in number, in bytes and in time, for the process and for each caller.
 import math
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -85,7 +85,7 @@ class Admission:
         self._retry_delays = RetryDelays()
         self._public = _Caller()
         """All callers of public methods, which have limits of their own."""
-        self._callers: dict[str, _Caller] = {"": self._public}
+        self._callers: defaultdict[str, _Caller] = defaultdict(_Caller, {"": self._public})
         self._open: dict[IncomingCall, None] = {}
         self._receiving = 0
         """The number of principals' calls whose message is being received."""
@@ -143,7 +143,7 @@ class Admission:
 
     def _begin(self, call: IncomingCall) -> None:
         """Counts a call. Raises Overloaded. Public calls give way instead: the newest may be a probe."""
-        caller = self._callers.setdefault(call.caller, _Caller())
+        caller = self._callers[call.caller]
         if call.caller:
             total = len(self._open) - len(self._public.open)
             if len(caller.open) >= limits.MAX_OPEN_CALLS * self._share or total >= limits.MAX_OPEN_CALLS:
