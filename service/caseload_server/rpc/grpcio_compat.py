@@ -3,6 +3,8 @@
 grpcio itself takes a thread and lets it wait for the message. A caller that never sends one keeps the thread, and a few
 dozen such calls stop a server. Receiving the message first also saves each call two thread switches.
 
+Unary calls are also answered here: grpcio's own function does the same through a context manager, imports and hooks.
+
 `check_grpcio` compares grpcio's private functions with those known here: a server with any other grpcio does not start.
 The project pins grpcio to the tested range.
 """
