@@ -82,7 +82,7 @@ def token_of_the_filter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def anything_for_an_id(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(access_log, "ID_PATTERN", re.compile(".*", re.DOTALL))
+    monkeypatch.setattr(access_log, "only_ids", lambda texts: texts)
 
 
 def actors_in_changes(monkeypatch: pytest.MonkeyPatch) -> None:
