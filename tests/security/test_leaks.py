@@ -2,7 +2,6 @@
 
 import base64
 import json
-import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
