@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from caseload_server.store.backends.migrations import SchemaError
-from caseload_server.store.backends.postgres.connection import Connection, connect
+from caseload_server.store.backends.postgres.connection import WITHOUT_TIMEOUTS, Connection, connect
 from caseload_server.store.backends.protocol import Row
 from caseload_server.store.portability.content import SEARCH_TABLES, TABLES
 from caseload_server.store.portability.import_loader import ConstraintViolation
@@ -36,13 +35,6 @@ SELECT FROM pg_stat_activity
 WHERE datname = current_database() AND application_name = 'caseload' AND pid <> pg_backend_pid() LIMIT 1"""
 _DISCONNECT_SECONDS = 1.0
 """How long a closed connection may still be listed in pg_stat_activity."""
-_NO_TIMEOUTS = " -c statement_timeout=0 -c idle_in_transaction_session_timeout=0"
-
-
-def without_timeouts(url: str) -> str:
-    """Returns the URL for a long transaction on the same database. It may wait for a reader, or for standard input."""
-    options = conninfo_to_dict(url).get("options") or ""
-    return make_conninfo(url, options=f"{options}{_NO_TIMEOUTS}")
 
 
 class PostgresBulkLoad:
@@ -71,7 +63,7 @@ def bulk_load(url: str) -> Iterator[PostgresBulkLoad]:
 
     Raises SchemaError for a database that is not empty or is being served, ConstraintViolation, psycopg.Error.
     """
-    with connect(without_timeouts(url)) as connection, connection.transaction():
+    with connect(url, WITHOUT_TIMEOUTS) as connection, connection.transaction():
         _lock_empty_tables(connection)
         _refuse_served_database(connection)
         deferred = connection.execute(_DEFERRED_DDL).fetchall()

@@ -18,7 +18,7 @@ import psycopg
 from psycopg import pq
 
 from caseload_server.domain import errors
-from caseload_server.store.backends.postgres.connection import Connection, connect
+from caseload_server.store.backends.postgres.connection import READS, Connection, SessionSettings, connect
 from caseload_server.store.backends.postgres.connection_pool import ConnectionPool
 from caseload_server.store.backends.protocol import (
     Gauges,
@@ -31,8 +31,6 @@ from caseload_server.store.backends.protocol import (
     no_metrics,
 )
 
-# For reads only: a statement timeout ends a COMMIT's wait for its standby, and shows data that can still be lost.
-_READ_OPTIONS: Final = " -c statement_timeout=10s"
 _BEGIN_SNAPSHOT: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _FETCH_SIZE: Final = 101
 """Rows that one statement of `fetch_page` returns."""
@@ -152,14 +150,16 @@ class PostgresDatabase:
     lock_clause = " FOR NO KEY UPDATE"
     commit_may_be_ambiguous = True
 
-    def __init__(self, url: str, *, connections: int = 16, commit_timeout_seconds: float = 3.0) -> None:
+    def __init__(
+        self, url: str, *, connections: int = 16, commit_timeout_seconds: float = 3.0, reads: SessionSettings = READS
+    ) -> None:
         """Opens no connection yet.
 
         Args: connections, limit for reads, and the same for writes; commit_timeout_seconds, how long a caller waits
-        for a COMMIT.
+        for a COMMIT; reads, the settings of the sessions for reads.
         """
         self.on_commit: Callable[[int, float], object] = no_metrics
-        self._readers = ConnectionPool(partial(connect, url, _READ_OPTIONS), connections)
+        self._readers = ConnectionPool(partial(connect, url, reads), connections)
         self._writers = ConnectionPool(partial(connect, url), connections)
         self._commit_timeout_seconds = commit_timeout_seconds
         self._abandoned: set[Connection] = set()

@@ -5,7 +5,7 @@ from contextlib import suppress
 import psycopg
 
 from caseload_server.store.backends.migrations import SELECT_STEPS, Migration, SchemaError, apply, migrations, unapplied
-from caseload_server.store.backends.postgres.connection import Connection, connect
+from caseload_server.store.backends.postgres.connection import Connection, connect, refuse_transaction_pooling
 from caseload_server.store.backends.postgres.database import PostgresTransaction
 
 _ADVISORY_LOCK_KEY = 0x43534C44
@@ -26,6 +26,7 @@ def pending(url: str, steps: list[Migration] | None = None) -> list[Migration]:
 
     Args: steps, all of this version unless given. Raises SchemaError, psycopg.Error.
     """
+    refuse_transaction_pooling(url)
     with connect(url) as connection:
         return unapplied(_read_applied(connection), migrations("postgres") if steps is None else steps)
 
@@ -36,6 +37,7 @@ def migrate(url: str, steps: list[Migration] | None = None) -> list[Migration]:
     Args: steps, all of this version unless given. Raises SchemaError, psycopg.Error.
     """
     steps = migrations("postgres") if steps is None else steps
+    refuse_transaction_pooling(url)
     with connect(url) as connection:
         for _ in range(_DEADLOCK_RETRIES):
             with suppress(psycopg.errors.DeadlockDetected):
