@@ -1,10 +1,18 @@
-"""A Database wrapper that measures reads and writes."""
+"""A Database wrapper that measures reads and writes, and counts their failures by cause."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from time import perf_counter
 
-from caseload_server.store.backends.protocol import Database, Gauges, Parameters, Row, StoreMetrics, T, Transaction
+from caseload_server.store.backends.protocol import (
+    Database,
+    Gauges,
+    Parameters,
+    Row,
+    StoreMetrics,
+    T,
+    Transaction,
+)
 
 
 class TimedDatabase:
@@ -22,6 +30,9 @@ class TimedDatabase:
         started = perf_counter()
         try:
             return self._database.read(sql, parameters)
+        except Exception as error:
+            self._count(error)
+            raise
         finally:
             self._metrics.read(perf_counter() - started)
 
@@ -31,6 +42,9 @@ class TimedDatabase:
         try:
             with self._database.snapshot() as transaction:
                 yield transaction
+        except Exception as error:
+            self._count(error)
+            raise
         finally:
             self._metrics.read(perf_counter() - started)
 
@@ -38,9 +52,17 @@ class TimedDatabase:
         started = perf_counter()
         try:
             return self._database.write(work)
+        except Exception as error:
+            self._count(error)
+            raise
         finally:
             with suppress(Exception):  # a failing metric must not turn a committed write into an error
                 self._metrics.write(perf_counter() - started)
+
+    def _count(self, error: Exception) -> None:
+        if cause := getattr(error, "cause", ""):  # else the store refused the call by its rules
+            with suppress(Exception):
+                self._metrics.failure(cause)
 
     def gauges(self) -> Gauges:
         return self._database.gauges()

@@ -6,7 +6,6 @@ https://www.postgresql.org/docs/current/transaction-iso.html, https://www.psycop
 
 import random
 import re
-import select
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,10 @@ from psycopg import pq
 from caseload_server.domain import errors
 from caseload_server.store.backends.postgres.connection import READS, Connection, SessionSettings, connect
 from caseload_server.store.backends.postgres.connection_pool import ConnectionPool
+from caseload_server.store.backends.postgres.error_text import one_line
+from caseload_server.store.backends.postgres.store_check import StoreCheck, wait_for_result
 from caseload_server.store.backends.protocol import (
+    DEFECT,
     Gauges,
     Parameters,
     Row,
@@ -39,11 +41,6 @@ _RETRY_TIMEOUT_SECONDS: Final = 5.0
 """How long an operation is retried after a lost connection or a conflict."""
 _RETRY_DELAY_SECONDS: Final = (0.01, 0.1)
 """Shortest and longest delay before a retry, in seconds."""
-_CHECK_TIMEOUT_SECONDS: Final = 2.0
-_WAITING_COMMITS: Final = b"""
-SELECT FROM pg_stat_activity
-WHERE datname = current_database() AND wait_event = 'SyncRep' AND now() - state_change > interval '2s' LIMIT 1"""
-"""Finds commits of any instance that wait for a standby."""
 _POLL_SECONDS: Final = 0.5
 """How long `wait_for_commit` waits for a notification."""
 _NAMED_PARAMETER: Final = re.compile(r"(?<![\w:]):([a-z]\w*)")
@@ -62,9 +59,12 @@ _UNAVAILABLE: Final = {"25006", "53200", "53300"}
 class UnexpectedDatabaseError(Exception):
     """A defect of this program. PostgreSQL's own text quotes rows, so only SQLSTATE and constraint are kept."""
 
+    cause = DEFECT
+
     def __init__(self, error: psycopg.Error) -> None:
         """Args: error, of the driver."""
         super().__init__(error.sqlstate, error.diag.constraint_name)
+        self.sqlstate = error.sqlstate
 
 
 class _CommitUnconfirmed(Exception):
@@ -83,14 +83,14 @@ def _domain_error(error: psycopg.Error) -> tuple[BaseException, bool]:
     if state in _CONFLICTS:
         return errors.StoreBusy(), True
     if state == _LOCK_TIMEOUT:
-        return errors.StoreBusy(), False
+        return errors.StoreBusy(errors.StoreBusy.LOCK_WAIT), False
     if state == _STATEMENT_TIMEOUT:
-        return errors.StoreBusy(errors.StoreBusy.too_slow), False
+        return errors.StoreBusy(errors.StoreBusy.STATEMENT_TIMEOUT), False
     if state == "53100":
         return errors.StoreFull(), False
     is_lost = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and not state
     if is_lost or state in _UNAVAILABLE or state.startswith(("08", "57P")):
-        return errors.StoreUnavailable(), True
+        return errors.StoreUnavailable(state, one_line(error)), True
     return UnexpectedDatabaseError(error), False
 
 
@@ -164,9 +164,23 @@ class PostgresDatabase:
         self._commit_timeout_seconds = commit_timeout_seconds
         self._abandoned: set[Connection] = set()
         self._commits_stalled = False
-        self._connect = partial(connect, url)
+        self._readers.on_connect_failure = self._writers.give_way
+        self._writers.on_connect_failure = self._readers.give_way
+        self._connect = partial(self._connect_beside_pools, url)
         self._listener: Connection | None = None
-        self._checker: Connection | None = None
+        self._store_check = StoreCheck(self._connect)
+
+    def _connect_beside_pools(self, url: str) -> Connection:
+        try:
+            return connect(url)
+        except psycopg.OperationalError:
+            for pool in (self._readers, self._writers):
+                pool.give_way(urgent=True)
+            raise
+
+    def open(self) -> None:
+        """Opens the connection of `check`, which keeps an import away. Raises SchemaError, psycopg.Error."""
+        self._store_check.open()
 
     def read(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
         return self._retry(partial(self._read, sql, parameters))
@@ -248,7 +262,7 @@ class PostgresDatabase:
         started = time.perf_counter()
         try:
             connection.pgconn.send_query(b"COMMIT")
-            if not _wait_for_result(connection.pgconn, self._commit_timeout_seconds):
+            if not wait_for_result(connection.pgconn, self._commit_timeout_seconds):
                 self._abandon_commit(connection)
                 raise errors.OutcomeUnknown
             result = connection.pgconn.get_result()
@@ -277,7 +291,7 @@ class PostgresDatabase:
 
     def _await_abandoned_commit(self, connection: Connection) -> None:
         with suppress(psycopg.Error):
-            _wait_for_result(connection.pgconn, None)
+            wait_for_result(connection.pgconn, None)
         connection.close()
         self._abandoned.discard(connection)
 
@@ -285,20 +299,11 @@ class PostgresDatabase:
         return [*self._readers.gauges("read"), *self._writers.gauges("write")]
 
     def check(self) -> None:
-        responded = False
-        with suppress(psycopg.Error):
-            self._checker = self._checker or self._connect()
-            connection = self._checker.pgconn
-            connection.send_query(_WAITING_COMMITS)
-            # A server that hangs keeps its connections open, so the wait needs a timeout of its own.
-            result = connection.get_result() if _wait_for_result(connection, _CHECK_TIMEOUT_SECONDS) else None
-            if result and result.status == pq.ExecStatus.TUPLES_OK and connection.get_result() is None:
-                responded, self._commits_stalled = True, result.ntuples > 0
-        if not responded and self._checker:
-            self._checker.close()
-            self._checker = None
-        if not responded or self._commits_stalled:
-            raise errors.StoreUnavailable
+        for pool in (self._readers, self._writers):
+            pool.close_unused()
+        self._commits_stalled = self._store_check.run()
+        if self._commits_stalled:
+            raise errors.StoreUnavailable(detail="commits wait for a standby")
 
     def wait_for_commit(self) -> None:
         try:
@@ -317,22 +322,6 @@ class PostgresDatabase:
     def close(self) -> None:
         self._readers.close()
         self._writers.close()
-        for connection in (self._listener, self._checker):
-            if connection is not None:
-                connection.close()
-
-
-def _wait_for_result(connection: pq.abc.PGconn, timeout_seconds: float | None) -> bool:
-    """Waits for the result of the query that was sent. Returns False after the timeout.
-
-    Args: timeout_seconds, None waits without limit. Raises psycopg.Error for a lost connection.
-    """
-    deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-    poll = select.poll()
-    while connection.flush() or connection.is_busy():
-        poll.register(connection.socket, select.POLLIN)
-        remaining_ms = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
-        if not poll.poll(remaining_ms):
-            return False
-        connection.consume_input()
-    return True
+        self._store_check.close()
+        if self._listener is not None:
+            self._listener.close()

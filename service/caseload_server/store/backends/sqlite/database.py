@@ -73,8 +73,8 @@ def _busy_handler() -> Callable[[int], bool]:
     return wait_for_lock
 
 
-_DOMAIN_ERRORS: Final[dict[type[BaseException], type[errors.DomainError]]] = {
-    apsw.BusyError: errors.StoreBusy,
+_DOMAIN_ERRORS: Final[dict[type[BaseException], Callable[[], errors.DomainError]]] = {
+    apsw.BusyError: partial(errors.StoreBusy, errors.StoreBusy.LOCK_WAIT),
     apsw.LockedError: errors.StoreBusy,
     apsw.FullError: errors.StoreFull,
     apsw.ConnectionClosedError: errors.ShuttingDown,
