@@ -19,6 +19,12 @@ deadlock. https://www.postgresql.org/docs/current/explicit-locking.html"""
 _DEADLOCK_RETRIES = 3
 """Deadlocks remain possible: with a foreign transaction, or with a write that only validates and claims nothing."""
 _SELECT_TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = current_schema()"
+_SELECT_OTHER_SCHEMA = b"""
+SELECT FROM pg_class AS migration, pg_class AS store
+WHERE migration.oid = to_regclass('migration') AND store.oid = to_regclass('store')
+    AND store.relnamespace = migration.relnamespace
+    AND migration.relnamespace <> coalesce(to_regnamespace(quote_ident(current_schema())), 0)"""
+"""Finds a store that names without a schema lead to, but where no new table would be created."""
 
 
 def pending(url: str, steps: list[Migration] | None = None) -> list[Migration]:
@@ -58,6 +64,8 @@ def _migrate(connection: Connection, steps: list[Migration]) -> list[Migration]:
 def _read_applied(connection: Connection) -> list[tuple[str, str]]:
     if connection.info.parameter_status("server_encoding") != "UTF8":
         raise SchemaError("its encoding is not UTF8")
+    if connection.execute(_SELECT_OTHER_SCHEMA).fetchall():
+        raise SchemaError("its tables are not in the first schema of the search_path: set search_path to their schema")
     tables = {name for (name,) in connection.execute(_SELECT_TABLES)}
     if tables and "migration" not in tables:
         raise SchemaError("it holds the tables of another application")
