@@ -8,14 +8,16 @@ import psycopg
 _ABOUT_NO_ROW: Final = ("08", "25", "28", "3D", "3F", "42", "53", "55", "57")
 """Classes of SQLSTATEs whose message names objects, roles and limits only. Others can quote values.
 https://www.postgresql.org/docs/current/errcodes-appendix.html"""
-_QUOTED: Final = re.compile(r'"([^"]*)"')
+_QUOTED: Final = re.compile(r""""[^"]*"|'[^']*'""")
+_UNESCAPED: Final = re.compile("[@:/?#]")
 _MAX_LENGTH: Final = 500
 
 
 def one_line(error: psycopg.Error, url: str = "") -> str:
     """Returns the error's text in one line: libpq's own where it has no SQLSTATE, or PostgreSQL's where that is safe.
 
-    Args: url, whose password is left out. A password with an unescaped @ or / can look like a host or a database.
+    Args: url, of the connection. With an unescaped @, : or / in its password, a part of it looks like a host or a
+    database, so quoted names are left out.
     """
     if not error.sqlstate:
         text = str(error)
@@ -23,6 +25,7 @@ def one_line(error: psycopg.Error, url: str = "") -> str:
         text = f"{error.diag.message_primary} (SQLSTATE {error.sqlstate})"
     else:
         text = f"SQLSTATE {error.sqlstate}"
-    secret = url.partition("://")[2].rpartition("@")[0].partition(":")[2]
-    shown = _QUOTED.sub(lambda match: '"..."' if match[1] and match[1] in secret else match[0], text)
-    return " ".join(shown.split())[:_MAX_LENGTH]
+    password = url.partition("://")[2].rpartition("@")[0].partition(":")[2]
+    if _UNESCAPED.search(password):
+        text = _QUOTED.sub("'...'", text)
+    return " ".join(text.split())[:_MAX_LENGTH]
