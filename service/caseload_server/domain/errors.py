@@ -208,6 +208,12 @@ class StoreFull(DomainError):
 class ShuttingDown(DomainError):
     reason = "SHUTTING_DOWN"
     text = "This instance is shutting down. Retry the call: another instance, or this one after a restart, will answer."
+    aged: ClassVar[str] = "The watch has reached its largest age. Resume it after the last through_revision received."
+
+    def __init__(self, text: str = text) -> None:
+        """Args: text, the default, or `aged`."""
+        super().__init__()
+        self.message = text
 
 
 class Overloaded(DomainError):

@@ -96,7 +96,7 @@ def _domain_error(error: BaseException, *, committing: bool = False) -> BaseExce
         # The frames may have reached the file before the fsync failed: a later recovery could find them.
         return errors.OutcomeUnknown()
     if isinstance(error, apsw.InterruptError):  # by `_is_past_deadline`
-        return errors.StoreBusy(errors.StoreBusy.too_slow)
+        return errors.StoreBusy(errors.StoreBusy.STATEMENT_TIMEOUT)
     domain_error = _DOMAIN_ERRORS.get(type(error))
     return domain_error() if domain_error else error
 
