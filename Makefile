@@ -155,8 +155,9 @@ bench-metrics: $(INSTALLED) ## what the metrics cost a call; needs h2load
 	@$(BIN)/python -m benchmarks.metrics_cost
 
 .PHONY: bench-scale
-bench-scale: $(INSTALLED) ## calls on 10,000,000 assignments and on 10,000; LARGE=N for another number
+bench-scale: $(INSTALLED) ## calls on 10,000,000 assignments and on 10,000, on both databases; LARGE=N for another number
 	@$(BIN)/python -m benchmarks.scale $(if $(LARGE),--large $(LARGE))
+	@$(BIN)/python -m benchmarks.scale $(if $(LARGE),--large $(LARGE)) --postgres
 
 .PHONY: bench-footprint
 bench-footprint: $(INSTALLED) ## the time to a server's first answer, and its memory over 1,000,000 calls; needs h2load

@@ -2,7 +2,7 @@
 
     python benchmarks/ablation_server.py [--batches-of-one] [--sync-seconds N] serve ...
 
---batches-of-one: disables group commit; every write commits alone.
+--batches-of-one: disables group commit; every write commits alone, on PostgreSQL each on a connection of its own.
 --sync-seconds N: every fsync takes N seconds longer, as on a slow disk (a sleep in xSync).
 """
 
@@ -12,6 +12,8 @@ import time
 
 import apsw
 from caseload_server.commands import main as command
+from caseload_server.config import Config
+from caseload_server.store.backends.postgres import writes as postgres
 from caseload_server.store.backends.sqlite import database as sqlite
 
 _SYSTEM = apsw.vfs_names()[0]  # the system's VFS, read before this one becomes the default
@@ -44,7 +46,8 @@ def main() -> None:
     parser.add_argument("--sync-seconds", type=float, default=0.0)
     changes, sys.argv[1:] = parser.parse_known_args()
     if changes.batches_of_one:
-        sqlite._MAX_BATCH = 1  # type: ignore[misc]
+        sqlite._MAX_BATCH = postgres.MAX_BATCH = 1  # type: ignore[misc]
+        postgres.MAX_LEADERS = Config().pool_size  # type: ignore[misc]
     if changes.sync_seconds:
         _SlowFile.sync_seconds = changes.sync_seconds
         keep = _SlowDisk()  # noqa: F841 - SQLite uses it until it is garbage-collected

@@ -29,6 +29,7 @@ from google.protobuf.message import Message
 from benchmarks import scale, servers
 from benchmarks.load import Call, Callers, Load
 from benchmarks.rounds import FULL, SMOKE, Effort
+from benchmarks.served_data_sets import create_database
 from benchmarks.servers import Server
 from benchmarks.synthetic_data import person_id
 from benchmarks.table import Result, Target, figure, spread
@@ -60,7 +61,9 @@ def measure(folder: Path, effort: Effort) -> Iterator[Result]:
     """Start, then memory."""
     calls = 2000 if effort.is_smoke else 1_000_000
     file = folder / "large.db"
-    scale.create_database(file, scale.SMALL if effort.is_smoke else 500_000)  # and about as many people and changes
+    create_database(
+        scale.SMALL if effort.is_smoke else 500_000, f"sqlite:///{file}"
+    )  # and about as many people and changes
     starts = [_seconds_to_first_response(file) for _ in range(effort.rounds)]
     yield Result("start to first response, with 1,000,000 rows", spread(starts), Target(1, at_most=True), "s")
     with servers.caseload(0, file) as server:

@@ -1,6 +1,6 @@
 """Compares PostgreSQL with SQLite, and measures writes per second with ordered revisions. Needs h2load.
 
-python -m benchmarks.postgres           a minute or two; writes its table into docs/postgresql.md
+python -m benchmarks.postgres           five minutes; writes its table into docs/postgresql.md
 python -m benchmarks.postgres --smoke   a few seconds, a smoke test; its figures mean nothing
 
 Both databases sync each commit to the same disk. PostgreSQL is a temporary local cluster, on loopback;
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from caseload.v1 import therapist_service_pb2 as pb
 
-from benchmarks import load, servers
+from benchmarks import load, postgres_commits, servers
 from benchmarks.call_overhead import create
 from benchmarks.load import GET, MANY, ONE, Call, Load
 from benchmarks.rounds import FULL, SMOKE, Comparison, Effort, Side, compare
@@ -40,7 +40,8 @@ def main() -> None:
     DATA.mkdir(mode=0o700, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(prefix="bench-", dir=DATA) as folder:
-            text = tables(list(measure(Path(folder), SMOKE if smoke else FULL)))
+            effort = SMOKE if smoke else FULL
+            text = tables([*measure(Path(folder), effort), *postgres_commits.measure(effort)])
     except NoPostgres as error:
         print(error, file=sys.stderr)
         sys.exit(2)

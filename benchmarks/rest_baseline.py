@@ -31,7 +31,7 @@ def measure(folder: Path, effort: Effort) -> Iterator[Result]:
         creates = Side(Load(caseload, create(), MANY, LOAD_CORE))
         for name, options, targets in (
             ("uvicorn", _PLAIN_UVICORN, (Target(1.7), Target(1))),
-            ("uvicorn[standard]", (), (None, None)),
+            ("uvicorn[standard]", (), (Target(1.15), None)),
         ):
             with servers.fastapi_baseline(SERVER_CORE, *options) as server:
                 rest = _RestLoads(server)

@@ -72,8 +72,13 @@ class Comparison(NamedTuple):
 
 
 def compare(comparison: Comparison, effort: Effort) -> Result:
+    """Measures a comparison. Returns its result."""
+    return result(comparison.title, sample_pairs(comparison, effort), comparison.target, comparison.records_per_call)
+
+
+def sample_pairs(comparison: Comparison, effort: Effort) -> list[tuple[Sample, Sample]]:
     """Runs both sides in each round; which comes first alternates."""
-    title, first, second, target, records_per_call = comparison
+    _, first, second, _, _ = comparison
     first.warm_up()
     second.warm_up()
     pairs: list[tuple[Sample, Sample]] = []
@@ -83,7 +88,7 @@ def compare(comparison: Comparison, effort: Effort) -> Result:
             pairs.append((first.sample(effort.seconds), later))
         else:
             pairs.append((first.sample(effort.seconds), second.sample(effort.seconds)))
-    return result(title, pairs, target, records_per_call)
+    return pairs
 
 
 def result(
@@ -99,6 +104,11 @@ def result(
         sides=f"{records_per_call * _rate(firsts):,.0f} / {_rate(seconds):,.0f} per second",
         cpu=f"{_cpu_us(firsts):,.0f} / {_cpu_us(seconds):,.0f} us ({cpu_ratio:.2f})",
     )
+
+
+def cpu_result(title: str, pairs: list[tuple[Sample, Sample]], target: Target | None = None) -> Result:
+    """The ratio of the CPU times per call: the median of the ratios within each round."""
+    return Result(title, spread([first.cpu_us / second.cpu_us for first, second in pairs]), target)
 
 
 def _rate(samples: Sequence[Sample]) -> float:

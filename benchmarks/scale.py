@@ -1,6 +1,6 @@
 """Compares the latency of calls on a large data set with that on a small one: two servers in turn.
 
-python -m benchmarks.scale [--large N | --smoke]
+python -m benchmarks.scale [--large N | --smoke] [--postgres]
 
 The data sets are those of synthetic_data.py, with 10,000 and N assignments (default 10,000,000, which takes ten
 minutes to create, and 11 GB of data/). Each call uses records from all over the file, the same in every
@@ -12,18 +12,14 @@ import copy
 import random
 import secrets
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import grpc
 from caseload.v1.assignment_service_pb2 import (
     CheckAssignmentsRequest,
     ListAssignmentsRequest,
@@ -46,13 +42,14 @@ from caseload.v1.therapist_service_pb2 import (
     UnassignPatientRequest,
     UpdateTherapistRequest,
 )
+from caseload_server.domain.limits import MAX_PAGE_SIZE
 from google.protobuf.message import Message
-from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from benchmarks import servers, synthetic_data
+from benchmarks import synthetic_data
 from benchmarks.load import LoadFailed
 from benchmarks.rounds import Effort
+from benchmarks.served_data_sets import Serve, ServedDataSet, on_postgres, on_sqlite
 from benchmarks.synthetic_data import RARE_SPECIALTY, SYSTEM, DataSet, person_id
 from benchmarks.table import Result, Target, figure, spread
 
@@ -63,7 +60,6 @@ _TARGET: Final = Target(1.2, at_most=True)
 _PAGE: Final = 10
 _CALLS_A_ROUND: Final = 60
 _SLOW_CALLS_A_ROUND: Final = 5
-_SECONDS: Final = 60.0
 _NOW: Final = Timestamp(seconds=1_767_225_600)
 """2026-01-01: after every end."""
 
@@ -82,56 +78,28 @@ class Measurement(NamedTuple):
     has_target: bool = True
 
 
-class ServedDataSet:
-    """A data set, and a client of its server."""
-
-    def __init__(self, address: str, data: DataSet) -> None:
-        self._channel = grpc.insecure_channel(address)
-        self.data = data
-
-    def close(self) -> None:
-        """Closes the connection."""
-        self._channel.close()
-
-    def call(self, request: Message) -> Any:
-        """Makes a call. Returns the response. Raises grpc.RpcError."""
-        method, answer = _method(request)
-        call: Any = self._channel.unary_unary(method, response_deserializer=GetMessageClass(answer).FromString)
-        return call(request.SerializeToString(), timeout=_SECONDS)
-
-    def seconds(self, request: Message) -> float:
-        """Seconds of a call, without parsing the response."""
-        data = request.SerializeToString()
-        call: Any = self._channel.unary_unary(_method(request)[0])
-        began = time.perf_counter()
-        call(data, timeout=_SECONDS)
-        return time.perf_counter() - began
-
-
-def _method(request: Message) -> tuple[str, Any]:
-    """The RPC of a request, and its response type."""
-    [service] = request.DESCRIPTOR.file.services_by_name.values()
-    method = service.methods_by_name[request.DESCRIPTOR.name.removesuffix("Request")]
-    return f"/{service.full_name}/{method.name}", method.output_type
-
-
 def main() -> None:
     """Prints a line for each call."""
     parser = argparse.ArgumentParser(description="Compares calls on a large data set with those on a small one.")
     parser.add_argument("--large", type=int, default=LARGE, help="assignments in the large data set")
     parser.add_argument("--folder", type=Path, help="keep the files here, and reuse existing ones")
     parser.add_argument("--smoke", action="store_true", help="a few seconds, a smoke test")
+    parser.add_argument("--postgres", action="store_true", help="on PostgreSQL, in a temporary local cluster")
     arguments = parser.parse_args()
     (ROOT / "data").mkdir(mode=0o700, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=ROOT / "data") as folder:
         large, rounds = (2 * SMALL, 1) if arguments.smoke else (arguments.large, 9)
-        for result in _compare_all(arguments.folder or Path(folder), large, rounds):
-            print(f"{result.title}: {figure(result)}, {result.sides}", flush=True)
+        serve = on_postgres() if arguments.postgres else on_sqlite(arguments.folder or Path(folder))
+        with serve as serve_data_set:
+            for result in _compare_all(serve_data_set, large, rounds, [*measurements(), *large_pages()]):
+                print(f"{result.title}: {figure(result)}, {result.sides}", flush=True)
 
 
 def measure(folder: Path, effort: Effort) -> Iterator[Result]:
     """Yields a row for each RPC, the worst of its lists; then searches by name, whose cost grows with their matches."""
-    results = list(_compare_all(folder, 2 * SMALL if effort.is_smoke else LARGE, effort.rounds))
+    with on_sqlite(folder) as serve:
+        large = 2 * SMALL if effort.is_smoke else LARGE
+        results = list(_compare_all(serve, large, effort.rounds, measurements()))
     worst: dict[str, Result] = {}
     for result in results:
         rpc = result.title.replace(",", " ").replace(":", " ").split()[0]
@@ -144,28 +112,17 @@ def measure(folder: Path, effort: Effort) -> Iterator[Result]:
     yield from (result for result in results if not result.target)
 
 
-def _compare_all(folder: Path, large: int, rounds: int) -> Iterator[Result]:
+def _compare_all(serve: Serve, large: int, rounds: int, calls: Iterable[Measurement]) -> Iterator[Result]:
     """Yields the ratio of each call's latency: large data set over small one."""
     with ExitStack() as stack:
         sides = []
         for count in (large, SMALL):
-            file = folder / f"{count}.db"
-            if not file.exists():
-                create_database(file, count)
-            server = stack.enter_context(servers.caseload(0, file))
+            server = stack.enter_context(serve(count))
             sides.append(
                 stack.enter_context(closing(ServedDataSet(server.address, synthetic_data.of_assignments(count))))
             )
-        for measurement in measurements():
+        for measurement in calls:
             yield _compare(measurement, sides, rounds)
-
-
-def create_database(file: Path, assignments: int) -> None:
-    """Creates a database with the given number of assignments."""
-    writing = [sys.executable, "-m", "benchmarks.synthetic_data", str(assignments)]
-    filling = [sys.executable, "-m", "caseload_server", "import", "-", "--database", f"sqlite:///{file}"]
-    with subprocess.Popen(writing, stdout=subprocess.PIPE, cwd=ROOT) as lines:
-        subprocess.run(filling, stdin=lines.stdout, stdout=subprocess.DEVNULL, check=True)
 
 
 def _compare(measurement: Measurement, sides: list[ServedDataSet], rounds: int) -> Result:
@@ -218,6 +175,14 @@ def measurements() -> Iterator[Measurement]:
     yield Measurement("TransferPatients", _transfer, partial(_transfer, is_back=True))
 
 
+def large_pages() -> Iterator[Measurement]:
+    """The first page of each list, of a thousand records. Where a small data set has fewer, the ratio means nothing."""
+    for title, request in _lists():
+        large: Any = copy.copy(request)
+        large.page_size = MAX_PAGE_SIZE
+        yield Measurement(f"{title}, a page of {MAX_PAGE_SIZE}", partial(_same, large), has_target=False)
+
+
 def _lists() -> Iterator[tuple[str, Message]]:
     """Each list, and each filter alone; the few matches of a filter come last."""
     for title, filter_ in {
@@ -253,6 +218,7 @@ def _lists() -> Iterator[tuple[str, Message]]:
         "ListAssignments by therapist": {"therapist_id": first_therapist},
         "ListAssignments by patient": {"patient_id": first_patient, "states": states},
         "ListAssignments by role": {"roles": [synthetic_data.RARE_ROLE]},
+        "ListAssignments by roles, ended": {"roles": [1, synthetic_data.RARE_ROLE], "states": states},
         "ListAssignments as of a time": {"as_of_time": _NOW},
         "ListAssignments of a therapist as of a time": {"therapist_id": first_therapist, "as_of_time": _NOW},
     }.items():

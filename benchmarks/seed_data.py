@@ -28,12 +28,16 @@ def therapist() -> resources_pb2.Therapist:
     )
 
 
-def store_therapists(address: str, count: int) -> list[str]:
-    """Creates count therapists, each with an identifier. Returns their ids."""
+def store_therapists(address: str, count: int, max_active_patients: int | None = 400) -> list[str]:
+    """Creates count therapists, each with an identifier. Returns their ids. Args: max_active_patients, their limit."""
     ids = []
     with _therapists(address) as stub:
         for number in range(count):
             one = therapist()
+            if max_active_patients is None:
+                one.ClearField("max_active_patients")
+            else:
+                one.max_active_patients = max_active_patients
             one.identifiers.add(system="https://example.org/staff", value=f"A-{number}")
             created = stub.CreateTherapist(pb.CreateTherapistRequest(therapist=one), timeout=_SECONDS)
             ids.append(created.therapist.therapist_id)

@@ -9,6 +9,7 @@ from pathlib import Path
 from subprocess import DEVNULL, PIPE
 from types import TracebackType
 from typing import Final, Self
+from urllib.parse import urlsplit
 
 CORES: Final = sorted(os.sched_getaffinity(0))
 SERVER_CORE, LOAD_CORE = CORES[0], CORES[-1]
@@ -95,9 +96,19 @@ def caseload_at(cores: int | str, url: str, *options: str) -> Server:
 
 
 def ablation(core: int, database: Path, *changes: str) -> Server:
-    """A Caseload server with a feature changed: see ablation_server.py."""
-    arguments = ("serve", *_FREE_PORTS, "--database", f"sqlite:///{database}")
+    """A Caseload server on SQLite with a feature changed: see ablation_server.py."""
+    return ablation_at(core, f"sqlite:///{database}", *changes)
+
+
+def ablation_at(core: int, url: str, *changes: str) -> Server:
+    """A Caseload server on an existing database with a feature changed: see ablation_server.py."""
+    arguments = ("serve", *_FREE_PORTS, "--database", url)
     return Server(core, str(_HERE / "ablation_server.py"), *changes, *arguments)
+
+
+def slow_network(core: int, url: str, round_trip_ms: float) -> Server:
+    """A proxy of the server in a URL that adds a round trip: see slow_network.py."""
+    return Server(core, str(_HERE / "slow_network.py"), urlsplit(url).netloc.rpartition("@")[2], str(round_trip_ms))
 
 
 def noop(core: int, threads: int, answer: bytes) -> Server:

@@ -18,7 +18,19 @@ DRIVERS = {"apsw", "psycopg", "psycopg_pool"}
 STORE = {"RelationshipStore", "PATIENT", "THERAPIST"}
 """What the rest of the server sees of the store."""
 VERBS = {
-    *("assignments", "atomic_file", "change_log", "corrections", "idempotency", "lists", "purges", "records", "search"),
+    *(
+        "assignment_lists",
+        "assignments",
+        "atomic_file",
+        "change_log",
+        "corrections",
+        "counts",
+        "idempotency",
+        "lists",
+        "purges",
+        "records",
+        "search",
+    ),
     *("relationship_store", "store_identity", "transfers", "write_transaction", "backends.protocol"),
 }
 """The store's own modules, without the databases."""

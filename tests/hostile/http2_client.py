@@ -63,8 +63,12 @@ class Http2Client:
     def call(self, headers: bytes, message: bytes) -> int:
         """Starts a call with its message, which must fit the initial window. Returns its stream id."""
         stream = self.begin(headers)
-        self._send(http2_frames.request(stream, message))
+        self.finish(stream, message)
         return stream
+
+    def finish(self, stream: int, message: bytes) -> None:
+        """Sends the message of a call that has begun."""
+        self._send(http2_frames.request(stream, message))
 
     def reset(self, stream: int) -> None:
         """Cancels a call."""

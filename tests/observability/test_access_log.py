@@ -174,7 +174,7 @@ def cancelled(server: CaseloadServer, api: ApiDriver, database: str) -> list[str
     with holding_the_lock(database):
         under_way = create.future(body, timeout=HUNG_SECONDS)
         await_writes(server, 1)
-        eventually(lambda: store._database._group_commit._writing)
+        eventually(lambda: store._database._group_commit._leaders)
         under_way.cancel()
         api.send("ListPatients")  # arrives after it on the same connection
     return ["OK", "CANCELLED"]

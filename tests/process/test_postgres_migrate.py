@@ -9,12 +9,13 @@ from typing import Any
 
 import psycopg
 import pytest
+from caseload_server.domain.requests import Transfer
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.migrations import migrations
 from caseload_server.store.backends.postgres import migrate as postgres_migrate
 from caseload_server.store.backends.postgres.database import PostgresDatabase
 
-from tests.store.store_calls import assign, make, unassign
+from tests.store.store_calls import CALL, assign, make, unassign
 from tests.support.postgres.cluster import Server
 from tests.support.waiting import HUNG_SECONDS, eventually
 
@@ -63,17 +64,20 @@ def test_a_migration_waits_for_running_writes_and_blocks_later_ones(first_step: 
         psycopg.connect(first_step, autocommit=True) as holder,
         ThreadPoolExecutor() as threads,
     ):
-        therapist, patient = make(store, THERAPIST, ""), make(store, PATIENT, "")
+        source, target, patient = make(store, THERAPIST, ""), make(store, THERAPIST, ""), make(store, PATIENT, "")
+        assign(store, source.therapist_id, patient.patient_id)
         holder.execute(WAITING)
         holder.execute("SELECT pg_advisory_lock(1)")
-        under_way = threads.submit(assign, store, therapist.therapist_id, patient.patient_id)
+        # A transfer waits for a lock in a transaction of its own. Others would be rolled back after 20 ms.
+        order = Transfer(source.therapist_id, target.therapist_id)
+        under_way = threads.submit(store.transfer, order, CALL)
         wait_for(holder, 1)
         migrated = threads.submit(postgres_migrate.migrate, first_step)
         wait_for(holder, 2)
         later = threads.submit(make, store, PATIENT, "")
         wait_for(holder, 3)
         holder.execute("SELECT pg_advisory_unlock(1)")
-        assert under_way.result(HUNG_SECONDS).patient_id == patient.patient_id
+        assert [one.patient_id for one in under_way.result(HUNG_SECONDS).active] == [patient.patient_id]
         assert migrated.result(HUNG_SECONDS) == migrations("postgres")[1:]
         assert later.result(HUNG_SECONDS).patient_id
     assert deadlocks(first_step) == 0

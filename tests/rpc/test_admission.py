@@ -1,5 +1,6 @@
 """A caller cannot take the server from others by messages that it does not finish, or answers that it does not take."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ import grpc
 import pytest
 from caseload.v1 import therapist_service_pb2 as pb
 from caseload_server.domain import limits
+from caseload_server.rpc import admission
 from caseload_server.rpc.server import CaseloadServer
 from caseload_server.security.principal import LOCAL
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -123,12 +125,24 @@ def test_a_probe_is_answered_while_unfinished_probes_fill_every_place(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "MAX_PUBLIC_CALLS_RECEIVING", 3)
+    monkeypatch.setattr(admission, "_BURST_SECONDS", 0.0)
     with Http2Client(scene.address) as caller, grpc.insecure_channel(scene.address) as channel:
         calls = [caller.begin(call_headers(HEALTH)) for _ in range(10)]
         assert [status(caller.await_end(call)) for call in calls[:7]] == [RESOURCE_EXHAUSTED] * 7
         stub: Any = health_pb2_grpc.HealthStub(channel)
         assert stub.Check(health_pb2.HealthCheckRequest(), timeout=HUNG_SECONDS).status
         assert scene.receiving("") <= 3
+
+
+def test_a_burst_of_probes_is_answered(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_PUBLIC_CALLS_RECEIVING", 3)
+    monkeypatch.setattr(admission, "_BURST_SECONDS", NEVER_SECONDS)
+    with Http2Client(scene.address) as caller:
+        calls = [caller.begin(call_headers(HEALTH)) for _ in range(10)]
+        eventually(lambda: scene.receiving("") == len(calls))
+        for call in calls:
+            caller.finish(call, b"")
+        assert [status(caller.await_end(call)) for call in calls] == [OK] * len(calls)
 
 
 def test_a_probe_is_answered_while_answers_to_probes_are_not_taken(
@@ -139,6 +153,7 @@ def test_a_probe_is_answered_while_answers_to_probes_are_not_taken(
         for _ in range(20):
             caller.call(call_headers(HEALTH), b"")
         eventually(lambda: len(caller.ended) >= 15)
+        eventually(lambda: all(call.stalls_at < math.inf for call in scene.admission._public.open))
         stub: Any = health_pb2_grpc.HealthStub(channel)
         assert stub.Check(health_pb2.HealthCheckRequest(), timeout=HUNG_SECONDS).status
 

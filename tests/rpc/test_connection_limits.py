@@ -1,5 +1,6 @@
 """Limits per caller, so that one caller cannot deny the service to the others."""
 
+import re
 import select
 import socket
 import struct
@@ -97,6 +98,23 @@ def test_a_message_may_have_at_most_one_mebibyte(client: Client) -> None:
 def _varint(number: int) -> bytes:
     """Encodes the number as a varint of exactly three bytes."""
     return bytes([number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80, number >> 14])
+
+
+def test_a_compressed_message_is_not_decompressed_beyond_the_limit(tmp_path: Path) -> None:
+    """A hundred kilobytes would become a hundred megabytes."""
+    bomb = bytes(100 << 20)
+    with ServerProcess(f"sqlite:///{tmp_path}/caseload.db") as server, ApiDriver(server.address) as client:
+        send: Any = client.channel.unary_unary("/caseload.v1.PatientService/GetPatient")
+        before = peak_memory(server.process.pid)
+        answer = code_of(lambda: send(bomb, compression=grpc.Compression.Gzip, timeout=HUNG_SECONDS))
+        assert answer == "RESOURCE_EXHAUSTED"
+        assert peak_memory(server.process.pid) - before < len(bomb) / 4
+
+
+def peak_memory(process: int) -> int:
+    """Returns the largest resident memory of a process so far, in bytes."""
+    [found] = re.findall(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)
+    return int(found) * 1024
 
 
 def test_metadata_may_have_at_most_16_kib(client: Client) -> None:

@@ -133,6 +133,22 @@ def test_ids_match_the_pattern_and_have_1_to_63_characters(value: str) -> None:
     assert takes(rules.optional_id, value) == (good or not value)
 
 
+@given(st.lists(st.from_regex(r"[a-z0-9-]{0,64}\n?[a-z0-9-]{0,2}", fullmatch=True), max_size=4))
+@example([])
+@example([""])
+@example(["a\nb"])
+@example(["a\nb", ""])
+@example(["a", "\n"])
+@example(["a" * 63, "b" * 64, "c"])
+def test_a_list_of_ids_has_the_violations_of_each_id_by_its_index(values: list[str]) -> None:
+    expected = ValidationErrors()
+    for index, value in enumerate(values):
+        rules.record_id(value, f"path[{index}]", expected)
+    found = ValidationErrors()
+    rules.record_ids(values, "path", found)
+    assert found == expected
+
+
 @given(st.uuids().map(str) | st.text(max_size=40))
 @example("0190a3c4-0000-7000-8000-00000000000g")
 @example("0190a3c4000070008000000000000001")

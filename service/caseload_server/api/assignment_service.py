@@ -26,7 +26,9 @@ class AssignmentServicer(pb_grpc.AssignmentServiceServicer):
         self, request: pb.GetAssignmentRequest, context: grpc.ServicerContext
     ) -> pb.GetAssignmentResponse:
         record = self._store.get_assignment(validate.record_id(request.assignment_id, "assignment_id"))
-        return pb.GetAssignmentResponse(assignment=convert.assignment(record))
+        response = pb.GetAssignmentResponse()
+        convert.assignment(record, response.assignment)
+        return response
 
     def ListAssignments(
         self, request: pb.ListAssignmentsRequest, context: grpc.ServicerContext

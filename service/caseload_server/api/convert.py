@@ -72,8 +72,9 @@ def _set_common_fields(message: pb.Therapist | pb.Patient, record: Therapist | P
     message.etag = record.etag
     if record.identifiers != "[]":
         add = message.identifiers.add
-        for system, value in _parse_json(record.identifiers)[0]:
-            add(system=system, value=value)
+        for pair in _parse_json(record.identifiers)[0]:
+            identifier = add()
+            identifier.system, identifier.value = pair
     if record.annotations != "{}":
         message.annotations.update(_parse_json(record.annotations)[0])
 

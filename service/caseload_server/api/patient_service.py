@@ -31,7 +31,9 @@ class PatientServicer(pb_grpc.PatientServiceServicer):
 
     def GetPatient(self, request: pb.GetPatientRequest, context: grpc.ServicerContext) -> pb.GetPatientResponse:
         record = self._store.get(PATIENT, validate.record_id(request.patient_id, "patient_id"))
-        return pb.GetPatientResponse(patient=convert.patient(record))
+        response = pb.GetPatientResponse()
+        convert.patient(record, response.patient)
+        return response
 
     def BatchGetPatients(
         self, request: pb.BatchGetPatientsRequest, context: grpc.ServicerContext

@@ -31,7 +31,9 @@ class TherapistServicer(pb_grpc.TherapistServiceServicer):
 
     def GetTherapist(self, request: pb.GetTherapistRequest, context: grpc.ServicerContext) -> pb.GetTherapistResponse:
         record = self._store.get(THERAPIST, validate.record_id(request.therapist_id, "therapist_id"))
-        return pb.GetTherapistResponse(therapist=convert.therapist(record))
+        response = pb.GetTherapistResponse()
+        convert.therapist(record, response.therapist)
+        return response
 
     def BatchGetTherapists(
         self, request: pb.BatchGetTherapistsRequest, context: grpc.ServicerContext

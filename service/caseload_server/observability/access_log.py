@@ -15,7 +15,7 @@ import structlog
 from google.protobuf import descriptor_pool
 
 from caseload_server.domain.errors import DomainError, InvalidField
-from caseload_server.domain.id_formats import ID_PATTERN, UUID_PATTERN
+from caseload_server.domain.id_formats import UUID_PATTERN, only_ids
 from caseload_server.domain.limits import MAX_BATCH_SIZE, MAX_LOGGED_IDS
 from caseload_server.observability import audited_ids
 from caseload_server.observability.anonymous_lines import AnonymousLines
@@ -181,11 +181,12 @@ class MethodLog:
         # The lists of an invalid request may have any length.
         most = MAX_BATCH_SIZE if isinstance(record.error, InvalidField) else None
         for kind, requested, returned in self._kinds:
-            ids = list(filter(ID_PATTERN.fullmatch, requested.extract(request, most))) if request is not None else []
-            sent = returned.extract(response) if response is not None else record.streamed_ids.get(kind, ())
-            ids += filter(None, sent)
-            if ids:
-                fields += _id_field(kind, dict.fromkeys(ids) if len(ids) > 1 else ids)
+            ids = requested.extract(request, most) if request is not None else []
+            sent = returned.extract(response) if response is not None else list(record.streamed_ids.get(kind, ()))
+            if ids != sent:  # else they are the ids of records, which need no check
+                ids = [*only_ids(ids), *sent]
+            if logged := dict.fromkeys(filter(None, ids)):
+                fields += _id_field(kind, logged)
         if self._has_request_id and request is not None and UUID_PATTERN.fullmatch(request.request_id):
             fields += f'"request_id":"{request.request_id.lower()}",'
         return fields

@@ -7,7 +7,7 @@ in number, in bytes and in time, for the process and for each caller.
 import math
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -20,6 +20,8 @@ from caseload_server.rpc.retry_delays import RetryDelays
 
 Handler = Callable[[IncomingCall, grpc.ServicerContext], Any]
 _SWEEP_SECONDS: Final = 0.25
+_BURST_SECONDS: Final = 0.1
+"""A health check gives way to newer ones when its message has not arrived after this time, in seconds."""
 
 
 class Duration:
@@ -85,7 +87,7 @@ class Admission:
         self._retry_delays = RetryDelays()
         self._public = _Caller()
         """All callers of public methods, which have limits of their own."""
-        self._callers: dict[str, _Caller] = {"": self._public}
+        self._callers: defaultdict[str, _Caller] = defaultdict(_Caller, {"": self._public})
         self._open: dict[IncomingCall, None] = {}
         self._receiving = 0
         """The number of principals' calls whose message is being received."""
@@ -143,7 +145,7 @@ class Admission:
 
     def _begin(self, call: IncomingCall) -> None:
         """Counts a call. Raises Overloaded. Public calls give way instead: the newest may be a probe."""
-        caller = self._callers.setdefault(call.caller, _Caller())
+        caller = self._callers[call.caller]
         if call.caller:
             total = len(self._open) - len(self._public.open)
             if len(caller.open) >= limits.MAX_OPEN_CALLS * self._share or total >= limits.MAX_OPEN_CALLS:
@@ -164,7 +166,8 @@ class Admission:
             return
         receiving = self._callers[call.caller].receiving
         if not call.caller and len(receiving) >= limits.MAX_PUBLIC_CALLS_RECEIVING:
-            self._end_oldest(receiving)
+            while self._end_oldest(receiving, min_seconds=_BURST_SECONDS):
+                pass
         receiving[call] = None
         self._receiving += bool(call.caller)
         call.receive(partial(self._received, proceed))
@@ -206,10 +209,14 @@ class Admission:
                 if call.stalls_at <= now:
                     _end_stalled(call, errors.DeadlineExceeded())
 
-    def _end_oldest(self, calls: dict[IncomingCall, None]) -> bool:
-        """Ends the oldest call that waits for its caller. Returns whether there was one."""
+    def _end_oldest(self, calls: dict[IncomingCall, None], min_seconds: float = 0.0) -> bool:
+        """Ends the oldest call that waits for its caller. Returns whether there was one.
+
+        Args: min_seconds, keeps calls whose message has been awaited for less time than this.
+        """
+        latest = time.monotonic() + limits.MESSAGE_TIMEOUT_SECONDS - min_seconds if min_seconds else math.inf
         for call in calls:
-            if call.stalls_at < math.inf:
+            if call.stalls_at < latest:
                 _end_stalled(call, self._overloaded())
                 return True
         return False

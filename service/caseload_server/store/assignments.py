@@ -1,17 +1,17 @@
-"""Assignments of therapists to patients: begins, ends and lists their periods.
+"""Assignments of therapists to patients: begins and ends their periods.
 
 Every write locks the patient's row first. So the periods of a pair, and the PRIMARY periods of a patient, can be
 compared before one is added. Therapists' rows are locked after it. Unique indexes and checks in the schema enforce
 the other rules.
 """
 
-from typing import Any, Final
+from typing import Any
 
 from caseload_server.domain import enums, errors, limits, requests
 from caseload_server.domain.records import Assignment, P, Therapist
-from caseload_server.domain.requests import AssignmentQuery, CaseloadQuery
-from caseload_server.store import lists, records
+from caseload_server.store import records
 from caseload_server.store.backends.protocol import SerializationConflict, Value
+from caseload_server.store.counts import CountChanges
 from caseload_server.store.records import PATIENT, THERAPIST, RecordKind
 from caseload_server.store.write_transaction import Write
 
@@ -24,14 +24,6 @@ FROM json_each(:pairs) AS pair
 LEFT JOIN assignment AS period ON period.therapist_id = pair.value ->> 0 AND period.patient_id = pair.value ->> 1
     AND period.start_us <= :at_us AND (period.end_us IS NULL OR period.end_us > :at_us)
     AND period.end_reason <> {enums.END_ENTERED_IN_ERROR}"""
-_AS_OF_SCANS: Final = (
-    "period.end_us IS NULL",
-    """period.assignment_id IN (
-    SELECT assignment_id FROM assignment
-    WHERE end_us > :as_of_us AND start_us <= :as_of_us AND assignment_id > :after)""",
-)
-"""Conditions for the periods in force at a time: those that are still active, and those that ended later. The latter
-are looked up and sorted."""
 _SELECT_ACTIVE = f"""
 SELECT {COLUMNS} FROM assignment AS period
 WHERE patient_id = :patient_id AND therapist_id = :therapist_id AND end_us IS NULL"""
@@ -49,17 +41,6 @@ WHERE patient_id = :patient_id AND end_us > :start_us AND end_us > start_us
     AND end_reason <> {enums.END_ENTERED_IN_ERROR}
     AND (therapist_id = :therapist_id OR role = :exclusive_role)
 ORDER BY end_us DESC LIMIT 1"""
-_INCREMENT_PATIENT_COUNT = """
-UPDATE therapist SET active_patient_count = active_patient_count + 1
-WHERE therapist_id = :therapist_id
-    AND (:unbounded = 1 OR max_active_patients IS NULL OR active_patient_count < max_active_patients)
-RETURNING 1"""
-_DECREMENT_PATIENT_COUNT = """
-UPDATE therapist SET active_patient_count = active_patient_count - 1 WHERE therapist_id = :therapist_id"""
-_UPDATE_THERAPIST_COUNT = """
-UPDATE patient SET active_therapist_count = active_therapist_count + :difference,
-    primary_therapist_id = CASE WHEN :primary_changes = 1 THEN :primary_id ELSE primary_therapist_id END
-WHERE patient_id = :patient_id"""
 _INSERT = f"""
 INSERT INTO assignment ({", ".join(Assignment._fields)})
 VALUES ({", ".join(f":{column}" for column in Assignment._fields)})"""
@@ -132,11 +113,16 @@ def _replace_and_begin(
         raise errors.PrimaryExists(therapist_id=primary.therapist_id)
     if primary and start_us < primary.start_us:
         raise errors.PeriodOverlaps(assignment_id=primary.assignment_id)
+    counts = CountChanges()
     for period in (current, primary):
         if period:
-            end(write, period, start_us, enums.END_REPLACED)
+            end(write, period, start_us, enums.END_REPLACED, counts)
     # Replacing the pair's own period does not change the count, so capacity does not limit it.
-    return begin(write, request, therapist, start_us, unbounded=request.ignore_capacity or current is not None)
+    if current is None and not request.ignore_capacity:
+        require_capacity(therapist, counts)
+    begun = begin(write, request, start_us, counts)
+    counts.save(write)
+    return begun
 
 
 def resolve_start(write: Write, request: requests.Assign, replaced: list[Assignment]) -> int:
@@ -164,16 +150,15 @@ def resolve_start(write: Write, request: requests.Assign, replaced: list[Assignm
     return start_us
 
 
-def begin(
-    write: Write, request: requests.Assign, therapist: Therapist, start_us: int, *, unbounded: bool
-) -> Assignment:
-    """Inserts a period and updates the counts of both sides.
+def require_capacity(therapist: Therapist, counts: CountChanges) -> None:
+    """Raises TherapistAtCapacity unless another patient may be assigned. Args: therapist, locked."""
+    limit, current = therapist.max_active_patients, therapist.active_patient_count
+    if limit is not None and current + counts.of_therapist(therapist.therapist_id) >= limit:
+        raise errors.TherapistAtCapacity(limit=limit, current=current)
 
-    Args: unbounded, ignores the therapist's capacity. Raises TherapistAtCapacity.
-    """
-    counted = write.run(_INCREMENT_PATIENT_COUNT, {"therapist_id": request.therapist_id, "unbounded": int(unbounded)})
-    if not counted:
-        raise errors.TherapistAtCapacity(limit=therapist.max_active_patients, current=therapist.active_patient_count)
+
+def begin(write: Write, request: requests.Assign, start_us: int, counts: CountChanges) -> Assignment:
+    """Inserts a period, and adds it to the counts, which the caller saves."""
     assignment = Assignment(
         assignment_id=write.new_id(),
         therapist_id=request.therapist_id,
@@ -190,7 +175,7 @@ def begin(
         etag=write.new_etag(),
     )
     write.run(_INSERT, assignment._asdict())
-    _update_therapist_count(write, assignment, 1)
+    counts.add(assignment, 1)
     write.record_change(enums.CHANGE_CREATED, assignment)
     return assignment
 
@@ -218,16 +203,18 @@ def unassign(write: Write, request: requests.Unassign) -> tuple[list[Assignment]
     end_us = max(write.now_us, period.start_us) if request.end_us is None else request.end_us
     if end_us < period.start_us:
         raise errors.InvalidField(errors.Violation("end_time", "must not lie before the assignment's start_time"))
-    return [end(write, period, end_us, request.end_reason)], True
+    counts = CountChanges()
+    ended = end(write, period, end_us, request.end_reason, counts)
+    counts.save(write)
+    return [ended], True
 
 
-def end(write: Write, period: Assignment, end_us: int, reason: int) -> Assignment:
-    """Ends an active period and updates the counts of both sides."""
+def end(write: Write, period: Assignment, end_us: int, reason: int, counts: CountChanges) -> Assignment:
+    """Ends an active period, and subtracts it from the counts, which the caller saves."""
     actor, etag = write.call.actor, write.new_etag()
     ended = period._replace(end_us=end_us, end_reason=reason, ended_by=actor, updated_us=write.now_us, etag=etag)
     write.run(_END, {name: value for name, value in ended._asdict().items() if f":{name}" in _END})
-    write.run(_DECREMENT_PATIENT_COUNT, {"therapist_id": period.therapist_id})
-    _update_therapist_count(write, ended, -1)
+    counts.add(ended, -1)
     fields = ["state", "end_time", *(["end_reason"] if reason else []), "ended_by"]
     write.record_change(enums.CHANGE_UPDATED, ended, *fields)
     return ended
@@ -244,8 +231,10 @@ def end_all(write: Write, kind: RecordKind[P], record: P, locked: set[str]) -> i
     periods = list_active(write, kind, record[0]) if count else []
     if write.lock_clause and not locked.issuperset(_other_ids(kind, periods)):
         raise SerializationConflict  # another assignment began before the record was locked
+    counts = CountChanges()
     for period in periods:
-        end(write, period, max(write.now_us, period.start_us), enums.END_RECORD_DELETED)
+        end(write, period, max(write.now_us, period.start_us), enums.END_RECORD_DELETED, counts)
+    counts.save(write)
     return count
 
 
@@ -285,66 +274,3 @@ def find_active(write: Write, therapist_id: str, patient_id: str) -> Assignment 
 def _select_one(write: Write, sql: str, parameters: dict[str, Value]) -> Assignment | None:
     rows = write.run(sql, parameters)
     return Assignment._make(rows[0]) if rows else None
-
-
-def _update_therapist_count(write: Write, period: Assignment, difference: int) -> None:
-    """Updates the patient's count and primary therapist. Args: difference, 1 or -1."""
-    is_primary = period.role == enums.ROLE_PRIMARY
-    parameters: dict[str, Value] = {
-        "patient_id": period.patient_id,
-        "difference": difference,
-        "primary_changes": int(is_primary),
-        "primary_id": period.therapist_id if difference > 0 else "",
-    }
-    write.run(_UPDATE_THERAPIST_COUNT, parameters)
-
-
-def select_caseload(
-    kind: RecordKind[Any], other: RecordKind[Any], query: CaseloadQuery
-) -> tuple[str, dict[str, Value]]:
-    """Returns the SELECT of one page of a record's periods, and its parameters without :after and :limit.
-
-    A row holds the columns of the assignment and then those of the record on the other side.
-    """
-    conditions, parameters = _conditions(query, {kind.id_column: query.parent_id})
-    sql = (
-        f"SELECT {COLUMNS}, {other.columns} FROM assignment AS period"
-        f" JOIN {other.name} AS record ON record.{other.id_column} = period.{other.id_column}"
-        f" WHERE {conditions} ORDER BY period.assignment_id LIMIT :limit"
-    )
-    return sql, parameters
-
-
-def select_assignments(query: AssignmentQuery) -> tuple[str, dict[str, Value]]:
-    """Returns the SELECT of one page of periods, and its parameters without :after and :limit."""
-    sides = {"therapist_id": query.therapist_id, "patient_id": query.patient_id}
-    conditions, parameters = _conditions(query, sides)
-    scans = [conditions]
-    if not any(sides.values()):  # periods of all records: one caseload does not limit the scan
-        if query.as_of_us is not None:
-            scans = [f"{conditions} AND {scan}" for scan in _AS_OF_SCANS]
-        elif query.roles:
-            without_roles = _conditions(query._replace(roles=()), sides)[0]
-            scans = [f"period.role = {role} AND {without_roles}" for role in sorted(set(query.roles))]
-    return lists.merge_scans([f"SELECT {COLUMNS} FROM assignment AS period WHERE {scan}" for scan in scans]), parameters
-
-
-def _conditions(query: CaseloadQuery | AssignmentQuery, sides: dict[str, str]) -> tuple[str, dict[str, Value]]:
-    """Returns the WHERE clause of a query, and its parameters. Args: sides, id columns with their ids, or ""."""
-    parameters: dict[str, Value] = {column: value for column, value in sides.items() if value}
-    conditions = ["period.assignment_id > :after", *(f"period.{column} = :{column}" for column in parameters)]
-    if query.as_of_us is not None:
-        conditions += [
-            "period.start_us <= :as_of_us",
-            "(period.end_us IS NULL OR period.end_us > :as_of_us)",
-            f"period.end_reason <> {enums.END_ENTERED_IN_ERROR}",
-        ]
-        parameters["as_of_us"] = query.as_of_us
-    elif set(query.states) <= {enums.STATE_ACTIVE}:
-        conditions.append("period.end_us IS NULL")
-    elif set(query.states) == {enums.STATE_ENDED}:
-        conditions.append("period.end_us IS NOT NULL")
-    if query.roles:
-        # The + keeps SQLite from scanning all periods of a role instead of one caseload.
-        conditions.append(f"+period.role IN ({lists.enum_list(query.roles)})")
-    return " AND ".join(conditions), parameters

@@ -1,17 +1,30 @@
-"""Reads and prunes the change log. `write` appends to it, in the transaction of the changes."""
+"""The change log: appends to it, in the transaction of the changes, reads it and prunes it."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from caseload_server.domain import errors
 from caseload_server.domain.limits import MAX_CHANGES_PER_SET
 from caseload_server.domain.records import Change, ChangeSet
 from caseload_server.domain.requests import ChangeQuery
 from caseload_server.domain.results import ChangePage
-from caseload_server.store.backends.protocol import Row, Transaction, Value
+from caseload_server.store.backends.protocol import Query, Row, Transaction, Value
 from caseload_server.store.store_identity import StoreKeys
 
 _CHANGE_OVERHEAD_BYTES = 64
 """Approximate size of a change without its texts, in bytes."""
+_SELECT_HEAD = "SELECT head_revision FROM store"
+_NEXT_REVISIONS = "UPDATE store SET head_revision = head_revision + :count"
+_INSERT_CHANGE_SETS = """
+INSERT INTO change_set (revision, committed_us, actor, method, request_id)
+SELECT head_revision - :count + 1 + key, CAST(value ->> 0 AS BIGINT), value ->> 1, value ->> 2, value ->> 3
+FROM json_each(:change_sets), store"""
+_INSERT_CHANGES = """
+INSERT INTO change (revision, position, kind, changed_fields, therapist_id, patient_id, assignment_id)
+SELECT head_revision - :count + 1 + CAST(value ->> 0 AS BIGINT), CAST(value ->> 1 AS BIGINT),
+    CAST(value ->> 2 AS BIGINT), value ->> 3, value ->> 4, value ->> 5, value ->> 6
+FROM json_each(:changes), store"""
 _SELECT_BOUNDS = "SELECT head_revision, oldest_revision FROM store"
 _SELECT_PAGE = """
 SELECT change_set.revision, committed_us, actor, method, request_id,
@@ -26,6 +39,40 @@ SELECT COALESCE((SELECT MIN(revision) - 1 FROM change_set WHERE committed_us >= 
 FROM store"""
 _PURGE_BATCH_SIZE = 1000
 """Change sets that one transaction purges, so that writers wait briefly."""
+
+
+class NewChangeSet(NamedTuple):
+    """A change set without its revision."""
+
+    committed_us: int
+    """In microseconds since 1970 (UTC)."""
+    actor: str
+    method: str
+    request_id: str
+    changes: Sequence[tuple[Value, ...]]
+    """Kind, changed fields, therapist_id, patient_id and assignment_id of each."""
+
+
+def append(transaction: Transaction, change_sets: Sequence[NewChangeSet]) -> None:
+    """Appends change sets, and takes a revision for each. Every other writer waits from here until the commit."""
+    if not change_sets:
+        return
+    count = len(change_sets)
+    changes = [
+        (number, position, *change)
+        for number, change_set in enumerate(change_sets)
+        for position, change in enumerate(change_set.changes)
+    ]
+    transaction.run(_NEXT_REVISIONS, {"count": count})
+    rows = json.dumps([change_set[:4] for change_set in change_sets])
+    transaction.run(_INSERT_CHANGE_SETS, {"count": count, "change_sets": rows})
+    transaction.run(_INSERT_CHANGES, {"count": count, "changes": json.dumps(changes)})
+
+
+def head_revision(transaction: Transaction) -> int:
+    """Returns the number of the newest revision."""
+    head: int = transaction.run(_SELECT_HEAD)[0][0]
+    return head
 
 
 def read_page(
@@ -47,7 +94,7 @@ def read_page(
     # No more rows than fit on a page: PostgreSQL sends them all at once.
     max_rows = max_bytes // _CHANGE_OVERHEAD_BYTES + MAX_CHANGES_PER_SET + 1
     parameters |= {"after": after, "limit": max_sets + 1, "max_rows": max_rows}
-    rows = transaction.rows(_SELECT_PAGE.format(revisions=revisions), parameters)
+    rows = transaction.rows(Query(_SELECT_PAGE.format(revisions=revisions), parameters))
     numbered, has_more = _take_whole_sets(rows, max_sets, max_bytes)
     through = numbered[-1][0] if has_more else head
     sets = [change_set._replace(revision=keys.revision(number)) for number, change_set in numbered]

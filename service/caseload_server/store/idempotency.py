@@ -1,12 +1,14 @@
 """Idempotency of writes: a repeated request_id is answered with the outcome of the first write (AIP-155)."""
 
+import json
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from caseload_server.domain import errors
 from caseload_server.domain.limits import IDEMPOTENCY_TTL_US
 from caseload_server.domain.requests import CallContext
-from caseload_server.store.backends.protocol import Parameters, Transaction, Value
-from caseload_server.store.store_identity import StoreKeys
+from caseload_server.store.backends.protocol import Row, Transaction
+from caseload_server.store.store_identity import FINGERPRINT_BYTES
 
 SERVER_GENERATED_PREFIX: Final = "server:"
 """Starts a request_id that the server generated, because the caller sent none and a commit may be ambiguous."""
@@ -18,14 +20,19 @@ INSERT INTO request (actor, request_id, method, fingerprint, record_ids, effect,
 VALUES (:actor, :request_id, :method, :fingerprint, '', 0, -1, :now_us)
 ON CONFLICT (actor, request_id) DO UPDATE SET actor = excluded.actor
 RETURNING method, fingerprint, record_ids, effect, revision, created_us"""
-_STORE_OUTCOME = """
-UPDATE request SET method = :method, fingerprint = :fingerprint, record_ids = :record_ids, effect = :effect,
-    revision = (SELECT head_revision FROM store), created_us = :now_us
-WHERE actor = :actor AND request_id = :request_id
-RETURNING revision"""
+_STORE_OUTCOMES = f"""
+INSERT INTO request (actor, request_id, method, fingerprint, record_ids, effect, revision, created_us)
+SELECT value ->> 0, value ->> 1, value ->> 2,
+    substr(:fingerprints, CAST(key * {FINGERPRINT_BYTES} + 1 AS INTEGER), {FINGERPRINT_BYTES}),
+    value ->> 3, CAST(value ->> 4 AS BIGINT), head_revision + CAST(value ->> 5 AS BIGINT), CAST(value ->> 6 AS BIGINT)
+FROM json_each(:outcomes), store WHERE true
+ON CONFLICT (actor, request_id) DO UPDATE SET method = excluded.method, fingerprint = excluded.fingerprint,
+    record_ids = excluded.record_ids, effect = excluded.effect, revision = excluded.revision,
+    created_us = excluded.created_us"""
 _DELETE_EXPIRED = """
 DELETE FROM request WHERE (actor, request_id) IN (
-    SELECT actor, request_id FROM request WHERE created_us <= :since_us ORDER BY created_us LIMIT 2{skip_locked})"""
+    SELECT actor, request_id FROM request WHERE created_us <= :since_us
+    ORDER BY created_us LIMIT :limit{skip_locked})"""
 
 
 class StoredOutcome(NamedTuple):
@@ -37,41 +44,57 @@ class StoredOutcome(NamedTuple):
     revision: int
 
 
-class IdempotencyKey:
-    """The request_id of one write."""
+class NewOutcome(NamedTuple):
+    """The answer to a request_id, to be stored."""
 
-    def __init__(self, transaction: Transaction, call: CallContext, now_us: int, keys: StoreKeys) -> None:
-        """Args: now_us, the time of the write in microseconds since 1970 (UTC)."""
-        self._run = transaction.run
-        self._call = call
-        self._now_us = now_us
-        self._claim: dict[str, Value] = {
-            "actor": call.actor,
-            "request_id": call.request_id,
-            "method": call.method,
-            "fingerprint": keys.fingerprint(call) if call.request_id else b"",
-            "now_us": now_us,
-        }
+    call: CallContext
+    fingerprint: bytes
+    """As StoreKeys.fingerprint."""
+    record_ids: str
+    """Separated by spaces."""
+    effect: int
+    """As StoredOutcome.effect."""
+    now_us: int
+    """The time of the write in microseconds since 1970 (UTC)."""
 
-    def find_replay(self) -> StoredOutcome | None:
-        """Claims the request_id. Returns the outcome of an earlier write with it, if any. Raises RequestIdReused."""
-        if not self._call.request_id:
-            return None
-        [(method, fingerprint, record_ids, effect, revision, created_us)] = self._run(_CLAIM, self._claim)
-        if revision < 0 or created_us <= self._now_us - IDEMPOTENCY_TTL_US:
-            return None
-        if (method, fingerprint) != (self._call.method, self._claim["fingerprint"]):
-            raise errors.RequestIdReused
-        return StoredOutcome(record_ids.split(), effect, revision)
 
-    def store_outcome(self, record_ids: str, effect: int, *, skip_locked: str) -> list[tuple[str, Parameters]]:
-        """Returns the statements that store the outcome. The first returns the revision. Empty without a request_id.
+def find_replay(
+    run: Callable[..., list[Row]], call: CallContext, fingerprint: bytes, now_us: int
+) -> StoredOutcome | None:
+    """Claims the request_id of a call. Returns the outcome of an earlier write with it, if any.
 
-        Args: record_ids, separated by spaces; skip_locked, the clause that makes a SELECT skip locked rows.
-        """
-        if not self._call.request_id:
-            return []
-        outcome = {**self._claim, "record_ids": record_ids, "effect": effect}
-        # Each write deletes up to two expired outcomes and stores one, so that they do not accumulate.
-        delete_expired = _DELETE_EXPIRED.format(skip_locked=skip_locked)
-        return [(_STORE_OUTCOME, outcome), (delete_expired, {"since_us": self._now_us - IDEMPOTENCY_TTL_US})]
+    Args: run, as Transaction.run; fingerprint, as StoreKeys.fingerprint; now_us, in microseconds since 1970 (UTC).
+    Raises RequestIdReused.
+    """
+    claim = {
+        "actor": call.actor,
+        "request_id": call.request_id,
+        "method": call.method,
+        "fingerprint": fingerprint,
+        "now_us": now_us,
+    }
+    [(method, stored_fingerprint, record_ids, effect, revision, created_us)] = run(_CLAIM, claim)
+    if revision < 0 or created_us <= now_us - IDEMPOTENCY_TTL_US:
+        return None
+    if (method, stored_fingerprint) != (call.method, fingerprint):
+        raise errors.RequestIdReused
+    return StoredOutcome(record_ids.split(), effect, revision)
+
+
+def store_outcomes(transaction: Transaction, outcomes: Sequence[tuple[NewOutcome, int]], *, skip_locked: bool) -> None:
+    """Stores outcomes, each with its revision minus the head revision. Deletes up to twice as many expired ones.
+
+    Args: skip_locked, whether to leave expired outcomes that another transaction has locked.
+    """
+    if not outcomes:
+        return
+    rows = [
+        (one.call.actor, one.call.request_id, one.call.method, one.record_ids, one.effect, offset, one.now_us)
+        for one, offset in outcomes
+    ]
+    fingerprints = b"".join(one.fingerprint for one, _ in outcomes)
+    transaction.run(_STORE_OUTCOMES, {"outcomes": json.dumps(rows), "fingerprints": fingerprints})
+    # More than one for each that is stored, so that they do not accumulate.
+    since_us = min(one.now_us for one, _ in outcomes) - IDEMPOTENCY_TTL_US
+    delete_expired = _DELETE_EXPIRED.format(skip_locked=" FOR UPDATE SKIP LOCKED" if skip_locked else "")
+    transaction.run(delete_expired, {"since_us": since_us, "limit": 2 * len(outcomes)})

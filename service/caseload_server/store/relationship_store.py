@@ -2,9 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from typing import Any, Final, Generic, NamedTuple, TypeVar
-
-from uuid_utils import uuid7
+from typing import Any, Final, TypeVar
 
 from caseload_server.domain import errors, requests, results
 from caseload_server.domain.limits import MAX_PAGE_BYTES
@@ -19,33 +17,26 @@ from caseload_server.domain.results import (
     TransferResult,
     UnassignResult,
 )
-from caseload_server.store import assignments, change_log, corrections, lists, purges, records, transfers
+from caseload_server.store import (
+    assignment_lists,
+    assignments,
+    change_log,
+    corrections,
+    lists,
+    purges,
+    records,
+    transfers,
+)
 from caseload_server.store.backends.protocol import Database, Gauges, Row, Transaction
-from caseload_server.store.idempotency import SERVER_GENERATED_PREFIX
 from caseload_server.store.records import PATIENT, THERAPIST, RecordKind
 from caseload_server.store.store_identity import StoreKeys
-from caseload_server.store.write_transaction import Write
+from caseload_server.store.write_transaction import Write, WriteResult, Writes
 
 _ROW_OVERHEAD_BYTES: Final = 256
 """Approximate size of a row without its texts, in bytes."""
 _SELECT_HEAD = "SELECT head_revision FROM store"
 
 T = TypeVar("T")
-
-
-class _WriteResult(NamedTuple, Generic[T]):
-    """The result of a write of any verb. `effect` is that of StoredOutcome."""
-
-    records: list[T]
-    effect: int
-    revision: str
-
-
-class _ValidateOnlyRollback(Exception):
-    """Rolls back the transaction of a validate_only call, and carries its result."""
-
-    def __init__(self, result: _WriteResult[Any]) -> None:
-        self.result = result
 
 
 class RelationshipStore:
@@ -58,9 +49,9 @@ class RelationshipStore:
     def __init__(self, database: Database, clock: Callable[[], int]) -> None:
         """Args: database, migrated; clock, returns microseconds since 1970 (UTC)."""
         self._database = database
-        self._clock = clock
         [(store_id, secret)] = database.read("SELECT store_id, secret FROM store")
         self.keys: Final = StoreKeys(store_id, secret)
+        self._writes = Writes(database, clock, self.keys)
 
     def get(self, kind: RecordKind[P], record_id: str) -> P:
         """Returns one record, also a soft-deleted one. Raises the kind's NOT_FOUND."""
@@ -79,12 +70,9 @@ class RelationshipStore:
 
     def list_records(self, kind: RecordKind[P], query: RecordQuery, page: PageRequest) -> Page[P]:
         """Returns one page, ordered by id."""
-        sql, parameters = lists.select_records(kind, query)
-        parameters |= {"after": page.after, "limit": page.size + 1}
+        select = lists.select_records(kind, query, self._database.dialect).of_page(page.after, page.size + 1)
         with self._database.snapshot() as transaction:
-            return _build_page(
-                transaction.fetch_page(sql, parameters), page, kind.record._make, self._read_head(transaction)
-            )
+            return _build_page(transaction.rows(select), page, kind.record._make, self._read_head(transaction))
 
     def list_therapist_patients(self, query: CaseloadQuery, page: PageRequest) -> Page[tuple[Assignment, Patient]]:
         """Returns one page of a therapist's assignments with their patients, by id. Raises TherapistNotFound."""
@@ -97,14 +85,13 @@ class RelationshipStore:
     def _list_assigned(
         self, kind: RecordKind[P], other: RecordKind[Q], query: CaseloadQuery, page: PageRequest
     ) -> Page[tuple[Assignment, Q]]:
-        sql, parameters = assignments.select_caseload(kind, other, query)
-        parameters |= {"after": page.after, "limit": page.size + 1}
+        select = assignment_lists.select_caseload(kind, other, query, self._database.dialect)
         width = len(Assignment._fields)
         with self._database.snapshot() as transaction:
             if not transaction.run(kind.select, {"id": query.parent_id}):
                 raise records.not_found(kind, [query.parent_id])
             return _build_page(
-                transaction.fetch_page(sql, parameters),
+                transaction.rows(select.of_page(page.after, page.size + 1)),
                 page,
                 lambda row: (Assignment._make(row[:width]), other.record._make(row[width:])),
                 self._read_head(transaction),
@@ -127,7 +114,7 @@ class RelationshipStore:
             changed = records.update(write, kind, record, etag, fields)
             return [changed], changed is not record
 
-        return self._change_record(kind, call, work)
+        return self._change_record(kind, call, work, record_id)
 
     def delete(self, kind: RecordKind[P], request: requests.Delete, call: CallContext) -> DeleteResult[P]:
         """Soft-deletes a record. `force` ends its active assignments first.
@@ -146,7 +133,7 @@ class RelationshipStore:
                 return [record], 0
             return self._delete(write, kind, record, request, locked)
 
-        result = self._write(call, work, _loader(kind))
+        result = self._writes.run(call, work, _loader(kind), request.record_id, alone=request.force)
         return DeleteResult(result.records[0] if result.records else None, result.effect, result.revision)
 
     def _delete(
@@ -168,21 +155,23 @@ class RelationshipStore:
             restored = records.undelete(write, kind, record)
             return [restored], restored is not record
 
-        return self._change_record(kind, call, work)
+        return self._change_record(kind, call, work, record_id)
 
     def assign(self, request: requests.Assign, call: CallContext) -> AssignResult:
         """Begins an assignment. Raises the errors of assignments.assign."""
-        result = self._change_assignments(call, lambda write: assignments.assign(write, request))
+        pair = request.therapist_id, request.patient_id
+        result = self._change_assignments(call, lambda write: assignments.assign(write, request), *pair)
         return AssignResult(result.records[0], bool(result.effect), result.revision)
 
     def unassign(self, request: requests.Unassign, call: CallContext) -> UnassignResult:
         """Ends an assignment. Raises the errors of assignments.unassign."""
-        result = self._change_assignments(call, lambda write: assignments.unassign(write, request))
+        pair = request.therapist_id, request.patient_id
+        result = self._change_assignments(call, lambda write: assignments.unassign(write, request), *pair)
         return UnassignResult(result.records[0] if result.records else None, bool(result.effect), result.revision)
 
     def transfer(self, request: requests.Transfer, call: CallContext) -> TransferResult:
         """Moves a caseload to another therapist. Raises the errors of transfers.transfer."""
-        result = self._change_assignments(call, lambda write: transfers.transfer(write, request))
+        result = self._change_assignments(call, lambda write: transfers.transfer(write, request), alone=True)
         return TransferResult(result.records[: result.effect], result.records[result.effect :], result.revision)
 
     def correct(
@@ -201,10 +190,9 @@ class RelationshipStore:
 
     def list_assignments(self, query: requests.AssignmentQuery, page: PageRequest) -> Page[Assignment]:
         """Returns one page, ordered by assignment_id."""
-        sql, parameters = assignments.select_assignments(query)
-        parameters |= {"after": page.after, "limit": page.size + 1}
+        select = assignment_lists.select_assignments(query, self._database.dialect)
         with self._database.snapshot() as transaction:
-            rows = transaction.fetch_page(sql, parameters)
+            rows = transaction.rows(select.of_page(page.after, page.size + 1))
             return _build_page(rows, page, Assignment._make, self._read_head(transaction))
 
     def check_assignments(self, pairs: list[tuple[str, str]], at_us: int) -> tuple[list[CheckResult], str]:
@@ -259,7 +247,7 @@ class RelationshipStore:
             purged = purges.purge_batch(write, kind, before_us)
             return [], sum(purged)
 
-        while self._change_assignments(purges.PURGE_CALL, work).effect:
+        while self._change_assignments(purges.PURGE_CALL, work, alone=True).effect:
             yield purged
 
     def check(self) -> None:
@@ -282,44 +270,19 @@ class RelationshipStore:
         return self.keys.revision(transaction.run(_SELECT_HEAD)[0][0])
 
     def _change_record(
-        self, kind: RecordKind[P], call: CallContext, work: Callable[[Write], tuple[list[P], int]]
+        self, kind: RecordKind[P], call: CallContext, work: Callable[[Write], tuple[list[P], int]], *records: str
     ) -> RecordResult[P]:
-        result = self._write(call, work, _loader(kind))
+        result = self._writes.run(call, work, _loader(kind), *records)
         return RecordResult(result.records[0], result.revision)
 
     def _change_assignments(
-        self, call: CallContext, work: Callable[[Write], tuple[list[Assignment], int]]
-    ) -> "_WriteResult[Assignment]":
-        return self._write(call, work, assignments.require)
-
-    def _write(
-        self, call: CallContext, work: Callable[[Write], tuple[list[T], int]], load: Callable[[Write, str], T]
-    ) -> "_WriteResult[T]":
-        """Runs one write. A repeated request_id gets its first answer. A validate_only call is rolled back.
-
-        Args: work, returns the records to answer and the effect, as in StoredOutcome; load, returns a record by id.
-        """
-        if self._database.commit_may_be_ambiguous and not call.request_id and not call.validate_only:
-            call = call._replace(request_id=f"{SERVER_GENERATED_PREFIX}{uuid7()}")
-
-        def transact(transaction: Transaction) -> _WriteResult[T]:
-            write = Write(transaction, call, self._clock(), self.keys, self._database.lock_clause)
-            if replay := write.find_replay():
-                loaded = [load(write, record_id) for record_id in replay.record_ids]
-                return _WriteResult(
-                    loaded, replay.effect, "" if call.validate_only else self.keys.revision(replay.revision)
-                )
-            changed, effect = work(write)
-            answered, revision = write.finish(changed, int(effect))
-            result = _WriteResult(answered, int(effect), revision)
-            if call.validate_only:
-                raise _ValidateOnlyRollback(result)
-            return result
-
-        try:
-            return self._database.write(transact)
-        except _ValidateOnlyRollback as rollback:
-            return rollback.result
+        self,
+        call: CallContext,
+        work: Callable[[Write], tuple[list[Assignment], int]],
+        *records: str,
+        alone: bool = False,
+    ) -> WriteResult[Assignment]:
+        return self._writes.run(call, work, assignments.require, *records, alone=alone)
 
 
 def _loader(kind: RecordKind[P]) -> Callable[[Write, str], P]:

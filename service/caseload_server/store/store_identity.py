@@ -1,10 +1,13 @@
 """The identity of a store, and the secret that it signs with."""
 
 import hashlib
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from caseload_server.domain import errors
 from caseload_server.domain.requests import CallContext
+
+FINGERPRINT_BYTES: Final = 16
+"""Length of a request's fingerprint."""
 
 
 class StoreKeys(NamedTuple):
@@ -26,4 +29,4 @@ class StoreKeys(NamedTuple):
 
     def fingerprint(self, call: CallContext) -> bytes:
         """Returns a keyed hash of the request. It is stored for 24 hours and discloses nothing of the request."""
-        return hashlib.blake2b(call.fingerprint, key=self.secret, digest_size=16).digest()
+        return hashlib.blake2b(call.fingerprint, key=self.secret, digest_size=FINGERPRINT_BYTES).digest()

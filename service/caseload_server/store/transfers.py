@@ -6,6 +6,7 @@ from caseload_server.domain import enums, errors, limits, requests
 from caseload_server.domain.records import Assignment, Therapist
 from caseload_server.store import assignments, records
 from caseload_server.store.backends.protocol import SerializationConflict
+from caseload_server.store.counts import CountChanges
 from caseload_server.store.records import PATIENT, THERAPIST
 from caseload_server.store.write_transaction import Write
 
@@ -38,11 +39,13 @@ def transfer(write: Write, request: requests.Transfer) -> tuple[list[Assignment]
         raise SerializationConflict  # a patient was assigned before the therapists were locked
     if moved and target.status != enums.STATUS_ACTIVE:
         raise errors.TherapistNotActive
+    counts = CountChanges()
     ended, active = [], []
     for period in moved:
-        source_period, target_period = _move(write, period, target, ignore_capacity=request.ignore_capacity)
+        source_period, target_period = _move(write, period, target, counts, ignore_capacity=request.ignore_capacity)
         ended.append(source_period)
         active.append(target_period)
+    counts.save(write)
     return ended + active, len(ended)
 
 
@@ -71,17 +74,18 @@ def _select_moved(write: Write, request: requests.Transfer) -> list[Assignment]:
 
 
 def _move(
-    write: Write, period: Assignment, target: Therapist, *, ignore_capacity: bool
+    write: Write, period: Assignment, target: Therapist, counts: CountChanges, *, ignore_capacity: bool
 ) -> tuple[Assignment, Assignment]:
     """Moves one period. Returns the ended one, and the active one of the target. Raises TherapistAtCapacity."""
     existing = assignments.find_active(write, target.therapist_id, period.patient_id)
     request = requests.Assign(target.therapist_id, period.patient_id, period.role, period.focus)
     replaced = [active for active in (period, existing) if active]
     start_us = assignments.resolve_start(write, request, replaced)
-    ended = assignments.end(write, period, start_us, enums.END_TRANSFERRED)
+    ended = assignments.end(write, period, start_us, enums.END_TRANSFERRED, counts)
     if existing and period.role != enums.ROLE_PRIMARY:
         return ended, existing
     if existing:
-        assignments.end(write, existing, start_us, enums.END_REPLACED)
-    unbounded = ignore_capacity or existing is not None
-    return ended, assignments.begin(write, request, target, start_us, unbounded=unbounded)
+        assignments.end(write, existing, start_us, enums.END_REPLACED, counts)
+    elif not ignore_capacity:
+        assignments.require_capacity(target, counts)
+    return ended, assignments.begin(write, request, start_us, counts)

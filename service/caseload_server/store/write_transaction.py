@@ -1,29 +1,47 @@
-"""One write: its transaction, its changes, its revision and its change set."""
+"""Writes of the store: their changes, and what they add to the log at the end of their transaction."""
 
-import json
 import secrets
-from typing import Any
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from uuid_utils import uuid7
 
 from caseload_server.domain.limits import MAX_CHANGES_PER_SET
 from caseload_server.domain.records import Assignment, Patient, Therapist
 from caseload_server.domain.requests import CallContext
-from caseload_server.store.backends.protocol import Parameters, Transaction, Value
-from caseload_server.store.idempotency import SERVER_GENERATED_PREFIX, IdempotencyKey, StoredOutcome
+from caseload_server.store import change_log, idempotency
+from caseload_server.store.backends.protocol import Database, Sharing, Transaction, Value
+from caseload_server.store.change_log import NewChangeSet
+from caseload_server.store.idempotency import SERVER_GENERATED_PREFIX, NewOutcome, StoredOutcome
 from caseload_server.store.store_identity import StoreKeys
 
 Record = Therapist | Patient | Assignment
+T = TypeVar("T")
 
-_SELECT_HEAD = "SELECT head_revision FROM store"
-_NEXT_REVISION = "UPDATE store SET head_revision = head_revision + 1 RETURNING head_revision"
-_INSERT_CHANGE_SET = """
-INSERT INTO change_set (revision, committed_us, actor, method, request_id)
-SELECT head_revision, :committed_us, :actor, :method, :request_id FROM store"""
-_INSERT_CHANGES = """
-INSERT INTO change (revision, position, kind, changed_fields, therapist_id, patient_id, assignment_id)
-SELECT head_revision, key, CAST(value ->> 0 AS BIGINT), value ->> 1, value ->> 2, value ->> 3, value ->> 4
-FROM json_each(:changes), store"""
+
+class FinishedWrite(NamedTuple, Generic[T]):
+    """A write whose records are written. Its revision, change sets and outcome follow from `Writes`."""
+
+    records: list[T]
+    """The records to answer."""
+    effect: int
+    """As StoredOutcome.effect."""
+    change_sets: Sequence[NewChangeSet] = ()
+    outcome: NewOutcome | None = None
+    """None if the call has no request_id."""
+    replayed_revision: int | None = None
+    """The revision of the first call, where this one repeats it."""
+
+
+class WriteResult(NamedTuple, Generic[T]):
+    """The result of a write of any verb."""
+
+    records: list[T]
+    effect: int
+    """As StoredOutcome.effect."""
+    revision: str
+    """Empty where the call only validates, and the head revision where nothing changed."""
 
 
 class Write:
@@ -34,12 +52,10 @@ class Write:
     ) -> None:
         """Args: now_us, in microseconds since 1970 (UTC); lock_clause, as Database.lock_clause."""
         self.run = transaction.run
-        self._pipeline = transaction.pipeline
         self.lock_clause = lock_clause
         self.call = call
         self.now_us = now_us
-        self._keys = keys
-        self._idempotency = IdempotencyKey(transaction, call, now_us, keys)
+        self._fingerprint = keys.fingerprint(call) if call.request_id else b""
         self._changes: list[tuple[Value, ...]] = []
         self._generated: set[str] = set()
 
@@ -62,40 +78,29 @@ class Write:
 
     def find_replay(self) -> StoredOutcome | None:
         """Returns the outcome of an earlier write with this request_id, if any. Raises RequestIdReused."""
-        return self._idempotency.find_replay()
+        if not self.call.request_id:
+            return None
+        return idempotency.find_replay(self.run, self.call, self._fingerprint, self.now_us)
 
-    def finish(self, answered: list[Any], effect: int) -> tuple[list[Any], str]:
-        """Writes the change set and the outcome. Returns the records to answer, and the revision.
-
-        The revision is empty where the call only validates, and the head revision where nothing changed. It is taken
-        last, in one round trip: from then until the commit, every other writer waits.
-        """
+    def finish(self, answered: list[Any], effect: int) -> FinishedWrite[Any]:
+        """Returns the finished write. Args: answered, the records to answer; effect, as StoredOutcome.effect."""
         if self.call.validate_only:
-            return [self._without_generated(record) for record in answered], ""
-        statements = self._change_sets() if self._changes else []
-        skip_locked = " FOR UPDATE SKIP LOCKED" if self.lock_clause else ""
-        record_ids = " ".join(record[0] for record in answered)
-        statements += self._idempotency.store_outcome(record_ids, effect, skip_locked=skip_locked)
-        [(revision,)] = self._pipeline(statements or [(_SELECT_HEAD, {})])
-        return answered, self._keys.revision(revision)
+            return FinishedWrite([self._without_generated(record) for record in answered], int(effect))
+        outcome = None
+        if self.call.request_id:
+            record_ids = " ".join(record[0] for record in answered)
+            outcome = NewOutcome(self.call, self._fingerprint, record_ids, int(effect), self.now_us)
+        return FinishedWrite(answered, int(effect), self._change_sets(), outcome)
 
-    def _change_sets(self) -> list[tuple[str, Parameters]]:
-        """Returns the statements of one change set, or of several if a purge made too many changes for one."""
+    def _change_sets(self) -> list[NewChangeSet]:
+        """Returns one change set, or several if a purge made too many changes for one."""
         call = self.call
-        change_set: Parameters = {
-            "committed_us": self.now_us,
-            "actor": call.actor,
-            "method": call.method,
-            "request_id": "" if call.request_id.startswith(SERVER_GENERATED_PREFIX) else call.request_id,
-        }
+        request_id = "" if call.request_id.startswith(SERVER_GENERATED_PREFIX) else call.request_id
         return [
-            statement
-            for first in range(0, len(self._changes), MAX_CHANGES_PER_SET)
-            for statement in (
-                (_NEXT_REVISION, {}),
-                (_INSERT_CHANGE_SET, change_set),
-                (_INSERT_CHANGES, {"changes": json.dumps(self._changes[first : first + MAX_CHANGES_PER_SET])}),
+            NewChangeSet(
+                self.now_us, call.actor, call.method, request_id, self._changes[first : first + MAX_CHANGES_PER_SET]
             )
+            for first in range(0, len(self._changes), MAX_CHANGES_PER_SET)
         ]
 
     def _without_generated(self, record: Record) -> Record:
@@ -104,3 +109,88 @@ class Write:
             name: "" for name in ("etag", record._fields[0]) if getattr(record, name) in self._generated
         }
         return record._replace(**blank)
+
+
+class _ValidateOnlyRollback(Exception):
+    """Rolls back what a validate_only call wrote, and carries its result."""
+
+    def __init__(self, result: WriteResult[Any]) -> None:
+        self.result = result
+
+
+class Writes:
+    """Runs the writes of a store."""
+
+    def __init__(self, database: Database, clock: Callable[[], int], keys: StoreKeys) -> None:
+        """Args: clock, returns microseconds since 1970 (UTC)."""
+        self._database = database
+        self._clock = clock
+        self._keys = keys
+
+    def run(
+        self,
+        call: CallContext,
+        work: Callable[[Write], tuple[list[T], int]],
+        load: Callable[[Write, str], T],
+        *records: str,
+        alone: bool = False,
+    ) -> WriteResult[T]:
+        """Runs one write. A repeated request_id gets its first answer. A validate_only call is rolled back.
+
+        Args: work, returns the records to answer and the effect, as in StoredOutcome; load, returns a record by id;
+        records, alone, as Sharing.
+        """
+        transact = self._transaction(call, work, load)
+        key = (call.actor, call.request_id) if call.request_id else None
+        sharing = Sharing(key, frozenset(records), alone)
+        try:
+            return self._database.write_with_tail(transact, self._append_to_log, sharing)
+        except _ValidateOnlyRollback as rollback:
+            return rollback.result
+
+    def _transaction(
+        self, call: CallContext, work: Callable[[Write], tuple[list[T], int]], load: Callable[[Write, str], T]
+    ) -> Callable[[Transaction], FinishedWrite[T]]:
+        """Returns the function that runs the write in a transaction. It may be called again, after a failed commit."""
+        may_be_repeated = bool(call.request_id)
+        if self._database.commit_may_be_ambiguous and not call.request_id and not call.validate_only:
+            call = call._replace(request_id=f"{SERVER_GENERATED_PREFIX}{uuid7()}")
+
+        def transact(transaction: Transaction) -> FinishedWrite[T]:
+            nonlocal may_be_repeated
+            write = Write(transaction, call, self._clock(), self._keys, self._database.lock_clause)
+            replay = write.find_replay() if may_be_repeated else None
+            may_be_repeated = True
+            finished = _replayed(write, replay, load) if replay else write.finish(*work(write))
+            if call.validate_only:
+                raise _ValidateOnlyRollback(WriteResult(finished.records, finished.effect, ""))
+            return finished
+
+        return transact
+
+    def _append_to_log(self, transaction: Transaction, writes: list[FinishedWrite[T]]) -> list[WriteResult[T]]:
+        """Writes the change sets and outcomes of all writes of a transaction. Returns their results.
+
+        It runs last, and waits for the database once: from the first revision until the commit, every other writer
+        waits.
+        """
+        change_sets = [change_set for write in writes for change_set in write.change_sets]
+        offsets = [end - len(change_sets) for end in accumulate(len(write.change_sets) for write in writes)]
+        change_log.append(transaction, change_sets)
+        outcomes = [(write.outcome, offset) for write, offset in zip(writes, offsets, strict=True) if write.outcome]
+        idempotency.store_outcomes(transaction, outcomes, skip_locked=bool(self._database.lock_clause))
+        head = change_log.head_revision(transaction)
+        return [
+            WriteResult(
+                write.records,
+                write.effect,
+                self._keys.revision(head + offset if write.replayed_revision is None else write.replayed_revision),
+            )
+            for write, offset in zip(writes, offsets, strict=True)
+        ]
+
+
+def _replayed(write: Write, outcome: StoredOutcome, load: Callable[[Write, str], T]) -> FinishedWrite[T]:
+    """Returns the first answer to a repeated call, with the records as they are now."""
+    loaded = [load(write, record_id) for record_id in outcome.record_ids]
+    return FinishedWrite(loaded, outcome.effect, replayed_revision=outcome.revision)

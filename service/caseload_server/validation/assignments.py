@@ -11,7 +11,7 @@ from caseload.v1 import resources_pb2 as pb
 from caseload.v1 import therapist_service_pb2 as therapist_pb
 
 from caseload_server.domain import limits, requests
-from caseload_server.domain.id_formats import ID_PATTERN
+from caseload_server.domain.id_formats import are_ids
 from caseload_server.validation import rules
 from caseload_server.validation.rules import ValidationErrors
 
@@ -83,8 +83,8 @@ def check_assignments(request: assignment_pb.CheckAssignmentsRequest, now_us: in
         violations.add("pairs", f"must have 1 to {limits.MAX_BATCH_SIZE} entries")
         violations.raise_if_any()
     pairs = [(pair.therapist_id, pair.patient_id) for pair in request.pairs]
-    for index, (therapist_id, patient_id) in enumerate(pairs):
-        if not (ID_PATTERN.fullmatch(therapist_id) and ID_PATTERN.fullmatch(patient_id)):
+    if not are_ids([one for pair in pairs for one in pair]):
+        for index, (therapist_id, patient_id) in enumerate(pairs):
             rules.record_id(therapist_id, f"pairs[{index}].therapist_id", violations)
             rules.record_id(patient_id, f"pairs[{index}].patient_id", violations)
     at_us = rules.timestamp_us(request, "as_of_time", violations, now_us, _FUTURE)
@@ -101,13 +101,11 @@ def transfer_patients(request: assignment_pb.TransferPatientsRequest) -> request
     if len(request.patient_ids) > limits.MAX_ASSIGNMENTS_PER_CALL:
         violations.add("patient_ids", f"must have at most {limits.MAX_ASSIGNMENTS_PER_CALL} entries")
         violations.raise_if_any()
-    patient_ids = [
-        rules.record_id(one, f"patient_ids[{index}]", violations) for index, one in enumerate(request.patient_ids)
-    ]
+    rules.record_ids(request.patient_ids, "patient_ids", violations)
     order = requests.Transfer(
         source_id=rules.record_id(request.source_therapist_id, "source_therapist_id", violations),
         target_id=rules.record_id(request.target_therapist_id, "target_therapist_id", violations),
-        patient_ids=tuple(dict.fromkeys(patient_ids)),
+        patient_ids=tuple(dict.fromkeys(request.patient_ids)),
         ignore_capacity=request.ignore_capacity,
     )
     if order.source_id and order.source_id == order.target_id:

@@ -15,7 +15,6 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from caseload_server.domain import limits, requests
-from caseload_server.domain.id_formats import ID_PATTERN
 from caseload_server.validation import rules
 from caseload_server.validation.rules import Rule, ValidationErrors
 
@@ -209,9 +208,7 @@ def batch_ids(ids: Sequence[str], field: str) -> list[str]:
         violations.add(field, f"must have 1 to {limits.MAX_BATCH_SIZE} entries")
         violations.raise_if_any()
     checked = list(ids)
-    for index, one in enumerate(checked):
-        if not ID_PATTERN.fullmatch(one):  # to format a path for each id would take longer than the rest
-            rules.record_id(one, f"{field}[{index}]", violations)
+    rules.record_ids(checked, field, violations)
     violations.raise_if_any()
     return checked
 

@@ -7,7 +7,7 @@ import datetime
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from google.protobuf.message import Message
@@ -15,7 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from caseload_server.domain import limits
 from caseload_server.domain.errors import InvalidField, Violation
-from caseload_server.domain.id_formats import ID_PATTERN, UUID_PATTERN
+from caseload_server.domain.id_formats import ID_PATTERN, UUID_PATTERN, are_ids
 
 _CODE_PATTERN = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _PHONE_PATTERN = re.compile(r"\+[1-9][0-9]{1,14}")
@@ -63,6 +63,13 @@ def record_id(value: str, path: str, violations: ValidationErrors) -> str:
     elif not ID_PATTERN.fullmatch(value):
         violations.add(path, "must be 1 to 63 of a-z, 0-9 and -, and not begin with -")
     return value
+
+
+def record_ids(values: Sequence[str], path: str, violations: ValidationErrors) -> None:
+    """A list of ids."""
+    if not are_ids(values):  # to format a path for each id takes longer than all the rest
+        for index, value in enumerate(values):
+            record_id(value, f"{path}[{index}]", violations)
 
 
 def optional_id(value: str, path: str, violations: ValidationErrors) -> str:

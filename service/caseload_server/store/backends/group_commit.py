@@ -1,86 +1,237 @@
-"""Group commit: writes that wait at the same time share one transaction and one fsync."""
+"""Group commit: writes that wait at the same time share one transaction and one commit."""
 
 import threading
 import time
-from collections.abc import Callable
-from typing import Any, Generic
+from collections.abc import Callable, Iterable
+from typing import Any, Final, Generic
 
 from caseload_server.domain import errors
-from caseload_server.store.backends.protocol import T, Transaction
+from caseload_server.store.backends.protocol import S, Sharing, T, Tail, Transaction
+
+_MAX_CONFLICTS: Final = 3
+"""How often a write meets a lock of another transaction before it leads a batch that waits for the lock."""
 
 
-class Job(Generic[T]):
+class Job(Generic[S, T]):
     """A write in the queue of a group commit."""
 
-    __slots__ = ("done", "error", "result", "wakeup", "work")
-
-    def __init__(self, work: Callable[[Transaction], T]) -> None:
-        """Args: work, runs in the shared transaction."""
+    def __init__(self, work: Callable[[Transaction], S], tail: Tail[S, T], sharing: Sharing) -> None:
+        """Args: as Database.write_with_tail."""
         self.work = work
+        self.tail = tail
+        self.sharing = sharing
+        self.outcome: S
+        """What the work returned."""
         self.result: T
+        """What the tail made of it."""
         self.error: BaseException | None = None
+        """What the work raised, or why its commit failed."""
         self.done = False
-        self.wakeup = threading.Lock()
-        self.wakeup.acquire()
+        """Whether `result` or `error` is final."""
+        self.runs_alone = False
+        """Whether its caller must run it in a transaction of its own."""
+        self.commit_unconfirmed = False
+        """Whether an earlier run may have committed."""
+        self.batch: Batch | None = None
+        """The batch that its caller leads."""
+        self.conflicts = 0
+        """How often it met a lock of another transaction."""
+        self._wakeup = threading.Lock()
+        self._wakeup.acquire()
+
+    def run(self, transaction: Transaction) -> None:
+        """Runs the work, which sets `outcome`, and clears what an earlier run left."""
+        self.error = None
+        self.outcome = self.work(transaction)
+
+    @property
+    def must_wait_for_lock(self) -> bool:
+        """Whether it met locks so often that it must wait for one, as the first of a batch."""
+        return self.conflicts >= _MAX_CONFLICTS
+
+    @property
+    def left_queue(self) -> bool:
+        """Whether no batch is to run it again."""
+        return self.done or self.runs_alone
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the job with an error."""
+        self.error = error
+        self.done = True
+
+    def answer(self) -> T:
+        """Returns the result of a job that is done, or raises its error."""
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+    def wait(self) -> None:
+        """Waits until `wake`."""
+        self._wakeup.acquire()
+
+    def wake(self) -> None:
+        """Lets the job's caller continue."""
+        self._wakeup.release()
+
+
+def unchanged(_: Transaction, outcomes: list[T]) -> list[T]:
+    """Returns what each work returned. It is the tail of a write that needs none."""
+    return outcomes
+
+
+def run_tails(transaction: Transaction, jobs: Iterable[Job[Any, Any]]) -> list[Job[Any, Any]]:
+    """Runs the tail of all jobs that were not refused, which sets their `result`. Returns these jobs."""
+    succeeded = [job for job in jobs if job.error is None]
+    for tail in dict.fromkeys(job.tail for job in succeeded):
+        sharing = [job for job in succeeded if job.tail == tail]
+        for job, result in zip(sharing, tail(transaction, [job.outcome for job in sharing]), strict=True):
+            job.result = result
+    return succeeded
+
+
+class Batch:
+    """Jobs that share a transaction."""
+
+    def __init__(self, leader: Job[Any, Any], group_commit: "GroupCommit", *, waits_for_lock: bool) -> None:
+        """Args: leader, the first job; waits_for_lock, whether it waits for locks as long as a job that runs alone."""
+        self.jobs = [leader]
+        self.waits_for_lock = waits_for_lock
+        self.records: set[str] = set()
+        """The records that the jobs lock, as Sharing.records."""
+        self._group_commit = group_commit
+
+    @property
+    def leader(self) -> Job[Any, Any]:
+        """The job whose caller runs the batch."""
+        return self.jobs[0]
+
+    def take_more(self, *, sharing: bool = False) -> list[Job[Any, Any]]:
+        """Adds jobs that wait in the queue, as many as fit. Returns them.
+
+        Args: sharing, only those that lock a record which this batch locks.
+        """
+        return self._group_commit.take(self, sharing=sharing)
 
 
 class GroupCommit:
-    """Runs queued writes in shared commits, led by one of the calling threads. There is no writer thread.
+    """Runs queued writes in shared transactions, each led by one of the calling threads. There is no writer thread.
 
-    A caller that finds no commit in progress becomes the leader: it commits for all callers in the queue. Then it
-    wakes them, and makes the first caller that arrived meanwhile the next leader.
+    A caller that finds less than the allowed number of leaders becomes one: it commits for all callers in the queue.
+    Then it wakes them, and makes the first caller that arrived meanwhile a leader. Writes of one record are never in
+    two transactions of this process, where they would wait for each other's locks.
     """
 
-    def __init__(self, commit: Callable[[list[Job[Any]]], None], max_batch: int) -> None:
-        """Args: commit, runs jobs in one transaction and sets `result` or `error` of each; max_batch, jobs in one."""
+    def __init__(self, commit: Callable[[Batch], None], max_batch: int, max_leaders: int = 1) -> None:
+        """Args: commit, runs jobs in one transaction, sets `done` or `runs_alone` of each, or counts a conflict and
+        leaves it for another batch; max_batch, jobs in one; max_leaders, batches at once.
+        """
         self._commit = commit
         self._max_batch = max_batch
+        self._max_leaders = max_leaders
         self._lock = threading.Lock()
-        self._queue: list[Job[Any]] = []
-        self._writing = False
+        self._queue: list[Job[Any, Any]] = []
+        self._keys: set[tuple[str, str] | None] = set()
+        """The keys of all jobs in batches."""
+        self._records: set[str] = set()
+        """The records that batches lock."""
+        self._leaders = 0
         self._closed = False
 
-    def write(self, work: Callable[[Transaction], T]) -> T:
-        """Runs work in a shared transaction and returns its result once that is durable.
-
-        Raises ShuttingDown after `close`, and whatever the work or the commit raised.
-        """
-        job = Job(work)
+    def run(self, job: Job[Any, Any]) -> None:
+        """Runs a job in shared transactions until it is done or must run alone. Raises ShuttingDown after `close`."""
         with self._lock:
             if self._closed:
                 raise errors.ShuttingDown
             self._queue.append(job)
-            leads, self._writing = not self._writing, True
-        if not leads:
-            job.wakeup.acquire()  # until the job is done, or its thread is the next leader
-        if not job.done:
-            self._lead(job)
-        if job.error is not None:
-            raise job.error
-        return job.result
+            leader = self._appoint()
+        if leader is not None:
+            leader.wake()
+        while not job.left_queue:
+            job.wait()
+            if job.batch is not None:
+                self._lead(job.batch)
 
-    def _lead(self, leader: Job[Any]) -> None:
+    def _appoint(self) -> Job[Any, Any] | None:
+        """Makes the first job that may run now a leader, if there may be another. Call it with the lock."""
+        if self._leaders >= self._max_leaders:
+            return None
+        for number, job in enumerate(self._queue):
+            if self._may_run(job, set()):
+                del self._queue[number]
+                self._leaders += 1
+                self._begin(job)
+                return job
+        return None
+
+    def _begin(self, leader: Job[Any, Any], *, waits_for_lock: bool = False) -> None:
+        leader.batch = Batch(leader, self, waits_for_lock=waits_for_lock)
+        self._reserve(leader.batch, leader)
+
+    def _may_run(self, job: Job[Any, Any], own_records: set[str]) -> bool:
+        """Returns whether no other batch has the job's key or one of its records."""
+        key, records, _ = job.sharing
+        return (key is None or key not in self._keys) and (records - own_records).isdisjoint(self._records)
+
+    def _reserve(self, batch: Batch, job: Job[Any, Any]) -> None:
+        self._keys.add(job.sharing.key)
+        self._records |= job.sharing.records
+        batch.records |= job.sharing.records
+
+    def take(self, batch: Batch, *, sharing: bool) -> list[Job[Any, Any]]:
+        """Implements Batch.take_more."""
+        taken: list[Job[Any, Any]] = []
         with self._lock:
-            batch, self._queue = self._queue[: self._max_batch], self._queue[self._max_batch :]
+            queue, self._queue = self._queue, []
+            for job in queue:
+                wanted = not sharing or not job.sharing.records.isdisjoint(batch.records)
+                if wanted and len(batch.jobs) < self._max_batch and self._may_run(job, batch.records):
+                    self._reserve(batch, job)
+                    batch.jobs.append(job)
+                    taken.append(job)
+                else:
+                    self._queue.append(job)
+        return taken
+
+    def _lead(self, batch: Batch) -> None:
+        if not batch.waits_for_lock:
+            batch.take_more()
         try:
             self._commit(batch)
-        finally:
-            with self._lock:
-                next_leader = self._queue[0] if self._queue else None
-                self._writing = next_leader is not None
-            for job in batch:
-                job.done = True
-                if job is not leader:
-                    job.wakeup.release()
-            if next_leader is not None:
-                next_leader.wakeup.release()
+        except BaseException as error:  # noqa: BLE001 - a job without an end would block its caller for ever
+            for job in batch.jobs:
+                job.fail(error)
+        self._end(batch)
+
+    def _end(self, batch: Batch) -> None:
+        batch.leader.batch = None
+        with self._lock:
+            if not batch.waits_for_lock:
+                self._leaders -= 1
+            self._keys.difference_update(job.sharing.key for job in batch.jobs)
+            self._records -= batch.records
+            awake = self._return(batch.jobs)
+            if next_leader := self._appoint():
+                awake.append(next_leader)
+        for job in awake:
+            job.wake()
+
+    def _return(self, jobs: list[Job[Any, Any]]) -> list[Job[Any, Any]]:
+        """Queues the jobs that another batch is to run. Returns the others. Call it with the lock."""
+        queued = [job for job in jobs if not (job.left_queue or job.must_wait_for_lock)]
+        self._queue[:0] = [job for job in queued if not job.conflicts]
+        self._queue += [job for job in queued if job.conflicts]
+        for job in jobs:
+            if job.must_wait_for_lock and not job.left_queue:
+                self._begin(job, waits_for_lock=True)
+        return [job for job in jobs if job not in queued]
 
     def close(self) -> None:
         """Rejects new writes, and waits for those in progress."""
         with self._lock:
             self._closed = True
-            writing = self._writing
-        while writing:
+        while self._is_writing():
             time.sleep(0.001)
-            with self._lock:
-                writing = self._writing
+
+    def _is_writing(self) -> bool:
+        with self._lock:
+            return self._leaders > 0

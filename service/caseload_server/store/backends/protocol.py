@@ -10,12 +10,28 @@ Row = tuple[Any, ...]
 T = TypeVar("T")
 
 
+S = TypeVar("S")
+Tail = Callable[["Transaction", list[S]], list[T]]
+"""Takes what each work returned, and returns the result of each."""
+OnCommit = Callable[[int, float], object]
+"""Takes the number of writes in a commit, and its duration in seconds."""
 Gauges = Sequence[tuple[str, dict[str, str], Callable[[], float]]]
 """Gauges as name, labels and sampling function. Any thread may sample them; sampling runs no query."""
 
 
 DEFECT: Final = "defect"
 """The cause of an error of PostgreSQL that no DomainError stands for."""
+
+
+class Sharing(NamedTuple):
+    """With which others a write may share a transaction."""
+
+    key: tuple[str, str] | None = None
+    """At most one write of a transaction has it."""
+    records: frozenset[str] = frozenset()
+    """Ids of records that the write is known to lock. Transactions of one process do not wait for each other there."""
+    alone: bool = False
+    """Whether it locks so much that no other may wait for it."""
 
 
 class StoreMetrics(NamedTuple):
@@ -39,20 +55,53 @@ class SerializationConflict(Exception):
     """Raised by work whose reads are outdated, to run it again. Only databases with concurrent writers need it."""
 
 
+class Query(NamedTuple):
+    """A SELECT with its parameters, which are named, `:name` in the SQL."""
+
+    sql: str
+    parameters: dict[str, Value]
+    plan_for_values: bool = False
+    """True where the database must plan it for these values: one plan for all values would be much slower for some."""
+
+    def of_page(self, after: str, limit: int) -> "Query":
+        """Returns the query of one page: at most `limit` rows, whose first column is greater than `after`."""
+        return self._replace(parameters={**self.parameters, "after": after, "limit": limit})
+
+
+class Dialect(NamedTuple):
+    """Where the SQL of a list differs, because the planners of the databases do."""
+
+    index_range: str
+    """The condition that a scan of the index on {column} and {record_id} starts after :after, among those with the
+    {value}."""
+    merged_scan: str
+    """One of several scans that are merged in the order of their first column: {scan} is its SELECT, {number} its
+    number, {order} the columns of its index."""
+    unindexed: str
+    """Before a column, it keeps an index on that column from being used."""
+    has_statistics: bool
+    """True where the planner knows how many rows match a value, and chooses between a lookup and a scan in order."""
+
+
+class Scan(NamedTuple):
+    """A SELECT that reads one index in the order of its first result column."""
+
+    select: str
+    order: str = "1"
+    """The columns of the index."""
+
+
 class Transaction(Protocol):
     """Statements that see one state of the database. Parameters are named, `:name` in the SQL."""
 
     def run(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
-        """Runs one statement and returns all its rows."""
+        """Runs one statement and returns all its rows.
 
-    def pipeline(self, statements: Sequence[tuple[str, Parameters]]) -> list[Row]:
-        """Runs independent statements in one round trip and returns the rows of the first."""
+        A write may send a statement that returns no rows together with a later one. So its error may come later.
+        """
 
-    def rows(self, sql: str, parameters: Parameters | None = None) -> Iterator[Row]:
+    def rows(self, query: Query) -> Iterator[Row]:
         """Runs one query and yields its rows. Rows that were not fetched are dropped when the transaction ends."""
-
-    def fetch_page(self, sql: str, parameters: dict[str, Value]) -> Iterator[Row]:
-        """Yields the rows of a query that is ordered by its first column, starts after `:after` and has a `:limit`."""
 
 
 class Database(Protocol):
@@ -63,6 +112,7 @@ class Database(Protocol):
     database."""
     on_commit: Callable[[int, float], object]
     """Called after each commit, as StoreMetrics.commit."""
+    dialect: Dialect
     commit_may_be_ambiguous: bool
     """True where a commit can succeed and its response be lost. Then every write needs a request_id to look up."""
 
@@ -75,8 +125,14 @@ class Database(Protocol):
     def write(self, work: Callable[[Transaction], T]) -> T:
         """Runs work in a transaction and returns its result once the commit is durable.
 
-        Work may run more than once, and may share a commit with other writes. An exception that it raises is raised
-        here, and its changes are rolled back.
+        Work may run more than once. An exception that it raises is raised here, and its changes are rolled back.
+        """
+
+    def write_with_tail(self, work: Callable[[Transaction], S], tail: Tail[S, T], sharing: Sharing) -> T:
+        """Does the same for work that may share a transaction, and its commit, with other writes.
+
+        Args: tail, runs once at the end of the transaction, for all writes that share it, given what their work
+        returned. It returns their results.
         """
 
     def gauges(self) -> Gauges:

@@ -9,8 +9,11 @@ from caseload_server.store.backends.protocol import (
     Gauges,
     Parameters,
     Row,
+    S,
+    Sharing,
     StoreMetrics,
     T,
+    Tail,
     Transaction,
 )
 
@@ -21,6 +24,7 @@ class TimedDatabase:
     def __init__(self, database: Database, metrics: StoreMetrics) -> None:
         """Args: database, does the work; metrics, receives the durations."""
         self.lock_clause = database.lock_clause
+        self.dialect = database.dialect
         self.commit_may_be_ambiguous = database.commit_may_be_ambiguous
         self.on_commit = database.on_commit = metrics.commit
         self._database = database
@@ -57,6 +61,17 @@ class TimedDatabase:
             raise
         finally:
             with suppress(Exception):  # a failing metric must not turn a committed write into an error
+                self._metrics.write(perf_counter() - started)
+
+    def write_with_tail(self, work: Callable[[Transaction], S], tail: Tail[S, T], sharing: Sharing) -> T:
+        started = perf_counter()
+        try:
+            return self._database.write_with_tail(work, tail, sharing)
+        except Exception as error:
+            self._count(error)
+            raise
+        finally:
+            with suppress(Exception):
                 self._metrics.write(perf_counter() - started)
 
     def _count(self, error: Exception) -> None:

@@ -6,9 +6,9 @@ from contextlib import closing
 import psycopg
 import pytest
 from caseload_server.domain import errors
-from caseload_server.store.backends.postgres import connection, connection_pool
-from caseload_server.store.backends.postgres import database as postgres
-from caseload_server.store.backends.postgres.database import PostgresDatabase, UnexpectedDatabaseError
+from caseload_server.store.backends.postgres import connection, connection_pool, driver_errors
+from caseload_server.store.backends.postgres.database import PostgresDatabase
+from caseload_server.store.backends.postgres.driver_errors import UnexpectedDatabaseError
 from caseload_server.store.backends.protocol import StoreMetrics, Transaction
 from caseload_server.store.backends.timed_database import TimedDatabase
 
@@ -34,7 +34,7 @@ class Counted:
 
 @pytest.fixture
 def counted(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counted]:
-    monkeypatch.setattr(postgres, "_RETRY_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(driver_errors, "_RETRY_TIMEOUT_SECONDS", 0.1)
     monkeypatch.setattr(connection_pool, "ACQUIRE_TIMEOUT_SECONDS", 0.1)
     monkeypatch.setitem(connection.WRITES.defaults, "lock_timeout", "50ms")
     monkeypatch.setitem(connection.READS.defaults, "statement_timeout", "50ms")

@@ -13,7 +13,7 @@ import pytest
 from caseload_server.config import Config
 from caseload_server.store import PATIENT
 from caseload_server.store.backends.factory import open_store
-from caseload_server.store.backends.postgres import database as postgres_database
+from caseload_server.store.backends.postgres import driver_errors
 from caseload_server.store.backends.postgres.connection import connect
 from caseload_server.store.backends.postgres.connection_pool import ConnectionPool
 from caseload_server.store.backends.postgres.database import PostgresDatabase
@@ -97,7 +97,7 @@ def limited_url(postgres: Server, postgres_url: str) -> Iterator[str]:
 def test_reads_leave_connections_for_writes_and_for_the_check(
     limited_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres_database, "_RETRY_TIMEOUT_SECONDS", HUNG_SECONDS)
+    monkeypatch.setattr(driver_errors, "_RETRY_TIMEOUT_SECONDS", HUNG_SECONDS)
     with closing(open_store(Config(database=limited_url), lambda: 1)) as store, ThreadPoolExecutor(16) as threads:
         patient = make(store, PATIENT, "")
         reads = [threads.submit(store.get, PATIENT, patient.patient_id) for _ in range(72)]
@@ -107,7 +107,7 @@ def test_reads_leave_connections_for_writes_and_for_the_check(
 
 
 def test_reads_and_writes_share_few_connections_under_load(limited_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(postgres_database, "_RETRY_TIMEOUT_SECONDS", HUNG_SECONDS)
+    monkeypatch.setattr(driver_errors, "_RETRY_TIMEOUT_SECONDS", HUNG_SECONDS)
     ended = threading.Event()
 
     def read_on() -> None:

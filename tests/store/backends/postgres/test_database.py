@@ -8,9 +8,9 @@ import pytest
 from caseload_server.domain import errors
 from caseload_server.domain.requests import CallContext
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
-from caseload_server.store.backends.postgres import connection_pool
-from caseload_server.store.backends.postgres import database as postgres
-from caseload_server.store.backends.postgres.database import PostgresDatabase, UnexpectedDatabaseError
+from caseload_server.store.backends.postgres import connection_pool, driver_errors
+from caseload_server.store.backends.postgres.database import PostgresDatabase
+from caseload_server.store.backends.postgres.driver_errors import UnexpectedDatabaseError
 from caseload_server.store.backends.protocol import Transaction
 
 from tests.store.backends.postgres.proxy import Cut, Proxy
@@ -46,7 +46,7 @@ def proxy(postgres_url: str) -> Iterator[Proxy]:
 @pytest.fixture
 def cut_off(proxy: Proxy, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[RelationshipStore]:
     """A store whose connections go through the proxy."""
-    monkeypatch.setattr(postgres, "_RETRY_TIMEOUT_SECONDS", HUNG_SECONDS)
+    monkeypatch.setattr(driver_errors, "_RETRY_TIMEOUT_SECONDS", HUNG_SECONDS)
     database = PostgresDatabase(proxy.url)
     yield RelationshipStore(database, clock)
     database.close()
@@ -55,7 +55,7 @@ def cut_off(proxy: Proxy, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iter
 @pytest.fixture
 def gives_up_early(cut_off: RelationshipStore, monkeypatch: pytest.MonkeyPatch) -> RelationshipStore:
     """The same store with short timeouts, for tests in which the database stays unreachable."""
-    monkeypatch.setattr(postgres, "_RETRY_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(driver_errors, "_RETRY_TIMEOUT_SECONDS", 0.5)
     return cut_off
 
 
@@ -163,7 +163,7 @@ def test_a_commit_is_unknown_when_the_pool_is_exhausted(proxy: Proxy, monkeypatc
 
     def slow(_: Transaction) -> None:
         begun.set()
-        eventually(lambda: database._writers._waiters)
+        eventually(lambda: database._writer.pool._waiters)
         monkeypatch.setattr(
             connection_pool, "ACQUIRE_TIMEOUT_SECONDS", 0.1
         )  # for the next acquire, not for callers that already wait
@@ -245,7 +245,7 @@ def test_the_pool_hands_out_connections_in_request_order(postgres_url: str) -> N
     for number, writer in enumerate(writers):
         writer.start()
         assert begun.wait(HUNG_SECONDS)
-        eventually(lambda number=number: len(database._writers._waiters) == number)  # type: ignore[misc]
+        eventually(lambda number=number: len(database._writer.pool._waiters) == number)  # type: ignore[misc]
     goes_on.set()
     join(*writers)
     database.close()
@@ -296,7 +296,7 @@ def test_a_commit_that_waits_for_its_standby_is_unknown_and_never_cancelled(wait
     with pytest.raises(errors.TherapistNotFound):  # no reader sees data that could still be lost
         store.get(THERAPIST, "t")
     eventually(lambda: not waiting.is_available())  # not at once: a commit in progress does not count as waiting
-    waiting.database._commit_timeout_seconds = NEVER_SECONDS
+    waiting.database._writer.commit_timeout_seconds = NEVER_SECONDS
     waiting.stand_by("")
     eventually(waiting.is_available)
     assert store.create(THERAPIST, "t", {"display_name": "Ada"}, named).revision == store.keys.revision(1)
@@ -305,7 +305,7 @@ def test_a_commit_that_waits_for_its_standby_is_unknown_and_never_cancelled(wait
 
 @pytest.mark.parametrize("shown", ["notice", "error"])
 def test_a_commit_whose_standby_wait_is_cancelled_is_not_acknowledged(waiting: Waiting, shown: str) -> None:
-    waiting.database._commit_timeout_seconds = NEVER_SECONDS
+    waiting.database._writer.commit_timeout_seconds = NEVER_SECONDS
     with waiting.cluster.connect() as admin:  # only a warning tells that the wait was cancelled
         admin.execute(f"SET synchronous_commit = off; ALTER ROLE postgres SET client_min_messages = {shown}".encode())
 

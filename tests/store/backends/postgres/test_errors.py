@@ -10,9 +10,11 @@ from caseload_server.clock import now_us as clock
 from caseload_server.config import Config
 from caseload_server.store import PATIENT
 from caseload_server.store.backends.factory import open_store
-from caseload_server.store.backends.postgres import database as postgres
+from caseload_server.store.backends.postgres import driver_errors
 from caseload_server.store.backends.postgres import migrate as postgres_migrate
-from caseload_server.store.backends.postgres.database import PostgresDatabase, UnexpectedDatabaseError
+from caseload_server.store.backends.postgres.database import PostgresDatabase
+from caseload_server.store.backends.postgres.driver_errors import UnexpectedDatabaseError
+from caseload_server.store.backends.protocol import Query
 from grpc import StatusCode
 from structlog.testing import capture_logs
 
@@ -67,12 +69,12 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def broken(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Broken]:
-    monkeypatch.setattr(postgres, "_RETRY_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(driver_errors, "_RETRY_TIMEOUT_SECONDS", 0.2)
     postgres_migrate.migrate(cluster.create_database("caseload"))
     try:
         with faulty_server(cluster.url("caseload") + IMPATIENT) as faulty:
             store: Any = faulty.server.store
-            store._database._commit_timeout_seconds = 0.2
+            store._database._writer.commit_timeout_seconds = 0.2
             yield Broken(faulty, cluster, "caseload")
             if not cluster.answers():
                 cluster.start()
@@ -154,7 +156,7 @@ def await_noticed(broken: Broken) -> None:
     database: Any = broken.faulty.server.store._database
     with broken.cluster.connect(broken.database) as watching:
         eventually(lambda: watching.execute(LONG_WAIT).fetchall())
-    eventually(lambda: database._commits_stalled)
+    eventually(lambda: database._writer.commits_stalled)
 
 
 def test_reads_continue_without_uncommitted_data_while_a_commit_waits_for_a_standby(broken: Broken) -> None:
@@ -198,7 +200,7 @@ def test_a_constraint_violation_exposes_only_the_sqlstate_and_the_constraint(bro
 
 def rows_of_a_snapshot(database: PostgresDatabase, sql: str) -> None:
     with database.snapshot() as transaction:
-        list(transaction.rows(sql, {"limit": 1}))
+        list(transaction.rows(Query(sql, {"limit": 1})))
 
 
 def runs_in_a_snapshot(database: PostgresDatabase, sql: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from caseload_server.domain import errors, requests
 from caseload_server.store import PATIENT, RelationshipStore
+from caseload_server.store.backends.protocol import Query
 from caseload_server.store.backends.sqlite.database import SqliteDatabase
 from caseload_server.store.backends.sqlite.migrate import migrate
 
@@ -75,7 +76,7 @@ def test_a_read_during_a_close_completes_or_raises_a_domain_error(
     closing = threading.Thread(target=store.close)
     seen: list[Any] = []
     with suppress(errors.ShuttingDown, errors.StoreUnavailable), database.snapshot() as transaction:
-        rows = transaction.rows("SELECT patient_id FROM patient", {})
+        rows = transaction.rows(Query("SELECT patient_id FROM patient", {}))
         seen.append(next(rows))
         closing.start()
         eventually(lambda: database._group_commit._closed)

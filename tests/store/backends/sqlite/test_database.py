@@ -17,6 +17,7 @@ from caseload_server.domain.call_deadline import read_deadline
 from caseload_server.domain.records import Therapist
 from caseload_server.domain.results import RecordResult
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
+from caseload_server.store.backends.protocol import Query
 from caseload_server.store.backends.sqlite import database as sqlite
 from caseload_server.store.backends.sqlite.database import SqliteDatabase
 from caseload_server.store.backends.sqlite.migrate import migrate
@@ -208,7 +209,7 @@ def test_an_abandoned_read_releases_its_snapshot(database: SqliteDatabase, store
     for number in range(3):
         make(store, PATIENT, f"p{number}")
     with pytest.raises(ZeroDivisionError), database.snapshot() as transaction:  # noqa: PT012 - left half-way
-        next(transaction.rows("SELECT * FROM patient", {}))
+        next(transaction.rows(Query("SELECT * FROM patient", {})))
         raise ZeroDivisionError
     make(store, PATIENT, "q")
     assert ids(store, PATIENT)[-1] == "q"
@@ -306,7 +307,7 @@ def test_a_read_ends_at_the_deadline_of_its_call(database: SqliteDatabase) -> No
 def test_a_snapshot_ends_at_the_deadline_of_its_call_and_frees_its_connection(database: SqliteDatabase) -> None:
     def scan() -> None:
         with database.snapshot() as transaction:
-            list(transaction.rows(ENDLESS))
+            list(transaction.rows(Query(ENDLESS, {})))
 
     read_with_deadline(scan)
     assert database.read("SELECT 1") == [(1,)]

@@ -8,13 +8,22 @@ from typing import Any
 import pytest
 from caseload_server.domain import requests
 from caseload_server.domain.requests import ChangeQuery
-from caseload_server.store import PATIENT, THERAPIST, RelationshipStore, assignments, change_log, lists
-from caseload_server.store.backends.protocol import Value
+from caseload_server.store import (
+    PATIENT,
+    THERAPIST,
+    RelationshipStore,
+    assignment_lists,
+    assignments,
+    change_log,
+    lists,
+)
+from caseload_server.store.backends.protocol import Query
 from caseload_server.store.backends.sqlite.database import SqliteDatabase
 from caseload_server.store.backends.sqlite.migrate import migrate
 
 from tests.store.conftest import Clock
 from tests.store.store_builders import crowd, run, therapists
+from tests.store.store_calls import CALL
 from tests.store.test_checks import checked
 
 
@@ -40,21 +49,24 @@ def store(database: SqliteDatabase, clock: Clock) -> RelationshipStore:
         ({"therapist_id": "t", "states": (1, 2)}, "assignment_by_therapist"),
         ({"therapist_id": "t", "roles": (1,)}, "assignment_active_by_therapist"),
         ({"roles": (1,)}, "assignment_active_by_role"),
+        ({"roles": (1,), "states": (2,)}, "assignment_ended_by_role"),
+        ({"states": (2,)}, "assignment_ended_by_id"),
     ],
     ids=str,
 )
 def test_a_list_of_assignments_reads_its_index_in_order(
     store: RelationshipStore, query: dict[str, Any], index: str
 ) -> None:
-    sql, parameters = assignments.select_assignments(requests.AssignmentQuery(**query))
-    plan = [row[3] for row in run(store, f"EXPLAIN QUERY PLAN {sql}", {**parameters, "after": "", "limit": 1})]
+    plan = plan_of(
+        store, assignment_lists.select_assignments(requests.AssignmentQuery(**query), SqliteDatabase.dialect)
+    )
     assert len(plan) == 1
     assert plan[0].split("INDEX ")[1].split()[0] == index
 
 
-def plan_of(store: RelationshipStore, sql: str, parameters: dict[str, Value]) -> list[str]:
-    rows = run(store, f"EXPLAIN QUERY PLAN {sql}", {**parameters, "after": "", "limit": 1})
-    return [row[3] for row in rows]
+def plan_of(store: RelationshipStore, query: Query) -> list[str]:
+    sql, parameters, _ = query.of_page("", 1)
+    return [row[3] for row in run(store, f"EXPLAIN QUERY PLAN {sql}", parameters)]
 
 
 @pytest.mark.parametrize(
@@ -68,13 +80,15 @@ def plan_of(store: RelationshipStore, sql: str, parameters: dict[str, Value]) ->
         (THERAPIST, {"specialties": ("a", "b", "c"), "statuses": (1, 2)}, "therapist_specialty_by_specialty"),
         (PATIENT, {"statuses": (1, 2)}, "patient_by_status"),
         (PATIENT, {"unassigned": True}, "patient_unassigned"),
+        (PATIENT, {"unassigned": True, "statuses": (1, 2)}, "patient_unassigned_by_status"),
+        (THERAPIST, {"unassigned": True, "statuses": (3,)}, "therapist_unassigned_by_status"),
     ],
     ids=str,
 )
 def test_a_list_of_people_reads_its_index_page_by_page(
     store: RelationshipStore, kind: Any, query: dict[str, Any], index: str
 ) -> None:
-    plan = plan_of(store, *lists.select_records(kind, requests.RecordQuery(**query)))
+    plan = plan_of(store, lists.select_records(kind, requests.RecordQuery(**query), SqliteDatabase.dialect))
     walks = [step for step in plan if f"INDEX {index} " in step]
     assert len(walks) == max(map(len, (query.get("specialties", query.get("statuses", ())), "1")))
     assert all(f"{kind.id_column}>?" in step for step in walks)
@@ -83,14 +97,16 @@ def test_a_list_of_people_reads_its_index_page_by_page(
 
 @pytest.mark.parametrize("query", [{"as_of_us": 5}, {"roles": (1, 2)}, {"roles": (1,), "as_of_us": 5}], ids=str)
 def test_a_list_of_all_assignments_needs_no_sort(store: RelationshipStore, query: dict[str, Any]) -> None:
-    plan = plan_of(store, *assignments.select_assignments(requests.AssignmentQuery(**query)))
+    plan = plan_of(
+        store, assignment_lists.select_assignments(requests.AssignmentQuery(**query), SqliteDatabase.dialect)
+    )
     assert not [step for step in plan if "TEMP B-TREE" in step or step.startswith("SCAN")], plan
     assert not [step for step in plan if "PRIMARY KEY (assignment_id>?)" in step], plan
 
 
 def test_the_patients_of_a_therapist_are_listed_from_the_active_ones(store: RelationshipStore) -> None:
-    sql, parameters = assignments.select_caseload(THERAPIST, PATIENT, requests.CaseloadQuery("t"))
-    plan = [row[3] for row in run(store, f"EXPLAIN QUERY PLAN {sql}", {**parameters, "after": "", "limit": 1})]
+    query = requests.CaseloadQuery("t")
+    plan = plan_of(store, assignment_lists.select_caseload(THERAPIST, PATIENT, query, SqliteDatabase.dialect))
     assert "assignment_active_by_therapist" in plan[0]
     assert not [step for step in plan if "TEMP B-TREE" in step]
 
@@ -111,6 +127,26 @@ def test_a_check_of_a_hundred_pairs_is_one_statement(store: RelationshipStore, d
     finally:
         connection.exec_trace = None
     assert statements == [assignments.CHECK]
+
+
+def test_a_transfer_updates_each_therapist_once(store: RelationshipStore, database: SqliteDatabase) -> None:
+    therapists(store, "s", "t")
+    crowd(store, "s", 30)
+    run(store, "UPDATE therapist SET active_patient_count = 30 WHERE therapist_id = 's'")
+    updates: list[str] = []
+
+    def note(_cursor: object, sql: str, _bindings: object) -> bool:
+        verb, table, *_ = f"{sql} ; ;".split()
+        if verb == "UPDATE":
+            updates.append(table)
+        return True
+
+    database._writer.exec_trace = note
+    try:
+        store.transfer(requests.Transfer("s", "t"), CALL)
+    finally:
+        database._writer.exec_trace = None
+    assert (updates.count("therapist"), updates.count("patient")) == (2, 0)
 
 
 def test_a_check_reads_only_the_periods_of_the_pair(store: RelationshipStore) -> None:

@@ -6,18 +6,19 @@ import psycopg
 
 from caseload_server.store.backends.migrations import SELECT_STEPS, Migration, SchemaError, apply, migrations, unapplied
 from caseload_server.store.backends.postgres.connection import Connection, connect, refuse_transaction_pooling
-from caseload_server.store.backends.postgres.database import PostgresTransaction
+from caseload_server.store.backends.postgres.reads import read_session
+from caseload_server.store.backends.postgres.transaction import PostgresTransaction
 
 _ADVISORY_LOCK_KEY = 0x43534C44
 """Key of the advisory lock that serializes migrating processes ("CSLD")."""
 _CREATE_TABLE = """
 CREATE TABLE IF NOT EXISTS migration (name TEXT COLLATE "C" PRIMARY KEY, checksum TEXT COLLATE "C" NOT NULL)"""
 _BLOCK_WRITES = "LOCK TABLE request, assignment, therapist, patient IN SHARE ROW EXCLUSIVE MODE;"
-"""Blocks writes until the migration commits. A write claims its request_id first, so writes in progress finish, and
-later ones wait before they hold any other lock. No index or trigger needs a stronger mode: upgrading a lock can
+"""Blocks writes until the migration commits. Every write locks the table request first. So writes in progress finish,
+and later ones wait before they hold any other lock. No index or trigger needs a stronger mode: upgrading a lock can
 deadlock. https://www.postgresql.org/docs/current/explicit-locking.html"""
 _DEADLOCK_RETRIES = 3
-"""Deadlocks remain possible: with a foreign transaction, or with a write that only validates and claims nothing."""
+"""Deadlocks remain possible: with a foreign transaction, or with a write of an older version that only validates."""
 _SELECT_TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = current_schema()"
 _SELECT_OTHER_SCHEMA = b"""
 SELECT FROM pg_class AS migration, pg_class AS store
@@ -57,7 +58,8 @@ def _migrate(connection: Connection, steps: list[Migration]) -> list[Migration]:
         connection.execute("SELECT pg_advisory_xact_lock(%s)", [_ADVISORY_LOCK_KEY])
         todo = unapplied(_read_applied(connection), steps)
         prepare = _CREATE_TABLE if todo == steps else _BLOCK_WRITES + _CREATE_TABLE
-        apply(todo, prepare, PostgresTransaction(connection), lambda sql: connection.execute(sql.encode()))
+        transaction = PostgresTransaction(read_session(connection))
+        apply(todo, prepare, transaction, lambda sql: connection.execute(sql.encode()))
     return todo
 
 

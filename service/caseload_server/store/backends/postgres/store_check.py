@@ -1,6 +1,5 @@
 """The connection that an instance keeps while it uses the store: it checks the database and holds the store's lock."""
 
-import select
 import time
 from collections.abc import Callable
 from typing import Final
@@ -12,6 +11,7 @@ from caseload_server.domain import errors
 from caseload_server.store.backends.migrations import SchemaError
 from caseload_server.store.backends.postgres.connection import Connection
 from caseload_server.store.backends.postgres.error_text import one_line
+from caseload_server.store.backends.postgres.pipeline import wait_for_result
 
 _IN_USE_KEY: Final = 0x43534C55
 """Key of the advisory lock ("CSLU") that each instance shares, and that an import takes for itself.
@@ -93,19 +93,3 @@ def take_alone(connection: Connection) -> None:
         if time.monotonic() > deadline:
             raise SchemaError("is served: stop its instances first")
         time.sleep(0.02)
-
-
-def wait_for_result(connection: pq.abc.PGconn, timeout_seconds: float | None) -> bool:
-    """Waits for the result of the query that was sent. Returns False after the timeout.
-
-    Args: timeout_seconds, None waits without limit. Raises psycopg.Error for a lost connection.
-    """
-    deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-    poll = select.poll()
-    while connection.flush() or connection.is_busy():
-        poll.register(connection.socket, select.POLLIN)
-        remaining_ms = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
-        if not poll.poll(remaining_ms):
-            return False
-        connection.consume_input()
-    return True

@@ -7,7 +7,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,20 @@ import apsw
 
 from caseload_server.domain import errors
 from caseload_server.domain.call_deadline import read_deadline
-from caseload_server.store.backends.group_commit import GroupCommit, Job
-from caseload_server.store.backends.protocol import Gauges, Parameters, Row, T, Transaction, Value, no_metrics
+from caseload_server.store.backends.group_commit import Batch, GroupCommit, Job, run_tails, unchanged
+from caseload_server.store.backends.protocol import (
+    Dialect,
+    Gauges,
+    Parameters,
+    Query,
+    Row,
+    S,
+    Sharing,
+    T,
+    Tail,
+    Transaction,
+    no_metrics,
+)
 
 APPLICATION_ID: Final = 0x43534C44
 """Identifies a caseload file ("CSLD"). https://sqlite.org/pragma.html#pragma_application_id"""
@@ -125,15 +137,8 @@ class SqliteTransaction:
     def run(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
         return list(self._connection.execute(sql, parameters))
 
-    def pipeline(self, statements: Sequence[tuple[str, Parameters]]) -> list[Row]:
-        first, *_ = [self.run(sql, parameters) for sql, parameters in statements]
-        return first
-
-    def fetch_page(self, sql: str, parameters: dict[str, Value]) -> Iterator[Row]:
-        return self.rows(sql, parameters)
-
-    def rows(self, sql: str, parameters: Parameters | None = None) -> Iterator[Row]:
-        cursor = self._connection.execute(sql, parameters)
+    def rows(self, query: Query) -> Iterator[Row]:
+        cursor = self._connection.execute(query.sql, query.parameters)
         self._cursors.append(cursor)
         return cursor
 
@@ -179,6 +184,12 @@ class SqliteDatabase:
     """
 
     lock_clause = ""  # BEGIN IMMEDIATE locks the whole file
+    dialect = Dialect(
+        index_range="{column} = {value} AND {record_id} > :after",
+        merged_scan="{scan}",
+        unindexed="+",
+        has_statistics=False,
+    )
     commit_may_be_ambiguous = False
 
     def __init__(self, path: Path) -> None:
@@ -228,31 +239,40 @@ class SqliteDatabase:
         return reader
 
     def write(self, work: Callable[[Transaction], T]) -> T:
-        return self._group_commit.write(work)
+        return self.write_with_tail(work, unchanged, Sharing())
 
-    def _commit(self, batch: list[Job[Any]]) -> None:
+    def write_with_tail(self, work: Callable[[Transaction], S], tail: Tail[S, T], sharing: Sharing) -> T:
+        job = Job(work, tail, sharing)  # also one that should be alone: there is one writer, so others wait in any case
+        self._group_commit.run(job)
+        return job.answer()
+
+    def _commit(self, batch: Batch) -> None:
         execute = self._writer.execute
         committing = False
         started = time.perf_counter()
         try:
             self._begin()
-            for job in batch:
+            for job in batch.jobs:
                 self._run(job)
+            written = run_tails(self._transaction, batch.jobs)
             committing = True
             self._committing_since = time.monotonic()
             execute("COMMIT")
         except BaseException as error:  # noqa: BLE001 - after any failure no write of the batch may report success
             # Refusals fail too: they may rest on another write of the batch, which was rolled back.
-            for job in batch:
+            for job in batch.jobs:
                 job.error = _domain_error(error, committing=committing)
             with suppress(apsw.Error):
                 if self._writer.in_transaction:
                     execute("ROLLBACK")
         else:
-            with suppress(Exception):  # a failing metric must not turn a committed write into an error
-                self.on_commit(len(batch), time.perf_counter() - started)
+            if written:
+                with suppress(Exception):  # a failing metric must not turn a committed write into an error
+                    self.on_commit(len(written), time.perf_counter() - started)
         finally:
             self._committing_since = math.inf
+            for job in batch.jobs:
+                job.done = True
 
     def _begin(self) -> None:
         if self._writer.in_transaction:  # an earlier rollback failed
@@ -261,12 +281,12 @@ class SqliteDatabase:
         if not self._is_same_file():  # checked under the lock, for which this process may have waited for seconds
             raise apsw.CantOpenError
 
-    def _run(self, job: Job[Any]) -> None:
+    def _run(self, job: Job[Any, Any]) -> None:
         """Runs one job in a savepoint. Raises apsw.Error where the whole transaction is lost."""
         execute = self._writer.execute
         execute("SAVEPOINT job")
         try:
-            job.result = job.work(self._transaction)
+            job.run(self._transaction)
         except BaseException as error:
             # FULL, IOERR and NOMEM may have rolled back the transaction with every job in it.
             if isinstance(error, apsw.Error) and not self._writer.in_transaction:

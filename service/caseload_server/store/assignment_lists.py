@@ -1,0 +1,106 @@
+"""SELECTs of lists of assignments: which indexes are scanned, and how filters become SQL."""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from caseload_server.domain import enums
+from caseload_server.domain.requests import AssignmentQuery, CaseloadQuery
+from caseload_server.store import lists
+from caseload_server.store.assignments import COLUMNS
+from caseload_server.store.backends.protocol import Dialect, Query, Scan, Value
+from caseload_server.store.records import RecordKind
+
+_ACTIVE: Final = "period.end_us IS NULL"
+_ENDED: Final = "period.end_us IS NOT NULL"
+_NOT_IN_ERROR: Final = f"period.end_reason <> {enums.END_ENTERED_IN_ERROR}"
+_AS_OF: Final = (
+    _ACTIVE,
+    """period.assignment_id IN (
+    SELECT assignment_id FROM assignment
+    WHERE end_us > :as_of_us AND start_us <= :as_of_us AND assignment_id > :after)""",
+)
+"""Conditions for the periods in force at a time: those that are still active, and those that ended later. The latter
+are looked up and sorted."""
+
+
+def select_caseload(kind: RecordKind[Any], other: RecordKind[Any], query: CaseloadQuery, dialect: Dialect) -> Query:
+    """Returns the SELECT of one page of a record's periods, without its parameters :after and :limit.
+
+    A row holds the columns of the assignment and then those of the record on the other side.
+    """
+    conditions, parameters = _conditions(query, {kind.id_column: query.parent_id}, dialect)
+    sql = (
+        f"SELECT {COLUMNS}, {other.columns} FROM assignment AS period"
+        f" JOIN {other.name} AS record ON record.{other.id_column} = period.{other.id_column}"
+        f" WHERE {conditions} ORDER BY period.assignment_id LIMIT :limit"
+    )
+    return Query(sql, parameters)
+
+
+def select_assignments(query: AssignmentQuery, dialect: Dialect) -> Query:
+    """Returns the SELECT of one page of periods, without its parameters :after and :limit."""
+    sides = {"therapist_id": query.therapist_id, "patient_id": query.patient_id}
+    conditions, parameters = _conditions(query, sides, dialect)
+    scans = [_scan(conditions)]
+    is_of_all_records = not any(sides.values())  # else one caseload limits the scan
+    if is_of_all_records and query.as_of_us is not None:
+        scans = _as_of_scans(query) if dialect.has_statistics else [_scan(f"{conditions} AND {c}") for c in _AS_OF]
+    elif is_of_all_records and query.roles:
+        scans = list(_role_scans(query, dialect))
+    is_costly = is_of_all_records and query.as_of_us is not None
+    return Query(lists.merge_scans(scans, dialect), parameters, plan_for_values=is_costly)
+
+
+def _scan(conditions: str) -> Scan:
+    return Scan(f"SELECT {COLUMNS} FROM assignment AS period WHERE {conditions}")
+
+
+def _as_of_scans(query: AssignmentQuery) -> list[Scan]:
+    """Returns the scans of the periods in force at a time. Each finds the ids in an index before it reads a period."""
+    roles = f" AND period.role IN ({lists.enum_list(query.roles)})" if query.roles else ""
+    return [
+        Scan(
+            f"SELECT {COLUMNS} FROM (SELECT period.assignment_id FROM assignment AS period WHERE {condition}"
+            f" AND period.start_us <= :as_of_us AND period.assignment_id > :after{roles} ORDER BY 1 LIMIT :limit)"
+            " AS found JOIN assignment AS period ON period.assignment_id = found.assignment_id"
+        )
+        for condition in (_ACTIVE, f"period.end_us > :as_of_us AND {_NOT_IN_ERROR}")
+    ]
+
+
+def _role_scans(query: AssignmentQuery, dialect: Dialect) -> Iterator[Scan]:
+    """Yields the scan of each role and state, for which there is an index."""
+    for role in sorted(set(query.roles)):
+        is_role = dialect.index_range.format(column="period.role", value=int(role), record_id="period.assignment_id")
+        for state in sorted(set(query.states)) or [enums.STATE_ACTIVE]:
+            yield _scan(f"{is_role} AND {_ENDED if state == enums.STATE_ENDED else _ACTIVE}")._replace(
+                order="period.role, 1"
+            )
+
+
+def _conditions(
+    query: CaseloadQuery | AssignmentQuery, sides: dict[str, str], dialect: Dialect
+) -> tuple[str, dict[str, Value]]:
+    """Returns the WHERE clause of a query, and its parameters. Args: sides, id columns with their ids, or ""."""
+    parameters: dict[str, Value] = {column: value for column, value in sides.items() if value}
+    conditions = ["period.assignment_id > :after", *(f"period.{column} = :{column}" for column in parameters)]
+    if query.as_of_us is not None:
+        conditions += [
+            "period.start_us <= :as_of_us",
+            "(period.end_us IS NULL OR period.end_us > :as_of_us)",
+            _NOT_IN_ERROR,
+        ]
+        parameters["as_of_us"] = query.as_of_us
+    elif set(query.states) <= {enums.STATE_ACTIVE}:
+        conditions.append(_ACTIVE)
+    elif set(query.states) == {enums.STATE_ENDED}:
+        conditions.append(_ENDED)
+    if query.roles:
+        # Else SQLite would scan all periods of a role instead of one caseload.
+        conditions.append(f"{dialect.unindexed}period.role IN ({lists.enum_list(query.roles)})")
+    where = " AND ".join(conditions)
+    if query.as_of_us is not None and "therapist_id" in parameters:
+        # An index holds all of this, so periods that ended before are not read from the table.
+        found = f"SELECT period.assignment_id FROM assignment AS period WHERE {where} ORDER BY 1 LIMIT :limit"
+        where = f"period.assignment_id IN ({found})"
+    return where, parameters

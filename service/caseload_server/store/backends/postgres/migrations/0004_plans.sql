@@ -1,0 +1,8 @@
+-- For lists of few among many, and for lists as of a time: without these a page would read every period before it.
+-- The older indexes stay: servers of the previous version use them, and to drop one waits for every reader.
+CREATE INDEX assignment_active_by_id ON assignment (assignment_id, start_us, role) WHERE end_us IS NULL;
+CREATE INDEX assignment_ended_by_id ON assignment (assignment_id, start_us, end_us, role, end_reason)
+    WHERE end_us IS NOT NULL;
+CREATE INDEX assignment_ended_by_role ON assignment (role, assignment_id) WHERE end_us IS NOT NULL;
+CREATE INDEX therapist_unassigned_by_status ON therapist (status, therapist_id) WHERE active_patient_count = 0;
+CREATE INDEX patient_unassigned_by_status ON patient (status, patient_id) WHERE active_therapist_count = 0;

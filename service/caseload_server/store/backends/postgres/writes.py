@@ -1,0 +1,251 @@
+"""Writes to PostgreSQL: shared transactions, and commits that may be lost or wait for a standby."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+import psycopg
+from psycopg import pq
+
+from caseload_server.domain import errors
+from caseload_server.store.backends.group_commit import Batch, GroupCommit, Job, run_tails
+from caseload_server.store.backends.postgres.connection import Connection
+from caseload_server.store.backends.postgres.connection_pool import ConnectionPool
+from caseload_server.store.backends.postgres.driver_errors import CommitUnconfirmed, is_lock_conflict, retry
+from caseload_server.store.backends.postgres.pipeline import EarlierStatementFailed, StatementPipeline, wait_for_result
+from caseload_server.store.backends.postgres.transaction import WriteTransaction
+from caseload_server.store.backends.protocol import OnCommit, S, SerializationConflict, Sharing, T, Tail, Transaction
+
+MAX_BATCH: Final = 60
+"""Writes that share a transaction. Above 64 savepoints PostgreSQL keeps their state outside of shared memory.
+https://www.postgresql.org/docs/current/subxacts.html"""
+_IN_TRANSACTION: Final = {pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR}
+_COLLECT_SECONDS: Final = 0.001
+"""How long a transaction that waits for the commit of another lets further writes come."""
+MAX_LEADERS: Final = 4
+"""Shared transactions at once. While one waits for its statements or its commit, others run theirs."""
+_LOCK_FIRST: Final = "LOCK TABLE request IN ROW EXCLUSIVE MODE"
+"""What a write needs at its end. A migration locks this table before all others, so the two never deadlock."""
+_WAIT_BRIEFLY: Final = """
+SELECT set_config('caseload.lock_timeout', current_setting('lock_timeout'), true),
+    set_config('lock_timeout', '20ms', true)"""
+"""A write that waits for a lock delays all others of its transaction, and two transactions may wait for each other.
+The wait ends long before PostgreSQL looks for a deadlock, after a second."""
+_WAIT_LONG: Final = "SELECT set_config('lock_timeout', current_setting('caseload.lock_timeout'), true)"
+_SAVEPOINT: Final = "SAVEPOINT job"
+_RELEASE: Final = "RELEASE SAVEPOINT job"
+_ROLL_BACK: Final = "ROLLBACK TO SAVEPOINT job"
+
+
+class PostgresWriter:
+    """Runs writes, in shared transactions or each in its own.
+
+    A write runs alone, and again, after a conflict, or when its transaction failed or lost its connection. That
+    includes a connection lost during COMMIT: if the first attempt committed, the stored outcome of its request_id
+    answers the second. The second writes that outcome again, so its answer waits for the standby as any commit does.
+    """
+
+    def __init__(
+        self, pool: ConnectionPool, *, max_leaders: int, commit_timeout_seconds: float, on_commit: OnCommit
+    ) -> None:
+        """Args: pool, of connections for writes; max_leaders, the most shared transactions at once, at most
+        MAX_LEADERS; commit_timeout_seconds, how long a caller waits for a COMMIT.
+        """
+        self.commits_stalled = False
+        """Whether commits wait for a standby. Writes are rejected until `PostgresDatabase.check` finds none."""
+        self.pool = pool
+        self.commit_timeout_seconds = commit_timeout_seconds
+        self._turn = threading.Lock()
+        """Held by the transaction that holds the counter. Meanwhile the others can take more jobs."""
+        self.group_commit = GroupCommit(self._commit_batch, MAX_BATCH, min(MAX_LEADERS, max_leaders))
+        self._pipelines: WeakKeyDictionary[Connection, StatementPipeline] = WeakKeyDictionary()
+        self._on_commit = on_commit
+        self._abandoned: set[Connection] = set()
+
+    def write(self, work: Callable[[Transaction], S], tail: Tail[S, T], sharing: Sharing) -> T:
+        """Implements Database.write_with_tail."""
+        job = Job(work, tail, sharing)
+        if not sharing.alone:
+            self.group_commit.run(job)
+        return job.answer() if job.done else self._run_alone(job)
+
+    def _run_alone(self, job: Job[S, T]) -> T:
+        if self.commits_stalled and not job.commit_unconfirmed:  # this one would wait for the standby too
+            raise errors.StoreUnavailable
+        return retry(partial(self._transact, job), commit_unconfirmed=job.commit_unconfirmed)
+
+    def _transact(self, job: Job[S, T]) -> T:
+        with self._begin() as (connection, pipeline):
+            transaction = WriteTransaction(pipeline)
+            job.run(transaction)
+            run_tails(transaction, [job])
+            pipeline.flush()
+            self._commit(connection, 1)
+        return job.result
+
+    @contextmanager
+    def _begin(self) -> Iterator[tuple[Connection, StatementPipeline]]:
+        """Queues BEGIN on a connection of the pool. Rolls back where the with block raises, or does not commit."""
+        connection = self.pool.acquire()
+        try:
+            pipeline = self._pipelines.setdefault(connection, StatementPipeline(connection))
+            pipeline.restart("BEGIN")
+            pipeline.add(_LOCK_FIRST)
+            yield connection, pipeline
+        finally:
+            if connection.pgconn.transaction_status in _IN_TRANSACTION:
+                with suppress(psycopg.Error):
+                    connection.execute("ROLLBACK")
+            if connection in self._abandoned:
+                self.pool.discard()
+            else:
+                self.pool.release(connection)
+
+    def _commit_batch(self, batch: Batch) -> None:
+        """Runs jobs in one transaction, for GroupCommit."""
+        ran: list[Job[Any, Any]] = []
+        try:
+            if self.commits_stalled:
+                raise errors.StoreUnavailable
+            self._transact_batch(batch, ran)
+        except errors.DomainError as failure:
+            _fail(ran or batch.jobs, failure)
+        except psycopg.errors.LockNotAvailable:  # of the counter: each write alone would wait for it as long again
+            _fail(ran, errors.StoreBusy(errors.StoreBusy.LOCK_WAIT))
+        except CommitUnconfirmed:
+            _send_alone(batch.jobs, unconfirmed=ran)
+        except (psycopg.Error, EarlierStatementFailed, SerializationConflict):
+            _send_alone(batch.jobs, unconfirmed=[])
+        else:
+            for job in ran:
+                job.done = True
+
+    def _transact_batch(self, batch: Batch, ran: list[Job[Any, Any]]) -> None:
+        """Runs jobs, then their tail, and commits. Args: ran, gets the jobs that are done with the commit."""
+        with self._begin() as (connection, pipeline):
+            if not batch.waits_for_lock:
+                pipeline.add(_WAIT_BRIEFLY)
+            self._run_jobs(batch, ran, connection, pipeline)
+            if all(job.error for job in ran):
+                return  # and roll back: every refusal rests on what is committed
+            with self._turn:
+                pipeline.add(_WAIT_LONG)
+                pipeline.mark()
+                written = run_tails(WriteTransaction(pipeline), ran)
+                pipeline.flush()
+                self._commit(connection, len(written))
+
+    def _run_jobs(
+        self, batch: Batch, ran: list[Job[Any, Any]], connection: Connection, pipeline: StatementPipeline
+    ) -> None:
+        """Runs jobs until one meets a lock, or until the queue is empty and no other transaction is at its commit."""
+        jobs = batch.jobs.copy()
+        while jobs or self._turn.locked():
+            for job in jobs:
+                if not self._run_in_savepoint(job, connection, pipeline):
+                    _reject_waiting(batch, job)
+                    return
+                if not job.runs_alone:
+                    ran.append(job)
+                if batch.waits_for_lock and job is batch.leader:
+                    pipeline.add(_WAIT_BRIEFLY)
+            jobs = batch.take_more()
+            if not jobs and self._turn.acquire(timeout=_COLLECT_SECONDS):
+                self._turn.release()
+
+    def _run_in_savepoint(self, job: Job[Any, Any], connection: Connection, pipeline: StatementPipeline) -> bool:
+        """Runs one job of a shared transaction. Returns False where it met a lock of another transaction.
+
+        Raises psycopg.Error and EarlierStatementFailed where the whole transaction is lost.
+        """
+        met_lock = False
+        pipeline.add(_SAVEPOINT)
+        pipeline.mark()
+        try:
+            job.run(WriteTransaction(pipeline))
+        except EarlierStatementFailed:
+            raise
+        except psycopg.Error as error:
+            if connection.pgconn.transaction_status != pq.TransactionStatus.INERROR:
+                raise
+            met_lock = is_lock_conflict(error)
+            job.runs_alone = not met_lock
+        except SerializationConflict:
+            job.runs_alone = True
+        except BaseException as refusal:  # noqa: BLE001 - it ends this job only
+            job.error = refusal
+        else:
+            pipeline.add(_RELEASE)
+            return True
+        if met_lock:
+            job.conflicts += 1
+        pipeline.drop_unsent()
+        pipeline.add(_ROLL_BACK)
+        pipeline.add(_RELEASE)
+        return not met_lock
+
+    def _commit(self, connection: Connection, writes: int) -> None:
+        """Raises OutcomeUnknown, CommitUnconfirmed; SerializationConflict where the server rolled back instead."""
+        warnings: list[str | None] = []
+        on_notice = lambda notice: warnings.append(notice.sqlstate)  # noqa: E731 - it is removed again by its name
+        connection.add_notice_handler(on_notice)
+        started = time.perf_counter()
+        try:
+            connection.pgconn.send_query(b"COMMIT")
+            if not wait_for_result(connection.pgconn, self.commit_timeout_seconds):
+                self._abandon_commit(connection)
+                raise errors.OutcomeUnknown
+            result = connection.pgconn.get_result()
+            while connection.pgconn.get_result():
+                pass
+        except psycopg.Error:
+            raise CommitUnconfirmed from None
+        finally:
+            connection.remove_notice_handler(on_notice)
+        if connection.pgconn.status != pq.ConnStatus.OK:
+            raise CommitUnconfirmed
+        if "01000" in warnings:  # an administrator canceled its wait for the standby
+            raise errors.OutcomeUnknown
+        if result is None or result.command_status != b"COMMIT":
+            raise SerializationConflict
+        with suppress(Exception):  # a failing metric must not turn a committed write into an error
+            self._on_commit(writes, time.perf_counter() - started)
+
+    def _abandon_commit(self, connection: Connection) -> None:
+        """Leaves a COMMIT that waits for its standby. Canceling it would show others data that can still be lost."""
+        self.commits_stalled = True  # until `check` finds no waiting commit
+        self._abandoned.add(connection)
+        threading.Thread(
+            target=self._await_abandoned_commit, args=(connection,), name="abandoned-commit", daemon=True
+        ).start()
+
+    def _await_abandoned_commit(self, connection: Connection) -> None:
+        with suppress(psycopg.Error):
+            wait_for_result(connection.pgconn, None)
+        connection.close()
+        self._abandoned.discard(connection)
+
+
+def _fail(jobs: list[Job[Any, Any]], failure: errors.DomainError) -> None:
+    """Ends jobs whose commit failed. Refusals too, since they may rest on another write of the batch."""
+    for job in jobs:
+        wrote_nothing = job.error is not None
+        job.fail(errors.StoreUnavailable() if wrote_nothing and isinstance(failure, errors.OutcomeUnknown) else failure)
+
+
+def _reject_waiting(batch: Batch, job: Job[Any, Any]) -> None:
+    """Where the first job waited for a lock in vain, rejects it, and those in the queue that need the same record."""
+    if batch.waits_for_lock and job is batch.leader:
+        for one in [job, *batch.take_more(sharing=True)]:
+            one.fail(errors.StoreBusy(errors.StoreBusy.LOCK_WAIT))
+
+
+def _send_alone(jobs: list[Job[Any, Any]], unconfirmed: list[Job[Any, Any]]) -> None:
+    """Lets the caller of each job run it alone. Args: unconfirmed, those that ran in a lost commit."""
+    for job in jobs:
+        job.runs_alone = True
+        job.commit_unconfirmed = job in unconfirmed and job.error is None

@@ -1,0 +1,191 @@
+"""Query plans on a large clinic: a statement reads what it returns, not what lies before or beside it.
+
+PostgreSQL plans a prepared statement for its values five times, and then perhaps once for all values: both are read.
+https://www.postgresql.org/docs/current/sql-prepare.html
+"""
+
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from caseload_server.domain.requests import AssignmentQuery, CaseloadQuery, ChangeQuery, RecordQuery
+from caseload_server.store import PATIENT, THERAPIST, assignment_lists, assignments, change_log, lists
+from caseload_server.store.backends.postgres.database import PostgresDatabase
+from caseload_server.store.backends.postgres.parameters import positional
+from caseload_server.store.backends.protocol import Dialect, Query
+from caseload_server.store.records import RecordKind
+from psycopg import sql
+
+from tests.store.backends.postgres.large_clinic import fill
+from tests.support.postgres.databases import Databases
+
+DIALECT = PostgresDatabase.dialect
+LIMIT = 51
+FEW = 2000
+"""Rows that a millisecond or two are enough for."""
+THERAPIST_ID, PATIENT_ID, ASSIGNMENT_ID = "t00000100", "p00010000", "a000030000000"
+AFTER = {"assignment AS": ASSIGNMENT_ID, "patient AS": PATIENT_ID, "therapist AS": THERAPIST_ID}
+_STARTS = re.compile(r"(_id|revision)\)? (=|>)|ROW\(|value =")
+"""A condition that bounds a scan of an index: an id, what lies after one, or an identifier."""
+
+
+@pytest.fixture(scope="module")
+def clinic(postgres_databases: Databases) -> Iterator["psycopg.Connection[Any]"]:
+    with postgres_databases.acquire() as url, psycopg.connect(url, autocommit=True) as connection:
+        fill(connection)
+        yield connection
+
+
+def plan(clinic: "psycopg.Connection[Any]", query: Query, mode: str) -> list[dict[str, Any]]:
+    """Returns the nodes of a query's plan. Args: mode, custom or generic."""
+    text, names = positional(query.sql)
+    values = [query.parameters[name] for name in names]
+    types = ", ".join("bigint" if isinstance(value, int) else "text" for value in values)
+    literals = sql.SQL(", ").join(values)
+    clinic.execute(f"SET plan_cache_mode = force_{mode}_plan".encode())
+    clinic.execute(b"PREPARE one %b AS %b" % (f"({types})".encode() if types else b"", text))
+    try:
+        execute = sql.SQL("EXPLAIN (FORMAT JSON) EXECUTE one {}").format(
+            sql.SQL("({})").format(literals) if values else sql.SQL("")
+        )
+        [(explained,)] = clinic.execute(execute).fetchall()
+    finally:
+        clinic.execute("DEALLOCATE one")
+    return list(nodes((explained if isinstance(explained, list) else json.loads(explained))[0]["Plan"]))
+
+
+def nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield node
+    for child in node.get("Plans", ()):
+        yield from nodes(child)
+
+
+def faults(read: list[dict[str, Any]]) -> list[str]:
+    """Returns what a plan reads or sorts beyond a page. Rare rows that another filter finds may be read as a whole."""
+    scans = [node for node in read if "Index Name" in node and node["Plan Rows"] > FEW]
+    return [
+        *(f"reads all of {node['Relation Name']}" for node in read if is_full_scan(node)),
+        *(f"sorts {node['Plan Rows']} rows" for node in read if node["Node Type"] == "Sort" and is_large(node)),
+        *(
+            f"reads {one['Index Name']} from its start"
+            for one in scans
+            if not _STARTS.search(one.get("Index Cond", ""))
+        ),
+    ]
+
+
+def is_full_scan(node: dict[str, Any]) -> bool:
+    return bool(node["Node Type"].endswith("Seq Scan") and node["Relation Name"] != "store")
+
+
+def is_large(node: dict[str, Any]) -> bool:
+    return bool(node["Plan Rows"] > FEW and not is_limited(node["Plans"][0]))
+
+
+def is_limited(node: dict[str, Any]) -> bool:
+    """Returns whether a node returns some pages at most. In a generic plan the limit is not known."""
+    return node["Node Type"] == "Limit" or (
+        node["Node Type"] in {"Append", "Subquery Scan"} and all(map(is_limited, node["Plans"]))
+    )
+
+
+def record_lists(dialect: Dialect) -> Iterator[Any]:
+    """Yields each list of therapists and patients, except searches by name."""
+    kinds: list[RecordKind[Any]] = [PATIENT, THERAPIST]
+    for kind, statuses in itertools.product(kinds, ((), (1,), (2,), (1, 2))):
+        for unassigned, show_deleted in itertools.product((False, True), repeat=2):
+            query = RecordQuery(statuses=statuses, unassigned=unassigned, show_deleted=show_deleted)
+            yield pytest.param(lists.select_records(kind, query, dialect), id=f"{kind.name}-{short(query)}")
+        query = RecordQuery(statuses=statuses, identifier=("number", "77"))
+        yield pytest.param(lists.select_records(kind, query, dialect), id=f"{kind.name}-{short(query)}")
+    for specialties in (("rare1",), ("rare1", "rare2"), ("common1", "none")):
+        for more in ({}, {"statuses": (2,)}, {"accepting_patients": True}, {"unassigned": True}):
+            query = RecordQuery(specialties=specialties, **more)
+            yield pytest.param(lists.select_records(THERAPIST, query, dialect), id=f"therapist-{short(query)}")
+    query = RecordQuery(accepting_patients=True)
+    yield pytest.param(lists.select_records(THERAPIST, query, dialect), id=f"therapist-{short(query)}")
+
+
+def assignment_lists_of(dialect: Dialect) -> Iterator[Any]:
+    """Yields each list of assignments."""
+    of_therapist, of_patient = {"therapist_id": THERAPIST_ID}, {"patient_id": PATIENT_ID}
+    sides: list[dict[str, Any]] = [{}, of_therapist, of_patient, of_therapist | of_patient]
+    for side, roles in itertools.product(sides, ((), (4,), (3, 4), (1, 2, 3, 4))):
+        for states, as_of_us in (((), None), ((2,), None), ((1, 2), None), ((), 1_000_000), ((), 2_999_000)):
+            query = AssignmentQuery(**side, roles=roles, states=states, as_of_us=as_of_us)
+            yield pytest.param(assignment_lists.select_assignments(query, dialect), id=short(query))
+    for kind, other, parent_id in ((THERAPIST, PATIENT, THERAPIST_ID), (PATIENT, THERAPIST, PATIENT_ID)):
+        for roles, states, as_of_us in (((), (), None), ((4,), (1, 2), None), ((), (2,), None), ((), (), 1_000_000)):
+            query_of_one = CaseloadQuery(parent_id, roles, states, as_of_us)
+            select = assignment_lists.select_caseload(kind, other, query_of_one, dialect)
+            yield pytest.param(select, id=f"{kind.name}-{short(query_of_one)}")
+
+
+def short(query: Any) -> str:
+    return ",".join(f"{name}={value}" for name, value in query._asdict().items() if value) or "all"
+
+
+@pytest.mark.parametrize("mode", ["custom", "generic"])
+@pytest.mark.parametrize("query", [*record_lists(DIALECT), *assignment_lists_of(DIALECT)])
+def test_a_list_reads_its_page(clinic: "psycopg.Connection[Any]", query: Query, mode: str) -> None:
+    after = next(one for table, one in AFTER.items() if table in query.sql)
+    if not query.plan_for_values or mode == "custom":
+        assert faults(plan(clinic, query.of_page(after, LIMIT), mode)) == []
+
+
+def lookups() -> Iterator[Any]:
+    """Yields the statements that read records by id."""
+    pair = {"therapist_id": THERAPIST_ID, "patient_id": PATIENT_ID}
+    ids = json.dumps([PATIENT_ID])
+    yield "a record", PATIENT.select, {"id": PATIENT_ID}
+    yield "several records", PATIENT.select_batch, {"ids": ids}
+    yield "an assignment", assignments.SELECT_BY_ID, {"id": ASSIGNMENT_ID}
+    yield "checks", assignments.CHECK, {"pairs": json.dumps([[THERAPIST_ID, PATIENT_ID]]), "at_us": 1}
+    yield "the active period", assignments._SELECT_ACTIVE, pair
+    yield "the latest period", assignments._SELECT_LATEST, pair
+    yield "another primary", assignments._SELECT_OTHER_PRIMARY, pair
+    yield "an overlap", assignments._SELECT_LAST_OVERLAPPING, {**pair, "start_us": 1, "exclusive_role": 1}
+    for size in range(4):
+        for given in itertools.combinations(("therapist_id", "patient_id", "actor"), size):
+            known = {**pair, "actor": "auditor"}
+            revisions, parameters = change_log._select_revisions(ChangeQuery(**{name: known[name] for name in given}))
+            page = change_log._SELECT_PAGE.format(revisions=revisions)
+            yield f"changes by {given}", page, {**parameters, "after": 100, "limit": LIMIT, "max_rows": 1000}
+
+
+@pytest.mark.parametrize("mode", ["custom", "generic"])
+@pytest.mark.parametrize("query", [pytest.param(Query(text, values), id=title) for title, text, values in lookups()])
+def test_a_lookup_reads_only_what_it_names(clinic: "psycopg.Connection[Any]", query: Query, mode: str) -> None:
+    assert faults(plan(clinic, query, mode)) == []
+
+
+@pytest.mark.parametrize(
+    ("prefix", "index"),
+    [("fi la", "patient_name_word_pkey"), ("anna smith", "patient_name_word_by_word")],
+)
+def test_a_name_search_is_planned_for_its_words(clinic: "psycopg.Connection[Any]", prefix: str, index: str) -> None:
+    """Frequent words are read in the order of ids until the page is full, rare ones are looked up and sorted."""
+    query = lists.select_records(PATIENT, RecordQuery(name_prefix=prefix), DIALECT)
+    read = plan(clinic, query.of_page(PATIENT_ID, LIMIT), "custom")
+    assert query.plan_for_values
+    assert [node["Index Name"] for node in read if "word" in node.get("Alias", "") and index in node["Index Name"]]
+    assert not any(is_full_scan(node) for node in read)
+
+
+@pytest.mark.parametrize(
+    ("change", "query", "fault"),
+    [
+        ({"merged_scan": "{scan}"}, {"roles": (3, 4), "states": (2,)}, "sorts"),
+        ({"index_range": "{column} = {value}"}, {"roles": (2,), "states": (2,)}, "from its start"),
+    ],
+    ids=["scans without a limit", "a role without an order"],
+)
+def test_another_dialect_would_be_found_out(
+    clinic: "psycopg.Connection[Any]", change: dict[str, str], query: dict[str, Any], fault: str
+) -> None:
+    worse = assignment_lists.select_assignments(AssignmentQuery(**query), DIALECT._replace(**change))  # type: ignore[arg-type]
+    assert any(fault in one for one in faults(plan(clinic, worse.of_page(ASSIGNMENT_ID, LIMIT), "generic")))
