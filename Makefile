@@ -175,6 +175,7 @@ failover: $(INSTALLED) ## kill a primary, then stop a standby, under load: what 
 .PHONY: rolling
 rolling: $(INSTALLED) ## restarts and kill -9 under 20,000 calls of the shipped client: what fails, and for how long; needs PostgreSQL
 	@$(BIN)/python -m tests.process.rolling_restart
+	@$(BIN)/python -m tests.process.joining_instance
 
 .PHONY: bench-hostile
 bench-hostile: $(INSTALLED) ## how long honest callers wait while others attack; a few minutes

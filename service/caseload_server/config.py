@@ -10,6 +10,7 @@ from urllib.parse import parse_qs
 
 _SQLITE: Final = "sqlite:///"
 _POSTGRES: Final = ("postgresql://", "postgres://")
+_CONNECTION_AGE_SECONDS: Final = 300.0
 
 
 CANNOT_LISTEN: Final = "cannot listen on this address: it is in use, or does not belong to this machine"
@@ -52,6 +53,9 @@ class Config:
     """Number of open watches in one process."""
     max_connections: int = 2500
     """Number of open client connections to one process."""
+    max_connection_age_seconds: float | None = None
+    """How long callers may keep a connection, in seconds. 0 sets no limit; None stands for 5 minutes, or for no limit
+    on loopback. Callers then connect again, and so find instances that were started later."""
     drain_seconds: float = 5.0
     """How long a stopping server, which reports NOT_SERVING, still accepts calls."""
     grace_seconds: float = 30.0
@@ -75,10 +79,9 @@ class Config:
 
     def check(self) -> None:
         """Checks settings and their combinations. Raises SettingError."""
-        host = self.host_and_port()[0]
         if self.metrics_address is not None:
             host_and_port("--metrics-address", self.metrics_address)
-        if not (ipaddress.ip_address(host.strip("[]")).is_loopback or self.is_secure() or self.allow_insecure):
+        if not (self.is_loopback() or self.is_secure() or self.allow_insecure):
             raise SettingError("--address", "needs --tls-cert and --keys-file beyond loopback, or --allow-insecure")
         for name, needed in (("tls_cert", "tls_key"), ("tls_key", "tls_cert"), ("tls_client_ca", "tls_cert")):
             if getattr(self, name) and not getattr(self, needed):
@@ -97,6 +100,16 @@ class Config:
     def is_secure(self) -> bool:
         """Returns whether calls are encrypted and callers are authenticated."""
         return self.tls_cert is not None and self.keys_file is not None
+
+    def is_loopback(self) -> bool:
+        """Returns whether only processes of this machine can connect. Raises SettingError."""
+        return ipaddress.ip_address(self.host_and_port()[0].strip("[]")).is_loopback
+
+    def connection_age_seconds(self) -> float:
+        """Returns how long callers may keep a connection, in seconds; 0 for no limit. Raises SettingError."""
+        if self.max_connection_age_seconds is not None:
+            return self.max_connection_age_seconds
+        return 0 if self.is_loopback() else _CONNECTION_AGE_SECONDS
 
     def host_and_port(self) -> tuple[str, int]:
         """Returns the host and port of `address`. Raises SettingError."""

@@ -301,7 +301,7 @@ TABLE: dict[str, tuple[Scenario, Expected]] = {
 }
 """By reason; with the RPC where there are several scenarios for one reason."""
 FAILURES = {
-    "STORE_BUSY": Expected(StatusCode.UNAVAILABLE, LATER),
+    "STORE_BUSY": Expected(StatusCode.UNAVAILABLE, LATER, ("cause",)),
     "STORE_UNAVAILABLE": Expected(StatusCode.UNAVAILABLE, LATER),
     "STORE_UNAVAILABLE by watch": Expected(StatusCode.UNAVAILABLE, LATER),
     "OUTCOME_UNKNOWN": Expected(StatusCode.UNAVAILABLE),

@@ -24,6 +24,7 @@ from google.rpc.code_pb2 import Code
 from tests.docs import errors_page
 from tests.docs.doc_blocks import OPERATIONS, ROOT, Block, blocks, is_only_named, masked, run, search_path
 from tests.support.postgres.cluster import Server
+from tests.support.postgres.pgbouncer import pgbouncer
 from tests.support.servers import Client, ServerProcess, refusal
 from tests.support.waiting import HUNG_SECONDS
 
@@ -96,6 +97,12 @@ def test_every_command_of_the_postgresql_page_does_what_it_shows(folder: Path, p
             text = block.text.replace("postgresql://caseload@127.0.0.1:5432/caseload", url)
             if block.language == "sh":
                 check_block(block._replace(text=text), folder)
+            elif block.language == "ini":
+                with pgbouncer(url, "session", block.text.partition("[pgbouncer]")[2]) as pooled:
+                    run(
+                        Block("sh", f"caseload migrate --dry-run --database '{pooled}?options=-cjit%3Doff'", None),
+                        folder,
+                    )
             else:
                 with postgres.connect("caseload_documented") as connection:
                     assert connection.execute(text.encode()).rowcount == 1

@@ -4,13 +4,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
+import grpc
 import pytest
+from caseload_server.store.backends.postgres import connection as postgres
+from caseload_server.store.backends.sqlite import database as sqlite
 
 from tests.conftest import serving
 from tests.observability.metrics_client import numbers, wait_for_metrics
 from tests.process.command_runner import url
 from tests.support.api_driver import ApiDriver
-from tests.support.write_lock import wait_for_locks
+from tests.support.servers import refusal
+from tests.support.write_lock import holding_the_lock, wait_for_locks
 
 MASK: Final = {"update_mask": {"paths": ["display_name"]}}
 
@@ -26,6 +30,21 @@ def test_metrics_report_the_sizes_of_the_sqlite_file_and_its_wal(tmp_path: Path)
         wait_for_metrics(server.metrics_address, lambda seen: seen("wal_bytes") == log)
         assert numbers(server.metrics_address)("database_bytes") == (tmp_path / "caseload.db").stat().st_size
         assert "caseload_pool_connections" not in numbers(server.metrics_address).families
+
+
+def test_metrics_count_the_failures_of_the_database_by_cause(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "_BUSY_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setitem(postgres.WRITES.defaults, "lock_timeout", "50ms")
+    with serving(database_url, metrics_address="127.0.0.1:0") as server, ApiDriver(server.address) as api:
+        with holding_the_lock(database_url), pytest.raises(grpc.RpcError) as caught:
+            api.therapists("t1")
+        refused = refusal(caught.value)
+        assert (refused.reason, refused.metadata) == ("STORE_BUSY", {"cause": "lock_wait"})
+        seen = numbers(server.metrics_address)
+        assert seen("store_failures_total", cause="lock_wait") == 1
+        assert seen("store_failures_total", cause="collision") == 0
 
 
 def test_metrics_report_postgresql_connections_in_use_and_waited_for(

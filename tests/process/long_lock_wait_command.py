@@ -5,7 +5,7 @@ from caseload_server.store.backends.postgres import connection_pool
 from caseload_server.store.backends.sqlite import database as sqlite
 
 sqlite._BUSY_TIMEOUT_SECONDS = connection_pool.ACQUIRE_TIMEOUT_SECONDS = 10_000.0  # type: ignore[misc]
-postgres._SESSION_OPTIONS = postgres._SESSION_OPTIONS.replace("lock_timeout=3s", "lock_timeout=0")  # type: ignore[misc]
+postgres.WRITES.defaults["lock_timeout"] = "0"
 
 from caseload_server.commands.main import main  # noqa: E402
 

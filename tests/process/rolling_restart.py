@@ -217,10 +217,7 @@ def under_load(
 ) -> None:
     """Makes calls while the instances are disturbed in turn."""
     with connect("ipv4:" + ",".join(one.address for one in instances)) as caseload:
-        for n in range(CALLERS):
-            made = caseload.therapists.CreateTherapist(
-                therapists.CreateTherapistRequest(therapist_id=f"t{n}", therapist=Therapist(display_name="Ann Lee"))
-            )
+        made = make_therapists(caseload)
         callers = Callers(caseload, report, calls)
         callers.start()
         try:
@@ -237,7 +234,16 @@ def under_load(
         finally:
             callers.disturbed_enough()
         callers.join()
-        report.written = list(revisions(caseload, made.revision))
+        report.written = list(revisions(caseload, made))
+
+
+def make_therapists(caseload: Caseload) -> str:
+    """Makes a therapist for each caller. Returns the last revision."""
+    for n in range(CALLERS):
+        made = caseload.therapists.CreateTherapist(
+            therapists.CreateTherapistRequest(therapist_id=f"t{n}", therapist=Therapist(display_name="Ann Lee"))
+        )
+    return made.revision
 
 
 def revisions(caseload: Caseload, after: str) -> Iterator[str]:

@@ -74,7 +74,9 @@ def test_an_invalid_url_is_rejected(tmp_path: Path, part: str) -> None:
 
 
 def test_a_missing_database_is_reported(tmp_path: Path, postgres: Server) -> None:
-    assert "cannot be reached" in refused(tmp_path, *SERVE, database=postgres.url(SECRET))
+    assert 'database "no_such_database" does not exist' in refused(
+        tmp_path, *SERVE, database=postgres.url("no_such_database")
+    )
 
 
 @pytest.mark.parametrize("command", [SERVE, PURGE], ids=lambda command: command[0])

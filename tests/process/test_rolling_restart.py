@@ -10,6 +10,7 @@ from caseload.v1 import change_service_pb2 as changes
 from caseload.v1 import patient_service_pb2 as patients
 from caseload.v1.resources_pb2 import Patient
 
+from tests.process.joining_instance import joined
 from tests.process.rolling_restart import Instance, Report, alone, crashing, rolling
 from tests.support.api_driver import number
 from tests.support.waiting import HUNG_SECONDS, eventually, join
@@ -32,6 +33,12 @@ def test_killing_one_of_two_instances_fails_no_call_and_repeats_no_write(postgre
     report = crashing(postgres_url, CALLS)
     assert_nothing_lost(report)
     assert report.retries, "no call was under way when it was killed: the test says little"
+
+
+def test_a_third_instance_that_is_added_to_dns_gets_calls_and_none_fails(postgres_url: str) -> None:
+    report, share = joined(postgres_url)
+    assert list(report.faults()) == []
+    assert share > 0
 
 
 def test_restarting_a_single_instance_fails_no_call(database_url: str) -> None:

@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 
 import pytest
 
-from tests.support.postgres.cluster import NoPostgres
+from tests.support.missing_tool import NoTool
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 _NEEDS: Final = "needs "
@@ -16,19 +16,19 @@ _NEEDS: Final = "needs "
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup() -> Generator[None, None, None]:
-    yield from _skipping_without_postgres()
+    yield from _skipping_without_tool()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call() -> Generator[None, None, None]:
-    yield from _skipping_without_postgres()
+    yield from _skipping_without_tool()
 
 
-def _skipping_without_postgres() -> Generator[None, None, None]:
-    """Skips the test if it, or one of its fixtures, needs a cluster."""
+def _skipping_without_tool() -> Generator[None, None, None]:
+    """Skips the test if it, or one of its fixtures, needs a missing tool."""
     try:
         yield
-    except NoPostgres as error:
+    except NoTool as error:
         pytest.skip(str(error))
 
 

@@ -32,4 +32,4 @@ def wait_for_locks(patch: pytest.MonkeyPatch) -> None:
     """Sets the lock timeout of servers in this process above the duration of a test."""
     patch.setattr(sqlite, "_BUSY_TIMEOUT_SECONDS", NEVER_SECONDS)
     patch.setattr(connection_pool, "ACQUIRE_TIMEOUT_SECONDS", NEVER_SECONDS)
-    patch.setattr(postgres, "_SESSION_OPTIONS", postgres._SESSION_OPTIONS.replace("lock_timeout=3s", "lock_timeout=0"))
+    patch.setitem(postgres.WRITES.defaults, "lock_timeout", "0")

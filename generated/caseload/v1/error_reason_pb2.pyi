@@ -94,8 +94,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     decide again.
     """
     ERROR_REASON_STORE_BUSY: _ErrorReason.ValueType  # 50
-    """UNAVAILABLE. Concurrent writes conflicted, no database connection became free in time, or the
-    database took too long to answer. Nothing was written. google.rpc.RetryInfo gives the delay before a retry.
+    """UNAVAILABLE. Concurrent writes conflicted, another transaction held a lock for too long, no
+    database connection became free in time, or the database took too long to answer. Metadata gives
+    the cause: collision, lock_wait, pool_wait or statement_timeout. Nothing was written.
+    google.rpc.RetryInfo gives the delay before a retry.
     """
     ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 51
     """UNAVAILABLE. The database does not respond, and nothing was written. google.rpc.RetryInfo gives
@@ -222,8 +224,10 @@ ERROR_REASON_ETAG_MISMATCH: ErrorReason.ValueType  # 40
 decide again.
 """
 ERROR_REASON_STORE_BUSY: ErrorReason.ValueType  # 50
-"""UNAVAILABLE. Concurrent writes conflicted, no database connection became free in time, or the
-database took too long to answer. Nothing was written. google.rpc.RetryInfo gives the delay before a retry.
+"""UNAVAILABLE. Concurrent writes conflicted, another transaction held a lock for too long, no
+database connection became free in time, or the database took too long to answer. Metadata gives
+the cause: collision, lock_wait, pool_wait or statement_timeout. Nothing was written.
+google.rpc.RetryInfo gives the delay before a retry.
 """
 ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 51
 """UNAVAILABLE. The database does not respond, and nothing was written. google.rpc.RetryInfo gives

@@ -1,6 +1,7 @@
 """The open watches of one process: a limited number of slots, and the thread that wakes them."""
 
 import math
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ _log = structlog.get_logger()
 
 _CLOSE_TIMEOUT_SECONDS: Final = 2.0
 """How long a stop waits for watches to end by themselves, and then for the polling thread."""
+_AGE_SPREAD: Final = (0.8, 1.0)
+"""The age of a watch at its end, as a part of the largest age."""
 
 
 class Watch:
@@ -28,11 +31,12 @@ class Watch:
         self._watches = watches
         self.context = context
         self.principal = current_principal.get().name
+        self._ends_at = watches.next_end()  # by time.monotonic()
         self.sent_at = -math.inf  # by time.monotonic(); so the first message is sent at once
 
     def send(self, message: M) -> Iterator[M]:
         """Yields the message for the call to send. Raises ShuttingDown, and WatchTooSlow when sending took too long."""
-        self._watches.check_open()
+        self._check_open()
         started_at = time.monotonic()
         yield message
         self.sent_at = time.monotonic()
@@ -48,8 +52,16 @@ class Watch:
 
         Raises ShuttingDown.
         """
-        heartbeat_at = self.sent_at + limits.HEARTBEAT_SECONDS
-        return self._watches.wait(lambda: not self.context.is_active(), revision, heartbeat_at)
+        until = min(self.sent_at + limits.HEARTBEAT_SECONDS, self._ends_at)
+        is_active = self._watches.wait(lambda: not self.context.is_active(), revision, until)
+        self._check_open()
+        return is_active
+
+    def _check_open(self) -> None:
+        """Raises ShuttingDown after a stop, and at the largest age. A watch that is far behind the head never waits."""
+        self._watches.check_open()
+        if time.monotonic() >= self._ends_at:
+            raise errors.ShuttingDown(errors.ShuttingDown.aged)
 
 
 class Watches:
@@ -59,15 +71,17 @@ class Watches:
     therefore cost no more than one.
     """
 
-    def __init__(self, store: RelationshipStore, slots: int, share: float = 1) -> None:
+    def __init__(self, store: RelationshipStore, slots: int, share: float = 1, max_age_seconds: float = 0) -> None:
         """Starts the polling thread.
 
         Args: store, is polled while a watch is open; slots, the limit of open watches; share, the largest part of them
-        that one principal may have, up to 1.
+        that one principal may have, up to 1; max_age_seconds, after which a watch ends so that its caller can move to
+        another instance, 0 for no limit.
         """
         self._store = store
         self._slots = slots
         self._slots_of_principal = math.ceil(slots * share)
+        self._max_age_seconds = max_age_seconds or math.inf
         self._changed = threading.Condition()
         self._head = 0
         self._closed = False
@@ -75,6 +89,10 @@ class Watches:
         self._open: set[Watch] = set()
         self._thread = threading.Thread(target=self._poll_head, name="watches", daemon=True)
         self._thread.start()
+
+    def next_end(self) -> float:
+        """Returns when a watch that begins now must end, by time.monotonic(). Spread, so that not all end together."""
+        return time.monotonic() + self._max_age_seconds * random.uniform(*_AGE_SPREAD)  # noqa: S311 - see above
 
     def count(self) -> int:
         """Returns the number of open watches."""
@@ -106,7 +124,7 @@ class Watches:
             raise errors.TooManyWatches(limit=self._slots_of_principal)
 
     def check_open(self) -> None:
-        """Raises ShuttingDown after close(). A watch that is far behind the head never waits, and ends here."""
+        """Raises ShuttingDown after close()."""
         if self._closed:
             raise errors.ShuttingDown
 

@@ -137,10 +137,10 @@ def open_snapshot(url: str) -> Iterator[Transaction]:
 
 
 def _postgres(url: str) -> Database:
-    from caseload_server.store.backends.postgres.bulk_load import without_timeouts
+    from caseload_server.store.backends.postgres.connection import WITHOUT_TIMEOUTS
     from caseload_server.store.backends.postgres.database import PostgresDatabase
 
-    return PostgresDatabase(without_timeouts(url))
+    return PostgresDatabase(url, reads=WITHOUT_TIMEOUTS)
 
 
 @contextmanager

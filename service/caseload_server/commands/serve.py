@@ -79,6 +79,11 @@ class _File(click.ParamType[Path]):
     help="Largest part of the threads, queues, watches and open calls that one caller may have.",
 )
 @option(
+    "--max-connection-age-seconds",
+    type=_Seconds(),
+    help="How long callers may keep a connection; 0 is no limit. Default: 300, or 0 on loopback.",
+)
+@option(
     "--drain-seconds",
     type=_Seconds(),
     default=Config.drain_seconds,

@@ -31,6 +31,8 @@ class DomainError(Exception):
     """What is wrong and what to do."""
     retry_after_seconds: float | None = None
     """The retry delay to recommend, in seconds; None to recommend none."""
+    cause: str = ""
+    """The cause of a failure of the database, as metrics count it; empty for all other errors."""
 
     def __init__(self, *, resources: Sequence[Resource] = (), **metadata: object) -> None:
         """Args: resources, the records it refers to; metadata, of ErrorInfo."""
@@ -154,26 +156,44 @@ class EtagMismatch(DomainError):
 
 
 class StoreBusy(DomainError):
+    """Has four causes. Metadata `cause` names one of them."""
+
     reason = "STORE_BUSY"
-    text = "Concurrent writes conflicted, and nothing was written. Retry the call."
-    no_connection: ClassVar[str] = "No database connection became free in time, and nothing was done. Retry the call."
-    too_slow: ClassVar[str] = "The database took too long to answer, and nothing was written. Retry the call."
+    COLLISION: ClassVar[str] = "collision"
+    LOCK_WAIT: ClassVar[str] = "lock_wait"
+    POOL_WAIT: ClassVar[str] = "pool_wait"
+    STATEMENT_TIMEOUT: ClassVar[str] = "statement_timeout"
+    texts: ClassVar[dict[str, str]] = {
+        COLLISION: "Concurrent writes conflicted, and nothing was written. Retry the call.",
+        LOCK_WAIT: "Another transaction held a lock for too long, and nothing was written. Retry the call.",
+        POOL_WAIT: "No database connection became free in time, and nothing was done. Retry the call.",
+        STATEMENT_TIMEOUT: "The database took too long to answer, and nothing was written. Retry the call.",
+    }
+    text = texts[COLLISION]
     retry_after_seconds = 0.1
 
-    def __init__(self, text: str = text) -> None:
-        """Args: text, the default, or one of the other two."""
-        super().__init__()
-        self.message = text
+    def __init__(self, cause: str = COLLISION) -> None:
+        super().__init__(cause=cause)
+        self.cause = cause
+        self.message = self.texts[cause]
 
 
 class StoreUnavailable(DomainError):
     reason = "STORE_UNAVAILABLE"
     text = "The database does not respond, and nothing was written. Retry the call."
     retry_after_seconds = 1.0
+    cause = "unavailable"
+
+    def __init__(self, sqlstate: str = "", detail: str = "") -> None:
+        """Args: for the log, never for the caller: PostgreSQL's code, and what is wrong with the database."""
+        super().__init__()
+        self.sqlstate = sqlstate
+        self.detail = detail
 
 
 class OutcomeUnknown(DomainError):
     reason = "OUTCOME_UNKNOWN"
+    cause = "outcome_unknown"
     text = (
         "The database failed during the commit, and the write may have succeeded. Repeat it with the same request_id."
     )
@@ -181,12 +201,19 @@ class OutcomeUnknown(DomainError):
 
 class StoreFull(DomainError):
     reason = "STORE_FULL"
+    cause = "full"
     text = "The disk of the database is full, and nothing was written. Free some space."
 
 
 class ShuttingDown(DomainError):
     reason = "SHUTTING_DOWN"
     text = "This instance is shutting down. Retry the call: another instance, or this one after a restart, will answer."
+    aged: ClassVar[str] = "The watch has reached its largest age. Resume it after the last through_revision received."
+
+    def __init__(self, text: str = text) -> None:
+        """Args: text, the default, or `aged`."""
+        super().__init__()
+        self.message = text
 
 
 class Overloaded(DomainError):

@@ -69,6 +69,8 @@ HANDSHAKE_TIMEOUT_MS: Final = 10_000
 """A new connection must finish TLS and send its first frame within this time, in milliseconds."""
 MAX_CONNECTION_IDLE_MS: Final = 600_000
 """The server closes a connection without calls after this time, in milliseconds."""
+CONNECTION_AGE_GRACE_SECONDS: Final = 60.0
+"""How long calls may still take on a connection that has reached its age, beyond the longest watch, in seconds."""
 KEEPALIVE_INTERVAL_MS: Final = 60_000
 """The server pings a silent connection after this time, in milliseconds, and closes it without an answer in 20 s."""
 MIN_PING_INTERVAL_MS: Final = 5_000

@@ -22,9 +22,9 @@ from typing import Any, Final, Literal
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, values
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from caseload_server.domain.errors import DomainError
+from caseload_server.domain import errors
 from caseload_server.observability.logs import LEVELS
-from caseload_server.store.backends.protocol import StoreMetrics
+from caseload_server.store.backends.protocol import DEFECT, StoreMetrics
 
 CallCounter = Callable[[str, str | None, float], None]
 """Counts an ended call, by its code, its error reason (None when it has none) and its duration in seconds."""
@@ -54,6 +54,11 @@ _GAUGES: Final[dict[str, tuple[str, Literal["livesum", "livemax", "livemin"]]]] 
     "waiting": ("Calls queued for a thread", "livesum"),
 }
 """Gauges that are sampled: the help text, and how the values of several workers are combined."""
+_FAILURE_CAUSES: Final = (
+    *errors.StoreBusy.texts,
+    *(kind.cause for kind in (errors.StoreUnavailable, errors.StoreFull, errors.OutcomeUnknown)),
+    DEFECT,
+)
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # two series per metric, and missing with several workers
 
@@ -73,7 +78,7 @@ class Metrics:
         self._refusals = self._counter("refusals", "Failed calls by error reason", "reason")
         self._log_events = self._counter("log_events", "Logged events by level, without the access log", "level")
         # Every series starts at zero, because an increase shows only after a first sample of zero.
-        for error_class in DomainError.__subclasses__():
+        for error_class in errors.DomainError.__subclasses__():
             self._refusals.labels(error_class.reason)
         for level in LEVELS:
             self._log_events.labels(level)
@@ -81,8 +86,14 @@ class Metrics:
         store_seconds = self._histogram("store_seconds", "Duration of store operations in seconds", "operation")
         self._commit_writes = self._histogram("commit_writes", "Writes per commit", buckets=_BATCH_SIZE_BUCKETS)
         self._commit_seconds = self._histogram("commit_seconds", "Duration of commits in seconds")
+        store_failures = self._counter("store_failures", "Failures of the database by cause", "cause")
+        for cause in _FAILURE_CAUSES:
+            store_failures.labels(cause)
         self.store: Final = StoreMetrics(
-            store_seconds.labels("read").observe, store_seconds.labels("write").observe, self._record_commit
+            read=store_seconds.labels("read").observe,
+            write=store_seconds.labels("write").observe,
+            commit=self._record_commit,
+            failure=lambda cause: store_failures.labels(cause).inc(),
         )
         self._samplers: list[tuple[Gauge, Callable[[], float]]] = []
         self._gauges: dict[str, Gauge] = {}

@@ -44,7 +44,8 @@ class Readiness:
         self._interval_seconds = check_interval_seconds
         self._ready = True
         self._stopped = threading.Event()
-        self._successes, self._last_success, self._failure = 0, clock(), ""
+        self._successes, self._last_success = 0, clock()
+        self._failure: dict[str, str] = {}
         self._check_thread = threading.Thread(target=self._check_loop, name="readiness-check", daemon=True)
         self._report_thread = threading.Thread(target=self._report_loop, name="readiness-report", daemon=True)
 
@@ -66,9 +67,9 @@ class Readiness:
         try:
             self._check()
         except Exception as error:  # noqa: BLE001 - the thread must survive any failure of the database
-            self._successes, self._failure = 0, type(error).__qualname__
+            self._successes, self._failure = 0, _describe(error)
         else:
-            self._successes, self._last_success, self._failure = self._successes + 1, self._clock(), ""
+            self._successes, self._last_success, self._failure = self._successes + 1, self._clock(), {}
 
     def update(self) -> None:
         """Reports once when the recorded results and the clock have changed readiness."""
@@ -81,7 +82,7 @@ class Readiness:
             if ready:
                 _log.warning("ready")
             else:
-                _log.warning("not ready", reason=self._failure or "no answer")
+                _log.warning("not ready", **(self._failure or {"reason": "no answer"}))
                 self._successes = 0
 
     def _check_loop(self) -> None:
@@ -92,3 +93,9 @@ class Readiness:
         """Runs in its own thread, because a check may hang."""
         while not self._stopped.wait(self._interval_seconds):
             self.update()
+
+
+def _describe(error: Exception) -> dict[str, str]:
+    """Returns the fields of the log event: the kind of failure, and what the database says about it."""
+    told = {name: getattr(error, name, "") for name in ("sqlstate", "detail")}
+    return {"reason": type(error).__qualname__, **{name: text for name, text in told.items() if text}}

@@ -228,5 +228,7 @@ def _internal_error(method: str, error: Exception) -> errors.Internal:
     error_id = uuid.uuid4().hex
     frame = traceback.extract_tb(error.__traceback__)[-1]
     location = f"{Path(frame.filename).name}:{frame.lineno}"
-    _log.error("call failed", error_id=error_id, method=method, type=type(error).__qualname__, place=location)
+    sqlstate = getattr(error, "sqlstate", None)
+    state = {"sqlstate": sqlstate} if sqlstate else {}
+    _log.error("call failed", error_id=error_id, method=method, type=type(error).__qualname__, place=location, **state)
     return errors.Internal(error_id=error_id)

@@ -82,7 +82,7 @@ class CaseloadServer:
         self._is_stopping = False
         self._library_streams = OpenStreams(parts.grpc_server)
         self._readiness = Readiness(parts.store.check, self._set_readiness)
-        self._watches = Watches(parts.store, config.max_watches, config.caller_share())
+        self._watches = Watches(parts.store, config.max_watches, config.caller_share(), config.connection_age_seconds())
         self._health = HealthServicer()
         self._register_caseload_services(clock)
         self._register_library_services()
@@ -270,6 +270,21 @@ def _channel_options(config: Config) -> list[tuple[str, int]]:
         ("grpc.http2.min_ping_interval_without_data_ms", limits.MIN_PING_INTERVAL_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_ping_strikes", 2),
+        *_age_options(config.connection_age_seconds()),
+    ]
+
+
+def _age_options(age_seconds: float) -> list[tuple[str, int]]:
+    """Returns the options that end connections. The library spreads the age by 10 %, so callers do not return together.
+
+    A watch may begin just before its connection reaches the age, and then lasts as long.
+    """
+    if not age_seconds:
+        return []
+    grace_seconds = age_seconds + limits.CONNECTION_AGE_GRACE_SECONDS
+    return [
+        ("grpc.max_connection_age_ms", int(age_seconds * 1000)),
+        ("grpc.max_connection_age_grace_ms", int(grace_seconds * 1000)),
     ]
 
 

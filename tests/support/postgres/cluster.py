@@ -23,6 +23,8 @@ from urllib.parse import urlsplit
 
 import psycopg
 
+from tests.support.missing_tool import NoTool
+
 HOW_TO_GET_IT: Final = (
     "needs PostgreSQL 15 or later: apt-get install postgresql, or a superuser's URL in CASELOAD_TEST_POSTGRES_URL"
 )
@@ -48,7 +50,7 @@ _PATIENCE_SECONDS: Final = 30
 _OLDEST_VERSION: Final = 15
 
 
-class NoPostgres(Exception):
+class NoPostgres(NoTool):
     """No usable PostgreSQL is installed."""
 
 
@@ -112,9 +114,9 @@ class Cluster(Server):
         self._programs = programs()
         self._settings = settings
         self._primary = primary
-        self._user = _not_root()
+        self._user = not_root()
         self._process: subprocess.Popen[bytes] | None = None
-        self.port = _free_port()
+        self.port = free_port()
         super().__init__(f"postgresql://postgres@{HOST}:{self.port}")
 
     def __enter__(self) -> Self:
@@ -256,7 +258,7 @@ class Cluster(Server):
                 time.sleep(0.02)
 
 
-def _not_root() -> pwd.struct_passwd | None:
+def not_root() -> pwd.struct_passwd | None:
     """The user to run as instead of root; PostgreSQL rejects root, and container tests often run as root."""
     if os.geteuid():
         return None
@@ -264,7 +266,7 @@ def _not_root() -> pwd.struct_passwd | None:
     return names.get("postgres") or names["nobody"]
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Returns a free port below the ephemeral range, so that no client socket takes the port of a stopped server."""
     for port in random.sample(range(20_000, 32_000), 100):
         with socket.socket() as attempt:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import apsw
 
@@ -15,6 +15,9 @@ from caseload_server.store.backends.protocol import Database, StoreMetrics
 from caseload_server.store.backends.sqlite import migrate as sqlite_migrate
 from caseload_server.store.backends.sqlite.database import SqliteDatabase
 from caseload_server.store.backends.timed_database import TimedDatabase
+
+if TYPE_CHECKING:
+    import psycopg
 
 NOT_MIGRATED: Final = "its schema is not up to date: run caseload migrate"
 
@@ -52,7 +55,9 @@ def _open_database(config: Config, migrate_module: ModuleType, location: Any) ->
         raise SchemaError(NOT_MIGRATED)
     from caseload_server.store.backends.postgres.database import PostgresDatabase
 
-    return PostgresDatabase(location, connections=config.pool_size)
+    database = PostgresDatabase(location, connections=config.pool_size)
+    database.open()
+    return database
 
 
 @contextmanager
@@ -82,11 +87,20 @@ def backend_for(url: str) -> Iterator[tuple[ModuleType, Any]]:
     except DomainError as error:
         raise SettingError("--database", error.message) from None
     except psycopg.Error as error:
-        if isinstance(error, psycopg.ProgrammingError) and not error.sqlstate:
-            text = "is not a PostgreSQL URL"
-        else:
-            text = f"PostgreSQL cannot be reached, or refuses (SQLSTATE {error.sqlstate or 'none'})"
-        raise SettingError("--database", text) from None
+        raise SettingError("--database", _postgres_text(error, url)) from None
+
+
+def _postgres_text(error: "psycopg.Error", url: str) -> str:
+    import psycopg
+
+    from caseload_server.store.backends.postgres.connection import SessionRefused
+    from caseload_server.store.backends.postgres.error_text import one_line
+
+    if isinstance(error, psycopg.ProgrammingError) and not error.sqlstate:
+        return "is not a PostgreSQL URL"
+    if isinstance(error, SessionRefused):
+        return str(error)
+    return f"PostgreSQL cannot be reached, or refuses: {one_line(error, url)}"
 
 
 def database_setting_error(error: SchemaError | apsw.Error) -> SettingError:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 Value = str | int | bytes | None
 Parameters = Mapping[str, Value]
@@ -19,6 +19,10 @@ Gauges = Sequence[tuple[str, dict[str, str], Callable[[], float]]]
 """Gauges as name, labels and sampling function. Any thread may sample them; sampling runs no query."""
 
 
+DEFECT: Final = "defect"
+"""The cause of an error of PostgreSQL that no DomainError stands for."""
+
+
 class Sharing(NamedTuple):
     """With which others a write may share a transaction."""
 
@@ -31,7 +35,7 @@ class Sharing(NamedTuple):
 
 
 class StoreMetrics(NamedTuple):
-    """Callbacks that record the duration of database operations, in seconds."""
+    """Callbacks that record database operations: their duration in seconds, and their failures."""
 
     read: Callable[[float], object]
     """Takes the duration of a read."""
@@ -39,6 +43,8 @@ class StoreMetrics(NamedTuple):
     """Takes the duration of a write."""
     commit: Callable[[int, float], object]
     """Takes the number of writes in a commit, and its duration."""
+    failure: Callable[[str], object]
+    """Takes the cause of a failure: that of a DomainError, or DEFECT."""
 
 
 def no_metrics(_writes: int, _seconds: float) -> None:

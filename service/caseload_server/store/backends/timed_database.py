@@ -1,4 +1,4 @@
-"""A Database wrapper that measures reads and writes."""
+"""A Database wrapper that measures reads and writes, and counts their failures by cause."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -34,6 +34,9 @@ class TimedDatabase:
         started = perf_counter()
         try:
             return self._database.read(sql, parameters)
+        except Exception as error:
+            self._count(error)
+            raise
         finally:
             self._metrics.read(perf_counter() - started)
 
@@ -43,6 +46,9 @@ class TimedDatabase:
         try:
             with self._database.snapshot() as transaction:
                 yield transaction
+        except Exception as error:
+            self._count(error)
+            raise
         finally:
             self._metrics.read(perf_counter() - started)
 
@@ -50,6 +56,9 @@ class TimedDatabase:
         started = perf_counter()
         try:
             return self._database.write(work)
+        except Exception as error:
+            self._count(error)
+            raise
         finally:
             with suppress(Exception):  # a failing metric must not turn a committed write into an error
                 self._metrics.write(perf_counter() - started)
@@ -58,9 +67,17 @@ class TimedDatabase:
         started = perf_counter()
         try:
             return self._database.write_with_tail(work, tail, sharing)
+        except Exception as error:
+            self._count(error)
+            raise
         finally:
             with suppress(Exception):
                 self._metrics.write(perf_counter() - started)
+
+    def _count(self, error: Exception) -> None:
+        if cause := getattr(error, "cause", ""):  # else the store refused the call by its rules
+            with suppress(Exception):
+                self._metrics.failure(cause)
 
     def gauges(self) -> Gauges:
         return self._database.gauges()

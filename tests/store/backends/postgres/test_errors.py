@@ -10,7 +10,6 @@ from caseload_server.clock import now_us as clock
 from caseload_server.config import Config
 from caseload_server.store import PATIENT
 from caseload_server.store.backends.factory import open_store
-from caseload_server.store.backends.postgres import database as postgres
 from caseload_server.store.backends.postgres import driver_errors
 from caseload_server.store.backends.postgres import migrate as postgres_migrate
 from caseload_server.store.backends.postgres.database import PostgresDatabase
@@ -35,6 +34,8 @@ FULL = """
 CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN RAISE EXCEPTION 'could not extend file for %', NEW.display_name USING ERRCODE = '53100'; END $$;
 CREATE TRIGGER no_room BEFORE INSERT ON patient FOR EACH ROW EXECUTE FUNCTION no_room()"""
+LONG_WAIT = b"""
+SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND now() - state_change > interval '2s'"""
 NO_CANARIES = f"ALTER TABLE patient ADD CONSTRAINT no_canaries CHECK (email NOT LIKE '%{CANARY}%') NOT VALID"
 
 
@@ -154,7 +155,7 @@ def await_noticed(broken: Broken) -> None:
     """Waits until the server knows that the commit waits. In its first two seconds it does not."""
     database: Any = broken.faulty.server.store._database
     with broken.cluster.connect(broken.database) as watching:
-        eventually(lambda: watching.execute(postgres._WAITING_COMMITS).fetchall())
+        eventually(lambda: watching.execute(LONG_WAIT).fetchall())
     eventually(lambda: database._writer.commits_stalled)
 
 

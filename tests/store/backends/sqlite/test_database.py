@@ -297,7 +297,7 @@ def read_with_deadline(read: Callable[[], object]) -> None:
     context.run(read_deadline.set, time.monotonic())
     with pytest.raises(errors.StoreBusy) as caught:
         context.run(read)
-    assert caught.value.message == errors.StoreBusy.too_slow
+    assert caught.value.cause == errors.StoreBusy.STATEMENT_TIMEOUT
 
 
 def test_a_read_ends_at_the_deadline_of_its_call(database: SqliteDatabase) -> None:

@@ -3,15 +3,14 @@
 https://www.psycopg.org/psycopg3/docs/basic/copy.html
 """
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from caseload_server.store.backends.migrations import SchemaError
-from caseload_server.store.backends.postgres.connection import Connection, connect
+from caseload_server.store.backends.postgres.connection import WITHOUT_TIMEOUTS, Connection, connect
+from caseload_server.store.backends.postgres.store_check import take_alone
 from caseload_server.store.backends.protocol import Row
 from caseload_server.store.portability.content import SEARCH_TABLES, TABLES
 from caseload_server.store.portability.import_loader import ConstraintViolation
@@ -31,18 +30,6 @@ SELECT format('DROP INDEX %s', indexrelid::regclass), pg_get_indexdef(indexrelid
 FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
 WHERE relnamespace = current_schema()::regnamespace
     AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = indexrelid)"""
-_SELECT_INSTANCES = b"""
-SELECT FROM pg_stat_activity
-WHERE datname = current_database() AND application_name = 'caseload' AND pid <> pg_backend_pid() LIMIT 1"""
-_DISCONNECT_SECONDS = 1.0
-"""How long a closed connection may still be listed in pg_stat_activity."""
-_NO_TIMEOUTS = " -c statement_timeout=0 -c idle_in_transaction_session_timeout=0"
-
-
-def without_timeouts(url: str) -> str:
-    """Returns the URL for a long transaction on the same database. It may wait for a reader, or for standard input."""
-    options = conninfo_to_dict(url).get("options") or ""
-    return make_conninfo(url, options=f"{options}{_NO_TIMEOUTS}")
 
 
 class PostgresBulkLoad:
@@ -71,9 +58,9 @@ def bulk_load(url: str) -> Iterator[PostgresBulkLoad]:
 
     Raises SchemaError for a database that is not empty or is being served, ConstraintViolation, psycopg.Error.
     """
-    with connect(without_timeouts(url)) as connection, connection.transaction():
+    with connect(url, WITHOUT_TIMEOUTS) as connection, connection.transaction():
+        take_alone(connection)  # instances read the store's secret when they started
         _lock_empty_tables(connection)
-        _refuse_served_database(connection)
         deferred = connection.execute(_DEFERRED_DDL).fetchall()
         for drop, _ in deferred:
             connection.execute(drop.encode())
@@ -84,15 +71,6 @@ def bulk_load(url: str) -> Iterator[PostgresBulkLoad]:
         except psycopg.IntegrityError as error:
             raise ConstraintViolation(error.diag.constraint_name) from None
         connection.execute("ANALYZE")  # else the first query plans would be those of empty tables
-
-
-def _refuse_served_database(connection: Connection) -> None:
-    """Raises SchemaError while instances are connected: they read the store's secret when they started."""
-    deadline = time.monotonic() + _DISCONNECT_SECONDS
-    while connection.execute(_SELECT_INSTANCES).fetchall():
-        if time.monotonic() > deadline:
-            raise SchemaError("is served: stop its instances first")
-        time.sleep(0.02)
 
 
 def _lock_empty_tables(connection: Connection) -> None:

@@ -1,51 +1,129 @@
 """Opens connections to PostgreSQL with the settings that the store relies on.
 
-https://www.postgresql.org/docs/current/libpq-connect.html, https://www.psycopg.org/psycopg3/docs/
+https://www.postgresql.org/docs/current/runtime-config-client.html, https://www.psycopg.org/psycopg3/docs/
 """
 
-from typing import Any, Final
+from contextlib import closing
+from typing import Final, NamedTuple
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.types.numeric import Int8BinaryDumper
 
+from caseload_server.store.backends.postgres.connection_parameters import (
+    complete_conninfo,
+    effective_parameters,
+    is_remote,
+    session_options,
+)
 from caseload_server.store.backends.protocol import Row
 
 Connection = psycopg.Connection[Row]
 
-_CONNECTION_DEFAULTS: Final = {
-    "application_name": "caseload",
-    "client_encoding": "utf8",
-    "connect_timeout": "2",  # seconds, for each host
-    "keepalives_idle": "5",
-    "keepalives_interval": "2",
-    "keepalives_count": "3",
-    "tcp_user_timeout": "5000",  # milliseconds without an acknowledgement until the connection is dropped
-    "target_session_attrs": "read-write",  # of several hosts, the primary
+
+class SessionSettings(NamedTuple):
+    """The settings of a session, by name."""
+
+    defaults: dict[str, str]
+    """Apply unless the parameter `options` sets them."""
+    fixed: dict[str, str]
+    """Apply always: correctness rests on them, whatever the role, the database or the URL sets."""
+
+
+_FIXED: Final = {
+    "client_encoding": "UTF8",
+    "client_min_messages": "warning",  # a warning tells that a commit did not wait for its standby
+    "default_transaction_deferrable": "off",
+    "default_transaction_isolation": "read committed",
+    "idle_session_timeout": "0",
+    "standard_conforming_strings": "on",
+    "synchronous_commit": "on",
 }
-_SESSION_OPTIONS: Final = (
-    "-c statement_timeout=0 -c lock_timeout=3s -c idle_in_transaction_session_timeout=10s -c synchronous_commit=on"
-    " -c default_transaction_isolation=read\\ committed"
+_TRANSACTION_TIMEOUT: Final = 17
+"""The major version of PostgreSQL that adds the setting transaction_timeout."""
+_TIMEOUTS: Final = {"idle_in_transaction_session_timeout": "10s", "lock_timeout": "3s"}
+WRITES: Final = SessionSettings(_TIMEOUTS, {**_FIXED, "statement_timeout": "0"})
+"""A statement timeout would end a COMMIT's wait for its standby, and show data that can still be lost."""
+READS: Final = SessionSettings({**_TIMEOUTS, "statement_timeout": "10s"}, _FIXED)
+WITHOUT_TIMEOUTS: Final = SessionSettings(
+    {"lock_timeout": "3s"}, {**_FIXED, "statement_timeout": "0", "idle_in_transaction_session_timeout": "0"}
 )
+"""For a long transaction, which may wait for a reader or for standard input."""
+
+_REQUIRED: Final = {"session_replication_role": "origin"}
+"""Only a superuser can set it. With another value triggers and foreign keys do nothing."""
+_POOLING_CHECKS: Final = 5
+"""Transactions on each of two connections that look for transaction pooling."""
 
 
-def connect(url: str, session_options: str = "") -> Connection:
-    """Opens a connection in autocommit mode. Raises psycopg.Error.
+class SessionRefused(psycopg.OperationalError):
+    """The connection works, but cannot keep what the store relies on. The text says why, and quotes no value."""
 
-    Args: url, as libpq takes it, whose settings override the defaults; session_options, more of them for the server
-    ("-c name=value").
+
+def connect(url: str, settings: SessionSettings = WRITES) -> Connection:
+    """Opens a connection in autocommit mode.
+
+    The settings are set by statements and then verified: poolers such as PgBouncer reject the parameter `options`, or
+    ignore it. Raises SessionRefused, psycopg.Error.
+
+    Args: url, as libpq takes it.
     """
-    given = conninfo_to_dict(url)
-    if any(map(_is_remote, str(given.get("hostaddr") or given.get("host") or "").split(","))):
-        given.setdefault("sslmode", "require")  # libpq's default would fall back to plain text
-    options = f"{_SESSION_OPTIONS}{session_options} {given.pop('options', None) or ''}"
-    settings: dict[str, Any] = {**_CONNECTION_DEFAULTS, **given, "options": options}
-    connection = psycopg.connect(make_conninfo(**settings), autocommit=True, prepare_threshold=1)
-    connection.prepared_max = 500
-    connection.adapters.register_dumper(int, Int8BinaryDumper)  # else integers of three sizes make three statements
+    effective = effective_parameters(url)
+    connection = _open(url, effective)
+    try:
+        _apply(connection, {**settings.defaults, **session_options(effective), **settings.fixed})
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
-def _is_remote(host: str) -> bool:
-    """Returns whether a host is on another machine: neither a socket nor loopback."""
-    return not (host in {"", "localhost", "::1"} or host.startswith(("/", "@", "127.")))
+def _open(url: str, effective: dict[str, str]) -> Connection:
+    connection = psycopg.connect(complete_conninfo(url, effective), autocommit=True, prepare_threshold=1)
+    connection.prepared_max = 500
+    connection.adapters.register_dumper(int, Int8BinaryDumper)  # else integers of three sizes make three statements
+    encrypted = connection.pgconn.ssl_in_use or is_remote(effective.get("host", ""))  # libpq has required TLS for these
+    if not encrypted and "sslmode" not in effective and is_remote(connection.info.hostaddr):
+        connection.close()
+        raise SessionRefused("the host is another machine, and the connection has no TLS: set sslmode=require")
+    return connection
+
+
+def _apply(connection: Connection, settings: dict[str, str]) -> None:
+    """Sets the settings and verifies them in another transaction. Raises SessionRefused."""
+    if connection.info.server_version >= _TRANSACTION_TIMEOUT * 10_000:
+        settings = {**settings, "transaction_timeout": "0"}
+    values = _call(connection, "set_config(%s, %s, false)", *settings.items())
+    expected = dict(zip(settings, values, strict=True)) | _REQUIRED
+    found = _call(connection, "current_setting(%s)", *((name,) for name in expected))
+    for (name, value), kept in zip(expected.items(), found, strict=True):
+        if kept != value:
+            raise SessionRefused(f"the session does not keep the setting {name} = {value}")
+
+
+def _call(connection: Connection, function: str, *arguments: tuple[str, ...]) -> Row:
+    """Calls a function once for each tuple of arguments, in one statement. A view of settings took twice as long."""
+    sql = f"SELECT {', '.join([function] * len(arguments))}"
+    [row] = connection.execute(sql.encode(), [value for one in arguments for value in one], prepare=False).fetchall()
+    return row
+
+
+def refuse_transaction_pooling(url: str) -> None:
+    """Raises SessionRefused where a pooler gives a session to several connections. Raises psycopg.Error.
+
+    Settings, prepared statements, LISTEN and locks belong to a session.
+    https://www.pgbouncer.org/features.html
+    """
+    effective = effective_parameters(url)
+    with closing(_open(url, effective)) as one:
+        if one.info.backend_pid == _session(one):  # a pooler would have made up its own process id
+            return
+        with closing(_open(url, effective)) as other:
+            sessions = [(_session(one), _session(other)) for _ in range(_POOLING_CHECKS)]
+    if len(set(sessions)) > 1 or sessions[0][0] == sessions[0][1]:
+        raise SessionRefused("the pooler shares sessions between connections: use session pooling, not transaction")
+
+
+def _session(connection: Connection) -> int:
+    """Returns the process id of the server process that runs the statements of a connection."""
+    [(pid,)] = connection.execute(b"SELECT pg_backend_pid()", prepare=False).fetchall()
+    return int(pid)

@@ -11,15 +11,14 @@ from functools import partial
 from typing import Final
 
 import psycopg
-from psycopg import pq
 
 from caseload_server.domain import errors
 from caseload_server.store.backends.group_commit import unchanged
-from caseload_server.store.backends.postgres.connection import Connection, connect
+from caseload_server.store.backends.postgres.connection import READS, Connection, SessionSettings, connect
 from caseload_server.store.backends.postgres.connection_pool import ConnectionPool
 from caseload_server.store.backends.postgres.driver_errors import retry
-from caseload_server.store.backends.postgres.pipeline import wait_for_result
 from caseload_server.store.backends.postgres.reads import read_session
+from caseload_server.store.backends.postgres.store_check import StoreCheck
 from caseload_server.store.backends.postgres.transaction import SnapshotTransaction
 from caseload_server.store.backends.postgres.writes import PostgresWriter
 from caseload_server.store.backends.protocol import (
@@ -35,15 +34,8 @@ from caseload_server.store.backends.protocol import (
     no_metrics,
 )
 
-# For reads only: a statement timeout ends a COMMIT's wait for its standby, and shows data that can still be lost.
-_READ_OPTIONS: Final = " -c statement_timeout=10s"
 _BEGIN_SNAPSHOT: Final = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _CHANNEL: Final = "caseload_revision"
-_CHECK_TIMEOUT_SECONDS: Final = 2.0
-_WAITING_COMMITS: Final = b"""
-SELECT FROM pg_stat_activity
-WHERE datname = current_database() AND wait_event = 'SyncRep' AND now() - state_change > interval '2s' LIMIT 1"""
-"""Finds commits of any instance that wait for a standby."""
 _POLL_SECONDS: Final = 0.5
 """How long `wait_for_commit` waits for a notification."""
 
@@ -62,14 +54,16 @@ class PostgresDatabase:
     )
     commit_may_be_ambiguous = True
 
-    def __init__(self, url: str, *, connections: int = 16, commit_timeout_seconds: float = 3.0) -> None:
+    def __init__(
+        self, url: str, *, connections: int = 16, commit_timeout_seconds: float = 3.0, reads: SessionSettings = READS
+    ) -> None:
         """Opens no connection yet.
 
         Args: connections, limit for reads, and the same for writes; commit_timeout_seconds, how long a caller waits
-        for a COMMIT.
+        for a COMMIT; reads, the settings of the sessions for reads.
         """
         self.on_commit: Callable[[int, float], object] = no_metrics
-        self._readers = ConnectionPool(partial(connect, url, _READ_OPTIONS), connections)
+        self._readers = ConnectionPool(partial(connect, url, reads), connections)
         self._writer = PostgresWriter(
             ConnectionPool(partial(connect, url), connections),
             max_leaders=connections,
@@ -77,9 +71,24 @@ class PostgresDatabase:
             on_commit=lambda writes, seconds: self.on_commit(writes, seconds),  # noqa: PLW0108 - it is set later
         )
         self._group_commit = self._writer.group_commit
-        self._connect = partial(connect, url)
+        self._pools = (self._readers, self._writer.pool)
+        self._readers.on_connect_failure = self._writer.pool.give_way
+        self._writer.pool.on_connect_failure = self._readers.give_way
+        self._connect = partial(self._connect_beside_pools, url)
         self._listener: Connection | None = None
-        self._checker: Connection | None = None
+        self._store_check = StoreCheck(self._connect)
+
+    def _connect_beside_pools(self, url: str) -> Connection:
+        try:
+            return connect(url)
+        except psycopg.OperationalError:
+            for pool in self._pools:
+                pool.give_way(urgent=True)
+            raise
+
+    def open(self) -> None:
+        """Opens the connection of `check`, which keeps an import away. Raises SchemaError, psycopg.Error."""
+        self._store_check.open()
 
     def read(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
         return retry(partial(self._read, sql, parameters))
@@ -120,20 +129,11 @@ class PostgresDatabase:
         return [*self._readers.gauges("read"), *self._writer.pool.gauges("write")]
 
     def check(self) -> None:
-        responded = False
-        with suppress(psycopg.Error):
-            self._checker = self._checker or self._connect()
-            connection = self._checker.pgconn
-            connection.send_query(_WAITING_COMMITS)
-            # A server that hangs keeps its connections open, so the wait needs a timeout of its own.
-            result = connection.get_result() if wait_for_result(connection, _CHECK_TIMEOUT_SECONDS) else None
-            if result and result.status == pq.ExecStatus.TUPLES_OK and connection.get_result() is None:
-                responded, self._writer.commits_stalled = True, result.ntuples > 0
-        if not responded and self._checker:
-            self._checker.close()
-            self._checker = None
-        if not responded or self._writer.commits_stalled:
-            raise errors.StoreUnavailable
+        for pool in self._pools:
+            pool.close_unused()
+        self._writer.commits_stalled = self._store_check.run()
+        if self._writer.commits_stalled:
+            raise errors.StoreUnavailable(detail="commits wait for a standby")
 
     def wait_for_commit(self) -> None:
         try:
@@ -152,6 +152,6 @@ class PostgresDatabase:
     def close(self) -> None:
         self._readers.close()
         self._writer.pool.close()
-        for connection in (self._listener, self._checker):
-            if connection is not None:
-                connection.close()
+        self._store_check.close()
+        if self._listener is not None:
+            self._listener.close()

@@ -8,7 +8,8 @@ from typing import Final
 import psycopg
 
 from caseload_server.domain import errors
-from caseload_server.store.backends.protocol import SerializationConflict, T
+from caseload_server.store.backends.postgres.error_text import one_line
+from caseload_server.store.backends.protocol import DEFECT, SerializationConflict, T
 
 _RETRY_TIMEOUT_SECONDS: Final = 5.0
 """How long an operation is retried after a lost connection or a conflict."""
@@ -29,9 +30,12 @@ _UNAVAILABLE: Final = {"25006", "53200", "53300"}
 class UnexpectedDatabaseError(Exception):
     """A defect of this program. PostgreSQL's own text quotes rows, so only SQLSTATE and constraint are kept."""
 
+    cause = DEFECT
+
     def __init__(self, error: psycopg.Error) -> None:
         """Args: error, of the driver."""
         super().__init__(error.sqlstate, error.diag.constraint_name)
+        self.sqlstate = error.sqlstate
 
 
 class CommitUnconfirmed(Exception):
@@ -44,14 +48,14 @@ def domain_error(error: psycopg.Error) -> tuple[BaseException, bool]:
     if state in _CONFLICTS:
         return errors.StoreBusy(), True
     if state == _LOCK_TIMEOUT:
-        return errors.StoreBusy(), False
+        return errors.StoreBusy(errors.StoreBusy.LOCK_WAIT), False
     if state == _STATEMENT_TIMEOUT:
-        return errors.StoreBusy(errors.StoreBusy.too_slow), False
+        return errors.StoreBusy(errors.StoreBusy.STATEMENT_TIMEOUT), False
     if state == "53100":
         return errors.StoreFull(), False
     is_lost = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and not state
     if is_lost or state in _UNAVAILABLE or state.startswith(("08", "57P")):
-        return errors.StoreUnavailable(), True
+        return errors.StoreUnavailable(state, one_line(error)), True
     return UnexpectedDatabaseError(error), False
 
 

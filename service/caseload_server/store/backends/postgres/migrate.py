@@ -5,7 +5,7 @@ from contextlib import suppress
 import psycopg
 
 from caseload_server.store.backends.migrations import SELECT_STEPS, Migration, SchemaError, apply, migrations, unapplied
-from caseload_server.store.backends.postgres.connection import Connection, connect
+from caseload_server.store.backends.postgres.connection import Connection, connect, refuse_transaction_pooling
 from caseload_server.store.backends.postgres.reads import read_session
 from caseload_server.store.backends.postgres.transaction import PostgresTransaction
 
@@ -20,6 +20,12 @@ deadlock. https://www.postgresql.org/docs/current/explicit-locking.html"""
 _DEADLOCK_RETRIES = 3
 """Deadlocks remain possible: with a foreign transaction, or with a write of an older version that only validates."""
 _SELECT_TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = current_schema()"
+_SELECT_OTHER_SCHEMA = b"""
+SELECT FROM pg_class AS migration, pg_class AS store
+WHERE migration.oid = to_regclass('migration') AND store.oid = to_regclass('store')
+    AND store.relnamespace = migration.relnamespace
+    AND migration.relnamespace <> coalesce(to_regnamespace(quote_ident(current_schema())), 0)"""
+"""Finds a store that names without a schema lead to, but where no new table would be created."""
 
 
 def pending(url: str, steps: list[Migration] | None = None) -> list[Migration]:
@@ -27,6 +33,7 @@ def pending(url: str, steps: list[Migration] | None = None) -> list[Migration]:
 
     Args: steps, all of this version unless given. Raises SchemaError, psycopg.Error.
     """
+    refuse_transaction_pooling(url)
     with connect(url) as connection:
         return unapplied(_read_applied(connection), migrations("postgres") if steps is None else steps)
 
@@ -37,6 +44,7 @@ def migrate(url: str, steps: list[Migration] | None = None) -> list[Migration]:
     Args: steps, all of this version unless given. Raises SchemaError, psycopg.Error.
     """
     steps = migrations("postgres") if steps is None else steps
+    refuse_transaction_pooling(url)
     with connect(url) as connection:
         for _ in range(_DEADLOCK_RETRIES):
             with suppress(psycopg.errors.DeadlockDetected):
@@ -58,6 +66,8 @@ def _migrate(connection: Connection, steps: list[Migration]) -> list[Migration]:
 def _read_applied(connection: Connection) -> list[tuple[str, str]]:
     if connection.info.parameter_status("server_encoding") != "UTF8":
         raise SchemaError("its encoding is not UTF8")
+    if connection.execute(_SELECT_OTHER_SCHEMA).fetchall():
+        raise SchemaError("its tables are not in the first schema of the search_path: set search_path to their schema")
     tables = {name for (name,) in connection.execute(_SELECT_TABLES)}
     if tables and "migration" not in tables:
         raise SchemaError("it holds the tables of another application")

@@ -115,7 +115,7 @@ class PostgresWriter:
         except errors.DomainError as failure:
             _fail(ran or batch.jobs, failure)
         except psycopg.errors.LockNotAvailable:  # of the counter: each write alone would wait for it as long again
-            _fail(ran, errors.StoreBusy())
+            _fail(ran, errors.StoreBusy(errors.StoreBusy.LOCK_WAIT))
         except CommitUnconfirmed:
             _send_alone(batch.jobs, unconfirmed=ran)
         except (psycopg.Error, EarlierStatementFailed, SerializationConflict):
@@ -241,7 +241,7 @@ def _reject_waiting(batch: Batch, job: Job[Any, Any]) -> None:
     """Where the first job waited for a lock in vain, rejects it, and those in the queue that need the same record."""
     if batch.waits_for_lock and job is batch.leader:
         for one in [job, *batch.take_more(sharing=True)]:
-            one.fail(errors.StoreBusy())
+            one.fail(errors.StoreBusy(errors.StoreBusy.LOCK_WAIT))
 
 
 def _send_alone(jobs: list[Job[Any, Any]], unconfirmed: list[Job[Any, Any]]) -> None:

@@ -85,8 +85,8 @@ def _busy_handler() -> Callable[[int], bool]:
     return wait_for_lock
 
 
-_DOMAIN_ERRORS: Final[dict[type[BaseException], type[errors.DomainError]]] = {
-    apsw.BusyError: errors.StoreBusy,
+_DOMAIN_ERRORS: Final[dict[type[BaseException], Callable[[], errors.DomainError]]] = {
+    apsw.BusyError: partial(errors.StoreBusy, errors.StoreBusy.LOCK_WAIT),
     apsw.LockedError: errors.StoreBusy,
     apsw.FullError: errors.StoreFull,
     apsw.ConnectionClosedError: errors.ShuttingDown,
@@ -108,7 +108,7 @@ def _domain_error(error: BaseException, *, committing: bool = False) -> BaseExce
         # The frames may have reached the file before the fsync failed: a later recovery could find them.
         return errors.OutcomeUnknown()
     if isinstance(error, apsw.InterruptError):  # by `_is_past_deadline`
-        return errors.StoreBusy(errors.StoreBusy.too_slow)
+        return errors.StoreBusy(errors.StoreBusy.STATEMENT_TIMEOUT)
     domain_error = _DOMAIN_ERRORS.get(type(error))
     return domain_error() if domain_error else error
 

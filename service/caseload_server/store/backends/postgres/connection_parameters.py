@@ -1,0 +1,77 @@
+"""Works out the parameters of a connection: URL, then service file, then environment, then the defaults of this module.
+
+https://www.postgresql.org/docs/current/libpq-connect.html
+"""
+
+import os
+import re
+from itertools import zip_longest
+from typing import Final
+
+from psycopg import pq
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+_DEFAULTS: Final = {
+    "application_name": "caseload",
+    "connect_timeout": "2",  # seconds, for each host
+    "keepalives_idle": "5",
+    "keepalives_interval": "2",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "5000",  # milliseconds without an acknowledgement until the connection is dropped
+    "target_session_attrs": "read-write",  # of several hosts, the primary
+}
+_RESOLVED_HERE: Final = ("host", "hostaddr", "port")
+"""psycopg must see these to apply connect_timeout to each host. It does not read a service file."""
+_OPTION: Final = re.compile(r"(?:^|\s)(?:-c\s*|--)([\w.-]+)=((?:\\.|\S)*)")
+"""One setting in the parameter `options`: https://www.postgresql.org/docs/current/libpq-connect.html"""
+
+
+def effective_parameters(url: str) -> dict[str, str]:
+    """Returns the parameters that the URL, its service file or the environment set. Connects to nothing.
+
+    A service file that states libpq's own default counts as silent: libpq does not tell the two apart. Raises
+    psycopg.ProgrammingError for a malformed URL.
+    """
+    given = conninfo_to_dict(url)
+    # libpq merges its sources before it rejects this value, and opens no socket after that.
+    probe = pq.PGconn.connect_start(make_conninfo(url, channel_binding="none, only a probe").encode())
+    merged = [option for option in probe.info if option.keyword != b"channel_binding"]
+    probe.finish()
+    return {
+        option.keyword.decode(): option.val.decode()
+        for option in merged
+        if option.val and (option.keyword.decode() in given or _in_environment(option) or option.val != option.compiled)
+    }
+
+
+def _in_environment(option: pq.ConninfoOption) -> bool:
+    return option.envvar is not None and option.envvar.decode() in os.environ
+
+
+def complete_conninfo(url: str, effective: dict[str, str]) -> str:
+    """Returns the URL with a default for each parameter that nobody set.
+
+    Args: effective, of `effective_parameters`. Without an sslmode, a remote host needs TLS: libpq's own default would
+    fall back to plain text.
+    """
+    tls = {"sslmode": "require"} if any(map(is_remote, _hosts(effective))) else {}
+    chosen = {name: effective.get(name, default) for name, default in (_DEFAULTS | tls).items()}
+    resolved = {name: effective[name] for name in _RESOLVED_HERE if name in effective}
+    return make_conninfo(url, **resolved, **chosen, client_encoding="utf8")
+
+
+def _hosts(effective: dict[str, str]) -> list[str]:
+    """Returns where libpq connects to: each address, or the host where it has none."""
+    pairs = zip_longest(effective.get("hostaddr", "").split(","), effective.get("host", "").split(","), fillvalue="")
+    return [address or host for address, host in pairs]
+
+
+def is_remote(host: str) -> bool:
+    """Returns whether a host is on another machine: neither a socket nor loopback."""
+    return not (host in {"", "localhost", "::1"} or host.startswith(("/", "@", "127.")))
+
+
+def session_options(effective: dict[str, str]) -> dict[str, str]:
+    """Returns the settings in the parameter `options`, as in `-c lock_timeout=1s`, by their lower-case names."""
+    settings = _OPTION.findall(effective.get("options", ""))
+    return {name.lower().replace("-", "_"): re.sub(r"\\(.)", r"\1", value) for name, value in settings}

@@ -1,0 +1,31 @@
+"""What of the driver's errors may be shown to an operator: never a row, and never a password."""
+
+import re
+from typing import Final
+
+import psycopg
+
+_ABOUT_NO_ROW: Final = ("08", "25", "28", "3D", "3F", "42", "53", "55", "57")
+"""Classes of SQLSTATEs whose message names objects, roles and limits only. Others can quote values.
+https://www.postgresql.org/docs/current/errcodes-appendix.html"""
+_QUOTED: Final = re.compile(r""""[^"]*"|'[^']*'""")
+_UNESCAPED: Final = re.compile("[@:/?#]")
+_MAX_LENGTH: Final = 500
+
+
+def one_line(error: psycopg.Error, url: str = "") -> str:
+    """Returns the error's text in one line: libpq's own where it has no SQLSTATE, or PostgreSQL's where that is safe.
+
+    Args: url, of the connection. With an unescaped @, : or / in its password, a part of it looks like a host or a
+    database, so quoted names are left out.
+    """
+    if not error.sqlstate:
+        text = str(error)
+    elif error.sqlstate.startswith(_ABOUT_NO_ROW):
+        text = f"{error.diag.message_primary} (SQLSTATE {error.sqlstate})"
+    else:
+        text = f"SQLSTATE {error.sqlstate}"
+    password = url.partition("://")[2].rpartition("@")[0].partition(":")[2]
+    if _UNESCAPED.search(password):
+        text = _QUOTED.sub("'...'", text)
+    return " ".join(text.split())[:_MAX_LENGTH]

@@ -1,0 +1,95 @@
+"""The connection that an instance keeps while it uses the store: it checks the database and holds the store's lock."""
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+import psycopg
+from psycopg import pq
+
+from caseload_server.domain import errors
+from caseload_server.store.backends.migrations import SchemaError
+from caseload_server.store.backends.postgres.connection import Connection
+from caseload_server.store.backends.postgres.error_text import one_line
+from caseload_server.store.backends.postgres.pipeline import wait_for_result
+
+_IN_USE_KEY: Final = 0x43534C55
+"""Key of the advisory lock ("CSLU") that each instance shares, and that an import takes for itself.
+https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS"""
+_LOCK: Final = f"({_IN_USE_KEY}, hashtext(current_schema()))"  # another schema can hold another store
+_SHARE: Final = f"SELECT pg_try_advisory_lock_shared{_LOCK}".encode()
+_TAKE_ALONE: Final = f"SELECT pg_try_advisory_xact_lock{_LOCK}".encode()
+_DISCONNECT_SECONDS: Final = 1.0
+"""How long the lock of a closed connection may remain."""
+_CHECK_TIMEOUT_SECONDS: Final = 2.0
+_CHECK: Final = b"""
+SELECT current_setting('transaction_read_only'), EXISTS (
+    SELECT FROM pg_stat_activity
+    WHERE datname = current_database() AND wait_event = 'SyncRep' AND now() - state_change > interval '2s')"""
+"""Finds a server that accepts no writes, and commits of any instance that wait for a standby."""
+
+
+class StoreCheck:
+    """A connection of its own. It opens again after it was lost, and takes the lock again.
+
+    Until it has the lock again, `run` raises: in between, an import may have begun.
+    """
+
+    def __init__(self, connect: Callable[[], Connection]) -> None:
+        """Opens no connection yet."""
+        self._connect = connect
+        self._connection: Connection | None = None
+
+    def open(self) -> None:
+        """Connects and takes the shared lock. Raises SchemaError while an import runs, psycopg.Error."""
+        self._connection = self._open()
+
+    def _open(self) -> Connection:
+        connection = self._connect()
+        [(is_shared,)] = connection.execute(_SHARE).fetchall()
+        if not is_shared:
+            connection.close()
+            raise SchemaError("an import into it is running: start when it has ended")
+        return connection
+
+    def run(self) -> bool:
+        """Returns whether commits wait for a standby. Raises StoreUnavailable."""
+        try:
+            self._connection = self._connection or self._open()
+            return _ask(self._connection.pgconn)
+        except SchemaError:
+            failure = errors.StoreUnavailable(detail="an import into the database is running")
+        except psycopg.Error as error:
+            failure = errors.StoreUnavailable(error.sqlstate or "", one_line(error))
+        self.close()
+        raise failure
+
+    def close(self) -> None:
+        """Closes the connection, which releases the lock."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def _ask(pgconn: pq.abc.PGconn) -> bool:
+    """Returns whether commits wait for a standby. Raises StoreUnavailable, psycopg.Error."""
+    pgconn.send_query(_CHECK)
+    # A server that hangs keeps its connections open, so the wait needs a timeout of its own.
+    result = pgconn.get_result() if wait_for_result(pgconn, _CHECK_TIMEOUT_SECONDS) else None
+    if result is None:
+        raise psycopg.OperationalError("the database does not answer the check")
+    if result.status != pq.ExecStatus.TUPLES_OK:
+        raise psycopg.errors.error_from_result(result)
+    pgconn.get_result()  # None: the query has one result
+    if result.get_value(0, 0) == b"on":
+        raise errors.StoreUnavailable("25006", "the database accepts no writes")
+    return result.get_value(0, 1) == b"t"
+
+
+def take_alone(connection: Connection) -> None:
+    """Takes the lock for the transaction of a connection. Raises SchemaError where an instance shares it."""
+    deadline = time.monotonic() + _DISCONNECT_SECONDS
+    while not connection.execute(_TAKE_ALONE).fetchall()[0][0]:
+        if time.monotonic() > deadline:
+            raise SchemaError("is served: stop its instances first")
+        time.sleep(0.02)

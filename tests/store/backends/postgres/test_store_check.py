@@ -1,0 +1,132 @@
+"""The connection that an instance keeps: its check, and the lock that keeps an import away."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+from caseload_server.config import Config, SettingError
+from caseload_server.domain import errors
+from caseload_server.store.backends.factory import open_store
+from caseload_server.store.backends.migrations import SchemaError
+from caseload_server.store.backends.postgres.bulk_load import bulk_load
+from caseload_server.store.backends.postgres.database import PostgresDatabase
+
+from tests.store.backends.postgres.proxy import Proxy
+from tests.support.postgres.pgbouncer import pgbouncer
+from tests.support.waiting import eventually
+
+SESSIONS = """
+SELECT pid, (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pg_locks.pid = pg_stat_activity.pid)
+FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+    AND backend_type = 'client backend' AND application_name LIKE 'caseload%'"""
+
+
+@pytest.fixture
+def admin(postgres_url: str) -> Iterator["psycopg.Connection[tuple[object, ...]]"]:
+    with psycopg.connect(f"{postgres_url}?application_name=admin", autocommit=True) as connection:
+        yield connection
+
+
+def test_an_opened_store_keeps_one_connection_which_holds_the_lock(
+    postgres_url: str, admin: "psycopg.Connection[tuple[object, ...]]"
+) -> None:
+    with closing(open_store(Config(database=postgres_url), lambda: 1)) as store:
+        [kept] = [row for row in admin.execute(SESSIONS.encode()) if row[1]]
+        store.check()
+        store.check()
+        assert kept in admin.execute(SESSIONS.encode()).fetchall()
+    eventually(lambda: not admin.execute(SESSIONS.encode()).fetchall())
+
+
+@pytest.mark.parametrize("name", ["caseload", "billing"])
+def test_an_import_into_a_served_store_is_refused_whatever_its_application_name(postgres_url: str, name: str) -> None:
+    url = f"{postgres_url}?application_name={name}"
+    with (
+        closing(open_store(Config(database=url), lambda: 1)),
+        pytest.raises(SchemaError, match="stop its instances first"),
+        bulk_load(postgres_url),
+    ):
+        pass
+    with bulk_load(postgres_url):  # the lock ends with the instance
+        pass
+
+
+def test_an_import_is_refused_through_a_pooler_too(postgres_url: str) -> None:
+    with (
+        pgbouncer(postgres_url, "session") as pooled,
+        closing(open_store(Config(database=pooled), lambda: 1)),
+        pytest.raises(SchemaError, match="stop its instances first"),
+        bulk_load(postgres_url),
+    ):
+        pass
+
+
+def test_an_instance_does_not_start_while_an_import_runs(postgres_url: str) -> None:
+    with bulk_load(postgres_url), pytest.raises(SchemaError, match="an import into it is running"):
+        PostgresDatabase(postgres_url).open()
+
+
+def test_a_start_during_an_import_names_the_setting(postgres_url: str) -> None:
+    with psycopg.connect(postgres_url) as importing:
+        importing.execute("SELECT pg_advisory_xact_lock(1129532501, hashtext('public'))")  # all that an import locks
+        with pytest.raises(SettingError, match="--database: an import into it is running"):
+            open_store(Config(database=postgres_url), lambda: 1)
+
+
+def test_a_lost_connection_takes_the_lock_again(
+    postgres_url: str, admin: "psycopg.Connection[tuple[object, ...]]"
+) -> None:
+    with Proxy(postgres_url) as proxy, closing(PostgresDatabase(proxy.url)) as database:
+        database.open()
+        proxy.cut_all()
+        with pytest.raises(errors.StoreUnavailable):
+            database.check()
+        database.check()
+        with pytest.raises(SchemaError, match="stop its instances first"), bulk_load(postgres_url):
+            pass
+        eventually(lambda: [held for _, held in admin.execute(SESSIONS.encode())] == [1])
+
+
+def test_an_instance_is_not_ready_while_an_import_runs_that_began_when_it_was_cut_off(postgres_url: str) -> None:
+    with Proxy(postgres_url) as proxy, closing(PostgresDatabase(proxy.url)) as database:
+        database.open()
+        proxy.cut_all()
+        with bulk_load(postgres_url):
+            for _ in range(2):  # the lost connection, and the lock
+                with pytest.raises(errors.StoreUnavailable) as refusal:
+                    database.check()
+            assert refusal.value.detail == "an import into the database is running"
+        database.check()
+
+
+def test_stores_of_two_schemas_do_not_share_the_lock(
+    postgres_url: str, admin: "psycopg.Connection[tuple[object, ...]]"
+) -> None:
+    from caseload_server.store.backends.postgres.migrate import migrate
+
+    admin.execute("CREATE SCHEMA other")
+    other = f"{postgres_url}?options=-csearch_path%3Dother"
+    migrate(other)
+    with closing(open_store(Config(database=postgres_url), lambda: 1)), bulk_load(other):
+        pass
+
+
+def test_a_database_that_accepts_no_writes_is_not_ready(
+    postgres_url: str, admin: "psycopg.Connection[tuple[object, ...]]"
+) -> None:
+    name = urlsplit(postgres_url).path.removeprefix("/")
+    with Proxy(postgres_url) as proxy, closing(PostgresDatabase(f"{proxy.url}?target_session_attrs=any")) as database:
+        database.check()
+        admin.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on".encode())
+        try:
+            proxy.cut_all()
+            with pytest.raises(errors.StoreUnavailable):
+                database.check()
+            with pytest.raises(errors.StoreUnavailable) as refusal:
+                database.check()
+            assert (refusal.value.sqlstate, refusal.value.detail) == ("25006", "the database accepts no writes")
+        finally:
+            admin.execute("SET default_transaction_read_only = off")
+            admin.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only".encode())
