@@ -172,7 +172,7 @@ def test_a_name_search_is_planned_for_its_words(clinic: "psycopg.Connection[Any]
     query = lists.select_records(PATIENT, RecordQuery(name_prefix=prefix), DIALECT)
     read = plan(clinic, query.of_page(PATIENT_ID, LIMIT), "custom")
     assert query.plan_for_values
-    assert [node["Index Name"] for node in read if "word" in node.get("Alias", "") and index in node["Index Name"]]
+    assert index in {node.get("Index Name") for node in read}
     assert not any(is_full_scan(node) for node in read)
 
 

@@ -18,6 +18,7 @@ from caseload_server.store.backends.sqlite.migrate import migrate, pending
 
 from tests.store.store_calls import CALL, TABLES, make, run
 from tests.support.waiting import HUNG_SECONDS, join
+from tests.support.write_lock import wait_for_locks
 
 LATER = Migration("9999_later", "CREATE TABLE later (x INTEGER) STRICT")
 
@@ -116,7 +117,8 @@ def test_a_failed_first_migration_leaves_a_file_that_can_be_migrated(path: Path)
 
 
 @pytest.mark.parametrize("turn", range(3))
-def test_only_one_of_many_threads_migrates_a_new_file(path: Path, turn: int) -> None:
+def test_only_one_of_many_threads_migrates_a_new_file(path: Path, turn: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    wait_for_locks(monkeypatch)
     done: list[list[Migration]] = []
     refusals: list[Exception] = []
     barrier = threading.Barrier(8 + turn)
