@@ -11,7 +11,7 @@ from caseload_server.config import Config
 from caseload_server.rpc.server import CaseloadServer, build_server
 
 from tests.support.postgres.fixtures import postgres, postgres_databases, postgres_url
-from tests.support.servers import Client
+from tests.support.servers import NO_LOG, Client
 from tests.support.waiting import NEVER_SECONDS
 
 __all__ = ["postgres", "postgres_databases", "postgres_url"]
@@ -72,8 +72,9 @@ def database_url(new_database: NewDatabase) -> Iterator[str]:
 
 @contextmanager
 def serving(database_url: str, **settings: Any) -> Iterator[CaseloadServer]:
-    fixed = {"address": "127.0.0.1:0", "database": database_url, "drain_seconds": 0, "threads": 8}
+    fixed: dict[str, Any] = {"address": "127.0.0.1:0", "database": database_url, "drain_seconds": 0, "threads": 8}
     fixed["queue_timeout_seconds"] = NEVER_SECONDS  # calls are not shed because the machine is busy
+    fixed["access_log"] = NO_LOG
     started = build_server(Config(**{**fixed, **settings}))
     started.start()
     try:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.api.client_calls import SIDES, T0, Side, covers, refused
 from tests.conftest import NewDatabase
-from tests.support.servers import Client, refusal
+from tests.support.servers import NO_LOG, Client, refusal
 
 ONE = "0190a3c4-0000-7000-8000-000000000001"
 PRIMARY, TREATING, SUPERVISING, COVERING = 1, 2, 3, 4
@@ -252,7 +252,9 @@ def test_both_sides_return_the_same_answers(
 @contextmanager
 def _stopped_clock(url: str) -> Iterator[Client]:
     """A server whose clock always says T0, so that two runs can be compared."""
-    server = build_server(Config("127.0.0.1:0", url, threads=4, drain_seconds=0), lambda: T0 * 1_000_000)
+    server = build_server(
+        Config("127.0.0.1:0", url, threads=4, drain_seconds=0, access_log=NO_LOG), lambda: T0 * 1_000_000
+    )
     server.start()
     client = Client(server.address)
     yield client

@@ -17,13 +17,14 @@ from caseload_server.store.backends.sqlite import database as sqlite
 from tests.api.client_calls import covers
 from tests.store.store_builders import fill
 from tests.support.api_driver import PRIMARY, ApiDriver, number, refused
+from tests.support.servers import NO_LOG
 from tests.support.waiting import NEVER_SECONDS, eventually, join
 from tests.support.watch_reader import WatchReader, await_unread, opened_watch, slowly_read, unread
 
 
 @contextmanager
 def serving(url: str, **settings: Any) -> Iterator[CaseloadServer]:
-    server = build_server(Config(address="127.0.0.1:0", database=url, drain_seconds=0, **settings))
+    server = build_server(Config(address="127.0.0.1:0", database=url, drain_seconds=0, access_log=NO_LOG, **settings))
     server.start()
     try:
         yield server

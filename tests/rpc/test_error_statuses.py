@@ -32,7 +32,7 @@ from tests.api.error_scenarios import (
 )
 from tests.api.fault_injection import CANARY, FaultyServer, faulty_server
 from tests.security.server_fixture import await_writes
-from tests.support.servers import Client, ServerProcess, refusal
+from tests.support.servers import NO_LOG, Client, ServerProcess, refusal
 from tests.support.write_lock import holding_the_lock, wait_for_locks
 
 CATALOGUE = Path(__file__).parents[2] / "protos" / "caseload" / "v1" / "error_reason.proto"
@@ -112,7 +112,7 @@ def test_a_write_whose_deadline_expires_in_the_queue_is_not_executed(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wait_for_locks(monkeypatch)
-    server = build_server(Config("127.0.0.1:0", database_url, drain_seconds=0, threads=1))
+    server = build_server(Config("127.0.0.1:0", database_url, drain_seconds=0, threads=1, access_log=NO_LOG))
     server.start()
     people = People(Client(server.address), "Patient")
     create = people.client.patients.CreatePatient

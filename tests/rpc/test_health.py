@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.conftest import NewDatabase
 from tests.support.api_driver import RPCS, ApiDriver
-from tests.support.servers import Client
+from tests.support.servers import NO_LOG, Client
 from tests.support.waiting import HUNG_SECONDS, NEVER_SECONDS, eventually, join
 
 SERVICES = sorted({rpc.containing_service.full_name for rpc in RPCS.values()})
@@ -45,7 +45,9 @@ def test_the_health_of_an_unknown_service_is_not_found(client: Client) -> None:
 
 def test_a_health_watch_reports_not_serving_and_does_not_delay_the_stop(database_url: str) -> None:
     drain_seconds = 2.0  # the watch must report NOT_SERVING within this time; it takes milliseconds
-    server = build_server(Config("127.0.0.1:0", database_url, drain_seconds=drain_seconds, grace_seconds=NEVER_SECONDS))
+    server = build_server(
+        Config("127.0.0.1:0", database_url, drain_seconds=drain_seconds, grace_seconds=NEVER_SECONDS, access_log=NO_LOG)
+    )
     server.start()
     client = Client(server.address)
     watches = [
@@ -66,7 +68,7 @@ def test_a_stopped_server_leaves_no_threads(new_database: NewDatabase) -> None:
     before = threading.active_count()
     for _ in range(2):
         with new_database() as url:
-            server = build_server(Config("127.0.0.1:0", url, drain_seconds=0))
+            server = build_server(Config("127.0.0.1:0", url, drain_seconds=0, access_log=NO_LOG))
             server.start()
             with ApiDriver(server.address) as api:
                 next(api.watch())

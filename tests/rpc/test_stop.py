@@ -17,7 +17,7 @@ from caseload_server.rpc.server import CaseloadServer, build_server
 from tests.conftest import serving
 from tests.store.store_builders import fill
 from tests.support.api_driver import ApiDriver, number, refused
-from tests.support.servers import Client
+from tests.support.servers import NO_LOG, Client
 from tests.support.waiting import HUNG_SECONDS, NEVER_SECONDS, eventually, join
 from tests.support.watch_reader import WatchReader, await_unread, unread
 
@@ -76,7 +76,9 @@ class SlowReader:
 
 
 def test_a_response_still_being_read_at_a_stop_arrives_complete(database_url: str) -> None:
-    server = build_server(Config("127.0.0.1:0", database_url, threads=4, drain_seconds=0, grace_seconds=NEVER_SECONDS))
+    server = build_server(
+        Config("127.0.0.1:0", database_url, threads=4, drain_seconds=0, grace_seconds=NEVER_SECONDS, access_log=NO_LOG)
+    )
     server.start()
     client = Client(server.address)
     notes = {f"{number}": "x" * 900 for number in range(10)}

@@ -12,6 +12,7 @@ from caseload_server.security import api_keys
 from caseload_server.security.principal import PERMISSIONS
 
 from tests.support.api_driver import ApiDriver
+from tests.support.servers import NO_LOG
 from tests.support.waiting import eventually
 
 Metadata = tuple[tuple[str, str | bytes], ...]
@@ -51,7 +52,9 @@ def bearer(token: str) -> Metadata:
 def serving(folder: Path, **settings: Any) -> Iterator[CaseloadServer]:
     """A server in this process, on a database in this folder."""
     database = f"sqlite:///{folder}/caseload.db"
-    config = Config(**{"address": "127.0.0.1:0", "database": database, "drain_seconds": 0, "threads": 8, **settings})
+    fixed: dict[str, Any] = {"address": "127.0.0.1:0", "database": database, "drain_seconds": 0, "threads": 8}
+    fixed["access_log"] = NO_LOG
+    config = Config(**{**fixed, **settings})
     server = build_server(config)
     server.start()
     try:

@@ -16,10 +16,10 @@ from caseload_server.api.patient_service import PatientServicer
 from caseload_server.domain import errors
 from caseload_server.observability import access_log
 from caseload_server.observability.metrics import Metrics
-from caseload_server.rpc.server import CaseloadServer
 from caseload_server.store import RelationshipStore
 from prometheus_client import Counter
 
+from tests.conftest import serving
 from tests.observability.metrics_client import page
 from tests.security.canaries import CANARY, Caller, leaking_outputs
 from tests.support.servers import ServerProcess, free_address
@@ -134,17 +134,16 @@ def outputs(
     database_url: str,
 ) -> Iterator[dict[str, str]]:
     """Every output by name, after every call to a server with the defect that the test requests."""
-    assert database_url  # a parameter so that this runs on every database
     if request.param is not crash_in_the_store:
         request.param(monkeypatch)
-    server: CaseloadServer = request.getfixturevalue("measured_server")
-    caller = Caller(server.address)
-    caller.prepare()
-    if request.param is crash_in_the_store:
-        request.param(monkeypatch)
-    caller.call_everything()
-    caller.close()
-    metrics = page(server.metrics_address)
+    with serving(database_url, metrics_address="127.0.0.1:0", access_log=None) as server:  # it goes to standard error
+        caller = Caller(server.address)
+        caller.prepare()
+        if request.param is crash_in_the_store:
+            request.param(monkeypatch)
+        caller.call_everything()
+        caller.close()
+        metrics = page(server.metrics_address)
     printed = capfd.readouterr()
     collected = {name: "\n".join(texts) for name, texts in caller.outputs.items()}
     yield {**collected, "stdout": printed.out, "stderr": printed.err, "library": caplog.text, "metrics": metrics}

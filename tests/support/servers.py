@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,6 +21,8 @@ from tests.support.waiting import HUNG_SECONDS
 
 START_SECONDS = HUNG_SECONDS
 """The timeout of a server start."""
+NO_LOG = Path(os.devnull)
+"""The access log of servers in the test process: a call that ends late would print its line between tests."""
 
 
 def free_address() -> str:

@@ -58,7 +58,8 @@ class LogFile:
     def close(self) -> None:
         """Closes the file. A later write fails, and cannot reach another file that reuses the descriptor's number."""
         with self._lock:
-            os.close(self._file)
+            if self._file >= 0:
+                os.close(self._file)
             self._file = -1
 
     def _open(self) -> None:
