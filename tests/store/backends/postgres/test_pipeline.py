@@ -7,6 +7,7 @@ import pytest
 from caseload_server.store.backends.postgres import pipeline as module
 from caseload_server.store.backends.postgres.connection import connect
 from caseload_server.store.backends.postgres.pipeline import EarlierStatementFailed, StatementPipeline
+from caseload_server.store.backends.protocol import Value
 
 ADD = "INSERT INTO purged (kind, record_id) VALUES ('patient', :id)"
 IDS = "SELECT record_id FROM purged ORDER BY record_id"
@@ -19,7 +20,7 @@ def pipeline(postgres_url: str) -> Iterator[StatementPipeline]:
 
 
 def test_values_of_every_type_arrive_unchanged(pipeline: StatementPipeline) -> None:
-    values = {"text": "Zoë 'x' %s \\", "number": -(2**63), "bytes": b"\x00\xff", "nothing": None}
+    values: dict[str, Value] = {"text": "Zoë 'x' %s \\", "number": -(2**63), "bytes": b"\x00\xff", "nothing": None}
     pipeline.add("SELECT :text, :number, :bytes, CAST(:nothing AS TEXT), :text", values)
     assert pipeline.flush() == [("Zoë 'x' %s \\", -(2**63), b"\x00\xff", None, "Zoë 'x' %s \\")]
 
