@@ -217,7 +217,7 @@ def test_a_longer_queue_than_a_batch_needs_several_commits(
     store: RelationshipStore, commits: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     group_commit: Any = store._database
-    monkeypatch.setattr(group_commit._group_commit, "_max_batch", 4)
+    monkeypatch.setattr(group_commit._group_commit, "max_batch", 4)
     made = batch(store._database, [partial(make, store, THERAPIST, f"t{number}") for number in range(10)])
     assert commits == [4, 4, 2]
     assert store.list_records(THERAPIST, requests.RecordQuery(), ALL).records == made

@@ -161,7 +161,7 @@ class PostgresWriter:
         """Runs jobs until one meets a lock, or until the queue is empty and no other transaction is at its commit."""
         jobs = batch.jobs.copy()
         deadline = time.monotonic() + _COLLECT_SECONDS
-        while jobs or (self._turn.locked() and time.monotonic() < deadline):
+        while jobs or (self._turn.locked() and not batch.is_full and time.monotonic() < deadline):
             for job in jobs:
                 if not self._run_in_savepoint(job, connection, pipeline):
                     _reject_waiting(batch, job)
