@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from caseload_server.domain import errors
-from caseload_server.store.backends.group_commit import unchanged
 from caseload_server.store.backends.protocol import Sharing
 
 from tests.support.waiting import HUNG_SECONDS, eventually, join
@@ -18,17 +16,17 @@ class HolderRefused(Exception):
 
 @contextmanager
 def transaction_under_way(database: Any) -> Iterator[None]:
-    """Holds a writer in its transaction, so that others queue behind it."""
+    """Holds a writer at the end of its transaction, so that others queue behind it."""
     entered, leave = threading.Event(), threading.Event()
 
-    def work(_: object) -> None:
+    def tail(_transaction: object, _outcomes: list[None]) -> list[None]:
         entered.set()
         assert leave.wait(HUNG_SECONDS)
         raise HolderRefused
 
     def hold() -> None:
-        with suppress(HolderRefused, errors.DomainError):  # it may share the transaction of the others
-            database.write_with_tail(work, unchanged, Sharing())
+        with suppress(HolderRefused):
+            database.write_with_tail(lambda _: None, tail, Sharing())
 
     database._group_commit._max_leaders = 1
     holder = threading.Thread(target=hold)

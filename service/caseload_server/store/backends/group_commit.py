@@ -105,6 +105,11 @@ class Batch:
         """The job whose caller runs the batch."""
         return self.jobs[0]
 
+    @property
+    def is_full(self) -> bool:
+        """Whether `take_more` can add no job."""
+        return len(self.jobs) >= self._group_commit.max_batch
+
     def take_more(self, *, sharing: bool = False) -> list[Job[Any, Any]]:
         """Adds jobs that wait in the queue, as many as fit. Returns them.
 
@@ -126,7 +131,8 @@ class GroupCommit:
         leaves it for another batch; max_batch, jobs in one; max_leaders, batches at once.
         """
         self._commit = commit
-        self._max_batch = max_batch
+        self.max_batch: Final = max_batch
+        """Largest number of jobs in a batch."""
         self._max_leaders = max_leaders
         self._lock = threading.Lock()
         self._queue: list[Job[Any, Any]] = []
@@ -184,7 +190,7 @@ class GroupCommit:
             queue, self._queue = self._queue, []
             for job in queue:
                 wanted = not sharing or not job.sharing.records.isdisjoint(batch.records)
-                if wanted and len(batch.jobs) < self._max_batch and self._may_run(job, batch.records):
+                if wanted and not batch.is_full and self._may_run(job, batch.records):
                     self._reserve(batch, job)
                     batch.jobs.append(job)
                     taken.append(job)

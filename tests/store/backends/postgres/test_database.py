@@ -303,6 +303,28 @@ def test_a_commit_that_waits_for_its_standby_is_unknown_and_never_cancelled(wait
     assert store.get(THERAPIST, "t").display_name == "Ada"
 
 
+def test_writes_behind_a_commit_that_waits_are_rejected_and_only_those_in_it_are_unknown(waiting: Waiting) -> None:
+    failures: dict[str, type[Exception]] = {}
+
+    def create(name: str) -> None:
+        try:
+            waiting.store.create(THERAPIST, name, {"display_name": "Ada"}, CALL)
+        except errors.DomainError as failure:
+            failures[name] = type(failure)
+
+    callers = [threading.Thread(target=create, args=(f"t{number:02}",)) for number in range(24)]
+    for caller in callers:
+        caller.start()
+    join(*callers)
+    assert len(failures) == 24
+    assert set(failures.values()) <= {errors.OutcomeUnknown, errors.StoreUnavailable}
+    waiting.stand_by("")
+    eventually(waiting.is_available)
+    written = {name for (name,) in run(waiting.store, "SELECT therapist_id FROM therapist")}
+    assert written == {name for name, failure in failures.items() if failure is errors.OutcomeUnknown}
+    assert head(waiting.store) == len(written)
+
+
 @pytest.mark.parametrize("shown", ["notice", "error"])
 def test_a_commit_whose_standby_wait_is_cancelled_is_not_acknowledged(waiting: Waiting, shown: str) -> None:
     waiting.database._writer.commit_timeout_seconds = NEVER_SECONDS

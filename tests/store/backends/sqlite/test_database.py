@@ -73,7 +73,7 @@ def test_waiting_writers_share_the_next_commit(database: SqliteDatabase, store: 
 def test_a_queue_longer_than_a_batch_needs_several_commits(
     database: SqliteDatabase, store: RelationshipStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database._group_commit, "_max_batch", 4)
+    monkeypatch.setattr(database._group_commit, "max_batch", 4)
     commits = count_commits(database)
     made = batch(database, [partial(make, store, THERAPIST, f"t{n}") for n in range(10)])
     assert len(commits) == 4

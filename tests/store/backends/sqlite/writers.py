@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from caseload_server.store.backends.protocol import Sharing
 from caseload_server.store.backends.sqlite.database import SqliteDatabase
 
 from tests.support.waiting import HUNG_SECONDS, eventually, join
@@ -15,14 +16,15 @@ from tests.support.waiting import HUNG_SECONDS, eventually, join
 
 @contextmanager
 def commit_under_way(database: SqliteDatabase) -> Iterator[None]:
-    """Holds a writer in its transaction, so that others queue behind it."""
+    """Holds a writer at the end of its transaction, so that others queue behind it."""
     entered, leave = threading.Event(), threading.Event()
 
-    def work(_: object) -> None:
+    def tail(_: object, outcomes: list[None]) -> list[None]:
         entered.set()
         assert leave.wait(HUNG_SECONDS)
+        return outcomes
 
-    holder = threading.Thread(target=database.write, args=(work,))
+    holder = threading.Thread(target=database.write_with_tail, args=(lambda _: None, tail, Sharing()))
     holder.start()
     assert entered.wait(HUNG_SECONDS)
     try:

@@ -24,8 +24,12 @@ MAX_BATCH: Final = 60
 """Writes that share a transaction. Above 64 savepoints PostgreSQL keeps their state outside of shared memory.
 https://www.postgresql.org/docs/current/subxacts.html"""
 _IN_TRANSACTION: Final = {pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR}
-_COLLECT_SECONDS: Final = 0.001
-"""How long a transaction that waits for the commit of another lets further writes come."""
+_POLL_SECONDS: Final = 0.001
+"""Interval at which a transaction looks for further writes, while it waits for the commit of another."""
+_COLLECT_SECONDS: Final = 1.0
+"""How long it looks for further writes at most."""
+_TURN_TIMEOUT_SECONDS: Final = 3.0
+"""How long it waits for the commits of others after that."""
 MAX_LEADERS: Final = 4
 """Shared transactions at once. While one waits for its statements or its commit, others run theirs."""
 _LOCK_FIRST: Final = "LOCK TABLE request IN ROW EXCLUSIVE MODE"
@@ -132,19 +136,32 @@ class PostgresWriter:
             self._run_jobs(batch, ran, connection, pipeline)
             if all(job.error for job in ran):
                 return  # and roll back: every refusal rests on what is committed
-            with self._turn:
+            with self._commit_turn():
                 pipeline.add(_WAIT_LONG)
                 pipeline.mark()
                 written = run_tails(WriteTransaction(pipeline), ran)
                 pipeline.flush()
                 self._commit(connection, len(written))
 
+    @contextmanager
+    def _commit_turn(self) -> Iterator[None]:
+        """Waits until no other transaction of this process holds the counter. Raises StoreBusy, StoreUnavailable."""
+        if not self._turn.acquire(timeout=_TURN_TIMEOUT_SECONDS):
+            raise errors.StoreBusy
+        try:
+            if self.commits_stalled:
+                raise errors.StoreUnavailable
+            yield
+        finally:
+            self._turn.release()
+
     def _run_jobs(
         self, batch: Batch, ran: list[Job[Any, Any]], connection: Connection, pipeline: StatementPipeline
     ) -> None:
         """Runs jobs until one meets a lock, or until the queue is empty and no other transaction is at its commit."""
         jobs = batch.jobs.copy()
-        while jobs or self._turn.locked():
+        deadline = time.monotonic() + _COLLECT_SECONDS
+        while jobs or (self._turn.locked() and not batch.is_full and time.monotonic() < deadline):
             for job in jobs:
                 if not self._run_in_savepoint(job, connection, pipeline):
                     _reject_waiting(batch, job)
@@ -154,7 +171,7 @@ class PostgresWriter:
                 if batch.waits_for_lock and job is batch.leader:
                     pipeline.add(_WAIT_BRIEFLY)
             jobs = batch.take_more()
-            if not jobs and self._turn.acquire(timeout=_COLLECT_SECONDS):
+            if not jobs and self._turn.acquire(timeout=_POLL_SECONDS):
                 self._turn.release()
 
     def _run_in_savepoint(self, job: Job[Any, Any], connection: Connection, pipeline: StatementPipeline) -> bool:

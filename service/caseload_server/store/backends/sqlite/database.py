@@ -252,8 +252,11 @@ class SqliteDatabase:
         started = time.perf_counter()
         try:
             self._begin()
-            for job in batch.jobs:
-                self._run(job)
+            jobs = batch.jobs.copy()
+            while jobs:
+                for job in jobs:
+                    self._run(job)
+                jobs = batch.take_more()
             written = run_tails(self._transaction, batch.jobs)
             committing = True
             self._committing_since = time.monotonic()
