@@ -38,13 +38,13 @@ class Config:
     worker: int | None = None
     """Number of this worker process, from 0. None when this process was not started by a supervisor."""
     threads: int = 64
-    """Number of writes at once, which is also the largest group commit. Reads have threads of their own."""
+    """Number of writes at once. Reads have threads of their own, and so have transfers and deletes."""
     read_threads: int = 16
-    """Number of reads at once, at most `threads`. With many threads, contention for the GIL makes each read slower."""
+    """Number of reads at once, at most `threads`; half as many for lists. More threads contend more for the GIL."""
     max_queue_depth: int = 400
-    """Number of calls that may wait for a thread, for reads and for writes each. Further calls are shed."""
+    """Number of calls that may wait for a thread, for each class of calls. Further calls are shed."""
     queue_timeout_seconds: float = 1.0
-    """Longest wait for a thread. New calls are shed at once while the first queued call has waited for half of it."""
+    """Longest wait for a thread. A new call is shed at once while its caller's oldest has waited for half of it."""
     max_caller_share: float = 0.5
     """The largest part of the threads, queues, watches and open calls that one principal may have, up to 1."""
     pool_size: int = 16
@@ -54,8 +54,8 @@ class Config:
     max_connections: int = 2500
     """Number of open client connections to one process."""
     max_connection_age_seconds: float | None = None
-    """How long callers may keep a connection, in seconds. 0 sets no limit; None stands for 5 minutes, or for no limit
-    on loopback. Callers then connect again, and so find instances that were started later."""
+    """How long callers may keep a connection, in seconds. 0 sets no limit. None means 5 minutes, or none on loopback.
+    Callers then connect again, so they find instances that were started later."""
     drain_seconds: float = 5.0
     """How long a stopping server, which reports NOT_SERVING, still accepts calls."""
     grace_seconds: float = 30.0

@@ -25,9 +25,9 @@ class ChangeServiceStub:
     A request that does not parse, or that has more bytes than the limits of its fields allow,
     returns INVALID_FIELD with an empty field.
 
-    Three checks come before all others. An overloaded server returns OVERLOADED to any caller and
-    does not start the call. Missing or unknown credentials return UNAUTHENTICATED. A caller without
-    the permission audit gets PERMISSION_DENIED.
+    Three checks come before all others. Missing or unknown credentials return UNAUTHENTICATED. A
+    caller without the permission audit gets PERMISSION_DENIED. An overloaded server returns
+    OVERLOADED and does not start the call.
 
     revision. An opaque string: a position in the change log of one store. A reader can start after
     any revision that any call has returned. A revision from another store, or from before a restore,
@@ -77,8 +77,10 @@ class ChangeServiceStub:
     Errors:
     - INVALID_FIELD: a field of filter is malformed.
     - SHUTTING_DOWN: this process is stopping, which also ends open watches. Resume: another
-      process, or this one after a restart, will answer.
-    - TOO_MANY_WATCHES: this process has reached its limit of open watches. Metadata gives limit.
+      process, or this one after a restart, will answer. A watch that has reached its largest age
+      ends with this error too.
+    - TOO_MANY_WATCHES: this process has reached its limit of open watches, or the caller has
+      reached its share of them. Metadata gives limit.
     - REVISION_FOREIGN: after_revision is malformed, from another store, or from before a restore.
     - REVISION_PRUNED: changes after after_revision were pruned. Metadata gives oldest_revision. An
       open watch also ends with this error when changes are pruned before it has sent them.
@@ -98,9 +100,9 @@ class ChangeServiceServicer(metaclass=_abc_1.ABCMeta):
     A request that does not parse, or that has more bytes than the limits of its fields allow,
     returns INVALID_FIELD with an empty field.
 
-    Three checks come before all others. An overloaded server returns OVERLOADED to any caller and
-    does not start the call. Missing or unknown credentials return UNAUTHENTICATED. A caller without
-    the permission audit gets PERMISSION_DENIED.
+    Three checks come before all others. Missing or unknown credentials return UNAUTHENTICATED. A
+    caller without the permission audit gets PERMISSION_DENIED. An overloaded server returns
+    OVERLOADED and does not start the call.
 
     revision. An opaque string: a position in the change log of one store. A reader can start after
     any revision that any call has returned. A revision from another store, or from before a restore,
@@ -160,8 +162,10 @@ class ChangeServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
         - INVALID_FIELD: a field of filter is malformed.
         - SHUTTING_DOWN: this process is stopping, which also ends open watches. Resume: another
-          process, or this one after a restart, will answer.
-        - TOO_MANY_WATCHES: this process has reached its limit of open watches. Metadata gives limit.
+          process, or this one after a restart, will answer. A watch that has reached its largest age
+          ends with this error too.
+        - TOO_MANY_WATCHES: this process has reached its limit of open watches, or the caller has
+          reached its share of them. Metadata gives limit.
         - REVISION_FOREIGN: after_revision is malformed, from another store, or from before a restore.
         - REVISION_PRUNED: changes after after_revision were pruned. Metadata gives oldest_revision. An
           open watch also ends with this error when changes are pruned before it has sent them.

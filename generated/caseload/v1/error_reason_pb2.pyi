@@ -111,7 +111,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """RESOURCE_EXHAUSTED. The disk of the database is full, and nothing was written."""
     ERROR_REASON_SHUTTING_DOWN: _ErrorReason.ValueType  # 54
     """UNAVAILABLE. This instance is shutting down. Another instance, or this one after a restart,
-    will answer. Resume a watch after the last through_revision received.
+    will answer. A watch that has reached its largest age ends with this reason too. Resume a watch
+    after the last through_revision received.
     """
     ERROR_REASON_REVISION_PRUNED: _ErrorReason.ValueType  # 60
     """OUT_OF_RANGE. Changes after this revision were pruned. Metadata gives oldest_revision."""
@@ -122,7 +123,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     gives the delay before a retry.
     """
     ERROR_REASON_TOO_MANY_WATCHES: _ErrorReason.ValueType  # 71
-    """RESOURCE_EXHAUSTED. This process has reached its limit of open watches. Metadata gives limit."""
+    """RESOURCE_EXHAUSTED. This process has reached its limit of open watches, or the caller has
+    reached its share of them. Metadata gives limit.
+    """
     ERROR_REASON_WATCH_TOO_SLOW: _ErrorReason.ValueType  # 72
     """ABORTED. The watch was closed because it was read too slowly. Resume after the last
     through_revision received.
@@ -134,7 +137,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     names.
     """
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 90
-    """DEADLINE_EXCEEDED. The deadline passed before the work began, and nothing was written."""
+    """DEADLINE_EXCEEDED. The deadline passed before the work began, or the message took longer than
+    10 seconds to arrive. Nothing was written.
+    """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 99
     """INTERNAL. An unexpected error in the service. Metadata gives an error_id, which identifies the
     entry in the server's log.
@@ -241,7 +246,8 @@ ERROR_REASON_STORE_FULL: ErrorReason.ValueType  # 53
 """RESOURCE_EXHAUSTED. The disk of the database is full, and nothing was written."""
 ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 54
 """UNAVAILABLE. This instance is shutting down. Another instance, or this one after a restart,
-will answer. Resume a watch after the last through_revision received.
+will answer. A watch that has reached its largest age ends with this reason too. Resume a watch
+after the last through_revision received.
 """
 ERROR_REASON_REVISION_PRUNED: ErrorReason.ValueType  # 60
 """OUT_OF_RANGE. Changes after this revision were pruned. Metadata gives oldest_revision."""
@@ -252,7 +258,9 @@ ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 70
 gives the delay before a retry.
 """
 ERROR_REASON_TOO_MANY_WATCHES: ErrorReason.ValueType  # 71
-"""RESOURCE_EXHAUSTED. This process has reached its limit of open watches. Metadata gives limit."""
+"""RESOURCE_EXHAUSTED. This process has reached its limit of open watches, or the caller has
+reached its share of them. Metadata gives limit.
+"""
 ERROR_REASON_WATCH_TOO_SLOW: ErrorReason.ValueType  # 72
 """ABORTED. The watch was closed because it was read too slowly. Resume after the last
 through_revision received.
@@ -264,7 +272,9 @@ ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 81
 names.
 """
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 90
-"""DEADLINE_EXCEEDED. The deadline passed before the work began, and nothing was written."""
+"""DEADLINE_EXCEEDED. The deadline passed before the work began, or the message took longer than
+10 seconds to arrive. Nothing was written.
+"""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 99
 """INTERNAL. An unexpected error in the service. Metadata gives an error_id, which identifies the
 entry in the server's log.

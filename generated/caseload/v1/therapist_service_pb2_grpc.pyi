@@ -21,10 +21,10 @@ class TherapistServiceStub:
     parse, or that has more bytes than the limits of its fields allow, returns INVALID_FIELD with an
     empty field.
 
-    Three checks come before all others. An overloaded server returns OVERLOADED to any caller and
-    does not start the call. Missing or unknown credentials return UNAUTHENTICATED. A caller without
-    the required permission gets PERMISSION_DENIED. RPCs without side effects require the permission
-    read, all others require write.
+    Three checks come before all others. Missing or unknown credentials return UNAUTHENTICATED. A
+    caller without the required permission gets PERMISSION_DENIED. RPCs without side effects require
+    the permission read, all others require write. An overloaded server returns OVERLOADED and does
+    not start the call.
 
     request_id. The server remembers a write with a request_id for its caller for 24 hours, even when
     the write changed nothing. It does not remember failed calls and validate_only calls. The same
@@ -210,10 +210,10 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
     parse, or that has more bytes than the limits of its fields allow, returns INVALID_FIELD with an
     empty field.
 
-    Three checks come before all others. An overloaded server returns OVERLOADED to any caller and
-    does not start the call. Missing or unknown credentials return UNAUTHENTICATED. A caller without
-    the required permission gets PERMISSION_DENIED. RPCs without side effects require the permission
-    read, all others require write.
+    Three checks come before all others. Missing or unknown credentials return UNAUTHENTICATED. A
+    caller without the required permission gets PERMISSION_DENIED. RPCs without side effects require
+    the permission read, all others require write. An overloaded server returns OVERLOADED and does
+    not start the call.
 
     request_id. The server remembers a write with a request_id for its caller for 24 hours, even when
     the write changed nothing. It does not remember failed calls and validate_only calls. The same

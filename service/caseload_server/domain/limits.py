@@ -21,7 +21,7 @@ MAX_ASSIGNMENTS_PER_CALL: Final = 1000
 """Largest number of assignments that one transfer or forced delete changes."""
 
 MAX_READ_SECONDS: Final = 10.0
-"""Longest time that the reads of a call may take on SQLite, in seconds. They end earlier at the call's deadline."""
+"""Longest time of the reads of a call on SQLite, in seconds. They end earlier if the call's deadline passes."""
 
 # Records
 
@@ -57,7 +57,7 @@ HEARTBEAT_SECONDS: Final = 20.0
 SLOW_READER_SECONDS: Final = 10.0
 """A watch ends with WATCH_TOO_SLOW when its reader takes longer than this for one message, in seconds."""
 STUCK_READER_SECONDS: Final = 30.0
-"""A call is cancelled when its caller does not take an answer for this long, in seconds. No status would arrive."""
+"""A call is cancelled when its caller does not read a response for this long, in seconds. No status would arrive."""
 MAX_WATCH_MESSAGE_SETS: Final = 100
 """Largest number of change sets in one message of a watch."""
 MAX_WATCH_MESSAGE_BYTES: Final = 128 * 1024
@@ -70,7 +70,7 @@ HANDSHAKE_TIMEOUT_MS: Final = 10_000
 MAX_CONNECTION_IDLE_MS: Final = 600_000
 """The server closes a connection without calls after this time, in milliseconds."""
 CONNECTION_AGE_GRACE_SECONDS: Final = 60.0
-"""How long calls may still take on a connection that has reached its age, beyond the longest watch, in seconds."""
+"""Calls on a connection that has reached its age may take the longest age of a watch plus this time, in seconds."""
 KEEPALIVE_INTERVAL_MS: Final = 60_000
 """The server pings a silent connection after this time, in milliseconds, and closes it without an answer in 20 s."""
 MIN_PING_INTERVAL_MS: Final = 5_000
@@ -82,36 +82,36 @@ MAX_HEALTH_WATCHES: Final = 256
 MAX_REFLECTION_STREAMS: Final = 32
 """Largest number of open reflection streams in one process."""
 RESERVED_FILES: Final = 400
-"""File descriptors kept free for the database (two or three for each thread) and the logs."""
+"""File descriptors reserved for the database (two or three for each thread) and the logs."""
 MIN_CONNECTIONS: Final = 100
-"""The server does not start with room for fewer connections than this, besides one for each watch."""
+"""The server does not start if it can have fewer connections than this plus one for each watch."""
 
-# Open calls of one process. One principal may have its share of each (`max_caller_share`).
+# Open calls of one process. One principal may have its share of each limit (`max_caller_share`).
 
 MAX_OPEN_CALLS: Final = 2000
-"""Largest number of calls that are received, wait, run, or were answered without the answer being taken."""
+"""Largest number of open calls: those that arrive, wait or run, and those whose response is unread."""
 MAX_OPEN_PUBLIC_CALLS: Final = 500
-"""The same for calls without credentials, which can only be health checks and health watches."""
+"""Largest number of open calls without credentials, which are health checks and health watches."""
 MAX_CALLS_RECEIVING: Final = 64
-"""Largest number of calls whose message is being received."""
+"""Largest number of calls whose message is arriving."""
 MAX_PUBLIC_CALLS_RECEIVING: Final = 48
-"""The same for calls without credentials."""
+"""Largest number of calls without credentials whose message is arriving."""
 LOOKAHEAD_BYTES: Final = 16 * 1024
-"""The flow-control window of a call until its message is asked for, in bytes."""
+"""The flow-control window of a call until the server asks for its message, in bytes."""
 MESSAGE_TIMEOUT_SECONDS: Final = 10.0
-"""A call is refused when its message has not arrived this long after its headers, in seconds."""
+"""A call is rejected when its message has not arrived this long after its headers, in seconds."""
 MAX_UNTAKEN_BYTES: Final = 40 * 1024 * 1024
-"""Largest size of all answers that were not taken, in bytes. Small answers do not count."""
+"""Largest size of all unread responses together, in bytes. Small responses do not count."""
 MAX_CONNECTION_BYTES: Final = 10 * 1024 * 1024
-"""The same for one connection."""
+"""Largest size of the unread responses of one connection, in bytes."""
 SMALL_ANSWER_BYTES: Final = 4 * 1024
-"""Answers up to this size are bounded by the number of open calls."""
+"""Size up to which an unread response does not count, in bytes. The number of open calls limits those."""
 BULK_WRITE_THREADS: Final = 4
-"""Calls at once that may change many assignments each."""
+"""Number of transfers and deletes that run at once. Each may change many assignments."""
 
 # Logs
 
 MAX_ANONYMOUS_LINES: Final = 100
-"""Largest number of lines of the access log in a second, for each status code, from calls without a known caller."""
+"""Largest number of lines of the access log in a second, for each status code, from unauthenticated calls."""
 MAX_LOGGED_IDS: Final = 1000
 """Largest number of ids of one kind in a line of the access log."""

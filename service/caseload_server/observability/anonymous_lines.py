@@ -1,4 +1,4 @@
-"""Limits the lines that calls without a known caller add to the access log. The others are counted."""
+"""Limits the access log lines of unauthenticated calls, and counts the lines that it leaves out."""
 
 import threading
 import time
@@ -30,7 +30,7 @@ class AnonymousLines:
         self._timer: threading.Timer | None = None
 
     def admit(self, code: str) -> bool:
-        """Returns whether to write the line of a call, or counts it. Args: code, the name of the call's status code."""
+        """Returns whether to write the line of a call. Counts it if not. Args: code, the name of its status code."""
         with self._lock:
             if self._clock() >= self._second_ends:
                 self._second_ends = self._clock() + 1.0

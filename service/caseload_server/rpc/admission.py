@@ -1,7 +1,7 @@
-"""Admits calls: authorizes each one at its headers, and bounds what one caller and all callers together may hold.
+"""Admits calls: authorizes each call when its headers arrive, and limits what one caller and all callers may hold.
 
-A caller can hold memory without using a thread: it sends a message slowly, or does not take an answer. Both are bounded
-in number, in bytes and in time, for the process and for each caller.
+A caller can hold memory without using a thread, if it sends a message slowly or does not read a response. Both have
+limits in number, bytes and time, for the process and for each caller.
 """
 
 import math
@@ -21,11 +21,11 @@ from caseload_server.rpc.retry_delays import RetryDelays
 Handler = Callable[[IncomingCall, grpc.ServicerContext], Any]
 _SWEEP_SECONDS: Final = 0.25
 _BURST_SECONDS: Final = 0.1
-"""A health check gives way to newer ones when its message has not arrived after this time, in seconds."""
+"""A newer health check may displace one whose message has not arrived after this time, in seconds."""
 
 
 class Duration:
-    """How long the calls of one method take, as RFC 6298 estimates a round trip: a mean and its deviation."""
+    """Estimates how long the calls of one method take: a mean and a deviation, as RFC 6298 does for round trips."""
 
     __slots__ = ("_deviation", "_mean")
 
@@ -34,18 +34,18 @@ class Duration:
         self._deviation = 0.0
 
     def add(self, seconds: float) -> None:
-        """Adds one call. Threads may overwrite each other's addition, which changes an estimate little."""
+        """Adds the duration of one call. Threads may overwrite each other's update, which changes little."""
         difference = seconds - self._mean
         self._mean += difference / 8
         self._deviation += (abs(difference) - self._deviation) / 4
 
     def expected(self) -> float:
-        """Returns the time in seconds within which nearly all calls end."""
+        """Returns the time within which nearly all calls end, in seconds."""
         return self._mean + 2 * self._deviation
 
 
 class Method:
-    """What admission knows of a method. It is the attribute `method` of the method's handler."""
+    """The data of a method that admission needs. It is the attribute `method` of the method's handler."""
 
     __slots__ = ("authorize", "duration", "max_request_bytes", "refusal", "shed")
 
@@ -56,9 +56,9 @@ class Method:
         refusal: Callable[[errors.DomainError], Handler],
         shed: Callable[[errors.DomainError], Handler] | None = None,
     ) -> None:
-        """Args: authorize, returns the caller's name, or raises; max_request_bytes, a handler refuses larger requests.
+        """Args: authorize, returns the caller's name, or raises a DomainError; max_request_bytes, the largest request.
 
-        refusal, returns the handler that refuses a call; shed, the same for a call that is shed.
+        refusal, returns the handler that rejects a call with an error; shed, the same for a call that is shed.
         """
         self.authorize = authorize
         self.max_request_bytes = max_request_bytes
@@ -82,7 +82,7 @@ class Admission:
     """The open calls of one server."""
 
     def __init__(self, share: float) -> None:
-        """Starts the thread that ends stalled calls. Args: share, the largest part that one principal may have."""
+        """Starts the thread that ends stalled calls. Args: share, the largest part of each limit for one principal."""
         self._share = share
         self._retry_delays = RetryDelays()
         self._public = _Caller()
@@ -92,16 +92,16 @@ class Admission:
         self._receiving = 0
         """The number of principals' calls whose message is being received."""
         self._pending: dict[IncomingCall, Callable[[IncomingCall], None]] = {}
-        """Principals' calls whose message is received once another has arrived, and what then runs them."""
+        """Principals' calls that wait until another message has arrived, each with the function that then runs it."""
         self._lock = threading.Lock()
         self._untaken: Counter[str] = Counter()
-        """Bytes of large answers that were not taken, by connection and by caller, and in total under the name ""."""
+        """Bytes of large unread responses, by connection and by caller, and in total under the name ""."""
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._sweep, name="admission", daemon=True)
         self._thread.start()
 
     def admit(self, call: IncomingCall, proceed: Callable[[IncomingCall], None]) -> None:
-        """Refuses a call, or calls `proceed` once its message has arrived. Runs in the thread that receives calls."""
+        """Rejects a call, or calls `proceed` once its message has arrived. Runs in the thread that receives calls."""
         method: Method = call.handler.method
         try:
             call.authorize(method.authorize)
@@ -112,22 +112,22 @@ class Admission:
             self._receive(call, proceed)
 
     def shed(self, call: IncomingCall) -> None:
-        """Refuses a call because the server is overloaded."""
+        """Rejects a call because the server is overloaded."""
         call.refuse(call.handler.method.shed(self._overloaded()))
 
     def answered(self, call: IncomingCall) -> None:
-        """Starts the time within which the caller must take the answer."""
+        """Starts the time within which the caller must read the response."""
         call.stalls_at = time.monotonic() + limits.STUCK_READER_SECONDS
 
     def count_answer(self, call: IncomingCall, size: int) -> None:
-        """Counts the bytes of an answer until it is taken. Raises Overloaded when the callers leave too many.
+        """Counts the bytes of a response until the caller has read it. Raises Overloaded above the limits.
 
-        Small answers are not counted: the number of open calls bounds them.
+        It does not count small responses, because the number of open calls limits them.
         """
         if size <= limits.SMALL_ANSWER_BYTES:
             return
         share = math.ceil(limits.MAX_UNTAKEN_BYTES * self._share)
-        connection = call.peer()  # it is another one when the call has ended
+        connection = call.peer()  # after the end of the call, grpcio returns another value
         most = {"": limits.MAX_UNTAKEN_BYTES, f"caller {call.caller}": share, connection: limits.MAX_CONNECTION_BYTES}
         with self._lock:
             if any(self._untaken[key] + size > limit for key, limit in most.items()):
@@ -144,7 +144,10 @@ class Admission:
         return errors.Overloaded(self._retry_delays.next_seconds())
 
     def _begin(self, call: IncomingCall) -> None:
-        """Counts a call. Raises Overloaded. Public calls give way instead: the newest may be a probe."""
+        """Counts a call. Raises Overloaded above the limits.
+
+        Above the limit of public calls, it ends the oldest one instead, because the newest may be a health probe.
+        """
         caller = self._callers[call.caller]
         if call.caller:
             total = len(self._open) - len(self._public.open)
@@ -156,7 +159,7 @@ class Admission:
         call.on_end(partial(self._end, call))
 
     def _receive(self, call: IncomingCall, proceed: Callable[[IncomingCall], None]) -> None:
-        """Receives the message, at once or when another has arrived."""
+        """Receives the message, at once or after another one has arrived."""
         if call.is_received():
             proceed(call)
             return
@@ -182,7 +185,7 @@ class Admission:
         del self._callers[call.caller].receiving[call]
         self._receiving -= bool(call.caller)
         if len(call.message or b"") > call.handler.method.max_request_bytes:
-            call.run()  # is refused at once: no queue keeps a request that is too large
+            call.run()  # its handler rejects it at once, so the queue never holds a request that is too large
         elif call.is_active():
             proceed(call)
         if self._pending:
@@ -199,20 +202,20 @@ class Admission:
         self._pending.pop(call, None)
         with self._lock:
             if call.untaken:
-                self._untaken -= call.untaken  # which also drops the keys with nothing left
+                self._untaken -= call.untaken  # this also removes the keys that reach zero
 
     def _sweep(self) -> None:
         """Ends calls that have stalled."""
         while not self._stopped.wait(_SWEEP_SECONDS):
             now = time.monotonic()
-            for call in self._open.copy():  # one step of the interpreter: the other thread changes it meanwhile
+            for call in self._open.copy():  # copying is atomic; the other thread changes the dict meanwhile
                 if call.stalls_at <= now:
                     _end_stalled(call, errors.DeadlineExceeded())
 
     def _end_oldest(self, calls: dict[IncomingCall, None], min_seconds: float = 0.0) -> bool:
-        """Ends the oldest call that waits for its caller. Returns whether there was one.
+        """Ends the oldest call whose caller delays it. Returns whether there was one.
 
-        Args: min_seconds, keeps calls whose message has been awaited for less time than this.
+        Args: min_seconds, leaves alone calls that have waited for their message for less time than this.
         """
         latest = time.monotonic() + limits.MESSAGE_TIMEOUT_SECONDS - min_seconds if min_seconds else math.inf
         for call in calls:
@@ -223,7 +226,7 @@ class Admission:
 
 
 def _end_stalled(call: IncomingCall, error: errors.DomainError) -> None:
-    """Refuses a call whose message did not arrive, and cancels one whose answer was not taken."""
+    """Rejects a call whose message did not arrive. Cancels a call whose response was not read."""
     call.stalls_at = math.inf
     if call.is_received():
         call.cancel()

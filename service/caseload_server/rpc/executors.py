@@ -22,15 +22,15 @@ _PROBE_THREADS: Final = 4
 class FairExecutor(futures.ThreadPoolExecutor):
     """A fixed number of threads and a short queue, which callers share fairly. It is cheaper than ThreadPoolExecutor.
 
-    No call waits longer than the queue timeout. A new call is shed at once when the queue is full, or when the first
-    call of its caller has waited for half the timeout. A queued call is shed when its timeout ends, and when it is
-    not expected to end before its deadline.
+    No call waits longer than the queue timeout. A new call is shed at once when the queue or its caller's share of it
+    is full, or when the oldest queued call of its caller has waited for half the timeout. A queued call is shed when
+    its timeout ends, or when it is not expected to end before its deadline.
     """
 
     def __init__(
         self, admission: Admission, name: str, queue: FairQueue, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Starts the threads of a queue. Args: clock, returns seconds."""
+        """Starts the threads. Args: queue, holds the waiting calls; clock, returns seconds."""
         self._admission = admission
         self._clock = clock
         self._lock = threading.Lock()
@@ -45,11 +45,11 @@ class FairExecutor(futures.ThreadPoolExecutor):
             thread.start()
 
     def in_flight(self) -> int:
-        """Returns the number of calls that run."""
+        """Returns the number of running calls."""
         return self._queue.threads - self._idle
 
     def queue_depth(self) -> int:
-        """Returns the number of calls that wait for a thread."""
+        """Returns the number of queued calls."""
         return self._queue.depth
 
     def submit(self, _work: Callable[..., Any], /, *args: Any, **_kwargs: Any) -> Any:
@@ -57,7 +57,7 @@ class FairExecutor(futures.ThreadPoolExecutor):
         self._admission.admit(IncomingCall(args), self._enqueue)
 
     def shutdown(self, wait: bool = False, *, cancel_futures: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002 - Executor's
-        """Ends every thread once the queue is empty. Does not wait for them."""
+        """Lets every thread end once the queue is empty. Does not wait for the threads."""
         self._shut_down.set()
         for _ in range(self._queue.threads):
             self._started.put(None)
@@ -183,7 +183,7 @@ class Executors:
         self.writes: Final = self._fair("write", config.threads, share)
         self.bulk_writes: Final = self._fair("bulk_write", min(limits.BULK_WRITE_THREADS, config.threads), share)
         self.probes: Final = self._fair("probe", _PROBE_THREADS, share=1)
-        # A few more threads than watches: a watch above the limit is rejected at once and does not wait.
+        # A few more threads than watches, so that a watch above the limit is rejected at once and does not wait.
         self.watches: Final = StreamExecutor(admission, config.max_watches + 4, "watch", config.max_queue_depth)
         self.health_watches: Final = StreamExecutor(admission, limits.MAX_HEALTH_WATCHES, "health")
         self.reflection: Final = StreamExecutor(admission, limits.MAX_REFLECTION_STREAMS, "reflection", share=share)

@@ -19,7 +19,7 @@ class _Caller:
 
 
 class FairQueue:
-    """Calls that wait for a thread, oldest first for each caller. It is used under its executor's lock."""
+    """Calls that wait for a thread, oldest first for each caller. The executor must hold its lock during each call."""
 
     def __init__(self, threads: int, max_depth: int, timeout_seconds: float, share: float) -> None:
         """Args: share, the largest part of the threads and of the queue that one caller may have, from 0 to 1."""
@@ -43,7 +43,7 @@ class FairQueue:
         return True
 
     def add(self, call: IncomingCall) -> bool:
-        """Adds a call. Returns False when the queue is full, or when the caller's first call waits for too long."""
+        """Adds a call. Returns False when there is no room, or the caller's oldest call has waited for too long."""
         waiting = self._caller(call).waiting
         if self.depth >= self._max_depth or len(waiting) >= self._max_waiting:
             return False
@@ -56,7 +56,7 @@ class FairQueue:
         return True
 
     def replace(self, ended: IncomingCall) -> IncomingCall | None:
-        """Returns the call that runs in place of one that ended, and counts it as running. None: no call may run."""
+        """Returns the next call after one has ended, and counts it as running. Returns None when no call may run."""
         self._callers[ended.caller].running -= 1
         for _ in range(len(self._turns)):
             caller = self._turns.popleft()
@@ -83,7 +83,7 @@ class FairQueue:
 
     def _caller(self, call: IncomingCall) -> _Caller:
         caller = self._callers.get(call.caller)
-        if caller is None:  # there are no more of them than principals
+        if caller is None:  # entries are never removed: there are at most as many as principals
             caller = self._callers[call.caller] = _Caller()
         return caller
 

@@ -1,11 +1,11 @@
 """One call, as grpcio's server hands it to an executor. The only module that uses private names of grpcio.
 
-grpcio itself takes a thread and lets it wait for the message. A caller that never sends one keeps the thread, and a few
-dozen such calls stop a server. Receiving the message first also saves each call two thread switches.
+grpcio itself takes a thread for each call and waits in it for the message. A caller that never sends one keeps the
+thread, so a few dozen such calls stop a server. Receiving the message first also saves each call two thread switches.
 
-Unary calls are also answered here: grpcio's own function does the same through a context manager, imports and hooks.
+This module also answers unary calls, because grpcio's own function spends time on a context manager, imports and hooks.
 
-`check_grpcio` compares grpcio's private functions with those known here: a server with any other grpcio does not start.
+`check_grpcio` checks that grpcio has the private functions used here. With any other grpcio the server does not start.
 The project pins grpcio to the tested range.
 """
 
@@ -68,16 +68,16 @@ class IncomingCall:
         self.queued_at = 0.0
         """By the executor's clock, in seconds."""
         self.stalls_at = math.inf
-        """The time.monotonic() at which the caller has taken too long to send its message, or to take an answer."""
+        """The time.monotonic() at which the caller has taken too long to send its message, or to read a response."""
         self.untaken: Counter[str] | None = None
-        """The size of the answer, by all that it counts for."""
+        """The size of the unread response, under each name in Admission that counts it."""
 
     def is_active(self) -> bool:
         """Returns whether the call can still be answered."""
         return bool(_server._is_rpc_state_active(self._state))
 
     def is_received(self) -> bool:
-        """Returns whether the message has arrived. A stream of requests counts as arrived: its handler reads it."""
+        """Returns whether the message has arrived. The handler of a stream reads it, so it counts as arrived."""
         return self.message is not None or self._thunk.__name__ != "unary_request"
 
     def seconds_left(self) -> float:
@@ -94,14 +94,14 @@ class IncomingCall:
         self.caller = self._state.context.run(check, context)
 
     def on_end(self, callback: Callable[[], None]) -> None:
-        """Adds a callback for the end of the call, when its answer was taken or the caller has gone.
+        """Adds a callback for the end of the call: the caller has read the response, or has disconnected.
 
-        It runs in the thread that receives calls. Only for the thread that receives this call.
+        The callback runs in the thread that receives calls. Only the thread that receives this call may add one.
         """
         self._state.callbacks.append(callback)
 
     def receive(self, proceed: Callable[["IncomingCall"], None]) -> None:
-        """Calls `proceed` once the message has arrived, or will not arrive. Takes no thread until then."""
+        """Calls `proceed` once the message has arrived, or cannot arrive any more. Takes no thread until then."""
         if self.is_received():
             proceed(self)
             return
@@ -134,7 +134,7 @@ class IncomingCall:
         self._answer(handler, lambda: self if self.is_active() else None)
 
     def cancel(self) -> None:
-        """Ends the call without an answer."""
+        """Ends the call without a response."""
         self._event.call.cancel()
 
     def _in_context(self, function: Callable[..., None], *arguments: Any) -> None:

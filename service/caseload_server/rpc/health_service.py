@@ -1,4 +1,4 @@
-"""The health service of the grpc library, with the method that the library declares but does not implement."""
+"""The health service of the grpc library, with the method List, which the library does not implement."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ class HealthServicer(health.HealthServicer):
     """
 
     def __init__(self) -> None:
-        """Knows no service until `set` names it."""
+        """Starts with no service. `set` adds one."""
         # The non-blocking servicer sends while it holds its lock: a watcher that reads nothing would block the others.
         super().__init__(experimental_non_blocking=False)
         self._statuses: dict[str, Any] = {}

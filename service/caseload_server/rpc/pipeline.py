@@ -37,7 +37,7 @@ _BULK_WRITES: Final = ("Transfer", "Delete")
 
 
 class MethodExecutors(NamedTuple):
-    """The executors that a service's methods run in. Each class of calls has its own, so none can starve another."""
+    """The executors of a service's methods. Each class of calls has its own, so no class can starve another."""
 
     reads: futures.ThreadPoolExecutor
     scans: futures.ThreadPoolExecutor
@@ -66,7 +66,7 @@ class PipelineServer:
     def __init__(
         self, server: Any, auth: Auth, log: AccessLog, executors: MethodExecutors, admission: Admission
     ) -> None:
-        """Args: server, receives the wrapped handlers; executors, run them; admission, counts their answers."""
+        """Args: server, receives the wrapped handlers; executors, run them; admission, counts their responses."""
         self._server = server
         self._auth = auth
         self._log = log
@@ -99,7 +99,7 @@ class PipelineServer:
             call = pipeline.stream_call(parse, handler.unary_stream or handler.stream_stream, serialize)
             call.experimental_thread_pool = self._executors.streams
         shed: Callable[[errors.DomainError], Handler] | None = None
-        if service == health.SERVICE_NAME:  # it is answered even under overload: that costs no more than to shed it
+        if service == health.SERVICE_NAME:  # answered even under overload, because that costs no more than shedding
             shed = lambda _error: call if handler.unary_unary else pipeline.reject_health_watch  # noqa: E731 - short
         call.method = Method(self._auth.authorizer(service, name), max_bytes, pipeline.refusal, shed)
         if handler.unary_unary:
@@ -169,7 +169,7 @@ class _MethodPipeline:
         return call
 
     def refusal(self, error: errors.DomainError) -> Handler:
-        """Returns the handler of a call that is refused before its request was read."""
+        """Returns the handler that rejects a call before its request is read."""
 
         def refuse(_incoming: IncomingCall, context: grpc.ServicerContext) -> NoReturn:
             record = CallRecord(context)

@@ -13,7 +13,7 @@ Request = TypeVar("Request")
 def request_parser(parse: Callable[[bytes], Request], max_bytes: int) -> Callable[[bytes], Request]:
     """Returns the parser for the requests of one method. It raises InvalidField.
 
-    Args: parse, of the request's message type; max_bytes, a larger request is rejected before it is parsed.
+    Args: parse, parses the bytes of the request's message type; max_bytes, the size above which it does not parse them.
     """
 
     def parse_request(data: bytes) -> Request:

@@ -253,11 +253,11 @@ def _channel_options(config: Config) -> list[tuple[str, int]]:
         ("grpc.absolute_max_metadata_size", limits.MAX_METADATA_BYTES),  # between the two, grpc would reject at random
         # One connection may carry every watch that can be open, and other calls beside them.
         ("grpc.max_concurrent_streams", config.max_watches + limits.MAX_CALLS_PER_CONNECTION),
-        # What a caller may send before its message is asked for. The probe would raise it to megabytes.
+        # Bytes that a caller may send before the server asks for the message. The probe would raise it to megabytes.
         ("grpc.http2.lookahead_bytes", limits.LOOKAHEAD_BYTES),
         ("grpc.http2.bdp_probe", 0),
-        # This protection counts calls that have ended until they are cleaned up, so it would reject a caller that keeps
-        # to the limit. max_pending_requests below bounds the calls that callers cancel as soon as they begin.
+        # This protection also counts ended calls until they are cleaned up, so it would reject a caller that keeps to
+        # the limit. max_pending_requests below limits the calls that callers cancel as soon as they begin.
         ("grpc.http.overload_protection", 0),
         # When the process has no time to accept calls to a method, the library rejects what exceeds a burst.
         ("grpc.server.max_pending_requests", config.max_watches + 1000),
@@ -275,9 +275,9 @@ def _channel_options(config: Config) -> list[tuple[str, int]]:
 
 
 def _age_options(age_seconds: float) -> list[tuple[str, int]]:
-    """Returns the options that end connections. The library spreads the age by 10 %, so callers do not return together.
+    """Returns the options that close old connections. The library varies the age by 10 %, to spread the reconnects.
 
-    A watch may begin just before its connection reaches the age, and then lasts as long.
+    A watch can begin just before its connection reaches its age, and may then last as long again.
     """
     if not age_seconds:
         return []

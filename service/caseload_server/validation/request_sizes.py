@@ -1,6 +1,6 @@
 """The largest request of each method, in bytes. A larger one is rejected before it is parsed.
 
-So a rejected request costs no more than what the method may be asked. Padding and unknown fields count too.
+So a rejected request costs no more than the largest valid one. Padding and unknown fields count too.
 """
 
 from typing import Final
@@ -11,13 +11,13 @@ from caseload_server.domain import limits
 
 _RECORDS: Final = frozenset({"caseload.v1.Therapist", "caseload.v1.Patient"})
 _LIST_SIZES: Final = {"caseload.v1.TransferPatientsRequest.patient_ids": limits.MAX_ASSIGNMENTS_PER_CALL}
-"""The largest number of entries of a list, where it is not that of a batch."""
+"""The largest number of entries of the lists that may be longer than a batch."""
 _NORMALIZATION: Final = 3
 """Text takes at most this many times the bytes before Unicode normalization: https://unicode.org/faq/normalization."""
 _CODE_BYTES: Final = 67
 """An id or a code: 64 characters of one byte each, with tag and length."""
 _PATH_BYTES: Final = 512
-"""The path of a mask. Field names are shorter: this leaves room for wrong ones, so that the error can name them."""
+"""A path of a mask. Field names are shorter. The rest is room for wrong paths, so that the error can name them."""
 _TEXT_BYTES: Final = 254 * 4 * _NORMALIZATION
 """The longest text outside a record, an e-mail address: 254 characters of four bytes each."""
 _NUMBER_BYTES: Final = 11

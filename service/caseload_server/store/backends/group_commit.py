@@ -9,23 +9,23 @@ from caseload_server.domain import errors
 from caseload_server.store.backends.protocol import S, Sharing, T, Tail, Transaction
 
 _MAX_CONFLICTS: Final = 3
-"""How often a write meets a lock of another transaction before it leads a batch that waits for the lock."""
+"""How often a write finds a row locked by another transaction before it leads a batch that waits for the lock."""
 
 
 class Job(Generic[S, T]):
     """A write in the queue of a group commit."""
 
     def __init__(self, work: Callable[[Transaction], S], tail: Tail[S, T], sharing: Sharing) -> None:
-        """Args: as Database.write_with_tail."""
+        """Args: those of Database.write_with_tail."""
         self.work = work
         self.tail = tail
         self.sharing = sharing
         self.outcome: S
-        """What the work returned."""
+        """The value that `work` returned."""
         self.result: T
-        """What the tail made of it."""
+        """The value that `tail` returned for it."""
         self.error: BaseException | None = None
-        """What the work raised, or why its commit failed."""
+        """The error that `work` raised, or the reason why the commit failed."""
         self.done = False
         """Whether `result` or `error` is final."""
         self.runs_alone = False
@@ -35,23 +35,23 @@ class Job(Generic[S, T]):
         self.batch: Batch | None = None
         """The batch that its caller leads."""
         self.conflicts = 0
-        """How often it met a lock of another transaction."""
+        """How often it found a row locked by another transaction."""
         self._wakeup = threading.Lock()
         self._wakeup.acquire()
 
     def run(self, transaction: Transaction) -> None:
-        """Runs the work, which sets `outcome`, and clears what an earlier run left."""
+        """Runs the work and sets `outcome`. Clears the error of an earlier run."""
         self.error = None
         self.outcome = self.work(transaction)
 
     @property
     def must_wait_for_lock(self) -> bool:
-        """Whether it met locks so often that it must wait for one, as the first of a batch."""
+        """Whether it found locks so often that it must now wait for one, as the first job of a batch."""
         return self.conflicts >= _MAX_CONFLICTS
 
     @property
     def left_queue(self) -> bool:
-        """Whether no batch is to run it again."""
+        """Whether no batch will run it again."""
         return self.done or self.runs_alone
 
     def fail(self, error: BaseException) -> None:
@@ -75,12 +75,12 @@ class Job(Generic[S, T]):
 
 
 def unchanged(_: Transaction, outcomes: list[T]) -> list[T]:
-    """Returns what each work returned. It is the tail of a write that needs none."""
+    """Returns the outcomes unchanged. It is the tail of a write that needs none."""
     return outcomes
 
 
 def run_tails(transaction: Transaction, jobs: Iterable[Job[Any, Any]]) -> list[Job[Any, Any]]:
-    """Runs the tail of all jobs that were not refused, which sets their `result`. Returns these jobs."""
+    """Runs the tails of all jobs without an error, and sets their `result`. Returns these jobs."""
     succeeded = [job for job in jobs if job.error is None]
     for tail in dict.fromkeys(job.tail for job in succeeded):
         sharing = [job for job in succeeded if job.tail == tail]
@@ -93,11 +93,11 @@ class Batch:
     """Jobs that share a transaction."""
 
     def __init__(self, leader: Job[Any, Any], group_commit: "GroupCommit", *, waits_for_lock: bool) -> None:
-        """Args: leader, the first job; waits_for_lock, whether it waits for locks as long as a job that runs alone."""
+        """Args: leader, the first job; waits_for_lock, whether the leader waits for locks up to lock_timeout."""
         self.jobs = [leader]
         self.waits_for_lock = waits_for_lock
         self.records: set[str] = set()
-        """The records that the jobs lock, as Sharing.records."""
+        """The records that the jobs lock, as in Sharing.records."""
         self._group_commit = group_commit
 
     @property
@@ -111,9 +111,9 @@ class Batch:
         return len(self.jobs) >= self._group_commit.max_batch
 
     def take_more(self, *, sharing: bool = False) -> list[Job[Any, Any]]:
-        """Adds jobs that wait in the queue, as many as fit. Returns them.
+        """Moves as many jobs as fit from the queue to this batch. Returns them.
 
-        Args: sharing, only those that lock a record which this batch locks.
+        Args: sharing, whether to take only jobs that lock a record which this batch also locks.
         """
         return self._group_commit.take(self, sharing=sharing)
 
@@ -121,14 +121,15 @@ class Batch:
 class GroupCommit:
     """Runs queued writes in shared transactions, each led by one of the calling threads. There is no writer thread.
 
-    A caller that finds less than the allowed number of leaders becomes one: it commits for all callers in the queue.
-    Then it wakes them, and makes the first caller that arrived meanwhile a leader. Writes of one record are never in
-    two transactions of this process, where they would wait for each other's locks.
+    A caller becomes a leader when there are fewer leaders than allowed. It commits the writes of all callers in the
+    queue, and wakes them. Then it makes the first caller that has arrived meanwhile a leader. Two transactions of this
+    process never write the same record at once, because one would wait for the locks of the other.
     """
 
     def __init__(self, commit: Callable[[Batch], None], max_batch: int, max_leaders: int = 1) -> None:
-        """Args: commit, runs jobs in one transaction, sets `done` or `runs_alone` of each, or counts a conflict and
-        leaves it for another batch; max_batch, jobs in one; max_leaders, batches at once.
+        """Args: commit, runs the jobs of a batch in one transaction, and sets `done` or `runs_alone` of each, or counts
+        a conflict of a job that another batch will run; max_batch, the most jobs in a batch; max_leaders, the most
+        batches at once, apart from those that wait for a lock.
         """
         self._commit = commit
         self.max_batch: Final = max_batch
@@ -158,7 +159,7 @@ class GroupCommit:
                 self._lead(job.batch)
 
     def _appoint(self) -> Job[Any, Any] | None:
-        """Makes the first job that may run now a leader, if there may be another. Call it with the lock."""
+        """Makes the first job that may run a leader, if another leader is allowed. The caller must hold the lock."""
         if self._leaders >= self._max_leaders:
             return None
         for number, job in enumerate(self._queue):
@@ -203,7 +204,7 @@ class GroupCommit:
             batch.take_more()
         try:
             self._commit(batch)
-        except BaseException as error:  # noqa: BLE001 - a job without an end would block its caller for ever
+        except BaseException as error:  # noqa: BLE001 - a job that never ends would block its caller for ever
             for job in batch.jobs:
                 job.fail(error)
         self._end(batch)
@@ -222,7 +223,7 @@ class GroupCommit:
             job.wake()
 
     def _return(self, jobs: list[Job[Any, Any]]) -> list[Job[Any, Any]]:
-        """Queues the jobs that another batch is to run. Returns the others. Call it with the lock."""
+        """Queues the jobs that another batch will run. Returns the others. The caller must hold the lock."""
         queued = [job for job in jobs if not (job.left_queue or job.must_wait_for_lock)]
         self._queue[:0] = [job for job in queued if not job.conflicts]
         self._queue += [job for job in queued if job.conflicts]

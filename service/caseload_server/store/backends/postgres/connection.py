@@ -26,12 +26,12 @@ class SessionSettings(NamedTuple):
     defaults: dict[str, str]
     """Apply unless the parameter `options` sets them."""
     fixed: dict[str, str]
-    """Apply always: correctness rests on them, whatever the role, the database or the URL sets."""
+    """Apply always, whatever the role, the database or the URL sets, because the store is correct only with them."""
 
 
 _FIXED: Final = {
     "client_encoding": "UTF8",
-    "client_min_messages": "warning",  # a warning tells that a commit did not wait for its standby
+    "client_min_messages": "warning",  # a warning is sent when a commit did not wait for its standby
     "default_transaction_deferrable": "off",
     "default_transaction_isolation": "read committed",
     "idle_session_timeout": "0",
@@ -47,16 +47,16 @@ READS: Final = SessionSettings({**_TIMEOUTS, "statement_timeout": "10s"}, _FIXED
 WITHOUT_TIMEOUTS: Final = SessionSettings(
     {"lock_timeout": "3s"}, {**_FIXED, "statement_timeout": "0", "idle_in_transaction_session_timeout": "0"}
 )
-"""For a long transaction, which may wait for a reader or for standard input."""
+"""For exports and imports, whose transactions are long and may wait for standard input or output."""
 
 _REQUIRED: Final = {"session_replication_role": "origin"}
 """Only a superuser can set it. With another value triggers and foreign keys do nothing."""
 _POOLING_CHECKS: Final = 5
-"""Transactions on each of two connections that look for transaction pooling."""
+"""Number of transactions on each of two connections in the check for transaction pooling."""
 
 
 class SessionRefused(psycopg.OperationalError):
-    """The connection works, but cannot keep what the store relies on. The text says why, and quotes no value."""
+    """The connection works, but lacks a property that the store needs. The text names it, and quotes no secret."""
 
 
 def connect(url: str, settings: SessionSettings = WRITES) -> Connection:
@@ -80,7 +80,8 @@ def connect(url: str, settings: SessionSettings = WRITES) -> Connection:
 def _open(url: str, effective: dict[str, str]) -> Connection:
     connection = psycopg.connect(complete_conninfo(url, effective), autocommit=True, prepare_threshold=1)
     connection.prepared_max = 500
-    connection.adapters.register_dumper(int, Int8BinaryDumper)  # else integers of three sizes make three statements
+    # Otherwise integers of three sizes would need three prepared statements.
+    connection.adapters.register_dumper(int, Int8BinaryDumper)
     encrypted = connection.pgconn.ssl_in_use or is_remote(effective.get("host", ""))  # libpq has required TLS for these
     if not encrypted and "sslmode" not in effective and is_remote(connection.info.hostaddr):
         connection.close()
@@ -101,21 +102,21 @@ def _apply(connection: Connection, settings: dict[str, str]) -> None:
 
 
 def _call(connection: Connection, function: str, *arguments: tuple[str, ...]) -> Row:
-    """Calls a function once for each tuple of arguments, in one statement. A view of settings took twice as long."""
+    """Calls a function once for each tuple of arguments, in one statement. Reading pg_settings takes twice as long."""
     sql = f"SELECT {', '.join([function] * len(arguments))}"
     [row] = connection.execute(sql.encode(), [value for one in arguments for value in one], prepare=False).fetchall()
     return row
 
 
 def refuse_transaction_pooling(url: str) -> None:
-    """Raises SessionRefused where a pooler gives a session to several connections. Raises psycopg.Error.
+    """Raises SessionRefused if a pooler lets several connections share a session. Raises psycopg.Error.
 
     Settings, prepared statements, LISTEN and locks belong to a session.
     https://www.pgbouncer.org/features.html
     """
     effective = effective_parameters(url)
     with closing(_open(url, effective)) as one:
-        if one.info.backend_pid == _session(one):  # a pooler would have made up its own process id
+        if one.info.backend_pid == _session(one):  # a pooler reports a process id of its own
             return
         with closing(_open(url, effective)) as other:
             sessions = [(_session(one), _session(other)) for _ in range(_POOLING_CHECKS)]

@@ -1,4 +1,4 @@
-"""Works out the parameters of a connection: URL, then service file, then environment, then the defaults of this module.
+"""Finds the parameters of a connection: from the URL, else the service file, the environment, or this module.
 
 https://www.postgresql.org/docs/current/libpq-connect.html
 """
@@ -29,11 +29,11 @@ _OPTION: Final = re.compile(r"(?:^|\s)(?:-c\s*|--)([\w.-]+)=((?:\\.|\S)*)")
 def effective_parameters(url: str) -> dict[str, str]:
     """Returns the parameters that the URL, its service file or the environment set. Connects to nothing.
 
-    A service file that states libpq's own default counts as silent: libpq does not tell the two apart. Raises
-    psycopg.ProgrammingError for a malformed URL.
+    A value in a service file that equals libpq's default counts as not set, because libpq does not distinguish the two.
+    Raises psycopg.ProgrammingError for a malformed URL.
     """
     given = conninfo_to_dict(url)
-    # libpq merges its sources before it rejects this value, and opens no socket after that.
+    # libpq merges its sources, then rejects this invalid value, so it opens no socket.
     probe = pq.PGconn.connect_start(make_conninfo(url, channel_binding="none, only a probe").encode())
     merged = [option for option in probe.info if option.keyword != b"channel_binding"]
     probe.finish()
@@ -49,10 +49,10 @@ def _in_environment(option: pq.ConninfoOption) -> bool:
 
 
 def complete_conninfo(url: str, effective: dict[str, str]) -> str:
-    """Returns the URL with a default for each parameter that nobody set.
+    """Returns the URL with a default for each parameter that is not set.
 
-    Args: effective, of `effective_parameters`. Without an sslmode, a remote host needs TLS: libpq's own default would
-    fall back to plain text.
+    A remote host needs TLS unless sslmode is set, because libpq's own default can fall back to plain text. Args:
+    effective, the result of `effective_parameters`.
     """
     tls = {"sslmode": "require"} if any(map(is_remote, _hosts(effective))) else {}
     chosen = {name: effective.get(name, default) for name, default in (_DEFAULTS | tls).items()}
@@ -61,7 +61,7 @@ def complete_conninfo(url: str, effective: dict[str, str]) -> str:
 
 
 def _hosts(effective: dict[str, str]) -> list[str]:
-    """Returns where libpq connects to: each address, or the host where it has none."""
+    """Returns the hosts that libpq connects to: the address of each, or its name if it has no address."""
     pairs = zip_longest(effective.get("hostaddr", "").split(","), effective.get("host", "").split(","), fillvalue="")
     return [address or host for address, host in pairs]
 

@@ -15,19 +15,19 @@ from caseload_server.store.backends.postgres.connection import Connection
 from caseload_server.store.backends.protocol import Gauges
 
 ACQUIRE_TIMEOUT_SECONDS: Final = 3.0
-"""How long a call waits for a connection."""
+"""How long a call waits for a connection, in seconds."""
 IDLE_SECONDS: Final = 60.0
-"""How long a connection may be unused until it is closed."""
+"""How long a connection may be unused until it is closed, in seconds."""
 _GROW_SECONDS: Final = 0.5
-"""How long a pool makes do with its connections after the server had none left, until it tries to open one more."""
+"""How long a pool waits before it tries again to open a connection that the server refused, in seconds."""
 
 
 class ConnectionPool:
     """A bounded number of connections, handed out in the order in which threads asked.
 
-    The thread that needs a connection opens it. So after a failover the first call finds the new primary itself,
-    without the back-off of another thread in between. Where the server has no connection left, the pool shrinks to
-    those that it has, and grows again later.
+    The thread that needs a connection opens it. So after a failover the first call finds the new primary itself, and
+    does not wait for the back-off of another thread. If the server refuses a further connection, the pool shrinks to
+    its open connections, and grows again later.
     """
 
     def __init__(self, connect: Callable[[], Connection], max_size: int) -> None:
@@ -37,18 +37,18 @@ class ConnectionPool:
         self._lock = threading.Lock()
         self._permits = max_size
         self._withheld = 0
-        """Permits that nobody gets, because the server has no connection for them."""
+        """Permits that the pool does not hand out, because the server refused connections for them."""
         self._grow_at = 0.0
-        """When one of them may be tried again, by time.monotonic()."""
+        """The time.monotonic() at which the pool may try one of them again."""
         self._open = 0
-        """Connections, idle or in use."""
+        """Number of connections, idle or in use."""
         self._waiters: deque[threading.Lock] = deque()
         self._idle: deque[tuple[Connection, float]] = deque()
-        """Each with the time.monotonic() since when it is idle, the longest first."""
+        """Each with the time.monotonic() since which it is idle, the longest idle first."""
         self._closed = False
         self._close_next = False
         self.on_connect_failure: Callable[[bool], None] = lambda _: None
-        """Called when no connection could be opened. Takes whether this pool has none at all."""
+        """Called when a connection could not be opened. Its argument says whether this pool has none at all."""
 
     def acquire(self) -> Connection:
         """Returns a connection for the calling thread alone. Raises psycopg.Error, StoreBusy, ShuttingDown."""
@@ -78,7 +78,7 @@ class ConnectionPool:
         return connection
 
     def release(self, connection: Connection) -> None:
-        """Takes a connection back. Closes a broken one and all idle ones, which may be broken too."""
+        """Takes a connection back. If it is broken, closes it and all idle connections, which may be broken too."""
         if connection.pgconn.transaction_status != pq.TransactionStatus.IDLE or self._closed:
             self._close(connection)
             self.close_unused(0)
@@ -97,12 +97,15 @@ class ConnectionPool:
         self._release_permit()
 
     def give_way(self, urgent: bool) -> None:  # noqa: FBT001 - the callback of another pool
-        """Closes the idle connections for another pool. Args: urgent, if there is none, closes one after its use."""
+        """Closes idle connections, so that another pool can open some.
+
+        Args: urgent, if no connection is idle, closes the next one that is released.
+        """
         self._close_next = urgent and not self._idle and self._open > 1
         self.close_unused(0)
 
     def close_unused(self, idle_seconds: float = IDLE_SECONDS) -> None:
-        """Closes the connections that were idle for a time, in seconds."""
+        """Closes the connections that have been idle for at least `idle_seconds`."""
         with suppress(IndexError):
             while time.monotonic() - self._idle[0][1] >= idle_seconds:
                 self._close(self._idle.popleft()[0])
@@ -128,14 +131,14 @@ class ConnectionPool:
     def _count_closed(self) -> None:
         with self._lock:
             self._open -= 1
-            if self._open == 0:  # nobody will release a connection to those who wait
+            if self._open == 0:  # no thread will release a connection to the waiting threads
                 self._permits, self._withheld = self._permits + self._withheld, 0
                 while self._permits and self._waiters:
                     self._permits -= 1
                     self._waiters.popleft().release()
 
     def _acquire_permit(self) -> bool:
-        """Returns False where none became free in time."""
+        """Returns False if no permit became free in time."""
         with self._lock:
             if not self._permits and self._withheld and time.monotonic() >= self._grow_at:
                 self._withheld, self._permits = self._withheld - 1, 1
@@ -161,7 +164,7 @@ class ConnectionPool:
                 self._permits += 1
 
     def _withhold_permit(self) -> bool:
-        """Gives up a permit for a while. Releases it and returns False where the pool has no connection to share."""
+        """Withholds a permit for a while. If the pool has no open connection, releases the permit and returns False."""
         with self._lock:
             is_shared = self._open > 0
             if is_shared:

@@ -1,6 +1,6 @@
 """PostgreSQL through psycopg 3, for any number of instances on one database.
 
-Transactions are read committed. Row locks, unique indexes and the order of revisions keep the rules between instances.
+Transactions are read committed. Row locks, unique indexes and the order of revisions enforce the rules.
 https://www.postgresql.org/docs/current/transaction-iso.html, https://www.psycopg.org/psycopg3/docs/
 """
 
@@ -37,7 +37,7 @@ from caseload_server.store.backends.protocol import (
 _BEGIN_SNAPSHOT: Final = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _CHANNEL: Final = "caseload_revision"
 _POLL_SECONDS: Final = 0.5
-"""How long `wait_for_commit` waits for a notification."""
+"""How long `wait_for_commit` waits for a notification, in seconds."""
 
 
 class PostgresDatabase:
@@ -45,9 +45,9 @@ class PostgresDatabase:
 
     lock_clause = " FOR NO KEY UPDATE"
     dialect = Dialect(
-        # With = an order by the column is none, and the planner may read the primary key past all other values.
+        # With = the planner ignores an order by the column, and may scan the primary key past all other values.
         index_range="({column}, {record_id}) > ({value}, :after) AND {column} <= {value}",
-        # Without a limit of its own, a scan with conditions is sorted as a whole before the others are merged with it.
+        # Without a limit of its own, PostgreSQL sorts a whole scan with conditions before it merges the scans.
         merged_scan="SELECT * FROM ({scan} ORDER BY {order} LIMIT :limit) AS scan{number}",
         unindexed="",
         has_statistics=True,
@@ -87,7 +87,7 @@ class PostgresDatabase:
             raise
 
     def open(self) -> None:
-        """Opens the connection of `check`, which keeps an import away. Raises SchemaError, psycopg.Error."""
+        """Opens the connection of `check`, whose lock excludes imports. Raises SchemaError, psycopg.Error."""
         self._store_check.open()
 
     def read(self, sql: str, parameters: Parameters | None = None) -> list[Row]:

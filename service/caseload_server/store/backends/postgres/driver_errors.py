@@ -12,7 +12,7 @@ from caseload_server.store.backends.postgres.error_text import one_line
 from caseload_server.store.backends.protocol import DEFECT, SerializationConflict, T
 
 _RETRY_TIMEOUT_SECONDS: Final = 5.0
-"""How long an operation is retried after a lost connection or a conflict."""
+"""How long an operation is retried after a lost connection or a conflict, in seconds."""
 _RETRY_DELAY_SECONDS: Final = (0.01, 0.1)
 """Shortest and longest delay before a retry, in seconds."""
 

@@ -1,4 +1,4 @@
-"""What of the driver's errors may be shown to an operator: never a row, and never a password."""
+"""Selects the parts of the driver's errors that operators may see: never a row, and never a password."""
 
 import re
 from typing import Final
@@ -6,7 +6,7 @@ from typing import Final
 import psycopg
 
 _ABOUT_NO_ROW: Final = ("08", "25", "28", "3D", "3F", "42", "53", "55", "57")
-"""Classes of SQLSTATEs whose message names objects, roles and limits only. Others can quote values.
+"""Classes of SQLSTATEs whose messages name only objects, roles and limits. Other messages can quote values.
 https://www.postgresql.org/docs/current/errcodes-appendix.html"""
 _QUOTED: Final = re.compile(r""""[^"]*"|'[^']*'""")
 _UNESCAPED: Final = re.compile("[@:/?#]")
@@ -14,10 +14,10 @@ _MAX_LENGTH: Final = 500
 
 
 def one_line(error: psycopg.Error, url: str = "") -> str:
-    """Returns the error's text in one line: libpq's own where it has no SQLSTATE, or PostgreSQL's where that is safe.
+    """Returns the error's text in one line: that of libpq if it has no SQLSTATE, or that of PostgreSQL if it is safe.
 
-    Args: url, of the connection. With an unescaped @, : or / in its password, a part of it looks like a host or a
-    database, so quoted names are left out.
+    Args: url, the URL of the connection. If its password has an unescaped @, : or /, libpq takes a part of it for a
+    host or a database and may quote it. Quoted names are then left out.
     """
     if not error.sqlstate:
         text = str(error)

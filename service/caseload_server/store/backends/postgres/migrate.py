@@ -25,7 +25,7 @@ SELECT FROM pg_class AS migration, pg_class AS store
 WHERE migration.oid = to_regclass('migration') AND store.oid = to_regclass('store')
     AND store.relnamespace = migration.relnamespace
     AND migration.relnamespace <> coalesce(to_regnamespace(quote_ident(current_schema())), 0)"""
-"""Finds a store that names without a schema lead to, but where no new table would be created."""
+"""Finds a store in the search_path that is not in its first schema, where PostgreSQL would create new tables."""
 
 
 def pending(url: str, steps: list[Migration] | None = None) -> list[Migration]:

@@ -1,4 +1,4 @@
-"""Converts statements and their parameters to what PostgreSQL takes: by position, and in binary.
+"""Converts statements and parameters to the form that libpq takes: by position, and in binary.
 
 https://www.postgresql.org/docs/current/libpq-exec.html
 """
@@ -22,7 +22,7 @@ def positional(sql: str) -> tuple[bytes, tuple[str, ...]]:
 
 
 def encode(value: Value) -> tuple[int, bytes | None]:
-    """Returns type and binary format. All integers have one type, or each size would need its own statement."""
+    """Returns the type and the binary value. All integers get one type, so that one statement serves all sizes."""
     if isinstance(value, str):
         return _TEXT, value.encode()
     if isinstance(value, int):

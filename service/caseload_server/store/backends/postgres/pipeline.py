@@ -1,6 +1,6 @@
 """Sends several statements to PostgreSQL in one round trip, through libpq's pipeline mode.
 
-psycopg has a pipeline mode too, but measured with five statements it takes three times the CPU of this one.
+psycopg has a pipeline mode too, but takes three times the CPU of this module for five statements.
 https://www.postgresql.org/docs/current/libpq-pipeline-mode.html
 """
 
@@ -21,16 +21,16 @@ from caseload_server.store.backends.protocol import Parameters, Row
 
 _RETURNS_NO_ROWS: Final = re.compile(r"\s*(?:INSERT|UPDATE|DELETE)\b(?!.*\bRETURNING\b)", re.DOTALL)
 _MAX_PREPARED: Final = 500
-"""Prepared statements of a connection. Further ones are parsed each time."""
+"""Most prepared statements of a connection. PostgreSQL parses further statements each time."""
 _SUCCESS: Final = {pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK}
 
 
 class EarlierStatementFailed(Exception):
-    """A statement failed that was queued before `StatementPipeline.mark`."""
+    """A statement that was queued before `StatementPipeline.mark` failed."""
 
 
 class _Statement(NamedTuple):
-    """A statement as PostgreSQL takes it, with parameters by position."""
+    """A statement in the form that libpq takes, with parameters by position."""
 
     sql: bytes
     types: tuple[int, ...]
@@ -38,7 +38,7 @@ class _Statement(NamedTuple):
 
 
 class _Command(NamedTuple):
-    """What was sent for a statement: its preparation, or its execution."""
+    """A message that was sent for a statement: it prepares or executes it."""
 
     number: int
     """The position of the statement in the queue."""
@@ -53,7 +53,7 @@ def returns_no_rows(sql: str) -> bool:
 
 
 class StatementPipeline:
-    """Statements of one connection. Those that return no rows are sent together with the next one that does."""
+    """Statements of one connection. A statement without rows is sent together with the next one that returns rows."""
 
     def __init__(self, connection: Connection) -> None:
         """Args: connection, in autocommit mode. Others may use it too, between two calls of `flush`."""
@@ -64,7 +64,7 @@ class StatementPipeline:
         self._marked = 0
 
     def restart(self, sql: str) -> None:
-        """Drops what an earlier transaction left in the queue. Args: sql, the first statement."""
+        """Empties the queue, which may hold statements of an earlier transaction, and queues the first statement."""
         self._queue, self._marked = [], 0
         self.add(sql)
 
@@ -76,17 +76,17 @@ class StatementPipeline:
         self._queue.append(_Statement(text, types, values))
 
     def mark(self) -> None:
-        """Lets `flush` and `drop_unsent` tell what is queued now from later statements."""
+        """Marks the queued statements, so that `flush` and `drop_unsent` treat later ones differently."""
         self._marked = len(self._queue)
 
     def drop_unsent(self) -> None:
-        """Removes what was queued since the last `mark` or `flush`."""
+        """Removes the statements that were queued after the last `mark` or `flush`."""
         del self._queue[self._marked :]
 
     def flush(self) -> list[Row]:
-        """Sends what is queued. Returns the rows of the last statement.
+        """Sends the queued statements. Returns the rows of the last one.
 
-        Raises psycopg.Error of the statement that failed, or EarlierStatementFailed if that was marked.
+        Raises psycopg.Error if a statement fails, or EarlierStatementFailed if it was marked.
         """
         queue, marked = self._queue, self._marked
         self._queue, self._marked = [], 0
@@ -108,7 +108,7 @@ class StatementPipeline:
             results = self._receive()
             self._pgconn.exit_pipeline_mode()
         except BaseException:
-            self._connection.close()  # it is unknown what has arrived
+            self._connection.close()  # the state of the connection is unknown
             raise
         return list(zip(commands, results, strict=True))
 
@@ -155,9 +155,9 @@ class StatementPipeline:
 
 
 def wait_for_result(connection: pq.abc.PGconn, timeout_seconds: float | None) -> bool:
-    """Sends what is not sent yet, and waits for the next result. Returns False after the timeout.
+    """Sends the remaining bytes, and waits for the next result. Returns False after the timeout.
 
-    Args: timeout_seconds, None waits without limit. Raises psycopg.Error for a lost connection.
+    Args: timeout_seconds, or None to wait without limit. Raises psycopg.Error for a lost connection.
     """
     deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
     poll = select.poll()

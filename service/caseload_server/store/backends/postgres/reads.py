@@ -1,4 +1,4 @@
-"""Runs the queries of reads through libpq. A cursor of psycopg costs a point read twice the CPU of everything here.
+"""Runs the queries of reads through libpq. A cursor of psycopg takes twice the CPU for the read of one record.
 
 https://www.psycopg.org/psycopg3/docs/api/pq.html, https://www.postgresql.org/docs/current/libpq-single-row-mode.html
 """
@@ -18,12 +18,12 @@ from caseload_server.store.backends.postgres.parameters import encode, positiona
 from caseload_server.store.backends.protocol import Parameters, Query, Row
 
 _MAX_PREPARED: Final = 500
-"""Prepared statements of a connection. Each further one replaces the oldest."""
+"""Most prepared statements of a connection. Each further statement replaces the oldest."""
 _SUCCESS: Final = {pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK, pq.ExecStatus.SINGLE_TUPLE}
 
 
 class _Bound(NamedTuple):
-    """A query as PostgreSQL takes it: parameters by position, in binary."""
+    """A query in the form that libpq takes, with parameters by position, in binary."""
 
     sql: bytes
     values: list[bytes | None]
@@ -35,7 +35,7 @@ class ReadSession:
     """The queries of one connection, with the statements that it has prepared."""
 
     def __init__(self, connection: Connection) -> None:
-        """Args: connection, in autocommit mode, whose other statements are not prepared by psycopg."""
+        """Args: connection, in autocommit mode. psycopg must not prepare other statements of it."""
         self._pgconn = connection.pgconn
         self._wait = connection.wait
         self._transformer = Transformer(connection)
@@ -43,7 +43,7 @@ class ReadSession:
         self._count = 0
 
     def command(self, sql: bytes) -> None:
-        """Runs a statement without rows, after dropping the rows of a stream that were not fetched."""
+        """Discards unread rows of an earlier stream, then runs a statement that returns no rows."""
         self._drop_rows()
         self._pgconn.send_query(sql)
         self._result()

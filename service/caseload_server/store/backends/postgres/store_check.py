@@ -1,4 +1,4 @@
-"""The connection that an instance keeps while it uses the store: it checks the database and holds the store's lock."""
+"""The connection that an instance keeps open. It checks the database, and holds the lock that excludes imports."""
 
 import time
 from collections.abc import Callable
@@ -14,25 +14,25 @@ from caseload_server.store.backends.postgres.error_text import one_line
 from caseload_server.store.backends.postgres.pipeline import wait_for_result
 
 _IN_USE_KEY: Final = 0x43534C55
-"""Key of the advisory lock ("CSLU") that each instance shares, and that an import takes for itself.
+"""Key of the advisory lock ("CSLU") that each instance holds shared, and an import exclusively.
 https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS"""
 _LOCK: Final = f"({_IN_USE_KEY}, hashtext(current_schema()))"  # another schema can hold another store
 _SHARE: Final = f"SELECT pg_try_advisory_lock_shared{_LOCK}".encode()
 _TAKE_ALONE: Final = f"SELECT pg_try_advisory_xact_lock{_LOCK}".encode()
 _DISCONNECT_SECONDS: Final = 1.0
-"""How long the lock of a closed connection may remain."""
+"""How long PostgreSQL may keep the lock of a closed connection, in seconds."""
 _CHECK_TIMEOUT_SECONDS: Final = 2.0
 _CHECK: Final = b"""
 SELECT current_setting('transaction_read_only'), EXISTS (
     SELECT FROM pg_stat_activity
     WHERE datname = current_database() AND wait_event = 'SyncRep' AND now() - state_change > interval '2s')"""
-"""Finds a server that accepts no writes, and commits of any instance that wait for a standby."""
+"""Shows whether the server rejects writes, and whether commits of any instance wait for a standby."""
 
 
 class StoreCheck:
-    """A connection of its own. It opens again after it was lost, and takes the lock again.
+    """Checks the database on a connection of its own. After a loss it connects again and takes the lock again.
 
-    Until it has the lock again, `run` raises: in between, an import may have begun.
+    Until it has the lock again, `run` raises, because an import may have begun meanwhile.
     """
 
     def __init__(self, connect: Callable[[], Connection]) -> None:
@@ -87,7 +87,7 @@ def _ask(pgconn: pq.abc.PGconn) -> bool:
 
 
 def take_alone(connection: Connection) -> None:
-    """Takes the lock for the transaction of a connection. Raises SchemaError where an instance shares it."""
+    """Takes the lock exclusively until the transaction ends. Raises SchemaError while an instance holds it."""
     deadline = time.monotonic() + _DISCONNECT_SECONDS
     while not connection.execute(_TAKE_ALONE).fetchall()[0][0]:
         if time.monotonic() > deadline:

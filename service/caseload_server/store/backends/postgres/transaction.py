@@ -35,7 +35,7 @@ class SnapshotTransaction(PostgresTransaction):
             return super().run(sql, parameters)
         except psycopg.Error as error:
             failure, _ = domain_error(error)
-        raise failure  # outside of the except block, or it would carry the driver's error as its context
+        raise failure  # outside of the except block, so that it does not have the driver's error as its context
 
     def rows(self, query: Query) -> Iterator[Row]:
         try:
@@ -48,7 +48,7 @@ class SnapshotTransaction(PostgresTransaction):
 
 
 class WriteTransaction:
-    """Sends statements that return no rows together with the next one that does. So an error may be raised later."""
+    """Sends a statement without rows together with the next one that returns rows. So its error may be raised later."""
 
     __slots__ = ("_pipeline",)
 

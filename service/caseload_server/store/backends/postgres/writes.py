@@ -1,4 +1,4 @@
-"""Writes to PostgreSQL: shared transactions, and commits that may be lost or wait for a standby."""
+"""Writes to PostgreSQL: shared transactions, and commits that lose their connection or wait for a standby."""
 
 import threading
 import time
@@ -21,7 +21,7 @@ from caseload_server.store.backends.postgres.transaction import WriteTransaction
 from caseload_server.store.backends.protocol import OnCommit, S, SerializationConflict, Sharing, T, Tail, Transaction
 
 MAX_BATCH: Final = 60
-"""Writes that share a transaction. Above 64 savepoints PostgreSQL keeps their state outside of shared memory.
+"""Most writes in one transaction. PostgreSQL keeps the state of more than 64 savepoints outside of shared memory.
 https://www.postgresql.org/docs/current/subxacts.html"""
 _IN_TRANSACTION: Final = {pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR}
 _POLL_SECONDS: Final = 0.001
@@ -31,14 +31,14 @@ _COLLECT_SECONDS: Final = 1.0
 _TURN_TIMEOUT_SECONDS: Final = 3.0
 """How long it waits for the commits of others after that."""
 MAX_LEADERS: Final = 4
-"""Shared transactions at once. While one waits for its statements or its commit, others run theirs."""
+"""Most shared transactions at once. While one waits for its statements or its commit, the others run theirs."""
 _LOCK_FIRST: Final = "LOCK TABLE request IN ROW EXCLUSIVE MODE"
-"""What a write needs at its end. A migration locks this table before all others, so the two never deadlock."""
+"""Takes the lock that a write needs at its end. A migration also locks this table first, so the two never deadlock."""
 _WAIT_BRIEFLY: Final = """
 SELECT set_config('caseload.lock_timeout', current_setting('lock_timeout'), true),
     set_config('lock_timeout', '20ms', true)"""
-"""A write that waits for a lock delays all others of its transaction, and two transactions may wait for each other.
-The wait ends long before PostgreSQL looks for a deadlock, after a second."""
+"""Limits the wait for a lock to 20 ms. A write that waits delays all others of its transaction, and two transactions
+could wait for each other. PostgreSQL looks for deadlocks only after a second."""
 _WAIT_LONG: Final = "SELECT set_config('lock_timeout', current_setting('caseload.lock_timeout'), true)"
 _SAVEPOINT: Final = "SAVEPOINT job"
 _RELEASE: Final = "RELEASE SAVEPOINT job"
@@ -48,23 +48,24 @@ _ROLL_BACK: Final = "ROLLBACK TO SAVEPOINT job"
 class PostgresWriter:
     """Runs writes, in shared transactions or each in its own.
 
-    A write runs alone, and again, after a conflict, or when its transaction failed or lost its connection. That
-    includes a connection lost during COMMIT: if the first attempt committed, the stored outcome of its request_id
-    answers the second. The second writes that outcome again, so its answer waits for the standby as any commit does.
+    After a conflict, a failed transaction or a lost connection, each write runs again, in a transaction of its own. A
+    connection may be lost during COMMIT. If the first run committed, the second finds the stored outcome of its
+    request_id and returns it. The second run writes the outcome again, so that its commit waits for the standby too.
     """
 
     def __init__(
         self, pool: ConnectionPool, *, max_leaders: int, commit_timeout_seconds: float, on_commit: OnCommit
     ) -> None:
-        """Args: pool, of connections for writes; max_leaders, the most shared transactions at once, at most
-        MAX_LEADERS; commit_timeout_seconds, how long a caller waits for a COMMIT.
+        """Args: pool, the connections for writes; max_leaders, the most shared transactions at once, reduced to
+        MAX_LEADERS; commit_timeout_seconds, how long a caller waits for a COMMIT; on_commit, is called with the number
+        of writes and the seconds of each commit.
         """
         self.commits_stalled = False
         """Whether commits wait for a standby. Writes are rejected until `PostgresDatabase.check` finds none."""
         self.pool = pool
         self.commit_timeout_seconds = commit_timeout_seconds
         self._turn = threading.Lock()
-        """Held by the transaction that holds the counter. Meanwhile the others can take more jobs."""
+        """Held by the transaction that takes revisions and commits. Meanwhile the others can take more jobs."""
         self.group_commit = GroupCommit(self._commit_batch, MAX_BATCH, min(MAX_LEADERS, max_leaders))
         self._pipelines: WeakKeyDictionary[Connection, StatementPipeline] = WeakKeyDictionary()
         self._on_commit = on_commit
@@ -93,7 +94,7 @@ class PostgresWriter:
 
     @contextmanager
     def _begin(self) -> Iterator[tuple[Connection, StatementPipeline]]:
-        """Queues BEGIN on a connection of the pool. Rolls back where the with block raises, or does not commit."""
+        """Queues BEGIN on a connection of the pool. Rolls back if the with block raises or does not commit."""
         connection = self.pool.acquire()
         try:
             pipeline = self._pipelines.setdefault(connection, StatementPipeline(connection))
@@ -129,13 +130,13 @@ class PostgresWriter:
                 job.done = True
 
     def _transact_batch(self, batch: Batch, ran: list[Job[Any, Any]]) -> None:
-        """Runs jobs, then their tail, and commits. Args: ran, gets the jobs that are done with the commit."""
+        """Runs jobs and their tails, and commits. Args: ran, the list to which it adds the jobs that ran."""
         with self._begin() as (connection, pipeline):
             if not batch.waits_for_lock:
                 pipeline.add(_WAIT_BRIEFLY)
             self._run_jobs(batch, ran, connection, pipeline)
             if all(job.error for job in ran):
-                return  # and roll back: every refusal rests on what is committed
+                return  # and roll back: each error depends on committed data only
             with self._commit_turn():
                 pipeline.add(_WAIT_LONG)
                 pipeline.mark()
@@ -158,7 +159,7 @@ class PostgresWriter:
     def _run_jobs(
         self, batch: Batch, ran: list[Job[Any, Any]], connection: Connection, pipeline: StatementPipeline
     ) -> None:
-        """Runs jobs until one meets a lock, or until the queue is empty and no other transaction is at its commit."""
+        """Runs jobs until one finds a row locked, or until the queue is empty and no other transaction commits."""
         jobs = batch.jobs.copy()
         deadline = time.monotonic() + _COLLECT_SECONDS
         while jobs or (self._turn.locked() and not batch.is_full and time.monotonic() < deadline):
@@ -175,9 +176,9 @@ class PostgresWriter:
                 self._turn.release()
 
     def _run_in_savepoint(self, job: Job[Any, Any], connection: Connection, pipeline: StatementPipeline) -> bool:
-        """Runs one job of a shared transaction. Returns False where it met a lock of another transaction.
+        """Runs one job of a shared transaction. Returns False if it found a row locked by another transaction.
 
-        Raises psycopg.Error and EarlierStatementFailed where the whole transaction is lost.
+        Raises psycopg.Error and EarlierStatementFailed if the whole transaction is lost.
         """
         met_lock = False
         pipeline.add(_SAVEPOINT)
@@ -206,9 +207,9 @@ class PostgresWriter:
         return not met_lock
 
     def _commit(self, connection: Connection, writes: int) -> None:
-        """Raises OutcomeUnknown, CommitUnconfirmed; SerializationConflict where the server rolled back instead."""
+        """Raises OutcomeUnknown, CommitUnconfirmed; SerializationConflict if the server rolled back instead."""
         warnings: list[str | None] = []
-        on_notice = lambda notice: warnings.append(notice.sqlstate)  # noqa: E731 - it is removed again by its name
+        on_notice = lambda notice: warnings.append(notice.sqlstate)  # noqa: E731 - its name is needed to remove it
         connection.add_notice_handler(on_notice)
         started = time.perf_counter()
         try:
@@ -233,7 +234,7 @@ class PostgresWriter:
             self._on_commit(writes, time.perf_counter() - started)
 
     def _abandon_commit(self, connection: Connection) -> None:
-        """Leaves a COMMIT that waits for its standby. Canceling it would show others data that can still be lost."""
+        """Stops waiting for a COMMIT, but does not cancel it: others could then see data that can still be lost."""
         self.commits_stalled = True  # until `check` finds no waiting commit
         self._abandoned.add(connection)
         threading.Thread(
@@ -248,21 +249,21 @@ class PostgresWriter:
 
 
 def _fail(jobs: list[Job[Any, Any]], failure: errors.DomainError) -> None:
-    """Ends jobs whose commit failed. Refusals too, since they may rest on another write of the batch."""
+    """Ends jobs whose commit failed, also those with an error, which may depend on another write of the batch."""
     for job in jobs:
         wrote_nothing = job.error is not None
         job.fail(errors.StoreUnavailable() if wrote_nothing and isinstance(failure, errors.OutcomeUnknown) else failure)
 
 
 def _reject_waiting(batch: Batch, job: Job[Any, Any]) -> None:
-    """Where the first job waited for a lock in vain, rejects it, and those in the queue that need the same record."""
+    """If the first job of a batch timed out on a lock, rejects it and the queued jobs that need the same record."""
     if batch.waits_for_lock and job is batch.leader:
         for one in [job, *batch.take_more(sharing=True)]:
             one.fail(errors.StoreBusy(errors.StoreBusy.LOCK_WAIT))
 
 
 def _send_alone(jobs: list[Job[Any, Any]], unconfirmed: list[Job[Any, Any]]) -> None:
-    """Lets the caller of each job run it alone. Args: unconfirmed, those that ran in a lost commit."""
+    """Lets the caller of each job run it alone. Args: unconfirmed, the jobs whose commit may have succeeded."""
     for job in jobs:
         job.runs_alone = True
         job.commit_unconfirmed = job in unconfirmed and job.error is None
