@@ -53,11 +53,11 @@ class Http2Client:
         self._reader.join(HUNG_SECONDS)
         self._socket.close()
 
-    def begin(self, headers: bytes) -> int:
-        """Starts a call without its message. Returns its stream id."""
+    def begin(self, headers: bytes, *, ends: bool = False) -> int:
+        """Starts a call without its message. Returns its stream id. Args: ends, no message follows."""
         with self._changed:
             stream, self._next_stream = self._next_stream, self._next_stream + 2
-            self._socket.sendall(http2_frames.headers(stream, headers))
+            self._socket.sendall(http2_frames.headers(stream, headers, ends=ends))
         return stream
 
     def call(self, headers: bytes, message: bytes) -> int:
@@ -79,7 +79,14 @@ class Http2Client:
 
         Args: size, of a message, in bytes. Returns when all is sent, or no window grows for wait_seconds.
         """
-        rest = {stream: struct.pack(">BL", 0, size) + bytes(size - 1) for stream in streams}
+        self._send_each(streams, struct.pack(">BL", 0, size) + bytes(size - 1), wait_seconds)
+
+    def send_all(self, streams: list[int], message: bytes, wait_seconds: float = 1.0) -> None:
+        """Sends the message of each call, all at once. Returns as `send_most`."""
+        self._send_each(streams, struct.pack(">BL", 0, len(message)) + message, wait_seconds)
+
+    def _send_each(self, streams: list[int], framed: bytes, wait_seconds: float) -> None:
+        rest = dict.fromkeys(streams, framed)
         while rest := {stream: data for stream, data in rest.items() if data and stream not in self.ended}:
             sent = {stream: self._send_part(stream, data) for stream, data in rest.items()}
             rest = {stream: data[sent[stream] :] for stream, data in rest.items()}

@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import pytest
 from caseload.v1 import therapist_service_pb2 as pb
+from caseload.v1.resources_pb2 import Therapist
 from caseload_server.config import Config
 from caseload_server.domain import limits
 
@@ -92,6 +93,16 @@ def many_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
+def hold_unread_updates(address: str, held: ExitStack, headers: bytes) -> None:
+    """Leaves small responses to large requests unread."""
+    update = pb.UpdateTherapistRequest(therapist=Therapist(therapist_id="none"), validate_only=True)
+    padded = update.SerializeToString() + b"\xfa\x7f" + b"\xe0\xd4\x08" + bytes(141_920)  # field 2047, 141,920 bytes
+    for _ in range(5):
+        caller = held.enter_context(Http2Client(address, window=0))
+        streams = [caller.begin(headers) for _ in range(Config.max_watches + limits.MAX_CALLS_PER_CONNECTION)]
+        caller.send_all(streams, padded)
+
+
 def test_everything_that_callers_can_hold_at_once_fits_the_memory_of_the_manifest(tmp_path: Path) -> None:
     with server_with_keys(tmp_path) as (server, tokens), ExitStack() as held:
         address = server.address
@@ -113,6 +124,13 @@ def test_everything_that_callers_can_hold_at_once_fits_the_memory_of_the_manifes
                 call_headers(full_name("GetTherapist")),
                 call_headers("/grpc.health.v1.Health/Check"),
             )
+        ]
+        threads += [
+            Thread(
+                target=hold_unread_updates,
+                args=(address, held, call_headers(full_name("UpdateTherapist"), tokens[name])),
+            )
+            for name in NAMES[1:]
         ]
         for thread in threads:
             thread.start()

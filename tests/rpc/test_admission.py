@@ -1,18 +1,22 @@
 """A caller cannot take the server from others by messages that it does not finish, or answers that it does not take."""
 
+import itertools
 import math
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 import grpc
 import pytest
 from caseload.v1 import therapist_service_pb2 as pb
-from caseload_server.domain import limits
+from caseload_server.domain import errors, limits
 from caseload_server.rpc import admission
 from caseload_server.rpc.server import CaseloadServer
 from caseload_server.security.principal import LOCAL
+from caseload_server.store import THERAPIST
+from caseload_server.store.backends.sqlite import database as sqlite
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.hostile.http2_client import Http2Client, call_headers
@@ -24,11 +28,11 @@ from tests.support.write_lock import holding_the_lock, wait_for_locks
 GET: Final = full_name("GetTherapist")
 LIST: Final = full_name("ListTherapists")
 HEALTH: Final = "/grpc.health.v1.Health/Check"
-UNAUTHENTICATED, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, OK = b"16", b"4", b"8", b"0"
+UNAUTHENTICATED, INVALID_ARGUMENT, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, OK = b"16", b"3", b"4", b"8", b"0"
 
 
 class Scene:
-    """A server that two callers have keys for."""
+    """A server that three callers have keys for."""
 
     def __init__(self, server: CaseloadServer, folder: Path, tokens: dict[str, str]) -> None:
         self.server = server
@@ -67,7 +71,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
 @contextmanager
 def scene_with(folder: Path, **settings: Any) -> Iterator[Scene]:
     keys = KeysFile(folder / "keys")
-    tokens = {name: keys.add(name) for name in ("honest", "other")}
+    tokens = {name: keys.add(name) for name in ("honest", "other", "third")}
     log = folder / "access.log"
     with serving(folder, keys_file=keys.path, access_log=log, **settings) as server:
         yield Scene(server, folder, tokens)
@@ -119,6 +123,33 @@ def test_a_caller_is_served_again_when_its_unfinished_messages_have_ended(
         caller.reset(unfinished)
         assert caller.await_end(waiting)
         assert scene.get("other") == "NOT_FOUND"
+
+
+def test_unfinished_messages_of_several_callers_do_not_keep_another_caller_out(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_CALLS_RECEIVING", 4)
+    monkeypatch.setattr(limits, "MESSAGE_TIMEOUT_SECONDS", NEVER_SECONDS)
+    monkeypatch.setattr(admission, "_BURST_SECONDS", 0.0)
+    with Http2Client(scene.address) as caller:
+        calls = [caller.begin(scene.headers(GET, name)) for name in ("other", "other", "third", "third")]
+        eventually(lambda: scene.receiving("other") == scene.receiving("third") == 2)
+        assert scene.get("honest") == "NOT_FOUND"
+        assert status(caller.await_end(calls[0])) == RESOURCE_EXHAUSTED
+
+
+def test_a_stream_of_requests_without_a_request_is_ended(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MESSAGE_TIMEOUT_SECONDS", 0.2)
+    with Http2Client(scene.address) as caller:
+        reflection = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+        assert b"CANCELLED" in caller.await_end(caller.begin(scene.headers(reflection, "other")))
+
+
+def test_a_call_that_ends_without_a_message_is_rejected(scene: Scene) -> None:
+    with Http2Client(scene.address) as caller:
+        call = caller.begin(scene.headers(GET, "other"), ends=True)
+        assert status(caller.await_end(call)) == INVALID_ARGUMENT
+    assert scene.log.lines()[-1]["reason"] == "INVALID_FIELD"
 
 
 def test_a_probe_is_answered_while_unfinished_probes_fill_every_place(
@@ -198,6 +229,35 @@ def test_answers_that_are_not_taken_are_bounded_for_a_connection(
     eventually(lambda: not scene.admission._untaken)
 
 
+def create_large(scene: Scene, caller: Http2Client) -> bytes:
+    """Creates a therapist whose response is not small. Returns the status."""
+    therapist = {"display_name": "Ann", "annotations": {f"k{n}": "v" * 900 for n in range(8)}}
+    message = request("CreateTherapist", therapist_id="large", therapist=therapist).SerializeToString()
+    return status(caller.await_end(caller.call(scene.headers(full_name("CreateTherapist"), "other"), message)))
+
+
+def test_a_write_that_has_committed_is_not_rejected_for_its_response(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_CONNECTION_BYTES", 5000)
+    with Http2Client(scene.address) as caller:
+        assert create_large(scene, caller) == OK
+
+
+def test_a_write_is_rejected_before_it_begins_while_its_caller_leaves_too_much_unread(
+    large_answers: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = large_answers
+    with Http2Client(scene.address, window=0) as caller:
+        caller.call(scene.headers(LIST, "other"), b"")
+        eventually(lambda: scene.admission._untaken[""] > 24_000)
+        monkeypatch.setattr(limits, "MAX_CONNECTION_BYTES", 24_000)
+        assert create_large(scene, caller) == RESOURCE_EXHAUSTED
+        get: Any = scene.server.store.get
+        with pytest.raises(errors.TherapistNotFound):
+            get(THERAPIST, "large")
+
+
 def test_answers_that_one_caller_does_not_take_leave_room_for_others(
     large_answers: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,3 +315,41 @@ def test_a_request_that_is_too_large_is_not_queued(tmp_path: Path, monkeypatch: 
                 create(bytes(limits.MAX_RECORD_BYTES * 4), timeout=HUNG_SECONDS)
             assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert first.result()
+
+
+def test_a_log_that_hangs_does_not_stop_the_thread_that_receives_calls(tmp_path: Path) -> None:
+    pipe = tmp_path / "access.log"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    keys = KeysFile(tmp_path / "keys")
+    metadata = bearer(keys.add("honest"))
+    with serving(tmp_path, keys_file=keys.path, access_log=pipe) as server, ApiDriver(server.address) as api:
+        writer = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(writer, bytes(4096))
+        get: Any = api.channel.unary_unary(GET)
+        anonymous = [get.future(b"") for _ in range(20)]
+        valid = get.future(b"", metadata=metadata)
+        eventually(lambda: server._parts.executors.reads.in_flight() == 1)
+        assert not valid.done()
+        os.set_blocking(reader, True)
+        while not valid.done():
+            os.read(reader, 65536)
+        assert all(call.exception() for call in anonymous)
+        os.close(writer)
+    os.close(reader)
+
+
+def test_a_watch_outlives_the_limit_of_a_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "_STEPS_PER_DEADLINE_CHECK", 1)
+    with serving(tmp_path) as server, ApiDriver(server.address) as api:
+        watch = api.watch(api.head())
+        next(watch)
+        api.patients("p1")
+        monkeypatch.setattr(limits, "MAX_READ_SECONDS", 0.0)
+        api.patients("p2")
+        assert refused(api.send, "ListPatients").reason == "STORE_BUSY"
+        seen = [one.revision for message in itertools.islice(watch, 2) for one in message.change_sets]
+        assert len(seen) == 2
+        watch.cancel()

@@ -156,6 +156,22 @@ def test_a_file_that_does_not_respond_keeps_the_last_good_value_and_holds_up_nob
     eventually(lambda: read.value() == "changed")
 
 
+def test_a_reload_that_cannot_start_a_thread_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, clock = tmp_path / "file", FakeClock()
+    file.write_text("old")
+    read = file_reload.ReloadedFiles([file], file.read_text, clock)
+    file.write_text("changed")
+    clock.advance(file_reload.CHECK_INTERVAL_SECONDS)
+    with monkeypatch.context() as without_threads:
+        without_threads.setattr(threading.Thread, "start", _no_thread)
+        assert read.value() == "old"
+    assert read.value() == "changed"
+
+
+def _no_thread(_: threading.Thread) -> None:
+    raise RuntimeError
+
+
 def test_a_removed_key_is_rejected(tmp_path: Path, keys_file: KeysFile) -> None:
     token = keys_file.add("billing")
     with serving(tmp_path, keys_file=keys_file.path) as server, grpc.insecure_channel(server.address) as channel:

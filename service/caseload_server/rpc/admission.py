@@ -10,18 +10,22 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from functools import partial
+from queue import SimpleQueue
 from typing import Any, Final
 
 import grpc
 
 from caseload_server.domain import errors, limits
-from caseload_server.rpc.grpcio_compat import IncomingCall
+from caseload_server.rpc.grpcio_compat import IncomingCall, log_dropped
 from caseload_server.rpc.retry_delays import RetryDelays
 
 Handler = Callable[[IncomingCall, grpc.ServicerContext], Any]
 _SWEEP_SECONDS: Final = 0.25
 _BURST_SECONDS: Final = 0.1
-"""A newer health check may displace one whose message has not arrived after this time, in seconds."""
+"""A call gives way to newer ones when its message has not arrived after this time, in seconds."""
+_MAX_QUEUED_REJECTIONS: Final = 1000
+"""Further calls are cancelled."""
+_CLOSE_TIMEOUT_SECONDS: Final = 1.0
 
 
 class Duration:
@@ -47,7 +51,7 @@ class Duration:
 class Method:
     """The data of a method that admission needs. It is the attribute `method` of the method's handler."""
 
-    __slots__ = ("authorize", "duration", "max_request_bytes", "refusal", "shed")
+    __slots__ = ("authorize", "durations", "max_request_bytes", "refusal", "shed")
 
     def __init__(
         self,
@@ -64,7 +68,8 @@ class Method:
         self.max_request_bytes = max_request_bytes
         self.refusal = refusal
         self.shed = shed or refusal
-        self.duration = Duration()
+        self.durations: defaultdict[str, Duration] = defaultdict(Duration)
+        """How long the calls of each caller take: one asks for large pages, another for small ones."""
 
 
 class _Caller:
@@ -89,16 +94,22 @@ class Admission:
         """All callers of public methods, which have limits of their own."""
         self._callers: defaultdict[str, _Caller] = defaultdict(_Caller, {"": self._public})
         self._open: dict[IncomingCall, None] = {}
-        self._receiving = 0
-        """The number of principals' calls whose message is being received."""
+        self._receiving: dict[IncomingCall, None] = {}
+        """Principals' calls whose message is being received, oldest first."""
         self._pending: dict[IncomingCall, Callable[[IncomingCall], None]] = {}
         """Principals' calls that wait until another message has arrived, each with the function that then runs it."""
         self._lock = threading.Lock()
         self._untaken: Counter[str] = Counter()
         """Bytes of large unread responses, by connection and by caller, and in total under the name ""."""
+        self._rejected: SimpleQueue[tuple[IncomingCall, Handler] | None] = SimpleQueue()
+        """Calls to reject, each with the handler that does so. None ends the thread."""
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._sweep, name="admission", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._sweep, name="admission", daemon=True),
+            threading.Thread(target=self._reject_queued, name="rejections", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def admit(self, call: IncomingCall, proceed: Callable[[IncomingCall], None]) -> None:
         """Rejects a call, or calls `proceed` once its message has arrived. Runs in the thread that receives calls."""
@@ -106,39 +117,70 @@ class Admission:
         try:
             call.authorize(method.authorize)
             self._begin(call)
-        except errors.DomainError as error:
-            call.refuse(method.refusal(error))
-        else:
             self._receive(call, proceed)
+        except errors.DomainError as error:
+            self._reject(call, method.refusal(error))
+        except Exception as error:  # noqa: BLE001 - it would end the thread that receives calls
+            log_dropped(error)
+            call.cancel()
 
     def shed(self, call: IncomingCall) -> None:
         """Rejects a call because the server is overloaded."""
-        call.refuse(call.handler.method.shed(self._overloaded()))
+        self._reject(call, call.handler.method.shed(self._overloaded()))
 
     def answered(self, call: IncomingCall) -> None:
         """Starts the time within which the caller must read the response."""
         call.stalls_at = time.monotonic() + limits.STUCK_READER_SECONDS
 
-    def count_answer(self, call: IncomingCall, size: int) -> None:
+    def check_unread(self, call: IncomingCall) -> None:
+        """Raises Overloaded if the caller leaves too much unread to start this call."""
+        if self._untaken and self._exceeds(self._limits_of_unread(call), 1):
+            raise self._overloaded()
+
+    def count_answer(self, call: IncomingCall, size: int, *, may_reject: bool) -> None:
         """Counts the bytes of a response until the caller has read it. Raises Overloaded above the limits.
 
         It does not count small responses, because the number of open calls limits them.
+
+        Args: may_reject, False for a write, which has committed.
         """
         if size <= limits.SMALL_ANSWER_BYTES:
             return
-        share = math.ceil(limits.MAX_UNTAKEN_BYTES * self._share)
-        connection = call.peer()  # after the end of the call, grpcio returns another value
-        most = {"": limits.MAX_UNTAKEN_BYTES, f"caller {call.caller}": share, connection: limits.MAX_CONNECTION_BYTES}
+        most = self._limits_of_unread(call)
         with self._lock:
-            if any(self._untaken[key] + size > limit for key, limit in most.items()):
+            if may_reject and self._exceeds(most, size):
                 raise self._overloaded()
             if call in self._open:
                 call.untaken = Counter(dict.fromkeys(most, size))
                 self._untaken += call.untaken
 
     def close(self) -> None:
-        """Ends the thread."""
+        """Ends the threads. Waits a moment for rejections, so that they are logged before the access log closes."""
         self._stopped.set()
+        self._rejected.put(None)
+        for thread in self._threads:
+            thread.join(_CLOSE_TIMEOUT_SECONDS)
+
+    def _limits_of_unread(self, call: IncomingCall) -> dict[str, int]:
+        """Returns what the response of a call counts for, each with its limit in bytes."""
+        share = math.ceil(limits.MAX_UNTAKEN_BYTES * self._share)
+        connection = call.peer()  # after the end of the call, grpcio returns another value
+        return {"": limits.MAX_UNTAKEN_BYTES, f"caller {call.caller}": share, connection: limits.MAX_CONNECTION_BYTES}
+
+    def _exceeds(self, most: dict[str, int], size: int) -> bool:
+        return any(self._untaken[key] + size > limit for key, limit in most.items())
+
+    def _reject(self, call: IncomingCall, handler: Handler) -> None:
+        """Rejects a call in a thread of its own: the access log may hang, and the caller's thread must not."""
+        if self._rejected.qsize() < _MAX_QUEUED_REJECTIONS:
+            self._rejected.put((call, handler))
+        else:
+            call.cancel()
+
+    def _reject_queued(self) -> None:
+        while (rejected := self._rejected.get()) is not None:
+            call, handler = rejected
+            call.refuse(handler)
 
     def _overloaded(self) -> errors.Overloaded:
         return errors.Overloaded(self._retry_delays.next_seconds())
@@ -164,29 +206,44 @@ class Admission:
             proceed(call)
             return
         call.stalls_at = time.monotonic() + limits.MESSAGE_TIMEOUT_SECONDS
-        if call.caller and not self._may_receive(call):
+        if not self._may_receive(call):
             self._pending[call] = proceed
             return
-        receiving = self._callers[call.caller].receiving
-        if not call.caller and len(receiving) >= limits.MAX_PUBLIC_CALLS_RECEIVING:
-            while self._end_oldest(receiving, min_seconds=_BURST_SECONDS):
-                pass
-        receiving[call] = None
-        self._receiving += bool(call.caller)
+        if call.caller:
+            self._make_room(self._receiving, limits.MAX_CALLS_RECEIVING)
+            self._receiving[call] = None
+        else:
+            self._make_room(self._public.receiving, limits.MAX_PUBLIC_CALLS_RECEIVING)
+        self._callers[call.caller].receiving[call] = None
         call.receive(partial(self._received, proceed))
 
     def _may_receive(self, call: IncomingCall) -> bool:
-        of_caller = len(self._callers[call.caller].receiving)
-        most = limits.MAX_CALLS_RECEIVING
-        return self._receiving < most and of_caller < most * self._share
+        """Returns whether the caller has less than its share of the calls whose message is being received."""
+        return not call.caller or (len(self._callers[call.caller].receiving) < limits.MAX_CALLS_RECEIVING * self._share)
+
+    def _make_room(self, receiving: dict[IncomingCall, None], limit: int) -> None:
+        """Ends the oldest calls above a limit, so that slow callers cannot keep a new one out. Spares a burst."""
+        excess = len(receiving) - limit + 1
+        latest = time.monotonic() + limits.MESSAGE_TIMEOUT_SECONDS - _BURST_SECONDS
+        for call in receiving if excess > 0 else ():
+            if excess <= 0 or latest < call.stalls_at < math.inf:  # all later ones are newer
+                return
+            if call.stalls_at < math.inf:
+                self._end_stalled(call, self._overloaded())
+            excess -= 1
 
     def _received(self, proceed: Callable[[IncomingCall], None], call: IncomingCall) -> None:
         call.stalls_at = math.inf
         del self._callers[call.caller].receiving[call]
-        self._receiving -= bool(call.caller)
-        if len(call.message or b"") > call.handler.method.max_request_bytes:
-            call.run()  # its handler rejects it at once, so the queue never holds a request that is too large
-        elif call.is_active():
+        self._receiving.pop(call, None)
+        method: Method = call.handler.method
+        if not call.is_active():
+            pass  # it was ended
+        elif call.message is None:
+            self._reject(call, method.refusal(errors.InvalidField(errors.Violation("", "must have a message"))))
+        elif len(call.message) > method.max_request_bytes:
+            self._reject(call, call.handler)  # which does so at once: the queue never holds a request that is too large
+        else:
             proceed(call)
         if self._pending:
             self._receive_pending()
@@ -210,25 +267,20 @@ class Admission:
             now = time.monotonic()
             for call in self._open.copy():  # copying is atomic; the other thread changes the dict meanwhile
                 if call.stalls_at <= now:
-                    _end_stalled(call, errors.DeadlineExceeded())
+                    self._end_stalled(call, errors.DeadlineExceeded())
 
-    def _end_oldest(self, calls: dict[IncomingCall, None], min_seconds: float = 0.0) -> bool:
-        """Ends the oldest call whose caller delays it. Returns whether there was one.
-
-        Args: min_seconds, leaves alone calls that have waited for their message for less time than this.
-        """
-        latest = time.monotonic() + limits.MESSAGE_TIMEOUT_SECONDS - min_seconds if min_seconds else math.inf
+    def _end_oldest(self, calls: dict[IncomingCall, None]) -> bool:
+        """Ends the oldest call whose caller delays it. Returns whether there was one."""
         for call in calls:
-            if call.stalls_at < latest:
-                _end_stalled(call, self._overloaded())
+            if call.stalls_at < math.inf:
+                self._end_stalled(call, self._overloaded())
                 return True
         return False
 
-
-def _end_stalled(call: IncomingCall, error: errors.DomainError) -> None:
-    """Rejects a call whose message did not arrive. Cancels a call whose response was not read."""
-    call.stalls_at = math.inf
-    if call.is_received():
-        call.cancel()
-    else:
-        call.refuse(call.handler.method.refusal(error))
+    def _end_stalled(self, call: IncomingCall, error: errors.DomainError) -> None:
+        """Rejects a call whose message did not arrive. Cancels a call whose response was not read."""
+        call.stalls_at = math.inf
+        if call.is_received():
+            call.cancel()
+        else:
+            self._reject(call, call.handler.method.refusal(error))

@@ -96,7 +96,7 @@ class FairExecutor(futures.ThreadPoolExecutor):
     def _run(self, call: IncomingCall) -> None:
         started = self._clock()
         call.run()
-        call.handler.method.duration.add(self._clock() - started)
+        call.handler.method.durations[call.caller].add(self._clock() - started)
         self._admission.answered(call)
 
     def _next_after(self, call: IncomingCall) -> IncomingCall | None:
@@ -108,7 +108,7 @@ class FairExecutor(futures.ThreadPoolExecutor):
 
     def _is_too_late(self, call: IncomingCall) -> bool:
         waited = self._clock() - call.queued_at
-        expected: float = call.handler.method.duration.expected()
+        expected: float = call.handler.method.durations[call.caller].expected()
         return waited >= self._queue.timeout_seconds or call.seconds_left() < expected
 
     def _expire_queued(self) -> None:

@@ -50,6 +50,11 @@ def check_grpcio() -> None:
         raise SettingError("grpcio", f"version {grpc.__version__} is not supported: install one that the server pins")
 
 
+def log_dropped(error: Exception) -> None:
+    """Logs a defect that ends a call before it is run."""
+    _log.error("call dropped", type=type(error).__qualname__)
+
+
 class IncomingCall:
     """One call, from the arrival of its headers to its end. The handler gets it in place of the request."""
 
@@ -79,6 +84,13 @@ class IncomingCall:
     def is_received(self) -> bool:
         """Returns whether the message has arrived. The handler of a stream reads it, so it counts as arrived."""
         return self.message is not None or self._thunk.__name__ != "unary_request"
+
+    def take_message(self) -> Any:
+        """Returns the message, and keeps it no longer: an unread response may keep the call for a while."""
+        message = self.message
+        if isinstance(message, bytes):
+            self.message = b""
+        return message
 
     def seconds_left(self) -> float:
         """Returns the time until the call's deadline, in seconds."""
@@ -114,7 +126,7 @@ class IncomingCall:
             try:
                 proceed(self)
             except Exception as error:  # noqa: BLE001 - it would end the thread that receives calls
-                _log.error("call dropped", type=type(error).__qualname__)
+                log_dropped(error)
                 self.cancel()
             return outcome
 
@@ -124,7 +136,7 @@ class IncomingCall:
 
     def run(self) -> None:
         """Runs the handler in the current thread, and answers the call."""
-        if self.message is not None and self._in_pool is _server._unary_response_in_pool:
+        if self._in_pool is _server._unary_response_in_pool:
             self._in_context(self._answer_unary)
         else:
             self._answer(self.handler, self._argument)
@@ -159,6 +171,5 @@ class IncomingCall:
 
     def _argument(self) -> "IncomingCall | None":
         if self.message is None:
-            self.message = self._thunk()  # a stream of requests, or grpcio's error for a call without a message
-            return self if self.message is not None else None
+            self.message = self._thunk()  # the iterator of a stream of requests
         return self if self.is_active() else None  # no work for a call that has ended

@@ -86,7 +86,8 @@ class PipelineServer:
     def _wrap(self, service: str, name: str, handler: Any) -> "grpc.RpcMethodHandler[Any, Any]":
         # The pipeline parses requests itself, because grpcio would answer INTERNAL to one that it cannot parse.
         # It also serializes responses, so that the access log knows how the call ended.
-        pipeline = _MethodPipeline(self._admission, MethodLog(self._log, service, name))
+        writes = required_permission(service, name) == "write"
+        pipeline = _MethodPipeline(self._admission, MethodLog(self._log, service, name), writes=writes)
         contract: Any = descriptor_pool.Default().FindMethodByName(f"{service}.{name}")
         max_bytes = max_request_bytes(contract.input_type)
         parse = request_parser(handler.request_deserializer, max_bytes)
@@ -112,23 +113,25 @@ class PipelineServer:
 class _MethodPipeline:
     """Parses, runs, serializes and logs the calls of one method. Admission has authorized them."""
 
-    def __init__(self, admission: Admission, log: MethodLog) -> None:
+    def __init__(self, admission: Admission, log: MethodLog, *, writes: bool) -> None:
         self._admission = admission
         self._log = log
+        self._writes = writes
 
     def unary_call(
         self, parse: Callable[[bytes], Any], handler: Any, serialize: Callable[[Any], bytes]
     ) -> Callable[..., bytes]:
-        log, count_answer = self._log, self._admission.count_answer
+        log, admission, may_reject = self._log, self._admission, not self._writes
 
         def call(incoming: IncomingCall, context: grpc.ServicerContext) -> bytes:
             record = CallRecord(context)
             try:
-                _check_deadline(context)
-                record.request = request = parse(incoming.message)
+                read_deadline.set(_deadline(context))
+                record.request = request = parse(incoming.take_message())
+                admission.check_unread(incoming)
                 response = handler(request, context)
                 serialized = serialize(response)
-                count_answer(incoming, len(serialized))
+                admission.count_answer(incoming, len(serialized), may_reject=may_reject)
                 record.response = response
             except errors.DomainError as error:
                 record.error = error.with_traceback(None)  # its frames would keep the response in memory
@@ -147,12 +150,12 @@ class _MethodPipeline:
         """Handles one request or a stream of requests. The access log names the ids of a single request only."""
 
         def call(incoming: IncomingCall, context: grpc.ServicerContext) -> Iterator[bytes]:
-            record, data = CallRecord(context), incoming.message
+            record, data = CallRecord(context), incoming.take_message()
             record.principal = current_principal.get(None)  # an abandoned generator ends outside its context
             try:
-                _check_deadline(context)
+                _deadline(context)  # of the call; each read of a watch is short
                 record.request = parse(data) if isinstance(data, bytes) else None
-                for response in handler(record.request or _parse_stream(parse, data), context):
+                for response in handler(record.request or _parse_stream(parse, data, incoming), context):
                     self._log.add_streamed_ids(record, response)
                     self._admission.answered(incoming)
                     yield serialize(response)
@@ -203,18 +206,22 @@ def _code_name(record: CallRecord) -> str:
     return code.name if code else "OK"
 
 
-def _check_deadline(context: grpc.ServicerContext) -> None:
-    """Sets the time at which the call's reads end. Raises DeadlineExceeded when the call's deadline has passed."""
+def _deadline(context: grpc.ServicerContext) -> float:
+    """Returns the time.monotonic() at which the reads of a call end. Raises DeadlineExceeded after its deadline."""
     seconds = context.time_remaining()
     if seconds == 0:
         raise errors.DeadlineExceeded
-    read_deadline.set(time.monotonic() + min(seconds, limits.MAX_READ_SECONDS))
+    return time.monotonic() + min(seconds, limits.MAX_READ_SECONDS)
 
 
-def _parse_stream(parse: Callable[[bytes], Any], stream: Any) -> Iterator[Any]:
+def _parse_stream(parse: Callable[[bytes], Any], stream: Any, incoming: IncomingCall) -> Iterator[Any]:
+    """Yields the requests of a stream, each of which must arrive in time."""
+    incoming.stalls_at = time.monotonic() + limits.MESSAGE_TIMEOUT_SECONDS
     with suppress(grpc.RpcError):  # the caller has disconnected
         for data in stream:
+            incoming.stalls_at = math.inf
             yield parse(data)
+            incoming.stalls_at = time.monotonic() + limits.STREAM_IDLE_SECONDS
 
 
 def _abort(context: grpc.ServicerContext, error: errors.DomainError) -> NoReturn:

@@ -45,8 +45,12 @@ class ReloadedFiles(Generic[T]):
         """
         if self._clock() >= self._next_check and self._lock.acquire(blocking=False):
             reload = threading.Thread(target=self._reload, name="file-reload", daemon=True)
-            reload.start()
-            reload.join(_MAX_WAIT_SECONDS)
+            try:
+                reload.start()
+            except RuntimeError:  # no thread can be started: the next call tries again
+                self._lock.release()
+            else:
+                reload.join(_MAX_WAIT_SECONDS)
         return self._value
 
     def _reload(self) -> None:
