@@ -1,6 +1,5 @@
 """Connections end after a while, so that callers find instances that were started later."""
 
-import json
 import threading
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +15,7 @@ from caseload_server.domain import errors, limits
 from caseload_server.rpc.server import _age_options
 
 from tests.conftest import serving
+from tests.security.server_fixture import LogReader
 from tests.support.api_driver import ApiDriver
 from tests.support.dns_server import DnsServer
 from tests.support.servers import refusal
@@ -25,7 +25,7 @@ SHORT = {"max_connection_age_seconds": 0.5}
 
 
 def lines(log: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in log.read_text().splitlines()]
+    return LogReader(log).lines()
 
 
 @pytest.mark.parametrize(

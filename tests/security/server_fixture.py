@@ -76,7 +76,8 @@ class LogReader:
         self.path = path
 
     def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.path.read_text().splitlines()]
+        whole, _, _ = self.path.read_text().rpartition("\n")  # the last line may be written at this moment
+        return [json.loads(line) for line in whole.splitlines()]
 
 
 @contextmanager
