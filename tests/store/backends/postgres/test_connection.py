@@ -164,9 +164,9 @@ def chosen(url: str, name: str) -> object:
 
 @pytest.mark.usefixtures("operator")
 def test_a_remote_host_of_the_url_needs_tls() -> None:
-    for host in ("db.example", "127.0.0.1,db.example", "192.0.2.1", "[2001:db8::1]"):
+    for host in ("db.example", "127.0.0.1,db.example", "127.db.example", "127.1", "192.0.2.1", "[2001:db8::1]"):
         assert chosen(f"postgresql://{host}/caseload", "sslmode") == "require"
-    for host in ("", "127.0.0.1", "[::1]", "localhost", "%2Ftmp", "127.0.0.1,localhost"):
+    for host in ("", "127.0.0.1", "127.8.0.1", "[::1]", "localhost", "%2Ftmp", "127.0.0.1,localhost"):
         assert chosen(f"postgresql://{host}/caseload", "sslmode") is None
 
 
@@ -255,8 +255,10 @@ def test_a_local_name_that_leads_to_another_machine_is_refused_without_tls(
     from caseload_server.store.backends.postgres import connection as module
 
     monkeypatch.setattr(psycopg.ConnectionInfo, "hostaddr", property(lambda _: "192.0.2.1"))
-    with pytest.raises(SessionRefused, match="no TLS"):
-        module.connect(postgres_url)
+    host = urlsplit(postgres_url).netloc.rpartition("@")[2]
+    for url in (postgres_url, postgres_url.replace(host, f"{host},{host}")):
+        with pytest.raises(SessionRefused, match="no TLS"):
+            module.connect(url)
     assert shown(f"{postgres_url}?sslmode=disable", "lock_timeout") == {"lock_timeout": "3s"}
 
 

@@ -12,6 +12,7 @@ from psycopg.types.numeric import Int8BinaryDumper
 from caseload_server.store.backends.postgres.connection_parameters import (
     complete_conninfo,
     effective_parameters,
+    has_remote_host,
     is_remote,
     session_options,
 )
@@ -82,7 +83,7 @@ def _open(url: str, effective: dict[str, str]) -> Connection:
     connection.prepared_max = 500
     # Otherwise integers of three sizes would need three prepared statements.
     connection.adapters.register_dumper(int, Int8BinaryDumper)
-    encrypted = connection.pgconn.ssl_in_use or is_remote(effective.get("host", ""))  # libpq has required TLS for these
+    encrypted = connection.pgconn.ssl_in_use or has_remote_host(effective)  # libpq has required TLS for these
     if not encrypted and "sslmode" not in effective and is_remote(connection.info.hostaddr):
         connection.close()
         raise SessionRefused("the host is another machine, and the connection has no TLS: set sslmode=require")
