@@ -104,6 +104,17 @@ def test_options_of_the_url_do_not_change_what_correctness_rests_on(postgres_url
     assert shown(with_options(postgres_url, options), *EXPECTED) == EXPECTED | allowed
 
 
+@pytest.mark.parametrize(
+    ("configured", "kept"),
+    [("remote_apply", "remote_apply"), ("on", "on"), ("remote_write", "on"), ("local", "on"), ("off", "on")],
+)
+def test_only_a_weaker_synchronous_commit_is_raised(role_url: str, configured: str, kept: str) -> None:
+    name = "synchronous_commit"
+    assert shown(with_options(role_url, f"-c {name}={configured}"), name) == {name: kept}
+    alter(role_url, "ROLE", {name: configured})
+    assert shown(role_url, name) == {name: kept}
+
+
 def test_a_session_reads_with_a_timeout_and_exports_without_one(postgres_url: str) -> None:
     timeouts = ("statement_timeout", "idle_in_transaction_session_timeout")
     assert shown(postgres_url, *timeouts, settings=READS) == dict(zip(timeouts, ("10s", "10s"), strict=True))
@@ -283,8 +294,9 @@ def test_session_pooling_keeps_the_settings_and_the_store_works(postgres_url: st
 
 def test_options_of_the_url_reach_the_session_through_a_pooler_that_ignores_them(postgres_url: str) -> None:
     with pgbouncer(postgres_url, "session", "ignore_startup_parameters = options") as pooled:
-        url = with_options(pooled, "-c search_path=app -c lock_timeout=7s")
-        assert shown(url, "search_path", "lock_timeout") == {"search_path": "app", "lock_timeout": "7s"}
+        settings = {"search_path": "app", "lock_timeout": "7s", "synchronous_commit": "remote_apply"}
+        url = with_options(pooled, " ".join(f"-c {name}={value}" for name, value in settings.items()))
+        assert shown(url, *settings) == settings
 
 
 @pytest.mark.parametrize("mode", ["transaction", "statement"])

@@ -37,8 +37,10 @@ _FIXED: Final = {
     "default_transaction_isolation": "read committed",
     "idle_session_timeout": "0",
     "standard_conforming_strings": "on",
-    "synchronous_commit": "on",
 }
+_STRONGER_COMMIT: Final = "remote_apply"
+"""The only value of synchronous_commit that waits for more than `on` does.
+https://www.postgresql.org/docs/current/runtime-config-wal.html#GUC-SYNCHRONOUS-COMMIT"""
 _TRANSACTION_TIMEOUT: Final = 17
 """The major version of PostgreSQL that adds the setting transaction_timeout."""
 _TIMEOUTS: Final = {"idle_in_transaction_session_timeout": "10s", "lock_timeout": "3s"}
@@ -70,8 +72,10 @@ def connect(url: str, settings: SessionSettings = WRITES) -> Connection:
     """
     effective = effective_parameters(url)
     connection = _open(url, effective)
+    options = session_options(effective)
     try:
-        _apply(connection, {**settings.defaults, **session_options(effective), **settings.fixed})
+        commit = _synchronous_commit(connection, options)
+        _apply(connection, {**settings.defaults, **options, **settings.fixed, "synchronous_commit": commit})
     except BaseException:
         connection.close()
         raise
@@ -88,6 +92,13 @@ def _open(url: str, effective: dict[str, str]) -> Connection:
         connection.close()
         raise SessionRefused("the host is another machine, and the connection has no TLS: set sslmode=require")
     return connection
+
+
+def _synchronous_commit(connection: Connection, options: dict[str, str]) -> str:
+    """Returns `on`, or what the operator set where that is stronger. Args: options, which a pooler may ignore."""
+    [default] = _call(connection, "current_setting(%s)", ("synchronous_commit",))
+    asked: str = options.get("synchronous_commit") or default
+    return _STRONGER_COMMIT if asked.lower() == _STRONGER_COMMIT else "on"
 
 
 def _apply(connection: Connection, settings: dict[str, str]) -> None:
