@@ -131,7 +131,11 @@ class PostgresDatabase:
     def check(self) -> None:
         for pool in self._pools:
             pool.close_unused()
-        self._writer.commits_stalled = self._store_check.run()
+        try:
+            self._writer.commits_stalled = self._store_check.run()
+        finally:
+            if self._store_check.store_is_replaced:  # reads and writes would use the secret of the former store
+                self._close_pools()
         if self._writer.commits_stalled:
             raise errors.StoreUnavailable(detail="commits wait for a standby")
 
@@ -148,6 +152,10 @@ class PostgresDatabase:
                 self._listener.close()
             self._listener = None
             time.sleep(_POLL_SECONDS)
+
+    def _close_pools(self) -> None:
+        for pool in self._pools:
+            pool.close()
 
     def close(self) -> None:
         self._readers.close()
