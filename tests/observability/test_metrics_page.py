@@ -125,6 +125,66 @@ def test_a_reader_that_has_sent_its_request_is_answered_while_silent_ones_arrive
         assert "caseload_slow" in answer.result(HUNG_SECONDS)
 
 
+class OverlappingPages(Collector):
+    """Counts how many pages are collected at the same time. Each waits until another could have begun."""
+
+    def __init__(self) -> None:
+        self.current = self.most = 0
+
+    def collect(self) -> Iterator[Metric]:
+        self.current += 1
+        self.most = max(self.most, self.current)
+        threading.Event().wait(0.05)
+        self.current -= 1
+        yield Metric("caseload_slow", "", "gauge")
+
+
+def test_pages_are_generated_one_at_a_time() -> None:
+    metrics, registry = OverlappingPages(), CollectorRegistry(auto_describe=False)
+    registry.register(metrics)
+    shown = MetricsPage("127.0.0.1:0", registry)
+    shown.start()
+    with closing(shown), ThreadPoolExecutor(4) as threads:
+        pages = list(threads.map(page, [shown.address] * 4))
+    assert ["caseload_slow" in text for text in pages] == [True] * 4
+    assert metrics.most == 1
+
+
+class LargePage(Collector):
+    """A page that no socket buffers."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+
+    def collect(self) -> Iterator[Metric]:
+        self.asked.set()
+        yield Metric("caseload_large", "x" * 20_000_000, "gauge")
+
+
+def test_a_reader_that_takes_no_page_does_not_keep_others_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_page, "_IDLE_TIMEOUT_SECONDS", NEVER_SECONDS)
+    monkeypatch.setattr(metrics_page, "_REQUEST_TIMEOUT_SECONDS", NEVER_SECONDS)
+    metrics, registry = LargePage(), CollectorRegistry(auto_describe=False)
+    registry.register(metrics)
+    shown = MetricsPage("127.0.0.1:0", registry)
+    shown.start()
+    with closing(shown), ExitStack() as silent:
+        [reader] = silent_readers(shown.address, 1, silent)
+        reader.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        assert metrics.asked.wait(HUNG_SECONDS)
+        assert "caseload_large" in page(shown.address)
+
+
+def test_a_reader_that_sends_too_large_a_request_is_disconnected(patient: str) -> None:
+    with ExitStack() as stack:
+        small, large = silent_readers(patient, 2, stack)
+        header = b"X: " + b"x" * 995 + b"\r\n"
+        small.sendall(b"GET /metrics HTTP/1.0\r\n" + 7 * header + b"\r\n")
+        assert small.recv(15) == b"HTTP/1.0 200 OK"
+        large.sendall(b"GET /metrics HTTP/1.0\r\n" + 9 * header)  # the head has no end yet
+        eventually(lambda: is_closed(large))
+
+
 def test_slow_readers_are_disconnected(patient: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics_page, "_REQUEST_TIMEOUT_SECONDS", 0.5)
     with ExitStack() as slow:

@@ -1,10 +1,12 @@
 """The HTTP server for the metrics page that Prometheus scrapes."""
 
+import io
 import socket
 import socketserver
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
@@ -20,6 +22,10 @@ _REQUEST_TIMEOUT_SECONDS: Final = 15.0
 """A reader that takes longer in total is disconnected."""
 _MAX_READERS: Final = 16
 """Number of readers at once. A further one takes the slot of the oldest silent one, or else of the oldest one."""
+_MAX_HEAD_BYTES: Final = 8192
+"""Size of a request line and its headers together. A reader that sends more is disconnected."""
+_PAUSE_SECONDS: Final = 0.1
+"""Time between two pages, in which calls have the interpreter for themselves."""
 _POLL_SECONDS: Final = 0.1
 """Time between two checks for readers that have exceeded a timeout, and for `close`."""
 
@@ -57,14 +63,39 @@ def _handler(metrics: CollectorRegistry) -> type[MetricsHandler]:
 
         server: _PageServer
 
+        def setup(self) -> None:
+            super().setup()
+            self.rfile = _RequestHead(self.rfile.detach())
+
         def do_GET(self) -> None:  # noqa: N802 - the name that http.server requires
             self.server.mark_asked(self.request)
             if self.path.partition("?")[0] == _PATH:
-                super().do_GET()
+                self._send_page()
             else:
                 self.send_error(404)
 
+        def _send_page(self) -> None:
+            reader, self.wfile = self.wfile, io.BytesIO()  # a slow reader does not keep others waiting for their turn
+            with self.server.page_turn():
+                super().do_GET()
+            reader.write(self.wfile.getvalue())
+            self.wfile = reader
+
     return Handler
+
+
+class _RequestHead(io.BufferedReader):
+    """What a reader sends. http.server would accept 100 headers of 64 KiB each."""
+
+    _bytes_left = _MAX_HEAD_BYTES
+
+    def readline(self, _size: int | None = -1, /) -> bytes:
+        """Reads a line. Raises ConnectionAbortedError at the end of _MAX_HEAD_BYTES."""
+        line = super().readline(self._bytes_left)
+        self._bytes_left -= len(line)
+        if not self._bytes_left:
+            raise ConnectionAbortedError
+        return line
 
 
 class _Reader(NamedTuple):
@@ -87,6 +118,8 @@ class _PageServer(socketserver.ThreadingTCPServer):
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._slots = threading.Semaphore(_MAX_READERS)
         self._readers: dict[Any, _Reader] = {}
+        self._generating = threading.Lock()
+        self._next_page_time = 0.0
         super().__init__((host, port), handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -109,6 +142,16 @@ class _PageServer(socketserver.ThreadingTCPServer):
     def mark_asked(self, request: Any) -> None:
         """Records that the request of a reader has arrived."""
         self._readers[request] = self._readers[request]._replace(has_asked=True)
+
+    @contextmanager
+    def page_turn(self) -> Iterator[None]:
+        """Lets one thread at a time generate a page, with a pause after each. More threads would slow down calls."""
+        with self._generating:
+            time.sleep(max(0.0, self._next_page_time - time.monotonic()))
+            try:
+                yield
+            finally:
+                self._next_page_time = time.monotonic() + _PAUSE_SECONDS
 
     def _acquire_slot(self) -> bool:
         """Takes a free slot, or that of the reader that it disconnects. Returns whether it got one."""

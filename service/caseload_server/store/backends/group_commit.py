@@ -59,6 +59,14 @@ class Job(Generic[S, T]):
         self.error = error
         self.done = True
 
+    def fail_commit(self, failure: BaseException) -> None:
+        """Ends the job with the failure of its commit. So a refusal fails too: it may rest on a write of the batch.
+
+        A job that was refused wrote nothing, so its outcome is not unknown.
+        """
+        is_refused = self.error is not None
+        self.fail(errors.StoreUnavailable() if is_refused and isinstance(failure, errors.OutcomeUnknown) else failure)
+
     def answer(self) -> T:
         """Returns the result of a job that is done, or raises its error."""
         if self.error is not None:

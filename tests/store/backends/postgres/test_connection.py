@@ -104,6 +104,17 @@ def test_options_of_the_url_do_not_change_what_correctness_rests_on(postgres_url
     assert shown(with_options(postgres_url, options), *EXPECTED) == EXPECTED | allowed
 
 
+@pytest.mark.parametrize(
+    ("configured", "kept"),
+    [("remote_apply", "remote_apply"), ("on", "on"), ("remote_write", "on"), ("local", "on"), ("off", "on")],
+)
+def test_only_a_weaker_synchronous_commit_is_raised(role_url: str, configured: str, kept: str) -> None:
+    name = "synchronous_commit"
+    assert shown(with_options(role_url, f"-c {name}={configured}"), name) == {name: kept}
+    alter(role_url, "ROLE", {name: configured})
+    assert shown(role_url, name) == {name: kept}
+
+
 def test_a_session_reads_with_a_timeout_and_exports_without_one(postgres_url: str) -> None:
     timeouts = ("statement_timeout", "idle_in_transaction_session_timeout")
     assert shown(postgres_url, *timeouts, settings=READS) == dict(zip(timeouts, ("10s", "10s"), strict=True))
@@ -164,9 +175,9 @@ def chosen(url: str, name: str) -> object:
 
 @pytest.mark.usefixtures("operator")
 def test_a_remote_host_of_the_url_needs_tls() -> None:
-    for host in ("db.example", "127.0.0.1,db.example", "192.0.2.1", "[2001:db8::1]"):
+    for host in ("db.example", "127.0.0.1,db.example", "127.db.example", "127.1", "192.0.2.1", "[2001:db8::1]"):
         assert chosen(f"postgresql://{host}/caseload", "sslmode") == "require"
-    for host in ("", "127.0.0.1", "[::1]", "localhost", "%2Ftmp", "127.0.0.1,localhost"):
+    for host in ("", "127.0.0.1", "127.8.0.1", "[::1]", "localhost", "%2Ftmp", "127.0.0.1,localhost"):
         assert chosen(f"postgresql://{host}/caseload", "sslmode") is None
 
 
@@ -255,8 +266,10 @@ def test_a_local_name_that_leads_to_another_machine_is_refused_without_tls(
     from caseload_server.store.backends.postgres import connection as module
 
     monkeypatch.setattr(psycopg.ConnectionInfo, "hostaddr", property(lambda _: "192.0.2.1"))
-    with pytest.raises(SessionRefused, match="no TLS"):
-        module.connect(postgres_url)
+    host = urlsplit(postgres_url).netloc.rpartition("@")[2]
+    for url in (postgres_url, postgres_url.replace(host, f"{host},{host}")):
+        with pytest.raises(SessionRefused, match="no TLS"):
+            module.connect(url)
     assert shown(f"{postgres_url}?sslmode=disable", "lock_timeout") == {"lock_timeout": "3s"}
 
 
@@ -281,8 +294,9 @@ def test_session_pooling_keeps_the_settings_and_the_store_works(postgres_url: st
 
 def test_options_of_the_url_reach_the_session_through_a_pooler_that_ignores_them(postgres_url: str) -> None:
     with pgbouncer(postgres_url, "session", "ignore_startup_parameters = options") as pooled:
-        url = with_options(pooled, "-c search_path=app -c lock_timeout=7s")
-        assert shown(url, "search_path", "lock_timeout") == {"search_path": "app", "lock_timeout": "7s"}
+        settings = {"search_path": "app", "lock_timeout": "7s", "synchronous_commit": "remote_apply"}
+        url = with_options(pooled, " ".join(f"-c {name}={value}" for name, value in settings.items()))
+        assert shown(url, *settings) == settings
 
 
 @pytest.mark.parametrize("mode", ["transaction", "statement"])

@@ -4,15 +4,17 @@ import secrets
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 from caseload_server.config import Config
+from caseload_server.domain import errors
 from caseload_server.store import PATIENT
 from caseload_server.store.backends.factory import open_store
+from caseload_server.store.backends.postgres import database as database_module
 from caseload_server.store.backends.postgres import driver_errors
 from caseload_server.store.backends.postgres.connection import connect
 from caseload_server.store.backends.postgres.connection_pool import ConnectionPool
@@ -125,3 +127,37 @@ def test_reads_and_writes_share_few_connections_under_load(limited_url: str, mon
             ended.set()
         for reader in readers:
             reader.result(HUNG_SECONDS)
+
+
+def waiting_snapshots(database: PostgresDatabase) -> float:
+    [sample] = [sample for _, labels, sample in database.gauges() if labels == {"pool": "snapshot"}]
+    return sample()
+
+
+def test_snapshots_leave_a_quarter_of_the_connections_for_reads_of_one_record(postgres_url: str) -> None:
+    def read_snapshot() -> object:
+        with database.snapshot() as transaction:
+            return transaction.run("SELECT 1")
+
+    with closing(PostgresDatabase(postgres_url, connections=4)) as database, ThreadPoolExecutor(1) as threads:
+        with ExitStack() as held:
+            for _ in range(3):
+                held.enter_context(database.snapshot())
+            waiting = threads.submit(read_snapshot)
+            eventually(lambda: waiting_snapshots(database) == 1)
+            assert database.read("SELECT 1") == [(1,)]
+            assert not waiting.done()
+        assert waiting.result(HUNG_SECONDS) == [(1,)]
+        assert waiting_snapshots(database) == 0
+
+
+def test_a_snapshot_that_waited_in_vain_names_the_pool_as_the_cause(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "ACQUIRE_TIMEOUT_SECONDS", 0.01)
+    with closing(PostgresDatabase(postgres_url, connections=1)) as database:
+        with database.snapshot(), pytest.raises(errors.StoreBusy) as refusal, database.snapshot():
+            pass
+        assert refusal.value.cause == errors.StoreBusy.POOL_WAIT
+        with database.snapshot() as transaction:
+            assert transaction.run("SELECT 1") == [(1,)]

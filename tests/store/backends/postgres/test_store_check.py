@@ -8,12 +8,14 @@ import psycopg
 import pytest
 from caseload_server.config import Config, SettingError
 from caseload_server.domain import errors
+from caseload_server.store import PATIENT
 from caseload_server.store.backends.factory import open_store
 from caseload_server.store.backends.migrations import SchemaError
 from caseload_server.store.backends.postgres.bulk_load import bulk_load
 from caseload_server.store.backends.postgres.database import PostgresDatabase
 
 from tests.store.backends.postgres.proxy import Proxy
+from tests.store.store_calls import make
 from tests.support.postgres.pgbouncer import pgbouncer
 from tests.support.waiting import eventually
 
@@ -99,6 +101,41 @@ def test_an_instance_is_not_ready_while_an_import_runs_that_began_when_it_was_cu
                     database.check()
             assert refusal.value.detail == "an import into the database is running"
         database.check()
+
+
+@pytest.mark.parametrize("column", ["store_id = 'other'", "secret = 'other'"])
+def test_an_instance_whose_store_was_replaced_stops_for_good(
+    postgres_url: str, admin: "psycopg.Connection[tuple[object, ...]]", column: str
+) -> None:
+    with Proxy(postgres_url) as proxy, closing(open_store(Config(database=proxy.url), lambda: 1)) as store:
+        make(store, PATIENT, "p")
+        [before] = admin.execute("SELECT store_id, secret FROM store").fetchall()
+        proxy.cut_all()
+        admin.execute(f"UPDATE store SET {column}".encode())
+        with pytest.raises(errors.StoreUnavailable):  # the lost connection
+            store.check()
+        for _ in range(2):
+            with pytest.raises(errors.StoreUnavailable) as refusal:
+                store.check()
+            assert refusal.value.detail == "the database holds another store than at the start: restart the instance"
+            admin.execute("UPDATE store SET store_id = %s, secret = %s", before)
+        with pytest.raises(errors.ShuttingDown):
+            store.get(PATIENT, "p")
+        with pytest.raises(errors.ShuttingDown):
+            make(store, PATIENT, "q")
+        assert not [row for row in admin.execute(SESSIONS.encode()) if row[1]]
+
+
+def test_an_import_that_ran_while_an_instance_was_cut_off_stops_the_instance(postgres_url: str) -> None:
+    with Proxy(postgres_url) as proxy, closing(open_store(Config(database=proxy.url), lambda: 1)) as store:
+        proxy.cut_all()
+        with bulk_load(postgres_url) as load:
+            load.set_store_row(b"of the exported store", 1, 1)
+        with pytest.raises(errors.StoreUnavailable):  # the lost connection
+            store.check()
+        with pytest.raises(errors.StoreUnavailable) as refusal:
+            store.check()
+        assert refusal.value.detail == "the database holds another store than at the start: restart the instance"
 
 
 def test_stores_of_two_schemas_do_not_share_the_lock(

@@ -19,7 +19,7 @@ from caseload_server.store.backends.sqlite.migrate import migrate
 from tests.store.backends.sqlite.disk_faults import Disk, allow, faulty_disk, refuse
 from tests.store.backends.sqlite.writers import batch
 from tests.store.conftest import Clock
-from tests.store.store_calls import ALL, dump, head, ids, make, make_pair, request, run, update
+from tests.store.store_calls import ALL, VALIDATE, dump, head, ids, make, make_pair, request, run, update
 from tests.support.waiting import HUNG_SECONDS, NEVER_SECONDS
 
 LARGE = f'{{"k":"{"x" * 30_000}"}}'
@@ -187,7 +187,7 @@ def test_a_disk_that_fills_up_in_a_commit_writes_nothing(disk: Disk, fragile: Re
     make(fragile, PATIENT, "q")
 
 
-def test_a_failed_commit_fails_every_call_of_its_batch_including_rejected_ones(
+def test_a_failed_commit_fails_every_call_of_its_batch_and_is_unknown_only_for_those_that_wrote(
     disk: Disk, fragile: RelationshipStore
 ) -> None:
     database = fragile._database
@@ -203,12 +203,14 @@ def test_a_failed_commit_fails_every_call_of_its_batch_including_rejected_ones(
         [
             lambda: make(fragile, PATIENT, "q"),
             lambda: make(fragile, PATIENT, "q"),
+            lambda: fragile.create(PATIENT, "v", {"display_name": "Ada"}, VALIDATE),
             lambda: make(fragile, PATIENT, "r"),
         ],
     )
     database._writer.set_commit_hook(None)
     disk.before = allow
-    assert {type(result) for result in results} == {errors.OutcomeUnknown}
+    unknown, nothing_written = errors.OutcomeUnknown, errors.StoreUnavailable
+    assert [type(result) for result in results] == [unknown, nothing_written, nothing_written, unknown]
     assert ids(fragile, PATIENT) == ["p"]
 
 

@@ -12,6 +12,7 @@ from psycopg.types.numeric import Int8BinaryDumper
 from caseload_server.store.backends.postgres.connection_parameters import (
     complete_conninfo,
     effective_parameters,
+    has_remote_host,
     is_remote,
     session_options,
 )
@@ -36,8 +37,10 @@ _FIXED: Final = {
     "default_transaction_isolation": "read committed",
     "idle_session_timeout": "0",
     "standard_conforming_strings": "on",
-    "synchronous_commit": "on",
 }
+_STRONGER_COMMIT: Final = "remote_apply"
+"""The only value of synchronous_commit that waits for more than `on` does.
+https://www.postgresql.org/docs/current/runtime-config-wal.html#GUC-SYNCHRONOUS-COMMIT"""
 _TRANSACTION_TIMEOUT: Final = 17
 """The major version of PostgreSQL that adds the setting transaction_timeout."""
 _TIMEOUTS: Final = {"idle_in_transaction_session_timeout": "10s", "lock_timeout": "3s"}
@@ -69,8 +72,10 @@ def connect(url: str, settings: SessionSettings = WRITES) -> Connection:
     """
     effective = effective_parameters(url)
     connection = _open(url, effective)
+    options = session_options(effective)
     try:
-        _apply(connection, {**settings.defaults, **session_options(effective), **settings.fixed})
+        commit = _synchronous_commit(connection, options)
+        _apply(connection, {**settings.defaults, **options, **settings.fixed, "synchronous_commit": commit})
     except BaseException:
         connection.close()
         raise
@@ -82,11 +87,18 @@ def _open(url: str, effective: dict[str, str]) -> Connection:
     connection.prepared_max = 500
     # Otherwise integers of three sizes would need three prepared statements.
     connection.adapters.register_dumper(int, Int8BinaryDumper)
-    encrypted = connection.pgconn.ssl_in_use or is_remote(effective.get("host", ""))  # libpq has required TLS for these
+    encrypted = connection.pgconn.ssl_in_use or has_remote_host(effective)  # libpq has required TLS for these
     if not encrypted and "sslmode" not in effective and is_remote(connection.info.hostaddr):
         connection.close()
         raise SessionRefused("the host is another machine, and the connection has no TLS: set sslmode=require")
     return connection
+
+
+def _synchronous_commit(connection: Connection, options: dict[str, str]) -> str:
+    """Returns `on`, or what the operator set where that is stronger. Args: options, which a pooler may ignore."""
+    [default] = _call(connection, "current_setting(%s)", ("synchronous_commit",))
+    asked: str = options.get("synchronous_commit") or default
+    return _STRONGER_COMMIT if asked.lower() == _STRONGER_COMMIT else "on"
 
 
 def _apply(connection: Connection, settings: dict[str, str]) -> None:

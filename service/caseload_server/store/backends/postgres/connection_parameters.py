@@ -5,6 +5,7 @@ https://www.postgresql.org/docs/current/libpq-connect.html
 
 import os
 import re
+from ipaddress import ip_address
 from itertools import zip_longest
 from typing import Final
 
@@ -54,10 +55,15 @@ def complete_conninfo(url: str, effective: dict[str, str]) -> str:
     A remote host needs TLS unless sslmode is set, because libpq's own default can fall back to plain text. Args:
     effective, the result of `effective_parameters`.
     """
-    tls = {"sslmode": "require"} if any(map(is_remote, _hosts(effective))) else {}
+    tls = {"sslmode": "require"} if has_remote_host(effective) else {}
     chosen = {name: effective.get(name, default) for name, default in (_DEFAULTS | tls).items()}
     resolved = {name: effective[name] for name in _RESOLVED_HERE if name in effective}
     return make_conninfo(url, **resolved, **chosen, client_encoding="utf8")
+
+
+def has_remote_host(effective: dict[str, str]) -> bool:
+    """Returns whether libpq may connect to another machine. Args: effective, of `effective_parameters`."""
+    return any(map(is_remote, _hosts(effective)))
 
 
 def _hosts(effective: dict[str, str]) -> list[str]:
@@ -68,7 +74,12 @@ def _hosts(effective: dict[str, str]) -> list[str]:
 
 def is_remote(host: str) -> bool:
     """Returns whether a host is on another machine: neither a socket nor loopback."""
-    return not (host in {"", "localhost", "::1"} or host.startswith(("/", "@", "127.")))
+    if host in {"", "localhost"} or host.startswith(("/", "@")):
+        return False
+    try:
+        return not ip_address(host).is_loopback
+    except ValueError:  # a name, such as 127.db.example, may lead anywhere
+        return True
 
 
 def session_options(effective: dict[str, str]) -> dict[str, str]:

@@ -4,7 +4,9 @@ Transactions are read committed. Row locks, unique indexes and the order of revi
 https://www.postgresql.org/docs/current/transaction-iso.html, https://www.psycopg.org/psycopg3/docs/
 """
 
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -15,7 +17,7 @@ import psycopg
 from caseload_server.domain import errors
 from caseload_server.store.backends.group_commit import unchanged
 from caseload_server.store.backends.postgres.connection import READS, Connection, SessionSettings, connect
-from caseload_server.store.backends.postgres.connection_pool import ConnectionPool
+from caseload_server.store.backends.postgres.connection_pool import ACQUIRE_TIMEOUT_SECONDS, ConnectionPool
 from caseload_server.store.backends.postgres.driver_errors import retry
 from caseload_server.store.backends.postgres.reads import read_session
 from caseload_server.store.backends.postgres.store_check import StoreCheck
@@ -64,6 +66,8 @@ class PostgresDatabase:
         """
         self.on_commit: Callable[[int, float], object] = no_metrics
         self._readers = ConnectionPool(partial(connect, url, reads), connections)
+        self._snapshots = threading.Semaphore(connections - connections // 4)
+        self._waiting_for_snapshot: deque[None] = deque()
         self._writer = PostgresWriter(
             ConnectionPool(partial(connect, url), connections),
             max_leaders=connections,
@@ -102,13 +106,27 @@ class PostgresDatabase:
 
     @contextmanager
     def snapshot(self) -> Iterator[Transaction]:
-        connection = retry(self._begin_snapshot)
+        with self._snapshot_permit():
+            connection = retry(self._begin_snapshot)
+            try:
+                yield SnapshotTransaction(read_session(connection))
+            finally:
+                with suppress(psycopg.Error):
+                    read_session(connection).command(b"ROLLBACK")  # psycopg's would drop every prepared statement
+                self._readers.release(connection)
+
+    @contextmanager
+    def _snapshot_permit(self) -> Iterator[None]:
+        """Keeps a quarter of the connections for reads of one record, which are fast. Raises StoreBusy."""
+        self._waiting_for_snapshot.append(None)
+        has_permit = self._snapshots.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS)
+        self._waiting_for_snapshot.pop()
+        if not has_permit:
+            raise errors.StoreBusy(errors.StoreBusy.POOL_WAIT)
         try:
-            yield SnapshotTransaction(read_session(connection))
+            yield
         finally:
-            with suppress(psycopg.Error):
-                read_session(connection).command(b"ROLLBACK")  # psycopg's would drop every prepared statement
-            self._readers.release(connection)
+            self._snapshots.release()
 
     def _begin_snapshot(self) -> Connection:
         connection = self._readers.acquire()
@@ -126,12 +144,17 @@ class PostgresDatabase:
         return self._writer.write(work, tail, sharing)
 
     def gauges(self) -> Gauges:
-        return [*self._readers.gauges("read"), *self._writer.pool.gauges("write")]
+        waiting = ("pool_waiting", {"pool": "snapshot"}, lambda: len(self._waiting_for_snapshot))
+        return [*self._readers.gauges("read"), waiting, *self._writer.pool.gauges("write")]
 
     def check(self) -> None:
         for pool in self._pools:
             pool.close_unused()
-        self._writer.commits_stalled = self._store_check.run()
+        try:
+            self._writer.commits_stalled = self._store_check.run()
+        finally:
+            if self._store_check.store_is_replaced:  # reads and writes would use the secret of the former store
+                self._close_pools()
         if self._writer.commits_stalled:
             raise errors.StoreUnavailable(detail="commits wait for a standby")
 
@@ -148,6 +171,10 @@ class PostgresDatabase:
                 self._listener.close()
             self._listener = None
             time.sleep(_POLL_SECONDS)
+
+    def _close_pools(self) -> None:
+        for pool in self._pools:
+            pool.close()
 
     def close(self) -> None:
         self._readers.close()

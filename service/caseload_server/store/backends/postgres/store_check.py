@@ -12,6 +12,7 @@ from caseload_server.store.backends.migrations import SchemaError
 from caseload_server.store.backends.postgres.connection import Connection
 from caseload_server.store.backends.postgres.error_text import one_line
 from caseload_server.store.backends.postgres.pipeline import wait_for_result
+from caseload_server.store.backends.protocol import Row
 
 _IN_USE_KEY: Final = 0x43534C55
 """Key of the advisory lock ("CSLU") that each instance holds shared, and an import exclusively.
@@ -27,18 +28,24 @@ SELECT current_setting('transaction_read_only'), EXISTS (
     SELECT FROM pg_stat_activity
     WHERE datname = current_database() AND wait_event = 'SyncRep' AND now() - state_change > interval '2s')"""
 """Shows whether the server rejects writes, and whether commits of any instance wait for a standby."""
+_IDENTITY: Final = b"SELECT store_id, secret FROM store"
+_REPLACED: Final = "the database holds another store than at the start: restart the instance"
 
 
 class StoreCheck:
     """Checks the database on a connection of its own. After a loss it connects again and takes the lock again.
 
-    Until it has the lock again, `run` raises, because an import may have begun meanwhile.
+    Until it has the lock again, `run` raises, because an import may have begun meanwhile. If one has ended, `run`
+    raises from then on, because the instance has the secret that it read at its start.
     """
 
     def __init__(self, connect: Callable[[], Connection]) -> None:
         """Opens no connection yet."""
         self._connect = connect
         self._connection: Connection | None = None
+        self._identity: list[Row] = []
+        self.store_is_replaced = False
+        """Whether the database got the id or the secret of another store. It does not become False again."""
 
     def open(self) -> None:
         """Connects and takes the shared lock. Raises SchemaError while an import runs, psycopg.Error."""
@@ -46,14 +53,28 @@ class StoreCheck:
 
     def _open(self) -> Connection:
         connection = self._connect()
-        [(is_shared,)] = connection.execute(_SHARE).fetchall()
-        if not is_shared:
+        try:
+            _share_lock(connection)
+            self._compare_identity(connection)
+        except BaseException:
             connection.close()
-            raise SchemaError("an import into it is running: start when it has ended")
+            raise
         return connection
+
+    def _compare_identity(self, connection: Connection) -> None:
+        """Records the store that the first connection finds. Raises StoreUnavailable if a later one finds another."""
+        found = connection.execute(_IDENTITY).fetchall()
+        self._identity = self._identity or found
+        self.store_is_replaced = found != self._identity
+        self._refuse_replaced()
+
+    def _refuse_replaced(self) -> None:
+        if self.store_is_replaced:
+            raise errors.StoreUnavailable(detail=_REPLACED)
 
     def run(self) -> bool:
         """Returns whether commits wait for a standby. Raises StoreUnavailable."""
+        self._refuse_replaced()
         try:
             self._connection = self._connection or self._open()
             return _ask(self._connection.pgconn)
@@ -69,6 +90,13 @@ class StoreCheck:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def _share_lock(connection: Connection) -> None:
+    """Takes the shared lock. Raises SchemaError while an import runs."""
+    [(is_shared,)] = connection.execute(_SHARE).fetchall()
+    if not is_shared:
+        raise SchemaError("an import into it is running: start when it has ended")
 
 
 def _ask(pgconn: pq.abc.PGconn) -> bool:

@@ -249,10 +249,9 @@ class PostgresWriter:
 
 
 def _fail(jobs: list[Job[Any, Any]], failure: errors.DomainError) -> None:
-    """Ends jobs whose commit failed, also those with an error, which may depend on another write of the batch."""
+    """Ends jobs whose commit failed."""
     for job in jobs:
-        wrote_nothing = job.error is not None
-        job.fail(errors.StoreUnavailable() if wrote_nothing and isinstance(failure, errors.OutcomeUnknown) else failure)
+        job.fail_commit(failure)
 
 
 def _reject_waiting(batch: Batch, job: Job[Any, Any]) -> None:

@@ -262,9 +262,8 @@ class SqliteDatabase:
             self._committing_since = time.monotonic()
             execute("COMMIT")
         except BaseException as error:  # noqa: BLE001 - after any failure no write of the batch may report success
-            # Refusals fail too: they may rest on another write of the batch, which was rolled back.
             for job in batch.jobs:
-                job.error = _domain_error(error, committing=committing)
+                job.fail_commit(_domain_error(error, committing=committing))
             with suppress(apsw.Error):
                 if self._writer.in_transaction:
                     execute("ROLLBACK")
