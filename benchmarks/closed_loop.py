@@ -161,7 +161,8 @@ class Callers:
             return
         wait = _PUSHBACK.search(trailers)
         by_library = b"CANCELLED" in trailers or b"grpc-status\x018" in trailers
-        self._codes["rejected" if wait else "by_library" if by_library else "failed"] += 1
+        late = b"grpc-status\x014" in trailers
+        self._codes["rejected" if wait else "by_library" if by_library else "late" if late else "failed"] += 1
         heapq.heappush(self._retries, (now + (int(wait[1]) / 1000 if wait else 1.0), id(trailers), connection))
 
 
