@@ -57,8 +57,8 @@ class StatementPipeline:
 
     def __init__(self, connection: Connection) -> None:
         """Args: connection, in autocommit mode. Others may use it too, between two calls of `flush`."""
-        self._connection = connection
         self._pgconn = connection.pgconn
+        self._transformer = Transformer()  # one of the connection would keep it from being freed
         self._prepared: dict[tuple[bytes, tuple[int, ...]], bytes] = {}
         self._queue: list[_Statement] = []
         self._marked = 0
@@ -108,7 +108,7 @@ class StatementPipeline:
             results = self._receive()
             self._pgconn.exit_pipeline_mode()
         except BaseException:
-            self._connection.close()  # the state of the connection is unknown
+            self._pgconn.finish()  # the state of the connection is unknown
             raise
         return list(zip(commands, results, strict=True))
 
@@ -149,9 +149,8 @@ class StatementPipeline:
     def _rows(self, result: pq.abc.PGresult) -> list[Row]:
         if not result.ntuples:
             return []
-        transformer = Transformer(self._connection)
-        transformer.set_pgresult(result, format=pq.Format.BINARY)
-        return transformer.load_rows(0, result.ntuples, tuple)
+        self._transformer.set_pgresult(result, format=pq.Format.BINARY)
+        return self._transformer.load_rows(0, result.ntuples, tuple)
 
 
 def wait_for_result(connection: pq.abc.PGconn, timeout_seconds: float | None) -> bool:

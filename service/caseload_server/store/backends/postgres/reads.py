@@ -37,7 +37,7 @@ class ReadSession:
     def __init__(self, connection: Connection) -> None:
         """Args: connection, in autocommit mode. psycopg must not prepare other statements of it."""
         self._pgconn = connection.pgconn
-        self._transformer = Transformer(connection)
+        self._transformer = Transformer()  # one of the connection would keep it from being freed
         self._prepared: dict[tuple[bytes, tuple[int, ...]], bytes] = {}
         self._count = 0
 

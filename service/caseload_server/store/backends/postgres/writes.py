@@ -97,7 +97,7 @@ class PostgresWriter:
         """Queues BEGIN on a connection of the pool. Rolls back if the with block raises or does not commit."""
         connection = self.pool.acquire()
         try:
-            pipeline = self._pipelines.setdefault(connection, StatementPipeline(connection))
+            pipeline = self._pipeline(connection)
             pipeline.restart("BEGIN")
             pipeline.add(_LOCK_FIRST)
             yield connection, pipeline
@@ -109,6 +109,12 @@ class PostgresWriter:
                 self.pool.discard()
             else:
                 self.pool.release(connection)
+
+    def _pipeline(self, connection: Connection) -> StatementPipeline:
+        pipeline = self._pipelines.get(connection)
+        if pipeline is None:
+            pipeline = self._pipelines[connection] = StatementPipeline(connection)
+        return pipeline
 
     def _commit_batch(self, batch: Batch) -> None:
         """Runs jobs in one transaction, for GroupCommit."""
