@@ -63,6 +63,11 @@ class StatementPipeline:
         self._queue: list[_Statement] = []
         self._marked = 0
 
+    @property
+    def transaction_status(self) -> pq.TransactionStatus:
+        """The status of the connection, of which a broken transaction is INERROR and a lost connection UNKNOWN."""
+        return pq.TransactionStatus(self._pgconn.transaction_status)
+
     def restart(self, sql: str) -> None:
         """Empties the queue, which may hold statements of an earlier transaction, and queues the first statement."""
         self._queue, self._marked = [], 0
