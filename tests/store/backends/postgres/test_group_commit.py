@@ -445,3 +445,21 @@ def test_a_counter_that_stays_locked_rejects_every_write_of_the_transaction_with
     assert {type(one) for one in results} == {errors.StoreBusy}
     assert ids(store, THERAPIST) == ["taken"]
     database.close()
+
+
+def test_a_table_that_stays_locked_rejects_every_write_without_a_second_wait(
+    postgres_url: str, admin: "psycopg.Connection[Any]"
+) -> None:
+    database = PostgresDatabase(f"{postgres_url}?options=-c%20lock_timeout%3D50ms")
+    runs: list[int] = []
+
+    def work(transaction: Transaction) -> None:
+        runs.append(1)
+        transaction.run("SELECT 1")
+
+    with admin.transaction():
+        admin.execute("LOCK TABLE request IN SHARE MODE")  # as a migration does
+        results = batch(database, [lambda: database.write_with_tail(work, unchanged, Sharing())] * 3)
+    assert [str(one) for one in results] == [str(errors.StoreBusy(errors.StoreBusy.LOCK_WAIT))] * 3
+    assert runs == [1]
+    database.close()

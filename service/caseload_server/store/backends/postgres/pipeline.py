@@ -28,6 +28,16 @@ _SUCCESS: Final = {pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK}
 class EarlierStatementFailed(Exception):
     """A statement that was queued before `StatementPipeline.mark` failed."""
 
+    def __init__(self, sql: bytes, error: psycopg.Error) -> None:
+        """Args: sql, the statement; error, why it failed."""
+        super().__init__()
+        self.sql = sql
+        self.error = error
+
+    def is_lock_timeout_of(self, sql: str) -> bool:
+        """Returns whether the statement is `sql`, and waited too long for a lock."""
+        return self.sql == sql.encode() and isinstance(self.error, psycopg.errors.LockNotAvailable)
+
 
 class _Statement(NamedTuple):
     """A statement in the form that libpq takes, with parameters by position."""
@@ -98,7 +108,8 @@ class StatementPipeline:
         result: pq.abc.PGresult | None = None
         for command, result in self._exchange(queue) if queue else []:
             if result.status not in _SUCCESS:
-                raise EarlierStatementFailed if command.number < marked else error_from_result(result)
+                error = error_from_result(result)
+                raise EarlierStatementFailed(queue[command.number].sql, error) if command.number < marked else error
             if command.prepares:
                 statement, name = command.prepares
                 self._prepared[statement.sql, statement.types] = name

@@ -127,7 +127,12 @@ class PostgresWriter:
             _fail([*ran, *batch.take_more()], errors.StoreBusy(errors.StoreBusy.LOCK_WAIT))
         except CommitUnconfirmed:
             _send_alone(batch.jobs, unconfirmed=ran)
-        except (psycopg.Error, EarlierStatementFailed, SerializationConflict):
+        except EarlierStatementFailed as failure:
+            if failure.is_lock_timeout_of(_LOCK_FIRST):  # a migration: the others would wait for it too
+                _fail([*batch.jobs, *batch.take_more()], errors.StoreBusy(errors.StoreBusy.LOCK_WAIT))
+            else:
+                _send_alone(batch.jobs, unconfirmed=[])
+        except (psycopg.Error, SerializationConflict):
             _send_alone(batch.jobs, unconfirmed=[])
         else:
             for job in ran:
