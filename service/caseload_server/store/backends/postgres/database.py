@@ -150,6 +150,7 @@ class PostgresDatabase:
             time.sleep(_POLL_SECONDS)
 
     def close(self) -> None:
+        self._group_commit.close()
         self._readers.close()
         self._writer.pool.close()
         self._store_check.close()
