@@ -22,6 +22,8 @@ from caseload_server.store.backends.protocol import Parameters, Row
 _RETURNS_NO_ROWS: Final = re.compile(r"\s*(?:INSERT|UPDATE|DELETE)\b(?!.*\bRETURNING\b)", re.DOTALL)
 _MAX_PREPARED: Final = 500
 """Most prepared statements of a connection. PostgreSQL parses further statements each time."""
+TIMEOUT_SECONDS: Final = 10.0
+"""How long the statements of one round trip may take. The server's timeouts do not end a server process that hangs."""
 _SUCCESS: Final = {pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK}
 
 
@@ -37,6 +39,10 @@ class EarlierStatementFailed(Exception):
     def is_lock_timeout_of(self, sql: str) -> bool:
         """Returns whether the statement is `sql`, and waited too long for a lock."""
         return self.sql == sql.encode() and isinstance(self.error, psycopg.errors.LockNotAvailable)
+
+
+class NoAnswer(psycopg.OperationalError):
+    """The server did not answer in time. The connection is closed, and its transaction will not commit."""
 
 
 class _Statement(NamedTuple):
@@ -77,6 +83,11 @@ class StatementPipeline:
     def transaction_status(self) -> pq.TransactionStatus:
         """The status of the connection, of which a broken transaction is INERROR and a lost connection UNKNOWN."""
         return pq.TransactionStatus(self._pgconn.transaction_status)
+
+    def roll_back(self) -> None:
+        """Ends the transaction. Raises psycopg.Error."""
+        self.restart("ROLLBACK")
+        self.flush()
 
     def restart(self, sql: str) -> None:
         """Empties the queue, which may hold statements of an earlier transaction, and queues the first statement."""
@@ -149,10 +160,12 @@ class StatementPipeline:
         return commands
 
     def _receive(self) -> list[pq.abc.PGresult]:
-        """Returns the results until the end of the pipeline. Raises psycopg.Error for a lost connection."""
+        """Returns the results until the end of the pipeline. Raises NoAnswer, psycopg.Error for a lost connection."""
         results: list[pq.abc.PGresult] = []
+        deadline = time.monotonic() + TIMEOUT_SECONDS
         while True:
-            wait_for_result(self._pgconn, None)
+            if not wait_for_result(self._pgconn, deadline - time.monotonic()):
+                raise NoAnswer
             result = self._pgconn.get_result()
             if result is None:
                 if self._pgconn.status != pq.ConnStatus.OK:

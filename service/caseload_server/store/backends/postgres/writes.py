@@ -17,7 +17,12 @@ from caseload_server.store.backends.postgres.commit_turn import CommitTurn, Comm
 from caseload_server.store.backends.postgres.connection import Connection
 from caseload_server.store.backends.postgres.connection_pool import ConnectionPool
 from caseload_server.store.backends.postgres.driver_errors import CommitUnconfirmed, is_lock_conflict, retry
-from caseload_server.store.backends.postgres.pipeline import EarlierStatementFailed, StatementPipeline, wait_for_result
+from caseload_server.store.backends.postgres.pipeline import (
+    EarlierStatementFailed,
+    NoAnswer,
+    StatementPipeline,
+    wait_for_result,
+)
 from caseload_server.store.backends.postgres.transaction import WriteTransaction
 from caseload_server.store.backends.protocol import OnCommit, S, SerializationConflict, Sharing, T, Tail, Transaction
 
@@ -94,15 +99,15 @@ class PostgresWriter:
     def _begin(self) -> Iterator[tuple[Connection, StatementPipeline]]:
         """Queues BEGIN on a connection of the pool. Rolls back if the with block raises or does not commit."""
         connection = self.pool.acquire()
+        pipeline = self._pipeline(connection)
         try:
-            pipeline = self._pipeline(connection)
             pipeline.restart("BEGIN")
             pipeline.add(_LOCK_FIRST)
             yield connection, pipeline
         finally:
             if connection.pgconn.transaction_status in _IN_TRANSACTION:
                 with suppress(psycopg.Error):
-                    connection.execute("ROLLBACK")
+                    pipeline.roll_back()
             if connection in self._abandoned:
                 self.pool.discard()
             else:
@@ -125,13 +130,12 @@ class PostgresWriter:
             _fail(ran or batch.jobs, failure)
         except psycopg.errors.LockNotAvailable:  # of the counter: each write alone would wait for it as long again
             _fail([*ran, *batch.take_more()], errors.StoreBusy(errors.StoreBusy.LOCK_WAIT))
+        except NoAnswer:  # each write alone would wait for what the hanging transaction locks
+            _fail([job for job in batch.jobs if not job.runs_alone], errors.StoreUnavailable())
         except CommitUnconfirmed:
             _send_alone(batch.jobs, unconfirmed=ran)
         except EarlierStatementFailed as failure:
-            if failure.is_lock_timeout_of(_LOCK_FIRST):  # a migration: the others would wait for it too
-                _fail([*batch.jobs, *batch.take_more()], errors.StoreBusy(errors.StoreBusy.LOCK_WAIT))
-            else:
-                _send_alone(batch.jobs, unconfirmed=[])
+            _settle(batch, failure)
         except (psycopg.Error, SerializationConflict):
             _send_alone(batch.jobs, unconfirmed=[])
         else:
@@ -221,7 +225,7 @@ class PostgresWriter:
                 self._abandon_commit(connection)
                 raise errors.OutcomeUnknown
             result = connection.pgconn.get_result()
-            while connection.pgconn.get_result():
+            while wait_for_result(connection.pgconn, self.commit_timeout_seconds) and connection.pgconn.get_result():
                 pass
         except psycopg.Error:
             raise CommitUnconfirmed from None
@@ -256,6 +260,14 @@ def _fail(jobs: list[Job[Any, Any]], failure: errors.DomainError) -> None:
     for job in jobs:
         wrote_nothing = job.error is not None
         job.fail(errors.StoreUnavailable() if wrote_nothing and isinstance(failure, errors.OutcomeUnknown) else failure)
+
+
+def _settle(batch: Batch, failure: EarlierStatementFailed) -> None:
+    """Rejects the jobs of a batch that waited too long for a migration, and those in the queue, or sends them alone."""
+    if failure.is_lock_timeout_of(_LOCK_FIRST):
+        _fail([*batch.jobs, *batch.take_more()], errors.StoreBusy(errors.StoreBusy.LOCK_WAIT))
+    else:
+        _send_alone(batch.jobs, unconfirmed=[])
 
 
 def _reject_waiting(batch: Batch, job: Job[Any, Any]) -> None:
