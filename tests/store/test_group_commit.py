@@ -260,3 +260,25 @@ def test_a_closed_store_rejects_what_waits_and_what_comes(store: RelationshipSto
     store.close()
     with pytest.raises(errors.ShuttingDown):
         make(store, THERAPIST, "t")
+
+
+def test_closing_waits_for_the_writes_in_progress(store: RelationshipStore) -> None:
+    begun, goes_on = threading.Event(), threading.Event()
+    answers: list[str] = []
+
+    def hold(_: object) -> str:
+        begun.set()
+        assert goes_on.wait(HUNG_SECONDS)
+        return "written"
+
+    database: Any = store._database
+    write = threading.Thread(target=lambda: answers.append(database.write_with_tail(hold, unchanged, Sharing())))
+    write.start()
+    assert begun.wait(HUNG_SECONDS)
+    closing = threading.Thread(target=store.close)
+    closing.start()
+    eventually(lambda: database._group_commit._closed)
+    assert closing.is_alive()
+    goes_on.set()
+    join(closing, write)
+    assert answers == ["written"]

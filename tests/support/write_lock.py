@@ -7,8 +7,8 @@ import apsw
 import psycopg
 import pytest
 from caseload_server.config import is_postgres, sqlite_path
+from caseload_server.store.backends.postgres import commit_turn, connection_pool, pipeline
 from caseload_server.store.backends.postgres import connection as postgres
-from caseload_server.store.backends.postgres import connection_pool, writes
 from caseload_server.store.backends.sqlite import database as sqlite
 
 from tests.support.waiting import NEVER_SECONDS
@@ -31,6 +31,7 @@ def holding_the_lock(url: str) -> Iterator[None]:
 def wait_for_locks(patch: pytest.MonkeyPatch) -> None:
     """Sets the lock timeout of servers in this process above the duration of a test."""
     patch.setattr(sqlite, "_BUSY_TIMEOUT_SECONDS", NEVER_SECONDS)
-    patch.setattr(writes, "_TURN_TIMEOUT_SECONDS", NEVER_SECONDS)
+    patch.setattr(pipeline, "TIMEOUT_SECONDS", NEVER_SECONDS)
+    patch.setattr(commit_turn, "_TIMEOUT_SECONDS", NEVER_SECONDS)
     patch.setattr(connection_pool, "ACQUIRE_TIMEOUT_SECONDS", NEVER_SECONDS)
     patch.setitem(postgres.WRITES.defaults, "lock_timeout", "0")

@@ -150,6 +150,8 @@ class GroupCommit:
         self._records: set[str] = set()
         """The records that batches lock."""
         self._leaders = 0
+        self._batches = 0
+        """Those of the leaders, and those that wait for a lock."""
         self._closed = False
 
     def run(self, job: Job[Any, Any]) -> None:
@@ -179,6 +181,7 @@ class GroupCommit:
         return None
 
     def _begin(self, leader: Job[Any, Any], *, waits_for_lock: bool = False) -> None:
+        self._batches += 1
         leader.batch = Batch(leader, self, waits_for_lock=waits_for_lock)
         self._reserve(leader.batch, leader)
 
@@ -220,6 +223,7 @@ class GroupCommit:
     def _end(self, batch: Batch) -> None:
         batch.leader.batch = None
         with self._lock:
+            self._batches -= 1
             if not batch.waits_for_lock:
                 self._leaders -= 1
             self._keys.difference_update(job.sharing.key for job in batch.jobs)
@@ -249,4 +253,4 @@ class GroupCommit:
 
     def _is_writing(self) -> bool:
         with self._lock:
-            return self._leaders > 0
+            return self._batches > 0

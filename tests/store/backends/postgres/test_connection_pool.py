@@ -1,7 +1,9 @@
 """The pools of connections to PostgreSQL: they close what is unused, and give way to each other."""
 
+import gc
 import secrets
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -75,6 +77,22 @@ def test_the_check_closes_idle_connections(postgres_url: str, monkeypatch: pytes
         assert sessions(admin) == 2
         database.check()
         eventually(lambda: sessions(admin) == 1)  # that of the check
+
+
+def test_closed_connections_are_freed_with_what_was_prepared_on_them(postgres_url: str) -> None:
+    with closing(PostgresDatabase(postgres_url)) as database:
+        for _ in range(3):
+            database.read("SELECT 1")
+            with database.snapshot() as snapshot:
+                snapshot.run("SELECT 1")
+            database.write(lambda transaction: transaction.run("SELECT 1"))
+            connections = [weakref.ref(one) for pool in database._pools for one, _ in pool._idle]
+            assert len(connections) == 2
+            for pool in database._pools:
+                pool.close_unused(0)
+            gc.collect()
+            assert [connection() for connection in connections] == [None, None]
+        assert not list(database._writer._pipelines.values())
 
 
 def sessions(admin: "psycopg.Connection[tuple[int]]") -> int:

@@ -1,6 +1,8 @@
 """Reads of PostgreSQL: prepared statements outlive a transaction, and rows arrive one by one."""
 
+import threading
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import psycopg
@@ -10,7 +12,10 @@ from caseload_server.store.backends.postgres import reads
 from caseload_server.store.backends.postgres.database import PostgresDatabase
 from caseload_server.store.backends.protocol import Query, Value
 
+from tests.support.waiting import eventually, join
+
 _NUMBERS = "SELECT number FROM generate_series(CAST(:first AS BIGINT), :last) AS number"
+_AWAITED_LOCKS = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
 _PREPARED = "SELECT statement FROM pg_prepared_statements"
 
 
@@ -84,3 +89,34 @@ def test_a_connection_lost_within_a_page_is_told_as_unavailable(database: Postgr
         with pytest.raises(StoreUnavailable):
             list(rows)
     assert database.read("SELECT 1") == [(1,)]
+
+
+@pytest.mark.parametrize("taken", [1, 3], ids=["dropped", "fetched"])
+def test_other_threads_run_while_a_later_row_is_slow(postgres_url: str, taken: int) -> None:
+    """The third row waits for a lock that only another thread of this process releases."""
+    database = PostgresDatabase(f"{postgres_url}?options=-c%20lock_timeout%3D0%20-c%20statement_timeout%3D30s")
+    query = Query(
+        "SELECT repeat('x', 20000), CASE WHEN number = 3 THEN pg_advisory_xact_lock_shared(3)::TEXT END"
+        " FROM generate_series(1, 4) AS number",
+        {},
+    )
+    with psycopg.connect(postgres_url, autocommit=True) as other:
+        other.execute("SELECT pg_advisory_lock(3)")
+
+        released: list[Any] = []
+
+        def release() -> None:
+            for _ in range(20):  # this thread runs again and again, while the other one waits
+                eventually(lambda: other.execute(_AWAITED_LOCKS).fetchall())
+            released.extend(other.execute("SELECT pg_advisory_unlock(3)").fetchall())
+
+        releasing = threading.Thread(target=release)
+        with database.snapshot() as transaction:
+            rows = transaction.rows(query)
+            next(rows)
+            releasing.start()
+            assert len(list(islice(rows, taken - 1))) == taken - 1
+        join(releasing)
+    assert released == [(True,)]
+    assert database.read("SELECT 1") == [(1,)]
+    database.close()

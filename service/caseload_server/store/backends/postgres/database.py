@@ -177,6 +177,7 @@ class PostgresDatabase:
             pool.close()
 
     def close(self) -> None:
+        self._group_commit.close()
         self._readers.close()
         self._writer.pool.close()
         self._store_check.close()

@@ -22,11 +22,27 @@ from caseload_server.store.backends.protocol import Parameters, Row
 _RETURNS_NO_ROWS: Final = re.compile(r"\s*(?:INSERT|UPDATE|DELETE)\b(?!.*\bRETURNING\b)", re.DOTALL)
 _MAX_PREPARED: Final = 500
 """Most prepared statements of a connection. PostgreSQL parses further statements each time."""
+TIMEOUT_SECONDS: Final = 10.0
+"""How long the statements of one round trip may take. The server's timeouts do not end a server process that hangs."""
 _SUCCESS: Final = {pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK}
 
 
 class EarlierStatementFailed(Exception):
     """A statement that was queued before `StatementPipeline.mark` failed."""
+
+    def __init__(self, sql: bytes, error: psycopg.Error) -> None:
+        """Args: sql, the statement; error, why it failed."""
+        super().__init__()
+        self.sql = sql
+        self.error = error
+
+    def is_lock_timeout_of(self, sql: str) -> bool:
+        """Returns whether the statement is `sql`, and waited too long for a lock."""
+        return self.sql == sql.encode() and isinstance(self.error, psycopg.errors.LockNotAvailable)
+
+
+class NoAnswer(psycopg.OperationalError):
+    """The server did not answer in time. The connection is closed, and its transaction will not commit."""
 
 
 class _Statement(NamedTuple):
@@ -57,11 +73,21 @@ class StatementPipeline:
 
     def __init__(self, connection: Connection) -> None:
         """Args: connection, in autocommit mode. Others may use it too, between two calls of `flush`."""
-        self._connection = connection
         self._pgconn = connection.pgconn
+        self._transformer = Transformer()  # one of the connection would keep it from being freed
         self._prepared: dict[tuple[bytes, tuple[int, ...]], bytes] = {}
         self._queue: list[_Statement] = []
         self._marked = 0
+
+    @property
+    def transaction_status(self) -> pq.TransactionStatus:
+        """The status of the connection, of which a broken transaction is INERROR and a lost connection UNKNOWN."""
+        return pq.TransactionStatus(self._pgconn.transaction_status)
+
+    def roll_back(self) -> None:
+        """Ends the transaction. Raises psycopg.Error."""
+        self.restart("ROLLBACK")
+        self.flush()
 
     def restart(self, sql: str) -> None:
         """Empties the queue, which may hold statements of an earlier transaction, and queues the first statement."""
@@ -93,7 +119,8 @@ class StatementPipeline:
         result: pq.abc.PGresult | None = None
         for command, result in self._exchange(queue) if queue else []:
             if result.status not in _SUCCESS:
-                raise EarlierStatementFailed if command.number < marked else error_from_result(result)
+                error = error_from_result(result)
+                raise EarlierStatementFailed(queue[command.number].sql, error) if command.number < marked else error
             if command.prepares:
                 statement, name = command.prepares
                 self._prepared[statement.sql, statement.types] = name
@@ -108,7 +135,7 @@ class StatementPipeline:
             results = self._receive()
             self._pgconn.exit_pipeline_mode()
         except BaseException:
-            self._connection.close()  # the state of the connection is unknown
+            self._pgconn.finish()  # the state of the connection is unknown
             raise
         return list(zip(commands, results, strict=True))
 
@@ -133,10 +160,12 @@ class StatementPipeline:
         return commands
 
     def _receive(self) -> list[pq.abc.PGresult]:
-        """Returns the results until the end of the pipeline. Raises psycopg.Error for a lost connection."""
+        """Returns the results until the end of the pipeline. Raises NoAnswer, psycopg.Error for a lost connection."""
         results: list[pq.abc.PGresult] = []
+        deadline = time.monotonic() + TIMEOUT_SECONDS
         while True:
-            wait_for_result(self._pgconn, None)
+            if not wait_for_result(self._pgconn, deadline - time.monotonic()):
+                raise NoAnswer
             result = self._pgconn.get_result()
             if result is None:
                 if self._pgconn.status != pq.ConnStatus.OK:
@@ -149,9 +178,8 @@ class StatementPipeline:
     def _rows(self, result: pq.abc.PGresult) -> list[Row]:
         if not result.ntuples:
             return []
-        transformer = Transformer(self._connection)
-        transformer.set_pgresult(result, format=pq.Format.BINARY)
-        return transformer.load_rows(0, result.ntuples, tuple)
+        self._transformer.set_pgresult(result, format=pq.Format.BINARY)
+        return self._transformer.load_rows(0, result.ntuples, tuple)
 
 
 def wait_for_result(connection: pq.abc.PGconn, timeout_seconds: float | None) -> bool:

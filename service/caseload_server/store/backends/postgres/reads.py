@@ -11,10 +11,10 @@ import psycopg
 from psycopg import pq
 from psycopg.adapt import Transformer
 from psycopg.errors import error_from_result
-from psycopg.generators import execute, fetch, send
 
 from caseload_server.store.backends.postgres.connection import Connection
 from caseload_server.store.backends.postgres.parameters import encode, positional
+from caseload_server.store.backends.postgres.pipeline import wait_for_result
 from caseload_server.store.backends.protocol import Parameters, Query, Row
 
 _MAX_PREPARED: Final = 500
@@ -37,8 +37,7 @@ class ReadSession:
     def __init__(self, connection: Connection) -> None:
         """Args: connection, in autocommit mode. psycopg must not prepare other statements of it."""
         self._pgconn = connection.pgconn
-        self._wait = connection.wait
-        self._transformer = Transformer(connection)
+        self._transformer = Transformer()  # one of the connection would keep it from being freed
         self._prepared: dict[tuple[bytes, tuple[int, ...]], bytes] = {}
         self._count = 0
 
@@ -61,12 +60,9 @@ class ReadSession:
         else:
             self._send_prepared(bound)
         self._pgconn.set_single_row_mode()
-        self._wait(send(self._pgconn))
-        result = self._wait(fetch(self._pgconn))  # only the first row may take long
-        while result:
+        while result := self._next_result():
             _check(result)
             yield from self._rows(result)
-            result = self._pgconn.get_result()
 
     def _send_prepared(self, query: _Bound) -> None:
         name = self._prepared.get((query.sql, query.types)) or self._prepare(query)
@@ -83,9 +79,22 @@ class ReadSession:
         return name
 
     def _result(self) -> pq.abc.PGresult:
-        result: pq.abc.PGresult = self._wait(execute(self._pgconn))[-1]
+        result = self._next_result()
+        if result is None:
+            raise psycopg.OperationalError
         _check(result)
+        self._drop_rows()
         return result
+
+    def _next_result(self) -> pq.abc.PGresult | None:
+        """Returns the next result, or None after the last. While libpq waits by itself, no other thread runs."""
+        try:
+            if self._pgconn.is_busy():
+                wait_for_result(self._pgconn, None)
+            return self._pgconn.get_result()
+        except BaseException:
+            self._pgconn.finish()  # it is unknown what has arrived
+            raise
 
     def _rows(self, result: pq.abc.PGresult) -> list[Row]:
         self._transformer.set_pgresult(result)
@@ -93,7 +102,7 @@ class ReadSession:
 
     def _drop_rows(self) -> None:
         if self._pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
-            while self._pgconn.get_result():
+            while self._next_result():
                 pass
 
 

@@ -13,10 +13,16 @@ from psycopg import pq
 
 from caseload_server.domain import errors
 from caseload_server.store.backends.group_commit import Batch, GroupCommit, Job, run_tails
+from caseload_server.store.backends.postgres.commit_turn import CommitTurn, CommitTurns
 from caseload_server.store.backends.postgres.connection import Connection
 from caseload_server.store.backends.postgres.connection_pool import ConnectionPool
 from caseload_server.store.backends.postgres.driver_errors import CommitUnconfirmed, is_lock_conflict, retry
-from caseload_server.store.backends.postgres.pipeline import EarlierStatementFailed, StatementPipeline, wait_for_result
+from caseload_server.store.backends.postgres.pipeline import (
+    EarlierStatementFailed,
+    NoAnswer,
+    StatementPipeline,
+    wait_for_result,
+)
 from caseload_server.store.backends.postgres.transaction import WriteTransaction
 from caseload_server.store.backends.protocol import OnCommit, S, SerializationConflict, Sharing, T, Tail, Transaction
 
@@ -28,8 +34,6 @@ _POLL_SECONDS: Final = 0.001
 """Interval at which a transaction looks for further writes, while it waits for the commit of another."""
 _COLLECT_SECONDS: Final = 1.0
 """How long it looks for further writes at most."""
-_TURN_TIMEOUT_SECONDS: Final = 3.0
-"""How long it waits for the commits of others after that."""
 MAX_LEADERS: Final = 4
 """Most shared transactions at once. While one waits for its statements or its commit, the others run theirs."""
 _LOCK_FIRST: Final = "LOCK TABLE request IN ROW EXCLUSIVE MODE"
@@ -64,8 +68,7 @@ class PostgresWriter:
         """Whether commits wait for a standby. Writes are rejected until `PostgresDatabase.check` finds none."""
         self.pool = pool
         self.commit_timeout_seconds = commit_timeout_seconds
-        self._turn = threading.Lock()
-        """Held by the transaction that takes revisions and commits. Meanwhile the others can take more jobs."""
+        self._turns = CommitTurns()
         self.group_commit = GroupCommit(self._commit_batch, MAX_BATCH, min(MAX_LEADERS, max_leaders))
         self._pipelines: WeakKeyDictionary[Connection, StatementPipeline] = WeakKeyDictionary()
         self._on_commit = on_commit
@@ -96,19 +99,25 @@ class PostgresWriter:
     def _begin(self) -> Iterator[tuple[Connection, StatementPipeline]]:
         """Queues BEGIN on a connection of the pool. Rolls back if the with block raises or does not commit."""
         connection = self.pool.acquire()
+        pipeline = self._pipeline(connection)
         try:
-            pipeline = self._pipelines.setdefault(connection, StatementPipeline(connection))
             pipeline.restart("BEGIN")
             pipeline.add(_LOCK_FIRST)
             yield connection, pipeline
         finally:
             if connection.pgconn.transaction_status in _IN_TRANSACTION:
                 with suppress(psycopg.Error):
-                    connection.execute("ROLLBACK")
+                    pipeline.roll_back()
             if connection in self._abandoned:
                 self.pool.discard()
             else:
                 self.pool.release(connection)
+
+    def _pipeline(self, connection: Connection) -> StatementPipeline:
+        pipeline = self._pipelines.get(connection)
+        if pipeline is None:
+            pipeline = self._pipelines[connection] = StatementPipeline(connection)
+        return pipeline
 
     def _commit_batch(self, batch: Batch) -> None:
         """Runs jobs in one transaction, for GroupCommit."""
@@ -120,10 +129,14 @@ class PostgresWriter:
         except errors.DomainError as failure:
             _fail(ran or batch.jobs, failure)
         except psycopg.errors.LockNotAvailable:  # of the counter: each write alone would wait for it as long again
-            _fail(ran, errors.StoreBusy(errors.StoreBusy.LOCK_WAIT))
+            _fail([*ran, *batch.take_more()], errors.StoreBusy(errors.StoreBusy.LOCK_WAIT))
+        except NoAnswer:  # each write alone would wait for what the hanging transaction locks
+            _fail([job for job in batch.jobs if not job.runs_alone], errors.StoreUnavailable())
         except CommitUnconfirmed:
             _send_alone(batch.jobs, unconfirmed=ran)
-        except (psycopg.Error, EarlierStatementFailed, SerializationConflict):
+        except EarlierStatementFailed as failure:
+            _settle(batch, failure)
+        except (psycopg.Error, SerializationConflict):
             _send_alone(batch.jobs, unconfirmed=[])
         else:
             for job in ran:
@@ -131,40 +144,34 @@ class PostgresWriter:
 
     def _transact_batch(self, batch: Batch, ran: list[Job[Any, Any]]) -> None:
         """Runs jobs and their tails, and commits. Args: ran, the list to which it adds the jobs that ran."""
-        with self._begin() as (connection, pipeline):
+        with self._begin() as (connection, pipeline), self._turns.wait() as turn:
             if not batch.waits_for_lock:
                 pipeline.add(_WAIT_BRIEFLY)
-            self._run_jobs(batch, ran, connection, pipeline)
+            self._run_jobs(batch, ran, pipeline, turn)
             if all(job.error for job in ran):
                 return  # and roll back: each error depends on committed data only
-            with self._commit_turn():
-                pipeline.add(_WAIT_LONG)
-                pipeline.mark()
-                written = run_tails(WriteTransaction(pipeline), ran)
-                pipeline.flush()
-                self._commit(connection, len(written))
+            self._take_turn(turn)
+            pipeline.add(_WAIT_LONG)
+            pipeline.mark()
+            written = run_tails(WriteTransaction(pipeline), ran)
+            pipeline.flush()
+            self._commit(connection, len(written))
 
-    @contextmanager
-    def _commit_turn(self) -> Iterator[None]:
+    def _take_turn(self, turn: CommitTurn) -> None:
         """Waits until no other transaction of this process holds the counter. Raises StoreBusy, StoreUnavailable."""
-        if not self._turn.acquire(timeout=_TURN_TIMEOUT_SECONDS):
-            raise errors.StoreBusy
-        try:
-            if self.commits_stalled:
-                raise errors.StoreUnavailable
-            yield
-        finally:
-            self._turn.release()
+        is_taken = turn.take()
+        if self.commits_stalled:
+            raise errors.StoreUnavailable
+        if turn.counter_is_locked or not is_taken:
+            raise errors.StoreBusy(errors.StoreBusy.LOCK_WAIT)
 
-    def _run_jobs(
-        self, batch: Batch, ran: list[Job[Any, Any]], connection: Connection, pipeline: StatementPipeline
-    ) -> None:
+    def _run_jobs(self, batch: Batch, ran: list[Job[Any, Any]], pipeline: StatementPipeline, turn: CommitTurn) -> None:
         """Runs jobs until one finds a row locked, or until the queue is empty and no other transaction commits."""
         jobs = batch.jobs.copy()
         deadline = time.monotonic() + _COLLECT_SECONDS
-        while jobs or (self._turn.locked() and not batch.is_full and time.monotonic() < deadline):
+        while jobs or not (turn.is_taken or batch.is_full or time.monotonic() > deadline):
             for job in jobs:
-                if not self._run_in_savepoint(job, connection, pipeline):
+                if not self._run_in_savepoint(job, pipeline):
                     _reject_waiting(batch, job)
                     return
                 if not job.runs_alone:
@@ -172,10 +179,10 @@ class PostgresWriter:
                 if batch.waits_for_lock and job is batch.leader:
                     pipeline.add(_WAIT_BRIEFLY)
             jobs = batch.take_more()
-            if not jobs and self._turn.acquire(timeout=_POLL_SECONDS):
-                self._turn.release()
+            if not jobs:
+                turn.take(_POLL_SECONDS)
 
-    def _run_in_savepoint(self, job: Job[Any, Any], connection: Connection, pipeline: StatementPipeline) -> bool:
+    def _run_in_savepoint(self, job: Job[Any, Any], pipeline: StatementPipeline) -> bool:
         """Runs one job of a shared transaction. Returns False if it found a row locked by another transaction.
 
         Raises psycopg.Error and EarlierStatementFailed if the whole transaction is lost.
@@ -188,7 +195,7 @@ class PostgresWriter:
         except EarlierStatementFailed:
             raise
         except psycopg.Error as error:
-            if connection.pgconn.transaction_status != pq.TransactionStatus.INERROR:
+            if pipeline.transaction_status != pq.TransactionStatus.INERROR:
                 raise
             met_lock = is_lock_conflict(error)
             job.runs_alone = not met_lock
@@ -218,7 +225,7 @@ class PostgresWriter:
                 self._abandon_commit(connection)
                 raise errors.OutcomeUnknown
             result = connection.pgconn.get_result()
-            while connection.pgconn.get_result():
+            while wait_for_result(connection.pgconn, self.commit_timeout_seconds) and connection.pgconn.get_result():
                 pass
         except psycopg.Error:
             raise CommitUnconfirmed from None
@@ -252,6 +259,14 @@ def _fail(jobs: list[Job[Any, Any]], failure: errors.DomainError) -> None:
     """Ends jobs whose commit failed."""
     for job in jobs:
         job.fail_commit(failure)
+
+
+def _settle(batch: Batch, failure: EarlierStatementFailed) -> None:
+    """Rejects the jobs of a batch that waited too long for a migration, and those in the queue, or sends them alone."""
+    if failure.is_lock_timeout_of(_LOCK_FIRST):
+        _fail([*batch.jobs, *batch.take_more()], errors.StoreBusy(errors.StoreBusy.LOCK_WAIT))
+    else:
+        _send_alone(batch.jobs, unconfirmed=[])
 
 
 def _reject_waiting(batch: Batch, job: Job[Any, Any]) -> None:
