@@ -276,41 +276,6 @@ def test_a_transaction_takes_further_writes_while_another_is_at_its_commit(
     assert sum(sizes) == 11
 
 
-@pytest.mark.parametrize("held_by", ["another process", "a missing standby"])
-def test_writes_behind_a_counter_that_stays_locked_are_rejected_without_waiting_in_turn(
-    store: RelationshipStore, held_by: str
-) -> None:
-    database: Any = store._database
-    is_stalled = held_by == "a missing standby"
-    entered, leave = threading.Event(), threading.Event()
-
-    def tail(_transaction: Transaction, _outcomes: list[Any]) -> list[Any]:
-        entered.set()
-        assert leave.wait(HUNG_SECONDS)
-        database._writer.commits_stalled = is_stalled
-        raise errors.StoreUnavailable if is_stalled else psycopg.errors.LockNotAvailable
-
-    failures: list[Exception] = []
-
-    def failing(write: Callable[[], Any]) -> None:
-        try:
-            write()
-        except errors.DomainError as failure:
-            failures.append(failure)
-
-    first = starting(partial(failing, lambda: database.write_with_tail(lambda _: None, tail, Sharing())))
-    assert entered.wait(HUNG_SECONDS)
-    others = [starting(partial(failing, partial(make, store, THERAPIST, f"t{number}"))) for number in range(10)]
-    eventually(lambda: not database._group_commit._queue and database._group_commit._leaders > 1)
-    leave.set()
-    join(first, *others)
-    expected = errors.StoreUnavailable() if is_stalled else errors.StoreBusy(errors.StoreBusy.LOCK_WAIT)
-    assert [str(failure) for failure in failures] == [str(expected)] * 11
-    database._writer.commits_stalled = False
-    make(store, THERAPIST, "after")
-    assert ids(store, THERAPIST) == ["after"]
-
-
 def test_a_write_that_locks_many_records_has_its_own_transaction(store: RelationshipStore) -> None:
     make_pair(store)
     make(store, THERAPIST, "u")
@@ -444,22 +409,4 @@ def test_a_counter_that_stays_locked_rejects_every_write_of_the_transaction_with
         results = batch(database, [partial(make, impatient, THERAPIST, name) for name in names])
     assert {type(one) for one in results} == {errors.StoreBusy}
     assert ids(store, THERAPIST) == ["taken"]
-    database.close()
-
-
-def test_a_table_that_stays_locked_rejects_every_write_without_a_second_wait(
-    postgres_url: str, admin: "psycopg.Connection[Any]"
-) -> None:
-    database = PostgresDatabase(f"{postgres_url}?options=-c%20lock_timeout%3D50ms")
-    runs: list[int] = []
-
-    def work(transaction: Transaction) -> None:
-        runs.append(1)
-        transaction.run("SELECT 1")
-
-    with admin.transaction():
-        admin.execute("LOCK TABLE request IN SHARE MODE")  # as a migration does
-        results = batch(database, [lambda: database.write_with_tail(work, unchanged, Sharing())] * 3)
-    assert [str(one) for one in results] == [str(errors.StoreBusy(errors.StoreBusy.LOCK_WAIT))] * 3
-    assert runs == [1]
     database.close()

@@ -12,10 +12,10 @@ import pytest
 from caseload_server.domain import errors
 from caseload_server.store import THERAPIST, RelationshipStore
 from caseload_server.store.backends.group_commit import unchanged
-from caseload_server.store.backends.postgres import driver_errors, pipeline
+from caseload_server.store.backends.postgres import driver_errors, pipeline, reads
 from caseload_server.store.backends.postgres.database import PostgresDatabase
 from caseload_server.store.backends.postgres.migrate import migrate
-from caseload_server.store.backends.protocol import Sharing, Transaction
+from caseload_server.store.backends.protocol import Query, Sharing, Transaction
 
 from tests.store.backends.batches import batch
 from tests.store.conftest import Clock
@@ -42,6 +42,8 @@ class Hanging:
         [(pid,)] = transaction.run("SELECT pg_backend_pid()")
         self.patch.setattr(pipeline, "TIMEOUT_SECONDS", SHORT_SECONDS)
         self.database._writer.commit_timeout_seconds = SHORT_SECONDS
+        for session in list(reads._SESSIONS.values()):
+            session._timeout_seconds = SHORT_SECONDS
         os.kill(pid, signal.SIGSTOP)
         self.pids.append(pid)
 
@@ -122,3 +124,14 @@ def test_a_commit_is_unknown_when_its_server_process_hangs_and_is_done_once(hang
     hanging.store.check()
     assert ids(hanging.store, THERAPIST) == []
     assert head(hanging.store) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["run", "stream"])
+def test_a_read_is_unavailable_when_its_server_process_hangs(hanging: Hanging, way: str) -> None:
+    make(hanging.store, THERAPIST, "t")
+    with hanging.database.snapshot() as transaction:
+        hanging.stop(transaction)
+        with pytest.raises(errors.StoreUnavailable):
+            transaction.run("SELECT 1") if way == "run" else list(transaction.rows(Query("SELECT 1", {})))
+    assert ids(hanging.store, THERAPIST) == ["t"]

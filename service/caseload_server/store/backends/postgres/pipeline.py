@@ -164,8 +164,7 @@ class StatementPipeline:
         results: list[pq.abc.PGresult] = []
         deadline = time.monotonic() + TIMEOUT_SECONDS
         while True:
-            if not wait_for_result(self._pgconn, deadline - time.monotonic()):
-                raise NoAnswer
+            await_result(self._pgconn, deadline - time.monotonic())
             result = self._pgconn.get_result()
             if result is None:
                 if self._pgconn.status != pq.ConnStatus.OK:
@@ -180,6 +179,12 @@ class StatementPipeline:
             return []
         self._transformer.set_pgresult(result, format=pq.Format.BINARY)
         return self._transformer.load_rows(0, result.ntuples, tuple)
+
+
+def await_result(connection: pq.abc.PGconn, timeout_seconds: float | None) -> None:
+    """Waits for the next result as `wait_for_result`. Raises NoAnswer after the timeout, psycopg.Error."""
+    if not wait_for_result(connection, timeout_seconds):
+        raise NoAnswer("the server did not answer in time")
 
 
 def wait_for_result(connection: pq.abc.PGconn, timeout_seconds: float | None) -> bool:

@@ -14,11 +14,14 @@ from psycopg.errors import error_from_result
 
 from caseload_server.store.backends.postgres.connection import Connection
 from caseload_server.store.backends.postgres.parameters import encode, positional
-from caseload_server.store.backends.postgres.pipeline import wait_for_result
+from caseload_server.store.backends.postgres.pipeline import await_result
 from caseload_server.store.backends.protocol import Parameters, Query, Row
 
 _MAX_PREPARED: Final = 500
 """Most prepared statements of a connection. Each further statement replaces the oldest."""
+_MARGIN_SECONDS: Final = 5.0
+"""How long after the server's timeout of a statement its answer may arrive. A server process that hangs sends none."""
+_STATEMENT_TIMEOUT: Final = b"SELECT EXTRACT(EPOCH FROM CAST(current_setting('statement_timeout') AS INTERVAL))"
 _SUCCESS: Final = {pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK, pq.ExecStatus.SINGLE_TUPLE}
 
 
@@ -38,6 +41,7 @@ class ReadSession:
         """Args: connection, in autocommit mode. psycopg must not prepare other statements of it."""
         self._pgconn = connection.pgconn
         self._transformer = Transformer()  # one of the connection would keep it from being freed
+        self._timeout_seconds = _timeout_seconds(connection)
         self._prepared: dict[tuple[bytes, tuple[int, ...]], bytes] = {}
         self._count = 0
 
@@ -90,7 +94,7 @@ class ReadSession:
         """Returns the next result, or None after the last. While libpq waits by itself, no other thread runs."""
         try:
             if self._pgconn.is_busy():
-                wait_for_result(self._pgconn, None)
+                await_result(self._pgconn, self._timeout_seconds)
             return self._pgconn.get_result()
         except BaseException:
             self._pgconn.finish()  # it is unknown what has arrived
@@ -115,6 +119,12 @@ def read_session(connection: Connection) -> ReadSession:
     if session is None:
         session = _SESSIONS[connection] = ReadSession(connection)
     return session
+
+
+def _timeout_seconds(connection: Connection) -> float | None:
+    """Returns how long to wait for a result, or None if the session has no statement timeout."""
+    [(statement_seconds,)] = connection.execute(_STATEMENT_TIMEOUT, prepare=False).fetchall()
+    return float(statement_seconds) + _MARGIN_SECONDS if statement_seconds else None
 
 
 def _bind(sql: str, parameters: Parameters | None) -> _Bound:

@@ -130,8 +130,8 @@ class PostgresWriter:
             _fail(ran or batch.jobs, failure)
         except psycopg.errors.LockNotAvailable:  # of the counter: each write alone would wait for it as long again
             _fail([*ran, *batch.take_more()], errors.StoreBusy(errors.StoreBusy.LOCK_WAIT))
-        except NoAnswer:  # each write alone would wait for what the hanging transaction locks
-            _fail([job for job in batch.jobs if not job.runs_alone], errors.StoreUnavailable())
+        except NoAnswer as failure:  # each write alone would wait for what the hanging transaction locks
+            _fail([job for job in batch.jobs if not job.runs_alone], errors.StoreUnavailable(detail=str(failure)))
         except CommitUnconfirmed:
             _send_alone(batch.jobs, unconfirmed=ran)
         except EarlierStatementFailed as failure:
