@@ -15,6 +15,9 @@ from caseload_server.rpc.admission import Admission
 from caseload_server.rpc.fair_queue import FairQueue
 from caseload_server.rpc.grpcio_compat import IncomingCall
 
+_LOOK_SECONDS: Final = 0.05
+_IDLE_LOOK_SECONDS: Final = 0.25
+"""Time between two looks for queued calls that are too late, with calls in the queue and without, in seconds."""
 _PROBE_THREADS: Final = 4
 """Threads for unary health checks."""
 
@@ -107,21 +110,21 @@ class FairExecutor(futures.ThreadPoolExecutor):
         return following
 
     def _is_too_late(self, call: IncomingCall) -> bool:
+        """Returns whether the call has waited too long, or would end so late that its caller may have given up.
+
+        After a long wait the estimate is less certain, and the response must still reach the caller.
+        """
         waited = self._clock() - call.queued_at
         expected: float = call.handler.method.durations[call.caller].expected()
-        return waited >= self._queue.timeout_seconds or call.seconds_left() < expected
+        return waited >= self._queue.timeout_seconds or call.seconds_left() < expected + waited / 2
 
     def _expire_queued(self) -> None:
-        """Sheds queued calls whose timeout ends while every thread is busy."""
-        wait_seconds = self._queue.timeout_seconds
-        while not self._shut_down.wait(wait_seconds):
-            now = self._clock()
+        """Sheds queued calls that become too late while every thread is busy."""
+        while not self._shut_down.wait(_LOOK_SECONDS if self._queue.depth else _IDLE_LOOK_SECONDS):
             with self._lock:
-                expired = list(self._queue.take_expired(now))
-                oldest = self._queue.oldest()
+                expired = list(self._queue.take_expired(self._is_too_late))
             for call in expired:
                 self._admission.shed(call)
-            wait_seconds = min(self._queue.timeout_seconds, max(0.001, oldest + self._queue.timeout_seconds - now))
 
 
 class StreamExecutor(futures.ThreadPoolExecutor):

@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from caseload_server.rpc.grpcio_compat import IncomingCall
@@ -69,17 +69,13 @@ class FairQueue:
             self._turns.append(caller)
         return None
 
-    def take_expired(self, now: float) -> Iterator[IncomingCall]:
-        """Removes and yields the calls whose timeout has ended."""
+    def take_expired(self, is_too_late: Callable[[IncomingCall], bool]) -> Iterator[IncomingCall]:
+        """Removes and yields the first calls of each caller that are too late."""
         for caller in list(self._turns):
-            while caller.waiting and now - caller.waiting[0].queued_at >= self.timeout_seconds:
+            while caller.waiting and is_too_late(caller.waiting[0]):
                 yield self._take(caller)
             if not caller.waiting:
                 self._turns.remove(caller)
-
-    def oldest(self) -> float:
-        """Returns the time at which the first waiting call was queued, or infinity."""
-        return min((caller.waiting[0].queued_at for caller in self._turns), default=math.inf)
 
     def _caller(self, call: IncomingCall) -> _Caller:
         caller = self._callers.get(call.caller)
