@@ -125,8 +125,9 @@ class Admission:
             call.cancel()
 
     def shed(self, call: IncomingCall) -> None:
-        """Rejects a call because the server is overloaded."""
-        self._reject(call, call.handler.method.shed(self._overloaded()))
+        """Rejects a call because the server is overloaded, or because its deadline has passed."""
+        error = self._overloaded() if call.seconds_left() > 0 else errors.DeadlineExceeded()
+        self._reject(call, call.handler.method.shed(error))
 
     def answered(self, call: IncomingCall) -> None:
         """Starts the time within which the caller must read the response."""

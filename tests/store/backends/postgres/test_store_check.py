@@ -123,7 +123,7 @@ def test_an_instance_whose_store_was_replaced_stops_for_good(
             store.get(PATIENT, "p")
         with pytest.raises(errors.ShuttingDown):
             make(store, PATIENT, "q")
-        assert not [row for row in admin.execute(SESSIONS.encode()) if row[1]]
+        eventually(lambda: not [row for row in admin.execute(SESSIONS.encode()) if row[1]])
 
 
 def test_an_import_that_ran_while_an_instance_was_cut_off_stops_the_instance(postgres_url: str) -> None:
