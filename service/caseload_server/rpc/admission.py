@@ -241,7 +241,7 @@ class Admission:
         if not call.is_active():
             pass  # it was ended
         elif call.message is None:
-            self._reject(call, method.refusal(errors.InvalidField(errors.Violation("", "must have a message"))))
+            call.reject_without_message()
         elif len(call.message) > method.max_request_bytes:
             self._reject(call, call.handler)  # which does so at once: the queue never holds a request that is too large
         else:

@@ -145,6 +145,12 @@ class IncomingCall:
         """Runs another handler in place of the call's own. It must not read the message."""
         self._answer(handler, lambda: self if self.is_active() else None)
 
+    def reject_without_message(self) -> None:
+        """Rejects a call whose message cannot arrive any more. Does nothing if the library has rejected it already."""
+        with self._state.condition:
+            code = cygrpc.StatusCode.invalid_argument
+            _server._abort(self._state, self._event.call, code, b"The call must have a message.")
+
     def cancel(self) -> None:
         """Ends the call without a response."""
         self._event.call.cancel()
