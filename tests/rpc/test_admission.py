@@ -342,12 +342,11 @@ def test_a_log_that_hangs_does_not_stop_the_thread_that_receives_calls(tmp_path:
 def test_a_watch_outlives_the_limit_of_a_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite, "_STEPS_PER_DEADLINE_CHECK", 1)
     with serving(tmp_path) as server, ApiDriver(server.address) as api:
-        watch = api.watch(api.head())
-        next(watch)
-        api.patients("p1")
+        start = api.head()
+        api.patients("p1", "p2")
         monkeypatch.setattr(limits, "MAX_READ_SECONDS", 0.0)
-        api.patients("p2")
         assert refused(api.send, "ListPatients").reason == "STORE_BUSY"
+        watch = api.watch(start)
         seen: list[str] = []
         while len(seen) < 2:
             seen += [one.revision for one in next(watch).change_sets]
