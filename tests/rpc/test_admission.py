@@ -124,6 +124,21 @@ def test_a_caller_is_served_again_when_its_unfinished_messages_have_ended(
         assert scene.get("other") == "NOT_FOUND"
 
 
+def test_a_call_that_waits_for_its_place_gets_no_more_time_for_its_message(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_CALLS_RECEIVING", 2)
+    with Http2Client(scene.address) as caller:
+        unfinished = caller.begin(scene.headers(GET, "other"))
+        eventually(lambda: scene.receiving("other") == 1)
+        caller.begin(scene.headers(GET, "other"))
+        [waiting] = eventually(lambda: list(scene.admission._pending))
+        ends_at = waiting.stalls_at
+        caller.reset(unfinished)
+        eventually(lambda: not scene.admission._pending and scene.receiving("other") == 1)
+        assert waiting.stalls_at == ends_at
+
+
 def test_unfinished_messages_of_several_callers_do_not_keep_another_caller_out(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -207,9 +207,12 @@ class Admission:
             proceed(call)
             return
         call.stalls_at = time.monotonic() + limits.MESSAGE_TIMEOUT_SECONDS
-        if not self._may_receive(call):
+        if self._may_receive(call):
+            self._start_receiving(call, proceed)
+        else:
             self._pending[call] = proceed
-            return
+
+    def _start_receiving(self, call: IncomingCall, proceed: Callable[[IncomingCall], None]) -> None:
         if call.caller:
             self._make_room(self._receiving, limits.MAX_CALLS_RECEIVING)
             self._receiving[call] = None
@@ -251,8 +254,8 @@ class Admission:
 
     def _receive_pending(self) -> None:
         for call in self._pending:
-            if self._may_receive(call):
-                self._receive(call, self._pending.pop(call))
+            if call.stalls_at < math.inf and self._may_receive(call):  # otherwise it was ended while it waited
+                self._start_receiving(call, self._pending.pop(call))
                 return
 
     def _end(self, call: IncomingCall) -> None:
