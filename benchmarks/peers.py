@@ -41,7 +41,7 @@ _KEY: Final = "benchmark"
 
 
 class Peer(Server):
-    """Another program. It serves gRPC at an address that it is told, and keeps its log to itself."""
+    """Another program. It serves gRPC at a given address. Its log is discarded."""
 
     def __init__(self, address: str, *command: str) -> None:
         """Args: command, the program in PROGRAMS and its arguments."""

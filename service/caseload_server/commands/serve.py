@@ -76,7 +76,7 @@ class _File(click.ParamType[Path]):
     "--max-caller-share",
     type=click.FloatRange(0.01, 1),
     default=Config.max_caller_share,
-    help="Largest part of the threads, queues, watches and open calls that one caller may have.",
+    help="Largest part of threads, queues, watches and open calls for one caller of --keys-file.",
 )
 @option(
     "--max-connection-age-seconds",

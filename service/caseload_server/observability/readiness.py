@@ -97,5 +97,5 @@ class Readiness:
 
 def _describe(error: Exception) -> dict[str, str]:
     """Returns the fields of the log event: the kind of failure, and what the database says about it."""
-    told = {name: getattr(error, name, "") for name in ("sqlstate", "detail")}
-    return {"reason": type(error).__qualname__, **{name: text for name, text in told.items() if text}}
+    details = {name: getattr(error, name, "") for name in ("sqlstate", "detail")}
+    return {"reason": type(error).__qualname__, **{name: text for name, text in details.items() if text}}

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 from caseload_server.store.backends.protocol import Sharing
@@ -40,12 +40,17 @@ def transaction_under_way(database: Any) -> Iterator[None]:
 
 
 def batch(
-    database: Any, works: Sequence[Callable[[], Any]], results: list[Any] | None = None, *, queued: int | None = None
+    database: Any,
+    works: Sequence[Callable[[], Any]],
+    results: list[Any] | None = None,
+    *,
+    queued: int | None = None,
+    under_way: Callable[[Any], AbstractContextManager[None]] = transaction_under_way,
 ) -> list[Any]:
     """Runs all works in one transaction, in order. Returns what each returned or raised.
 
     Args: results, a list to fill in the order of the works, for a look at it meanwhile; queued, how many works reach
-    the queue.
+    the queue; under_way, holds up the transaction before.
     """
     results = [] if results is None else results
     results += [None] * len(works)
@@ -57,7 +62,7 @@ def batch(
             results[number] = error
 
     threads = [threading.Thread(target=one, args=(number,)) for number in range(len(works))]
-    with transaction_under_way(database):
+    with under_way(database):
         for number, thread in enumerate(threads):
             thread.start()
             expected = number + 1 if queued is None else min(number + 1, queued)

@@ -1,4 +1,4 @@
-"""STORE_BUSY tells its four causes apart, and metrics count every failure by its cause."""
+"""STORE_BUSY names its four causes, and metrics count every failure by its cause."""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing

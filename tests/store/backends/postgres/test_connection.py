@@ -198,7 +198,7 @@ def test_a_remote_host_outside_the_url_needs_tls_too(operator: Operator, variabl
 def test_an_sslmode_that_the_operator_set_is_kept(operator: Operator, mode: str) -> None:
     assert chosen(f"postgresql://db.example/caseload?sslmode={mode}", "sslmode") == mode
     operator.service(f"sslmode={mode}", host="db.example")
-    if mode != "prefer":  # libpq does not tell its own default from that of a service
+    if mode != "prefer":  # libpq does not distinguish its own default from that of a service
         assert chosen("postgresql:///?service=caseload", "sslmode") == mode
     operator.environment(PGSSLMODE=mode)
     assert chosen("postgresql://db.example/caseload", "sslmode") == mode
@@ -206,7 +206,7 @@ def test_an_sslmode_that_the_operator_set_is_kept(operator: Operator, mode: str)
 
 @pytest.fixture(scope="module")
 def encrypting() -> Iterator[Cluster]:
-    """A cluster with TLS and a certificate that nobody trusts."""
+    """A cluster with TLS and a self-signed certificate."""
     with Cluster(QUICK) as cluster:
         certificate = trustme.CA().issue_cert("db.example")
         for name, blob in (("cert", certificate.cert_chain_pems[0]), ("key", certificate.private_key_pem)):

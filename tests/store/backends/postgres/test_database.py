@@ -26,33 +26,6 @@ BEGIN RAISE EXCEPTION USING ERRCODE = state; END $$"""
 
 
 @pytest.fixture
-def database(postgres_url: str) -> Iterator[PostgresDatabase]:
-    opened = PostgresDatabase(postgres_url)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def store(database: PostgresDatabase, clock: Clock) -> RelationshipStore:
-    return RelationshipStore(database, clock)
-
-
-@pytest.fixture
-def proxy(postgres_url: str) -> Iterator[Proxy]:
-    with Proxy(postgres_url) as between:
-        yield between
-
-
-@pytest.fixture
-def cut_off(proxy: Proxy, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[RelationshipStore]:
-    """A store whose connections go through the proxy."""
-    monkeypatch.setattr(driver_errors, "_RETRY_TIMEOUT_SECONDS", HUNG_SECONDS)
-    database = PostgresDatabase(proxy.url)
-    yield RelationshipStore(database, clock)
-    database.close()
-
-
-@pytest.fixture
 def gives_up_early(cut_off: RelationshipStore, monkeypatch: pytest.MonkeyPatch) -> RelationshipStore:
     """The same store with short timeouts, for tests in which the database stays unreachable."""
     monkeypatch.setattr(driver_errors, "_RETRY_TIMEOUT_SECONDS", 0.5)
@@ -328,7 +301,7 @@ def test_writes_behind_a_commit_that_waits_are_rejected_and_only_those_in_it_are
 @pytest.mark.parametrize("shown", ["notice", "error"])
 def test_a_commit_whose_standby_wait_is_cancelled_is_not_acknowledged(waiting: Waiting, shown: str) -> None:
     waiting.database._writer.commit_timeout_seconds = NEVER_SECONDS
-    with waiting.cluster.connect() as admin:  # only a warning tells that the wait was cancelled
+    with waiting.cluster.connect() as admin:  # only a warning shows that the wait was cancelled
         admin.execute(f"SET synchronous_commit = off; ALTER ROLE postgres SET client_min_messages = {shown}".encode())
 
     def cancel() -> None:

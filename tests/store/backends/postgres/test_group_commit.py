@@ -30,44 +30,11 @@ CREATE {} TRIGGER refuse AFTER INSERT ON {} {} FOR EACH ROW WHEN ({}) EXECUTE FU
 
 
 @pytest.fixture
-def database(postgres_url: str) -> Iterator[PostgresDatabase]:
-    opened = PostgresDatabase(postgres_url)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def store(database: PostgresDatabase, clock: Clock) -> RelationshipStore:
-    return RelationshipStore(database, clock)
-
-
-@pytest.fixture
 def other(postgres_url: str, clock: Clock) -> Iterator[RelationshipStore]:
     """A second instance on the same database."""
     opened = PostgresDatabase(postgres_url)
     yield RelationshipStore(opened, clock)
     opened.close()
-
-
-@pytest.fixture
-def admin(postgres_url: str) -> Iterator["psycopg.Connection[Any]"]:
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        yield connection
-
-
-@pytest.fixture
-def proxy(postgres_url: str) -> Iterator[Proxy]:
-    with Proxy(postgres_url) as between:
-        yield between
-
-
-@pytest.fixture
-def cut_off(proxy: Proxy, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[RelationshipStore]:
-    """A store whose connections go through the proxy."""
-    monkeypatch.setattr(driver_errors, "_RETRY_TIMEOUT_SECONDS", HUNG_SECONDS)
-    database = PostgresDatabase(proxy.url)
-    yield RelationshipStore(database, clock)
-    database.close()
 
 
 def shared(store: RelationshipStore, work: Callable[[Transaction], Any]) -> Any:

@@ -1,7 +1,7 @@
 """Writes on PostgreSQL behind a lock that another process holds for long."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,22 +15,8 @@ from caseload_server.store.backends.postgres.database import PostgresDatabase
 from caseload_server.store.backends.protocol import Sharing, Transaction
 
 from tests.store.backends.batches import batch
-from tests.store.conftest import Clock
 from tests.store.store_calls import make, run
 from tests.support.waiting import HUNG_SECONDS, NEVER_SECONDS, eventually, join
-
-
-@pytest.fixture
-def store(postgres_url: str, clock: Clock) -> Iterator[RelationshipStore]:
-    database = PostgresDatabase(postgres_url)
-    yield RelationshipStore(database, clock)
-    database.close()
-
-
-@pytest.fixture
-def admin(postgres_url: str) -> Iterator["psycopg.Connection[Any]"]:
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        yield connection
 
 
 def shared(store: RelationshipStore, work: Callable[[Transaction], Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Query plans on a large clinic: a statement reads what it returns, not what lies before or beside it.
+"""Query plans on a large store: a statement reads what it returns, not what lies before or beside it.
 
 PostgreSQL plans a prepared statement for its values five times, and then perhaps once for all values: both are read.
 https://www.postgresql.org/docs/current/sql-prepare.html
@@ -20,7 +20,7 @@ from caseload_server.store.backends.protocol import Dialect, Query
 from caseload_server.store.records import RecordKind
 from psycopg import sql
 
-from tests.store.backends.postgres.large_clinic import fill
+from tests.store.backends.postgres.large_store import fill
 from tests.support.postgres.databases import Databases
 
 DIALECT = PostgresDatabase.dialect
@@ -34,27 +34,27 @@ _STARTS = re.compile(r"(_id|revision)\)? (=|>)|ROW\(|value =")
 
 
 @pytest.fixture(scope="module")
-def clinic(postgres_databases: Databases) -> Iterator["psycopg.Connection[Any]"]:
+def connection(postgres_databases: Databases) -> Iterator["psycopg.Connection[Any]"]:
     with postgres_databases.acquire() as url, psycopg.connect(url, autocommit=True) as connection:
         fill(connection)
         yield connection
 
 
-def plan(clinic: "psycopg.Connection[Any]", query: Query, mode: str) -> list[dict[str, Any]]:
+def plan(connection: "psycopg.Connection[Any]", query: Query, mode: str) -> list[dict[str, Any]]:
     """Returns the nodes of a query's plan. Args: mode, custom or generic."""
     text, names = positional(query.sql)
     values = [query.parameters[name] for name in names]
     types = ", ".join("bigint" if isinstance(value, int) else "text" for value in values)
     literals = sql.SQL(", ").join(values)
-    clinic.execute(f"SET plan_cache_mode = force_{mode}_plan".encode())
-    clinic.execute(b"PREPARE one %b AS %b" % (f"({types})".encode() if types else b"", text))
+    connection.execute(f"SET plan_cache_mode = force_{mode}_plan".encode())
+    connection.execute(b"PREPARE one %b AS %b" % (f"({types})".encode() if types else b"", text))
     try:
         execute = sql.SQL("EXPLAIN (FORMAT JSON) EXECUTE one {}").format(
             sql.SQL("({})").format(literals) if values else sql.SQL("")
         )
-        [(explained,)] = clinic.execute(execute).fetchall()
+        [(explained,)] = connection.execute(execute).fetchall()
     finally:
-        clinic.execute("DEALLOCATE one")
+        connection.execute("DEALLOCATE one")
     return list(nodes((explained if isinstance(explained, list) else json.loads(explained))[0]["Plan"]))
 
 
@@ -131,10 +131,10 @@ def short(query: Any) -> str:
 
 @pytest.mark.parametrize("mode", ["custom", "generic"])
 @pytest.mark.parametrize("query", [*record_lists(DIALECT), *assignment_lists_of(DIALECT)])
-def test_a_list_reads_its_page(clinic: "psycopg.Connection[Any]", query: Query, mode: str) -> None:
+def test_a_list_reads_its_page(connection: "psycopg.Connection[Any]", query: Query, mode: str) -> None:
     after = next(one for table, one in AFTER.items() if table in query.sql)
     if not query.plan_for_values or mode == "custom":
-        assert faults(plan(clinic, query.of_page(after, LIMIT), mode)) == []
+        assert faults(plan(connection, query.of_page(after, LIMIT), mode)) == []
 
 
 def lookups() -> Iterator[Any]:
@@ -159,18 +159,18 @@ def lookups() -> Iterator[Any]:
 
 @pytest.mark.parametrize("mode", ["custom", "generic"])
 @pytest.mark.parametrize("query", [pytest.param(Query(text, values), id=title) for title, text, values in lookups()])
-def test_a_lookup_reads_only_what_it_names(clinic: "psycopg.Connection[Any]", query: Query, mode: str) -> None:
-    assert faults(plan(clinic, query, mode)) == []
+def test_a_lookup_reads_only_what_it_names(connection: "psycopg.Connection[Any]", query: Query, mode: str) -> None:
+    assert faults(plan(connection, query, mode)) == []
 
 
 @pytest.mark.parametrize(
     ("prefix", "index"),
     [("fi la", "patient_name_word_pkey"), ("anna smith", "patient_name_word_by_word")],
 )
-def test_a_name_search_is_planned_for_its_words(clinic: "psycopg.Connection[Any]", prefix: str, index: str) -> None:
+def test_a_name_search_is_planned_for_its_words(connection: "psycopg.Connection[Any]", prefix: str, index: str) -> None:
     """Frequent words are read in the order of ids until the page is full, rare ones are looked up and sorted."""
     query = lists.select_records(PATIENT, RecordQuery(name_prefix=prefix), DIALECT)
-    read = plan(clinic, query.of_page(PATIENT_ID, LIMIT), "custom")
+    read = plan(connection, query.of_page(PATIENT_ID, LIMIT), "custom")
     assert query.plan_for_values
     assert index in {node.get("Index Name") for node in read}
     assert not any(is_full_scan(node) for node in read)
@@ -185,7 +185,7 @@ def test_a_name_search_is_planned_for_its_words(clinic: "psycopg.Connection[Any]
     ids=["scans without a limit", "a role without an order"],
 )
 def test_another_dialect_would_be_found_out(
-    clinic: "psycopg.Connection[Any]", change: dict[str, str], query: dict[str, Any], fault: str
+    connection: "psycopg.Connection[Any]", change: dict[str, str], query: dict[str, Any], fault: str
 ) -> None:
     worse = assignment_lists.select_assignments(AssignmentQuery(**query), DIALECT._replace(**change))  # type: ignore[arg-type]
-    assert any(fault in one for one in faults(plan(clinic, worse.of_page(ASSIGNMENT_ID, LIMIT), "generic")))
+    assert any(fault in one for one in faults(plan(connection, worse.of_page(ASSIGNMENT_ID, LIMIT), "generic")))

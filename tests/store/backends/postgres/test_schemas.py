@@ -1,6 +1,5 @@
 """Stores in schemas other than public."""
 
-from collections.abc import Iterator
 from contextlib import closing
 from urllib.parse import quote, urlsplit
 
@@ -15,12 +14,6 @@ from caseload_server.store.backends.postgres.database import PostgresDatabase
 from tests.store.store_calls import make
 
 SCHEMAS_OF_TABLES = "SELECT DISTINCT schemaname FROM pg_tables WHERE tablename = 'store'"
-
-
-@pytest.fixture
-def admin(postgres_url: str) -> Iterator["psycopg.Connection[tuple[object, ...]]"]:
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        yield connection
 
 
 def with_path(url: str, search_path: str) -> str:

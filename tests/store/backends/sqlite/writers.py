@@ -11,7 +11,8 @@ from typing import Any
 from caseload_server.store.backends.protocol import Sharing
 from caseload_server.store.backends.sqlite.database import SqliteDatabase
 
-from tests.support.waiting import HUNG_SECONDS, eventually, join
+from tests.store.backends import batches
+from tests.support.waiting import HUNG_SECONDS, join
 
 
 @contextmanager
@@ -36,21 +37,7 @@ def commit_under_way(database: SqliteDatabase) -> Iterator[None]:
 
 def batch(database: SqliteDatabase, works: Sequence[Callable[[], Any]]) -> list[Any]:
     """Runs all works in one commit, in order. Returns what each returned or raised."""
-    results: list[Any] = [None] * len(works)
-
-    def one(number: int) -> None:
-        try:
-            results[number] = works[number]()
-        except Exception as error:  # noqa: BLE001 - it is what the test looks at
-            results[number] = error
-
-    threads = [threading.Thread(target=one, args=(number,)) for number in range(len(works))]
-    with commit_under_way(database):
-        for number, thread in enumerate(threads):
-            thread.start()
-            eventually(lambda expected=number + 1: len(database._group_commit._queue) == expected)  # type: ignore[misc]
-    join(*threads)
-    return results
+    return batches.batch(database, works, under_way=commit_under_way)
 
 
 @contextmanager

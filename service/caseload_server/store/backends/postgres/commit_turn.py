@@ -16,7 +16,7 @@ class CommitTurns:
     """Gives the turns of one process."""
 
     def __init__(self) -> None:
-        """Nobody has the turn."""
+        """Starts without a transaction that has the turn."""
         self.lock = threading.Lock()
         """Held by the transaction that has the turn."""
         self.lock_timeouts = 0

@@ -1,4 +1,4 @@
-"""A clinic whose statistics are those of 3,000,000 assignments: a fiftieth of the rows, counted fifty times."""
+"""A store whose statistics are those of 3,000,000 assignments: a fiftieth of the rows, counted fifty times."""
 
 from typing import Any, Final
 
