@@ -63,6 +63,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "security": {".security", ".config", ".domain.errors", ".private_files", "grpc"},
     "security.certificates": {"cryptography"},
     "security.file_reload": {".config", "structlog"},
+    "security.issuer_keys": {".domain.limits", "cryptography", "jwt", "structlog"},
+    "security.tokens": {".security", ".config", ".domain", "jwt"},
     "security.keys_file": {".security", ".config", ".private_files", "structlog"},
     "security.principal": set(),
     "security.auth": {".security", ".domain.errors", *WIRE},

@@ -249,8 +249,15 @@ class Unauthenticated(DomainError):
     reason = "UNAUTHENTICATED"
     text = "The call has no credentials, or unknown ones. Send a valid key or client certificate."
 
-    def __init__(self, cause: str = "") -> None:
-        """Args: cause, for the operators only: the caller must not learn what was wrong."""
+    causes: ClassVar = (
+        *("no_credentials", "unknown_key", "expired_key"),
+        *("unknown_certificate", "ambiguous_certificate", "malformed_certificate", "expired_certificate"),
+        *("malformed_token", "expired_token", "premature_token", "wrong_issuer", "wrong_audience", "wrong_algorithm"),
+        *("wrong_signature", "unknown_token_key", "invalid_token_name", "issuer_unavailable"),
+    )
+
+    def __init__(self, cause: str) -> None:
+        """Args: cause, one of `causes`, for the operators only: the caller must not learn what was wrong."""
         super().__init__()
         self.cause = cause
 

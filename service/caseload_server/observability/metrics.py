@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -40,6 +40,7 @@ _BATCH_SIZE_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128)
 _GAUGES: Final[dict[str, tuple[str, Literal["livesum", "livemax", "livemin"]]]] = {
     "ready": ("Whether the server is ready for calls (1) or not (0)", "livemin"),
     "keys_file_ok": ("Whether the whole keys file is in use, without a fault (1), or not (0)", "livemin"),
+    "issuer_keys_age_seconds": ("Time since the identity provider has last given its keys, in seconds", "livemax"),
     "watches": ("Open watches", "livesum"),
     "watches_limit": ("Maximum number of open watches", "livesum"),
     "database_bytes": ("Size of the SQLite file in bytes", "livemax"),
@@ -82,6 +83,8 @@ class Metrics:
         # Every series starts at zero, because an increase shows only after a first sample of zero.
         for error_class in errors.DomainError.__subclasses__():
             self._refusals.labels(error_class.reason)
+        for cause in errors.Unauthenticated.causes:
+            self._unauthenticated.labels(cause)
         for level in LEVELS:
             self._log_events.labels(level)
         self._call_seconds = self._histogram("call_seconds", "Duration of calls, except streams, in seconds", "method")
@@ -123,10 +126,9 @@ class Metrics:
 
         return count
 
-    def unauthenticated_counter(self, causes: Iterable[str]) -> Callable[[str], None]:
-        """Returns the function that counts unauthenticated calls by their cause. Args: causes, all there are."""
-        increments = {cause: self._unauthenticated.labels(cause).inc for cause in causes}
-        return lambda cause: increments[cause]()
+    def count_unauthenticated(self, cause: str) -> None:
+        """Counts an unauthenticated call."""
+        self._unauthenticated.labels(cause).inc()
 
     def count_log_event(self, level: str) -> None:
         """Counts a logged event."""

@@ -1,7 +1,7 @@
 """Authentication and authorization: which principal calls, and whether it may call the method."""
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 from caseload.v1 import change_service_pb2
@@ -15,16 +15,15 @@ from caseload_server.security.api_keys import ApiKeys
 from caseload_server.security.certificates import read_certificate
 from caseload_server.security.principal import LOCAL, Principal, current_principal
 
+if TYPE_CHECKING:
+    from caseload_server.security.tokens import Tokens
+
+_TOKEN_DOTS: Final = 2
+"""Dots in a signed token (RFC 7515); a key has none."""
 PUBLIC: Final = ""
 """The method needs no credentials and no permission."""
 DENY_ALL: Final = "nobody"
 """A permission that no principal can have."""
-
-REFUSAL_CAUSES: Final = (
-    *("no_credentials", "unknown_key", "expired_key"),
-    *("unknown_certificate", "ambiguous_certificate", "malformed_certificate", "expired_certificate"),
-)
-"""Why a call is unauthenticated, for the operators."""
 
 _SERVICE_PERMISSIONS: Final = {
     health.SERVICE_NAME: PUBLIC,
@@ -52,14 +51,25 @@ class Auth:
     """Authenticates and authorizes calls."""
 
     def __init__(
-        self, keys: Callable[[], ApiKeys] | None, count_refusal: Callable[[str], None] = lambda _cause: None
+        self,
+        keys: Callable[[], ApiKeys] | None,
+        tokens: "Tokens | None" = None,
+        count_refusal: Callable[[str], None] = lambda _cause: None,
     ) -> None:
-        """Args: keys, returns the current keys; None when every caller on this machine has all permissions.
+        """Without keys and tokens, every caller on this machine has all permissions.
 
-        count_refusal, takes the cause of each call that is unauthenticated, one of REFUSAL_CAUSES.
+        Args: keys, returns the current keys; tokens, of an identity provider;
+        count_refusal, takes the cause of each call that is unauthenticated.
         """
-        self._keys = keys
+        self._is_open = keys is None and tokens is None
+        self._keys = keys or (lambda: ApiKeys({}, {}))
+        self._tokens = tokens
         self._count_refusal = count_refusal
+
+    def close(self) -> None:
+        """Ends the thread that fetches the keys of an identity provider."""
+        if self._tokens:
+            self._tokens.close()
 
     def authorizer(self, service: str, method: str) -> Callable[[grpc.ServicerContext], str]:
         """Returns the check for calls of one method.
@@ -80,31 +90,31 @@ class Auth:
 
     def authenticate(self, context: grpc.ServicerContext) -> Principal:
         """Returns the principal that the call's credentials belong to. Raises Unauthenticated."""
-        if self._keys is None:
+        if self._is_open:
             return LOCAL
         try:
-            return _principal(self._keys(), context)
+            return self._principal(context)
         except errors.Unauthenticated as error:
             self._count_refusal(error.cause)
             raise
 
+    def _principal(self, context: grpc.ServicerContext) -> Principal:
+        """Only the first credentials count: a call with a wrong key is refused, whatever else it carries."""
+        for name, value in context.invocation_metadata():
+            if name == "authorization":
+                scheme, _, secret = str(value).partition(" ")
+                return self._by_secret(secret if scheme.lower() == "bearer" else "")
+        return _by_certificate(self._keys(), context)
 
-def _principal(keys: ApiKeys, context: grpc.ServicerContext) -> Principal:
-    """Only the first credentials count: a call with a wrong key is refused, whatever else it carries."""
-    for name, value in context.invocation_metadata():
-        if name == "authorization":
-            scheme, _, key = str(value).partition(" ")
-            return _by_key(keys, key if scheme.lower() == "bearer" else "")
-    return _by_certificate(keys, context)
-
-
-def _by_key(keys: ApiKeys, key: str) -> Principal:
-    principal = keys.principal_by_key(key)
-    if principal is None:
-        raise errors.Unauthenticated("unknown_key")
-    if principal.is_expired():
-        raise errors.Unauthenticated("expired_key")
-    return principal
+    def _by_secret(self, secret: str) -> Principal:
+        principal = self._keys().principal_by_key(secret)
+        if principal is None:
+            if self._tokens and secret.count(".") == _TOKEN_DOTS:
+                return self._tokens.principal(secret)
+            raise errors.Unauthenticated("unknown_key")
+        if principal.is_expired():
+            raise errors.Unauthenticated("expired_key")
+        return principal
 
 
 def _by_certificate(keys: ApiKeys, context: grpc.ServicerContext) -> Principal:
