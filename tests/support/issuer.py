@@ -44,6 +44,8 @@ class Issuer:
         self.responds = threading.Event()
         self.responds.set()
         self.status = 200
+        self.is_moved = False
+        """Whether its document redirects to another address."""
         self.requests: list[str] = []
 
     def answer(self, path: str) -> dict[str, Any]:
@@ -94,8 +96,9 @@ class _Handler(BaseHTTPRequestHandler):
         issuer: Issuer = self.server.issuer  # type: ignore[attr-defined]
         content = json.dumps(issuer.answer(self.path)).encode()
         try:
-            self.send_response(issuer.status)
-            self.send_header("Location", f"{issuer.url}/keys")
+            is_moved = issuer.is_moved and self.path.startswith("/.well-known")
+            self.send_response(302 if is_moved else issuer.status)
+            self.send_header("Location", f"{issuer.url}/moved")
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)

@@ -94,8 +94,6 @@ class Tokens:
         name, expires = claims.get(self._config.oidc_name_claim), claims["exp"]
         if not (isinstance(name, str) and _NAME.fullmatch(name)):
             raise Unauthenticated("invalid_token_name")
-        if type(expires) not in {int, float}:
-            raise Unauthenticated("malformed_token")
         permissions = _permissions(claims.get(self._config.oidc_permissions_claim))
         return Principal(ISSUER_PREFIX + name, permissions, expires + limits.TOKEN_LEEWAY_SECONDS)
 
