@@ -4,6 +4,7 @@ import json
 import ssl
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,16 +23,17 @@ _RSA: Final = rsa.generate_private_key(65537, 2048)
 class SigningKey:
     """A key of the issuer, and its public half as a JSON Web Key."""
 
-    def __init__(self, algorithm: str, key_id: str, private: Any = None) -> None:
+    def __init__(self, algorithm: str, key_id: str = "", private: Any = None) -> None:
+        """Args: key_id, by default one that no other key has."""
         made: dict[str, Any] = {
             "RS256": lambda: _RSA,
             "ES256": lambda: ec.generate_private_key(ec.SECP256R1()),
             "EdDSA": ed25519.Ed25519PrivateKey.generate,
         }
-        self.algorithm, self.id = algorithm, key_id
+        self.algorithm, self.id = algorithm, key_id or uuid.uuid4().hex
         self.private: Any = private or made[algorithm]()
         public = jwt.get_algorithm_by_name(algorithm).to_jwk(self.private.public_key(), as_dict=True)
-        self.jwk: dict[str, Any] = {**public, "kid": key_id, "alg": algorithm, "use": "sig"}
+        self.jwk: dict[str, Any] = {**public, "kid": self.id, "alg": algorithm, "use": "sig"}
 
 
 class Issuer:

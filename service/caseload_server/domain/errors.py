@@ -4,7 +4,7 @@ Texts and metadata are public. They may contain well-formed ids, counts and fiel
 was sent or stored.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple
 
 
@@ -256,10 +256,14 @@ class Unauthenticated(DomainError):
         *("wrong_signature", "unknown_token_key", "invalid_token_name", "issuer_unavailable"),
     )
 
-    def __init__(self, cause: str) -> None:
-        """Args: cause, one of `causes`, for the operators only: the caller must not learn what was wrong."""
+    def __init__(self, cause: str, retry: Callable[[Callable[[], None]], bool] | None = None) -> None:
+        """Args: cause, one of `causes`, for the operators only: the caller must not learn what was wrong.
+
+        retry, calls a function once the credentials may be known after all. It returns False if it will not call it.
+        """
         super().__init__()
         self.cause = cause
+        self.retry = retry
 
 
 class PermissionDenied(DomainError):

@@ -124,5 +124,7 @@ ISSUER_REFRESH_SECONDS: Final = 300.0
 """How often the keys of an identity provider are fetched."""
 ISSUER_RETRY_SECONDS: Final = 10.0
 """The shortest time between two such requests: after a failure, and when tokens name unknown keys."""
+MAX_WAITING_FOR_ISSUER: Final = 100
+"""Largest number of calls that wait for the keys of an identity provider, because their token names an unknown key."""
 ISSUER_OUTAGE_SECONDS: Final = 3600.0
 """How long the keys stay in use while the identity provider does not answer."""

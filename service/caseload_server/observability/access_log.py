@@ -79,8 +79,8 @@ class LogFile:
 class CallMetrics(Protocol):
     """Counts ended calls."""
 
-    def counter_for(self, method: str, *, is_stream: bool) -> Callable[[str, str | None, float], None]:
-        """Returns the function that counts the ended calls of one method, by code, reason and duration in seconds."""
+    def counter_for(self, method: str, *, is_stream: bool) -> Callable[[str, DomainError | None, float], None]:
+        """Returns the function that counts the ended calls of one method, by code, error and duration in seconds."""
 
 
 class AccessLog:
@@ -167,7 +167,7 @@ class MethodLog:
             reason_field += f'"cause":"{record.error.cause}",'
         if self._count:
             with suppress(Exception):  # a failed count must not fail the call
-                self._count(code, reason, seconds)
+                self._count(code, record.error, seconds)
         if not (principal or self._admit(code)):
             return
         # Formatted without json.dumps, which takes longer than everything else here. No value needs escaping: principal

@@ -23,11 +23,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from caseload_server.domain import errors
+from caseload_server.domain.errors import DomainError
 from caseload_server.observability.logs import LEVELS
 from caseload_server.store.backends.protocol import DEFECT, StoreMetrics
 
-CallCounter = Callable[[str, str | None, float], None]
-"""Counts an ended call, by its code, its error reason (None when it has none) and its duration in seconds."""
+CallCounter = Callable[[str, DomainError | None, float], None]
+"""Counts an ended call, by its code, its error (None when it has none) and its duration in seconds."""
 
 _FOLDER_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
 _SAMPLE_INTERVAL_SECONDS: Final = 1.0
@@ -114,21 +115,19 @@ class Metrics:
         observe = None if is_stream else self._call_seconds.labels(method).observe
         increments = {"OK": self._calls.labels(method, "OK").inc}
 
-        def count(code: str, reason: str | None, seconds: float) -> None:
+        def count(code: str, error: DomainError | None, seconds: float) -> None:
             increment = increments.get(code)
             if increment is None:
                 increment = increments[code] = self._calls.labels(method, code).inc
             increment()
             if observe:
                 observe(seconds)
-            if reason:
-                self._refusals.labels(reason).inc()
+            if error:
+                self._refusals.labels(error.reason).inc()
+            if isinstance(error, errors.Unauthenticated):
+                self._unauthenticated.labels(error.cause).inc()
 
         return count
-
-    def count_unauthenticated(self, cause: str) -> None:
-        """Counts an unauthenticated call."""
-        self._unauthenticated.labels(cause).inc()
 
     def count_log_event(self, level: str) -> None:
         """Counts a logged event."""

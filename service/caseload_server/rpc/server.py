@@ -222,7 +222,7 @@ def _auth(config: Config, callers: Callers | None, metrics: "Metrics | None") ->
     if callers and metrics:
         metrics.add_gauge("keys_file_ok", callers.is_file_ok)
     keys = callers.current if callers else None
-    return Auth(keys, tokens, *([metrics.count_unauthenticated] if metrics else []))
+    return Auth(keys, tokens)
 
 
 def _metrics(config: Config) -> "tuple[Metrics | None, MetricsPage | None]":

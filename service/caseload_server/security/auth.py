@@ -50,21 +50,14 @@ def required_permission(service: str, method: str) -> str:
 class Auth:
     """Authenticates and authorizes calls."""
 
-    def __init__(
-        self,
-        keys: Callable[[], ApiKeys] | None,
-        tokens: "Tokens | None" = None,
-        count_refusal: Callable[[str], None] = lambda _cause: None,
-    ) -> None:
+    def __init__(self, keys: Callable[[], ApiKeys] | None, tokens: "Tokens | None" = None) -> None:
         """Without keys and tokens, every caller on this machine has all permissions.
 
-        Args: keys, returns the current keys; tokens, of an identity provider;
-        count_refusal, takes the cause of each call that is unauthenticated.
+        Args: keys, returns the current keys; tokens, of an identity provider.
         """
         self._is_open = keys is None and tokens is None
         self._keys = keys or (lambda: ApiKeys({}, {}))
         self._tokens = tokens
-        self._count_refusal = count_refusal
 
     def close(self) -> None:
         """Ends the thread that fetches the keys of an identity provider."""
@@ -92,11 +85,7 @@ class Auth:
         """Returns the principal that the call's credentials belong to. Raises Unauthenticated."""
         if self._is_open:
             return LOCAL
-        try:
-            return self._principal(context)
-        except errors.Unauthenticated as error:
-            self._count_refusal(error.cause)
-            raise
+        return self._principal(context)
 
     def _principal(self, context: grpc.ServicerContext) -> Principal:
         """Only the first credentials count: a call with a wrong key is refused, whatever else it carries."""

@@ -8,6 +8,7 @@ import json
 import ssl
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -27,8 +28,8 @@ _PUBLIC_PARTS: Final = ("kty", "crv", "n", "e", "x", "y")
 _MIN_RSA_BITS: Final = 2048
 _MAX_KEYS: Final = 100
 _MAX_BYTES: Final = 512 * 1024
-_TIMEOUT_SECONDS: Final = 5.0
-"""For each answer of the issuer. A start waits as long for the first keys."""
+_TIMEOUT_SECONDS: Final = 3.0
+"""For each of the two answers of the issuer."""
 
 ALGORITHMS: Final = frozenset(_ALGORITHMS.values())
 
@@ -80,6 +81,9 @@ class IssuerKeys:
         self._keys: KeySet | None = None
         self._fetched_at = clock()
         self._failed = False
+        self._lock = threading.Lock()
+        self._is_resting = False
+        self._waiting: list[Callable[[], None]] = []
         self._attempted = threading.Event()
         self._requested = threading.Event()
         self._stopped = threading.Event()
@@ -103,19 +107,36 @@ class IssuerKeys:
         """Returns the time since the issuer has last given its keys, or since the start."""
         return self._clock() - self._fetched_at
 
-    def request_refresh(self) -> None:
-        """Has the keys fetched soon: a token names a key that is not known yet. Does not wait."""
-        self._requested.set()
+    def when_refreshed(self, callback: Callable[[], None]) -> bool:
+        """Has the keys fetched for a token that names an unknown key, and then calls a function.
+
+        Returns False, and does not call the function, if they have just been fetched, or too many wait already.
+        """
+        with self._lock:
+            waits = not (self._is_resting or self._failed) and len(self._waiting) < limits.MAX_WAITING_FOR_ISSUER
+            if waits:
+                self._waiting.append(callback)
+            self._requested.set()
+        return waits
 
     def _run(self) -> None:
         while not self._stopped.is_set():
             self._requested.clear()
             fetched = self._refresh()
             self._attempted.set()
-            # Whatever is requested meanwhile waits: tokens with made-up keys must not become requests to the issuer.
-            self._stopped.wait(self._retry_seconds)
+            self._rest()
             if fetched:
                 self._requested.wait(limits.ISSUER_REFRESH_SECONDS - self._retry_seconds)
+
+    def _rest(self) -> None:
+        """Lets those that wait go on, then does nothing: made-up keys must not become requests to the issuer."""
+        with self._lock:
+            waiting, self._waiting, self._is_resting = self._waiting, [], True
+        for callback in waiting:
+            callback()
+        self._stopped.wait(self._retry_seconds)
+        with self._lock:
+            self._is_resting = False
 
     def _refresh(self) -> bool:
         try:
@@ -135,10 +156,12 @@ class IssuerKeys:
 
 def _reason(error: Exception) -> str:
     """Returns the text of an error of ours or of the connection. The texts of others may quote an answer."""
-    cause = getattr(error, "reason", None)
+    if isinstance(error, urllib.error.HTTPError):
+        return f"its status is {error.code}"
+    cause = getattr(error, "reason", error)
     if isinstance(cause, ssl.SSLCertVerificationError):
         return cause.verify_message
-    return str(error) if isinstance(error, IssuerError) else ""
+    return str(error) if isinstance(error, IssuerError) else getattr(cause, "strerror", None) or ""
 
 
 class IssuerError(Exception):

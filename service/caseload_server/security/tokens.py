@@ -77,8 +77,7 @@ class Tokens:
             raise Unauthenticated("malformed_token")
         key = keys.find(header.get("kid"), header["alg"])
         if key is None:
-            self._keys.request_refresh()
-            raise Unauthenticated("unknown_token_key")
+            raise Unauthenticated("unknown_token_key", self._keys.when_refreshed)
         claims: dict[str, Any] = jwt.decode(
             token,
             key.public_key,
