@@ -247,7 +247,7 @@ class WatchTooSlow(DomainError):
 
 class Unauthenticated(DomainError):
     reason = "UNAUTHENTICATED"
-    text = "The call has no credentials, or unknown ones. Send a valid key or client certificate."
+    text = "The call has no credentials, or unknown ones. Send a valid key, token or client certificate."
 
     causes: ClassVar = (
         *("no_credentials", "unknown_key", "expired_key"),
