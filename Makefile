@@ -15,6 +15,8 @@ BENCH := .tools/bench
 DEPLOY := .tools/deploy
 PEERS := .tools/peers
 PROTO := .tools/proto
+# protobuf-grpcio, from the oldest that the client accepts to the newest.
+CLIENT_PAIRS := 4.25.8-1.60.2 5.29.5-1.66.2 6.31.1-1.70.0 6.33.2-1.80.0 7.36.2-1.85.1
 GRPCURL_VERSION := v1.9.4
 SPICEDB_VERSION := v1.56.2
 OPENFGA_VERSION := v1.22.1
@@ -118,6 +120,17 @@ grpcio-lowest: wheels ## run the tests of rpc/ on the lowest supported grpcio
 	@.tools/grpcio/bin/python -m $(PIP_INSTALL) --no-deps --require-hashes -r requirements/grpcio-lowest.txt
 	@.tools/grpcio/bin/python -m pytest -q tests/rpc
 
+# The venvs are made by the Python of .tools/proto: the oldest grpcio has no wheel for a later one.
+.PHONY: client-matrix
+client-matrix: wheels $(PROTO)/installed ## run the client with five pairs of protobuf and grpcio against a server
+	@set -e; for pair in $(CLIENT_PAIRS); do venv=.tools/client-$$pair; \
+		$(PROTO)/bin/python -m venv --clear $$venv; \
+		$$venv/bin/python -m $(PIP_INSTALL) --require-hashes -r requirements/client-$$pair.txt; \
+		$$venv/bin/python -m $(PIP_INSTALL) --no-deps dist/caseload_client-*.whl; \
+		$$venv/bin/python -m pip check --disable-pip-version-check >/dev/null; \
+		timeout 300 $$venv/bin/python -W error tests/packaging/client_matrix.py $(BIN)/caseload; \
+	done
+
 # Advisories are asked for over the network. Where a version that everyone knows to be vulnerable passes for sound, they
 # could not be asked for: that is said and does not fail, or a source that is away would stop all work.
 .PHONY: audit
@@ -218,6 +231,9 @@ lock: ## renew requirements/ from both pyproject.toml files; needs uv
 	$(subst service/pyproject.toml --extra postgres,--group bench,$(LOCK)) -o requirements/bench.txt
 	$(subst service/pyproject.toml --extra postgres,--group deploy,$(LOCK)) -o requirements/deploy.txt
 	$(subst service/pyproject.toml --extra postgres,--group proto,$(LOCK)) -o requirements/proto.txt
+	$(foreach pair,$(CLIENT_PAIRS),echo '$(pair)' | sed 's/\(.*\)-\(.*\)/protobuf==\1\ngrpcio==\2/' | $(subst \
+		service/pyproject.toml --extra postgres,client/pyproject.toml - --resolution lowest-direct,$(LOCK)) \
+		-o requirements/client-$(pair).txt &&) :
 
 .PHONY: grpcurl
 grpcurl: ## build grpcurl into .tools/bin where PATH has none; needs Go
@@ -288,7 +304,8 @@ PROTO_PYTHON = $(BIN)/python python3.12 python3.11
 RUNS_PROTOC = import ensurepip$(comma) sys$(comma) venv; sys.exit(sys.version_info[:2] not in ((3$(comma) 11)$(comma) (3$(comma) 12)))
 NO_PROTO_PYTHON = protoc needs Python 3.11 or 3.12, with its venv module: install one, or name one with PROTO_PYTHON=
 
-REQUIREMENTS = $(sort $(wildcard requirements/*.txt))
+# Without the old versions that callers may have beside our client.
+REQUIREMENTS = $(filter-out requirements/client-%,$(sort $(wildcard requirements/*.txt)))
 PIP_AUDIT = $(AUDIT)/bin/pip-audit --strict --disable-pip --progress-spinner off
 
 # $(error) is one line and exit code 2, before anything is run; a failing recipe would add a line of make's own.
