@@ -227,12 +227,12 @@ lock: ## renew requirements/ from both pyproject.toml files; needs uv
 		sed -n "s/.*\"$$package>=\([0-9.]*\).*/$$package==\1/p" service/pyproject.toml; \
 	done | uv pip compile - --quiet --no-deps --generate-hashes --universal --python-version 3.11 \
 		--custom-compile-command 'make lock' -o requirements/grpcio-lowest.txt
-	$(subst service/pyproject.toml --extra postgres,--group audit,$(LOCK)) -o requirements/audit.txt
-	$(subst service/pyproject.toml --extra postgres,--group bench,$(LOCK)) -o requirements/bench.txt
-	$(subst service/pyproject.toml --extra postgres,--group deploy,$(LOCK)) -o requirements/deploy.txt
-	$(subst service/pyproject.toml --extra postgres,--group proto,$(LOCK)) -o requirements/proto.txt
+	$(call lock_group,audit) -o requirements/audit.txt
+	$(call lock_group,bench) -o requirements/bench.txt
+	$(call lock_group,deploy) -o requirements/deploy.txt
+	$(call lock_group,proto) -o requirements/proto.txt
 	$(foreach pair,$(CLIENT_PAIRS),echo '$(pair)' | sed 's/\(.*\)-\(.*\)/protobuf==\1\ngrpcio==\2/' | $(subst \
-		service/pyproject.toml --extra postgres,client/pyproject.toml - --resolution lowest-direct,$(LOCK)) \
+		$(SERVER),client/pyproject.toml - --resolution lowest-direct,$(LOCK)) \
 		-o requirements/client-$(pair).txt &&) :
 
 .PHONY: grpcurl
@@ -331,5 +331,8 @@ define generate
 		$(SERVICE_PROTOS)
 endef
 
-LOCK = uv pip compile service/pyproject.toml --extra postgres --quiet --upgrade --generate-hashes --universal \
-	--python-version 3.11 --no-emit-package caseload-client --custom-compile-command 'make lock'
+SERVER = service/pyproject.toml --extra postgres --extra oidc
+LOCK = uv pip compile $(SERVER) --quiet --upgrade --generate-hashes --universal --python-version 3.11 \
+	--no-emit-package caseload-client --custom-compile-command 'make lock'
+# $(call lock_group,GROUP): what a group of the root's pyproject.toml needs, without the server's own
+lock_group = $(subst $(SERVER),--group $(1),$(LOCK))

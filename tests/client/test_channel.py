@@ -159,6 +159,7 @@ class PemFiles:
         made = authority.issue_cert("127.0.0.1", common_name=name)
         self.ca, self.cert, self.key = (folder / f"{name}.{part}" for part in ("ca", "cert", "key"))
         authority.cert_pem.write_to_path(self.ca)
+        self.key.touch(mode=0o600)
         made.private_key_pem.write_to_path(self.key)
         self.cert.write_bytes(b"".join(part.bytes() for part in made.cert_chain_pems))
 
@@ -182,12 +183,12 @@ def token(keys: KeysFile) -> str:
 def secure(tmp_path: Path, ours: PemFiles, keys: KeysFile, token: str) -> Iterator[CaseloadServer]:  # noqa: ARG001 - read at the start
     """A server that requires a client certificate."""
     settings = {"tls_cert": ours.cert, "tls_key": ours.key, "tls_client_ca": ours.ca, "keys_file": keys.path}
-    keys.append("reports write,audit")
+    keys.append("cn:reports write,audit")
     with serving(tmp_path, **settings) as server:
         yield server
 
 
-@pytest.mark.parametrize("name", ["reports", "billing"])
+@pytest.mark.parametrize("name", ["cn:reports", "billing"])
 def test_a_certificate_or_a_key_names_the_caller(secure: CaseloadServer, ours: PemFiles, token: str, name: str) -> None:
     key = token if name == "billing" else None
     with connect(secure.address, key=key, tls_ca=ours.ca, tls_cert=ours.cert, tls_key=ours.key) as caseload:

@@ -163,6 +163,8 @@ class MethodLog:
         seconds = time.perf_counter() - record.start
         reason = record.error.reason if record.error else None
         reason_field = f'"reason":"{reason}",' if reason else ""
+        if record.error and record.error.cause:
+            reason_field += f'"cause":"{record.error.cause}",'
         if self._count:
             with suppress(Exception):  # a failed count must not fail the call
                 self._count(code, reason, seconds)

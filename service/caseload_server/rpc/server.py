@@ -29,9 +29,8 @@ from caseload_server.rpc.grpcio_compat import check_grpcio
 from caseload_server.rpc.health_service import HealthServicer
 from caseload_server.rpc.open_streams import OpenStreams
 from caseload_server.rpc.pipeline import MethodExecutors, PipelineServer
-from caseload_server.security.api_keys import read_keys_file
-from caseload_server.security.auth import Auth
-from caseload_server.security.file_reload import ReloadedFiles
+from caseload_server.security.auth import REFUSAL_CAUSES, Auth
+from caseload_server.security.keys_file import Callers
 from caseload_server.security.tls import Certificates
 from caseload_server.store import RelationshipStore
 from caseload_server.store.backends.factory import open_store
@@ -39,7 +38,6 @@ from caseload_server.store.backends.factory import open_store
 if TYPE_CHECKING:
     from caseload_server.observability.metrics import Metrics
     from caseload_server.observability.metrics_page import MetricsPage
-    from caseload_server.security.api_keys import ApiKeys
 
 _CANCELLED_CALLS_SECONDS: Final = 1.0
 """How long a stop waits for calls that it cancelled at the end of the grace period, in seconds."""
@@ -178,7 +176,7 @@ def build_server(
     """
     config.check()
     check_grpcio()
-    auth, credentials = Auth(_api_keys(config)), _credentials(config)
+    callers, credentials = Callers(config.keys_file) if config.keys_file else None, _credentials(config)
     with ExitStack() as opened:
         admission = Admission(config.caller_share())
         opened.callback(admission.close)
@@ -190,6 +188,7 @@ def build_server(
         metrics, page = _metrics(config)
         if page:
             opened.callback(page.close)
+        auth = _auth(callers, metrics)
         store = open_store(config, clock, metrics.store if metrics else None)
         opened.callback(store.close)
         access_log = AccessLog(_access_log_sink(config), metrics)
@@ -200,9 +199,13 @@ def build_server(
     return server
 
 
-def _api_keys(config: Config) -> "Callable[[], ApiKeys] | None":
-    keys_file = config.keys_file
-    return ReloadedFiles([keys_file], lambda: read_keys_file(keys_file)).value if keys_file else None
+def _auth(callers: Callers | None, metrics: "Metrics | None") -> Auth:
+    if not callers:
+        return Auth(None)
+    if not metrics:
+        return Auth(callers.current)
+    metrics.add_gauge("keys_file_ok", callers.is_file_ok)
+    return Auth(callers.current, metrics.unauthenticated_counter(REFUSAL_CAUSES))
 
 
 def _metrics(config: Config) -> "tuple[Metrics | None, MetricsPage | None]":

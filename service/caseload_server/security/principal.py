@@ -1,5 +1,7 @@
 """The authenticated caller of a call, and its permissions."""
 
+import math
+import time
 from contextvars import ContextVar
 from typing import Final, NamedTuple
 
@@ -12,7 +14,22 @@ class Principal(NamedTuple):
 
     name: str
     permissions: frozenset[str]
+    valid_until: float = math.inf
+    """When its credentials expire, in seconds since 1970 (UTC): from then on its calls and streams are refused."""
 
+    def is_expired(self) -> bool:
+        """Returns whether its credentials have expired."""
+        return self.valid_until <= time.time()
+
+
+RESERVED_NAMES: Final = ("local",)
+RESERVED_PREFIXES: Final = ("cli:", "system:", "oidc:")
+"""Names that no line of the keys file can give to a caller, in lower case.
+
+The change log shows them for the operator's commands, for what the server does by itself, and for callers with a token.
+"""
+CERTIFICATE_PREFIXES: Final = ("uri:", "dns:", "cn:")
+"""Names from certificates say of which kind they are: a URI is no DNS name, even if both have the same text."""
 
 LOCAL: Final = Principal("local", frozenset(PERMISSIONS))
 """The principal of every call to a server without a keys file."""
