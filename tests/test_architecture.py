@@ -63,6 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "security.file_reload": {".config", "structlog"},
     "security.principal": set(),
     "security.auth": {".security", ".domain.errors", *WIRE},
+    "security.redaction": {".security.principal", ".domain.errors", "google"},
     "observability": {".observability", ".config", ".domain"},
     "observability.access_log": {".observability", ".domain", ".security.principal", "google", "grpc", "structlog"},
     "observability.anonymous_lines": {".domain.limits", "structlog"},

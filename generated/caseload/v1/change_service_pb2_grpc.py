@@ -33,6 +33,10 @@ class ChangeServiceStub:
     fields, never a value. Changes of derived fields (counts, primary_therapist_id) are not logged.
     The log is kept until `caseload purge --changes-before` prunes its oldest part.
 
+    What audit discloses. The ids of an assignment are a pair: they show which therapist treats which
+    patient, and from when to when. So a caller with audit learns that of everyone, also without read.
+    It learns no name and no other value.
+
     Errors. Each RPC lists the reasons of error_reason.proto that it can return, in the order of the
     checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, DEADLINE_EXCEEDED or INTERNAL.
     A request that does not parse, or that has more bytes than the limits of its fields allow,
@@ -72,6 +76,10 @@ class ChangeServiceServicer:
     call that changes nothing, fails or only validates adds none. The log has ids and names of
     fields, never a value. Changes of derived fields (counts, primary_therapist_id) are not logged.
     The log is kept until `caseload purge --changes-before` prunes its oldest part.
+
+    What audit discloses. The ids of an assignment are a pair: they show which therapist treats which
+    patient, and from when to when. So a caller with audit learns that of everyone, also without read.
+    It learns no name and no other value.
 
     Errors. Each RPC lists the reasons of error_reason.proto that it can return, in the order of the
     checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, DEADLINE_EXCEEDED or INTERNAL.
@@ -174,6 +182,10 @@ class ChangeService:
     call that changes nothing, fails or only validates adds none. The log has ids and names of
     fields, never a value. Changes of derived fields (counts, primary_therapist_id) are not logged.
     The log is kept until `caseload purge --changes-before` prunes its oldest part.
+
+    What audit discloses. The ids of an assignment are a pair: they show which therapist treats which
+    patient, and from when to when. So a caller with audit learns that of everyone, also without read.
+    It learns no name and no other value.
 
     Errors. Each RPC lists the reasons of error_reason.proto that it can return, in the order of the
     checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, DEADLINE_EXCEEDED or INTERNAL.

@@ -23,8 +23,9 @@ from caseload_server.rpc.admission import Admission, Handler, Method
 from caseload_server.rpc.grpcio_compat import IncomingCall
 from caseload_server.rpc.request_parser import request_parser
 from caseload_server.rpc.status_map import CODE_NAMES, retry_pushback, to_status
-from caseload_server.security.auth import Auth, required_permission
+from caseload_server.security.auth import PUBLIC, Auth, required_permission
 from caseload_server.security.principal import current_principal
+from caseload_server.security.redaction import may_read, redact, redact_error
 from caseload_server.validation.request_sizes import max_request_bytes
 
 _log = structlog.get_logger()
@@ -34,6 +35,8 @@ _SCANS: Final = ("List", "BatchGet")
 """Prefixes of the reads that may return many records. They have threads of their own."""
 _BULK_WRITES: Final = ("Transfer", "Delete")
 """Prefixes of the writes that may change many assignments. They have threads of their own."""
+_DISCLOSING: Final = ("read", "audit", PUBLIC)
+"""Permissions of methods whose responses are not redacted: whoever may call them may see what they return."""
 
 
 class MethodExecutors(NamedTuple):
@@ -86,8 +89,8 @@ class PipelineServer:
     def _wrap(self, service: str, name: str, handler: Any) -> "grpc.RpcMethodHandler[Any, Any]":
         # The pipeline parses requests itself, because grpcio would answer INTERNAL to one that it cannot parse.
         # It also serializes responses, so that the access log knows how the call ended.
-        writes = required_permission(service, name) == "write"
-        pipeline = _MethodPipeline(self._admission, MethodLog(self._log, service, name), writes=writes)
+        permission = required_permission(service, name)
+        pipeline = _MethodPipeline(self._admission, MethodLog(self._log, service, name), permission)
         contract: Any = descriptor_pool.Default().FindMethodByName(f"{service}.{name}")
         max_bytes = max_request_bytes(contract.input_type)
         parse = request_parser(handler.request_deserializer, max_bytes)
@@ -113,15 +116,17 @@ class PipelineServer:
 class _MethodPipeline:
     """Parses, runs, serializes and logs the calls of one method. Admission has authorized them."""
 
-    def __init__(self, admission: Admission, log: MethodLog, *, writes: bool) -> None:
+    def __init__(self, admission: Admission, log: MethodLog, permission: str) -> None:
+        """Args: permission, which callers of the method need."""
         self._admission = admission
         self._log = log
-        self._writes = writes
+        self._writes = permission == "write"
+        self._redacts = permission not in _DISCLOSING
 
     def unary_call(
         self, parse: Callable[[bytes], Any], handler: Any, serialize: Callable[[Any], bytes]
     ) -> Callable[..., bytes]:
-        log, admission, may_reject = self._log, self._admission, not self._writes
+        log, admission, may_reject, redacts = self._log, self._admission, not self._writes, self._redacts
 
         def call(incoming: IncomingCall, context: grpc.ServicerContext) -> bytes:
             record = CallRecord(context)
@@ -130,6 +135,8 @@ class _MethodPipeline:
                 record.request = request = parse(incoming.take_message())
                 admission.check_unread(incoming)
                 response = handler(request, context)
+                if redacts and not may_read():
+                    redact(response, request)
                 serialized = serialize(response)
                 admission.count_answer(incoming, len(serialized), may_reject=may_reject)
                 record.response = response
@@ -156,6 +163,8 @@ class _MethodPipeline:
                 _deadline(context)  # of the call; each read of a watch is short
                 record.request = parse(data) if isinstance(data, bytes) else None
                 for response in handler(record.request or _parse_stream(parse, data, incoming), context):
+                    if self._redacts and not may_read():
+                        redact(response, record.request)
                     self._log.add_streamed_ids(record, response)
                     self._admission.answered(incoming)
                     yield serialize(response)
@@ -225,6 +234,8 @@ def _parse_stream(parse: Callable[[bytes], Any], stream: Any, incoming: Incoming
 
 
 def _abort(context: grpc.ServicerContext, error: errors.DomainError) -> NoReturn:
+    if not may_read():
+        redact_error(error)
     status: Any = rpc_status.to_status(to_status(error))
     context.abort_with_status(status._replace(trailing_metadata=(*status.trailing_metadata, *retry_pushback(error))))
     raise AssertionError  # abort_with_status has raised
@@ -236,6 +247,6 @@ def _internal_error(method: str, error: Exception) -> errors.Internal:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     location = f"{Path(frame.filename).name}:{frame.lineno}"
     sqlstate = getattr(error, "sqlstate", None)
-    state = {"sqlstate": sqlstate} if sqlstate else {}
-    _log.error("call failed", error_id=error_id, method=method, type=type(error).__qualname__, place=location, **state)
+    fields = {"location": location, **({"sqlstate": sqlstate} if sqlstate else {})}
+    _log.error("call failed", error_id=error_id, method=method, type=type(error).__qualname__, **fields)
     return errors.Internal(error_id=error_id)
