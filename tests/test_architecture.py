@@ -60,6 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api.convert": {".domain", "caseload", "google"},
     # around a call
     "security": {".security", ".config", ".domain.errors", "grpc"},
+    "security.certificates": {"cryptography"},
     "security.file_reload": {".config", "structlog"},
     "security.principal": set(),
     "security.auth": {".security", ".domain.errors", *WIRE},

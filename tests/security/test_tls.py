@@ -2,11 +2,13 @@
 
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import grpc
@@ -15,7 +17,7 @@ import trustme
 from caseload.v1 import therapist_service_pb2 as pb
 from caseload.v1.therapist_service_pb2_grpc import TherapistServiceStub
 from caseload_server.rpc.server import CaseloadServer
-from caseload_server.security import file_reload
+from caseload_server.security import file_reload, principal
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -110,8 +112,13 @@ def with_uri(authority: trustme.CA, uri: str, dns: str, common_name: str) -> Pai
 
 
 def reason(opened: grpc.Channel, metadata: Metadata | None = None) -> str:
-    """The error reason of a Get, or the status name where the gRPC library rejects it."""
-    with opened, pytest.raises(grpc.RpcError) as caught:
+    """The error reason of a Get on a channel that it closes, or the status name where the gRPC library rejects it."""
+    with opened:
+        return reason_on(opened, metadata)
+
+
+def reason_on(opened: grpc.Channel, metadata: Metadata | None = None) -> str:
+    with pytest.raises(grpc.RpcError) as caught:
         TherapistServiceStub(opened).GetTherapist(GET, metadata=metadata, timeout=10)
     if caught.value.code() == grpc.StatusCode.UNAVAILABLE:
         return "UNAVAILABLE"
@@ -216,6 +223,16 @@ def test_a_connection_requires_a_certificate_of_the_authority(mutual: CaseloadSe
     of_another = trustme.CA().issue_cert("a.example.org")
     assert reason(channel(mutual, files), bearer(token)) == "UNAVAILABLE"
     assert reason(channel(mutual, files, of_another), bearer(token)) == "UNAVAILABLE"
+
+
+def test_a_certificate_that_expires_on_an_open_connection_is_rejected(
+    mutual: CaseloadServer, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.keys.append("a.example.org read")
+    with channel(mutual, files, files.authority.issue_cert("a.example.org")) as opened:
+        assert reason_on(opened) == "THERAPIST_NOT_FOUND"
+        monkeypatch.setattr(principal, "time", SimpleNamespace(time=lambda: sys.float_info.max))
+        assert reason_on(opened) == "UNAUTHENTICATED"
 
 
 # --- certificates change ---

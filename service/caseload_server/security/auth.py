@@ -11,6 +11,7 @@ from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
 from caseload_server.domain import errors
+from caseload_server.security import certificates
 from caseload_server.security.api_keys import ApiKeys
 from caseload_server.security.principal import LOCAL, Principal, current_principal
 
@@ -76,10 +77,18 @@ class Auth:
                 principal = keys.principal_by_token(token) if scheme.lower() == "bearer" else None
                 break
         else:
-            principal = keys.principal_by_name(_certificate_name(context.auth_context()))
-        if principal is None:
+            principal = _certificate_principal(keys, context.auth_context())
+        if principal is None or principal.is_expired():
             raise errors.Unauthenticated
         return principal
+
+
+def _certificate_principal(keys: ApiKeys, properties: Mapping[str, Any]) -> Principal | None:
+    principal = keys.principal_by_name(_certificate_name(properties))
+    if principal is None:
+        return None
+    [pem] = properties["x509_pem_cert"]
+    return principal._replace(valid_until=certificates.valid_until(pem))
 
 
 def _certificate_name(properties: Mapping[str, Any]) -> str:

@@ -1,5 +1,7 @@
 """The authenticated caller of a call, and its permissions."""
 
+import math
+import time
 from contextvars import ContextVar
 from typing import Final, NamedTuple
 
@@ -12,6 +14,12 @@ class Principal(NamedTuple):
 
     name: str
     permissions: frozenset[str]
+    valid_until: float = math.inf
+    """When its credentials expire, in seconds since 1970 (UTC): from then on its calls and streams are refused."""
+
+    def is_expired(self) -> bool:
+        """Returns whether its credentials have expired."""
+        return self.valid_until <= time.time()
 
 
 LOCAL: Final = Principal("local", frozenset(PERMISSIONS))
