@@ -79,6 +79,9 @@ class ChangeServiceStub:
     Retries: the call starts a new watch after after_revision, or from now on if that is empty.
 
     Errors:
+    - UNAUTHENTICATED, PERMISSION_DENIED: also while the watch is open, within a second: the caller's
+      key or its permission was removed, or its certificate, token or key has expired. The server
+      checks this again before each message.
     - INVALID_FIELD: a field of filter is malformed.
     - SHUTTING_DOWN: this process is stopping, which also ends open watches. Resume: another
       process, or this one after a restart, will answer. A watch that has reached its largest age
@@ -168,6 +171,9 @@ class ChangeServiceServicer(metaclass=_abc_1.ABCMeta):
         Retries: the call starts a new watch after after_revision, or from now on if that is empty.
 
         Errors:
+        - UNAUTHENTICATED, PERMISSION_DENIED: also while the watch is open, within a second: the caller's
+          key or its permission was removed, or its certificate, token or key has expired. The server
+          checks this again before each message.
         - INVALID_FIELD: a field of filter is malformed.
         - SHUTTING_DOWN: this process is stopping, which also ends open watches. Resume: another
           process, or this one after a restart, will answer. A watch that has reached its largest age

@@ -24,7 +24,7 @@ from caseload_server.rpc.grpcio_compat import IncomingCall
 from caseload_server.rpc.request_parser import request_parser
 from caseload_server.rpc.status_map import CODE_NAMES, retry_pushback, to_status
 from caseload_server.security.auth import PUBLIC, Auth, required_permission
-from caseload_server.security.principal import current_principal
+from caseload_server.security.principal import check_authorization, current_principal
 from caseload_server.security.redaction import may_read, redact, redact_error
 from caseload_server.validation.request_sizes import max_request_bytes
 
@@ -100,7 +100,8 @@ class PipelineServer:
             call = pipeline.unary_call(parse, handler.unary_unary, serialize)
             call.experimental_thread_pool = self._executors.of(service, name)
         else:
-            call = pipeline.stream_call(parse, handler.unary_stream or handler.stream_stream, serialize)
+            recheck = self._auth.rechecker(service, name)
+            call = pipeline.stream_call(parse, handler.unary_stream or handler.stream_stream, serialize, recheck)
             call.experimental_thread_pool = self._executors.streams
         shed: Callable[[errors.DomainError], Handler] | None = None
         if service == health.SERVICE_NAME:  # answered even under overload, because that costs no more than shedding
@@ -152,9 +153,16 @@ class _MethodPipeline:
         return call
 
     def stream_call(
-        self, parse: Callable[[bytes], Any], handler: Any, serialize: Callable[[Any], bytes]
+        self,
+        parse: Callable[[bytes], Any],
+        handler: Any,
+        serialize: Callable[[Any], bytes],
+        recheck: Callable[[grpc.ServicerContext], Callable[[], None]],
     ) -> Callable[..., Any]:
-        """Handles one request or a stream of requests. The access log names the ids of a single request only."""
+        """Handles one request or a stream of requests. The access log names the ids of a single request only.
+
+        Args: recheck, returns the check that authorizes an open stream again, before each message.
+        """
 
         def call(incoming: IncomingCall, context: grpc.ServicerContext) -> Iterator[bytes]:
             record, data = CallRecord(context), incoming.take_message()
@@ -162,9 +170,12 @@ class _MethodPipeline:
             try:
                 _deadline(context)  # of the call; each read of a watch is short
                 record.request = parse(data) if isinstance(data, bytes) else None
+                authorize = recheck(context)
+                check_authorization.set(authorize)
                 for response in handler(record.request or _parse_stream(parse, data, incoming), context):
                     if self._redacts and not may_read():
                         redact(response, record.request)
+                    authorize()
                     self._log.add_streamed_ids(record, response)
                     self._admission.answered(incoming)
                     yield serialize(response)
