@@ -66,6 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "security.keys_file": {".security", ".config", ".private_files", "structlog"},
     "security.principal": set(),
     "security.auth": {".security", ".domain.errors", *WIRE},
+    "security.redaction": {".security.principal", ".domain.errors", "google"},
     "observability": {".observability", ".config", ".domain"},
     "observability.access_log": {".observability", ".domain", ".security.principal", "google", "grpc", "structlog"},
     "observability.anonymous_lines": {".domain.limits", "structlog"},

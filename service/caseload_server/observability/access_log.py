@@ -146,6 +146,7 @@ class MethodLog:
         )
         self._kinds = [(kind, requested, returned) for kind, requested, returned in kinds if requested or returned]
         self._has_request_id = "request_id" in request.fields_by_name
+        self._has_validate_only = "validate_only" in request.fields_by_name
         is_stream = contract.server_streaming or contract.client_streaming
         self._count = log.metrics.counter_for(self.method, is_stream=is_stream) if log.metrics else None
 
@@ -179,7 +180,7 @@ class MethodLog:
         )
 
     def _audit_fields(self, record: CallRecord) -> str:
-        """Returns the fields with ids, and the request_id, each followed by a comma."""
+        """Returns the fields with ids, the request_id and validate_only, each followed by a comma."""
         request, response, fields = record.request, record.response, ""
         # The lists of an invalid request may have any length.
         most = MAX_BATCH_SIZE if isinstance(record.error, InvalidField) else None
@@ -192,6 +193,8 @@ class MethodLog:
                 fields += _id_field(kind, logged)
         if self._has_request_id and request is not None and UUID_PATTERN.fullmatch(request.request_id):
             fields += f'"request_id":"{request.request_id.lower()}",'
+        if self._has_validate_only and request is not None and request.validate_only:
+            fields += '"validate_only":true,'
         return fields
 
 

@@ -25,8 +25,9 @@ from caseload_server.rpc.admission import Admission, Handler, Method
 from caseload_server.rpc.grpcio_compat import IncomingCall
 from caseload_server.rpc.request_parser import request_parser
 from caseload_server.rpc.status_map import CODE_NAMES, retry_pushback, to_status
-from caseload_server.security.auth import Auth, required_permission
-from caseload_server.security.principal import current_principal
+from caseload_server.security.auth import PUBLIC, Auth, required_permission
+from caseload_server.security.principal import check_authorization, current_principal
+from caseload_server.security.redaction import may_read, redact, redact_error
 from caseload_server.validation.request_sizes import max_request_bytes
 
 _log = structlog.get_logger()
@@ -36,6 +37,8 @@ _SCANS: Final = ("List", "BatchGet")
 """Prefixes of the reads that may return many records. They have threads of their own."""
 _BULK_WRITES: Final = ("Transfer", "Delete")
 """Prefixes of the writes that may change many assignments. They have threads of their own."""
+_DISCLOSING: Final = ("read", "audit", PUBLIC)
+"""Permissions of methods whose responses are not redacted: whoever may call them may see what they return."""
 
 
 class MethodExecutors(NamedTuple):
@@ -86,14 +89,14 @@ class PipelineServer:
         # The pipeline parses requests itself, because grpcio would answer INTERNAL to one that it cannot parse.
         # It also serializes responses, so that the access log knows how the call ended.
         service, name = contract.containing_service.full_name, contract.name
-        writes = required_permission(service, name) == "write"
-        pipeline = _MethodPipeline(self._admission, MethodLog(self._log, service, name), writes=writes)
+        permission = required_permission(service, name)
+        pipeline = _MethodPipeline(self._admission, MethodLog(self._log, service, name), permission)
         max_bytes = max_request_bytes(contract.input_type)
         parse = request_parser(GetMessageClass(contract.input_type).FromString, max_bytes)
         serialize = GetMessageClass(contract.output_type).SerializeToString
         call: Any
         if contract.server_streaming:
-            call = pipeline.stream_call(parse, behavior, serialize)
+            call = pipeline.stream_call(parse, behavior, serialize, self._auth.rechecker(service, name))
             call.experimental_thread_pool = self._executors.streams
         else:
             call = pipeline.unary_call(parse, behavior, serialize)
@@ -123,15 +126,17 @@ def _behavior(servicer: Any, method: MethodDescriptor) -> Any:
 class _MethodPipeline:
     """Parses, runs, serializes and logs the calls of one method. Admission has authorized them."""
 
-    def __init__(self, admission: Admission, log: MethodLog, *, writes: bool) -> None:
+    def __init__(self, admission: Admission, log: MethodLog, permission: str) -> None:
+        """Args: permission, which callers of the method need."""
         self._admission = admission
         self._log = log
-        self._writes = writes
+        self._writes = permission == "write"
+        self._redacts = permission not in _DISCLOSING
 
     def unary_call(
         self, parse: Callable[[bytes], Any], handler: Any, serialize: Callable[[Any], bytes]
     ) -> Callable[..., bytes]:
-        log, admission, may_reject = self._log, self._admission, not self._writes
+        log, admission, may_reject, redacts = self._log, self._admission, not self._writes, self._redacts
 
         def call(incoming: IncomingCall, context: grpc.ServicerContext) -> bytes:
             record = CallRecord(context)
@@ -140,6 +145,8 @@ class _MethodPipeline:
                 record.request = request = parse(incoming.take_message())
                 admission.check_unread(incoming)
                 response = handler(request, context)
+                if redacts and not may_read():
+                    redact(response, request)
                 serialized = serialize(response)
                 admission.count_answer(incoming, len(serialized), may_reject=may_reject)
                 record.response = response
@@ -155,9 +162,16 @@ class _MethodPipeline:
         return call
 
     def stream_call(
-        self, parse: Callable[[bytes], Any], handler: Any, serialize: Callable[[Any], bytes]
+        self,
+        parse: Callable[[bytes], Any],
+        handler: Any,
+        serialize: Callable[[Any], bytes],
+        recheck: Callable[[grpc.ServicerContext], Callable[[], None]],
     ) -> Callable[..., Any]:
-        """Handles one request or a stream of requests. The access log names the ids of a single request only."""
+        """Handles one request or a stream of requests. The access log names the ids of a single request only.
+
+        Args: recheck, returns the check that authorizes an open stream again, before each message.
+        """
 
         def call(incoming: IncomingCall, context: grpc.ServicerContext) -> Iterator[bytes]:
             record, data = CallRecord(context), incoming.take_message()
@@ -165,7 +179,12 @@ class _MethodPipeline:
             try:
                 _deadline(context)  # of the call; each read of a watch is short
                 record.request = parse(data) if isinstance(data, bytes) else None
+                authorize = recheck(context)
+                check_authorization.set(authorize)
                 for response in handler(record.request or _parse_stream(parse, data, incoming), context):
+                    if self._redacts and not may_read():
+                        redact(response, record.request)
+                    authorize()
                     self._log.add_streamed_ids(record, response)
                     self._admission.answered(incoming)
                     yield serialize(response)
@@ -235,6 +254,8 @@ def _parse_stream(parse: Callable[[bytes], Any], stream: Any, incoming: Incoming
 
 
 def _abort(context: grpc.ServicerContext, error: errors.DomainError) -> NoReturn:
+    if not may_read():
+        redact_error(error)
     status: Any = rpc_status.to_status(to_status(error))
     context.abort_with_status(status._replace(trailing_metadata=(*status.trailing_metadata, *retry_pushback(error))))
     raise AssertionError  # abort_with_status has raised
@@ -246,6 +267,6 @@ def _internal_error(method: str, error: Exception) -> errors.Internal:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     location = f"{Path(frame.filename).name}:{frame.lineno}"
     sqlstate = getattr(error, "sqlstate", None)
-    state = {"sqlstate": sqlstate} if sqlstate else {}
-    _log.error("call failed", error_id=error_id, method=method, type=type(error).__qualname__, place=location, **state)
+    fields = {"location": location, **({"sqlstate": sqlstate} if sqlstate else {})}
+    _log.error("call failed", error_id=error_id, method=method, type=type(error).__qualname__, **fields)
     return errors.Internal(error_id=error_id)

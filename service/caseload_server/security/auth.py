@@ -72,11 +72,28 @@ class Auth:
         def authorize(context: grpc.ServicerContext) -> str:
             principal = self.authenticate(context)
             current_principal.set(principal)
-            if needed not in principal.permissions:
-                raise errors.PermissionDenied(permission=needed)
+            _require(needed, principal)
             return principal.name
 
         return authorize if needed != PUBLIC else lambda _context: ""
+
+    def rechecker(self, service: str, method: str) -> Callable[[grpc.ServicerContext], Callable[[], None]]:
+        """Returns the function that makes a check for one open stream of a method.
+
+        The check raises Unauthenticated or PermissionDenied when the caller may no longer read the stream: its key is
+        removed or given to another caller, its permission is removed, or its credentials have expired. While neither
+        the keys nor the time have changed anything, it only compares them.
+        """
+        needed = required_permission(service, method)
+
+        def recheck(context: grpc.ServicerContext) -> Callable[[], None]:
+            return _OpenStream(self, needed, context).check
+
+        return recheck if needed != PUBLIC else lambda _context: lambda: None
+
+    def keys(self) -> ApiKeys | None:
+        """Returns the current keys, the same object until they change."""
+        return self._keys() if self._keys else None
 
     def authenticate(self, context: grpc.ServicerContext) -> Principal:
         """Returns the principal that the call's credentials belong to. Raises Unauthenticated."""
@@ -87,6 +104,33 @@ class Auth:
         except errors.Unauthenticated as error:
             self._count_refusal(error.cause)
             raise
+
+
+class _OpenStream:
+    """The authorization of one open stream."""
+
+    def __init__(self, auth: Auth, needed: str, context: grpc.ServicerContext) -> None:
+        self._auth = auth
+        self._needed = needed
+        self._context = context
+        self._principal = current_principal.get()
+        self._keys: object = ()  # so that the first check authenticates: the keys may have changed since the admission
+
+    def check(self) -> None:
+        """Raises Unauthenticated or PermissionDenied."""
+        keys = self._auth.keys()
+        if keys is self._keys and not self._principal.is_expired():
+            return
+        principal = self._auth.authenticate(self._context)
+        if principal.name != self._principal.name:
+            raise errors.Unauthenticated
+        _require(self._needed, principal)
+        self._principal, self._keys = principal, keys
+
+
+def _require(permission: str, principal: Principal) -> None:
+    if permission not in principal.permissions:
+        raise errors.PermissionDenied(permission=permission)
 
 
 def _principal(keys: ApiKeys, context: grpc.ServicerContext) -> Principal:
