@@ -14,6 +14,7 @@ AUDIT := .tools/audit
 BENCH := .tools/bench
 DEPLOY := .tools/deploy
 PEERS := .tools/peers
+PROTO := .tools/proto
 GRPCURL_VERSION := v1.9.4
 SPICEDB_VERSION := v1.56.2
 OPENFGA_VERSION := v1.22.1
@@ -70,13 +71,13 @@ types: $(INSTALLED) ## mypy --strict
 	@$(BIN)/mypy --strict service/caseload_server client/caseload client_example.py tests benchmarks
 
 .PHONY: proto
-proto: $(INSTALLED) ## rewrite generated/ from protos/
+proto: $(PROTO)/installed ## rewrite generated/ from protos/
 	@rm -f generated/caseload/v1/*_pb2*.py*
 	$(call generate,generated)
 
 # Everything is compared in a folder of its own, so a check never changes the checkout.
 .PHONY: proto-check
-proto-check: $(INSTALLED) ## fail when generated/ is stale, a comment is missing, or callers of the last release would break
+proto-check: $(PROTO)/installed ## fail when generated/ is stale, a comment is missing, or callers of the last release would break
 	@rm -rf .proto-check && mkdir -p .proto-check/generated
 	$(call generate,.proto-check/generated)
 	@diff -r --brief --exclude=py.typed --exclude=__pycache__ .proto-check/generated generated || \
@@ -89,7 +90,7 @@ proto-check: $(INSTALLED) ## fail when generated/ is stale, a comment is missing
 # protos/baseline.binpb is the contract of the last release, which proto-check holds ours against. Renew it when a
 # release is tagged, never to make proto-check pass.
 .PHONY: proto-baseline
-proto-baseline: $(INSTALLED) ## at a release: take protos/ as the contract that later ones must not break
+proto-baseline: $(PROTO)/installed ## at a release: take protos/ as the contract that later ones must not break
 	@$(PROTOC) --include_imports -o protos/baseline.binpb $(PROTOS)
 
 .PHONY: wheels
@@ -216,6 +217,7 @@ lock: ## renew requirements/ from both pyproject.toml files; needs uv
 	$(subst service/pyproject.toml --extra postgres,--group audit,$(LOCK)) -o requirements/audit.txt
 	$(subst service/pyproject.toml --extra postgres,--group bench,$(LOCK)) -o requirements/bench.txt
 	$(subst service/pyproject.toml --extra postgres,--group deploy,$(LOCK)) -o requirements/deploy.txt
+	$(subst service/pyproject.toml --extra postgres,--group proto,$(LOCK)) -o requirements/proto.txt
 
 .PHONY: grpcurl
 grpcurl: ## build grpcurl into .tools/bin where PATH has none; needs Go
@@ -276,6 +278,16 @@ $(DEPLOY)/installed: requirements/deploy.txt $(INSTALLED)
 	@$(DEPLOY)/bin/python -m $(PIP_INSTALL) --require-hashes -r requirements/deploy.txt
 	@touch $@
 
+# grpcio-tools of that age has no wheel for a later Python.
+$(PROTO)/installed: requirements/proto.txt $(INSTALLED)
+	@$(or $(firstword $(call pythons_that_run,$(RUNS_PROTOC),$(PROTO_PYTHON))),$(error $(NO_PROTO_PYTHON))) -m venv --clear $(PROTO)
+	@$(PROTO)/bin/python -m $(PIP_INSTALL) --require-hashes -r requirements/proto.txt
+	@touch $@
+
+PROTO_PYTHON = $(BIN)/python python3.12 python3.11
+RUNS_PROTOC = import ensurepip$(comma) sys$(comma) venv; sys.exit(sys.version_info[:2] not in ((3$(comma) 11)$(comma) (3$(comma) 12)))
+NO_PROTO_PYTHON = protoc needs Python 3.11 or 3.12, with its venv module: install one, or name one with PROTO_PYTHON=
+
 REQUIREMENTS = $(sort $(wildcard requirements/*.txt))
 PIP_AUDIT = $(AUDIT)/bin/pip-audit --strict --disable-pip --progress-spinner off
 
@@ -290,7 +302,7 @@ pythons_that_run = $(shell for python in $(2); do "$$python" -c '$(1)' 2>/dev/nu
 comma := ,
 
 # google/api comes from googleapis-common-protos, google/protobuf from grpcio-tools; neither is generated here.
-PROTOC = $(BIN)/python -m grpc_tools.protoc -I protos \
+PROTOC = $(PROTO)/bin/python -m grpc_tools.protoc -I protos \
 	-I "$$($(BIN)/python -c 'import google.api.http_pb2 as api; print(api.__file__.partition("google/api")[0])')"
 PROTOS = $(sort $(wildcard protos/caseload/v1/*.proto))
 SERVICE_PROTOS = $(filter %_service.proto,$(PROTOS))

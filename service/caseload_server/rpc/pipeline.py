@@ -13,6 +13,8 @@ from typing import Any, Final, NamedTuple, NoReturn
 import grpc
 import structlog
 from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health
 from grpc_status import rpc_status
 
@@ -60,7 +62,8 @@ class MethodExecutors(NamedTuple):
 class PipelineServer:
     """Wraps each handler once and registers it with a server.
 
-    The generated add_...Servicer_to_server functions accept it in place of the server.
+    It makes the handlers from the descriptors. Generated code registers generic handlers, which know no method names,
+    so no permission could be required of them.
     """
 
     def __init__(
@@ -73,41 +76,48 @@ class PipelineServer:
         self._executors = executors
         self._admission = admission
 
-    def add_generic_rpc_handlers(self, handlers: Any) -> None:
-        """Does nothing: the generated code also registers the same handlers with the method below."""
+    def add_service(self, name: str, servicer: Any) -> None:
+        """Registers a service by its full name. Raises NotImplementedError where the servicer lacks a method of it."""
+        service: Any = descriptor_pool.Default().FindServiceByName(name)
+        wrapped = {method.name: self._wrap(method, _behavior(servicer, method)) for method in service.methods}
+        self._server.add_registered_method_handlers(name, wrapped)
 
-    def add_registered_method_handlers(
-        self, service: str, handlers: dict[str, "grpc.RpcMethodHandler[Any, Any]"]
-    ) -> None:
-        """Registers the handlers of one service. Args: service, its full name; handlers, by method name."""
-        wrapped = {name: self._wrap(service, name, handler) for name, handler in handlers.items()}
-        self._server.add_registered_method_handlers(service, wrapped)
-
-    def _wrap(self, service: str, name: str, handler: Any) -> "grpc.RpcMethodHandler[Any, Any]":
+    def _wrap(self, contract: MethodDescriptor, behavior: Any) -> "grpc.RpcMethodHandler[Any, Any]":
         # The pipeline parses requests itself, because grpcio would answer INTERNAL to one that it cannot parse.
         # It also serializes responses, so that the access log knows how the call ended.
+        service, name = contract.containing_service.full_name, contract.name
         writes = required_permission(service, name) == "write"
         pipeline = _MethodPipeline(self._admission, MethodLog(self._log, service, name), writes=writes)
-        contract: Any = descriptor_pool.Default().FindMethodByName(f"{service}.{name}")
         max_bytes = max_request_bytes(contract.input_type)
-        parse = request_parser(handler.request_deserializer, max_bytes)
-        serialize = handler.response_serializer
+        parse = request_parser(GetMessageClass(contract.input_type).FromString, max_bytes)
+        serialize = GetMessageClass(contract.output_type).SerializeToString
         call: Any
-        if handler.unary_unary:
-            call = pipeline.unary_call(parse, handler.unary_unary, serialize)
-            call.experimental_thread_pool = self._executors.of(service, name)
-        else:
-            call = pipeline.stream_call(parse, handler.unary_stream or handler.stream_stream, serialize)
+        if contract.server_streaming:
+            call = pipeline.stream_call(parse, behavior, serialize)
             call.experimental_thread_pool = self._executors.streams
+        else:
+            call = pipeline.unary_call(parse, behavior, serialize)
+            call.experimental_thread_pool = self._executors.of(service, name)
         shed: Callable[[errors.DomainError], Handler] | None = None
         if service == health.SERVICE_NAME:  # answered even under overload, because that costs no more than shedding
-            shed = lambda _error: call if handler.unary_unary else pipeline.reject_health_watch  # noqa: E731 - short
+            shed = lambda _error: pipeline.reject_health_watch if contract.server_streaming else call  # noqa: E731 - short
         call.method = Method(self._auth.authorizer(service, name), max_bytes, pipeline.refusal, shed)
-        if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(call)
-        if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(call)
-        return grpc.stream_stream_rpc_method_handler(call)
+        return _HANDLERS[contract.client_streaming, contract.server_streaming](call)
+
+
+_HANDLERS: Final = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+"""By whether the caller and the server stream."""
+
+
+def _behavior(servicer: Any, method: MethodDescriptor) -> Any:
+    behavior = getattr(servicer, method.name, None)
+    if behavior is None or behavior.__module__.endswith("_pb2_grpc"):  # a generated base class answers UNIMPLEMENTED
+        raise NotImplementedError(f"{method.full_name} has no handler")
+    return behavior
 
 
 class _MethodPipeline:

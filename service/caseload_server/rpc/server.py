@@ -7,13 +7,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import grpc
-from caseload.v1 import (
-    assignment_service_pb2_grpc,
-    change_service_pb2_grpc,
-    patient_service_pb2_grpc,
-    therapist_service_pb2_grpc,
-)
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection
 
 from caseload_server.api.assignment_service import AssignmentServicer
@@ -96,26 +90,25 @@ class CaseloadServer:
         method_executors = MethodExecutors(
             executors.reads, executors.scans, executors.writes, executors.bulk_writes, executors.watches
         )
-        server: Any = self._pipeline(self._parts.grpc_server, method_executors)
-        therapists = TherapistServicer(store, page_tokens, clock)
-        therapist_service_pb2_grpc.add_TherapistServiceServicer_to_server(therapists, server)
-        patients = PatientServicer(store, page_tokens, clock)
-        patient_service_pb2_grpc.add_PatientServiceServicer_to_server(patients, server)
-        assignments = AssignmentServicer(store, page_tokens, clock)
-        assignment_service_pb2_grpc.add_AssignmentServiceServicer_to_server(assignments, server)
-        changes = ChangeServicer(store, self._watches)
-        change_service_pb2_grpc.add_ChangeServiceServicer_to_server(changes, server)
+        server = self._pipeline(self._parts.grpc_server, method_executors)
+        servicers = {
+            "caseload.v1.TherapistService": TherapistServicer(store, page_tokens, clock),
+            "caseload.v1.PatientService": PatientServicer(store, page_tokens, clock),
+            "caseload.v1.AssignmentService": AssignmentServicer(store, page_tokens, clock),
+            "caseload.v1.ChangeService": ChangeServicer(store, self._watches),
+        }
+        for name in READINESS_SERVICES:
+            server.add_service(name, servicers[name])
 
     def _register_library_services(self) -> None:
         """Registers health and reflection. Their streams stay open until a stop cancels them."""
         executors, server = self._parts.executors, self._library_streams
         health_executors = MethodExecutors.same(executors.probes, executors.health_watches)
-        health_server: Any = self._pipeline(server, health_executors)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, health_server)
+        self._pipeline(server, health_executors).add_service(health.SERVICE_NAME, self._health)
         reflection_executors = MethodExecutors.same(executors.probes, executors.reflection)
-        reflection_server: Any = self._pipeline(server, reflection_executors)
         service_names = (*READINESS_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(service_names, reflection_server)
+        servicer = reflection.ReflectionServicer(service_names)
+        self._pipeline(server, reflection_executors).add_service(reflection.SERVICE_NAME, servicer)
 
     def _pipeline(self, server: Any, executors: MethodExecutors) -> PipelineServer:
         return PipelineServer(server, self._parts.auth, self._parts.access_log, executors, self._parts.admission)
