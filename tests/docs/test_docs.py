@@ -238,7 +238,7 @@ def test_the_settings_tables_match_the_help_of_the_commands() -> None:
             [sys.executable, "-m", "caseload_server", command, "--help"],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=HUNG_SECONDS,
             check=True,
         ).stdout
         for command in ("serve", "check")
@@ -308,7 +308,7 @@ def list_changes(address: str, after: str = "") -> change_pb.ListChangesResponse
 
 def tour(address: str) -> int:
     command = [sys.executable, str(ROOT / "client_example.py"), address]
-    return subprocess.run(command, stdout=subprocess.DEVNULL, timeout=60, check=False).returncode
+    return subprocess.run(command, stdout=subprocess.DEVNULL, timeout=HUNG_SECONDS, check=False).returncode
 
 
 def newest_revision(address: str) -> str:

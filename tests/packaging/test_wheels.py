@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.support.waiting import HUNG_SECONDS
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # seconds: an index may be slow
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +49,7 @@ def wheel_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheels")
     for project in ("client", "service"):
         command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
-        subprocess.run(command, cwd=ROOT / project, capture_output=True, timeout=60, check=True)
+        subprocess.run(command, cwd=ROOT / project, capture_output=True, timeout=HUNG_SECONDS, check=True)
     return folder
 
 
@@ -107,7 +109,7 @@ def required(wheel: zipfile.ZipFile) -> set[str]:
 
 
 def test_the_client_works_without_any_other_package() -> None:
-    subprocess.run([sys.executable, "-c", IMPORT_CLIENT_ALONE], timeout=60, check=True)
+    subprocess.run([sys.executable, "-c", IMPORT_CLIENT_ALONE], timeout=HUNG_SECONDS, check=True)
 
 
 # --- installed by name, in a clean environment
@@ -120,7 +122,11 @@ def requirements(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pinned = ROOT / "requirements" / "runtime.txt"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary", ":all:", "--dest", str(folder)]
     done = subprocess.run(
-        [*command, "--require-hashes", "-r", str(pinned)], capture_output=True, text=True, timeout=100, check=False
+        [*command, "--require-hashes", "-r", str(pinned)],
+        capture_output=True,
+        text=True,
+        timeout=2 * HUNG_SECONDS,
+        check=False,
     )
     if done.returncode:
         pytest.skip(f"needs a package index for requirements/runtime.txt: {done.stderr.strip().splitlines()[-1:]}")
@@ -131,7 +137,9 @@ class Environment:
     """A virtual environment without any package."""
 
     def __init__(self, folder: Path) -> None:
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], timeout=100, check=True)
+        subprocess.run(
+            [sys.executable, "-m", "venv", "--without-pip", str(folder)], timeout=2 * HUNG_SECONDS, check=True
+        )
         self.bin = folder / "bin"
         self.outside = folder / "outside"  # the checkout must not be importable
         self.outside.mkdir()
@@ -142,7 +150,13 @@ class Environment:
         environment = {**own, "PIP_CONFIG_FILE": os.devnull, "PIP_DISABLE_PIP_VERSION_CHECK": "1", **variables}
         command = [sys.executable, "-m", "pip", "--python", str(self.bin / "python"), "install", *arguments]
         return subprocess.run(
-            command, cwd=self.outside, env=environment, capture_output=True, text=True, timeout=100, check=False
+            command,
+            cwd=self.outside,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=2 * HUNG_SECONDS,
+            check=False,
         )
 
     def installed(self) -> set[str]:
@@ -153,7 +167,9 @@ class Environment:
     def run(self, source: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Runs a Python program."""
         command = [str(self.bin / "python"), "-I", "-c", source, *arguments]
-        return subprocess.run(command, cwd=self.outside, capture_output=True, text=True, timeout=60, check=True)
+        return subprocess.run(
+            command, cwd=self.outside, capture_output=True, text=True, timeout=HUNG_SECONDS, check=True
+        )
 
 
 @pytest.mark.checkout
@@ -181,7 +197,7 @@ def serving(environment: Environment, database: Path) -> Iterator[str]:
             yield server.stdout.readline().removeprefix("caseload: serving on ").strip()
         finally:
             server.terminate()
-            assert server.wait(60) == 0
+            assert server.wait(HUNG_SECONDS) == 0
 
 
 class Index(NamedTuple):

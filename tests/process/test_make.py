@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.servers import free_address
+from tests.support.waiting import HUNG_SECONDS
 
 pytestmark = pytest.mark.checkout
 
@@ -40,7 +41,13 @@ def make(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     # Under `make test`, the outer make's flags would make this one print its folder.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     return subprocess.run(
-        ["make", *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False
+        ["make", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=HUNG_SECONDS,
+        check=False,
     )
 
 
@@ -117,7 +124,7 @@ def lines_of_make_run(checkout: Path, address: str, path: Path) -> Generator[str
             yield from (line.rstrip("\n") for line in running.stdout)
         finally:
             os.killpg(running.pid, signal.SIGTERM)
-            running.wait(30)
+            running.wait(HUNG_SECONDS)
 
 
 def test_make_grpcurl_shows_why_it_cannot_be_built(without_grpcurl: Path, tmp_path: Path) -> None:

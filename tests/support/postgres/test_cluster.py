@@ -13,6 +13,7 @@ import pytest
 from tests.support.postgres import cluster as cluster_module
 from tests.support.postgres.cluster import HOW_TO_GET_IT, QUICK, SAFE, Cluster, NoPostgres, programs
 from tests.support.postgres.databases import Databases
+from tests.support.waiting import HUNG_SECONDS
 
 pytestmark = pytest.mark.slow
 
@@ -199,7 +200,7 @@ def test_without_postgres_tests_are_skipped_with_install_instructions(tmp_path: 
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=HUNG_SECONDS,
     )
     assert run.returncode == 0, run.stdout
     assert f"\n4 tests need {HOW_TO_GET_IT.removeprefix('needs ')}\n" in run.stdout
