@@ -35,6 +35,12 @@ func writeError(ctx context.Context, mux *runtime.ServeMux, marshaler runtime.Ma
 	runtime.DefaultHTTPErrorHandler(ctx, mux, marshaler, w, r, failed.Err())
 }
 
+// writeRoutingError answers a call that no RPC has: 404 for its path, 405 for its method.
+func writeRoutingError(ctx context.Context, mux *runtime.ServeMux, marshaler runtime.Marshaler, w http.ResponseWriter, r *http.Request, code int) {
+	err := &runtime.HTTPStatusError{HTTPStatus: code, Err: status.Error(codes.Unimplemented, "No RPC has this method and path.")}
+	runtime.DefaultHTTPErrorHandler(ctx, mux, marshaler, w, r, err)
+}
+
 func hasReason(failed *status.Status) bool {
 	for _, detail := range failed.Details() {
 		if _, ok := detail.(*errdetails.ErrorInfo); ok {
@@ -49,8 +55,6 @@ func ownError(failed *status.Status) *status.Status {
 	switch failed.Code() {
 	case codes.InvalidArgument:
 		return invalidRequest(failed.Message())
-	case codes.NotFound, codes.Unimplemented:
-		return status.New(failed.Code(), "No RPC has this method and path.")
 	case codes.Unavailable:
 		return status.New(codes.Unavailable, "No Caseload server answers. A write may have succeeded: repeat it with the same request_id.")
 	case codes.DeadlineExceeded:
@@ -71,12 +75,14 @@ func invalidRequest(message string) *status.Status {
 	return failed
 }
 
-// strictQuery refuses parameters that the request does not have, which the default parser ignores.
+// strictQuery refuses parameters that the request does not have, or takes from the path or the body. The default parser
+// ignores them.
 type strictQuery struct{ runtime.DefaultQueryParser }
 
 func (strict strictQuery) Parse(request proto.Message, values url.Values, filter *utilities.DoubleArray) error {
 	for name := range values {
-		if !hasField(request.ProtoReflect().Descriptor(), strings.Split(name, ".")) {
+		path := strings.Split(name, ".")
+		if filter.HasCommonPrefix(path) || !hasField(request.ProtoReflect().Descriptor(), path) {
 			return status.Error(codes.InvalidArgument, "unknown parameter")
 		}
 	}

@@ -139,8 +139,10 @@ func newHandler(conn *grpc.ClientConn) (http.Handler, error) {
 		runtime.WithIncomingHeaderMatcher(metadataOf),
 		runtime.WithOutgoingHeaderMatcher(func(string) (string, bool) { return "", false }),
 		runtime.WithErrorHandler(writeError),
+		runtime.WithRoutingErrorHandler(writeRoutingError),
 		runtime.SetQueryParameterParser(strictQuery{}),
 		runtime.WithDisablePathLengthFallback(),
+		runtime.WithDisableHTTPMethodOverride(),
 		runtime.WithHealthzEndpoint(grpc_health_v1.NewHealthClient(conn)),
 	)
 	runtime.DefaultContextTimeout = callTimeout
@@ -154,7 +156,21 @@ func newHandler(conn *grpc.ClientConn) (http.Handler, error) {
 			return nil, err
 		}
 	}
-	return http.MaxBytesHandler(mux, largestBodyBytes), nil
+	return http.MaxBytesHandler(keepMalformed(mux), largestBodyBytes), nil
+}
+
+// keepMalformed lets the server refuse a malformed end user. grpc-gateway drops a header that is not ASCII, and the change
+// would be recorded without its end user.
+func keepMalformed(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		users := r.Header["Caseload-On-Behalf-Of"]
+		for index, user := range users {
+			if strings.ContainsFunc(user, func(char rune) bool { return char < ' ' || char > '~' }) {
+				users[index] = "?"
+			}
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // metadataOf names the metadata in which a header is passed on. Authorization is always passed on; cookies never are.
