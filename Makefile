@@ -51,7 +51,7 @@ fresh-test: ## run, the example and test on a bare Debian, made for it; as root 
 	@tests/fresh_machine.sh
 
 .PHONY: test-processes
-test-processes: $(INSTALLED) $(BENCH)/installed grpcurl-where-go ## run the slow tests: whole processes, crashes, failover, hostile callers, fuzz, wheels, docs
+test-processes: $(INSTALLED) $(BENCH)/installed grpcurl-where-go gateway-where-go artifacts ## run the slow tests: whole processes, crashes, failover, hostile callers, fuzz, wheels, docs
 	@$(BIN)/python -m $(PYTEST) -m slow --ignore=tests/deploy
 
 .PHONY: check
@@ -258,6 +258,9 @@ PYTEST = pytest -q -n 2 --dist loadfile
 .PHONY: grpcurl-where-go
 grpcurl-where-go:
 	@! command -v go >/dev/null || $(MAKE) --no-print-directory grpcurl || :
+.PHONY: gateway-where-go
+gateway-where-go:
+	@! command -v go >/dev/null || $(MAKE) --no-print-directory gateway || :
 NO_GO = no Go to build grpcurl with: install it (https://go.dev/dl), or grpcurl (https://github.com/fullstorydev/grpcurl/releases)
 
 # Each takes minutes to build, and a few gigabytes of Go's caches.

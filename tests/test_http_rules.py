@@ -132,3 +132,9 @@ def test_the_page_lists_the_http_call_of_each_rpc() -> None:
         for method in UNARY
     ]
     assert listed == wanted
+
+
+def test_the_configuration_of_envoy_names_each_service() -> None:
+    text = (PAGE.parent / "deploy" / "gateway" / "envoy.yaml").read_text()
+    named = re.findall(r"^ +- (caseload\.v1\.\w+)$", text, re.MULTILINE)
+    assert set(named) == {method.containing_service.full_name for method in METHODS}
