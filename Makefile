@@ -13,6 +13,7 @@ PIP_INSTALL := pip install --quiet --disable-pip-version-check --root-user-actio
 AUDIT := .tools/audit
 BENCH := .tools/bench
 DEPLOY := .tools/deploy
+GATEWAY := .tools/gateway
 PEERS := .tools/peers
 PROTO := .tools/proto
 # protobuf-grpcio, from the oldest that the client accepts to the newest.
@@ -52,7 +53,7 @@ fresh-test: ## run, the example and test on a bare Debian, made for it; as root 
 	@tests/fresh_machine.sh
 
 .PHONY: test-processes
-test-processes: $(INSTALLED) $(BENCH)/installed grpcurl-where-go ## run the slow tests: whole processes, crashes, failover, hostile callers, fuzz, wheels, docs
+test-processes: $(INSTALLED) $(BENCH)/installed grpcurl-where-go gateway-where-go artifacts ## run the slow tests: whole processes, crashes, failover, hostile callers, fuzz, wheels, docs
 	@$(BIN)/python -m $(PYTEST) -m slow --ignore=tests/deploy
 
 .PHONY: check
@@ -70,7 +71,7 @@ format: $(INSTALLED) ## let ruff rewrite what it can
 
 .PHONY: types
 types: $(INSTALLED) ## mypy --strict
-	@$(BIN)/mypy --strict service/caseload_server client/caseload client_example.py tests benchmarks
+	@$(BIN)/mypy --strict service/caseload_server client/caseload client_example.py tests benchmarks docs
 
 .PHONY: proto
 proto: $(PROTO)/installed ## rewrite generated/ from protos/
@@ -94,6 +95,24 @@ proto-check: $(PROTO)/installed ## fail when generated/ is stale, a comment is m
 .PHONY: proto-baseline
 proto-baseline: $(PROTO)/installed ## at a release: take protos/ as the contract that later ones must not break
 	@$(PROTOC) --include_imports -o protos/baseline.binpb $(PROTOS)
+
+.PHONY: artifacts
+artifacts: $(PROTO)/installed $(if $(shell command -v go),$(GATEWAY)/plugins) ## write dist/: the contract as .proto files, as a descriptor set and, where Go is, as OpenAPI
+	@rm -rf $(CONTRACT) $(CONTRACT).zip && mkdir -p $(CONTRACT) && cp -R LICENSE protos/caseload $(CONTRACT)
+	@for file in $(GOOGLE_PROTOS); do mkdir -p "$(CONTRACT)/$${file%/*}" && cp "$(GOOGLEAPIS)/$$file" "$(CONTRACT)/$$file"; done
+	@find $(CONTRACT) -exec touch -t 198001010000 {} + && cd dist && $(CURDIR)/$(BIN)/python -m zipfile -c $(notdir $(CONTRACT)).zip $(notdir $(CONTRACT))/*
+	@$(PROTOC) --include_imports --include_source_info -o dist/caseload.binpb $(PROTOS)
+	$(if $(shell command -v go),$(call write_openapi),@echo 'no OpenAPI document: it needs Go')
+	@rm -rf $(CONTRACT)
+
+.PHONY: gateway
+gateway: $(PROTO)/installed $(GATEWAY)/plugins ## build caseload-gateway, which translates HTTP and JSON, into .tools/bin; needs Go
+	@cp docs/deploy/gateway/*.go client/caseload/client/service_config.json $(GATEWAY) && mkdir -p .tools/bin
+	@$(PROTOC) --plugin=$(GATEWAY)/bin/protoc-gen-go --go_out=$(GATEWAY) --go_opt=paths=source_relative \
+		--plugin=$(GATEWAY)/bin/protoc-gen-go-grpc --go-grpc_out=$(GATEWAY) --go-grpc_opt=paths=source_relative \
+		--plugin=$(GATEWAY)/bin/protoc-gen-grpc-gateway --grpc-gateway_out=$(GATEWAY) \
+		--grpc-gateway_opt=paths=source_relative,allow_patch_feature=false $(PROTOS)
+	@cd $(GATEWAY) && go build -o ../bin/caseload-gateway .
 
 .PHONY: wheels
 wheels: $(INSTALLED) ## build both wheels into dist/
@@ -255,6 +274,9 @@ PYTEST = pytest -q -n 2 --dist loadfile
 .PHONY: grpcurl-where-go
 grpcurl-where-go:
 	@! command -v go >/dev/null || $(MAKE) --no-print-directory grpcurl || :
+.PHONY: gateway-where-go
+gateway-where-go:
+	@! command -v go >/dev/null || $(MAKE) --no-print-directory gateway || :
 NO_GO = no Go to build grpcurl with: install it (https://go.dev/dl), or grpcurl (https://github.com/fullstorydev/grpcurl/releases)
 
 # Each takes minutes to build, and a few gigabytes of Go's caches.
@@ -270,6 +292,13 @@ define install_peer
 	@GOBIN=$(CURDIR)/$(PEERS) go install $(1)
 	@touch $@
 endef
+
+# The versions and hashes are those of docs/deploy/gateway/go.mod and go.sum.
+$(GATEWAY)/plugins: docs/deploy/gateway/go.mod docs/deploy/gateway/go.sum
+	@command -v go >/dev/null || { echo 'no Go to build it with: install it (https://go.dev/dl)' >&2; exit 1; }
+	@echo 'building the generators of the gateway into $(GATEWAY)' && mkdir -p $(GATEWAY) && cp $^ $(GATEWAY)
+	@cd $(GATEWAY) && GOBIN=$(CURDIR)/$(GATEWAY)/bin go install tool
+	@touch $@
 
 # The stamp is made last, so an install that failed or was stopped is done again.
 $(INSTALLED): requirements/dev.txt client/pyproject.toml service/pyproject.toml
@@ -319,9 +348,14 @@ pythons_that_run = $(shell for python in $(2); do "$$python" -c '$(1)' 2>/dev/nu
 comma := ,
 
 # google/api comes from googleapis-common-protos, google/protobuf from grpcio-tools; neither is generated here.
-PROTOC = $(PROTO)/bin/python -m grpc_tools.protoc -I protos \
-	-I "$$($(BIN)/python -c 'import google.api.http_pb2 as api; print(api.__file__.partition("google/api")[0])')"
+PROTOC = $(PROTO)/bin/python -m grpc_tools.protoc -I protos -I "$(GOOGLEAPIS)"
+GOOGLEAPIS = $$($(BIN)/python -c 'import google.api.http_pb2 as api; print(api.__file__.partition("/google/api")[0])')
+# What the contract imports, and the messages of its errors.
+GOOGLE_PROTOS = $(addsuffix .proto,$(addprefix google/,api/annotations api/field_behavior api/http \
+	rpc/error_details rpc/status type/date))
 PROTOS = $(sort $(wildcard protos/caseload/v1/*.proto))
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' client/pyproject.toml)
+CONTRACT = dist/caseload-protos-$(VERSION)
 SERVICE_PROTOS = $(filter %_service.proto,$(PROTOS))
 
 # $(call generate,FOLDER)
@@ -331,8 +365,15 @@ define generate
 		$(SERVICE_PROTOS)
 endef
 
+define write_openapi
+	@rm -rf $(GATEWAY)/openapi && mkdir $(GATEWAY)/openapi
+	@$(PROTOC) --plugin=$(GATEWAY)/bin/protoc-gen-openapiv3 --openapiv3_out=$(GATEWAY)/openapi $(SERVICE_PROTOS)
+	@$(BIN)/python docs/deploy/gateway/openapi.py $(GATEWAY)/openapi $(VERSION) > dist/caseload.openapi.json
+endef
+
 SERVER = service/pyproject.toml --extra postgres --extra oidc
 LOCK = uv pip compile $(SERVER) --quiet --upgrade --generate-hashes --universal --python-version 3.11 \
 	--no-emit-package caseload-client --custom-compile-command 'make lock'
+
 # $(call lock_group,GROUP): what a group of the root's pyproject.toml needs, without the server's own
 lock_group = $(subst $(SERVER),--group $(1),$(LOCK))

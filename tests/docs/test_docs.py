@@ -23,12 +23,16 @@ from google.rpc.code_pb2 import Code
 
 from tests.docs import errors_page
 from tests.docs.doc_blocks import OPERATIONS, ROOT, Block, blocks, is_only_named, masked, run, search_path
+from tests.support.gateway import gateway
 from tests.support.postgres.cluster import Server
 from tests.support.postgres.pgbouncer import pgbouncer
 from tests.support.servers import Client, ServerProcess, refusal
 from tests.support.waiting import HUNG_SECONDS
 
 ADDRESS = Config.address
+GATEWAY_PAGES = [ROOT / "docs" / "from-rest.md", ROOT / "docs" / "http.md"]
+OTHER_TESTS = {ROOT / "docs" / "postgresql.md", *GATEWAY_PAGES}
+"""Pages whose commands need more than a server."""
 PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if path.exists()]
 CHECKOUT_PAGES = [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "client/README.md"))]
 
@@ -80,11 +84,22 @@ def check_block(block: Block, folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("documented_server", "grpcurl")
-@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "postgresql.md"], ids=name)
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in OTHER_TESTS], ids=name)
 def test_every_command_and_snippet_of_a_page_does_what_the_page_shows(page: Path, folder: Path) -> None:
     for block in blocks(page):
         if block.language in ("sh", "python"):
             check_block(block, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.checkout
+@pytest.mark.usefixtures("documented_server", "grpcurl")
+@pytest.mark.parametrize("page", GATEWAY_PAGES, ids=name)
+def test_every_call_over_http_does_what_the_page_shows(page: Path, folder: Path) -> None:
+    with gateway("-backend-plaintext", listen="127.0.0.1:8080"):
+        for block in blocks(page):
+            if block.language == "sh":
+                check_block(block, folder)
 
 
 @pytest.mark.slow
@@ -147,7 +162,9 @@ ENDPOINTS = (
 def test_every_endpoint_of_the_rest_api_is_mapped() -> None:
     text = (ROOT / "docs" / "from-rest.md").read_text()
     mapped = re.findall(
-        r"^`([A-Z]+ /[^`]+)`: (\w+)[^`]*(?:`[^`]+`[^`]*)*?\n```sh\ngrpcurl .*/(\w+)\n```$", text, re.MULTILINE
+        r"^`([A-Z]+ /[^`]+)`: (\w+)[^`]*(?:`[^`]+`[^`]*)*?\n```sh\ngrpcurl .*/(\w+)\n```\n\n```sh\ncurl -f .*\n```$",
+        text,
+        re.MULTILINE,
     )
     assert {endpoint for endpoint, _, _ in mapped} == set(ENDPOINTS)
     assert [(said, run) for _, said, run in mapped if said != run] == []

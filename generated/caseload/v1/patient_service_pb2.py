@@ -13,18 +13,20 @@ _sym_db = _symbol_database.Default()
 
 
 from caseload.v1 import resources_pb2 as caseload_dot_v1_dot_resources__pb2
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!caseload/v1/patient_service.proto\x12\x0b\x63\x61seload.v1\x1a\x1b\x63\x61seload/v1/resources.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x94\x01\n\x14\x43reatePatientRequest\x12+\n\x07patient\x18\x01 \x01(\x0b\x32\x14.caseload.v1.PatientB\x04\xe2\x41\x01\x02\x12\x18\n\npatient_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"P\n\x15\x43reatePatientResponse\x12%\n\x07patient\x18\x01 \x01(\x0b\x32\x14.caseload.v1.Patient\x12\x10\n\x08revision\x18\x02 \x01(\t\"-\n\x11GetPatientRequest\x12\x18\n\npatient_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\";\n\x12GetPatientResponse\x12%\n\x07patient\x18\x01 \x01(\x0b\x32\x14.caseload.v1.Patient\"4\n\x17\x42\x61tchGetPatientsRequest\x12\x19\n\x0bpatient_ids\x18\x01 \x03(\tB\x04\xe2\x41\x01\x02\"B\n\x18\x42\x61tchGetPatientsResponse\x12&\n\x08patients\x18\x01 \x03(\x0b\x32\x14.caseload.v1.Patient\"\xac\x01\n\rPatientFilter\x12\x19\n\x0bname_prefix\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x33\n\x08statuses\x18\x02 \x03(\x0e\x32\x1b.caseload.v1.Patient.StatusB\x04\xe2\x41\x01\x01\x12\x31\n\nidentifier\x18\x03 \x01(\x0b\x32\x17.caseload.v1.IdentifierB\x04\xe2\x41\x01\x01\x12\x18\n\nunassigned\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\x96\x01\n\x13ListPatientsRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x30\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x1a.caseload.v1.PatientFilterB\x04\xe2\x41\x01\x01\x12\x1a\n\x0cshow_deleted\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"i\n\x14ListPatientsResponse\x12&\n\x08patients\x18\x01 \x03(\x0b\x32\x14.caseload.v1.Patient\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\"\xb1\x01\n\x14UpdatePatientRequest\x12+\n\x07patient\x18\x01 \x01(\x0b\x32\x14.caseload.v1.PatientB\x04\xe2\x41\x01\x02\x12\x35\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"P\n\x15UpdatePatientResponse\x12%\n\x07patient\x18\x01 \x01(\x0b\x32\x14.caseload.v1.Patient\x12\x10\n\x08revision\x18\x02 \x01(\t\"\xad\x01\n\x14\x44\x65letePatientRequest\x12\x18\n\npatient_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05\x66orce\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x1b\n\rallow_missing\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\"p\n\x15\x44\x65letePatientResponse\x12%\n\x07patient\x18\x01 \x01(\x0b\x32\x14.caseload.v1.Patient\x12\x1e\n\x16\x65nded_assignment_count\x18\x02 \x01(\x05\x12\x10\n\x08revision\x18\x03 \x01(\t\"i\n\x16UndeletePatientRequest\x12\x18\n\npatient_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\"R\n\x17UndeletePatientResponse\x12%\n\x07patient\x18\x01 \x01(\x0b\x32\x14.caseload.v1.Patient\x12\x10\n\x08revision\x18\x02 \x01(\t\"\xda\x02\n\x16\x41ssignTherapistRequest\x12\x18\n\npatient_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x0ctherapist_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x30\n\x04role\x18\x03 \x01(\x0e\x32\x1c.caseload.v1.Assignment.RoleB\x04\xe2\x41\x01\x01\x12\x16\n\x05\x66ocus\x18\x04 \x01(\tB\x07\x80\x01\x01\xe2\x41\x01\x01\x12\x34\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x15\n\x07replace\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x1d\n\x0freplace_primary\x18\x07 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x1d\n\x0fignore_capacity\x18\x08 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\t \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\n \x01(\x08\x42\x04\xe2\x41\x01\x01\"i\n\x17\x41ssignTherapistResponse\x12+\n\nassignment\x18\x01 \x01(\x0b\x32\x17.caseload.v1.Assignment\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\x12\x10\n\x08revision\x18\x03 \x01(\t\"\xa9\x02\n\x18UnassignTherapistRequest\x12\x18\n\npatient_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x0ctherapist_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12;\n\nend_reason\x18\x03 \x01(\x0e\x32!.caseload.v1.Assignment.EndReasonB\x04\xe2\x41\x01\x01\x12\x32\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x12\n\x04\x65tag\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rallow_missing\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x07 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x08 \x01(\x08\x42\x04\xe2\x41\x01\x01\"i\n\x19UnassignTherapistResponse\x12+\n\nassignment\x18\x01 \x01(\x0b\x32\x17.caseload.v1.Assignment\x12\r\n\x05\x65nded\x18\x02 \x01(\x08\x12\x10\n\x08revision\x18\x03 \x01(\t\"\x89\x02\n\x1cListPatientTherapistsRequest\x12\x18\n\npatient_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x31\n\x05roles\x18\x04 \x03(\x0e\x32\x1c.caseload.v1.Assignment.RoleB\x04\xe2\x41\x01\x01\x12\x33\n\x06states\x18\x05 \x03(\x0e\x32\x1d.caseload.v1.Assignment.StateB\x04\xe2\x41\x01\x01\x12\x34\n\nas_of_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\"\xee\x01\n\x1dListPatientTherapistsResponse\x12\x41\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x30.caseload.v1.ListPatientTherapistsResponse.Entry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x1a_\n\x05\x45ntry\x12+\n\nassignment\x18\x01 \x01(\x0b\x32\x17.caseload.v1.Assignment\x12)\n\ttherapist\x18\x02 \x01(\x0b\x32\x16.caseload.v1.Therapist2\xda\x07\n\x0ePatientService\x12V\n\rCreatePatient\x12!.caseload.v1.CreatePatientRequest\x1a\".caseload.v1.CreatePatientResponse\x12R\n\nGetPatient\x12\x1e.caseload.v1.GetPatientRequest\x1a\x1f.caseload.v1.GetPatientResponse\"\x03\x90\x02\x01\x12\x64\n\x10\x42\x61tchGetPatients\x12$.caseload.v1.BatchGetPatientsRequest\x1a%.caseload.v1.BatchGetPatientsResponse\"\x03\x90\x02\x01\x12X\n\x0cListPatients\x12 .caseload.v1.ListPatientsRequest\x1a!.caseload.v1.ListPatientsResponse\"\x03\x90\x02\x01\x12[\n\rUpdatePatient\x12!.caseload.v1.UpdatePatientRequest\x1a\".caseload.v1.UpdatePatientResponse\"\x03\x90\x02\x02\x12[\n\rDeletePatient\x12!.caseload.v1.DeletePatientRequest\x1a\".caseload.v1.DeletePatientResponse\"\x03\x90\x02\x02\x12\x61\n\x0fUndeletePatient\x12#.caseload.v1.UndeletePatientRequest\x1a$.caseload.v1.UndeletePatientResponse\"\x03\x90\x02\x02\x12\x61\n\x0f\x41ssignTherapist\x12#.caseload.v1.AssignTherapistRequest\x1a$.caseload.v1.AssignTherapistResponse\"\x03\x90\x02\x02\x12g\n\x11UnassignTherapist\x12%.caseload.v1.UnassignTherapistRequest\x1a&.caseload.v1.UnassignTherapistResponse\"\x03\x90\x02\x02\x12s\n\x15ListPatientTherapists\x12).caseload.v1.ListPatientTherapistsRequest\x1a*.caseload.v1.ListPatientTherapistsResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!caseload/v1/patient_service.proto\x12\x0b\x63\x61seload.v1\x1a\x1b\x63\x61seload/v1/resources.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x94\x01\n\x14\x43reatePatientRequest\x12+\n\x07patient\x18\x01 \x01(\x0b\x32\x14.caseload.v1.PatientB\x04\xe2\x41\x01\x02\x12\x18\n\npatient_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"P\n\x15\x43reatePatientResponse\x12%\n\x07patient\x18\x01 \x01(\x0b\x32\x14.caseload.v1.Patient\x12\x10\n\x08revision\x18\x02 \x01(\t\"-\n\x11GetPatientRequest\x12\x18\n\npatient_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\";\n\x12GetPatientResponse\x12%\n\x07patient\x18\x01 \x01(\x0b\x32\x14.caseload.v1.Patient\"4\n\x17\x42\x61tchGetPatientsRequest\x12\x19\n\x0bpatient_ids\x18\x01 \x03(\tB\x04\xe2\x41\x01\x02\"B\n\x18\x42\x61tchGetPatientsResponse\x12&\n\x08patients\x18\x01 \x03(\x0b\x32\x14.caseload.v1.Patient\"\xac\x01\n\rPatientFilter\x12\x19\n\x0bname_prefix\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x33\n\x08statuses\x18\x02 \x03(\x0e\x32\x1b.caseload.v1.Patient.StatusB\x04\xe2\x41\x01\x01\x12\x31\n\nidentifier\x18\x03 \x01(\x0b\x32\x17.caseload.v1.IdentifierB\x04\xe2\x41\x01\x01\x12\x18\n\nunassigned\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\x96\x01\n\x13ListPatientsRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x30\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x1a.caseload.v1.PatientFilterB\x04\xe2\x41\x01\x01\x12\x1a\n\x0cshow_deleted\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"i\n\x14ListPatientsResponse\x12&\n\x08patients\x18\x01 \x03(\x0b\x32\x14.caseload.v1.Patient\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\"\xb1\x01\n\x14UpdatePatientRequest\x12+\n\x07patient\x18\x01 \x01(\x0b\x32\x14.caseload.v1.PatientB\x04\xe2\x41\x01\x02\x12\x35\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"P\n\x15UpdatePatientResponse\x12%\n\x07patient\x18\x01 \x01(\x0b\x32\x14.caseload.v1.Patient\x12\x10\n\x08revision\x18\x02 \x01(\t\"\xad\x01\n\x14\x44\x65letePatientRequest\x12\x18\n\npatient_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05\x66orce\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x1b\n\rallow_missing\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\"p\n\x15\x44\x65letePatientResponse\x12%\n\x07patient\x18\x01 \x01(\x0b\x32\x14.caseload.v1.Patient\x12\x1e\n\x16\x65nded_assignment_count\x18\x02 \x01(\x05\x12\x10\n\x08revision\x18\x03 \x01(\t\"i\n\x16UndeletePatientRequest\x12\x18\n\npatient_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\"R\n\x17UndeletePatientResponse\x12%\n\x07patient\x18\x01 \x01(\x0b\x32\x14.caseload.v1.Patient\x12\x10\n\x08revision\x18\x02 \x01(\t\"\xda\x02\n\x16\x41ssignTherapistRequest\x12\x18\n\npatient_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x0ctherapist_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x30\n\x04role\x18\x03 \x01(\x0e\x32\x1c.caseload.v1.Assignment.RoleB\x04\xe2\x41\x01\x01\x12\x16\n\x05\x66ocus\x18\x04 \x01(\tB\x07\x80\x01\x01\xe2\x41\x01\x01\x12\x34\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x15\n\x07replace\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x1d\n\x0freplace_primary\x18\x07 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x1d\n\x0fignore_capacity\x18\x08 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\t \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\n \x01(\x08\x42\x04\xe2\x41\x01\x01\"i\n\x17\x41ssignTherapistResponse\x12+\n\nassignment\x18\x01 \x01(\x0b\x32\x17.caseload.v1.Assignment\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\x12\x10\n\x08revision\x18\x03 \x01(\t\"\xa9\x02\n\x18UnassignTherapistRequest\x12\x18\n\npatient_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x0ctherapist_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12;\n\nend_reason\x18\x03 \x01(\x0e\x32!.caseload.v1.Assignment.EndReasonB\x04\xe2\x41\x01\x01\x12\x32\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x12\n\x04\x65tag\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rallow_missing\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x07 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x08 \x01(\x08\x42\x04\xe2\x41\x01\x01\"i\n\x19UnassignTherapistResponse\x12+\n\nassignment\x18\x01 \x01(\x0b\x32\x17.caseload.v1.Assignment\x12\r\n\x05\x65nded\x18\x02 \x01(\x08\x12\x10\n\x08revision\x18\x03 \x01(\t\"\x89\x02\n\x1cListPatientTherapistsRequest\x12\x18\n\npatient_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x31\n\x05roles\x18\x04 \x03(\x0e\x32\x1c.caseload.v1.Assignment.RoleB\x04\xe2\x41\x01\x01\x12\x33\n\x06states\x18\x05 \x03(\x0e\x32\x1d.caseload.v1.Assignment.StateB\x04\xe2\x41\x01\x01\x12\x34\n\nas_of_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\"\xee\x01\n\x1dListPatientTherapistsResponse\x12\x41\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x30.caseload.v1.ListPatientTherapistsResponse.Entry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x1a_\n\x05\x45ntry\x12+\n\nassignment\x18\x01 \x01(\x0b\x32\x17.caseload.v1.Assignment\x12)\n\ttherapist\x18\x02 \x01(\x0b\x32\x16.caseload.v1.Therapist2\x80\x0b\n\x0ePatientService\x12u\n\rCreatePatient\x12!.caseload.v1.CreatePatientRequest\x1a\".caseload.v1.CreatePatientResponse\"\x1d\x82\xd3\xe4\x93\x02\x17\"\x0c/v1/patients:\x07patient\x12s\n\nGetPatient\x12\x1e.caseload.v1.GetPatientRequest\x1a\x1f.caseload.v1.GetPatientResponse\"$\x90\x02\x01\x82\xd3\xe4\x93\x02\x1b\x12\x19/v1/patients/{patient_id}\x12\x81\x01\n\x10\x42\x61tchGetPatients\x12$.caseload.v1.BatchGetPatientsRequest\x1a%.caseload.v1.BatchGetPatientsResponse\" \x90\x02\x01\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/patients:batchGet\x12v\n\x0cListPatients\x12 .caseload.v1.ListPatientsRequest\x1a!.caseload.v1.ListPatientsResponse\"!\x90\x02\x01\x82\xd3\xe4\x93\x02\x18\"\x13/v1/patients:search:\x01*\x12\x8d\x01\n\rUpdatePatient\x12!.caseload.v1.UpdatePatientRequest\x1a\".caseload.v1.UpdatePatientResponse\"5\x90\x02\x02\x82\xd3\xe4\x93\x02,2!/v1/patients/{patient.patient_id}:\x07patient\x12|\n\rDeletePatient\x12!.caseload.v1.DeletePatientRequest\x1a\".caseload.v1.DeletePatientResponse\"$\x90\x02\x02\x82\xd3\xe4\x93\x02\x1b*\x19/v1/patients/{patient_id}\x12\x8e\x01\n\x0fUndeletePatient\x12#.caseload.v1.UndeletePatientRequest\x1a$.caseload.v1.UndeletePatientResponse\"0\x90\x02\x02\x82\xd3\xe4\x93\x02\'\"\"/v1/patients/{patient_id}:undelete:\x01*\x12\x9f\x01\n\x0f\x41ssignTherapist\x12#.caseload.v1.AssignTherapistRequest\x1a$.caseload.v1.AssignTherapistResponse\"A\x90\x02\x02\x82\xd3\xe4\x93\x02\x38\"3/v1/patients/{patient_id}/therapists/{therapist_id}:\x01*\x12\xa2\x01\n\x11UnassignTherapist\x12%.caseload.v1.UnassignTherapistRequest\x1a&.caseload.v1.UnassignTherapistResponse\">\x90\x02\x02\x82\xd3\xe4\x93\x02\x35*3/v1/patients/{patient_id}/therapists/{therapist_id}\x12\x9f\x01\n\x15ListPatientTherapists\x12).caseload.v1.ListPatientTherapistsRequest\x1a*.caseload.v1.ListPatientTherapistsResponse\"/\x90\x02\x01\x82\xd3\xe4\x93\x02&\x12$/v1/patients/{patient_id}/therapistsB5\n\x0b\x63\x61seload.v1P\x01Z\x16\x63\x61seload/v1;caseloadv1\xaa\x02\x0b\x43\x61seload.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'caseload.v1.patient_service_pb2', _globals)
 if _descriptor._USE_C_DESCRIPTORS == False:
-  DESCRIPTOR._options = None
+  _globals['DESCRIPTOR']._options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\013caseload.v1P\001Z\026caseload/v1;caseloadv1\252\002\013Caseload.V1'
   _globals['_CREATEPATIENTREQUEST'].fields_by_name['patient']._options = None
   _globals['_CREATEPATIENTREQUEST'].fields_by_name['patient']._serialized_options = b'\342A\001\002'
   _globals['_CREATEPATIENTREQUEST'].fields_by_name['patient_id']._options = None
@@ -127,68 +129,70 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_LISTPATIENTTHERAPISTSREQUEST'].fields_by_name['states']._serialized_options = b'\342A\001\001'
   _globals['_LISTPATIENTTHERAPISTSREQUEST'].fields_by_name['as_of_time']._options = None
   _globals['_LISTPATIENTTHERAPISTSREQUEST'].fields_by_name['as_of_time']._serialized_options = b'\342A\001\001'
+  _globals['_PATIENTSERVICE'].methods_by_name['CreatePatient']._options = None
+  _globals['_PATIENTSERVICE'].methods_by_name['CreatePatient']._serialized_options = b'\202\323\344\223\002\027\"\014/v1/patients:\007patient'
   _globals['_PATIENTSERVICE'].methods_by_name['GetPatient']._options = None
-  _globals['_PATIENTSERVICE'].methods_by_name['GetPatient']._serialized_options = b'\220\002\001'
+  _globals['_PATIENTSERVICE'].methods_by_name['GetPatient']._serialized_options = b'\220\002\001\202\323\344\223\002\033\022\031/v1/patients/{patient_id}'
   _globals['_PATIENTSERVICE'].methods_by_name['BatchGetPatients']._options = None
-  _globals['_PATIENTSERVICE'].methods_by_name['BatchGetPatients']._serialized_options = b'\220\002\001'
+  _globals['_PATIENTSERVICE'].methods_by_name['BatchGetPatients']._serialized_options = b'\220\002\001\202\323\344\223\002\027\022\025/v1/patients:batchGet'
   _globals['_PATIENTSERVICE'].methods_by_name['ListPatients']._options = None
-  _globals['_PATIENTSERVICE'].methods_by_name['ListPatients']._serialized_options = b'\220\002\001'
+  _globals['_PATIENTSERVICE'].methods_by_name['ListPatients']._serialized_options = b'\220\002\001\202\323\344\223\002\030\"\023/v1/patients:search:\001*'
   _globals['_PATIENTSERVICE'].methods_by_name['UpdatePatient']._options = None
-  _globals['_PATIENTSERVICE'].methods_by_name['UpdatePatient']._serialized_options = b'\220\002\002'
+  _globals['_PATIENTSERVICE'].methods_by_name['UpdatePatient']._serialized_options = b'\220\002\002\202\323\344\223\002,2!/v1/patients/{patient.patient_id}:\007patient'
   _globals['_PATIENTSERVICE'].methods_by_name['DeletePatient']._options = None
-  _globals['_PATIENTSERVICE'].methods_by_name['DeletePatient']._serialized_options = b'\220\002\002'
+  _globals['_PATIENTSERVICE'].methods_by_name['DeletePatient']._serialized_options = b'\220\002\002\202\323\344\223\002\033*\031/v1/patients/{patient_id}'
   _globals['_PATIENTSERVICE'].methods_by_name['UndeletePatient']._options = None
-  _globals['_PATIENTSERVICE'].methods_by_name['UndeletePatient']._serialized_options = b'\220\002\002'
+  _globals['_PATIENTSERVICE'].methods_by_name['UndeletePatient']._serialized_options = b'\220\002\002\202\323\344\223\002\'\"\"/v1/patients/{patient_id}:undelete:\001*'
   _globals['_PATIENTSERVICE'].methods_by_name['AssignTherapist']._options = None
-  _globals['_PATIENTSERVICE'].methods_by_name['AssignTherapist']._serialized_options = b'\220\002\002'
+  _globals['_PATIENTSERVICE'].methods_by_name['AssignTherapist']._serialized_options = b'\220\002\002\202\323\344\223\0028\"3/v1/patients/{patient_id}/therapists/{therapist_id}:\001*'
   _globals['_PATIENTSERVICE'].methods_by_name['UnassignTherapist']._options = None
-  _globals['_PATIENTSERVICE'].methods_by_name['UnassignTherapist']._serialized_options = b'\220\002\002'
+  _globals['_PATIENTSERVICE'].methods_by_name['UnassignTherapist']._serialized_options = b'\220\002\002\202\323\344\223\0025*3/v1/patients/{patient_id}/therapists/{therapist_id}'
   _globals['_PATIENTSERVICE'].methods_by_name['ListPatientTherapists']._options = None
-  _globals['_PATIENTSERVICE'].methods_by_name['ListPatientTherapists']._serialized_options = b'\220\002\001'
-  _globals['_CREATEPATIENTREQUEST']._serialized_start=180
-  _globals['_CREATEPATIENTREQUEST']._serialized_end=328
-  _globals['_CREATEPATIENTRESPONSE']._serialized_start=330
-  _globals['_CREATEPATIENTRESPONSE']._serialized_end=410
-  _globals['_GETPATIENTREQUEST']._serialized_start=412
-  _globals['_GETPATIENTREQUEST']._serialized_end=457
-  _globals['_GETPATIENTRESPONSE']._serialized_start=459
-  _globals['_GETPATIENTRESPONSE']._serialized_end=518
-  _globals['_BATCHGETPATIENTSREQUEST']._serialized_start=520
-  _globals['_BATCHGETPATIENTSREQUEST']._serialized_end=572
-  _globals['_BATCHGETPATIENTSRESPONSE']._serialized_start=574
-  _globals['_BATCHGETPATIENTSRESPONSE']._serialized_end=640
-  _globals['_PATIENTFILTER']._serialized_start=643
-  _globals['_PATIENTFILTER']._serialized_end=815
-  _globals['_LISTPATIENTSREQUEST']._serialized_start=818
-  _globals['_LISTPATIENTSREQUEST']._serialized_end=968
-  _globals['_LISTPATIENTSRESPONSE']._serialized_start=970
-  _globals['_LISTPATIENTSRESPONSE']._serialized_end=1075
-  _globals['_UPDATEPATIENTREQUEST']._serialized_start=1078
-  _globals['_UPDATEPATIENTREQUEST']._serialized_end=1255
-  _globals['_UPDATEPATIENTRESPONSE']._serialized_start=1257
-  _globals['_UPDATEPATIENTRESPONSE']._serialized_end=1337
-  _globals['_DELETEPATIENTREQUEST']._serialized_start=1340
-  _globals['_DELETEPATIENTREQUEST']._serialized_end=1513
-  _globals['_DELETEPATIENTRESPONSE']._serialized_start=1515
-  _globals['_DELETEPATIENTRESPONSE']._serialized_end=1627
-  _globals['_UNDELETEPATIENTREQUEST']._serialized_start=1629
-  _globals['_UNDELETEPATIENTREQUEST']._serialized_end=1734
-  _globals['_UNDELETEPATIENTRESPONSE']._serialized_start=1736
-  _globals['_UNDELETEPATIENTRESPONSE']._serialized_end=1818
-  _globals['_ASSIGNTHERAPISTREQUEST']._serialized_start=1821
-  _globals['_ASSIGNTHERAPISTREQUEST']._serialized_end=2167
-  _globals['_ASSIGNTHERAPISTRESPONSE']._serialized_start=2169
-  _globals['_ASSIGNTHERAPISTRESPONSE']._serialized_end=2274
-  _globals['_UNASSIGNTHERAPISTREQUEST']._serialized_start=2277
-  _globals['_UNASSIGNTHERAPISTREQUEST']._serialized_end=2574
-  _globals['_UNASSIGNTHERAPISTRESPONSE']._serialized_start=2576
-  _globals['_UNASSIGNTHERAPISTRESPONSE']._serialized_end=2681
-  _globals['_LISTPATIENTTHERAPISTSREQUEST']._serialized_start=2684
-  _globals['_LISTPATIENTTHERAPISTSREQUEST']._serialized_end=2949
-  _globals['_LISTPATIENTTHERAPISTSRESPONSE']._serialized_start=2952
-  _globals['_LISTPATIENTTHERAPISTSRESPONSE']._serialized_end=3190
-  _globals['_LISTPATIENTTHERAPISTSRESPONSE_ENTRY']._serialized_start=3095
-  _globals['_LISTPATIENTTHERAPISTSRESPONSE_ENTRY']._serialized_end=3190
-  _globals['_PATIENTSERVICE']._serialized_start=3193
-  _globals['_PATIENTSERVICE']._serialized_end=4179
+  _globals['_PATIENTSERVICE'].methods_by_name['ListPatientTherapists']._serialized_options = b'\220\002\001\202\323\344\223\002&\022$/v1/patients/{patient_id}/therapists'
+  _globals['_CREATEPATIENTREQUEST']._serialized_start=210
+  _globals['_CREATEPATIENTREQUEST']._serialized_end=358
+  _globals['_CREATEPATIENTRESPONSE']._serialized_start=360
+  _globals['_CREATEPATIENTRESPONSE']._serialized_end=440
+  _globals['_GETPATIENTREQUEST']._serialized_start=442
+  _globals['_GETPATIENTREQUEST']._serialized_end=487
+  _globals['_GETPATIENTRESPONSE']._serialized_start=489
+  _globals['_GETPATIENTRESPONSE']._serialized_end=548
+  _globals['_BATCHGETPATIENTSREQUEST']._serialized_start=550
+  _globals['_BATCHGETPATIENTSREQUEST']._serialized_end=602
+  _globals['_BATCHGETPATIENTSRESPONSE']._serialized_start=604
+  _globals['_BATCHGETPATIENTSRESPONSE']._serialized_end=670
+  _globals['_PATIENTFILTER']._serialized_start=673
+  _globals['_PATIENTFILTER']._serialized_end=845
+  _globals['_LISTPATIENTSREQUEST']._serialized_start=848
+  _globals['_LISTPATIENTSREQUEST']._serialized_end=998
+  _globals['_LISTPATIENTSRESPONSE']._serialized_start=1000
+  _globals['_LISTPATIENTSRESPONSE']._serialized_end=1105
+  _globals['_UPDATEPATIENTREQUEST']._serialized_start=1108
+  _globals['_UPDATEPATIENTREQUEST']._serialized_end=1285
+  _globals['_UPDATEPATIENTRESPONSE']._serialized_start=1287
+  _globals['_UPDATEPATIENTRESPONSE']._serialized_end=1367
+  _globals['_DELETEPATIENTREQUEST']._serialized_start=1370
+  _globals['_DELETEPATIENTREQUEST']._serialized_end=1543
+  _globals['_DELETEPATIENTRESPONSE']._serialized_start=1545
+  _globals['_DELETEPATIENTRESPONSE']._serialized_end=1657
+  _globals['_UNDELETEPATIENTREQUEST']._serialized_start=1659
+  _globals['_UNDELETEPATIENTREQUEST']._serialized_end=1764
+  _globals['_UNDELETEPATIENTRESPONSE']._serialized_start=1766
+  _globals['_UNDELETEPATIENTRESPONSE']._serialized_end=1848
+  _globals['_ASSIGNTHERAPISTREQUEST']._serialized_start=1851
+  _globals['_ASSIGNTHERAPISTREQUEST']._serialized_end=2197
+  _globals['_ASSIGNTHERAPISTRESPONSE']._serialized_start=2199
+  _globals['_ASSIGNTHERAPISTRESPONSE']._serialized_end=2304
+  _globals['_UNASSIGNTHERAPISTREQUEST']._serialized_start=2307
+  _globals['_UNASSIGNTHERAPISTREQUEST']._serialized_end=2604
+  _globals['_UNASSIGNTHERAPISTRESPONSE']._serialized_start=2606
+  _globals['_UNASSIGNTHERAPISTRESPONSE']._serialized_end=2711
+  _globals['_LISTPATIENTTHERAPISTSREQUEST']._serialized_start=2714
+  _globals['_LISTPATIENTTHERAPISTSREQUEST']._serialized_end=2979
+  _globals['_LISTPATIENTTHERAPISTSRESPONSE']._serialized_start=2982
+  _globals['_LISTPATIENTTHERAPISTSRESPONSE']._serialized_end=3220
+  _globals['_LISTPATIENTTHERAPISTSRESPONSE_ENTRY']._serialized_start=3125
+  _globals['_LISTPATIENTTHERAPISTSRESPONSE_ENTRY']._serialized_end=3220
+  _globals['_PATIENTSERVICE']._serialized_start=3223
+  _globals['_PATIENTSERVICE']._serialized_end=4631
 # @@protoc_insertion_point(module_scope)

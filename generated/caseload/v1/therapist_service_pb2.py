@@ -13,18 +13,20 @@ _sym_db = _symbol_database.Default()
 
 
 from caseload.v1 import resources_pb2 as caseload_dot_v1_dot_resources__pb2
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#caseload/v1/therapist_service.proto\x12\x0b\x63\x61seload.v1\x1a\x1b\x63\x61seload/v1/resources.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9c\x01\n\x16\x43reateTherapistRequest\x12/\n\ttherapist\x18\x01 \x01(\x0b\x32\x16.caseload.v1.TherapistB\x04\xe2\x41\x01\x02\x12\x1a\n\x0ctherapist_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"V\n\x17\x43reateTherapistResponse\x12)\n\ttherapist\x18\x01 \x01(\x0b\x32\x16.caseload.v1.Therapist\x12\x10\n\x08revision\x18\x02 \x01(\t\"1\n\x13GetTherapistRequest\x12\x1a\n\x0ctherapist_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"A\n\x14GetTherapistResponse\x12)\n\ttherapist\x18\x01 \x01(\x0b\x32\x16.caseload.v1.Therapist\"8\n\x19\x42\x61tchGetTherapistsRequest\x12\x1b\n\rtherapist_ids\x18\x01 \x03(\tB\x04\xe2\x41\x01\x02\"H\n\x1a\x42\x61tchGetTherapistsResponse\x12*\n\ntherapists\x18\x01 \x03(\x0b\x32\x16.caseload.v1.Therapist\"\xed\x01\n\x0fTherapistFilter\x12\x19\n\x0bname_prefix\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x35\n\x08statuses\x18\x02 \x03(\x0e\x32\x1d.caseload.v1.Therapist.StatusB\x04\xe2\x41\x01\x01\x12\x31\n\nidentifier\x18\x03 \x01(\x0b\x32\x17.caseload.v1.IdentifierB\x04\xe2\x41\x01\x01\x12\x18\n\nunassigned\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x19\n\x0bspecialties\x18\x05 \x03(\tB\x04\xe2\x41\x01\x01\x12 \n\x12\x61\x63\x63\x65pting_patients\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\x9a\x01\n\x15ListTherapistsRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x32\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x1c.caseload.v1.TherapistFilterB\x04\xe2\x41\x01\x01\x12\x1a\n\x0cshow_deleted\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"o\n\x16ListTherapistsResponse\x12*\n\ntherapists\x18\x01 \x03(\x0b\x32\x16.caseload.v1.Therapist\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\"\xb7\x01\n\x16UpdateTherapistRequest\x12/\n\ttherapist\x18\x01 \x01(\x0b\x32\x16.caseload.v1.TherapistB\x04\xe2\x41\x01\x02\x12\x35\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"V\n\x17UpdateTherapistResponse\x12)\n\ttherapist\x18\x01 \x01(\x0b\x32\x16.caseload.v1.Therapist\x12\x10\n\x08revision\x18\x02 \x01(\t\"\xb1\x01\n\x16\x44\x65leteTherapistRequest\x12\x1a\n\x0ctherapist_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05\x66orce\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x1b\n\rallow_missing\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\"v\n\x17\x44\x65leteTherapistResponse\x12)\n\ttherapist\x18\x01 \x01(\x0b\x32\x16.caseload.v1.Therapist\x12\x1e\n\x16\x65nded_assignment_count\x18\x02 \x01(\x05\x12\x10\n\x08revision\x18\x03 \x01(\t\"m\n\x18UndeleteTherapistRequest\x12\x1a\n\x0ctherapist_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\"X\n\x19UndeleteTherapistResponse\x12)\n\ttherapist\x18\x01 \x01(\x0b\x32\x16.caseload.v1.Therapist\x12\x10\n\x08revision\x18\x02 \x01(\t\"\xd8\x02\n\x14\x41ssignPatientRequest\x12\x1a\n\x0ctherapist_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\npatient_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x30\n\x04role\x18\x03 \x01(\x0e\x32\x1c.caseload.v1.Assignment.RoleB\x04\xe2\x41\x01\x01\x12\x16\n\x05\x66ocus\x18\x04 \x01(\tB\x07\x80\x01\x01\xe2\x41\x01\x01\x12\x34\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x15\n\x07replace\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x1d\n\x0freplace_primary\x18\x07 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x1d\n\x0fignore_capacity\x18\x08 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\t \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\n \x01(\x08\x42\x04\xe2\x41\x01\x01\"g\n\x15\x41ssignPatientResponse\x12+\n\nassignment\x18\x01 \x01(\x0b\x32\x17.caseload.v1.Assignment\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\x12\x10\n\x08revision\x18\x03 \x01(\t\"\xa7\x02\n\x16UnassignPatientRequest\x12\x1a\n\x0ctherapist_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\npatient_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12;\n\nend_reason\x18\x03 \x01(\x0e\x32!.caseload.v1.Assignment.EndReasonB\x04\xe2\x41\x01\x01\x12\x32\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x12\n\x04\x65tag\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rallow_missing\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x07 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x08 \x01(\x08\x42\x04\xe2\x41\x01\x01\"g\n\x17UnassignPatientResponse\x12+\n\nassignment\x18\x01 \x01(\x0b\x32\x17.caseload.v1.Assignment\x12\r\n\x05\x65nded\x18\x02 \x01(\x08\x12\x10\n\x08revision\x18\x03 \x01(\t\"\x8b\x02\n\x1cListTherapistPatientsRequest\x12\x1a\n\x0ctherapist_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x31\n\x05roles\x18\x04 \x03(\x0e\x32\x1c.caseload.v1.Assignment.RoleB\x04\xe2\x41\x01\x01\x12\x33\n\x06states\x18\x05 \x03(\x0e\x32\x1d.caseload.v1.Assignment.StateB\x04\xe2\x41\x01\x01\x12\x34\n\nas_of_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\"\xea\x01\n\x1dListTherapistPatientsResponse\x12\x41\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x30.caseload.v1.ListTherapistPatientsResponse.Entry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x1a[\n\x05\x45ntry\x12+\n\nassignment\x18\x01 \x01(\x0b\x32\x17.caseload.v1.Assignment\x12%\n\x07patient\x18\x02 \x01(\x0b\x32\x14.caseload.v1.Patient2\xfa\x07\n\x10TherapistService\x12\\\n\x0f\x43reateTherapist\x12#.caseload.v1.CreateTherapistRequest\x1a$.caseload.v1.CreateTherapistResponse\x12X\n\x0cGetTherapist\x12 .caseload.v1.GetTherapistRequest\x1a!.caseload.v1.GetTherapistResponse\"\x03\x90\x02\x01\x12j\n\x12\x42\x61tchGetTherapists\x12&.caseload.v1.BatchGetTherapistsRequest\x1a\'.caseload.v1.BatchGetTherapistsResponse\"\x03\x90\x02\x01\x12^\n\x0eListTherapists\x12\".caseload.v1.ListTherapistsRequest\x1a#.caseload.v1.ListTherapistsResponse\"\x03\x90\x02\x01\x12\x61\n\x0fUpdateTherapist\x12#.caseload.v1.UpdateTherapistRequest\x1a$.caseload.v1.UpdateTherapistResponse\"\x03\x90\x02\x02\x12\x61\n\x0f\x44\x65leteTherapist\x12#.caseload.v1.DeleteTherapistRequest\x1a$.caseload.v1.DeleteTherapistResponse\"\x03\x90\x02\x02\x12g\n\x11UndeleteTherapist\x12%.caseload.v1.UndeleteTherapistRequest\x1a&.caseload.v1.UndeleteTherapistResponse\"\x03\x90\x02\x02\x12[\n\rAssignPatient\x12!.caseload.v1.AssignPatientRequest\x1a\".caseload.v1.AssignPatientResponse\"\x03\x90\x02\x02\x12\x61\n\x0fUnassignPatient\x12#.caseload.v1.UnassignPatientRequest\x1a$.caseload.v1.UnassignPatientResponse\"\x03\x90\x02\x02\x12s\n\x15ListTherapistPatients\x12).caseload.v1.ListTherapistPatientsRequest\x1a*.caseload.v1.ListTherapistPatientsResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#caseload/v1/therapist_service.proto\x12\x0b\x63\x61seload.v1\x1a\x1b\x63\x61seload/v1/resources.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9c\x01\n\x16\x43reateTherapistRequest\x12/\n\ttherapist\x18\x01 \x01(\x0b\x32\x16.caseload.v1.TherapistB\x04\xe2\x41\x01\x02\x12\x1a\n\x0ctherapist_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"V\n\x17\x43reateTherapistResponse\x12)\n\ttherapist\x18\x01 \x01(\x0b\x32\x16.caseload.v1.Therapist\x12\x10\n\x08revision\x18\x02 \x01(\t\"1\n\x13GetTherapistRequest\x12\x1a\n\x0ctherapist_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"A\n\x14GetTherapistResponse\x12)\n\ttherapist\x18\x01 \x01(\x0b\x32\x16.caseload.v1.Therapist\"8\n\x19\x42\x61tchGetTherapistsRequest\x12\x1b\n\rtherapist_ids\x18\x01 \x03(\tB\x04\xe2\x41\x01\x02\"H\n\x1a\x42\x61tchGetTherapistsResponse\x12*\n\ntherapists\x18\x01 \x03(\x0b\x32\x16.caseload.v1.Therapist\"\xed\x01\n\x0fTherapistFilter\x12\x19\n\x0bname_prefix\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x35\n\x08statuses\x18\x02 \x03(\x0e\x32\x1d.caseload.v1.Therapist.StatusB\x04\xe2\x41\x01\x01\x12\x31\n\nidentifier\x18\x03 \x01(\x0b\x32\x17.caseload.v1.IdentifierB\x04\xe2\x41\x01\x01\x12\x18\n\nunassigned\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x19\n\x0bspecialties\x18\x05 \x03(\tB\x04\xe2\x41\x01\x01\x12 \n\x12\x61\x63\x63\x65pting_patients\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\x9a\x01\n\x15ListTherapistsRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x32\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x1c.caseload.v1.TherapistFilterB\x04\xe2\x41\x01\x01\x12\x1a\n\x0cshow_deleted\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"o\n\x16ListTherapistsResponse\x12*\n\ntherapists\x18\x01 \x03(\x0b\x32\x16.caseload.v1.Therapist\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\"\xb7\x01\n\x16UpdateTherapistRequest\x12/\n\ttherapist\x18\x01 \x01(\x0b\x32\x16.caseload.v1.TherapistB\x04\xe2\x41\x01\x02\x12\x35\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"V\n\x17UpdateTherapistResponse\x12)\n\ttherapist\x18\x01 \x01(\x0b\x32\x16.caseload.v1.Therapist\x12\x10\n\x08revision\x18\x02 \x01(\t\"\xb1\x01\n\x16\x44\x65leteTherapistRequest\x12\x1a\n\x0ctherapist_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05\x66orce\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x1b\n\rallow_missing\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\"v\n\x17\x44\x65leteTherapistResponse\x12)\n\ttherapist\x18\x01 \x01(\x0b\x32\x16.caseload.v1.Therapist\x12\x1e\n\x16\x65nded_assignment_count\x18\x02 \x01(\x05\x12\x10\n\x08revision\x18\x03 \x01(\t\"m\n\x18UndeleteTherapistRequest\x12\x1a\n\x0ctherapist_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\"X\n\x19UndeleteTherapistResponse\x12)\n\ttherapist\x18\x01 \x01(\x0b\x32\x16.caseload.v1.Therapist\x12\x10\n\x08revision\x18\x02 \x01(\t\"\xd8\x02\n\x14\x41ssignPatientRequest\x12\x1a\n\x0ctherapist_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\npatient_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x30\n\x04role\x18\x03 \x01(\x0e\x32\x1c.caseload.v1.Assignment.RoleB\x04\xe2\x41\x01\x01\x12\x16\n\x05\x66ocus\x18\x04 \x01(\tB\x07\x80\x01\x01\xe2\x41\x01\x01\x12\x34\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x15\n\x07replace\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x1d\n\x0freplace_primary\x18\x07 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x1d\n\x0fignore_capacity\x18\x08 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\t \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\n \x01(\x08\x42\x04\xe2\x41\x01\x01\"g\n\x15\x41ssignPatientResponse\x12+\n\nassignment\x18\x01 \x01(\x0b\x32\x17.caseload.v1.Assignment\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\x12\x10\n\x08revision\x18\x03 \x01(\t\"\xa7\x02\n\x16UnassignPatientRequest\x12\x1a\n\x0ctherapist_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\npatient_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12;\n\nend_reason\x18\x03 \x01(\x0e\x32!.caseload.v1.Assignment.EndReasonB\x04\xe2\x41\x01\x01\x12\x32\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x12\n\x04\x65tag\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rallow_missing\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x07 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x08 \x01(\x08\x42\x04\xe2\x41\x01\x01\"g\n\x17UnassignPatientResponse\x12+\n\nassignment\x18\x01 \x01(\x0b\x32\x17.caseload.v1.Assignment\x12\r\n\x05\x65nded\x18\x02 \x01(\x08\x12\x10\n\x08revision\x18\x03 \x01(\t\"\x8b\x02\n\x1cListTherapistPatientsRequest\x12\x1a\n\x0ctherapist_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x31\n\x05roles\x18\x04 \x03(\x0e\x32\x1c.caseload.v1.Assignment.RoleB\x04\xe2\x41\x01\x01\x12\x33\n\x06states\x18\x05 \x03(\x0e\x32\x1d.caseload.v1.Assignment.StateB\x04\xe2\x41\x01\x01\x12\x34\n\nas_of_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\"\xea\x01\n\x1dListTherapistPatientsResponse\x12\x41\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x30.caseload.v1.ListTherapistPatientsResponse.Entry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x1a[\n\x05\x45ntry\x12+\n\nassignment\x18\x01 \x01(\x0b\x32\x17.caseload.v1.Assignment\x12%\n\x07patient\x18\x02 \x01(\x0b\x32\x14.caseload.v1.Patient2\xbf\x0b\n\x10TherapistService\x12\x7f\n\x0f\x43reateTherapist\x12#.caseload.v1.CreateTherapistRequest\x1a$.caseload.v1.CreateTherapistResponse\"!\x82\xd3\xe4\x93\x02\x1b\"\x0e/v1/therapists:\ttherapist\x12}\n\x0cGetTherapist\x12 .caseload.v1.GetTherapistRequest\x1a!.caseload.v1.GetTherapistResponse\"(\x90\x02\x01\x82\xd3\xe4\x93\x02\x1f\x12\x1d/v1/therapists/{therapist_id}\x12\x89\x01\n\x12\x42\x61tchGetTherapists\x12&.caseload.v1.BatchGetTherapistsRequest\x1a\'.caseload.v1.BatchGetTherapistsResponse\"\"\x90\x02\x01\x82\xd3\xe4\x93\x02\x19\x12\x17/v1/therapists:batchGet\x12~\n\x0eListTherapists\x12\".caseload.v1.ListTherapistsRequest\x1a#.caseload.v1.ListTherapistsResponse\"#\x90\x02\x01\x82\xd3\xe4\x93\x02\x1a\"\x15/v1/therapists:search:\x01*\x12\x9b\x01\n\x0fUpdateTherapist\x12#.caseload.v1.UpdateTherapistRequest\x1a$.caseload.v1.UpdateTherapistResponse\"=\x90\x02\x02\x82\xd3\xe4\x93\x02\x34\x32\'/v1/therapists/{therapist.therapist_id}:\ttherapist\x12\x86\x01\n\x0f\x44\x65leteTherapist\x12#.caseload.v1.DeleteTherapistRequest\x1a$.caseload.v1.DeleteTherapistResponse\"(\x90\x02\x02\x82\xd3\xe4\x93\x02\x1f*\x1d/v1/therapists/{therapist_id}\x12\x98\x01\n\x11UndeleteTherapist\x12%.caseload.v1.UndeleteTherapistRequest\x1a&.caseload.v1.UndeleteTherapistResponse\"4\x90\x02\x02\x82\xd3\xe4\x93\x02+\"&/v1/therapists/{therapist_id}:undelete:\x01*\x12\x99\x01\n\rAssignPatient\x12!.caseload.v1.AssignPatientRequest\x1a\".caseload.v1.AssignPatientResponse\"A\x90\x02\x02\x82\xd3\xe4\x93\x02\x38\"3/v1/therapists/{therapist_id}/patients/{patient_id}:\x01*\x12\x9c\x01\n\x0fUnassignPatient\x12#.caseload.v1.UnassignPatientRequest\x1a$.caseload.v1.UnassignPatientResponse\">\x90\x02\x02\x82\xd3\xe4\x93\x02\x35*3/v1/therapists/{therapist_id}/patients/{patient_id}\x12\xa1\x01\n\x15ListTherapistPatients\x12).caseload.v1.ListTherapistPatientsRequest\x1a*.caseload.v1.ListTherapistPatientsResponse\"1\x90\x02\x01\x82\xd3\xe4\x93\x02(\x12&/v1/therapists/{therapist_id}/patientsB5\n\x0b\x63\x61seload.v1P\x01Z\x16\x63\x61seload/v1;caseloadv1\xaa\x02\x0b\x43\x61seload.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'caseload.v1.therapist_service_pb2', _globals)
 if _descriptor._USE_C_DESCRIPTORS == False:
-  DESCRIPTOR._options = None
+  _globals['DESCRIPTOR']._options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\013caseload.v1P\001Z\026caseload/v1;caseloadv1\252\002\013Caseload.V1'
   _globals['_CREATETHERAPISTREQUEST'].fields_by_name['therapist']._options = None
   _globals['_CREATETHERAPISTREQUEST'].fields_by_name['therapist']._serialized_options = b'\342A\001\002'
   _globals['_CREATETHERAPISTREQUEST'].fields_by_name['therapist_id']._options = None
@@ -131,68 +133,70 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_LISTTHERAPISTPATIENTSREQUEST'].fields_by_name['states']._serialized_options = b'\342A\001\001'
   _globals['_LISTTHERAPISTPATIENTSREQUEST'].fields_by_name['as_of_time']._options = None
   _globals['_LISTTHERAPISTPATIENTSREQUEST'].fields_by_name['as_of_time']._serialized_options = b'\342A\001\001'
+  _globals['_THERAPISTSERVICE'].methods_by_name['CreateTherapist']._options = None
+  _globals['_THERAPISTSERVICE'].methods_by_name['CreateTherapist']._serialized_options = b'\202\323\344\223\002\033\"\016/v1/therapists:\ttherapist'
   _globals['_THERAPISTSERVICE'].methods_by_name['GetTherapist']._options = None
-  _globals['_THERAPISTSERVICE'].methods_by_name['GetTherapist']._serialized_options = b'\220\002\001'
+  _globals['_THERAPISTSERVICE'].methods_by_name['GetTherapist']._serialized_options = b'\220\002\001\202\323\344\223\002\037\022\035/v1/therapists/{therapist_id}'
   _globals['_THERAPISTSERVICE'].methods_by_name['BatchGetTherapists']._options = None
-  _globals['_THERAPISTSERVICE'].methods_by_name['BatchGetTherapists']._serialized_options = b'\220\002\001'
+  _globals['_THERAPISTSERVICE'].methods_by_name['BatchGetTherapists']._serialized_options = b'\220\002\001\202\323\344\223\002\031\022\027/v1/therapists:batchGet'
   _globals['_THERAPISTSERVICE'].methods_by_name['ListTherapists']._options = None
-  _globals['_THERAPISTSERVICE'].methods_by_name['ListTherapists']._serialized_options = b'\220\002\001'
+  _globals['_THERAPISTSERVICE'].methods_by_name['ListTherapists']._serialized_options = b'\220\002\001\202\323\344\223\002\032\"\025/v1/therapists:search:\001*'
   _globals['_THERAPISTSERVICE'].methods_by_name['UpdateTherapist']._options = None
-  _globals['_THERAPISTSERVICE'].methods_by_name['UpdateTherapist']._serialized_options = b'\220\002\002'
+  _globals['_THERAPISTSERVICE'].methods_by_name['UpdateTherapist']._serialized_options = b'\220\002\002\202\323\344\223\00242\'/v1/therapists/{therapist.therapist_id}:\ttherapist'
   _globals['_THERAPISTSERVICE'].methods_by_name['DeleteTherapist']._options = None
-  _globals['_THERAPISTSERVICE'].methods_by_name['DeleteTherapist']._serialized_options = b'\220\002\002'
+  _globals['_THERAPISTSERVICE'].methods_by_name['DeleteTherapist']._serialized_options = b'\220\002\002\202\323\344\223\002\037*\035/v1/therapists/{therapist_id}'
   _globals['_THERAPISTSERVICE'].methods_by_name['UndeleteTherapist']._options = None
-  _globals['_THERAPISTSERVICE'].methods_by_name['UndeleteTherapist']._serialized_options = b'\220\002\002'
+  _globals['_THERAPISTSERVICE'].methods_by_name['UndeleteTherapist']._serialized_options = b'\220\002\002\202\323\344\223\002+\"&/v1/therapists/{therapist_id}:undelete:\001*'
   _globals['_THERAPISTSERVICE'].methods_by_name['AssignPatient']._options = None
-  _globals['_THERAPISTSERVICE'].methods_by_name['AssignPatient']._serialized_options = b'\220\002\002'
+  _globals['_THERAPISTSERVICE'].methods_by_name['AssignPatient']._serialized_options = b'\220\002\002\202\323\344\223\0028\"3/v1/therapists/{therapist_id}/patients/{patient_id}:\001*'
   _globals['_THERAPISTSERVICE'].methods_by_name['UnassignPatient']._options = None
-  _globals['_THERAPISTSERVICE'].methods_by_name['UnassignPatient']._serialized_options = b'\220\002\002'
+  _globals['_THERAPISTSERVICE'].methods_by_name['UnassignPatient']._serialized_options = b'\220\002\002\202\323\344\223\0025*3/v1/therapists/{therapist_id}/patients/{patient_id}'
   _globals['_THERAPISTSERVICE'].methods_by_name['ListTherapistPatients']._options = None
-  _globals['_THERAPISTSERVICE'].methods_by_name['ListTherapistPatients']._serialized_options = b'\220\002\001'
-  _globals['_CREATETHERAPISTREQUEST']._serialized_start=182
-  _globals['_CREATETHERAPISTREQUEST']._serialized_end=338
-  _globals['_CREATETHERAPISTRESPONSE']._serialized_start=340
-  _globals['_CREATETHERAPISTRESPONSE']._serialized_end=426
-  _globals['_GETTHERAPISTREQUEST']._serialized_start=428
-  _globals['_GETTHERAPISTREQUEST']._serialized_end=477
-  _globals['_GETTHERAPISTRESPONSE']._serialized_start=479
-  _globals['_GETTHERAPISTRESPONSE']._serialized_end=544
-  _globals['_BATCHGETTHERAPISTSREQUEST']._serialized_start=546
-  _globals['_BATCHGETTHERAPISTSREQUEST']._serialized_end=602
-  _globals['_BATCHGETTHERAPISTSRESPONSE']._serialized_start=604
-  _globals['_BATCHGETTHERAPISTSRESPONSE']._serialized_end=676
-  _globals['_THERAPISTFILTER']._serialized_start=679
-  _globals['_THERAPISTFILTER']._serialized_end=916
-  _globals['_LISTTHERAPISTSREQUEST']._serialized_start=919
-  _globals['_LISTTHERAPISTSREQUEST']._serialized_end=1073
-  _globals['_LISTTHERAPISTSRESPONSE']._serialized_start=1075
-  _globals['_LISTTHERAPISTSRESPONSE']._serialized_end=1186
-  _globals['_UPDATETHERAPISTREQUEST']._serialized_start=1189
-  _globals['_UPDATETHERAPISTREQUEST']._serialized_end=1372
-  _globals['_UPDATETHERAPISTRESPONSE']._serialized_start=1374
-  _globals['_UPDATETHERAPISTRESPONSE']._serialized_end=1460
-  _globals['_DELETETHERAPISTREQUEST']._serialized_start=1463
-  _globals['_DELETETHERAPISTREQUEST']._serialized_end=1640
-  _globals['_DELETETHERAPISTRESPONSE']._serialized_start=1642
-  _globals['_DELETETHERAPISTRESPONSE']._serialized_end=1760
-  _globals['_UNDELETETHERAPISTREQUEST']._serialized_start=1762
-  _globals['_UNDELETETHERAPISTREQUEST']._serialized_end=1871
-  _globals['_UNDELETETHERAPISTRESPONSE']._serialized_start=1873
-  _globals['_UNDELETETHERAPISTRESPONSE']._serialized_end=1961
-  _globals['_ASSIGNPATIENTREQUEST']._serialized_start=1964
-  _globals['_ASSIGNPATIENTREQUEST']._serialized_end=2308
-  _globals['_ASSIGNPATIENTRESPONSE']._serialized_start=2310
-  _globals['_ASSIGNPATIENTRESPONSE']._serialized_end=2413
-  _globals['_UNASSIGNPATIENTREQUEST']._serialized_start=2416
-  _globals['_UNASSIGNPATIENTREQUEST']._serialized_end=2711
-  _globals['_UNASSIGNPATIENTRESPONSE']._serialized_start=2713
-  _globals['_UNASSIGNPATIENTRESPONSE']._serialized_end=2816
-  _globals['_LISTTHERAPISTPATIENTSREQUEST']._serialized_start=2819
-  _globals['_LISTTHERAPISTPATIENTSREQUEST']._serialized_end=3086
-  _globals['_LISTTHERAPISTPATIENTSRESPONSE']._serialized_start=3089
-  _globals['_LISTTHERAPISTPATIENTSRESPONSE']._serialized_end=3323
-  _globals['_LISTTHERAPISTPATIENTSRESPONSE_ENTRY']._serialized_start=3232
-  _globals['_LISTTHERAPISTPATIENTSRESPONSE_ENTRY']._serialized_end=3323
-  _globals['_THERAPISTSERVICE']._serialized_start=3326
-  _globals['_THERAPISTSERVICE']._serialized_end=4344
+  _globals['_THERAPISTSERVICE'].methods_by_name['ListTherapistPatients']._serialized_options = b'\220\002\001\202\323\344\223\002(\022&/v1/therapists/{therapist_id}/patients'
+  _globals['_CREATETHERAPISTREQUEST']._serialized_start=212
+  _globals['_CREATETHERAPISTREQUEST']._serialized_end=368
+  _globals['_CREATETHERAPISTRESPONSE']._serialized_start=370
+  _globals['_CREATETHERAPISTRESPONSE']._serialized_end=456
+  _globals['_GETTHERAPISTREQUEST']._serialized_start=458
+  _globals['_GETTHERAPISTREQUEST']._serialized_end=507
+  _globals['_GETTHERAPISTRESPONSE']._serialized_start=509
+  _globals['_GETTHERAPISTRESPONSE']._serialized_end=574
+  _globals['_BATCHGETTHERAPISTSREQUEST']._serialized_start=576
+  _globals['_BATCHGETTHERAPISTSREQUEST']._serialized_end=632
+  _globals['_BATCHGETTHERAPISTSRESPONSE']._serialized_start=634
+  _globals['_BATCHGETTHERAPISTSRESPONSE']._serialized_end=706
+  _globals['_THERAPISTFILTER']._serialized_start=709
+  _globals['_THERAPISTFILTER']._serialized_end=946
+  _globals['_LISTTHERAPISTSREQUEST']._serialized_start=949
+  _globals['_LISTTHERAPISTSREQUEST']._serialized_end=1103
+  _globals['_LISTTHERAPISTSRESPONSE']._serialized_start=1105
+  _globals['_LISTTHERAPISTSRESPONSE']._serialized_end=1216
+  _globals['_UPDATETHERAPISTREQUEST']._serialized_start=1219
+  _globals['_UPDATETHERAPISTREQUEST']._serialized_end=1402
+  _globals['_UPDATETHERAPISTRESPONSE']._serialized_start=1404
+  _globals['_UPDATETHERAPISTRESPONSE']._serialized_end=1490
+  _globals['_DELETETHERAPISTREQUEST']._serialized_start=1493
+  _globals['_DELETETHERAPISTREQUEST']._serialized_end=1670
+  _globals['_DELETETHERAPISTRESPONSE']._serialized_start=1672
+  _globals['_DELETETHERAPISTRESPONSE']._serialized_end=1790
+  _globals['_UNDELETETHERAPISTREQUEST']._serialized_start=1792
+  _globals['_UNDELETETHERAPISTREQUEST']._serialized_end=1901
+  _globals['_UNDELETETHERAPISTRESPONSE']._serialized_start=1903
+  _globals['_UNDELETETHERAPISTRESPONSE']._serialized_end=1991
+  _globals['_ASSIGNPATIENTREQUEST']._serialized_start=1994
+  _globals['_ASSIGNPATIENTREQUEST']._serialized_end=2338
+  _globals['_ASSIGNPATIENTRESPONSE']._serialized_start=2340
+  _globals['_ASSIGNPATIENTRESPONSE']._serialized_end=2443
+  _globals['_UNASSIGNPATIENTREQUEST']._serialized_start=2446
+  _globals['_UNASSIGNPATIENTREQUEST']._serialized_end=2741
+  _globals['_UNASSIGNPATIENTRESPONSE']._serialized_start=2743
+  _globals['_UNASSIGNPATIENTRESPONSE']._serialized_end=2846
+  _globals['_LISTTHERAPISTPATIENTSREQUEST']._serialized_start=2849
+  _globals['_LISTTHERAPISTPATIENTSREQUEST']._serialized_end=3116
+  _globals['_LISTTHERAPISTPATIENTSRESPONSE']._serialized_start=3119
+  _globals['_LISTTHERAPISTPATIENTSRESPONSE']._serialized_end=3353
+  _globals['_LISTTHERAPISTPATIENTSRESPONSE_ENTRY']._serialized_start=3262
+  _globals['_LISTTHERAPISTPATIENTSRESPONSE_ENTRY']._serialized_end=3353
+  _globals['_THERAPISTSERVICE']._serialized_start=3356
+  _globals['_THERAPISTSERVICE']._serialized_end=4827
 # @@protoc_insertion_point(module_scope)
