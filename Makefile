@@ -298,7 +298,7 @@ SERVICE_PROTOS = $(filter %_service.proto,$(PROTOS))
 # $(call generate,FOLDER)
 define generate
 	@$(PROTOC) --plugin=$(BIN)/protoc-gen-mypy --python_out=$(1) --mypy_out=quiet:$(1) $(PROTOS)
-	@$(PROTOC) --plugin=$(BIN)/protoc-gen-mypy_grpc --grpc_python_out=$(1) --mypy_grpc_out=quiet,only_sync:$(1) \
+	@$(PROTOC) --plugin=$(BIN)/protoc-gen-mypy_grpc --grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1) \
 		$(SERVICE_PROTOS)
 endef
 

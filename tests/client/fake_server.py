@@ -35,7 +35,7 @@ class FakeServer(grpc.GenericRpcHandler):
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         method = str(handler_call_details.method).rpartition("/")[2]
-        if method == "Watch":
+        if method in ("Check", "Watch"):
             return None  # the health service: clients treat a server without it as healthy
 
         def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
