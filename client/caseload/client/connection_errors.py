@@ -26,6 +26,7 @@ def details_with(error: Any, cause: str) -> str:
     return f"{error.details()}; no connection: {cause}"
 
 
+@grpc.Call.register
 class NoConnectionError(grpc.RpcError):
     """The error of a call that found no connection until its deadline. Its details name the last connection error.
 

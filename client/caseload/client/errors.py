@@ -57,7 +57,7 @@ def add_reason(error: Error) -> Error:
 def _note_lines(details: ErrorDetails) -> Iterator[str]:
     if details.reason:
         yield f"reason: {details.reason}"
-    yield from (f"{name}: {value}" for name, value in sorted(details.metadata.items()))
+    yield from (f"metadata {name}: {value}" for name, value in sorted(details.metadata.items()))
     yield from (f"field {path or '(the whole request)'}: {rule}" for path, rule in details.fields.items())
 
 
