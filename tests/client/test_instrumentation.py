@@ -42,7 +42,8 @@ def exporter() -> InMemorySpanExporter:
 @pytest.fixture
 def spans(exporter: InMemorySpanExporter) -> Iterator[InMemorySpanExporter]:
     """The finished spans of this test, with both clients instrumented."""
-    instrumentors: list[Any] = [GrpcInstrumentorClient(), GrpcAioInstrumentorClient()]
+    kinds: Any = (GrpcInstrumentorClient, GrpcAioInstrumentorClient)  # untyped
+    instrumentors = [kind() for kind in kinds]
     for one in instrumentors:
         one.instrument()
     yield exporter

@@ -131,8 +131,8 @@ def test_a_watch_resumes_after_a_restart_and_logs_once_that_it_cannot_connect(
     received: list[pb.WatchChangesResponse] = []
     with connect(address) as caseload:
         thread = threading.Thread(target=lambda: received.extend(caseload.watch()))
+        thread.start()
         for _ in range(2):
-            thread.is_alive() or thread.start()
             eventually(lambda: caplog.records)
             with serving(tmp_path, address=address):
                 count = len(received)
