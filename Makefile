@@ -66,8 +66,9 @@ format: $(INSTALLED) ## let ruff rewrite what it can
 	@$(BIN)/ruff format
 
 .PHONY: types
-types: $(INSTALLED) ## mypy --strict
-	@$(BIN)/mypy --strict service/caseload_server client/caseload client_example.py tests benchmarks
+types: $(INSTALLED) ## mypy --strict, and pyright on what callers see
+	@$(BIN)/mypy --strict service/caseload_server client/caseload client_example.py docs/examples tests benchmarks
+	@$(BIN)/basedpyright --level error
 
 .PHONY: proto
 proto: $(INSTALLED) ## rewrite generated/ from protos/

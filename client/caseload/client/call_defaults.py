@@ -42,7 +42,8 @@ class CallDefaults(NamedTuple):
 
     def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the named arguments of a call: those that are given, and the defaults for the others."""
-        timeout, waits, metadata = given.get("timeout"), given.get("wait_for_ready"), tuple(given.get("metadata") or ())
+        timeout, waits = given.get("timeout"), given.get("wait_for_ready")
+        metadata: tuple[Any, ...] = tuple(given.get("metadata") or ())
         own = {key.lower() for key, *_ in metadata}
         return {
             **given,

@@ -131,7 +131,10 @@ class _Future(_Call):
         return self._explained(error) if isinstance(error, grpc.RpcError) else error
 
     def add_done_callback(self, fn: Callable[[Any], None]) -> None:
-        self._call.add_done_callback(lambda _: fn(self))
+        def done(_: Any) -> None:
+            fn(self)
+
+        self._call.add_done_callback(done)
 
 
 @grpc.Call.register

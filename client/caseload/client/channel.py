@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from threading import Event
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 
 import grpc
 from caseload.client.call_defaults import CallDefaults
@@ -26,11 +26,11 @@ class Caseload:
         self.channel: Final = channel
         self._closed = Event()
         self._calls = ChannelWithDefaults(channel, defaults, self._closed)
-        stubs: Any = self._calls
-        self.therapists: Final[TherapistServiceStub] = TherapistServiceStub(stubs)
-        self.patients: Final[PatientServiceStub] = PatientServiceStub(stubs)
-        self.assignments: Final[AssignmentServiceStub] = AssignmentServiceStub(stubs)
-        self.changes: Final[ChangeServiceStub] = ChangeServiceStub(stubs)
+        calls = cast("grpc.Channel", self._calls)  # it has the two methods that stubs use
+        self.therapists: Final[TherapistServiceStub] = TherapistServiceStub(calls)
+        self.patients: Final[PatientServiceStub] = PatientServiceStub(calls)
+        self.assignments: Final[AssignmentServiceStub] = AssignmentServiceStub(calls)
+        self.changes: Final[ChangeServiceStub] = ChangeServiceStub(calls)
 
     def watch(self, after_revision: str = "", filter: ChangeFilter | None = None) -> Responses:  # noqa: A002 - the request's name
         """Yields the responses of WatchChanges, and resumes after a restart, a lost connection or a slow reader.

@@ -63,7 +63,7 @@ def service_config() -> str:
 
     It is service_config.json, which serves all languages, with retries of Create added: here each has a request_id.
     """
-    config = json.loads(resources.files(__package__).joinpath("service_config.json").read_text())
+    config = json.loads(resources.files("caseload.client").joinpath("service_config.json").read_text())
     repeatable, creates, _ = config["methodConfig"]
     creates["retryPolicy"] = repeatable["retryPolicy"]
     return json.dumps(config)

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, Self, cast
 
 import grpc.aio
 from caseload.client.aio.calls import ChannelWithDefaults
@@ -32,11 +32,11 @@ class Caseload:
         self.channel: Final = channel
         self._closed = asyncio.Event()
         self._calls = ChannelWithDefaults(channel, defaults, self._closed)
-        stubs: Any = self._calls
-        self.therapists: Final[TherapistServiceAsyncStub] = TherapistServiceStub(stubs)
-        self.patients: Final[PatientServiceAsyncStub] = PatientServiceStub(stubs)
-        self.assignments: Final[AssignmentServiceAsyncStub] = AssignmentServiceStub(stubs)
-        self.changes: Final[ChangeServiceAsyncStub] = ChangeServiceStub(stubs)
+        calls = cast("grpc.aio.Channel", self._calls)  # it has the two methods that stubs use
+        self.therapists: Final[TherapistServiceAsyncStub] = TherapistServiceStub(calls)
+        self.patients: Final[PatientServiceAsyncStub] = PatientServiceStub(calls)
+        self.assignments: Final[AssignmentServiceAsyncStub] = AssignmentServiceStub(calls)
+        self.changes: Final[ChangeServiceAsyncStub] = ChangeServiceStub(calls)
 
     def watch(self, after_revision: str = "", filter: ChangeFilter | None = None) -> Responses:  # noqa: A002 - the request's name
         """Yields the responses of WatchChanges, and resumes after a restart, a lost connection or a slow reader.
