@@ -16,6 +16,7 @@ DEPLOY := .tools/deploy
 GATEWAY := .tools/gateway
 PEERS := .tools/peers
 PROTO := .tools/proto
+PYRIGHT := .tools/pyright
 # protobuf-grpcio, from the oldest that the client accepts to the newest.
 CLIENT_PAIRS := 4.25.8-1.60.2 5.29.5-1.66.2 6.31.1-1.70.0 6.33.2-1.80.0 7.36.2-1.85.1
 GRPCURL_VERSION := v1.9.4
@@ -70,8 +71,9 @@ format: $(INSTALLED) ## let ruff rewrite what it can
 	@$(BIN)/ruff format
 
 .PHONY: types
-types: $(INSTALLED) ## mypy --strict
+types: $(INSTALLED) $(PYRIGHT)/installed ## mypy --strict, and pyright on what callers see
 	@$(BIN)/mypy --strict service/caseload_server client/caseload client_example.py tests benchmarks docs
+	@$(PYRIGHT)/bin/basedpyright --pythonpath $(BIN)/python --level error
 
 .PHONY: proto
 proto: $(PROTO)/installed ## rewrite generated/ from protos/
@@ -238,7 +240,7 @@ errors-doc: $(INSTALLED) ## rewrite docs/errors.md from the contract and the tab
 	@$(BIN)/python -m tests.docs.errors_page
 
 .PHONY: lock
-lock: ## renew requirements/ from both pyproject.toml files; needs uv
+lock: ## renew requirements/ from both pyproject.toml files; needs uv; UPGRADE= keeps the versions that can stay
 	$(LOCK) -o requirements/runtime.txt
 	$(LOCK) --group test -c requirements/runtime.txt -o requirements/test.txt
 	$(LOCK) --group dev -c requirements/test.txt -o requirements/dev.txt
@@ -250,6 +252,7 @@ lock: ## renew requirements/ from both pyproject.toml files; needs uv
 	$(call lock_group,bench) -o requirements/bench.txt
 	$(call lock_group,deploy) -o requirements/deploy.txt
 	$(call lock_group,proto) -o requirements/proto.txt
+	$(call lock_group,pyright) -o requirements/pyright.txt
 	$(foreach pair,$(CLIENT_PAIRS),echo '$(pair)' | sed 's/\(.*\)-\(.*\)/protobuf==\1\ngrpcio==\2/' | $(subst \
 		$(SERVER),client/pyproject.toml - --resolution lowest-direct,$(LOCK)) \
 		-o requirements/client-$(pair).txt &&) :
@@ -308,21 +311,6 @@ $(INSTALLED): requirements/dev.txt client/pyproject.toml service/pyproject.toml
 	@$(BIN)/python -m $(PIP_INSTALL) --no-build-isolation --no-deps -e client -e service
 	@touch $@
 
-$(AUDIT)/installed: requirements/audit.txt $(INSTALLED)
-	@$(BIN)/python -m venv --clear $(AUDIT)
-	@$(AUDIT)/bin/python -m $(PIP_INSTALL) --require-hashes -r requirements/audit.txt
-	@touch $@
-
-$(BENCH)/installed: requirements/bench.txt $(INSTALLED)
-	@$(BIN)/python -m venv --clear $(BENCH)
-	@$(BENCH)/bin/python -m $(PIP_INSTALL) --require-hashes -r requirements/bench.txt
-	@touch $@
-
-$(DEPLOY)/installed: requirements/deploy.txt $(INSTALLED)
-	@$(BIN)/python -m venv --clear $(DEPLOY)
-	@$(DEPLOY)/bin/python -m $(PIP_INSTALL) --require-hashes -r requirements/deploy.txt
-	@touch $@
-
 # grpcio-tools of that age has no wheel for a later Python.
 $(PROTO)/installed: requirements/proto.txt $(INSTALLED)
 	@$(or $(firstword $(call pythons_that_run,$(RUNS_PROTOC),$(PROTO_PYTHON))),$(error $(NO_PROTO_PYTHON))) -m venv --clear $(PROTO)
@@ -332,6 +320,12 @@ $(PROTO)/installed: requirements/proto.txt $(INSTALLED)
 PROTO_PYTHON = $(BIN)/python python3.12 python3.11
 RUNS_PROTOC = import ensurepip$(comma) sys$(comma) venv; sys.exit(sys.version_info[:2] not in ((3$(comma) 11)$(comma) (3$(comma) 12)))
 NO_PROTO_PYTHON = protoc needs Python 3.11 or 3.12, with its venv module: install one, or name one with PROTO_PYTHON=
+
+# Environments of their own, for what many packages or others' versions come with.
+.tools/%/installed: requirements/%.txt $(INSTALLED)
+	@$(BIN)/python -m venv --clear .tools/$*
+	@.tools/$*/bin/python -m $(PIP_INSTALL) --require-hashes -r $<
+	@touch $@
 
 # Without the old versions that callers may have beside our client.
 REQUIREMENTS = $(filter-out requirements/client-%,$(sort $(wildcard requirements/*.txt)))
@@ -361,7 +355,7 @@ SERVICE_PROTOS = $(filter %_service.proto,$(PROTOS))
 # $(call generate,FOLDER)
 define generate
 	@$(PROTOC) --plugin=$(BIN)/protoc-gen-mypy --python_out=$(1) --mypy_out=quiet:$(1) $(PROTOS)
-	@$(PROTOC) --plugin=$(BIN)/protoc-gen-mypy_grpc --grpc_python_out=$(1) --mypy_grpc_out=quiet,only_sync:$(1) \
+	@$(PROTOC) --plugin=$(BIN)/protoc-gen-mypy_grpc --grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1) \
 		$(SERVICE_PROTOS)
 endef
 
@@ -371,8 +365,9 @@ define write_openapi
 	@$(BIN)/python docs/deploy/gateway/openapi.py $(GATEWAY)/openapi $(VERSION) > dist/caseload.openapi.json
 endef
 
+UPGRADE = --upgrade
 SERVER = service/pyproject.toml --extra postgres --extra oidc
-LOCK = uv pip compile $(SERVER) --quiet --upgrade --generate-hashes --universal --python-version 3.11 \
+LOCK = uv pip compile $(SERVER) --quiet $(UPGRADE) --generate-hashes --universal --python-version 3.11 \
 	--no-emit-package caseload-client --custom-compile-command 'make lock'
 
 # $(call lock_group,GROUP): what a group of the root's pyproject.toml needs, without the server's own
