@@ -31,7 +31,7 @@ VERBS = {
         "records",
         "search",
     ),
-    *("relationship_store", "store_identity", "transfers", "write_transaction", "backends.protocol"),
+    *("relationship_store", "hash_chain", "store_identity", "transfers", "write_transaction", "backends.protocol"),
 }
 """The store's own modules, without the databases."""
 

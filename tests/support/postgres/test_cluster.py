@@ -33,7 +33,10 @@ def databases(cluster: Cluster) -> Iterator[Databases]:
 def prepare(url: str) -> None:
     """Creates a schema with a foreign key, where the order of deletes could matter."""
     with psycopg.connect(url) as connection:
-        connection.execute("CREATE TABLE store (store_id TEXT, secret BYTEA, head_revision INT, oldest_revision INT)")
+        connection.execute(
+            "CREATE TABLE store (store_id TEXT, secret BYTEA, head_revision INT, oldest_revision INT,"
+            " head_hash TEXT, oldest_hash TEXT)"
+        )
         connection.execute("INSERT INTO store VALUES ('', '', 0, 0)")
         connection.execute("CREATE TABLE parent (id INT PRIMARY KEY)")
         connection.execute("CREATE TABLE child (id INT NOT NULL REFERENCES parent)")
