@@ -213,9 +213,9 @@ lock: ## renew requirements/ from both pyproject.toml files; needs uv
 		sed -n "s/.*\"$$package>=\([0-9.]*\).*/$$package==\1/p" service/pyproject.toml; \
 	done | uv pip compile - --quiet --no-deps --generate-hashes --universal --python-version 3.11 \
 		--custom-compile-command 'make lock' -o requirements/grpcio-lowest.txt
-	$(subst service/pyproject.toml --extra postgres,--group audit,$(LOCK)) -o requirements/audit.txt
-	$(subst service/pyproject.toml --extra postgres,--group bench,$(LOCK)) -o requirements/bench.txt
-	$(subst service/pyproject.toml --extra postgres,--group deploy,$(LOCK)) -o requirements/deploy.txt
+	$(subst service/pyproject.toml $(EXTRAS),--group audit,$(LOCK)) -o requirements/audit.txt
+	$(subst service/pyproject.toml $(EXTRAS),--group bench,$(LOCK)) -o requirements/bench.txt
+	$(subst service/pyproject.toml $(EXTRAS),--group deploy,$(LOCK)) -o requirements/deploy.txt
 
 .PHONY: grpcurl
 grpcurl: ## build grpcurl into .tools/bin where PATH has none; needs Go
@@ -302,5 +302,6 @@ define generate
 		$(SERVICE_PROTOS)
 endef
 
-LOCK = uv pip compile service/pyproject.toml --extra postgres --quiet --upgrade --generate-hashes --universal \
+EXTRAS = --extra otel --extra postgres
+LOCK = uv pip compile service/pyproject.toml $(EXTRAS) --quiet --upgrade --generate-hashes --universal \
 	--python-version 3.11 --no-emit-package caseload-client --custom-compile-command 'make lock'
