@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from caseload_server.observability.tracing import Tracing
     from caseload_server.security.api_keys import ApiKeys
 
+_log = structlog.get_logger()
 _CANCELLED_CALLS_SECONDS: Final = 1.0
 """How long a stop waits for calls that it cancelled at the end of the grace period, in seconds."""
 
@@ -244,7 +245,7 @@ def _tracing(config: Config) -> "Tracing | None":
         from caseload_server.observability.tracing import Tracing  # servers without traces need no opentelemetry
     except ImportError:
         # Not an error: an operator of a cluster may set the variables for all programs.
-        structlog.get_logger().warning("no traces: the extra caseload-server[otel] is not installed")
+        _log.warning("traces unavailable", missing="caseload-server[otel]")
         return None
     return Tracing("postgresql" if is_postgres(config.database) else "sqlite")
 
