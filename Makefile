@@ -366,7 +366,7 @@ define write_openapi
 endef
 
 UPGRADE = --upgrade
-SERVER = service/pyproject.toml --extra postgres --extra oidc
+SERVER = service/pyproject.toml --extra oidc --extra otel --extra postgres
 LOCK = uv pip compile $(SERVER) --quiet $(UPGRADE) --generate-hashes --universal --python-version 3.11 \
 	--no-emit-package caseload-client --custom-compile-command 'make lock'
 

@@ -68,12 +68,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "security.auth": {".security", ".domain.errors", *WIRE},
     "security.redaction": {".security.principal", ".domain.errors", "google"},
     "observability": {".observability", ".config", ".domain"},
-    "observability.access_log": {".observability", ".domain", ".security.principal", "google", "grpc", "structlog"},
+    "observability.access_log": {
+        *(".observability", ".domain", ".security.principal", "google", "grpc", "grpc_health", "structlog"),
+    },
     "observability.anonymous_lines": {".domain.limits", "structlog"},
     "observability.audited_ids": {".domain.limits", "google"},
     "observability.logs": {".config", "psycopg", "structlog"},
     "observability.metrics": {".observability", ".domain.errors", ".store.backends.protocol", "prometheus_client"},
     "observability.metrics_page": {".config", "prometheus_client"},
+    "observability.tracing": {".config", ".store.backends.protocol", "grpc", "opentelemetry", "structlog"},
     "observability.readiness": {"caseload", "structlog"},
     "rpc": {".rpc", ".config", ".domain", "structlog", *WIRE},
     "rpc.pipeline": {
@@ -82,6 +85,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "rpc.server": {
         *(".rpc", ".api", ".store", ".security", ".observability", ".domain", ".config", ".clock", ".open_files"),
+        "structlog",
         *WIRE,
     },
     # processes

@@ -139,7 +139,9 @@ class _MethodPipeline:
         log, admission, may_reject, redacts = self._log, self._admission, not self._writes, self._redacts
 
         def call(incoming: IncomingCall, context: grpc.ServicerContext) -> bytes:
-            record = CallRecord(context)
+            record = log.begin(context, incoming.queued_at)
+            if record.span:
+                record.span.make_current()
             try:
                 read_deadline.set(_deadline(context))
                 record.request = request = parse(incoming.take_message())
@@ -153,7 +155,7 @@ class _MethodPipeline:
             except errors.DomainError as error:
                 record.error = error.with_traceback(None)  # its frames would keep the response in memory
             except Exception as error:  # noqa: BLE001 - this layer turns every unexpected error into INTERNAL
-                record.error = _internal_error(log.method, error)
+                record.error = _internal_error(log.method, error, record)
             log.finish(record, _code_name(record))
             if record.error:
                 _abort(context, record.error)
@@ -174,7 +176,7 @@ class _MethodPipeline:
         """
 
         def call(incoming: IncomingCall, context: grpc.ServicerContext) -> Iterator[bytes]:
-            record, data = CallRecord(context), incoming.take_message()
+            record, data = self._log.begin(context), incoming.take_message()
             record.principal = current_principal.get(None)  # an abandoned generator ends outside its context
             try:
                 _deadline(context)  # of the call; each read of a watch is short
@@ -192,7 +194,7 @@ class _MethodPipeline:
             except errors.DomainError as error:
                 record.error = error.with_traceback(None)  # its frames would keep the response in memory
             except Exception as error:  # noqa: BLE001 - as above
-                record.error = _internal_error(self._log.method, error)
+                record.error = _internal_error(self._log.method, error, record)
             finally:  # also when the caller has disconnected and grpcio abandons this generator
                 self._log.finish(record, _code_name(record))
             if record.error:
@@ -203,8 +205,8 @@ class _MethodPipeline:
     def refusal(self, error: errors.DomainError) -> Handler:
         """Returns the handler that rejects a call before its request is read."""
 
-        def refuse(_incoming: IncomingCall, context: grpc.ServicerContext) -> NoReturn:
-            record = CallRecord(context)
+        def refuse(incoming: IncomingCall, context: grpc.ServicerContext) -> NoReturn:
+            record = self._log.begin(context, incoming.queued_at)
             record.error = error
             self._log.finish(record, _code_name(record))
             _abort(context, error)
@@ -218,7 +220,7 @@ class _MethodPipeline:
         On any other code they would stop. https://github.com/grpc/grpc/blob/master/doc/health-checking.md
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        record = CallRecord(context)
+        record = self._log.begin(context)
         self._log.finish(record, _code_name(record))
         context.abort(grpc.StatusCode.UNIMPLEMENTED, "This server has reached its limit of open health watches.")
         raise AssertionError  # abort has raised
@@ -261,12 +263,16 @@ def _abort(context: grpc.ServicerContext, error: errors.DomainError) -> NoReturn
     raise AssertionError  # abort_with_status has raised
 
 
-def _internal_error(method: str, error: Exception) -> errors.Internal:
+def _internal_error(method: str, error: Exception, record: CallRecord) -> errors.Internal:
     """Logs the type and the source line of an unexpected error, but not its text, which may quote patient data."""
     error_id = uuid.uuid4().hex
     frame = traceback.extract_tb(error.__traceback__)[-1]
     location = f"{Path(frame.filename).name}:{frame.lineno}"
     sqlstate = getattr(error, "sqlstate", None)
-    fields = {"location": location, **({"sqlstate": sqlstate} if sqlstate else {})}
-    _log.error("call failed", error_id=error_id, method=method, type=type(error).__qualname__, **fields)
+    state = {"sqlstate": sqlstate} if sqlstate else {}
+    kind = type(error).__qualname__
+    if record.span:
+        record.span.add_exception(kind)
+        state["trace_id"] = record.span.trace_id
+    _log.error("call failed", error_id=error_id, method=method, type=kind, location=location, **state)
     return errors.Internal(error_id=error_id)

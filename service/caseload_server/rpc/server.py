@@ -1,5 +1,6 @@
 """Builds the gRPC server from its parts, starts it and stops it."""
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import grpc
+import structlog
 from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection
 
@@ -17,7 +19,7 @@ from caseload_server.api.patient_service import PatientServicer
 from caseload_server.api.therapist_service import TherapistServicer
 from caseload_server.api.watches import Watches
 from caseload_server.clock import now_us
-from caseload_server.config import CANNOT_LISTEN, Config, SettingError
+from caseload_server.config import CANNOT_LISTEN, Config, SettingError, is_postgres, wants_traces
 from caseload_server.domain import limits
 from caseload_server.observability import logs
 from caseload_server.observability.access_log import AccessLog, LogFile, LogSink
@@ -38,7 +40,9 @@ from caseload_server.store.backends.factory import open_store
 if TYPE_CHECKING:
     from caseload_server.observability.metrics import Metrics
     from caseload_server.observability.metrics_page import MetricsPage
+    from caseload_server.observability.tracing import Tracing
 
+_log = structlog.get_logger()
 _CANCELLED_CALLS_SECONDS: Final = 1.0
 """How long a stop waits for calls that it cancelled at the end of the grace period, in seconds."""
 
@@ -56,6 +60,7 @@ class ServerParts(NamedTuple):
     auth: Auth
     access_log: AccessLog
     metrics: "Metrics | None"
+    tracing: "Tracing | None"
     metrics_page: "MetricsPage | None"
     """None when metrics are off, and when the supervisor of several workers serves the page."""
 
@@ -67,6 +72,7 @@ class CaseloadServer:
         """Registers all services. Args: clock, returns microseconds since 1970 (UTC)."""
         self.address: Final = parts.address
         self.metrics_address: Final = parts.metrics_page.address if parts.metrics_page else None
+        self.is_traced: Final = parts.tracing is not None
         self.store: Final = parts.store
         self._config = config
         self._parts = parts
@@ -157,6 +163,8 @@ class CaseloadServer:
             self._parts.metrics.stop()
         if self._parts.metrics_page:
             self._parts.metrics_page.close()
+        if self._parts.tracing:
+            self._parts.tracing.shutdown()
         return calls_ended and threads_ended
 
     def _set_readiness(self, ready: bool) -> None:  # noqa: FBT001 - the callback of Readiness
@@ -189,11 +197,14 @@ def build_server(
         if page:
             opened.callback(page.close)
         auth = _auth(callers, metrics)
-        store = open_store(config, clock, metrics.store if metrics else None)
+        tracing = _tracing(config)
+        if tracing:
+            opened.callback(tracing.shutdown)
+        store = open_store(config, clock, *(observer.store for observer in (metrics, tracing) if observer))
         opened.callback(store.close)
-        access_log = AccessLog(_access_log_sink(config), metrics)
+        access_log = AccessLog(_access_log_sink(config), metrics, tracing)
         opened.callback(access_log.close)
-        parts = ServerParts(grpc_server, address, admission, executors, store, auth, access_log, metrics, page)
+        parts = ServerParts(grpc_server, address, admission, executors, store, auth, access_log, metrics, tracing, page)
         server = CaseloadServer(config, parts, clock)
         opened.pop_all()  # from here on the server closes them
     return server
@@ -220,6 +231,19 @@ def _metrics(config: Config) -> "tuple[Metrics | None, MetricsPage | None]":
     metrics = Metrics(config.worker)
     logs.set_event_counter(metrics.count_log_event)
     return metrics, MetricsPage(config.metrics_address, metrics.registry) if config.worker is None else None
+
+
+def _tracing(config: Config) -> "Tracing | None":
+    """Returns what creates spans, or None when the OTEL_* variables ask for none. Raises SettingError."""
+    if not wants_traces(os.environ):
+        return None
+    try:
+        from caseload_server.observability.tracing import Tracing  # servers without traces need no opentelemetry
+    except ImportError:
+        # Not an error: an operator of a cluster may set the variables for all programs.
+        _log.warning("traces unavailable", missing="caseload-server[otel]")
+        return None
+    return Tracing("postgresql" if is_postgres(config.database) else "sqlite")
 
 
 def _credentials(config: Config) -> grpc.ServerCredentials | None:
