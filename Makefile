@@ -324,7 +324,7 @@ NO_PROTO_PYTHON = protoc needs Python 3.11 or 3.12, with its venv module: instal
 # Environments of their own, for what many packages or others' versions come with.
 .tools/%/installed: requirements/%.txt $(INSTALLED)
 	@$(BIN)/python -m venv --clear .tools/$*
-	@.tools/$*/bin/python -m $(PIP_INSTALL) --require-hashes -r $<
+	@.tools/$*/bin/python -m $(PIP_INSTALL) --require-hashes -r requirements/$*.txt
 	@touch $@
 
 # Without the old versions that callers may have beside our client.

@@ -205,10 +205,10 @@ def test_a_certificate_names_the_caller(tmp_path: Path) -> None:
         return changes.change_sets[0].actor
 
     ours, keys = PemFiles(tmp_path, "reports"), KeysFile(tmp_path / "keys")
-    keys.append("reports write,audit")
+    keys.append("cn:reports write,audit")
     settings = {"tls_cert": ours.cert, "tls_key": ours.key, "tls_client_ca": ours.ca, "keys_file": keys.path}
     with serving(tmp_path, **settings) as server:
-        assert run(call(server.address)) == "reports"
+        assert run(call(server.address)) == "cn:reports"
 
 
 class TimeoutRecorder(grpc.aio.UnaryUnaryClientInterceptor):
