@@ -102,7 +102,7 @@ artifacts: $(PROTO)/installed $(if $(shell command -v go),$(GATEWAY)/plugins) ##
 	@rm -rf $(CONTRACT) $(CONTRACT).zip && mkdir -p $(CONTRACT) && cp -R LICENSE protos/caseload $(CONTRACT)
 	@for file in $(GOOGLE_PROTOS); do mkdir -p "$(CONTRACT)/$${file%/*}" && cp "$(GOOGLEAPIS)/$$file" "$(CONTRACT)/$$file"; done
 	@find $(CONTRACT) -exec touch -t 198001010000 {} + && cd dist && $(CURDIR)/$(BIN)/python -m zipfile -c $(notdir $(CONTRACT)).zip $(notdir $(CONTRACT))/*
-	@$(PROTOC) --include_imports --include_source_info -o dist/caseload.binpb $(PROTOS)
+	@cp generated/caseload/v1/caseload.binpb dist
 	$(if $(shell command -v go),$(call write_openapi),@echo 'no OpenAPI document: it needs Go')
 	@rm -rf $(CONTRACT)
 

@@ -120,6 +120,10 @@ class ChangeServiceAsyncStub(ChangeServiceStub):
     fields, never a value. Changes of derived fields (counts, primary_therapist_id) are not logged.
     The log is kept until `caseload purge --changes-before` prunes its oldest part.
 
+    What audit discloses. The ids of an assignment are a pair: they show which therapist treats which
+    patient, and from when to when. So a caller with audit learns that of everyone, also without read.
+    It learns no name and no other value.
+
     Errors. Each RPC lists the reasons of error_reason.proto that it can return, in the order of the
     checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, DEADLINE_EXCEEDED or INTERNAL.
     A request that does not parse, or that has more bytes than the limits of its fields allow,
@@ -175,6 +179,9 @@ class ChangeServiceAsyncStub(ChangeServiceStub):
     Retries: the call starts a new watch after after_revision, or from now on if that is empty.
 
     Errors:
+    - UNAUTHENTICATED, PERMISSION_DENIED: also while the watch is open, within a second: the caller's
+      key or its permission was removed, or its certificate, token or key has expired. The server
+      checks this again before each message.
     - INVALID_FIELD: a field of filter is malformed.
     - SHUTTING_DOWN: this process is stopping, which also ends open watches. Resume: another
       process, or this one after a restart, will answer. A watch that has reached its largest age

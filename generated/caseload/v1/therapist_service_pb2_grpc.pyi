@@ -239,6 +239,12 @@ class TherapistServiceAsyncStub(TherapistServiceStub):
     the permission read, all others require write. An overloaded server returns OVERLOADED and does
     not start the call.
 
+    Without read. A caller with write and without read gets no personal data. In the records of a
+    response only ids, times, etag and revision are set, besides flags such as created. An id of
+    another record is set only if the request names it. Lists leave out assignments with other ids,
+    so a transfer of a whole caseload returns no assignments, with validate_only too. Errors have
+    their reason, and metadata and google.rpc.ResourceInfo only for what the request names.
+
     request_id. The server remembers a write with a request_id for its caller for 24 hours, even when
     the write changed nothing. It does not remember failed calls and validate_only calls. The same
     request with the same request_id is a replay. A replay writes nothing. It returns the ids, flags
