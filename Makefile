@@ -149,6 +149,7 @@ client-matrix: wheels $(PROTO)/installed ## run the client with five pairs of pr
 		$$venv/bin/python -m $(PIP_INSTALL) --no-deps dist/caseload_client-*.whl; \
 		$$venv/bin/python -m pip check --disable-pip-version-check >/dev/null; \
 		timeout 300 $$venv/bin/python -W error tests/packaging/client_matrix.py $(BIN)/caseload; \
+		timeout 300 $$venv/bin/python -m pytest -q -c /dev/null --caseload-server=.venv docs/examples/test_referrals.py; \
 	done
 
 # Advisories are asked for over the network. Where a version that everyone knows to be vulnerable passes for sound, they
@@ -253,7 +254,7 @@ lock: ## renew requirements/ from both pyproject.toml files; needs uv; UPGRADE= 
 	$(call lock_group,proto) -o requirements/proto.txt
 	$(call lock_group,pyright) -o requirements/pyright.txt
 	$(foreach pair,$(CLIENT_PAIRS),echo '$(pair)' | sed 's/\(.*\)-\(.*\)/protobuf==\1\ngrpcio==\2/' | $(subst \
-		$(SERVER),client/pyproject.toml - --resolution lowest-direct,$(LOCK)) \
+		$(SERVER),client/pyproject.toml --extra testing - --resolution lowest-direct,$(LOCK)) \
 		-o requirements/client-$(pair).txt &&) :
 
 .PHONY: grpcurl

@@ -176,12 +176,15 @@ class CaseloadServer:
 
 
 def build_server(
-    config: Config, clock: Callable[[], int] = now_us, monotonic: Callable[[], float] = time.monotonic
+    config: Config,
+    clock: Callable[[], int] = now_us,
+    monotonic: Callable[[], float] = time.monotonic,
+    open_store: Callable[..., RelationshipStore] = open_store,
 ) -> CaseloadServer:
     """Builds a server that is bound to its port and has its database open and migrated.
 
-    Args: clock, returns microseconds since 1970 (UTC); monotonic, the clock of the queue timeout, in seconds.
-    Raises SettingError, after it has closed all that it opened.
+    Args: clock, returns microseconds since 1970 (UTC); monotonic, the clock of the queue timeout, in seconds;
+    open_store, called as the function of that name. Raises SettingError, after it has closed all that it opened.
     """
     config.check()
     check_grpcio()
