@@ -87,9 +87,8 @@ proto-check: $(PROTO)/installed ## fail when generated/ is stale, a comment is m
 	$(call generate,.proto-check/generated)
 	@diff -r --brief --exclude=py.typed --exclude=__pycache__ .proto-check/generated generated || \
 		{ echo 'generated/ is not what protos/ makes: run make proto' >&2; exit 1; }
-	@$(PROTOC) --include_imports --include_source_info -o .proto-check/contract.binpb $(PROTOS)
-	@$(BIN)/buf lint .proto-check/contract.binpb
-	@$(BIN)/buf breaking .proto-check/contract.binpb --against protos/baseline.binpb
+	@$(BIN)/buf lint generated/caseload/v1/caseload.binpb
+	@$(BIN)/buf breaking generated/caseload/v1/caseload.binpb --against protos/baseline.binpb
 	@rm -rf .proto-check
 
 # protos/baseline.binpb is the contract of the last release, which proto-check holds ours against. Renew it when a
@@ -103,7 +102,7 @@ artifacts: $(PROTO)/installed $(if $(shell command -v go),$(GATEWAY)/plugins) ##
 	@rm -rf $(CONTRACT) $(CONTRACT).zip && mkdir -p $(CONTRACT) && cp -R LICENSE protos/caseload $(CONTRACT)
 	@for file in $(GOOGLE_PROTOS); do mkdir -p "$(CONTRACT)/$${file%/*}" && cp "$(GOOGLEAPIS)/$$file" "$(CONTRACT)/$$file"; done
 	@find $(CONTRACT) -exec touch -t 198001010000 {} + && cd dist && $(CURDIR)/$(BIN)/python -m zipfile -c $(notdir $(CONTRACT)).zip $(notdir $(CONTRACT))/*
-	@$(PROTOC) --include_imports --include_source_info -o dist/caseload.binpb $(PROTOS)
+	@cp generated/caseload/v1/caseload.binpb dist
 	$(if $(shell command -v go),$(call write_openapi),@echo 'no OpenAPI document: it needs Go')
 	@rm -rf $(CONTRACT)
 
@@ -150,6 +149,7 @@ client-matrix: wheels $(PROTO)/installed ## run the client with five pairs of pr
 		$$venv/bin/python -m $(PIP_INSTALL) --no-deps dist/caseload_client-*.whl; \
 		$$venv/bin/python -m pip check --disable-pip-version-check >/dev/null; \
 		timeout 300 $$venv/bin/python -W error tests/packaging/client_matrix.py $(BIN)/caseload; \
+		timeout 300 $$venv/bin/python -m pytest -q -c /dev/null --caseload-server=.venv docs/examples/test_referrals.py; \
 	done
 
 # Advisories are asked for over the network. Where a version that everyone knows to be vulnerable passes for sound, they
@@ -254,7 +254,7 @@ lock: ## renew requirements/ from both pyproject.toml files; needs uv; UPGRADE= 
 	$(call lock_group,proto) -o requirements/proto.txt
 	$(call lock_group,pyright) -o requirements/pyright.txt
 	$(foreach pair,$(CLIENT_PAIRS),echo '$(pair)' | sed 's/\(.*\)-\(.*\)/protobuf==\1\ngrpcio==\2/' | $(subst \
-		$(SERVER),client/pyproject.toml - --resolution lowest-direct,$(LOCK)) \
+		$(SERVER),client/pyproject.toml --extra testing - --resolution lowest-direct,$(LOCK)) \
 		-o requirements/client-$(pair).txt &&) :
 
 .PHONY: grpcurl
@@ -357,6 +357,7 @@ define generate
 	@$(PROTOC) --plugin=$(BIN)/protoc-gen-mypy --python_out=$(1) --mypy_out=quiet:$(1) $(PROTOS)
 	@$(PROTOC) --plugin=$(BIN)/protoc-gen-mypy_grpc --grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1) \
 		$(SERVICE_PROTOS)
+	@$(PROTOC) --include_imports --include_source_info -o $(1)/caseload/v1/caseload.binpb $(PROTOS)
 endef
 
 define write_openapi

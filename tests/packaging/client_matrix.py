@@ -5,6 +5,7 @@
 It needs nothing beyond the client. CASELOAD is the command of the server, which may be in another environment.
 """
 
+import asyncio
 import queue
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from importlib.metadata import version
 from tempfile import TemporaryDirectory
 
 import grpc
-from caseload.client import Caseload, connect, error_info
+from caseload.client import Caseload, aio, connect, error_info
 from caseload.v1 import patient_service_pb2 as patients
 from caseload.v1 import therapist_service_pb2 as therapists
 from caseload.v1.resources_pb2 import Patient, Therapist
@@ -140,7 +141,28 @@ def check_watch(caseload: Caseload, server: Server) -> str:
     return f"a watch over {RESTARTS} restarts"
 
 
-CHECKS = (check_calls, check_error_details, check_retries, check_watch)
+def check_asyncio(_caseload: Caseload, server: Server) -> str:
+    asyncio.run(call_and_watch(server))
+    return "the same with asyncio"
+
+
+async def call_and_watch(server: Server) -> None:
+    """Calls, reads the details of an error, and reads a watch over a restart."""
+    async with aio.connect(server.address) as caseload:
+        request = patients.CreatePatientRequest(patient=Patient(display_name="Bob Ray"))
+        first = await caseload.patients.CreatePatient(request)
+        failing = caseload.patients.CreatePatient(patients.CreatePatientRequest())
+        [error] = await asyncio.gather(failing, return_exceptions=True)
+        assert isinstance(error, grpc.RpcError)
+        assert error_info(error).reason == "INVALID_FIELD", error
+        changes = (one.revision async for answer in caseload.watch(first.revision) for one in answer.change_sets)
+        for _ in range(RESTARTS):
+            written = await caseload.patients.CreatePatient(request)
+            assert await anext(changes) == written.revision
+            await asyncio.to_thread(server.restart)
+
+
+CHECKS = (check_calls, check_error_details, check_retries, check_watch, check_asyncio)
 
 
 def main() -> None:
