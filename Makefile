@@ -87,9 +87,8 @@ proto-check: $(PROTO)/installed ## fail when generated/ is stale, a comment is m
 	$(call generate,.proto-check/generated)
 	@diff -r --brief --exclude=py.typed --exclude=__pycache__ .proto-check/generated generated || \
 		{ echo 'generated/ is not what protos/ makes: run make proto' >&2; exit 1; }
-	@$(PROTOC) --include_imports --include_source_info -o .proto-check/contract.binpb $(PROTOS)
-	@$(BIN)/buf lint .proto-check/contract.binpb
-	@$(BIN)/buf breaking .proto-check/contract.binpb --against protos/baseline.binpb
+	@$(BIN)/buf lint generated/caseload/v1/caseload.binpb
+	@$(BIN)/buf breaking generated/caseload/v1/caseload.binpb --against protos/baseline.binpb
 	@rm -rf .proto-check
 
 # protos/baseline.binpb is the contract of the last release, which proto-check holds ours against. Renew it when a
@@ -357,6 +356,7 @@ define generate
 	@$(PROTOC) --plugin=$(BIN)/protoc-gen-mypy --python_out=$(1) --mypy_out=quiet:$(1) $(PROTOS)
 	@$(PROTOC) --plugin=$(BIN)/protoc-gen-mypy_grpc --grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1) \
 		$(SERVICE_PROTOS)
+	@$(PROTOC) --include_imports --include_source_info -o $(1)/caseload/v1/caseload.binpb $(PROTOS)
 endef
 
 define write_openapi

@@ -14,10 +14,10 @@ from caseload_server.api.therapist_service import TherapistServicer
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import MethodDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from structlog.testing import capture_logs
 
 from tests.api.sample_values import METHODS
+from tests.rpc.reflection_client import listed_services
 from tests.security.server_fixture import KeysFile, Metadata, bearer, serving
 from tests.support.servers import Client
 from tests.support.waiting import HUNG_SECONDS
@@ -38,11 +38,8 @@ def authenticating(folder: Path) -> Iterator[tuple[grpc.Channel, Metadata]]:
 
 def registered_methods(channel: grpc.Channel, credentials: Metadata) -> list[MethodDescriptor]:
     """The methods of all services that the server's reflection lists."""
-    stub: Any = reflection_pb2_grpc.ServerReflectionStub
-    asking = reflection_pb2.ServerReflectionRequest(list_services="")
-    [answer] = stub(channel).ServerReflectionInfo(iter([asking]), metadata=credentials, timeout=HUNG_SECONDS)
-    names = [service.name for service in answer.list_services_response.service]
-    services: list[Any] = [descriptor_pool.Default().FindServiceByName(name) for name in names]
+    pool: Any = descriptor_pool.Default()
+    services: list[Any] = [pool.FindServiceByName(name) for name in listed_services(channel, credentials)]
     return [method for service in services for method in service.methods]
 
 

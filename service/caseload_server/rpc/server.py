@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2
-from grpc_reflection.v1alpha import reflection
 
 from caseload_server.api.assignment_service import AssignmentServicer
 from caseload_server.api.change_service import ChangeServicer
@@ -31,7 +30,8 @@ from caseload_server.rpc.grpcio_compat import check_grpcio
 from caseload_server.rpc.health_service import HealthServicer
 from caseload_server.rpc.open_streams import OpenStreams
 from caseload_server.rpc.pipeline import MethodExecutors, PipelineServer
-from caseload_server.security.auth import REFUSAL_CAUSES, Auth
+from caseload_server.rpc.reflection_service import ReflectionServicer
+from caseload_server.security.auth import REFLECTION_SERVICES, REFUSAL_CAUSES, Auth
 from caseload_server.security.keys_file import Callers
 from caseload_server.security.tls import Certificates
 from caseload_server.store import RelationshipStore
@@ -110,9 +110,10 @@ class CaseloadServer:
         health_executors = MethodExecutors.same(executors.probes, executors.health_watches)
         self._pipeline(server, health_executors).add_service(health.SERVICE_NAME, self._health)
         reflection_executors = MethodExecutors.same(executors.probes, executors.reflection)
-        service_names = (*READINESS_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        servicer = reflection.ReflectionServicer(service_names)
-        self._pipeline(server, reflection_executors).add_service(reflection.SERVICE_NAME, servicer)
+        reflection_server = self._pipeline(server, reflection_executors)
+        services = (*READINESS_SERVICES, health.SERVICE_NAME, *REFLECTION_SERVICES)
+        for name in REFLECTION_SERVICES:
+            reflection_server.add_service(name, ReflectionServicer(name, services))
 
     def _pipeline(self, server: Any, executors: MethodExecutors) -> PipelineServer:
         return PipelineServer(server, self._parts.auth, self._parts.access_log, executors, self._parts.admission)

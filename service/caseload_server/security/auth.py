@@ -25,10 +25,11 @@ REFUSAL_CAUSES: Final = (
     *("unknown_certificate", "ambiguous_certificate", "malformed_certificate", "expired_certificate"),
 )
 """Why a call is unauthenticated, for the operators."""
-
+REFLECTION_SERVICES: Final = (reflection.SERVICE_NAME, "grpc.reflection.v1.ServerReflection")
+"""The names of one service: v1 has the messages of v1alpha. The library has only v1alpha."""
 _SERVICE_PERMISSIONS: Final = {
     health.SERVICE_NAME: PUBLIC,
-    reflection.SERVICE_NAME: "read",
+    **dict.fromkeys(REFLECTION_SERVICES, "read"),
     change_service_pb2.DESCRIPTOR.services_by_name["ChangeService"].full_name: "audit",
 }
 """The permission of every method of a service, for services whose methods all need the same one."""
