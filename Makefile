@@ -99,7 +99,7 @@ proto-baseline: $(PROTO)/installed ## at a release: take protos/ as the contract
 
 .PHONY: artifacts
 artifacts: $(PROTO)/installed $(if $(shell command -v go),$(GATEWAY)/plugins) ## write dist/: the contract as .proto files, as a descriptor set and, where Go is, as OpenAPI
-	@rm -rf $(CONTRACT) $(CONTRACT).zip && mkdir -p $(CONTRACT) && cp -R LICENSE protos/caseload $(CONTRACT)
+	@rm -rf $(CONTRACT) $(CONTRACT).zip && mkdir -p $(CONTRACT) && cp -R LICENSE protos/caseload client/caseload/client/service_config.json $(CONTRACT)
 	@for file in $(GOOGLE_PROTOS); do mkdir -p "$(CONTRACT)/$${file%/*}" && cp "$(GOOGLEAPIS)/$$file" "$(CONTRACT)/$$file"; done
 	@find $(CONTRACT) -exec touch -t 198001010000 {} + && cd dist && $(CURDIR)/$(BIN)/python -m zipfile -c $(notdir $(CONTRACT)).zip $(notdir $(CONTRACT))/*
 	@$(PROTOC) --include_imports --include_source_info -o dist/caseload.binpb $(PROTOS)

@@ -31,7 +31,7 @@ from tests.support.waiting import HUNG_SECONDS
 
 ADDRESS = Config.address
 GATEWAY_PAGES = [ROOT / "docs" / "from-rest.md", ROOT / "docs" / "http.md"]
-OTHER_TESTS = {ROOT / "docs" / "postgresql.md", *GATEWAY_PAGES}
+OTHER_TESTS = {ROOT / "docs" / "postgresql.md", *GATEWAY_PAGES, *(ROOT / "docs" / "clients").glob("*.md")}
 """Pages whose commands need more than a server."""
 PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if path.exists()]
 CHECKOUT_PAGES = [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "client/README.md"))]

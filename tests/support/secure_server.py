@@ -40,10 +40,14 @@ class SecureServer:
     ) -> None:
         self._process.__exit__(kind, error, trace)
 
-    def restart(self) -> None:
-        """Stops the server as a deployment does, and starts it again at the same address."""
-        code, log = self._process.stop()
-        assert code == 0, log
+    def restart(self, *, crash: bool = False) -> None:
+        """Stops the server as a deployment does, or kills it, and starts it again at the same address."""
+        if crash:
+            self._process.kill()
+            self._process.__exit__(None, None, None)
+        else:
+            code, log = self._process.stop()
+            assert code == 0, log
         self._start()
 
     def _start(self) -> None:
