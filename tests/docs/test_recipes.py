@@ -21,6 +21,8 @@ PAGES: Final = ROOT / "docs" / "clients"
 DRIVERS: Final = Path(__file__).parent / "recipes"
 ADDRESS: Final = "caseload.example.org:50051"
 """The address on the pages."""
+RESET: Final = "\x1b[0m"
+"""Maven prints this even if its output is no terminal."""
 CRASHES: Final = (False, True, False, False)
 """For each restart of the server, whether it is killed."""
 
@@ -118,6 +120,7 @@ def run_page(page: Path, project: Project) -> None:
     shown = commands(page)
     script = "".join(f"echo '<{number}>'\n{block.text}\n" for number, block in enumerate(shown)) + "echo '<end>'\n"
     output, errors = project.shell(script).communicate(timeout=600)
+    output = output.replace(RESET, "")
     for number, block in enumerate(shown):
         _, begun, rest = output.partition(f"<{number}>\n")
         assert begun, output + errors
@@ -127,12 +130,15 @@ def run_page(page: Path, project: Project) -> None:
 
 
 def check_restarts(recipe: Recipe, project: Project) -> None:
-    """Restarts the server while the driver calls: no call may fail."""
+    """Starts the server after the driver, and restarts it while the driver calls: no call may fail."""
     source, name = recipe.driver
     project.write(name, (DRIVERS / source).read_text())
+    project.server.stop()
     with project.shell(recipe.run_driver) as driver:
         assert driver.stdin is not None
         assert driver.stdout is not None
+        driver.stdout.readline()  # it begins a call that is not retried
+        project.server.start()
         for crash in CRASHES:
             if driver.stdout.readline() == "calling\n":  # it prints this after each 20 calls
                 project.server.restart(crash=crash)

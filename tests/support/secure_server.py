@@ -32,7 +32,7 @@ class SecureServer:
         self._arguments += ["--tls-cert", str(folder / "cert.pem"), "--tls-key", str(folder / "cert.key")]
 
     def __enter__(self) -> Self:
-        self._start()
+        self.start()
         return self
 
     def __exit__(
@@ -43,13 +43,17 @@ class SecureServer:
     def restart(self, *, crash: bool = False) -> None:
         """Stops the server as a deployment does, or kills it, and starts it again at the same address."""
         if crash:
-            self._process.kill()
             self._process.__exit__(None, None, None)
         else:
-            code, log = self._process.stop()
-            assert code == 0, log
-        self._start()
+            self.stop()
+        self.start()
 
-    def _start(self) -> None:
+    def stop(self) -> None:
+        """Stops the server as a deployment does."""
+        code, log = self._process.stop()
+        assert code == 0, log
+
+    def start(self) -> None:
+        """Starts the server."""
         database = f"sqlite:///{self.folder}/caseload.db"
         self._process = ServerProcess(database, *self._arguments, access_log=os.devnull).__enter__()

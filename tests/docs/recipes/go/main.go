@@ -25,6 +25,11 @@ func main() {
 		close(ended)
 	}()
 	calls, failed := 0, 0
+	fmt.Println("starting")
+	if err := create(therapists); err != nil {
+		failed++
+		fmt.Fprintln(os.Stderr, err)
+	}
 	for {
 		select {
 		case <-ended:
@@ -51,5 +56,14 @@ func once(therapists caseloadv1.TherapistServiceClient) error {
 	}
 	_, err := therapists.DeleteTherapist(ctx, &caseloadv1.DeleteTherapistRequest{
 		TherapistId: "nobody", AllowMissing: true, RequestId: uuid.NewString()})
+	return err
+}
+
+// create is not retried, so only waiting lets it succeed before the server starts.
+func create(therapists caseloadv1.TherapistServiceClient) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	_, err := therapists.CreateTherapist(ctx, &caseloadv1.CreateTherapistRequest{
+		Therapist: &caseloadv1.Therapist{DisplayName: "Ada Roe"}, RequestId: uuid.NewString()})
 	return err
 }

@@ -8,19 +8,30 @@ process.stdin.on("end", () => (ended = true)).resume();
 let calls = 0;
 let failed = 0;
 
+// A create is not retried, so only waiting lets it succeed before the server starts.
+async function create() {
+  await call(therapists, "CreateTherapist", { therapist: { display_name: "Ada Roe" }, request_id: randomUUID() });
+}
+
 async function once() {
   await call(therapists, "ListTherapists", {});
   await call(therapists, "DeleteTherapist", { therapist_id: "nobody", allow_missing: true, request_id: randomUUID() });
 }
 
-while (!ended) {
-  calls += 1;
+async function tried(calling) {
   try {
-    await once();
+    await calling();
   } catch (error) {
     failed += 1;
     console.error(error.message);
   }
+}
+
+console.log("starting");
+await tried(create);
+while (!ended) {
+  calls += 1;
+  await tried(once);
   if (calls % 20 === 0) console.log("calling");
 }
 console.log(`${failed} of ${calls} failed`);
