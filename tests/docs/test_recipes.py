@@ -1,4 +1,4 @@
-"""The pages of docs/clients/ are correct: each is run as written, and its connection survives restarts of the server."""
+"""The pages of docs/clients/ are correct: each is run as written, and its connection survives restarts."""
 
 import os
 import re
