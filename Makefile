@@ -102,7 +102,7 @@ artifacts: $(PROTO)/installed $(if $(shell command -v go),$(GATEWAY)/plugins) ##
 	@rm -rf $(CONTRACT) $(CONTRACT).zip && mkdir -p $(CONTRACT) && cp -R LICENSE protos/caseload client/caseload/client/service_config.json $(CONTRACT)
 	@for file in $(GOOGLE_PROTOS); do mkdir -p "$(CONTRACT)/$${file%/*}" && cp "$(GOOGLEAPIS)/$$file" "$(CONTRACT)/$$file"; done
 	@find $(CONTRACT) -exec touch -t 198001010000 {} + && cd dist && $(CURDIR)/$(BIN)/python -m zipfile -c $(notdir $(CONTRACT)).zip $(notdir $(CONTRACT))/*
-	@$(PROTOC) --include_imports --include_source_info -o dist/caseload.binpb $(PROTOS)
+	@cp generated/caseload/v1/caseload.binpb dist/
 	$(if $(shell command -v go),$(call write_openapi),@echo 'no OpenAPI document: it needs Go')
 	@rm -rf $(CONTRACT)
 
@@ -117,7 +117,7 @@ gateway: $(PROTO)/installed $(GATEWAY)/plugins ## build caseload-gateway, which 
 
 .PHONY: wheels
 wheels: $(INSTALLED) ## build both wheels into dist/
-	@rm -rf dist
+	@rm -rf dist/*.whl
 	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps -w dist ./client ./service
 
 # In an environment and a folder that cannot see the checkout, so that a file missing from a wheel shows.
@@ -314,6 +314,8 @@ $(INSTALLED): requirements/dev.txt client/pyproject.toml service/pyproject.toml
 $(PROTO)/installed: requirements/proto.txt $(INSTALLED)
 	@$(or $(firstword $(call pythons_that_run,$(RUNS_PROTOC),$(PROTO_PYTHON))),$(error $(NO_PROTO_PYTHON))) -m venv --clear $(PROTO)
 	@$(PROTO)/bin/python -m $(PIP_INSTALL) --require-hashes -r requirements/proto.txt
+	@printf '#!/bin/sh\nexec "$(CURDIR)/$(PROTO)/bin/python" -m grpc_tools.protoc "$$@"\n' > $(PROTO)/bin/protoc
+	@chmod +x $(PROTO)/bin/protoc
 	@touch $@
 
 PROTO_PYTHON = $(BIN)/python python3.12 python3.11

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 import pytest
 
-from tests.docs.doc_blocks import ROOT, Block, blocks, masked
+from tests.docs.doc_blocks import ROOT, Block, artifacts, blocks, masked, search_path
 from tests.support.missing_tool import NoTool
 from tests.support.secure_server import SecureServer
 from tests.support.waiting import HUNG_SECONDS
@@ -56,13 +56,8 @@ class Project:
         self.folder = folder
         self.server = server
         shutil.copy(server.folder / "ca.pem", folder)
-        for archive in (ROOT / "dist").glob("caseload-protos-*.zip"):
-            shutil.copy(archive, folder)
-        self._tools = folder.parent / "tools"
-        self._tools.mkdir()
-        protoc = self._tools / "protoc"
-        protoc.write_text(f'#!/bin/sh\nexec "{ROOT}/.tools/proto/bin/python" -m grpc_tools.protoc "$@"\n')
-        protoc.chmod(0o755)
+        for artifact in artifacts():
+            shutil.copy(artifact, folder)
 
     def write(self, name: str, text: str) -> None:
         """Writes a file of the page, with the server's address."""
@@ -72,8 +67,7 @@ class Project:
 
     def environment(self) -> dict[str, str]:
         """The environment of the commands: a protoc, and the caller's key."""
-        path = os.pathsep.join([str(self._tools), os.environ["PATH"]])
-        return os.environ | {"PATH": path, "CASELOAD_KEY": self.server.key}
+        return os.environ | {"PATH": search_path(), "CASELOAD_KEY": self.server.key}
 
     def shell(self, text: str) -> subprocess.Popen[str]:
         """Starts commands in the folder."""
@@ -91,8 +85,6 @@ class Project:
 @pytest.fixture
 def project(tmp_path: Path) -> Iterator[Project]:
     """A project of a caller, with the artifact, before a server with TLS and keys."""
-    if not list((ROOT / "dist").glob("caseload-protos-*.zip")):
-        raise NoTool("needs the artifacts: make artifacts")
     (tmp_path / "server").mkdir()
     (tmp_path / "project").mkdir()
     with SecureServer(tmp_path / "server") as server:

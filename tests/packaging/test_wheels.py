@@ -70,15 +70,19 @@ def test_each_wheel_installs_one_top_level_package(wheels: dict[str, zipfile.Zip
 
 
 @pytest.mark.checkout
-def test_the_stubs_are_in_the_wheel_of_the_client(wheels: dict[str, zipfile.ZipFile]) -> None:
-    generated = {f"caseload/v1/{path.name}" for path in (ROOT / "generated/caseload/v1").iterdir() if path.is_file()}
-    assert len(generated) > 20
-    assert {name for name in code(wheels["caseload_client"]) if name.startswith("caseload/v1/")} == generated
+def test_the_stubs_and_the_contract_are_in_the_wheel_of_the_client(wheels: dict[str, zipfile.ZipFile]) -> None:
+    folders = (ROOT / "generated/caseload/v1", ROOT / "protos/caseload/v1")
+    files = {f"caseload/v1/{path.name}" for folder in folders for path in folder.iterdir() if path.is_file()}
+    assert len(files) > 26
+    assert {"caseload/v1/caseload.binpb", "caseload/v1/resources.proto"} < files
+    assert {name for name in code(wheels["caseload_client"]) if name.startswith("caseload/v1/")} == files
 
 
 @pytest.mark.checkout
 def test_the_client_package_is_in_its_wheel_with_types_and_service_config(wheels: dict[str, zipfile.ZipFile]) -> None:
-    files = {path.name for path in (ROOT / "client/caseload/client").iterdir() if path.is_file()}
+    folder = ROOT / "client/caseload/client"
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    files = {name for name in files if "__pycache__" not in name}
     assert {"__init__.py", "py.typed", "service_config.json"} <= files
     shipped = {name for name in code(wheels["caseload_client"]) if not name.startswith("caseload/v1/")}
     assert shipped == {f"caseload/client/{name}" for name in files}
