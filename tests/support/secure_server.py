@@ -27,6 +27,7 @@ class SecureServer:
         pair = authority.issue_cert("localhost")
         (folder / "ca.pem").write_bytes(authority.cert_pem.bytes())
         (folder / "cert.pem").write_bytes(b"".join(part.bytes() for part in pair.cert_chain_pems))
+        (folder / "cert.key").touch(mode=0o600)
         (folder / "cert.key").write_bytes(pair.private_key_pem.bytes())
         self._arguments = ["--address", f"127.0.0.1:{self.port}", "--keys-file", str(keys.path)]
         self._arguments += ["--tls-cert", str(folder / "cert.pem"), "--tls-key", str(folder / "cert.key")]
