@@ -62,6 +62,10 @@ def test_the_descriptor_set_has_comments_and_every_import() -> None:
     assert {name for file in found.values() for name in file.dependency} <= found.keys()
 
 
+def test_buf_builds_a_clone_from_its_descriptor_set_without_a_network() -> None:
+    run(ROOT, "buf", "build", "generated/caseload/v1/caseload.binpb")
+
+
 def openapi() -> Any:
     path = ROOT / "dist" / "caseload.openapi.json"
     if not path.exists():
