@@ -98,16 +98,18 @@ proto-baseline: $(PROTO)/installed ## at a release: take protos/ as the contract
 	@$(PROTOC) --include_imports -o protos/baseline.binpb $(PROTOS)
 
 .PHONY: artifacts
-artifacts: $(PROTO)/installed $(if $(shell command -v go),$(GATEWAY)/plugins) ## write dist/: the contract as .proto files, as a descriptor set and, where Go is, as OpenAPI
-	@rm -rf $(CONTRACT) $(CONTRACT).zip && mkdir -p $(CONTRACT) && cp -R LICENSE protos/caseload $(CONTRACT)
+artifacts: $(PROTO)/installed ## write the contract into dist/: .proto files, a descriptor set and, where Go is, OpenAPI
+	@rm -rf $(CONTRACT) $(CONTRACT).zip && mkdir -p $(CONTRACT) && cp -R LICENSE protos/caseload client/caseload/client/service_config.json $(CONTRACT)
 	@for file in $(GOOGLE_PROTOS); do mkdir -p "$(CONTRACT)/$${file%/*}" && cp "$(GOOGLEAPIS)/$$file" "$(CONTRACT)/$$file"; done
 	@find $(CONTRACT) -exec touch -t 198001010000 {} + && cd dist && $(CURDIR)/$(BIN)/python -m zipfile -c $(notdir $(CONTRACT)).zip $(notdir $(CONTRACT))/*
-	@cp generated/caseload/v1/caseload.binpb dist
-	$(if $(shell command -v go),$(call write_openapi),@echo 'no OpenAPI document: it needs Go')
+	@cp generated/caseload/v1/caseload.binpb dist/
 	@rm -rf $(CONTRACT)
+	@if $(GO_IS_NEW); then $(MAKE) --no-print-directory dist/caseload.openapi.json; \
+		else echo 'no OpenAPI document: $(NO_GATEWAY_GO)' >&2; fi
 
 .PHONY: gateway
 gateway: $(PROTO)/installed $(GATEWAY)/plugins ## build caseload-gateway, which translates HTTP and JSON, into .tools/bin; needs Go
+	@$(NEEDS_NEW_GO)
 	@cp docs/deploy/gateway/*.go client/caseload/client/service_config.json $(GATEWAY) && mkdir -p .tools/bin
 	@$(PROTOC) --plugin=$(GATEWAY)/bin/protoc-gen-go --go_out=$(GATEWAY) --go_opt=paths=source_relative \
 		--plugin=$(GATEWAY)/bin/protoc-gen-go-grpc --go-grpc_out=$(GATEWAY) --go-grpc_opt=paths=source_relative \
@@ -117,7 +119,7 @@ gateway: $(PROTO)/installed $(GATEWAY)/plugins ## build caseload-gateway, which 
 
 .PHONY: wheels
 wheels: $(INSTALLED) ## build both wheels into dist/
-	@rm -rf dist
+	@rm -rf dist/*.whl
 	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps -w dist ./client ./service
 
 # In an environment and a folder that cannot see the checkout, so that a file missing from a wheel shows.
@@ -279,7 +281,10 @@ grpcurl-where-go:
 	@! command -v go >/dev/null || $(MAKE) --no-print-directory grpcurl || :
 .PHONY: gateway-where-go
 gateway-where-go:
-	@! command -v go >/dev/null || $(MAKE) --no-print-directory gateway || :
+	@! $(GO_IS_NEW) || $(MAKE) --no-print-directory gateway || :
+GO_IS_NEW = (cd docs/deploy/gateway && go list -m) >/dev/null 2>&1
+NEEDS_NEW_GO = $(GO_IS_NEW) || { echo 'cannot build the gateway: $(NO_GATEWAY_GO)' >&2; exit 1; }
+NO_GATEWAY_GO = it needs Go 1.26 or later (https://go.dev/dl)
 NO_GO = no Go to build grpcurl with: install it (https://go.dev/dl), or grpcurl (https://github.com/fullstorydev/grpcurl/releases)
 
 # Each takes minutes to build, and a few gigabytes of Go's caches.
@@ -298,7 +303,7 @@ endef
 
 # The versions and hashes are those of docs/deploy/gateway/go.mod and go.sum.
 $(GATEWAY)/plugins: docs/deploy/gateway/go.mod docs/deploy/gateway/go.sum
-	@command -v go >/dev/null || { echo 'no Go to build it with: install it (https://go.dev/dl)' >&2; exit 1; }
+	@$(NEEDS_NEW_GO)
 	@echo 'building the generators of the gateway into $(GATEWAY)' && mkdir -p $(GATEWAY) && cp $^ $(GATEWAY)
 	@cd $(GATEWAY) && GOBIN=$(CURDIR)/$(GATEWAY)/bin go install tool
 	@touch $@
@@ -315,6 +320,8 @@ $(INSTALLED): requirements/dev.txt client/pyproject.toml service/pyproject.toml
 $(PROTO)/installed: requirements/proto.txt $(INSTALLED)
 	@$(or $(firstword $(call pythons_that_run,$(RUNS_PROTOC),$(PROTO_PYTHON))),$(error $(NO_PROTO_PYTHON))) -m venv --clear $(PROTO)
 	@$(PROTO)/bin/python -m $(PIP_INSTALL) --require-hashes -r requirements/proto.txt
+	@printf '#!/bin/sh\nexec "$(CURDIR)/$(PROTO)/bin/python" -m grpc_tools.protoc "$$@"\n' > $(PROTO)/bin/protoc
+	@chmod +x $(PROTO)/bin/protoc
 	@touch $@
 
 PROTO_PYTHON = $(BIN)/python python3.12 python3.11
@@ -360,11 +367,11 @@ define generate
 	@$(PROTOC) --include_imports --include_source_info -o $(1)/caseload/v1/caseload.binpb $(PROTOS)
 endef
 
-define write_openapi
-	@rm -rf $(GATEWAY)/openapi && mkdir $(GATEWAY)/openapi
+.PHONY: dist/caseload.openapi.json
+dist/caseload.openapi.json: $(PROTO)/installed $(GATEWAY)/plugins
+	@rm -rf $(GATEWAY)/openapi && mkdir -p dist $(GATEWAY)/openapi
 	@$(PROTOC) --plugin=$(GATEWAY)/bin/protoc-gen-openapiv3 --openapiv3_out=$(GATEWAY)/openapi $(SERVICE_PROTOS)
-	@$(BIN)/python docs/deploy/gateway/openapi.py $(GATEWAY)/openapi $(VERSION) > dist/caseload.openapi.json
-endef
+	@$(BIN)/python docs/deploy/gateway/openapi.py $(GATEWAY)/openapi $(VERSION) > $@
 
 UPGRADE = --upgrade
 SERVER = service/pyproject.toml --extra oidc --extra otel --extra postgres

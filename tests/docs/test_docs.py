@@ -22,7 +22,7 @@ from google.protobuf import json_format
 from google.rpc.code_pb2 import Code
 
 from tests.docs import errors_page
-from tests.docs.doc_blocks import OPERATIONS, ROOT, Block, blocks, is_only_named, masked, run, search_path
+from tests.docs.doc_blocks import OPERATIONS, ROOT, Block, artifacts, blocks, is_only_named, masked, run, search_path
 from tests.support.gateway import gateway
 from tests.support.postgres.cluster import Server
 from tests.support.postgres.pgbouncer import pgbouncer
@@ -31,7 +31,8 @@ from tests.support.waiting import HUNG_SECONDS
 
 ADDRESS = Config.address
 GATEWAY_PAGES = [ROOT / "docs" / "from-rest.md", ROOT / "docs" / "http.md"]
-OTHER_TESTS = {ROOT / "docs" / "postgresql.md", *GATEWAY_PAGES}
+CALLERS = ROOT / "docs" / "clients.md"
+OTHER_TESTS = {ROOT / "docs" / "postgresql.md", CALLERS, *GATEWAY_PAGES, *(ROOT / "docs" / "clients").glob("*.md")}
 """Pages whose commands need more than a server."""
 PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if path.exists()]
 CHECKOUT_PAGES = [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "client/README.md"))]
@@ -87,6 +88,17 @@ def check_block(block: Block, folder: Path) -> None:
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in OTHER_TESTS], ids=name)
 def test_every_command_and_snippet_of_a_page_does_what_the_page_shows(page: Path, folder: Path) -> None:
     for block in blocks(page):
+        if block.language in ("sh", "python"):
+            check_block(block, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.checkout
+@pytest.mark.usefixtures("documented_server", "grpcurl")
+def test_every_command_of_the_callers_page_works_with_the_artifacts(folder: Path) -> None:
+    for artifact in artifacts():
+        shutil.copy(artifact, folder)
+    for block in blocks(CALLERS):
         if block.language in ("sh", "python"):
             check_block(block, folder)
 
@@ -211,7 +223,7 @@ def test_every_link_and_file_named_on_a_page_exists(page: Path) -> None:
     links = {link.partition("#")[0] for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text)}
     missing = {link for link in links if link and not (page.parent / link).exists()}
     files = re.findall(r"`((?:[\w.-]+/)+[\w.-]*|[\w-]+\.(?:py|md|toml|proto|sql))`", text)
-    made = ("data/", "caseload/", ".tools/")
+    made = ("data/", "dist/", "caseload/", ".tools/", "google/", "src/main/", "example.org/")
     folders = [ROOT, ROOT / "protos/caseload/v1", ROOT / "client/caseload/client", ROOT / "service"]
     folders += [folder for folder in (ROOT / "service").rglob("*") if folder.is_dir()]
     missing |= {

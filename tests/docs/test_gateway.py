@@ -99,6 +99,9 @@ def test_an_invalid_field_is_named(http: Http) -> None:
         ("POST /v1/patients:search", {"page_size": "Canary-Zq9"}),
         ("GET /v1/assignments?page_size=Canary-Zq9", None),
         ("GET /v1/assignments?canary=Canary-Zq9", None),
+        ("GET /v1/patients/jane?display_name=Canary-Zq9", None),
+        ("POST /v1/patients:search?filter.name_prefix=Canary-Zq9", {}),
+        ("POST /v1/patients/jane:undelete?patient_id=Canary-Zq9", {}),
         ("POST /v1/patients?patient.display_name=Canary-Zq9", {"display_name": "Jane Doe"}),
     ],
 )

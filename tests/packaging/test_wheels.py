@@ -70,10 +70,12 @@ def test_each_wheel_installs_one_top_level_package(wheels: dict[str, zipfile.Zip
 
 
 @pytest.mark.checkout
-def test_the_stubs_are_in_the_wheel_of_the_client(wheels: dict[str, zipfile.ZipFile]) -> None:
-    generated = {f"caseload/v1/{path.name}" for path in (ROOT / "generated/caseload/v1").iterdir() if path.is_file()}
-    assert len(generated) > 20
-    assert {name for name in code(wheels["caseload_client"]) if name.startswith("caseload/v1/")} == generated
+def test_the_stubs_and_the_contract_are_in_the_wheel_of_the_client(wheels: dict[str, zipfile.ZipFile]) -> None:
+    folders = (ROOT / "generated/caseload/v1", ROOT / "protos/caseload/v1")
+    files = {f"caseload/v1/{path.name}" for folder in folders for path in folder.iterdir() if path.is_file()}
+    assert len(files) > 26
+    assert {"caseload/v1/caseload.binpb", "caseload/v1/resources.proto"} < files
+    assert {name for name in code(wheels["caseload_client"]) if name.startswith("caseload/v1/")} == files
 
 
 @pytest.mark.checkout

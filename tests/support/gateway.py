@@ -16,7 +16,7 @@ def find_gateway() -> str:
     """Returns the path of the program. Raises NoTool if it was not built."""
     found = shutil.which("caseload-gateway", path=search_path())
     if found is None:
-        raise NoTool("needs caseload-gateway: make gateway, which needs Go")
+        raise NoTool("needs caseload-gateway: make gateway, which needs Go 1.26")
     return found
 
 

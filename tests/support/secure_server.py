@@ -27,12 +27,13 @@ class SecureServer:
         pair = authority.issue_cert("localhost")
         (folder / "ca.pem").write_bytes(authority.cert_pem.bytes())
         (folder / "cert.pem").write_bytes(b"".join(part.bytes() for part in pair.cert_chain_pems))
+        (folder / "cert.key").touch(mode=0o600)
         (folder / "cert.key").write_bytes(pair.private_key_pem.bytes())
         self._arguments = ["--address", f"127.0.0.1:{self.port}", "--keys-file", str(keys.path)]
         self._arguments += ["--tls-cert", str(folder / "cert.pem"), "--tls-key", str(folder / "cert.key")]
 
     def __enter__(self) -> Self:
-        self._start()
+        self.start()
         return self
 
     def __exit__(
@@ -40,12 +41,20 @@ class SecureServer:
     ) -> None:
         self._process.__exit__(kind, error, trace)
 
-    def restart(self) -> None:
-        """Stops the server as a deployment does, and starts it again at the same address."""
+    def restart(self, *, crash: bool = False) -> None:
+        """Stops the server as a deployment does, or kills it, and starts it again at the same address."""
+        if crash:
+            self._process.__exit__(None, None, None)
+        else:
+            self.stop()
+        self.start()
+
+    def stop(self) -> None:
+        """Stops the server as a deployment does."""
         code, log = self._process.stop()
         assert code == 0, log
-        self._start()
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Starts the server."""
         database = f"sqlite:///{self.folder}/caseload.db"
         self._process = ServerProcess(database, *self._arguments, access_log=os.devnull).__enter__()

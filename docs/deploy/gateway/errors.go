@@ -4,18 +4,13 @@ import (
 	"context"
 	"math"
 	"net/http"
-	"net/url"
 	"regexp"
 	"strconv"
-	"strings"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
-	"github.com/grpc-ecosystem/grpc-gateway/v2/utilities"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
 var location = regexp.MustCompile(`line \d+:\d+`)
@@ -73,29 +68,4 @@ func invalidRequest(message string) *status.Status {
 		&errdetails.ErrorInfo{Reason: "INVALID_FIELD", Domain: "caseload.v1"},
 		&errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{{Description: text}}})
 	return failed
-}
-
-// strictQuery refuses parameters that the request does not have, or takes from the path or the body. The default parser
-// ignores them.
-type strictQuery struct{ runtime.DefaultQueryParser }
-
-func (strict strictQuery) Parse(request proto.Message, values url.Values, filter *utilities.DoubleArray) error {
-	for name := range values {
-		path := strings.Split(name, ".")
-		if filter.HasCommonPrefix(path) || !hasField(request.ProtoReflect().Descriptor(), path) {
-			return status.Error(codes.InvalidArgument, "unknown parameter")
-		}
-	}
-	return strict.DefaultQueryParser.Parse(request, values, filter)
-}
-
-func hasField(message protoreflect.MessageDescriptor, path []string) bool {
-	if message == nil {
-		return false
-	}
-	field := message.Fields().ByName(protoreflect.Name(path[0]))
-	if field == nil {
-		field = message.Fields().ByJSONName(path[0])
-	}
-	return field != nil && (len(path) == 1 || hasField(field.Message(), path[1:]))
 }

@@ -134,13 +134,15 @@ func backendCredentials() (credentials.TransportCredentials, error) {
 // newHandler serves the contract's HTTP calls, and GET /healthz, which asks the servers' health service.
 func newHandler(conn *grpc.ClientConn) (http.Handler, error) {
 	json := &runtime.JSONPb{MarshalOptions: protojson.MarshalOptions{UseProtoNames: true, EmitDefaultValues: true}}
-	mux := runtime.NewServeMux(
+	var mux *runtime.ServeMux
+	mux = runtime.NewServeMux(
 		runtime.WithMarshalerOption(runtime.MIMEWildcard, json),
 		runtime.WithIncomingHeaderMatcher(metadataOf),
 		runtime.WithOutgoingHeaderMatcher(func(string) (string, bool) { return "", false }),
 		runtime.WithErrorHandler(writeError),
 		runtime.WithRoutingErrorHandler(writeRoutingError),
 		runtime.SetQueryParameterParser(strictQuery{}),
+		runtime.WithMiddlewares(refuseQuery(func() *runtime.ServeMux { return mux })),
 		runtime.WithDisablePathLengthFallback(),
 		runtime.WithDisableHTTPMethodOverride(),
 		runtime.WithHealthzEndpoint(grpc_health_v1.NewHealthClient(conn)),
