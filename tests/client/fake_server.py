@@ -31,6 +31,8 @@ class FakeServer(grpc.GenericRpcHandler):
         self.stop: Callable[[], object] = lambda: None
         self.answers: list[Answer] = []
         self.attempts: list[Attempt] = []
+        self.trailing: tuple[tuple[str, str | bytes], ...] = ()
+        """Metadata that each scripted answer carries."""
         self.gates: dict[str, Event] = {}
         """Attempts of these methods are answered when the event is set."""
 
@@ -63,7 +65,8 @@ class FakeServer(grpc.GenericRpcHandler):
         if self.answers:
             answer = self.answers.pop(0)
             code, pushback = answer if isinstance(answer, tuple) else (answer, "")
-            context.set_trailing_metadata((("grpc-retry-pushback-ms", pushback),) if pushback else ())
+            delay = (("grpc-retry-pushback-ms", pushback),) if pushback else ()
+            context.set_trailing_metadata((*delay, *self.trailing))
             context.abort(code, "scripted")
 
 
