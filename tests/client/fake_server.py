@@ -48,6 +48,7 @@ class FakeServer(grpc.GenericRpcHandler):
 
         def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
             metadata: Any = dict(context.invocation_metadata())
+            assert len(metadata) == len(context.invocation_metadata()), "a key was sent twice"
             self.attempts.append(Attempt(method, data, metadata, context.time_remaining()))
             if gate := self.gates.get(method):
                 gate.wait(HUNG_SECONDS)
