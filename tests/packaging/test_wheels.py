@@ -32,7 +32,7 @@ IMPORT_CLIENT_ALONE = """if True:
             if name.partition(".")[0] not in allowed:
                 raise ImportError(name)
     sys.meta_path.insert(0, DenyOthers)
-    import caseload.client
+    import caseload.client.aio
     caseload.client.connect("127.0.0.1:1").close()"""
 CALL_SERVER = """if True:
     import sys
@@ -78,8 +78,10 @@ def test_the_stubs_are_in_the_wheel_of_the_client(wheels: dict[str, zipfile.ZipF
 
 @pytest.mark.checkout
 def test_the_client_package_is_in_its_wheel_with_types_and_service_config(wheels: dict[str, zipfile.ZipFile]) -> None:
-    files = {path.name for path in (ROOT / "client/caseload/client").iterdir() if path.is_file()}
-    assert {"__init__.py", "py.typed", "service_config.json"} <= files
+    folder = ROOT / "client/caseload/client"
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    files = {name for name in files if "__pycache__" not in name}
+    assert {"__init__.py", "aio/__init__.py", "py.typed", "service_config.json"} <= files
     shipped = {name for name in code(wheels["caseload_client"]) if not name.startswith("caseload/v1/")}
     assert shipped == {f"caseload/client/{name}" for name in files}
 
