@@ -185,7 +185,7 @@ async def _use_asyncio(server: Server) -> None:
     waiting = asyncio.ensure_future(anext(responses, None))
     await asyncio.sleep(0.1)  # it reads by then, or the close comes first: either ends it
     await caseload.close()
-    await waiting
+    assert await waiting is None
 
 
 CHECKS = (check_calls, check_error_details, check_pages, check_cause, check_retries, check_watch, check_asyncio)
