@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import threading
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.docs.doc_blocks import blocks, run
 from tests.support.waiting import HUNG_SECONDS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # seconds: an index may be slow
@@ -184,6 +186,21 @@ def test_both_wheels_install_by_name_and_serve_a_call(wheel_folder: Path, requir
     assert "caseload" not in environment.installed()
     with serving(environment, tmp_path / "caseload.db") as address:
         assert environment.run(CALL_SERVER, address).stdout == "Ada Roe\n"
+
+
+@pytest.mark.checkout
+def test_the_commands_of_the_clients_readme_install_it(wheel_folder: Path, tmp_path: Path) -> None:
+    building, installing = [block for block in blocks(ROOT / "client" / "README.md") if block.language == "sh"]
+    client = tomllib.loads((ROOT / "client" / "pyproject.toml").read_text())["project"]
+    assert re.findall('"(.*?)"', building.text) == client["dependencies"]
+    (tmp_path / "dist").symlink_to(wheel_folder)
+    built = run(building, tmp_path)
+    if built.returncode:
+        pytest.skip(f"needs a package index for the requirements of the client: {built.stdout.strip()}")
+    installed = run(installing, tmp_path)
+    assert installed.returncode == 0, installed.stdout
+    command = [str(tmp_path / "callers-venv" / "bin" / "python"), "-I", "-c", "import caseload.client.aio"]
+    subprocess.run(command, timeout=HUNG_SECONDS, check=True)
 
 
 @contextmanager
