@@ -126,6 +126,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "commands.signals": {"apsw", "click"},
 }
 CLIENT_MAY_IMPORT = {"caseload", "google", "grpc"}
+AIO_CLIENT = "caseload.client.aio"
+"""The only part of the client that imports grpc.aio, and that nothing else of it imports."""
 PRIVATE_GRPC = re.compile(r"^grpc\.(_|.*\._)")
 """Names that grpcio does not promise to keep."""
 GRPCIO_COMPAT = "caseload_server.rpc.grpcio_compat"
@@ -172,6 +174,8 @@ def allowed(module: str) -> set[str]:
 def forbidden_imports(module: str, source: str) -> list[str]:
     names = {name for name in imported_names(source) if name.partition(".")[0] not in sys.stdlib_module_names}
     refused = {name for name in names if not within(name, allowed(module))}
+    if not within(module, [SERVER, AIO_CLIENT]):
+        refused |= {name for name in names if within(name, ["grpc.aio", AIO_CLIENT])}
     if module != GRPCIO_COMPAT:
         refused |= {name for name in names if PRIVATE_GRPC.match(name)}
     return sorted(refused)
@@ -228,6 +232,14 @@ def test_a_module_imports_only_what_it_may(path: Path) -> None:
 )
 def test_an_import_against_the_direction_is_found(module: str, source: str) -> None:
     assert len(forbidden_imports(f"{SERVER}.{module}".removesuffix("."), source)) == 1
+
+
+@pytest.mark.parametrize(
+    "source", ["import grpc.aio", "from grpc import aio", "from caseload.client.aio import connect"]
+)
+def test_an_import_of_asyncio_into_the_synchronous_client_is_found(source: str) -> None:
+    assert len(forbidden_imports("caseload.client.errors", source)) == 1
+    assert forbidden_imports("caseload.client.aio.calls", source) == []
 
 
 @pytest.mark.parametrize("source", ["from grpc_status import rpc_status", "from caseload_server.config import Config"])

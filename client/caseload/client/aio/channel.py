@@ -59,6 +59,7 @@ class Caseload:
     async def close(self) -> None:
         """Ends all watches, and ends calls in flight with CANCELLED. Later calls raise ValueError."""
         self._closed.set()
+        self._calls.cancel_calls()
         await self.channel.close()
 
     async def __aenter__(self) -> Self:
