@@ -107,7 +107,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         *(".security.api_keys", ".security.keys_file", ".security.principal"),
     },
     "commands.migrate": {"click", ".commands", ".config", ".store.backends.factory"},
-    "commands.export_import_verify": {"click", ".commands", ".config", ".store"},
+    "commands.export_import_verify": {"click", ".commands", ".config", ".domain.results", ".store"},
+    "commands.log": {"click", ".commands", ".store.change_log"},
     "commands.purge": {"click", ".commands", ".config", ".clock", ".domain.errors", ".store", "apsw"},
     "commands.serve": {
         "click",
