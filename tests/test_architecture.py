@@ -51,7 +51,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "store.backends.factory": {".store", ".config", ".private_files", ".domain.errors", *DRIVERS},
     "store.backends.sqlite": {".store.backends", ".store.portability", ".store.atomic_file", ".domain", "apsw"},
     "store.backends.postgres": {".store.backends", ".store.portability", ".domain.errors", "psycopg"},
-    "store.portability": {".store.backends.protocol", ".store.portability", ".store.search", ".domain"},
+    "store.portability": {
+        ".store.backends.protocol",
+        ".store.portability",
+        ".store.hash_chain",
+        ".store.search",
+        ".domain",
+    },
     # from a request to the store
     "validation": {".validation", ".domain", "caseload", "google"},
     "api": {
@@ -73,6 +79,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "observability.anonymous_lines": {".domain.limits", "structlog"},
     "observability.audited_ids": {".domain.limits", "google"},
+    "observability.head_log": {"structlog"},
     "observability.logs": {".config", "psycopg", "structlog"},
     "observability.metrics": {".observability", ".domain.errors", ".store.backends.protocol", "prometheus_client"},
     "observability.metrics_page": {".config", "prometheus_client"},
