@@ -61,7 +61,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # from a request to the store
     "validation": {".validation", ".domain", "caseload", "google"},
     "api": {
-        *(".api", ".validation", ".domain", ".security.principal", "caseload", "google", "grpc", "structlog"),
+        *(".api", ".validation", ".domain", ".security.principal", ".security.on_behalf_of"),
+        *("caseload", "google", "grpc", "structlog"),
         *(f".store.{name}" for name in STORE),
     },
     "api.convert": {".domain", "caseload", "google"},
@@ -71,6 +72,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "security.file_reload": {".config", "structlog"},
     "security.keys_file": {".security", ".config", ".private_files", "structlog"},
     "security.principal": set(),
+    "security.on_behalf_of": {".security.principal", ".domain", "grpc"},
     "security.auth": {".security", ".domain.errors", *WIRE},
     "security.redaction": {".security.principal", ".domain.errors", "google"},
     "observability": {".observability", ".config", ".domain"},

@@ -30,7 +30,7 @@ HEALTH = "/grpc.health.v1.Health"
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 GET = full_name("GetTherapist")
 FIELDS = [
-    *("event", "time", "caller", "peer", "method", "code", "reason"),
+    *("event", "time", "caller", "on_behalf_of", "peer", "method", "code", "reason"),
     *("therapist_ids", "patient_ids", "assignment_ids", "request_id", "validate_only", "ms"),
 ]
 
