@@ -22,6 +22,7 @@ from caseload_server.config import CANNOT_LISTEN, Config, SettingError, is_postg
 from caseload_server.domain import limits
 from caseload_server.observability import logs
 from caseload_server.observability.access_log import AccessLog, LogFile, LogSink
+from caseload_server.observability.head_log import HeadLog
 from caseload_server.observability.readiness import LIVENESS_SERVICE, READINESS_SERVICES, Readiness
 from caseload_server.open_files import max_connections
 from caseload_server.rpc.admission import Admission
@@ -80,6 +81,7 @@ class CaseloadServer:
         self._is_stopping = False
         self._library_streams = OpenStreams(parts.grpc_server)
         self._readiness = Readiness(parts.store.check, self._set_readiness)
+        self._head_log = HeadLog(parts.store.log_head)
         self._watches = Watches(parts.store, config.max_watches, config.caller_share(), config.connection_age_seconds())
         self._health = HealthServicer()
         self._register_caseload_services(clock)
@@ -134,6 +136,7 @@ class CaseloadServer:
         self._health.set(LIVENESS_SERVICE, health_pb2.HealthCheckResponse.SERVING)
         self._set_readiness(True)
         self._readiness.start()
+        self._head_log.start()
         if self._parts.metrics:
             self._parts.metrics.start()
         if self._parts.metrics_page:
@@ -147,6 +150,7 @@ class CaseloadServer:
         self._is_stopping = True
         self._set_readiness(False)
         self._readiness.stop()
+        self._head_log.stop()
         if drain:
             time.sleep(self._config.drain_seconds)
         self._watches.close()
