@@ -18,11 +18,11 @@ def licences(name: str) -> list[dict[str, Any]]:
         known = metadata(name)
     except PackageNotFoundError:
         return []
-    if expression := known.get("License-Expression"):
-        return [{"expression": expression}]
+    if "License-Expression" in known:
+        return [{"expression": known["License-Expression"]}]
     if named := [text.removeprefix(_OSI) for text in known.get_all("Classifier", []) if text.startswith(_OSI)]:
         return [{"license": {"name": text}} for text in named]
-    [first, *_] = (known.get("License") or "").splitlines() or [""]
+    first = known["License"].partition("\n")[0] if "License" in known else ""
     return [{"license": {"name": first}}] if first else []
 
 
