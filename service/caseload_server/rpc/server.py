@@ -128,7 +128,7 @@ class CaseloadServer:
             metrics.add_gauge(name, sample, **labels)
         for pool, executor in self._parts.executors.unary().items():
             metrics.add_gauge("in_flight", executor.in_flight, pool=pool)
-            metrics.add_gauge("waiting", executor.queue_depth, pool=pool)
+            metrics.add_gauge("queue_depth", executor.queue_depth, pool=pool)
 
     def start(self) -> None:
         """Starts to serve calls, and becomes SERVING."""
