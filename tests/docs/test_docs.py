@@ -24,8 +24,8 @@ from google.rpc.code_pb2 import Code
 from tests.conftest import serving
 from tests.docs import errors_page
 from tests.docs.doc_blocks import OPERATIONS, ROOT, Block, artifacts, blocks, is_only_named, masked, run, search_path
-from tests.support.gateway import gateway
 from tests.support.api_driver import ApiDriver, full_name
+from tests.support.gateway import gateway
 from tests.support.postgres.cluster import Server
 from tests.support.postgres.pgbouncer import pgbouncer
 from tests.support.servers import Client, ServerProcess, refusal
