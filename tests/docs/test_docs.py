@@ -21,14 +21,21 @@ from caseload_server.rpc.status_map import CODES
 from google.protobuf import json_format
 from google.rpc.code_pb2 import Code
 
+from tests.conftest import serving
 from tests.docs import errors_page
-from tests.docs.doc_blocks import OPERATIONS, ROOT, Block, blocks, is_only_named, masked, run, search_path
+from tests.docs.doc_blocks import OPERATIONS, ROOT, Block, artifacts, blocks, is_only_named, masked, run, search_path
+from tests.support.api_driver import ApiDriver, full_name
+from tests.support.gateway import gateway
 from tests.support.postgres.cluster import Server
 from tests.support.postgres.pgbouncer import pgbouncer
 from tests.support.servers import Client, ServerProcess, refusal
 from tests.support.waiting import HUNG_SECONDS
 
 ADDRESS = Config.address
+GATEWAY_PAGES = [ROOT / "docs" / "from-rest.md", ROOT / "docs" / "http.md"]
+CALLERS = ROOT / "docs" / "clients.md"
+OTHER_TESTS = {ROOT / "docs" / "postgresql.md", CALLERS, *GATEWAY_PAGES, *(ROOT / "docs" / "clients").glob("*.md")}
+"""Pages whose commands need more than a server."""
 PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if path.exists()]
 CHECKOUT_PAGES = [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "client/README.md"))]
 
@@ -80,11 +87,33 @@ def check_block(block: Block, folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("documented_server", "grpcurl")
-@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "postgresql.md"], ids=name)
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in OTHER_TESTS], ids=name)
 def test_every_command_and_snippet_of_a_page_does_what_the_page_shows(page: Path, folder: Path) -> None:
     for block in blocks(page):
         if block.language in ("sh", "python"):
             check_block(block, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.checkout
+@pytest.mark.usefixtures("documented_server", "grpcurl")
+def test_every_command_of_the_callers_page_works_with_the_artifacts(folder: Path) -> None:
+    for artifact in artifacts():
+        shutil.copy(artifact, folder)
+    for block in blocks(CALLERS):
+        if block.language in ("sh", "python"):
+            check_block(block, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.checkout
+@pytest.mark.usefixtures("documented_server", "grpcurl")
+@pytest.mark.parametrize("page", GATEWAY_PAGES, ids=name)
+def test_every_call_over_http_does_what_the_page_shows(page: Path, folder: Path) -> None:
+    with gateway("-backend-plaintext", listen="127.0.0.1:8080"):
+        for block in blocks(page):
+            if block.language == "sh":
+                check_block(block, folder)
 
 
 @pytest.mark.slow
@@ -121,9 +150,10 @@ def test_every_command_of_the_postgresql_page_does_what_it_shows(folder: Path, p
 @pytest.mark.usefixtures("documented_server")
 def test_every_snippet_of_the_stubs_readme_does_what_it_shows(folder: Path) -> None:
     snippets = blocks(ROOT / "client" / "README.md")
-    assert {snippet.language for snippet in snippets} == {"python"}
+    assert {snippet.language for snippet in snippets} == {"python", "sh"}
     for snippet in snippets:
-        check_block(snippet, folder)
+        if snippet.language == "python":  # tests/packaging/test_wheels.py runs the commands
+            check_block(snippet, folder)
 
 
 def test_every_change_set_that_a_page_shows_is_one_of_the_contract() -> None:
@@ -147,7 +177,9 @@ ENDPOINTS = (
 def test_every_endpoint_of_the_rest_api_is_mapped() -> None:
     text = (ROOT / "docs" / "from-rest.md").read_text()
     mapped = re.findall(
-        r"^`([A-Z]+ /[^`]+)`: (\w+)[^`]*(?:`[^`]+`[^`]*)*?\n```sh\ngrpcurl .*/(\w+)\n```$", text, re.MULTILINE
+        r"^`([A-Z]+ /[^`]+)`: (\w+)[^`]*(?:`[^`]+`[^`]*)*?\n```sh\ngrpcurl .*/(\w+)\n```\n\n```sh\ncurl -f .*\n```$",
+        text,
+        re.MULTILINE,
     )
     assert {endpoint for endpoint, _, _ in mapped} == set(ENDPOINTS)
     assert [(said, run) for _, said, run in mapped if said != run] == []
@@ -194,7 +226,7 @@ def test_every_link_and_file_named_on_a_page_exists(page: Path) -> None:
     links = {link.partition("#")[0] for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text)}
     missing = {link for link in links if link and not (page.parent / link).exists()}
     files = re.findall(r"`((?:[\w.-]+/)+[\w.-]*|[\w-]+\.(?:py|md|toml|proto|sql))`", text)
-    made = ("data/", "caseload/", ".tools/")
+    made = ("data/", "dist/", "caseload/", ".tools/", "google/", "src/main/", "example.org/")
     folders = [ROOT, ROOT / "protos/caseload/v1", ROOT / "client/caseload/client", ROOT / "service"]
     folders += [folder for folder in (ROOT / "service").rglob("*") if folder.is_dir()]
     missing |= {
@@ -238,7 +270,7 @@ def test_the_settings_tables_match_the_help_of_the_commands() -> None:
             [sys.executable, "-m", "caseload_server", command, "--help"],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=HUNG_SECONDS,
             check=True,
         ).stdout
         for command in ("serve", "check")
@@ -297,7 +329,29 @@ def test_a_purge_by_age_keeps_newer_records(folder: Path) -> None:
         assert list_changes(server.address) == kept
         everything = Block("sh", purging.text.replace("30d", "0d"), None)
         assert run(everything, folder).stdout == f"{len(kept.change_sets)} change sets purged\n"
-        assert list_changes(server.address).oldest_revision == kept.head_revision
+        purged = list_changes(server.address)
+        assert purged.oldest_revision == kept.head_revision
+        assert [one.actor for one in purged.change_sets] == ["cli:purge"]
+
+
+def test_the_documented_filter_of_the_access_log_finds_who_looked_at_a_patient(folder: Path) -> None:
+    """Runs the command of docs/operations/logs.md on the log of a server."""
+    if shutil.which("jq") is None:
+        pytest.skip("needs jq (Debian: jq)")
+    [command] = re.findall(r"^jq .*$", (OPERATIONS / "logs.md").read_text(), re.MULTILINE)
+    log = folder / "access.log"
+    with serving(f"sqlite:///{folder}/data/caseload.db", access_log=log) as server, ApiDriver(server.address) as api:
+        api.patients("jane", "john")
+        user = (("caseload-on-behalf-of", "jdoe"),)
+        api.send("GetPatient", patient_id="john", metadata=user)
+        api.send("GetPatient", patient_id="jane", metadata=user)
+        api.send("ListPatients")
+    found = [line.split("\t")[1:] for line in run(Block("sh", command, None), folder).stdout.splitlines()]
+    assert found == [
+        ["local", "-", full_name("CreatePatient"), "OK"],
+        ["local", "jdoe", full_name("GetPatient"), "OK"],
+        ["local", "-", full_name("ListPatients"), "OK"],
+    ]
 
 
 def list_changes(address: str, after: str = "") -> change_pb.ListChangesResponse:
@@ -309,7 +363,7 @@ def list_changes(address: str, after: str = "") -> change_pb.ListChangesResponse
 
 def tour(address: str) -> int:
     command = [sys.executable, str(ROOT / "client_example.py"), address]
-    return subprocess.run(command, stdout=subprocess.DEVNULL, timeout=60, check=False).returncode
+    return subprocess.run(command, stdout=subprocess.DEVNULL, timeout=HUNG_SECONDS, check=False).returncode
 
 
 def newest_revision(address: str) -> str:

@@ -99,7 +99,7 @@ def test_error_metadata_has_the_documented_values(faulty: FaultyServer) -> None:
 
     assert metadata("THERAPIST_DELETED by transfer") == {"therapist_id": "t2"}
     assert metadata("TOO_MANY_WATCHES") == {"limit": "1"}
-    assert metadata("REVISION_PRUNED") == {"oldest_revision": faulty.api.head()}
+    assert metadata("REVISION_PRUNED") == {"oldest_revision": faulty.api.send("ListChanges").oldest_revision}
     assert metadata("TOO_MANY_ASSIGNMENTS") == {"limit": "1000", "current": "1001"}
 
 
@@ -146,7 +146,7 @@ def test_a_defect_is_logged_with_type_and_location_but_without_its_text(
     assert first.metadata["error_id"] != second.metadata["error_id"]
     assert [line["error_id"] for line in lines] == [first.metadata["error_id"], second.metadata["error_id"]]
     assert lines[0]["type"] == "KeyError"
-    assert re.fullmatch(r"fault_injection\.py:\d+", lines[0]["place"])
+    assert re.fullmatch(r"fault_injection\.py:\d+", lines[0]["location"])
     assert lines[0]["method"] == f"/caseload.v1.{method}"
     printed = capfd.readouterr()
     assert CANARY not in f"{lines}{printed.out}{printed.err}{caplog.text}"
@@ -178,7 +178,7 @@ def test_a_server_process_logs_a_defect_on_one_line(tmp_path: Path) -> None:
     error_id = refusal(caught.value).metadata["error_id"]
     [line] = [json.loads(line) for line in log.splitlines() if error_id in line]
     assert line["type"] == "LookupError"
-    assert re.fullmatch(r"<string>:\d+", line["place"])
+    assert re.fullmatch(r"<string>:\d+", line["location"])
     assert CANARY not in log + full_error_text(caught.value)
 
 

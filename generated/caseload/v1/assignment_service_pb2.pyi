@@ -452,7 +452,7 @@ class TransferPatientsResponse(_message.Message):
     def ended(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Assignment]:
         """The ended assignments of the source. They are in the order of patient_ids without duplicates,
         or ordered by assignment_id if patient_ids is empty. On a replay, ended and active have their
-        current state.
+        current state. Both lists are empty for a caller without read if patient_ids is empty.
         """
 
     @_builtins.property

@@ -153,6 +153,10 @@ class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     on the reason, never on the message. The gRPC library reports a few errors of its own, for
     unknown methods and oversized messages; they have no ErrorInfo.
 
+    A caller without the permission read gets no metadata and no google.rpc.ResourceInfo that shows
+    something about a record, such as a count or the id of another record. It gets what the request
+    itself named.
+
     Each comment begins with the gRPC status code. Each RPC lists the reasons it can return. Names
     and numbers are final.
     """

@@ -423,8 +423,8 @@ class DeleteTherapistRequest(_message.Message):
     remembered.
     """
     validate_only: _builtins.bool
-    """Runs the whole write, then rolls it back. The response shows what force would end. Its revision
-    is empty.
+    """Runs the whole write, then rolls it back. The response shows what force would end, to callers
+    with read. Its revision is empty.
     """
     def __init__(
         self,
@@ -454,7 +454,7 @@ class DeleteTherapistResponse(_message.Message):
     ENDED_ASSIGNMENT_COUNT_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     ended_assignment_count: _builtins.int
-    """The number of assignments that force ended."""
+    """The number of assignments that force ended. Unset for a caller without read."""
     revision: _builtins.str
     """The store revision of the write, or the head revision if nothing was written."""
     @_builtins.property

@@ -12,7 +12,7 @@ import grpc
 import structlog
 
 from caseload_server.domain import errors, limits
-from caseload_server.security.principal import current_principal
+from caseload_server.security.principal import check_authorization, current_principal
 from caseload_server.store import RelationshipStore
 
 M = TypeVar("M")
@@ -20,6 +20,8 @@ _log = structlog.get_logger()
 
 _CLOSE_TIMEOUT_SECONDS: Final = 2.0
 """How long a stop waits for watches to end by themselves, and then for the polling thread."""
+_AUTHORIZATION_CHECK_SECONDS: Final = 0.5
+"""How often the polling thread authorizes open watches again, so that a quiet one ends long before its heartbeat."""
 _AGE_SPREAD: Final = (0.8, 1.0)
 """The age of a watch at its end, as a part of the largest age."""
 
@@ -31,6 +33,8 @@ class Watch:
         self._watches = watches
         self.context = context
         self.principal = current_principal.get().name
+        self._check_authorization = check_authorization.get()
+        self._rejection: errors.DomainError | None = None
         self._ends_at = watches.next_end()  # by time.monotonic()
         self.sent_at = -math.inf  # by time.monotonic(); so the first message is sent at once
 
@@ -43,6 +47,20 @@ class Watch:
         if self.sent_at - started_at > limits.SLOW_READER_SECONDS:
             raise errors.WatchTooSlow
 
+    def is_rejected(self) -> bool:
+        """Returns whether the caller may no longer read the watch, which then ends. The polling thread calls it too."""
+        try:
+            self._check_authorization()
+        except errors.DomainError as error:
+            self._rejection = error
+        except Exception:  # noqa: BLE001 - the polling thread must survive, and the watch must not
+            self._rejection = errors.Unauthenticated("check_failed")
+        return self._rejection is not None
+
+    def has_ended(self) -> bool:
+        """Returns whether the caller has disconnected, or may no longer read the watch."""
+        return self._rejection is not None or not self.context.is_active()
+
     def heartbeat_due(self) -> bool:
         """Returns whether the last message was sent HEARTBEAT_SECONDS ago or longer."""
         return time.monotonic() - self.sent_at >= limits.HEARTBEAT_SECONDS
@@ -50,16 +68,18 @@ class Watch:
     def wait_for_newer(self, revision: int) -> bool:
         """Waits for a newer revision or until a heartbeat is due. Returns False when the caller has disconnected.
 
-        Raises ShuttingDown.
+        Raises ShuttingDown, Unauthenticated, PermissionDenied.
         """
         until = min(self.sent_at + limits.HEARTBEAT_SECONDS, self._ends_at)
-        is_active = self._watches.wait(lambda: not self.context.is_active(), revision, until)
+        is_active = self._watches.wait(self.has_ended, revision, until)
         self._check_open()
         return is_active
 
     def _check_open(self) -> None:
         """Raises ShuttingDown after a stop, and at the largest age. A watch that is far behind the head never waits."""
         self._watches.check_open()
+        if self._rejection:
+            raise self._rejection
         if time.monotonic() >= self._ends_at:
             raise errors.ShuttingDown(errors.ShuttingDown.aged)
 
@@ -86,6 +106,7 @@ class Watches:
         self._head = 0
         self._closed = False
         self._head_unavailable = False
+        self._next_check = 0.0  # by time.monotonic()
         self._open: set[Watch] = set()
         self._thread = threading.Thread(target=self._poll_head, name="watches", daemon=True)
         self._thread.start()
@@ -128,20 +149,20 @@ class Watches:
         if self._closed:
             raise errors.ShuttingDown
 
-    def wait(self, disconnected: Callable[[], bool], revision: int, until: float) -> bool:
-        """Waits for a newer revision. Returns False when the caller has disconnected.
+    def wait(self, has_ended: Callable[[], bool], revision: int, until: float) -> bool:
+        """Waits for a newer revision. Returns False when the watch has ended.
 
         Args: until, the time.monotonic() at which to stop waiting. Raises ShuttingDown.
         """
         with self._changed:
-            while self._head <= revision and not self._closed and not disconnected():
+            while self._head <= revision and not self._closed and not has_ended():
                 seconds_left = until - time.monotonic()
                 if seconds_left <= 0:
                     break
                 self._changed.wait(seconds_left)
             if self._closed:
                 raise errors.ShuttingDown
-        return not disconnected()
+        return not has_ended()
 
     def close(self) -> None:
         """Ends every watch, so that its caller resumes elsewhere. Cancels those that do not end in time."""
@@ -170,7 +191,19 @@ class Watches:
                 if head != self._head:
                     self._head = head
                     self._changed.notify_all()
+            self._end_rejected()
             self._store.wait_for_commit()
+
+    def _end_rejected(self) -> None:
+        """Wakes the watches whose callers may no longer read them."""
+        if time.monotonic() < self._next_check:
+            return
+        self._next_check = time.monotonic() + _AUTHORIZATION_CHECK_SECONDS
+        with self._changed:
+            watches = list(self._open)
+        rejected = [watch for watch in watches if watch.is_rejected()]
+        if rejected:
+            self._wake_all()
 
     def _read_head(self) -> int:
         try:

@@ -33,6 +33,10 @@ class DomainError(Exception):
     """The retry delay to recommend, in seconds; None to recommend none."""
     cause: str = ""
     """The cause of a failure of the database or of the authentication, as metrics count it; else empty."""
+    public_metadata: ClassVar[frozenset[str]] = frozenset()
+    """The keys of metadata that callers without the permission read get too. They say nothing about a record."""
+    public_resources: ClassVar[bool] = False
+    """Whether callers without the permission read get the resources too: they are ids that the request named."""
 
     def __init__(self, *, resources: Sequence[Resource] = (), **metadata: object) -> None:
         """Args: resources, the records it refers to; metadata, of ErrorInfo."""
@@ -75,11 +79,15 @@ class RequestIdReused(DomainError):
 
 class TherapistNotFound(DomainError):
     reason = "THERAPIST_NOT_FOUND"
+    public_metadata = frozenset({"missing"})
+    public_resources = True
     text = "No therapist has this id. Check the id."
 
 
 class PatientNotFound(DomainError):
     reason = "PATIENT_NOT_FOUND"
+    public_metadata = frozenset({"missing"})
+    public_resources = True
     text = "No patient has this id. Check the id."
 
 
@@ -107,11 +115,13 @@ class AssignmentDiffers(DomainError):
 
 class TherapistDeleted(DomainError):
     reason = "THERAPIST_DELETED"
+    public_metadata = frozenset({"therapist_id"})
     text = "The therapist is deleted. Undelete the therapist first."
 
 
 class PatientDeleted(DomainError):
     reason = "PATIENT_DELETED"
+    public_resources = True
     text = "The patient is deleted. Undelete the patient first."
 
 
@@ -147,6 +157,7 @@ class PeriodOverlaps(DomainError):
 
 class TooManyAssignments(DomainError):
     reason = "TOO_MANY_ASSIGNMENTS"
+    public_metadata = frozenset({"limit"})
     text = "One call can change at most 1000 assignments. Transfer them in parts, or unassign some first."
 
 
@@ -159,6 +170,7 @@ class StoreBusy(DomainError):
     """Has four causes. Metadata `cause` names one of them."""
 
     reason = "STORE_BUSY"
+    public_metadata = frozenset({"cause"})
     COLLISION: ClassVar[str] = "collision"
     LOCK_WAIT: ClassVar[str] = "lock_wait"
     POOL_WAIT: ClassVar[str] = "pool_wait"
@@ -227,6 +239,7 @@ class Overloaded(DomainError):
 
 class RevisionPruned(DomainError):
     reason = "REVISION_PRUNED"
+    public_metadata = frozenset({"oldest_revision"})
     text = "Changes after this revision were pruned. Read the records again, and start after oldest_revision or later."
 
 
@@ -237,6 +250,7 @@ class RevisionForeign(DomainError):
 
 class TooManyWatches(DomainError):
     reason = "TOO_MANY_WATCHES"
+    public_metadata = frozenset({"limit"})
     text = "This instance has reached its limit of open watches. Close a watch, or retry later."
 
 
@@ -250,7 +264,7 @@ class Unauthenticated(DomainError):
     text = "The call has no credentials, or unknown ones. Send a valid key, token or client certificate."
 
     causes: ClassVar = (
-        *("no_credentials", "unknown_key", "expired_key"),
+        *("no_credentials", "unknown_key", "expired_key", "other_caller", "check_failed"),
         *("unknown_certificate", "ambiguous_certificate", "malformed_certificate", "expired_certificate"),
         *("malformed_token", "expired_token", "premature_token", "wrong_issuer", "wrong_audience", "wrong_algorithm"),
         *("wrong_signature", "unknown_token_key", "invalid_token_name", "issuer_unavailable"),
@@ -268,6 +282,7 @@ class Unauthenticated(DomainError):
 
 class PermissionDenied(DomainError):
     reason = "PERMISSION_DENIED"
+    public_metadata = frozenset({"permission"})
     text = "The caller lacks the permission that this method requires. Ask the operators for it."
 
 
@@ -278,4 +293,5 @@ class DeadlineExceeded(DomainError):
 
 class Internal(DomainError):
     reason = "INTERNAL"
+    public_metadata = frozenset({"error_id"})
     text = "Internal error in the service. Send the error_id to the operators: the server's log has the details."

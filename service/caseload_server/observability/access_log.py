@@ -8,11 +8,12 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import grpc
 import structlog
 from google.protobuf import descriptor_pool
+from grpc_health.v1 import health
 
 from caseload_server.domain.errors import DomainError, InvalidField
 from caseload_server.domain.id_formats import UUID_PATTERN, only_ids
@@ -20,6 +21,9 @@ from caseload_server.domain.limits import MAX_BATCH_SIZE, MAX_LOGGED_IDS
 from caseload_server.observability import audited_ids
 from caseload_server.observability.anonymous_lines import AnonymousLines
 from caseload_server.security.principal import Principal, current_principal
+
+if TYPE_CHECKING:
+    from caseload_server.observability.tracing import CallSpan, Tracing
 
 _log = structlog.get_logger()
 _CHECK_INTERVAL_SECONDS: Final = 1.0
@@ -86,9 +90,10 @@ class CallMetrics(Protocol):
 class AccessLog:
     """Writes lines to a sink. When the sink fails, calls still succeed, and the event log reports the failure once."""
 
-    def __init__(self, sink: LogSink, metrics: CallMetrics | None = None) -> None:
-        """Args: metrics, also counts the calls; None for no counts."""
+    def __init__(self, sink: LogSink, metrics: CallMetrics | None = None, tracing: "Tracing | None" = None) -> None:
+        """Args: metrics, also counts the calls; None for no counts; tracing, also makes spans; None for none."""
         self.metrics: Final = metrics
+        self.tracing: Final = tracing
         self.anonymous: Final = AnonymousLines(self._write_left_out)
         self._sink = sink
         self._failing = False
@@ -117,7 +122,10 @@ class AccessLog:
 class CallRecord:
     """The data of one call that its line is made of."""
 
-    __slots__ = ("context", "error", "principal", "request", "response", "start", "start_time", "streamed_ids")
+    __slots__ = (
+        *("context", "error", "on_behalf_of", "principal", "request", "response"),
+        *("span", "start", "start_time", "streamed_ids"),
+    )
 
     def __init__(self, context: grpc.ServicerContext) -> None:
         self.context = context
@@ -128,6 +136,8 @@ class CallRecord:
         self.response: Any = None  # None unless the call succeeded
         self.streamed_ids: dict[str, dict[str, None]] = {}  # the ids that a stream has returned so far, by their kind
         self.error: DomainError | None = None
+        self.span: CallSpan | None = None  # None unless calls are traced
+        self.on_behalf_of = ""  # the end user whom the caller names
 
 
 class MethodLog:
@@ -146,8 +156,21 @@ class MethodLog:
         )
         self._kinds = [(kind, requested, returned) for kind, requested, returned in kinds if requested or returned]
         self._has_request_id = "request_id" in request.fields_by_name
+        self._has_validate_only = "validate_only" in request.fields_by_name
         is_stream = contract.server_streaming or contract.client_streaming
         self._count = log.metrics.counter_for(self.method, is_stream=is_stream) if log.metrics else None
+        is_traced = log.tracing is not None and service != health.SERVICE_NAME  # probes would outnumber all others
+        self._start_span = log.tracing.of_method(service, method) if log.tracing and is_traced else None
+
+    def begin(self, context: grpc.ServicerContext, queued_at: float = 0.0) -> CallRecord:
+        """Returns the record of a call that begins.
+
+        Args: queued_at, when it began to wait for a thread, by time.monotonic(); 0 if it did not wait.
+        """
+        record = CallRecord(context)
+        if self._start_span:
+            record.span = self._start_span(context, max(0.0, time.monotonic() - queued_at) if queued_at else 0.0)
+        return record
 
     def add_streamed_ids(self, record: CallRecord, response: Any) -> None:
         """Adds the ids in one response of a stream to the call's record."""
@@ -165,21 +188,26 @@ class MethodLog:
         reason_field = f'"reason":"{reason}",' if reason else ""
         if record.error and record.error.cause:
             reason_field += f'"cause":"{record.error.cause}",'
+        user_field = f'"on_behalf_of":"{record.on_behalf_of}",' if record.on_behalf_of else ""
         if self._count:
             with suppress(Exception):  # a failed count must not fail the call
                 self._count(code, record.error, seconds)
         if not (principal or self._admit(code)):
             return
+        trace_field = ""
+        if record.span:
+            record.span.end(code, reason, caller)
+            trace_field = f'"trace_id":"{record.span.trace_id}",'
         # Formatted without json.dumps, which takes longer than everything else here. No value needs escaping: principal
-        # names are from the keys file, ids and UUIDs match their patterns, and callers do not choose the other values.
+        # names are from the keys file; ids, UUIDs and end users match their patterns; callers do not choose the rest.
         self._write(
             f'{{"event":"call","time":"{_timestamp(record.start_time)}","caller":"{caller}",'
-            f'"peer":"{record.context.peer()}","method":"{self.method}","code":"{code}",'
-            f'{reason_field}{self._audit_fields(record)}"ms":{seconds * 1000:.3f}}}\n'
+            f'{user_field}"peer":"{record.context.peer()}","method":"{self.method}","code":"{code}",'
+            f'{reason_field}{self._audit_fields(record)}{trace_field}"ms":{seconds * 1000:.3f}}}\n'
         )
 
     def _audit_fields(self, record: CallRecord) -> str:
-        """Returns the fields with ids, and the request_id, each followed by a comma."""
+        """Returns the fields with ids, the request_id and validate_only, each followed by a comma."""
         request, response, fields = record.request, record.response, ""
         # The lists of an invalid request may have any length.
         most = MAX_BATCH_SIZE if isinstance(record.error, InvalidField) else None
@@ -192,6 +220,8 @@ class MethodLog:
                 fields += _id_field(kind, logged)
         if self._has_request_id and request is not None and UUID_PATTERN.fullmatch(request.request_id):
             fields += f'"request_id":"{request.request_id.lower()}",'
+        if self._has_validate_only and request is not None and request.validate_only:
+            fields += '"validate_only":true,'
         return fields
 
 

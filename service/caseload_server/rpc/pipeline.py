@@ -13,6 +13,8 @@ from typing import Any, Final, NamedTuple, NoReturn
 import grpc
 import structlog
 from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health
 from grpc_status import rpc_status
 
@@ -23,8 +25,10 @@ from caseload_server.rpc.admission import Admission, Handler, Method
 from caseload_server.rpc.grpcio_compat import IncomingCall
 from caseload_server.rpc.request_parser import request_parser
 from caseload_server.rpc.status_map import CODE_NAMES, retry_pushback, to_status
-from caseload_server.security.auth import Auth, required_permission
-from caseload_server.security.principal import current_principal
+from caseload_server.security.auth import PUBLIC, Auth, required_permission
+from caseload_server.security.on_behalf_of import set_on_behalf_of
+from caseload_server.security.principal import check_authorization, current_principal
+from caseload_server.security.redaction import may_read, redact, redact_error
 from caseload_server.validation.request_sizes import max_request_bytes
 
 _log = structlog.get_logger()
@@ -34,6 +38,8 @@ _SCANS: Final = ("List", "BatchGet")
 """Prefixes of the reads that may return many records. They have threads of their own."""
 _BULK_WRITES: Final = ("Transfer", "Delete")
 """Prefixes of the writes that may change many assignments. They have threads of their own."""
+_DISCLOSING: Final = ("read", "audit", PUBLIC)
+"""Permissions of methods whose responses are not redacted: whoever may call them may see what they return."""
 
 
 class MethodExecutors(NamedTuple):
@@ -60,7 +66,8 @@ class MethodExecutors(NamedTuple):
 class PipelineServer:
     """Wraps each handler once and registers it with a server.
 
-    The generated add_...Servicer_to_server functions accept it in place of the server.
+    It makes the handlers from the descriptors. Generated code registers generic handlers, which know no method names,
+    so no permission could be required of them.
     """
 
     def __init__(
@@ -73,70 +80,84 @@ class PipelineServer:
         self._executors = executors
         self._admission = admission
 
-    def add_generic_rpc_handlers(self, handlers: Any) -> None:
-        """Does nothing: the generated code also registers the same handlers with the method below."""
+    def add_service(self, name: str, servicer: Any) -> None:
+        """Registers a service by its full name. Raises NotImplementedError where the servicer lacks a method of it."""
+        service: Any = descriptor_pool.Default().FindServiceByName(name)
+        wrapped = {method.name: self._wrap(method, _behavior(servicer, method)) for method in service.methods}
+        self._server.add_registered_method_handlers(name, wrapped)
 
-    def add_registered_method_handlers(
-        self, service: str, handlers: dict[str, "grpc.RpcMethodHandler[Any, Any]"]
-    ) -> None:
-        """Registers the handlers of one service. Args: service, its full name; handlers, by method name."""
-        wrapped = {name: self._wrap(service, name, handler) for name, handler in handlers.items()}
-        self._server.add_registered_method_handlers(service, wrapped)
-
-    def _wrap(self, service: str, name: str, handler: Any) -> "grpc.RpcMethodHandler[Any, Any]":
+    def _wrap(self, contract: MethodDescriptor, behavior: Any) -> "grpc.RpcMethodHandler[Any, Any]":
         # The pipeline parses requests itself, because grpcio would answer INTERNAL to one that it cannot parse.
         # It also serializes responses, so that the access log knows how the call ended.
-        writes = required_permission(service, name) == "write"
-        pipeline = _MethodPipeline(self._admission, MethodLog(self._log, service, name), writes=writes)
-        contract: Any = descriptor_pool.Default().FindMethodByName(f"{service}.{name}")
+        service, name = contract.containing_service.full_name, contract.name
+        permission = required_permission(service, name)
+        pipeline = _MethodPipeline(self._admission, MethodLog(self._log, service, name), permission)
         max_bytes = max_request_bytes(contract.input_type)
-        parse = request_parser(handler.request_deserializer, max_bytes)
-        serialize = handler.response_serializer
+        parse = request_parser(GetMessageClass(contract.input_type).FromString, max_bytes)
+        serialize = GetMessageClass(contract.output_type).SerializeToString
         call: Any
-        if handler.unary_unary:
-            call = pipeline.unary_call(parse, handler.unary_unary, serialize)
-            call.experimental_thread_pool = self._executors.of(service, name)
-        else:
-            call = pipeline.stream_call(parse, handler.unary_stream or handler.stream_stream, serialize)
+        if contract.server_streaming:
+            call = pipeline.stream_call(parse, behavior, serialize, self._auth.rechecker(service, name))
             call.experimental_thread_pool = self._executors.streams
+        else:
+            call = pipeline.unary_call(parse, behavior, serialize)
+            call.experimental_thread_pool = self._executors.of(service, name)
         shed: Callable[[errors.DomainError], Handler] | None = None
         if service == health.SERVICE_NAME:  # answered even under overload, because that costs no more than shedding
-            shed = lambda _error: call if handler.unary_unary else pipeline.reject_health_watch  # noqa: E731 - short
+            shed = lambda _error: pipeline.reject_health_watch if contract.server_streaming else call  # noqa: E731 - short
         call.method = Method(self._auth.authorizer(service, name), max_bytes, pipeline.refusal, shed)
-        if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(call)
-        if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(call)
-        return grpc.stream_stream_rpc_method_handler(call)
+        return _HANDLERS[contract.client_streaming, contract.server_streaming](call)
+
+
+_HANDLERS: Final = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+"""By whether the caller and the server stream."""
+
+
+def _behavior(servicer: Any, method: MethodDescriptor) -> Any:
+    behavior = getattr(servicer, method.name, None)
+    if behavior is None or behavior.__module__.endswith("_pb2_grpc"):  # a generated base class answers UNIMPLEMENTED
+        raise NotImplementedError(f"{method.full_name} has no handler")
+    return behavior
 
 
 class _MethodPipeline:
     """Parses, runs, serializes and logs the calls of one method. Admission has authorized them."""
 
-    def __init__(self, admission: Admission, log: MethodLog, *, writes: bool) -> None:
+    def __init__(self, admission: Admission, log: MethodLog, permission: str) -> None:
+        """Args: permission, which callers of the method need."""
         self._admission = admission
         self._log = log
-        self._writes = writes
+        self._writes = permission == "write"
+        self._redacts = permission not in _DISCLOSING
 
     def unary_call(
         self, parse: Callable[[bytes], Any], handler: Any, serialize: Callable[[Any], bytes]
     ) -> Callable[..., bytes]:
-        log, admission, may_reject = self._log, self._admission, not self._writes
+        log, admission, may_reject, redacts = self._log, self._admission, not self._writes, self._redacts
 
         def call(incoming: IncomingCall, context: grpc.ServicerContext) -> bytes:
-            record = CallRecord(context)
+            record = log.begin(context, incoming.queued_at)
+            if record.span:
+                record.span.make_current()
             try:
+                record.on_behalf_of = set_on_behalf_of(context)
                 read_deadline.set(_deadline(context))
                 record.request = request = parse(incoming.take_message())
                 admission.check_unread(incoming)
                 response = handler(request, context)
+                if redacts and not may_read():
+                    redact(response, request)
                 serialized = serialize(response)
                 admission.count_answer(incoming, len(serialized), may_reject=may_reject)
                 record.response = response
             except errors.DomainError as error:
                 record.error = error.with_traceback(None)  # its frames would keep the response in memory
             except Exception as error:  # noqa: BLE001 - this layer turns every unexpected error into INTERNAL
-                record.error = _internal_error(log.method, error)
+                record.error = _internal_error(log.method, error, record)
             log.finish(record, _code_name(record))
             if record.error:
                 _abort(context, record.error)
@@ -145,17 +166,30 @@ class _MethodPipeline:
         return call
 
     def stream_call(
-        self, parse: Callable[[bytes], Any], handler: Any, serialize: Callable[[Any], bytes]
+        self,
+        parse: Callable[[bytes], Any],
+        handler: Any,
+        serialize: Callable[[Any], bytes],
+        recheck: Callable[[grpc.ServicerContext], Callable[[], None]],
     ) -> Callable[..., Any]:
-        """Handles one request or a stream of requests. The access log names the ids of a single request only."""
+        """Handles one request or a stream of requests. The access log names the ids of a single request only.
+
+        Args: recheck, returns the check that authorizes an open stream again, before each message.
+        """
 
         def call(incoming: IncomingCall, context: grpc.ServicerContext) -> Iterator[bytes]:
-            record, data = CallRecord(context), incoming.take_message()
+            record, data = self._log.begin(context), incoming.take_message()
             record.principal = current_principal.get(None)  # an abandoned generator ends outside its context
             try:
+                record.on_behalf_of = set_on_behalf_of(context)
                 _deadline(context)  # of the call; each read of a watch is short
                 record.request = parse(data) if isinstance(data, bytes) else None
+                authorize = recheck(context)
+                check_authorization.set(authorize)
                 for response in handler(record.request or _parse_stream(parse, data, incoming), context):
+                    if self._redacts and not may_read():
+                        redact(response, record.request)
+                    authorize()
                     self._log.add_streamed_ids(record, response)
                     self._admission.answered(incoming)
                     yield serialize(response)
@@ -163,7 +197,7 @@ class _MethodPipeline:
             except errors.DomainError as error:
                 record.error = error.with_traceback(None)  # its frames would keep the response in memory
             except Exception as error:  # noqa: BLE001 - as above
-                record.error = _internal_error(self._log.method, error)
+                record.error = _internal_error(self._log.method, error, record)
             finally:  # also when the caller has disconnected and grpcio abandons this generator
                 self._log.finish(record, _code_name(record))
             if record.error:
@@ -174,8 +208,8 @@ class _MethodPipeline:
     def refusal(self, error: errors.DomainError) -> Handler:
         """Returns the handler that rejects a call before its request is read."""
 
-        def refuse(_incoming: IncomingCall, context: grpc.ServicerContext) -> NoReturn:
-            record = CallRecord(context)
+        def refuse(incoming: IncomingCall, context: grpc.ServicerContext) -> NoReturn:
+            record = self._log.begin(context, incoming.queued_at)
             record.error = error
             self._log.finish(record, _code_name(record))
             _abort(context, error)
@@ -189,7 +223,7 @@ class _MethodPipeline:
         On any other code they would stop. https://github.com/grpc/grpc/blob/master/doc/health-checking.md
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        record = CallRecord(context)
+        record = self._log.begin(context)
         self._log.finish(record, _code_name(record))
         context.abort(grpc.StatusCode.UNIMPLEMENTED, "This server has reached its limit of open health watches.")
         raise AssertionError  # abort has raised
@@ -225,17 +259,23 @@ def _parse_stream(parse: Callable[[bytes], Any], stream: Any, incoming: Incoming
 
 
 def _abort(context: grpc.ServicerContext, error: errors.DomainError) -> NoReturn:
+    if not may_read():
+        redact_error(error)
     status: Any = rpc_status.to_status(to_status(error))
     context.abort_with_status(status._replace(trailing_metadata=(*status.trailing_metadata, *retry_pushback(error))))
     raise AssertionError  # abort_with_status has raised
 
 
-def _internal_error(method: str, error: Exception) -> errors.Internal:
+def _internal_error(method: str, error: Exception, record: CallRecord) -> errors.Internal:
     """Logs the type and the source line of an unexpected error, but not its text, which may quote patient data."""
     error_id = uuid.uuid4().hex
     frame = traceback.extract_tb(error.__traceback__)[-1]
     location = f"{Path(frame.filename).name}:{frame.lineno}"
     sqlstate = getattr(error, "sqlstate", None)
     state = {"sqlstate": sqlstate} if sqlstate else {}
-    _log.error("call failed", error_id=error_id, method=method, type=type(error).__qualname__, place=location, **state)
+    kind = type(error).__qualname__
+    if record.span:
+        record.span.add_exception(kind)
+        state["trace_id"] = record.span.trace_id
+    _log.error("call failed", error_id=error_id, method=method, type=kind, location=location, **state)
     return errors.Internal(error_id=error_id)

@@ -1,5 +1,6 @@
 """Builds the gRPC server from its parts, starts it and stops it."""
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -7,14 +8,8 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import grpc
-from caseload.v1 import (
-    assignment_service_pb2_grpc,
-    change_service_pb2_grpc,
-    patient_service_pb2_grpc,
-    therapist_service_pb2_grpc,
-)
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+import structlog
+from grpc_health.v1 import health, health_pb2
 
 from caseload_server.api.assignment_service import AssignmentServicer
 from caseload_server.api.change_service import ChangeServicer
@@ -23,10 +18,11 @@ from caseload_server.api.patient_service import PatientServicer
 from caseload_server.api.therapist_service import TherapistServicer
 from caseload_server.api.watches import Watches
 from caseload_server.clock import now_us
-from caseload_server.config import CANNOT_LISTEN, Config, SettingError
+from caseload_server.config import CANNOT_LISTEN, Config, SettingError, is_postgres, wants_traces
 from caseload_server.domain import limits
 from caseload_server.observability import logs
 from caseload_server.observability.access_log import AccessLog, LogFile, LogSink
+from caseload_server.observability.head_log import HeadLog
 from caseload_server.observability.readiness import LIVENESS_SERVICE, READINESS_SERVICES, Readiness
 from caseload_server.open_files import max_connections
 from caseload_server.rpc.admission import Admission
@@ -35,7 +31,8 @@ from caseload_server.rpc.grpcio_compat import check_grpcio
 from caseload_server.rpc.health_service import HealthServicer
 from caseload_server.rpc.open_streams import OpenStreams
 from caseload_server.rpc.pipeline import MethodExecutors, PipelineServer
-from caseload_server.security.auth import Auth
+from caseload_server.rpc.reflection_service import ReflectionServicer
+from caseload_server.security.auth import REFLECTION_SERVICES, Auth
 from caseload_server.security.keys_file import Callers
 from caseload_server.security.tls import Certificates
 from caseload_server.store import RelationshipStore
@@ -44,7 +41,9 @@ from caseload_server.store.backends.factory import open_store
 if TYPE_CHECKING:
     from caseload_server.observability.metrics import Metrics
     from caseload_server.observability.metrics_page import MetricsPage
+    from caseload_server.observability.tracing import Tracing
 
+_log = structlog.get_logger()
 _CANCELLED_CALLS_SECONDS: Final = 1.0
 """How long a stop waits for calls that it cancelled at the end of the grace period, in seconds."""
 
@@ -62,6 +61,7 @@ class ServerParts(NamedTuple):
     auth: Auth
     access_log: AccessLog
     metrics: "Metrics | None"
+    tracing: "Tracing | None"
     metrics_page: "MetricsPage | None"
     """None when metrics are off, and when the supervisor of several workers serves the page."""
 
@@ -73,6 +73,7 @@ class CaseloadServer:
         """Registers all services. Args: clock, returns microseconds since 1970 (UTC)."""
         self.address: Final = parts.address
         self.metrics_address: Final = parts.metrics_page.address if parts.metrics_page else None
+        self.is_traced: Final = parts.tracing is not None
         self.store: Final = parts.store
         self._config = config
         self._parts = parts
@@ -80,6 +81,7 @@ class CaseloadServer:
         self._is_stopping = False
         self._library_streams = OpenStreams(parts.grpc_server)
         self._readiness = Readiness(parts.store.check, self._set_readiness)
+        self._head_log = HeadLog(parts.store.log_head)
         self._watches = Watches(parts.store, config.max_watches, config.caller_share(), config.connection_age_seconds())
         self._health = HealthServicer()
         self._register_caseload_services(clock)
@@ -94,26 +96,26 @@ class CaseloadServer:
         method_executors = MethodExecutors(
             executors.reads, executors.scans, executors.writes, executors.bulk_writes, executors.watches
         )
-        server: Any = self._pipeline(self._parts.grpc_server, method_executors)
-        therapists = TherapistServicer(store, page_tokens, clock)
-        therapist_service_pb2_grpc.add_TherapistServiceServicer_to_server(therapists, server)
-        patients = PatientServicer(store, page_tokens, clock)
-        patient_service_pb2_grpc.add_PatientServiceServicer_to_server(patients, server)
-        assignments = AssignmentServicer(store, page_tokens, clock)
-        assignment_service_pb2_grpc.add_AssignmentServiceServicer_to_server(assignments, server)
-        changes = ChangeServicer(store, self._watches)
-        change_service_pb2_grpc.add_ChangeServiceServicer_to_server(changes, server)
+        server = self._pipeline(self._parts.grpc_server, method_executors)
+        servicers = {
+            "caseload.v1.TherapistService": TherapistServicer(store, page_tokens, clock),
+            "caseload.v1.PatientService": PatientServicer(store, page_tokens, clock),
+            "caseload.v1.AssignmentService": AssignmentServicer(store, page_tokens, clock),
+            "caseload.v1.ChangeService": ChangeServicer(store, self._watches),
+        }
+        for name in READINESS_SERVICES:
+            server.add_service(name, servicers[name])
 
     def _register_library_services(self) -> None:
         """Registers health and reflection. Their streams stay open until a stop cancels them."""
         executors, server = self._parts.executors, self._library_streams
         health_executors = MethodExecutors.same(executors.probes, executors.health_watches)
-        health_server: Any = self._pipeline(server, health_executors)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, health_server)
+        self._pipeline(server, health_executors).add_service(health.SERVICE_NAME, self._health)
         reflection_executors = MethodExecutors.same(executors.probes, executors.reflection)
-        reflection_server: Any = self._pipeline(server, reflection_executors)
-        service_names = (*READINESS_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(service_names, reflection_server)
+        reflection_server = self._pipeline(server, reflection_executors)
+        services = (*READINESS_SERVICES, health.SERVICE_NAME, *REFLECTION_SERVICES)
+        for name in REFLECTION_SERVICES:
+            reflection_server.add_service(name, ReflectionServicer(name, services))
 
     def _pipeline(self, server: Any, executors: MethodExecutors) -> PipelineServer:
         return PipelineServer(server, self._parts.auth, self._parts.access_log, executors, self._parts.admission)
@@ -126,7 +128,7 @@ class CaseloadServer:
             metrics.add_gauge(name, sample, **labels)
         for pool, executor in self._parts.executors.unary().items():
             metrics.add_gauge("in_flight", executor.in_flight, pool=pool)
-            metrics.add_gauge("waiting", executor.queue_depth, pool=pool)
+            metrics.add_gauge("queue_depth", executor.queue_depth, pool=pool)
 
     def start(self) -> None:
         """Starts to serve calls, and becomes SERVING."""
@@ -134,6 +136,7 @@ class CaseloadServer:
         self._health.set(LIVENESS_SERVICE, health_pb2.HealthCheckResponse.SERVING)
         self._set_readiness(True)
         self._readiness.start()
+        self._head_log.start()
         if self._parts.metrics:
             self._parts.metrics.start()
         if self._parts.metrics_page:
@@ -147,6 +150,7 @@ class CaseloadServer:
         self._is_stopping = True
         self._set_readiness(False)
         self._readiness.stop()
+        self._head_log.stop()
         if drain:
             time.sleep(self._config.drain_seconds)
         self._watches.close()
@@ -165,6 +169,8 @@ class CaseloadServer:
             self._parts.metrics.stop()
         if self._parts.metrics_page:
             self._parts.metrics_page.close()
+        if self._parts.tracing:
+            self._parts.tracing.shutdown()
         return calls_ended and threads_ended
 
     def _set_readiness(self, ready: bool) -> None:  # noqa: FBT001 - the callback of Readiness
@@ -175,12 +181,15 @@ class CaseloadServer:
 
 
 def build_server(
-    config: Config, clock: Callable[[], int] = now_us, monotonic: Callable[[], float] = time.monotonic
+    config: Config,
+    clock: Callable[[], int] = now_us,
+    monotonic: Callable[[], float] = time.monotonic,
+    open_store: Callable[..., RelationshipStore] = open_store,
 ) -> CaseloadServer:
     """Builds a server that is bound to its port and has its database open and migrated.
 
-    Args: clock, returns microseconds since 1970 (UTC); monotonic, the clock of the queue timeout, in seconds.
-    Raises SettingError, after it has closed all that it opened.
+    Args: clock, returns microseconds since 1970 (UTC); monotonic, the clock of the queue timeout, in seconds;
+    open_store, called as the function of that name. Raises SettingError, after it has closed all that it opened.
     """
     config.check()
     check_grpcio()
@@ -198,11 +207,14 @@ def build_server(
             opened.callback(page.close)
         auth = _auth(config, callers, metrics)
         opened.callback(auth.close)
-        store = open_store(config, clock, metrics.store if metrics else None)
+        tracing = _tracing(config)
+        if tracing:
+            opened.callback(tracing.shutdown)
+        store = open_store(config, clock, *(observer.store for observer in (metrics, tracing) if observer))
         opened.callback(store.close)
-        access_log = AccessLog(_access_log_sink(config), metrics)
+        access_log = AccessLog(_access_log_sink(config), metrics, tracing)
         opened.callback(access_log.close)
-        parts = ServerParts(grpc_server, address, admission, executors, store, auth, access_log, metrics, page)
+        parts = ServerParts(grpc_server, address, admission, executors, store, auth, access_log, metrics, tracing, page)
         server = CaseloadServer(config, parts, clock)
         opened.pop_all()  # from here on the server closes them
     return server
@@ -237,6 +249,19 @@ def _metrics(config: Config) -> "tuple[Metrics | None, MetricsPage | None]":
     metrics = Metrics(config.worker)
     logs.set_event_counter(metrics.count_log_event)
     return metrics, MetricsPage(config.metrics_address, metrics.registry) if config.worker is None else None
+
+
+def _tracing(config: Config) -> "Tracing | None":
+    """Returns what creates spans, or None when the OTEL_* variables ask for none. Raises SettingError."""
+    if not wants_traces(os.environ):
+        return None
+    try:
+        from caseload_server.observability.tracing import Tracing  # servers without traces need no opentelemetry
+    except ImportError:
+        # Not an error: an operator of a cluster may set the variables for all programs.
+        _log.warning("traces unavailable", missing="caseload-server[otel]")
+        return None
+    return Tracing("postgresql" if is_postgres(config.database) else "sqlite")
 
 
 def _credentials(config: Config) -> grpc.ServerCredentials | None:

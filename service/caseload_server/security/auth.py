@@ -25,9 +25,11 @@ PUBLIC: Final = ""
 DENY_ALL: Final = "nobody"
 """A permission that no principal can have."""
 
+REFLECTION_SERVICES: Final = (reflection.SERVICE_NAME, "grpc.reflection.v1.ServerReflection")
+"""The names of one service: v1 has the messages of v1alpha. The library has only v1alpha."""
 _SERVICE_PERMISSIONS: Final = {
     health.SERVICE_NAME: PUBLIC,
-    reflection.SERVICE_NAME: "read",
+    **dict.fromkeys(REFLECTION_SERVICES, "read"),
     change_service_pb2.DESCRIPTOR.services_by_name["ChangeService"].full_name: "audit",
 }
 """The permission of every method of a service, for services whose methods all need the same one."""
@@ -75,11 +77,29 @@ class Auth:
         def authorize(context: grpc.ServicerContext) -> str:
             principal = self.authenticate(context)
             current_principal.set(principal)
-            if needed not in principal.permissions:
-                raise errors.PermissionDenied(permission=needed)
+            _require(needed, principal)
             return principal.name
 
         return authorize if needed != PUBLIC else lambda _context: ""
+
+    def rechecker(self, service: str, method: str) -> Callable[[grpc.ServicerContext], Callable[[], None]]:
+        """Returns the function that makes a check for one open stream of a method.
+
+        The check raises Unauthenticated or PermissionDenied when the caller may no longer read the stream: its key is
+        removed or given to another caller, its permission is removed, its credentials have expired, or its identity
+        provider has withdrawn the key that signed its token. While neither the keys nor the time have changed anything,
+        it only compares them.
+        """
+        needed = required_permission(service, method)
+
+        def recheck(context: grpc.ServicerContext) -> Callable[[], None]:
+            return _OpenStream(self, needed, context).check
+
+        return recheck if needed != PUBLIC else lambda _context: lambda: None
+
+    def known(self) -> tuple[object, object]:
+        """Returns what authentication depends on beside the time. Equal until callers or the issuer change."""
+        return self._keys(), self._tokens and self._tokens.keys()
 
     def authenticate(self, context: grpc.ServicerContext) -> Principal:
         """Returns the principal that the call's credentials belong to. Raises Unauthenticated."""
@@ -104,6 +124,33 @@ class Auth:
         if principal.is_expired():
             raise errors.Unauthenticated("expired_key")
         return principal
+
+
+class _OpenStream:
+    """The authorization of one open stream."""
+
+    def __init__(self, auth: Auth, needed: str, context: grpc.ServicerContext) -> None:
+        self._auth = auth
+        self._needed = needed
+        self._context = context
+        self._principal = current_principal.get()
+        self._known: object = ()  # so that the first check authenticates: the keys may have changed since the admission
+
+    def check(self) -> None:
+        """Raises Unauthenticated or PermissionDenied."""
+        known = self._auth.known()
+        if known == self._known and not self._principal.is_expired():
+            return
+        principal = self._auth.authenticate(self._context)
+        if principal.name != self._principal.name:
+            raise errors.Unauthenticated("other_caller")
+        _require(self._needed, principal)
+        self._principal, self._known = principal, known
+
+
+def _require(permission: str, principal: Principal) -> None:
+    if permission not in principal.permissions:
+        raise errors.PermissionDenied(permission=permission)
 
 
 def _by_certificate(keys: ApiKeys, context: grpc.ServicerContext) -> Principal:

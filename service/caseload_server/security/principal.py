@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Final, NamedTuple
 
@@ -38,3 +39,9 @@ LOCAL: Final = Principal("local", frozenset(PERMISSIONS))
 
 current_principal: Final[ContextVar[Principal]] = ContextVar("principal")
 """The principal of the current call. grpcio runs each call in its own context."""
+
+check_authorization: Final[ContextVar[Callable[[], None]]] = ContextVar("check_authorization")
+"""Raises Unauthenticated or PermissionDenied when the caller of the current stream may no longer read it.
+
+Any thread may call the function. Only streams have one.
+"""

@@ -39,6 +39,10 @@ class Tokens:
         """Stops fetching keys."""
         self._keys.close()
 
+    def keys(self) -> KeySet | None:
+        """Returns the current keys of the issuer, the same object until they change."""
+        return self._keys.current()
+
     def principal(self, token: str) -> Principal:
         """Returns the caller that a token names. Raises Unauthenticated."""
         keys = self._keys.current()

@@ -10,6 +10,7 @@ from uuid_utils import uuid7
 from caseload_server.domain.limits import MAX_CHANGES_PER_SET
 from caseload_server.domain.records import Assignment, Patient, Therapist
 from caseload_server.domain.requests import CallContext
+from caseload_server.domain.results import LogHead
 from caseload_server.store import change_log, idempotency
 from caseload_server.store.backends.protocol import Database, Sharing, Transaction, Value
 from caseload_server.store.change_log import NewChangeSet
@@ -74,7 +75,7 @@ class Write:
     def record_change(self, kind: int, record: Record, *fields: str) -> None:
         """Adds a change to the change set. Args: kind, a CHANGE_ enum; fields, the names of the changed fields."""
         ids = (getattr(record, name, None) for name in ("therapist_id", "patient_id", "assignment_id"))
-        self._changes.append((kind, ",".join(fields), *ids))
+        self._changes.append((kind, ",".join(fields), *ids, None))
 
     def find_replay(self) -> StoredOutcome | None:
         """Returns the outcome of an earlier write with this request_id, if any. Raises RequestIdReused."""
@@ -98,7 +99,12 @@ class Write:
         request_id = "" if call.request_id.startswith(SERVER_GENERATED_PREFIX) else call.request_id
         return [
             NewChangeSet(
-                self.now_us, call.actor, call.method, request_id, self._changes[first : first + MAX_CHANGES_PER_SET]
+                self.now_us,
+                call.actor,
+                call.on_behalf_of,
+                call.method,
+                request_id,
+                self._changes[first : first + MAX_CHANGES_PER_SET],
             )
             for first in range(0, len(self._changes), MAX_CHANGES_PER_SET)
         ]
@@ -126,6 +132,8 @@ class Writes:
         self._database = database
         self._clock = clock
         self._keys = keys
+        self._last_head: LogHead | None = None
+        """The head after the last transaction of this process, which another process may have moved since."""
 
     def run(
         self,
@@ -171,15 +179,12 @@ class Writes:
     def _append_to_log(self, transaction: Transaction, writes: list[FinishedWrite[T]]) -> list[WriteResult[T]]:
         """Writes the change sets and outcomes of all writes of a transaction. Returns their results.
 
-        It runs last, and waits for the database once: from the first revision until the commit, every other writer
-        waits.
+        It runs last, because every other writer waits from its first statement until the commit.
         """
         change_sets = [change_set for write in writes for change_set in write.change_sets]
         offsets = [end - len(change_sets) for end in accumulate(len(write.change_sets) for write in writes)]
-        change_log.append(transaction, change_sets)
         outcomes = [(write.outcome, offset) for write, offset in zip(writes, offsets, strict=True) if write.outcome]
-        idempotency.store_outcomes(transaction, outcomes, skip_locked=bool(self._database.lock_clause))
-        head = change_log.head_revision(transaction)
+        head = self._write_log(transaction, change_sets, outcomes).revision
         return [
             WriteResult(
                 write.records,
@@ -188,6 +193,32 @@ class Writes:
             )
             for write, offset in zip(writes, offsets, strict=True)
         ]
+
+    def _write_log(
+        self, transaction: Transaction, change_sets: list[NewChangeSet], outcomes: list[tuple[NewOutcome, int]]
+    ) -> LogHead:
+        """Writes change sets and outcomes. Returns the new head.
+
+        It first assumes the head that the last transaction of this process left. So PostgreSQL needs one round trip,
+        unless another process has moved the head: then all statements run again after the head that is read.
+        """
+        lock_clause = self._database.lock_clause
+        skip_locked = bool(lock_clause)
+        if not change_sets:
+            idempotency.store_outcomes(transaction, outcomes, skip_locked=skip_locked)
+            return change_log.read_head(transaction)
+        last, self._last_head = self._last_head, None
+        if last:
+            head = change_log.append(transaction, change_sets, last)
+            idempotency.store_outcomes(transaction, outcomes, skip_locked=skip_locked)
+            if change_log.read_head(transaction) == head:
+                self._last_head = head
+                return head
+        head = change_log.append(transaction, change_sets, change_log.read_head(transaction, lock_clause))
+        idempotency.store_outcomes(transaction, outcomes, skip_locked=skip_locked)
+        if lock_clause:  # without it the transaction holds the lock already, and a read of the head costs little
+            self._last_head = head
+        return head
 
 
 def _replayed(write: Write, outcome: StoredOutcome, load: Callable[[Write, str], T]) -> FinishedWrite[T]:

@@ -38,15 +38,17 @@ def migrate(url: str) -> list[Migration]:
     return steps
 
 
-def open_store(config: Config, clock: Callable[[], int], metrics: StoreMetrics | None = None) -> RelationshipStore:
+def open_store(config: Config, clock: Callable[[], int], *metrics: StoreMetrics) -> RelationshipStore:
     """Opens the store at `config.database`. SQLite is migrated first; PostgreSQL is migrated by its operator.
 
-    Args: clock, returns microseconds since 1970 (UTC); metrics, receives the durations of reads and writes. Raises
-    SettingError.
+    Args: clock, returns microseconds since 1970 (UTC); metrics, each receives the durations of reads and writes.
+    Raises SettingError.
     """
     with backend_for(config.database) as (migrate_module, location):
         database = _open_database(config, migrate_module, location)
-        return RelationshipStore(TimedDatabase(database, metrics) if metrics else database, clock)
+        for one in metrics:
+            database = TimedDatabase(database, one)
+        return RelationshipStore(database, clock)
 
 
 def _open_database(config: Config, migrate_module: ModuleType, location: Any) -> Database:

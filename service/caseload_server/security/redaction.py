@@ -1,0 +1,96 @@
+"""What a caller without `read` gets: no personal data in a response, and no fact about a record in an error.
+
+A method that needs `write` answers with records, and so does a replay or a call with validate_only. Without `read` the
+response keeps ids, times, etags, flags and the revision. Everything else is removed, and so is every field that the
+tables below do not name: a new field stays hidden until it is added here.
+
+An id of another record is kept only if the request names it, because it shows who treats whom. A list leaves out
+assignments with such an id. So a transfer of a whole caseload, with validate_only or not, does not list the caseload.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from google.protobuf.descriptor import FieldDescriptor
+
+from caseload_server.domain.errors import DomainError
+from caseload_server.security.principal import current_principal
+
+_RESPONSE_FIELDS: Final = frozenset(
+    {"revision", "created", "ended", "active", "therapist", "patient", "assignment"}  # flags, and records
+)
+"""Fields of every response to keep. The records in them are redacted too."""
+_PERSON_FIELDS: Final = frozenset({"etag", "create_time", "update_time", "delete_time"})
+_RECORD_FIELDS: Final = {
+    "caseload.v1.Therapist": _PERSON_FIELDS | {"therapist_id"},
+    "caseload.v1.Patient": _PERSON_FIELDS | {"patient_id"},
+    "caseload.v1.Assignment": frozenset(
+        {"assignment_id", "etag", "create_time", "update_time", "start_time", "end_time"}
+    ),
+}
+"""Fields of records to keep."""
+_REFERENCES: Final = {"caseload.v1.Assignment": frozenset({"therapist_id", "patient_id"})}
+"""Ids of other records, which are kept if the request names them."""
+_NONE: Final[frozenset[str]] = frozenset()
+
+
+def may_read() -> bool:
+    """Returns whether the current call's principal has the permission read. False before authentication."""
+    principal = current_principal.get(None)
+    return principal is not None and "read" in principal.permissions
+
+
+def redact(response: Any, request: Any) -> None:
+    """Removes from a response all that needs `read`. Args: request, the message that it answers."""
+    _redact(response, frozenset(_ids(request)))
+
+
+def redact_error(error: DomainError) -> None:
+    """Removes the metadata and the resources of an error that need `read`."""
+    error.metadata = {key: value for key, value in error.metadata.items() if key in error.public_metadata}
+    error.resources = error.resources if error.public_resources else ()
+
+
+def _redact(message: Any, named: frozenset[str]) -> bool:
+    """Returns whether the message refers to a record that the request does not name."""
+    kind = message.DESCRIPTOR.full_name
+    kept = _RECORD_FIELDS.get(kind, _RESPONSE_FIELDS if kind.endswith("Response") else _NONE)
+    references = _REFERENCES.get(kind, _NONE)
+    refers_to_others = False
+    for field, value in message.ListFields():
+        if field.name in references:
+            is_kept = value in named
+            refers_to_others |= not is_kept
+        else:
+            is_kept = field.name in kept
+        if not is_kept:
+            message.ClearField(field.name)
+        elif _is_record(field):
+            _redact_field(field, value, named)
+    return refers_to_others
+
+
+def _redact_field(field: FieldDescriptor, value: Any, named: frozenset[str]) -> None:
+    if field.is_repeated:
+        kept = [record for record in value if not _redact(record, named)]
+        del value[:]
+        value.extend(kept)
+    else:
+        _redact(value, named)
+
+
+def _is_record(field: FieldDescriptor) -> bool:
+    message = field.message_type
+    return message is not None and message.file.package == "caseload.v1" and not message.GetOptions().map_entry
+
+
+def _ids(message: Any) -> Iterator[str]:
+    """Yields all ids in a request."""
+    for field, value in message.ListFields():
+        if _is_record(field):
+            for nested in value if field.is_repeated else (value,):
+                yield from _ids(nested)
+        elif field.name.endswith("_id"):
+            yield value
+        elif field.name.endswith("_ids"):
+            yield from value

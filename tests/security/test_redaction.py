@@ -1,0 +1,278 @@
+"""A caller without `read` gets no personal data from any method that it may call."""
+
+from collections.abc import Iterator
+from itertools import count
+from typing import Any, Final, NamedTuple
+
+import grpc
+import pytest
+from caseload.v1 import resources_pb2
+from caseload_server.security import redaction
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.message_factory import GetMessageClass
+
+from tests.api.client_calls import full_error_text
+from tests.api.sample_values import METHODS
+from tests.security.canaries import CANARY, PRIVATE, WELL_FORMED, names_of
+from tests.security.server_fixture import KeysFile, LogReader, bearer, serving
+from tests.support.api_driver import PRIMARY, READS, RPCS, full_name, new_request_id, request
+from tests.support.servers import Refusal, refusal
+from tests.support.waiting import HUNG_SECONDS, eventually
+
+SECRET: Final = CANARY.lower()
+"""A name of a caller, and the beginning of ids that no request may reveal. `PRIVATE` finds it."""
+WRITES: Final = {name for name in RPCS if name not in READS}
+KEPT: Final = {
+    *("therapist_id", "patient_id", "assignment_id", "etag", "revision"),
+    *("create_time", "update_time", "delete_time", "start_time", "end_time", "created", "ended"),
+}
+"""What a response may have without `read`; the ids of an assignment only if the request names them."""
+_numbers = count()
+
+
+class World(NamedTuple):
+    """Records with private values in every field, for one scenario.
+
+    The therapist treats the patient and a secret patient. The primary therapist of the patient is secret.
+    """
+
+    therapist: str
+    patient: str
+    secret_assignment: str
+    """Of the patient and the secret therapist."""
+
+
+class Caller:
+    """Calls with one key, and collects all that it receives as text."""
+
+    def __init__(self, channel: grpc.Channel, token: str) -> None:
+        self._channel = channel
+        self._metadata = bearer(token)
+        self.received: list[str] = []
+
+    def send(self, rpc: str, **fields: Any) -> Any:
+        """Returns the response, or the error as a Refusal."""
+        call: Any = self._channel.unary_unary(full_name(rpc), None, GetMessageClass(RPCS[rpc].output_type).FromString)
+        sent = request(rpc, **fields).SerializeToString()
+        try:
+            answer, done = call.with_call(sent, metadata=self._metadata, timeout=HUNG_SECONDS)
+        except grpc.RpcError as error:
+            self.received.append(full_error_text(error))
+            return refusal(error)
+        self.received.append(f"{answer}{done.initial_metadata()}{done.trailing_metadata()}")
+        return answer
+
+
+class Pair(NamedTuple):
+    """A caller with all permissions, and one that may only write."""
+
+    clerk: Caller
+    writer: Caller
+    log: LogReader
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    folder = tmp_path_factory.mktemp("redaction")
+    keys, log = KeysFile(folder / "keys"), folder / "access.log"
+    clerk, writer = keys.add(SECRET), keys.add("writer", "write")
+    with serving(folder, keys_file=keys.path, access_log=log) as server, grpc.insecure_channel(server.address) as one:
+        yield Pair(Caller(one, clerk), Caller(one, writer), LogReader(log))
+
+
+def record(kind: str, number: int) -> dict[str, Any]:
+    """A record with a private value in every field that takes one."""
+    names = names_of(getattr(resources_pb2, kind)())
+    values = {name: value for name, value in WELL_FORMED.items() if name in names}
+    return {**values, "identifiers": [{"system": f"urn:{SECRET}", "value": f"{SECRET}-{number}"}]}
+
+
+def build(pair: Pair) -> World:
+    clerk, number = pair.clerk, next(_numbers)
+    therapists, patients = (f"t{number}", f"{SECRET}-t{number}"), (f"p{number}", f"{SECRET}-p{number}")
+    for kind, ids in (("Therapist", therapists), ("Patient", patients)):
+        for index, one in enumerate(ids):
+            clerk.send(f"Create{kind}", **{f"{kind.lower()}_id": one, kind.lower(): record(kind, 2 * number + index)})
+    secret = {"therapist_id": therapists[1], "patient_id": patients[0], "role": PRIMARY}
+    made = clerk.send("AssignPatient", **secret, focus=SECRET)
+    for patient_id in patients:
+        clerk.send("AssignPatient", therapist_id=therapists[0], patient_id=patient_id, focus=SECRET)
+    return World(therapists[0], patients[0], made.assignment.assignment_id)
+
+
+def accepted(world: World, other: World) -> dict[str, dict[str, Any]]:
+    """For each method that needs `write`, a request that succeeds."""
+    therapist, patient = {"therapist_id": world.therapist}, {"patient_id": world.patient}
+    both, number = {**therapist, **patient}, next(_numbers)
+    return {
+        "CreateTherapist": {"therapist": record("Therapist", 10_000 + number)},
+        "CreatePatient": {"patient": record("Patient", 10_000 + number)},
+        "UpdateTherapist": {"therapist": therapist},
+        "UpdatePatient": {"patient": patient},
+        "DeleteTherapist": {**therapist, "force": True},
+        "DeletePatient": {**patient, "force": True},
+        "UndeleteTherapist": therapist,
+        "UndeletePatient": patient,
+        "AssignPatient": {**both, "focus": SECRET},
+        "AssignTherapist": {**both, "focus": SECRET},
+        "UnassignPatient": both,
+        "UnassignTherapist": both,
+        "UpdateAssignment": {"assignment": {"assignment_id": world.secret_assignment}},
+        "TransferPatients": {"source_therapist_id": world.therapist, "target_therapist_id": other.therapist},
+    }
+
+
+def test_every_write_of_the_contract_has_a_scenario(pair: Pair) -> None:
+    assert accepted(build(pair), build(pair)).keys() == WRITES
+
+
+def set_fields(message: Any) -> Iterator[str]:
+    for field, value in message.ListFields():
+        nested = field.message_type
+        if nested and nested.file.package == "caseload.v1":
+            for one in value if field.is_repeated else (value,):
+                yield from set_fields(one)
+        else:
+            yield field.name
+
+
+@pytest.mark.parametrize("rpc", sorted(WRITES))
+def test_a_write_without_read_returns_ids_times_etags_and_the_revision_only(pair: Pair, rpc: str) -> None:
+    pair.writer.received.clear()
+    fields, request_id = accepted(build(pair), build(pair))[rpc], new_request_id()
+    answers = [
+        pair.writer.send(rpc, **fields, request_id=request_id, validate_only=True),
+        pair.writer.send(rpc, **fields, request_id=request_id),
+        pair.writer.send(rpc, **fields, request_id=request_id),  # a replay
+        pair.writer.send(rpc, **fields, request_id=request_id, validate_only=True),  # a replay too
+    ]
+    assert not any(isinstance(answer, Refusal) for answer in answers), answers
+    assert [text for text in pair.writer.received if PRIVATE.search(text)] == []
+    assert {name for answer in answers for name in set_fields(answer)} <= KEPT
+    assert answers[1].revision
+
+
+@pytest.mark.parametrize("rpc", sorted(WRITES))
+def test_the_same_write_with_read_returns_the_private_values(pair: Pair, rpc: str) -> None:
+    """So the test above would notice them."""
+    pair.clerk.received.clear()
+    pair.clerk.send(rpc, **accepted(build(pair), build(pair))[rpc], request_id=new_request_id(), validate_only=True)
+    pair.clerk.received = pair.clerk.received[-1:]
+    assert PRIVATE.search(pair.clerk.received[0])
+
+
+def test_without_read_a_response_has_the_id_of_the_record(pair: Pair) -> None:
+    world = build(pair)
+    made = pair.writer.send("CreatePatient", patient={"display_name": CANARY})
+    assert made.patient.patient_id
+    updated = pair.writer.send("UpdatePatient", patient={"patient_id": world.patient}).patient
+    assert (updated.patient_id, updated.display_name, updated.primary_therapist_id) == (world.patient, "", "")
+    assert updated.etag
+    assert updated.HasField("create_time")
+    assigned = pair.writer.send(
+        "AssignPatient", therapist_id=world.therapist, patient_id=made.patient.patient_id, focus=SECRET
+    )
+    period = assigned.assignment
+    assert (period.therapist_id, period.patient_id) == (world.therapist, made.patient.patient_id)
+    assert (bool(period.assignment_id), period.focus, period.created_by, assigned.created) == (True, "", "", True)
+
+
+def test_a_transfer_without_read_lists_only_the_patients_that_the_request_names(pair: Pair) -> None:
+    world, other = build(pair), build(pair)
+    sides = {"source_therapist_id": world.therapist, "target_therapist_id": other.therapist}
+    for flag in (True, False):
+        asked = {**sides, "request_id": new_request_id(), "validate_only": flag}
+        named = pair.writer.send("TransferPatients", **asked, patient_ids=[world.patient])
+        for periods in (named.ended, named.active):
+            assert [period.patient_id for period in periods] == [world.patient]
+        whole = pair.writer.send("TransferPatients", **{**asked, "request_id": new_request_id()})
+        assert (len(whole.ended), len(whole.active)) == (0, 0)
+    moved = pair.clerk.send("ListTherapistPatients", therapist_id=world.therapist)
+    assert len(moved.entries) == 0
+
+
+def refusals(world: World, other: World) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Calls that end with an error that names or counts other records: the reason, the method and the request."""
+    both = {"therapist_id": world.therapist, "patient_id": world.patient}
+    named = {"source_therapist_id": other.therapist, "target_therapist_id": world.therapist}
+    return {
+        "PRIMARY_EXISTS": ("AssignTherapist", {**both, "role": PRIMARY, "replace": True}),
+        "ASSIGNMENT_DIFFERS": ("AssignPatient", {**both, "focus": "other"}),
+        "HAS_ACTIVE_ASSIGNMENTS": ("DeletePatient", {"patient_id": world.patient}),
+        "THERAPIST_AT_CAPACITY": ("AssignPatient", {**both, "patient_id": other.patient}),
+        "PERIOD_OVERLAPS": (
+            "AssignTherapist",
+            {**both, "role": PRIMARY, "replace": True, "replace_primary": True, "start_time": {"seconds": 1}},
+        ),
+        "IDENTIFIER_TAKEN": ("CreatePatient", {"patient": record("Patient", 0)}),
+        "ASSIGNMENT_NOT_FOUND": ("TransferPatients", {**named, "patient_ids": [world.patient]}),
+    }
+
+
+@pytest.mark.parametrize("reason", refusals(World("", "", ""), World("", "", "")))
+def test_an_error_without_read_names_and_counts_no_records(pair: Pair, reason: str) -> None:
+    world, other = build(pair), build(pair)
+    limit = {"therapist_id": world.therapist, "max_active_patients": 1}
+    pair.clerk.send("UpdateTherapist", therapist=limit, update_mask={"paths": ["max_active_patients"]})
+    rpc, fields = refusals(world, other)[reason]
+    pair.writer.received.clear()
+    found = pair.writer.send(rpc, **fields, request_id=new_request_id(), validate_only=True)
+    assert (found.reason, found.metadata, "ResourceInfo" in found.details) == (reason, {}, False)
+    assert [text for text in pair.writer.received if PRIVATE.search(text)] == []
+    shown = pair.clerk.send(rpc, **fields, request_id=new_request_id(), validate_only=True)
+    assert shown.reason == reason
+    assert shown.metadata or reason == "IDENTIFIER_TAKEN"
+
+
+def test_an_error_without_read_names_what_the_request_named(pair: Pair) -> None:
+    world = build(pair)
+    found = pair.writer.send("AssignPatient", therapist_id=world.therapist, patient_id="unknown")
+    assert (found.reason, found.details["ResourceInfo"].resource_name) == ("PATIENT_NOT_FOUND", "unknown")
+
+
+def test_a_call_that_only_validates_is_marked_in_the_access_log(pair: Pair) -> None:
+    world = build(pair)
+    for flag in (False, True):
+        pair.writer.send("UpdatePatient", patient={"patient_id": world.patient}, validate_only=flag)
+
+    def lines() -> list[dict[str, Any]]:
+        found = pair.log.lines()
+        return [line for line in found if line["caller"] == "writer" and line.get("patient_ids") == [world.patient]]
+
+    eventually(lambda: len(lines()) == 2)
+    assert [line.get("validate_only") for line in lines()] == [None, True]
+
+
+def filled(kind: Descriptor) -> Any:
+    """A message with every field set, and one entry in every list."""
+    message = GetMessageClass(kind)()
+    for field in kind.fields:
+        nested = field.message_type
+        if nested and nested.GetOptions().map_entry:
+            getattr(message, field.name)["key"] = CANARY
+        elif nested and field.is_repeated:
+            getattr(message, field.name).append(filled(nested))
+        elif nested:
+            getattr(message, field.name).CopyFrom(filled(nested))
+        else:
+            value: Any = CANARY if field.cpp_type == field.CPPTYPE_STRING else 1
+            value = [value] if field.is_repeated else value
+            message.MergeFrom(type(message)(**{field.name: value}))
+    return message
+
+
+@pytest.mark.parametrize("rpc", sorted(WRITES))
+def test_a_field_that_the_tables_do_not_name_is_removed(rpc: str) -> None:
+    """Every field of every response is set, also those that a future version adds."""
+    response = filled(RPCS[rpc].output_type)
+    redaction.redact(response, GetMessageClass(RPCS[rpc].input_type)())
+    assert set(set_fields(response)) <= KEPT
+
+
+def test_the_tables_name_fields_of_the_contract_that_are_not_personal() -> None:
+    responses = {field.name for rpc in METHODS for field in rpc.output_type.fields}
+    assert responses >= redaction._RESPONSE_FIELDS
+    pool: Any = METHODS[0].containing_service.file.pool
+    for kind, names in {**redaction._RECORD_FIELDS, **redaction._REFERENCES}.items():
+        fields = pool.FindMessageTypeByName(kind).fields_by_name
+        assert [name for name in names if fields[name].GetOptions().debug_redact] == []
