@@ -296,6 +296,21 @@ def test_a_withdrawn_key_verifies_no_more_tokens(caller: grpc.Channel, issuer: I
     eventually(lambda: reason(caller, token) == "UNAUTHENTICATED")
 
 
+def test_a_quiet_watch_ends_when_the_issuer_withdraws_the_key_of_its_token(
+    caller: grpc.Channel, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "HEARTBEAT_SECONDS", NEVER_SECONDS)
+    token = bearer(issuer.token(permissions=["audit"]))
+    eventually(lambda: reason(caller, issuer.token()) == ADMITTED)
+    watch = ChangeServiceStub(caller).WatchChanges(change_service_pb2.WatchChangesRequest(), metadata=token)
+    next(watch)
+    issuer.keys = issuer.keys[:1]
+    assert reason(caller, issuer.token(SigningKey("ES256"))) == "UNAUTHENTICATED"
+    with pytest.raises(grpc.RpcError) as caught:
+        next(watch)
+    assert refusal(caught.value).reason == "UNAUTHENTICATED"
+
+
 def test_a_token_without_the_id_of_a_key_needs_a_single_key(caller: grpc.Channel, issuer: Issuer) -> None:
     token = issuer.token(headers={"kid": None})
     assert reason(caller, token) == "UNAUTHENTICATED"
