@@ -58,7 +58,8 @@ class Auth:
         Args: keys, returns the current keys; tokens, of an identity provider.
         """
         self._is_open = keys is None and tokens is None
-        self._keys = keys or (lambda: ApiKeys({}, {}))
+        nobody = ApiKeys({}, {})
+        self._keys = keys or (lambda: nobody)
         self._tokens = tokens
 
     def close(self) -> None:
