@@ -50,10 +50,12 @@ def _expiry(text: str) -> str:
 @key_commands.command()
 @file_argument
 def check(file: Path) -> int:
-    """Check a keys file. Prints a line for each fault and exits with code 1; without a fault the code is 0."""
+    """Check a keys file. Prints each fault and each expired line. Exits with code 1 if there is a fault, else 0."""
     found = keys_file.read_keys_file(file)
     for fault in found.faults:
         click.echo(fault)
+    for number in found.expired:
+        click.echo(f"line {number}: has expired")
     if found.faults:
         return 1
     click.echo(f"ok: {len(found.keys.permissions())} callers")

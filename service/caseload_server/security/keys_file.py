@@ -44,6 +44,8 @@ class KeysFile(NamedTuple):
     """The callers of the lines that can be used."""
     faults: tuple[str, ...]
     """What is wrong, each with the number of its line. A fault never quotes the line."""
+    expired: tuple[int, ...]
+    """The numbers of lines that have expired. They are no faults."""
 
 
 class _LineFault(Exception):
@@ -69,6 +71,7 @@ class _Parser:
         self._permissions: dict[str, frozenset[str]] = {}
         self._keys: Counter[str] = Counter()
         self._faults: list[str] = []
+        self._expired: list[int] = []
 
     def parse(self, content: bytes) -> KeysFile:
         without_mark = content.removeprefix(codecs.BOM_UTF8)
@@ -80,15 +83,15 @@ class _Parser:
             self._report(returns[0], "ends with CR LF, as on Windows: save the file with LF")
         for number, line in enumerate(lines, 1):
             try:
-                self._parse_line(line.decode("ascii", "replace").removesuffix("\r"))
+                self._parse_line(number, line.decode("ascii", "replace").removesuffix("\r"))
             except _LineFault as fault:
                 self._report(number, str(fault))
-        return KeysFile(ApiKeys(self._by_digest, self._by_certificate), tuple(self._faults))
+        return KeysFile(ApiKeys(self._by_digest, self._by_certificate), tuple(self._faults), tuple(self._expired))
 
     def _report(self, number: int, text: str) -> None:
         self._faults.append(f"line {number}: {text}")
 
-    def _parse_line(self, line: str) -> None:
+    def _parse_line(self, number: int, line: str) -> None:
         text = line.strip(" \t")
         if not text or line.startswith("#"):
             return
@@ -100,7 +103,10 @@ class _Parser:
         name, permissions, key_hash, expires = match.groups()
         if fault := (name_fault if key_hash else certificate_name_fault)(name):
             raise _LineFault(f"the name {fault}")
-        self._add(Principal(name, _permissions(permissions), _time(expires)), bytes.fromhex(key_hash or ""))
+        principal = Principal(name, _permissions(permissions), _time(expires))
+        self._add(principal, bytes.fromhex(key_hash or ""))
+        if principal.is_expired():
+            self._expired.append(number)
 
     def _add(self, principal: Principal, digest: bytes) -> None:
         name = principal.name
