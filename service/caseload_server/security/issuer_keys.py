@@ -133,7 +133,8 @@ class IssuerKeys:
         with self._lock:
             waiting, self._waiting, self._is_resting = self._waiting, [], True
         for callback in waiting:
-            callback()
+            with suppress(Exception):  # the thread must survive it
+                callback()
         self._stopped.wait(self._retry_seconds)
         with self._lock:
             self._is_resting = False
