@@ -16,6 +16,7 @@ from tests.process.command_runner import caseload, refusal
 from tests.security.server_fixture import KeysFile
 
 SECRET = "do-not-repeat-me"
+TOO_OPEN = "is accessible to other users: run chmod 600 or chmod 640 on it"
 HASH = "sha256:" + "0" * 64
 OTHER = "sha256:" + "1" * 64
 
@@ -176,16 +177,21 @@ def test_a_check_prints_every_fault(tmp_path: Path, keys_file: KeysFile) -> None
     keys_file.replace(f"billing read {HASH}\ndns:a.test read expires:2020-01-01T00:00:00Z\n")
     checked = caseload(tmp_path, "key", "check", "keys")
     assert (checked.returncode, checked.stdout) == (0, "line 2: has expired\nok: 2 callers\n")
-    assert refusal(tmp_path, "key", "check", SECRET) == "--keys-file: cannot be read"
+    keys_file.path.chmod(0o644)
+    checked = caseload(tmp_path, "key", "check", "keys")
+    assert (checked.returncode, checked.stdout) == (1, f"the file {TOO_OPEN}\nline 2: has expired\n")
+    assert refusal(tmp_path, "key", "check", SECRET) == "FILE: cannot be read"
 
 
 @pytest.mark.parametrize("mode", [0o604, 0o602, 0o601, 0o620, 0o660, 0o610, 0o444])
 def test_a_keys_file_that_others_can_read_or_write_is_rejected(tmp_path: Path, keys_file: KeysFile, mode: int) -> None:
     keys_file.add("billing")
     keys_file.path.chmod(mode)
-    text = "--keys-file: is accessible to other users: run chmod 600 or chmod 640 on it"
-    serve = ("serve", "--address", "127.0.0.1:0", "--database", "sqlite:///a.db", "--keys-file", "keys")
-    assert refusal(tmp_path, *(serve if mode == 0o604 else ("key", "check", "keys"))) == text
+    with pytest.raises(SettingError, match=f"^--keys-file: {TOO_OPEN}"):
+        read_keys_file(keys_file.path)
+    if mode == 0o604:
+        serve = ("serve", "--address", "127.0.0.1:0", "--database", "sqlite:///a.db", "--keys-file", "keys")
+        assert refusal(tmp_path, *serve) == f"--keys-file: {TOO_OPEN}"
 
 
 @pytest.mark.parametrize(

@@ -51,12 +51,11 @@ def _expiry(text: str) -> str:
 @file_argument
 def check(file: Path) -> int:
     """Check a keys file. Prints each fault and each expired line. Exits with code 1 if there is a fault, else 0."""
-    found = keys_file.read_keys_file(file)
-    for fault in found.faults:
-        click.echo(fault)
-    for number in found.expired:
-        click.echo(f"line {number}: has expired")
-    if found.faults:
+    found, fault_of_file = keys_file.check_keys_file("FILE", file)
+    faults = [*([f"the file {fault_of_file}"] if fault_of_file else []), *found.faults]
+    for line in (*faults, *(f"line {number}: has expired" for number in found.expired)):
+        click.echo(line)
+    if faults:
         return 1
     click.echo(f"ok: {len(found.keys.permissions())} callers")
     return 0

@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 import structlog
 
 from caseload_server.config import SettingError
-from caseload_server.private_files import read_private
+from caseload_server.private_files import read_private, read_with_fault
 from caseload_server.security.api_keys import ApiKeys, certificate_name_fault, name_fault
 from caseload_server.security.file_reload import ReloadedFiles
 from caseload_server.security.principal import PERMISSIONS, Principal
@@ -54,11 +54,23 @@ class _LineFault(Exception):
 
 def read_keys_file(path: Path) -> KeysFile:
     """Reads a keys file. Raises SettingError for a file that cannot be used at all."""
-    content = read_private(SETTING, path, _MAX_FILE_BYTES + 1)
+    return _parse(SETTING, read_private(SETTING, path, _MAX_FILE_BYTES + 1))
+
+
+def check_keys_file(setting: str, path: Path) -> tuple[KeysFile, str]:
+    """Reads a keys file whatever its mode and owner are, and returns what is wrong with them too.
+
+    Raises SettingError for a file that cannot be used at all. Args: setting, for the error.
+    """
+    content, fault = read_with_fault(setting, path, _MAX_FILE_BYTES + 1)
+    return _parse(setting, content), fault
+
+
+def _parse(setting: str, content: bytes) -> KeysFile:
     if len(content) > _MAX_FILE_BYTES:
-        raise SettingError(SETTING, "is larger than 1 MiB")
+        raise SettingError(setting, "is larger than 1 MiB")
     if b"\0" in content:
-        raise SettingError(SETTING, "is not plain text: save it as UTF-8")
+        raise SettingError(setting, "is not plain text: save it as UTF-8")
     return _Parser().parse(content)
 
 
