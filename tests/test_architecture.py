@@ -51,11 +51,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "store.backends.factory": {".store", ".config", ".private_files", ".domain.errors", *DRIVERS},
     "store.backends.sqlite": {".store.backends", ".store.portability", ".store.atomic_file", ".domain", "apsw"},
     "store.backends.postgres": {".store.backends", ".store.portability", ".domain.errors", "psycopg"},
-    "store.portability": {".store.backends.protocol", ".store.portability", ".store.search", ".domain"},
+    "store.portability": {
+        ".store.backends.protocol",
+        ".store.portability",
+        ".store.hash_chain",
+        ".store.search",
+        ".domain",
+    },
     # from a request to the store
     "validation": {".validation", ".domain", "caseload", "google"},
     "api": {
-        *(".api", ".validation", ".domain", ".security.principal", "caseload", "google", "grpc", "structlog"),
+        *(".api", ".validation", ".domain", ".security.principal", ".security.on_behalf_of"),
+        *("caseload", "google", "grpc", "structlog"),
         *(f".store.{name}" for name in STORE),
     },
     "api.convert": {".domain", "caseload", "google"},
@@ -65,6 +72,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "security.file_reload": {".config", "structlog"},
     "security.keys_file": {".security", ".config", ".private_files", "structlog"},
     "security.principal": set(),
+    "security.on_behalf_of": {".security.principal", ".domain", "grpc"},
     "security.auth": {".security", ".domain.errors", *WIRE},
     "security.redaction": {".security.principal", ".domain.errors", "google"},
     "observability": {".observability", ".config", ".domain"},
@@ -73,6 +81,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "observability.anonymous_lines": {".domain.limits", "structlog"},
     "observability.audited_ids": {".domain.limits", "google"},
+    "observability.head_log": {"structlog"},
     "observability.logs": {".config", "psycopg", "structlog"},
     "observability.metrics": {".observability", ".domain.errors", ".store.backends.protocol", "prometheus_client"},
     "observability.metrics_page": {".config", "prometheus_client"},
@@ -87,6 +96,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         *(".rpc", ".api", ".store", ".security", ".observability", ".domain", ".config", ".clock", ".open_files"),
         "structlog",
         *WIRE,
+    },
+    "testing": {
+        *(".config", ".domain.errors", ".observability.logs", ".open_files", ".rpc.server"),
+        *(".security.principal", ".store"),
     },
     # processes
     "supervisor": {".config", ".observability", "structlog"},
@@ -107,7 +120,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         *(".security.api_keys", ".security.keys_file", ".security.principal"),
     },
     "commands.migrate": {"click", ".commands", ".config", ".store.backends.factory"},
-    "commands.export_import_verify": {"click", ".commands", ".config", ".store"},
+    "commands.export_import_verify": {"click", ".commands", ".config", ".domain.results", ".store"},
+    "commands.log": {"click", ".commands", ".store.change_log"},
     "commands.purge": {"click", ".commands", ".config", ".clock", ".domain.errors", ".store", "apsw"},
     "commands.serve": {
         "click",
@@ -122,6 +136,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "commands.signals": {"apsw", "click"},
 }
 CLIENT_MAY_IMPORT = {"caseload", "google", "grpc"}
+AIO_CLIENT = "caseload.client.aio"
+"""The only part of the client that imports grpc.aio, and that nothing else of it imports."""
 PRIVATE_GRPC = re.compile(r"^grpc\.(_|.*\._)")
 """Names that grpcio does not promise to keep."""
 GRPCIO_COMPAT = "caseload_server.rpc.grpcio_compat"
@@ -159,7 +175,7 @@ def within(name: str, parts: Iterable[str]) -> bool:
 def allowed(module: str) -> set[str]:
     """The full names that a module may import."""
     if not within(module, [SERVER]):
-        return CLIENT_MAY_IMPORT
+        return CLIENT_MAY_IMPORT | ({"pytest"} if within(module, ["caseload.testing"]) else set())
     place = module.removeprefix(SERVER).removeprefix(".")
     entry = max((entry for entry in MAY_IMPORT if entry == "" or within(place, [entry])), key=len)
     return {f"{SERVER}{name}" if name.startswith(".") else name for name in MAY_IMPORT[entry]}
@@ -168,6 +184,8 @@ def allowed(module: str) -> set[str]:
 def forbidden_imports(module: str, source: str) -> list[str]:
     names = {name for name in imported_names(source) if name.partition(".")[0] not in sys.stdlib_module_names}
     refused = {name for name in names if not within(name, allowed(module))}
+    if not within(module, [SERVER, AIO_CLIENT]):
+        refused |= {name for name in names if within(name, ["grpc.aio", AIO_CLIENT])}
     if module != GRPCIO_COMPAT:
         refused |= {name for name in names if PRIVATE_GRPC.match(name)}
     return sorted(refused)
@@ -224,6 +242,14 @@ def test_a_module_imports_only_what_it_may(path: Path) -> None:
 )
 def test_an_import_against_the_direction_is_found(module: str, source: str) -> None:
     assert len(forbidden_imports(f"{SERVER}.{module}".removesuffix("."), source)) == 1
+
+
+@pytest.mark.parametrize(
+    "source", ["import grpc.aio", "from grpc import aio", "from caseload.client.aio import connect"]
+)
+def test_an_import_of_asyncio_into_the_synchronous_client_is_found(source: str) -> None:
+    assert len(forbidden_imports("caseload.client.errors", source)) == 1
+    assert forbidden_imports("caseload.client.aio.calls", source) == []
 
 
 @pytest.mark.parametrize("source", ["from grpc_status import rpc_status", "from caseload_server.config import Config"])

@@ -31,6 +31,8 @@ class FakeServer(grpc.GenericRpcHandler):
         self.stop: Callable[[], object] = lambda: None
         self.answers: list[Answer] = []
         self.attempts: list[Attempt] = []
+        self.trailing: tuple[tuple[str, str | bytes], ...] = ()
+        """Metadata that each scripted answer carries."""
         self.gates: dict[str, Event] = {}
         """Attempts of these methods are answered when the event is set."""
 
@@ -46,6 +48,7 @@ class FakeServer(grpc.GenericRpcHandler):
 
         def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
             metadata: Any = dict(context.invocation_metadata())
+            assert len(metadata) == len(context.invocation_metadata()), "a key was sent twice"
             self.attempts.append(Attempt(method, data, metadata, context.time_remaining()))
             if gate := self.gates.get(method):
                 gate.wait(HUNG_SECONDS)
@@ -63,7 +66,8 @@ class FakeServer(grpc.GenericRpcHandler):
         if self.answers:
             answer = self.answers.pop(0)
             code, pushback = answer if isinstance(answer, tuple) else (answer, "")
-            context.set_trailing_metadata((("grpc-retry-pushback-ms", pushback),) if pushback else ())
+            delay = (("grpc-retry-pushback-ms", pushback),) if pushback else ()
+            context.set_trailing_metadata((*delay, *self.trailing))
             context.abort(code, "scripted")
 
 

@@ -21,8 +21,10 @@ from caseload_server.rpc.status_map import CODES
 from google.protobuf import json_format
 from google.rpc.code_pb2 import Code
 
+from tests.conftest import serving
 from tests.docs import errors_page
 from tests.docs.doc_blocks import OPERATIONS, ROOT, Block, artifacts, blocks, is_only_named, masked, run, search_path
+from tests.support.api_driver import ApiDriver, full_name
 from tests.support.gateway import gateway
 from tests.support.postgres.cluster import Server
 from tests.support.postgres.pgbouncer import pgbouncer
@@ -148,9 +150,10 @@ def test_every_command_of_the_postgresql_page_does_what_it_shows(folder: Path, p
 @pytest.mark.usefixtures("documented_server")
 def test_every_snippet_of_the_stubs_readme_does_what_it_shows(folder: Path) -> None:
     snippets = blocks(ROOT / "client" / "README.md")
-    assert {snippet.language for snippet in snippets} == {"python"}
+    assert {snippet.language for snippet in snippets} == {"python", "sh"}
     for snippet in snippets:
-        check_block(snippet, folder)
+        if snippet.language == "python":  # tests/packaging/test_wheels.py runs the commands
+            check_block(snippet, folder)
 
 
 def test_every_change_set_that_a_page_shows_is_one_of_the_contract() -> None:
@@ -329,7 +332,29 @@ def test_a_purge_by_age_keeps_newer_records(folder: Path) -> None:
         assert list_changes(server.address) == kept
         everything = Block("sh", purging.text.replace("30d", "0d"), None)
         assert run(everything, folder).stdout == f"{len(kept.change_sets)} change sets purged\n"
-        assert list_changes(server.address).oldest_revision == kept.head_revision
+        purged = list_changes(server.address)
+        assert purged.oldest_revision == kept.head_revision
+        assert [one.actor for one in purged.change_sets] == ["cli:purge"]
+
+
+def test_the_documented_filter_of_the_access_log_finds_who_looked_at_a_patient(folder: Path) -> None:
+    """Runs the command of docs/operations/logs.md on the log of a server."""
+    if shutil.which("jq") is None:
+        pytest.skip("needs jq (Debian: jq)")
+    [command] = re.findall(r"^jq .*$", (OPERATIONS / "logs.md").read_text(), re.MULTILINE)
+    log = folder / "access.log"
+    with serving(f"sqlite:///{folder}/data/caseload.db", access_log=log) as server, ApiDriver(server.address) as api:
+        api.patients("jane", "john")
+        user = (("caseload-on-behalf-of", "jdoe"),)
+        api.send("GetPatient", patient_id="john", metadata=user)
+        api.send("GetPatient", patient_id="jane", metadata=user)
+        api.send("ListPatients")
+    found = [line.split("\t")[1:] for line in run(Block("sh", command, None), folder).stdout.splitlines()]
+    assert found == [
+        ["local", "-", full_name("CreatePatient"), "OK"],
+        ["local", "jdoe", full_name("GetPatient"), "OK"],
+        ["local", "-", full_name("ListPatients"), "OK"],
+    ]
 
 
 def list_changes(address: str, after: str = "") -> change_pb.ListChangesResponse:

@@ -5,18 +5,19 @@
 It needs nothing beyond the client. CASELOAD is the command of the server, which may be in another environment.
 """
 
+import asyncio
 import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
 from tempfile import TemporaryDirectory
 
 import grpc
-from caseload.client import Caseload, connect, error_info
+from caseload.client import Caseload, aio, connect, error_info, pages
 from caseload.v1 import patient_service_pb2 as patients
 from caseload.v1 import therapist_service_pb2 as therapists
 from caseload.v1.resources_pb2 import Patient, Therapist
@@ -92,14 +93,38 @@ def check_calls(caseload: Caseload, _server: Server) -> str:
     return "calls"
 
 
-def check_error_details(caseload: Caseload, _server: Server) -> str:
+def failed(call: Callable[[], object]) -> grpc.RpcError:
+    """The error of a call."""
     try:
-        caseload.patients.CreatePatient(patients.CreatePatientRequest())
+        call()
     except grpc.RpcError as error:
-        found = error_info(error)
-        assert (found.reason, [*found.fields]) == ("INVALID_FIELD", ["patient"]), found
-        return "error details"
+        return error
     raise AssertionError("the call should have failed")
+
+
+def check_error_details(caseload: Caseload, _server: Server) -> str:
+    error = failed(lambda: caseload.patients.CreatePatient(patients.CreatePatientRequest()))
+    found = error_info(error)
+    assert (found.reason, [*found.fields]) == ("INVALID_FIELD", ["patient"]), found
+    assert "reason: INVALID_FIELD" in error.__notes__[0]
+    return "error details"
+
+
+def check_pages(caseload: Caseload, _server: Server) -> str:
+    create(caseload)
+    create(caseload)
+    found = list(pages(caseload.patients.ListPatients, patients.ListPatientsRequest(page_size=1)))
+    assert len(found) == len({page.patients[0].patient_id for page in found}) >= 2
+    return "pages"
+
+
+def check_cause(_caseload: Caseload, _server: Server) -> str:
+    """A call to a wrong address waits until its deadline, and then says why."""
+    with connect("127.0.0.1:1", timeout=5) as nowhere:
+        error = failed(lambda: create(nowhere))
+    assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "refused" in str(error), error
+    return "the cause of a deadline"
 
 
 def check_retries(caseload: Caseload, server: Server) -> str:
@@ -140,7 +165,30 @@ def check_watch(caseload: Caseload, server: Server) -> str:
     return f"a watch over {RESTARTS} restarts"
 
 
-CHECKS = (check_calls, check_error_details, check_retries, check_watch)
+def check_asyncio(_caseload: Caseload, server: Server) -> str:
+    asyncio.run(asyncio.wait_for(_use_asyncio(server), HUNG_SECONDS), debug=True)
+    return "asyncio"
+
+
+async def _use_asyncio(server: Server) -> None:
+    """Calls, a watch over restarts, and a close that ends the watch."""
+    request = patients.CreatePatientRequest(patient=Patient(display_name="Bob Ray"))
+    caseload = aio.connect(server.address)
+    responses = caseload.watch((await caseload.patients.CreatePatient(request)).revision)
+    for restarts in range(RESTARTS + 1):
+        if restarts:
+            await asyncio.to_thread(server.restart)
+        written = (await caseload.patients.CreatePatient(request)).revision
+        while not (changes := (await anext(responses)).change_sets):
+            pass
+        assert changes[0].revision == written
+    waiting = asyncio.ensure_future(anext(responses, None))
+    await asyncio.sleep(0.1)  # it reads by then, or the close comes first: either ends it
+    await caseload.close()
+    assert await waiting is None
+
+
+CHECKS = (check_calls, check_error_details, check_pages, check_cause, check_retries, check_watch, check_asyncio)
 
 
 def main() -> None:

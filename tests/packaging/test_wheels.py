@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import threading
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.docs.doc_blocks import blocks, run
 from tests.support.waiting import HUNG_SECONDS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # seconds: an index may be slow
@@ -32,7 +34,7 @@ IMPORT_CLIENT_ALONE = """if True:
             if name.partition(".")[0] not in allowed:
                 raise ImportError(name)
     sys.meta_path.insert(0, DenyOthers)
-    import caseload.client
+    import caseload.client.aio
     caseload.client.connect("127.0.0.1:1").close()"""
 CALL_SERVER = """if True:
     import sys
@@ -80,12 +82,14 @@ def test_the_stubs_and_the_contract_are_in_the_wheel_of_the_client(wheels: dict[
 
 @pytest.mark.checkout
 def test_the_client_package_is_in_its_wheel_with_types_and_service_config(wheels: dict[str, zipfile.ZipFile]) -> None:
-    folder = ROOT / "client/caseload/client"
-    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    files = {name for name in files if "__pycache__" not in name}
-    assert {"__init__.py", "py.typed", "service_config.json"} <= files
-    shipped = {name for name in code(wheels["caseload_client"]) if not name.startswith("caseload/v1/")}
-    assert shipped == {f"caseload/client/{name}" for name in files}
+    folder = ROOT / "client"
+    paths = {path for path in folder.glob("caseload/**/*") if path.is_file() and "__pycache__" not in path.parts}
+    files = {str(path.relative_to(folder)) for path in paths}
+    assert {
+        f"caseload/client/{name}" for name in ("__init__.py", "aio/__init__.py", "py.typed", "service_config.json")
+    } <= files
+    assert "caseload/testing/plugin.py" in files
+    assert {name for name in code(wheels["caseload_client"]) if not name.startswith("caseload/v1/")} == files
 
 
 @pytest.mark.checkout
@@ -109,7 +113,7 @@ def test_the_client_requires_three_packages_and_the_server_requires_the_client(
 def required(wheel: zipfile.ZipFile) -> set[str]:
     [name] = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
     headers = message_from_bytes(wheel.read(name)).get_all("Requires-Dist", [])
-    return {re.split("[ <>=;[]", header)[0] for header in headers}
+    return {re.split("[ <>=;[]", header)[0] for header in headers if "extra ==" not in header}
 
 
 def test_the_client_works_without_any_other_package() -> None:
@@ -186,6 +190,21 @@ def test_both_wheels_install_by_name_and_serve_a_call(wheel_folder: Path, requir
     assert "caseload" not in environment.installed()
     with serving(environment, tmp_path / "caseload.db") as address:
         assert environment.run(CALL_SERVER, address).stdout == "Ada Roe\n"
+
+
+@pytest.mark.checkout
+def test_the_commands_of_the_clients_readme_install_it(wheel_folder: Path, tmp_path: Path) -> None:
+    building, installing = [block for block in blocks(ROOT / "client" / "README.md") if block.language == "sh"]
+    client = tomllib.loads((ROOT / "client" / "pyproject.toml").read_text())["project"]
+    assert re.findall('"(.*?)"', building.text) == client["dependencies"]
+    (tmp_path / "dist").symlink_to(wheel_folder)
+    built = run(building, tmp_path)
+    if built.returncode:
+        pytest.skip(f"needs a package index for the requirements of the client: {built.stdout.strip()}")
+    installed = run(installing, tmp_path)
+    assert installed.returncode == 0, installed.stdout
+    command = [str(tmp_path / "callers-venv" / "bin" / "python"), "-I", "-c", "import caseload.client.aio"]
+    subprocess.run(command, timeout=HUNG_SECONDS, check=True)
 
 
 @contextmanager

@@ -122,7 +122,10 @@ class AccessLog:
 class CallRecord:
     """The data of one call that its line is made of."""
 
-    __slots__ = ("context", "error", "principal", "request", "response", "span", "start", "start_time", "streamed_ids")
+    __slots__ = (
+        *("context", "error", "on_behalf_of", "principal", "request", "response"),
+        *("span", "start", "start_time", "streamed_ids"),
+    )
 
     def __init__(self, context: grpc.ServicerContext) -> None:
         self.context = context
@@ -134,6 +137,7 @@ class CallRecord:
         self.streamed_ids: dict[str, dict[str, None]] = {}  # the ids that a stream has returned so far, by their kind
         self.error: DomainError | None = None
         self.span: CallSpan | None = None  # None unless calls are traced
+        self.on_behalf_of = ""  # the end user whom the caller names
 
 
 class MethodLog:
@@ -184,6 +188,7 @@ class MethodLog:
         reason_field = f'"reason":"{reason}",' if reason else ""
         if record.error and record.error.cause:
             reason_field += f'"cause":"{record.error.cause}",'
+        user_field = f'"on_behalf_of":"{record.on_behalf_of}",' if record.on_behalf_of else ""
         if self._count:
             with suppress(Exception):  # a failed count must not fail the call
                 self._count(code, reason, seconds)
@@ -194,10 +199,10 @@ class MethodLog:
             record.span.end(code, reason, caller)
             trace_field = f'"trace_id":"{record.span.trace_id}",'
         # Formatted without json.dumps, which takes longer than everything else here. No value needs escaping: principal
-        # names are from the keys file, ids and UUIDs match their patterns, and callers do not choose the other values.
+        # names are from the keys file; ids, UUIDs and end users match their patterns; callers do not choose the rest.
         self._write(
             f'{{"event":"call","time":"{_timestamp(record.start_time)}","caller":"{caller}",'
-            f'"peer":"{record.context.peer()}","method":"{self.method}","code":"{code}",'
+            f'{user_field}"peer":"{record.context.peer()}","method":"{self.method}","code":"{code}",'
             f'{reason_field}{self._audit_fields(record)}{trace_field}"ms":{seconds * 1000:.3f}}}\n'
         )
 

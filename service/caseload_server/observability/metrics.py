@@ -52,7 +52,7 @@ _GAUGES: Final[dict[str, tuple[str, Literal["livesum", "livemax", "livemin"]]]] 
     "resident_memory_bytes": ("Resident memory of all server processes in bytes", "livesum"),
     "build_info": ("Always 1; the label is the server's version", "livemax"),
     "in_flight": ("Calls being executed", "livesum"),
-    "waiting": ("Calls queued for a thread", "livesum"),
+    "queue_depth": ("Calls queued for a thread", "livesum"),
 }
 """Gauges that are sampled: the help text, and how the values of several workers are combined."""
 _FAILURE_CAUSES: Final = (
@@ -76,12 +76,12 @@ class Metrics:
         values.ValueClass = values.MutexValue if worker is None else multiprocess_value(lambda: worker)
         self.registry: Final = CollectorRegistry()
         self._calls = self._counter("calls", "Ended calls by method and status code", "method", "code")
-        self._refusals = self._counter("refusals", "Failed calls by error reason", "reason")
+        self._call_errors = self._counter("call_errors", "Failed calls by error reason", "reason")
         self._log_events = self._counter("log_events", "Logged events by level, without the access log", "level")
         self._unauthenticated = self._counter("unauthenticated", "Unauthenticated calls by cause", "cause")
         # Every series starts at zero, because an increase shows only after a first sample of zero.
         for error_class in errors.DomainError.__subclasses__():
-            self._refusals.labels(error_class.reason)
+            self._call_errors.labels(error_class.reason)
         for level in LEVELS:
             self._log_events.labels(level)
         self._call_seconds = self._histogram("call_seconds", "Duration of calls, except streams, in seconds", "method")
@@ -119,7 +119,7 @@ class Metrics:
             if observe:
                 observe(seconds)
             if reason:
-                self._refusals.labels(reason).inc()
+                self._call_errors.labels(reason).inc()
 
         return count
 

@@ -26,6 +26,7 @@ from caseload_server.rpc.grpcio_compat import IncomingCall
 from caseload_server.rpc.request_parser import request_parser
 from caseload_server.rpc.status_map import CODE_NAMES, retry_pushback, to_status
 from caseload_server.security.auth import PUBLIC, Auth, required_permission
+from caseload_server.security.on_behalf_of import set_on_behalf_of
 from caseload_server.security.principal import check_authorization, current_principal
 from caseload_server.security.redaction import may_read, redact, redact_error
 from caseload_server.validation.request_sizes import max_request_bytes
@@ -143,6 +144,7 @@ class _MethodPipeline:
             if record.span:
                 record.span.make_current()
             try:
+                record.on_behalf_of = set_on_behalf_of(context)
                 read_deadline.set(_deadline(context))
                 record.request = request = parse(incoming.take_message())
                 admission.check_unread(incoming)
@@ -179,6 +181,7 @@ class _MethodPipeline:
             record, data = self._log.begin(context), incoming.take_message()
             record.principal = current_principal.get(None)  # an abandoned generator ends outside its context
             try:
+                record.on_behalf_of = set_on_behalf_of(context)
                 _deadline(context)  # of the call; each read of a watch is short
                 record.request = parse(data) if isinstance(data, bytes) else None
                 authorize = recheck(context)

@@ -22,6 +22,7 @@ from caseload_server.config import CANNOT_LISTEN, Config, SettingError, is_postg
 from caseload_server.domain import limits
 from caseload_server.observability import logs
 from caseload_server.observability.access_log import AccessLog, LogFile, LogSink
+from caseload_server.observability.head_log import HeadLog
 from caseload_server.observability.readiness import LIVENESS_SERVICE, READINESS_SERVICES, Readiness
 from caseload_server.open_files import max_connections
 from caseload_server.rpc.admission import Admission
@@ -80,6 +81,7 @@ class CaseloadServer:
         self._is_stopping = False
         self._library_streams = OpenStreams(parts.grpc_server)
         self._readiness = Readiness(parts.store.check, self._set_readiness)
+        self._head_log = HeadLog(parts.store.log_head)
         self._watches = Watches(parts.store, config.max_watches, config.caller_share(), config.connection_age_seconds())
         self._health = HealthServicer()
         self._register_caseload_services(clock)
@@ -126,7 +128,7 @@ class CaseloadServer:
             metrics.add_gauge(name, sample, **labels)
         for pool, executor in self._parts.executors.unary().items():
             metrics.add_gauge("in_flight", executor.in_flight, pool=pool)
-            metrics.add_gauge("waiting", executor.queue_depth, pool=pool)
+            metrics.add_gauge("queue_depth", executor.queue_depth, pool=pool)
 
     def start(self) -> None:
         """Starts to serve calls, and becomes SERVING."""
@@ -134,6 +136,7 @@ class CaseloadServer:
         self._health.set(LIVENESS_SERVICE, health_pb2.HealthCheckResponse.SERVING)
         self._set_readiness(True)
         self._readiness.start()
+        self._head_log.start()
         if self._parts.metrics:
             self._parts.metrics.start()
         if self._parts.metrics_page:
@@ -147,6 +150,7 @@ class CaseloadServer:
         self._is_stopping = True
         self._set_readiness(False)
         self._readiness.stop()
+        self._head_log.stop()
         if drain:
             time.sleep(self._config.drain_seconds)
         self._watches.close()
@@ -176,12 +180,15 @@ class CaseloadServer:
 
 
 def build_server(
-    config: Config, clock: Callable[[], int] = now_us, monotonic: Callable[[], float] = time.monotonic
+    config: Config,
+    clock: Callable[[], int] = now_us,
+    monotonic: Callable[[], float] = time.monotonic,
+    open_store: Callable[..., RelationshipStore] = open_store,
 ) -> CaseloadServer:
     """Builds a server that is bound to its port and has its database open and migrated.
 
-    Args: clock, returns microseconds since 1970 (UTC); monotonic, the clock of the queue timeout, in seconds.
-    Raises SettingError, after it has closed all that it opened.
+    Args: clock, returns microseconds since 1970 (UTC); monotonic, the clock of the queue timeout, in seconds;
+    open_store, called as the function of that name. Raises SettingError, after it has closed all that it opened.
     """
     config.check()
     check_grpcio()

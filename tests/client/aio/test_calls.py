@@ -167,13 +167,17 @@ def test_closing_the_client_ends_a_call_with_an_error_and_cancels_no_task(peer: 
     peer.gates["GetTherapist"].set()
 
 
-def test_a_task_that_is_cancelled_stays_cancelled(peer: FakeServer) -> None:
+@pytest.mark.parametrize("closes", [False, True])
+def test_a_task_that_is_cancelled_stays_cancelled(peer: FakeServer, closes: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    """Also if the client is closed at the same time."""
     peer.gates["GetTherapist"] = Event()
 
     async def calls() -> None:
         async with connect(peer.address) as caseload:
             call = await waiting_call(caseload, peer)
             call.cancel()
+            if closes:
+                await caseload.close()
             with pytest.raises(asyncio.CancelledError):
                 await in_time(call)
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from typing import Any, Final
+from weakref import WeakSet
 
 import grpc
 from caseload.client.call_defaults import CLOSED, CallDefaults
@@ -32,7 +33,8 @@ class ChannelWithDefaults:
         """
         self._channel: Final[Any] = channel
         self._defaults = defaults
-        self.closed = closed
+        self._closed = closed
+        self._calls: WeakSet[Any] = WeakSet()
 
     def unary_unary(self, method: str, request_serializer: Serialize, *rest: Any, **named: Any) -> Callable[..., Any]:
         """The method of grpc.aio.Channel, with the defaults."""
@@ -43,6 +45,12 @@ class ChannelWithDefaults:
         """The method of grpc.aio.Channel, with the defaults but without a deadline."""
         callable_ = self._channel.unary_stream(method, request_serializer, *rest, **named)
         return self._with_defaults(callable_, self._defaults.of_stream(), _Stream)
+
+    def cancel_calls(self) -> None:
+        """Ends the calls in flight."""
+        # Up to grpcio 1.80 the channel looks for its calls in the stacks of tasks, and misses these when it is closed.
+        for call in list(self._calls):
+            call.cancel()
 
     async def last_connection_error(self) -> str:
         """Returns why the channel has no connection, or nothing if it has one."""
@@ -61,15 +69,17 @@ class ChannelWithDefaults:
         except AioRpcError as error:
             raise await self._explained(error) from None
         except asyncio.CancelledError:
-            if not self.closed.is_set() or _is_cancelled():
+            if not self._closed.is_set() or _is_cancelled():
                 raise
             raise AioRpcError(grpc.StatusCode.CANCELLED, Metadata(), Metadata(), CLOSED) from None
 
     def _with_defaults(self, callable_: Any, defaults: CallDefaults, wrap: "type[_Call]") -> Callable[..., Any]:
         def start(request: Any, **given: Any) -> _Call:
-            if self.closed.is_set():
+            if self._closed.is_set():
                 raise ValueError(CLOSED)
-            return wrap(callable_(defaults.request(request), **defaults.options(given)), self)
+            call = callable_(defaults.request(request), **defaults.options(given))
+            self._calls.add(call)
+            return wrap(call, self)
 
         return start
 
