@@ -396,7 +396,7 @@ def test_make_run_prints_a_grpcurl_line_that_works_when_pasted(tmp_path: Path) -
         tried, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=HUNG_SECONDS, check=False,
         env=os.environ | {"PATH": search_path()},
     )  # fmt: skip
-    assert '"display_name": "Ada Roe"' in pasted.stdout, pasted.stderr
+    assert '"displayName": "Ada Roe"' in pasted.stdout, pasted.stderr
     [shown] = [block.output for block in blocks(ROOT / "README.md") if block.text == "make run\n"]
     expected = f"try: {tried}\ncaseload: serving on {address}".replace(address, ADDRESS).replace(".tools/bin/", "")
     assert shown is not None
