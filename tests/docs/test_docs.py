@@ -35,8 +35,13 @@ ADDRESS = Config.address
 GATEWAY_ADDRESS = "127.0.0.1:8080"
 GATEWAY_PAGES = [ROOT / "docs" / "from-rest.md", ROOT / "docs" / "http.md"]
 CALLERS = ROOT / "docs" / "clients.md"
-OTHER_TESTS = {ROOT / "docs" / "postgresql.md", CALLERS, *GATEWAY_PAGES, *(ROOT / "docs" / "clients").glob("*.md")}
-"""Pages whose commands need more than a server."""
+TESTING = ROOT / "docs" / "testing.md"
+OTHER_TESTS = {
+    *(ROOT / "docs" / "postgresql.md", CALLERS, TESTING),
+    *GATEWAY_PAGES,
+    *(ROOT / "docs" / "clients").glob("*.md"),
+}
+"""Pages whose commands need more than a server, or another environment."""
 PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if path.exists()]
 CHECKOUT_PAGES = [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "client/README.md"))]
 
