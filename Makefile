@@ -19,6 +19,7 @@ PROTO := .tools/proto
 PYRIGHT := .tools/pyright
 # protobuf-grpcio, from the oldest that the client accepts to the newest.
 CLIENT_PAIRS := 4.25.8-1.60.2 5.29.5-1.66.2 6.31.1-1.70.0 6.33.2-1.80.0 7.36.2-1.85.1
+GO_VERSION := 1.26.1
 GRPCURL_VERSION := v1.9.4
 SPICEDB_VERSION := v1.56.2
 OPENFGA_VERSION := v1.22.1
@@ -269,6 +270,14 @@ grpcurl: ## build grpcurl into .tools/bin where PATH has none; needs Go
 		echo 'building grpcurl into .tools/bin'; log=$$(GOBIN=$(CURDIR)/.tools/bin timeout 600 \
 		go install github.com/fullstorydev/grpcurl/cmd/grpcurl@$(GRPCURL_VERSION) 2>&1) || { echo "$$log" >&2; exit 1; }; }
 
+# A toolchain is a module too, checked by Go's checksum database. An unpacked module has no executable files.
+.PHONY: go
+go: ## a new Go in .tools/bin, where PATH has only an older one
+	@$(GO_IS_NEW) || { echo 'fetching Go $(GO_VERSION) into .tools/go'; mkdir -p .tools/bin && cd .tools && \
+		folder=$$(go mod download -json golang.org/toolchain@v0.0.1-go$(GO_VERSION).$$(go env GOOS)-$$(go env GOARCH) | \
+		sed -n 's/.*"Dir": "\(.*\)".*/\1/p') && [ -n "$$folder" ] && rm -rf go && cp -R "$$folder" go && \
+		chmod -R u+w go && chmod +x go/bin/* go/pkg/tool/*/* && ln -sf ../go/bin/go bin/go; }
+
 .PHONY: clean
 clean: ## remove what the other targets made, but not data/
 	@rm -rf .venv .tools .proto-check .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
@@ -288,7 +297,7 @@ gateway-where-go:
 	@! $(GO_IS_NEW) || $(MAKE) --no-print-directory gateway || :
 GO_IS_NEW = (cd docs/deploy/gateway && go list -m) >/dev/null 2>&1
 NEEDS_NEW_GO = $(GO_IS_NEW) || { echo 'cannot build the gateway: $(NO_GATEWAY_GO)' >&2; exit 1; }
-NO_GATEWAY_GO = it needs Go 1.26 or later (https://go.dev/dl)
+NO_GATEWAY_GO = it needs Go 1.26 (https://go.dev/dl), or make go with an older one
 NO_GO = no Go to build grpcurl with: install it (https://go.dev/dl), or grpcurl (https://github.com/fullstorydev/grpcurl/releases)
 
 # Each takes minutes to build, and a few gigabytes of Go's caches.

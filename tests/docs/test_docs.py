@@ -32,10 +32,16 @@ from tests.support.servers import Client, ServerProcess, refusal
 from tests.support.waiting import HUNG_SECONDS
 
 ADDRESS = Config.address
+GATEWAY_ADDRESS = "127.0.0.1:8080"
 GATEWAY_PAGES = [ROOT / "docs" / "from-rest.md", ROOT / "docs" / "http.md"]
 CALLERS = ROOT / "docs" / "clients.md"
-OTHER_TESTS = {ROOT / "docs" / "postgresql.md", CALLERS, *GATEWAY_PAGES, *(ROOT / "docs" / "clients").glob("*.md")}
-"""Pages whose commands need more than a server."""
+TESTING = ROOT / "docs" / "testing.md"
+OTHER_TESTS = {
+    *(ROOT / "docs" / "postgresql.md", CALLERS, TESTING),
+    *GATEWAY_PAGES,
+    *(ROOT / "docs" / "clients").glob("*.md"),
+}
+"""Pages whose commands need more than a server, or another environment."""
 PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if path.exists()]
 CHECKOUT_PAGES = [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "client/README.md"))]
 
@@ -52,16 +58,20 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def documented_server(folder: Path) -> Iterator[ServerProcess]:
-    """The server of `make run` on an empty store, at the address that the pages use."""
-    host, port = ADDRESS.split(":")
+def skip_if_taken(address: str) -> None:
+    host, port = address.split(":")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, int(port)))
         except OSError:
-            pytest.skip(f"{ADDRESS} is taken, and the pages' commands name it: stop the server there")
+            pytest.skip(f"{address} is taken, and the pages' commands name it: stop the server there")
+
+
+@pytest.fixture
+def documented_server(folder: Path) -> Iterator[ServerProcess]:
+    """The server of `make run` on an empty store, at the address that the pages use."""
+    skip_if_taken(ADDRESS)
     arguments = ("--address", ADDRESS, "--metrics-address", "127.0.0.1:9464")
     with ServerProcess(f"sqlite:///{folder}/data/caseload.db", *arguments) as started:
         yield started
@@ -110,7 +120,8 @@ def test_every_command_of_the_callers_page_works_with_the_artifacts(folder: Path
 @pytest.mark.usefixtures("documented_server", "grpcurl")
 @pytest.mark.parametrize("page", GATEWAY_PAGES, ids=name)
 def test_every_call_over_http_does_what_the_page_shows(page: Path, folder: Path) -> None:
-    with gateway("-backend-plaintext", listen="127.0.0.1:8080"):
+    skip_if_taken(GATEWAY_ADDRESS)
+    with gateway("-backend-plaintext", listen=GATEWAY_ADDRESS):
         for block in blocks(page):
             if block.language == "sh":
                 check_block(block, folder)
@@ -387,7 +398,7 @@ def test_make_run_prints_a_grpcurl_line_that_works_when_pasted(tmp_path: Path) -
         tried, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=HUNG_SECONDS, check=False,
         env=os.environ | {"PATH": search_path()},
     )  # fmt: skip
-    assert '"display_name": "Ada Roe"' in pasted.stdout, pasted.stderr
+    assert '"displayName": "Ada Roe"' in pasted.stdout, pasted.stderr
     [shown] = [block.output for block in blocks(ROOT / "README.md") if block.text == "make run\n"]
     expected = f"try: {tried}\ncaseload: serving on {address}".replace(address, ADDRESS).replace(".tools/bin/", "")
     assert shown is not None
