@@ -10,10 +10,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Event
 from typing import Any
 
 import pytest
+from caseload.testing import CaseloadForTests
 from caseload_server.rpc.server import CaseloadServer
 
 from tests.client.fake_server import FakeServer, fake_server
@@ -108,6 +110,14 @@ def test_a_slow_call_does_not_delay_the_requests_beside_it() -> None:
         join(slow)
         application.stop()
     assert done == ["fast", "slow"]
+
+
+def test_an_overloaded_server_is_answered_with_503(tmp_path: Path) -> None:
+    command = Path(sys.executable).with_name("caseload-test-server")
+    with CaseloadForTests(command, tmp_path / "log") as server, running(server.address) as application:
+        with server.failing("OVERLOADED"):
+            assert application.call("GET", "/therapists/t1/patients") == (503, {"reason": "OVERLOADED"})
+        application.stop()
 
 
 def methods(peer: FakeServer) -> list[str]:

@@ -1,4 +1,4 @@
-"""The reasons of error_reason.proto, as a type: a comparison with a misspelt reason fails type checking."""
+"""The reasons of error_reason.proto as a type, so that a type checker finds a misspelt reason."""
 
 from typing import Literal
 
