@@ -1,7 +1,7 @@
 """Merges the OpenAPI documents of the services, which protoc-gen-openapiv3 writes, into one. `make artifacts` runs it.
 
 Field names become those of the contract, such as `page_size`, because the gateway writes these. The path of an update
-becomes the path of the other calls of the record. OpenAPI forbids two paths that differ only in the name of a parameter.
+becomes the path of the other calls of the record, because OpenAPI forbids paths that differ only in a parameter name.
 """
 
 import json
