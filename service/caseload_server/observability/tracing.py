@@ -64,7 +64,8 @@ class CallSpan:
 
     def make_current(self) -> None:
         """Makes it the parent of the spans of store operations. grpcio runs each call in a context of its own."""
-        otel_context.attach(set_span_in_context(self._span))
+        if self._span.is_recording():
+            otel_context.attach(set_span_in_context(self._span))
 
     def add_exception(self, exception_type: str) -> None:
         """Records an unexpected exception by the name of its class, because its text may quote patient data."""
@@ -118,13 +119,13 @@ class Tracing:
         The function takes the context of the call, and the time that the call has waited for a thread, in seconds.
         """
         full_name, tracer = f"{service}/{name}", self._tracer
-        constant = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
+        constant: dict[str, AnyValue] = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
 
         def start(context: grpc.ServicerContext, waited_seconds: float) -> CallSpan:
-            attributes: dict[str, AnyValue] = {**constant, "caseload.queue.seconds": round(waited_seconds, 6)}
             started = time.time_ns() - int(waited_seconds * 1e9)
-            parent = self._parent(context)
-            return CallSpan(tracer.start_span(full_name, parent, SpanKind.SERVER, attributes, start_time=started))
+            span = tracer.start_span(full_name, self._parent(context), SpanKind.SERVER, constant, start_time=started)
+            span.set_attribute("caseload.queue.seconds", round(waited_seconds, 6))
+            return CallSpan(span)
 
         return start
 
