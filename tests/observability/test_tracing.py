@@ -88,6 +88,16 @@ def test_a_call_is_a_span_below_its_callers_with_store_and_commit_below_it(colle
     assert span.schema == "https://opentelemetry.io/schemas/1.37.0"
 
 
+def test_a_span_names_the_end_user_for_whom_the_caller_acts(collector: Collector, patients: Any) -> None:
+    create(patients, "jane", ("caseload-on-behalf-of", "user-17"))
+    refused(patients, "nobody", ("caseload-on-behalf-of", "Jane Roe"))
+    [created] = collector.wait_for("CreatePatient")
+    [malformed] = collector.wait_for("GetPatient")
+    assert created.attributes["enduser.pseudo.id"] == "user-17"
+    assert (malformed.attributes["error.type"], "enduser.pseudo.id" in malformed.attributes) == ("INVALID_FIELD", False)
+    assert "Jane Roe" not in collector.text()
+
+
 def test_a_refused_call_is_an_error_with_its_code_and_reason(collector: Collector, patients: Any) -> None:
     refused(patients, "nobody")
     refused(patients, "")
