@@ -10,7 +10,8 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
@@ -48,6 +49,8 @@ _FLUSH_SECONDS: Final = 3.0
 """How long a stop waits until the collector has taken the last spans, in seconds."""
 _TRACEPARENT: Final = "traceparent"
 """https://www.w3.org/TR/trace-context/#traceparent-header"""
+_SILENT: Final = logging.NullHandler()
+"""Without it, the library would write to standard error."""
 _NOT_ERRORS: Final = ("OK", "CANCELLED")
 """Status codes of calls that were not refused. The caller ended a CANCELLED call, for example a watch."""
 
@@ -98,13 +101,10 @@ class Tracing:
 
         Raises SettingError where the OTEL_* variables are not usable.
         """
-        logging.getLogger("opentelemetry").addHandler(logging.NullHandler())  # otherwise it writes to standard error
-        try:
+        with _strictly():
             self._exporter = _LoggingExporter(_exporter())
             self._processor = BatchSpanProcessor(self._exporter)
             provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
-        except (ValueError, RuntimeError) as error:
-            raise SettingError("OTEL_*", f"traces cannot be exported with these settings ({_name(error)})") from None
         provider.add_span_processor(self._processor)
         self._tracer = provider.get_tracer("caseload-server", version("caseload-server"), _SCHEMA)
         self._propagator = TraceContextTextMapPropagator()
@@ -229,5 +229,28 @@ def _resource() -> Resource:
     return Resource(ours).merge(OTELResourceDetector().detect())
 
 
-def _name(error: Exception) -> str:
-    return type(error).__qualname__
+class _Warnings(logging.Handler):
+    """Counts what the library logs, and shows nothing of it: its lines have values of settings and addresses."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.count = 0
+
+    def emit(self, _record: logging.LogRecord) -> None:
+        self.count += 1
+
+
+@contextmanager
+def _strictly() -> Iterator[None]:
+    """Raises SettingError where the library would log that it ignores the value of a variable."""
+    logger, warnings = logging.getLogger("opentelemetry"), _Warnings()
+    logger.addHandler(warnings)
+    try:
+        yield
+    except (ValueError, RuntimeError):
+        warnings.count += 1
+    finally:
+        logger.removeHandler(warnings)
+    logger.addHandler(_SILENT)
+    if warnings.count:
+        raise SettingError("OTEL_*", "a variable has a value that OpenTelemetry cannot use")
