@@ -70,6 +70,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "security": {".security", ".config", ".domain.errors", ".private_files", "grpc"},
     "security.certificates": {"cryptography"},
     "security.file_reload": {".config", "structlog"},
+    "security.issuer_keys": {".domain.limits", "cryptography", "jwt", "structlog"},
+    "security.tokens": {".security", ".config", ".domain", "jwt"},
     "security.keys_file": {".security", ".config", ".private_files", "structlog"},
     "security.principal": set(),
     "security.on_behalf_of": {".security.principal", ".domain", "grpc"},

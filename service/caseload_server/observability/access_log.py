@@ -83,8 +83,8 @@ class LogFile:
 class CallMetrics(Protocol):
     """Counts ended calls."""
 
-    def counter_for(self, method: str, *, is_stream: bool) -> Callable[[str, str | None, float], None]:
-        """Returns the function that counts the ended calls of one method, by code, reason and duration in seconds."""
+    def counter_for(self, method: str, *, is_stream: bool) -> Callable[[str, DomainError | None, float], None]:
+        """Returns the function that counts the ended calls of one method, by code, error and duration in seconds."""
 
 
 class AccessLog:
@@ -191,7 +191,7 @@ class MethodLog:
         user_field = f'"on_behalf_of":"{record.on_behalf_of}",' if record.on_behalf_of else ""
         if self._count:
             with suppress(Exception):  # a failed count must not fail the call
-                self._count(code, reason, seconds)
+                self._count(code, record.error, seconds)
         if not (principal or self._admit(code)):
             return
         trace_field = ""

@@ -32,7 +32,7 @@ from caseload_server.rpc.health_service import HealthServicer
 from caseload_server.rpc.open_streams import OpenStreams
 from caseload_server.rpc.pipeline import MethodExecutors, PipelineServer
 from caseload_server.rpc.reflection_service import ReflectionServicer
-from caseload_server.security.auth import REFLECTION_SERVICES, REFUSAL_CAUSES, Auth
+from caseload_server.security.auth import REFLECTION_SERVICES, Auth
 from caseload_server.security.keys_file import Callers
 from caseload_server.security.tls import Certificates
 from caseload_server.store import RelationshipStore
@@ -161,6 +161,7 @@ class CaseloadServer:
         # Calls that outlast the grace period are cancelled, but may still write. They are logged before the log closes.
         threads_ended = self._parts.executors.shutdown_and_wait(_CANCELLED_CALLS_SECONDS)
         self._parts.admission.close()
+        self._parts.auth.close()
         self.store.close()
         if calls_ended and threads_ended:
             self._parts.access_log.close()
@@ -204,7 +205,8 @@ def build_server(
         metrics, page = _metrics(config)
         if page:
             opened.callback(page.close)
-        auth = _auth(callers, metrics)
+        auth = _auth(config, callers, metrics)
+        opened.callback(auth.close)
         tracing = _tracing(config)
         if tracing:
             opened.callback(tracing.shutdown)
@@ -218,13 +220,21 @@ def build_server(
     return server
 
 
-def _auth(callers: Callers | None, metrics: "Metrics | None") -> Auth:
-    if not callers:
-        return Auth(None)
-    if not metrics:
-        return Auth(callers.current)
-    metrics.add_gauge("keys_file_ok", callers.is_file_ok)
-    return Auth(callers.current, metrics.unauthenticated_counter(REFUSAL_CAUSES))
+def _auth(config: Config, callers: Callers | None, metrics: "Metrics | None") -> Auth:
+    tokens = None
+    if config.oidc_issuer:
+        from caseload_server.security.issuer_keys import IssuerKeys
+        from caseload_server.security.tokens import Tokens  # imported here, because they need an extra
+
+        issuer_keys = IssuerKeys(config.oidc_issuer)
+        issuer_keys.start()
+        tokens = Tokens(config, issuer_keys)
+        if metrics:
+            metrics.add_gauge("issuer_keys_age_seconds", issuer_keys.age_seconds)
+    if callers and metrics:
+        metrics.add_gauge("keys_file_ok", callers.is_file_ok)
+    keys = callers.current if callers else None
+    return Auth(keys, tokens)
 
 
 def _metrics(config: Config) -> "tuple[Metrics | None, MetricsPage | None]":
