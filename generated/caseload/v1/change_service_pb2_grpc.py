@@ -38,7 +38,8 @@ class ChangeServiceStub:
     It learns no name and no other value.
 
     Errors. Each RPC lists the reasons of error_reason.proto that it can return, in the order of the
-    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, DEADLINE_EXCEEDED or INTERNAL.
+    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, ACCESS_LOG_UNAVAILABLE,
+    DEADLINE_EXCEEDED or INTERNAL.
     A request that does not parse, or that has more bytes than the limits of its fields allow,
     returns INVALID_FIELD with an empty field.
 
@@ -82,7 +83,8 @@ class ChangeServiceServicer:
     It learns no name and no other value.
 
     Errors. Each RPC lists the reasons of error_reason.proto that it can return, in the order of the
-    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, DEADLINE_EXCEEDED or INTERNAL.
+    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, ACCESS_LOG_UNAVAILABLE,
+    DEADLINE_EXCEEDED or INTERNAL.
     A request that does not parse, or that has more bytes than the limits of its fields allow,
     returns INVALID_FIELD with an empty field.
 
@@ -191,7 +193,8 @@ class ChangeService:
     It learns no name and no other value.
 
     Errors. Each RPC lists the reasons of error_reason.proto that it can return, in the order of the
-    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, DEADLINE_EXCEEDED or INTERNAL.
+    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, ACCESS_LOG_UNAVAILABLE,
+    DEADLINE_EXCEEDED or INTERNAL.
     A request that does not parse, or that has more bytes than the limits of its fields allow,
     returns INVALID_FIELD with an empty field.
 

@@ -100,6 +100,7 @@ class _File(click.ParamType[Path]):
 @option("--tls-key", type=_File(), help="Private key of --tls-cert, PEM.")
 @option("--tls-client-ca", type=_File(), help="Require client certificates from this authority, PEM.")
 @option("--access-log", type=_File(), help="File for the access log instead of standard error.")
+@option("--access-log-required", is_flag=True, help="Refuse calls while the access log cannot be written.")
 @option("--log-level", type=click.Choice(logs.LEVELS), default=Config.log_level, help="Lowest level to log.")
 @option("--metrics-address", metavar="HOST:PORT", help="Address to serve /metrics on. Port 0 picks a free port.")
 @option("--allow-insecure", is_flag=True, help="Allow other addresses than loopback without TLS or a keys file.")

@@ -26,7 +26,8 @@ from caseload_server.clock import now_us
 from caseload_server.config import CANNOT_LISTEN, Config, SettingError
 from caseload_server.domain import limits
 from caseload_server.observability import logs
-from caseload_server.observability.access_log import AccessLog, LogFile, LogSink
+from caseload_server.observability.access_log import AccessLog
+from caseload_server.observability.log_file import LogFile, LogSink
 from caseload_server.observability.readiness import LIVENESS_SERVICE, READINESS_SERVICES, Readiness
 from caseload_server.open_files import max_connections
 from caseload_server.rpc.admission import Admission
@@ -81,7 +82,7 @@ class CaseloadServer:
         self._is_ready = False
         self._is_stopping = False
         self._library_streams = OpenStreams(parts.grpc_server)
-        self._readiness = Readiness(parts.store.check, self._set_readiness)
+        self._readiness = Readiness(self._check_ready, self._set_readiness)
         self._watches = Watches(parts.store, config.max_watches, config.caller_share(), config.connection_age_seconds())
         self._health = HealthServicer()
         self._register_caseload_services(clock)
@@ -168,6 +169,11 @@ class CaseloadServer:
             self._parts.metrics_page.close()
         return calls_ended and threads_ended
 
+    def _check_ready(self) -> None:
+        """Raises if calls would fail: the database does not answer, or a required access log cannot be written."""
+        self.store.check()
+        self._parts.access_log.check()
+
     def _set_readiness(self, ready: bool) -> None:  # noqa: FBT001 - the callback of Readiness
         self._is_ready = ready = ready and not self._is_stopping
         states = health_pb2.HealthCheckResponse
@@ -199,7 +205,7 @@ def build_server(
             opened.callback(page.close)
         store = open_store(config, clock, metrics.store if metrics else None)
         opened.callback(store.close)
-        access_log = AccessLog(_access_log_sink(config), metrics)
+        access_log = AccessLog(_access_log_sink(config), metrics, required=config.access_log_required)
         opened.callback(access_log.close)
         parts = ServerParts(grpc_server, address, admission, executors, store, auth, access_log, metrics, page)
         server = CaseloadServer(config, parts, clock)
