@@ -13,7 +13,12 @@ PIP_INSTALL := pip install --quiet --disable-pip-version-check --root-user-actio
 AUDIT := .tools/audit
 BENCH := .tools/bench
 DEPLOY := .tools/deploy
+GATEWAY := .tools/gateway
 PEERS := .tools/peers
+PROTO := .tools/proto
+PYRIGHT := .tools/pyright
+# protobuf-grpcio, from the oldest that the client accepts to the newest.
+CLIENT_PAIRS := 4.25.8-1.60.2 5.29.5-1.66.2 6.31.1-1.70.0 6.33.2-1.80.0 7.36.2-1.85.1
 GRPCURL_VERSION := v1.9.4
 SPICEDB_VERSION := v1.56.2
 OPENFGA_VERSION := v1.22.1
@@ -49,7 +54,7 @@ fresh-test: ## run, the example and test on a bare Debian, made for it; as root 
 	@tests/fresh_machine.sh
 
 .PHONY: test-processes
-test-processes: $(INSTALLED) $(BENCH)/installed grpcurl-where-go ## run the slow tests: whole processes, crashes, failover, hostile callers, fuzz, wheels, docs
+test-processes: $(INSTALLED) $(BENCH)/installed grpcurl-where-go gateway-where-go artifacts ## run the slow tests: whole processes, crashes, failover, hostile callers, fuzz, wheels, docs
 	@$(BIN)/python -m $(PYTEST) -m slow --ignore=tests/deploy
 
 .PHONY: check
@@ -66,35 +71,55 @@ format: $(INSTALLED) ## let ruff rewrite what it can
 	@$(BIN)/ruff format
 
 .PHONY: types
-types: $(INSTALLED) ## mypy --strict
-	@$(BIN)/mypy --strict service/caseload_server client/caseload client_example.py tests benchmarks
+types: $(INSTALLED) $(PYRIGHT)/installed ## mypy --strict, and pyright on what callers see
+	@$(BIN)/mypy --strict service/caseload_server client/caseload client_example.py tests benchmarks docs
+	@$(PYRIGHT)/bin/basedpyright --pythonpath $(BIN)/python --level error
 
 .PHONY: proto
-proto: $(INSTALLED) ## rewrite generated/ from protos/
+proto: $(PROTO)/installed ## rewrite generated/ from protos/
 	@rm -f generated/caseload/v1/*_pb2*.py*
 	$(call generate,generated)
 
 # Everything is compared in a folder of its own, so a check never changes the checkout.
 .PHONY: proto-check
-proto-check: $(INSTALLED) ## fail when generated/ is stale, a comment is missing, or callers of the last release would break
+proto-check: $(PROTO)/installed ## fail when generated/ is stale, a comment is missing, or callers of the last release would break
 	@rm -rf .proto-check && mkdir -p .proto-check/generated
 	$(call generate,.proto-check/generated)
 	@diff -r --brief --exclude=py.typed --exclude=__pycache__ .proto-check/generated generated || \
 		{ echo 'generated/ is not what protos/ makes: run make proto' >&2; exit 1; }
-	@$(PROTOC) --include_imports --include_source_info -o .proto-check/contract.binpb $(PROTOS)
-	@$(BIN)/buf lint .proto-check/contract.binpb
-	@$(BIN)/buf breaking .proto-check/contract.binpb --against protos/baseline.binpb
+	@$(BIN)/buf lint generated/caseload/v1/caseload.binpb
+	@$(BIN)/buf breaking generated/caseload/v1/caseload.binpb --against protos/baseline.binpb
 	@rm -rf .proto-check
 
 # protos/baseline.binpb is the contract of the last release, which proto-check holds ours against. Renew it when a
 # release is tagged, never to make proto-check pass.
 .PHONY: proto-baseline
-proto-baseline: $(INSTALLED) ## at a release: take protos/ as the contract that later ones must not break
+proto-baseline: $(PROTO)/installed ## at a release: take protos/ as the contract that later ones must not break
 	@$(PROTOC) --include_imports -o protos/baseline.binpb $(PROTOS)
+
+.PHONY: artifacts
+artifacts: $(PROTO)/installed ## write the contract into dist/: .proto files, a descriptor set and, where Go is, OpenAPI
+	@rm -rf $(CONTRACT) $(CONTRACT).zip && mkdir -p $(CONTRACT) && cp -R LICENSE protos/caseload client/caseload/client/service_config.json $(CONTRACT)
+	@for file in $(GOOGLE_PROTOS); do mkdir -p "$(CONTRACT)/$${file%/*}" && cp "$(GOOGLEAPIS)/$$file" "$(CONTRACT)/$$file"; done
+	@find $(CONTRACT) -exec touch -t 198001010000 {} + && cd dist && $(CURDIR)/$(BIN)/python -m zipfile -c $(notdir $(CONTRACT)).zip $(notdir $(CONTRACT))/*
+	@cp generated/caseload/v1/caseload.binpb dist/
+	@rm -rf $(CONTRACT)
+	@if $(GO_IS_NEW); then $(MAKE) --no-print-directory dist/caseload.openapi.json; \
+		else echo 'no OpenAPI document: $(NO_GATEWAY_GO)' >&2; fi
+
+.PHONY: gateway
+gateway: $(PROTO)/installed $(GATEWAY)/plugins ## build caseload-gateway, which translates HTTP and JSON, into .tools/bin; needs Go
+	@$(NEEDS_NEW_GO)
+	@cp docs/deploy/gateway/*.go client/caseload/client/service_config.json $(GATEWAY) && mkdir -p .tools/bin
+	@$(PROTOC) --plugin=$(GATEWAY)/bin/protoc-gen-go --go_out=$(GATEWAY) --go_opt=paths=source_relative \
+		--plugin=$(GATEWAY)/bin/protoc-gen-go-grpc --go-grpc_out=$(GATEWAY) --go-grpc_opt=paths=source_relative \
+		--plugin=$(GATEWAY)/bin/protoc-gen-grpc-gateway --grpc-gateway_out=$(GATEWAY) \
+		--grpc-gateway_opt=paths=source_relative,allow_patch_feature=false $(PROTOS)
+	@cd $(GATEWAY) && go build -o ../bin/caseload-gateway .
 
 .PHONY: wheels
 wheels: $(INSTALLED) ## build both wheels into dist/
-	@rm -rf dist
+	@rm -rf dist/*.whl
 	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps -w dist ./client ./service
 
 # In an environment and a folder that cannot see the checkout, so that a file missing from a wheel shows.
@@ -116,6 +141,18 @@ grpcio-lowest: wheels ## run the tests of rpc/ on the lowest supported grpcio
 	@.tools/grpcio/bin/python -m $(PIP_INSTALL) --no-deps dist/*.whl
 	@.tools/grpcio/bin/python -m $(PIP_INSTALL) --no-deps --require-hashes -r requirements/grpcio-lowest.txt
 	@.tools/grpcio/bin/python -m pytest -q tests/rpc
+
+# The venvs are made by the Python of .tools/proto: the oldest grpcio has no wheel for a later one.
+.PHONY: client-matrix
+client-matrix: wheels $(PROTO)/installed ## run the client with five pairs of protobuf and grpcio against a server
+	@set -e; for pair in $(CLIENT_PAIRS); do venv=.tools/client-$$pair; \
+		$(PROTO)/bin/python -m venv --clear $$venv; \
+		$$venv/bin/python -m $(PIP_INSTALL) --require-hashes -r requirements/client-$$pair.txt; \
+		$$venv/bin/python -m $(PIP_INSTALL) --no-deps dist/caseload_client-*.whl; \
+		$$venv/bin/python -m pip check --disable-pip-version-check >/dev/null; \
+		timeout 300 $$venv/bin/python -W error tests/packaging/client_matrix.py $(BIN)/caseload; \
+		timeout 300 $$venv/bin/python -m pytest -q -c /dev/null --caseload-server=.venv docs/examples/test_referrals.py; \
+	done
 
 # Advisories are asked for over the network. Where a version that everyone knows to be vulnerable passes for sound, they
 # could not be asked for: that is said and does not fail, or a source that is away would stop all work.
@@ -205,7 +242,7 @@ errors-doc: $(INSTALLED) ## rewrite docs/errors.md from the contract and the tab
 	@$(BIN)/python -m tests.docs.errors_page
 
 .PHONY: lock
-lock: ## renew requirements/ from both pyproject.toml files; needs uv
+lock: ## renew requirements/ from both pyproject.toml files; needs uv; UPGRADE= keeps the versions that can stay
 	$(LOCK) -o requirements/runtime.txt
 	$(LOCK) --group test -c requirements/runtime.txt -o requirements/test.txt
 	$(LOCK) --group dev -c requirements/test.txt -o requirements/dev.txt
@@ -213,9 +250,14 @@ lock: ## renew requirements/ from both pyproject.toml files; needs uv
 		sed -n "s/.*\"$$package>=\([0-9.]*\).*/$$package==\1/p" service/pyproject.toml; \
 	done | uv pip compile - --quiet --no-deps --generate-hashes --universal --python-version 3.11 \
 		--custom-compile-command 'make lock' -o requirements/grpcio-lowest.txt
-	$(subst service/pyproject.toml --extra postgres --extra oidc,--group audit,$(LOCK)) -o requirements/audit.txt
-	$(subst service/pyproject.toml --extra postgres --extra oidc,--group bench,$(LOCK)) -o requirements/bench.txt
-	$(subst service/pyproject.toml --extra postgres --extra oidc,--group deploy,$(LOCK)) -o requirements/deploy.txt
+	$(call lock_group,audit) -o requirements/audit.txt
+	$(call lock_group,bench) -o requirements/bench.txt
+	$(call lock_group,deploy) -o requirements/deploy.txt
+	$(call lock_group,proto) -o requirements/proto.txt
+	$(call lock_group,pyright) -o requirements/pyright.txt
+	$(foreach pair,$(CLIENT_PAIRS),echo '$(pair)' | sed 's/\(.*\)-\(.*\)/protobuf==\1\ngrpcio==\2/' | $(subst \
+		$(SERVER),client/pyproject.toml --extra testing - --resolution lowest-direct,$(LOCK)) \
+		-o requirements/client-$(pair).txt &&) :
 
 .PHONY: grpcurl
 grpcurl: ## build grpcurl into .tools/bin where PATH has none; needs Go
@@ -237,6 +279,12 @@ PYTEST = pytest -q -n 2 --dist loadfile
 .PHONY: grpcurl-where-go
 grpcurl-where-go:
 	@! command -v go >/dev/null || $(MAKE) --no-print-directory grpcurl || :
+.PHONY: gateway-where-go
+gateway-where-go:
+	@! $(GO_IS_NEW) || $(MAKE) --no-print-directory gateway || :
+GO_IS_NEW = (cd docs/deploy/gateway && go list -m) >/dev/null 2>&1
+NEEDS_NEW_GO = $(GO_IS_NEW) || { echo 'cannot build the gateway: $(NO_GATEWAY_GO)' >&2; exit 1; }
+NO_GATEWAY_GO = it needs Go 1.26 or later (https://go.dev/dl)
 NO_GO = no Go to build grpcurl with: install it (https://go.dev/dl), or grpcurl (https://github.com/fullstorydev/grpcurl/releases)
 
 # Each takes minutes to build, and a few gigabytes of Go's caches.
@@ -253,6 +301,13 @@ define install_peer
 	@touch $@
 endef
 
+# The versions and hashes are those of docs/deploy/gateway/go.mod and go.sum.
+$(GATEWAY)/plugins: docs/deploy/gateway/go.mod docs/deploy/gateway/go.sum
+	@$(NEEDS_NEW_GO)
+	@echo 'building the generators of the gateway into $(GATEWAY)' && mkdir -p $(GATEWAY) && cp $^ $(GATEWAY)
+	@cd $(GATEWAY) && GOBIN=$(CURDIR)/$(GATEWAY)/bin go install tool
+	@touch $@
+
 # The stamp is made last, so an install that failed or was stopped is done again.
 $(INSTALLED): requirements/dev.txt client/pyproject.toml service/pyproject.toml
 	@rm -f $@
@@ -261,22 +316,26 @@ $(INSTALLED): requirements/dev.txt client/pyproject.toml service/pyproject.toml
 	@$(BIN)/python -m $(PIP_INSTALL) --no-build-isolation --no-deps -e client -e service
 	@touch $@
 
-$(AUDIT)/installed: requirements/audit.txt $(INSTALLED)
-	@$(BIN)/python -m venv --clear $(AUDIT)
-	@$(AUDIT)/bin/python -m $(PIP_INSTALL) --require-hashes -r requirements/audit.txt
+# grpcio-tools of that age has no wheel for a later Python.
+$(PROTO)/installed: requirements/proto.txt $(INSTALLED)
+	@$(or $(firstword $(call pythons_that_run,$(RUNS_PROTOC),$(PROTO_PYTHON))),$(error $(NO_PROTO_PYTHON))) -m venv --clear $(PROTO)
+	@$(PROTO)/bin/python -m $(PIP_INSTALL) --require-hashes -r requirements/proto.txt
+	@printf '#!/bin/sh\nexec "$(CURDIR)/$(PROTO)/bin/python" -m grpc_tools.protoc "$$@"\n' > $(PROTO)/bin/protoc
+	@chmod +x $(PROTO)/bin/protoc
 	@touch $@
 
-$(BENCH)/installed: requirements/bench.txt $(INSTALLED)
-	@$(BIN)/python -m venv --clear $(BENCH)
-	@$(BENCH)/bin/python -m $(PIP_INSTALL) --require-hashes -r requirements/bench.txt
+PROTO_PYTHON = $(BIN)/python python3.12 python3.11
+RUNS_PROTOC = import ensurepip$(comma) sys$(comma) venv; sys.exit(sys.version_info[:2] not in ((3$(comma) 11)$(comma) (3$(comma) 12)))
+NO_PROTO_PYTHON = protoc needs Python 3.11 or 3.12, with its venv module: install one, or name one with PROTO_PYTHON=
+
+# Environments of their own, for what many packages or others' versions come with.
+.tools/%/installed: requirements/%.txt $(INSTALLED)
+	@$(BIN)/python -m venv --clear .tools/$*
+	@.tools/$*/bin/python -m $(PIP_INSTALL) --require-hashes -r requirements/$*.txt
 	@touch $@
 
-$(DEPLOY)/installed: requirements/deploy.txt $(INSTALLED)
-	@$(BIN)/python -m venv --clear $(DEPLOY)
-	@$(DEPLOY)/bin/python -m $(PIP_INSTALL) --require-hashes -r requirements/deploy.txt
-	@touch $@
-
-REQUIREMENTS = $(sort $(wildcard requirements/*.txt))
+# Without the old versions that callers may have beside our client.
+REQUIREMENTS = $(filter-out requirements/client-%,$(sort $(wildcard requirements/*.txt)))
 PIP_AUDIT = $(AUDIT)/bin/pip-audit --strict --disable-pip --progress-spinner off
 
 # $(error) is one line and exit code 2, before anything is run; a failing recipe would add a line of make's own.
@@ -290,17 +349,34 @@ pythons_that_run = $(shell for python in $(2); do "$$python" -c '$(1)' 2>/dev/nu
 comma := ,
 
 # google/api comes from googleapis-common-protos, google/protobuf from grpcio-tools; neither is generated here.
-PROTOC = $(BIN)/python -m grpc_tools.protoc -I protos \
-	-I "$$($(BIN)/python -c 'import google.api.http_pb2 as api; print(api.__file__.partition("google/api")[0])')"
+PROTOC = $(PROTO)/bin/python -m grpc_tools.protoc -I protos -I "$(GOOGLEAPIS)"
+GOOGLEAPIS = $$($(BIN)/python -c 'import google.api.http_pb2 as api; print(api.__file__.partition("/google/api")[0])')
+# What the contract imports, and the messages of its errors.
+GOOGLE_PROTOS = $(addsuffix .proto,$(addprefix google/,api/annotations api/field_behavior api/http \
+	rpc/error_details rpc/status type/date))
 PROTOS = $(sort $(wildcard protos/caseload/v1/*.proto))
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' client/pyproject.toml)
+CONTRACT = dist/caseload-protos-$(VERSION)
 SERVICE_PROTOS = $(filter %_service.proto,$(PROTOS))
 
 # $(call generate,FOLDER)
 define generate
 	@$(PROTOC) --plugin=$(BIN)/protoc-gen-mypy --python_out=$(1) --mypy_out=quiet:$(1) $(PROTOS)
-	@$(PROTOC) --plugin=$(BIN)/protoc-gen-mypy_grpc --grpc_python_out=$(1) --mypy_grpc_out=quiet,only_sync:$(1) \
+	@$(PROTOC) --plugin=$(BIN)/protoc-gen-mypy_grpc --grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1) \
 		$(SERVICE_PROTOS)
+	@$(PROTOC) --include_imports --include_source_info -o $(1)/caseload/v1/caseload.binpb $(PROTOS)
 endef
 
-LOCK = uv pip compile service/pyproject.toml --extra postgres --extra oidc --quiet --upgrade --generate-hashes --universal \
-	--python-version 3.11 --no-emit-package caseload-client --custom-compile-command 'make lock'
+.PHONY: dist/caseload.openapi.json
+dist/caseload.openapi.json: $(PROTO)/installed $(GATEWAY)/plugins
+	@rm -rf $(GATEWAY)/openapi && mkdir -p dist $(GATEWAY)/openapi
+	@$(PROTOC) --plugin=$(GATEWAY)/bin/protoc-gen-openapiv3 --openapiv3_out=$(GATEWAY)/openapi $(SERVICE_PROTOS)
+	@$(BIN)/python docs/deploy/gateway/openapi.py $(GATEWAY)/openapi $(VERSION) > $@
+
+UPGRADE = --upgrade
+SERVER = service/pyproject.toml --extra oidc --extra otel --extra postgres
+LOCK = uv pip compile $(SERVER) --quiet $(UPGRADE) --generate-hashes --universal --python-version 3.11 \
+	--no-emit-package caseload-client --custom-compile-command 'make lock'
+
+# $(call lock_group,GROUP): what a group of the root's pyproject.toml needs, without the server's own
+lock_group = $(subst $(SERVER),--group $(1),$(LOCK))

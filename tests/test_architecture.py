@@ -31,7 +31,7 @@ VERBS = {
         "records",
         "search",
     ),
-    *("relationship_store", "store_identity", "transfers", "write_transaction", "backends.protocol"),
+    *("relationship_store", "hash_chain", "store_identity", "transfers", "write_transaction", "backends.protocol"),
 }
 """The store's own modules, without the databases."""
 
@@ -43,11 +43,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "clock": set(),
     "config": set(),
     "open_files": {".config", ".domain.limits"},
+    "private_files": {".config"},
     "domain": {".domain"},
     # the store
     "store": {*(f".store.{name}" for name in VERBS), ".domain", "uuid_utils"},
     "store.backends": {".store.backends.protocol", ".domain.errors"},
-    "store.backends.factory": {".store", ".config", ".domain.errors", *DRIVERS},
+    "store.backends.factory": {".store", ".config", ".private_files", ".domain.errors", *DRIVERS},
     "store.backends.sqlite": {".store.backends", ".store.portability", ".store.atomic_file", ".domain", "apsw"},
     "store.backends.postgres": {".store.backends", ".store.portability", ".domain.errors", "psycopg"},
     "store.portability": {".store.backends.protocol", ".store.portability", ".store.search", ".domain"},
@@ -59,20 +60,24 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "api.convert": {".domain", "caseload", "google"},
     # around a call
-    "security": {".security", ".config", ".domain.errors", "grpc"},
+    "security": {".security", ".config", ".domain.errors", ".private_files", "grpc"},
     "security.certificates": {"cryptography"},
     "security.file_reload": {".config", "structlog"},
+    "security.keys_file": {".security", ".config", ".private_files", "structlog"},
     "security.principal": set(),
     "security.auth": {".security", ".domain.errors", *WIRE},
     "security.redaction": {".security.principal", ".domain.errors", "google"},
     "observability": {".observability", ".config", ".domain"},
-    "observability.access_log": {".observability", ".domain", ".security.principal", "google", "grpc", "structlog"},
+    "observability.access_log": {
+        *(".observability", ".domain", ".security.principal", "google", "grpc", "grpc_health", "structlog"),
+    },
     "observability.anonymous_lines": {".domain.limits", "structlog"},
     "observability.audited_ids": {".domain.limits", "google"},
     "observability.log_file": set(),
     "observability.logs": {".config", ".observability.log_file", "psycopg", "structlog"},
     "observability.metrics": {".observability", ".domain.errors", ".store.backends.protocol", "prometheus_client"},
     "observability.metrics_page": {".config", "prometheus_client"},
+    "observability.tracing": {".config", ".store.backends.protocol", "grpc", "opentelemetry", "structlog"},
     "observability.readiness": {"caseload", "structlog"},
     "rpc": {".rpc", ".config", ".domain", "structlog", *WIRE},
     "rpc.pipeline": {
@@ -81,7 +86,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "rpc.server": {
         *(".rpc", ".api", ".store", ".security", ".observability", ".domain", ".config", ".clock", ".open_files"),
+        "structlog",
         *WIRE,
+    },
+    "testing": {
+        *(".config", ".domain.errors", ".observability.logs", ".open_files", ".rpc.server"),
+        *(".security.principal", ".store"),
     },
     # processes
     "supervisor": {".config", ".observability", "structlog"},
@@ -92,11 +102,15 @@ MAY_IMPORT: dict[str, set[str]] = {
         ".commands",
         ".config",
         ".observability.readiness",
+        ".private_files",
         ".security.tls",
         "grpc",
         "grpc_health",
     },
-    "commands.keys": {"click", ".commands", ".config", ".security.api_keys", ".security.principal"},
+    "commands.keys": {
+        *("click", ".clock", ".commands", ".config"),
+        *(".security.api_keys", ".security.keys_file", ".security.principal"),
+    },
     "commands.migrate": {"click", ".commands", ".config", ".store.backends.factory"},
     "commands.export_import_verify": {"click", ".commands", ".config", ".store"},
     "commands.purge": {"click", ".commands", ".config", ".clock", ".domain.errors", ".store", "apsw"},
@@ -113,6 +127,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "commands.signals": {"apsw", "click"},
 }
 CLIENT_MAY_IMPORT = {"caseload", "google", "grpc"}
+AIO_CLIENT = "caseload.client.aio"
+"""The only part of the client that imports grpc.aio, and that nothing else of it imports."""
 PRIVATE_GRPC = re.compile(r"^grpc\.(_|.*\._)")
 """Names that grpcio does not promise to keep."""
 GRPCIO_COMPAT = "caseload_server.rpc.grpcio_compat"
@@ -150,7 +166,7 @@ def within(name: str, parts: Iterable[str]) -> bool:
 def allowed(module: str) -> set[str]:
     """The full names that a module may import."""
     if not within(module, [SERVER]):
-        return CLIENT_MAY_IMPORT
+        return CLIENT_MAY_IMPORT | ({"pytest"} if within(module, ["caseload.testing"]) else set())
     place = module.removeprefix(SERVER).removeprefix(".")
     entry = max((entry for entry in MAY_IMPORT if entry == "" or within(place, [entry])), key=len)
     return {f"{SERVER}{name}" if name.startswith(".") else name for name in MAY_IMPORT[entry]}
@@ -159,6 +175,8 @@ def allowed(module: str) -> set[str]:
 def forbidden_imports(module: str, source: str) -> list[str]:
     names = {name for name in imported_names(source) if name.partition(".")[0] not in sys.stdlib_module_names}
     refused = {name for name in names if not within(name, allowed(module))}
+    if not within(module, [SERVER, AIO_CLIENT]):
+        refused |= {name for name in names if within(name, ["grpc.aio", AIO_CLIENT])}
     if module != GRPCIO_COMPAT:
         refused |= {name for name in names if PRIVATE_GRPC.match(name)}
     return sorted(refused)
@@ -215,6 +233,14 @@ def test_a_module_imports_only_what_it_may(path: Path) -> None:
 )
 def test_an_import_against_the_direction_is_found(module: str, source: str) -> None:
     assert len(forbidden_imports(f"{SERVER}.{module}".removesuffix("."), source)) == 1
+
+
+@pytest.mark.parametrize(
+    "source", ["import grpc.aio", "from grpc import aio", "from caseload.client.aio import connect"]
+)
+def test_an_import_of_asyncio_into_the_synchronous_client_is_found(source: str) -> None:
+    assert len(forbidden_imports("caseload.client.errors", source)) == 1
+    assert forbidden_imports("caseload.client.aio.calls", source) == []
 
 
 @pytest.mark.parametrize("source", ["from grpc_status import rpc_status", "from caseload_server.config import Config"])

@@ -16,13 +16,14 @@ from caseload_server.rpc.server import CaseloadServer
 import client_example
 from tests.docs.doc_blocks import ROOT, blocks
 from tests.support.servers import Client
+from tests.support.waiting import HUNG_SECONDS
 
 EXAMPLE = ROOT / "client_example.py"
 
 
 def run_example(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, EXAMPLE, *arguments], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, EXAMPLE, *arguments], capture_output=True, text=True, timeout=HUNG_SECONDS, check=False
     )
 
 

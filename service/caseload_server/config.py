@@ -3,6 +3,7 @@
 import datetime
 import ipaddress
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -116,6 +117,20 @@ class Config:
     def host_and_port(self) -> tuple[str, int]:
         """Returns the host and port of `address`. Raises SettingError."""
         return host_and_port("--address", self.address)
+
+
+def wants_traces(environment: Mapping[str, str]) -> bool:
+    """Returns whether the OTEL_* variables ask for traces: they name an exporter or its endpoint. Raises SettingError.
+
+    https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
+    """
+    if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return False
+    exporter = environment.get("OTEL_TRACES_EXPORTER", "").strip()
+    if exporter not in ("", "none", "otlp"):
+        raise SettingError("OTEL_TRACES_EXPORTER", "must be otlp or none")
+    endpoints = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    return exporter == "otlp" or (not exporter and any(environment.get(name) for name in endpoints))
 
 
 def host_and_port(setting: str, address: str) -> tuple[str, int]:

@@ -1,12 +1,16 @@
 """error_info(): the reason and details of a failed call, without another package."""
 
+import traceback
 from collections.abc import Callable
+from typing import Any, get_args
 
 import grpc
 import pytest
-from caseload.client import Caseload, ErrorDetails, connect, error_info
-from caseload.v1 import patient_service_pb2, resources_pb2, therapist_service_pb2
+from caseload.client import Caseload, ErrorDetails, Reason, connect, error_info
+from caseload.v1 import error_reason_pb2, patient_service_pb2, resources_pb2, therapist_service_pb2
 from caseload_server.rpc.server import CaseloadServer
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
 
 from tests.client.fake_server import FakeServer
 from tests.support.servers import refusal
@@ -54,3 +58,63 @@ def test_an_error_that_is_not_from_caseload_has_no_reason(peer: FakeServer) -> N
         error = refused(caseload.therapists.GetTherapist, therapist_service_pb2.GetTherapistRequest())
     assert error.code() == grpc.StatusCode.NOT_FOUND
     assert error_info(error) == ErrorDetails()
+
+
+def test_the_type_of_a_reason_lists_exactly_the_reasons_of_the_contract() -> None:
+    names = [name.removeprefix("ERROR_REASON_") for name in error_reason_pb2.ErrorReason.keys()]  # noqa: SIM118 - no dict
+    assert get_args(Reason) == ("", *names[1:])
+
+
+def test_a_reason_that_a_newer_server_sends_is_returned_as_it_is(peer: FakeServer) -> None:
+    packed = any_pb2.Any()
+    packed.Pack(error_details_pb2.ErrorInfo(domain="caseload.v1", reason="OF_TOMORROW", metadata={"limit": "9"}))
+    status = status_pb2.Status(code=9, message="scripted", details=[packed])
+    peer.trailing = (("grpc-status-details-bin", status.SerializeToString()),)
+    with connect(peer.answer_with(grpc.StatusCode.FAILED_PRECONDITION).address) as caseload:
+        error = refused(caseload.therapists.GetTherapist, therapist_service_pb2.GetTherapistRequest())
+    assert error_info(error) == ("OF_TOMORROW", {"limit": "9"}, {}, None)
+    assert "reason: OF_TOMORROW\nmetadata limit: 9\n" in shown(error)
+
+
+def shown(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))
+
+
+WAYS: list[Any] = [
+    lambda method: method,
+    lambda method: method.with_call,
+    lambda method: lambda request: method.future(request).result(),
+]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=["call", "with_call", "future"])
+def test_an_error_shows_its_reason_and_fields_in_a_traceback(server: CaseloadServer, way: Any) -> None:
+    request = therapist_service_pb2.CreateTherapistRequest()
+    with connect(server.address) as caseload:
+        error = refused(way(caseload.therapists.CreateTherapist), request)
+    assert error_info(error).fields
+    assert "reason: INVALID_FIELD\n" in shown(error)
+    for path, rule in error_info(error).fields.items():
+        assert shown(error).count(f"field {path}: {rule}\n") == 1
+
+
+def test_a_future_shows_its_reason_once_however_often_it_is_asked(server: CaseloadServer) -> None:
+    with connect(server.address) as caseload:
+        future = caseload.therapists.GetTherapist.future(therapist_service_pb2.GetTherapistRequest(therapist_id="t9"))
+        errors = [future.exception(), future.exception()]
+        with pytest.raises(grpc.RpcError) as caught:
+            future.result()
+    assert all(error is caught.value for error in errors)
+    assert caught.value.__notes__ == ["reason: THERAPIST_NOT_FOUND\nmetadata missing: 1"]
+
+
+def test_a_stream_shows_the_reason_of_its_error(server: CaseloadServer) -> None:
+    with connect(server.address) as caseload:
+        error = refused(next, caseload.watch("0123456789ab.1"))
+    assert "reason: REVISION_FOREIGN\n" in shown(error)
+
+
+def test_an_error_that_is_not_from_caseload_has_no_note(peer: FakeServer) -> None:
+    with connect(peer.answer_with(grpc.StatusCode.NOT_FOUND).address) as caseload:
+        error = refused(caseload.therapists.GetTherapist, therapist_service_pb2.GetTherapistRequest())
+    assert not hasattr(error, "__notes__")

@@ -5,7 +5,7 @@ from importlib import resources
 from typing import Any
 
 import pytest
-from caseload.client.channel import service_config
+from caseload.client.settings import service_config
 from caseload_server.observability.readiness import READINESS_SERVICES
 from google.api import field_behavior_pb2
 from google.protobuf.descriptor import MethodDescriptor

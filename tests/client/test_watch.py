@@ -9,7 +9,8 @@ from typing import Any
 import grpc
 import pytest
 from caseload.client import Caseload, connect, error_info
-from caseload.client.call_defaults import ChannelWithDefaults
+from caseload.client.call_defaults import CallDefaults
+from caseload.client.calls import ChannelWithDefaults
 from caseload.client.watch import watch
 from caseload.v1 import change_service_pb2 as pb
 from caseload.v1 import patient_service_pb2 as patients
@@ -20,6 +21,7 @@ from grpc import StatusCode
 
 from tests.client.fake_server import FakeServer
 from tests.security.server_fixture import serving
+from tests.support.servers import free_address
 from tests.support.waiting import eventually, join
 
 
@@ -84,7 +86,7 @@ def test_an_error_that_resuming_cannot_fix_is_raised(caseload: Caseload) -> None
 def test_invalid_metadata_raise_and_do_not_end_the_watch_silently(peer: FakeServer) -> None:
     closed = threading.Event()
     with grpc.insecure_channel(peer.address) as channel:
-        calls: Any = ChannelWithDefaults(channel, 10, [("x-trace", "1", "2")], closed)  # type: ignore[list-item]  # as an application may
+        calls: Any = ChannelWithDefaults(channel, CallDefaults(10, (("x-trace", "1", "2"),)), closed)  # type: ignore[arg-type]  # as an application may
         with pytest.raises(ValueError, match="unpack"):
             next(watch(ChangeServiceStub(calls), pb.WatchChangesRequest(), closed))
 
@@ -119,3 +121,34 @@ def test_a_repeatedly_interrupted_watch_waits_longer_each_time(peer: FakeServer,
     assert closed.waits == [pytest.approx(wait, rel=0.2) for wait in (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5, 5)]
     sent = {pb.WatchChangesRequest.FromString(attempt.data).after_revision for attempt in peer.attempts}
     assert sent == {"0123456789ab.1"}
+
+
+def test_a_watch_resumes_after_a_restart_and_logs_once_that_it_cannot_connect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("caseload.client.watch.REPORT_AFTER_SECONDS", 0.1)
+    address = free_address()
+    received: list[pb.WatchChangesResponse] = []
+    with connect(address) as caseload:
+        thread = threading.Thread(target=lambda: received.extend(caseload.watch()))
+        thread.start()
+        for _ in range(2):
+            eventually(lambda: caplog.records)
+            with serving(tmp_path, address=address):
+                count = len(received)
+                eventually(lambda count=count: len(received) > count)  # type: ignore[misc]  # bound now
+            [record] = caplog.records
+            caplog.clear()
+            assert (record.name, "refused" in record.getMessage()) == ("caseload.client", True)
+    join(thread)
+
+
+def test_a_watch_logs_once_that_a_server_rejects_it_again_and_again(
+    peer: FakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    peer.answer_with(*[(StatusCode.UNAVAILABLE, "-1")] * 3)
+    with connect(peer.address) as caseload:
+        next(caseload.watch())
+    assert [record.getMessage() for record in caplog.records] == [
+        "watch cannot connect, and tries again until it can: UNAVAILABLE: scripted"
+    ]

@@ -9,6 +9,8 @@ from typing import Any, Final
 
 import pytest
 
+from tests.support.waiting import HUNG_SECONDS
+
 ROOT: Final = Path(__file__).parents[2]
 DEPLOY: Final = ROOT / "docs" / "deploy"
 UNIT: Final = DEPLOY / "systemd" / "caseload.service"
@@ -29,7 +31,9 @@ def tool(name: str) -> str:
 def manifest(path: Path) -> list[dict[str, Any]]:
     """The YAML documents of a manifest."""
     with path.open() as file:
-        done = subprocess.run([tool("python"), "-c", _PARSE], stdin=file, capture_output=True, check=True, timeout=60)
+        done = subprocess.run(
+            [tool("python"), "-c", _PARSE], stdin=file, capture_output=True, check=True, timeout=HUNG_SECONDS
+        )
     documents: list[dict[str, Any]] = json.loads(done.stdout)
     return documents
 

@@ -20,6 +20,7 @@ from tests.deploy.manifests import CONTAINERFILE, DEPLOY, MANIFESTS, UNIT, VARIA
 from tests.process.command_runner import caseload, url
 from tests.security.server_fixture import KeysFile
 from tests.support.servers import ServerProcess
+from tests.support.waiting import HUNG_SECONDS
 
 pytestmark = pytest.mark.checkout
 
@@ -30,7 +31,7 @@ STOP_SECONDS = Config.drain_seconds + Config.grace_seconds + supervisor._STOP_MA
 
 
 def command_output(*command: str) -> tuple[int, str]:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=2 * HUNG_SECONDS, check=False)
     return done.returncode, done.stdout + done.stderr
 
 

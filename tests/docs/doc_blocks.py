@@ -8,8 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.support.missing_tool import NoTool
+from tests.support.waiting import HUNG_SECONDS
+
 ROOT = Path(__file__).parents[2]
 OPERATIONS = ROOT / "docs" / "operations"
+PROTOC = ROOT / ".tools" / "proto" / "bin"
+"""The folder of protoc, for the end of PATH: it has a Python of its own."""
 
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```\n(\s*^```text\n(.*?)^```)?", re.MULTILINE | re.DOTALL)
 _NOT_RUN = re.compile(r"(make [a-z-]+|\. \.venv/bin/activate)( *#.*)?")
@@ -73,11 +78,21 @@ def run(block: Block, folder: Path) -> subprocess.CompletedProcess[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=60,
+        timeout=HUNG_SECONDS,
         check=False,
     )
 
 
+def artifacts() -> list[Path]:
+    """The files that `make artifacts` writes. Raises NoTool if it did not run."""
+    found = [*(ROOT / "dist").glob("caseload-protos-*.zip"), *(ROOT / "dist").glob("caseload.binpb")]
+    if len(found) != 2:
+        raise NoTool("needs the artifacts: make artifacts")
+    return found
+
+
 def search_path() -> str:
-    """PATH: the commands of this environment, then those of `make grpcurl`, then the system's."""
-    return os.pathsep.join([str(Path(sys.executable).parent), str(ROOT / ".tools" / "bin"), os.environ["PATH"]])
+    """PATH: the commands of this environment, then those of `make grpcurl`, the system's, and protoc."""
+    return os.pathsep.join(
+        [str(Path(sys.executable).parent), str(ROOT / ".tools" / "bin"), os.environ["PATH"], str(PROTOC)]
+    )

@@ -22,13 +22,18 @@ from google.protobuf import json_format
 from google.rpc.code_pb2 import Code
 
 from tests.docs import errors_page
-from tests.docs.doc_blocks import OPERATIONS, ROOT, Block, blocks, is_only_named, masked, run, search_path
+from tests.docs.doc_blocks import OPERATIONS, ROOT, Block, artifacts, blocks, is_only_named, masked, run, search_path
+from tests.support.gateway import gateway
 from tests.support.postgres.cluster import Server
 from tests.support.postgres.pgbouncer import pgbouncer
 from tests.support.servers import Client, ServerProcess, refusal
 from tests.support.waiting import HUNG_SECONDS
 
 ADDRESS = Config.address
+GATEWAY_PAGES = [ROOT / "docs" / "from-rest.md", ROOT / "docs" / "http.md"]
+CALLERS = ROOT / "docs" / "clients.md"
+OTHER_TESTS = {ROOT / "docs" / "postgresql.md", CALLERS, *GATEWAY_PAGES, *(ROOT / "docs" / "clients").glob("*.md")}
+"""Pages whose commands need more than a server."""
 PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if path.exists()]
 CHECKOUT_PAGES = [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "client/README.md"))]
 
@@ -80,11 +85,33 @@ def check_block(block: Block, folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("documented_server", "grpcurl")
-@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "postgresql.md"], ids=name)
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in OTHER_TESTS], ids=name)
 def test_every_command_and_snippet_of_a_page_does_what_the_page_shows(page: Path, folder: Path) -> None:
     for block in blocks(page):
         if block.language in ("sh", "python"):
             check_block(block, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.checkout
+@pytest.mark.usefixtures("documented_server", "grpcurl")
+def test_every_command_of_the_callers_page_works_with_the_artifacts(folder: Path) -> None:
+    for artifact in artifacts():
+        shutil.copy(artifact, folder)
+    for block in blocks(CALLERS):
+        if block.language in ("sh", "python"):
+            check_block(block, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.checkout
+@pytest.mark.usefixtures("documented_server", "grpcurl")
+@pytest.mark.parametrize("page", GATEWAY_PAGES, ids=name)
+def test_every_call_over_http_does_what_the_page_shows(page: Path, folder: Path) -> None:
+    with gateway("-backend-plaintext", listen="127.0.0.1:8080"):
+        for block in blocks(page):
+            if block.language == "sh":
+                check_block(block, folder)
 
 
 @pytest.mark.slow
@@ -121,9 +148,10 @@ def test_every_command_of_the_postgresql_page_does_what_it_shows(folder: Path, p
 @pytest.mark.usefixtures("documented_server")
 def test_every_snippet_of_the_stubs_readme_does_what_it_shows(folder: Path) -> None:
     snippets = blocks(ROOT / "client" / "README.md")
-    assert {snippet.language for snippet in snippets} == {"python"}
+    assert {snippet.language for snippet in snippets} == {"python", "sh"}
     for snippet in snippets:
-        check_block(snippet, folder)
+        if snippet.language == "python":  # tests/packaging/test_wheels.py runs the commands
+            check_block(snippet, folder)
 
 
 def test_every_change_set_that_a_page_shows_is_one_of_the_contract() -> None:
@@ -147,7 +175,9 @@ ENDPOINTS = (
 def test_every_endpoint_of_the_rest_api_is_mapped() -> None:
     text = (ROOT / "docs" / "from-rest.md").read_text()
     mapped = re.findall(
-        r"^`([A-Z]+ /[^`]+)`: (\w+)[^`]*(?:`[^`]+`[^`]*)*?\n```sh\ngrpcurl .*/(\w+)\n```$", text, re.MULTILINE
+        r"^`([A-Z]+ /[^`]+)`: (\w+)[^`]*(?:`[^`]+`[^`]*)*?\n```sh\ngrpcurl .*/(\w+)\n```\n\n```sh\ncurl -f .*\n```$",
+        text,
+        re.MULTILINE,
     )
     assert {endpoint for endpoint, _, _ in mapped} == set(ENDPOINTS)
     assert [(said, run) for _, said, run in mapped if said != run] == []
@@ -194,7 +224,7 @@ def test_every_link_and_file_named_on_a_page_exists(page: Path) -> None:
     links = {link.partition("#")[0] for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text)}
     missing = {link for link in links if link and not (page.parent / link).exists()}
     files = re.findall(r"`((?:[\w.-]+/)+[\w.-]*|[\w-]+\.(?:py|md|toml|proto|sql))`", text)
-    made = ("data/", "caseload/", ".tools/")
+    made = ("data/", "dist/", "caseload/", ".tools/", "google/", "src/main/", "example.org/")
     folders = [ROOT, ROOT / "protos/caseload/v1", ROOT / "client/caseload/client", ROOT / "service"]
     folders += [folder for folder in (ROOT / "service").rglob("*") if folder.is_dir()]
     missing |= {
@@ -238,7 +268,7 @@ def test_the_settings_tables_match_the_help_of_the_commands() -> None:
             [sys.executable, "-m", "caseload_server", command, "--help"],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=HUNG_SECONDS,
             check=True,
         ).stdout
         for command in ("serve", "check")
@@ -253,7 +283,11 @@ def test_the_settings_tables_match_the_help_of_the_commands() -> None:
 def test_the_dependencies_page_lists_exactly_the_dependencies() -> None:
     server = tomllib.loads((ROOT / "service" / "pyproject.toml").read_text())["project"]
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
-    wanted = [*server["dependencies"], *server["optional-dependencies"]["postgres"], *groups["test"]]
+    wanted = [
+        *server["dependencies"],
+        *(one for extra in server["optional-dependencies"].values() for one in extra),
+        *groups["test"],
+    ]
     wanted += [one for one in groups["dev"] if isinstance(one, str)]
     names = {re.split(r"[<>=[]", one)[0] for one in wanted} - {"caseload-client"}
     used, _, _ = (ROOT / "docs" / "dependencies.md").read_text().partition("## Looked at and left out")
@@ -308,7 +342,7 @@ def list_changes(address: str, after: str = "") -> change_pb.ListChangesResponse
 
 def tour(address: str) -> int:
     command = [sys.executable, str(ROOT / "client_example.py"), address]
-    return subprocess.run(command, stdout=subprocess.DEVNULL, timeout=60, check=False).returncode
+    return subprocess.run(command, stdout=subprocess.DEVNULL, timeout=HUNG_SECONDS, check=False).returncode
 
 
 def newest_revision(address: str) -> str:

@@ -278,11 +278,15 @@ def test_a_watch_names_up_to_1000_records_per_kind_and_marks_truncation(
     server, api, reader = logged
     start = api.head()
     store: Any = server.store
-    run(store, "INSERT INTO change_set VALUES (1, 0, 'importer', 'm', '')")
+    run(
+        store,
+        "INSERT INTO change_set (revision, committed_us, actor, method, request_id, hash_version)"
+        " VALUES (1, 0, 'importer', 'm', '', 1)",
+    )
     run(
         store,
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1500)"
-        " INSERT INTO change SELECT 1, i, 2, '', '', 'p' || i, '' FROM n",
+        " INSERT INTO change SELECT 1, i, 2, '', '', 'p' || i, '', NULL FROM n",
     )
     run(store, "UPDATE store SET head_revision = 1")
     watch = api.watch(start)

@@ -18,6 +18,7 @@ from tests.process.command_runner import url
 from tests.support.api_driver import ApiDriver
 from tests.support.postgres.databases import Databases
 from tests.support.servers import ServerProcess, free_address
+from tests.support.waiting import HUNG_SECONDS
 
 NOT_SHOWN: Final[set[str]] = set()
 """Metrics that the dashboard omits on purpose."""
@@ -120,7 +121,9 @@ def promtool() -> str:
 
 
 def assert_succeeds(*command: str) -> None:
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=HUNG_SECONDS, check=False
+    )
     assert done.returncode == 0, done.stdout
 
 

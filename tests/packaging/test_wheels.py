@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import threading
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,9 @@ from shutil import copy
 from typing import NamedTuple
 
 import pytest
+
+from tests.docs.doc_blocks import blocks, run
+from tests.support.waiting import HUNG_SECONDS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # seconds: an index may be slow
 
@@ -30,7 +34,7 @@ IMPORT_CLIENT_ALONE = """if True:
             if name.partition(".")[0] not in allowed:
                 raise ImportError(name)
     sys.meta_path.insert(0, DenyOthers)
-    import caseload.client
+    import caseload.client.aio
     caseload.client.connect("127.0.0.1:1").close()"""
 CALL_SERVER = """if True:
     import sys
@@ -47,7 +51,7 @@ def wheel_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheels")
     for project in ("client", "service"):
         command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
-        subprocess.run(command, cwd=ROOT / project, capture_output=True, timeout=60, check=True)
+        subprocess.run(command, cwd=ROOT / project, capture_output=True, timeout=HUNG_SECONDS, check=True)
     return folder
 
 
@@ -68,18 +72,24 @@ def test_each_wheel_installs_one_top_level_package(wheels: dict[str, zipfile.Zip
 
 
 @pytest.mark.checkout
-def test_the_stubs_are_in_the_wheel_of_the_client(wheels: dict[str, zipfile.ZipFile]) -> None:
-    generated = {f"caseload/v1/{path.name}" for path in (ROOT / "generated/caseload/v1").iterdir() if path.is_file()}
-    assert len(generated) > 20
-    assert {name for name in code(wheels["caseload_client"]) if name.startswith("caseload/v1/")} == generated
+def test_the_stubs_and_the_contract_are_in_the_wheel_of_the_client(wheels: dict[str, zipfile.ZipFile]) -> None:
+    folders = (ROOT / "generated/caseload/v1", ROOT / "protos/caseload/v1")
+    files = {f"caseload/v1/{path.name}" for folder in folders for path in folder.iterdir() if path.is_file()}
+    assert len(files) > 26
+    assert {"caseload/v1/caseload.binpb", "caseload/v1/resources.proto"} < files
+    assert {name for name in code(wheels["caseload_client"]) if name.startswith("caseload/v1/")} == files
 
 
 @pytest.mark.checkout
 def test_the_client_package_is_in_its_wheel_with_types_and_service_config(wheels: dict[str, zipfile.ZipFile]) -> None:
-    files = {path.name for path in (ROOT / "client/caseload/client").iterdir() if path.is_file()}
-    assert {"__init__.py", "py.typed", "service_config.json"} <= files
-    shipped = {name for name in code(wheels["caseload_client"]) if not name.startswith("caseload/v1/")}
-    assert shipped == {f"caseload/client/{name}" for name in files}
+    folder = ROOT / "client"
+    paths = {path for path in folder.glob("caseload/**/*") if path.is_file() and "__pycache__" not in path.parts}
+    files = {str(path.relative_to(folder)) for path in paths}
+    assert {
+        f"caseload/client/{name}" for name in ("__init__.py", "aio/__init__.py", "py.typed", "service_config.json")
+    } <= files
+    assert "caseload/testing/plugin.py" in files
+    assert {name for name in code(wheels["caseload_client"]) if not name.startswith("caseload/v1/")} == files
 
 
 @pytest.mark.checkout
@@ -103,11 +113,11 @@ def test_the_client_requires_three_packages_and_the_server_requires_the_client(
 def required(wheel: zipfile.ZipFile) -> set[str]:
     [name] = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
     headers = message_from_bytes(wheel.read(name)).get_all("Requires-Dist", [])
-    return {re.split("[ <>=;[]", header)[0] for header in headers}
+    return {re.split("[ <>=;[]", header)[0] for header in headers if "extra ==" not in header}
 
 
 def test_the_client_works_without_any_other_package() -> None:
-    subprocess.run([sys.executable, "-c", IMPORT_CLIENT_ALONE], timeout=60, check=True)
+    subprocess.run([sys.executable, "-c", IMPORT_CLIENT_ALONE], timeout=HUNG_SECONDS, check=True)
 
 
 # --- installed by name, in a clean environment
@@ -120,7 +130,11 @@ def requirements(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pinned = ROOT / "requirements" / "runtime.txt"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary", ":all:", "--dest", str(folder)]
     done = subprocess.run(
-        [*command, "--require-hashes", "-r", str(pinned)], capture_output=True, text=True, timeout=100, check=False
+        [*command, "--require-hashes", "-r", str(pinned)],
+        capture_output=True,
+        text=True,
+        timeout=2 * HUNG_SECONDS,
+        check=False,
     )
     if done.returncode:
         pytest.skip(f"needs a package index for requirements/runtime.txt: {done.stderr.strip().splitlines()[-1:]}")
@@ -131,7 +145,9 @@ class Environment:
     """A virtual environment without any package."""
 
     def __init__(self, folder: Path) -> None:
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], timeout=100, check=True)
+        subprocess.run(
+            [sys.executable, "-m", "venv", "--without-pip", str(folder)], timeout=2 * HUNG_SECONDS, check=True
+        )
         self.bin = folder / "bin"
         self.outside = folder / "outside"  # the checkout must not be importable
         self.outside.mkdir()
@@ -142,7 +158,13 @@ class Environment:
         environment = {**own, "PIP_CONFIG_FILE": os.devnull, "PIP_DISABLE_PIP_VERSION_CHECK": "1", **variables}
         command = [sys.executable, "-m", "pip", "--python", str(self.bin / "python"), "install", *arguments]
         return subprocess.run(
-            command, cwd=self.outside, env=environment, capture_output=True, text=True, timeout=100, check=False
+            command,
+            cwd=self.outside,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=2 * HUNG_SECONDS,
+            check=False,
         )
 
     def installed(self) -> set[str]:
@@ -153,7 +175,9 @@ class Environment:
     def run(self, source: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Runs a Python program."""
         command = [str(self.bin / "python"), "-I", "-c", source, *arguments]
-        return subprocess.run(command, cwd=self.outside, capture_output=True, text=True, timeout=60, check=True)
+        return subprocess.run(
+            command, cwd=self.outside, capture_output=True, text=True, timeout=HUNG_SECONDS, check=True
+        )
 
 
 @pytest.mark.checkout
@@ -166,6 +190,21 @@ def test_both_wheels_install_by_name_and_serve_a_call(wheel_folder: Path, requir
     assert "caseload" not in environment.installed()
     with serving(environment, tmp_path / "caseload.db") as address:
         assert environment.run(CALL_SERVER, address).stdout == "Ada Roe\n"
+
+
+@pytest.mark.checkout
+def test_the_commands_of_the_clients_readme_install_it(wheel_folder: Path, tmp_path: Path) -> None:
+    building, installing = [block for block in blocks(ROOT / "client" / "README.md") if block.language == "sh"]
+    client = tomllib.loads((ROOT / "client" / "pyproject.toml").read_text())["project"]
+    assert re.findall('"(.*?)"', building.text) == client["dependencies"]
+    (tmp_path / "dist").symlink_to(wheel_folder)
+    built = run(building, tmp_path)
+    if built.returncode:
+        pytest.skip(f"needs a package index for the requirements of the client: {built.stdout.strip()}")
+    installed = run(installing, tmp_path)
+    assert installed.returncode == 0, installed.stdout
+    command = [str(tmp_path / "callers-venv" / "bin" / "python"), "-I", "-c", "import caseload.client.aio"]
+    subprocess.run(command, timeout=HUNG_SECONDS, check=True)
 
 
 @contextmanager
@@ -181,7 +220,7 @@ def serving(environment: Environment, database: Path) -> Iterator[str]:
             yield server.stdout.readline().removeprefix("caseload: serving on ").strip()
         finally:
             server.terminate()
-            assert server.wait(60) == 0
+            assert server.wait(HUNG_SECONDS) == 0
 
 
 class Index(NamedTuple):

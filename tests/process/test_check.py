@@ -46,6 +46,7 @@ def pair(folder: Path, authority: trustme.CA, name: str = "caseload.internal", *
     made = authority.issue_cert(name, **when)
     cert, key = folder / f"{name}.pem", folder / f"{name}.key"
     cert.write_bytes(b"".join(part.bytes() for part in made.cert_chain_pems))
+    key.touch(mode=0o600)
     key.write_bytes(made.private_key_pem.bytes())
     return {"CASELOAD_TLS_CERT": str(cert), "CASELOAD_TLS_KEY": str(key)}
 
@@ -244,6 +245,7 @@ def test_a_check_of_a_silent_listener_fails_in_bounded_time(tmp_path: Path, auth
 def test_a_bad_setting_has_another_exit_code_than_a_bad_server(
     tmp_path: Path, authority: trustme.CA, arguments: tuple[str, ...], line: str
 ) -> None:
+    (tmp_path / "text").touch(mode=0o600)
     (tmp_path / "text").write_text("do-not-repeat-me")
     trusted(tmp_path, authority)
     said = refusal(tmp_path, "check", *arguments)

@@ -252,8 +252,8 @@ def test_an_interrupted_purge_of_changes_resumes_where_it_stopped(
         run(store, "UPDATE store SET head_revision = :sets", {"sets": sets})
         run(
             store,
-            "INSERT INTO change_set (revision, committed_us, actor, method, request_id)"
-            " SELECT key + 1, 1, 'a', 'm', '' FROM json_each(:numbers)",
+            "INSERT INTO change_set (revision, committed_us, actor, method, request_id, hash_version)"
+            " SELECT key + 1, 1, 'a', 'm', '', 1 FROM json_each(:numbers)",
             {"numbers": json.dumps([*range(sets)])},
         )
 

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from tests.support.servers import free_address
+from tests.support.waiting import HUNG_SECONDS
 
 pytestmark = pytest.mark.checkout
 
 ROOT = Path(__file__).parents[2]
-READ_BY_MAKE = ["Makefile", "pyproject.toml", "client/pyproject.toml", "service/pyproject.toml", "requirements/dev.txt"]
+READ_BY_MAKE = ["Makefile", "pyproject.toml", "client/pyproject.toml", "service/pyproject.toml"]
+READ_BY_MAKE += ["requirements/dev.txt", "requirements/proto.txt"]
 
 
 @pytest.fixture
@@ -40,7 +42,13 @@ def make(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     # Under `make test`, the outer make's flags would make this one print its folder.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     return subprocess.run(
-        ["make", *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False
+        ["make", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=HUNG_SECONDS,
+        check=False,
     )
 
 
@@ -70,6 +78,17 @@ def test_a_missing_python_is_reported_in_one_line(checkout: Path) -> None:
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.count("\n") == 1, ended.stderr
     assert "no Python 3.11 or later" in ended.stderr
+    assert sorted(checkout.rglob("*")) == before
+
+
+def test_make_proto_names_the_versions_of_python_that_protoc_needs(checkout: Path, tmp_path: Path) -> None:
+    (checkout / ".venv").symlink_to(sys.prefix)
+    before = sorted(checkout.rglob("*"))
+    newer = python(tmp_path, "import sys; sys.version_info = (3, 13, 0, 'final', 0)")
+    ended = make(checkout, "-o", ".venv/installed", "proto", f"PROTO_PYTHON={newer}")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.count("\n") == 1, ended.stderr
+    assert "protoc needs Python 3.11 or 3.12" in ended.stderr
     assert sorted(checkout.rglob("*")) == before
 
 
@@ -117,7 +136,7 @@ def lines_of_make_run(checkout: Path, address: str, path: Path) -> Generator[str
             yield from (line.rstrip("\n") for line in running.stdout)
         finally:
             os.killpg(running.pid, signal.SIGTERM)
-            running.wait(30)
+            running.wait(HUNG_SECONDS)
 
 
 def test_make_grpcurl_shows_why_it_cannot_be_built(without_grpcurl: Path, tmp_path: Path) -> None:

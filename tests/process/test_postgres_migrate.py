@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from caseload_server.domain.requests import Transfer
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
-from caseload_server.store.backends.migrations import migrations
+from caseload_server.store.backends.migrations import Migration, SchemaError, migrations
 from caseload_server.store.backends.postgres import migrate as postgres_migrate
 from caseload_server.store.backends.postgres.database import PostgresDatabase
 
@@ -29,12 +29,20 @@ BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NULL; END $$;
 CREATE TRIGGER wait AFTER INSERT ON assignment FOR EACH ROW EXECUTE FUNCTION wait()"""
 
 
+LATER = Migration("9999_later", "CREATE INDEX later ON assignment (updated_us)")
+STEPS = [*migrations("postgres"), LATER]
+CHAIN = next(step for step in migrations("postgres") if step.name == "0005_chain")
+WRITE_OF_VERSION_4 = """
+INSERT INTO change_set (revision, committed_us, actor, method, request_id)
+SELECT head_revision + 1, 1, 'a', 'm', '' FROM store"""
+
+
 @pytest.fixture
-def first_step(postgres: Server) -> Iterator[str]:
-    """The URL of a database with the schema of the first migration."""
+def previous(postgres: Server) -> Iterator[str]:
+    """The URL of a database with the schema of the previous version."""
     name = f"caseload_test_{secrets.token_hex(8)}"
     url = postgres.create_database(name)
-    postgres_migrate.migrate(url, migrations("postgres")[:1])
+    postgres_migrate.migrate(url)
     yield url
     postgres.drop_database(name)
 
@@ -58,10 +66,10 @@ def wait_for(connection: "psycopg.Connection[Any]", waiters: int) -> None:
     eventually(lambda: connection.execute(WAITERS).fetchone() == (waiters,))
 
 
-def test_a_migration_waits_for_running_writes_and_blocks_later_ones(first_step: str) -> None:
+def test_a_migration_waits_for_running_writes_and_blocks_later_ones(previous: str) -> None:
     with (
-        opened(first_step) as store,
-        psycopg.connect(first_step, autocommit=True) as holder,
+        opened(previous) as store,
+        psycopg.connect(previous, autocommit=True) as holder,
         ThreadPoolExecutor() as threads,
     ):
         source, target, patient = make(store, THERAPIST, ""), make(store, THERAPIST, ""), make(store, PATIENT, "")
@@ -72,18 +80,18 @@ def test_a_migration_waits_for_running_writes_and_blocks_later_ones(first_step: 
         order = Transfer(source.therapist_id, target.therapist_id)
         under_way = threads.submit(store.transfer, order, CALL)
         wait_for(holder, 1)
-        migrated = threads.submit(postgres_migrate.migrate, first_step)
+        migrated = threads.submit(postgres_migrate.migrate, previous, STEPS)
         wait_for(holder, 2)
         later = threads.submit(make, store, PATIENT, "")
         wait_for(holder, 3)
         holder.execute("SELECT pg_advisory_unlock(1)")
         assert [one.patient_id for one in under_way.result(HUNG_SECONDS).active] == [patient.patient_id]
-        assert migrated.result(HUNG_SECONDS) == migrations("postgres")[1:]
+        assert migrated.result(HUNG_SECONDS) == [LATER]
         assert later.result(HUNG_SECONDS).patient_id
-    assert deadlocks(first_step) == 0
+    assert deadlocks(previous) == 0
 
 
-def test_a_migration_completes_during_writes_and_fails_none(first_step: str) -> None:
+def test_a_migration_completes_during_writes_and_fails_none(previous: str) -> None:
     ended = threading.Event()
     written = [0] * 4
 
@@ -93,28 +101,72 @@ def test_a_migration_completes_during_writes_and_fails_none(first_step: str) -> 
             (unassign if written[writer] % 2 else assign)(store, therapist_id, patient_id)
             written[writer] += 1
 
-    with opened(first_step) as store, ThreadPoolExecutor() as threads:
+    with opened(previous) as store, ThreadPoolExecutor() as threads:
         therapist_id = make(store, THERAPIST, "").therapist_id
         writers = [threads.submit(write_on, store, therapist_id, n) for n in range(4)]
         try:
             eventually(lambda: min(written) > 10)
-            assert postgres_migrate.migrate(first_step) == migrations("postgres")[1:]
+            assert postgres_migrate.migrate(previous, STEPS) == [LATER]
             migrated = list(written)
             eventually(lambda: all(now > then for now, then in zip(written, migrated, strict=True)))
         finally:
             ended.set()
         for writer in writers:
             writer.result(HUNG_SECONDS)
-    assert deadlocks(first_step) == 0
+    assert deadlocks(previous) == 0
 
 
-def test_a_migration_retries_after_a_deadlock(first_step: str) -> None:
-    with psycopg.connect(first_step) as other, ThreadPoolExecutor() as threads:
+def test_a_migration_retries_after_a_deadlock(previous: str) -> None:
+    with psycopg.connect(previous) as other, ThreadPoolExecutor() as threads:
         other.execute("SET deadlock_timeout = '1min'")  # so that PostgreSQL cancels the migration, not this session
         other.execute("LOCK TABLE therapist IN ROW EXCLUSIVE MODE")
-        migrated = threads.submit(postgres_migrate.migrate, first_step)
+        migrated = threads.submit(postgres_migrate.migrate, previous, STEPS)
         wait_for(other, 1)
         other.execute("LOCK TABLE request IN ROW EXCLUSIVE MODE")
         other.commit()
-        assert migrated.result(HUNG_SECONDS) == migrations("postgres")[1:]
-    assert deadlocks(first_step) == 1
+        assert migrated.result(HUNG_SECONDS) == [LATER]
+    assert deadlocks(previous) == 1
+
+
+@pytest.fixture
+def before_chain(postgres: Server) -> Iterator[str]:
+    """The URL of a database with the schema before the hash chain."""
+    name = f"caseload_test_{secrets.token_hex(8)}"
+    url = postgres.create_database(name)
+    steps = migrations("postgres")
+    postgres_migrate.migrate(url, steps[: steps.index(CHAIN)])
+    yield url
+    postgres.drop_database(name)
+
+
+def test_the_step_of_the_chain_is_refused_while_an_instance_is_connected(before_chain: str) -> None:
+    with closing(PostgresDatabase(before_chain)) as instance:
+        instance.open()
+        with pytest.raises(SchemaError, match="is served: stop its instances first"):
+            postgres_migrate.migrate(before_chain)
+        assert CHAIN in postgres_migrate.pending(before_chain)
+    assert CHAIN in postgres_migrate.migrate(before_chain)
+
+
+def test_an_instance_cannot_start_during_the_step_of_the_chain(before_chain: str) -> None:
+    with psycopg.connect(before_chain) as reader, ThreadPoolExecutor() as threads:
+        reader.execute("SELECT 1 FROM store")
+        migrated = threads.submit(postgres_migrate.migrate, before_chain)
+        wait_for(reader, 1)
+        with closing(PostgresDatabase(before_chain)) as instance, pytest.raises(SchemaError, match="is running"):
+            instance.open()
+        reader.commit()
+        assert CHAIN in migrated.result(HUNG_SECONDS)
+
+
+def test_a_write_of_an_older_version_after_the_step_of_the_chain_fails(before_chain: str) -> None:
+    """An instance may lose its connection, and with it the lock, just before the migration."""
+    with psycopg.connect(before_chain, autocommit=True) as older:
+        older.execute(WRITE_OF_VERSION_4)
+        older.execute("UPDATE store SET head_revision = 1")
+        postgres_migrate.migrate(before_chain)
+        with pytest.raises(psycopg.errors.NotNullViolation):
+            older.execute(WRITE_OF_VERSION_4)
+    with opened(before_chain) as store:
+        make(store, PATIENT, "")
+        assert store.log_head().revision == 2

@@ -3,9 +3,10 @@
 import stat
 from pathlib import Path
 
+import pytest
 from caseload.v1 import resources_pb2, therapist_service_pb2
 
-from tests.process.command_runner import CASELOAD, caseload, url
+from tests.process.command_runner import CASELOAD, caseload, refusal, url
 from tests.support.servers import Client, ServerProcess
 from tests.support.waiting import HUNG_SECONDS
 
@@ -31,3 +32,17 @@ def test_only_its_user_can_read_a_migrated_file(tmp_path: Path) -> None:
     path = tmp_path / "caseload.db"
     assert caseload(tmp_path, "migrate", "--database", url(path), command=OPEN_TO_ALL).returncode == 0
     assert modes(tmp_path) == {"caseload.db": 0o600}
+
+
+@pytest.mark.parametrize("name", ["caseload.db", "caseload.db-wal"])
+def test_a_server_does_not_start_on_a_file_that_others_can_read(tmp_path: Path, name: str) -> None:
+    """The group may read and write: Kubernetes gives it a volume with fsGroup."""
+    path = tmp_path / "caseload.db"
+    caseload(tmp_path, "migrate", "--database", url(path))
+    with (tmp_path / name).open("ab"):  # a killed server leaves a -wal file
+        (tmp_path / name).chmod(0o664)
+    line = refusal(tmp_path, "serve", "--address", "127.0.0.1:0", "--database", url(path))
+    assert line == f"--database: is accessible to other users: run chmod o= on {name}"
+    (tmp_path / name).chmod(0o660)
+    with ServerProcess(url(path)):
+        pass

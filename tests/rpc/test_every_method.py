@@ -1,4 +1,4 @@
-"""Every method of every registered service is answered, those that a library declares included."""
+"""Every method of every service of the contract has a handler, and every registered method asks who calls."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,12 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
+from caseload_server.api.assignment_service import AssignmentServicer
+from caseload_server.api.change_service import ChangeServicer
+from caseload_server.api.patient_service import PatientServicer
+from caseload_server.api.therapist_service import TherapistServicer
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import MethodDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from structlog.testing import capture_logs
 
+from tests.api.sample_values import METHODS
+from tests.rpc.reflection_client import listed_services
 from tests.security.server_fixture import KeysFile, Metadata, bearer, serving
 from tests.support.servers import Client
 from tests.support.waiting import HUNG_SECONDS
@@ -32,11 +38,8 @@ def authenticating(folder: Path) -> Iterator[tuple[grpc.Channel, Metadata]]:
 
 def registered_methods(channel: grpc.Channel, credentials: Metadata) -> list[MethodDescriptor]:
     """The methods of all services that the server's reflection lists."""
-    stub: Any = reflection_pb2_grpc.ServerReflectionStub
-    asking = reflection_pb2.ServerReflectionRequest(list_services="")
-    [answer] = stub(channel).ServerReflectionInfo(iter([asking]), metadata=credentials, timeout=HUNG_SECONDS)
-    names = [service.name for service in answer.list_services_response.service]
-    services: list[Any] = [descriptor_pool.Default().FindServiceByName(name) for name in names]
+    pool: Any = descriptor_pool.Default()
+    services: list[Any] = [pool.FindServiceByName(name) for name in listed_services(channel, credentials)]
     return [method for service in services for method in service.methods]
 
 
@@ -57,6 +60,27 @@ def code_of(channel: grpc.Channel, method: MethodDescriptor, data: bytes, metada
     except grpc.RpcError as error:
         return str(error.code().name)
     return "OK"
+
+
+@pytest.mark.parametrize("servicer", [TherapistServicer, PatientServicer, AssignmentServicer, ChangeServicer])
+def test_a_server_without_a_handler_for_a_method_does_not_start(
+    servicer: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The generated base class still has the method, which would answer UNIMPLEMENTED."""
+    method = next(name for name in vars(servicer) if name[0].isupper())
+    monkeypatch.delattr(servicer, method)
+    assert hasattr(servicer, method)
+    with (
+        pytest.raises(NotImplementedError, match=rf"^caseload\.v1\.\w+Service\.{method} has no handler$"),
+        serving(tmp_path),
+    ):
+        pass
+
+
+def test_every_service_of_the_contract_is_registered(tmp_path: Path) -> None:
+    with authenticating(tmp_path) as (channel, credentials):
+        registered = {method.full_name for method in registered_methods(channel, credentials)}
+    assert {method.full_name for method in METHODS} <= registered
 
 
 def test_no_method_of_any_service_fails_with_and_without_credentials(tmp_path: Path) -> None:

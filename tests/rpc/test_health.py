@@ -1,4 +1,4 @@
-"""Health and reflection, as grpcurl and load balancers use them."""
+"""Health, as load balancers use it."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +10,6 @@ import pytest
 from caseload_server.config import Config
 from caseload_server.rpc.server import build_server
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.conftest import NewDatabase
 from tests.support.api_driver import RPCS, ApiDriver
@@ -24,11 +23,6 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 def health_of(client: Client) -> Any:
     return health_pb2_grpc.HealthStub(client.channel)
-
-
-def reflection_of(client: Client) -> Any:
-    stub: Any = reflection_pb2_grpc.ServerReflectionStub
-    return stub(client.channel)
 
 
 @pytest.mark.parametrize("name", ["", *SERVICES])
@@ -93,20 +87,3 @@ def test_health_is_answered_with_more_watches_than_threads(client: Client) -> No
     assert stub.Check(health_pb2.HealthCheckRequest(), timeout=HUNG_SECONDS).status == SERVING
     for watch in watches:
         watch.cancel()
-
-
-def test_reflection_lists_the_services(client: Client) -> None:
-    stub = reflection_of(client)
-    [answer] = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
-    listed = {service.name for service in answer.list_services_response.service}
-    assert listed == {*SERVICES, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
-
-
-@pytest.mark.parametrize(
-    "symbol", [*SERVICES, "caseload.v1.Therapist", "caseload.v1.ChangeSet", "google.rpc.ErrorInfo"]
-)
-def test_reflection_describes_every_message_callers_use(client: Client, symbol: str) -> None:
-    stub = reflection_of(client)
-    request = reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol)
-    [answer] = stub.ServerReflectionInfo(iter([request]))
-    assert answer.file_descriptor_response.file_descriptor_proto

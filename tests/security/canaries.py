@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tests.api.client_calls import full_error_text
 from tests.api.sample_values import METHODS, field_refs, full, is_map
 from tests.support.api_driver import full_name, request
+from tests.support.waiting import HUNG_SECONDS
 
 CANARY: Final = "Canary-Zq9"
 PRIVATE: Final = re.compile(r"canary.?zq9|491600009999|1931.?0?7.?13", re.IGNORECASE)
@@ -109,7 +110,7 @@ class Caller:
     def _try(self, rpc: str, **fields: Any) -> None:
         ask: Any = self.channel.unary_unary(full_name(rpc))
         with suppress(grpc.RpcError):
-            ask(request(rpc, **fields).SerializeToString(), timeout=20)
+            ask(request(rpc, **fields).SerializeToString(), timeout=HUNG_SECONDS)
 
     def call_everything(self) -> None:
         """Calls every RPC with every request."""
@@ -121,7 +122,7 @@ class Caller:
             reflection_pb2.ServerReflectionRequest(file_containing_symbol="caseload.v1.PatientService"),
             reflection_pb2.ServerReflectionRequest(file_containing_symbol="caseload.v1.Patient"),
         ]
-        for answer in reflection(self.channel).ServerReflectionInfo(iter(asked), timeout=20):
+        for answer in reflection(self.channel).ServerReflectionInfo(iter(asked), timeout=HUNG_SECONDS):
             self._record("reflection", answer.SerializeToString().decode("latin-1"))
 
     def _call(self, method: MethodDescriptor, data: bytes) -> None:
@@ -129,11 +130,11 @@ class Caller:
         make: Any = self.channel.unary_stream if method.server_streaming else self.channel.unary_unary
         try:
             if method.server_streaming:
-                stream = make(name)(data, timeout=20)
+                stream = make(name)(data, timeout=HUNG_SECONDS)
                 answer, call = next(stream), stream
                 stream.cancel()
             else:
-                answer, call = make(name).with_call(data, timeout=20)
+                answer, call = make(name).with_call(data, timeout=HUNG_SECONDS)
         except grpc.RpcError as error:
             self._record("refusal", full_error_text(error))
         else:

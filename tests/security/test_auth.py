@@ -1,6 +1,7 @@
 """Authentication: keys in the metadata, and the stored name of the caller."""
 
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from caseload.v1.change_service_pb2_grpc import ChangeServiceStub
 from caseload.v1.resources_pb2 import Therapist
 from caseload.v1.therapist_service_pb2_grpc import TherapistServiceStub
 from caseload_server.rpc.server import CaseloadServer
-from caseload_server.security import file_reload
+from caseload_server.security import api_keys, file_reload
+from caseload_server.security.keys_file import Callers
 from structlog.testing import capture_logs
 
-from tests.security.server_fixture import KeysFile, Metadata, bearer, serving
+from tests.security.server_fixture import KeysFile, Metadata, bearer, logging, serving
 from tests.support.servers import refusal
 from tests.support.waiting import HUNG_SECONDS, FakeClock, eventually
 
@@ -61,7 +63,7 @@ def test_a_caller_with_a_key_is_authenticated(therapists: Any, keys_file: KeysFi
 
 def test_a_caller_without_a_valid_key_is_unauthenticated(therapists: Any, keys_file: KeysFile) -> None:
     token = keys_file.add("billing")
-    keys_file.append("a-certificate read,write,audit")
+    keys_file.append("dns:a-certificate read,write,audit")
     strangers = [
         (),
         bearer(""),
@@ -69,6 +71,7 @@ def test_a_caller_without_a_valid_key_is_unauthenticated(therapists: Any, keys_f
         bearer(token + "x"),
         bearer(f" {token}"),
         bearer("a-certificate"),
+        bearer("dns:a-certificate"),
         bearer("billing"),
         (("authorization", token),),
         (("authorization", f"Basic {token}"),),
@@ -109,25 +112,90 @@ def test_a_key_is_rotated_without_a_rejected_call(therapists: Any, keys_file: Ke
     assert reason(therapists, bearer(new)) == "THERAPIST_NOT_FOUND"
 
 
-@pytest.mark.parametrize("fault", ["content", "missing", "mode"])
-def test_an_invalid_keys_file_keeps_the_previous_callers_and_is_logged_once(
+@pytest.mark.parametrize("fault", ["missing", "mode", "too large"])
+def test_a_keys_file_that_cannot_be_read_keeps_the_previous_callers_and_is_logged_once(
     therapists: Any, keys_file: KeysFile, fault: str
 ) -> None:
     token = keys_file.add("billing")
     assert reason(therapists, bearer(token)) == "THERAPIST_NOT_FOUND"
     with capture_logs() as logs:
-        if fault == "content":
-            keys_file.replace("do-not-repeat-me\n")
-        elif fault == "missing":
+        if fault == "missing":
             keys_file.path.unlink()
-        else:
+        elif fault == "mode":
             keys_file.path.chmod(0o644)
+        else:
+            keys_file.replace("do-not-repeat-me" * 100_000)
         for _ in range(5):
             assert reason(therapists, bearer(token)) == "THERAPIST_NOT_FOUND"
             assert reason(therapists, bearer("unknown")) == "UNAUTHENTICATED"
     [line] = logs
     assert (line["log_level"], line["fault"].partition(":")[0]) == ("error", "--keys-file")
     assert "do-not-repeat-me" not in str(logs)
+
+
+def test_a_faulty_line_keeps_no_removed_key_valid(therapists: Any, keys_file: KeysFile) -> None:
+    removed, stays = keys_file.add("removed"), keys_file.add("stays", "read")
+    assert reason(therapists, bearer(removed)) == "THERAPIST_NOT_FOUND"
+    remaining = keys_file.path.read_text().splitlines()[1]
+    added, added_line = api_keys.generate_key("added", ["read"])
+    with capture_logs() as logs:
+        keys_file.replace(f"do-not-repeat-me\n{remaining}\n{added_line}\n")
+        assert reason(therapists, bearer(removed)) == "UNAUTHENTICATED"
+        assert reason(therapists, bearer(stays)) == reason(therapists, bearer(added)) == "THERAPIST_NOT_FOUND"
+    faulty, changed, _ = logs
+    assert (faulty["log_level"], faulty["event"], faulty["count"]) == ("error", "keys file has faults", 1)
+    assert faulty["faults"][0].startswith("line 1: ")
+    assert (changed["event"], changed["added"], changed["removed"]) == ("callers changed", ["added"], ["removed"])
+    assert "do-not-repeat-me" not in str(logs)
+
+
+def test_changed_permissions_are_logged_with_the_name_of_the_caller(therapists: Any, keys_file: KeysFile) -> None:
+    token, line = api_keys.generate_key("billing", ["read"])
+    keys_file.append(line)
+    assert reason(therapists, bearer(token)) == "THERAPIST_NOT_FOUND"
+    with capture_logs() as logs:
+        keys_file.replace(line.replace("read", "write"))
+        assert reason(therapists, bearer(token)) == "PERMISSION_DENIED"
+    assert [(one["event"], one.get("changed")) for one in logs] == [
+        ("callers changed", ["billing"]),
+        ("files reloaded", None),
+    ]
+
+
+def test_the_state_of_the_keys_file_is_known_without_a_call(
+    keys_file: KeysFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_reload, "CHECK_INTERVAL_SECONDS", 0.0)
+    callers = Callers(keys_file.path)
+    states = [callers.is_file_ok()]
+    for content in ("billing", "", None):
+        keys_file.path.unlink() if content is None else keys_file.replace(content)
+        states.append(callers.is_file_ok())
+    assert states == [True, False, True, False]
+
+
+def test_a_key_is_rejected_from_its_expiry_on(therapists: Any, keys_file: KeysFile) -> None:
+    token, line = api_keys.generate_key("billing", ["read"])
+    keys_file.replace(f"{line} expires:2999-01-01T00:00:00Z\n")
+    assert reason(therapists, bearer(token)) == "THERAPIST_NOT_FOUND"
+    keys_file.replace(f"{line} expires:2020-01-01T00:00:00+01:00\n")
+    assert reason(therapists, bearer(token)) == "UNAUTHENTICATED"
+
+
+def test_the_access_log_and_a_metric_say_why_a_call_is_unauthenticated(tmp_path: Path, keys_file: KeysFile) -> None:
+    token, line = api_keys.generate_key("billing", ["read"])
+    keys_file.append(f"{line} expires:2020-01-01T00:00:00Z")
+    with logging(tmp_path, keys_file=keys_file.path, metrics_address="127.0.0.1:0") as (server, _, log):
+        with grpc.insecure_channel(server.address) as channel:
+            for metadata in ((), bearer("unknown"), bearer(token)):
+                assert reason(TherapistServiceStub(channel), metadata) == "UNAUTHENTICATED"
+        lines = eventually(lambda: log.lines()[2:] and log.lines())
+        assert [one["cause"] for one in lines] == ["no_credentials", "unknown_key", "expired_key"]
+        assert token not in str(lines)
+        page = urllib.request.urlopen(f"http://{server.metrics_address}/metrics", timeout=HUNG_SECONDS).read().decode()
+    assert {f'caseload_unauthenticated_total{{cause="{one["cause"]}"}} 1.0' for one in lines} <= {*page.splitlines()}
+    assert 'caseload_unauthenticated_total{cause="expired_certificate"} 0.0' in page
+    assert "caseload_keys_file_ok 1.0" in page
 
 
 def test_a_changed_keys_file_is_reloaded_within_one_second(tmp_path: Path) -> None:

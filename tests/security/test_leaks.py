@@ -17,12 +17,17 @@ from caseload_server.domain import errors
 from caseload_server.observability import access_log
 from caseload_server.observability.metrics import Metrics
 from caseload_server.store import RelationshipStore
+from opentelemetry import trace
 from prometheus_client import Counter
 
 from tests.conftest import serving
 from tests.observability.metrics_client import page
+from tests.observability.trace_collector import Collector, collector
 from tests.security.canaries import CANARY, Caller, leaking_outputs
+from tests.support.api_driver import RPCS, full_name
 from tests.support.servers import ServerProcess, free_address
+
+__all__ = ["collector"]
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 CREATE: Final = PatientServicer.CreatePatient
@@ -66,6 +71,11 @@ def refuse_with_it(_self: Any, request: Any, _context: grpc.ServicerContext) -> 
 def tell_it_in_a_detail(_self: Any, request: Any, _context: grpc.ServicerContext) -> Any:
     born = request.patient.birth_date
     raise errors.IdTaken(born=f"{born.year}-{born.month:02}-{born.day:02}")
+
+
+def trace_it(self: Any, request: Any, context: grpc.ServicerContext) -> Any:
+    trace.get_current_span().set_attribute("born", f"{request.patient.birth_date.year}-7-13")
+    return CREATE(self, request, context)
 
 
 def trail_it(self: Any, request: Any, context: grpc.ServicerContext) -> Any:
@@ -120,6 +130,7 @@ LEAKS: Final[dict[Patch, str]] = {
     token_of_the_filter: "answer",
     anything_for_an_id: "stderr",
     actors_in_changes: "answer",
+    creating(trace_it): "traces",
     count_it: "metrics",
 }
 """Each planted leak, and the output in which it appears."""
@@ -134,6 +145,7 @@ def outputs(
     database_url: str,
 ) -> Iterator[dict[str, str]]:
     """Every output by name, after every call to a server with the defect that the test requests."""
+    spans: Collector = request.getfixturevalue("collector")
     if request.param is not crash_in_the_store:
         request.param(monkeypatch)
     with serving(database_url, metrics_address="127.0.0.1:0", access_log=None) as server:  # it goes to standard error
@@ -146,7 +158,8 @@ def outputs(
         metrics = page(server.metrics_address)
     printed = capfd.readouterr()
     collected = {name: "\n".join(texts) for name, texts in caller.outputs.items()}
-    yield {**collected, "stdout": printed.out, "stderr": printed.err, "library": caplog.text, "metrics": metrics}
+    collected |= {"stdout": printed.out, "stderr": printed.err, "library": caplog.text, "metrics": metrics}
+    yield {**collected, "traces": spans.text()}
     monkeypatch.undo()
 
 
@@ -158,6 +171,8 @@ def test_no_output_contains_private_values(outputs: dict[str, str]) -> None:
     assert "next_page_token=" in outputs["answer"]
     assert 'caseload_refusals_total{reason="INVALID_FIELD"}' in outputs["metrics"]
     assert "PatientService" in outputs["reflection"]
+    assert {name for name in RPCS if f'name: "{full_name(name)[1:]}"' in outputs["traces"]} == RPCS.keys()
+    assert "store.commit" in outputs["traces"]
 
 
 @pytest.mark.parametrize("outputs", [crash_in_the_store], indirect=True, ids=[""])
@@ -165,6 +180,7 @@ def test_no_output_contains_private_values_when_the_store_crashes(outputs: dict[
     assert leaking_outputs(outputs) == []
     assert outputs["refusal"].count("error_id") > 20
     assert outputs["stdout"].count("RuntimeError") > 20
+    assert outputs["traces"].count("RuntimeError") > 20
 
 
 @pytest.mark.parametrize(("outputs", "where"), LEAKS.items(), indirect=["outputs"], ids=map(str, range(len(LEAKS))))

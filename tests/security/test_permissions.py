@@ -29,6 +29,7 @@ FOREIGN = {
     "/grpc.health.v1.Health/Check": PUBLIC,
     "/grpc.health.v1.Health/List": PUBLIC,
     "/grpc.health.v1.Health/Watch": PUBLIC,
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": "read",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": "read",
 }
 
@@ -144,18 +145,18 @@ def test_a_method_without_a_rule_is_denied_to_every_caller() -> None:
     file.message_type.add(name="Empty")
     file.service.add(name="Planted").method.add(name="Do", input_type=".planted.Empty", output_type=".planted.Empty")
     descriptor_pool.Default().Add(file)
-    called: list[bytes] = []
+    called: list[object] = []
 
-    def do(request: bytes, _context: grpc.ServicerContext) -> bytes:
-        called.append(request)
-        return b""
+    class Planted:
+        def Do(self, request: object, _context: grpc.ServicerContext) -> object:
+            called.append(request)
+            return request
 
     admission = Admission(share=1)
     threads = FairExecutor(admission, "planted", FairQueue(1, 1, HUNG_SECONDS, share=1))
     bare = grpc.server(threads)
     guarded = PipelineServer(bare, Auth(None), AccessLog(sys.stderr), MethodExecutors.same(threads, threads), admission)
-    handler = grpc.unary_unary_rpc_method_handler(do, bytes, bytes)
-    guarded.add_registered_method_handlers("planted.Planted", {"Do": handler})
+    guarded.add_service("planted.Planted", Planted())
     port = bare.add_insecure_port("127.0.0.1:0")
     bare.start()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:

@@ -6,64 +6,28 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 import pytest
 import trustme
-from caseload.v1 import therapist_service_pb2 as pb
 from caseload.v1.therapist_service_pb2_grpc import TherapistServiceStub
 from caseload_server.rpc.server import CaseloadServer
 from caseload_server.security import file_reload, principal
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
 from tests.process.command_runner import refusal as start_refused
-from tests.security.server_fixture import KeysFile, Metadata, bearer, serving
+from tests.security.server_fixture import bearer, serving
+from tests.security.tls_files import GET, Files, channel, reason, reason_on
 from tests.support.servers import ServerProcess, refusal
-
-Pair = trustme.LeafCert | tuple[bytes, bytes]
-"""A certificate with its key, or the key and the certificate as PEM."""
-GET = pb.GetTherapistRequest(therapist_id="t1")
-
-
-class Files(NamedTuple):
-    """The files that a server with mutual TLS needs."""
-
-    authority: trustme.CA
-    """The authority of the client certificates and the server certificate."""
-    cert: Path
-    key: Path
-    client_ca: Path
-    keys: KeysFile
-
-    def issue(self, authority: trustme.CA | None = None) -> bytes:
-        """Issues another server certificate and returns it as PEM."""
-        made = (authority or self.authority).issue_cert("127.0.0.1", "localhost")
-        pem = b"".join(part.bytes() for part in made.cert_chain_pems)
-        for path, content in ((self.key, made.private_key_pem.bytes()), (self.cert, pem)):
-            new = path.with_suffix(".new")
-            new.write_bytes(content)
-            new.rename(path)
-        return made.cert_chain_pems[0].bytes()
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
-    authority = trustme.CA()
-    found = Files(
-        authority, tmp_path / "cert.pem", tmp_path / "key.pem", tmp_path / "ca.pem", KeysFile(tmp_path / "keys")
-    )
-    found.client_ca.write_bytes(authority.cert_pem.bytes())
-    found.issue()
-    return found
+    return Files.create(tmp_path)
 
 
 @pytest.fixture
@@ -81,48 +45,6 @@ def mutual(tmp_path: Path, files: Files, monkeypatch: pytest.MonkeyPatch) -> Ite
     paths: dict[str, Any] = {"tls_cert": files.cert, "tls_key": files.key, "tls_client_ca": files.client_ca}
     with serving(tmp_path, keys_file=files.keys.path, **paths) as started:
         yield started
-
-
-def channel(server: CaseloadServer, files: Files, client: Pair | None = None) -> grpc.Channel:
-    if isinstance(client, trustme.LeafCert):
-        client = (client.private_key_pem.bytes(), b"".join(part.bytes() for part in client.cert_chain_pems))
-    credentials = grpc.ssl_channel_credentials(files.authority.cert_pem.bytes(), *(client or ()))
-    return grpc.secure_channel(server.address, credentials, [("grpc.use_local_subchannel_pool", 1)])
-
-
-def with_uri(authority: trustme.CA, uri: str, dns: str, common_name: str) -> Pair:
-    """A certificate with a common name, a DNS name and a URI as its last name; trustme cannot issue URI names."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    issuer = x509.load_pem_x509_certificate(authority.cert_pem.bytes())
-    signing: Any = serialization.load_pem_private_key(authority.private_key_pem.bytes(), None)
-    now = datetime.now(UTC)
-    names = x509.SubjectAlternativeName([x509.DNSName(dns), x509.UniformResourceIdentifier(uri)])
-    made = (
-        x509.CertificateBuilder(issuer.subject, x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)]))
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(hours=1))
-        .add_extension(names, critical=False)
-        .sign(signing, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    return private, made.public_bytes(pem)
-
-
-def reason(opened: grpc.Channel, metadata: Metadata | None = None) -> str:
-    """The error reason of a Get on a channel that it closes, or the status name where the gRPC library rejects it."""
-    with opened:
-        return reason_on(opened, metadata)
-
-
-def reason_on(opened: grpc.Channel, metadata: Metadata | None = None) -> str:
-    with pytest.raises(grpc.RpcError) as caught:
-        TherapistServiceStub(opened).GetTherapist(GET, metadata=metadata, timeout=10)
-    if caught.value.code() == grpc.StatusCode.UNAVAILABLE:
-        return "UNAVAILABLE"
-    return refusal(caught.value).reason
 
 
 def test_a_caller_with_a_key_is_authenticated_over_tls(server: CaseloadServer, files: Files) -> None:
@@ -188,28 +110,8 @@ def sized(content: bytes) -> bytes:
 # --- client certificates ---
 
 
-def test_a_certificate_names_its_caller(mutual: CaseloadServer, files: Files) -> None:
-    """Precedence: URI, DNS name, common name. Only the first one is used."""
-    uri, dns, common = "spiffe://example.org/a", "a.example.org", "a-common-name"
-    certificates = {
-        uri: with_uri(files.authority, uri, dns, common),
-        dns: files.authority.issue_cert(dns, common_name=common),
-        common: files.authority.issue_cert(common_name=common),
-    }
-    for name in (uri, dns, common):
-        assert reason(channel(mutual, files, certificates[name])) == "UNAUTHENTICATED"
-        files.keys.append(f"{name} read")
-        assert reason(channel(mutual, files, certificates[name])) == "THERAPIST_NOT_FOUND"
-
-
-def test_only_the_first_name_of_a_certificate_counts(mutual: CaseloadServer, files: Files) -> None:
-    files.keys.append("second.example.org read\ncommon read")
-    certificate = files.authority.issue_cert("first.example.org", "second.example.org", common_name="common")
-    assert reason(channel(mutual, files, certificate)) == "UNAUTHENTICATED"
-
-
 def test_a_key_takes_precedence_over_a_certificate(mutual: CaseloadServer, files: Files) -> None:
-    files.keys.append("a.example.org read")
+    files.keys.append("dns:a.example.org read")
     certificate = files.authority.issue_cert("a.example.org")
     writer = files.keys.add("writer", "write")
     assert reason(channel(mutual, files, certificate)) == "THERAPIST_NOT_FOUND"
@@ -219,7 +121,7 @@ def test_a_key_takes_precedence_over_a_certificate(mutual: CaseloadServer, files
 
 def test_a_connection_requires_a_certificate_of_the_authority(mutual: CaseloadServer, files: Files) -> None:
     token = files.keys.add("billing")
-    files.keys.append("a.example.org read")
+    files.keys.append("dns:a.example.org read")
     of_another = trustme.CA().issue_cert("a.example.org")
     assert reason(channel(mutual, files), bearer(token)) == "UNAVAILABLE"
     assert reason(channel(mutual, files, of_another), bearer(token)) == "UNAVAILABLE"
@@ -228,7 +130,7 @@ def test_a_connection_requires_a_certificate_of_the_authority(mutual: CaseloadSe
 def test_a_certificate_that_expires_on_an_open_connection_is_rejected(
     mutual: CaseloadServer, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files.keys.append("a.example.org read")
+    files.keys.append("dns:a.example.org read")
     with channel(mutual, files, files.authority.issue_cert("a.example.org")) as opened:
         assert reason_on(opened) == "THERAPIST_NOT_FOUND"
         monkeypatch.setattr(principal, "time", SimpleNamespace(time=lambda: sys.float_info.max))
@@ -274,7 +176,7 @@ def test_certificates_are_renewed_without_a_restart_or_a_failed_call(server: Cas
     assert failed == []
 
 
-@pytest.mark.parametrize("broken", ["cert", "key", "pair", "missing"])
+@pytest.mark.parametrize("broken", ["cert", "key", "pair", "missing", "mode"])
 def test_an_invalid_certificate_pair_keeps_the_old_one_and_is_logged_once(
     server: CaseloadServer, files: Files, broken: str
 ) -> None:
@@ -287,6 +189,8 @@ def test_an_invalid_certificate_pair_keeps_the_old_one_and_is_logged_once(
             files.key.write_text("do-not-repeat-me")
         elif broken == "pair":
             files.key.write_bytes(other.private_key_pem.bytes())
+        elif broken == "mode":
+            files.key.chmod(0o604)
         else:
             files.key.unlink()
         for _ in range(3):
@@ -300,7 +204,7 @@ def test_an_invalid_certificate_pair_keeps_the_old_one_and_is_logged_once(
 
 
 def test_the_client_authority_changes_without_a_restart(mutual: CaseloadServer, files: Files) -> None:
-    files.keys.append("a.example.org read")
+    files.keys.append("dns:a.example.org read")
     other = trustme.CA()
     theirs = other.issue_cert("a.example.org")
     assert reason(channel(mutual, files, theirs)) == "UNAVAILABLE"
@@ -310,6 +214,15 @@ def test_the_client_authority_changes_without_a_restart(mutual: CaseloadServer, 
 
 
 # --- the settings ---
+
+
+def test_a_private_key_that_others_can_read_is_rejected(tmp_path: Path, files: Files) -> None:
+    files.key.chmod(0o644)
+    tls = ("--tls-cert", str(files.cert), "--tls-key", str(files.key))
+    text = "--tls-key: is accessible to other users: run chmod 600 or chmod 640 on it"
+    address = ("--address", "127.0.0.1:1")
+    assert start_refused(tmp_path, "serve", *address, "--database", "sqlite:///a.db", *tls) == text
+    assert start_refused(tmp_path, "check", *address, *tls) == text
 
 
 def test_health_requires_no_credentials(server: CaseloadServer, files: Files) -> None:

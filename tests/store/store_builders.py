@@ -139,11 +139,16 @@ def fill(store: RelationshipStore, sets: int, lines: int) -> None:
     head = store.head_revision()
     numbers = {"first": head + 1, "last": head + sets}
     series = "WITH RECURSIVE n(r) AS (SELECT :first UNION ALL SELECT r + 1 FROM n WHERE r < :last)"
-    run(store, f"{series} INSERT INTO change_set SELECT r, 0, 'importer', 'm', '' FROM n", dict(numbers))
+    run(
+        store,
+        f"{series} INSERT INTO change_set (revision, committed_us, actor, method, request_id, hash_version)"
+        " SELECT r, 0, 'importer', 'm', '', 1 FROM n",
+        dict(numbers),
+    )
     run(
         store,
         f"{series}, p(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM p WHERE i < :lines)"
-        " INSERT INTO change SELECT r, i, 2, 'state,end_time,end_reason,ended_by', :long, :long, :uuid FROM n, p",
+        " INSERT INTO change SELECT r, i, 2, 'state,end_time,end_reason,ended_by', :long, :long, :uuid, NULL FROM n, p",
         {**numbers, "lines": lines, "long": "x" * 63, "uuid": "u" * 36},
     )
     run(store, "UPDATE store SET head_revision = :last", {"last": head + sets})

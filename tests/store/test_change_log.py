@@ -3,8 +3,8 @@ import random
 
 import pytest
 from caseload_server.api import convert
-from caseload_server.domain import errors, requests
-from caseload_server.domain.records import ChangeSet
+from caseload_server.domain import enums, errors, requests
+from caseload_server.domain.records import Change, ChangeSet
 from caseload_server.domain.requests import CallContext, ChangeQuery
 from caseload_server.domain.results import ChangePage
 from caseload_server.store import THERAPIST, RelationshipStore
@@ -180,7 +180,7 @@ def test_a_purged_revision_is_rejected_with_the_oldest_available_one(store: Rela
         page(store, before)
     oldest = store.keys.revision(2)
     assert caught.value.metadata == {"oldest_revision": oldest}
-    assert [len(page(store, after).change_sets) for after in ("", oldest)] == [1, 1]
+    assert [len(page(store, after).change_sets) for after in ("", oldest)] == [2, 2]  # and the purge
     assert page(store).oldest == oldest
 
 
@@ -193,11 +193,11 @@ def test_a_purge_keeps_a_change_at_exactly_the_given_time(store: RelationshipSto
 def test_the_log_continues_after_every_change_is_purged(store: RelationshipStore, clock: Clock) -> None:
     therapists(store, "t1", "t2")
     assert store.purge_changes(clock.now_us + DAY_US) == 2
-    empty = page(store)
-    assert (empty.change_sets, empty.oldest, empty.through) == ([], empty.head, empty.head)
-    assert store.purge_changes(clock.now_us + DAY_US) == 0
+    purged = page(store)
+    assert [store.keys.number(one) for one in (purged.oldest, purged.through, purged.head)] == [2, 3, 3]
+    assert store.purge_changes(clock.now_us) == 0
     therapists(store, "t3")
-    assert [store.keys.number(one.revision) for one in page(store, empty.head).change_sets] == [3]
+    assert [store.keys.number(one.revision) for one in page(store, purged.head).change_sets] == [4]
 
 
 def test_the_oldest_revision_never_decreases(store: RelationshipStore, clock: Clock) -> None:
@@ -215,7 +215,7 @@ def test_a_clock_set_back_leaves_no_gap_in_the_log(store: RelationshipStore, clo
     clock.advance(-20)
     therapists(store, "t3")
     assert store.purge_changes(kept_from) == 1
-    assert [store.keys.number(one.revision) for one in page(store).change_sets] == [2, 3]
+    assert [store.keys.number(one.revision) for one in page(store).change_sets] == [2, 3, 4]
 
 
 def test_a_purge_changes_neither_records_nor_replays(store: RelationshipStore, clock: Clock) -> None:
@@ -228,7 +228,7 @@ def test_a_purge_changes_neither_records_nor_replays(store: RelationshipStore, c
     store.purge_changes(clock.now_us + 1)
     after = dump(store)
     assert all(after[table] == before[table] for table in ("therapist", "patient", "assignment", "request"))
-    assert after["change"] == after["change_set"] == []
+    assert len(after["change"]) == len(after["change_set"]) == 1
     assert store.unassign(change_order("t1", "p1"), call) == moved
 
 
@@ -238,4 +238,24 @@ def test_a_purge_of_a_transferred_caseload_erases_every_change(store: Relationsh
     transfer(store, "t1", "t2")
     unassign(store, "t2", "crowd-0000")
     assert store.purge_changes(clock.now_us + 1) == 4
-    assert run(store, "SELECT count(*) FROM change") == [(0,)]
+    assert run(store, "SELECT count(*) FROM change") == [(1,)]
+
+
+def test_a_purge_of_changes_records_what_it_erased(store: RelationshipStore, clock: Clock) -> None:
+    therapists(store, "t1", "t2")
+    kept_from = clock.advance(1)
+    therapists(store, "t3")
+    now = clock.advance(1)
+    store.purge_changes(kept_from)
+    record = page(store).change_sets[-1]
+    assert (record.actor, record.method, record.request_id, record.committed_us) == ("cli:purge", "", "", now)
+    oldest = store.keys.revision(2)
+    assert record.changes == [Change(enums.CHANGE_LOG_PURGED, "", None, None, None, oldest)]
+    assert page(store).oldest == oldest
+
+
+def test_a_purge_of_changes_that_finds_none_leaves_no_record(store: RelationshipStore, clock: Clock) -> None:
+    therapists(store, "t1")
+    before = dump(store)
+    assert store.purge_changes(clock.now_us) == 0
+    assert dump(store) == before

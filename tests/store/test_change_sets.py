@@ -38,7 +38,11 @@ def test_each_write_is_one_change_set_that_says_what_changed(
     revision = before + 1
     assert number(outcome.revision) == head(store) == revision
     after: dict[str, Value] = {"before": before}
-    sets = run(store, "SELECT * FROM change_set WHERE revision > :before", after)
+    sets = run(
+        store,
+        "SELECT revision, committed_us, actor, method, request_id FROM change_set WHERE revision > :before",
+        after,
+    )
     assert sets == [(revision, now, "front-desk", "/caseload.v1.PatientService/Other", ID)]
     lines = run(
         store,

@@ -44,6 +44,7 @@ def full(store: RelationshipStore) -> RelationshipStore:
     return store
 
 
+CHANGE_SET = "(revision, committed_us, actor, method, request_id, hash_version)"
 RULES = [
     # One active assignment a pair; one active primary a patient.
     (UNIQUE, period(patient="p"), period()),
@@ -167,21 +168,25 @@ RULES = [
     # The log.
     (
         UNIQUE,
-        "INSERT INTO change_set VALUES (1, 1, 'a', 'm', '')",
-        "INSERT INTO change_set VALUES (1000, 1, 'a', 'm', '')",
+        f"INSERT INTO change_set {CHANGE_SET} VALUES (1, 1, 'a', 'm', '', 1)",
+        f"INSERT INTO change_set {CHANGE_SET} VALUES (1000, 1, 'a', 'm', '', 1)",
     ),
     (
         FOREIGN_KEY,
-        "INSERT INTO change VALUES (1000, 0, 1, '', NULL, NULL, NULL)",
-        "INSERT INTO change VALUES (1, 9, 1, '', NULL, NULL, NULL)",
+        "INSERT INTO change VALUES (1000, 0, 1, '', NULL, NULL, NULL, NULL)",
+        "INSERT INTO change VALUES (1, 9, 1, '', NULL, NULL, NULL, NULL)",
     ),
     (
         CHECK,
-        "INSERT INTO change VALUES (1, 9, 0, '', NULL, NULL, NULL)",
-        "INSERT INTO change VALUES (1, 9, 5, '', NULL, NULL, NULL)",
+        "INSERT INTO change VALUES (1, 9, 0, '', NULL, NULL, NULL, NULL)",
+        "INSERT INTO change VALUES (1, 9, 5, '', NULL, NULL, NULL, NULL)",
     ),
     # Exactly one row identifies the store.
-    (CHECK, "INSERT INTO store SELECT 2, store_id, secret, 0, 0 FROM store", "UPDATE store SET head_revision = 9"),
+    (
+        CHECK,
+        "INSERT INTO store SELECT 2, store_id, secret, 0, 0, 0, head_hash, oldest_hash FROM store",
+        "UPDATE store SET head_revision = 9",
+    ),
 ]
 
 

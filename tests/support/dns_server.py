@@ -20,6 +20,7 @@ class DnsServer:
     def __init__(self, *addresses: str) -> None:
         """Args: addresses, IPv4."""
         self.addresses = list(addresses)
+        self.queries = 0
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("127.0.0.1", 0))
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -42,6 +43,7 @@ class DnsServer:
             try:
                 query, sender = self._socket.recvfrom(512)
                 self._socket.sendto(self._answer(query), sender)
+                self.queries += 1
             except OSError:
                 return
 

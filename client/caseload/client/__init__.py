@@ -1,6 +1,11 @@
-"""The Caseload client: one channel to all instances, with deadlines, retries, request ids and credentials."""
+"""The Caseload client: one channel to all instances, with deadlines, retries, request ids and credentials.
+
+caseload.client.aio is the same for asyncio.
+"""
 
 from caseload.client.channel import Caseload, connect
 from caseload.client.errors import ErrorDetails, error_info
+from caseload.client.pages import pages
+from caseload.client.reasons import Reason
 
-__all__ = ["Caseload", "ErrorDetails", "connect", "error_info"]
+__all__ = ["Caseload", "ErrorDetails", "Reason", "connect", "error_info", "pages"]

@@ -1,90 +1,54 @@
-"""Defaults for every call that does not set them itself: a deadline, a request_id and the caller's key."""
+"""Defaults of every call that does not set them itself: deadline, waiting, request_id and metadata. Of both clients."""
 
 import uuid
-from collections.abc import Callable, Sequence
-from threading import Event
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple, Self
 
-import grpc
 from google.protobuf import descriptor_pool
 
-Serialize = Callable[[Any], bytes]
-PrepareRequest = Callable[[Any], Any]
-Metadata = Sequence[tuple[str, str]]
+Metadata = tuple[tuple[str, str | bytes], ...]
+CLOSED: Final = "the client is closed"
 
 
-class ChannelWithDefaults:
-    """Wraps a channel. Stubs built on it get methods that apply the defaults."""
+class CallDefaults(NamedTuple):
+    """The defaults of one client, or of one of its methods."""
 
-    def __init__(self, channel: grpc.Channel, timeout: float, metadata: Metadata, closed: Event) -> None:
-        """Wraps a channel.
+    timeout: float | None
+    """The deadline, in seconds; None is none."""
+    metadata: Metadata
+    """Sent with each call, except the keys that the call gives itself."""
+    takes_request_id: bool = False
 
-        Args:
-            channel: the channel that carries the calls.
-            timeout: the deadline of each unary call, in seconds.
-            metadata: sent with every call.
-            closed: once it is set, every new call raises ValueError.
-        """
-        self._channel: Final[Any] = channel
-        self._timeout = timeout
-        self._metadata = metadata
-        self._closed = closed
-
-    def unary_unary(self, method: str, request_serializer: Serialize, **rest: Any) -> "_MultiCallable":
-        """The method of grpc.Channel, with the defaults."""
+    def of_method(self, method: str) -> Self:
+        """Returns the defaults of a unary method, which is given as "/package.Service/Method"."""
         service, _, name = method.removeprefix("/").partition("/")
         request: Any = descriptor_pool.Default().FindMethodByName(f"{service}.{name}").input_type
-        prepare = _with_request_id if "request_id" in request.fields_by_name else _unchanged
-        callable_ = self._channel.unary_unary(method, request_serializer, **rest)
-        return _MultiCallable(callable_, self._timeout, self._metadata, prepare, self._closed)
+        return self._replace(takes_request_id="request_id" in request.fields_by_name)
 
-    def unary_stream(self, method: str, request_serializer: Serialize, **rest: Any) -> "_MultiCallable":
-        """The method of grpc.Channel, with the defaults but without a deadline: a watch does not end by itself."""
-        callable_ = self._channel.unary_stream(method, request_serializer, **rest)
-        return _MultiCallable(callable_, None, self._metadata, _unchanged, self._closed)
+    def of_stream(self) -> Self:
+        """Returns the defaults of a method that streams. It has no deadline, because a watch does not end by itself."""
+        return self._replace(timeout=None)
 
+    def request(self, request: Any) -> Any:
+        """Returns the message to send: a copy with a request_id, if the method takes one and the message has none."""
+        # This runs before the application's interceptors, so an interceptor that retries sends the same id. A copy gets
+        # the id: in the caller's own message it would make the next call with that message look like a repeat.
+        if not self.takes_request_id or request.request_id:
+            return request
+        copy = type(request)()
+        copy.CopyFrom(request)
+        copy.request_id = str(uuid.uuid4())
+        return copy
 
-class _MultiCallable:
-    """A stub's method: grpc.UnaryUnaryMultiCallable or grpc.UnaryStreamMultiCallable with the defaults."""
-
-    def __init__(
-        self, callable_: Any, timeout: float | None, metadata: Metadata, prepare: PrepareRequest, closed: Event
-    ) -> None:
-        self._callable = callable_
-        self._prepare = prepare
-        self._closed = closed
-        self._timeout = timeout
-        self._metadata = metadata
-
-    def __call__(
-        self, request: Any, timeout: float | None = None, metadata: Any = None, *rest: Any, **named: Any
-    ) -> Any:
-        return self._callable(self._prepare(request), *self._defaults(timeout, metadata), *rest, **named)
-
-    def with_call(
-        self, request: Any, timeout: float | None = None, metadata: Any = None, *rest: Any, **named: Any
-    ) -> Any:
-        return self._callable.with_call(self._prepare(request), *self._defaults(timeout, metadata), *rest, **named)
-
-    def future(self, request: Any, timeout: float | None = None, metadata: Any = None, *rest: Any, **named: Any) -> Any:
-        return self._callable.future(self._prepare(request), *self._defaults(timeout, metadata), *rest, **named)
-
-    def _defaults(self, timeout: float | None, metadata: Any) -> tuple[float | None, Metadata]:
-        if self._closed.is_set():  # with interceptors, grpc itself would crash the process
-            raise ValueError("the client is closed")
-        return self._timeout if timeout is None else timeout, (*self._metadata, *(metadata or ()))
-
-
-def _unchanged(request: Any) -> Any:
-    return request
-
-
-def _with_request_id(request: Any) -> Any:
-    # This runs before the application's interceptors, so an interceptor that retries sends the same id. A copy gets the
-    # id: in the caller's own message it would make the next call with that message look like a repeat.
-    if request.request_id:
-        return request
-    copy = type(request)()
-    copy.CopyFrom(request)
-    copy.request_id = str(uuid.uuid4())
-    return copy
+    def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the named arguments of a call: those that are given, and the defaults for the others."""
+        timeout, waits = given.get("timeout"), given.get("wait_for_ready")
+        metadata: tuple[Any, ...] = tuple(given.get("metadata") or ())
+        own = {key.lower() for key, *_ in metadata}
+        return {
+            **given,
+            "timeout": self.timeout if timeout is None else timeout,
+            "metadata": (*((key, value) for key, value in self.metadata if key not in own), *metadata),
+            # The service config says so too, but it does not apply until the target's name resolves.
+            "wait_for_ready": True if waits is None else waits,
+        }

@@ -1,17 +1,15 @@
 """One channel to all instances of Caseload, and the four stubs on it."""
 
-import ipaddress
-import json
-import re
 from collections.abc import Sequence
-from importlib import resources
-from pathlib import Path
 from threading import Event
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 
 import grpc
-from caseload.client.call_defaults import ChannelWithDefaults
+from caseload.client.call_defaults import CallDefaults
+from caseload.client.calls import ChannelWithDefaults
+from caseload.client.metadata import client_metadata
+from caseload.client.settings import File, Options, TlsFiles, channel_settings
 from caseload.client.watch import Responses, watch
 from caseload.v1.assignment_service_pb2_grpc import AssignmentServiceStub
 from caseload.v1.change_service_pb2 import ChangeFilter, WatchChangesRequest
@@ -19,41 +17,27 @@ from caseload.v1.change_service_pb2_grpc import ChangeServiceStub
 from caseload.v1.patient_service_pb2_grpc import PatientServiceStub
 from caseload.v1.therapist_service_pb2_grpc import TherapistServiceStub
 
-Options = Sequence[tuple[str, Any]]
-File = str | Path
-
-CHANNEL_OPTIONS: Final[Options] = (
-    ("grpc.initial_reconnect_backoff_ms", 50),  # the default is 1 s, longer than an instance takes to restart
-    ("grpc.max_reconnect_backoff_ms", 150),
-    ("grpc.min_reconnect_backoff_ms", 5_000),  # the time limit of an attempt to connect
-    ("grpc.keepalive_time_ms", 20_000),  # the server allows a ping every 5 seconds
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.max_send_message_length", 1024 * 1024),  # the server accepts no larger request
-    ("grpc.max_receive_message_length", 16 * 1024 * 1024),  # its responses are smaller
-    ("grpc.service_config_disable_resolution", 1),  # use our service config, whatever the name service has
-)
-
 
 class Caseload:
     """The four services on one channel. Threads may share it. Keep one for the whole process."""
 
-    def __init__(self, channel: grpc.Channel, timeout: float, key: str | None) -> None:
-        """Wraps a channel that connect() made; the arguments are those of connect()."""
+    def __init__(self, channel: grpc.Channel, defaults: CallDefaults) -> None:
+        """Wraps a channel that connect() made."""
         self.channel: Final = channel
-        metadata = (("authorization", f"Bearer {key}"),) if key else ()
         self._closed = Event()
-        defaults: Any = ChannelWithDefaults(channel, timeout, metadata, self._closed)
-        self.therapists: Final = TherapistServiceStub(defaults)
-        self.patients: Final = PatientServiceStub(defaults)
-        self.assignments: Final = AssignmentServiceStub(defaults)
-        self.changes: Final = ChangeServiceStub(defaults)
+        self._calls = ChannelWithDefaults(channel, defaults, self._closed)
+        calls = cast("grpc.Channel", self._calls)  # it has the two methods that stubs use
+        self.therapists: Final[TherapistServiceStub] = TherapistServiceStub(calls)
+        self.patients: Final[PatientServiceStub] = PatientServiceStub(calls)
+        self.assignments: Final[AssignmentServiceStub] = AssignmentServiceStub(calls)
+        self.changes: Final[ChangeServiceStub] = ChangeServiceStub(calls)
 
     def watch(self, after_revision: str = "", filter: ChangeFilter | None = None) -> Responses:  # noqa: A002 - the request's name
         """Yields the responses of WatchChanges, and resumes after a restart, a lost connection or a slow reader.
 
         It ends when this client is closed. Keep the through_revision of each response that you have processed, and pass
-        it as after_revision next time.
+        it as after_revision next time. While it cannot connect it tries again, and logs one warning to the logger
+        "caseload.client".
 
         Args:
             after_revision: the last revision that you have processed; empty starts from now.
@@ -61,7 +45,8 @@ class Caseload:
 
         Raises grpc.RpcError where resuming does not help, such as REVISION_PRUNED.
         """
-        return watch(self.changes, WatchChangesRequest(after_revision=after_revision, filter=filter), self._closed)
+        request = WatchChangesRequest(after_revision=after_revision, filter=filter)
+        return watch(self.changes, request, self._closed, self._calls.last_connection_error)
 
     follow = watch
 
@@ -108,50 +93,11 @@ def connect(  # noqa: PLR0913 - keyword arguments, each with a default
 
     Raises ValueError where the arguments contradict each other, and OSError where a file cannot be read.
     """
-    if key is not None and not re.fullmatch("[!-~]+", key):
-        raise ValueError("key: must be visible ASCII characters")  # grpc would quote the key in its message
-    credentials = _credentials(target, tls_ca, tls_cert, tls_key, allow_insecure=allow_insecure)
-    if key and credentials is None and not _is_loopback(target):
-        raise ValueError("key: would be sent in plain text; it needs TLS")
-    settings = [*options, *CHANNEL_OPTIONS, ("grpc.service_config", service_config())]  # of duplicates the first counts
+    files = TlsFiles(tls_ca, tls_cert, tls_key)
+    credentials, settings = channel_settings(target, key, files, options, allow_insecure=allow_insecure)
     if credentials is None:
-        settings.append(("grpc.enable_http_proxy", 0))  # a proxy would read the plain text and the key
         channel = grpc.insecure_channel(target, settings)
     else:
         channel = grpc.secure_channel(target, credentials, settings)
-    return Caseload(grpc.intercept_channel(channel, *interceptors), timeout, key)
-
-
-def service_config() -> str:
-    """Returns the gRPC service config as JSON.
-
-    It is service_config.json, which serves all languages, with retries of Create added: here each has a request_id.
-    """
-    config = json.loads(resources.files(__package__).joinpath("service_config.json").read_text())
-    repeatable, creates, _ = config["methodConfig"]
-    creates["retryPolicy"] = repeatable["retryPolicy"]
-    return json.dumps(config)
-
-
-def _credentials(
-    target: str, ca: File | None, cert: File | None, key: File | None, *, allow_insecure: bool
-) -> grpc.ChannelCredentials | None:
-    if bool(cert) != bool(key):
-        raise ValueError("tls_cert and tls_key: give both or neither")
-    if not (ca or cert) and (allow_insecure or _is_loopback(target)):
-        return None
-    root, private, chain = (Path(file).read_bytes() if file else None for file in (ca, key, cert))
-    return grpc.ssl_channel_credentials(root, private, chain)
-
-
-def _is_loopback(target: str) -> bool:
-    """Whether every address of a target is a loopback address. A target of another form is not."""
-    addresses = re.sub("^(dns:(///)?|ipv4:|ipv6:)", "", target).split(",")
-    return all(map(_is_loopback_host, (re.sub(":[0-9]+$", "", address) for address in addresses)))
-
-
-def _is_loopback_host(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
+    defaults = CallDefaults(timeout, client_metadata(key))
+    return Caseload(grpc.intercept_channel(channel, *interceptors), defaults)

@@ -1,24 +1,27 @@
 """The reason of a failed call, which callers branch on instead of the message."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import grpc
+from caseload.client.reasons import Reason
 from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 _DOMAIN: Final = "caseload.v1"
 _EMPTY: Final[Mapping[str, str]] = MappingProxyType({})
+Error = TypeVar("Error", bound=grpc.RpcError)
 
 
 class ErrorDetails(NamedTuple):
     """The details that Caseload sent with an error."""
 
-    reason: str = ""
+    reason: Reason = ""
     """A name of the contract's ErrorReason without its prefix, such as "THERAPIST_NOT_FOUND". Empty where the error is
-    not from Caseload: no connection, a deadline, or a limit of the gRPC library."""
+    not from Caseload: no connection, a deadline, or a limit of the gRPC library. A server that is newer than this
+    client may send a reason that the type does not list."""
     metadata: Mapping[str, str] = _EMPTY
     """Values that belong to the reason, such as the limit that was reached."""
     fields: Mapping[str, str] = _EMPTY
@@ -28,7 +31,7 @@ class ErrorDetails(NamedTuple):
 
 
 def error_info(error: grpc.RpcError) -> ErrorDetails:
-    """Returns the reason and details of a failed call."""
+    """Returns the reason and details of a failed call, synchronous or not."""
     info, request, retry = ErrorInfo(), BadRequest(), RetryInfo()
     for detail in _details(error):
         for part in (info, request, retry):
@@ -37,7 +40,25 @@ def error_info(error: grpc.RpcError) -> ErrorDetails:
         return ErrorDetails()
     fields = {violation.field: violation.description for violation in request.field_violations}
     delay = retry.retry_delay.ToTimedelta().total_seconds() if retry.HasField("retry_delay") else None
-    return ErrorDetails(info.reason, dict(info.metadata), fields, delay)
+    return ErrorDetails(cast("Reason", info.reason), dict(info.metadata), fields, delay)
+
+
+def add_reason(error: Error) -> Error:
+    """Adds the reason, its metadata and the invalid fields to an error as a note, which its traceback shows.
+
+    Returns the error. An error that has the note, or that is not from Caseload, is not changed.
+    """
+    note = "\n".join(_note_lines(error_info(error)))
+    if note and note not in getattr(error, "__notes__", ()):
+        error.add_note(note)
+    return error
+
+
+def _note_lines(details: ErrorDetails) -> Iterator[str]:
+    if details.reason:
+        yield f"reason: {details.reason}"
+    yield from (f"metadata {name}: {value}" for name, value in sorted(details.metadata.items()))
+    yield from (f"field {path or '(the whole request)'}: {rule}" for path, rule in details.fields.items())
 
 
 def _details(error: Any) -> Any:

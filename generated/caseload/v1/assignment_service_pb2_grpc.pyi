@@ -5,9 +5,23 @@ isort:skip_file
 
 from caseload.v1 import assignment_service_pb2 as _assignment_service_pb2
 from collections import abc as _abc
+from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc
+import sys
+import typing as _typing
 
+if sys.version_info >= (3, 11):
+    from typing import Self as _Self
+else:
+    from typing_extensions import Self as _Self
+
+_T = _typing.TypeVar("_T")
+
+class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
+class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
+    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -47,7 +61,10 @@ class AssignmentServiceStub:
     revision. An opaque string. When a call changes nothing, it is the head revision of the store.
     """
 
-    def __init__(self, channel: _grpc.Channel) -> None: ...
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> AssignmentServiceAsyncStub: ...
     GetAssignment: _grpc.UnaryUnaryMultiCallable[_assignment_service_pb2.GetAssignmentRequest, _assignment_service_pb2.GetAssignmentResponse]
     """Gets one assignment by id, active or ended. Its therapist and patient may be soft-deleted.
 
@@ -151,6 +168,146 @@ class AssignmentServiceStub:
       not set. Metadata gives limit, and the current count before the transfer.
     """
 
+@_typing.type_check_only
+class AssignmentServiceAsyncStub(AssignmentServiceStub):
+    """Manages assignments, for callers that start from neither a therapist nor a patient.
+
+    Errors. Each RPC lists the reasons of error_reason.proto that it can return, in the order of the
+    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, ACCESS_LOG_UNAVAILABLE,
+    DEADLINE_EXCEEDED or INTERNAL.
+    Every write can also return STORE_FULL, OUTCOME_UNKNOWN or SHUTTING_DOWN. A request that does not
+    parse, or that has more bytes than the limits of its fields allow, returns INVALID_FIELD with an
+    empty field.
+
+    Three checks come before all others. Missing or unknown credentials return UNAUTHENTICATED. A
+    caller without the required permission gets PERMISSION_DENIED. RPCs without side effects require
+    the permission read, all others require write. An overloaded server returns OVERLOADED and does
+    not start the call.
+
+    Without read. A caller with write and without read gets no personal data. In the records of a
+    response only ids, times, etag and revision are set, besides flags such as created. An id of
+    another record is set only if the request names it. Lists leave out assignments with other ids,
+    so a transfer of a whole caseload returns no assignments, with validate_only too. Errors have
+    their reason, and metadata and google.rpc.ResourceInfo only for what the request names.
+
+    request_id. The server remembers a write with a request_id for its caller for 24 hours, even when
+    the write changed nothing. It does not remember failed calls and validate_only calls. The same
+    request with the same request_id is a replay. A replay writes nothing. It returns the ids and
+    revision of the first call, with the current state of the assignments. If an assignment has been
+    purged since, it returns ASSIGNMENT_NOT_FOUND. A different request or method with the same
+    request_id returns REQUEST_ID_REUSED.
+
+    validate_only. The server runs the whole write, then rolls it back. The response or error is that
+    of the write, but revision and the ids and etags that the write would generate are empty. With a
+    request_id that was already used, the response is that of the replay.
+
+    revision. An opaque string. When a call changes nothing, it is the head revision of the store.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    GetAssignment: _aio.UnaryUnaryMultiCallable[_assignment_service_pb2.GetAssignmentRequest, _assignment_service_pb2.GetAssignmentResponse]  # type: ignore[assignment]
+    """Gets one assignment by id, active or ended. Its therapist and patient may be soft-deleted.
+
+    Retries: the call reads again.
+
+    Errors:
+    - INVALID_FIELD: assignment_id is missing or malformed.
+    - ASSIGNMENT_NOT_FOUND: the id never existed, or was purged.
+    """
+    ListAssignments: _aio.UnaryUnaryMultiCallable[_assignment_service_pb2.ListAssignmentsRequest, _assignment_service_pb2.ListAssignmentsResponse]  # type: ignore[assignment]
+    """Lists assignments, ordered by assignment_id. It lists the active ones, those in the given
+    states, or those in force at a time. With patient_id and as_of_time it shows who treated the
+    patient at that time. created_by and create_time show who recorded each assignment, and when.
+    An assignment that matches the whole time appears exactly once, whatever others write between
+    the pages.
+
+    Retries: the call reads again. A page_token can be used any number of times.
+
+    Errors:
+    - INVALID_FIELD: a field of filter is malformed, page_size is negative, as_of_time is in the
+      future, or both as_of_time and states are set.
+    - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
+    - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
+    """
+    UpdateAssignment: _aio.UnaryUnaryMultiCallable[_assignment_service_pb2.UpdateAssignmentRequest, _assignment_service_pb2.UpdateAssignmentResponse]  # type: ignore[assignment]
+    """Corrects values of an assignment that were recorded wrongly: focus and start_time, and end_time
+    and end_reason of an ended one. The previous values are not kept. When the care itself has
+    changed, use Assign with replace, Unassign or TransferPatients instead.
+
+    created_by and ended_by do not change, and the change log names the caller who made the
+    correction. The therapist and the patient may be soft-deleted. An update that changes nothing
+    succeeds, keeps etag and update_time, and writes nothing.
+
+    Retries: with the same request_id, the call returns the result of the first call. Without a
+    request_id it sets the same values again, which changes nothing unless others changed them.
+    With an etag it returns ETAG_MISMATCH if the first call changed something, because the etag is
+    compared first.
+
+    Errors:
+    - INVALID_FIELD: a field is missing or malformed, update_mask names a field that cannot be set,
+      or start_time or end_time is more than a minute ahead.
+    - REQUEST_ID_REUSED: request_id was used for a different request.
+    - ASSIGNMENT_NOT_FOUND: the id never existed, or was purged.
+    - ETAG_MISMATCH: etag is set and is not the assignment's etag, even if nothing would change.
+    - INVALID_FIELD: therapist_id, patient_id or role differs from the assignment's. Or end_time or
+      end_reason is set on an active assignment, which only Unassign ends. Or end_time would be
+      cleared on an ended assignment, or be before start_time. Or end_reason would become one that
+      only the server sets.
+    - PERIOD_OVERLAPS: the period would overlap another active or ended period of the pair. For
+      ROLE_PRIMARY, other PRIMARY periods of the patient count too. Periods that ended as
+      ENTERED_IN_ERROR, or at the moment they started, do not count.
+    """
+    CheckAssignments: _aio.UnaryUnaryMultiCallable[_assignment_service_pb2.CheckAssignmentsRequest, _assignment_service_pb2.CheckAssignmentsResponse]  # type: ignore[assignment]
+    """Checks for up to 100 pairs whether the therapist is assigned to the patient, all in one
+    snapshot of the store. A pair is assigned when one of its periods is in force now, or at
+    as_of_time: start_time <= t < end_time, and not ended as ENTERED_IN_ERROR. An unknown or purged
+    id is not an error, and the result is false. For a soft-deleted record the result follows from
+    its periods, which have all ended.
+
+    Retries: the call reads again.
+
+    Errors:
+    - INVALID_FIELD: there is no pair, there are more than 100 pairs, an id is missing or
+      malformed, or as_of_time is in the future.
+    """
+    TransferPatients: _aio.UnaryUnaryMultiCallable[_assignment_service_pb2.TransferPatientsRequest, _assignment_service_pb2.TransferPatientsResponse]  # type: ignore[assignment]
+    """Moves active assignments from one therapist (the source) to another (the target), all or
+    nothing. Each period of the source ends with END_REASON_TRANSFERRED. At the same moment a
+    period of the target starts, with the same role and focus. That moment is now. It is later if
+    an active period of either therapist with the patient starts later. It is also later if the new
+    period would overlap an earlier one that ends later. So skewed clocks cause no errors.
+
+    If the target already has an active assignment to the patient, it keeps its role and focus, and
+    no new period starts. If the source's assignment is PRIMARY, the target's assignment ends too,
+    with END_REASON_REPLACED, and a PRIMARY period replaces it. Neither case counts toward
+    capacity.
+
+    If the source has no active assignment and patient_ids is empty, the call succeeds and writes
+    nothing.
+
+    Retries: with the same request_id, the call moves nothing and returns the assignments of the
+    first call. With another request_id it moves what the source has at that time. Patients in
+    patient_ids that have already moved cause ASSIGNMENT_NOT_FOUND.
+
+    Errors:
+    - INVALID_FIELD: a field, including request_id, is missing or malformed; patient_ids has more
+      than 1000 entries; or the target is the source.
+    - REQUEST_ID_REUSED: request_id was used for a different request.
+    - THERAPIST_NOT_FOUND: source_therapist_id or target_therapist_id never existed, or was purged.
+    - PATIENT_NOT_FOUND: one or more of patient_ids never existed, or were purged.
+      google.rpc.ResourceInfo names as many of them as fit into the error.
+    - THERAPIST_DELETED: the source or the target is soft-deleted. Metadata names it.
+    - PATIENT_DELETED: one or more of patient_ids are soft-deleted.
+    - ASSIGNMENT_NOT_FOUND: one or more of patient_ids have no active assignment to the source.
+      google.rpc.ResourceInfo names as many of these patients as fit into the error.
+    - TOO_MANY_ASSIGNMENTS: patient_ids is empty, and the source has more than 1000 active
+      assignments. Move them in parts with patient_ids.
+    - THERAPIST_NOT_ACTIVE: there are assignments to move, and the target's status is not
+      STATUS_ACTIVE.
+    - THERAPIST_AT_CAPACITY: the target would exceed max_active_patients, and ignore_capacity is
+      not set. Metadata gives limit, and the current count before the transfer.
+    """
+
 class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
     """Manages assignments, for callers that start from neither a therapist nor a patient.
 
@@ -190,8 +347,8 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
     def GetAssignment(
         self,
         request: _assignment_service_pb2.GetAssignmentRequest,
-        context: _grpc.ServicerContext,
-    ) -> _assignment_service_pb2.GetAssignmentResponse:
+        context: _ServicerContext,
+    ) -> _typing.Union[_assignment_service_pb2.GetAssignmentResponse, _abc.Awaitable[_assignment_service_pb2.GetAssignmentResponse]]:
         """Gets one assignment by id, active or ended. Its therapist and patient may be soft-deleted.
 
         Retries: the call reads again.
@@ -205,8 +362,8 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
     def ListAssignments(
         self,
         request: _assignment_service_pb2.ListAssignmentsRequest,
-        context: _grpc.ServicerContext,
-    ) -> _assignment_service_pb2.ListAssignmentsResponse:
+        context: _ServicerContext,
+    ) -> _typing.Union[_assignment_service_pb2.ListAssignmentsResponse, _abc.Awaitable[_assignment_service_pb2.ListAssignmentsResponse]]:
         """Lists assignments, ordered by assignment_id. It lists the active ones, those in the given
         states, or those in force at a time. With patient_id and as_of_time it shows who treated the
         patient at that time. created_by and create_time show who recorded each assignment, and when.
@@ -226,8 +383,8 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
     def UpdateAssignment(
         self,
         request: _assignment_service_pb2.UpdateAssignmentRequest,
-        context: _grpc.ServicerContext,
-    ) -> _assignment_service_pb2.UpdateAssignmentResponse:
+        context: _ServicerContext,
+    ) -> _typing.Union[_assignment_service_pb2.UpdateAssignmentResponse, _abc.Awaitable[_assignment_service_pb2.UpdateAssignmentResponse]]:
         """Corrects values of an assignment that were recorded wrongly: focus and start_time, and end_time
         and end_reason of an ended one. The previous values are not kept. When the care itself has
         changed, use Assign with replace, Unassign or TransferPatients instead.
@@ -260,8 +417,8 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
     def CheckAssignments(
         self,
         request: _assignment_service_pb2.CheckAssignmentsRequest,
-        context: _grpc.ServicerContext,
-    ) -> _assignment_service_pb2.CheckAssignmentsResponse:
+        context: _ServicerContext,
+    ) -> _typing.Union[_assignment_service_pb2.CheckAssignmentsResponse, _abc.Awaitable[_assignment_service_pb2.CheckAssignmentsResponse]]:
         """Checks for up to 100 pairs whether the therapist is assigned to the patient, all in one
         snapshot of the store. A pair is assigned when one of its periods is in force now, or at
         as_of_time: start_time <= t < end_time, and not ended as ENTERED_IN_ERROR. An unknown or purged
@@ -279,8 +436,8 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
     def TransferPatients(
         self,
         request: _assignment_service_pb2.TransferPatientsRequest,
-        context: _grpc.ServicerContext,
-    ) -> _assignment_service_pb2.TransferPatientsResponse:
+        context: _ServicerContext,
+    ) -> _typing.Union[_assignment_service_pb2.TransferPatientsResponse, _abc.Awaitable[_assignment_service_pb2.TransferPatientsResponse]]:
         """Moves active assignments from one therapist (the source) to another (the target), all or
         nothing. Each period of the source ends with END_REASON_TRANSFERRED. At the same moment a
         period of the target starts, with the same role and focus. That moment is now. It is later if
@@ -318,4 +475,4 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
           not set. Metadata gives limit, and the current count before the transfer.
         """
 
-def add_AssignmentServiceServicer_to_server(servicer: AssignmentServiceServicer, server: _grpc.Server) -> None: ...
+def add_AssignmentServiceServicer_to_server(servicer: AssignmentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

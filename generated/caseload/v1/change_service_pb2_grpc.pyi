@@ -5,9 +5,23 @@ isort:skip_file
 
 from caseload.v1 import change_service_pb2 as _change_service_pb2
 from collections import abc as _abc
+from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc
+import sys
+import typing as _typing
 
+if sys.version_info >= (3, 11):
+    from typing import Self as _Self
+else:
+    from typing_extensions import Self as _Self
+
+_T = _typing.TypeVar("_T")
+
+class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
+class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
+    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -39,7 +53,10 @@ class ChangeServiceStub:
     is rejected and never misinterpreted.
     """
 
-    def __init__(self, channel: _grpc.Channel) -> None: ...
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> ChangeServiceAsyncStub: ...
     ListChanges: _grpc.UnaryUnaryMultiCallable[_change_service_pb2.ListChangesRequest, _change_service_pb2.ListChangesResponse]
     """Lists the change log in commit order, oldest first. Each page starts after the through_revision
     of the previous page. The end is reached when through_revision equals head_revision. A change
@@ -53,6 +70,90 @@ class ChangeServiceStub:
     - REVISION_PRUNED: changes after after_revision were pruned. Metadata gives oldest_revision.
     """
     WatchChanges: _grpc.UnaryStreamMultiCallable[_change_service_pb2.WatchChangesRequest, _change_service_pb2.WatchChangesResponse]
+    """Streams the change log: first the change sets after after_revision, then each new one as it is
+    committed. The first message is sent at once, even without a change set. Then a message is sent
+    whenever a change set matches. A heartbeat, which has only through_revision, ensures a message
+    at least every 30 seconds. The stream lasts until a cancellation, a deadline or one of the
+    errors below ends it.
+
+    Guarantees, within one store, across reconnects, restarts and several server processes:
+    - Ordered: change sets arrive in commit order.
+    - Unique: no change set arrives twice on a watch, or again on a watch that resumes it.
+    - Reliable: every matching change set that was committed after after_revision arrives.
+    - Atomic: a change set arrives complete, in one message.
+    - Resumable: a watch that starts after the last through_revision received continues where the
+      previous watch ended, or returns REVISION_PRUNED.
+    - Bookmarkable: everything up to through_revision was sent or did not match. Heartbeats have a
+      through_revision too.
+
+    Latency: the process that made a commit sends it within 50 ms, and other processes on the same
+    store send it within 500 ms.
+
+    Slow readers: a slow reader does not delay others. The watch ends with WATCH_TOO_SLOW when the
+    reader takes more than 10 seconds for a message. It ends with CANCELLED when the reader takes
+    nothing for 30 seconds; there is no ErrorInfo, because it would not reach the reader. Data in
+    the buffers of the connection counts as taken. Both readers can resume as described above.
+
+    Retries: the call starts a new watch after after_revision, or from now on if that is empty.
+
+    Errors:
+    - UNAUTHENTICATED, PERMISSION_DENIED: also while the watch is open, within a second: the caller's
+      key or its permission was removed, or its certificate, token or key has expired. The server
+      checks this again before each message.
+    - INVALID_FIELD: a field of filter is malformed.
+    - SHUTTING_DOWN: this process is stopping, which also ends open watches. Resume: another
+      process, or this one after a restart, will answer. A watch that has reached its largest age
+      ends with this error too.
+    - TOO_MANY_WATCHES: this process has reached its limit of open watches, or the caller has
+      reached its share of them. Metadata gives limit.
+    - REVISION_FOREIGN: after_revision is malformed, from another store, or from before a restore.
+    - REVISION_PRUNED: changes after after_revision were pruned. Metadata gives oldest_revision. An
+      open watch also ends with this error when changes are pruned before it has sent them.
+    - WATCH_TOO_SLOW: the reader took more than 10 seconds for a message.
+    """
+
+@_typing.type_check_only
+class ChangeServiceAsyncStub(ChangeServiceStub):
+    """Shows what changed, when, and who changed it.
+
+    The change log. A call that changes something adds one change set, in the same transaction. A
+    call that changes nothing, fails or only validates adds none. The log has ids and names of
+    fields, never a value. Changes of derived fields (counts, primary_therapist_id) are not logged.
+    The log is kept until `caseload purge --changes-before` prunes its oldest part.
+
+    What audit discloses. The ids of an assignment are a pair: they show which therapist treats which
+    patient, and from when to when. So a caller with audit learns that of everyone, also without read.
+    It learns no name and no other value.
+
+    Errors. Each RPC lists the reasons of error_reason.proto that it can return, in the order of the
+    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, ACCESS_LOG_UNAVAILABLE,
+    DEADLINE_EXCEEDED or INTERNAL.
+    A request that does not parse, or that has more bytes than the limits of its fields allow,
+    returns INVALID_FIELD with an empty field.
+
+    Three checks come before all others. Missing or unknown credentials return UNAUTHENTICATED. A
+    caller without the permission audit gets PERMISSION_DENIED. An overloaded server returns
+    OVERLOADED and does not start the call.
+
+    revision. An opaque string: a position in the change log of one store. A reader can start after
+    any revision that any call has returned. A revision from another store, or from before a restore,
+    is rejected and never misinterpreted.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ListChanges: _aio.UnaryUnaryMultiCallable[_change_service_pb2.ListChangesRequest, _change_service_pb2.ListChangesResponse]  # type: ignore[assignment]
+    """Lists the change log in commit order, oldest first. Each page starts after the through_revision
+    of the previous page. The end is reached when through_revision equals head_revision. A change
+    set is never split between pages.
+
+    Retries: the call reads again. after_revision can be used any number of times.
+
+    Errors:
+    - INVALID_FIELD: a field of filter is malformed, or page_size is negative.
+    - REVISION_FOREIGN: after_revision is malformed, from another store, or from before a restore.
+    - REVISION_PRUNED: changes after after_revision were pruned. Metadata gives oldest_revision.
+    """
+    WatchChanges: _aio.UnaryStreamMultiCallable[_change_service_pb2.WatchChangesRequest, _change_service_pb2.WatchChangesResponse]  # type: ignore[assignment]
     """Streams the change log: first the change sets after after_revision, then each new one as it is
     committed. The first message is sent at once, even without a change set. Then a message is sent
     whenever a change set matches. A heartbeat, which has only through_revision, ensures a message
@@ -126,8 +227,8 @@ class ChangeServiceServicer(metaclass=_abc_1.ABCMeta):
     def ListChanges(
         self,
         request: _change_service_pb2.ListChangesRequest,
-        context: _grpc.ServicerContext,
-    ) -> _change_service_pb2.ListChangesResponse:
+        context: _ServicerContext,
+    ) -> _typing.Union[_change_service_pb2.ListChangesResponse, _abc.Awaitable[_change_service_pb2.ListChangesResponse]]:
         """Lists the change log in commit order, oldest first. Each page starts after the through_revision
         of the previous page. The end is reached when through_revision equals head_revision. A change
         set is never split between pages.
@@ -144,8 +245,8 @@ class ChangeServiceServicer(metaclass=_abc_1.ABCMeta):
     def WatchChanges(
         self,
         request: _change_service_pb2.WatchChangesRequest,
-        context: _grpc.ServicerContext,
-    ) -> _abc.Iterator[_change_service_pb2.WatchChangesResponse]:
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_change_service_pb2.WatchChangesResponse], _abc.AsyncIterator[_change_service_pb2.WatchChangesResponse]]:
         """Streams the change log: first the change sets after after_revision, then each new one as it is
         committed. The first message is sent at once, even without a change set. Then a message is sent
         whenever a change set matches. A heartbeat, which has only through_revision, ensures a message
@@ -188,4 +289,4 @@ class ChangeServiceServicer(metaclass=_abc_1.ABCMeta):
         - WATCH_TOO_SLOW: the reader took more than 10 seconds for a message.
         """
 
-def add_ChangeServiceServicer_to_server(servicer: ChangeServiceServicer, server: _grpc.Server) -> None: ...
+def add_ChangeServiceServicer_to_server(servicer: ChangeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -5,9 +5,23 @@ isort:skip_file
 
 from caseload.v1 import patient_service_pb2 as _patient_service_pb2
 from collections import abc as _abc
+from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc
+import sys
+import typing as _typing
 
+if sys.version_info >= (3, 11):
+    from typing import Self as _Self
+else:
+    from typing_extensions import Self as _Self
+
+_T = _typing.TypeVar("_T")
+
+class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
+class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
+    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -47,7 +61,10 @@ class PatientServiceStub:
     revision. An opaque string. When a call changes nothing, it is the head revision of the store.
     """
 
-    def __init__(self, channel: _grpc.Channel) -> None: ...
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> PatientServiceAsyncStub: ...
     CreatePatient: _grpc.UnaryUnaryMultiCallable[_patient_service_pb2.CreatePatientRequest, _patient_service_pb2.CreatePatientResponse]
     """Creates one patient, with the id in patient_id or with a generated id.
 
@@ -205,6 +222,200 @@ class PatientServiceStub:
     - PATIENT_NOT_FOUND: patient_id never existed, or was purged.
     """
 
+@_typing.type_check_only
+class PatientServiceAsyncStub(PatientServiceStub):
+    """Manages patients and their assignments.
+
+    Errors. Each RPC lists the reasons of error_reason.proto that it can return, in the order of the
+    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, ACCESS_LOG_UNAVAILABLE,
+    DEADLINE_EXCEEDED or INTERNAL.
+    Every write can also return STORE_FULL, OUTCOME_UNKNOWN or SHUTTING_DOWN. A request that does not
+    parse, or that has more bytes than the limits of its fields allow, returns INVALID_FIELD with an
+    empty field.
+
+    Three checks come before all others. Missing or unknown credentials return UNAUTHENTICATED. A
+    caller without the required permission gets PERMISSION_DENIED. RPCs without side effects require
+    the permission read, all others require write. An overloaded server returns OVERLOADED and does
+    not start the call.
+
+    Without read. A caller with write and without read gets no personal data. In the records of a
+    response only ids, times, etag and revision are set, besides flags such as created. An id of
+    another record is set only if the request names it. Lists leave out assignments with other ids,
+    so a transfer of a whole caseload returns no assignments, with validate_only too. Errors have
+    their reason, and metadata and google.rpc.ResourceInfo only for what the request names.
+
+    request_id. The server remembers a write with a request_id for its caller for 24 hours, even when
+    the write changed nothing. It does not remember failed calls and validate_only calls. The same
+    request with the same request_id is a replay. A replay writes nothing. It returns the ids, flags
+    and revision of the first call, with the current state of the records. If a record has been
+    purged since, it returns PATIENT_NOT_FOUND or ASSIGNMENT_NOT_FOUND. A different request or method
+    with the same request_id returns REQUEST_ID_REUSED.
+
+    validate_only. The server runs the whole write, then rolls it back. The response or error is that
+    of the write, but revision and the ids and etags that the write would generate are empty. With a
+    request_id that was already used, the response is that of the replay.
+
+    revision. An opaque string. When a call changes nothing, it is the head revision of the store.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    CreatePatient: _aio.UnaryUnaryMultiCallable[_patient_service_pb2.CreatePatientRequest, _patient_service_pb2.CreatePatientResponse]  # type: ignore[assignment]
+    """Creates one patient, with the id in patient_id or with a generated id.
+
+    Retries: with the same request_id, the call returns the patient of the first call. Without a
+    request_id, a chosen id returns ID_TAKEN, and without an id the call creates a second patient.
+
+    Errors:
+    - INVALID_FIELD: a field is missing or malformed.
+    - REQUEST_ID_REUSED: request_id was used for a different request.
+    - INVALID_FIELD: the record is larger than 32 KiB.
+    - ID_TAKEN: the chosen id belongs to a live, soft-deleted or purged patient.
+    - IDENTIFIER_TAKEN: another live patient has one of the identifiers.
+    """
+    GetPatient: _aio.UnaryUnaryMultiCallable[_patient_service_pb2.GetPatientRequest, _patient_service_pb2.GetPatientResponse]  # type: ignore[assignment]
+    """Gets one patient, live or soft-deleted.
+
+    Retries: the call reads again.
+
+    Errors:
+    - INVALID_FIELD: patient_id is missing or malformed.
+    - PATIENT_NOT_FOUND: the id never existed, or was purged.
+    """
+    BatchGetPatients: _aio.UnaryUnaryMultiCallable[_patient_service_pb2.BatchGetPatientsRequest, _patient_service_pb2.BatchGetPatientsResponse]  # type: ignore[assignment]
+    """Gets up to 100 patients, live or soft-deleted, in request order. The call returns all of them
+    or an error. It returns a patient twice when the request has the id twice.
+
+    Retries: the call reads again.
+
+    Errors:
+    - INVALID_FIELD: there is no id, there are more than 100 ids, or an id is malformed.
+    - PATIENT_NOT_FOUND: one or more ids never existed, or were purged. google.rpc.ResourceInfo
+      names as many of them as fit into the error.
+    """
+    ListPatients: _aio.UnaryUnaryMultiCallable[_patient_service_pb2.ListPatientsRequest, _patient_service_pb2.ListPatientsResponse]  # type: ignore[assignment]
+    """Lists and searches patients, ordered by id. A patient that matches the whole time appears
+    exactly once, whatever others write between the pages.
+
+    Retries: the call reads again. A page_token can be used any number of times.
+
+    Errors:
+    - INVALID_FIELD: page_size is negative, or a field of filter is malformed.
+    - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
+    - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
+    """
+    UpdatePatient: _aio.UnaryUnaryMultiCallable[_patient_service_pb2.UpdatePatientRequest, _patient_service_pb2.UpdatePatientResponse]  # type: ignore[assignment]
+    """Changes the fields that update_mask names. Use it to rename a patient, too. An update that
+    changes nothing succeeds, keeps etag and update_time, and writes nothing.
+
+    Retries: with the same request_id, the call returns the result of the first call. Without a
+    request_id it sets the same values again, which changes nothing unless others changed them.
+    With an etag it returns ETAG_MISMATCH if the first call changed something, because the etag is
+    compared first.
+
+    Errors:
+    - INVALID_FIELD: a field is missing or malformed, or update_mask names a field that cannot be
+      set.
+    - REQUEST_ID_REUSED: request_id was used for a different request.
+    - PATIENT_NOT_FOUND: the id never existed, or was purged.
+    - PATIENT_DELETED: the patient is soft-deleted. Undelete it first.
+    - ETAG_MISMATCH: etag is set and is not the patient's etag, even if nothing would change.
+    - INVALID_FIELD: the record would become larger than 32 KiB.
+    - HAS_ACTIVE_ASSIGNMENTS: status becomes STATUS_DISCHARGED while active assignments exist.
+    - IDENTIFIER_TAKEN: another live patient has one of the identifiers.
+    """
+    DeletePatient: _aio.UnaryUnaryMultiCallable[_patient_service_pb2.DeletePatientRequest, _patient_service_pb2.DeletePatientResponse]  # type: ignore[assignment]
+    """Soft-deletes one patient and frees its identifiers. The call fails while the patient has active
+    assignments, unless force ends them in the same transaction.
+
+    Retries: the call succeeds for any etag and writes nothing, because the patient is already
+    deleted; ended_assignment_count is 0. If the patient was undeleted in the meantime, a retry
+    deletes it again. With the same request_id it never writes, and returns the count of the first
+    call.
+
+    Errors:
+    - INVALID_FIELD: a field is missing or malformed.
+    - REQUEST_ID_REUSED: request_id was used for a different request.
+    - PATIENT_NOT_FOUND: the id never existed or was purged, and allow_missing is not set.
+    - ETAG_MISMATCH: the patient is live, and etag is set and is not its etag.
+    - HAS_ACTIVE_ASSIGNMENTS: active assignments exist and force is not set.
+    - TOO_MANY_ASSIGNMENTS: force would end more than 1000 assignments. Unassign some first.
+    """
+    UndeletePatient: _aio.UnaryUnaryMultiCallable[_patient_service_pb2.UndeletePatientRequest, _patient_service_pb2.UndeletePatientResponse]  # type: ignore[assignment]
+    """Reverts a soft delete and reclaims the identifiers. Ended assignments stay ended.
+
+    Retries: the call succeeds and does not change a live patient. If the patient was deleted in
+    the meantime, a retry undeletes it again. With the same request_id it never writes.
+
+    Errors:
+    - INVALID_FIELD: a field is missing or malformed.
+    - REQUEST_ID_REUSED: request_id was used for a different request.
+    - PATIENT_NOT_FOUND: the id never existed, or was purged.
+    - IDENTIFIER_TAKEN: another live patient now has one of the identifiers.
+    """
+    AssignTherapist: _aio.UnaryUnaryMultiCallable[_patient_service_pb2.AssignTherapistRequest, _patient_service_pb2.AssignTherapistResponse]  # type: ignore[assignment]
+    """Assigns a therapist to a patient, which starts a new period. Ended periods of the pair are
+    kept. TherapistService.AssignPatient does the same.
+
+    Retries: while the same assignment is active, the call succeeds with created=false and writes
+    nothing. Changes of status or capacity in the meantime do not matter. Assignments are the same
+    when role (unset means ROLE_TREATING) and focus are equal, and start_time too if the call sets
+    it, truncated to microseconds. Flags are not compared. After the assignment has ended, a retry
+    starts a new period. With the same request_id it returns the ended assignment of the first call
+    instead.
+
+    Errors:
+    - INVALID_FIELD: a field is missing or malformed, or start_time is more than a minute ahead.
+    - REQUEST_ID_REUSED: request_id was used for a different request.
+    - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.
+    - PATIENT_NOT_FOUND: patient_id never existed, or was purged.
+    - THERAPIST_DELETED: the therapist is soft-deleted.
+    - PATIENT_DELETED: the patient is soft-deleted.
+    - ASSIGNMENT_DIFFERS: the pair has an active assignment with another role, focus or start_time,
+      and replace is not set.
+    - THERAPIST_NOT_ACTIVE: the therapist's status is not STATUS_ACTIVE.
+    - PATIENT_NOT_ACTIVE: the patient's status is not STATUS_ACTIVE.
+    - PERIOD_OVERLAPS: start_time is before the end of an ended period of the pair, or before the
+      start of a period that this one replaces. For ROLE_PRIMARY, ended PRIMARY periods of the
+      patient count too. Periods that ended as ENTERED_IN_ERROR do not count.
+    - PRIMARY_EXISTS: role is ROLE_PRIMARY, the patient has an active PRIMARY assignment to another
+      therapist, and replace_primary is not set.
+    - THERAPIST_AT_CAPACITY: the therapist has reached max_active_patients, and ignore_capacity is
+      not set. To replace the pair's own period is allowed, because the count does not change.
+    """
+    UnassignTherapist: _aio.UnaryUnaryMultiCallable[_patient_service_pb2.UnassignTherapistRequest, _patient_service_pb2.UnassignTherapistResponse]  # type: ignore[assignment]
+    """Ends the active assignment of the pair. TherapistService.UnassignPatient does the same. The
+    call also accepts soft-deleted records, whose assignments the delete has ended.
+
+    Retries: the call succeeds with ended=false for any etag, end_time or end_reason and writes
+    nothing, because the assignment has already ended. If the pair was assigned again in the
+    meantime, a retry ends the new period. With the same request_id it returns the assignment of
+    the first call instead.
+
+    Errors:
+    - INVALID_FIELD: a field is missing or malformed, end_time is more than a minute ahead, or only
+      the server sets this end_reason.
+    - REQUEST_ID_REUSED: request_id was used for a different request.
+    - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged, even with allow_missing.
+    - PATIENT_NOT_FOUND: patient_id never existed, or was purged, even with allow_missing.
+    - ASSIGNMENT_NOT_FOUND: the pair was never assigned, and allow_missing is not set.
+    - ETAG_MISMATCH: the assignment is active, and etag is set and is not its etag.
+    - INVALID_FIELD: end_time is before the start_time of the period.
+    """
+    ListPatientTherapists: _aio.UnaryUnaryMultiCallable[_patient_service_pb2.ListPatientTherapistsRequest, _patient_service_pb2.ListPatientTherapistsResponse]  # type: ignore[assignment]
+    """Lists the therapists of one patient with the assignments that link them, ordered by
+    assignment_id. The patient may be soft-deleted. An assignment that matches the whole time
+    appears exactly once, whatever others write between the pages.
+
+    Retries: the call reads again. A page_token can be used any number of times.
+
+    Errors:
+    - INVALID_FIELD: a field is missing or malformed, page_size is negative, as_of_time is in the
+      future, or both as_of_time and states are set.
+    - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
+    - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
+    - PATIENT_NOT_FOUND: patient_id never existed, or was purged.
+    """
+
 class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
     """Manages patients and their assignments.
 
@@ -244,8 +455,8 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
     def CreatePatient(
         self,
         request: _patient_service_pb2.CreatePatientRequest,
-        context: _grpc.ServicerContext,
-    ) -> _patient_service_pb2.CreatePatientResponse:
+        context: _ServicerContext,
+    ) -> _typing.Union[_patient_service_pb2.CreatePatientResponse, _abc.Awaitable[_patient_service_pb2.CreatePatientResponse]]:
         """Creates one patient, with the id in patient_id or with a generated id.
 
         Retries: with the same request_id, the call returns the patient of the first call. Without a
@@ -263,8 +474,8 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
     def GetPatient(
         self,
         request: _patient_service_pb2.GetPatientRequest,
-        context: _grpc.ServicerContext,
-    ) -> _patient_service_pb2.GetPatientResponse:
+        context: _ServicerContext,
+    ) -> _typing.Union[_patient_service_pb2.GetPatientResponse, _abc.Awaitable[_patient_service_pb2.GetPatientResponse]]:
         """Gets one patient, live or soft-deleted.
 
         Retries: the call reads again.
@@ -278,8 +489,8 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
     def BatchGetPatients(
         self,
         request: _patient_service_pb2.BatchGetPatientsRequest,
-        context: _grpc.ServicerContext,
-    ) -> _patient_service_pb2.BatchGetPatientsResponse:
+        context: _ServicerContext,
+    ) -> _typing.Union[_patient_service_pb2.BatchGetPatientsResponse, _abc.Awaitable[_patient_service_pb2.BatchGetPatientsResponse]]:
         """Gets up to 100 patients, live or soft-deleted, in request order. The call returns all of them
         or an error. It returns a patient twice when the request has the id twice.
 
@@ -295,8 +506,8 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
     def ListPatients(
         self,
         request: _patient_service_pb2.ListPatientsRequest,
-        context: _grpc.ServicerContext,
-    ) -> _patient_service_pb2.ListPatientsResponse:
+        context: _ServicerContext,
+    ) -> _typing.Union[_patient_service_pb2.ListPatientsResponse, _abc.Awaitable[_patient_service_pb2.ListPatientsResponse]]:
         """Lists and searches patients, ordered by id. A patient that matches the whole time appears
         exactly once, whatever others write between the pages.
 
@@ -312,8 +523,8 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
     def UpdatePatient(
         self,
         request: _patient_service_pb2.UpdatePatientRequest,
-        context: _grpc.ServicerContext,
-    ) -> _patient_service_pb2.UpdatePatientResponse:
+        context: _ServicerContext,
+    ) -> _typing.Union[_patient_service_pb2.UpdatePatientResponse, _abc.Awaitable[_patient_service_pb2.UpdatePatientResponse]]:
         """Changes the fields that update_mask names. Use it to rename a patient, too. An update that
         changes nothing succeeds, keeps etag and update_time, and writes nothing.
 
@@ -338,8 +549,8 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
     def DeletePatient(
         self,
         request: _patient_service_pb2.DeletePatientRequest,
-        context: _grpc.ServicerContext,
-    ) -> _patient_service_pb2.DeletePatientResponse:
+        context: _ServicerContext,
+    ) -> _typing.Union[_patient_service_pb2.DeletePatientResponse, _abc.Awaitable[_patient_service_pb2.DeletePatientResponse]]:
         """Soft-deletes one patient and frees its identifiers. The call fails while the patient has active
         assignments, unless force ends them in the same transaction.
 
@@ -361,8 +572,8 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
     def UndeletePatient(
         self,
         request: _patient_service_pb2.UndeletePatientRequest,
-        context: _grpc.ServicerContext,
-    ) -> _patient_service_pb2.UndeletePatientResponse:
+        context: _ServicerContext,
+    ) -> _typing.Union[_patient_service_pb2.UndeletePatientResponse, _abc.Awaitable[_patient_service_pb2.UndeletePatientResponse]]:
         """Reverts a soft delete and reclaims the identifiers. Ended assignments stay ended.
 
         Retries: the call succeeds and does not change a live patient. If the patient was deleted in
@@ -379,8 +590,8 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
     def AssignTherapist(
         self,
         request: _patient_service_pb2.AssignTherapistRequest,
-        context: _grpc.ServicerContext,
-    ) -> _patient_service_pb2.AssignTherapistResponse:
+        context: _ServicerContext,
+    ) -> _typing.Union[_patient_service_pb2.AssignTherapistResponse, _abc.Awaitable[_patient_service_pb2.AssignTherapistResponse]]:
         """Assigns a therapist to a patient, which starts a new period. Ended periods of the pair are
         kept. TherapistService.AssignPatient does the same.
 
@@ -415,8 +626,8 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
     def UnassignTherapist(
         self,
         request: _patient_service_pb2.UnassignTherapistRequest,
-        context: _grpc.ServicerContext,
-    ) -> _patient_service_pb2.UnassignTherapistResponse:
+        context: _ServicerContext,
+    ) -> _typing.Union[_patient_service_pb2.UnassignTherapistResponse, _abc.Awaitable[_patient_service_pb2.UnassignTherapistResponse]]:
         """Ends the active assignment of the pair. TherapistService.UnassignPatient does the same. The
         call also accepts soft-deleted records, whose assignments the delete has ended.
 
@@ -440,8 +651,8 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
     def ListPatientTherapists(
         self,
         request: _patient_service_pb2.ListPatientTherapistsRequest,
-        context: _grpc.ServicerContext,
-    ) -> _patient_service_pb2.ListPatientTherapistsResponse:
+        context: _ServicerContext,
+    ) -> _typing.Union[_patient_service_pb2.ListPatientTherapistsResponse, _abc.Awaitable[_patient_service_pb2.ListPatientTherapistsResponse]]:
         """Lists the therapists of one patient with the assignments that link them, ordered by
         assignment_id. The patient may be soft-deleted. An assignment that matches the whole time
         appears exactly once, whatever others write between the pages.
@@ -456,4 +667,4 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
         - PATIENT_NOT_FOUND: patient_id never existed, or was purged.
         """
 
-def add_PatientServiceServicer_to_server(servicer: PatientServiceServicer, server: _grpc.Server) -> None: ...
+def add_PatientServiceServicer_to_server(servicer: PatientServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -5,9 +5,23 @@ isort:skip_file
 
 from caseload.v1 import therapist_service_pb2 as _therapist_service_pb2
 from collections import abc as _abc
+from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc
+import sys
+import typing as _typing
 
+if sys.version_info >= (3, 11):
+    from typing import Self as _Self
+else:
+    from typing_extensions import Self as _Self
+
+_T = _typing.TypeVar("_T")
+
+class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
+class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
+    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -47,7 +61,10 @@ class TherapistServiceStub:
     revision. An opaque string. When a call changes nothing, it is the head revision of the store.
     """
 
-    def __init__(self, channel: _grpc.Channel) -> None: ...
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> TherapistServiceAsyncStub: ...
     CreateTherapist: _grpc.UnaryUnaryMultiCallable[_therapist_service_pb2.CreateTherapistRequest, _therapist_service_pb2.CreateTherapistResponse]
     """Creates one therapist, with the id in therapist_id or with a generated id.
 
@@ -208,6 +225,203 @@ class TherapistServiceStub:
     - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.
     """
 
+@_typing.type_check_only
+class TherapistServiceAsyncStub(TherapistServiceStub):
+    """Manages therapists and their assignments.
+
+    Errors. Each RPC lists the reasons of error_reason.proto that it can return, in the order of the
+    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, ACCESS_LOG_UNAVAILABLE,
+    DEADLINE_EXCEEDED or INTERNAL.
+    Every write can also return STORE_FULL, OUTCOME_UNKNOWN or SHUTTING_DOWN. A request that does not
+    parse, or that has more bytes than the limits of its fields allow, returns INVALID_FIELD with an
+    empty field.
+
+    Three checks come before all others. Missing or unknown credentials return UNAUTHENTICATED. A
+    caller without the required permission gets PERMISSION_DENIED. RPCs without side effects require
+    the permission read, all others require write. An overloaded server returns OVERLOADED and does
+    not start the call.
+
+    Without read. A caller with write and without read gets no personal data. In the records of a
+    response only ids, times, etag and revision are set, besides flags such as created. An id of
+    another record is set only if the request names it. Lists leave out assignments with other ids,
+    so a transfer of a whole caseload returns no assignments, with validate_only too. Errors have
+    their reason, and metadata and google.rpc.ResourceInfo only for what the request names.
+
+    request_id. The server remembers a write with a request_id for its caller for 24 hours, even when
+    the write changed nothing. It does not remember failed calls and validate_only calls. The same
+    request with the same request_id is a replay. A replay writes nothing. It returns the ids, flags
+    and revision of the first call, with the current state of the records. If a record has been
+    purged since, it returns THERAPIST_NOT_FOUND or ASSIGNMENT_NOT_FOUND. A different request or
+    method with the same request_id returns REQUEST_ID_REUSED.
+
+    validate_only. The server runs the whole write, then rolls it back. The response or error is that
+    of the write, but revision and the ids and etags that the write would generate are empty. With a
+    request_id that was already used, the response is that of the replay.
+
+    revision. An opaque string. When a call changes nothing, it is the head revision of the store.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    CreateTherapist: _aio.UnaryUnaryMultiCallable[_therapist_service_pb2.CreateTherapistRequest, _therapist_service_pb2.CreateTherapistResponse]  # type: ignore[assignment]
+    """Creates one therapist, with the id in therapist_id or with a generated id.
+
+    Retries: with the same request_id, the call returns the therapist of the first call. Without a
+    request_id, a chosen id returns ID_TAKEN, and without an id the call creates a second
+    therapist.
+
+    Errors:
+    - INVALID_FIELD: a field is missing or malformed.
+    - REQUEST_ID_REUSED: request_id was used for a different request.
+    - INVALID_FIELD: the record is larger than 32 KiB.
+    - ID_TAKEN: the chosen id belongs to a live, soft-deleted or purged therapist.
+    - IDENTIFIER_TAKEN: another live therapist has one of the identifiers.
+    """
+    GetTherapist: _aio.UnaryUnaryMultiCallable[_therapist_service_pb2.GetTherapistRequest, _therapist_service_pb2.GetTherapistResponse]  # type: ignore[assignment]
+    """Gets one therapist, live or soft-deleted.
+
+    Retries: the call reads again.
+
+    Errors:
+    - INVALID_FIELD: therapist_id is missing or malformed.
+    - THERAPIST_NOT_FOUND: the id never existed, or was purged.
+    """
+    BatchGetTherapists: _aio.UnaryUnaryMultiCallable[_therapist_service_pb2.BatchGetTherapistsRequest, _therapist_service_pb2.BatchGetTherapistsResponse]  # type: ignore[assignment]
+    """Gets up to 100 therapists, live or soft-deleted, in request order. The call returns all of them
+    or an error. It returns a therapist twice when the request has the id twice.
+
+    Retries: the call reads again.
+
+    Errors:
+    - INVALID_FIELD: there is no id, there are more than 100 ids, or an id is malformed.
+    - THERAPIST_NOT_FOUND: one or more ids never existed, or were purged. google.rpc.ResourceInfo
+      names as many of them as fit into the error.
+    """
+    ListTherapists: _aio.UnaryUnaryMultiCallable[_therapist_service_pb2.ListTherapistsRequest, _therapist_service_pb2.ListTherapistsResponse]  # type: ignore[assignment]
+    """Lists and searches therapists, ordered by id. A therapist that matches the whole time appears
+    exactly once, whatever others write between the pages.
+
+    Retries: the call reads again. A page_token can be used any number of times.
+
+    Errors:
+    - INVALID_FIELD: page_size is negative, or a field of filter is malformed.
+    - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
+    - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
+    """
+    UpdateTherapist: _aio.UnaryUnaryMultiCallable[_therapist_service_pb2.UpdateTherapistRequest, _therapist_service_pb2.UpdateTherapistResponse]  # type: ignore[assignment]
+    """Changes the fields that update_mask names. Use it to rename a therapist, too. An update that
+    changes nothing succeeds, keeps etag and update_time, and writes nothing.
+
+    Retries: with the same request_id, the call returns the result of the first call. Without a
+    request_id it sets the same values again, which changes nothing unless others changed them.
+    With an etag it returns ETAG_MISMATCH if the first call changed something, because the etag is
+    compared first.
+
+    Errors:
+    - INVALID_FIELD: a field is missing or malformed, or update_mask names a field that cannot be
+      set.
+    - REQUEST_ID_REUSED: request_id was used for a different request.
+    - THERAPIST_NOT_FOUND: the id never existed, or was purged.
+    - THERAPIST_DELETED: the therapist is soft-deleted. Undelete it first.
+    - ETAG_MISMATCH: etag is set and is not the therapist's etag, even if nothing would change.
+    - INVALID_FIELD: the record would become larger than 32 KiB.
+    - HAS_ACTIVE_ASSIGNMENTS: status becomes STATUS_INACTIVE while active assignments exist.
+    - IDENTIFIER_TAKEN: another live therapist has one of the identifiers.
+    """
+    DeleteTherapist: _aio.UnaryUnaryMultiCallable[_therapist_service_pb2.DeleteTherapistRequest, _therapist_service_pb2.DeleteTherapistResponse]  # type: ignore[assignment]
+    """Soft-deletes one therapist and frees its identifiers. The call fails while the therapist has
+    active assignments, unless force ends them in the same transaction. TransferPatients moves them
+    to another therapist.
+
+    Retries: the call succeeds for any etag and writes nothing, because the therapist is already
+    deleted; ended_assignment_count is 0. If the therapist was undeleted in the meantime, a retry
+    deletes it again. With the same request_id it never writes, and returns the count of the first
+    call.
+
+    Errors:
+    - INVALID_FIELD: a field is missing or malformed.
+    - REQUEST_ID_REUSED: request_id was used for a different request.
+    - THERAPIST_NOT_FOUND: the id never existed or was purged, and allow_missing is not set.
+    - ETAG_MISMATCH: the therapist is live, and etag is set and is not its etag.
+    - HAS_ACTIVE_ASSIGNMENTS: active assignments exist and force is not set.
+    - TOO_MANY_ASSIGNMENTS: force would end more than 1000 assignments. Transfer or unassign some
+      first.
+    """
+    UndeleteTherapist: _aio.UnaryUnaryMultiCallable[_therapist_service_pb2.UndeleteTherapistRequest, _therapist_service_pb2.UndeleteTherapistResponse]  # type: ignore[assignment]
+    """Reverts a soft delete and reclaims the identifiers. Ended assignments stay ended.
+
+    Retries: the call succeeds and does not change a live therapist. If the therapist was deleted
+    in the meantime, a retry undeletes it again. With the same request_id it never writes.
+
+    Errors:
+    - INVALID_FIELD: a field is missing or malformed.
+    - REQUEST_ID_REUSED: request_id was used for a different request.
+    - THERAPIST_NOT_FOUND: the id never existed, or was purged.
+    - IDENTIFIER_TAKEN: another live therapist now has one of the identifiers.
+    """
+    AssignPatient: _aio.UnaryUnaryMultiCallable[_therapist_service_pb2.AssignPatientRequest, _therapist_service_pb2.AssignPatientResponse]  # type: ignore[assignment]
+    """Assigns a patient to a therapist, which starts a new period. Ended periods of the pair are
+    kept. PatientService.AssignTherapist does the same.
+
+    Retries: while the same assignment is active, the call succeeds with created=false and writes
+    nothing. Changes of status or capacity in the meantime do not matter. Assignments are the same
+    when role (unset means ROLE_TREATING) and focus are equal, and start_time too if the call sets
+    it, truncated to microseconds. Flags are not compared. After the assignment has ended, a retry
+    starts a new period. With the same request_id it returns the ended assignment of the first call
+    instead.
+
+    Errors:
+    - INVALID_FIELD: a field is missing or malformed, or start_time is more than a minute ahead.
+    - REQUEST_ID_REUSED: request_id was used for a different request.
+    - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.
+    - PATIENT_NOT_FOUND: patient_id never existed, or was purged.
+    - THERAPIST_DELETED: the therapist is soft-deleted.
+    - PATIENT_DELETED: the patient is soft-deleted.
+    - ASSIGNMENT_DIFFERS: the pair has an active assignment with another role, focus or start_time,
+      and replace is not set.
+    - THERAPIST_NOT_ACTIVE: the therapist's status is not STATUS_ACTIVE.
+    - PATIENT_NOT_ACTIVE: the patient's status is not STATUS_ACTIVE.
+    - PERIOD_OVERLAPS: start_time is before the end of an ended period of the pair, or before the
+      start of a period that this one replaces. For ROLE_PRIMARY, ended PRIMARY periods of the
+      patient count too. Periods that ended as ENTERED_IN_ERROR do not count.
+    - PRIMARY_EXISTS: role is ROLE_PRIMARY, the patient has an active PRIMARY assignment to another
+      therapist, and replace_primary is not set.
+    - THERAPIST_AT_CAPACITY: the therapist has reached max_active_patients, and ignore_capacity is
+      not set. To replace the pair's own period is allowed, because the count does not change.
+    """
+    UnassignPatient: _aio.UnaryUnaryMultiCallable[_therapist_service_pb2.UnassignPatientRequest, _therapist_service_pb2.UnassignPatientResponse]  # type: ignore[assignment]
+    """Ends the active assignment of the pair. PatientService.UnassignTherapist does the same. The
+    call also accepts soft-deleted records, whose assignments the delete has ended.
+
+    Retries: the call succeeds with ended=false for any etag, end_time or end_reason and writes
+    nothing, because the assignment has already ended. If the pair was assigned again in the
+    meantime, a retry ends the new period. With the same request_id it returns the assignment of
+    the first call instead.
+
+    Errors:
+    - INVALID_FIELD: a field is missing or malformed, end_time is more than a minute ahead, or only
+      the server sets this end_reason.
+    - REQUEST_ID_REUSED: request_id was used for a different request.
+    - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged, even with allow_missing.
+    - PATIENT_NOT_FOUND: patient_id never existed, or was purged, even with allow_missing.
+    - ASSIGNMENT_NOT_FOUND: the pair was never assigned, and allow_missing is not set.
+    - ETAG_MISMATCH: the assignment is active, and etag is set and is not its etag.
+    - INVALID_FIELD: end_time is before the start_time of the period.
+    """
+    ListTherapistPatients: _aio.UnaryUnaryMultiCallable[_therapist_service_pb2.ListTherapistPatientsRequest, _therapist_service_pb2.ListTherapistPatientsResponse]  # type: ignore[assignment]
+    """Lists the patients of one therapist with the assignments that link them, ordered by
+    assignment_id. The therapist may be soft-deleted. An assignment that matches the whole time
+    appears exactly once, whatever others write between the pages.
+
+    Retries: the call reads again. A page_token can be used any number of times.
+
+    Errors:
+    - INVALID_FIELD: a field is missing or malformed, page_size is negative, as_of_time is in the
+      future, or both as_of_time and states are set.
+    - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
+    - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
+    - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.
+    """
+
 class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
     """Manages therapists and their assignments.
 
@@ -247,8 +461,8 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
     def CreateTherapist(
         self,
         request: _therapist_service_pb2.CreateTherapistRequest,
-        context: _grpc.ServicerContext,
-    ) -> _therapist_service_pb2.CreateTherapistResponse:
+        context: _ServicerContext,
+    ) -> _typing.Union[_therapist_service_pb2.CreateTherapistResponse, _abc.Awaitable[_therapist_service_pb2.CreateTherapistResponse]]:
         """Creates one therapist, with the id in therapist_id or with a generated id.
 
         Retries: with the same request_id, the call returns the therapist of the first call. Without a
@@ -267,8 +481,8 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
     def GetTherapist(
         self,
         request: _therapist_service_pb2.GetTherapistRequest,
-        context: _grpc.ServicerContext,
-    ) -> _therapist_service_pb2.GetTherapistResponse:
+        context: _ServicerContext,
+    ) -> _typing.Union[_therapist_service_pb2.GetTherapistResponse, _abc.Awaitable[_therapist_service_pb2.GetTherapistResponse]]:
         """Gets one therapist, live or soft-deleted.
 
         Retries: the call reads again.
@@ -282,8 +496,8 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
     def BatchGetTherapists(
         self,
         request: _therapist_service_pb2.BatchGetTherapistsRequest,
-        context: _grpc.ServicerContext,
-    ) -> _therapist_service_pb2.BatchGetTherapistsResponse:
+        context: _ServicerContext,
+    ) -> _typing.Union[_therapist_service_pb2.BatchGetTherapistsResponse, _abc.Awaitable[_therapist_service_pb2.BatchGetTherapistsResponse]]:
         """Gets up to 100 therapists, live or soft-deleted, in request order. The call returns all of them
         or an error. It returns a therapist twice when the request has the id twice.
 
@@ -299,8 +513,8 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
     def ListTherapists(
         self,
         request: _therapist_service_pb2.ListTherapistsRequest,
-        context: _grpc.ServicerContext,
-    ) -> _therapist_service_pb2.ListTherapistsResponse:
+        context: _ServicerContext,
+    ) -> _typing.Union[_therapist_service_pb2.ListTherapistsResponse, _abc.Awaitable[_therapist_service_pb2.ListTherapistsResponse]]:
         """Lists and searches therapists, ordered by id. A therapist that matches the whole time appears
         exactly once, whatever others write between the pages.
 
@@ -316,8 +530,8 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
     def UpdateTherapist(
         self,
         request: _therapist_service_pb2.UpdateTherapistRequest,
-        context: _grpc.ServicerContext,
-    ) -> _therapist_service_pb2.UpdateTherapistResponse:
+        context: _ServicerContext,
+    ) -> _typing.Union[_therapist_service_pb2.UpdateTherapistResponse, _abc.Awaitable[_therapist_service_pb2.UpdateTherapistResponse]]:
         """Changes the fields that update_mask names. Use it to rename a therapist, too. An update that
         changes nothing succeeds, keeps etag and update_time, and writes nothing.
 
@@ -342,8 +556,8 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
     def DeleteTherapist(
         self,
         request: _therapist_service_pb2.DeleteTherapistRequest,
-        context: _grpc.ServicerContext,
-    ) -> _therapist_service_pb2.DeleteTherapistResponse:
+        context: _ServicerContext,
+    ) -> _typing.Union[_therapist_service_pb2.DeleteTherapistResponse, _abc.Awaitable[_therapist_service_pb2.DeleteTherapistResponse]]:
         """Soft-deletes one therapist and frees its identifiers. The call fails while the therapist has
         active assignments, unless force ends them in the same transaction. TransferPatients moves them
         to another therapist.
@@ -367,8 +581,8 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
     def UndeleteTherapist(
         self,
         request: _therapist_service_pb2.UndeleteTherapistRequest,
-        context: _grpc.ServicerContext,
-    ) -> _therapist_service_pb2.UndeleteTherapistResponse:
+        context: _ServicerContext,
+    ) -> _typing.Union[_therapist_service_pb2.UndeleteTherapistResponse, _abc.Awaitable[_therapist_service_pb2.UndeleteTherapistResponse]]:
         """Reverts a soft delete and reclaims the identifiers. Ended assignments stay ended.
 
         Retries: the call succeeds and does not change a live therapist. If the therapist was deleted
@@ -385,8 +599,8 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
     def AssignPatient(
         self,
         request: _therapist_service_pb2.AssignPatientRequest,
-        context: _grpc.ServicerContext,
-    ) -> _therapist_service_pb2.AssignPatientResponse:
+        context: _ServicerContext,
+    ) -> _typing.Union[_therapist_service_pb2.AssignPatientResponse, _abc.Awaitable[_therapist_service_pb2.AssignPatientResponse]]:
         """Assigns a patient to a therapist, which starts a new period. Ended periods of the pair are
         kept. PatientService.AssignTherapist does the same.
 
@@ -421,8 +635,8 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
     def UnassignPatient(
         self,
         request: _therapist_service_pb2.UnassignPatientRequest,
-        context: _grpc.ServicerContext,
-    ) -> _therapist_service_pb2.UnassignPatientResponse:
+        context: _ServicerContext,
+    ) -> _typing.Union[_therapist_service_pb2.UnassignPatientResponse, _abc.Awaitable[_therapist_service_pb2.UnassignPatientResponse]]:
         """Ends the active assignment of the pair. PatientService.UnassignTherapist does the same. The
         call also accepts soft-deleted records, whose assignments the delete has ended.
 
@@ -446,8 +660,8 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
     def ListTherapistPatients(
         self,
         request: _therapist_service_pb2.ListTherapistPatientsRequest,
-        context: _grpc.ServicerContext,
-    ) -> _therapist_service_pb2.ListTherapistPatientsResponse:
+        context: _ServicerContext,
+    ) -> _typing.Union[_therapist_service_pb2.ListTherapistPatientsResponse, _abc.Awaitable[_therapist_service_pb2.ListTherapistPatientsResponse]]:
         """Lists the patients of one therapist with the assignments that link them, ordered by
         assignment_id. The therapist may be soft-deleted. An assignment that matches the whole time
         appears exactly once, whatever others write between the pages.
@@ -462,4 +676,4 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
         - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.
         """
 
-def add_TherapistServiceServicer_to_server(servicer: TherapistServiceServicer, server: _grpc.Server) -> None: ...
+def add_TherapistServiceServicer_to_server(servicer: TherapistServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -102,6 +102,7 @@ def _tls_credentials(
     """Returns the channel credentials, and a name in the server's certificate. Raises _CheckFailed and SettingError."""
     import grpc
 
+    from caseload_server.private_files import read_private
     from caseload_server.security.tls import NOT_A_PAIR, NOT_PEM, read_file
 
     roots = read_file("--tls-ca", tls_ca) if tls_ca else read_file("--tls-cert", tls_cert or Path())
@@ -115,7 +116,7 @@ def _tls_credentials(
     except (ssl.SSLError, ValueError):
         raise SettingError("--tls-ca" if tls_ca else "--tls-cert", NOT_PEM) from None
     if tls_cert and tls_key:
-        pair = read_file("--tls-key", tls_key), read_file("--tls-cert", tls_cert)
+        pair = read_private("--tls-key", tls_key), read_file("--tls-cert", tls_cert)
         try:
             context.load_cert_chain(tls_cert, tls_key, password="")
         except (ssl.SSLError, OSError, ValueError):

@@ -1,9 +1,14 @@
 """`caseload key`: manages the API keys of callers."""
 
+from datetime import UTC, datetime
+from pathlib import Path
+
 import click
 
+from caseload_server.clock import now_us
+from caseload_server.commands.options import file_argument
 from caseload_server.config import SettingError
-from caseload_server.security import api_keys
+from caseload_server.security import api_keys, keys_file
 from caseload_server.security.principal import PERMISSIONS
 
 
@@ -21,9 +26,35 @@ def key_commands() -> None:
     required=True,
     help="Can be repeated.",
 )
-def create(name: str, permission: tuple[str, ...]) -> None:
+@click.option("--expires", metavar="TIME", help="When the key expires, such as 2027-01-31T00:00:00Z. Default: never.")
+def create(name: str, permission: tuple[str, ...], expires: str | None) -> None:
     """Create a key. Prints the token, and then the line for the keys file."""
-    if not api_keys.is_valid_name(name):
-        text = 'must be 1 to 200 visible ASCII characters without " and \\, and must not begin with # or cli:'
-        raise SettingError("--name", text)
-    click.echo("\n".join(api_keys.generate_key(name, permission)))
+    if fault := api_keys.name_fault(name):
+        raise SettingError("--name", fault)
+    suffix = f" expires:{_expiry(expires)}" if expires is not None else ""
+    token, line = api_keys.generate_key(name, permission)
+    click.echo(f"{token}\n{line}{suffix}")
+
+
+def _expiry(text: str) -> str:
+    """Returns the time in the form of the keys file. Raises SettingError."""
+    try:
+        seconds = keys_file.parse_expiry(text)
+    except ValueError:
+        raise SettingError("--expires", "must be a time with a time zone, such as 2027-01-31T00:00:00Z") from None
+    if seconds * 1_000_000 <= now_us():
+        raise SettingError("--expires", "must be in the future")
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+@key_commands.command()
+@file_argument
+def check(file: Path) -> int:
+    """Check a keys file. Prints a line for each fault and exits with code 1; without a fault the code is 0."""
+    found = keys_file.read_keys_file(file)
+    for fault in found.faults:
+        click.echo(fault)
+    if found.faults:
+        return 1
+    click.echo(f"ok: {len(found.keys.permissions())} callers")
+    return 0

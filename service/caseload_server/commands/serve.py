@@ -134,7 +134,7 @@ def serve(**values: Any) -> int:
             "insecure listener allowed", setting="--allow-insecure", authenticated=authenticated, encrypted=encrypted
         )
     addresses = {"address": server.address, "metrics_address": server.metrics_address}
-    log.info("started", **addresses, **logs.startup_fields(config))
+    log.info("started", **addresses, traces=server.is_traced, **logs.startup_fields(config))
     _print_ready(server.address)
     received = signal.sigwait(stop_signals)
     log.info("stopping")

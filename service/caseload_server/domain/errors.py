@@ -32,7 +32,7 @@ class DomainError(Exception):
     retry_after_seconds: float | None = None
     """The retry delay to recommend, in seconds; None to recommend none."""
     cause: str = ""
-    """The cause of a failure of the database, as metrics count it; empty for all other errors."""
+    """The cause of a failure of the database or of the authentication, as metrics count it; else empty."""
     public_metadata: ClassVar[frozenset[str]] = frozenset()
     """The keys of metadata that callers without the permission read get too. They say nothing about a record."""
     public_resources: ClassVar[bool] = False
@@ -268,6 +268,11 @@ class WatchTooSlow(DomainError):
 class Unauthenticated(DomainError):
     reason = "UNAUTHENTICATED"
     text = "The call has no credentials, or unknown ones. Send a valid key or client certificate."
+
+    def __init__(self, cause: str = "") -> None:
+        """Args: cause, for the operators only: the caller must not learn what was wrong."""
+        super().__init__()
+        self.cause = cause
 
 
 class PermissionDenied(DomainError):

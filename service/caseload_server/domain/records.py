@@ -78,6 +78,8 @@ class Change(NamedTuple):
     therapist_id: str | None
     patient_id: str | None
     assignment_id: str | None
+    through_revision: str = ""
+    """Of a purge of the change log: the last revision that it erased. Else empty."""
 
 
 class ChangeSet(NamedTuple):
@@ -88,4 +90,5 @@ class ChangeSet(NamedTuple):
     actor: str
     method: str
     request_id: str
+    on_behalf_of: str
     changes: list[Change]

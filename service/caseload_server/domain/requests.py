@@ -17,6 +17,8 @@ class CallContext(NamedTuple):
     fingerprint: bytes = b""
     """The request in deterministic bytes. A repeat with the same request_id must have the same."""
     validate_only: bool = False
+    on_behalf_of: str = ""
+    """The end user for whom the caller acts, as the caller asserts it."""
 
 
 class PageRequest(NamedTuple):
@@ -109,3 +111,4 @@ class ChangeQuery(NamedTuple):
     therapist_id: str = ""
     patient_id: str = ""
     actor: str = ""
+    on_behalf_of: str = ""

@@ -75,6 +75,19 @@ class CheckResult(NamedTuple):
     role: int | None
 
 
+class LogHead(NamedTuple):
+    """The end of the change log."""
+
+    revision: int
+    """The number of the newest revision."""
+    hash: bytes
+    """The hash of its change set, which depends on all change sets before."""
+
+    def __str__(self) -> str:
+        """Returns REVISION:HASH, as it is kept elsewhere."""
+        return f"{self.revision}:{self.hash.hex()}"
+
+
 class ChangePage(NamedTuple):
     """A page of the change log. The contract's ListChangesResponse explains the revisions."""
 

@@ -9,11 +9,12 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import grpc
 import structlog
 from google.protobuf import descriptor_pool
+from grpc_health.v1 import health
 
 from caseload_server.domain.errors import AccessLogUnavailable, DomainError, InvalidField
 from caseload_server.domain.id_formats import UUID_PATTERN, only_ids
@@ -22,6 +23,9 @@ from caseload_server.observability import audited_ids
 from caseload_server.observability.anonymous_lines import AnonymousLines
 from caseload_server.observability.log_file import LogFile, LogSink
 from caseload_server.security.principal import Principal, current_principal
+
+if TYPE_CHECKING:
+    from caseload_server.observability.tracing import CallSpan, Tracing
 
 _log = structlog.get_logger()
 _COMMA: Final = '","'
@@ -43,9 +47,20 @@ class AccessLog:
     Calls still succeed, unless the log is required. After a failure, a line of its own has the number of lost lines.
     """
 
-    def __init__(self, sink: LogSink, metrics: CallMetrics | None = None, *, required: bool = False) -> None:
-        """Args: metrics, also counts the calls; None for no counts. required, refuses calls that cannot be logged."""
+    def __init__(
+        self,
+        sink: LogSink,
+        metrics: CallMetrics | None = None,
+        tracing: "Tracing | None" = None,
+        *,
+        required: bool = False,
+    ) -> None:
+        """Args: metrics, also counts the calls; None for no counts; tracing, also makes spans; None for none.
+
+        required, refuses calls that cannot be logged.
+        """
         self.metrics: Final = metrics
+        self.tracing: Final = tracing
         self.required: Final = required
         self.anonymous: Final = AnonymousLines(self._write_left_out)
         self._sink = sink
@@ -107,7 +122,7 @@ class CallRecord:
     """The data of one call that its line is made of."""
 
     __slots__ = (
-        *("context", "error", "principal", "request", "response"),
+        *("context", "error", "principal", "request", "response", "span"),
         *("seconds", "start", "start_time", "streamed_ids"),
     )
 
@@ -121,6 +136,7 @@ class CallRecord:
         self.response: Any = None  # None unless the call succeeded
         self.streamed_ids: dict[str, dict[str, None]] = {}  # the ids that a stream has returned so far, by their kind
         self.error: DomainError | None = None
+        self.span: CallSpan | None = None  # None unless calls are traced
 
 
 class MethodLog:
@@ -142,6 +158,18 @@ class MethodLog:
         self._has_validate_only = "validate_only" in request.fields_by_name
         is_stream = contract.server_streaming or contract.client_streaming
         self._count = log.metrics.counter_for(self.method, is_stream=is_stream) if log.metrics else None
+        is_traced = log.tracing is not None and service != health.SERVICE_NAME  # probes would outnumber all others
+        self._start_span = log.tracing.of_method(service, method) if log.tracing and is_traced else None
+
+    def begin(self, context: grpc.ServicerContext, queued_at: float = 0.0) -> CallRecord:
+        """Returns the record of a call that begins.
+
+        Args: queued_at, when it began to wait for a thread, by time.monotonic(); 0 if it did not wait.
+        """
+        record = CallRecord(context)
+        if self._start_span:
+            record.span = self._start_span(context, max(0.0, time.monotonic() - queued_at) if queued_at else 0.0)
+        return record
 
     def add_streamed_ids(self, record: CallRecord, response: Any) -> None:
         """Adds the ids in one response of a stream to the call's record."""
@@ -164,12 +192,18 @@ class MethodLog:
         record.seconds = time.perf_counter() - record.start
         if not (principal or self._admit(code)):
             return True
-        reason = f'"reason":"{record.error.reason}",' if record.error else ""
+        error, trace_field = record.error, ""
+        reason_field = f'"reason":"{error.reason}",' if error else ""
+        if error and error.cause:
+            reason_field += f'"cause":"{error.cause}",'
+        if record.span:
+            record.span.end(code, error.reason if error else None, principal.name if principal else "")
+            trace_field = f'"trace_id":"{record.span.trace_id}",'
         # Formatted without json.dumps, which takes longer than everything else here. No value needs escaping: principal
         # names are from the keys file, ids and UUIDs match their patterns, and callers do not choose the other values.
         return self._write(
             f'{{"event":"call",{self._head(record, principal)},"code":"{code}",'
-            f'{reason}{self._audit_fields(record)}"ms":{record.seconds * 1000:.3f}}}\n'
+            f'{reason_field}{self._audit_fields(record)}{trace_field}"ms":{record.seconds * 1000:.3f}}}\n'
         )
 
     def count(self, record: CallRecord, code: str) -> None:

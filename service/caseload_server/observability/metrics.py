@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -39,6 +39,7 @@ _BATCH_SIZE_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128)
 
 _GAUGES: Final[dict[str, tuple[str, Literal["livesum", "livemax", "livemin"]]]] = {
     "ready": ("Whether the server is ready for calls (1) or not (0)", "livemin"),
+    "keys_file_ok": ("Whether the whole keys file is in use, without a fault (1), or not (0)", "livemin"),
     "watches": ("Open watches", "livesum"),
     "watches_limit": ("Maximum number of open watches", "livesum"),
     "database_bytes": ("Size of the SQLite file in bytes", "livemax"),
@@ -78,6 +79,7 @@ class Metrics:
         self._refusals = self._counter("refusals", "Failed calls by error reason", "reason")
         self._log_events = self._counter("log_events", "Logged events by level, without the access log", "level")
         self._lost_lines = self._counter("access_log_lost_lines", "Lines of the access log that could not be written")
+        self._unauthenticated = self._counter("unauthenticated", "Unauthenticated calls by cause", "cause")
         # Every series starts at zero, because an increase shows only after a first sample of zero.
         for error_class in errors.DomainError.__subclasses__():
             self._refusals.labels(error_class.reason)
@@ -125,6 +127,11 @@ class Metrics:
     def count_lost_line(self) -> None:
         """Counts a line of the access log that could not be written."""
         self._lost_lines.inc()
+
+    def unauthenticated_counter(self, causes: Iterable[str]) -> Callable[[str], None]:
+        """Returns the function that counts unauthenticated calls by their cause. Args: causes, all there are."""
+        increments = {cause: self._unauthenticated.labels(cause).inc for cause in causes}
+        return lambda cause: increments[cause]()
 
     def count_log_event(self, level: str) -> None:
         """Counts a logged event."""

@@ -13,6 +13,8 @@ from typing import Any, Final, NamedTuple, NoReturn
 import grpc
 import structlog
 from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health
 from grpc_status import rpc_status
 
@@ -63,7 +65,8 @@ class MethodExecutors(NamedTuple):
 class PipelineServer:
     """Wraps each handler once and registers it with a server.
 
-    The generated add_...Servicer_to_server functions accept it in place of the server.
+    It makes the handlers from the descriptors. Generated code registers generic handlers, which know no method names,
+    so no permission could be required of them.
     """
 
     def __init__(
@@ -76,42 +79,48 @@ class PipelineServer:
         self._executors = executors
         self._admission = admission
 
-    def add_generic_rpc_handlers(self, handlers: Any) -> None:
-        """Does nothing: the generated code also registers the same handlers with the method below."""
+    def add_service(self, name: str, servicer: Any) -> None:
+        """Registers a service by its full name. Raises NotImplementedError where the servicer lacks a method of it."""
+        service: Any = descriptor_pool.Default().FindServiceByName(name)
+        wrapped = {method.name: self._wrap(method, _behavior(servicer, method)) for method in service.methods}
+        self._server.add_registered_method_handlers(name, wrapped)
 
-    def add_registered_method_handlers(
-        self, service: str, handlers: dict[str, "grpc.RpcMethodHandler[Any, Any]"]
-    ) -> None:
-        """Registers the handlers of one service. Args: service, its full name; handlers, by method name."""
-        wrapped = {name: self._wrap(service, name, handler) for name, handler in handlers.items()}
-        self._server.add_registered_method_handlers(service, wrapped)
-
-    def _wrap(self, service: str, name: str, handler: Any) -> "grpc.RpcMethodHandler[Any, Any]":
+    def _wrap(self, contract: MethodDescriptor, behavior: Any) -> "grpc.RpcMethodHandler[Any, Any]":
         # The pipeline parses requests itself, because grpcio would answer INTERNAL to one that it cannot parse.
         # It also serializes responses, so that the access log knows how the call ended.
+        service, name = contract.containing_service.full_name, contract.name
         permission = required_permission(service, name)
         pipeline = _MethodPipeline(self._admission, self._log, service, name, permission)
-        contract: Any = descriptor_pool.Default().FindMethodByName(f"{service}.{name}")
         max_bytes = max_request_bytes(contract.input_type)
-        parse = request_parser(handler.request_deserializer, max_bytes)
-        serialize = handler.response_serializer
+        parse = request_parser(GetMessageClass(contract.input_type).FromString, max_bytes)
+        serialize = GetMessageClass(contract.output_type).SerializeToString
         call: Any
-        if handler.unary_unary:
-            call = pipeline.unary_call(parse, handler.unary_unary, serialize)
-            call.experimental_thread_pool = self._executors.of(service, name)
-        else:
-            recheck = self._auth.rechecker(service, name)
-            call = pipeline.stream_call(parse, handler.unary_stream or handler.stream_stream, serialize, recheck)
+        if contract.server_streaming:
+            call = pipeline.stream_call(parse, behavior, serialize, self._auth.rechecker(service, name))
             call.experimental_thread_pool = self._executors.streams
+        else:
+            call = pipeline.unary_call(parse, behavior, serialize)
+            call.experimental_thread_pool = self._executors.of(service, name)
         shed: Callable[[errors.DomainError], Handler] | None = None
         if service == health.SERVICE_NAME:  # answered even under overload, because that costs no more than shedding
-            shed = lambda _error: call if handler.unary_unary else pipeline.reject_health_watch  # noqa: E731 - short
+            shed = lambda _error: pipeline.reject_health_watch if contract.server_streaming else call  # noqa: E731 - short
         call.method = Method(self._auth.authorizer(service, name), max_bytes, pipeline.refusal, shed)
-        if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(call)
-        if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(call)
-        return grpc.stream_stream_rpc_method_handler(call)
+        return _HANDLERS[contract.client_streaming, contract.server_streaming](call)
+
+
+_HANDLERS: Final = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+"""By whether the caller and the server stream."""
+
+
+def _behavior(servicer: Any, method: MethodDescriptor) -> Any:
+    behavior = getattr(servicer, method.name, None)
+    if behavior is None or behavior.__module__.endswith("_pb2_grpc"):  # a generated base class answers UNIMPLEMENTED
+        raise NotImplementedError(f"{method.full_name} has no handler")
+    return behavior
 
 
 class _MethodPipeline:
@@ -130,10 +139,12 @@ class _MethodPipeline:
     def unary_call(
         self, parse: Callable[[bytes], Any], handler: Any, serialize: Callable[[Any], bytes]
     ) -> Callable[..., bytes]:
-        admission, may_reject, redacts = self._admission, not self._writes, self._redacts
+        log, admission, may_reject, redacts = self._log, self._admission, not self._writes, self._redacts
 
         def call(incoming: IncomingCall, context: grpc.ServicerContext) -> bytes:
-            record = CallRecord(context)
+            record = log.begin(context, incoming.queued_at)
+            if record.span:
+                record.span.make_current()
             try:
                 read_deadline.set(_deadline(context))
                 self._check_log()
@@ -148,7 +159,7 @@ class _MethodPipeline:
             except errors.DomainError as error:
                 record.error = error.with_traceback(None)  # its frames would keep the response in memory
             except Exception as error:  # noqa: BLE001 - this layer turns every unexpected error into INTERNAL
-                record.error = _internal_error(self._log.method, error)
+                record.error = _internal_error(log.method, error, record)
             self._finish(record)
             if record.error:
                 _abort(context, record.error)
@@ -169,7 +180,7 @@ class _MethodPipeline:
         """
 
         def call(incoming: IncomingCall, context: grpc.ServicerContext) -> Iterator[bytes]:
-            record, data = CallRecord(context), incoming.take_message()
+            record, data = self._log.begin(context), incoming.take_message()
             record.principal = current_principal.get(None)  # an abandoned generator ends outside its context
             is_open = self._is_public or not isinstance(data, bytes)  # only watches have a line when they open
             try:
@@ -192,7 +203,7 @@ class _MethodPipeline:
             except errors.DomainError as error:
                 record.error = error.with_traceback(None)  # its frames would keep the response in memory
             except Exception as error:  # noqa: BLE001 - as above
-                record.error = _internal_error(self._log.method, error)
+                record.error = _internal_error(self._log.method, error, record)
             finally:  # also when the caller has disconnected and grpcio abandons this generator
                 self._finish(record)
             if record.error:
@@ -224,8 +235,8 @@ class _MethodPipeline:
     def refusal(self, error: errors.DomainError) -> Handler:
         """Returns the handler that rejects a call before its request is read."""
 
-        def refuse(_incoming: IncomingCall, context: grpc.ServicerContext) -> NoReturn:
-            record = CallRecord(context)
+        def refuse(incoming: IncomingCall, context: grpc.ServicerContext) -> NoReturn:
+            record = self._log.begin(context, incoming.queued_at)
             record.error = error
             self._finish(record)
             _abort(context, error)
@@ -239,7 +250,7 @@ class _MethodPipeline:
         On any other code they would stop. https://github.com/grpc/grpc/blob/master/doc/health-checking.md
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        record = CallRecord(context)
+        record = self._log.begin(context)
         self._finish(record)
         context.abort(grpc.StatusCode.UNIMPLEMENTED, "This server has reached its limit of open health watches.")
         raise AssertionError  # abort has raised
@@ -282,12 +293,16 @@ def _abort(context: grpc.ServicerContext, error: errors.DomainError) -> NoReturn
     raise AssertionError  # abort_with_status has raised
 
 
-def _internal_error(method: str, error: Exception) -> errors.Internal:
+def _internal_error(method: str, error: Exception, record: CallRecord) -> errors.Internal:
     """Logs the type and the source line of an unexpected error, but not its text, which may quote patient data."""
     error_id = uuid.uuid4().hex
     frame = traceback.extract_tb(error.__traceback__)[-1]
     location = f"{Path(frame.filename).name}:{frame.lineno}"
     sqlstate = getattr(error, "sqlstate", None)
-    fields = {"location": location, **({"sqlstate": sqlstate} if sqlstate else {})}
-    _log.error("call failed", error_id=error_id, method=method, type=type(error).__qualname__, **fields)
+    state = {"sqlstate": sqlstate} if sqlstate else {}
+    kind = type(error).__qualname__
+    if record.span:
+        record.span.add_exception(kind)
+        state["trace_id"] = record.span.trace_id
+    _log.error("call failed", error_id=error_id, method=method, type=kind, location=location, **state)
     return errors.Internal(error_id=error_id)

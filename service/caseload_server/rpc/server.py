@@ -1,5 +1,6 @@
 """Builds the gRPC server from its parts, starts it and stops it."""
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -7,14 +8,8 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import grpc
-from caseload.v1 import (
-    assignment_service_pb2_grpc,
-    change_service_pb2_grpc,
-    patient_service_pb2_grpc,
-    therapist_service_pb2_grpc,
-)
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+import structlog
+from grpc_health.v1 import health, health_pb2
 
 from caseload_server.api.assignment_service import AssignmentServicer
 from caseload_server.api.change_service import ChangeServicer
@@ -23,7 +18,7 @@ from caseload_server.api.patient_service import PatientServicer
 from caseload_server.api.therapist_service import TherapistServicer
 from caseload_server.api.watches import Watches
 from caseload_server.clock import now_us
-from caseload_server.config import CANNOT_LISTEN, Config, SettingError
+from caseload_server.config import CANNOT_LISTEN, Config, SettingError, is_postgres, wants_traces
 from caseload_server.domain import limits
 from caseload_server.observability import logs
 from caseload_server.observability.access_log import AccessLog
@@ -36,9 +31,9 @@ from caseload_server.rpc.grpcio_compat import check_grpcio
 from caseload_server.rpc.health_service import HealthServicer
 from caseload_server.rpc.open_streams import OpenStreams
 from caseload_server.rpc.pipeline import MethodExecutors, PipelineServer
-from caseload_server.security.api_keys import read_keys_file
-from caseload_server.security.auth import Auth
-from caseload_server.security.file_reload import ReloadedFiles
+from caseload_server.rpc.reflection_service import ReflectionServicer
+from caseload_server.security.auth import REFLECTION_SERVICES, REFUSAL_CAUSES, Auth
+from caseload_server.security.keys_file import Callers
 from caseload_server.security.tls import Certificates
 from caseload_server.store import RelationshipStore
 from caseload_server.store.backends.factory import open_store
@@ -46,8 +41,9 @@ from caseload_server.store.backends.factory import open_store
 if TYPE_CHECKING:
     from caseload_server.observability.metrics import Metrics
     from caseload_server.observability.metrics_page import MetricsPage
-    from caseload_server.security.api_keys import ApiKeys
+    from caseload_server.observability.tracing import Tracing
 
+_log = structlog.get_logger()
 _CANCELLED_CALLS_SECONDS: Final = 1.0
 """How long a stop waits for calls that it cancelled at the end of the grace period, in seconds."""
 
@@ -65,6 +61,7 @@ class ServerParts(NamedTuple):
     auth: Auth
     access_log: AccessLog
     metrics: "Metrics | None"
+    tracing: "Tracing | None"
     metrics_page: "MetricsPage | None"
     """None when metrics are off, and when the supervisor of several workers serves the page."""
 
@@ -76,6 +73,7 @@ class CaseloadServer:
         """Registers all services. Args: clock, returns microseconds since 1970 (UTC)."""
         self.address: Final = parts.address
         self.metrics_address: Final = parts.metrics_page.address if parts.metrics_page else None
+        self.is_traced: Final = parts.tracing is not None
         self.store: Final = parts.store
         self._config = config
         self._parts = parts
@@ -97,26 +95,26 @@ class CaseloadServer:
         method_executors = MethodExecutors(
             executors.reads, executors.scans, executors.writes, executors.bulk_writes, executors.watches
         )
-        server: Any = self._pipeline(self._parts.grpc_server, method_executors)
-        therapists = TherapistServicer(store, page_tokens, clock)
-        therapist_service_pb2_grpc.add_TherapistServiceServicer_to_server(therapists, server)
-        patients = PatientServicer(store, page_tokens, clock)
-        patient_service_pb2_grpc.add_PatientServiceServicer_to_server(patients, server)
-        assignments = AssignmentServicer(store, page_tokens, clock)
-        assignment_service_pb2_grpc.add_AssignmentServiceServicer_to_server(assignments, server)
-        changes = ChangeServicer(store, self._watches)
-        change_service_pb2_grpc.add_ChangeServiceServicer_to_server(changes, server)
+        server = self._pipeline(self._parts.grpc_server, method_executors)
+        servicers = {
+            "caseload.v1.TherapistService": TherapistServicer(store, page_tokens, clock),
+            "caseload.v1.PatientService": PatientServicer(store, page_tokens, clock),
+            "caseload.v1.AssignmentService": AssignmentServicer(store, page_tokens, clock),
+            "caseload.v1.ChangeService": ChangeServicer(store, self._watches),
+        }
+        for name in READINESS_SERVICES:
+            server.add_service(name, servicers[name])
 
     def _register_library_services(self) -> None:
         """Registers health and reflection. Their streams stay open until a stop cancels them."""
         executors, server = self._parts.executors, self._library_streams
         health_executors = MethodExecutors.same(executors.probes, executors.health_watches)
-        health_server: Any = self._pipeline(server, health_executors)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, health_server)
+        self._pipeline(server, health_executors).add_service(health.SERVICE_NAME, self._health)
         reflection_executors = MethodExecutors.same(executors.probes, executors.reflection)
-        reflection_server: Any = self._pipeline(server, reflection_executors)
-        service_names = (*READINESS_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(service_names, reflection_server)
+        reflection_server = self._pipeline(server, reflection_executors)
+        services = (*READINESS_SERVICES, health.SERVICE_NAME, *REFLECTION_SERVICES)
+        for name in REFLECTION_SERVICES:
+            reflection_server.add_service(name, ReflectionServicer(name, services))
 
     def _pipeline(self, server: Any, executors: MethodExecutors) -> PipelineServer:
         return PipelineServer(server, self._parts.auth, self._parts.access_log, executors, self._parts.admission)
@@ -167,6 +165,8 @@ class CaseloadServer:
             self._parts.metrics.stop()
         if self._parts.metrics_page:
             self._parts.metrics_page.close()
+        if self._parts.tracing:
+            self._parts.tracing.shutdown()
         return calls_ended and threads_ended
 
     def _check_ready(self) -> None:
@@ -182,16 +182,19 @@ class CaseloadServer:
 
 
 def build_server(
-    config: Config, clock: Callable[[], int] = now_us, monotonic: Callable[[], float] = time.monotonic
+    config: Config,
+    clock: Callable[[], int] = now_us,
+    monotonic: Callable[[], float] = time.monotonic,
+    open_store: Callable[..., RelationshipStore] = open_store,
 ) -> CaseloadServer:
     """Builds a server that is bound to its port and has its database open and migrated.
 
-    Args: clock, returns microseconds since 1970 (UTC); monotonic, the clock of the queue timeout, in seconds.
-    Raises SettingError, after it has closed all that it opened.
+    Args: clock, returns microseconds since 1970 (UTC); monotonic, the clock of the queue timeout, in seconds;
+    open_store, called as the function of that name. Raises SettingError, after it has closed all that it opened.
     """
     config.check()
     check_grpcio()
-    auth, credentials = Auth(_api_keys(config)), _credentials(config)
+    callers, credentials = Callers(config.keys_file) if config.keys_file else None, _credentials(config)
     with ExitStack() as opened:
         admission = Admission(config.caller_share())
         opened.callback(admission.close)
@@ -203,19 +206,27 @@ def build_server(
         metrics, page = _metrics(config)
         if page:
             opened.callback(page.close)
-        store = open_store(config, clock, metrics.store if metrics else None)
+        auth = _auth(callers, metrics)
+        tracing = _tracing(config)
+        if tracing:
+            opened.callback(tracing.shutdown)
+        store = open_store(config, clock, *(observer.store for observer in (metrics, tracing) if observer))
         opened.callback(store.close)
-        access_log = AccessLog(_access_log_sink(config), metrics, required=config.access_log_required)
+        access_log = AccessLog(_access_log_sink(config), metrics, tracing, required=config.access_log_required)
         opened.callback(access_log.close)
-        parts = ServerParts(grpc_server, address, admission, executors, store, auth, access_log, metrics, page)
+        parts = ServerParts(grpc_server, address, admission, executors, store, auth, access_log, metrics, tracing, page)
         server = CaseloadServer(config, parts, clock)
         opened.pop_all()  # from here on the server closes them
     return server
 
 
-def _api_keys(config: Config) -> "Callable[[], ApiKeys] | None":
-    keys_file = config.keys_file
-    return ReloadedFiles([keys_file], lambda: read_keys_file(keys_file)).value if keys_file else None
+def _auth(callers: Callers | None, metrics: "Metrics | None") -> Auth:
+    if not callers:
+        return Auth(None)
+    if not metrics:
+        return Auth(callers.current)
+    metrics.add_gauge("keys_file_ok", callers.is_file_ok)
+    return Auth(callers.current, metrics.unauthenticated_counter(REFUSAL_CAUSES))
 
 
 def _metrics(config: Config) -> "tuple[Metrics | None, MetricsPage | None]":
@@ -230,6 +241,19 @@ def _metrics(config: Config) -> "tuple[Metrics | None, MetricsPage | None]":
     metrics = Metrics(config.worker)
     logs.set_event_counter(metrics.count_log_event)
     return metrics, MetricsPage(config.metrics_address, metrics.registry) if config.worker is None else None
+
+
+def _tracing(config: Config) -> "Tracing | None":
+    """Returns what creates spans, or None when the OTEL_* variables ask for none. Raises SettingError."""
+    if not wants_traces(os.environ):
+        return None
+    try:
+        from caseload_server.observability.tracing import Tracing  # servers without traces need no opentelemetry
+    except ImportError:
+        # Not an error: an operator of a cluster may set the variables for all programs.
+        _log.warning("traces unavailable", missing="caseload-server[otel]")
+        return None
+    return Tracing("postgresql" if is_postgres(config.database) else "sqlite")
 
 
 def _credentials(config: Config) -> grpc.ServerCredentials | None:

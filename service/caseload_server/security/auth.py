@@ -1,6 +1,6 @@
 """Authentication and authorization: which principal calls, and whether it may call the method."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final
 
 import grpc
@@ -11,8 +11,8 @@ from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
 from caseload_server.domain import errors
-from caseload_server.security import certificates
 from caseload_server.security.api_keys import ApiKeys
+from caseload_server.security.certificates import read_certificate
 from caseload_server.security.principal import LOCAL, Principal, current_principal
 
 PUBLIC: Final = ""
@@ -20,9 +20,16 @@ PUBLIC: Final = ""
 DENY_ALL: Final = "nobody"
 """A permission that no principal can have."""
 
+REFUSAL_CAUSES: Final = (
+    *("no_credentials", "unknown_key", "expired_key"),
+    *("unknown_certificate", "ambiguous_certificate", "malformed_certificate", "expired_certificate"),
+)
+"""Why a call is unauthenticated, for the operators."""
+REFLECTION_SERVICES: Final = (reflection.SERVICE_NAME, "grpc.reflection.v1.ServerReflection")
+"""The names of one service: v1 has the messages of v1alpha. The library has only v1alpha."""
 _SERVICE_PERMISSIONS: Final = {
     health.SERVICE_NAME: PUBLIC,
-    reflection.SERVICE_NAME: "read",
+    **dict.fromkeys(REFLECTION_SERVICES, "read"),
     change_service_pb2.DESCRIPTOR.services_by_name["ChangeService"].full_name: "audit",
 }
 """The permission of every method of a service, for services whose methods all need the same one."""
@@ -45,9 +52,15 @@ def required_permission(service: str, method: str) -> str:
 class Auth:
     """Authenticates and authorizes calls."""
 
-    def __init__(self, keys: Callable[[], ApiKeys] | None) -> None:
-        """Args: keys, returns the current keys; None when every caller on this machine has all permissions."""
+    def __init__(
+        self, keys: Callable[[], ApiKeys] | None, count_refusal: Callable[[str], None] = lambda _cause: None
+    ) -> None:
+        """Args: keys, returns the current keys; None when every caller on this machine has all permissions.
+
+        count_refusal, takes the cause of each call that is unauthenticated, one of REFUSAL_CAUSES.
+        """
         self._keys = keys
+        self._count_refusal = count_refusal
 
     def authorizer(self, service: str, method: str) -> Callable[[grpc.ServicerContext], str]:
         """Returns the check for calls of one method.
@@ -87,17 +100,11 @@ class Auth:
         """Returns the principal that the call's credentials belong to. Raises Unauthenticated."""
         if self._keys is None:
             return LOCAL
-        keys = self._keys()
-        for name, value in context.invocation_metadata():
-            if name == "authorization":
-                scheme, _, token = str(value).partition(" ")
-                principal = keys.principal_by_token(token) if scheme.lower() == "bearer" else None
-                break
-        else:
-            principal = _certificate_principal(keys, context.auth_context())
-        if principal is None or principal.is_expired():
-            raise errors.Unauthenticated
-        return principal
+        try:
+            return _principal(self._keys(), context)
+        except errors.Unauthenticated as error:
+            self._count_refusal(error.cause)
+            raise
 
 
 class _OpenStream:
@@ -127,17 +134,37 @@ def _require(permission: str, principal: Principal) -> None:
         raise errors.PermissionDenied(permission=permission)
 
 
-def _certificate_principal(keys: ApiKeys, properties: Mapping[str, Any]) -> Principal | None:
-    principal = keys.principal_by_name(_certificate_name(properties))
+def _principal(keys: ApiKeys, context: grpc.ServicerContext) -> Principal:
+    """Only the first credentials count: a call with a wrong key is refused, whatever else it carries."""
+    for name, value in context.invocation_metadata():
+        if name == "authorization":
+            scheme, _, key = str(value).partition(" ")
+            return _by_key(keys, key if scheme.lower() == "bearer" else "")
+    return _by_certificate(keys, context)
+
+
+def _by_key(keys: ApiKeys, key: str) -> Principal:
+    principal = keys.principal_by_key(key)
     if principal is None:
-        return None
-    [pem] = properties["x509_pem_cert"]
-    return principal._replace(valid_until=certificates.valid_until(pem))
+        raise errors.Unauthenticated("unknown_key")
+    if principal.is_expired():
+        raise errors.Unauthenticated("expired_key")
+    return principal
 
 
-def _certificate_name(properties: Mapping[str, Any]) -> str:
-    """Returns the first URI of a verified client certificate, else its first DNS name, else its common name."""
-    for kind in ("peer_uri", "peer_dns", "x509_common_name"):
-        for value in properties.get(kind, ()):
-            return str(value, "ascii", "replace")
-    return ""
+def _by_certificate(keys: ApiKeys, context: grpc.ServicerContext) -> Principal:
+    """A certificate must belong to exactly one line of the keys file, by any of its names."""
+    chain = context.auth_context().get("x509_pem_cert")
+    if not chain:
+        raise errors.Unauthenticated("no_credentials")
+    try:
+        certificate = read_certificate(chain[0])
+    except ValueError:
+        raise errors.Unauthenticated("malformed_certificate") from None
+    found = keys.principals_by_certificate(certificate.names)
+    if len(found) != 1:
+        raise errors.Unauthenticated("ambiguous_certificate" if found else "unknown_certificate")
+    principal = found[0]._replace(valid_until=min(found[0].valid_until, certificate.valid_until))
+    if principal.is_expired():
+        raise errors.Unauthenticated("expired_certificate")
+    return principal

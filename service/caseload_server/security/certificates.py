@@ -1,18 +1,54 @@
-"""Client certificates of callers. The C core has verified them against the authority when the connection began."""
+"""Client certificates of callers. The C core has verified them against the authority when the connection began.
 
+The C core also hands out the names in a certificate, but cuts each of them at a NUL, and does not say of which kind it
+is. So the certificate itself is parsed here.
+"""
+
+import re
+from collections.abc import Iterator
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from cryptography import x509
+from cryptography.x509.oid import NameOID
 
 _CACHED: Final = 4096
-"""A certificate is parsed once: each call of a connection brings the same one."""
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+class ClientCertificate(NamedTuple):
+    """What the server needs to know of a client certificate."""
+
+    names: frozenset[str]
+    """Its URIs, DNS names and common names, each with its prefix. Names with a wildcard are left out."""
+    valid_until: float
+    """Its notAfter, in seconds since 1970 (UTC). A connection can outlive it."""
 
 
 @lru_cache(maxsize=_CACHED)
-def valid_until(pem: bytes) -> float:
-    """Returns the notAfter of a certificate, in seconds since 1970 (UTC). Raises ValueError.
+def read_certificate(pem: bytes) -> ClientCertificate:
+    """Parses a certificate. Each call of a connection brings the same one, so it is parsed once.
 
-    A connection outlives its certificate, so a look at the handshake is not enough.
+    Raises ValueError for one that cannot be parsed, and for one of which any name contains a control character.
     """
-    return x509.load_pem_x509_certificate(pem).not_valid_after_utc.timestamp()
+    try:
+        certificate = x509.load_pem_x509_certificate(pem)
+        names = frozenset(_names(certificate))
+    except Exception as error:
+        raise ValueError from error
+    if any(_CONTROL.search(name) for name in names):
+        raise ValueError
+    valid_until = certificate.not_valid_after_utc.timestamp()
+    return ClientCertificate(frozenset(name for name in names if "*" not in name), valid_until)
+
+
+def _names(certificate: x509.Certificate) -> Iterator[str]:
+    try:
+        alternative = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        pass
+    else:
+        yield from (f"uri:{uri}" for uri in alternative.get_values_for_type(x509.UniformResourceIdentifier))
+        yield from (f"dns:{name}" for name in alternative.get_values_for_type(x509.DNSName))
+    for attribute in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME):
+        yield f"cn:{attribute.value!s}"

@@ -53,6 +53,10 @@ class ReloadedFiles(Generic[T]):
                 reload.join(_MAX_WAIT_SECONDS)
         return self._value
 
+    def is_failing(self) -> bool:
+        """Returns whether the last reload failed, so that the value is an older one."""
+        return bool(self._last_error)
+
     def _reload(self) -> None:
         try:
             self._reload_if_changed()

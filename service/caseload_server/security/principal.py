@@ -23,6 +23,15 @@ class Principal(NamedTuple):
         return self.valid_until <= time.time()
 
 
+RESERVED_NAMES: Final = ("local",)
+RESERVED_PREFIXES: Final = ("cli:", "system:", "oidc:")
+"""Names that no line of the keys file can give to a caller, in lower case.
+
+The change log shows them for the operator's commands, for what the server does by itself, and for callers with a token.
+"""
+CERTIFICATE_PREFIXES: Final = ("uri:", "dns:", "cn:")
+"""Names from certificates say of which kind they are: a URI is no DNS name, even if both have the same text."""
+
 LOCAL: Final = Principal("local", frozenset(PERMISSIONS))
 """The principal of every call to a server without a keys file."""
 

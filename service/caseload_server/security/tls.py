@@ -7,6 +7,7 @@ from typing import Any, Final
 import grpc
 
 from caseload_server.config import SettingError
+from caseload_server.private_files import read_private
 from caseload_server.security.file_reload import ReloadedFiles
 
 NOT_PEM: Final = "is not a PEM certificate"
@@ -43,12 +44,12 @@ class Certificates:
         return latest
 
     def _read(self) -> grpc.ServerCertificateConfiguration:
-        key, cert = read_file("--tls-key", self._key), read_file("--tls-cert", self._cert)
+        key, cert = read_private("--tls-key", self._key), read_file("--tls-cert", self._cert)
         authority = read_file("--tls-client-ca", self._client_ca) if self._client_ca else None
         self._check_pair()
         if authority is not None:
             _check_authority(authority)
-        if (key, cert) != (read_file("--tls-key", self._key), read_file("--tls-cert", self._cert)):
+        if (key, cert) != (read_private("--tls-key", self._key), read_file("--tls-cert", self._cert)):
             raise SettingError("--tls-cert", "changed while it was being read")
         return grpc.ssl_server_certificate_configuration([(key, cert)], authority)
 

@@ -4,31 +4,35 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from caseload_server.domain import errors
+from caseload_server.domain import enums, errors
 from caseload_server.domain.limits import MAX_CHANGES_PER_SET
 from caseload_server.domain.records import Change, ChangeSet
 from caseload_server.domain.requests import ChangeQuery
-from caseload_server.domain.results import ChangePage
+from caseload_server.domain.results import ChangePage, LogHead
 from caseload_server.store.backends.protocol import Query, Row, Transaction, Value
+from caseload_server.store.hash_chain import HASH_BYTES, START, VERSION, next_hash
 from caseload_server.store.store_identity import StoreKeys
 
 _CHANGE_OVERHEAD_BYTES = 64
 """Approximate size of a change without its texts, in bytes."""
-_SELECT_HEAD = "SELECT head_revision FROM store"
-_NEXT_REVISIONS = "UPDATE store SET head_revision = head_revision + :count"
-_INSERT_CHANGE_SETS = """
-INSERT INTO change_set (revision, committed_us, actor, method, request_id)
-SELECT head_revision - :count + 1 + key, CAST(value ->> 0 AS BIGINT), value ->> 1, value ->> 2, value ->> 3
-FROM json_each(:change_sets), store"""
+_SELECT_HEAD = "SELECT head_revision, head_hash FROM store"
+_UPDATE_HEAD = "UPDATE store SET head_revision = :revision, head_hash = :hash"
+_INSERT_CHANGE_SETS = f"""
+INSERT INTO change_set (revision, committed_us, actor, on_behalf_of, method, request_id, hash_version, hash)
+SELECT :first + key, CAST(value ->> 0 AS BIGINT), value ->> 1, value ->> 2, value ->> 3, value ->> 4, {VERSION},
+    substr(:hashes, CAST(key * {HASH_BYTES} + 1 AS INTEGER), {HASH_BYTES})
+FROM json_each(:change_sets)"""
 _INSERT_CHANGES = """
-INSERT INTO change (revision, position, kind, changed_fields, therapist_id, patient_id, assignment_id)
-SELECT head_revision - :count + 1 + CAST(value ->> 0 AS BIGINT), CAST(value ->> 1 AS BIGINT),
-    CAST(value ->> 2 AS BIGINT), value ->> 3, value ->> 4, value ->> 5, value ->> 6
-FROM json_each(:changes), store"""
+INSERT INTO change (
+    revision, position, kind, changed_fields, therapist_id, patient_id, assignment_id, through_revision)
+SELECT :first + CAST(value ->> 0 AS BIGINT), CAST(value ->> 1 AS BIGINT), CAST(value ->> 2 AS BIGINT), value ->> 3,
+    value ->> 4, value ->> 5, value ->> 6, CAST(value ->> 7 AS BIGINT)
+FROM json_each(:changes)"""
 _SELECT_BOUNDS = "SELECT head_revision, oldest_revision FROM store"
 _SELECT_PAGE = """
-SELECT change_set.revision, committed_us, actor, method, request_id,
-    change.kind, change.changed_fields, change.therapist_id, change.patient_id, change.assignment_id
+SELECT change_set.revision, committed_us, actor, method, request_id, on_behalf_of,
+    change.kind, change.changed_fields, change.therapist_id, change.patient_id, change.assignment_id,
+    change.through_revision
 FROM ({revisions}) AS matching
 JOIN change_set ON change_set.revision = matching.revision
 JOIN change ON change.revision = matching.revision
@@ -37,6 +41,8 @@ LIMIT :max_rows"""
 LAST_REVISION_BEFORE = """
 SELECT COALESCE((SELECT MIN(revision) - 1 FROM change_set WHERE committed_us >= :before_us), head_revision)
 FROM store"""
+_MOVE_CUT = """
+UPDATE store SET oldest_revision = :through, oldest_hash = :hash WHERE oldest_revision < :through"""
 _PURGE_BATCH_SIZE = 1000
 """Change sets that one transaction purges, so that writers wait briefly."""
 
@@ -47,32 +53,40 @@ class NewChangeSet(NamedTuple):
     committed_us: int
     """In microseconds since 1970 (UTC)."""
     actor: str
+    on_behalf_of: str
     method: str
     request_id: str
     changes: Sequence[tuple[Value, ...]]
-    """Kind, changed fields, therapist_id, patient_id and assignment_id of each."""
+    """Kind, changed fields, therapist_id, patient_id, assignment_id and through_revision of each."""
 
 
-def append(transaction: Transaction, change_sets: Sequence[NewChangeSet]) -> None:
-    """Appends change sets, and takes a revision for each. Every other writer waits from here until the commit."""
-    if not change_sets:
-        return
-    count = len(change_sets)
+def append(transaction: Transaction, change_sets: Sequence[NewChangeSet], lock_clause: str) -> int:
+    """Appends change sets, at least one. Returns the new head revision.
+
+    Every other writer waits from here until the commit. So each continues the chain of the one before.
+
+    Args: lock_clause, as Database.lock_clause.
+    """
+    [(head, head_hash)] = transaction.run(f"{_SELECT_HEAD}{lock_clause}")
+    hashes = b""
+    for revision, change_set in enumerate(change_sets, head + 1):
+        head_hash = next_hash(head_hash, revision, change_set[:-1], change_set.changes)
+        hashes += head_hash
     changes = [
         (number, position, *change)
         for number, change_set in enumerate(change_sets)
         for position, change in enumerate(change_set.changes)
     ]
-    transaction.run(_NEXT_REVISIONS, {"count": count})
-    rows = json.dumps([change_set[:4] for change_set in change_sets])
-    transaction.run(_INSERT_CHANGE_SETS, {"count": count, "change_sets": rows})
-    transaction.run(_INSERT_CHANGES, {"count": count, "changes": json.dumps(changes)})
+    rows = json.dumps([change_set[:-1] for change_set in change_sets])
+    transaction.run(_INSERT_CHANGE_SETS, {"first": head + 1, "change_sets": rows, "hashes": hashes})
+    transaction.run(_INSERT_CHANGES, {"first": head + 1, "changes": json.dumps(changes)})
+    transaction.run(_UPDATE_HEAD, {"revision": revision, "hash": head_hash})
+    return revision
 
 
-def head_revision(transaction: Transaction) -> int:
-    """Returns the number of the newest revision."""
-    head: int = transaction.run(_SELECT_HEAD)[0][0]
-    return head
+def head(transaction: Transaction) -> LogHead:
+    """Returns the newest revision and its hash."""
+    return LogHead(*transaction.run(_SELECT_HEAD)[0])
 
 
 def read_page(
@@ -95,7 +109,7 @@ def read_page(
     max_rows = max_bytes // _CHANGE_OVERHEAD_BYTES + MAX_CHANGES_PER_SET + 1
     parameters |= {"after": after, "limit": max_sets + 1, "max_rows": max_rows}
     rows = transaction.rows(Query(_SELECT_PAGE.format(revisions=revisions), parameters))
-    numbered, has_more = _take_whole_sets(rows, max_sets, max_bytes)
+    numbered, has_more = _take_whole_sets(rows, keys, max_sets, max_bytes)
     through = numbered[-1][0] if has_more else head
     sets = [change_set._replace(revision=keys.revision(number)) for number, change_set in numbered]
     return ChangePage(sets, keys.revision(through), keys.revision(head), keys.revision(oldest))
@@ -104,41 +118,52 @@ def read_page(
 def _select_revisions(query: ChangeQuery) -> tuple[str, dict[str, Value]]:
     """Returns the SELECT of the matching revisions, which scans the narrowest index that the query allows."""
     parameters: dict[str, Value] = {name: value for name, value in query._asdict().items() if value}
-    given = [name for name in ("patient_id", "therapist_id", "actor") if name in parameters]
+    given = [name for name in ("patient_id", "therapist_id", "on_behalf_of", "actor") if name in parameters]
     table = "change" if query.patient_id or query.therapist_id else "change_set"
     scanned = [f"entry.{name} = :{name}" for name in given[:1]]
+    if given[:1] == ["on_behalf_of"]:  # whose index is partial
+        scanned.append("entry.on_behalf_of <> ''")
     where = " AND ".join(["entry.revision > :after", *scanned, *map(_exists, given[1:])])
     sql = f"SELECT DISTINCT entry.revision FROM {table} AS entry WHERE {where} ORDER BY entry.revision LIMIT :limit"
     return sql, parameters
 
 
 def _exists(name: str) -> str:
-    table = "change_set" if name == "actor" else "change"
+    table = "change" if name == "therapist_id" else "change_set"
     return f"EXISTS (SELECT 1 FROM {table} WHERE revision = entry.revision AND {name} = :{name})"
 
 
-def _take_whole_sets(rows: Iterator[Row], max_sets: int, max_bytes: int) -> tuple[list[tuple[int, ChangeSet]], bool]:
+def _take_whole_sets(
+    rows: Iterator[Row], keys: StoreKeys, max_sets: int, max_bytes: int
+) -> tuple[list[tuple[int, ChangeSet]], bool]:
     """Returns the change sets that fit on a page, each with its number, and whether there are more."""
     sets: list[tuple[int, ChangeSet]] = []
     size = 0
-    for revision, committed_us, actor, method, request_id, *change in rows:
+    for revision, committed_us, actor, method, request_id, on_behalf_of, *change in rows:
         if not sets or sets[-1][0] != revision:
             if len(sets) == max_sets or size > max_bytes:
                 return sets, True
-            sets.append((revision, ChangeSet("", committed_us, actor, method, request_id, [])))
+            sets.append((revision, ChangeSet("", committed_us, actor, method, request_id, on_behalf_of, [])))
+        change[-1] = "" if change[-1] is None else keys.revision(change[-1])
         sets[-1][1].changes.append(Change(*change))
         size += _CHANGE_OVERHEAD_BYTES + sum(len(value) for value in change[1:] if value)
     return sets, False
 
 
-def purge_batch(transaction: Transaction, last: int) -> int:
+def purge_batch(transaction: Transaction, last: int, purge: NewChangeSet, lock_clause: str) -> int:
     """Erases the oldest change sets, up to a revision. Returns how many, 0 when none is left.
 
-    Args: last, number of the last revision to erase.
+    Args: last, number of the last revision to erase; purge, the change set that records the purge, without its change;
+    lock_clause, as Database.lock_clause.
     """
     [(_, oldest)] = transaction.run(_SELECT_BOUNDS)
-    span: dict[str, Value] = {"through": max(oldest, min(last, oldest + _PURGE_BATCH_SIZE))}
-    transaction.run("DELETE FROM change WHERE revision <= :through", span)
-    erased = transaction.run("DELETE FROM change_set WHERE revision <= :through RETURNING 1", span)
-    transaction.run("UPDATE store SET oldest_revision = :through WHERE oldest_revision < :through", span)
+    through = max(oldest, min(last, oldest + _PURGE_BATCH_SIZE))
+    transaction.run("DELETE FROM change WHERE revision <= :through", {"through": through})
+    sql = "DELETE FROM change_set WHERE revision <= :through RETURNING revision, hash"
+    erased: dict[int, bytes] = dict(transaction.run(sql, {"through": through}))
+    if erased:
+        change = (enums.CHANGE_LOG_PURGED, "", None, None, None, through)
+        append(transaction, [purge._replace(changes=[change])], lock_clause)
+        # The hash at the cut: the chain of what is left continues from it.
+        transaction.run(_MOVE_CUT, {"through": through, "hash": erased.get(through) or START})
     return len(erased)

@@ -9,11 +9,14 @@ from caseload_server.domain.records import Assignment
 from caseload_server.domain.requests import CallContext
 from caseload_server.store import assignments, records
 from caseload_server.store.backends.protocol import SerializationConflict
+from caseload_server.store.change_log import NewChangeSet
 from caseload_server.store.records import PATIENT, RecordKind
 from caseload_server.store.write_transaction import Write
 
 PURGE_CALL: Final = CallContext(actor="cli:purge", method="")
 """The actor of a purge in the change log."""
+LOG_PURGE: Final = NewChangeSet(0, PURGE_CALL.actor, "", PURGE_CALL.method, "", [])
+"""Records a purge of the change log, once it has a time and a change."""
 _MAX_RECORDS_PER_BATCH: Final = 100
 """Therapists or patients that one transaction purges, so that writers wait briefly."""
 _MAX_ASSIGNMENTS_PER_BATCH: Final = limits.MAX_ASSIGNMENTS_PER_CALL - _MAX_RECORDS_PER_BATCH

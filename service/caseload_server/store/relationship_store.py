@@ -49,6 +49,7 @@ class RelationshipStore:
     def __init__(self, database: Database, clock: Callable[[], int]) -> None:
         """Args: database, migrated; clock, returns microseconds since 1970 (UTC)."""
         self._database = database
+        self._clock = clock
         [(store_id, secret)] = database.read("SELECT store_id, secret FROM store")
         self.keys: Final = StoreKeys(store_id, secret)
         self._writes = Writes(database, clock, self.keys)
@@ -204,6 +205,11 @@ class RelationshipStore:
         checks = [CheckResult(*row[1:]) for row in sorted(rows, key=lambda row: row[1])]
         return checks, self.keys.revision(rows[0][0])
 
+    def log_head(self) -> results.LogHead:
+        """Returns the newest revision with its hash, to be kept outside of the database."""
+        with self._database.snapshot() as transaction:
+            return change_log.head(transaction)
+
     def head_revision(self) -> int:
         """Returns the number of the newest revision."""
         head: int = self._database.read(_SELECT_HEAD)[0][0]
@@ -224,11 +230,18 @@ class RelationshipStore:
     def purge_changes(self, before_us: int, on_batch: Callable[[int], None] = lambda _: None) -> int:
         """Erases the change log up to the last change before a time. Returns the number of change sets.
 
+        Each transaction appends a change set that records what it erased.
+
         Args: before_us, in microseconds since 1970 (UTC); on_batch, is called with the number after each transaction.
         """
         [(last,)] = self._database.read(change_log.LAST_REVISION_BEFORE, {"before_us": before_us})
         count = 0
-        while erased := self._database.write(lambda transaction: change_log.purge_batch(transaction, last)):
+
+        def work(transaction: Transaction) -> int:
+            record = purges.LOG_PURGE._replace(committed_us=self._clock())
+            return change_log.purge_batch(transaction, last, record, self._database.lock_clause)
+
+        while erased := self._database.write(work):
             count += erased
             on_batch(erased)
         return count

@@ -74,7 +74,7 @@ class Write:
     def record_change(self, kind: int, record: Record, *fields: str) -> None:
         """Adds a change to the change set. Args: kind, a CHANGE_ enum; fields, the names of the changed fields."""
         ids = (getattr(record, name, None) for name in ("therapist_id", "patient_id", "assignment_id"))
-        self._changes.append((kind, ",".join(fields), *ids))
+        self._changes.append((kind, ",".join(fields), *ids, None))
 
     def find_replay(self) -> StoredOutcome | None:
         """Returns the outcome of an earlier write with this request_id, if any. Raises RequestIdReused."""
@@ -98,7 +98,12 @@ class Write:
         request_id = "" if call.request_id.startswith(SERVER_GENERATED_PREFIX) else call.request_id
         return [
             NewChangeSet(
-                self.now_us, call.actor, call.method, request_id, self._changes[first : first + MAX_CHANGES_PER_SET]
+                self.now_us,
+                call.actor,
+                call.on_behalf_of,
+                call.method,
+                request_id,
+                self._changes[first : first + MAX_CHANGES_PER_SET],
             )
             for first in range(0, len(self._changes), MAX_CHANGES_PER_SET)
         ]
@@ -171,15 +176,16 @@ class Writes:
     def _append_to_log(self, transaction: Transaction, writes: list[FinishedWrite[T]]) -> list[WriteResult[T]]:
         """Writes the change sets and outcomes of all writes of a transaction. Returns their results.
 
-        It runs last, and waits for the database once: from the first revision until the commit, every other writer
-        waits.
+        It runs last, because every other writer waits from its first statement until the commit. On PostgreSQL that is
+        one round trip before the commit's own: it reads the hash that the chain continues from.
         """
         change_sets = [change_set for write in writes for change_set in write.change_sets]
         offsets = [end - len(change_sets) for end in accumulate(len(write.change_sets) for write in writes)]
-        change_log.append(transaction, change_sets)
+        head = change_log.append(transaction, change_sets, self._database.lock_clause) if change_sets else None
         outcomes = [(write.outcome, offset) for write, offset in zip(writes, offsets, strict=True) if write.outcome]
         idempotency.store_outcomes(transaction, outcomes, skip_locked=bool(self._database.lock_clause))
-        head = change_log.head_revision(transaction)
+        if head is None:
+            head = change_log.head(transaction).revision
         return [
             WriteResult(
                 write.records,

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 import psycopg
 
 from tests.support.missing_tool import NoTool
+from tests.support.waiting import HUNG_SECONDS
 
 HOW_TO_GET_IT: Final = (
     "needs PostgreSQL 15 or later: apt-get install postgresql, or a superuser's URL in CASELOAD_TEST_POSTGRES_URL"
@@ -46,7 +47,6 @@ SAFE: Final = {"max_connections": "200", "wal_keep_size": "256MB"}
 """Settings for tests of durability: commits are synced, and a standby finds the WAL it missed."""
 HOST: Final = "127.0.0.1"
 _MODES: Final = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
-_PATIENCE_SECONDS: Final = 30
 _OLDEST_VERSION: Final = 15
 
 
@@ -66,7 +66,9 @@ def programs() -> Path:
 @cache
 def _version(folder: Path) -> int:
     """Parses the major version from a line such as `postgres (PostgreSQL) 15.13 (Debian 15.13-0+deb12u1)`."""
-    output = subprocess.run([folder / "postgres", "--version"], capture_output=True, text=True, check=True, timeout=10)
+    output = subprocess.run(
+        [folder / "postgres", "--version"], capture_output=True, text=True, check=True, timeout=HUNG_SECONDS
+    )
     return int(re.split(r"\D+", output.stdout.partition(") ")[2])[0])
 
 
@@ -75,7 +77,9 @@ def _candidates() -> Iterator[Path]:
         yield Path(on_path)
     yield from sorted(DEBIAN.glob("*/bin/initdb"), key=lambda initdb: int(initdb.parts[-3]), reverse=True)
     if shutil.which("pg_config"):
-        output = subprocess.run(["pg_config", "--bindir"], capture_output=True, text=True, check=True, timeout=10)
+        output = subprocess.run(
+            ["pg_config", "--bindir"], capture_output=True, text=True, check=True, timeout=HUNG_SECONDS
+        )
         yield Path(output.stdout.strip(), "initdb")
 
 
@@ -92,7 +96,7 @@ class Server:
 
     def connect(self, database: str = "postgres") -> "psycopg.Connection[tuple[Any, ...]]":
         """Opens a connection in autocommit mode."""
-        return psycopg.connect(self.url(database), autocommit=True, connect_timeout=5)
+        return psycopg.connect(self.url(database), autocommit=True, connect_timeout=int(HUNG_SECONDS))
 
     def create_database(self, name: str, template: str = "template0") -> str:
         """Creates a database and returns its URL. FILE_COPY is faster for a small one (measured)."""
@@ -148,7 +152,7 @@ class Cluster(Server):
     def _run(self, program: str, *arguments: str) -> None:
         """Runs a PostgreSQL program on the data folder. Raises RuntimeError with its output."""
         command = self._command(program, *arguments)
-        ended = subprocess.run(command, **self._surroundings(), capture_output=True, check=False, timeout=60)
+        ended = subprocess.run(command, **self._surroundings(), capture_output=True, check=False, timeout=HUNG_SECONDS)
         if ended.returncode:
             raise RuntimeError(f"{program} failed: {ended.stderr.decode(errors='replace')}")
 
@@ -178,7 +182,7 @@ class Cluster(Server):
         log = self.folder / "log"
         with log.open("ab") as output:
             self._process = subprocess.Popen(command, **self._surroundings(), stdout=output, stderr=output)
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        deadline = time.monotonic() + HUNG_SECONDS
         while not self.answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"PostgreSQL did not start: {log.read_text(errors='replace')[-2000:]}")
@@ -208,7 +212,7 @@ class Cluster(Server):
             self._process.kill()
             self._ended()
             for child in children:  # its shared memory exists until the last process has ended
-                select.select([child], [], [], _PATIENCE_SECONDS)
+                select.select([child], [], [], HUNG_SECONDS)
                 os.close(child)
             *_, memory = (self.folder / "data" / "postmaster.pid").read_text().splitlines()[6].split()
             subprocess.run(["ipcrm", "--shmem-id", memory], check=True)  # the next start would do this
@@ -227,7 +231,7 @@ class Cluster(Server):
     def _ended(self) -> None:
         assert self._process
         try:
-            self._process.wait(_PATIENCE_SECONDS)
+            self._process.wait(HUNG_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -252,7 +256,7 @@ class Cluster(Server):
         """Acknowledges commits only after a standby has them. Returns when a standby is in sync."""
         self.configure("synchronous_standby_names", "*")
         with self.connect() as connection:
-            deadline = time.monotonic() + _PATIENCE_SECONDS
+            deadline = time.monotonic() + HUNG_SECONDS
             while not connection.execute("SELECT FROM pg_stat_replication WHERE sync_state = 'sync'").fetchall():
                 assert time.monotonic() < deadline, "no standby came"
                 time.sleep(0.02)

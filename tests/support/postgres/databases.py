@@ -62,7 +62,8 @@ class Databases:
         emptied = [f"{name}_rows AS (DELETE FROM {name})" for name in tables if name not in ("migration", "store")]
         self._empty = f"""
             WITH {", ".join(emptied)}
-            UPDATE store SET store_id = %s, secret = %s, head_revision = 0, oldest_revision = 0
+            UPDATE store SET store_id = %s, secret = %s, head_revision = 0, oldest_revision = 0,
+                head_hash = DEFAULT, oldest_hash = DEFAULT
             """.encode()
         return self
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.postgres.cluster import QUICK, Cluster, Server
 from tests.support.postgres.databases import Databases
+from tests.support.waiting import HUNG_SECONDS
 
 
 @pytest.fixture(scope="session")
@@ -39,5 +40,7 @@ def migrate(url: str) -> None:
     """Runs `caseload migrate`, as an operator does."""
     command = [sys.executable, "-m", "caseload_server", "migrate"]
     environment = {**os.environ, "CASELOAD_DATABASE": url}
-    migrated = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    migrated = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=HUNG_SECONDS, check=False
+    )
     assert migrated.returncode == 0, migrated.stderr

@@ -16,11 +16,11 @@ import psycopg
 
 from tests.support.missing_tool import NoTool
 from tests.support.postgres.cluster import HOST, free_port, not_root
+from tests.support.waiting import HUNG_SECONDS
 
 HOW_TO_GET_IT: Final = "needs PgBouncer: apt-get install pgbouncer"
 _DEBIAN: Final = "/usr/sbin"
 """Debian installs the program here, which is outside PATH for most users."""
-_PATIENCE_SECONDS: Final = 30
 
 
 @contextmanager
@@ -53,14 +53,14 @@ def pgbouncer(url: str, pool_mode: Literal["session", "transaction", "statement"
             yield pooled
         finally:
             process.send_signal(signal.SIGTERM)  # at once: it does not wait for clients
-            process.wait(_PATIENCE_SECONDS)
+            process.wait(HUNG_SECONDS)
 
 
 def _await(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    deadline = time.monotonic() + _PATIENCE_SECONDS
+    deadline = time.monotonic() + HUNG_SECONDS
     while True:
         try:
-            psycopg.connect(url, connect_timeout=5).close()
+            psycopg.connect(url, connect_timeout=int(HUNG_SECONDS)).close()
         except psycopg.OperationalError:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"PgBouncer did not start: {log.read_text()}") from None

@@ -13,6 +13,7 @@ import pytest
 from tests.support.postgres import cluster as cluster_module
 from tests.support.postgres.cluster import HOW_TO_GET_IT, QUICK, SAFE, Cluster, NoPostgres, programs
 from tests.support.postgres.databases import Databases
+from tests.support.waiting import HUNG_SECONDS
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +33,10 @@ def databases(cluster: Cluster) -> Iterator[Databases]:
 def prepare(url: str) -> None:
     """Creates a schema with a foreign key, where the order of deletes could matter."""
     with psycopg.connect(url) as connection:
-        connection.execute("CREATE TABLE store (store_id TEXT, secret BYTEA, head_revision INT, oldest_revision INT)")
+        connection.execute(
+            "CREATE TABLE store (store_id TEXT, secret BYTEA, head_revision INT, oldest_revision INT,"
+            " head_hash TEXT, oldest_hash TEXT)"
+        )
         connection.execute("INSERT INTO store VALUES ('', '', 0, 0)")
         connection.execute("CREATE TABLE parent (id INT PRIMARY KEY)")
         connection.execute("CREATE TABLE child (id INT NOT NULL REFERENCES parent)")
@@ -199,7 +203,7 @@ def test_without_postgres_tests_are_skipped_with_install_instructions(tmp_path: 
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=HUNG_SECONDS,
     )
     assert run.returncode == 0, run.stdout
     assert f"\n4 tests need {HOW_TO_GET_IT.removeprefix('needs ')}\n" in run.stdout

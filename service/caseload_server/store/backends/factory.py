@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -9,6 +10,7 @@ import apsw
 
 from caseload_server.config import Config, SettingError, is_postgres, sqlite_path
 from caseload_server.domain.errors import DomainError
+from caseload_server.private_files import check_data_files
 from caseload_server.store import RelationshipStore
 from caseload_server.store.backends.migrations import Migration, SchemaError
 from caseload_server.store.backends.protocol import Database, StoreMetrics
@@ -36,19 +38,22 @@ def migrate(url: str) -> list[Migration]:
     return steps
 
 
-def open_store(config: Config, clock: Callable[[], int], metrics: StoreMetrics | None = None) -> RelationshipStore:
+def open_store(config: Config, clock: Callable[[], int], *metrics: StoreMetrics) -> RelationshipStore:
     """Opens the store at `config.database`. SQLite is migrated first; PostgreSQL is migrated by its operator.
 
-    Args: clock, returns microseconds since 1970 (UTC); metrics, receives the durations of reads and writes. Raises
-    SettingError.
+    Args: clock, returns microseconds since 1970 (UTC); metrics, each receives the durations of reads and writes.
+    Raises SettingError.
     """
     with backend_for(config.database) as (migrate_module, location):
         database = _open_database(config, migrate_module, location)
-        return RelationshipStore(TimedDatabase(database, metrics) if metrics else database, clock)
+        for one in metrics:
+            database = TimedDatabase(database, one)
+        return RelationshipStore(database, clock)
 
 
 def _open_database(config: Config, migrate_module: ModuleType, location: Any) -> Database:
     if not is_postgres(config.database):
+        check_data_files("--database", *(Path(f"{location}{suffix}") for suffix in ("", "-wal", "-shm")))
         migrate_module.migrate(location)
         return SqliteDatabase(location)
     if migrate_module.pending(location):

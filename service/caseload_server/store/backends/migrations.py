@@ -10,7 +10,11 @@ from caseload_server.store.backends.protocol import Transaction
 
 SELECT_STEPS = "SELECT name, checksum FROM migration ORDER BY name"
 _INSERT_APPLIED = "INSERT INTO migration (name, checksum) VALUES (:name, :checksum)"
-_INSERT_STORE = "INSERT INTO store VALUES (1, :store_id, :secret, 0, 0) ON CONFLICT DO NOTHING"
+_INSERT_STORE = """
+INSERT INTO store (singleton, store_id, secret, head_revision, oldest_revision)
+VALUES (1, :store_id, :secret, 0, 0) ON CONFLICT DO NOTHING"""
+_ALONE = "-- alone"
+SERVED = "is served: stop its instances first"
 
 
 class SchemaError(Exception):
@@ -27,6 +31,11 @@ class Migration(NamedTuple):
     def checksum(self) -> str:
         """Returns the SHA-256 of the text, in hex. An applied step must never change."""
         return hashlib.sha256(self.sql.encode()).hexdigest()
+
+    @property
+    def runs_alone(self) -> bool:
+        """Returns whether no instance may be connected, because it could not work beside this step."""
+        return self.sql.startswith(_ALONE)
 
 
 def migrations(database: str) -> list[Migration]:

@@ -45,6 +45,9 @@ class StoreMetrics(NamedTuple):
     """Takes the number of writes in a commit, and its duration."""
     failure: Callable[[str], object]
     """Takes the cause of a failure: that of a DomainError, or DEFECT."""
+    own_commit: Callable[[int, float, float], object] | None = None
+    """Takes the number of writes in the commit of one write, its duration, and the seconds since its end. It is called
+    in the thread of the write, before `write`."""
 
 
 def no_metrics(_writes: int, _seconds: float) -> None:

@@ -1,5 +1,6 @@
 """A Database wrapper that measures reads and writes, and counts their failures by cause."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from time import perf_counter
@@ -15,7 +16,19 @@ from caseload_server.store.backends.protocol import (
     T,
     Tail,
     Transaction,
+    no_metrics,
 )
+
+
+class _Commit:
+    """A commit that several writes may share. It ends in the thread that ran their work."""
+
+    __slots__ = ("ended", "seconds", "writes")
+
+    def __init__(self) -> None:
+        self.writes = 0  # until it has succeeded
+        self.seconds = 0.0
+        self.ended = 0.0  # by perf_counter()
 
 
 class TimedDatabase:
@@ -26,9 +39,12 @@ class TimedDatabase:
         self.lock_clause = database.lock_clause
         self.dialect = database.dialect
         self.commit_may_be_ambiguous = database.commit_may_be_ambiguous
-        self.on_commit = database.on_commit = metrics.commit
+        self.on_commit: Callable[[int, float], object] = no_metrics
+        database.on_commit = self._record_commit
         self._database = database
         self._metrics = metrics
+        self._of_thread = threading.local()
+        """`commit`: the one that the thread works for, as the leader of a batch."""
 
     def read(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
         started = perf_counter()
@@ -64,15 +80,39 @@ class TimedDatabase:
                 self._metrics.write(perf_counter() - started)
 
     def write_with_tail(self, work: Callable[[Transaction], S], tail: Tail[S, T], sharing: Sharing) -> T:
-        started = perf_counter()
+        started, commits = perf_counter(), list[_Commit]()
         try:
-            return self._database.write_with_tail(work, tail, sharing)
+            return self._database.write_with_tail(self._noting_commit(work, commits), tail, sharing)
         except Exception as error:
             self._count(error)
             raise
         finally:
             with suppress(Exception):
+                self._of_thread.__dict__.pop("commit", None)  # of a batch that failed
+                if commits and commits[-1].writes:
+                    self._record_own_commit(commits[-1])
                 self._metrics.write(perf_counter() - started)
+
+    def _noting_commit(self, work: Callable[[Transaction], S], commits: list[_Commit]) -> Callable[[Transaction], S]:
+        """Returns work that also adds the commit of its batch to the list. It runs in the thread of the batch."""
+        if not self._metrics.own_commit:
+            return work
+
+        def noting(transaction: Transaction) -> S:
+            commits.append(self._of_thread.__dict__.setdefault("commit", _Commit()))
+            return work(transaction)
+
+        return noting
+
+    def _record_commit(self, writes: int, seconds: float) -> None:
+        self._metrics.commit(writes, seconds)
+        self.on_commit(writes, seconds)
+        if commit := self._of_thread.__dict__.pop("commit", None):
+            commit.writes, commit.seconds, commit.ended = writes, seconds, perf_counter()
+
+    def _record_own_commit(self, commit: _Commit) -> None:
+        if self._metrics.own_commit:
+            self._metrics.own_commit(commit.writes, commit.seconds, perf_counter() - commit.ended)
 
     def _count(self, error: Exception) -> None:
         if cause := getattr(error, "cause", ""):  # else the store refused the call by its rules

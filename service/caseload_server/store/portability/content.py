@@ -43,13 +43,31 @@ def _columns_of(record: type) -> dict[str, tuple[type, ...]]:
 
 _ID_OR_NONE = (str, type(None))
 TABLES: Final = (
-    Table("store", {"head_revision": (int,), "oldest_revision": (int,)}),
+    Table(
+        "store",
+        {
+            "head_revision": (int,),
+            "oldest_revision": (int,),
+            "chain_revision": (int,),
+            "head_hash": (bytes,),
+            "oldest_hash": (bytes,),
+        },
+    ),
     Table("therapist", _columns_of(Therapist)),
     Table("patient", _columns_of(Patient)),
     Table("assignment", _columns_of(Assignment)),
     Table(
         "change_set",
-        {"revision": (int,), "committed_us": (int,), "actor": (str,), "method": (str,), "request_id": (str,)},
+        {
+            "revision": (int,),
+            "committed_us": (int,),
+            "actor": (str,),
+            "on_behalf_of": (str,),
+            "method": (str,),
+            "request_id": (str,),
+            "hash_version": (int,),
+            "hash": (bytes,),
+        },
     ),
     Table(
         "change",
@@ -61,6 +79,7 @@ TABLES: Final = (
             "therapist_id": _ID_OR_NONE,
             "patient_id": _ID_OR_NONE,
             "assignment_id": _ID_OR_NONE,
+            "through_revision": (int, type(None)),
         },
         key_width=2,
     ),

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Final, Protocol
 
-from caseload_server.store.backends.protocol import Row
+from caseload_server.store.backends.protocol import Row, Value
 from caseload_server.store.portability.content import SEARCH_TABLES, TABLES
 from caseload_server.store.portability.export import Progress
 from caseload_server.store.portability.import_parser import END, HEADER, Batch, ImportRefused
@@ -21,8 +21,8 @@ class BulkLoad(Protocol):
     def add(self, table: str, columns: tuple[str, ...], rows: list[Row]) -> None:
         """Inserts rows. Args: columns, in the order of the rows' values."""
 
-    def set_store_row(self, secret: bytes, head_revision: int, oldest_revision: int) -> None:
-        """Sets the secret and the revisions of the exported store, so that this store continues its change log."""
+    def set_store_row(self, columns: dict[str, Value]) -> None:
+        """Sets the secret, the revisions and the hashes of the exported store: this store continues its change log."""
 
 
 def load(batches: Iterable[Batch], bulk_load: BulkLoad, progress: Progress) -> str:
@@ -37,7 +37,7 @@ def load(batches: Iterable[Batch], bulk_load: BulkLoad, progress: Progress) -> s
                 case name if name == HEADER:
                     [(secret,)] = rows
                 case "store":
-                    bulk_load.set_store_row(secret, *rows[0])
+                    bulk_load.set_store_row({"secret": secret, **dict(zip(_COLUMNS[table], rows[0], strict=True))})
                 case name if name == END:
                     [(digest,)] = rows
                 case _:

@@ -42,10 +42,12 @@ SELECT 'a' || lpad((day * 20000 + n)::TEXT, 12, '0'), 't' || lpad((1 + n * 31 % 
 FROM generate_series(1, 20000) AS n, generate_series(0, 2) AS nth,
     LATERAL (SELECT nth * 1000 + n * 7919 % 1000 AS day, nth = 2 AS is_last) AS period""",
     """
-INSERT INTO change_set SELECT n, n, CASE WHEN n % 1000 = 0 THEN 'auditor' ELSE 'reception' END, 'm', ''
+INSERT INTO change_set SELECT n, n, CASE WHEN n % 1000 = 0 THEN 'auditor' ELSE 'reception' END, 'm', '',
+    CASE WHEN n % 100 = 0 THEN 'user-' || n % 7 ELSE '' END, 1, ''
 FROM generate_series(1, 20000) AS n""",
     """
-INSERT INTO change SELECT n, 0, 1, '', NULL, 'p' || lpad(n::TEXT, 8, '0'), NULL FROM generate_series(1, 20000) AS n""",
+INSERT INTO change SELECT n, 0, 1, '', NULL, 'p' || lpad(n::TEXT, 8, '0'), NULL, NULL
+FROM generate_series(1, 20000) AS n""",
     "UPDATE store SET head_revision = 20000",
     "VACUUM ANALYZE",
     # The planner multiplies its count of pages by these rows a page.

@@ -66,14 +66,14 @@ def test_an_import_is_refused_through_a_pooler_too(postgres_url: str) -> None:
 
 
 def test_an_instance_does_not_start_while_an_import_runs(postgres_url: str) -> None:
-    with bulk_load(postgres_url), pytest.raises(SchemaError, match="an import into it is running"):
+    with bulk_load(postgres_url), pytest.raises(SchemaError, match="an import or a migration is running"):
         PostgresDatabase(postgres_url).open()
 
 
 def test_a_start_during_an_import_names_the_setting(postgres_url: str) -> None:
     with psycopg.connect(postgres_url) as importing:
         importing.execute("SELECT pg_advisory_xact_lock(1129532501, hashtext('public'))")  # all that an import locks
-        with pytest.raises(SettingError, match="--database: an import into it is running"):
+        with pytest.raises(SettingError, match="--database: an import or a migration is running"):
             open_store(Config(database=postgres_url), lambda: 1)
 
 
@@ -99,7 +99,7 @@ def test_an_instance_is_not_ready_while_an_import_runs_that_began_when_it_was_cu
             for _ in range(2):  # the lost connection, and the lock
                 with pytest.raises(errors.StoreUnavailable) as refusal:
                     database.check()
-            assert refusal.value.detail == "an import into the database is running"
+            assert refusal.value.detail == "an import or a migration is running"
         database.check()
 
 
@@ -130,7 +130,7 @@ def test_an_import_that_ran_while_an_instance_was_cut_off_stops_the_instance(pos
     with Proxy(postgres_url) as proxy, closing(open_store(Config(database=proxy.url), lambda: 1)) as store:
         proxy.cut_all()
         with bulk_load(postgres_url) as load:
-            load.set_store_row(b"of the exported store", 1, 1)
+            load.set_store_row({"secret": b"of the exported store"})
         with pytest.raises(errors.StoreUnavailable):  # the lost connection
             store.check()
         with pytest.raises(errors.StoreUnavailable) as refusal:

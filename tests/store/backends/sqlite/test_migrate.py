@@ -5,18 +5,18 @@ import shutil
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import apsw
 import pytest
 from caseload_server.domain.records import Assignment, Patient, Therapist
-from caseload_server.domain.requests import Delete
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.migrations import Migration, SchemaError, migrations
 from caseload_server.store.backends.sqlite.database import APPLICATION_ID, SqliteDatabase
 from caseload_server.store.backends.sqlite.migrate import migrate, pending
 
-from tests.store.store_calls import CALL, TABLES, make, run
+from tests.store.store_calls import TABLES, make
 from tests.support.waiting import HUNG_SECONDS, join
 from tests.support.write_lock import wait_for_locks
 
@@ -83,20 +83,65 @@ def test_a_new_migration_runs_on_a_file_in_use(path: Path) -> None:
     assert "later" in tables(path)
 
 
-def test_a_file_of_the_first_migration_keeps_its_rows_and_can_be_purged(path: Path) -> None:
-    initial, *later = migrations("sqlite")
-    migrate(path, [initial])
-    store = RelationshipStore(SqliteDatabase(path), lambda: 1)
-    kept, deleted = make(store, PATIENT, ""), make(store, PATIENT, "")
-    store.delete(PATIENT, Delete(deleted.patient_id), CALL)
-    before = [run(store, f"SELECT * FROM {table}") for table in TABLES if table != "purged"]
-    store.close()
-    assert migrate(path) == later
-    store = RelationshipStore(SqliteDatabase(path), lambda: 1)
-    assert [run(store, f"SELECT * FROM {table}") for table in TABLES if table != "purged"] == before
+WRITES_OF_THE_FIRST_VERSION = """
+INSERT INTO patient VALUES ('kept', 'Ada', '', '', '', 1, '[]', '{}', '', 0, 1, 1, NULL, 'e');
+INSERT INTO patient VALUES ('gone', 'Ada', '', '', '', 1, '[]', '{}', '', 0, 1, 1, 1, 'e');
+INSERT INTO change_set (revision, committed_us, actor, method, request_id)
+VALUES (1, 1, 'a', 'm', ''), (2, 1, 'a', 'm', '');
+INSERT INTO change VALUES (1, 0, 1, '', NULL, 'kept', NULL), (2, 0, 1, '', NULL, 'gone', NULL);
+UPDATE store SET head_revision = 2;"""
+FIRST_COLUMNS = {
+    "store": "store_id, secret, head_revision, oldest_revision",
+    "patient": "*",
+    "change_set": "revision, committed_us, actor, method, request_id",
+    "change": "revision, position, kind, changed_fields, therapist_id, patient_id, assignment_id",
+}
+
+
+def contents(path: Path) -> dict[str, list[tuple[object, ...]]]:
+    """The rows of the tables of the first version."""
+    with closing(apsw.Connection(str(path))) as connection:
+        return {
+            table: list(connection.execute(f"SELECT {columns} FROM {table}"))
+            for table, columns in FIRST_COLUMNS.items()
+        }
+
+
+@pytest.fixture
+def first_version(path: Path) -> Path:
+    """A file of the first version, with rows that it wrote."""
+    migrate(path, migrations("sqlite")[:1])
+    with closing(apsw.Connection(str(path))) as connection:
+        connection.execute(WRITES_OF_THE_FIRST_VERSION)
+    return path
+
+
+def test_a_file_of_the_first_migration_keeps_its_rows_and_can_be_purged(first_version: Path) -> None:
+    before = contents(first_version)
+    assert migrate(first_version) == migrations("sqlite")[1:]
+    assert contents(first_version) == before
+    store = RelationshipStore(SqliteDatabase(first_version), lambda: 1)
     assert list(store.purge_records(PATIENT, 2)) == [(1, 0)]
-    assert store.get(PATIENT, kept.patient_id) == kept
+    assert store.get(PATIENT, "kept").etag == "e"
     store.close()
+
+
+def test_the_step_of_the_chain_is_refused_while_an_instance_uses_the_file(first_version: Path) -> None:
+    instance = SqliteDatabase(first_version)
+    with pytest.raises(SchemaError, match="is served: stop its instances first"):
+        migrate(first_version)
+    assert pending(first_version) == migrations("sqlite")[1:]
+    instance.close()
+    assert migrate(first_version) == migrations("sqlite")[1:]
+
+
+def test_a_write_of_an_older_version_after_the_step_of_the_chain_fails(first_version: Path) -> None:
+    """An instance may open the file just before the migration."""
+    migrate(first_version)
+    with closing(apsw.Connection(str(first_version))) as older, pytest.raises(apsw.ConstraintError, match="hash"):
+        older.execute(
+            "INSERT INTO change_set (revision, committed_us, actor, method, request_id) VALUES (3, 1, '', '', '')"
+        )
 
 
 def test_a_failed_migration_leaves_the_schema_unchanged(path: Path) -> None:

@@ -11,7 +11,7 @@ import psycopg
 from caseload_server.store.backends.migrations import SchemaError
 from caseload_server.store.backends.postgres.connection import WITHOUT_TIMEOUTS, Connection, connect
 from caseload_server.store.backends.postgres.store_check import take_alone
-from caseload_server.store.backends.protocol import Row
+from caseload_server.store.backends.protocol import Row, Value
 from caseload_server.store.portability.content import SEARCH_TABLES, TABLES
 from caseload_server.store.portability.import_loader import ConstraintViolation
 
@@ -47,9 +47,9 @@ class PostgresBulkLoad:
         except psycopg.IntegrityError as error:
             raise ConstraintViolation(error.diag.constraint_name or error.diag.column_name) from None
 
-    def set_store_row(self, secret: bytes, head_revision: int, oldest_revision: int) -> None:
-        sql = b"UPDATE store SET secret = %s, head_revision = %s, oldest_revision = %s"
-        self._connection.execute(sql, (secret, head_revision, oldest_revision))
+    def set_store_row(self, columns: dict[str, Value]) -> None:
+        assignments = ", ".join(f"{name} = %({name})s" for name in columns)
+        self._connection.execute(f"UPDATE store SET {assignments}".encode(), columns)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import psycopg
 from caseload_server.store.backends.migrations import SELECT_STEPS, Migration, SchemaError, apply, migrations, unapplied
 from caseload_server.store.backends.postgres.connection import Connection, connect, refuse_transaction_pooling
 from caseload_server.store.backends.postgres.reads import read_session
+from caseload_server.store.backends.postgres.store_check import take_alone
 from caseload_server.store.backends.postgres.transaction import PostgresTransaction
 
 _ADVISORY_LOCK_KEY = 0x43534C44
@@ -41,7 +42,8 @@ def pending(url: str, steps: list[Migration] | None = None) -> list[Migration]:
 def migrate(url: str, steps: list[Migration] | None = None) -> list[Migration]:
     """Runs the pending steps and returns them.
 
-    Args: steps, all of this version unless given. Raises SchemaError, psycopg.Error.
+    Args: steps, all of this version unless given. Raises SchemaError, also while an instance is connected and a step
+    must run alone; psycopg.Error.
     """
     steps = migrations("postgres") if steps is None else steps
     refuse_transaction_pooling(url)
@@ -57,6 +59,8 @@ def _migrate(connection: Connection, steps: list[Migration]) -> list[Migration]:
         connection.execute("SET LOCAL lock_timeout = '60s'")
         connection.execute("SELECT pg_advisory_xact_lock(%s)", [_ADVISORY_LOCK_KEY])
         todo = unapplied(_read_applied(connection), steps)
+        if any(step.runs_alone for step in todo):
+            take_alone(connection)
         prepare = _CREATE_TABLE if todo == steps else _BLOCK_WRITES + _CREATE_TABLE
         transaction = PostgresTransaction(read_session(connection))
         apply(todo, prepare, transaction, lambda sql: connection.execute(sql.encode()))

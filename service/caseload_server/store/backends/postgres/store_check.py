@@ -8,14 +8,14 @@ import psycopg
 from psycopg import pq
 
 from caseload_server.domain import errors
-from caseload_server.store.backends.migrations import SchemaError
+from caseload_server.store.backends.migrations import SERVED, SchemaError
 from caseload_server.store.backends.postgres.connection import Connection
 from caseload_server.store.backends.postgres.error_text import one_line
 from caseload_server.store.backends.postgres.pipeline import wait_for_result
 from caseload_server.store.backends.protocol import Row
 
 _IN_USE_KEY: Final = 0x43534C55
-"""Key of the advisory lock ("CSLU") that each instance holds shared, and an import exclusively.
+"""Key of the advisory lock ("CSLU") that each instance holds shared, and an import or a migration exclusively.
 https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS"""
 _LOCK: Final = f"({_IN_USE_KEY}, hashtext(current_schema()))"  # another schema can hold another store
 _SHARE: Final = f"SELECT pg_try_advisory_lock_shared{_LOCK}".encode()
@@ -79,7 +79,7 @@ class StoreCheck:
             self._connection = self._connection or self._open()
             return _ask(self._connection.pgconn)
         except SchemaError:
-            failure = errors.StoreUnavailable(detail="an import into the database is running")
+            failure = errors.StoreUnavailable(detail="an import or a migration is running")
         except psycopg.Error as error:
             failure = errors.StoreUnavailable(error.sqlstate or "", one_line(error))
         self.close()
@@ -93,10 +93,10 @@ class StoreCheck:
 
 
 def _share_lock(connection: Connection) -> None:
-    """Takes the shared lock. Raises SchemaError while an import runs."""
+    """Takes the shared lock. Raises SchemaError while an import or a migration runs."""
     [(is_shared,)] = connection.execute(_SHARE).fetchall()
     if not is_shared:
-        raise SchemaError("an import into it is running: start when it has ended")
+        raise SchemaError("an import or a migration is running: start when it has ended")
 
 
 def _ask(pgconn: pq.abc.PGconn) -> bool:
@@ -119,5 +119,5 @@ def take_alone(connection: Connection) -> None:
     deadline = time.monotonic() + _DISCONNECT_SECONDS
     while not connection.execute(_TAKE_ALONE).fetchall()[0][0]:
         if time.monotonic() > deadline:
-            raise SchemaError("is served: stop its instances first")
+            raise SchemaError(SERVED)
         time.sleep(0.02)

@@ -8,7 +8,7 @@ from pathlib import Path
 import apsw
 
 from caseload_server.store.atomic_file import atomic_file
-from caseload_server.store.backends.protocol import Row
+from caseload_server.store.backends.protocol import Row, Value
 from caseload_server.store.backends.sqlite import database as sqlite
 from caseload_server.store.backends.sqlite.migrate import migrate
 from caseload_server.store.portability.import_loader import ConstraintViolation
@@ -30,9 +30,9 @@ class SqliteBulkLoad:
         except apsw.ConstraintError as error:
             raise ConstraintViolation(str(error)) from None
 
-    def set_store_row(self, secret: bytes, head_revision: int, oldest_revision: int) -> None:
-        sql = "UPDATE store SET secret = ?, head_revision = ?, oldest_revision = ?"
-        self._connection.execute(sql, (secret, head_revision, oldest_revision))
+    def set_store_row(self, columns: dict[str, Value]) -> None:
+        assignments = ", ".join(f"{name} = :{name}" for name in columns)
+        self._connection.execute(f"UPDATE store SET {assignments}", columns)
 
 
 @contextmanager

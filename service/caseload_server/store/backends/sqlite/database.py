@@ -58,6 +58,9 @@ _Reader = tuple[apsw.Connection, Any]
 def connect(path: Path, *, create: bool) -> apsw.Connection:
     """Opens the file for writing, with every setting that the store relies on. Raises apsw.Error."""
     flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOMUTEX | (apsw.SQLITE_OPEN_CREATE if create else 0)
+    if create:  # SQLite itself would let other users read it
+        with suppress(OSError):  # SQLite describes what is wrong with the path
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     connection = apsw.Connection(str(path), flags=flags, statementcachesize=256)
     if connection.readonly("main"):  # SQLite falls back to read-only; a reader would leave a -wal and a -shm file
         connection.close()

@@ -5,8 +5,17 @@ from pathlib import Path
 
 import apsw
 
-from caseload_server.store.backends.migrations import SELECT_STEPS, Migration, SchemaError, apply, migrations, unapplied
+from caseload_server.store.backends.migrations import (
+    SELECT_STEPS,
+    SERVED,
+    Migration,
+    SchemaError,
+    apply,
+    migrations,
+    unapplied,
+)
 from caseload_server.store.backends.sqlite.database import APPLICATION_ID, SqliteTransaction, connect
+from caseload_server.store.backends.sqlite.vacuum import is_in_use
 
 _READ_A_URI = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
 _PREPARE = f"""
@@ -34,9 +43,13 @@ def pending(path: Path, steps: list[Migration] | None = None) -> list[Migration]
 def migrate(path: Path, steps: list[Migration] | None = None) -> list[Migration]:
     """Runs the pending steps and returns them. Creates the file if it does not exist.
 
-    Args: steps, all of this version unless given. Raises SchemaError, apsw.Error.
+    Args: steps, all of this version unless given. Raises SchemaError, also while an instance uses the file and a step
+    must run alone; apsw.Error.
     """
     steps = migrations("sqlite") if steps is None else steps
+    todo = pending(path, steps)
+    if todo != steps and any(step.runs_alone for step in todo) and is_in_use(path):
+        raise SchemaError(SERVED)
     with closing(_open(path, create=True)) as connection:
         unapplied(_read_applied(connection), steps)  # raises before anything is changed
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)

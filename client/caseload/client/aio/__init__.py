@@ -1,0 +1,8 @@
+"""The Caseload client for asyncio. Its rules are those of caseload.client."""
+
+from caseload.client.aio.channel import Caseload, connect
+from caseload.client.aio.pages import pages
+from caseload.client.errors import ErrorDetails, error_info
+from caseload.client.reasons import Reason
+
+__all__ = ["Caseload", "ErrorDetails", "Reason", "connect", "error_info", "pages"]

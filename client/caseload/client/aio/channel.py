@@ -1,0 +1,101 @@
+"""One channel of grpc.aio to all instances of Caseload, and the four stubs on it."""
+
+import asyncio
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self, cast
+
+import grpc.aio
+from caseload.client.aio.calls import ChannelWithDefaults
+from caseload.client.aio.watch import Responses, watch
+from caseload.client.call_defaults import CallDefaults
+from caseload.client.metadata import client_metadata
+from caseload.client.settings import File, Options, TlsFiles, channel_settings
+from caseload.v1.assignment_service_pb2_grpc import AssignmentServiceStub
+from caseload.v1.change_service_pb2 import ChangeFilter, WatchChangesRequest
+from caseload.v1.change_service_pb2_grpc import ChangeServiceStub
+from caseload.v1.patient_service_pb2_grpc import PatientServiceStub
+from caseload.v1.therapist_service_pb2_grpc import TherapistServiceStub
+
+if TYPE_CHECKING:  # these exist for type checkers only: at run time one stub serves both kinds of channel
+    from caseload.v1.assignment_service_pb2_grpc import AssignmentServiceAsyncStub
+    from caseload.v1.change_service_pb2_grpc import ChangeServiceAsyncStub
+    from caseload.v1.patient_service_pb2_grpc import PatientServiceAsyncStub
+    from caseload.v1.therapist_service_pb2_grpc import TherapistServiceAsyncStub
+
+
+class Caseload:
+    """The four services on one channel. Tasks of one event loop may share it. Keep one for the whole loop."""
+
+    def __init__(self, channel: grpc.aio.Channel, defaults: CallDefaults) -> None:
+        """Wraps a channel that connect() made."""
+        self.channel: Final = channel
+        self._closed = asyncio.Event()
+        self._calls = ChannelWithDefaults(channel, defaults, self._closed)
+        calls = cast("grpc.aio.Channel", self._calls)  # it has the two methods that stubs use
+        self.therapists: Final[TherapistServiceAsyncStub] = TherapistServiceStub(calls)
+        self.patients: Final[PatientServiceAsyncStub] = PatientServiceStub(calls)
+        self.assignments: Final[AssignmentServiceAsyncStub] = AssignmentServiceStub(calls)
+        self.changes: Final[ChangeServiceAsyncStub] = ChangeServiceStub(calls)
+
+    def watch(self, after_revision: str = "", filter: ChangeFilter | None = None) -> Responses:  # noqa: A002 - the request's name
+        """Yields the responses of WatchChanges, and resumes after a restart, a lost connection or a slow reader.
+
+        It ends when this client is closed. Keep the through_revision of each response that you have processed, and pass
+        it as after_revision next time. While it cannot connect it tries again, and logs one warning to the logger
+        "caseload.client".
+
+        Args:
+            after_revision: the last revision that you have processed; empty starts from now.
+            filter: which changes to send; None sends all.
+
+        Raises grpc.aio.AioRpcError where resuming does not help, such as REVISION_PRUNED.
+        """
+        request = WatchChangesRequest(after_revision=after_revision, filter=filter)
+        return watch(self.changes, request, self._closed, self._calls.last_connection_error)
+
+    follow = watch
+
+    async def close(self) -> None:
+        """Ends all watches, and ends calls in flight with CANCELLED. Later calls raise ValueError."""
+        self._closed.set()
+        self._calls.cancel_calls()
+        await self.channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+def connect(  # noqa: PLR0913 - keyword arguments, each with a default
+    target: str,
+    *,
+    key: str | None = None,
+    tls_ca: File | None = None,
+    tls_cert: File | None = None,
+    tls_key: File | None = None,
+    allow_insecure: bool = False,
+    timeout: float = 10.0,
+    interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+    options: Options = (),
+) -> Caseload:
+    """Returns a client for all instances behind a target, for the running event loop.
+
+    The arguments are those of caseload.client.connect(), except that the interceptors are those of grpc.aio.
+
+    Raises ValueError where the arguments contradict each other, OSError where a file cannot be read, and RuntimeError
+    where no event loop is running.
+    """
+    asyncio.get_running_loop()  # grpc.aio would make a channel for another loop, which then never answers
+    files = TlsFiles(tls_ca, tls_cert, tls_key)
+    credentials, settings = channel_settings(target, key, files, options, allow_insecure=allow_insecure)
+    # By name: instrumentation adds its own interceptors to the argument.
+    if credentials is None:
+        channel = grpc.aio.insecure_channel(target, settings, interceptors=list(interceptors))
+    else:
+        channel = grpc.aio.secure_channel(target, credentials, settings, interceptors=list(interceptors))
+    return Caseload(channel, CallDefaults(timeout, client_metadata(key)))

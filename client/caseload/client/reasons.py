@@ -1,0 +1,41 @@
+"""The reasons of error_reason.proto, as a type: a comparison with a misspelt reason fails type checking."""
+
+from typing import Literal
+
+Reason = Literal[
+    "",  # not an error of Caseload
+    "INVALID_FIELD",
+    "PAGE_TOKEN_INVALID",
+    "PAGE_TOKEN_MISMATCH",
+    "REQUEST_ID_REUSED",
+    "THERAPIST_NOT_FOUND",
+    "PATIENT_NOT_FOUND",
+    "ASSIGNMENT_NOT_FOUND",
+    "ID_TAKEN",
+    "IDENTIFIER_TAKEN",
+    "ASSIGNMENT_DIFFERS",
+    "THERAPIST_DELETED",
+    "PATIENT_DELETED",
+    "THERAPIST_NOT_ACTIVE",
+    "PATIENT_NOT_ACTIVE",
+    "PRIMARY_EXISTS",
+    "THERAPIST_AT_CAPACITY",
+    "HAS_ACTIVE_ASSIGNMENTS",
+    "PERIOD_OVERLAPS",
+    "TOO_MANY_ASSIGNMENTS",
+    "ETAG_MISMATCH",
+    "STORE_BUSY",
+    "STORE_UNAVAILABLE",
+    "OUTCOME_UNKNOWN",
+    "STORE_FULL",
+    "SHUTTING_DOWN",
+    "REVISION_PRUNED",
+    "REVISION_FOREIGN",
+    "OVERLOADED",
+    "TOO_MANY_WATCHES",
+    "WATCH_TOO_SLOW",
+    "UNAUTHENTICATED",
+    "PERMISSION_DENIED",
+    "DEADLINE_EXCEEDED",
+    "INTERNAL",
+]

@@ -1,0 +1,56 @@
+"""How a watch resumes after its stream was interrupted. Of both clients."""
+
+import logging
+import random
+from typing import Any, Final
+
+import grpc
+from caseload.client.errors import error_info
+from caseload.client.reasons import Reason
+from caseload.v1.change_service_pb2 import WatchChangesRequest, WatchChangesResponse
+
+REPORT_AFTER_SECONDS: Final = 3.0
+"""A watch that has waited this long for its first response checks whether it has a connection."""
+_INITIAL_DELAY_SECONDS: Final = 0.1
+_MAX_DELAY_SECONDS: Final = 5.0
+_INTERRUPTED: Final = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+"""The server stopped, the connection was lost, or the server cancelled the stream of a stuck reader."""
+_TRANSIENT: Final[set[Reason]] = {"WATCH_TOO_SLOW", "OVERLOADED"}
+_log: Final = logging.getLogger("caseload.client")
+
+
+class Resumption:
+    """The position of a watch, the delay before its next attempt, and what is logged about its connection."""
+
+    def __init__(self, request: WatchChangesRequest) -> None:
+        """Args: request, whose after_revision is moved along with the responses."""
+        self.request: Final = request
+        self._delay = _INITIAL_DELAY_SECONDS
+        self._started = self._reported = False
+
+    def received(self, response: WatchChangesResponse) -> None:
+        """Moves the position behind a response."""
+        self.request.after_revision = response.through_revision
+        self._delay, self._started, self._reported = _INITIAL_DELAY_SECONDS, True, False
+
+    def can_resume(self, error: Any) -> bool:
+        """Whether a watch that ended with this error should be started again."""
+        reason = error_info(error).reason
+        # After a restart all watches move to the other instance, which may be full until the first one is back.
+        full = self._started and reason == "TOO_MANY_WATCHES"
+        resumes = error.code() in _INTERRUPTED or reason in _TRANSIENT or full
+        if resumes and self._delay > _INITIAL_DELAY_SECONDS:  # not at the end of a stream that had responses
+            self.report(f"{reason or error.code().name}: {error.details()}")
+        return resumes
+
+    def next_delay(self) -> float:
+        """Returns how long to wait before the next attempt, in seconds. Each one without a response doubles it."""
+        delay = self._delay * random.uniform(0.8, 1.2)  # noqa: S311 - jitter, so that watches do not all return at once
+        self._delay = min(self._delay * 2, _MAX_DELAY_SECONDS)
+        return delay
+
+    def report(self, cause: str) -> None:
+        """Logs that the watch cannot connect, if it is the first time since the last response and there is a cause."""
+        if cause and not self._reported:
+            self._reported = True
+            _log.warning("watch cannot connect, and tries again until it can: %s", cause)

@@ -1,0 +1,91 @@
+"""The target, credentials and options of the channel. Of both clients."""
+
+import ipaddress
+import json
+import re
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import grpc
+
+Options = Sequence[tuple[str, Any]]
+File = str | Path
+
+CHANNEL_OPTIONS: Final[Options] = (
+    ("grpc.initial_reconnect_backoff_ms", 50),  # the default is 1 s, longer than an instance takes to restart
+    ("grpc.max_reconnect_backoff_ms", 150),
+    ("grpc.min_reconnect_backoff_ms", 5_000),  # the time limit of an attempt to connect
+    ("grpc.dns_min_time_between_resolutions_ms", 1_000),  # the default is 30 s: pods return with another address
+    ("grpc.keepalive_time_ms", 20_000),  # the server allows a ping every 5 seconds
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.max_send_message_length", 1024 * 1024),  # the server accepts no larger request
+    ("grpc.max_receive_message_length", 16 * 1024 * 1024),  # its responses are smaller
+    ("grpc.service_config_disable_resolution", 1),  # use our service config, whatever the name service has
+)
+
+
+class ChannelSettings(NamedTuple):
+    """What a channel is made with."""
+
+    credentials: grpc.ChannelCredentials | None
+    """None is plain text."""
+    options: list[tuple[str, Any]]
+
+
+class TlsFiles(NamedTuple):
+    """PEM files, as connect() takes them."""
+
+    ca: File | None
+    cert: File | None
+    key: File | None
+
+
+def channel_settings(
+    target: str, key: str | None, tls: TlsFiles, options: Options, *, allow_insecure: bool
+) -> ChannelSettings:
+    """Returns how to connect to a target. The arguments and errors are those of connect()."""
+    if key is not None and not re.fullmatch("[!-~]+", key):
+        raise ValueError("key: must be visible ASCII characters")  # grpc would quote the key in its message
+    credentials = _credentials(target, tls, allow_insecure=allow_insecure)
+    settings = [*options, *CHANNEL_OPTIONS, ("grpc.service_config", service_config())]  # of duplicates the first counts
+    if credentials is None:
+        if key and not _is_loopback(target):
+            raise ValueError("key: would be sent in plain text; it needs TLS")
+        settings.append(("grpc.enable_http_proxy", 0))  # a proxy would read the plain text and the key
+    return ChannelSettings(credentials, settings)
+
+
+def service_config() -> str:
+    """Returns the gRPC service config as JSON.
+
+    It is service_config.json, which serves all languages, with retries of Create added: here each has a request_id.
+    """
+    config = json.loads(resources.files("caseload.client").joinpath("service_config.json").read_text())
+    repeatable, creates, _ = config["methodConfig"]
+    creates["retryPolicy"] = repeatable["retryPolicy"]
+    return json.dumps(config)
+
+
+def _credentials(target: str, tls: TlsFiles, *, allow_insecure: bool) -> grpc.ChannelCredentials | None:
+    if bool(tls.cert) != bool(tls.key):
+        raise ValueError("tls_cert and tls_key: give both or neither")
+    if not (tls.ca or tls.cert) and (allow_insecure or _is_loopback(target)):
+        return None
+    root, private, chain = (Path(file).read_bytes() if file else None for file in (tls.ca, tls.key, tls.cert))
+    return grpc.ssl_channel_credentials(root, private, chain)
+
+
+def _is_loopback(target: str) -> bool:
+    """Whether every address of a target is a loopback address. A target of another form is not."""
+    addresses = re.sub("^(dns:(///)?|ipv4:|ipv6:)", "", target).split(",")
+    return all(map(_is_loopback_host, (re.sub(":[0-9]+$", "", address) for address in addresses)))
+
+
+def _is_loopback_host(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

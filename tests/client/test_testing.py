@@ -1,0 +1,141 @@
+"""caseload.testing: the server, the fixtures and the faults that callers test with."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import grpc
+import pytest
+from caseload.client import connect, error_info
+from caseload.testing import CaseloadForTests
+from caseload.v1.therapist_service_pb2 import ListTherapistsRequest
+from caseload_server.rpc.status_map import CODE_NAMES
+from caseload_server.testing import FAULTS
+
+from tests.support.waiting import HUNG_SECONDS
+
+COMMAND = Path(sys.executable).with_name("caseload-test-server")
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "test_referrals.py"
+
+
+def names(store: CaseloadForTests, timeout: float = HUNG_SECONDS) -> list[str]:
+    listed = store.client.therapists.ListTherapists(ListTherapistsRequest(), timeout=timeout)
+    return [therapist.display_name for therapist in listed.therapists]
+
+
+@pytest.mark.parametrize("test", ["one", "another"])
+def test_each_test_has_an_empty_store(caseload_store: CaseloadForTests, test: str) -> None:
+    assert names(caseload_store) == []
+    caseload_store.add_therapist(test)
+    assert names(caseload_store) == [test]
+
+
+def test_an_emptied_store_takes_the_same_ids_and_request_ids_again(caseload_store: CaseloadForTests) -> None:
+    first = caseload_store.add_therapist(identifiers=[{"system": "urn:licence", "value": "7"}])
+    caseload_store.clear()
+    second = caseload_store.add_therapist(identifiers=[{"system": "urn:licence", "value": "7"}])
+    assert names(caseload_store) == [second.display_name]
+    assert first.therapist_id != second.therapist_id
+
+
+def test_records_are_added_with_their_fields(caseload_store: CaseloadForTests) -> None:
+    therapist = caseload_store.add_therapist("Ada Roe", max_active_patients=3)
+    patient = caseload_store.add_patient("Jane Doe", email="jane@example.com")
+    assignment = caseload_store.assign(therapist, patient, focus="sleep")
+    assert (therapist.max_active_patients, patient.email, assignment.focus) == (3, "jane@example.com", "sleep")
+
+
+def test_an_open_watch_yields_what_is_written_after_the_store_was_emptied(caseload_store: CaseloadForTests) -> None:
+    caseload_store.add_therapist()
+    answers = caseload_store.client.watch()
+    next(answers)
+    caseload_store.clear()
+    therapist = caseload_store.add_therapist()
+    changes = (change for answer in answers for one in answer.change_sets for change in one.changes)
+    assert next(changes).therapist_id == therapist.therapist_id
+    answers.close()
+
+
+@pytest.mark.parametrize("reason", FAULTS)
+def test_calls_fail_for_a_reason_until_the_block_ends(caseload_store: CaseloadForTests, reason: str) -> None:
+    with caseload_store.failing(reason), pytest.raises(grpc.RpcError) as caught:
+        caseload_store.add_therapist()
+    assert (error_info(caught.value).reason, caught.value.code().name) == (reason, CODE_NAMES[reason])
+    assert names(caseload_store) == []
+
+
+def test_a_failure_of_a_few_attempts_is_repeated_by_the_client(caseload_store: CaseloadForTests) -> None:
+    with caseload_store.failing("STORE_UNAVAILABLE", calls=2):
+        caseload_store.add_therapist("Ada Roe")
+    assert names(caseload_store) == ["Ada Roe"]
+
+
+def test_calls_beyond_the_given_number_do_not_fail(caseload_store: CaseloadForTests) -> None:
+    alone = connect(caseload_store.address, options=[("grpc.enable_retries", 0)])
+    with alone, caseload_store.failing("OVERLOADED", calls=1):
+        with pytest.raises(grpc.RpcError):
+            alone.therapists.ListTherapists(ListTherapistsRequest())
+        alone.therapists.ListTherapists(ListTherapistsRequest())
+
+
+def test_an_unknown_fault_is_an_error(caseload_store: CaseloadForTests) -> None:
+    with pytest.raises(ValueError, match="THERAPIST_NOT_FOUND"), caseload_store.failing("THERAPIST_NOT_FOUND"):
+        pass
+    assert names(caseload_store) == []
+
+
+def test_a_slow_call_reaches_its_deadline(caseload_store: CaseloadForTests) -> None:
+    with caseload_store.slow(2), pytest.raises(grpc.RpcError) as caught:
+        names(caseload_store, timeout=0.1)
+    assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert names(caseload_store) == []
+
+
+def test_a_restart_keeps_the_address_and_the_records(caseload_store: CaseloadForTests) -> None:
+    caseload_store.add_therapist("Ada Roe")
+    with caseload_store.stopped(), pytest.raises(grpc.RpcError) as caught, connect(caseload_store.address) as client:
+        client.therapists.ListTherapists(ListTherapistsRequest(), wait_for_ready=False)
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+    caseload_store.restart()
+    assert names(caseload_store) == ["Ada Roe"]
+
+
+def test_a_server_that_is_closed_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with CaseloadForTests(COMMAND, tmp_path / "log") as server:
+        server.add_patient()
+        assert len(list(tmp_path.glob("caseload-*/caseload.db"))) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+    assert (tmp_path / "log").read_text() == ""
+
+
+def test_a_server_that_does_not_start_names_its_log(tmp_path: Path) -> None:
+    broken = tmp_path / "caseload-test-server"
+    broken.write_text("#!/bin/sh\necho no module >&2\n")
+    broken.chmod(0o700)
+    with pytest.raises(RuntimeError, match=str(tmp_path / "log")):
+        CaseloadForTests(broken, tmp_path / "log")
+    assert (tmp_path / "log").read_text() == "no module\n"
+
+
+def run_example(folder: Path, server: Path) -> "subprocess.CompletedProcess[str]":
+    """Runs the example of the docs as another team would, without the settings of this project."""
+    shutil.copy(EXAMPLE, folder)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--caseload-server={server}", "."]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=HUNG_SECONDS, check=False)
+
+
+@pytest.mark.parametrize("server", [COMMAND.parents[1], COMMAND.with_name("caseload")], ids=["folder", "command"])
+def test_the_example_passes_with_the_server_of_a_named_environment(tmp_path: Path, server: Path) -> None:
+    ended = run_example(tmp_path, server)
+    assert ended.returncode == 0, ended.stdout
+    assert "5 passed" in ended.stdout
+
+
+def test_an_environment_without_the_server_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    ended = run_example(tmp_path, tmp_path / "empty")
+    assert ended.returncode == 1
+    assert f"{tmp_path}/empty/bin/caseload-test-server does not exist" in ended.stdout
+    assert "--caseload-server=PATH" in ended.stdout

@@ -1,0 +1,177 @@
+"""docs/deploy/gateway translates HTTP calls: what it passes on, and how errors look to an HTTP caller."""
+
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grpc
+import pytest
+
+from tests.support.gateway import Answer, curl, find_gateway, gateway
+from tests.support.secure_server import SecureServer
+from tests.support.waiting import HUNG_SECONDS
+
+pytestmark = [pytest.mark.slow, pytest.mark.checkout, pytest.mark.timeout(300)]  # seconds
+
+
+class Http(NamedTuple):
+    """An HTTP caller with a key."""
+
+    url: str
+    key: str
+    folder: Path
+    server: SecureServer
+
+    def call(self, call: str, data: Any = None, *arguments: str) -> Answer:
+        """Calls for instance "GET /v1/therapists/ada"."""
+        method, path = call.split(" ", 1)
+        sent = ("--cacert", str(self.folder / "ca.pem"), "--header", f"Authorization: Bearer {self.key}", *arguments)
+        return curl(self.url + path, *sent, data=data, method=method)
+
+
+@pytest.fixture(scope="module")
+def http(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Http]:
+    """A gateway with TLS on both sides, before a server with keys."""
+    find_gateway()
+    folder = tmp_path_factory.mktemp("gateway")
+    with SecureServer(folder) as server:
+        pair = ("-tls-cert", str(folder / "cert.pem"), "-tls-key", str(folder / "cert.key"))
+        backend = ("-backend", f"dns:///{server.address}", "-backend-ca", str(folder / "ca.pem"))
+        with gateway(*pair, *backend) as address:
+            yield Http(f"https://{address.replace('127.0.0.1', 'localhost')}", server.key, folder, server)
+
+
+@pytest.fixture
+def patient(http: Http) -> str:
+    """The id of a patient with an e-mail address."""
+    created = http.call("POST /v1/patients", {"display_name": "Jane Doe", "email": "jane@example.org"})
+    assert created.status == 200, created
+    return str(created.body["patient"]["patient_id"])
+
+
+def test_names_of_fields_are_those_of_the_contract_and_defaults_are_shown(http: Http, patient: str) -> None:
+    shown = http.call(f"GET /v1/patients/{patient}").body["patient"]
+    assert shown["display_name"] == "Jane Doe"
+    assert shown["active_therapist_count"] == 0
+    assert "delete_time" not in shown
+
+
+def test_an_update_sets_the_fields_of_its_mask(http: Http, patient: str) -> None:
+    new = {"display_name": "Jane Poe", "email": ""}
+    updated = http.call(f"PATCH /v1/patients/{patient}?update_mask=email", new).body["patient"]
+    assert (updated["display_name"], updated["email"]) == ("Jane Doe", "")
+
+
+def test_an_update_without_a_mask_sets_what_is_populated_as_in_grpc(http: Http, patient: str) -> None:
+    new = {"display_name": "Jane Poe", "email": ""}
+    updated = http.call(f"PATCH /v1/patients/{patient}", new).body["patient"]
+    assert (updated["display_name"], updated["email"]) == ("Jane Poe", "jane@example.org")
+
+
+def test_a_request_id_makes_a_create_take_effect_once(http: Http) -> None:
+    call = f"POST /v1/therapists?request_id={uuid.uuid4()}"
+    first, second = (http.call(call, {"display_name": "Ada Roe"}).body for _ in range(2))
+    assert first == second
+
+
+def test_an_error_has_its_reason_and_metadata(http: Http) -> None:
+    missing = http.call("GET /v1/therapists/nobody")
+    assert (missing.status, missing.reason) == (404, "THERAPIST_NOT_FOUND")
+    assert missing.detail("ResourceInfo")["resource_name"] == "nobody"
+
+
+def test_an_invalid_field_is_named(http: Http) -> None:
+    refused = http.call("POST /v1/patients", {"display_name": "", "phone_number": "Canary-Zq9"})
+    assert (refused.status, refused.reason) == (400, "INVALID_FIELD")
+    assert refused.fields == ["patient.display_name", "patient.phone_number"]
+    assert "Canary" not in refused.text
+
+
+@pytest.mark.parametrize(
+    ("call", "data"),
+    [
+        ("POST /v1/patients", '{"display_name": "Canary-Zq9"'),
+        ("POST /v1/patients", {"display_name": {"Canary-Zq9": 1}}),
+        ("POST /v1/patients", {"Canary-Zq9": "Canary-Zq9"}),
+        ("POST /v1/patients", {"status": "Canary-Zq9"}),
+        ("POST /v1/patients:search", {"page_size": "Canary-Zq9"}),
+        ("GET /v1/assignments?page_size=Canary-Zq9", None),
+        ("GET /v1/assignments?canary=Canary-Zq9", None),
+        ("GET /v1/patients/jane?display_name=Canary-Zq9", None),
+        ("POST /v1/patients:search?filter.name_prefix=Canary-Zq9", {}),
+        ("POST /v1/patients/jane:undelete?patient_id=Canary-Zq9", {}),
+        ("POST /v1/patients?patient.display_name=Canary-Zq9", {"display_name": "Jane Doe"}),
+    ],
+)
+def test_a_call_that_does_not_match_the_contract_is_refused_and_not_repeated(http: Http, call: str, data: Any) -> None:
+    refused = http.call(call, data)
+    assert (refused.status, refused.reason, refused.fields) == (400, "INVALID_FIELD", [""])
+    assert "canary" not in refused.text.lower()
+
+
+def test_an_unknown_path_and_method_have_their_http_status(http: Http) -> None:
+    assert http.call("GET /v1/nothing").status == 404
+    assert http.call("PUT /v1/patients").status == 405
+
+
+def test_a_call_without_a_key_is_unauthenticated(http: Http) -> None:
+    refused = http._replace(key="wrong").call("GET /v1/therapists/ada")
+    assert (refused.status, refused.reason) == (401, "UNAUTHENTICATED")
+
+
+def test_an_etag_that_does_not_match_is_a_conflict(http: Http, patient: str) -> None:
+    refused = http.call(f"DELETE /v1/patients/{patient}?etag=0123456789abcdef")
+    assert (refused.status, refused.reason) == (409, "ETAG_MISMATCH")
+
+
+def test_no_call_fails_while_the_server_restarts(http: Http, patient: str) -> None:
+    with ThreadPoolExecutor(2) as callers:
+        running = callers.submit(lambda: [http.call(f"GET /v1/patients/{patient}").status for _ in range(60)])
+        for _ in range(2):
+            http.server.restart()
+        assert set(running.result(HUNG_SECONDS)) == {200}
+
+
+def test_the_health_of_the_servers_is_shown(http: Http) -> None:
+    assert http.call("GET /healthz").body == {"status": "SERVING"}
+
+
+@pytest.mark.parametrize(
+    "arguments", [("-listen", "0.0.0.0:0"), ("-backend", "dns:///192.0.2.1:50051", "-backend-plaintext")]
+)
+def test_the_gateway_refuses_plain_text_beyond_loopback(arguments: tuple[str, ...]) -> None:
+    with pytest.raises(AssertionError), gateway("-backend-plaintext", *arguments):
+        pass
+
+
+class HeaderRecorder(grpc.GenericRpcHandler):
+    """Refuses every call, and keeps its metadata."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, str | bytes]] = []
+
+    def service(self, call: grpc.HandlerCallDetails) -> None:
+        self.seen += call.invocation_metadata
+
+
+def test_only_known_headers_reach_the_server() -> None:
+    recorder = HeaderRecorder()
+    server = grpc.server(ThreadPoolExecutor(1), handlers=[recorder])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    sent = {"Authorization": "Bearer abc", "Caseload-On-Behalf-Of": "user:7", "Cookie": "session=1"}
+    sent["Traceparent"] = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    sent["Grpc-Metadata-Authorization"] = "Bearer other"
+    arguments = [text for header in sent.items() for text in ("--header", ": ".join(header))]
+    arguments += ["--header", "Caseload-On-Behalf-Of: Jané"]
+    try:
+        with gateway("-backend", f"127.0.0.1:{port}", "-backend-plaintext") as address:
+            assert curl(f"http://{address}/v1/patients/jane", *arguments).status == 501
+    finally:
+        server.stop(None).wait(HUNG_SECONDS)
+    ours = {key for key, _ in recorder.seen} - {"user-agent", "x-forwarded-for", "x-forwarded-host"}
+    assert ours == {"authorization", "caseload-on-behalf-of", "traceparent"}
+    assert [value for key, value in recorder.seen if key == "authorization"] == ["Bearer abc"]
+    assert [value for key, value in recorder.seen if key == "caseload-on-behalf-of"] == ["user:7", "?"]
