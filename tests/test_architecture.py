@@ -96,6 +96,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # processes
     "supervisor": {".config", ".observability", "structlog"},
     "commands": {"click", ".commands", ".config"},
+    "commands.audited": {"click", ".commands", ".config", ".observability.log_file", ".observability.logs"},
     "commands.backup": {"click", ".commands", ".config", ".store.backends", ".store.portability", "apsw"},
     "commands.check": {
         "click",

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import click
 
 from caseload_server import config as settings
+from caseload_server.commands.audited import InterruptibleAuditedCommand
 from caseload_server.commands.options import STANDARD, database_option, file_argument
 from caseload_server.commands.progress import progress_bar
 from caseload_server.commands.signals import InterruptibleCommand
@@ -21,7 +22,7 @@ from caseload_server.store.backends.sqlite.database import SqliteDatabase
 from caseload_server.store.portability.import_loader import BulkLoad
 
 
-@click.command(name="export", cls=InterruptibleCommand)
+@click.command(name="export", cls=InterruptibleAuditedCommand)
 @file_argument
 @database_option
 def export_command(file: Path, database: str) -> None:
@@ -54,7 +55,7 @@ def _open_output(file: Path) -> Iterator[BinaryIO]:
             yield lines
 
 
-@click.command(name="import", cls=InterruptibleCommand)
+@click.command(name="import", cls=InterruptibleAuditedCommand)
 @file_argument
 @database_option
 def import_command(file: Path, database: str) -> None:

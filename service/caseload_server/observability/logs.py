@@ -71,7 +71,7 @@ def startup_fields(config: Config) -> dict[str, Any]:
         name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(config).items()
     }
     settings |= {name: Path(settings[name]).name for name in _SECRET_FILES if settings[name]}
-    settings |= {"database": _without_secrets(config.database)}
+    settings |= {"database": without_secrets(config.database)}
     return {"version": version("caseload-server"), "configuration": settings}
 
 
@@ -91,13 +91,16 @@ def _console_renderer() -> structlog.dev.ConsoleRenderer:
     return structlog.dev.ConsoleRenderer(colors="NO_COLOR" not in os.environ, pad_event_to=0, sort_keys=False)
 
 
-def _without_secrets(database: str) -> str | dict[str, str]:
-    """Returns a valid database URL without its secrets. For PostgreSQL, libpq says which parameters are secret."""
+def without_secrets(database: str) -> str | dict[str, str]:
+    """Returns a database URL without its secrets; empty if it is not valid. libpq says which parameters are secret."""
     if not is_postgres(database):
-        return database
-    from psycopg import pq
+        return database if database.startswith("sqlite:") else ""
+    try:
+        from psycopg import Error, pq
 
-    options = pq.Conninfo.parse(database.encode())
+        options = pq.Conninfo.parse(database.encode())
+    except (ImportError, UnicodeError, Error):
+        return ""
     return {
         option.keyword.decode(): option.val.decode()
         for option in options
