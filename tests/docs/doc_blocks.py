@@ -59,7 +59,7 @@ def is_only_named(line: str) -> bool:
 
 
 def masked(output: str) -> str:
-    """Masks output that differs between runs: ids, times, revisions, etags, white space. Leaves out who ran a command."""
+    """Masks output that differs between runs: ids, times, revisions, etags, white space, and who ran a command."""
     output = without_record(output)
     for pattern, name in _MASKS:
         output = pattern.sub(name, output)
