@@ -57,14 +57,14 @@ class BoundedWriter:
 
     def _write(self, data: bytes) -> None:
         while data:
-            if not self._poll.poll(self._timeout_seconds * 1000):
-                self._timeout_seconds = 0.0
-                raise TimeoutError
             data = data[self._write_some(data) :]
             self._is_torn = bool(data)
 
     def _write_some(self, data: bytes) -> int:
-        """Returns the number of written bytes. Poll finds room for this many in a pipe."""
+        """Returns the number of written bytes, at most those for which poll finds room in a pipe."""
+        if not self._poll.poll(self._timeout_seconds * 1000):
+            self._timeout_seconds = 0.0
+            raise TimeoutError
         return os.write(self.descriptor, data[: select.PIPE_BUF])
 
 
@@ -77,7 +77,7 @@ class LogFile(BoundedWriter):
         self._check = threading.Lock()
         self._next_check = time.monotonic() + _CHECK_INTERVAL_SECONDS
         super().__init__(self._open())
-        self._is_pipe = stat.S_ISFIFO(os.fstat(self.descriptor).st_mode)
+        self._is_pipe = _is_pipe(self.descriptor)
 
     def write(self, line: str) -> None:
         """Appends one line. Raises OSError, also when the disk or the reader of a pipe does not respond."""
@@ -111,3 +111,8 @@ class LogFile(BoundedWriter):
         opened = self._open()
         os.dup2(opened, self.descriptor, inheritable=False)  # so that no other thread can write to a closed file
         os.close(opened)
+        self._is_pipe = _is_pipe(self.descriptor)
+
+
+def _is_pipe(descriptor: int) -> bool:
+    return stat.S_ISFIFO(os.fstat(descriptor).st_mode)
