@@ -5,14 +5,19 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlsplit
 
 _SQLITE: Final = "sqlite:///"
 _POSTGRES: Final = ("postgresql://", "postgres://")
 _CONNECTION_AGE_SECONDS: Final = 300.0
-
+_NEEDS: Final = (
+    *(("tls_cert", "tls_key"), ("tls_key", "tls_cert"), ("tls_client_ca", "tls_cert")),
+    *(("oidc_issuer", "oidc_audience"), ("oidc_audience", "oidc_issuer")),
+)
+"""Settings that need another one."""
 
 CANNOT_LISTEN: Final = "cannot listen on this address: it is in use, or does not belong to this machine"
 """The text of a SettingError."""
@@ -69,6 +74,14 @@ class Config:
     """The private key of `tls_cert`, PEM."""
     tls_client_ca: Path | None = None
     """The authority that client certificates must come from, PEM. Without it, clients need no certificate."""
+    oidc_issuer: str | None = None
+    """URL of an identity provider whose tokens are accepted, exactly as its tokens name it."""
+    oidc_audience: str | None = None
+    """The audience that a token must be for."""
+    oidc_permissions_claim: str = "permissions"
+    """The claim of a token with the caller's permissions."""
+    oidc_name_claim: str = "sub"
+    """The claim of a token with the caller's name."""
     access_log: Path | None = None
     """File for the access log. Without it, the access log goes to standard error."""
     access_log_required: bool = False
@@ -85,12 +98,15 @@ class Config:
         if self.metrics_address is not None:
             host_and_port("--metrics-address", self.metrics_address)
         if not (self.is_loopback() or self.is_secure() or self.allow_insecure):
-            raise SettingError("--address", "needs --tls-cert and --keys-file beyond loopback, or --allow-insecure")
-        for name, needed in (("tls_cert", "tls_key"), ("tls_key", "tls_cert"), ("tls_client_ca", "tls_cert")):
+            text = "needs --tls-cert beyond loopback, and --keys-file or --oidc-issuer; or --allow-insecure"
+            raise SettingError("--address", text)
+        for name, needed in _NEEDS:
             if getattr(self, name) and not getattr(self, needed):
                 raise SettingError(_flag(name), f"needs {_flag(needed)}")
         if self.tls_client_ca and not self.keys_file:
             raise SettingError("--tls-client-ca", "needs --keys-file, which lists the callers")
+        if self.oidc_issuer:
+            _check_issuer(self.oidc_issuer)
         if self.access_log:
             _check_log_path("--access-log", self.access_log)
         if not is_postgres(self.database):
@@ -98,11 +114,15 @@ class Config:
 
     def caller_share(self) -> float:
         """Returns `max_caller_share`, or 1 when all callers are the same principal."""
-        return self.max_caller_share if self.keys_file else 1.0
+        return self.max_caller_share if self.is_authenticated() else 1.0
 
     def is_secure(self) -> bool:
         """Returns whether calls are encrypted and callers are authenticated."""
-        return self.tls_cert is not None and self.keys_file is not None
+        return self.tls_cert is not None and self.is_authenticated()
+
+    def is_authenticated(self) -> bool:
+        """Returns whether callers need credentials."""
+        return self.keys_file is not None or self.oidc_issuer is not None
 
     def is_loopback(self) -> bool:
         """Returns whether only processes of this machine can connect. Raises SettingError."""
@@ -171,6 +191,14 @@ def has_password(database: str) -> bool:
     user = re.match("[^@/]*@", rest)  # libpq allows a ? before the @
     query = parse_qs(rest[user.end() if user else 0 :].partition("?")[2])
     return (user is not None and ":" in user[0]) or bool({"password", "sslpassword"} & query.keys())
+
+
+def _check_issuer(issuer: str) -> None:
+    url = urlsplit(issuer)
+    if url.scheme != "https" or not url.hostname or url.query or url.fragment or "@" in url.netloc:
+        raise SettingError("--oidc-issuer", "must be an https URL without a user, a query and a fragment")
+    if find_spec("jwt") is None:
+        raise SettingError("--oidc-issuer", "needs the extra caseload-server[oidc]")
 
 
 def _check_log_path(setting: str, path: Path) -> None:

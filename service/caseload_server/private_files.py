@@ -24,10 +24,21 @@ def read_private(setting: str, path: Path, max_bytes: int = -1) -> bytes:
 
     Args: setting, for the error; max_bytes, how much to read at most, by default everything.
     """
+    content, fault = read_with_fault(setting, path, max_bytes)
+    if fault:
+        raise SettingError(setting, fault)
+    return content
+
+
+def read_with_fault(setting: str, path: Path, max_bytes: int = -1) -> tuple[bytes, str]:
+    """Returns the content of a file with secrets, and what is wrong with its mode or owner; empty if nothing is.
+
+    Raises SettingError if it cannot be read.
+    """
     try:
         with path.open("rb") as file:
-            _check(setting, os.fstat(file.fileno()), SECRET_MODE, "run chmod 600 or chmod 640 on it")
-            return file.read(max_bytes)
+            fault = _fault(os.fstat(file.fileno()), SECRET_MODE, "run chmod 600 or chmod 640 on it")
+            return file.read(max_bytes), fault
     except OSError:
         raise SettingError(setting, "cannot be read") from None
 
@@ -39,12 +50,14 @@ def check_data_files(setting: str, *paths: Path) -> None:
             stat = path.stat()
         except FileNotFoundError:
             continue
-        _check(setting, stat, DATA_MODE, f"run chmod o= on {path.name}")
+        if fault := _fault(stat, DATA_MODE, f"run chmod o= on {path.name}"):
+            raise SettingError(setting, fault)
 
 
-def _check(setting: str, stat: os.stat_result, forbidden_mode: int, remedy: str) -> None:
+def _fault(stat: os.stat_result, forbidden_mode: int, remedy: str) -> str:
     if stat.st_mode & forbidden_mode:
-        raise SettingError(setting, f"is accessible to other users: {remedy}")
+        return f"is accessible to other users: {remedy}"
     # Root may run commands on the files of the server's user.
     if os.geteuid() not in {_ROOT, stat.st_uid} and stat.st_uid != _ROOT:
-        raise SettingError(setting, "belongs to another user: give it to root, or to the user that runs the server")
+        return "belongs to another user: give it to root, or to the user that runs the server"
+    return ""

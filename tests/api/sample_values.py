@@ -39,6 +39,7 @@ SAMPLES: Final[dict[str, Any]] = {
     "ignore_capacity": True,
     "max_active_patients": 5,
     "name_prefix": "ann",
+    "on_behalf_of": "jdoe",
     "page_size": 10,
     "page_token": "",  # only a list returns a valid one; test_page_tokens.py sends those
     "patient_id": "p1",

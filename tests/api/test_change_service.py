@@ -1,5 +1,6 @@
 """ListChanges over the wire, and what each mutating RPC writes into the change log."""
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from tests.support.api_driver import (
 )
 
 CREATED, UPDATED, DELETED, UNDELETED = 1, 2, 3, 4
+LOG_PURGED = 6
 ENDING = ("state", "end_time", "ended_by")
 ENDING_FOR = ("state", "end_time", "end_reason", "ended_by")
 
@@ -205,6 +207,17 @@ def test_every_page_size_returns_the_same_log(api: ApiDriver) -> None:
         about = list(api.log(page_size=size, therapist_id="t2", patient_id="p2", actor="local"))
         assert about == [whole[-1]]
     assert list(api.log(actor="someone")) == []
+
+
+def test_a_purge_of_the_log_is_a_change_of_its_own_kind(server: CaseloadServer, api: ApiDriver) -> None:
+    before = api.head()
+    assert server.store.purge_changes(time.time_ns() // 1000 + 1) == number(before)
+    [purge] = api.log()
+    assert (purge.actor, purge.method, purge.request_id, purge.on_behalf_of) == ("cli:purge", "", "", "")
+    [change] = purge.changes
+    assert (change.kind, change.WhichOneof("resource")) == (LOG_PURGED, "purged_through_revision")
+    assert change.purged_through_revision == before == api.send("ListChanges").oldest_revision
+    assert list(api.log(before, patient_id="p1")) == []
 
 
 @covers("ListChangesRequest.page_size")

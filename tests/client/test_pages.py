@@ -80,3 +80,10 @@ def test_the_next_page_is_asked_for_when_it_is_needed(server: CaseloadServer, pa
         found = pages(method, LIST)
         assert [one.patient_id for one in next(found).patients] == patients[:2]
         assert len(asked) == 1
+
+
+@both
+def test_a_response_that_is_no_page_is_an_error(server: CaseloadServer, patients: list[str], read: ReadPages) -> None:
+    request = patient_service_pb2.BatchGetPatientsRequest(patient_ids=patients)
+    with pytest.raises(ValueError, match="BatchGetPatientsResponse is no page of a list"):
+        read(server.address, "patients", "BatchGetPatients", request)

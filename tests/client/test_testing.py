@@ -3,13 +3,15 @@
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
-from caseload.client import connect, error_info
+from caseload.client import Caseload, connect, error_info
 from caseload.testing import CaseloadForTests
-from caseload.v1.therapist_service_pb2 import ListTherapistsRequest
+from caseload.v1.resources_pb2 import Therapist
+from caseload.v1.therapist_service_pb2 import CreateTherapistRequest, ListTherapistsRequest
 from caseload_server.rpc.status_map import CODE_NAMES
 from caseload_server.testing import FAULTS
 
@@ -57,10 +59,20 @@ def test_an_open_watch_yields_what_is_written_after_the_store_was_emptied(caselo
     answers.close()
 
 
+@pytest.fixture
+def alone(caseload_store: CaseloadForTests) -> Iterator[Caseload]:
+    """A client that repeats no call."""
+    with connect(caseload_store.address, options=[("grpc.enable_retries", 0)]) as client:
+        yield client
+
+
 @pytest.mark.parametrize("reason", FAULTS)
-def test_calls_fail_for_a_reason_until_the_block_ends(caseload_store: CaseloadForTests, reason: str) -> None:
+def test_calls_fail_for_a_reason_until_the_block_ends(
+    caseload_store: CaseloadForTests, alone: Caseload, reason: str
+) -> None:
+    request = CreateTherapistRequest(therapist=Therapist(display_name="Ada Roe"))
     with caseload_store.failing(reason), pytest.raises(grpc.RpcError) as caught:
-        caseload_store.add_therapist()
+        alone.therapists.CreateTherapist(request)
     assert (error_info(caught.value).reason, caught.value.code().name) == (reason, CODE_NAMES[reason])
     assert names(caseload_store) == []
 
@@ -71,9 +83,8 @@ def test_a_failure_of_a_few_attempts_is_repeated_by_the_client(caseload_store: C
     assert names(caseload_store) == ["Ada Roe"]
 
 
-def test_calls_beyond_the_given_number_do_not_fail(caseload_store: CaseloadForTests) -> None:
-    alone = connect(caseload_store.address, options=[("grpc.enable_retries", 0)])
-    with alone, caseload_store.failing("OVERLOADED", calls=1):
+def test_calls_beyond_the_given_number_do_not_fail(caseload_store: CaseloadForTests, alone: Caseload) -> None:
+    with caseload_store.failing("OVERLOADED", calls=1):
         with pytest.raises(grpc.RpcError):
             alone.therapists.ListTherapists(ListTherapistsRequest())
         alone.therapists.ListTherapists(ListTherapistsRequest())
@@ -92,10 +103,10 @@ def test_a_slow_call_reaches_its_deadline(caseload_store: CaseloadForTests) -> N
     assert names(caseload_store) == []
 
 
-def test_a_restart_keeps_the_address_and_the_records(caseload_store: CaseloadForTests) -> None:
+def test_a_restart_keeps_the_address_and_the_records(caseload_store: CaseloadForTests, alone: Caseload) -> None:
     caseload_store.add_therapist("Ada Roe")
-    with caseload_store.stopped(), pytest.raises(grpc.RpcError) as caught, connect(caseload_store.address) as client:
-        client.therapists.ListTherapists(ListTherapistsRequest(), wait_for_ready=False)
+    with caseload_store.stopped(), pytest.raises(grpc.RpcError) as caught:
+        alone.therapists.ListTherapists(ListTherapistsRequest(), wait_for_ready=False)
     assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
     caseload_store.restart()
     assert names(caseload_store) == ["Ada Roe"]
@@ -126,6 +137,7 @@ def run_example(folder: Path, server: Path) -> "subprocess.CompletedProcess[str]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=HUNG_SECONDS, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("server", [COMMAND.parents[1], COMMAND.with_name("caseload")], ids=["folder", "command"])
 def test_the_example_passes_with_the_server_of_a_named_environment(tmp_path: Path, server: Path) -> None:
     ended = run_example(tmp_path, server)

@@ -96,7 +96,7 @@ def test_a_call_reaches_a_server_whose_address_changed(peer: FakeServer) -> None
 def refused(call: Call, **settings: Any) -> Any:
     """The error of a call that waits until its deadline."""
     with pytest.raises(grpc.RpcError) as caught:
-        call({"timeout": 1, **settings})
+        call({"timeout": 0.3, **settings})
     error: Any = caught.value
     assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     assert error_info(error).reason == ""

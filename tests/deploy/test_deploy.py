@@ -16,7 +16,7 @@ from caseload_server.config import Config
 from caseload_server.observability.readiness import LIVENESS_SERVICE, READINESS_SERVICES
 
 from tests.deploy import manifests
-from tests.deploy.manifests import CONTAINERFILE, DEPLOY, MANIFESTS, UNIT, VARIABLES
+from tests.deploy.manifests import CONTAINERFILE, DEPLOY, MANIFESTS, ROOT, UNIT, VARIABLES
 from tests.process.command_runner import caseload, url
 from tests.security.server_fixture import KeysFile
 from tests.support.servers import ServerProcess
@@ -181,6 +181,48 @@ def test_the_ports_match_what_the_server_listens_on() -> None:
     assert service["spec"]["clusterIP"] == "None"
 
 
+def test_the_base_image_is_named_by_a_digest() -> None:
+    bases = {image for image in manifests.instructions("FROM") if "@" in image.partition(" ")[0]}
+    assert {image.partition(" ")[0] for image in bases} == {"docker.io/library/python@${PYTHON_DIGEST}"}
+    assert len(manifests.instructions("FROM")) == len(bases) == 3
+    assert manifests.instructions("ARG") == ["PYTHON_DIGEST"]  # without a default
+
+
+def test_the_memory_limits_are_what_a_process_may_need() -> None:
+    [documented] = re.findall(r"stays below (\d+) MiB", (ROOT / "docs/operations/limits-and-overload.md").read_text())
+    workers = int(dict(re.findall(r"^(\w+)=(.*)$", VARIABLES.read_text(), re.MULTILINE))["CASELOAD_WORKERS"])
+    assert manifests.directives("MemoryMax") == [f"{int(documented) * workers}M"]
+    limited = [
+        container["resources"]["limits"]["memory"]
+        for deployment in manifests.of_kind("Deployment")
+        for container in deployment["spec"]["template"]["spec"]["containers"]
+    ]
+    assert limited == [f"{documented}Mi"] * 2
+    assert f"--memory {documented}m" in (ROOT / "docs/deployment.md").read_text()
+
+
+def test_no_metrics_page_is_on_every_address() -> None:
+    addresses = [one["CASELOAD_METRICS_ADDRESS"] for one in manifests.variables() if "CASELOAD_METRICS_ADDRESS" in one]
+    assert sorted(address.rpartition(":")[0] for address in addresses) == ["$(POD_IP)", "$(POD_IP)", "127.0.0.1"]
+    for deployment in manifests.of_kind("Deployment"):
+        [container] = deployment["spec"]["template"]["spec"]["containers"]
+        names = [one["name"] for one in container["env"]]
+        assert names.index("POD_IP") < names.index("CASELOAD_METRICS_ADDRESS")  # it is expanded only then
+
+
+def test_the_network_policy_admits_callers_to_grpc_and_prometheus_to_metrics() -> None:
+    [policy] = [one["spec"] for one in manifests.of_kind("NetworkPolicy")]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    admitted = {port["port"]: rule["from"] for rule in policy["ingress"] for port in rule["ports"]}
+    assert all(admitted.values())  # an empty list would admit everyone
+    for deployment in manifests.of_kind("Deployment"):
+        template = deployment["spec"]["template"]
+        assert policy["podSelector"]["matchLabels"] == template["metadata"]["labels"]
+        [container] = template["spec"]["containers"]
+        assert admitted.keys() == {port["name"] for port in container["ports"]}
+    assert all(rule["to"] and rule["ports"] for rule in policy["egress"])
+
+
 def test_probes_use_service_names_that_health_knows() -> None:
     [container] = [
         container
@@ -261,6 +303,7 @@ def test_a_server_starts_with_the_shipped_settings_and_becomes_ready(tmp_path: P
     }
     for setting, content in contents.items():
         if setting in settings:
+            (tmp_path / setting).touch(mode=0o640)
             (tmp_path / setting).write_bytes(content)
             settings[setting] = str(tmp_path / setting)
     keys = KeysFile(tmp_path / "keys")

@@ -26,6 +26,7 @@ _MASKS = (
     (re.compile(r"(?<=\")[0-9a-f]{16}(?=\")"), "ETAG"),
     (re.compile(r"\bcaseload_[\w-]{43}(?!\w)"), "TOKEN"),
     (re.compile(r"\bsha256:[0-9a-f]{64}\b"), "HASH"),
+    (re.compile(r"\b\d+:[0-9a-f]{64}\b"), "HEAD"),
     (re.compile(r"^revision \d+$", re.MULTILINE), "REVISION"),
     (re.compile(r"^\d+ change sets purged$", re.MULTILINE), "PURGED"),
     (re.compile(r"^\d+ patients, \d+ therapists, \d+ assignments purged$", re.MULTILINE), "PURGED"),

@@ -47,7 +47,7 @@ WHAT_TO_DO: Final = {
     "REVISION_FOREIGN": "Read the records again. This store may not have what you read before.",
     "TOO_MANY_WATCHES": "Close a watch, or retry later. Operators can raise `--max-watches` or `--max-caller-share`.",
     "WATCH_TOO_SLOW": "Watch again after the last through_revision received. Read faster, or filter.",
-    "UNAUTHENTICATED": "Send a key as `authorization: Bearer TOKEN`, or a client certificate that the server knows.",
+    "UNAUTHENTICATED": "Send a key or a token as `authorization: Bearer TOKEN`, or a known client certificate.",
     "PERMISSION_DENIED": "Ask the operators for the permission, or use credentials that have it.",
     "DEADLINE_EXCEEDED": "Retry with a longer deadline.",
     "INTERNAL": "Send the error_id to the operators. A write may be repeated with the same request_id.",

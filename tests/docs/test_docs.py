@@ -21,9 +21,11 @@ from caseload_server.rpc.status_map import CODES
 from google.protobuf import json_format
 from google.rpc.code_pb2 import Code
 
+from tests.conftest import serving
 from tests.docs import errors_page
 from tests.docs.doc_blocks import OPERATIONS, ROOT, Block, artifacts, blocks, is_only_named, masked, run, search_path
 from tests.process.command_runner import without_record
+from tests.support.api_driver import ApiDriver, full_name
 from tests.support.gateway import gateway
 from tests.support.postgres.cluster import Server
 from tests.support.postgres.pgbouncer import pgbouncer
@@ -31,10 +33,16 @@ from tests.support.servers import Client, ServerProcess, refusal
 from tests.support.waiting import HUNG_SECONDS
 
 ADDRESS = Config.address
+GATEWAY_ADDRESS = "127.0.0.1:8080"
 GATEWAY_PAGES = [ROOT / "docs" / "from-rest.md", ROOT / "docs" / "http.md"]
 CALLERS = ROOT / "docs" / "clients.md"
-OTHER_TESTS = {ROOT / "docs" / "postgresql.md", CALLERS, *GATEWAY_PAGES, *(ROOT / "docs" / "clients").glob("*.md")}
-"""Pages whose commands need more than a server."""
+TESTING = ROOT / "docs" / "testing.md"
+OTHER_TESTS = {
+    *(ROOT / "docs" / "postgresql.md", CALLERS, TESTING),
+    *GATEWAY_PAGES,
+    *(ROOT / "docs" / "clients").glob("*.md"),
+}
+"""Pages whose commands need more than a server, or another environment."""
 PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if path.exists()]
 CHECKOUT_PAGES = [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "client/README.md"))]
 
@@ -51,16 +59,20 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def documented_server(folder: Path) -> Iterator[ServerProcess]:
-    """The server of `make run` on an empty store, at the address that the pages use."""
-    host, port = ADDRESS.split(":")
+def skip_if_taken(address: str) -> None:
+    host, port = address.split(":")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, int(port)))
         except OSError:
-            pytest.skip(f"{ADDRESS} is taken, and the pages' commands name it: stop the server there")
+            pytest.skip(f"{address} is taken, and the pages' commands name it: stop the server there")
+
+
+@pytest.fixture
+def documented_server(folder: Path) -> Iterator[ServerProcess]:
+    """The server of `make run` on an empty store, at the address that the pages use."""
+    skip_if_taken(ADDRESS)
     arguments = ("--address", ADDRESS, "--metrics-address", "127.0.0.1:9464")
     with ServerProcess(f"sqlite:///{folder}/data/caseload.db", *arguments) as started:
         yield started
@@ -109,7 +121,8 @@ def test_every_command_of_the_callers_page_works_with_the_artifacts(folder: Path
 @pytest.mark.usefixtures("documented_server", "grpcurl")
 @pytest.mark.parametrize("page", GATEWAY_PAGES, ids=name)
 def test_every_call_over_http_does_what_the_page_shows(page: Path, folder: Path) -> None:
-    with gateway("-backend-plaintext", listen="127.0.0.1:8080"):
+    skip_if_taken(GATEWAY_ADDRESS)
+    with gateway("-backend-plaintext", listen=GATEWAY_ADDRESS):
         for block in blocks(page):
             if block.language == "sh":
                 check_block(block, folder)
@@ -284,11 +297,8 @@ def test_the_settings_tables_match_the_help_of_the_commands() -> None:
 def test_the_dependencies_page_lists_exactly_the_dependencies() -> None:
     server = tomllib.loads((ROOT / "service" / "pyproject.toml").read_text())["project"]
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
-    wanted = [
-        *server["dependencies"],
-        *(one for extra in server["optional-dependencies"].values() for one in extra),
-        *groups["test"],
-    ]
+    extras = [package for extra in server["optional-dependencies"].values() for package in extra]
+    wanted = [*server["dependencies"], *extras, *groups["test"]]
     wanted += [one for one in groups["dev"] if isinstance(one, str)]
     names = {re.split(r"[<>=[]", one)[0] for one in wanted} - {"caseload-client"}
     used, _, _ = (ROOT / "docs" / "dependencies.md").read_text().partition("## Looked at and left out")
@@ -331,7 +341,29 @@ def test_a_purge_by_age_keeps_newer_records(folder: Path) -> None:
         assert list_changes(server.address) == kept
         everything = Block("sh", purging.text.replace("30d", "0d"), None)
         assert without_record(run(everything, folder).stdout) == f"{len(kept.change_sets)} change sets purged\n"
-        assert list_changes(server.address).oldest_revision == kept.head_revision
+        purged = list_changes(server.address)
+        assert purged.oldest_revision == kept.head_revision
+        assert [one.actor for one in purged.change_sets] == ["cli:purge"]
+
+
+def test_the_documented_filter_of_the_access_log_finds_who_looked_at_a_patient(folder: Path) -> None:
+    """Runs the command of docs/operations/logs.md on the log of a server."""
+    if shutil.which("jq") is None:
+        pytest.skip("needs jq (Debian: jq)")
+    [command] = re.findall(r"^jq .*$", (OPERATIONS / "logs.md").read_text(), re.MULTILINE)
+    log = folder / "access.log"
+    with serving(f"sqlite:///{folder}/data/caseload.db", access_log=log) as server, ApiDriver(server.address) as api:
+        api.patients("jane", "john")
+        user = (("caseload-on-behalf-of", "jdoe"),)
+        api.send("GetPatient", patient_id="john", metadata=user)
+        api.send("GetPatient", patient_id="jane", metadata=user)
+        api.send("ListPatients")
+    found = [line.split("\t")[1:] for line in run(Block("sh", command, None), folder).stdout.splitlines()]
+    assert found == [
+        ["local", "-", full_name("CreatePatient"), "OK"],
+        ["local", "jdoe", full_name("GetPatient"), "OK"],
+        ["local", "-", full_name("ListPatients"), "OK"],
+    ]
 
 
 def list_changes(address: str, after: str = "") -> change_pb.ListChangesResponse:
@@ -367,7 +399,7 @@ def test_make_run_prints_a_grpcurl_line_that_works_when_pasted(tmp_path: Path) -
         tried, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=HUNG_SECONDS, check=False,
         env=os.environ | {"PATH": search_path()},
     )  # fmt: skip
-    assert '"display_name": "Ada Roe"' in pasted.stdout, pasted.stderr
+    assert '"displayName": "Ada Roe"' in pasted.stdout, pasted.stderr
     [shown] = [block.output for block in blocks(ROOT / "README.md") if block.text == "make run\n"]
     expected = f"try: {tried}\ncaseload: serving on {address}".replace(address, ADDRESS).replace(".tools/bin/", "")
     assert shown is not None

@@ -134,6 +134,20 @@ def test_no_call_fails_while_the_server_restarts(http: Http, patient: str) -> No
         assert set(running.result(HUNG_SECONDS)) == {200}
 
 
+def test_the_end_user_of_a_call_is_in_the_change_log(http: Http) -> None:
+    user = ("--header", "Caseload-On-Behalf-Of: user:7")
+    created = http.call("POST /v1/therapists", {"display_name": "Ada Roe"}, *user).body
+    found = http.call("POST /v1/changes:search", {"filter": {"on_behalf_of": "user:7"}}).body["change_sets"]
+    assert [(change["revision"], change["on_behalf_of"]) for change in found] == [(created["revision"], "user:7")]
+
+
+@pytest.mark.parametrize("users", [("jane@example.org",), ("Jané",), ("user:7", "user:8")])
+def test_a_malformed_end_user_is_refused(http: Http, users: tuple[str, ...]) -> None:
+    headers = [text for user in users for text in ("--header", f"Caseload-On-Behalf-Of: {user}")]
+    refused = http.call("POST /v1/therapists", {"display_name": "Ada Roe"}, *headers)
+    assert (refused.status, refused.fields) == (400, ["metadata.caseload-on-behalf-of"])
+
+
 def test_the_health_of_the_servers_is_shown(http: Http) -> None:
     assert http.call("GET /healthz").body == {"status": "SERVING"}
 

@@ -30,7 +30,7 @@ HEALTH = "/grpc.health.v1.Health"
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 GET = full_name("GetTherapist")
 FIELDS = [
-    *("event", "time", "caller", "peer", "method", "code", "reason"),
+    *("event", "time", "caller", "on_behalf_of", "peer", "method", "code", "reason"),
     *("therapist_ids", "patient_ids", "assignment_ids", "request_id", "validate_only", "ms"),
 ]
 
@@ -83,11 +83,15 @@ def test_a_line_names_the_caller_the_method_and_the_records(
     api.patients("p1")
     before, request_id = time.time(), new_request_id().upper()
     began = time.perf_counter()
-    made = api.send("AssignPatient", therapist_id="t1", patient_id="p1", request_id=request_id).assignment
+    user = (("caseload-on-behalf-of", "jdoe"),)
+    made = api.send(
+        "AssignPatient", metadata=user, therapist_id="t1", patient_id="p1", request_id=request_id
+    ).assignment
     callers_ms = (time.perf_counter() - began) * 1000
     line = lines_after(reader, 3)[-1]
     assert list(line) == [name for name in FIELDS if name not in {"reason", "validate_only"}]
     assert (line["event"], line["caller"], line["method"]) == ("call", "local", full_name("AssignPatient"))
+    assert line["on_behalf_of"] == "jdoe"
     assert (line["code"], line["request_id"]) == ("OK", request_id.lower())
     assert (line["therapist_ids"], line["patient_ids"]) == (["t1"], ["p1"])
     assert line["assignment_ids"] == [made.assignment_id]
@@ -376,10 +380,11 @@ def test_the_documented_line_matches_a_real_line(
     api.therapists("ada")
     api.patients("jane")
     api.send("DeletePatient", patient_id="jane")
+    user = (("caseload-on-behalf-of", "jdoe"),)
     with suppress(grpc.RpcError):
-        api.send("AssignPatient", therapist_id="ada", patient_id="jane", request_id=new_request_id())
+        api.send("AssignPatient", metadata=user, therapist_id="ada", patient_id="jane", request_id=new_request_id())
     written = lines_after(reader, 4)[-1]
-    same = ("event", "method", "code", "reason", "therapist_ids", "patient_ids")
+    same = ("event", "on_behalf_of", "method", "code", "reason", "therapist_ids", "patient_ids")
     documented = json.loads(shown)
     assert list(documented) == list(written)
     assert [documented[name] for name in same] == [written[name] for name in same]

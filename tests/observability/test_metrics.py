@@ -28,7 +28,7 @@ def test_calls_are_counted_by_method_and_code(measured_server: CaseloadServer, a
     assert counted("calls_total", method=full_name("CreateTherapist"), code="OK") == 2
     assert counted("calls_total", method=full_name("GetTherapist"), code="NOT_FOUND") == 1
     assert counted("calls_total") == 3
-    assert counted("refusals_total", reason="THERAPIST_NOT_FOUND") == counted("refusals_total") == 1
+    assert counted("call_errors_total", reason="THERAPIST_NOT_FOUND") == counted("call_errors_total") == 1
 
 
 def test_each_call_duration_is_in_one_bucket_of_its_method(measured_server: CaseloadServer, api: ApiDriver) -> None:

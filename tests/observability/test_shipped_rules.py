@@ -15,6 +15,7 @@ from tests.docs.doc_blocks import OPERATIONS
 from tests.observability.metrics_client import Numbers, numbers
 from tests.observability.shipped_rules import RULES, dashboard, metrics_in, panel_expressions, rules_text
 from tests.process.command_runner import url
+from tests.security.server_fixture import KeysFile
 from tests.support.api_driver import ApiDriver
 from tests.support.postgres.databases import Databases
 from tests.support.servers import ServerProcess, free_address
@@ -50,6 +51,11 @@ def exported(tmp_path_factory: pytest.TempPathFactory, postgres_databases: Datab
             with serving(database, metrics_address="127.0.0.1:0") as server, ApiDriver(server.address) as api:
                 api.therapists("t1")
                 found |= metrics_of(numbers(server.metrics_address))
+    folder = tmp_path_factory.mktemp("authenticated")
+    keys_file = KeysFile(folder / "keys").path
+    oidc = {"oidc_issuer": "https://127.0.0.1:1", "oidc_audience": "caseload"}  # nobody answers there
+    with serving(url(folder / "db"), metrics_address="127.0.0.1:0", keys_file=keys_file, **oidc) as server:
+        found |= metrics_of(numbers(server.metrics_address))
     return found
 
 

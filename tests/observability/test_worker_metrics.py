@@ -51,7 +51,7 @@ def test_counters_are_summed_over_all_workers_including_dead_ones(
     dead = numbers(address)
     for counted in (alive, dead):
         assert counted("calls_total", code="OK") == 10 + 11
-        assert counted("calls_total", code="NOT_FOUND") == counted("refusals_total") == 2
+        assert counted("calls_total", code="NOT_FOUND") == counted("call_errors_total") == 2
         assert counted("call_seconds_count") == counted("call_seconds_bucket", le="0.0005") == 23
 
 

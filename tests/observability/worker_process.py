@@ -6,6 +6,7 @@ python -m tests.observability.worker_process NUMBER READY
 import sys
 import time
 
+from caseload_server.domain import errors
 from caseload_server.observability.metrics import Metrics
 
 from tests.support.waiting import HUNG_SECONDS
@@ -17,7 +18,7 @@ def main() -> None:
     count = metrics.counter_for("/caseload.v1.TherapistService/GetTherapist", is_stream=False)
     for _ in range(10 + number):
         count("OK", None, 0.0003)
-    count("NOT_FOUND", "THERAPIST_NOT_FOUND", 0.0003)
+    count("NOT_FOUND", errors.TherapistNotFound(), 0.0003)
     metrics.add_gauge("ready", lambda: ready)
     metrics.add_gauge("watches", lambda: 5)
     metrics.start()

@@ -58,7 +58,7 @@ def test_every_third_party_package_is_installed_by_hash() -> None:
 
 
 @needs_audit
-def test_the_sbom_lists_every_pinned_package_of_the_server_with_its_hashes() -> None:
+def test_the_sbom_lists_every_pinned_package_of_the_server_with_its_hashes_and_licence() -> None:
     made = make("sbom")
     assert (made.returncode, made.stderr) == (0, "")
     sbom = json.loads(SBOM.read_text())
@@ -69,6 +69,8 @@ def test_the_sbom_lists_every_pinned_package_of_the_server_with_its_hashes() -> 
     assert {name for name, _ in listed.keys() - pinned} == {"caseload-client"}  # our own stubs, released together
     assert pinned - listed.keys() == set()
     assert [pin for pin in pinned if not listed[pin]["externalReferences"][0]["hashes"]] == []
+    assert [name for (name, _), one in listed.items() if not one.get("licenses")] == ["tzdata"]  # only on Windows
+    assert listed["grpcio", dict(pinned)["grpcio"]]["licenses"] == [{"expression": "Apache-2.0"}]
 
 
 @contextmanager
@@ -117,3 +119,28 @@ def test_an_unreachable_advisory_source_is_reported_and_does_not_fail_the_audit(
     audited = make("audit", PIP_AUDIT_VULNERABILITY_SERVICE="osv", PIP_AUDIT_OSV_URL=url)
     assert audited.returncode == 0
     assert audited.stderr == "NOT AUDITED: the source of advisories cannot be reached from here\n"
+
+
+@needs_audit
+@pytest.mark.slow
+def test_an_unreachable_advisory_source_fails_an_audit_that_is_required() -> None:
+    with advisories() as url:
+        pass
+    tried = make("audit", PIP_AUDIT_VULNERABILITY_SERVICE="osv", PIP_AUDIT_OSV_URL=url, AUDIT_REQUIRED="true")
+    assert tried.returncode == 2
+    assert tried.stderr.startswith("NOT AUDITED: the source of advisories cannot be reached from here\n")
+
+
+@needs_audit
+def test_a_required_audit_passes_where_advisories_can_be_looked_up() -> None:
+    with advisories("django") as url:
+        audited = make("audit", PIP_AUDIT_VULNERABILITY_SERVICE="osv", PIP_AUDIT_OSV_URL=url, AUDIT_REQUIRED="true")
+    assert (audited.returncode, "NOT AUDITED" in audited.stderr) == (0, False), audited.stderr
+
+
+def test_every_debian_package_of_ci_has_an_upstream_version() -> None:
+    """The Debian revision is left open, so that security fixes do not break the run."""
+    listed = re.findall(r"packages\+?=\(([^)]*)\)", (ROOT / ".ci" / "run").read_text())
+    packages = " ".join(listed).split()
+    assert len(packages) >= 10
+    assert [package for package in packages if not re.fullmatch(r"[a-z0-9.+-]+=[0-9:.]+[0-9][.+~-]\*", package)] == []

@@ -110,6 +110,49 @@ def test_verify_prints_the_ids_of_a_broken_rule_and_exits_with_1(
     assert digest.startswith("digest: sha256:")
 
 
+def test_the_head_of_the_log_survives_copies_and_shows_a_cut_end(
+    tmp_path: Path, database_url: str, open_stores: list[RelationshipStore]
+) -> None:
+    open_stores.append(store := open_store(Config(database=database_url), lambda: 1))
+    make(store, THERAPIST, "t")
+    kept = caseload(tmp_path, "log", "head", CASELOAD_DATABASE=database_url).stdout.strip()
+    assert kept == str(store.log_head())
+    make(store, THERAPIST, "u")
+    assert caseload(tmp_path, "export", "moved.jsonl", CASELOAD_DATABASE=database_url).returncode == 0
+    copy = url(tmp_path / "copy.db")
+    assert caseload(tmp_path, "import", "moved.jsonl", "--database", copy).returncode == 0
+    for at in (database_url, copy):
+        heads = [caseload(tmp_path, "log", "head", CASELOAD_DATABASE=at).stdout.strip(), kept]
+        assert (
+            caseload(tmp_path, "verify", "--head", heads[0], "--head", heads[1], CASELOAD_DATABASE=at).returncode == 0
+        )
+    for statement in (
+        "DELETE FROM change WHERE revision = 2",
+        "DELETE FROM change_set WHERE revision = 2",
+        "UPDATE store SET head_revision = 1, head_hash = (SELECT hash FROM change_set)",
+        "DELETE FROM request",
+    ):
+        run(store, statement)
+    assert caseload(tmp_path, "verify", "--head", kept, CASELOAD_DATABASE=database_url).returncode == 0
+    ended = caseload(tmp_path, "verify", "--head", heads[0], CASELOAD_DATABASE=database_url)
+    assert ended.returncode == 1
+    assert ended.stdout.splitlines()[0] == "broken: the log contains each head that was kept elsewhere: 1 (2)"
+
+
+@pytest.mark.parametrize("head", ["", "2", ":", "2:", "2:00", f"x:{'0' * 64}", f"2:{'0' * 63}g", f"2:{'0' * 65}"])
+def test_verify_rejects_a_head_in_another_form(tmp_path: Path, database: str, head: str) -> None:
+    text = "--head: must be REVISION:HASH, as caseload log head prints it"
+    assert refusal(tmp_path, "verify", "--database", database, "--head", head) == text
+
+
+def test_verify_cannot_compare_a_head_that_was_pruned(tmp_path: Path, database: str) -> None:
+    head = caseload(tmp_path, "log", "head", "--database", database).stdout.strip()
+    for _ in range(2):
+        assert caseload(tmp_path, "purge", "--changes-before", "0d", "--database", database).returncode == 0
+    line = refusal(tmp_path, "verify", "--database", database, "--head", head)
+    assert line == "--head: the log was pruned up to revision 3: give a later head"
+
+
 def test_verify_reports_a_damaged_file(tmp_path: Path) -> None:
     path = tmp_path / "source.db"
     store = open_store(Config(database=url(path)), lambda: 1)

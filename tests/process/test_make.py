@@ -154,6 +154,15 @@ def test_make_grpcurl_without_go_says_where_to_get_it(without_grpcurl: Path, tmp
     assert "https://go.dev/dl" in ended.stderr
 
 
+def test_make_gateway_with_an_old_go_or_none_says_what_it_needs(without_grpcurl: Path, tmp_path: Path) -> None:
+    built = ("-o", ".tools/proto/installed", "-o", ".tools/gateway/plugins")
+    for _ in range(2):
+        ended = make(without_grpcurl, *built, "gateway", f"PATH={tmp_path}/bin")
+        assert ended.returncode == 2
+        assert ended.stderr.startswith("cannot build the gateway: it needs Go 1.26 (https://go.dev/dl), or make go")
+        (tmp_path / "bin" / "go").unlink(missing_ok=True)
+
+
 def test_tests_run_when_grpcurl_cannot_be_built(without_grpcurl: Path, tmp_path: Path) -> None:
     ended = make(without_grpcurl, "grpcurl-where-go", f"PATH={tmp_path}/bin")
     assert ended.returncode == 0, ended.stderr

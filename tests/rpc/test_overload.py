@@ -71,7 +71,7 @@ def creating(api: ApiDriver, patient_id: str) -> Any:
 
 def await_writes(server: CaseloadServer, running: int, waiting: int = 0) -> None:
     """Waits until this many writes run and this many are queued."""
-    now = {"in_flight": running, "waiting": waiting}
+    now = {"in_flight": running, "queue_depth": waiting}
     wait_for_metrics(server.metrics_address, lambda seen: all(seen(name, pool="write") == now[name] for name in now))
 
 
@@ -171,10 +171,10 @@ def test_metrics_report_running_and_queued_calls(database_url: str) -> None:
         address = server.metrics_address
         with holding_the_lock(database_url):
             writes = [creating(api, f"p{number}") for number in range(5)]
-            held = wait_for_metrics(address, lambda seen: seen("waiting", pool="write") == 3)
+            held = wait_for_metrics(address, lambda seen: seen("queue_depth", pool="write") == 3)
             assert (held("in_flight", pool="write"), held("in_flight", pool="read")) == (2, 0)
         answered(writes)
-        wait_for_metrics(address, lambda seen: seen("waiting") == seen("in_flight") == 0)
+        wait_for_metrics(address, lambda seen: seen("queue_depth") == seen("in_flight") == 0)
 
 
 def test_health_and_readiness_are_answered_while_calls_are_shed(database_url: str) -> None:
@@ -282,7 +282,7 @@ def test_a_shed_call_is_in_the_access_log(database_url: str, tmp_path: Path) -> 
         calls = [creating(api, "p0")]
         await_writes(server, 1)
         calls += [creating(api, f"p{number}") for number in (1, 2)]
-        wait_for_metrics(server.metrics_address, lambda seen: seen("refusals_total", reason="OVERLOADED") >= 1)
+        wait_for_metrics(server.metrics_address, lambda seen: seen("call_errors_total", reason="OVERLOADED") >= 1)
         line = eventually(log.lines)[-1]
         assert (line["code"], line["reason"]) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
         assert (line["method"], line["caller"]) == (full_name("CreatePatient"), "local")
@@ -323,7 +323,7 @@ def test_clients_retry_after_the_delay_of_the_server(
             calls.append(creating(api, "p1"))
             await_writes(server, 1, waiting=1)
             calls.append(create.CreatePatient.future(order, timeout=HUNG_SECONDS))
-            wait_for_metrics(server.metrics_address, lambda seen: seen("refusals_total", reason="OVERLOADED") >= 1)
+            wait_for_metrics(server.metrics_address, lambda seen: seen("call_errors_total", reason="OVERLOADED") >= 1)
         assert answered(calls) == ["OK"] * 3
 
 

@@ -65,6 +65,7 @@ LARGEST: dict[str, Any] = {
     "name_prefix": THREE_TIMES_AS_LONG * 100,
     "email": THREE_TIMES_AS_LONG * 252 + "@x",
     "actor": THREE_TIMES_AS_LONG * 200,
+    "on_behalf_of": "a" * 128,
     "focus": "a" * 64,
     "value": THREE_TIMES_AS_LONG * 200,
     "system": "urn:" + "x" * 196,

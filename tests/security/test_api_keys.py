@@ -16,6 +16,7 @@ from tests.process.command_runner import caseload, refusal
 from tests.security.server_fixture import KeysFile
 
 SECRET = "do-not-repeat-me"
+TOO_OPEN = "is accessible to other users: run chmod 600 or chmod 640 on it"
 HASH = "sha256:" + "0" * 64
 OTHER = "sha256:" + "1" * 64
 
@@ -78,7 +79,7 @@ def test_keys_create_rejects_a_name_the_keys_file_cannot_hold(
 def test_a_keys_file_may_have_comments_certificates_and_two_keys_per_caller(keys_file: KeysFile) -> None:
     keys_file.append("# callers\n\n  uri:spiffe://example.org/reports\tread  ")
     first, second = keys_file.add("billing", "write"), keys_file.add("billing", "write")
-    found, faults = read_keys_file(keys_file.path)
+    found, faults, _ = read_keys_file(keys_file.path)
     assert faults == ()
     reports = Principal("uri:spiffe://example.org/reports", frozenset({"read"}))
     assert found.principals_by_certificate(["cn:reports", reports.name]) == [reports]
@@ -131,7 +132,7 @@ def test_a_fault_is_named_by_its_line_and_repeats_nothing_of_it(keys_file: KeysF
 def test_a_byte_order_mark_and_the_line_ends_of_windows_are_faults_that_lose_no_caller(keys_file: KeysFile) -> None:
     token, line = api_keys.generate_key("billing", ["read"])
     keys_file.path.write_bytes(b"\xef\xbb\xbf" + f"{line}\r\nuri:a read\r\n".encode())
-    found, faults = read_keys_file(keys_file.path)
+    found, faults, _ = read_keys_file(keys_file.path)
     assert [fault.partition(" ")[2][:9] for fault in faults] == ["1: begins", "1: ends w"]
     assert found.principal_by_key(token)
     assert found.permissions().keys() == {"billing", "uri:a"}
@@ -148,7 +149,7 @@ CONTRADICTIONS = {
 @pytest.mark.parametrize("lines", CONTRADICTIONS.values(), ids=CONTRADICTIONS)
 def test_the_later_one_of_two_contradicting_lines_has_no_effect(keys_file: KeysFile, lines: str) -> None:
     keys_file.append(f"a read {HASH}\n{lines}")
-    found, [fault] = read_keys_file(keys_file.path)
+    found, [fault], _ = read_keys_file(keys_file.path)
     assert fault.startswith(f"line {2 + lines.count(chr(10))}: ")
     assert {*found.permissions().values()} == {frozenset({"read"})}
 
@@ -173,19 +174,24 @@ def test_a_check_prints_every_fault(tmp_path: Path, keys_file: KeysFile) -> None
     assert (checked.returncode, checked.stderr) == (1, "")
     assert [line[:8] for line in checked.stdout.splitlines()] == ["line 1: ", "line 3: "]
     assert SECRET not in checked.stdout
-    keys_file.replace(f"billing read {HASH}\ndns:a.test read\n")
+    keys_file.replace(f"billing read {HASH}\ndns:a.test read expires:2020-01-01T00:00:00Z\n")
     checked = caseload(tmp_path, "key", "check", "keys")
-    assert (checked.returncode, checked.stdout) == (0, "ok: 2 callers\n")
-    assert refusal(tmp_path, "key", "check", SECRET) == "--keys-file: cannot be read"
+    assert (checked.returncode, checked.stdout) == (0, "line 2: has expired\nok: 2 callers\n")
+    keys_file.path.chmod(0o644)
+    checked = caseload(tmp_path, "key", "check", "keys")
+    assert (checked.returncode, checked.stdout) == (1, f"the file {TOO_OPEN}\nline 2: has expired\n")
+    assert refusal(tmp_path, "key", "check", SECRET) == "FILE: cannot be read"
 
 
 @pytest.mark.parametrize("mode", [0o604, 0o602, 0o601, 0o620, 0o660, 0o610, 0o444])
 def test_a_keys_file_that_others_can_read_or_write_is_rejected(tmp_path: Path, keys_file: KeysFile, mode: int) -> None:
     keys_file.add("billing")
     keys_file.path.chmod(mode)
-    text = "--keys-file: is accessible to other users: run chmod 600 or chmod 640 on it"
-    serve = ("serve", "--address", "127.0.0.1:0", "--database", "sqlite:///a.db", "--keys-file", "keys")
-    assert refusal(tmp_path, *(serve if mode == 0o604 else ("key", "check", "keys"))) == text
+    with pytest.raises(SettingError, match=f"^--keys-file: {TOO_OPEN}"):
+        read_keys_file(keys_file.path)
+    if mode == 0o604:
+        serve = ("serve", "--address", "127.0.0.1:0", "--database", "sqlite:///a.db", "--keys-file", "keys")
+        assert refusal(tmp_path, *serve) == f"--keys-file: {TOO_OPEN}"
 
 
 @pytest.mark.parametrize(

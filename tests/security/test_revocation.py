@@ -177,7 +177,7 @@ def test_a_watch_ends_when_its_client_certificate_expires(tmp_path: Path, monkey
     files["tls_key"].write_bytes(own.private_key_pem.bytes())
     files["tls_key"].chmod(0o600)
     files["tls_client_ca"].write_bytes(authority.cert_pem.bytes())
-    keys.append("short.example read,write,audit")
+    keys.append("dns:short.example read,write,audit")
     settings: dict[str, Any] = dict(files)
     with (
         serving(tmp_path, keys_file=keys.path, **settings) as server,
@@ -225,6 +225,6 @@ def test_an_open_watch_is_not_authenticated_again_while_the_keys_stay(
         server._watches._next_check = -math.inf
     assert checks == []
     keys_file.append("")
-    keys_file.append("another read")
+    keys_file.append("dns:another read")
     eventually(lambda: checks)
     stream.cancel()

@@ -93,8 +93,8 @@ class ApiDriver:
     ) -> None:
         self.channel.close()
 
-    def send(self, rpc: str, **fields: Any) -> Any:
-        return self._calls[rpc](request(rpc, **fields), timeout=2 * HUNG_SECONDS)
+    def send(self, rpc: str, *, metadata: Any = (), **fields: Any) -> Any:
+        return self._calls[rpc](request(rpc, **fields), timeout=2 * HUNG_SECONDS, metadata=metadata)
 
     def stream(self, sent: Any, timeout: float) -> Any:
         """Opens a watch with a deadline."""

@@ -5,7 +5,8 @@ caseload.client.aio is the same for asyncio.
 
 from caseload.client.channel import Caseload, connect
 from caseload.client.errors import ErrorDetails, error_info
+from caseload.client.metadata import on_behalf_of
 from caseload.client.pages import pages
 from caseload.client.reasons import Reason
 
-__all__ = ["Caseload", "ErrorDetails", "Reason", "connect", "error_info", "pages"]
+__all__ = ["Caseload", "ErrorDetails", "Reason", "connect", "error_info", "on_behalf_of", "pages"]

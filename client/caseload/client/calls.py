@@ -48,6 +48,8 @@ class ChannelWithDefaults:
 
     def last_connection_error(self) -> str:
         """Returns why the channel has no connection, or nothing if it has one."""
+        if self._closed.is_set():
+            return ""
         try:
             self._channel.unary_unary(PROBE_METHOD)(b"", **PROBE_OPTIONS)
         except grpc.RpcError as error:

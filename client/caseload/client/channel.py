@@ -72,6 +72,7 @@ def connect(  # noqa: PLR0913 - keyword arguments, each with a default
     tls_cert: File | None = None,
     tls_key: File | None = None,
     allow_insecure: bool = False,
+    on_behalf_of: str | None = None,
     timeout: float = 10.0,
     interceptors: Sequence[Any] = (),
     options: Options = (),
@@ -87,6 +88,8 @@ def connect(  # noqa: PLR0913 - keyword arguments, each with a default
         tls_cert: PEM file of the client certificate with its chain.
         tls_key: PEM file of the client certificate's key.
         allow_insecure: allow plain text beyond loopback. A key is refused with it.
+        on_behalf_of: the end user for whom all calls are made, if it is always the same one: an id in your system. For
+            a single call, pass the metadata that caseload.client.on_behalf_of() returns.
         timeout: default deadline of a call with all its retries, in seconds. Watches have none.
         interceptors: client interceptors of the channel, for instance for tracing.
         options: channel options; they take precedence over the client's own.
@@ -99,5 +102,5 @@ def connect(  # noqa: PLR0913 - keyword arguments, each with a default
         channel = grpc.insecure_channel(target, settings)
     else:
         channel = grpc.secure_channel(target, credentials, settings)
-    defaults = CallDefaults(timeout, client_metadata(key))
+    defaults = CallDefaults(timeout, client_metadata(key, on_behalf_of))
     return Caseload(grpc.intercept_channel(channel, *interceptors), defaults)

@@ -17,7 +17,7 @@ def pages(method: Callable[[Request], Page], request: Request) -> Iterator[Page]
             or metadata, pass functools.partial(method, timeout=3).
         request: the first request. It is not changed. Its page_size is the size of each page.
 
-    Raises grpc.RpcError, as the method does. AIP-158 describes pages.
+    Raises grpc.RpcError, as the method does, and ValueError where its response is no page. AIP-158 describes pages.
     """
     following: Request | None = request
     while following is not None:
@@ -39,7 +39,10 @@ def request_after(request: Request, page: Message) -> Request | None:
 
 def _position_after(page: Any) -> tuple[str, str]:
     """The field of the next request, and its value."""
-    if "next_page_token" in page.DESCRIPTOR.fields_by_name:
+    names = page.DESCRIPTOR.fields_by_name
+    if "next_page_token" in names:
         return "page_token", page.next_page_token
+    if "head_revision" not in names:
+        raise ValueError(f"{page.DESCRIPTOR.name} is no page of a list")
     at_end = page.through_revision == page.head_revision  # ListChanges continues after a revision
     return "after_revision", "" if at_end else page.through_revision

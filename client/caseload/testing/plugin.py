@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -17,7 +17,7 @@ _HOW_TO_INSTALL: Final = (
 )
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def pytest_addoption(parser: "pytest.Parser") -> None:
     """Adds the option of the plugin."""
     parser.addoption(
         "--caseload-server",
@@ -28,8 +28,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def caseload_server(
-    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
-) -> "Iterator[CaseloadForTests]":
+    pytestconfig: "pytest.Config", tmp_path_factory: "pytest.TempPathFactory"
+) -> "Generator[CaseloadForTests]":
     """A real server, for the whole session. Use `caseload_store` for an empty store."""
     from caseload.testing.server import CaseloadForTests  # imported here: every run of pytest imports this module
 

@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -47,7 +47,7 @@ class CaseloadForTests:
             pass
 
     @contextmanager
-    def stopped(self) -> Iterator[None]:
+    def stopped(self) -> Generator[None]:
         """Nothing listens inside the with block."""
         self._tell("stop")
         try:
@@ -56,7 +56,7 @@ class CaseloadForTests:
             self._tell("start")
 
     @contextmanager
-    def failing(self, reason: str, calls: int | None = None, retry_after_seconds: float = 0.01) -> Iterator[None]:
+    def failing(self, reason: str, calls: int | None = None, retry_after_seconds: float = 0.01) -> Generator[None]:
         """Calls that reach the database fail inside the with block. Only one fault can be set at a time.
 
         Args:
@@ -70,13 +70,13 @@ class CaseloadForTests:
             yield
 
     @contextmanager
-    def slow(self, seconds: float) -> Iterator[None]:
+    def slow(self, seconds: float) -> Generator[None]:
         """Calls wait inside the with block, before each operation on the database. Args: seconds, of each wait."""
         with self._fault(delay_seconds=seconds):
             yield
 
     @contextmanager
-    def _fault(self, **settings: Any) -> Iterator[None]:
+    def _fault(self, **settings: Any) -> Generator[None]:
         self._tell("fault", **settings)
         try:
             yield

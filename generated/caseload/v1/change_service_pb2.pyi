@@ -34,6 +34,7 @@ class ChangeSet(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     METHOD_FIELD_NUMBER: _builtins.int
     CHANGES_FIELD_NUMBER: _builtins.int
+    ON_BEHALF_OF_FIELD_NUMBER: _builtins.int
     revision: _builtins.str
     """The position in the change log, which is the revision that the call returned."""
     actor: _builtins.str
@@ -42,6 +43,11 @@ class ChangeSet(_message.Message):
     """The request_id of the call in lower case, or empty if it had none."""
     method: _builtins.str
     """The RPC, for instance "/caseload.v1.TherapistService/AssignPatient". Empty for a command."""
+    on_behalf_of: _builtins.str
+    """The end user for whom the caller acted, as the caller asserted in the metadata
+    "caseload-on-behalf-of" of the call. Empty if it sent none. Part of the request only for the
+    log: a repeat of a request_id is answered whatever it sends, and the log keeps the first value.
+    """
     @_builtins.property
     def commit_time(self) -> _timestamp_pb2.Timestamp:
         """The time of the transaction, equal to the update_time of the records that it changed. The order
@@ -63,10 +69,11 @@ class ChangeSet(_message.Message):
         request_id: _builtins.str = ...,
         method: _builtins.str = ...,
         changes: _abc.Iterable[Global___Change] | None = ...,
+        on_behalf_of: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["commit_time", b"commit_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "changes", b"changes", "commit_time", b"commit_time", "method", b"method", "request_id", b"request_id", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "changes", b"changes", "commit_time", b"commit_time", "method", b"method", "on_behalf_of", b"on_behalf_of", "request_id", b"request_id", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -126,6 +133,11 @@ class Change(_message.Message):
         """Undeleted."""
         KIND_PURGED: Change._Kind.ValueType  # 5
         """Permanently erased."""
+        KIND_LOG_PURGED: Change._Kind.ValueType  # 6
+        """The oldest part of the change log itself was erased, up to purged_through_revision. Such a
+        change concerns no record. Skip it, as any other kind that you do not know: code generated
+        before this kind was added sees the number 6, and a change without a resource.
+        """
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
         """Kind of change."""
@@ -142,18 +154,26 @@ class Change(_message.Message):
     """Undeleted."""
     KIND_PURGED: Change.Kind.ValueType  # 5
     """Permanently erased."""
+    KIND_LOG_PURGED: Change.Kind.ValueType  # 6
+    """The oldest part of the change log itself was erased, up to purged_through_revision. Such a
+    change concerns no record. Skip it, as any other kind that you do not know: code generated
+    before this kind was added sees the number 6, and a change without a resource.
+    """
 
     KIND_FIELD_NUMBER: _builtins.int
     CHANGED_FIELDS_FIELD_NUMBER: _builtins.int
     THERAPIST_ID_FIELD_NUMBER: _builtins.int
     PATIENT_ID_FIELD_NUMBER: _builtins.int
     ASSIGNMENT_FIELD_NUMBER: _builtins.int
+    PURGED_THROUGH_REVISION_FIELD_NUMBER: _builtins.int
     kind: Global___Change.Kind.ValueType
     """Kind of change."""
     therapist_id: _builtins.str
     """A therapist."""
     patient_id: _builtins.str
     """A patient."""
+    purged_through_revision: _builtins.str
+    """For KIND_LOG_PURGED: the last revision that was erased."""
     @_builtins.property
     def changed_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The names of the resource's fields that changed, never their values. Empty for a new resource.
@@ -172,12 +192,13 @@ class Change(_message.Message):
         therapist_id: _builtins.str = ...,
         patient_id: _builtins.str = ...,
         assignment: Global___AssignmentRef | None = ...,
+        purged_through_revision: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "patient_id", b"patient_id", "resource", b"resource", "therapist_id", b"therapist_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "patient_id", b"patient_id", "purged_through_revision", b"purged_through_revision", "resource", b"resource", "therapist_id", b"therapist_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "changed_fields", b"changed_fields", "kind", b"kind", "patient_id", b"patient_id", "resource", b"resource", "therapist_id", b"therapist_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "changed_fields", b"changed_fields", "kind", b"kind", "patient_id", b"patient_id", "purged_through_revision", b"purged_through_revision", "resource", b"resource", "therapist_id", b"therapist_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["therapist_id", "patient_id", "assignment"]  # noqa: Y015
+    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["therapist_id", "patient_id", "assignment", "purged_through_revision"]  # noqa: Y015
     _WhichOneofArgType_resource: _TypeAlias = _typing.Literal["resource", b"resource"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_resource) -> _WhichOneofReturnType_resource | None: ...
 
@@ -195,6 +216,7 @@ class ChangeFilter(_message.Message):
     THERAPIST_ID_FIELD_NUMBER: _builtins.int
     PATIENT_ID_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
+    ON_BEHALF_OF_FIELD_NUMBER: _builtins.int
     therapist_id: _builtins.str
     """Has a change of this therapist, or of one of the therapist's assignments. An unknown id matches
     nothing. Empty means any.
@@ -205,16 +227,21 @@ class ChangeFilter(_message.Message):
     """
     actor: _builtins.str
     """ChangeSet.actor must equal this text of at most 200 characters. Empty means any."""
+    on_behalf_of: _builtins.str
+    """ChangeSet.on_behalf_of must equal this id of 1 to 128 characters of A-Z, a-z, 0-9, ".", "_",
+    ":" and "-". Empty means any.
+    """
     def __init__(
         self,
         *,
         therapist_id: _builtins.str = ...,
         patient_id: _builtins.str = ...,
         actor: _builtins.str = ...,
+        on_behalf_of: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "patient_id", b"patient_id", "therapist_id", b"therapist_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "on_behalf_of", b"on_behalf_of", "patient_id", b"patient_id", "therapist_id", b"therapist_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -32,7 +32,8 @@ class ChangeServiceStub:
     The change log. A call that changes something adds one change set, in the same transaction. A
     call that changes nothing, fails or only validates adds none. The log has ids and names of
     fields, never a value. Changes of derived fields (counts, primary_therapist_id) are not logged.
-    The log is kept until `caseload purge --changes-before` prunes its oldest part.
+    The log is kept until `caseload purge --changes-before` prunes its oldest part, which the log
+    records.
 
     What audit discloses. The ids of an assignment are a pair: they show which therapist treats which
     patient, and from when to when. So a caller with audit learns that of everyone, also without read.
@@ -119,7 +120,8 @@ class ChangeServiceAsyncStub(ChangeServiceStub):
     The change log. A call that changes something adds one change set, in the same transaction. A
     call that changes nothing, fails or only validates adds none. The log has ids and names of
     fields, never a value. Changes of derived fields (counts, primary_therapist_id) are not logged.
-    The log is kept until `caseload purge --changes-before` prunes its oldest part.
+    The log is kept until `caseload purge --changes-before` prunes its oldest part, which the log
+    records.
 
     What audit discloses. The ids of an assignment are a pair: they show which therapist treats which
     patient, and from when to when. So a caller with audit learns that of everyone, also without read.
@@ -202,7 +204,8 @@ class ChangeServiceServicer(metaclass=_abc_1.ABCMeta):
     The change log. A call that changes something adds one change set, in the same transaction. A
     call that changes nothing, fails or only validates adds none. The log has ids and names of
     fields, never a value. Changes of derived fields (counts, primary_therapist_id) are not logged.
-    The log is kept until `caseload purge --changes-before` prunes its oldest part.
+    The log is kept until `caseload purge --changes-before` prunes its oldest part, which the log
+    records.
 
     What audit discloses. The ids of an assignment are a pair: they show which therapist treats which
     patient, and from when to when. So a caller with audit learns that of everyone, also without read.

@@ -6,6 +6,7 @@ import grpc
 from caseload.v1 import assignment_service_pb2, patient_service_pb2, therapist_service_pb2
 
 from caseload_server.domain.requests import CallContext
+from caseload_server.security.on_behalf_of import current_on_behalf_of
 from caseload_server.security.principal import current_principal
 
 _METHODS: Final = {
@@ -20,10 +21,11 @@ _METHODS: Final = {
 def call_context(request: Any, _context: grpc.ServicerContext) -> CallContext:
     """Returns the context of a write. Args: request, already validated."""
     actor, method = current_principal.get().name, _METHODS[request.DESCRIPTOR.full_name]
+    user = current_on_behalf_of.get()
     if not request.request_id:
-        return CallContext(actor, method, validate_only=request.validate_only)
+        return CallContext(actor, method, validate_only=request.validate_only, on_behalf_of=user)
     fingerprint = request_fingerprint(request)
-    return CallContext(actor, method, request.request_id.lower(), fingerprint, request.validate_only)
+    return CallContext(actor, method, request.request_id.lower(), fingerprint, request.validate_only, user)
 
 
 def request_fingerprint(request: Any) -> bytes:

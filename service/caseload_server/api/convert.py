@@ -121,6 +121,7 @@ def change_set(record: ChangeSet, message: change_pb.ChangeSet | None = None) ->
     message.actor = record.actor
     message.request_id = record.request_id
     message.method = record.method
+    message.on_behalf_of = record.on_behalf_of
     add_all(record.changes, _change, message.changes)
     return message
 
@@ -135,5 +136,7 @@ def _change(record: Change, message: change_pb.Change) -> None:
         message.assignment.patient_id = record.patient_id or ""
     elif record.therapist_id:
         message.therapist_id = record.therapist_id
+    elif record.through_revision:
+        message.purged_through_revision = record.through_revision
     else:
         message.patient_id = record.patient_id or ""

@@ -54,7 +54,7 @@ class Watch:
         except errors.DomainError as error:
             self._rejection = error
         except Exception:  # noqa: BLE001 - the polling thread must survive, and the watch must not
-            self._rejection = errors.Unauthenticated()
+            self._rejection = errors.Unauthenticated("check_failed")
         return self._rejection is not None
 
     def has_ended(self) -> bool:

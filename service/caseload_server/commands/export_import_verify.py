@@ -1,6 +1,7 @@
 """`caseload export`, `import` and `verify`: the content of a store as JSON Lines, and a check of its rules."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -16,10 +17,13 @@ from caseload_server.commands.options import STANDARD, database_option, file_arg
 from caseload_server.commands.progress import progress_bar
 from caseload_server.commands.signals import InterruptibleCommand
 from caseload_server.config import SettingError
+from caseload_server.domain.results import LogHead
 from caseload_server.store.backends.migrations import SchemaError, migrations
 from caseload_server.store.backends.protocol import Database, Transaction
 from caseload_server.store.backends.sqlite.database import SqliteDatabase
 from caseload_server.store.portability.import_loader import BulkLoad
+
+_HEAD = re.compile("[0-9]{1,18}:[0-9a-f]{64}")
 
 
 @click.command(name="export", cls=InterruptibleAuditedCommand)
@@ -96,19 +100,32 @@ def _open_input(file: Path) -> BinaryIO:
 
 @click.command(cls=InterruptibleCommand)
 @database_option
-def verify(database: str) -> int:
+@click.option(
+    "--head",
+    "heads",
+    metavar="REVISION:HASH",
+    multiple=True,
+    help="A head of the change log that was kept elsewhere. Can be repeated.",
+)
+def verify(database: str, heads: tuple[str, ...]) -> int:
     """Check the store's rules. The server can keep running.
 
     The exit code is 1 if a rule is broken. The last line is a digest of the content.
     """
     from caseload_server.store.portability import export, verify
+    from caseload_server.store.portability.chain_check import PrunedHead, broken_chain
 
+    kept = [_parse_head(text) for text in heads]
     with (
         open_snapshot(database) as transaction,
         progress_bar("verifying", partial(export.count, transaction)) as progress,
     ):
         contents = verify.ContentCheck(transaction)
         broken = [*verify.broken_rules(transaction), *contents.read(progress)]
+        try:
+            broken += broken_chain(transaction, kept)
+        except PrunedHead as error:
+            raise SettingError("--head", str(error)) from None
         if not settings.is_postgres(database):
             broken += verify.file_damage(transaction)
     for rule, count, ids in broken:
@@ -116,6 +133,14 @@ def verify(database: str) -> int:
     click.echo(", ".join(f"{count} {name}" for name, count in contents.content_digest.row_counts.items()))
     click.echo(f"digest: {contents.content_digest.digest}")
     return 1 if broken else 0
+
+
+def _parse_head(text: str) -> LogHead:
+    """Returns a head as `caseload log head` prints it. Raises SettingError."""
+    if not _HEAD.fullmatch(text):
+        raise SettingError("--head", "must be REVISION:HASH, as caseload log head prints it")
+    revision, _, digest = text.partition(":")
+    return LogHead(int(revision), bytes.fromhex(digest))
 
 
 @contextmanager

@@ -50,11 +50,12 @@ def _expiry(text: str) -> str:
 @key_commands.command()
 @file_argument
 def check(file: Path) -> int:
-    """Check a keys file. Prints a line for each fault and exits with code 1; without a fault the code is 0."""
-    found = keys_file.read_keys_file(file)
-    for fault in found.faults:
-        click.echo(fault)
-    if found.faults:
+    """Check a keys file. Prints each fault and each expired line. Exits with code 1 if there is a fault, else 0."""
+    found, fault_of_file = keys_file.check_keys_file("FILE", file)
+    faults = [*([f"the file {fault_of_file}"] if fault_of_file else []), *found.faults]
+    for line in (*faults, *(f"line {number}: has expired" for number in found.expired)):
+        click.echo(line)
+    if faults:
         return 1
     click.echo(f"ok: {len(found.keys.permissions())} callers")
     return 0

@@ -12,6 +12,7 @@ from caseload_server.commands.backup import backup, restore
 from caseload_server.commands.check import check
 from caseload_server.commands.export_import_verify import export_command, import_command, verify
 from caseload_server.commands.keys import key_commands
+from caseload_server.commands.log import log_commands
 from caseload_server.commands.migrate import migrate_command
 from caseload_server.commands.options import PREFIX
 from caseload_server.commands.purge import purge
@@ -38,6 +39,7 @@ for command in (
     verify,
     purge,
     key_commands,
+    log_commands,
 ):
     commands.add_command(command)
 

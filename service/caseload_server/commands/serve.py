@@ -87,11 +87,25 @@ class _Workers(click.ParamType[int]):
 @option("--tls-cert", type=FilePath(), help="Certificate chain of the server, PEM.")
 @option("--tls-key", type=FilePath(), help="Private key of --tls-cert, PEM.")
 @option("--tls-client-ca", type=FilePath(), help="Require client certificates from this authority, PEM.")
+@option("--oidc-issuer", metavar="URL", help="Accept tokens of this identity provider.")
+@option("--oidc-audience", metavar="TEXT", help="Audience that tokens must be for.")
+@option(
+    "--oidc-permissions-claim",
+    metavar="NAME",
+    default=Config.oidc_permissions_claim,
+    help="Claim of a token with the caller's permissions.",
+)
+@option(
+    "--oidc-name-claim",
+    metavar="NAME",
+    default=Config.oidc_name_claim,
+    help="Claim of a token with the caller's name.",
+)
 @option("--access-log", type=FilePath(), help="File for the access log instead of standard error.")
 @option("--access-log-required", is_flag=True, help="Refuse calls while the access log cannot be written.")
 @option("--log-level", type=click.Choice(logs.LEVELS), default=Config.log_level, help="Lowest level to log.")
 @option("--metrics-address", metavar="HOST:PORT", help="Address to serve /metrics on. Port 0 picks a free port.")
-@option("--allow-insecure", is_flag=True, help="Allow other addresses than loopback without TLS or a keys file.")
+@option("--allow-insecure", is_flag=True, help="Allow other addresses than loopback without TLS or authentication.")
 def serve(**values: Any) -> int:
     """Run the server until SIGTERM or Ctrl-C."""
     # The signals are blocked and waited for, not handled: a handler that takes a lock can deadlock if two arrive.
@@ -117,7 +131,7 @@ def serve(**values: Any) -> int:
     if connections < config.max_connections:
         log.warning("connections limited by open files", max_connections=connections, setting="ulimit -n")
     if config.allow_insecure:
-        authenticated, encrypted = config.keys_file is not None, config.tls_cert is not None
+        authenticated, encrypted = config.is_authenticated(), config.tls_cert is not None
         log.warning(
             "insecure listener allowed", setting="--allow-insecure", authenticated=authenticated, encrypted=encrypted
         )

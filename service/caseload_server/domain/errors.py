@@ -4,7 +4,7 @@ Texts and metadata are public. They may contain well-formed ids, counts and fiel
 was sent or stored.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple
 
 
@@ -267,12 +267,23 @@ class WatchTooSlow(DomainError):
 
 class Unauthenticated(DomainError):
     reason = "UNAUTHENTICATED"
-    text = "The call has no credentials, or unknown ones. Send a valid key or client certificate."
+    text = "The call has no credentials, or unknown ones. Send a valid key, token or client certificate."
 
-    def __init__(self, cause: str = "") -> None:
-        """Args: cause, for the operators only: the caller must not learn what was wrong."""
+    causes: ClassVar = (
+        *("no_credentials", "unknown_key", "expired_key", "other_caller", "check_failed"),
+        *("unknown_certificate", "ambiguous_certificate", "malformed_certificate", "expired_certificate"),
+        *("malformed_token", "expired_token", "premature_token", "wrong_issuer", "wrong_audience", "wrong_algorithm"),
+        *("wrong_signature", "unknown_token_key", "invalid_token_name", "issuer_unavailable"),
+    )
+
+    def __init__(self, cause: str, retry: Callable[[Callable[[], None]], bool] | None = None) -> None:
+        """Args: cause, one of `causes`, for the operators only: the caller must not learn what was wrong.
+
+        retry, calls a function once the credentials may be known after all. It returns False if it will not call it.
+        """
         super().__init__()
         self.cause = cause
+        self.retry = retry
 
 
 class PermissionDenied(DomainError):

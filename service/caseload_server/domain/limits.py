@@ -117,3 +117,14 @@ MAX_ANONYMOUS_LINES: Final = 100
 """Largest number of lines of the access log in a second, for each status code, from unauthenticated calls."""
 MAX_LOGGED_IDS: Final = 1000
 """Largest number of ids of one kind in a line of the access log."""
+
+TOKEN_LEEWAY_SECONDS: Final = 60
+"""How far the clocks of the server and of an identity provider may differ."""
+ISSUER_REFRESH_SECONDS: Final = 300.0
+"""How often the keys of an identity provider are fetched."""
+ISSUER_RETRY_SECONDS: Final = 10.0
+"""The shortest time between two such requests: after a failure, and when tokens name unknown keys."""
+MAX_WAITING_FOR_ISSUER: Final = 100
+"""Largest number of calls that wait for the keys of an identity provider, because their token names an unknown key."""
+ISSUER_OUTAGE_SECONDS: Final = 3600.0
+"""How long the keys stay in use while the identity provider does not answer."""

@@ -37,8 +37,8 @@ class CallMetrics(Protocol):
     def count_lost_line(self) -> None:
         """Counts a line of the access log that could not be written."""
 
-    def counter_for(self, method: str, *, is_stream: bool) -> Callable[[str, str | None, float], None]:
-        """Returns the function that counts the ended calls of one method, by code, reason and duration in seconds."""
+    def counter_for(self, method: str, *, is_stream: bool) -> Callable[[str, DomainError | None, float], None]:
+        """Returns the function that counts the ended calls of one method, by code, error and duration in seconds."""
 
 
 class AccessLog:
@@ -122,8 +122,8 @@ class CallRecord:
     """The data of one call that its line is made of."""
 
     __slots__ = (
-        *("context", "error", "principal", "request", "response", "span"),
-        *("seconds", "start", "start_time", "streamed_ids"),
+        *("context", "error", "on_behalf_of", "principal", "request", "response"),
+        *("seconds", "span", "start", "start_time", "streamed_ids"),
     )
 
     def __init__(self, context: grpc.ServicerContext) -> None:
@@ -137,6 +137,7 @@ class CallRecord:
         self.streamed_ids: dict[str, dict[str, None]] = {}  # the ids that a stream has returned so far, by their kind
         self.error: DomainError | None = None
         self.span: CallSpan | None = None  # None unless calls are traced
+        self.on_behalf_of = ""  # the end user whom the caller names
 
 
 class MethodLog:
@@ -200,7 +201,7 @@ class MethodLog:
             record.span.end(code, error.reason if error else None, principal.name if principal else "")
             trace_field = f'"trace_id":"{record.span.trace_id}",'
         # Formatted without json.dumps, which takes longer than everything else here. No value needs escaping: principal
-        # names are from the keys file, ids and UUIDs match their patterns, and callers do not choose the other values.
+        # names are from the keys file; ids, UUIDs and end users match their patterns; callers do not choose the rest.
         return self._write(
             f'{{"event":"call",{self._head(record, principal)},"code":"{code}",'
             f'{reason_field}{self._audit_fields(record)}{trace_field}"ms":{record.seconds * 1000:.3f}}}\n'
@@ -210,12 +211,13 @@ class MethodLog:
         """Counts an ended call, after its line. Args: code, the name of its status code."""
         if self._count:
             with suppress(Exception):  # a failed count must not fail the call
-                self._count(code, record.error.reason if record.error else None, record.seconds)
+                self._count(code, record.error, record.seconds)
 
     def _head(self, record: CallRecord, principal: Principal | None) -> str:
+        user = f'"on_behalf_of":"{record.on_behalf_of}",' if record.on_behalf_of else ""
         return (
             f'"time":"{_timestamp(record.start_time)}","caller":"{principal.name if principal else ""}",'
-            f'"peer":"{record.context.peer()}","method":"{self.method}"'
+            f'{user}"peer":"{record.context.peer()}","method":"{self.method}"'
         )
 
     def _audit_fields(self, record: CallRecord) -> str:

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -23,11 +23,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from caseload_server.domain import errors
+from caseload_server.domain.errors import DomainError
 from caseload_server.observability.logs import LEVELS
 from caseload_server.store.backends.protocol import DEFECT, StoreMetrics
 
-CallCounter = Callable[[str, str | None, float], None]
-"""Counts an ended call, by its code, its error reason (None when it has none) and its duration in seconds."""
+CallCounter = Callable[[str, DomainError | None, float], None]
+"""Counts an ended call, by its code, its error (None when it has none) and its duration in seconds."""
 
 _FOLDER_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
 _SAMPLE_INTERVAL_SECONDS: Final = 1.0
@@ -40,6 +41,7 @@ _BATCH_SIZE_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128)
 _GAUGES: Final[dict[str, tuple[str, Literal["livesum", "livemax", "livemin"]]]] = {
     "ready": ("Whether the server is ready for calls (1) or not (0)", "livemin"),
     "keys_file_ok": ("Whether the whole keys file is in use, without a fault (1), or not (0)", "livemin"),
+    "issuer_keys_age_seconds": ("Time since the identity provider has last given its keys, in seconds", "livemax"),
     "watches": ("Open watches", "livesum"),
     "watches_limit": ("Maximum number of open watches", "livesum"),
     "database_bytes": ("Size of the SQLite file in bytes", "livemax"),
@@ -52,7 +54,7 @@ _GAUGES: Final[dict[str, tuple[str, Literal["livesum", "livemax", "livemin"]]]] 
     "resident_memory_bytes": ("Resident memory of all server processes in bytes", "livesum"),
     "build_info": ("Always 1; the label is the server's version", "livemax"),
     "in_flight": ("Calls being executed", "livesum"),
-    "waiting": ("Calls queued for a thread", "livesum"),
+    "queue_depth": ("Calls queued for a thread", "livesum"),
 }
 """Gauges that are sampled: the help text, and how the values of several workers are combined."""
 _FAILURE_CAUSES: Final = (
@@ -76,13 +78,15 @@ class Metrics:
         values.ValueClass = values.MutexValue if worker is None else multiprocess_value(lambda: worker)
         self.registry: Final = CollectorRegistry()
         self._calls = self._counter("calls", "Ended calls by method and status code", "method", "code")
-        self._refusals = self._counter("refusals", "Failed calls by error reason", "reason")
+        self._call_errors = self._counter("call_errors", "Failed calls by error reason", "reason")
         self._log_events = self._counter("log_events", "Logged events by level, without the access log", "level")
         self._lost_lines = self._counter("access_log_lost_lines", "Lines of the access log that could not be written")
         self._unauthenticated = self._counter("unauthenticated", "Unauthenticated calls by cause", "cause")
         # Every series starts at zero, because an increase shows only after a first sample of zero.
         for error_class in errors.DomainError.__subclasses__():
-            self._refusals.labels(error_class.reason)
+            self._call_errors.labels(error_class.reason)
+        for cause in errors.Unauthenticated.causes:
+            self._unauthenticated.labels(cause)
         for level in LEVELS:
             self._log_events.labels(level)
         self._call_seconds = self._histogram("call_seconds", "Duration of calls, except streams, in seconds", "method")
@@ -112,26 +116,23 @@ class Metrics:
         observe = None if is_stream else self._call_seconds.labels(method).observe
         increments = {"OK": self._calls.labels(method, "OK").inc}
 
-        def count(code: str, reason: str | None, seconds: float) -> None:
+        def count(code: str, error: DomainError | None, seconds: float) -> None:
             increment = increments.get(code)
             if increment is None:
                 increment = increments[code] = self._calls.labels(method, code).inc
             increment()
             if observe:
                 observe(seconds)
-            if reason:
-                self._refusals.labels(reason).inc()
+            if error:
+                self._call_errors.labels(error.reason).inc()
+            if isinstance(error, errors.Unauthenticated):
+                self._unauthenticated.labels(error.cause).inc()
 
         return count
 
     def count_lost_line(self) -> None:
         """Counts a line of the access log that could not be written."""
         self._lost_lines.inc()
-
-    def unauthenticated_counter(self, causes: Iterable[str]) -> Callable[[str], None]:
-        """Returns the function that counts unauthenticated calls by their cause. Args: causes, all there are."""
-        increments = {cause: self._unauthenticated.labels(cause).inc for cause in causes}
-        return lambda cause: increments[cause]()
 
     def count_log_event(self, level: str) -> None:
         """Counts a logged event."""

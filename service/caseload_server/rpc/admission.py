@@ -113,13 +113,20 @@ class Admission:
 
     def admit(self, call: IncomingCall, proceed: Callable[[IncomingCall], None]) -> None:
         """Rejects a call, or calls `proceed` once its message has arrived. Runs in the thread that receives calls."""
+        self._admit(call, proceed, may_wait=True)
+
+    def _admit(self, call: IncomingCall, proceed: Callable[[IncomingCall], None], *, may_wait: bool) -> None:
+        """Args: may_wait, whether the call may be tried once more, when its credentials may be known."""
         method: Method = call.handler.method
         try:
             call.authorize(method.authorize)
             self._begin(call)
             self._receive(call, proceed)
         except errors.DomainError as error:
-            self._reject(call, method.refusal(error))
+            retry = error.retry if may_wait and isinstance(error, errors.Unauthenticated) else None
+            again = partial(self._admit, proceed=proceed, may_wait=False)
+            if not (retry and retry(partial(call.resume, again))):
+                self._reject(call, method.refusal(error))
         except Exception as error:  # noqa: BLE001 - it would end the thread that receives calls
             log_dropped(error)
             call.cancel()

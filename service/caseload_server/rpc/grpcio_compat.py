@@ -26,6 +26,7 @@ from caseload_server.config import SettingError
 
 _log = structlog.get_logger()
 
+_RESUMED: Final = "resumed"
 _POOL_PARAMETERS: Final = [
     *("rpc_event", "state", "behavior", "argument_thunk", "request_deserializer", "response_serializer")
 ]
@@ -33,6 +34,7 @@ _PARAMETERS: Final = {
     "_Context": ["rpc_event", "state", "request_deserializer"],
     "_abort": ["state", "call", "code", "details"],
     "_is_rpc_state_active": ["state"],
+    "_possibly_finish_call": ["state", "token"],
     "_receive_message": ["state", "call", "request_deserializer"],
     "_status": ["rpc_event", "state", "serialized_response"],
     "_unary_response_in_pool": _POOL_PARAMETERS,
@@ -133,6 +135,25 @@ class IncomingCall:
         with state.condition:
             self._event.call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), arrived)
             state.due.add(_server._RECEIVE_MESSAGE_TOKEN)
+
+    def resume(self, proceed: Callable[["IncomingCall"], None]) -> None:
+        """Has the thread that receives calls call `proceed`, unless the call ends before. Can run in any thread.
+
+        The C core completes an empty batch at once, and hands it to that thread.
+        """
+        state = self._state
+
+        def resumed(_batch: Any) -> Any:
+            with state.condition:
+                outcome = _server._possibly_finish_call(state, _RESUMED)
+            if self.is_active():
+                proceed(self)
+            return outcome
+
+        with state.condition:
+            if self.is_active():
+                self._event.call.start_server_batch((), resumed)
+                state.due.add(_RESUMED)
 
     def run(self) -> None:
         """Runs the handler in the current thread, and answers the call."""

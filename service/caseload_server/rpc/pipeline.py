@@ -26,6 +26,7 @@ from caseload_server.rpc.grpcio_compat import IncomingCall
 from caseload_server.rpc.request_parser import request_parser
 from caseload_server.rpc.status_map import CODE_NAMES, retry_pushback, to_status
 from caseload_server.security.auth import PUBLIC, Auth, required_permission
+from caseload_server.security.on_behalf_of import set_on_behalf_of
 from caseload_server.security.principal import check_authorization, current_principal
 from caseload_server.security.redaction import may_read, redact, redact_error
 from caseload_server.validation.request_sizes import max_request_bytes
@@ -146,6 +147,7 @@ class _MethodPipeline:
             if record.span:
                 record.span.make_current()
             try:
+                record.on_behalf_of = set_on_behalf_of(context)
                 read_deadline.set(_deadline(context))
                 self._check_log()
                 record.request = request = parse(incoming.take_message())
@@ -184,6 +186,7 @@ class _MethodPipeline:
             record.principal = current_principal.get(None)  # an abandoned generator ends outside its context
             is_open = self._is_public or not isinstance(data, bytes)  # only watches have a line when they open
             try:
+                record.on_behalf_of = set_on_behalf_of(context)
                 _deadline(context)  # of the call; each read of a watch is short
                 self._check_log()
                 record.request = parse(data) if isinstance(data, bytes) else None

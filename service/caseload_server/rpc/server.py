@@ -22,6 +22,7 @@ from caseload_server.config import CANNOT_LISTEN, Config, SettingError, is_postg
 from caseload_server.domain import limits
 from caseload_server.observability import logs
 from caseload_server.observability.access_log import AccessLog
+from caseload_server.observability.head_log import HeadLog
 from caseload_server.observability.log_file import LogFile, LogSink
 from caseload_server.observability.readiness import LIVENESS_SERVICE, READINESS_SERVICES, Readiness
 from caseload_server.open_files import max_connections
@@ -32,7 +33,7 @@ from caseload_server.rpc.health_service import HealthServicer
 from caseload_server.rpc.open_streams import OpenStreams
 from caseload_server.rpc.pipeline import MethodExecutors, PipelineServer
 from caseload_server.rpc.reflection_service import ReflectionServicer
-from caseload_server.security.auth import REFLECTION_SERVICES, REFUSAL_CAUSES, Auth
+from caseload_server.security.auth import REFLECTION_SERVICES, Auth
 from caseload_server.security.keys_file import Callers
 from caseload_server.security.tls import Certificates
 from caseload_server.store import RelationshipStore
@@ -81,6 +82,7 @@ class CaseloadServer:
         self._is_stopping = False
         self._library_streams = OpenStreams(parts.grpc_server)
         self._readiness = Readiness(self._check_ready, self._set_readiness)
+        self._head_log = HeadLog(parts.store.log_head)
         self._watches = Watches(parts.store, config.max_watches, config.caller_share(), config.connection_age_seconds())
         self._health = HealthServicer()
         self._register_caseload_services(clock)
@@ -127,7 +129,7 @@ class CaseloadServer:
             metrics.add_gauge(name, sample, **labels)
         for pool, executor in self._parts.executors.unary().items():
             metrics.add_gauge("in_flight", executor.in_flight, pool=pool)
-            metrics.add_gauge("waiting", executor.queue_depth, pool=pool)
+            metrics.add_gauge("queue_depth", executor.queue_depth, pool=pool)
 
     def start(self) -> None:
         """Starts to serve calls, and becomes SERVING."""
@@ -135,6 +137,7 @@ class CaseloadServer:
         self._health.set(LIVENESS_SERVICE, health_pb2.HealthCheckResponse.SERVING)
         self._set_readiness(True)
         self._readiness.start()
+        self._head_log.start()
         if self._parts.metrics:
             self._parts.metrics.start()
         if self._parts.metrics_page:
@@ -148,6 +151,7 @@ class CaseloadServer:
         self._is_stopping = True
         self._set_readiness(False)
         self._readiness.stop()
+        self._head_log.stop()
         if drain:
             time.sleep(self._config.drain_seconds)
         self._watches.close()
@@ -158,6 +162,7 @@ class CaseloadServer:
         # Calls that outlast the grace period are cancelled, but may still write. They are logged before the log closes.
         threads_ended = self._parts.executors.shutdown_and_wait(_CANCELLED_CALLS_SECONDS)
         self._parts.admission.close()
+        self._parts.auth.close()
         self.store.close()
         if calls_ended and threads_ended:
             self._parts.access_log.close()
@@ -206,7 +211,8 @@ def build_server(
         metrics, page = _metrics(config)
         if page:
             opened.callback(page.close)
-        auth = _auth(callers, metrics)
+        auth = _auth(config, callers, metrics)
+        opened.callback(auth.close)
         tracing = _tracing(config)
         if tracing:
             opened.callback(tracing.shutdown)
@@ -220,13 +226,21 @@ def build_server(
     return server
 
 
-def _auth(callers: Callers | None, metrics: "Metrics | None") -> Auth:
-    if not callers:
-        return Auth(None)
-    if not metrics:
-        return Auth(callers.current)
-    metrics.add_gauge("keys_file_ok", callers.is_file_ok)
-    return Auth(callers.current, metrics.unauthenticated_counter(REFUSAL_CAUSES))
+def _auth(config: Config, callers: Callers | None, metrics: "Metrics | None") -> Auth:
+    tokens = None
+    if config.oidc_issuer:
+        from caseload_server.security.issuer_keys import IssuerKeys
+        from caseload_server.security.tokens import Tokens  # imported here, because they need an extra
+
+        issuer_keys = IssuerKeys(config.oidc_issuer)
+        issuer_keys.start()
+        tokens = Tokens(config, issuer_keys)
+        if metrics:
+            metrics.add_gauge("issuer_keys_age_seconds", issuer_keys.age_seconds)
+    if callers and metrics:
+        metrics.add_gauge("keys_file_ok", callers.is_file_ok)
+    keys = callers.current if callers else None
+    return Auth(keys, tokens)
 
 
 def _metrics(config: Config) -> "tuple[Metrics | None, MetricsPage | None]":

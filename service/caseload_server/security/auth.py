@@ -1,7 +1,7 @@
 """Authentication and authorization: which principal calls, and whether it may call the method."""
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 from caseload.v1 import change_service_pb2
@@ -15,16 +15,16 @@ from caseload_server.security.api_keys import ApiKeys
 from caseload_server.security.certificates import read_certificate
 from caseload_server.security.principal import LOCAL, Principal, current_principal
 
+if TYPE_CHECKING:
+    from caseload_server.security.tokens import Tokens
+
+_TOKEN_DOTS: Final = 2
+"""Dots in a signed token (RFC 7515); a key has none."""
 PUBLIC: Final = ""
 """The method needs no credentials and no permission."""
 DENY_ALL: Final = "nobody"
 """A permission that no principal can have."""
 
-REFUSAL_CAUSES: Final = (
-    *("no_credentials", "unknown_key", "expired_key"),
-    *("unknown_certificate", "ambiguous_certificate", "malformed_certificate", "expired_certificate"),
-)
-"""Why a call is unauthenticated, for the operators."""
 REFLECTION_SERVICES: Final = (reflection.SERVICE_NAME, "grpc.reflection.v1.ServerReflection")
 """The names of one service: v1 has the messages of v1alpha. The library has only v1alpha."""
 _SERVICE_PERMISSIONS: Final = {
@@ -52,15 +52,20 @@ def required_permission(service: str, method: str) -> str:
 class Auth:
     """Authenticates and authorizes calls."""
 
-    def __init__(
-        self, keys: Callable[[], ApiKeys] | None, count_refusal: Callable[[str], None] = lambda _cause: None
-    ) -> None:
-        """Args: keys, returns the current keys; None when every caller on this machine has all permissions.
+    def __init__(self, keys: Callable[[], ApiKeys] | None, tokens: "Tokens | None" = None) -> None:
+        """Without keys and tokens, every caller on this machine has all permissions.
 
-        count_refusal, takes the cause of each call that is unauthenticated, one of REFUSAL_CAUSES.
+        Args: keys, returns the current keys; tokens, of an identity provider.
         """
-        self._keys = keys
-        self._count_refusal = count_refusal
+        self._is_open = keys is None and tokens is None
+        nobody = ApiKeys({}, {})
+        self._keys = keys or (lambda: nobody)
+        self._tokens = tokens
+
+    def close(self) -> None:
+        """Ends the thread that fetches the keys of an identity provider."""
+        if self._tokens:
+            self._tokens.close()
 
     def authorizer(self, service: str, method: str) -> Callable[[grpc.ServicerContext], str]:
         """Returns the check for calls of one method.
@@ -82,8 +87,9 @@ class Auth:
         """Returns the function that makes a check for one open stream of a method.
 
         The check raises Unauthenticated or PermissionDenied when the caller may no longer read the stream: its key is
-        removed or given to another caller, its permission is removed, or its credentials have expired. While neither
-        the keys nor the time have changed anything, it only compares them.
+        removed or given to another caller, its permission is removed, its credentials have expired, or its identity
+        provider has withdrawn the key that signed its token. While neither the keys nor the time have changed anything,
+        it only compares them.
         """
         needed = required_permission(service, method)
 
@@ -92,19 +98,33 @@ class Auth:
 
         return recheck if needed != PUBLIC else lambda _context: lambda: None
 
-    def keys(self) -> ApiKeys | None:
-        """Returns the current keys, the same object until they change."""
-        return self._keys() if self._keys else None
+    def known(self) -> tuple[object, object]:
+        """Returns what authentication depends on beside the time. Equal until callers or the issuer change."""
+        return self._keys(), self._tokens and self._tokens.keys()
 
     def authenticate(self, context: grpc.ServicerContext) -> Principal:
         """Returns the principal that the call's credentials belong to. Raises Unauthenticated."""
-        if self._keys is None:
+        if self._is_open:
             return LOCAL
-        try:
-            return _principal(self._keys(), context)
-        except errors.Unauthenticated as error:
-            self._count_refusal(error.cause)
-            raise
+        return self._principal(context)
+
+    def _principal(self, context: grpc.ServicerContext) -> Principal:
+        """Only the first credentials count: a call with a wrong key is refused, whatever else it carries."""
+        for name, value in context.invocation_metadata():
+            if name == "authorization":
+                scheme, _, secret = str(value).partition(" ")
+                return self._by_secret(secret if scheme.lower() == "bearer" else "")
+        return _by_certificate(self._keys(), context)
+
+    def _by_secret(self, secret: str) -> Principal:
+        principal = self._keys().principal_by_key(secret)
+        if principal is None:
+            if self._tokens and secret.count(".") == _TOKEN_DOTS:
+                return self._tokens.principal(secret)
+            raise errors.Unauthenticated("unknown_key")
+        if principal.is_expired():
+            raise errors.Unauthenticated("expired_key")
+        return principal
 
 
 class _OpenStream:
@@ -115,41 +135,23 @@ class _OpenStream:
         self._needed = needed
         self._context = context
         self._principal = current_principal.get()
-        self._keys: object = ()  # so that the first check authenticates: the keys may have changed since the admission
+        self._known: object = ()  # so that the first check authenticates: the keys may have changed since the admission
 
     def check(self) -> None:
         """Raises Unauthenticated or PermissionDenied."""
-        keys = self._auth.keys()
-        if keys is self._keys and not self._principal.is_expired():
+        known = self._auth.known()
+        if known == self._known and not self._principal.is_expired():
             return
         principal = self._auth.authenticate(self._context)
         if principal.name != self._principal.name:
-            raise errors.Unauthenticated
+            raise errors.Unauthenticated("other_caller")
         _require(self._needed, principal)
-        self._principal, self._keys = principal, keys
+        self._principal, self._known = principal, known
 
 
 def _require(permission: str, principal: Principal) -> None:
     if permission not in principal.permissions:
         raise errors.PermissionDenied(permission=permission)
-
-
-def _principal(keys: ApiKeys, context: grpc.ServicerContext) -> Principal:
-    """Only the first credentials count: a call with a wrong key is refused, whatever else it carries."""
-    for name, value in context.invocation_metadata():
-        if name == "authorization":
-            scheme, _, key = str(value).partition(" ")
-            return _by_key(keys, key if scheme.lower() == "bearer" else "")
-    return _by_certificate(keys, context)
-
-
-def _by_key(keys: ApiKeys, key: str) -> Principal:
-    principal = keys.principal_by_key(key)
-    if principal is None:
-        raise errors.Unauthenticated("unknown_key")
-    if principal.is_expired():
-        raise errors.Unauthenticated("expired_key")
-    return principal
 
 
 def _by_certificate(keys: ApiKeys, context: grpc.ServicerContext) -> Principal:

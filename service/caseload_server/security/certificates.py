@@ -20,7 +20,7 @@ class ClientCertificate(NamedTuple):
     """What the server needs to know of a client certificate."""
 
     names: frozenset[str]
-    """Its URIs, DNS names and common names, each with its prefix. Names with a wildcard are left out."""
+    """Its URIs, DNS names and common names, each with its prefix."""
     valid_until: float
     """Its notAfter, in seconds since 1970 (UTC). A connection can outlive it."""
 
@@ -39,7 +39,7 @@ def read_certificate(pem: bytes) -> ClientCertificate:
     if any(_CONTROL.search(name) for name in names):
         raise ValueError
     valid_until = certificate.not_valid_after_utc.timestamp()
-    return ClientCertificate(frozenset(name for name in names if "*" not in name), valid_until)
+    return ClientCertificate(names, valid_until)
 
 
 def _names(certificate: x509.Certificate) -> Iterator[str]:

@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 import structlog
 
 from caseload_server.config import SettingError
-from caseload_server.private_files import read_private
+from caseload_server.private_files import read_private, read_with_fault
 from caseload_server.security.api_keys import ApiKeys, certificate_name_fault, name_fault
 from caseload_server.security.file_reload import ReloadedFiles
 from caseload_server.security.principal import PERMISSIONS, Principal
@@ -44,6 +44,8 @@ class KeysFile(NamedTuple):
     """The callers of the lines that can be used."""
     faults: tuple[str, ...]
     """What is wrong, each with the number of its line. A fault never quotes the line."""
+    expired: tuple[int, ...]
+    """The numbers of lines that have expired. They are no faults."""
 
 
 class _LineFault(Exception):
@@ -52,11 +54,23 @@ class _LineFault(Exception):
 
 def read_keys_file(path: Path) -> KeysFile:
     """Reads a keys file. Raises SettingError for a file that cannot be used at all."""
-    content = read_private(SETTING, path, _MAX_FILE_BYTES + 1)
+    return _parse(SETTING, read_private(SETTING, path, _MAX_FILE_BYTES + 1))
+
+
+def check_keys_file(setting: str, path: Path) -> tuple[KeysFile, str]:
+    """Reads a keys file whatever its mode and owner are, and returns what is wrong with them too.
+
+    Raises SettingError for a file that cannot be used at all. Args: setting, for the error.
+    """
+    content, fault = read_with_fault(setting, path, _MAX_FILE_BYTES + 1)
+    return _parse(setting, content), fault
+
+
+def _parse(setting: str, content: bytes) -> KeysFile:
     if len(content) > _MAX_FILE_BYTES:
-        raise SettingError(SETTING, "is larger than 1 MiB")
+        raise SettingError(setting, "is larger than 1 MiB")
     if b"\0" in content:
-        raise SettingError(SETTING, "is not plain text: save it as UTF-8")
+        raise SettingError(setting, "is not plain text: save it as UTF-8")
     return _Parser().parse(content)
 
 
@@ -69,6 +83,7 @@ class _Parser:
         self._permissions: dict[str, frozenset[str]] = {}
         self._keys: Counter[str] = Counter()
         self._faults: list[str] = []
+        self._expired: list[int] = []
 
     def parse(self, content: bytes) -> KeysFile:
         without_mark = content.removeprefix(codecs.BOM_UTF8)
@@ -80,15 +95,15 @@ class _Parser:
             self._report(returns[0], "ends with CR LF, as on Windows: save the file with LF")
         for number, line in enumerate(lines, 1):
             try:
-                self._parse_line(line.decode("ascii", "replace").removesuffix("\r"))
+                self._parse_line(number, line.decode("ascii", "replace").removesuffix("\r"))
             except _LineFault as fault:
                 self._report(number, str(fault))
-        return KeysFile(ApiKeys(self._by_digest, self._by_certificate), tuple(self._faults))
+        return KeysFile(ApiKeys(self._by_digest, self._by_certificate), tuple(self._faults), tuple(self._expired))
 
     def _report(self, number: int, text: str) -> None:
         self._faults.append(f"line {number}: {text}")
 
-    def _parse_line(self, line: str) -> None:
+    def _parse_line(self, number: int, line: str) -> None:
         text = line.strip(" \t")
         if not text or line.startswith("#"):
             return
@@ -100,7 +115,10 @@ class _Parser:
         name, permissions, key_hash, expires = match.groups()
         if fault := (name_fault if key_hash else certificate_name_fault)(name):
             raise _LineFault(f"the name {fault}")
-        self._add(Principal(name, _permissions(permissions), _time(expires)), bytes.fromhex(key_hash or ""))
+        principal = Principal(name, _permissions(permissions), _time(expires))
+        self._add(principal, bytes.fromhex(key_hash or ""))
+        if principal.is_expired():
+            self._expired.append(number)
 
     def _add(self, principal: Principal, digest: bytes) -> None:
         name = principal.name

@@ -24,7 +24,9 @@ class Principal(NamedTuple):
 
 
 RESERVED_NAMES: Final = ("local",)
-RESERVED_PREFIXES: Final = ("cli:", "system:", "oidc:")
+ISSUER_PREFIX: Final = "oidc:"
+"""The names of callers with a token begin with it, so they equal no name of the keys file."""
+RESERVED_PREFIXES: Final = ("cli:", "system:", ISSUER_PREFIX)
 """Names that no line of the keys file can give to a caller, in lower case.
 
 The change log shows them for the operator's commands, for what the server does by itself, and for callers with a token.

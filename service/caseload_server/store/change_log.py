@@ -16,18 +16,20 @@ from caseload_server.store.store_identity import StoreKeys
 _CHANGE_OVERHEAD_BYTES = 64
 """Approximate size of a change without its texts, in bytes."""
 _SELECT_HEAD = "SELECT head_revision, head_hash FROM store"
-_UPDATE_HEAD = "UPDATE store SET head_revision = :revision, head_hash = :hash"
+_MOVE_HEAD = """
+UPDATE store SET head_revision = :revision, head_hash = :hash
+WHERE head_revision = :head_revision AND head_hash = :head_hash"""
 _INSERT_CHANGE_SETS = f"""
 INSERT INTO change_set (revision, committed_us, actor, on_behalf_of, method, request_id, hash_version, hash)
-SELECT :first + key, CAST(value ->> 0 AS BIGINT), value ->> 1, value ->> 2, value ->> 3, value ->> 4, {VERSION},
-    substr(:hashes, CAST(key * {HASH_BYTES} + 1 AS INTEGER), {HASH_BYTES})
-FROM json_each(:change_sets)"""
+SELECT :head_revision + 1 + key, CAST(value ->> 0 AS BIGINT), value ->> 1, value ->> 2, value ->> 3, value ->> 4,
+    {VERSION}, substr(:hashes, CAST(key * {HASH_BYTES} + 1 AS INTEGER), {HASH_BYTES})
+FROM json_each(:change_sets) WHERE (SELECT head_hash FROM store) = :hash"""
 _INSERT_CHANGES = """
 INSERT INTO change (
     revision, position, kind, changed_fields, therapist_id, patient_id, assignment_id, through_revision)
-SELECT :first + CAST(value ->> 0 AS BIGINT), CAST(value ->> 1 AS BIGINT), CAST(value ->> 2 AS BIGINT), value ->> 3,
-    value ->> 4, value ->> 5, value ->> 6, CAST(value ->> 7 AS BIGINT)
-FROM json_each(:changes)"""
+SELECT :head_revision + 1 + CAST(value ->> 0 AS BIGINT), CAST(value ->> 1 AS BIGINT), CAST(value ->> 2 AS BIGINT),
+    value ->> 3, value ->> 4, value ->> 5, value ->> 6, CAST(value ->> 7 AS BIGINT)
+FROM json_each(:changes) WHERE (SELECT head_hash FROM store) = :hash"""
 _SELECT_BOUNDS = "SELECT head_revision, oldest_revision FROM store"
 _SELECT_PAGE = """
 SELECT change_set.revision, committed_us, actor, method, request_id, on_behalf_of,
@@ -60,16 +62,16 @@ class NewChangeSet(NamedTuple):
     """Kind, changed fields, therapist_id, patient_id, assignment_id and through_revision of each."""
 
 
-def append(transaction: Transaction, change_sets: Sequence[NewChangeSet], lock_clause: str) -> int:
-    """Appends change sets, at least one. Returns the new head revision.
+def append(transaction: Transaction, change_sets: Sequence[NewChangeSet], head: LogHead) -> LogHead:
+    """Appends change sets after a head. Returns the new head.
 
-    Every other writer waits from here until the commit. So each continues the chain of the one before.
-
-    Args: lock_clause, as Database.lock_clause.
+    If the log has another head, nothing is appended, and `read_head` returns the other one. If it has this one, every
+    other writer waits from here until the commit. So no two transactions continue the chain from the same head.
     """
-    [(head, head_hash)] = transaction.run(f"{_SELECT_HEAD}{lock_clause}")
+    revision, head_hash = head
     hashes = b""
-    for revision, change_set in enumerate(change_sets, head + 1):
+    for change_set in change_sets:
+        revision += 1
         head_hash = next_hash(head_hash, revision, change_set[:-1], change_set.changes)
         hashes += head_hash
     changes = [
@@ -77,16 +79,24 @@ def append(transaction: Transaction, change_sets: Sequence[NewChangeSet], lock_c
         for number, change_set in enumerate(change_sets)
         for position, change in enumerate(change_set.changes)
     ]
-    rows = json.dumps([change_set[:-1] for change_set in change_sets])
-    transaction.run(_INSERT_CHANGE_SETS, {"first": head + 1, "change_sets": rows, "hashes": hashes})
-    transaction.run(_INSERT_CHANGES, {"first": head + 1, "changes": json.dumps(changes)})
-    transaction.run(_UPDATE_HEAD, {"revision": revision, "hash": head_hash})
-    return revision
+    parameters: dict[str, Value] = {
+        "head_revision": head.revision,
+        "head_hash": head.hash,
+        "revision": revision,
+        "hash": head_hash,
+        "hashes": hashes,
+        "change_sets": json.dumps([change_set[:-1] for change_set in change_sets]),
+        "changes": json.dumps(changes),
+    }
+    transaction.run(_MOVE_HEAD, parameters)
+    transaction.run(_INSERT_CHANGE_SETS, parameters)
+    transaction.run(_INSERT_CHANGES, parameters)
+    return LogHead(revision, head_hash)
 
 
-def head(transaction: Transaction) -> LogHead:
-    """Returns the newest revision and its hash."""
-    return LogHead(*transaction.run(_SELECT_HEAD)[0])
+def read_head(transaction: Transaction, lock_clause: str = "") -> LogHead:
+    """Returns the newest revision and its hash. Args: lock_clause, as Database.lock_clause, to lock it for `append`."""
+    return LogHead(*transaction.run(f"{_SELECT_HEAD}{lock_clause}")[0])
 
 
 def read_page(
@@ -163,7 +173,7 @@ def purge_batch(transaction: Transaction, last: int, purge: NewChangeSet, lock_c
     erased: dict[int, bytes] = dict(transaction.run(sql, {"through": through}))
     if erased:
         change = (enums.CHANGE_LOG_PURGED, "", None, None, None, through)
-        append(transaction, [purge._replace(changes=[change])], lock_clause)
+        append(transaction, [purge._replace(changes=[change])], read_head(transaction, lock_clause))
         # The hash at the cut: the chain of what is left continues from it.
         transaction.run(_MOVE_CUT, {"through": through, "hash": erased.get(through) or START})
     return len(erased)

@@ -208,7 +208,7 @@ class RelationshipStore:
     def log_head(self) -> results.LogHead:
         """Returns the newest revision with its hash, to be kept outside of the database."""
         with self._database.snapshot() as transaction:
-            return change_log.head(transaction)
+            return change_log.read_head(transaction)
 
     def head_revision(self) -> int:
         """Returns the number of the newest revision."""

@@ -10,6 +10,7 @@ from uuid_utils import uuid7
 from caseload_server.domain.limits import MAX_CHANGES_PER_SET
 from caseload_server.domain.records import Assignment, Patient, Therapist
 from caseload_server.domain.requests import CallContext
+from caseload_server.domain.results import LogHead
 from caseload_server.store import change_log, idempotency
 from caseload_server.store.backends.protocol import Database, Sharing, Transaction, Value
 from caseload_server.store.change_log import NewChangeSet
@@ -131,6 +132,8 @@ class Writes:
         self._database = database
         self._clock = clock
         self._keys = keys
+        self._last_head: LogHead | None = None
+        """The head after the last transaction of this process, which another process may have moved since."""
 
     def run(
         self,
@@ -176,16 +179,12 @@ class Writes:
     def _append_to_log(self, transaction: Transaction, writes: list[FinishedWrite[T]]) -> list[WriteResult[T]]:
         """Writes the change sets and outcomes of all writes of a transaction. Returns their results.
 
-        It runs last, because every other writer waits from its first statement until the commit. On PostgreSQL that is
-        one round trip before the commit's own: it reads the hash that the chain continues from.
+        It runs last, because every other writer waits from its first statement until the commit.
         """
         change_sets = [change_set for write in writes for change_set in write.change_sets]
         offsets = [end - len(change_sets) for end in accumulate(len(write.change_sets) for write in writes)]
-        head = change_log.append(transaction, change_sets, self._database.lock_clause) if change_sets else None
         outcomes = [(write.outcome, offset) for write, offset in zip(writes, offsets, strict=True) if write.outcome]
-        idempotency.store_outcomes(transaction, outcomes, skip_locked=bool(self._database.lock_clause))
-        if head is None:
-            head = change_log.head(transaction).revision
+        head = self._write_log(transaction, change_sets, outcomes).revision
         return [
             WriteResult(
                 write.records,
@@ -194,6 +193,32 @@ class Writes:
             )
             for write, offset in zip(writes, offsets, strict=True)
         ]
+
+    def _write_log(
+        self, transaction: Transaction, change_sets: list[NewChangeSet], outcomes: list[tuple[NewOutcome, int]]
+    ) -> LogHead:
+        """Writes change sets and outcomes. Returns the new head.
+
+        It first assumes the head that the last transaction of this process left. So PostgreSQL needs one round trip,
+        unless another process has moved the head: then all statements run again after the head that is read.
+        """
+        lock_clause = self._database.lock_clause
+        skip_locked = bool(lock_clause)
+        if not change_sets:
+            idempotency.store_outcomes(transaction, outcomes, skip_locked=skip_locked)
+            return change_log.read_head(transaction)
+        last, self._last_head = self._last_head, None
+        if last:
+            head = change_log.append(transaction, change_sets, last)
+            idempotency.store_outcomes(transaction, outcomes, skip_locked=skip_locked)
+            if change_log.read_head(transaction) == head:
+                self._last_head = head
+                return head
+        head = change_log.append(transaction, change_sets, change_log.read_head(transaction, lock_clause))
+        idempotency.store_outcomes(transaction, outcomes, skip_locked=skip_locked)
+        if lock_clause:  # without it the transaction holds the lock already, and a read of the head costs little
+            self._last_head = head
+        return head
 
 
 def _replayed(write: Write, outcome: StoredOutcome, load: Callable[[Write, str], T]) -> FinishedWrite[T]:

@@ -17,6 +17,7 @@ def change_query(request: pb.ListChangesRequest | pb.WatchChangesRequest) -> req
         therapist_id=rules.optional_id(sent.therapist_id, "filter.therapist_id", violations),
         patient_id=rules.optional_id(sent.patient_id, "filter.patient_id", violations),
         actor=_actor(sent.actor, "filter.actor", violations),
+        on_behalf_of=rules.on_behalf_of(sent.on_behalf_of, "filter.on_behalf_of", violations),
     )
     violations.raise_if_any()
     return query

@@ -15,7 +15,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from caseload_server.domain import limits
 from caseload_server.domain.errors import InvalidField, Violation
-from caseload_server.domain.id_formats import ID_PATTERN, UUID_PATTERN, are_ids
+from caseload_server.domain.id_formats import (
+    ID_PATTERN,
+    ON_BEHALF_OF_FORMAT,
+    ON_BEHALF_OF_PATTERN,
+    UUID_PATTERN,
+    are_ids,
+)
 
 _CODE_PATTERN = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _PHONE_PATTERN = re.compile(r"\+[1-9][0-9]{1,14}")
@@ -75,6 +81,13 @@ def record_ids(values: Sequence[str], path: str, violations: ValidationErrors) -
 def optional_id(value: str, path: str, violations: ValidationErrors) -> str:
     """An id, or empty."""
     return record_id(value, path, violations) if value else ""
+
+
+def on_behalf_of(value: str, path: str, violations: ValidationErrors) -> str:
+    """The id of an end user, or empty."""
+    if value and not ON_BEHALF_OF_PATTERN.fullmatch(value):
+        violations.add(path, ON_BEHALF_OF_FORMAT)
+    return value
 
 
 def request_id(value: str, path: str, violations: ValidationErrors) -> str:

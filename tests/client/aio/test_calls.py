@@ -23,7 +23,9 @@ from tests.client.aio.run import eventually, in_time, run
 from tests.client.fake_server import FakeServer
 from tests.client.pem_files import PemFiles
 from tests.security.server_fixture import KeysFile, serving
+from tests.support.servers import free_address
 from tests.support.waiting import HUNG_SECONDS
+from tests.support.waiting import eventually as sync_eventually
 
 GET = therapist_service_pb2.GetTherapistRequest(therapist_id="t1")
 GET_PATIENT = patient_service_pb2.GetPatientRequest(patient_id="p1")
@@ -80,6 +82,33 @@ def test_a_write_is_retried_with_one_request_id_and_the_callers_message_is_not_c
     run(call())
     [sent] = {request.FromString(attempt.data).request_id for attempt in peer.attempts}
     assert (len(peer.attempts), len(sent), request.request_id) == (3, 36, "")
+
+
+@pytest.mark.slow
+def test_no_call_fails_while_the_server_restarts(tmp_path: Path) -> None:
+    address, patients = free_address(), list[str]()
+
+    def restart() -> None:
+        for _ in range(3):
+            with serving(tmp_path, address=address):
+                count = len(patients) + 20
+                sync_eventually(lambda count=count: len(patients) > count)  # type: ignore[misc]  # bound now
+
+    async def write(caseload: Caseload, stopped: asyncio.Event) -> None:
+        while not stopped.is_set():
+            patients.append((await caseload.patients.CreatePatient(CREATE)).patient.patient_id)
+
+    async def calls() -> None:
+        stopped = asyncio.Event()
+        async with connect(address, timeout=HUNG_SECONDS) as caseload:
+            writes = asyncio.gather(*(write(caseload, stopped) for _ in range(8)))
+            await asyncio.to_thread(restart)
+            stopped.set()
+            with serving(tmp_path, address=address):
+                await writes
+
+    run(calls())
+    assert len(set(patients)) == len(patients) > 60
 
 
 def test_a_slow_call_does_not_delay_the_calls_beside_it(peer: FakeServer) -> None:

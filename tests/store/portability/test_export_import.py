@@ -16,6 +16,7 @@ from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.factory import open_store
 from caseload_server.store.backends.migrations import migrations
 from caseload_server.store.portability import export, import_loader
+from caseload_server.store.portability.chain_check import broken_chain
 from caseload_server.store.portability.import_parser import ImportRefused, batches
 from caseload_server.store.portability.verify import ContentCheck, broken_rules
 
@@ -55,7 +56,7 @@ def imported(lines: bytes, url: str) -> str:
 def digest(url: str) -> str:
     with open_snapshot(url) as transaction:
         contents = ContentCheck(transaction)
-        assert [*broken_rules(transaction), *contents.read(nothing)] == []
+        assert [*broken_rules(transaction), *contents.read(nothing), *broken_chain(transaction)] == []
     return contents.content_digest.digest
 
 

@@ -79,6 +79,7 @@ def connect(  # noqa: PLR0913 - keyword arguments, each with a default
     tls_cert: File | None = None,
     tls_key: File | None = None,
     allow_insecure: bool = False,
+    on_behalf_of: str | None = None,
     timeout: float = 10.0,
     interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
     options: Options = (),
@@ -98,4 +99,4 @@ def connect(  # noqa: PLR0913 - keyword arguments, each with a default
         channel = grpc.aio.insecure_channel(target, settings, interceptors=list(interceptors))
     else:
         channel = grpc.aio.secure_channel(target, credentials, settings, interceptors=list(interceptors))
-    return Caseload(channel, CallDefaults(timeout, client_metadata(key)))
+    return Caseload(channel, CallDefaults(timeout, client_metadata(key, on_behalf_of)))

@@ -12,7 +12,8 @@ async def pages(method: Callable[[Request], Awaitable[Page]], request: Request) 
         method: a method that returns pages, such as caseload.therapists.ListTherapists.
         request: the first request. It is not changed. Its page_size is the size of each page.
 
-    Raises grpc.aio.AioRpcError, as the method does. AIP-158 describes pages.
+    Raises grpc.aio.AioRpcError, as the method does, and ValueError where its response is no page. AIP-158 describes
+    pages.
     """
     following: Request | None = request
     while following is not None:

@@ -149,9 +149,9 @@ def lookups() -> Iterator[Any]:
     yield "the latest period", assignments._SELECT_LATEST, pair
     yield "another primary", assignments._SELECT_OTHER_PRIMARY, pair
     yield "an overlap", assignments._SELECT_LAST_OVERLAPPING, {**pair, "start_us": 1, "exclusive_role": 1}
-    for size in range(4):
-        for given in itertools.combinations(("therapist_id", "patient_id", "actor"), size):
-            known = {**pair, "actor": "auditor"}
+    for size in range(5):
+        for given in itertools.combinations(ChangeQuery._fields, size):
+            known = {**pair, "actor": "auditor", "on_behalf_of": "user-3"}
             revisions, parameters = change_log._select_revisions(ChangeQuery(**{name: known[name] for name in given}))
             page = change_log._SELECT_PAGE.format(revisions=revisions)
             yield f"changes by {given}", page, {**parameters, "after": 100, "limit": LIMIT, "max_rows": 1000}

@@ -14,6 +14,7 @@ from caseload_server.store.backends.sqlite import backup as backups
 from caseload_server.store.backends.sqlite.backup import backup, restore
 from caseload_server.store.backends.sqlite.database import SqliteDatabase
 from caseload_server.store.backends.sqlite.migrate import migrate
+from caseload_server.store.portability.chain_check import broken_chain
 
 from tests.store.conftest import Clock
 from tests.store.store_calls import head, ids, make
@@ -40,6 +41,21 @@ def content(file: Path, clock: Clock) -> tuple[str, int, list[str]]:
     found = opened.keys.store_id, head(opened), ids(opened, THERAPIST)
     opened.close()
     return found
+
+
+def test_a_backup_and_a_restore_keep_the_head_of_the_log(
+    tmp_path: Path, source: Path, store: RelationshipStore, clock: Clock
+) -> None:
+    make(store, THERAPIST, "t")
+    backup(source, tmp_path / "copy.db")
+    restore(tmp_path / "copy.db", tmp_path / "restored.db")
+    restored = RelationshipStore(SqliteDatabase(tmp_path / "restored.db"), clock)
+    assert restored.log_head() == store.log_head()
+    for opened in (store, restored):
+        make(opened, THERAPIST, "u")
+        with opened._database.snapshot() as transaction:
+            assert list(broken_chain(transaction)) == []
+    restored.close()
 
 
 def test_a_backup_during_writes_holds_exactly_one_revision(

@@ -138,7 +138,10 @@ def test_the_step_of_the_chain_is_refused_while_an_instance_uses_the_file(first_
 def test_a_write_of_an_older_version_after_the_step_of_the_chain_fails(first_version: Path) -> None:
     """An instance may open the file just before the migration."""
     migrate(first_version)
-    with closing(apsw.Connection(str(first_version))) as older, pytest.raises(apsw.ConstraintError, match="hash"):
+    with (
+        closing(apsw.Connection(str(first_version))) as older,
+        pytest.raises(apsw.ConstraintError, match="hash_version"),
+    ):
         older.execute(
             "INSERT INTO change_set (revision, committed_us, actor, method, request_id) VALUES (3, 1, '', '', '')"
         )

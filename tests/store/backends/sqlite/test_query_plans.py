@@ -155,7 +155,7 @@ def test_a_check_reads_only_the_periods_of_the_pair(store: RelationshipStore) ->
     assert lookup.startswith("SEARCH period USING INDEX assignment_by_pair (patient_id=? AND therapist_id=?")
 
 
-@pytest.mark.parametrize("given", [n for k in (1, 2, 3) for n in itertools.combinations(ChangeQuery._fields, k)])
+@pytest.mark.parametrize("given", [n for k in (1, 2, 3, 4) for n in itertools.combinations(ChangeQuery._fields, k)])
 def test_each_filter_uses_an_index(store: RelationshipStore, given: tuple[str, ...]) -> None:
     revisions, parameters = change_log._select_revisions(ChangeQuery(**dict.fromkeys(given, "x")))
     sql = change_log._SELECT_PAGE.format(revisions=revisions)
@@ -163,3 +163,11 @@ def test_each_filter_uses_an_index(store: RelationshipStore, given: tuple[str, .
     steps = [row[3] for row in plan]
     assert [step for step in steps if step.startswith("SCAN") and "matching" not in step] == []
     assert not any("TEMP B-TREE FOR ORDER BY" in step for step in steps), steps
+
+
+def test_the_filter_of_an_end_user_reads_the_index_of_end_users(store: RelationshipStore) -> None:
+    sql, parameters = change_log._select_revisions(ChangeQuery(on_behalf_of="x", actor="y"))
+    [step, *_] = [row[3] for row in run(store, f"EXPLAIN QUERY PLAN {sql}", {**parameters, "after": 0, "limit": 10})]
+    assert step.startswith(
+        "SEARCH entry USING COVERING INDEX change_set_by_on_behalf_of (on_behalf_of=? AND revision>?"
+    )

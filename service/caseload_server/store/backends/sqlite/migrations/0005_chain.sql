@@ -7,20 +7,21 @@ ALTER TABLE store ADD COLUMN oldest_hash BLOB NOT NULL                  -- of th
     DEFAULT x'0000000000000000000000000000000000000000000000000000000000000000';
 UPDATE store SET chain_revision = head_revision;
 
-ALTER TABLE change_set ADD COLUMN on_behalf_of TEXT NOT NULL DEFAULT '';
-ALTER TABLE change_set ADD COLUMN hash_version INTEGER NOT NULL DEFAULT 0;  -- of the canonical form; 0 is older than the chain
-ALTER TABLE change_set ADD COLUMN hash BLOB NOT NULL DEFAULT x'';
-CREATE INDEX change_set_by_on_behalf_of ON change_set (on_behalf_of, revision) WHERE on_behalf_of <> '';
+-- Both tables again: an older version does not set hash_version, which has no default, so its inserts fail from now on.
+-- And SQLite cannot change the CHECK of an existing table.
+CREATE TABLE chained_change_set (
+    revision INTEGER PRIMARY KEY,
+    committed_us INTEGER NOT NULL,
+    actor TEXT NOT NULL,
+    method TEXT NOT NULL,
+    request_id TEXT NOT NULL,
+    on_behalf_of TEXT NOT NULL DEFAULT '',
+    hash_version INTEGER NOT NULL,      -- of the canonical form; 0 is older than the chain
+    hash BLOB NOT NULL DEFAULT x''
+) STRICT;
 
--- An instance of an older version does not set it, so its inserts fail from now on.
-CREATE TRIGGER change_set_has_hash BEFORE INSERT ON change_set WHEN NEW.hash_version = 0
-BEGIN
-    SELECT RAISE(ABORT, 'a change set without a hash');
-END;
-
--- The table again, because SQLite cannot change a CHECK of an existing one.
-CREATE TABLE change_with_purges (
-    revision INTEGER NOT NULL REFERENCES change_set,
+CREATE TABLE chained_change (
+    revision INTEGER NOT NULL REFERENCES chained_change_set,
     position INTEGER NOT NULL,
     kind INTEGER NOT NULL CHECK (kind >= 1),
     changed_fields TEXT NOT NULL,       -- names, comma between
@@ -31,8 +32,13 @@ CREATE TABLE change_with_purges (
     PRIMARY KEY (revision, position)
 ) STRICT, WITHOUT ROWID;
 
-INSERT INTO change_with_purges SELECT *, NULL FROM change;
+INSERT INTO chained_change_set SELECT *, '', 0, x'' FROM change_set;
+INSERT INTO chained_change SELECT *, NULL FROM change;
 DROP TABLE change;
-ALTER TABLE change_with_purges RENAME TO change;
+DROP TABLE change_set;
+ALTER TABLE chained_change_set RENAME TO change_set;
+ALTER TABLE chained_change RENAME TO change;
+CREATE INDEX change_set_by_actor ON change_set (actor, revision);
+CREATE INDEX change_set_by_on_behalf_of ON change_set (on_behalf_of, revision) WHERE on_behalf_of <> '';
 CREATE INDEX change_by_therapist ON change (therapist_id, revision) WHERE therapist_id IS NOT NULL;
 CREATE INDEX change_by_patient ON change (patient_id, revision) WHERE patient_id IS NOT NULL;

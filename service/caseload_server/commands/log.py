@@ -1,0 +1,24 @@
+"""`caseload log head`: the end of the change log, to be kept outside of the database."""
+
+import click
+
+from caseload_server.commands.export_import_verify import open_snapshot
+from caseload_server.commands.options import database_option
+
+
+@click.group(name="log")
+def log_commands() -> None:
+    """The hash chain over the change log."""
+
+
+@log_commands.command()
+@database_option
+def head(database: str) -> None:
+    """Print REVISION:HASH of the newest change set. The server can keep running.
+
+    The hash depends on all change sets before. `caseload verify --head` compares a store with it.
+    """
+    from caseload_server.store.change_log import read_head
+
+    with open_snapshot(database) as transaction:
+        click.echo(read_head(transaction))

@@ -1,0 +1,222 @@
+"""The public keys with which an identity provider signs its tokens, kept up to date by a thread of their own.
+
+The issuer names the address of its keys in a document (OpenID Connect Discovery 1.0). The keys are a JSON Web Key Set
+(RFC 7517). Nothing here waits for the issuer in a thread that receives calls.
+"""
+
+import json
+import ssl
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any, Final, NamedTuple
+
+import jwt
+import structlog
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from caseload_server.domain import limits
+
+_log = structlog.get_logger()
+_ALGORITHMS: Final = {"RSA": "RS256", "P-256": "ES256", "Ed25519": "EdDSA"}
+"""The only algorithm of each type of key, so that a token cannot choose one. Keys of other types are not used."""
+_PUBLIC_PARTS: Final = ("kty", "crv", "n", "e", "x", "y")
+_MIN_RSA_BITS: Final = 2048
+_MAX_KEYS: Final = 100
+_MAX_BYTES: Final = 512 * 1024
+_TIMEOUT_SECONDS: Final = 3.0
+"""For each of the two answers of the issuer."""
+
+ALGORITHMS: Final = frozenset(_ALGORITHMS.values())
+
+
+class IssuerKey(NamedTuple):
+    """A public key of the issuer."""
+
+    id: str
+    """Its kid; empty if it has none."""
+    algorithm: str
+    public_key: Any
+    der: bytes
+    """The same key, to compare it."""
+
+
+class KeySet:
+    """The keys of an issuer at one time."""
+
+    def __init__(self, keys: Iterable[IssuerKey]) -> None:
+        """Of two keys with the same id and algorithm, none is used."""
+        found = [*keys]
+        names = [(key.id, key.algorithm) for key in found]
+        self._keys = {name: key for name, key in zip(names, found, strict=True) if names.count(name) == 1}
+
+    def find(self, key_id: str | None, algorithm: str) -> IssuerKey | None:
+        """Returns the key for a token. A token without the id of a key is accepted only if there is a single key."""
+        if key_id is None:
+            only = next(iter(self._keys.values())) if len(self._keys) == 1 else None
+            return only if only and only.algorithm == algorithm else None
+        return self._keys.get((key_id, algorithm))
+
+    def content(self) -> Mapping[tuple[str, str], bytes]:
+        """Returns the keys in a form that can be compared."""
+        return {name: key.der for name, key in self._keys.items()}
+
+
+class IssuerKeys:
+    """The current keys of one issuer.
+
+    They are fetched every limits.ISSUER_REFRESH_SECONDS, and earlier on request, but at most once in
+    limits.ISSUER_RETRY_SECONDS. While the issuer does not answer, they stay in use for limits.ISSUER_OUTAGE_SECONDS.
+    """
+
+    def __init__(self, issuer: str, clock: Callable[[], float] = time.monotonic) -> None:
+        """Args: issuer, its URL, exactly as tokens name it; clock, in seconds."""
+        self._issuer = issuer
+        self._clock = clock
+        self._retry_seconds = limits.ISSUER_RETRY_SECONDS
+        self._keys: KeySet | None = None
+        self._fetched_at = clock()
+        self._failed = False
+        self._lock = threading.Lock()
+        self._is_resting = False
+        self._waiting: list[Callable[[], None]] = []
+        self._attempted = threading.Event()
+        self._requested = threading.Event()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="issuer-keys", daemon=True)
+
+    def start(self) -> None:
+        """Starts to fetch the keys, and waits for the first attempt. The server starts also without an answer."""
+        self._thread.start()
+        self._attempted.wait(2 * _TIMEOUT_SECONDS)
+
+    def close(self) -> None:
+        """Ends the thread. A request in progress ends by itself."""
+        self._stopped.set()
+        self._requested.set()
+
+    def current(self) -> KeySet | None:
+        """Returns the keys; None before the first answer, and after an outage that lasts too long."""
+        return self._keys if self.age_seconds() < limits.ISSUER_OUTAGE_SECONDS else None
+
+    def age_seconds(self) -> float:
+        """Returns the time since the issuer has last given its keys, or since the start."""
+        return self._clock() - self._fetched_at
+
+    def when_refreshed(self, callback: Callable[[], None]) -> bool:
+        """Has the keys fetched for a token that names an unknown key, and then calls a function.
+
+        Returns False, and does not call the function, if they have just been fetched, or too many wait already.
+        """
+        with self._lock:
+            waits = not (self._is_resting or self._failed) and len(self._waiting) < limits.MAX_WAITING_FOR_ISSUER
+            if waits:
+                self._waiting.append(callback)
+            self._requested.set()
+        return waits
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            self._requested.clear()
+            fetched = self._refresh()
+            self._attempted.set()
+            self._rest()
+            if fetched:
+                self._requested.wait(limits.ISSUER_REFRESH_SECONDS - self._retry_seconds)
+
+    def _rest(self) -> None:
+        """Lets those that wait go on, then does nothing: made-up keys must not become requests to the issuer."""
+        with self._lock:
+            waiting, self._waiting, self._is_resting = self._waiting, [], True
+        for callback in waiting:
+            with suppress(Exception):  # the thread must survive it
+                callback()
+        self._stopped.wait(self._retry_seconds)
+        with self._lock:
+            self._is_resting = False
+
+    def _refresh(self) -> bool:
+        try:
+            keys = _fetch(self._issuer)
+        except Exception as error:  # noqa: BLE001 - the issuer can answer anything, and the thread must survive it
+            if not self._failed:
+                _log.error("issuer keys unavailable", type=type(error).__qualname__, reason=_reason(error))
+            self._failed = True
+            return False
+        if self._failed or self._keys is None or self._keys.content() != keys.content():
+            _log.info("issuer keys fetched", keys=len(keys.content()))
+            self._keys = keys
+        self._fetched_at = self._clock()
+        self._failed = False
+        return True
+
+
+def _reason(error: Exception) -> str:
+    """Returns the text of an error of ours or of the connection. The texts of others may quote an answer."""
+    if isinstance(error, urllib.error.HTTPError):
+        return f"its status is {error.code}"
+    cause = getattr(error, "reason", error)
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return cause.verify_message
+    return str(error) if isinstance(error, IssuerError) else getattr(cause, "strerror", None) or ""
+
+
+class IssuerError(Exception):
+    """The issuer has answered something else than its keys."""
+
+
+def _fetch(issuer: str) -> KeySet:
+    context = ssl.create_default_context()  # it reads the authorities anew, which SSL_CERT_FILE can name
+    discovery = _get(f"{issuer.rstrip('/')}/.well-known/openid-configuration", context)
+    if discovery.get("issuer") != issuer:
+        raise IssuerError("its document names another issuer")
+    address = str(discovery.get("jwks_uri"))
+    if not address.startswith("https://"):
+        raise IssuerError("its document names no https address of keys")
+    return KeySet(_usable(_get(address, context).get("keys")))
+
+
+def _get(address: str, context: ssl.SSLContext) -> dict[str, Any]:
+    """Gets a JSON object over https. Follows no redirects."""
+    opener = urllib.request.OpenerDirector()
+    opener.add_handler(urllib.request.ProxyHandler())
+    opener.add_handler(urllib.request.HTTPSHandler(context=context))
+    opener.add_handler(urllib.request.HTTPDefaultErrorHandler())
+    opener.add_handler(urllib.request.HTTPErrorProcessor())
+    until = time.monotonic() + _TIMEOUT_SECONDS
+    content = b""
+    with opener.open(address, timeout=_TIMEOUT_SECONDS) as response:
+        while part := response.read1(_MAX_BYTES):
+            content += part
+            if len(content) > _MAX_BYTES or time.monotonic() > until:
+                raise IssuerError("its answer is too long or too slow")
+    found = json.loads(content)
+    if not isinstance(found, dict):
+        raise IssuerError("its answer is no JSON object")
+    return found
+
+
+def _usable(keys: object) -> Iterator[IssuerKey]:
+    """Yields the keys that can verify tokens. Another key, or a broken one, does not keep the others from use."""
+    if not isinstance(keys, list):
+        raise IssuerError("its answer has no list of keys")
+    for key in keys[:_MAX_KEYS]:
+        with suppress(Exception):
+            if usable := _parse(key):
+                yield usable
+
+
+def _parse(key: dict[str, Any]) -> IssuerKey | None:
+    algorithm = _ALGORITHMS.get("RSA" if key["kty"] == "RSA" else str(key.get("crv")))
+    is_for_signatures = key.get("use", "sig") == "sig" and "verify" in key.get("key_ops", ["verify"])
+    if algorithm is None or key.get("alg", algorithm) != algorithm or not is_for_signatures or "d" in key:
+        return None
+    public_key = jwt.PyJWK({part: key[part] for part in _PUBLIC_PARTS if part in key}, algorithm).key
+    if isinstance(public_key, RSAPublicKey) and public_key.key_size < _MIN_RSA_BITS:
+        return None
+    der = public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return IssuerKey(str(key.get("kid", "")), algorithm, public_key, der)
