@@ -26,6 +26,8 @@ from tests.process.command_runner import CASELOAD, caseload, url
 from tests.store.store_calls import delete, make, run
 from tests.support.waiting import HUNG_SECONDS
 
+pytestmark = pytest.mark.usefixtures("unrecorded")
+
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
 of_each_signal = pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 PATIENTS, PURGED = 6_000, 5_000
