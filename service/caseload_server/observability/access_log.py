@@ -196,7 +196,7 @@ class MethodLog:
             return
         trace_field = ""
         if record.span:
-            record.span.end(code, reason, caller)
+            record.span.end(code, reason, caller, record.on_behalf_of)
             trace_field = f'"trace_id":"{record.span.trace_id}",'
         # Formatted without json.dumps, which takes longer than everything else here. No value needs escaping: principal
         # names are from the keys file; ids, UUIDs and end users match their patterns; callers do not choose the rest.

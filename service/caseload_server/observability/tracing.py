@@ -70,13 +70,18 @@ class CallSpan:
         """Records an unexpected exception by the name of its class, because its text may quote patient data."""
         self._span.add_event("exception", {"exception.type": exception_type})
 
-    def end(self, code: str, reason: str | None, caller: str) -> None:
-        """Ends the span. Args: code, the name of the status code; reason, of an error; caller, empty if not known."""
+    def end(self, code: str, reason: str | None, caller: str, on_behalf_of: str) -> None:
+        """Ends the span.
+
+        Args: code, the name of the status code; reason, of an error; caller, on_behalf_of, empty if not known.
+        """
         span = self._span
         if span.is_recording():
             span.set_attribute("rpc.grpc.status_code", grpc.StatusCode[code].value[0])
             if caller:
                 span.set_attribute("caseload.caller", caller)
+            if on_behalf_of:
+                span.set_attribute("caseload.on_behalf_of", on_behalf_of)
             if code not in _NOT_ERRORS:
                 span.set_attribute("error.type", reason or code)
                 span.set_status(Status(StatusCode.ERROR, reason or code))
