@@ -18,6 +18,7 @@ from caseload.v1 import therapist_service_pb2 as pb
 from caseload.v1.change_service_pb2_grpc import ChangeServiceStub
 from caseload_server.config import Config
 from caseload_server.rpc.status_map import CODES
+from caseload_server.store.portability.chain_check import CUT, HEAD, KEPT, LINKS
 from google.protobuf import json_format
 from google.rpc.code_pb2 import Code
 
@@ -344,6 +345,11 @@ def test_a_purge_by_age_keeps_newer_records(folder: Path) -> None:
         purged = list_changes(server.address)
         assert purged.oldest_revision == kept.head_revision
         assert [one.actor for one in purged.change_sets] == ["cli:purge"]
+
+
+def test_the_page_on_the_change_log_lists_the_rules_of_the_chain() -> None:
+    text = (OPERATIONS / "change-log.md").read_text()
+    assert [rule for rule in (LINKS, HEAD, CUT, KEPT) if f"`broken: {rule}" not in text] == []
 
 
 def test_the_documented_filter_of_the_access_log_finds_who_looked_at_a_patient(folder: Path) -> None:

@@ -68,7 +68,7 @@ def tree(spans: list[ReceivedSpan]) -> list[tuple[str, str]]:
 
 
 def test_a_call_is_a_span_below_its_callers_with_store_and_commit_below_it(collector: Collector, patients: Any) -> None:
-    create(patients, "jane", CALLER_SPAN)
+    create(patients, "jane", CALLER_SPAN, ("caseload-on-behalf-of", "jdoe"))
     [span] = collector.wait_for("CreatePatient")
     spans = [one for one in collector.spans() if one.trace_id == TRACE]
     name = f"{SERVICE}/CreatePatient"
@@ -81,6 +81,7 @@ def test_a_call_is_a_span_below_its_callers_with_store_and_commit_below_it(colle
         "rpc.method": "CreatePatient",
         "rpc.grpc.status_code": 0,
         "caseload.caller": "local",
+        "caseload.on_behalf_of": "jdoe",
     }
     assert (span.is_error, span.span.kind, span.events) == (False, 2, [])
     [commit] = [one for one in spans if one.name == "store.commit"]
