@@ -196,6 +196,10 @@ bench-postgres: $(INSTALLED) ## PostgreSQL beside SQLite; needs h2load and Postg
 bench-metrics: $(INSTALLED) ## what the metrics cost a call; needs h2load
 	@$(BIN)/python -m benchmarks.metrics_cost
 
+.PHONY: bench-traces
+bench-traces: $(INSTALLED) ## what traces cost a call; needs h2load
+	@$(BIN)/python -m benchmarks.traces_cost
+
 .PHONY: bench-scale
 bench-scale: $(INSTALLED) ## calls on 10,000,000 assignments and on 10,000, on both databases; LARGE=N for another number
 	@$(BIN)/python -m benchmarks.scale $(if $(LARGE),--large $(LARGE))

@@ -18,6 +18,7 @@ from caseload_server.domain.enums import PATIENT_DISCHARGED, ROLE_PRIMARY, STATU
 from caseload_server.domain.records import Assignment, Patient, Therapist
 from caseload_server.store.backends.migrations import migrations
 from caseload_server.store.backends.protocol import Row
+from caseload_server.store.hash_chain import BEFORE_CHAIN, START
 from caseload_server.store.portability import content
 from caseload_server.store.portability.content import PAGE_ROWS, TABLES, ContentDigest
 from caseload_server.store.portability.export import FORMAT
@@ -53,7 +54,7 @@ class DataSet(NamedTuple):
     def rows(self) -> dict[str, Iterator[Row]]:
         """The rows of each table that has any."""
         return {
-            "store": iter([(self.revisions, 0)]),
+            "store": iter([(self.revisions, 0, self.revisions, START, START)]),  # all from before the hash chain
             "therapist": map(self._therapist, range(self.people)),
             "patient": map(self._patient, range(self.people)),
             "assignment": self._assignments(),
@@ -167,11 +168,12 @@ class DataSet(NamedTuple):
 
     def _change_set(self, revision: int) -> Row:
         actor = RARE_ACTOR if self._is_rare(revision) else "reception"
-        return revision, START_US + revision, actor, "caseload.v1.PatientService/CreatePatient", ""
+        method = "/caseload.v1.PatientService/CreatePatient"
+        return revision, START_US + revision, actor, "", method, "", BEFORE_CHAIN, b""
 
     def _change(self, revision: int) -> Row:
         patient = 0 if self._is_rare(revision) else revision
-        return revision, 0, 1, "", None, person_id("b", patient), None
+        return revision, 0, 1, "", None, person_id("b", patient), None, None
 
     def _is_rare(self, revision: int) -> bool:
         return revision > self.revisions - self.few

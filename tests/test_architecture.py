@@ -84,7 +84,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "observability.anonymous_lines": {".domain.limits", "structlog"},
     "observability.audited_ids": {".domain.limits", "google"},
     "observability.head_log": {"structlog"},
-    "observability.logs": {".config", "psycopg", "structlog"},
+    "observability.log_file": set(),
+    "observability.logs": {".config", ".observability.log_file", "psycopg", "structlog"},
     "observability.metrics": {".observability", ".domain.errors", ".store.backends.protocol", "prometheus_client"},
     "observability.metrics_page": {".config", "prometheus_client"},
     "observability.tracing": {".config", ".store.backends.protocol", "grpc", "opentelemetry", "structlog"},
@@ -106,6 +107,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # processes
     "supervisor": {".config", ".observability", "structlog"},
     "commands": {"click", ".commands", ".config"},
+    "commands.audited": {"click", ".commands", ".config", ".observability.log_file", ".observability.logs"},
     "commands.backup": {"click", ".commands", ".config", ".store.backends", ".store.portability", "apsw"},
     "commands.check": {
         "click",

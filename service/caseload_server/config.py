@@ -84,6 +84,8 @@ class Config:
     """The claim of a token with the caller's name."""
     access_log: Path | None = None
     """File for the access log. Without it, the access log goes to standard error."""
+    access_log_required: bool = False
+    """Refuse calls while the access log cannot be written. Without it, calls continue and their lines are lost."""
     log_level: str = "info"
     """Lowest level that is logged: info, warning or error. The access log has no level."""
     metrics_address: str | None = None

@@ -203,6 +203,17 @@ def overloaded(_faulty: FaultyServer) -> object:
         return ended.get(timeout=HUNG_SECONDS).result()
 
 
+def unlogged(_faulty: FaultyServer) -> object:
+    """Reads from another server, which must log every call and whose log has no room."""
+    log = Path("/dev/full")
+    with (
+        TemporaryDirectory() as folder,
+        serving(Path(folder), access_log=log, access_log_required=True) as server,
+        ApiDriver(server.address) as api,
+    ):
+        return api.send("ListPatients", filter={"name_prefix": CANARY})
+
+
 def authenticated_read(_faulty: FaultyServer, permission: str, token: str = "") -> object:
     """Reads from another server with one caller and this permission; sends the caller's key unless token is set."""
     with TemporaryDirectory() as folder:
@@ -277,6 +288,7 @@ TABLE: dict[str, tuple[Scenario, Expected]] = {
     "ETAG_MISMATCH": (etag_mismatch, Expected(StatusCode.ABORTED)),
     "SHUTTING_DOWN": (shutting_down, Expected(StatusCode.UNAVAILABLE)),
     "SHUTTING_DOWN by watch": (shutting_down_in_watch, Expected(StatusCode.UNAVAILABLE)),
+    "ACCESS_LOG_UNAVAILABLE": (unlogged, Expected(StatusCode.UNAVAILABLE, LATER)),
     "OVERLOADED": (overloaded, Expected(StatusCode.RESOURCE_EXHAUSTED, LATER)),
     "REVISION_PRUNED": (
         lambda s: s.api.send("ListChanges", after_revision=pruned(s)),

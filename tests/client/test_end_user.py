@@ -2,11 +2,13 @@
 
 import asyncio
 
+import grpc
 import pytest
-from caseload.client import aio, connect, on_behalf_of
+from caseload.client import aio, connect, error_info, on_behalf_of
 from caseload.client.metadata import ON_BEHALF_OF
 from caseload.v1 import change_service_pb2, therapist_service_pb2
 from caseload_server.domain.id_formats import ON_BEHALF_OF_PATTERN
+from caseload_server.rpc.server import CaseloadServer
 from caseload_server.security import on_behalf_of as server_side
 
 from tests.client.fake_server import FakeServer
@@ -24,6 +26,15 @@ def test_the_user_of_a_connection_is_sent_with_each_call_unless_the_call_has_its
     users = [attempt.metadata.get(ON_BEHALF_OF) for attempt in peer.attempts]
     assert users == ["jdoe", "jdoe", "other", "jdoe"]
     assert {attempt.metadata["authorization"] for attempt in peer.attempts} == {"Bearer k"}
+
+
+def test_a_call_with_its_own_user_names_no_other(server: CaseloadServer) -> None:
+    with (
+        connect(server.address, on_behalf_of="jdoe") as caseload,
+        pytest.raises(grpc.RpcError) as refused,  # with two users it would be INVALID_FIELD
+    ):
+        caseload.therapists.GetTherapist(GET, metadata=on_behalf_of("other"))
+    assert error_info(refused.value).reason == "THERAPIST_NOT_FOUND"
 
 
 def test_the_asyncio_client_does_the_same(peer: FakeServer) -> None:

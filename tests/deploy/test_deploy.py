@@ -305,6 +305,7 @@ def test_a_server_starts_with_the_shipped_settings_and_becomes_ready(tmp_path: P
         if setting in settings:
             (tmp_path / setting).touch(mode=0o640)
             (tmp_path / setting).write_bytes(content)
+            (tmp_path / setting).chmod(0o440)
             settings[setting] = str(tmp_path / setting)
     keys = KeysFile(tmp_path / "keys")
     keys.add("billing")

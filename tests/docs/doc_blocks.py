@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.process.command_runner import without_record
 from tests.support.missing_tool import NoTool
 from tests.support.waiting import HUNG_SECONDS
 
@@ -59,7 +60,8 @@ def is_only_named(line: str) -> bool:
 
 
 def masked(output: str) -> str:
-    """Masks output that differs between runs: ids, times, revisions, etags, white space."""
+    """Masks output that differs between runs: ids, times, revisions, etags, white space, and who ran a command."""
+    output = without_record(output)
     for pattern, name in _MASKS:
         output = pattern.sub(name, output)
     return output.strip()

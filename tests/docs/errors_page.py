@@ -39,6 +39,8 @@ WHAT_TO_DO: Final = {
     "OUTCOME_UNKNOWN": "Repeat the call with the same request_id. Without a request_id, read the record first.",
     "STORE_FULL": "Operators: free space on the disk of the database.",
     "SHUTTING_DOWN": "Retry shortly with the same request_id. Resume a watch after its last through_revision.",
+    "ACCESS_LOG_UNAVAILABLE": "Retry after the delay in RetryInfo. Operators: [free the disk of the access log]"
+    "(operations/logs.md#calls-that-must-be-logged).",
     "OVERLOADED": "Retry after the delay in RetryInfo, not earlier. The server did nothing. Operators: "
     "[Limits and overload](operations/limits-and-overload.md).",
     "REVISION_PRUNED": "Read the records again, and watch after the revision of the first page.",

@@ -61,6 +61,11 @@ def lines_after(reader: LogReader, count: int) -> list[dict[str, Any]]:
     return reader.lines()
 
 
+def ended_calls(reader: LogReader) -> list[dict[str, Any]]:
+    """The lines of calls that have ended."""
+    return [line for line in reader.lines() if line["event"] == "call"]
+
+
 def status_of(call: Any) -> str:
     """The name of the status code of a call."""
     try:
@@ -140,17 +145,18 @@ def test_each_call_has_exactly_one_line(
     ]
     codes += stream_codes(api, health, reader)
     codes += cancelled(server, api, f"sqlite:///{tmp_path}/caseload.db")
-    assert [line["code"] for line in lines_after(reader, len(codes))] == codes
+    lines_after(reader, len(codes) + 1)  # the watch has one more, from when it opened
+    assert [line["code"] for line in ended_calls(reader)] == codes
     assert {line["caller"] for line in reader.lines() if not line["method"].startswith(HEALTH)} == {"local"}
     assert "do-not-repeat-me" not in reader.path.read_text() + "".join(capfd.readouterr())
 
 
 def stream_codes(api: ApiDriver, health: Any, reader: LogReader) -> list[str]:
     """Calls change, health and reflection streams; some are rejected, some cancelled."""
-    before = len(reader.lines())
+    before = len(ended_calls(reader))
 
     def written(count: int) -> None:
-        eventually(lambda: len(reader.lines()) >= before + count)  # after the caller has cancelled
+        eventually(lambda: len(ended_calls(reader)) >= before + count)  # after the caller has cancelled
 
     watch = api.watch()
     next(watch)
@@ -290,10 +296,35 @@ def test_a_watch_names_up_to_1000_records_per_kind_and_marks_truncation(
     watch = api.watch(start)
     assert len(next(watch).change_sets[0].changes) == 1500
     watch.cancel()
-    line = lines_after(reader, 2)[-1]
+    line = lines_after(reader, 3)[-1]
     assert line["patient_ids"] == [f"p{number}" for number in range(1, MAX_LOGGED_IDS + 1)]
     assert line["patient_ids_left_out"] is True
     assert line["caller"] == "local"
+
+
+def test_a_watch_has_a_line_when_it_opens_and_one_when_it_ends(
+    logged: tuple[CaseloadServer, ApiDriver, LogReader],
+) -> None:
+    _, api, reader = logged
+    watch = api.watch(patient_id="p1")
+    next(watch)
+    [opened] = reader.lines()
+    assert list(opened) == ["event", "time", "caller", "peer", "method", "patient_ids"]
+    assert (opened["event"], opened["caller"], opened["patient_ids"]) == ("stream_opened", "local", ["p1"])
+    api.patients("p1")
+    next(watch)
+    watch.cancel()
+    opened_again, _, ended = lines_after(reader, 3)
+    assert opened_again == opened
+    assert (ended["event"], ended["code"], ended["patient_ids"]) == ("call", "CANCELLED", ["p1"])
+    assert [ended[name] for name in ("time", "peer", "method")] == [opened[name] for name in ("time", "peer", "method")]
+
+
+def test_a_rejected_watch_has_one_line(logged: tuple[CaseloadServer, ApiDriver, LogReader]) -> None:
+    _, api, reader = logged
+    assert status_of(lambda: next(api.watch("x.1"))) == "OUT_OF_RANGE"
+    [line] = lines_after(reader, 1)
+    assert (line["event"], line["reason"]) == ("call", "REVISION_FOREIGN")
 
 
 def test_an_invalid_id_is_not_in_the_log(

@@ -6,8 +6,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from caseload_server.observability import access_log
-from caseload_server.observability.access_log import LogFile
+from caseload_server.observability import log_file
+from caseload_server.observability.log_file import LogFile
 from structlog.testing import capture_logs
 
 from tests.process.command_runner import refusal
@@ -42,7 +42,7 @@ def test_lines_of_many_threads_do_not_interleave(tmp_path: Path) -> None:
 
 def test_a_rotated_file_is_replaced_by_a_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """logrotate renames the file and sends no signal."""
-    monkeypatch.setattr(access_log, "_CHECK_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr(log_file, "_CHECK_INTERVAL_SECONDS", 0.0)
     with logging(tmp_path) as (_, api, reader):
         api.therapists("t1")
         reader.path.rename(tmp_path / "access.log.1")
@@ -78,6 +78,18 @@ def test_a_line_is_written_before_the_response_is_sent(tmp_path: Path) -> None:
             assert len(LogReader(path).lines()) == number + 1
         server.kill()
     assert len(LogReader(path).lines()) == 20
+
+
+def test_a_crash_loses_no_line_of_an_open_watch(tmp_path: Path) -> None:
+    path = tmp_path / "access.log"
+    with (
+        ServerProcess(f"sqlite:///{tmp_path}/caseload.db", "--access-log", str(path)) as server,
+        ApiDriver(server.address) as api,
+    ):
+        watch = api.watch(therapist_id="t1")
+        next(watch)
+        server.kill()
+    assert [(line["event"], line["therapist_ids"]) for line in LogReader(path).lines()] == [("stream_opened", ["t1"])]
 
 
 def test_a_write_failure_of_the_access_log_is_logged_once_and_calls_continue(tmp_path: Path) -> None:

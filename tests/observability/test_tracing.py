@@ -8,9 +8,15 @@ from typing import Any
 import grpc
 import pytest
 from caseload.v1 import patient_service_pb2 as pb
+from caseload.v1 import patient_service_pb2_grpc
 from caseload_server.api.patient_service import PatientServicer
 from caseload_server.rpc.server import CaseloadServer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from opentelemetry.instrumentation.grpc import client_interceptor
+from opentelemetry.instrumentation.grpc.grpcext import intercept_channel
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from structlog.testing import capture_logs
 
 from tests.conftest import serving as serving_on
@@ -62,7 +68,7 @@ def tree(spans: list[ReceivedSpan]) -> list[tuple[str, str]]:
 
 
 def test_a_call_is_a_span_below_its_callers_with_store_and_commit_below_it(collector: Collector, patients: Any) -> None:
-    create(patients, "jane", CALLER_SPAN)
+    create(patients, "jane", CALLER_SPAN, ("caseload-on-behalf-of", "jdoe"))
     [span] = collector.wait_for("CreatePatient")
     spans = [one for one in collector.spans() if one.trace_id == TRACE]
     name = f"{SERVICE}/CreatePatient"
@@ -75,6 +81,7 @@ def test_a_call_is_a_span_below_its_callers_with_store_and_commit_below_it(colle
         "rpc.method": "CreatePatient",
         "rpc.grpc.status_code": 0,
         "caseload.caller": "local",
+        "caseload.on_behalf_of": "jdoe",
     }
     assert (span.is_error, span.span.kind, span.events) == (False, 2, [])
     [commit] = [one for one in spans if one.name == "store.commit"]
@@ -86,6 +93,29 @@ def test_a_call_is_a_span_below_its_callers_with_store_and_commit_below_it(colle
         assert inner.end_time_unix_nano <= outer.end_time_unix_nano
     assert span.resource["service.name"] == "caseload"
     assert span.schema == "https://opentelemetry.io/schemas/1.37.0"
+
+
+def test_the_parent_is_the_span_of_an_instrumented_caller(collector: Collector, traced: CaseloadServer) -> None:
+    spans, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    make_interceptor: Any = client_interceptor  # the library has no types for both
+    intercept: Any = intercept_channel
+    with grpc.insecure_channel(traced.address) as channel:
+        create(patient_service_pb2_grpc.PatientServiceStub(intercept(channel, make_interceptor(provider))))
+    [called] = spans.get_finished_spans()
+    [served] = collector.wait_for("CreatePatient")
+    assert called.context is not None
+    assert (served.trace_id, served.parent) == (f"{called.context.trace_id:032x}", f"{called.context.span_id:016x}")
+
+
+def test_a_span_names_the_end_user_for_whom_the_caller_acts(collector: Collector, patients: Any) -> None:
+    create(patients, "jane", ("caseload-on-behalf-of", "user-17"))
+    refused(patients, "nobody", ("caseload-on-behalf-of", "Jane Roe"))
+    [created] = collector.wait_for("CreatePatient")
+    [malformed] = collector.wait_for("GetPatient")
+    assert created.attributes["enduser.pseudo.id"] == "user-17"
+    assert (malformed.attributes["error.type"], "enduser.pseudo.id" in malformed.attributes) == ("INVALID_FIELD", False)
+    assert "Jane Roe" not in collector.text()
 
 
 def test_a_refused_call_is_an_error_with_its_code_and_reason(collector: Collector, patients: Any) -> None:

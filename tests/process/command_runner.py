@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ SECRET = "do-not-repeat-me"
 """A secret that no line may contain."""
 STEPS = sorted(path.stem for path in (Path(backends.__file__).parent / "sqlite" / "migrations").glob("*.sql"))
 """The migrations as `migrate` lists them, the same for both databases."""
+RECORD = re.compile(r'^\{"event":"command_(?:started|ended)".*\n', re.MULTILINE)
 MODE_OBEYING = (sys.executable, str(Path(__file__).with_name("unprivileged_command.py")))
 
 
@@ -28,9 +30,9 @@ def url(path: Path) -> str:
 def caseload(
     folder: Path, *arguments: str, command: Sequence[str] = CASELOAD, **variables: str
 ) -> "subprocess.CompletedProcess[str]":
-    """Runs the command in the folder, with only these CASELOAD_ variables."""
+    """Runs the command in the folder, with only these CASELOAD_ variables. Removes its record from standard error."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CASELOAD_")} | variables
-    return subprocess.run(
+    ended = subprocess.run(
         [*command, *arguments],
         cwd=folder,
         env=environment,
@@ -40,6 +42,13 @@ def caseload(
         timeout=HUNG_SECONDS,
         check=False,
     )
+    ended.stderr = without_record(ended.stderr)
+    return ended
+
+
+def without_record(stderr: str) -> str:
+    """Removes the lines that say who ran a command."""
+    return RECORD.sub("", stderr)
 
 
 def contents(folder: Path) -> dict[str, tuple[int, str]]:

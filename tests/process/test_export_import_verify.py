@@ -25,6 +25,8 @@ from tests.store.store_calls import make, run
 from tests.support.servers import ServerProcess
 from tests.support.waiting import HUNG_SECONDS, eventually
 
+pytestmark = pytest.mark.usefixtures("unrecorded")
+
 LOOKS = 50
 """How many consecutive samples must find a process asleep until it counts as waiting."""
 NO_FILE = "FILE: the file does not exist or cannot be read"

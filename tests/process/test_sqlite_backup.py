@@ -4,11 +4,15 @@ import re
 import signal
 from pathlib import Path
 
+import pytest
+
 from tests.process.acknowledged_writes import Writers, lost, stored_after_restart
 from tests.process.command_runner import caseload, url
 from tests.process.test_interrupts import fill, is_half_done, stopped
 from tests.support.servers import ServerProcess
 from tests.support.waiting import HUNG_SECONDS
+
+pytestmark = pytest.mark.usefixtures("unrecorded")
 
 
 def test_a_backup_under_load_holds_every_write_acknowledged_before_it(tmp_path: Path) -> None:

@@ -131,6 +131,9 @@ def test_a_server_without_opentelemetry_serves_and_says_that_it_cannot_trace(tmp
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
         ("OTEL_EXPORTER_OTLP_TIMEOUT", "do-not-repeat-me"),
         ("OTEL_BSP_MAX_QUEUE_SIZE", "-1"),
+        ("OTEL_BSP_SCHEDULE_DELAY", "often"),
+        ("OTEL_TRACES_SAMPLER", "do-not-repeat-me"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "do-not-repeat-me"),
     ],
 )
 def test_a_start_fails_with_a_setting_of_opentelemetry_that_cannot_be_used(

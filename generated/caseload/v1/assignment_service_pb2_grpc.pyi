@@ -30,7 +30,8 @@ class AssignmentServiceStub:
     """Manages assignments, for callers that start from neither a therapist nor a patient.
 
     Errors. Each RPC lists the reasons of error_reason.proto that it can return, in the order of the
-    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, DEADLINE_EXCEEDED or INTERNAL.
+    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, ACCESS_LOG_UNAVAILABLE,
+    DEADLINE_EXCEEDED or INTERNAL.
     Every write can also return STORE_FULL, OUTCOME_UNKNOWN or SHUTTING_DOWN. A request that does not
     parse, or that has more bytes than the limits of its fields allow, returns INVALID_FIELD with an
     empty field.
@@ -172,7 +173,8 @@ class AssignmentServiceAsyncStub(AssignmentServiceStub):
     """Manages assignments, for callers that start from neither a therapist nor a patient.
 
     Errors. Each RPC lists the reasons of error_reason.proto that it can return, in the order of the
-    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, DEADLINE_EXCEEDED or INTERNAL.
+    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, ACCESS_LOG_UNAVAILABLE,
+    DEADLINE_EXCEEDED or INTERNAL.
     Every write can also return STORE_FULL, OUTCOME_UNKNOWN or SHUTTING_DOWN. A request that does not
     parse, or that has more bytes than the limits of its fields allow, returns INVALID_FIELD with an
     empty field.
@@ -310,7 +312,8 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
     """Manages assignments, for callers that start from neither a therapist nor a patient.
 
     Errors. Each RPC lists the reasons of error_reason.proto that it can return, in the order of the
-    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, DEADLINE_EXCEEDED or INTERNAL.
+    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, ACCESS_LOG_UNAVAILABLE,
+    DEADLINE_EXCEEDED or INTERNAL.
     Every write can also return STORE_FULL, OUTCOME_UNKNOWN or SHUTTING_DOWN. A request that does not
     parse, or that has more bytes than the limits of its fields allow, returns INVALID_FIELD with an
     empty field.

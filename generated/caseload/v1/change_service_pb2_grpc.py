@@ -19,7 +19,8 @@ class ChangeServiceStub(object):
     It learns no name and no other value.
 
     Errors. Each RPC lists the reasons of error_reason.proto that it can return, in the order of the
-    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, DEADLINE_EXCEEDED or INTERNAL.
+    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, ACCESS_LOG_UNAVAILABLE,
+    DEADLINE_EXCEEDED or INTERNAL.
     A request that does not parse, or that has more bytes than the limits of its fields allow,
     returns INVALID_FIELD with an empty field.
 
@@ -64,7 +65,8 @@ class ChangeServiceServicer(object):
     It learns no name and no other value.
 
     Errors. Each RPC lists the reasons of error_reason.proto that it can return, in the order of the
-    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, DEADLINE_EXCEEDED or INTERNAL.
+    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, ACCESS_LOG_UNAVAILABLE,
+    DEADLINE_EXCEEDED or INTERNAL.
     A request that does not parse, or that has more bytes than the limits of its fields allow,
     returns INVALID_FIELD with an empty field.
 
@@ -173,7 +175,8 @@ class ChangeService(object):
     It learns no name and no other value.
 
     Errors. Each RPC lists the reasons of error_reason.proto that it can return, in the order of the
-    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, DEADLINE_EXCEEDED or INTERNAL.
+    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, ACCESS_LOG_UNAVAILABLE,
+    DEADLINE_EXCEEDED or INTERNAL.
     A request that does not parse, or that has more bytes than the limits of its fields allow,
     returns INVALID_FIELD with an empty field.
 

@@ -40,7 +40,8 @@ class ChangeServiceStub:
     It learns no name and no other value.
 
     Errors. Each RPC lists the reasons of error_reason.proto that it can return, in the order of the
-    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, DEADLINE_EXCEEDED or INTERNAL.
+    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, ACCESS_LOG_UNAVAILABLE,
+    DEADLINE_EXCEEDED or INTERNAL.
     A request that does not parse, or that has more bytes than the limits of its fields allow,
     returns INVALID_FIELD with an empty field.
 
@@ -127,7 +128,8 @@ class ChangeServiceAsyncStub(ChangeServiceStub):
     It learns no name and no other value.
 
     Errors. Each RPC lists the reasons of error_reason.proto that it can return, in the order of the
-    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, DEADLINE_EXCEEDED or INTERNAL.
+    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, ACCESS_LOG_UNAVAILABLE,
+    DEADLINE_EXCEEDED or INTERNAL.
     A request that does not parse, or that has more bytes than the limits of its fields allow,
     returns INVALID_FIELD with an empty field.
 
@@ -210,7 +212,8 @@ class ChangeServiceServicer(metaclass=_abc_1.ABCMeta):
     It learns no name and no other value.
 
     Errors. Each RPC lists the reasons of error_reason.proto that it can return, in the order of the
-    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, DEADLINE_EXCEEDED or INTERNAL.
+    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, ACCESS_LOG_UNAVAILABLE,
+    DEADLINE_EXCEEDED or INTERNAL.
     A request that does not parse, or that has more bytes than the limits of its fields allow,
     returns INVALID_FIELD with an empty field.
 

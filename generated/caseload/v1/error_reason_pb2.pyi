@@ -114,6 +114,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     will answer. A watch that has reached its largest age ends with this reason too. Resume a watch
     after the last through_revision received.
     """
+    ERROR_REASON_ACCESS_LOG_UNAVAILABLE: _ErrorReason.ValueType  # 55
+    """UNAVAILABLE. The operators require a line in the access log for every call, and the server
+    cannot write it. Nothing was written. google.rpc.RetryInfo gives the delay before a retry.
+    """
     ERROR_REASON_REVISION_PRUNED: _ErrorReason.ValueType  # 60
     """OUT_OF_RANGE. Changes after this revision were pruned. Metadata gives oldest_revision."""
     ERROR_REASON_REVISION_FOREIGN: _ErrorReason.ValueType  # 61
@@ -252,6 +256,10 @@ ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 54
 """UNAVAILABLE. This instance is shutting down. Another instance, or this one after a restart,
 will answer. A watch that has reached its largest age ends with this reason too. Resume a watch
 after the last through_revision received.
+"""
+ERROR_REASON_ACCESS_LOG_UNAVAILABLE: ErrorReason.ValueType  # 55
+"""UNAVAILABLE. The operators require a line in the access log for every call, and the server
+cannot write it. Nothing was written. google.rpc.RetryInfo gives the delay before a retry.
 """
 ERROR_REASON_REVISION_PRUNED: ErrorReason.ValueType  # 60
 """OUT_OF_RANGE. Changes after this revision were pruned. Metadata gives oldest_revision."""

@@ -9,7 +9,8 @@ class TherapistServiceStub(object):
     """Manages therapists and their assignments.
 
     Errors. Each RPC lists the reasons of error_reason.proto that it can return, in the order of the
-    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, DEADLINE_EXCEEDED or INTERNAL.
+    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, ACCESS_LOG_UNAVAILABLE,
+    DEADLINE_EXCEEDED or INTERNAL.
     Every write can also return STORE_FULL, OUTCOME_UNKNOWN or SHUTTING_DOWN. A request that does not
     parse, or that has more bytes than the limits of its fields allow, returns INVALID_FIELD with an
     empty field.
@@ -101,7 +102,8 @@ class TherapistServiceServicer(object):
     """Manages therapists and their assignments.
 
     Errors. Each RPC lists the reasons of error_reason.proto that it can return, in the order of the
-    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, DEADLINE_EXCEEDED or INTERNAL.
+    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, ACCESS_LOG_UNAVAILABLE,
+    DEADLINE_EXCEEDED or INTERNAL.
     Every write can also return STORE_FULL, OUTCOME_UNKNOWN or SHUTTING_DOWN. A request that does not
     parse, or that has more bytes than the limits of its fields allow, returns INVALID_FIELD with an
     empty field.
@@ -394,7 +396,8 @@ class TherapistService(object):
     """Manages therapists and their assignments.
 
     Errors. Each RPC lists the reasons of error_reason.proto that it can return, in the order of the
-    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, DEADLINE_EXCEEDED or INTERNAL.
+    checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, ACCESS_LOG_UNAVAILABLE,
+    DEADLINE_EXCEEDED or INTERNAL.
     Every write can also return STORE_FULL, OUTCOME_UNKNOWN or SHUTTING_DOWN. A request that does not
     parse, or that has more bytes than the limits of its fields allow, returns INVALID_FIELD with an
     empty field.

@@ -8,15 +8,15 @@ import apsw
 import click
 
 from caseload_server import config as settings
+from caseload_server.commands.audited import InterruptibleAuditedCommand
 from caseload_server.commands.options import database_option, file_argument
 from caseload_server.commands.progress import progress_bar
-from caseload_server.commands.signals import InterruptibleCommand
 from caseload_server.config import SettingError
 from caseload_server.store.backends.migrations import SchemaError
 from caseload_server.store.portability.export import Progress
 
 
-@click.command(cls=InterruptibleCommand)
+@click.command(cls=InterruptibleAuditedCommand)
 @file_argument
 @database_option
 def backup(file: Path, database: str) -> None:
@@ -26,7 +26,7 @@ def backup(file: Path, database: str) -> None:
     _copy(backup.backup, ("--database", _sqlite_file(database)), ("FILE", file))
 
 
-@click.command(cls=InterruptibleCommand)
+@click.command(cls=InterruptibleAuditedCommand)
 @file_argument
 @database_option
 def restore(file: Path, database: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import click
 
 from caseload_server import config as settings
+from caseload_server.commands.audited import InterruptibleAuditedCommand
 from caseload_server.commands.options import STANDARD, database_option, file_argument
 from caseload_server.commands.progress import progress_bar
 from caseload_server.commands.signals import InterruptibleCommand
@@ -25,7 +26,7 @@ from caseload_server.store.portability.import_loader import BulkLoad
 _HEAD = re.compile("[0-9]{1,18}:[0-9a-f]{64}")
 
 
-@click.command(name="export", cls=InterruptibleCommand)
+@click.command(name="export", cls=InterruptibleAuditedCommand)
 @file_argument
 @database_option
 def export_command(file: Path, database: str) -> None:
@@ -58,7 +59,7 @@ def _open_output(file: Path) -> Iterator[BinaryIO]:
             yield lines
 
 
-@click.command(name="import", cls=InterruptibleCommand)
+@click.command(name="import", cls=InterruptibleAuditedCommand)
 @file_argument
 @database_option
 def import_command(file: Path, database: str) -> None:

@@ -4,10 +4,11 @@ import os
 
 import click
 
+from caseload_server.commands.audited import AuditedCommand
 from caseload_server.commands.options import database_option
 
 
-@click.command(name="migrate")
+@click.command(name="migrate", cls=AuditedCommand)
 @database_option
 @click.option("--dry-run", is_flag=True, help="List the pending migrations without applying them.")
 def migrate_command(database: str, dry_run: bool) -> None:  # noqa: FBT001 - click passes flags by name

@@ -14,6 +14,17 @@ STANDARD: Final = Path("-")
 """As FILE, the standard input or output."""
 
 
+class FilePath(click.ParamType[Path]):
+    """The path of a file."""
+
+    name = "FILE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        if str(value).endswith("/"):
+            self.fail("must be a file", param, ctx)
+        return Path(value)
+
+
 def option(flag: str, **attributes: Any) -> Callable[[Any], Any]:
     """Defines a flag with an environment variable: --drain-seconds is CASELOAD_DRAIN_SECONDS."""
     variable = PREFIX + flag.removeprefix("--").replace("-", "_").upper()

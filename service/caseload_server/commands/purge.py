@@ -7,15 +7,16 @@ import apsw
 import click
 
 from caseload_server import config as settings
+from caseload_server.commands.audited import InterruptibleAuditedCommand
 from caseload_server.commands.options import database_option
 from caseload_server.commands.progress import progress_bar
-from caseload_server.commands.signals import InterruptibleCommand, defer_signals
+from caseload_server.commands.signals import defer_signals
 from caseload_server.config import Config, SettingError
 from caseload_server.domain.errors import DomainError
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 
 
-@click.command(cls=InterruptibleCommand)
+@click.command(cls=InterruptibleAuditedCommand)
 @database_option
 @click.option(
     "--deleted-before",

@@ -5,13 +5,12 @@ import os
 import signal
 import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import click
 import structlog
 
-from caseload_server.commands.options import database_option, option
+from caseload_server.commands.options import FilePath, database_option, option
 from caseload_server.config import Config
 from caseload_server.observability import logs
 from caseload_server.open_files import max_connections, raise_limit
@@ -50,17 +49,6 @@ class _Workers(click.ParamType[int]):
         return int(text)
 
 
-class _File(click.ParamType[Path]):
-    """The path of a file."""
-
-    name = "FILE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        if str(value).endswith("/"):
-            self.fail("must be a file", param, ctx)
-        return Path(value)
-
-
 @click.command()
 @option("--address", metavar="HOST:PORT", default=Config.address, help="Address to listen on. Port 0 picks a free one.")
 @database_option
@@ -95,10 +83,10 @@ class _File(click.ParamType[Path]):
     default=Config.grace_seconds,
     help="How long to wait for calls after that.",
 )
-@option("--keys-file", type=_File(), help="Callers, their permissions and the hashes of their keys.")
-@option("--tls-cert", type=_File(), help="Certificate chain of the server, PEM.")
-@option("--tls-key", type=_File(), help="Private key of --tls-cert, PEM.")
-@option("--tls-client-ca", type=_File(), help="Require client certificates from this authority, PEM.")
+@option("--keys-file", type=FilePath(), help="Callers, their permissions and the hashes of their keys.")
+@option("--tls-cert", type=FilePath(), help="Certificate chain of the server, PEM.")
+@option("--tls-key", type=FilePath(), help="Private key of --tls-cert, PEM.")
+@option("--tls-client-ca", type=FilePath(), help="Require client certificates from this authority, PEM.")
 @option("--oidc-issuer", metavar="URL", help="Accept tokens of this identity provider.")
 @option("--oidc-audience", metavar="TEXT", help="Audience that tokens must be for.")
 @option(
@@ -113,7 +101,8 @@ class _File(click.ParamType[Path]):
     default=Config.oidc_name_claim,
     help="Claim of a token with the caller's name.",
 )
-@option("--access-log", type=_File(), help="File for the access log instead of standard error.")
+@option("--access-log", type=FilePath(), help="File for the access log instead of standard error.")
+@option("--access-log-required", is_flag=True, help="Refuse calls while the access log cannot be written.")
 @option("--log-level", type=click.Choice(logs.LEVELS), default=Config.log_level, help="Lowest level to log.")
 @option("--metrics-address", metavar="HOST:PORT", help="Address to serve /metrics on. Port 0 picks a free port.")
 @option("--allow-insecure", is_flag=True, help="Allow other addresses than loopback without TLS or authentication.")

@@ -237,6 +237,12 @@ class Overloaded(DomainError):
         self.retry_after_seconds = retry_after_seconds
 
 
+class AccessLogUnavailable(DomainError):
+    reason = "ACCESS_LOG_UNAVAILABLE"
+    text = "The server must log every call, but cannot write its access log. Nothing was written. Retry the call."
+    retry_after_seconds = 1.0
+
+
 class RevisionPruned(DomainError):
     reason = "REVISION_PRUNED"
     public_metadata = frozenset({"oldest_revision"})

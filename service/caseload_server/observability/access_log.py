@@ -1,13 +1,14 @@
-"""The access log: a line for each ended call, with its caller, method, ids and status code. It counts the calls too."""
+"""The access log: a line for each ended call, with its caller, method, ids and status code. It counts the calls too.
 
-import os
+A watch has a line when it opens, too.
+"""
+
 import threading
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import grpc
@@ -15,98 +16,96 @@ import structlog
 from google.protobuf import descriptor_pool
 from grpc_health.v1 import health
 
-from caseload_server.domain.errors import DomainError, InvalidField
+from caseload_server.domain.errors import AccessLogUnavailable, DomainError, InvalidField
 from caseload_server.domain.id_formats import UUID_PATTERN, only_ids
 from caseload_server.domain.limits import MAX_BATCH_SIZE, MAX_LOGGED_IDS
 from caseload_server.observability import audited_ids
 from caseload_server.observability.anonymous_lines import AnonymousLines
+from caseload_server.observability.log_file import LogFile, LogSink
 from caseload_server.security.principal import Principal, current_principal
 
 if TYPE_CHECKING:
     from caseload_server.observability.tracing import CallSpan, Tracing
 
 _log = structlog.get_logger()
-_CHECK_INTERVAL_SECONDS: Final = 1.0
-"""The log file's path is checked for a moved file at most this often."""
 _COMMA: Final = '","'
 
 
-class LogSink(Protocol):
-    """Writes whole lines, from any thread."""
-
-    def write(self, line: str, /) -> Any:
-        """Writes one line, including its newline. Raises OSError."""
-
-
-class LogFile:
-    """Appends lines to a file. When the file is moved away, it creates a new one at the same path within a second."""
-
-    def __init__(self, path: Path) -> None:
-        """Opens the file. Raises OSError."""
-        self._path = path
-        self._file = -1
-        self._next_check = 0.0
-        self._lock = threading.Lock()  # the file must not be closed while another thread writes
-        self._open()
-
-    def write(self, line: str) -> None:
-        """Appends one line. A single write(2) keeps the lines of several processes apart. Raises OSError."""
-        data = line.encode()
-        with self._lock:
-            if time.monotonic() >= self._next_check:
-                with suppress(OSError):  # the open file still accepts lines
-                    self._reopen_if_moved()
-            while data:
-                data = data[os.write(self._file, data) :]
-
-    def close(self) -> None:
-        """Closes the file. A later write fails, and cannot reach another file that reuses the descriptor's number."""
-        with self._lock:
-            if self._file >= 0:
-                os.close(self._file)
-            self._file = -1
-
-    def _open(self) -> None:
-        self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._next_check = time.monotonic() + _CHECK_INTERVAL_SECONDS
-
-    def _reopen_if_moved(self) -> None:
-        self._next_check = time.monotonic() + _CHECK_INTERVAL_SECONDS
-        with suppress(FileNotFoundError):
-            if os.path.samestat(self._path.stat(), os.fstat(self._file)):
-                return
-        previous = self._file
-        self._open()
-        os.close(previous)
-
-
 class CallMetrics(Protocol):
-    """Counts ended calls."""
+    """Counts ended calls, and lines that could not be written."""
+
+    def count_lost_line(self) -> None:
+        """Counts a line of the access log that could not be written."""
 
     def counter_for(self, method: str, *, is_stream: bool) -> Callable[[str, DomainError | None, float], None]:
         """Returns the function that counts the ended calls of one method, by code, error and duration in seconds."""
 
 
 class AccessLog:
-    """Writes lines to a sink. When the sink fails, calls still succeed, and the event log reports the failure once."""
+    """Writes lines to a sink. When the sink fails, the event log reports the failure once, and the metrics count lines.
 
-    def __init__(self, sink: LogSink, metrics: CallMetrics | None = None, tracing: "Tracing | None" = None) -> None:
-        """Args: metrics, also counts the calls; None for no counts; tracing, also makes spans; None for none."""
+    Calls still succeed, unless the log is required. After a failure, a line of its own has the number of lost lines.
+    """
+
+    def __init__(
+        self,
+        sink: LogSink,
+        metrics: CallMetrics | None = None,
+        tracing: "Tracing | None" = None,
+        *,
+        required: bool = False,
+    ) -> None:
+        """Args: metrics, also counts the calls; None for no counts; tracing, also makes spans; None for none.
+
+        required, refuses calls that cannot be logged.
+        """
         self.metrics: Final = metrics
         self.tracing: Final = tracing
+        self.required: Final = required
         self.anonymous: Final = AnonymousLines(self._write_left_out)
         self._sink = sink
-        self._failing = False
+        self._lock = threading.Lock()
+        self._lost = 0  # lines since the sink began to fail
 
-    def write(self, line: str) -> None:
-        """Writes one line, including its newline."""
+    def write(self, line: str) -> bool:
+        """Writes one line, including its newline. Returns whether that succeeded."""
         try:
             self._sink.write(line)
-            self._failing = False
         except OSError as error:
-            if not self._failing:
-                self._failing = True
-                _log.error("access log write failed", type=type(error).__qualname__)
+            self._count_lost(error)
+            return False
+        if self._lost:
+            self._report_lost()
+        return True
+
+    def check(self) -> None:
+        """Raises AccessLogUnavailable while a required log cannot be written. It tries to write a line to find out."""
+        if self.required and self._lost and not self._report_lost():
+            raise AccessLogUnavailable
+
+    def _count_lost(self, error: OSError) -> None:
+        with self._lock:
+            self._lost += 1
+            is_first = self._lost == 1
+        if self.metrics:
+            self.metrics.count_lost_line()
+        if is_first:
+            _log.error("access log write failed", type=type(error).__qualname__)
+
+    def _report_lost(self) -> bool:
+        """Writes the number of lost lines. Returns whether the sink accepts lines again."""
+        with self._lock:
+            lost, self._lost = self._lost, 0
+        if not lost:  # another thread reports them
+            return True
+        try:
+            self._sink.write(f'{{"event":"lines_lost","time":"{_timestamp(time.time())}","count":{lost}}}\n')
+        except OSError:
+            with self._lock:
+                self._lost += lost
+            return False
+        _log.warning("access log written again", lost_lines=lost)
+        return True
 
     def _write_left_out(self, code: str, count: int) -> None:
         time_text = _timestamp(time.time())
@@ -124,13 +123,14 @@ class CallRecord:
 
     __slots__ = (
         *("context", "error", "on_behalf_of", "principal", "request", "response"),
-        *("span", "start", "start_time", "streamed_ids"),
+        *("seconds", "span", "start", "start_time", "streamed_ids"),
     )
 
     def __init__(self, context: grpc.ServicerContext) -> None:
         self.context = context
         self.start_time = time.time()  # in seconds since 1970
         self.start = time.perf_counter()  # in seconds
+        self.seconds = 0.0  # the duration, once the call has ended
         self.principal: Principal | None = None  # None means the current principal
         self.request: Any = None  # None until it is parsed
         self.response: Any = None  # None unless the call succeeded
@@ -179,31 +179,46 @@ class MethodLog:
             if len(ids) <= MAX_LOGGED_IDS:
                 ids.update(dict.fromkeys(filter(None, returned.extract(response))))
 
-    def finish(self, record: CallRecord, code: str) -> None:
-        """Writes the line of an ended call, and counts the call. Args: code, the name of its status code."""
+    def write_opened(self, record: CallRecord) -> bool:
+        """Writes the line of a stream that opens. Returns False if the log could not be written."""
+        ids = self._audit_fields(record).removesuffix(",")
+        return self._write(f'{{"event":"stream_opened",{self._head(record, record.principal)}{ids and ","}{ids}}}\n')
+
+    def write_ended(self, record: CallRecord, code: str) -> bool:
+        """Writes the line of an ended call. Returns False if the log could not be written.
+
+        Args: code, the name of the call's status code.
+        """
         principal = record.principal or current_principal.get(None)
-        caller = principal.name if principal else ""
-        seconds = time.perf_counter() - record.start
-        reason = record.error.reason if record.error else None
-        reason_field = f'"reason":"{reason}",' if reason else ""
-        if record.error and record.error.cause:
-            reason_field += f'"cause":"{record.error.cause}",'
-        user_field = f'"on_behalf_of":"{record.on_behalf_of}",' if record.on_behalf_of else ""
-        if self._count:
-            with suppress(Exception):  # a failed count must not fail the call
-                self._count(code, record.error, seconds)
+        record.seconds = time.perf_counter() - record.start
         if not (principal or self._admit(code)):
-            return
-        trace_field = ""
+            return True
+        error, trace_field = record.error, ""
+        reason_field = f'"reason":"{error.reason}",' if error else ""
+        if error and error.cause:
+            reason_field += f'"cause":"{error.cause}",'
         if record.span:
-            record.span.end(code, reason, caller)
+            reason, caller = error.reason if error else None, principal.name if principal else ""
+            record.span.end(code, reason, caller, record.on_behalf_of)
             trace_field = f'"trace_id":"{record.span.trace_id}",'
         # Formatted without json.dumps, which takes longer than everything else here. No value needs escaping: principal
         # names are from the keys file; ids, UUIDs and end users match their patterns; callers do not choose the rest.
-        self._write(
-            f'{{"event":"call","time":"{_timestamp(record.start_time)}","caller":"{caller}",'
-            f'{user_field}"peer":"{record.context.peer()}","method":"{self.method}","code":"{code}",'
-            f'{reason_field}{self._audit_fields(record)}{trace_field}"ms":{seconds * 1000:.3f}}}\n'
+        return self._write(
+            f'{{"event":"call",{self._head(record, principal)},"code":"{code}",'
+            f'{reason_field}{self._audit_fields(record)}{trace_field}"ms":{record.seconds * 1000:.3f}}}\n'
+        )
+
+    def count(self, record: CallRecord, code: str) -> None:
+        """Counts an ended call, after its line. Args: code, the name of its status code."""
+        if self._count:
+            with suppress(Exception):  # a failed count must not fail the call
+                self._count(code, record.error, record.seconds)
+
+    def _head(self, record: CallRecord, principal: Principal | None) -> str:
+        user = f'"on_behalf_of":"{record.on_behalf_of}",' if record.on_behalf_of else ""
+        return (
+            f'"time":"{_timestamp(record.start_time)}","caller":"{principal.name if principal else ""}",'
+            f'{user}"peer":"{record.context.peer()}","method":"{self.method}"'
         )
 
     def _audit_fields(self, record: CallRecord) -> str:

@@ -4,9 +4,7 @@ import dataclasses
 import json
 import logging
 import os
-import select
 import sys
-import threading
 from collections.abc import Callable, MutableMapping
 from contextlib import suppress
 from importlib.metadata import version
@@ -16,12 +14,11 @@ from typing import Any, Final, TextIO, cast
 import structlog
 
 from caseload_server.config import Config, is_postgres
+from caseload_server.observability.log_file import BoundedWriter
 
 LEVELS: Final = ("info", "warning", "error")
 _SECRET_FILES: Final = ("keys_file", "tls_key")
 """Settings that name a file with secrets. The log shows only the file's name, without its folder."""
-_WRITE_TIMEOUT_SECONDS: Final = 5.0
-"""How long a write waits for a reader of standard error that does not read."""
 _STDERR_DESCRIPTOR: Final = 2
 
 
@@ -40,42 +37,7 @@ def _count_event(_logger: object, _method: str, event: MutableMapping[str, Any])
     return event
 
 
-class StderrSink:
-    """Writes whole lines to standard error. A reader that has exited or does not read cannot block the server for ever.
-
-    It keeps no buffer to write later: data left in sys.stderr when Python exits would change the exit code.
-    """
-
-    def __init__(self) -> None:
-        """Assumes that the reader reads."""
-        self._lock = threading.Lock()
-        self._timeout_seconds = _WRITE_TIMEOUT_SECONDS
-        self._poll = select.poll()
-        self._poll.register(_STDERR_DESCRIPTOR, select.POLLOUT)
-
-    def write(self, text: str) -> None:
-        """Writes the text. Raises OSError.
-
-        When standard error accepts no data, it raises TimeoutError after _WRITE_TIMEOUT_SECONDS. Later writes then fail
-        immediately, until standard error accepts data again.
-        """
-        if not self._lock.acquire(timeout=self._timeout_seconds):
-            # The thread with the lock blocks in write(2): another worker filled the pipe after poll found room in it.
-            self._timeout_seconds = 0.0
-            raise TimeoutError
-        try:
-            data = text.encode(errors="backslashreplace")
-            while data:
-                if not self._poll.poll(self._timeout_seconds * 1000):
-                    self._timeout_seconds = 0.0
-                    raise TimeoutError
-                data = data[os.write(_STDERR_DESCRIPTOR, data[: select.PIPE_BUF]) :]
-            self._timeout_seconds = _WRITE_TIMEOUT_SECONDS
-        finally:
-            self._lock.release()
-
-
-STDERR: Final = StderrSink()
+STDERR: Final = BoundedWriter(_STDERR_DESCRIPTOR)
 
 
 class _EventStream:
@@ -109,7 +71,7 @@ def startup_fields(config: Config) -> dict[str, Any]:
         name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(config).items()
     }
     settings |= {name: Path(settings[name]).name for name in _SECRET_FILES if settings[name]}
-    settings |= {"database": _without_secrets(config.database)}
+    settings |= {"database": without_secrets(config.database)}
     return {"version": version("caseload-server"), "configuration": settings}
 
 
@@ -129,13 +91,16 @@ def _console_renderer() -> structlog.dev.ConsoleRenderer:
     return structlog.dev.ConsoleRenderer(colors="NO_COLOR" not in os.environ, pad_event_to=0, sort_keys=False)
 
 
-def _without_secrets(database: str) -> str | dict[str, str]:
-    """Returns a valid database URL without its secrets. For PostgreSQL, libpq says which parameters are secret."""
+def without_secrets(database: str) -> str | dict[str, str]:
+    """Returns a database URL without its secrets; empty if it is not valid. libpq says which parameters are secret."""
     if not is_postgres(database):
-        return database
-    from psycopg import pq
+        return database if database.startswith("sqlite:") else ""
+    try:
+        from psycopg import Error, pq
 
-    options = pq.Conninfo.parse(database.encode())
+        options = pq.Conninfo.parse(database.encode())
+    except (ImportError, UnicodeError, Error):
+        return ""
     return {
         option.keyword.decode(): option.val.decode()
         for option in options

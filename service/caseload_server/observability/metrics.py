@@ -80,6 +80,7 @@ class Metrics:
         self._calls = self._counter("calls", "Ended calls by method and status code", "method", "code")
         self._call_errors = self._counter("call_errors", "Failed calls by error reason", "reason")
         self._log_events = self._counter("log_events", "Logged events by level, without the access log", "level")
+        self._lost_lines = self._counter("access_log_lost_lines", "Lines of the access log that could not be written")
         self._unauthenticated = self._counter("unauthenticated", "Unauthenticated calls by cause", "cause")
         # Every series starts at zero, because an increase shows only after a first sample of zero.
         for error_class in errors.DomainError.__subclasses__():
@@ -128,6 +129,10 @@ class Metrics:
                 self._unauthenticated.labels(error.cause).inc()
 
         return count
+
+    def count_lost_line(self) -> None:
+        """Counts a line of the access log that could not be written."""
+        self._lost_lines.inc()
 
     def count_log_event(self, level: str) -> None:
         """Counts a logged event."""

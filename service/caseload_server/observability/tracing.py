@@ -10,7 +10,8 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
@@ -48,6 +49,8 @@ _FLUSH_SECONDS: Final = 3.0
 """How long a stop waits until the collector has taken the last spans, in seconds."""
 _TRACEPARENT: Final = "traceparent"
 """https://www.w3.org/TR/trace-context/#traceparent-header"""
+_SILENT: Final = logging.NullHandler()
+"""Without it, the library would write to standard error."""
 _NOT_ERRORS: Final = ("OK", "CANCELLED")
 """Status codes of calls that were not refused. The caller ended a CANCELLED call, for example a watch."""
 
@@ -64,19 +67,26 @@ class CallSpan:
 
     def make_current(self) -> None:
         """Makes it the parent of the spans of store operations. grpcio runs each call in a context of its own."""
-        otel_context.attach(set_span_in_context(self._span))
+        if self._span.is_recording():
+            otel_context.attach(set_span_in_context(self._span))
 
     def add_exception(self, exception_type: str) -> None:
         """Records an unexpected exception by the name of its class, because its text may quote patient data."""
         self._span.add_event("exception", {"exception.type": exception_type})
 
-    def end(self, code: str, reason: str | None, caller: str) -> None:
-        """Ends the span. Args: code, the name of the status code; reason, of an error; caller, empty if not known."""
+    def end(self, code: str, reason: str | None, caller: str, on_behalf_of: str) -> None:
+        """Ends the span.
+
+        Args: code, the name of the status code; reason, of an error; caller, empty if it is not known; on_behalf_of,
+        the id of the end user, empty if the caller names none.
+        """
         span = self._span
         if span.is_recording():
             span.set_attribute("rpc.grpc.status_code", grpc.StatusCode[code].value[0])
             if caller:
                 span.set_attribute("caseload.caller", caller)
+            if on_behalf_of:
+                span.set_attribute("enduser.pseudo.id", on_behalf_of)
             if code not in _NOT_ERRORS:
                 span.set_attribute("error.type", reason or code)
                 span.set_status(Status(StatusCode.ERROR, reason or code))
@@ -91,13 +101,10 @@ class Tracing:
 
         Raises SettingError where the OTEL_* variables are not usable.
         """
-        logging.getLogger("opentelemetry").addHandler(logging.NullHandler())  # otherwise it writes to standard error
-        try:
+        with _strictly():
             self._exporter = _LoggingExporter(_exporter())
             self._processor = BatchSpanProcessor(self._exporter)
             provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
-        except (ValueError, RuntimeError) as error:
-            raise SettingError("OTEL_*", f"traces cannot be exported with these settings ({_name(error)})") from None
         provider.add_span_processor(self._processor)
         self._tracer = provider.get_tracer("caseload-server", version("caseload-server"), _SCHEMA)
         self._propagator = TraceContextTextMapPropagator()
@@ -118,13 +125,13 @@ class Tracing:
         The function takes the context of the call, and the time that the call has waited for a thread, in seconds.
         """
         full_name, tracer = f"{service}/{name}", self._tracer
-        constant = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
+        constant: dict[str, AnyValue] = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
 
         def start(context: grpc.ServicerContext, waited_seconds: float) -> CallSpan:
-            attributes: dict[str, AnyValue] = {**constant, "caseload.queue.seconds": round(waited_seconds, 6)}
             started = time.time_ns() - int(waited_seconds * 1e9)
-            parent = self._parent(context)
-            return CallSpan(tracer.start_span(full_name, parent, SpanKind.SERVER, attributes, start_time=started))
+            span = tracer.start_span(full_name, self._parent(context), SpanKind.SERVER, constant, start_time=started)
+            span.set_attribute("caseload.queue.seconds", round(waited_seconds, 6))
+            return CallSpan(span)
 
         return start
 
@@ -222,5 +229,28 @@ def _resource() -> Resource:
     return Resource(ours).merge(OTELResourceDetector().detect())
 
 
-def _name(error: Exception) -> str:
-    return type(error).__qualname__
+class _Warnings(logging.Handler):
+    """Counts what the library logs, and shows nothing of it: its lines have values of settings and addresses."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.count = 0
+
+    def emit(self, _record: logging.LogRecord) -> None:
+        self.count += 1
+
+
+@contextmanager
+def _strictly() -> Iterator[None]:
+    """Raises SettingError where the library would log that it ignores the value of a variable."""
+    logger, warnings = logging.getLogger("opentelemetry"), _Warnings()
+    logger.addHandler(warnings)
+    try:
+        yield
+    except (ValueError, RuntimeError):
+        warnings.count += 1
+    finally:
+        logger.removeHandler(warnings)
+    logger.addHandler(_SILENT)
+    if warnings.count:
+        raise SettingError("OTEL_*", "a variable has a value that OpenTelemetry cannot use")

@@ -91,7 +91,7 @@ class PipelineServer:
         # It also serializes responses, so that the access log knows how the call ended.
         service, name = contract.containing_service.full_name, contract.name
         permission = required_permission(service, name)
-        pipeline = _MethodPipeline(self._admission, MethodLog(self._log, service, name), permission)
+        pipeline = _MethodPipeline(self._admission, self._log, service, name, permission)
         max_bytes = max_request_bytes(contract.input_type)
         parse = request_parser(GetMessageClass(contract.input_type).FromString, max_bytes)
         serialize = GetMessageClass(contract.output_type).SerializeToString
@@ -127,12 +127,15 @@ def _behavior(servicer: Any, method: MethodDescriptor) -> Any:
 class _MethodPipeline:
     """Parses, runs, serializes and logs the calls of one method. Admission has authorized them."""
 
-    def __init__(self, admission: Admission, log: MethodLog, permission: str) -> None:
-        """Args: permission, which callers of the method need."""
+    def __init__(self, admission: Admission, access_log: AccessLog, service: str, name: str, permission: str) -> None:
+        """Args: service and name, of the method; permission, which its callers need."""
         self._admission = admission
-        self._log = log
+        self._access_log = access_log
+        self._log = MethodLog(access_log, service, name)
         self._writes = permission == "write"
         self._redacts = permission not in _DISCLOSING
+        self._is_public = permission == PUBLIC
+        self._withholds = access_log.required and not (self._writes or self._is_public)
 
     def unary_call(
         self, parse: Callable[[bytes], Any], handler: Any, serialize: Callable[[Any], bytes]
@@ -146,6 +149,7 @@ class _MethodPipeline:
             try:
                 record.on_behalf_of = set_on_behalf_of(context)
                 read_deadline.set(_deadline(context))
+                self._check_log()
                 record.request = request = parse(incoming.take_message())
                 admission.check_unread(incoming)
                 response = handler(request, context)
@@ -158,7 +162,7 @@ class _MethodPipeline:
                 record.error = error.with_traceback(None)  # its frames would keep the response in memory
             except Exception as error:  # noqa: BLE001 - this layer turns every unexpected error into INTERNAL
                 record.error = _internal_error(log.method, error, record)
-            log.finish(record, _code_name(record))
+            self._finish(record)
             if record.error:
                 _abort(context, record.error)
             return serialized
@@ -180,9 +184,11 @@ class _MethodPipeline:
         def call(incoming: IncomingCall, context: grpc.ServicerContext) -> Iterator[bytes]:
             record, data = self._log.begin(context), incoming.take_message()
             record.principal = current_principal.get(None)  # an abandoned generator ends outside its context
+            is_open = self._is_public or not isinstance(data, bytes)  # only watches have a line when they open
             try:
                 record.on_behalf_of = set_on_behalf_of(context)
                 _deadline(context)  # of the call; each read of a watch is short
+                self._check_log()
                 record.request = parse(data) if isinstance(data, bytes) else None
                 authorize = recheck(context)
                 check_authorization.set(authorize)
@@ -190,6 +196,9 @@ class _MethodPipeline:
                     if self._redacts and not may_read():
                         redact(response, record.request)
                     authorize()
+                    if not is_open:
+                        self._log_opened(record)
+                        is_open = True
                     self._log.add_streamed_ids(record, response)
                     self._admission.answered(incoming)
                     yield serialize(response)
@@ -199,11 +208,32 @@ class _MethodPipeline:
             except Exception as error:  # noqa: BLE001 - as above
                 record.error = _internal_error(self._log.method, error, record)
             finally:  # also when the caller has disconnected and grpcio abandons this generator
-                self._log.finish(record, _code_name(record))
+                self._finish(record)
             if record.error:
                 _abort(context, record.error)
 
         return call
+
+    def _check_log(self) -> None:
+        """Raises AccessLogUnavailable if the call must be logged and cannot be."""
+        if not self._is_public:
+            self._access_log.check()
+
+    def _log_opened(self, record: CallRecord) -> None:
+        if not self._log.write_opened(record) and self._access_log.required:
+            raise errors.AccessLogUnavailable
+
+    def _finish(self, record: CallRecord) -> None:
+        """Logs and counts an ended call. Withholds the response of a read that could not be logged.
+
+        A write has committed, so its response is sent. The change log has it.
+        """
+        code = _code_name(record)
+        is_logged = self._log.write_ended(record, code)
+        if not is_logged and record.response is not None and self._withholds:
+            record.error = errors.AccessLogUnavailable()
+            code = _code_name(record)
+        self._log.count(record, code)
 
     def refusal(self, error: errors.DomainError) -> Handler:
         """Returns the handler that rejects a call before its request is read."""
@@ -211,7 +241,7 @@ class _MethodPipeline:
         def refuse(incoming: IncomingCall, context: grpc.ServicerContext) -> NoReturn:
             record = self._log.begin(context, incoming.queued_at)
             record.error = error
-            self._log.finish(record, _code_name(record))
+            self._finish(record)
             _abort(context, error)
 
         return refuse
@@ -224,7 +254,7 @@ class _MethodPipeline:
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         record = self._log.begin(context)
-        self._log.finish(record, _code_name(record))
+        self._finish(record)
         context.abort(grpc.StatusCode.UNIMPLEMENTED, "This server has reached its limit of open health watches.")
         raise AssertionError  # abort has raised
 

@@ -21,8 +21,9 @@ from caseload_server.clock import now_us
 from caseload_server.config import CANNOT_LISTEN, Config, SettingError, is_postgres, wants_traces
 from caseload_server.domain import limits
 from caseload_server.observability import logs
-from caseload_server.observability.access_log import AccessLog, LogFile, LogSink
+from caseload_server.observability.access_log import AccessLog
 from caseload_server.observability.head_log import HeadLog
+from caseload_server.observability.log_file import LogFile, LogSink
 from caseload_server.observability.readiness import LIVENESS_SERVICE, READINESS_SERVICES, Readiness
 from caseload_server.open_files import max_connections
 from caseload_server.rpc.admission import Admission
@@ -80,7 +81,7 @@ class CaseloadServer:
         self._is_ready = False
         self._is_stopping = False
         self._library_streams = OpenStreams(parts.grpc_server)
-        self._readiness = Readiness(parts.store.check, self._set_readiness)
+        self._readiness = Readiness(self._check_ready, self._set_readiness)
         self._head_log = HeadLog(parts.store.log_head)
         self._watches = Watches(parts.store, config.max_watches, config.caller_share(), config.connection_age_seconds())
         self._health = HealthServicer()
@@ -173,6 +174,11 @@ class CaseloadServer:
             self._parts.tracing.shutdown()
         return calls_ended and threads_ended
 
+    def _check_ready(self) -> None:
+        """Raises if calls would fail: the database does not answer, or a required access log cannot be written."""
+        self.store.check()
+        self._parts.access_log.check()
+
     def _set_readiness(self, ready: bool) -> None:  # noqa: FBT001 - the callback of Readiness
         self._is_ready = ready = ready and not self._is_stopping
         states = health_pb2.HealthCheckResponse
@@ -212,7 +218,7 @@ def build_server(
             opened.callback(tracing.shutdown)
         store = open_store(config, clock, *(observer.store for observer in (metrics, tracing) if observer))
         opened.callback(store.close)
-        access_log = AccessLog(_access_log_sink(config), metrics, tracing)
+        access_log = AccessLog(_access_log_sink(config), metrics, tracing, required=config.access_log_required)
         opened.callback(access_log.close)
         parts = ServerParts(grpc_server, address, admission, executors, store, auth, access_log, metrics, tracing, page)
         server = CaseloadServer(config, parts, clock)

@@ -134,6 +134,8 @@ class Writes:
         self._keys = keys
         self._last_head: LogHead | None = None
         """The head after the last transaction of this process, which another process may have moved since."""
+        self._is_only_writer = False
+        """Whether no other process had moved the head when it was last read."""
 
     def run(
         self,
@@ -199,25 +201,26 @@ class Writes:
     ) -> LogHead:
         """Writes change sets and outcomes. Returns the new head.
 
-        It first assumes the head that the last transaction of this process left. So PostgreSQL needs one round trip,
-        unless another process has moved the head: then all statements run again after the head that is read.
+        While no other process writes, it assumes the head that the last transaction of this process left. So PostgreSQL
+        needs one round trip before the commit, and otherwise two. If the assumption fails, all statements run again.
         """
         lock_clause = self._database.lock_clause
         skip_locked = bool(lock_clause)
         if not change_sets:
             idempotency.store_outcomes(transaction, outcomes, skip_locked=skip_locked)
             return change_log.read_head(transaction)
-        last, self._last_head = self._last_head, None
-        if last:
+        last = self._last_head
+        if last and self._is_only_writer:
+            self._is_only_writer = False
             head = change_log.append(transaction, change_sets, last)
             idempotency.store_outcomes(transaction, outcomes, skip_locked=skip_locked)
             if change_log.read_head(transaction) == head:
-                self._last_head = head
+                self._last_head, self._is_only_writer = head, True
                 return head
-        head = change_log.append(transaction, change_sets, change_log.read_head(transaction, lock_clause))
+        found = change_log.read_head(transaction, lock_clause)
+        self._is_only_writer = found == last and lock_clause != ""  # without locks a read of the head costs little
+        self._last_head = head = change_log.append(transaction, change_sets, found)
         idempotency.store_outcomes(transaction, outcomes, skip_locked=skip_locked)
-        if lock_clause:  # without it the transaction holds the lock already, and a read of the head costs little
-            self._last_head = head
         return head
 
 

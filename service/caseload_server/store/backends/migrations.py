@@ -34,7 +34,7 @@ class Migration(NamedTuple):
 
     @property
     def runs_alone(self) -> bool:
-        """Returns whether no instance may be connected, because it could not work beside this step."""
+        """Whether no instance may be connected, because it could not work beside this step."""
         return self.sql.startswith(_ALONE)
 
 
@@ -57,6 +57,11 @@ def unapplied(applied: Iterable[tuple[str, str]], steps: list[Migration]) -> lis
         if checksums.pop(name) != checksum:
             raise SchemaError(f"its schema step {name} is not the one of this version")
     return [step for step in steps if step.name in checksums]
+
+
+def must_run_alone(todo: list[Migration], steps: list[Migration]) -> bool:
+    """Returns whether no instance may be connected. Args: todo, those of the steps that are still to run."""
+    return todo != steps and any(step.runs_alone for step in todo)  # an empty database has no instance
 
 
 def apply(steps: list[Migration], prepare: str, transaction: Transaction, run_script: Callable[[str], object]) -> None:

@@ -14,7 +14,9 @@ from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.group_commit import unchanged
 from caseload_server.store.backends.postgres import driver_errors
 from caseload_server.store.backends.postgres.database import PostgresDatabase
+from caseload_server.store.backends.postgres.pipeline import StatementPipeline
 from caseload_server.store.backends.protocol import Sharing, Transaction
+from caseload_server.store.portability.chain_check import broken_chain
 
 from tests.store.backends.batches import batch
 from tests.store.backends.postgres.proxy import Cut, Proxy
@@ -51,6 +53,44 @@ def starting(work: Callable[[], Any]) -> threading.Thread:
     thread = threading.Thread(target=work)
     thread.start()
     return thread
+
+
+# Round trips.
+
+
+def round_trips(monkeypatch: pytest.MonkeyPatch, write: Callable[[], object]) -> list[int]:
+    """Returns the number of statements on the counter in each round trip of a write before its COMMIT."""
+    trips: list[int] = []
+    exchange = StatementPipeline._exchange
+
+    def count(pipeline: StatementPipeline, queue: list[Any]) -> Any:
+        trips.append(sum(b" store SET head" in sql or b"head_hash FROM store FOR" in sql for sql, *_ in queue))
+        return exchange(pipeline, queue)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StatementPipeline, "_exchange", count)
+        write()
+    return trips
+
+
+def test_a_write_holds_the_counter_for_one_round_trip_unless_another_instance_has_written(
+    store: RelationshipStore, other: RelationshipStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        make(store, THERAPIST, f"t{number}")
+
+    def trips(writer: RelationshipStore, email: str) -> list[int]:
+        clock.advance(1)
+        found = round_trips(monkeypatch, lambda: update(writer, THERAPIST, "t0", email=email))
+        return found[found.index(1) :]
+
+    assert trips(store, "1@example.org") == [1]
+    assert trips(other, "2@example.org") == [1, 1]
+    assert trips(store, "3@example.org") == [1, 1, 1]  # it assumes its own head, then reads the other's, then writes
+    assert trips(store, "4@example.org") == [1, 1]
+    assert trips(store, "5@example.org") == [1]
+    with store._database.snapshot() as transaction:
+        assert list(broken_chain(transaction)) == []
 
 
 # Locks of other transactions.

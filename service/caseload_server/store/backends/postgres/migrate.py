@@ -4,7 +4,15 @@ from contextlib import suppress
 
 import psycopg
 
-from caseload_server.store.backends.migrations import SELECT_STEPS, Migration, SchemaError, apply, migrations, unapplied
+from caseload_server.store.backends.migrations import (
+    SELECT_STEPS,
+    Migration,
+    SchemaError,
+    apply,
+    migrations,
+    must_run_alone,
+    unapplied,
+)
 from caseload_server.store.backends.postgres.connection import Connection, connect, refuse_transaction_pooling
 from caseload_server.store.backends.postgres.reads import read_session
 from caseload_server.store.backends.postgres.store_check import take_alone
@@ -59,7 +67,7 @@ def _migrate(connection: Connection, steps: list[Migration]) -> list[Migration]:
         connection.execute("SET LOCAL lock_timeout = '60s'")
         connection.execute("SELECT pg_advisory_xact_lock(%s)", [_ADVISORY_LOCK_KEY])
         todo = unapplied(_read_applied(connection), steps)
-        if any(step.runs_alone for step in todo):
+        if must_run_alone(todo, steps):
             take_alone(connection)
         prepare = _CREATE_TABLE if todo == steps else _BLOCK_WRITES + _CREATE_TABLE
         transaction = PostgresTransaction(read_session(connection))

@@ -12,6 +12,7 @@ from caseload_server.store.backends.migrations import (
     SchemaError,
     apply,
     migrations,
+    must_run_alone,
     unapplied,
 )
 from caseload_server.store.backends.sqlite.database import APPLICATION_ID, SqliteTransaction, connect
@@ -47,8 +48,7 @@ def migrate(path: Path, steps: list[Migration] | None = None) -> list[Migration]
     must run alone; apsw.Error.
     """
     steps = migrations("sqlite") if steps is None else steps
-    todo = pending(path, steps)
-    if todo != steps and any(step.runs_alone for step in todo) and is_in_use(path):
+    if must_run_alone(pending(path, steps), steps) and is_in_use(path):
         raise SchemaError(SERVED)
     with closing(_open(path, create=True)) as connection:
         unapplied(_read_applied(connection), steps)  # raises before anything is changed

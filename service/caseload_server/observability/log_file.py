@@ -1,0 +1,118 @@
+"""Files and pipes that log lines are written to. None of them can block the server for ever."""
+
+import os
+import select
+import stat
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+_CHECK_INTERVAL_SECONDS: Final = 1.0
+"""The log file's path is checked for a moved file at most this often."""
+WRITE_TIMEOUT_SECONDS: Final = 5.0
+"""How long a write waits for a reader that does not read, or for a disk that does not respond."""
+
+
+class LogSink(Protocol):
+    """Writes whole lines, from any thread."""
+
+    def write(self, line: str, /) -> Any:
+        """Writes one line, including its newline. Raises OSError."""
+
+
+class BoundedWriter:
+    """Writes whole lines to a descriptor. A reader that has exited or does not read cannot block the server for ever.
+
+    It keeps no buffer to write later: data left in sys.stderr when Python exits would change the exit code.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        """Assumes that the reader reads. Args: descriptor, open for writing."""
+        self.descriptor = descriptor
+        self._lock = threading.Lock()
+        self._timeout_seconds = WRITE_TIMEOUT_SECONDS
+        self._is_torn = False
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLOUT)
+
+    def write(self, text: str) -> None:
+        """Writes the text. Raises OSError.
+
+        When the descriptor accepts no data, it raises TimeoutError after WRITE_TIMEOUT_SECONDS. Later writes then fail
+        immediately, until the descriptor accepts data again. After a part of a line, the next text begins a new line.
+        """
+        if not self._lock.acquire(timeout=self._timeout_seconds):
+            # The thread with the lock blocks in write(2): a disk hangs, or another worker filled the pipe after poll
+            # found room in it.
+            self._timeout_seconds = 0.0
+            raise TimeoutError
+        try:
+            data = text.encode(errors="backslashreplace")
+            self._write(b"\n" + data if self._is_torn else data)
+            self._timeout_seconds = WRITE_TIMEOUT_SECONDS
+        finally:
+            self._lock.release()
+
+    def _write(self, data: bytes) -> None:
+        while data:
+            data = data[self._write_some(data) :]
+            self._is_torn = bool(data)
+
+    def _write_some(self, data: bytes) -> int:
+        """Returns the number of written bytes, at most those for which poll finds room in a pipe."""
+        if not self._poll.poll(self._timeout_seconds * 1000):
+            self._timeout_seconds = 0.0
+            raise TimeoutError
+        return os.write(self.descriptor, data[: select.PIPE_BUF])
+
+
+class LogFile(BoundedWriter):
+    """Appends lines to a file. When the file is moved away, it creates a new one at the same path within a second."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens the file. Raises OSError."""
+        self._path = path
+        self._check = threading.Lock()
+        self._next_check = time.monotonic() + _CHECK_INTERVAL_SECONDS
+        super().__init__(self._open())
+        self._is_pipe = _is_pipe(self.descriptor)
+
+    def write(self, line: str) -> None:
+        """Appends one line. Raises OSError, also when the disk or the reader of a pipe does not respond."""
+        if time.monotonic() >= self._next_check and self._check.acquire(blocking=False):
+            try:
+                with suppress(OSError):  # the open file still accepts lines
+                    self._reopen_if_moved()
+            finally:
+                self._check.release()
+        super().write(line)
+
+    def close(self) -> None:
+        """Closes the file. A later write fails, and cannot reach another file that reuses the descriptor's number."""
+        with self._lock:
+            if self.descriptor >= 0:
+                os.close(self.descriptor)
+            self.descriptor = -1
+
+    def _write_some(self, data: bytes) -> int:
+        """Writes the whole line at once, unless to a pipe. This keeps the lines of several processes apart."""
+        return super()._write_some(data) if self._is_pipe else os.write(self.descriptor, data)
+
+    def _open(self) -> int:
+        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def _reopen_if_moved(self) -> None:
+        self._next_check = time.monotonic() + _CHECK_INTERVAL_SECONDS
+        with suppress(FileNotFoundError):
+            if os.path.samestat(self._path.stat(), os.fstat(self.descriptor)):
+                return
+        opened = self._open()
+        os.dup2(opened, self.descriptor, inheritable=False)  # so that no other thread can write to a closed file
+        os.close(opened)
+        self._is_pipe = _is_pipe(self.descriptor)
+
+
+def _is_pipe(descriptor: int) -> bool:
+    return stat.S_ISFIFO(os.fstat(descriptor).st_mode)

@@ -1,0 +1,229 @@
+"""An access log that cannot be written: its lines are counted, or its calls are refused."""
+
+import json
+import os
+import pty
+import resource
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import pytest
+from caseload_server.observability import log_file
+from caseload_server.observability.log_file import LogFile
+from caseload_server.observability.readiness import READINESS_SERVICES
+from caseload_server.rpc.server import CaseloadServer
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from structlog.testing import capture_logs
+
+from tests.observability.metrics_client import numbers
+from tests.security.server_fixture import serving
+from tests.support.api_driver import ApiDriver, refused
+from tests.support.servers import ServerProcess
+from tests.support.waiting import HUNG_SECONDS, eventually
+
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+REFUSED: Final = "ACCESS_LOG_UNAVAILABLE"
+START_BYTES: Final = 20_000_000
+"""Where the log of a test begins: no other file of the server becomes this large."""
+
+
+class Log(NamedTuple):
+    """A log that cannot be written, until it is repaired. It then has the returned lines."""
+
+    path: Path
+    fail: Callable[[], None]
+    repair: Callable[[], object]
+    read: Callable[[], list[str]]
+
+
+def pipe(tmp_path: Path) -> tuple[Path, int]:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    return path, os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+
+
+@contextmanager
+def without_reader(tmp_path: Path) -> Iterator[Log]:
+    """A pipe whose reader has ended. Another reader comes later."""
+    path, reader = pipe(tmp_path)
+    readers, collected = [reader], bytearray()
+
+    def repair() -> None:
+        readers.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+
+    def read() -> list[str]:
+        return _drain(readers[-1], collected).decode().splitlines()
+
+    yield Log(path, lambda: os.close(readers.pop()), repair, read)
+    os.close(readers[-1])
+
+
+def _drain(reader: int, collected: bytearray) -> bytearray:
+    with suppress(BlockingIOError):
+        while some := os.read(reader, 65536):
+            collected += some
+    return collected
+
+
+@contextmanager
+def without_reading(tmp_path: Path) -> Iterator[Log]:
+    """A pipe whose reader does not read until later."""
+    path, reader = pipe(tmp_path)
+    collected = bytearray()
+
+    def fill() -> None:
+        writer = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        with suppress(BlockingIOError):
+            while os.write(writer, b"\n" * 4096):
+                pass
+        os.close(writer)
+
+    def read() -> list[str]:
+        return _drain(reader, collected).decode().splitlines()
+
+    yield Log(path, fill, lambda: _drain(reader, collected), read)
+    os.close(reader)
+
+
+@pytest.fixture(params=[without_reader, without_reading])
+def log(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Log]:
+    monkeypatch.setattr(log_file, "WRITE_TIMEOUT_SECONDS", 0.2)
+    with request.param(tmp_path) as found:
+        yield found
+
+
+def events(log: Log) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read() if line]
+
+
+def health(server: CaseloadServer) -> int:
+    with ApiDriver(server.address) as api:
+        stub: Any = health_pb2_grpc.HealthStub(api.channel)
+        asked = health_pb2.HealthCheckRequest(service=READINESS_SERVICES[0])
+        return int(stub.Check(asked, timeout=HUNG_SECONDS).status)
+
+
+def test_calls_continue_and_lost_lines_are_counted(tmp_path: Path, log: Log) -> None:
+    with (
+        capture_logs() as logged,
+        serving(tmp_path, access_log=log.path, metrics_address="127.0.0.1:0") as server,
+        ApiDriver(server.address) as api,
+    ):
+        api.therapists("t1")
+        log.fail()
+        api.therapists("t2", "t3")
+        assert numbers(server.metrics_address)("access_log_lost_lines_total") == 2
+        log.repair()
+        api.therapists("t4")
+        eventually(lambda: any(line["event"] == "lines_lost" for line in events(log)), log.read)
+        assert numbers(server.metrics_address)("access_log_lost_lines_total") == 2
+    said = events(log)
+    assert [line["count"] for line in said if line["event"] == "lines_lost"] == [2]
+    assert ["t4"] in [line.get("therapist_ids") for line in said]
+    names = [line["event"] for line in logged if line["event"].startswith("access log")]
+    assert names == ["access log write failed", "access log written again"]
+
+
+def test_a_required_log_refuses_calls_before_they_begin(tmp_path: Path, log: Log) -> None:
+    with (
+        serving(tmp_path, access_log=log.path, access_log_required=True) as server,
+        ApiDriver(server.address) as api,
+    ):
+        api.therapists("t1")
+        log.fail()
+        found = refused(api.send, "GetTherapist", therapist_id="t1")  # the first one, whose line cannot be written
+        assert (found.reason, "RetryInfo" in found.details) == (REFUSED, True)
+        assert refused(api.therapists, "t2").reason == REFUSED
+        assert refused(next, api.watch()).reason == REFUSED
+        assert health(server) in {SERVING, NOT_SERVING}
+        log.repair()
+        eventually(lambda: answers(api))
+        assert refused(api.send, "GetTherapist", therapist_id="t2").reason == "THERAPIST_NOT_FOUND"
+
+
+def answers(api: ApiDriver) -> bool:
+    with suppress(Exception):
+        return bool(api.send("GetTherapist", therapist_id="t1").therapist.therapist_id)
+    return False
+
+
+@pytest.mark.slow
+def test_a_server_without_its_required_log_is_not_ready(tmp_path: Path, log: Log) -> None:
+    with (
+        serving(tmp_path, access_log=log.path, access_log_required=True) as server,
+        ApiDriver(server.address) as api,
+    ):
+        api.therapists("t1")
+        log.fail()
+        assert refused(api.send, "GetTherapist", therapist_id="t1").reason == REFUSED
+        eventually(lambda: health(server) == NOT_SERVING)
+        log.repair()
+        eventually(lambda: health(server) == SERVING)  # without a call
+        assert answers(api)
+
+
+def test_a_write_whose_line_fails_is_answered_because_it_has_committed(tmp_path: Path, log: Log) -> None:
+    with (
+        serving(tmp_path, access_log=log.path, access_log_required=True) as server,
+        ApiDriver(server.address) as api,
+    ):
+        api.therapists("t1")
+        log.fail()
+        api.therapists("t2")
+        assert refused(api.therapists, "t3").reason == REFUSED
+        log.repair()
+        eventually(lambda: answers(api))
+        assert [one.therapist_id for one in api.send("ListTherapists").therapists] == ["t1", "t2"]
+
+
+def limit_files(server: ServerProcess, size: int) -> None:
+    """Limits the size of the files that a running process may write; its hard limit stays."""
+    _, hard = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (size, hard))
+
+
+def test_a_full_disk_tears_one_line_and_no_other(tmp_path: Path) -> None:
+    """The kernel takes the beginning of a line, as a full disk does, and refuses the rest."""
+    path = tmp_path / "access.log"
+    path.touch(mode=0o600)
+    os.truncate(path, START_BYTES)
+    database = f"sqlite:///{tmp_path}/caseload.db"
+    with (
+        ServerProcess(database, "--access-log-required", access_log=str(path)) as server,
+        ApiDriver(server.address) as api,
+    ):
+        api.therapists("t1")
+        limit_files(server, path.stat().st_size + 40)
+        for _ in range(2):
+            assert refused(api.send, "GetTherapist", therapist_id="t1").reason == REFUSED
+        limit_files(server, resource.RLIM_INFINITY)
+        assert api.send("GetTherapist", therapist_id="t1").therapist.therapist_id == "t1"
+        server.stop()
+    first, torn, lost, last, empty = path.read_bytes()[START_BYTES:].decode().split("\n")
+    assert [json.loads(line)["event"] for line in (first, lost, last)] == ["call", "lines_lost", "call"]
+    assert (json.loads(lost)["count"], torn[:15], empty) == (2, '{"event":"call"', "")
+
+
+def test_a_disk_that_hangs_holds_up_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writes to a terminal whose other side reads nothing block, as those to a file on a dead mount."""
+    monkeypatch.setattr(log_file, "WRITE_TIMEOUT_SECONDS", 0.2)
+    ours, theirs = pty.openpty()
+    file = LogFile(Path(os.ttyname(theirs)))
+    hangs = threading.Thread(target=file.write, args=("x" * 1_000_000 + "\n",), name="hangs")
+    hangs.start()
+    eventually(file._lock.locked)
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            file.write("not written\n")
+    os.set_blocking(ours, False)
+
+    def has_ended() -> bool:
+        _drain(ours, bytearray())
+        return not hangs.is_alive()
+
+    eventually(has_ended)
+    os.close(theirs)
+    os.close(ours)

@@ -1,0 +1,96 @@
+"""Commands that copy, export, import or erase data leave a record of who ran them."""
+
+import json
+import os
+import pwd
+import re
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.process.command_runner import CASELOAD, RECORD, SECRET, caseload, url
+from tests.support.waiting import HUNG_SECONDS, eventually
+
+USER = {"user": pwd.getpwuid(os.getuid()).pw_name, "uid": os.getuid()}
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def record(path: Path, command: str) -> list[dict[str, Any]]:
+    return [line for line in lines(path) if line["command"] == command]
+
+
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "migrate": (),
+    "backup": ("copy.db",),
+    "restore": ("copy.db",),
+    "export": ("lines.jsonl",),
+    "import": ("lines.jsonl",),
+    "purge": ("--deleted-before", "30d"),
+}
+"""The arguments of each command, in an order in which all succeed."""
+
+
+def test_each_command_records_its_user_and_its_outcome(tmp_path: Path) -> None:
+    log = tmp_path / "access.log"
+    for command, arguments in COMMANDS.items():
+        database = f"{command}.db" if command in {"restore", "import"} else "caseload.db"
+        extra = ("--database", f"sqlite:///{database}", "--access-log", str(log))
+        assert caseload(tmp_path, command, *arguments, *extra).returncode == 0
+        started, ended = record(log, command)
+        assert (started["event"], ended["event"]) == ("command_started", "command_ended")
+        assert {name: started[name] for name in USER} == {name: ended[name] for name in USER} == USER
+        assert started["pid"] == ended["pid"]
+        assert started["arguments"]["database"] == f"sqlite:///{database}"
+        assert set(arguments) - {"--deleted-before"} <= set(started["arguments"].values())
+        assert (ended["outcome"], "outcome" in started) == ("ok", False)
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", started["time"])
+    assert log.stat().st_mode & 0o777 == 0o600
+
+
+def test_without_a_file_the_record_goes_to_standard_error(tmp_path: Path) -> None:
+    command = [*CASELOAD, "migrate", "--database", url(tmp_path / "caseload.db")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=HUNG_SECONDS, check=True)
+    assert len(RECORD.findall(ended.stderr)) == 2
+    assert RECORD.sub("", ended.stderr) == ""
+
+
+def test_a_command_that_fails_records_that(tmp_path: Path) -> None:
+    log = tmp_path / "access.log"
+    ended = caseload(tmp_path, "export", "-", "--database", url(tmp_path / "no.db"), "--access-log", str(log))
+    assert ended.returncode == 2
+    assert [line.get("outcome") for line in lines(log)] == [None, "failed"]
+
+
+def test_a_password_is_not_in_the_record(tmp_path: Path) -> None:
+    log = tmp_path / "access.log"
+    for database in (f"postgresql://ann:{SECRET}@localhost:1/db", f"postgresql://[{SECRET}", f"mysql://ann:{SECRET}@h"):
+        ended = caseload(tmp_path, "export", "-", "--access-log", str(log), CASELOAD_DATABASE=database)
+        assert ended.returncode == 2
+    assert len(lines(log)) == 6
+    assert SECRET not in log.read_text()
+
+
+def test_a_command_that_cannot_be_recorded_does_nothing(tmp_path: Path) -> None:
+    target = tmp_path / "caseload.db"
+    for log in ("/dev/full", str(tmp_path / "missing" / "access.log")):
+        ended = caseload(tmp_path, "migrate", "--database", url(target), "--access-log", log)
+        assert (ended.returncode, ended.stderr) == (2, "caseload: --access-log: cannot be written\n")
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_an_ended_command_has_left_its_first_line(tmp_path: Path, number: int) -> None:
+    log = tmp_path / "access.log"
+    command = [*CASELOAD, "import", "-", "--database", url(tmp_path / "new.db"), "--access-log", str(log)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        eventually(lambda: lines(log))  # it waits for its input
+        process.send_signal(number)
+        process.wait(HUNG_SECONDS)
+    outcomes = [line.get("outcome") for line in lines(log)]
+    assert outcomes == ([None] if number == signal.SIGKILL else [None, "interrupted"])
