@@ -1,12 +1,13 @@
 """The defaults of each call: deadline, wait_for_ready, request_id and metadata. Both clients share them."""
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, Self
 
 from google.protobuf import descriptor_pool
 
-Metadata = tuple[tuple[str, str | bytes], ...]
+DefaultMetadata = dict[str, str | Callable[[], str]]
+"""The value of each key, or a function that returns the value for a call."""
 CLOSED: Final = "the client is closed"
 
 
@@ -15,7 +16,7 @@ class CallDefaults(NamedTuple):
 
     timeout: float | None
     """The deadline, in seconds; None for no deadline."""
-    metadata: Metadata
+    metadata: DefaultMetadata
     """The metadata of each call, except keys that the call sets itself."""
     takes_request_id: bool = False
 
@@ -45,10 +46,11 @@ class CallDefaults(NamedTuple):
         timeout, waits = given.get("timeout"), given.get("wait_for_ready")
         metadata: tuple[Any, ...] = tuple(given.get("metadata") or ())
         own = {key.lower() for key, *_ in metadata}
+        defaults = {key: value for key, value in self.metadata.items() if key not in own}
         return {
             **given,
             "timeout": self.timeout if timeout is None else timeout,
-            "metadata": (*((key, value) for key, value in self.metadata if key not in own), *metadata),
+            "metadata": (*((key, value() if callable(value) else value) for key, value in defaults.items()), *metadata),
             # The service config says so too, but it does not apply until the target's name resolves.
             "wait_for_ready": True if waits is None else waits,
         }

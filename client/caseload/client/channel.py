@@ -8,7 +8,7 @@ from typing import Any, Final, Self, cast
 import grpc
 from caseload.client.call_defaults import CallDefaults
 from caseload.client.calls import ChannelWithDefaults
-from caseload.client.metadata import client_metadata
+from caseload.client.metadata import Key, client_metadata
 from caseload.client.settings import File, Options, TlsFiles, channel_settings
 from caseload.client.watch import Responses, watch
 from caseload.v1.assignment_service_pb2_grpc import AssignmentServiceStub
@@ -67,7 +67,7 @@ class Caseload:
 def connect(  # noqa: PLR0913 - keyword arguments, each with a default
     target: str,
     *,
-    key: str | None = None,
+    key: Key | None = None,
     tls_ca: File | None = None,
     tls_cert: File | None = None,
     tls_key: File | None = None,
@@ -84,7 +84,9 @@ def connect(  # noqa: PLR0913 - keyword arguments, each with a default
 
     Args:
         target: a gRPC target: "dns:///caseload.example.org:50051" or "ipv4:192.0.2.1:50051,192.0.2.2:50051".
-        key: the API key or token of the caller, sent with each call. Beyond loopback it needs TLS.
+        key: the API key or token of the caller, sent with each call. Beyond loopback it needs TLS. For tokens that
+            expire, a function that returns the current one. Each call first runs it, in the caller's thread and outside
+            the deadline, so it should fetch a token only when the last one expires. The call raises what it raises.
         tls_ca: PEM file of the CA certificate of the server. The default is the CA certificates of the system.
         tls_cert: PEM file of the client certificate with its chain.
         tls_key: PEM file of the private key of the client certificate.
@@ -98,11 +100,12 @@ def connect(  # noqa: PLR0913 - keyword arguments, each with a default
 
     Raises ValueError if an argument is invalid or contradicts another, and OSError if a file cannot be read.
     """
+    defaults = CallDefaults(timeout, client_metadata(key, on_behalf_of))
     files = TlsFiles(tls_ca, tls_cert, tls_key)
-    credentials, settings = channel_settings(target, key, files, options, allow_insecure=allow_insecure)
+    has_key = key is not None
+    credentials, settings = channel_settings(target, files, options, has_key=has_key, allow_insecure=allow_insecure)
     if credentials is None:
         channel = grpc.insecure_channel(target, settings)
     else:
         channel = grpc.secure_channel(target, credentials, settings)
-    defaults = CallDefaults(timeout, client_metadata(key, on_behalf_of))
     return Caseload(grpc.intercept_channel(channel, *interceptors), defaults)

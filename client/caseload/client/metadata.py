@@ -1,9 +1,13 @@
 """The metadata that a client sends with each call. Both clients share this module."""
 
 import re
+from collections.abc import Callable
 from typing import Final
 
-from caseload.client.call_defaults import Metadata
+from caseload.client.call_defaults import DefaultMetadata
+
+Key = str | Callable[[], str]
+"""An API key or a token, or a function that returns the current one."""
 
 ON_BEHALF_OF: Final = "caseload-on-behalf-of"
 """The metadata key of the end user."""
@@ -24,10 +28,18 @@ def on_behalf_of(user_id: str) -> tuple[tuple[str, str], ...]:
     return ((ON_BEHALF_OF, user_id),)
 
 
-def client_metadata(key: str | None, user_id: str | None) -> Metadata:
-    """Returns the metadata of a client with this API key and this end user. Each of the two can be None.
+def client_metadata(key: Key | None, user_id: str | None) -> DefaultMetadata:
+    """Returns the metadata of a client with this key and this end user. Each of the two can be None.
 
-    Raises ValueError as `on_behalf_of` does.
+    Raises ValueError as `on_behalf_of` does, and if the key is invalid. A function as key is checked at each call.
     """
-    authorization = (("authorization", f"Bearer {key}"),) if key else ()
-    return (*authorization, *(on_behalf_of(user_id) if user_id is not None else ()))
+    metadata: DefaultMetadata = dict(on_behalf_of(user_id)) if user_id is not None else {}
+    if callable(key):
+        return {**metadata, "authorization": lambda: _bearer(key())}
+    return metadata if key is None else {**metadata, "authorization": _bearer(key)}
+
+
+def _bearer(key: str) -> str:
+    if not re.fullmatch("[!-~]+", key):
+        raise ValueError("key: must be visible ASCII characters")  # grpc would quote the key in its message
+    return f"Bearer {key}"

@@ -38,7 +38,9 @@ class Resumption:
         reason = error_info(error).reason
         # After a restart all watches move to the other instance, which may be full until the first one is back.
         full = self._started and reason == "TOO_MANY_WATCHES"
-        resumes = error.code() in _INTERRUPTED or reason in _TRANSIENT or full
+        had_responses = self._started and self._delay == _INITIAL_DELAY_SECONDS
+        expired = had_responses and reason == "UNAUTHENTICATED"  # its token; the next attempt has the current one
+        resumes = error.code() in _INTERRUPTED or reason in _TRANSIENT or full or expired
         if resumes and self._delay > _INITIAL_DELAY_SECONDS:  # not at the end of a stream that had responses
             self.report(f"{reason or error.code().name}: {error.details()}")
         return resumes

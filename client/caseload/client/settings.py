@@ -44,15 +44,13 @@ class TlsFiles(NamedTuple):
 
 
 def channel_settings(
-    target: str, key: str | None, tls: TlsFiles, options: Options, *, allow_insecure: bool
+    target: str, tls: TlsFiles, options: Options, *, has_key: bool, allow_insecure: bool
 ) -> ChannelSettings:
     """Returns the settings of a channel to a target. The arguments and errors are those of connect()."""
-    if key is not None and not re.fullmatch("[!-~]+", key):
-        raise ValueError("key: must be visible ASCII characters")  # grpc would quote the key in its message
     credentials = _credentials(target, tls, allow_insecure=allow_insecure)
     settings = [*options, *CHANNEL_OPTIONS, ("grpc.service_config", service_config())]  # of duplicates the first counts
     if credentials is None:
-        if key and not _is_loopback(target):
+        if has_key and not _is_loopback(target):
             raise ValueError("key: would be sent in plain text; it needs TLS")
         settings.append(("grpc.enable_http_proxy", 0))  # a proxy would read the plain text and the key
     return ChannelSettings(credentials, settings)

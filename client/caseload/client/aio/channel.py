@@ -9,7 +9,7 @@ import grpc.aio
 from caseload.client.aio.calls import ChannelWithDefaults
 from caseload.client.aio.watch import Responses, watch
 from caseload.client.call_defaults import CallDefaults
-from caseload.client.metadata import client_metadata
+from caseload.client.metadata import Key, client_metadata
 from caseload.client.settings import File, Options, TlsFiles, channel_settings
 from caseload.v1.assignment_service_pb2_grpc import AssignmentServiceStub
 from caseload.v1.change_service_pb2 import ChangeFilter, WatchChangesRequest
@@ -74,7 +74,7 @@ class Caseload:
 def connect(  # noqa: PLR0913 - keyword arguments, each with a default
     target: str,
     *,
-    key: str | None = None,
+    key: Key | None = None,
     tls_ca: File | None = None,
     tls_cert: File | None = None,
     tls_key: File | None = None,
@@ -86,17 +86,20 @@ def connect(  # noqa: PLR0913 - keyword arguments, each with a default
 ) -> Caseload:
     """Returns a client for all instances of a target, for the running event loop.
 
-    The arguments are those of caseload.client.connect(), except that the interceptors are those of grpc.aio.
+    The arguments are those of caseload.client.connect(), except that the interceptors are those of grpc.aio. A
+    function as key runs in the event loop, so it must not wait: let a task renew the token that it returns.
 
     Raises ValueError if an argument is invalid or contradicts another, OSError if a file cannot be read, and
     RuntimeError if no event loop is running.
     """
     asyncio.get_running_loop()  # grpc.aio would make a channel for another loop, which then never answers
+    defaults = CallDefaults(timeout, client_metadata(key, on_behalf_of))
     files = TlsFiles(tls_ca, tls_cert, tls_key)
-    credentials, settings = channel_settings(target, key, files, options, allow_insecure=allow_insecure)
+    has_key = key is not None
+    credentials, settings = channel_settings(target, files, options, has_key=has_key, allow_insecure=allow_insecure)
     # By name: instrumentation adds its own interceptors to the argument.
     if credentials is None:
         channel = grpc.aio.insecure_channel(target, settings, interceptors=list(interceptors))
     else:
         channel = grpc.aio.secure_channel(target, credentials, settings, interceptors=list(interceptors))
-    return Caseload(channel, CallDefaults(timeout, client_metadata(key, on_behalf_of)))
+    return Caseload(channel, defaults)
