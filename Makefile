@@ -381,7 +381,8 @@ define generate
 	@$(PROTOC) --plugin=$(BIN)/protoc-gen-mypy --python_out=$(1) --mypy_out=quiet:$(1) $(PROTOS)
 	@$(PROTOC) --plugin=$(BIN)/protoc-gen-mypy_grpc --grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1) \
 		$(SERVICE_PROTOS)
-	@$(PROTOC) --include_imports --include_source_info -o $(1)/caseload/v1/caseload.binpb $(PROTOS)
+	@$(PROTOC) --include_imports --include_source_info -o $(1)/caseload/v1/caseload.binpb \
+		$(PROTOS) $(filter google/rpc/%,$(GOOGLE_PROTOS))
 endef
 
 .PHONY: dist/caseload.openapi.json
