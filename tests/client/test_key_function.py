@@ -8,6 +8,7 @@ import pytest
 from caseload.client import aio, connect, error_info
 from caseload.v1 import change_service_pb2, therapist_service_pb2
 from caseload_server.rpc.server import CaseloadServer
+from caseload_server.security import file_reload
 
 from tests.client.aio.run import in_time, run
 from tests.client.fake_server import FakeServer
@@ -92,7 +93,14 @@ def key(keys: KeysFile) -> Expiring:
 
 
 @pytest.fixture
-def secure(tmp_path: Path, keys: KeysFile, key: Expiring) -> Iterator[CaseloadServer]:  # noqa: ARG001 - read at the start
+def secure(
+    tmp_path: Path,
+    keys: KeysFile,
+    key: Expiring,  # noqa: ARG001 - read at the start
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[CaseloadServer]:
+    """A server that sees at once that a key has expired."""
+    monkeypatch.setattr(file_reload, "CHECK_INTERVAL_SECONDS", 0.0)
     with serving(tmp_path, keys_file=keys.path) as server:
         yield server
 

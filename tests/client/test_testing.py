@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import grpc
 import pytest
@@ -34,11 +35,13 @@ def test_each_test_has_an_empty_store(caseload_store: CaseloadForTests, test: st
 
 
 def test_an_emptied_store_takes_the_same_ids_and_request_ids_again(caseload_store: CaseloadForTests) -> None:
-    first = caseload_store.add_therapist(identifiers=[{"system": "urn:licence", "value": "7"}])
+    therapist = Therapist(display_name="Ada Roe", identifiers=[{"system": "urn:licence", "value": "7"}])
+    request = CreateTherapistRequest(therapist=therapist, therapist_id="ada", request_id=str(uuid4()))
+    first = caseload_store.client.therapists.CreateTherapist(request)
     caseload_store.clear()
-    second = caseload_store.add_therapist(identifiers=[{"system": "urn:licence", "value": "7"}])
-    assert names(caseload_store) == [second.display_name]
-    assert first.therapist_id != second.therapist_id
+    second = caseload_store.client.therapists.CreateTherapist(request)
+    assert second.revision != first.revision
+    assert names(caseload_store) == ["Ada Roe"]
 
 
 def test_records_are_added_with_their_fields(caseload_store: CaseloadForTests) -> None:
@@ -145,8 +148,11 @@ def test_the_example_passes_with_the_server_of_a_named_environment(tmp_path: Pat
     assert "5 passed" in ended.stdout
 
 
-def test_an_environment_without_the_server_is_named(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
+@pytest.mark.slow
+@pytest.mark.parametrize("exists", [True, False])
+def test_an_environment_without_the_server_is_named(tmp_path: Path, exists: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    if exists:
+        (tmp_path / "empty").mkdir()
     ended = run_example(tmp_path, tmp_path / "empty")
     assert ended.returncode == 1
     assert f"{tmp_path}/empty/bin/caseload-test-server does not exist" in ended.stdout

@@ -48,7 +48,7 @@ def caseload_store(caseload_server: "CaseloadForTests") -> "CaseloadForTests":
 def _command(given: str | None) -> Path:
     if given:
         path = Path(given)
-        command = path / "bin" / _COMMAND if path.is_dir() else path.with_name(_COMMAND)
+        command = path.with_name(_COMMAND) if path.is_file() else path / "bin" / _COMMAND
     else:
         command = Path(sys.executable).with_name(_COMMAND)
         command = command if command.exists() else Path(shutil.which(_COMMAND) or command)
