@@ -7,6 +7,7 @@ The whole application shares one client. The lifespan creates it, because the cl
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -33,8 +34,11 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
 
 async def count_changes(app: FastAPI, caseload: Caseload) -> None:
     """Watches the change log beside the requests. A real application would invalidate a cache here."""
-    async for response in caseload.watch():
-        app.state.changed += len(response.change_sets)
+    try:
+        async for response in caseload.watch():
+            app.state.changed += len(response.change_sets)
+    except grpc.aio.AioRpcError:  # the watch cannot resume, for instance without the permission
+        logging.getLogger("uvicorn.error").exception("the watch has ended")
 
 
 def get_caseload(request: Request) -> Caseload:
@@ -47,6 +51,7 @@ HTTP_STATUSES = {
     grpc.StatusCode.NOT_FOUND: 404,
     grpc.StatusCode.ALREADY_EXISTS: 409,
     grpc.StatusCode.FAILED_PRECONDITION: 409,
+    grpc.StatusCode.ABORTED: 409,
 }
 app = FastAPI(lifespan=lifespan)
 Client = Annotated[Caseload, Depends(get_caseload)]

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from caseload.testing import CaseloadForTests
 from caseload_server.rpc.server import CaseloadServer
+from grpc import StatusCode
 
 from tests.client.fake_server import FakeServer, fake_server
 from tests.docs.doc_blocks import ROOT
@@ -90,6 +91,24 @@ def test_the_example_answers_follows_changes_and_ends_cleanly(server: CaseloadSe
     assert "Application shutdown complete." in log
     assert [line for line in log.splitlines() if "Error" in line or "Warning" in line or "never" in line] == []
     assert code in (0, -signal.SIGTERM)  # uvicorn ends itself by the signal that stopped it
+
+
+def test_a_failure_of_the_store_is_no_mistake_of_the_caller(caseload_store: CaseloadForTests) -> None:
+    with running(caseload_store.address) as application:
+        with caseload_store.failing("STORE_UNAVAILABLE"):
+            failed = application.call("POST", "/patients", {"display_name": "Jane Doe"})
+        assert failed == (503, {"reason": "STORE_UNAVAILABLE"})
+        application.stop()
+
+
+def test_a_watch_that_cannot_go_on_is_logged() -> None:
+    with fake_server() as peer:
+        peer.answer_with(StatusCode.PERMISSION_DENIED)
+        with running(peer.address) as application:
+            eventually(lambda: not peer.answers)
+            _, log = application.stop()
+    assert "the watch has ended" in log
+    assert "PERMISSION_DENIED" in log
 
 
 def test_a_slow_call_does_not_delay_the_requests_beside_it() -> None:
