@@ -133,6 +133,14 @@ def test_a_server_that_does_not_start_names_its_log(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == "no module\n"
 
 
+def test_a_server_that_has_ended_by_itself_names_its_log(tmp_path: Path) -> None:
+    with CaseloadForTests(COMMAND, tmp_path / "log") as server:
+        server._process.kill()
+        server._process.wait(HUNG_SECONDS)
+        with pytest.raises(RuntimeError, match=str(tmp_path / "log")):
+            server.clear()
+
+
 def run_example(folder: Path, server: Path) -> "subprocess.CompletedProcess[str]":
     """Runs the example of the docs as another team would, without the settings of this project."""
     shutil.copy(EXAMPLE, folder)

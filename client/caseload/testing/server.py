@@ -3,7 +3,7 @@
 import json
 import subprocess
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -105,7 +105,8 @@ class CaseloadForTests:
 
     def _end(self) -> None:
         with self._process:  # closes the pipes, at whose end the server stops
-            self._process.stdin.close()
+            with suppress(BrokenPipeError):  # it has ended already
+                self._process.stdin.close()
             self._process.wait(_STOP_SECONDS)
 
     def __enter__(self) -> Self:
@@ -117,7 +118,8 @@ class CaseloadForTests:
         self.close()
 
     def _tell(self, do: str, **settings: Any) -> None:
-        print(json.dumps({"do": do, **settings}), file=self._process.stdin, flush=True)
+        with suppress(BrokenPipeError):  # then there is no answer either
+            print(json.dumps({"do": do, **settings}), file=self._process.stdin, flush=True)
         if error := self._answer().get("error"):
             raise ValueError(error)
 
