@@ -11,7 +11,7 @@ import grpc
 import pytest
 from caseload.client import Caseload, connect, error_info
 from caseload.testing import CaseloadForTests
-from caseload.v1.resources_pb2 import Therapist
+from caseload.v1.resources_pb2 import Identifier, Therapist
 from caseload.v1.therapist_service_pb2 import CreateTherapistRequest, ListTherapistsRequest
 from caseload_server.rpc.status_map import CODE_NAMES
 from caseload_server.testing import FAULTS
@@ -35,7 +35,7 @@ def test_each_test_has_an_empty_store(caseload_store: CaseloadForTests, test: st
 
 
 def test_an_emptied_store_takes_the_same_ids_and_request_ids_again(caseload_store: CaseloadForTests) -> None:
-    therapist = Therapist(display_name="Ada Roe", identifiers=[{"system": "urn:licence", "value": "7"}])
+    therapist = Therapist(display_name="Ada Roe", identifiers=[Identifier(system="urn:licence", value="7")])
     request = CreateTherapistRequest(therapist=therapist, therapist_id="ada", request_id=str(uuid4()))
     first = caseload_store.client.therapists.CreateTherapist(request)
     caseload_store.clear()
