@@ -103,12 +103,34 @@ def test_an_invalid_field_is_named(http: Http) -> None:
         ("POST /v1/patients:search?filter.name_prefix=Canary-Zq9", {}),
         ("POST /v1/patients/jane:undelete?patient_id=Canary-Zq9", {}),
         ("POST /v1/patients?patient.display_name=Canary-Zq9", {"display_name": "Jane Doe"}),
+        ("DELETE /v1/patients/jane?patientId=Canary-Zq9", None),
+        ("DELETE /v1/patients/jane", {"etag": "Canary-Zq9"}),
+        ("GET /v1/assignments", {"therapist_id": "Canary-Zq9"}),
+        ("POST /v1/patients", '{"display_name": "Jane Doe"} {"email": "Canary-Zq9"}'),
+        ("POST /v1/patients", '{"display_name": "Jane Doe"} Canary-Zq9'),
+        ("GET /v1/patients/Canary-%ff", None),
+        ("GET /v1/assignments?page_token=Canary-%ff", None),
     ],
 )
 def test_a_call_that_does_not_match_the_contract_is_refused_and_not_repeated(http: Http, call: str, data: Any) -> None:
     refused = http.call(call, data)
     assert (refused.status, refused.reason, refused.fields) == (400, "INVALID_FIELD", [""])
     assert "canary" not in refused.text.lower()
+
+
+@pytest.mark.parametrize("slash", ["%2F", "%2f", "%252F"])
+def test_an_id_with_an_escaped_slash_makes_no_other_call(http: Http, patient: str, slash: str) -> None:
+    therapist = http.call("POST /v1/therapists", {"display_name": "Ada Roe"}).body["therapist"]["therapist_id"]
+    assigned = http.call(f"POST /v1/therapists/{therapist}/patients/{patient}", {})
+    refused = http.call(f"DELETE /v1/patients/{patient}{slash}therapists{slash}{therapist}")
+    assert (refused.status, refused.fields) == (400, ["patient_id"])
+    found = http.call(f"GET /v1/assignments/{assigned.body['assignment']['assignment_id']}").body["assignment"]
+    assert found["state"] == "STATE_ACTIVE"
+
+
+def test_an_id_with_an_escaped_colon_makes_no_other_call(http: Http, patient: str) -> None:
+    assert http.call(f"POST /v1/patients/{patient}%3Aundelete", {}).status == 405
+    assert http.call("GET /v1/patients%3AbatchGet").status == 404
 
 
 def test_an_unknown_path_and_method_have_their_http_status(http: Http) -> None:

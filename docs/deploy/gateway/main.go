@@ -133,7 +133,7 @@ func backendCredentials() (credentials.TransportCredentials, error) {
 
 // newHandler serves the HTTP calls of the contract, and GET /healthz, which calls the health service of the servers.
 func newHandler(conn *grpc.ClientConn) (http.Handler, error) {
-	json := &runtime.JSONPb{MarshalOptions: protojson.MarshalOptions{UseProtoNames: true, EmitDefaultValues: true}}
+	json := strictBody{&runtime.JSONPb{MarshalOptions: protojson.MarshalOptions{UseProtoNames: true, EmitDefaultValues: true}}}
 	var mux *runtime.ServeMux
 	mux = runtime.NewServeMux(
 		runtime.WithMarshalerOption(runtime.MIMEWildcard, json),
@@ -142,7 +142,8 @@ func newHandler(conn *grpc.ClientConn) (http.Handler, error) {
 		runtime.WithErrorHandler(writeError),
 		runtime.WithRoutingErrorHandler(writeRoutingError),
 		runtime.SetQueryParameterParser(strictQuery{}),
-		runtime.WithMiddlewares(refuseQuery(func() *runtime.ServeMux { return mux })),
+		runtime.WithUnescapingMode(runtime.UnescapingModeAllExceptSlash),
+		runtime.WithMiddlewares(refuseIgnored(func() *runtime.ServeMux { return mux })),
 		runtime.WithDisablePathLengthFallback(),
 		runtime.WithDisableHTTPMethodOverride(),
 		runtime.WithHealthzEndpoint(grpc_health_v1.NewHealthClient(conn)),
@@ -158,7 +159,7 @@ func newHandler(conn *grpc.ClientConn) (http.Handler, error) {
 			return nil, err
 		}
 	}
-	return http.MaxBytesHandler(keepMalformed(mux), largestBodyBytes), nil
+	return http.MaxBytesHandler(keepEscapes(keepMalformed(mux)), largestBodyBytes), nil
 }
 
 // keepMalformed makes the server reject a malformed end user. grpc-gateway drops a header that is not ASCII, so the server
@@ -171,6 +172,15 @@ func keepMalformed(next http.Handler) http.Handler {
 				users[index] = "?"
 			}
 		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// keepEscapes makes grpc-gateway split the path before it decodes it. Otherwise an encoded slash or colon in an id could select
+// another call.
+func keepEscapes(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r.URL.RawPath = r.URL.EscapedPath()
 		next.ServeHTTP(w, r)
 	})
 }
@@ -189,6 +199,7 @@ func serveHTTP(ctx context.Context, handler http.Handler) error {
 		Handler:           handler,
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       30 * time.Second,
+		WriteTimeout:      2 * time.Minute, // a caller that does not read its answer must not keep it in memory
 		IdleTimeout:       2 * time.Minute,
 	}
 	listener, err := net.Listen("tcp", *listen)

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"io"
 	"net/http"
 	"net/url"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	"github.com/grpc-ecosystem/grpc-gateway/v2/utilities"
@@ -23,32 +25,42 @@ type strictQuery struct{ runtime.DefaultQueryParser }
 
 func (strict strictQuery) Parse(request proto.Message, values url.Values, filter *utilities.DoubleArray) error {
 	for name := range values {
-		path := strings.Split(name, ".")
-		if filter.HasCommonPrefix(path) || !hasField(request.ProtoReflect().Descriptor(), path) {
+		path, known := contractPath(request.ProtoReflect().Descriptor(), strings.Split(name, "."))
+		if !known || filter.HasCommonPrefix(path) {
 			return errUnknownParameter
 		}
 	}
 	return strict.DefaultQueryParser.Parse(request, values, filter)
 }
 
-func hasField(message protoreflect.MessageDescriptor, path []string) bool {
-	if message == nil {
-		return false
+// contractPath returns the path of a field with the contract's names, and whether the message has this field.
+func contractPath(message protoreflect.MessageDescriptor, path []string) ([]string, bool) {
+	var names []string
+	for _, name := range path {
+		if message == nil {
+			return nil, false
+		}
+		field := message.Fields().ByName(protoreflect.Name(name))
+		if field == nil {
+			field = message.Fields().ByJSONName(name)
+		}
+		if field == nil {
+			return nil, false
+		}
+		names, message = append(names, string(field.Name())), field.Message()
 	}
-	field := message.Fields().ByName(protoreflect.Name(path[0]))
-	if field == nil {
-		field = message.Fields().ByJSONName(path[0])
-	}
-	return field != nil && (len(path) == 1 || hasField(field.Message(), path[1:]))
+	return names, true
 }
 
-// refuseQuery rejects a query in calls that take none. grpc-gateway ignores such a query, so it would ignore a filter in it.
-func refuseQuery(mux func() *runtime.ServeMux) runtime.Middleware {
+// refuseIgnored rejects a query or a body in calls that take none, and a path or query that is not UTF-8. grpc-gateway ignores such
+// a query or body, so it would ignore a filter or an etag in it.
+func refuseIgnored(mux func() *runtime.ServeMux) runtime.Middleware {
 	queryless := pathsWithoutQuery()
 	return func(next runtime.HandlerFunc) runtime.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request, params map[string]string) {
 			pattern, _ := runtime.HTTPPattern(r.Context())
-			if r.URL.RawQuery != "" && queryless[r.Method+" "+pattern.String()] {
+			isIgnored := r.URL.RawQuery != "" && queryless[r.Method+" "+pattern.String()]
+			if isIgnored || hasIgnoredBody(r) || !isText(r.URL) {
 				_, marshaler := runtime.MarshalerForRequest(mux(), r)
 				writeError(r.Context(), mux(), marshaler, w, r, errUnknownParameter)
 				return
@@ -56,6 +68,21 @@ func refuseQuery(mux func() *runtime.ServeMux) runtime.Middleware {
 			next(w, r, params)
 		}
 	}
+}
+
+// hasIgnoredBody returns whether a call has a body although no call of its method takes one.
+func hasIgnoredBody(r *http.Request) bool {
+	if r.Method != http.MethodGet && r.Method != http.MethodDelete {
+		return false
+	}
+	count, _ := io.ReadFull(r.Body, make([]byte, 1))
+	return count > 0
+}
+
+// isText returns whether the path and the query are UTF-8, as every text of a gRPC message must be.
+func isText(address *url.URL) bool {
+	query, _ := url.QueryUnescape(address.RawQuery)
+	return utf8.ValidString(address.Path) && utf8.ValidString(query)
 }
 
 // pathsWithoutQuery returns the methods and paths of the calls whose fields are all in the path or in the body.
