@@ -12,7 +12,6 @@ import json
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -55,12 +54,18 @@ class Fault:
         self._retry_after_seconds = retry_after_seconds
         self._delay_seconds = delay_seconds
         self._lock = threading.Lock()
+        self._ended = threading.Event()
+
+    def end(self) -> None:
+        """Ends the wait of every call with an error: its caller may be gone, and it would write into the next test."""
+        self._ended.set()
 
     def meet(self) -> None:
         """Waits, or raises the error. Does nothing outside a call, so that readiness and watches stay as they are."""
         if current_principal.get(None) is None:
             return
-        time.sleep(self._delay_seconds)
+        if self._delay_seconds and self._ended.wait(self._delay_seconds):
+            raise errors.ShuttingDown
         if self._error and self._takes_call():
             error = self._error()
             if error.retry_after_seconds is not None:
@@ -136,7 +141,8 @@ class ControlledServer:
 
     def fault(self, **settings: Any) -> None:
         """Sets what calls meet from now on. Args: settings, those of Fault; without any, calls meet nothing."""
-        self._fault = Fault(**settings)
+        ended, self._fault = self._fault, Fault(**settings)
+        ended.end()
 
     def clear(self) -> None:
         """Empties the store. Its revisions go on, so that an open watch yields what is written later."""
@@ -152,6 +158,7 @@ class ControlledServer:
 def main() -> None:
     """Runs the server until standard input ends."""
     os.umask(0o077)
+    os.environ["OTEL_SDK_DISABLED"] = "true"  # the variables of the environment are for the caller's own traces
     raise_limit()
     logs.configure("warning")
     with TemporaryDirectory(prefix="caseload-") as folder:

@@ -1,8 +1,11 @@
 """caseload.testing: the server, the fixtures and the faults that callers test with."""
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -106,6 +109,36 @@ def test_a_slow_call_reaches_its_deadline(caseload_store: CaseloadForTests) -> N
     assert names(caseload_store) == []
 
 
+def test_a_call_whose_caller_is_gone_does_not_write_into_the_next_test(caseload_store: CaseloadForTests) -> None:
+    """The call still waits when the block ends."""
+    request = CreateTherapistRequest(therapist=Therapist(display_name="Ada Roe"))
+    with caseload_store.slow(1), pytest.raises(grpc.RpcError):
+        caseload_store.client.therapists.CreateTherapist(request, timeout=0.2)
+    caseload_store.clear()
+    time.sleep(1.5)  # longer than the call would wait
+    assert names(caseload_store) == []
+
+
+def test_a_call_that_waits_at_the_end_of_the_block_succeeds(caseload_store: CaseloadForTests) -> None:
+    request = CreateTherapistRequest(therapist=Therapist(display_name="Ada Roe"))
+    with caseload_store.slow(10 * HUNG_SECONDS):
+        call = caseload_store.client.therapists.CreateTherapist.future(request, timeout=HUNG_SECONDS)
+        with pytest.raises(grpc.FutureTimeoutError):
+            call.result(0.2)
+    assert call.result().therapist.display_name == "Ada Roe"
+
+
+def test_a_server_that_has_crashed_names_its_log(tmp_path: Path) -> None:
+    command = tmp_path / "caseload-test-server"
+    command.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec {COMMAND}\n")
+    command.chmod(0o700)
+    with CaseloadForTests(command, tmp_path / "log") as server:
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match=str(tmp_path / "log")):
+                server.clear()
+
+
 def test_a_restart_keeps_the_address_and_the_records(caseload_store: CaseloadForTests, alone: Caseload) -> None:
     caseload_store.add_therapist("Ada Roe")
     with caseload_store.stopped(), pytest.raises(grpc.RpcError) as caught:
@@ -117,6 +150,7 @@ def test_a_restart_keeps_the_address_and_the_records(caseload_store: CaseloadFor
 
 def test_a_server_that_is_closed_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     with CaseloadForTests(COMMAND, tmp_path / "log") as server:
         server.add_patient()
         assert len(list(tmp_path.glob("caseload-*/caseload.db"))) == 1

@@ -71,7 +71,13 @@ class CaseloadForTests:
 
     @contextmanager
     def slow(self, seconds: float) -> Generator[None]:
-        """Delays each database operation of a call in the with block. Args: seconds, the delay of each operation."""
+        """Delays each database operation of a call in the with block.
+
+        A call that still waits at the end of the block fails with SHUTTING_DOWN, which the client retries.
+
+        Args:
+            seconds: the delay of each operation.
+        """
         with self._fault(delay_seconds=seconds):
             yield
 
@@ -118,13 +124,15 @@ class CaseloadForTests:
         self.close()
 
     def _tell(self, do: str, **settings: Any) -> None:
-        with suppress(BrokenPipeError):  # then there is no answer either
-            print(json.dumps({"do": do, **settings}), file=self._process.stdin, flush=True)
+        command = json.dumps({"do": do, **settings})
+        with suppress(BrokenPipeError, ValueError):  # the server has ended, or the pipe is closed: no answer follows
+            print(command, file=self._process.stdin, flush=True)
         if error := self._answer().get("error"):
             raise ValueError(error)
 
     def _answer(self) -> dict[str, str]:
-        line = self._process.stdout.readline()
+        pipe = self._process.stdout
+        line = "" if pipe.closed else pipe.readline()
         if not line:
             self._end()
             raise RuntimeError(f"caseload-test-server has ended, see {self._log}")
