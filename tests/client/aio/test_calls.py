@@ -1,6 +1,7 @@
 """The stubs of the asyncio client: the defaults of each call, and how a call ends."""
 
 import asyncio
+import socket
 import traceback
 from pathlib import Path
 from threading import Event
@@ -9,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 from caseload.client.aio import Caseload, connect, error_info
+from caseload.client.connection_errors import PROBE_METHOD
 from caseload.v1 import (
     assignment_service_pb2,
     change_service_pb2,
@@ -194,6 +196,28 @@ def test_closing_the_client_ends_a_call_with_an_error_and_cancels_no_task(peer: 
 
     run(calls())
     peer.gates["GetTherapist"].set()
+
+
+def test_closing_the_client_while_a_call_looks_for_its_connection_error_cancels_no_task() -> None:
+    """A listener that never answers keeps the look-up waiting."""
+
+    async def calls(target: str) -> None:
+        looking = asyncio.Event()
+
+        class Recorder(grpc.aio.UnaryUnaryClientInterceptor):
+            async def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+                if details.method == PROBE_METHOD.encode():
+                    looking.set()
+                return await continuation(details, request)
+
+        async with connect(target, timeout=0.1, interceptors=[Recorder()]) as caseload:
+            call = asyncio.ensure_future(caseload.therapists.GetTherapist(GET))
+            await in_time(looking.wait())
+        assert (await refused(call)).code() == StatusCode.DEADLINE_EXCEEDED
+        assert not call.cancelled()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        run(calls("127.0.0.1:" + str(listener.getsockname()[1])))
 
 
 @pytest.mark.parametrize("closes", [False, True])

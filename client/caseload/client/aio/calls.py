@@ -60,6 +60,9 @@ class ChannelWithDefaults:
             return connection_error(error)
         except UsageError:  # the channel was closed just now
             return ""
+        except asyncio.CancelledError:
+            if not self._is_ended_by_close():
+                raise
         return ""
 
     async def outcome(self, response: Awaitable[Any]) -> Any:
@@ -69,7 +72,7 @@ class ChannelWithDefaults:
         except AioRpcError as error:
             raise await self._explained(error) from None
         except asyncio.CancelledError:
-            if not self._closed.is_set() or _is_cancelled():
+            if not self._is_ended_by_close():
                 raise
             raise AioRpcError(grpc.StatusCode.CANCELLED, Metadata(), Metadata(), CLOSED) from None
 
@@ -82,6 +85,10 @@ class ChannelWithDefaults:
             return wrap(call, self)
 
         return start
+
+    def _is_ended_by_close(self) -> bool:
+        """Whether a cancelled call ended because this client was closed, and its task goes on."""
+        return self._closed.is_set() and not _is_cancelled()
 
     async def _explained(self, error: AioRpcError) -> AioRpcError:
         if may_lack_connection(error) and (cause := await self.last_connection_error()):
