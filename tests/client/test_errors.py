@@ -53,6 +53,50 @@ def test_error_info_has_the_metadata_of_the_reason(server: CaseloadServer) -> No
         )
 
 
+class CircuitOpenError(grpc.RpcError):
+    """An interceptor's own error. It has no code and no metadata."""
+
+
+class CircuitBreaker(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
+    """Refuses every call."""
+
+    def intercept_unary_unary(self, *_: Any) -> Any:
+        raise CircuitOpenError("open")
+
+    intercept_unary_stream = intercept_unary_unary
+
+
+def test_the_own_error_of_an_interceptor_reaches_the_caller(peer: FakeServer) -> None:
+    with connect(peer.address, interceptors=[CircuitBreaker()]) as caseload:
+        for call in (
+            lambda: caseload.therapists.GetTherapist(therapist_service_pb2.GetTherapistRequest()),
+            lambda: next(caseload.watch()),
+        ):
+            with pytest.raises(CircuitOpenError) as caught:
+                call()
+            assert error_info(caught.value) == ErrorDetails()
+
+
+@pytest.mark.parametrize("kind", ["ErrorInfo", "BadRequest", "RetryInfo"])
+def test_a_detail_that_does_not_parse_is_ignored(peer: FakeServer, kind: str) -> None:
+    detail = any_pb2.Any(type_url=f"type.googleapis.com/google.rpc.{kind}", value=b"\xff")
+    peer.trailing = (("grpc-status-details-bin", status_pb2.Status(details=[detail]).SerializeToString()),)
+    with connect(peer.answer_with(grpc.StatusCode.NOT_FOUND).address) as caseload:
+        error = refused(caseload.therapists.GetTherapist, therapist_service_pb2.GetTherapistRequest())
+    assert error.code() == grpc.StatusCode.NOT_FOUND
+    assert error_info(error) == ErrorDetails()
+
+
+def test_a_retry_delay_of_any_length_is_read(peer: FakeServer) -> None:
+    info, retry = any_pb2.Any(), any_pb2.Any()
+    info.Pack(error_details_pb2.ErrorInfo(domain="caseload.v1", reason="OVERLOADED"))
+    retry.Pack(error_details_pb2.RetryInfo(retry_delay={"seconds": 2**62}))
+    peer.trailing = (("grpc-status-details-bin", status_pb2.Status(details=[info, retry]).SerializeToString()),)
+    with connect(peer.answer_with(grpc.StatusCode.NOT_FOUND).address) as caseload:
+        error = refused(caseload.therapists.GetTherapist, therapist_service_pb2.GetTherapistRequest())
+    assert error_info(error) == ErrorDetails("OVERLOADED", retry_after_seconds=2.0**62)
+
+
 def test_an_error_that_is_not_from_caseload_has_no_reason(peer: FakeServer) -> None:
     with connect(peer.answer_with(grpc.StatusCode.NOT_FOUND).address) as caseload:
         error = refused(caseload.therapists.GetTherapist, therapist_service_pb2.GetTherapistRequest())

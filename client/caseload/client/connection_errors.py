@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 import grpc
-from caseload.client.errors import error_info
+from caseload.client.errors import error_info, status_code
 
 PROBE_METHOD: Final = "/grpc.health.v1.Health/Check"
 """It has no effect and needs no key. Without a connection it fails at once with the channel's last connection error."""
@@ -13,7 +13,7 @@ PROBE_OPTIONS: Final = {"timeout": 0.2, "wait_for_ready": False}
 
 def may_lack_connection(error: Any) -> bool:
     """Returns whether a call ended at its own deadline. Then a missing connection can be the cause."""
-    return error.code() == grpc.StatusCode.DEADLINE_EXCEEDED and not error_info(error).reason
+    return status_code(error) == grpc.StatusCode.DEADLINE_EXCEEDED and not error_info(error).reason
 
 
 def connection_error(probe: Any) -> str:

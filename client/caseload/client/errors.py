@@ -1,6 +1,7 @@
 """The reason and the details of a failed call. Branch on the reason, never on the message."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
@@ -38,11 +39,12 @@ def error_info(error: grpc.RpcError) -> ErrorDetails:
     info, request, retry = ErrorInfo(), BadRequest(), RetryInfo()
     for detail in _details(error):
         for part in (info, request, retry):
-            detail.Unpack(part)  # unpacks only the detail of its own type
+            with suppress(DecodeError):
+                detail.Unpack(part)  # unpacks only the detail of its own type
     if info.domain != _DOMAIN:
         return ErrorDetails()
     fields = {violation.field: violation.description for violation in request.field_violations}
-    delay = retry.retry_delay.ToTimedelta().total_seconds() if retry.HasField("retry_delay") else None
+    delay = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9 if retry.HasField("retry_delay") else None
     return ErrorDetails(cast("Reason", info.reason), dict(info.metadata), fields, delay)
 
 
@@ -64,8 +66,18 @@ def _note_lines(details: ErrorDetails) -> Iterator[str]:
     yield from (f"field {path or '(the whole request)'}: {rule}" for path, rule in details.fields.items())
 
 
+def status_code(error: Any) -> grpc.StatusCode | None:
+    """Returns the code of an error; None for an error that an interceptor made itself, without one."""
+    code: grpc.StatusCode | None = error.code() if hasattr(error, "code") else None
+    return code
+
+
 def _details(error: Any) -> Any:
-    for name, value in error.trailing_metadata() or ():  # the error of a failed call is a grpc.Call too
+    if not hasattr(
+        error, "trailing_metadata"
+    ):  # the error of a failed call is a grpc.Call too; that of an interceptor is not
+        return ()
+    for name, value in error.trailing_metadata() or ():
         if name == "grpc-status-details-bin":
             try:
                 return Status.FromString(value).details

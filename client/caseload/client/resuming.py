@@ -5,7 +5,7 @@ import random
 from typing import Any, Final
 
 import grpc
-from caseload.client.errors import error_info
+from caseload.client.errors import error_info, status_code
 from caseload.client.reasons import Reason
 from caseload.v1.change_service_pb2 import WatchChangesRequest, WatchChangesResponse
 
@@ -40,7 +40,7 @@ class Resumption:
         full = self._started and reason == "TOO_MANY_WATCHES"
         had_responses = self._started and self._delay == _INITIAL_DELAY_SECONDS
         expired = had_responses and reason == "UNAUTHENTICATED"  # its token; the next attempt has the current one
-        resumes = error.code() in _INTERRUPTED or reason in _TRANSIENT or full or expired
+        resumes = status_code(error) in _INTERRUPTED or reason in _TRANSIENT or full or expired
         if resumes and self._delay > _INITIAL_DELAY_SECONDS:  # not at the end of a stream that had responses
             self.report(f"{reason or error.code().name}: {error.details()}")
         return resumes
