@@ -63,7 +63,8 @@ class CircuitBreaker(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInt
     def intercept_unary_unary(self, *_: Any) -> Any:
         raise CircuitOpenError("open")
 
-    intercept_unary_stream = intercept_unary_unary
+    def intercept_unary_stream(self, *_: Any) -> Any:
+        raise CircuitOpenError("open")
 
 
 def test_the_own_error_of_an_interceptor_reaches_the_caller(peer: FakeServer) -> None:

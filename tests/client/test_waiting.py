@@ -8,7 +8,8 @@ from typing import Any
 
 import grpc
 import pytest
-from caseload.client import aio, connect, error_info
+from caseload.client import aio, connect, connection_errors, error_info
+from caseload.client.connection_errors import PROBE_METHOD
 from caseload.v1.therapist_service_pb2 import GetTherapistRequest
 
 from tests.client.aio.run import run
@@ -137,6 +138,59 @@ def test_a_connected_server_that_is_slow_is_not_called_unreachable(peer: FakeSer
     error = refused(call, target=peer.address)
     peer.gates["GetTherapist"].set()
     assert error.details() == "Deadline Exceeded"
+
+
+class ProbeCounter(grpc.UnaryUnaryClientInterceptor):
+    """Counts the probes of the connection."""
+
+    def __init__(self) -> None:
+        self.probes = 0
+
+    def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+        self.probes += details.method == PROBE_METHOD
+        return continuation(details, request)
+
+
+class AioProbeCounter(grpc.aio.UnaryUnaryClientInterceptor):
+    """Counts the probes of the connection."""
+
+    def __init__(self) -> None:
+        self.probes = 0
+
+    async def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+        self.probes += details.method == PROBE_METHOD.encode()
+        return await continuation(details, request)
+
+
+@pytest.fixture
+def slow_peer(peer: FakeServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
+    """A connected server that does not answer."""
+    monkeypatch.setattr(connection_errors, "PAUSE_SECONDS", HUNG_SECONDS)
+    WAYS["call"]({"target": peer.address}, timeout=HUNG_SECONDS)
+    peer.gates["GetTherapist"] = threading.Event()
+    yield peer
+    peer.gates["GetTherapist"].set()
+
+
+def test_calls_to_a_slow_server_do_not_each_look_for_the_cause(slow_peer: FakeServer) -> None:
+    counter = ProbeCounter()
+    with connect(slow_peer.address, timeout=0.1, interceptors=[counter]) as caseload:
+        for _ in range(3):
+            with pytest.raises(grpc.RpcError):
+                caseload.therapists.GetTherapist(GET)
+    assert counter.probes == 1
+
+
+def test_asynchronous_calls_to_a_slow_server_do_not_each_look_for_the_cause(slow_peer: FakeServer) -> None:
+    async def calls() -> None:
+        async with aio.connect(slow_peer.address, timeout=0.1, interceptors=[counter]) as caseload:
+            for _ in range(3):
+                with pytest.raises(grpc.RpcError):
+                    await caseload.therapists.GetTherapist(GET)
+
+    counter = AioProbeCounter()
+    run(calls())
+    assert counter.probes == 1
 
 
 def test_the_error_of_a_call_without_a_connection_is_a_call_too() -> None:

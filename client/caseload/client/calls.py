@@ -10,6 +10,7 @@ from caseload.client.connection_errors import (
     PROBE_METHOD,
     PROBE_OPTIONS,
     NoConnectionError,
+    Pause,
     connection_error,
     may_lack_connection,
 )
@@ -35,6 +36,7 @@ class ChannelWithDefaults:
         self._channel: Final[Any] = channel
         self._defaults = defaults
         self._closed = closed
+        self._pause = Pause()
 
     def unary_unary(self, method: str, request_serializer: Serialize, *rest: Any, **named: Any) -> "_MultiCallable":
         """The method of grpc.Channel, with the defaults."""
@@ -58,8 +60,16 @@ class ChannelWithDefaults:
             return ""
         return ""
 
+    def _cause(self) -> str:
+        if self._pause.is_on():
+            return ""
+        cause = self.last_connection_error()
+        if not cause:
+            self._pause.start()
+        return cause
+
     def _explained(self, error: grpc.RpcError) -> grpc.RpcError:
-        if may_lack_connection(error) and (cause := self.last_connection_error()):
+        if may_lack_connection(error) and (cause := self._cause()):
             return NoConnectionError(error, cause)
         return add_reason(error)
 

@@ -1,5 +1,6 @@
 """The connection error of a call that ended at its deadline. Both clients share this module."""
 
+import time
 from typing import Any, Final
 
 import grpc
@@ -9,6 +10,23 @@ PROBE_METHOD: Final = "/grpc.health.v1.Health/Check"
 """It has no effect and needs no key. Without a connection it fails at once with the channel's last connection error."""
 PROBE_OPTIONS: Final = {"timeout": 0.2, "wait_for_ready": False}
 """The arguments of that call. The timeout, in seconds, limits the wait for a connection attempt in progress."""
+
+
+PAUSE_SECONDS: Final = 1.0
+"""After a probe that found no cause there is none for this long: each may wait, and many calls may end together."""
+
+
+class Pause:
+    """Tells when a probe is of use again."""
+
+    def __init__(self) -> None:
+        self._until = 0.0
+
+    def is_on(self) -> bool:
+        return time.monotonic() < self._until
+
+    def start(self) -> None:
+        self._until = time.monotonic() + PAUSE_SECONDS
 
 
 def may_lack_connection(error: Any) -> bool:

@@ -10,6 +10,7 @@ from caseload.client.call_defaults import CLOSED, CallDefaults
 from caseload.client.connection_errors import (
     PROBE_METHOD,
     PROBE_OPTIONS,
+    Pause,
     connection_error,
     details_with,
     may_lack_connection,
@@ -34,6 +35,7 @@ class ChannelWithDefaults:
         self._channel: Final[Any] = channel
         self._defaults = defaults
         self._closed = closed
+        self._pause = Pause()
         self._calls: WeakSet[Any] = WeakSet()
 
     def unary_unary(self, method: str, request_serializer: Serialize, *rest: Any, **named: Any) -> Callable[..., Any]:
@@ -90,8 +92,16 @@ class ChannelWithDefaults:
         """Whether a cancelled call ended because this client was closed, and its task goes on."""
         return self._closed.is_set() and not _is_cancelled()
 
+    async def _cause(self) -> str:
+        if self._pause.is_on():
+            return ""
+        cause = await self.last_connection_error()
+        if not cause:
+            self._pause.start()
+        return cause
+
     async def _explained(self, error: AioRpcError) -> AioRpcError:
-        if may_lack_connection(error) and (cause := await self.last_connection_error()):
+        if may_lack_connection(error) and (cause := await self._cause()):
             initial, trailing = error.initial_metadata(), error.trailing_metadata()
             details = details_with(error, cause)
             return AioRpcError(error.code(), initial, trailing, details, error.debug_error_string())

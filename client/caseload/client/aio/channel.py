@@ -44,6 +44,7 @@ class Caseload:
         The iterator ends when this client is closed. While it cannot connect, it retries without a limit, and logs one
         warning to the logger "caseload.client". Store the through_revision of each response after you processed it.
         After a restart of your service, pass it as after_revision.
+        A cancelled anext(), for instance by asyncio.timeout(), ends the iterator too.
 
         Args:
             after_revision: the last revision that you processed; empty to start from now.
