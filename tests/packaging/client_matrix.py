@@ -12,9 +12,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import grpc
 from caseload.client import Caseload, aio, connect, error_info, pages
@@ -188,7 +189,37 @@ async def _use_asyncio(server: Server) -> None:
     assert await waiting is None
 
 
-CHECKS = (check_calls, check_error_details, check_pages, check_cause, check_retries, check_watch, check_asyncio)
+class FailingInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
+    """Fails with an error of its own."""
+
+    async def intercept_unary_unary(self, _continuation: Any, _details: Any, _request: Any) -> Any:
+        raise LookupError("no")
+
+
+def check_close(_caseload: Caseload, server: Server) -> str:
+    """An old grpcio raises the error of the interceptor again when the call is cancelled."""
+
+    async def close() -> None:
+        caseload = aio.connect(server.address, interceptors=[FailingInterceptor()])
+        call = caseload.patients.ListPatients(patients.ListPatientsRequest())
+        with suppress(LookupError):
+            await call
+        await caseload.close()
+
+    asyncio.run(asyncio.wait_for(close(), HUNG_SECONDS))
+    return "close"
+
+
+CHECKS = (
+    check_calls,
+    check_error_details,
+    check_pages,
+    check_cause,
+    check_retries,
+    check_watch,
+    check_asyncio,
+    check_close,
+)
 
 
 def main() -> None:

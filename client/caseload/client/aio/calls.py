@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from contextlib import suppress
 from typing import Any, Final
 from weakref import WeakSet
 
@@ -52,7 +53,8 @@ class ChannelWithDefaults:
         """Cancels the calls in flight."""
         # Up to grpcio 1.80 the channel looks for its calls in the stacks of tasks, and misses these when it is closed.
         for call in list(self._calls):
-            call.cancel()
+            with suppress(Exception):  # an interceptor's own, which the caller has seen
+                call.cancel()
 
     async def last_connection_error(self) -> str:
         """Returns the last connection error of the channel, or an empty string if the channel has a connection."""
