@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 
@@ -94,6 +95,19 @@ def test_calls_beyond_the_given_number_do_not_fail(caseload_store: CaseloadForTe
         with pytest.raises(grpc.RpcError):
             alone.therapists.ListTherapists(ListTherapistsRequest())
         alone.therapists.ListTherapists(ListTherapistsRequest())
+
+
+def test_threads_may_control_the_server_at_the_same_time(caseload_store: CaseloadForTests) -> None:
+    def control() -> None:
+        for _ in range(20):
+            caseload_store.clear()
+            with caseload_store.failing("STORE_BUSY", calls=1):
+                pass
+
+    with ThreadPoolExecutor(4) as threads:
+        for ended in [threads.submit(control) for _ in range(4)]:
+            ended.result(HUNG_SECONDS)
+    assert names(caseload_store) == []
 
 
 def test_an_unknown_fault_is_an_error(caseload_store: CaseloadForTests) -> None:

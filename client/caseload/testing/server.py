@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,6 +33,7 @@ class CaseloadForTests:
         with log.open("a") as errors:
             self._process: Any = subprocess.Popen([command], stderr=errors, start_new_session=True, **pipes)
         self._log = log
+        self._lock = threading.Lock()
         self.address: Final[str] = self._answer()["address"]
         """HOST:PORT, the same until close()."""
         self.client: Final = connect(self.address)
@@ -125,9 +127,13 @@ class CaseloadForTests:
 
     def _tell(self, do: str, **settings: Any) -> None:
         command = json.dumps({"do": do, **settings})
-        with suppress(BrokenPipeError, ValueError):  # the server has ended, or the pipe is closed: no answer follows
-            print(command, file=self._process.stdin, flush=True)
-        if error := self._answer().get("error"):
+        with self._lock:  # each thread must get its own answer
+            with suppress(
+                BrokenPipeError, ValueError
+            ):  # the server has ended, or the pipe is closed: no answer follows
+                print(command, file=self._process.stdin, flush=True)
+            error = self._answer().get("error")
+        if error:
             raise ValueError(error)
 
     def _answer(self) -> dict[str, str]:
