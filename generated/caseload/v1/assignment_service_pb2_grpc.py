@@ -21,7 +21,8 @@ class AssignmentServiceStub(object):
     not start the call.
 
     Without read. A caller with write and without read gets no personal data. In the records of a
-    response only ids, times, etag and revision are set, besides flags such as created. An id of
+    response only ids, times, etag and revision are set, besides flags such as created. With
+    validate_only they have neither etag nor update_time, which would confirm a guessed value. An id of
     another record is set only if the request names it. Lists leave out assignments with other ids,
     so a transfer of a whole caseload returns no assignments, with validate_only too. Errors have
     their reason, and metadata and google.rpc.ResourceInfo only for what the request names.
@@ -89,7 +90,8 @@ class AssignmentServiceServicer(object):
     not start the call.
 
     Without read. A caller with write and without read gets no personal data. In the records of a
-    response only ids, times, etag and revision are set, besides flags such as created. An id of
+    response only ids, times, etag and revision are set, besides flags such as created. With
+    validate_only they have neither etag nor update_time, which would confirm a guessed value. An id of
     another record is set only if the request names it. Lists leave out assignments with other ids,
     so a transfer of a whole caseload returns no assignments, with validate_only too. Errors have
     their reason, and metadata and google.rpc.ResourceInfo only for what the request names.
@@ -281,7 +283,8 @@ class AssignmentService(object):
     not start the call.
 
     Without read. A caller with write and without read gets no personal data. In the records of a
-    response only ids, times, etag and revision are set, besides flags such as created. An id of
+    response only ids, times, etag and revision are set, besides flags such as created. With
+    validate_only they have neither etag nor update_time, which would confirm a guessed value. An id of
     another record is set only if the request names it. Lists leave out assignments with other ids,
     so a transfer of a whole caseload returns no assignments, with validate_only too. Errors have
     their reason, and metadata and google.rpc.ResourceInfo only for what the request names.

@@ -42,7 +42,8 @@ class AssignmentServiceStub:
     not start the call.
 
     Without read. A caller with write and without read gets no personal data. In the records of a
-    response only ids, times, etag and revision are set, besides flags such as created. An id of
+    response only ids, times, etag and revision are set, besides flags such as created. With
+    validate_only they have neither etag nor update_time, which would confirm a guessed value. An id of
     another record is set only if the request names it. Lists leave out assignments with other ids,
     so a transfer of a whole caseload returns no assignments, with validate_only too. Errors have
     their reason, and metadata and google.rpc.ResourceInfo only for what the request names.
@@ -185,7 +186,8 @@ class AssignmentServiceAsyncStub(AssignmentServiceStub):
     not start the call.
 
     Without read. A caller with write and without read gets no personal data. In the records of a
-    response only ids, times, etag and revision are set, besides flags such as created. An id of
+    response only ids, times, etag and revision are set, besides flags such as created. With
+    validate_only they have neither etag nor update_time, which would confirm a guessed value. An id of
     another record is set only if the request names it. Lists leave out assignments with other ids,
     so a transfer of a whole caseload returns no assignments, with validate_only too. Errors have
     their reason, and metadata and google.rpc.ResourceInfo only for what the request names.
@@ -324,7 +326,8 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
     not start the call.
 
     Without read. A caller with write and without read gets no personal data. In the records of a
-    response only ids, times, etag and revision are set, besides flags such as created. An id of
+    response only ids, times, etag and revision are set, besides flags such as created. With
+    validate_only they have neither etag nor update_time, which would confirm a guessed value. An id of
     another record is set only if the request names it. Lists leave out assignments with other ids,
     so a transfer of a whole caseload returns no assignments, with validate_only too. Errors have
     their reason, and metadata and google.rpc.ResourceInfo only for what the request names.

@@ -21,7 +21,8 @@ class TherapistServiceStub(object):
     not start the call.
 
     Without read. A caller with write and without read gets no personal data. In the records of a
-    response only ids, times, etag and revision are set, besides flags such as created. An id of
+    response only ids, times, etag and revision are set, besides flags such as created. With
+    validate_only they have neither etag nor update_time, which would confirm a guessed value. An id of
     another record is set only if the request names it. Lists leave out assignments with other ids,
     so a transfer of a whole caseload returns no assignments, with validate_only too. Errors have
     their reason, and metadata and google.rpc.ResourceInfo only for what the request names.
@@ -114,7 +115,8 @@ class TherapistServiceServicer(object):
     not start the call.
 
     Without read. A caller with write and without read gets no personal data. In the records of a
-    response only ids, times, etag and revision are set, besides flags such as created. An id of
+    response only ids, times, etag and revision are set, besides flags such as created. With
+    validate_only they have neither etag nor update_time, which would confirm a guessed value. An id of
     another record is set only if the request names it. Lists leave out assignments with other ids,
     so a transfer of a whole caseload returns no assignments, with validate_only too. Errors have
     their reason, and metadata and google.rpc.ResourceInfo only for what the request names.
@@ -408,7 +410,8 @@ class TherapistService(object):
     not start the call.
 
     Without read. A caller with write and without read gets no personal data. In the records of a
-    response only ids, times, etag and revision are set, besides flags such as created. An id of
+    response only ids, times, etag and revision are set, besides flags such as created. With
+    validate_only they have neither etag nor update_time, which would confirm a guessed value. An id of
     another record is set only if the request names it. Lists leave out assignments with other ids,
     so a transfer of a whole caseload returns no assignments, with validate_only too. Errors have
     their reason, and metadata and google.rpc.ResourceInfo only for what the request names.
