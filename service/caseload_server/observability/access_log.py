@@ -57,7 +57,7 @@ class AccessLog:
     ) -> None:
         """Args: metrics, also counts the calls; None for no counts; tracing, also makes spans; None for none.
 
-        required, refuses calls that cannot be logged.
+        required, rejects calls that cannot be logged.
         """
         self.metrics: Final = metrics
         self.tracing: Final = tracing

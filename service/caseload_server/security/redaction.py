@@ -46,7 +46,7 @@ def may_read() -> bool:
 
 
 def redact(response: Any, request: Any) -> None:
-    """Removes from a response all that needs `read`. Args: request, the message that it answers."""
+    """Removes from a response everything that needs `read`. Args: request, the message that it answers."""
     removed = _SIGNS_OF_CHANGE if getattr(request, "validate_only", False) else _NONE
     _redact(response, frozenset(_ids(request)), removed)
 

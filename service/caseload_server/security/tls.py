@@ -30,7 +30,7 @@ class Certificates:
     def credentials(self) -> grpc.ServerCredentials:
         """Returns the credentials for a port, with TLS 1.2 or later, which is the C core's minimum.
 
-        At every handshake, the C core calls back for a changed configuration.
+        At every handshake, the C core asks for a changed configuration.
         """
         return grpc.dynamic_ssl_server_credentials(
             self._active, self._changed_configuration, require_client_authentication=self._client_ca is not None
