@@ -100,7 +100,7 @@ proto-baseline: $(PROTO)/installed ## at a release: take protos/ as the contract
 
 .PHONY: artifacts
 artifacts: $(PROTO)/installed ## write the contract into dist/: .proto files, a descriptor set and, where Go is, OpenAPI
-	@rm -rf $(CONTRACT) $(CONTRACT).zip && mkdir -p $(CONTRACT) && cp -R LICENSE protos/caseload client/caseload/client/service_config.json $(CONTRACT)
+	@rm -rf dist/caseload-protos-* && mkdir -p $(CONTRACT) && cp -R LICENSE protos/caseload client/caseload/client/service_config.json $(CONTRACT)
 	@for file in $(GOOGLE_PROTOS); do mkdir -p "$(CONTRACT)/$${file%/*}" && cp "$(GOOGLEAPIS)/$$file" "$(CONTRACT)/$$file"; done
 	@find $(CONTRACT) -exec touch -t 198001010000 {} + && cd dist && $(CURDIR)/$(BIN)/python -m zipfile -c $(notdir $(CONTRACT)).zip $(notdir $(CONTRACT))/*
 	@cp generated/caseload/v1/caseload.binpb dist/
@@ -381,7 +381,8 @@ define generate
 	@$(PROTOC) --plugin=$(BIN)/protoc-gen-mypy --python_out=$(1) --mypy_out=quiet:$(1) $(PROTOS)
 	@$(PROTOC) --plugin=$(BIN)/protoc-gen-mypy_grpc --grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1) \
 		$(SERVICE_PROTOS)
-	@$(PROTOC) --include_imports --include_source_info -o $(1)/caseload/v1/caseload.binpb $(PROTOS)
+	@$(PROTOC) --include_imports --include_source_info -o $(1)/caseload/v1/caseload.binpb \
+		$(PROTOS) $(filter google/rpc/%,$(GOOGLE_PROTOS))
 endef
 
 .PHONY: dist/caseload.openapi.json

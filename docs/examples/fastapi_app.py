@@ -1,11 +1,13 @@
-"""A FastAPI application that calls Caseload and never blocks its event loop.
+"""A FastAPI application that calls Caseload without blocking its event loop.
 
+    pip install fastapi uvicorn
     APP_CASELOAD_TARGET=127.0.0.1:50051 uvicorn --app-dir docs/examples fastapi_app:app
 
-One client serves the whole application. It is made in the lifespan, because it belongs to the running event loop.
+The whole application shares one client. The lifespan creates it, because the client belongs to the running event loop.
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -22,7 +24,7 @@ from pydantic import BaseModel
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
-    """Connects for as long as the application runs. Closing the client also ends the watch."""
+    """Connects while the application runs. At the end, the client is closed, which also ends the watch."""
     async with connect(os.environ["APP_CASELOAD_TARGET"], key=os.environ.get("APP_CASELOAD_KEY")) as caseload:
         app.state.caseload, app.state.changed = caseload, 0
         watching = asyncio.create_task(count_changes(app, caseload))
@@ -31,9 +33,12 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
 
 
 async def count_changes(app: FastAPI, caseload: Caseload) -> None:
-    """Follows the change log beside the requests. A real application would invalidate a cache here."""
-    async for response in caseload.watch():
-        app.state.changed += len(response.change_sets)
+    """Watches the change log beside the requests. A real application would invalidate a cache here."""
+    try:
+        async for response in caseload.watch():
+            app.state.changed += len(response.change_sets)
+    except grpc.aio.AioRpcError:  # the watch cannot resume, for instance without the permission
+        logging.getLogger("uvicorn.error").exception("the watch has ended")
 
 
 def get_caseload(request: Request) -> Caseload:
@@ -42,6 +47,12 @@ def get_caseload(request: Request) -> Caseload:
     return caseload
 
 
+HTTP_STATUSES = {
+    grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.ALREADY_EXISTS: 409,
+    grpc.StatusCode.FAILED_PRECONDITION: 409,
+    grpc.StatusCode.ABORTED: 409,
+}
 app = FastAPI(lifespan=lifespan)
 Client = Annotated[Caseload, Depends(get_caseload)]
 
@@ -76,11 +87,11 @@ async def changes(request: Request) -> dict[str, int]:
 
 @app.exception_handler(grpc.aio.AioRpcError)
 async def answer_error(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001 - the framework's arguments
-    """Answers with the reason. Any other error is a failure of this application, or Caseload is away."""
-    details = error_info(error) if isinstance(error, grpc.aio.AioRpcError) else None
-    if details is None or not details.reason:
-        return JSONResponse({"reason": "CASELOAD_UNAVAILABLE"}, status_code=503)
+    """Answers with the reason. An error that the user of this application cannot correct gets the status 503."""
+    if not isinstance(error, grpc.aio.AioRpcError):
+        raise error
+    details = error_info(error)
     if details.reason == "INVALID_FIELD":
         return JSONResponse({"reason": details.reason, "fields": dict(details.fields)}, status_code=400)
-    missing = details.reason in ("THERAPIST_NOT_FOUND", "PATIENT_NOT_FOUND")
-    return JSONResponse({"reason": details.reason}, status_code=404 if missing else 409)
+    status = HTTP_STATUSES.get(error.code(), 503)
+    return JSONResponse({"reason": details.reason or "CASELOAD_UNAVAILABLE"}, status_code=status)

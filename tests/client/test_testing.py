@@ -5,12 +5,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import grpc
 import pytest
 from caseload.client import Caseload, connect, error_info
 from caseload.testing import CaseloadForTests
-from caseload.v1.resources_pb2 import Therapist
+from caseload.v1.resources_pb2 import Identifier, Therapist
 from caseload.v1.therapist_service_pb2 import CreateTherapistRequest, ListTherapistsRequest
 from caseload_server.rpc.status_map import CODE_NAMES
 from caseload_server.testing import FAULTS
@@ -34,11 +35,13 @@ def test_each_test_has_an_empty_store(caseload_store: CaseloadForTests, test: st
 
 
 def test_an_emptied_store_takes_the_same_ids_and_request_ids_again(caseload_store: CaseloadForTests) -> None:
-    first = caseload_store.add_therapist(identifiers=[{"system": "urn:licence", "value": "7"}])
+    therapist = Therapist(display_name="Ada Roe", identifiers=[Identifier(system="urn:licence", value="7")])
+    request = CreateTherapistRequest(therapist=therapist, therapist_id="ada", request_id=str(uuid4()))
+    first = caseload_store.client.therapists.CreateTherapist(request)
     caseload_store.clear()
-    second = caseload_store.add_therapist(identifiers=[{"system": "urn:licence", "value": "7"}])
-    assert names(caseload_store) == [second.display_name]
-    assert first.therapist_id != second.therapist_id
+    second = caseload_store.client.therapists.CreateTherapist(request)
+    assert second.revision != first.revision
+    assert names(caseload_store) == ["Ada Roe"]
 
 
 def test_records_are_added_with_their_fields(caseload_store: CaseloadForTests) -> None:
@@ -130,6 +133,14 @@ def test_a_server_that_does_not_start_names_its_log(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == "no module\n"
 
 
+def test_a_server_that_has_ended_by_itself_names_its_log(tmp_path: Path) -> None:
+    with CaseloadForTests(COMMAND, tmp_path / "log") as server:
+        server._process.kill()
+        server._process.wait(HUNG_SECONDS)
+        with pytest.raises(RuntimeError, match=str(tmp_path / "log")):
+            server.clear()
+
+
 def run_example(folder: Path, server: Path) -> "subprocess.CompletedProcess[str]":
     """Runs the example of the docs as another team would, without the settings of this project."""
     shutil.copy(EXAMPLE, folder)
@@ -145,8 +156,11 @@ def test_the_example_passes_with_the_server_of_a_named_environment(tmp_path: Pat
     assert "5 passed" in ended.stdout
 
 
-def test_an_environment_without_the_server_is_named(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
+@pytest.mark.slow
+@pytest.mark.parametrize("exists", [True, False])
+def test_an_environment_without_the_server_is_named(tmp_path: Path, exists: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    if exists:
+        (tmp_path / "empty").mkdir()
     ended = run_example(tmp_path, tmp_path / "empty")
     assert ended.returncode == 1
     assert f"{tmp_path}/empty/bin/caseload-test-server does not exist" in ended.stdout

@@ -4,13 +4,10 @@ import threading
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 from caseload.client import Caseload, connect, error_info
-from caseload.client.call_defaults import CallDefaults
-from caseload.client.calls import ChannelWithDefaults
 from caseload.client.watch import watch
 from caseload.v1 import change_service_pb2 as pb
 from caseload.v1 import patient_service_pb2 as patients
@@ -83,12 +80,9 @@ def test_an_error_that_resuming_cannot_fix_is_raised(caseload: Caseload) -> None
     assert error_info(caught.value).reason == "REVISION_FOREIGN"
 
 
-def test_invalid_metadata_raise_and_do_not_end_the_watch_silently(peer: FakeServer) -> None:
-    closed = threading.Event()
-    with grpc.insecure_channel(peer.address) as channel:
-        calls: Any = ChannelWithDefaults(channel, CallDefaults(10, (("x-trace", "1", "2"),)), closed)  # type: ignore[arg-type]  # as an application may
-        with pytest.raises(ValueError, match="unpack"):
-            next(watch(ChangeServiceStub(calls), pb.WatchChangesRequest(), closed))
+def test_an_invalid_key_raises_and_does_not_end_the_watch_silently(peer: FakeServer) -> None:
+    with connect(peer.address, key=lambda: "") as caseload, pytest.raises(ValueError, match="key: "):
+        next(caseload.watch())
 
 
 def test_too_many_watches_is_raised_at_the_start(tmp_path: Path) -> None:

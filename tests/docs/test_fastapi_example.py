@@ -10,11 +10,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Event
 from typing import Any
 
 import pytest
+from caseload.testing import CaseloadForTests
 from caseload_server.rpc.server import CaseloadServer
+from grpc import StatusCode
 
 from tests.client.fake_server import FakeServer, fake_server
 from tests.docs.doc_blocks import ROOT
@@ -90,6 +93,24 @@ def test_the_example_answers_follows_changes_and_ends_cleanly(server: CaseloadSe
     assert code in (0, -signal.SIGTERM)  # uvicorn ends itself by the signal that stopped it
 
 
+def test_a_failure_of_the_store_is_no_mistake_of_the_caller(caseload_store: CaseloadForTests) -> None:
+    with running(caseload_store.address) as application:
+        with caseload_store.failing("STORE_UNAVAILABLE"):
+            failed = application.call("POST", "/patients", {"display_name": "Jane Doe"})
+        assert failed == (503, {"reason": "STORE_UNAVAILABLE"})
+        application.stop()
+
+
+def test_a_watch_that_cannot_go_on_is_logged() -> None:
+    with fake_server() as peer:
+        peer.answer_with(StatusCode.PERMISSION_DENIED)
+        with running(peer.address) as application:
+            eventually(lambda: not peer.answers)
+            _, log = application.stop()
+    assert "the watch has ended" in log
+    assert "PERMISSION_DENIED" in log
+
+
 def test_a_slow_call_does_not_delay_the_requests_beside_it() -> None:
     """The slow call is answered only after the fast one, so an application that blocked would hang."""
     done: list[str] = []
@@ -108,6 +129,14 @@ def test_a_slow_call_does_not_delay_the_requests_beside_it() -> None:
         join(slow)
         application.stop()
     assert done == ["fast", "slow"]
+
+
+def test_an_overloaded_server_is_answered_with_503(tmp_path: Path) -> None:
+    command = Path(sys.executable).with_name("caseload-test-server")
+    with CaseloadForTests(command, tmp_path / "log") as server, running(server.address) as application:
+        with server.failing("OVERLOADED"):
+            assert application.call("GET", "/therapists/t1/patients") == (503, {"reason": "OVERLOADED"})
+        application.stop()
 
 
 def methods(peer: FakeServer) -> list[str]:

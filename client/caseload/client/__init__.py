@@ -1,6 +1,6 @@
-"""The Caseload client: one channel to all instances, with deadlines, retries, request ids and credentials.
+"""The synchronous client of Caseload: one channel to all instances, with deadlines, retries and request ids.
 
-caseload.client.aio is the same for asyncio.
+caseload.client.aio is the client for asyncio.
 """
 
 from caseload.client.channel import Caseload, connect

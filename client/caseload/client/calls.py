@@ -1,4 +1,4 @@
-"""The methods of the stubs of the synchronous client: with defaults, and with errors that say their reason."""
+"""The stub methods of the synchronous client, which apply the defaults and add the reason to errors."""
 
 from collections.abc import Callable, Iterator
 from threading import Event
@@ -18,7 +18,7 @@ from caseload.client.errors import add_reason
 Serialize = Callable[[Any], bytes]
 Explain = Callable[[grpc.RpcError], grpc.RpcError]
 _PARAMETERS: Final = ("timeout", "metadata", "credentials", "wait_for_ready", "compression")
-"""What grpc takes after the request, in this order."""
+"""The parameters of a grpc call after the request, in their order."""
 
 
 class ChannelWithDefaults:
@@ -29,8 +29,8 @@ class ChannelWithDefaults:
 
         Args:
             channel: the channel that carries the calls.
-            defaults: of each call.
-            closed: once it is set, every new call raises ValueError.
+            defaults: the defaults of each call.
+            closed: after it is set, every new call raises ValueError.
         """
         self._channel: Final[Any] = channel
         self._defaults = defaults
@@ -47,7 +47,7 @@ class ChannelWithDefaults:
         return _StreamMultiCallable(callable_, self._defaults.of_stream(), self._explained, self._closed)
 
     def last_connection_error(self) -> str:
-        """Returns why the channel has no connection, or nothing if it has one."""
+        """Returns the last connection error of the channel, or an empty string if the channel has a connection."""
         if self._closed.is_set():
             return ""
         try:
@@ -107,7 +107,7 @@ class _StreamMultiCallable(_MultiCallable):
 
 
 class _Call:
-    """A call in flight: grpc's own, with errors that say their reason."""
+    """A grpc call in flight, whose errors have their reason."""
 
     def __init__(self, call: Any, explained: Explain) -> None:
         self._call = call
@@ -141,7 +141,7 @@ class _Future(_Call):
 
 @grpc.Call.register
 class _Stream(_Call):
-    """The responses of a call that streams."""
+    """The responses of a streaming call."""
 
     def __iter__(self) -> Iterator[Any]:
         return self

@@ -1,4 +1,4 @@
-"""One channel to all instances of Caseload, and the four stubs on it."""
+"""The synchronous client: one channel to all instances of Caseload, and the stubs of the four services."""
 
 from collections.abc import Sequence
 from threading import Event
@@ -8,7 +8,7 @@ from typing import Any, Final, Self, cast
 import grpc
 from caseload.client.call_defaults import CallDefaults
 from caseload.client.calls import ChannelWithDefaults
-from caseload.client.metadata import client_metadata
+from caseload.client.metadata import Key, client_metadata
 from caseload.client.settings import File, Options, TlsFiles, channel_settings
 from caseload.client.watch import Responses, watch
 from caseload.v1.assignment_service_pb2_grpc import AssignmentServiceStub
@@ -19,10 +19,10 @@ from caseload.v1.therapist_service_pb2_grpc import TherapistServiceStub
 
 
 class Caseload:
-    """The four services on one channel. Threads may share it. Keep one for the whole process."""
+    """The stubs of the four services on one channel. Create one per process. Threads can share it."""
 
     def __init__(self, channel: grpc.Channel, defaults: CallDefaults) -> None:
-        """Wraps a channel that connect() made."""
+        """Wraps a channel. Use connect() to create a client."""
         self.channel: Final = channel
         self._closed = Event()
         self._calls = ChannelWithDefaults(channel, defaults, self._closed)
@@ -35,15 +35,15 @@ class Caseload:
     def watch(self, after_revision: str = "", filter: ChangeFilter | None = None) -> Responses:  # noqa: A002 - the request's name
         """Yields the responses of WatchChanges, and resumes after a restart, a lost connection or a slow reader.
 
-        It ends when this client is closed. Keep the through_revision of each response that you have processed, and pass
-        it as after_revision next time. While it cannot connect it tries again, and logs one warning to the logger
-        "caseload.client".
+        The iterator ends when this client is closed. While it cannot connect, it retries without a limit, and logs one
+        warning to the logger "caseload.client". Store the through_revision of each response after you processed it.
+        After a restart of your service, pass it as after_revision.
 
         Args:
-            after_revision: the last revision that you have processed; empty starts from now.
-            filter: which changes to send; None sends all.
+            after_revision: the last revision that you processed; empty to start from now.
+            filter: the changes to receive; None for all.
 
-        Raises grpc.RpcError where resuming does not help, such as REVISION_PRUNED.
+        Raises grpc.RpcError if the watch cannot be resumed, for instance with REVISION_PRUNED.
         """
         request = WatchChangesRequest(after_revision=after_revision, filter=filter)
         return watch(self.changes, request, self._closed, self._calls.last_connection_error)
@@ -51,7 +51,7 @@ class Caseload:
     follow = watch
 
     def close(self) -> None:
-        """Ends all watches, and ends calls in flight with CANCELLED. Later calls raise ValueError."""
+        """Ends all watches. Calls in flight fail with CANCELLED, and later calls raise ValueError."""
         self._closed.set()
         self.channel.close()
 
@@ -67,7 +67,7 @@ class Caseload:
 def connect(  # noqa: PLR0913 - keyword arguments, each with a default
     target: str,
     *,
-    key: str | None = None,
+    key: Key | None = None,
     tls_ca: File | None = None,
     tls_cert: File | None = None,
     tls_key: File | None = None,
@@ -77,30 +77,35 @@ def connect(  # noqa: PLR0913 - keyword arguments, each with a default
     interceptors: Sequence[Any] = (),
     options: Options = (),
 ) -> Caseload:
-    """Returns a client for all instances behind a target. It connects at the first call, and again after each loss.
+    """Returns a client for all instances of a target. It connects at the first call, and reconnects after a failure.
 
-    Loopback uses plain text unless a tls_ argument is given. Every other target uses TLS unless allow_insecure is set.
+    The client uses plain text on loopback, unless a tls_ argument is given. For every other target it uses TLS, unless
+    allow_insecure is set.
 
     Args:
         target: a gRPC target: "dns:///caseload.example.org:50051" or "ipv4:192.0.2.1:50051,192.0.2.2:50051".
-        key: the caller's API key, sent with each call.
-        tls_ca: PEM file of the authority that issued the server's certificate. The default is the system's.
+        key: the API key or token of the caller, sent with each call. Beyond loopback it needs TLS. For tokens that
+            expire, a function that returns the current one. Each call first runs it, in the caller's thread and outside
+            the deadline, so it should fetch a token only when the last one expires. The call raises what it raises.
+        tls_ca: PEM file of the CA certificate of the server. The default is the CA certificates of the system.
         tls_cert: PEM file of the client certificate with its chain.
-        tls_key: PEM file of the client certificate's key.
-        allow_insecure: allow plain text beyond loopback. A key is refused with it.
-        on_behalf_of: the end user for whom all calls are made, if it is always the same one: an id in your system. For
-            a single call, pass the metadata that caseload.client.on_behalf_of() returns.
-        timeout: default deadline of a call with all its retries, in seconds. Watches have none.
+        tls_key: PEM file of the private key of the client certificate.
+        allow_insecure: allow plain text beyond loopback, without a key.
+        on_behalf_of: the id, in your system, of the end user of all calls. For the user of a single call, pass the
+            metadata that caseload.client.on_behalf_of() returns.
+        timeout: the default deadline of a call with its retries, in seconds. Watches have none.
         interceptors: client interceptors of the channel, for instance for tracing.
-        options: channel options; they take precedence over the client's own.
+        options: channel options, which take precedence over those of the client. The names are those of gRPC core:
+            https://grpc.github.io/grpc/core/group__grpc__arg__keys.html
 
-    Raises ValueError where the arguments contradict each other, and OSError where a file cannot be read.
+    Raises ValueError if an argument is invalid or contradicts another, and OSError if a file cannot be read.
     """
+    defaults = CallDefaults(timeout, client_metadata(key, on_behalf_of))
     files = TlsFiles(tls_ca, tls_cert, tls_key)
-    credentials, settings = channel_settings(target, key, files, options, allow_insecure=allow_insecure)
+    has_key = key is not None
+    credentials, settings = channel_settings(target, files, options, has_key=has_key, allow_insecure=allow_insecure)
     if credentials is None:
         channel = grpc.insecure_channel(target, settings)
     else:
         channel = grpc.secure_channel(target, credentials, settings)
-    defaults = CallDefaults(timeout, client_metadata(key, on_behalf_of))
     return Caseload(grpc.intercept_channel(channel, *interceptors), defaults)

@@ -1,4 +1,4 @@
-"""Why a call found no connection: asked of the channel when a deadline has passed. Of both clients."""
+"""The connection error of a call that ended at its deadline. Both clients share this module."""
 
 from typing import Any, Final
 
@@ -6,18 +6,18 @@ import grpc
 from caseload.client.errors import error_info
 
 PROBE_METHOD: Final = "/grpc.health.v1.Health/Check"
-"""Harmless, and needs no key. Without a connection it fails at once with the channel's last connection error."""
+"""It has no effect and needs no key. Without a connection it fails at once with the channel's last connection error."""
 PROBE_OPTIONS: Final = {"timeout": 0.2, "wait_for_ready": False}
-"""Arguments of the call; the timeout, in seconds, ends it while a connection is being made."""
+"""The arguments of that call. The timeout, in seconds, limits the wait for a connection attempt in progress."""
 
 
 def may_lack_connection(error: Any) -> bool:
-    """Whether a call ended by its own deadline, so that the lack of a connection may be the cause."""
+    """Returns whether a call ended at its own deadline. Then a missing connection can be the cause."""
     return error.code() == grpc.StatusCode.DEADLINE_EXCEEDED and not error_info(error).reason
 
 
 def connection_error(probe: Any) -> str:
-    """Returns the last connection error from the error of a probe, or nothing if the probe reached a server."""
+    """Returns the last connection error from the error of a probe, or an empty string if the probe reached a server."""
     return str(probe.details()) if probe.code() == grpc.StatusCode.UNAVAILABLE else ""
 
 
@@ -28,9 +28,9 @@ def details_with(error: Any, cause: str) -> str:
 
 @grpc.Call.register
 class NoConnectionError(grpc.RpcError):
-    """The error of a call that found no connection until its deadline. Its details name the last connection error.
+    """The error of a call that had no connection until its deadline. Its details contain the last connection error.
 
-    Everything else is as in grpc's own error.
+    All other members are those of the error of grpc.
     """
 
     def __init__(self, error: grpc.RpcError, cause: str) -> None:

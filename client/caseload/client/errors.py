@@ -1,4 +1,4 @@
-"""The reason of a failed call, which callers branch on instead of the message."""
+"""The reason and the details of a failed call. Branch on the reason, never on the message."""
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -19,19 +19,22 @@ class ErrorDetails(NamedTuple):
     """The details that Caseload sent with an error."""
 
     reason: Reason = ""
-    """A name of the contract's ErrorReason without its prefix, such as "THERAPIST_NOT_FOUND". Empty where the error is
-    not from Caseload: no connection, a deadline, or a limit of the gRPC library. A server that is newer than this
-    client may send a reason that the type does not list."""
+    """A name of the contract's ErrorReason without its prefix, such as "THERAPIST_NOT_FOUND". Empty if the error is not
+    from Caseload, such as a lost connection, a deadline, or a limit of the gRPC library. A server that is newer than
+    this client can send a reason that the type does not list."""
     metadata: Mapping[str, str] = _EMPTY
-    """Values that belong to the reason, such as the limit that was reached."""
+    """Values for the reason, such as the limit that was reached. docs/errors.md lists them."""
     fields: Mapping[str, str] = _EMPTY
-    """For INVALID_FIELD: the path of each invalid field, and what is required of it."""
+    """For INVALID_FIELD: the path of each invalid field, and its rule."""
     retry_after_seconds: float | None = None
-    """When to retry, where that helps. The client's own retries have already waited this long."""
+    """The delay before a retry, in seconds; None if the server sent none. The retries of the client already used it."""
 
 
 def error_info(error: grpc.RpcError) -> ErrorDetails:
-    """Returns the reason and details of a failed call, synchronous or not."""
+    """Returns the reason and details of a failed call, of either client. They are empty if it is not from Caseload.
+
+    The details are those of google.rpc: https://google.aip.dev/193
+    """
     info, request, retry = ErrorInfo(), BadRequest(), RetryInfo()
     for detail in _details(error):
         for part in (info, request, retry):
@@ -44,9 +47,9 @@ def error_info(error: grpc.RpcError) -> ErrorDetails:
 
 
 def add_reason(error: Error) -> Error:
-    """Adds the reason, its metadata and the invalid fields to an error as a note, which its traceback shows.
+    """Adds the reason, its metadata and the invalid fields to an error as a note, which the traceback shows.
 
-    Returns the error. An error that has the note, or that is not from Caseload, is not changed.
+    Returns the error. It does not change an error that has the note or is not from Caseload.
     """
     note = "\n".join(_note_lines(error_info(error)))
     if note and note not in getattr(error, "__notes__", ()):

@@ -10,14 +10,14 @@ Page = TypeVar("Page", bound=Message)
 
 
 def pages(method: Callable[[Request], Page], request: Request) -> Iterator[Page]:
-    """Yields each page of a list. It asks for a page when the one before it has been processed.
+    """Yields the pages of a list. It requests a page when you ask for it, and not earlier.
 
     Args:
-        method: a method that returns pages, such as caseload.therapists.ListTherapists. To set a deadline of each page,
-            or metadata, pass functools.partial(method, timeout=3).
-        request: the first request. It is not changed. Its page_size is the size of each page.
+        method: a List method, such as caseload.therapists.ListTherapists. For a deadline or metadata of each call, pass
+            functools.partial(method, timeout=3).
+        request: the request of the first page, which is not changed. Its page_size is the largest size of each page.
 
-    Raises grpc.RpcError, as the method does, and ValueError where its response is no page. AIP-158 describes pages.
+    Raises grpc.RpcError if a call fails, and ValueError if the method does not return pages (https://google.aip.dev/158).
     """
     following: Request | None = request
     while following is not None:
@@ -27,7 +27,7 @@ def pages(method: Callable[[Request], Page], request: Request) -> Iterator[Page]
 
 
 def request_after(request: Request, page: Message) -> Request | None:
-    """Returns the request for the page after this one, or None if this one is the last."""
+    """Returns the request of the next page, or None if this page is the last."""
     field, position = _position_after(page)
     if not position:
         return None
@@ -38,7 +38,7 @@ def request_after(request: Request, page: Message) -> Request | None:
 
 
 def _position_after(page: Any) -> tuple[str, str]:
-    """The field of the next request, and its value."""
+    """Returns the field that the next request sets, and its value."""
     names = page.DESCRIPTOR.fields_by_name
     if "next_page_token" in names:
         return "page_token", page.next_page_token

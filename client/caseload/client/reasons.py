@@ -1,4 +1,4 @@
-"""The reasons of error_reason.proto, as a type: a comparison with a misspelt reason fails type checking."""
+"""The reasons of error_reason.proto as a type, so that a type checker finds a misspelt reason."""
 
 from typing import Literal
 
@@ -29,6 +29,7 @@ Reason = Literal[
     "OUTCOME_UNKNOWN",
     "STORE_FULL",
     "SHUTTING_DOWN",
+    "ACCESS_LOG_UNAVAILABLE",
     "REVISION_PRUNED",
     "REVISION_FOREIGN",
     "OVERLOADED",

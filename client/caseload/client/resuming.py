@@ -1,4 +1,4 @@
-"""How a watch resumes after its stream was interrupted. Of both clients."""
+"""How a watch resumes after its stream was interrupted. Both clients share this module."""
 
 import logging
 import random
@@ -10,7 +10,7 @@ from caseload.client.reasons import Reason
 from caseload.v1.change_service_pb2 import WatchChangesRequest, WatchChangesResponse
 
 REPORT_AFTER_SECONDS: Final = 3.0
-"""A watch that has waited this long for its first response checks whether it has a connection."""
+"""After this time without a response, a new stream of a watch checks its connection."""
 _INITIAL_DELAY_SECONDS: Final = 0.1
 _MAX_DELAY_SECONDS: Final = 5.0
 _INTERRUPTED: Final = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
@@ -20,37 +20,39 @@ _log: Final = logging.getLogger("caseload.client")
 
 
 class Resumption:
-    """The position of a watch, the delay before its next attempt, and what is logged about its connection."""
+    """The position of a watch, the delay before its next attempt, and its log lines."""
 
     def __init__(self, request: WatchChangesRequest) -> None:
-        """Args: request, whose after_revision is moved along with the responses."""
+        """Args: request, whose after_revision advances with the responses."""
         self.request: Final = request
         self._delay = _INITIAL_DELAY_SECONDS
         self._started = self._reported = False
 
     def received(self, response: WatchChangesResponse) -> None:
-        """Moves the position behind a response."""
+        """Advances the position to the revision of a response."""
         self.request.after_revision = response.through_revision
         self._delay, self._started, self._reported = _INITIAL_DELAY_SECONDS, True, False
 
     def can_resume(self, error: Any) -> bool:
-        """Whether a watch that ended with this error should be started again."""
+        """Returns whether a watch that ended with this error can be resumed."""
         reason = error_info(error).reason
         # After a restart all watches move to the other instance, which may be full until the first one is back.
         full = self._started and reason == "TOO_MANY_WATCHES"
-        resumes = error.code() in _INTERRUPTED or reason in _TRANSIENT or full
+        had_responses = self._started and self._delay == _INITIAL_DELAY_SECONDS
+        expired = had_responses and reason == "UNAUTHENTICATED"  # its token; the next attempt has the current one
+        resumes = error.code() in _INTERRUPTED or reason in _TRANSIENT or full or expired
         if resumes and self._delay > _INITIAL_DELAY_SECONDS:  # not at the end of a stream that had responses
             self.report(f"{reason or error.code().name}: {error.details()}")
         return resumes
 
     def next_delay(self) -> float:
-        """Returns how long to wait before the next attempt, in seconds. Each one without a response doubles it."""
+        """Returns the delay before the next attempt, in seconds. It doubles after each attempt without a response."""
         delay = self._delay * random.uniform(0.8, 1.2)  # noqa: S311 - jitter, so that watches do not all return at once
         self._delay = min(self._delay * 2, _MAX_DELAY_SECONDS)
         return delay
 
     def report(self, cause: str) -> None:
-        """Logs that the watch cannot connect, if it is the first time since the last response and there is a cause."""
+        """Logs that the watch cannot connect, once after each response. Args: cause; an empty one is not logged."""
         if cause and not self._reported:
             self._reported = True
             _log.warning("watch cannot connect, and tries again until it can: %s", cause)

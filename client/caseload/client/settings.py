@@ -1,4 +1,4 @@
-"""The target, credentials and options of the channel. Of both clients."""
+"""The target, credentials and options of the channel. Both clients share this module."""
 
 import ipaddress
 import json
@@ -28,10 +28,10 @@ CHANNEL_OPTIONS: Final[Options] = (
 
 
 class ChannelSettings(NamedTuple):
-    """What a channel is made with."""
+    """The credentials and options of a channel."""
 
     credentials: grpc.ChannelCredentials | None
-    """None is plain text."""
+    """None for plain text."""
     options: list[tuple[str, Any]]
 
 
@@ -44,15 +44,13 @@ class TlsFiles(NamedTuple):
 
 
 def channel_settings(
-    target: str, key: str | None, tls: TlsFiles, options: Options, *, allow_insecure: bool
+    target: str, tls: TlsFiles, options: Options, *, has_key: bool, allow_insecure: bool
 ) -> ChannelSettings:
-    """Returns how to connect to a target. The arguments and errors are those of connect()."""
-    if key is not None and not re.fullmatch("[!-~]+", key):
-        raise ValueError("key: must be visible ASCII characters")  # grpc would quote the key in its message
+    """Returns the settings of a channel to a target. The arguments and errors are those of connect()."""
     credentials = _credentials(target, tls, allow_insecure=allow_insecure)
     settings = [*options, *CHANNEL_OPTIONS, ("grpc.service_config", service_config())]  # of duplicates the first counts
     if credentials is None:
-        if key and not _is_loopback(target):
+        if has_key and not _is_loopback(target):
             raise ValueError("key: would be sent in plain text; it needs TLS")
         settings.append(("grpc.enable_http_proxy", 0))  # a proxy would read the plain text and the key
     return ChannelSettings(credentials, settings)
@@ -61,7 +59,8 @@ def channel_settings(
 def service_config() -> str:
     """Returns the gRPC service config as JSON.
 
-    It is service_config.json, which serves all languages, with retries of Create added: here each has a request_id.
+    It is service_config.json, which all languages use, with retries of creates added. The client sends a request_id
+    with each create, so these retries are safe.
     """
     config = json.loads(resources.files("caseload.client").joinpath("service_config.json").read_text())
     repeatable, creates, _ = config["methodConfig"]
@@ -79,7 +78,7 @@ def _credentials(target: str, tls: TlsFiles, *, allow_insecure: bool) -> grpc.Ch
 
 
 def _is_loopback(target: str) -> bool:
-    """Whether every address of a target is a loopback address. A target of another form is not."""
+    """Returns whether every address of a target is a loopback address; False for a target of another form."""
     addresses = re.sub("^(dns:(///)?|ipv4:|ipv6:)", "", target).split(",")
     return all(map(_is_loopback_host, (re.sub(":[0-9]+$", "", address) for address in addresses)))
 

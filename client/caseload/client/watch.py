@@ -21,11 +21,11 @@ def watch(
 
     Args:
         changes: the stub to call.
-        request: its after_revision is moved along with the responses.
-        closed: setting it ends the watch.
-        last_connection_error: returns why there is no connection, or nothing if there is one.
+        request: the request, whose after_revision advances with the responses.
+        closed: after it is set, the watch ends.
+        last_connection_error: returns the last connection error, or an empty string if there is a connection.
 
-    Raises grpc.RpcError where resuming does not help.
+    Raises grpc.RpcError if the watch cannot be resumed.
     """
     position = Resumption(request)
     while not closed.is_set():
@@ -51,7 +51,7 @@ def watch(
 
 
 def _start_timer(report: Callable[[], None]) -> Timer:
-    """Starts a thread that reports, unless the first response comes before that."""
+    """Starts a timer thread that reports, unless the caller cancels it at the first response."""
     timer = Timer(REPORT_AFTER_SECONDS, report)
     timer.daemon = True
     timer.start()

@@ -1,4 +1,4 @@
-"""The real server for the tests of callers. With pytest, use the fixtures `caseload_server` and `caseload_store`."""
+"""The real server for tests of callers. In pytest, use the fixtures `caseload_server` and `caseload_store`."""
 
 from caseload.testing.server import CaseloadForTests
 

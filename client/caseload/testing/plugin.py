@@ -1,4 +1,4 @@
-"""The pytest plugin: the fixtures `caseload_server` and `caseload_store`. pytest loads it by itself."""
+"""The pytest plugin with the fixtures `caseload_server` and `caseload_store`. Its entry point makes pytest load it."""
 
 import shutil
 import sys
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
 _COMMAND: Final = "caseload-test-server"
 _HOW_TO_INSTALL: Final = (
-    "install caseload-server, here or into another environment, and name that one with --caseload-server=PATH"
+    "install caseload-server here, or into another environment and pass that with --caseload-server=PATH"
 )
 
 
 def pytest_addoption(parser: "pytest.Parser") -> None:
-    """Adds the option of the plugin."""
+    """Adds the option --caseload-server."""
     parser.addoption(
         "--caseload-server",
         metavar="PATH",
-        help="environment that has caseload-server[testing], or a command in it; without it, that of pytest, or PATH",
+        help="environment with caseload-server, or a command in it (default: the environment of pytest, or PATH)",
     )
 
 
@@ -30,7 +30,7 @@ def pytest_addoption(parser: "pytest.Parser") -> None:
 def caseload_server(
     pytestconfig: "pytest.Config", tmp_path_factory: "pytest.TempPathFactory"
 ) -> "Generator[CaseloadForTests]":
-    """A real server, for the whole session. Use `caseload_store` for an empty store."""
+    """The real server, for the whole session, with the data of previous tests. `caseload_store` has an empty store."""
     from caseload.testing.server import CaseloadForTests  # imported here: every run of pytest imports this module
 
     log = tmp_path_factory.mktemp("caseload") / "server.log"
@@ -48,7 +48,7 @@ def caseload_store(caseload_server: "CaseloadForTests") -> "CaseloadForTests":
 def _command(given: str | None) -> Path:
     if given:
         path = Path(given)
-        command = path / "bin" / _COMMAND if path.is_dir() else path.with_name(_COMMAND)
+        command = path.with_name(_COMMAND) if path.is_file() else path / "bin" / _COMMAND
     else:
         command = Path(sys.executable).with_name(_COMMAND)
         command = command if command.exists() else Path(shutil.which(_COMMAND) or command)

@@ -1,9 +1,9 @@
-"""A real server in a process of its own, so that what it requires stays out of the caller's environment."""
+"""A real server in its own process, so that its requirements can be in another environment."""
 
 import json
 import subprocess
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -17,38 +17,38 @@ _STOP_SECONDS: Final = 30
 
 
 class CaseloadForTests:
-    """A server on a temporary SQLite database. It accepts every caller, on loopback, without a key."""
+    """A server on a temporary SQLite database. It listens on loopback, and accepts every caller without a key."""
 
     def __init__(self, command: Path, log: Path) -> None:
         """Starts the server.
 
         Args:
-            command: caseload-test-server, perhaps of another environment.
-            log: the file for the server's log.
+            command: the path of caseload-test-server, which can be in another environment.
+            log: the file to which the server appends its log.
 
-        Raises RuntimeError where it does not start.
+        Raises RuntimeError if the server does not start, and OSError if the command cannot be run.
         """
         pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         with log.open("a") as errors:
             self._process: Any = subprocess.Popen([command], stderr=errors, start_new_session=True, **pipes)
         self._log = log
         self.address: Final[str] = self._answer()["address"]
-        """HOST:PORT, the same for the whole life of the process."""
+        """HOST:PORT, the same until close()."""
         self.client: Final = connect(self.address)
-        """A client of the server."""
+        """A synchronous client of the server."""
 
     def clear(self) -> None:
-        """Empties the store, and ends all faults. Revisions go on: an open watch yields what is written later."""
+        """Empties the store and ends all faults. It does not reset revisions: an open watch receives later writes."""
         self._tell("clear")
 
     def restart(self) -> None:
-        """Stops the server and starts it again, on the same port and database. Calls in progress get a second."""
+        """Restarts the server on the same port and database. Calls in progress have one second to end."""
         with self.stopped():
             pass
 
     @contextmanager
     def stopped(self) -> Generator[None]:
-        """Nothing listens inside the with block."""
+        """Stops the server for the with block, so nothing listens at its address."""
         self._tell("stop")
         try:
             yield
@@ -57,21 +57,21 @@ class CaseloadForTests:
 
     @contextmanager
     def failing(self, reason: str, calls: int | None = None, retry_after_seconds: float = 0.01) -> Generator[None]:
-        """Calls that reach the database fail inside the with block. Only one fault can be set at a time.
+        """Makes calls fail in the with block, before they use the database. Only one fault can be active at a time.
 
         Args:
             reason: OVERLOADED, SHUTTING_DOWN, STORE_BUSY, STORE_FULL or STORE_UNAVAILABLE.
-            calls: how many attempts fail; None for all. The client repeats a call up to four times.
-            retry_after_seconds: the delay in the error, after which the client retries. Short, so that tests are.
+            calls: the number of attempts that fail; None for all. The client makes up to five attempts per call.
+            retry_after_seconds: the retry delay of OVERLOADED, STORE_BUSY and STORE_UNAVAILABLE, in seconds.
 
-        Raises ValueError where the reason is another.
+        Raises ValueError if the reason is another one.
         """
         with self._fault(reason=reason, calls=calls, retry_after_seconds=retry_after_seconds):
             yield
 
     @contextmanager
     def slow(self, seconds: float) -> Generator[None]:
-        """Calls wait inside the with block, before each operation on the database. Args: seconds, of each wait."""
+        """Delays each database operation of a call in the with block. Args: seconds, the delay of each operation."""
         with self._fault(delay_seconds=seconds):
             yield
 
@@ -84,17 +84,17 @@ class CaseloadForTests:
             self._tell("fault")
 
     def add_therapist(self, display_name: str = "Ada Roe", **fields: Any) -> Therapist:
-        """Creates a therapist. Args: fields, of the therapist."""
+        """Creates and returns a therapist. Args: fields, further fields of the therapist. Raises grpc.RpcError."""
         therapist = Therapist(display_name=display_name, **fields)
         return self.client.therapists.CreateTherapist(CreateTherapistRequest(therapist=therapist)).therapist
 
     def add_patient(self, display_name: str = "Jane Doe", **fields: Any) -> Patient:
-        """Creates a patient. Args: fields, of the patient."""
+        """Creates and returns a patient. Args: fields, further fields of the patient. Raises grpc.RpcError."""
         patient = Patient(display_name=display_name, **fields)
         return self.client.patients.CreatePatient(CreatePatientRequest(patient=patient)).patient
 
     def assign(self, therapist: Therapist, patient: Patient, **fields: Any) -> Assignment:
-        """Assigns a patient to a therapist. Args: fields, of AssignPatientRequest."""
+        """Assigns a patient, returns the assignment. Args: fields, of AssignPatientRequest. Raises grpc.RpcError."""
         request = AssignPatientRequest(therapist_id=therapist.therapist_id, patient_id=patient.patient_id, **fields)
         return self.client.therapists.AssignPatient(request).assignment
 
@@ -105,7 +105,8 @@ class CaseloadForTests:
 
     def _end(self) -> None:
         with self._process:  # closes the pipes, at whose end the server stops
-            self._process.stdin.close()
+            with suppress(BrokenPipeError):  # it has ended already
+                self._process.stdin.close()
             self._process.wait(_STOP_SECONDS)
 
     def __enter__(self) -> Self:
@@ -117,7 +118,8 @@ class CaseloadForTests:
         self.close()
 
     def _tell(self, do: str, **settings: Any) -> None:
-        print(json.dumps({"do": do, **settings}), file=self._process.stdin, flush=True)
+        with suppress(BrokenPipeError):  # then there is no answer either
+            print(json.dumps({"do": do, **settings}), file=self._process.stdin, flush=True)
         if error := self._answer().get("error"):
             raise ValueError(error)
 

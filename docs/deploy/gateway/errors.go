@@ -30,7 +30,7 @@ func writeError(ctx context.Context, mux *runtime.ServeMux, marshaler runtime.Ma
 	runtime.DefaultHTTPErrorHandler(ctx, mux, marshaler, w, r, failed.Err())
 }
 
-// writeRoutingError answers a call that no RPC has: 404 for its path, 405 for its method.
+// writeRoutingError answers a call that is no RPC: 404 for an unknown path, 405 for an unknown method.
 func writeRoutingError(ctx context.Context, mux *runtime.ServeMux, marshaler runtime.Marshaler, w http.ResponseWriter, r *http.Request, code int) {
 	err := &runtime.HTTPStatusError{HTTPStatus: code, Err: status.Error(codes.Unimplemented, "No RPC has this method and path.")}
 	runtime.DefaultHTTPErrorHandler(ctx, mux, marshaler, w, r, err)
@@ -45,7 +45,7 @@ func hasReason(failed *status.Status) bool {
 	return false
 }
 
-// ownError replaces the text of an error that the server did not write: it could repeat a value, or name an address.
+// ownError replaces the message of an error that is not from the server. The message could contain a value or an address.
 func ownError(failed *status.Status) *status.Status {
 	switch failed.Code() {
 	case codes.InvalidArgument:
@@ -58,7 +58,7 @@ func ownError(failed *status.Status) *status.Status {
 	return status.New(failed.Code(), failed.Code().String())
 }
 
-// invalidRequest is the error that the server sends for a request that does not parse: INVALID_FIELD without a field.
+// invalidRequest returns the error that the server sends for a malformed request: INVALID_FIELD with an empty field.
 func invalidRequest(message string) *status.Status {
 	text := "The JSON body or the query does not match the request of this method."
 	if found := location.FindString(message); found != "" {

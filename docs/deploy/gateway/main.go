@@ -1,6 +1,6 @@
-// The gateway translates HTTP and JSON calls into gRPC calls to Caseload, by the google.api.http options of the contract.
-// It has no identity and no data of its own: each caller sends its own key, which the gateway passes on. docs/http.md says
-// how to build and run it.
+// The gateway translates HTTP and JSON calls into gRPC calls to Caseload. The google.api.http options of the contract define
+// the HTTP calls. The gateway has no key and stores no data. Each caller sends its own key, and the gateway forwards it.
+// docs/http.md says how to build and run it.
 package main
 
 import (
@@ -36,7 +36,7 @@ import (
 const (
 	callTimeout       = 10 * time.Second
 	stopTimeout       = 15 * time.Second
-	largestBodyBytes  = 4 << 20 // the server accepts 1 MiB of protobuf, which JSON can be several times as long as
+	largestBodyBytes  = 4 << 20 // the server accepts 1 MiB of protobuf, and the same message as JSON is longer
 	largestReplyBytes = 16 << 20
 )
 
@@ -46,10 +46,10 @@ var serviceConfig string
 var (
 	listen           = flag.String("listen", "127.0.0.1:8080", "address to serve HTTP on")
 	backend          = flag.String("backend", "dns:///127.0.0.1:50051", "gRPC target of the Caseload servers")
-	backendCA        = flag.String("backend-ca", "", "file of the authority of the servers' certificates; empty: the system's authorities")
+	backendCA        = flag.String("backend-ca", "", "PEM file of the CA certificate of the servers; empty: the CA certificates of the system")
 	backendPlaintext = flag.Bool("backend-plaintext", false, "call the servers without TLS")
-	tlsCert          = flag.String("tls-cert", "", "file of the certificate of this gateway; empty: plain HTTP, on loopback only")
-	tlsKey           = flag.String("tls-key", "", "file of the key of the certificate")
+	tlsCert          = flag.String("tls-cert", "", "PEM file of the certificate of this gateway; empty: plain HTTP, on loopback only")
+	tlsKey           = flag.String("tls-key", "", "PEM file of the private key of the certificate")
 	allowInsecure    = flag.Bool("allow-insecure", false, "allow plain text beyond loopback")
 )
 
@@ -62,7 +62,7 @@ func main() {
 	}
 }
 
-// serve answers calls until the context ends, and then finishes the open ones.
+// serve answers calls until the context ends, and then waits for the open calls.
 func serve(ctx context.Context) error {
 	if err := checkPlaintext(); err != nil {
 		return err
@@ -79,7 +79,7 @@ func serve(ctx context.Context) error {
 	return serveHTTP(ctx, handler)
 }
 
-// checkPlaintext refuses to send keys and personal data in plain text beyond loopback.
+// checkPlaintext returns an error if keys and personal data would be sent in plain text beyond loopback.
 func checkPlaintext() error {
 	switch {
 	case *allowInsecure:
@@ -131,7 +131,7 @@ func backendCredentials() (credentials.TransportCredentials, error) {
 	return credentials.NewTLS(config), nil
 }
 
-// newHandler serves the contract's HTTP calls, and GET /healthz, which asks the servers' health service.
+// newHandler serves the HTTP calls of the contract, and GET /healthz, which calls the health service of the servers.
 func newHandler(conn *grpc.ClientConn) (http.Handler, error) {
 	json := &runtime.JSONPb{MarshalOptions: protojson.MarshalOptions{UseProtoNames: true, EmitDefaultValues: true}}
 	var mux *runtime.ServeMux
@@ -161,8 +161,8 @@ func newHandler(conn *grpc.ClientConn) (http.Handler, error) {
 	return http.MaxBytesHandler(keepMalformed(mux), largestBodyBytes), nil
 }
 
-// keepMalformed lets the server refuse a malformed end user. grpc-gateway drops a header that is not ASCII, and the change
-// would be recorded without its end user.
+// keepMalformed makes the server reject a malformed end user. grpc-gateway drops a header that is not ASCII, so the server
+// would record the change without its end user.
 func keepMalformed(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		users := r.Header["Caseload-On-Behalf-Of"]
@@ -175,7 +175,7 @@ func keepMalformed(next http.Handler) http.Handler {
 	})
 }
 
-// metadataOf names the metadata in which a header is passed on. Authorization is always passed on; cookies never are.
+// metadataOf returns the metadata key for a header, and whether to forward it. grpc-gateway always forwards Authorization.
 func metadataOf(header string) (string, bool) {
 	switch name := strings.ToLower(header); name {
 	case "caseload-on-behalf-of", "traceparent", "tracestate":

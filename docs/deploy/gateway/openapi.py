@@ -1,7 +1,7 @@
-"""Writes one OpenAPI document from the files that protoc-gen-openapiv3 makes, one for each service: `make artifacts`.
+"""Merges the OpenAPI documents of the services, which protoc-gen-openapiv3 writes, into one. `make artifacts` runs it.
 
-The names of fields become those of the contract (`page_size`), which the gateway writes. The path of an update becomes
-that of the other calls of the record, because OpenAPI allows no two paths that differ in the name of a parameter only.
+Field names become those of the contract, such as `page_size`, because the gateway writes these. The path of an update
+becomes the path of the other calls of the record, because OpenAPI forbids paths that differ only in a parameter name.
 """
 
 import json
@@ -15,12 +15,12 @@ SECURITY: Final = {"key": {"type": "http", "scheme": "bearer", "description": "T
 
 
 def contract_name(name: str) -> str:
-    """Returns the name of a field, or of a path of fields, as the contract spells it."""
+    """Returns the contract's name of a field, or of a path of fields. Args: name, in camelCase."""
     return re.sub(r"(?<=[a-z0-9])[A-Z]", lambda letter: f"_{letter[0].lower()}", name)
 
 
 def renamed(node: Any) -> Any:
-    """Returns the document with the contract's names of properties and parameters."""
+    """Returns the document, in which properties and parameters have the names of the contract."""
     if isinstance(node, list):
         return [renamed(item) for item in node]
     if not isinstance(node, dict):
@@ -55,7 +55,7 @@ def merged(documents: list[dict[str, Any]], version: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Reads the folder in the first argument; the second is the version of the contract's distribution."""
+    """Prints the document. The first argument is the folder of the documents, and the second is the version."""
     documents = [json.loads(file.read_text()) for file in sorted(Path(sys.argv[1]).rglob("*.openapi.json"))]
     json.dump(merged(documents, sys.argv[2]), sys.stdout, indent=1)
 

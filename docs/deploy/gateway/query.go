@@ -17,8 +17,8 @@ import (
 
 var errUnknownParameter = status.Error(codes.InvalidArgument, "unknown parameter")
 
-// strictQuery refuses parameters that the request does not have, or takes from the path or the body. The default parser
-// ignores them.
+// strictQuery rejects query parameters that are no field of the request, or whose field is in the path or the body. The
+// default parser ignores them.
 type strictQuery struct{ runtime.DefaultQueryParser }
 
 func (strict strictQuery) Parse(request proto.Message, values url.Values, filter *utilities.DoubleArray) error {
@@ -42,8 +42,7 @@ func hasField(message protoreflect.MessageDescriptor, path []string) bool {
 	return field != nil && (len(path) == 1 || hasField(field.Message(), path[1:]))
 }
 
-// refuseQuery refuses a query of the calls that take none, and passes the others on. grpc-gateway ignores such a query, so a
-// filter in it would be ignored too.
+// refuseQuery rejects a query in calls that take none. grpc-gateway ignores such a query, so it would ignore a filter in it.
 func refuseQuery(mux func() *runtime.ServeMux) runtime.Middleware {
 	queryless := pathsWithoutQuery()
 	return func(next runtime.HandlerFunc) runtime.HandlerFunc {
@@ -59,7 +58,7 @@ func refuseQuery(mux func() *runtime.ServeMux) runtime.Middleware {
 	}
 }
 
-// pathsWithoutQuery are the methods and paths of the calls whose fields are all in the path or in the body.
+// pathsWithoutQuery returns the methods and paths of the calls whose fields are all in the path or in the body.
 func pathsWithoutQuery() map[string]bool {
 	found := map[string]bool{}
 	protoregistry.GlobalFiles.RangeFilesByPackage("caseload.v1", func(file protoreflect.FileDescriptor) bool {

@@ -13,7 +13,6 @@ import grpc
 from google.protobuf import descriptor_pool, text_format
 from google.protobuf.descriptor_pb2 import EnumDescriptorProto, FileDescriptorProto, FileDescriptorSet
 from google.protobuf.message_factory import GetMessageClass
-from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
@@ -105,7 +104,7 @@ def _descriptors() -> _Descriptors:
 
 
 def _files() -> Iterator[FileDescriptorProto]:
-    for module in (error_details_pb2, health_pb2, reflection_pb2):
+    for module in (health_pb2, reflection_pb2):
         yield from _with_dependencies(module.DESCRIPTOR)
     yield _reflection_v1()
     contract = resources.files("caseload.v1").joinpath("caseload.binpb").read_bytes()

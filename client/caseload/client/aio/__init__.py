@@ -1,4 +1,4 @@
-"""The Caseload client for asyncio. Its rules are those of caseload.client."""
+"""The client of Caseload for asyncio, with the same functions and defaults as caseload.client."""
 
 from caseload.client.aio.channel import Caseload, connect
 from caseload.client.aio.pages import pages

@@ -1,4 +1,4 @@
-"""The methods of the stubs of the asyncio client: with defaults, and with errors that say their reason."""
+"""The stub methods of the asyncio client, which apply the defaults and add the reason to errors."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
@@ -28,8 +28,8 @@ class ChannelWithDefaults:
 
         Args:
             channel: the channel that carries the calls.
-            defaults: of each call.
-            closed: once it is set, every new call raises ValueError.
+            defaults: the defaults of each call.
+            closed: after it is set, every new call raises ValueError.
         """
         self._channel: Final[Any] = channel
         self._defaults = defaults
@@ -47,13 +47,13 @@ class ChannelWithDefaults:
         return self._with_defaults(callable_, self._defaults.of_stream(), _Stream)
 
     def cancel_calls(self) -> None:
-        """Ends the calls in flight."""
+        """Cancels the calls in flight."""
         # Up to grpcio 1.80 the channel looks for its calls in the stacks of tasks, and misses these when it is closed.
         for call in list(self._calls):
             call.cancel()
 
     async def last_connection_error(self) -> str:
-        """Returns why the channel has no connection, or nothing if it has one."""
+        """Returns the last connection error of the channel, or an empty string if the channel has a connection."""
         try:
             await self._channel.unary_unary(PROBE_METHOD)(b"", **PROBE_OPTIONS)
         except AioRpcError as error:
@@ -63,7 +63,7 @@ class ChannelWithDefaults:
         return ""
 
     async def outcome(self, response: Awaitable[Any]) -> Any:
-        """Returns a response, or raises the error of its call with the reason."""
+        """Awaits a response. Raises the error of its call, with the reason added."""
         try:
             return await response
         except AioRpcError as error:
@@ -98,7 +98,7 @@ def _is_cancelled() -> bool:
 
 
 class _Call:
-    """A call in flight: grpc's own, with errors that say their reason."""
+    """A grpc.aio call in flight, whose errors have their reason."""
 
     def __init__(self, call: Any, channel: ChannelWithDefaults) -> None:
         self._call = call
@@ -118,7 +118,7 @@ class _UnaryCall(_Call):
 
 @grpc.aio.UnaryStreamCall.register
 class _Stream(_Call):
-    """A call that streams responses."""
+    """A call with streamed responses."""
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         responses = aiter(self._call)

@@ -1,4 +1,4 @@
-"""One channel of grpc.aio to all instances of Caseload, and the four stubs on it."""
+"""The asyncio client: one grpc.aio channel to all instances of Caseload, and the stubs of the four services."""
 
 import asyncio
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import grpc.aio
 from caseload.client.aio.calls import ChannelWithDefaults
 from caseload.client.aio.watch import Responses, watch
 from caseload.client.call_defaults import CallDefaults
-from caseload.client.metadata import client_metadata
+from caseload.client.metadata import Key, client_metadata
 from caseload.client.settings import File, Options, TlsFiles, channel_settings
 from caseload.v1.assignment_service_pb2_grpc import AssignmentServiceStub
 from caseload.v1.change_service_pb2 import ChangeFilter, WatchChangesRequest
@@ -25,10 +25,10 @@ if TYPE_CHECKING:  # these exist for type checkers only: at run time one stub se
 
 
 class Caseload:
-    """The four services on one channel. Tasks of one event loop may share it. Keep one for the whole loop."""
+    """The stubs of the four services on one channel. Create one per event loop. Its tasks can share it."""
 
     def __init__(self, channel: grpc.aio.Channel, defaults: CallDefaults) -> None:
-        """Wraps a channel that connect() made."""
+        """Wraps a channel. Use connect() to create a client."""
         self.channel: Final = channel
         self._closed = asyncio.Event()
         self._calls = ChannelWithDefaults(channel, defaults, self._closed)
@@ -41,15 +41,15 @@ class Caseload:
     def watch(self, after_revision: str = "", filter: ChangeFilter | None = None) -> Responses:  # noqa: A002 - the request's name
         """Yields the responses of WatchChanges, and resumes after a restart, a lost connection or a slow reader.
 
-        It ends when this client is closed. Keep the through_revision of each response that you have processed, and pass
-        it as after_revision next time. While it cannot connect it tries again, and logs one warning to the logger
-        "caseload.client".
+        The iterator ends when this client is closed. While it cannot connect, it retries without a limit, and logs one
+        warning to the logger "caseload.client". Store the through_revision of each response after you processed it.
+        After a restart of your service, pass it as after_revision.
 
         Args:
-            after_revision: the last revision that you have processed; empty starts from now.
-            filter: which changes to send; None sends all.
+            after_revision: the last revision that you processed; empty to start from now.
+            filter: the changes to receive; None for all.
 
-        Raises grpc.aio.AioRpcError where resuming does not help, such as REVISION_PRUNED.
+        Raises grpc.aio.AioRpcError if the watch cannot be resumed, for instance with REVISION_PRUNED.
         """
         request = WatchChangesRequest(after_revision=after_revision, filter=filter)
         return watch(self.changes, request, self._closed, self._calls.last_connection_error)
@@ -57,7 +57,7 @@ class Caseload:
     follow = watch
 
     async def close(self) -> None:
-        """Ends all watches, and ends calls in flight with CANCELLED. Later calls raise ValueError."""
+        """Ends all watches. Calls in flight fail with CANCELLED, and later calls raise ValueError."""
         self._closed.set()
         self._calls.cancel_calls()
         await self.channel.close()
@@ -74,7 +74,7 @@ class Caseload:
 def connect(  # noqa: PLR0913 - keyword arguments, each with a default
     target: str,
     *,
-    key: str | None = None,
+    key: Key | None = None,
     tls_ca: File | None = None,
     tls_cert: File | None = None,
     tls_key: File | None = None,
@@ -84,19 +84,22 @@ def connect(  # noqa: PLR0913 - keyword arguments, each with a default
     interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
     options: Options = (),
 ) -> Caseload:
-    """Returns a client for all instances behind a target, for the running event loop.
+    """Returns a client for all instances of a target, for the running event loop.
 
-    The arguments are those of caseload.client.connect(), except that the interceptors are those of grpc.aio.
+    The arguments are those of caseload.client.connect(), except that the interceptors are those of grpc.aio. A
+    function as key runs in the event loop, so it must not wait: let a task renew the token that it returns.
 
-    Raises ValueError where the arguments contradict each other, OSError where a file cannot be read, and RuntimeError
-    where no event loop is running.
+    Raises ValueError if an argument is invalid or contradicts another, OSError if a file cannot be read, and
+    RuntimeError if no event loop is running.
     """
     asyncio.get_running_loop()  # grpc.aio would make a channel for another loop, which then never answers
+    defaults = CallDefaults(timeout, client_metadata(key, on_behalf_of))
     files = TlsFiles(tls_ca, tls_cert, tls_key)
-    credentials, settings = channel_settings(target, key, files, options, allow_insecure=allow_insecure)
+    has_key = key is not None
+    credentials, settings = channel_settings(target, files, options, has_key=has_key, allow_insecure=allow_insecure)
     # By name: instrumentation adds its own interceptors to the argument.
     if credentials is None:
         channel = grpc.aio.insecure_channel(target, settings, interceptors=list(interceptors))
     else:
         channel = grpc.aio.secure_channel(target, credentials, settings, interceptors=list(interceptors))
-    return Caseload(channel, CallDefaults(timeout, client_metadata(key, on_behalf_of)))
+    return Caseload(channel, defaults)

@@ -6,14 +6,15 @@ from caseload.client.pages import Page, Request, request_after
 
 
 async def pages(method: Callable[[Request], Awaitable[Page]], request: Request) -> AsyncIterator[Page]:
-    """Yields each page of a list, as caseload.client.pages() does.
+    """Yields the pages of a list. It requests a page when you ask for it, and not earlier.
 
     Args:
-        method: a method that returns pages, such as caseload.therapists.ListTherapists.
-        request: the first request. It is not changed. Its page_size is the size of each page.
+        method: a List method, such as caseload.therapists.ListTherapists. For a deadline or metadata of each call, pass
+            functools.partial(method, timeout=3).
+        request: the request of the first page, which is not changed. Its page_size is the largest size of each page.
 
-    Raises grpc.aio.AioRpcError, as the method does, and ValueError where its response is no page. AIP-158 describes
-    pages.
+    Raises grpc.aio.AioRpcError if a call fails, and ValueError if the method does not return pages
+    (https://google.aip.dev/158).
     """
     following: Request | None = request
     while following is not None:

@@ -25,11 +25,11 @@ async def watch(
 
     Args:
         changes: the stub to call.
-        request: its after_revision is moved along with the responses.
-        closed: setting it ends the watch.
-        last_connection_error: returns why there is no connection, or nothing if there is one.
+        request: the request, whose after_revision advances with the responses.
+        closed: after it is set, the watch ends.
+        last_connection_error: returns the last connection error, or an empty string if there is a connection.
 
-    Raises grpc.aio.AioRpcError where resuming does not help.
+    Raises grpc.aio.AioRpcError if the watch cannot be resumed.
     """
     position = Resumption(request)
     while not closed.is_set():
@@ -51,6 +51,6 @@ async def watch(
 
 
 async def _report_later(position: Resumption, last_connection_error: Callable[[], Awaitable[str]]) -> None:
-    """Reports, unless the first response cancels this before."""
+    """Reports after a delay, unless the first response cancels this task earlier."""
     await asyncio.sleep(REPORT_AFTER_SECONDS)
     position.report(await last_connection_error())
