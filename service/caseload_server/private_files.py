@@ -1,6 +1,7 @@
 """Files with secrets or personal data: no other user may read or change them."""
 
 import os
+import stat
 from pathlib import Path
 from typing import Final
 
@@ -36,28 +37,35 @@ def read_with_fault(setting: str, path: Path, max_bytes: int = -1) -> tuple[byte
     Raises SettingError if it cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            fault = _fault(os.fstat(file.fileno()), SECRET_MODE, "run chmod 600 or chmod 640 on it")
-            return file.read(max_bytes), fault
+        with open(path, "rb", opener=_open) as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise SettingError(setting, "is not a regular file")
+            return file.read(max_bytes), _fault(found, SECRET_MODE, "run chmod 600 or chmod 640 on it")
     except OSError:
         raise SettingError(setting, "cannot be read") from None
+
+
+def _open(path: str, flags: int) -> int:
+    """Opens a file. A pipe that nobody writes to must not hold up the thread."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def check_data_files(setting: str, *paths: Path) -> None:
     """Checks files with data, as far as they exist. Raises SettingError."""
     for path in paths:
         try:
-            stat = path.stat()
+            found = path.stat()
         except FileNotFoundError:
             continue
-        if fault := _fault(stat, DATA_MODE, f"run chmod o= on {path.name}"):
+        if fault := _fault(found, DATA_MODE, f"run chmod o= on {path.name}"):
             raise SettingError(setting, fault)
 
 
-def _fault(stat: os.stat_result, forbidden_mode: int, remedy: str) -> str:
-    if stat.st_mode & forbidden_mode:
+def _fault(found: os.stat_result, forbidden_mode: int, remedy: str) -> str:
+    if found.st_mode & forbidden_mode:
         return f"is accessible to other users: {remedy}"
     # Root may run commands on the files of the server's user.
-    if os.geteuid() not in {_ROOT, stat.st_uid} and stat.st_uid != _ROOT:
+    if os.geteuid() not in {_ROOT, found.st_uid} and found.st_uid != _ROOT:
         return "belongs to another user: give it to root, or to the user that runs the server"
     return ""
