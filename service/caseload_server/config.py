@@ -67,7 +67,7 @@ class Config:
     grace_seconds: float = 30.0
     """How long calls in progress may take after the drain."""
     keys_file: Path | None = None
-    """Callers and the hashes of their keys. Without it, the server accepts all calls, from the principal `local`."""
+    """Callers and the hashes of their keys. Without it and an issuer, all calls come from the principal `local`."""
     tls_cert: Path | None = None
     """The server's certificate chain, PEM."""
     tls_key: Path | None = None
@@ -85,20 +85,20 @@ class Config:
     access_log: Path | None = None
     """File for the access log. Without it, the access log goes to standard error."""
     access_log_required: bool = False
-    """Refuse calls while the access log cannot be written. Without it, calls continue and their lines are lost."""
+    """Reject calls while the access log cannot be written. Without it, calls continue and their lines are lost."""
     log_level: str = "info"
     """Lowest level that is logged: info, warning or error. The access log has no level."""
     metrics_address: str | None = None
     """HOST:PORT of the metrics page. Port 0 picks a free port. Without it, the server collects no metrics."""
     allow_insecure: bool = False
-    """Allow other addresses than loopback without encryption and authentication."""
+    """Allow other addresses than loopback without encryption or authentication."""
 
     def check(self) -> None:
         """Checks settings and their combinations. Raises SettingError."""
         if self.metrics_address is not None:
             host_and_port("--metrics-address", self.metrics_address)
         if not (self.is_loopback() or self.is_secure() or self.allow_insecure):
-            text = "needs --tls-cert beyond loopback, and --keys-file or --oidc-issuer; or --allow-insecure"
+            text = "beyond loopback, set --tls-cert, and --keys-file or --oidc-issuer; or set --allow-insecure"
             raise SettingError("--address", text)
         for name, needed in _NEEDS:
             if getattr(self, name) and not getattr(self, needed):
@@ -196,7 +196,7 @@ def has_password(database: str) -> bool:
 def _check_issuer(issuer: str) -> None:
     url = urlsplit(issuer)
     if url.scheme != "https" or not url.hostname or url.query or url.fragment or "@" in url.netloc:
-        raise SettingError("--oidc-issuer", "must be an https URL without a user, a query and a fragment")
+        raise SettingError("--oidc-issuer", "must be an https URL without a user name, a query or a fragment")
     if find_spec("jwt") is None:
         raise SettingError("--oidc-issuer", "needs the extra caseload-server[oidc]")
 

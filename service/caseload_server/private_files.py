@@ -1,6 +1,7 @@
-"""Files with secrets or personal data: no other user may read or change them."""
+"""Files with secrets, personal data or an authority: no other user may change them, and most no other may read."""
 
 import os
+import stat
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +12,8 @@ SECRET_MODE: Final = 0o037
 
 The group may read it: root owns a Kubernetes secret, and its pod can read it only through a group.
 """
+TRUST_MODE: Final = 0o022
+"""Mode bits that a file with an authority must not have: whoever can write it can make certificates of every caller."""
 DATA_MODE: Final = 0o007
 """Mode bits that a file with data must not have.
 
@@ -30,34 +33,53 @@ def read_private(setting: str, path: Path, max_bytes: int = -1) -> bytes:
     return content
 
 
+def read_trusted(setting: str, path: Path) -> bytes:
+    """Returns the content of a file that others may read, but must not write. Raises SettingError."""
+    content, fault = _read(setting, path, -1, TRUST_MODE, "run chmod go-w on it")
+    if fault:
+        raise SettingError(setting, fault)
+    return content
+
+
 def read_with_fault(setting: str, path: Path, max_bytes: int = -1) -> tuple[bytes, str]:
     """Returns the content of a file with secrets, and what is wrong with its mode or owner; empty if nothing is.
 
     Raises SettingError if it cannot be read.
     """
+    return _read(setting, path, max_bytes, SECRET_MODE, "run chmod 600 or chmod 640 on it")
+
+
+def _read(setting: str, path: Path, max_bytes: int, forbidden_mode: int, remedy: str) -> tuple[bytes, str]:
     try:
-        with path.open("rb") as file:
-            fault = _fault(os.fstat(file.fileno()), SECRET_MODE, "run chmod 600 or chmod 640 on it")
-            return file.read(max_bytes), fault
+        with open(path, "rb", opener=_open) as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise SettingError(setting, "is not a regular file")
+            return file.read(max_bytes), _fault(found, forbidden_mode, remedy)
     except OSError:
         raise SettingError(setting, "cannot be read") from None
+
+
+def _open(path: str, flags: int) -> int:
+    """Opens a file. A pipe that nobody writes to must not hold up the thread."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def check_data_files(setting: str, *paths: Path) -> None:
     """Checks files with data, as far as they exist. Raises SettingError."""
     for path in paths:
         try:
-            stat = path.stat()
+            found = path.stat()
         except FileNotFoundError:
             continue
-        if fault := _fault(stat, DATA_MODE, f"run chmod o= on {path.name}"):
+        if fault := _fault(found, DATA_MODE, f"run chmod o= on {path.name}"):
             raise SettingError(setting, fault)
 
 
-def _fault(stat: os.stat_result, forbidden_mode: int, remedy: str) -> str:
-    if stat.st_mode & forbidden_mode:
+def _fault(found: os.stat_result, forbidden_mode: int, remedy: str) -> str:
+    if found.st_mode & forbidden_mode:
         return f"is accessible to other users: {remedy}"
     # Root may run commands on the files of the server's user.
-    if os.geteuid() not in {_ROOT, stat.st_uid} and stat.st_uid != _ROOT:
+    if os.geteuid() not in {_ROOT, found.st_uid} and found.st_uid != _ROOT:
         return "belongs to another user: give it to root, or to the user that runs the server"
     return ""

@@ -14,19 +14,27 @@ PAGE: Final = (ROOT / "SECURITY.md").read_text()
 NAMED: Final = re.compile(r"\[`(test_\w+)`\]\((tests/[\w/]+\.py)\)")
 
 
+SHOWN_BY: Final = re.compile(r"\[([A-E]\d)\]\(#(tests-[a-z-]+)\)")
+
+
 def promises(page: str) -> Iterator[list[str]]:
-    """The cells of each row: promise, how it is enforced, shown by, not promised."""
-    _, _, rest = page.partition("## Promises")
-    for line in rest.partition("\n## ")[0].splitlines():
+    """The cells of each row: promise, how it is enforced, not promised, and the number that leads to its tests."""
+    for line in _section(page).splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("| ") and cells[0] != "promise":
             yield cells
 
 
+def shown(page: str) -> Iterator[tuple[str, str]]:
+    """Each number of a promise, with the list of the tests that show it."""
+    return ((number, text) for number, text in re.findall(r"^- ([A-E]\d): ((?:.|\n  )*)", _section(page), re.MULTILINE))
+
+
 def unshown(page: str) -> list[str]:
-    """The promises without a test, and the named tests that do not exist."""
-    rows = list(promises(page))
-    missing = [cells[0] for cells in rows if not NAMED.search(cells[2])]
+    """The promises without a test, the lists without a promise, and the named tests that do not exist."""
+    numbers = [SHOWN_BY.sub(r"\1", cells[-1]) for cells in promises(page)]
+    lists = [number for number, text in shown(page) if NAMED.search(text)]
+    missing = [] if numbers == lists else sorted({*numbers} ^ {*lists}) or ["order"]
     for test, file in NAMED.findall(page):
         path = ROOT / file
         if not (path.exists() and re.search(rf"^def {test}\(", path.read_text(), re.MULTILINE)):
@@ -34,18 +42,23 @@ def unshown(page: str) -> list[str]:
     return missing
 
 
+def _section(page: str) -> str:
+    return page.partition("## Promises")[2].partition("\n## ")[0]
+
+
 def test_every_promise_is_shown_by_a_test_that_exists() -> None:
     rows = list(promises(PAGE))
     assert len(rows) >= 25
     assert {len(cells) for cells in rows} == {4}
+    assert all(SHOWN_BY.fullmatch(cells[-1]) for cells in rows)
     assert unshown(PAGE) == []
 
 
 def test_a_promise_without_a_test_and_a_test_that_does_not_exist_are_found() -> None:
-    [_, enforced, shown, _] = next(promises(PAGE))
-    invented = shown.replace("[`test_", "[`test_no_", 1)
-    assert len(unshown(PAGE.replace(shown, invented, 1))) == 1
-    assert len(unshown(PAGE.replace(f"{enforced} | {shown}", f"{enforced} | none", 1))) == 1
+    [*_, last] = shown(PAGE)
+    assert unshown(PAGE.replace(last[1], "none", 1)) == [last[0]]
+    assert unshown(PAGE.replace(f"- {last[0]}: {last[1]}", "", 1)) == [last[0]]
+    assert len(unshown(PAGE.replace("[`test_", "[`test_no_", 1))) == 1
 
 
 def test_every_safeguard_and_every_chapter_has_a_row() -> None:

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import pytest
+from caseload_server.domain.errors import AccessLogUnavailable
 from caseload_server.observability import log_file
+from caseload_server.observability.access_log import AccessLog
 from caseload_server.observability.log_file import LogFile
 from caseload_server.observability.readiness import READINESS_SERVICES
 from caseload_server.rpc.server import CaseloadServer
@@ -22,7 +24,7 @@ from tests.observability.metrics_client import numbers
 from tests.security.server_fixture import serving
 from tests.support.api_driver import ApiDriver, refused
 from tests.support.servers import ServerProcess
-from tests.support.waiting import HUNG_SECONDS, eventually
+from tests.support.waiting import HUNG_SECONDS, eventually, join
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 REFUSED: Final = "ACCESS_LOG_UNAVAILABLE"
@@ -177,6 +179,67 @@ def test_a_write_whose_line_fails_is_answered_because_it_has_committed(tmp_path:
         log.repair()
         eventually(lambda: answers(api))
         assert [one.therapist_id for one in api.send("ListTherapists").therapists] == ["t1", "t2"]
+
+
+def test_a_call_that_only_validates_is_not_answered_without_its_line(tmp_path: Path, log: Log) -> None:
+    """It shows the record, as a read does, and the change log does not have it."""
+    with (
+        serving(tmp_path, access_log=log.path, access_log_required=True) as server,
+        ApiDriver(server.address) as api,
+    ):
+        api.therapists("t1")
+        log.fail()
+        found = refused(api.send, "UpdateTherapist", therapist={"therapist_id": "t1"}, validate_only=True)
+        assert found.reason == REFUSED
+        log.repair()
+
+
+def test_a_required_log_that_was_deleted_refuses_calls_until_a_new_one_can_be_created(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deleted file still accepts lines, which nobody could read."""
+    monkeypatch.setattr(log_file, "_CHECK_INTERVAL_SECONDS", 0.0)
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    path = folder / "access.log"
+    with serving(tmp_path, access_log=path, access_log_required=True) as server, ApiDriver(server.address) as api:
+        api.therapists("t1")
+        path.unlink()
+        folder.rmdir()
+        for _ in range(2):
+            assert refused(api.send, "GetTherapist", therapist_id="t1").reason == REFUSED
+        folder.mkdir()
+        assert answers(api)
+    assert [json.loads(line)["event"] for line in path.read_text().splitlines()] == ["lines_lost", "call"]
+
+
+class HangingSink:
+    """Refuses the first line, and hangs at the second one."""
+
+    def __init__(self) -> None:
+        self.lines = 0
+        self.hangs, self.goes_on = threading.Event(), threading.Event()
+
+    def write(self, _line: str) -> None:
+        self.lines += 1
+        if self.lines == 1:
+            raise OSError
+        self.hangs.set()
+        self.goes_on.wait(HUNG_SECONDS)
+
+
+def test_no_call_begins_while_another_one_still_tries_the_log() -> None:
+    sink = HangingSink()
+    log = AccessLog(sink, required=True)
+    assert not log.write("lost\n")
+    first = threading.Thread(target=log.check, name="first")
+    first.start()
+    assert sink.hangs.wait(HUNG_SECONDS)
+    with pytest.raises(AccessLogUnavailable):
+        log.check()
+    sink.goes_on.set()
+    join(first)
+    log.check()
 
 
 def limit_files(server: ServerProcess, size: int) -> None:

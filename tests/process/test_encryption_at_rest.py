@@ -50,8 +50,8 @@ def test_an_encrypted_export_hides_its_content_and_can_be_restored(tmp_path: Pat
     with ServerProcess(database) as server, ApiDriver(server.address) as api:
         api.patients("jane", display_name=NAME)
         server.stop()
-    run(tmp_path, documented("age-keygen"))
-    run(tmp_path, "age-keygen -y caseload.key > recipient")
+    run(tmp_path, documented("age-keygen -o"))
+    run(tmp_path, documented("age-keygen -y"))
     run(tmp_path, documented("caseload export - |"), CASELOAD_DATABASE=database)
     encrypted = (tmp_path / "caseload.jsonl.age").read_bytes()
     assert NAME.encode() not in encrypted

@@ -108,7 +108,7 @@ FAULTS = {
     "a name like that of the server": (f"System:{SECRET} read {HASH}", "the name is reserved"),
     "a name like that from a token": (f"oidc:{SECRET} read {HASH}", "the name is reserved"),
     "the name without keys": (f"local read {HASH}", "the name is reserved"),
-    "a certificate with a key": (f"cn:{SECRET} read {HASH}", "the name is that of a certificate"),
+    "a certificate with a key": (f"cn:{SECRET} read {HASH}", "the name must not begin with uri:, dns: or cn:"),
     "a certificate without a prefix": (f"{SECRET} read", "the name needs uri:, dns: or cn:"),
     "an unknown prefix": (f"email:{SECRET} read", "the name needs uri:, dns: or cn:"),
     "no name after the prefix": ("dns: read", "the name must be "),

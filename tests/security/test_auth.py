@@ -1,5 +1,6 @@
 """Authentication: keys in the metadata, and the stored name of the caller."""
 
+import os
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -112,7 +113,7 @@ def test_a_key_is_rotated_without_a_rejected_call(therapists: Any, keys_file: Ke
     assert reason(therapists, bearer(new)) == "THERAPIST_NOT_FOUND"
 
 
-@pytest.mark.parametrize("fault", ["missing", "mode", "too large"])
+@pytest.mark.parametrize("fault", ["missing", "mode", "too large", "a directory", "a pipe"])
 def test_a_keys_file_that_cannot_be_read_keeps_the_previous_callers_and_is_logged_once(
     therapists: Any, keys_file: KeysFile, fault: str
 ) -> None:
@@ -123,6 +124,12 @@ def test_a_keys_file_that_cannot_be_read_keeps_the_previous_callers_and_is_logge
             keys_file.path.unlink()
         elif fault == "mode":
             keys_file.path.chmod(0o644)
+        elif fault == "a directory":
+            keys_file.path.unlink()
+            keys_file.path.mkdir()
+        elif fault == "a pipe":
+            keys_file.path.unlink()
+            os.mkfifo(keys_file.path, 0o600)
         else:
             keys_file.replace("do-not-repeat-me" * 100_000)
         for _ in range(5):
@@ -220,8 +227,10 @@ def test_a_file_that_does_not_respond_keeps_the_last_good_value_and_holds_up_nob
     for _ in range(3):
         clock.advance(file_reload.CHECK_INTERVAL_SECONDS)
         assert read.value() == "old"
+    assert read.is_failing()  # a metric and an alert say that a change has no effect
     responds.set()
     eventually(lambda: read.value() == "changed")
+    assert not read.is_failing()
 
 
 def test_a_reload_that_cannot_start_a_thread_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -230,6 +230,20 @@ def test_an_error_without_read_names_what_the_request_named(pair: Pair) -> None:
     assert (found.reason, found.details["ResourceInfo"].resource_name) == ("PATIENT_NOT_FOUND", "unknown")
 
 
+def test_a_call_that_only_validates_confirms_no_guess_without_read(pair: Pair) -> None:
+    """An update to the stored value changes nothing. Its response must not differ from that of any other update."""
+    world = build(pair)
+    stored = pair.clerk.send("GetPatient", patient_id=world.patient).patient
+
+    def guess(value: dict[str, int]) -> Any:
+        patient, mask = {"patient_id": world.patient, "birth_date": value}, {"paths": ["birth_date"]}
+        return pair.writer.send("UpdatePatient", patient=patient, update_mask=mask, validate_only=True)
+
+    right = guess({"year": stored.birth_date.year, "month": stored.birth_date.month, "day": stored.birth_date.day})
+    assert right == guess({"year": 1901, "month": 2, "day": 3})
+    assert right.patient.patient_id == world.patient
+
+
 def test_a_call_that_only_validates_is_marked_in_the_access_log(pair: Pair) -> None:
     world = build(pair)
     for flag in (False, True):

@@ -225,6 +225,16 @@ def test_a_private_key_that_others_can_read_is_rejected(tmp_path: Path, files: F
     assert start_refused(tmp_path, "check", *address, *tls) == text
 
 
+def test_an_authority_that_others_can_write_is_rejected(tmp_path: Path, files: Files) -> None:
+    """Whoever can write it can make a certificate of every caller."""
+    files.client_ca.chmod(0o664)
+    flags = {"--tls-cert": files.cert, "--tls-key": files.key, "--tls-client-ca": files.client_ca}
+    arguments = [word for each in flags.items() for word in map(str, each)]
+    serve = ("serve", "--address", "127.0.0.1:0", "--database", "sqlite:///a.db", "--keys-file", str(files.keys.path))
+    line = start_refused(tmp_path, *serve, *arguments)
+    assert line == "--tls-client-ca: is accessible to other users: run chmod go-w on it"
+
+
 def test_health_requires_no_credentials(server: CaseloadServer, files: Files) -> None:
     with channel(server, files) as opened:
         health: Any = health_pb2_grpc.HealthStub(opened)

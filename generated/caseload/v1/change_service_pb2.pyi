@@ -44,9 +44,9 @@ class ChangeSet(_message.Message):
     method: _builtins.str
     """The RPC, for instance "/caseload.v1.TherapistService/AssignPatient". Empty for a command."""
     on_behalf_of: _builtins.str
-    """The end user for whom the caller acted, as the caller asserted in the metadata
-    "caseload-on-behalf-of" of the call. Empty if it sent none. Part of the request only for the
-    log: a repeat of a request_id is answered whatever it sends, and the log keeps the first value.
+    """The end user for whom the caller acted. The caller asserts it in the metadata
+    "caseload-on-behalf-of" of the call, and the server does not verify it. Empty if the caller sent
+    none. A replay of a request_id can send another value: the log keeps the first one.
     """
     @_builtins.property
     def commit_time(self) -> _timestamp_pb2.Timestamp:
@@ -135,8 +135,8 @@ class Change(_message.Message):
         """Permanently erased."""
         KIND_LOG_PURGED: Change._Kind.ValueType  # 6
         """The oldest part of the change log itself was erased, up to purged_through_revision. Such a
-        change concerns no record. Skip it, as any other kind that you do not know: code generated
-        before this kind was added sees the number 6, and a change without a resource.
+        change concerns no record. Skip it, like every kind that you do not know. Code that was
+        generated before this kind existed sees the number 6, and a change without a resource.
         """
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
@@ -156,8 +156,8 @@ class Change(_message.Message):
     """Permanently erased."""
     KIND_LOG_PURGED: Change.Kind.ValueType  # 6
     """The oldest part of the change log itself was erased, up to purged_through_revision. Such a
-    change concerns no record. Skip it, as any other kind that you do not know: code generated
-    before this kind was added sees the number 6, and a change without a resource.
+    change concerns no record. Skip it, like every kind that you do not know. Code that was
+    generated before this kind existed sees the number 6, and a change without a resource.
     """
 
     KIND_FIELD_NUMBER: _builtins.int
@@ -173,7 +173,7 @@ class Change(_message.Message):
     patient_id: _builtins.str
     """A patient."""
     purged_through_revision: _builtins.str
-    """For KIND_LOG_PURGED: the last revision that was erased."""
+    """The last revision that was erased. Only for KIND_LOG_PURGED."""
     @_builtins.property
     def changed_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The names of the resource's fields that changed, never their values. Empty for a new resource.

@@ -11,12 +11,12 @@ class ChangeServiceStub(object):
     The change log. A call that changes something adds one change set, in the same transaction. A
     call that changes nothing, fails or only validates adds none. The log has ids and names of
     fields, never a value. Changes of derived fields (counts, primary_therapist_id) are not logged.
-    The log is kept until `caseload purge --changes-before` prunes its oldest part, which the log
-    records.
+    The log is kept until `caseload purge --changes-before` prunes its oldest part. The log records
+    that purge.
 
-    What audit discloses. The ids of an assignment are a pair: they show which therapist treats which
-    patient, and from when to when. So a caller with audit learns that of everyone, also without read.
-    It learns no name and no other value.
+    What audit discloses. Each change of an assignment has the ids of its therapist and its patient.
+    So a caller with audit learns who treats whom, from when to when, for all patients. It needs no
+    read for that. It learns no name and no other value.
 
     Errors. Each RPC lists the reasons of error_reason.proto that it can return, in the order of the
     checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, ACCESS_LOG_UNAVAILABLE,
@@ -24,9 +24,9 @@ class ChangeServiceStub(object):
     A request that does not parse, or that has more bytes than the limits of its fields allow,
     returns INVALID_FIELD with an empty field.
 
-    Three checks come before all others. Missing or unknown credentials return UNAUTHENTICATED. A
-    caller without the permission audit gets PERMISSION_DENIED. An overloaded server returns
-    OVERLOADED and does not start the call.
+    Three checks come before all others. Missing, unknown or expired credentials return
+    UNAUTHENTICATED. A caller without the permission audit gets PERMISSION_DENIED. An overloaded
+    server returns OVERLOADED and does not start the call.
 
     revision. An opaque string: a position in the change log of one store. A reader can start after
     any revision that any call has returned. A revision from another store, or from before a restore,
@@ -57,12 +57,12 @@ class ChangeServiceServicer(object):
     The change log. A call that changes something adds one change set, in the same transaction. A
     call that changes nothing, fails or only validates adds none. The log has ids and names of
     fields, never a value. Changes of derived fields (counts, primary_therapist_id) are not logged.
-    The log is kept until `caseload purge --changes-before` prunes its oldest part, which the log
-    records.
+    The log is kept until `caseload purge --changes-before` prunes its oldest part. The log records
+    that purge.
 
-    What audit discloses. The ids of an assignment are a pair: they show which therapist treats which
-    patient, and from when to when. So a caller with audit learns that of everyone, also without read.
-    It learns no name and no other value.
+    What audit discloses. Each change of an assignment has the ids of its therapist and its patient.
+    So a caller with audit learns who treats whom, from when to when, for all patients. It needs no
+    read for that. It learns no name and no other value.
 
     Errors. Each RPC lists the reasons of error_reason.proto that it can return, in the order of the
     checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, ACCESS_LOG_UNAVAILABLE,
@@ -70,9 +70,9 @@ class ChangeServiceServicer(object):
     A request that does not parse, or that has more bytes than the limits of its fields allow,
     returns INVALID_FIELD with an empty field.
 
-    Three checks come before all others. Missing or unknown credentials return UNAUTHENTICATED. A
-    caller without the permission audit gets PERMISSION_DENIED. An overloaded server returns
-    OVERLOADED and does not start the call.
+    Three checks come before all others. Missing, unknown or expired credentials return
+    UNAUTHENTICATED. A caller without the permission audit gets PERMISSION_DENIED. An overloaded
+    server returns OVERLOADED and does not start the call.
 
     revision. An opaque string: a position in the change log of one store. A reader can start after
     any revision that any call has returned. A revision from another store, or from before a restore,
@@ -123,9 +123,9 @@ class ChangeServiceServicer(object):
         Retries: the call starts a new watch after after_revision, or from now on if that is empty.
 
         Errors:
-        - UNAUTHENTICATED, PERMISSION_DENIED: also while the watch is open, within a second: the caller's
-        key or its permission was removed, or its certificate, token or key has expired. The server
-        checks this again before each message.
+        - UNAUTHENTICATED, PERMISSION_DENIED: also while the watch is open. The caller's key or
+        permission was removed, or its key, token or certificate has expired. The server checks this
+        before each message, and ends the watch within a few seconds.
         - INVALID_FIELD: a field of filter is malformed.
         - SHUTTING_DOWN: this process is stopping, which also ends open watches. Resume: another
         process, or this one after a restart, will answer. A watch that has reached its largest age
@@ -167,12 +167,12 @@ class ChangeService(object):
     The change log. A call that changes something adds one change set, in the same transaction. A
     call that changes nothing, fails or only validates adds none. The log has ids and names of
     fields, never a value. Changes of derived fields (counts, primary_therapist_id) are not logged.
-    The log is kept until `caseload purge --changes-before` prunes its oldest part, which the log
-    records.
+    The log is kept until `caseload purge --changes-before` prunes its oldest part. The log records
+    that purge.
 
-    What audit discloses. The ids of an assignment are a pair: they show which therapist treats which
-    patient, and from when to when. So a caller with audit learns that of everyone, also without read.
-    It learns no name and no other value.
+    What audit discloses. Each change of an assignment has the ids of its therapist and its patient.
+    So a caller with audit learns who treats whom, from when to when, for all patients. It needs no
+    read for that. It learns no name and no other value.
 
     Errors. Each RPC lists the reasons of error_reason.proto that it can return, in the order of the
     checks. Every call can also return STORE_BUSY, STORE_UNAVAILABLE, ACCESS_LOG_UNAVAILABLE,
@@ -180,9 +180,9 @@ class ChangeService(object):
     A request that does not parse, or that has more bytes than the limits of its fields allow,
     returns INVALID_FIELD with an empty field.
 
-    Three checks come before all others. Missing or unknown credentials return UNAUTHENTICATED. A
-    caller without the permission audit gets PERMISSION_DENIED. An overloaded server returns
-    OVERLOADED and does not start the call.
+    Three checks come before all others. Missing, unknown or expired credentials return
+    UNAUTHENTICATED. A caller without the permission audit gets PERMISSION_DENIED. An overloaded
+    server returns OVERLOADED and does not start the call.
 
     revision. An opaque string: a position in the change log of one store. A reader can start after
     any revision that any call has returned. A revision from another store, or from before a restore,

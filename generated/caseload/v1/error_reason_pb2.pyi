@@ -115,8 +115,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     after the last through_revision received.
     """
     ERROR_REASON_ACCESS_LOG_UNAVAILABLE: _ErrorReason.ValueType  # 55
-    """UNAVAILABLE. The operators require a line in the access log for every call, and the server
-    cannot write it. Nothing was written. google.rpc.RetryInfo gives the delay before a retry.
+    """UNAVAILABLE. The operators require a line in the access log for each call, and the server cannot
+    write the log. Nothing was written. google.rpc.RetryInfo gives the delay before a retry.
     """
     ERROR_REASON_REVISION_PRUNED: _ErrorReason.ValueType  # 60
     """OUT_OF_RANGE. Changes after this revision were pruned. Metadata gives oldest_revision."""
@@ -135,7 +135,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     through_revision received.
     """
     ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 80
-    """UNAUTHENTICATED. The call has no credentials, or the credentials are unknown."""
+    """UNAUTHENTICATED. The call has no credentials, or they are unknown, expired or not valid."""
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 81
     """PERMISSION_DENIED. The caller lacks the permission that the method requires, which metadata
     names.
@@ -157,9 +157,8 @@ class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     on the reason, never on the message. The gRPC library reports a few errors of its own, for
     unknown methods and oversized messages; they have no ErrorInfo.
 
-    A caller without the permission read gets no metadata and no google.rpc.ResourceInfo that shows
-    something about a record, such as a count or the id of another record. It gets what the request
-    itself named.
+    For a caller without the permission read, metadata and google.rpc.ResourceInfo show only what the
+    request itself named. They have no counts, and no ids of other records.
 
     Each comment begins with the gRPC status code. Each RPC lists the reasons it can return. Names
     and numbers are final.
@@ -258,8 +257,8 @@ will answer. A watch that has reached its largest age ends with this reason too.
 after the last through_revision received.
 """
 ERROR_REASON_ACCESS_LOG_UNAVAILABLE: ErrorReason.ValueType  # 55
-"""UNAVAILABLE. The operators require a line in the access log for every call, and the server
-cannot write it. Nothing was written. google.rpc.RetryInfo gives the delay before a retry.
+"""UNAVAILABLE. The operators require a line in the access log for each call, and the server cannot
+write the log. Nothing was written. google.rpc.RetryInfo gives the delay before a retry.
 """
 ERROR_REASON_REVISION_PRUNED: ErrorReason.ValueType  # 60
 """OUT_OF_RANGE. Changes after this revision were pruned. Metadata gives oldest_revision."""
@@ -278,7 +277,7 @@ ERROR_REASON_WATCH_TOO_SLOW: ErrorReason.ValueType  # 72
 through_revision received.
 """
 ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 80
-"""UNAUTHENTICATED. The call has no credentials, or the credentials are unknown."""
+"""UNAUTHENTICATED. The call has no credentials, or they are unknown, expired or not valid."""
 ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 81
 """PERMISSION_DENIED. The caller lacks the permission that the method requires, which metadata
 names.

@@ -442,7 +442,7 @@ class DeletePatientResponse(_message.Message):
     ENDED_ASSIGNMENT_COUNT_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     ended_assignment_count: _builtins.int
-    """The number of assignments that force ended. Unset for a caller without read."""
+    """The number of assignments that force ended. 0 for a caller without read."""
     revision: _builtins.str
     """The store revision of the write, or the head revision if nothing was written."""
     @_builtins.property

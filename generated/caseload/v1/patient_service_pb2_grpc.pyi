@@ -36,16 +36,18 @@ class PatientServiceStub:
     parse, or that has more bytes than the limits of its fields allow, returns INVALID_FIELD with an
     empty field.
 
-    Three checks come before all others. Missing or unknown credentials return UNAUTHENTICATED. A
-    caller without the required permission gets PERMISSION_DENIED. RPCs without side effects require
-    the permission read, all others require write. An overloaded server returns OVERLOADED and does
-    not start the call.
+    Three checks come before all others. Missing, unknown or expired credentials return
+    UNAUTHENTICATED. A caller without the required permission gets PERMISSION_DENIED. RPCs without
+    side effects require the permission read, all others require write. An overloaded server returns
+    OVERLOADED and does not start the call.
 
-    Without read. A caller with write and without read gets no personal data. In the records of a
-    response only ids, times, etag and revision are set, besides flags such as created. An id of
-    another record is set only if the request names it. Lists leave out assignments with other ids,
-    so a transfer of a whole caseload returns no assignments, with validate_only too. Errors have
-    their reason, and metadata and google.rpc.ResourceInfo only for what the request names.
+    Without read. A caller with write and without read gets no personal data. The records in a
+    response have only ids, times and etags. Flags such as created, and the revision, are set too.
+    With validate_only, a record has no etag and no update_time, because they would confirm a guessed
+    value. The id of another record is set only if the request names it. Lists leave out assignments
+    with other ids. So a transfer of a whole caseload returns no assignments, with validate_only too.
+    Errors have their reason. Their metadata and google.rpc.ResourceInfo show only what the request
+    names.
 
     request_id. The server remembers a write with a request_id for its caller for 24 hours, even when
     the write changed nothing. It does not remember failed calls and validate_only calls. The same
@@ -233,16 +235,18 @@ class PatientServiceAsyncStub(PatientServiceStub):
     parse, or that has more bytes than the limits of its fields allow, returns INVALID_FIELD with an
     empty field.
 
-    Three checks come before all others. Missing or unknown credentials return UNAUTHENTICATED. A
-    caller without the required permission gets PERMISSION_DENIED. RPCs without side effects require
-    the permission read, all others require write. An overloaded server returns OVERLOADED and does
-    not start the call.
+    Three checks come before all others. Missing, unknown or expired credentials return
+    UNAUTHENTICATED. A caller without the required permission gets PERMISSION_DENIED. RPCs without
+    side effects require the permission read, all others require write. An overloaded server returns
+    OVERLOADED and does not start the call.
 
-    Without read. A caller with write and without read gets no personal data. In the records of a
-    response only ids, times, etag and revision are set, besides flags such as created. An id of
-    another record is set only if the request names it. Lists leave out assignments with other ids,
-    so a transfer of a whole caseload returns no assignments, with validate_only too. Errors have
-    their reason, and metadata and google.rpc.ResourceInfo only for what the request names.
+    Without read. A caller with write and without read gets no personal data. The records in a
+    response have only ids, times and etags. Flags such as created, and the revision, are set too.
+    With validate_only, a record has no etag and no update_time, because they would confirm a guessed
+    value. The id of another record is set only if the request names it. Lists leave out assignments
+    with other ids. So a transfer of a whole caseload returns no assignments, with validate_only too.
+    Errors have their reason. Their metadata and google.rpc.ResourceInfo show only what the request
+    names.
 
     request_id. The server remembers a write with a request_id for its caller for 24 hours, even when
     the write changed nothing. It does not remember failed calls and validate_only calls. The same
@@ -426,16 +430,18 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
     parse, or that has more bytes than the limits of its fields allow, returns INVALID_FIELD with an
     empty field.
 
-    Three checks come before all others. Missing or unknown credentials return UNAUTHENTICATED. A
-    caller without the required permission gets PERMISSION_DENIED. RPCs without side effects require
-    the permission read, all others require write. An overloaded server returns OVERLOADED and does
-    not start the call.
+    Three checks come before all others. Missing, unknown or expired credentials return
+    UNAUTHENTICATED. A caller without the required permission gets PERMISSION_DENIED. RPCs without
+    side effects require the permission read, all others require write. An overloaded server returns
+    OVERLOADED and does not start the call.
 
-    Without read. A caller with write and without read gets no personal data. In the records of a
-    response only ids, times, etag and revision are set, besides flags such as created. An id of
-    another record is set only if the request names it. Lists leave out assignments with other ids,
-    so a transfer of a whole caseload returns no assignments, with validate_only too. Errors have
-    their reason, and metadata and google.rpc.ResourceInfo only for what the request names.
+    Without read. A caller with write and without read gets no personal data. The records in a
+    response have only ids, times and etags. Flags such as created, and the revision, are set too.
+    With validate_only, a record has no etag and no update_time, because they would confirm a guessed
+    value. The id of another record is set only if the request names it. Lists leave out assignments
+    with other ids. So a transfer of a whole caseload returns no assignments, with validate_only too.
+    Errors have their reason. Their metadata and google.rpc.ResourceInfo show only what the request
+    names.
 
     request_id. The server remembers a write with a request_id for its caller for 24 hours, even when
     the write changed nothing. It does not remember failed calls and validate_only calls. The same

@@ -1,4 +1,4 @@
-"""`caseload log head`: the end of the change log, to be kept outside of the database."""
+"""`caseload log head`: prints the head of the change log, to be kept outside of the database."""
 
 import click
 
@@ -8,7 +8,7 @@ from caseload_server.commands.options import database_option
 
 @click.group(name="log")
 def log_commands() -> None:
-    """The hash chain over the change log."""
+    """Inspect the hash chain of the change log."""
 
 
 @log_commands.command()

@@ -87,7 +87,7 @@ class _Workers(click.ParamType[int]):
 @option("--tls-cert", type=FilePath(), help="Certificate chain of the server, PEM.")
 @option("--tls-key", type=FilePath(), help="Private key of --tls-cert, PEM.")
 @option("--tls-client-ca", type=FilePath(), help="Require client certificates from this authority, PEM.")
-@option("--oidc-issuer", metavar="URL", help="Accept tokens of this identity provider.")
+@option("--oidc-issuer", metavar="URL", help="Accept tokens of this identity provider, named as in their claim iss.")
 @option("--oidc-audience", metavar="TEXT", help="Audience that tokens must be for.")
 @option(
     "--oidc-permissions-claim",
@@ -102,7 +102,7 @@ class _Workers(click.ParamType[int]):
     help="Claim of a token with the caller's name.",
 )
 @option("--access-log", type=FilePath(), help="File for the access log instead of standard error.")
-@option("--access-log-required", is_flag=True, help="Refuse calls while the access log cannot be written.")
+@option("--access-log-required", is_flag=True, help="Reject calls while the access log cannot be written.")
 @option("--log-level", type=click.Choice(logs.LEVELS), default=Config.log_level, help="Lowest level to log.")
 @option("--metrics-address", metavar="HOST:PORT", help="Address to serve /metrics on. Port 0 picks a free port.")
 @option("--allow-insecure", is_flag=True, help="Allow other addresses than loopback without TLS or authentication.")

@@ -57,7 +57,7 @@ class AccessLog:
     ) -> None:
         """Args: metrics, also counts the calls; None for no counts; tracing, also makes spans; None for none.
 
-        required, refuses calls that cannot be logged.
+        required, rejects calls that cannot be logged.
         """
         self.metrics: Final = metrics
         self.tracing: Final = tracing
@@ -66,6 +66,7 @@ class AccessLog:
         self._sink = sink
         self._lock = threading.Lock()
         self._lost = 0  # lines since the sink began to fail
+        self._reporting = threading.Lock()
 
     def write(self, line: str) -> bool:
         """Writes one line, including its newline. Returns whether that succeeded."""
@@ -93,19 +94,27 @@ class AccessLog:
             _log.error("access log write failed", type=type(error).__qualname__)
 
     def _report_lost(self) -> bool:
-        """Writes the number of lost lines. Returns whether the sink accepts lines again."""
-        with self._lock:
-            lost, self._lost = self._lost, 0
-        if not lost:  # another thread reports them
-            return True
-        try:
-            self._sink.write(f'{{"event":"lines_lost","time":"{_timestamp(time.time())}","count":{lost}}}\n')
-        except OSError:
-            with self._lock:
-                self._lost += lost
+        """Writes the number of lost lines. Returns whether the sink accepts lines again.
+
+        While another thread does so, that is not known: the write may hang.
+        """
+        if not self._reporting.acquire(blocking=False):
             return False
-        _log.warning("access log written again", lost_lines=lost)
+        try:
+            self._write_lost(self._lost)
+        except OSError:
+            return False
+        finally:
+            self._reporting.release()
         return True
+
+    def _write_lost(self, lost: int) -> None:
+        if not lost:  # another thread has reported them
+            return
+        self._sink.write(f'{{"event":"lines_lost","time":"{_timestamp(time.time())}","count":{lost}}}\n')
+        with self._lock:
+            self._lost -= lost
+        _log.warning("access log written again", lost_lines=lost)
 
     def _write_left_out(self, code: str, count: int) -> None:
         time_text = _timestamp(time.time())

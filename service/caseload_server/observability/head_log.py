@@ -1,4 +1,4 @@
-"""Logs the head of the change log, so that a copy of the log elsewhere shows a later change of history."""
+"""Logs the head of the change log. A copy of this log elsewhere then shows whether somebody rewrote the change log."""
 
 import threading
 from collections.abc import Callable
@@ -12,7 +12,7 @@ _log = structlog.get_logger()
 
 
 class Head(Protocol):
-    """A revision and its hash, as LogHead."""
+    """A revision and its hash: what this module needs of a LogHead."""
 
     @property
     def revision(self) -> int:
@@ -27,7 +27,7 @@ class HeadLog:
     """Logs the head once a minute, if it has changed since its last line."""
 
     def __init__(self, read_head: Callable[[], Head], interval_seconds: float = INTERVAL_SECONDS) -> None:
-        """Args: read_head, raises where the database does not answer."""
+        """Args: read_head, returns the head, and raises when the database does not answer."""
         self._read_head = read_head
         self._interval_seconds = interval_seconds
         self._last: Head | None = None

@@ -76,17 +76,23 @@ class LogFile(BoundedWriter):
         self._path = path
         self._check = threading.Lock()
         self._next_check = time.monotonic() + _CHECK_INTERVAL_SECONDS
+        self._is_deleted = False
         super().__init__(self._open())
         self._is_pipe = _is_pipe(self.descriptor)
 
     def write(self, line: str) -> None:
-        """Appends one line. Raises OSError, also when the disk or the reader of a pipe does not respond."""
+        """Appends one line. Raises OSError, also when the disk or the reader of a pipe does not respond.
+
+        A deleted file still accepts lines, but nobody could read them. Then it raises FileNotFoundError, until a new
+        file can be created.
+        """
         if time.monotonic() >= self._next_check and self._check.acquire(blocking=False):
             try:
-                with suppress(OSError):  # the open file still accepts lines
-                    self._reopen_if_moved()
+                self._check_path()
             finally:
                 self._check.release()
+        if self._is_deleted:
+            raise FileNotFoundError
         super().write(line)
 
     def close(self) -> None:
@@ -102,6 +108,12 @@ class LogFile(BoundedWriter):
 
     def _open(self) -> int:
         return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def _check_path(self) -> None:
+        with suppress(OSError):  # a file that was moved away still accepts lines
+            self._reopen_if_moved()
+        with suppress(OSError):  # it is closed
+            self._is_deleted = os.fstat(self.descriptor).st_nlink == 0
 
     def _reopen_if_moved(self) -> None:
         self._next_check = time.monotonic() + _CHECK_INTERVAL_SECONDS

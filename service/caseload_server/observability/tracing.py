@@ -52,7 +52,7 @@ _TRACEPARENT: Final = "traceparent"
 _SILENT: Final = logging.NullHandler()
 """Without it, the library would write to standard error."""
 _NOT_ERRORS: Final = ("OK", "CANCELLED")
-"""Status codes of calls that were not refused. The caller ended a CANCELLED call, for example a watch."""
+"""Status codes of calls that were not rejected. The caller ended a CANCELLED call, for example a watch."""
 
 
 class CallSpan:
@@ -99,7 +99,7 @@ class Tracing:
     def __init__(self, database: str) -> None:
         """Starts the exporter's thread. Args: database, the value of db.system.name.
 
-        Raises SettingError where the OTEL_* variables are not usable.
+        Raises SettingError if the OTEL_* variables cannot be used.
         """
         with _strictly():
             self._exporter = _LoggingExporter(_exporter())

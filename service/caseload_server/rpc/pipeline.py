@@ -135,7 +135,7 @@ class _MethodPipeline:
         self._writes = permission == "write"
         self._redacts = permission not in _DISCLOSING
         self._is_public = permission == PUBLIC
-        self._withholds = access_log.required and not (self._writes or self._is_public)
+        self._must_log = access_log.required and not self._is_public
 
     def unary_call(
         self, parse: Callable[[bytes], Any], handler: Any, serialize: Callable[[Any], bytes]
@@ -224,13 +224,14 @@ class _MethodPipeline:
             raise errors.AccessLogUnavailable
 
     def _finish(self, record: CallRecord) -> None:
-        """Logs and counts an ended call. Withholds the response of a read that could not be logged.
+        """Logs and counts an ended call. Withholds a response that could not be logged, unless it is that of a write.
 
         A write has committed, so its response is sent. The change log has it.
         """
         code = _code_name(record)
         is_logged = self._log.write_ended(record, code)
-        if not is_logged and record.response is not None and self._withholds:
+        has_written = self._writes and not (record.request and record.request.validate_only)
+        if not is_logged and record.response is not None and self._must_log and not has_written:
             record.error = errors.AccessLogUnavailable()
             code = _code_name(record)
         self._log.count(record, code)

@@ -1,4 +1,4 @@
-"""The callers of a keys file, each with a key or a client certificate, and new keys.
+"""The callers of a keys file, each with keys or a client certificate. Generates new keys.
 
 A key is 256 random bits, so a plain SHA-256 is enough. Slow hashes protect passwords, which can be guessed.
 """
@@ -20,7 +20,8 @@ from caseload_server.security.principal import (
 
 _NAME: Final = re.compile(r"(?!#)[!#-\[\]-~]{1,200}")
 NAME_RULE: Final = 'must be 1 to 200 visible ASCII characters without " and \\, and must not begin with #'
-RESERVED_RULE: Final = "is reserved: local, and what begins with cli:, system: or oidc:"
+RESERVED_RULE: Final = "is reserved, like local and every name that begins with cli:, system: or oidc:"
+CERTIFICATE_RULE: Final = "must not begin with uri:, dns: or cn:, which are for callers with a certificate"
 
 
 class ApiKeys:
@@ -32,7 +33,7 @@ class ApiKeys:
         self._by_certificate = by_certificate
 
     def principal_by_key(self, key: str) -> Principal | None:
-        """Returns the caller that the key belongs to."""
+        """Returns the caller that the key belongs to, or None for an unknown key. The key may have expired."""
         digest = _digest(key)
         # The time of the lookup depends on digests only, which callers cannot choose. The final comparison is
         # constant-time.
@@ -40,7 +41,7 @@ class ApiKeys:
         return principal if hmac.compare_digest(known, digest) else None
 
     def principals_by_certificate(self, names: Iterable[str]) -> list[Principal]:
-        """Returns the callers that a certificate with these names belongs to. Only lines without a key count."""
+        """Returns the callers that a certificate with these names belongs to: those of lines without a key."""
         return [self._by_certificate[name] for name in names if name in self._by_certificate]
 
     def permissions(self) -> dict[str, frozenset[str]]:
@@ -56,7 +57,7 @@ def name_fault(name: str) -> str:
     lowered = name.lower()
     if lowered in RESERVED_NAMES or lowered.startswith(RESERVED_PREFIXES):
         return RESERVED_RULE
-    return "is that of a certificate" if lowered.startswith(CERTIFICATE_PREFIXES) else ""
+    return CERTIFICATE_RULE if lowered.startswith(CERTIFICATE_PREFIXES) else ""
 
 
 def certificate_name_fault(name: str) -> str:
@@ -69,7 +70,10 @@ def certificate_name_fault(name: str) -> str:
 
 
 def generate_key(name: str, permissions: Collection[str]) -> tuple[str, str]:
-    """Generates a key. Returns the key and the line for the keys file."""
+    """Generates a key. Returns the key and the line for the keys file.
+
+    Args: name, of the caller, already checked.
+    """
     key = f"caseload_{secrets.token_urlsafe(32)}"
     ordered = ",".join(permission for permission in PERMISSIONS if permission in permissions)
     return key, f"{name} {ordered} sha256:{_digest(key).hex()}"

@@ -55,7 +55,7 @@ class Auth:
     def __init__(self, keys: Callable[[], ApiKeys] | None, tokens: "Tokens | None" = None) -> None:
         """Without keys and tokens, every caller on this machine has all permissions.
 
-        Args: keys, returns the current keys; tokens, of an identity provider.
+        Args: keys, returns the callers of the keys file; tokens, verifies those of an identity provider.
         """
         self._is_open = keys is None and tokens is None
         nobody = ApiKeys({}, {})
@@ -63,7 +63,7 @@ class Auth:
         self._tokens = tokens
 
     def close(self) -> None:
-        """Ends the thread that fetches the keys of an identity provider."""
+        """Stops the thread that fetches the keys of the identity provider."""
         if self._tokens:
             self._tokens.close()
 
@@ -86,10 +86,14 @@ class Auth:
     def rechecker(self, service: str, method: str) -> Callable[[grpc.ServicerContext], Callable[[], None]]:
         """Returns the function that makes a check for one open stream of a method.
 
-        The check raises Unauthenticated or PermissionDenied when the caller may no longer read the stream: its key is
-        removed or given to another caller, its permission is removed, its credentials have expired, or its identity
-        provider has withdrawn the key that signed its token. While neither the keys nor the time have changed anything,
-        it only compares them.
+        The check raises Unauthenticated or PermissionDenied when the caller may no longer read the stream:
+
+        - its key was removed, or belongs to another caller now.
+        - its permission was removed.
+        - its credentials have expired.
+        - the identity provider has withdrawn the key that signed its token.
+
+        If no keys have changed and the credentials have not expired, the check only compares the keys.
         """
         needed = required_permission(service, method)
 
@@ -99,7 +103,7 @@ class Auth:
         return recheck if needed != PUBLIC else lambda _context: lambda: None
 
     def known(self) -> tuple[object, object]:
-        """Returns what authentication depends on beside the time. Equal until callers or the issuer change."""
+        """Returns the callers and the issuer's keys. Two results are equal while neither has changed."""
         return self._keys(), self._tokens and self._tokens.keys()
 
     def authenticate(self, context: grpc.ServicerContext) -> Principal:
@@ -109,7 +113,7 @@ class Auth:
         return self._principal(context)
 
     def _principal(self, context: grpc.ServicerContext) -> Principal:
-        """Only the first credentials count: a call with a wrong key is refused, whatever else it carries."""
+        """Only the first credentials count: a call with a wrong key is rejected, whatever else it carries."""
         for name, value in context.invocation_metadata():
             if name == "authorization":
                 scheme, _, secret = str(value).partition(" ")

@@ -1,7 +1,7 @@
-"""Client certificates of callers. The C core has verified them against the authority when the connection began.
+"""Client certificates of callers. The C core verified them against the authority when the connection began.
 
-The C core also hands out the names in a certificate, but cuts each of them at a NUL, and does not say of which kind it
-is. So the certificate itself is parsed here.
+The C core also returns the names in a certificate. But it truncates each name at a NUL, and does not return its kind.
+So this module parses the certificate itself.
 """
 
 import re
@@ -27,9 +27,9 @@ class ClientCertificate(NamedTuple):
 
 @lru_cache(maxsize=_CACHED)
 def read_certificate(pem: bytes) -> ClientCertificate:
-    """Parses a certificate. Each call of a connection brings the same one, so it is parsed once.
+    """Parses a certificate in PEM. The result is cached, because each call of a connection has the same certificate.
 
-    Raises ValueError for one that cannot be parsed, and for one of which any name contains a control character.
+    Raises ValueError if it cannot be parsed, or if a name in it contains a control character.
     """
     try:
         certificate = x509.load_pem_x509_certificate(pem)

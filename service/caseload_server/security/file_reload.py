@@ -35,6 +35,7 @@ class ReloadedFiles(Generic[T]):
         self._lock = threading.Lock()
         self._next_check = self._clock() + CHECK_INTERVAL_SECONDS
         self._last_error = ""
+        self._hangs = False
         self._signatures = _signatures(paths)
         self._value = read()
 
@@ -51,16 +52,20 @@ class ReloadedFiles(Generic[T]):
                 self._lock.release()
             else:
                 reload.join(_MAX_WAIT_SECONDS)
+                self._hangs = reload.is_alive()
+                if self._hangs:
+                    _log.error("file reload hangs, keeping the last good version")
         return self._value
 
     def is_failing(self) -> bool:
-        """Returns whether the last reload failed, so that the value is an older one."""
-        return bool(self._last_error)
+        """Returns whether the last reload failed or hangs, so that the value is an older one."""
+        return self._hangs or bool(self._last_error)
 
     def _reload(self) -> None:
         try:
             self._reload_if_changed()
         finally:
+            self._hangs = False
             self._lock.release()
 
     def _reload_if_changed(self) -> None:

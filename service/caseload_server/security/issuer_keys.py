@@ -1,7 +1,7 @@
 """The public keys with which an identity provider signs its tokens, kept up to date by a thread of their own.
 
 The issuer names the address of its keys in a document (OpenID Connect Discovery 1.0). The keys are a JSON Web Key Set
-(RFC 7517). Nothing here waits for the issuer in a thread that receives calls.
+(RFC 7517). Threads that receive calls never wait for the issuer.
 """
 
 import json
@@ -23,13 +23,13 @@ from caseload_server.domain import limits
 
 _log = structlog.get_logger()
 _ALGORITHMS: Final = {"RSA": "RS256", "P-256": "ES256", "Ed25519": "EdDSA"}
-"""The only algorithm of each type of key, so that a token cannot choose one. Keys of other types are not used."""
+"""The only algorithm for each type of key, so that a token cannot choose one. Keys of other types are ignored."""
 _PUBLIC_PARTS: Final = ("kty", "crv", "n", "e", "x", "y")
 _MIN_RSA_BITS: Final = 2048
 _MAX_KEYS: Final = 100
 _MAX_BYTES: Final = 512 * 1024
 _TIMEOUT_SECONDS: Final = 3.0
-"""For each of the two answers of the issuer."""
+"""How long each of the two requests to the issuer may take."""
 
 ALGORITHMS: Final = frozenset(_ALGORITHMS.values())
 
@@ -42,7 +42,7 @@ class IssuerKey(NamedTuple):
     algorithm: str
     public_key: Any
     der: bytes
-    """The same key, to compare it."""
+    """The public key in DER, to compare it with others."""
 
 
 class KeySet:
@@ -90,12 +90,12 @@ class IssuerKeys:
         self._thread = threading.Thread(target=self._run, name="issuer-keys", daemon=True)
 
     def start(self) -> None:
-        """Starts to fetch the keys, and waits for the first attempt. The server starts also without an answer."""
+        """Starts to fetch the keys, and waits for the first attempt. It also returns if that fails."""
         self._thread.start()
         self._attempted.wait(2 * _TIMEOUT_SECONDS)
 
     def close(self) -> None:
-        """Ends the thread. A request in progress ends by itself."""
+        """Stops the thread. A request in progress ends by itself."""
         self._stopped.set()
         self._requested.set()
 
@@ -104,13 +104,14 @@ class IssuerKeys:
         return self._keys if self.age_seconds() < limits.ISSUER_OUTAGE_SECONDS else None
 
     def age_seconds(self) -> float:
-        """Returns the time since the issuer has last given its keys, or since the start."""
+        """Returns the time since the keys were last fetched, or since the start, in seconds."""
         return self._clock() - self._fetched_at
 
     def when_refreshed(self, callback: Callable[[], None]) -> bool:
-        """Has the keys fetched for a token that names an unknown key, and then calls a function.
+        """Requests the keys again, because a token names an unknown key. Then calls the function, in another thread.
 
-        Returns False, and does not call the function, if they have just been fetched, or too many wait already.
+        Returns False, and does not call the function, if the keys were just fetched, the last fetch failed, or too many
+        calls wait already.
         """
         with self._lock:
             waits = not (self._is_resting or self._failed) and len(self._waiting) < limits.MAX_WAITING_FOR_ISSUER
@@ -129,7 +130,7 @@ class IssuerKeys:
                 self._requested.wait(limits.ISSUER_REFRESH_SECONDS - self._retry_seconds)
 
     def _rest(self) -> None:
-        """Lets those that wait go on, then does nothing: made-up keys must not become requests to the issuer."""
+        """Calls the waiting functions. Then pauses, so that invented keys do not each cause a request to the issuer."""
         with self._lock:
             waiting, self._waiting, self._is_resting = self._waiting, [], True
         for callback in waiting:
@@ -156,7 +157,7 @@ class IssuerKeys:
 
 
 def _reason(error: Exception) -> str:
-    """Returns the text of an error of ours or of the connection. The texts of others may quote an answer."""
+    """Returns the text of an IssuerError or of a connection error. Other texts may quote the answer of the issuer."""
     if isinstance(error, urllib.error.HTTPError):
         return f"its status is {error.code}"
     cause = getattr(error, "reason", error)
@@ -166,11 +167,11 @@ def _reason(error: Exception) -> str:
 
 
 class IssuerError(Exception):
-    """The issuer has answered something else than its keys."""
+    """The issuer did not answer with its keys. The text says why."""
 
 
 def _fetch(issuer: str) -> KeySet:
-    context = ssl.create_default_context()  # it reads the authorities anew, which SSL_CERT_FILE can name
+    context = ssl.create_default_context()  # reads the authorities again, which SSL_CERT_FILE can name
     discovery = _get(f"{issuer.rstrip('/')}/.well-known/openid-configuration", context)
     if discovery.get("issuer") != issuer:
         raise IssuerError("its document names another issuer")
@@ -201,7 +202,7 @@ def _get(address: str, context: ssl.SSLContext) -> dict[str, Any]:
 
 
 def _usable(keys: object) -> Iterator[IssuerKey]:
-    """Yields the keys that can verify tokens. Another key, or a broken one, does not keep the others from use."""
+    """Yields the keys that can verify tokens. Skips keys of other kinds, and malformed ones."""
     if not isinstance(keys, list):
         raise IssuerError("its answer has no list of keys")
     for key in keys[:_MAX_KEYS]:

@@ -1,7 +1,7 @@
 """The keys file, which lists the callers.
 
-Each line gives a caller's name, its permissions, and the hash of its key. A caller with a client certificate has no
-hash: its name is one of the names in the certificate. Both may have a time at which the line expires.
+Each line has a caller's name, its permissions, and the hash of its key. The line of a client certificate has no hash:
+its name is one of the names in the certificate. Each line can have a time at which it expires.
 
     billing read,write sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
     uri:spiffe://example.org/reports read expires:2027-01-31T00:00:00Z
@@ -58,7 +58,7 @@ def read_keys_file(path: Path) -> KeysFile:
 
 
 def check_keys_file(setting: str, path: Path) -> tuple[KeysFile, str]:
-    """Reads a keys file whatever its mode and owner are, and returns what is wrong with them too.
+    """Reads a keys file with any mode and owner. Returns its content, and what is wrong with the mode or owner.
 
     Raises SettingError for a file that cannot be used at all. Args: setting, for the error.
     """
@@ -163,8 +163,8 @@ def parse_expiry(text: str) -> float:
 class Callers:
     """The callers of a keys file that is read again when it changes.
 
-    A start needs a file without faults. Later a faulty line has no effect, but every other line has: a fault elsewhere
-    never keeps a removed key valid. Only a file that cannot be read at all keeps the previous callers.
+    At the start, the file must have no faults. Later, a faulty line has no effect, and every other line takes effect.
+    So a fault never keeps a removed key valid. Only if the file cannot be read at all, the previous callers stay.
     """
 
     def __init__(self, path: Path) -> None:
@@ -183,7 +183,7 @@ class Callers:
         return self._file.value()
 
     def is_file_ok(self) -> bool:
-        """Returns whether the file is in use as a whole, without a fault."""
+        """Returns whether the whole file is in use, without a fault."""
         self._file.value()
         return not (self._faults or self._file.is_failing())
 

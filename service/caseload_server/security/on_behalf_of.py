@@ -17,7 +17,7 @@ current_on_behalf_of: Final[ContextVar[str]] = ContextVar("on_behalf_of", defaul
 def set_on_behalf_of(context: grpc.ServicerContext) -> str:
     """Sets the end user of the current call, and returns it. Raises InvalidField.
 
-    The caller must be authorized already. For a public method, whose caller is unknown, it does nothing.
+    Call it after the authorization. For a public method, whose caller is unknown, it does nothing.
     """
     values = [str(value) for key, value in context.invocation_metadata() if key == METADATA_KEY]
     if not values or current_principal.get(None) is None:

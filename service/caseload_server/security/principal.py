@@ -16,7 +16,7 @@ class Principal(NamedTuple):
     name: str
     permissions: frozenset[str]
     valid_until: float = math.inf
-    """When its credentials expire, in seconds since 1970 (UTC): from then on its calls and streams are refused."""
+    """When its credentials expire, in seconds since 1970 (UTC). From then on, its calls and streams are rejected."""
 
     def is_expired(self) -> bool:
         """Returns whether its credentials have expired."""
@@ -25,17 +25,17 @@ class Principal(NamedTuple):
 
 RESERVED_NAMES: Final = ("local",)
 ISSUER_PREFIX: Final = "oidc:"
-"""The names of callers with a token begin with it, so they equal no name of the keys file."""
+"""Names of callers with a token begin with it. So they never equal a name of the keys file."""
 RESERVED_PREFIXES: Final = ("cli:", "system:", ISSUER_PREFIX)
 """Names that no line of the keys file can give to a caller, in lower case.
 
-The change log shows them for the operator's commands, for what the server does by itself, and for callers with a token.
+The change log uses them for the operator's commands, for the server itself, and for callers with a token.
 """
 CERTIFICATE_PREFIXES: Final = ("uri:", "dns:", "cn:")
-"""Names from certificates say of which kind they are: a URI is no DNS name, even if both have the same text."""
+"""Prefixes for names in certificates. A URI is not a DNS name, even if both have the same text."""
 
 LOCAL: Final = Principal("local", frozenset(PERMISSIONS))
-"""The principal of every call to a server without a keys file."""
+"""The principal of every call to a server without authentication."""
 
 current_principal: Final[ContextVar[Principal]] = ContextVar("principal")
 """The principal of the current call. grpcio runs each call in its own context."""

@@ -6,6 +6,9 @@ tables below do not name: a new field stays hidden until it is added here.
 
 An id of another record is kept only if the request names it, because it shows who treats whom. A list leaves out
 assignments with such an id. So a transfer of a whole caseload, with validate_only or not, does not list the caseload.
+
+With validate_only, etags and update times are removed too: they stay the same only if the request has the stored
+values. So a caller could guess values until one is right, without changing anything.
 """
 
 from collections.abc import Iterator
@@ -31,6 +34,8 @@ _RECORD_FIELDS: Final = {
 """Fields of records to keep."""
 _REFERENCES: Final = {"caseload.v1.Assignment": frozenset({"therapist_id", "patient_id"})}
 """Ids of other records, which are kept if the request names them."""
+_SIGNS_OF_CHANGE: Final = frozenset({"etag", "update_time"})
+"""Fields of records that show whether a call that only validates would change anything."""
 _NONE: Final[frozenset[str]] = frozenset()
 
 
@@ -41,8 +46,9 @@ def may_read() -> bool:
 
 
 def redact(response: Any, request: Any) -> None:
-    """Removes from a response all that needs `read`. Args: request, the message that it answers."""
-    _redact(response, frozenset(_ids(request)))
+    """Removes from a response everything that needs `read`. Args: request, the message that it answers."""
+    removed = _SIGNS_OF_CHANGE if getattr(request, "validate_only", False) else _NONE
+    _redact(response, frozenset(_ids(request)), removed)
 
 
 def redact_error(error: DomainError) -> None:
@@ -51,10 +57,10 @@ def redact_error(error: DomainError) -> None:
     error.resources = error.resources if error.public_resources else ()
 
 
-def _redact(message: Any, named: frozenset[str]) -> bool:
+def _redact(message: Any, named: frozenset[str], removed: frozenset[str]) -> bool:
     """Returns whether the message refers to a record that the request does not name."""
     kind = message.DESCRIPTOR.full_name
-    kept = _RECORD_FIELDS.get(kind, _RESPONSE_FIELDS if kind.endswith("Response") else _NONE)
+    kept = _RECORD_FIELDS.get(kind, _RESPONSE_FIELDS if kind.endswith("Response") else _NONE) - removed
     references = _REFERENCES.get(kind, _NONE)
     refers_to_others = False
     for field, value in message.ListFields():
@@ -66,17 +72,17 @@ def _redact(message: Any, named: frozenset[str]) -> bool:
         if not is_kept:
             message.ClearField(field.name)
         elif _is_record(field):
-            _redact_field(field, value, named)
+            _redact_field(field, value, named, removed)
     return refers_to_others
 
 
-def _redact_field(field: FieldDescriptor, value: Any, named: frozenset[str]) -> None:
+def _redact_field(field: FieldDescriptor, value: Any, named: frozenset[str], removed: frozenset[str]) -> None:
     if field.is_repeated:
-        kept = [record for record in value if not _redact(record, named)]
+        kept = [record for record in value if not _redact(record, named, removed)]
         del value[:]
         value.extend(kept)
     else:
-        _redact(value, named)
+        _redact(value, named, removed)
 
 
 def _is_record(field: FieldDescriptor) -> bool:

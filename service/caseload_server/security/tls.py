@@ -7,7 +7,7 @@ from typing import Any, Final
 import grpc
 
 from caseload_server.config import SettingError
-from caseload_server.private_files import read_private
+from caseload_server.private_files import read_private, read_trusted
 from caseload_server.security.file_reload import ReloadedFiles
 
 NOT_PEM: Final = "is not a PEM certificate"
@@ -30,7 +30,7 @@ class Certificates:
     def credentials(self) -> grpc.ServerCredentials:
         """Returns the credentials for a port, with TLS 1.2 or later, which is the C core's minimum.
 
-        At every handshake, the C core calls back for a changed configuration.
+        At every handshake, the C core asks for a changed configuration.
         """
         return grpc.dynamic_ssl_server_credentials(
             self._active, self._changed_configuration, require_client_authentication=self._client_ca is not None
@@ -45,7 +45,7 @@ class Certificates:
 
     def _read(self) -> grpc.ServerCertificateConfiguration:
         key, cert = read_private("--tls-key", self._key), read_file("--tls-cert", self._cert)
-        authority = read_file("--tls-client-ca", self._client_ca) if self._client_ca else None
+        authority = read_trusted("--tls-client-ca", self._client_ca) if self._client_ca else None
         self._check_pair()
         if authority is not None:
             _check_authority(authority)

@@ -14,7 +14,7 @@ from caseload_server.security.principal import ISSUER_PREFIX, PERMISSIONS, Princ
 
 _NAME: Final = re.compile(r"[!#-\[\]-~]{1,195}")
 _TYPES: Final = ("jwt", "at+jwt", "application/at+jwt")
-"""The types of tokens, in lower case. Others are signed by the same issuer for other purposes, such as a logout."""
+"""Accepted types of tokens, in lower case. The issuer signs other types for other purposes, such as a logout."""
 _MAX_CACHED: Final = 10_000
 _CAUSES: Final = (
     (jwt.ExpiredSignatureError, "expired_token"),
@@ -49,7 +49,7 @@ class Tokens:
         if keys is None:
             raise Unauthenticated("issuer_unavailable")
         of_keys, verified = self._verified
-        if of_keys is not keys or len(verified) >= _MAX_CACHED:  # a key that the issuer withdraws verifies nothing more
+        if of_keys is not keys or len(verified) >= _MAX_CACHED:  # tokens of a withdrawn key must be verified again
             verified = {}
             self._verified = keys, verified
         digest = hashlib.sha256(token.encode("utf-8", "replace")).digest()
@@ -65,14 +65,14 @@ class Tokens:
             return self._principal(self._claims(token, keys))
         except Unauthenticated:
             raise
-        except Exception as error:  # noqa: BLE001 - a stranger can send anything, and no defect may admit it
+        except Exception as error:  # noqa: BLE001 - anyone can send anything, and no defect may accept it
             raise Unauthenticated(_cause(error)) from None
 
     def _claims(self, token: str, keys: KeySet) -> dict[str, Any]:
         """Returns the verified claims.
 
-        The header says which key to use, and nothing more: addresses of keys and keys in it are not looked at. The
-        algorithm is that of the key.
+        The header only says which key to use. Keys in it, and addresses of keys, are ignored. The key determines the
+        algorithm.
         """
         header = jwt.get_unverified_header(token)
         if header["alg"] not in ALGORITHMS:

@@ -14,19 +14,19 @@ HASH_BYTES: Final = 32
 START: Final = bytes(HASH_BYTES)
 """Stands for the hash before the first change set of a chain."""
 VERSION: Final = 1
-"""The version of the canonical form. A form with more content gets another version, and the old one stays readable."""
+"""The version of the canonical form. A form with more content needs a new version. Old versions stay readable."""
 BEFORE_CHAIN: Final = 0
-"""The version of change sets that are older than the chain. They have no hash."""
+"""The version of change sets from before the chain. They have no hash."""
 _canonical_json: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def next_hash(previous: bytes, revision: int, columns: Sequence[Value], changes: Sequence[Sequence[Value]]) -> bytes:
     """Returns the hash of a change set: BLAKE2b-256 (RFC 7693) of the previous hash and the canonical form.
 
-    The form is a JSON array in the form of RFC 8785. The store's id is no part of it, because a restore changes it.
+    The canonical form is a JSON array (RFC 8785). The store's id is not part of it, because a restore changes the id.
 
-    Args: previous, the hash of the change set before; columns, committed_us, actor, on_behalf_of, method and
-    request_id; changes, the columns of each change after its position.
+    Args: previous, the hash of the change set before it; columns, its committed_us, actor, on_behalf_of, method and
+    request_id, in this order; changes, the columns of each change without its position.
     """
     content = _canonical_json([VERSION, revision, *columns, changes])
     return hashlib.blake2b(previous + content.encode(), digest_size=HASH_BYTES).digest()

@@ -25,7 +25,7 @@ _SET_COLUMNS: Final = itemgetter(*range(8))
 
 
 class PrunedHead(Exception):
-    """The log was pruned past a head that was kept elsewhere, so the two cannot be compared. The text says how far."""
+    """The log was pruned past a head that was kept elsewhere, so the head cannot be compared. The text says how far."""
 
 
 class _Bounds(NamedTuple):
@@ -46,9 +46,9 @@ class _Bounds(NamedTuple):
 
 
 def broken_chain(transaction: Transaction, kept: Iterable[LogHead] = ()) -> Iterator[BrokenRule]:
-    """Reads the whole log, and yields each broken rule with the revisions that break it.
+    """Reads the whole log, and yields each broken rule with the revisions that break it. Raises PrunedHead.
 
-    Args: kept, heads that were kept elsewhere. Raises PrunedHead.
+    Args: kept, heads that were kept elsewhere.
     """
     bounds = _Bounds(*transaction.run(_SELECT_STORE)[0])
     check = _ChainCheck(bounds, set(kept))
@@ -59,7 +59,7 @@ def broken_chain(transaction: Transaction, kept: Iterable[LogHead] = ()) -> Iter
 
 
 class _ChainCheck:
-    """Follows the chain from its start."""
+    """Checks the chain from its start, one change set after the other."""
 
     def __init__(self, bounds: _Bounds, kept: set[LogHead]) -> None:
         """Args: kept, heads that were kept elsewhere. Raises PrunedHead."""
@@ -70,10 +70,10 @@ class _ChainCheck:
         self._purged_through: int | None = None
         self._broken: dict[str, list[int]] = {}
         self._missing = kept - {bounds.start}
-        """Those that were not found yet."""
+        """Kept heads that were not found yet."""
 
     def add(self, columns: Row, changes: list[Row]) -> None:
-        """Checks one change set. Args: changes, the columns of each of its changes, from the position on."""
+        """Checks one change set. Args: changes, the columns of each of its changes, the position first."""
         revision, version, stored, *content = columns
         for change in changes:
             if change[1] == enums.CHANGE_LOG_PURGED:
