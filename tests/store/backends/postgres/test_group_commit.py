@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from caseload_server.domain import errors, requests
+from caseload_server.domain import enums, errors, requests
 from caseload_server.domain.records import Therapist
 from caseload_server.domain.results import RecordResult
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
@@ -17,6 +17,7 @@ from caseload_server.store.backends.postgres.database import PostgresDatabase
 from caseload_server.store.backends.postgres.pipeline import StatementPipeline
 from caseload_server.store.backends.protocol import Sharing, Transaction
 from caseload_server.store.portability.chain_check import broken_chain
+from caseload_server.store.write_transaction import Write
 
 from tests.store.backends.batches import batch
 from tests.store.backends.postgres.proxy import Cut, Proxy
@@ -91,6 +92,30 @@ def test_a_write_holds_the_counter_for_one_round_trip_unless_another_instance_ha
     assert trips(store, "5@example.org") == [1]
     with store._database.snapshot() as transaction:
         assert list(broken_chain(transaction)) == []
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_the_same_change_of_two_instances_in_the_same_microsecond_is_two_change_sets(
+    store: RelationshipStore, other: RelationshipStore, *, alone: bool
+) -> None:
+    """Both continue the same head, so they compute the same hash."""
+    therapist = make(store, THERAPIST, "t")
+
+    def change(writer: RelationshipStore) -> None:
+        def work(write: Write) -> tuple[list[Therapist], int]:
+            write.record_change(enums.CHANGE_UPDATED, therapist, "email")
+            return [therapist], 1
+
+        writer._writes.run(CALL, work, lambda _write, _id: therapist, alone=alone)
+
+    change(other)
+    change(other)  # which now assumes its own head
+    change(store)
+    change(other)
+    change(store)
+    with store._database.snapshot() as transaction:
+        assert list(broken_chain(transaction)) == []
+    assert head(store) == 6
 
 
 # Locks of other transactions.

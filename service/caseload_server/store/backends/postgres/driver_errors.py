@@ -19,6 +19,8 @@ _RETRY_DELAY_SECONDS: Final = (0.01, 0.1)
 # SQLSTATEs: https://www.postgresql.org/docs/current/errcodes-appendix.html
 _CONFLICTS: Final = {"40001", "40P01"}
 """serialization_failure, deadlock_detected."""
+_TAKEN_REVISION: Final = "change_set_pkey"
+"""The constraint that a write violates after another instance wrote the same change in the same microsecond."""
 _LOCK_TIMEOUT: Final = "55P03"
 """lock_not_available."""
 _STATEMENT_TIMEOUT: Final = "57014"
@@ -45,7 +47,7 @@ class CommitUnconfirmed(Exception):
 def domain_error(error: psycopg.Error) -> tuple[BaseException, bool]:
     """Maps a driver's error to the exception to raise, and whether a retry may succeed."""
     state = error.sqlstate or ""
-    if state in _CONFLICTS:
+    if state in _CONFLICTS or error.diag.constraint_name == _TAKEN_REVISION:
         return errors.StoreBusy(), True
     if state == _LOCK_TIMEOUT:
         return errors.StoreBusy(errors.StoreBusy.LOCK_WAIT), False
