@@ -81,7 +81,7 @@ def test_a_call_is_a_span_below_its_callers_with_store_and_commit_below_it(colle
         "rpc.method": "CreatePatient",
         "rpc.grpc.status_code": 0,
         "caseload.caller": "local",
-        "caseload.on_behalf_of": "jdoe",
+        "enduser.pseudo.id": "jdoe",
     }
     assert (span.is_error, span.span.kind, span.events) == (False, 2, [])
     [commit] = [one for one in spans if one.name == "store.commit"]
