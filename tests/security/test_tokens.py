@@ -431,9 +431,9 @@ def test_a_server_starts_without_the_keys_of_a_wrong_issuer_and_logs_why(
         assert reason(channel, issuer.token()) == "UNAUTHENTICATED"
         assert last_cause(tmp_path) == "issuer_unavailable"
         assert reason(channel, key) == ADMITTED
-    [line] = [one for one in logs if one["event"] == "issuer keys unavailable"]
-    assert line["log_level"] == "error"
-    assert line["reason"]
+    lines = [one for one in logs if one["event"] == "issuer keys unavailable"]
+    assert lines  # two if the server of the other tests asks this issuer meanwhile
+    assert all(line["log_level"] == "error" and line["reason"] for line in lines)
 
 
 # --- the settings ---
