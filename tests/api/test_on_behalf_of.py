@@ -14,7 +14,7 @@ from caseload_server.rpc.server import CaseloadServer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.api.client_calls import covers
-from tests.security.server_fixture import KeysFile, Metadata, bearer, logging, serving
+from tests.security.server_fixture import KeysFile, LogReader, Metadata, bearer, logging, serving
 from tests.support.api_driver import ApiDriver, new_request_id, refused, request
 from tests.support.servers import refusal
 from tests.support.waiting import eventually
@@ -163,3 +163,20 @@ def test_the_access_log_has_the_end_user_of_reads_writes_and_watches(tmp_path: P
         key=str,
     )
     assert "Ann Lee" not in json.dumps(lines)
+
+
+def test_the_access_log_has_the_end_user_of_a_call_without_permission(tmp_path: Path) -> None:
+    keys_file = KeysFile(tmp_path / "keys")
+    key = keys_file.add("writer", "write")
+    path = tmp_path / "access.log"
+    with (
+        serving(tmp_path, keys_file=keys_file.path, access_log=path) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        stub = TherapistServiceStub(channel)
+        for credentials, name in ((bearer(key), "jdoe"), (bearer(key), "Ann Lee"), (bearer("stranger"), "jdoe")):
+            with pytest.raises(grpc.RpcError):
+                stub.GetTherapist(GetTherapistRequest(therapist_id="t"), metadata=(*credentials, *user(name)))
+        lines = LogReader(path).lines()
+    found = [(line["code"], line.get("on_behalf_of")) for line in lines]
+    assert found == [("PERMISSION_DENIED", "jdoe"), ("PERMISSION_DENIED", None), ("UNAUTHENTICATED", None)]

@@ -242,6 +242,8 @@ class _MethodPipeline:
         def refuse(incoming: IncomingCall, context: grpc.ServicerContext) -> NoReturn:
             record = self._log.begin(context, incoming.queued_at)
             record.error = error
+            with suppress(errors.InvalidField):  # the other error is the first one
+                record.on_behalf_of = set_on_behalf_of(context)
             self._finish(record)
             _abort(context, error)
 
