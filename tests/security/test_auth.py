@@ -233,6 +233,20 @@ def test_a_file_that_does_not_respond_keeps_the_last_good_value_and_holds_up_nob
     assert not read.is_failing()
 
 
+def test_a_reload_that_fails_by_a_defect_is_reported_and_tried_again(tmp_path: Path) -> None:
+    file, clock = tmp_path / "file", FakeClock()
+    file.write_bytes(b"old")
+    read = file_reload.ReloadedFiles([file], file.read_text, clock)
+    file.write_bytes(b"\xff")
+    clock.advance(file_reload.CHECK_INTERVAL_SECONDS)
+    with capture_logs() as logs:
+        assert read.value() == "old"
+    assert ([line["fault"] for line in logs], read.is_failing()) == (["a defect: UnicodeDecodeError"], True)
+    file.write_bytes(b"changed")
+    clock.advance(file_reload.CHECK_INTERVAL_SECONDS)
+    assert (read.value(), read.is_failing()) == ("changed", False)
+
+
 def test_a_reload_that_cannot_start_a_thread_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, clock = tmp_path / "file", FakeClock()
     file.write_text("old")

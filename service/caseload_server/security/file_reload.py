@@ -77,13 +77,18 @@ class ReloadedFiles(Generic[T]):
         try:
             self._value = self._read()
         except SettingError as error:
-            self._signatures = []  # the cause may be temporary, so the next check tries again
-            if self._last_error != str(error):
-                _log.error("file reload failed, keeping the last good version", fault=str(error))
-            self._last_error = str(error)
+            self._fail(str(error))
+        except Exception as error:  # noqa: BLE001 - a defect must not go unseen, and the next version may be readable
+            self._fail(f"a defect: {type(error).__qualname__}")
         else:
             self._last_error = ""
             _log.info("files reloaded", files=[path.name for path in self._paths])
+
+    def _fail(self, fault: str) -> None:
+        self._signatures = []  # the cause may be temporary, so the next check tries again
+        if self._last_error != fault:
+            _log.error("file reload failed, keeping the last good version", fault=fault)
+        self._last_error = fault
 
 
 def _signatures(paths: Sequence[Path]) -> list[tuple[int, ...]]:
