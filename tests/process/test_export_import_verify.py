@@ -149,8 +149,24 @@ def test_verify_cannot_compare_a_head_that_was_pruned(tmp_path: Path, database: 
     head = caseload(tmp_path, "log", "head", "--database", database).stdout.strip()
     for _ in range(2):
         assert caseload(tmp_path, "purge", "--changes-before", "0d", "--database", database).returncode == 0
-    line = refusal(tmp_path, "verify", "--database", database, "--head", head)
-    assert line == "--head: the log was pruned up to revision 3: give a later head"
+    ended = caseload(tmp_path, "verify", "--database", database, "--head", head)
+    assert (ended.returncode, "broken" in ended.stdout) == (2, False)
+    assert ended.stderr == "caseload: --head: the log was pruned up to revision 3: give a later head\n"
+
+
+def test_a_cut_that_no_purge_recorded_is_shown_beside_the_heads_that_cannot_be_compared(
+    tmp_path: Path, database_url: str, open_stores: list[RelationshipStore]
+) -> None:
+    """Whoever moved the oldest revision must not hide by it what else they changed."""
+    open_stores.append(store := open_store(Config(database=database_url), lambda: 1))
+    for name in ("t", "u", "v"):
+        make(store, THERAPIST, name)
+    heads = [argument for revision in (1, 2) for argument in ("--head", f"{revision}:{'f' * 64}")]
+    run(store, "UPDATE store SET oldest_revision = 2")
+    ended = caseload(tmp_path, "verify", *heads, CASELOAD_DATABASE=database_url)
+    assert (ended.returncode, "the log was pruned up to revision 2" in ended.stderr) == (2, True)
+    assert "broken: the log begins after the last revision that a recorded purge erased: 1 (2)" in ended.stdout
+    assert "broken: the log contains each head that was kept elsewhere: 1 (2)" in ended.stdout
 
 
 def test_verify_reports_a_damaged_file(tmp_path: Path) -> None:

@@ -116,6 +116,7 @@ def verify(database: str, heads: tuple[str, ...]) -> int:
     from caseload_server.store.portability.chain_check import PrunedHead, broken_chain
 
     kept = [_parse_head(text) for text in heads]
+    pruned: PrunedHead | None = None
     with (
         open_snapshot(database) as transaction,
         progress_bar("verifying", partial(export.count, transaction)) as progress,
@@ -124,14 +125,17 @@ def verify(database: str, heads: tuple[str, ...]) -> int:
         broken = [*verify.broken_rules(transaction), *contents.read(progress)]
         try:
             broken += broken_chain(transaction, kept)
-        except PrunedHead as error:
-            raise SettingError("--head", str(error)) from None
+        except PrunedHead as error:  # who moved the oldest revision may want to hide what else is broken
+            pruned = error
+            broken += broken_chain(transaction, [head for head in kept if head.revision >= error.oldest_revision])
         if not settings.is_postgres(database):
             broken += verify.file_damage(transaction)
     for rule, count, ids in broken:
         click.echo(f"broken: {rule}: {count} ({', '.join(ids)})")
     click.echo(", ".join(f"{count} {name}" for name, count in contents.content_digest.row_counts.items()))
     click.echo(f"digest: {contents.content_digest.digest}")
+    if pruned:
+        raise SettingError("--head", str(pruned))
     return 1 if broken else 0
 
 

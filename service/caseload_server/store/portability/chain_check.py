@@ -27,6 +27,10 @@ _SET_COLUMNS: Final = itemgetter(*range(8))
 class PrunedHead(Exception):
     """The log was pruned past a head that was kept elsewhere, so the head cannot be compared. The text says how far."""
 
+    def __init__(self, oldest_revision: int) -> None:
+        super().__init__(f"the log was pruned up to revision {oldest_revision}: give a later head")
+        self.oldest_revision = oldest_revision
+
 
 class _Bounds(NamedTuple):
     """The row of `store`."""
@@ -64,7 +68,7 @@ class _ChainCheck:
     def __init__(self, bounds: _Bounds, kept: set[LogHead]) -> None:
         """Args: kept, heads that were kept elsewhere. Raises PrunedHead."""
         if any(head.revision < bounds.oldest_revision for head in kept):
-            raise PrunedHead(f"the log was pruned up to revision {bounds.oldest_revision}: give a later head")
+            raise PrunedHead(bounds.oldest_revision)
         self._bounds = bounds
         self._hash = bounds.start.hash
         self._purged_through: int | None = None
