@@ -7,10 +7,12 @@ import resource
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import pytest
+from caseload_server.domain import limits
 from caseload_server.domain.errors import AccessLogUnavailable
 from caseload_server.observability import log_file
 from caseload_server.observability.access_log import AccessLog
@@ -191,6 +193,23 @@ def test_a_call_that_only_validates_is_not_answered_without_its_line(tmp_path: P
         log.fail()
         found = refused(api.send, "UpdateTherapist", therapist={"therapist_id": "t1"}, validate_only=True)
         assert found.reason == REFUSED
+        log.repair()
+
+
+def test_an_open_watch_ends_when_a_required_log_cannot_be_written(
+    tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "HEARTBEAT_SECONDS", 0.05)
+    with (
+        serving(tmp_path, access_log=log.path, access_log_required=True) as server,
+        ApiDriver(server.address) as api,
+    ):
+        api.therapists("t1")
+        watch = api.watch()
+        next(watch)
+        log.fail()
+        assert refused(api.send, "GetTherapist", therapist_id="t1").reason == REFUSED  # which finds out
+        assert refused(list, islice(watch, 20)).reason == REFUSED
         log.repair()
 
 

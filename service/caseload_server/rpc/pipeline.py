@@ -196,6 +196,7 @@ class _MethodPipeline:
                     if self._redacts and not may_read():
                         redact(response, record.request)
                     authorize()
+                    self._check_log()
                     if not is_open:
                         self._log_opened(record)
                         is_open = True
