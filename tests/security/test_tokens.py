@@ -22,7 +22,7 @@ from caseload_server import config
 from caseload_server.config import SettingError
 from caseload_server.domain import limits
 from caseload_server.rpc.server import CaseloadServer
-from caseload_server.security import principal
+from caseload_server.security import issuer_keys, principal
 from caseload_server.security.issuer_keys import IssuerKeys
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -415,6 +415,22 @@ def test_the_keys_outlast_an_outage_of_the_issuer_for_a_limited_time(issuer: Iss
         issuer.status = 200
         eventually(keys.current)
     finally:
+        keys.close()
+
+
+def test_an_issuer_that_answers_byte_by_byte_is_given_up(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls with unknown keys wait as long as the answer takes, and no keys can be fetched meanwhile."""
+    monkeypatch.setattr(issuer_keys, "_TIMEOUT_SECONDS", 0.3)
+    issuer.drips = True
+    keys = IssuerKeys(issuer.url)
+    keys.start()
+    try:
+        eventually(issuer.was_given_up.is_set)
+        issuer.drips = False
+        monkeypatch.undo()
+        eventually(keys.current)
+    finally:
+        issuer.drips = False
         keys.close()
 
 

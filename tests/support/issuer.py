@@ -15,6 +15,8 @@ import jwt
 import trustme
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
+from tests.support.waiting import HUNG_SECONDS
+
 AUDIENCE: Final = "caseload"
 _RSA: Final = rsa.generate_private_key(65537, 2048)
 """Made once, because it takes long."""
@@ -48,6 +50,9 @@ class Issuer:
         self.status = 200
         self.is_moved = False
         """Whether its document redirects to another address."""
+        self.drips = False
+        """Whether it sends an endless header, byte by byte, until the reader gives up."""
+        self.was_given_up = threading.Event()
         self.requests: list[str] = []
 
     def answer(self, path: str) -> dict[str, Any]:
@@ -98,6 +103,8 @@ class _Handler(BaseHTTPRequestHandler):
         issuer: Issuer = self.server.issuer  # type: ignore[attr-defined]
         content = json.dumps(issuer.answer(self.path)).encode()
         try:
+            if issuer.drips:
+                self._drip()
             is_moved = issuer.is_moved and self.path.startswith("/.well-known")
             self.send_response(302 if is_moved else issuer.status)
             self.send_header("Location", f"{issuer.url}/moved")
@@ -106,6 +113,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
         except OSError:  # the reader has given up
             self.close_connection = True
+            issuer.was_given_up.set()
+
+    def _drip(self) -> None:
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nEndless: ")
+        for _ in range(int(HUNG_SECONDS / 0.02)):
+            self.wfile.write(b"a")
+            time.sleep(0.02)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name of the base class
         """Prints nothing."""

@@ -4,7 +4,9 @@ The issuer names the address of its keys in a document (OpenID Connect Discovery
 (RFC 7517). Threads that receive calls never wait for the issuer.
 """
 
+import http.client
 import json
+import socket
 import ssl
 import threading
 import time
@@ -181,11 +183,35 @@ def _fetch(issuer: str) -> KeySet:
     return KeySet(_usable(_get(address, context).get("keys")))
 
 
+class _BoundedConnection(http.client.HTTPSConnection):
+    """Ends after _TIMEOUT_SECONDS. The timeout of a socket begins again with each byte of an answer."""
+
+    def connect(self) -> None:
+        super().connect()
+        timer = threading.Timer(_TIMEOUT_SECONDS, _shut_down, [self.sock])
+        timer.daemon = True
+        timer.start()
+
+
+def _shut_down(connected: socket.socket) -> None:
+    with suppress(OSError):  # it is closed
+        socket.socket.shutdown(connected, socket.SHUT_RDWR)  # that of SSLSocket would take TLS away from the reader
+
+
+class _BoundedHandler(urllib.request.HTTPSHandler):
+    def __init__(self, context: ssl.SSLContext) -> None:
+        super().__init__(context=context)
+        self._tls = context
+
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_BoundedConnection, req, context=self._tls)
+
+
 def _get(address: str, context: ssl.SSLContext) -> dict[str, Any]:
     """Gets a JSON object over https. Follows no redirects."""
     opener = urllib.request.OpenerDirector()
     opener.add_handler(urllib.request.ProxyHandler())
-    opener.add_handler(urllib.request.HTTPSHandler(context=context))
+    opener.add_handler(_BoundedHandler(context))
     opener.add_handler(urllib.request.HTTPDefaultErrorHandler())
     opener.add_handler(urllib.request.HTTPErrorProcessor())
     until = time.monotonic() + _TIMEOUT_SECONDS
