@@ -232,6 +232,23 @@ def test_a_required_log_that_was_deleted_refuses_calls_until_a_new_one_can_be_cr
     assert [json.loads(line)["event"] for line in path.read_text().splitlines()] == ["lines_lost", "call"]
 
 
+def test_a_pipe_without_a_reader_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_file, "_CHECK_INTERVAL_SECONDS", 0.0)
+    path, moved = tmp_path / "access.log", tmp_path / "access.log.1"
+    file = LogFile(path)
+    path.rename(moved)
+    path, reader = pipe(tmp_path)
+    os.close(reader)
+    path.rename(tmp_path / "access.log")
+    writer = threading.Thread(target=file.write, args=("line\n",), name="writer", daemon=True)
+    writer.start()
+    join(writer)
+    file.close()
+    assert moved.read_text() == "line\n"
+    with pytest.raises(OSError, match="No such device"):
+        LogFile(tmp_path / "access.log")
+
+
 class HangingSink:
     """Refuses the first line, and hangs at the second one."""
 

@@ -107,7 +107,11 @@ class LogFile(BoundedWriter):
         return super()._write_some(data) if self._is_pipe else os.write(self.descriptor, data)
 
     def _open(self) -> int:
-        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """Opens the path. A pipe without a reader is an error: it must not hold up the thread until one comes."""
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+        opened = os.open(self._path, flags, 0o600)
+        os.set_blocking(opened, True)
+        return opened
 
     def _check_path(self) -> None:
         with suppress(OSError):  # a file that was moved away still accepts lines
