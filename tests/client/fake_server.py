@@ -31,6 +31,8 @@ class FakeServer(grpc.GenericRpcHandler):
         self.stop: Callable[[], object] = lambda: None
         self.answers: list[Answer] = []
         self.attempts: list[Attempt] = []
+        self.probes = 0
+        """The health checks that reached the server. They are no attempts."""
         self.trailing: tuple[tuple[str, str | bytes], ...] = ()
         """Metadata that each scripted answer carries."""
         self.gates: dict[str, Event] = {}
@@ -43,7 +45,8 @@ class FakeServer(grpc.GenericRpcHandler):
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         method = str(handler_call_details.method).rpartition("/")[2]
-        if method in ("Check", "Watch"):
+        self.probes += method == "Check"
+        if method in ("Check", "Watch") and method not in self.gates:
             return None  # the health service: clients treat a server without it as healthy
 
         def answer(data: bytes, context: grpc.ServicerContext) -> bytes:

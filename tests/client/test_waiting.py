@@ -1,6 +1,9 @@
 """A call waits for its server until its deadline, and then says why there was no connection. In both clients."""
 
+import asyncio
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -191,6 +194,58 @@ def test_asynchronous_calls_to_a_slow_server_do_not_each_look_for_the_cause(slow
     counter = AioProbeCounter()
     run(calls())
     assert counter.probes == 1
+
+
+@each_client
+def test_a_port_that_accepts_connections_and_stays_silent_is_named(call: Call) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        target = f"127.0.0.1:{silent.getsockname()[1]}"
+        unreachable(call, "no connection: the client is still connecting", target=target)
+
+
+@each_client
+def test_a_connected_server_that_answers_no_probe_is_not_called_unreachable(peer: FakeServer, call: Call) -> None:
+    answered = peer.gates["Check"] = peer.gates["GetTherapist"] = threading.Event()
+    try:
+        eventually(lambda: refused(call, target=peer.address).details() == "Deadline Exceeded" and peer.probes)
+    finally:
+        answered.set()
+
+
+def refused_at_once(address: str) -> None:
+    """Calls that reach their deadline together, on one client."""
+    with connect(address, timeout=0.3) as caseload:
+        futures = [caseload.therapists.GetTherapist.future(GET) for _ in range(50)]
+        errors: list[Any] = [future.exception() for future in futures]
+        assert {error.code() for error in errors} == {grpc.StatusCode.DEADLINE_EXCEEDED}
+
+
+def aio_refused_at_once(address: str) -> None:
+    async def calls() -> None:
+        async with aio.connect(address, timeout=0.3) as caseload:
+            each = [caseload.therapists.GetTherapist(GET) for _ in range(50)]
+            errors: list[Any] = await asyncio.gather(*each, return_exceptions=True)
+            assert {error.code() for error in errors} == {grpc.StatusCode.DEADLINE_EXCEEDED}
+
+    run(calls())
+
+
+@pytest.mark.parametrize("calls", [refused_at_once, aio_refused_at_once], ids=["sync", "aio"])
+def test_calls_that_reach_their_deadline_send_at_most_one_probe_per_second(
+    peer: FakeServer, calls: Callable[[str], None]
+) -> None:
+    peer.gates["GetTherapist"] = threading.Event()
+    started = time.monotonic()
+    calls(peer.address)
+    seconds = time.monotonic() - started
+    peer.gates["GetTherapist"].set()
+    assert peer.probes <= 1 + seconds
+
+
+def test_a_later_call_of_the_same_client_names_the_cause_again() -> None:
+    with connect(NOWHERE, timeout=0.3) as caseload:
+        for _ in range(2):
+            unreachable(lambda _settings: caseload.therapists.GetTherapist(GET), "refused")
 
 
 def test_the_error_of_a_call_without_a_connection_is_a_call_too() -> None:

@@ -1,6 +1,7 @@
 """The stub methods of the synchronous client, which apply the defaults and add the reason to errors."""
 
 from collections.abc import Callable, Iterator
+from queue import Empty, SimpleQueue
 from threading import Event
 from typing import Any, Final
 
@@ -9,9 +10,11 @@ from caseload.client.call_defaults import CLOSED, CallDefaults
 from caseload.client.connection_errors import (
     PROBE_METHOD,
     PROBE_OPTIONS,
+    STILL_CONNECTING,
     NoConnectionError,
     Pause,
     connection_error,
+    has_timed_out,
     may_lack_connection,
 )
 from caseload.client.errors import add_reason
@@ -55,18 +58,26 @@ class ChannelWithDefaults:
         try:
             self._channel.unary_unary(PROBE_METHOD)(b"", **PROBE_OPTIONS)
         except grpc.RpcError as error:
+            if has_timed_out(error):
+                return STILL_CONNECTING if self._is_connecting() else ""
             return connection_error(error)
         except ValueError:  # the channel was closed just now
             return ""
         return ""
 
+    def _is_connecting(self) -> bool:
+        states: SimpleQueue[grpc.ChannelConnectivity] = SimpleQueue()
+        report = states.put
+        self._channel.subscribe(report)  # the only public way to read the state: a callback gets it from a thread
+        try:
+            return states.get(timeout=PROBE_OPTIONS["timeout"]) is grpc.ChannelConnectivity.CONNECTING
+        except Empty:
+            return False
+        finally:
+            self._channel.unsubscribe(report)
+
     def _cause(self) -> str:
-        if self._pause.is_on():
-            return ""
-        cause = self.last_connection_error()
-        if not cause:
-            self._pause.start()
-        return cause
+        return self.last_connection_error() if self._pause.starts() else ""
 
     def _explained(self, error: grpc.RpcError) -> grpc.RpcError:
         if may_lack_connection(error) and (cause := self._cause()):

@@ -1,6 +1,7 @@
 """The connection error of a call that ended at its deadline. Both clients share this module."""
 
 import time
+from threading import Lock
 from typing import Any, Final
 
 import grpc
@@ -10,28 +11,37 @@ PROBE_METHOD: Final = "/grpc.health.v1.Health/Check"
 """It has no effect and needs no key. Without a connection it fails at once with the channel's last connection error."""
 PROBE_OPTIONS: Final = {"timeout": 0.2, "wait_for_ready": False}
 """The arguments of that call. The timeout, in seconds, limits the wait for a connection attempt in progress."""
-
-
+STILL_CONNECTING: Final = "the client is still connecting"
+"""The cause if the connection attempt in progress has not failed yet."""
 PAUSE_SECONDS: Final = 1.0
-"""After a probe that found no cause there is none for this long: each may wait, and many calls may end together."""
+"""The shortest time between two probes of a client."""
 
 
 class Pause:
-    """Tells when a probe is of use again."""
+    """The pause after each probe, so that calls that time out do not add to an overload. Threads can share it."""
 
     def __init__(self) -> None:
+        self._lock = Lock()
         self._until = 0.0
 
-    def is_on(self) -> bool:
-        return time.monotonic() < self._until
-
-    def start(self) -> None:
-        self._until = time.monotonic() + PAUSE_SECONDS
+    def starts(self) -> bool:
+        """Starts a pause and returns True, unless one is on. The caller then sends a probe."""
+        with self._lock:
+            now = time.monotonic()
+            is_on = now < self._until
+            if not is_on:
+                self._until = now + PAUSE_SECONDS
+        return not is_on
 
 
 def may_lack_connection(error: Any) -> bool:
     """Returns whether a call ended at its own deadline. Then a missing connection can be the cause."""
     return status_code(error) == grpc.StatusCode.DEADLINE_EXCEEDED and not error_info(error).reason
+
+
+def has_timed_out(probe: Any) -> bool:
+    """Returns whether a probe got no answer. Then the state of the channel shows whether it has a connection."""
+    return bool(probe.code() == grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 def connection_error(probe: Any) -> str:

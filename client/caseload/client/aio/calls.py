@@ -11,9 +11,11 @@ from caseload.client.call_defaults import CLOSED, CallDefaults
 from caseload.client.connection_errors import (
     PROBE_METHOD,
     PROBE_OPTIONS,
+    STILL_CONNECTING,
     Pause,
     connection_error,
     details_with,
+    has_timed_out,
     may_lack_connection,
 )
 from caseload.client.errors import add_reason
@@ -61,6 +63,9 @@ class ChannelWithDefaults:
         try:
             await self._channel.unary_unary(PROBE_METHOD)(b"", **PROBE_OPTIONS)
         except AioRpcError as error:
+            if has_timed_out(error):
+                is_connecting = self._channel.get_state() is grpc.ChannelConnectivity.CONNECTING
+                return STILL_CONNECTING if is_connecting else ""
             return connection_error(error)
         except UsageError:  # the channel was closed just now
             return ""
@@ -95,12 +100,7 @@ class ChannelWithDefaults:
         return self._closed.is_set() and not _is_cancelled()
 
     async def _cause(self) -> str:
-        if self._pause.is_on():
-            return ""
-        cause = await self.last_connection_error()
-        if not cause:
-            self._pause.start()
-        return cause
+        return await self.last_connection_error() if self._pause.starts() else ""
 
     async def _explained(self, error: AioRpcError) -> AioRpcError:
         if may_lack_connection(error) and (cause := await self._cause()):
