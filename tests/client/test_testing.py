@@ -116,6 +116,18 @@ def test_an_unknown_fault_is_an_error(caseload_store: CaseloadForTests) -> None:
     assert names(caseload_store) == []
 
 
+def test_a_fault_inside_another_is_an_error_and_the_outer_one_stays(
+    caseload_store: CaseloadForTests, alone: Caseload
+) -> None:
+    with caseload_store.failing("STORE_UNAVAILABLE"):
+        with pytest.raises(RuntimeError, match="nested"), caseload_store.slow(2):
+            pass
+        with pytest.raises(grpc.RpcError):
+            alone.therapists.ListTherapists(ListTherapistsRequest())
+    with caseload_store.slow(0):
+        assert names(caseload_store) == []
+
+
 def test_a_slow_call_reaches_its_deadline(caseload_store: CaseloadForTests) -> None:
     with caseload_store.slow(2), pytest.raises(grpc.RpcError) as caught:
         names(caseload_store, timeout=0.1)

@@ -34,6 +34,7 @@ class CaseloadForTests:
             self._process: Any = subprocess.Popen([command], stderr=errors, start_new_session=True, **pipes)
         self._log = log
         self._lock = threading.Lock()
+        self._thread = threading.local()
         self.address: Final[str] = self._answer()["address"]
         """HOST:PORT, the same until close()."""
         self.client: Final = connect(self.address)
@@ -42,6 +43,7 @@ class CaseloadForTests:
     def clear(self) -> None:
         """Empties the store and ends all faults. It does not reset revisions: an open watch receives later writes."""
         self._tell("clear")
+        self._thread.has_fault = False
 
     def restart(self) -> None:
         """Restarts the server on the same port and database. Calls in progress have one second to end."""
@@ -59,14 +61,16 @@ class CaseloadForTests:
 
     @contextmanager
     def failing(self, reason: str, calls: int | None = None, retry_after_seconds: float = 0.01) -> Generator[None]:
-        """Makes calls fail in the with block, before they use the database. Only one fault can be active at a time.
+        """Makes calls fail in the with block, before they use the database.
+
+        A thread cannot have a block with failing() or slow() inside another one.
 
         Args:
             reason: OVERLOADED, SHUTTING_DOWN, STORE_BUSY, STORE_FULL or STORE_UNAVAILABLE.
             calls: the number of attempts that fail; None for all. The client makes up to five attempts per call.
             retry_after_seconds: the retry delay of OVERLOADED, STORE_BUSY and STORE_UNAVAILABLE, in seconds.
 
-        Raises ValueError if the reason is another one.
+        Raises ValueError if the reason is another one, and RuntimeError inside another block.
         """
         with self._fault(reason=reason, calls=calls, retry_after_seconds=retry_after_seconds):
             yield
@@ -79,16 +83,22 @@ class CaseloadForTests:
 
         Args:
             seconds: the delay of each operation.
+
+        Raises RuntimeError inside another block with failing() or slow().
         """
         with self._fault(delay_seconds=seconds):
             yield
 
     @contextmanager
     def _fault(self, **settings: Any) -> Generator[None]:
+        if getattr(self._thread, "has_fault", False):
+            raise RuntimeError("failing() and slow() cannot be nested: end the outer with block first")
         self._tell("fault", **settings)
+        self._thread.has_fault = True
         try:
             yield
         finally:
+            self._thread.has_fault = False
             self._tell("fault")
 
     def add_therapist(self, display_name: str = "Ada Roe", **fields: Any) -> Therapist:
