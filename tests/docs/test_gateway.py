@@ -1,5 +1,6 @@
 """docs/deploy/gateway translates HTTP calls: what it passes on, and how errors look to an HTTP caller."""
 
+import re
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,8 @@ from typing import Any, NamedTuple
 import grpc
 import pytest
 
+from tests.client.fake_server import fake_server
+from tests.docs.doc_blocks import ROOT
 from tests.support.gateway import Answer, curl, find_gateway, gateway
 from tests.support.secure_server import SecureServer
 from tests.support.waiting import HUNG_SECONDS
@@ -180,6 +183,29 @@ def test_the_health_of_the_servers_is_shown(http: Http) -> None:
 def test_the_gateway_refuses_plain_text_beyond_loopback(arguments: tuple[str, ...]) -> None:
     with pytest.raises(AssertionError), gateway("-backend-plaintext", *arguments):
         pass
+
+
+@pytest.mark.parametrize(("asked", "longest"), [("", 10), ("60S", 10), ("0S", 10), ("9S", 9)])
+def test_a_caller_can_shorten_the_deadline_and_not_extend_it(asked: str, longest: float) -> None:
+    header = ("--header", f"Grpc-Timeout: {asked}") if asked else ()
+    with fake_server() as peer, gateway("-backend", peer.address, "-backend-plaintext") as address:
+        assert curl(f"http://{address}/v1/patients/jane", *header).status == 200
+    [attempt] = peer.attempts
+    assert 0 < attempt.seconds_left <= longest
+
+
+def channel_options(text: str) -> list[str]:
+    """The lines of the Go code that set the options of a channel, from its service config on."""
+    _, _, options = text.partition("grpc.WithDefaultServiceConfig")
+    largest = re.findall(r"largestReplyBytes = (\d+ << \d+)", text)
+    lines = options.partition("\n}")[0].replace("largestReplyBytes", "".join(largest).replace(" ", "")).splitlines()
+    return [line.strip() for line in lines]
+
+
+def test_the_gateway_has_the_channel_options_of_the_page_on_go() -> None:
+    options = channel_options((ROOT / "docs" / "deploy" / "gateway" / "main.go").read_text())
+    assert options[-1] == "grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20)))"
+    assert options == channel_options((ROOT / "docs" / "clients" / "go.md").read_text())
 
 
 class HeaderRecorder(grpc.GenericRpcHandler):

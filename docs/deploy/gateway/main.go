@@ -104,6 +104,7 @@ func connect() (*grpc.ClientConn, error) {
 	}
 	return grpc.NewClient(*backend,
 		grpc.WithTransportCredentials(transport),
+		grpc.WithUnaryInterceptor(limitTime),
 		grpc.WithDefaultServiceConfig(serviceConfig),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 150 * time.Millisecond},
@@ -111,6 +112,13 @@ func connect() (*grpc.ClientConn, error) {
 		}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(largestReplyBytes)))
+}
+
+// limitTime sets the longest deadline of a call. The header Grpc-Timeout of a caller can only make it shorter.
+func limitTime(ctx context.Context, method string, request, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, options ...grpc.CallOption) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	return invoke(ctx, method, request, reply, conn, options...)
 }
 
 func backendCredentials() (credentials.TransportCredentials, error) {
@@ -148,7 +156,6 @@ func newHandler(conn *grpc.ClientConn) (http.Handler, error) {
 		runtime.WithDisableHTTPMethodOverride(),
 		runtime.WithHealthzEndpoint(grpc_health_v1.NewHealthClient(conn)),
 	)
-	runtime.DefaultContextTimeout = callTimeout
 	for _, register := range []func(context.Context, *runtime.ServeMux, *grpc.ClientConn) error{
 		caseloadv1.RegisterTherapistServiceHandler,
 		caseloadv1.RegisterPatientServiceHandler,
