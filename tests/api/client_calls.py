@@ -13,6 +13,8 @@ from google.protobuf.message_factory import GetMessageClass
 from tests.support.servers import Client, Refusal, refusal
 
 SIDES: Final = ("Therapist", "Patient")
+SOME_ID: Final = "0190a3c4-0000-7000-8000-000000000001"
+"""The id of no assignment."""
 T0: Final = 1_600_000_000
 """A moment in the past, in seconds since 1970."""
 

@@ -1,6 +1,10 @@
+from collections.abc import Iterator
+
 import pytest
+from caseload_server.rpc.server import CaseloadServer
 
 from tests.api.client_calls import SIDES, People, Side
+from tests.support.api_driver import ApiDriver
 from tests.support.servers import Client
 
 
@@ -27,3 +31,12 @@ def side(client: Client, request: pytest.FixtureRequest) -> Side:
     assigning.therapists.create("t1")
     assigning.patients.create("p1")
     return assigning
+
+
+@pytest.fixture
+def api(server: CaseloadServer) -> Iterator[ApiDriver]:
+    """Therapists t1 to t3 and patients p1 to p3."""
+    with ApiDriver(server.address) as opened:
+        opened.therapists("t1", "t2", "t3")
+        opened.patients("p1", "p2", "p3")
+        yield opened

@@ -1,36 +1,22 @@
-"""The commands, snippets, outputs, links and tables of README.md and docs/ are correct."""
+"""The commands and snippets of README.md and docs/ do what the pages show."""
 
 import os
-import re
 import shutil
 import signal
 import socket
 import subprocess
-import sys
-import tomllib
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
-import grpc
 import pytest
-from caseload.v1 import change_service_pb2 as change_pb
-from caseload.v1 import therapist_service_pb2 as pb
-from caseload.v1.change_service_pb2_grpc import ChangeServiceStub
 from caseload_server.config import Config
-from caseload_server.rpc.status_map import CODES
-from caseload_server.store.portability.chain_check import CUT, HEAD, KEPT, LINKS
-from google.protobuf import json_format
-from google.rpc.code_pb2 import Code
 
-from tests.conftest import serving
-from tests.docs import errors_page
-from tests.docs.doc_blocks import OPERATIONS, ROOT, Block, artifacts, blocks, is_only_named, masked, run, search_path
-from tests.process.command_runner import without_record
-from tests.support.api_driver import ApiDriver, full_name
+from tests.docs.doc_blocks import ROOT, Block, artifacts, blocks, masked, run, search_path
+from tests.docs.page_checks import PAGES, check_block, name, tour
 from tests.support.gateway import gateway
 from tests.support.postgres.cluster import Server
 from tests.support.postgres.pgbouncer import pgbouncer
-from tests.support.servers import Client, ServerProcess, refusal
+from tests.support.servers import ServerProcess
 from tests.support.waiting import HUNG_SECONDS
 
 ADDRESS = Config.address
@@ -44,20 +30,6 @@ OTHER_TESTS = {
     *(ROOT / "docs" / "clients").glob("*.md"),
 }
 """Pages whose commands need more than a server, or another environment."""
-PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if path.exists()]
-CHECKOUT_PAGES = [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "client/README.md"))]
-
-
-def name(page: Path) -> str:
-    return page.relative_to(ROOT).as_posix()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder with the files of a checkout that the commands of the pages need."""
-    shutil.copy(ROOT / "client_example.py", tmp_path)
-    (tmp_path / "data").mkdir()
-    return tmp_path
 
 
 def skip_if_taken(address: str) -> None:
@@ -85,16 +57,6 @@ def grpcurl() -> str:
     if found is None:
         pytest.skip("needs grpcurl: make grpcurl, which needs Go")
     return found
-
-
-def check_block(block: Block, folder: Path) -> None:
-    if all(map(is_only_named, block.lines)):
-        return
-    done = run(block, folder)
-    refused = block.output is not None and "ERROR:" in block.output.splitlines()
-    assert (done.returncode != 0) == refused, f"{block.text}{done.stdout}"
-    if block.output is not None:
-        assert masked(done.stdout) == masked(block.output), f"{block.text}{done.stdout}"
 
 
 @pytest.mark.slow
@@ -169,35 +131,6 @@ def test_every_snippet_of_the_stubs_readme_does_what_it_shows(folder: Path) -> N
             check_block(snippet, folder)
 
 
-def test_every_change_set_that_a_page_shows_is_one_of_the_contract() -> None:
-    shown = [block.text for page in PAGES for block in blocks(page) if block.language == "json"]
-    assert len(shown) == 1
-    for text in shown:
-        assert json_format.Parse(text, change_pb.ChangeSet()).changes  # rejects unknown fields and kinds
-
-
-ENDPOINTS = (
-    *("POST /therapists", "GET /therapists/{id}", "GET /therapists", "PATCH /therapists/{id}/name/{name}"),
-    *(
-        "GET /therapists/{id}/patients",
-        "POST /therapists/{id}/patients/{pid}",
-        "DELETE /therapists/{id}/patients/{pid}",
-    ),
-    *("POST /patients", "GET /patients/{id}", "GET /patients", "PATCH /patients/{id}/name/{name}"),
-)
-
-
-def test_every_endpoint_of_the_rest_api_is_mapped() -> None:
-    text = (ROOT / "docs" / "from-rest.md").read_text()
-    mapped = re.findall(
-        r"^`([A-Z]+ /[^`]+)`: (\w+)[^`]*(?:`[^`]+`[^`]*)*?\n```sh\ngrpcurl .*/(\w+)\n```\n\n```sh\ncurl -f .*\n```$",
-        text,
-        re.MULTILINE,
-    )
-    assert {endpoint for endpoint, _, _ in mapped} == set(ENDPOINTS)
-    assert [(said, run) for _, said, run in mapped if said != run] == []
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("language", "text", "output"),
@@ -221,174 +154,6 @@ def test_only_output_that_differs_between_runs_is_masked() -> None:
     assert masked("revision 1\n") == masked("revision 23\n")
     assert masked("revision 1 of 2\n") != masked("revision 1 of 3\n")
     assert masked('"missing": "1"') != masked('"missing": "2"')
-
-
-@pytest.mark.checkout
-def test_every_make_target_named_on_a_page_exists() -> None:
-    targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    command = re.compile(r"(?:^|`)make ([a-z-]+)", re.MULTILINE)
-    named = {target for page in CHECKOUT_PAGES for target in command.findall(page.read_text())}
-    assert {"run", "test", "install", "check"} <= named
-    assert named - targets == set()
-
-
-@pytest.mark.checkout
-@pytest.mark.parametrize("page", CHECKOUT_PAGES, ids=name)
-def test_every_link_and_file_named_on_a_page_exists(page: Path) -> None:
-    text = page.read_text()
-    links = {link.partition("#")[0] for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text)}
-    missing = {link for link in links if link and not (page.parent / link).exists()}
-    files = re.findall(r"`((?:[\w.-]+/)+[\w.-]*|[\w-]+\.(?:py|md|toml|proto|sql))`", text)
-    made = ("data/", "dist/", "caseload/", ".tools/", "google/", "src/main/", "example.org/")
-    folders = [ROOT, ROOT / "protos/caseload/v1", ROOT / "client/caseload/client", ROOT / "service"]
-    folders += [folder for folder in (ROOT / "service").rglob("*") if folder.is_dir()]
-    missing |= {
-        file for file in files if not (file.startswith(made) or any((folder / file).exists() for folder in folders))
-    }
-    assert missing == set()
-
-
-@pytest.mark.checkout
-def test_every_link_into_a_page_points_to_an_existing_heading() -> None:
-    lost = []
-    for page in CHECKOUT_PAGES:
-        for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)#([^)\s]+)\)", page.read_text()):
-            headings = re.findall(r"^#+ (.*)$", (page.parent / target if target else page).read_text(), re.MULTILINE)
-            if anchor not in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}:
-                lost.append((name(page), target, anchor))
-    assert lost == []
-
-
-def test_the_readme_is_short() -> None:
-    assert 90 <= len((ROOT / "README.md").read_text().splitlines()) <= 110
-
-
-def test_the_errors_page_is_current() -> None:
-    assert errors_page.PAGE.read_text() == errors_page.page(), "run make errors-doc"
-
-
-def test_the_errors_page_lists_an_action_and_the_code_of_each_reason() -> None:
-    assert errors_page.WHAT_TO_DO.keys() == CODES.keys()
-    said = errors_page.comments()
-    assert {reason: said[reason][0] for reason in CODES} == {reason: Code.Name(code) for reason, code in CODES.items()}
-
-
-OPTION = re.compile(r"(--[a-z-]+) (?:(?!\[env var).)*\[env var: (\w+)(?:; default: ([^;\]]+))?")
-ROW = re.compile(r"^\| `(--[a-z-]+)` \| `(\w+)` \| (?:`([^`]+)`)? *\|", re.MULTILINE)
-
-
-def test_the_settings_tables_match_the_help_of_the_commands() -> None:
-    shown = [
-        subprocess.run(
-            [sys.executable, "-m", "caseload_server", command, "--help"],
-            capture_output=True,
-            text=True,
-            timeout=HUNG_SECONDS,
-            check=True,
-        ).stdout
-        for command in ("serve", "check")
-    ]
-    pages = (OPERATIONS / "start-and-stop.md", OPERATIONS / "health.md")
-    rows = [row for page in pages for row in ROW.findall(page.read_text())]
-    assert rows == [option for text in shown for option in OPTION.findall(" ".join(text.split()))]
-    assert len(rows) >= 5
-
-
-@pytest.mark.checkout
-def test_the_dependencies_page_lists_exactly_the_dependencies() -> None:
-    server = tomllib.loads((ROOT / "service" / "pyproject.toml").read_text())["project"]
-    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
-    extras = [package for extra in server["optional-dependencies"].values() for package in extra]
-    wanted = [*server["dependencies"], *extras, *groups["test"]]
-    wanted += [one for one in groups["dev"] if isinstance(one, str)]
-    names = {re.split(r"[<>=[]", one)[0] for one in wanted} - {"caseload-client"}
-    used, _, _ = (ROOT / "docs" / "dependencies.md").read_text().partition("## Looked at and left out")
-    said = {name for cell in re.findall(r"^\| ([^|]+) \|", used, re.MULTILINE) for name in cell.split(", ")}
-    assert said - {"package", "---"} == names
-
-
-@pytest.mark.slow
-def test_a_restored_backup_is_a_store_that_rejects_old_revisions(folder: Path) -> None:
-    """Follows docs/operations/backup-and-restore.md: back up, restore, start on the restored file."""
-    page = blocks(OPERATIONS / "backup-and-restore.md")
-    backing_up, on_a_schedule = [block for block in page if block.text.startswith("caseload backup ")]
-    [restoring] = [block for block in page if block.text.startswith("caseload restore ")]
-    with ServerProcess(f"sqlite:///{folder}/data/caseload.db") as server:
-        assert tour(server.address) == 0
-        check_block(backing_up, folder)
-        check_block(on_a_schedule, folder)
-        before = newest_revision(server.address)
-        assert tour(server.address) == 0
-    check_block(restoring, folder)
-    with ServerProcess(f"sqlite:///{folder}/data/restored.db") as server:
-        after = newest_revision(server.address)
-        assert after.partition(".")[2] == before.partition(".")[2]
-        with pytest.raises(grpc.RpcError) as refused:
-            list_changes(server.address, before)
-        assert refusal(refused.value).reason == "REVISION_FOREIGN"
-        assert list_changes(server.address, after).head_revision == after
-
-
-@pytest.mark.slow
-def test_a_purge_by_age_keeps_newer_records(folder: Path) -> None:
-    """Runs the commands of docs/operations/purge.md while the server runs."""
-    page = blocks(OPERATIONS / "purge.md")
-    people, purging = [block for block in page if block.text.startswith("caseload purge ")]
-    with ServerProcess(f"sqlite:///{folder}/data/caseload.db") as server:
-        assert tour(server.address) == 0
-        kept = list_changes(server.address)
-        check_block(people, folder)
-        check_block(purging, folder)
-        assert list_changes(server.address) == kept
-        everything = Block("sh", purging.text.replace("30d", "0d"), None)
-        assert without_record(run(everything, folder).stdout) == f"{len(kept.change_sets)} change sets purged\n"
-        purged = list_changes(server.address)
-        assert purged.oldest_revision == kept.head_revision
-        assert [one.actor for one in purged.change_sets] == ["cli:purge"]
-
-
-def test_the_page_on_the_change_log_lists_the_rules_of_the_chain() -> None:
-    text = (OPERATIONS / "change-log.md").read_text()
-    assert [rule for rule in (LINKS, HEAD, CUT, KEPT) if f"`broken: {rule}" not in text] == []
-
-
-def test_the_documented_filter_of_the_access_log_finds_who_looked_at_a_patient(folder: Path) -> None:
-    """Runs the command of docs/operations/logs.md on the log of a server."""
-    if shutil.which("jq") is None:
-        pytest.skip("needs jq (Debian: jq)")
-    [command] = re.findall(r"^jq .*$", (OPERATIONS / "logs.md").read_text(), re.MULTILINE)
-    log = folder / "access.log"
-    with serving(f"sqlite:///{folder}/data/caseload.db", access_log=log) as server, ApiDriver(server.address) as api:
-        api.patients("jane", "john")
-        user = (("caseload-on-behalf-of", "jdoe"),)
-        api.send("GetPatient", patient_id="john", metadata=user)
-        api.send("GetPatient", patient_id="jane", metadata=user)
-        api.send("ListPatients")
-    found = [line.split("\t")[1:] for line in run(Block("sh", command, None), folder).stdout.splitlines()]
-    assert found == [
-        ["local", "-", full_name("CreatePatient"), "OK"],
-        ["local", "jdoe", full_name("GetPatient"), "OK"],
-        ["local", "-", full_name("ListPatients"), "OK"],
-    ]
-
-
-def list_changes(address: str, after: str = "") -> change_pb.ListChangesResponse:
-    with grpc.insecure_channel(address) as channel:
-        return ChangeServiceStub(channel).ListChanges(
-            change_pb.ListChangesRequest(after_revision=after), timeout=HUNG_SECONDS
-        )
-
-
-def tour(address: str) -> int:
-    command = [sys.executable, str(ROOT / "client_example.py"), address]
-    return subprocess.run(command, stdout=subprocess.DEVNULL, timeout=HUNG_SECONDS, check=False).returncode
-
-
-def newest_revision(address: str) -> str:
-    client = Client(address)
-    revision = client.therapists.ListTherapists(pb.ListTherapistsRequest(), timeout=HUNG_SECONDS).revision
-    client.close()
-    return revision
 
 
 @pytest.mark.slow

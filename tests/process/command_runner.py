@@ -70,3 +70,7 @@ def refusal(folder: Path, *arguments: str, command: Sequence[str] = CASELOAD, **
     assert ended.stderr.count("\n") == 1, ended.stderr
     assert ended.stderr.endswith("\n")
     return ended.stderr.removeprefix("caseload: ").rstrip("\n")
+
+
+def last_line(text: str) -> str:
+    return text.splitlines()[-1]

@@ -2,84 +2,37 @@
 
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 import grpc
 import pytest
-from caseload.v1 import therapist_service_pb2 as pb
-from caseload_server.domain import errors, limits
+from caseload_server.domain import limits
 from caseload_server.rpc import admission
-from caseload_server.rpc.server import CaseloadServer
 from caseload_server.security.principal import LOCAL
-from caseload_server.store import THERAPIST
 from caseload_server.store.backends.sqlite import database as sqlite
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.hostile.http2_client import Http2Client, call_headers
-from tests.security.server_fixture import KeysFile, LogReader, await_writes, bearer, serving
+from tests.rpc.admission_scene import (
+    DEADLINE_EXCEEDED,
+    GET,
+    INVALID_ARGUMENT,
+    LIST,
+    OK,
+    RESOURCE_EXHAUSTED,
+    UNAUTHENTICATED,
+    Scene,
+    scene_with,
+    status,
+)
+from tests.security.server_fixture import KeysFile, await_writes, bearer, serving
 from tests.support.api_driver import ApiDriver, full_name, refused, request
 from tests.support.waiting import HUNG_SECONDS, NEVER_SECONDS, eventually
 from tests.support.write_lock import holding_the_lock, wait_for_locks
 
-GET: Final = full_name("GetTherapist")
-LIST: Final = full_name("ListTherapists")
 HEALTH: Final = "/grpc.health.v1.Health/Check"
-UNAUTHENTICATED, INVALID_ARGUMENT, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, OK = b"16", b"3", b"4", b"8", b"0"
-
-
-class Scene:
-    """A server that three callers have keys for."""
-
-    def __init__(self, server: CaseloadServer, folder: Path, tokens: dict[str, str]) -> None:
-        self.server = server
-        self.address = server.address
-        self.tokens = tokens
-        self.log = LogReader(folder / "access.log")
-        self.admission: Any = server._parts.admission
-
-    def get(self, name: str) -> str:
-        """Gets a therapist that does not exist. Returns the code of the answer."""
-        with ApiDriver(self.address, alone=True) as api:
-            call: Any = api.channel.unary_unary(GET)
-            message = pb.GetTherapistRequest(therapist_id="t1").SerializeToString()
-            code: grpc.StatusCode = call.future(
-                message, timeout=HUNG_SECONDS, metadata=bearer(self.tokens[name])
-            ).code()
-            return code.name
-
-    def headers(self, method: str, name: str) -> bytes:
-        return call_headers(method, self.tokens[name])
-
-    def receiving(self, name: str) -> int:
-        """The number of a caller's calls whose message is being received."""
-        return len(self.admission._callers[name].receiving) if name in self.admission._callers else 0
-
-    def open_calls(self, name: str) -> int:
-        return len(self.admission._callers[name].open) if name in self.admission._callers else 0
-
-
-@pytest.fixture
-def scene(tmp_path: Path) -> Iterator[Scene]:
-    with scene_with(tmp_path) as made:
-        yield made
-
-
-@contextmanager
-def scene_with(folder: Path, **settings: Any) -> Iterator[Scene]:
-    keys = KeysFile(folder / "keys")
-    tokens = {name: keys.add(name) for name in ("honest", "other", "third")}
-    log = folder / "access.log"
-    with serving(folder, keys_file=keys.path, access_log=log, **settings) as server:
-        yield Scene(server, folder, tokens)
-
-
-def status(trailers: bytes) -> bytes:
-    """The grpc-status of a header block without Huffman coding."""
-    _, _, rest = trailers.partition(b"grpc-status")
-    return rest[1 : 1 + rest[0]]
 
 
 def test_a_caller_without_a_key_is_refused_before_its_message_is_received(scene: Scene) -> None:
@@ -211,86 +164,6 @@ def test_open_calls_of_one_caller_are_limited_to_its_share(scene: Scene, monkeyp
         assert status(refusal) == RESOURCE_EXHAUSTED
         assert not set(calls) & caller.ended.keys()
         assert scene.get("honest") == "NOT_FOUND"
-
-
-@pytest.fixture
-def large_answers(scene: Scene) -> Scene:
-    """The list of all therapists is larger than a small answer."""
-    with ApiDriver(scene.address, alone=True) as api:
-        create: Any = api.channel.unary_unary(full_name("CreateTherapist"))
-        for number in range(3):
-            annotations = {f"k{n}": "v" * 1000 for n in range(8)}
-            therapist = {"display_name": f"Ann {number}", "annotations": annotations}
-            message = pb.CreateTherapistRequest(therapist=therapist)  # type: ignore[arg-type]
-            create(message.SerializeToString(), timeout=HUNG_SECONDS, metadata=bearer(scene.tokens["honest"]))
-    return scene
-
-
-def test_answers_that_are_not_taken_are_bounded_for_a_connection(
-    large_answers: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(limits, "MAX_CONNECTION_BYTES", 60_000)
-    scene = large_answers
-    with Http2Client(scene.address, window=0) as caller:
-        headers = scene.headers(LIST, "other")
-        held = [caller.call(headers, b"") for _ in range(2)]
-        eventually(lambda: scene.admission._untaken[""] > 48_000)
-        assert status(caller.await_end(caller.call(headers, b""))) == RESOURCE_EXHAUSTED
-        assert not set(held) & caller.ended.keys()
-        with Http2Client(scene.address) as next_one:  # on another connection of the same caller
-            assert status(next_one.await_end(next_one.call(headers, b""))) == OK
-    eventually(lambda: not scene.admission._untaken)
-
-
-def create_large(scene: Scene, caller: Http2Client) -> bytes:
-    """Creates a therapist whose response is not small. Returns the status."""
-    therapist = {"display_name": "Ann", "annotations": {f"k{n}": "v" * 900 for n in range(8)}}
-    message = request("CreateTherapist", therapist_id="large", therapist=therapist).SerializeToString()
-    return status(caller.await_end(caller.call(scene.headers(full_name("CreateTherapist"), "other"), message)))
-
-
-def test_a_write_that_has_committed_is_not_rejected_for_its_response(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(limits, "MAX_CONNECTION_BYTES", 5000)
-    with Http2Client(scene.address) as caller:
-        assert create_large(scene, caller) == OK
-
-
-def test_a_write_is_rejected_before_it_begins_while_its_caller_leaves_too_much_unread(
-    large_answers: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scene = large_answers
-    with Http2Client(scene.address, window=0) as caller:
-        caller.call(scene.headers(LIST, "other"), b"")
-        eventually(lambda: scene.admission._untaken[""] > 24_000)
-        monkeypatch.setattr(limits, "MAX_CONNECTION_BYTES", 24_000)
-        assert create_large(scene, caller) == RESOURCE_EXHAUSTED
-        get: Any = scene.server.store.get
-        with pytest.raises(errors.TherapistNotFound):
-            get(THERAPIST, "large")
-
-
-def test_answers_that_one_caller_does_not_take_leave_room_for_others(
-    large_answers: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(limits, "MAX_UNTAKEN_BYTES", 120_000)
-    scene = large_answers
-    with Http2Client(scene.address, window=0) as caller:
-        for _ in range(5):
-            caller.call(scene.headers(LIST, "other"), b"")
-        eventually(lambda: caller.ended)
-        assert scene.admission._untaken["caller other"] <= 60_000
-        with Http2Client(scene.address) as honest:
-            assert status(honest.await_end(honest.call(scene.headers(LIST, "honest"), b""))) == OK
-
-
-def test_an_answer_that_is_not_taken_in_time_is_dropped(large_answers: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "STUCK_READER_SECONDS", 0.2)
-    scene = large_answers
-    with Http2Client(scene.address, window=0) as caller:
-        assert b"CANCELLED" in caller.await_end(caller.call(scene.headers(LIST, "other"), b""))
-        eventually(lambda: not scene.admission._untaken)
 
 
 def test_one_caller_cannot_open_every_watch(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Overload: which calls are queued and for how long, which are shed with which error, and which are unaffected."""
 
-import json
 import socket
 import threading
 from collections.abc import Iterator
@@ -10,12 +9,8 @@ from typing import Any
 
 import grpc
 import pytest
-from caseload.client import connect
-from caseload.v1 import patient_service_pb2, patient_service_pb2_grpc
-from caseload.v1.resources_pb2 import Patient
 from caseload_server.config import Config, SettingError
 from caseload_server.domain import limits
-from caseload_server.rpc import retry_delays
 from caseload_server.rpc.server import CaseloadServer, build_server
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -23,32 +18,15 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tests.conftest import serving
 from tests.hostile import http2_frames
 from tests.observability.metrics_client import wait_for_metrics
+from tests.rpc.shed_calls import answered, await_writes, creating
 from tests.security.server_fixture import LogReader
-from tests.support.api_driver import ApiDriver, full_name, refused, request
-from tests.support.servers import refusal
+from tests.support.api_driver import ApiDriver, full_name, refused
 from tests.support.waiting import HUNG_SECONDS, NEVER_SECONDS, FakeClock, eventually, join
 from tests.support.write_lock import holding_the_lock, wait_for_locks
 
 pytestmark = pytest.mark.slow
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
-RETRYING = json.dumps(
-    {
-        "methodConfig": [
-            {
-                "name": [{}],
-                "retryPolicy": {
-                    "maxAttempts": 5,
-                    "initialBackoff": "0.001s",
-                    "maxBackoff": "0.001s",
-                    "backoffMultiplier": 1,
-                    "retryableStatusCodes": ["RESOURCE_EXHAUSTED"],
-                },
-            }
-        ]
-    }
-)
-"""The service config of a client with almost no backoff of its own."""
 
 
 @pytest.fixture(autouse=True)
@@ -60,32 +38,6 @@ def test_a_server_with_an_unknown_grpcio_does_not_start(database_url: str, monke
     monkeypatch.delattr(grpc._server, "_receive_message")
     with pytest.raises(SettingError, match=r"grpcio: version .* is not supported"), serving(database_url):
         raise AssertionError
-
-
-def creating(api: ApiDriver, patient_id: str) -> Any:
-    """Starts a write and returns its future."""
-    make: Any = api.channel.unary_unary(full_name("CreatePatient"))
-    body = request("CreatePatient", patient_id=patient_id, patient={"display_name": "A"})
-    return make.future(body.SerializeToString(), timeout=HUNG_SECONDS)
-
-
-def await_writes(server: CaseloadServer, running: int, waiting: int = 0) -> None:
-    """Waits until this many writes run and this many are queued."""
-    now = {"in_flight": running, "queue_depth": waiting}
-    wait_for_metrics(server.metrics_address, lambda seen: all(seen(name, pool="write") == now[name] for name in now))
-
-
-def answered(calls: list[Any]) -> list[str]:
-    """Returns the outcome of each call: OK, or its error reason."""
-    ends = []
-    for call in calls:
-        try:
-            call.result()
-        except grpc.RpcError as error:
-            ends.append(refusal(error).reason)
-        else:
-            ends.append("OK")
-    return ends
 
 
 def test_a_call_that_meets_a_full_queue_is_shed_at_once(database_url: str) -> None:
@@ -287,59 +239,6 @@ def test_a_shed_call_is_in_the_access_log(database_url: str, tmp_path: Path) -> 
         assert (line["code"], line["reason"]) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
         assert (line["method"], line["caller"]) == (full_name("CreatePatient"), "local")
         assert not {"patient_ids", "request_id"} & line.keys()
-
-
-@pytest.fixture
-def late_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sets the retry delay of shed calls to two seconds; by then even a busy machine has finished 20 ms of work."""
-    monkeypatch.setattr(retry_delays, "MIN_DELAY_SECONDS", 2.0)
-    monkeypatch.setattr(retry_delays, "MAX_DELAY_SECONDS", 30.0)
-
-
-@pytest.mark.usefixtures("late_retries")
-@pytest.mark.parametrize("shipped", [False, True], ids=["grpc", "shipped client"])
-def test_clients_retry_after_the_delay_of_the_server(
-    database_url: str,
-    shipped: bool,  # noqa: FBT001 - a parameter of the test
-) -> None:
-    """The client's own backoff is a millisecond; without the server's delay, all five attempts would be shed."""
-    with (
-        serving(
-            database_url,
-            threads=1,
-            max_queue_depth=1,
-            queue_timeout_seconds=NEVER_SECONDS,
-            metrics_address="127.0.0.1:0",
-        ) as server,
-        ApiDriver(server.address) as api,
-        connect(server.address, timeout=HUNG_SECONDS) as caseload,
-        grpc.insecure_channel(server.address, [("grpc.service_config", RETRYING)]) as channel,
-    ):
-        create = caseload.patients if shipped else patient_service_pb2_grpc.PatientServiceStub(channel)
-        order = patient_service_pb2.CreatePatientRequest(patient_id="p2", patient=Patient(display_name="A"))
-        with holding_the_lock(database_url):
-            calls = [creating(api, "p0")]
-            await_writes(server, 1)
-            calls.append(creating(api, "p1"))
-            await_writes(server, 1, waiting=1)
-            calls.append(create.CreatePatient.future(order, timeout=HUNG_SECONDS))
-            wait_for_metrics(server.metrics_address, lambda seen: seen("call_errors_total", reason="OVERLOADED") >= 1)
-        assert answered(calls) == ["OK"] * 3
-
-
-def test_grpc_does_not_retry_a_call_that_would_be_rejected_again(database_url: str, tmp_path: Path) -> None:
-    log = LogReader(tmp_path / "access.log")
-    with (
-        serving(database_url, max_watches=1, access_log=log.path) as server,
-        ApiDriver(server.address) as api,
-        grpc.insecure_channel(server.address, [("grpc.service_config", RETRYING)]) as channel,
-    ):
-        held = api.watch()
-        next(held)
-        watch: Any = channel.unary_stream(full_name("WatchChanges"))
-        assert refused(next, watch(b"", timeout=HUNG_SECONDS)).reason == "TOO_MANY_WATCHES"
-        assert [line["reason"] for line in log.lines() if line["event"] == "call"] == ["TOO_MANY_WATCHES"]
-        held.cancel()
 
 
 def test_reflection_streams_are_limited(database_url: str) -> None:

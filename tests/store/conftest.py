@@ -2,10 +2,13 @@ from collections.abc import Iterator
 
 import pytest
 from caseload_server.config import Config
+from caseload_server.domain.enums import ROLE_PRIMARY
 from caseload_server.domain.requests import CallContext
 from caseload_server.store import RelationshipStore
 from caseload_server.store.backends.factory import open_store
 
+from tests.store.store_builders import assign, patients, therapists
+from tests.store.transfer_setup import COVERING, SUPERVISING
 from tests.support.write_lock import wait_for_locks
 
 
@@ -46,3 +49,14 @@ def store(database_url: str, clock: Clock) -> Iterator[RelationshipStore]:
 @pytest.fixture
 def call() -> CallContext:
     return CallContext(actor="reception", method="/caseload.v1.TherapistService/Test")
+
+
+@pytest.fixture
+def filled_store(store: RelationshipStore) -> RelationshipStore:
+    """Therapists s, t and u, patients a to d; s treats a (as the primary), b and c."""
+    therapists(store, "s", "t", "u")
+    patients(store, "a", "b", "c", "d")
+    assign(store, "s", "a", role=ROLE_PRIMARY, focus="anxiety")
+    assign(store, "s", "b", role=SUPERVISING)
+    assign(store, "s", "c", role=COVERING, focus="grief")
+    return store

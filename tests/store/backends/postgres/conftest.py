@@ -45,3 +45,11 @@ def cut_off(proxy: Proxy, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iter
     database = PostgresDatabase(proxy.url)
     yield RelationshipStore(database, clock)
     database.close()
+
+
+@pytest.fixture
+def other(postgres_url: str, clock: Clock) -> Iterator[RelationshipStore]:
+    """A second instance on the same database."""
+    opened = PostgresDatabase(postgres_url)
+    yield RelationshipStore(opened, clock)
+    opened.close()

@@ -1,0 +1,93 @@
+"""The commands of docs/operations/ do what the pages say."""
+
+import re
+import shutil
+from pathlib import Path
+
+import grpc
+import pytest
+from caseload.v1 import change_service_pb2 as change_pb
+from caseload.v1 import therapist_service_pb2 as pb
+from caseload.v1.change_service_pb2_grpc import ChangeServiceStub
+
+from tests.conftest import serving
+from tests.docs.doc_blocks import OPERATIONS, Block, blocks, run
+from tests.docs.page_checks import check_block, tour
+from tests.process.command_runner import without_record
+from tests.support.api_driver import ApiDriver, full_name
+from tests.support.servers import Client, ServerProcess, refusal
+from tests.support.waiting import HUNG_SECONDS
+
+
+@pytest.mark.slow
+def test_a_restored_backup_is_a_store_that_rejects_old_revisions(folder: Path) -> None:
+    """Follows docs/operations/backup-and-restore.md: back up, restore, start on the restored file."""
+    page = blocks(OPERATIONS / "backup-and-restore.md")
+    backing_up, on_a_schedule = [block for block in page if block.text.startswith("caseload backup ")]
+    [restoring] = [block for block in page if block.text.startswith("caseload restore ")]
+    with ServerProcess(f"sqlite:///{folder}/data/caseload.db") as server:
+        assert tour(server.address) == 0
+        check_block(backing_up, folder)
+        check_block(on_a_schedule, folder)
+        before = newest_revision(server.address)
+        assert tour(server.address) == 0
+    check_block(restoring, folder)
+    with ServerProcess(f"sqlite:///{folder}/data/restored.db") as server:
+        after = newest_revision(server.address)
+        assert after.partition(".")[2] == before.partition(".")[2]
+        with pytest.raises(grpc.RpcError) as refused:
+            list_changes(server.address, before)
+        assert refusal(refused.value).reason == "REVISION_FOREIGN"
+        assert list_changes(server.address, after).head_revision == after
+
+
+@pytest.mark.slow
+def test_a_purge_by_age_keeps_newer_records(folder: Path) -> None:
+    """Runs the commands of docs/operations/purge.md while the server runs."""
+    page = blocks(OPERATIONS / "purge.md")
+    people, purging = [block for block in page if block.text.startswith("caseload purge ")]
+    with ServerProcess(f"sqlite:///{folder}/data/caseload.db") as server:
+        assert tour(server.address) == 0
+        kept = list_changes(server.address)
+        check_block(people, folder)
+        check_block(purging, folder)
+        assert list_changes(server.address) == kept
+        everything = Block("sh", purging.text.replace("30d", "0d"), None)
+        assert without_record(run(everything, folder).stdout) == f"{len(kept.change_sets)} change sets purged\n"
+        purged = list_changes(server.address)
+        assert purged.oldest_revision == kept.head_revision
+        assert [one.actor for one in purged.change_sets] == ["cli:purge"]
+
+
+def test_the_documented_filter_of_the_access_log_finds_who_looked_at_a_patient(folder: Path) -> None:
+    """Runs the command of docs/operations/logs.md on the log of a server."""
+    if shutil.which("jq") is None:
+        pytest.skip("needs jq (Debian: jq)")
+    [command] = re.findall(r"^jq .*$", (OPERATIONS / "logs.md").read_text(), re.MULTILINE)
+    log = folder / "access.log"
+    with serving(f"sqlite:///{folder}/data/caseload.db", access_log=log) as server, ApiDriver(server.address) as api:
+        api.patients("jane", "john")
+        user = (("caseload-on-behalf-of", "jdoe"),)
+        api.send("GetPatient", patient_id="john", metadata=user)
+        api.send("GetPatient", patient_id="jane", metadata=user)
+        api.send("ListPatients")
+    found = [line.split("\t")[1:] for line in run(Block("sh", command, None), folder).stdout.splitlines()]
+    assert found == [
+        ["local", "-", full_name("CreatePatient"), "OK"],
+        ["local", "jdoe", full_name("GetPatient"), "OK"],
+        ["local", "-", full_name("ListPatients"), "OK"],
+    ]
+
+
+def list_changes(address: str, after: str = "") -> change_pb.ListChangesResponse:
+    with grpc.insecure_channel(address) as channel:
+        return ChangeServiceStub(channel).ListChanges(
+            change_pb.ListChangesRequest(after_revision=after), timeout=HUNG_SECONDS
+        )
+
+
+def newest_revision(address: str) -> str:
+    client = Client(address)
+    revision = client.therapists.ListTherapists(pb.ListTherapistsRequest(), timeout=HUNG_SECONDS).revision
+    client.close()
+    return revision
