@@ -233,6 +233,7 @@ unassigns = st.fixed_dictionaries(
 orders = st.tuples(st.just("assign"), pairs, assigns) | st.tuples(st.just("unassign"), pairs, unassigns)
 
 
+@pytest.mark.slow
 @given(st.lists(orders, min_size=4, max_size=16))
 @settings(max_examples=8, deadline=None)
 def test_both_sides_return_the_same_answers(

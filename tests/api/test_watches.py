@@ -165,6 +165,7 @@ def test_postgresql_notifies_of_a_commit_without_polling(postgres_url: str, monk
         api.patients("last")  # wakes the listener thread, so that it notices the stop
 
 
+@pytest.mark.slow
 def test_a_watch_above_the_limit_is_rejected_until_another_client_disconnects(database_url: str) -> None:
     with serving(database_url, max_watches=2) as server, ApiDriver(server.address) as api:
 
@@ -214,6 +215,7 @@ def test_calls_are_answered_while_every_watch_slot_is_taken(database_url: str) -
             follower.wait_through(api.head())
 
 
+@pytest.mark.slow
 def test_a_slow_reader_is_disconnected_with_a_reason_and_can_resume(database_url: str) -> None:
     with serving(database_url) as server, ApiDriver(server.address) as api:
         start = api.head()

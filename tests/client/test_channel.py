@@ -82,6 +82,7 @@ def test_without_a_key_none_is_sent(peer: FakeServer) -> None:
     assert "authorization" not in peer.attempts[0].metadata
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("waits", "seconds", "code"),
     [(None, 2, grpc.StatusCode.DEADLINE_EXCEEDED), (False, HUNG_SECONDS, grpc.StatusCode.UNAVAILABLE)],

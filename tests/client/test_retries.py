@@ -44,6 +44,7 @@ def test_every_attempt_of_a_write_has_the_same_request_id(peer: FakeServer) -> N
     assert patient_service_pb2.CreatePatientRequest.FromString(sent).request_id
 
 
+@pytest.mark.slow
 def test_after_five_attempts_the_error_is_raised(peer: FakeServer) -> None:
     assert created(peer, *[UNAVAILABLE] * 9) == UNAVAILABLE
     assert len(peer.attempts) == 5
@@ -58,6 +59,7 @@ def test_permanent_errors_are_raised_at_once(peer: FakeServer, code: StatusCode)
     assert len(peer.attempts) == 1
 
 
+@pytest.mark.slow
 def test_a_retry_delay_of_the_server_is_obeyed(peer: FakeServer) -> None:
     assert created(peer, (EXHAUSTED, "1"), (UNAVAILABLE, "1")) == StatusCode.OK
     assert len(peer.attempts) == 3
@@ -81,6 +83,7 @@ def test_a_watch_is_retried_when_unavailable_and_not_when_the_server_is_full(pee
         assert len(peer.attempts) == 1
 
 
+@pytest.mark.slow
 def test_retries_stop_when_most_calls_fail(peer: FakeServer) -> None:
     """Otherwise retries would multiply the load of an overloaded server by five."""
     calls = 600

@@ -74,6 +74,7 @@ def resolving_later(peer: FakeServer) -> Iterator[str]:
         thread.join(HUNG_SECONDS)
 
 
+@pytest.mark.slow
 @each_way
 def test_a_call_waits_for_a_name_that_does_not_resolve_yet(peer: FakeServer, call: Call) -> None:
     """A headless Service has no address while none of its pods is ready."""

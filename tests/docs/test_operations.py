@@ -62,7 +62,7 @@ def test_a_purge_by_age_keeps_newer_records(folder: Path) -> None:
 def test_the_documented_filter_of_the_access_log_finds_who_looked_at_a_patient(folder: Path) -> None:
     """Runs the command of docs/operations/logs.md on the log of a server."""
     if shutil.which("jq") is None:
-        pytest.skip("needs jq (Debian: jq)")
+        pytest.skip("needs jq: apt-get install jq")
     [command] = re.findall(r"^jq .*$", (OPERATIONS / "logs.md").read_text(), re.MULTILINE)
     log = folder / "access.log"
     with serving(f"sqlite:///{folder}/data/caseload.db", access_log=log) as server, ApiDriver(server.address) as api:

@@ -52,6 +52,7 @@ def test_a_rotated_file_is_replaced_by_a_new_one(tmp_path: Path, monkeypatch: py
     assert [line["therapist_ids"] for line in LogReader(tmp_path / "access.log.1").lines()] == [["t1"]]
 
 
+@pytest.mark.slow
 def test_the_file_is_private_to_its_owner_and_appended_to(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
     for number in range(2):

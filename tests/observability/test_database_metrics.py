@@ -47,6 +47,7 @@ def test_metrics_count_the_failures_of_the_database_by_cause(
         assert seen("store_failures_total", cause="collision") == 0
 
 
+@pytest.mark.slow
 def test_metrics_report_postgresql_connections_in_use_and_waited_for(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,6 +41,7 @@ def test_each_call_duration_is_in_one_bucket_of_its_method(measured_server: Case
     assert 0 < counted("call_seconds_sum", **of_method) <= callers_seconds
 
 
+@pytest.mark.slow
 def test_an_open_watch_is_a_gauge_and_is_counted_when_it_ends(measured_server: CaseloadServer, api: ApiDriver) -> None:
     address = measured_server.metrics_address
     watch = api.watch()

@@ -218,6 +218,7 @@ def test_an_invalid_metrics_address_is_rejected(tmp_path: Path, wrong: str) -> N
     assert SECRET not in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["192.0.2.1", "127.0.0.1"])
 def test_a_taken_or_remote_metrics_address_is_rejected(tmp_path: Path, host: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:

@@ -133,6 +133,7 @@ def assert_succeeds(*command: str) -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
 def test_promtool_accepts_the_rules(promtool: str) -> None:
     assert_succeeds(promtool, "check", "rules", str(RULES))
 

@@ -37,6 +37,7 @@ def test_the_health_of_an_unknown_service_is_not_found(client: Client) -> None:
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
 
 
+@pytest.mark.slow
 def test_a_health_watch_reports_not_serving_and_does_not_delay_the_stop(database_url: str) -> None:
     drain_seconds = 2.0  # the watch must report NOT_SERVING within this time; it takes milliseconds
     server = build_server(

@@ -26,6 +26,7 @@ NO_WINDOW = http2_frames.PREFACE + b"\0\0\6\4\0\0\0\0\0" + struct.pack(">HL", 4,
 """A connection preface with a flow-control window of 0 bytes (RFC 9113 section 6.9.2)."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sent",
     [

@@ -129,6 +129,7 @@ def stopped(server: CaseloadServer) -> None:
     join(stopping)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("patient_close")
 def test_a_stop_ends_a_lagging_watch_with_shutting_down(database_url: str) -> None:
     with serving(database_url) as server, ApiDriver(server.address) as api:

@@ -54,6 +54,7 @@ def test_every_key_is_different() -> None:
     assert len({api_keys.generate_key("billing", ["read"]) for _ in range(100)}) == 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "setting"),
     [

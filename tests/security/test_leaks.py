@@ -183,6 +183,7 @@ def test_no_output_contains_private_values_when_the_store_crashes(outputs: dict[
     assert outputs["traces"].count("RuntimeError") > 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("outputs", "where"), LEAKS.items(), indirect=["outputs"], ids=map(str, range(len(LEAKS))))
 def test_a_planted_leak_is_found(outputs: dict[str, str], where: str) -> None:
     assert leaking_outputs(outputs) == [where]

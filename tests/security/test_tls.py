@@ -278,6 +278,7 @@ def test_client_certificates_require_a_keys_file(tmp_path: Path, files: Files) -
     assert line.startswith("--tls-client-ca: needs --keys-file")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", ["--tls-cert", "--tls-key", "--tls-client-ca"])
 @pytest.mark.parametrize("content", [None, b"do-not-repeat-me"], ids=["missing", "no PEM"])
 def test_invalid_certificate_files_are_rejected(tmp_path: Path, files: Files, flag: str, content: bytes | None) -> None:

@@ -198,6 +198,7 @@ def test_verify_reports_nothing_for_an_intact_store(filled_store: RelationshipSt
     assert broken(filled_store) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rule", "statements", "ids"), BREAKS, ids=range(len(BREAKS)))
 def test_verify_reports_a_broken_rule_with_the_ids(
     filled_store: RelationshipStore, rule: str, statements: list[str], ids: list[str]

@@ -260,6 +260,7 @@ def waiting(clock: Clock) -> Iterator[Waiting]:
         one.database.close()
 
 
+@pytest.mark.slow
 def test_a_commit_that_waits_for_its_standby_is_unknown_and_never_cancelled(waiting: Waiting) -> None:
     store, named = waiting.store, CallContext("a", "/m", "5fe1f6a4-8c40-4ee9-9d0f-1b1c6a4b8c11", b"the same")
     with pytest.raises(errors.OutcomeUnknown):
@@ -276,6 +277,7 @@ def test_a_commit_that_waits_for_its_standby_is_unknown_and_never_cancelled(wait
     assert store.get(THERAPIST, "t").display_name == "Ada"
 
 
+@pytest.mark.slow
 def test_writes_behind_a_commit_that_waits_are_rejected_and_only_those_in_it_are_unknown(waiting: Waiting) -> None:
     failures: dict[str, type[Exception]] = {}
 
@@ -298,6 +300,7 @@ def test_writes_behind_a_commit_that_waits_are_rejected_and_only_those_in_it_are
     assert head(waiting.store) == len(written)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shown", ["notice", "error"])
 def test_a_commit_whose_standby_wait_is_cancelled_is_not_acknowledged(waiting: Waiting, shown: str) -> None:
     waiting.database._writer.commit_timeout_seconds = NEVER_SECONDS

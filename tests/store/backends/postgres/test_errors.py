@@ -159,6 +159,7 @@ def await_noticed(broken: Broken) -> None:
     eventually(lambda: database._writer.commits_stalled)
 
 
+@pytest.mark.slow
 def test_reads_continue_without_uncommitted_data_while_a_commit_waits_for_a_standby(broken: Broken) -> None:
     assert refused(outcome_unknown, broken).reason == "OUTCOME_UNKNOWN"
     assert broken.patients.ids(broken.patients.call("List")) == ["p1"]

@@ -42,6 +42,7 @@ def test_an_opened_store_keeps_one_connection_which_holds_the_lock(
     eventually(lambda: not admin.execute(SESSIONS.encode()).fetchall())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["caseload", "billing"])
 def test_an_import_into_a_served_store_is_refused_whatever_its_application_name(postgres_url: str, name: str) -> None:
     url = f"{postgres_url}?application_name={name}"

@@ -137,6 +137,7 @@ def test_a_restore_rejects_a_foreign_file_and_leaves_nothing(
     assert [file.name for file in tmp_path.iterdir()] == ["junk"]
 
 
+@pytest.mark.slow
 def test_a_restore_rejects_a_damaged_copy_and_leaves_nothing(
     tmp_path: Path, source: Path, store: RelationshipStore
 ) -> None:
