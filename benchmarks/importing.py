@@ -94,7 +94,7 @@ def write_export(folder: Path, each: int) -> Path:
 
 def run(file: Path, url: str, rows: int) -> ImportResult:
     """Runs `caseload import` on the file."""
-    command = [sys.executable, "-m", "caseload_server", "import", str(file)]
+    command = [sys.executable, "-m", "caseload_server", "import", str(file), "--access-log", os.devnull]
     began = time.monotonic()
     process = subprocess.Popen(command, env={**os.environ, "CASELOAD_DATABASE": url}, stdout=subprocess.DEVNULL)
     memory = _Memory(process.pid)

@@ -1,5 +1,6 @@
 """Servers of the data sets of synthetic_data.py, of any size, on both databases."""
 
+import os
 import subprocess
 import sys
 import time
@@ -90,6 +91,6 @@ def on_postgres() -> Iterator[Serve]:
 def create_database(assignments: int, url: str) -> None:
     """Fills an empty database with the given number of assignments."""
     writing = [sys.executable, "-m", "benchmarks.synthetic_data", str(assignments)]
-    filling = [sys.executable, "-m", "caseload_server", "import", "-", "--database", url]
+    filling = [sys.executable, "-m", "caseload_server", "import", "-", "--database", url, "--access-log", os.devnull]
     with subprocess.Popen(writing, stdout=subprocess.PIPE, cwd=_ROOT) as lines:
         subprocess.run(filling, stdin=lines.stdout, stdout=subprocess.DEVNULL, check=True)

@@ -16,6 +16,7 @@ _CONNECTION_AGE_SECONDS: Final = 300.0
 _NEEDS: Final = (
     *(("tls_cert", "tls_key"), ("tls_key", "tls_cert"), ("tls_client_ca", "tls_cert")),
     *(("oidc_issuer", "oidc_audience"), ("oidc_audience", "oidc_issuer")),
+    *(("oidc_permissions_claim", "oidc_issuer"), ("oidc_name_claim", "oidc_issuer")),
 )
 """Settings that need another one."""
 
@@ -101,7 +102,7 @@ class Config:
             text = "beyond loopback, set --tls-cert, and --keys-file or --oidc-issuer; or set --allow-insecure"
             raise SettingError("--address", text)
         for name, needed in _NEEDS:
-            if getattr(self, name) and not getattr(self, needed):
+            if getattr(self, name) != getattr(Config, name) and not getattr(self, needed):
                 raise SettingError(_flag(name), f"needs {_flag(needed)}")
         if self.tls_client_ca and not self.keys_file:
             raise SettingError("--tls-client-ca", "needs --keys-file, which lists the callers")

@@ -53,6 +53,7 @@ def open_store(config: Config, clock: Callable[[], int], *metrics: StoreMetrics)
 
 def _open_database(config: Config, migrate_module: ModuleType, location: Any) -> Database:
     if not is_postgres(config.database):
+        migrate_module.pending(location)  # rejects a file of another application
         check_data_files("--database", *(Path(f"{location}{suffix}") for suffix in ("", "-wal", "-shm")))
         migrate_module.migrate(location)
         return SqliteDatabase(location)
