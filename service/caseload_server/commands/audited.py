@@ -52,8 +52,11 @@ class AuditedCommand(click.Command):
                 raise SettingError(_SETTING, "cannot be written") from None
         try:
             result = super().invoke(ctx)
-            outcome = "failed" if result else "ok"
-        except (KeyboardInterrupt, click.exceptions.Exit):
+            outcome = _outcome(result or 0)
+        except click.exceptions.Exit as early:
+            outcome = _outcome(early.exit_code)
+            raise
+        except KeyboardInterrupt:
             outcome = "interrupted"
             raise
         finally:
@@ -65,6 +68,13 @@ class AuditedCommand(click.Command):
 
 class InterruptibleAuditedCommand(AuditedCommand, InterruptibleCommand):
     """An audited command that cleans up on SIGINT and SIGTERM."""
+
+
+def _outcome(exit_code: int) -> str:
+    """Returns the outcome of a command that ended. An interrupted one exits with 128 plus the number of the signal."""
+    if exit_code > 128:
+        return "interrupted"
+    return "failed" if exit_code else "ok"
 
 
 def _sink(path: Path | None) -> LogSink:
