@@ -143,7 +143,7 @@ class _MethodPipeline:
         log, admission, may_reject, redacts = self._log, self._admission, not self._writes, self._redacts
 
         def call(incoming: IncomingCall, context: grpc.ServicerContext) -> bytes:
-            record = log.begin(context, incoming.queued_at)
+            record = log.begin(context, incoming.peer, incoming.queued_at)
             if record.span:
                 record.span.make_current()
             try:
@@ -182,7 +182,7 @@ class _MethodPipeline:
         """
 
         def call(incoming: IncomingCall, context: grpc.ServicerContext) -> Iterator[bytes]:
-            record, data = self._log.begin(context), incoming.take_message()
+            record, data = self._log.begin(context, incoming.peer), incoming.take_message()
             record.principal = current_principal.get(None)  # an abandoned generator ends outside its context
             is_open = self._is_public or not isinstance(data, bytes)  # only watches have a line when they open
             try:
@@ -241,7 +241,7 @@ class _MethodPipeline:
         """Returns the handler that rejects a call before its request is read."""
 
         def refuse(incoming: IncomingCall, context: grpc.ServicerContext) -> NoReturn:
-            record = self._log.begin(context, incoming.queued_at)
+            record = self._log.begin(context, incoming.peer, incoming.queued_at)
             record.error = error
             with suppress(errors.InvalidField):  # the other error is the first one
                 record.on_behalf_of = set_on_behalf_of(context)
@@ -250,14 +250,14 @@ class _MethodPipeline:
 
         return refuse
 
-    def reject_health_watch(self, _incoming: IncomingCall, context: grpc.ServicerContext) -> NoReturn:
+    def reject_health_watch(self, incoming: IncomingCall, context: grpc.ServicerContext) -> NoReturn:
         """Rejects a health watch above the limit.
 
         On UNIMPLEMENTED, client libraries assume that the server has no health service, and keep sending calls to it.
         On any other code they would stop. https://github.com/grpc/grpc/blob/master/doc/health-checking.md
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        record = self._log.begin(context)
+        record = self._log.begin(context, incoming.peer)
         self._finish(record)
         context.abort(grpc.StatusCode.UNIMPLEMENTED, "This server has reached its limit of open health watches.")
         raise AssertionError  # abort has raised
