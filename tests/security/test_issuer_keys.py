@@ -1,7 +1,9 @@
 """The keys of an identity provider: rotation, unusable keys, invented keys and outages."""
 
 import os
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +22,7 @@ from tests.security.server_fixture import KeysFile, bearer, serving
 from tests.security.token_calls import ADMITTED, GET, last_cause, reason, settings
 from tests.support.issuer import Issuer, SigningKey
 from tests.support.servers import refusal
-from tests.support.waiting import NEVER_SECONDS, FakeClock, eventually
+from tests.support.waiting import NEVER_SECONDS, FakeClock, eventually, join
 
 QUIET_SECONDS: Final = 0.1
 """After this time without an unknown key, the server neither asks the issuer nor rests because it has just done so."""
@@ -141,6 +143,40 @@ def test_no_call_waits_for_an_issuer_that_does_not_answer_except_those_with_unkn
         issuer.responds.set()
     assert {call.code() for call in waiting[1:]} == {grpc.StatusCode.UNAUTHENTICATED}
     assert reason(caller, token) == ADMITTED
+
+
+@pytest.fixture
+def fetching(issuer: Issuer) -> Iterator[IssuerKeys]:
+    """Keys whose first fetch runs until the issuer responds."""
+    keys = IssuerKeys(issuer.url)
+    assert keys.when_refreshed(lambda: None)
+    issuer.responds.clear()
+    starting = threading.Thread(target=keys.start, name="start")
+    starting.start()
+    eventually(lambda: not keys._waiting)
+    yield keys
+    issuer.responds.set()
+    keys.close()
+    join(starting)
+
+
+def test_a_call_that_comes_during_a_fetch_waits_for_the_next_one(fetching: IssuerKeys, issuer: Issuer) -> None:
+    """The answer to the first one may lack the key of its token."""
+    before, seen = len(issuer.requests), list[int]()
+    assert fetching.when_refreshed(lambda: seen.append(len(issuer.requests)))
+    issuer.responds.set()
+    eventually(lambda: seen)
+    assert seen[0] >= before + 3  # the rest of the first fetch, and the two of the next one
+
+
+def test_no_call_waits_for_another_fetch_once_one_has_failed(fetching: IssuerKeys, issuer: Issuer) -> None:
+    issuer.status = 503
+    fetching._retry_seconds = NEVER_SECONDS
+    called = threading.Event()
+    assert fetching.when_refreshed(called.set)
+    issuer.responds.set()
+    eventually(called.is_set)
+    assert not fetching.when_refreshed(called.set)
 
 
 def test_the_keys_outlast_an_outage_of_the_issuer_for_a_limited_time(issuer: Issuer) -> None:
