@@ -225,17 +225,23 @@ class _MethodPipeline:
             raise errors.AccessLogUnavailable
 
     def _finish(self, record: CallRecord) -> None:
-        """Logs and counts an ended call. Withholds a response that could not be logged, unless it is that of a write.
-
-        A write has committed, so its response is sent. The change log has it.
-        """
+        """Logs and counts an ended call. Withholds a response or an error that could not be logged."""
         code = _code_name(record)
-        is_logged = self._log.write_ended(record, code)
-        has_written = self._writes and not (record.request and record.request.validate_only)
-        if not is_logged and record.response is not None and self._must_log and not has_written:
+        if not self._log.write_ended(record, code) and self._must_withhold(record):
             record.error = errors.AccessLogUnavailable()
             code = _code_name(record)
         self._log.count(record, code)
+
+    def _must_withhold(self, record: CallRecord) -> bool:
+        """Returns whether the outcome must not be sent without a line.
+
+        The outcome of a write is sent: it may have committed, and the change log has it then. A call that was rejected
+        before its request was read returns nothing about records.
+        """
+        has_outcome = record.response is not None or record.error is not None
+        if not (self._must_log and has_outcome) or record.request is None:
+            return False
+        return not self._writes or bool(record.request.validate_only)
 
     def refusal(self, error: errors.DomainError) -> Handler:
         """Returns the handler that rejects a call before its request is read."""
