@@ -17,6 +17,7 @@ from caseload_server.commands.signals import InterruptibleCommand
 from caseload_server.config import SettingError
 from caseload_server.observability import logs
 from caseload_server.observability.log_file import LogFile, LogSink
+from caseload_server.private_files import check_log_file
 
 _SETTING: Final = "--access-log"
 
@@ -80,6 +81,7 @@ def _outcome(exit_code: int) -> str:
 def _sink(path: Path | None) -> LogSink:
     if path is None:
         return logs.ConsoleSink() if sys.stderr.isatty() else logs.STDERR
+    check_log_file(_SETTING, path)
     try:
         return LogFile(path)
     except OSError:
