@@ -97,6 +97,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "rpc.server": {
         *(".rpc", ".api", ".store", ".security", ".observability", ".domain", ".config", ".clock", ".open_files"),
+        ".private_files",
         "structlog",
         *WIRE,
     },
@@ -107,7 +108,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     # processes
     "supervisor": {".config", ".observability", "structlog"},
     "commands": {"click", ".commands", ".config"},
-    "commands.audited": {"click", ".commands", ".config", ".observability.log_file", ".observability.logs"},
+    "commands.audited": {
+        *("click", ".commands", ".config", ".observability.log_file", ".observability.logs", ".private_files"),
+    },
     "commands.backup": {"click", ".commands", ".config", ".store.backends", ".store.portability", "apsw"},
     "commands.check": {
         "click",

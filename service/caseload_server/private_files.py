@@ -76,6 +76,22 @@ def check_data_files(setting: str, *paths: Path) -> None:
             raise SettingError(setting, fault)
 
 
+def check_log_file(setting: str, path: Path) -> bool:
+    """Checks a file with log lines, if it exists. Returns whether other users can read it. The group may read it.
+
+    Raises SettingError if other users can write it.
+    """
+    try:
+        found = path.stat()
+    except OSError:  # whoever opens the file reports it
+        return False
+    if not stat.S_ISREG(found.st_mode):  # pipes and devices keep no lines
+        return False
+    if found.st_mode & stat.S_IWOTH:
+        raise SettingError(setting, "can be written by other users: run chmod o-w on it")
+    return bool(found.st_mode & stat.S_IROTH)
+
+
 def _fault(found: os.stat_result, forbidden_mode: int, remedy: str) -> str:
     if found.st_mode & forbidden_mode:
         return f"is accessible to other users: {remedy}"

@@ -11,13 +11,15 @@ from tests.support.waiting import eventually
 
 
 class Defective(TherapistServicer):
-    """Has a defect, and a response that cannot be serialized."""
+    """Has a defect, a response that cannot be serialized, and a call that the server cancels."""
 
     def GetTherapist(self, request: Any, context: grpc.ServicerContext) -> Any:
         if request.therapist_id == "broken":
             raise KeyError(f"do-not-repeat-me {request}")
         if request.therapist_id == "unwritable":
             return object()
+        if request.therapist_id == "cancelled":
+            context.cancel()
         return super().GetTherapist(request, context)
 
 

@@ -190,6 +190,17 @@ def test_a_watch_has_a_line_when_it_opens_and_one_when_it_ends(
     assert [ended[name] for name in ("time", "peer", "method")] == [opened[name] for name in ("time", "peer", "method")]
 
 
+def test_the_line_of_a_call_that_ended_before_has_the_address_of_its_connection(
+    logged: tuple[CaseloadServer, ApiDriver, LogReader],
+) -> None:
+    """The library returns no address for a call that it has cancelled."""
+    _, api, reader = logged
+    api.therapists("t1")
+    assert status_of(lambda: api.send("GetTherapist", therapist_id="cancelled")) == "CANCELLED"
+    created, cancelled = lines_after(reader, 2)
+    assert cancelled["peer"] == created["peer"]
+
+
 def test_a_rejected_watch_has_one_line(logged: tuple[CaseloadServer, ApiDriver, LogReader]) -> None:
     _, api, reader = logged
     assert status_of(lambda: next(api.watch("x.1"))) == "OUT_OF_RANGE"

@@ -67,6 +67,29 @@ def test_the_file_is_private_to_its_owner_and_appended_to(tmp_path: Path) -> Non
     assert [line["therapist_ids"] for line in LogReader(path).lines()] == [["t0"], ["t1"]]
 
 
+@pytest.mark.parametrize("mode", [0o602, 0o622, 0o666])
+def test_a_log_file_that_other_users_can_write_is_rejected(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "access.log"
+    path.touch()
+    path.chmod(mode)
+    commands = [("serve", "--address", "127.0.0.1:0"), ("migrate",)]
+    for command in commands:
+        line = refusal(tmp_path, *command, "--database", "sqlite:///a.db", "--access-log", "access.log")
+        assert line == "--access-log: can be written by other users: run chmod o-w on it"
+    assert path.read_text() == ""
+
+
+@pytest.mark.parametrize(("mode", "events"), [(0o640, []), (0o644, ["access log open to others"])], ids=str)
+def test_a_log_file_that_other_users_can_read_causes_a_warning(tmp_path: Path, mode: int, events: list[str]) -> None:
+    path = tmp_path / "access.log"
+    path.touch()
+    path.chmod(mode)
+    with capture_logs() as logs, logging(tmp_path) as (_, api, reader):
+        api.therapists("t1")
+        assert len(reader.lines()) == 1
+    assert [line["event"] for line in logs if line["log_level"] == "warning"] == events
+
+
 def test_a_line_is_written_before_the_response_is_sent(tmp_path: Path) -> None:
     """So a crash loses no line of a call that a caller saw complete."""
     path = tmp_path / "access.log"

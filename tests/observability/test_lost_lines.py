@@ -196,6 +196,18 @@ def test_a_call_that_only_validates_is_not_answered_without_its_line(tmp_path: P
         log.repair()
 
 
+def test_the_error_of_a_read_is_withheld_too(tmp_path: Path, log: Log) -> None:
+    """It says whether a record exists."""
+    with (
+        serving(tmp_path, access_log=log.path, access_log_required=True) as server,
+        ApiDriver(server.address) as api,
+    ):
+        assert refused(api.send, "GetTherapist", therapist_id="t1").reason == "THERAPIST_NOT_FOUND"
+        log.fail()
+        assert refused(api.send, "GetTherapist", therapist_id="t1").reason == REFUSED
+        log.repair()
+
+
 def test_an_open_watch_ends_when_a_required_log_cannot_be_written(
     tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Any
 
 _OSI = "License :: OSI Approved :: "
+ON_OTHER_PLATFORMS = {"tzdata": "Apache-2.0"}
+"""The licences of packages that are not installed here, because only other platforms need them."""
 
 
 def licences(name: str) -> list[dict[str, Any]]:
-    """The licences of an installed package, as CycloneDX 1.6 has them; none of a package for another platform.
+    """The licences of a package, as CycloneDX 1.6 has them.
 
     https://cyclonedx.org/docs/1.6/json/#components_items_licenses
     """
     try:
         known = metadata(name)
     except PackageNotFoundError:
-        return []
+        return [{"expression": ON_OTHER_PLATFORMS[name]}] if name in ON_OTHER_PLATFORMS else []
     if "License-Expression" in known:
         return [{"expression": known["License-Expression"]}]
     if named := [text.removeprefix(_OSI) for text in known.get_all("Classifier", []) if text.startswith(_OSI)]:

@@ -9,7 +9,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
+from caseload_server.commands.audited import AuditedCommand
+from caseload_server.commands.options import database_option
 
 from tests.process.command_runner import CASELOAD, RECORD, SECRET, caseload, url
 from tests.support.waiting import HUNG_SECONDS, eventually
@@ -82,6 +85,18 @@ def test_a_command_that_cannot_be_recorded_does_nothing(tmp_path: Path) -> None:
         ended = caseload(tmp_path, "migrate", "--database", url(target), "--access-log", log)
         assert (ended.returncode, ended.stderr) == (2, "caseload: --access-log: cannot be written\n")
     assert not target.exists()
+
+
+@pytest.mark.parametrize(("code", "outcome"), [(0, "ok"), (1, "failed"), (2, "failed"), (130, "interrupted")])
+def test_a_command_that_exits_early_records_its_outcome(tmp_path: Path, code: int, outcome: str) -> None:
+    @click.command(cls=AuditedCommand)
+    @database_option
+    def early(database: str) -> None:  # noqa: ARG001 - the record has it
+        raise click.exceptions.Exit(code)
+
+    log = tmp_path / "access.log"
+    assert early.main(["--access-log", str(log)], standalone_mode=False) == code
+    assert [line.get("outcome") for line in lines(log)] == [None, outcome]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

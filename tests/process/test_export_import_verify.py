@@ -153,6 +153,32 @@ def test_verify_reports_a_damaged_file(tmp_path: Path) -> None:
     assert "the file is sound" in ended.stdout or ended.stderr.startswith("caseload: --database: ")
 
 
+UNREADABLE = {
+    "UPDATE change_set SET actor = CAST(x'ff41' AS TEXT)": [
+        *("each text in change_set is valid UTF-8", "each text in the change log is valid UTF-8"),
+    ],
+    "UPDATE therapist SET display_name = CAST(x'ff41' AS TEXT)": ["each text in therapist is valid UTF-8"],
+    "UPDATE therapist_name_word SET therapist_id = CAST(x'ff41' AS TEXT)": [
+        *("each therapist_id in therapist_name_word exists in therapist", "therapist_name_word matches the records"),
+    ],
+    "DELETE FROM store": ["the table store has one row"],
+}
+
+
+@pytest.mark.parametrize(("statement", "rules"), UNREADABLE.items(), ids=range(len(UNREADABLE)))
+def test_verify_reports_what_it_cannot_read(tmp_path: Path, database: str, statement: str, rules: list[str]) -> None:
+    """And goes on with the other checks."""
+    connection = apsw.Connection(str(tmp_path / "source.db"))
+    connection.execute("PRAGMA foreign_keys = OFF")
+    connection.execute(statement)
+    connection.execute("UPDATE patient SET active_therapist_count = 7")
+    connection.close()
+    ended = caseload(tmp_path, "verify", "--database", database)
+    assert (ended.returncode, ended.stderr) == (1, "")
+    broken = [line.split(": ")[1] for line in ended.stdout.splitlines() if line.startswith("broken: ")]
+    assert {*rules, "active_therapist_count is the number of active assignments"} <= {*broken}
+
+
 def test_an_invalid_export_or_import_is_rejected(tmp_path: Path, database: str) -> None:
     exported = tmp_path / "there.jsonl"
     assert caseload(tmp_path, "export", exported.name, "--database", database).returncode == 0

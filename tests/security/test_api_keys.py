@@ -139,6 +139,13 @@ def test_a_byte_order_mark_and_the_line_ends_of_windows_are_faults_that_lose_no_
     assert found.permissions().keys() == {"billing", "uri:a"}
 
 
+def test_faults_are_in_the_order_of_their_lines(keys_file: KeysFile) -> None:
+    keys_file.path.write_bytes(b"\xef\xbb\xbfuri:a read\n #\nuri:b read\r\n #\n")
+    assert [fault[:9] for fault in read_keys_file(keys_file.path).faults] == [
+        *("line 1: b", "line 2: a", "line 3: e", "line 4: a"),
+    ]
+
+
 CONTRADICTIONS = {
     "one key for two": f"b read {HASH}",
     "two sets of permissions": f"a write {OTHER}",
@@ -175,6 +182,8 @@ def test_a_check_prints_every_fault(tmp_path: Path, keys_file: KeysFile) -> None
     assert (checked.returncode, checked.stderr) == (1, "")
     assert [line[:8] for line in checked.stdout.splitlines()] == ["line 1: ", "line 3: "]
     assert SECRET not in checked.stdout
+    keys_file.replace(f"billing read {HASH}\n")
+    assert caseload(tmp_path, "key", "check", "keys").stdout == "ok: 1 caller\n"
     keys_file.replace(f"billing read {HASH}\ndns:a.test read expires:2020-01-01T00:00:00Z\n")
     checked = caseload(tmp_path, "key", "check", "keys")
     assert (checked.returncode, checked.stdout) == (0, "line 2: has expired\nok: 2 callers\n")

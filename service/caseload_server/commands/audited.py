@@ -17,6 +17,7 @@ from caseload_server.commands.signals import InterruptibleCommand
 from caseload_server.config import SettingError
 from caseload_server.observability import logs
 from caseload_server.observability.log_file import LogFile, LogSink
+from caseload_server.private_files import check_log_file
 
 _SETTING: Final = "--access-log"
 
@@ -52,8 +53,11 @@ class AuditedCommand(click.Command):
                 raise SettingError(_SETTING, "cannot be written") from None
         try:
             result = super().invoke(ctx)
-            outcome = "failed" if result else "ok"
-        except (KeyboardInterrupt, click.exceptions.Exit):
+            outcome = _outcome(result or 0)
+        except click.exceptions.Exit as early:
+            outcome = _outcome(early.exit_code)
+            raise
+        except KeyboardInterrupt:
             outcome = "interrupted"
             raise
         finally:
@@ -67,9 +71,17 @@ class InterruptibleAuditedCommand(AuditedCommand, InterruptibleCommand):
     """An audited command that cleans up on SIGINT and SIGTERM."""
 
 
+def _outcome(exit_code: int) -> str:
+    """Returns the outcome of a command that ended. An interrupted one exits with 128 plus the number of the signal."""
+    if exit_code > 128:
+        return "interrupted"
+    return "failed" if exit_code else "ok"
+
+
 def _sink(path: Path | None) -> LogSink:
     if path is None:
         return logs.ConsoleSink() if sys.stderr.isatty() else logs.STDERR
+    check_log_file(_SETTING, path)
     try:
         return LogFile(path)
     except OSError:

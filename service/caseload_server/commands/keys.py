@@ -57,5 +57,6 @@ def check(file: Path) -> int:
         click.echo(line)
     if faults:
         return 1
-    click.echo(f"ok: {len(found.keys.permissions())} callers")
+    count = len(found.keys.permissions())
+    click.echo(f"ok: {count} caller{'' if count == 1 else 's'}")
     return 0

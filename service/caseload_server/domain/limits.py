@@ -123,7 +123,7 @@ TOKEN_LEEWAY_SECONDS: Final = 60
 ISSUER_REFRESH_SECONDS: Final = 300.0
 """How often the keys of an identity provider are fetched."""
 ISSUER_RETRY_SECONDS: Final = 10.0
-"""The shortest time between two such requests: after a failure, and when tokens name unknown keys."""
+"""The pause after a failed fetch, or before tokens with unknown keys can cause another one."""
 MAX_WAITING_FOR_ISSUER: Final = 100
 """Largest number of calls that wait for the keys of an identity provider, because their token names an unknown key."""
 ISSUER_OUTAGE_SECONDS: Final = 3600.0

@@ -131,12 +131,13 @@ class CallRecord:
     """The data of one call that its line is made of."""
 
     __slots__ = (
-        *("context", "error", "on_behalf_of", "principal", "request", "response"),
+        *("context", "error", "on_behalf_of", "peer", "principal", "request", "response"),
         *("seconds", "span", "start", "start_time", "streamed_ids"),
     )
 
-    def __init__(self, context: grpc.ServicerContext) -> None:
+    def __init__(self, context: grpc.ServicerContext, peer: str) -> None:
         self.context = context
+        self.peer = peer
         self.start_time = time.time()  # in seconds since 1970
         self.start = time.perf_counter()  # in seconds
         self.seconds = 0.0  # the duration, once the call has ended
@@ -171,12 +172,14 @@ class MethodLog:
         is_traced = log.tracing is not None and service != health.SERVICE_NAME  # probes would outnumber all others
         self._start_span = log.tracing.of_method(service, method) if log.tracing and is_traced else None
 
-    def begin(self, context: grpc.ServicerContext, queued_at: float = 0.0) -> CallRecord:
+    def begin(self, context: grpc.ServicerContext, peer: str, queued_at: float = 0.0) -> CallRecord:
         """Returns the record of a call that begins.
 
-        Args: queued_at, when it began to wait for a thread, by time.monotonic(); 0 if it did not wait.
+        Args: peer, the address of its connection.
+
+        queued_at, when it began to wait for a thread, by time.monotonic(); 0 if it did not wait.
         """
-        record = CallRecord(context)
+        record = CallRecord(context, peer)
         if self._start_span:
             record.span = self._start_span(context, max(0.0, time.monotonic() - queued_at) if queued_at else 0.0)
         return record
@@ -227,7 +230,7 @@ class MethodLog:
         user = f'"on_behalf_of":"{record.on_behalf_of}",' if record.on_behalf_of else ""
         return (
             f'"time":"{_timestamp(record.start_time)}","caller":"{principal.name if principal else ""}",'
-            f'{user}"peer":"{record.context.peer()}","method":"{self.method}"'
+            f'{user}"peer":"{record.peer}","method":"{self.method}"'
         )
 
     def _audit_fields(self, record: CallRecord) -> str:

@@ -172,8 +172,7 @@ class Admission:
     def _limits_of_unread(self, call: IncomingCall) -> dict[str, int]:
         """Returns what the response of a call counts for, each with its limit in bytes."""
         share = math.ceil(limits.MAX_UNTAKEN_BYTES * self._share)
-        connection = call.peer()  # after the end of the call, grpcio returns another value
-        return {"": limits.MAX_UNTAKEN_BYTES, f"caller {call.caller}": share, connection: limits.MAX_CONNECTION_BYTES}
+        return {"": limits.MAX_UNTAKEN_BYTES, f"caller {call.caller}": share, call.peer: limits.MAX_CONNECTION_BYTES}
 
     def _exceeds(self, most: dict[str, int], size: int) -> bool:
         return any(self._untaken[key] + size > limit for key, limit in most.items())

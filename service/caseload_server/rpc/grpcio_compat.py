@@ -62,7 +62,7 @@ class IncomingCall:
 
     __slots__ = (
         *("_event", "_in_pool", "_parse", "_state", "_thunk", "_write"),
-        *("caller", "handler", "message", "queued_at", "stalls_at", "untaken"),
+        *("caller", "handler", "message", "peer", "queued_at", "stalls_at", "untaken"),
     )
 
     def __init__(self, arguments: tuple[Any, ...]) -> None:
@@ -70,6 +70,8 @@ class IncomingCall:
         self._in_pool, self._event, self._state, self.handler, self._thunk, self._parse, self._write = arguments
         self.message: Any = None
         """The bytes of the request once they have arrived, or the iterator of a stream of requests."""
+        self.peer = str(self._event.call.peer(), "utf-8")  # grpcio returns an empty one for a cancelled call
+        """The address of the connection."""
         self.caller = ""
         """The name of the principal; empty for a public method."""
         self.queued_at = 0.0
@@ -97,10 +99,6 @@ class IncomingCall:
     def seconds_left(self) -> float:
         """Returns the time until the call's deadline, in seconds."""
         return float(self._event.call_details.deadline) - time.time()
-
-    def peer(self) -> str:
-        """Returns the address of the connection."""
-        return str(self._event.call.peer(), "utf-8")
 
     def authorize(self, check: Callable[[grpc.ServicerContext], str]) -> None:
         """Runs a check in the context of the call, and sets `caller` to the name that it returns."""

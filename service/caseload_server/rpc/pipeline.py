@@ -143,7 +143,7 @@ class _MethodPipeline:
         log, admission, may_reject, redacts = self._log, self._admission, not self._writes, self._redacts
 
         def call(incoming: IncomingCall, context: grpc.ServicerContext) -> bytes:
-            record = log.begin(context, incoming.queued_at)
+            record = log.begin(context, incoming.peer, incoming.queued_at)
             if record.span:
                 record.span.make_current()
             try:
@@ -182,7 +182,7 @@ class _MethodPipeline:
         """
 
         def call(incoming: IncomingCall, context: grpc.ServicerContext) -> Iterator[bytes]:
-            record, data = self._log.begin(context), incoming.take_message()
+            record, data = self._log.begin(context, incoming.peer), incoming.take_message()
             record.principal = current_principal.get(None)  # an abandoned generator ends outside its context
             is_open = self._is_public or not isinstance(data, bytes)  # only watches have a line when they open
             try:
@@ -225,23 +225,29 @@ class _MethodPipeline:
             raise errors.AccessLogUnavailable
 
     def _finish(self, record: CallRecord) -> None:
-        """Logs and counts an ended call. Withholds a response that could not be logged, unless it is that of a write.
-
-        A write has committed, so its response is sent. The change log has it.
-        """
+        """Logs and counts an ended call. Withholds a response or an error that could not be logged."""
         code = _code_name(record)
-        is_logged = self._log.write_ended(record, code)
-        has_written = self._writes and not (record.request and record.request.validate_only)
-        if not is_logged and record.response is not None and self._must_log and not has_written:
+        if not self._log.write_ended(record, code) and self._must_withhold(record):
             record.error = errors.AccessLogUnavailable()
             code = _code_name(record)
         self._log.count(record, code)
+
+    def _must_withhold(self, record: CallRecord) -> bool:
+        """Returns whether the outcome must not be sent without a line.
+
+        The outcome of a write is sent: it may have committed, and the change log has it then. A call that was rejected
+        before its request was read returns nothing about records.
+        """
+        has_outcome = record.response is not None or record.error is not None
+        if not (self._must_log and has_outcome) or record.request is None:
+            return False
+        return not self._writes or bool(record.request.validate_only)
 
     def refusal(self, error: errors.DomainError) -> Handler:
         """Returns the handler that rejects a call before its request is read."""
 
         def refuse(incoming: IncomingCall, context: grpc.ServicerContext) -> NoReturn:
-            record = self._log.begin(context, incoming.queued_at)
+            record = self._log.begin(context, incoming.peer, incoming.queued_at)
             record.error = error
             with suppress(errors.InvalidField):  # the other error is the first one
                 record.on_behalf_of = set_on_behalf_of(context)
@@ -250,14 +256,14 @@ class _MethodPipeline:
 
         return refuse
 
-    def reject_health_watch(self, _incoming: IncomingCall, context: grpc.ServicerContext) -> NoReturn:
+    def reject_health_watch(self, incoming: IncomingCall, context: grpc.ServicerContext) -> NoReturn:
         """Rejects a health watch above the limit.
 
         On UNIMPLEMENTED, client libraries assume that the server has no health service, and keep sending calls to it.
         On any other code they would stop. https://github.com/grpc/grpc/blob/master/doc/health-checking.md
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        record = self._log.begin(context)
+        record = self._log.begin(context, incoming.peer)
         self._finish(record)
         context.abort(grpc.StatusCode.UNIMPLEMENTED, "This server has reached its limit of open health watches.")
         raise AssertionError  # abort has raised

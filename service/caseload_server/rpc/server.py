@@ -26,6 +26,7 @@ from caseload_server.observability.head_log import HeadLog
 from caseload_server.observability.log_file import LogFile, LogSink
 from caseload_server.observability.readiness import LIVENESS_SERVICE, READINESS_SERVICES, Readiness
 from caseload_server.open_files import max_connections
+from caseload_server.private_files import check_log_file
 from caseload_server.rpc.admission import Admission
 from caseload_server.rpc.executors import Executors
 from caseload_server.rpc.grpcio_compat import check_grpcio
@@ -199,6 +200,8 @@ def build_server(
     """
     config.check()
     check_grpcio()
+    if config.access_log and check_log_file("--access-log", config.access_log):
+        _log.warning("access log open to others", setting="--access-log")
     callers, credentials = Callers(config.keys_file) if config.keys_file else None, _credentials(config)
     with ExitStack() as opened:
         admission = Admission(config.caller_share())

@@ -71,7 +71,7 @@ class KeySet:
 class IssuerKeys:
     """The current keys of one issuer.
 
-    They are fetched every limits.ISSUER_REFRESH_SECONDS, and earlier on request, but at most once in
+    They are fetched every limits.ISSUER_REFRESH_SECONDS, and earlier on request, but at most twice in
     limits.ISSUER_RETRY_SECONDS. While the issuer does not answer, they stay in use for limits.ISSUER_OUTAGE_SECONDS.
     """
 
@@ -86,6 +86,9 @@ class IssuerKeys:
         self._lock = threading.Lock()
         self._is_resting = False
         self._waiting: list[Callable[[], None]] = []
+        """The functions to call after the next fetch."""
+        self._served: list[Callable[[], None]] = []
+        """Those to call after the fetch that runs."""
         self._attempted = threading.Event()
         self._requested = threading.Event()
         self._stopped = threading.Event()
@@ -112,11 +115,13 @@ class IssuerKeys:
     def when_refreshed(self, callback: Callable[[], None]) -> bool:
         """Requests the keys again, because a token names an unknown key. Then calls the function, in another thread.
 
+        A fetch that runs already may have read older keys, so the function is called after the next one.
         Returns False, and does not call the function, if the keys were just fetched, the last fetch failed, or too many
         calls wait already.
         """
         with self._lock:
-            waits = not (self._is_resting or self._failed) and len(self._waiting) < limits.MAX_WAITING_FOR_ISSUER
+            has_room = len(self._waiting) + len(self._served) < limits.MAX_WAITING_FOR_ISSUER
+            waits = has_room and not (self._is_resting or self._failed)
             if waits:
                 self._waiting.append(callback)
             self._requested.set()
@@ -125,19 +130,32 @@ class IssuerKeys:
     def _run(self) -> None:
         while not self._stopped.is_set():
             self._requested.clear()
-            fetched = self._refresh()
-            self._attempted.set()
+            fetched = self._serve_waiting()
+            if fetched and self._waiting:  # they came during the fetch
+                fetched = self._serve_waiting()
             self._rest()
             if fetched:
                 self._requested.wait(limits.ISSUER_REFRESH_SECONDS - self._retry_seconds)
 
-    def _rest(self) -> None:
-        """Calls the waiting functions. Then pauses, so that invented keys do not each cause a request to the issuer."""
+    def _serve_waiting(self) -> bool:
+        """Fetches the keys, then calls the functions that wait. Returns whether the fetch succeeded."""
         with self._lock:
-            waiting, self._waiting, self._is_resting = self._waiting, [], True
-        for callback in waiting:
+            self._served, self._waiting = self._waiting, []
+        fetched = self._refresh()
+        self._attempted.set()
+        with self._lock:
+            served, self._served = self._served, []
+            if not fetched:  # the next fetch would probably fail too
+                served, self._waiting = served + self._waiting, []
+        for callback in served:
             with suppress(Exception):  # the thread must survive it
                 callback()
+        return fetched
+
+    def _rest(self) -> None:
+        """Pauses, so that invented keys do not each cause a request to the issuer."""
+        with self._lock:
+            self._is_resting = True
         self._stopped.wait(self._retry_seconds)
         with self._lock:
             self._is_resting = False

@@ -90,10 +90,10 @@ class _Parser:
         if without_mark != content:
             self._report(1, "begins with a byte order mark: save the file without it")
         lines = without_mark.split(b"\n")
-        returns = [number for number, line in enumerate(lines, 1) if line.endswith(b"\r")]
-        if returns:
-            self._report(returns[0], "ends with CR LF, as on Windows: save the file with LF")
+        first_return = next((number for number, line in enumerate(lines, 1) if line.endswith(b"\r")), None)
         for number, line in enumerate(lines, 1):
+            if number == first_return:
+                self._report(number, "ends with CR LF, as on Windows: save the file with LF")
             try:
                 self._parse_line(number, line.decode("ascii", "replace").removesuffix("\r"))
             except _LineFault as fault:

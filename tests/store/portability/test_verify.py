@@ -144,6 +144,7 @@ BREAKS: list[tuple[str, list[str], list[str]]] = [
         [copied("assignment", "assignment_id='z', role=1, start_us=1, end_us=3000", "end_us = 2000")],
         [],
     ),
+    ("the table store has one row", ["DELETE FROM store"], ["0"]),
     (
         "the change log has every revision from the oldest to the head",
         ["DELETE FROM change WHERE revision IN (1, 4, 11)", "DELETE FROM change_set WHERE revision IN (1, 4, 11)"],

@@ -9,7 +9,7 @@ from caseload_server.domain import enums
 from caseload_server.domain.results import LogHead
 from caseload_server.store.backends.protocol import Query, Row, Transaction
 from caseload_server.store.hash_chain import BEFORE_CHAIN, START, VERSION, next_hash
-from caseload_server.store.portability.verify import MAX_LISTED_IDS, BrokenRule
+from caseload_server.store.portability.verify import MAX_LISTED_IDS, BrokenRule, unreadable
 
 LINKS: Final = "each change set has the hash of its content and of the change set before it"
 HEAD: Final = "the head hash is the hash of the newest change set"
@@ -54,10 +54,16 @@ def broken_chain(transaction: Transaction, kept: Iterable[LogHead] = ()) -> Iter
 
     Args: kept, heads that were kept elsewhere.
     """
-    bounds = _Bounds(*transaction.run(_SELECT_STORE)[0])
-    check = _ChainCheck(bounds, set(kept))
-    for columns, rows in groupby(transaction.rows(Query(_SELECT_LOG, {})), _SET_COLUMNS):
-        check.add(columns, [row[8:] for row in rows])
+    bounds = [_Bounds(*row) for row in transaction.run(_SELECT_STORE)]
+    if not bounds:  # verify.RULES has a rule for it
+        return
+    check = _ChainCheck(bounds[0], set(kept))
+    try:
+        for columns, rows in groupby(transaction.rows(Query(_SELECT_LOG, {})), _SET_COLUMNS):
+            check.add(columns, [row[8:] for row in rows])
+    except UnicodeDecodeError:
+        yield unreadable("the change log")
+        return
     for rule, revisions in check.finish().items():
         yield BrokenRule(rule, len(revisions), [str(revision) for revision in revisions[:MAX_LISTED_IDS]])
 

@@ -112,6 +112,7 @@ RULES: Final = (
         "the PRIMARY periods of a patient do not overlap",
         _select_overlapping("patient_id", f" AND role = {ROLE_PRIMARY}"),
     ),
+    Rule("the table store has one row", "SELECT COUNT(*) FROM store HAVING COUNT(*) <> 1"),
     Rule(
         "the change log has every revision from the oldest to the head",
         "SELECT oldest_revision + 1 FROM store WHERE oldest_revision < head_revision"
@@ -139,10 +140,21 @@ RULES: Final = (
 def broken_rules(transaction: Transaction) -> Iterator[BrokenRule]:
     """Yields each broken rule of RULES. No rule covers capacity: a limit may be set below the present count."""
     for text, sql in RULES:
-        ids = [str(row_id) for (row_id,) in transaction.run(f"{sql} LIMIT {MAX_LISTED_IDS}")]
-        if ids:
+        if ids := _first_ids(transaction, sql):
             [(count,)] = transaction.run(f"SELECT COUNT(*) FROM ({sql}) AS broken")
             yield BrokenRule(text, count, ids)
+
+
+def _first_ids(transaction: Transaction, sql: str) -> list[str]:
+    try:
+        return [str(row_id) for (row_id,) in transaction.run(f"{sql} LIMIT {MAX_LISTED_IDS}")]
+    except UnicodeDecodeError:
+        return ["not valid UTF-8"]
+
+
+def unreadable(name: str) -> BrokenRule:
+    """Returns the broken rule for text in SQLite that is not valid UTF-8. Args: name, of what could not be read."""
+    return BrokenRule(f"each text in {name} is valid UTF-8", 1, [])
 
 
 def file_damage(transaction: Transaction) -> Iterator[BrokenRule]:
@@ -163,12 +175,18 @@ class ContentCheck:
     def read(self, progress: Progress) -> Iterator[BrokenRule]:
         """Reads the content, then yields each broken rule. Args: progress, is called with rows."""
         for table in TABLES:
-            for rows in content.pages(self._transaction, table):
-                self.content_digest.add(table, len(rows), content.to_lines(table, rows))
-                if "display_name" in table.columns:
-                    self._compare(table, rows)
-                progress(len(rows))
+            try:
+                self._read_table(table, progress)
+            except UnicodeDecodeError:
+                yield unreadable(table.name)
         yield from self._broken.values()
+
+    def _read_table(self, table: Table, progress: Progress) -> None:
+        for rows in content.pages(self._transaction, table):
+            self.content_digest.add(table, len(rows), content.to_lines(table, rows))
+            if "display_name" in table.columns:
+                self._compare(table, rows)
+            progress(len(rows))
 
     def _compare(self, table: Table, rows: list[Row]) -> None:
         """Compares the search rows of one page of records with what the records say."""
