@@ -118,6 +118,7 @@ def test_a_watch_filter_matches_like_the_list_filter(api: ApiDriver) -> None:
             assert follower.sets == sets
 
 
+@pytest.mark.slow
 def test_heartbeats_report_progress_when_the_filter_matches_nothing(
     api: ApiDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +203,7 @@ def test_a_rejected_watch_takes_no_slot(database_url: str) -> None:
         assert next(api.watch()).through_revision == api.head()
 
 
+@pytest.mark.slow
 def test_calls_are_answered_while_every_watch_slot_is_taken(database_url: str) -> None:
     with serving(database_url) as server, ApiDriver(server.address) as api, ExitStack() as stack:
         followers = [stack.enter_context(WatchReader(api)) for _ in range(Config.max_watches)]

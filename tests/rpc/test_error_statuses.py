@@ -214,6 +214,7 @@ MANY: dict[str, Callable[[FaultyServer], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", MANY)
 def test_error_details_stay_under_4_kib(faulty: FaultyServer, case: str) -> None:
     faulty.therapists.create("t2")

@@ -132,17 +132,20 @@ def grpcurl() -> Callable[..., str]:
     return run
 
 
+@pytest.mark.slow
 def test_grpcurl_describes_a_method_with_its_comment(client: Client, grpcurl: Callable[..., str]) -> None:
     shown = grpcurl(client.address, "describe", "caseload.v1.TherapistService.GetTherapist")
     assert "// Gets one therapist, live or soft-deleted." in shown
     assert "// - THERAPIST_NOT_FOUND: the id never existed, or was purged." in shown
 
 
+@pytest.mark.slow
 def test_grpcurl_describes_the_reasons_of_errors(client: Client, grpcurl: Callable[..., str]) -> None:
     shown = grpcurl(client.address, "describe", "caseload.v1.ErrorReason")
     assert "// INVALID_ARGUMENT. A field is missing or malformed." in shown
 
 
+@pytest.mark.slow
 def test_health_can_be_asked_with_a_saved_descriptor_set(
     client: Client, grpcurl: Callable[..., str], tmp_path: Path
 ) -> None:

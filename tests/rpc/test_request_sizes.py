@@ -47,6 +47,7 @@ def rejected_as_too_large(found: Refusal | None, method: MethodDescriptor) -> bo
     return found is not None and (found.reason, found.fields, found.message) == ("INVALID_FIELD", [""], said)
 
 
+@pytest.mark.slow
 @every_method
 def test_a_request_above_the_bytes_of_its_method_is_rejected_before_it_is_parsed(
     client: Client, method: MethodDescriptor
@@ -100,6 +101,7 @@ def patient_ids(method: MethodDescriptor) -> dict[str, list[str]]:
     return {"patient_ids": [f"{n:04}" + "a" * 59 for n in range(count)]}
 
 
+@pytest.mark.slow
 @every_method
 def test_the_largest_valid_request_is_not_too_large(client: Client, method: MethodDescriptor) -> None:
     request = largest(method)

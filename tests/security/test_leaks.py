@@ -175,6 +175,7 @@ def test_no_output_contains_private_values(outputs: dict[str, str]) -> None:
     assert "store.commit" in outputs["traces"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outputs", [crash_in_the_store], indirect=True, ids=[""])
 def test_no_output_contains_private_values_when_the_store_crashes(outputs: dict[str, str]) -> None:
     assert leaking_outputs(outputs) == []

@@ -167,7 +167,7 @@ RULES = [
     ],
     # The log.
     (
-        UNIQUE,
+        f"{UNIQUE}|Concurrent writes conflicted",  # another instance has taken the revision
         f"INSERT INTO change_set {CHANGE_SET} VALUES (1, 1, 'a', 'm', '', 1)",
         f"INSERT INTO change_set {CHANGE_SET} VALUES (1000, 1, 'a', 'm', '', 1)",
     ),

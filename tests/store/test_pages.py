@@ -52,6 +52,7 @@ class Plan(NamedTuple):
 people_plans = st.builds(Plan, st.sets(names, min_size=1, max_size=10), st.integers(1, 4), st.lists(writes, max_size=6))
 
 
+@pytest.mark.slow
 @both_kinds
 @given(plan=people_plans)
 @on_one_store

@@ -170,6 +170,7 @@ def test_the_chain_of_an_intact_log_is_intact(chained: RelationshipStore) -> Non
     assert broken(chained, chained.log_head()) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("statements", "found"), [case[1:] for case in TAMPERED], ids=[case[0] for case in TAMPERED])
 def test_verify_finds_a_log_that_was_tampered_with(
     chained: RelationshipStore, statements: list[str], found: dict[str, list[str]]

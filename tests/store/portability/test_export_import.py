@@ -264,6 +264,7 @@ REFUSED: list[tuple[Edit, str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("edit", "text"), REFUSED, ids=range(len(REFUSED)))
 def test_an_import_rejects_invalid_lines_and_leaves_nothing(source: str, tmp_path: Path, edit: Edit, text: str) -> None:
     lines = exported(source).splitlines(keepends=True)

@@ -219,6 +219,7 @@ def test_every_rule_has_a_case_that_breaks_it() -> None:
     assert {rule.text for rule in verify.RULES} == {rule for rule, _, _ in BREAKS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("table", "statement", "ids"), FOUND_BREAKS)
 def test_verify_reports_people_whose_search_rows_differ_from_their_records(
     filled_store: RelationshipStore, table: str, statement: str, ids: list[str]
@@ -229,6 +230,7 @@ def test_verify_reports_people_whose_search_rows_differ_from_their_records(
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("column", ["identifiers", "specialties", "annotations"])
 @pytest.mark.parametrize("text", ["[", '[["a"]]', "7", '{"a":1}', '["a",1]'])
 def test_verify_reports_invalid_json_of_a_record(filled_store: RelationshipStore, column: str, text: str) -> None:

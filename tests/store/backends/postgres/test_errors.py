@@ -129,6 +129,7 @@ WAYS: dict[str, Callable[[Broken], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", FAILURES)
 def test_a_postgresql_failure_returns_a_code_and_details_without_values(broken: Broken, way: str) -> None:
     assert_error_matches(way, lambda: WAYS[way](broken))
