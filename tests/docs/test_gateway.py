@@ -61,6 +61,13 @@ def test_names_of_fields_are_those_of_the_contract_and_defaults_are_shown(http: 
     assert "delete_time" not in shown
 
 
+def test_no_cache_may_keep_an_answer(http: Http, patient: str) -> None:
+    headers = str(http.folder / "headers")
+    for call in (f"GET /v1/patients/{patient}", "GET /v1/patients/missing"):
+        http.call(call, None, "--dump-header", headers)
+        assert "cache-control: no-store" in Path(headers).read_text().lower()
+
+
 def test_an_update_sets_the_fields_of_its_mask(http: Http, patient: str) -> None:
     new = {"display_name": "Jane Poe", "email": ""}
     updated = http.call(f"PATCH /v1/patients/{patient}?update_mask=email", new).body["patient"]

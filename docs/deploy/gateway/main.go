@@ -166,7 +166,7 @@ func newHandler(conn *grpc.ClientConn) (http.Handler, error) {
 			return nil, err
 		}
 	}
-	return http.MaxBytesHandler(keepEscapes(keepMalformed(mux)), largestBodyBytes), nil
+	return http.MaxBytesHandler(noStore(keepEscapes(keepMalformed(mux))), largestBodyBytes), nil
 }
 
 // keepMalformed makes the server reject a malformed end user. grpc-gateway drops a header that is not ASCII, so the server
@@ -188,6 +188,14 @@ func keepMalformed(next http.Handler) http.Handler {
 func keepEscapes(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r.URL.RawPath = r.URL.EscapedPath()
+		next.ServeHTTP(w, r)
+	})
+}
+
+// noStore keeps answers, which contain personal data, out of caches (RFC 9111, section 5.2.2.5).
+func noStore(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Cache-Control", "no-store")
 		next.ServeHTTP(w, r)
 	})
 }
