@@ -65,15 +65,10 @@ def _open(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def check_data_files(setting: str, *paths: Path) -> None:
-    """Checks files with data, as far as they exist. Raises SettingError."""
-    for path in paths:
-        try:
-            found = path.stat()
-        except FileNotFoundError:
-            continue
-        if fault := _fault(found, DATA_MODE, f"run chmod o= on {path.name}"):
-            raise SettingError(setting, fault)
+def data_files_fault(*paths: Path) -> str:
+    """Returns what is wrong with the mode or owner of files with data, as far as they exist; empty if nothing is."""
+    faults = (_fault(path.stat(), DATA_MODE, f"run chmod o= on {path.name}") for path in paths if path.exists())
+    return next(filter(None, faults), "")
 
 
 def check_log_file(setting: str, path: Path) -> bool:

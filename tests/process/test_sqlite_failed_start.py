@@ -83,6 +83,7 @@ def test_a_file_of_another_application_or_version_is_rejected_and_unchanged(
     tmp_path: Path, command: tuple[str, ...], make: Callable[[Path], None], words: str
 ) -> None:
     make(tmp_path / "caseload.db")
+    (tmp_path / "caseload.db").chmod(0o600)
     line = refusal(tmp_path, *command, "--database", url(tmp_path / "caseload.db"))
     assert line.startswith("--database: ")
     assert words in line
@@ -95,12 +96,14 @@ def test_the_log_of_another_applications_crash_stays_unchanged(tmp_path: Path) -
     writes = "PRAGMA journal_mode = wal; CREATE TABLE theirs (x); INSERT INTO theirs VALUES (1)"
     crash = "import apsw, os, sys; c = apsw.Connection(sys.argv[1]); list(c.execute(sys.argv[2])); os._exit(0)"
     subprocess.run([sys.executable, "-c", crash, path, writes], check=True)
-    files = [path, Path(f"{path}-wal")]
-    before = [file.read_bytes() for file in files]
+    files = [path, Path(f"{path}-wal"), Path(f"{path}-shm")]
+    for file in files:
+        file.chmod(0o600)
+    before = [file.read_bytes() for file in files[:2]]
     ended = caseload(tmp_path, *SERVE, "--database", url(path))
     assert ended.returncode == 2
     assert "another application" in ended.stderr
-    assert [file.read_bytes() for file in files] == before
+    assert [file.read_bytes() for file in files[:2]] == before
 
 
 @pytest.mark.usefixtures("modes_restored")

@@ -10,7 +10,7 @@ import apsw
 
 from caseload_server.config import Config, SettingError, is_postgres, sqlite_path
 from caseload_server.domain.errors import DomainError
-from caseload_server.private_files import check_data_files
+from caseload_server.private_files import data_files_fault
 from caseload_server.store import RelationshipStore
 from caseload_server.store.backends.migrations import Migration, SchemaError
 from caseload_server.store.backends.protocol import Database, StoreMetrics
@@ -53,8 +53,8 @@ def open_store(config: Config, clock: Callable[[], int], *metrics: StoreMetrics)
 
 def _open_database(config: Config, migrate_module: ModuleType, location: Any) -> Database:
     if not is_postgres(config.database):
-        migrate_module.pending(location)  # rejects a file of another application
-        check_data_files("--database", *(Path(f"{location}{suffix}") for suffix in ("", "-wal", "-shm")))
+        if fault := data_files_fault(*(Path(f"{location}{suffix}") for suffix in ("", "-wal", "-shm"))):
+            raise SettingError("--database", fault)
         migrate_module.migrate(location)
         return SqliteDatabase(location)
     if migrate_module.pending(location):
