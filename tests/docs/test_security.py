@@ -10,11 +10,15 @@ import pytest
 pytestmark = pytest.mark.checkout
 
 ROOT: Final = Path(__file__).parents[2]
-PAGE: Final = (ROOT / "SECURITY.md").read_text()
 NAMED: Final = re.compile(r"\[`(test_\w+)`\]\((tests/[\w/]+\.py)\)")
 
 
 SHOWN_BY: Final = re.compile(r"\[([A-E]\d)\]\(#(tests-[a-z-]+)\)")
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return (ROOT / "SECURITY.md").read_text()
 
 
 def promises(page: str) -> Iterator[list[str]]:
@@ -46,28 +50,28 @@ def _section(page: str) -> str:
     return page.partition("## Promises")[2].partition("\n## ")[0]
 
 
-def test_every_promise_is_shown_by_a_test_that_exists() -> None:
-    rows = list(promises(PAGE))
+def test_every_promise_is_shown_by_a_test_that_exists(page: str) -> None:
+    rows = list(promises(page))
     assert len(rows) >= 25
     assert {len(cells) for cells in rows} == {4}
     assert all(SHOWN_BY.fullmatch(cells[-1]) for cells in rows)
-    assert unshown(PAGE) == []
+    assert unshown(page) == []
 
 
-def test_a_promise_without_a_test_and_a_test_that_does_not_exist_are_found() -> None:
-    [*_, last] = shown(PAGE)
-    assert unshown(PAGE.replace(last[1], "none", 1)) == [last[0]]
-    assert unshown(PAGE.replace(f"- {last[0]}: {last[1]}", "", 1)) == [last[0]]
-    assert len(unshown(PAGE.replace("[`test_", "[`test_no_", 1))) == 1
+def test_a_promise_without_a_test_and_a_test_that_does_not_exist_are_found(page: str) -> None:
+    [*_, last] = shown(page)
+    assert unshown(page.replace(last[1], "none", 1)) == [last[0]]
+    assert unshown(page.replace(f"- {last[0]}: {last[1]}", "", 1)) == [last[0]]
+    assert len(unshown(page.replace("[`test_", "[`test_no_", 1))) == 1
 
 
-def test_every_safeguard_and_every_chapter_has_a_row() -> None:
+def test_every_safeguard_and_every_chapter_has_a_row(page: str) -> None:
     safeguards = ["(a)(1)", "(a)(2)(i)", "(a)(2)(ii)", "(a)(2)(iii)", "(a)(2)(iv)", "(b)", "(c)(1)", "(c)(2)", "(d)"]
     for safeguard in [*safeguards, "(e)(1)", "(e)(2)(i)", "(e)(2)(ii)"]:
-        assert re.search(rf"^\|.*{re.escape(safeguard)} ", PAGE, re.MULTILINE), safeguard
+        assert re.search(rf"^\|.*{re.escape(safeguard)} ", page, re.MULTILINE), safeguard
     named = {
         int(number)
-        for row in re.findall(r"^\| (V\d.*?) \|", PAGE, re.MULTILINE)
+        for row in re.findall(r"^\| (V\d.*?) \|", page, re.MULTILINE)
         for number in re.findall(r"V(\d+)", row)
     }
     assert named == set(range(1, 18))
