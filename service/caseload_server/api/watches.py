@@ -68,7 +68,7 @@ class Watch:
     def wait_for_newer(self, revision: int) -> bool:
         """Waits for a newer revision or until a heartbeat is due. Returns False when the caller has disconnected.
 
-        Raises ShuttingDown, Unauthenticated, PermissionDenied.
+        Raises ShuttingDown, and the error of check_authorization.
         """
         until = min(self.sent_at + limits.HEARTBEAT_SECONDS, self._ends_at)
         is_active = self._watches.wait(self.has_ended, revision, until)

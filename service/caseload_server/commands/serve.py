@@ -64,7 +64,7 @@ class _Workers(click.ParamType[int]):
     "--max-caller-share",
     type=click.FloatRange(0.01, 1),
     default=Config.max_caller_share,
-    help="Largest part of threads, queues, watches and open calls for one caller of --keys-file.",
+    help="Largest part of threads, queues, watches and open calls for one authenticated caller.",
 )
 @option(
     "--max-connection-age-seconds",

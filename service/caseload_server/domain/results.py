@@ -84,7 +84,7 @@ class LogHead(NamedTuple):
     """The hash of its change set, which depends on all change sets before."""
 
     def __str__(self) -> str:
-        """Returns REVISION:HASH, as it is kept elsewhere."""
+        """Returns REVISION:HASH, the form in which operators keep it."""
         return f"{self.revision}:{self.hash.hex()}"
 
 

@@ -55,9 +55,8 @@ class AccessLog:
         *,
         required: bool = False,
     ) -> None:
-        """Args: metrics, also counts the calls; None for no counts; tracing, also makes spans; None for none.
-
-        required, rejects calls that cannot be logged.
+        """Args: metrics, counts the calls, or None; tracing, creates their spans, or None; required, whether calls that
+        cannot be logged are rejected.
         """
         self.metrics: Final = metrics
         self.tracing: Final = tracing
@@ -175,9 +174,8 @@ class MethodLog:
     def begin(self, context: grpc.ServicerContext, peer: str, queued_at: float = 0.0) -> CallRecord:
         """Returns the record of a call that begins.
 
-        Args: peer, the address of its connection.
-
-        queued_at, when it began to wait for a thread, by time.monotonic(); 0 if it did not wait.
+        Args: peer, the address of its connection; queued_at, when it began to wait for a thread, by time.monotonic(),
+        or 0 if it did not wait.
         """
         record = CallRecord(context, peer)
         if self._start_span:
@@ -213,8 +211,8 @@ class MethodLog:
             reason, caller = error.reason if error else None, principal.name if principal else ""
             record.span.end(code, reason, caller, record.on_behalf_of)
             trace_field = f'"trace_id":"{record.span.trace_id}",'
-        # Formatted without json.dumps, which takes longer than everything else here. No value needs escaping: principal
-        # names are from the keys file; ids, UUIDs and end users match their patterns; callers do not choose the rest.
+        # Formatted without json.dumps, which takes longer than everything else here. No value needs escaping: names of
+        # callers, ids, UUIDs and end users match their patterns, and callers do not choose the rest.
         return self._write(
             f'{{"event":"call",{self._head(record, principal)},"code":"{code}",'
             f'{reason_field}{self._audit_fields(record)}{trace_field}"ms":{record.seconds * 1000:.3f}}}\n'

@@ -2,35 +2,25 @@
 
 import threading
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
+
+from caseload_server.domain.results import LogHead
 
 INTERVAL_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 1.0
 _log = structlog.get_logger()
 
 
-class Head(Protocol):
-    """A revision and its hash: what this module needs of a LogHead."""
-
-    @property
-    def revision(self) -> int:
-        """The number of the newest revision."""
-
-    @property
-    def hash(self) -> bytes:
-        """The hash of its change set."""
-
-
 class HeadLog:
     """Logs the head once a minute, if it has changed since its last line."""
 
-    def __init__(self, read_head: Callable[[], Head], interval_seconds: float = INTERVAL_SECONDS) -> None:
+    def __init__(self, read_head: Callable[[], LogHead], interval_seconds: float = INTERVAL_SECONDS) -> None:
         """Args: read_head, returns the head, and raises when the database does not answer."""
         self._read_head = read_head
         self._interval_seconds = interval_seconds
-        self._last: Head | None = None
+        self._last: LogHead | None = None
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="head-log", daemon=True)
 

@@ -1,4 +1,4 @@
-"""Files and pipes that log lines are written to. None of them can block the server for ever."""
+"""Files and pipes that log lines are written to. None of them can block the server without a limit."""
 
 import os
 import select
@@ -23,7 +23,7 @@ class LogSink(Protocol):
 
 
 class BoundedWriter:
-    """Writes whole lines to a descriptor. A reader that has exited or does not read cannot block the server for ever.
+    """Writes whole lines to a descriptor. A reader that has exited or does not read cannot block the server without a limit.
 
     It keeps no buffer to write later: data left in sys.stderr when Python exits would change the exit code.
     """
@@ -83,8 +83,8 @@ class LogFile(BoundedWriter):
     def write(self, line: str) -> None:
         """Appends one line. Raises OSError, also when the disk or the reader of a pipe does not respond.
 
-        A deleted file still accepts lines, but nobody could read them. Then it raises FileNotFoundError, until a new
-        file can be created.
+        A deleted file still accepts lines, but they are lost. So it raises FileNotFoundError until a new file can be
+        created.
         """
         if time.monotonic() >= self._next_check and self._check.acquire(blocking=False):
             try:

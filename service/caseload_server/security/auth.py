@@ -58,8 +58,8 @@ class Auth:
         Args: keys, returns the callers of the keys file; tokens, verifies those of an identity provider.
         """
         self._is_open = keys is None and tokens is None
-        nobody = ApiKeys({}, {})
-        self._keys = keys or (lambda: nobody)
+        without_callers = ApiKeys({}, {})
+        self._keys = keys or (lambda: without_callers)
         self._tokens = tokens
 
     def close(self) -> None:
