@@ -23,7 +23,8 @@ class LogSink(Protocol):
 
 
 class BoundedWriter:
-    """Writes whole lines to a descriptor. A reader that has exited or does not read cannot block the server without a limit.
+    """Writes whole lines to a descriptor. A reader that has exited or does not read blocks the server
+    for a limited time only.
 
     It keeps no buffer to write later: data left in sys.stderr when Python exits would change the exit code.
     """
