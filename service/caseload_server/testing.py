@@ -1,7 +1,7 @@
 """`caseload-test-server`: the real server for the tests of callers, on a temporary SQLite database.
 
-It prints {"address": HOST:PORT} on standard output. Then it takes commands from standard input, a line of JSON each,
-and answers each with a line. It stops when standard input ends. `caseload serve` has no part of this.
+It prints {"address": HOST:PORT} on standard output. Then it reads commands from standard input, one line of JSON each,
+and answers each with a line. It stops when standard input ends. `caseload serve` does not use this module.
 
     {"do": "clear"}                                             an empty store, and no fault
     {"do": "fault", "reason": REASON, "calls": N, "retry_after_seconds": S, "delay_seconds": S}
@@ -36,18 +36,21 @@ FAULTS: Final[dict[str, Callable[[], errors.DomainError]]] = {
     "STORE_FULL": errors.StoreFull,
     "STORE_UNAVAILABLE": errors.StoreUnavailable,
 }
-"""The faults that a call can meet, by reason."""
+"""The errors that a fault can raise, by reason."""
 
 
 class Fault:
-    """What calls meet when they reach the database."""
+    """An error or a delay of the database operations of calls."""
 
     def __init__(
         self, reason: str = "", calls: int | None = None, retry_after_seconds: float = 0, delay_seconds: float = 0
     ) -> None:
-        """Args: reason, of FAULTS, or empty; calls, how many fail, None for all; delay_seconds, before each operation.
+        """Creates a fault.
 
-        Raises KeyError where the reason is unknown.
+        Args: reason, of FAULTS, or empty for no error; calls, how many fail, None for all; retry_after_seconds, the
+        retry delay of errors that have one; delay_seconds, before each operation.
+
+        Raises KeyError if the reason is unknown.
         """
         self._error = FAULTS[reason] if reason else None
         self._calls_left = calls
@@ -57,10 +60,10 @@ class Fault:
         self._ended = threading.Event()
 
     def end(self) -> None:
-        """Ends the wait of every call with an error: its caller may be gone, and it would write into the next test."""
+        """Fails all delayed calls. Their callers may have given up, and the calls would write into the next test."""
         self._ended.set()
 
-    def meet(self) -> None:
+    def apply(self) -> None:
         """Waits, or raises the error. Does nothing outside a call, so that readiness and watches stay as they are."""
         if current_principal.get(None) is None:
             return
@@ -81,7 +84,7 @@ class Fault:
 
 
 class FaultyDatabase:
-    """Delegates to a database. Each operation of a call meets the current fault first."""
+    """Delegates to a database. The current fault applies before each operation of a call."""
 
     def __init__(self, database: SqliteDatabase, fault: Callable[[], Fault]) -> None:
         self._database = database
@@ -91,19 +94,19 @@ class FaultyDatabase:
         return getattr(self._database, name)
 
     def read(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
-        self._fault().meet()
+        self._fault().apply()
         return self._database.read(sql, parameters)
 
     def snapshot(self) -> AbstractContextManager[Transaction]:
-        self._fault().meet()
+        self._fault().apply()
         return self._database.snapshot()
 
     def write(self, work: Callable[[Transaction], T]) -> T:
-        self._fault().meet()
+        self._fault().apply()
         return self._database.write(work)
 
     def write_with_tail(self, work: Callable[[Transaction], S], tail: Tail[S, T], sharing: Sharing) -> T:
-        self._fault().meet()
+        self._fault().apply()
         return self._database.write_with_tail(work, tail, sharing)
 
 
@@ -140,12 +143,12 @@ class ControlledServer:
         self._server.stop(drain=False)
 
     def fault(self, **settings: Any) -> None:
-        """Sets what calls meet from now on. Args: settings, those of Fault; without any, calls meet nothing."""
+        """Replaces the current fault. Args: settings, those of Fault; without any, the new fault has no effect."""
         ended, self._fault = self._fault, Fault(**settings)
         ended.end()
 
     def clear(self) -> None:
-        """Empties the store. Its revisions go on, so that an open watch yields what is written later."""
+        """Empties the store. It does not reset revisions, so an open watch receives later writes."""
         self.fault()
         database = connect(self._path, create=False)
         [head] = database.execute("SELECT head_revision FROM store")
@@ -165,11 +168,11 @@ def main() -> None:
         server = ControlledServer(Path(folder))
         print(json.dumps({"address": server.address}), flush=True)
         for line in sys.stdin:
-            print(json.dumps(_obey(server, json.loads(line))), flush=True)
+            print(json.dumps(_execute(server, json.loads(line))), flush=True)
         server.stop()
 
 
-def _obey(server: ControlledServer, command: dict[str, Any]) -> dict[str, str]:
+def _execute(server: ControlledServer, command: dict[str, Any]) -> dict[str, str]:
     commands: dict[str, Callable[..., None]] = {
         "clear": server.clear,
         "fault": server.fault,

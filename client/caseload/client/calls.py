@@ -77,7 +77,7 @@ class ChannelWithDefaults:
             self._channel.unsubscribe(report)
 
     def _cause(self) -> str:
-        return self.last_connection_error() if self._pause.starts() else ""
+        return self.last_connection_error() if self._pause.start() else ""
 
     def _explained(self, error: grpc.RpcError) -> grpc.RpcError:
         if may_lack_connection(error) and (cause := self._cause()):
@@ -128,7 +128,7 @@ class _StreamMultiCallable(_MultiCallable):
 
 
 class _Call:
-    """A grpc call in flight, whose errors have their reason."""
+    """Wraps a grpc call, and adds the reason to its errors."""
 
     def __init__(self, call: Any, explained: Explain) -> None:
         self._call = call

@@ -24,8 +24,8 @@ class Pause:
         self._lock = Lock()
         self._until = 0.0
 
-    def starts(self) -> bool:
-        """Starts a pause and returns True, unless one is on. The caller then sends a probe."""
+    def start(self) -> bool:
+        """Starts a pause, unless one is on. Returns whether it started: only then may the caller send a probe."""
         with self._lock:
             now = time.monotonic()
             is_on = now < self._until

@@ -73,9 +73,8 @@ def status_code(error: Any) -> grpc.StatusCode | None:
 
 
 def _details(error: Any) -> Any:
-    if not hasattr(
-        error, "trailing_metadata"
-    ):  # the error of a failed call is a grpc.Call too; that of an interceptor is not
+    # The error of a failed call is a grpc.Call too; that of an interceptor is not.
+    if not hasattr(error, "trailing_metadata"):
         return ()
     for name, value in error.trailing_metadata() or ():
         if name == "grpc-status-details-bin":

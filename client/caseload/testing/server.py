@@ -42,7 +42,7 @@ class CaseloadForTests:
 
     def clear(self) -> None:
         """Empties the store and ends all faults. It does not reset revisions: an open watch receives later writes."""
-        self._tell("clear")
+        self._send("clear")
         self._thread.has_fault = False
 
     def restart(self) -> None:
@@ -53,11 +53,11 @@ class CaseloadForTests:
     @contextmanager
     def stopped(self) -> Generator[None]:
         """Stops the server for the with block, so nothing listens at its address."""
-        self._tell("stop")
+        self._send("stop")
         try:
             yield
         finally:
-            self._tell("start")
+            self._send("start")
 
     @contextmanager
     def failing(self, reason: str, calls: int | None = None, retry_after_seconds: float = 0.01) -> Generator[None]:
@@ -93,26 +93,48 @@ class CaseloadForTests:
     def _fault(self, **settings: Any) -> Generator[None]:
         if getattr(self._thread, "has_fault", False):
             raise RuntimeError("failing() and slow() cannot be nested: end the outer with block first")
-        self._tell("fault", **settings)
+        self._send("fault", **settings)
         self._thread.has_fault = True
         try:
             yield
         finally:
             self._thread.has_fault = False
-            self._tell("fault")
+            self._send("fault")
 
     def add_therapist(self, display_name: str = "Ada Roe", **fields: Any) -> Therapist:
-        """Creates and returns a therapist. Args: fields, further fields of the therapist. Raises grpc.RpcError."""
+        """Creates and returns a therapist.
+
+        Args:
+            display_name: the name of the therapist.
+            **fields: the other fields of the Therapist message.
+
+        Raises grpc.RpcError if the call fails.
+        """
         therapist = Therapist(display_name=display_name, **fields)
         return self.client.therapists.CreateTherapist(CreateTherapistRequest(therapist=therapist)).therapist
 
     def add_patient(self, display_name: str = "Jane Doe", **fields: Any) -> Patient:
-        """Creates and returns a patient. Args: fields, further fields of the patient. Raises grpc.RpcError."""
+        """Creates and returns a patient.
+
+        Args:
+            display_name: the name of the patient.
+            **fields: the other fields of the Patient message.
+
+        Raises grpc.RpcError if the call fails.
+        """
         patient = Patient(display_name=display_name, **fields)
         return self.client.patients.CreatePatient(CreatePatientRequest(patient=patient)).patient
 
     def assign(self, therapist: Therapist, patient: Patient, **fields: Any) -> Assignment:
-        """Assigns a patient, returns the assignment. Args: fields, of AssignPatientRequest. Raises grpc.RpcError."""
+        """Assigns a patient to a therapist, and returns the assignment.
+
+        Args:
+            therapist: the therapist.
+            patient: the patient.
+            **fields: the other fields of AssignPatientRequest.
+
+        Raises grpc.RpcError if the call fails.
+        """
         request = AssignPatientRequest(therapist_id=therapist.therapist_id, patient_id=patient.patient_id, **fields)
         return self.client.therapists.AssignPatient(request).assignment
 
@@ -135,12 +157,11 @@ class CaseloadForTests:
     ) -> None:
         self.close()
 
-    def _tell(self, do: str, **settings: Any) -> None:
+    def _send(self, do: str, **settings: Any) -> None:
         command = json.dumps({"do": do, **settings})
         with self._lock:  # each thread must get its own answer
-            with suppress(
-                BrokenPipeError, ValueError
-            ):  # the server has ended, or the pipe is closed: no answer follows
+            # If the server has ended or the pipe is closed, no answer follows.
+            with suppress(BrokenPipeError, ValueError):
                 print(command, file=self._process.stdin, flush=True)
             error = self._answer().get("error")
         if error:

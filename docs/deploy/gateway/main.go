@@ -151,7 +151,7 @@ func newHandler(conn *grpc.ClientConn) (http.Handler, error) {
 		runtime.WithRoutingErrorHandler(writeRoutingError),
 		runtime.SetQueryParameterParser(strictQuery{}),
 		runtime.WithUnescapingMode(runtime.UnescapingModeAllExceptSlash),
-		runtime.WithMiddlewares(refuseIgnored(func() *runtime.ServeMux { return mux })),
+		runtime.WithMiddlewares(rejectIgnored(func() *runtime.ServeMux { return mux })),
 		runtime.WithDisablePathLengthFallback(),
 		runtime.WithDisableHTTPMethodOverride(),
 		runtime.WithHealthzEndpoint(grpc_health_v1.NewHealthClient(conn)),

@@ -29,9 +29,8 @@ def renamed(node: Any) -> Any:
     if isinstance(node.get("properties"), dict):
         result["properties"] = {contract_name(key): renamed(value) for key, value in node["properties"].items()}
     if "in" in node and "name" in node:
-        result["name"] = (
-            contract_name(node["name"]).rpartition(".")[2] if node["in"] == "path" else contract_name(node["name"])
-        )
+        name = contract_name(node["name"])
+        result["name"] = name.rpartition(".")[2] if node["in"] == "path" else name
     return result
 
 

@@ -52,9 +52,9 @@ func contractPath(message protoreflect.MessageDescriptor, path []string) ([]stri
 	return names, true
 }
 
-// refuseIgnored rejects a query or a body in calls that take none, and a path or query that is not UTF-8. grpc-gateway ignores such
-// a query or body, so it would ignore a filter or an etag in it.
-func refuseIgnored(mux func() *runtime.ServeMux) runtime.Middleware {
+// rejectIgnored rejects a query or a body in calls that take none, and a path or query that is not UTF-8. grpc-gateway
+// ignores such a query or body, so it would ignore a filter or an etag in it.
+func rejectIgnored(mux func() *runtime.ServeMux) runtime.Middleware {
 	queryless := pathsWithoutQuery()
 	return func(next runtime.HandlerFunc) runtime.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request, params map[string]string) {

@@ -136,13 +136,13 @@ class Tracing:
         return start
 
     def shutdown(self) -> None:
-        """Exports what is left, and stops. Waits for a collector that does not answer for a few seconds only."""
+        """Exports the remaining spans, and stops. It waits a few seconds at most for the collector."""
         flushing = threading.Thread(target=self._processor.shutdown, name="trace-flush", daemon=True)
         flushing.start()
         flushing.join(_FLUSH_SECONDS)
         if flushing.is_alive():
             self._exporter.report_failure()
-        self._exporter.shutdown()  # ends a try that is in progress
+        self._exporter.shutdown()  # ends an attempt in progress
 
     def _parent(self, context: grpc.ServicerContext) -> otel_context.Context:
         """Returns the caller's span as a context; an empty one without a valid traceparent.
@@ -177,7 +177,7 @@ class Tracing:
 
 
 class _LoggingExporter(SpanExporter):
-    """Logs once when the collector stops to take spans. The library would log a line for each try, with addresses."""
+    """Logs once when the collector stops taking spans. The library would log each attempt, with addresses."""
 
     def __init__(self, exporter: SpanExporter) -> None:
         self._exporter = exporter
@@ -230,7 +230,7 @@ def _resource() -> Resource:
 
 
 class _Warnings(logging.Handler):
-    """Counts what the library logs, and shows nothing of it: its lines have values of settings and addresses."""
+    """Counts the log records of the library and drops them: they contain addresses and values of settings."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)

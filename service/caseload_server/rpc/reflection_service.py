@@ -1,7 +1,7 @@
 """Reflection that shows the comments of the contract.
 
-It takes the place of grpcio-reflection's servicer. That one has no comments and no v1, finds no method by its name, and
-has no file that no service imports: https://github.com/grpc/grpc/issues/34743
+It replaces the servicer of grpcio-reflection, which returns no comments, does not serve v1, and finds no method by its
+name. That servicer also lacks files that no service imports: https://github.com/grpc/grpc/issues/34743
 """
 
 from collections.abc import Iterable, Iterator
@@ -43,19 +43,19 @@ class ReflectionServicer:
             yield self._response(valid_host=request.host, original_request=request, **answer)
 
     def _answer(self, request: Any) -> dict[str, Any]:
-        """Raises KeyError where nothing has the name in the request."""
-        asked, known = request.WhichOneof("message_request"), _descriptors()
-        if asked == "list_services":
+        """Returns the response. Raises KeyError if nothing has the name in the request."""
+        kind, descriptors = request.WhichOneof("message_request"), _descriptors()
+        if kind == "list_services":
             return {"list_services_response": {"service": self._services}}
-        if asked == "file_by_filename":
-            return known.file(request.file_by_filename)
-        if asked == "file_containing_symbol":
-            return known.file(known.symbols[request.file_containing_symbol])
-        if asked == "file_containing_extension":
+        if kind == "file_by_filename":
+            return descriptors.file(request.file_by_filename)
+        if kind == "file_containing_symbol":
+            return descriptors.file(descriptors.symbols[request.file_containing_symbol])
+        if kind == "file_containing_extension":
             extension = request.file_containing_extension
-            return known.file(known.extensions[extension.containing_type][extension.extension_number])
-        if asked == "all_extension_numbers_of_type":
-            return known.extension_numbers(request.all_extension_numbers_of_type)
+            return descriptors.file(descriptors.extensions[extension.containing_type][extension.extension_number])
+        if kind == "all_extension_numbers_of_type":
+            return descriptors.extension_numbers(request.all_extension_numbers_of_type)
         return _error(grpc.StatusCode.INVALID_ARGUMENT, "the request is empty")
 
 
@@ -82,7 +82,7 @@ class _Descriptors:
                 self.extensions.setdefault(extended.removeprefix("."), {})[part.number] = file
 
     def file(self, name: str) -> dict[str, Any]:
-        """Returns the response with a file and all that it needs."""
+        """Returns the response with a file and all files that it imports, directly or not."""
         needed = [name]
         for one in needed:
             needed += [other for other in self._files[one].dependency if other not in needed]
@@ -99,7 +99,7 @@ class _Descriptors:
 
 @cache
 def _descriptors() -> _Descriptors:
-    """Read at the first request, because few processes get one."""
+    """Returns the descriptors. The first request loads them, because few processes get one."""
     return _Descriptors(_files())
 
 
@@ -108,7 +108,8 @@ def _files() -> Iterator[FileDescriptorProto]:
         yield from _with_dependencies(module.DESCRIPTOR)
     yield _reflection_v1()
     contract = resources.files("caseload.v1").joinpath("caseload.binpb").read_bytes()
-    yield from FileDescriptorSet.FromString(contract).file  # last: of two files of a name, the one with comments counts
+    # These have comments. They come last, because the last of two files of a name counts.
+    yield from FileDescriptorSet.FromString(contract).file
 
 
 def _with_dependencies(file: Any) -> Iterator[FileDescriptorProto]:
@@ -123,6 +124,7 @@ def _proto(file: Any) -> FileDescriptorProto:
     return proto
 
 
+@cache
 def _reflection_v1() -> FileDescriptorProto:
     """Returns the file of v1, which grpcio-reflection lacks."""
     v1 = text_format.MessageToString(_proto(reflection_pb2.DESCRIPTOR)).replace("v1alpha", "v1")

@@ -96,11 +96,11 @@ class ChannelWithDefaults:
         return start
 
     def _is_ended_by_close(self) -> bool:
-        """Whether a cancelled call ended because this client was closed, and its task goes on."""
+        """Returns whether closing this client cancelled a call. The task that awaits the call is not cancelled then."""
         return self._closed.is_set() and not _is_cancelled()
 
     async def _cause(self) -> str:
-        return await self.last_connection_error() if self._pause.starts() else ""
+        return await self.last_connection_error() if self._pause.start() else ""
 
     async def _explained(self, error: AioRpcError) -> AioRpcError:
         if may_lack_connection(error) and (cause := await self._cause()):
@@ -111,13 +111,13 @@ class ChannelWithDefaults:
 
 
 def _is_cancelled() -> bool:
-    """Whether the running task was cancelled, and not only the call that it awaits."""
+    """Returns whether the running task was cancelled, and not only the call that it awaits."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
 class _Call:
-    """A grpc.aio call in flight, whose errors have their reason."""
+    """Wraps a grpc.aio call, and adds the reason to its errors."""
 
     def __init__(self, call: Any, channel: ChannelWithDefaults) -> None:
         self._call = call

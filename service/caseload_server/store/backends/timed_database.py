@@ -44,7 +44,7 @@ class TimedDatabase:
         self._database = database
         self._metrics = metrics
         self._of_thread = threading.local()
-        """`commit`: the one that the thread works for, as the leader of a batch."""
+        """`commit`: the commit of the batch that this thread runs as its leader."""
 
     def read(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
         started = perf_counter()
