@@ -10,7 +10,7 @@ import (
 
 var errMoreThanOneValue = status.Error(codes.InvalidArgument, "more than one value")
 
-// strictBody refuses a body that goes on after its JSON value. grpc-gateway ignores the rest.
+// strictBody rejects a body with text after its JSON value. grpc-gateway ignores that text.
 type strictBody struct{ *runtime.JSONPb }
 
 func (strict strictBody) NewDecoder(body io.Reader) runtime.Decoder {
