@@ -96,8 +96,8 @@ class ChangeServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchChanges(self, request, context):
-        """Streams the change log: first the change sets after after_revision, then each new one as it is
-        committed. The first message is sent at once, even without a change set. Then a message is sent
+        """Streams the change log: first the change sets after after_revision, then each new one after its
+        commit. The first message is sent at once, even without a change set. Then a message is sent
         whenever a change set matches. A heartbeat, which has only through_revision, ensures a message
         at least every 30 seconds. The stream lasts until a cancellation, a deadline or one of the
         errors below ends it.

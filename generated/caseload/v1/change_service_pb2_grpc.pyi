@@ -71,8 +71,8 @@ class ChangeServiceStub:
     - REVISION_PRUNED: changes after after_revision were pruned. Metadata gives oldest_revision.
     """
     WatchChanges: _grpc.UnaryStreamMultiCallable[_change_service_pb2.WatchChangesRequest, _change_service_pb2.WatchChangesResponse]
-    """Streams the change log: first the change sets after after_revision, then each new one as it is
-    committed. The first message is sent at once, even without a change set. Then a message is sent
+    """Streams the change log: first the change sets after after_revision, then each new one after its
+    commit. The first message is sent at once, even without a change set. Then a message is sent
     whenever a change set matches. A heartbeat, which has only through_revision, ensures a message
     at least every 30 seconds. The stream lasts until a cancellation, a deadline or one of the
     errors below ends it.
@@ -156,8 +156,8 @@ class ChangeServiceAsyncStub(ChangeServiceStub):
     - REVISION_PRUNED: changes after after_revision were pruned. Metadata gives oldest_revision.
     """
     WatchChanges: _aio.UnaryStreamMultiCallable[_change_service_pb2.WatchChangesRequest, _change_service_pb2.WatchChangesResponse]  # type: ignore[assignment]
-    """Streams the change log: first the change sets after after_revision, then each new one as it is
-    committed. The first message is sent at once, even without a change set. Then a message is sent
+    """Streams the change log: first the change sets after after_revision, then each new one after its
+    commit. The first message is sent at once, even without a change set. Then a message is sent
     whenever a change set matches. A heartbeat, which has only through_revision, ensures a message
     at least every 30 seconds. The stream lasts until a cancellation, a deadline or one of the
     errors below ends it.
@@ -250,8 +250,8 @@ class ChangeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _change_service_pb2.WatchChangesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_change_service_pb2.WatchChangesResponse], _abc.AsyncIterator[_change_service_pb2.WatchChangesResponse]]:
-        """Streams the change log: first the change sets after after_revision, then each new one as it is
-        committed. The first message is sent at once, even without a change set. Then a message is sent
+        """Streams the change log: first the change sets after after_revision, then each new one after its
+        commit. The first message is sent at once, even without a change set. Then a message is sent
         whenever a change set matches. A heartbeat, which has only through_revision, ensures a message
         at least every 30 seconds. The stream lasts until a cancellation, a deadline or one of the
         errors below ends it.

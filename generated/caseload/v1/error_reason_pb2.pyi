@@ -94,9 +94,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     decide again.
     """
     ERROR_REASON_STORE_BUSY: _ErrorReason.ValueType  # 50
-    """UNAVAILABLE. Concurrent writes conflicted, another transaction held a lock for too long, no
-    database connection became free in time, or the database took too long to answer. Metadata gives
-    the cause: collision, lock_wait, pool_wait or statement_timeout. Nothing was written.
+    """UNAVAILABLE. Nothing was written. Metadata gives the cause. collision: concurrent writes
+    conflicted. lock_wait: another transaction held a lock for too long. pool_wait: no database
+    connection became free in time. statement_timeout: the database took too long to answer.
     google.rpc.RetryInfo gives the delay before a retry.
     """
     ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 51
@@ -236,9 +236,9 @@ ERROR_REASON_ETAG_MISMATCH: ErrorReason.ValueType  # 40
 decide again.
 """
 ERROR_REASON_STORE_BUSY: ErrorReason.ValueType  # 50
-"""UNAVAILABLE. Concurrent writes conflicted, another transaction held a lock for too long, no
-database connection became free in time, or the database took too long to answer. Metadata gives
-the cause: collision, lock_wait, pool_wait or statement_timeout. Nothing was written.
+"""UNAVAILABLE. Nothing was written. Metadata gives the cause. collision: concurrent writes
+conflicted. lock_wait: another transaction held a lock for too long. pool_wait: no database
+connection became free in time. statement_timeout: the database took too long to answer.
 google.rpc.RetryInfo gives the delay before a retry.
 """
 ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 51
