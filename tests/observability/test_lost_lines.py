@@ -142,7 +142,7 @@ def test_a_required_log_refuses_calls_before_they_begin(tmp_path: Path, log: Log
         assert (found.reason, "RetryInfo" in found.details) == (REFUSED, True)
         assert refused(api.therapists, "t2").reason == REFUSED
         assert refused(next, api.watch()).reason == REFUSED
-        assert health(server) in {SERVING, NOT_SERVING}
+        assert health(server) in {SERVING, NOT_SERVING}  # a health check is answered all the same
         log.repair()
         eventually(lambda: answers(api))
         assert refused(api.send, "GetTherapist", therapist_id="t2").reason == "THERAPIST_NOT_FOUND"
@@ -228,7 +228,7 @@ def test_an_open_watch_ends_when_a_required_log_cannot_be_written(
 def test_a_required_log_that_was_deleted_refuses_calls_until_a_new_one_can_be_created(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The deleted file still accepts lines, which nobody could read."""
+    """The deleted file still accepts lines, but no path leads to it."""
     monkeypatch.setattr(log_file, "_CHECK_INTERVAL_SECONDS", 0.0)
     folder = tmp_path / "logs"
     folder.mkdir()
@@ -244,7 +244,7 @@ def test_a_required_log_that_was_deleted_refuses_calls_until_a_new_one_can_be_cr
     assert [json.loads(line)["event"] for line in path.read_text().splitlines()] == ["lines_lost", "call"]
 
 
-def test_a_pipe_without_a_reader_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipe_without_a_reader_blocks_no_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_file, "_CHECK_INTERVAL_SECONDS", 0.0)
     path, moved = tmp_path / "access.log", tmp_path / "access.log.1"
     file = LogFile(path)
@@ -266,14 +266,14 @@ class HangingSink:
 
     def __init__(self) -> None:
         self.lines = 0
-        self.hangs, self.goes_on = threading.Event(), threading.Event()
+        self.hangs, self.released = threading.Event(), threading.Event()
 
     def write(self, _line: str) -> None:
         self.lines += 1
         if self.lines == 1:
             raise OSError
         self.hangs.set()
-        self.goes_on.wait(HUNG_SECONDS)
+        self.released.wait(HUNG_SECONDS)
 
 
 def test_no_call_begins_while_another_one_still_tries_the_log() -> None:
@@ -285,7 +285,7 @@ def test_no_call_begins_while_another_one_still_tries_the_log() -> None:
     assert sink.hangs.wait(HUNG_SECONDS)
     with pytest.raises(AccessLogUnavailable):
         log.check()
-    sink.goes_on.set()
+    sink.released.set()
     join(first)
     log.check()
 
