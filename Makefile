@@ -155,9 +155,9 @@ client-matrix: wheels $(PROTO)/installed ## run the client with five pairs of pr
 		timeout 300 $$venv/bin/python -m pytest -q -c /dev/null --caseload-server=.venv docs/examples/test_referrals.py; \
 	done
 
-# Advisories are asked for over the network. Where a version that everyone knows to be vulnerable passes for sound, they
-# could not be asked for. That is said on one line. It fails only with AUDIT_REQUIRED=true, after three tries: a machine
-# that reaches nothing but package registries could never pass.
+# Advisories come from the network. If none is found for a version with known vulnerabilities, their source cannot be
+# reached, and the target says so on one line. It then fails only with AUDIT_REQUIRED=true, after three tries: a machine
+# that reaches only package registries could never pass.
 .PHONY: audit
 audit: $(AUDIT)/installed ## fail on a known vulnerability of a pinned package; with AUDIT_REQUIRED=true also where none can be looked up
 	@echo 'django==3.0' > $(AUDIT)/vulnerable.txt
@@ -345,13 +345,13 @@ PROTO_PYTHON = $(BIN)/python python3.12 python3.11
 RUNS_PROTOC = import ensurepip$(comma) sys$(comma) venv; sys.exit(sys.version_info[:2] not in ((3$(comma) 11)$(comma) (3$(comma) 12)))
 NO_PROTO_PYTHON = protoc needs Python 3.11 or 3.12, with its venv module: install one, or name one with PROTO_PYTHON=
 
-# Environments of their own, for what many packages or others' versions come with.
+# Separate environments, for tools with many dependencies or with versions that conflict.
 .tools/%/installed: requirements/%.txt $(INSTALLED)
 	@$(BIN)/python -m venv --clear .tools/$*
 	@.tools/$*/bin/python -m $(PIP_INSTALL) --require-hashes -r requirements/$*.txt
 	@touch $@
 
-# Without the old versions that callers may have beside our client.
+# Without the old versions that the client is tested with.
 REQUIREMENTS = $(filter-out requirements/client-%,$(sort $(wildcard requirements/*.txt)))
 PIP_AUDIT = $(AUDIT)/bin/pip-audit --strict --disable-pip --progress-spinner off
 

@@ -1,7 +1,5 @@
 """on_behalf_of: the end user, for all calls of a client or for one."""
 
-import asyncio
-
 import grpc
 import pytest
 from caseload.client import aio, connect, error_info, on_behalf_of
@@ -11,6 +9,7 @@ from caseload_server.domain.id_formats import ON_BEHALF_OF_PATTERN
 from caseload_server.rpc.server import CaseloadServer
 from caseload_server.security import on_behalf_of as server_side
 
+from tests.client.aio.run import run
 from tests.client.fake_server import FakeServer
 
 GET = therapist_service_pb2.GetTherapistRequest(therapist_id="t1")
@@ -43,7 +42,7 @@ def test_the_asyncio_client_does_the_same(peer: FakeServer) -> None:
             await caseload.therapists.GetTherapist(GET)
             await caseload.therapists.GetTherapist(GET, metadata=aio.on_behalf_of("other"))
 
-    asyncio.run(call())
+    run(call())
     assert [attempt.metadata.get(ON_BEHALF_OF) for attempt in peer.attempts] == ["jdoe", "other"]
 
 

@@ -67,7 +67,7 @@ class CircuitBreaker(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInt
         raise CircuitOpenError("open")
 
 
-def test_the_own_error_of_an_interceptor_reaches_the_caller(peer: FakeServer) -> None:
+def test_the_error_that_an_interceptor_raises_reaches_the_caller(peer: FakeServer) -> None:
     with connect(peer.address, interceptors=[CircuitBreaker()]) as caseload:
         for call in (
             lambda: caseload.therapists.GetTherapist(therapist_service_pb2.GetTherapistRequest()),
@@ -110,7 +110,7 @@ def test_the_type_of_a_reason_lists_exactly_the_reasons_of_the_contract() -> Non
     assert get_args(Reason) == ("", *names[1:])
 
 
-def test_a_reason_that_a_newer_server_sends_is_returned_as_it_is(peer: FakeServer) -> None:
+def test_a_reason_that_a_newer_server_sends_is_returned_unchanged(peer: FakeServer) -> None:
     packed = any_pb2.Any()
     packed.Pack(error_details_pb2.ErrorInfo(domain="caseload.v1", reason="OF_TOMORROW", metadata={"limit": "9"}))
     status = status_pb2.Status(code=9, message="scripted", details=[packed])

@@ -105,7 +105,7 @@ def secure(
         yield server
 
 
-def test_a_watch_goes_on_with_the_new_token_and_ends_without_one(secure: CaseloadServer, key: Expiring) -> None:
+def test_a_watch_continues_with_the_new_token_and_ends_without_one(secure: CaseloadServer, key: Expiring) -> None:
     with connect(secure.address, key=key) as caseload:
         watch = caseload.watch()
         next(watch)
@@ -118,7 +118,7 @@ def test_a_watch_goes_on_with_the_new_token_and_ends_without_one(secure: Caseloa
     assert error_info(caught.value).reason == "UNAUTHENTICATED"
 
 
-def test_an_asyncio_watch_goes_on_with_the_new_token(secure: CaseloadServer, key: Expiring) -> None:
+def test_an_asyncio_watch_continues_with_the_new_token(secure: CaseloadServer, key: Expiring) -> None:
     async def watch() -> None:
         async with aio.connect(secure.address, key=key) as caseload:
             responses = caseload.watch()

@@ -10,6 +10,7 @@ from caseload.v1 import change_service_pb2, patient_service_pb2, resources_pb2
 from caseload_server.rpc.server import CaseloadServer
 
 from tests.client.aio.run import run
+from tests.support.waiting import HUNG_SECONDS
 
 LIST = patient_service_pb2.ListPatientsRequest(page_size=2)
 
@@ -76,7 +77,7 @@ def test_the_next_page_is_asked_for_when_it_is_needed(server: CaseloadServer, pa
         return limited(request)
 
     with connect(server.address) as caseload:
-        limited = partial(caseload.patients.ListPatients, timeout=60)
+        limited = partial(caseload.patients.ListPatients, timeout=HUNG_SECONDS)
         found = pages(method, LIST)
         assert [one.patient_id for one in next(found).patients] == patients[:2]
         assert len(asked) == 1

@@ -10,7 +10,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -101,7 +100,7 @@ def test_a_failure_of_the_store_is_no_mistake_of_the_caller(caseload_store: Case
         application.stop()
 
 
-def test_a_watch_that_cannot_go_on_is_logged() -> None:
+def test_a_watch_that_cannot_continue_is_logged() -> None:
     with fake_server() as peer:
         peer.answer_with(StatusCode.PERMISSION_DENIED)
         with running(peer.address) as application:
@@ -131,10 +130,9 @@ def test_a_slow_call_does_not_delay_the_requests_beside_it() -> None:
     assert done == ["fast", "slow"]
 
 
-def test_an_overloaded_server_is_answered_with_503(tmp_path: Path) -> None:
-    command = Path(sys.executable).with_name("caseload-test-server")
-    with CaseloadForTests(command, tmp_path / "log") as server, running(server.address) as application:
-        with server.failing("OVERLOADED"):
+def test_an_overloaded_server_is_answered_with_503(caseload_store: CaseloadForTests) -> None:
+    with running(caseload_store.address) as application:
+        with caseload_store.failing("OVERLOADED"):
             assert application.call("GET", "/therapists/t1/patients") == (503, {"reason": "OVERLOADED"})
         application.stop()
 

@@ -18,7 +18,6 @@ from caseload_server.observability import log_file
 from caseload_server.observability.access_log import AccessLog
 from caseload_server.observability.log_file import LogFile
 from caseload_server.observability.readiness import READINESS_SERVICES
-from caseload_server.rpc.server import CaseloadServer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
@@ -103,11 +102,21 @@ def events(log: Log) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log.read() if line]
 
 
-def health(server: CaseloadServer) -> int:
-    with ApiDriver(server.address) as api:
-        stub: Any = health_pb2_grpc.HealthStub(api.channel)
-        asked = health_pb2.HealthCheckRequest(service=READINESS_SERVICES[0])
-        return int(stub.Check(asked, timeout=HUNG_SECONDS).status)
+@pytest.fixture
+def strict_api(tmp_path: Path, log: Log) -> Iterator[ApiDriver]:
+    """A client of a server that must log every call, with therapist t1."""
+    with (
+        serving(tmp_path, access_log=log.path, access_log_required=True) as server,
+        ApiDriver(server.address) as api,
+    ):
+        api.therapists("t1")
+        yield api
+
+
+def health(api: ApiDriver) -> int:
+    stub: Any = health_pb2_grpc.HealthStub(api.channel)
+    asked = health_pb2.HealthCheckRequest(service=READINESS_SERVICES[0])
+    return int(stub.Check(asked, timeout=HUNG_SECONDS).status)
 
 
 def test_calls_continue_and_lost_lines_are_counted(tmp_path: Path, log: Log) -> None:
@@ -131,21 +140,16 @@ def test_calls_continue_and_lost_lines_are_counted(tmp_path: Path, log: Log) -> 
     assert names == ["access log write failed", "access log written again"]
 
 
-def test_a_required_log_refuses_calls_before_they_begin(tmp_path: Path, log: Log) -> None:
-    with (
-        serving(tmp_path, access_log=log.path, access_log_required=True) as server,
-        ApiDriver(server.address) as api,
-    ):
-        api.therapists("t1")
-        log.fail()
-        found = refused(api.send, "GetTherapist", therapist_id="t1")  # the first one, whose line cannot be written
-        assert (found.reason, "RetryInfo" in found.details) == (REFUSED, True)
-        assert refused(api.therapists, "t2").reason == REFUSED
-        assert refused(next, api.watch()).reason == REFUSED
-        assert health(server) in {SERVING, NOT_SERVING}
-        log.repair()
-        eventually(lambda: answers(api))
-        assert refused(api.send, "GetTherapist", therapist_id="t2").reason == "THERAPIST_NOT_FOUND"
+def test_a_required_log_refuses_calls_before_they_begin(strict_api: ApiDriver, log: Log) -> None:
+    log.fail()
+    found = refused(strict_api.send, "GetTherapist", therapist_id="t1")  # the first one, whose line cannot be written
+    assert (found.reason, "RetryInfo" in found.details) == (REFUSED, True)
+    assert refused(strict_api.therapists, "t2").reason == REFUSED
+    assert refused(next, strict_api.watch()).reason == REFUSED
+    assert health(strict_api) in {SERVING, NOT_SERVING}  # a health check is answered all the same
+    log.repair()
+    eventually(lambda: answers(strict_api))
+    assert refused(strict_api.send, "GetTherapist", therapist_id="t2").reason == "THERAPIST_NOT_FOUND"
 
 
 def answers(api: ApiDriver) -> bool:
@@ -155,80 +159,56 @@ def answers(api: ApiDriver) -> bool:
 
 
 @pytest.mark.slow
-def test_a_server_without_its_required_log_is_not_ready(tmp_path: Path, log: Log) -> None:
-    with (
-        serving(tmp_path, access_log=log.path, access_log_required=True) as server,
-        ApiDriver(server.address) as api,
-    ):
-        api.therapists("t1")
-        log.fail()
-        assert refused(api.send, "GetTherapist", therapist_id="t1").reason == REFUSED
-        eventually(lambda: health(server) == NOT_SERVING)
-        log.repair()
-        eventually(lambda: health(server) == SERVING)  # without a call
-        assert answers(api)
+def test_a_server_without_its_required_log_is_not_ready(strict_api: ApiDriver, log: Log) -> None:
+    log.fail()
+    assert refused(strict_api.send, "GetTherapist", therapist_id="t1").reason == REFUSED
+    eventually(lambda: health(strict_api) == NOT_SERVING)
+    log.repair()
+    eventually(lambda: health(strict_api) == SERVING)  # without a call
+    assert answers(strict_api)
 
 
-def test_a_write_whose_line_fails_is_answered_because_it_has_committed(tmp_path: Path, log: Log) -> None:
-    with (
-        serving(tmp_path, access_log=log.path, access_log_required=True) as server,
-        ApiDriver(server.address) as api,
-    ):
-        api.therapists("t1")
-        log.fail()
-        api.therapists("t2")
-        assert refused(api.therapists, "t3").reason == REFUSED
-        log.repair()
-        eventually(lambda: answers(api))
-        assert [one.therapist_id for one in api.send("ListTherapists").therapists] == ["t1", "t2"]
+def test_a_write_whose_line_fails_is_answered_because_it_has_committed(strict_api: ApiDriver, log: Log) -> None:
+    log.fail()
+    strict_api.therapists("t2")
+    assert refused(strict_api.therapists, "t3").reason == REFUSED
+    log.repair()
+    eventually(lambda: answers(strict_api))
+    assert [one.therapist_id for one in strict_api.send("ListTherapists").therapists] == ["t1", "t2"]
 
 
-def test_a_call_that_only_validates_is_not_answered_without_its_line(tmp_path: Path, log: Log) -> None:
+def test_a_call_that_only_validates_is_not_answered_without_its_line(strict_api: ApiDriver, log: Log) -> None:
     """It shows the record, as a read does, and the change log does not have it."""
-    with (
-        serving(tmp_path, access_log=log.path, access_log_required=True) as server,
-        ApiDriver(server.address) as api,
-    ):
-        api.therapists("t1")
-        log.fail()
-        found = refused(api.send, "UpdateTherapist", therapist={"therapist_id": "t1"}, validate_only=True)
-        assert found.reason == REFUSED
-        log.repair()
+    log.fail()
+    found = refused(strict_api.send, "UpdateTherapist", therapist={"therapist_id": "t1"}, validate_only=True)
+    assert found.reason == REFUSED
+    log.repair()
 
 
-def test_the_error_of_a_read_is_withheld_too(tmp_path: Path, log: Log) -> None:
+def test_the_error_of_a_read_is_withheld_too(strict_api: ApiDriver, log: Log) -> None:
     """It says whether a record exists."""
-    with (
-        serving(tmp_path, access_log=log.path, access_log_required=True) as server,
-        ApiDriver(server.address) as api,
-    ):
-        assert refused(api.send, "GetTherapist", therapist_id="t1").reason == "THERAPIST_NOT_FOUND"
-        log.fail()
-        assert refused(api.send, "GetTherapist", therapist_id="t1").reason == REFUSED
-        log.repair()
+    assert refused(strict_api.send, "GetTherapist", therapist_id="missing").reason == "THERAPIST_NOT_FOUND"
+    log.fail()
+    assert refused(strict_api.send, "GetTherapist", therapist_id="missing").reason == REFUSED
+    log.repair()
 
 
 def test_an_open_watch_ends_when_a_required_log_cannot_be_written(
-    tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch
+    strict_api: ApiDriver, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "HEARTBEAT_SECONDS", 0.05)
-    with (
-        serving(tmp_path, access_log=log.path, access_log_required=True) as server,
-        ApiDriver(server.address) as api,
-    ):
-        api.therapists("t1")
-        watch = api.watch()
-        next(watch)
-        log.fail()
-        assert refused(api.send, "GetTherapist", therapist_id="t1").reason == REFUSED  # which finds out
-        assert refused(list, islice(watch, 20)).reason == REFUSED
-        log.repair()
+    watch = strict_api.watch()
+    next(watch)
+    log.fail()
+    assert refused(strict_api.send, "GetTherapist", therapist_id="t1").reason == REFUSED  # which finds out
+    assert refused(list, islice(watch, 20)).reason == REFUSED
+    log.repair()
 
 
 def test_a_required_log_that_was_deleted_refuses_calls_until_a_new_one_can_be_created(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The deleted file still accepts lines, which nobody could read."""
+    """The deleted file still accepts lines, but no path leads to it."""
     monkeypatch.setattr(log_file, "_CHECK_INTERVAL_SECONDS", 0.0)
     folder = tmp_path / "logs"
     folder.mkdir()
@@ -244,7 +224,7 @@ def test_a_required_log_that_was_deleted_refuses_calls_until_a_new_one_can_be_cr
     assert [json.loads(line)["event"] for line in path.read_text().splitlines()] == ["lines_lost", "call"]
 
 
-def test_a_pipe_without_a_reader_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipe_without_a_reader_blocks_no_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_file, "_CHECK_INTERVAL_SECONDS", 0.0)
     path, moved = tmp_path / "access.log", tmp_path / "access.log.1"
     file = LogFile(path)
@@ -266,14 +246,14 @@ class HangingSink:
 
     def __init__(self) -> None:
         self.lines = 0
-        self.hangs, self.goes_on = threading.Event(), threading.Event()
+        self.hangs, self.released = threading.Event(), threading.Event()
 
     def write(self, _line: str) -> None:
         self.lines += 1
         if self.lines == 1:
             raise OSError
         self.hangs.set()
-        self.goes_on.wait(HUNG_SECONDS)
+        self.released.wait(HUNG_SECONDS)
 
 
 def test_no_call_begins_while_another_one_still_tries_the_log() -> None:
@@ -285,7 +265,7 @@ def test_no_call_begins_while_another_one_still_tries_the_log() -> None:
     assert sink.hangs.wait(HUNG_SECONDS)
     with pytest.raises(AccessLogUnavailable):
         log.check()
-    sink.goes_on.set()
+    sink.released.set()
     join(first)
     log.check()
 

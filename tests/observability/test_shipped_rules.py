@@ -53,7 +53,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, postgres_databases: Datab
                 found |= metrics_of(numbers(server.metrics_address))
     folder = tmp_path_factory.mktemp("authenticated")
     keys_file = KeysFile(folder / "keys").path
-    oidc = {"oidc_issuer": "https://127.0.0.1:1", "oidc_audience": "caseload"}  # nobody answers there
+    oidc = {"oidc_issuer": "https://127.0.0.1:1", "oidc_audience": "caseload"}  # no server listens there
     with serving(url(folder / "db"), metrics_address="127.0.0.1:0", keys_file=keys_file, **oidc) as server:
         found |= metrics_of(numbers(server.metrics_address))
     return found

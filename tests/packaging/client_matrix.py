@@ -143,13 +143,13 @@ def check_retries(caseload: Caseload, server: Server) -> str:
         writes = threads.submit(write)
         for _ in range(RESTARTS):
             server.restart()
-            create(caseload)  # the server is back: the other thread goes on too
+            create(caseload)  # the server is back: the other thread continues too
         stopping.set()
         return f"{writes.result()} writes over {RESTARTS} restarts"
 
 
 def check_watch(caseload: Caseload, server: Server) -> str:
-    """A watch goes on after a restart, and yields each change once."""
+    """A watch continues after a restart, and yields each change once."""
     answers = caseload.watch(create(caseload).revision)
     seen: queue.Queue[str] = queue.Queue()
 

@@ -12,6 +12,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
 from tests.docs.doc_blocks import ROOT, artifacts, search_path
 from tests.support.missing_tool import NoTool
+from tests.support.waiting import HUNG_SECONDS
 from tests.test_http_rules import UNARY, http_rule, query_fields, verb_and_path
 
 pytestmark = [pytest.mark.slow, pytest.mark.checkout]
@@ -19,7 +20,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.checkout]
 
 def run(folder: Path, *command: str) -> None:
     environment = os.environ | {"PATH": search_path()}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=HUNG_SECONDS, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -57,7 +60,9 @@ def test_the_descriptor_set_has_each_file_of_the_archive_with_comments_and_every
     named = {str(path.relative_to(archive)) for path in archive.rglob("*.proto")}
     assert named <= found.keys()
     assert [
-        name for name in named if not any(place.leading_comments for place in found[name].source_code_info.location)
+        name
+        for name in named
+        if not any(location.leading_comments for location in found[name].source_code_info.location)
     ] == []
     assert {name for file in found.values() for name in file.dependency} <= found.keys()
 

@@ -123,7 +123,7 @@ def test_verify_cannot_compare_a_head_that_was_pruned(tmp_path: Path, database: 
 def test_a_cut_that_no_purge_recorded_is_shown_beside_the_heads_that_cannot_be_compared(
     tmp_path: Path, database_url: str, open_stores: list[RelationshipStore]
 ) -> None:
-    """Whoever moved the oldest revision must not hide by it what else they changed."""
+    """A moved oldest revision must not hide other changes."""
     open_stores.append(store := open_store(Config(database=database_url), lambda: 1))
     for name in ("t", "u", "v"):
         make(store, THERAPIST, name)
@@ -167,7 +167,7 @@ UNREADABLE = {
 
 @pytest.mark.parametrize(("statement", "rules"), UNREADABLE.items(), ids=range(len(UNREADABLE)))
 def test_verify_reports_what_it_cannot_read(tmp_path: Path, database: str, statement: str, rules: list[str]) -> None:
-    """And goes on with the other checks."""
+    """The other checks still run."""
     connection = apsw.Connection(str(tmp_path / "source.db"))
     connection.execute("PRAGMA foreign_keys = OFF")
     connection.execute(statement)

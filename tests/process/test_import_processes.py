@@ -191,8 +191,7 @@ def test_progress_is_shown_only_on_a_terminal(tmp_path: Path, many: str) -> None
         assert ended.returncode == 0
 
 
-def test_an_export_runs_without_database_timeouts(tmp_path: Path, postgres_url: str) -> None:
-    del tmp_path
+def test_an_export_runs_without_database_timeouts(postgres_url: str) -> None:
     with open_snapshot(postgres_url) as transaction:
         for setting in ("statement_timeout", "idle_in_transaction_session_timeout"):
             assert transaction.run(f"SHOW {setting}") == [("0",)]

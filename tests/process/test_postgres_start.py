@@ -19,6 +19,7 @@ from caseload_server.store.portability.chain_check import broken_chain
 from tests.api.client_calls import People
 from tests.process.command_runner import DRY_RUN, SECRET, SERVE, STEPS, caseload, refusal
 from tests.process.worker_processes import children
+from tests.store.first_version import COLUMNS, WRITES
 from tests.store.store_calls import run
 from tests.support.postgres.cluster import Server
 from tests.support.servers import Client, ServerProcess
@@ -153,35 +154,15 @@ def test_migrate_lists_its_migrations_and_runs_each_once(tmp_path: Path, empty: 
     assert (after.returncode, after.stdout) == (0, "")
 
 
-WRITES_OF_THE_FIRST_VERSION = (
-    (
-        "INSERT INTO patient VALUES ('kept', 'Ada', '', '', '', 1, '[]', '{}', '', 0, 1, 1, NULL, 'e'),"
-        " ('gone', 'Ada', '', '', '', 1, '[]', '{}', '', 0, 1, 1, 1, 'e')"
-    ),
-    (
-        "INSERT INTO change_set (revision, committed_us, actor, method, request_id)"
-        " VALUES (1, 1, 'a', 'm', ''), (2, 1, 'a', 'm', '')"
-    ),
-    "INSERT INTO change VALUES (1, 0, 1, '', NULL, 'kept', NULL), (2, 0, 1, '', NULL, 'gone', NULL)",
-    "UPDATE store SET head_revision = 2",
-)
-FIRST_COLUMNS = {
-    "store": "store_id, secret, head_revision, oldest_revision",
-    "patient": "*",
-    "change_set": "revision, committed_us, actor, method, request_id",
-    "change": "revision, position, kind, changed_fields, therapist_id, patient_id, assignment_id",
-}
-
-
 def test_migrating_the_first_schema_keeps_rows_and_open_stores(empty: str) -> None:
     initial, *later = migrations("postgres")
     postgres_migrate.migrate(empty, [initial])
     store = RelationshipStore(PostgresDatabase(empty), lambda: 1)
-    for statement in WRITES_OF_THE_FIRST_VERSION:
+    for statement in WRITES:
         run(store, statement)
-    before = [run(store, f"SELECT {columns} FROM {table}") for table, columns in FIRST_COLUMNS.items()]
+    before = [run(store, f"SELECT {columns} FROM {table}") for table, columns in COLUMNS.items()]
     assert postgres_migrate.migrate(empty) == later
-    assert [run(store, f"SELECT {columns} FROM {table}") for table, columns in FIRST_COLUMNS.items()] == before
+    assert [run(store, f"SELECT {columns} FROM {table}") for table, columns in COLUMNS.items()] == before
     assert list(store.purge_records(PATIENT, 2)) == [(1, 0)]
     assert store.get(PATIENT, "kept").etag == "e"
     with store._database.snapshot() as transaction:

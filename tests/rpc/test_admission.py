@@ -77,7 +77,7 @@ def test_a_caller_is_served_again_when_its_unfinished_messages_have_ended(
         assert scene.get("other") == "NOT_FOUND"
 
 
-def test_a_call_that_waits_for_its_place_gets_no_more_time_for_its_message(
+def test_a_call_that_waits_for_a_slot_gets_no_more_time_for_its_message(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "MAX_CALLS_RECEIVING", 2)

@@ -1,4 +1,4 @@
-"""Every method of every service of the contract has a handler, and every registered method asks who calls."""
+"""Every method of every service of the contract has a handler, and every registered one authenticates its caller."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -79,7 +79,7 @@ def comment(file: FileDescriptorProto, name: str) -> str:
     parts: dict[tuple[int, ...], Any] = {(6, index, 2): service.method for index, service in enumerate(file.service)}
     parts |= {(5, index, 2): enum.value for index, enum in enumerate(file.enum_type)}
     [path] = [(*path, index) for path, named in parts.items() for index, one in enumerate(named) if one.name == name]
-    [found] = [place.leading_comments for place in file.source_code_info.location if tuple(place.path) == path]
+    [found] = [one.leading_comments for one in file.source_code_info.location if tuple(one.path) == path]
     return found
 
 

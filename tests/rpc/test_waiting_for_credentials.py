@@ -62,7 +62,7 @@ def calls(channel: grpc.Channel, issuer: Issuer, number: int) -> list[Any]:
     return made
 
 
-def test_waiting_calls_go_on_in_the_thread_that_receives_calls(channel: grpc.Channel, issuer: Issuer) -> None:
+def test_waiting_calls_continue_in_the_thread_that_receives_calls(channel: grpc.Channel, issuer: Issuer) -> None:
     made = calls(channel, issuer, 20)
     issuer.knows = True
     issuer.continue_all()
@@ -78,7 +78,7 @@ def test_a_call_waits_once(channel: grpc.Channel, issuer: Issuer) -> None:
     assert len(issuer.waiting) == 2
 
 
-def test_a_call_that_ends_while_it_waits_does_not_go_on(channel: grpc.Channel, issuer: Issuer) -> None:
+def test_a_call_that_ends_while_it_waits_does_not_continue(channel: grpc.Channel, issuer: Issuer) -> None:
     [call] = calls(channel, issuer, 1)
     call.cancel()
     issuer.knows = True

@@ -1,4 +1,4 @@
-"""A server that accepts the tokens of an identity provider. Both are shared by the tests of a module."""
+"""A keys file, and a server that accepts the tokens of an identity provider. Tests of a module share the last two."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,9 +8,14 @@ import pytest
 from caseload_server.domain import limits
 from caseload_server.rpc.server import CaseloadServer
 
-from tests.security.server_fixture import serving
+from tests.security.server_fixture import KeysFile, serving
 from tests.security.token_calls import settings
 from tests.support.issuer import Issuer, issuing
+
+
+@pytest.fixture
+def keys_file(tmp_path: Path) -> KeysFile:
+    return KeysFile(tmp_path / "keys")
 
 
 @pytest.fixture(scope="module")

@@ -21,11 +21,6 @@ HASH = "sha256:" + "0" * 64
 OTHER = "sha256:" + "1" * 64
 
 
-@pytest.fixture
-def keys_file(tmp_path: Path) -> KeysFile:
-    return KeysFile(tmp_path / "keys")
-
-
 def test_keys_create_prints_a_token_and_its_keys_file_line(tmp_path: Path, keys_file: KeysFile) -> None:
     made = caseload(tmp_path, "key", "create", "--name", "billing", "--permission", "write", "--permission", "read")
     assert (made.returncode, made.stderr) == (0, "")
@@ -210,7 +205,7 @@ def test_a_keys_file_that_others_can_read_or_write_is_rejected(tmp_path: Path, k
 def test_a_file_of_another_user_is_rejected(
     keys_file: KeysFile, monkeypatch: pytest.MonkeyPatch, owner: int, user: int, *, accepted: bool
 ) -> None:
-    """Whoever owns a file can change it. Root may run commands on any file."""
+    """The owner of a file can change it. Root may run commands on any file."""
     status = [*keys_file.path.stat()]
     status[4] = owner
     monkeypatch.setattr(os, "geteuid", lambda: user)

@@ -2,7 +2,6 @@
 
 import os
 import threading
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,12 @@ from caseload_server.security import api_keys, file_reload
 from caseload_server.security.keys_file import Callers
 from structlog.testing import capture_logs
 
+from tests.observability.metrics_client import page
 from tests.security.server_fixture import KeysFile, Metadata, bearer, logging, serving
 from tests.support.servers import refusal
 from tests.support.waiting import HUNG_SECONDS, FakeClock, eventually
 
 GET = pb.GetTherapistRequest(therapist_id="t1")
-
-
-@pytest.fixture
-def keys_file(tmp_path: Path) -> KeysFile:
-    return KeysFile(tmp_path / "keys")
 
 
 @pytest.fixture
@@ -199,10 +194,10 @@ def test_the_access_log_and_a_metric_say_why_a_call_is_unauthenticated(tmp_path:
         lines = eventually(lambda: log.lines()[2:] and log.lines())
         assert [one["cause"] for one in lines] == ["no_credentials", "unknown_key", "expired_key"]
         assert token not in str(lines)
-        page = urllib.request.urlopen(f"http://{server.metrics_address}/metrics", timeout=HUNG_SECONDS).read().decode()
-    assert {f'caseload_unauthenticated_total{{cause="{one["cause"]}"}} 1.0' for one in lines} <= {*page.splitlines()}
-    assert 'caseload_unauthenticated_total{cause="expired_certificate"} 0.0' in page
-    assert "caseload_keys_file_ok 1.0" in page
+        metrics = page(server.metrics_address)
+    assert {f'caseload_unauthenticated_total{{cause="{one["cause"]}"}} 1.0' for one in lines} <= {*metrics.splitlines()}
+    assert 'caseload_unauthenticated_total{cause="expired_certificate"} 0.0' in metrics
+    assert "caseload_keys_file_ok 1.0" in metrics
 
 
 def test_a_changed_keys_file_is_reloaded_within_one_second(tmp_path: Path) -> None:
@@ -217,7 +212,7 @@ def test_a_changed_keys_file_is_reloaded_within_one_second(tmp_path: Path) -> No
     assert read.value() == "changed"
 
 
-def test_a_file_that_does_not_respond_keeps_the_last_good_value_and_holds_up_nobody(tmp_path: Path) -> None:
+def test_a_file_that_does_not_respond_keeps_the_last_good_value_and_blocks_no_reader(tmp_path: Path) -> None:
     file, clock, responds = tmp_path / "file", FakeClock(), threading.Event()
     file.write_text("old")
     responds.set()

@@ -30,7 +30,7 @@ KEPT: Final = {
 _numbers = count()
 
 
-class World(NamedTuple):
+class People(NamedTuple):
     """Records with private values in every field, for one scenario.
 
     The therapist treats the patient and a secret patient. The primary therapist of the patient is secret.
@@ -87,7 +87,7 @@ def record(kind: str, number: int) -> dict[str, Any]:
     return {**values, "identifiers": [{"system": f"urn:{SECRET}", "value": f"{SECRET}-{number}"}]}
 
 
-def build(pair: Pair) -> World:
+def build(pair: Pair) -> People:
     clerk, number = pair.clerk, next(_numbers)
     therapists, patients = (f"t{number}", f"{SECRET}-t{number}"), (f"p{number}", f"{SECRET}-p{number}")
     for kind, ids in (("Therapist", therapists), ("Patient", patients)):
@@ -97,12 +97,12 @@ def build(pair: Pair) -> World:
     made = clerk.send("AssignPatient", **secret, focus=SECRET)
     for patient_id in patients:
         clerk.send("AssignPatient", therapist_id=therapists[0], patient_id=patient_id, focus=SECRET)
-    return World(therapists[0], patients[0], made.assignment.assignment_id)
+    return People(therapists[0], patients[0], made.assignment.assignment_id)
 
 
-def accepted(world: World, other: World) -> dict[str, dict[str, Any]]:
+def accepted(people: People, other: People) -> dict[str, dict[str, Any]]:
     """For each method that needs `write`, a request that succeeds."""
-    therapist, patient = {"therapist_id": world.therapist}, {"patient_id": world.patient}
+    therapist, patient = {"therapist_id": people.therapist}, {"patient_id": people.patient}
     both, number = {**therapist, **patient}, next(_numbers)
     return {
         "CreateTherapist": {"therapist": record("Therapist", 10_000 + number)},
@@ -117,8 +117,8 @@ def accepted(world: World, other: World) -> dict[str, dict[str, Any]]:
         "AssignTherapist": {**both, "focus": SECRET},
         "UnassignPatient": both,
         "UnassignTherapist": both,
-        "UpdateAssignment": {"assignment": {"assignment_id": world.secret_assignment}},
-        "TransferPatients": {"source_therapist_id": world.therapist, "target_therapist_id": other.therapist},
+        "UpdateAssignment": {"assignment": {"assignment_id": people.secret_assignment}},
+        "TransferPatients": {"source_therapist_id": people.therapist, "target_therapist_id": other.therapist},
     }
 
 
@@ -162,59 +162,59 @@ def test_the_same_write_with_read_returns_the_private_values(pair: Pair, rpc: st
 
 
 def test_without_read_a_response_has_the_id_of_the_record(pair: Pair) -> None:
-    world = build(pair)
+    people = build(pair)
     made = pair.writer.send("CreatePatient", patient={"display_name": CANARY})
     assert made.patient.patient_id
-    updated = pair.writer.send("UpdatePatient", patient={"patient_id": world.patient}).patient
-    assert (updated.patient_id, updated.display_name, updated.primary_therapist_id) == (world.patient, "", "")
+    updated = pair.writer.send("UpdatePatient", patient={"patient_id": people.patient}).patient
+    assert (updated.patient_id, updated.display_name, updated.primary_therapist_id) == (people.patient, "", "")
     assert updated.etag
     assert updated.HasField("create_time")
     assigned = pair.writer.send(
-        "AssignPatient", therapist_id=world.therapist, patient_id=made.patient.patient_id, focus=SECRET
+        "AssignPatient", therapist_id=people.therapist, patient_id=made.patient.patient_id, focus=SECRET
     )
     period = assigned.assignment
-    assert (period.therapist_id, period.patient_id) == (world.therapist, made.patient.patient_id)
+    assert (period.therapist_id, period.patient_id) == (people.therapist, made.patient.patient_id)
     assert (bool(period.assignment_id), period.focus, period.created_by, assigned.created) == (True, "", "", True)
 
 
 def test_a_transfer_without_read_lists_only_the_patients_that_the_request_names(pair: Pair) -> None:
-    world, other = build(pair), build(pair)
-    sides = {"source_therapist_id": world.therapist, "target_therapist_id": other.therapist}
+    people, other = build(pair), build(pair)
+    sides = {"source_therapist_id": people.therapist, "target_therapist_id": other.therapist}
     for flag in (True, False):
         asked = {**sides, "request_id": new_request_id(), "validate_only": flag}
-        named = pair.writer.send("TransferPatients", **asked, patient_ids=[world.patient])
+        named = pair.writer.send("TransferPatients", **asked, patient_ids=[people.patient])
         for periods in (named.ended, named.active):
-            assert [period.patient_id for period in periods] == [world.patient]
+            assert [period.patient_id for period in periods] == [people.patient]
         whole = pair.writer.send("TransferPatients", **{**asked, "request_id": new_request_id()})
         assert (len(whole.ended), len(whole.active)) == (0, 0)
-    moved = pair.clerk.send("ListTherapistPatients", therapist_id=world.therapist)
+    moved = pair.clerk.send("ListTherapistPatients", therapist_id=people.therapist)
     assert len(moved.entries) == 0
 
 
-def refusals(world: World, other: World) -> dict[str, tuple[str, dict[str, Any]]]:
+def refusals(people: People, other: People) -> dict[str, tuple[str, dict[str, Any]]]:
     """Calls that end with an error that names or counts other records: the reason, the method and the request."""
-    both = {"therapist_id": world.therapist, "patient_id": world.patient}
-    named = {"source_therapist_id": other.therapist, "target_therapist_id": world.therapist}
+    both = {"therapist_id": people.therapist, "patient_id": people.patient}
+    named = {"source_therapist_id": other.therapist, "target_therapist_id": people.therapist}
     return {
         "PRIMARY_EXISTS": ("AssignTherapist", {**both, "role": PRIMARY, "replace": True}),
         "ASSIGNMENT_DIFFERS": ("AssignPatient", {**both, "focus": "other"}),
-        "HAS_ACTIVE_ASSIGNMENTS": ("DeletePatient", {"patient_id": world.patient}),
+        "HAS_ACTIVE_ASSIGNMENTS": ("DeletePatient", {"patient_id": people.patient}),
         "THERAPIST_AT_CAPACITY": ("AssignPatient", {**both, "patient_id": other.patient}),
         "PERIOD_OVERLAPS": (
             "AssignTherapist",
             {**both, "role": PRIMARY, "replace": True, "replace_primary": True, "start_time": {"seconds": 1}},
         ),
         "IDENTIFIER_TAKEN": ("CreatePatient", {"patient": record("Patient", 0)}),
-        "ASSIGNMENT_NOT_FOUND": ("TransferPatients", {**named, "patient_ids": [world.patient]}),
+        "ASSIGNMENT_NOT_FOUND": ("TransferPatients", {**named, "patient_ids": [people.patient]}),
     }
 
 
-@pytest.mark.parametrize("reason", refusals(World("", "", ""), World("", "", "")))
+@pytest.mark.parametrize("reason", refusals(People("", "", ""), People("", "", "")))
 def test_an_error_without_read_names_and_counts_no_records(pair: Pair, reason: str) -> None:
-    world, other = build(pair), build(pair)
-    limit = {"therapist_id": world.therapist, "max_active_patients": 1}
+    people, other = build(pair), build(pair)
+    limit = {"therapist_id": people.therapist, "max_active_patients": 1}
     pair.clerk.send("UpdateTherapist", therapist=limit, update_mask={"paths": ["max_active_patients"]})
-    rpc, fields = refusals(world, other)[reason]
+    rpc, fields = refusals(people, other)[reason]
     pair.writer.received.clear()
     found = pair.writer.send(rpc, **fields, request_id=new_request_id(), validate_only=True)
     assert (found.reason, found.metadata, "ResourceInfo" in found.details) == (reason, {}, False)
@@ -225,33 +225,33 @@ def test_an_error_without_read_names_and_counts_no_records(pair: Pair, reason: s
 
 
 def test_an_error_without_read_names_what_the_request_named(pair: Pair) -> None:
-    world = build(pair)
-    found = pair.writer.send("AssignPatient", therapist_id=world.therapist, patient_id="unknown")
+    people = build(pair)
+    found = pair.writer.send("AssignPatient", therapist_id=people.therapist, patient_id="unknown")
     assert (found.reason, found.details["ResourceInfo"].resource_name) == ("PATIENT_NOT_FOUND", "unknown")
 
 
 def test_a_call_that_only_validates_confirms_no_guess_without_read(pair: Pair) -> None:
     """An update to the stored value changes nothing. Its response must not differ from that of any other update."""
-    world = build(pair)
-    stored = pair.clerk.send("GetPatient", patient_id=world.patient).patient
+    people = build(pair)
+    stored = pair.clerk.send("GetPatient", patient_id=people.patient).patient
 
     def guess(value: dict[str, int]) -> Any:
-        patient, mask = {"patient_id": world.patient, "birth_date": value}, {"paths": ["birth_date"]}
+        patient, mask = {"patient_id": people.patient, "birth_date": value}, {"paths": ["birth_date"]}
         return pair.writer.send("UpdatePatient", patient=patient, update_mask=mask, validate_only=True)
 
     right = guess({"year": stored.birth_date.year, "month": stored.birth_date.month, "day": stored.birth_date.day})
     assert right == guess({"year": 1901, "month": 2, "day": 3})
-    assert right.patient.patient_id == world.patient
+    assert right.patient.patient_id == people.patient
 
 
 def test_a_call_that_only_validates_is_marked_in_the_access_log(pair: Pair) -> None:
-    world = build(pair)
+    people = build(pair)
     for flag in (False, True):
-        pair.writer.send("UpdatePatient", patient={"patient_id": world.patient}, validate_only=flag)
+        pair.writer.send("UpdatePatient", patient={"patient_id": people.patient}, validate_only=flag)
 
     def lines() -> list[dict[str, Any]]:
         found = pair.log.lines()
-        return [line for line in found if line["caller"] == "writer" and line.get("patient_ids") == [world.patient]]
+        return [line for line in found if line["caller"] == "writer" and line.get("patient_ids") == [people.patient]]
 
     eventually(lambda: len(lines()) == 2)
     assert [line.get("validate_only") for line in lines()] == [None, True]

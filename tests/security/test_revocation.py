@@ -23,13 +23,9 @@ from caseload_server.security.auth import Auth
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.security.server_fixture import KeysFile, bearer, serving
+from tests.security.tls_files import Files
 from tests.support.servers import Refusal, refusal
 from tests.support.waiting import HUNG_SECONDS, NEVER_SECONDS, eventually
-
-
-@pytest.fixture
-def keys_file(tmp_path: Path) -> KeysFile:
-    return KeysFile(tmp_path / "keys")
 
 
 @pytest.fixture
@@ -170,18 +166,12 @@ def test_reflection_answers_nothing_after_a_revocation(channel: grpc.Channel, ke
 @pytest.mark.slow
 def test_a_watch_ends_when_its_client_certificate_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "HEARTBEAT_SECONDS", NEVER_SECONDS)
-    authority, keys = trustme.CA(), KeysFile(tmp_path / "keys")
-    files = {name: tmp_path / name for name in ("tls_cert", "tls_key", "tls_client_ca")}
-    own = authority.issue_cert("127.0.0.1")
-    files["tls_cert"].write_bytes(own.cert_chain_pems[0].bytes())
-    files["tls_key"].write_bytes(own.private_key_pem.bytes())
-    files["tls_key"].chmod(0o600)
-    files["tls_client_ca"].write_bytes(authority.cert_pem.bytes())
-    keys.append("dns:short.example read,write,audit")
-    settings: dict[str, Any] = dict(files)
+    files = Files.create(tmp_path)
+    files.keys.append("dns:short.example read,write,audit")
+    tls: dict[str, Any] = {"tls_cert": files.cert, "tls_key": files.key, "tls_client_ca": files.client_ca}
     with (
-        serving(tmp_path, keys_file=keys.path, **settings) as server,
-        watching_briefly(server, authority) as (channel, stream),
+        serving(tmp_path, keys_file=files.keys.path, **tls) as server,
+        watching_briefly(server, files.authority) as (channel, stream),
     ):
         assert end_of(stream).reason == "UNAUTHENTICATED"
         with pytest.raises(grpc.RpcError) as caught:

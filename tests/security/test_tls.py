@@ -4,7 +4,6 @@ import socket
 import ssl
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +22,7 @@ from tests.process.command_runner import refusal as start_refused
 from tests.security.server_fixture import bearer, serving
 from tests.security.tls_files import GET, Files, channel, reason, reason_on
 from tests.support.servers import ServerProcess, refusal
+from tests.support.waiting import HUNG_SECONDS, eventually
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_tls_1_2_and_1_3_are_accepted(server: CaseloadServer, files: Files, vers
     context.set_alpn_protocols(["h2"])
     context.minimum_version = context.maximum_version = version
     host, port = server.address.split(":")
-    plain = socket.create_connection((host, int(port)), timeout=10)
+    plain = socket.create_connection((host, int(port)), timeout=HUNG_SECONDS)
     with plain, context.wrap_socket(plain, server_hostname=host) as wrapped:
         assert wrapped.version() == version.name.replace("_", ".")
 
@@ -76,7 +76,7 @@ HANDSHAKE = b"\x16"
 def test_tls_versions_before_1_2_are_rejected(server: CaseloadServer, version: bytes, *, continues: bool) -> None:
     """The test sends raw bytes, because the client's OpenSSL may not support the old versions."""
     host, port = server.address.split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as plain:
+    with socket.create_connection((host, int(port)), timeout=HUNG_SECONDS) as plain:
         plain.sendall(client_hello(version))
         assert (first_byte(plain) == HANDSHAKE) == continues
 
@@ -143,7 +143,7 @@ def test_a_certificate_that_expires_on_an_open_connection_is_rejected(
 def served_certificate(server: CaseloadServer) -> str:
     """The server certificate of a new connection, as PEM."""
     host, port = server.address.split(":")
-    return ssl.get_server_certificate((host, int(port)), timeout=10)
+    return ssl.get_server_certificate((host, int(port)), timeout=HUNG_SECONDS)
 
 
 def test_certificates_are_renewed_without_a_restart_or_a_failed_call(server: CaseloadServer, files: Files) -> None:
@@ -164,11 +164,9 @@ def test_certificates_are_renewed_without_a_restart_or_a_failed_call(server: Cas
         caller.start()
         for _ in range(10):
             made = files.issue()
-            until = time.monotonic() + 10
-            while served_certificate(server).split() != made.decode().split():
-                assert time.monotonic() < until
+            eventually(lambda made=made: served_certificate(server).split() == made.decode().split())  # type: ignore[misc]  # bound now
             with pytest.raises(grpc.RpcError) as caught:
-                TherapistServiceStub(kept).GetTherapist(GET, metadata=metadata, timeout=10)
+                TherapistServiceStub(kept).GetTherapist(GET, metadata=metadata, timeout=HUNG_SECONDS)
             assert refusal(caught.value).reason == "THERAPIST_NOT_FOUND"
         enough.set()
         caller.join()
@@ -226,7 +224,7 @@ def test_a_private_key_that_others_can_read_is_rejected(tmp_path: Path, files: F
 
 
 def test_an_authority_that_others_can_write_is_rejected(tmp_path: Path, files: Files) -> None:
-    """Whoever can write it can make a certificate of every caller."""
+    """A user who can write it can replace the authority, and then pass as any caller."""
     files.client_ca.chmod(0o664)
     flags = {"--tls-cert": files.cert, "--tls-key": files.key, "--tls-client-ca": files.client_ca}
     arguments = [word for each in flags.items() for word in map(str, each)]
@@ -238,7 +236,7 @@ def test_an_authority_that_others_can_write_is_rejected(tmp_path: Path, files: F
 def test_health_requires_no_credentials(server: CaseloadServer, files: Files) -> None:
     with channel(server, files) as opened:
         health: Any = health_pb2_grpc.HealthStub(opened)
-        answer = health.Check(health_pb2.HealthCheckRequest(), timeout=10)
+        answer = health.Check(health_pb2.HealthCheckRequest(), timeout=HUNG_SECONDS)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 

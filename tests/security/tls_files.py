@@ -18,6 +18,7 @@ from cryptography.x509.oid import NameOID
 
 from tests.security.server_fixture import KeysFile, Metadata
 from tests.support.servers import refusal
+from tests.support.waiting import HUNG_SECONDS
 
 Pair = trustme.LeafCert | tuple[bytes, bytes]
 """A certificate with its key, or the key and the certificate as PEM."""
@@ -96,7 +97,7 @@ def reason(opened: grpc.Channel, metadata: Metadata | None = None) -> str:
 
 def reason_on(opened: grpc.Channel, metadata: Metadata | None = None) -> str:
     with pytest.raises(grpc.RpcError) as caught:
-        TherapistServiceStub(opened).GetTherapist(GET, metadata=metadata, timeout=10)
+        TherapistServiceStub(opened).GetTherapist(GET, metadata=metadata, timeout=HUNG_SECONDS)
     if caught.value.code() == grpc.StatusCode.UNAVAILABLE:
         return "UNAVAILABLE"
     return refusal(caught.value).reason

@@ -1,4 +1,4 @@
-"""None"""
+"""TransferPatients moves a caseload: periods, counts, replays and concurrent writes."""
 
 import threading
 

@@ -63,7 +63,7 @@ class Answer(NamedTuple):
 def curl(url: str, *arguments: str, data: Any = None, method: str = "") -> Answer:
     """Calls with curl.
 
-    Args: data, the JSON body; a text is sent as it is. method, if not GET, or POST with data.
+    Args: data, the JSON body; a str is sent unchanged. method, if not GET, or POST with data.
     """
     command = ["curl", "--silent", "--show-error", "--globoff", "--write-out", "\n%{http_code}", url, *arguments]
     if data is not None:

@@ -15,18 +15,9 @@ from caseload_server.store.backends.postgres.database import PostgresDatabase
 from caseload_server.store.backends.protocol import Sharing, Transaction
 
 from tests.store.backends.batches import batch
+from tests.store.backends.postgres.shared_transactions import shared, starting
 from tests.store.store_calls import make, run
 from tests.support.waiting import HUNG_SECONDS, NEVER_SECONDS, eventually, join
-
-
-def shared(store: RelationshipStore, work: Callable[[Transaction], Any]) -> Any:
-    return store._database.write_with_tail(work, unchanged, Sharing())
-
-
-def starting(work: Callable[[], Any]) -> threading.Thread:
-    thread = threading.Thread(target=work)
-    thread.start()
-    return thread
 
 
 @pytest.mark.parametrize("held_by", ["another process", "a missing standby"])

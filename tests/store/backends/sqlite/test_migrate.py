@@ -16,6 +16,7 @@ from caseload_server.store.backends.migrations import Migration, SchemaError, mi
 from caseload_server.store.backends.sqlite.database import APPLICATION_ID, SqliteDatabase
 from caseload_server.store.backends.sqlite.migrate import migrate, pending
 
+from tests.store.first_version import COLUMNS, WRITES
 from tests.store.store_calls import TABLES, make
 from tests.support.waiting import HUNG_SECONDS, join
 from tests.support.write_lock import wait_for_locks
@@ -83,28 +84,10 @@ def test_a_new_migration_runs_on_a_file_in_use(path: Path) -> None:
     assert "later" in tables(path)
 
 
-WRITES_OF_THE_FIRST_VERSION = """
-INSERT INTO patient VALUES ('kept', 'Ada', '', '', '', 1, '[]', '{}', '', 0, 1, 1, NULL, 'e');
-INSERT INTO patient VALUES ('gone', 'Ada', '', '', '', 1, '[]', '{}', '', 0, 1, 1, 1, 'e');
-INSERT INTO change_set (revision, committed_us, actor, method, request_id)
-VALUES (1, 1, 'a', 'm', ''), (2, 1, 'a', 'm', '');
-INSERT INTO change VALUES (1, 0, 1, '', NULL, 'kept', NULL), (2, 0, 1, '', NULL, 'gone', NULL);
-UPDATE store SET head_revision = 2;"""
-FIRST_COLUMNS = {
-    "store": "store_id, secret, head_revision, oldest_revision",
-    "patient": "*",
-    "change_set": "revision, committed_us, actor, method, request_id",
-    "change": "revision, position, kind, changed_fields, therapist_id, patient_id, assignment_id",
-}
-
-
 def contents(path: Path) -> dict[str, list[tuple[object, ...]]]:
     """The rows of the tables of the first version."""
     with closing(apsw.Connection(str(path))) as connection:
-        return {
-            table: list(connection.execute(f"SELECT {columns} FROM {table}"))
-            for table, columns in FIRST_COLUMNS.items()
-        }
+        return {table: list(connection.execute(f"SELECT {columns} FROM {table}")) for table, columns in COLUMNS.items()}
 
 
 @pytest.fixture
@@ -112,7 +95,8 @@ def first_version(path: Path) -> Path:
     """A file of the first version, with rows that it wrote."""
     migrate(path, migrations("sqlite")[:1])
     with closing(apsw.Connection(str(path))) as connection:
-        connection.execute(WRITES_OF_THE_FIRST_VERSION)
+        for statement in WRITES:
+            connection.execute(statement)
     return path
 
 
