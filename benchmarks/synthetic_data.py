@@ -100,6 +100,7 @@ class DataSet(NamedTuple):
         return Therapist(
             therapist_id=person_id("a", number),
             display_name=_name(number),
+            aliases="[]",
             email=f"{number}@example.org",
             status=_ON_LEAVE if is_on_leave else STATUS_ACTIVE,
             identifiers=_identifiers(number),
@@ -119,6 +120,7 @@ class DataSet(NamedTuple):
         return Patient(
             patient_id=person_id("b", number),
             display_name=_name(number),
+            aliases="[]",
             birth_date="1990-02-03",
             email=f"{number}@example.org",
             phone_number="",
@@ -127,6 +129,7 @@ class DataSet(NamedTuple):
             annotations="{}",
             primary_therapist_id=person_id("a", self.therapist_of(number)) if is_primary else "",
             active_therapist_count=int(is_active),
+            merged_into_patient_id="",
             created_us=START_US,
             updated_us=START_US,
             deleted_us=None,
@@ -158,6 +161,7 @@ class DataSet(NamedTuple):
             focus="",
             start_us=start_us,
             end_us=end_us,
+            expire_us=None,
             end_reason=0 if end_us is None else 1,
             created_by="reception",
             ended_by="" if end_us is None else "reception",

@@ -19,6 +19,7 @@ SAMPLES: Final[dict[str, Any]] = {
     "active_therapist_count": 7,
     "actor": "local",
     "after_revision": "",  # see page_token
+    "aliases": ["Annie Lee"],
     "allow_missing": True,
     "annotations": {"team": "blue"},
     "as_of_time": {"seconds": 1_600_000_000},
@@ -27,17 +28,21 @@ SAMPLES: Final[dict[str, Any]] = {
     "created_by": "local",
     "create_time": {"seconds": 1},
     "delete_time": {"seconds": 1},
+    "demote_primary": True,
     "display_name": "Ann Lee",
+    "effective_time": {"seconds": 1_600_000_000},
     "email": "ann@example.org",
     "end_reason": 1,
     "end_time": {"seconds": 1_600_000_000},
     "ended_by": "local",
     "etag": "0123456789abcdef",
+    "expire_time": {"seconds": 4_000_000_000},
     "focus": "anxiety",
     "force": True,
     "identifier": {"system": "urn:example:mrn", "value": "12345"},
     "ignore_capacity": True,
     "max_active_patients": 5,
+    "merged_into_patient_id": "p9",
     "name_prefix": "ann",
     "on_behalf_of": "jdoe",
     "page_size": 10,
@@ -46,12 +51,14 @@ SAMPLES: Final[dict[str, Any]] = {
     "patient_ids": ["p1"],
     "phone_number": "+4930123456",
     "primary_therapist_id": "t9",
+    "release_identifiers": True,
     "replace": True,
     "replace_primary": True,
     "request_id": "0190a3c4-0000-7000-8000-000000000001",
     "role": 2,
     "roles": [2],
     "show_deleted": True,
+    "source_patient_id": "p1",
     "source_therapist_id": "t1",
     "specialties": ["hand-therapy"],
     "start_time": {"seconds": 1_600_000_000},
@@ -61,6 +68,7 @@ SAMPLES: Final[dict[str, Any]] = {
     "statuses": [1],
     "system": "urn:example:mrn",
     "target_therapist_id": "t2",
+    "target_patient_id": "p2",
     "therapist_id": "t1",
     "therapist_ids": ["t1"],
     "unassigned": True,
@@ -111,9 +119,17 @@ def full(method: MethodDescriptor) -> Any:
     request = GetMessageClass(method.input_type)()
     _fill(request)
     for ref in list(field_refs(request)):
-        if ref.field.name == "states":
-            ref.owner.ClearField("states")  # it excludes as_of_time
+        if ref.field.name in _EXCLUDED.get(ref.owner.DESCRIPTOR.name, _EXCLUDED_EVERYWHERE):
+            ref.owner.ClearField(ref.field.name)
     return request
+
+
+_EXCLUDED_EVERYWHERE: Final = {"states"}
+"""Fields that other fields of their message exclude: as_of_time excludes states."""
+_EXCLUDED: Final = {
+    name: {"end_time", "end_reason", "demote_primary"} for name in ("AssignPatientRequest", "AssignTherapistRequest")
+}
+"""The same, by message."""
 
 
 def _fill(message: Message) -> None:

@@ -40,6 +40,7 @@ def test_an_assignment_is_recorded_with_who_and_when(pair: RelationshipStore, cl
         focus="anxiety",
         start_us=now,
         end_us=None,
+        expire_us=None,
         end_reason=0,
         created_by=CALL.actor,
         ended_by="",

@@ -13,13 +13,14 @@ _sym_db = _symbol_database.Default()
 
 
 from caseload.v1 import resources_pb2 as caseload_dot_v1_dot_resources__pb2
+from caseload.v1 import therapist_service_pb2 as caseload_dot_v1_dot_therapist__service__pb2
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$caseload/v1/assignment_service.proto\x12\x0b\x63\x61seload.v1\x1a\x1b\x63\x61seload/v1/resources.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"3\n\x14GetAssignmentRequest\x12\x1b\n\rassignment_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"D\n\x15GetAssignmentResponse\x12+\n\nassignment\x18\x01 \x01(\x0b\x32\x17.caseload.v1.Assignment\"\xe6\x01\n\x10\x41ssignmentFilter\x12\x1a\n\x0ctherapist_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x18\n\npatient_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x31\n\x05roles\x18\x03 \x03(\x0e\x32\x1c.caseload.v1.Assignment.RoleB\x04\xe2\x41\x01\x01\x12\x33\n\x06states\x18\x04 \x03(\x0e\x32\x1d.caseload.v1.Assignment.StateB\x04\xe2\x41\x01\x01\x12\x34\n\nas_of_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\"\x80\x01\n\x16ListAssignmentsRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x33\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x1d.caseload.v1.AssignmentFilterB\x04\xe2\x41\x01\x01\"r\n\x17ListAssignmentsResponse\x12,\n\x0b\x61ssignments\x18\x01 \x03(\x0b\x32\x17.caseload.v1.Assignment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\"\xba\x01\n\x17UpdateAssignmentRequest\x12\x31\n\nassignment\x18\x01 \x01(\x0b\x32\x17.caseload.v1.AssignmentB\x04\xe2\x41\x01\x02\x12\x35\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"Y\n\x18UpdateAssignmentResponse\x12+\n\nassignment\x18\x01 \x01(\x0b\x32\x17.caseload.v1.Assignment\x12\x10\n\x08revision\x18\x02 \x01(\t\"\xcd\x01\n\x17\x43heckAssignmentsRequest\x12>\n\x05pairs\x18\x01 \x03(\x0b\x32).caseload.v1.CheckAssignmentsRequest.PairB\x04\xe2\x41\x01\x02\x12\x34\n\nas_of_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x1a<\n\x04Pair\x12\x1a\n\x0ctherapist_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\npatient_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\"\xca\x01\n\x18\x43heckAssignmentsResponse\x12=\n\x07results\x18\x01 \x03(\x0b\x32,.caseload.v1.CheckAssignmentsResponse.Result\x12\x10\n\x08revision\x18\x02 \x01(\t\x1a]\n\x06Result\x12\x10\n\x08\x61ssigned\x18\x01 \x01(\x08\x12\x15\n\rassignment_id\x18\x02 \x01(\t\x12*\n\x04role\x18\x03 \x01(\x0e\x32\x1c.caseload.v1.Assignment.Role\"\xd0\x01\n\x17TransferPatientsRequest\x12!\n\x13source_therapist_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12!\n\x13target_therapist_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x19\n\x0bpatient_ids\x18\x03 \x03(\tB\x04\xe2\x41\x01\x01\x12\x1d\n\x0fignore_capacity\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x05 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1b\n\rvalidate_only\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\"}\n\x18TransferPatientsResponse\x12&\n\x05\x65nded\x18\x01 \x03(\x0b\x32\x17.caseload.v1.Assignment\x12\'\n\x06\x61\x63tive\x18\x02 \x03(\x0b\x32\x17.caseload.v1.Assignment\x12\x10\n\x08revision\x18\x03 \x01(\t2\xc5\x05\n\x11\x41ssignmentService\x12\x82\x01\n\rGetAssignment\x12!.caseload.v1.GetAssignmentRequest\x1a\".caseload.v1.GetAssignmentResponse\"*\x90\x02\x01\x82\xd3\xe4\x93\x02!\x12\x1f/v1/assignments/{assignment_id}\x12x\n\x0fListAssignments\x12#.caseload.v1.ListAssignmentsRequest\x1a$.caseload.v1.ListAssignmentsResponse\"\x1a\x90\x02\x01\x82\xd3\xe4\x93\x02\x11\x12\x0f/v1/assignments\x12\xa2\x01\n\x10UpdateAssignment\x12$.caseload.v1.UpdateAssignmentRequest\x1a%.caseload.v1.UpdateAssignmentResponse\"A\x90\x02\x02\x82\xd3\xe4\x93\x02\x38\x32*/v1/assignments/{assignment.assignment_id}:\nassignment\x12\x84\x01\n\x10\x43heckAssignments\x12$.caseload.v1.CheckAssignmentsRequest\x1a%.caseload.v1.CheckAssignmentsResponse\"#\x90\x02\x01\x82\xd3\xe4\x93\x02\x1a\"\x15/v1/assignments:check:\x01*\x12\x84\x01\n\x10TransferPatients\x12$.caseload.v1.TransferPatientsRequest\x1a%.caseload.v1.TransferPatientsResponse\"#\x82\xd3\xe4\x93\x02\x1d\"\x18/v1/assignments:transfer:\x01*B5\n\x0b\x63\x61seload.v1P\x01Z\x16\x63\x61seload/v1;caseloadv1\xaa\x02\x0b\x43\x61seload.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$caseload/v1/assignment_service.proto\x12\x0b\x63\x61seload.v1\x1a\x1b\x63\x61seload/v1/resources.proto\x1a#caseload/v1/therapist_service.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"3\n\x14GetAssignmentRequest\x12\x1b\n\rassignment_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"D\n\x15GetAssignmentResponse\x12+\n\nassignment\x18\x01 \x01(\x0b\x32\x17.caseload.v1.Assignment\"\xe6\x01\n\x10\x41ssignmentFilter\x12\x1a\n\x0ctherapist_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x18\n\npatient_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x31\n\x05roles\x18\x03 \x03(\x0e\x32\x1c.caseload.v1.Assignment.RoleB\x04\xe2\x41\x01\x01\x12\x33\n\x06states\x18\x04 \x03(\x0e\x32\x1d.caseload.v1.Assignment.StateB\x04\xe2\x41\x01\x01\x12\x34\n\nas_of_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\"\x80\x01\n\x16ListAssignmentsRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x33\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x1d.caseload.v1.AssignmentFilterB\x04\xe2\x41\x01\x01\"r\n\x17ListAssignmentsResponse\x12,\n\x0b\x61ssignments\x18\x01 \x03(\x0b\x32\x17.caseload.v1.Assignment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\"\xba\x01\n\x17UpdateAssignmentRequest\x12\x31\n\nassignment\x18\x01 \x01(\x0b\x32\x17.caseload.v1.AssignmentB\x04\xe2\x41\x01\x02\x12\x35\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"Y\n\x18UpdateAssignmentResponse\x12+\n\nassignment\x18\x01 \x01(\x0b\x32\x17.caseload.v1.Assignment\x12\x10\n\x08revision\x18\x02 \x01(\t\"\xcd\x01\n\x17\x43heckAssignmentsRequest\x12>\n\x05pairs\x18\x01 \x03(\x0b\x32).caseload.v1.CheckAssignmentsRequest.PairB\x04\xe2\x41\x01\x02\x12\x34\n\nas_of_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x1a<\n\x04Pair\x12\x1a\n\x0ctherapist_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\npatient_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\"\xca\x01\n\x18\x43heckAssignmentsResponse\x12=\n\x07results\x18\x01 \x03(\x0b\x32,.caseload.v1.CheckAssignmentsResponse.Result\x12\x10\n\x08revision\x18\x02 \x01(\t\x1a]\n\x06Result\x12\x10\n\x08\x61ssigned\x18\x01 \x01(\x08\x12\x15\n\rassignment_id\x18\x02 \x01(\t\x12*\n\x04role\x18\x03 \x01(\x0e\x32\x1c.caseload.v1.Assignment.Role\"\x8a\x02\n\x17TransferPatientsRequest\x12!\n\x13source_therapist_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12!\n\x13target_therapist_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x19\n\x0bpatient_ids\x18\x03 \x03(\tB\x04\xe2\x41\x01\x01\x12\x1d\n\x0fignore_capacity\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x05 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1b\n\rvalidate_only\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x38\n\x0e\x65\x66\x66\x65\x63tive_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\"}\n\x18TransferPatientsResponse\x12&\n\x05\x65nded\x18\x01 \x03(\x0b\x32\x17.caseload.v1.Assignment\x12\'\n\x06\x61\x63tive\x18\x02 \x03(\x0b\x32\x17.caseload.v1.Assignment\x12\x10\n\x08revision\x18\x03 \x01(\t\"\x86\x01\n\x12\x42\x61tchAssignRequest\x12\x39\n\x08requests\x18\x01 \x03(\x0b\x32!.caseload.v1.AssignPatientRequestB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\xa9\x01\n\x13\x42\x61tchAssignResponse\x12\x38\n\x07results\x18\x01 \x03(\x0b\x32\'.caseload.v1.BatchAssignResponse.Result\x12\x10\n\x08revision\x18\x02 \x01(\t\x1a\x46\n\x06Result\x12+\n\nassignment\x18\x01 \x01(\x0b\x32\x17.caseload.v1.Assignment\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\x32\xc5\x05\n\x11\x41ssignmentService\x12\x82\x01\n\rGetAssignment\x12!.caseload.v1.GetAssignmentRequest\x1a\".caseload.v1.GetAssignmentResponse\"*\x90\x02\x01\x82\xd3\xe4\x93\x02!\x12\x1f/v1/assignments/{assignment_id}\x12x\n\x0fListAssignments\x12#.caseload.v1.ListAssignmentsRequest\x1a$.caseload.v1.ListAssignmentsResponse\"\x1a\x90\x02\x01\x82\xd3\xe4\x93\x02\x11\x12\x0f/v1/assignments\x12\xa2\x01\n\x10UpdateAssignment\x12$.caseload.v1.UpdateAssignmentRequest\x1a%.caseload.v1.UpdateAssignmentResponse\"A\x90\x02\x02\x82\xd3\xe4\x93\x02\x38\x32*/v1/assignments/{assignment.assignment_id}:\nassignment\x12\x84\x01\n\x10\x43heckAssignments\x12$.caseload.v1.CheckAssignmentsRequest\x1a%.caseload.v1.CheckAssignmentsResponse\"#\x90\x02\x01\x82\xd3\xe4\x93\x02\x1a\"\x15/v1/assignments:check:\x01*\x12\x84\x01\n\x10TransferPatients\x12$.caseload.v1.TransferPatientsRequest\x1a%.caseload.v1.TransferPatientsResponse\"#\x82\xd3\xe4\x93\x02\x1d\"\x18/v1/assignments:transfer:\x01*B5\n\x0b\x63\x61seload.v1P\x01Z\x16\x63\x61seload/v1;caseloadv1\xaa\x02\x0b\x43\x61seload.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -73,6 +74,14 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_TRANSFERPATIENTSREQUEST'].fields_by_name['request_id']._serialized_options = b'\342A\001\002'
   _globals['_TRANSFERPATIENTSREQUEST'].fields_by_name['validate_only']._options = None
   _globals['_TRANSFERPATIENTSREQUEST'].fields_by_name['validate_only']._serialized_options = b'\342A\001\001'
+  _globals['_TRANSFERPATIENTSREQUEST'].fields_by_name['effective_time']._options = None
+  _globals['_TRANSFERPATIENTSREQUEST'].fields_by_name['effective_time']._serialized_options = b'\342A\001\001'
+  _globals['_BATCHASSIGNREQUEST'].fields_by_name['requests']._options = None
+  _globals['_BATCHASSIGNREQUEST'].fields_by_name['requests']._serialized_options = b'\342A\001\002'
+  _globals['_BATCHASSIGNREQUEST'].fields_by_name['request_id']._options = None
+  _globals['_BATCHASSIGNREQUEST'].fields_by_name['request_id']._serialized_options = b'\342A\001\001'
+  _globals['_BATCHASSIGNREQUEST'].fields_by_name['validate_only']._options = None
+  _globals['_BATCHASSIGNREQUEST'].fields_by_name['validate_only']._serialized_options = b'\342A\001\001'
   _globals['_ASSIGNMENTSERVICE'].methods_by_name['GetAssignment']._options = None
   _globals['_ASSIGNMENTSERVICE'].methods_by_name['GetAssignment']._serialized_options = b'\220\002\001\202\323\344\223\002!\022\037/v1/assignments/{assignment_id}'
   _globals['_ASSIGNMENTSERVICE'].methods_by_name['ListAssignments']._options = None
@@ -83,32 +92,38 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_ASSIGNMENTSERVICE'].methods_by_name['CheckAssignments']._serialized_options = b'\220\002\001\202\323\344\223\002\032\"\025/v1/assignments:check:\001*'
   _globals['_ASSIGNMENTSERVICE'].methods_by_name['TransferPatients']._options = None
   _globals['_ASSIGNMENTSERVICE'].methods_by_name['TransferPatients']._serialized_options = b'\202\323\344\223\002\035\"\030/v1/assignments:transfer:\001*'
-  _globals['_GETASSIGNMENTREQUEST']._serialized_start=212
-  _globals['_GETASSIGNMENTREQUEST']._serialized_end=263
-  _globals['_GETASSIGNMENTRESPONSE']._serialized_start=265
-  _globals['_GETASSIGNMENTRESPONSE']._serialized_end=333
-  _globals['_ASSIGNMENTFILTER']._serialized_start=336
-  _globals['_ASSIGNMENTFILTER']._serialized_end=566
-  _globals['_LISTASSIGNMENTSREQUEST']._serialized_start=569
-  _globals['_LISTASSIGNMENTSREQUEST']._serialized_end=697
-  _globals['_LISTASSIGNMENTSRESPONSE']._serialized_start=699
-  _globals['_LISTASSIGNMENTSRESPONSE']._serialized_end=813
-  _globals['_UPDATEASSIGNMENTREQUEST']._serialized_start=816
-  _globals['_UPDATEASSIGNMENTREQUEST']._serialized_end=1002
-  _globals['_UPDATEASSIGNMENTRESPONSE']._serialized_start=1004
-  _globals['_UPDATEASSIGNMENTRESPONSE']._serialized_end=1093
-  _globals['_CHECKASSIGNMENTSREQUEST']._serialized_start=1096
-  _globals['_CHECKASSIGNMENTSREQUEST']._serialized_end=1301
-  _globals['_CHECKASSIGNMENTSREQUEST_PAIR']._serialized_start=1241
-  _globals['_CHECKASSIGNMENTSREQUEST_PAIR']._serialized_end=1301
-  _globals['_CHECKASSIGNMENTSRESPONSE']._serialized_start=1304
-  _globals['_CHECKASSIGNMENTSRESPONSE']._serialized_end=1506
-  _globals['_CHECKASSIGNMENTSRESPONSE_RESULT']._serialized_start=1413
-  _globals['_CHECKASSIGNMENTSRESPONSE_RESULT']._serialized_end=1506
-  _globals['_TRANSFERPATIENTSREQUEST']._serialized_start=1509
-  _globals['_TRANSFERPATIENTSREQUEST']._serialized_end=1717
-  _globals['_TRANSFERPATIENTSRESPONSE']._serialized_start=1719
-  _globals['_TRANSFERPATIENTSRESPONSE']._serialized_end=1844
-  _globals['_ASSIGNMENTSERVICE']._serialized_start=1847
-  _globals['_ASSIGNMENTSERVICE']._serialized_end=2556
+  _globals['_GETASSIGNMENTREQUEST']._serialized_start=249
+  _globals['_GETASSIGNMENTREQUEST']._serialized_end=300
+  _globals['_GETASSIGNMENTRESPONSE']._serialized_start=302
+  _globals['_GETASSIGNMENTRESPONSE']._serialized_end=370
+  _globals['_ASSIGNMENTFILTER']._serialized_start=373
+  _globals['_ASSIGNMENTFILTER']._serialized_end=603
+  _globals['_LISTASSIGNMENTSREQUEST']._serialized_start=606
+  _globals['_LISTASSIGNMENTSREQUEST']._serialized_end=734
+  _globals['_LISTASSIGNMENTSRESPONSE']._serialized_start=736
+  _globals['_LISTASSIGNMENTSRESPONSE']._serialized_end=850
+  _globals['_UPDATEASSIGNMENTREQUEST']._serialized_start=853
+  _globals['_UPDATEASSIGNMENTREQUEST']._serialized_end=1039
+  _globals['_UPDATEASSIGNMENTRESPONSE']._serialized_start=1041
+  _globals['_UPDATEASSIGNMENTRESPONSE']._serialized_end=1130
+  _globals['_CHECKASSIGNMENTSREQUEST']._serialized_start=1133
+  _globals['_CHECKASSIGNMENTSREQUEST']._serialized_end=1338
+  _globals['_CHECKASSIGNMENTSREQUEST_PAIR']._serialized_start=1278
+  _globals['_CHECKASSIGNMENTSREQUEST_PAIR']._serialized_end=1338
+  _globals['_CHECKASSIGNMENTSRESPONSE']._serialized_start=1341
+  _globals['_CHECKASSIGNMENTSRESPONSE']._serialized_end=1543
+  _globals['_CHECKASSIGNMENTSRESPONSE_RESULT']._serialized_start=1450
+  _globals['_CHECKASSIGNMENTSRESPONSE_RESULT']._serialized_end=1543
+  _globals['_TRANSFERPATIENTSREQUEST']._serialized_start=1546
+  _globals['_TRANSFERPATIENTSREQUEST']._serialized_end=1812
+  _globals['_TRANSFERPATIENTSRESPONSE']._serialized_start=1814
+  _globals['_TRANSFERPATIENTSRESPONSE']._serialized_end=1939
+  _globals['_BATCHASSIGNREQUEST']._serialized_start=1942
+  _globals['_BATCHASSIGNREQUEST']._serialized_end=2076
+  _globals['_BATCHASSIGNRESPONSE']._serialized_start=2079
+  _globals['_BATCHASSIGNRESPONSE']._serialized_end=2248
+  _globals['_BATCHASSIGNRESPONSE_RESULT']._serialized_start=2178
+  _globals['_BATCHASSIGNRESPONSE_RESULT']._serialized_end=2248
+  _globals['_ASSIGNMENTSERVICE']._serialized_start=2251
+  _globals['_ASSIGNMENTSERVICE']._serialized_end=2960
 # @@protoc_insertion_point(module_scope)

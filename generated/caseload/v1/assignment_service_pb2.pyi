@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from caseload.v1 import resources_pb2 as _resources_pb2
+from caseload.v1 import therapist_service_pb2 as _therapist_service_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
@@ -397,6 +398,7 @@ class TransferPatientsRequest(_message.Message):
     IGNORE_CAPACITY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_TIME_FIELD_NUMBER: _builtins.int
     source_therapist_id: _builtins.str
     """The therapist whose assignments end. Any status is allowed."""
     target_therapist_id: _builtins.str
@@ -419,6 +421,12 @@ class TransferPatientsRequest(_message.Message):
         Duplicates are moved once. Empty means all patients of the source, at most 1000.
         """
 
+    @_builtins.property
+    def effective_time(self) -> _timestamp_pb2.Timestamp:
+        """When the patients move, instead of now. At most a minute ahead, and not before the start of any
+        moved assignment. Truncated to microseconds.
+        """
+
     def __init__(
         self,
         *,
@@ -428,10 +436,11 @@ class TransferPatientsRequest(_message.Message):
         ignore_capacity: _builtins.bool = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        effective_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["effective_time", b"effective_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ignore_capacity", b"ignore_capacity", "patient_ids", b"patient_ids", "request_id", b"request_id", "source_therapist_id", b"source_therapist_id", "target_therapist_id", b"target_therapist_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["effective_time", b"effective_time", "ignore_capacity", b"ignore_capacity", "patient_ids", b"patient_ids", "request_id", b"request_id", "source_therapist_id", b"source_therapist_id", "target_therapist_id", b"target_therapist_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -476,3 +485,96 @@ class TransferPatientsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TransferPatientsResponse: _TypeAlias = TransferPatientsResponse  # noqa: Y015
+
+@_typing.final
+class BatchAssignRequest(_message.Message):
+    """Request of BatchAssign."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """A UUID, or empty. A repeat within 24 hours writes nothing and returns the result of the first
+    call, with the current state of the records. Failed calls and validate_only calls are not
+    remembered.
+    """
+    validate_only: _builtins.bool
+    """Runs the whole write, then rolls it back. In the response, revision and the ids and etags that
+    the write would generate are empty.
+    """
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[_therapist_service_pb2.AssignPatientRequest]:
+        """1 to 100 assignments, together at most 1 MiB, in order. request_id and validate_only of an entry
+        must not be set.
+        """
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[_therapist_service_pb2.AssignPatientRequest] | None = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "requests", b"requests", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchAssignRequest: _TypeAlias = BatchAssignRequest  # noqa: Y015
+
+@_typing.final
+class BatchAssignResponse(_message.Message):
+    """Response of BatchAssign."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Result(_message.Message):
+        """The result for one entry."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        ASSIGNMENT_FIELD_NUMBER: _builtins.int
+        CREATED_FIELD_NUMBER: _builtins.int
+        created: _builtins.bool
+        """False if the same assignment was already recorded."""
+        @_builtins.property
+        def assignment(self) -> _resources_pb2.Assignment:
+            """The assignment, as in AssignPatientResponse."""
+
+        def __init__(
+            self,
+            *,
+            assignment: _resources_pb2.Assignment | None = ...,
+            created: _builtins.bool = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "created", b"created"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    revision: _builtins.str
+    """The store revision of the write, or the head revision if nothing was written."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchAssignResponse.Result]:
+        """In request order, one result for each entry."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___BatchAssignResponse.Result] | None = ...,
+        revision: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchAssignResponse: _TypeAlias = BatchAssignResponse  # noqa: Y015

@@ -89,6 +89,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. The call would change more than 1000 assignments. Metadata gives limit and
     current. Transfer them in parts with patient_ids, or unassign some first.
     """
+    ERROR_REASON_PATIENT_MERGED: _ErrorReason.ValueType  # 39
+    """FAILED_PRECONDITION. The patient was merged with another record, whose id metadata gives as
+    patient_id. Use that record, or call UnmergePatients first.
+    """
     ERROR_REASON_ETAG_MISMATCH: _ErrorReason.ValueType  # 40
     """ABORTED. The etag sent is not the current etag of the record. Read the record again, then
     decide again.
@@ -230,6 +234,10 @@ assignment_id of the other period.
 ERROR_REASON_TOO_MANY_ASSIGNMENTS: ErrorReason.ValueType  # 38
 """FAILED_PRECONDITION. The call would change more than 1000 assignments. Metadata gives limit and
 current. Transfer them in parts with patient_ids, or unassign some first.
+"""
+ERROR_REASON_PATIENT_MERGED: ErrorReason.ValueType  # 39
+"""FAILED_PRECONDITION. The patient was merged with another record, whose id metadata gives as
+patient_id. Use that record, or call UnmergePatients first.
 """
 ERROR_REASON_ETAG_MISMATCH: ErrorReason.ValueType  # 40
 """ABORTED. The etag sent is not the current etag of the record. Read the record again, then

@@ -313,6 +313,8 @@ class UpdatePatientRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    END_REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """A UUID, or empty. A repeat within 24 hours writes nothing and returns the result of the first
     call, with the current state of the records. Failed calls and validate_only calls are not
@@ -322,6 +324,12 @@ class UpdatePatientRequest(_message.Message):
     """Runs the whole write, then rolls it back. In the response, revision and the ids and etags that
     the write would generate are empty.
     """
+    force: _builtins.bool
+    """If status becomes STATUS_DISCHARGED, ends up to 1000 active assignments in the same transaction.
+    They end now, or at their start_time if that is later. No effect otherwise.
+    """
+    end_reason: _resources_pb2.Assignment.EndReason.ValueType
+    """Why the assignments end. Only with force. Unset means END_REASON_COMPLETED."""
     @_builtins.property
     def patient(self) -> _resources_pb2.Patient:
         """The new values. patient_id selects the patient. A non-empty etag must match. The server ignores
@@ -346,10 +354,12 @@ class UpdatePatientRequest(_message.Message):
         update_mask: _field_mask_pb2.FieldMask | None = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        force: _builtins.bool = ...,
+        end_reason: _resources_pb2.Assignment.EndReason.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["patient", b"patient", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["patient", b"patient", "request_id", b"request_id", "update_mask", b"update_mask", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_reason", b"end_reason", "force", b"force", "patient", b"patient", "request_id", b"request_id", "update_mask", b"update_mask", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -363,8 +373,11 @@ class UpdatePatientResponse(_message.Message):
 
     PATIENT_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    ENDED_ASSIGNMENT_COUNT_FIELD_NUMBER: _builtins.int
     revision: _builtins.str
     """The store revision of the write, or the head revision if nothing was written."""
+    ended_assignment_count: _builtins.int
+    """The number of assignments that force ended. 0 for a caller without read."""
     @_builtins.property
     def patient(self) -> _resources_pb2.Patient:
         """The stored record."""
@@ -374,10 +387,11 @@ class UpdatePatientResponse(_message.Message):
         *,
         patient: _resources_pb2.Patient | None = ...,
         revision: _builtins.str = ...,
+        ended_assignment_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["patient", b"patient"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["patient", b"patient", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended_assignment_count", b"ended_assignment_count", "patient", b"patient", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -475,6 +489,7 @@ class UndeletePatientRequest(_message.Message):
     PATIENT_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    RELEASE_IDENTIFIERS_FIELD_NUMBER: _builtins.int
     patient_id: _builtins.str
     """The patient."""
     request_id: _builtins.str
@@ -486,16 +501,21 @@ class UndeletePatientRequest(_message.Message):
     """Runs the whole write, then rolls it back. In the response, revision and the ids and etags that
     the write would generate are empty.
     """
+    release_identifiers: _builtins.bool
+    """If true, drops the identifiers that other live patients have by now, instead of the error
+    IDENTIFIER_TAKEN.
+    """
     def __init__(
         self,
         *,
         patient_id: _builtins.str = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        release_identifiers: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["patient_id", b"patient_id", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["patient_id", b"patient_id", "release_identifiers", b"release_identifiers", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -545,6 +565,10 @@ class AssignTherapistRequest(_message.Message):
     IGNORE_CAPACITY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    END_REASON_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    DEMOTE_PRIMARY_FIELD_NUMBER: _builtins.int
     patient_id: _builtins.str
     """The patient."""
     therapist_id: _builtins.str
@@ -573,11 +597,31 @@ class AssignTherapistRequest(_message.Message):
     """Runs the whole write, then rolls it back. In the response, revision and the ids and etags that
     the write would generate are empty.
     """
+    end_reason: _resources_pb2.Assignment.EndReason.ValueType
+    """Why the period ended. Only with end_time. Unset means no reason."""
+    demote_primary: _builtins.bool
+    """With ROLE_PRIMARY, ends another therapist's primary period at the new start_time, with
+    END_REASON_REPLACED, and starts a TREATING period of that therapist, whatever their status. No
+    effect with other roles. Must not be set together with replace_primary.
+    """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """May be in the past, and at most a minute ahead. Truncated to microseconds. The default is now.
         The default is later if this period replaces one that starts later, or would overlap an earlier
         one that ends later. So skewed clocks cause no errors.
+        """
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Records a period that is over: its first moment no longer in force. Requires start_time. Not
+        before start_time, and at most a minute ahead. Truncated to microseconds. Must not be set
+        together with replace, replace_primary, demote_primary or expire_time.
+        """
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """The planned end, in the future and after start_time. Truncated to microseconds. Absent means
+        that no end is planned.
         """
 
     def __init__(
@@ -593,10 +637,14 @@ class AssignTherapistRequest(_message.Message):
         ignore_capacity: _builtins.bool = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        end_reason: _resources_pb2.Assignment.EndReason.ValueType = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        demote_primary: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "expire_time", b"expire_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["focus", b"focus", "ignore_capacity", b"ignore_capacity", "patient_id", b"patient_id", "replace", b"replace", "replace_primary", b"replace_primary", "request_id", b"request_id", "role", b"role", "start_time", b"start_time", "therapist_id", b"therapist_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["demote_primary", b"demote_primary", "end_reason", b"end_reason", "end_time", b"end_time", "expire_time", b"expire_time", "focus", b"focus", "ignore_capacity", b"ignore_capacity", "patient_id", b"patient_id", "replace", b"replace", "replace_primary", b"replace_primary", "request_id", b"request_id", "role", b"role", "start_time", b"start_time", "therapist_id", b"therapist_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -611,6 +659,7 @@ class AssignTherapistResponse(_message.Message):
     ASSIGNMENT_FIELD_NUMBER: _builtins.int
     CREATED_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    DEMOTED_FIELD_NUMBER: _builtins.int
     created: _builtins.bool
     """False if the same assignment was already active."""
     revision: _builtins.str
@@ -621,16 +670,23 @@ class AssignTherapistResponse(_message.Message):
         since.
         """
 
+    @_builtins.property
+    def demoted(self) -> _resources_pb2.Assignment:
+        """The TREATING assignment that demote_primary started for the other therapist. Absent if it
+        started none.
+        """
+
     def __init__(
         self,
         *,
         assignment: _resources_pb2.Assignment | None = ...,
         created: _builtins.bool = ...,
         revision: _builtins.str = ...,
+        demoted: _resources_pb2.Assignment | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "demoted", b"demoted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "created", b"created", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "created", b"created", "demoted", b"demoted", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -851,3 +907,168 @@ class ListPatientTherapistsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListPatientTherapistsResponse: _TypeAlias = ListPatientTherapistsResponse  # noqa: Y015
+
+@_typing.final
+class MergePatientsRequest(_message.Message):
+    """Request of MergePatients."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_PATIENT_ID_FIELD_NUMBER: _builtins.int
+    TARGET_PATIENT_ID_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    source_patient_id: _builtins.str
+    """The record to give up. It becomes soft-deleted, with merged_into_patient_id."""
+    target_patient_id: _builtins.str
+    """The record to keep. Must not be the source."""
+    force: _builtins.bool
+    """If true, merges even if both records have birth dates that differ. The target keeps its own."""
+    request_id: _builtins.str
+    """A UUID. Required, even with validate_only, which does not use it up. A repeat within 24 hours
+    writes nothing and returns the result of the first call, with the current state of the records.
+    Failed calls and validate_only calls are not remembered.
+    """
+    validate_only: _builtins.bool
+    """Runs the whole write, then rolls it back. The response shows everything that would change, or
+    the error shows the first obstacle. revision and the ids and etags that the write would
+    generate are empty.
+    """
+    def __init__(
+        self,
+        *,
+        source_patient_id: _builtins.str = ...,
+        target_patient_id: _builtins.str = ...,
+        force: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "request_id", b"request_id", "source_patient_id", b"source_patient_id", "target_patient_id", b"target_patient_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MergePatientsRequest: _TypeAlias = MergePatientsRequest  # noqa: Y015
+
+@_typing.final
+class MergePatientsResponse(_message.Message):
+    """Response of MergePatients."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    ACTIVE_FIELD_NUMBER: _builtins.int
+    PRIMARY_DEMOTED_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    primary_demoted: _builtins.bool
+    """Whether the source's PRIMARY assignment became TREATING, because the target has a PRIMARY one."""
+    revision: _builtins.str
+    """The store revision of the write, or the head revision if nothing was written."""
+    @_builtins.property
+    def source(self) -> _resources_pb2.Patient:
+        """The source, soft-deleted, with merged_into_patient_id."""
+
+    @_builtins.property
+    def target(self) -> _resources_pb2.Patient:
+        """The target, with what it gained."""
+
+    @_builtins.property
+    def ended(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Assignment]:
+        """The assignments of the source that ended, ordered by assignment_id."""
+
+    @_builtins.property
+    def active(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Assignment]:
+        """The active assignments of the target with the same therapists, one for each of ended and in the
+        same order. They are new, or were already active.
+        """
+
+    def __init__(
+        self,
+        *,
+        source: _resources_pb2.Patient | None = ...,
+        target: _resources_pb2.Patient | None = ...,
+        ended: _abc.Iterable[_resources_pb2.Assignment] | None = ...,
+        active: _abc.Iterable[_resources_pb2.Assignment] | None = ...,
+        primary_demoted: _builtins.bool = ...,
+        revision: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "ended", b"ended", "primary_demoted", b"primary_demoted", "revision", b"revision", "source", b"source", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MergePatientsResponse: _TypeAlias = MergePatientsResponse  # noqa: Y015
+
+@_typing.final
+class UnmergePatientsRequest(_message.Message):
+    """Request of UnmergePatients."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_PATIENT_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    source_patient_id: _builtins.str
+    """The record that was merged into another one."""
+    request_id: _builtins.str
+    """A UUID, or empty. A repeat within 24 hours writes nothing and returns the result of the first
+    call, with the current state of the records. Failed calls and validate_only calls are not
+    remembered.
+    """
+    validate_only: _builtins.bool
+    """Runs the whole write, then rolls it back. In the response, revision and the ids and etags that
+    the write would generate are empty.
+    """
+    def __init__(
+        self,
+        *,
+        source_patient_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "source_patient_id", b"source_patient_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnmergePatientsRequest: _TypeAlias = UnmergePatientsRequest  # noqa: Y015
+
+@_typing.final
+class UnmergePatientsResponse(_message.Message):
+    """Response of UnmergePatients."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    revision: _builtins.str
+    """The store revision of the write, or the head revision if nothing was written."""
+    @_builtins.property
+    def source(self) -> _resources_pb2.Patient:
+        """The source, live again, or the unchanged record if it was not merged."""
+
+    @_builtins.property
+    def target(self) -> _resources_pb2.Patient:
+        """The record with which it had been merged. Absent if it was not merged."""
+
+    def __init__(
+        self,
+        *,
+        source: _resources_pb2.Patient | None = ...,
+        target: _resources_pb2.Patient | None = ...,
+        revision: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision", "source", b"source", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnmergePatientsResponse: _TypeAlias = UnmergePatientsResponse  # noqa: Y015

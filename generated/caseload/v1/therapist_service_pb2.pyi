@@ -325,6 +325,8 @@ class UpdateTherapistRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    END_REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """A UUID, or empty. A repeat within 24 hours writes nothing and returns the result of the first
     call, with the current state of the records. Failed calls and validate_only calls are not
@@ -334,6 +336,12 @@ class UpdateTherapistRequest(_message.Message):
     """Runs the whole write, then rolls it back. In the response, revision and the ids and etags that
     the write would generate are empty.
     """
+    force: _builtins.bool
+    """If status becomes STATUS_INACTIVE, ends up to 1000 active assignments in the same transaction.
+    They end now, or at their start_time if that is later. No effect otherwise.
+    """
+    end_reason: _resources_pb2.Assignment.EndReason.ValueType
+    """Why the assignments end. Only with force. Unset means END_REASON_THERAPIST_UNAVAILABLE."""
     @_builtins.property
     def therapist(self) -> _resources_pb2.Therapist:
         """The new values. therapist_id selects the therapist. A non-empty etag must match. The server
@@ -358,10 +366,12 @@ class UpdateTherapistRequest(_message.Message):
         update_mask: _field_mask_pb2.FieldMask | None = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        force: _builtins.bool = ...,
+        end_reason: _resources_pb2.Assignment.EndReason.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["therapist", b"therapist", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "therapist", b"therapist", "update_mask", b"update_mask", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_reason", b"end_reason", "force", b"force", "request_id", b"request_id", "therapist", b"therapist", "update_mask", b"update_mask", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -375,8 +385,11 @@ class UpdateTherapistResponse(_message.Message):
 
     THERAPIST_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    ENDED_ASSIGNMENT_COUNT_FIELD_NUMBER: _builtins.int
     revision: _builtins.str
     """The store revision of the write, or the head revision if nothing was written."""
+    ended_assignment_count: _builtins.int
+    """The number of assignments that force ended. 0 for a caller without read."""
     @_builtins.property
     def therapist(self) -> _resources_pb2.Therapist:
         """The stored record."""
@@ -386,10 +399,11 @@ class UpdateTherapistResponse(_message.Message):
         *,
         therapist: _resources_pb2.Therapist | None = ...,
         revision: _builtins.str = ...,
+        ended_assignment_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["therapist", b"therapist"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision", "therapist", b"therapist"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended_assignment_count", b"ended_assignment_count", "revision", b"revision", "therapist", b"therapist"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -487,6 +501,7 @@ class UndeleteTherapistRequest(_message.Message):
     THERAPIST_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    RELEASE_IDENTIFIERS_FIELD_NUMBER: _builtins.int
     therapist_id: _builtins.str
     """The therapist."""
     request_id: _builtins.str
@@ -498,16 +513,21 @@ class UndeleteTherapistRequest(_message.Message):
     """Runs the whole write, then rolls it back. In the response, revision and the ids and etags that
     the write would generate are empty.
     """
+    release_identifiers: _builtins.bool
+    """If true, drops the identifiers that other live therapists have by now, instead of the error
+    IDENTIFIER_TAKEN.
+    """
     def __init__(
         self,
         *,
         therapist_id: _builtins.str = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        release_identifiers: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "therapist_id", b"therapist_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["release_identifiers", b"release_identifiers", "request_id", b"request_id", "therapist_id", b"therapist_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -557,6 +577,10 @@ class AssignPatientRequest(_message.Message):
     IGNORE_CAPACITY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    END_REASON_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    DEMOTE_PRIMARY_FIELD_NUMBER: _builtins.int
     therapist_id: _builtins.str
     """The therapist."""
     patient_id: _builtins.str
@@ -585,11 +609,31 @@ class AssignPatientRequest(_message.Message):
     """Runs the whole write, then rolls it back. In the response, revision and the ids and etags that
     the write would generate are empty.
     """
+    end_reason: _resources_pb2.Assignment.EndReason.ValueType
+    """Why the period ended. Only with end_time. Unset means no reason."""
+    demote_primary: _builtins.bool
+    """With ROLE_PRIMARY, ends another therapist's primary period at the new start_time, with
+    END_REASON_REPLACED, and starts a TREATING period of that therapist, whatever their status. No
+    effect with other roles. Must not be set together with replace_primary.
+    """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """May be in the past, and at most a minute ahead. Truncated to microseconds. The default is now.
         The default is later if this period replaces one that starts later, or would overlap an earlier
         one that ends later. So skewed clocks cause no errors.
+        """
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Records a period that is over: its first moment no longer in force. Requires start_time. Not
+        before start_time, and at most a minute ahead. Truncated to microseconds. Must not be set
+        together with replace, replace_primary, demote_primary or expire_time.
+        """
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """The planned end, in the future and after start_time. Truncated to microseconds. Absent means
+        that no end is planned.
         """
 
     def __init__(
@@ -605,10 +649,14 @@ class AssignPatientRequest(_message.Message):
         ignore_capacity: _builtins.bool = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        end_reason: _resources_pb2.Assignment.EndReason.ValueType = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        demote_primary: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "expire_time", b"expire_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["focus", b"focus", "ignore_capacity", b"ignore_capacity", "patient_id", b"patient_id", "replace", b"replace", "replace_primary", b"replace_primary", "request_id", b"request_id", "role", b"role", "start_time", b"start_time", "therapist_id", b"therapist_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["demote_primary", b"demote_primary", "end_reason", b"end_reason", "end_time", b"end_time", "expire_time", b"expire_time", "focus", b"focus", "ignore_capacity", b"ignore_capacity", "patient_id", b"patient_id", "replace", b"replace", "replace_primary", b"replace_primary", "request_id", b"request_id", "role", b"role", "start_time", b"start_time", "therapist_id", b"therapist_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -623,6 +671,7 @@ class AssignPatientResponse(_message.Message):
     ASSIGNMENT_FIELD_NUMBER: _builtins.int
     CREATED_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    DEMOTED_FIELD_NUMBER: _builtins.int
     created: _builtins.bool
     """False if the same assignment was already active."""
     revision: _builtins.str
@@ -633,16 +682,23 @@ class AssignPatientResponse(_message.Message):
         since.
         """
 
+    @_builtins.property
+    def demoted(self) -> _resources_pb2.Assignment:
+        """The TREATING assignment that demote_primary started for the other therapist. Absent if it
+        started none.
+        """
+
     def __init__(
         self,
         *,
         assignment: _resources_pb2.Assignment | None = ...,
         created: _builtins.bool = ...,
         revision: _builtins.str = ...,
+        demoted: _resources_pb2.Assignment | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "demoted", b"demoted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "created", b"created", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "created", b"created", "demoted", b"demoted", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

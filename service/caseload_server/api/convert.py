@@ -57,12 +57,15 @@ def patient(record: Patient, message: pb.Patient | None = None) -> pb.Patient:
     message.phone_number = record.phone_number
     message.primary_therapist_id = record.primary_therapist_id
     message.active_therapist_count = record.active_therapist_count
+    message.merged_into_patient_id = record.merged_into_patient_id
     _set_common_fields(message, record)
     return message
 
 
 def _set_common_fields(message: pb.Therapist | pb.Patient, record: Therapist | Patient) -> None:
     message.display_name = record.display_name
+    if record.aliases != "[]":
+        message.aliases.extend(_parse_json(record.aliases)[0])
     message.email = record.email
     message.status = record.status  # type: ignore[assignment]
     _set_time(message.create_time, record.created_us)
@@ -96,6 +99,8 @@ def assignment(record: Assignment, message: pb.Assignment | None = None) -> pb.A
     _set_time(message.start_time, record.start_us)
     if record.end_us is not None:
         _set_time(message.end_time, record.end_us)
+    if record.expire_us is not None:
+        _set_time(message.expire_time, record.expire_us)
     message.end_reason = record.end_reason  # type: ignore[assignment]
     message.created_by = record.created_by
     message.ended_by = record.ended_by

@@ -125,6 +125,11 @@ class PatientDeleted(DomainError):
     text = "The patient is deleted. Undelete the patient first."
 
 
+class PatientMerged(DomainError):
+    reason = "PATIENT_MERGED"
+    text = "The patient was merged with another record. Use that record, or unmerge the patient first."
+
+
 class TherapistNotActive(DomainError):
     reason = "THERAPIST_NOT_ACTIVE"
     text = "The therapist is on leave or inactive and accepts no new assignments. Choose another therapist."

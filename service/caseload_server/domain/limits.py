@@ -29,6 +29,8 @@ MAX_RECORD_BYTES: Final = 32 * 1024
 """Largest therapist or patient, in bytes as a message."""
 MAX_IDENTIFIERS: Final = 20
 """Largest number of identifiers of a record."""
+MAX_ALIASES: Final = 10
+"""Largest number of aliases of a record."""
 MAX_SPECIALTIES: Final = 20
 """Largest number of specialties of a therapist, and in a filter."""
 MAX_ANNOTATIONS: Final = 32

@@ -8,6 +8,8 @@ class Therapist(NamedTuple):
 
     therapist_id: str
     display_name: str
+    aliases: str
+    """JSON: a list of names."""
     email: str
     status: int
     identifiers: str
@@ -29,6 +31,8 @@ class Patient(NamedTuple):
 
     patient_id: str
     display_name: str
+    aliases: str
+    """JSON: a list of names."""
     birth_date: str
     """YYYY-MM-DD, or empty."""
     email: str
@@ -40,6 +44,8 @@ class Patient(NamedTuple):
     """JSON: an object whose values are strings."""
     primary_therapist_id: str
     active_therapist_count: int
+    merged_into_patient_id: str
+    """Empty unless the record was merged."""
     created_us: int
     updated_us: int
     deleted_us: int | None
@@ -56,6 +62,8 @@ class Assignment(NamedTuple):
     focus: str
     start_us: int
     end_us: int | None
+    expire_us: int | None
+    """The planned end."""
     end_reason: int
     created_by: str
     ended_by: str

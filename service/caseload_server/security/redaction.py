@@ -28,7 +28,7 @@ _RECORD_FIELDS: Final = {
     "caseload.v1.Therapist": _PERSON_FIELDS | {"therapist_id"},
     "caseload.v1.Patient": _PERSON_FIELDS | {"patient_id"},
     "caseload.v1.Assignment": frozenset(
-        {"assignment_id", "etag", "create_time", "update_time", "start_time", "end_time"}
+        {"assignment_id", "etag", "create_time", "update_time", "start_time", "end_time", "expire_time"}
     ),
 }
 """Fields of records to keep."""

@@ -167,6 +167,7 @@ def begin(write: Write, request: requests.Assign, start_us: int, counts: CountCh
         focus=request.focus,
         start_us=start_us,
         end_us=None,
+        expire_us=None,
         end_reason=0,
         created_by=write.call.actor,
         ended_by="",

@@ -83,7 +83,7 @@ class RecordKind(Generic[P]):
         return f"INSERT INTO {self.name}_name_word ({self.id_column}, word) SELECT :id, atom FROM json_each(:words)"
 
 
-_JSON_COLUMNS: Final = {"identifiers", "specialties", "annotations"}
+_JSON_COLUMNS: Final = {"aliases", "identifiers", "specialties", "annotations"}
 _RECORD_OVERHEAD_BYTES: Final = 128
 """Approximate size of a record's numbers and times as a message, in bytes."""
 _TEXT_OVERHEAD_BYTES: Final = 4
@@ -97,6 +97,7 @@ THERAPIST = RecordKind(
     record=Therapist,
     defaults={
         "display_name": "",
+        "aliases": "[]",
         "email": "",
         "status": enums.STATUS_ACTIVE,
         "identifiers": "[]",
@@ -114,6 +115,7 @@ PATIENT = RecordKind(
     record=Patient,
     defaults={
         "display_name": "",
+        "aliases": "[]",
         "birth_date": "",
         "email": "",
         "phone_number": "",
@@ -166,7 +168,7 @@ def lock(write: Write, kind: RecordKind[Any], ids: Iterable[str]) -> None:
 def create(write: Write, kind: RecordKind[P], record_id: str, fields: Fields) -> P:
     """Creates a record. An empty id generates one. Raises IdTaken, IdentifierTaken, InvalidField (over 32 KiB)."""
     times = {"created_us": write.now_us, "updated_us": write.now_us, "deleted_us": None}
-    derived = {kind.count_column: 0, "primary_therapist_id": ""}
+    derived = {kind.count_column: 0, "primary_therapist_id": "", "merged_into_patient_id": ""}
     values: dict[str, Any] = {**kind.defaults, **fields, **times, **derived, "etag": write.new_etag()}
     values[kind.id_column] = record_id or write.new_id()
     record = kind.record(**{column: values[column] for column in kind.record._fields})
@@ -259,9 +261,9 @@ def _update_search_tables(write: Write, kind: RecordKind[Any], record: Any, befo
         if before is not None:
             write.run(f"DELETE FROM {kind.name}_{table} WHERE {kind.id_column} = :id", {"id": record[0]})
 
-    if differs("display_name"):
+    if differs("display_name", "aliases"):
         clear("name_word")
-        words = json.dumps(search.name_words(record.display_name))
+        words = json.dumps(search.record_words(record.display_name, json.loads(record.aliases)))
         write.run(kind.insert_name_words, {"id": record[0], "words": words})
     if "specialties" in kind.defaults and differs("specialties"):
         clear("specialty")

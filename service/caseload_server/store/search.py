@@ -21,6 +21,11 @@ def name_words(name: str) -> list[str]:
     return sorted({word for word in _WORD_SEPARATORS.split(folded) if word})
 
 
+def record_words(display_name: str, aliases: list[str]) -> list[str]:
+    """Returns the distinct words of all names of a record."""
+    return sorted({word for name in (display_name, *aliases) for word in name_words(name)})
+
+
 def _strip_accents(text: str) -> str:
     if text.isascii():
         return text

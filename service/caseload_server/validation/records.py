@@ -59,6 +59,7 @@ _THERAPIST: Final = _record_rules(
     pb.Therapist,
     {
         "display_name": rules.display_name,
+        "aliases": rules.aliases,
         "email": rules.email,
         "status": rules.enum(pb.Therapist.Status.values()),
         "identifiers": rules.identifiers,
@@ -71,6 +72,7 @@ _PATIENT: Final = _record_rules(
     pb.Patient,
     {
         "display_name": rules.display_name,
+        "aliases": rules.aliases,
         "birth_date": rules.birth_date(0),  # _patient_rules replaces it
         "email": rules.email,
         "phone_number": rules.phone_number,

@@ -205,6 +205,7 @@ def _unique_list(entry_rule: Rule, max_entries: int) -> Rule:
 
 
 identifiers = _unique_list(identifier, limits.MAX_IDENTIFIERS)
+aliases = _unique_list(display_name, limits.MAX_ALIASES)
 specialties = _unique_list(required_code, limits.MAX_SPECIALTIES)
 _annotation_key = text(1, 63)
 _annotation_value = text(0, 1000)

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple, get_args, get_type_hints
 
 from caseload_server.domain.records import Assignment, Patient, Therapist
 from caseload_server.store.backends.protocol import Row, Transaction, Value
-from caseload_server.store.search import name_words
+from caseload_server.store.search import record_words
 
 PAGE_ROWS: Final = 1000
 """Rows that are read or parsed at once."""
@@ -170,8 +170,10 @@ def search_rows(table: Table, rows: list[Row]) -> dict[str, list[Row]]:
     _parse_column("annotations", columns["annotations"])  # only a check: they cannot be searched
     live = [1 if deleted_us is None else None for deleted_us in columns["deleted_us"]]
     identifiers = _parse_column("identifiers", columns["identifiers"])
+    aliases = _parse_column("aliases", columns["aliases"])
+    names = map(record_words, columns["display_name"], aliases)
     found = {
-        f"{table.name}_name_word": flatten(zip(name_words(name)) for name in columns["display_name"]),
+        f"{table.name}_name_word": flatten(map(zip, names)),
         f"{table.name}_identifier": flatten(
             [(*pair, is_live) for pair in pairs] for is_live, pairs in zip(live, identifiers, strict=True)
         ),
@@ -218,6 +220,7 @@ def _all_maps_of_strings(values: list[Any]) -> bool:
 
 
 _HAS_VALID_SHAPE: Final[dict[str, Callable[[list[Any]], bool]]] = {
+    "aliases": _all_lists_of_strings,
     "annotations": _all_maps_of_strings,
     "identifiers": _all_lists_of_pairs,
     "specialties": _all_lists_of_strings,

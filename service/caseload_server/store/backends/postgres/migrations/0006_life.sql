@@ -1,0 +1,17 @@
+-- alone: an older instance would answer that an expired assignment is in force.
+-- Planned ends of assignments, merged patients, and other names of people.
+LOCK TABLE store, therapist, patient, assignment IN ACCESS EXCLUSIVE MODE;
+
+ALTER TABLE therapist ADD COLUMN aliases TEXT COLLATE "C" NOT NULL DEFAULT '[]';    -- JSON: [name, ...]
+ALTER TABLE patient
+    ADD COLUMN aliases TEXT COLLATE "C" NOT NULL DEFAULT '[]',                      -- JSON: [name, ...]
+    ADD COLUMN merged_into_patient_id TEXT COLLATE "C" NOT NULL DEFAULT '';
+CREATE INDEX patient_by_merge ON patient (merged_into_patient_id, patient_id) WHERE merged_into_patient_id <> '';
+
+-- NOT VALID skips a scan: the rows obey a stricter rule.
+ALTER TABLE assignment
+    ADD COLUMN expire_us BIGINT,                                                    -- the planned end
+    DROP CONSTRAINT assignment_end_reason_check,
+    ADD CONSTRAINT assignment_end_reason_check CHECK (end_reason >= 0) NOT VALID;
+CREATE INDEX assignment_expiring ON assignment (expire_us, assignment_id)
+    WHERE expire_us IS NOT NULL AND end_us IS NULL;
