@@ -315,6 +315,8 @@ def test_the_domain_enums_match_the_contract() -> None:
         "END_ENTERED_IN_ERROR": {resources_pb2.Assignment.END_REASON_ENTERED_IN_ERROR},
         "END_RECORD_DELETED": {resources_pb2.Assignment.END_REASON_RECORD_DELETED},
         "END_REPLACED": {resources_pb2.Assignment.END_REASON_REPLACED},
+        "END_MERGED": {resources_pb2.Assignment.END_REASON_MERGED},
+        "END_EXPIRED": {resources_pb2.Assignment.END_REASON_EXPIRED},
     }
     prefixes = ("STATUS_", "THERAPIST_", "PATIENT_", "ROLE_", "STATE_", "END_")
     ours = {name: {value} for name, value in vars(enums).items() if name.startswith(prefixes)}

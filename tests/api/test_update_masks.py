@@ -15,6 +15,7 @@ ONE = "0190a3c4-0000-7000-8000-000000000001"
 BEFORE = SAMPLES | {"status": 1}
 AFTER: dict[str, Any] = {
     "display_name": "Bea Ross",
+    "aliases": ["Beatrice Ross", "Bea Stone"],
     "email": "bea@example.org",
     "status": 2,
     "identifiers": [{"system": "urn:example:two", "value": "2"}],
@@ -84,7 +85,7 @@ def what_is_wrong(people: People, mask: list[str], sent: list[str]) -> list[str]
 
 
 @covers("Update{A}Request.{a}", "Update{A}Request.update_mask")
-@covers("{A}.display_name", "{A}.email", "{A}.status", "{A}.identifiers", "{A}.annotations")
+@covers("{A}.display_name", "{A}.aliases", "{A}.email", "{A}.status", "{A}.identifiers", "{A}.annotations")
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_an_update_sets_only_the_fields_of_the_mask(people: People, data: st.DataObject) -> None:

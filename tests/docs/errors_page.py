@@ -32,6 +32,7 @@ WHAT_TO_DO: Final = {
     "HAS_ACTIVE_ASSIGNMENTS": "Unassign first. A delete with `force` ends the assignments itself.",
     "PERIOD_OVERLAPS": "Send a later start_time, or none: the server then chooses one that fits.",
     "TOO_MANY_ASSIGNMENTS": "Transfer them in parts with `patient_ids`. Before a delete with `force`, unassign some.",
+    "PATIENT_MERGED": "Use the record that metadata names. If the merge was wrong, call UnmergePatients.",
     "ETAG_MISMATCH": "Get the record, decide again, and send its new etag.",
     "STORE_BUSY": "Retry after the delay in RetryInfo. Operators: [find the cause]"
     "(operations/limits-and-overload.md#callers-get-store_busy).",

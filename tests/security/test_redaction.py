@@ -24,7 +24,7 @@ SECRET: Final = CANARY.lower()
 WRITES: Final = {name for name in RPCS if name not in READS}
 KEPT: Final = {
     *("therapist_id", "patient_id", "assignment_id", "etag", "revision"),
-    *("create_time", "update_time", "delete_time", "start_time", "end_time", "created", "ended"),
+    *("create_time", "update_time", "delete_time", "start_time", "end_time", "expire_time", "created", "ended"),
 }
 """What a response may have without `read`; the ids of an assignment only if the request names them."""
 _numbers = count()

@@ -17,7 +17,10 @@ WRITES: Final = (
 """Statements that the first version ran: a live patient and a deleted one, each with its change set."""
 COLUMNS: Final = {
     "store": "store_id, secret, head_revision, oldest_revision",
-    "patient": "*",
+    "patient": (
+        "patient_id, display_name, birth_date, email, phone_number, status, identifiers, annotations,"
+        " primary_therapist_id, active_therapist_count, created_us, updated_us, deleted_us, etag"
+    ),
     "change_set": "revision, committed_us, actor, method, request_id",
     "change": "revision, position, kind, changed_fields, therapist_id, patient_id, assignment_id",
 }

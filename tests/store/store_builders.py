@@ -115,15 +115,15 @@ def crowd(store: RelationshipStore, therapist_id: str, count: int) -> list[str]:
     many: dict[str, Value] = {"ids": json.dumps(ids)}
     run(
         store,
-        "INSERT INTO patient SELECT atom, 'Bob Ray', '', '', '', 1, '[]', '{}', '', 1, 0, 0, CAST(NULL AS INTEGER), 'e'"
-        " FROM json_each(:ids)",
+        "INSERT INTO patient SELECT atom, 'Bob Ray', '', '', '', 1, '[]', '{}', '', 1, 0, 0, CAST(NULL AS INTEGER),"
+        " 'e', '[]', '' FROM json_each(:ids)",
         many,
     )
     run(
         store,
         "INSERT INTO assignment"
-        " SELECT 'a-' || atom, :therapist_id, atom, 2, '', 0, CAST(NULL AS INTEGER), 0, 'x', '', 0, 0, 'e'"
-        " FROM json_each(:ids)",
+        " SELECT 'a-' || atom, :therapist_id, atom, 2, '', 0, CAST(NULL AS INTEGER), 0, 'x', '', 0, 0, 'e',"
+        " CAST(NULL AS INTEGER) FROM json_each(:ids)",
         {**many, "therapist_id": therapist_id},
     )
     run(

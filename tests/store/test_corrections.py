@@ -135,7 +135,7 @@ def test_a_correction_is_rejected_exactly_when_two_periods_would_overlap(
     run(filled_store, "DELETE FROM assignment")
     made: list[Assignment] = []
     for n, (therapist_id, patient_id, role, (start_us, end_us), why) in enumerate(rows):
-        one = Assignment(f"a{n}", therapist_id, patient_id, role, "", start_us, end_us, None, why, "x", "x", 0, 0, "e")
+        one = Assignment(f"a{n}", therapist_id, patient_id, role, "", start_us, end_us, why, "x", "x", 0, 0, "e", None)
         if active and n == len(rows) - 1:
             one = one._replace(end_us=None, end_reason=0, ended_by="")
         if n == 0 or not any(overlap(one, other) for other in made):

@@ -56,7 +56,6 @@ RULES = [
     # Values outside the contract.
     (CHECK, period(role="0"), period(role="4")),
     (CHECK, period(role="5"), period(role="1")),
-    (CHECK, period(end="100", reason="8"), period(end="100", reason="7")),
     (CHECK, period(end="100", reason="-1"), period(end="100", reason="0")),
     # No end before the start; no reason and no ended_by without an end.
     (CHECK, period(end="99"), period(end="100")),

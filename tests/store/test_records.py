@@ -34,6 +34,7 @@ WITH_MRN = '[["urn:mrn","1"]]'
             THERAPIST,
             {
                 "display_name": "Zoë Müller-Lüdenscheidt",
+                "aliases": '["Zoe Mueller"]',
                 "email": "zoe@example.org",
                 "status": 2,
                 "identifiers": WITH_MRN,
@@ -46,6 +47,7 @@ WITH_MRN = '[["urn:mrn","1"]]'
             PATIENT,
             {
                 "display_name": "李 小龍",
+                "aliases": '["Bruce Lee"]',
                 "birth_date": "2001-02-28",
                 "email": "li@example.org",
                 "phone_number": "+4930123",

@@ -8,8 +8,6 @@ class Therapist(NamedTuple):
 
     therapist_id: str
     display_name: str
-    aliases: str
-    """JSON: a list of names."""
     email: str
     status: int
     identifiers: str
@@ -24,6 +22,8 @@ class Therapist(NamedTuple):
     updated_us: int
     deleted_us: int | None
     etag: str
+    aliases: str
+    """JSON: a list of names."""
 
 
 class Patient(NamedTuple):
@@ -31,8 +31,6 @@ class Patient(NamedTuple):
 
     patient_id: str
     display_name: str
-    aliases: str
-    """JSON: a list of names."""
     birth_date: str
     """YYYY-MM-DD, or empty."""
     email: str
@@ -44,12 +42,14 @@ class Patient(NamedTuple):
     """JSON: an object whose values are strings."""
     primary_therapist_id: str
     active_therapist_count: int
-    merged_into_patient_id: str
-    """Empty unless the record was merged."""
     created_us: int
     updated_us: int
     deleted_us: int | None
     etag: str
+    aliases: str
+    """JSON: a list of names."""
+    merged_into_patient_id: str
+    """Empty unless the record was merged."""
 
 
 class Assignment(NamedTuple):
@@ -62,14 +62,14 @@ class Assignment(NamedTuple):
     focus: str
     start_us: int
     end_us: int | None
-    expire_us: int | None
-    """The planned end."""
     end_reason: int
     created_by: str
     ended_by: str
     created_us: int
     updated_us: int
     etag: str
+    expire_us: int | None
+    """The planned end."""
 
 
 Person = Therapist | Patient
