@@ -102,8 +102,8 @@ class AssignmentFilter(_message.Message):
     @_builtins.property
     def as_of_time(self) -> _timestamp_pb2.Timestamp:
         """Lists the assignments that were in force at this time, instead of those in a state. An
-        assignment that ended as ENTERED_IN_ERROR was never in force. Must not be in the future, or set
-        together with states.
+        assignment that ended as ENTERED_IN_ERROR was never in force. At most a minute ahead, because
+        clocks differ. Must not be set together with states.
         """
 
     def __init__(
@@ -312,7 +312,9 @@ class CheckAssignmentsRequest(_message.Message):
 
     @_builtins.property
     def as_of_time(self) -> _timestamp_pb2.Timestamp:
-        """Checks the pairs at this time instead of now. Must not be in the future."""
+        """Checks the pairs at this time instead of now. At most a minute ahead, because clocks
+        differ, and evaluated as given.
+        """
 
     def __init__(
         self,
@@ -543,7 +545,7 @@ class BatchAssignResponse(_message.Message):
         """False if the same assignment was already recorded."""
         @_builtins.property
         def assignment(self) -> _resources_pb2.Assignment:
-            """The assignment, as in AssignPatientResponse."""
+            """The assignment, as it is after the last entry. On a replay, its current state."""
 
         def __init__(
             self,

@@ -35,6 +35,10 @@ class AssignmentServiceStub(object):
     purged since, it returns ASSIGNMENT_NOT_FOUND. A different request or method with the same
     request_id returns REQUEST_ID_REUSED.
 
+    Times. A time in a request must not lie before 1900-01-01T00:00:00Z. A time that must have passed
+    may lie up to a minute ahead of the server's clock, because clocks differ. It is evaluated as
+    given.
+
     validate_only. The server runs the whole write, then rolls it back. The response or error is that
     of the write, but revision and the ids and etags that the write would generate are empty. With a
     request_id that was already used, the response is that of the replay.
@@ -67,6 +71,11 @@ class AssignmentServiceStub(object):
                 '/caseload.v1.AssignmentService/CheckAssignments',
                 request_serializer=caseload_dot_v1_dot_assignment__service__pb2.CheckAssignmentsRequest.SerializeToString,
                 response_deserializer=caseload_dot_v1_dot_assignment__service__pb2.CheckAssignmentsResponse.FromString,
+                )
+        self.BatchAssign = channel.unary_unary(
+                '/caseload.v1.AssignmentService/BatchAssign',
+                request_serializer=caseload_dot_v1_dot_assignment__service__pb2.BatchAssignRequest.SerializeToString,
+                response_deserializer=caseload_dot_v1_dot_assignment__service__pb2.BatchAssignResponse.FromString,
                 )
         self.TransferPatients = channel.unary_unary(
                 '/caseload.v1.AssignmentService/TransferPatients',
@@ -105,6 +114,10 @@ class AssignmentServiceServicer(object):
     purged since, it returns ASSIGNMENT_NOT_FOUND. A different request or method with the same
     request_id returns REQUEST_ID_REUSED.
 
+    Times. A time in a request must not lie before 1900-01-01T00:00:00Z. A time that must have passed
+    may lie up to a minute ahead of the server's clock, because clocks differ. It is evaluated as
+    given.
+
     validate_only. The server runs the whole write, then rolls it back. The response or error is that
     of the write, but revision and the ids and etags that the write would generate are empty. With a
     request_id that was already used, the response is that of the replay.
@@ -135,8 +148,8 @@ class AssignmentServiceServicer(object):
         Retries: the call reads again. A page_token can be used any number of times.
 
         Errors:
-        - INVALID_FIELD: a field of filter is malformed, page_size is negative, as_of_time is in the
-        future, or both as_of_time and states are set.
+        - INVALID_FIELD: a field of filter is malformed, page_size is negative, as_of_time is more
+        than a minute ahead, or both as_of_time and states are set.
         - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
         - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
         """
@@ -187,7 +200,29 @@ class AssignmentServiceServicer(object):
 
         Errors:
         - INVALID_FIELD: there is no pair, there are more than 100 pairs, an id is missing or
-        malformed, or as_of_time is in the future.
+        malformed, or as_of_time is more than a minute ahead.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchAssign(self, request, context):
+        """Assigns up to 100 pairs, all or nothing. Each entry is a request of
+        TherapistService.AssignPatient and has the same effect. With end_time, entries record the
+        history of an old system. The entries take effect in order, so an entry sees what earlier ones
+        wrote. There is one change set.
+
+        Retries: with the same request_id, the call writes nothing and returns the assignments and the
+        created flags of the first call. Without a request_id, entries that are already recorded return
+        created=false, as in AssignPatient.
+
+        Errors:
+        - INVALID_FIELD: there is no entry, there are more than 100 entries, or a field is missing or
+        malformed. The field of an entry has a path such as requests[7].start_time. Or request_id or
+        validate_only is set on an entry.
+        - REQUEST_ID_REUSED: request_id was used for a different request.
+        - All other errors of AssignPatient from THERAPIST_NOT_FOUND on. They are those of the first
+        entry that cannot be assigned. Metadata gives its position as index, from 0.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -257,6 +292,11 @@ def add_AssignmentServiceServicer_to_server(servicer, server):
                     request_deserializer=caseload_dot_v1_dot_assignment__service__pb2.CheckAssignmentsRequest.FromString,
                     response_serializer=caseload_dot_v1_dot_assignment__service__pb2.CheckAssignmentsResponse.SerializeToString,
             ),
+            'BatchAssign': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchAssign,
+                    request_deserializer=caseload_dot_v1_dot_assignment__service__pb2.BatchAssignRequest.FromString,
+                    response_serializer=caseload_dot_v1_dot_assignment__service__pb2.BatchAssignResponse.SerializeToString,
+            ),
             'TransferPatients': grpc.unary_unary_rpc_method_handler(
                     servicer.TransferPatients,
                     request_deserializer=caseload_dot_v1_dot_assignment__service__pb2.TransferPatientsRequest.FromString,
@@ -298,6 +338,10 @@ class AssignmentService(object):
     revision of the first call, with the current state of the assignments. If an assignment has been
     purged since, it returns ASSIGNMENT_NOT_FOUND. A different request or method with the same
     request_id returns REQUEST_ID_REUSED.
+
+    Times. A time in a request must not lie before 1900-01-01T00:00:00Z. A time that must have passed
+    may lie up to a minute ahead of the server's clock, because clocks differ. It is evaluated as
+    given.
 
     validate_only. The server runs the whole write, then rolls it back. The response or error is that
     of the write, but revision and the ids and etags that the write would generate are empty. With a
@@ -371,6 +415,23 @@ class AssignmentService(object):
         return grpc.experimental.unary_unary(request, target, '/caseload.v1.AssignmentService/CheckAssignments',
             caseload_dot_v1_dot_assignment__service__pb2.CheckAssignmentsRequest.SerializeToString,
             caseload_dot_v1_dot_assignment__service__pb2.CheckAssignmentsResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def BatchAssign(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/caseload.v1.AssignmentService/BatchAssign',
+            caseload_dot_v1_dot_assignment__service__pb2.BatchAssignRequest.SerializeToString,
+            caseload_dot_v1_dot_assignment__service__pb2.BatchAssignResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 

@@ -56,6 +56,10 @@ class AssignmentServiceStub:
     purged since, it returns ASSIGNMENT_NOT_FOUND. A different request or method with the same
     request_id returns REQUEST_ID_REUSED.
 
+    Times. A time in a request must not lie before 1900-01-01T00:00:00Z. A time that must have passed
+    may lie up to a minute ahead of the server's clock, because clocks differ. It is evaluated as
+    given.
+
     validate_only. The server runs the whole write, then rolls it back. The response or error is that
     of the write, but revision and the ids and etags that the write would generate are empty. With a
     request_id that was already used, the response is that of the replay.
@@ -86,8 +90,8 @@ class AssignmentServiceStub:
     Retries: the call reads again. A page_token can be used any number of times.
 
     Errors:
-    - INVALID_FIELD: a field of filter is malformed, page_size is negative, as_of_time is in the
-      future, or both as_of_time and states are set.
+    - INVALID_FIELD: a field of filter is malformed, page_size is negative, as_of_time is more
+      than a minute ahead, or both as_of_time and states are set.
     - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
     - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
     """
@@ -130,7 +134,25 @@ class AssignmentServiceStub:
 
     Errors:
     - INVALID_FIELD: there is no pair, there are more than 100 pairs, an id is missing or
-      malformed, or as_of_time is in the future.
+      malformed, or as_of_time is more than a minute ahead.
+    """
+    BatchAssign: _grpc.UnaryUnaryMultiCallable[_assignment_service_pb2.BatchAssignRequest, _assignment_service_pb2.BatchAssignResponse]
+    """Assigns up to 100 pairs, all or nothing. Each entry is a request of
+    TherapistService.AssignPatient and has the same effect. With end_time, entries record the
+    history of an old system. The entries take effect in order, so an entry sees what earlier ones
+    wrote. There is one change set.
+
+    Retries: with the same request_id, the call writes nothing and returns the assignments and the
+    created flags of the first call. Without a request_id, entries that are already recorded return
+    created=false, as in AssignPatient.
+
+    Errors:
+    - INVALID_FIELD: there is no entry, there are more than 100 entries, or a field is missing or
+      malformed. The field of an entry has a path such as requests[7].start_time. Or request_id or
+      validate_only is set on an entry.
+    - REQUEST_ID_REUSED: request_id was used for a different request.
+    - All other errors of AssignPatient from THERAPIST_NOT_FOUND on. They are those of the first
+      entry that cannot be assigned. Metadata gives its position as index, from 0.
     """
     TransferPatients: _grpc.UnaryUnaryMultiCallable[_assignment_service_pb2.TransferPatientsRequest, _assignment_service_pb2.TransferPatientsResponse]
     """Moves active assignments from one therapist (the source) to another (the target), all or
@@ -201,6 +223,10 @@ class AssignmentServiceAsyncStub(AssignmentServiceStub):
     purged since, it returns ASSIGNMENT_NOT_FOUND. A different request or method with the same
     request_id returns REQUEST_ID_REUSED.
 
+    Times. A time in a request must not lie before 1900-01-01T00:00:00Z. A time that must have passed
+    may lie up to a minute ahead of the server's clock, because clocks differ. It is evaluated as
+    given.
+
     validate_only. The server runs the whole write, then rolls it back. The response or error is that
     of the write, but revision and the ids and etags that the write would generate are empty. With a
     request_id that was already used, the response is that of the replay.
@@ -228,8 +254,8 @@ class AssignmentServiceAsyncStub(AssignmentServiceStub):
     Retries: the call reads again. A page_token can be used any number of times.
 
     Errors:
-    - INVALID_FIELD: a field of filter is malformed, page_size is negative, as_of_time is in the
-      future, or both as_of_time and states are set.
+    - INVALID_FIELD: a field of filter is malformed, page_size is negative, as_of_time is more
+      than a minute ahead, or both as_of_time and states are set.
     - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
     - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
     """
@@ -272,7 +298,25 @@ class AssignmentServiceAsyncStub(AssignmentServiceStub):
 
     Errors:
     - INVALID_FIELD: there is no pair, there are more than 100 pairs, an id is missing or
-      malformed, or as_of_time is in the future.
+      malformed, or as_of_time is more than a minute ahead.
+    """
+    BatchAssign: _aio.UnaryUnaryMultiCallable[_assignment_service_pb2.BatchAssignRequest, _assignment_service_pb2.BatchAssignResponse]  # type: ignore[assignment]
+    """Assigns up to 100 pairs, all or nothing. Each entry is a request of
+    TherapistService.AssignPatient and has the same effect. With end_time, entries record the
+    history of an old system. The entries take effect in order, so an entry sees what earlier ones
+    wrote. There is one change set.
+
+    Retries: with the same request_id, the call writes nothing and returns the assignments and the
+    created flags of the first call. Without a request_id, entries that are already recorded return
+    created=false, as in AssignPatient.
+
+    Errors:
+    - INVALID_FIELD: there is no entry, there are more than 100 entries, or a field is missing or
+      malformed. The field of an entry has a path such as requests[7].start_time. Or request_id or
+      validate_only is set on an entry.
+    - REQUEST_ID_REUSED: request_id was used for a different request.
+    - All other errors of AssignPatient from THERAPIST_NOT_FOUND on. They are those of the first
+      entry that cannot be assigned. Metadata gives its position as index, from 0.
     """
     TransferPatients: _aio.UnaryUnaryMultiCallable[_assignment_service_pb2.TransferPatientsRequest, _assignment_service_pb2.TransferPatientsResponse]  # type: ignore[assignment]
     """Moves active assignments from one therapist (the source) to another (the target), all or
@@ -342,6 +386,10 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
     purged since, it returns ASSIGNMENT_NOT_FOUND. A different request or method with the same
     request_id returns REQUEST_ID_REUSED.
 
+    Times. A time in a request must not lie before 1900-01-01T00:00:00Z. A time that must have passed
+    may lie up to a minute ahead of the server's clock, because clocks differ. It is evaluated as
+    given.
+
     validate_only. The server runs the whole write, then rolls it back. The response or error is that
     of the write, but revision and the ids and etags that the write would generate are empty. With a
     request_id that was already used, the response is that of the replay.
@@ -379,8 +427,8 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
         Retries: the call reads again. A page_token can be used any number of times.
 
         Errors:
-        - INVALID_FIELD: a field of filter is malformed, page_size is negative, as_of_time is in the
-          future, or both as_of_time and states are set.
+        - INVALID_FIELD: a field of filter is malformed, page_size is negative, as_of_time is more
+          than a minute ahead, or both as_of_time and states are set.
         - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
         - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
         """
@@ -435,7 +483,31 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - INVALID_FIELD: there is no pair, there are more than 100 pairs, an id is missing or
-          malformed, or as_of_time is in the future.
+          malformed, or as_of_time is more than a minute ahead.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchAssign(
+        self,
+        request: _assignment_service_pb2.BatchAssignRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_assignment_service_pb2.BatchAssignResponse, _abc.Awaitable[_assignment_service_pb2.BatchAssignResponse]]:
+        """Assigns up to 100 pairs, all or nothing. Each entry is a request of
+        TherapistService.AssignPatient and has the same effect. With end_time, entries record the
+        history of an old system. The entries take effect in order, so an entry sees what earlier ones
+        wrote. There is one change set.
+
+        Retries: with the same request_id, the call writes nothing and returns the assignments and the
+        created flags of the first call. Without a request_id, entries that are already recorded return
+        created=false, as in AssignPatient.
+
+        Errors:
+        - INVALID_FIELD: there is no entry, there are more than 100 entries, or a field is missing or
+          malformed. The field of an entry has a path such as requests[7].start_time. Or request_id or
+          validate_only is set on an entry.
+        - REQUEST_ID_REUSED: request_id was used for a different request.
+        - All other errors of AssignPatient from THERAPIST_NOT_FOUND on. They are those of the first
+          entry that cannot be assigned. Metadata gives its position as index, from 0.
         """
 
     @_abc_1.abstractmethod

@@ -598,7 +598,9 @@ class AssignTherapistRequest(_message.Message):
     the write would generate are empty.
     """
     end_reason: _resources_pb2.Assignment.EndReason.ValueType
-    """Why the period ended. Only with end_time. Unset means no reason."""
+    """Why the period ended. Only with end_time. Unset means no reason. Only the server sets REPLACED,
+    TRANSFERRED, RECORD_DELETED, MERGED and EXPIRED.
+    """
     demote_primary: _builtins.bool
     """With ROLE_PRIMARY, ends another therapist's primary period at the new start_time, with
     END_REASON_REPLACED, and starts a TREATING period of that therapist, whatever their status. No
@@ -661,13 +663,13 @@ class AssignTherapistResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     DEMOTED_FIELD_NUMBER: _builtins.int
     created: _builtins.bool
-    """False if the same assignment was already active."""
+    """False if the same assignment was already active, or recorded as finished."""
     revision: _builtins.str
     """The store revision of the write, or the head revision if nothing was written."""
     @_builtins.property
     def assignment(self) -> _resources_pb2.Assignment:
-        """The active assignment. On a replay, the assignment of the first call, which may have ended
-        since.
+        """The active assignment, or with end_time the finished one. On a replay, the assignment of the
+        first call, which may have ended since.
         """
 
     @_builtins.property
@@ -711,8 +713,8 @@ class UnassignTherapistRequest(_message.Message):
     therapist_id: _builtins.str
     """The therapist, live or soft-deleted."""
     end_reason: _resources_pb2.Assignment.EndReason.ValueType
-    """Why the period ends. Unset means no reason. Only the server sets REPLACED, TRANSFERRED and
-    RECORD_DELETED.
+    """Why the period ends. Unset means no reason. Only the server sets REPLACED, TRANSFERRED,
+    RECORD_DELETED, MERGED and EXPIRED.
     """
     etag: _builtins.str
     """If set, must match the etag of the active assignment. Not compared if the assignment has ended."""
@@ -822,8 +824,8 @@ class ListPatientTherapistsRequest(_message.Message):
     @_builtins.property
     def as_of_time(self) -> _timestamp_pb2.Timestamp:
         """Lists the assignments that were in force at this time, instead of those in a state. An
-        assignment that ended as ENTERED_IN_ERROR was never in force. Must not be in the future, or set
-        together with states.
+        assignment that ended as ENTERED_IN_ERROR was never in force. At most a minute ahead, because
+        clocks differ. Must not be set together with states.
         """
 
     def __init__(

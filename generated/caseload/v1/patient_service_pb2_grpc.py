@@ -35,6 +35,10 @@ class PatientServiceStub(object):
     purged since, it returns PATIENT_NOT_FOUND or ASSIGNMENT_NOT_FOUND. A different request or method
     with the same request_id returns REQUEST_ID_REUSED.
 
+    Times. A time in a request must not lie before 1900-01-01T00:00:00Z. A time that must have passed
+    may lie up to a minute ahead of the server's clock, because clocks differ. It is evaluated as
+    given.
+
     validate_only. The server runs the whole write, then rolls it back. The response or error is that
     of the write, but revision and the ids and etags that the write would generate are empty. With a
     request_id that was already used, the response is that of the replay.
@@ -129,6 +133,10 @@ class PatientServiceServicer(object):
     and revision of the first call, with the current state of the records. If a record has been
     purged since, it returns PATIENT_NOT_FOUND or ASSIGNMENT_NOT_FOUND. A different request or method
     with the same request_id returns REQUEST_ID_REUSED.
+
+    Times. A time in a request must not lie before 1900-01-01T00:00:00Z. A time that must have passed
+    may lie up to a minute ahead of the server's clock, because clocks differ. It is evaluated as
+    given.
 
     validate_only. The server runs the whole write, then rolls it back. The response or error is that
     of the write, but revision and the ids and etags that the write would generate are empty. With a
@@ -262,15 +270,21 @@ class PatientServiceServicer(object):
         """Assigns a therapist to a patient, which starts a new period. Ended periods of the pair are
         kept. TherapistService.AssignPatient does the same.
 
+        With end_time, the call records a finished period instead, in any order of calls. The statuses
+        of the two, the capacity and active assignments do not stand in its way, unless it overlaps one.
+        created_by and ended_by become the caller.
+
         Retries: while the same assignment is active, the call succeeds with created=false and writes
         nothing. Changes of status or capacity in the meantime do not matter. Assignments are the same
         when role (unset means ROLE_TREATING) and focus are equal, and start_time too if the call sets
         it, truncated to microseconds. Flags are not compared. After the assignment has ended, a retry
         starts a new period. With the same request_id it returns the ended assignment of the first call
-        instead.
+        instead. A finished period is the same when role, focus, start_time, end_time and end_reason
+        (unset means no reason) are equal. Then the call succeeds with created=false.
 
         Errors:
-        - INVALID_FIELD: a field is missing or malformed, or start_time is more than a minute ahead.
+        - INVALID_FIELD: a field is missing or malformed, start_time or end_time is more than a minute
+        ahead, or a field must not be set together with end_time.
         - REQUEST_ID_REUSED: request_id was used for a different request.
         - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.
         - PATIENT_NOT_FOUND: patient_id never existed, or was purged.
@@ -282,7 +296,9 @@ class PatientServiceServicer(object):
         - PATIENT_NOT_ACTIVE: the patient's status is not STATUS_ACTIVE.
         - PERIOD_OVERLAPS: start_time is before the end of an ended period of the pair, or before the
         start of a period that this one replaces. For ROLE_PRIMARY, ended PRIMARY periods of the
-        patient count too. Periods that ended as ENTERED_IN_ERROR do not count.
+        patient count too. A finished period must not overlap active ones either. Periods that ended
+        as ENTERED_IN_ERROR, or at the moment they started, do not count. Metadata gives assignment_id
+        of the other period.
         - PRIMARY_EXISTS: role is ROLE_PRIMARY, the patient has an active PRIMARY assignment to another
         therapist, and replace_primary is not set.
         - THERAPIST_AT_CAPACITY: the therapist has reached max_active_patients, and ignore_capacity is
@@ -323,8 +339,8 @@ class PatientServiceServicer(object):
         Retries: the call reads again. A page_token can be used any number of times.
 
         Errors:
-        - INVALID_FIELD: a field is missing or malformed, page_size is negative, as_of_time is in the
-        future, or both as_of_time and states are set.
+        - INVALID_FIELD: a field is missing or malformed, page_size is negative, as_of_time is more than
+        a minute ahead, or both as_of_time and states are set.
         - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
         - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
         - PATIENT_NOT_FOUND: patient_id never existed, or was purged.
@@ -422,6 +438,10 @@ class PatientService(object):
     and revision of the first call, with the current state of the records. If a record has been
     purged since, it returns PATIENT_NOT_FOUND or ASSIGNMENT_NOT_FOUND. A different request or method
     with the same request_id returns REQUEST_ID_REUSED.
+
+    Times. A time in a request must not lie before 1900-01-01T00:00:00Z. A time that must have passed
+    may lie up to a minute ahead of the server's clock, because clocks differ. It is evaluated as
+    given.
 
     validate_only. The server runs the whole write, then rolls it back. The response or error is that
     of the write, but revision and the ids and etags that the write would generate are empty. With a

@@ -56,6 +56,10 @@ class TherapistServiceStub:
     purged since, it returns THERAPIST_NOT_FOUND or ASSIGNMENT_NOT_FOUND. A different request or
     method with the same request_id returns REQUEST_ID_REUSED.
 
+    Times. A time in a request must not lie before 1900-01-01T00:00:00Z. A time that must have passed
+    may lie up to a minute ahead of the server's clock, because clocks differ. It is evaluated as
+    given.
+
     validate_only. The server runs the whole write, then rolls it back. The response or error is that
     of the write, but revision and the ids and etags that the write would generate are empty. With a
     request_id that was already used, the response is that of the replay.
@@ -167,15 +171,21 @@ class TherapistServiceStub:
     """Assigns a patient to a therapist, which starts a new period. Ended periods of the pair are
     kept. PatientService.AssignTherapist does the same.
 
+    With end_time, the call records a finished period instead, in any order of calls. The statuses
+    of the two, the capacity and active assignments do not stand in its way, unless it overlaps one.
+    created_by and ended_by become the caller.
+
     Retries: while the same assignment is active, the call succeeds with created=false and writes
     nothing. Changes of status or capacity in the meantime do not matter. Assignments are the same
     when role (unset means ROLE_TREATING) and focus are equal, and start_time too if the call sets
     it, truncated to microseconds. Flags are not compared. After the assignment has ended, a retry
     starts a new period. With the same request_id it returns the ended assignment of the first call
-    instead.
+    instead. A finished period is the same when role, focus, start_time, end_time and end_reason
+    (unset means no reason) are equal. Then the call succeeds with created=false.
 
     Errors:
-    - INVALID_FIELD: a field is missing or malformed, or start_time is more than a minute ahead.
+    - INVALID_FIELD: a field is missing or malformed, start_time or end_time is more than a minute
+      ahead, or a field must not be set together with end_time.
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.
     - PATIENT_NOT_FOUND: patient_id never existed, or was purged.
@@ -187,7 +197,9 @@ class TherapistServiceStub:
     - PATIENT_NOT_ACTIVE: the patient's status is not STATUS_ACTIVE.
     - PERIOD_OVERLAPS: start_time is before the end of an ended period of the pair, or before the
       start of a period that this one replaces. For ROLE_PRIMARY, ended PRIMARY periods of the
-      patient count too. Periods that ended as ENTERED_IN_ERROR do not count.
+      patient count too. A finished period must not overlap active ones either. Periods that ended
+      as ENTERED_IN_ERROR, or at the moment they started, do not count. Metadata gives assignment_id
+      of the other period.
     - PRIMARY_EXISTS: role is ROLE_PRIMARY, the patient has an active PRIMARY assignment to another
       therapist, and replace_primary is not set.
     - THERAPIST_AT_CAPACITY: the therapist has reached max_active_patients, and ignore_capacity is
@@ -220,8 +232,8 @@ class TherapistServiceStub:
     Retries: the call reads again. A page_token can be used any number of times.
 
     Errors:
-    - INVALID_FIELD: a field is missing or malformed, page_size is negative, as_of_time is in the
-      future, or both as_of_time and states are set.
+    - INVALID_FIELD: a field is missing or malformed, page_size is negative, as_of_time is more than
+      a minute ahead, or both as_of_time and states are set.
     - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
     - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
     - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.
@@ -257,6 +269,10 @@ class TherapistServiceAsyncStub(TherapistServiceStub):
     and revision of the first call, with the current state of the records. If a record has been
     purged since, it returns THERAPIST_NOT_FOUND or ASSIGNMENT_NOT_FOUND. A different request or
     method with the same request_id returns REQUEST_ID_REUSED.
+
+    Times. A time in a request must not lie before 1900-01-01T00:00:00Z. A time that must have passed
+    may lie up to a minute ahead of the server's clock, because clocks differ. It is evaluated as
+    given.
 
     validate_only. The server runs the whole write, then rolls it back. The response or error is that
     of the write, but revision and the ids and etags that the write would generate are empty. With a
@@ -366,15 +382,21 @@ class TherapistServiceAsyncStub(TherapistServiceStub):
     """Assigns a patient to a therapist, which starts a new period. Ended periods of the pair are
     kept. PatientService.AssignTherapist does the same.
 
+    With end_time, the call records a finished period instead, in any order of calls. The statuses
+    of the two, the capacity and active assignments do not stand in its way, unless it overlaps one.
+    created_by and ended_by become the caller.
+
     Retries: while the same assignment is active, the call succeeds with created=false and writes
     nothing. Changes of status or capacity in the meantime do not matter. Assignments are the same
     when role (unset means ROLE_TREATING) and focus are equal, and start_time too if the call sets
     it, truncated to microseconds. Flags are not compared. After the assignment has ended, a retry
     starts a new period. With the same request_id it returns the ended assignment of the first call
-    instead.
+    instead. A finished period is the same when role, focus, start_time, end_time and end_reason
+    (unset means no reason) are equal. Then the call succeeds with created=false.
 
     Errors:
-    - INVALID_FIELD: a field is missing or malformed, or start_time is more than a minute ahead.
+    - INVALID_FIELD: a field is missing or malformed, start_time or end_time is more than a minute
+      ahead, or a field must not be set together with end_time.
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.
     - PATIENT_NOT_FOUND: patient_id never existed, or was purged.
@@ -386,7 +408,9 @@ class TherapistServiceAsyncStub(TherapistServiceStub):
     - PATIENT_NOT_ACTIVE: the patient's status is not STATUS_ACTIVE.
     - PERIOD_OVERLAPS: start_time is before the end of an ended period of the pair, or before the
       start of a period that this one replaces. For ROLE_PRIMARY, ended PRIMARY periods of the
-      patient count too. Periods that ended as ENTERED_IN_ERROR do not count.
+      patient count too. A finished period must not overlap active ones either. Periods that ended
+      as ENTERED_IN_ERROR, or at the moment they started, do not count. Metadata gives assignment_id
+      of the other period.
     - PRIMARY_EXISTS: role is ROLE_PRIMARY, the patient has an active PRIMARY assignment to another
       therapist, and replace_primary is not set.
     - THERAPIST_AT_CAPACITY: the therapist has reached max_active_patients, and ignore_capacity is
@@ -419,8 +443,8 @@ class TherapistServiceAsyncStub(TherapistServiceStub):
     Retries: the call reads again. A page_token can be used any number of times.
 
     Errors:
-    - INVALID_FIELD: a field is missing or malformed, page_size is negative, as_of_time is in the
-      future, or both as_of_time and states are set.
+    - INVALID_FIELD: a field is missing or malformed, page_size is negative, as_of_time is more than
+      a minute ahead, or both as_of_time and states are set.
     - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
     - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
     - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.
@@ -455,6 +479,10 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
     and revision of the first call, with the current state of the records. If a record has been
     purged since, it returns THERAPIST_NOT_FOUND or ASSIGNMENT_NOT_FOUND. A different request or
     method with the same request_id returns REQUEST_ID_REUSED.
+
+    Times. A time in a request must not lie before 1900-01-01T00:00:00Z. A time that must have passed
+    may lie up to a minute ahead of the server's clock, because clocks differ. It is evaluated as
+    given.
 
     validate_only. The server runs the whole write, then rolls it back. The response or error is that
     of the write, but revision and the ids and etags that the write would generate are empty. With a
@@ -610,15 +638,21 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
         """Assigns a patient to a therapist, which starts a new period. Ended periods of the pair are
         kept. PatientService.AssignTherapist does the same.
 
+        With end_time, the call records a finished period instead, in any order of calls. The statuses
+        of the two, the capacity and active assignments do not stand in its way, unless it overlaps one.
+        created_by and ended_by become the caller.
+
         Retries: while the same assignment is active, the call succeeds with created=false and writes
         nothing. Changes of status or capacity in the meantime do not matter. Assignments are the same
         when role (unset means ROLE_TREATING) and focus are equal, and start_time too if the call sets
         it, truncated to microseconds. Flags are not compared. After the assignment has ended, a retry
         starts a new period. With the same request_id it returns the ended assignment of the first call
-        instead.
+        instead. A finished period is the same when role, focus, start_time, end_time and end_reason
+        (unset means no reason) are equal. Then the call succeeds with created=false.
 
         Errors:
-        - INVALID_FIELD: a field is missing or malformed, or start_time is more than a minute ahead.
+        - INVALID_FIELD: a field is missing or malformed, start_time or end_time is more than a minute
+          ahead, or a field must not be set together with end_time.
         - REQUEST_ID_REUSED: request_id was used for a different request.
         - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.
         - PATIENT_NOT_FOUND: patient_id never existed, or was purged.
@@ -630,7 +664,9 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
         - PATIENT_NOT_ACTIVE: the patient's status is not STATUS_ACTIVE.
         - PERIOD_OVERLAPS: start_time is before the end of an ended period of the pair, or before the
           start of a period that this one replaces. For ROLE_PRIMARY, ended PRIMARY periods of the
-          patient count too. Periods that ended as ENTERED_IN_ERROR do not count.
+          patient count too. A finished period must not overlap active ones either. Periods that ended
+          as ENTERED_IN_ERROR, or at the moment they started, do not count. Metadata gives assignment_id
+          of the other period.
         - PRIMARY_EXISTS: role is ROLE_PRIMARY, the patient has an active PRIMARY assignment to another
           therapist, and replace_primary is not set.
         - THERAPIST_AT_CAPACITY: the therapist has reached max_active_patients, and ignore_capacity is
@@ -675,8 +711,8 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
         Retries: the call reads again. A page_token can be used any number of times.
 
         Errors:
-        - INVALID_FIELD: a field is missing or malformed, page_size is negative, as_of_time is in the
-          future, or both as_of_time and states are set.
+        - INVALID_FIELD: a field is missing or malformed, page_size is negative, as_of_time is more than
+          a minute ahead, or both as_of_time and states are set.
         - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
         - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
         - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.

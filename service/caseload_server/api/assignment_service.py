@@ -57,6 +57,14 @@ class AssignmentServicer(pb_grpc.AssignmentServiceServicer):
         convert.add_all(checks, convert.check_result, response.results)
         return response
 
+    def BatchAssign(self, request: pb.BatchAssignRequest, context: grpc.ServicerContext) -> pb.BatchAssignResponse:
+        batch = validate.batch_assign(request, self._clock())
+        result = self._store.batch_assign(batch, call_context(request, context))
+        response = pb.BatchAssignResponse(revision=result.revision)
+        for record, created in zip(result.records, result.created, strict=True):
+            convert.assignment(record, response.results.add(created=created).assignment)
+        return response
+
     def TransferPatients(
         self, request: pb.TransferPatientsRequest, context: grpc.ServicerContext
     ) -> pb.TransferPatientsResponse:

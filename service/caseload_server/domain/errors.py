@@ -46,6 +46,12 @@ class DomainError(Exception):
         self.resources = tuple(resources)
         self.metadata = {key: str(value) for key, value in metadata.items()}
 
+    def of_entry(self, index: int) -> "DomainError":
+        """Returns the error of an entry of a batch. A failure of the database is not one. Args: index, from 0."""
+        if not self.cause:
+            self.metadata["index"] = str(index)
+        return self
+
 
 class InvalidField(DomainError):
     """One or more fields of the request are missing or malformed."""
@@ -60,6 +66,11 @@ class InvalidField(DomainError):
         first = violations[0]
         rest = len(violations) - 1
         self.message = f"{first.field or 'request'}: {first.description}" + (f" (and {rest} more)" if rest else "")
+
+    def of_entry(self, index: int) -> "InvalidField":
+        """Returns the error with paths from the batch."""
+        violations = (one._replace(field=f"requests[{index}].{one.field}") for one in self.violations)
+        return InvalidField(*violations)
 
 
 class PageTokenInvalid(DomainError):

@@ -12,7 +12,7 @@ MAX_MESSAGE_BYTES: Final = 1024 * 1024
 MAX_METADATA_BYTES: Final = 16 * 1024
 """Largest metadata of a call, in bytes."""
 MAX_BATCH_SIZE: Final = 100
-"""Largest number of ids in a BatchGet request, and of pairs in a CheckAssignments request."""
+"""Largest number of ids in a BatchGet request, of pairs in a CheckAssignments request, and of entries in a batch."""
 MAX_MASK_PATHS: Final = 100
 """Largest number of paths in an update_mask."""
 MAX_FILTER_VALUES: Final = 100
@@ -22,6 +22,12 @@ MAX_ASSIGNMENTS_PER_CALL: Final = 1000
 
 MAX_READ_SECONDS: Final = 10.0
 """Longest time of the reads of a call on SQLite, in seconds. They end earlier if the call's deadline passes."""
+
+EARLIEST_TIME_US: Final = -2_208_988_800_000_000
+"""Earliest time that a request may name, in microseconds since 1970 (UTC): 1900-01-01T00:00:00Z. The zero times of Go
+and C#, in the year 1, are earlier."""
+CLOCK_TOLERANCE_US: Final = 60 * 1_000_000
+"""How far ahead of the server's clock a time in a request may lie, in microseconds, because clocks differ."""
 
 # Records
 
@@ -111,7 +117,7 @@ MAX_CONNECTION_BYTES: Final = 10 * 1024 * 1024
 SMALL_ANSWER_BYTES: Final = 4 * 1024
 """Size up to which an unread response does not count, in bytes. The number of open calls limits those."""
 BULK_WRITE_THREADS: Final = 4
-"""Number of transfers and deletes that run at once. Each may change many assignments."""
+"""Number of batches, transfers and deletes that run at once. Each may change many assignments."""
 
 # Logs
 

@@ -70,6 +70,10 @@ class Assign(NamedTuple):
     replace: bool = False
     replace_primary: bool = False
     ignore_capacity: bool = False
+    end_us: int | None = None
+    """The end of a finished period. None begins an active one."""
+    end_reason: int = 0
+    """Why a finished period ended."""
 
 
 class Unassign(NamedTuple):

@@ -28,11 +28,20 @@ class DeleteResult(NamedTuple, Generic[R]):
 
 
 class AssignResult(NamedTuple):
-    """The active assignment of a pair."""
+    """The assignment of a pair: active, or finished if the request has an end."""
 
     record: Assignment
     created: bool
-    """False when the same assignment was already active."""
+    """False when the same assignment was already active, or recorded."""
+    revision: str
+
+
+class BatchAssignResult(NamedTuple):
+    """The assignments of a batch, in the order of its entries."""
+
+    records: list[Assignment]
+    created: list[bool]
+    """False where the same assignment was already recorded."""
     revision: str
 
 

@@ -20,7 +20,7 @@ from caseload_server.domain.errors import DomainError
 from caseload_server.security.principal import current_principal
 
 _RESPONSE_FIELDS: Final = frozenset(
-    {"revision", "created", "ended", "active", "therapist", "patient", "assignment"}  # flags, and records
+    {"revision", "created", "ended", "active", "therapist", "patient", "assignment", "results"}  # flags, and records
 )
 """Fields of every response to keep. The records in them are redacted too."""
 _PERSON_FIELDS: Final = frozenset({"etag", "create_time", "update_time", "delete_time"})
@@ -30,10 +30,13 @@ _RECORD_FIELDS: Final = {
     "caseload.v1.Assignment": frozenset(
         {"assignment_id", "etag", "create_time", "update_time", "start_time", "end_time", "expire_time"}
     ),
+    "caseload.v1.BatchAssignResponse.Result": frozenset({"assignment", "created"}),
 }
 """Fields of records to keep."""
 _REFERENCES: Final = {"caseload.v1.Assignment": frozenset({"therapist_id", "patient_id"})}
 """Ids of other records, which are kept if the request names them."""
+_PUBLIC_METADATA: Final = frozenset({"index"})
+"""Metadata of every error to keep: the position of an entry in the request."""
 _SIGNS_OF_CHANGE: Final = frozenset({"etag", "update_time"})
 """Fields of records that show whether a call that only validates would change anything."""
 _NONE: Final[frozenset[str]] = frozenset()
@@ -53,7 +56,8 @@ def redact(response: Any, request: Any) -> None:
 
 def redact_error(error: DomainError) -> None:
     """Removes the metadata and the resources of an error that need `read`."""
-    error.metadata = {key: value for key, value in error.metadata.items() if key in error.public_metadata}
+    public = error.public_metadata | _PUBLIC_METADATA
+    error.metadata = {key: value for key, value in error.metadata.items() if key in public}
     error.resources = error.resources if error.public_resources else ()
 
 

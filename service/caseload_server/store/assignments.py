@@ -8,7 +8,7 @@ the other rules.
 from typing import Any
 
 from caseload_server.domain import enums, errors, limits, requests
-from caseload_server.domain.records import Assignment, P, Therapist
+from caseload_server.domain.records import Assignment, P, Patient, Therapist
 from caseload_server.store import records
 from caseload_server.store.backends.protocol import SerializationConflict, Value
 from caseload_server.store.counts import CountChanges
@@ -74,13 +74,7 @@ def assign(write: Write, request: requests.Assign) -> tuple[list[Assignment], bo
         pair: dict[str, Value] = {"therapist_id": request.therapist_id, "patient_id": request.patient_id}
         primary = _select_one(write, _SELECT_OTHER_PRIMARY, pair)
         records.lock(write, THERAPIST, [request.therapist_id, *([primary.therapist_id] if primary else [])])
-    therapist = records.require(write, THERAPIST, request.therapist_id)
-    if patient is None:
-        raise records.not_found(PATIENT, [request.patient_id])
-    if therapist.deleted_us is not None:
-        raise errors.TherapistDeleted
-    if patient.deleted_us is not None:
-        raise errors.PatientDeleted
+    therapist, patient = require_live(write, request, patient)
     current = find_active(write, request.therapist_id, request.patient_id)
     if current and _is_same(current, request):
         return [current], False
@@ -91,6 +85,21 @@ def assign(write: Write, request: requests.Assign) -> tuple[list[Assignment], bo
     if patient.status != enums.STATUS_ACTIVE:
         raise errors.PatientNotActive
     return [_replace_and_begin(write, request, therapist, current)], True
+
+
+def require_live(write: Write, request: requests.Assign, patient: Patient | None) -> tuple[Therapist, Patient]:
+    """Returns and locks the two records of an assignment. Args: patient, as found, already locked.
+
+    Raises, in this order: TherapistNotFound, PatientNotFound, TherapistDeleted, PatientDeleted.
+    """
+    therapist = records.require(write, THERAPIST, request.therapist_id)
+    if patient is None:
+        raise records.not_found(PATIENT, [request.patient_id])
+    if therapist.deleted_us is not None:
+        raise errors.TherapistDeleted
+    if patient.deleted_us is not None:
+        raise errors.PatientDeleted
+    return therapist, patient
 
 
 def _is_same(current: Assignment, request: requests.Assign) -> bool:
@@ -175,10 +184,15 @@ def begin(write: Write, request: requests.Assign, start_us: int, counts: CountCh
         updated_us=write.now_us,
         etag=write.new_etag(),
     )
-    write.run(_INSERT, assignment._asdict())
+    insert(write, assignment)
     counts.add(assignment, 1)
-    write.record_change(enums.CHANGE_CREATED, assignment)
     return assignment
+
+
+def insert(write: Write, assignment: Assignment) -> None:
+    """Inserts a period, and records the change."""
+    write.run(_INSERT, assignment._asdict())
+    write.record_change(enums.CHANGE_CREATED, assignment)
 
 
 def unassign(write: Write, request: requests.Unassign) -> tuple[list[Assignment], bool]:

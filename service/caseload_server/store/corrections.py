@@ -7,27 +7,24 @@ from caseload_server.domain.errors import InvalidField, Violation
 from caseload_server.domain.records import Assignment
 from caseload_server.domain.requests import Correction
 from caseload_server.store import assignments, records
-from caseload_server.store.backends.protocol import Value
+from caseload_server.store.overlaps import refuse_overlap
 from caseload_server.store.records import PATIENT
 from caseload_server.store.write_transaction import Write
 
 _CONTRACT_NAMES: Final = {"focus": "focus", "start_us": "start_time", "end_us": "end_time", "end_reason": "end_reason"}
 """The columns that can be corrected, with the names of their fields in the contract."""
-_SERVER_REASONS: Final = {enums.END_TRANSFERRED, enums.END_RECORD_DELETED, enums.END_REPLACED}
+_SERVER_REASONS: Final = {
+    enums.END_TRANSFERRED,
+    enums.END_RECORD_DELETED,
+    enums.END_REPLACED,
+    enums.END_MERGED,
+    enums.END_EXPIRED,
+}
 """End reasons that only the server sets."""
 _UPDATE = """
 UPDATE assignment SET focus = :focus, start_us = :start_us, end_us = :end_us, end_reason = :end_reason,
     updated_us = :updated_us, etag = :etag
 WHERE assignment_id = :assignment_id"""
-_SELECT_OVERLAPPING = f"""
-SELECT assignment_id FROM assignment
-WHERE patient_id = :patient_id AND assignment_id <> :assignment_id
-    AND end_reason <> {enums.END_ENTERED_IN_ERROR}
-    AND (therapist_id = :therapist_id OR role = :exclusive_role)
-    AND (end_us IS NULL OR (end_us > :start_us AND end_us > start_us))
-    AND start_us < :before_us
-LIMIT 1"""
-_MAX_TIME_US: Final = 2**63 - 1
 
 
 def correct(write: Write, assignment_id: str, etag: str, fields: Correction) -> tuple[list[Assignment], bool]:
@@ -45,7 +42,7 @@ def correct(write: Write, assignment_id: str, etag: str, fields: Correction) -> 
         return [period], False
     corrected = period._replace(**differing, updated_us=write.now_us, etag=write.new_etag())
     _validate(period, corrected, differing)
-    _refuse_overlap(write, corrected)
+    refuse_overlap(write, corrected)
     write.run(_UPDATE, {name: value for name, value in corrected._asdict().items() if f":{name}" in _UPDATE})
     write.record_change(enums.CHANGE_UPDATED, corrected, *(_CONTRACT_NAMES[name] for name in differing))
     return [corrected], True
@@ -66,19 +63,3 @@ def _validate(period: Assignment, corrected: Assignment, differing: dict[str, An
         raise InvalidField(Violation("assignment.end_time", "must not lie before start_time"))
     if differing.get("end_reason") in _SERVER_REASONS:
         raise InvalidField(Violation("assignment.end_reason", "must not be one that only the server sets"))
-
-
-def _refuse_overlap(write: Write, period: Assignment) -> None:
-    """Raises PeriodOverlaps. An empty period, or one entered in error, overlaps nothing: it was never in force."""
-    if period.end_reason == enums.END_ENTERED_IN_ERROR or period.start_us == period.end_us:
-        return
-    span: dict[str, Value] = {
-        "patient_id": period.patient_id,
-        "therapist_id": period.therapist_id,
-        "assignment_id": period.assignment_id,
-        "start_us": period.start_us,
-        "before_us": _MAX_TIME_US if period.end_us is None else period.end_us,
-        "exclusive_role": enums.ROLE_PRIMARY if period.role == enums.ROLE_PRIMARY else 0,
-    }
-    for (other_id,) in write.run(_SELECT_OVERLAPPING, span):
-        raise errors.PeriodOverlaps(assignment_id=other_id)

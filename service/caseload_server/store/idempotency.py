@@ -12,6 +12,9 @@ from caseload_server.store.store_identity import FINGERPRINT_BYTES
 
 SERVER_GENERATED_PREFIX: Final = "server:"
 """Starts a request_id that the server generated, because the caller sent none and a commit may be ambiguous."""
+_EFFECT_BITS: Final = 62
+"""The bits of an effect that fit into its column, a BIGINT."""
+_EFFECT_MASK: Final = (1 << _EFFECT_BITS) - 1
 
 # The claim writes a row instead of only reading one. So of two concurrent calls the second waits here for the first.
 # And the answer to a repeat commits after the first write, also on a standby.
@@ -40,7 +43,7 @@ class StoredOutcome(NamedTuple):
 
     record_ids: list[str]
     effect: int
-    """Number of records that the write created, ended or moved, depending on its verb."""
+    """Number of records that the write created, ended or moved, or a mask of the entries that a batch created."""
     revision: int
 
 
@@ -78,7 +81,24 @@ def find_replay(
         return None
     if (method, stored_fingerprint) != (call.method, fingerprint):
         raise errors.RequestIdReused
-    return StoredOutcome(record_ids.split(), effect, revision)
+    return StoredOutcome(*_decode(record_ids, effect), revision)
+
+
+def _encode(outcome: NewOutcome) -> tuple[str, int]:
+    """Returns the columns record_ids and effect.
+
+    The mask of a batch may have more bits than the column effect. The others follow the ids, after a plus sign, which
+    no id has.
+    """
+    others = outcome.effect >> _EFFECT_BITS
+    record_ids = f"{outcome.record_ids} +{others:x}" if others else outcome.record_ids
+    return record_ids, outcome.effect & _EFFECT_MASK
+
+
+def _decode(record_ids: str, effect: int) -> tuple[list[str], int]:
+    """Returns the ids and the effect. Args: the columns."""
+    ids, _, others = record_ids.partition("+")
+    return ids.split(), effect | int(others or "0", 16) << _EFFECT_BITS
 
 
 def store_outcomes(transaction: Transaction, outcomes: Sequence[tuple[NewOutcome, int]], *, skip_locked: bool) -> None:
@@ -89,7 +109,7 @@ def store_outcomes(transaction: Transaction, outcomes: Sequence[tuple[NewOutcome
     if not outcomes:
         return
     rows = [
-        (one.call.actor, one.call.request_id, one.call.method, one.record_ids, one.effect, offset, one.now_us)
+        (one.call.actor, one.call.request_id, one.call.method, *_encode(one), offset, one.now_us)
         for one, offset in outcomes
     ]
     fingerprints = b"".join(one.fingerprint for one, _ in outcomes)

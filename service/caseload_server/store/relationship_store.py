@@ -10,6 +10,7 @@ from caseload_server.domain.records import Assignment, P, Patient, Q, Therapist
 from caseload_server.domain.requests import CallContext, CaseloadQuery, Fields, PageRequest, RecordQuery
 from caseload_server.domain.results import (
     AssignResult,
+    BatchAssignResult,
     CheckResult,
     DeleteResult,
     Page,
@@ -20,6 +21,7 @@ from caseload_server.domain.results import (
 from caseload_server.store import (
     assignment_lists,
     assignments,
+    batches,
     change_log,
     corrections,
     lists,
@@ -159,10 +161,16 @@ class RelationshipStore:
         return self._change_record(kind, call, work, record_id)
 
     def assign(self, request: requests.Assign, call: CallContext) -> AssignResult:
-        """Begins an assignment. Raises the errors of assignments.assign."""
+        """Begins an assignment, or records a finished one. Raises the errors of batches.assign_one."""
         pair = request.therapist_id, request.patient_id
-        result = self._change_assignments(call, lambda write: assignments.assign(write, request), *pair)
+        result = self._change_assignments(call, lambda write: batches.assign_one(write, request), *pair)
         return AssignResult(result.records[0], bool(result.effect), result.revision)
+
+    def batch_assign(self, batch: list[requests.Assign], call: CallContext) -> BatchAssignResult:
+        """Begins or records many assignments, all or nothing. Raises the errors of batches.assign."""
+        result = self._change_assignments(call, lambda write: batches.assign(write, batch), alone=True)
+        created = [bool(result.effect >> index & 1) for index in range(len(result.records))]
+        return BatchAssignResult(result.records, created, result.revision)
 
     def unassign(self, request: requests.Unassign, call: CallContext) -> UnassignResult:
         """Ends an assignment. Raises the errors of assignments.unassign."""

@@ -2,6 +2,7 @@
 
 from caseload_server.validation.assignments import (
     assign,
+    batch_assign,
     check_assignments,
     list_assignments,
     list_caseload,
@@ -26,6 +27,7 @@ from caseload_server.validation.rules import page_size
 
 __all__ = [
     "assign",
+    "batch_assign",
     "batch_ids",
     "change_query",
     "check_assignments",

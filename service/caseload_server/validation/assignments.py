@@ -11,6 +11,7 @@ from caseload.v1 import resources_pb2 as pb
 from caseload.v1 import therapist_service_pb2 as therapist_pb
 
 from caseload_server.domain import limits, requests
+from caseload_server.domain.errors import InvalidField
 from caseload_server.domain.id_formats import are_ids
 from caseload_server.validation import rules
 from caseload_server.validation.rules import ValidationErrors
@@ -27,10 +28,12 @@ _CALLER_END_REASONS: Final = _END_REASONS - {
     pb.Assignment.END_REASON_TRANSFERRED,
     pb.Assignment.END_REASON_RECORD_DELETED,
     pb.Assignment.END_REASON_REPLACED,
+    pb.Assignment.END_REASON_MERGED,
+    pb.Assignment.END_REASON_EXPIRED,
 }
 """The end reasons that a caller may give. The server alone sets the others."""
-_TOO_FAR_AHEAD: Final = "must lie at most a minute ahead"
-_FUTURE: Final = "must not lie in the future"
+_NOT_OF_FINISHED: Final = ("replace", "replace_primary", "demote_primary", "expire_time")
+"""Fields that say what a period replaces or when it will end. A finished period has neither."""
 _CORRECTABLE: Final = ("focus", "start_time", "end_time", "end_reason")
 _IMMUTABLE: Final = ("therapist_id", "patient_id", "role")
 """Fields that an update does not change. The store compares their values with the assignment's."""
@@ -46,7 +49,7 @@ def list_caseload(request: CaseloadRequest, id_field: str, now_us: int) -> reque
         parent_id=rules.record_id(getattr(request, id_field), id_field, violations),
         roles=_roles(request.roles, "roles", violations),
         states=_states(request.states, "states", violations),
-        as_of_us=rules.timestamp_us(request, "as_of_time", violations, now_us, _FUTURE),
+        as_of_us=rules.past_us(request, "as_of_time", violations, now_us),
     )
     _check_not_both(query, "as_of_time", violations)
     violations.raise_if_any()
@@ -69,7 +72,7 @@ def list_assignments(request: assignment_pb.ListAssignmentsRequest, now_us: int)
         patient_id=rules.optional_id(sent.patient_id, "filter.patient_id", violations),
         roles=_roles(sent.roles, "filter.roles", violations),
         states=_states(sent.states, "filter.states", violations),
-        as_of_us=rules.timestamp_us(sent, "filter.as_of_time", violations, now_us, _FUTURE),
+        as_of_us=rules.past_us(sent, "filter.as_of_time", violations, now_us),
     )
     _check_not_both(query, "filter.as_of_time", violations)
     violations.raise_if_any()
@@ -87,7 +90,7 @@ def check_assignments(request: assignment_pb.CheckAssignmentsRequest, now_us: in
         for index, (therapist_id, patient_id) in enumerate(pairs):
             rules.record_id(therapist_id, f"pairs[{index}].therapist_id", violations)
             rules.record_id(patient_id, f"pairs[{index}].patient_id", violations)
-    at_us = rules.timestamp_us(request, "as_of_time", violations, now_us, _FUTURE)
+    at_us = rules.past_us(request, "as_of_time", violations, now_us)
     violations.raise_if_any()
     return pairs, now_us if at_us is None else at_us
 
@@ -156,7 +159,7 @@ def _column(
 ) -> tuple[str, str | int | None]:
     path = f"assignment.{name}"
     if name in ("start_time", "end_time"):
-        at_us = rules.timestamp_us(message, path, violations, now_us + rules.MINUTE_US, _TOO_FAR_AHEAD)
+        at_us = rules.past_us(message, path, violations, now_us)
         if name == "start_time" and not message.HasField("start_time"):
             violations.add(path, "is required")
         return name.replace("_time", "_us"), at_us
@@ -189,26 +192,69 @@ def assign(request: AssignRequest, now_us: int) -> requests.Assign:
         patient_id=patient_id,
         role=_role(role, "role", violations),
         focus=rules.code(request.focus, "focus", violations),
-        start_us=rules.timestamp_us(request, "start_time", violations, now_us + rules.MINUTE_US, _TOO_FAR_AHEAD),
+        start_us=rules.past_us(request, "start_time", violations, now_us),
         replace=request.replace,
         replace_primary=request.replace_primary,
         ignore_capacity=request.ignore_capacity,
+        end_us=rules.past_us(request, "end_time", violations, now_us),
+        end_reason=_end_reason(request, violations),
     )
+    _check_finished(request, order, violations)
     violations.raise_if_any()
     return order
+
+
+def _end_reason(request: AssignRequest | UnassignRequest, violations: ValidationErrors) -> int:
+    if request.end_reason not in _CALLER_END_REASONS:
+        violations.add("end_reason", "must be a known value that callers may set")
+    return request.end_reason
+
+
+def _check_finished(request: AssignRequest, order: requests.Assign, violations: ValidationErrors) -> None:
+    """Adds violations of the fields of a finished period."""
+    if not request.HasField("end_time"):
+        if request.end_reason:
+            violations.add("end_reason", "must only be set together with end_time")
+        return
+    if not request.HasField("start_time"):
+        violations.add("start_time", "is required with end_time")
+    elif order.start_us is not None and order.end_us is not None and order.end_us < order.start_us:
+        violations.add("end_time", "must not lie before start_time")
+    set_fields = {field.name for field, _ in request.ListFields()}
+    for name in _NOT_OF_FINISHED:
+        if name in set_fields:
+            violations.add(name, "must not be set together with end_time")
+
+
+def batch_assign(request: assignment_pb.BatchAssignRequest, now_us: int) -> list[requests.Assign]:
+    """Returns the store\'s request for each entry of a BatchAssign request."""
+    violations = ValidationErrors()
+    rules.request_id(request.request_id, "request_id", violations)
+    if not 1 <= len(request.requests) <= limits.MAX_BATCH_SIZE:
+        violations.add("requests", f"must have 1 to {limits.MAX_BATCH_SIZE} entries")
+        violations.raise_if_any()
+    orders = []
+    for index, entry in enumerate(request.requests):
+        for name in ("request_id", "validate_only"):
+            if getattr(entry, name):
+                violations.add(f"requests[{index}].{name}", "must not be set on an entry, only on the batch")
+        try:
+            orders.append(assign(entry, now_us))
+        except InvalidField as error:
+            violations += error.of_entry(index).violations
+    violations.raise_if_any()
+    return orders
 
 
 def unassign(request: UnassignRequest, now_us: int) -> requests.Unassign:
     """Returns the store\'s request for an UnassignPatient or UnassignTherapist request."""
     violations = ValidationErrors()
     therapist_id, patient_id = _pair(request, violations)
-    if request.end_reason not in _CALLER_END_REASONS:
-        violations.add("end_reason", "must be a known value that callers may set")
     order = requests.Unassign(
         therapist_id=therapist_id,
         patient_id=patient_id,
-        end_reason=request.end_reason,
-        end_us=rules.timestamp_us(request, "end_time", violations, now_us + rules.MINUTE_US, _TOO_FAR_AHEAD),
+        end_reason=_end_reason(request, violations),
+        end_us=rules.past_us(request, "end_time", violations, now_us),
         etag=request.etag,
         allow_missing=request.allow_missing,
     )

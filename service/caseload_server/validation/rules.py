@@ -42,7 +42,6 @@ NPI_SYSTEM = "http://hl7.org/fhir/sid/us-npi"
 """The identifier system of the US National Provider Identifier, whose check digit is verified."""
 
 MICROS_PER_SECOND = 1_000_000
-MINUTE_US = 60 * MICROS_PER_SECOND
 
 
 class ValidationErrors(list[Violation]):
@@ -298,13 +297,18 @@ def enum_set(enum_rule: Rule) -> Rule:
     return rule
 
 
-def timestamp_us(
-    message: Message, path: str, violations: ValidationErrors, latest_us: int, too_late: str
-) -> int | None:
+def past_us(message: Message, path: str, violations: ValidationErrors, now_us: int) -> int | None:
+    """A Timestamp field that is at most a minute ahead, because clocks differ. Args and result as timestamp_us."""
+    at_us = timestamp_us(message, path, violations)
+    if at_us is not None and at_us > now_us + limits.CLOCK_TOLERANCE_US:
+        violations.add(path, "must lie at most a minute ahead")
+    return at_us
+
+
+def timestamp_us(message: Message, path: str, violations: ValidationErrors) -> int | None:
     """A Timestamp field, truncated to microseconds. Returns microseconds since 1970 (UTC), or None when it is absent.
 
-    Args: path, ends in the name of the field in the message; latest_us, the latest time allowed; too_late, the
-    description of the violation for a later time.
+    Args: path, ends in the name of the field in the message.
     """
     field = path.rpartition(".")[2]
     if not message.HasField(field):
@@ -314,6 +318,6 @@ def timestamp_us(
         violations.add(path, "must be a time between the years 1 and 9999")
         return None
     at_us = timestamp.seconds * MICROS_PER_SECOND + timestamp.nanos // 1000
-    if at_us > latest_us:
-        violations.add(path, too_late)
+    if at_us < limits.EARLIEST_TIME_US:
+        violations.add(path, "must not lie before 1900-01-01T00:00:00Z")
     return at_us

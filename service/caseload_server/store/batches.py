@@ -1,0 +1,58 @@
+"""Batches: writes of many entries in one transaction, in order, all or nothing."""
+
+import json
+from collections.abc import Iterable, Sequence
+
+from caseload_server.domain import enums, errors, requests
+from caseload_server.domain.records import Assignment
+from caseload_server.store import assignments, finished_periods, records
+from caseload_server.store.records import PATIENT, THERAPIST
+from caseload_server.store.write_transaction import Write
+
+_SELECT_BY_IDS = f"""
+SELECT {assignments.COLUMNS} FROM assignment AS period WHERE assignment_id IN (SELECT atom FROM json_each(:ids))"""
+_SELECT_PRIMARY_THERAPISTS = f"""
+SELECT therapist_id FROM assignment
+WHERE patient_id IN (SELECT atom FROM json_each(:ids)) AND end_us IS NULL AND role = {enums.ROLE_PRIMARY}"""
+
+
+def assign_one(write: Write, request: requests.Assign) -> tuple[list[Assignment], bool]:
+    """Begins a period, or records a finished one. Result and errors as assignments.assign."""
+    return (assignments.assign if request.end_us is None else finished_periods.record)(write, request)
+
+
+def assign(write: Write, batch: Sequence[requests.Assign]) -> tuple[list[Assignment], int]:
+    """Assigns each entry in order. Returns the periods, and a mask in which bit n says whether entry n is new.
+
+    The periods are as they are after the last entry, which may have replaced one of an earlier entry. Raises the errors
+    of assign_one, with the index of the entry.
+    """
+    _lock(write, batch)
+    ids, created = [], 0
+    for index, request in enumerate(batch):
+        try:
+            [period, *_], is_new = assign_one(write, request)
+        except errors.DomainError as error:
+            raise error.of_entry(index) from None
+        ids.append(period.assignment_id)
+        created |= is_new << index
+    return _load(write, ids), created
+
+
+def _lock(write: Write, batch: Iterable[requests.Assign]) -> None:
+    """Locks all patients, then all therapists, each in id order, so that no two writers deadlock.
+
+    Primary therapists, whom an entry may replace, are locked too. They cannot change while the patients are locked.
+    """
+    if write.lock_clause:
+        patient_ids = {request.patient_id for request in batch}
+        records.lock(write, PATIENT, patient_ids)
+        primaries = write.run(_SELECT_PRIMARY_THERAPISTS, {"ids": json.dumps(sorted(patient_ids))})
+        therapist_ids = {request.therapist_id for request in batch} | {row[0] for row in primaries}
+        records.lock(write, THERAPIST, therapist_ids)
+
+
+def _load(write: Write, ids: list[str]) -> list[Assignment]:
+    rows = write.run(_SELECT_BY_IDS, {"ids": json.dumps(ids)})
+    found = {row[0]: Assignment._make(row) for row in rows}
+    return [found[assignment_id] for assignment_id in ids]

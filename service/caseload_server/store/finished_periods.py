@@ -1,0 +1,53 @@
+"""Records periods that are over, in any order of calls.
+
+A status, the capacity and what is active now do not matter, because they say nothing about the past.
+"""
+
+from caseload_server.domain import requests
+from caseload_server.domain.records import Assignment
+from caseload_server.store import assignments, records
+from caseload_server.store.overlaps import refuse_overlap
+from caseload_server.store.records import PATIENT
+from caseload_server.store.write_transaction import Write
+
+_SELECT_SAME = f"""
+SELECT {assignments.COLUMNS} FROM assignment AS period
+WHERE patient_id = :patient_id AND therapist_id = :therapist_id AND start_us = :start_us AND end_us = :end_us
+    AND role = :role AND focus = :focus AND end_reason = :end_reason
+ORDER BY assignment_id LIMIT 1"""
+
+
+def record(write: Write, request: requests.Assign) -> tuple[list[Assignment], bool]:
+    """Records a finished period unless the very same one exists. Returns the period, and whether it is new.
+
+    Raises, in this order: TherapistNotFound, PatientNotFound, TherapistDeleted, PatientDeleted, PeriodOverlaps.
+    """
+    # The patient's row stays locked, so no other writer adds a period between the check and the insert.
+    patient = records.find(write, PATIENT, request.patient_id)
+    assignments.require_live(write, request, patient)
+    period = _finished(write, request, request.start_us or 0)
+    values = {name: value for name, value in period._asdict().items() if f":{name}" in _SELECT_SAME}
+    for row in write.run(_SELECT_SAME, values):
+        return [Assignment._make(row)], False
+    refuse_overlap(write, period)
+    assignments.insert(write, period)
+    return [period], True
+
+
+def _finished(write: Write, request: requests.Assign, start_us: int) -> Assignment:
+    return Assignment(
+        assignment_id=write.new_id(),
+        therapist_id=request.therapist_id,
+        patient_id=request.patient_id,
+        role=request.role,
+        focus=request.focus,
+        start_us=start_us,
+        end_us=request.end_us,
+        expire_us=None,
+        end_reason=request.end_reason,
+        created_by=write.call.actor,
+        ended_by=write.call.actor,
+        created_us=write.now_us,
+        updated_us=write.now_us,
+        etag=write.new_etag(),
+    )
