@@ -119,11 +119,14 @@ def full(method: MethodDescriptor) -> Any:
     request = GetMessageClass(method.input_type)()
     _fill(request)
     for ref in list(field_refs(request)):
-        if ref.field.name in _EXCLUDED.get(ref.owner.DESCRIPTOR.name, _EXCLUDED_EVERYWHERE):
+        excluded = _EXCLUDED.get(ref.owner.DESCRIPTOR.name, _EXCLUDED_EVERYWHERE)
+        if ref.field.name in (excluded | _OF_A_BATCH if ref.path.startswith("requests[") else excluded):
             ref.owner.ClearField(ref.field.name)
     return request
 
 
+_OF_A_BATCH: Final = {"request_id", "validate_only"}
+"""Fields of a batch that must not be set on its entries."""
 _EXCLUDED_EVERYWHERE: Final = {"states"}
 """Fields that other fields of their message exclude: as_of_time excludes states."""
 _EXCLUDED: Final = {

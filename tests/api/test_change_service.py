@@ -117,6 +117,13 @@ MUTATIONS = [
         [(UPDATED, "t1", "p1", ENDING_FOR), (CREATED, "t2", "p1", ())],
         assigned,
     ),
+    Mutation("AssignPatient", {**PAIR, "start_time": at(0), "end_time": at(9)}, [(CREATED, "t1", "p1", ())]),
+    Mutation(
+        "BatchAssign",
+        {"requests": [{**PAIR, "role": SUPERVISING, "replace": True}, {**PAIR, "patient_id": "p2"}]},
+        [(UPDATED, "t1", "p1", ENDING_FOR), (CREATED, "t1", "p1", ()), (CREATED, "t1", "p2", ())],
+        assigned,
+    ),
     Mutation("UnassignPatient", PAIR, [(UPDATED, "t1", "p1", ENDING)], assigned),
     Mutation("UnassignTherapist", {**PAIR, "end_reason": 1}, [(UPDATED, "t1", "p1", ENDING_FOR)], assigned),
     Mutation("UpdateAssignment", {}, [(UPDATED, "t1", "p1", ("focus", "start_time"))], assigned),

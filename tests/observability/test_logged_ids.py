@@ -49,6 +49,10 @@ DISCLOSING: dict[str, dict[str, Any]] = {
     "UpdatePatient": {"patient": {"patient_id": CROWD[1], "display_name": "B"}},
     "DeletePatient": {"patient_id": CROWD[1], "force": True, "validate_only": True},
     "ListChanges": {"page_size": 400},
+    "BatchAssign": {
+        "requests": [{"therapist_id": "t2", "patient_id": one, "ignore_capacity": True} for one in CROWD[1:101]],
+        "validate_only": True,
+    },
     "TransferPatients": {
         "source_therapist_id": "t1",
         "target_therapist_id": "t2",

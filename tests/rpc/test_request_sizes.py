@@ -93,6 +93,8 @@ def largest(method: MethodDescriptor) -> Any:
             setattr(ref.owner, ref.field.name, ref.field.name[:1] + "a" * 62)
     if method.name == "CheckAssignments":
         request.pairs.extend([request.pairs[0]] * (MAX_BATCH_SIZE - 1))
+    if method.name == "BatchAssign":
+        request.requests.extend([request.requests[0]] * (MAX_BATCH_SIZE - 1))
     return request
 
 
@@ -134,6 +136,8 @@ def test_a_list_that_is_too_long_is_rejected_without_a_look_at_its_entries() -> 
     many: Any = SimpleNamespace(pairs=Unwalkable())
     assert violation(validate.batch_ids, Unwalkable(), "patient_ids") == ("patient_ids", of_batch)
     assert violation(validate.check_assignments, many, 0) == ("pairs", of_batch)
+    many = SimpleNamespace(requests=Unwalkable(), request_id="")
+    assert violation(validate.batch_assign, many, 0) == ("requests", of_batch)
     many = SimpleNamespace(patient_ids=Unwalkable(), request_id="0190a3c4-0000-7000-8000-000000000001")
     assert violation(validate.transfer_patients, many) == ("patient_ids", "must have at most 1000 entries")
 

@@ -115,6 +115,7 @@ def accepted(people: People, other: People) -> dict[str, dict[str, Any]]:
         "UndeletePatient": patient,
         "AssignPatient": {**both, "focus": SECRET},
         "AssignTherapist": {**both, "focus": SECRET},
+        "BatchAssign": {"requests": [{**both, "focus": SECRET}, {**both, "patient_id": other.patient}]},
         "UnassignPatient": both,
         "UnassignTherapist": both,
         "UpdateAssignment": {"assignment": {"assignment_id": people.secret_assignment}},

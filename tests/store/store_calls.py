@@ -11,6 +11,7 @@ from caseload_server.domain.requests import CallContext, CaseloadQuery, PageRequ
 from caseload_server.domain.results import Page
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.protocol import Row, Value
+from caseload_server.store.portability.verify import BrokenRule, broken_rules
 from caseload_server.store.records import RecordKind
 
 from tests.support.waiting import join
@@ -134,6 +135,12 @@ def dump(store: RelationshipStore) -> Tables:
     """All rows of the database, without requests that have no caller-chosen id."""
     tables = {table: sorted(run(store, f"SELECT * FROM {table}"), key=repr) for table in TABLES}
     return tables | {"request": [row for row in tables["request"] if not row[1].startswith("server:")]}
+
+
+def broken(store: RelationshipStore) -> list[BrokenRule]:
+    """The rules between rows that `caseload verify` finds broken."""
+    with store._database.snapshot() as transaction:
+        return list(broken_rules(transaction))
 
 
 def head(store: RelationshipStore) -> int:

@@ -4,18 +4,21 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
-from caseload_server.domain.enums import ROLE_PRIMARY
+from caseload_server.domain.enums import PATIENT_DISCHARGED, ROLE_PRIMARY, THERAPIST_INACTIVE
 from caseload_server.domain.requests import Assign, CallContext, Delete, Fields, Unassign
 from caseload_server.domain.results import AssignResult, DeleteResult, TransferResult, UnassignResult
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 
-from tests.store.store_calls import AnyKind, assign, delete, make, unassign
+from tests.store.store_calls import CALL, AnyKind, assign, delete, make, unassign
 
 CREATED, UPDATED, DELETED, UNDELETED = 1, 2, 3, 4
 ENDED = "state,end_time,end_reason,ended_by"
 
 Change = tuple[int, str, str | None, str | None, bool]
 """Kind, field names, therapist, patient, and whether the change is of their assignment."""
+
+
+FINISHED = Assign("t", "p", role=ROLE_PRIMARY, start_us=100, end_us=200, end_reason=1)
 
 
 class Mutation(NamedTuple):
@@ -66,6 +69,20 @@ def ended(store: RelationshipStore) -> None:
     everyone(store)
     assign(store, "t", "p")
     unassign(store, "t", "p")
+
+
+def inactive(store: RelationshipStore) -> None:
+    """Everyone; t is inactive, and p is discharged."""
+    everyone(store)
+    store.update(THERAPIST, "t", "", {"status": THERAPIST_INACTIVE}, CALL)
+    store.update(PATIENT, "p", "", {"status": PATIENT_DISCHARGED}, CALL)
+
+
+def finished(store: RelationshipStore) -> None:
+    """Everyone; the finished period is recorded, and u is the primary of p."""
+    everyone(store)
+    store.assign(FINISHED, CALL)
+    assign(store, "u", "p", role=ROLE_PRIMARY)
 
 
 def of(kind: AnyKind, record_id: str) -> tuple[str | None, str | None, bool]:
@@ -179,6 +196,14 @@ WRITES = [
         1,
     ),
     Mutation(
+        "assign a finished period",
+        inactive,
+        lambda store, call: store.assign(FINISHED, call),
+        ((CREATED, "", "t", "p", True),),
+        ("assignment_id", "etag"),
+        1,
+    ),
+    Mutation(
         "unassign",
         assigned,
         lambda store, call: store.unassign(Unassign("u", "p"), call),
@@ -199,6 +224,7 @@ NO_OPS = [
     *_no_ops_of_kind(THERAPIST),
     *_no_ops_of_kind(PATIENT),
     Mutation("assign again", assigned, lambda store, call: store.assign(Assign("t", "p"), call)),
+    Mutation("assign a finished period again", finished, lambda store, call: store.assign(FINISHED, call)),
     Mutation("unassign again", ended, lambda store, call: store.unassign(Unassign("t", "p"), call)),
     Mutation(
         "unassign two never assigned",

@@ -213,7 +213,7 @@ def _end_reason(request: AssignRequest | UnassignRequest, violations: Validation
 def _check_finished(request: AssignRequest, order: requests.Assign, violations: ValidationErrors) -> None:
     """Adds violations of the fields of a finished period."""
     if not request.HasField("end_time"):
-        if request.end_reason:
+        if request.end_reason in _CALLER_END_REASONS - {0}:
             violations.add("end_reason", "must only be set together with end_time")
         return
     if not request.HasField("start_time"):

@@ -67,11 +67,12 @@ def _rules_of_kind(kind: str) -> Iterator[Rule]:
 def _select_overlapping(partition: str, condition: str = "") -> str:
     """Selects periods that start before an earlier one of the same partition has ended.
 
-    Empty periods and those entered in error are left out: they were never in force.
+    An active period runs to its planned end, or for ever. Empty periods and those entered in error are left out: they
+    were never in force.
     """
     return f"""
 SELECT assignment_id FROM (
-    SELECT assignment_id, start_us, MAX(COALESCE(end_us, {_MAX_TIME_US})) OVER (
+    SELECT assignment_id, start_us, MAX(COALESCE(end_us, expire_us, {_MAX_TIME_US})) OVER (
         PARTITION BY {partition} ORDER BY start_us, assignment_id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
     ) AS occupied_until_us
     FROM assignment
