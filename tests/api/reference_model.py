@@ -104,14 +104,28 @@ class Model:
         person.deleted = False
         return [_line(UNDELETED, kind, one, "delete_time")]
 
-    def assign(
-        self, wanted: Period, start: int | None, *, replace: bool, replace_primary: bool, ignore_capacity: bool
-    ) -> list[Line]:
+    def record(self, wanted: Period) -> list[Line]:
+        """Records a finished period."""
+        self._undeleted(wanted)
+        if wanted in self.periods:
+            return []
+        if any(one.clashes(wanted) for one in self.periods):
+            raise Refused("PERIOD_OVERLAPS")
+        self.periods.append(wanted)
+        return [(CREATED, wanted.therapist, wanted.patient, ())]
+
+    def _undeleted(self, wanted: Period) -> tuple[Person, Person]:
         therapist = self._known(THERAPIST, wanted.therapist)
         patient = self._known(PATIENT, wanted.patient)
         for person, kind in ((therapist, "THERAPIST"), (patient, "PATIENT")):
             if person.deleted:
                 raise Refused(f"{kind}_DELETED")
+        return therapist, patient
+
+    def assign(
+        self, wanted: Period, start: int | None, *, replace: bool, replace_primary: bool, ignore_capacity: bool
+    ) -> list[Line]:
+        therapist, patient = self._undeleted(wanted)
         current = self.active(therapist=wanted.therapist, patient=wanted.patient)
         if any((one.role, one.focus) == (wanted.role, wanted.focus) and start in (None, one.start) for one in current):
             return []

@@ -44,6 +44,9 @@ therapists, patients = st.sampled_from(ALL_IDS[THERAPIST]), st.sampled_from(ALL_
 roles, focuses = st.sampled_from([1, 1, 2, 3]), st.sampled_from(["", "", "grief"])
 offsets = st.none() | st.integers(-40, 30)
 """Offsets from now in seconds."""
+spans = st.tuples(st.integers(-200, 20), st.integers(0, 30))
+"""Offset of the start of a finished period from now, and its length, in seconds."""
+Span = tuple[int, int]
 reasons = st.sampled_from([0, 1, 5])
 flags = st.booleans()
 
@@ -94,6 +97,8 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
             self.assign(rpc, pair, (role, "", -30), NO_FLAGS, 0)
         self.unassign("UnassignPatient", ("t0", "p0"), 1, -10, 0)
         self.unassign("UnassignTherapist", ("t1", "p1"), 0, None, 0)
+        self.assign_finished("AssignPatient", ("t0", "p0"), (TREATING, "", 0), (-60, 10), 0)
+        self.batch([(("t0", "p1"), TREATING, (-80, 10)), (("t1", "p0"), PRIMARY, None)], 0)
         self.correct(0, {"focus": "grief"}, {"start": -20}, 0)
         self.transfer(("t0", "t1"), [], 0, ignore_capacity=False)
 
@@ -194,6 +199,43 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
             start = self.model.now + offset
             sent["start_time"] = {"seconds": start}
         self.both(rpc, sent, lambda model: model.assign(Period(*pair, role, focus, 0), start, **chosen), mode)
+
+    @rule(
+        rpc=st.sampled_from(["AssignPatient", "AssignTherapist"]),
+        pair=pairs,
+        said=st.tuples(roles, focuses, reasons),
+        span=spans,
+        mode=modes,
+    )
+    def assign_finished(self, rpc: str, pair: Pair, said: tuple[int, str, int], span: Span, mode: int) -> None:
+        sent, wanted = self.finished(pair, said, span)
+        self.both(rpc, sent, lambda model: model.record(copy.copy(wanted)), mode)
+
+    def finished(self, pair: Pair, said: tuple[int, str, int], span: Span) -> tuple[Sent, Period]:
+        """The request for a finished period, and the period. Args: span, offset of the start from now, and length."""
+        (role, focus, reason), start = said, self.model.now + span[0]
+        wanted = Period(*pair, role, focus, start, start + span[1], reason)
+        sent = {**_ids(pair), "role": role, "focus": focus, "end_reason": reason}
+        return {**sent, "start_time": {"seconds": start}, "end_time": {"seconds": start + span[1]}}, wanted
+
+    @rule(entries=st.lists(st.tuples(pairs, roles, st.none() | spans), min_size=1, max_size=4), mode=modes)
+    def batch(self, entries: list[tuple[Pair, int, Span | None]], mode: int) -> None:
+        """A batch of active assignments, which have no span, and of finished ones."""
+        sent = [
+            self.finished(pair, (role, "", 0), span)[0] if span else {**_ids(pair), "role": role}
+            for pair, role, span in entries
+        ]
+
+        def verb(model: Model) -> list[Line]:
+            lines: list[Line] = []
+            for pair, role, span in entries:
+                if span:
+                    lines += model.record(self.finished(pair, (role, "", 0), span)[1])
+                else:
+                    lines += model.assign(Period(*pair, role, "", 0), None, **NO_FLAGS)
+            return lines
+
+        self.both("BatchAssign", {"requests": sent}, verb, mode)
 
     @rule(
         rpc=st.sampled_from(["UnassignPatient", "UnassignTherapist"]),

@@ -225,6 +225,15 @@ def test_an_error_without_read_names_and_counts_no_records(pair: Pair, reason: s
     assert shown.metadata or reason == "IDENTIFIER_TAKEN"
 
 
+def test_an_error_of_a_batch_without_read_has_the_index_of_the_entry_only(pair: Pair) -> None:
+    people = build(pair)
+    both = {"therapist_id": people.therapist, "patient_id": people.patient}
+    batch = [{**both, "focus": SECRET}, {**both, "focus": "other"}]
+    found = pair.writer.send("BatchAssign", requests=batch)
+    assert (found.reason, found.metadata) == ("ASSIGNMENT_DIFFERS", {"index": "1"})
+    assert pair.clerk.send("BatchAssign", requests=batch).metadata.keys() == {"index", "assignment_id"}
+
+
 def test_an_error_without_read_names_what_the_request_named(pair: Pair) -> None:
     people = build(pair)
     found = pair.writer.send("AssignPatient", therapist_id=people.therapist, patient_id="unknown")
