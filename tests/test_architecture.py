@@ -25,6 +25,7 @@ VERBS = {
         "change_log",
         "corrections",
         "counts",
+        "expiry",
         "idempotency",
         "lists",
         "purges",

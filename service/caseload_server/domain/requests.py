@@ -70,6 +70,8 @@ class Assign(NamedTuple):
     replace: bool = False
     replace_primary: bool = False
     ignore_capacity: bool = False
+    expire_us: int | None = None
+    demote_primary: bool = False
 
 
 class Unassign(NamedTuple):

@@ -27,11 +27,16 @@ _CALLER_END_REASONS: Final = _END_REASONS - {
     pb.Assignment.END_REASON_TRANSFERRED,
     pb.Assignment.END_REASON_RECORD_DELETED,
     pb.Assignment.END_REASON_REPLACED,
+    pb.Assignment.END_REASON_MERGED,
+    pb.Assignment.END_REASON_EXPIRED,
 }
 """The end reasons that a caller may give. The server alone sets the others."""
 _TOO_FAR_AHEAD: Final = "must lie at most a minute ahead"
 _FUTURE: Final = "must not lie in the future"
 _CORRECTABLE: Final = ("focus", "start_time", "end_time", "end_reason")
+"""Fields that an update changes, and that the mask "*" names."""
+_BY_NAME: Final = "expire_time"
+"""A field that the mask "*" does not name, because it was added later: older callers would clear it."""
 _IMMUTABLE: Final = ("therapist_id", "patient_id", "role")
 """Fields that an update does not change. The store compares their values with the assignment's."""
 
@@ -142,13 +147,14 @@ def _fields_to_correct(request: assignment_pb.UpdateAssignmentRequest, violation
         return []
     paths = list(request.update_mask.paths)
     if not paths:
-        return [*immutable, *(name for name in _CORRECTABLE if name in set_fields)]
+        return [*immutable, *(name for name in (*_CORRECTABLE, _BY_NAME) if name in set_fields)]
     if paths == ["*"]:
         return [*immutable, *_CORRECTABLE]
     for index, path in enumerate(paths):
-        if path not in (*_CORRECTABLE, *_IMMUTABLE, "assignment_id"):
-            violations.add(f"update_mask.paths[{index}]", "must be focus, start_time, end_time or end_reason")
-    return [name for name in (*_IMMUTABLE, *_CORRECTABLE) if name in paths]
+        if path not in (*_CORRECTABLE, _BY_NAME, *_IMMUTABLE, "assignment_id"):
+            text = "must be focus, start_time, end_time, end_reason or expire_time"
+            violations.add(f"update_mask.paths[{index}]", text)
+    return [name for name in (*_IMMUTABLE, *_CORRECTABLE, _BY_NAME) if name in paths]
 
 
 def _column(
@@ -160,6 +166,8 @@ def _column(
         if name == "start_time" and not message.HasField("start_time"):
             violations.add(path, "is required")
         return name.replace("_time", "_us"), at_us
+    if name == _BY_NAME:
+        return "expire_us", rules.planned_time_us(message, path, violations)
     if name == "focus":
         return name, rules.code(message.focus, path, violations)
     if name in ("therapist_id", "patient_id"):
@@ -193,7 +201,11 @@ def assign(request: AssignRequest, now_us: int) -> requests.Assign:
         replace=request.replace,
         replace_primary=request.replace_primary,
         ignore_capacity=request.ignore_capacity,
+        expire_us=rules.planned_time_us(request, "expire_time", violations),
+        demote_primary=request.demote_primary,
     )
+    if order.replace_primary and order.demote_primary:
+        violations.add("demote_primary", "must not be given together with replace_primary")
     violations.raise_if_any()
     return order
 

@@ -43,6 +43,7 @@ NPI_SYSTEM = "http://hl7.org/fhir/sid/us-npi"
 
 MICROS_PER_SECOND = 1_000_000
 MINUTE_US = 60 * MICROS_PER_SECOND
+_LAST_TIME_US = 253_402_300_800 * MICROS_PER_SECOND
 
 
 class ValidationErrors(list[Violation]):
@@ -317,3 +318,11 @@ def timestamp_us(
     if at_us > latest_us:
         violations.add(path, too_late)
     return at_us
+
+
+def planned_time_us(message: Message, path: str, violations: ValidationErrors) -> int | None:
+    """A Timestamp field, as timestamp_us. Only the store compares it with the present.
+
+    It does so after it has looked for a replay, because the time may have passed since the first call.
+    """
+    return timestamp_us(message, path, violations, _LAST_TIME_US, "")
