@@ -24,14 +24,14 @@ are looked up and sorted."""
 
 
 def select_caseload(
-    kind: RecordKind[Any], other: RecordKind[Any], query: CaseloadQuery, now_us: int, dialect: Dialect
+    kind: RecordKind[Any], other: RecordKind[Any], query: CaseloadQuery, dialect: Dialect, now_us: int
 ) -> Query:
     """Returns the SELECT of one page of a record's periods, without its parameters :after and :limit.
 
     A row holds the columns of the assignment and then those of the record on the other side. Args: now_us, in
     microseconds since 1970 (UTC): an active period that has expired by then is left out.
     """
-    conditions, parameters = _conditions(query, {kind.id_column: query.parent_id}, now_us, dialect)
+    conditions, parameters = _conditions(query, {kind.id_column: query.parent_id}, dialect, now_us)
     sql = (
         f"SELECT {COLUMNS}, {other.columns} FROM assignment AS period"
         f" JOIN {other.name} AS record ON record.{other.id_column} = period.{other.id_column}"
@@ -40,10 +40,10 @@ def select_caseload(
     return Query(sql, parameters)
 
 
-def select_assignments(query: AssignmentQuery, now_us: int, dialect: Dialect) -> Query:
+def select_assignments(query: AssignmentQuery, dialect: Dialect, now_us: int) -> Query:
     """Returns the SELECT of one page of periods, without its parameters :after and :limit. Args: as select_caseload."""
     sides = {"therapist_id": query.therapist_id, "patient_id": query.patient_id}
-    conditions, parameters = _conditions(query, sides, now_us, dialect)
+    conditions, parameters = _conditions(query, sides, dialect, now_us)
     scans = [_scan(conditions)]
     is_of_all_records = not any(sides.values())  # else one caseload limits the scan
     if is_of_all_records and query.as_of_us is not None:
@@ -90,7 +90,7 @@ def _state_condition(state: int, query: CaseloadQuery | AssignmentQuery) -> str:
 
 
 def _conditions(
-    query: CaseloadQuery | AssignmentQuery, sides: dict[str, str], now_us: int, dialect: Dialect
+    query: CaseloadQuery | AssignmentQuery, sides: dict[str, str], dialect: Dialect, now_us: int
 ) -> tuple[str, dict[str, Value]]:
     """Returns the WHERE clause of a query, and its parameters. Args: sides, id columns with their ids, or ""."""
     parameters: dict[str, Value] = {column: value for column, value in sides.items() if value}

@@ -95,6 +95,11 @@ def _end(write: Write, period: Assignment, counts: CountChanges) -> None:
     write.record_change(enums.CHANGE_UPDATED, period, "state", "end_time", "end_reason", "ended_by")
 
 
+def select_due(kind: RecordKind[Any]) -> str:
+    """Returns the SELECT of the expired periods of the record :id."""
+    return f"SELECT {_COLUMNS} FROM assignment AS period WHERE period.{kind.id_column} = :id AND {_IS_DUE}"
+
+
 def sweep_record(write: Write, kind: RecordKind[Any], record_id: str) -> None:
     """Ends every expired period of a therapist or patient, which a write is about to lock.
 
@@ -102,8 +107,7 @@ def sweep_record(write: Write, kind: RecordKind[Any], record_id: str) -> None:
     """
     if kind.name == PATIENT.name:
         records.lock(write, PATIENT, [record_id])
-    sql = f"SELECT {_COLUMNS} FROM assignment AS period WHERE period.{kind.id_column} = :id AND {_IS_DUE}"
-    due = _periods(write.run(sql, {"id": record_id, "now_us": write.now_us}))
+    due = _periods(write.run(select_due(kind), {"id": record_id, "now_us": write.now_us}))
     if due:
         _lock_and_end(write, due)
 
@@ -127,9 +131,7 @@ def _lock_and_end(write: Write, due: list[Assignment]) -> int:
 
 def count_due(write: Write, therapist_id: str) -> int:
     """Returns how many periods of a therapist have expired and are still counted."""
-    sql = f"SELECT COUNT(*) FROM assignment AS period WHERE period.therapist_id = :id AND {_IS_DUE}"
-    count: int = write.run(sql, {"id": therapist_id, "now_us": write.now_us})[0][0]
-    return count
+    return len(write.run(select_due(THERAPIST), {"id": therapist_id, "now_us": write.now_us}))
 
 
 def _periods(rows: list[Row]) -> list[Assignment]:

@@ -87,7 +87,7 @@ class RelationshipStore:
     def _list_assigned(
         self, kind: RecordKind[P], other: RecordKind[Q], query: CaseloadQuery, page: PageRequest
     ) -> Page[tuple[Assignment, Q]]:
-        select = assignment_lists.select_caseload(kind, other, query, self._clock(), self._database.dialect)
+        select = assignment_lists.select_caseload(kind, other, query, self._database.dialect, self._clock())
         width = len(Assignment._fields)
         with self._database.snapshot() as transaction:
             if not transaction.run(kind.select, {"id": query.parent_id}):
@@ -211,7 +211,7 @@ class RelationshipStore:
 
     def list_assignments(self, query: requests.AssignmentQuery, page: PageRequest) -> Page[Assignment]:
         """Returns one page, ordered by assignment_id."""
-        select = assignment_lists.select_assignments(query, self._clock(), self._database.dialect)
+        select = assignment_lists.select_assignments(query, self._database.dialect, self._clock())
         with self._database.snapshot() as transaction:
             rows = transaction.rows(select.of_page(page.after, page.size + 1))
             return _build_page(rows, page, Assignment._make, self._read_head(transaction))
