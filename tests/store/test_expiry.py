@@ -49,7 +49,7 @@ def expiries(store: RelationshipStore) -> list[str]:
 
 
 def assert_expired(store: RelationshipStore, begun: Assignment, now_us: int) -> None:
-    """Asserts that an assignment ended by its planned end, in one change set, and that all that follows is consistent."""
+    """Asserts that an assignment ended as planned, in one change set, and that counts and primary therapists follow."""
     ended = store.get_assignment(begun.assignment_id)
     assert ended.etag != begun.etag
     assert ended == begun._replace(

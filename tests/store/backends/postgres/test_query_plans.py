@@ -152,7 +152,6 @@ def lookups() -> Iterator[Any]:
     yield "another primary", assignments._SELECT_OTHER_PRIMARY, pair
     yield "an overlap", assignments._SELECT_LAST_OVERLAPPING, {**pair, "start_us": 1, "exclusive_role": 1}
     due = {"id": THERAPIST_ID, "now_us": NOW_US}
-    yield "what expired first", expiry._SELECT_OLDEST_DUE, due
     yield "what expired of a therapist", expiry.select_due(THERAPIST), due
     yield "what expired of a patient", expiry.select_due(PATIENT), {**due, "id": PATIENT_ID}
     for size in range(5):
@@ -170,8 +169,11 @@ def test_a_lookup_reads_only_what_it_names(connection: "psycopg.Connection[Any]"
 
 
 @pytest.mark.parametrize("mode", ["custom", "generic"])
-def test_the_next_planned_end_is_the_first_of_an_index(connection: "psycopg.Connection[Any]", mode: str) -> None:
-    read = plan(connection, Query(expiry.SELECT_NEXT, {}), mode)
+@pytest.mark.parametrize("sql", [expiry.SELECT_NEXT, expiry._SELECT_OLDEST_DUE], ids=["next", "oldest"])
+def test_a_sweep_reads_the_first_entries_of_an_index(
+    connection: "psycopg.Connection[Any]", sql: str, mode: str
+) -> None:
+    read = plan(connection, Query(sql, {"now_us": NOW_US}), mode)
     assert [node["Index Name"] for node in read if "Index Name" in node] == ["assignment_expiring"]
     assert "Limit" in {node["Node Type"] for node in read}
 
