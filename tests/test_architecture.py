@@ -26,6 +26,7 @@ VERBS = {
         "change_log",
         "corrections",
         "counts",
+        "expiry",
         "finished_periods",
         "idempotency",
         "lists",
@@ -50,6 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "domain": {".domain"},
     # the store
     "store": {*(f".store.{name}" for name in VERBS), ".domain", "uuid_utils"},
+    "store.expiry_sweeper": {"structlog"},
     "store.backends": {".store.backends.protocol", ".domain.errors"},
     "store.backends.factory": {".store", ".config", ".private_files", ".domain.errors", *DRIVERS},
     "store.backends.sqlite": {".store.backends", ".store.portability", ".store.atomic_file", ".domain", "apsw"},

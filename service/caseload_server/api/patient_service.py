@@ -81,7 +81,10 @@ class PatientServicer(pb_grpc.PatientServiceServicer):
     ) -> pb.AssignTherapistResponse:
         result = self._store.assign(validate.assign(request, self._clock()), call_context(request, context))
         return pb.AssignTherapistResponse(
-            assignment=convert.assignment(result.record), created=result.created, revision=result.revision
+            assignment=convert.assignment(result.record),
+            created=result.created,
+            revision=result.revision,
+            demoted=convert.assignment(result.demoted) if result.demoted else None,
         )
 
     def UnassignTherapist(

@@ -82,7 +82,10 @@ class TherapistServicer(pb_grpc.TherapistServiceServicer):
     ) -> pb.AssignPatientResponse:
         result = self._store.assign(validate.assign(request, self._clock()), call_context(request, context))
         return pb.AssignPatientResponse(
-            assignment=convert.assignment(result.record), created=result.created, revision=result.revision
+            assignment=convert.assignment(result.record),
+            created=result.created,
+            revision=result.revision,
+            demoted=convert.assignment(result.demoted) if result.demoted else None,
         )
 
     def UnassignPatient(

@@ -74,6 +74,8 @@ class Assign(NamedTuple):
     """The end of a finished period. None begins an active one."""
     end_reason: int = 0
     """Why a finished period ended."""
+    expire_us: int | None = None
+    demote_primary: bool = False
 
 
 class Unassign(NamedTuple):

@@ -34,6 +34,8 @@ class AssignResult(NamedTuple):
     created: bool
     """False when the same assignment was already active, or recorded."""
     revision: str
+    demoted: Assignment | None = None
+    """The TREATING assignment of the therapist who was PRIMARY before."""
 
 
 class BatchAssignResult(NamedTuple):

@@ -20,7 +20,7 @@ from caseload_server.domain.errors import DomainError
 from caseload_server.security.principal import current_principal
 
 _RESPONSE_FIELDS: Final = frozenset(
-    {"revision", "created", "ended", "active", "therapist", "patient", "assignment", "results"}  # flags, and records
+    {"revision", "created", "ended", "active", "demoted", "therapist", "patient", "assignment", "results"}
 )
 """Fields of every response to keep. The records in them are redacted too."""
 _PERSON_FIELDS: Final = frozenset({"etag", "create_time", "update_time", "delete_time"})

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from caseload_server.domain import errors, requests, results
 from caseload_server.domain.limits import MAX_PAGE_BYTES
@@ -24,6 +24,7 @@ from caseload_server.store import (
     batches,
     change_log,
     corrections,
+    expiry,
     lists,
     purges,
     records,
@@ -88,7 +89,7 @@ class RelationshipStore:
     def _list_assigned(
         self, kind: RecordKind[P], other: RecordKind[Q], query: CaseloadQuery, page: PageRequest
     ) -> Page[tuple[Assignment, Q]]:
-        select = assignment_lists.select_caseload(kind, other, query, self._database.dialect)
+        select = assignment_lists.select_caseload(kind, other, query, self._database.dialect, self._clock())
         width = len(Assignment._fields)
         with self._database.snapshot() as transaction:
             if not transaction.run(kind.select, {"id": query.parent_id}):
@@ -113,6 +114,8 @@ class RelationshipStore:
         """
 
         def work(write: Write) -> tuple[list[P], int]:
+            if fields.get("status") == kind.idle_status:
+                expiry.sweep_record(write, kind, record_id)
             record = records.require(write, kind, record_id)
             changed = records.update(write, kind, record, etag, fields)
             return [changed], changed is not record
@@ -127,6 +130,7 @@ class RelationshipStore:
 
         def work(write: Write) -> tuple[list[P], int]:
             locked = assignments.lock_caseload(write, kind, request.record_id) if request.force else set()
+            expiry.sweep_record(write, kind, request.record_id)
             record = records.find(write, kind, request.record_id)
             if record is None:
                 if request.allow_missing:
@@ -164,7 +168,7 @@ class RelationshipStore:
         """Begins an assignment, or records a finished one. Raises the errors of batches.assign_one."""
         pair = request.therapist_id, request.patient_id
         result = self._change_assignments(call, lambda write: batches.assign_one(write, request), *pair)
-        return AssignResult(result.records[0], bool(result.effect), result.revision)
+        return AssignResult(result.records[0], bool(result.effect), result.revision, *result.records[1:])
 
     def batch_assign(self, batch: list[requests.Assign], call: CallContext) -> BatchAssignResult:
         """Begins or records many assignments, all or nothing. Raises the errors of batches.assign."""
@@ -177,6 +181,22 @@ class RelationshipStore:
         pair = request.therapist_id, request.patient_id
         result = self._change_assignments(call, lambda write: assignments.unassign(write, request), *pair)
         return UnassignResult(result.records[0] if result.records else None, bool(result.effect), result.revision)
+
+    def end_expired(self) -> int | None:
+        """Ends the assignments whose expire_time has passed, in batches. Returns the first expire_time of the others.
+
+        In microseconds since 1970 (UTC); None if no end is planned. Other processes may end the same ones at once.
+        """
+
+        def work(write: Write) -> tuple[list[Assignment], int]:
+            return [], expiry.sweep_batch(write)
+
+        while True:
+            [(next_us,)] = self._database.read(expiry.SELECT_NEXT)
+            if next_us is None or next_us > self._clock():
+                return cast("int | None", next_us)
+            if not self._change_assignments(expiry.EXPIRY_CALL, work, alone=True).effect:
+                return cast("int | None", next_us)
 
     def transfer(self, request: requests.Transfer, call: CallContext) -> TransferResult:
         """Moves a caseload to another therapist. Raises the errors of transfers.transfer."""
@@ -199,7 +219,7 @@ class RelationshipStore:
 
     def list_assignments(self, query: requests.AssignmentQuery, page: PageRequest) -> Page[Assignment]:
         """Returns one page, ordered by assignment_id."""
-        select = assignment_lists.select_assignments(query, self._database.dialect)
+        select = assignment_lists.select_assignments(query, self._database.dialect, self._clock())
         with self._database.snapshot() as transaction:
             rows = transaction.rows(select.of_page(page.after, page.size + 1))
             return _build_page(rows, page, Assignment._make, self._read_head(transaction))

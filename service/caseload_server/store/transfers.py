@@ -4,7 +4,7 @@ import json
 
 from caseload_server.domain import enums, errors, limits, requests
 from caseload_server.domain.records import Assignment, Therapist
-from caseload_server.store import assignments, records
+from caseload_server.store import assignments, expiry, records
 from caseload_server.store.backends.protocol import SerializationConflict
 from caseload_server.store.counts import CountChanges
 from caseload_server.store.records import PATIENT, THERAPIST
@@ -34,9 +34,7 @@ def transfer(write: Write, request: requests.Transfer) -> tuple[list[Assignment]
             raise errors.TherapistDeleted(therapist_id=therapist.therapist_id)
     if deleted := [patient_id for patient_id, deleted_us in patients.items() if deleted_us is not None]:
         raise errors.PatientDeleted(resources=records.resources(PATIENT, deleted))
-    moved = _select_moved(write, request)
-    if write.lock_clause and not locked.issuperset(period.patient_id for period in moved):
-        raise SerializationConflict  # a patient was assigned before the therapists were locked
+    moved = _select_moved(write, request, locked)
     if moved and target.status != enums.STATUS_ACTIVE:
         raise errors.TherapistNotActive
     counts = CountChanges()
@@ -60,9 +58,17 @@ def _lock(write: Write, request: requests.Transfer) -> set[str]:
     return patient_ids
 
 
-def _select_moved(write: Write, request: requests.Transfer) -> list[Assignment]:
-    """Returns the active periods of the source to move. Raises AssignmentNotFound, TooManyAssignments."""
+def _select_moved(write: Write, request: requests.Transfer, locked: set[str]) -> list[Assignment]:
+    """Returns the active periods of the source to move. Ends those that have expired instead.
+
+    Args: locked, what _lock returned. Raises AssignmentNotFound, TooManyAssignments.
+    """
     periods = assignments.list_active(write, THERAPIST, request.source_id)
+    if request.patient_ids:
+        periods = [period for period in periods if period.patient_id in request.patient_ids]
+    if write.lock_clause and not locked.issuperset(period.patient_id for period in periods):
+        raise SerializationConflict  # a patient was assigned before the therapists were locked
+    periods = expiry.end_due(write, periods)
     if request.patient_ids:
         by_patient = {period.patient_id: period for period in periods}
         if unassigned := [patient_id for patient_id in request.patient_ids if patient_id not in by_patient]:
@@ -87,5 +93,5 @@ def _move(
     if existing:
         assignments.end(write, existing, start_us, enums.END_REPLACED, counts)
     elif not ignore_capacity:
-        assignments.require_capacity(target, counts)
+        assignments.require_capacity(write, target, counts)
     return ended, assignments.begin(write, request, start_us, counts)

@@ -35,6 +35,9 @@ _CALLER_END_REASONS: Final = _END_REASONS - {
 _NOT_OF_FINISHED: Final = ("replace", "replace_primary", "demote_primary", "expire_time")
 """Fields that say what a period replaces or when it will end. A finished period has neither."""
 _CORRECTABLE: Final = ("focus", "start_time", "end_time", "end_reason")
+"""Fields that an update changes, and that the mask "*" names."""
+_BY_NAME: Final = "expire_time"
+"""A field that the mask "*" does not name, because it was added later: older callers would clear it."""
 _IMMUTABLE: Final = ("therapist_id", "patient_id", "role")
 """Fields that an update does not change. The store compares their values with the assignment's."""
 
@@ -145,13 +148,14 @@ def _fields_to_correct(request: assignment_pb.UpdateAssignmentRequest, violation
         return []
     paths = list(request.update_mask.paths)
     if not paths:
-        return [*immutable, *(name for name in _CORRECTABLE if name in set_fields)]
+        return [*immutable, *(name for name in (*_CORRECTABLE, _BY_NAME) if name in set_fields)]
     if paths == ["*"]:
         return [*immutable, *_CORRECTABLE]
     for index, path in enumerate(paths):
-        if path not in (*_CORRECTABLE, *_IMMUTABLE, "assignment_id"):
-            violations.add(f"update_mask.paths[{index}]", "must be focus, start_time, end_time or end_reason")
-    return [name for name in (*_IMMUTABLE, *_CORRECTABLE) if name in paths]
+        if path not in (*_CORRECTABLE, _BY_NAME, *_IMMUTABLE, "assignment_id"):
+            text = "must be focus, start_time, end_time, end_reason or expire_time"
+            violations.add(f"update_mask.paths[{index}]", text)
+    return [name for name in (*_IMMUTABLE, *_CORRECTABLE, _BY_NAME) if name in paths]
 
 
 def _column(
@@ -163,6 +167,8 @@ def _column(
         if name == "start_time" and not message.HasField("start_time"):
             violations.add(path, "is required")
         return name.replace("_time", "_us"), at_us
+    if name == _BY_NAME:
+        return "expire_us", rules.planned_time_us(message, path, violations)
     if name == "focus":
         return name, rules.code(message.focus, path, violations)
     if name in ("therapist_id", "patient_id"):
@@ -198,8 +204,12 @@ def assign(request: AssignRequest, now_us: int) -> requests.Assign:
         ignore_capacity=request.ignore_capacity,
         end_us=rules.past_us(request, "end_time", violations, now_us),
         end_reason=_end_reason(request, violations),
+        expire_us=rules.planned_time_us(request, "expire_time", violations),
+        demote_primary=request.demote_primary,
     )
     _check_finished(request, order, violations)
+    if order.replace_primary and order.demote_primary:
+        violations.add("demote_primary", "must not be given together with replace_primary")
     violations.raise_if_any()
     return order
 
