@@ -34,7 +34,15 @@ VERBS = {
         "records",
         "search",
     ),
-    *("relationship_store", "hash_chain", "store_identity", "transfers", "write_transaction", "backends.protocol"),
+    *(
+        "relationship_store",
+        "endings",
+        "hash_chain",
+        "store_identity",
+        "transfers",
+        "write_transaction",
+        "backends.protocol",
+    ),
 }
 """The store's own modules, without the databases."""
 

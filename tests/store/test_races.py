@@ -3,7 +3,7 @@
 import pytest
 from caseload_server.domain import errors, requests
 from caseload_server.domain.enums import ROLE_PRIMARY, ROLE_TREATING
-from caseload_server.domain.requests import Assign, Delete, PageRequest, RecordQuery, Unassign
+from caseload_server.domain.requests import Assign, Delete, PageRequest, RecordQuery, Unassign, Update
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 
 from tests.store.store_calls import (
@@ -180,7 +180,9 @@ def test_the_same_request_from_many_callers_writes_once(store: RelationshipStore
 @both_kinds
 def test_one_of_racing_updates_with_the_same_etag_succeeds(store: RelationshipStore, kind: AnyKind) -> None:
     etag = make(store, kind, "a").etag
-    done, refusals = race(lambda number: store.update(kind, "a", etag, {"display_name": f"Ada {number}"}, CALL))
+    done, refusals = race(
+        lambda number: store.update(kind, Update("a", {"display_name": f"Ada {number}"}, etag=etag), CALL)
+    )
     assert len(done) == 1
     assert kinds(refusals) == {errors.EtagMismatch}
     assert store.get(kind, "a") == done[0].record

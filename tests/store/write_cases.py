@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from caseload_server.domain.enums import PATIENT_DISCHARGED, ROLE_PRIMARY, THERAPIST_INACTIVE
-from caseload_server.domain.requests import Assign, CallContext, Delete, Fields, Unassign
+from caseload_server.domain.requests import Assign, CallContext, Delete, Fields, Unassign, Update
 from caseload_server.domain.results import AssignResult, DeleteResult, TransferResult, UnassignResult
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 
@@ -74,8 +74,8 @@ def ended(store: RelationshipStore) -> None:
 def inactive(store: RelationshipStore) -> None:
     """Everyone; t is inactive, and p is discharged."""
     everyone(store)
-    store.update(THERAPIST, "t", "", {"status": THERAPIST_INACTIVE}, CALL)
-    store.update(PATIENT, "p", "", {"status": PATIENT_DISCHARGED}, CALL)
+    store.update(THERAPIST, Update("t", {"status": THERAPIST_INACTIVE}), CALL)
+    store.update(PATIENT, Update("p", {"status": PATIENT_DISCHARGED}), CALL)
 
 
 def finished(store: RelationshipStore) -> None:
@@ -99,7 +99,7 @@ def _of_kind(kind: AnyKind) -> list[Mutation]:
         delete(store, kind, it)
 
     def update(store: RelationshipStore, call: CallContext) -> Any:
-        return store.update(kind, it, "", {**rename, "identifiers": store.get(kind, it).identifiers}, call)
+        return store.update(kind, Update(it, {**rename, "identifiers": store.get(kind, it).identifiers}), call)
 
     force = [(UPDATED, ENDED, "t", "p", True)]
     if kind is PATIENT:
@@ -156,7 +156,7 @@ def _no_ops_of_kind(kind: AnyKind) -> list[Mutation]:
         Mutation(
             f"update nothing of a {name}",
             everyone,
-            lambda store, call: store.update(kind, it, "", {"display_name": "Ada Lovelace"}, call),
+            lambda store, call: store.update(kind, Update(it, {"display_name": "Ada Lovelace"}), call),
         ),
         Mutation(f"delete a deleted {name}", deleted, lambda store, call: store.delete(kind, Delete(it), call)),
         Mutation(
