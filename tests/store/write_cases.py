@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import pytest
 from caseload_server.domain.enums import PATIENT_DISCHARGED, ROLE_PRIMARY, THERAPIST_INACTIVE
 from caseload_server.domain.requests import Assign, CallContext, Delete, Fields, Unassign, Update
-from caseload_server.domain.results import AssignResult, DeleteResult, TransferResult, UnassignResult
+from caseload_server.domain.results import AssignResult, DeleteResult, TransferResult, UnassignResult, UpdateResult
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 
 from tests.store.store_calls import CALL, AnyKind, assign, delete, make, unassign
@@ -42,7 +42,7 @@ def effect(result: Any) -> int:
             return int(result.created)
         case UnassignResult():
             return int(result.ended)
-        case DeleteResult():
+        case DeleteResult() | UpdateResult():
             return result.ended_count
         case TransferResult():
             return len(result.ended)
@@ -98,6 +98,10 @@ def _of_kind(kind: AnyKind) -> list[Mutation]:
         everyone(store)
         delete(store, kind, it)
 
+    def overtaken(store: RelationshipStore) -> None:
+        deleted(store)
+        make(store, kind, "new", identifiers=f'[["urn:{"npi" if kind is THERAPIST else "mrn"}","1"]]')
+
     def update(store: RelationshipStore, call: CallContext) -> Any:
         return store.update(kind, Update(it, {**rename, "identifiers": store.get(kind, it).identifiers}), call)
 
@@ -121,6 +125,14 @@ def _of_kind(kind: AnyKind) -> list[Mutation]:
         ),
         Mutation(f"update a {name}", everyone, update, ((UPDATED, "display_name,email", *of(kind, it)),), ("etag",)),
         Mutation(
+            f"update a {name} with force",
+            assigned,
+            lambda store, call: store.update(kind, Update(it, {"status": kind.idle_status}, end_reason=1), call),
+            (*force, (UPDATED, "status", *of(kind, it))),
+            ("etag",),
+            len(force),
+        ),
+        Mutation(
             f"delete a {name}",
             everyone,
             lambda store, call: store.delete(kind, Delete(it), call),
@@ -140,6 +152,13 @@ def _of_kind(kind: AnyKind) -> list[Mutation]:
             deleted,
             lambda store, call: store.undelete(kind, it, call),
             ((UNDELETED, "delete_time", *of(kind, it)),),
+            ("etag",),
+        ),
+        Mutation(
+            f"undelete a {name} without its identifiers",
+            overtaken,
+            lambda store, call: store.undelete(kind, it, call, release_identifiers=True),
+            ((UNDELETED, "delete_time,identifiers", *of(kind, it)),),
             ("etag",),
         ),
     ]
