@@ -26,6 +26,7 @@ VERBS = {
         "change_log",
         "corrections",
         "counts",
+        "endings",
         "finished_periods",
         "idempotency",
         "lists",
@@ -36,7 +37,6 @@ VERBS = {
     ),
     *(
         "relationship_store",
-        "endings",
         "hash_chain",
         "store_identity",
         "transfers",
@@ -140,7 +140,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "commands.migrate": {"click", ".commands", ".config", ".store.backends.factory"},
     "commands.export_import_verify": {"click", ".commands", ".config", ".domain.results", ".store"},
     "commands.log": {"click", ".commands", ".store.change_log"},
-    "commands.purge": {"click", ".commands", ".config", ".clock", ".domain.errors", ".store", "apsw"},
+    "commands.purge": {
+        *("click", ".commands", ".config", ".clock", ".domain.errors", ".domain.id_formats", ".store", "apsw"),
+        ".store.purges",
+    },
     "commands.serve": {
         "click",
         ".commands",

@@ -250,6 +250,21 @@ class RelationshipStore:
         while self._change_assignments(purges.PURGE_CALL, work, alone=True).effect:
             yield purged
 
+    def purge_record(self, kind: RecordKind[Any], record_id: str) -> purges.PurgedCount:
+        """Erases one deleted record with its assignments, and a patient with all that were merged into it.
+
+        Returns zeros if it was purged before. Raises the kind's NOT_FOUND, purges.NotPurgeable.
+        """
+        purged = purges.PurgedCount(0, 0)
+
+        def work(write: Write) -> tuple[list[Assignment], int]:
+            nonlocal purged
+            purged = purges.purge_one(write, kind, record_id)
+            return [], sum(purged)
+
+        self._change_assignments(purges.PURGE_CALL, work, alone=True)
+        return purged
+
     def check(self) -> None:
         """Raises StoreBusy, StoreUnavailable or ShuttingDown if the store cannot serve calls."""
         self._database.check()
