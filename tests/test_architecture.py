@@ -26,6 +26,7 @@ VERBS = {
         "change_log",
         "corrections",
         "counts",
+        "endings",
         "expiry",
         "finished_periods",
         "idempotency",
@@ -35,7 +36,14 @@ VERBS = {
         "records",
         "search",
     ),
-    *("relationship_store", "hash_chain", "store_identity", "transfers", "write_transaction", "backends.protocol"),
+    *(
+        "relationship_store",
+        "hash_chain",
+        "store_identity",
+        "transfers",
+        "write_transaction",
+        "backends.protocol",
+    ),
 }
 """The store's own modules, without the databases."""
 
@@ -134,7 +142,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "commands.migrate": {"click", ".commands", ".config", ".store.backends.factory"},
     "commands.export_import_verify": {"click", ".commands", ".config", ".domain.results", ".store"},
     "commands.log": {"click", ".commands", ".store.change_log"},
-    "commands.purge": {"click", ".commands", ".config", ".clock", ".domain.errors", ".store", "apsw"},
+    "commands.purge": {
+        *("click", ".commands", ".config", ".clock", ".domain.errors", ".domain.id_formats", ".store", "apsw"),
+        ".store.purges",
+    },
     "commands.serve": {
         "click",
         ".commands",

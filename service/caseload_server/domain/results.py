@@ -11,9 +11,18 @@ R = TypeVar("R", covariant=True)
 
 
 class RecordResult(NamedTuple, Generic[R]):
-    """A record that was created, updated, corrected or undeleted."""
+    """A record that was created, corrected or undeleted."""
 
     record: R
+    revision: str
+
+
+class UpdateResult(NamedTuple, Generic[R]):
+    """A record that was updated."""
+
+    record: R
+    ended_count: int
+    """The number of assignments that an update with force ended."""
     revision: str
 
 

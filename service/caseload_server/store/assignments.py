@@ -268,10 +268,10 @@ def end(write: Write, period: Assignment, end_us: int, reason: int, counts: Coun
     return ended
 
 
-def end_all(write: Write, kind: RecordKind[P], record: P, locked: set[str]) -> int:
-    """Ends every active period of a record that is about to be deleted. Returns their number.
+def end_all(write: Write, kind: RecordKind[P], record: P, reason: int, locked: set[str]) -> int:
+    """Ends every active period of a record. Returns their number.
 
-    Args: locked, what lock_caseload returned. Raises TooManyAssignments.
+    Args: reason, an END_ enum; locked, what lock_caseload returned. Raises TooManyAssignments.
     """
     count = records.active_count(kind, record)
     if count > limits.MAX_ASSIGNMENTS_PER_CALL:
@@ -281,7 +281,7 @@ def end_all(write: Write, kind: RecordKind[P], record: P, locked: set[str]) -> i
         raise SerializationConflict  # another assignment began before the record was locked
     counts = CountChanges()
     for period in periods:
-        end(write, period, max(write.now_us, period.start_us), enums.END_RECORD_DELETED, counts)
+        end(write, period, max(write.now_us, period.start_us), reason, counts)
     counts.save(write)
     return count
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeVar, cast
 
-from caseload_server.domain import errors, requests, results
+from caseload_server.domain import requests, results
 from caseload_server.domain.limits import MAX_PAGE_BYTES
 from caseload_server.domain.records import Assignment, P, Patient, Q, Therapist
 from caseload_server.domain.requests import CallContext, CaseloadQuery, Fields, PageRequest, RecordQuery
@@ -17,6 +17,7 @@ from caseload_server.domain.results import (
     RecordResult,
     TransferResult,
     UnassignResult,
+    UpdateResult,
 )
 from caseload_server.store import (
     assignment_lists,
@@ -24,6 +25,7 @@ from caseload_server.store import (
     batches,
     change_log,
     corrections,
+    endings,
     expiry,
     lists,
     purges,
@@ -105,61 +107,35 @@ class RelationshipStore:
         """Creates a record. An empty id generates one. Raises IdTaken, IdentifierTaken, InvalidField."""
         return self._change_record(kind, call, lambda write: ([records.create(write, kind, record_id, fields)], 1))
 
-    def update(
-        self, kind: RecordKind[P], record_id: str, etag: str, fields: Fields, call: CallContext
-    ) -> RecordResult[P]:
-        """Updates fields of a record. Args: etag, must match unless it is empty.
-
-        Raises the kind's NOT_FOUND and DELETED, EtagMismatch, HasActiveAssignments, IdentifierTaken, InvalidField.
-        """
+    def update(self, kind: RecordKind[P], request: requests.Update, call: CallContext) -> UpdateResult[P]:
+        """Updates fields of a record. Raises the errors of endings.update."""
 
         def work(write: Write) -> tuple[list[P], int]:
-            if fields.get("status") == kind.idle_status:
-                expiry.sweep_record(write, kind, record_id)
-            record = records.require(write, kind, record_id)
-            changed = records.update(write, kind, record, etag, fields)
-            return [changed], changed is not record
+            return endings.update(write, kind, request)
 
-        return self._change_record(kind, call, work, record_id)
+        result = self._writes.run(call, work, _loader(kind), request.record_id, alone=request.end_reason is not None)
+        return UpdateResult(result.records[0], result.effect, result.revision)
 
     def delete(self, kind: RecordKind[P], request: requests.Delete, call: CallContext) -> DeleteResult[P]:
-        """Soft-deletes a record. `force` ends its active assignments first.
-
-        Raises the kind's NOT_FOUND, EtagMismatch, HasActiveAssignments, TooManyAssignments.
-        """
+        """Soft-deletes a record. `force` ends its active assignments first. Raises the errors of endings.delete."""
 
         def work(write: Write) -> tuple[list[P], int]:
-            locked = assignments.lock_caseload(write, kind, request.record_id) if request.force else set()
-            expiry.sweep_record(write, kind, request.record_id)
-            record = records.find(write, kind, request.record_id)
-            if record is None:
-                if request.allow_missing:
-                    return [], 0
-                raise records.not_found(kind, [request.record_id])
-            if record.deleted_us is not None:
-                return [record], 0
-            return self._delete(write, kind, record, request, locked)
+            return endings.delete(write, kind, request)
 
         result = self._writes.run(call, work, _loader(kind), request.record_id, alone=request.force)
         return DeleteResult(result.records[0] if result.records else None, result.effect, result.revision)
 
-    def _delete(
-        self, write: Write, kind: RecordKind[P], record: P, request: requests.Delete, locked: set[str]
-    ) -> tuple[list[P], int]:
-        if request.etag and request.etag != record.etag:
-            raise errors.EtagMismatch
-        count = records.active_count(kind, record)
-        if count and not request.force:
-            raise errors.HasActiveAssignments(count=count)
-        ended = assignments.end_all(write, kind, record, locked)
-        return [records.delete(write, kind, records.require(write, kind, request.record_id))], ended
+    def undelete(
+        self, kind: RecordKind[P], record_id: str, call: CallContext, *, release_identifiers: bool = False
+    ) -> RecordResult[P]:
+        """Reverts a soft delete. Raises the kind's NOT_FOUND, IdentifierTaken.
 
-    def undelete(self, kind: RecordKind[P], record_id: str, call: CallContext) -> RecordResult[P]:
-        """Reverts a soft delete. Raises the kind's NOT_FOUND, IdentifierTaken."""
+        Args: release_identifiers, whether to drop identifiers that others have by now, instead of IdentifierTaken.
+        """
 
         def work(write: Write) -> tuple[list[P], int]:
             record = records.require(write, kind, record_id)
-            restored = records.undelete(write, kind, record)
+            restored = records.undelete(write, kind, record, release_identifiers=release_identifiers)
             return [restored], restored is not record
 
         return self._change_record(kind, call, work, record_id)
@@ -290,6 +266,21 @@ class RelationshipStore:
 
         while self._change_assignments(purges.PURGE_CALL, work, alone=True).effect:
             yield purged
+
+    def purge_record(self, kind: RecordKind[Any], record_id: str) -> purges.PurgedCount:
+        """Erases one deleted record with its assignments, and a patient with all that were merged into it.
+
+        Returns zeros if it was purged before. Raises the kind's NOT_FOUND, purges.NotPurgeable.
+        """
+        purged = purges.PurgedCount(0, 0)
+
+        def work(write: Write) -> tuple[list[Assignment], int]:
+            nonlocal purged
+            purged = purges.purge_one(write, kind, record_id)
+            return [], sum(purged)
+
+        self._change_assignments(purges.PURGE_CALL, work, alone=True)
+        return purged
 
     def check(self) -> None:
         """Raises StoreBusy, StoreUnavailable or ShuttingDown if the store cannot serve calls."""

@@ -98,7 +98,7 @@ def check_assignments(request: assignment_pb.CheckAssignmentsRequest, now_us: in
     return pairs, now_us if at_us is None else at_us
 
 
-def transfer_patients(request: assignment_pb.TransferPatientsRequest) -> requests.Transfer:
+def transfer_patients(request: assignment_pb.TransferPatientsRequest, now_us: int) -> requests.Transfer:
     """Returns the store\'s request for a TransferPatients request."""
     violations = ValidationErrors()
     if not request.request_id:
@@ -113,6 +113,7 @@ def transfer_patients(request: assignment_pb.TransferPatientsRequest) -> request
         target_id=rules.record_id(request.target_therapist_id, "target_therapist_id", violations),
         patient_ids=tuple(dict.fromkeys(request.patient_ids)),
         ignore_capacity=request.ignore_capacity,
+        effective_us=rules.past_us(request, "effective_time", violations, now_us),
     )
     if order.source_id and order.source_id == order.target_id:
         violations.add("target_therapist_id", "must not be the source")
@@ -203,7 +204,7 @@ def assign(request: AssignRequest, now_us: int) -> requests.Assign:
         replace_primary=request.replace_primary,
         ignore_capacity=request.ignore_capacity,
         end_us=rules.past_us(request, "end_time", violations, now_us),
-        end_reason=_end_reason(request, violations),
+        end_reason=caller_end_reason(request, violations),
         expire_us=rules.planned_time_us(request, "expire_time", violations),
         demote_primary=request.demote_primary,
     )
@@ -214,10 +215,12 @@ def assign(request: AssignRequest, now_us: int) -> requests.Assign:
     return order
 
 
-def _end_reason(request: AssignRequest | UnassignRequest, violations: ValidationErrors) -> int:
+def caller_end_reason(request: Any, violations: ValidationErrors) -> int:
+    """The field end_reason of a request: UNSPECIFIED, or a reason that callers may set."""
     if request.end_reason not in _CALLER_END_REASONS:
         violations.add("end_reason", "must be a known value that callers may set")
-    return request.end_reason
+    reason: int = request.end_reason
+    return reason
 
 
 def _check_finished(request: AssignRequest, order: requests.Assign, violations: ValidationErrors) -> None:
@@ -263,7 +266,7 @@ def unassign(request: UnassignRequest, now_us: int) -> requests.Unassign:
     order = requests.Unassign(
         therapist_id=therapist_id,
         patient_id=patient_id,
-        end_reason=_end_reason(request, violations),
+        end_reason=caller_end_reason(request, violations),
         end_us=rules.past_us(request, "end_time", violations, now_us),
         etag=request.etag,
         allow_missing=request.allow_missing,
