@@ -29,12 +29,21 @@ VERBS = {
         "finished_periods",
         "idempotency",
         "lists",
+        "merges",
         "overlaps",
         "purges",
         "records",
         "search",
     ),
-    *("relationship_store", "hash_chain", "store_identity", "transfers", "write_transaction", "backends.protocol"),
+    *(
+        "relationship_store",
+        "hash_chain",
+        "store_identity",
+        "merges",
+        "transfers",
+        "write_transaction",
+        "backends.protocol",
+    ),
 }
 """The store's own modules, without the databases."""
 

@@ -76,6 +76,27 @@ class PatientServicer(pb_grpc.PatientServiceServicer):
         result = self._store.undelete(PATIENT, record_id, call_context(request, context))
         return pb.UndeletePatientResponse(patient=convert.patient(result.record), revision=result.revision)
 
+    def MergePatients(
+        self, request: pb.MergePatientsRequest, context: grpc.ServicerContext
+    ) -> pb.MergePatientsResponse:
+        result = self._store.merge(validate.merge_patients(request), call_context(request, context))
+        response = pb.MergePatientsResponse(primary_demoted=result.primary_demoted, revision=result.revision)
+        convert.patient(result.source, response.source)
+        convert.patient(result.target, response.target)
+        convert.add_all(result.ended, convert.assignment, response.ended)
+        convert.add_all(result.active, convert.assignment, response.active)
+        return response
+
+    def UnmergePatients(
+        self, request: pb.UnmergePatientsRequest, context: grpc.ServicerContext
+    ) -> pb.UnmergePatientsResponse:
+        result = self._store.unmerge(validate.unmerge_patients(request), call_context(request, context))
+        response = pb.UnmergePatientsResponse(revision=result.revision)
+        convert.patient(result.source, response.source)
+        if result.target:
+            convert.patient(result.target, response.target)
+        return response
+
     def AssignTherapist(
         self, request: pb.AssignTherapistRequest, context: grpc.ServicerContext
     ) -> pb.AssignTherapistResponse:

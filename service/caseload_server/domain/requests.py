@@ -47,6 +47,8 @@ class CaseloadQuery(NamedTuple):
     roles: tuple[int, ...] = ()
     states: tuple[int, ...] = ()
     as_of_us: int | None = None
+    same_person: tuple[str, ...] = ()
+    """The patients whose assignments to list instead, if the store finds that they are records of one person."""
 
 
 class AssignmentQuery(NamedTuple):
@@ -57,6 +59,8 @@ class AssignmentQuery(NamedTuple):
     roles: tuple[int, ...] = ()
     states: tuple[int, ...] = ()
     as_of_us: int | None = None
+    same_person: tuple[str, ...] = ()
+    """As in CaseloadQuery."""
 
 
 class Assign(NamedTuple):
@@ -94,6 +98,14 @@ class Transfer(NamedTuple):
     target_id: str
     patient_ids: tuple[str, ...] = ()
     ignore_capacity: bool = False
+
+
+class Merge(NamedTuple):
+    """A request to merge a patient, the source, into another record of the same person."""
+
+    source_id: str
+    target_id: str
+    force: bool = False
 
 
 Correction = dict[str, str | int | None]
