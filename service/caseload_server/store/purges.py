@@ -24,6 +24,23 @@ _MAX_ASSIGNMENTS_PER_BATCH: Final = limits.MAX_ASSIGNMENTS_PER_CALL - _MAX_RECOR
 _INSERT_PURGED_IDS = "INSERT INTO purged (kind, record_id) SELECT :kind, atom FROM json_each(:ids)"
 
 
+_IS_PURGEABLE: Final = {
+    "therapist": "record.deleted_us < :before_us",
+    "patient": "record.deleted_us < :before_us AND record.merged_into_patient_id = ''",
+}
+"""The condition for records to purge. A merged patient is purged with the record into which it was merged."""
+_COUNT_MERGED = """
+SELECT COUNT(*) FROM same_person JOIN patient AS record ON record.patient_id = same_person.person_id
+WHERE record.deleted_us < :before_us AND same_person.patient_id <> same_person.person_id"""
+_COUNT_MERGED_ASSIGNMENTS = """
+SELECT COUNT(*) FROM same_person AS merged JOIN assignment AS period ON period.patient_id = merged.patient_id
+WHERE merged.person_id = record.patient_id AND merged.patient_id <> merged.person_id"""
+_SELECT_MERGED = f"""
+SELECT {PATIENT.columns} FROM same_person JOIN patient AS record ON record.patient_id = same_person.patient_id
+WHERE same_person.person_id IN (SELECT atom FROM json_each(:ids)) AND same_person.patient_id <> same_person.person_id
+ORDER BY record.patient_id"""
+
+
 class PurgedCount(NamedTuple):
     """Number of rows that a transaction purged."""
 
@@ -32,8 +49,9 @@ class PurgedCount(NamedTuple):
 
 
 def select_count(kind: RecordKind[Any]) -> str:
-    """Returns the SELECT of the number of records that were deleted before :before_us."""
-    return f"SELECT COUNT(*) FROM {kind.name} WHERE deleted_us < :before_us"
+    """Returns the SELECT of the number of records to purge that were deleted before :before_us."""
+    count = f"SELECT COUNT(*) FROM {kind.name} AS record WHERE {_IS_PURGEABLE[kind.name]}"
+    return f"SELECT ({count}) + ({_COUNT_MERGED})" if kind.name == PATIENT.name else count
 
 
 def purge_batch(write: Write, kind: RecordKind[Any], before_us: int) -> PurgedCount:
@@ -56,21 +74,33 @@ def purge_batch(write: Write, kind: RecordKind[Any], before_us: int) -> PurgedCo
 
 
 def _select_batch(write: Write, kind: RecordKind[Any], before_us: int) -> tuple[list[Any], list[Assignment]]:
-    """Returns the first deleted records whose assignments fit into a batch, or one record, and these assignments."""
+    """Returns the first deleted records whose assignments fit into a batch, or one record, and these assignments.
+
+    Patients come with all records that were merged into them.
+    """
     id_column = kind.id_column
+    count = f"(SELECT COUNT(*) FROM assignment AS period WHERE period.{id_column} = record.{id_column})"
+    if kind.name == PATIENT.name:
+        count += f" + ({_COUNT_MERGED_ASSIGNMENTS})"
     sql = (
-        f"SELECT (SELECT COUNT(*) FROM assignment AS period WHERE period.{id_column} = record.{id_column}),"
-        f" {kind.columns} FROM {kind.name} AS record WHERE record.deleted_us < :before_us"
+        f"SELECT {count}, {kind.columns} FROM {kind.name} AS record WHERE {_IS_PURGEABLE[kind.name]}"
         f" ORDER BY record.deleted_us, record.{id_column} LIMIT {_MAX_RECORDS_PER_BATCH}"
     )
     rows = write.run(sql, {"before_us": before_us})
     fitting = sum(total <= _MAX_ASSIGNMENTS_PER_BATCH for total in accumulate(row[0] for row in rows))
-    deleted = [kind.record._make(row[1:]) for row in rows[: max(1, fitting)]]
+    deleted = with_merged(write, kind, [kind.record._make(row[1:]) for row in rows[: max(1, fitting)]])
     sql = (
         f"SELECT {assignments.COLUMNS} FROM assignment AS period"
         f" WHERE period.{id_column} IN (SELECT atom FROM json_each(:ids)) ORDER BY period.assignment_id"
     )
     return deleted, [Assignment._make(row) for row in write.run(sql, {"ids": _json_ids(deleted)})]
+
+
+def with_merged(write: Write, kind: RecordKind[Any], deleted: list[Any]) -> list[Any]:
+    """Returns the records, and after them those that were merged into them."""
+    if kind.name != PATIENT.name:
+        return deleted
+    return [*deleted, *(kind.record._make(row) for row in write.run(_SELECT_MERGED, {"ids": _json_ids(deleted)}))]
 
 
 def _lock(write: Write, kind: RecordKind[Any], deleted: list[Any], periods: list[Assignment]) -> None:
