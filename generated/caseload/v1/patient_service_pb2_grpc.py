@@ -392,7 +392,8 @@ class PatientServiceServicer(object):
         - PATIENT_NOT_FOUND: the id of the source or the target never existed, or was purged.
         - PATIENT_MERGED: the source or the target was merged into another record before.
         - PATIENT_DELETED: the source or the target is soft-deleted.
-        - BIRTH_DATES_DIFFER: both have a birth date, the dates differ, and force is not set.
+        - BIRTH_DATES_DIFFER: both have a birth date, the dates differ, and force is not set. For a
+        caller without read any two dates count as different, because it could guess dates otherwise.
         - PATIENT_NOT_ACTIVE: the source has active assignments, and the target is not STATUS_ACTIVE.
         - TOO_MANY_ASSIGNMENTS: the source has more than 1000 active assignments.
         - MERGE_TOO_LARGE: the target would have more than 20 identifiers or 10 aliases, or more than 32

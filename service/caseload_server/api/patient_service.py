@@ -8,7 +8,7 @@ from caseload.v1 import patient_service_pb2_grpc as pb_grpc
 
 from caseload_server import validation as validate
 from caseload_server.api import convert
-from caseload_server.api.call_context import call_context
+from caseload_server.api.call_context import call_context, caller_may_read
 from caseload_server.api.page_tokens import PageTokens
 from caseload_server.store import PATIENT, RelationshipStore
 
@@ -79,7 +79,8 @@ class PatientServicer(pb_grpc.PatientServiceServicer):
     def MergePatients(
         self, request: pb.MergePatientsRequest, context: grpc.ServicerContext
     ) -> pb.MergePatientsResponse:
-        result = self._store.merge(validate.merge_patients(request), call_context(request, context))
+        order = validate.merge_patients(request)._replace(may_compare=caller_may_read())
+        result = self._store.merge(order, call_context(request, context))
         response = pb.MergePatientsResponse(primary_demoted=result.primary_demoted, revision=result.revision)
         convert.patient(result.source, response.source)
         convert.patient(result.target, response.target)

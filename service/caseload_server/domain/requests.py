@@ -106,6 +106,8 @@ class Merge(NamedTuple):
     source_id: str
     target_id: str
     force: bool = False
+    may_compare: bool = True
+    """Whether the caller may learn that the birth dates are equal. Otherwise any two count as different."""
 
 
 Correction = dict[str, str | int | None]

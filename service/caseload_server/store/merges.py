@@ -49,7 +49,7 @@ def merge(write: Write, request: requests.Merge) -> tuple[list[Any], bool]:
     """
     source, target = _require_operands(write, request)
     moved = assignments.list_active(write, PATIENT, source.patient_id)
-    _refuse(source, target, moved, force=request.force)
+    _refuse(request, source, target, moved)
     gained = _gain(write, source, target)
     records.lock(write, THERAPIST, {period.therapist_id for period in moved})
     ended, active = _move(write, moved, target.patient_id)
@@ -80,10 +80,11 @@ def _require_operands(write: Write, request: requests.Merge) -> tuple[Patient, P
     return source, target
 
 
-def _refuse(source: Patient, target: Patient, moved: list[Assignment], *, force: bool) -> None:
+def _refuse(request: requests.Merge, source: Patient, target: Patient, moved: list[Assignment]) -> None:
     """Raises BirthDatesDiffer, PatientNotActive, TooManyAssignments."""
-    dates = {patient.birth_date for patient in (source, target) if patient.birth_date}
-    if len(dates) > 1 and not force:
+    dates = [patient.birth_date for patient in (source, target) if patient.birth_date]
+    distinct = set(dates) if request.may_compare else dates
+    if len(distinct) > 1 and not request.force:
         raise errors.BirthDatesDiffer
     if moved and target.status != enums.STATUS_ACTIVE:
         raise errors.PatientNotActive
