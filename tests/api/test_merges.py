@@ -5,9 +5,7 @@ from typing import Any
 import grpc
 
 from tests.api.client_calls import covers
-from tests.support.api_driver import PRIMARY, TREATING, ApiDriver, new_request_id, refused
-
-MERGED = 8
+from tests.support.api_driver import MERGED, PRIMARY, TREATING, ApiDriver, new_request_id, refused
 
 
 def merge(api: ApiDriver, source: str = "p1", target: str = "p2", **fields: Any) -> Any:

@@ -40,7 +40,7 @@ WRITES: list[Write] = [
     ),
     lambda store, chance: store.assign(Assign(chance.choice(THERAPISTS), one_patient(chance)), CALL),
     lambda store, chance: store.unassign(Unassign(chance.choice(THERAPISTS), one_patient(chance)), CALL),
-    lambda store, chance: store.transfer(Transfer(*chance.sample(THERAPISTS, 2)), CALL),
+    lambda store, chance: store.transfer(Transfer("t0", chance.choice(THERAPISTS[1:])), CALL),
     lambda store, chance: store.delete(PATIENT, Delete(one_patient(chance), force=True), CALL),
     lambda store, chance: store.undelete(PATIENT, one_patient(chance), CALL),
     lambda store, chance: store.update(

@@ -25,7 +25,7 @@ def merged(store: RelationshipStore, clock: Clock) -> RelationshipStore:
 
 
 def purge(store: RelationshipStore, before_us: int) -> list[tuple[int, int]]:
-    return [tuple(batch) for batch in store.purge_records(PATIENT, before_us)]
+    return [(batch.records, batch.assignments) for batch in store.purge_records(PATIENT, before_us)]
 
 
 def patients(store: RelationshipStore) -> list[str]:

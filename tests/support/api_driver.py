@@ -25,7 +25,7 @@ T0: Final = 1_600_000_000
 """A moment in the past, in seconds since 1970."""
 PRIMARY, TREATING, SUPERVISING, COVERING = 1, 2, 3, 4
 ACTIVE, ENDED = 1, 2
-COMPLETED, TRANSFERRED, ENTERED_IN_ERROR, RECORD_DELETED, REPLACED = 1, 2, 5, 6, 7
+COMPLETED, TRANSFERRED, ENTERED_IN_ERROR, RECORD_DELETED, REPLACED, MERGED = 1, 2, 5, 6, 7, 8
 
 RPCS: Final[dict[str, MethodDescriptor]] = {
     method.name: method
