@@ -31,6 +31,7 @@ VERBS = {
         "finished_periods",
         "idempotency",
         "lists",
+        "merges",
         "overlaps",
         "purges",
         "records",

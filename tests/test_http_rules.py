@@ -15,7 +15,9 @@ from tests.api.sample_values import METHODS, is_ours
 PAGE: Final = Path(__file__).parents[1] / "docs" / "http.md"
 UNARY: Final = [method for method in METHODS if not method.server_streaming]
 
-IDS: Final = {"assignment_id", "patient_id", "patient_ids", "request_id", "therapist_id", "therapist_ids"}
+IDS: Final = {"assignment_id", "patient_id", "patient_ids", "request_id", "therapist_id", "therapist_ids"} | {
+    *("source_patient_id", "target_patient_id"),
+}
 TEXTS: Final = IDS | {"etag", "order_by", "page_token"}
 """Every text that a URL may hold. A new one is added only if it can never hold data of a person."""
 MESSAGES: Final = {"google.protobuf.FieldMask", "google.protobuf.Timestamp"}

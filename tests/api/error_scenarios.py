@@ -18,7 +18,7 @@ from tests.api.client_calls import T0, People, full_error_text
 from tests.api.fault_injection import CANARY, MRN, FaultyServer
 from tests.security.server_fixture import KeysFile, bearer, serving
 from tests.store.store_builders import crowd, fill
-from tests.support.api_driver import ApiDriver, full_name, request
+from tests.support.api_driver import ApiDriver, full_name, new_request_id, request
 from tests.support.servers import Refusal, refusal
 from tests.support.waiting import HUNG_SECONDS
 from tests.support.watch_reader import slowly_read
@@ -128,6 +128,39 @@ def too_many_assignments_in_transfer(faulty: FaultyServer) -> object:
     crowd(faulty.server.store, "t1", 1001)
     faulty.therapists.create("t2")
     return faulty.api.transfer()
+
+
+def merge(faulty: FaultyServer, **fields: Any) -> object:
+    sent = {"source_patient_id": "p2", "target_patient_id": "p1", "request_id": ONE, **fields}
+    return faulty.api.send("MergePatients", **sent)
+
+
+def patient_merged(faulty: FaultyServer) -> object:
+    faulty.patients.create("p2")
+    merge(faulty)
+    return faulty.patients.update("p2", display_name=CANARY)
+
+
+def patient_merged_in_unmerge(faulty: FaultyServer) -> object:
+    faulty.patients.create("p2")
+    faulty.patients.create("p3")
+    merge(faulty)
+    faulty.api.send("MergePatients", source_patient_id="p1", target_patient_id="p3", request_id=new_request_id())
+    return faulty.api.send("UnmergePatients", source_patient_id="p2")
+
+
+def birth_dates_differ(faulty: FaultyServer) -> object:
+    for number in (1, 2):
+        if number == 2:
+            faulty.patients.create("p2")
+        faulty.patients.update(f"p{number}", birth_date={"year": 1990, "month": 1, "day": number})
+    return merge(faulty)
+
+
+def merge_too_large(faulty: FaultyServer) -> object:
+    faulty.patients.create("p2", aliases=[f"{CANARY} {number}" for number in range(10)])
+    faulty.patients.update("p1", aliases=[CANARY])
+    return merge(faulty)
 
 
 def etag_mismatch(faulty: FaultyServer) -> object:
@@ -285,6 +318,13 @@ TABLE: dict[str, tuple[Scenario, Expected]] = {
     "PERIOD_OVERLAPS": (period_overlaps, failed_precondition("assignment_id")),
     "TOO_MANY_ASSIGNMENTS": (too_many_assignments, failed_precondition("limit", "current")),
     "TOO_MANY_ASSIGNMENTS by transfer": (too_many_assignments_in_transfer, failed_precondition("limit", "current")),
+    "PATIENT_MERGED": (patient_merged, failed_precondition("patient_id")),
+    "PATIENT_MERGED by unmerge": (
+        patient_merged_in_unmerge,
+        Expected(StatusCode.FAILED_PRECONDITION, BROKEN_RULE | NAMED, ("patient_id",)),
+    ),
+    "BIRTH_DATES_DIFFER": (birth_dates_differ, failed_precondition()),
+    "MERGE_TOO_LARGE": (merge_too_large, failed_precondition("field", "limit")),
     "ETAG_MISMATCH": (etag_mismatch, Expected(StatusCode.ABORTED)),
     "SHUTTING_DOWN": (shutting_down, Expected(StatusCode.UNAVAILABLE)),
     "SHUTTING_DOWN by watch": (shutting_down_in_watch, Expected(StatusCode.UNAVAILABLE)),

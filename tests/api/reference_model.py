@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from tests.support.api_driver import ENTERED_IN_ERROR, PRIMARY, RECORD_DELETED, REPLACED, TRANSFERRED
+from tests.support.api_driver import ENTERED_IN_ERROR, MERGED, PRIMARY, RECORD_DELETED, REPLACED, TRANSFERRED, TREATING
 
 CREATED, UPDATED, DELETED, UNDELETED = 1, 2, 3, 4
 THERAPIST, PATIENT = "therapist", "patient"
@@ -31,6 +31,8 @@ class Person:
     max_active_patients: int | None = None
     identifier: str = ""
     deleted: bool = False
+    aliases: list[str] = field(default_factory=list)
+    merged_into: str = ""
 
 
 @dataclass
@@ -105,7 +107,7 @@ class Model:
         return [*lines, _line(DELETED, kind, one, "delete_time")]
 
     def undelete(self, kind: str, one: str, *, release_identifiers: bool) -> list[Line]:
-        person = self._known(kind, one)
+        person = self._unmerged(kind, one)
         if not person.deleted:
             return []
         released = []
@@ -138,9 +140,8 @@ class Model:
     def _undeleted(self, wanted: Period) -> tuple[Person, Person]:
         therapist = self._known(THERAPIST, wanted.therapist)
         patient = self._known(PATIENT, wanted.patient)
-        for person, kind in ((therapist, "THERAPIST"), (patient, "PATIENT")):
-            if person.deleted:
-                raise Refused(f"{kind}_DELETED")
+        self._live(THERAPIST, wanted.therapist)
+        self._live(PATIENT, wanted.patient)
         return therapist, patient
 
     def assign(
@@ -176,7 +177,7 @@ class Model:
 
     def unassign(self, therapist: str, patient: str, end: int | None, reason: int) -> list[Line]:
         self._known(THERAPIST, therapist)
-        self._known(PATIENT, patient)
+        self._unmerged(PATIENT, patient)
         current = self.active(therapist=therapist, patient=patient)
         if not current:
             if any((one.therapist, one.patient) == (therapist, patient) for one in self.periods):
@@ -208,6 +209,8 @@ class Model:
         asked = [self._known(PATIENT, one) for one in patients]
         if any(one.deleted for one in therapists):
             raise Refused("THERAPIST_DELETED")
+        if any(one.merged_into for one in asked):
+            raise Refused("PATIENT_MERGED")
         if any(one.deleted for one in asked):
             raise Refused("PATIENT_DELETED")
         moved = self.active(therapist=source)
@@ -238,6 +241,53 @@ class Model:
         self.periods.append(after)
         yield (CREATED, after.therapist, after.patient, ())
 
+    def merge(self, source: str, target: str) -> list[Line]:
+        gone, kept = self._known(PATIENT, source), self._known(PATIENT, target)
+        for one in (source, target):
+            self._unmerged(PATIENT, one)
+        for one in (source, target):
+            self._live(PATIENT, one)
+        moved = self.active(patient=source)
+        if moved and kept.status != 1:
+            raise Refused("PATIENT_NOT_ACTIVE")
+        has_primary = any(one.role == PRIMARY for one in self.active(patient=target))
+        lines = [line for one in moved for line in self._merge_period(one, target, has_primary=has_primary)]
+        gone.deleted, gone.merged_into = True, target
+        more = [name for name in dict.fromkeys([gone.display_name, *gone.aliases]) if name not in names_of(kept)]
+        kept.aliases += more
+        lines.append(_line(DELETED, PATIENT, source, "delete_time", "merged_into_patient_id"))
+        return [*lines, _line(UPDATED, PATIENT, target, *(["aliases"] if more else []))]
+
+    def _merge_period(self, period: Period, target: str, *, has_primary: bool) -> Iterable[Line]:
+        role = TREATING if has_primary and period.role == PRIMARY else period.role
+        after = Period(period.therapist, target, role, period.focus, 0)
+        there = self.active(therapist=period.therapist, patient=target)
+        self._place(after, None, [period])
+        yield _end(period, after.start, MERGED)
+        if not there:
+            self.periods.append(after)
+            yield (CREATED, after.therapist, target, ())
+
+    def unmerge(self, source: str) -> list[Line]:
+        person = self._known(PATIENT, source)
+        target = person.merged_into
+        if not target:
+            return []
+        self._unmerged(PATIENT, target)
+        person.deleted, person.merged_into = False, ""
+        undeleted = _line(UNDELETED, PATIENT, source, "delete_time", "merged_into_patient_id")
+        return [_line(UPDATED, PATIENT, target), undeleted]
+
+    def person(self, patient: str) -> str:
+        """The record of the patient that is not merged."""
+        found = self.people[PATIENT].get(patient)
+        return self.person(found.merged_into) if found and found.merged_into else patient
+
+    def treats(self, therapist: str, patient: str, at: int) -> bool:
+        person = self.person(patient)
+        theirs = [one for one in self.periods if one.therapist == therapist and self.person(one.patient) == person]
+        return any(one.in_force(at) for one in theirs)
+
     def _place(self, wanted: Period, start: int | None, replaced: list[Period]) -> None:
         """Sets the start of a period: the requested one, or the first that does not overlap an ended period."""
         ended = [one for one in self.periods if one.end is not None]
@@ -256,11 +306,21 @@ class Model:
             raise Refused(f"{kind.upper()}_NOT_FOUND")
         return self.people[kind][one]
 
-    def _live(self, kind: str, one: str) -> Person:
+    def _unmerged(self, kind: str, one: str) -> Person:
         person = self._known(kind, one)
+        if person.merged_into:
+            raise Refused("PATIENT_MERGED")
+        return person
+
+    def _live(self, kind: str, one: str) -> Person:
+        person = self._unmerged(kind, one)
         if person.deleted:
             raise Refused(f"{kind.upper()}_DELETED")
         return person
+
+
+def names_of(person: Person) -> list[str]:
+    return [person.display_name, *person.aliases]
 
 
 def _line(change: int, kind: str, one: str, *fields: str) -> Line:

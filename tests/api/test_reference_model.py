@@ -104,6 +104,8 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
         self.batch([(("t0", "p1"), TREATING, (-80, 10)), (("t1", "p0"), PRIMARY, None)], 0)
         self.correct(0, {"focus": "grief"}, {"start": -20}, 0)
         self.transfer(("t0", "t1"), [], None, 0, ignore_capacity=False)
+        self.merge(("p1", "p2"), 0)
+        self.unmerge("p1", 0)
 
     def teardown(self) -> None:
         self._stack.close()
@@ -310,6 +312,19 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
             sent["effective_time"] = {"seconds": effective}
         self.both("TransferPatients", sent, verb, mode)
 
+    @rule(asked=st.tuples(patients, patients), mode=modes)
+    def merge(self, asked: Pair, mode: int) -> None:
+        source, target = asked
+        if source != target:
+            sent = {"source_patient_id": source, "target_patient_id": target}
+            self.both("MergePatients", sent, lambda model: model.merge(source, target), mode)
+
+    @rule(source=patients, mode=modes)
+    def unmerge(self, source: str, mode: int) -> None:
+        merged = [one for one, person in self.model.people[PATIENT].items() if person.merged_into]
+        source = merged[-1] if merged and mode else source  # otherwise most records are soon merged
+        self.both("UnmergePatients", {"source_patient_id": source}, lambda model: model.unmerge(source), mode)
+
     def stored(self) -> list[Any]:
         """Every assignment, in creation order."""
         return self.api.listed(states=[ACTIVE, ENDED])
@@ -339,8 +354,8 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
             assert not one.clashes(other)
         for at in (model.now, model.now - 25):
             everyone = list(itertools.product(THERAPISTS, PATIENTS))
-            in_force = {(one.therapist, one.patient) for one in model.periods if one.in_force(at)}
-            assert self.api.checked(*everyone, as_of_time={"seconds": at}) == [one in in_force for one in everyone]
+            in_force = [model.treats(*pair, at) for pair in everyone]
+            assert self.api.checked(*everyone, as_of_time={"seconds": at}) == in_force
 
 
 def _ids(pair: Pair) -> Sent:
@@ -350,7 +365,9 @@ def _ids(pair: Pair) -> Sent:
 def _person(one: Any) -> tuple[Person, int, str]:
     identifier = "".join(each.value for each in one.identifiers)
     person = Person(one.display_name, one.status, identifier=identifier, deleted=one.HasField("delete_time"))
+    person.aliases = list(one.aliases)
     if one.DESCRIPTOR.name == "Patient":
+        person.merged_into = one.merged_into_patient_id
         return person, one.active_therapist_count, one.primary_therapist_id
     if one.HasField("max_active_patients"):
         person.max_active_patients = one.max_active_patients

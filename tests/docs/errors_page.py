@@ -35,6 +35,8 @@ WHAT_TO_DO: Final = {
     "TOO_MANY_ASSIGNMENTS": "Transfer them in parts with `patient_ids`. Before an update or a delete with `force`, "
     "unassign some.",
     "PATIENT_MERGED": "Use the record that metadata names. If the merge was wrong, call UnmergePatients.",
+    "BIRTH_DATES_DIFFER": "Find out whether they are one person. If so, correct a date, or set `force`.",
+    "MERGE_TOO_LARGE": "Remove what nobody needs from the record that exceeds the limit, then merge again.",
     "ETAG_MISMATCH": "Get the record, decide again, and send its new etag.",
     "STORE_BUSY": "Retry after the delay in RetryInfo. Operators: [find the cause]"
     "(operations/limits-and-overload.md#callers-get-store_busy).",

@@ -49,6 +49,12 @@ DISCLOSING: dict[str, dict[str, Any]] = {
     "UpdatePatient": {"patient": {"patient_id": CROWD[1], "display_name": "B"}},
     "DeletePatient": {"patient_id": CROWD[1], "force": True, "validate_only": True},
     "ListChanges": {"page_size": 400},
+    "MergePatients": {
+        "source_patient_id": CROWD[0],
+        "target_patient_id": CROWD[1],
+        "request_id": "0190a3c4-0000-7000-8000-000000000002",
+        "validate_only": True,
+    },
     "BatchAssign": {
         "requests": [{"therapist_id": "t2", "patient_id": one, "ignore_capacity": True} for one in CROWD[1:101]],
         "validate_only": True,

@@ -25,8 +25,9 @@ WRITES: Final = {name for name in RPCS if name not in READS}
 KEPT: Final = {
     *("therapist_id", "patient_id", "assignment_id", "etag", "revision"),
     *("create_time", "update_time", "delete_time", "start_time", "end_time", "expire_time", "created", "ended"),
+    "merged_into_patient_id",
 }
-"""What a response may have without `read`; the ids of an assignment only if the request names them."""
+"""What a response may have without `read`; the ids of other records only if the request names them."""
 _numbers = count()
 
 
@@ -119,6 +120,8 @@ def accepted(people: People, other: People) -> dict[str, dict[str, Any]]:
         "UnassignPatient": both,
         "UnassignTherapist": both,
         "UpdateAssignment": {"assignment": {"assignment_id": people.secret_assignment}},
+        "MergePatients": {"source_patient_id": people.patient, "target_patient_id": other.patient, "force": True},
+        "UnmergePatients": {"source_patient_id": people.patient},
         "TransferPatients": {"source_therapist_id": people.therapist, "target_therapist_id": other.therapist},
     }
 
@@ -190,6 +193,56 @@ def test_a_transfer_without_read_lists_only_the_patients_that_the_request_names(
         assert (len(whole.ended), len(whole.active)) == (0, 0)
     moved = pair.clerk.send("ListTherapistPatients", therapist_id=people.therapist)
     assert len(moved.entries) == 0
+
+
+def test_a_merge_without_read_shows_no_therapist_and_no_fact(pair: Pair) -> None:
+    people, other = build(pair), build(pair)
+    asked = {"source_patient_id": people.patient, "target_patient_id": other.patient, "force": True}
+    seen = pair.clerk.send("MergePatients", **asked, request_id=new_request_id(), validate_only=True)
+    assert (len(seen.ended), len(seen.active), seen.primary_demoted) == (2, 2, True)
+    found = pair.writer.send("MergePatients", **asked, request_id=new_request_id())
+    assert (len(found.ended), len(found.active), found.primary_demoted) == (0, 0, False)
+    assert (found.source.patient_id, found.target.patient_id) == (people.patient, other.patient)
+    assert found.source.merged_into_patient_id == other.patient  # which the request names
+    deleted = pair.writer.send("DeletePatient", patient_id=people.patient)
+    assert (deleted.patient.patient_id, deleted.patient.merged_into_patient_id) == (people.patient, "")
+
+
+def test_an_unmerge_without_read_does_not_show_the_target(pair: Pair) -> None:
+    people, other = build(pair), build(pair)
+    asked = {"source_patient_id": people.patient, "target_patient_id": other.patient, "force": True}
+    pair.clerk.send("MergePatients", **asked, request_id=new_request_id())
+    assert pair.clerk.send("UnmergePatients", source_patient_id=people.patient, validate_only=True).HasField("target")
+    found = pair.writer.send("UnmergePatients", source_patient_id=people.patient)
+    assert (found.source.patient_id, found.HasField("target")) == (people.patient, False)
+
+
+def test_a_merge_confirms_no_guessed_birth_date_without_read(pair: Pair) -> None:
+    people, other = build(pair), build(pair)
+    asked = {"source_patient_id": people.patient, "target_patient_id": other.patient}
+    assert pair.clerk.send("MergePatients", **asked, request_id=new_request_id(), validate_only=True).target.patient_id
+    found = pair.writer.send("MergePatients", **asked, request_id=new_request_id(), validate_only=True)
+    assert (found.reason, found.metadata) == ("BIRTH_DATES_DIFFER", {})
+
+
+def merged(pair: Pair, people: People) -> People:
+    """Merges the patient into another one, which is returned."""
+    hidden = build(pair)
+    asked = {"source_patient_id": people.patient, "target_patient_id": hidden.patient, "force": True}
+    pair.clerk.send("MergePatients", **asked, request_id=new_request_id())
+    return hidden
+
+
+@pytest.mark.parametrize("rpc", ["UpdatePatient", "AssignPatient", "TransferPatients"])
+def test_an_error_about_a_merged_patient_names_the_other_record_only_to_readers(pair: Pair, rpc: str) -> None:
+    people, other = build(pair), build(pair)
+    hidden = merged(pair, people)
+    sent = {**accepted(people, other)[rpc], "request_id": new_request_id()}
+    if rpc == "TransferPatients":
+        sent["patient_ids"] = [people.patient]
+    shown, found = pair.clerk.send(rpc, **sent), pair.writer.send(rpc, **sent)
+    assert (shown.reason, shown.metadata) == ("PATIENT_MERGED", {"patient_id": hidden.patient})
+    assert (found.reason, found.metadata, "ResourceInfo" in found.details) == ("PATIENT_MERGED", {}, False)
 
 
 def refusals(people: People, other: People) -> dict[str, tuple[str, dict[str, Any]]]:

@@ -14,7 +14,7 @@ from caseload_server.store.backends.protocol import Row, Value
 CALL = CallContext(actor="reception", method="/caseload.v1.AssignmentService/Test")
 VALIDATE = CALL._replace(validate_only=True)
 SECOND = 1_000_000
-TABLES = ("store", "therapist", "patient", "assignment", "change_set", "change", "request", "purged")
+TABLES = ("store", "therapist", "patient", "same_person", "assignment", "change_set", "change", "request", "purged")
 
 
 def remembered(request_id: str) -> CallContext:

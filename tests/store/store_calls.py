@@ -32,6 +32,7 @@ TABLES = (
     "therapist_name_word",
     "patient_name_word",
     "therapist_specialty",
+    "same_person",
     "assignment",
     "change_set",
     "change",

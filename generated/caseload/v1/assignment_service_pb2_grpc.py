@@ -141,7 +141,7 @@ class AssignmentServiceServicer(object):
     def ListAssignments(self, request, context):
         """Lists assignments, ordered by assignment_id. It lists the active ones, those in the given
         states, or those in force at a time. With patient_id and as_of_time it shows who treated the
-        patient at that time. created_by and create_time show who recorded each assignment, and when.
+        patient at that time, on all records that MergePatients joined with this one. created_by and create_time show who recorded each assignment, and when.
         An assignment that matches the whole time appears exactly once, whatever others write between
         the pages.
 
@@ -195,6 +195,10 @@ class AssignmentServiceServicer(object):
         as_of_time: start_time <= t < end_time, and not ended as ENTERED_IN_ERROR. An unknown or purged
         id is not an error, and the result is false. For a soft-deleted record the result follows from
         its periods, which have all ended.
+
+        Patients whose records MergePatients joined are one person: a pair is assigned when a period of
+        any of these records is in force, whichever of their ids the pair has. If several are, the
+        result has the period of the given id, else the one with the lowest role, then assignment_id.
 
         Retries: the call reads again.
 
@@ -258,6 +262,8 @@ class AssignmentServiceServicer(object):
         - PATIENT_NOT_FOUND: one or more of patient_ids never existed, or were purged.
         google.rpc.ResourceInfo names as many of them as fit into the error.
         - THERAPIST_DELETED: the source or the target is soft-deleted. Metadata names it.
+        - PATIENT_MERGED: one of patient_ids was merged into another record. google.rpc.ResourceInfo
+        names it.
         - PATIENT_DELETED: one or more of patient_ids are soft-deleted.
         - ASSIGNMENT_NOT_FOUND: one or more of patient_ids have no active assignment to the source.
         google.rpc.ResourceInfo names as many of these patients as fit into the error.

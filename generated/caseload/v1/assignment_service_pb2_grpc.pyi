@@ -83,7 +83,7 @@ class AssignmentServiceStub:
     ListAssignments: _grpc.UnaryUnaryMultiCallable[_assignment_service_pb2.ListAssignmentsRequest, _assignment_service_pb2.ListAssignmentsResponse]
     """Lists assignments, ordered by assignment_id. It lists the active ones, those in the given
     states, or those in force at a time. With patient_id and as_of_time it shows who treated the
-    patient at that time. created_by and create_time show who recorded each assignment, and when.
+    patient at that time, on all records that MergePatients joined with this one. created_by and create_time show who recorded each assignment, and when.
     An assignment that matches the whole time appears exactly once, whatever others write between
     the pages.
 
@@ -129,6 +129,10 @@ class AssignmentServiceStub:
     as_of_time: start_time <= t < end_time, and not ended as ENTERED_IN_ERROR. An unknown or purged
     id is not an error, and the result is false. For a soft-deleted record the result follows from
     its periods, which have all ended.
+
+    Patients whose records MergePatients joined are one person: a pair is assigned when a period of
+    any of these records is in force, whichever of their ids the pair has. If several are, the
+    result has the period of the given id, else the one with the lowest role, then assignment_id.
 
     Retries: the call reads again.
 
@@ -184,6 +188,8 @@ class AssignmentServiceStub:
     - PATIENT_NOT_FOUND: one or more of patient_ids never existed, or were purged.
       google.rpc.ResourceInfo names as many of them as fit into the error.
     - THERAPIST_DELETED: the source or the target is soft-deleted. Metadata names it.
+    - PATIENT_MERGED: one of patient_ids was merged into another record. google.rpc.ResourceInfo
+      names it.
     - PATIENT_DELETED: one or more of patient_ids are soft-deleted.
     - ASSIGNMENT_NOT_FOUND: one or more of patient_ids have no active assignment to the source.
       google.rpc.ResourceInfo names as many of these patients as fit into the error.
@@ -254,7 +260,7 @@ class AssignmentServiceAsyncStub(AssignmentServiceStub):
     ListAssignments: _aio.UnaryUnaryMultiCallable[_assignment_service_pb2.ListAssignmentsRequest, _assignment_service_pb2.ListAssignmentsResponse]  # type: ignore[assignment]
     """Lists assignments, ordered by assignment_id. It lists the active ones, those in the given
     states, or those in force at a time. With patient_id and as_of_time it shows who treated the
-    patient at that time. created_by and create_time show who recorded each assignment, and when.
+    patient at that time, on all records that MergePatients joined with this one. created_by and create_time show who recorded each assignment, and when.
     An assignment that matches the whole time appears exactly once, whatever others write between
     the pages.
 
@@ -300,6 +306,10 @@ class AssignmentServiceAsyncStub(AssignmentServiceStub):
     as_of_time: start_time <= t < end_time, and not ended as ENTERED_IN_ERROR. An unknown or purged
     id is not an error, and the result is false. For a soft-deleted record the result follows from
     its periods, which have all ended.
+
+    Patients whose records MergePatients joined are one person: a pair is assigned when a period of
+    any of these records is in force, whichever of their ids the pair has. If several are, the
+    result has the period of the given id, else the one with the lowest role, then assignment_id.
 
     Retries: the call reads again.
 
@@ -355,6 +365,8 @@ class AssignmentServiceAsyncStub(AssignmentServiceStub):
     - PATIENT_NOT_FOUND: one or more of patient_ids never existed, or were purged.
       google.rpc.ResourceInfo names as many of them as fit into the error.
     - THERAPIST_DELETED: the source or the target is soft-deleted. Metadata names it.
+    - PATIENT_MERGED: one of patient_ids was merged into another record. google.rpc.ResourceInfo
+      names it.
     - PATIENT_DELETED: one or more of patient_ids are soft-deleted.
     - ASSIGNMENT_NOT_FOUND: one or more of patient_ids have no active assignment to the source.
       google.rpc.ResourceInfo names as many of these patients as fit into the error.
@@ -434,7 +446,7 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_assignment_service_pb2.ListAssignmentsResponse, _abc.Awaitable[_assignment_service_pb2.ListAssignmentsResponse]]:
         """Lists assignments, ordered by assignment_id. It lists the active ones, those in the given
         states, or those in force at a time. With patient_id and as_of_time it shows who treated the
-        patient at that time. created_by and create_time show who recorded each assignment, and when.
+        patient at that time, on all records that MergePatients joined with this one. created_by and create_time show who recorded each assignment, and when.
         An assignment that matches the whole time appears exactly once, whatever others write between
         the pages.
 
@@ -492,6 +504,10 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
         as_of_time: start_time <= t < end_time, and not ended as ENTERED_IN_ERROR. An unknown or purged
         id is not an error, and the result is false. For a soft-deleted record the result follows from
         its periods, which have all ended.
+
+        Patients whose records MergePatients joined are one person: a pair is assigned when a period of
+        any of these records is in force, whichever of their ids the pair has. If several are, the
+        result has the period of the given id, else the one with the lowest role, then assignment_id.
 
         Retries: the call reads again.
 
@@ -559,6 +575,8 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
         - PATIENT_NOT_FOUND: one or more of patient_ids never existed, or were purged.
           google.rpc.ResourceInfo names as many of them as fit into the error.
         - THERAPIST_DELETED: the source or the target is soft-deleted. Metadata names it.
+        - PATIENT_MERGED: one of patient_ids was merged into another record. google.rpc.ResourceInfo
+          names it.
         - PATIENT_DELETED: one or more of patient_ids are soft-deleted.
         - ASSIGNMENT_NOT_FOUND: one or more of patient_ids have no active assignment to the source.
           google.rpc.ResourceInfo names as many of these patients as fit into the error.

@@ -97,6 +97,15 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. The patient was merged with another record, whose id metadata gives as
     patient_id. Use that record, or call UnmergePatients first.
     """
+    ERROR_REASON_BIRTH_DATES_DIFFER: _ErrorReason.ValueType  # 43
+    """FAILED_PRECONDITION. The two patients have birth dates that differ, so they may be two persons.
+    If they are one person, set force: the target keeps its own birth date.
+    """
+    ERROR_REASON_MERGE_TOO_LARGE: _ErrorReason.ValueType  # 44
+    """FAILED_PRECONDITION. The target of the merge would exceed a limit. Metadata gives limit and
+    field: identifiers (20), aliases (10), patient (32768 bytes) or merged_patients (100 records of
+    one person). Remove some from the target or the source first.
+    """
     ERROR_REASON_ETAG_MISMATCH: _ErrorReason.ValueType  # 40
     """ABORTED. The etag sent is not the current etag of the record. Read the record again, then
     decide again.
@@ -246,6 +255,15 @@ current. Transfer them in parts with patient_ids, or unassign some first.
 ERROR_REASON_PATIENT_MERGED: ErrorReason.ValueType  # 39
 """FAILED_PRECONDITION. The patient was merged with another record, whose id metadata gives as
 patient_id. Use that record, or call UnmergePatients first.
+"""
+ERROR_REASON_BIRTH_DATES_DIFFER: ErrorReason.ValueType  # 43
+"""FAILED_PRECONDITION. The two patients have birth dates that differ, so they may be two persons.
+If they are one person, set force: the target keeps its own birth date.
+"""
+ERROR_REASON_MERGE_TOO_LARGE: ErrorReason.ValueType  # 44
+"""FAILED_PRECONDITION. The target of the merge would exceed a limit. Metadata gives limit and
+field: identifiers (20), aliases (10), patient (32768 bytes) or merged_patients (100 records of
+one person). Remove some from the target or the source first.
 """
 ERROR_REASON_ETAG_MISMATCH: ErrorReason.ValueType  # 40
 """ABORTED. The etag sent is not the current etag of the record. Read the record again, then

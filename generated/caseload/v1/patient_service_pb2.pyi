@@ -967,7 +967,10 @@ class MergePatientsResponse(_message.Message):
     PRIMARY_DEMOTED_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     primary_demoted: _builtins.bool
-    """Whether the source's PRIMARY assignment became TREATING, because the target has a PRIMARY one."""
+    """Whether the therapist of the source's PRIMARY assignment is not PRIMARY on the target: the
+    target has a PRIMARY assignment, or already has this therapist in another role. False for a
+    caller without read.
+    """
     revision: _builtins.str
     """The store revision of the write, or the head revision if nothing was written."""
     @_builtins.property
@@ -976,7 +979,7 @@ class MergePatientsResponse(_message.Message):
 
     @_builtins.property
     def target(self) -> _resources_pb2.Patient:
-        """The target, with what it gained."""
+        """The target, with what it gained. Its etag changes, even if it gained nothing."""
 
     @_builtins.property
     def ended(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Assignment]:
@@ -1058,7 +1061,7 @@ class UnmergePatientsResponse(_message.Message):
 
     @_builtins.property
     def target(self) -> _resources_pb2.Patient:
-        """The record with which it had been merged. Absent if it was not merged."""
+        """The record into which it was merged. Absent if it was not merged, and for a caller without read."""
 
     def __init__(
         self,

@@ -102,6 +102,16 @@ class PatientServiceStub(object):
                 request_serializer=caseload_dot_v1_dot_patient__service__pb2.ListPatientTherapistsRequest.SerializeToString,
                 response_deserializer=caseload_dot_v1_dot_patient__service__pb2.ListPatientTherapistsResponse.FromString,
                 )
+        self.MergePatients = channel.unary_unary(
+                '/caseload.v1.PatientService/MergePatients',
+                request_serializer=caseload_dot_v1_dot_patient__service__pb2.MergePatientsRequest.SerializeToString,
+                response_deserializer=caseload_dot_v1_dot_patient__service__pb2.MergePatientsResponse.FromString,
+                )
+        self.UnmergePatients = channel.unary_unary(
+                '/caseload.v1.PatientService/UnmergePatients',
+                request_serializer=caseload_dot_v1_dot_patient__service__pb2.UnmergePatientsRequest.SerializeToString,
+                response_deserializer=caseload_dot_v1_dot_patient__service__pb2.UnmergePatientsResponse.FromString,
+                )
 
 
 class PatientServiceServicer(object):
@@ -223,6 +233,7 @@ class PatientServiceServicer(object):
         set. Or end_reason is set without force, or is one that only the server sets.
         - REQUEST_ID_REUSED: request_id was used for a different request.
         - PATIENT_NOT_FOUND: the id never existed, or was purged.
+        - PATIENT_MERGED: the patient was merged into another record.
         - PATIENT_DELETED: the patient is soft-deleted. Undelete it first.
         - ETAG_MISMATCH: etag is set and is not the patient's etag, even if nothing would change.
         - INVALID_FIELD: the record would become larger than 32 KiB.
@@ -268,6 +279,7 @@ class PatientServiceServicer(object):
         - INVALID_FIELD: a field is missing or malformed.
         - REQUEST_ID_REUSED: request_id was used for a different request.
         - PATIENT_NOT_FOUND: the id never existed, or was purged.
+        - PATIENT_MERGED: the patient was merged into another record. Call UnmergePatients instead.
         - IDENTIFIER_TAKEN: another live patient now has one of the identifiers, and release_identifiers is
         not set. google.rpc.ResourceInfo names it.
         """
@@ -298,6 +310,7 @@ class PatientServiceServicer(object):
         - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.
         - PATIENT_NOT_FOUND: patient_id never existed, or was purged.
         - THERAPIST_DELETED: the therapist is soft-deleted.
+        - PATIENT_MERGED: the patient was merged into another record.
         - PATIENT_DELETED: the patient is soft-deleted.
         - ASSIGNMENT_DIFFERS: the pair has an active assignment with another role, focus or start_time,
         and replace is not set.
@@ -332,6 +345,7 @@ class PatientServiceServicer(object):
         - REQUEST_ID_REUSED: request_id was used for a different request.
         - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged, even with allow_missing.
         - PATIENT_NOT_FOUND: patient_id never existed, or was purged, even with allow_missing.
+        - PATIENT_MERGED: the patient was merged into another record.
         - ASSIGNMENT_NOT_FOUND: the pair was never assigned, and allow_missing is not set.
         - ETAG_MISMATCH: the assignment is active, and etag is set and is not its etag.
         - INVALID_FIELD: end_time is before the start_time of the period.
@@ -342,7 +356,8 @@ class PatientServiceServicer(object):
 
     def ListPatientTherapists(self, request, context):
         """Lists the therapists of one patient with the assignments that link them, ordered by
-        assignment_id. The patient may be soft-deleted. An assignment that matches the whole time
+        assignment_id. The patient may be soft-deleted. With as_of_time, the list covers all records
+        that MergePatients joined with this patient, and else only this record. An assignment that matches the whole time
         appears exactly once, whatever others write between the pages.
 
         Retries: the call reads again. A page_token can be used any number of times.
@@ -353,6 +368,66 @@ class PatientServiceServicer(object):
         - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
         - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
         - PATIENT_NOT_FOUND: patient_id never existed, or was purged.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MergePatients(self, request, context):
+        """Merges two records of one person: the source into the target. The source becomes soft-deleted
+        and gets merged_into_patient_id. UnmergePatients separates them again.
+
+        History is not rewritten: ended assignments stay with the source, unchanged. Each active
+        assignment of the source ends with END_REASON_MERGED. At the same moment one begins on the
+        target, with the same therapist, role, focus and expire_time. If the target already has an
+        active assignment with that therapist, it stays as it is, and none begins. If the target has a
+        PRIMARY assignment, the source's becomes TREATING. The status and capacity of the therapists do
+        not matter, because nobody gets a new patient.
+
+        The target gains the identifiers of the source, and its display_name and aliases as aliases. It
+        gains email, phone_number and birth_date if it has none. Its annotations and status stay.
+
+        CheckAssignments and lists with as_of_time cover all records of the person, whichever of their
+        ids the request has. Other lists return the assignments of the one record that they name. All
+        writes to the source return PATIENT_MERGED, except DeletePatient, which succeeds and changes
+        nothing, and UpdateAssignment, which corrects its ended assignments.
+
+        Retries: with the same request_id, the call returns the result of the first call. With another
+        request_id it returns PATIENT_MERGED.
+
+        Errors:
+        - INVALID_FIELD: a field is missing or malformed, or the target is the source.
+        - REQUEST_ID_REUSED: request_id was used for a different request.
+        - PATIENT_NOT_FOUND: the id of the source or the target never existed, or was purged.
+        - PATIENT_MERGED: the source or the target was merged into another record before.
+        - PATIENT_DELETED: the source or the target is soft-deleted.
+        - BIRTH_DATES_DIFFER: both have a birth date, the dates differ, and force is not set. For a
+        caller without read any two dates count as different, because it could guess dates otherwise.
+        - PATIENT_NOT_ACTIVE: the source has active assignments, and the target is not STATUS_ACTIVE.
+        - TOO_MANY_ASSIGNMENTS: the source has more than 1000 active assignments.
+        - MERGE_TOO_LARGE: the target would have more than 20 identifiers or 10 aliases, or more than 32
+        KiB, or the person more than 100 records.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnmergePatients(self, request, context):
+        """Reverts a merge: undeletes the source and clears its merged_into_patient_id. The source gets
+        back the identifiers that it had, and the target loses them. The target keeps the assignments,
+        aliases and contact fields that it gained: move assignments back with Unassign and Assign.
+
+        Retries: the call succeeds and does not change a source that is not merged. If the source was
+        merged again in the meantime, a retry reverts that merge too. With the same request_id it never
+        writes.
+
+        Errors:
+        - INVALID_FIELD: a field is missing or malformed.
+        - REQUEST_ID_REUSED: request_id was used for a different request.
+        - PATIENT_NOT_FOUND: source_patient_id never existed, or was purged.
+        - PATIENT_MERGED: the target was merged into another record itself. google.rpc.ResourceInfo
+        names the target. Unmerge it first.
+        - IDENTIFIER_TAKEN: a live patient other than the target now has one of the identifiers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -410,6 +485,16 @@ def add_PatientServiceServicer_to_server(servicer, server):
                     servicer.ListPatientTherapists,
                     request_deserializer=caseload_dot_v1_dot_patient__service__pb2.ListPatientTherapistsRequest.FromString,
                     response_serializer=caseload_dot_v1_dot_patient__service__pb2.ListPatientTherapistsResponse.SerializeToString,
+            ),
+            'MergePatients': grpc.unary_unary_rpc_method_handler(
+                    servicer.MergePatients,
+                    request_deserializer=caseload_dot_v1_dot_patient__service__pb2.MergePatientsRequest.FromString,
+                    response_serializer=caseload_dot_v1_dot_patient__service__pb2.MergePatientsResponse.SerializeToString,
+            ),
+            'UnmergePatients': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnmergePatients,
+                    request_deserializer=caseload_dot_v1_dot_patient__service__pb2.UnmergePatientsRequest.FromString,
+                    response_serializer=caseload_dot_v1_dot_patient__service__pb2.UnmergePatientsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -626,5 +711,39 @@ class PatientService(object):
         return grpc.experimental.unary_unary(request, target, '/caseload.v1.PatientService/ListPatientTherapists',
             caseload_dot_v1_dot_patient__service__pb2.ListPatientTherapistsRequest.SerializeToString,
             caseload_dot_v1_dot_patient__service__pb2.ListPatientTherapistsResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def MergePatients(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/caseload.v1.PatientService/MergePatients',
+            caseload_dot_v1_dot_patient__service__pb2.MergePatientsRequest.SerializeToString,
+            caseload_dot_v1_dot_patient__service__pb2.MergePatientsResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def UnmergePatients(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/caseload.v1.PatientService/UnmergePatients',
+            caseload_dot_v1_dot_patient__service__pb2.UnmergePatientsRequest.SerializeToString,
+            caseload_dot_v1_dot_patient__service__pb2.UnmergePatientsResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

@@ -133,6 +133,7 @@ class PatientServiceStub:
       set. Or end_reason is set without force, or is one that only the server sets.
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - PATIENT_NOT_FOUND: the id never existed, or was purged.
+    - PATIENT_MERGED: the patient was merged into another record.
     - PATIENT_DELETED: the patient is soft-deleted. Undelete it first.
     - ETAG_MISMATCH: etag is set and is not the patient's etag, even if nothing would change.
     - INVALID_FIELD: the record would become larger than 32 KiB.
@@ -170,6 +171,7 @@ class PatientServiceStub:
     - INVALID_FIELD: a field is missing or malformed.
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - PATIENT_NOT_FOUND: the id never existed, or was purged.
+    - PATIENT_MERGED: the patient was merged into another record. Call UnmergePatients instead.
     - IDENTIFIER_TAKEN: another live patient now has one of the identifiers, and release_identifiers is
       not set. google.rpc.ResourceInfo names it.
     """
@@ -196,6 +198,7 @@ class PatientServiceStub:
     - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.
     - PATIENT_NOT_FOUND: patient_id never existed, or was purged.
     - THERAPIST_DELETED: the therapist is soft-deleted.
+    - PATIENT_MERGED: the patient was merged into another record.
     - PATIENT_DELETED: the patient is soft-deleted.
     - ASSIGNMENT_DIFFERS: the pair has an active assignment with another role, focus or start_time,
       and replace is not set.
@@ -226,13 +229,15 @@ class PatientServiceStub:
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged, even with allow_missing.
     - PATIENT_NOT_FOUND: patient_id never existed, or was purged, even with allow_missing.
+    - PATIENT_MERGED: the patient was merged into another record.
     - ASSIGNMENT_NOT_FOUND: the pair was never assigned, and allow_missing is not set.
     - ETAG_MISMATCH: the assignment is active, and etag is set and is not its etag.
     - INVALID_FIELD: end_time is before the start_time of the period.
     """
     ListPatientTherapists: _grpc.UnaryUnaryMultiCallable[_patient_service_pb2.ListPatientTherapistsRequest, _patient_service_pb2.ListPatientTherapistsResponse]
     """Lists the therapists of one patient with the assignments that link them, ordered by
-    assignment_id. The patient may be soft-deleted. An assignment that matches the whole time
+    assignment_id. The patient may be soft-deleted. With as_of_time, the list covers all records
+    that MergePatients joined with this patient, and else only this record. An assignment that matches the whole time
     appears exactly once, whatever others write between the pages.
 
     Retries: the call reads again. A page_token can be used any number of times.
@@ -243,6 +248,58 @@ class PatientServiceStub:
     - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
     - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
     - PATIENT_NOT_FOUND: patient_id never existed, or was purged.
+    """
+    MergePatients: _grpc.UnaryUnaryMultiCallable[_patient_service_pb2.MergePatientsRequest, _patient_service_pb2.MergePatientsResponse]
+    """Merges two records of one person: the source into the target. The source becomes soft-deleted
+    and gets merged_into_patient_id. UnmergePatients separates them again.
+
+    History is not rewritten: ended assignments stay with the source, unchanged. Each active
+    assignment of the source ends with END_REASON_MERGED. At the same moment one begins on the
+    target, with the same therapist, role, focus and expire_time. If the target already has an
+    active assignment with that therapist, it stays as it is, and none begins. If the target has a
+    PRIMARY assignment, the source's becomes TREATING. The status and capacity of the therapists do
+    not matter, because nobody gets a new patient.
+
+    The target gains the identifiers of the source, and its display_name and aliases as aliases. It
+    gains email, phone_number and birth_date if it has none. Its annotations and status stay.
+
+    CheckAssignments and lists with as_of_time cover all records of the person, whichever of their
+    ids the request has. Other lists return the assignments of the one record that they name. All
+    writes to the source return PATIENT_MERGED, except DeletePatient, which succeeds and changes
+    nothing, and UpdateAssignment, which corrects its ended assignments.
+
+    Retries: with the same request_id, the call returns the result of the first call. With another
+    request_id it returns PATIENT_MERGED.
+
+    Errors:
+    - INVALID_FIELD: a field is missing or malformed, or the target is the source.
+    - REQUEST_ID_REUSED: request_id was used for a different request.
+    - PATIENT_NOT_FOUND: the id of the source or the target never existed, or was purged.
+    - PATIENT_MERGED: the source or the target was merged into another record before.
+    - PATIENT_DELETED: the source or the target is soft-deleted.
+    - BIRTH_DATES_DIFFER: both have a birth date, the dates differ, and force is not set. For a
+      caller without read any two dates count as different, because it could guess dates otherwise.
+    - PATIENT_NOT_ACTIVE: the source has active assignments, and the target is not STATUS_ACTIVE.
+    - TOO_MANY_ASSIGNMENTS: the source has more than 1000 active assignments.
+    - MERGE_TOO_LARGE: the target would have more than 20 identifiers or 10 aliases, or more than 32
+      KiB, or the person more than 100 records.
+    """
+    UnmergePatients: _grpc.UnaryUnaryMultiCallable[_patient_service_pb2.UnmergePatientsRequest, _patient_service_pb2.UnmergePatientsResponse]
+    """Reverts a merge: undeletes the source and clears its merged_into_patient_id. The source gets
+    back the identifiers that it had, and the target loses them. The target keeps the assignments,
+    aliases and contact fields that it gained: move assignments back with Unassign and Assign.
+
+    Retries: the call succeeds and does not change a source that is not merged. If the source was
+    merged again in the meantime, a retry reverts that merge too. With the same request_id it never
+    writes.
+
+    Errors:
+    - INVALID_FIELD: a field is missing or malformed.
+    - REQUEST_ID_REUSED: request_id was used for a different request.
+    - PATIENT_NOT_FOUND: source_patient_id never existed, or was purged.
+    - PATIENT_MERGED: the target was merged into another record itself. google.rpc.ResourceInfo
+      names the target. Unmerge it first.
+    - IDENTIFIER_TAKEN: a live patient other than the target now has one of the identifiers.
     """
 
 @_typing.type_check_only
@@ -350,6 +407,7 @@ class PatientServiceAsyncStub(PatientServiceStub):
       set. Or end_reason is set without force, or is one that only the server sets.
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - PATIENT_NOT_FOUND: the id never existed, or was purged.
+    - PATIENT_MERGED: the patient was merged into another record.
     - PATIENT_DELETED: the patient is soft-deleted. Undelete it first.
     - ETAG_MISMATCH: etag is set and is not the patient's etag, even if nothing would change.
     - INVALID_FIELD: the record would become larger than 32 KiB.
@@ -387,6 +445,7 @@ class PatientServiceAsyncStub(PatientServiceStub):
     - INVALID_FIELD: a field is missing or malformed.
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - PATIENT_NOT_FOUND: the id never existed, or was purged.
+    - PATIENT_MERGED: the patient was merged into another record. Call UnmergePatients instead.
     - IDENTIFIER_TAKEN: another live patient now has one of the identifiers, and release_identifiers is
       not set. google.rpc.ResourceInfo names it.
     """
@@ -413,6 +472,7 @@ class PatientServiceAsyncStub(PatientServiceStub):
     - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.
     - PATIENT_NOT_FOUND: patient_id never existed, or was purged.
     - THERAPIST_DELETED: the therapist is soft-deleted.
+    - PATIENT_MERGED: the patient was merged into another record.
     - PATIENT_DELETED: the patient is soft-deleted.
     - ASSIGNMENT_DIFFERS: the pair has an active assignment with another role, focus or start_time,
       and replace is not set.
@@ -443,13 +503,15 @@ class PatientServiceAsyncStub(PatientServiceStub):
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged, even with allow_missing.
     - PATIENT_NOT_FOUND: patient_id never existed, or was purged, even with allow_missing.
+    - PATIENT_MERGED: the patient was merged into another record.
     - ASSIGNMENT_NOT_FOUND: the pair was never assigned, and allow_missing is not set.
     - ETAG_MISMATCH: the assignment is active, and etag is set and is not its etag.
     - INVALID_FIELD: end_time is before the start_time of the period.
     """
     ListPatientTherapists: _aio.UnaryUnaryMultiCallable[_patient_service_pb2.ListPatientTherapistsRequest, _patient_service_pb2.ListPatientTherapistsResponse]  # type: ignore[assignment]
     """Lists the therapists of one patient with the assignments that link them, ordered by
-    assignment_id. The patient may be soft-deleted. An assignment that matches the whole time
+    assignment_id. The patient may be soft-deleted. With as_of_time, the list covers all records
+    that MergePatients joined with this patient, and else only this record. An assignment that matches the whole time
     appears exactly once, whatever others write between the pages.
 
     Retries: the call reads again. A page_token can be used any number of times.
@@ -460,6 +522,58 @@ class PatientServiceAsyncStub(PatientServiceStub):
     - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
     - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
     - PATIENT_NOT_FOUND: patient_id never existed, or was purged.
+    """
+    MergePatients: _aio.UnaryUnaryMultiCallable[_patient_service_pb2.MergePatientsRequest, _patient_service_pb2.MergePatientsResponse]  # type: ignore[assignment]
+    """Merges two records of one person: the source into the target. The source becomes soft-deleted
+    and gets merged_into_patient_id. UnmergePatients separates them again.
+
+    History is not rewritten: ended assignments stay with the source, unchanged. Each active
+    assignment of the source ends with END_REASON_MERGED. At the same moment one begins on the
+    target, with the same therapist, role, focus and expire_time. If the target already has an
+    active assignment with that therapist, it stays as it is, and none begins. If the target has a
+    PRIMARY assignment, the source's becomes TREATING. The status and capacity of the therapists do
+    not matter, because nobody gets a new patient.
+
+    The target gains the identifiers of the source, and its display_name and aliases as aliases. It
+    gains email, phone_number and birth_date if it has none. Its annotations and status stay.
+
+    CheckAssignments and lists with as_of_time cover all records of the person, whichever of their
+    ids the request has. Other lists return the assignments of the one record that they name. All
+    writes to the source return PATIENT_MERGED, except DeletePatient, which succeeds and changes
+    nothing, and UpdateAssignment, which corrects its ended assignments.
+
+    Retries: with the same request_id, the call returns the result of the first call. With another
+    request_id it returns PATIENT_MERGED.
+
+    Errors:
+    - INVALID_FIELD: a field is missing or malformed, or the target is the source.
+    - REQUEST_ID_REUSED: request_id was used for a different request.
+    - PATIENT_NOT_FOUND: the id of the source or the target never existed, or was purged.
+    - PATIENT_MERGED: the source or the target was merged into another record before.
+    - PATIENT_DELETED: the source or the target is soft-deleted.
+    - BIRTH_DATES_DIFFER: both have a birth date, the dates differ, and force is not set. For a
+      caller without read any two dates count as different, because it could guess dates otherwise.
+    - PATIENT_NOT_ACTIVE: the source has active assignments, and the target is not STATUS_ACTIVE.
+    - TOO_MANY_ASSIGNMENTS: the source has more than 1000 active assignments.
+    - MERGE_TOO_LARGE: the target would have more than 20 identifiers or 10 aliases, or more than 32
+      KiB, or the person more than 100 records.
+    """
+    UnmergePatients: _aio.UnaryUnaryMultiCallable[_patient_service_pb2.UnmergePatientsRequest, _patient_service_pb2.UnmergePatientsResponse]  # type: ignore[assignment]
+    """Reverts a merge: undeletes the source and clears its merged_into_patient_id. The source gets
+    back the identifiers that it had, and the target loses them. The target keeps the assignments,
+    aliases and contact fields that it gained: move assignments back with Unassign and Assign.
+
+    Retries: the call succeeds and does not change a source that is not merged. If the source was
+    merged again in the meantime, a retry reverts that merge too. With the same request_id it never
+    writes.
+
+    Errors:
+    - INVALID_FIELD: a field is missing or malformed.
+    - REQUEST_ID_REUSED: request_id was used for a different request.
+    - PATIENT_NOT_FOUND: source_patient_id never existed, or was purged.
+    - PATIENT_MERGED: the target was merged into another record itself. google.rpc.ResourceInfo
+      names the target. Unmerge it first.
+    - IDENTIFIER_TAKEN: a live patient other than the target now has one of the identifiers.
     """
 
 class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -594,6 +708,7 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
           set. Or end_reason is set without force, or is one that only the server sets.
         - REQUEST_ID_REUSED: request_id was used for a different request.
         - PATIENT_NOT_FOUND: the id never existed, or was purged.
+        - PATIENT_MERGED: the patient was merged into another record.
         - PATIENT_DELETED: the patient is soft-deleted. Undelete it first.
         - ETAG_MISMATCH: etag is set and is not the patient's etag, even if nothing would change.
         - INVALID_FIELD: the record would become larger than 32 KiB.
@@ -643,6 +758,7 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
         - INVALID_FIELD: a field is missing or malformed.
         - REQUEST_ID_REUSED: request_id was used for a different request.
         - PATIENT_NOT_FOUND: the id never existed, or was purged.
+        - PATIENT_MERGED: the patient was merged into another record. Call UnmergePatients instead.
         - IDENTIFIER_TAKEN: another live patient now has one of the identifiers, and release_identifiers is
           not set. google.rpc.ResourceInfo names it.
         """
@@ -675,6 +791,7 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
         - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.
         - PATIENT_NOT_FOUND: patient_id never existed, or was purged.
         - THERAPIST_DELETED: the therapist is soft-deleted.
+        - PATIENT_MERGED: the patient was merged into another record.
         - PATIENT_DELETED: the patient is soft-deleted.
         - ASSIGNMENT_DIFFERS: the pair has an active assignment with another role, focus or start_time,
           and replace is not set.
@@ -711,6 +828,7 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
         - REQUEST_ID_REUSED: request_id was used for a different request.
         - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged, even with allow_missing.
         - PATIENT_NOT_FOUND: patient_id never existed, or was purged, even with allow_missing.
+        - PATIENT_MERGED: the patient was merged into another record.
         - ASSIGNMENT_NOT_FOUND: the pair was never assigned, and allow_missing is not set.
         - ETAG_MISMATCH: the assignment is active, and etag is set and is not its etag.
         - INVALID_FIELD: end_time is before the start_time of the period.
@@ -723,7 +841,8 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_patient_service_pb2.ListPatientTherapistsResponse, _abc.Awaitable[_patient_service_pb2.ListPatientTherapistsResponse]]:
         """Lists the therapists of one patient with the assignments that link them, ordered by
-        assignment_id. The patient may be soft-deleted. An assignment that matches the whole time
+        assignment_id. The patient may be soft-deleted. With as_of_time, the list covers all records
+        that MergePatients joined with this patient, and else only this record. An assignment that matches the whole time
         appears exactly once, whatever others write between the pages.
 
         Retries: the call reads again. A page_token can be used any number of times.
@@ -734,6 +853,70 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
         - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
         - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
         - PATIENT_NOT_FOUND: patient_id never existed, or was purged.
+        """
+
+    @_abc_1.abstractmethod
+    def MergePatients(
+        self,
+        request: _patient_service_pb2.MergePatientsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_patient_service_pb2.MergePatientsResponse, _abc.Awaitable[_patient_service_pb2.MergePatientsResponse]]:
+        """Merges two records of one person: the source into the target. The source becomes soft-deleted
+        and gets merged_into_patient_id. UnmergePatients separates them again.
+
+        History is not rewritten: ended assignments stay with the source, unchanged. Each active
+        assignment of the source ends with END_REASON_MERGED. At the same moment one begins on the
+        target, with the same therapist, role, focus and expire_time. If the target already has an
+        active assignment with that therapist, it stays as it is, and none begins. If the target has a
+        PRIMARY assignment, the source's becomes TREATING. The status and capacity of the therapists do
+        not matter, because nobody gets a new patient.
+
+        The target gains the identifiers of the source, and its display_name and aliases as aliases. It
+        gains email, phone_number and birth_date if it has none. Its annotations and status stay.
+
+        CheckAssignments and lists with as_of_time cover all records of the person, whichever of their
+        ids the request has. Other lists return the assignments of the one record that they name. All
+        writes to the source return PATIENT_MERGED, except DeletePatient, which succeeds and changes
+        nothing, and UpdateAssignment, which corrects its ended assignments.
+
+        Retries: with the same request_id, the call returns the result of the first call. With another
+        request_id it returns PATIENT_MERGED.
+
+        Errors:
+        - INVALID_FIELD: a field is missing or malformed, or the target is the source.
+        - REQUEST_ID_REUSED: request_id was used for a different request.
+        - PATIENT_NOT_FOUND: the id of the source or the target never existed, or was purged.
+        - PATIENT_MERGED: the source or the target was merged into another record before.
+        - PATIENT_DELETED: the source or the target is soft-deleted.
+        - BIRTH_DATES_DIFFER: both have a birth date, the dates differ, and force is not set. For a
+          caller without read any two dates count as different, because it could guess dates otherwise.
+        - PATIENT_NOT_ACTIVE: the source has active assignments, and the target is not STATUS_ACTIVE.
+        - TOO_MANY_ASSIGNMENTS: the source has more than 1000 active assignments.
+        - MERGE_TOO_LARGE: the target would have more than 20 identifiers or 10 aliases, or more than 32
+          KiB, or the person more than 100 records.
+        """
+
+    @_abc_1.abstractmethod
+    def UnmergePatients(
+        self,
+        request: _patient_service_pb2.UnmergePatientsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_patient_service_pb2.UnmergePatientsResponse, _abc.Awaitable[_patient_service_pb2.UnmergePatientsResponse]]:
+        """Reverts a merge: undeletes the source and clears its merged_into_patient_id. The source gets
+        back the identifiers that it had, and the target loses them. The target keeps the assignments,
+        aliases and contact fields that it gained: move assignments back with Unassign and Assign.
+
+        Retries: the call succeeds and does not change a source that is not merged. If the source was
+        merged again in the meantime, a retry reverts that merge too. With the same request_id it never
+        writes.
+
+        Errors:
+        - INVALID_FIELD: a field is missing or malformed.
+        - REQUEST_ID_REUSED: request_id was used for a different request.
+        - PATIENT_NOT_FOUND: source_patient_id never existed, or was purged.
+        - PATIENT_MERGED: the target was merged into another record itself. google.rpc.ResourceInfo
+          names the target. Unmerge it first.
+        - IDENTIFIER_TAKEN: a live patient other than the target now has one of the identifiers.
         """
 
 def add_PatientServiceServicer_to_server(servicer: PatientServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

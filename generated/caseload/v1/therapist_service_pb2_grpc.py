@@ -301,6 +301,7 @@ class TherapistServiceServicer(object):
         - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.
         - PATIENT_NOT_FOUND: patient_id never existed, or was purged.
         - THERAPIST_DELETED: the therapist is soft-deleted.
+        - PATIENT_MERGED: the patient was merged into another record.
         - PATIENT_DELETED: the patient is soft-deleted.
         - ASSIGNMENT_DIFFERS: the pair has an active assignment with another role, focus or start_time,
         and replace is not set.
@@ -335,6 +336,7 @@ class TherapistServiceServicer(object):
         - REQUEST_ID_REUSED: request_id was used for a different request.
         - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged, even with allow_missing.
         - PATIENT_NOT_FOUND: patient_id never existed, or was purged, even with allow_missing.
+        - PATIENT_MERGED: the patient was merged into another record.
         - ASSIGNMENT_NOT_FOUND: the pair was never assigned, and allow_missing is not set.
         - ETAG_MISMATCH: the assignment is active, and etag is set and is not its etag.
         - INVALID_FIELD: end_time is before the start_time of the period.

@@ -199,6 +199,7 @@ class TherapistServiceStub:
     - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.
     - PATIENT_NOT_FOUND: patient_id never existed, or was purged.
     - THERAPIST_DELETED: the therapist is soft-deleted.
+    - PATIENT_MERGED: the patient was merged into another record.
     - PATIENT_DELETED: the patient is soft-deleted.
     - ASSIGNMENT_DIFFERS: the pair has an active assignment with another role, focus or start_time,
       and replace is not set.
@@ -229,6 +230,7 @@ class TherapistServiceStub:
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged, even with allow_missing.
     - PATIENT_NOT_FOUND: patient_id never existed, or was purged, even with allow_missing.
+    - PATIENT_MERGED: the patient was merged into another record.
     - ASSIGNMENT_NOT_FOUND: the pair was never assigned, and allow_missing is not set.
     - ETAG_MISMATCH: the assignment is active, and etag is set and is not its etag.
     - INVALID_FIELD: end_time is before the start_time of the period.
@@ -419,6 +421,7 @@ class TherapistServiceAsyncStub(TherapistServiceStub):
     - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.
     - PATIENT_NOT_FOUND: patient_id never existed, or was purged.
     - THERAPIST_DELETED: the therapist is soft-deleted.
+    - PATIENT_MERGED: the patient was merged into another record.
     - PATIENT_DELETED: the patient is soft-deleted.
     - ASSIGNMENT_DIFFERS: the pair has an active assignment with another role, focus or start_time,
       and replace is not set.
@@ -449,6 +452,7 @@ class TherapistServiceAsyncStub(TherapistServiceStub):
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged, even with allow_missing.
     - PATIENT_NOT_FOUND: patient_id never existed, or was purged, even with allow_missing.
+    - PATIENT_MERGED: the patient was merged into another record.
     - ASSIGNMENT_NOT_FOUND: the pair was never assigned, and allow_missing is not set.
     - ETAG_MISMATCH: the assignment is active, and etag is set and is not its etag.
     - INVALID_FIELD: end_time is before the start_time of the period.
@@ -684,6 +688,7 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
         - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.
         - PATIENT_NOT_FOUND: patient_id never existed, or was purged.
         - THERAPIST_DELETED: the therapist is soft-deleted.
+        - PATIENT_MERGED: the patient was merged into another record.
         - PATIENT_DELETED: the patient is soft-deleted.
         - ASSIGNMENT_DIFFERS: the pair has an active assignment with another role, focus or start_time,
           and replace is not set.
@@ -720,6 +725,7 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
         - REQUEST_ID_REUSED: request_id was used for a different request.
         - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged, even with allow_missing.
         - PATIENT_NOT_FOUND: patient_id never existed, or was purged, even with allow_missing.
+        - PATIENT_MERGED: the patient was merged into another record.
         - ASSIGNMENT_NOT_FOUND: the pair was never assigned, and allow_missing is not set.
         - ETAG_MISMATCH: the assignment is active, and etag is set and is not its etag.
         - INVALID_FIELD: end_time is before the start_time of the period.

@@ -28,6 +28,11 @@ def call_context(request: Any, _context: grpc.ServicerContext) -> CallContext:
     return CallContext(actor, method, request.request_id.lower(), fingerprint, request.validate_only, user)
 
 
+def caller_may_read() -> bool:
+    """Returns whether the caller has the permission read."""
+    return "read" in current_principal.get().permissions
+
+
 def request_fingerprint(request: Any) -> bytes:
     """Returns the request in deterministic bytes, without request_id and validate_only."""
     copy = type(request)()

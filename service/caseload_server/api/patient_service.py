@@ -8,7 +8,7 @@ from caseload.v1 import patient_service_pb2_grpc as pb_grpc
 
 from caseload_server import validation as validate
 from caseload_server.api import convert
-from caseload_server.api.call_context import call_context
+from caseload_server.api.call_context import call_context, caller_may_read
 from caseload_server.api.page_tokens import PageTokens
 from caseload_server.store import PATIENT, RelationshipStore
 
@@ -80,6 +80,28 @@ class PatientServicer(pb_grpc.PatientServiceServicer):
         call = call_context(request, context)
         result = self._store.undelete(PATIENT, record_id, call, release_identifiers=request.release_identifiers)
         return pb.UndeletePatientResponse(patient=convert.patient(result.record), revision=result.revision)
+
+    def MergePatients(
+        self, request: pb.MergePatientsRequest, context: grpc.ServicerContext
+    ) -> pb.MergePatientsResponse:
+        order = validate.merge_patients(request)._replace(may_compare=caller_may_read())
+        result = self._store.merge(order, call_context(request, context))
+        response = pb.MergePatientsResponse(primary_demoted=result.primary_demoted, revision=result.revision)
+        convert.patient(result.source, response.source)
+        convert.patient(result.target, response.target)
+        convert.add_all(result.ended, convert.assignment, response.ended)
+        convert.add_all(result.active, convert.assignment, response.active)
+        return response
+
+    def UnmergePatients(
+        self, request: pb.UnmergePatientsRequest, context: grpc.ServicerContext
+    ) -> pb.UnmergePatientsResponse:
+        result = self._store.unmerge(validate.unmerge_patients(request), call_context(request, context))
+        response = pb.UnmergePatientsResponse(revision=result.revision)
+        convert.patient(result.source, response.source)
+        if result.target:
+            convert.patient(result.target, response.target)
+        return response
 
     def AssignTherapist(
         self, request: pb.AssignTherapistRequest, context: grpc.ServicerContext

@@ -143,6 +143,17 @@ class PatientMerged(DomainError):
     text = "The patient was merged with another record. Use that record, or unmerge the patient first."
 
 
+class BirthDatesDiffer(DomainError):
+    reason = "BIRTH_DATES_DIFFER"
+    text = "The two patients have different birth dates. If they are one person, set force."
+
+
+class MergeTooLarge(DomainError):
+    reason = "MERGE_TOO_LARGE"
+    public_metadata = frozenset({"limit", "field"})
+    text = "The target of the merge would exceed a limit, which the metadata names. Remove something first."
+
+
 class TherapistNotActive(DomainError):
     reason = "THERAPIST_NOT_ACTIVE"
     text = "The therapist is on leave or inactive and accepts no new assignments. Choose another therapist."

@@ -47,6 +47,8 @@ class CaseloadQuery(NamedTuple):
     roles: tuple[int, ...] = ()
     states: tuple[int, ...] = ()
     as_of_us: int | None = None
+    same_person: tuple[str, ...] = ()
+    """The patients whose assignments to list instead, if the store finds that they are records of one person."""
 
 
 class AssignmentQuery(NamedTuple):
@@ -57,6 +59,8 @@ class AssignmentQuery(NamedTuple):
     roles: tuple[int, ...] = ()
     states: tuple[int, ...] = ()
     as_of_us: int | None = None
+    same_person: tuple[str, ...] = ()
+    """As in CaseloadQuery."""
 
 
 class Assign(NamedTuple):
@@ -98,6 +102,16 @@ class Transfer(NamedTuple):
     ignore_capacity: bool = False
     effective_us: int | None = None
     """When they move. None means now, or as soon as no period would overlap."""
+
+
+class Merge(NamedTuple):
+    """A request to merge a patient, the source, into another record of the same person."""
+
+    source_id: str
+    target_id: str
+    force: bool = False
+    may_compare: bool = True
+    """Whether the caller may learn that the birth dates are equal. Otherwise any two count as different."""
 
 
 Correction = dict[str, str | int | None]

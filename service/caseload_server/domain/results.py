@@ -5,7 +5,7 @@
 
 from typing import Generic, NamedTuple, TypeVar
 
-from caseload_server.domain.records import Assignment, ChangeSet
+from caseload_server.domain.records import Assignment, ChangeSet, Patient
 
 R = TypeVar("R", covariant=True)
 
@@ -73,6 +73,29 @@ class TransferResult(NamedTuple):
     """The assignments of the source that ended."""
     active: list[Assignment]
     """The active assignment of the target for each of them."""
+    revision: str
+
+
+class MergeResult(NamedTuple):
+    """Two merged patients, and the assignments that moved."""
+
+    source: Patient
+    target: Patient
+    ended: list[Assignment]
+    """The assignments of the source that ended."""
+    active: list[Assignment]
+    """The active assignment of the target for each of them."""
+    primary_demoted: bool
+    """True when the therapist of the source's PRIMARY assignment is not PRIMARY on the target."""
+    revision: str
+
+
+class UnmergeResult(NamedTuple):
+    """A patient that is not merged any more."""
+
+    source: Patient
+    target: Patient | None
+    """None when the source was not merged."""
     revision: str
 
 

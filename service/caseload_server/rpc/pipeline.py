@@ -36,7 +36,7 @@ _log = structlog.get_logger()
 
 _SCANS: Final = ("List", "BatchGet")
 """Prefixes of the reads that may return many records. They have threads of their own."""
-_BULK_WRITES: Final = ("Batch", "Transfer", "Delete")
+_BULK_WRITES: Final = ("Batch", "Transfer", "Delete", "Merge")
 """Prefixes of the writes that may change many assignments. They have threads of their own."""
 _DISCLOSING: Final = ("read", "audit", PUBLIC)
 """Permissions of methods whose responses are not redacted: whoever may call them may see what they return."""

@@ -20,7 +20,10 @@ from caseload_server.domain.errors import DomainError
 from caseload_server.security.principal import current_principal
 
 _RESPONSE_FIELDS: Final = frozenset(
-    {"revision", "created", "ended", "active", "demoted", "therapist", "patient", "assignment", "results"}
+    {
+        *("revision", "created", "ended", "active", "demoted", "results"),  # flags and lists
+        *("therapist", "patient", "assignment", "source", "target"),  # records
+    }
 )
 """Fields of every response to keep. The records in them are redacted too."""
 _PERSON_FIELDS: Final = frozenset({"etag", "create_time", "update_time", "delete_time"})
@@ -33,10 +36,15 @@ _RECORD_FIELDS: Final = {
     "caseload.v1.BatchAssignResponse.Result": frozenset({"assignment", "created"}),
 }
 """Fields of records to keep."""
-_REFERENCES: Final = {"caseload.v1.Assignment": frozenset({"therapist_id", "patient_id"})}
+_REFERENCES: Final = {
+    "caseload.v1.Assignment": frozenset({"therapist_id", "patient_id"}),
+    "caseload.v1.Patient": frozenset({"merged_into_patient_id"}),
+}
 """Ids of other records, which are kept if the request names them."""
 _PUBLIC_METADATA: Final = frozenset({"index"})
 """Metadata of every error to keep: the position of an entry in the request."""
+_OTHER_RECORDS: Final = {"target": "patient_id"}
+"""Fields with a record that the request may not name, and the field with its id."""
 _SIGNS_OF_CHANGE: Final = frozenset({"etag", "update_time"})
 """Fields of records that show whether a call that only validates would change anything."""
 _NONE: Final[frozenset[str]] = frozenset()
@@ -72,12 +80,17 @@ def _redact(message: Any, named: frozenset[str], removed: frozenset[str]) -> boo
             is_kept = value in named
             refers_to_others |= not is_kept
         else:
-            is_kept = field.name in kept
+            is_kept = field.name in kept and _is_named(field, value, named)
         if not is_kept:
             message.ClearField(field.name)
         elif _is_record(field):
             _redact_field(field, value, named, removed)
     return refers_to_others
+
+
+def _is_named(field: FieldDescriptor, value: Any, named: frozenset[str]) -> bool:
+    id_field = _OTHER_RECORDS.get(field.name)
+    return id_field is None or getattr(value, id_field) in named
 
 
 def _redact_field(field: FieldDescriptor, value: Any, named: frozenset[str], removed: frozenset[str]) -> None:

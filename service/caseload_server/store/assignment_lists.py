@@ -1,5 +1,6 @@
 """SELECTs of lists of assignments: which indexes are scanned, and how filters become SQL."""
 
+import json
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -95,6 +96,10 @@ def _conditions(
     """Returns the WHERE clause of a query, and its parameters. Args: sides, id columns with their ids, or ""."""
     parameters: dict[str, Value] = {column: value for column, value in sides.items() if value}
     conditions = ["period.assignment_id > :after", *(f"period.{column} = :{column}" for column in parameters)]
+    if len(query.same_person) > 1:
+        conditions.remove("period.patient_id = :patient_id")
+        conditions.append("period.patient_id IN (SELECT atom FROM json_each(:same_person))")
+        parameters["same_person"] = json.dumps(query.same_person)
     if query.as_of_us is not None:
         conditions += [
             "period.start_us <= :as_of_us",

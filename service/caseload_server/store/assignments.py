@@ -19,9 +19,12 @@ COLUMNS = ", ".join(f"period.{column}" for column in Assignment._fields)
 
 SELECT_BY_ID = f"SELECT {COLUMNS} FROM assignment AS period WHERE assignment_id = :id"
 CHECK = f"""
-SELECT (SELECT head_revision FROM store), pair.key, period.assignment_id, period.role
+SELECT (SELECT head_revision FROM store), pair.key, period.assignment_id, period.role, other.patient_id
 FROM json_each(:pairs) AS pair
-LEFT JOIN assignment AS period ON period.therapist_id = pair.value ->> 0 AND period.patient_id = pair.value ->> 1
+LEFT JOIN same_person AS own ON own.patient_id = pair.value ->> 1
+LEFT JOIN same_person AS other ON other.person_id = own.person_id
+LEFT JOIN assignment AS period ON period.therapist_id = pair.value ->> 0
+    AND period.patient_id = COALESCE(other.patient_id, pair.value ->> 1)
     AND period.start_us <= :at_us AND {expiry.in_force("at_us")}
     AND period.end_reason <> {enums.END_ENTERED_IN_ERROR}"""
 _SELECT_ACTIVE = f"""
@@ -67,7 +70,7 @@ def assign(write: Write, request: requests.Assign) -> tuple[list[Assignment], bo
     """Begins a period unless the same one is active. Returns the active period, and whether it is new.
 
     The TREATING period of a demoted therapist follows. Raises, in this order: InvalidField (an expire_time that has
-    passed), TherapistNotFound, PatientNotFound, TherapistDeleted, PatientDeleted, AssignmentDiffers,
+    passed), TherapistNotFound, PatientNotFound, TherapistDeleted, PatientMerged, PatientDeleted, AssignmentDiffers,
     TherapistNotActive, PatientNotActive, PeriodOverlaps, PrimaryExists, InvalidField (an expire_time before the start),
     TherapistAtCapacity.
     """
@@ -106,13 +109,15 @@ def _lock_other_primary(write: Write, request: requests.Assign) -> Assignment | 
 def require_live(write: Write, request: requests.Assign, patient: Patient | None) -> tuple[Therapist, Patient]:
     """Returns and locks the two records of an assignment. Args: patient, as found, already locked.
 
-    Raises, in this order: TherapistNotFound, PatientNotFound, TherapistDeleted, PatientDeleted.
+    Raises, in this order: TherapistNotFound, PatientNotFound, TherapistDeleted, PatientMerged,
+    PatientDeleted.
     """
     therapist = records.require(write, THERAPIST, request.therapist_id)
     if patient is None:
         raise records.not_found(PATIENT, [request.patient_id])
     if therapist.deleted_us is not None:
         raise errors.TherapistDeleted
+    records.refuse_merged(write, patient)
     if patient.deleted_us is not None:
         raise errors.PatientDeleted
     return therapist, patient
@@ -231,13 +236,14 @@ def unassign(write: Write, request: requests.Unassign) -> tuple[list[Assignment]
     """Ends the pair's active period. Returns the period, and whether it ended now.
 
     Without an active period it returns the pair's latest one, or none where the request allows that. Raises, in this
-    order: TherapistNotFound, PatientNotFound, AssignmentNotFound, EtagMismatch, InvalidField (an end before the
-    start).
+    order: TherapistNotFound, PatientNotFound, PatientMerged, AssignmentNotFound, EtagMismatch, InvalidField (an end
+    before the start).
     """
     patient = records.find(write, PATIENT, request.patient_id)
     records.require(write, THERAPIST, request.therapist_id)
     if patient is None:
         raise records.not_found(PATIENT, [request.patient_id])
+    records.refuse_merged(write, patient)
     period = find_active(write, request.therapist_id, request.patient_id)
     if period is None:
         pair: dict[str, Value] = {"therapist_id": request.therapist_id, "patient_id": request.patient_id}

@@ -24,16 +24,27 @@ _MAX_ASSIGNMENTS_PER_BATCH: Final = limits.MAX_ASSIGNMENTS_PER_CALL - _MAX_RECOR
 """Assignments that one transaction purges, unless a single record has more."""
 _INSERT_PURGED_IDS = "INSERT INTO purged (kind, record_id) SELECT :kind, atom FROM json_each(:ids)"
 _SELECT_PURGED_ID = "SELECT 1 FROM purged WHERE kind = :kind AND record_id = :id"
-_MERGED_INTO = """
-WITH RECURSIVE person (id) AS (
-    SELECT patient_id FROM patient WHERE patient_id = :id
-    UNION SELECT patient_id FROM patient JOIN person ON merged_into_patient_id = id WHERE merged_into_patient_id <> ''
-)"""
-"""A patient and all that were merged into it, also into one of these."""
 
 
 class NotPurgeable(Exception):
     """A record that must not be erased. The text says why and what to do. It follows the name of a setting."""
+
+
+_IS_PURGEABLE: Final = {
+    "therapist": "record.deleted_us < :before_us",
+    "patient": "record.deleted_us < :before_us AND record.merged_into_patient_id = ''",
+}
+"""The condition for records to purge. A merged patient is purged with the record into which it was merged."""
+_COUNT_MERGED = """
+SELECT COUNT(*) FROM same_person JOIN patient AS record ON record.patient_id = same_person.person_id
+WHERE record.deleted_us < :before_us AND same_person.patient_id <> same_person.person_id"""
+_COUNT_MERGED_ASSIGNMENTS = """
+SELECT COUNT(*) FROM same_person AS merged JOIN assignment AS period ON period.patient_id = merged.patient_id
+WHERE merged.person_id = record.patient_id AND merged.patient_id <> merged.person_id"""
+_SELECT_MERGED = f"""
+SELECT {PATIENT.columns} FROM same_person JOIN patient AS record ON record.patient_id = same_person.patient_id
+WHERE same_person.person_id IN (SELECT atom FROM json_each(:ids)) AND same_person.patient_id <> same_person.person_id
+ORDER BY record.patient_id"""
 
 
 class PurgedCount(NamedTuple):
@@ -44,8 +55,9 @@ class PurgedCount(NamedTuple):
 
 
 def select_count(kind: RecordKind[Any]) -> str:
-    """Returns the SELECT of the number of records that were deleted before :before_us."""
-    return f"SELECT COUNT(*) FROM {kind.name} WHERE deleted_us < :before_us"
+    """Returns the SELECT of the number of records to purge that were deleted before :before_us."""
+    count = f"SELECT COUNT(*) FROM {kind.name} AS record WHERE {_IS_PURGEABLE[kind.name]}"
+    return f"SELECT ({count}) + ({_COUNT_MERGED})" if kind.name == PATIENT.name else count
 
 
 def purge_batch(write: Write, kind: RecordKind[Any], before_us: int) -> PurgedCount:
@@ -89,12 +101,9 @@ def _select_one(write: Write, kind: RecordKind[Any], record_id: str) -> tuple[li
         if write.run(_SELECT_PURGED_ID, {"kind": kind.name, "id": record_id}):
             return [], []
         raise records.not_found(kind, [record_id])
-    _refuse_unpurgeable(kind.record._make(rows[0]))
-    if kind.name == PATIENT.name:
-        condition = "record.patient_id IN (SELECT id FROM person) ORDER BY record.patient_id"
-        sql = f"{_MERGED_INTO} SELECT {kind.columns} FROM patient AS record WHERE {condition}"
-        rows = write.run(sql, {"id": record_id})
-    deleted = [kind.record._make(row) for row in rows]
+    record = kind.record._make(rows[0])
+    _refuse_unpurgeable(record)
+    deleted = with_merged(write, kind, [record])
     return deleted, _select_periods(write, kind, deleted)
 
 
@@ -106,16 +115,21 @@ def _refuse_unpurgeable(record: Any) -> None:
 
 
 def _select_batch(write: Write, kind: RecordKind[Any], before_us: int) -> tuple[list[Any], list[Assignment]]:
-    """Returns the first deleted records whose assignments fit into a batch, or one record, and these assignments."""
+    """Returns the first deleted records whose assignments fit into a batch, or one record, and these assignments.
+
+    Patients come with all records that were merged into them.
+    """
     id_column = kind.id_column
+    count = f"(SELECT COUNT(*) FROM assignment AS period WHERE period.{id_column} = record.{id_column})"
+    if kind.name == PATIENT.name:
+        count += f" + ({_COUNT_MERGED_ASSIGNMENTS})"
     sql = (
-        f"SELECT (SELECT COUNT(*) FROM assignment AS period WHERE period.{id_column} = record.{id_column}),"
-        f" {kind.columns} FROM {kind.name} AS record WHERE record.deleted_us < :before_us"
+        f"SELECT {count}, {kind.columns} FROM {kind.name} AS record WHERE {_IS_PURGEABLE[kind.name]}"
         f" ORDER BY record.deleted_us, record.{id_column} LIMIT {_MAX_RECORDS_PER_BATCH}"
     )
     rows = write.run(sql, {"before_us": before_us})
     fitting = sum(total <= _MAX_ASSIGNMENTS_PER_BATCH for total in accumulate(row[0] for row in rows))
-    deleted = [kind.record._make(row[1:]) for row in rows[: max(1, fitting)]]
+    deleted = with_merged(write, kind, [kind.record._make(row[1:]) for row in rows[: max(1, fitting)]])
     return deleted, _select_periods(write, kind, deleted)
 
 
@@ -125,6 +139,13 @@ def _select_periods(write: Write, kind: RecordKind[Any], deleted: list[Any]) -> 
         f" WHERE period.{kind.id_column} IN (SELECT atom FROM json_each(:ids)) ORDER BY period.assignment_id"
     )
     return [Assignment._make(row) for row in write.run(sql, {"ids": _json_ids(deleted)})]
+
+
+def with_merged(write: Write, kind: RecordKind[Any], deleted: list[Any]) -> list[Any]:
+    """Returns the records, and after them those that were merged into them."""
+    if kind.name != PATIENT.name:
+        return deleted
+    return [*deleted, *(kind.record._make(row) for row in write.run(_SELECT_MERGED, {"ids": _json_ids(deleted)}))]
 
 
 def _lock(write: Write, kind: RecordKind[Any], deleted: list[Any], periods: list[Assignment]) -> None:

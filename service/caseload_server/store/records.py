@@ -94,6 +94,7 @@ _RECORD_OVERHEAD_BYTES: Final = 128
 """Approximate size of a record's numbers and times as a message, in bytes."""
 _TEXT_OVERHEAD_BYTES: Final = 4
 """Approximate size of a text's tag and length in a message, in bytes."""
+_SELECT_PERSON = "SELECT person_id FROM same_person WHERE patient_id = :patient_id"
 _INSERT_SPECIALTIES = (
     "INSERT INTO therapist_specialty (therapist_id, specialty) SELECT :id, atom FROM json_each(:codes)"
 )
@@ -186,11 +187,27 @@ def create(write: Write, kind: RecordKind[P], record_id: str, fields: Fields) ->
     return record
 
 
-def differing_fields(kind: RecordKind[P], record: P, request: Update) -> Fields:
+def refuse_merged(write: Write, record: Therapist | Patient, *, named: bool = False) -> None:
+    """Raises PatientMerged for a patient that was merged into another record.
+
+    Args: named, whether the error names the patient, because the request does not, or names several.
+    """
+    if isinstance(record, Patient) and record.merged_into_patient_id:
+        raise merged(write, record.patient_id, named=named)
+
+
+def merged(write: Write, patient_id: str, *, named: bool = True) -> errors.PatientMerged:
+    """Returns PATIENT_MERGED for a merged patient, with the record to use instead: it is not merged itself."""
+    [(person_id,)] = write.run(_SELECT_PERSON, {"patient_id": patient_id})
+    return errors.PatientMerged(patient_id=person_id, resources=resources(PATIENT, [patient_id] if named else []))
+
+
+def differing_fields(write: Write, kind: RecordKind[P], record: P, request: Update) -> Fields:
     """Returns the fields of an update whose values differ from those of a live record.
 
-    Raises the kind's DELETED, EtagMismatch, InvalidField (over 32 KiB).
+    Raises PatientMerged, the kind's DELETED, EtagMismatch, InvalidField (over 32 KiB).
     """
+    refuse_merged(write, record)
     if record.deleted_us is not None:
         raise kind.deleted
     if request.etag and request.etag != record.etag:
@@ -204,26 +221,27 @@ def differing_fields(kind: RecordKind[P], record: P, request: Update) -> Fields:
 def update(write: Write, kind: RecordKind[P], record: P, differing: Fields) -> P:
     """Updates fields of a live record, which differing_fields returned. Raises IdentifierTaken."""
     changed = record._replace(**differing)  # type: ignore[arg-type]
-    return _save(write, kind, record, changed, enums.CHANGE_UPDATED, *differing)
+    return save(write, kind, record, changed, enums.CHANGE_UPDATED, *differing)
 
 
 def delete(write: Write, kind: RecordKind[P], record: P) -> P:
     """Soft-deletes a live record without active assignments."""
-    return _save(write, kind, record, record._replace(deleted_us=write.now_us), enums.CHANGE_DELETED, "delete_time")
+    return save(write, kind, record, record._replace(deleted_us=write.now_us), enums.CHANGE_DELETED, "delete_time")
 
 
 def undelete(write: Write, kind: RecordKind[P], record: P, *, release_identifiers: bool) -> P:
-    """Reverts a soft delete. Returns a live record unchanged. Raises IdentifierTaken.
+    """Reverts a soft delete. Returns a live record unchanged. Raises PatientMerged, IdentifierTaken.
 
     Args: release_identifiers, whether to drop identifiers that other live records have by now, instead of the error.
     """
+    refuse_merged(write, record)
     if record.deleted_us is None:
         return record
     restored = record._replace(deleted_us=None)
     if release_identifiers:
         restored = _without_taken_identifiers(write, kind, restored)
     released = ["identifiers"] if restored.identifiers != record.identifiers else []
-    return _save(write, kind, record, restored, enums.CHANGE_UNDELETED, "delete_time", *released)
+    return save(write, kind, record, restored, enums.CHANGE_UNDELETED, "delete_time", *released)
 
 
 def _without_taken_identifiers(write: Write, kind: RecordKind[P], record: P) -> P:
@@ -243,7 +261,11 @@ def active_count(kind: RecordKind[P], record: P) -> int:
     return count
 
 
-def _save(write: Write, kind: RecordKind[P], before: P, record: P, change: int, *fields: str) -> P:
+def save(write: Write, kind: RecordKind[P], before: P, record: P, change: int, *fields: str) -> P:
+    """Saves a record with a new etag, and records the change. Args: change, a CHANGE_ enum; fields, changed fields.
+
+    It leaves out the columns that are derived. Raises IdentifierTaken.
+    """
     record = record._replace(updated_us=write.now_us, etag=write.new_etag())
     write.run(kind.update, {name: value for name, value in record._asdict().items() if f":{name}" in kind.update})
     _update_search_tables(write, kind, record, before)
@@ -253,16 +275,22 @@ def _save(write: Write, kind: RecordKind[P], before: P, record: P, change: int, 
 
 def _check_size(kind: RecordKind[P], record: P) -> None:
     """Raises InvalidField if the record is larger than 32 KiB as a message, approximately."""
+    if approximate_bytes(record) > limits.MAX_RECORD_BYTES:
+        raise errors.InvalidField(errors.Violation(kind.name, "must not be larger than 32 KiB as a whole"))
+
+
+def approximate_bytes(record: Therapist | Patient) -> int:
+    """Returns the approximate size of a record as a message. For a small one it is an upper bound."""
     lengths = sum(len(value) + 1 for value in record if isinstance(value, str))
-    if _RECORD_OVERHEAD_BYTES + 8 * lengths <= limits.MAX_RECORD_BYTES:
-        return  # a character takes at most four bytes, and each text, or part of a JSON text, four more
+    bound = _RECORD_OVERHEAD_BYTES + 8 * lengths
+    if bound <= limits.MAX_RECORD_BYTES:
+        return bound  # a character takes at most four bytes, and each text, or part of a JSON text, four more
     texts = [
         json.loads(value) if column in _JSON_COLUMNS else value
         for column, value in record._asdict().items()
         if isinstance(value, str)
     ]
-    if _RECORD_OVERHEAD_BYTES + _message_bytes(texts) > limits.MAX_RECORD_BYTES:
-        raise errors.InvalidField(errors.Violation(kind.name, "must not be larger than 32 KiB as a whole"))
+    return _RECORD_OVERHEAD_BYTES + _message_bytes(texts)
 
 
 def _message_bytes(value: Any) -> int:

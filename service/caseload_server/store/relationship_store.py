@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final, TypeVar, cast
 
 from caseload_server.domain import requests, results
@@ -13,10 +14,12 @@ from caseload_server.domain.results import (
     BatchAssignResult,
     CheckResult,
     DeleteResult,
+    MergeResult,
     Page,
     RecordResult,
     TransferResult,
     UnassignResult,
+    UnmergeResult,
     UpdateResult,
 )
 from caseload_server.store import (
@@ -28,6 +31,7 @@ from caseload_server.store import (
     endings,
     expiry,
     lists,
+    merges,
     purges,
     records,
     transfers,
@@ -91,9 +95,11 @@ class RelationshipStore:
     def _list_assigned(
         self, kind: RecordKind[P], other: RecordKind[Q], query: CaseloadQuery, page: PageRequest
     ) -> Page[tuple[Assignment, Q]]:
-        select = assignment_lists.select_caseload(kind, other, query, self._database.dialect, self._clock())
         width = len(Assignment._fields)
         with self._database.snapshot() as transaction:
+            if kind.name == PATIENT.name and query.as_of_us is not None:
+                query = query._replace(same_person=merges.same_person(transaction, query.parent_id))
+            select = assignment_lists.select_caseload(kind, other, query, self._database.dialect, self._clock())
             if not transaction.run(kind.select, {"id": query.parent_id}):
                 raise records.not_found(kind, [query.parent_id])
             return _build_page(
@@ -179,6 +185,21 @@ class RelationshipStore:
         result = self._change_assignments(call, lambda write: transfers.transfer(write, request), alone=True)
         return TransferResult(result.records[: result.effect], result.records[result.effect :], result.revision)
 
+    def merge(self, request: requests.Merge, call: CallContext) -> MergeResult:
+        """Merges two records of one person. Raises the errors of merges.merge."""
+        work = partial(merges.merge, request=request)
+        result = self._writes.run(call, work, merges.loader(request), alone=True)
+        source, target, *periods = result.records
+        half = len(periods) // 2
+        return MergeResult(source, target, periods[:half], periods[half:], bool(result.effect), result.revision)
+
+    def unmerge(self, source_id: str, call: CallContext) -> UnmergeResult:
+        """Reverts a merge. Raises the errors of merges.unmerge."""
+        work = partial(merges.unmerge, source_id=source_id)
+        result = self._writes.run(call, work, _loader(PATIENT), alone=True)
+        source, *targets = result.records
+        return UnmergeResult(source, targets[0] if targets else None, result.revision)
+
     def correct(
         self, assignment_id: str, etag: str, fields: requests.Correction, call: CallContext
     ) -> RecordResult[Assignment]:
@@ -195,8 +216,10 @@ class RelationshipStore:
 
     def list_assignments(self, query: requests.AssignmentQuery, page: PageRequest) -> Page[Assignment]:
         """Returns one page, ordered by assignment_id."""
-        select = assignment_lists.select_assignments(query, self._database.dialect, self._clock())
         with self._database.snapshot() as transaction:
+            if query.patient_id and query.as_of_us is not None:
+                query = query._replace(same_person=merges.same_person(transaction, query.patient_id))
+            select = assignment_lists.select_assignments(query, self._database.dialect, self._clock())
             rows = transaction.rows(select.of_page(page.after, page.size + 1))
             return _build_page(rows, page, Assignment._make, self._read_head(transaction))
 
@@ -206,7 +229,8 @@ class RelationshipStore:
         Args: pairs, (therapist_id, patient_id) each; at_us, in microseconds since 1970 (UTC).
         """
         rows = self._database.read(assignments.CHECK, {"pairs": json.dumps(pairs), "at_us": at_us})
-        checks = [CheckResult(*row[1:]) for row in sorted(rows, key=lambda row: row[1])]
+        ordered = sorted(rows, key=lambda row: row[1]) if len(rows) == len(pairs) else merges.first_of_each(rows, pairs)
+        checks = [CheckResult(*row[1:4]) for row in ordered]
         return checks, self.keys.revision(rows[0][0])
 
     def log_head(self) -> results.LogHead:

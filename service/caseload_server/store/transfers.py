@@ -10,7 +10,9 @@ from caseload_server.store.counts import CountChanges
 from caseload_server.store.records import PATIENT, THERAPIST
 from caseload_server.store.write_transaction import Write
 
-_SELECT_PATIENTS = "SELECT patient_id, deleted_us FROM patient WHERE patient_id IN (SELECT atom FROM json_each(:ids))"
+_SELECT_PATIENTS = """
+SELECT patient_id, deleted_us, merged_into_patient_id FROM patient
+WHERE patient_id IN (SELECT atom FROM json_each(:ids))"""
 
 
 def transfer(write: Write, request: requests.Transfer) -> tuple[list[Assignment], int]:
@@ -27,12 +29,14 @@ def transfer(write: Write, request: requests.Transfer) -> tuple[list[Assignment]
     source = records.require(write, THERAPIST, request.source_id)
     target = records.require(write, THERAPIST, request.target_id)
     rows = write.run(_SELECT_PATIENTS, {"ids": json.dumps(request.patient_ids)})
-    patients: dict[str, int | None] = dict(rows)
+    patients: dict[str, int | None] = {patient_id: deleted_us for patient_id, deleted_us, _ in rows}
     if missing := [patient_id for patient_id in request.patient_ids if patient_id not in patients]:
         raise records.not_found(PATIENT, missing)
     for therapist in (source, target):
         if therapist.deleted_us is not None:
             raise errors.TherapistDeleted(therapist_id=therapist.therapist_id)
+    for patient_id in (patient_id for patient_id, _, merged_into in rows if merged_into):
+        raise records.merged(write, patient_id)
     if deleted := [patient_id for patient_id, deleted_us in patients.items() if deleted_us is not None]:
         raise errors.PatientDeleted(resources=records.resources(PATIENT, deleted))
     moved = _select_moved(write, request, locked)

@@ -11,6 +11,7 @@ from caseload_server.validation.assignments import (
     update_assignment,
 )
 from caseload_server.validation.changes import change_query
+from caseload_server.validation.merges import merge_patients, unmerge_patients
 from caseload_server.validation.records import (
     batch_ids,
     create_patient,
@@ -38,11 +39,13 @@ __all__ = [
     "list_caseload",
     "list_patients",
     "list_therapists",
+    "merge_patients",
     "page_size",
     "record_id",
     "transfer_patients",
     "unassign",
     "undelete",
+    "unmerge_patients",
     "update_assignment",
     "update_patient",
     "update_therapist",

@@ -11,7 +11,7 @@ from caseload_server.commands.export_import_verify import open_bulk_load, open_s
 from caseload_server.config import Config, SettingError
 from caseload_server.domain import errors
 from caseload_server.domain.enums import ROLE_PRIMARY
-from caseload_server.domain.requests import ChangeQuery, Update
+from caseload_server.domain.requests import ChangeQuery, Merge, Update
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.factory import open_store
 from caseload_server.store.backends.migrations import migrations
@@ -21,7 +21,19 @@ from caseload_server.store.portability.import_parser import ImportRefused, batch
 from caseload_server.store.portability.verify import ContentCheck, broken_rules
 
 from tests.store.conftest import Clock
-from tests.store.store_calls import AnyKind, assign, both_kinds, delete, dump, ids, make, request, unassign, update
+from tests.store.store_calls import (
+    CALL,
+    AnyKind,
+    assign,
+    both_kinds,
+    delete,
+    dump,
+    ids,
+    make,
+    request,
+    unassign,
+    update,
+)
 
 SECRET = "do-not-repeat-me"
 """A value that no error may contain."""
@@ -72,6 +84,8 @@ def fill(store: RelationshipStore) -> None:
     delete(store, THERAPIST, "t2", force=True)
     update(store, THERAPIST, "t3", max_active_patients=0, status=2)
     store.update(THERAPIST, Update("t4", {"email": "t4@example.org"}), request("remembered"))
+    store.merge(Merge("p5", "p4"), CALL)
+    store.merge(Merge("p4", "p3"), CALL)
 
 
 @pytest.fixture

@@ -145,6 +145,31 @@ BREAKS: list[tuple[str, list[str], list[str]]] = [
         [copied("assignment", "assignment_id='z', role=1, start_us=1, end_us=3000", "end_us = 2000")],
         [],
     ),
+    (
+        "a merged patient is deleted",
+        ["UPDATE patient SET merged_into_patient_id = 'q' WHERE patient_id = 'p'"],
+        ["p"],
+    ),
+    (
+        "each merged_into_patient_id leads to a patient that is not merged",
+        ["UPDATE patient SET merged_into_patient_id = 'missing' WHERE patient_id = 'p'"],
+        ["p"],
+    ),
+    (
+        "each merged_into_patient_id leads to a patient that is not merged",
+        ["UPDATE patient SET merged_into_patient_id = CASE patient_id WHEN 'p' THEN 'q' ELSE 'p' END"],
+        ["p", "q"],
+    ),
+    (
+        "same_person has the patients that merges join",
+        ["UPDATE patient SET merged_into_patient_id = 'q' WHERE patient_id = 'p'"],
+        ["p", "q"],
+    ),
+    (
+        "same_person has the patients that merges join",
+        ["INSERT INTO same_person (patient_id, person_id) VALUES ('p', 'q')"],
+        ["p"],
+    ),
     ("the table store has one row", ["DELETE FROM store"], ["0"]),
     (
         "the change log has every revision from the oldest to the head",

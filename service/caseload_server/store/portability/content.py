@@ -55,6 +55,7 @@ TABLES: Final = (
     ),
     Table("therapist", _columns_of(Therapist)),
     Table("patient", _columns_of(Patient)),
+    Table("same_person", {"patient_id": (str,), "person_id": (str,)}),
     Table("assignment", _columns_of(Assignment)),
     Table(
         "change_set",

@@ -89,6 +89,17 @@ def _reference_exists(child: str, column: str, parent: str) -> Rule:
     )
 
 
+_PERSONS: Final = """
+WITH RECURSIVE person (patient_id, person_id) AS (
+    SELECT patient_id, patient_id FROM patient WHERE merged_into_patient_id = '' AND patient_id IN (
+        SELECT merged_into_patient_id FROM patient WHERE merged_into_patient_id <> '')
+    UNION ALL
+    SELECT merged.patient_id, person.person_id FROM person
+    JOIN patient AS merged ON merged.merged_into_patient_id = person.patient_id AND merged.merged_into_patient_id <> ''
+)
+SELECT patient_id, person_id FROM person"""
+"""Selects the patients that merges join, each with the one that is not merged. It leaves out cycles."""
+
 RULES: Final = (
     *_rules_of_kind("therapist"),
     *_rules_of_kind("patient"),
@@ -112,6 +123,22 @@ RULES: Final = (
     Rule(
         "the PRIMARY periods of a patient do not overlap",
         _select_overlapping("patient_id", f" AND role = {ROLE_PRIMARY}"),
+    ),
+    Rule(
+        "a merged patient is deleted",
+        "SELECT patient_id FROM patient WHERE merged_into_patient_id <> '' AND deleted_us IS NULL",
+    ),
+    Rule(
+        "each merged_into_patient_id leads to a patient that is not merged",
+        "SELECT patient_id FROM patient WHERE merged_into_patient_id <> ''"
+        f" AND patient_id NOT IN (SELECT patient_id FROM ({_PERSONS}) AS person)",
+    ),
+    Rule(
+        "same_person has the patients that merges join",
+        f"SELECT patient_id FROM ({_PERSONS}) AS person WHERE NOT EXISTS (SELECT 1 FROM same_person"
+        " WHERE same_person.patient_id = person.patient_id AND same_person.person_id = person.person_id)"
+        f" UNION ALL SELECT patient_id FROM same_person WHERE NOT EXISTS (SELECT 1 FROM ({_PERSONS}) AS person"
+        " WHERE same_person.patient_id = person.patient_id AND same_person.person_id = person.person_id)",
     ),
     Rule("the table store has one row", "SELECT COUNT(*) FROM store HAVING COUNT(*) <> 1"),
     Rule(

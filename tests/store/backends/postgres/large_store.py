@@ -51,6 +51,13 @@ FROM generate_series(1, 20000) AS n""",
     """
 INSERT INTO change SELECT n, 0, 1, '', NULL, 'p' || lpad(n::TEXT, 8, '0'), NULL, NULL
 FROM generate_series(1, 20000) AS n""",
+    # One patient in a hundred is another record of the one before.
+    """
+UPDATE patient SET merged_into_patient_id = 'p' || lpad((CAST(substr(patient_id, 2) AS BIGINT) - 1)::TEXT, 8, '0')
+WHERE CAST(substr(patient_id, 2) AS BIGINT) % 100 = 1 AND patient_id > 'p00000001'""",
+    """
+INSERT INTO same_person SELECT 'p' || lpad((n + own)::TEXT, 8, '0'), 'p' || lpad(n::TEXT, 8, '0')
+FROM generate_series(100, 19900, 100) AS n, generate_series(0, 1) AS own""",
     "UPDATE store SET head_revision = 20000",
     "VACUUM ANALYZE",
     # The planner multiplies its count of pages by these rows a page.

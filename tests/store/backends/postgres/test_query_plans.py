@@ -13,7 +13,17 @@ from typing import Any
 import psycopg
 import pytest
 from caseload_server.domain.requests import AssignmentQuery, CaseloadQuery, ChangeQuery, RecordQuery
-from caseload_server.store import PATIENT, THERAPIST, assignment_lists, assignments, change_log, expiry, lists
+from caseload_server.store import (
+    PATIENT,
+    THERAPIST,
+    assignment_lists,
+    assignments,
+    change_log,
+    expiry,
+    lists,
+    merges,
+    purges,
+)
 from caseload_server.store.backends.postgres.database import PostgresDatabase
 from caseload_server.store.backends.postgres.parameters import positional
 from caseload_server.store.backends.protocol import Dialect, Query
@@ -120,6 +130,9 @@ def assignment_lists_of(dialect: Dialect) -> Iterator[Any]:
         for states, as_of_us in (((), None), ((2,), None), ((1, 2), None), ((), 1_000_000), ((), 2_999_000)):
             query = AssignmentQuery(**side, roles=roles, states=states, as_of_us=as_of_us)
             yield pytest.param(assignment_lists.select_assignments(query, dialect, NOW_US), id=short(query))
+    merged: dict[str, Any] = {**of_patient, "same_person": (PATIENT_ID, "p00010001"), "as_of_us": 1_000_000}
+    for query in (AssignmentQuery(**merged), AssignmentQuery(**merged, therapist_id=THERAPIST_ID)):
+        yield pytest.param(assignment_lists.select_assignments(query, dialect, NOW_US), id=short(query))
     for kind, other, parent_id in ((THERAPIST, PATIENT, THERAPIST_ID), (PATIENT, THERAPIST, PATIENT_ID)):
         for roles, states, as_of_us in (((), (), None), ((4,), (1, 2), None), ((), (2,), None), ((), (), 1_000_000)):
             query_of_one = CaseloadQuery(parent_id, roles, states, as_of_us)
@@ -147,6 +160,9 @@ def lookups() -> Iterator[Any]:
     yield "several records", PATIENT.select_batch, {"ids": ids}
     yield "an assignment", assignments.SELECT_BY_ID, {"id": ASSIGNMENT_ID}
     yield "checks", assignments.CHECK, {"pairs": json.dumps([[THERAPIST_ID, PATIENT_ID]]), "at_us": 1}
+    yield "the records of a person", merges.SELECT_SAME_PERSON, {"patient_id": PATIENT_ID}
+    yield "a part of a person", merges._SPLIT_PERSON, {"source": PATIENT_ID}
+    yield "merged records to purge", purges._SELECT_MERGED, {"ids": ids}
     yield "the active period", assignments._SELECT_ACTIVE, pair
     yield "the latest period", assignments._SELECT_LATEST, pair
     yield "another primary", assignments._SELECT_OTHER_PRIMARY, pair

@@ -7,6 +7,18 @@ ALTER TABLE patient
     ADD COLUMN aliases TEXT COLLATE "C" NOT NULL DEFAULT '[]',                      -- JSON: [name, ...]
     ADD COLUMN merged_into_patient_id TEXT COLLATE "C" NOT NULL DEFAULT '';
 CREATE INDEX patient_by_merge ON patient (merged_into_patient_id, patient_id) WHERE merged_into_patient_id <> '';
+-- A purge skips merged patients: they are purged with the record into which they were merged.
+DROP INDEX patient_by_deletion;
+CREATE INDEX patient_by_deletion ON patient (deleted_us, patient_id)
+    WHERE deleted_us IS NOT NULL AND merged_into_patient_id = '';
+
+-- The records of a person that MergePatients joined, person_id included, which is the one that is not merged. Derived
+-- from merged_into_patient_id, so that no check follows a chain of merges. Other patients have no row.
+CREATE TABLE same_person (
+    patient_id TEXT COLLATE "C" PRIMARY KEY REFERENCES patient ON DELETE CASCADE,
+    person_id TEXT COLLATE "C" NOT NULL REFERENCES patient ON DELETE CASCADE
+);
+CREATE INDEX same_person_by_person ON same_person (person_id, patient_id);
 
 -- NOT VALID skips a scan: the rows obey a stricter rule.
 ALTER TABLE assignment

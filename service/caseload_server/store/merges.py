@@ -1,0 +1,229 @@
+"""Merges of two records of one person, and their reversal. History is not rewritten: ended periods stay as they are.
+
+The active periods move to the target. The column merged_into_patient_id links the source to it. The table same_person
+has the records that such links join, so that reads do not follow them. Every write that changes a link locks both of
+its ends, in id order.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from caseload_server.domain import enums, errors, limits, requests
+from caseload_server.domain.records import Assignment, Patient
+from caseload_server.store import assignments, expiry, records
+from caseload_server.store.backends.protocol import Row, SerializationConflict, Transaction, Value
+from caseload_server.store.counts import CountChanges
+from caseload_server.store.records import PATIENT, THERAPIST
+from caseload_server.store.write_transaction import Write
+
+SELECT_SAME_PERSON = """
+SELECT other.patient_id FROM same_person AS own JOIN same_person AS other ON other.person_id = own.person_id
+WHERE own.patient_id = :patient_id"""
+_COUNT_RECORDS = "SELECT COUNT(*) FROM same_person WHERE person_id = :patient_id"
+_SET_LINK = "UPDATE patient SET merged_into_patient_id = :into WHERE patient_id = :patient_id"
+_JOIN_PERSONS = "UPDATE same_person SET person_id = :target WHERE person_id = :source"
+_ADD_PERSON = """
+INSERT INTO same_person (patient_id, person_id) VALUES (:source, :target), (:target, :target)
+ON CONFLICT (patient_id) DO NOTHING"""
+_SPLIT_PERSON = """
+WITH RECURSIVE part (patient_id) AS (
+    SELECT patient_id FROM patient WHERE patient_id = :source
+    UNION SELECT merged.patient_id FROM part
+    JOIN patient AS merged ON merged.merged_into_patient_id = part.patient_id AND merged.merged_into_patient_id <> ''
+)
+UPDATE same_person SET person_id = :source WHERE patient_id IN (SELECT patient_id FROM part)"""
+_DELETE_SINGLE_RECORDS = """
+DELETE FROM same_person WHERE patient_id IN (:source, :target) AND NOT EXISTS (
+    SELECT 1 FROM same_person AS other
+    WHERE other.person_id = same_person.patient_id AND other.patient_id <> same_person.patient_id)"""
+
+
+def merge(write: Write, request: requests.Merge) -> tuple[list[Any], bool]:
+    """Moves the active periods of the source to the target, and soft-deletes the source.
+
+    Returns the source, the target, the ended periods, then an active period of the target for each of them. And
+    whether the therapist of the source's PRIMARY period is not PRIMARY on the target. Raises, in this order:
+    PatientNotFound, PatientMerged, PatientDeleted, BirthDatesDiffer, PatientNotActive, TooManyAssignments,
+    MergeTooLarge.
+    """
+    source, target = _require_operands(write, request)
+    for patient in (source, target):
+        expiry.sweep_record(write, PATIENT, patient.patient_id)
+    moved = assignments.list_active(write, PATIENT, source.patient_id)
+    _refuse(request, source, target, moved)
+    gained = _gain(write, source, target)
+    records.lock(write, THERAPIST, {period.therapist_id for period in moved})
+    ended, active = _move(write, moved, target.patient_id)
+    link: dict[str, Value] = {"source": source.patient_id, "target": target.patient_id}
+    write.run(_JOIN_PERSONS, link)
+    write.run(_ADD_PERSON, link)
+    source = _close(write, source, target.patient_id)
+    target = _save_target(write, target, gained)
+    is_demoted = any(
+        before.role == enums.ROLE_PRIMARY != after.role for before, after in zip(ended, active, strict=True)
+    )
+    return [source, target, *ended, *active], is_demoted
+
+
+def _require_operands(write: Write, request: requests.Merge) -> tuple[Patient, Patient]:
+    """Locks and returns source and target. Raises PatientNotFound, PatientMerged, PatientDeleted."""
+    ids = [request.source_id, request.target_id]
+    records.lock(write, PATIENT, ids)
+    source, target = (records.find(write, PATIENT, patient_id) for patient_id in ids)
+    if source is None or target is None:
+        found = (source, target)
+        raise records.not_found(PATIENT, [one for one, record in zip(ids, found, strict=True) if record is None])
+    for patient in (source, target):
+        records.refuse_merged(write, patient, named=True)
+    for patient in (source, target):
+        if patient.deleted_us is not None:
+            raise errors.PatientDeleted(resources=records.resources(PATIENT, [patient.patient_id]))
+    return source, target
+
+
+def _refuse(request: requests.Merge, source: Patient, target: Patient, moved: list[Assignment]) -> None:
+    """Raises BirthDatesDiffer, PatientNotActive, TooManyAssignments."""
+    dates = [patient.birth_date for patient in (source, target) if patient.birth_date]
+    distinct = set(dates) if request.may_compare else dates
+    if len(distinct) > 1 and not request.force:
+        raise errors.BirthDatesDiffer
+    if moved and target.status != enums.STATUS_ACTIVE:
+        raise errors.PatientNotActive
+    if len(moved) > limits.MAX_ASSIGNMENTS_PER_CALL:
+        raise errors.TooManyAssignments(limit=limits.MAX_ASSIGNMENTS_PER_CALL, current=len(moved))
+
+
+def _gain(write: Write, source: Patient, target: Patient) -> Patient:
+    """Returns the target with the identifiers, names and contact fields that it gains. Raises MergeTooLarge."""
+    own_names = [target.display_name, *json.loads(target.aliases)]
+    names = dict.fromkeys([source.display_name, *json.loads(source.aliases)])
+    aliases = [*own_names[1:], *(name for name in names if name not in own_names)]
+    identifiers = [*json.loads(target.identifiers), *json.loads(source.identifiers)]
+    gained = target._replace(
+        identifiers=_to_json(identifiers),
+        aliases=_to_json(aliases),
+        email=target.email or source.email,
+        phone_number=target.phone_number or source.phone_number,
+        birth_date=target.birth_date or source.birth_date,
+    )
+    _limit("identifiers", len(identifiers), limits.MAX_IDENTIFIERS)
+    _limit("aliases", len(aliases), limits.MAX_ALIASES)
+    _limit("patient", records.approximate_bytes(gained), limits.MAX_RECORD_BYTES)
+    _limit("merged_patients", _count_records(write, source) + _count_records(write, target), limits.MAX_MERGED_PATIENTS)
+    return gained
+
+
+def _to_json(values: list[Any]) -> str:
+    return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+
+
+def _limit(field: str, size: int, limit: int) -> None:
+    if size > limit:
+        raise errors.MergeTooLarge(field=field, limit=limit)
+
+
+def _count_records(write: Write, patient: Patient) -> int:
+    [(count,)] = write.run(_COUNT_RECORDS, {"patient_id": patient.patient_id})
+    return int(count) or 1
+
+
+def _move(write: Write, moved: list[Assignment], target_id: str) -> tuple[list[Assignment], list[Assignment]]:
+    """Ends periods, and begins those of the target. Returns the ended ones, and the target's active one for each."""
+    own = {period.therapist_id: period for period in assignments.list_active(write, PATIENT, target_id)}
+    has_primary = any(period.role == enums.ROLE_PRIMARY for period in own.values())
+    counts = CountChanges()
+    ended, active = [], []
+    for period in moved:
+        is_demoted = has_primary and period.role == enums.ROLE_PRIMARY
+        role = enums.ROLE_TREATING if is_demoted else period.role
+        order = requests.Assign(period.therapist_id, target_id, role, period.focus)
+        start_us = assignments.resolve_start(write, order, [period])
+        ended.append(assignments.end(write, period, start_us, enums.END_MERGED, counts))
+        active.append(own.get(period.therapist_id) or assignments.begin(write, order, start_us, counts))
+    counts.save(write)
+    return ended, active
+
+
+def _close(write: Write, source: Patient, target_id: str) -> Patient:
+    """Links the source to the target and soft-deletes it, which frees its identifiers."""
+    write.run(_SET_LINK, {"patient_id": source.patient_id, "into": target_id})
+    before = records.require(write, PATIENT, source.patient_id)  # whose count is 0 now
+    closed = before._replace(deleted_us=write.now_us)
+    return records.save(write, PATIENT, before, closed, enums.CHANGE_DELETED, "delete_time", "merged_into_patient_id")
+
+
+def _save_target(write: Write, target: Patient, changed: Patient) -> Patient:
+    """Saves a target even if nothing differs: its change set is found by its id, and reads of it have other results."""
+    fields = [name for name in PATIENT.defaults if getattr(changed, name) != getattr(target, name)]
+    before = records.require(write, PATIENT, target.patient_id)  # with its present count
+    after = before._replace(**{name: getattr(changed, name) for name in fields})
+    return records.save(write, PATIENT, before, after, enums.CHANGE_UPDATED, *fields)
+
+
+def unmerge(write: Write, source_id: str) -> tuple[list[Patient], bool]:
+    """Clears the link of a merged source and undeletes it. The target loses the source's identifiers.
+
+    Returns the source and the target, or only the unchanged source if it is not merged. And whether it was merged.
+    Raises, in this order: PatientNotFound, PatientMerged (the target is), IdentifierTaken.
+    """
+    rows = write.run(PATIENT.select, {"id": source_id})
+    target_id = Patient._make(rows[0]).merged_into_patient_id if rows else ""
+    records.lock(write, PATIENT, [source_id, target_id])
+    source = records.require(write, PATIENT, source_id)
+    if source.merged_into_patient_id != target_id:
+        raise SerializationConflict  # it was merged or unmerged before the lock
+    if not target_id:
+        return [source], False
+    target = records.require(write, PATIENT, target_id)
+    records.refuse_merged(write, target, named=True)
+    target = _take_back_identifiers(write, source, target)
+    return [_reopen(write, source, target_id), target], True
+
+
+def _take_back_identifiers(write: Write, source: Patient, target: Patient) -> Patient:
+    """Removes the source's identifiers from the target."""
+    returned = json.loads(source.identifiers)
+    kept = [pair for pair in json.loads(target.identifiers) if pair not in returned]
+    return _save_target(write, target, target._replace(identifiers=_to_json(kept)))
+
+
+def _reopen(write: Write, source: Patient, target_id: str) -> Patient:
+    """Clears the link of the source, and undeletes it with its identifiers. Raises IdentifierTaken."""
+    link: dict[str, Value] = {"source": source.patient_id, "target": target_id}
+    write.run(_SPLIT_PERSON, link)
+    write.run(_DELETE_SINGLE_RECORDS, link)
+    write.run(_SET_LINK, {"patient_id": source.patient_id, "into": ""})
+    after = source._replace(deleted_us=None, merged_into_patient_id="")
+    return records.save(write, PATIENT, source, after, enums.CHANGE_UNDELETED, "delete_time", "merged_into_patient_id")
+
+
+def loader(request: requests.Merge) -> Callable[[Write, str], Any]:
+    """Returns the function that loads a record of the answer by its id: source and target, then assignments."""
+    patient_ids = {request.source_id, request.target_id}
+
+    def load(write: Write, record_id: str) -> Any:
+        if record_id in patient_ids:
+            return records.require(write, PATIENT, record_id)
+        return assignments.require(write, record_id)
+
+    return load
+
+
+def same_person(transaction: Transaction, patient_id: str) -> tuple[str, ...]:
+    """Returns the ids of all records of a person, from the id of any of them."""
+    rows = transaction.run(SELECT_SAME_PERSON, {"patient_id": patient_id})
+    return tuple(row[0] for row in rows) or (patient_id,)
+
+
+def first_of_each(rows: list[Row], pairs: list[tuple[str, str]]) -> list[Row]:
+    """Returns one row of assignments.CHECK for each pair, where some have several because of a merge.
+
+    A period in force comes first, then one of the record that the pair names, then the lowest role and id.
+    """
+
+    def rank(row: Row) -> tuple[object, ...]:
+        _, index, assignment_id, role, patient_id = row
+        return index, assignment_id is None, patient_id != pairs[index][1], role, assignment_id
+
+    return list({row[1]: row for row in sorted(rows, key=rank, reverse=True)}.values())[::-1]

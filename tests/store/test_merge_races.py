@@ -1,0 +1,117 @@
+"""Merges beside all other writes break no rule, whoever comes first."""
+
+import random
+from collections.abc import Callable
+
+import pytest
+from caseload_server.domain import errors
+from caseload_server.domain.requests import Assign, Delete, Merge, Transfer, Unassign, Update
+from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
+from caseload_server.store.portability.verify import broken_rules
+
+from tests.store.store_builders import therapists
+from tests.store.store_calls import CALL, assign, make, race, run
+
+PATIENTS = [f"p{n}" for n in range(8)]
+THERAPISTS = [f"t{n}" for n in range(4)]
+
+Write = Callable[[RelationshipStore, random.Random], object]
+
+
+def one_patient(chance: random.Random) -> str:
+    return chance.choice(PATIENTS)
+
+
+def two_patients(chance: random.Random) -> tuple[str, str]:
+    source, target = chance.sample(PATIENTS, 2)
+    return source, target
+
+
+WRITES: list[Write] = [
+    lambda store, chance: store.merge(Merge(*two_patients(chance), force=True), CALL),
+    lambda store, chance: store.merge(Merge(*two_patients(chance)), CALL),
+    lambda store, chance: store.unmerge(one_patient(chance), CALL),
+    lambda store, chance: store.unmerge(one_patient(chance), CALL),
+    lambda store, chance: store.assign(
+        Assign(
+            chance.choice(THERAPISTS), one_patient(chance), chance.randint(1, 3), replace=True, replace_primary=True
+        ),
+        CALL,
+    ),
+    lambda store, chance: store.assign(Assign(chance.choice(THERAPISTS), one_patient(chance)), CALL),
+    lambda store, chance: store.unassign(Unassign(chance.choice(THERAPISTS), one_patient(chance)), CALL),
+    lambda store, chance: store.transfer(Transfer("t0", chance.choice(THERAPISTS[1:])), CALL),
+    lambda store, chance: store.delete(PATIENT, Delete(one_patient(chance), force=True), CALL),
+    lambda store, chance: store.undelete(PATIENT, one_patient(chance), CALL),
+    lambda store, chance: store.update(
+        PATIENT, Update(one_patient(chance), {"identifiers": f'[["mrn","{chance.randint(0, 9)}"]]'}), CALL
+    ),
+]
+
+
+def broken(store: RelationshipStore) -> list[object]:
+    with store._database.snapshot() as transaction:
+        return list(broken_rules(transaction))
+
+
+@pytest.mark.slow
+def test_random_writers_with_merges_break_no_rule(store: RelationshipStore) -> None:
+    therapists(store, *THERAPISTS)
+    for number, one in enumerate(PATIENTS):
+        make(store, PATIENT, one, identifiers=f'[["mrn","{number}"]]')
+    merged: list[bool] = []
+    busy: list[Exception] = []
+
+    def some(number: int) -> None:
+        chance = random.Random(number)
+        for _ in range(12):
+            write = chance.choice(WRITES)
+            try:
+                write(store, chance)
+            except errors.StoreBusy as error:  # which would mean a deadlock
+                busy.append(error)
+            except errors.DomainError:
+                merged.append(False)
+            else:
+                merged.append(WRITES.index(write) < 2)
+
+    race(some)
+    assert busy == []
+    assert sum(merged) > 5
+    assert broken(store) == []
+
+
+def test_racing_merges_of_a_source_move_it_once(store: RelationshipStore) -> None:
+    therapists(store, *THERAPISTS)
+    for one in PATIENTS:
+        make(store, PATIENT, one)
+    assign(store, "t0", "p0")
+    done, refusals = race(lambda number: store.merge(Merge("p0", PATIENTS[1 + number % 7]), CALL))
+    assert len(done) == 1
+    assert {type(refusal) for refusal in refusals} == {errors.PatientMerged}
+    assert run(store, "SELECT patient_id FROM assignment WHERE end_us IS NULL") == [(done[0].target.patient_id,)]
+    assert broken(store) == []
+
+
+def test_racing_merges_in_a_circle_close_no_cycle(store: RelationshipStore) -> None:
+    for one in PATIENTS:
+        make(store, PATIENT, one)
+    done, _ = race(lambda number: store.merge(Merge(PATIENTS[number % 8], PATIENTS[(number + 1) % 8]), CALL))
+    assert 4 <= len(done) <= 7
+    assert broken(store) == []
+
+
+def test_an_assign_beside_a_merge_goes_to_neither_or_to_the_person(store: RelationshipStore) -> None:
+    therapists(store, *THERAPISTS)
+    make(store, PATIENT, "p0")
+    make(store, PATIENT, "p1")
+    store.update(THERAPIST, Update("t0", {"max_active_patients": 1}), CALL)
+
+    def one(number: int) -> object:
+        if number == 16:
+            return store.merge(Merge("p0", "p1"), CALL)
+        return store.assign(Assign(THERAPISTS[number % 4], f"p{number % 2}"), CALL)
+
+    race(one)
+    assert broken(store) == []
+    assert run(store, "SELECT COUNT(*) FROM assignment WHERE end_us IS NULL AND patient_id = 'p0'") == [(0,)]
