@@ -97,9 +97,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "rpc.server": {
         *(".rpc", ".api", ".store", ".security", ".observability", ".domain", ".config", ".clock", ".open_files"),
-        ".private_files",
         "structlog",
         *WIRE,
+    },
+    "rpc.opened_files": {
+        *(".config", ".observability.log_file", ".observability.logs", ".private_files"),
+        *(".security.keys_file", ".security.tls", "grpc", "structlog"),
     },
     "testing": {
         *(".config", ".domain.errors", ".observability.logs", ".open_files", ".rpc.server"),
