@@ -1,7 +1,6 @@
 """Values of variables that come from files, and variables that Kubernetes and Docker inject."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -53,7 +52,7 @@ NOT_INJECTED = {
 def test_white_space_around_the_value_of_a_variable_is_ignored(tmp_path: Path, form: str) -> None:
     variable = {"CASELOAD_DATABASE": form.format("sqlite:///caseload.db")}
     assert caseload(tmp_path, "migrate", **variable).returncode == 0
-    assert os.listdir(tmp_path) == ["caseload.db"]
+    assert [file.name for file in tmp_path.iterdir()] == ["caseload.db"]
     assert caseload(tmp_path, "verify", "--database", variable["CASELOAD_DATABASE"]).returncode == 0
 
 

@@ -12,7 +12,7 @@ import structlog
 
 from caseload_server.commands.options import FilePath, database_option, option
 from caseload_server.commands.signals import block_stop_signals, wait_for_stop
-from caseload_server.commands.variables import injected
+from caseload_server.commands.variables import bypass_proxies, injected
 from caseload_server.config import Config
 from caseload_server.observability import logs
 from caseload_server.open_files import max_connections, raise_limit
@@ -113,6 +113,7 @@ def serve(**values: Any) -> int:
     block_stop_signals()
     os.umask(0o077)
     raise_limit()
+    bypass_proxies(os.environ)
     config = Config(**values)
     logs.configure(config.log_level)
     config.check()  # before grpc is imported, which takes longer than the check

@@ -12,6 +12,10 @@ _TEST_PREFIX: Final = "CASELOAD_TEST_"
 _LIBPQ: Final = re.compile("PG[A-Z]+")
 _TRACES: Final = "OTEL_"
 
+_LOOPBACK: Final = "localhost,127.0.0.0/8,127.0.0.1,::1"
+_NO_PROXY: Final = ("no_grpc_proxy", "no_proxy", "NO_PROXY")
+"""Of two that are set, a library reads the first one that it knows."""
+
 _URL: Final = re.compile(r"(?:tcp|udp|sctp)://(.+):([0-9]{1,5})")
 _PROTOCOL: Final = re.compile("tcp|udp|sctp")
 _PORT: Final = re.compile("[0-9]{1,5}")
@@ -79,3 +83,14 @@ def check_variables(environment: MutableMapping[str, str], known: Collection[str
             environment[name] = environment[name].strip("\r\n")  # a password may begin or end with a space
         elif name.startswith(PREFIX) and not name.startswith(_TEST_PREFIX) and name not in ignored:
             raise SettingError(name, "is not a known setting")
+
+
+def bypass_proxies(environment: MutableMapping[str, str]) -> None:
+    """Makes this process reach its own machine without a proxy: an identity provider or a collector of traces.
+
+    A proxy that the variables name runs elsewhere, and has another loopback interface.
+    """
+    environment.setdefault("no_proxy", environment.get("NO_PROXY", ""))
+    for name in _NO_PROXY:
+        if name in environment and environment[name].strip() != "*":
+            environment[name] = ",".join(filter(None, (environment[name].strip(), _LOOPBACK)))
