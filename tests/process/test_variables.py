@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -116,3 +117,17 @@ def test_a_variable_that_only_resembles_an_injected_one_is_rejected(tmp_path: Pa
     for arguments in (SERVE, ("key", "create", "--name", "billing", "--permission", "read")):
         line = refusal(tmp_path, *arguments, **{name: NOT_INJECTED[name]})
         assert line == f"{name}: is not a known setting"
+
+
+def test_a_password_of_the_database_may_end_with_a_newline(tmp_path: Path, postgres_url: str) -> None:
+    parts = urlsplit(postgres_url)
+    environment = {"PGPASSWORD": f"{parts.password or 'any'}\n", "PGUSER": f"{parts.username}\r\n"}
+    host = parts.netloc.rpartition("@")[2]
+    without_user = parts._replace(netloc=host).geturl()
+    ended = caseload(tmp_path, "migrate", CASELOAD_DATABASE=f"{without_user}\n", **environment)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_a_newline_that_was_encoded_into_a_password_is_rejected_by_name(tmp_path: Path, postgres_url: str) -> None:
+    line = refusal(tmp_path, *SERVE, CASELOAD_DATABASE=f"{postgres_url}?password={SECRET}%0A")
+    assert line == "--database: the parameter password contains a line end or another control character"

@@ -52,7 +52,7 @@ def channel_settings(
     settings = [*options, *CHANNEL_OPTIONS, ("grpc.service_config", service_config())]  # of duplicates the first counts
     if credentials is None and has_key and not _is_loopback(target):
         raise ValueError("key: would be sent in plain text; it needs TLS")
-    # Of a proxy that the environment names: it would read plain text and the key, and has another loopback of its own.
+    # A proxy that the environment names would read plain text and the key, and it has another loopback interface.
     if credentials is None or _is_on_this_machine(target):
         settings.append(("grpc.enable_http_proxy", 0))
     return ChannelSettings(credentials, settings)
