@@ -27,6 +27,7 @@ VERBS = {
         "counts",
         "idempotency",
         "lists",
+        "outcome_expiry",
         "purges",
         "records",
         "search",

@@ -1,6 +1,7 @@
 """The store of record. Each method is one verb of the domain, in one transaction."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeVar
 
@@ -28,6 +29,7 @@ from caseload_server.store import (
     transfers,
 )
 from caseload_server.store.backends.protocol import Database, Gauges, Row, Transaction
+from caseload_server.store.outcome_expiry import OutcomeExpiry
 from caseload_server.store.records import PATIENT, THERAPIST, RecordKind
 from caseload_server.store.store_identity import StoreKeys
 from caseload_server.store.write_transaction import Write, WriteResult, Writes
@@ -35,6 +37,9 @@ from caseload_server.store.write_transaction import Write, WriteResult, Writes
 _ROW_OVERHEAD_BYTES: Final = 256
 """Approximate size of a row without its texts, in bytes."""
 _SELECT_HEAD = "SELECT head_revision FROM store"
+_SELECT_IDENTITY = """
+SELECT store_id, secret, head_revision, (SELECT committed_us FROM change_set WHERE revision = head_revision)
+FROM store"""
 
 T = TypeVar("T")
 
@@ -46,13 +51,15 @@ class RelationshipStore:
     RequestIdReused. A refused write changes nothing.
     """
 
-    def __init__(self, database: Database, clock: Callable[[], int]) -> None:
-        """Args: database, migrated; clock, returns microseconds since 1970 (UTC)."""
+    def __init__(
+        self, database: Database, clock: Callable[[], int], monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Args: database, migrated; clock, returns microseconds since 1970 (UTC); monotonic, never steps; seconds."""
         self._database = database
         self._clock = clock
-        [(store_id, secret)] = database.read("SELECT store_id, secret FROM store")
+        [(store_id, secret, head, head_us)] = database.read(_SELECT_IDENTITY)
         self.keys: Final = StoreKeys(store_id, secret)
-        self._writes = Writes(database, clock, self.keys)
+        self._writes = Writes(database, clock, self.keys, OutcomeExpiry(head, head_us, monotonic))
 
     def get(self, kind: RecordKind[P], record_id: str) -> P:
         """Returns one record, also a soft-deleted one. Raises the kind's NOT_FOUND."""
