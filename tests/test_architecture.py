@@ -84,6 +84,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "observability.anonymous_lines": {".domain.limits", "structlog"},
     "observability.audited_ids": {".domain.limits", "google"},
+    "observability.clock_watch": {".clock", "structlog"},
     "observability.head_log": {".domain.results", "structlog"},
     "observability.log_file": set(),
     "observability.logs": {".config", ".observability.log_file", "psycopg", "structlog"},

@@ -45,6 +45,7 @@ def purge(database: str, deleted_before: str | None, changes_before: str | None,
     try:
         if deleted_us is not None:
             _purge_records(store, deleted_us)
+            _report_future(store, now_us())
         if changes_us is not None:
             _purge_changes(store, changes_us)
     except DomainError as error:
@@ -89,6 +90,13 @@ def _purge_records(store: RelationshipStore, before_us: int) -> None:
                     deliver_signals()
     finally:
         click.echo(", ".join(f"{count} {name}s" for name, count in erased.items()) + " purged")
+
+
+def _report_future(store: RelationshipStore, time_us: int) -> None:
+    """Prints how many records a clock that was ahead has deleted: their age never reaches the limit in time."""
+    if count := sum(store.count_deleted_after(kind, time_us) for kind in (PATIENT, THERAPIST)):
+        text = f"{count} deleted records stay: the clock was ahead when they were deleted"
+        click.echo(f"caseload: {text}: undelete and delete them again, or wait", err=True)
 
 
 def _purge_changes(store: RelationshipStore, before_us: int) -> None:

@@ -21,6 +21,7 @@ from caseload_server.config import CANNOT_LISTEN, Config, SettingError, is_postg
 from caseload_server.domain import limits
 from caseload_server.observability import logs
 from caseload_server.observability.access_log import AccessLog
+from caseload_server.observability.clock_watch import ClockWatch
 from caseload_server.observability.head_log import HeadLog
 from caseload_server.observability.readiness import LIVENESS_SERVICE, READINESS_SERVICES, Readiness
 from caseload_server.open_files import max_connections
@@ -81,6 +82,7 @@ class CaseloadServer:
         self._is_stopping = False
         self._library_streams = OpenStreams(parts.grpc_server)
         self._readiness = Readiness(self._check_ready, self._set_readiness)
+        self._clock_watch = ClockWatch()
         self._head_log = HeadLog(parts.store.log_head)
         self._watches = Watches(parts.store, config.max_watches, config.caller_share(), config.connection_age_seconds())
         self._health = HealthServicer()
@@ -180,6 +182,7 @@ class CaseloadServer:
 
     def _check_ready(self) -> None:
         """Raises if calls would fail: the database does not answer, or a required access log cannot be written."""
+        self._clock_watch.check()
         self.store.check()
         self._parts.access_log.check()
 

@@ -241,7 +241,8 @@ class RelationshipStore:
 
         Args: before_us, in microseconds since 1970 (UTC); on_batch, is called with the number after each transaction.
         """
-        [(last,)] = self._database.read(change_log.LAST_REVISION_BEFORE, {"before_us": before_us})
+        times = {"before_us": before_us, "now_us": max(before_us, self._clock())}
+        [(last,)] = self._database.read(change_log.LAST_REVISION_BEFORE, times)
         count = 0
 
         def work(transaction: Transaction) -> int:
@@ -256,6 +257,11 @@ class RelationshipStore:
     def count_purgeable(self, kind: RecordKind[Any], before_us: int) -> int:
         """Returns the number of records that were deleted before a time, in microseconds since 1970 (UTC)."""
         count: int = self._database.read(purges.select_count(kind), {"before_us": before_us})[0][0]
+        return count
+
+    def count_deleted_after(self, kind: RecordKind[Any], time_us: int) -> int:
+        """Returns the number of records that were deleted after a time, in microseconds since 1970 (UTC)."""
+        count: int = self._database.read(purges.select_deleted_after(kind), {"time_us": time_us})[0][0]
         return count
 
     def purge_records(self, kind: RecordKind[Any], before_us: int) -> Iterator[purges.PurgedCount]:

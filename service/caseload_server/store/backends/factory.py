@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import psycopg
 
 NOT_MIGRATED: Final = "its schema is not up to date: run caseload migrate"
+OLDER_BACKUP: Final = f"{NOT_MIGRATED}. If it is a backup, restore it first, and migrate the restored file"
 
 
 def pending(url: str) -> list[Migration]:
