@@ -153,8 +153,9 @@ def serve(**values: Any) -> int:
 
 
 def _log_injected() -> None:
+    log = structlog.get_logger()
     if names := injected(os.environ):
-        structlog.get_logger().info("injected variables ignored", variables=names)
+        log.info("injected variables ignored", variables=names)
 
 
 def _print_ready(address: str) -> None:
