@@ -33,6 +33,7 @@ VERBS = {
         "lists",
         "merges",
         "overlaps",
+        "outcome_expiry",
         "purges",
         "records",
         "search",
@@ -97,6 +98,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "observability.anonymous_lines": {".domain.limits", "structlog"},
     "observability.audited_ids": {".domain.limits", "google"},
+    "observability.clock_watch": {".clock", "structlog"},
     "observability.head_log": {".domain.results", "structlog"},
     "observability.log_file": set(),
     "observability.logs": {".config", ".observability.log_file", "psycopg", "structlog"},
@@ -111,9 +113,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "rpc.server": {
         *(".rpc", ".api", ".store", ".security", ".observability", ".domain", ".config", ".clock", ".open_files"),
-        ".private_files",
         "structlog",
         *WIRE,
+    },
+    "rpc.opened_files": {
+        *(".config", ".observability.log_file", ".observability.logs", ".private_files"),
+        *(".security.keys_file", ".security.tls", "grpc", "structlog"),
     },
     "testing": {
         *(".config", ".domain.errors", ".observability.logs", ".open_files", ".rpc.server"),

@@ -20,6 +20,11 @@ _NEEDS: Final = (
 )
 """Settings that need another one."""
 
+_AROUND: Final = re.compile(r"\A[\s\ufeff\u200b]+|[\s\ufeff\u200b]+\Z")
+"""White space and invisible marks around a value: the end of a line, say, if the value was made from a file."""
+_WITHIN: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\u200b]")
+"""Control characters, line ends and invisible marks, which no value of a setting can have."""
+
 CANNOT_LISTEN: Final = "cannot listen on this address: it is in use, or does not belong to this machine"
 """The text of a SettingError."""
 
@@ -140,6 +145,18 @@ class Config:
         return host_and_port("--address", self.address)
 
 
+def clean_value(setting: str, value: str) -> str:
+    """Returns a value without the white space around it, which nobody can mean.
+
+    Raises SettingError if a control character, a line end or an invisible mark is left within it.
+    Args: setting, its name for the error.
+    """
+    cleaned = _AROUND.sub("", value)
+    if _WITHIN.search(cleaned):
+        raise SettingError(setting, "contains a line end, or another control or invisible character")
+    return cleaned
+
+
 def wants_traces(environment: Mapping[str, str]) -> bool:
     """Returns whether the OTEL_* variables ask for traces: they name an exporter or its endpoint. Raises SettingError.
 
@@ -213,9 +230,9 @@ def _check_log_path(setting: str, path: Path) -> None:
 
 def sqlite_path(database: str) -> Path:
     """Returns the absolute path of the file in a SQLite URL. Raises SettingError."""
-    if not database.startswith(_SQLITE) or database == _SQLITE or "?" in database or "\0" in database:
+    if not database.startswith(_SQLITE) or database == _SQLITE or "?" in database:
         raise SettingError("--database", "must be sqlite:///PATH or postgresql://...")
-    path = Path(database.removeprefix(_SQLITE))
+    path = Path(clean_value("--database", database).removeprefix(_SQLITE))
     try:
         str(path).encode()  # bytes that are not UTF-8 are lone surrogates, which SQLite rejects
         if not path.parent.is_dir():

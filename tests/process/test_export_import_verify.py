@@ -3,6 +3,7 @@
 import stat
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import apsw
@@ -10,6 +11,8 @@ import pytest
 from caseload_server.config import Config
 from caseload_server.store import THERAPIST, RelationshipStore
 from caseload_server.store.backends.factory import open_store
+from caseload_server.store.backends.migrations import migrations
+from caseload_server.store.backends.sqlite import migrate as sqlite_migrate
 
 from tests.process.acknowledged_writes import Writers
 from tests.process.command_runner import SECRET, caseload, last_line, refusal, url
@@ -203,3 +206,16 @@ def test_an_import_needs_a_migrated_and_empty_postgresql(tmp_path: Path, databas
     target = {"CASELOAD_DATABASE": postgres_url}
     assert caseload(tmp_path, "import", "moved.jsonl", **target).returncode == 0
     assert refusal(tmp_path, "import", "moved.jsonl", **target) == "--database: is not empty"
+
+
+def test_a_backup_of_an_older_version_is_restored_and_migrated_before_it_is_read(tmp_path: Path) -> None:
+    backup, restored = tmp_path / "backup.db", url(tmp_path / "restored.db")
+    sqlite_migrate.migrate(backup, migrations("sqlite")[:1])
+    with closing(apsw.Connection(str(backup))) as older:
+        older.pragma("journal_mode", "delete")
+    for arguments in (("verify",), ("export", "lines"), ("log", "head")):
+        line = refusal(tmp_path, *arguments, "--database", url(backup))
+        assert line.endswith("If it is a backup, restore it first, and migrate the restored file")
+    for arguments in (("restore", "backup.db"), ("migrate",), ("verify",), ("export", "lines")):
+        ended = caseload(tmp_path, *arguments, "--database", restored)
+        assert ended.returncode == 0, ended.stderr

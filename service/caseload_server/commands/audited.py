@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import click
 
-from caseload_server.commands.options import FilePath
+from caseload_server.commands.options import FilePath, Setting
 from caseload_server.commands.signals import InterruptibleCommand
 from caseload_server.config import SettingError
 from caseload_server.observability import logs
@@ -33,7 +33,7 @@ class AuditedCommand(click.Command):
         """Adds the option --access-log."""
         super().__init__(*arguments, **attributes)
         self.params.append(
-            click.Option(
+            Setting(
                 [_SETTING],
                 type=FilePath(),
                 metavar="FILE",

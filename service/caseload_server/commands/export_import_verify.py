@@ -150,14 +150,14 @@ def _parse_head(text: str) -> LogHead:
 @contextmanager
 def open_snapshot(url: str) -> Iterator[Transaction]:
     """Opens a snapshot of an existing, migrated database. Raises SettingError."""
-    from caseload_server.store.backends.factory import NOT_MIGRATED, backend_for
+    from caseload_server.store.backends.factory import NOT_MIGRATED, OLDER_BACKUP, backend_for
 
     is_postgres = settings.is_postgres(url)
     with backend_for(url) as (migrate_module, location):
         if not is_postgres and not location.exists():
             raise SettingError("--database", "the file does not exist")
         if migrate_module.pending(location):
-            raise SchemaError(NOT_MIGRATED)
+            raise SchemaError(NOT_MIGRATED if is_postgres else OLDER_BACKUP)
         database = _postgres(location) if is_postgres else SqliteDatabase(location)
         try:
             with database.snapshot() as transaction:

@@ -96,6 +96,11 @@ class LogFile(BoundedWriter):
             raise FileNotFoundError
         super().write(line)
 
+    def reopen(self) -> None:
+        """Looks for a moved file at once, and creates a new one then."""
+        with self._check:
+            self._check_path()
+
     def close(self) -> None:
         """Closes the file. A later write fails, and cannot reach another file that reuses the descriptor's number."""
         with self._lock:

@@ -1,7 +1,6 @@
 """Builds the gRPC server from its parts, starts it and stops it."""
 
 import os
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -22,21 +21,20 @@ from caseload_server.config import CANNOT_LISTEN, Config, SettingError, is_postg
 from caseload_server.domain import limits
 from caseload_server.observability import logs
 from caseload_server.observability.access_log import AccessLog
+from caseload_server.observability.clock_watch import ClockWatch
 from caseload_server.observability.head_log import HeadLog
-from caseload_server.observability.log_file import LogFile, LogSink
 from caseload_server.observability.readiness import LIVENESS_SERVICE, READINESS_SERVICES, Readiness
 from caseload_server.open_files import max_connections
-from caseload_server.private_files import check_log_file
 from caseload_server.rpc.admission import Admission
 from caseload_server.rpc.executors import Executors
 from caseload_server.rpc.grpcio_compat import check_grpcio
 from caseload_server.rpc.health_service import HealthServicer
 from caseload_server.rpc.open_streams import OpenStreams
+from caseload_server.rpc.opened_files import OpenedFiles
 from caseload_server.rpc.pipeline import MethodExecutors, PipelineServer
 from caseload_server.rpc.reflection_service import ReflectionServicer
 from caseload_server.security.auth import REFLECTION_SERVICES, Auth
 from caseload_server.security.keys_file import Callers
-from caseload_server.security.tls import Certificates
 from caseload_server.store import RelationshipStore
 from caseload_server.store.backends.factory import open_store
 from caseload_server.store.expiry_sweeper import ExpirySweeper
@@ -63,6 +61,7 @@ class ServerParts(NamedTuple):
     store: RelationshipStore
     auth: Auth
     access_log: AccessLog
+    files: OpenedFiles
     metrics: "Metrics | None"
     tracing: "Tracing | None"
     metrics_page: "MetricsPage | None"
@@ -84,6 +83,7 @@ class CaseloadServer:
         self._is_stopping = False
         self._library_streams = OpenStreams(parts.grpc_server)
         self._readiness = Readiness(self._check_ready, self._set_readiness)
+        self._clock_watch = ClockWatch()
         self._head_log = HeadLog(parts.store.log_head)
         self.expiry_sweeper: Final = ExpirySweeper(parts.store.end_expired, clock)
         self._watches = Watches(parts.store, config.max_watches, config.caller_share(), config.connection_age_seconds())
@@ -148,6 +148,11 @@ class CaseloadServer:
         if self._parts.metrics_page:
             self._parts.metrics_page.start()
 
+    def reload(self) -> None:
+        """Opens the access log again, and reads keys and certificates again. It can hang if a disk does."""
+        _log.info("reloading")
+        self._parts.files.reload()
+
     def stop(self, *, drain: bool = True) -> bool:
         """Stops without losing a call: becomes NOT_SERVING, drains, waits for open calls, then closes the store.
 
@@ -182,6 +187,7 @@ class CaseloadServer:
 
     def _check_ready(self) -> None:
         """Raises if calls would fail: the database does not answer, or a required access log cannot be written."""
+        self._clock_watch.check()
         self.store.check()
         self._parts.access_log.check()
 
@@ -205,9 +211,7 @@ def build_server(
     """
     config.check()
     check_grpcio()
-    if config.access_log and check_log_file("--access-log", config.access_log):
-        _log.warning("access log open to others", setting="--access-log")
-    callers, credentials = Callers(config.keys_file) if config.keys_file else None, _credentials(config)
+    files = OpenedFiles(config)
     with ExitStack() as opened:
         admission = Admission(config.caller_share())
         opened.callback(admission.close)
@@ -215,20 +219,22 @@ def build_server(
         opened.callback(executors.shutdown_and_wait, 0)
         grpc_server = grpc.server(executors.reads, options=_channel_options(config))
         opened.callback(grpc_server.stop, None)
-        address = _bind(grpc_server, config, credentials)
+        address = _bind(grpc_server, config, files.credentials())
         metrics, page = _metrics(config)
         if page:
             opened.callback(page.close)
-        auth = _auth(config, callers, metrics)
+        auth = _auth(config, files.callers, metrics)
         opened.callback(auth.close)
         tracing = _tracing(config)
         if tracing:
             opened.callback(tracing.shutdown)
         store = open_store(config, clock, *(observer.store for observer in (metrics, tracing) if observer))
         opened.callback(store.close)
-        access_log = AccessLog(_access_log_sink(config), metrics, tracing, required=config.access_log_required)
+        access_log = AccessLog(files.open_access_log(config), metrics, tracing, required=config.access_log_required)
         opened.callback(access_log.close)
-        parts = ServerParts(grpc_server, address, admission, executors, store, auth, access_log, metrics, tracing, page)
+        parts = ServerParts(
+            grpc_server, address, admission, executors, store, auth, access_log, files, metrics, tracing, page
+        )
         server = CaseloadServer(config, parts, clock)
         opened.pop_all()  # from here on the server closes them
     return server
@@ -276,21 +282,6 @@ def _tracing(config: Config) -> "Tracing | None":
         _log.warning("traces unavailable", missing="caseload-server[otel]")
         return None
     return Tracing("postgresql" if is_postgres(config.database) else "sqlite")
-
-
-def _credentials(config: Config) -> grpc.ServerCredentials | None:
-    if not (config.tls_cert and config.tls_key):
-        return None
-    return Certificates(config.tls_cert, config.tls_key, config.tls_client_ca).credentials()
-
-
-def _access_log_sink(config: Config) -> LogSink:
-    if not config.access_log:
-        return logs.ConsoleSink() if sys.stderr.isatty() else logs.STDERR
-    try:
-        return LogFile(config.access_log)
-    except OSError:
-        raise SettingError("--access-log", "cannot be written") from None
 
 
 def _channel_options(config: Config) -> list[tuple[str, int]]:

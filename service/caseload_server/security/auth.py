@@ -117,7 +117,8 @@ class Auth:
         for name, value in context.invocation_metadata():
             if name == "authorization":
                 scheme, _, secret = str(value).partition(" ")
-                return self._by_secret(secret if scheme.lower() == "bearer" else "")
+                # Any number of spaces: https://www.rfc-editor.org/rfc/rfc9110#section-11.4
+                return self._by_secret(secret.lstrip(" ") if scheme.lower() == "bearer" else "")
         return _by_certificate(self._keys(), context)
 
     def _by_secret(self, secret: str) -> Principal:

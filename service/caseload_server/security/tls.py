@@ -27,6 +27,10 @@ class Certificates:
         self._files: ReloadedFiles[grpc.ServerCertificateConfiguration] = ReloadedFiles(paths, self._read)
         self._active = self._files.value()
 
+    def reload(self) -> None:
+        """Reads the files at once. The next handshake uses them."""
+        self._files.reload()
+
     def credentials(self) -> grpc.ServerCredentials:
         """Returns the credentials for a port, with TLS 1.2 or later, which is the C core's minimum.
 

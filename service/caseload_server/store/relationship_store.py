@@ -1,6 +1,7 @@
 """The store of record. Each method is one verb of the domain, in one transaction."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final, TypeVar, cast
@@ -37,6 +38,7 @@ from caseload_server.store import (
     transfers,
 )
 from caseload_server.store.backends.protocol import Database, Gauges, Row, Transaction
+from caseload_server.store.outcome_expiry import OutcomeExpiry
 from caseload_server.store.records import PATIENT, THERAPIST, RecordKind
 from caseload_server.store.store_identity import StoreKeys
 from caseload_server.store.write_transaction import Write, WriteResult, Writes
@@ -44,6 +46,9 @@ from caseload_server.store.write_transaction import Write, WriteResult, Writes
 _ROW_OVERHEAD_BYTES: Final = 256
 """Approximate size of a row without its texts, in bytes."""
 _SELECT_HEAD = "SELECT head_revision FROM store"
+_SELECT_IDENTITY = """
+SELECT store_id, secret, head_revision, (SELECT committed_us FROM change_set WHERE revision = head_revision)
+FROM store"""
 
 T = TypeVar("T")
 
@@ -55,13 +60,15 @@ class RelationshipStore:
     RequestIdReused. A refused write changes nothing.
     """
 
-    def __init__(self, database: Database, clock: Callable[[], int]) -> None:
-        """Args: database, migrated; clock, returns microseconds since 1970 (UTC)."""
+    def __init__(
+        self, database: Database, clock: Callable[[], int], monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Args: database, migrated; clock, returns microseconds since 1970 (UTC); monotonic, never steps; seconds."""
         self._database = database
         self._clock = clock
-        [(store_id, secret)] = database.read("SELECT store_id, secret FROM store")
+        [(store_id, secret, head, head_us)] = database.read(_SELECT_IDENTITY)
         self.keys: Final = StoreKeys(store_id, secret)
-        self._writes = Writes(database, clock, self.keys)
+        self._writes = Writes(database, clock, self.keys, OutcomeExpiry(head, head_us, monotonic))
 
     def get(self, kind: RecordKind[P], record_id: str) -> P:
         """Returns one record, also a soft-deleted one. Raises the kind's NOT_FOUND."""
@@ -262,7 +269,8 @@ class RelationshipStore:
 
         Args: before_us, in microseconds since 1970 (UTC); on_batch, is called with the number after each transaction.
         """
-        [(last,)] = self._database.read(change_log.LAST_REVISION_BEFORE, {"before_us": before_us})
+        times = {"before_us": before_us, "now_us": max(before_us, self._clock())}
+        [(last,)] = self._database.read(change_log.LAST_REVISION_BEFORE, times)
         count = 0
 
         def work(transaction: Transaction) -> int:
@@ -277,6 +285,11 @@ class RelationshipStore:
     def count_purgeable(self, kind: RecordKind[Any], before_us: int) -> int:
         """Returns the number of records that were deleted before a time, in microseconds since 1970 (UTC)."""
         count: int = self._database.read(purges.select_count(kind), {"before_us": before_us})[0][0]
+        return count
+
+    def count_deleted_after(self, kind: RecordKind[Any], time_us: int) -> int:
+        """Returns the number of records that were deleted after a time, in microseconds since 1970 (UTC)."""
+        count: int = self._database.read(purges.select_deleted_after(kind), {"time_us": time_us})[0][0]
         return count
 
     def purge_records(self, kind: RecordKind[Any], before_us: int) -> Iterator[purges.PurgedCount]:

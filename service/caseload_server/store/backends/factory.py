@@ -1,5 +1,6 @@
 """Opens the store at a database URL. Database failures become SettingErrors with a text of our own."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import psycopg
 
 NOT_MIGRATED: Final = "its schema is not up to date: run caseload migrate"
+OLDER_BACKUP: Final = f"{NOT_MIGRATED}. If it is a backup, restore it first, and migrate the restored file"
 
 
 def pending(url: str) -> list[Migration]:
@@ -38,17 +40,20 @@ def migrate(url: str) -> list[Migration]:
     return steps
 
 
-def open_store(config: Config, clock: Callable[[], int], *metrics: StoreMetrics) -> RelationshipStore:
+def open_store(
+    config: Config, clock: Callable[[], int], *metrics: StoreMetrics, monotonic: Callable[[], float] = time.monotonic
+) -> RelationshipStore:
     """Opens the store at `config.database`. SQLite is migrated first; PostgreSQL is migrated by its operator.
 
-    Args: clock, returns microseconds since 1970 (UTC); metrics, each receives the durations of reads and writes.
+    Args: clock, returns microseconds since 1970 (UTC); metrics, each receives the durations of reads and writes;
+    monotonic, a clock that never steps, in seconds.
     Raises SettingError.
     """
     with backend_for(config.database) as (migrate_module, location):
         database = _open_database(config, migrate_module, location)
         for one in metrics:
             database = TimedDatabase(database, one)
-        return RelationshipStore(database, clock)
+        return RelationshipStore(database, clock, monotonic)
 
 
 def _open_database(config: Config, migrate_module: ModuleType, location: Any) -> Database:
