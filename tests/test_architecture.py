@@ -61,8 +61,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "store": {*(f".store.{name}" for name in VERBS), ".domain", "uuid_utils"},
     "store.expiry_sweeper": {"structlog"},
     "store.backends": {".store.backends.protocol", ".domain.errors"},
+    "store.backends.full_disk": {"structlog"},
     "store.backends.factory": {".store", ".config", ".private_files", ".domain.errors", *DRIVERS},
     "store.backends.sqlite": {".store.backends", ".store.portability", ".store.atomic_file", ".domain", "apsw"},
+    "store.backends.sqlite.write_health": {".store.backends.sqlite.driver_errors", "apsw", "structlog"},
     "store.backends.postgres": {".store.backends", ".store.portability", ".domain.errors", "psycopg"},
     "store.portability": {
         ".store.backends.protocol",
