@@ -33,6 +33,7 @@ from caseload_server.store.backends.protocol import (
     no_metrics,
 )
 from caseload_server.store.backends.sqlite.driver_errors import commit_error, domain_error
+from caseload_server.store.backends.sqlite.log_size import LogSize
 from caseload_server.store.backends.sqlite.write_health import WriteHealth
 
 APPLICATION_ID: Final = 0x43534C44
@@ -94,13 +95,6 @@ def _busy_handler() -> Callable[[int], bool]:
 def _is_past_deadline() -> bool:
     """SQLite calls it between steps, and ends the statement when it returns True."""
     return time.monotonic() > read_deadline.get()
-
-
-def _file_size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:  # there is no -wal file before the first write
-        return 0
 
 
 class SqliteTransaction:
@@ -185,6 +179,8 @@ class SqliteDatabase:
         self._transaction = SqliteTransaction(self._writer)
         self._write_health = WriteHealth(self._writer)
         self._full_disk = FullDisk()
+        self._log_size = LogSize(path.with_name(f"{path.name}-wal"), partial(connect, path, create=False))
+        self._log_size.start()
 
     def read(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
         try:
@@ -295,8 +291,7 @@ class SqliteDatabase:
         return commit_error(error, system_error) if committing else domain_error(error, system_error)
 
     def gauges(self) -> Gauges:
-        log = self._path.with_name(f"{self._path.name}-wal")
-        return [("database_bytes", {}, partial(_file_size, self._path)), ("wal_bytes", {}, partial(_file_size, log))]
+        return [("database_bytes", {}, lambda: self._path.stat().st_size), ("wal_bytes", {}, self._log_size.bytes)]
 
     def check(self) -> None:
         if not self._is_same_file() or time.monotonic() - self._committing_since > _STUCK_SECONDS:
@@ -325,6 +320,7 @@ class SqliteDatabase:
 
     def close(self) -> None:
         self._group_commit.close()
+        self._log_size.stop()
         with self._lock:
             self._closed = True
         deadline = time.monotonic() + 1
