@@ -98,6 +98,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "observability.anonymous_lines": {".domain.limits", "structlog"},
     "observability.audited_ids": {".domain.limits", "google"},
+    "observability.connections": {"structlog"},
     "observability.head_log": {".domain.results", "structlog"},
     "observability.log_file": set(),
     "observability.logs": {".config", ".observability.log_file", "psycopg", "structlog"},
@@ -106,6 +107,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "observability.tracing": {".config", ".store.backends.protocol", "grpc", "opentelemetry", "structlog"},
     "observability.readiness": {"caseload", "structlog"},
     "rpc": {".rpc", ".config", ".domain", "structlog", *WIRE},
+    "rpc.channel_options": {".config", ".domain.limits", ".open_files"},
     "rpc.pipeline": {
         *(".rpc", ".security", ".observability.access_log", ".validation.request_sizes", ".domain", "structlog"),
         *WIRE,
