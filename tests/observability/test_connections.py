@@ -1,11 +1,13 @@
 """The connections of callers, as metrics and log events show them."""
 
+import socket
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
 import pytest
+from caseload_server.observability.connections import Connections
 from structlog.testing import capture_logs
 
 from tests.observability.metrics_client import wait_for_metrics
@@ -41,6 +43,25 @@ def test_connections_are_a_gauge_and_their_limit_leaves_an_event(tmp_path: Path)
         ("connection limit reached", 5),
         ("connections below the limit again", 5),
     ]
+
+
+def test_connections_of_another_process_on_the_port_are_not_counted(tmp_path: Path) -> None:
+    """Workers share a port."""
+    with ServerProcess(f"sqlite:///{tmp_path}/caseload.db") as server, Frames(server.address) as frames:
+        frames.read()
+        assert Connections(int(server.address.rpartition(":")[2]), 5).count() == 0
+
+
+def test_connections_that_are_not_accepted_wait() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening, ExitStack() as stack:
+        connections = Connections(listening.getsockname()[1], 5)
+        for _ in range(3):
+            stack.enter_context(socket.create_connection(listening.getsockname()))
+        eventually(lambda: connections.waiting() == 3)
+        accepted, _ = listening.accept()
+        assert (connections.waiting(), connections.count()) == (2, 1)
+        accepted.close()
+        listening.getsockname()  # it is still open
 
 
 @pytest.mark.slow
