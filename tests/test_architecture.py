@@ -56,13 +56,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": set(),
     "open_files": {".config", ".domain.limits"},
     "private_files": {".config"},
+    "write_faults": set(),
     "domain": {".domain"},
     # the store
     "store": {*(f".store.{name}" for name in VERBS), ".domain", "uuid_utils"},
     "store.expiry_sweeper": {"structlog"},
     "store.backends": {".store.backends.protocol", ".domain.errors"},
     "store.backends.full_disk": {"structlog"},
-    "store.backends.factory": {".store", ".config", ".private_files", ".domain.errors", *DRIVERS},
+    "store.backends.factory": {".store", ".config", ".private_files", ".write_faults", ".domain.errors", *DRIVERS},
     "store.backends.sqlite": {".store.backends", ".store.portability", ".store.atomic_file", ".domain", "apsw"},
     "store.backends.sqlite.write_health": {".store.backends.sqlite.driver_errors", "apsw", "structlog"},
     "store.backends.postgres": {".store.backends", ".store.portability", ".domain.errors", "psycopg"},
@@ -114,7 +115,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "rpc.server": {
         *(".rpc", ".api", ".store", ".security", ".observability", ".domain", ".config", ".clock", ".open_files"),
-        ".private_files",
+        *(".private_files", ".write_faults"),
         "structlog",
         *WIRE,
     },
@@ -127,8 +128,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "commands": {"click", ".commands", ".config"},
     "commands.audited": {
         *("click", ".commands", ".config", ".observability.log_file", ".observability.logs", ".private_files"),
+        ".write_faults",
     },
-    "commands.backup": {"click", ".commands", ".config", ".store.backends", ".store.portability", "apsw"},
+    "commands.backup": {
+        *("click", ".commands", ".config", ".store.backends", ".store.portability", ".write_faults", "apsw"),
+    },
     "commands.check": {
         "click",
         ".commands",
@@ -144,7 +148,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *(".security.api_keys", ".security.keys_file", ".security.principal"),
     },
     "commands.migrate": {"click", ".commands", ".config", ".store.backends.factory"},
-    "commands.export_import_verify": {"click", ".commands", ".config", ".domain.results", ".store"},
+    "commands.export_import_verify": {"click", ".commands", ".config", ".domain.results", ".store", ".write_faults"},
     "commands.log": {"click", ".commands", ".store.change_log"},
     "commands.purge": {
         *("click", ".commands", ".config", ".clock", ".domain.errors", ".domain.id_formats", ".store", "apsw"),

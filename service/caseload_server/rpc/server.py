@@ -41,6 +41,7 @@ from caseload_server.security.tls import Certificates
 from caseload_server.store import RelationshipStore
 from caseload_server.store.backends.factory import open_store
 from caseload_server.store.expiry_sweeper import ExpirySweeper
+from caseload_server.write_faults import with_fault, write_fault
 
 if TYPE_CHECKING:
     from caseload_server.observability.metrics import Metrics
@@ -267,7 +268,7 @@ def _metrics(config: Config) -> "tuple[Metrics | None, MetricsPage | None]":
     )  # imported here, because servers without metrics need no prometheus_client
 
     metrics = Metrics(config.worker)
-    logs.set_event_counter(metrics.count_log_event)
+    logs.set_event_counters(metrics.count_log_event, metrics.count_lost_event)
     return metrics, MetricsPage(config.metrics_address, metrics.registry) if config.worker is None else None
 
 
@@ -295,8 +296,9 @@ def _access_log_sink(config: Config) -> LogSink:
         return logs.ConsoleSink() if sys.stderr.isatty() else logs.STDERR
     try:
         return LogFile(config.access_log)
-    except OSError:
-        raise SettingError("--access-log", "cannot be written") from None
+    except OSError as error:
+        text = with_fault("cannot be written", write_fault(config.access_log, error))
+        raise SettingError("--access-log", text) from None
 
 
 def _bind(server: grpc.Server, config: Config, credentials: grpc.ServerCredentials | None) -> str:
