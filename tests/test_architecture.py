@@ -58,13 +58,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": set(),
     "open_files": {".config", ".domain.limits"},
     "private_files": {".config"},
+    "write_faults": set(),
     "domain": {".domain"},
     # the store
     "store": {*(f".store.{name}" for name in VERBS), ".domain", "uuid_utils"},
     "store.expiry_sweeper": {"structlog"},
     "store.backends": {".store.backends.protocol", ".domain.errors"},
-    "store.backends.factory": {".store", ".config", ".private_files", ".domain.errors", *DRIVERS},
+    "store.backends.full_disk": {"structlog"},
+    "store.backends.factory": {".store", ".config", ".private_files", ".write_faults", ".domain.errors", *DRIVERS},
     "store.backends.sqlite": {".store.backends", ".store.portability", ".store.atomic_file", ".domain", "apsw"},
+    "store.backends.sqlite.write_health": {".store.backends.sqlite.driver_errors", "apsw", "structlog"},
     "store.backends.postgres": {".store.backends", ".store.portability", ".domain.errors", "psycopg"},
     "store.portability": {
         ".store.backends.protocol",
@@ -99,6 +102,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "observability.anonymous_lines": {".domain.limits", "structlog"},
     "observability.audited_ids": {".domain.limits", "google"},
     "observability.clock_watch": {".clock", "structlog"},
+    "observability.connections": {"structlog"},
     "observability.head_log": {".domain.results", "structlog"},
     "observability.log_file": set(),
     "observability.logs": {".config", ".observability.log_file", "psycopg", "structlog"},
@@ -107,6 +111,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "observability.tracing": {".config", ".store.backends.protocol", "grpc", "opentelemetry", "structlog"},
     "observability.readiness": {"caseload", "structlog"},
     "rpc": {".rpc", ".config", ".domain", "structlog", *WIRE},
+    "rpc.channel_options": {".config", ".domain.limits", ".open_files"},
     "rpc.pipeline": {
         *(".rpc", ".security", ".observability.access_log", ".validation.request_sizes", ".domain", "structlog"),
         *WIRE,
@@ -117,7 +122,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *WIRE,
     },
     "rpc.opened_files": {
-        *(".config", ".observability.log_file", ".observability.logs", ".private_files"),
+        *(".config", ".observability.log_file", ".observability.logs", ".private_files", ".write_faults"),
         *(".security.keys_file", ".security.tls", "grpc", "structlog"),
     },
     "testing": {
@@ -129,8 +134,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "commands": {"click", ".commands", ".config"},
     "commands.audited": {
         *("click", ".commands", ".config", ".observability.log_file", ".observability.logs", ".private_files"),
+        ".write_faults",
     },
-    "commands.backup": {"click", ".commands", ".config", ".store.backends", ".store.portability", "apsw"},
+    "commands.backup": {
+        *("click", ".commands", ".config", ".store.backends", ".store.portability", ".write_faults", "apsw"),
+    },
     "commands.check": {
         "click",
         ".commands",
@@ -146,7 +154,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *(".security.api_keys", ".security.keys_file", ".security.principal"),
     },
     "commands.migrate": {"click", ".commands", ".config", ".store.backends.factory"},
-    "commands.export_import_verify": {"click", ".commands", ".config", ".domain.results", ".store"},
+    "commands.export_import_verify": {"click", ".commands", ".config", ".domain.results", ".store", ".write_faults"},
     "commands.log": {"click", ".commands", ".store.change_log"},
     "commands.purge": {
         *("click", ".commands", ".config", ".clock", ".domain.errors", ".domain.id_formats", ".store", "apsw"),

@@ -22,6 +22,7 @@ from caseload_server.store.backends.migrations import SchemaError, migrations
 from caseload_server.store.backends.protocol import Database, Transaction
 from caseload_server.store.backends.sqlite.database import SqliteDatabase
 from caseload_server.store.portability.import_loader import BulkLoad
+from caseload_server.write_faults import with_fault, write_fault
 
 _HEAD = re.compile("[0-9]{1,18}:[0-9a-f]{64}")
 
@@ -43,8 +44,9 @@ def export_command(file: Path, database: str) -> None:
                 export.export(transaction, lines.write, progress)
         except FileExistsError as error:
             raise SettingError("FILE", str(error)) from None
-        except OSError:
-            raise SettingError("FILE", "could not be written") from None
+        except OSError as error:
+            fault = write_fault(file, error)
+            raise SettingError("FILE", with_fault("could not be written", fault)) from None
 
 
 @contextmanager

@@ -128,7 +128,7 @@ def _vacuum(path: Path, *, even_in_use: bool) -> None:
             problem = "the file is in use and may still contain traces of erased records"
             click.echo(f"caseload: {problem}: run purge with --vacuum, or again when it is not in use", err=True)
     except apsw.Error as error:
-        raise database_setting_error(error) from None
+        raise database_setting_error(error, path) from None
 
 
 def _purge_records(store: RelationshipStore, before_us: int) -> None:

@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -117,7 +118,8 @@ def serve(**values: Any) -> int:
     config = Config(**values)
     logs.configure(config.log_level)
     config.check()  # before grpc is imported, which takes longer than the check
-    connections = max_connections(config)
+    limited = replace(config, max_connections=max_connections(config))
+    fewer_connections, config = limited != config, limited
     if spec := WorkerSpec.from_environment():
         config = spec.apply(config)
     elif config.workers > 1:
@@ -132,8 +134,8 @@ def serve(**values: Any) -> int:
     log = structlog.get_logger()
     if not spec:
         _log_injected()
-    if connections < config.max_connections:
-        log.warning("connections limited by open files", max_connections=connections, setting="ulimit -n")
+    if fewer_connections:
+        log.warning("connections limited by open files", max_connections=config.max_connections, setting="ulimit -n")
     if config.allow_insecure:
         authenticated, encrypted = config.is_authenticated(), config.tls_cert is not None
         log.warning(

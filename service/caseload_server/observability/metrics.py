@@ -43,6 +43,11 @@ _GAUGES: Final[dict[str, tuple[str, Literal["livesum", "livemax", "livemin"]]]] 
     "keys_file_ok": ("Whether the whole keys file is in use, without a fault (1), or not (0)", "livemin"),
     "issuer_keys_age_seconds": ("Time since the identity provider last gave its keys, in seconds", "livemax"),
     "expiry_lag_seconds": ("Time since the oldest expire_time of an assignment that has not ended", "livemax"),
+    "connections": ("Open connections of clients", "livesum"),
+    "connections_limit": ("Maximum number of connections of clients", "livesum"),
+    "connections_waiting": ("Connections that are not accepted yet", "livesum"),
+    "open_files": ("Open files", "livemax"),
+    "open_files_limit": ("Limit on open files of one process", "livemin"),
     "watches": ("Open watches", "livesum"),
     "watches_limit": ("Maximum number of open watches", "livesum"),
     "database_bytes": ("Size of the SQLite file in bytes", "livemax"),
@@ -82,6 +87,7 @@ class Metrics:
         self._call_errors = self._counter("call_errors", "Failed calls by error reason", "reason")
         self._log_events = self._counter("log_events", "Logged events by level, without the access log", "level")
         self._lost_lines = self._counter("access_log_lost_lines", "Lines of the access log that could not be written")
+        self._lost_events = self._counter("log_lost_events", "Logged events that could not be written")
         self._unauthenticated = self._counter("unauthenticated", "Unauthenticated calls by cause", "cause")
         # Every series starts at zero, because an increase shows only after a first sample of zero.
         for error_class in errors.DomainError.__subclasses__():
@@ -138,6 +144,10 @@ class Metrics:
     def count_log_event(self, level: str) -> None:
         """Counts a logged event."""
         self._log_events.labels(level).inc()
+
+    def count_lost_event(self) -> None:
+        """Counts an event that could not be written."""
+        self._lost_events.inc()
 
     def add_gauge(self, name: str, sample: Callable[[], float], **labels: str) -> None:
         """Adds a gauge of `_GAUGES` that a thread samples once a second. Call it before `start`."""

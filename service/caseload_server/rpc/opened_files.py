@@ -11,6 +11,7 @@ from caseload_server.observability.log_file import LogFile, LogSink
 from caseload_server.private_files import check_log_file
 from caseload_server.security.keys_file import Callers
 from caseload_server.security.tls import Certificates
+from caseload_server.write_faults import with_fault, write_fault
 
 _log = structlog.get_logger()
 
@@ -38,8 +39,9 @@ class OpenedFiles:
             return logs.ConsoleSink() if sys.stderr.isatty() else logs.STDERR
         try:
             self._access_log = LogFile(config.access_log)
-        except OSError:
-            raise SettingError("--access-log", "cannot be written") from None
+        except OSError as error:
+            text = with_fault("cannot be written", write_fault(config.access_log, error))
+            raise SettingError("--access-log", text) from None
         return self._access_log
 
     def reload(self) -> None:

@@ -18,14 +18,15 @@ from caseload_server.api.therapist_service import TherapistServicer
 from caseload_server.api.watches import Watches
 from caseload_server.clock import now_us
 from caseload_server.config import CANNOT_LISTEN, Config, SettingError, is_postgres, wants_traces
-from caseload_server.domain import limits
 from caseload_server.observability import logs
 from caseload_server.observability.access_log import AccessLog
 from caseload_server.observability.clock_watch import ClockWatch
+from caseload_server.observability.connections import Connections
 from caseload_server.observability.head_log import HeadLog
 from caseload_server.observability.readiness import LIVENESS_SERVICE, READINESS_SERVICES, Readiness
 from caseload_server.open_files import max_connections
 from caseload_server.rpc.admission import Admission
+from caseload_server.rpc.channel_options import channel_options
 from caseload_server.rpc.executors import Executors
 from caseload_server.rpc.grpcio_compat import check_grpcio
 from caseload_server.rpc.health_service import HealthServicer
@@ -86,6 +87,7 @@ class CaseloadServer:
         self._clock_watch = ClockWatch()
         self._head_log = HeadLog(parts.store.log_head)
         self.expiry_sweeper: Final = ExpirySweeper(parts.store.end_expired, clock)
+        self._connections = Connections(int(parts.address.rpartition(":")[2]), max_connections(config))
         self._watches = Watches(parts.store, config.max_watches, config.caller_share(), config.connection_age_seconds())
         self._health = HealthServicer()
         self._register_caseload_services(clock)
@@ -126,6 +128,8 @@ class CaseloadServer:
 
     def _add_gauges(self, metrics: "Metrics") -> None:
         metrics.add_gauge("ready", lambda: self._is_ready)
+        for name, count in self._connections.gauges():
+            metrics.add_gauge(name, count)
         metrics.add_gauge("watches", self._watches.count)
         metrics.add_gauge("expiry_lag_seconds", self.expiry_sweeper.lag_seconds)
         metrics.add_gauge("watches_limit", lambda: self._config.max_watches)
@@ -143,6 +147,7 @@ class CaseloadServer:
         self._readiness.start()
         self._head_log.start()
         self.expiry_sweeper.start()
+        self._connections.start()
         if self._parts.metrics:
             self._parts.metrics.start()
         if self._parts.metrics_page:
@@ -162,6 +167,7 @@ class CaseloadServer:
         self._set_readiness(False)
         self._readiness.stop()
         self._head_log.stop()
+        self._connections.stop()
         if drain:
             time.sleep(self._config.drain_seconds)
         self._watches.close()
@@ -217,7 +223,7 @@ def build_server(
         opened.callback(admission.close)
         executors = Executors(config, admission, monotonic)
         opened.callback(executors.shutdown_and_wait, 0)
-        grpc_server = grpc.server(executors.reads, options=_channel_options(config))
+        grpc_server = grpc.server(executors.reads, options=channel_options(config))
         opened.callback(grpc_server.stop, None)
         address = _bind(grpc_server, config, files.credentials())
         metrics, page = _metrics(config)
@@ -267,7 +273,7 @@ def _metrics(config: Config) -> "tuple[Metrics | None, MetricsPage | None]":
     )  # imported here, because servers without metrics need no prometheus_client
 
     metrics = Metrics(config.worker)
-    logs.set_event_counter(metrics.count_log_event)
+    logs.set_event_counters(metrics.count_log_event, metrics.count_lost_event)
     return metrics, MetricsPage(config.metrics_address, metrics.registry) if config.worker is None else None
 
 
@@ -282,53 +288,6 @@ def _tracing(config: Config) -> "Tracing | None":
         _log.warning("traces unavailable", missing="caseload-server[otel]")
         return None
     return Tracing("postgresql" if is_postgres(config.database) else "sqlite")
-
-
-def _channel_options(config: Config) -> list[tuple[str, int]]:
-    """Returns the options of the gRPC C core, which enforces the limits on connections and messages.
-
-    https://grpc.github.io/grpc/core/group__grpc__arg__keys.html
-    """
-    return [
-        ("grpc.so_reuseport", int(config.workers > 1)),  # otherwise a second server could share the port unnoticed
-        ("grpc.max_receive_message_length", limits.MAX_MESSAGE_BYTES),
-        ("grpc.max_metadata_size", limits.MAX_METADATA_BYTES),
-        ("grpc.absolute_max_metadata_size", limits.MAX_METADATA_BYTES),  # between the two, grpc would reject at random
-        # One connection may carry every watch that can be open, and other calls beside them.
-        ("grpc.max_concurrent_streams", config.max_watches + limits.MAX_CALLS_PER_CONNECTION),
-        # Bytes that a caller may send before the server asks for the message. The probe would raise it to megabytes.
-        ("grpc.http2.lookahead_bytes", limits.LOOKAHEAD_BYTES),
-        ("grpc.http2.bdp_probe", 0),
-        # This protection also counts ended calls until they are cleaned up, so it would reject a caller that keeps to
-        # the limit. max_pending_requests below limits the calls that callers cancel as soon as they begin.
-        ("grpc.http.overload_protection", 0),
-        # When the process has no time to accept calls to a method, the library rejects what exceeds a burst.
-        ("grpc.server.max_pending_requests", config.max_watches + 1000),
-        ("grpc.server.max_pending_requests_hard_limit", config.max_watches + 1000),
-        ("grpc.max_allowed_incoming_connections", max_connections(config)),
-        ("grpc.server_handshake_timeout_ms", limits.HANDSHAKE_TIMEOUT_MS),
-        ("grpc.http2.settings_timeout", limits.HANDSHAKE_TIMEOUT_MS),  # until then the metadata limit does not apply
-        ("grpc.max_connection_idle_ms", limits.MAX_CONNECTION_IDLE_MS),
-        ("grpc.keepalive_time_ms", limits.KEEPALIVE_INTERVAL_MS),
-        ("grpc.http2.min_ping_interval_without_data_ms", limits.MIN_PING_INTERVAL_MS),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.max_ping_strikes", 2),
-        *_age_options(config.connection_age_seconds()),
-    ]
-
-
-def _age_options(age_seconds: float) -> list[tuple[str, int]]:
-    """Returns the options that close old connections. The library varies the age by 10 %, to spread the reconnects.
-
-    A watch can begin just before its connection reaches its age, and may then last as long again.
-    """
-    if not age_seconds:
-        return []
-    grace_seconds = age_seconds + limits.CONNECTION_AGE_GRACE_SECONDS
-    return [
-        ("grpc.max_connection_age_ms", int(age_seconds * 1000)),
-        ("grpc.max_connection_age_grace_ms", int(grace_seconds * 1000)),
-    ]
 
 
 def _bind(server: grpc.Server, config: Config, credentials: grpc.ServerCredentials | None) -> str:

@@ -18,6 +18,7 @@ from caseload_server.store.backends.protocol import Database, StoreMetrics
 from caseload_server.store.backends.sqlite import migrate as sqlite_migrate
 from caseload_server.store.backends.sqlite.database import SqliteDatabase
 from caseload_server.store.backends.timed_database import TimedDatabase
+from caseload_server.write_faults import NO_SPACE, with_fault, write_fault
 
 if TYPE_CHECKING:
     import psycopg
@@ -81,7 +82,7 @@ def backend_for(url: str) -> Iterator[tuple[ModuleType, Any]]:
         try:
             yield sqlite_migrate, sqlite_path(url)
         except (SchemaError, apsw.Error) as error:
-            raise database_setting_error(error) from None
+            raise database_setting_error(error, sqlite_path(url)) from None
         except DomainError as error:
             raise SettingError("--database", error.message) from None
         return
@@ -114,17 +115,22 @@ def _postgres_text(error: "psycopg.Error", url: str) -> str:
     return f"PostgreSQL cannot be reached, or refuses: {one_line(error, url)}"
 
 
-def database_setting_error(error: SchemaError | apsw.Error) -> SettingError:
-    """Describes a database that cannot be used. Leaves out the driver's text, which may quote rows."""
+def database_setting_error(error: SchemaError | apsw.Error, path: Path | None = None) -> SettingError:
+    """Describes a database that cannot be used. Leaves out the driver's text, which may quote rows.
+
+    Args: path, the file of SQLite, which is looked at to say more.
+    """
     match error:
         case SchemaError():
             text = str(error)
         case apsw.NotADBError():
             text = "the file is not a SQLite database"
         case apsw.ReadOnlyError() | apsw.CantOpenError() | apsw.PermissionsError():
-            text = "the file or its folder cannot be written"
+            text = with_fault("the file or its folder cannot be written", write_fault(path) if path else "")
+        case apsw.FullError():
+            text = with_fault("the file cannot be written", NO_SPACE)
         case apsw.BusyError():
             text = "another process holds the file"
         case _:
-            text = f"SQLite cannot use the file ({type(error).__name__})"
+            text = with_fault(f"SQLite cannot use the file ({type(error).__name__})", write_fault(path) if path else "")
     return SettingError("--database", text)

@@ -150,6 +150,10 @@ class PostgresDatabase:
     def check(self) -> None:
         for pool in self._pools:
             pool.close_unused()
+        self._writer.full_disk.report_recovery()
+        if self._writer.met_read_only:
+            self._writer.met_read_only = False
+            self._store_check.close()  # its session would not see what was set since its start
         try:
             self._writer.commits_stalled = self._store_check.run()
         finally:

@@ -17,6 +17,7 @@ import apsw
 
 from caseload_server.domain import errors
 from caseload_server.domain.call_deadline import read_deadline
+from caseload_server.store.backends.full_disk import FullDisk
 from caseload_server.store.backends.group_commit import Batch, GroupCommit, Job, run_tails, unchanged
 from caseload_server.store.backends.protocol import (
     Dialect,
@@ -31,6 +32,9 @@ from caseload_server.store.backends.protocol import (
     Transaction,
     no_metrics,
 )
+from caseload_server.store.backends.sqlite.driver_errors import commit_error, domain_error
+from caseload_server.store.backends.sqlite.log_size import LogSize
+from caseload_server.store.backends.sqlite.write_health import WriteHealth
 
 APPLICATION_ID: Final = 0x43534C44
 """Identifies a caseload file ("CSLD"). https://sqlite.org/pragma.html#pragma_application_id"""
@@ -88,44 +92,9 @@ def _busy_handler() -> Callable[[int], bool]:
     return wait_for_lock
 
 
-_DOMAIN_ERRORS: Final[dict[type[BaseException], Callable[[], errors.DomainError]]] = {
-    apsw.BusyError: partial(errors.StoreBusy, errors.StoreBusy.LOCK_WAIT),
-    apsw.LockedError: errors.StoreBusy,
-    apsw.FullError: errors.StoreFull,
-    apsw.ConnectionClosedError: errors.ShuttingDown,
-    apsw.CursorClosedError: errors.ShuttingDown,
-    apsw.IOError: errors.StoreUnavailable,
-    apsw.CantOpenError: errors.StoreUnavailable,
-    apsw.CorruptError: errors.StoreUnavailable,
-    apsw.NotADBError: errors.StoreUnavailable,
-    apsw.ReadOnlyError: errors.StoreUnavailable,
-    apsw.NoMemError: errors.StoreUnavailable,
-    apsw.ProtocolError: errors.StoreUnavailable,
-    apsw.PermissionsError: errors.StoreUnavailable,
-}
-
-
-def _domain_error(error: BaseException, *, committing: bool = False) -> BaseException:
-    """Maps a driver's error to a domain error. Returns any other error unchanged: it is a defect of this program."""
-    if committing and not isinstance(error, apsw.BusyError | apsw.FullError):
-        # The frames may have reached the file before the fsync failed: a later recovery could find them.
-        return errors.OutcomeUnknown()
-    if isinstance(error, apsw.InterruptError):  # by `_is_past_deadline`
-        return errors.StoreBusy(errors.StoreBusy.STATEMENT_TIMEOUT)
-    domain_error = _DOMAIN_ERRORS.get(type(error))
-    return domain_error() if domain_error else error
-
-
 def _is_past_deadline() -> bool:
     """SQLite calls it between steps, and ends the statement when it returns True."""
     return time.monotonic() > read_deadline.get()
-
-
-def _file_size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:  # there is no -wal file before the first write
-        return 0
 
 
 class SqliteTransaction:
@@ -166,7 +135,7 @@ class _Snapshot:
             self._connection.execute("BEGIN")
         except BaseException as error:  # noqa: BLE001 - a lock that is not released blocks the thread's next read
             self._lock.release()
-            raise _domain_error(error) from None
+            raise domain_error(error) from None
         return self._transaction
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -177,7 +146,7 @@ class _Snapshot:
                 self._connection.execute("ROLLBACK")
         self._lock.release()
         if isinstance(error, apsw.Error):
-            raise _domain_error(error) from None
+            raise domain_error(error) from None
 
 
 class SqliteDatabase:
@@ -202,12 +171,16 @@ class SqliteDatabase:
         self._local = threading.local()
         self._readers: list[_Reader] = []
         self._lock = threading.Lock()
-        self._group_commit = GroupCommit(self._commit, _MAX_BATCH)
+        self._group_commit = GroupCommit(self._commit_or_reject, _MAX_BATCH)
         self._committing_since = math.inf
         self._closed = False
         self._writer = connect(path, create=False)
         self._file_stat = path.stat()
         self._transaction = SqliteTransaction(self._writer)
+        self._write_health = WriteHealth(self._writer)
+        self._full_disk = FullDisk()
+        self._log_size = LogSize(path.with_name(f"{path.name}-wal"), partial(connect, path, create=False))
+        self._log_size.start()
 
     def read(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
         try:
@@ -215,13 +188,13 @@ class SqliteDatabase:
             with lock:
                 return list(connection.execute(sql, parameters))
         except apsw.Error as error:
-            raise _domain_error(error) from None
+            raise domain_error(error) from None
 
     def snapshot(self) -> _Snapshot:
         try:
             return _Snapshot(*self._reader())
         except apsw.Error as error:
-            raise _domain_error(error) from None
+            raise domain_error(error) from None
 
     def _reader(self) -> _Reader:
         """Returns this thread's connection, and the lock that a reader holds so that `close` waits for it."""
@@ -247,7 +220,18 @@ class SqliteDatabase:
     def write_with_tail(self, work: Callable[[Transaction], S], tail: Tail[S, T], sharing: Sharing) -> T:
         job = Job(work, tail, sharing)  # also one that should be alone: there is one writer, so others wait in any case
         self._group_commit.run(job)
-        return job.answer()
+        if isinstance(job.error, errors.StoreFull):
+            self._full_disk.record_failure()
+        result = job.answer()
+        self._full_disk.record_success()
+        return result
+
+    def _commit_or_reject(self, batch: Batch) -> None:
+        if self._write_health.accepts_writes():
+            self._commit(batch)
+        else:
+            for job in batch.jobs:
+                job.fail(errors.StoreUnavailable())
 
     def _commit(self, batch: Batch) -> None:
         execute = self._writer.execute
@@ -266,7 +250,7 @@ class SqliteDatabase:
             execute("COMMIT")
         except BaseException as error:  # noqa: BLE001 - after any failure no write of the batch may report success
             for job in batch.jobs:
-                job.fail_commit(_domain_error(error, committing=committing))
+                job.fail_commit(self._failure(error, committing=committing))
             with suppress(apsw.Error):
                 if self._writer.in_transaction:
                     execute("ROLLBACK")
@@ -296,18 +280,33 @@ class SqliteDatabase:
             # FULL, IOERR and NOMEM may have rolled back the transaction with every job in it.
             if isinstance(error, apsw.Error) and not self._writer.in_transaction:
                 raise
-            job.error = _domain_error(error) if isinstance(error, apsw.Error) else error
+            job.error = self._failure(error) if isinstance(error, apsw.Error) else error
             execute("ROLLBACK TO job")
         execute("RELEASE job")
 
+    def _failure(self, error: BaseException, *, committing: bool = False) -> BaseException:
+        """Returns what to raise for an error of the writer. Call it before a rollback, which may set another errno."""
+        system_error = self._writer.system_errno
+        self._write_health.record(error, system_error)
+        return commit_error(error, system_error) if committing else domain_error(error, system_error)
+
     def gauges(self) -> Gauges:
-        log = self._path.with_name(f"{self._path.name}-wal")
-        return [("database_bytes", {}, partial(_file_size, self._path)), ("wal_bytes", {}, partial(_file_size, log))]
+        return [("database_bytes", {}, lambda: self._path.stat().st_size), ("wal_bytes", {}, self._log_size.bytes)]
 
     def check(self) -> None:
         if not self._is_same_file() or time.monotonic() - self._committing_since > _STUCK_SECONDS:
             raise errors.StoreUnavailable
+        self._full_disk.report_recovery()
+        if failure := self._write_health.failure:
+            self._probe(" ".join(failure.values()))
         self.read("SELECT head_revision FROM store")
+
+    def _probe(self, failure: str) -> None:
+        """Runs a write without statements, before which `WriteHealth` probes. Raises StoreUnavailable."""
+        try:
+            self.write(lambda _: None)
+        except errors.StoreUnavailable:
+            raise errors.StoreUnavailable(detail=f"it rejects writes: {failure}") from None
 
     def _is_same_file(self) -> bool:
         """Returns False if the file was moved or replaced. The next start would not find what is written into it."""
@@ -321,6 +320,7 @@ class SqliteDatabase:
 
     def close(self) -> None:
         self._group_commit.close()
+        self._log_size.stop()
         with self._lock:
             self._closed = True
         deadline = time.monotonic() + 1
