@@ -14,7 +14,7 @@ from caseload_server.store.backends.sqlite.file_check import check_files, has_un
 
 _READ_ONLY: Final = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_NOMUTEX | apsw.SQLITE_OPEN_URI
 _NEEDS_LOG: Final = (
-    "has commits in its -wal file, which SQLite can read only where it can write: copy both files to such a folder"
+    "its -wal or -journal file has content, which SQLite can use only where it can write: copy both to such a folder"
 )
 _CHANGED: Final = "was changed while it was read: run the command again"
 
