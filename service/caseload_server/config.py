@@ -2,6 +2,7 @@
 
 import datetime
 import ipaddress
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,20 @@ from urllib.parse import parse_qs, urlsplit
 _SQLITE: Final = "sqlite:///"
 _POSTGRES: Final = ("postgresql://", "postgres://")
 _CONNECTION_AGE_SECONDS: Final = 300.0
+_SQLITE_EXAMPLE: Final = "give the path of a file, such as sqlite:///data/caseload.db"
+_NO_PLAIN_FILE: Final = {
+    r"(?i):memory:|[?&;]mode=memory|^sqlite[^/]*:/{0,3}$": f"names no file: {_SQLITE_EXAMPLE}",
+    r"(?i)^(sqlite[^/]*:/*)?file:": f"is a file: URI of SQLite: {_SQLITE_EXAMPLE}",
+    r"\?": f"must not have parameters after the path: {_SQLITE_EXAMPLE}",
+    r"^(?!sqlite:///)|\0": "must be sqlite:///PATH or postgresql://...",
+    r"%[0-9A-Fa-f]{2}": "must not be percent-encoded: write each character of the path as it is",
+    r"\\": "must not contain a backslash: separate folders with /",
+    r"^sqlite:///~|\$": "must not contain ~ or a variable, which nothing expands: write the whole path",
+    r"/$": "must be a file, not a folder",
+    r"/:[^/]*$": "must not begin the name of the file with a colon, which SQLite reserves",
+    r"-(wal|shm|journal)$": "is one of the files beside a database: give the database itself",
+}
+"""Ways to write something else than a plain file in a SQLite URL, as regular expressions with what is wrong."""
 _NEEDS: Final = (
     *(("tls_cert", "tls_key"), ("tls_key", "tls_cert"), ("tls_client_ca", "tls_cert")),
     *(("oidc_issuer", "oidc_audience"), ("oidc_audience", "oidc_issuer")),
@@ -229,19 +244,38 @@ def _check_log_path(setting: str, path: Path) -> None:
 
 
 def sqlite_path(database: str) -> Path:
-    """Returns the absolute path of the file in a SQLite URL. Raises SettingError."""
-    if not database.startswith(_SQLITE) or database == _SQLITE or "?" in database:
-        raise SettingError("--database", "must be sqlite:///PATH or postgresql://...")
-    path = Path(clean_value("--database", database).removeprefix(_SQLITE))
+    """Returns the absolute path of the file in a SQLite URL, without symbolic links. Raises SettingError.
+
+    SQLite names the files beside the database after this path, so every module uses it and none resolves links itself.
+    """
+    path = sqlite_name(database)
     try:
-        str(path).encode()  # bytes that are not UTF-8 are lone surrogates, which SQLite rejects
-        if not path.parent.is_dir():
+        real = Path(os.path.realpath(path))
+        if path.is_symlink() and not real.exists():
+            raise SettingError("--database", "is a symbolic link to a file that does not exist")
+        if not real.parent.is_dir():
             raise SettingError("--database", "the directory of the file does not exist")
-        if path.exists() and not path.is_file():
+        if real.exists() and not real.is_file():
             raise SettingError("--database", "is not a regular file")
-    except (OSError, UnicodeError):
-        raise SettingError("--database", "cannot be accessed: no permission, path too long, or not UTF-8") from None
-    return path.absolute()  # because SQLite treats the name :memory: specially
+    except OSError:
+        raise SettingError("--database", "cannot be accessed: no permission, or the path is too long") from None
+    return real
+
+
+def sqlite_name(database: str) -> Path:
+    """Returns the absolute path in a SQLite URL as it is written there. Raises SettingError.
+
+    Symbolic links in it may change while the server runs.
+    """
+    database = clean_value("--database", database)
+    for pattern, text in _NO_PLAIN_FILE.items():
+        if re.search(pattern, database):
+            raise SettingError("--database", text)
+    try:
+        database.encode()  # bytes that are not UTF-8 are lone surrogates, which SQLite rejects
+    except UnicodeError:
+        raise SettingError("--database", "cannot be accessed: the path is not UTF-8") from None
+    return Path(database.removeprefix(_SQLITE)).absolute()
 
 
 def parse_time(setting: str, text: str, now_us: int) -> int:

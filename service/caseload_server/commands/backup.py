@@ -34,7 +34,7 @@ def restore(file: Path, database: str) -> None:
     """Create a new database from the backup in FILE."""
     from caseload_server.store.backends.sqlite import backup
 
-    _copy(backup.restore, ("FILE", file), ("--database", _sqlite_file(database)))
+    _copy(backup.restore, ("FILE", file.resolve()), ("--database", _sqlite_file(database)))
 
 
 def _sqlite_file(url: str) -> Path:

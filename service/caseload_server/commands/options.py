@@ -1,5 +1,6 @@
 """Flags and arguments that several commands share."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -56,4 +57,13 @@ database_option = option(
     callback=_refuse_password,
     help="Database URL: sqlite:///PATH or postgresql://...",
 )
-file_argument = click.argument("file", type=click.Path(path_type=Path))
+
+
+def _refuse_url(_context: click.Context, _parameter: click.Parameter, file: Path | None) -> Path | None:
+    """Rejects a URL or a special name of SQLite, which would otherwise become the name of a file."""
+    if file is not None and re.match("(?i):|file:|[a-z0-9+]+:/", str(file)):
+        raise SettingError("FILE", "must be the path of a file, not a URL or a special name of SQLite")
+    return file
+
+
+file_argument = click.argument("file", type=click.Path(path_type=Path), callback=_refuse_url)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import apsw
 
-from caseload_server.config import Config, SettingError, is_postgres, sqlite_path
+from caseload_server.config import Config, SettingError, is_postgres, sqlite_name, sqlite_path
 from caseload_server.domain.errors import DomainError
 from caseload_server.private_files import data_files_fault
 from caseload_server.store import RelationshipStore
@@ -62,7 +62,7 @@ def _open_database(config: Config, migrate_module: ModuleType, location: Any) ->
         if fault := data_files_fault(*(Path(f"{location}{suffix}") for suffix in ("", "-wal", "-shm"))):
             raise SettingError("--database", fault)
         migrate_module.migrate(location)
-        return SqliteDatabase(location)
+        return SqliteDatabase(location, sqlite_name(config.database))
     if migrate_module.pending(location):
         raise SchemaError(NOT_MIGRATED)
     from caseload_server.store.backends.postgres.database import PostgresDatabase

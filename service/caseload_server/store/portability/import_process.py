@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, Final
 
-from caseload_server.store.portability.import_parser import Batch, ImportRefused, batches
+from caseload_server.store.portability.import_lines import ImportRefused
+from caseload_server.store.portability.import_parser import Batch, batches
 
 _SIZE: Final = struct.Struct("=Q")
 """Precedes each message on the pipe: its size in bytes."""

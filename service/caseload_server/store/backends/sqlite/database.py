@@ -33,6 +33,7 @@ from caseload_server.store.backends.protocol import (
     no_metrics,
 )
 from caseload_server.store.backends.sqlite.driver_errors import commit_error, domain_error
+from caseload_server.store.backends.sqlite.file_guard import FileGuard
 from caseload_server.store.backends.sqlite.log_size import LogSize
 from caseload_server.store.backends.sqlite.write_health import WriteHealth
 
@@ -63,19 +64,24 @@ def connect(path: Path, *, create: bool) -> apsw.Connection:
     """Opens the file for writing, with every setting that the store relies on. Raises apsw.Error."""
     flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOMUTEX | (apsw.SQLITE_OPEN_CREATE if create else 0)
     if create:  # SQLite itself would let other users read it
-        with suppress(OSError):  # SQLite describes what is wrong with the path
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        with suppress(OSError):  # it exists, or SQLite describes what is wrong with the path
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     connection = apsw.Connection(str(path), flags=flags, statementcachesize=256)
     if connection.readonly("main"):  # SQLite falls back to read-only; a reader would leave a -wal and a -shm file
         connection.close()
         raise apsw.ReadOnlyError
-    connection.set_busy_handler(_busy_handler())
-    connection.pragma("trusted_schema", 0)
+    configure(connection)
     connection.pragma("foreign_keys", 1)
     connection.pragma("secure_delete", 1)
     connection.pragma("synchronous", SYNCHRONOUS)
-    connection.pragma("temp_store", 2)  # in memory: what a savepoint spills are pages with personal data
     return connection
+
+
+def configure(connection: apsw.Connection) -> None:
+    """Sets what reading connections need too."""
+    connection.set_busy_handler(_busy_handler())
+    connection.pragma("trusted_schema", 0)
+    connection.pragma("temp_store", 2)  # in memory: what a savepoint spills are pages with personal data
 
 
 def _busy_handler() -> Callable[[int], bool]:
@@ -164,8 +170,11 @@ class SqliteDatabase:
     )
     commit_may_be_ambiguous = False
 
-    def __init__(self, path: Path) -> None:
-        """Opens an existing, migrated file. Raises apsw.Error."""
+    def __init__(self, path: Path, name: Path | None = None) -> None:
+        """Opens an existing, migrated file. Raises apsw.Error.
+
+        Args: path, without symbolic links; name, the path with them, by which the next start will find the file.
+        """
         self.on_commit: Callable[[int, float], object] = no_metrics
         self._path = path
         self._local = threading.local()
@@ -175,7 +184,8 @@ class SqliteDatabase:
         self._committing_since = math.inf
         self._closed = False
         self._writer = connect(path, create=False)
-        self._file_stat = path.stat()
+        list(self._writer.execute("SELECT 1 FROM sqlite_schema"))  # opens the -wal and the -shm file
+        self._files = FileGuard(path, name or path)
         self._transaction = SqliteTransaction(self._writer)
         self._write_health = WriteHealth(self._writer)
         self._full_disk = FullDisk()
@@ -201,7 +211,7 @@ class SqliteDatabase:
         try:
             reader: _Reader = self._local.reader
         except AttributeError:
-            if not self._is_same_file():  # SQLite would replay the -wal file at this path into another database
+            if not self._files.is_intact():  # SQLite would replay the -wal file at this path into another database
                 raise apsw.CantOpenError from None
             connection = connect(self._path, create=False)
             connection.pragma("query_only", 1)
@@ -248,12 +258,14 @@ class SqliteDatabase:
             committing = True
             self._committing_since = time.monotonic()
             execute("COMMIT")
+            self._require_intact_files()  # otherwise a crash would lose the commit
         except BaseException as error:  # noqa: BLE001 - after any failure no write of the batch may report success
             for job in batch.jobs:
                 job.fail_commit(self._failure(error, committing=committing))
             with suppress(apsw.Error):
                 if self._writer.in_transaction:
                     execute("ROLLBACK")
+                self._files.save_log(self._writer)
         else:
             if written:
                 with suppress(Exception):  # a failing metric must not turn a committed write into an error
@@ -267,7 +279,10 @@ class SqliteDatabase:
         if self._writer.in_transaction:  # an earlier rollback failed
             self._writer.execute("ROLLBACK")
         self._writer.execute("BEGIN IMMEDIATE")
-        if not self._is_same_file():  # checked under the lock, for which this process may have waited for seconds
+        self._require_intact_files()  # under the lock, for which this process may have waited for seconds
+
+    def _require_intact_files(self) -> None:
+        if not self._files.is_intact():
             raise apsw.CantOpenError
 
     def _run(self, job: Job[Any, Any]) -> None:
@@ -294,7 +309,11 @@ class SqliteDatabase:
         return [("database_bytes", {}, lambda: self._path.stat().st_size), ("wal_bytes", {}, self._log_size.bytes)]
 
     def check(self) -> None:
-        if not self._is_same_file() or time.monotonic() - self._committing_since > _STUCK_SECONDS:
+        if not self._files.is_intact():
+            with suppress(errors.DomainError):
+                self.write(lambda _: None)  # it fails, and saves the content of a lost -wal file
+            raise errors.StoreUnavailable(detail=self._files.fault())
+        if time.monotonic() - self._committing_since > _STUCK_SECONDS:
             raise errors.StoreUnavailable
         self._full_disk.report_recovery()
         if failure := self._write_health.failure:
@@ -307,13 +326,6 @@ class SqliteDatabase:
             self.write(lambda _: None)
         except errors.StoreUnavailable:
             raise errors.StoreUnavailable(detail=f"it rejects writes: {failure}") from None
-
-    def _is_same_file(self) -> bool:
-        """Returns False if the file was moved or replaced. The next start would not find what is written into it."""
-        try:
-            return os.path.samestat(self._path.stat(), self._file_stat)
-        except OSError:
-            return False
 
     def wait_for_commit(self) -> None:
         time.sleep(_POLL_SECONDS)
