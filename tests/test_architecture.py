@@ -69,6 +69,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # around a call
     "security": {".security", ".config", ".domain.errors", ".private_files", "grpc"},
     "security.certificates": {"cryptography"},
+    "security.proxies": {".config"},
     "security.file_reload": {".config", "structlog"},
     "security.issuer_keys": {".domain.limits", "cryptography", "jwt", "structlog"},
     "security.tokens": {".security", ".config", ".domain", "jwt"},
@@ -91,6 +92,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "observability.tracing": {".config", ".store.backends.protocol", "grpc", "opentelemetry", "structlog"},
     "observability.readiness": {"caseload", "structlog"},
     "rpc": {".rpc", ".config", ".domain", "structlog", *WIRE},
+    "rpc.admission": {".rpc", ".domain", ".security.proxies", "grpc"},
     "rpc.pipeline": {
         *(".rpc", ".security", ".observability.access_log", ".validation.request_sizes", ".domain", "structlog"),
         *WIRE,

@@ -36,6 +36,7 @@ from caseload_server.rpc.pipeline import MethodExecutors, PipelineServer
 from caseload_server.rpc.reflection_service import ReflectionServicer
 from caseload_server.security.auth import REFLECTION_SERVICES, Auth
 from caseload_server.security.keys_file import Callers
+from caseload_server.security.proxies import TrustedProxies
 from caseload_server.security.tls import Certificates
 from caseload_server.store import RelationshipStore
 from caseload_server.store.backends.factory import open_store
@@ -204,7 +205,7 @@ def build_server(
         _log.warning("access log open to others", setting="--access-log")
     callers, credentials = Callers(config.keys_file) if config.keys_file else None, _credentials(config)
     with ExitStack() as opened:
-        admission = Admission(config.caller_share())
+        admission = Admission(config.caller_share(), _proxies(config))
         opened.callback(admission.close)
         executors = Executors(config, admission, monotonic)
         opened.callback(executors.shutdown_and_wait, 0)
@@ -243,7 +244,11 @@ def _auth(config: Config, callers: Callers | None, metrics: "Metrics | None") ->
     if callers and metrics:
         metrics.add_gauge("keys_file_ok", callers.is_file_ok)
     keys = callers.current if callers else None
-    return Auth(keys, tokens)
+    return Auth(keys, tokens, _proxies(config), admits_forwarded=config.allow_insecure)
+
+
+def _proxies(config: Config) -> TrustedProxies:
+    return TrustedProxies(config.proxy_networks())
 
 
 def _metrics(config: Config) -> "tuple[Metrics | None, MetricsPage | None]":
