@@ -203,7 +203,7 @@ def build_server(
     check_grpcio()
     if config.access_log and check_log_file("--access-log", config.access_log):
         _log.warning("access log open to others", setting="--access-log")
-    callers, credentials = Callers(config.keys_file) if config.keys_file else None, _credentials(config)
+    callers, certificates = Callers(config.keys_file) if config.keys_file else None, _certificates(config)
     with ExitStack() as opened:
         admission = Admission(config.caller_share(), _proxies(config))
         opened.callback(admission.close)
@@ -211,8 +211,10 @@ def build_server(
         opened.callback(executors.shutdown_and_wait, 0)
         grpc_server = grpc.server(executors.reads, options=_channel_options(config))
         opened.callback(grpc_server.stop, None)
-        address = _bind(grpc_server, config, credentials)
+        address = _bind(grpc_server, config, certificates)
         metrics, page = _metrics(config)
+        if metrics and certificates:
+            _add_expiry_gauges(metrics, certificates)
         if page:
             opened.callback(page.close)
         auth = _auth(config, callers, metrics)
@@ -278,10 +280,15 @@ def _tracing(config: Config) -> "Tracing | None":
     return Tracing("postgresql" if is_postgres(config.database) else "sqlite")
 
 
-def _credentials(config: Config) -> grpc.ServerCredentials | None:
+def _certificates(config: Config) -> Certificates | None:
     if not (config.tls_cert and config.tls_key):
         return None
-    return Certificates(config.tls_cert, config.tls_key, config.tls_client_ca).credentials()
+    return Certificates(config.tls_cert, config.tls_key, config.tls_client_ca)
+
+
+def _add_expiry_gauges(metrics: "Metrics", certificates: Certificates) -> None:
+    for file, expiry_time in certificates.expiry_times().items():
+        metrics.add_gauge("certificate_expiry_time_seconds", expiry_time, file=file)
 
 
 def _access_log_sink(config: Config) -> LogSink:
@@ -340,9 +347,10 @@ def _age_options(age_seconds: float) -> list[tuple[str, int]]:
     ]
 
 
-def _bind(server: grpc.Server, config: Config, credentials: grpc.ServerCredentials | None) -> str:
+def _bind(server: grpc.Server, config: Config, certificates: Certificates | None) -> str:
     host, port = config.host_and_port()
     requested = f"{host}:{port}"
+    credentials = certificates.credentials() if certificates else None
     try:
         port = server.add_secure_port(requested, credentials) if credentials else server.add_insecure_port(requested)
     except RuntimeError:

@@ -5,6 +5,7 @@ https://sqlite.org/wal.html, https://sqlite.org/pragma.html#pragma_synchronous
 
 import math
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -302,7 +303,11 @@ class SqliteDatabase:
 
     def gauges(self) -> Gauges:
         log = self._path.with_name(f"{self._path.name}-wal")
-        return [("database_bytes", {}, partial(_file_size, self._path)), ("wal_bytes", {}, partial(_file_size, log))]
+        return [
+            ("database_bytes", {}, partial(_file_size, self._path)),
+            ("wal_bytes", {}, partial(_file_size, log)),
+            ("database_free_bytes", {}, lambda: shutil.disk_usage(self._path.parent).free),
+        ]
 
     def check(self) -> None:
         if not self._is_same_file() or time.monotonic() - self._committing_since > _STUCK_SECONDS:
