@@ -87,6 +87,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # around a call
     "security": {".security", ".config", ".domain.errors", ".private_files", "grpc"},
     "security.certificates": {"cryptography"},
+    "security.proxies": {".config"},
     "security.file_reload": {".config", "structlog"},
     "security.issuer_keys": {".domain.limits", "cryptography", "jwt", "structlog"},
     "security.tokens": {".security", ".config", ".domain", "jwt"},
@@ -112,6 +113,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "observability.readiness": {"caseload", "structlog"},
     "rpc": {".rpc", ".config", ".domain", "structlog", *WIRE},
     "rpc.channel_options": {".config", ".domain.limits", ".open_files"},
+    "rpc.admission": {".rpc", ".domain", ".security.proxies", "grpc"},
     "rpc.pipeline": {
         *(".rpc", ".security", ".observability.access_log", ".validation.request_sizes", ".domain", "structlog"),
         *WIRE,

@@ -39,6 +39,7 @@ _AROUND: Final = re.compile(r"\A[\s\ufeff\u200b]+|[\s\ufeff\u200b]+\Z")
 """White space and invisible marks around a value: the end of a line, say, if the value was made from a file."""
 _WITHIN: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\u200b]")
 """Control characters, line ends and invisible marks, which no value of a setting can have."""
+IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 CANNOT_LISTEN: Final = "cannot listen on this address: it is in use, or does not belong to this machine"
 """The text of a SettingError."""
@@ -111,6 +112,9 @@ class Config:
     """Lowest level that is logged: info, warning or error. The access log has no level."""
     metrics_address: str | None = None
     """HOST:PORT of the metrics page. Port 0 picks a free port. Without it, the server collects no metrics."""
+    behind_proxy: str | None = None
+    """Addresses and networks of the proxies in front of the server, separated by commas. Callers need credentials then,
+    and their addresses are those that such a proxy sends in x-forwarded-for."""
     allow_insecure: bool = False
     """Allow other addresses than loopback without encryption or authentication."""
 
@@ -126,12 +130,22 @@ class Config:
                 raise SettingError(_flag(name), f"needs {_flag(needed)}")
         if self.tls_client_ca and not self.keys_file:
             raise SettingError("--tls-client-ca", "needs --keys-file, which lists the callers")
+        self._check_proxy()
         if self.oidc_issuer:
             _check_issuer(self.oidc_issuer)
         if self.access_log:
             _check_log_path("--access-log", self.access_log)
         if not is_postgres(self.database):
             sqlite_path(self.database)
+
+    def _check_proxy(self) -> None:
+        if self.proxy_networks() and not self.is_authenticated():
+            text = "needs --keys-file or --oidc-issuer: all callers of a proxy come from its address"
+            raise SettingError("--behind-proxy", text)
+
+    def proxy_networks(self) -> tuple[IpNetwork, ...]:
+        """Returns the networks of `behind_proxy`; none when it is not set. Raises SettingError."""
+        return tuple(map(_proxy_network, self.behind_proxy.split(","))) if self.behind_proxy is not None else ()
 
     def caller_share(self) -> float:
         """Returns `max_caller_share`, or 1 when all callers are the same principal."""
@@ -224,6 +238,17 @@ def has_password(database: str) -> bool:
     user = re.match("[^@/]*@", rest)  # libpq allows a ? before the @
     query = parse_qs(rest[user.end() if user else 0 :].partition("?")[2])
     return (user is not None and ":" in user[0]) or bool({"password", "sslpassword"} & query.keys())
+
+
+def _proxy_network(text: str) -> IpNetwork:
+    """Parses an address or a network. Raises SettingError, also for one that contains every address."""
+    try:
+        network = ipaddress.ip_network(text.strip())
+    except ValueError:
+        network = None
+    if network is None or not network.prefixlen:
+        raise SettingError("--behind-proxy", "must be addresses or networks, such as 10.0.0.0/24, separated by commas")
+    return network
 
 
 def _check_issuer(issuer: str) -> None:

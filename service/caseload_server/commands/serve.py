@@ -108,6 +108,7 @@ class _Workers(click.ParamType[int]):
 @option("--access-log-required", is_flag=True, help="Reject calls while the access log cannot be written.")
 @option("--log-level", type=click.Choice(logs.LEVELS), default=Config.log_level, help="Lowest level to log.")
 @option("--metrics-address", metavar="HOST:PORT", help="Address to serve /metrics on. Port 0 picks a free port.")
+@option("--behind-proxy", metavar="ADDRESS,...", help="Proxies or their networks, whose x-forwarded-for is trusted.")
 @option("--allow-insecure", is_flag=True, help="Allow other addresses than loopback without TLS or authentication.")
 def serve(**values: Any) -> int:
     """Run the server until SIGTERM or Ctrl-C."""

@@ -24,14 +24,14 @@ class OpenedFiles:
         if config.access_log and check_log_file("--access-log", config.access_log):
             _log.warning("access log open to others", setting="--access-log")
         self.callers = Callers(config.keys_file) if config.keys_file else None
-        self._certificates: Certificates | None = None
+        self.certificates: Certificates | None = None
         if config.tls_cert and config.tls_key:
-            self._certificates = Certificates(config.tls_cert, config.tls_key, config.tls_client_ca)
+            self.certificates = Certificates(config.tls_cert, config.tls_key, config.tls_client_ca)
         self._access_log: LogFile | None = None
 
     def credentials(self) -> grpc.ServerCredentials | None:
         """Returns the credentials of the port, or None for plain text."""
-        return self._certificates.credentials() if self._certificates else None
+        return self.certificates.credentials() if self.certificates else None
 
     def open_access_log(self, config: Config) -> LogSink:
         """Returns what takes the lines of the access log. Raises SettingError."""
@@ -48,6 +48,6 @@ class OpenedFiles:
         """Opens the access log again, and reads the callers and the certificates again, even if they look unchanged."""
         if self._access_log:
             self._access_log.reopen()
-        for files in (self.callers, self._certificates):
+        for files in (self.callers, self.certificates):
             if files:
                 files.reload()

@@ -36,6 +36,8 @@ from caseload_server.rpc.pipeline import MethodExecutors, PipelineServer
 from caseload_server.rpc.reflection_service import ReflectionServicer
 from caseload_server.security.auth import REFLECTION_SERVICES, Auth
 from caseload_server.security.keys_file import Callers
+from caseload_server.security.proxies import TrustedProxies
+from caseload_server.security.tls import Certificates
 from caseload_server.store import RelationshipStore
 from caseload_server.store.backends.factory import open_store
 from caseload_server.store.expiry_sweeper import ExpirySweeper
@@ -219,7 +221,7 @@ def build_server(
     check_grpcio()
     files = OpenedFiles(config)
     with ExitStack() as opened:
-        admission = Admission(config.caller_share())
+        admission = Admission(config.caller_share(), _proxies(config))
         opened.callback(admission.close)
         executors = Executors(config, admission, monotonic)
         opened.callback(executors.shutdown_and_wait, 0)
@@ -227,6 +229,8 @@ def build_server(
         opened.callback(grpc_server.stop, None)
         address = _bind(grpc_server, config, files.credentials())
         metrics, page = _metrics(config)
+        if metrics and files.certificates:
+            _add_expiry_gauges(metrics, files.certificates)
         if page:
             opened.callback(page.close)
         auth = _auth(config, files.callers, metrics)
@@ -260,7 +264,11 @@ def _auth(config: Config, callers: Callers | None, metrics: "Metrics | None") ->
     if callers and metrics:
         metrics.add_gauge("keys_file_ok", callers.is_file_ok)
     keys = callers.current if callers else None
-    return Auth(keys, tokens)
+    return Auth(keys, tokens, _proxies(config), admits_forwarded=config.allow_insecure)
+
+
+def _proxies(config: Config) -> TrustedProxies:
+    return TrustedProxies(config.proxy_networks())
 
 
 def _metrics(config: Config) -> "tuple[Metrics | None, MetricsPage | None]":
@@ -288,6 +296,11 @@ def _tracing(config: Config) -> "Tracing | None":
         _log.warning("traces unavailable", missing="caseload-server[otel]")
         return None
     return Tracing("postgresql" if is_postgres(config.database) else "sqlite")
+
+
+def _add_expiry_gauges(metrics: "Metrics", certificates: Certificates) -> None:
+    for file, expiry_time in certificates.expiry_times().items():
+        metrics.add_gauge("certificate_expiry_time_seconds", expiry_time, file=file)
 
 
 def _bind(server: grpc.Server, config: Config, credentials: grpc.ServerCredentials | None) -> str:

@@ -5,6 +5,7 @@ https://sqlite.org/wal.html, https://sqlite.org/pragma.html#pragma_synchronous
 
 import math
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -306,7 +307,11 @@ class SqliteDatabase:
         return commit_error(error, system_error) if committing else domain_error(error, system_error)
 
     def gauges(self) -> Gauges:
-        return [("database_bytes", {}, lambda: self._path.stat().st_size), ("wal_bytes", {}, self._log_size.bytes)]
+        return [
+            ("database_bytes", {}, lambda: self._path.stat().st_size),
+            ("wal_bytes", {}, self._log_size.bytes),
+            ("database_free_bytes", {}, lambda: shutil.disk_usage(self._path.parent).free),
+        ]
 
     def check(self) -> None:
         if not self._files.is_intact():
