@@ -124,6 +124,7 @@ def test_an_active_period_with_a_planned_end_is_overlapped_until_then(pair: Rela
     run(pair, "UPDATE assignment SET expire_us = 2000")
     assert overlapped(pair, 1999, 2500) == active.assignment_id
     finished(pair, 2000, 2500)
+    assert broken(pair) == []
 
 
 def test_an_error_names_the_first_of_several_periods(pair: RelationshipStore) -> None:
