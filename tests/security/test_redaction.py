@@ -278,6 +278,15 @@ def test_an_error_without_read_names_and_counts_no_records(pair: Pair, reason: s
     assert shown.metadata or "ResourceInfo" in shown.details
 
 
+def test_a_batch_without_read_returns_the_id_and_the_created_flag_of_each_entry(pair: Pair) -> None:
+    people, other = build(pair), build(pair)
+    both = {"therapist_id": people.therapist, "patient_id": people.patient, "focus": SECRET}
+    first, second = pair.writer.send("BatchAssign", requests=[both, {**both, "patient_id": other.patient}]).results
+    assert (first.created, second.created) == (False, True)
+    assert all(one.assignment.assignment_id and not one.assignment.focus for one in (first, second))
+    assert [one.assignment.patient_id for one in (first, second)] == [people.patient, other.patient]
+
+
 def test_an_error_of_a_batch_without_read_has_the_index_of_the_entry_only(pair: Pair) -> None:
     people = build(pair)
     both = {"therapist_id": people.therapist, "patient_id": people.patient}

@@ -211,6 +211,7 @@ def test_a_period_entered_in_error_or_without_length_overlaps_nothing(pair: Rela
     wrong = finished(pair, 100, 200, end_reason=enums.END_ENTERED_IN_ERROR)
     empty = finished(pair, 150, 150)
     right = finished(pair, 100, 200)
+    finished(pair, 160, 160)
     assert len({wrong.assignment_id, empty.assignment_id, right.assignment_id}) == 3
     assert finished(pair, 150, 150) == empty
     assert finished(pair, 100, 200, end_reason=enums.END_ENTERED_IN_ERROR) == wrong
@@ -280,7 +281,9 @@ def overlap(period: Assignment, order: Assign) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("role", [ROLE_PRIMARY, ROLE_TREATING])
-def test_racing_callers_never_leave_overlapping_periods(store: RelationshipStore, role: int) -> None:
+def test_racing_callers_never_leave_overlapping_periods(
+    store: RelationshipStore, instances: list[RelationshipStore], role: int
+) -> None:
     make(store, PATIENT, "p")
     for number in range(4):
         make(store, THERAPIST, f"t{number}")
@@ -294,7 +297,7 @@ def test_racing_callers_never_leave_overlapping_periods(store: RelationshipStore
             if turn == 3 and number % 8 == 0:
                 order |= {"start_us": 45, "end_us": None, "replace": True, "replace_primary": True}
             try:
-                done.append(assign(store, f"t{number % 4}", "p", **order))
+                done.append(assign(instances[number % 3], f"t{number % 4}", "p", **order))
             except errors.PeriodOverlaps:
                 continue
         return done
