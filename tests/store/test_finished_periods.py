@@ -25,7 +25,6 @@ from tests.store.store_calls import (
     make,
     make_pair,
     race,
-    run,
     unassign,
     update,
 )
@@ -119,11 +118,24 @@ def test_an_active_period_is_overlapped_from_its_start_for_ever(pair: Relationsh
     finished(pair, 800, 1000, "t", role=ROLE_PRIMARY)
 
 
-def test_an_active_period_with_a_planned_end_is_overlapped_until_then(pair: RelationshipStore) -> None:
-    active = assign(pair, start_us=1000)
-    run(pair, "UPDATE assignment SET expire_us = 2000")
-    assert overlapped(pair, 1999, 2500) == active.assignment_id
-    finished(pair, 2000, 2500)
+def test_an_active_period_with_a_planned_end_is_overlapped_until_then(pair: RelationshipStore, clock: Clock) -> None:
+    expire_us = pair.assign(Assign("t", "p", start_us=1000, expire_us=clock.now_us + 10), CALL).record.expire_us or 0
+    [active] = history(pair)
+    assert overlapped(pair, expire_us - 1, expire_us + 9) == active.assignment_id
+    finished(pair, expire_us, expire_us + 9)
+    clock.now_us += 10
+    assert in_force(pair, expire_us) == [history(pair)[1].assignment_id]
+    assert broken(pair) == []
+
+
+def test_an_expiring_period_may_come_before_a_finished_one(pair: RelationshipStore, clock: Clock) -> None:
+    soon_us, later_us = clock.now_us + 5, clock.now_us + 9
+    period = finished(pair, soon_us, later_us)
+    with pytest.raises(errors.PeriodOverlaps) as refusal:
+        assign(pair, start_us=100, expire_us=soon_us + 1)
+    assert refusal.value.metadata == {"assignment_id": period.assignment_id}
+    active = assign(pair, start_us=100, expire_us=soon_us)
+    assert (active.start_us, active.expire_us) == (100, soon_us)
     assert broken(pair) == []
 
 
