@@ -180,6 +180,8 @@ def test_status_capacity_and_the_active_primary_do_not_stand_in_the_way(pair: Re
 
 
 def test_missing_and_deleted_records_stand_in_the_way(pair: RelationshipStore) -> None:
+    finished(pair, 0, 5)
+    overlapped(pair, 1, 2)  # which is found last
     with pytest.raises(errors.TherapistNotFound):
         finished(pair, 1, 2, "missing", patient_id="missing")
     with pytest.raises(errors.PatientNotFound):

@@ -565,7 +565,9 @@ class BatchAssignResponse(_message.Message):
     """The store revision of the write, or the head revision if nothing was written."""
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchAssignResponse.Result]:
-        """In request order, one result for each entry."""
+        """In request order, one result for each entry. A TREATING assignment that demote_primary started
+        is not listed.
+        """
 
     def __init__(
         self,
