@@ -20,7 +20,8 @@ ORDER BY assignment_id LIMIT 1"""
 def record(write: Write, request: requests.Assign) -> tuple[list[Assignment], bool]:
     """Records a finished period unless the very same one exists. Returns the period, and whether it is new.
 
-    Raises, in this order: TherapistNotFound, PatientNotFound, TherapistDeleted, PatientDeleted, PeriodOverlaps.
+    Raises, in this order: TherapistNotFound, PatientNotFound, TherapistDeleted, PatientMerged, PatientDeleted,
+    PeriodOverlaps.
     """
     # The patient's row stays locked, so no other writer adds a period between the check and the insert.
     patient = records.find(write, PATIENT, request.patient_id)
