@@ -218,7 +218,8 @@ class AssignmentServiceServicer(object):
 
         Retries: with the same request_id, the call writes nothing and returns the assignments and the
         created flags of the first call. Without a request_id, entries that are already recorded return
-        created=false, as in AssignPatient.
+        created=false, as in AssignPatient. But an entry that a later one replaced is assigned again, or
+        rejected. So send a request_id with a batch whose entries replace each other.
 
         Errors:
         - INVALID_FIELD: there is no entry, there are more than 100 entries, or a field is missing or

@@ -148,7 +148,8 @@ class AssignmentServiceStub:
 
     Retries: with the same request_id, the call writes nothing and returns the assignments and the
     created flags of the first call. Without a request_id, entries that are already recorded return
-    created=false, as in AssignPatient.
+    created=false, as in AssignPatient. But an entry that a later one replaced is assigned again, or
+    rejected. So send a request_id with a batch whose entries replace each other.
 
     Errors:
     - INVALID_FIELD: there is no entry, there are more than 100 entries, or a field is missing or
@@ -325,7 +326,8 @@ class AssignmentServiceAsyncStub(AssignmentServiceStub):
 
     Retries: with the same request_id, the call writes nothing and returns the assignments and the
     created flags of the first call. Without a request_id, entries that are already recorded return
-    created=false, as in AssignPatient.
+    created=false, as in AssignPatient. But an entry that a later one replaced is assigned again, or
+    rejected. So send a request_id with a batch whose entries replace each other.
 
     Errors:
     - INVALID_FIELD: there is no entry, there are more than 100 entries, or a field is missing or
@@ -529,7 +531,8 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Retries: with the same request_id, the call writes nothing and returns the assignments and the
         created flags of the first call. Without a request_id, entries that are already recorded return
-        created=false, as in AssignPatient.
+        created=false, as in AssignPatient. But an entry that a later one replaced is assigned again, or
+        rejected. So send a request_id with a batch whose entries replace each other.
 
         Errors:
         - INVALID_FIELD: there is no entry, there are more than 100 entries, or a field is missing or
