@@ -352,7 +352,7 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
         assert [_period(one) for one in self.stored()] == model.periods
         for one, other in itertools.combinations(model.periods, 2):
             assert not one.clashes(other)
-        for at in (model.now, model.now - 25):
+        for at in (model.now, model.now - 25, model.now + 50):
             everyone = list(itertools.product(THERAPISTS, PATIENTS))
             in_force = [model.treats(*pair, at) for pair in everyone]
             assert self.api.checked(*everyone, as_of_time={"seconds": at}) == in_force
