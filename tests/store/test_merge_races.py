@@ -29,8 +29,9 @@ def two_patients(chance: random.Random) -> tuple[str, str]:
 
 def finished(chance: random.Random) -> Assign:
     start_us = chance.randint(0, 50)
-    span = {"start_us": start_us, "end_us": start_us + chance.randint(1, 9)}
-    return Assign(chance.choice(THERAPISTS), one_patient(chance), chance.randint(1, 3), **span)
+    end_us = start_us + chance.randint(1, 9)
+    role = chance.randint(1, 3)
+    return Assign(chance.choice(THERAPISTS), one_patient(chance), role, start_us=start_us, end_us=end_us)
 
 
 def replacing(chance: random.Random) -> Assign:
