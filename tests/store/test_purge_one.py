@@ -1,10 +1,14 @@
 """A purge of one person erases that person, and nobody else."""
 
+import threading
+import time
+
 import pytest
 from caseload_server.domain import errors
 from caseload_server.domain.records import ChangeSet
 from caseload_server.domain.requests import ChangeQuery
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
+from caseload_server.store.backends.protocol import Transaction
 from caseload_server.store.purges import NotPurgeable
 
 from tests.store.conftest import Clock
@@ -26,6 +30,7 @@ from tests.store.store_calls import (
     run,
     unassign,
 )
+from tests.support.waiting import HUNG_SECONDS, join
 
 MRN = '[["urn:mrn","1"]]'
 CANARY = "Zebrafinch"
@@ -140,6 +145,26 @@ def test_a_merged_patient_is_erased_only_with_the_other_record(store: Relationsh
     with pytest.raises(NotPurgeable, match="not deleted"):
         store.purge_record(PATIENT, "a")
     assert dump(store) == before
+
+
+@both_kinds
+def test_a_person_who_is_undeleted_while_a_purge_waits_is_kept(store: RelationshipStore, kind: AnyKind) -> None:
+    make(store, kind, "a")
+    delete(store, kind, "a")
+    is_undeleted = threading.Event()
+
+    def slowly(transaction: Transaction) -> None:
+        transaction.run(f"UPDATE {kind.name} SET deleted_us = NULL RETURNING 1")
+        is_undeleted.set()
+        time.sleep(0.3)
+
+    undeleting = threading.Thread(target=store._database.write, args=(slowly,))
+    undeleting.start()
+    assert is_undeleted.wait(HUNG_SECONDS)
+    with pytest.raises(NotPurgeable, match="not deleted"):
+        store.purge_record(kind, "a")
+    join(undeleting)
+    assert ids(store, kind) == ["a"]
 
 
 @both_kinds
