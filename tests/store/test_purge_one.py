@@ -6,7 +6,7 @@ import time
 import pytest
 from caseload_server.domain import errors
 from caseload_server.domain.records import ChangeSet
-from caseload_server.domain.requests import ChangeQuery
+from caseload_server.domain.requests import ChangeQuery, Merge
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.protocol import Transaction
 from caseload_server.store.purges import NotPurgeable
@@ -39,13 +39,6 @@ CANARY = "Zebrafinch"
 def pair(kind: AnyKind, one: str) -> tuple[str, str]:
     """The record of this kind with t or p."""
     return (one, "p") if kind is THERAPIST else ("t", one)
-
-
-def merge(store: RelationshipStore, source: str, target: str) -> None:
-    """Marks a patient as merged into another one."""
-    delete(store, PATIENT, source, force=True)
-    parameters = {"source": source, "target": target}
-    run(store, "UPDATE patient SET merged_into_patient_id = :target WHERE patient_id = :source", dict(parameters))
 
 
 @both_kinds
@@ -126,8 +119,8 @@ def test_patients_who_were_merged_into_an_erased_one_are_erased_too(store: Relat
     for name in "abcd":
         make(store, PATIENT, name)
         assign(store, "t", name)
-    merge(store, "c", "b")
-    merge(store, "b", "a")
+    store.merge(Merge("c", "b"), CALL)
+    store.merge(Merge("b", "a"), CALL)
     delete(store, PATIENT, "a", force=True)
     assert store.purge_record(PATIENT, "a") == (3, 3)
     assert ids(store, PATIENT, show_deleted=True) == ["d"]
@@ -138,7 +131,7 @@ def test_patients_who_were_merged_into_an_erased_one_are_erased_too(store: Relat
 def test_a_merged_patient_is_erased_only_with_the_other_record(store: RelationshipStore) -> None:
     for name in "ab":
         make(store, PATIENT, name)
-    merge(store, "b", "a")
+    store.merge(Merge("b", "a"), CALL)
     before = dump(store)
     with pytest.raises(NotPurgeable, match="was merged into patient a: purge that one, or unmerge it first"):
         store.purge_record(PATIENT, "b")
