@@ -92,6 +92,7 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
             self.update(kind, 2, {"display_name": "Bob Ray"}, None, 0)
             self.delete(kind, 2, 0, force=False)
             self.undelete(kind, 2, 0, release_identifiers=False)
+            self.once_by_a_taken_identifier(kind)
         for rpc, pair, role in (
             ("AssignPatient", ("t0", "p0"), PRIMARY),
             ("AssignTherapist", ("t0", "p1"), TREATING),
@@ -104,8 +105,22 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
         self.batch([(("t0", "p1"), TREATING, (-80, 10)), (("t1", "p0"), PRIMARY, None)], 0)
         self.correct(0, {"focus": "grief"}, {"start": -20}, 0)
         self.transfer(("t0", "t1"), [], None, 0, ignore_capacity=False)
+        self.transfer(("t1", "t2"), ["p0"], 0, 0, ignore_capacity=False)
+        self.time_passes(60)
+        self.transfer(("t2", "t1"), ["p0"], -30, 0, ignore_capacity=False)
         self.merge(("p1", "p2"), 0)
         self.unmerge("p1", 0)
+
+    def once_by_a_taken_identifier(self, kind: str) -> None:
+        """Undeletes a record whose identifier another one has by now."""
+        name = {"display_name": "Ann Lee"}
+        self.update(kind, 2, {**name, "identifier": "9"}, None, 0)
+        self.delete(kind, 2, 0, force=False)
+        self.update(kind, 1, {**name, "identifier": "9"}, None, 0)
+        for release_identifiers in (False, True):
+            self.undelete(kind, 2, 1, release_identifiers=release_identifiers)
+        assert self.model.people[kind][ALL_IDS[kind][2]].identifier == ""
+        self.update(kind, 1, {**name, "identifier": ""}, None, 0)
 
     def teardown(self) -> None:
         self._stack.close()

@@ -14,7 +14,7 @@ from caseload_server.commands.export_import_verify import open_bulk_load, open_s
 from caseload_server.config import Config, SettingError
 from caseload_server.domain import errors
 from caseload_server.domain.enums import ROLE_PRIMARY
-from caseload_server.domain.requests import ChangeQuery, Merge, Update
+from caseload_server.domain.requests import ChangeQuery, Fields, Merge, Update
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.factory import migrate, open_store
 from caseload_server.store.backends.migrations import migrations
@@ -80,8 +80,10 @@ def fill(store: RelationshipStore) -> None:
     """One of everything: people with every field set, periods of every kind, and a partly purged log."""
     for number, name in enumerate(AWKWARD):
         identifiers = json.dumps([["https://example.org/staff", name], ["urn:x", str(number)]], ensure_ascii=False)
-        make(store, THERAPIST, f"t{number}", display_name=name, identifiers=identifiers, specialties='["a","b"]')
-        make(store, PATIENT, f"p{number}", display_name=name, birth_date="1990-02-03", annotations='{"k":"\\""}')
+        aliases = json.dumps([f"Alias {name}", f"Other{number}"], ensure_ascii=False, separators=(",", ":"))
+        more: Fields = {"display_name": name, "aliases": aliases}
+        make(store, THERAPIST, f"t{number}", identifiers=identifiers, specialties='["a","b"]', **more)
+        make(store, PATIENT, f"p{number}", birth_date="1990-02-03", annotations='{"k":"\\""}', **more)
         assign(store, f"t{number}", f"p{number}", role=ROLE_PRIMARY, focus=name)
     store.purge_changes(2**62)
     unassign(store, "t1", "p1", end_reason=5)
@@ -129,6 +131,8 @@ def test_the_imported_store_continues_from_the_last_revision(source: str, databa
     old, new = (open_store(Config(database=url), clock) for url in (source, database_url))
     assert ids(new, THERAPIST, name_prefix="zoe muller") == ["t0"]
     assert ids(new, PATIENT, name_prefix='o"neil') == ["p1"]
+    assert ids(new, PATIENT, name_prefix="other2") == ["p2"]
+    assert ids(new, PATIENT, name_prefix="alias zoe muller") == ids(new, PATIENT, name_prefix="other0") == ["p0"]
     assert ids(new, THERAPIST, identifier=("urn:x", "4")) == ["t4"]
     assert ids(new, THERAPIST, specialties=("b",)) == ["t0", "t1", "t3", "t4", "t5"]
     # A repeat of a remembered request writes nothing, and a revision of the old store is refused.
