@@ -2,7 +2,12 @@
 
 from caseload_server.store import expiry_sweeper
 
-expiry_sweeper.ExpirySweeper.sweep = lambda self: expiry_sweeper.INTERVAL_SECONDS  # type: ignore[method-assign]
+
+def _do_nothing(_sweeper: expiry_sweeper.ExpirySweeper) -> float:
+    return expiry_sweeper.INTERVAL_SECONDS
+
+
+expiry_sweeper.ExpirySweeper.sweep = _do_nothing  # type: ignore[method-assign]
 
 from caseload_server.commands.main import main  # noqa: E402
 
