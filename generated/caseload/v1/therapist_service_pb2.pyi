@@ -688,7 +688,7 @@ class AssignPatientResponse(_message.Message):
     @_builtins.property
     def demoted(self) -> _resources_pb2.Assignment:
         """The TREATING assignment that demote_primary started for the other therapist. Absent if it
-        started none.
+        started none, on a repeat without request_id, and for a caller without read.
         """
 
     def __init__(
