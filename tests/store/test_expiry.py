@@ -198,6 +198,17 @@ def test_a_write_that_an_expired_assignment_would_obstruct_ends_it_first(
     assert_expired(pair, begun, clock())
 
 
+def test_a_write_just_before_the_planned_end_finds_the_assignment_active(pair: RelationshipStore, clock: Clock) -> None:
+    begun = assign(pair, "t", "p", role=ROLE_PRIMARY, expire_us=clock() + SECOND)
+    clock.now_us += SECOND - 1
+    assert assign(pair, "t", "p", role=ROLE_PRIMARY) == begun
+    with pytest.raises(errors.PrimaryExists):
+        assign(pair, "u", "p", role=ROLE_PRIMARY)
+    with pytest.raises(errors.HasActiveAssignments):
+        delete(pair, THERAPIST, "t")
+    assert (pair.end_expired(), expiries(pair)) == (begun.expire_us, [])
+
+
 def test_an_expired_assignment_takes_no_capacity(pair: RelationshipStore, clock: Clock) -> None:
     update(pair, THERAPIST, "t", max_active_patients=1)
     begun = assign(pair, "t", "p", expire_us=clock() + 1)
