@@ -28,6 +28,13 @@ KEPT: Final = {
     "merged_into_patient_id",
 }
 """What a response may have without `read`; the ids of other records only if the request names them."""
+_COVER: Final = {
+    "role": PRIMARY,
+    "replace": True,
+    "demote_primary": True,
+    "expire_time": {"seconds": 4_000_000_000},
+}
+"""Demotes the secret primary therapist."""
 _numbers = count()
 
 
@@ -115,7 +122,7 @@ def accepted(people: People, other: People) -> dict[str, dict[str, Any]]:
         "UndeleteTherapist": therapist,
         "UndeletePatient": patient,
         "AssignPatient": {**both, "focus": SECRET},
-        "AssignTherapist": {**both, "focus": SECRET},
+        "AssignTherapist": {**both, "focus": SECRET, **_COVER},
         "BatchAssign": {"requests": [{**both, "focus": SECRET}, {**both, "patient_id": other.patient}]},
         "UnassignPatient": both,
         "UnassignTherapist": both,

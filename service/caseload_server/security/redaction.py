@@ -21,7 +21,7 @@ from caseload_server.security.principal import current_principal
 
 _RESPONSE_FIELDS: Final = frozenset(
     {
-        *("revision", "created", "ended", "active", "demoted", "results"),  # flags and lists
+        *("revision", "created", "ended", "active", "results"),  # flags and lists
         *("therapist", "patient", "assignment", "source", "target"),  # records
     }
 )

@@ -48,12 +48,12 @@ def merge(write: Write, request: requests.Merge) -> tuple[list[Any], bool]:
     MergeTooLarge.
     """
     source, target = _require_operands(write, request)
-    for patient in (source, target):
-        expiry.sweep_record(write, PATIENT, patient.patient_id)
-    moved = assignments.list_active(write, PATIENT, source.patient_id)
+    own, moved = (assignments.list_active(write, PATIENT, patient.patient_id) for patient in (target, source))
+    records.lock(write, THERAPIST, {period.therapist_id for period in own + moved})
+    expiry.end_due(write, own)
+    moved = expiry.end_due(write, moved)
     _refuse(request, source, target, moved)
     gained = _gain(write, source, target)
-    records.lock(write, THERAPIST, {period.therapist_id for period in moved})
     ended, active = _move(write, moved, target.patient_id)
     link: dict[str, Value] = {"source": source.patient_id, "target": target.patient_id}
     write.run(_JOIN_PERSONS, link)

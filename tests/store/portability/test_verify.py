@@ -137,6 +137,16 @@ BREAKS: list[tuple[str, list[str], list[str]]] = [
         ["0"],
     ),
     (
+        "the planned end of an active assignment is after its start",
+        [f"UPDATE assignment SET expire_us = start_us WHERE {ACTIVE_P}"],
+        [],
+    ),
+    (
+        "an assignment that expired had a planned end",
+        ["UPDATE assignment SET end_reason = 9 WHERE end_us = 2000"],
+        [],
+    ),
+    (
         "the periods of a pair do not overlap",
         [copied("assignment", "assignment_id='z', start_us=1999, end_us=2001", "end_us = 2000")],
         ["z"],
