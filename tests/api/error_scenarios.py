@@ -301,7 +301,7 @@ TABLE: dict[str, tuple[Scenario, Expected]] = {
     "ASSIGNMENT_NOT_FOUND by unassign": (lambda s: s.side.unassign(), Expected(StatusCode.NOT_FOUND)),
     "ASSIGNMENT_NOT_FOUND by transfer": (not_with_the_source, Expected(StatusCode.NOT_FOUND, NAMED, ("missing",))),
     "ID_TAKEN": (lambda s: s.patients.create("p1", display_name=CANARY), Expected(StatusCode.ALREADY_EXISTS)),
-    "IDENTIFIER_TAKEN": (identifier_taken, Expected(StatusCode.ALREADY_EXISTS)),
+    "IDENTIFIER_TAKEN": (identifier_taken, Expected(StatusCode.ALREADY_EXISTS, NAMED)),
     "ASSIGNMENT_DIFFERS": (assignment_differs, Expected(StatusCode.ALREADY_EXISTS, NONE, ("assignment_id",))),
     "THERAPIST_DELETED": (therapist_deleted, failed_precondition()),
     "THERAPIST_DELETED by transfer": (therapist_deleted_in_transfer, failed_precondition("therapist_id")),

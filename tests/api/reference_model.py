@@ -5,7 +5,7 @@ Each verb returns its change log entries. It raises Refused before it changes an
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from tests.support.api_driver import ENTERED_IN_ERROR, MERGED, PRIMARY, RECORD_DELETED, REPLACED, TRANSFERRED, TREATING
 
@@ -29,6 +29,8 @@ class Person:
     display_name: str
     status: int = 1
     max_active_patients: int | None = None
+    identifier: str = ""
+    """Those of the record, one character each."""
     deleted: bool = False
     aliases: list[str] = field(default_factory=list)
     merged_into: str = ""
@@ -79,14 +81,20 @@ class Model:
         self.people[kind][one] = Person("Ann Lee")
         return [_line(CREATED, kind, one)]
 
-    def update(self, kind: str, one: str, wanted: dict[str, str | int]) -> list[Line]:
+    def update(self, kind: str, one: str, wanted: dict[str, Any], force: int | None) -> list[Line]:
+        """Args: force, the end reason of the active periods, or None without force."""
         person = self._live(kind, one)
         differing = {name: value for name, value in wanted.items() if getattr(person, name) != value}
-        if differing.get("status") == IDLE[kind] and self.active(**{kind: one}):
+        active = self.active(**{kind: one}) if differing.get("status") == IDLE[kind] else []
+        if active and force is None:
             raise Refused("HAS_ACTIVE_ASSIGNMENTS")
+        if "identifier" in differing:
+            self._refuse_taken(kind, differing["identifier"], person)
+        lines = [_end(period, max(self.now, period.start), force or 0) for period in active]
         for name, value in differing.items():
             setattr(person, name, value)
-        return [_line(UPDATED, kind, one, *differing)] if differing else []
+        fields = ["identifiers" if name == "identifier" else name for name in differing]
+        return [*lines, _line(UPDATED, kind, one, *fields)] if differing else []
 
     def delete(self, kind: str, one: str, *, force: bool) -> list[Line]:
         person = self._known(kind, one)
@@ -99,12 +107,29 @@ class Model:
         person.deleted = True
         return [*lines, _line(DELETED, kind, one, "delete_time")]
 
-    def undelete(self, kind: str, one: str) -> list[Line]:
+    def undelete(self, kind: str, one: str, *, release_identifiers: bool) -> list[Line]:
         person = self._unmerged(kind, one)
         if not person.deleted:
             return []
+        released = []
+        taken = [each for each in person.identifier if self._holders(kind, each)]
+        if taken:
+            if not release_identifiers:
+                raise Refused("IDENTIFIER_TAKEN")
+            released = ["identifiers"]
+            person.identifier = "".join(each for each in person.identifier if each not in taken)
         person.deleted = False
-        return [_line(UNDELETED, kind, one, "delete_time")]
+        return [_line(UNDELETED, kind, one, "delete_time", *released)]
+
+    def _holders(self, kind: str, identifier: str) -> list[str]:
+        """The live records that have an identifier."""
+        people = self.people[kind].items()
+        return [one for one, person in people if identifier in person.identifier and not person.deleted]
+
+    def _refuse_taken(self, kind: str, identifiers: str, besides: Person) -> None:
+        holders = [one for each in identifiers for one in self._holders(kind, each)]
+        if any(self.people[kind][one] is not besides for one in holders):
+            raise Refused("IDENTIFIER_TAKEN")
 
     def record(self, wanted: Period) -> list[Line]:
         """Records a finished period."""
@@ -181,7 +206,9 @@ class Model:
         fields = sorted(names.get(name, name) for name in differing)
         return [(UPDATED, period.therapist, period.patient, tuple(fields))] if differing else []
 
-    def transfer(self, source: str, target: str, patients: list[str], *, ignore_capacity: bool) -> list[Line]:
+    def transfer(
+        self, source: str, target: str, patients: list[str], effective: int | None, *, ignore_capacity: bool
+    ) -> list[Line]:
         therapists = [self._known(THERAPIST, source), self._known(THERAPIST, target)]
         asked = [self._known(PATIENT, one) for one in patients]
         if any(one.deleted for one in therapists):
@@ -196,19 +223,20 @@ class Model:
             if not by_patient.keys() >= set(patients):
                 raise Refused("ASSIGNMENT_NOT_FOUND")
             moved = [by_patient[one] for one in dict.fromkeys(patients)]
+        if effective is not None and any(effective < one.start for one in moved):
+            raise Refused("INVALID_FIELD")
         if moved and therapists[1].status != 1:
             raise Refused("THERAPIST_NOT_ACTIVE")
-        there = {one.patient for one in self.active(therapist=target)}
-        limit = therapists[1].max_active_patients
-        more = len([one for one in moved if one.patient not in there])
-        if more and not ignore_capacity and limit is not None and len(there) + more > limit:
-            raise Refused("THERAPIST_AT_CAPACITY")
-        return [line for one in moved for line in self._move(one, target)]
+        return [line for one in moved for line in self._move(one, target, effective, ignore_capacity=ignore_capacity)]
 
-    def _move(self, period: Period, target: str) -> Iterable[Line]:
+    def _move(self, period: Period, target: str, effective: int | None, *, ignore_capacity: bool) -> Iterable[Line]:
         there = self.active(therapist=target, patient=period.patient)
         after = Period(target, period.patient, period.role, period.focus, 0)
-        self._place(after, None, [period, *there])
+        self._place(after, effective, [period, *there])
+        if any(after.start < one.start for one in there):
+            raise Refused("PERIOD_OVERLAPS")
+        if not (there or ignore_capacity or self._has_room(target)):
+            raise Refused("THERAPIST_AT_CAPACITY")
         yield _end(period, after.start, TRANSFERRED)
         if there and period.role != PRIMARY:
             return
@@ -231,8 +259,10 @@ class Model:
         gone.deleted, gone.merged_into = True, target
         more = [name for name in dict.fromkeys([gone.display_name, *gone.aliases]) if name not in names_of(kept)]
         kept.aliases += more
+        kept.identifier += gone.identifier
         lines.append(_line(DELETED, PATIENT, source, "delete_time", "merged_into_patient_id"))
-        return [*lines, _line(UPDATED, PATIENT, target, *(["aliases"] if more else []))]
+        gained = [*(["aliases"] if more else []), *(["identifiers"] if gone.identifier else [])]
+        return [*lines, _line(UPDATED, PATIENT, target, *gained)]
 
     def _merge_period(self, period: Period, target: str, *, has_primary: bool) -> Iterable[Line]:
         role = TREATING if has_primary and period.role == PRIMARY else period.role
@@ -249,10 +279,14 @@ class Model:
         target = person.merged_into
         if not target:
             return []
-        self._unmerged(PATIENT, target)
+        kept = self._unmerged(PATIENT, target)
+        self._refuse_taken(PATIENT, person.identifier, kept)
+        before = kept.identifier
+        kept.identifier = "".join(each for each in before if each not in person.identifier)
         person.deleted, person.merged_into = False, ""
         undeleted = _line(UNDELETED, PATIENT, source, "delete_time", "merged_into_patient_id")
-        return [_line(UPDATED, PATIENT, target), undeleted]
+        lost = ["identifiers"] if kept.identifier != before else []
+        return [_line(UPDATED, PATIENT, target, *lost), undeleted]
 
     def person(self, patient: str) -> str:
         """The record of the patient that is not merged."""

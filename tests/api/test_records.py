@@ -7,6 +7,7 @@ import grpc
 import pytest
 
 from tests.api.client_calls import People, Side, covers, refused
+from tests.support.api_driver import COMPLETED, ENTERED_IN_ERROR, PATIENT_REQUEST, THERAPIST_UNAVAILABLE
 
 ONE = "0190a3c4-0000-7000-8000-000000000001"
 
@@ -172,6 +173,44 @@ def test_delete_requires_force_to_end_assignments(side: Side) -> None:
     assert (ended.assignment.assignment_id, ended.assignment.end_reason) == (made.assignment_id, 6)
 
 
+@covers("Update{A}Request.force", "Update{A}Request.end_reason")
+@pytest.mark.parametrize("reason", [0, COMPLETED, PATIENT_REQUEST, ENTERED_IN_ERROR])
+def test_an_update_with_force_ends_the_assignments_for_a_reason(side: Side, reason: int) -> None:
+    made, own = side.assign(role=1).assignment, f"{side.name[0]}1"
+    body = side.mine.body(own, status=side.mine.idle)
+    assert refused(side.mine.call, "Update", record=body).reason == "HAS_ACTIVE_ASSIGNMENTS"
+    answer = side.mine.call("Update", record=body, force=True, end_reason=reason)
+    default = THERAPIST_UNAVAILABLE if side.kind == "Therapist" else COMPLETED
+    assert answer.ended_assignment_count == 1
+    assert (side.mine.record(answer), answer.revision) == (side.mine.get(own), side.head())
+    assert getattr(side.mine.record(answer), side.mine.count) == 0
+    [ended] = side.page(states=[2]).entries
+    assert (ended.assignment.assignment_id, ended.assignment.end_reason) == (made.assignment_id, reason or default)
+    again = side.mine.call("Update", record=body, force=True, end_reason=reason)
+    assert (again.ended_assignment_count, again.revision) == (0, answer.revision)
+
+
+def test_an_invalid_end_reason_of_an_update_is_rejected(side: Side) -> None:
+    side.assign()
+    body = side.mine.body(f"{side.name[0]}1", status=side.mine.idle)
+    for reason in (2, 6, 7, 8, 9, 99, -1):
+        assert refused(side.mine.call, "Update", record=body, force=True, end_reason=reason).fields == ["end_reason"]
+    stopped = refused(side.mine.call, "Update", record=body, end_reason=COMPLETED)
+    assert (stopped.reason, stopped.fields) == ("INVALID_FIELD", ["end_reason"])
+
+
+def test_an_update_with_force_and_a_used_request_id_returns_the_count_of_the_first_call(side: Side) -> None:
+    side.assign()
+    body = side.mine.body(f"{side.name[0]}1", status=side.mine.idle)
+    validated = side.mine.call("Update", record=body, force=True, request_id=ONE, validate_only=True)
+    assert (validated.ended_assignment_count, validated.revision) == (1, "")
+    first = side.mine.call("Update", record=body, force=True, request_id=ONE)
+    assert side.mine.call("Update", record=body, force=True, request_id=ONE) == first
+    assert first.ended_assignment_count == 1
+    for changed in ({}, {"force": True, "end_reason": PATIENT_REQUEST}):
+        assert refused(side.mine.call, "Update", record=body, request_id=ONE, **changed).reason == "REQUEST_ID_REUSED"
+
+
 @covers("Delete{A}Request.allow_missing")
 def test_delete_of_an_unknown_id_requires_allow_missing(people: People) -> None:
     assert refused(people.delete, "unknown").reason == f"{people.kind.upper()}_NOT_FOUND"
@@ -243,10 +282,82 @@ def test_an_identifier_is_unique_among_live_records(people: People) -> None:
         ("urn:example:mrn", "13"),
         ("urn:example:other", "12"),
     ]
-    assert refused(people.create, "two", identifiers=[mrn]).reason == "IDENTIFIER_TAKEN"
+    stopped = refused(people.create, "two", identifiers=[mrn])
+    assert (stopped.reason, stopped.details["ResourceInfo"].resource_name) == ("IDENTIFIER_TAKEN", "one")
     people.delete("one")
     people.create("two", identifiers=[mrn])
-    assert refused(people.call, "Undelete", id="one").reason == "IDENTIFIER_TAKEN"
+    stopped = refused(people.call, "Undelete", id="one")
+    named = stopped.details["ResourceInfo"]
+    assert (stopped.reason, named.resource_name) == ("IDENTIFIER_TAKEN", "two")
+    assert named.resource_type == f"caseload.v1.{people.kind}"
+
+
+@covers("Undelete{A}Request.release_identifiers")
+def test_an_undelete_can_drop_the_identifiers_that_others_have(people: People) -> None:
+    mine, theirs = ({"system": "urn:example:mrn", "value": value} for value in ("1", "2"))
+    people.create("one", identifiers=[theirs, mine])
+    people.delete("one")
+    people.create("two", identifiers=[theirs])
+    asked = {"id": "one", "release_identifiers": True, "request_id": ONE}
+    seen = people.record(people.call("Undelete", **asked, validate_only=True))
+    assert [one.value for one in seen.identifiers] == ["1"]
+    assert people.get("one").HasField("delete_time")
+    first = people.call("Undelete", **asked)
+    assert people.record(first) == people.get("one")
+    assert [one.value for one in people.get("one").identifiers] == ["1"]
+    assert people.call("Undelete", **asked) == first
+    assert people.ids(people.call("List", filter={"identifier": theirs})) == ["two"]
+    assert refused(people.call, "Undelete", id="one", request_id=ONE).reason == "REQUEST_ID_REUSED"
+
+
+@covers("{A}.aliases")
+def test_other_names_are_stored_and_found_as_the_name_is(people: People) -> None:
+    record = people.create("one", aliases=["  Zoë Mu\u0308ller-Lee ", "李 小龍"])
+    assert list(record.aliases) == ["Zoë Müller-Lee", "李 小龍"]
+    assert people.get("one") == record
+    for prefix in ("ann", "ZOE", "muller", "lee", "小龍"):
+        assert people.ids(people.call("List", filter={"name_prefix": prefix})) == ["one"], prefix
+    people.update("one", "aliases", aliases=["Bo"])
+    assert people.ids(people.call("List", filter={"name_prefix": "muller"})) == []
+    assert people.ids(people.call("List", filter={"name_prefix": "bo"})) == ["one"]
+    assert list(people.update("one", "aliases").aliases) == []
+    assert people.ids(people.call("List", filter={"name_prefix": "bo"})) == []
+    assert people.ids(people.call("List", filter={"name_prefix": "lee"})) == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("aliases", "fields"),
+    [
+        (["Ann", ""], ["aliases[1]"]),
+        ([" \u3164 "], ["aliases[0]"]),
+        (["Zoë", "Bo", "Zoe\u0308"], ["aliases[2]"]),
+        (["x" * 201, "Ann", "a\nb"], ["aliases[0]", "aliases[2]"]),
+        ([f"Ann {number}" for number in range(11)], ["aliases"]),
+    ],
+    ids=["empty", "invisible", "twice", "too long", "too many"],
+)
+def test_invalid_other_names_are_rejected_with_their_index(
+    people: People, aliases: list[str], fields: list[str]
+) -> None:
+    expected = [f"{people.name}.{field}" for field in fields]
+    assert refused(people.create, aliases=aliases).fields == expected
+    people.create("one")
+    assert refused(people.update, "one", "aliases", aliases=aliases).fields == expected
+    most = ["x" * 200, *(f"Ann {number}" for number in range(9))]
+    assert list(people.create(aliases=most).aliases) == most
+
+
+def test_other_names_count_towards_the_size_of_a_record(people: People) -> None:
+    notes = {f"note-{number}": "n" * 1000 for number in range(31)}
+    record = people.create("one", annotations=notes)
+    long = ["ä" * 190 + str(number) for number in range(10)]
+    for call in (
+        lambda: people.create("two", annotations=notes, aliases=long),
+        lambda: people.update("one", aliases=long),
+    ):
+        stopped = refused(call)
+        assert (stopped.reason, stopped.fields) == ("INVALID_FIELD", [people.name])
+    assert people.get("one") == record
 
 
 @covers("{A}.email", "{A}.annotations")

@@ -18,11 +18,13 @@ from tests.api.reference_model import IDLE, PATIENT, THERAPIST, Line, Model, Per
 from tests.conftest import NewDatabase
 from tests.support.api_driver import (
     ACTIVE,
+    COMPLETED,
     ENDED,
     PRIMARY,
     READS,
     RPCS,
     T0,
+    THERAPIST_UNAVAILABLE,
     TREATING,
     ApiDriver,
     full_name,
@@ -48,6 +50,7 @@ spans = st.tuples(st.integers(-200, 20), st.integers(0, 30))
 """Offset of the start of a finished period from now, and its length, in seconds."""
 Span = tuple[int, int]
 reasons = st.sampled_from([0, 1, 5])
+DEFAULT_REASONS = {THERAPIST: THERAPIST_UNAVAILABLE, PATIENT: COMPLETED}
 flags = st.booleans()
 
 Sent = dict[str, Any]
@@ -86,9 +89,9 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
     def once_each(self) -> None:
         """Calls each RPC successfully once, independent of the random steps."""
         for kind in (THERAPIST, PATIENT):
-            self.update(kind, 2, {"display_name": "Bob Ray"}, 0)
+            self.update(kind, 2, {"display_name": "Bob Ray"}, None, 0)
             self.delete(kind, 2, 0, force=False)
-            self.undelete(kind, 2, 0)
+            self.undelete(kind, 2, 0, release_identifiers=False)
         for rpc, pair, role in (
             ("AssignPatient", ("t0", "p0"), PRIMARY),
             ("AssignTherapist", ("t0", "p1"), TREATING),
@@ -100,7 +103,7 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
         self.assign_finished("AssignPatient", ("t0", "p0"), (TREATING, "", 0), (-60, 10), 0)
         self.batch([(("t0", "p1"), TREATING, (-80, 10)), (("t1", "p0"), PRIMARY, None)], 0)
         self.correct(0, {"focus": "grief"}, {"start": -20}, 0)
-        self.transfer(("t0", "t1"), [], 0, ignore_capacity=False)
+        self.transfer(("t0", "t1"), [], None, 0, ignore_capacity=False)
         self.merge(("p1", "p2"), 0)
         self.unmerge("p1", 0)
 
@@ -162,18 +165,28 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
         index=indexes,
         asked=each(
             {"display_name": st.sampled_from(["Ann Lee", "Bob Ray"])},
-            optional={"status": st.integers(1, 3), "max_active_patients": st.integers(0, 2)},
+            optional={
+                "status": st.integers(1, 3),
+                "max_active_patients": st.integers(0, 2),
+                "identifier": st.sampled_from(["", "1", "1", "2"]),
+            },
         ),
+        force=st.none() | st.sampled_from([0, 1, 5]),
         mode=modes,
     )
-    def update(self, kind: str, index: int, asked: Sent, mode: int) -> None:
+    def update(self, kind: str, index: int, asked: Sent, force: int | None, mode: int) -> None:
         one = ALL_IDS[kind][index]
         if kind == PATIENT:
             asked.pop("max_active_patients", None)
         if "status" in asked:
             asked["status"] = min(asked["status"], IDLE[kind])
-        sent = {kind: {f"{kind}_id": one, **asked}}
-        self.both(f"Update{kind.title()}", sent, lambda model: model.update(kind, one, asked), mode)
+        body = {f"{kind}_id": one, **asked}
+        if (value := body.pop("identifier", "")) != "":
+            body["identifiers"] = [{"system": "urn:x", "value": value}]
+        mask = ["identifiers" if name == "identifier" else name for name in asked]
+        sent: Sent = {kind: body, "update_mask": {"paths": mask}, "force": force is not None, "end_reason": force or 0}
+        reason = None if force is None else force or DEFAULT_REASONS[kind]
+        self.both(f"Update{kind.title()}", sent, lambda model: model.update(kind, one, asked, reason), mode)
 
     @rule(kind=kinds, index=indexes, force=flags, mode=modes)
     def delete(self, kind: str, index: int, mode: int, *, force: bool) -> None:
@@ -181,11 +194,16 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
         sent = {f"{kind}_id": one, "force": force}
         self.both(f"Delete{kind.title()}", sent, lambda model: model.delete(kind, one, force=force), mode)
 
-    @rule(kind=kinds, index=indexes, mode=modes)
-    def undelete(self, kind: str, index: int, mode: int) -> None:
+    @rule(kind=kinds, index=indexes, mode=modes, release_identifiers=flags)
+    def undelete(self, kind: str, index: int, mode: int, *, release_identifiers: bool) -> None:
         gone = [one for one, person in self.model.people[kind].items() if person.deleted]
         one = gone[0] if gone else ALL_IDS[kind][index]  # otherwise all records are soon deleted
-        self.both(f"Undelete{kind.title()}", {f"{kind}_id": one}, lambda model: model.undelete(kind, one), mode)
+        sent = {f"{kind}_id": one, "release_identifiers": release_identifiers}
+
+        def verb(model: Model) -> list[Line]:
+            return model.undelete(kind, one, release_identifiers=release_identifiers)
+
+        self.both(f"Undelete{kind.title()}", sent, verb, mode)
 
     @rule(
         rpc=st.sampled_from(["AssignPatient", "AssignTherapist"]),
@@ -274,19 +292,24 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
     @rule(
         asked=st.tuples(therapists, therapists),
         some=st.lists(patients, max_size=2),
+        offset=offsets,
         ignore_capacity=flags,
         mode=modes,
     )
-    def transfer(self, asked: Pair, some: list[str], mode: int, *, ignore_capacity: bool) -> None:
+    def transfer(self, asked: Pair, some: list[str], offset: int | None, mode: int, *, ignore_capacity: bool) -> None:
         source, target = asked
         if source == target:
             return
 
+        effective = None if offset is None else self.model.now + offset
+
         def verb(model: Model) -> list[Line]:
-            return model.transfer(source, target, some, ignore_capacity=ignore_capacity)
+            return model.transfer(source, target, some, effective, ignore_capacity=ignore_capacity)
 
         sent: Sent = {"source_therapist_id": source, "target_therapist_id": target, "patient_ids": some}
         sent["ignore_capacity"] = ignore_capacity
+        if effective is not None:
+            sent["effective_time"] = {"seconds": effective}
         self.both("TransferPatients", sent, verb, mode)
 
     @rule(asked=st.tuples(patients, patients), mode=modes)
@@ -340,7 +363,8 @@ def _ids(pair: Pair) -> Sent:
 
 
 def _person(one: Any) -> tuple[Person, int, str]:
-    person = Person(one.display_name, one.status, deleted=one.HasField("delete_time"))
+    identifier = "".join(each.value for each in one.identifiers)
+    person = Person(one.display_name, one.status, identifier=identifier, deleted=one.HasField("delete_time"))
     person.aliases = list(one.aliases)
     if one.DESCRIPTOR.name == "Patient":
         person.merged_into = one.merged_into_patient_id

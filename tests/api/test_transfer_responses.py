@@ -3,9 +3,21 @@
 from typing import Any
 
 import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from tests.api.client_calls import covers
-from tests.support.api_driver import ACTIVE, COVERING, PRIMARY, TRANSFERRED, ApiDriver, at, new_request_id, refused
+from tests.support.api_driver import (
+    ACTIVE,
+    COVERING,
+    PRIMARY,
+    T0,
+    TRANSFERRED,
+    ApiDriver,
+    ahead,
+    at,
+    new_request_id,
+    refused,
+)
 
 
 @covers("TransferPatientsRequest.source_therapist_id", "TransferPatientsRequest.target_therapist_id")
@@ -70,3 +82,38 @@ def test_a_transfer_with_validate_only_returns_the_result(api: ApiDriver) -> Non
     assert (active.assignment_id, active.etag, active.therapist_id) == ("", "", "t2")
     assert (active.patient_id, active.focus, answer.revision) == ("p1", "anxiety", "")
     assert (api.head(), api.listed()) == (head, [moved])
+
+
+@covers("TransferPatientsRequest.effective_time")
+def test_a_transfer_takes_effect_at_a_time_in_the_past(api: ApiDriver) -> None:
+    api.assign("t1", "p1", start_time=at(0))
+    precise = {"seconds": T0 + 60, "nanos": 999}
+    validated = api.transfer(validate_only=True, effective_time=precise)
+    assert [one.end_time.ToSeconds() for one in validated.ended] == [T0 + 60]
+    request_id = new_request_id()
+    answer = api.transfer(effective_time=precise, request_id=request_id)
+    [ended], [active] = answer.ended, answer.active
+    assert ended.end_time == active.start_time == Timestamp(seconds=T0 + 60)
+    pairs = [("t1", "p1"), ("t2", "p1")]
+    assert api.checked(*pairs, as_of_time=at(59.999999)) == [True, False]
+    assert api.checked(*pairs, as_of_time=at(60)) == [False, True]
+    assert api.transfer(effective_time=precise, request_id=request_id) == answer
+    assert refused(api.transfer, request_id=request_id).reason == "REQUEST_ID_REUSED"
+
+
+def test_an_effective_time_in_the_future_or_before_a_moved_period_is_rejected(api: ApiDriver) -> None:
+    api.assign("t1", "p1", start_time=at(0))
+    api.assign("t1", "p2", start_time=at(1))
+    for time in (ahead(120), at(-1), at(0.999999)):
+        found = refused(api.transfer, effective_time=time)
+        assert (found.reason, found.fields) == ("INVALID_FIELD", ["effective_time"])
+    assert api.transfer("t1", "t2", "p1", effective_time=at(0)).ended
+    assert api.transfer("t1", "t2", "p2", effective_time=ahead(30)).ended
+
+
+def test_a_transfer_names_the_period_of_the_target_in_the_way(api: ApiDriver) -> None:
+    api.assign("t1", "p1", start_time=at(0), role=PRIMARY)
+    other = api.period("t2", "p1", 10, 20)
+    found = refused(api.transfer, effective_time=at(5))
+    assert (found.reason, found.metadata) == ("PERIOD_OVERLAPS", {"assignment_id": other.assignment_id})
+    assert api.transfer(effective_time=at(20)).ended

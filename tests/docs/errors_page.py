@@ -21,7 +21,8 @@ WHAT_TO_DO: Final = {
     "ASSIGNMENT_NOT_FOUND": "Check the id. In a transfer, check the patients that ResourceInfo names. In an unassign "
     "there is nothing to end: with allow_missing it succeeds instead.",
     "ID_TAKEN": "Choose another id, or none. To find out whether an earlier try created the record, get it.",
-    "IDENTIFIER_TAKEN": "Find the record with `filter.identifier`: it may be the same person.",
+    "IDENTIFIER_TAKEN": "Look at the record that ResourceInfo names, or find it with `filter.identifier`: it may be "
+    "the same person. An undelete with `release_identifiers` drops the identifier.",
     "ASSIGNMENT_DIFFERS": "Keep the existing assignment, or set `replace` to end it and start this one.",
     "THERAPIST_DELETED": "Undelete the therapist, or choose another one.",
     "PATIENT_DELETED": "Undelete the patient first.",
@@ -29,9 +30,10 @@ WHAT_TO_DO: Final = {
     "PATIENT_NOT_ACTIVE": "Set the patient's status to STATUS_ACTIVE first.",
     "PRIMARY_EXISTS": "Assign with another role, or set `replace_primary`.",
     "THERAPIST_AT_CAPACITY": "Choose another therapist, or set `ignore_capacity`.",
-    "HAS_ACTIVE_ASSIGNMENTS": "Unassign first. A delete with `force` ends the assignments itself.",
-    "PERIOD_OVERLAPS": "Send a later start_time, or none: the server then chooses one that fits.",
-    "TOO_MANY_ASSIGNMENTS": "Transfer them in parts with `patient_ids`. Before a delete with `force`, unassign some.",
+    "HAS_ACTIVE_ASSIGNMENTS": "Unassign first. An update or a delete with `force` ends the assignments itself.",
+    "PERIOD_OVERLAPS": "Send a later start_time or effective_time, or none: the server then chooses one that fits.",
+    "TOO_MANY_ASSIGNMENTS": "Transfer them in parts with `patient_ids`. Before an update or a delete with `force`, "
+    "unassign some.",
     "PATIENT_MERGED": "Use the record that metadata names. If the merge was wrong, call UnmergePatients.",
     "BIRTH_DATES_DIFFER": "Find out whether they are one person. If so, correct a date, or set `force`.",
     "MERGE_TOO_LARGE": "Remove what nobody needs from the record that exceeds the limit, then merge again.",

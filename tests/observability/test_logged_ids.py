@@ -15,7 +15,7 @@ from tests.api.sample_values import is_map
 from tests.observability.log_lines import lines_after, status_of
 from tests.security.server_fixture import LogReader, logging
 from tests.store.store_builders import run
-from tests.support.api_driver import ApiDriver, full_name, request
+from tests.support.api_driver import ApiDriver, full_name, refused, request
 from tests.support.waiting import NEVER_SECONDS
 
 
@@ -137,6 +137,16 @@ def test_an_invalid_id_is_not_in_the_log(
     assert "repeat" not in reader.path.read_text().lower()
     assert [line.get("patient_ids") for line in lines] == [None, ["p1"], ["p1"], ["p1"]]
     assert [line for line in lines if "therapist_ids" in line or "request_id" in line] == []
+
+
+def test_a_line_names_the_record_that_an_error_names(
+    logged: tuple[CaseloadServer, ApiDriver, LogReader],
+) -> None:
+    """The caller learns that this patient has the identifier."""
+    _, api, reader = logged
+    api.patients("p1", identifiers=[{"system": "urn:x", "value": "1"}])
+    assert refused(api.patients, "p2", identifiers=[{"system": "urn:x", "value": "1"}]).reason == "IDENTIFIER_TAKEN"
+    assert [line["patient_ids"] for line in lines_after(reader, 2)] == [["p1"], ["p2", "p1"]]
 
 
 def test_a_line_of_an_invalid_request_has_the_first_hundred_entries_of_its_lists(

@@ -13,7 +13,7 @@ from caseload_server.store.backends.factory import open_store
 from caseload_server.store.backends.sqlite import vacuum as vacuums
 
 from tests.process.command_runner import caseload, url
-from tests.store.store_calls import assign, delete, make, update
+from tests.store.store_calls import assign, delete, make, run, update
 from tests.support.servers import ServerProcess
 from tests.support.waiting import HUNG_SECONDS, NEVER_SECONDS
 
@@ -55,6 +55,27 @@ def test_a_purge_without_a_server_leaves_no_trace_in_the_file(tmp_path: Path) ->
     assert purge(path) == ""
     assert traces(path) == 0
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_purge_of_one_person_leaves_no_trace_of_that_person(tmp_path: Path) -> None:
+    path = tmp_path / "caseload.db"
+    store = open_store(Config(database=url(path)), lambda: 1)
+    make(store, THERAPIST, "t")
+    for number in range(MANY):
+        one, name = f"p{number * 7919 % MANY:04}", CANARY if number == MANY // 2 else f"Ann Lee {'x' * (number % 90)}"
+        make(
+            store, PATIENT, one, display_name="Roe", aliases=f'["{name}"]', identifiers=f'[["urn:x","{name}{number}"]]'
+        )
+        assign(store, "t", one, focus=name)
+        update(store, PATIENT, one, annotations=f'{{"note":"{name}"}}')
+        delete(store, PATIENT, one, force=True)
+    [(canary,)] = run(store, "SELECT patient_id FROM patient WHERE aliases LIKE :name", {"name": f"%{CANARY}%"})
+    store.close()
+    assert traces(path) > 0
+    ended = caseload(tmp_path, "purge", "--patient", canary, "--database", url(path))
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "1 patients, 0 therapists, 1 assignments purged\n", "")
+    assert traces(path) == 0
+    assert path.read_bytes().count(b"Ann Lee") > MANY
 
 
 def test_a_purge_beside_a_server_vacuums_only_with_a_flag(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ PRIVATE: Final = re.compile(r"canary.?zq9|491600009999|1931.?0?7.?13", re.IGNORE
 
 WELL_FORMED: Final[dict[str, Any]] = {
     "actor": CANARY,
+    "aliases": [f"{CANARY} Poe"],
     "annotations": {CANARY: CANARY},
     "birth_date": {"year": 1931, "month": 7, "day": 13},
     "display_name": f"{CANARY} Roe",

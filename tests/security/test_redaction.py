@@ -275,7 +275,7 @@ def test_an_error_without_read_names_and_counts_no_records(pair: Pair, reason: s
     assert [text for text in pair.writer.received if PRIVATE.search(text)] == []
     shown = pair.clerk.send(rpc, **fields, request_id=new_request_id(), validate_only=True)
     assert shown.reason == reason
-    assert shown.metadata or reason == "IDENTIFIER_TAKEN"
+    assert shown.metadata or "ResourceInfo" in shown.details
 
 
 def test_an_error_of_a_batch_without_read_has_the_index_of_the_entry_only(pair: Pair) -> None:

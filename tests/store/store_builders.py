@@ -56,9 +56,9 @@ def transfer(
     target: str,
     *ids: str,
     call: CallContext = CALL,
-    ignore_capacity: bool = False,
+    **options: Any,
 ) -> TransferResult:
-    return store.transfer(Transfer(source, target, ids, ignore_capacity), call)
+    return store.transfer(Transfer(source, target, ids, **options), call)
 
 
 def split(outcome: TransferResult) -> tuple[list[Assignment], list[Assignment]]:

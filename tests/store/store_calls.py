@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import pytest
 from caseload_server.domain import enums, errors, requests
 from caseload_server.domain.records import Assignment
-from caseload_server.domain.requests import CallContext, CaseloadQuery, PageRequest, RecordQuery
+from caseload_server.domain.requests import CallContext, CaseloadQuery, PageRequest, RecordQuery, Update
 from caseload_server.domain.results import Page
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.protocol import Row, Value
@@ -66,7 +66,7 @@ def make_pair(store: RelationshipStore) -> None:
 
 def update(store: RelationshipStore, kind: AnyKind, record_id: str, **fields: str | int | None) -> Any:
     """Sets columns without an etag check."""
-    return store.update(kind, record_id, "", fields, CALL).record
+    return store.update(kind, Update(record_id, fields), CALL).record
 
 
 def delete(store: RelationshipStore, kind: AnyKind, record_id: str, **flags: Any) -> Any:

@@ -1,4 +1,5 @@
 from caseload_server.domain import requests
+from caseload_server.domain.requests import Update
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.protocol import Value
 
@@ -153,7 +154,7 @@ def test_the_log_and_the_stored_requests_hold_no_personal_data(store: Relationsh
         return request(f"{step}", everything)
 
     store.create(PATIENT, "p", {"display_name": "first"}, call(1))
-    store.update(PATIENT, "p", "", patient, call(2))
+    store.update(PATIENT, Update("p", patient), call(2))
     store.create(THERAPIST, "t", {"display_name": next(c), "email": next(c), "specialties": f'["{next(c)}"]'}, call(3))
     store.assign(requests.Assign("t", "p", focus=next(c)), call(4))
     store.unassign(requests.Unassign("t", "p"), call(5))

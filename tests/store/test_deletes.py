@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 from caseload_server.domain import enums, errors, limits, requests, results
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
@@ -75,6 +77,57 @@ def test_a_delete_frees_the_identifiers_and_an_undelete_takes_them_back(
     assert store.undelete(kind, "a", CALL).record.identifiers == WITH_MRN
     with pytest.raises(errors.IdentifierTaken):
         update(store, kind, "b", identifiers=WITH_MRN)
+
+
+@both_kinds
+def test_an_undelete_can_release_the_identifiers_that_others_have(store: RelationshipStore, kind: AnyKind) -> None:
+    mixed = '[["urn:mrn","2"],["urn:mrn","1"],["urn:mrn","Zoë"]]'
+    make(store, kind, "a", identifiers=mixed)
+    delete(store, kind, "a")
+    make(store, kind, "b", identifiers=WITH_MRN)
+    assert store.undelete(kind, "a", CALL, release_identifiers=True).record.identifiers == (
+        '[["urn:mrn","2"],["urn:mrn","Zoë"]]'
+    )
+    assert ids(store, kind, identifier=MRN) == ["b"]
+    for value in ("2", "Zoë"):
+        assert ids(store, kind, identifier=("urn:mrn", value)) == ["a"]
+        with pytest.raises(errors.IdentifierTaken):
+            update(store, kind, "b", identifiers=f'[["urn:mrn","{value}"]]')
+    delete(store, kind, "b")
+    assert store.get(kind, "a").identifiers == '[["urn:mrn","2"],["urn:mrn","Zoë"]]'  # what was released stays so
+
+
+@both_kinds
+def test_an_undelete_keeps_the_identifiers_that_nobody_else_has(store: RelationshipStore, kind: AnyKind) -> None:
+    before = make(store, kind, "a", identifiers=WITH_MRN)
+    delete(store, kind, "a")
+    after = store.undelete(kind, "a", CALL, release_identifiers=True).record
+    assert after == before._replace(etag=after.etag)
+    assert ids(store, kind, identifier=MRN) == ["a"]
+
+
+@both_kinds
+def test_a_live_record_keeps_its_identifiers_when_it_is_undeleted(store: RelationshipStore, kind: AnyKind) -> None:
+    before = make(store, kind, "a", identifiers=WITH_MRN)
+    assert store.undelete(kind, "a", CALL, release_identifiers=True).record == before
+
+
+@both_kinds
+def test_a_taken_identifier_names_its_holder(store: RelationshipStore, kind: AnyKind) -> None:
+    make(store, kind, "gone", identifiers=WITH_MRN)
+    delete(store, kind, "gone")
+    make(store, kind, "holder", identifiers=WITH_MRN)
+    make(store, kind, "c")
+    tries: list[Callable[[], object]] = [
+        lambda: make(store, kind, "d", identifiers=WITH_MRN),
+        lambda: update(store, kind, "c", identifiers=WITH_MRN),
+        lambda: store.undelete(kind, "gone", CALL),
+    ]
+    for attempt in tries:
+        with pytest.raises(errors.IdentifierTaken) as refusal:
+            attempt()
+        assert refusal.value.resources == (errors.Resource(f"caseload.v1.{kind.record.__name__}", "holder"),)
+        assert refusal.value.metadata == {}
 
 
 @both_kinds

@@ -8,6 +8,7 @@ import pytest
 from caseload_server.domain import errors, requests
 from caseload_server.domain.enums import ROLE_PRIMARY
 from caseload_server.domain.records import Therapist
+from caseload_server.domain.requests import Update
 from caseload_server.domain.results import RecordResult
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.group_commit import unchanged
@@ -71,7 +72,7 @@ def test_each_write_of_a_commit_is_answered_with_its_own_revision(store: Relatio
         return store.create(THERAPIST, name, {"display_name": "Ada"}, CALL)
 
     def change_nothing() -> Any:
-        return store.update(THERAPIST, "t", "", {"display_name": "Ada Lovelace"}, CALL)
+        return store.update(THERAPIST, Update("t", {"display_name": "Ada Lovelace"}), CALL)
 
     made = batch(store._database, [partial(create, "a"), change_nothing, partial(create, "b"), change_nothing])
     assert [one.revision for one in made] == [store.keys.revision(number) for number in (3, 3, 4, 4)]

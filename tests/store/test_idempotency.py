@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 from caseload_server.domain import enums, errors, requests
+from caseload_server.domain.requests import Update
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 
 from tests.store.conftest import Clock
@@ -53,8 +54,8 @@ def test_a_replay_returns_the_current_record_with_the_first_revision(store: Rela
 
 def test_a_replayed_update_succeeds_with_its_old_etag(store: RelationshipStore) -> None:
     etag = make(store, PATIENT, "p").etag
-    first = store.update(PATIENT, "p", etag, {"email": "a@b"}, request(ID))
-    assert store.update(PATIENT, "p", etag, {"email": "a@b"}, request(ID)) == first
+    first = store.update(PATIENT, Update("p", {"email": "a@b"}, etag=etag), request(ID))
+    assert store.update(PATIENT, Update("p", {"email": "a@b"}, etag=etag), request(ID)) == first
 
 
 @both_kinds
@@ -119,11 +120,11 @@ def test_another_request_or_method_with_the_same_id_is_rejected(
     store: RelationshipStore, call: requests.CallContext
 ) -> None:
     make(store, THERAPIST, "t")
-    store.update(THERAPIST, "t", "", {"email": "a@b"}, request(ID))
+    store.update(THERAPIST, Update("t", {"email": "a@b"}), request(ID))
     before = dump(store)
     for refused in (call, call._replace(validate_only=True)):
         with pytest.raises(errors.RequestIdReused):
-            store.update(THERAPIST, "t", "", {"email": "c@d"}, refused)
+            store.update(THERAPIST, Update("t", {"email": "c@d"}), refused)
     assert dump(store) == before
 
 
@@ -182,10 +183,10 @@ def test_a_call_without_effect_is_remembered(store: RelationshipStore) -> None:
     make_pair(store)
     update(store, PATIENT, "p", email="a@b")
     order: Any = {"email": "a@b"}
-    first = store.update(PATIENT, "p", "", order, request(ID))
+    first = store.update(PATIENT, Update("p", order), request(ID))
     assert first.revision == store.keys.revision(store.head_revision())
     changed = update(store, PATIENT, "p", email="c@d")
-    assert store.update(PATIENT, "p", "", order, request(ID)) == first._replace(record=changed)
+    assert store.update(PATIENT, Update("p", order), request(ID)) == first._replace(record=changed)
     assert store.get(PATIENT, "p").email == "c@d"
 
 
@@ -193,7 +194,7 @@ def test_expired_requests_are_swept_and_others_stay(store: RelationshipStore, cl
     make(store, THERAPIST, "t")
 
     def touch(number: int) -> None:
-        store.update(THERAPIST, "t", "", {"email": f"{number}@b"}, request(f"{number:03}"))
+        store.update(THERAPIST, Update("t", {"email": f"{number}@b"}), request(f"{number:03}"))
 
     for number in range(10):
         touch(number)
@@ -206,9 +207,9 @@ def test_expired_requests_are_swept_and_others_stay(store: RelationshipStore, cl
 def test_an_expired_id_can_be_used_again_before_it_is_swept(store: RelationshipStore, clock: Clock) -> None:
     make(store, THERAPIST, "t")
     for number in range(10):
-        store.update(THERAPIST, "t", "", {"email": f"{number}@b"}, request(f"{number:03}"))
+        store.update(THERAPIST, Update("t", {"email": f"{number}@b"}), request(f"{number:03}"))
     clock.advance(DAY)
-    again = store.update(THERAPIST, "t", "", {"email": "x@b"}, request("009", b"another"))
+    again = store.update(THERAPIST, Update("t", {"email": "x@b"}), request("009", b"another"))
     assert again.record.email == "x@b"
     assert "009" in remembered(store)
 

@@ -10,7 +10,7 @@ from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.portability.verify import broken_rules
 
 from tests.store.store_builders import therapists
-from tests.store.store_calls import CALL, assign, make, race, run
+from tests.store.store_calls import CALL, assign, make, race, run, update
 
 PATIENTS = [f"p{n}" for n in range(8)]
 THERAPISTS = [f"t{n}" for n in range(4)]
@@ -43,8 +43,8 @@ WRITES: list[Write] = [
     lambda store, chance: store.transfer(Transfer("t0", chance.choice(THERAPISTS[1:])), CALL),
     lambda store, chance: store.delete(PATIENT, Delete(one_patient(chance), force=True), CALL),
     lambda store, chance: store.undelete(PATIENT, one_patient(chance), CALL),
-    lambda store, chance: store.update(
-        PATIENT, one_patient(chance), "", {"identifiers": f'[["mrn","{chance.randint(0, 9)}"]]'}, CALL
+    lambda store, chance: update(
+        store, PATIENT, one_patient(chance), identifiers=f'[["mrn","{chance.randint(0, 9)}"]]'
     ),
 ]
 
@@ -105,7 +105,7 @@ def test_an_assign_beside_a_merge_goes_to_neither_or_to_the_person(store: Relati
     therapists(store, *THERAPISTS)
     make(store, PATIENT, "p0")
     make(store, PATIENT, "p1")
-    store.update(THERAPIST, "t0", "", {"max_active_patients": 1}, CALL)
+    update(store, THERAPIST, "t0", max_active_patients=1)
 
     def one(number: int) -> object:
         if number == 16:

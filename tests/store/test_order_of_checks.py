@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 from caseload_server.domain import errors, limits, requests
 from caseload_server.domain.enums import ROLE_PRIMARY
-from caseload_server.domain.requests import CallContext
+from caseload_server.domain.requests import CallContext, Update
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 
 from tests.store.conftest import Clock
@@ -283,7 +283,9 @@ def test_update_reports_the_first_reason_of_two(
 
     def change() -> None:
         order = scene.order
-        store.update(kind, order.get("record_id", scene.it), order.get("etag", ""), scene.fields, scene.call)
+        store.update(
+            kind, Update(order.get("record_id", scene.it), scene.fields, etag=order.get("etag", "")), scene.call
+        )
 
     refused(scene, case, change)
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 from caseload_server.domain import errors, requests
 from caseload_server.domain.limits import MAX_PAGE_BYTES
-from caseload_server.domain.requests import CaseloadQuery, PageRequest, RecordQuery
+from caseload_server.domain.requests import CaseloadQuery, PageRequest, RecordQuery, Update
 from caseload_server.store import THERAPIST, RelationshipStore
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -35,10 +35,10 @@ def write(store: RelationshipStore, kind: AnyKind, mark: str, what: str, name: s
         case "delete":
             store.delete(kind, requests.Delete(record_id, allow_missing=True), CALL)
         case "rename":
-            store.update(kind, record_id, "", {"display_name": "elsewhere"}, CALL)
+            store.update(kind, Update(record_id, {"display_name": "elsewhere"}), CALL)
         case "restore":
             store.undelete(kind, record_id, CALL)
-            store.update(kind, record_id, "", {"display_name": mark}, CALL)
+            store.update(kind, Update(record_id, {"display_name": mark}), CALL)
 
 
 class Plan(NamedTuple):

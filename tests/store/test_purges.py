@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from caseload_server.domain import errors, requests
 from caseload_server.domain.records import Change, ChangeSet
-from caseload_server.domain.requests import ChangeQuery, Delete, Fields
+from caseload_server.domain.requests import ChangeQuery, Delete, Fields, Update
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.protocol import Transaction
 
@@ -152,12 +152,12 @@ def test_the_identifiers_of_a_purged_record_are_free(store: RelationshipStore, k
 def test_a_replay_about_a_purged_record_finds_nothing(store: RelationshipStore, kind: AnyKind) -> None:
     made: Fields = {"display_name": "Ada"}
     store.create(kind, "a", made, request("create"))
-    store.update(kind, "a", "", {"email": "a@b"}, request("update"))
+    store.update(kind, Update("a", {"email": "a@b"}), request("update"))
     store.delete(kind, Delete("a"), request("delete"))
     purge(store, 2**62)
     repeats: list[Callable[[], object]] = [
         lambda: store.create(kind, "a", made, request("create")),
-        lambda: store.update(kind, "a", "", {"email": "a@b"}, request("update")),
+        lambda: store.update(kind, Update("a", {"email": "a@b"}), request("update")),
         lambda: store.delete(kind, Delete("a"), request("delete")),
     ]
     for repeat in repeats:

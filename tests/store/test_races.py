@@ -3,7 +3,7 @@
 import pytest
 from caseload_server.domain import errors, requests
 from caseload_server.domain.enums import ROLE_PRIMARY, ROLE_TREATING
-from caseload_server.domain.requests import Assign, Delete, PageRequest, RecordQuery, Unassign
+from caseload_server.domain.requests import Assign, Delete, PageRequest, RecordQuery, Unassign, Update
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 
 from tests.store.store_calls import (
@@ -160,6 +160,29 @@ def test_one_of_racing_creates_updates_and_undeletes_gets_the_identifier(
 
 
 @both_kinds
+def test_undeletes_that_release_identifiers_all_succeed_and_one_gets_them(
+    store: RelationshipStore, kind: AnyKind
+) -> None:
+    mrn = '[["urn:mrn","1"]]'
+    for number in range(0, THREADS, 2):
+        make(store, kind, f"a{number}", identifiers=mrn)
+        store.delete(kind, Delete(f"a{number}"), CALL)
+
+    def one(number: int) -> str:
+        if number % 2:
+            return str(make(store, kind, f"a{number}", identifiers=mrn)[0])
+        released = store.undelete(kind, f"a{number}", CALL, release_identifiers=True).record
+        assert released.identifiers in ("[]", mrn)
+        return "undeleted"
+
+    done, refusals = race(one)
+    assert done.count("undeleted") == THREADS // 2
+    assert kinds(refusals) == {errors.IdentifierTaken}
+    [holder] = [one for one in ids(store, kind) if store.get(kind, one).identifiers == mrn]
+    assert ids(store, kind, identifier=("urn:mrn", "1")) == [holder]
+
+
+@both_kinds
 def test_one_of_racing_creates_gets_the_id(store: RelationshipStore, kind: AnyKind) -> None:
     done, refusals = race(lambda number: make(store, kind, "a", display_name=f"Ada {number}"))
     assert len(done) == 1
@@ -180,7 +203,9 @@ def test_the_same_request_from_many_callers_writes_once(store: RelationshipStore
 @both_kinds
 def test_one_of_racing_updates_with_the_same_etag_succeeds(store: RelationshipStore, kind: AnyKind) -> None:
     etag = make(store, kind, "a").etag
-    done, refusals = race(lambda number: store.update(kind, "a", etag, {"display_name": f"Ada {number}"}, CALL))
+    done, refusals = race(
+        lambda number: store.update(kind, Update("a", {"display_name": f"Ada {number}"}, etag=etag), CALL)
+    )
     assert len(done) == 1
     assert kinds(refusals) == {errors.EtagMismatch}
     assert store.get(kind, "a") == done[0].record

@@ -5,6 +5,7 @@ import pytest
 from caseload_server.api import convert
 from caseload_server.domain import enums, errors, limits, requests, results
 from caseload_server.domain.records import Therapist
+from caseload_server.domain.requests import Update
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.records import RecordKind
 
@@ -164,8 +165,8 @@ def test_an_update_that_changes_nothing_keeps_etag_time_and_revision(
     clock.advance(1)
     same: list[requests.Fields] = [{"display_name": "Ada", "email": "a@b"}, {}]
     for fields in same:
-        repeated = store.update(kind, "a", created.record.etag, fields, CALL)
-        assert repeated == results.RecordResult(created.record, created.revision)
+        repeated = store.update(kind, Update("a", fields, etag=created.record.etag), CALL)
+        assert repeated == results.UpdateResult(created.record, 0, created.revision)
 
 
 @both_kinds
@@ -175,9 +176,9 @@ def test_an_update_with_an_old_etag_is_rejected_even_without_a_change(store: Rel
     changed_and_same: list[requests.Fields] = [{"email": "c@d"}, {"email": "a@b"}]
     for fields in changed_and_same:
         with pytest.raises(errors.EtagMismatch):
-            store.update(kind, "a", old, fields, CALL)
+            store.update(kind, Update("a", fields, etag=old), CALL)
     assert store.get(kind, "a") == new
-    assert store.update(kind, "a", new.etag, {"email": "c@d"}, CALL).record.email == "c@d"
+    assert store.update(kind, Update("a", {"email": "c@d"}, etag=new.etag), CALL).record.email == "c@d"
 
 
 @both_kinds

@@ -1,5 +1,6 @@
 import pytest
 from caseload_server.domain import enums, errors, requests, results
+from caseload_server.domain.requests import Update
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 
 from tests.store.conftest import Clock
@@ -60,7 +61,7 @@ def test_validating_is_rejected_like_the_write(store: RelationshipStore) -> None
     with pytest.raises(errors.IdentifierTaken):
         store.create(PATIENT, "x", {"display_name": "Ada", "identifiers": '[["urn:mrn","1"]]'}, VALIDATE)
     with pytest.raises(errors.EtagMismatch):
-        store.update(PATIENT, "p", "old", {}, VALIDATE)
+        store.update(PATIENT, Update("p", {}, etag="old"), VALIDATE)
     assert dump(store) == before
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from caseload_server.domain.requests import Update
 from caseload_server.store import THERAPIST, RelationshipStore
 
 from tests.store.store_builders import CALL
@@ -17,4 +18,4 @@ def count(store: RelationshipStore, therapist_id: str) -> int:
 
 
 def update(therapist_id: str, **fields: int) -> Prepare:
-    return lambda store: store.update(THERAPIST, therapist_id, "", dict(fields), CALL)
+    return lambda store: store.update(THERAPIST, Update(therapist_id, dict(fields)), CALL)

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import pytest
 from caseload_server.domain.enums import PATIENT_DISCHARGED, ROLE_PRIMARY, THERAPIST_INACTIVE
-from caseload_server.domain.requests import Assign, CallContext, Delete, Fields, Unassign
-from caseload_server.domain.results import AssignResult, DeleteResult, TransferResult, UnassignResult
+from caseload_server.domain.requests import Assign, CallContext, Delete, Fields, Unassign, Update
+from caseload_server.domain.results import AssignResult, DeleteResult, TransferResult, UnassignResult, UpdateResult
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 
 from tests.store.store_calls import CALL, AnyKind, assign, delete, make, unassign
@@ -42,7 +42,7 @@ def effect(result: Any) -> int:
             return int(result.created)
         case UnassignResult():
             return int(result.ended)
-        case DeleteResult():
+        case DeleteResult() | UpdateResult():
             return result.ended_count
         case TransferResult():
             return len(result.ended)
@@ -74,8 +74,8 @@ def ended(store: RelationshipStore) -> None:
 def inactive(store: RelationshipStore) -> None:
     """Everyone; t is inactive, and p is discharged."""
     everyone(store)
-    store.update(THERAPIST, "t", "", {"status": THERAPIST_INACTIVE}, CALL)
-    store.update(PATIENT, "p", "", {"status": PATIENT_DISCHARGED}, CALL)
+    store.update(THERAPIST, Update("t", {"status": THERAPIST_INACTIVE}), CALL)
+    store.update(PATIENT, Update("p", {"status": PATIENT_DISCHARGED}), CALL)
 
 
 def finished(store: RelationshipStore) -> None:
@@ -98,8 +98,12 @@ def _of_kind(kind: AnyKind) -> list[Mutation]:
         everyone(store)
         delete(store, kind, it)
 
+    def overtaken(store: RelationshipStore) -> None:
+        deleted(store)
+        make(store, kind, "new", identifiers=f'[["urn:{"npi" if kind is THERAPIST else "mrn"}","1"]]')
+
     def update(store: RelationshipStore, call: CallContext) -> Any:
-        return store.update(kind, it, "", {**rename, "identifiers": store.get(kind, it).identifiers}, call)
+        return store.update(kind, Update(it, {**rename, "identifiers": store.get(kind, it).identifiers}), call)
 
     force = [(UPDATED, ENDED, "t", "p", True)]
     if kind is PATIENT:
@@ -120,6 +124,14 @@ def _of_kind(kind: AnyKind) -> list[Mutation]:
             ("etag",),
         ),
         Mutation(f"update a {name}", everyone, update, ((UPDATED, "display_name,email", *of(kind, it)),), ("etag",)),
+        Mutation(
+            f"update a {name} with force",
+            assigned,
+            lambda store, call: store.update(kind, Update(it, {"status": kind.idle_status}, end_reason=1), call),
+            (*force, (UPDATED, "status", *of(kind, it))),
+            ("etag",),
+            len(force),
+        ),
         Mutation(
             f"delete a {name}",
             everyone,
@@ -142,6 +154,13 @@ def _of_kind(kind: AnyKind) -> list[Mutation]:
             ((UNDELETED, "delete_time", *of(kind, it)),),
             ("etag",),
         ),
+        Mutation(
+            f"undelete a {name} without its identifiers",
+            overtaken,
+            lambda store, call: store.undelete(kind, it, call, release_identifiers=True),
+            ((UNDELETED, "delete_time,identifiers", *of(kind, it)),),
+            ("etag",),
+        ),
     ]
 
 
@@ -156,7 +175,7 @@ def _no_ops_of_kind(kind: AnyKind) -> list[Mutation]:
         Mutation(
             f"update nothing of a {name}",
             everyone,
-            lambda store, call: store.update(kind, it, "", {"display_name": "Ada Lovelace"}, call),
+            lambda store, call: store.update(kind, Update(it, {"display_name": "Ada Lovelace"}), call),
         ),
         Mutation(f"delete a deleted {name}", deleted, lambda store, call: store.delete(kind, Delete(it), call)),
         Mutation(

@@ -425,8 +425,8 @@ class TransferPatientsRequest(_message.Message):
 
     @_builtins.property
     def effective_time(self) -> _timestamp_pb2.Timestamp:
-        """When the patients move, instead of now. At most a minute ahead, and not before the start of any
-        moved assignment. Truncated to microseconds.
+        """When the patients move, instead of now. At most a minute ahead, and not before the start_time of
+        any moved assignment. Truncated to microseconds.
         """
 
     def __init__(

@@ -239,6 +239,9 @@ class AssignmentServiceServicer(object):
         an active period of either therapist with the patient starts later. It is also later if the new
         period would overlap an earlier one that ends later. So skewed clocks cause no errors.
 
+        With effective_time that moment is exactly effective_time, for all patients, and each of these
+        obstacles is an error instead.
+
         If the target already has an active assignment to the patient, it keeps its role and focus, and
         no new period starts. If the source's assignment is PRIMARY, the target's assignment ends too,
         with END_REASON_REPLACED, and a PRIMARY period replaces it. Neither case counts toward
@@ -253,7 +256,7 @@ class AssignmentServiceServicer(object):
 
         Errors:
         - INVALID_FIELD: a field, including request_id, is missing or malformed; patient_ids has more
-        than 1000 entries; or the target is the source.
+        than 1000 entries; the target is the source; or effective_time is more than a minute ahead.
         - REQUEST_ID_REUSED: request_id was used for a different request.
         - THERAPIST_NOT_FOUND: source_therapist_id or target_therapist_id never existed, or was purged.
         - PATIENT_NOT_FOUND: one or more of patient_ids never existed, or were purged.
@@ -266,8 +269,12 @@ class AssignmentServiceServicer(object):
         google.rpc.ResourceInfo names as many of these patients as fit into the error.
         - TOO_MANY_ASSIGNMENTS: patient_ids is empty, and the source has more than 1000 active
         assignments. Move them in parts with patient_ids.
+        - INVALID_FIELD: effective_time is before the start_time of an assignment to move.
         - THERAPIST_NOT_ACTIVE: there are assignments to move, and the target's status is not
         STATUS_ACTIVE.
+        - PERIOD_OVERLAPS: effective_time is before the end of an ended period of the target with a
+        patient, or before the start of an active one. Periods that ended as ENTERED_IN_ERROR, or at
+        the moment they started, do not count.
         - THERAPIST_AT_CAPACITY: the target would exceed max_active_patients, and ignore_capacity is
         not set. Metadata gives limit, and the current count before the transfer.
         """

@@ -165,6 +165,9 @@ class AssignmentServiceStub:
     an active period of either therapist with the patient starts later. It is also later if the new
     period would overlap an earlier one that ends later. So skewed clocks cause no errors.
 
+    With effective_time that moment is exactly effective_time, for all patients, and each of these
+    obstacles is an error instead.
+
     If the target already has an active assignment to the patient, it keeps its role and focus, and
     no new period starts. If the source's assignment is PRIMARY, the target's assignment ends too,
     with END_REASON_REPLACED, and a PRIMARY period replaces it. Neither case counts toward
@@ -179,7 +182,7 @@ class AssignmentServiceStub:
 
     Errors:
     - INVALID_FIELD: a field, including request_id, is missing or malformed; patient_ids has more
-      than 1000 entries; or the target is the source.
+      than 1000 entries; the target is the source; or effective_time is more than a minute ahead.
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - THERAPIST_NOT_FOUND: source_therapist_id or target_therapist_id never existed, or was purged.
     - PATIENT_NOT_FOUND: one or more of patient_ids never existed, or were purged.
@@ -192,8 +195,12 @@ class AssignmentServiceStub:
       google.rpc.ResourceInfo names as many of these patients as fit into the error.
     - TOO_MANY_ASSIGNMENTS: patient_ids is empty, and the source has more than 1000 active
       assignments. Move them in parts with patient_ids.
+    - INVALID_FIELD: effective_time is before the start_time of an assignment to move.
     - THERAPIST_NOT_ACTIVE: there are assignments to move, and the target's status is not
       STATUS_ACTIVE.
+    - PERIOD_OVERLAPS: effective_time is before the end of an ended period of the target with a
+      patient, or before the start of an active one. Periods that ended as ENTERED_IN_ERROR, or at
+      the moment they started, do not count.
     - THERAPIST_AT_CAPACITY: the target would exceed max_active_patients, and ignore_capacity is
       not set. Metadata gives limit, and the current count before the transfer.
     """
@@ -335,6 +342,9 @@ class AssignmentServiceAsyncStub(AssignmentServiceStub):
     an active period of either therapist with the patient starts later. It is also later if the new
     period would overlap an earlier one that ends later. So skewed clocks cause no errors.
 
+    With effective_time that moment is exactly effective_time, for all patients, and each of these
+    obstacles is an error instead.
+
     If the target already has an active assignment to the patient, it keeps its role and focus, and
     no new period starts. If the source's assignment is PRIMARY, the target's assignment ends too,
     with END_REASON_REPLACED, and a PRIMARY period replaces it. Neither case counts toward
@@ -349,7 +359,7 @@ class AssignmentServiceAsyncStub(AssignmentServiceStub):
 
     Errors:
     - INVALID_FIELD: a field, including request_id, is missing or malformed; patient_ids has more
-      than 1000 entries; or the target is the source.
+      than 1000 entries; the target is the source; or effective_time is more than a minute ahead.
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - THERAPIST_NOT_FOUND: source_therapist_id or target_therapist_id never existed, or was purged.
     - PATIENT_NOT_FOUND: one or more of patient_ids never existed, or were purged.
@@ -362,8 +372,12 @@ class AssignmentServiceAsyncStub(AssignmentServiceStub):
       google.rpc.ResourceInfo names as many of these patients as fit into the error.
     - TOO_MANY_ASSIGNMENTS: patient_ids is empty, and the source has more than 1000 active
       assignments. Move them in parts with patient_ids.
+    - INVALID_FIELD: effective_time is before the start_time of an assignment to move.
     - THERAPIST_NOT_ACTIVE: there are assignments to move, and the target's status is not
       STATUS_ACTIVE.
+    - PERIOD_OVERLAPS: effective_time is before the end of an ended period of the target with a
+      patient, or before the start of an active one. Periods that ended as ENTERED_IN_ERROR, or at
+      the moment they started, do not count.
     - THERAPIST_AT_CAPACITY: the target would exceed max_active_patients, and ignore_capacity is
       not set. Metadata gives limit, and the current count before the transfer.
     """
@@ -538,6 +552,9 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
         an active period of either therapist with the patient starts later. It is also later if the new
         period would overlap an earlier one that ends later. So skewed clocks cause no errors.
 
+        With effective_time that moment is exactly effective_time, for all patients, and each of these
+        obstacles is an error instead.
+
         If the target already has an active assignment to the patient, it keeps its role and focus, and
         no new period starts. If the source's assignment is PRIMARY, the target's assignment ends too,
         with END_REASON_REPLACED, and a PRIMARY period replaces it. Neither case counts toward
@@ -552,7 +569,7 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - INVALID_FIELD: a field, including request_id, is missing or malformed; patient_ids has more
-          than 1000 entries; or the target is the source.
+          than 1000 entries; the target is the source; or effective_time is more than a minute ahead.
         - REQUEST_ID_REUSED: request_id was used for a different request.
         - THERAPIST_NOT_FOUND: source_therapist_id or target_therapist_id never existed, or was purged.
         - PATIENT_NOT_FOUND: one or more of patient_ids never existed, or were purged.
@@ -565,8 +582,12 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
           google.rpc.ResourceInfo names as many of these patients as fit into the error.
         - TOO_MANY_ASSIGNMENTS: patient_ids is empty, and the source has more than 1000 active
           assignments. Move them in parts with patient_ids.
+        - INVALID_FIELD: effective_time is before the start_time of an assignment to move.
         - THERAPIST_NOT_ACTIVE: there are assignments to move, and the target's status is not
           STATUS_ACTIVE.
+        - PERIOD_OVERLAPS: effective_time is before the end of an ended period of the target with a
+          patient, or before the start of an active one. Periods that ended as ENTERED_IN_ERROR, or at
+          the moment they started, do not count.
         - THERAPIST_AT_CAPACITY: the target would exceed max_active_patients, and ignore_capacity is
           not set. Metadata gives limit, and the current count before the transfer.
         """

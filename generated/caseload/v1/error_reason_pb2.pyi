@@ -57,7 +57,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_ID_TAKEN: _ErrorReason.ValueType  # 20
     """ALREADY_EXISTS. The chosen id is taken, perhaps by a deleted record. Ids are never reused."""
     ERROR_REASON_IDENTIFIER_TAKEN: _ErrorReason.ValueType  # 21
-    """ALREADY_EXISTS. Another live record of the same kind has one of the identifiers."""
+    """ALREADY_EXISTS. Another live record of the same kind has one of the identifiers.
+    google.rpc.ResourceInfo names it to callers with the permission read, unless it has just given
+    the identifier up.
+    """
     ERROR_REASON_ASSIGNMENT_DIFFERS: _ErrorReason.ValueType  # 22
     """ALREADY_EXISTS. The pair already has an active assignment with another role, focus or
     start_time.
@@ -82,7 +85,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. The record has active assignments. Metadata gives their count."""
     ERROR_REASON_PERIOD_OVERLAPS: _ErrorReason.ValueType  # 37
     """FAILED_PRECONDITION. The period would overlap another period of the pair, or another primary
-    period of the patient, or would start before a period that it replaces. Metadata gives the
+    period of the patient, or would start before a period that it replaces. In a transfer with an
+    effective_time, an active period of the target would start later than that. Metadata gives the
     assignment_id of the other period.
     """
     ERROR_REASON_TOO_MANY_ASSIGNMENTS: _ErrorReason.ValueType  # 38
@@ -212,7 +216,10 @@ or those patients.
 ERROR_REASON_ID_TAKEN: ErrorReason.ValueType  # 20
 """ALREADY_EXISTS. The chosen id is taken, perhaps by a deleted record. Ids are never reused."""
 ERROR_REASON_IDENTIFIER_TAKEN: ErrorReason.ValueType  # 21
-"""ALREADY_EXISTS. Another live record of the same kind has one of the identifiers."""
+"""ALREADY_EXISTS. Another live record of the same kind has one of the identifiers.
+google.rpc.ResourceInfo names it to callers with the permission read, unless it has just given
+the identifier up.
+"""
 ERROR_REASON_ASSIGNMENT_DIFFERS: ErrorReason.ValueType  # 22
 """ALREADY_EXISTS. The pair already has an active assignment with another role, focus or
 start_time.
@@ -237,7 +244,8 @@ ERROR_REASON_HAS_ACTIVE_ASSIGNMENTS: ErrorReason.ValueType  # 36
 """FAILED_PRECONDITION. The record has active assignments. Metadata gives their count."""
 ERROR_REASON_PERIOD_OVERLAPS: ErrorReason.ValueType  # 37
 """FAILED_PRECONDITION. The period would overlap another period of the pair, or another primary
-period of the patient, or would start before a period that it replaces. Metadata gives the
+period of the patient, or would start before a period that it replaces. In a transfer with an
+effective_time, an active period of the target would start later than that. Metadata gives the
 assignment_id of the other period.
 """
 ERROR_REASON_TOO_MANY_ASSIGNMENTS: ErrorReason.ValueType  # 38

@@ -503,7 +503,7 @@ class UndeletePatientRequest(_message.Message):
     """
     release_identifiers: _builtins.bool
     """If true, drops the identifiers that other live patients have by now, instead of the error
-    IDENTIFIER_TAKEN.
+    IDENTIFIER_TAKEN. The change then names identifiers as a changed field.
     """
     def __init__(
         self,

@@ -82,7 +82,8 @@ class PatientServiceStub:
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - INVALID_FIELD: the record is larger than 32 KiB.
     - ID_TAKEN: the chosen id belongs to a live, soft-deleted or purged patient.
-    - IDENTIFIER_TAKEN: another live patient has one of the identifiers.
+    - IDENTIFIER_TAKEN: another live patient has one of the identifiers. google.rpc.ResourceInfo names
+      it.
     """
     GetPatient: _grpc.UnaryUnaryMultiCallable[_patient_service_pb2.GetPatientRequest, _patient_service_pb2.GetPatientResponse]
     """Gets one patient, live or soft-deleted.
@@ -119,22 +120,28 @@ class PatientServiceStub:
     """Changes the fields that update_mask names. Use it to rename a patient, too. An update that
     changes nothing succeeds, keeps etag and update_time, and writes nothing.
 
+    The status cannot become STATUS_DISCHARGED while the patient has active assignments, unless force
+    ends them in the same transaction.
+
     Retries: with the same request_id, the call returns the result of the first call. Without a
     request_id it sets the same values again, which changes nothing unless others changed them.
     With an etag it returns ETAG_MISMATCH if the first call changed something, because the etag is
-    compared first.
+    compared first. With force it ends nothing, and ended_assignment_count is 0.
 
     Errors:
     - INVALID_FIELD: a field is missing or malformed, or update_mask names a field that cannot be
-      set.
+      set. Or end_reason is set without force, or is one that only the server sets.
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - PATIENT_NOT_FOUND: the id never existed, or was purged.
     - PATIENT_MERGED: the patient was merged into another record.
     - PATIENT_DELETED: the patient is soft-deleted. Undelete it first.
     - ETAG_MISMATCH: etag is set and is not the patient's etag, even if nothing would change.
     - INVALID_FIELD: the record would become larger than 32 KiB.
-    - HAS_ACTIVE_ASSIGNMENTS: status becomes STATUS_DISCHARGED while active assignments exist.
-    - IDENTIFIER_TAKEN: another live patient has one of the identifiers.
+    - HAS_ACTIVE_ASSIGNMENTS: status becomes STATUS_DISCHARGED while active assignments exist, and
+      force is not set.
+    - TOO_MANY_ASSIGNMENTS: force would end more than 1000 assignments.
+    - IDENTIFIER_TAKEN: another live patient has one of the identifiers. google.rpc.ResourceInfo names
+      it.
     """
     DeletePatient: _grpc.UnaryUnaryMultiCallable[_patient_service_pb2.DeletePatientRequest, _patient_service_pb2.DeletePatientResponse]
     """Soft-deletes one patient and frees its identifiers. The call fails while the patient has active
@@ -154,7 +161,8 @@ class PatientServiceStub:
     - TOO_MANY_ASSIGNMENTS: force would end more than 1000 assignments. Unassign some first.
     """
     UndeletePatient: _grpc.UnaryUnaryMultiCallable[_patient_service_pb2.UndeletePatientRequest, _patient_service_pb2.UndeletePatientResponse]
-    """Reverts a soft delete and reclaims the identifiers. Ended assignments stay ended.
+    """Reverts a soft delete and reclaims the identifiers. With release_identifiers, the record loses
+    those that other live patients have by now. Ended assignments stay ended.
 
     Retries: the call succeeds and does not change a live patient. If the patient was deleted in
     the meantime, a retry undeletes it again. With the same request_id it never writes.
@@ -164,7 +172,8 @@ class PatientServiceStub:
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - PATIENT_NOT_FOUND: the id never existed, or was purged.
     - PATIENT_MERGED: the patient was merged into another record. Call UnmergePatients instead.
-    - IDENTIFIER_TAKEN: another live patient now has one of the identifiers.
+    - IDENTIFIER_TAKEN: another live patient now has one of the identifiers, and release_identifiers is
+      not set. google.rpc.ResourceInfo names it.
     """
     AssignTherapist: _grpc.UnaryUnaryMultiCallable[_patient_service_pb2.AssignTherapistRequest, _patient_service_pb2.AssignTherapistResponse]
     """Assigns a therapist to a patient, which starts a new period. Ended periods of the pair are
@@ -347,7 +356,8 @@ class PatientServiceAsyncStub(PatientServiceStub):
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - INVALID_FIELD: the record is larger than 32 KiB.
     - ID_TAKEN: the chosen id belongs to a live, soft-deleted or purged patient.
-    - IDENTIFIER_TAKEN: another live patient has one of the identifiers.
+    - IDENTIFIER_TAKEN: another live patient has one of the identifiers. google.rpc.ResourceInfo names
+      it.
     """
     GetPatient: _aio.UnaryUnaryMultiCallable[_patient_service_pb2.GetPatientRequest, _patient_service_pb2.GetPatientResponse]  # type: ignore[assignment]
     """Gets one patient, live or soft-deleted.
@@ -384,22 +394,28 @@ class PatientServiceAsyncStub(PatientServiceStub):
     """Changes the fields that update_mask names. Use it to rename a patient, too. An update that
     changes nothing succeeds, keeps etag and update_time, and writes nothing.
 
+    The status cannot become STATUS_DISCHARGED while the patient has active assignments, unless force
+    ends them in the same transaction.
+
     Retries: with the same request_id, the call returns the result of the first call. Without a
     request_id it sets the same values again, which changes nothing unless others changed them.
     With an etag it returns ETAG_MISMATCH if the first call changed something, because the etag is
-    compared first.
+    compared first. With force it ends nothing, and ended_assignment_count is 0.
 
     Errors:
     - INVALID_FIELD: a field is missing or malformed, or update_mask names a field that cannot be
-      set.
+      set. Or end_reason is set without force, or is one that only the server sets.
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - PATIENT_NOT_FOUND: the id never existed, or was purged.
     - PATIENT_MERGED: the patient was merged into another record.
     - PATIENT_DELETED: the patient is soft-deleted. Undelete it first.
     - ETAG_MISMATCH: etag is set and is not the patient's etag, even if nothing would change.
     - INVALID_FIELD: the record would become larger than 32 KiB.
-    - HAS_ACTIVE_ASSIGNMENTS: status becomes STATUS_DISCHARGED while active assignments exist.
-    - IDENTIFIER_TAKEN: another live patient has one of the identifiers.
+    - HAS_ACTIVE_ASSIGNMENTS: status becomes STATUS_DISCHARGED while active assignments exist, and
+      force is not set.
+    - TOO_MANY_ASSIGNMENTS: force would end more than 1000 assignments.
+    - IDENTIFIER_TAKEN: another live patient has one of the identifiers. google.rpc.ResourceInfo names
+      it.
     """
     DeletePatient: _aio.UnaryUnaryMultiCallable[_patient_service_pb2.DeletePatientRequest, _patient_service_pb2.DeletePatientResponse]  # type: ignore[assignment]
     """Soft-deletes one patient and frees its identifiers. The call fails while the patient has active
@@ -419,7 +435,8 @@ class PatientServiceAsyncStub(PatientServiceStub):
     - TOO_MANY_ASSIGNMENTS: force would end more than 1000 assignments. Unassign some first.
     """
     UndeletePatient: _aio.UnaryUnaryMultiCallable[_patient_service_pb2.UndeletePatientRequest, _patient_service_pb2.UndeletePatientResponse]  # type: ignore[assignment]
-    """Reverts a soft delete and reclaims the identifiers. Ended assignments stay ended.
+    """Reverts a soft delete and reclaims the identifiers. With release_identifiers, the record loses
+    those that other live patients have by now. Ended assignments stay ended.
 
     Retries: the call succeeds and does not change a live patient. If the patient was deleted in
     the meantime, a retry undeletes it again. With the same request_id it never writes.
@@ -429,7 +446,8 @@ class PatientServiceAsyncStub(PatientServiceStub):
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - PATIENT_NOT_FOUND: the id never existed, or was purged.
     - PATIENT_MERGED: the patient was merged into another record. Call UnmergePatients instead.
-    - IDENTIFIER_TAKEN: another live patient now has one of the identifiers.
+    - IDENTIFIER_TAKEN: another live patient now has one of the identifiers, and release_identifiers is
+      not set. google.rpc.ResourceInfo names it.
     """
     AssignTherapist: _aio.UnaryUnaryMultiCallable[_patient_service_pb2.AssignTherapistRequest, _patient_service_pb2.AssignTherapistResponse]  # type: ignore[assignment]
     """Assigns a therapist to a patient, which starts a new period. Ended periods of the pair are
@@ -615,7 +633,8 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
         - REQUEST_ID_REUSED: request_id was used for a different request.
         - INVALID_FIELD: the record is larger than 32 KiB.
         - ID_TAKEN: the chosen id belongs to a live, soft-deleted or purged patient.
-        - IDENTIFIER_TAKEN: another live patient has one of the identifiers.
+        - IDENTIFIER_TAKEN: another live patient has one of the identifiers. google.rpc.ResourceInfo names
+          it.
         """
 
     @_abc_1.abstractmethod
@@ -676,22 +695,28 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
         """Changes the fields that update_mask names. Use it to rename a patient, too. An update that
         changes nothing succeeds, keeps etag and update_time, and writes nothing.
 
+        The status cannot become STATUS_DISCHARGED while the patient has active assignments, unless force
+        ends them in the same transaction.
+
         Retries: with the same request_id, the call returns the result of the first call. Without a
         request_id it sets the same values again, which changes nothing unless others changed them.
         With an etag it returns ETAG_MISMATCH if the first call changed something, because the etag is
-        compared first.
+        compared first. With force it ends nothing, and ended_assignment_count is 0.
 
         Errors:
         - INVALID_FIELD: a field is missing or malformed, or update_mask names a field that cannot be
-          set.
+          set. Or end_reason is set without force, or is one that only the server sets.
         - REQUEST_ID_REUSED: request_id was used for a different request.
         - PATIENT_NOT_FOUND: the id never existed, or was purged.
         - PATIENT_MERGED: the patient was merged into another record.
         - PATIENT_DELETED: the patient is soft-deleted. Undelete it first.
         - ETAG_MISMATCH: etag is set and is not the patient's etag, even if nothing would change.
         - INVALID_FIELD: the record would become larger than 32 KiB.
-        - HAS_ACTIVE_ASSIGNMENTS: status becomes STATUS_DISCHARGED while active assignments exist.
-        - IDENTIFIER_TAKEN: another live patient has one of the identifiers.
+        - HAS_ACTIVE_ASSIGNMENTS: status becomes STATUS_DISCHARGED while active assignments exist, and
+          force is not set.
+        - TOO_MANY_ASSIGNMENTS: force would end more than 1000 assignments.
+        - IDENTIFIER_TAKEN: another live patient has one of the identifiers. google.rpc.ResourceInfo names
+          it.
         """
 
     @_abc_1.abstractmethod
@@ -723,7 +748,8 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _patient_service_pb2.UndeletePatientRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_patient_service_pb2.UndeletePatientResponse, _abc.Awaitable[_patient_service_pb2.UndeletePatientResponse]]:
-        """Reverts a soft delete and reclaims the identifiers. Ended assignments stay ended.
+        """Reverts a soft delete and reclaims the identifiers. With release_identifiers, the record loses
+        those that other live patients have by now. Ended assignments stay ended.
 
         Retries: the call succeeds and does not change a live patient. If the patient was deleted in
         the meantime, a retry undeletes it again. With the same request_id it never writes.
@@ -733,7 +759,8 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
         - REQUEST_ID_REUSED: request_id was used for a different request.
         - PATIENT_NOT_FOUND: the id never existed, or was purged.
         - PATIENT_MERGED: the patient was merged into another record. Call UnmergePatients instead.
-        - IDENTIFIER_TAKEN: another live patient now has one of the identifiers.
+        - IDENTIFIER_TAKEN: another live patient now has one of the identifiers, and release_identifiers is
+          not set. google.rpc.ResourceInfo names it.
         """
 
     @_abc_1.abstractmethod

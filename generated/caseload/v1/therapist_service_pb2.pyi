@@ -515,7 +515,7 @@ class UndeleteTherapistRequest(_message.Message):
     """
     release_identifiers: _builtins.bool
     """If true, drops the identifiers that other live therapists have by now, instead of the error
-    IDENTIFIER_TAKEN.
+    IDENTIFIER_TAKEN. The change then names identifiers as a changed field.
     """
     def __init__(
         self,

@@ -83,7 +83,8 @@ class TherapistServiceStub:
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - INVALID_FIELD: the record is larger than 32 KiB.
     - ID_TAKEN: the chosen id belongs to a live, soft-deleted or purged therapist.
-    - IDENTIFIER_TAKEN: another live therapist has one of the identifiers.
+    - IDENTIFIER_TAKEN: another live therapist has one of the identifiers. google.rpc.ResourceInfo names
+      it.
     """
     GetTherapist: _grpc.UnaryUnaryMultiCallable[_therapist_service_pb2.GetTherapistRequest, _therapist_service_pb2.GetTherapistResponse]
     """Gets one therapist, live or soft-deleted.
@@ -120,21 +121,27 @@ class TherapistServiceStub:
     """Changes the fields that update_mask names. Use it to rename a therapist, too. An update that
     changes nothing succeeds, keeps etag and update_time, and writes nothing.
 
+    The status cannot become STATUS_INACTIVE while the therapist has active assignments, unless force
+    ends them in the same transaction.
+
     Retries: with the same request_id, the call returns the result of the first call. Without a
     request_id it sets the same values again, which changes nothing unless others changed them.
     With an etag it returns ETAG_MISMATCH if the first call changed something, because the etag is
-    compared first.
+    compared first. With force it ends nothing, and ended_assignment_count is 0.
 
     Errors:
     - INVALID_FIELD: a field is missing or malformed, or update_mask names a field that cannot be
-      set.
+      set. Or end_reason is set without force, or is one that only the server sets.
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - THERAPIST_NOT_FOUND: the id never existed, or was purged.
     - THERAPIST_DELETED: the therapist is soft-deleted. Undelete it first.
     - ETAG_MISMATCH: etag is set and is not the therapist's etag, even if nothing would change.
     - INVALID_FIELD: the record would become larger than 32 KiB.
-    - HAS_ACTIVE_ASSIGNMENTS: status becomes STATUS_INACTIVE while active assignments exist.
-    - IDENTIFIER_TAKEN: another live therapist has one of the identifiers.
+    - HAS_ACTIVE_ASSIGNMENTS: status becomes STATUS_INACTIVE while active assignments exist, and
+      force is not set.
+    - TOO_MANY_ASSIGNMENTS: force would end more than 1000 assignments.
+    - IDENTIFIER_TAKEN: another live therapist has one of the identifiers. google.rpc.ResourceInfo names
+      it.
     """
     DeleteTherapist: _grpc.UnaryUnaryMultiCallable[_therapist_service_pb2.DeleteTherapistRequest, _therapist_service_pb2.DeleteTherapistResponse]
     """Soft-deletes one therapist and frees its identifiers. The call fails while the therapist has
@@ -156,7 +163,8 @@ class TherapistServiceStub:
       first.
     """
     UndeleteTherapist: _grpc.UnaryUnaryMultiCallable[_therapist_service_pb2.UndeleteTherapistRequest, _therapist_service_pb2.UndeleteTherapistResponse]
-    """Reverts a soft delete and reclaims the identifiers. Ended assignments stay ended.
+    """Reverts a soft delete and reclaims the identifiers. With release_identifiers, the record loses
+    those that other live therapists have by now. Ended assignments stay ended.
 
     Retries: the call succeeds and does not change a live therapist. If the therapist was deleted
     in the meantime, a retry undeletes it again. With the same request_id it never writes.
@@ -165,7 +173,8 @@ class TherapistServiceStub:
     - INVALID_FIELD: a field is missing or malformed.
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - THERAPIST_NOT_FOUND: the id never existed, or was purged.
-    - IDENTIFIER_TAKEN: another live therapist now has one of the identifiers.
+    - IDENTIFIER_TAKEN: another live therapist now has one of the identifiers, and release_identifiers is
+      not set. google.rpc.ResourceInfo names it.
     """
     AssignPatient: _grpc.UnaryUnaryMultiCallable[_therapist_service_pb2.AssignPatientRequest, _therapist_service_pb2.AssignPatientResponse]
     """Assigns a patient to a therapist, which starts a new period. Ended periods of the pair are
@@ -296,7 +305,8 @@ class TherapistServiceAsyncStub(TherapistServiceStub):
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - INVALID_FIELD: the record is larger than 32 KiB.
     - ID_TAKEN: the chosen id belongs to a live, soft-deleted or purged therapist.
-    - IDENTIFIER_TAKEN: another live therapist has one of the identifiers.
+    - IDENTIFIER_TAKEN: another live therapist has one of the identifiers. google.rpc.ResourceInfo names
+      it.
     """
     GetTherapist: _aio.UnaryUnaryMultiCallable[_therapist_service_pb2.GetTherapistRequest, _therapist_service_pb2.GetTherapistResponse]  # type: ignore[assignment]
     """Gets one therapist, live or soft-deleted.
@@ -333,21 +343,27 @@ class TherapistServiceAsyncStub(TherapistServiceStub):
     """Changes the fields that update_mask names. Use it to rename a therapist, too. An update that
     changes nothing succeeds, keeps etag and update_time, and writes nothing.
 
+    The status cannot become STATUS_INACTIVE while the therapist has active assignments, unless force
+    ends them in the same transaction.
+
     Retries: with the same request_id, the call returns the result of the first call. Without a
     request_id it sets the same values again, which changes nothing unless others changed them.
     With an etag it returns ETAG_MISMATCH if the first call changed something, because the etag is
-    compared first.
+    compared first. With force it ends nothing, and ended_assignment_count is 0.
 
     Errors:
     - INVALID_FIELD: a field is missing or malformed, or update_mask names a field that cannot be
-      set.
+      set. Or end_reason is set without force, or is one that only the server sets.
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - THERAPIST_NOT_FOUND: the id never existed, or was purged.
     - THERAPIST_DELETED: the therapist is soft-deleted. Undelete it first.
     - ETAG_MISMATCH: etag is set and is not the therapist's etag, even if nothing would change.
     - INVALID_FIELD: the record would become larger than 32 KiB.
-    - HAS_ACTIVE_ASSIGNMENTS: status becomes STATUS_INACTIVE while active assignments exist.
-    - IDENTIFIER_TAKEN: another live therapist has one of the identifiers.
+    - HAS_ACTIVE_ASSIGNMENTS: status becomes STATUS_INACTIVE while active assignments exist, and
+      force is not set.
+    - TOO_MANY_ASSIGNMENTS: force would end more than 1000 assignments.
+    - IDENTIFIER_TAKEN: another live therapist has one of the identifiers. google.rpc.ResourceInfo names
+      it.
     """
     DeleteTherapist: _aio.UnaryUnaryMultiCallable[_therapist_service_pb2.DeleteTherapistRequest, _therapist_service_pb2.DeleteTherapistResponse]  # type: ignore[assignment]
     """Soft-deletes one therapist and frees its identifiers. The call fails while the therapist has
@@ -369,7 +385,8 @@ class TherapistServiceAsyncStub(TherapistServiceStub):
       first.
     """
     UndeleteTherapist: _aio.UnaryUnaryMultiCallable[_therapist_service_pb2.UndeleteTherapistRequest, _therapist_service_pb2.UndeleteTherapistResponse]  # type: ignore[assignment]
-    """Reverts a soft delete and reclaims the identifiers. Ended assignments stay ended.
+    """Reverts a soft delete and reclaims the identifiers. With release_identifiers, the record loses
+    those that other live therapists have by now. Ended assignments stay ended.
 
     Retries: the call succeeds and does not change a live therapist. If the therapist was deleted
     in the meantime, a retry undeletes it again. With the same request_id it never writes.
@@ -378,7 +395,8 @@ class TherapistServiceAsyncStub(TherapistServiceStub):
     - INVALID_FIELD: a field is missing or malformed.
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - THERAPIST_NOT_FOUND: the id never existed, or was purged.
-    - IDENTIFIER_TAKEN: another live therapist now has one of the identifiers.
+    - IDENTIFIER_TAKEN: another live therapist now has one of the identifiers, and release_identifiers is
+      not set. google.rpc.ResourceInfo names it.
     """
     AssignPatient: _aio.UnaryUnaryMultiCallable[_therapist_service_pb2.AssignPatientRequest, _therapist_service_pb2.AssignPatientResponse]  # type: ignore[assignment]
     """Assigns a patient to a therapist, which starts a new period. Ended periods of the pair are
@@ -512,7 +530,8 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
         - REQUEST_ID_REUSED: request_id was used for a different request.
         - INVALID_FIELD: the record is larger than 32 KiB.
         - ID_TAKEN: the chosen id belongs to a live, soft-deleted or purged therapist.
-        - IDENTIFIER_TAKEN: another live therapist has one of the identifiers.
+        - IDENTIFIER_TAKEN: another live therapist has one of the identifiers. google.rpc.ResourceInfo names
+          it.
         """
 
     @_abc_1.abstractmethod
@@ -573,21 +592,27 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
         """Changes the fields that update_mask names. Use it to rename a therapist, too. An update that
         changes nothing succeeds, keeps etag and update_time, and writes nothing.
 
+        The status cannot become STATUS_INACTIVE while the therapist has active assignments, unless force
+        ends them in the same transaction.
+
         Retries: with the same request_id, the call returns the result of the first call. Without a
         request_id it sets the same values again, which changes nothing unless others changed them.
         With an etag it returns ETAG_MISMATCH if the first call changed something, because the etag is
-        compared first.
+        compared first. With force it ends nothing, and ended_assignment_count is 0.
 
         Errors:
         - INVALID_FIELD: a field is missing or malformed, or update_mask names a field that cannot be
-          set.
+          set. Or end_reason is set without force, or is one that only the server sets.
         - REQUEST_ID_REUSED: request_id was used for a different request.
         - THERAPIST_NOT_FOUND: the id never existed, or was purged.
         - THERAPIST_DELETED: the therapist is soft-deleted. Undelete it first.
         - ETAG_MISMATCH: etag is set and is not the therapist's etag, even if nothing would change.
         - INVALID_FIELD: the record would become larger than 32 KiB.
-        - HAS_ACTIVE_ASSIGNMENTS: status becomes STATUS_INACTIVE while active assignments exist.
-        - IDENTIFIER_TAKEN: another live therapist has one of the identifiers.
+        - HAS_ACTIVE_ASSIGNMENTS: status becomes STATUS_INACTIVE while active assignments exist, and
+          force is not set.
+        - TOO_MANY_ASSIGNMENTS: force would end more than 1000 assignments.
+        - IDENTIFIER_TAKEN: another live therapist has one of the identifiers. google.rpc.ResourceInfo names
+          it.
         """
 
     @_abc_1.abstractmethod
@@ -621,7 +646,8 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _therapist_service_pb2.UndeleteTherapistRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_therapist_service_pb2.UndeleteTherapistResponse, _abc.Awaitable[_therapist_service_pb2.UndeleteTherapistResponse]]:
-        """Reverts a soft delete and reclaims the identifiers. Ended assignments stay ended.
+        """Reverts a soft delete and reclaims the identifiers. With release_identifiers, the record loses
+        those that other live therapists have by now. Ended assignments stay ended.
 
         Retries: the call succeeds and does not change a live therapist. If the therapist was deleted
         in the meantime, a retry undeletes it again. With the same request_id it never writes.
@@ -630,7 +656,8 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
         - INVALID_FIELD: a field is missing or malformed.
         - REQUEST_ID_REUSED: request_id was used for a different request.
         - THERAPIST_NOT_FOUND: the id never existed, or was purged.
-        - IDENTIFIER_TAKEN: another live therapist now has one of the identifiers.
+        - IDENTIFIER_TAKEN: another live therapist now has one of the identifiers, and release_identifiers is
+          not set. google.rpc.ResourceInfo names it.
         """
 
     @_abc_1.abstractmethod

@@ -68,7 +68,8 @@ class AssignmentServicer(pb_grpc.AssignmentServiceServicer):
     def TransferPatients(
         self, request: pb.TransferPatientsRequest, context: grpc.ServicerContext
     ) -> pb.TransferPatientsResponse:
-        result = self._store.transfer(validate.transfer_patients(request), call_context(request, context))
+        order = validate.transfer_patients(request, self._clock())
+        result = self._store.transfer(order, call_context(request, context))
         response = pb.TransferPatientsResponse(revision=result.revision)
         convert.add_all(result.ended, convert.assignment, response.ended)
         convert.add_all(result.active, convert.assignment, response.active)

@@ -54,9 +54,13 @@ class PatientServicer(pb_grpc.PatientServiceServicer):
     def UpdatePatient(
         self, request: pb.UpdatePatientRequest, context: grpc.ServicerContext
     ) -> pb.UpdatePatientResponse:
-        record_id, etag, fields = validate.update_patient(request, self._clock())
-        result = self._store.update(PATIENT, record_id, etag, fields, call_context(request, context))
-        return pb.UpdatePatientResponse(patient=convert.patient(result.record), revision=result.revision)
+        order = validate.update_patient(request, self._clock())
+        result = self._store.update(PATIENT, order, call_context(request, context))
+        return pb.UpdatePatientResponse(
+            patient=convert.patient(result.record),
+            ended_assignment_count=result.ended_count,
+            revision=result.revision,
+        )
 
     def DeletePatient(
         self, request: pb.DeletePatientRequest, context: grpc.ServicerContext
@@ -73,7 +77,8 @@ class PatientServicer(pb_grpc.PatientServiceServicer):
         self, request: pb.UndeletePatientRequest, context: grpc.ServicerContext
     ) -> pb.UndeletePatientResponse:
         record_id = validate.undelete(request, "patient_id")
-        result = self._store.undelete(PATIENT, record_id, call_context(request, context))
+        call = call_context(request, context)
+        result = self._store.undelete(PATIENT, record_id, call, release_identifiers=request.release_identifiers)
         return pb.UndeletePatientResponse(patient=convert.patient(result.record), revision=result.revision)
 
     def MergePatients(
@@ -103,7 +108,10 @@ class PatientServicer(pb_grpc.PatientServiceServicer):
     ) -> pb.AssignTherapistResponse:
         result = self._store.assign(validate.assign(request, self._clock()), call_context(request, context))
         return pb.AssignTherapistResponse(
-            assignment=convert.assignment(result.record), created=result.created, revision=result.revision
+            assignment=convert.assignment(result.record),
+            created=result.created,
+            revision=result.revision,
+            demoted=convert.assignment(result.demoted) if result.demoted else None,
         )
 
     def UnassignTherapist(

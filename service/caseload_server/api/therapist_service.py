@@ -56,9 +56,13 @@ class TherapistServicer(pb_grpc.TherapistServiceServicer):
     def UpdateTherapist(
         self, request: pb.UpdateTherapistRequest, context: grpc.ServicerContext
     ) -> pb.UpdateTherapistResponse:
-        record_id, etag, fields = validate.update_therapist(request)
-        result = self._store.update(THERAPIST, record_id, etag, fields, call_context(request, context))
-        return pb.UpdateTherapistResponse(therapist=convert.therapist(result.record), revision=result.revision)
+        order = validate.update_therapist(request)
+        result = self._store.update(THERAPIST, order, call_context(request, context))
+        return pb.UpdateTherapistResponse(
+            therapist=convert.therapist(result.record),
+            ended_assignment_count=result.ended_count,
+            revision=result.revision,
+        )
 
     def DeleteTherapist(
         self, request: pb.DeleteTherapistRequest, context: grpc.ServicerContext
@@ -74,7 +78,8 @@ class TherapistServicer(pb_grpc.TherapistServiceServicer):
         self, request: pb.UndeleteTherapistRequest, context: grpc.ServicerContext
     ) -> pb.UndeleteTherapistResponse:
         record_id = validate.undelete(request, "therapist_id")
-        result = self._store.undelete(THERAPIST, record_id, call_context(request, context))
+        call = call_context(request, context)
+        result = self._store.undelete(THERAPIST, record_id, call, release_identifiers=request.release_identifiers)
         return pb.UndeleteTherapistResponse(therapist=convert.therapist(result.record), revision=result.revision)
 
     def AssignPatient(
@@ -82,7 +87,10 @@ class TherapistServicer(pb_grpc.TherapistServiceServicer):
     ) -> pb.AssignPatientResponse:
         result = self._store.assign(validate.assign(request, self._clock()), call_context(request, context))
         return pb.AssignPatientResponse(
-            assignment=convert.assignment(result.record), created=result.created, revision=result.revision
+            assignment=convert.assignment(result.record),
+            created=result.created,
+            revision=result.revision,
+            demoted=convert.assignment(result.demoted) if result.demoted else None,
         )
 
     def UnassignPatient(

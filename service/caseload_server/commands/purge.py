@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import apsw
 import click
@@ -13,7 +14,16 @@ from caseload_server.commands.progress import progress_bar
 from caseload_server.commands.signals import defer_signals
 from caseload_server.config import Config, SettingError
 from caseload_server.domain.errors import DomainError
-from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
+from caseload_server.domain.id_formats import ID_PATTERN
+from caseload_server.store import PATIENT, THERAPIST, RecordKind, RelationshipStore
+from caseload_server.store.purges import NotPurgeable
+
+
+def _record_id(_: click.Context, parameter: click.Parameter, text: str | None) -> str | None:
+    """Rejects a malformed id before the record of this command has it: it could be a name."""
+    if text is not None and not ID_PATTERN.fullmatch(text):
+        raise SettingError(parameter.opts[0], "must be an id: 1 to 63 of a-z, 0-9 and -, and not begin with -")
+    return text
 
 
 @click.command(cls=InterruptibleAuditedCommand)
@@ -24,31 +34,27 @@ from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
     help="Erase records deleted before a time (RFC 3339) or age (30d).",
 )
 @click.option("--changes-before", metavar="TIME", help="Erase changes made before a time (RFC 3339) or age (30d).")
+@click.option(
+    "--patient", metavar="ID", callback=_record_id, help="Erase one deleted patient, and those merged into it."
+)
+@click.option("--therapist", metavar="ID", callback=_record_id, help="Erase one deleted therapist.")
 @click.option("--vacuum", is_flag=True, help="Vacuum the SQLite file even while a server uses it. Writes wait.")
-def purge(database: str, deleted_before: str | None, changes_before: str | None, vacuum: bool) -> None:  # noqa: FBT001
+def purge(database: str, vacuum: bool, **chosen: str | None) -> None:  # noqa: FBT001
     """Permanently erase deleted therapists and patients, or old changes. The server can keep running."""
     from caseload_server.clock import now_us
     from caseload_server.store.backends.factory import open_store
 
-    if deleted_before is None and changes_before is None:
-        raise SettingError("--deleted-before", "is required, or --changes-before")
-    if vacuum and (deleted_before is None or settings.is_postgres(database)):
-        raise SettingError("--vacuum", "needs --deleted-before and a SQLite database: PostgreSQL vacuums by itself")
-    deleted_us, changes_us = (
-        None if text is None else min(settings.parse_time(flag, text, now_us()), now_us())
-        for flag, text in (("--deleted-before", deleted_before), ("--changes-before", changes_before))
-    )
-    if not (settings.is_postgres(database) or settings.sqlite_path(database).exists()):
+    erases_people = _check_combination(chosen)
+    is_file = not settings.is_postgres(database)
+    if vacuum and not (erases_people and is_file):
+        raise SettingError("--vacuum", "needs a SQLite database and people to erase: PostgreSQL vacuums by itself")
+    times = _parse_times(chosen, now_us())
+    if is_file and not settings.sqlite_path(database).exists():
         raise SettingError("--database", "the file does not exist")
-    may_leave_traces = deleted_us is not None and not settings.is_postgres(database)
+    may_leave_traces = erases_people and is_file
     store = open_store(Config(database=database), now_us)
     try:
-        if deleted_us is not None:
-            _purge_records(store, deleted_us)
-        if changes_us is not None:
-            _purge_changes(store, changes_us)
-    except DomainError as error:
-        raise SettingError("--database", error.message) from None
+        _purge(store, times, chosen)
     except KeyboardInterrupt:
         if may_leave_traces:
             click.echo("caseload: the file may still contain traces of erased records: run purge again", err=True)
@@ -57,6 +63,56 @@ def purge(database: str, deleted_before: str | None, changes_before: str | None,
         store.close()
     if may_leave_traces:
         _vacuum(settings.sqlite_path(database), even_in_use=vacuum)
+
+
+def _check_combination(chosen: dict[str, str | None]) -> bool:
+    """Returns whether the command erases people. Raises SettingError if the options do not go together."""
+    given = [f"--{name.replace('_', '-')}" for name, text in chosen.items() if text is not None]
+    if not given:
+        raise SettingError("--deleted-before", "is required, or --changes-before, --patient or --therapist")
+    if (one := {"--patient", "--therapist"}.intersection(given)) and len(given) > 1:
+        raise SettingError(min(one), "must be the only choice of what to erase")
+    return given != ["--changes-before"]
+
+
+def _parse_times(chosen: dict[str, str | None], now_us: int) -> dict[str, int]:
+    """Returns the times that were chosen, in microseconds since 1970 (UTC), and not in the future."""
+    return {
+        name: min(settings.parse_time(f"--{name.replace('_', '-')}", text, now_us), now_us)
+        for name in ("deleted_before", "changes_before")
+        if (text := chosen[name]) is not None
+    }
+
+
+def _purge(store: RelationshipStore, times: dict[str, int], chosen: dict[str, str | None]) -> None:
+    """Erases what was chosen. Raises SettingError where the database fails, or the one record cannot be erased."""
+    try:
+        for kind in (PATIENT, THERAPIST):
+            if record_id := chosen[kind.name]:
+                _purge_record(store, kind, record_id)
+        if "deleted_before" in times:
+            _purge_records(store, times["deleted_before"])
+        if "changes_before" in times:
+            _purge_changes(store, times["changes_before"])
+    except DomainError as error:
+        raise SettingError("--database", error.message) from None
+
+
+def _purge_record(store: RelationshipStore, kind: RecordKind[Any], record_id: str) -> None:
+    """Erases one record. Prints the numbers of erased records."""
+    try:
+        with defer_signals():
+            purged = store.purge_record(kind, record_id)
+    except kind.not_found as error:
+        raise SettingError(f"--{kind.name}", error.message) from None
+    except NotPurgeable as error:
+        raise SettingError(f"--{kind.name}", str(error)) from None
+    _report({kind.name: purged.records, "assignment": purged.assignments})
+
+
+def _report(erased: dict[str, int]) -> None:
+    names = ("patient", "therapist", "assignment")
+    click.echo(", ".join(f"{erased.get(name, 0)} {name}s" for name in names) + " purged")
 
 
 def _vacuum(path: Path, *, even_in_use: bool) -> None:
@@ -88,7 +144,7 @@ def _purge_records(store: RelationshipStore, before_us: int) -> None:
                     progress(batch.records)
                     deliver_signals()
     finally:
-        click.echo(", ".join(f"{count} {name}s" for name, count in erased.items()) + " purged")
+        _report(erased)
 
 
 def _purge_changes(store: RelationshipStore, before_us: int) -> None:

@@ -113,6 +113,8 @@ class IdTaken(DomainError):
 
 
 class IdentifierTaken(DomainError):
+    """Its resource is the record that has the identifier, if it still has it."""
+
     reason = "IDENTIFIER_TAKEN"
     text = "Another record has this identifier. Find it with filter.identifier: it may be the same person."
 

@@ -18,7 +18,7 @@ MAX_MASK_PATHS: Final = 100
 MAX_FILTER_VALUES: Final = 100
 """Largest number of values of one enumeration in a filter."""
 MAX_ASSIGNMENTS_PER_CALL: Final = 1000
-"""Largest number of assignments that one transfer or forced delete changes."""
+"""Largest number of assignments that one transfer, or one update or delete with force, changes."""
 
 MAX_READ_SECONDS: Final = 10.0
 """Longest time of the reads of a call on SQLite, in seconds. They end earlier if the call's deadline passes."""

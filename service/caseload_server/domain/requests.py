@@ -78,6 +78,8 @@ class Assign(NamedTuple):
     """The end of a finished period. None begins an active one."""
     end_reason: int = 0
     """Why a finished period ended."""
+    expire_us: int | None = None
+    demote_primary: bool = False
 
 
 class Unassign(NamedTuple):
@@ -98,6 +100,8 @@ class Transfer(NamedTuple):
     target_id: str
     patient_ids: tuple[str, ...] = ()
     ignore_capacity: bool = False
+    effective_us: int | None = None
+    """When they move. None means now, or as soon as no period would overlap."""
 
 
 class Merge(NamedTuple):
@@ -112,6 +116,16 @@ class Merge(NamedTuple):
 
 Correction = dict[str, str | int | None]
 """The columns of an assignment that a caller names, and their values as stored."""
+
+
+class Update(NamedTuple):
+    """A request to update a therapist or a patient."""
+
+    record_id: str
+    fields: Fields
+    etag: str = ""
+    end_reason: int | None = None
+    """Of the active assignments that `force` ends, if the new status does not permit them. None without force."""
 
 
 class Delete(NamedTuple):

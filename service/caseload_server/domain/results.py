@@ -11,9 +11,18 @@ R = TypeVar("R", covariant=True)
 
 
 class RecordResult(NamedTuple, Generic[R]):
-    """A record that was created, updated, corrected or undeleted."""
+    """A record that was created, corrected or undeleted."""
 
     record: R
+    revision: str
+
+
+class UpdateResult(NamedTuple, Generic[R]):
+    """A record that was updated."""
+
+    record: R
+    ended_count: int
+    """The number of assignments that an update with force ended."""
     revision: str
 
 
@@ -34,6 +43,8 @@ class AssignResult(NamedTuple):
     created: bool
     """False when the same assignment was already active, or recorded."""
     revision: str
+    demoted: Assignment | None = None
+    """The TREATING assignment of the therapist who was PRIMARY before."""
 
 
 class BatchAssignResult(NamedTuple):

@@ -239,6 +239,8 @@ class MethodLog:
         for kind, requested, returned in self._kinds:
             ids = requested.extract(request, most) if request is not None else []
             sent = returned.extract(response) if response is not None else list(record.streamed_ids.get(kind, ()))
+            if record.error:
+                sent += (name for resource, name in record.error.resources if resource == f"caseload.v1.{kind.title()}")
             if ids != sent:  # else they are the ids of records, which need no check
                 ids = [*only_ids(ids), *sent]
             if logged := dict.fromkeys(filter(None, ids)):

@@ -42,6 +42,7 @@ _GAUGES: Final[dict[str, tuple[str, Literal["livesum", "livemax", "livemin"]]]] 
     "ready": ("Whether the server is ready for calls (1) or not (0)", "livemin"),
     "keys_file_ok": ("Whether the whole keys file is in use, without a fault (1), or not (0)", "livemin"),
     "issuer_keys_age_seconds": ("Time since the identity provider last gave its keys, in seconds", "livemax"),
+    "expiry_lag_seconds": ("Time since the oldest expire_time of an assignment that has not ended", "livemax"),
     "watches": ("Open watches", "livesum"),
     "watches_limit": ("Maximum number of open watches", "livesum"),
     "database_bytes": ("Size of the SQLite file in bytes", "livemax"),

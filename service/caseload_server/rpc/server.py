@@ -39,6 +39,7 @@ from caseload_server.security.keys_file import Callers
 from caseload_server.security.tls import Certificates
 from caseload_server.store import RelationshipStore
 from caseload_server.store.backends.factory import open_store
+from caseload_server.store.expiry_sweeper import ExpirySweeper
 
 if TYPE_CHECKING:
     from caseload_server.observability.metrics import Metrics
@@ -84,6 +85,7 @@ class CaseloadServer:
         self._library_streams = OpenStreams(parts.grpc_server)
         self._readiness = Readiness(self._check_ready, self._set_readiness)
         self._head_log = HeadLog(parts.store.log_head)
+        self.expiry_sweeper: Final = ExpirySweeper(parts.store.end_expired, clock)
         self._watches = Watches(parts.store, config.max_watches, config.caller_share(), config.connection_age_seconds())
         self._health = HealthServicer()
         self._register_caseload_services(clock)
@@ -125,6 +127,7 @@ class CaseloadServer:
     def _add_gauges(self, metrics: "Metrics") -> None:
         metrics.add_gauge("ready", lambda: self._is_ready)
         metrics.add_gauge("watches", self._watches.count)
+        metrics.add_gauge("expiry_lag_seconds", self.expiry_sweeper.lag_seconds)
         metrics.add_gauge("watches_limit", lambda: self._config.max_watches)
         for name, labels, sample in self.store.gauges():
             metrics.add_gauge(name, sample, **labels)
@@ -139,6 +142,7 @@ class CaseloadServer:
         self._set_readiness(True)
         self._readiness.start()
         self._head_log.start()
+        self.expiry_sweeper.start()
         if self._parts.metrics:
             self._parts.metrics.start()
         if self._parts.metrics_page:
@@ -164,6 +168,7 @@ class CaseloadServer:
         threads_ended = self._parts.executors.shutdown_and_wait(_CANCELLED_CALLS_SECONDS)
         self._parts.admission.close()
         self._parts.auth.close()
+        self.expiry_sweeper.stop()
         self.store.close()
         if calls_ended and threads_ended:
             self._parts.access_log.close()

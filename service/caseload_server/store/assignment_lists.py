@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from caseload_server.domain import enums
 from caseload_server.domain.requests import AssignmentQuery, CaseloadQuery
-from caseload_server.store import lists
+from caseload_server.store import expiry, lists
 from caseload_server.store.assignments import COLUMNS
 from caseload_server.store.backends.protocol import Dialect, Query, Scan, Value
 from caseload_server.store.records import RecordKind
@@ -15,7 +15,7 @@ _ACTIVE: Final = "period.end_us IS NULL"
 _ENDED: Final = "period.end_us IS NOT NULL"
 _NOT_IN_ERROR: Final = f"period.end_reason <> {enums.END_ENTERED_IN_ERROR}"
 _AS_OF: Final = (
-    _ACTIVE,
+    f"{_ACTIVE} AND {expiry.not_expired('as_of_us')}",
     """period.assignment_id IN (
     SELECT assignment_id FROM assignment
     WHERE end_us > :as_of_us AND start_us <= :as_of_us AND assignment_id > :after)""",
@@ -24,12 +24,15 @@ _AS_OF: Final = (
 are looked up and sorted."""
 
 
-def select_caseload(kind: RecordKind[Any], other: RecordKind[Any], query: CaseloadQuery, dialect: Dialect) -> Query:
+def select_caseload(
+    kind: RecordKind[Any], other: RecordKind[Any], query: CaseloadQuery, dialect: Dialect, now_us: int
+) -> Query:
     """Returns the SELECT of one page of a record's periods, without its parameters :after and :limit.
 
-    A row holds the columns of the assignment and then those of the record on the other side.
+    A row holds the columns of the assignment and then those of the record on the other side. Args: now_us, in
+    microseconds since 1970 (UTC): an active period that has expired by then is left out.
     """
-    conditions, parameters = _conditions(query, {kind.id_column: query.parent_id}, dialect)
+    conditions, parameters = _conditions(query, {kind.id_column: query.parent_id}, dialect, now_us)
     sql = (
         f"SELECT {COLUMNS}, {other.columns} FROM assignment AS period"
         f" JOIN {other.name} AS record ON record.{other.id_column} = period.{other.id_column}"
@@ -38,10 +41,10 @@ def select_caseload(kind: RecordKind[Any], other: RecordKind[Any], query: Caselo
     return Query(sql, parameters)
 
 
-def select_assignments(query: AssignmentQuery, dialect: Dialect) -> Query:
-    """Returns the SELECT of one page of periods, without its parameters :after and :limit."""
+def select_assignments(query: AssignmentQuery, dialect: Dialect, now_us: int) -> Query:
+    """Returns the SELECT of one page of periods, without its parameters :after and :limit. Args: as select_caseload."""
     sides = {"therapist_id": query.therapist_id, "patient_id": query.patient_id}
-    conditions, parameters = _conditions(query, sides, dialect)
+    conditions, parameters = _conditions(query, sides, dialect, now_us)
     scans = [_scan(conditions)]
     is_of_all_records = not any(sides.values())  # else one caseload limits the scan
     if is_of_all_records and query.as_of_us is not None:
@@ -65,7 +68,7 @@ def _as_of_scans(query: AssignmentQuery) -> list[Scan]:
             f" AND period.start_us <= :as_of_us AND period.assignment_id > :after{roles} ORDER BY 1 LIMIT :limit)"
             " AS found JOIN assignment AS period ON period.assignment_id = found.assignment_id"
         )
-        for condition in (_ACTIVE, f"period.end_us > :as_of_us AND {_NOT_IN_ERROR}")
+        for condition in (_AS_OF[0], f"period.end_us > :as_of_us AND {_NOT_IN_ERROR}")
     ]
 
 
@@ -74,13 +77,21 @@ def _role_scans(query: AssignmentQuery, dialect: Dialect) -> Iterator[Scan]:
     for role in sorted(set(query.roles)):
         is_role = dialect.index_range.format(column="period.role", value=int(role), record_id="period.assignment_id")
         for state in sorted(set(query.states)) or [enums.STATE_ACTIVE]:
-            yield _scan(f"{is_role} AND {_ENDED if state == enums.STATE_ENDED else _ACTIVE}")._replace(
-                order="period.role, 1"
-            )
+            yield _scan(f"{is_role} AND {_state_condition(state, query)}")._replace(order="period.role, 1")
+
+
+def _state_condition(state: int, query: CaseloadQuery | AssignmentQuery) -> str:
+    """Returns the condition for one state. A list of active periods alone leaves out those that have expired.
+
+    They are in a list of both states, as they are stored: active until they end.
+    """
+    if state == enums.STATE_ENDED:
+        return _ENDED
+    return _ACTIVE if enums.STATE_ENDED in query.states else f"{_ACTIVE} AND {expiry.not_expired('now_us')}"
 
 
 def _conditions(
-    query: CaseloadQuery | AssignmentQuery, sides: dict[str, str], dialect: Dialect
+    query: CaseloadQuery | AssignmentQuery, sides: dict[str, str], dialect: Dialect, now_us: int
 ) -> tuple[str, dict[str, Value]]:
     """Returns the WHERE clause of a query, and its parameters. Args: sides, id columns with their ids, or ""."""
     parameters: dict[str, Value] = {column: value for column, value in sides.items() if value}
@@ -92,12 +103,13 @@ def _conditions(
     if query.as_of_us is not None:
         conditions += [
             "period.start_us <= :as_of_us",
-            "(period.end_us IS NULL OR period.end_us > :as_of_us)",
+            expiry.in_force("as_of_us"),
             _NOT_IN_ERROR,
         ]
         parameters["as_of_us"] = query.as_of_us
     elif set(query.states) <= {enums.STATE_ACTIVE}:
-        conditions.append(_ACTIVE)
+        conditions.append(_state_condition(enums.STATE_ACTIVE, query))
+        parameters["now_us"] = now_us
     elif set(query.states) == {enums.STATE_ENDED}:
         conditions.append(_ENDED)
     if query.roles:

@@ -9,7 +9,7 @@ from typing import Any
 
 from caseload_server.domain import enums, errors, limits, requests
 from caseload_server.domain.records import Assignment, P, Patient, Therapist
-from caseload_server.store import records
+from caseload_server.store import expiry, records
 from caseload_server.store.backends.protocol import SerializationConflict, Value
 from caseload_server.store.counts import CountChanges
 from caseload_server.store.records import PATIENT, THERAPIST, RecordKind
@@ -25,7 +25,7 @@ LEFT JOIN same_person AS own ON own.patient_id = pair.value ->> 1
 LEFT JOIN same_person AS other ON other.person_id = own.person_id
 LEFT JOIN assignment AS period ON period.therapist_id = pair.value ->> 0
     AND period.patient_id = COALESCE(other.patient_id, pair.value ->> 1)
-    AND period.start_us <= :at_us AND (period.end_us IS NULL OR period.end_us > :at_us)
+    AND period.start_us <= :at_us AND {expiry.in_force("at_us")}
     AND period.end_reason <> {enums.END_ENTERED_IN_ERROR}"""
 _SELECT_ACTIVE = f"""
 SELECT {COLUMNS} FROM assignment AS period
@@ -69,25 +69,41 @@ def require(write: Write, assignment_id: str) -> Assignment:
 def assign(write: Write, request: requests.Assign) -> tuple[list[Assignment], bool]:
     """Begins a period unless the same one is active. Returns the active period, and whether it is new.
 
-    Raises, in this order: TherapistNotFound, PatientNotFound, TherapistDeleted, PatientMerged, PatientDeleted,
-    AssignmentDiffers,     TherapistNotActive, PatientNotActive, PeriodOverlaps, PrimaryExists, TherapistAtCapacity.
+    The TREATING period of a demoted therapist follows. Raises, in this order: InvalidField (an expire_time that has
+    passed), TherapistNotFound, PatientNotFound, TherapistDeleted, PatientMerged, PatientDeleted, AssignmentDiffers,
+    TherapistNotActive, PatientNotActive, PeriodOverlaps, PrimaryExists, InvalidField (an expire_time before the start),
+    TherapistAtCapacity.
     """
+    if request.expire_us is not None:
+        expiry.require_future(write, request.expire_us, "expire_time")
     patient = records.find(write, PATIENT, request.patient_id)
-    if request.replace_primary:
-        pair: dict[str, Value] = {"therapist_id": request.therapist_id, "patient_id": request.patient_id}
-        primary = _select_one(write, _SELECT_OTHER_PRIMARY, pair)
-        records.lock(write, THERAPIST, [request.therapist_id, *([primary.therapist_id] if primary else [])])
+    primary = _lock_other_primary(write, request)
     therapist, patient = require_live(write, request, patient)
     current = find_active(write, request.therapist_id, request.patient_id)
     if current and _is_same(current, request):
         return [current], False
     if current and not request.replace:
         raise errors.AssignmentDiffers(assignment_id=current.assignment_id)
-    if therapist.status != enums.STATUS_ACTIVE:
+    if current is None and therapist.status != enums.STATUS_ACTIVE:
         raise errors.TherapistNotActive
     if patient.status != enums.STATUS_ACTIVE:
         raise errors.PatientNotActive
-    return [_replace_and_begin(write, request, therapist, current)], True
+    return _replace_and_begin(write, request, therapist, current, primary), True
+
+
+def _lock_other_primary(write: Write, request: requests.Assign) -> Assignment | None:
+    """Returns the PRIMARY period of another therapist that a PRIMARY one would overlap, and locks both therapists.
+
+    Ends it first if it has expired. Args: request, whose patient is locked.
+    """
+    if request.role != enums.ROLE_PRIMARY:
+        return None
+    pair: dict[str, Value] = {"therapist_id": request.therapist_id, "patient_id": request.patient_id}
+    primary = _select_one(write, _SELECT_OTHER_PRIMARY, pair)
+    if primary is None:
+        return None
+    records.lock(write, THERAPIST, [request.therapist_id, primary.therapist_id])
+    return next(iter(expiry.end_due(write, [primary])), None)
 
 
 def require_live(write: Write, request: requests.Assign, patient: Patient | None) -> tuple[Therapist, Patient]:
@@ -108,33 +124,41 @@ def require_live(write: Write, request: requests.Assign, patient: Patient | None
 
 
 def _is_same(current: Assignment, request: requests.Assign) -> bool:
-    """Returns whether role and focus are equal, and the start time if the request has one."""
+    """Returns whether role and focus are equal, and start time and expire time if the request has them."""
     same_start = request.start_us is None or request.start_us == current.start_us
-    return same_start and (current.role, current.focus) == (request.role, request.focus)
+    same_end = request.expire_us is None or request.expire_us == current.expire_us
+    return same_start and same_end and (current.role, current.focus) == (request.role, request.focus)
 
 
 def _replace_and_begin(
-    write: Write, request: requests.Assign, therapist: Therapist, current: Assignment | None
-) -> Assignment:
+    write: Write,
+    request: requests.Assign,
+    therapist: Therapist,
+    current: Assignment | None,
+    primary: Assignment | None,
+) -> list[Assignment]:
     """Ends the pair's current period and the other PRIMARY one, where the request replaces them, and begins a period.
 
-    Raises PeriodOverlaps, PrimaryExists, TherapistAtCapacity.
+    Returns it, and then the TREATING period of the therapist who was PRIMARY, if the request demotes them. Raises
+    PeriodOverlaps, PrimaryExists, InvalidField, TherapistAtCapacity.
     """
-    pair: dict[str, Value] = {"therapist_id": request.therapist_id, "patient_id": request.patient_id}
-    primary = _select_one(write, _SELECT_OTHER_PRIMARY, pair) if request.role == enums.ROLE_PRIMARY else None
     start_us = resolve_start(write, request, [period for period in (current, primary) if period])
-    if primary and not request.replace_primary:
+    if primary and not (request.replace_primary or request.demote_primary):
         raise errors.PrimaryExists(therapist_id=primary.therapist_id)
     if primary and start_us < primary.start_us:
         raise errors.PeriodOverlaps(assignment_id=primary.assignment_id)
+    if request.expire_us is not None and request.expire_us <= start_us:
+        raise errors.InvalidField(errors.Violation("expire_time", expiry.NOT_AFTER_START))
     counts = CountChanges()
     for period in (current, primary):
         if period:
             end(write, period, start_us, enums.END_REPLACED, counts)
     # Replacing the pair's own period does not change the count, so capacity does not limit it.
     if current is None and not request.ignore_capacity:
-        require_capacity(therapist, counts)
-    begun = begin(write, request, start_us, counts)
+        require_capacity(write, therapist, counts)
+    begun = [begin(write, request, start_us, counts)]
+    if primary and request.demote_primary and (primary.expire_us is None or start_us < primary.expire_us):
+        begun.append(begin(write, expiry.demoted(primary), start_us, counts))
     counts.save(write)
     return begun
 
@@ -164,10 +188,18 @@ def resolve_start(write: Write, request: requests.Assign, replaced: list[Assignm
     return start_us
 
 
-def require_capacity(therapist: Therapist, counts: CountChanges) -> None:
-    """Raises TherapistAtCapacity unless another patient may be assigned. Args: therapist, locked."""
+def require_capacity(write: Write, therapist: Therapist, counts: CountChanges) -> None:
+    """Raises TherapistAtCapacity unless another patient may be assigned. Args: therapist, locked.
+
+    Expired periods do not count. They are not ended here, because their patients would have to be locked first.
+    """
     limit, current = therapist.max_active_patients, therapist.active_patient_count
-    if limit is not None and current + counts.of_therapist(therapist.therapist_id) >= limit:
+    change = counts.of_therapist(therapist.therapist_id)
+    if limit is None or current + change < limit:
+        return
+    stored = records.require(write, THERAPIST, therapist.therapist_id)  # without what expired and has ended meanwhile
+    current = stored.active_patient_count - expiry.count_due(write, therapist.therapist_id)
+    if current + change >= limit:
         raise errors.TherapistAtCapacity(limit=limit, current=current)
 
 
@@ -181,7 +213,7 @@ def begin(write: Write, request: requests.Assign, start_us: int, counts: CountCh
         focus=request.focus,
         start_us=start_us,
         end_us=None,
-        expire_us=None,
+        expire_us=request.expire_us,
         end_reason=0,
         created_by=write.call.actor,
         ended_by="",
@@ -231,7 +263,8 @@ def unassign(write: Write, request: requests.Unassign) -> tuple[list[Assignment]
 
 
 def end(write: Write, period: Assignment, end_us: int, reason: int, counts: CountChanges) -> Assignment:
-    """Ends an active period, and subtracts it from the counts, which the caller saves."""
+    """Ends an active period, at its planned end at the latest. Subtracts it from the counts, which the caller saves."""
+    end_us = end_us if period.expire_us is None else min(end_us, period.expire_us)
     actor, etag = write.call.actor, write.new_etag()
     ended = period._replace(end_us=end_us, end_reason=reason, ended_by=actor, updated_us=write.now_us, etag=etag)
     write.run(_END, {name: value for name, value in ended._asdict().items() if f":{name}" in _END})
@@ -241,10 +274,10 @@ def end(write: Write, period: Assignment, end_us: int, reason: int, counts: Coun
     return ended
 
 
-def end_all(write: Write, kind: RecordKind[P], record: P, locked: set[str]) -> int:
-    """Ends every active period of a record that is about to be deleted. Returns their number.
+def end_all(write: Write, kind: RecordKind[P], record: P, reason: int, locked: set[str]) -> int:
+    """Ends every active period of a record. Returns their number.
 
-    Args: locked, what lock_caseload returned. Raises TooManyAssignments.
+    Args: reason, an END_ enum; locked, what lock_caseload returned. Raises TooManyAssignments.
     """
     count = records.active_count(kind, record)
     if count > limits.MAX_ASSIGNMENTS_PER_CALL:
@@ -254,7 +287,7 @@ def end_all(write: Write, kind: RecordKind[P], record: P, locked: set[str]) -> i
         raise SerializationConflict  # another assignment began before the record was locked
     counts = CountChanges()
     for period in periods:
-        end(write, period, max(write.now_us, period.start_us), enums.END_RECORD_DELETED, counts)
+        end(write, period, max(write.now_us, period.start_us), reason, counts)
     counts.save(write)
     return count
 
@@ -288,8 +321,9 @@ def list_active(write: Write, kind: RecordKind[Any], record_id: str) -> list[Ass
 
 
 def find_active(write: Write, therapist_id: str, patient_id: str) -> Assignment | None:
-    """Returns the active period of a pair, if any."""
-    return _select_one(write, _SELECT_ACTIVE, {"therapist_id": therapist_id, "patient_id": patient_id})
+    """Returns the active period of a pair, if any. Ends it first if it has expired. Both records must be locked."""
+    period = _select_one(write, _SELECT_ACTIVE, {"therapist_id": therapist_id, "patient_id": patient_id})
+    return next(iter(expiry.end_due(write, [period])), None) if period else None
 
 
 def _select_one(write: Write, sql: str, parameters: dict[str, Value]) -> Assignment | None:

@@ -1,6 +1,7 @@
 """Purges of soft-deleted therapists and patients, with their assignments. Their ids remain, and are never reused."""
 
 import json
+from collections.abc import Callable
 from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
@@ -22,6 +23,7 @@ _MAX_RECORDS_PER_BATCH: Final = 100
 _MAX_ASSIGNMENTS_PER_BATCH: Final = limits.MAX_ASSIGNMENTS_PER_CALL - _MAX_RECORDS_PER_BATCH
 """Assignments that one transaction purges, unless a single record has more."""
 _INSERT_PURGED_IDS = "INSERT INTO purged (kind, record_id) SELECT :kind, atom FROM json_each(:ids)"
+_SELECT_PURGED_ID = "SELECT 1 FROM purged WHERE kind = :kind AND record_id = :id"
 
 
 _IS_PURGEABLE: Final = {
@@ -39,6 +41,10 @@ _SELECT_MERGED = f"""
 SELECT {PATIENT.columns} FROM same_person JOIN patient AS record ON record.patient_id = same_person.patient_id
 WHERE same_person.person_id IN (SELECT atom FROM json_each(:ids)) AND same_person.patient_id <> same_person.person_id
 ORDER BY record.patient_id"""
+
+
+class NotPurgeable(Exception):
+    """A record that must not be erased. The text says why and what to do. It follows the name of a setting."""
 
 
 class PurgedCount(NamedTuple):
@@ -60,10 +66,25 @@ def purge_batch(write: Write, kind: RecordKind[Any], before_us: int) -> PurgedCo
     A record and all its assignments are purged in one commit, however many they are: a record that remains can be
     undeleted. Args: before_us, in microseconds since 1970 (UTC).
     """
-    deleted, periods = _select_batch(write, kind, before_us)
+    return _purge(write, kind, lambda: _select_batch(write, kind, before_us))
+
+
+def purge_one(write: Write, kind: RecordKind[Any], record_id: str) -> PurgedCount:
+    """Purges one deleted record, and a patient with all that were merged into it. Purges none if it was purged before.
+
+    Raises the kind's NOT_FOUND, NotPurgeable.
+    """
+    return _purge(write, kind, lambda: _select_one(write, kind, record_id))
+
+
+def _purge(
+    write: Write, kind: RecordKind[Any], select: Callable[[], tuple[list[Any], list[Assignment]]]
+) -> PurgedCount:
+    """Purges the selected records and periods. Locks them, and repeats the selection, which must not differ."""
+    deleted, periods = select()
     if write.lock_clause:
         _lock(write, kind, deleted, periods)
-        if _select_batch(write, kind, before_us) != (deleted, periods):
+        if select() != (deleted, periods):
             raise SerializationConflict  # before the lock a record was undeleted, or another purge took it
     _delete(write, "assignment", periods)
     _delete(write, kind.name, deleted)
@@ -71,6 +92,26 @@ def purge_batch(write: Write, kind: RecordKind[Any], before_us: int) -> PurgedCo
     for record in [*periods, *deleted]:
         write.record_change(enums.CHANGE_PURGED, record)
     return PurgedCount(len(deleted), len(periods))
+
+
+def _select_one(write: Write, kind: RecordKind[Any], record_id: str) -> tuple[list[Any], list[Assignment]]:
+    """Returns a deleted record, those that were merged into it, and all their assignments."""
+    rows = write.run(kind.select, {"id": record_id})
+    if not rows:
+        if write.run(_SELECT_PURGED_ID, {"kind": kind.name, "id": record_id}):
+            return [], []
+        raise records.not_found(kind, [record_id])
+    record = kind.record._make(rows[0])
+    _refuse_unpurgeable(record)
+    deleted = _with_merged(write, kind, [record])
+    return deleted, _select_periods(write, kind, deleted)
+
+
+def _refuse_unpurgeable(record: Any) -> None:
+    if record.deleted_us is None:
+        raise NotPurgeable("is not deleted: delete it first")
+    if target := getattr(record, "merged_into_patient_id", ""):
+        raise NotPurgeable(f"was merged into patient {target}: purge that one, or unmerge it first")
 
 
 def _select_batch(write: Write, kind: RecordKind[Any], before_us: int) -> tuple[list[Any], list[Assignment]]:
@@ -88,15 +129,19 @@ def _select_batch(write: Write, kind: RecordKind[Any], before_us: int) -> tuple[
     )
     rows = write.run(sql, {"before_us": before_us})
     fitting = sum(total <= _MAX_ASSIGNMENTS_PER_BATCH for total in accumulate(row[0] for row in rows))
-    deleted = with_merged(write, kind, [kind.record._make(row[1:]) for row in rows[: max(1, fitting)]])
+    deleted = _with_merged(write, kind, [kind.record._make(row[1:]) for row in rows[: max(1, fitting)]])
+    return deleted, _select_periods(write, kind, deleted)
+
+
+def _select_periods(write: Write, kind: RecordKind[Any], deleted: list[Any]) -> list[Assignment]:
     sql = (
         f"SELECT {assignments.COLUMNS} FROM assignment AS period"
-        f" WHERE period.{id_column} IN (SELECT atom FROM json_each(:ids)) ORDER BY period.assignment_id"
+        f" WHERE period.{kind.id_column} IN (SELECT atom FROM json_each(:ids)) ORDER BY period.assignment_id"
     )
-    return deleted, [Assignment._make(row) for row in write.run(sql, {"ids": _json_ids(deleted)})]
+    return [Assignment._make(row) for row in write.run(sql, {"ids": _json_ids(deleted)})]
 
 
-def with_merged(write: Write, kind: RecordKind[Any], deleted: list[Any]) -> list[Any]:
+def _with_merged(write: Write, kind: RecordKind[Any], deleted: list[Any]) -> list[Any]:
     """Returns the records, and after them those that were merged into them."""
     if kind.name != PATIENT.name:
         return deleted

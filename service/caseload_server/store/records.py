@@ -9,7 +9,7 @@ from typing import Any, Final, Generic
 
 from caseload_server.domain import enums, errors, limits
 from caseload_server.domain.records import P, Patient, Therapist
-from caseload_server.domain.requests import Fields
+from caseload_server.domain.requests import Fields, Update
 from caseload_server.store import search
 from caseload_server.store.write_transaction import Write
 
@@ -76,6 +76,12 @@ class RecordKind(Generic[P]):
             " VALUES (:id, :system, :value, :live)"
             " ON CONFLICT (system, value, live) DO NOTHING RETURNING 1"
         )
+
+    @cached_property
+    def select_holder(self) -> str:
+        """Returns the SELECT of the id of the live record that has an identifier."""
+        condition = "system = :system AND value = :value AND live = 1"
+        return f"SELECT {self.id_column} FROM {self.name}_identifier WHERE {condition}"
 
     @cached_property
     def insert_name_words(self) -> str:
@@ -196,24 +202,24 @@ def merged(write: Write, patient_id: str, *, named: bool = True) -> errors.Patie
     return errors.PatientMerged(patient_id=person_id, resources=resources(PATIENT, [patient_id] if named else []))
 
 
-def update(write: Write, kind: RecordKind[P], record: P, etag: str, fields: Fields) -> P:
-    """Updates fields of a live record. Returns the same object, and writes nothing, where no field differs.
+def differing_fields(kind: RecordKind[P], record: P, request: Update) -> Fields:
+    """Returns the fields of an update whose values differ from those of a live record.
 
-    Args: etag, must match unless it is empty. Raises the kind's DELETED, EtagMismatch, HasActiveAssignments,
-    IdentifierTaken, InvalidField (over 32 KiB).
+    Raises the kind's DELETED, EtagMismatch, InvalidField (over 32 KiB).
     """
-    refuse_merged(write, record)
     if record.deleted_us is not None:
         raise kind.deleted
-    if etag and etag != record.etag:
+    if request.etag and request.etag != record.etag:
         raise errors.EtagMismatch
-    differing: Fields = {name: value for name, value in fields.items() if getattr(record, name) != value}
-    if not differing:
-        return record
+    differing: Fields = {name: value for name, value in request.fields.items() if getattr(record, name) != value}
+    if differing:
+        _check_size(kind, record._replace(**differing))  # type: ignore[arg-type]
+    return differing
+
+
+def update(write: Write, kind: RecordKind[P], record: P, differing: Fields) -> P:
+    """Updates fields of a live record, which differing_fields returned. Raises IdentifierTaken."""
     changed = record._replace(**differing)  # type: ignore[arg-type]
-    _check_size(kind, changed)
-    if changed.status == kind.idle_status:
-        _refuse_active(kind, record)
     return save(write, kind, record, changed, enums.CHANGE_UPDATED, *differing)
 
 
@@ -222,23 +228,36 @@ def delete(write: Write, kind: RecordKind[P], record: P) -> P:
     return save(write, kind, record, record._replace(deleted_us=write.now_us), enums.CHANGE_DELETED, "delete_time")
 
 
-def undelete(write: Write, kind: RecordKind[P], record: P) -> P:
-    """Reverts a soft delete. Returns a live record unchanged. Raises IdentifierTaken."""
+def undelete(write: Write, kind: RecordKind[P], record: P, *, release_identifiers: bool) -> P:
+    """Reverts a soft delete. Returns a live record unchanged. Raises IdentifierTaken.
+
+    Args: release_identifiers, whether to drop identifiers that other live records have by now, instead of the error.
+    """
     refuse_merged(write, record)
     if record.deleted_us is None:
         return record
-    return save(write, kind, record, record._replace(deleted_us=None), enums.CHANGE_UNDELETED, "delete_time")
+    restored = record._replace(deleted_us=None)
+    if release_identifiers:
+        restored = _without_taken_identifiers(write, kind, restored)
+    released = ["identifiers"] if restored.identifiers != record.identifiers else []
+    return save(write, kind, record, restored, enums.CHANGE_UNDELETED, "delete_time", *released)
+
+
+def _without_taken_identifiers(write: Write, kind: RecordKind[P], record: P) -> P:
+    """Returns the record without the identifiers that other live records have. Reserves the others.
+
+    It inserts them instead of looking them up: another write that takes one now waits for this transaction.
+    """
+    _clear(write, kind, record, "identifier")
+    taken = _insert_identifiers(write, kind, record)
+    kept = [pair for pair in json.loads(record.identifiers) if pair not in taken]
+    return record._replace(identifiers=json.dumps(kept, ensure_ascii=False, separators=(",", ":")))
 
 
 def active_count(kind: RecordKind[P], record: P) -> int:
     """Returns the number of the record's active assignments."""
     count: int = getattr(record, kind.count_column)
     return count
-
-
-def _refuse_active(kind: RecordKind[P], record: P) -> None:
-    if count := active_count(kind, record):
-        raise errors.HasActiveAssignments(count=count)
 
 
 def save(write: Write, kind: RecordKind[P], before: P, record: P, change: int, *fields: str) -> P:
@@ -287,7 +306,7 @@ def _update_search_tables(write: Write, kind: RecordKind[Any], record: Any, befo
 
     def clear(table: str) -> None:
         if before is not None:
-            write.run(f"DELETE FROM {kind.name}_{table} WHERE {kind.id_column} = :id", {"id": record[0]})
+            _clear(write, kind, record, table)
 
     if differs("display_name", "aliases"):
         clear("name_word")
@@ -298,8 +317,26 @@ def _update_search_tables(write: Write, kind: RecordKind[Any], record: Any, befo
         write.run(_INSERT_SPECIALTIES, {"id": record[0], "codes": record.specialties})
     if differs("identifiers", "deleted_us"):
         clear("identifier")
-        live = 1 if record.deleted_us is None else None
-        for system, value in sorted(json.loads(record.identifiers)):  # all writers lock them in the same order
-            identifier = {"id": record[0], "system": system, "value": value, "live": live}
-            if not write.run(kind.insert_identifier, identifier):
-                raise errors.IdentifierTaken
+        for system, value in _insert_identifiers(write, kind, record):
+            raise errors.IdentifierTaken(resources=_holders(write, kind, system, value))
+
+
+def _clear(write: Write, kind: RecordKind[Any], record: Any, table: str) -> None:
+    write.run(f"DELETE FROM {kind.name}_{table} WHERE {kind.id_column} = :id", {"id": record[0]})
+
+
+def _insert_identifiers(write: Write, kind: RecordKind[Any], record: Any) -> list[list[str]]:
+    """Inserts the identifiers of a record. Returns those that another live record has, as [system, value]."""
+    live = 1 if record.deleted_us is None else None
+    taken = []
+    for system, value in sorted(json.loads(record.identifiers)):  # all writers lock them in the same order
+        identifier = {"id": record[0], "system": system, "value": value, "live": live}
+        if not write.run(kind.insert_identifier, identifier):
+            taken.append([system, value])
+    return taken
+
+
+def _holders(write: Write, kind: RecordKind[Any], system: str, value: str) -> list[errors.Resource]:
+    """Returns the live record that has an identifier, unless it has just given it up."""
+    rows = write.run(kind.select_holder, {"system": system, "value": value})
+    return resources(kind, [record_id for (record_id,) in rows])

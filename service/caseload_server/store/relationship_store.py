@@ -3,9 +3,9 @@
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, cast
 
-from caseload_server.domain import errors, requests, results
+from caseload_server.domain import requests, results
 from caseload_server.domain.limits import MAX_PAGE_BYTES
 from caseload_server.domain.records import Assignment, P, Patient, Q, Therapist
 from caseload_server.domain.requests import CallContext, CaseloadQuery, Fields, PageRequest, RecordQuery
@@ -20,6 +20,7 @@ from caseload_server.domain.results import (
     TransferResult,
     UnassignResult,
     UnmergeResult,
+    UpdateResult,
 )
 from caseload_server.store import (
     assignment_lists,
@@ -27,22 +28,21 @@ from caseload_server.store import (
     batches,
     change_log,
     corrections,
+    endings,
+    expiry,
     lists,
     merges,
     purges,
     records,
     transfers,
 )
-from caseload_server.store.backends.protocol import Database, Gauges, Row, Transaction
+from caseload_server.store.backends.protocol import Database, Gauges, Transaction
+from caseload_server.store.pages import build_page
 from caseload_server.store.records import PATIENT, THERAPIST, RecordKind
 from caseload_server.store.store_identity import StoreKeys
 from caseload_server.store.write_transaction import Write, WriteResult, Writes
 
-_ROW_OVERHEAD_BYTES: Final = 256
-"""Approximate size of a row without its texts, in bytes."""
 _SELECT_HEAD = "SELECT head_revision FROM store"
-
-T = TypeVar("T")
 
 
 class RelationshipStore:
@@ -79,7 +79,7 @@ class RelationshipStore:
         """Returns one page, ordered by id."""
         select = lists.select_records(kind, query, self._database.dialect).of_page(page.after, page.size + 1)
         with self._database.snapshot() as transaction:
-            return _build_page(transaction.rows(select), page, kind.record._make, self._read_head(transaction))
+            return build_page(transaction.rows(select), page, kind.record._make, self._read_head(transaction))
 
     def list_therapist_patients(self, query: CaseloadQuery, page: PageRequest) -> Page[tuple[Assignment, Patient]]:
         """Returns one page of a therapist's assignments with their patients, by id. Raises TherapistNotFound."""
@@ -96,10 +96,10 @@ class RelationshipStore:
         with self._database.snapshot() as transaction:
             if kind.name == PATIENT.name and query.as_of_us is not None:
                 query = query._replace(same_person=merges.same_person(transaction, query.parent_id))
-            select = assignment_lists.select_caseload(kind, other, query, self._database.dialect)
+            select = assignment_lists.select_caseload(kind, other, query, self._database.dialect, self._clock())
             if not transaction.run(kind.select, {"id": query.parent_id}):
                 raise records.not_found(kind, [query.parent_id])
-            return _build_page(
+            return build_page(
                 transaction.rows(select.of_page(page.after, page.size + 1)),
                 page,
                 lambda row: (Assignment._make(row[:width]), other.record._make(row[width:])),
@@ -110,58 +110,35 @@ class RelationshipStore:
         """Creates a record. An empty id generates one. Raises IdTaken, IdentifierTaken, InvalidField."""
         return self._change_record(kind, call, lambda write: ([records.create(write, kind, record_id, fields)], 1))
 
-    def update(
-        self, kind: RecordKind[P], record_id: str, etag: str, fields: Fields, call: CallContext
-    ) -> RecordResult[P]:
-        """Updates fields of a record. Args: etag, must match unless it is empty.
-
-        Raises the kind's NOT_FOUND and DELETED, EtagMismatch, HasActiveAssignments, IdentifierTaken, InvalidField.
-        """
+    def update(self, kind: RecordKind[P], request: requests.Update, call: CallContext) -> UpdateResult[P]:
+        """Updates fields of a record. Raises the errors of endings.update."""
 
         def work(write: Write) -> tuple[list[P], int]:
-            record = records.require(write, kind, record_id)
-            changed = records.update(write, kind, record, etag, fields)
-            return [changed], changed is not record
+            return endings.update(write, kind, request)
 
-        return self._change_record(kind, call, work, record_id)
+        result = self._writes.run(call, work, _loader(kind), request.record_id, alone=request.end_reason is not None)
+        return UpdateResult(result.records[0], result.effect, result.revision)
 
     def delete(self, kind: RecordKind[P], request: requests.Delete, call: CallContext) -> DeleteResult[P]:
-        """Soft-deletes a record. `force` ends its active assignments first.
-
-        Raises the kind's NOT_FOUND, EtagMismatch, HasActiveAssignments, TooManyAssignments.
-        """
+        """Soft-deletes a record. `force` ends its active assignments first. Raises the errors of endings.delete."""
 
         def work(write: Write) -> tuple[list[P], int]:
-            locked = assignments.lock_caseload(write, kind, request.record_id) if request.force else set()
-            record = records.find(write, kind, request.record_id)
-            if record is None:
-                if request.allow_missing:
-                    return [], 0
-                raise records.not_found(kind, [request.record_id])
-            if record.deleted_us is not None:
-                return [record], 0
-            return self._delete(write, kind, record, request, locked)
+            return endings.delete(write, kind, request)
 
         result = self._writes.run(call, work, _loader(kind), request.record_id, alone=request.force)
         return DeleteResult(result.records[0] if result.records else None, result.effect, result.revision)
 
-    def _delete(
-        self, write: Write, kind: RecordKind[P], record: P, request: requests.Delete, locked: set[str]
-    ) -> tuple[list[P], int]:
-        if request.etag and request.etag != record.etag:
-            raise errors.EtagMismatch
-        count = records.active_count(kind, record)
-        if count and not request.force:
-            raise errors.HasActiveAssignments(count=count)
-        ended = assignments.end_all(write, kind, record, locked)
-        return [records.delete(write, kind, records.require(write, kind, request.record_id))], ended
+    def undelete(
+        self, kind: RecordKind[P], record_id: str, call: CallContext, *, release_identifiers: bool = False
+    ) -> RecordResult[P]:
+        """Reverts a soft delete. Raises the kind's NOT_FOUND, IdentifierTaken.
 
-    def undelete(self, kind: RecordKind[P], record_id: str, call: CallContext) -> RecordResult[P]:
-        """Reverts a soft delete. Raises the kind's NOT_FOUND, IdentifierTaken."""
+        Args: release_identifiers, whether to drop identifiers that others have by now, instead of IdentifierTaken.
+        """
 
         def work(write: Write) -> tuple[list[P], int]:
             record = records.require(write, kind, record_id)
-            restored = records.undelete(write, kind, record)
+            restored = records.undelete(write, kind, record, release_identifiers=release_identifiers)
             return [restored], restored is not record
 
         return self._change_record(kind, call, work, record_id)
@@ -170,7 +147,7 @@ class RelationshipStore:
         """Begins an assignment, or records a finished one. Raises the errors of batches.assign_one."""
         pair = request.therapist_id, request.patient_id
         result = self._change_assignments(call, lambda write: batches.assign_one(write, request), *pair)
-        return AssignResult(result.records[0], bool(result.effect), result.revision)
+        return AssignResult(result.records[0], bool(result.effect), result.revision, *result.records[1:])
 
     def batch_assign(self, batch: list[requests.Assign], call: CallContext) -> BatchAssignResult:
         """Begins or records many assignments, all or nothing. Raises the errors of batches.assign."""
@@ -183,6 +160,22 @@ class RelationshipStore:
         pair = request.therapist_id, request.patient_id
         result = self._change_assignments(call, lambda write: assignments.unassign(write, request), *pair)
         return UnassignResult(result.records[0] if result.records else None, bool(result.effect), result.revision)
+
+    def end_expired(self) -> int | None:
+        """Ends the assignments whose expire_time has passed, in batches. Returns the first expire_time of the others.
+
+        In microseconds since 1970 (UTC); None if no end is planned. Other processes may end the same ones at once.
+        """
+
+        def work(write: Write) -> tuple[list[Assignment], int]:
+            return [], expiry.sweep_batch(write)
+
+        while True:
+            [(next_us,)] = self._database.read(expiry.SELECT_NEXT)
+            if next_us is None or next_us > self._clock():
+                return cast("int | None", next_us)
+            if not self._change_assignments(expiry.EXPIRY_CALL, work, alone=True).effect:
+                return cast("int | None", next_us)
 
     def transfer(self, request: requests.Transfer, call: CallContext) -> TransferResult:
         """Moves a caseload to another therapist. Raises the errors of transfers.transfer."""
@@ -223,9 +216,9 @@ class RelationshipStore:
         with self._database.snapshot() as transaction:
             if query.patient_id and query.as_of_us is not None:
                 query = query._replace(same_person=merges.same_person(transaction, query.patient_id))
-            select = assignment_lists.select_assignments(query, self._database.dialect)
+            select = assignment_lists.select_assignments(query, self._database.dialect, self._clock())
             rows = transaction.rows(select.of_page(page.after, page.size + 1))
-            return _build_page(rows, page, Assignment._make, self._read_head(transaction))
+            return build_page(rows, page, Assignment._make, self._read_head(transaction))
 
     def check_assignments(self, pairs: list[tuple[str, str]], at_us: int) -> tuple[list[CheckResult], str]:
         """Returns the assignment in force for each pair, and the head revision.
@@ -295,6 +288,21 @@ class RelationshipStore:
         while self._change_assignments(purges.PURGE_CALL, work, alone=True).effect:
             yield purged
 
+    def purge_record(self, kind: RecordKind[Any], record_id: str) -> purges.PurgedCount:
+        """Erases one deleted record with its assignments, and a patient with all that were merged into it.
+
+        Returns zeros if it was purged before. Raises the kind's NOT_FOUND, purges.NotPurgeable.
+        """
+        purged = purges.PurgedCount(0, 0)
+
+        def work(write: Write) -> tuple[list[Assignment], int]:
+            nonlocal purged
+            purged = purges.purge_one(write, kind, record_id)
+            return [], sum(purged)
+
+        self._change_assignments(purges.PURGE_CALL, work, alone=True)
+        return purged
+
     def check(self) -> None:
         """Raises StoreBusy, StoreUnavailable or ShuttingDown if the store cannot serve calls."""
         self._database.check()
@@ -332,21 +340,3 @@ class RelationshipStore:
 
 def _loader(kind: RecordKind[P]) -> Callable[[Write, str], P]:
     return lambda write, record_id: records.require(write, kind, record_id)
-
-
-def _build_page(rows: Iterator[Row], page: PageRequest, make: Callable[[Row], T], revision: str) -> Page[T]:
-    """Takes rows until the page is full, in records or in bytes. The first column is the id."""
-    taken: list[T] = []
-    size, last_id, next_after = 0, "", ""
-    for row in rows:
-        size += _ROW_OVERHEAD_BYTES + sum(_utf8_bytes(value) for value in row if type(value) is str)
-        if len(taken) == page.size or (taken and size > MAX_PAGE_BYTES):
-            next_after = last_id
-            break
-        taken.append(make(row))
-        last_id = row[0]
-    return Page(taken, next_after, revision)
-
-
-def _utf8_bytes(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode())

@@ -4,7 +4,7 @@ import json
 
 from caseload_server.domain import enums, errors, limits, requests
 from caseload_server.domain.records import Assignment, Therapist
-from caseload_server.store import assignments, records
+from caseload_server.store import assignments, expiry, records
 from caseload_server.store.backends.protocol import SerializationConflict
 from caseload_server.store.counts import CountChanges
 from caseload_server.store.records import PATIENT, THERAPIST
@@ -22,7 +22,8 @@ def transfer(write: Write, request: requests.Transfer) -> tuple[list[Assignment]
     period replaces it. Returns the ended periods and then the target's periods, and the number of ended ones.
 
     Raises, in this order: TherapistNotFound, PatientNotFound, TherapistDeleted, PatientMerged, PatientDeleted,
-    AssignmentNotFound, TooManyAssignments, TherapistNotActive, TherapistAtCapacity.
+    AssignmentNotFound, TooManyAssignments, InvalidField (an effective_time before the start of a moved period),
+    TherapistNotActive, PeriodOverlaps, TherapistAtCapacity.
     """
     locked = _lock(write, request)
     source = records.require(write, THERAPIST, request.source_id)
@@ -38,15 +39,14 @@ def transfer(write: Write, request: requests.Transfer) -> tuple[list[Assignment]
         raise records.merged(write, patient_id)
     if deleted := [patient_id for patient_id, deleted_us in patients.items() if deleted_us is not None]:
         raise errors.PatientDeleted(resources=records.resources(PATIENT, deleted))
-    moved = _select_moved(write, request)
-    if write.lock_clause and not locked.issuperset(period.patient_id for period in moved):
-        raise SerializationConflict  # a patient was assigned before the therapists were locked
+    moved = _select_moved(write, request, locked)
+    _refuse_early_end(moved, request.effective_us)
     if moved and target.status != enums.STATUS_ACTIVE:
         raise errors.TherapistNotActive
     counts = CountChanges()
     ended, active = [], []
     for period in moved:
-        source_period, target_period = _move(write, period, target, counts, ignore_capacity=request.ignore_capacity)
+        source_period, target_period = _move(write, period, target, request, counts)
         ended.append(source_period)
         active.append(target_period)
     counts.save(write)
@@ -64,9 +64,17 @@ def _lock(write: Write, request: requests.Transfer) -> set[str]:
     return patient_ids
 
 
-def _select_moved(write: Write, request: requests.Transfer) -> list[Assignment]:
-    """Returns the active periods of the source to move. Raises AssignmentNotFound, TooManyAssignments."""
+def _select_moved(write: Write, request: requests.Transfer, locked: set[str]) -> list[Assignment]:
+    """Returns the active periods of the source to move. Ends those that have expired instead.
+
+    Args: locked, what _lock returned. Raises AssignmentNotFound, TooManyAssignments.
+    """
     periods = assignments.list_active(write, THERAPIST, request.source_id)
+    if request.patient_ids:
+        periods = [period for period in periods if period.patient_id in request.patient_ids]
+    if write.lock_clause and not locked.issuperset(period.patient_id for period in periods):
+        raise SerializationConflict  # a patient was assigned before the therapists were locked
+    periods = expiry.end_due(write, periods)
     if request.patient_ids:
         by_patient = {period.patient_id: period for period in periods}
         if unassigned := [patient_id for patient_id in request.patient_ids if patient_id not in by_patient]:
@@ -77,19 +85,32 @@ def _select_moved(write: Write, request: requests.Transfer) -> list[Assignment]:
     return periods
 
 
+def _refuse_early_end(moved: list[Assignment], effective_us: int | None) -> None:
+    """Raises InvalidField where a moved period would end before it started."""
+    if effective_us is not None and any(effective_us < period.start_us for period in moved):
+        raise errors.InvalidField(
+            errors.Violation("effective_time", "must not lie before the start_time of a moved assignment")
+        )
+
+
 def _move(
-    write: Write, period: Assignment, target: Therapist, counts: CountChanges, *, ignore_capacity: bool
+    write: Write, period: Assignment, target: Therapist, request: requests.Transfer, counts: CountChanges
 ) -> tuple[Assignment, Assignment]:
-    """Moves one period. Returns the ended one, and the active one of the target. Raises TherapistAtCapacity."""
+    """Moves one period. Returns the ended one, and the target's active one. Raises PeriodOverlaps, TherapistAtCapacity.
+
+    With an effective_time, an active period of the target that stays or is replaced must not start later.
+    """
     existing = assignments.find_active(write, target.therapist_id, period.patient_id)
-    request = requests.Assign(target.therapist_id, period.patient_id, period.role, period.focus)
+    begun = requests.Assign(
+        target.therapist_id, period.patient_id, period.role, period.focus, start_us=request.effective_us
+    )
     replaced = [active for active in (period, existing) if active]
-    start_us = assignments.resolve_start(write, request, replaced)
+    start_us = assignments.resolve_start(write, begun, replaced)
     ended = assignments.end(write, period, start_us, enums.END_TRANSFERRED, counts)
     if existing and period.role != enums.ROLE_PRIMARY:
         return ended, existing
     if existing:
         assignments.end(write, existing, start_us, enums.END_REPLACED, counts)
-    elif not ignore_capacity:
-        assignments.require_capacity(target, counts)
-    return ended, assignments.begin(write, request, start_us, counts)
+    elif not request.ignore_capacity:
+        assignments.require_capacity(write, target, counts)
+    return ended, assignments.begin(write, begun, start_us, counts)

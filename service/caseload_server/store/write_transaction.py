@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Callable, Sequence
+from copy import copy
 from itertools import accumulate
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -59,6 +60,7 @@ class Write:
         self._fingerprint = keys.fingerprint(call) if call.request_id else b""
         self._changes: list[tuple[Value, ...]] = []
         self._generated: set[str] = set()
+        self._earlier: list[Write] = []
 
     def new_id(self) -> str:
         """Returns a UUIDv7 (RFC 9562). Newer ids sort last, so lists that are ordered by id grow at their end."""
@@ -77,6 +79,16 @@ class Write:
         ids = (getattr(record, name, None) for name in ("therapist_id", "patient_id", "assignment_id"))
         self._changes.append((kind, ",".join(fields), *ids, None))
 
+    def by_server(self, call: CallContext) -> "Write":
+        """Returns a write for something that the server does first, in the same transaction.
+
+        It has a change set of its own, before that of this write.
+        """
+        earlier = copy(self)
+        earlier.call, earlier._changes, earlier._earlier = call, [], []
+        self._earlier.append(earlier)
+        return earlier
+
     def find_replay(self) -> StoredOutcome | None:
         """Returns the outcome of an earlier write with this request_id, if any. Raises RequestIdReused."""
         if not self.call.request_id:
@@ -94,10 +106,11 @@ class Write:
         return FinishedWrite(answered, int(effect), self._change_sets(), outcome)
 
     def _change_sets(self) -> list[NewChangeSet]:
-        """Returns one change set, or several if a purge made too many changes for one."""
+        """Returns those of `by_server`, and one of this write, or several if a purge made too many changes for one."""
         call = self.call
         request_id = "" if call.request_id.startswith(SERVER_GENERATED_PREFIX) else call.request_id
-        return [
+        earlier = [change_set for write in self._earlier for change_set in write._change_sets()]
+        return earlier + [
             NewChangeSet(
                 self.now_us,
                 call.actor,

@@ -35,6 +35,9 @@ _CALLER_END_REASONS: Final = _END_REASONS - {
 _NOT_OF_FINISHED: Final = ("replace", "replace_primary", "demote_primary", "expire_time")
 """Fields that say what a period replaces or when it will end. A finished period has neither."""
 _CORRECTABLE: Final = ("focus", "start_time", "end_time", "end_reason")
+"""Fields that an update changes, and that the mask "*" names."""
+_BY_NAME: Final = "expire_time"
+"""A field that the mask "*" does not name, because it was added later: older callers would clear it."""
 _IMMUTABLE: Final = ("therapist_id", "patient_id", "role")
 """Fields that an update does not change. The store compares their values with the assignment's."""
 
@@ -95,7 +98,7 @@ def check_assignments(request: assignment_pb.CheckAssignmentsRequest, now_us: in
     return pairs, now_us if at_us is None else at_us
 
 
-def transfer_patients(request: assignment_pb.TransferPatientsRequest) -> requests.Transfer:
+def transfer_patients(request: assignment_pb.TransferPatientsRequest, now_us: int) -> requests.Transfer:
     """Returns the store\'s request for a TransferPatients request."""
     violations = ValidationErrors()
     if not request.request_id:
@@ -110,6 +113,7 @@ def transfer_patients(request: assignment_pb.TransferPatientsRequest) -> request
         target_id=rules.record_id(request.target_therapist_id, "target_therapist_id", violations),
         patient_ids=tuple(dict.fromkeys(request.patient_ids)),
         ignore_capacity=request.ignore_capacity,
+        effective_us=rules.past_us(request, "effective_time", violations, now_us),
     )
     if order.source_id and order.source_id == order.target_id:
         violations.add("target_therapist_id", "must not be the source")
@@ -145,13 +149,14 @@ def _fields_to_correct(request: assignment_pb.UpdateAssignmentRequest, violation
         return []
     paths = list(request.update_mask.paths)
     if not paths:
-        return [*immutable, *(name for name in _CORRECTABLE if name in set_fields)]
+        return [*immutable, *(name for name in (*_CORRECTABLE, _BY_NAME) if name in set_fields)]
     if paths == ["*"]:
         return [*immutable, *_CORRECTABLE]
     for index, path in enumerate(paths):
-        if path not in (*_CORRECTABLE, *_IMMUTABLE, "assignment_id"):
-            violations.add(f"update_mask.paths[{index}]", "must be focus, start_time, end_time or end_reason")
-    return [name for name in (*_IMMUTABLE, *_CORRECTABLE) if name in paths]
+        if path not in (*_CORRECTABLE, _BY_NAME, *_IMMUTABLE, "assignment_id"):
+            text = "must be focus, start_time, end_time, end_reason or expire_time"
+            violations.add(f"update_mask.paths[{index}]", text)
+    return [name for name in (*_IMMUTABLE, *_CORRECTABLE, _BY_NAME) if name in paths]
 
 
 def _column(
@@ -163,6 +168,8 @@ def _column(
         if name == "start_time" and not message.HasField("start_time"):
             violations.add(path, "is required")
         return name.replace("_time", "_us"), at_us
+    if name == _BY_NAME:
+        return "expire_us", rules.planned_time_us(message, path, violations)
     if name == "focus":
         return name, rules.code(message.focus, path, violations)
     if name in ("therapist_id", "patient_id"):
@@ -197,17 +204,23 @@ def assign(request: AssignRequest, now_us: int) -> requests.Assign:
         replace_primary=request.replace_primary,
         ignore_capacity=request.ignore_capacity,
         end_us=rules.past_us(request, "end_time", violations, now_us),
-        end_reason=_end_reason(request, violations),
+        end_reason=caller_end_reason(request, violations),
+        expire_us=rules.planned_time_us(request, "expire_time", violations),
+        demote_primary=request.demote_primary,
     )
     _check_finished(request, order, violations)
+    if order.replace_primary and order.demote_primary:
+        violations.add("demote_primary", "must not be given together with replace_primary")
     violations.raise_if_any()
     return order
 
 
-def _end_reason(request: AssignRequest | UnassignRequest, violations: ValidationErrors) -> int:
+def caller_end_reason(request: Any, violations: ValidationErrors) -> int:
+    """The field end_reason of a request: UNSPECIFIED, or a reason that callers may set."""
     if request.end_reason not in _CALLER_END_REASONS:
         violations.add("end_reason", "must be a known value that callers may set")
-    return request.end_reason
+    reason: int = request.end_reason
+    return reason
 
 
 def _check_finished(request: AssignRequest, order: requests.Assign, violations: ValidationErrors) -> None:
@@ -253,7 +266,7 @@ def unassign(request: UnassignRequest, now_us: int) -> requests.Unassign:
     order = requests.Unassign(
         therapist_id=therapist_id,
         patient_id=patient_id,
-        end_reason=_end_reason(request, violations),
+        end_reason=caller_end_reason(request, violations),
         end_us=rules.past_us(request, "end_time", violations, now_us),
         etag=request.etag,
         allow_missing=request.allow_missing,

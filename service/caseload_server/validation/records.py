@@ -16,6 +16,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from caseload_server.domain import limits, requests
 from caseload_server.validation import rules
+from caseload_server.validation.assignments import caller_end_reason
 from caseload_server.validation.rules import Rule, ValidationErrors
 
 RecordMessage = TypeVar("RecordMessage", pb.Therapist, pb.Patient)
@@ -111,26 +112,17 @@ def _create(record: _RecordRules, request: Any) -> tuple[str, requests.Fields]:
     return record_id, values
 
 
-class Update(NamedTuple):
-    """A validated Update request."""
-
-    record_id: str
-    etag: str
-    """Empty when the request has none."""
-    fields: requests.Fields
+def update_therapist(request: therapist_pb.UpdateTherapistRequest) -> requests.Update:
+    """Returns the store\'s request for an UpdateTherapist request."""
+    return _update(_THERAPIST, request, pb.Assignment.END_REASON_THERAPIST_UNAVAILABLE)
 
 
-def update_therapist(request: therapist_pb.UpdateTherapistRequest) -> Update:
-    """Returns the id, the etag and the fields to set."""
-    return _update(_THERAPIST, request)
+def update_patient(request: patient_pb.UpdatePatientRequest, now_us: int) -> requests.Update:
+    """Returns the store\'s request for an UpdatePatient request. Args: now_us, microseconds since 1970 (UTC)."""
+    return _update(_patient_rules(now_us), request, pb.Assignment.END_REASON_COMPLETED)
 
 
-def update_patient(request: patient_pb.UpdatePatientRequest, now_us: int) -> Update:
-    """Returns the id, the etag and the fields to set. Args: now_us, microseconds since 1970 (UTC)."""
-    return _update(_patient_rules(now_us), request)
-
-
-def _update(record: _RecordRules, request: Any) -> Update:
+def _update(record: _RecordRules, request: Any, default_reason: int) -> requests.Update:
     violations = ValidationErrors()
     rules.request_id(request.request_id, "request_id", violations)
     message = _record_message(record, request, violations)
@@ -138,8 +130,11 @@ def _update(record: _RecordRules, request: Any) -> Update:
     record_id = rules.record_id(getattr(message, id_field), f"{record.name}.{id_field}", violations)
     names = _fields_to_set(record, message, request.update_mask, violations)
     values = _values(record, message, names, violations)
+    end_reason = caller_end_reason(request, violations)
+    if end_reason and not request.force:
+        violations.add("end_reason", "must not be set without force")
     violations.raise_if_any()
-    return Update(record_id, message.etag, values)
+    return requests.Update(record_id, values, message.etag, (end_reason or default_reason) if request.force else None)
 
 
 def _record_message(record: _RecordRules, request: Any, violations: ValidationErrors) -> Any:

@@ -321,3 +321,11 @@ def timestamp_us(message: Message, path: str, violations: ValidationErrors) -> i
     if at_us < limits.EARLIEST_TIME_US:
         violations.add(path, "must not lie before 1900-01-01T00:00:00Z")
     return at_us
+
+
+def planned_time_us(message: Message, path: str, violations: ValidationErrors) -> int | None:
+    """A Timestamp field, as timestamp_us. Only the store compares it with the present.
+
+    It does so after it has looked for a replay, because the time may have passed since the first call.
+    """
+    return timestamp_us(message, path, violations)

@@ -7,6 +7,7 @@ import threading
 import pytest
 from caseload_server.config import Config
 from caseload_server.domain.enums import ROLE_PRIMARY
+from caseload_server.domain.requests import Update
 from caseload_server.domain.results import LogHead
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.factory import open_store
@@ -38,7 +39,7 @@ def chained(store: RelationshipStore, clock: Clock) -> RelationshipStore:
     assign(store, "t", "p", role=ROLE_PRIMARY)
     assert store.purge_changes(kept_from) == 2
     transfer(store, "t", "u")
-    store.update(THERAPIST, "u", "", {"email": "u@example.org"}, CALL._replace(on_behalf_of="jdoe", request_id="r"))
+    store.update(THERAPIST, Update("u", {"email": "u@example.org"}), CALL._replace(on_behalf_of="jdoe", request_id="r"))
     assert store.head_revision() == 9
     return store
 
@@ -199,9 +200,8 @@ def recompute(store: RelationshipStore) -> None:
 
 def test_the_hashes_are_those_of_the_documentation(chained: RelationshipStore) -> None:
     make(chained, PATIENT, "q", display_name="Zoë")
-    chained.update(
-        PATIENT, "q", "", {"email": "q@example.org"}, CALL._replace(actor='Zoë "\\\n\x7f \U0001d504', request_id="s")
-    )
+    call = CALL._replace(actor='Zoë "\\\n\x7f \U0001d504', request_id="s")
+    chained.update(PATIENT, Update("q", {"email": "q@example.org"}), call)
     head = chained.log_head()
     recompute(chained)
     assert chained.log_head() == head

@@ -11,7 +11,7 @@ from caseload_server.commands.export_import_verify import open_bulk_load, open_s
 from caseload_server.config import Config, SettingError
 from caseload_server.domain import errors
 from caseload_server.domain.enums import ROLE_PRIMARY
-from caseload_server.domain.requests import ChangeQuery, Merge
+from caseload_server.domain.requests import ChangeQuery, Merge, Update
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.factory import open_store
 from caseload_server.store.backends.migrations import migrations
@@ -85,7 +85,7 @@ def fill(store: RelationshipStore) -> None:
     update(store, THERAPIST, "t3", max_active_patients=0, status=2)
     store.merge(Merge("p5", "p4"), CALL)
     store.merge(Merge("p4", "p3"), CALL)
-    store.update(THERAPIST, "t4", "", {"email": "t4@example.org"}, request("remembered"))
+    store.update(THERAPIST, Update("t4", {"email": "t4@example.org"}), request("remembered"))
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_the_imported_store_continues_from_the_last_revision(source: str, databa
     assert ids(new, THERAPIST, specialties=("b",)) == ["t0", "t1", "t3", "t4", "t5"]
     # A repeat of a remembered request writes nothing, and a revision of the old store is refused.
     head = new.head_revision()
-    assert new.update(THERAPIST, "t4", "", {"email": "t4@example.org"}, request("remembered")).record.email
+    assert new.update(THERAPIST, Update("t4", {"email": "t4@example.org"}), request("remembered")).record.email
     assert new.head_revision() == head == old.head_revision()
     with pytest.raises(errors.RevisionForeign):
         new.list_changes(ChangeQuery(), old.keys.revision(head), 10)

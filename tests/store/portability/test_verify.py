@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from caseload_server.domain.enums import END_ENTERED_IN_ERROR, ROLE_PRIMARY
+from caseload_server.domain.requests import Update
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.portability import verify
 from caseload_server.store.portability.verify import BrokenRule, ContentCheck, broken_rules
@@ -39,7 +40,7 @@ def filled_store(store: RelationshipStore) -> RelationshipStore:
     assign(store, "u", "q", start_us=1000)
     unassign(store, "u", "q", end_us=2000)
     assign(store, "t", "q", role=ROLE_PRIMARY, start_us=2000)
-    store.update(THERAPIST, "t", "", {"email": "t@example.org"}, request("r"))
+    store.update(THERAPIST, Update("t", {"email": "t@example.org"}), request("r"))
     return store
 
 

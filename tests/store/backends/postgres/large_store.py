@@ -41,6 +41,9 @@ SELECT 'a' || lpad((day * 20000 + n)::TEXT, 12, '0'), 't' || lpad((1 + n * 31 % 
     CASE WHEN is_last AND n % 10 > 0 THEN 0 ELSE 1 END, '', '', 0, 0, 'e'
 FROM generate_series(1, 20000) AS n, generate_series(0, 2) AS nth,
     LATERAL (SELECT nth * 1000 + n * 7919 % 1000 AS day, nth = 2 AS is_last) AS period""",
+    # One in 50 active periods has a planned end.
+    """
+UPDATE assignment SET expire_us = start_us + 3000000 WHERE end_us IS NULL AND right(patient_id, 2) IN ('11', '61')""",
     """
 INSERT INTO change_set SELECT n, n, CASE WHEN n % 1000 = 0 THEN 'auditor' ELSE 'reception' END, 'm', '',
     CASE WHEN n % 100 = 0 THEN 'user-' || n % 7 ELSE '' END, 1, ''

@@ -13,7 +13,17 @@ from typing import Any
 import psycopg
 import pytest
 from caseload_server.domain.requests import AssignmentQuery, CaseloadQuery, ChangeQuery, RecordQuery
-from caseload_server.store import PATIENT, THERAPIST, assignment_lists, assignments, change_log, lists, merges, purges
+from caseload_server.store import (
+    PATIENT,
+    THERAPIST,
+    assignment_lists,
+    assignments,
+    change_log,
+    expiry,
+    lists,
+    merges,
+    purges,
+)
 from caseload_server.store.backends.postgres.database import PostgresDatabase
 from caseload_server.store.backends.postgres.parameters import positional
 from caseload_server.store.backends.protocol import Dialect, Query
@@ -25,6 +35,8 @@ from tests.support.postgres.databases import Databases
 
 DIALECT = PostgresDatabase.dialect
 LIMIT = 51
+NOW_US = 4_000_000
+"""Later than every period of the store begins."""
 FEW = 2000
 """Rows that a millisecond or two are enough for."""
 THERAPIST_ID, PATIENT_ID, ASSIGNMENT_ID = "t00000100", "p00010000", "a000030000000"
@@ -117,14 +129,14 @@ def assignment_lists_of(dialect: Dialect) -> Iterator[Any]:
     for side, roles in itertools.product(sides, ((), (4,), (3, 4), (1, 2, 3, 4))):
         for states, as_of_us in (((), None), ((2,), None), ((1, 2), None), ((), 1_000_000), ((), 2_999_000)):
             query = AssignmentQuery(**side, roles=roles, states=states, as_of_us=as_of_us)
-            yield pytest.param(assignment_lists.select_assignments(query, dialect), id=short(query))
+            yield pytest.param(assignment_lists.select_assignments(query, dialect, NOW_US), id=short(query))
     merged: dict[str, Any] = {**of_patient, "same_person": (PATIENT_ID, "p00010001"), "as_of_us": 1_000_000}
     for query in (AssignmentQuery(**merged), AssignmentQuery(**merged, therapist_id=THERAPIST_ID)):
-        yield pytest.param(assignment_lists.select_assignments(query, dialect), id=short(query))
+        yield pytest.param(assignment_lists.select_assignments(query, dialect, NOW_US), id=short(query))
     for kind, other, parent_id in ((THERAPIST, PATIENT, THERAPIST_ID), (PATIENT, THERAPIST, PATIENT_ID)):
         for roles, states, as_of_us in (((), (), None), ((4,), (1, 2), None), ((), (2,), None), ((), (), 1_000_000)):
             query_of_one = CaseloadQuery(parent_id, roles, states, as_of_us)
-            select = assignment_lists.select_caseload(kind, other, query_of_one, dialect)
+            select = assignment_lists.select_caseload(kind, other, query_of_one, dialect, NOW_US)
             yield pytest.param(select, id=f"{kind.name}-{short(query_of_one)}")
 
 
@@ -155,6 +167,9 @@ def lookups() -> Iterator[Any]:
     yield "the latest period", assignments._SELECT_LATEST, pair
     yield "another primary", assignments._SELECT_OTHER_PRIMARY, pair
     yield "an overlap", assignments._SELECT_LAST_OVERLAPPING, {**pair, "start_us": 1, "exclusive_role": 1}
+    due = {"id": THERAPIST_ID, "now_us": NOW_US}
+    yield "what expired of a therapist", expiry.select_due(THERAPIST), due
+    yield "what expired of a patient", expiry.select_due(PATIENT), {**due, "id": PATIENT_ID}
     for size in range(5):
         for given in itertools.combinations(ChangeQuery._fields, size):
             known = {**pair, "actor": "auditor", "on_behalf_of": "user-3"}
@@ -167,6 +182,16 @@ def lookups() -> Iterator[Any]:
 @pytest.mark.parametrize("query", [pytest.param(Query(text, values), id=title) for title, text, values in lookups()])
 def test_a_lookup_reads_only_what_it_names(connection: "psycopg.Connection[Any]", query: Query, mode: str) -> None:
     assert faults(plan(connection, query, mode)) == []
+
+
+@pytest.mark.parametrize("mode", ["custom", "generic"])
+@pytest.mark.parametrize("sql", [expiry.SELECT_NEXT, expiry._SELECT_OLDEST_DUE], ids=["next", "oldest"])
+def test_a_sweep_reads_the_first_entries_of_an_index(
+    connection: "psycopg.Connection[Any]", sql: str, mode: str
+) -> None:
+    read = plan(connection, Query(sql, {"now_us": NOW_US}), mode)
+    assert [node["Index Name"] for node in read if "Index Name" in node] == ["assignment_expiring"]
+    assert "Limit" in {node["Node Type"] for node in read}
 
 
 @pytest.mark.parametrize(
@@ -193,5 +218,5 @@ def test_a_name_search_is_planned_for_its_words(connection: "psycopg.Connection[
 def test_another_dialect_would_be_found_out(
     connection: "psycopg.Connection[Any]", change: dict[str, str], query: dict[str, Any], fault: str
 ) -> None:
-    worse = assignment_lists.select_assignments(AssignmentQuery(**query), DIALECT._replace(**change))  # type: ignore[arg-type]
+    worse = assignment_lists.select_assignments(AssignmentQuery(**query), DIALECT._replace(**change), NOW_US)  # type: ignore[arg-type]
     assert any(fault in one for one in faults(plan(connection, worse.of_page(ASSIGNMENT_ID, LIMIT), "generic")))

@@ -15,6 +15,7 @@ from caseload_server.store import (
     assignment_lists,
     assignments,
     change_log,
+    expiry,
     lists,
 )
 from caseload_server.store.backends.protocol import Query
@@ -58,7 +59,7 @@ def test_a_list_of_assignments_reads_its_index_in_order(
     store: RelationshipStore, query: dict[str, Any], index: str
 ) -> None:
     plan = plan_of(
-        store, assignment_lists.select_assignments(requests.AssignmentQuery(**query), SqliteDatabase.dialect)
+        store, assignment_lists.select_assignments(requests.AssignmentQuery(**query), SqliteDatabase.dialect, 0)
     )
     assert len(plan) == 1
     assert plan[0].split("INDEX ")[1].split()[0] == index
@@ -98,7 +99,7 @@ def test_a_list_of_people_reads_its_index_page_by_page(
 @pytest.mark.parametrize("query", [{"as_of_us": 5}, {"roles": (1, 2)}, {"roles": (1,), "as_of_us": 5}], ids=str)
 def test_a_list_of_all_assignments_needs_no_sort(store: RelationshipStore, query: dict[str, Any]) -> None:
     plan = plan_of(
-        store, assignment_lists.select_assignments(requests.AssignmentQuery(**query), SqliteDatabase.dialect)
+        store, assignment_lists.select_assignments(requests.AssignmentQuery(**query), SqliteDatabase.dialect, 0)
     )
     assert not [step for step in plan if "TEMP B-TREE" in step or step.startswith("SCAN")], plan
     assert not [step for step in plan if "PRIMARY KEY (assignment_id>?)" in step], plan
@@ -106,9 +107,30 @@ def test_a_list_of_all_assignments_needs_no_sort(store: RelationshipStore, query
 
 def test_the_patients_of_a_therapist_are_listed_from_the_active_ones(store: RelationshipStore) -> None:
     query = requests.CaseloadQuery("t")
-    plan = plan_of(store, assignment_lists.select_caseload(THERAPIST, PATIENT, query, SqliteDatabase.dialect))
+    plan = plan_of(store, assignment_lists.select_caseload(THERAPIST, PATIENT, query, SqliteDatabase.dialect, 0))
     assert "assignment_active_by_therapist" in plan[0]
     assert not [step for step in plan if "TEMP B-TREE" in step]
+
+
+def test_a_list_of_a_therapist_as_of_a_time_reads_older_periods_from_an_index_alone(store: RelationshipStore) -> None:
+    query = requests.CaseloadQuery("t", as_of_us=5)
+    plan = plan_of(store, assignment_lists.select_caseload(THERAPIST, PATIENT, query, SqliteDatabase.dialect, 0))
+    assert [step for step in plan if "COVERING INDEX assignment_by_therapist (therapist_id=? AND" in step], plan
+
+
+@pytest.mark.parametrize(
+    ("sql", "search"),
+    [
+        (expiry.SELECT_NEXT, "assignment_expiring (expire_us>?)"),
+        (expiry._SELECT_OLDEST_DUE, "assignment_expiring (expire_us>? AND expire_us<?)"),
+        (expiry.select_due(THERAPIST), "assignment_active_by_therapist (therapist_id=?)"),
+        (expiry.select_due(PATIENT), "assignment_by_pair (patient_id=?)"),
+    ],
+    ids=["next", "oldest", "of a therapist", "of a patient"],
+)
+def test_a_sweep_reads_only_what_is_planned_or_one_record(store: RelationshipStore, sql: str, search: str) -> None:
+    [step] = [row[3] for row in run(store, f"EXPLAIN QUERY PLAN {sql}", {"now_us": 0, "id": "t"})]
+    assert step.endswith(search)
 
 
 def test_a_check_of_a_hundred_pairs_is_one_statement(store: RelationshipStore, database: SqliteDatabase) -> None:

@@ -47,8 +47,9 @@ CREATE INDEX assignment_by_patient ON assignment (patient_id, assignment_id);
 CREATE INDEX assignment_by_pair ON assignment (patient_id, therapist_id, start_us);
 CREATE INDEX assignment_active_by_role ON assignment (role, assignment_id) WHERE end_us IS NULL;
 CREATE INDEX assignment_by_end ON assignment (end_us, start_us, assignment_id) WHERE end_us IS NOT NULL;
-CREATE INDEX assignment_active ON assignment (assignment_id, start_us, role) WHERE end_us IS NULL;
-CREATE INDEX assignment_by_therapist ON assignment (therapist_id, assignment_id, start_us, end_us, end_reason, role);
+CREATE INDEX assignment_active ON assignment (assignment_id, start_us, role, expire_us) WHERE end_us IS NULL;
+CREATE INDEX assignment_by_therapist
+    ON assignment (therapist_id, assignment_id, start_us, end_us, end_reason, role, expire_us);
 CREATE INDEX assignment_ended_by_id ON assignment (assignment_id) WHERE end_us IS NOT NULL;
 CREATE INDEX assignment_ended_by_role ON assignment (role, assignment_id) WHERE end_us IS NOT NULL;
 CREATE INDEX assignment_expiring ON assignment (expire_us, assignment_id)
