@@ -33,6 +33,7 @@ VERBS = {
         "lists",
         "merges",
         "overlaps",
+        "outcome_expiry",
         "pages",
         "purges",
         "records",
@@ -42,7 +43,6 @@ VERBS = {
         "relationship_store",
         "hash_chain",
         "store_identity",
-        "merges",
         "transfers",
         "write_transaction",
         "backends.protocol",
@@ -59,13 +59,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": set(),
     "open_files": {".config", ".domain.limits"},
     "private_files": {".config"},
+    "write_faults": set(),
     "domain": {".domain"},
     # the store
     "store": {*(f".store.{name}" for name in VERBS), ".domain", "uuid_utils"},
     "store.expiry_sweeper": {"structlog"},
     "store.backends": {".store.backends.protocol", ".domain.errors"},
-    "store.backends.factory": {".store", ".config", ".private_files", ".domain.errors", *DRIVERS},
+    "store.backends.full_disk": {"structlog"},
+    "store.backends.factory": {".store", ".config", ".private_files", ".write_faults", ".domain.errors", *DRIVERS},
     "store.backends.sqlite": {".store.backends", ".store.portability", ".store.atomic_file", ".domain", "apsw"},
+    "store.backends.sqlite.write_health": {".store.backends.sqlite.driver_errors", "apsw", "structlog"},
     "store.backends.postgres": {".store.backends", ".store.portability", ".domain.errors", "psycopg"},
     "store.portability": {
         ".store.backends.protocol",
@@ -85,6 +88,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # around a call
     "security": {".security", ".config", ".domain.errors", ".private_files", "grpc"},
     "security.certificates": {"cryptography"},
+    "security.proxies": {".config"},
     "security.file_reload": {".config", "structlog"},
     "security.issuer_keys": {".domain.limits", "cryptography", "jwt", "structlog"},
     "security.tokens": {".security", ".config", ".domain", "jwt"},
@@ -99,6 +103,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "observability.anonymous_lines": {".domain.limits", "structlog"},
     "observability.audited_ids": {".domain.limits", "google"},
+    "observability.clock_watch": {".clock", "structlog"},
+    "observability.connections": {"structlog"},
     "observability.head_log": {".domain.results", "structlog"},
     "observability.log_file": set(),
     "observability.logs": {".config", ".observability.log_file", "psycopg", "structlog"},
@@ -107,15 +113,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "observability.tracing": {".config", ".store.backends.protocol", "grpc", "opentelemetry", "structlog"},
     "observability.readiness": {"caseload", "structlog"},
     "rpc": {".rpc", ".config", ".domain", "structlog", *WIRE},
+    "rpc.channel_options": {".config", ".domain.limits", ".open_files"},
+    "rpc.admission": {".rpc", ".domain", ".security.proxies", "grpc"},
     "rpc.pipeline": {
         *(".rpc", ".security", ".observability.access_log", ".validation.request_sizes", ".domain", "structlog"),
         *WIRE,
     },
     "rpc.server": {
         *(".rpc", ".api", ".store", ".security", ".observability", ".domain", ".config", ".clock", ".open_files"),
-        ".private_files",
         "structlog",
         *WIRE,
+    },
+    "rpc.opened_files": {
+        *(".config", ".observability.log_file", ".observability.logs", ".private_files", ".write_faults"),
+        *(".security.keys_file", ".security.tls", "grpc", "structlog"),
     },
     "testing": {
         *(".config", ".domain.errors", ".observability.logs", ".open_files", ".rpc.server"),
@@ -126,8 +137,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "commands": {"click", ".commands", ".config"},
     "commands.audited": {
         *("click", ".commands", ".config", ".observability.log_file", ".observability.logs", ".private_files"),
+        ".write_faults",
     },
-    "commands.backup": {"click", ".commands", ".config", ".store.backends", ".store.portability", "apsw"},
+    "commands.backup": {
+        *("click", ".commands", ".config", ".store.backends", ".store.portability", ".write_faults", "apsw"),
+    },
     "commands.check": {
         "click",
         ".commands",
@@ -143,7 +157,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *(".security.api_keys", ".security.keys_file", ".security.principal"),
     },
     "commands.migrate": {"click", ".commands", ".config", ".store.backends.factory"},
-    "commands.export_import_verify": {"click", ".commands", ".config", ".domain.results", ".store"},
+    "commands.export_import_verify": {"click", ".commands", ".config", ".domain.results", ".store", ".write_faults"},
     "commands.log": {"click", ".commands", ".store.change_log"},
     "commands.purge": {
         *("click", ".commands", ".config", ".clock", ".domain.errors", ".domain.id_formats", ".store", "apsw"),

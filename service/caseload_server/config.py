@@ -2,6 +2,7 @@
 
 import datetime
 import ipaddress
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,12 +14,32 @@ from urllib.parse import parse_qs, urlsplit
 _SQLITE: Final = "sqlite:///"
 _POSTGRES: Final = ("postgresql://", "postgres://")
 _CONNECTION_AGE_SECONDS: Final = 300.0
+_SQLITE_EXAMPLE: Final = "give the path of a file, such as sqlite:///data/caseload.db"
+_NO_PLAIN_FILE: Final = {
+    r"(?i):memory:|[?&;]mode=memory|^sqlite[^/]*:/{0,3}$": f"names no file: {_SQLITE_EXAMPLE}",
+    r"(?i)^(sqlite[^/]*:/*)?file:": f"is a file: URI of SQLite: {_SQLITE_EXAMPLE}",
+    r"\?": f"must not have parameters after the path: {_SQLITE_EXAMPLE}",
+    r"^(?!sqlite:///)|\0": "must be sqlite:///PATH or postgresql://...",
+    r"%[0-9A-Fa-f]{2}": "must not be percent-encoded: write each character of the path as it is",
+    r"\\": "must not contain a backslash: separate folders with /",
+    r"^sqlite:///~|\$": "must not contain ~ or a variable, which nothing expands: write the whole path",
+    r"/$": "must be a file, not a folder",
+    r"/:[^/]*$": "must not begin the name of the file with a colon, which SQLite reserves",
+    r"-(wal|shm|journal)$": "is one of the files beside a database: give the database itself",
+}
+"""Ways to write something else than a plain file in a SQLite URL, as regular expressions with what is wrong."""
 _NEEDS: Final = (
     *(("tls_cert", "tls_key"), ("tls_key", "tls_cert"), ("tls_client_ca", "tls_cert")),
     *(("oidc_issuer", "oidc_audience"), ("oidc_audience", "oidc_issuer")),
     *(("oidc_permissions_claim", "oidc_issuer"), ("oidc_name_claim", "oidc_issuer")),
 )
 """Settings that need another one."""
+
+_AROUND: Final = re.compile(r"\A[\s\ufeff\u200b]+|[\s\ufeff\u200b]+\Z")
+"""White space and invisible marks around a value: the end of a line, say, if the value was made from a file."""
+_WITHIN: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\u200b]")
+"""Control characters, line ends and invisible marks, which no value of a setting can have."""
+IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 CANNOT_LISTEN: Final = "cannot listen on this address: it is in use, or does not belong to this machine"
 """The text of a SettingError."""
@@ -91,6 +112,9 @@ class Config:
     """Lowest level that is logged: info, warning or error. The access log has no level."""
     metrics_address: str | None = None
     """HOST:PORT of the metrics page. Port 0 picks a free port. Without it, the server collects no metrics."""
+    behind_proxy: str | None = None
+    """Addresses and networks of the proxies in front of the server, separated by commas. Callers need credentials then,
+    and their addresses are those that such a proxy sends in x-forwarded-for."""
     allow_insecure: bool = False
     """Allow other addresses than loopback without encryption or authentication."""
 
@@ -106,12 +130,22 @@ class Config:
                 raise SettingError(_flag(name), f"needs {_flag(needed)}")
         if self.tls_client_ca and not self.keys_file:
             raise SettingError("--tls-client-ca", "needs --keys-file, which lists the callers")
+        self._check_proxy()
         if self.oidc_issuer:
             _check_issuer(self.oidc_issuer)
         if self.access_log:
             _check_log_path("--access-log", self.access_log)
         if not is_postgres(self.database):
             sqlite_path(self.database)
+
+    def _check_proxy(self) -> None:
+        if self.proxy_networks() and not self.is_authenticated():
+            text = "needs --keys-file or --oidc-issuer: all callers of a proxy come from its address"
+            raise SettingError("--behind-proxy", text)
+
+    def proxy_networks(self) -> tuple[IpNetwork, ...]:
+        """Returns the networks of `behind_proxy`; none when it is not set. Raises SettingError."""
+        return tuple(map(_proxy_network, self.behind_proxy.split(","))) if self.behind_proxy is not None else ()
 
     def caller_share(self) -> float:
         """Returns `max_caller_share`, or 1 when all callers are the same principal."""
@@ -138,6 +172,18 @@ class Config:
     def host_and_port(self) -> tuple[str, int]:
         """Returns the host and port of `address`. Raises SettingError."""
         return host_and_port("--address", self.address)
+
+
+def clean_value(setting: str, value: str) -> str:
+    """Returns a value without the white space around it, which nobody can mean.
+
+    Raises SettingError if a control character, a line end or an invisible mark is left within it.
+    Args: setting, its name for the error.
+    """
+    cleaned = _AROUND.sub("", value)
+    if _WITHIN.search(cleaned):
+        raise SettingError(setting, "contains a line end, or another control or invisible character")
+    return cleaned
 
 
 def wants_traces(environment: Mapping[str, str]) -> bool:
@@ -194,6 +240,17 @@ def has_password(database: str) -> bool:
     return (user is not None and ":" in user[0]) or bool({"password", "sslpassword"} & query.keys())
 
 
+def _proxy_network(text: str) -> IpNetwork:
+    """Parses an address or a network. Raises SettingError, also for one that contains every address."""
+    try:
+        network = ipaddress.ip_network(text.strip())
+    except ValueError:
+        network = None
+    if network is None or not network.prefixlen:
+        raise SettingError("--behind-proxy", "must be addresses or networks, such as 10.0.0.0/24, separated by commas")
+    return network
+
+
 def _check_issuer(issuer: str) -> None:
     url = urlsplit(issuer)
     if url.scheme != "https" or not url.hostname or url.query or url.fragment or "@" in url.netloc:
@@ -212,19 +269,38 @@ def _check_log_path(setting: str, path: Path) -> None:
 
 
 def sqlite_path(database: str) -> Path:
-    """Returns the absolute path of the file in a SQLite URL. Raises SettingError."""
-    if not database.startswith(_SQLITE) or database == _SQLITE or "?" in database or "\0" in database:
-        raise SettingError("--database", "must be sqlite:///PATH or postgresql://...")
-    path = Path(database.removeprefix(_SQLITE))
+    """Returns the absolute path of the file in a SQLite URL, without symbolic links. Raises SettingError.
+
+    SQLite names the files beside the database after this path, so every module uses it and none resolves links itself.
+    """
+    path = sqlite_name(database)
     try:
-        str(path).encode()  # bytes that are not UTF-8 are lone surrogates, which SQLite rejects
-        if not path.parent.is_dir():
+        real = Path(os.path.realpath(path))
+        if path.is_symlink() and not real.exists():
+            raise SettingError("--database", "is a symbolic link to a file that does not exist")
+        if not real.parent.is_dir():
             raise SettingError("--database", "the directory of the file does not exist")
-        if path.exists() and not path.is_file():
+        if real.exists() and not real.is_file():
             raise SettingError("--database", "is not a regular file")
-    except (OSError, UnicodeError):
-        raise SettingError("--database", "cannot be accessed: no permission, path too long, or not UTF-8") from None
-    return path.absolute()  # because SQLite treats the name :memory: specially
+    except OSError:
+        raise SettingError("--database", "cannot be accessed: no permission, or the path is too long") from None
+    return real
+
+
+def sqlite_name(database: str) -> Path:
+    """Returns the absolute path in a SQLite URL as it is written there. Raises SettingError.
+
+    Symbolic links in it may change while the server runs.
+    """
+    database = clean_value("--database", database)
+    for pattern, text in _NO_PLAIN_FILE.items():
+        if re.search(pattern, database):
+            raise SettingError("--database", text)
+    try:
+        database.encode()  # bytes that are not UTF-8 are lone surrogates, which SQLite rejects
+    except UnicodeError:
+        raise SettingError("--database", "cannot be accessed: the path is not UTF-8") from None
+    return Path(database.removeprefix(_SQLITE)).absolute()
 
 
 def parse_time(setting: str, text: str, now_us: int) -> int:

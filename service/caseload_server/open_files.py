@@ -1,9 +1,12 @@
 """The limit on open files of this process: each connection takes a file descriptor."""
 
 import resource
+from typing import Final
 
 from caseload_server.config import Config, SettingError, is_postgres
 from caseload_server.domain import limits
+
+_REMEDY: Final = "run ulimit -n 65536 first, as root, or set LimitNOFILE=65536 in its systemd unit"
 
 
 def raise_limit() -> None:
@@ -24,6 +27,6 @@ def max_connections(config: Config) -> int:
         raise SettingError(
             "ulimit -n",
             f"{allowed} open files are allowed, and {needed} are needed: {reserved} for the database and the logs, "
-            f"{config.max_watches} for watches (--max-watches), {limits.MIN_CONNECTIONS} for calls; raise it",
+            f"{config.max_watches} for watches (--max-watches), {limits.MIN_CONNECTIONS} for calls; {_REMEDY}",
         )
     return min(config.max_connections, allowed - reserved)

@@ -25,8 +25,8 @@ from caseload_server.config import CANNOT_LISTEN, Config, SettingError
 if TYPE_CHECKING:
     from caseload_server.observability.metrics import WorkersMetrics
 
-PARENT_DIED: Final = signal.SIGHUP
-"""The signal that a worker gets when its supervisor has died."""
+PARENT_DIED: Final = threading.Event()
+"""Set in a worker when its supervisor has died. The worker then gets SIGTERM."""
 _SPEC_VARIABLE: Final = "_CASELOAD_WORKER"
 _MIN_RESTART_DELAY_SECONDS: Final = 0.1
 """Delay before a worker's first restart. It doubles with each restart."""
@@ -60,8 +60,7 @@ class WorkerSpec(NamedTuple):
         return {**os.environ, _SPEC_VARIABLE: " ".join(map(str, self))}
 
     def apply(self, config: Config) -> Config:
-        """Makes this process the worker, which gets PARENT_DIED when the supervisor dies. Returns its settings."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, {PARENT_DIED})
+        """Makes this process the worker, which stops when the supervisor dies. Returns its settings."""
         has_metrics = config.metrics_address is not None
         threading.Thread(target=_watch_parent, args=(has_metrics,), name="parent-watch", daemon=True).start()
         cores = sorted(os.sched_getaffinity(0))
@@ -71,14 +70,15 @@ class WorkerSpec(NamedTuple):
 
 
 def _watch_parent(has_metrics: bool) -> None:  # noqa: FBT001 - the target of a thread
-    """Waits until standard input ends, and then sends PARENT_DIED to this process."""
+    """Waits until standard input ends, and then stops this process."""
     while os.read(0, 1):
         pass
     if has_metrics:
         from caseload_server.observability.metrics import WorkersMetrics
 
         WorkersMetrics.close()
-    os.kill(os.getpid(), PARENT_DIED)
+    PARENT_DIED.set()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Supervisor:
@@ -102,8 +102,11 @@ class Supervisor:
         self._metrics: WorkersMetrics | None = None
         self._metrics_address: str | None = None
 
-    def run(self, stop_signals: set[signal.Signals]) -> int:
-        """Serves until one of the signals, which must be blocked. Returns the exit code. Raises SettingError."""
+    def run(self, wait_for_stop: Callable[[Callable[[], object]], object]) -> int:
+        """Serves until `wait_for_stop` returns. Returns the exit code. Raises SettingError.
+
+        Args: wait_for_stop, takes the function that reloads the workers.
+        """
         with ExitStack() as resources:
             resources.callback(self._reserved_port.close)
             if self._config.metrics_address:
@@ -111,7 +114,7 @@ class Supervisor:
                     _metrics_page(self._config.metrics_address)
                 )
             self._spawn(0)  # the others start when it is ready, so that only one worker reports a bad setting
-            signal.sigwait(stop_signals)
+            wait_for_stop(self._reload_workers)
             clean = self._stop()
         return self._startup_exit_code or int(not clean)
 
@@ -187,6 +190,12 @@ class Supervisor:
             address, metrics_address = self._address, self._metrics_address
             _log.info("all workers are ready", workers=count, address=address, metrics_address=metrics_address)
             self._report_ready(address)
+
+    def _reload_workers(self) -> None:
+        """Passes SIGHUP on. A worker that is just starting inherits this process's signal mask, so it survives it."""
+        with self._lock:
+            for process in self._processes.values():
+                process.send_signal(signal.SIGHUP)  # does nothing to a process that has ended
 
     def _stop(self) -> bool:
         """Stops all workers. Returns whether every worker that was ready has ended with exit code 0.

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -115,6 +116,22 @@ def test_a_repeatedly_interrupted_watch_waits_longer_each_time(peer: FakeServer,
     assert closed.waits == [pytest.approx(wait, rel=0.2) for wait in (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5, 5)]
     sent = {pb.WatchChangesRequest.FromString(attempt.data).after_revision for attempt in peer.attempts}
     assert sent == {"0123456789ab.1"}
+
+
+@pytest.mark.parametrize("code", [StatusCode.INTERNAL, StatusCode.UNKNOWN])
+def test_a_watch_that_a_proxy_resets_resumes_and_one_that_never_began_raises(
+    peer: FakeServer, code: StatusCode
+) -> None:
+    with connect(peer.address) as caseload:
+        began = caseload.watch()
+        next(began)
+        peer.answer_with(code)
+        next(began)
+        peer.answer_with(code)
+        with pytest.raises(grpc.RpcError) as refused:
+            next(caseload.watch())
+    failed: Any = refused.value
+    assert failed.code() == code
 
 
 def test_a_watch_resumes_after_a_restart_and_logs_once_that_it_cannot_connect(

@@ -1,5 +1,6 @@
 """Metrics of each database backend."""
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -30,6 +31,15 @@ def test_metrics_report_the_sizes_of_the_sqlite_file_and_its_wal(tmp_path: Path)
         wait_for_metrics(server.metrics_address, lambda seen: seen("wal_bytes") == log)
         assert numbers(server.metrics_address)("database_bytes") == (tmp_path / "caseload.db").stat().st_size
         assert "caseload_pool_connections" not in numbers(server.metrics_address).families
+
+
+def test_metrics_report_the_free_space_of_the_file_system_of_the_sqlite_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = {str(tmp_path): 4711}
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10_000, 5_000, free[str(path)]))
+    with serving(url(tmp_path / "caseload.db"), metrics_address="127.0.0.1:0") as server:
+        wait_for_metrics(server.metrics_address, lambda seen: seen("database_free_bytes") == 4711)
 
 
 def test_metrics_count_the_failures_of_the_database_by_cause(

@@ -53,7 +53,7 @@ def without_record(stderr: str) -> str:
 
 def contents(folder: Path) -> dict[str, tuple[int, str]]:
     """Every file below the folder with its mode and, if readable, a hash of its content."""
-    return {str(path.relative_to(folder)): (path.stat().st_mode, _digest(path)) for path in folder.rglob("*")}
+    return {str(path.relative_to(folder)): (path.lstat().st_mode, _digest(path)) for path in folder.rglob("*")}
 
 
 def _digest(path: Path) -> str:

@@ -81,9 +81,10 @@ def test_a_password_is_not_in_the_record(tmp_path: Path) -> None:
 
 def test_a_command_that_cannot_be_recorded_does_nothing(tmp_path: Path) -> None:
     target = tmp_path / "caseload.db"
-    for log in ("/dev/full", str(tmp_path / "missing" / "access.log")):
+    faults = {"/dev/full": "its file system has no space left", "missing/access.log": "No such file or directory"}
+    for log, fault in faults.items():
         ended = caseload(tmp_path, "migrate", "--database", url(target), "--access-log", log)
-        assert (ended.returncode, ended.stderr) == (2, "caseload: --access-log: cannot be written\n")
+        assert (ended.returncode, ended.stderr) == (2, f"caseload: --access-log: cannot be written: {fault}\n")
     assert not target.exists()
 
 

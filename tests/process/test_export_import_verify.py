@@ -3,6 +3,7 @@
 import stat
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import apsw
@@ -10,6 +11,8 @@ import pytest
 from caseload_server.config import Config
 from caseload_server.store import THERAPIST, RelationshipStore
 from caseload_server.store.backends.factory import open_store
+from caseload_server.store.backends.migrations import migrations
+from caseload_server.store.backends.sqlite import migrate as sqlite_migrate
 
 from tests.process.acknowledged_writes import Writers
 from tests.process.command_runner import SECRET, caseload, last_line, refusal, url
@@ -191,8 +194,8 @@ def test_an_invalid_export_or_import_is_rejected(tmp_path: Path, database: str) 
         (("verify", "--database", missing), "--database: the file does not exist"),
         (("import", SECRET, "--database", missing), NO_FILE),
         (("import", str(tmp_path), "--database", missing), NO_FILE),
-        (("import", "source.db", "--database", missing), "FILE: line 1: is not a JSON object with one name,"),
-        (("import", exported.name, "--database", database), "--database: the file already exists, or a -wal file"),
+        (("import", "source.db", "--database", missing), "FILE: line 1: is a SQLite database: use caseload restore"),
+        (("import", exported.name, "--database", database), "--database: is not empty"),
         (("import", exported.name), "--database: the directory of the file does not exist"),
     ):
         assert refusal(tmp_path, *arguments).startswith(line)
@@ -203,3 +206,55 @@ def test_an_import_needs_a_migrated_and_empty_postgresql(tmp_path: Path, databas
     target = {"CASELOAD_DATABASE": postgres_url}
     assert caseload(tmp_path, "import", "moved.jsonl", **target).returncode == 0
     assert refusal(tmp_path, "import", "moved.jsonl", **target) == "--database: is not empty"
+
+
+def test_a_backup_of_an_older_version_is_restored_and_migrated_before_it_is_read(tmp_path: Path) -> None:
+    backup, restored = tmp_path / "backup.db", url(tmp_path / "restored.db")
+    sqlite_migrate.migrate(backup, migrations("sqlite")[:1])
+    with closing(apsw.Connection(str(backup))) as older:
+        older.pragma("journal_mode", "delete")
+    for arguments in (("verify",), ("export", "lines"), ("log", "head")):
+        line = refusal(tmp_path, *arguments, "--database", url(backup))
+        assert line.endswith("If it is a backup, restore it first, and migrate the restored file")
+    for arguments in (("restore", "backup.db"), ("migrate",), ("verify",), ("export", "lines")):
+        ended = caseload(tmp_path, *arguments, "--database", restored)
+        assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize("command", [("migrate",), None], ids=["migrated", "without tables"])
+def test_an_import_fills_the_migrated_file_of_the_servers_user(
+    tmp_path: Path, database: str, command: tuple[str] | None
+) -> None:
+    """The file keeps its owner and mode, though root imports."""
+    target = tmp_path / "target.db"
+    assert caseload(tmp_path, "export", "moved.jsonl", "--database", database).returncode == 0
+    if command is None:
+        target.touch(0o600)
+        line = refusal(tmp_path, "import", "moved.jsonl", "--database", url(target))
+        assert line == "--database: its schema is not up to date: run caseload migrate"
+        return
+    assert caseload(tmp_path, *command, "--database", url(target)).returncode == 0
+    target.chmod(0o660)
+    before = target.stat()
+    assert caseload(tmp_path, "import", "moved.jsonl", "--database", url(target)).returncode == 0
+    after = target.stat()
+    assert (after.st_ino, after.st_mode, after.st_uid) == (before.st_ino, before.st_mode, before.st_uid)
+    assert {path.name for path in tmp_path.iterdir()} == {"source.db", "target.db", "moved.jsonl"}
+    with ServerProcess(url(target)):
+        line = refusal(tmp_path, "import", "moved.jsonl", "--database", url(target))
+        assert line == "--database: is served: stop its instances first"
+
+
+@pytest.mark.parametrize("pack", ["gzip -c moved.jsonl", "cat moved.jsonl moved.jsonl"])
+def test_an_import_from_a_pipe_reads_gzip_and_rejects_a_second_export(tmp_path: Path, database: str, pack: str) -> None:
+    assert caseload(tmp_path, "export", "moved.jsonl", "--database", database).returncode == 0
+    lines = len((tmp_path / "moved.jsonl").read_text().splitlines())
+    command = f"{pack} | {sys.executable} -m caseload_server import - --database {url(tmp_path / 'target.db')}"
+    ended = subprocess.run(
+        ["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=HUNG_SECONDS, check=False
+    )
+    if pack.startswith("gzip"):
+        assert (ended.returncode, ended.stderr) == (0, "")
+    else:
+        text = f"caseload: FILE: line {lines + 1}: follows the line that ends the export\n"
+        assert (ended.returncode, ended.stderr) == (2, text)

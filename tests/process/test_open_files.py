@@ -28,7 +28,8 @@ def test_a_server_does_not_start_with_fewer_open_files_than_its_settings_need(
     line = refusal(tmp_path, *arguments, command=limited(allowed))
     assert line == (
         f"ulimit -n: {allowed} open files are allowed, and {NEEDED} are needed: 400 for the database and the logs, "
-        "100 for watches (--max-watches), 100 for calls; raise it"
+        "100 for watches (--max-watches), 100 for calls; "
+        "run ulimit -n 65536 first, as root, or set LimitNOFILE=65536 in its systemd unit"
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import apsw
 import pytest
+from caseload_server.config import Config, SettingError
 from caseload_server.store.backends.sqlite.migrate import migrate
 
 from tests.process.command_runner import DRY_RUN, MODE_OBEYING, SECRET, SERVE, caseload, refusal, url
@@ -39,9 +40,45 @@ def modes_restored(tmp_path: Path) -> Iterator[None]:
 # --- the address ---
 
 
-def test_a_name_with_a_meaning_in_sqlite_is_an_ordinary_file(tmp_path: Path) -> None:
-    assert caseload(tmp_path, "migrate", "--database", "sqlite:///:memory:").returncode == 0
-    assert [path.name for path in tmp_path.iterdir()] == [":memory:"]
+NO_PLAIN_FILES = [
+    *("sqlite:///:memory:", "sqlite://:memory:", "sqlite::memory:", ":memory:", "sqlite:///data/:MEMORY:"),
+    *("sqlite://", "sqlite:///", "sqlite:", "sqlite+pysqlite://", "sqlite+pysqlite:///:memory:"),
+    *("file:data.db", "file::memory:?cache=shared", "sqlite:///file:data.db", "sqlite:///file:/tmp/data.db?mode=ro"),
+    *("sqlite:///file::memory:?cache=shared", "sqlite:///memdb?mode=memory", "sqlite:///data.db?mode=rwc"),
+    *("sqlite:///:data.db", "sqlite:///./:memory:", "sqlite:///data%20base.db", "sqlite:///C:\\data.db"),
+    *("sqlite:///~data.db", "sqlite:///$NAME.db", "sqlite:///data.db/", "sqlite:///data.db-wal"),
+    *("sqlite+aiosqlite:///data.db", "sqlite3:///data.db", "jdbc:sqlite:data.db", "sqlite:data.db", "sqlite:/data.db"),
+]
+
+
+@pytest.mark.parametrize("database", NO_PLAIN_FILES)
+def test_a_spelling_that_means_no_plain_file_is_rejected_with_the_remedy(database: str) -> None:
+    with pytest.raises(SettingError) as refused:
+        Config(database=database).check()
+    text = str(refused.value)
+    assert text.startswith("--database: ")
+    assert any(
+        remedy in text for remedy in ("sqlite:///", "write ", "with /", "a file", "begin", "the database itself")
+    )
+    assert "data.db" not in text.replace("sqlite:///data/caseload.db", "")
+
+
+@pytest.mark.parametrize(
+    "command", [SERVE, ("migrate",), DRY_RUN, ("verify",), ("log", "head"), ("export", "-"), ("import", "-")]
+)
+def test_a_database_in_memory_makes_no_file(tmp_path: Path, command: tuple[str, ...]) -> None:
+    for database in ("sqlite:///:memory:", "sqlite:///file::memory:?cache=shared"):
+        assert refusal(tmp_path, *command, "--database", database).startswith(
+            "--database: names no file: give the path"
+        )
+
+
+@pytest.mark.parametrize("command", ["backup", "restore", "export", "import"])
+@pytest.mark.parametrize("file", [":memory:", "file:copy.db?mode=rwc", "sqlite:///copy.db", "s3://bucket/copy"])
+def test_a_url_is_no_file(tmp_path: Path, command: str, file: str) -> None:
+    migrate(tmp_path / "caseload.db")
+    line = refusal(tmp_path, command, file, "--database", url(tmp_path / "caseload.db"))
+    assert line == "FILE: must be the path of a file, not a URL or a special name of SQLite"
 
 
 def of_another_application(path: Path) -> None:
@@ -107,13 +144,16 @@ def test_the_log_of_another_applications_crash_stays_unchanged(tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("modes_restored")
-@pytest.mark.parametrize(("command", "mode"), [(SERVE, 0o400), (SERVE, 0o000), (("migrate",), 0o400)])
-def test_an_unwritable_file_is_rejected(tmp_path: Path, command: tuple[str, ...], mode: int) -> None:
+@pytest.mark.parametrize(
+    ("command", "mode", "words"),
+    [(SERVE, 0o400, "cannot be written"), (SERVE, 0o000, "cannot be read"), (("migrate",), 0o400, "cannot be written")],
+)
+def test_an_unwritable_file_is_rejected(tmp_path: Path, command: tuple[str, ...], mode: int, words: str) -> None:
     path = migrated(tmp_path / "caseload.db")
     path.chmod(mode)
     line = refusal_obeying_modes(tmp_path, *command, "--database", url(path))
     assert line.startswith("--database: ")
-    assert "cannot be written" in line
+    assert words in line
 
 
 @pytest.mark.usefixtures("modes_restored")

@@ -12,7 +12,7 @@ from caseload.v1.change_service_pb2 import WatchChangesResponse
 from caseload.v1.therapist_service_pb2 import ListTherapistsRequest
 from caseload_server.config import Config
 from caseload_server.domain import errors, limits
-from caseload_server.rpc.server import _age_options
+from caseload_server.rpc.channel_options import _age_options
 
 from tests.conftest import serving
 from tests.security.server_fixture import LogReader

@@ -54,7 +54,8 @@ def reason(therapists: Any, metadata: Metadata) -> str:
 def test_a_caller_with_a_key_is_authenticated(therapists: Any, keys_file: KeysFile) -> None:
     token = keys_file.add("billing")
     assert reason(therapists, bearer(token)) == "THERAPIST_NOT_FOUND"
-    assert reason(therapists, (("authorization", f"bearer {token}"),)) == "THERAPIST_NOT_FOUND"
+    for credentials in (f"bearer {token}", f"BEARER {token}", f"Bearer  {token}", f"bEARER    {token}"):
+        assert reason(therapists, (("authorization", credentials),)) == "THERAPIST_NOT_FOUND"
 
 
 def test_a_caller_without_a_valid_key_is_unauthenticated(therapists: Any, keys_file: KeysFile) -> None:
@@ -65,7 +66,7 @@ def test_a_caller_without_a_valid_key_is_unauthenticated(therapists: Any, keys_f
         bearer(""),
         bearer(token[:-1]),
         bearer(token + "x"),
-        bearer(f" {token}"),
+        (("authorization", f" Bearer{token}"),),
         bearer("a-certificate"),
         bearer("dns:a-certificate"),
         bearer("billing"),

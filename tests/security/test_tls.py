@@ -5,6 +5,7 @@ import ssl
 import sys
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,12 +16,14 @@ import trustme
 from caseload.v1.therapist_service_pb2_grpc import TherapistServiceStub
 from caseload_server.rpc.server import CaseloadServer
 from caseload_server.security import file_reload, principal
+from cryptography import x509
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
+from tests.observability.metrics_client import numbers
 from tests.process.command_runner import refusal as start_refused
 from tests.security.server_fixture import bearer, serving
-from tests.security.tls_files import GET, Files, channel, reason, reason_on
+from tests.security.tls_files import GET, Files, certificate, channel, reason, reason_on
 from tests.support.servers import ServerProcess, refusal
 from tests.support.waiting import HUNG_SECONDS, eventually
 
@@ -290,3 +293,22 @@ def test_invalid_certificate_files_are_rejected(tmp_path: Path, files: Files, fl
     line = start_refused(tmp_path, *serve, *arguments)
     assert flag in line
     assert "do-not-repeat-me" not in line
+
+
+def test_metrics_report_when_certificates_expire_also_after_a_renewal(
+    tmp_path: Path, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_reload, "CHECK_INTERVAL_SECONDS", 0.0)
+    tls: dict[str, Any] = {"tls_cert": files.cert, "tls_key": files.key, "tls_client_ca": files.client_ca}
+    with serving(tmp_path, keys_file=files.keys.path, metrics_address="127.0.0.1:0", **tls) as server:
+
+        def shown(file: str, pem: bytes) -> bool:
+            expiry = x509.load_pem_x509_certificate(pem).not_valid_after_utc.timestamp()
+            return numbers(server.metrics_address)("certificate_expiry_time_seconds", file=file) == expiry
+
+        eventually(lambda: shown("tls_client_ca", files.client_ca.read_bytes()))
+        eventually(lambda: shown("tls_cert", files.cert.read_bytes()))
+        renewed: Any = certificate(files.authority, x509.DNSName("localhost"), ends=timedelta(days=3))
+        files.key.write_bytes(renewed[0])
+        files.cert.write_bytes(renewed[1])
+        eventually(lambda: shown("tls_cert", renewed[1]))

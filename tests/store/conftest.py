@@ -17,14 +17,24 @@ class Clock:
 
     def __init__(self, now_us: int) -> None:
         self.now_us = now_us
+        self._passed = 0.0
 
     def __call__(self) -> int:
         return self.now_us
 
     def advance(self, seconds: float) -> int:
-        """Moves the clock forward or back, and returns the new time."""
-        self.now_us += int(seconds * 1_000_000)
+        """Lets time pass, or steps back if it is negative. Returns the new time."""
+        self._passed += max(0.0, seconds)
+        return self.step(seconds)
+
+    def step(self, seconds: float) -> int:
+        """Sets the clock of the machine forward or back, while no time passes. Returns the new time."""
+        self.now_us += round(seconds * 1_000_000)
         return self.now_us
+
+    def monotonic(self) -> float:
+        """Seconds that have passed."""
+        return self._passed
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +51,7 @@ def clock() -> Clock:
 @pytest.fixture
 def store(database_url: str, clock: Clock) -> Iterator[RelationshipStore]:
     """A new, empty store on every back end."""
-    opened = open_store(Config(database=database_url), clock)
+    opened = open_store(Config(database=database_url), clock, monotonic=clock.monotonic)
     yield opened
     opened.close()
 

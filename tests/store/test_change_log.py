@@ -218,6 +218,44 @@ def test_a_clock_set_back_leaves_no_gap_in_the_log(store: RelationshipStore, clo
     assert [store.keys.number(one.revision) for one in page(store).change_sets] == [2, 3, 4]
 
 
+def test_change_sets_of_a_clock_that_was_ahead_are_as_old_as_later_ones(store: RelationshipStore, clock: Clock) -> None:
+    therapists(store, "t1")
+    clock.step(400 * DAY_US / 1_000_000)
+    therapists(store, "t2", "t3")
+    clock.step(-400 * DAY_US / 1_000_000)
+    therapists(store, "t4")
+    kept_from = clock.advance(10)
+    therapists(store, "t5")
+    assert store.purge_changes(kept_from) == 4
+    assert [store.keys.number(one.revision) for one in page(store).change_sets] == [5, 6]
+
+
+def test_the_newest_change_sets_stay_if_the_clock_was_ahead(store: RelationshipStore, clock: Clock) -> None:
+    """When they were made is not known: it may be a moment ago."""
+    therapists(store, "t1")
+    kept_from = clock.advance(10)
+    clock.step(400 * DAY_US / 1_000_000)
+    therapists(store, "t2", "t3")
+    clock.step(-400 * DAY_US / 1_000_000)
+    assert store.purge_changes(kept_from) == 1
+    assert [store.keys.number(one.revision) for one in page(store).change_sets] == [2, 3, 4]
+
+
+def test_change_sets_of_a_clock_that_was_behind_erase_nothing_before_them(
+    store: RelationshipStore, clock: Clock
+) -> None:
+    therapists(store, "t1")
+    kept_from = clock.advance(10)
+    therapists(store, "t2")
+    clock.step(-20_000 * DAY_US / 1_000_000)
+    therapists(store, "t3")
+    clock.step(20_000 * DAY_US / 1_000_000)
+    clock.advance(10)
+    therapists(store, "t4")
+    assert store.purge_changes(kept_from) == 1
+    assert [store.keys.number(one.revision) for one in page(store).change_sets] == [2, 3, 4, 5]
+
+
 def test_a_purge_changes_neither_records_nor_replays(store: RelationshipStore, clock: Clock) -> None:
     therapists(store, "t1")
     patients(store, "p1")

@@ -1,9 +1,12 @@
+from contextlib import closing
 from typing import Any
 
 import pytest
+from caseload_server.config import Config
 from caseload_server.domain import enums, errors, requests
 from caseload_server.domain.requests import Update
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
+from caseload_server.store.backends.factory import open_store
 
 from tests.store.conftest import Clock
 from tests.store.store_calls import (
@@ -136,9 +139,9 @@ def test_callers_do_not_share_request_ids(store: RelationshipStore) -> None:
 
 def test_a_request_id_is_forgotten_after_24_hours_and_not_earlier(store: RelationshipStore, clock: Clock) -> None:
     first = store.create(THERAPIST, "", {"display_name": "Ada"}, request(ID))
-    clock.now_us += DAY * 1_000_000 - 1
+    clock.advance(DAY - 1)
     assert store.create(THERAPIST, "", {"display_name": "Ada"}, request(ID)) == first
-    clock.now_us += 1
+    clock.advance(1)
     second = store.create(THERAPIST, "", {"display_name": "Ada"}, request(ID, b"another"))
     assert second.record.therapist_id != first.record.therapist_id
     assert store.create(THERAPIST, "", {"display_name": "Ada"}, request(ID, b"another")) == second
@@ -156,6 +159,74 @@ def test_a_clock_set_back_forgets_no_request(store: RelationshipStore, clock: Cl
     first = store.create(THERAPIST, "", {"display_name": "Ada"}, request(ID))
     clock.advance(-DAY * 2)
     assert store.create(THERAPIST, "", {"display_name": "Ada"}, request(ID)) == first
+
+
+def again(store: RelationshipStore, request_id: str = ID) -> Any:
+    return store.create(THERAPIST, "", {"display_name": "Ada"}, request(request_id))
+
+
+@pytest.mark.parametrize("days", [-2, 2, -20_000, 20_000])
+def test_a_clock_that_was_wrong_and_is_corrected_repeats_no_write(
+    store: RelationshipStore, clock: Clock, days: int
+) -> None:
+    before = again(store, "before")
+    clock.step(days * DAY)
+    first = again(store)
+    assert [again(store, number) for number in ("before", ID)] == [before, first]
+    for number in range(5):
+        again(store, f"other-{number}")
+    clock.step(-days * DAY)
+    assert [again(store, number) for number in ("before", ID)] == [before, first]
+    assert len(remembered(store)) == 7
+
+
+@pytest.mark.parametrize("days", [-2, 2])
+def test_a_restart_after_a_corrected_clock_repeats_no_write(database_url: str, clock: Clock, days: int) -> None:
+    clock.step(days * DAY)
+    with closing(open_store(Config(database=database_url), clock, monotonic=clock.monotonic)) as store:
+        first = again(store)
+    clock.step(-days * DAY)
+    with closing(open_store(Config(database=database_url), clock, monotonic=clock.monotonic)) as store:
+        assert again(store) == first
+
+
+def test_an_instance_whose_clock_is_behind_makes_no_other_instance_repeat_a_write(
+    store: RelationshipStore, database_url: str, clock: Clock
+) -> None:
+    behind = open_store(Config(database=database_url), lambda: clock() - 2 * DAY * 1_000_000)
+    with closing(behind):
+        first = again(behind)
+    assert again(store) == first
+    again(store, "another")
+    assert again(store) == first
+
+
+@pytest.mark.parametrize("days", [-2, 2])
+def test_outcomes_of_a_wrong_clock_expire_a_day_later(store: RelationshipStore, clock: Clock, days: int) -> None:
+    clock.step(days * DAY)
+    first = again(store)
+    clock.step(-days * DAY)
+    clock.advance(DAY)
+    assert again(store).record != first.record
+
+
+def test_outcomes_expire_by_the_hour_while_the_store_is_in_use(store: RelationshipStore, clock: Clock) -> None:
+    for hour in range(60):
+        again(store, f"{hour:02}")
+        clock.advance(3600)
+    assert remembered(store) == [f"{hour:02}" for hour in range(60 - 24, 60)]
+
+
+def test_outcomes_of_an_earlier_process_expire(database_url: str, clock: Clock) -> None:
+    for day in range(4):
+        with closing(open_store(Config(database=database_url), clock, monotonic=clock.monotonic)) as store:
+            for hour in range(12):
+                again(store, f"{day}-{hour:02}")
+                clock.advance(3600)
+            found = remembered(store)
+        clock.advance(12 * 3600)
+    assert len(found) <= 36
+    assert "0-00" not in found
 
 
 def test_rejected_calls_are_not_remembered(store: RelationshipStore) -> None:

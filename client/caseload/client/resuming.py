@@ -15,6 +15,8 @@ _INITIAL_DELAY_SECONDS: Final = 0.1
 _MAX_DELAY_SECONDS: Final = 5.0
 _INTERRUPTED: Final = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
 """The server stopped, the connection was lost, or the server cancelled the stream of a stuck reader."""
+_RESET: Final = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
+"""Without a reason, after a response: a proxy lost its connection to the server, and reset the stream."""
 _TRANSIENT: Final[set[Reason]] = {"WATCH_TOO_SLOW", "OVERLOADED"}
 _log: Final = logging.getLogger("caseload.client")
 
@@ -40,7 +42,8 @@ class Resumption:
         full = self._started and reason == "TOO_MANY_WATCHES"
         had_responses = self._started and self._delay == _INITIAL_DELAY_SECONDS
         expired = had_responses and reason == "UNAUTHENTICATED"  # its token; the next attempt has the current one
-        resumes = status_code(error) in _INTERRUPTED or reason in _TRANSIENT or full or expired
+        reset = self._started and not reason and status_code(error) in _RESET
+        resumes = status_code(error) in _INTERRUPTED or reason in _TRANSIENT or full or expired or reset
         if resumes and self._delay > _INITIAL_DELAY_SECONDS:  # not at the end of a stream that had responses
             self.report(f"{reason or error.code().name}: {error.details()}")
         return resumes

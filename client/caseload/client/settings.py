@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+from urllib.parse import unquote
 
 import grpc
 
@@ -49,10 +50,11 @@ def channel_settings(
     """Returns the settings of a channel to a target. The arguments and errors are those of connect()."""
     credentials = _credentials(target, tls, allow_insecure=allow_insecure)
     settings = [*options, *CHANNEL_OPTIONS, ("grpc.service_config", service_config())]  # of duplicates the first counts
-    if credentials is None:
-        if has_key and not _is_loopback(target):
-            raise ValueError("key: would be sent in plain text; it needs TLS")
-        settings.append(("grpc.enable_http_proxy", 0))  # a proxy would read the plain text and the key
+    if credentials is None and has_key and not _is_loopback(target):
+        raise ValueError("key: would be sent in plain text; it needs TLS")
+    # A proxy that the environment names would read plain text and the key, and it has another loopback interface.
+    if credentials is None or _is_on_this_machine(target):
+        settings.append(("grpc.enable_http_proxy", 0))
     return ChannelSettings(credentials, settings)
 
 
@@ -77,14 +79,22 @@ def _credentials(target: str, tls: TlsFiles, *, allow_insecure: bool) -> grpc.Ch
     return grpc.ssl_channel_credentials(root, private, chain)
 
 
+def _is_on_this_machine(target: str) -> bool:
+    """Returns whether a target is loopback or a Unix socket: https://github.com/grpc/grpc/blob/master/doc/naming.md."""
+    return target.startswith(("unix:", "unix-abstract:")) or _is_loopback(target)
+
+
 def _is_loopback(target: str) -> bool:
     """Returns whether every address of a target is a loopback address; False for a target of another form."""
-    addresses = re.sub("^(dns:(///)?|ipv4:|ipv6:)", "", target).split(",")
+    addresses = re.sub("^(dns:(///)?|ipv4:|ipv6:)", "", unquote(target)).split(",")
     return all(map(_is_loopback_host, (re.sub(":[0-9]+$", "", address) for address in addresses)))
 
 
 def _is_loopback_host(host: str) -> bool:
+    if host.lower() in ("localhost", "localhost."):
+        return True
     try:
-        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+        address = ipaddress.ip_address(host.strip("[]"))
     except ValueError:
         return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback

@@ -12,12 +12,13 @@ from typing import Any, Final
 
 import click
 
-from caseload_server.commands.options import FilePath
+from caseload_server.commands.options import FilePath, Setting
 from caseload_server.commands.signals import InterruptibleCommand
 from caseload_server.config import SettingError
 from caseload_server.observability import logs
 from caseload_server.observability.log_file import LogFile, LogSink
 from caseload_server.private_files import check_log_file
+from caseload_server.write_faults import with_fault, write_fault
 
 _SETTING: Final = "--access-log"
 
@@ -33,7 +34,7 @@ class AuditedCommand(click.Command):
         """Adds the option --access-log."""
         super().__init__(*arguments, **attributes)
         self.params.append(
-            click.Option(
+            Setting(
                 [_SETTING],
                 type=FilePath(),
                 metavar="FILE",
@@ -48,9 +49,9 @@ class AuditedCommand(click.Command):
         fields = {"command": self.name, **_user(), "pid": os.getpid(), "arguments": _arguments(ctx.params)}
         try:
             _write(sink, "command_started", fields)
-        except OSError:
+        except OSError as error:
             if isinstance(sink, LogFile):
-                raise SettingError(_SETTING, "cannot be written") from None
+                raise _unwritable(sink.path, error) from None
         try:
             result = super().invoke(ctx)
             outcome = _outcome(result or 0)
@@ -84,8 +85,12 @@ def _sink(path: Path | None) -> LogSink:
     check_log_file(_SETTING, path)
     try:
         return LogFile(path)
-    except OSError:
-        raise SettingError(_SETTING, "cannot be written") from None
+    except OSError as error:
+        raise _unwritable(path, error) from None
+
+
+def _unwritable(path: Path, error: OSError) -> SettingError:
+    return SettingError(_SETTING, with_fault("cannot be written", write_fault(path, error)))
 
 
 def _write(sink: LogSink, event: str, fields: dict[str, Any]) -> None:

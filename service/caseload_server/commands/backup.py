@@ -14,6 +14,7 @@ from caseload_server.commands.progress import progress_bar
 from caseload_server.config import SettingError
 from caseload_server.store.backends.migrations import SchemaError
 from caseload_server.store.portability.export import Progress
+from caseload_server.write_faults import NO_SPACE, with_fault, write_fault
 
 
 @click.command(cls=InterruptibleAuditedCommand)
@@ -33,7 +34,7 @@ def restore(file: Path, database: str) -> None:
     """Create a new database from the backup in FILE."""
     from caseload_server.store.backends.sqlite import backup
 
-    _copy(backup.restore, ("FILE", file), ("--database", _sqlite_file(database)))
+    _copy(backup.restore, ("FILE", file.resolve()), ("--database", _sqlite_file(database)))
 
 
 def _sqlite_file(url: str) -> Path:
@@ -58,6 +59,9 @@ def _copy(copy: Callable[[Path, Path, Progress], int], source: tuple[str, Path],
     except (SchemaError, apsw.NotADBError) as error:
         text = str(error) if isinstance(error, SchemaError) else "the file is not a SQLite database"
         raise SettingError(source[0], text) from None
-    except (apsw.Error, OSError):
-        raise SettingError(target[0], "the copy could not be written") from None
+    except (apsw.Error, OSError) as error:
+        fault = write_fault(target[1], error if isinstance(error, OSError) else None)
+        if isinstance(error, apsw.FullError):  # the removal of the copy has made space
+            fault = NO_SPACE
+        raise SettingError(target[0], with_fault("the copy could not be written", fault)) from None
     click.echo(f"revision {revision}")

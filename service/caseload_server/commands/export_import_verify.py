@@ -20,8 +20,9 @@ from caseload_server.config import SettingError
 from caseload_server.domain.results import LogHead
 from caseload_server.store.backends.migrations import SchemaError, migrations
 from caseload_server.store.backends.protocol import Database, Transaction
-from caseload_server.store.backends.sqlite.database import SqliteDatabase
+from caseload_server.store.backends.sqlite.reading import read_snapshot
 from caseload_server.store.portability.import_loader import BulkLoad
+from caseload_server.write_faults import with_fault, write_fault
 
 _HEAD = re.compile("[0-9]{1,18}:[0-9a-f]{64}")
 
@@ -43,8 +44,9 @@ def export_command(file: Path, database: str) -> None:
                 export.export(transaction, lines.write, progress)
         except FileExistsError as error:
             raise SettingError("FILE", str(error)) from None
-        except OSError:
-            raise SettingError("FILE", "could not be written") from None
+        except OSError as error:
+            fault = write_fault(file, error)
+            raise SettingError("FILE", with_fault("could not be written", fault)) from None
 
 
 @contextmanager
@@ -65,10 +67,11 @@ def _open_output(file: Path) -> Iterator[BinaryIO]:
 def import_command(file: Path, database: str) -> None:
     """Import the export in FILE into an empty database, all or nothing. FILE - is standard input.
 
-    A PostgreSQL database must be migrated before, and must not be served yet. For SQLite, a new file is created.
+    The database must be migrated before, and must not be served yet. A SQLite file that does not exist is created.
+    FILE may be compressed with gzip.
     """
     from caseload_server.store.portability import import_loader
-    from caseload_server.store.portability.import_parser import ImportRefused
+    from caseload_server.store.portability.import_lines import ImportRefused
     from caseload_server.store.portability.import_process import read_batches
 
     os.umask(0o077)
@@ -150,20 +153,28 @@ def _parse_head(text: str) -> LogHead:
 @contextmanager
 def open_snapshot(url: str) -> Iterator[Transaction]:
     """Opens a snapshot of an existing, migrated database. Raises SettingError."""
-    from caseload_server.store.backends.factory import NOT_MIGRATED, backend_for
+    from caseload_server.store.backends.factory import NOT_MIGRATED, OLDER_BACKUP, backend_for
 
     is_postgres = settings.is_postgres(url)
     with backend_for(url) as (migrate_module, location):
         if not is_postgres and not location.exists():
             raise SettingError("--database", "the file does not exist")
-        if migrate_module.pending(location):
-            raise SchemaError(NOT_MIGRATED)
-        database = _postgres(location) if is_postgres else SqliteDatabase(location)
-        try:
-            with database.snapshot() as transaction:
-                yield transaction
-        finally:
-            database.close()
+        if pending := migrate_module.pending(location):
+            is_foreign = not is_postgres and pending == migrations("sqlite")
+            older = NOT_MIGRATED if is_postgres else OLDER_BACKUP
+            raise SchemaError("it holds no caseload database" if is_foreign else older)
+        with _postgres_snapshot(location) if is_postgres else read_snapshot(location) as transaction:
+            yield transaction
+
+
+@contextmanager
+def _postgres_snapshot(url: str) -> Iterator[Transaction]:
+    database = _postgres(url)
+    try:
+        with database.snapshot() as transaction:
+            yield transaction
+    finally:
+        database.close()
 
 
 def _postgres(url: str) -> Database:
@@ -184,11 +195,11 @@ def open_bulk_load(url: str) -> Iterator[tuple[BulkLoad, str]]:
     is_postgres = settings.is_postgres(url)
     fill: Callable[[Any], AbstractContextManager[BulkLoad]]
     with backend_for(url) as (migrate_module, location):
+        if (is_postgres or location.exists()) and migrate_module.pending(location):
+            raise SchemaError(NOT_MIGRATED)
         if is_postgres:
             from caseload_server.store.backends.postgres import bulk_load as postgres_bulk_load
 
-            if migrate_module.pending(location):
-                raise SchemaError(NOT_MIGRATED)
             fill = postgres_bulk_load.bulk_load
         else:
             from caseload_server.store.backends.sqlite import bulk_load as sqlite_bulk_load

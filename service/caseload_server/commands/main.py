@@ -14,18 +14,20 @@ from caseload_server.commands.export_import_verify import export_command, import
 from caseload_server.commands.keys import key_commands
 from caseload_server.commands.log import log_commands
 from caseload_server.commands.migrate import migrate_command
-from caseload_server.commands.options import PREFIX
 from caseload_server.commands.purge import purge
 from caseload_server.commands.serve import serve
+from caseload_server.commands.signals import ignore_signals
+from caseload_server.commands.variables import check_variables, injected
 from caseload_server.config import SettingError
-
-_TEST_PREFIX = "CASELOAD_TEST_"
 
 
 @click.group(no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="caseload-server", message="caseload %(version)s")
-def commands() -> None:
+@click.pass_context
+def commands(context: click.Context) -> None:
     """The system of record for therapists, patients and who treats whom."""
+    if context.invoked_subcommand != serve.name and (names := injected(os.environ)):  # serve logs an event
+        click.echo(f"caseload: ignoring variables of a Kubernetes Service or a link: {', '.join(names)}", err=True)
 
 
 for command in (
@@ -44,19 +46,16 @@ for command in (
     commands.add_command(command)
 
 
-def _refuse_unknown_variables() -> None:
-    known = {
-        parameter.envvar for command in commands.commands.values() for parameter in command.params if parameter.envvar
-    }
-    for name in sorted(os.environ):
-        if name.startswith(PREFIX) and not name.startswith(_TEST_PREFIX) and name not in known:
-            raise SettingError(name, "is not a known setting")
+def _known_variables() -> set[str]:
+    parameters = [parameter for command in commands.commands.values() for parameter in command.params]
+    return {parameter.envvar for parameter in parameters if isinstance(parameter.envvar, str)}
 
 
 def main() -> NoReturn:
     """Runs a command. When it cannot start, it prints one line on standard error and exits with code 2."""
+    ignore_signals()
     try:
-        _refuse_unknown_variables()
+        check_variables(os.environ, _known_variables())
         sys.exit(commands.main(standalone_mode=False) or 0)
     except SettingError as error:
         line = str(error)

@@ -1,5 +1,6 @@
 """Flags and arguments that several commands share."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -7,9 +8,9 @@ from typing import Any, Final
 import click
 from click.core import ParameterSource
 
-from caseload_server.config import Config, SettingError, has_password
+from caseload_server.commands.variables import PREFIX
+from caseload_server.config import Config, SettingError, clean_value, has_password
 
-PREFIX: Final = "CASELOAD_"
 STANDARD: Final = Path("-")
 """As FILE, the standard input or output."""
 
@@ -25,10 +26,18 @@ class FilePath(click.ParamType[Path]):
         return Path(value)
 
 
+class Setting(click.Option):
+    """A flag whose value is cleaned of white space around it, wherever it comes from."""
+
+    def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
+        """Raises SettingError for a value with control characters."""
+        return super().type_cast_value(ctx, clean_value(self.opts[0], value) if isinstance(value, str) else value)
+
+
 def option(flag: str, **attributes: Any) -> Callable[[Any], Any]:
     """Defines a flag with an environment variable: --drain-seconds is CASELOAD_DRAIN_SECONDS."""
     variable = PREFIX + flag.removeprefix("--").replace("-", "_").upper()
-    return click.option(flag, envvar=variable, show_envvar=True, show_default=True, **attributes)
+    return click.option(flag, cls=Setting, envvar=variable, show_envvar=True, show_default=True, **attributes)
 
 
 def _refuse_password(context: click.Context, parameter: click.Parameter, url: str) -> str:
@@ -48,4 +57,13 @@ database_option = option(
     callback=_refuse_password,
     help="Database URL: sqlite:///PATH or postgresql://...",
 )
-file_argument = click.argument("file", type=click.Path(path_type=Path))
+
+
+def _refuse_url(_context: click.Context, _parameter: click.Parameter, file: Path | None) -> Path | None:
+    """Rejects a URL or a special name of SQLite, which would otherwise become the name of a file."""
+    if file is not None and re.match("(?i):|file:|[a-z0-9+]+:/", str(file)):
+        raise SettingError("FILE", "must be the path of a file, not a URL or a special name of SQLite")
+    return file
+
+
+file_argument = click.argument("file", type=click.Path(path_type=Path), callback=_refuse_url)

@@ -54,7 +54,7 @@ def purge(database: str, vacuum: bool, **chosen: str | None) -> None:  # noqa: F
     may_leave_traces = erases_people and is_file
     store = open_store(Config(database=database), now_us)
     try:
-        _purge(store, times, chosen)
+        _purge(store, times, chosen, now_us())
     except KeyboardInterrupt:
         if may_leave_traces:
             click.echo("caseload: the file may still contain traces of erased records: run purge again", err=True)
@@ -84,7 +84,7 @@ def _parse_times(chosen: dict[str, str | None], now_us: int) -> dict[str, int]:
     }
 
 
-def _purge(store: RelationshipStore, times: dict[str, int], chosen: dict[str, str | None]) -> None:
+def _purge(store: RelationshipStore, times: dict[str, int], chosen: dict[str, str | None], now_us: int) -> None:
     """Erases what was chosen. Raises SettingError where the database fails, or the one record cannot be erased."""
     try:
         for kind in (PATIENT, THERAPIST):
@@ -92,6 +92,7 @@ def _purge(store: RelationshipStore, times: dict[str, int], chosen: dict[str, st
                 _purge_record(store, kind, record_id)
         if "deleted_before" in times:
             _purge_records(store, times["deleted_before"])
+            _report_future(store, now_us)
         if "changes_before" in times:
             _purge_changes(store, times["changes_before"])
     except DomainError as error:
@@ -127,7 +128,7 @@ def _vacuum(path: Path, *, even_in_use: bool) -> None:
             problem = "the file is in use and may still contain traces of erased records"
             click.echo(f"caseload: {problem}: run purge with --vacuum, or again when it is not in use", err=True)
     except apsw.Error as error:
-        raise database_setting_error(error) from None
+        raise database_setting_error(error, path) from None
 
 
 def _purge_records(store: RelationshipStore, before_us: int) -> None:
@@ -145,6 +146,13 @@ def _purge_records(store: RelationshipStore, before_us: int) -> None:
                     deliver_signals()
     finally:
         _report(erased)
+
+
+def _report_future(store: RelationshipStore, time_us: int) -> None:
+    """Prints how many records a clock that was ahead has deleted: their age never reaches the limit in time."""
+    if count := sum(store.count_deleted_after(kind, time_us) for kind in (PATIENT, THERAPIST)):
+        text = f"{count} deleted records stay: the clock was ahead when they were deleted"
+        click.echo(f"caseload: {text}: undelete and delete them again, or wait", err=True)
 
 
 def _purge_changes(store: RelationshipStore, before_us: int) -> None:

@@ -2,15 +2,18 @@
 
 import gc
 import os
-import signal
 import sys
+import threading
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import click
 import structlog
 
 from caseload_server.commands.options import FilePath, database_option, option
+from caseload_server.commands.signals import block_stop_signals, wait_for_stop
+from caseload_server.commands.variables import bypass_proxies, injected
 from caseload_server.config import Config
 from caseload_server.observability import logs
 from caseload_server.open_files import max_connections, raise_limit
@@ -105,31 +108,35 @@ class _Workers(click.ParamType[int]):
 @option("--access-log-required", is_flag=True, help="Reject calls while the access log cannot be written.")
 @option("--log-level", type=click.Choice(logs.LEVELS), default=Config.log_level, help="Lowest level to log.")
 @option("--metrics-address", metavar="HOST:PORT", help="Address to serve /metrics on. Port 0 picks a free port.")
+@option("--behind-proxy", metavar="ADDRESS,...", help="Proxies or their networks, whose x-forwarded-for is trusted.")
 @option("--allow-insecure", is_flag=True, help="Allow other addresses than loopback without TLS or authentication.")
 def serve(**values: Any) -> int:
     """Run the server until SIGTERM or Ctrl-C."""
-    # The signals are blocked and waited for, not handled: a handler that takes a lock can deadlock if two arrive.
-    stop_signals = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)
+    block_stop_signals()
     os.umask(0o077)
     raise_limit()
+    bypass_proxies(os.environ)
     config = Config(**values)
     logs.configure(config.log_level)
     config.check()  # before grpc is imported, which takes longer than the check
-    connections = max_connections(config)
+    limited = replace(config, max_connections=max_connections(config))
+    fewer_connections, config = limited != config, limited
     if spec := WorkerSpec.from_environment():
         config = spec.apply(config)
-        stop_signals.add(PARENT_DIED)
     elif config.workers > 1:
-        return Supervisor(config, _print_ready).run(stop_signals)
+        supervisor = Supervisor(config, _print_ready)
+        _log_injected()
+        return supervisor.run(wait_for_stop)
     from caseload_server.rpc.server import build_server
 
     server = build_server(config)
     server.start()
     gc.freeze()  # excludes the objects of the startup from garbage collection, which saves some percent of each call
     log = structlog.get_logger()
-    if connections < config.max_connections:
-        log.warning("connections limited by open files", max_connections=connections, setting="ulimit -n")
+    if not spec:
+        _log_injected()
+    if fewer_connections:
+        log.warning("connections limited by open files", max_connections=config.max_connections, setting="ulimit -n")
     if config.allow_insecure:
         authenticated, encrypted = config.is_authenticated(), config.tls_cert is not None
         log.warning(
@@ -138,13 +145,20 @@ def serve(**values: Any) -> int:
     addresses = {"address": server.address, "metrics_address": server.metrics_address}
     log.info("started", **addresses, traces=server.is_traced, **logs.startup_fields(config))
     _print_ready(server.address)
-    received = signal.sigwait(stop_signals)
+    # In a thread of its own: the disk of a file may hang, and the next signal may be one to stop.
+    wait_for_stop(lambda: threading.Thread(target=server.reload, name="reload", daemon=True).start())
     log.info("stopping")
-    all_ended = server.stop(drain=received != PARENT_DIED)
+    all_ended = server.stop(drain=not PARENT_DIED.is_set())
     log.info("stopped")
     if not all_ended:
         os._exit(0)  # a normal exit would wait for the threads of streams
     return 0
+
+
+def _log_injected() -> None:
+    log = structlog.get_logger()
+    if names := injected(os.environ):
+        log.info("injected variables ignored", variables=names)
 
 
 def _print_ready(address: str) -> None:

@@ -1,5 +1,6 @@
-"""Commands that signals can interrupt at any time, and that clean up before they exit."""
+"""Signals: those that stop or reload the server, those that interrupt a command, and those that do nothing."""
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,19 +9,53 @@ from typing import Any, Final
 import apsw
 import click
 
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGXCPU)
+_RELOAD_SIGNAL: Final = signal.SIGHUP
+_WAITED_FOR: Final = (*_STOP_SIGNALS, _RELOAD_SIGNAL)
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+"""They interrupt a command other than serve."""
+_IGNORED: Final = (
+    *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF, signal.SIGIO, signal.SIGPWR),
+    *(signal.SIGSTKFLT, *range(signal.SIGRTMIN, signal.SIGRTMAX + 1)),
+)
+"""They would end a process that does nothing about them. https://man7.org/linux/man-pages/man7/signal.7.html"""
 _PROGRESS_STEPS: Final = 10_000
 """SQLite virtual machine steps between two checks for a signal. Without the checks, Python handles a signal only after
 the statement has ended. https://www.sqlite.org/c3ref/progress_handler.html"""
 
 
+def ignore_signals() -> None:
+    """Ignores the signals that mean nothing to any command, such as SIGUSR1."""
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def block_stop_signals() -> None:
+    """Blocks the signals that `wait_for_stop` waits for.
+
+    They are not handled: a handler that takes a lock can deadlock if two signals arrive.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED_FOR)
+
+
+def wait_for_stop(reload: Callable[[], object]) -> None:
+    """Waits for a signal to stop. Calls `reload` for each SIGHUP, unless the terminal of the server was closed."""
+    terminal = next((descriptor for descriptor in range(3) if os.isatty(descriptor)), None)
+    while signal.sigwait(_WAITED_FOR) == _RELOAD_SIGNAL:
+        if terminal is not None and not os.isatty(terminal):
+            return
+        reload()
+
+
 class InterruptibleCommand(click.Command):
-    """A command that cleans up on SIGINT and SIGTERM. Its exit code is then 128 plus the number of the signal."""
+    """A command that cleans up on SIGINT, SIGTERM, SIGHUP and SIGQUIT. It then exits with 128 plus the number."""
 
     def invoke(self, ctx: click.Context) -> Any:
         apsw.connection_hooks.append(lambda connection: connection.set_progress_handler(lambda: False, _PROGRESS_STEPS))
         for number in _SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # shells ignore SIGINT in background jobs
+            if (
+                signal.getsignal(number) is not signal.SIG_IGN
+            ):  # shells ignore SIGINT in background jobs, and nohup SIGHUP
                 signal.signal(number, _interrupt)
         try:
             return super().invoke(ctx)

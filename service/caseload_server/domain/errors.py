@@ -299,7 +299,7 @@ class Unauthenticated(DomainError):
     text = "The call has no credentials, or unknown ones. Send a valid key, token or client certificate."
 
     causes: ClassVar = (
-        *("no_credentials", "unknown_key", "expired_key", "other_caller", "check_failed"),
+        *("no_credentials", "unknown_key", "expired_key", "other_caller", "check_failed", "forwarded"),
         *("unknown_certificate", "ambiguous_certificate", "malformed_certificate", "expired_certificate"),
         *("malformed_token", "expired_token", "premature_token", "wrong_issuer", "wrong_audience", "wrong_algorithm"),
         *("wrong_signature", "unknown_token_key", "invalid_token_name", "issuer_unavailable"),
@@ -313,6 +313,18 @@ class Unauthenticated(DomainError):
         super().__init__()
         self.cause = cause
         self.retry = retry
+
+
+class ForwardedCall(Unauthenticated):
+    """A proxy forwards calls of other machines to a server that asks for no credentials."""
+
+    text = (
+        "A proxy forwarded this call, and the server knows neither proxies nor callers. "
+        "Start it with --behind-proxy, and with --keys-file or --oidc-issuer."
+    )
+
+    def __init__(self) -> None:
+        super().__init__("forwarded")
 
 
 class PermissionDenied(DomainError):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from caseload_server.observability.tracing import CallSpan, Tracing
 
 _log = structlog.get_logger()
+_RETRY_SECONDS: Final = 1.0
 _COMMA: Final = '","'
 
 
@@ -44,7 +45,8 @@ class CallMetrics(Protocol):
 class AccessLog:
     """Writes lines to a sink. When the sink fails, the event log reports the failure once, and the metrics count lines.
 
-    Calls still succeed, unless the log is required. After a failure, a line of its own has the number of lost lines.
+    Calls still succeed, unless the log is required. After a failure, a line of its own has the number of lost lines, as
+    soon as the sink accepts one.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class AccessLog:
         self._lock = threading.Lock()
         self._lost = 0  # lines since the sink began to fail
         self._reporting = threading.Lock()
+        self._closed = threading.Event()
 
     def write(self, line: str) -> bool:
         """Writes one line, including its newline. Returns whether that succeeded."""
@@ -90,7 +93,13 @@ class AccessLog:
         if self.metrics:
             self.metrics.count_lost_line()
         if is_first:
+            threading.Thread(target=self._retry, name="access-log-retry", daemon=True).start()
             _log.error("access log write failed", type=type(error).__qualname__)
+
+    def _retry(self) -> None:
+        """Tries to report the lost lines until it succeeds, also while there are no calls."""
+        while self._lost and not self._closed.wait(_RETRY_SECONDS):
+            self._report_lost()
 
     def _report_lost(self) -> bool:
         """Writes the number of lost lines. Returns whether the sink accepts lines again.
@@ -121,6 +130,7 @@ class AccessLog:
 
     def close(self) -> None:
         """Reports the lines that were left out, and closes the log file, if the sink is one."""
+        self._closed.set()
         self.anonymous.report()
         if isinstance(self._sink, LogFile):
             self._sink.close()

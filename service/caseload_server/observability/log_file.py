@@ -5,6 +5,7 @@ import select
 import stat
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -24,7 +25,7 @@ class LogSink(Protocol):
 
 class BoundedWriter:
     """Writes whole lines to a descriptor. A reader that has exited or does not read blocks the server
-    for a limited time only.
+    for a limited time only. It writes each line to a file at once, which keeps the lines of several processes apart.
 
     It keeps no buffer to write later: data left in sys.stderr when Python exits would change the exit code.
     """
@@ -35,6 +36,11 @@ class BoundedWriter:
         self._lock = threading.Lock()
         self._timeout_seconds = WRITE_TIMEOUT_SECONDS
         self._is_torn = False
+        """Whether the last write of this process ended within a line."""
+        self._may_be_torn = True
+        """Whether the file may end within a line: after a failed write, or after one of another process."""
+        self._limits_writes = not _is_kind(descriptor, stat.S_ISREG)
+        """Whether a write takes at most what poll finds room for."""
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLOUT)
 
@@ -51,7 +57,11 @@ class BoundedWriter:
             raise TimeoutError
         try:
             data = text.encode(errors="backslashreplace")
-            self._write(b"\n" + data if self._is_torn else data)
+            if self._may_be_torn and self._ends_within_line():
+                data = b"\n" + data
+            self._may_be_torn = True
+            self._write(data)
+            self._may_be_torn = False
             self._timeout_seconds = WRITE_TIMEOUT_SECONDS
         finally:
             self._lock.release()
@@ -61,8 +71,21 @@ class BoundedWriter:
             data = data[self._write_some(data) :]
             self._is_torn = bool(data)
 
+    def _ends_within_line(self) -> bool:
+        """Returns whether the file ends within a line, also of an earlier process, or of another one that shares it."""
+        if not _is_kind(self.descriptor, stat.S_ISREG):
+            return self._is_torn
+        try:
+            with Path(f"/proc/self/fd/{self.descriptor}").open("rb", buffering=0) as file:
+                size = file.seek(0, os.SEEK_END)
+                return size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
+        except OSError:  # it belongs to another user, or there is no /proc
+            return self._is_torn
+
     def _write_some(self, data: bytes) -> int:
         """Returns the number of written bytes, at most those for which poll finds room in a pipe."""
+        if not self._limits_writes:
+            return os.write(self.descriptor, data)
         if not self._poll.poll(self._timeout_seconds * 1000):
             self._timeout_seconds = 0.0
             raise TimeoutError
@@ -74,12 +97,12 @@ class LogFile(BoundedWriter):
 
     def __init__(self, path: Path) -> None:
         """Opens the file. Raises OSError."""
-        self._path = path
+        self.path = path
         self._check = threading.Lock()
         self._next_check = time.monotonic() + _CHECK_INTERVAL_SECONDS
         self._is_deleted = False
         super().__init__(self._open())
-        self._is_pipe = _is_pipe(self.descriptor)
+        self._limits_writes = _is_kind(self.descriptor, stat.S_ISFIFO)
 
     def write(self, line: str) -> None:
         """Appends one line. Raises OSError, also when the disk or the reader of a pipe does not respond.
@@ -96,6 +119,11 @@ class LogFile(BoundedWriter):
             raise FileNotFoundError
         super().write(line)
 
+    def reopen(self) -> None:
+        """Looks for a moved file at once, and creates a new one then."""
+        with self._check:
+            self._check_path()
+
     def close(self) -> None:
         """Closes the file. A later write fails, and cannot reach another file that reuses the descriptor's number."""
         with self._lock:
@@ -103,33 +131,34 @@ class LogFile(BoundedWriter):
                 os.close(self.descriptor)
             self.descriptor = -1
 
-    def _write_some(self, data: bytes) -> int:
-        """Writes the whole line at once, unless to a pipe. This keeps the lines of several processes apart."""
-        return super()._write_some(data) if self._is_pipe else os.write(self.descriptor, data)
-
     def _open(self) -> int:
         """Opens the path. A pipe without a reader is an error: it must not hold up the thread until one comes."""
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
-        opened = os.open(self._path, flags, 0o600)
+        opened = os.open(self.path, flags, 0o600)
         os.set_blocking(opened, True)
         return opened
 
     def _check_path(self) -> None:
         with suppress(OSError):  # a file that was moved away still accepts lines
             self._reopen_if_moved()
+        self._may_be_torn = True  # by another process
         with suppress(OSError):  # it is closed
             self._is_deleted = os.fstat(self.descriptor).st_nlink == 0
 
     def _reopen_if_moved(self) -> None:
         self._next_check = time.monotonic() + _CHECK_INTERVAL_SECONDS
         with suppress(FileNotFoundError):
-            if os.path.samestat(self._path.stat(), os.fstat(self.descriptor)):
+            if os.path.samestat(self.path.stat(), os.fstat(self.descriptor)):
                 return
         opened = self._open()
         os.dup2(opened, self.descriptor, inheritable=False)  # so that no other thread can write to a closed file
         os.close(opened)
-        self._is_pipe = _is_pipe(self.descriptor)
+        self._limits_writes = _is_kind(self.descriptor, stat.S_ISFIFO)
 
 
-def _is_pipe(descriptor: int) -> bool:
-    return stat.S_ISFIFO(os.fstat(descriptor).st_mode)
+def _is_kind(descriptor: int, kind: Callable[[int], bool]) -> bool:
+    """Returns whether the mode of a descriptor is of a kind, such as stat.S_ISREG. One that is closed is of none."""
+    try:
+        return kind(os.fstat(descriptor).st_mode)
+    except OSError:
+        return False

@@ -23,12 +23,16 @@ _STDERR_DESCRIPTOR: Final = 2
 
 
 _count_level: Callable[[str], object] | None = None
+_count_lost: Callable[[], object] | None = None
 
 
-def set_event_counter(count: Callable[[str], object]) -> None:
-    """Calls the function with the level of each event that is logged from now on."""
-    global _count_level  # noqa: PLW0603 - the process has one log
-    _count_level = count
+def set_event_counters(count: Callable[[str], object], count_lost: Callable[[], object]) -> None:
+    """Calls functions for each event from now on.
+
+    Args: count, takes its level; count_lost, is called for an event that could not be written.
+    """
+    global _count_level, _count_lost
+    _count_level, _count_lost = count, count_lost
 
 
 def _count_event(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -40,12 +44,35 @@ def _count_event(_logger: object, _method: str, event: MutableMapping[str, Any])
 STDERR: Final = BoundedWriter(_STDERR_DESCRIPTOR)
 
 
+def _rendered(name: str, **fields: object) -> str:
+    """Returns the line of a warning. The logger cannot log while it writes: it holds a lock."""
+    event: Any = {"event": name, **fields}
+    for processor in structlog.get_config()["processors"]:
+        event = processor(None, "warning", event)
+    return f"{event}\n"
+
+
 class _EventStream:
-    """The file that structlog writes to. An event that cannot be written is lost, without an error for its logger."""
+    """The file that structlog writes to. An event that cannot be written is lost, without an error for its logger.
+
+    After the next event that can be written, an event of its own has the number of lost ones.
+    """
+
+    def __init__(self) -> None:
+        self._lost = 0
 
     def write(self, text: str) -> None:
-        with suppress(OSError):
+        try:
             STDERR.write(text)
+        except OSError:
+            self._lost += 1
+            if _count_lost:
+                _count_lost()
+            return
+        lost, self._lost = self._lost, 0
+        if lost:
+            with suppress(OSError):
+                STDERR.write(_rendered("log written again", lost_events=lost))
 
     def flush(self) -> None:
         """Does nothing, because write keeps no buffer."""

@@ -43,13 +43,25 @@ _GAUGES: Final[dict[str, tuple[str, Literal["livesum", "livemax", "livemin"]]]] 
     "keys_file_ok": ("Whether the whole keys file is in use, without a fault (1), or not (0)", "livemin"),
     "issuer_keys_age_seconds": ("Time since the identity provider last gave its keys, in seconds", "livemax"),
     "expiry_lag_seconds": ("Time since the oldest expire_time of an assignment that has not ended", "livemax"),
+    "connections": ("Open connections of clients", "livesum"),
+    "connections_limit": ("Maximum number of connections of clients", "livesum"),
+    "connections_waiting": ("Connections that are not accepted yet", "livesum"),
+    "open_files": ("Open files", "livemax"),
+    "open_files_limit": ("Limit on open files of one process", "livemin"),
     "watches": ("Open watches", "livesum"),
     "watches_limit": ("Maximum number of open watches", "livesum"),
     "database_bytes": ("Size of the SQLite file in bytes", "livemax"),
     "wal_bytes": ("Size of SQLite's write-ahead log in bytes", "livemax"),
+    "database_free_bytes": ("Free space of the file system of the SQLite file in bytes", "livemin"),
     "pool_connections": ("PostgreSQL connections that calls are using", "livesum"),
     "pool_connections_limit": ("Maximum number of PostgreSQL connections for calls", "livesum"),
     "pool_waiting": ("Calls waiting for a PostgreSQL connection", "livesum"),
+    "postgres_oldest_transaction_seconds": ("Age of the oldest transaction in the PostgreSQL database", "livemax"),
+    "postgres_lock_waits": ("PostgreSQL sessions of the database that wait for a lock", "livemax"),
+    "postgres_commits_waiting": ("Commits in the PostgreSQL database that wait for a standby", "livemax"),
+    "postgres_standbys": ("Standbys that are connected to PostgreSQL", "livemax"),
+    "postgres_replication_lag_bytes": ("Bytes of the write-ahead log that the slowest standby lacks", "livemax"),
+    "certificate_expiry_time_seconds": ("Time when the certificate expires, in seconds since 1970", "livemin"),
     "workers": ("Running server processes", "livesum"),
     "start_time_seconds": ("Start time of the youngest server process, in seconds since 1970", "livemax"),
     "resident_memory_bytes": ("Resident memory of all server processes in bytes", "livesum"),
@@ -82,6 +94,7 @@ class Metrics:
         self._call_errors = self._counter("call_errors", "Failed calls by error reason", "reason")
         self._log_events = self._counter("log_events", "Logged events by level, without the access log", "level")
         self._lost_lines = self._counter("access_log_lost_lines", "Lines of the access log that could not be written")
+        self._lost_events = self._counter("log_lost_events", "Logged events that could not be written")
         self._unauthenticated = self._counter("unauthenticated", "Unauthenticated calls by cause", "cause")
         # Every series starts at zero, because an increase shows only after a first sample of zero.
         for error_class in errors.DomainError.__subclasses__():
@@ -138,6 +151,10 @@ class Metrics:
     def count_log_event(self, level: str) -> None:
         """Counts a logged event."""
         self._log_events.labels(level).inc()
+
+    def count_lost_event(self) -> None:
+        """Counts an event that could not be written."""
+        self._lost_events.inc()
 
     def add_gauge(self, name: str, sample: Callable[[], float], **labels: str) -> None:
         """Adds a gauge of `_GAUGES` that a thread samples once a second. Call it before `start`."""

@@ -18,6 +18,7 @@ import grpc
 from caseload_server.domain import errors, limits
 from caseload_server.rpc.grpcio_compat import IncomingCall, log_dropped
 from caseload_server.rpc.retry_delays import RetryDelays
+from caseload_server.security.proxies import TrustedProxies
 
 Handler = Callable[[IncomingCall, grpc.ServicerContext], Any]
 _SWEEP_SECONDS: Final = 0.25
@@ -86,9 +87,13 @@ class _Caller:
 class Admission:
     """The open calls of one server."""
 
-    def __init__(self, share: float) -> None:
-        """Starts the thread that ends stalled calls. Args: share, the largest part of each limit for one principal."""
+    def __init__(self, share: float, proxies: TrustedProxies | None = None) -> None:
+        """Starts the thread that ends stalled calls.
+
+        Args: share, the largest part of each limit for one principal; proxies, in front of the server.
+        """
         self._share = share
+        self._proxies = proxies or TrustedProxies(())
         self._retry_delays = RetryDelays()
         self._public = _Caller()
         """All callers of public methods, which have limits of their own."""
@@ -113,6 +118,7 @@ class Admission:
 
     def admit(self, call: IncomingCall, proceed: Callable[[IncomingCall], None]) -> None:
         """Rejects a call, or calls `proceed` once its message has arrived. Runs in the thread that receives calls."""
+        call.peer = self._proxies.caller(call.peer, call.metadata())
         self._admit(call, proceed, may_wait=True)
 
     def _admit(self, call: IncomingCall, proceed: Callable[[IncomingCall], None], *, may_wait: bool) -> None:

@@ -71,7 +71,7 @@ class IncomingCall:
         self.message: Any = None
         """The bytes of the request once they have arrived, or the iterator of a stream of requests."""
         self.peer = str(self._event.call.peer(), "utf-8")  # grpcio returns an empty one for a cancelled call
-        """The address of the connection."""
+        """The address of the connection, or that of the caller of a proxy."""
         self.caller = ""
         """The name of the principal; empty for a public method."""
         self.queued_at = 0.0
@@ -80,6 +80,10 @@ class IncomingCall:
         """The time.monotonic() at which the caller has taken too long to send its message, or to read a response."""
         self.untaken: Counter[str] | None = None
         """The size of the unread response, under each name in Admission that counts it."""
+
+    def metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        """Returns the metadata that the caller has sent."""
+        return self._event.invocation_metadata  # type: ignore[no-any-return]
 
     def is_active(self) -> bool:
         """Returns whether the call can still be answered."""

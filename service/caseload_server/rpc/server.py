@@ -1,7 +1,6 @@
 """Builds the gRPC server from its parts, starts it and stops it."""
 
 import os
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -19,23 +18,25 @@ from caseload_server.api.therapist_service import TherapistServicer
 from caseload_server.api.watches import Watches
 from caseload_server.clock import now_us
 from caseload_server.config import CANNOT_LISTEN, Config, SettingError, is_postgres, wants_traces
-from caseload_server.domain import limits
 from caseload_server.observability import logs
 from caseload_server.observability.access_log import AccessLog
+from caseload_server.observability.clock_watch import ClockWatch
+from caseload_server.observability.connections import Connections
 from caseload_server.observability.head_log import HeadLog
-from caseload_server.observability.log_file import LogFile, LogSink
 from caseload_server.observability.readiness import LIVENESS_SERVICE, READINESS_SERVICES, Readiness
 from caseload_server.open_files import max_connections
-from caseload_server.private_files import check_log_file
 from caseload_server.rpc.admission import Admission
+from caseload_server.rpc.channel_options import channel_options
 from caseload_server.rpc.executors import Executors
 from caseload_server.rpc.grpcio_compat import check_grpcio
 from caseload_server.rpc.health_service import HealthServicer
 from caseload_server.rpc.open_streams import OpenStreams
+from caseload_server.rpc.opened_files import OpenedFiles
 from caseload_server.rpc.pipeline import MethodExecutors, PipelineServer
 from caseload_server.rpc.reflection_service import ReflectionServicer
 from caseload_server.security.auth import REFLECTION_SERVICES, Auth
 from caseload_server.security.keys_file import Callers
+from caseload_server.security.proxies import TrustedProxies
 from caseload_server.security.tls import Certificates
 from caseload_server.store import RelationshipStore
 from caseload_server.store.backends.factory import open_store
@@ -63,6 +64,7 @@ class ServerParts(NamedTuple):
     store: RelationshipStore
     auth: Auth
     access_log: AccessLog
+    files: OpenedFiles
     metrics: "Metrics | None"
     tracing: "Tracing | None"
     metrics_page: "MetricsPage | None"
@@ -84,8 +86,10 @@ class CaseloadServer:
         self._is_stopping = False
         self._library_streams = OpenStreams(parts.grpc_server)
         self._readiness = Readiness(self._check_ready, self._set_readiness)
+        self._clock_watch = ClockWatch()
         self._head_log = HeadLog(parts.store.log_head)
         self.expiry_sweeper: Final = ExpirySweeper(parts.store.end_expired, clock)
+        self._connections = Connections(int(parts.address.rpartition(":")[2]), max_connections(config))
         self._watches = Watches(parts.store, config.max_watches, config.caller_share(), config.connection_age_seconds())
         self._health = HealthServicer()
         self._register_caseload_services(clock)
@@ -126,6 +130,8 @@ class CaseloadServer:
 
     def _add_gauges(self, metrics: "Metrics") -> None:
         metrics.add_gauge("ready", lambda: self._is_ready)
+        for name, count in self._connections.gauges():
+            metrics.add_gauge(name, count)
         metrics.add_gauge("watches", self._watches.count)
         metrics.add_gauge("expiry_lag_seconds", self.expiry_sweeper.lag_seconds)
         metrics.add_gauge("watches_limit", lambda: self._config.max_watches)
@@ -143,10 +149,16 @@ class CaseloadServer:
         self._readiness.start()
         self._head_log.start()
         self.expiry_sweeper.start()
+        self._connections.start()
         if self._parts.metrics:
             self._parts.metrics.start()
         if self._parts.metrics_page:
             self._parts.metrics_page.start()
+
+    def reload(self) -> None:
+        """Opens the access log again, and reads keys and certificates again. It can hang if a disk does."""
+        _log.info("reloading")
+        self._parts.files.reload()
 
     def stop(self, *, drain: bool = True) -> bool:
         """Stops without losing a call: becomes NOT_SERVING, drains, waits for open calls, then closes the store.
@@ -157,6 +169,7 @@ class CaseloadServer:
         self._set_readiness(False)
         self._readiness.stop()
         self._head_log.stop()
+        self._connections.stop()
         if drain:
             time.sleep(self._config.drain_seconds)
         self._watches.close()
@@ -182,6 +195,7 @@ class CaseloadServer:
 
     def _check_ready(self) -> None:
         """Raises if calls would fail: the database does not answer, or a required access log cannot be written."""
+        self._clock_watch.check()
         self.store.check()
         self._parts.access_log.check()
 
@@ -205,30 +219,32 @@ def build_server(
     """
     config.check()
     check_grpcio()
-    if config.access_log and check_log_file("--access-log", config.access_log):
-        _log.warning("access log open to others", setting="--access-log")
-    callers, credentials = Callers(config.keys_file) if config.keys_file else None, _credentials(config)
+    files = OpenedFiles(config)
     with ExitStack() as opened:
-        admission = Admission(config.caller_share())
+        admission = Admission(config.caller_share(), _proxies(config))
         opened.callback(admission.close)
         executors = Executors(config, admission, monotonic)
         opened.callback(executors.shutdown_and_wait, 0)
-        grpc_server = grpc.server(executors.reads, options=_channel_options(config))
+        grpc_server = grpc.server(executors.reads, options=channel_options(config))
         opened.callback(grpc_server.stop, None)
-        address = _bind(grpc_server, config, credentials)
+        address = _bind(grpc_server, config, files.credentials())
         metrics, page = _metrics(config)
+        if metrics and files.certificates:
+            _add_expiry_gauges(metrics, files.certificates)
         if page:
             opened.callback(page.close)
-        auth = _auth(config, callers, metrics)
+        auth = _auth(config, files.callers, metrics)
         opened.callback(auth.close)
         tracing = _tracing(config)
         if tracing:
             opened.callback(tracing.shutdown)
         store = open_store(config, clock, *(observer.store for observer in (metrics, tracing) if observer))
         opened.callback(store.close)
-        access_log = AccessLog(_access_log_sink(config), metrics, tracing, required=config.access_log_required)
+        access_log = AccessLog(files.open_access_log(config), metrics, tracing, required=config.access_log_required)
         opened.callback(access_log.close)
-        parts = ServerParts(grpc_server, address, admission, executors, store, auth, access_log, metrics, tracing, page)
+        parts = ServerParts(
+            grpc_server, address, admission, executors, store, auth, access_log, files, metrics, tracing, page
+        )
         server = CaseloadServer(config, parts, clock)
         opened.pop_all()  # from here on the server closes them
     return server
@@ -248,7 +264,11 @@ def _auth(config: Config, callers: Callers | None, metrics: "Metrics | None") ->
     if callers and metrics:
         metrics.add_gauge("keys_file_ok", callers.is_file_ok)
     keys = callers.current if callers else None
-    return Auth(keys, tokens)
+    return Auth(keys, tokens, _proxies(config), admits_forwarded=config.allow_insecure)
+
+
+def _proxies(config: Config) -> TrustedProxies:
+    return TrustedProxies(config.proxy_networks())
 
 
 def _metrics(config: Config) -> "tuple[Metrics | None, MetricsPage | None]":
@@ -261,7 +281,7 @@ def _metrics(config: Config) -> "tuple[Metrics | None, MetricsPage | None]":
     )  # imported here, because servers without metrics need no prometheus_client
 
     metrics = Metrics(config.worker)
-    logs.set_event_counter(metrics.count_log_event)
+    logs.set_event_counters(metrics.count_log_event, metrics.count_lost_event)
     return metrics, MetricsPage(config.metrics_address, metrics.registry) if config.worker is None else None
 
 
@@ -278,66 +298,9 @@ def _tracing(config: Config) -> "Tracing | None":
     return Tracing("postgresql" if is_postgres(config.database) else "sqlite")
 
 
-def _credentials(config: Config) -> grpc.ServerCredentials | None:
-    if not (config.tls_cert and config.tls_key):
-        return None
-    return Certificates(config.tls_cert, config.tls_key, config.tls_client_ca).credentials()
-
-
-def _access_log_sink(config: Config) -> LogSink:
-    if not config.access_log:
-        return logs.ConsoleSink() if sys.stderr.isatty() else logs.STDERR
-    try:
-        return LogFile(config.access_log)
-    except OSError:
-        raise SettingError("--access-log", "cannot be written") from None
-
-
-def _channel_options(config: Config) -> list[tuple[str, int]]:
-    """Returns the options of the gRPC C core, which enforces the limits on connections and messages.
-
-    https://grpc.github.io/grpc/core/group__grpc__arg__keys.html
-    """
-    return [
-        ("grpc.so_reuseport", int(config.workers > 1)),  # otherwise a second server could share the port unnoticed
-        ("grpc.max_receive_message_length", limits.MAX_MESSAGE_BYTES),
-        ("grpc.max_metadata_size", limits.MAX_METADATA_BYTES),
-        ("grpc.absolute_max_metadata_size", limits.MAX_METADATA_BYTES),  # between the two, grpc would reject at random
-        # One connection may carry every watch that can be open, and other calls beside them.
-        ("grpc.max_concurrent_streams", config.max_watches + limits.MAX_CALLS_PER_CONNECTION),
-        # Bytes that a caller may send before the server asks for the message. The probe would raise it to megabytes.
-        ("grpc.http2.lookahead_bytes", limits.LOOKAHEAD_BYTES),
-        ("grpc.http2.bdp_probe", 0),
-        # This protection also counts ended calls until they are cleaned up, so it would reject a caller that keeps to
-        # the limit. max_pending_requests below limits the calls that callers cancel as soon as they begin.
-        ("grpc.http.overload_protection", 0),
-        # When the process has no time to accept calls to a method, the library rejects what exceeds a burst.
-        ("grpc.server.max_pending_requests", config.max_watches + 1000),
-        ("grpc.server.max_pending_requests_hard_limit", config.max_watches + 1000),
-        ("grpc.max_allowed_incoming_connections", max_connections(config)),
-        ("grpc.server_handshake_timeout_ms", limits.HANDSHAKE_TIMEOUT_MS),
-        ("grpc.http2.settings_timeout", limits.HANDSHAKE_TIMEOUT_MS),  # until then the metadata limit does not apply
-        ("grpc.max_connection_idle_ms", limits.MAX_CONNECTION_IDLE_MS),
-        ("grpc.keepalive_time_ms", limits.KEEPALIVE_INTERVAL_MS),
-        ("grpc.http2.min_ping_interval_without_data_ms", limits.MIN_PING_INTERVAL_MS),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.max_ping_strikes", 2),
-        *_age_options(config.connection_age_seconds()),
-    ]
-
-
-def _age_options(age_seconds: float) -> list[tuple[str, int]]:
-    """Returns the options that close old connections. The library varies the age by 10 %, to spread the reconnects.
-
-    A watch can begin just before its connection reaches its age, and may then last as long again.
-    """
-    if not age_seconds:
-        return []
-    grace_seconds = age_seconds + limits.CONNECTION_AGE_GRACE_SECONDS
-    return [
-        ("grpc.max_connection_age_ms", int(age_seconds * 1000)),
-        ("grpc.max_connection_age_grace_ms", int(grace_seconds * 1000)),
-    ]
+def _add_expiry_gauges(metrics: "Metrics", certificates: Certificates) -> None:
+    for file, expiry_time in certificates.expiry_times().items():
+        metrics.add_gauge("certificate_expiry_time_seconds", expiry_time, file=file)
 
 
 def _bind(server: grpc.Server, config: Config, credentials: grpc.ServerCredentials | None) -> str:

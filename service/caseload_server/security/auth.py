@@ -14,6 +14,7 @@ from caseload_server.domain import errors
 from caseload_server.security.api_keys import ApiKeys
 from caseload_server.security.certificates import read_certificate
 from caseload_server.security.principal import LOCAL, Principal, current_principal
+from caseload_server.security.proxies import TrustedProxies, is_forwarded
 
 if TYPE_CHECKING:
     from caseload_server.security.tokens import Tokens
@@ -52,12 +53,22 @@ def required_permission(service: str, method: str) -> str:
 class Auth:
     """Authenticates and authorizes calls."""
 
-    def __init__(self, keys: Callable[[], ApiKeys] | None, tokens: "Tokens | None" = None) -> None:
+    def __init__(
+        self,
+        keys: Callable[[], ApiKeys] | None,
+        tokens: "Tokens | None" = None,
+        proxies: TrustedProxies | None = None,
+        *,
+        admits_forwarded: bool = False,
+    ) -> None:
         """Without keys and tokens, every caller on this machine has all permissions.
 
-        Args: keys, returns the callers of the keys file; tokens, verifies those of an identity provider.
+        Args: keys, returns the callers of the keys file; tokens, verifies those of an identity provider; proxies, in
+        front of the server; admits_forwarded, whether those of other machines have all permissions too.
         """
         self._is_open = keys is None and tokens is None
+        self._admits_forwarded = admits_forwarded
+        self._proxies = proxies or TrustedProxies(())
         without_callers = ApiKeys({}, {})
         self._keys = keys or (lambda: without_callers)
         self._tokens = tokens
@@ -108,16 +119,21 @@ class Auth:
 
     def authenticate(self, context: grpc.ServicerContext) -> Principal:
         """Returns the principal that the call's credentials belong to. Raises Unauthenticated."""
-        if self._is_open:
-            return LOCAL
-        return self._principal(context)
+        if not self._is_open:
+            return self._principal(context)
+        if not self._admits_forwarded and is_forwarded(context.invocation_metadata()):
+            raise errors.ForwardedCall
+        return LOCAL
 
     def _principal(self, context: grpc.ServicerContext) -> Principal:
         """Only the first credentials count: a call with a wrong key is rejected, whatever else it carries."""
         for name, value in context.invocation_metadata():
             if name == "authorization":
                 scheme, _, secret = str(value).partition(" ")
-                return self._by_secret(secret if scheme.lower() == "bearer" else "")
+                # Any number of spaces: https://www.rfc-editor.org/rfc/rfc9110#section-11.4
+                return self._by_secret(secret.lstrip(" ") if scheme.lower() == "bearer" else "")
+        if self._proxies.has(context.peer()):  # a certificate would be the proxy's own
+            raise errors.Unauthenticated("no_credentials")
         return _by_certificate(self._keys(), context)
 
     def _by_secret(self, secret: str) -> Principal:

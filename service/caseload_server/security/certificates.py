@@ -42,6 +42,15 @@ def read_certificate(pem: bytes) -> ClientCertificate:
     return ClientCertificate(names, valid_until)
 
 
+@lru_cache(maxsize=8)
+def earliest_expiry(pem: bytes) -> float:
+    """Returns the first notAfter of the certificates in a PEM file, in seconds since 1970 (UTC).
+
+    Raises ValueError if one cannot be parsed.
+    """
+    return min(one.not_valid_after_utc.timestamp() for one in x509.load_pem_x509_certificates(pem))
+
+
 def _names(certificate: x509.Certificate) -> Iterator[str]:
     try:
         alternative = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

@@ -57,6 +57,12 @@ class ReloadedFiles(Generic[T]):
                     _log.error("file reload hangs, keeping the last good version")
         return self._value
 
+    def reload(self) -> None:
+        """Reads the files at once, even if they look unchanged. It can hang if their disk does."""
+        with self._lock:
+            self._signatures = []
+            self._reload_if_changed()
+
     def is_failing(self) -> bool:
         """Returns whether the last reload failed or hangs, so that the value is an older one."""
         return self._hangs or bool(self._last_error)

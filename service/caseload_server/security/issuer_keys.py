@@ -5,6 +5,7 @@ The issuer names the address of its keys in a document (OpenID Connect Discovery
 """
 
 import http.client
+import ipaddress
 import json
 import socket
 import ssl
@@ -15,6 +16,7 @@ import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
 
 import jwt
 import structlog
@@ -228,7 +230,8 @@ class _BoundedHandler(urllib.request.HTTPSHandler):
 def _get(address: str, context: ssl.SSLContext) -> dict[str, Any]:
     """Gets a JSON object over https. Follows no redirects."""
     opener = urllib.request.OpenerDirector()
-    opener.add_handler(urllib.request.ProxyHandler())
+    if not _is_loopback(urlsplit(address).hostname or ""):  # a proxy has another loopback interface
+        opener.add_handler(urllib.request.ProxyHandler())
     opener.add_handler(_BoundedHandler(context))
     opener.add_handler(urllib.request.HTTPDefaultErrorHandler())
     opener.add_handler(urllib.request.HTTPErrorProcessor())
@@ -243,6 +246,13 @@ def _get(address: str, context: ssl.SSLContext) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise IssuerError("its answer is no JSON object")
     return found
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _usable(keys: object) -> Iterator[IssuerKey]:

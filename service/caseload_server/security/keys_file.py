@@ -182,6 +182,10 @@ class Callers:
         """Returns the callers, as of at most a second ago."""
         return self._file.value()
 
+    def reload(self) -> None:
+        """Reads the file at once."""
+        self._file.reload()
+
     def is_file_ok(self) -> bool:
         """Returns whether the whole file is in use, without a fault."""
         self._file.value()

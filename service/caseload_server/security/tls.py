@@ -1,8 +1,9 @@
 """TLS: the server's certificate, and the authority that client certificates must come from."""
 
 import ssl
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import grpc
 
@@ -12,6 +13,14 @@ from caseload_server.security.file_reload import ReloadedFiles
 
 NOT_PEM: Final = "is not a PEM certificate"
 NOT_A_PAIR: Final = "is not a PEM certificate, or --tls-key is not its private key in PEM format"
+
+
+class _Loaded(NamedTuple):
+    """The content of the files."""
+
+    configuration: grpc.ServerCertificateConfiguration
+    certificates: dict[str, bytes]
+    """Each file with certificates, by the name of its setting."""
 
 
 class Certificates:
@@ -24,8 +33,12 @@ class Certificates:
         """
         self._cert, self._key, self._client_ca = cert, key, client_ca
         paths = [path for path in (cert, key, client_ca) if path]
-        self._files: ReloadedFiles[grpc.ServerCertificateConfiguration] = ReloadedFiles(paths, self._read)
+        self._files: ReloadedFiles[_Loaded] = ReloadedFiles(paths, self._read)
         self._active = self._files.value()
+
+    def reload(self) -> None:
+        """Reads the files at once. The next handshake uses them."""
+        self._files.reload()
 
     def credentials(self) -> grpc.ServerCredentials:
         """Returns the credentials for a port, with TLS 1.2 or later, which is the C core's minimum.
@@ -33,7 +46,9 @@ class Certificates:
         At every handshake, the C core asks for a changed configuration.
         """
         return grpc.dynamic_ssl_server_credentials(
-            self._active, self._changed_configuration, require_client_authentication=self._client_ca is not None
+            self._active.configuration,
+            self._changed_configuration,
+            require_client_authentication=self._client_ca is not None,
         )
 
     def _changed_configuration(self) -> Any:
@@ -41,9 +56,21 @@ class Certificates:
         if latest is self._active:
             return None  # the C core keeps its configuration
         self._active = latest
-        return latest
+        return latest.configuration
 
-    def _read(self) -> grpc.ServerCertificateConfiguration:
+    def expiry_times(self) -> dict[str, Callable[[], float]]:
+        """Returns for each file the function that returns when its first certificate expires.
+
+        That is in seconds since 1970. The functions also reload renewed files.
+        """
+        from caseload_server.security.certificates import earliest_expiry  # `caseload check` does not need it
+
+        return {
+            name: lambda name=name: earliest_expiry(self._files.value().certificates[name])  # type: ignore[misc]  # bound now
+            for name in self._active.certificates
+        }
+
+    def _read(self) -> _Loaded:
         key, cert = read_private("--tls-key", self._key), read_file("--tls-cert", self._cert)
         authority = read_trusted("--tls-client-ca", self._client_ca) if self._client_ca else None
         self._check_pair()
@@ -51,7 +78,8 @@ class Certificates:
             _check_authority(authority)
         if (key, cert) != (read_private("--tls-key", self._key), read_file("--tls-cert", self._cert)):
             raise SettingError("--tls-cert", "changed while it was being read")
-        return grpc.ssl_server_certificate_configuration([(key, cert)], authority)
+        certificates = {"tls_cert": cert} | ({"tls_client_ca": authority} if authority else {})
+        return _Loaded(grpc.ssl_server_certificate_configuration([(key, cert)], authority), certificates)
 
     def _check_pair(self) -> None:
         # The C core would accept files that it cannot use, and then fail every handshake.

@@ -25,7 +25,8 @@ def atomic_file(target: Path) -> Iterator[Path]:
     would replay it into the new one. Raises FileExistsError, with a text; OSError.
     """
     with _locked_folder(target.with_name(f".{target.name}.part")) as folder:
-        if any(target.with_name(f"{target.name}{suffix}").exists() for suffix in SQLITE_SUFFIXES):
+        # A symbolic link to no file counts as existing: it gives the name to a file elsewhere.
+        if any(os.path.lexists(target.with_name(f"{target.name}{suffix}")) for suffix in SQLITE_SUFFIXES):
             raise FileExistsError(FILE_EXISTS)
         partial_file = folder / target.name
         partial_file.touch(0o600)

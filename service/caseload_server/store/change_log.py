@@ -41,8 +41,10 @@ JOIN change ON change.revision = matching.revision
 ORDER BY matching.revision, change.position
 LIMIT :max_rows"""
 LAST_REVISION_BEFORE = """
-SELECT COALESCE((SELECT MIN(revision) - 1 FROM change_set WHERE committed_us >= :before_us), head_revision)
-FROM store"""
+SELECT COALESCE(MAX(revision), 0) FROM change_set WHERE committed_us < :before_us AND revision < COALESCE(
+    (SELECT MIN(revision) FROM change_set WHERE committed_us >= :before_us AND committed_us <= :now_us),
+    (SELECT head_revision + 1 FROM store))"""
+"""A change set with a time after :now_us is from a clock that was ahead. It is at least as old as later ones."""
 _MOVE_CUT = """
 UPDATE store SET oldest_revision = :through, oldest_hash = :hash WHERE oldest_revision < :through"""
 _PURGE_BATCH_SIZE = 1000

@@ -18,8 +18,7 @@ def update(write: Write, kind: RecordKind[P], request: requests.Update) -> tuple
     if request.fields.get("status") == kind.idle_status:
         expiry.sweep_record(write, kind, request.record_id)
     record = records.require(write, kind, request.record_id)
-    records.refuse_merged(write, record)
-    differing = records.differing_fields(kind, record, request)
+    differing = records.differing_fields(write, kind, record, request)
     if not differing:
         return [record], 0
     ended = 0

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from caseload_server.domain import errors
-from caseload_server.domain.limits import IDEMPOTENCY_TTL_US
 from caseload_server.domain.requests import CallContext
 from caseload_server.store.backends.protocol import Row, Transaction
+from caseload_server.store.outcome_expiry import ExpiredOutcomes
 from caseload_server.store.store_identity import FINGERPRINT_BYTES
 
 SERVER_GENERATED_PREFIX: Final = "server:"
@@ -34,8 +34,10 @@ ON CONFLICT (actor, request_id) DO UPDATE SET method = excluded.method, fingerpr
     created_us = excluded.created_us"""
 _DELETE_EXPIRED = """
 DELETE FROM request WHERE (actor, request_id) IN (
-    SELECT actor, request_id FROM request WHERE created_us <= :since_us
-    ORDER BY created_us LIMIT :limit{skip_locked})"""
+    SELECT actor, request_id FROM (
+        SELECT actor, request_id, revision FROM request WHERE created_us <= :before_us
+        ORDER BY created_us LIMIT :limit{skip_locked}) AS oldest
+    WHERE revision <= :through_revision)"""
 
 
 class StoredOutcome(NamedTuple):
@@ -62,7 +64,7 @@ class NewOutcome(NamedTuple):
 
 
 def find_replay(
-    run: Callable[..., list[Row]], call: CallContext, fingerprint: bytes, now_us: int
+    run: Callable[..., list[Row]], call: CallContext, fingerprint: bytes, now_us: int, expired: ExpiredOutcomes
 ) -> StoredOutcome | None:
     """Claims the request_id of a call. Returns the outcome of an earlier write with it, if any.
 
@@ -77,7 +79,7 @@ def find_replay(
         "now_us": now_us,
     }
     [(method, stored_fingerprint, record_ids, effect, revision, created_us)] = run(_CLAIM, claim)
-    if revision < 0 or created_us <= now_us - IDEMPOTENCY_TTL_US:
+    if revision < 0 or (created_us <= expired.before_us and revision <= expired.through_revision):
         return None
     if (method, stored_fingerprint) != (call.method, fingerprint):
         raise errors.RequestIdReused
@@ -101,7 +103,13 @@ def _decode(record_ids: str, effect: int) -> tuple[list[str], int]:
     return ids.split(), effect | int(others or "0", 16) << _EFFECT_BITS
 
 
-def store_outcomes(transaction: Transaction, outcomes: Sequence[tuple[NewOutcome, int]], *, skip_locked: bool) -> None:
+def store_outcomes(
+    transaction: Transaction,
+    outcomes: Sequence[tuple[NewOutcome, int]],
+    expired: ExpiredOutcomes,
+    *,
+    skip_locked: bool,
+) -> None:
     """Stores outcomes, each with its revision minus the head revision. Deletes up to twice as many expired ones.
 
     Args: skip_locked, whether to leave expired outcomes that another transaction has locked.
@@ -115,6 +123,5 @@ def store_outcomes(transaction: Transaction, outcomes: Sequence[tuple[NewOutcome
     fingerprints = b"".join(one.fingerprint for one, _ in outcomes)
     transaction.run(_STORE_OUTCOMES, {"outcomes": json.dumps(rows), "fingerprints": fingerprints})
     # More than one for each that is stored, so that they do not accumulate.
-    since_us = min(one.now_us for one, _ in outcomes) - IDEMPOTENCY_TTL_US
     delete_expired = _DELETE_EXPIRED.format(skip_locked=" FOR UPDATE SKIP LOCKED" if skip_locked else "")
-    transaction.run(delete_expired, {"since_us": since_us, "limit": 2 * len(outcomes)})
+    transaction.run(delete_expired, {**expired._asdict(), "limit": 2 * len(outcomes)})

@@ -60,6 +60,11 @@ def select_count(kind: RecordKind[Any]) -> str:
     return f"SELECT ({count}) + ({_COUNT_MERGED})" if kind.name == PATIENT.name else count
 
 
+def select_deleted_after(kind: RecordKind[Any]) -> str:
+    """Returns the SELECT of the number of records that were deleted after :time_us."""
+    return f"SELECT COUNT(*) FROM {kind.name} WHERE deleted_us > :time_us"
+
+
 def purge_batch(write: Write, kind: RecordKind[Any], before_us: int) -> PurgedCount:
     """Purges some of the records that were deleted before a time, oldest first. Purges none when none is left.
 

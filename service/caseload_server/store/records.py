@@ -202,11 +202,12 @@ def merged(write: Write, patient_id: str, *, named: bool = True) -> errors.Patie
     return errors.PatientMerged(patient_id=person_id, resources=resources(PATIENT, [patient_id] if named else []))
 
 
-def differing_fields(kind: RecordKind[P], record: P, request: Update) -> Fields:
+def differing_fields(write: Write, kind: RecordKind[P], record: P, request: Update) -> Fields:
     """Returns the fields of an update whose values differ from those of a live record.
 
-    Raises the kind's DELETED, EtagMismatch, InvalidField (over 32 KiB).
+    Raises PatientMerged, the kind's DELETED, EtagMismatch, InvalidField (over 32 KiB).
     """
+    refuse_merged(write, record)
     if record.deleted_us is not None:
         raise kind.deleted
     if request.etag and request.etag != record.etag:
@@ -229,7 +230,7 @@ def delete(write: Write, kind: RecordKind[P], record: P) -> P:
 
 
 def undelete(write: Write, kind: RecordKind[P], record: P, *, release_identifiers: bool) -> P:
-    """Reverts a soft delete. Returns a live record unchanged. Raises IdentifierTaken.
+    """Reverts a soft delete. Returns a live record unchanged. Raises PatientMerged, IdentifierTaken.
 
     Args: release_identifiers, whether to drop identifiers that other live records have by now, instead of the error.
     """

@@ -1,8 +1,8 @@
 """The store of record. Each method is one verb of the domain, in one transaction."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any, Final, cast
 
 from caseload_server.domain import requests, results
@@ -37,12 +37,16 @@ from caseload_server.store import (
     transfers,
 )
 from caseload_server.store.backends.protocol import Database, Gauges, Transaction
+from caseload_server.store.outcome_expiry import OutcomeExpiry
 from caseload_server.store.pages import build_page
 from caseload_server.store.records import PATIENT, THERAPIST, RecordKind
 from caseload_server.store.store_identity import StoreKeys
 from caseload_server.store.write_transaction import Write, WriteResult, Writes
 
 _SELECT_HEAD = "SELECT head_revision FROM store"
+_SELECT_IDENTITY = """
+SELECT store_id, secret, head_revision, (SELECT committed_us FROM change_set WHERE revision = head_revision)
+FROM store"""
 
 
 class RelationshipStore:
@@ -52,13 +56,15 @@ class RelationshipStore:
     RequestIdReused. A refused write changes nothing.
     """
 
-    def __init__(self, database: Database, clock: Callable[[], int]) -> None:
-        """Args: database, migrated; clock, returns microseconds since 1970 (UTC)."""
+    def __init__(
+        self, database: Database, clock: Callable[[], int], monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Args: database, migrated; clock, returns microseconds since 1970 (UTC); monotonic, never steps; seconds."""
         self._database = database
         self._clock = clock
-        [(store_id, secret)] = database.read("SELECT store_id, secret FROM store")
+        [(store_id, secret, head, head_us)] = database.read(_SELECT_IDENTITY)
         self.keys: Final = StoreKeys(store_id, secret)
-        self._writes = Writes(database, clock, self.keys)
+        self._writes = Writes(database, clock, self.keys, OutcomeExpiry(head, head_us, monotonic))
 
     def get(self, kind: RecordKind[P], record_id: str) -> P:
         """Returns one record, also a soft-deleted one. Raises the kind's NOT_FOUND."""
@@ -184,16 +190,15 @@ class RelationshipStore:
 
     def merge(self, request: requests.Merge, call: CallContext) -> MergeResult:
         """Merges two records of one person. Raises the errors of merges.merge."""
-        work = partial(merges.merge, request=request)
-        result = self._writes.run(call, work, merges.loader(request), alone=True)
+        load = merges.loader(request)
+        result = self._writes.run(call, lambda write: merges.merge(write, request), load, alone=True)
         source, target, *periods = result.records
         half = len(periods) // 2
         return MergeResult(source, target, periods[:half], periods[half:], bool(result.effect), result.revision)
 
     def unmerge(self, source_id: str, call: CallContext) -> UnmergeResult:
         """Reverts a merge. Raises the errors of merges.unmerge."""
-        work = partial(merges.unmerge, source_id=source_id)
-        result = self._writes.run(call, work, _loader(PATIENT), alone=True)
+        result = self._writes.run(call, lambda write: merges.unmerge(write, source_id), _loader(PATIENT), alone=True)
         source, *targets = result.records
         return UnmergeResult(source, targets[0] if targets else None, result.revision)
 
@@ -237,8 +242,7 @@ class RelationshipStore:
 
     def head_revision(self) -> int:
         """Returns the number of the newest revision."""
-        head: int = self._database.read(_SELECT_HEAD)[0][0]
-        return head
+        return int(self._database.read(_SELECT_HEAD)[0][0])
 
     def list_changes(
         self, query: requests.ChangeQuery, after: str, max_sets: int, max_bytes: int = MAX_PAGE_BYTES
@@ -259,7 +263,8 @@ class RelationshipStore:
 
         Args: before_us, in microseconds since 1970 (UTC); on_batch, is called with the number after each transaction.
         """
-        [(last,)] = self._database.read(change_log.LAST_REVISION_BEFORE, {"before_us": before_us})
+        times = {"before_us": before_us, "now_us": max(before_us, self._clock())}
+        [(last,)] = self._database.read(change_log.LAST_REVISION_BEFORE, times)
         count = 0
 
         def work(transaction: Transaction) -> int:
@@ -273,8 +278,11 @@ class RelationshipStore:
 
     def count_purgeable(self, kind: RecordKind[Any], before_us: int) -> int:
         """Returns the number of records that were deleted before a time, in microseconds since 1970 (UTC)."""
-        count: int = self._database.read(purges.select_count(kind), {"before_us": before_us})[0][0]
-        return count
+        return int(self._database.read(purges.select_count(kind), {"before_us": before_us})[0][0])
+
+    def count_deleted_after(self, kind: RecordKind[Any], time_us: int) -> int:
+        """Returns the number of records that were deleted after a time, in microseconds since 1970 (UTC)."""
+        return int(self._database.read(purges.select_deleted_after(kind), {"time_us": time_us})[0][0])
 
     def purge_records(self, kind: RecordKind[Any], before_us: int) -> Iterator[purges.PurgedCount]:
         """Erases records that were deleted before a time, with their assignments. Yields after each transaction."""

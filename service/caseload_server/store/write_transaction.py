@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Callable, Sequence
 from copy import copy
+from functools import partial
 from itertools import accumulate
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -16,6 +17,7 @@ from caseload_server.store import change_log, idempotency
 from caseload_server.store.backends.protocol import Database, Sharing, Transaction, Value
 from caseload_server.store.change_log import NewChangeSet
 from caseload_server.store.idempotency import SERVER_GENERATED_PREFIX, NewOutcome, StoredOutcome
+from caseload_server.store.outcome_expiry import OutcomeExpiry
 from caseload_server.store.store_identity import StoreKeys
 
 Record = Therapist | Patient | Assignment
@@ -89,11 +91,12 @@ class Write:
         self._earlier.append(earlier)
         return earlier
 
-    def find_replay(self) -> StoredOutcome | None:
+    def find_replay(self, expiry: OutcomeExpiry) -> StoredOutcome | None:
         """Returns the outcome of an earlier write with this request_id, if any. Raises RequestIdReused."""
         if not self.call.request_id:
             return None
-        return idempotency.find_replay(self.run, self.call, self._fingerprint, self.now_us)
+        expired = expiry.expired(self.now_us)
+        return idempotency.find_replay(self.run, self.call, self._fingerprint, self.now_us, expired)
 
     def finish(self, answered: list[Any], effect: int) -> FinishedWrite[Any]:
         """Returns the finished write. Args: answered, the records to answer; effect, as StoredOutcome.effect."""
@@ -140,11 +143,12 @@ class _ValidateOnlyRollback(Exception):
 class Writes:
     """Runs the writes of a store."""
 
-    def __init__(self, database: Database, clock: Callable[[], int], keys: StoreKeys) -> None:
-        """Args: clock, returns microseconds since 1970 (UTC)."""
+    def __init__(self, database: Database, clock: Callable[[], int], keys: StoreKeys, expiry: OutcomeExpiry) -> None:
+        """Args: clock, returns microseconds since 1970 (UTC); expiry, of outcomes."""
         self._database = database
         self._clock = clock
         self._keys = keys
+        self._expiry = expiry
         self._last_head: LogHead | None = None
         """The head after the last transaction of this process, which another process may have moved since."""
         self._is_only_writer = False
@@ -167,9 +171,11 @@ class Writes:
         key = (call.actor, call.request_id) if call.request_id else None
         sharing = Sharing(key, frozenset(records), alone)
         try:
-            return self._database.write_with_tail(transact, self._append_to_log, sharing)
+            result = self._database.write_with_tail(transact, self._append_to_log, sharing)
         except _ValidateOnlyRollback as rollback:
             return rollback.result
+        self._expiry.record(self._keys.number(result.revision))
+        return result
 
     def _transaction(
         self, call: CallContext, work: Callable[[Write], tuple[list[T], int]], load: Callable[[Write, str], T]
@@ -182,7 +188,7 @@ class Writes:
         def transact(transaction: Transaction) -> FinishedWrite[T]:
             nonlocal may_be_repeated
             write = Write(transaction, call, self._clock(), self._keys, self._database.lock_clause)
-            replay = write.find_replay() if may_be_repeated else None
+            replay = write.find_replay(self._expiry) if may_be_repeated else None
             may_be_repeated = True
             finished = _replayed(write, replay, load) if replay else write.finish(*work(write))
             if call.validate_only:
@@ -218,22 +224,28 @@ class Writes:
         needs one round trip before the commit, and otherwise two. If the assumption fails, all statements run again.
         """
         lock_clause = self._database.lock_clause
-        skip_locked = bool(lock_clause)
+        store_outcomes = partial(
+            idempotency.store_outcomes,
+            transaction,
+            outcomes,
+            self._expiry.expired(self._clock()),
+            skip_locked=bool(lock_clause),
+        )
         if not change_sets:
-            idempotency.store_outcomes(transaction, outcomes, skip_locked=skip_locked)
+            store_outcomes()
             return change_log.read_head(transaction)
         last = self._last_head
         if last and self._is_only_writer:
             self._is_only_writer = False
             head = change_log.append(transaction, change_sets, last)
-            idempotency.store_outcomes(transaction, outcomes, skip_locked=skip_locked)
+            store_outcomes()
             if change_log.read_head(transaction) == head:
                 self._last_head, self._is_only_writer = head, True
                 return head
         found = change_log.read_head(transaction, lock_clause)
         self._is_only_writer = found == last and lock_clause != ""  # without locks a read of the head costs little
         self._last_head = head = change_log.append(transaction, change_sets, found)
-        idempotency.store_outcomes(transaction, outcomes, skip_locked=skip_locked)
+        store_outcomes()
         return head
 
 

@@ -1,8 +1,11 @@
 """Export and import copy a store exactly; an import rejects anything incomplete or invalid."""
 
+import bz2
+import gzip
 import hashlib
 import io
 import json
+import lzma
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,11 +16,12 @@ from caseload_server.domain import errors
 from caseload_server.domain.enums import ROLE_PRIMARY
 from caseload_server.domain.requests import ChangeQuery, Merge, Update
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
-from caseload_server.store.backends.factory import open_store
+from caseload_server.store.backends.factory import migrate, open_store
 from caseload_server.store.backends.migrations import migrations
 from caseload_server.store.portability import export, import_loader
 from caseload_server.store.portability.chain_check import broken_chain
-from caseload_server.store.portability.import_parser import ImportRefused, batches
+from caseload_server.store.portability.import_lines import ImportRefused
+from caseload_server.store.portability.import_parser import batches
 from caseload_server.store.portability.verify import ContentCheck, broken_rules
 
 from tests.store.conftest import Clock
@@ -288,6 +292,86 @@ def test_an_import_rejects_invalid_lines_and_leaves_nothing(source: str, tmp_pat
     assert text in str(refused.value)
     assert SECRET not in str(refused.value)
     assert [file.name for file in tmp_path.iterdir()] == ["source.db"]
+
+
+@pytest.mark.parametrize("extra", [b"\n", b"x", b"{}\n", None], ids=["empty line", "text", "object", "export"])
+def test_an_import_rejects_what_follows_the_end(source: str, database_url: str, extra: bytes | None) -> None:
+    whole = exported(source)
+    number = whole.count(b"\n") + 1
+    with pytest.raises(ImportRefused, match=f"^line {number}: follows the line that ends the export$"):
+        imported(whole + (whole if extra is None else extra), database_url)
+    assert imported(whole, database_url) == digest(source)
+
+
+CRLF = "has a carriage return: line ends must be LF, not CRLF"
+FORMATS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "BOM": (lambda whole: whole.decode().encode("utf-8-sig"), "line 1: begins with a byte order mark (BOM)"),
+    "CRLF": (lambda whole: whole.replace(b"\n", b"\r\n"), f"line 1: {CRLF}"),
+    "CR": (lambda whole: whole.replace(b"\n", b"\r"), f"line 1: {CRLF}"),
+    "one CRLF": (lambda whole: whole.replace(b"\n", b"\r\n", 3).replace(b"\r\n", b"\n", 2), f"line 3: {CRLF}"),
+    "last CRLF": (lambda whole: whole[:-1] + b"\r\n", CRLF),
+    "UTF-16": (lambda whole: whole.decode().encode("utf-16"), "line 1: is in UTF-16"),
+    "UTF-16 without BOM": (lambda whole: whole.decode().encode("utf-16-le"), "line 1: is in UTF-16"),
+    "UTF-16 big": (lambda whole: whole.decode().encode("utf-16-be"), "line 1: is in UTF-16"),
+    "UTF-32": (lambda whole: whole.decode().encode("utf-32"), "line 1: is in UTF-16 or UTF-32"),
+    "zstd": (lambda whole: b"\x28\xb5\x2f\xfd" + whole, "line 1: is compressed with zstd: decompress it first"),
+    "bzip2": (bz2.compress, "line 1: is compressed with bzip2: decompress it first"),
+    "xz": (lzma.compress, "line 1: is compressed with xz: decompress it first"),
+    "zip": (lambda whole: b"PK\3\4" + whole, "line 1: is a zip archive: decompress it first"),
+    "age": (lambda whole: b"age-encryption.org/v1\n" + whole, "line 1: is encrypted with age: decrypt it first"),
+    "backup": (lambda whole: b"SQLite format 3\0" + whole, "line 1: is a SQLite database: use caseload restore"),
+    "truncated gzip": (lambda whole: gzip.compress(whole)[:-9], "the gzip file is truncated"),
+    "gzip without its checksum": (lambda whole: gzip.compress(whole)[:-8], "the gzip file is truncated"),
+    "damaged gzip": (lambda whole: gzip.compress(whole)[:-8] + bytes(8), "the gzip file is damaged"),
+    "gzip with text": (
+        lambda whole: gzip.compress(whole) + b"text",
+        "or other data follow it",
+    ),
+    "two gzip": (lambda whole: gzip.compress(whole) * 2, "follows the line that ends the export"),
+    "gzip in gzip": (lambda whole: gzip.compress(gzip.compress(whole)), "line 1: is compressed with gzip twice"),
+    "gzip of CRLF": (lambda whole: gzip.compress(whole.replace(b"\n", b"\r\n")), f"line 1: {CRLF}"),
+}
+
+
+@pytest.mark.parametrize(("convert", "text"), FORMATS.values(), ids=FORMATS)
+def test_an_import_says_what_a_converted_file_is(
+    source: str, tmp_path: Path, convert: Callable[[bytes], bytes], text: str
+) -> None:
+    with pytest.raises(ImportRefused) as refused:
+        imported(convert(exported(source)), f"sqlite:///{tmp_path}/target.db")
+    assert text in str(refused.value)
+    assert [file.name for file in tmp_path.iterdir()] == ["source.db"]
+
+
+def test_an_import_reads_a_file_compressed_with_gzip(source: str, database_url: str) -> None:
+    assert imported(gzip.compress(exported(source)), database_url) == digest(source) == digest(database_url)
+
+
+def test_an_import_fills_a_migrated_and_empty_database_in_place(source: str, database_url: str, clock: Clock) -> None:
+    migrate(database_url)
+    assert imported(exported(source), database_url) == digest(source) == digest(database_url)
+    store = open_store(Config(database=database_url), clock)
+    make(store, THERAPIST, "another")
+    store.close()
+    with pytest.raises(SettingError, match=r"^--database: is not empty$"):
+        imported(exported(source), database_url)
+
+
+def test_a_failed_import_leaves_a_migrated_database_empty(source: str, database_url: str) -> None:
+    migrate(database_url)
+    whole = exported(source)
+    lines = whole.splitlines(keepends=True)
+    without("therapist")(lines)
+    for invalid in (sealed(lines), whole[:-1], whole * 2):
+        with pytest.raises((ImportRefused, import_loader.ConstraintViolation)):
+            imported(invalid, database_url)
+    assert imported(whole, database_url) == digest(source) == digest(database_url)
+
+
+def test_an_import_rejects_a_served_database(source: str, store: RelationshipStore, database_url: str) -> None:
+    with pytest.raises(SettingError, match=r"^--database: is served: stop its instances first$"):
+        imported(exported(source), database_url)
+    make(store, THERAPIST, "t")
 
 
 def test_an_import_rejects_a_file_truncated_anywhere(source: str, tmp_path: Path) -> None:

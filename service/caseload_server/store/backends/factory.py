@@ -1,5 +1,6 @@
 """Opens the store at a database URL. Database failures become SettingErrors with a text of our own."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import apsw
 
-from caseload_server.config import Config, SettingError, is_postgres, sqlite_path
+from caseload_server.config import Config, SettingError, is_postgres, sqlite_name, sqlite_path
 from caseload_server.domain.errors import DomainError
 from caseload_server.private_files import data_files_fault
 from caseload_server.store import RelationshipStore
@@ -17,11 +18,13 @@ from caseload_server.store.backends.protocol import Database, StoreMetrics
 from caseload_server.store.backends.sqlite import migrate as sqlite_migrate
 from caseload_server.store.backends.sqlite.database import SqliteDatabase
 from caseload_server.store.backends.timed_database import TimedDatabase
+from caseload_server.write_faults import NO_SPACE, with_fault, write_fault
 
 if TYPE_CHECKING:
     import psycopg
 
 NOT_MIGRATED: Final = "its schema is not up to date: run caseload migrate"
+OLDER_BACKUP: Final = f"{NOT_MIGRATED}. If it is a backup, restore it first, and migrate the restored file"
 
 
 def pending(url: str) -> list[Migration]:
@@ -38,17 +41,20 @@ def migrate(url: str) -> list[Migration]:
     return steps
 
 
-def open_store(config: Config, clock: Callable[[], int], *metrics: StoreMetrics) -> RelationshipStore:
+def open_store(
+    config: Config, clock: Callable[[], int], *metrics: StoreMetrics, monotonic: Callable[[], float] = time.monotonic
+) -> RelationshipStore:
     """Opens the store at `config.database`. SQLite is migrated first; PostgreSQL is migrated by its operator.
 
-    Args: clock, returns microseconds since 1970 (UTC); metrics, each receives the durations of reads and writes.
+    Args: clock, returns microseconds since 1970 (UTC); metrics, each receives the durations of reads and writes;
+    monotonic, a clock that never steps, in seconds.
     Raises SettingError.
     """
     with backend_for(config.database) as (migrate_module, location):
         database = _open_database(config, migrate_module, location)
         for one in metrics:
             database = TimedDatabase(database, one)
-        return RelationshipStore(database, clock)
+        return RelationshipStore(database, clock, monotonic)
 
 
 def _open_database(config: Config, migrate_module: ModuleType, location: Any) -> Database:
@@ -56,7 +62,7 @@ def _open_database(config: Config, migrate_module: ModuleType, location: Any) ->
         if fault := data_files_fault(*(Path(f"{location}{suffix}") for suffix in ("", "-wal", "-shm"))):
             raise SettingError("--database", fault)
         migrate_module.migrate(location)
-        return SqliteDatabase(location)
+        return SqliteDatabase(location, sqlite_name(config.database))
     if migrate_module.pending(location):
         raise SchemaError(NOT_MIGRATED)
     from caseload_server.store.backends.postgres.database import PostgresDatabase
@@ -76,7 +82,7 @@ def backend_for(url: str) -> Iterator[tuple[ModuleType, Any]]:
         try:
             yield sqlite_migrate, sqlite_path(url)
         except (SchemaError, apsw.Error) as error:
-            raise database_setting_error(error) from None
+            raise database_setting_error(error, sqlite_path(url)) from None
         except DomainError as error:
             raise SettingError("--database", error.message) from None
         return
@@ -109,17 +115,22 @@ def _postgres_text(error: "psycopg.Error", url: str) -> str:
     return f"PostgreSQL cannot be reached, or refuses: {one_line(error, url)}"
 
 
-def database_setting_error(error: SchemaError | apsw.Error) -> SettingError:
-    """Describes a database that cannot be used. Leaves out the driver's text, which may quote rows."""
+def database_setting_error(error: SchemaError | apsw.Error, path: Path | None = None) -> SettingError:
+    """Describes a database that cannot be used. Leaves out the driver's text, which may quote rows.
+
+    Args: path, the file of SQLite, which is looked at to say more.
+    """
     match error:
         case SchemaError():
             text = str(error)
         case apsw.NotADBError():
             text = "the file is not a SQLite database"
         case apsw.ReadOnlyError() | apsw.CantOpenError() | apsw.PermissionsError():
-            text = "the file or its folder cannot be written"
+            text = with_fault("the file or its folder cannot be written", write_fault(path) if path else "")
+        case apsw.FullError():
+            text = with_fault("the file cannot be written", NO_SPACE)
         case apsw.BusyError():
             text = "another process holds the file"
         case _:
-            text = f"SQLite cannot use the file ({type(error).__name__})"
+            text = with_fault(f"SQLite cannot use the file ({type(error).__name__})", write_fault(path) if path else "")
     return SettingError("--database", text)

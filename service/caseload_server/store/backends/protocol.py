@@ -139,7 +139,7 @@ class Database(Protocol):
         """
 
     def gauges(self) -> Gauges:
-        """Returns the gauges of this database."""
+        """Returns the gauges of this database. Call it once: the database may start to sample them."""
 
     def check(self) -> None:
         """Tries the database once, without retries. Raises where it does not respond, or would accept no write."""

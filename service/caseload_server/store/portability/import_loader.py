@@ -6,7 +6,8 @@ from typing import Final, Protocol
 from caseload_server.store.backends.protocol import Row, Value
 from caseload_server.store.portability.content import SEARCH_TABLES, TABLES
 from caseload_server.store.portability.export import Progress
-from caseload_server.store.portability.import_parser import END, HEADER, Batch, ImportRefused
+from caseload_server.store.portability.import_lines import ImportRefused
+from caseload_server.store.portability.import_parser import END, HEADER, Batch
 
 _COLUMNS: Final = {table.name: tuple(table.columns) for table in TABLES} | SEARCH_TABLES
 

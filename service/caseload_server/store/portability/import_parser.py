@@ -1,7 +1,6 @@
 """Parses and validates export lines, in batches. It works column by column, which is fastest."""
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import groupby, islice
 from operator import lt
 from typing import Any, BinaryIO, Final, NamedTuple
@@ -10,18 +9,13 @@ from caseload_server.store.backends.protocol import Row
 from caseload_server.store.portability import content
 from caseload_server.store.portability.content import PAGE_ROWS, TABLES, ContentDigest, MalformedColumn, Table
 from caseload_server.store.portability.export import FORMAT
+from caseload_server.store.portability.import_lines import ImportRefused, lines_of, refusal
 
-MAX_LINE_BYTES: Final = 1024 * 1024
-"""Every line is shorter: a record takes 32 KiB at most, and a stored outcome about 100 KiB."""
 HEADER: Final = "caseload"
 END: Final = "end"
 _TIME_BOUNDS: Final = (-62_135_596_800_000_000, 253_402_300_799_999_999)
 """The range of a protobuf Timestamp, the years 1 to 9999, in microseconds since 1970."""
 _NUMBER_BOUNDS: Final = (0, 2**63 - 1)
-
-
-class ImportRefused(Exception):
-    """The lines are no complete export. The text names the line and the field, and no value."""
 
 
 class Batch(NamedTuple):
@@ -43,7 +37,7 @@ def batches(source: BinaryIO, schema: str) -> Iterator[Batch]:
 
     Args: schema, the newest migration of the empty store.
     """
-    lines = iter(partial(source.readline, MAX_LINE_BYTES), b"")
+    lines = lines_of(source)
     first = next(lines, b"")
     yield Batch(1, 1, len(first), {HEADER: [(_parse_header(first, schema),)]})
     number = 2
@@ -54,7 +48,10 @@ def batches(source: BinaryIO, schema: str) -> Iterator[Batch]:
             del tables[0]
         if not tables:
             line = next(group)
-            yield Batch(number, number, len(line), {END: [(_parse_end(number, line, content_digest),)]})
+            digest = _parse_end(number, line, content_digest)
+            if next(lines, b""):
+                raise refusal(number + 1, "follows the line that ends the export")
+            yield Batch(number, number, len(line), {END: [(digest,)]})
             return
         table = tables.pop(0)[1]
         last_key: Row = ()
@@ -72,16 +69,23 @@ def batches(source: BinaryIO, schema: str) -> Iterator[Batch]:
 def _parse_line(number: int, line: bytes) -> tuple[str, dict[str, Any]]:
     """Returns the name in a line and the columns under it. Raises ImportRefused."""
     try:
+        if b"\r" in line:  # JSON would allow it, and only the digest would not match
+            raise refusal(number, "has a carriage return: line ends must be LF, not CRLF")
         text = line.decode()
         [value] = content.parse_all([text.removesuffix("\n")])
         [(name, columns)] = value.items()
     except (ValueError, AttributeError, RecursionError):
-        raise _refusal(number, "is not a JSON object with one name, or is truncated") from None
+        raise refusal(number, "is not a JSON object with one name, or is truncated") from None
     if type(columns) is not dict or not text.endswith("\n"):
-        raise _refusal(number, "is not a JSON object inside another, or is truncated")
+        raise refusal(number, "is not a JSON object inside another, or is truncated")
     if b"\\u" in line and not all(map(_is_storable, columns.values())):
-        raise _refusal(number, "contains a character that cannot be stored")
+        raise refusal(number, "contains a character that cannot be stored")
     return name, columns
+
+
+def _is_plain(text: bytes) -> bool:
+    """Returns whether no line needs a look at its characters."""
+    return b"\\u" not in text and b"\r" not in text
 
 
 def _is_storable(value: Any) -> bool:
@@ -89,31 +93,27 @@ def _is_storable(value: Any) -> bool:
     return not (isinstance(value, str) and any(char == "\0" or "\ud800" <= char <= "\udfff" for char in value))
 
 
-def _refusal(number: int, text: str) -> ImportRefused:
-    return ImportRefused(f"line {number}: {text}")
-
-
 def _parse_header(line: bytes, schema: str) -> bytes:
     """Checks the first line and returns the secret of the exported store. Raises ImportRefused."""
     name, values = _parse_line(1, line)
     if name != HEADER or values.get("format") != FORMAT:
-        raise _refusal(1, "is not the header of an export that this version can read")
+        raise refusal(1, "is not the header of an export that this version can read")
     if values.get("schema") != schema:
-        raise _refusal(1, "schema: is not the newest of this version: export and import with the same version")
+        raise refusal(1, "schema: is not the newest of this version: export and import with the same version")
     try:
         return bytes.fromhex(values["secret"])
     except (KeyError, TypeError, ValueError):
-        raise _refusal(1, "secret: must be hex") from None
+        raise refusal(1, "secret: must be hex") from None
 
 
 def _parse_end(number: int, line: bytes, content_digest: ContentDigest) -> str:
     """Checks the last line and returns its digest. Raises ImportRefused if the lines before it were changed."""
     name, values = _parse_line(number, line)
     if name != END:
-        raise _refusal(number, "belongs to no table, or is out of order")
+        raise refusal(number, "belongs to no table, or is out of order")
     expected = {"rows": content_digest.row_counts, "digest": content_digest.digest}
     if content_digest.row_counts["store"] != 1 or values != expected:
-        raise _refusal(number, "the lines before it do not match its row counts and digest")
+        raise refusal(number, "the lines before it do not match its row counts and digest")
     return content_digest.digest
 
 
@@ -128,7 +128,7 @@ class _ParsedRows:
         objects = self._parse_objects(lines, text)
         if {*map(tuple, objects)} != {names}:
             index = [tuple(columns) == names for columns in objects].index(False)
-            raise _refusal(first + index, f"must have exactly the columns of {table.name}, in order")
+            raise refusal(first + index, f"must have exactly the columns of {table.name}, in order")
         columns = zip(*map(dict.values, objects), strict=True)
         checked = map(self._check_column, names, table.columns.values(), columns)
         self.rows: list[Row] = list(zip(*checked, strict=True))
@@ -139,7 +139,7 @@ class _ParsedRows:
             *texts, rest = text.decode().split("\n")
             values = content.parse_all(texts)
             objects = [value[self._table.name] for value in values]
-            if not rest and {*map(len, values)} == {1} and {*map(type, objects)} == {dict} and b"\\u" not in text:
+            if not rest and {*map(len, values)} == {1} and {*map(type, objects)} == {dict} and _is_plain(text):
                 return objects
         except (ValueError, LookupError, TypeError, RecursionError):
             pass
@@ -167,7 +167,7 @@ class _ParsedRows:
             raise self._refusal(index, column, "is not hex") from None
 
     def _refusal(self, index: int, column: str, text: str) -> ImportRefused:
-        return _refusal(self._first + index, f"{self._table.name}.{column}: {text}")
+        return refusal(self._first + index, f"{self._table.name}.{column}: {text}")
 
     def check_order(self, last_key: Row) -> Row:
         """Checks that the keys ascend, from the last key before these rows. Returns their last key.

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, Final
 
-from caseload_server.store.portability.import_parser import Batch, ImportRefused, batches
+from caseload_server.store.portability.import_lines import ImportRefused
+from caseload_server.store.portability.import_parser import Batch, batches
 
 _SIZE: Final = struct.Struct("=Q")
 """Precedes each message on the pipe: its size in bytes."""
@@ -26,8 +27,8 @@ def read_batches(source: BinaryIO, schema: str) -> Iterator[Iterator[Batch]]:
     """
     # -P: a folder named caseload_server in the working directory must not be imported instead of this package.
     command = [sys.executable, "-P", "-m", __name__, schema]
-    # Only this process handles Ctrl-C. The parser inherits the signal mask, and ends silently with this process.
-    previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # Only this process handles the signals of the terminal. The parser inherits the mask, and ends with this process.
+    previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP, signal.SIGQUIT})
     try:
         with subprocess.Popen(command, stdin=source, stdout=subprocess.PIPE) as process:  # noqa: S603 - this module
             try:

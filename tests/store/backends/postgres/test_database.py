@@ -62,7 +62,16 @@ def test_the_pool_replaces_a_connection_that_the_server_closed(store: Relationsh
     assert head(store) == 1
 
 
-@pytest.mark.parametrize(("state", "kind"), [("55P03", errors.StoreBusy), ("53100", errors.StoreFull)])
+@pytest.mark.parametrize(
+    ("state", "kind"),
+    [
+        ("55P03", errors.StoreBusy),
+        ("53100", errors.StoreFull),
+        ("53000", errors.StoreUnavailable),  # no open files
+        ("58030", errors.StoreUnavailable),  # a failing disk
+        ("XX001", errors.StoreUnavailable),  # a damaged page
+    ],
+)
 def test_the_store_does_not_retry_a_permanent_error(
     store: RelationshipStore, state: str, kind: type[errors.DomainError]
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 from caseload_server.clock import now_us as clock
 from caseload_server.config import Config
 from caseload_server.store import PATIENT
+from caseload_server.store.backends import full_disk
 from caseload_server.store.backends.factory import open_store
 from caseload_server.store.backends.postgres import driver_errors
 from caseload_server.store.backends.postgres import migrate as postgres_migrate
@@ -31,9 +32,10 @@ from tests.support.write_lock import holding_the_lock
 REPLICATING = {**QUICK, "max_wal_senders": "2", "wal_level": "replica"}
 IMPATIENT = "?options=-c%20lock_timeout%3D50ms"
 FULL = """
-CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN RAISE EXCEPTION 'could not extend file for %', NEW.display_name USING ERRCODE = '53100'; END $$;
-CREATE TRIGGER no_room BEFORE INSERT ON patient FOR EACH ROW EXECUTE FUNCTION no_room()"""
+CREATE OR REPLACE TRIGGER no_room BEFORE INSERT ON patient FOR EACH ROW EXECUTE FUNCTION no_room()"""
+DEFERRED = "AFTER INSERT ON patient DEFERRABLE INITIALLY DEFERRED"
 LONG_WAIT = b"""
 SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND now() - state_change > interval '2s'"""
 NO_CANARIES = f"ALTER TABLE patient ADD CONSTRAINT no_canaries CHECK (email NOT LIKE '%{CANARY}%') NOT VALID"
@@ -120,6 +122,12 @@ def full(broken: Broken) -> object:
     return broken.patients.create("p2", display_name=CANARY)
 
 
+def full_in_the_commit(broken: Broken) -> object:
+    deferred = FULL.replace("OR REPLACE TRIGGER", "CONSTRAINT TRIGGER").replace("BEFORE INSERT ON patient", DEFERRED)
+    run(broken, f"DROP TRIGGER IF EXISTS no_room ON patient; {deferred}")
+    return broken.patients.create("p2", display_name=CANARY)
+
+
 WAYS: dict[str, Callable[[Broken], object]] = {
     "STORE_BUSY": busy,
     "STORE_UNAVAILABLE": unavailable,
@@ -145,11 +153,19 @@ def test_calls_work_again_after_postgresql_restarts_without_partial_writes(broke
     assert broken.patients.ids(broken.patients.call("List")) == ["p1", "p2"]
 
 
-def test_a_full_disk_rejects_writes_but_not_reads_until_space_is_freed(broken: Broken) -> None:
-    assert refused(full, broken).reason == "STORE_FULL"
-    assert broken.patients.ids(broken.patients.call("List")) == ["p1"]
-    run(broken, "DROP TRIGGER no_room ON patient")
-    assert broken.patients.create("p2").patient_id == "p2"
+@pytest.mark.parametrize("full", [full, full_in_the_commit])
+def test_a_full_disk_rejects_writes_but_not_reads_until_space_is_freed(
+    broken: Broken, monkeypatch: pytest.MonkeyPatch, full: Callable[[Broken], object]
+) -> None:
+    monkeypatch.setattr(full_disk, "QUIET_SECONDS", 0.0)
+    with capture_logs() as logged:
+        for _ in range(2):
+            assert refused(full, broken).reason == "STORE_FULL"
+        assert broken.patients.ids(broken.patients.call("List")) == ["p1"]
+        run(broken, "DROP TRIGGER no_room ON patient")
+        assert broken.patients.create("p2").patient_id == "p2"
+        eventually(lambda: len(logged) > 1)
+    assert [line["event"] for line in logged] == ["database disk full", "database disk has space again"]
 
 
 def await_noticed(broken: Broken) -> None:

@@ -54,3 +54,35 @@ def test_tables_of_another_application_in_a_later_schema_do_not_matter(
 def test_a_search_path_without_a_schema_is_refused(postgres_url: str) -> None:
     with pytest.raises(psycopg.errors.InvalidSchemaName):
         postgres_migrate.migrate(with_path(postgres_url, "nowhere"))
+
+
+def test_tables_of_an_extension_do_not_make_the_schema_another_applications(
+    postgres_url: str, admin: "psycopg.Connection[tuple[object, ...]]"
+) -> None:
+    """As with PostGIS, whose table spatial_ref_sys is in the schema public."""
+    admin.execute(
+        "CREATE SCHEMA ours; CREATE EXTENSION hstore; CREATE TABLE ours.spatial_ref_sys (srid INT PRIMARY KEY)"
+    )
+    admin.execute("ALTER EXTENSION hstore ADD TABLE ours.spatial_ref_sys")
+    ours = with_path(postgres_url, "ours")
+    assert postgres_migrate.pending(ours) == migrations("postgres")
+    assert postgres_migrate.migrate(ours) == migrations("postgres")
+    assert postgres_migrate.migrate(ours) == []
+
+
+def test_a_table_that_only_uses_an_extension_belongs_to_another_application(
+    postgres_url: str, admin: "psycopg.Connection[tuple[object, ...]]"
+) -> None:
+    admin.execute("CREATE SCHEMA ours; CREATE EXTENSION hstore; CREATE TABLE ours.theirs (settings hstore)")
+    for command in (postgres_migrate.pending, postgres_migrate.migrate):
+        with pytest.raises(SchemaError, match="tables of another application"):
+            command(with_path(postgres_url, "ours"))
+
+
+@pytest.mark.parametrize("mark", ["%0A", "%0D%0A", "%09"])
+@pytest.mark.parametrize("part", ["user", "password", "dbname"])
+def test_a_control_character_in_a_parameter_is_refused_by_its_name(postgres_url: str, part: str, mark: str) -> None:
+    url = f"{postgres_url}{'&' if '?' in postgres_url else '?'}{part}=do-not-repeat-me{mark}"
+    with pytest.raises(psycopg.OperationalError, match=f"^the parameter {part} contains a line end") as caught:
+        postgres_migrate.pending(url)
+    assert "do-not-repeat-me" not in str(caught.value)

@@ -11,6 +11,7 @@ from caseload_server.domain import errors
 from caseload_server.store import PATIENT
 from caseload_server.store.backends.factory import open_store
 from caseload_server.store.backends.migrations import SchemaError
+from caseload_server.store.backends.postgres import driver_errors
 from caseload_server.store.backends.postgres.bulk_load import bulk_load
 from caseload_server.store.backends.postgres.database import PostgresDatabase
 
@@ -168,3 +169,25 @@ def test_a_database_that_accepts_no_writes_is_not_ready(
         finally:
             admin.execute("SET default_transaction_read_only = off")
             admin.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only".encode())
+
+
+def test_sessions_that_accept_no_writes_take_readiness_and_are_replaced_when_they_may_write(
+    postgres_url: str, admin: "psycopg.Connection[tuple[object, ...]]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A provider makes a full database read-only. Sessions keep the setting with which they began."""
+    monkeypatch.setattr(driver_errors, "_RETRY_TIMEOUT_SECONDS", 0.0)
+    name = urlsplit(postgres_url).path.removeprefix("/")
+    with closing(open_store(Config(database=f"{postgres_url}?target_session_attrs=any"), lambda: 1)) as store:
+        store.check()
+        admin.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on".encode())
+        try:
+            with pytest.raises(errors.StoreUnavailable):
+                make(store, PATIENT, "p")
+            with pytest.raises(errors.StoreUnavailable) as refusal:
+                store.check()
+            assert refusal.value.sqlstate == "25006"
+        finally:
+            admin.execute("SET default_transaction_read_only = off")
+            admin.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only".encode())
+        store.check()
+        make(store, PATIENT, "p")

@@ -6,13 +6,15 @@ from typing import Any, NamedTuple
 
 import apsw
 import pytest
-from caseload_server.store.backends import factory
+from caseload_server.store.backends import factory, full_disk
 from caseload_server.store.backends.sqlite import database as sqlite
 from grpc import StatusCode
+from structlog.testing import capture_logs
 
 from tests.api.client_calls import People, refused
 from tests.api.error_scenarios import FAILURES, assert_error_matches
 from tests.api.fault_injection import CANARY, FaultyServer, faulty_server
+from tests.support.waiting import eventually
 from tests.support.write_lock import holding_the_lock
 
 
@@ -127,11 +129,18 @@ def test_calls_work_again_after_a_disk_failure_without_partial_writes(broken: Br
     assert broken.patients.ids(broken.patients.call("List")) == ["p1", "p2"]
 
 
-def test_a_full_disk_rejects_writes_but_not_reads_until_space_is_freed(broken: Broken) -> None:
-    assert refused(full, broken).reason == "STORE_FULL"
-    assert broken.patients.ids(broken.patients.call("List")) == ["p1"]
-    broken.writer.pragma("max_page_count", 2**30)
-    assert broken.patients.create("p2").patient_id == "p2"
+def test_a_full_disk_rejects_writes_but_not_reads_until_space_is_freed(
+    broken: Broken, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(full_disk, "QUIET_SECONDS", 0.0)
+    with capture_logs() as logged:
+        for _ in range(2):
+            assert refused(full, broken).reason == "STORE_FULL"
+        assert broken.patients.ids(broken.patients.call("List")) == ["p1"]
+        broken.writer.pragma("max_page_count", 2**30)
+        assert broken.patients.create("p2").patient_id == "p2"
+        eventually(lambda: len(logged) > 1)
+    assert [line["event"] for line in logged] == ["database disk full", "database disk has space again"]
 
 
 def test_reads_are_unavailable_when_the_file_cannot_be_opened(broken: Broken) -> None:

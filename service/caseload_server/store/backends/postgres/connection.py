@@ -3,6 +3,7 @@
 https://www.postgresql.org/docs/current/runtime-config-client.html, https://www.psycopg.org/psycopg3/docs/
 """
 
+import re
 from contextlib import closing
 from typing import Final, NamedTuple
 
@@ -54,6 +55,7 @@ WITHOUT_TIMEOUTS: Final = SessionSettings(
 
 _REQUIRED: Final = {"session_replication_role": "origin"}
 """Only a superuser can set it. With another value triggers and foreign keys do nothing."""
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _POOLING_CHECKS: Final = 5
 """Number of transactions on each of two connections in the check for transaction pooling."""
 
@@ -83,6 +85,9 @@ def connect(url: str, settings: SessionSettings = WRITES) -> Connection:
 
 
 def _open(url: str, effective: dict[str, str]) -> Connection:
+    for name, value in effective.items():
+        if _CONTROL.search(value):
+            raise SessionRefused(f"the parameter {name} contains a line end or another control character")
     connection = psycopg.connect(complete_conninfo(url, effective), autocommit=True, prepare_threshold=1)
     connection.prepared_max = 500
     # Otherwise integers of three sizes would need three prepared statements.

@@ -16,6 +16,7 @@ import psycopg
 
 from caseload_server.domain import errors
 from caseload_server.store.backends.group_commit import unchanged
+from caseload_server.store.backends.postgres.activity import ActivitySampler
 from caseload_server.store.backends.postgres.connection import READS, Connection, SessionSettings, connect
 from caseload_server.store.backends.postgres.connection_pool import ACQUIRE_TIMEOUT_SECONDS, ConnectionPool
 from caseload_server.store.backends.postgres.driver_errors import retry
@@ -81,6 +82,7 @@ class PostgresDatabase:
         self._connect = partial(self._connect_beside_pools, url)
         self._listener: Connection | None = None
         self._store_check = StoreCheck(self._connect)
+        self._activity = ActivitySampler(partial(connect, url))
 
     def _connect_beside_pools(self, url: str) -> Connection:
         try:
@@ -145,11 +147,16 @@ class PostgresDatabase:
 
     def gauges(self) -> Gauges:
         waiting = ("pool_waiting", {"pool": "snapshot"}, lambda: len(self._waiting_for_snapshot))
-        return [*self._readers.gauges("read"), waiting, *self._writer.pool.gauges("write")]
+        pools = [*self._readers.gauges("read"), waiting, *self._writer.pool.gauges("write")]
+        return [*pools, *self._activity.start()]
 
     def check(self) -> None:
         for pool in self._pools:
             pool.close_unused()
+        self._writer.full_disk.report_recovery()
+        if self._writer.met_read_only:
+            self._writer.met_read_only = False
+            self._store_check.close()  # its session would not see what was set since its start
         try:
             self._writer.commits_stalled = self._store_check.run()
         finally:
@@ -178,6 +185,7 @@ class PostgresDatabase:
 
     def close(self) -> None:
         self._group_commit.close()
+        self._activity.close()
         self._readers.close()
         self._writer.pool.close()
         self._store_check.close()

@@ -25,8 +25,11 @@ _LOCK_TIMEOUT: Final = "55P03"
 """lock_not_available."""
 _STATEMENT_TIMEOUT: Final = "57014"
 """query_canceled."""
-_UNAVAILABLE: Final = {"25006", "53200", "53300"}
+_READ_ONLY: Final = "25006"
+_UNAVAILABLE: Final = {_READ_ONLY, "53200", "53300"}
 """read_only_sql_transaction (a primary that became a standby), out_of_memory, too_many_connections."""
+_BROKEN: Final = {"53000", "53400", "58000", "58030", "58P01", "58P02", "XX001", "XX002"}
+"""PostgreSQL cannot use its files or lacks a resource, such as open files. A retry would fail as well."""
 
 
 class UnexpectedDatabaseError(Exception):
@@ -56,14 +59,20 @@ def domain_error(error: psycopg.Error) -> tuple[BaseException, bool]:
     if state == "53100":
         return errors.StoreFull(), False
     is_lost = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and not state
-    if is_lost or state in _UNAVAILABLE or state.startswith(("08", "57P")):
-        return errors.StoreUnavailable(state, one_line(error)), True
+    may_recover = is_lost or state in _UNAVAILABLE or state.startswith(("08", "57P"))
+    if may_recover or state in _BROKEN:
+        return errors.StoreUnavailable(state, one_line(error)), may_recover
     return UnexpectedDatabaseError(error), False
 
 
 def is_lock_conflict(error: psycopg.Error) -> bool:
     """Returns whether a statement failed only because of a lock of another transaction."""
     return error.sqlstate == _LOCK_TIMEOUT or error.sqlstate in _CONFLICTS
+
+
+def is_read_only(error: psycopg.Error) -> bool:
+    """Returns whether a statement failed because its session accepts no writes."""
+    return error.sqlstate == _READ_ONLY
 
 
 def retry(attempt: Callable[[], T], *, commit_unconfirmed: bool = False) -> T:

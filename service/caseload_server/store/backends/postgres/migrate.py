@@ -28,7 +28,15 @@ and later ones wait before they hold any other lock. No index or trigger needs a
 deadlock. https://www.postgresql.org/docs/current/explicit-locking.html"""
 _DEADLOCK_RETRIES = 3
 """Deadlocks remain possible: with a foreign transaction, or with a write of an older version that only validates."""
-_SELECT_TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = current_schema()"
+_SELECT_TABLES = """
+SELECT relname FROM pg_class AS relation
+WHERE relnamespace = to_regnamespace(quote_ident(current_schema())) AND relkind IN ('r', 'p')
+    AND NOT EXISTS (
+        SELECT FROM pg_depend
+        WHERE classid = 'pg_class'::regclass AND objid = relation.oid
+            AND refclassid = 'pg_extension'::regclass AND deptype = 'e')"""
+"""Leaves out the tables of extensions: PostGIS puts spatial_ref_sys into the schema public.
+https://www.postgresql.org/docs/current/catalog-pg-depend.html"""
 _SELECT_OTHER_SCHEMA = b"""
 SELECT FROM pg_class AS migration, pg_class AS store
 WHERE migration.oid = to_regclass('migration') AND store.oid = to_regclass('store')

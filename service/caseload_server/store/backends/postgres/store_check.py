@@ -78,6 +78,8 @@ class StoreCheck:
         try:
             self._connection = self._connection or self._open()
             return _ask(self._connection.pgconn)
+        except errors.StoreUnavailable as refusal:
+            failure = refusal  # a session stays read-only when its database no longer is, so the next one is new
         except SchemaError:
             failure = errors.StoreUnavailable(detail="an import or a migration is running")
         except psycopg.Error as error:

@@ -12,11 +12,17 @@ import psycopg
 from psycopg import pq
 
 from caseload_server.domain import errors
+from caseload_server.store.backends.full_disk import FullDisk
 from caseload_server.store.backends.group_commit import Batch, GroupCommit, Job, run_tails
 from caseload_server.store.backends.postgres.commit_turn import CommitTurn, CommitTurns
 from caseload_server.store.backends.postgres.connection import Connection
 from caseload_server.store.backends.postgres.connection_pool import ConnectionPool
-from caseload_server.store.backends.postgres.driver_errors import CommitUnconfirmed, is_lock_conflict, retry
+from caseload_server.store.backends.postgres.driver_errors import (
+    CommitUnconfirmed,
+    is_lock_conflict,
+    is_read_only,
+    retry,
+)
 from caseload_server.store.backends.postgres.pipeline import (
     EarlierStatementFailed,
     NoAnswer,
@@ -66,6 +72,9 @@ class PostgresWriter:
         """
         self.commits_stalled = False
         """Whether commits wait for a standby. Writes are rejected until `PostgresDatabase.check` finds none."""
+        self.met_read_only = False
+        """Whether a session was read-only. `PostgresDatabase.check` then looks in a new session, too."""
+        self.full_disk = FullDisk()
         self.pool = pool
         self.commit_timeout_seconds = commit_timeout_seconds
         self._turns = CommitTurns()
@@ -77,9 +86,15 @@ class PostgresWriter:
     def write(self, work: Callable[[Transaction], S], tail: Tail[S, T], sharing: Sharing) -> T:
         """Implements Database.write_with_tail."""
         job = Job(work, tail, sharing)
-        if not sharing.alone:
-            self.group_commit.run(job)
-        return job.answer() if job.done else self._run_alone(job)
+        try:
+            if not sharing.alone:
+                self.group_commit.run(job)
+            result = job.answer() if job.done else self._run_alone(job)
+        except errors.StoreFull:
+            self.full_disk.record_failure()
+            raise
+        self.full_disk.record_success()
+        return result
 
     def _run_alone(self, job: Job[S, T]) -> T:
         if self.commits_stalled and not job.commit_unconfirmed:  # this one would wait for the standby too
@@ -104,6 +119,11 @@ class PostgresWriter:
             pipeline.restart("BEGIN")
             pipeline.add(_LOCK_FIRST)
             yield connection, pipeline
+        except (psycopg.Error, EarlierStatementFailed) as error:
+            if is_read_only(error.error if isinstance(error, EarlierStatementFailed) else error):
+                self.met_read_only = True
+                connection.close()  # the pool then closes its other idle sessions too
+            raise
         finally:
             if connection.pgconn.transaction_status in _IN_TRANSACTION:
                 with suppress(psycopg.Error):
@@ -214,7 +234,8 @@ class PostgresWriter:
         return not met_lock
 
     def _commit(self, connection: Connection, writes: int) -> None:
-        """Raises OutcomeUnknown, CommitUnconfirmed; SerializationConflict if the server rolled back instead."""
+        """Raises OutcomeUnknown, CommitUnconfirmed; SerializationConflict if the server rolled back instead;
+        psycopg.Error if it said why."""
         warnings: list[str | None] = []
         on_notice = lambda notice: warnings.append(notice.sqlstate)  # noqa: E731 - its name is needed to remove it
         connection.add_notice_handler(on_notice)
@@ -235,6 +256,8 @@ class PostgresWriter:
             raise CommitUnconfirmed
         if "01000" in warnings:  # an administrator canceled its wait for the standby
             raise errors.OutcomeUnknown
+        if result is not None and result.status == pq.ExecStatus.FATAL_ERROR:  # the transaction is rolled back
+            raise psycopg.errors.error_from_result(result)
         if result is None or result.command_status != b"COMMIT":
             raise SerializationConflict
         with suppress(Exception):  # a failing metric must not turn a committed write into an error

@@ -1,15 +1,15 @@
 """Copies a SQLite file while others read and write it: https://sqlite.org/backup.html"""
 
 import secrets
+from contextlib import closing
 from pathlib import Path
 from typing import Final
-
-import apsw
 
 from caseload_server.store.atomic_file import atomic_file
 from caseload_server.store.backends.migrations import SchemaError, migrations
 from caseload_server.store.backends.sqlite import database as sqlite
 from caseload_server.store.backends.sqlite.migrate import pending
+from caseload_server.store.backends.sqlite.reading import reading
 from caseload_server.store.portability.export import Progress
 
 _PAGES_PER_STEP: Final = 1024
@@ -44,9 +44,7 @@ def _copy(source: Path, target: Path, progress: Progress, *, is_restore: bool) -
 
 
 def _fill(source: Path, target: Path, progress: Progress, *, is_restore: bool) -> int:
-    origin = apsw.Connection(str(source), flags=apsw.SQLITE_OPEN_READWRITE)  # falls back to read-only
-    copy = sqlite.connect(target, create=True)
-    try:
+    with reading(source) as origin, closing(sqlite.connect(target, create=True)) as copy:
         # One transaction from the first read on. Without it the copy would restart after each write of others.
         origin.execute("BEGIN")
         list(origin.execute("SELECT 1 FROM sqlite_schema LIMIT 1"))
@@ -64,6 +62,3 @@ def _fill(source: Path, target: Path, progress: Progress, *, is_restore: bool) -
             copy.pragma("journal_mode", "delete")  # a single plain file that any reader can open
         [(head,)] = copy.execute("SELECT head_revision FROM store")
         return int(head)
-    finally:
-        copy.close()
-        origin.close()

@@ -5,6 +5,7 @@ https://sqlite.org/wal.html, https://sqlite.org/pragma.html#pragma_synchronous
 
 import math
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ import apsw
 
 from caseload_server.domain import errors
 from caseload_server.domain.call_deadline import read_deadline
+from caseload_server.store.backends.full_disk import FullDisk
 from caseload_server.store.backends.group_commit import Batch, GroupCommit, Job, run_tails, unchanged
 from caseload_server.store.backends.protocol import (
     Dialect,
@@ -31,6 +33,10 @@ from caseload_server.store.backends.protocol import (
     Transaction,
     no_metrics,
 )
+from caseload_server.store.backends.sqlite.driver_errors import commit_error, domain_error
+from caseload_server.store.backends.sqlite.file_guard import FileGuard
+from caseload_server.store.backends.sqlite.log_size import LogSize
+from caseload_server.store.backends.sqlite.write_health import WriteHealth
 
 APPLICATION_ID: Final = 0x43534C44
 """Identifies a caseload file ("CSLD"). https://sqlite.org/pragma.html#pragma_application_id"""
@@ -59,19 +65,24 @@ def connect(path: Path, *, create: bool) -> apsw.Connection:
     """Opens the file for writing, with every setting that the store relies on. Raises apsw.Error."""
     flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOMUTEX | (apsw.SQLITE_OPEN_CREATE if create else 0)
     if create:  # SQLite itself would let other users read it
-        with suppress(OSError):  # SQLite describes what is wrong with the path
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        with suppress(OSError):  # it exists, or SQLite describes what is wrong with the path
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     connection = apsw.Connection(str(path), flags=flags, statementcachesize=256)
     if connection.readonly("main"):  # SQLite falls back to read-only; a reader would leave a -wal and a -shm file
         connection.close()
         raise apsw.ReadOnlyError
-    connection.set_busy_handler(_busy_handler())
-    connection.pragma("trusted_schema", 0)
+    configure(connection)
     connection.pragma("foreign_keys", 1)
     connection.pragma("secure_delete", 1)
     connection.pragma("synchronous", SYNCHRONOUS)
-    connection.pragma("temp_store", 2)  # in memory: what a savepoint spills are pages with personal data
     return connection
+
+
+def configure(connection: apsw.Connection) -> None:
+    """Sets what reading connections need too."""
+    connection.set_busy_handler(_busy_handler())
+    connection.pragma("trusted_schema", 0)
+    connection.pragma("temp_store", 2)  # in memory: what a savepoint spills are pages with personal data
 
 
 def _busy_handler() -> Callable[[int], bool]:
@@ -88,44 +99,9 @@ def _busy_handler() -> Callable[[int], bool]:
     return wait_for_lock
 
 
-_DOMAIN_ERRORS: Final[dict[type[BaseException], Callable[[], errors.DomainError]]] = {
-    apsw.BusyError: partial(errors.StoreBusy, errors.StoreBusy.LOCK_WAIT),
-    apsw.LockedError: errors.StoreBusy,
-    apsw.FullError: errors.StoreFull,
-    apsw.ConnectionClosedError: errors.ShuttingDown,
-    apsw.CursorClosedError: errors.ShuttingDown,
-    apsw.IOError: errors.StoreUnavailable,
-    apsw.CantOpenError: errors.StoreUnavailable,
-    apsw.CorruptError: errors.StoreUnavailable,
-    apsw.NotADBError: errors.StoreUnavailable,
-    apsw.ReadOnlyError: errors.StoreUnavailable,
-    apsw.NoMemError: errors.StoreUnavailable,
-    apsw.ProtocolError: errors.StoreUnavailable,
-    apsw.PermissionsError: errors.StoreUnavailable,
-}
-
-
-def _domain_error(error: BaseException, *, committing: bool = False) -> BaseException:
-    """Maps a driver's error to a domain error. Returns any other error unchanged: it is a defect of this program."""
-    if committing and not isinstance(error, apsw.BusyError | apsw.FullError):
-        # The frames may have reached the file before the fsync failed: a later recovery could find them.
-        return errors.OutcomeUnknown()
-    if isinstance(error, apsw.InterruptError):  # by `_is_past_deadline`
-        return errors.StoreBusy(errors.StoreBusy.STATEMENT_TIMEOUT)
-    domain_error = _DOMAIN_ERRORS.get(type(error))
-    return domain_error() if domain_error else error
-
-
 def _is_past_deadline() -> bool:
     """SQLite calls it between steps, and ends the statement when it returns True."""
     return time.monotonic() > read_deadline.get()
-
-
-def _file_size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:  # there is no -wal file before the first write
-        return 0
 
 
 class SqliteTransaction:
@@ -166,7 +142,7 @@ class _Snapshot:
             self._connection.execute("BEGIN")
         except BaseException as error:  # noqa: BLE001 - a lock that is not released blocks the thread's next read
             self._lock.release()
-            raise _domain_error(error) from None
+            raise domain_error(error) from None
         return self._transaction
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -177,7 +153,7 @@ class _Snapshot:
                 self._connection.execute("ROLLBACK")
         self._lock.release()
         if isinstance(error, apsw.Error):
-            raise _domain_error(error) from None
+            raise domain_error(error) from None
 
 
 class SqliteDatabase:
@@ -195,19 +171,27 @@ class SqliteDatabase:
     )
     commit_may_be_ambiguous = False
 
-    def __init__(self, path: Path) -> None:
-        """Opens an existing, migrated file. Raises apsw.Error."""
+    def __init__(self, path: Path, name: Path | None = None) -> None:
+        """Opens an existing, migrated file. Raises apsw.Error.
+
+        Args: path, without symbolic links; name, the path with them, by which the next start will find the file.
+        """
         self.on_commit: Callable[[int, float], object] = no_metrics
         self._path = path
         self._local = threading.local()
         self._readers: list[_Reader] = []
         self._lock = threading.Lock()
-        self._group_commit = GroupCommit(self._commit, _MAX_BATCH)
+        self._group_commit = GroupCommit(self._commit_or_reject, _MAX_BATCH)
         self._committing_since = math.inf
         self._closed = False
         self._writer = connect(path, create=False)
-        self._file_stat = path.stat()
+        list(self._writer.execute("SELECT 1 FROM sqlite_schema"))  # opens the -wal and the -shm file
+        self._files = FileGuard(path, name or path)
         self._transaction = SqliteTransaction(self._writer)
+        self._write_health = WriteHealth(self._writer)
+        self._full_disk = FullDisk()
+        self._log_size = LogSize(path.with_name(f"{path.name}-wal"), partial(connect, path, create=False))
+        self._log_size.start()
 
     def read(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
         try:
@@ -215,20 +199,20 @@ class SqliteDatabase:
             with lock:
                 return list(connection.execute(sql, parameters))
         except apsw.Error as error:
-            raise _domain_error(error) from None
+            raise domain_error(error) from None
 
     def snapshot(self) -> _Snapshot:
         try:
             return _Snapshot(*self._reader())
         except apsw.Error as error:
-            raise _domain_error(error) from None
+            raise domain_error(error) from None
 
     def _reader(self) -> _Reader:
         """Returns this thread's connection, and the lock that a reader holds so that `close` waits for it."""
         try:
             reader: _Reader = self._local.reader
         except AttributeError:
-            if not self._is_same_file():  # SQLite would replay the -wal file at this path into another database
+            if not self._files.is_intact():  # SQLite would replay the -wal file at this path into another database
                 raise apsw.CantOpenError from None
             connection = connect(self._path, create=False)
             connection.pragma("query_only", 1)
@@ -247,7 +231,18 @@ class SqliteDatabase:
     def write_with_tail(self, work: Callable[[Transaction], S], tail: Tail[S, T], sharing: Sharing) -> T:
         job = Job(work, tail, sharing)  # also one that should be alone: there is one writer, so others wait in any case
         self._group_commit.run(job)
-        return job.answer()
+        if isinstance(job.error, errors.StoreFull):
+            self._full_disk.record_failure()
+        result = job.answer()
+        self._full_disk.record_success()
+        return result
+
+    def _commit_or_reject(self, batch: Batch) -> None:
+        if self._write_health.accepts_writes():
+            self._commit(batch)
+        else:
+            for job in batch.jobs:
+                job.fail(errors.StoreUnavailable())
 
     def _commit(self, batch: Batch) -> None:
         execute = self._writer.execute
@@ -264,12 +259,14 @@ class SqliteDatabase:
             committing = True
             self._committing_since = time.monotonic()
             execute("COMMIT")
+            self._require_intact_files()  # otherwise a crash would lose the commit
         except BaseException as error:  # noqa: BLE001 - after any failure no write of the batch may report success
             for job in batch.jobs:
-                job.fail_commit(_domain_error(error, committing=committing))
+                job.fail_commit(self._failure(error, committing=committing))
             with suppress(apsw.Error):
                 if self._writer.in_transaction:
                     execute("ROLLBACK")
+                self._files.save_log(self._writer)
         else:
             if written:
                 with suppress(Exception):  # a failing metric must not turn a committed write into an error
@@ -283,7 +280,10 @@ class SqliteDatabase:
         if self._writer.in_transaction:  # an earlier rollback failed
             self._writer.execute("ROLLBACK")
         self._writer.execute("BEGIN IMMEDIATE")
-        if not self._is_same_file():  # checked under the lock, for which this process may have waited for seconds
+        self._require_intact_files()  # under the lock, for which this process may have waited for seconds
+
+    def _require_intact_files(self) -> None:
+        if not self._files.is_intact():
             raise apsw.CantOpenError
 
     def _run(self, job: Job[Any, Any]) -> None:
@@ -296,31 +296,48 @@ class SqliteDatabase:
             # FULL, IOERR and NOMEM may have rolled back the transaction with every job in it.
             if isinstance(error, apsw.Error) and not self._writer.in_transaction:
                 raise
-            job.error = _domain_error(error) if isinstance(error, apsw.Error) else error
+            job.error = self._failure(error) if isinstance(error, apsw.Error) else error
             execute("ROLLBACK TO job")
         execute("RELEASE job")
 
+    def _failure(self, error: BaseException, *, committing: bool = False) -> BaseException:
+        """Returns what to raise for an error of the writer. Call it before a rollback, which may set another errno."""
+        system_error = self._writer.system_errno
+        self._write_health.record(error, system_error)
+        return commit_error(error, system_error) if committing else domain_error(error, system_error)
+
     def gauges(self) -> Gauges:
-        log = self._path.with_name(f"{self._path.name}-wal")
-        return [("database_bytes", {}, partial(_file_size, self._path)), ("wal_bytes", {}, partial(_file_size, log))]
+        return [
+            ("database_bytes", {}, lambda: self._path.stat().st_size),
+            ("wal_bytes", {}, self._log_size.bytes),
+            ("database_free_bytes", {}, lambda: shutil.disk_usage(self._path.parent).free),
+        ]
 
     def check(self) -> None:
-        if not self._is_same_file() or time.monotonic() - self._committing_since > _STUCK_SECONDS:
+        if not self._files.is_intact():
+            with suppress(errors.DomainError):
+                self.write(lambda _: None)  # it fails, and saves the content of a lost -wal file
+            raise errors.StoreUnavailable(detail=self._files.fault())
+        if time.monotonic() - self._committing_since > _STUCK_SECONDS:
             raise errors.StoreUnavailable
+        self._full_disk.report_recovery()
+        if failure := self._write_health.failure:
+            self._probe(" ".join(failure.values()))
         self.read("SELECT head_revision FROM store")
 
-    def _is_same_file(self) -> bool:
-        """Returns False if the file was moved or replaced. The next start would not find what is written into it."""
+    def _probe(self, failure: str) -> None:
+        """Runs a write without statements, before which `WriteHealth` probes. Raises StoreUnavailable."""
         try:
-            return os.path.samestat(self._path.stat(), self._file_stat)
-        except OSError:
-            return False
+            self.write(lambda _: None)
+        except errors.StoreUnavailable:
+            raise errors.StoreUnavailable(detail=f"it rejects writes: {failure}") from None
 
     def wait_for_commit(self) -> None:
         time.sleep(_POLL_SECONDS)
 
     def close(self) -> None:
         self._group_commit.close()
+        self._log_size.stop()
         with self._lock:
             self._closed = True
         deadline = time.monotonic() + 1

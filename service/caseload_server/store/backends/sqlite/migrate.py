@@ -16,9 +16,10 @@ from caseload_server.store.backends.migrations import (
     unapplied,
 )
 from caseload_server.store.backends.sqlite.database import APPLICATION_ID, SqliteTransaction, connect
+from caseload_server.store.backends.sqlite.file_check import check_files
+from caseload_server.store.backends.sqlite.reading import reading
 from caseload_server.store.backends.sqlite.vacuum import is_in_use
 
-_READ_A_URI = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
 _PREPARE = f"""
 PRAGMA application_id = {APPLICATION_ID};
 CREATE TABLE IF NOT EXISTS migration (name TEXT PRIMARY KEY, checksum TEXT NOT NULL) STRICT"""
@@ -33,11 +34,7 @@ def pending(path: Path, steps: list[Migration] | None = None) -> list[Migration]
     steps = migrations("sqlite") if steps is None else steps
     if not path.exists():
         return steps
-    try:
-        connection = _open(path, create=False)
-    except apsw.ReadOnlyError:  # a copy on a read-only disk, say; without immutable a -wal file could be left there
-        connection = apsw.Connection(f"{path.absolute().as_uri()}?immutable=1", flags=_READ_A_URI)
-    with closing(connection):
+    with reading(path) as connection:
         return unapplied(_read_applied(connection), steps)
 
 
@@ -48,9 +45,10 @@ def migrate(path: Path, steps: list[Migration] | None = None) -> list[Migration]
     must run alone; apsw.Error.
     """
     steps = migrations("sqlite") if steps is None else steps
+    check_files(path, for_writing=True)
     if must_run_alone(pending(path, steps), steps) and is_in_use(path):
         raise SchemaError(SERVED)
-    with closing(_open(path, create=True)) as connection:
+    with closing(_open(path)) as connection:
         unapplied(_read_applied(connection), steps)  # raises before anything is changed
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
         if connection.pragma("journal_mode", "wal") != "wal":
@@ -62,10 +60,10 @@ def migrate(path: Path, steps: list[Migration] | None = None) -> list[Migration]
         return todo
 
 
-def _open(path: Path, *, create: bool) -> apsw.Connection:
+def _open(path: Path) -> apsw.Connection:
     """Opens a connection that keeps a -wal file left by a crash: the file may belong to another application."""
     has_log = Path(f"{path}-wal").exists()
-    connection = connect(path, create=create)
+    connection = connect(path, create=True)
     connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, has_log)
     return connection
 

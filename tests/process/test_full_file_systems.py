@@ -1,0 +1,54 @@
+"""A file system without space or inodes is named when a command cannot write its files."""
+
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from caseload_server.write_faults import NO_SPACE, write_fault
+
+from tests.process.command_runner import SERVE, caseload, refusal, url
+from tests.support.disks import CannotMount, mounted
+
+NO_INODES = "its file system has no inodes left: delete files there"
+
+
+@pytest.fixture
+def crowded() -> Iterator[Path | None]:
+    """A folder in a file system without free inodes, or None where nothing can be mounted."""
+    try:
+        with mounted("-t", "tmpfs", "-o", "nr_inodes=2", "tmpfs") as folder:
+            (folder / "last").touch()
+            yield folder
+    except CannotMount:
+        yield None
+
+
+def test_a_file_system_without_inodes_is_named(tmp_path: Path, crowded: Path | None) -> None:
+    if crowded is None:  # then the kernel's answer alone
+        assert write_fault(tmp_path / "file", OSError(errno.ENOSPC, "")) == NO_SPACE
+        return
+    database, log = url(tmp_path / "caseload.db"), str(crowded / "access.log")
+    assert refusal(tmp_path, *SERVE, "--database", url(crowded / "caseload.db")) == (
+        f"--database: the file or its folder cannot be written: {NO_INODES}"
+    )
+    ended = caseload(tmp_path, *SERVE, "--database", database, "--access-log", log)
+    assert (ended.returncode, ended.stderr) == (2, f"caseload: --access-log: cannot be written: {NO_INODES}\n")
+    assert caseload(tmp_path, "migrate", "--database", database).returncode == 0
+    for command in (("backup", str(crowded / "copy.db")), ("export", str(crowded / "lines.jsonl"))):
+        ended = caseload(tmp_path, *command, "--database", database)
+        assert ended.returncode == 2
+        assert NO_INODES in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(errno.EROFS, "its file system is read-only"), (errno.EDQUOT, "the disk quota is used up"), (errno.EXDEV, "")],
+)
+def test_the_error_of_a_write_is_described(tmp_path: Path, number: int, text: str) -> None:
+    assert text in write_fault(tmp_path / "file", OSError(number, ""))
+
+
+def test_a_file_that_can_be_written_has_no_fault(tmp_path: Path) -> None:
+    assert write_fault(tmp_path / "file") == ""
+    assert list(tmp_path.iterdir()) == []
