@@ -34,6 +34,7 @@ VERBS = {
         "merges",
         "overlaps",
         "outcome_expiry",
+        "pages",
         "purges",
         "records",
         "search",

@@ -41,6 +41,7 @@ class Person:
     status: int = 1
     max_active_patients: int | None = None
     identifier: str = ""
+    """Those of the record, one character each."""
     deleted: bool = False
     aliases: list[str] = field(default_factory=list)
     merged_into: str = ""
@@ -110,7 +111,7 @@ class Model:
         if active and force is None:
             raise Refused("HAS_ACTIVE_ASSIGNMENTS")
         if "identifier" in differing:
-            self._refuse_taken(kind, differing["identifier"])
+            self._refuse_taken(kind, differing["identifier"], person)
         lines = [_end(period, max(self.now, period.start), force or 0) for period in active]
         for name, value in differing.items():
             setattr(person, name, value)
@@ -133,20 +134,23 @@ class Model:
         if not person.deleted:
             return []
         released = []
-        if person.identifier and self._holders(kind, person.identifier):
+        taken = [each for each in person.identifier if self._holders(kind, each)]
+        if taken:
             if not release_identifiers:
                 raise Refused("IDENTIFIER_TAKEN")
-            person.identifier, released = "", ["identifiers"]
+            released = ["identifiers"]
+            person.identifier = "".join(each for each in person.identifier if each not in taken)
         person.deleted = False
         return [_line(UNDELETED, kind, one, "delete_time", *released)]
 
     def _holders(self, kind: str, identifier: str) -> list[str]:
         """The live records that have an identifier."""
         people = self.people[kind].items()
-        return [one for one, person in people if person.identifier == identifier and not person.deleted]
+        return [one for one, person in people if identifier in person.identifier and not person.deleted]
 
-    def _refuse_taken(self, kind: str, identifier: str) -> None:
-        if identifier and self._holders(kind, identifier):
+    def _refuse_taken(self, kind: str, identifiers: str, besides: Person) -> None:
+        holders = [one for each in identifiers for one in self._holders(kind, each)]
+        if any(self.people[kind][one] is not besides for one in holders):
             raise Refused("IDENTIFIER_TAKEN")
 
     def record(self, wanted: Period) -> list[Line]:
@@ -288,8 +292,10 @@ class Model:
         gone.deleted, gone.merged_into = True, target
         more = [name for name in dict.fromkeys([gone.display_name, *gone.aliases]) if name not in names_of(kept)]
         kept.aliases += more
+        kept.identifier += gone.identifier
         lines.append(_line(DELETED, PATIENT, source, "delete_time", "merged_into_patient_id"))
-        return [*lines, _line(UPDATED, PATIENT, target, *(["aliases"] if more else []))]
+        gained = [*(["aliases"] if more else []), *(["identifiers"] if gone.identifier else [])]
+        return [*lines, _line(UPDATED, PATIENT, target, *gained)]
 
     def _merge_period(self, period: Period, target: str, *, has_primary: bool) -> Iterable[Line]:
         role = TREATING if has_primary and period.role == PRIMARY else period.role
@@ -306,10 +312,14 @@ class Model:
         target = person.merged_into
         if not target:
             return []
-        self._unmerged(PATIENT, target)
+        kept = self._unmerged(PATIENT, target)
+        self._refuse_taken(PATIENT, person.identifier, kept)
+        before = kept.identifier
+        kept.identifier = "".join(each for each in before if each not in person.identifier)
         person.deleted, person.merged_into = False, ""
         undeleted = _line(UNDELETED, PATIENT, source, "delete_time", "merged_into_patient_id")
-        return [_line(UPDATED, PATIENT, target), undeleted]
+        lost = ["identifiers"] if kept.identifier != before else []
+        return [_line(UPDATED, PATIENT, target, *lost), undeleted]
 
     def person(self, patient: str) -> str:
         """The record of the patient that is not merged."""

@@ -63,6 +63,8 @@ _GOOD: Final[dict[str, Callable[[random.Random], Any]]] = {
     "target_therapist_id": _therapist,
     "therapist_ids": _therapist,
     "patient_id": _patient,
+    "source_patient_id": _patient,
+    "target_patient_id": _patient,
     "patient_ids": _patient,
     "request_id": _uuid,
     "page_size": lambda rng: rng.choice((0, 1, 2, 3, 5, 1000)),

@@ -1,16 +1,20 @@
 """Merges beside all other writes break no rule, whoever comes first."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 
 import pytest
+from caseload_server.config import Config
 from caseload_server.domain import errors
-from caseload_server.domain.requests import Assign, Delete, Merge, Transfer, Unassign, Update
+from caseload_server.domain.requests import Assign, Delete, Merge, Transfer, Unassign
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
+from caseload_server.store.backends.factory import open_store
 from caseload_server.store.portability.verify import broken_rules
 
+from tests.store.conftest import Clock
 from tests.store.store_builders import therapists
-from tests.store.store_calls import CALL, assign, make, race, run
+from tests.store.store_calls import CALL, assign, make, race, run, update
 
 PATIENTS = [f"p{n}" for n in range(8)]
 THERAPISTS = [f"t{n}" for n in range(4)]
@@ -53,10 +57,18 @@ WRITES: list[Write] = [
     lambda store, chance: store.transfer(Transfer("t0", chance.choice(THERAPISTS[1:])), CALL),
     lambda store, chance: store.delete(PATIENT, Delete(one_patient(chance), force=True), CALL),
     lambda store, chance: store.undelete(PATIENT, one_patient(chance), CALL),
-    lambda store, chance: store.update(
-        PATIENT, Update(one_patient(chance), {"identifiers": f'[["mrn","{chance.randint(0, 9)}"]]'}), CALL
+    lambda store, chance: update(
+        store, PATIENT, one_patient(chance), identifiers=f'[["mrn","{chance.randint(0, 9)}"]]'
     ),
 ]
+
+
+@pytest.fixture
+def stores(store: RelationshipStore, database_url: str, clock: Clock) -> Iterator[list[RelationshipStore]]:
+    """Three instances of one store, which share nothing but the database."""
+    with ExitStack() as stack:
+        others = [stack.enter_context(closing(open_store(Config(database=database_url), clock))) for _ in range(2)]
+        yield [store, *others]
 
 
 def broken(store: RelationshipStore) -> list[object]:
@@ -65,7 +77,8 @@ def broken(store: RelationshipStore) -> list[object]:
 
 
 @pytest.mark.slow
-def test_random_writers_with_merges_break_no_rule(store: RelationshipStore) -> None:
+def test_random_writers_with_merges_break_no_rule(stores: list[RelationshipStore]) -> None:
+    store = stores[0]
     therapists(store, *THERAPISTS)
     for number, one in enumerate(PATIENTS):
         make(store, PATIENT, one, identifiers=f'[["mrn","{number}"]]')
@@ -77,7 +90,7 @@ def test_random_writers_with_merges_break_no_rule(store: RelationshipStore) -> N
         for _ in range(12):
             write = chance.choice(WRITES)
             try:
-                write(store, chance)
+                write(stores[number % 3], chance)
             except errors.StoreBusy as error:  # which would mean a deadlock
                 busy.append(error)
             except errors.DomainError:
@@ -91,22 +104,28 @@ def test_random_writers_with_merges_break_no_rule(store: RelationshipStore) -> N
     assert broken(store) == []
 
 
-def test_racing_merges_of_a_source_move_it_once(store: RelationshipStore) -> None:
+def test_racing_merges_of_a_source_move_it_once(stores: list[RelationshipStore]) -> None:
+    store = stores[0]
     therapists(store, *THERAPISTS)
     for one in PATIENTS:
         make(store, PATIENT, one)
     assign(store, "t0", "p0")
-    done, refusals = race(lambda number: store.merge(Merge("p0", PATIENTS[1 + number % 7]), CALL))
+    done, refusals = race(lambda number: stores[number % 3].merge(Merge("p0", PATIENTS[1 + number % 7]), CALL))
     assert len(done) == 1
     assert {type(refusal) for refusal in refusals} == {errors.PatientMerged}
     assert run(store, "SELECT patient_id FROM assignment WHERE end_us IS NULL") == [(done[0].target.patient_id,)]
     assert broken(store) == []
 
 
-def test_racing_merges_in_a_circle_close_no_cycle(store: RelationshipStore) -> None:
+def test_racing_merges_in_a_circle_close_no_cycle(stores: list[RelationshipStore]) -> None:
+    store = stores[0]
     for one in PATIENTS:
         make(store, PATIENT, one)
-    done, _ = race(lambda number: store.merge(Merge(PATIENTS[number % 8], PATIENTS[(number + 1) % 8]), CALL))
+
+    def step(number: int) -> object:
+        return stores[number % 3].merge(Merge(PATIENTS[number % 8], PATIENTS[(number + 1) % 8]), CALL)
+
+    done, _ = race(step)
     assert 4 <= len(done) <= 7
     assert broken(store) == []
 
@@ -115,7 +134,7 @@ def test_an_assign_beside_a_merge_goes_to_neither_or_to_the_person(store: Relati
     therapists(store, *THERAPISTS)
     make(store, PATIENT, "p0")
     make(store, PATIENT, "p1")
-    store.update(THERAPIST, Update("t0", {"max_active_patients": 1}), CALL)
+    update(store, THERAPIST, "t0", max_active_patients=1)
 
     def one(number: int) -> object:
         if number == 16:

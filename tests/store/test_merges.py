@@ -7,6 +7,7 @@ import pytest
 from caseload_server.domain import enums, errors
 from caseload_server.domain.enums import ROLE_PRIMARY, ROLE_TREATING
 from caseload_server.domain.requests import (
+    Assign,
     AssignmentQuery,
     CallContext,
     CaseloadQuery,
@@ -173,6 +174,52 @@ def test_a_merge_with_skewed_clocks_leaves_no_gap(people: RelationshipStore, clo
     assert_consistent(people)
 
 
+def test_a_moved_period_keeps_its_planned_end(people: RelationshipStore, clock: Clock) -> None:
+    expire_us = clock.now_us + 60 * SECOND
+    assign(people, "t", "s", expire_us=expire_us)
+    clock.advance(10)
+    [active] = merge(people).active
+    assert active.expire_us == expire_us
+    for at_us, found in ((expire_us - 1, active.assignment_id), (expire_us, None)):
+        assert checked(people, at_us, ("t", "s"), ("t", "p")) == [found, found]
+
+
+def test_a_merge_ends_expired_periods_of_both_before_it_moves_the_others(
+    people: RelationshipStore, clock: Clock
+) -> None:
+    expire_us = clock.now_us + 60 * SECOND
+    old = assign(people, "t", "s", expire_us=expire_us)
+    cover = assign(people, "u", "p", role=ROLE_PRIMARY, expire_us=expire_us)
+    moved = assign(people, "u", "s", role=ROLE_PRIMARY)
+    clock.advance(120)
+    result = merge(people)
+    assert [(one.assignment_id, one.end_reason) for one in result.ended] == [(moved.assignment_id, enums.END_MERGED)]
+    assert ([one.role for one in result.active], result.primary_demoted) == ([ROLE_PRIMARY], False)
+    for expired in (old, cover):
+        [found] = [one for one in history(people, expired.patient_id) if one.assignment_id == expired.assignment_id]
+        assert (found.end_us, found.end_reason, found.ended_by) == (expire_us, enums.END_EXPIRED, "system:expiry")
+    assert (count(people, THERAPIST, "t"), count(people, THERAPIST, "u")) == (0, 1)
+    assert_consistent(people)
+
+
+def test_a_period_whose_planned_end_comes_before_it_can_begin_is_never_in_force(
+    people: RelationshipStore, clock: Clock
+) -> None:
+    """The target's own period with the therapist ends a moment ahead, as clocks differ."""
+    now = clock.now_us
+    assign(people, "t", "p")
+    unassign(people, "t", "p", end_us=now + 50 * SECOND)
+    clock.advance(1)
+    assign(people, "t", "s", expire_us=now + 10 * SECOND)
+    result = merge(people)
+    assert [one.end_us for one in result.ended] == [now + 10 * SECOND]
+    assert [(one.start_us, one.expire_us) for one in result.active] == [(now + 50 * SECOND, now + 50 * SECOND)]
+    assert checked(people, now + 60 * SECOND, ("t", "p")) == [None]
+    clock.advance(90)
+    people.end_expired()
+    assert count(people, PATIENT, "p") == 0
+
+
 def test_a_check_of_either_id_covers_both_records(people: RelationshipStore, clock: Clock) -> None:
     past = clock.now_us
     old = assign(people, "u", "s")
@@ -250,6 +297,8 @@ def test_every_write_to_a_merged_patient_is_rejected(people: RelationshipStore) 
         lambda: update(people, PATIENT, "s", display_name="Bo"),
         lambda: people.undelete(PATIENT, "s", CALL),
         lambda: assign(people, "t", "s"),
+        lambda: assign(people, "t", "s", start_us=1, end_us=2),
+        lambda: people.batch_assign([Assign("t", "q"), Assign("t", "s")], CALL),
         lambda: unassign(people, "t", "s"),
         lambda: unassign(people, "v", "s", allow_missing=True),
         lambda: people.transfer(Transfer("t", "u", ("q", "s")), CALL),
@@ -259,7 +308,7 @@ def test_every_write_to_a_merged_patient_is_rejected(people: RelationshipStore) 
     ):
         with pytest.raises(errors.PatientMerged) as refusal:
             write()
-        assert refusal.value.metadata == {"patient_id": "q"}
+        assert refusal.value.metadata["patient_id"] == "q"
     assert people.delete(PATIENT, Delete("s", etag="old", force=True), CALL).record == people.get(PATIENT, "s")
     assert dump(people) == before
     correction: Correction = {"focus": "grief"}

@@ -48,13 +48,10 @@ def merge(write: Write, request: requests.Merge) -> tuple[list[Any], bool]:
     MergeTooLarge.
     """
     source, target = _require_operands(write, request)
-    own, moved = (assignments.list_active(write, PATIENT, patient.patient_id) for patient in (target, source))
-    records.lock(write, THERAPIST, {period.therapist_id for period in own + moved})
-    expiry.end_due(write, own)
-    moved = expiry.end_due(write, moved)
+    moved, own = _lock_active(write, source, target)
     _refuse(request, source, target, moved)
     gained = _gain(write, source, target)
-    ended, active = _move(write, moved, target.patient_id)
+    ended, active = _move(write, moved, own, target.patient_id)
     link: dict[str, Value] = {"source": source.patient_id, "target": target.patient_id}
     write.run(_JOIN_PERSONS, link)
     write.run(_ADD_PERSON, link)
@@ -80,6 +77,13 @@ def _require_operands(write: Write, request: requests.Merge) -> tuple[Patient, P
         if patient.deleted_us is not None:
             raise errors.PatientDeleted(resources=records.resources(PATIENT, [patient.patient_id]))
     return source, target
+
+
+def _lock_active(write: Write, source: Patient, target: Patient) -> tuple[list[Assignment], list[Assignment]]:
+    """Returns the active periods of both, once their therapists are locked. Ends those that have expired."""
+    moved, own = (assignments.list_active(write, PATIENT, patient.patient_id) for patient in (source, target))
+    records.lock(write, THERAPIST, {period.therapist_id for period in [*moved, *own]})
+    return expiry.end_due(write, moved), expiry.end_due(write, own)
 
 
 def _refuse(request: requests.Merge, source: Patient, target: Patient, moved: list[Assignment]) -> None:
@@ -128,10 +132,15 @@ def _count_records(write: Write, patient: Patient) -> int:
     return int(count) or 1
 
 
-def _move(write: Write, moved: list[Assignment], target_id: str) -> tuple[list[Assignment], list[Assignment]]:
-    """Ends periods, and begins those of the target. Returns the ended ones, and the target's active one for each."""
-    own = {period.therapist_id: period for period in assignments.list_active(write, PATIENT, target_id)}
-    has_primary = any(period.role == enums.ROLE_PRIMARY for period in own.values())
+def _move(
+    write: Write, moved: list[Assignment], own: list[Assignment], target_id: str
+) -> tuple[list[Assignment], list[Assignment]]:
+    """Ends periods, and begins those of the target. Returns the ended ones, and the target's active one for each.
+
+    Args: own, the active periods of the target.
+    """
+    present = {period.therapist_id: period for period in own}
+    has_primary = any(period.role == enums.ROLE_PRIMARY for period in own)
     counts = CountChanges()
     ended, active = [], []
     for period in moved:
@@ -139,8 +148,10 @@ def _move(write: Write, moved: list[Assignment], target_id: str) -> tuple[list[A
         role = enums.ROLE_TREATING if is_demoted else period.role
         order = requests.Assign(period.therapist_id, target_id, role, period.focus)
         start_us = assignments.resolve_start(write, order, [period])
+        if period.expire_us is not None:  # the start may lie a minute ahead, and behind the planned end
+            order = order._replace(expire_us=max(start_us, period.expire_us))
         ended.append(assignments.end(write, period, start_us, enums.END_MERGED, counts))
-        active.append(own.get(period.therapist_id) or assignments.begin(write, order, start_us, counts))
+        active.append(present.get(period.therapist_id) or assignments.begin(write, order, start_us, counts))
     counts.save(write)
     return ended, active
 

@@ -26,10 +26,6 @@ _INSERT_PURGED_IDS = "INSERT INTO purged (kind, record_id) SELECT :kind, atom FR
 _SELECT_PURGED_ID = "SELECT 1 FROM purged WHERE kind = :kind AND record_id = :id"
 
 
-class NotPurgeable(Exception):
-    """A record that must not be erased. The text says why and what to do. It follows the name of a setting."""
-
-
 _IS_PURGEABLE: Final = {
     "therapist": "record.deleted_us < :before_us",
     "patient": "record.deleted_us < :before_us AND record.merged_into_patient_id = ''",
@@ -45,6 +41,10 @@ _SELECT_MERGED = f"""
 SELECT {PATIENT.columns} FROM same_person JOIN patient AS record ON record.patient_id = same_person.patient_id
 WHERE same_person.person_id IN (SELECT atom FROM json_each(:ids)) AND same_person.patient_id <> same_person.person_id
 ORDER BY record.patient_id"""
+
+
+class NotPurgeable(Exception):
+    """A record that must not be erased. The text says why and what to do. It follows the name of a setting."""
 
 
 class PurgedCount(NamedTuple):
@@ -108,7 +108,7 @@ def _select_one(write: Write, kind: RecordKind[Any], record_id: str) -> tuple[li
         raise records.not_found(kind, [record_id])
     record = kind.record._make(rows[0])
     _refuse_unpurgeable(record)
-    deleted = with_merged(write, kind, [record])
+    deleted = _with_merged(write, kind, [record])
     return deleted, _select_periods(write, kind, deleted)
 
 
@@ -134,7 +134,7 @@ def _select_batch(write: Write, kind: RecordKind[Any], before_us: int) -> tuple[
     )
     rows = write.run(sql, {"before_us": before_us})
     fitting = sum(total <= _MAX_ASSIGNMENTS_PER_BATCH for total in accumulate(row[0] for row in rows))
-    deleted = with_merged(write, kind, [kind.record._make(row[1:]) for row in rows[: max(1, fitting)]])
+    deleted = _with_merged(write, kind, [kind.record._make(row[1:]) for row in rows[: max(1, fitting)]])
     return deleted, _select_periods(write, kind, deleted)
 
 
@@ -146,7 +146,7 @@ def _select_periods(write: Write, kind: RecordKind[Any], deleted: list[Any]) -> 
     return [Assignment._make(row) for row in write.run(sql, {"ids": _json_ids(deleted)})]
 
 
-def with_merged(write: Write, kind: RecordKind[Any], deleted: list[Any]) -> list[Any]:
+def _with_merged(write: Write, kind: RecordKind[Any], deleted: list[Any]) -> list[Any]:
     """Returns the records, and after them those that were merged into them."""
     if kind.name != PATIENT.name:
         return deleted

@@ -3,8 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, cast
 
 from caseload_server.domain import requests, results
 from caseload_server.domain.limits import MAX_PAGE_BYTES
@@ -37,20 +36,17 @@ from caseload_server.store import (
     records,
     transfers,
 )
-from caseload_server.store.backends.protocol import Database, Gauges, Row, Transaction
+from caseload_server.store.backends.protocol import Database, Gauges, Transaction
 from caseload_server.store.outcome_expiry import OutcomeExpiry
+from caseload_server.store.pages import build_page
 from caseload_server.store.records import PATIENT, THERAPIST, RecordKind
 from caseload_server.store.store_identity import StoreKeys
 from caseload_server.store.write_transaction import Write, WriteResult, Writes
 
-_ROW_OVERHEAD_BYTES: Final = 256
-"""Approximate size of a row without its texts, in bytes."""
 _SELECT_HEAD = "SELECT head_revision FROM store"
 _SELECT_IDENTITY = """
 SELECT store_id, secret, head_revision, (SELECT committed_us FROM change_set WHERE revision = head_revision)
 FROM store"""
-
-T = TypeVar("T")
 
 
 class RelationshipStore:
@@ -89,7 +85,7 @@ class RelationshipStore:
         """Returns one page, ordered by id."""
         select = lists.select_records(kind, query, self._database.dialect).of_page(page.after, page.size + 1)
         with self._database.snapshot() as transaction:
-            return _build_page(transaction.rows(select), page, kind.record._make, self._read_head(transaction))
+            return build_page(transaction.rows(select), page, kind.record._make, self._read_head(transaction))
 
     def list_therapist_patients(self, query: CaseloadQuery, page: PageRequest) -> Page[tuple[Assignment, Patient]]:
         """Returns one page of a therapist's assignments with their patients, by id. Raises TherapistNotFound."""
@@ -109,7 +105,7 @@ class RelationshipStore:
             select = assignment_lists.select_caseload(kind, other, query, self._database.dialect, self._clock())
             if not transaction.run(kind.select, {"id": query.parent_id}):
                 raise records.not_found(kind, [query.parent_id])
-            return _build_page(
+            return build_page(
                 transaction.rows(select.of_page(page.after, page.size + 1)),
                 page,
                 lambda row: (Assignment._make(row[:width]), other.record._make(row[width:])),
@@ -194,16 +190,15 @@ class RelationshipStore:
 
     def merge(self, request: requests.Merge, call: CallContext) -> MergeResult:
         """Merges two records of one person. Raises the errors of merges.merge."""
-        work = partial(merges.merge, request=request)
-        result = self._writes.run(call, work, merges.loader(request), alone=True)
+        load = merges.loader(request)
+        result = self._writes.run(call, lambda write: merges.merge(write, request), load, alone=True)
         source, target, *periods = result.records
         half = len(periods) // 2
         return MergeResult(source, target, periods[:half], periods[half:], bool(result.effect), result.revision)
 
     def unmerge(self, source_id: str, call: CallContext) -> UnmergeResult:
         """Reverts a merge. Raises the errors of merges.unmerge."""
-        work = partial(merges.unmerge, source_id=source_id)
-        result = self._writes.run(call, work, _loader(PATIENT), alone=True)
+        result = self._writes.run(call, lambda write: merges.unmerge(write, source_id), _loader(PATIENT), alone=True)
         source, *targets = result.records
         return UnmergeResult(source, targets[0] if targets else None, result.revision)
 
@@ -228,7 +223,7 @@ class RelationshipStore:
                 query = query._replace(same_person=merges.same_person(transaction, query.patient_id))
             select = assignment_lists.select_assignments(query, self._database.dialect, self._clock())
             rows = transaction.rows(select.of_page(page.after, page.size + 1))
-            return _build_page(rows, page, Assignment._make, self._read_head(transaction))
+            return build_page(rows, page, Assignment._make, self._read_head(transaction))
 
     def check_assignments(self, pairs: list[tuple[str, str]], at_us: int) -> tuple[list[CheckResult], str]:
         """Returns the assignment in force for each pair, and the head revision.
@@ -247,8 +242,7 @@ class RelationshipStore:
 
     def head_revision(self) -> int:
         """Returns the number of the newest revision."""
-        head: int = self._database.read(_SELECT_HEAD)[0][0]
-        return head
+        return int(self._database.read(_SELECT_HEAD)[0][0])
 
     def list_changes(
         self, query: requests.ChangeQuery, after: str, max_sets: int, max_bytes: int = MAX_PAGE_BYTES
@@ -284,13 +278,11 @@ class RelationshipStore:
 
     def count_purgeable(self, kind: RecordKind[Any], before_us: int) -> int:
         """Returns the number of records that were deleted before a time, in microseconds since 1970 (UTC)."""
-        count: int = self._database.read(purges.select_count(kind), {"before_us": before_us})[0][0]
-        return count
+        return int(self._database.read(purges.select_count(kind), {"before_us": before_us})[0][0])
 
     def count_deleted_after(self, kind: RecordKind[Any], time_us: int) -> int:
         """Returns the number of records that were deleted after a time, in microseconds since 1970 (UTC)."""
-        count: int = self._database.read(purges.select_deleted_after(kind), {"time_us": time_us})[0][0]
-        return count
+        return int(self._database.read(purges.select_deleted_after(kind), {"time_us": time_us})[0][0])
 
     def purge_records(self, kind: RecordKind[Any], before_us: int) -> Iterator[purges.PurgedCount]:
         """Erases records that were deleted before a time, with their assignments. Yields after each transaction."""
@@ -356,21 +348,3 @@ class RelationshipStore:
 
 def _loader(kind: RecordKind[P]) -> Callable[[Write, str], P]:
     return lambda write, record_id: records.require(write, kind, record_id)
-
-
-def _build_page(rows: Iterator[Row], page: PageRequest, make: Callable[[Row], T], revision: str) -> Page[T]:
-    """Takes rows until the page is full, in records or in bytes. The first column is the id."""
-    taken: list[T] = []
-    size, last_id, next_after = 0, "", ""
-    for row in rows:
-        size += _ROW_OVERHEAD_BYTES + sum(_utf8_bytes(value) for value in row if type(value) is str)
-        if len(taken) == page.size or (taken and size > MAX_PAGE_BYTES):
-            next_after = last_id
-            break
-        taken.append(make(row))
-        last_id = row[0]
-    return Page(taken, next_after, revision)
-
-
-def _utf8_bytes(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode())

@@ -21,9 +21,9 @@ def transfer(write: Write, request: requests.Transfer) -> tuple[list[Assignment]
     Where the target already treats a patient, its period stays. But if the moved period is PRIMARY, a new PRIMARY
     period replaces it. Returns the ended periods and then the target's periods, and the number of ended ones.
 
-    Raises, in this order: TherapistNotFound, PatientNotFound, TherapistDeleted, PatientDeleted, AssignmentNotFound,
-    TooManyAssignments, InvalidField (an effective_time before the start of a moved period), TherapistNotActive,
-    PeriodOverlaps, TherapistAtCapacity.
+    Raises, in this order: TherapistNotFound, PatientNotFound, TherapistDeleted, PatientMerged, PatientDeleted,
+    AssignmentNotFound, TooManyAssignments, InvalidField (an effective_time before the start of a moved period),
+    TherapistNotActive, PeriodOverlaps, TherapistAtCapacity.
     """
     locked = _lock(write, request)
     source = records.require(write, THERAPIST, request.source_id)

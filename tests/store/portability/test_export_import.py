@@ -93,9 +93,9 @@ def fill(store: RelationshipStore) -> None:
     assign(store, "t1", "p2", expire_us=EXPIRE_US)
     delete(store, THERAPIST, "t2", force=True)
     update(store, THERAPIST, "t3", max_active_patients=0, status=2)
-    store.update(THERAPIST, Update("t4", {"email": "t4@example.org"}), request("remembered"))
     store.merge(Merge("p5", "p4"), CALL)
     store.merge(Merge("p4", "p3"), CALL)
+    store.update(THERAPIST, Update("t4", {"email": "t4@example.org"}), request("remembered"))
 
 
 @pytest.fixture

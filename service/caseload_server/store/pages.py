@@ -1,0 +1,32 @@
+"""Pages of lists: takes rows until a page is full, in records or in bytes."""
+
+from collections.abc import Callable, Iterator
+from typing import Final, TypeVar
+
+from caseload_server.domain.limits import MAX_PAGE_BYTES
+from caseload_server.domain.requests import PageRequest
+from caseload_server.domain.results import Page
+from caseload_server.store.backends.protocol import Row
+
+_ROW_OVERHEAD_BYTES: Final = 256
+"""Approximate size of a row without its texts, in bytes."""
+
+T = TypeVar("T")
+
+
+def build_page(rows: Iterator[Row], page: PageRequest, make: Callable[[Row], T], revision: str) -> Page[T]:
+    """Takes rows until the page is full, in records or in bytes. The first column is the id."""
+    taken: list[T] = []
+    size, last_id, next_after = 0, "", ""
+    for row in rows:
+        size += _ROW_OVERHEAD_BYTES + sum(_utf8_bytes(value) for value in row if type(value) is str)
+        if len(taken) == page.size or (taken and size > MAX_PAGE_BYTES):
+            next_after = last_id
+            break
+        taken.append(make(row))
+        last_id = row[0]
+    return Page(taken, next_after, revision)
+
+
+def _utf8_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
