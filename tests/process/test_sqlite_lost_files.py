@@ -1,5 +1,6 @@
 """The files beside a served database are deleted, moved or replaced; no acknowledged write is lost."""
 
+import itertools
 import json
 import shutil
 import sqlite3
@@ -62,17 +63,24 @@ def delete_both_and_read(path: Path) -> None:
         connection.execute("SELECT head_revision FROM store").fetchall()
 
 
+def replace_log(path: Path) -> None:
+    """As a tool does that copies an older -wal file back."""
+    log = Path(f"{path}-wal")
+    old = log.with_suffix(".old")
+    old.touch(0o600)
+    old.write_bytes(log.read_bytes()[:40_000])
+    old.rename(log)
+
+
 def replace_both(path: Path) -> None:
-    """As a tool does that copies files back one by one, from a time before the last writes."""
-    for file in beside(path, "-wal", "-shm"):
-        old = file.with_suffix(".old")
-        old.write_bytes(file.read_bytes()[:40_000])
-        old.chmod(0o600)
-        old.rename(file)
+    replace_log(path)
+    index = Path(f"{path}-shm")
+    shutil.copy(index, f"{index}.old")
+    Path(f"{index}.old").rename(index)
 
 
 WAYS: list[Callable[[Path], None]] = [
-    *(delete_both, delete_log, delete_index, move_both, delete_both_and_read, replace_both)
+    *(delete_both, delete_log, delete_index, move_both, delete_both_and_read, replace_log, replace_both)
 ]
 
 
@@ -105,7 +113,10 @@ def test_a_lost_file_stops_writes_and_commands_and_a_kill_loses_nothing(
         for command in COMMANDS if lose is delete_both else COMMANDS[:2]:
             assert refusal(tmp_path, *command, "--database", url(path)) == IN_USE
         eventually(lambda: caseload(tmp_path, "check", "--address", server.address).returncode)
-        if lose is replace_both:  # the next start would replay the old -wal file, so nothing may be written before it
+        if lose in {
+            replace_log,
+            replace_both,
+        }:  # the next start would replay the old -wal file, so nothing may be written before it
             assert server.stop()[0] == 0
         else:
             server.kill()
@@ -199,9 +210,10 @@ def test_a_link_to_no_file_is_rejected(tmp_path: Path) -> None:
 
 
 def test_a_copy_is_never_written_through_a_symbolic_link(tmp_path: Path, database: str) -> None:
-    (tmp_path / "copy.db").symlink_to(tmp_path / "elsewhere.db")
-    for command in ("backup", "export"):
-        line = refusal(tmp_path, command, "copy.db", "--database", database)
+    for name in ("copy.db", "other.db-wal"):
+        (tmp_path / name).symlink_to(tmp_path / "elsewhere.db")
+    for command, name in itertools.product(("backup", "export"), ("copy.db", "other.db")):
+        line = refusal(tmp_path, command, name, "--database", database)
         assert line.startswith("FILE: the file already exists")
 
 
