@@ -13,6 +13,7 @@ import pytest
 from caseload_server.config import Config
 from caseload_server.store import THERAPIST
 from caseload_server.store.backends.factory import open_store
+from caseload_server.store.backends.sqlite.migrate import migrate
 
 from tests.process.command_runner import SERVE, caseload, refusal, url
 from tests.store.store_calls import ids
@@ -79,6 +80,14 @@ def replace_both(path: Path) -> None:
     Path(f"{index}.old").rename(index)
 
 
+def replace_database(path: Path) -> None:
+    """As a tool does that replaces a file by a restored one."""
+    other = path.with_name("other.db")
+    migrate(other)
+    path.rename(path.with_name("away.db"))
+    other.rename(path)
+
+
 WAYS: list[Callable[[Path], None]] = [
     *(delete_both, delete_log, delete_index, move_both, delete_both_and_read, replace_log, replace_both)
 ]
@@ -127,6 +136,31 @@ def test_a_lost_file_stops_writes_and_commands_and_a_kill_loses_nothing(
             assert "all acknowledged writes are in the database file: restart the server" in event["detail"]
     assert therapists(path) == names
     assert caseload(tmp_path, "verify", "--database", url(path)).returncode == 0
+
+
+def test_commands_reject_a_database_that_replaced_a_served_one(tmp_path: Path) -> None:
+    """SQLite would read the log of the served one as part of it."""
+    path = tmp_path / "caseload.db"
+    with ServerProcess(url(path)) as server:
+        write(server, "a")
+        replace_database(path)
+        for command in (("backup", "copy.db"), ("verify",), ("import", "-"), SERVE):
+            assert refusal(tmp_path, *command, "--database", url(path)) == IN_USE
+        (tmp_path / "away.db").rename(path)
+        write(server, "b")
+        server.kill()
+    assert therapists(path) == ["a", "b"]
+
+
+def test_a_backup_beside_the_log_of_another_database_is_rejected(tmp_path: Path, crashed: Path) -> None:
+    assert caseload(tmp_path, "backup", "copy.db", "--database", url(crashed)).returncode == 0
+    (tmp_path / "copy.db").rename(crashed)
+    for command in (SERVE, ("verify",), ("migrate",)):
+        line = refusal(tmp_path, *command, "--database", url(crashed))
+        assert line == "--database: a -wal file of another database is beside it: move that file away"
+    for file in beside(crashed, "-wal", "-shm"):
+        file.unlink()
+    assert therapists(crashed) == ["a"]
 
 
 def test_writes_continue_after_moved_files_are_moved_back(tmp_path: Path) -> None:

@@ -259,7 +259,7 @@ class SqliteDatabase:
             committing = True
             self._committing_since = time.monotonic()
             execute("COMMIT")
-            self._require_intact_files()  # otherwise a crash would lose the commit
+            self._files.require_log()
         except BaseException as error:  # noqa: BLE001 - after any failure no write of the batch may report success
             for job in batch.jobs:
                 job.fail_commit(self._failure(error, committing=committing))
@@ -280,10 +280,7 @@ class SqliteDatabase:
         if self._writer.in_transaction:  # an earlier rollback failed
             self._writer.execute("ROLLBACK")
         self._writer.execute("BEGIN IMMEDIATE")
-        self._require_intact_files()  # under the lock, for which this process may have waited for seconds
-
-    def _require_intact_files(self) -> None:
-        if not self._files.is_intact():
+        if not self._files.is_intact():  # checked under the lock, for which this process may have waited for seconds
             raise apsw.CantOpenError
 
     def _run(self, job: Job[Any, Any]) -> None:
