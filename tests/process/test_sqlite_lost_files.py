@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -186,6 +187,21 @@ def test_a_database_whose_log_was_deleted_after_a_kill_is_rejected(tmp_path: Pat
     Path(f"{path}-wal").rename(tmp_path / "away")
     assert refusal(tmp_path, *command, "--database", url(path)) == UNSAVED
     (tmp_path / "away").rename(Path(f"{path}-wal"))
+    assert therapists(path) == ["a"]
+
+
+def test_a_stale_file_of_an_earlier_boot_does_not_stop_a_start(tmp_path: Path) -> None:
+    """Nothing syncs the -shm file. After a power cut it may describe a log that was emptied since."""
+    path = tmp_path / "caseload.db"
+    with ServerProcess(url(path)) as server:
+        write(server, "a")
+        server.kill()
+    stale = Path(f"{path}-shm").read_bytes()
+    assert therapists(path) == ["a"]
+    Path(f"{path}-shm").touch(0o600)
+    Path(f"{path}-shm").write_bytes(stale)
+    assert refusal(tmp_path, "verify", "--database", url(path)) == UNSAVED
+    os.utime(f"{path}-shm", (0, 0))
     assert therapists(path) == ["a"]
 
 

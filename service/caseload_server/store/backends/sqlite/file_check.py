@@ -87,7 +87,14 @@ def _log_fault(path: Path) -> str:
     if lock_type == fcntl.F_UNLCK and is_shm_locked:  # the other process has another database file open
         return _FOREIGN
     index = _read_index(path)
-    return _UNSAVED if index and index.frames > index.saved_frames and _size(path, "-wal") == 0 else ""
+    is_unsaved = index is not None and index.frames > index.saved_frames and _size(path, "-wal") == 0
+    return _UNSAVED if is_unsaved and _is_of_this_boot(Path(f"{path}-shm")) else ""
+
+
+def _is_of_this_boot(shm: Path) -> bool:
+    """Returns whether the content is current. Nothing syncs a -shm file, so a power cut can leave an older state."""
+    boot_time = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    return shm.stat().st_mtime > boot_time
 
 
 def _is_log_of(path: Path, index: _LogIndex | None) -> bool:
