@@ -63,7 +63,7 @@ def _copy(copy: Callable[[Path, Path, Progress], int], source: tuple[str, Path],
             revision = copy(source[1], target[1], progress)
     except FileExistsError as error:
         raise SettingError(target[0], str(error)) from None
-    except (SchemaError, *_SOURCE_FAULTS) as error:
+    except (SchemaError, apsw.NotADBError, apsw.CorruptError, apsw.BusyError) as error:
         raise SettingError(source[0], _SOURCE_FAULTS.get(type(error), str(error))) from None
     except (apsw.Error, OSError) as error:
         fault = write_fault(target[1], error if isinstance(error, OSError) else None)
