@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -190,7 +189,7 @@ class SqliteDatabase:
         self._transaction = SqliteTransaction(self._writer)
         self._write_health = WriteHealth(self._writer)
         self._full_disk = FullDisk()
-        self._log_size = LogSize(path.with_name(f"{path.name}-wal"), partial(connect, path, create=False))
+        self._log_size = LogSize(path.with_name(f"{path.name}-wal"), self._connect)
         self._log_size.start()
 
     def read(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
@@ -207,14 +206,17 @@ class SqliteDatabase:
         except apsw.Error as error:
             raise domain_error(error) from None
 
+    def _connect(self) -> apsw.Connection:
+        if not self._files.is_intact():  # SQLite would replay the -wal file at this path into another database
+            raise apsw.CantOpenError
+        return connect(self._path, create=False)
+
     def _reader(self) -> _Reader:
         """Returns this thread's connection, and the lock that a reader holds so that `close` waits for it."""
         try:
             reader: _Reader = self._local.reader
         except AttributeError:
-            if not self._files.is_intact():  # SQLite would replay the -wal file at this path into another database
-                raise apsw.CantOpenError from None
-            connection = connect(self._path, create=False)
+            connection = self._connect()
             connection.pragma("query_only", 1)
             connection.pragma("cache_size", -_READER_CACHE_KIB)
             connection.set_progress_handler(_is_past_deadline, _STEPS_PER_DEADLINE_CHECK)
