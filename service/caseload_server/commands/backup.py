@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import apsw
 import click
@@ -15,6 +16,12 @@ from caseload_server.config import SettingError
 from caseload_server.store.backends.migrations import SchemaError
 from caseload_server.store.portability.export import Progress
 from caseload_server.write_faults import NO_SPACE, with_fault, write_fault
+
+_SOURCE_FAULTS: Final[dict[type[Exception], str]] = {
+    apsw.NotADBError: "the file is not a SQLite database",
+    apsw.CorruptError: "it is damaged",
+    apsw.BusyError: "another process holds the file",
+}
 
 
 @click.command(cls=InterruptibleAuditedCommand)
@@ -56,9 +63,8 @@ def _copy(copy: Callable[[Path, Path, Progress], int], source: tuple[str, Path],
             revision = copy(source[1], target[1], progress)
     except FileExistsError as error:
         raise SettingError(target[0], str(error)) from None
-    except (SchemaError, apsw.NotADBError) as error:
-        text = str(error) if isinstance(error, SchemaError) else "the file is not a SQLite database"
-        raise SettingError(source[0], text) from None
+    except (SchemaError, apsw.NotADBError, apsw.CorruptError, apsw.BusyError) as error:
+        raise SettingError(source[0], _SOURCE_FAULTS.get(type(error), str(error))) from None
     except (apsw.Error, OSError) as error:
         fault = write_fault(target[1], error if isinstance(error, OSError) else None)
         if isinstance(error, apsw.FullError):  # the removal of the copy has made space
