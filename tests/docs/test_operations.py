@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import grpc
+import psycopg
 import pytest
 from caseload.v1 import change_service_pb2 as change_pb
 from caseload.v1 import therapist_service_pb2 as pb
@@ -16,7 +17,7 @@ from tests.docs.page_checks import check_block, tour
 from tests.process.command_runner import without_record
 from tests.support.api_driver import ApiDriver, full_name
 from tests.support.servers import Client, ServerProcess, refusal
-from tests.support.waiting import HUNG_SECONDS
+from tests.support.waiting import HUNG_SECONDS, eventually
 
 
 @pytest.mark.slow
@@ -57,6 +58,30 @@ def test_a_purge_by_age_keeps_newer_records(folder: Path) -> None:
         purged = list_changes(server.address)
         assert purged.oldest_revision == kept.head_revision
         assert [one.actor for one in purged.change_sets] == ["cli:purge"]
+
+
+@pytest.mark.slow
+def test_the_queries_for_the_alerts_of_postgresql_run_and_name_who_waits_for_whom(postgres_url: str) -> None:
+    """Runs the SQL of docs/operations/metrics-and-alerts.md while one session waits for another."""
+    queries, granting = [one.text for one in blocks(OPERATIONS / "metrics-and-alerts.md") if one.language == "sql"]
+    oldest, waiting, standbys, commits = queries.split(";")[:4]
+    with (
+        psycopg.connect(postgres_url, autocommit=True) as admin,
+        psycopg.connect(postgres_url) as holder,
+        psycopg.connect(postgres_url) as blocked,
+    ):
+        holder.execute("LOCK TABLE therapist")
+        blocked.pgconn.send_query(b"BEGIN; LOCK TABLE therapist")
+        pair = (blocked.info.backend_pid, [holder.info.backend_pid])
+        eventually(lambda: pair in [row[:2] for row in admin.execute(waiting.encode()).fetchall()])
+        assert admin.execute(oldest.encode()).fetchall()[0][0] == holder.info.backend_pid
+        assert admin.execute(standbys.encode()).fetchall() == admin.execute(commits.encode()).fetchall() == []
+        holder.rollback()
+        while blocked.pgconn.get_result():
+            pass
+        admin.execute("BEGIN; CREATE ROLE caseload_documented")
+        admin.execute(granting.replace("TO caseload", "TO caseload_documented").encode())
+        admin.execute("ROLLBACK")
 
 
 def test_the_documented_filter_of_the_access_log_finds_who_looked_at_a_patient(folder: Path) -> None:
