@@ -14,6 +14,7 @@ from caseload.v1.change_service_pb2_grpc import ChangeServiceStub
 from tests.conftest import serving
 from tests.docs.doc_blocks import OPERATIONS, Block, blocks, run
 from tests.docs.page_checks import check_block, tour
+from tests.observability.shipped_rules import rules_text
 from tests.process.command_runner import without_record
 from tests.support.api_driver import ApiDriver, full_name
 from tests.support.servers import Client, ServerProcess, refusal
@@ -58,6 +59,30 @@ def test_a_purge_by_age_keeps_newer_records(folder: Path) -> None:
         purged = list_changes(server.address)
         assert purged.oldest_revision == kept.head_revision
         assert [one.actor for one in purged.change_sets] == ["cli:purge"]
+
+
+def test_each_alert_has_a_command_and_those_for_the_access_log_run(folder: Path) -> None:
+    """The table of docs/operations/metrics-and-alerts.md, with its commands for jq on the log of a server."""
+    if shutil.which("jq") is None:
+        pytest.skip("needs jq: apt-get install jq")
+    table = (OPERATIONS / "metrics-and-alerts.md").read_text().partition("## What to run")[2].partition("```sql")[0]
+    rows = re.findall(r"^\| (`Caseload.*?) \| (.*) \|$", table, re.MULTILINE)
+    named = [alert for alerts, _ in rows for alert in re.findall(r"`(\w+)`", alerts)]
+    assert sorted(named) == sorted(re.findall(r"alert: (\w+)", rules_text()))
+    commands = [command.strip("`").replace("\\|", "|") for _, command in rows if command.startswith("`jq")]
+    log, database = folder / "access.log", f"sqlite:///{folder}/data/caseload.db"
+    with serving(database, access_log=log) as server, ApiDriver(server.address) as api:
+        api.patients("jane")
+        with pytest.raises(grpc.RpcError):
+            api.send("GetPatient", patient_id="john")
+        with pytest.raises(grpc.RpcError):
+            api.send("GetPatient", patient_id="jane", metadata=(("via", "1.1 proxy"),))
+        api.watch().cancel()
+        eventually(lambda: "WatchChanges" in log.read_text())
+    shown = [run(Block("sh", command, None), folder).stdout for command in commands]
+    assert len(shown) == 4
+    for text, expected in zip(shown, ("PATIENT_NOT_FOUND", "CreatePatient", "local", "forwarded"), strict=True):
+        assert expected in text
 
 
 @pytest.mark.slow
