@@ -76,7 +76,7 @@ class Config:
     max_caller_share: float = 0.5
     """The largest part of the threads, queues, watches and open calls that one principal may have, up to 1."""
     pool_size: int = 16
-    """PostgreSQL connections for reads, and the same number for writes. Readiness and watches use one more each."""
+    """PostgreSQL connections for reads, and the same number for writes. Readiness, watches and metrics add one each."""
     max_watches: int = 100
     """Number of open watches in one process."""
     max_connections: int = 2500
