@@ -6,14 +6,14 @@ of its own. A row is locked and read again before it ends, so it ends once, howe
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from caseload_server.domain import enums, errors, requests
 from caseload_server.domain.records import Assignment
 from caseload_server.domain.requests import CallContext
 from caseload_server.store import records
-from caseload_server.store.backends.protocol import Row, Value
+from caseload_server.store.backends.protocol import Database, Row, Value
 from caseload_server.store.counts import CountChanges
 from caseload_server.store.records import PATIENT, THERAPIST, RecordKind
 from caseload_server.store.write_transaction import Write
@@ -110,6 +110,18 @@ def sweep_record(write: Write, kind: RecordKind[Any], record_id: str) -> None:
     due = _periods(write.run(select_due(kind), {"id": record_id, "now_us": write.now_us}))
     if due:
         _lock_and_end(write, due)
+
+
+def sweep(database: Database, clock: Callable[[], int], end_batch: Callable[[], int]) -> int | None:
+    """Ends what has expired, in batches. Other processes may end the same periods at once.
+
+    Args: clock, returns microseconds since 1970 (UTC); end_batch, runs sweep_batch in a transaction. Returns the first
+    expire_time of the remaining active periods, in microseconds since 1970 (UTC); None if no end is planned.
+    """
+    while True:
+        next_us: int | None = database.read(SELECT_NEXT)[0][0]
+        if next_us is None or next_us > clock() or not end_batch():
+            return next_us
 
 
 def sweep_batch(write: Write) -> int:

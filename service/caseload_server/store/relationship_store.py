@@ -3,7 +3,8 @@
 import json
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Final, cast
+from functools import partial
+from typing import Any, Final
 
 from caseload_server.domain import requests, results
 from caseload_server.domain.limits import MAX_PAGE_BYTES
@@ -168,20 +169,13 @@ class RelationshipStore:
         return UnassignResult(result.records[0] if result.records else None, bool(result.effect), result.revision)
 
     def end_expired(self) -> int | None:
-        """Ends the assignments whose expire_time has passed, in batches. Returns the first expire_time of the others.
-
-        In microseconds since 1970 (UTC); None if no end is planned. Other processes may end the same ones at once.
-        """
+        """Ends the assignments whose expire_time has passed. Returns the next expire_time, as expiry.sweep."""
 
         def work(write: Write) -> tuple[list[Assignment], int]:
             return [], expiry.sweep_batch(write)
 
-        while True:
-            [(next_us,)] = self._database.read(expiry.SELECT_NEXT)
-            if next_us is None or next_us > self._clock():
-                return cast("int | None", next_us)
-            if not self._change_assignments(expiry.EXPIRY_CALL, work, alone=True).effect:
-                return cast("int | None", next_us)
+        run = partial(self._change_assignments, expiry.EXPIRY_CALL, work, alone=True)
+        return expiry.sweep(self._database, self._clock, lambda: run().effect)
 
     def transfer(self, request: requests.Transfer, call: CallContext) -> TransferResult:
         """Moves a caseload to another therapist. Raises the errors of transfers.transfer."""
