@@ -4,10 +4,19 @@ Each verb returns its change log entries. It raises Refused before it changes an
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from tests.support.api_driver import ENTERED_IN_ERROR, MERGED, PRIMARY, RECORD_DELETED, REPLACED, TRANSFERRED, TREATING
+from tests.support.api_driver import (
+    ENTERED_IN_ERROR,
+    EXPIRED,
+    MERGED,
+    PRIMARY,
+    RECORD_DELETED,
+    REPLACED,
+    TRANSFERRED,
+    TREATING,
+)
 
 CREATED, UPDATED, DELETED, UNDELETED = 1, 2, 3, 4
 THERAPIST, PATIENT = "therapist", "patient"
@@ -16,6 +25,8 @@ FOR_EVER: Final = 10**12
 
 Line = tuple[int, str, str, tuple[str, ...]]
 """Change kind, therapist id, patient id, sorted field names. Both ids are set for an assignment."""
+
+Flags = dict[str, bool]
 
 
 class Refused(Exception):
@@ -47,9 +58,15 @@ class Period:
     start: int
     end: int | None = None
     end_reason: int = 0
+    expire: int | None = None
+
+    @property
+    def until(self) -> int:
+        """The end, or else the planned one."""
+        return next((time for time in (self.end, self.expire) if time is not None), FOR_EVER)
 
     def in_force(self, at: int) -> bool:
-        return self.end_reason != ENTERED_IN_ERROR and self.start <= at < (FOR_EVER if self.end is None else self.end)
+        return self.end_reason != ENTERED_IN_ERROR and self.start <= at < self.until
 
     def rivals(self, other: "Period") -> bool:
         """Whether the two periods must never be in force at the same time."""
@@ -59,8 +76,7 @@ class Period:
     def clashes(self, other: "Period") -> bool:
         if not self.rivals(other) or ENTERED_IN_ERROR in (self.end_reason, other.end_reason):
             return False
-        ends = [FOR_EVER if one.end is None else one.end for one in (self, other)]
-        return max(self.start, other.start) < min(ends)
+        return max(self.start, other.start) < min(self.until, other.until)
 
 
 @dataclass
@@ -74,6 +90,12 @@ class Model:
     def active(self, **sides: str) -> list[Period]:
         """The active periods of a therapist, a patient, or the pair."""
         return [one for one in self.periods if one.end is None and sides.items() <= vars(one).items()]
+
+    def expire(self) -> None:
+        """Ends what has expired. Its change sets are not those of a verb."""
+        for one in self.periods:
+            if one.end is None and one.until <= self.now:
+                _end(one, one.until, EXPIRED)
 
     def create(self, kind: str, one: str) -> list[Line]:
         if one in self.people[kind]:
@@ -134,7 +156,7 @@ class Model:
     def record(self, wanted: Period) -> list[Line]:
         """Records a finished period."""
         self._undeleted(wanted)
-        if wanted in self.periods:
+        if wanted in [replace(one, expire=None) for one in self.periods]:
             return []
         if any(one.clashes(wanted) for one in self.periods):
             raise Refused("PERIOD_OVERLAPS")
@@ -148,36 +170,45 @@ class Model:
         self._live(PATIENT, wanted.patient)
         return therapist, patient
 
-    def assign(
-        self, wanted: Period, start: int | None, *, replace: bool, replace_primary: bool, ignore_capacity: bool
-    ) -> list[Line]:
+    def assign(self, wanted: Period, start: int | None, chosen: Flags) -> list[Line]:
+        """Args: chosen, which flags of the request are set."""
+        if (chosen["replace_primary"] and chosen["demote_primary"]) or wanted.until <= self.now:
+            raise Refused("INVALID_FIELD")
         therapist, patient = self._undeleted(wanted)
         current = self.active(therapist=wanted.therapist, patient=wanted.patient)
-        if any((one.role, one.focus) == (wanted.role, wanted.focus) and start in (None, one.start) for one in current):
-            return []
-        if current and not replace:
+        for one in current:
+            same_times = start in (None, one.start) and wanted.expire in (None, one.expire)
+            if same_times and (one.role, one.focus) == (wanted.role, wanted.focus):
+                return []
+        if current and not chosen["replace"]:
             raise Refused("ASSIGNMENT_DIFFERS")
-        for person, kind in ((therapist, "THERAPIST"), (patient, "PATIENT")):
-            if person.status != 1:
-                raise Refused(f"{kind}_NOT_ACTIVE")
-        return self._begin(wanted, start, current, replace_primary=replace_primary, ignore_capacity=ignore_capacity)
+        if not current and therapist.status != 1:
+            raise Refused("THERAPIST_NOT_ACTIVE")
+        if patient.status != 1:
+            raise Refused("PATIENT_NOT_ACTIVE")
+        return self._begin(wanted, start, current, chosen)
 
-    def _begin(
-        self, wanted: Period, start: int | None, current: list[Period], *, replace_primary: bool, ignore_capacity: bool
-    ) -> list[Line]:
+    def _begin(self, wanted: Period, start: int | None, current: list[Period], chosen: Flags) -> list[Line]:
         rivals = [one for one in self.active(patient=wanted.patient) if one.rivals(wanted) and one not in current]
         self._place(wanted, start, current + rivals)
         if any(wanted.start < one.start for one in current):
             raise Refused("PERIOD_OVERLAPS")
-        if rivals and not replace_primary:
+        if rivals and not (chosen["replace_primary"] or chosen["demote_primary"]):
             raise Refused("PRIMARY_EXISTS")
         if any(wanted.start < one.start for one in rivals):
             raise Refused("PERIOD_OVERLAPS")
-        if not (current or ignore_capacity or self._has_room(wanted.therapist)):
+        if wanted.until <= wanted.start:
+            raise Refused("INVALID_FIELD")
+        if not (current or chosen["ignore_capacity"] or self._has_room(wanted.therapist)):
             raise Refused("THERAPIST_AT_CAPACITY")
         lines = [_end(one, wanted.start, REPLACED) for one in current + rivals]
-        self.periods.append(wanted)
-        return [*lines, (CREATED, wanted.therapist, wanted.patient, ())]
+        demoted = [
+            Period(one.therapist, one.patient, TREATING, one.focus, wanted.start, expire=one.expire)
+            for one in rivals
+            if chosen["demote_primary"] and wanted.start < (one.expire or FOR_EVER)
+        ]
+        self.periods += [wanted, *demoted]
+        return [*lines, *((CREATED, one.therapist, one.patient, ()) for one in (wanted, *demoted))]
 
     def unassign(self, therapist: str, patient: str, end: int | None, reason: int) -> list[Line]:
         self._known(THERAPIST, therapist)
@@ -192,17 +223,19 @@ class Model:
             raise Refused("INVALID_FIELD")
         return [_end(current[0], end, reason)]
 
-    def correct(self, period: Period, wanted: dict[str, str | int]) -> list[Line]:
+    def correct(self, period: Period, wanted: dict[str, str | int | None]) -> list[Line]:
         differing = {name: value for name, value in wanted.items() if getattr(period, name) != value}
         corrected = Period(**{**vars(period), **differing})
         if period.end is None and differing.keys() & {"end", "end_reason"}:
             raise Refused("INVALID_FIELD")
-        if corrected.end is not None and corrected.end < corrected.start:
+        if corrected.end is not None and (corrected.end < corrected.start or "expire" in differing):
+            raise Refused("INVALID_FIELD")
+        if differing and corrected.end is None and corrected.until <= max(self.now, corrected.start):
             raise Refused("INVALID_FIELD")
         if differing and any(one is not period and one.clashes(corrected) for one in self.periods):
             raise Refused("PERIOD_OVERLAPS")
         vars(period).update(differing)
-        names = {"start": "start_time", "end": "end_time"}
+        names = {"start": "start_time", "end": "end_time", "expire": "expire_time"}
         fields = sorted(names.get(name, name) for name in differing)
         return [(UPDATED, period.therapist, period.patient, tuple(fields))] if differing else []
 
@@ -338,6 +371,6 @@ def _line(change: int, kind: str, one: str, *fields: str) -> Line:
 
 
 def _end(period: Period, end: int, reason: int) -> Line:
-    period.end, period.end_reason = end, reason
+    period.end, period.end_reason = min(end, period.until), reason
     fields = ["state", "end_time", "ended_by", *(["end_reason"] if reason else [])]
     return (UPDATED, period.therapist, period.patient, tuple(sorted(fields)))

@@ -82,6 +82,8 @@ T1, P1 = {"therapist_id": "t1"}, {"patient_id": "p1"}
 PAIR = {**T1, **P1}
 NEW = {"display_name": "Cy Poe"}
 RENAMED = {"display_name": "Cy Poe", "email": "cy@example.org"}
+MERGED = {"source_patient_id": "p1", "target_patient_id": "p2"}
+LINK = "merged_into_patient_id"
 MUTATIONS = [
     Mutation("CreateTherapist", {"therapist_id": "new", "therapist": NEW}, [(CREATED, "new", "", ())]),
     Mutation("CreatePatient", {"patient_id": "new", "patient": NEW}, [(CREATED, "", "new", ())]),
@@ -139,8 +141,25 @@ MUTATIONS = [
         ],
         two_assigned,
     ),
+    Mutation(
+        "MergePatients",
+        MERGED,
+        [
+            (UPDATED, "t1", "p1", ENDING_FOR),
+            (CREATED, "t1", "p2", ()),
+            (DELETED, "", "p1", ("delete_time", LINK)),
+            (UPDATED, "", "p2", ()),  # it gains nothing that it lacks
+        ],
+        assigned,
+    ),
+    Mutation(
+        "UnmergePatients",
+        {"source_patient_id": "p1"},
+        [(UPDATED, "", "p2", ()), (UNDELETED, "", "p1", ("delete_time", LINK))],
+        lambda api: api.send("MergePatients", **MERGED, request_id=new_request_id()),
+    ),
 ]
-NO_REPEAT = {"CreateTherapist", "CreatePatient"}
+NO_REPEAT = {"CreateTherapist", "CreatePatient", "MergePatients"}
 """Without the first request_id, a repeat of these is rejected. So their no-op is a replay."""
 each_mutation = pytest.mark.parametrize("mutation", MUTATIONS, ids=[f"{n}-{m.rpc}" for n, m in enumerate(MUTATIONS)])
 

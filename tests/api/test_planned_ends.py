@@ -8,7 +8,7 @@ import pytest
 from caseload_server.rpc.server import CaseloadServer
 
 from tests.api.client_calls import Side, covers, refused
-from tests.support.api_driver import ApiDriver, new_request_id, number
+from tests.support.api_driver import ApiDriver, new_request_id, number, planned
 from tests.support.waiting import eventually
 
 PRIMARY, TREATING = 1, 2
@@ -17,10 +17,11 @@ REPLACED, EXPIRED = 7, 9
 LATER = {"seconds": 4_000_000_000, "nanos": 123_456_789}
 
 
-def soon(seconds: float) -> dict[str, int]:
-    """A time that many seconds from now."""
-    whole, rest = divmod(int((time.time() + seconds) * 1_000_000), 1_000_000)
-    return {"seconds": whole, "nanos": rest * 1000}
+def assign_for_a_moment(api: ApiDriver, **fields: Any) -> Any:
+    """Assigns t1 and p1 with an expire_time that comes soon. Returns the assignment."""
+    return planned(
+        lambda seconds: api.assign("t1", "p1", expire_time={"seconds": int(time.time()) + seconds}, **fields)
+    )
 
 
 @covers("Assign{A}Request.expire_time", "Assignment.expire_time")
@@ -44,8 +45,7 @@ def test_assign_rejects_a_planned_end_that_is_not_ahead(side: Side, sent: dict[s
 
 def test_the_server_ends_an_assignment_at_its_expire_time_within_five_seconds(api: ApiDriver) -> None:
     before = api.head()
-    begun = api.assign("t1", "p1", role=PRIMARY, expire_time=soon(1.5))
-    assert api.checked(("t1", "p1")) == [True]
+    begun = assign_for_a_moment(api, role=PRIMARY)
     eventually(lambda: api.get(begun.assignment_id).state == ENDED)
     ended = api.get(begun.assignment_id)
     assert (ended.end_time, ended.expire_time) == (begun.expire_time, begun.expire_time)
@@ -65,7 +65,7 @@ def test_the_server_ends_an_assignment_at_its_expire_time_within_five_seconds(ap
 
 def test_no_read_finds_an_expired_assignment_before_it_is_ended(server: CaseloadServer, api: ApiDriver) -> None:
     server.expiry_sweeper.stop()
-    begun = api.assign("t1", "p1", expire_time=soon(1))
+    begun = assign_for_a_moment(api)
     eventually(lambda: api.checked(("t1", "p1")) == [False])
     assert api.get(begun.assignment_id) == begun  # what is stored follows later
     assert api.listed() == api.listed(therapist_id="t1") == api.listed(patient_id="p1") == []
@@ -97,7 +97,7 @@ def test_update_sets_and_clears_a_planned_end_only_by_name(api: ApiDriver) -> No
 
 
 def test_a_record_that_was_read_can_be_sent_back_after_its_planned_end(api: ApiDriver) -> None:
-    begun = api.assign("t1", "p1", expire_time=soon(1))
+    begun = assign_for_a_moment(api)
     eventually(lambda: api.get(begun.assignment_id).state == ENDED)
     ended = api.get(begun.assignment_id)
     ended.focus = "grief"

@@ -20,6 +20,7 @@ from tests.support.api_driver import (
     ACTIVE,
     COMPLETED,
     ENDED,
+    EXPIRED,
     PRIMARY,
     READS,
     RPCS,
@@ -29,7 +30,6 @@ from tests.support.api_driver import (
     ApiDriver,
     full_name,
     new_request_id,
-    number,
 )
 from tests.support.servers import refusal
 
@@ -49,12 +49,16 @@ offsets = st.none() | st.integers(-40, 30)
 spans = st.tuples(st.integers(-200, 20), st.integers(0, 30))
 """Offset of the start of a finished period from now, and its length, in seconds."""
 Span = tuple[int, int]
+Said = tuple[int, str, int | None, int | None]
+"""Role, focus, and offsets of start and planned end from now."""
+plans = st.none() | st.integers(-5, 60)
+"""Offsets of an expire_time from now in seconds."""
 reasons = st.sampled_from([0, 1, 5])
 DEFAULT_REASONS = {THERAPIST: THERAPIST_UNAVAILABLE, PATIENT: COMPLETED}
 flags = st.booleans()
 
 Sent = dict[str, Any]
-NO_FLAGS: Sent = {"replace": False, "replace_primary": False, "ignore_capacity": False}
+NO_FLAGS: Sent = dict.fromkeys(("replace", "replace_primary", "demote_primary", "ignore_capacity"), False)
 Pair = tuple[str, str]
 pairs = st.tuples(therapists, patients)
 each = st.fixed_dictionaries
@@ -77,6 +81,12 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
         config = Config("127.0.0.1:0", self._stack.enter_context(type(self).new_database()), drain_seconds=0)
         server = build_server(config, clock=lambda: self.model.now * 1_000_000)
         server.start()
+        server.expiry_sweeper.stop()  # `sweep` does its work
+        self.store = server.store
+        self.waiting = 0
+        """Seconds that pass before the next call. So a call meets what has expired and has not ended."""
+        self.expired: list[str] = []
+        """The assignments that expired, by the change log."""
         self._stack.callback(server.stop)
         self.api = self._stack.enter_context(ApiDriver(server.address))
         self.head = self.api.head()
@@ -92,20 +102,35 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
             self.update(kind, 2, {"display_name": "Bob Ray"}, None, 0)
             self.delete(kind, 2, 0, force=False)
             self.undelete(kind, 2, 0, release_identifiers=False)
+            self.once_by_a_taken_identifier(kind)
         for rpc, pair, role in (
             ("AssignPatient", ("t0", "p0"), PRIMARY),
             ("AssignTherapist", ("t0", "p1"), TREATING),
             ("AssignPatient", ("t1", "p1"), PRIMARY),
         ):
-            self.assign(rpc, pair, (role, "", -30), NO_FLAGS, 0)
+            self.assign(rpc, pair, (role, "", -30, None), NO_FLAGS, 0)
         self.unassign("UnassignPatient", ("t0", "p0"), 1, -10, 0)
         self.unassign("UnassignTherapist", ("t1", "p1"), 0, None, 0)
         self.assign_finished("AssignPatient", ("t0", "p0"), (TREATING, "", 0), (-60, 10), 0)
         self.batch([(("t0", "p1"), TREATING, (-80, 10)), (("t1", "p0"), PRIMARY, None)], 0)
         self.correct(0, {"focus": "grief"}, {"start": -20}, 0)
         self.transfer(("t0", "t1"), [], None, 0, ignore_capacity=False)
+        self.transfer(("t1", "t2"), ["p0"], 0, 0, ignore_capacity=False)
+        self.time_passes(60)
+        self.transfer(("t2", "t1"), ["p0"], -30, 0, ignore_capacity=False)
         self.merge(("p1", "p2"), 0)
         self.unmerge("p1", 0)
+
+    def once_by_a_taken_identifier(self, kind: str) -> None:
+        """Undeletes a record whose identifier another one has by now."""
+        name = {"display_name": "Ann Lee"}
+        self.update(kind, 2, {**name, "identifier": "9"}, None, 0)
+        self.delete(kind, 2, 0, force=False)
+        self.update(kind, 1, {**name, "identifier": "9"}, None, 0)
+        for release_identifiers in (False, True):
+            self.undelete(kind, 2, 1, release_identifiers=release_identifiers)
+        assert self.model.people[kind][ALL_IDS[kind][2]].identifier == ""
+        self.update(kind, 1, {**name, "identifier": ""}, None, 0)
 
     def teardown(self) -> None:
         self._stack.close()
@@ -115,6 +140,10 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
 
         Args: mode, see modes.
         """
+        self.model.now += self.waiting
+        self.waiting = 0
+        self.model.expire()
+        self.checks_are_the_same()
         model = copy.deepcopy(self.model)
         reason, lines = "", []
         try:
@@ -129,14 +158,13 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
             assert self.api.head() == self.head
         found, answer = self.outcome(rpc, sent)
         assert found == reason
-        sets = list(self.api.log(self.head))
+        sets = self.own_changes()
         assert [[_line(change) for change in one.changes] for one in sets] == ([lines] if lines else [])
         assert all((one.actor, one.method) == ("local", full_name(rpc)) for one in sets)
         assert [one.request_id for one in sets] == [sent["request_id"]] * len(sets)
         if lines:
-            assert number(answer.revision) == number(self.head) + 1
+            assert answer.revision == self.head
             self.called.add(rpc)
-            self.head = answer.revision
         if mode == 2 and not reason:
             assert self.outcome(rpc, sent) == ("", answer)
         assert self.api.head() == self.head
@@ -148,9 +176,18 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
         except grpc.RpcError as error:
             return refusal(error).reason, None
 
+    def own_changes(self) -> list[Any]:
+        """Returns the change sets of calls since the last look. Adds what expired to `expired`."""
+        sets = list(self.api.log(self.head))
+        if sets:
+            self.head = sets[-1].revision
+        expiries = [one for one in sets if one.actor == "system:expiry"]
+        self.expired += [change.assignment.assignment_id for one in expiries for change in one.changes]
+        return [one for one in sets if one not in expiries]
+
     @rule(seconds=st.integers(0, 60))
     def time_passes(self, seconds: int) -> None:
-        self.model.now += seconds
+        self.waiting += seconds
 
     @rule(kind=kinds, index=indexes)
     def create_one(self, kind: str, index: int) -> None:
@@ -208,17 +245,20 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
     @rule(
         rpc=st.sampled_from(["AssignPatient", "AssignTherapist"]),
         pair=pairs,
-        said=st.tuples(roles, focuses, offsets),
+        said=st.tuples(roles, focuses, offsets, plans),
         chosen=each(dict.fromkeys(NO_FLAGS, flags)),
         mode=modes,
     )
-    def assign(self, rpc: str, pair: Pair, said: tuple[int, str, int | None], chosen: Sent, mode: int) -> None:
-        role, focus, offset = said
-        sent, start = {**_ids(pair), "role": role, "focus": focus, **chosen}, None
-        if offset is not None:
-            start = self.model.now + offset
-            sent["start_time"] = {"seconds": start}
-        self.both(rpc, sent, lambda model: model.assign(Period(*pair, role, focus, 0), start, **chosen), mode)
+    def assign(self, rpc: str, pair: Pair, said: Said, chosen: Sent, mode: int) -> None:
+        role, focus, *offsets = said
+        now = self.model.now + self.waiting
+        start, expire = (None if offset is None else now + offset for offset in offsets)
+        times = {"start_time": start, "expire_time": expire}
+        sent = {**_ids(pair), "role": role, "focus": focus, **chosen}
+        sent |= {name: {"seconds": time} for name, time in times.items() if time is not None}
+        self.both(
+            rpc, sent, lambda model: model.assign(Period(*pair, role, focus, 0, expire=expire), start, chosen), mode
+        )
 
     @rule(
         rpc=st.sampled_from(["AssignPatient", "AssignTherapist"]),
@@ -233,7 +273,7 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
 
     def finished(self, pair: Pair, said: tuple[int, str, int], span: Span) -> tuple[Sent, Period]:
         """The request for a finished period, and the period. Args: span, offset of the start from now, and length."""
-        (role, focus, reason), start = said, self.model.now + span[0]
+        (role, focus, reason), start = said, self.model.now + self.waiting + span[0]
         wanted = Period(*pair, role, focus, start, start + span[1], reason)
         sent = {**_ids(pair), "role": role, "focus": focus, "end_reason": reason}
         return {**sent, "start_time": {"seconds": start}, "end_time": {"seconds": start + span[1]}}, wanted
@@ -252,7 +292,7 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
                 if span:
                     lines += model.record(self.finished(pair, (role, "", 0), span)[1])
                 else:
-                    lines += model.assign(Period(*pair, role, "", 0), None, **NO_FLAGS)
+                    lines += model.assign(Period(*pair, role, "", 0), None, NO_FLAGS)
             return lines
 
         self.both("BatchAssign", {"requests": sent}, verb, mode)
@@ -267,14 +307,14 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
     def unassign(self, rpc: str, pair: Pair, reason: int, offset: int | None, mode: int) -> None:
         sent, end = {**_ids(pair), "end_reason": reason}, None
         if offset is not None:
-            end = self.model.now + offset
+            end = self.model.now + self.waiting + offset
             sent["end_time"] = {"seconds": end}
         self.both(rpc, sent, lambda model: model.unassign(*pair, end, reason), mode)
 
     @rule(
         index=st.integers(0, 50),
         said=each({}, optional={"focus": focuses, "end_reason": reasons}),
-        moved=each({}, optional={"start": st.integers(-40, 30), "end": st.integers(-40, 30)}),
+        moved=each({}, optional={"start": st.integers(-40, 30), "end": st.integers(-40, 30), "expire": plans}),
         mode=modes,
     )
     def correct(self, index: int, said: Sent, moved: Sent, mode: int) -> None:
@@ -282,10 +322,12 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
         if not stored:
             return
         index %= len(stored)
-        times = {name: self.model.now + offset for name, offset in moved.items()}
+        now = self.model.now + self.waiting
+        times = {name: None if offset is None else now + offset for name, offset in moved.items()}
         body = {"assignment_id": stored[index].assignment_id, **said}
-        body |= {f"{name}_time": {"seconds": time} for name, time in times.items()}
-        sent = {"assignment": body, "update_mask": {"paths": list(body)}}
+        body |= {f"{name}_time": {"seconds": time} for name, time in times.items() if time is not None}
+        paths = ["assignment_id", *said, *(f"{name}_time" for name in times)]
+        sent = {"assignment": body, "update_mask": {"paths": paths}}
         wanted = {**said, **times}
         self.both("UpdateAssignment", sent, lambda model: model.correct(model.periods[index], wanted), mode)
 
@@ -329,10 +371,18 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
         """Every assignment, in creation order."""
         return self.api.listed(states=[ACTIVE, ENDED])
 
+    def sweep(self) -> None:
+        """Ends what has expired, with one change set for each. So what is stored is what the model has."""
+        self.store.end_expired()
+        assert self.own_changes() == []
+        assert len(self.expired) == len(set(self.expired))
+        assert {one.assignment_id for one in self.stored() if one.end_reason == EXPIRED} <= set(self.expired)
+
     @invariant()
     def state_is_the_same(self) -> None:
         if not hasattr(self, "api"):
             return
+        self.sweep()
         for kind, ids in ((THERAPIST, "therapist_id"), (PATIENT, "patient_id")):
             answer = self.api.send(f"List{kind.title()}s", show_deleted=True, page_size=1000)
             found = {getattr(one, ids): _person(one) for one in getattr(answer, f"{kind}s")}
@@ -348,11 +398,17 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
     def history_is_the_same(self) -> None:
         if not hasattr(self, "api"):
             return
+        self.sweep()
         model = self.model
         assert [_period(one) for one in self.stored()] == model.periods
         for one, other in itertools.combinations(model.periods, 2):
             assert not one.clashes(other)
-        for at in (model.now, model.now - 25):
+        self.checks_are_the_same()
+
+    def checks_are_the_same(self) -> None:
+        """Checks what is in force, whether or not what has expired has ended."""
+        model = self.model
+        for at in (model.now, model.now - 25, model.now + 50):
             everyone = list(itertools.product(THERAPISTS, PATIENTS))
             in_force = [model.treats(*pair, at) for pair in everyone]
             assert self.api.checked(*everyone, as_of_time={"seconds": at}) == in_force
@@ -376,8 +432,10 @@ def _person(one: Any) -> tuple[Person, int, str]:
 
 def _period(one: Any) -> Period:
     end = one.end_time.seconds if one.HasField("end_time") else None
-    assert (one.state == ENDED) == (end is not None) == (one.ended_by == "local")
-    return Period(one.therapist_id, one.patient_id, one.role, one.focus, one.start_time.seconds, end, one.end_reason)
+    expire = one.expire_time.seconds if one.HasField("expire_time") else None
+    assert (one.state == ENDED) == (end is not None) == (one.ended_by in ("local", "system:expiry"))
+    times = (one.start_time.seconds, end, one.end_reason, expire)
+    return Period(one.therapist_id, one.patient_id, one.role, one.focus, *times)
 
 
 def _line(change: Any) -> Line:

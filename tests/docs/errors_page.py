@@ -31,7 +31,8 @@ WHAT_TO_DO: Final = {
     "PRIMARY_EXISTS": "Assign with another role, or set `replace_primary`.",
     "THERAPIST_AT_CAPACITY": "Choose another therapist, or set `ignore_capacity`.",
     "HAS_ACTIVE_ASSIGNMENTS": "Unassign first. An update or a delete with `force` ends the assignments itself.",
-    "PERIOD_OVERLAPS": "Send a later start_time or effective_time, or none: the server then chooses one that fits.",
+    "PERIOD_OVERLAPS": "Send a later start_time or effective_time, or none: the server then chooses one that fits. "
+    "For a finished period, send other times, or correct the other period.",
     "TOO_MANY_ASSIGNMENTS": "Transfer them in parts with `patient_ids`. Before an update or a delete with `force`, "
     "unassign some.",
     "PATIENT_MERGED": "Use the record that metadata names. If the merge was wrong, call UnmergePatients.",
@@ -68,6 +69,7 @@ A call failed: find its reason in the table below, and do what the last column s
 
 Every error of the service has a gRPC status code and a `google.rpc.ErrorInfo`: a reason, and the domain `caseload.v1`.
 Branch on the reason, never on the message. No message or metadata repeats a sent value, except well-formed ids.
+An error of one entry of a batch has its position in metadata `index`, from 0.
 
 The gRPC library itself reports a few errors, which have no reason:
 

@@ -53,6 +53,10 @@ def _patient(rng: random.Random) -> str:
     return f"p{rng.randrange(PEOPLE if rng.random() < 0.8 else 12)}"
 
 
+def _name(rng: random.Random) -> str:
+    return f"Ann {rng.choice(('Lee', 'Müller', 'van der Berg', 'Ōe', 'Lee-Ray'))}"
+
+
 _GOOD: Final[dict[str, Callable[[random.Random], Any]]] = {
     "therapist_id": _therapist,
     "source_therapist_id": _therapist,
@@ -66,7 +70,8 @@ _GOOD: Final[dict[str, Callable[[random.Random], Any]]] = {
     "page_size": lambda rng: rng.choice((0, 1, 2, 3, 5, 1000)),
     "max_active_patients": lambda rng: rng.choice((0, 1, 2, 50, 50)),
     "value": lambda rng: f"1234{rng.randrange(30)}",
-    "display_name": lambda rng: f"Ann {rng.choice(('Lee', 'Müller', 'van der Berg', 'Ōe', 'Lee-Ray'))}",
+    "display_name": _name,
+    "aliases": _name,
     "specialties": lambda rng: rng.choice(("hand-therapy", "grief", "a1")),
     "etag": lambda _: "",
     "page_token": lambda _: "",

@@ -1,5 +1,6 @@
 """Purges and restores of SQLite files."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -40,10 +41,13 @@ def test_a_purge_of_one_person_takes_no_other_choice(tmp_path: Path, others: tup
 @pytest.mark.parametrize("text", ["", "Ann Lee", "-p1", "p1\n", "p" * 64])
 def test_a_purge_of_a_malformed_id_is_rejected_and_never_repeated(tmp_path: Path, text: str) -> None:
     """It may be a name. The record of the command must not have it either."""
+    log = tmp_path / "access.log"
     for flag in ("--patient", "--therapist"):
-        ended = caseload(tmp_path, "purge", "--database", url(tmp_path / "caseload.db"), flag, text)
+        options = ("--database", url(tmp_path / "caseload.db"), "--access-log", str(log))
+        ended = caseload(tmp_path, "purge", *options, flag, text)
         assert ended.returncode == 2
         assert ended.stderr == f"caseload: {flag}: must be an id: 1 to 63 of a-z, 0-9 and -, and not begin with -\n"
+    assert not log.exists()
 
 
 def test_only_a_deleted_person_is_purged_and_only_once(tmp_path: Path) -> None:
@@ -63,6 +67,17 @@ def test_only_a_deleted_person_is_purged_and_only_once(tmp_path: Path) -> None:
         for printed in (erased, "0 patients, 0 therapists, 0 assignments"):
             ended = caseload(tmp_path, *purge)
             assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{printed} purged\n", "")
+
+
+def test_the_record_of_a_purge_names_the_person(tmp_path: Path) -> None:
+    log, path = tmp_path / "access.log", tmp_path / "caseload.db"
+    store = open_store(Config(database=url(path)), lambda: 1)
+    make_pair(store)
+    delete(store, PATIENT, "p")
+    store.close()
+    assert caseload(tmp_path, "purge", "--database", url(path), "--access-log", str(log), "--patient", "p").stdout
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["arguments"]["patient"] for line in lines] == ["p", "p"]
 
 
 def rejected(folder: Path, *arguments: str) -> str:

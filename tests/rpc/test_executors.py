@@ -66,7 +66,7 @@ def test_reads_of_many_records_and_writes_of_many_have_threads_of_their_own(serv
     executors = server._parts.executors
     handlers = server._parts.grpc_server._state.registered_method_handlers  # type: ignore[attr-defined]
     for rpc in RPCS:
-        many = rpc.startswith(("List", "BatchGet", "Transfer", "Delete"))
+        many = rpc.startswith(("List", "Batch", "Transfer", "Delete", "Merge"))
         reads, writes = (executors.scans, executors.bulk_writes) if many else (executors.reads, executors.writes)
         expected = executors.watches if rpc == "WatchChanges" else reads if rpc in READS else writes
         handler = handlers[full_name(rpc)]

@@ -139,7 +139,7 @@ def test_a_list_that_is_too_long_is_rejected_without_a_look_at_its_entries() -> 
     many = SimpleNamespace(requests=Unwalkable(), request_id="")
     assert violation(validate.batch_assign, many, 0) == ("requests", of_batch)
     many = SimpleNamespace(patient_ids=Unwalkable(), request_id="0190a3c4-0000-7000-8000-000000000001")
-    assert violation(validate.transfer_patients, many) == ("patient_ids", "must have at most 1000 entries")
+    assert violation(validate.transfer_patients, many, 0) == ("patient_ids", "must have at most 1000 entries")
 
 
 @pytest.mark.parametrize("rpc", ["UpdatePatient", "UpdateAssignment"])

@@ -28,6 +28,13 @@ KEPT: Final = {
     "merged_into_patient_id",
 }
 """What a response may have without `read`; the ids of other records only if the request names them."""
+_COVER: Final = {
+    "role": PRIMARY,
+    "replace": True,
+    "demote_primary": True,
+    "expire_time": {"seconds": 4_000_000_000},
+}
+"""Demotes the secret primary therapist."""
 _numbers = count()
 
 
@@ -115,7 +122,7 @@ def accepted(people: People, other: People) -> dict[str, dict[str, Any]]:
         "UndeleteTherapist": therapist,
         "UndeletePatient": patient,
         "AssignPatient": {**both, "focus": SECRET},
-        "AssignTherapist": {**both, "focus": SECRET},
+        "AssignTherapist": {**both, "focus": SECRET, **_COVER},
         "BatchAssign": {"requests": [{**both, "focus": SECRET}, {**both, "patient_id": other.patient}]},
         "UnassignPatient": both,
         "UnassignTherapist": both,
@@ -276,6 +283,15 @@ def test_an_error_without_read_names_and_counts_no_records(pair: Pair, reason: s
     shown = pair.clerk.send(rpc, **fields, request_id=new_request_id(), validate_only=True)
     assert shown.reason == reason
     assert shown.metadata or "ResourceInfo" in shown.details
+
+
+def test_a_batch_without_read_returns_the_id_and_the_created_flag_of_each_entry(pair: Pair) -> None:
+    people, other = build(pair), build(pair)
+    both = {"therapist_id": people.therapist, "patient_id": people.patient, "focus": SECRET}
+    first, second = pair.writer.send("BatchAssign", requests=[both, {**both, "patient_id": other.patient}]).results
+    assert (first.created, second.created) == (False, True)
+    assert all(one.assignment.assignment_id and not one.assignment.focus for one in (first, second))
+    assert [one.assignment.patient_id for one in (first, second)] == [people.patient, other.patient]
 
 
 def test_an_error_of_a_batch_without_read_has_the_index_of_the_entry_only(pair: Pair) -> None:

@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 
 import pytest
 from caseload_server.config import Config
@@ -54,6 +55,14 @@ def store(database_url: str, clock: Clock) -> Iterator[RelationshipStore]:
     opened = open_store(Config(database=database_url), clock, monotonic=clock.monotonic)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def instances(store: RelationshipStore, database_url: str, clock: Clock) -> Iterator[list[RelationshipStore]]:
+    """The store and two more instances of it, which share nothing but the database."""
+    with ExitStack() as stack:
+        others = [stack.enter_context(closing(open_store(Config(database=database_url), clock))) for _ in range(2)]
+        yield [store, *others]
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from caseload_server.domain import enums, errors, requests
 from caseload_server.domain.enums import ROLE_PRIMARY, STATE_ACTIVE, STATE_ENDED
 from caseload_server.domain.records import Assignment
-from caseload_server.domain.requests import AssignmentQuery, CaseloadQuery, ChangeQuery, Delete, Transfer
+from caseload_server.domain.requests import AssignmentQuery, CaseloadQuery, ChangeQuery, Delete, Merge, Transfer, Update
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 
 from tests.store.conftest import Clock
@@ -27,6 +27,7 @@ from tests.store.store_builders import (
 from tests.store.store_calls import ALL, both_kinds, delete, dump, head, in_force, race, update
 
 HOUR = 3600 * SECOND
+REQUEST_ID = "0190a3c4-0000-7000-8000-000000000001"
 
 
 @pytest.fixture
@@ -163,6 +164,13 @@ def test_many_sweeps_at_once_write_one_change_set_for_each_expiry(pair: Relation
 
 Step = Callable[[RelationshipStore], Any]
 
+
+def update_with_force(store: RelationshipStore, kind: Any, record_id: str) -> None:
+    """Sets the status that no record with active assignments may have."""
+    updated = store.update(kind, Update(record_id, {"status": kind.idle_status}, end_reason=1), CALL)
+    assert updated.ended_count == 0
+
+
 OBSTRUCTED: dict[str, Step] = {
     "assign the pair": lambda store: assign(store, "t", "p"),
     "assign another PRIMARY therapist": lambda store: assign(store, "u", "p", role=ROLE_PRIMARY),
@@ -172,7 +180,11 @@ OBSTRUCTED: dict[str, Step] = {
     "delete the patient with force": lambda store: delete(store, PATIENT, "p", force=True),
     "make the therapist inactive": lambda store: update(store, THERAPIST, "t", status=enums.THERAPIST_INACTIVE),
     "discharge the patient": lambda store: update(store, PATIENT, "p", status=enums.PATIENT_DISCHARGED),
+    "discharge the patient with force": lambda store: update_with_force(store, PATIENT, "p"),
+    "make the therapist inactive with force": lambda store: update_with_force(store, THERAPIST, "t"),
     "transfer the caseload": lambda store: transfer(store, "t", "u"),
+    "merge the patient": lambda store: store.merge(Merge("p", "q"), remembered(REQUEST_ID)),
+    "merge into the patient": lambda store: store.merge(Merge("q", "p"), remembered(REQUEST_ID)),
 }
 
 
@@ -184,6 +196,17 @@ def test_a_write_that_an_expired_assignment_would_obstruct_ends_it_first(
     clock.advance(1)
     step(pair)
     assert_expired(pair, begun, clock())
+
+
+def test_a_write_just_before_the_planned_end_finds_the_assignment_active(pair: RelationshipStore, clock: Clock) -> None:
+    begun = assign(pair, "t", "p", role=ROLE_PRIMARY, expire_us=clock() + SECOND)
+    clock.now_us += SECOND - 1
+    assert assign(pair, "t", "p", role=ROLE_PRIMARY) == begun
+    with pytest.raises(errors.PrimaryExists):
+        assign(pair, "u", "p", role=ROLE_PRIMARY)
+    with pytest.raises(errors.HasActiveAssignments):
+        delete(pair, THERAPIST, "t")
+    assert (pair.end_expired(), expiries(pair)) == (begun.expire_us, [])
 
 
 def test_an_expired_assignment_takes_no_capacity(pair: RelationshipStore, clock: Clock) -> None:
@@ -259,7 +282,7 @@ def test_a_planned_end_lies_in_the_future_and_after_the_start(pair: Relationship
 
 
 def test_a_replay_is_answered_after_the_planned_end_has_passed(pair: RelationshipStore, clock: Clock) -> None:
-    call = remembered("0190a3c4-0000-7000-8000-000000000001")
+    call = remembered(REQUEST_ID)
     request = requests.Assign("t", "p", expire_us=clock() + SECOND)
     first = pair.assign(request, call)
     clock.advance(2)

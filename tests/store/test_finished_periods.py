@@ -25,7 +25,6 @@ from tests.store.store_calls import (
     make,
     make_pair,
     race,
-    run,
     unassign,
     update,
 )
@@ -119,11 +118,25 @@ def test_an_active_period_is_overlapped_from_its_start_for_ever(pair: Relationsh
     finished(pair, 800, 1000, "t", role=ROLE_PRIMARY)
 
 
-def test_an_active_period_with_a_planned_end_is_overlapped_until_then(pair: RelationshipStore) -> None:
-    active = assign(pair, start_us=1000)
-    run(pair, "UPDATE assignment SET expire_us = 2000")
-    assert overlapped(pair, 1999, 2500) == active.assignment_id
-    finished(pair, 2000, 2500)
+def test_an_active_period_with_a_planned_end_is_overlapped_until_then(pair: RelationshipStore, clock: Clock) -> None:
+    expire_us = pair.assign(Assign("t", "p", start_us=1000, expire_us=clock.now_us + 10), CALL).record.expire_us or 0
+    [active] = history(pair)
+    assert overlapped(pair, expire_us - 1, expire_us + 9) == active.assignment_id
+    finished(pair, expire_us, expire_us + 9)
+    clock.now_us += 10
+    assert in_force(pair, expire_us) == [history(pair)[1].assignment_id]
+    assert broken(pair) == []
+
+
+def test_an_expiring_period_may_come_before_a_finished_one(pair: RelationshipStore, clock: Clock) -> None:
+    soon_us, later_us = clock.now_us + 5, clock.now_us + 9
+    period = finished(pair, soon_us, later_us)
+    with pytest.raises(errors.PeriodOverlaps) as refusal:
+        assign(pair, start_us=100, expire_us=soon_us + 1)
+    assert refusal.value.metadata == {"assignment_id": period.assignment_id}
+    active = assign(pair, start_us=100, expire_us=soon_us)
+    assert (active.start_us, active.expire_us) == (100, soon_us)
+    assert broken(pair) == []
 
 
 def test_an_error_names_the_first_of_several_periods(pair: RelationshipStore) -> None:
@@ -167,6 +180,8 @@ def test_status_capacity_and_the_active_primary_do_not_stand_in_the_way(pair: Re
 
 
 def test_missing_and_deleted_records_stand_in_the_way(pair: RelationshipStore) -> None:
+    finished(pair, 0, 5)
+    overlapped(pair, 1, 2)  # which is found last
     with pytest.raises(errors.TherapistNotFound):
         finished(pair, 1, 2, "missing", patient_id="missing")
     with pytest.raises(errors.PatientNotFound):
@@ -210,6 +225,7 @@ def test_a_period_entered_in_error_or_without_length_overlaps_nothing(pair: Rela
     wrong = finished(pair, 100, 200, end_reason=enums.END_ENTERED_IN_ERROR)
     empty = finished(pair, 150, 150)
     right = finished(pair, 100, 200)
+    finished(pair, 160, 160)
     assert len({wrong.assignment_id, empty.assignment_id, right.assignment_id}) == 3
     assert finished(pair, 150, 150) == empty
     assert finished(pair, 100, 200, end_reason=enums.END_ENTERED_IN_ERROR) == wrong
@@ -279,7 +295,9 @@ def overlap(period: Assignment, order: Assign) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("role", [ROLE_PRIMARY, ROLE_TREATING])
-def test_racing_callers_never_leave_overlapping_periods(store: RelationshipStore, role: int) -> None:
+def test_racing_callers_never_leave_overlapping_periods(
+    store: RelationshipStore, instances: list[RelationshipStore], role: int
+) -> None:
     make(store, PATIENT, "p")
     for number in range(4):
         make(store, THERAPIST, f"t{number}")
@@ -293,7 +311,7 @@ def test_racing_callers_never_leave_overlapping_periods(store: RelationshipStore
             if turn == 3 and number % 8 == 0:
                 order |= {"start_us": 45, "end_us": None, "replace": True, "replace_primary": True}
             try:
-                done.append(assign(store, f"t{number % 4}", "p", **order))
+                done.append(assign(instances[number % 3], f"t{number % 4}", "p", **order))
             except errors.PeriodOverlaps:
                 continue
         return done

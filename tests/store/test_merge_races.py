@@ -31,17 +31,27 @@ def two_patients(chance: random.Random) -> tuple[str, str]:
     return source, target
 
 
+def finished(chance: random.Random) -> Assign:
+    start_us = chance.randint(0, 50)
+    end_us = start_us + chance.randint(1, 9)
+    role = chance.randint(1, 3)
+    return Assign(chance.choice(THERAPISTS), one_patient(chance), role, start_us=start_us, end_us=end_us)
+
+
+def replacing(chance: random.Random) -> Assign:
+    role = chance.randint(1, 3)
+    return Assign(chance.choice(THERAPISTS), one_patient(chance), role, replace=True, replace_primary=True)
+
+
 WRITES: list[Write] = [
     lambda store, chance: store.merge(Merge(*two_patients(chance), force=True), CALL),
     lambda store, chance: store.merge(Merge(*two_patients(chance)), CALL),
     lambda store, chance: store.unmerge(one_patient(chance), CALL),
     lambda store, chance: store.unmerge(one_patient(chance), CALL),
-    lambda store, chance: store.assign(
-        Assign(
-            chance.choice(THERAPISTS), one_patient(chance), chance.randint(1, 3), replace=True, replace_primary=True
-        ),
-        CALL,
-    ),
+    lambda store, chance: store.assign(replacing(chance), CALL),
+    lambda store, chance: store.assign(finished(chance), CALL),
+    lambda store, chance: store.batch_assign([finished(chance), replacing(chance), finished(chance)], CALL),
+    lambda store, chance: store.batch_assign([replacing(chance) for _ in range(3)], CALL),
     lambda store, chance: store.assign(Assign(chance.choice(THERAPISTS), one_patient(chance)), CALL),
     lambda store, chance: store.unassign(Unassign(chance.choice(THERAPISTS), one_patient(chance)), CALL),
     lambda store, chance: store.transfer(Transfer("t0", chance.choice(THERAPISTS[1:])), CALL),

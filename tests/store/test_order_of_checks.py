@@ -261,6 +261,11 @@ def has_active(scene: Scene) -> None:
     scene.fields["status"] = scene.kind.idle_status
 
 
+def one_too_many(scene: Scene) -> None:
+    has_active(scene)
+    scene.order["force"] = True
+
+
 LAST.append(deleted)
 
 UPDATE: dict[str, Reason] = {
@@ -270,32 +275,30 @@ UPDATE: dict[str, Reason] = {
     "ETAG_MISMATCH": (errors.EtagMismatch, old_etag),
     "INVALID_FIELD": (errors.InvalidField, too_large),
     "HAS_ACTIVE_ASSIGNMENTS": (errors.HasActiveAssignments, has_active),
+    "TOO_MANY_ASSIGNMENTS": (errors.TooManyAssignments, one_too_many),
     "IDENTIFIER_TAKEN": (errors.IdentifierTaken, identifier_taken),
 }
 
 
 @both_kinds
-@each_pair(UPDATE)
+@each_pair(
+    UPDATE, ("HAS_ACTIVE_ASSIGNMENTS", "TOO_MANY_ASSIGNMENTS")
+)  # the first needs force=False, the second force=True
 def test_update_reports_the_first_reason_of_two(
-    store: RelationshipStore, clock: Clock, kind: AnyKind, case: Case
+    store: RelationshipStore, clock: Clock, monkeypatch: pytest.MonkeyPatch, kind: AnyKind, case: Case
 ) -> None:
     scene = Scene(store, clock, kind)
 
     def change() -> None:
+        monkeypatch.setattr(limits, "MAX_ASSIGNMENTS_PER_CALL", 0)
         order = scene.order
-        store.update(
-            kind, Update(order.get("record_id", scene.it), scene.fields, etag=order.get("etag", "")), scene.call
-        )
+        record_id, end_reason = order.get("record_id", scene.it), 1 if order.get("force") else None
+        store.update(kind, Update(record_id, scene.fields, order.get("etag", ""), end_reason), scene.call)
 
     refused(scene, case, change)
 
 
 # Delete.
-
-
-def one_too_many(scene: Scene) -> None:
-    has_active(scene)
-    scene.order["force"] = True
 
 
 DELETE: dict[str, Reason] = {

@@ -1,10 +1,14 @@
 """A purge of one person erases that person, and nobody else."""
 
+import threading
+import time
+
 import pytest
 from caseload_server.domain import errors
 from caseload_server.domain.records import ChangeSet
-from caseload_server.domain.requests import ChangeQuery
+from caseload_server.domain.requests import ChangeQuery, Merge
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
+from caseload_server.store.backends.protocol import Transaction
 from caseload_server.store.purges import NotPurgeable
 
 from tests.store.conftest import Clock
@@ -26,6 +30,7 @@ from tests.store.store_calls import (
     run,
     unassign,
 )
+from tests.support.waiting import HUNG_SECONDS, join
 
 MRN = '[["urn:mrn","1"]]'
 CANARY = "Zebrafinch"
@@ -34,13 +39,6 @@ CANARY = "Zebrafinch"
 def pair(kind: AnyKind, one: str) -> tuple[str, str]:
     """The record of this kind with t or p."""
     return (one, "p") if kind is THERAPIST else ("t", one)
-
-
-def merge(store: RelationshipStore, source: str, target: str) -> None:
-    """Marks a patient as merged into another one."""
-    delete(store, PATIENT, source, force=True)
-    parameters = {"source": source, "target": target}
-    run(store, "UPDATE patient SET merged_into_patient_id = :target WHERE patient_id = :source", dict(parameters))
 
 
 @both_kinds
@@ -121,8 +119,8 @@ def test_patients_who_were_merged_into_an_erased_one_are_erased_too(store: Relat
     for name in "abcd":
         make(store, PATIENT, name)
         assign(store, "t", name)
-    merge(store, "c", "b")
-    merge(store, "b", "a")
+    store.merge(Merge("c", "b"), CALL)
+    store.merge(Merge("b", "a"), CALL)
     delete(store, PATIENT, "a", force=True)
     assert store.purge_record(PATIENT, "a") == (3, 3)
     assert ids(store, PATIENT, show_deleted=True) == ["d"]
@@ -133,13 +131,33 @@ def test_patients_who_were_merged_into_an_erased_one_are_erased_too(store: Relat
 def test_a_merged_patient_is_erased_only_with_the_other_record(store: RelationshipStore) -> None:
     for name in "ab":
         make(store, PATIENT, name)
-    merge(store, "b", "a")
+    store.merge(Merge("b", "a"), CALL)
     before = dump(store)
     with pytest.raises(NotPurgeable, match="was merged into patient a: purge that one, or unmerge it first"):
         store.purge_record(PATIENT, "b")
     with pytest.raises(NotPurgeable, match="not deleted"):
         store.purge_record(PATIENT, "a")
     assert dump(store) == before
+
+
+@both_kinds
+def test_a_person_who_is_undeleted_while_a_purge_waits_is_kept(store: RelationshipStore, kind: AnyKind) -> None:
+    make(store, kind, "a")
+    delete(store, kind, "a")
+    is_undeleted = threading.Event()
+
+    def slowly(transaction: Transaction) -> None:
+        transaction.run(f"UPDATE {kind.name} SET deleted_us = NULL RETURNING 1")
+        is_undeleted.set()
+        time.sleep(0.3)
+
+    undeleting = threading.Thread(target=store._database.write, args=(slowly,))
+    undeleting.start()
+    assert is_undeleted.wait(HUNG_SECONDS)
+    with pytest.raises(NotPurgeable, match="not deleted"):
+        store.purge_record(kind, "a")
+    join(undeleting)
+    assert ids(store, kind) == ["a"]
 
 
 @both_kinds

@@ -7,11 +7,13 @@ from caseload_server.store import RelationshipStore
 
 from tests.store.conftest import Clock
 from tests.store.store_builders import (
+    CALL,
     SECOND,
     VALIDATE,
     assert_consistent,
     assign,
     dump,
+    patients,
     period,
     periods,
     remembered,
@@ -20,7 +22,7 @@ from tests.store.store_builders import (
     unassign,
 )
 from tests.store.store_calls import in_force
-from tests.store.transfer_setup import COVERING, ID
+from tests.store.transfer_setup import COVERING, ID, ON_LEAVE, update
 
 DAY = 24 * 3600 * SECOND
 
@@ -122,3 +124,25 @@ def test_a_replay_and_validate_only_answer_with_the_effective_time(
     outcome = transfer(filled_store, "s", "t", call=remembered(ID), effective_us=friday)
     clock.advance(60)
     assert transfer(filled_store, "s", "t", call=remembered(ID), effective_us=friday) == outcome
+
+
+def test_a_rejected_transfer_at_a_time_reports_the_first_failed_check(
+    filled_store: RelationshipStore, friday: int
+) -> None:
+    def refusal(*ids: str) -> type[Exception]:
+        with pytest.raises(errors.DomainError) as caught:
+            transfer(filled_store, "s", "t", *ids, effective_us=friday)
+        return caught.type
+
+    late = assign(filled_store, "s", "d", start_us=friday + 1)
+    other = period(filled_store, "t", "b", friday, friday + 1)
+    update("t", status=ON_LEAVE, max_active_patients=0)(filled_store)
+    patients(filled_store, "e")
+    assert refusal("d", "e") is errors.AssignmentNotFound
+    assert refusal() is errors.InvalidField
+    unassign(filled_store, "s", late.patient_id)
+    assert refusal() is errors.TherapistNotActive
+    update("t", status=1)(filled_store)
+    assert refusal("b", "a") is errors.PeriodOverlaps
+    filled_store.correct(other.assignment_id, "", {"end_us": friday}, CALL)
+    assert refusal("b", "a") is errors.TherapistAtCapacity

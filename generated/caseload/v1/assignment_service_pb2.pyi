@@ -95,8 +95,9 @@ class AssignmentFilter(_message.Message):
 
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_resources_pb2.Assignment.State.ValueType]:
-        """The state must be one of these. Empty means only active. STATE_UNSPECIFIED and unknown values
-        are errors.
+        """The state must be one of these. Empty means only active. A list of active assignments leaves
+        out those that have expired, even before the server ends them. STATE_UNSPECIFIED and unknown
+        values are errors.
         """
 
     @_builtins.property
@@ -220,10 +221,10 @@ class UpdateAssignmentRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """The fields to set, out of focus, start_time, end_time and end_reason. Empty means every
-        populated one. "*" means all four, and must be the only path. A field that is named but not set
-        is cleared. focus and end_reason can be cleared; start_time and the end_time of an ended
-        assignment cannot.
+        """The fields to set, out of focus, start_time, end_time, end_reason and expire_time. Empty means
+        every populated one. "*" means the first four, and must be the only path. A field that is
+        named but not set is cleared. focus, end_reason and expire_time can be cleared; start_time and
+        the end_time of an ended assignment cannot.
 
         therapist_id, patient_id and role cannot change. They must equal the assignment's values if
         they are named, or if they are populated and the mask is empty or "*". To name assignment_id
@@ -565,7 +566,9 @@ class BatchAssignResponse(_message.Message):
     """The store revision of the write, or the head revision if nothing was written."""
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchAssignResponse.Result]:
-        """In request order, one result for each entry."""
+        """In request order, one result for each entry. A TREATING assignment that demote_primary started
+        is not listed.
+        """
 
     def __init__(
         self,

@@ -97,7 +97,8 @@ class AssignmentServiceStub:
     """
     UpdateAssignment: _grpc.UnaryUnaryMultiCallable[_assignment_service_pb2.UpdateAssignmentRequest, _assignment_service_pb2.UpdateAssignmentResponse]
     """Corrects values of an assignment that were recorded wrongly: focus and start_time, and end_time
-    and end_reason of an ended one. The previous values are not kept. When the care itself has
+    and end_reason of an ended one. It also plans the end of an active one, with expire_time. The
+    previous values are not kept. When the care itself has
     changed, use Assign with replace, Unassign or TransferPatients instead.
 
     created_by and ended_by do not change, and the change log names the caller who made the
@@ -118,7 +119,8 @@ class AssignmentServiceStub:
     - INVALID_FIELD: therapist_id, patient_id or role differs from the assignment's. Or end_time or
       end_reason is set on an active assignment, which only Unassign ends. Or end_time would be
       cleared on an ended assignment, or be before start_time. Or end_reason would become one that
-      only the server sets.
+      only the server sets. Or expire_time would change on an ended assignment, or on an active one
+      not be in the future and after start_time.
     - PERIOD_OVERLAPS: the period would overlap another active or ended period of the pair. For
       ROLE_PRIMARY, other PRIMARY periods of the patient count too. Periods that ended as
       ENTERED_IN_ERROR, or at the moment they started, do not count.
@@ -126,9 +128,9 @@ class AssignmentServiceStub:
     CheckAssignments: _grpc.UnaryUnaryMultiCallable[_assignment_service_pb2.CheckAssignmentsRequest, _assignment_service_pb2.CheckAssignmentsResponse]
     """Checks for up to 100 pairs whether the therapist is assigned to the patient, all in one
     snapshot of the store. A pair is assigned when one of its periods is in force now, or at
-    as_of_time: start_time <= t < end_time, and not ended as ENTERED_IN_ERROR. An unknown or purged
-    id is not an error, and the result is false. For a soft-deleted record the result follows from
-    its periods, which have all ended.
+    as_of_time: start_time <= t < end_time, or t < expire_time while it is active, and not ended
+    as ENTERED_IN_ERROR. An unknown or purged id is not an error, and the result is false. For a
+    soft-deleted record the result follows from its periods, which have all ended.
 
     Patients whose records MergePatients joined are one person: a pair is assigned when a period of
     any of these records is in force, whichever of their ids the pair has. If several are, the
@@ -148,7 +150,8 @@ class AssignmentServiceStub:
 
     Retries: with the same request_id, the call writes nothing and returns the assignments and the
     created flags of the first call. Without a request_id, entries that are already recorded return
-    created=false, as in AssignPatient.
+    created=false, as in AssignPatient. But an entry that a later one replaced is assigned again, or
+    rejected. So send a request_id with a batch whose entries replace each other.
 
     Errors:
     - INVALID_FIELD: there is no entry, there are more than 100 entries, or a field is missing or
@@ -161,9 +164,10 @@ class AssignmentServiceStub:
     TransferPatients: _grpc.UnaryUnaryMultiCallable[_assignment_service_pb2.TransferPatientsRequest, _assignment_service_pb2.TransferPatientsResponse]
     """Moves active assignments from one therapist (the source) to another (the target), all or
     nothing. Each period of the source ends with END_REASON_TRANSFERRED. At the same moment a
-    period of the target starts, with the same role and focus. That moment is now. It is later if
-    an active period of either therapist with the patient starts later. It is also later if the new
-    period would overlap an earlier one that ends later. So skewed clocks cause no errors.
+    period of the target starts, with the same role and focus, and without an expire_time. That
+    moment is now. It is later if an active period of either therapist with the patient starts
+    later. It is also later if the new period would overlap an earlier one that ends later. So
+    skewed clocks cause no errors.
 
     With effective_time that moment is exactly effective_time, for all patients, and each of these
     obstacles is an error instead.
@@ -274,7 +278,8 @@ class AssignmentServiceAsyncStub(AssignmentServiceStub):
     """
     UpdateAssignment: _aio.UnaryUnaryMultiCallable[_assignment_service_pb2.UpdateAssignmentRequest, _assignment_service_pb2.UpdateAssignmentResponse]  # type: ignore[assignment]
     """Corrects values of an assignment that were recorded wrongly: focus and start_time, and end_time
-    and end_reason of an ended one. The previous values are not kept. When the care itself has
+    and end_reason of an ended one. It also plans the end of an active one, with expire_time. The
+    previous values are not kept. When the care itself has
     changed, use Assign with replace, Unassign or TransferPatients instead.
 
     created_by and ended_by do not change, and the change log names the caller who made the
@@ -295,7 +300,8 @@ class AssignmentServiceAsyncStub(AssignmentServiceStub):
     - INVALID_FIELD: therapist_id, patient_id or role differs from the assignment's. Or end_time or
       end_reason is set on an active assignment, which only Unassign ends. Or end_time would be
       cleared on an ended assignment, or be before start_time. Or end_reason would become one that
-      only the server sets.
+      only the server sets. Or expire_time would change on an ended assignment, or on an active one
+      not be in the future and after start_time.
     - PERIOD_OVERLAPS: the period would overlap another active or ended period of the pair. For
       ROLE_PRIMARY, other PRIMARY periods of the patient count too. Periods that ended as
       ENTERED_IN_ERROR, or at the moment they started, do not count.
@@ -303,9 +309,9 @@ class AssignmentServiceAsyncStub(AssignmentServiceStub):
     CheckAssignments: _aio.UnaryUnaryMultiCallable[_assignment_service_pb2.CheckAssignmentsRequest, _assignment_service_pb2.CheckAssignmentsResponse]  # type: ignore[assignment]
     """Checks for up to 100 pairs whether the therapist is assigned to the patient, all in one
     snapshot of the store. A pair is assigned when one of its periods is in force now, or at
-    as_of_time: start_time <= t < end_time, and not ended as ENTERED_IN_ERROR. An unknown or purged
-    id is not an error, and the result is false. For a soft-deleted record the result follows from
-    its periods, which have all ended.
+    as_of_time: start_time <= t < end_time, or t < expire_time while it is active, and not ended
+    as ENTERED_IN_ERROR. An unknown or purged id is not an error, and the result is false. For a
+    soft-deleted record the result follows from its periods, which have all ended.
 
     Patients whose records MergePatients joined are one person: a pair is assigned when a period of
     any of these records is in force, whichever of their ids the pair has. If several are, the
@@ -325,7 +331,8 @@ class AssignmentServiceAsyncStub(AssignmentServiceStub):
 
     Retries: with the same request_id, the call writes nothing and returns the assignments and the
     created flags of the first call. Without a request_id, entries that are already recorded return
-    created=false, as in AssignPatient.
+    created=false, as in AssignPatient. But an entry that a later one replaced is assigned again, or
+    rejected. So send a request_id with a batch whose entries replace each other.
 
     Errors:
     - INVALID_FIELD: there is no entry, there are more than 100 entries, or a field is missing or
@@ -338,9 +345,10 @@ class AssignmentServiceAsyncStub(AssignmentServiceStub):
     TransferPatients: _aio.UnaryUnaryMultiCallable[_assignment_service_pb2.TransferPatientsRequest, _assignment_service_pb2.TransferPatientsResponse]  # type: ignore[assignment]
     """Moves active assignments from one therapist (the source) to another (the target), all or
     nothing. Each period of the source ends with END_REASON_TRANSFERRED. At the same moment a
-    period of the target starts, with the same role and focus. That moment is now. It is later if
-    an active period of either therapist with the patient starts later. It is also later if the new
-    period would overlap an earlier one that ends later. So skewed clocks cause no errors.
+    period of the target starts, with the same role and focus, and without an expire_time. That
+    moment is now. It is later if an active period of either therapist with the patient starts
+    later. It is also later if the new period would overlap an earlier one that ends later. So
+    skewed clocks cause no errors.
 
     With effective_time that moment is exactly effective_time, for all patients, and each of these
     obstacles is an error instead.
@@ -466,7 +474,8 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_assignment_service_pb2.UpdateAssignmentResponse, _abc.Awaitable[_assignment_service_pb2.UpdateAssignmentResponse]]:
         """Corrects values of an assignment that were recorded wrongly: focus and start_time, and end_time
-        and end_reason of an ended one. The previous values are not kept. When the care itself has
+        and end_reason of an ended one. It also plans the end of an active one, with expire_time. The
+        previous values are not kept. When the care itself has
         changed, use Assign with replace, Unassign or TransferPatients instead.
 
         created_by and ended_by do not change, and the change log names the caller who made the
@@ -487,7 +496,8 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
         - INVALID_FIELD: therapist_id, patient_id or role differs from the assignment's. Or end_time or
           end_reason is set on an active assignment, which only Unassign ends. Or end_time would be
           cleared on an ended assignment, or be before start_time. Or end_reason would become one that
-          only the server sets.
+          only the server sets. Or expire_time would change on an ended assignment, or on an active one
+          not be in the future and after start_time.
         - PERIOD_OVERLAPS: the period would overlap another active or ended period of the pair. For
           ROLE_PRIMARY, other PRIMARY periods of the patient count too. Periods that ended as
           ENTERED_IN_ERROR, or at the moment they started, do not count.
@@ -501,9 +511,9 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_assignment_service_pb2.CheckAssignmentsResponse, _abc.Awaitable[_assignment_service_pb2.CheckAssignmentsResponse]]:
         """Checks for up to 100 pairs whether the therapist is assigned to the patient, all in one
         snapshot of the store. A pair is assigned when one of its periods is in force now, or at
-        as_of_time: start_time <= t < end_time, and not ended as ENTERED_IN_ERROR. An unknown or purged
-        id is not an error, and the result is false. For a soft-deleted record the result follows from
-        its periods, which have all ended.
+        as_of_time: start_time <= t < end_time, or t < expire_time while it is active, and not ended
+        as ENTERED_IN_ERROR. An unknown or purged id is not an error, and the result is false. For a
+        soft-deleted record the result follows from its periods, which have all ended.
 
         Patients whose records MergePatients joined are one person: a pair is assigned when a period of
         any of these records is in force, whichever of their ids the pair has. If several are, the
@@ -529,7 +539,8 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Retries: with the same request_id, the call writes nothing and returns the assignments and the
         created flags of the first call. Without a request_id, entries that are already recorded return
-        created=false, as in AssignPatient.
+        created=false, as in AssignPatient. But an entry that a later one replaced is assigned again, or
+        rejected. So send a request_id with a batch whose entries replace each other.
 
         Errors:
         - INVALID_FIELD: there is no entry, there are more than 100 entries, or a field is missing or
@@ -548,9 +559,10 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_assignment_service_pb2.TransferPatientsResponse, _abc.Awaitable[_assignment_service_pb2.TransferPatientsResponse]]:
         """Moves active assignments from one therapist (the source) to another (the target), all or
         nothing. Each period of the source ends with END_REASON_TRANSFERRED. At the same moment a
-        period of the target starts, with the same role and focus. That moment is now. It is later if
-        an active period of either therapist with the patient starts later. It is also later if the new
-        period would overlap an earlier one that ends later. So skewed clocks cause no errors.
+        period of the target starts, with the same role and focus, and without an expire_time. That
+        moment is now. It is later if an active period of either therapist with the patient starts
+        later. It is also later if the new period would overlap an earlier one that ends later. So
+        skewed clocks cause no errors.
 
         With effective_time that moment is exactly effective_time, for all patients, and each of these
         obstacles is an error instead.

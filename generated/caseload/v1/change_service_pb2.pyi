@@ -38,11 +38,16 @@ class ChangeSet(_message.Message):
     revision: _builtins.str
     """The position in the change log, which is the revision that the call returned."""
     actor: _builtins.str
-    """The caller, or "cli:" followed by the command. "local" if callers are not authenticated."""
+    """The caller, or "cli:" followed by the command. "local" if callers are not authenticated.
+    "system:expiry" if the server ended an assignment at its expire_time. Each such end has a
+    change set of its own.
+    """
     request_id: _builtins.str
     """The request_id of the call in lower case, or empty if it had none."""
     method: _builtins.str
-    """The RPC, for instance "/caseload.v1.TherapistService/AssignPatient". Empty for a command."""
+    """The RPC, for instance "/caseload.v1.TherapistService/AssignPatient". Empty for a
+    command, and for an expiry.
+    """
     on_behalf_of: _builtins.str
     """The end user for whom the caller acted. The caller asserts it in the metadata
     "caseload-on-behalf-of" of the call, and the server does not verify it. Empty if the caller sent

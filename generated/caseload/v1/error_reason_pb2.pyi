@@ -62,8 +62,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     the identifier up.
     """
     ERROR_REASON_ASSIGNMENT_DIFFERS: _ErrorReason.ValueType  # 22
-    """ALREADY_EXISTS. The pair already has an active assignment with another role, focus or
-    start_time.
+    """ALREADY_EXISTS. The pair already has an active assignment with another role, focus,
+    start_time or expire_time.
     """
     ERROR_REASON_THERAPIST_DELETED: _ErrorReason.ValueType  # 30
     """FAILED_PRECONDITION. The therapist is soft-deleted. Undelete it first."""
@@ -223,8 +223,8 @@ google.rpc.ResourceInfo names it to callers with the permission read, unless it 
 the identifier up.
 """
 ERROR_REASON_ASSIGNMENT_DIFFERS: ErrorReason.ValueType  # 22
-"""ALREADY_EXISTS. The pair already has an active assignment with another role, focus or
-start_time.
+"""ALREADY_EXISTS. The pair already has an active assignment with another role, focus,
+start_time or expire_time.
 """
 ERROR_REASON_THERAPIST_DELETED: ErrorReason.ValueType  # 30
 """FAILED_PRECONDITION. The therapist is soft-deleted. Undelete it first."""

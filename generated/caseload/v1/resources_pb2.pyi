@@ -398,8 +398,9 @@ Global___Patient: _TypeAlias = Patient  # noqa: Y015
 class Assignment(_message.Message):
     """One period during which a therapist is responsible for a patient.
 
-    Ended periods are kept. A period is in force at t when start_time <= t < end_time. A period that
-    ended as ENTERED_IN_ERROR was never in force.
+    Ended periods are kept. A period is in force at t when start_time <= t < end_time. While it is
+    active, t < expire_time counts instead of its end. A period that ended as ENTERED_IN_ERROR was
+    never in force.
 
     Periods of one pair never overlap, and PRIMARY periods of one patient never overlap. Periods that
     ended as ENTERED_IN_ERROR do not count. The role of a period never changes: a new role starts a
@@ -454,7 +455,8 @@ class Assignment(_message.Message):
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """Whether an end of the period is recorded. This can differ from being in force, because a start
-        or an end may be up to a minute ahead.
+        or an end may be up to a minute ahead, and the server ends an expired assignment a moment
+        later.
         """
 
     STATE_UNSPECIFIED: Assignment.State.ValueType  # 0
@@ -558,7 +560,7 @@ class Assignment(_message.Message):
     created_by: _builtins.str
     """The principal that created the assignment."""
     ended_by: _builtins.str
-    """The principal that ended it. Empty while active."""
+    """The principal that ended it, or "system:expiry" if it expired. Empty while active."""
     etag: _builtins.str
     """An opaque version. Send it with Unassign or UpdateAssignment, which then fails if the
     assignment has changed. An empty etag is not compared. Must not be named in an update_mask.
@@ -585,9 +587,15 @@ class Assignment(_message.Message):
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """The planned end. From this moment on the assignment is not in force, and within 5 seconds the
-        server ends it: end_time becomes expire_time, with END_REASON_EXPIRED. In the future when it is
-        set. Absent means that no end is planned.
+        """The planned end, for instance of cover. From this moment on the assignment is not in force:
+        CheckAssignments, lists as of a time and lists of active assignments leave it out. Within 5
+        seconds the server ends it. Then end_time is expire_time, with END_REASON_EXPIRED, and state,
+        etag, counts, primary_therapist_id and filters follow. A write that it would obstruct ends it
+        first. The assignment can end sooner. If an end is later than expire_time, it becomes
+        expire_time.
+
+        In the future and after start_time when it is set. It stays when the assignment ends, and
+        cannot change afterwards. Absent means that no end is planned.
         """
 
     def __init__(

@@ -590,9 +590,9 @@ class AssignPatientRequest(_message.Message):
     focus: _builtins.str
     """The case that this assignment treats: a code in kebab-case of at most 64 characters, or empty."""
     replace: _builtins.bool
-    """If the pair has an active assignment with another role, focus or start_time, ends it at the new
-    start_time, with END_REASON_REPLACED. Starts this one in the same transaction. No effect
-    otherwise.
+    """If the pair has an active assignment with another role, focus, start_time or expire_time, ends
+    it at the new start_time, with END_REASON_REPLACED. Starts this one in the same transaction,
+    without the expire_time of the old one. No effect otherwise.
     """
     replace_primary: _builtins.bool
     """With ROLE_PRIMARY, ends another therapist's primary period at the new start_time, with
@@ -615,8 +615,9 @@ class AssignPatientRequest(_message.Message):
     """
     demote_primary: _builtins.bool
     """With ROLE_PRIMARY, ends another therapist's primary period at the new start_time, with
-    END_REASON_REPLACED, and starts a TREATING period of that therapist, whatever their status. No
-    effect with other roles. Must not be set together with replace_primary.
+    END_REASON_REPLACED. At the same moment a TREATING period of that therapist starts, whatever
+    their status, with the same focus and expire_time. No effect with other roles. Must not be set
+    together with replace_primary.
     """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
@@ -634,8 +635,8 @@ class AssignPatientRequest(_message.Message):
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """The planned end, in the future and after start_time. Truncated to microseconds. Absent means
-        that no end is planned.
+        """The planned end, in the future and after start_time: see Assignment.expire_time. Truncated to
+        microseconds. Absent means that no end is planned.
         """
 
     def __init__(
@@ -687,7 +688,7 @@ class AssignPatientResponse(_message.Message):
     @_builtins.property
     def demoted(self) -> _resources_pb2.Assignment:
         """The TREATING assignment that demote_primary started for the other therapist. Absent if it
-        started none.
+        started none, on a repeat without request_id, and for a caller without read.
         """
 
     def __init__(
@@ -829,8 +830,8 @@ class ListTherapistPatientsRequest(_message.Message):
 
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_resources_pb2.Assignment.State.ValueType]:
-        """The state must be one of these. Empty means only active. STATE_UNSPECIFIED and unknown values
-        are errors.
+        """The state must be one of these. Empty means only active, without those that have expired.
+        STATE_UNSPECIFIED and unknown values are errors.
         """
 
     @_builtins.property

@@ -288,24 +288,29 @@ class TherapistServiceServicer(object):
 
         Retries: while the same assignment is active, the call succeeds with created=false and writes
         nothing. Changes of status or capacity in the meantime do not matter. Assignments are the same
-        when role (unset means ROLE_TREATING) and focus are equal, and start_time too if the call sets
-        it, truncated to microseconds. Flags are not compared. After the assignment has ended, a retry
-        starts a new period. With the same request_id it returns the ended assignment of the first call
-        instead. A finished period is the same when role, focus, start_time, end_time and end_reason
-        (unset means no reason) are equal. Then the call succeeds with created=false.
+        when role (unset means ROLE_TREATING) and focus are equal, and start_time and expire_time too
+        if the call sets them, truncated to microseconds. Flags are not compared. After the assignment
+        has ended, a retry starts a new period. With the same request_id it returns the ended
+        assignment of the first call instead. A finished period is the same when role, focus,
+        start_time, end_time and end_reason (unset means no reason) are equal. Then the call succeeds
+        with created=false.
 
         Errors:
         - INVALID_FIELD: a field is missing or malformed, start_time or end_time is more than a minute
-        ahead, or a field must not be set together with end_time.
+        ahead, a field must not be set together with end_time, or both replace_primary and
+        demote_primary are set.
         - REQUEST_ID_REUSED: request_id was used for a different request.
+        - INVALID_FIELD: expire_time is not in the future.
         - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.
         - PATIENT_NOT_FOUND: patient_id never existed, or was purged.
         - THERAPIST_DELETED: the therapist is soft-deleted.
         - PATIENT_MERGED: the patient was merged into another record.
         - PATIENT_DELETED: the patient is soft-deleted.
-        - ASSIGNMENT_DIFFERS: the pair has an active assignment with another role, focus or start_time,
-        and replace is not set.
-        - THERAPIST_NOT_ACTIVE: the therapist's status is not STATUS_ACTIVE.
+        - ASSIGNMENT_DIFFERS: the pair has an active assignment with another role, focus, start_time
+        or
+        expire_time, and replace is not set.
+        - THERAPIST_NOT_ACTIVE: the therapist's status is not STATUS_ACTIVE. To replace the pair's own
+        period is allowed, so that the role or focus of a therapist on leave can change.
         - PATIENT_NOT_ACTIVE: the patient's status is not STATUS_ACTIVE.
         - PERIOD_OVERLAPS: start_time is before the end of an ended period of the pair, or before the
         start of a period that this one replaces. For ROLE_PRIMARY, ended PRIMARY periods of the
@@ -313,7 +318,8 @@ class TherapistServiceServicer(object):
         as ENTERED_IN_ERROR, or at the moment they started, do not count. Metadata gives assignment_id
         of the other period.
         - PRIMARY_EXISTS: role is ROLE_PRIMARY, the patient has an active PRIMARY assignment to another
-        therapist, and replace_primary is not set.
+        therapist, and neither replace_primary nor demote_primary is set.
+        - INVALID_FIELD: expire_time is not after the start of the new period.
         - THERAPIST_AT_CAPACITY: the therapist has reached max_active_patients, and ignore_capacity is
         not set. To replace the pair's own period is allowed, because the count does not change.
         """

@@ -100,15 +100,15 @@ def _purge(store: RelationshipStore, times: dict[str, int], chosen: dict[str, st
 
 
 def _purge_record(store: RelationshipStore, kind: RecordKind[Any], record_id: str) -> None:
-    """Erases one record. Prints the numbers of erased records."""
+    """Erases one record. Prints the numbers of erased records, even if it is interrupted."""
     try:
         with defer_signals():
             purged = store.purge_record(kind, record_id)
+            _report({kind.name: purged.records, "assignment": purged.assignments})
     except kind.not_found as error:
         raise SettingError(f"--{kind.name}", error.message) from None
     except NotPurgeable as error:
         raise SettingError(f"--{kind.name}", str(error)) from None
-    _report({kind.name: purged.records, "assignment": purged.assignments})
 
 
 def _report(erased: dict[str, int]) -> None:

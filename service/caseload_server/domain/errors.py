@@ -122,7 +122,8 @@ class IdentifierTaken(DomainError):
 class AssignmentDiffers(DomainError):
     reason = "ASSIGNMENT_DIFFERS"
     text = (
-        "The pair already has an active assignment with another role, focus or start_time. Set replace to replace it."
+        "The pair already has an active assignment with another role, focus, start_time or expire_time."
+        " Set replace to replace it."
     )
 
 

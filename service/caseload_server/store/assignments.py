@@ -12,6 +12,7 @@ from caseload_server.domain.records import Assignment, P, Patient, Therapist
 from caseload_server.store import expiry, records
 from caseload_server.store.backends.protocol import SerializationConflict, Value
 from caseload_server.store.counts import CountChanges
+from caseload_server.store.overlaps import MAX_TIME_US
 from caseload_server.store.records import PATIENT, THERAPIST, RecordKind
 from caseload_server.store.write_transaction import Write
 
@@ -40,7 +41,7 @@ WHERE patient_id = :patient_id AND therapist_id <> :therapist_id AND end_us IS N
     AND role = {enums.ROLE_PRIMARY}"""
 _SELECT_LAST_OVERLAPPING = f"""
 SELECT assignment_id, end_us FROM assignment
-WHERE patient_id = :patient_id AND end_us > :start_us AND end_us > start_us
+WHERE patient_id = :patient_id AND end_us > :start_us AND end_us > start_us AND start_us < :before_us
     AND end_reason <> {enums.END_ENTERED_IN_ERROR}
     AND (therapist_id = :therapist_id OR role = :exclusive_role)
 ORDER BY end_us DESC LIMIT 1"""
@@ -179,6 +180,7 @@ def resolve_start(write: Write, request: requests.Assign, replaced: list[Assignm
         "patient_id": request.patient_id,
         "therapist_id": request.therapist_id,
         "start_us": start_us,
+        "before_us": MAX_TIME_US if request.expire_us is None else request.expire_us,
         "exclusive_role": enums.ROLE_PRIMARY if request.role == enums.ROLE_PRIMARY else 0,
     }
     for assignment_id, end_us in write.run(_SELECT_LAST_OVERLAPPING, span):

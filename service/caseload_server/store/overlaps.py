@@ -20,7 +20,8 @@ WHERE patient_id = :patient_id AND assignment_id <> :assignment_id
     AND (COALESCE(end_us, expire_us) IS NULL OR COALESCE(end_us, expire_us) > :start_us)
     AND start_us < :before_us
 ORDER BY start_us, assignment_id LIMIT 1"""
-_MAX_TIME_US: Final = 2**63 - 1
+MAX_TIME_US: Final = 2**63 - 1
+"""After every time, in microseconds since 1970 (UTC): the end of a period that runs for ever."""
 
 
 def refuse_overlap(write: Write, period: Assignment) -> None:
@@ -36,7 +37,7 @@ def refuse_overlap(write: Write, period: Assignment) -> None:
         "therapist_id": period.therapist_id,
         "assignment_id": period.assignment_id,
         "start_us": period.start_us,
-        "before_us": _MAX_TIME_US if end_us is None else end_us,
+        "before_us": MAX_TIME_US if end_us is None else end_us,
         "exclusive_role": enums.ROLE_PRIMARY if period.role == enums.ROLE_PRIMARY else 0,
     }
     for (other_id,) in write.run(_SELECT_OVERLAPPING, span):

@@ -13,8 +13,8 @@ import pytest
 from caseload_server.commands.export_import_verify import open_bulk_load, open_snapshot
 from caseload_server.config import Config, SettingError
 from caseload_server.domain import errors
-from caseload_server.domain.enums import ROLE_PRIMARY
-from caseload_server.domain.requests import ChangeQuery, Merge, Update
+from caseload_server.domain.enums import END_EXPIRED, ROLE_PRIMARY, STATE_ENDED
+from caseload_server.domain.requests import AssignmentQuery, ChangeQuery, Fields, Merge, Update
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.factory import migrate, open_store
 from caseload_server.store.backends.migrations import migrations
@@ -26,6 +26,7 @@ from caseload_server.store.portability.verify import ContentCheck, broken_rules
 
 from tests.store.conftest import Clock
 from tests.store.store_calls import (
+    ALL,
     CALL,
     AnyKind,
     assign,
@@ -39,6 +40,8 @@ from tests.store.store_calls import (
     update,
 )
 
+EXPIRE_US = 4_000_000_000_000_000
+"""The planned end of one assignment."""
 SECRET = "do-not-repeat-me"
 """A value that no error may contain."""
 # Composed and decomposed accents, letters that fold to two, characters that JSON escapes, and similar text.
@@ -80,11 +83,14 @@ def fill(store: RelationshipStore) -> None:
     """One of everything: people with every field set, periods of every kind, and a partly purged log."""
     for number, name in enumerate(AWKWARD):
         identifiers = json.dumps([["https://example.org/staff", name], ["urn:x", str(number)]], ensure_ascii=False)
-        make(store, THERAPIST, f"t{number}", display_name=name, identifiers=identifiers, specialties='["a","b"]')
-        make(store, PATIENT, f"p{number}", display_name=name, birth_date="1990-02-03", annotations='{"k":"\\""}')
+        aliases = json.dumps([f"Alias {name}", f"Other{number}"], ensure_ascii=False, separators=(",", ":"))
+        more: Fields = {"display_name": name, "aliases": aliases}
+        make(store, THERAPIST, f"t{number}", identifiers=identifiers, specialties='["a","b"]', **more)
+        make(store, PATIENT, f"p{number}", birth_date="1990-02-03", annotations='{"k":"\\""}', **more)
         assign(store, f"t{number}", f"p{number}", role=ROLE_PRIMARY, focus=name)
     store.purge_changes(2**62)
     unassign(store, "t1", "p1", end_reason=5)
+    assign(store, "t1", "p2", expire_us=EXPIRE_US)
     delete(store, THERAPIST, "t2", force=True)
     update(store, THERAPIST, "t3", max_active_patients=0, status=2)
     store.merge(Merge("p5", "p4"), CALL)
@@ -129,6 +135,8 @@ def test_the_imported_store_continues_from_the_last_revision(source: str, databa
     old, new = (open_store(Config(database=url), clock) for url in (source, database_url))
     assert ids(new, THERAPIST, name_prefix="zoe muller") == ["t0"]
     assert ids(new, PATIENT, name_prefix='o"neil') == ["p1"]
+    assert ids(new, PATIENT, name_prefix="other2") == ["p2"]
+    assert ids(new, PATIENT, name_prefix="alias zoe muller") == ids(new, PATIENT, name_prefix="other0") == ["p0"]
     assert ids(new, THERAPIST, identifier=("urn:x", "4")) == ["t4"]
     assert ids(new, THERAPIST, specialties=("b",)) == ["t0", "t1", "t3", "t4", "t5"]
     # A repeat of a remembered request writes nothing, and a revision of the old store is refused.
@@ -163,6 +171,22 @@ def test_the_imported_store_does_not_reuse_a_purged_id(
     with pytest.raises(errors.IdTaken):
         make(new, kind, "gone")
     new.close()
+
+
+def test_what_expired_since_the_export_is_not_in_force_and_is_ended(
+    source: str, database_url: str, clock: Clock
+) -> None:
+    imported(exported(source), database_url)
+    store = open_store(Config(database=database_url), clock)
+    pair = [("t1", "p2")]
+    assert store.check_assignments(pair, clock())[0][0].assignment_id is not None
+    clock.now_us = EXPIRE_US
+    assert store.check_assignments(pair, clock())[0][0].assignment_id is None
+    store.end_expired()
+    [ended] = store.list_assignments(AssignmentQuery("t1", "p2", states=(STATE_ENDED,)), ALL).records
+    assert (ended.end_us, ended.end_reason) == (EXPIRE_US, END_EXPIRED)
+    store.close()
+    digest(database_url)
 
 
 def test_an_empty_store_can_be_exported_and_imported(tmp_path: Path, database_url: str, clock: Clock) -> None:

@@ -35,6 +35,7 @@ def filled_store(store: RelationshipStore) -> RelationshipStore:
             pair = json.dumps([["https://example.org/staff", f"A-{one}"]])
             make(store, kind, one, identifiers=pair)
     update(store, THERAPIST, "t", specialties='["hand-therapy"]', annotations='{"room":"12"}')
+    update(store, PATIENT, "q", aliases='["Augusta Byron"]')
     assign(store, "t", "p", role=ROLE_PRIMARY, start_us=1000)
     assign(store, "u", "p", start_us=1000)
     assign(store, "u", "q", start_us=1000)
@@ -136,6 +137,16 @@ BREAKS: list[tuple[str, list[str], list[str]]] = [
         ["0"],
     ),
     (
+        "the planned end of an active assignment is after its start",
+        [f"UPDATE assignment SET expire_us = start_us WHERE {ACTIVE_P}"],
+        [],
+    ),
+    (
+        "an assignment that expired had a planned end",
+        ["UPDATE assignment SET end_reason = 9 WHERE end_us = 2000"],
+        [],
+    ),
+    (
         "the periods of a pair do not overlap",
         [copied("assignment", "assignment_id='z', start_us=1999, end_us=2001", "end_us = 2000")],
         ["z"],
@@ -215,6 +226,8 @@ BREAKS: list[tuple[str, list[str], list[str]]] = [
 FOUND_BREAKS = [
     ("therapist_name_word", "DELETE FROM therapist_name_word WHERE therapist_id = 't'", ["t"]),
     ("patient_name_word", "UPDATE patient_name_word SET word = 'eve' WHERE patient_id = 'q' AND word = 'ada'", ["q"]),
+    ("patient_name_word", "DELETE FROM patient_name_word WHERE word = 'byron'", ["q"]),
+    ("patient_name_word", "UPDATE patient SET aliases = '[]'", ["q"]),
     ("therapist_specialty", "INSERT INTO therapist_specialty VALUES ('u', 'hand-therapy')", ["u"]),
     ("therapist_identifier", "UPDATE therapist_identifier SET live = NULL", ["t", "u"]),
     ("patient_identifier", "UPDATE patient SET identifiers = '[]' WHERE patient_id = 'q'", ["q"]),
@@ -257,7 +270,7 @@ def test_verify_reports_people_whose_search_rows_differ_from_their_records(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("column", ["identifiers", "specialties", "annotations"])
+@pytest.mark.parametrize("column", ["aliases", "identifiers", "specialties", "annotations"])
 @pytest.mark.parametrize("text", ["[", '[["a"]]', "7", '{"a":1}', '["a",1]'])
 def test_verify_reports_invalid_json_of_a_record(filled_store: RelationshipStore, column: str, text: str) -> None:
     run(filled_store, f"UPDATE therapist SET {column} = :text WHERE therapist_id = 'u'", {"text": text})

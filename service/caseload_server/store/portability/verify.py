@@ -3,7 +3,13 @@
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from caseload_server.domain.enums import END_ENTERED_IN_ERROR, PATIENT_DISCHARGED, ROLE_PRIMARY, THERAPIST_INACTIVE
+from caseload_server.domain.enums import (
+    END_ENTERED_IN_ERROR,
+    END_EXPIRED,
+    PATIENT_DISCHARGED,
+    ROLE_PRIMARY,
+    THERAPIST_INACTIVE,
+)
 from caseload_server.store.backends.protocol import Row, Transaction
 from caseload_server.store.portability import content
 from caseload_server.store.portability.content import (
@@ -118,6 +124,14 @@ RULES: Final = (
         "a patient has at most one active PRIMARY assignment",
         f"SELECT MIN(assignment_id) FROM assignment WHERE end_us IS NULL AND role = {ROLE_PRIMARY}"
         " GROUP BY patient_id HAVING COUNT(*) > 1",
+    ),
+    Rule(
+        "the planned end of an active assignment is after its start",
+        "SELECT assignment_id FROM assignment WHERE end_us IS NULL AND expire_us <= start_us",
+    ),
+    Rule(
+        "an assignment that expired had a planned end",
+        f"SELECT assignment_id FROM assignment WHERE end_reason = {END_EXPIRED} AND expire_us IS NULL",
     ),
     Rule("the periods of a pair do not overlap", _select_overlapping("patient_id, therapist_id")),
     Rule(

@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from caseload_server.domain import enums, errors, requests
 from caseload_server.domain.records import Therapist
+from caseload_server.domain.requests import Update
 from caseload_server.domain.results import RecordResult
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.group_commit import unchanged
@@ -18,11 +19,11 @@ from caseload_server.store.backends.protocol import Sharing, Transaction
 from caseload_server.store.portability.chain_check import broken_chain
 from caseload_server.store.write_transaction import Write
 
-from tests.store.backends.batches import batch
+from tests.store.backends.batches import batch, transaction_under_way
 from tests.store.backends.postgres.proxy import Cut, Proxy
 from tests.store.backends.postgres.shared_transactions import shared, starting
 from tests.store.conftest import Clock
-from tests.store.store_calls import CALL, VALIDATE, assign, head, ids, make, make_pair, request, run, update
+from tests.store.store_calls import CALL, VALIDATE, assign, delete, head, ids, make, make_pair, request, run, update
 from tests.support.waiting import HUNG_SECONDS, eventually, join
 
 IDS = [f"3b241101-e2bb-4255-8caf-4136c566a96{number}" for number in range(10)]
@@ -92,6 +93,15 @@ def test_the_same_change_of_two_instances_in_the_same_microsecond_is_two_change_
     with store._database.snapshot() as transaction:
         assert list(broken_chain(transaction)) == []
     assert head(store) == 6
+
+
+def test_a_write_with_force_shares_no_transaction(store: RelationshipStore) -> None:
+    """It locks many records, and others would wait for it. So it does not queue behind a transaction under way."""
+    make_pair(store)
+    assign(store)
+    with transaction_under_way(store._database):
+        assert store.update(PATIENT, Update("p", {"status": PATIENT.idle_status}, end_reason=1), CALL).ended_count == 1
+        assert delete(store, THERAPIST, "t", force=True).record.deleted_us
 
 
 def test_a_write_waits_in_the_queue_for_one_of_the_same_record_while_others_go_on(store: RelationshipStore) -> None:

@@ -16,6 +16,7 @@ from caseload_server.store import (
     assignments,
     change_log,
     expiry,
+    finished_periods,
     lists,
 )
 from caseload_server.store.backends.protocol import Query
@@ -63,6 +64,13 @@ def test_a_list_of_assignments_reads_its_index_in_order(
     )
     assert len(plan) == 1
     assert plan[0].split("INDEX ")[1].split()[0] == index
+
+
+def test_the_same_finished_period_is_found_by_its_pair(store: RelationshipStore) -> None:
+    """Many periods of an imported history may have the same start and end."""
+    names = ("patient_id", "therapist_id", "start_us", "end_us", "role", "focus", "end_reason")
+    [step] = plan_of(store, Query(finished_periods.SELECT_SAME, dict.fromkeys(names)))
+    assert "INDEX assignment_by_pair (patient_id=? AND therapist_id=? AND start_us=?)" in step
 
 
 def plan_of(store: RelationshipStore, query: Query) -> list[str]:
