@@ -76,7 +76,7 @@ class Config:
     max_caller_share: float = 0.5
     """The largest part of the threads, queues, watches and open calls that one principal may have, up to 1."""
     pool_size: int = 16
-    """PostgreSQL connections for reads, and the same number for writes. Readiness and watches use one more each."""
+    """PostgreSQL connections for reads, and the same number for writes. Readiness, watches and metrics add one each."""
     max_watches: int = 100
     """Number of open watches in one process."""
     max_connections: int = 2500
@@ -253,8 +253,9 @@ def _proxy_network(text: str) -> IpNetwork:
 
 def _check_issuer(issuer: str) -> None:
     url = urlsplit(issuer)
-    if url.scheme != "https" or not url.hostname or url.query or url.fragment or "@" in url.netloc:
-        raise SettingError("--oidc-issuer", "must be an https URL without a user name, a query or a fragment")
+    is_plain = not (url.query or url.fragment or "@" in url.netloc or re.search(r"\s", issuer))
+    if url.scheme != "https" or not url.hostname or not is_plain:
+        raise SettingError("--oidc-issuer", "must be an https URL without a user name, a query, a fragment or a space")
     if find_spec("jwt") is None:
         raise SettingError("--oidc-issuer", "needs the extra caseload-server[oidc]")
 

@@ -20,9 +20,13 @@ from tests.support.write_lock import holding_the_lock, wait_for_locks
 MASK: Final = {"update_mask": {"paths": ["display_name"]}}
 
 
-def test_metrics_report_the_sizes_of_the_sqlite_file_and_its_wal(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["caseload.db", "link.db", "folder/caseload.db"])
+def test_metrics_report_the_sizes_of_the_sqlite_file_and_its_wal(tmp_path: Path, name: str) -> None:
+    (tmp_path / "caseload.db").touch(0o600)
+    (tmp_path / "link.db").symlink_to("caseload.db")
+    (tmp_path / "folder").symlink_to(".")
     with (
-        serving(url(tmp_path / "caseload.db"), metrics_address="127.0.0.1:0") as server,
+        serving(url(tmp_path / name), metrics_address="127.0.0.1:0") as server,
         ApiDriver(server.address) as api,
     ):
         api.therapists("t1")

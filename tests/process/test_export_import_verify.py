@@ -234,15 +234,15 @@ def test_an_import_fills_the_migrated_file_of_the_servers_user(
         assert line == "--database: its schema is not up to date: run caseload migrate"
         return
     assert caseload(tmp_path, *command, "--database", url(target)).returncode == 0
+    with ServerProcess(url(target)):
+        line = refusal(tmp_path, "import", "moved.jsonl", "--database", url(target))
+        assert line == "--database: is served: stop its instances first"
     target.chmod(0o660)
     before = target.stat()
     assert caseload(tmp_path, "import", "moved.jsonl", "--database", url(target)).returncode == 0
     after = target.stat()
     assert (after.st_ino, after.st_mode, after.st_uid) == (before.st_ino, before.st_mode, before.st_uid)
     assert {path.name for path in tmp_path.iterdir()} == {"source.db", "target.db", "moved.jsonl"}
-    with ServerProcess(url(target)):
-        line = refusal(tmp_path, "import", "moved.jsonl", "--database", url(target))
-        assert line == "--database: is served: stop its instances first"
 
 
 @pytest.mark.parametrize("pack", ["gzip -c moved.jsonl", "cat moved.jsonl moved.jsonl"])

@@ -41,6 +41,20 @@ def test_a_file_system_without_inodes_is_named(tmp_path: Path, crowded: Path | N
         assert NO_INODES in ended.stderr
 
 
+def test_a_file_system_without_space_is_named(tmp_path: Path) -> None:
+    database = url(tmp_path / "caseload.db")
+    assert caseload(tmp_path, "migrate", "--database", database).returncode == 0
+    try:
+        with mounted("-t", "tmpfs", "-o", "size=64k", "tmpfs") as folder:
+            line = refusal(tmp_path, *SERVE, "--database", url(folder / "caseload.db"))
+            ended = caseload(tmp_path, "backup", str(folder / "copy.db"), "--database", database)
+    except CannotMount:  # then the kernel's answer alone
+        assert write_fault(tmp_path / "file", OSError(errno.ENOSPC, "")) == NO_SPACE
+        return
+    assert line == f"--database: the file cannot be written: {NO_SPACE}"
+    assert (ended.returncode, NO_SPACE in ended.stderr) == (2, True), ended.stderr
+
+
 @pytest.mark.parametrize(
     ("number", "text"),
     [(errno.EROFS, "its file system is read-only"), (errno.EDQUOT, "the disk quota is used up"), (errno.EXDEV, "")],

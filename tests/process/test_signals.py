@@ -103,6 +103,7 @@ def test_sighup_reads_keys_and_certificates_that_look_unchanged(tmp_path: Path) 
         assert server.process.stderr is not None
         while sum("files reloaded" in line for line in reloaded) < 2:
             reloaded.append(server.process.stderr.readline())
+            assert reloaded[-1], "the server has ended"
         assert server.stop()[0] == 0
 
 

@@ -2,9 +2,12 @@
 
 import re
 import signal
+import stat
+import time
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.process.acknowledged_writes import Writers, lost, stored_after_restart
 from tests.process.command_runner import caseload, url
@@ -43,3 +46,26 @@ def test_a_backup_under_load_holds_every_write_acknowledged_before_it(tmp_path: 
     [revision] = re.findall(r"^revision (\d+)$", printed)
     assert f" {revision} change_set," in verified.stdout  # one for each revision
     assert lost(before, stored_after_restart(restored)) == []
+
+
+def test_a_backup_writes_its_time_for_node_exporter_only_after_it_has_succeeded(tmp_path: Path) -> None:
+    database = url(tmp_path / "caseload.db")
+    fill(database, 1)
+    shown = tmp_path / "backup.prom"
+    before = int(time.time())
+    backup = ("backup", "copy.db", "--database", database, "--metrics-file", str(shown))
+    assert caseload(tmp_path, *backup).returncode == 0
+    [family] = text_string_to_metric_families(shown.read_text())
+    [sample] = family.samples
+    assert (family.type, sample.name) == ("gauge", "caseload_last_backup_time_seconds")
+    assert before - 1 <= sample.value <= time.time() + 1
+    assert stat.S_IMODE(shown.stat().st_mode) == 0o644
+    shown.write_text("the last one")
+    again = caseload(tmp_path, *backup)  # copy.db exists
+    assert (again.returncode, shown.read_text()) == (2, "the last one")
+    unwritable = ("backup", "other.db", "--database", database, "--metrics-file", str(tmp_path / "no" / "backup.prom"))
+    refused = caseload(tmp_path, *unwritable)
+    assert refused.returncode == 2
+    assert "--metrics-file: cannot be written; the backup is complete" in refused.stderr
+    assert (tmp_path / "other.db").exists()
+    assert sorted(path.name for path in tmp_path.glob("backup.prom*")) == ["backup.prom"]

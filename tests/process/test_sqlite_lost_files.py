@@ -1,6 +1,8 @@
 """The files beside a served database are deleted, moved or replaced; no acknowledged write is lost."""
 
+import itertools
 import json
+import os
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -12,6 +14,7 @@ import pytest
 from caseload_server.config import Config
 from caseload_server.store import THERAPIST
 from caseload_server.store.backends.factory import open_store
+from caseload_server.store.backends.sqlite.migrate import migrate
 
 from tests.process.command_runner import SERVE, caseload, refusal, url
 from tests.store.store_calls import ids
@@ -62,17 +65,32 @@ def delete_both_and_read(path: Path) -> None:
         connection.execute("SELECT head_revision FROM store").fetchall()
 
 
+def replace_log(path: Path) -> None:
+    """As a tool does that copies an older -wal file back."""
+    log = Path(f"{path}-wal")
+    old = log.with_suffix(".old")
+    old.touch(0o600)
+    old.write_bytes(log.read_bytes()[:40_000])
+    old.rename(log)
+
+
 def replace_both(path: Path) -> None:
-    """As a tool does that copies files back one by one, from a time before the last writes."""
-    for file in beside(path, "-wal", "-shm"):
-        old = file.with_suffix(".old")
-        old.write_bytes(file.read_bytes()[:40_000])
-        old.chmod(0o600)
-        old.rename(file)
+    replace_log(path)
+    index = Path(f"{path}-shm")
+    shutil.copy(index, f"{index}.old")
+    Path(f"{index}.old").rename(index)
+
+
+def replace_database(path: Path) -> None:
+    """As a tool does that replaces a file by a restored one."""
+    other = path.with_name("other.db")
+    migrate(other)
+    path.rename(path.with_name("away.db"))
+    other.rename(path)
 
 
 WAYS: list[Callable[[Path], None]] = [
-    *(delete_both, delete_log, delete_index, move_both, delete_both_and_read, replace_both)
+    *(delete_both, delete_log, delete_index, move_both, delete_both_and_read, replace_log, replace_both)
 ]
 
 
@@ -105,7 +123,10 @@ def test_a_lost_file_stops_writes_and_commands_and_a_kill_loses_nothing(
         for command in COMMANDS if lose is delete_both else COMMANDS[:2]:
             assert refusal(tmp_path, *command, "--database", url(path)) == IN_USE
         eventually(lambda: caseload(tmp_path, "check", "--address", server.address).returncode)
-        if lose is replace_both:  # the next start would replay the old -wal file, so nothing may be written before it
+        if lose in {
+            replace_log,
+            replace_both,
+        }:  # the next start would replay the old -wal file, so nothing may be written before it
             assert server.stop()[0] == 0
         else:
             server.kill()
@@ -116,6 +137,31 @@ def test_a_lost_file_stops_writes_and_commands_and_a_kill_loses_nothing(
             assert "all acknowledged writes are in the database file: restart the server" in event["detail"]
     assert therapists(path) == names
     assert caseload(tmp_path, "verify", "--database", url(path)).returncode == 0
+
+
+def test_commands_reject_a_database_that_replaced_a_served_one(tmp_path: Path) -> None:
+    """SQLite would read the log of the served one as part of it."""
+    path = tmp_path / "caseload.db"
+    with ServerProcess(url(path)) as server:
+        write(server, "a")
+        replace_database(path)
+        for command in (("backup", "copy.db"), ("verify",), ("import", "-"), SERVE):
+            assert refusal(tmp_path, *command, "--database", url(path)) == IN_USE
+        (tmp_path / "away.db").rename(path)
+        write(server, "b")
+        server.kill()
+    assert therapists(path) == ["a", "b"]
+
+
+def test_a_backup_beside_the_log_of_another_database_is_rejected(tmp_path: Path, crashed: Path) -> None:
+    assert caseload(tmp_path, "backup", "copy.db", "--database", url(crashed)).returncode == 0
+    (tmp_path / "copy.db").rename(crashed)
+    for command in (SERVE, ("verify",), ("migrate",)):
+        line = refusal(tmp_path, *command, "--database", url(crashed))
+        assert line == "--database: a -wal file of another database is beside it: move that file away"
+    for file in beside(crashed, "-wal", "-shm"):
+        file.unlink()
+    assert therapists(crashed) == ["a"]
 
 
 def test_writes_continue_after_moved_files_are_moved_back(tmp_path: Path) -> None:
@@ -141,6 +187,21 @@ def test_a_database_whose_log_was_deleted_after_a_kill_is_rejected(tmp_path: Pat
     Path(f"{path}-wal").rename(tmp_path / "away")
     assert refusal(tmp_path, *command, "--database", url(path)) == UNSAVED
     (tmp_path / "away").rename(Path(f"{path}-wal"))
+    assert therapists(path) == ["a"]
+
+
+def test_a_stale_file_of_an_earlier_boot_does_not_stop_a_start(tmp_path: Path) -> None:
+    """Nothing syncs the -shm file. After a power cut it may describe a log that was emptied since."""
+    path = tmp_path / "caseload.db"
+    with ServerProcess(url(path)) as server:
+        write(server, "a")
+        server.kill()
+    stale = Path(f"{path}-shm").read_bytes()
+    assert therapists(path) == ["a"]
+    Path(f"{path}-shm").touch(0o600)
+    Path(f"{path}-shm").write_bytes(stale)
+    assert refusal(tmp_path, "verify", "--database", url(path)) == UNSAVED
+    os.utime(f"{path}-shm", (0, 0))
     assert therapists(path) == ["a"]
 
 
@@ -199,9 +260,10 @@ def test_a_link_to_no_file_is_rejected(tmp_path: Path) -> None:
 
 
 def test_a_copy_is_never_written_through_a_symbolic_link(tmp_path: Path, database: str) -> None:
-    (tmp_path / "copy.db").symlink_to(tmp_path / "elsewhere.db")
-    for command in ("backup", "export"):
-        line = refusal(tmp_path, command, "copy.db", "--database", database)
+    for name in ("copy.db", "other.db-wal"):
+        (tmp_path / name).symlink_to(tmp_path / "elsewhere.db")
+    for command, name in itertools.product(("backup", "export"), ("copy.db", "other.db")):
+        line = refusal(tmp_path, command, name, "--database", database)
         assert line.startswith("FILE: the file already exists")
 
 

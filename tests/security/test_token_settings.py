@@ -14,6 +14,7 @@ SETTINGS = {
     "no issuer": ({"oidc-audience": "a"}, "--oidc-audience: needs --oidc-issuer"),
     "no encryption": ({"oidc-issuer": "http://a.test", "oidc-audience": "a"}, "--oidc-issuer: must be an https URL"),
     "a query": ({"oidc-issuer": "https://a.test?b", "oidc-audience": "a"}, "--oidc-issuer: must be an https URL"),
+    "a space": ({"oidc-issuer": "https://a.test/b c", "oidc-audience": "a"}, "--oidc-issuer: must be an https URL"),
     "no URL": ({"oidc-issuer": "do-not-repeat-me", "oidc-audience": "a"}, "--oidc-issuer: must be an https URL"),
 }
 

@@ -1,30 +1,63 @@
 """`caseload backup` and `caseload restore`: copy a SQLite database."""
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import apsw
 import click
 
 from caseload_server import config as settings
 from caseload_server.commands.audited import InterruptibleAuditedCommand
-from caseload_server.commands.options import database_option, file_argument
+from caseload_server.commands.options import FilePath, database_option, file_argument, option
 from caseload_server.commands.progress import progress_bar
 from caseload_server.config import SettingError
 from caseload_server.store.backends.migrations import SchemaError
 from caseload_server.store.portability.export import Progress
 from caseload_server.write_faults import NO_SPACE, with_fault, write_fault
 
+_SOURCE_FAULTS: Final[dict[type[Exception], str]] = {
+    apsw.NotADBError: "the file is not a SQLite database",
+    apsw.CorruptError: "it is damaged",
+    apsw.BusyError: "another process holds the file",
+}
+_METRICS: Final = """\
+# HELP caseload_last_backup_time_seconds Start time of the last successful backup, in seconds since 1970
+# TYPE caseload_last_backup_time_seconds gauge
+caseload_last_backup_time_seconds {:.0f}
+"""
+
 
 @click.command(cls=InterruptibleAuditedCommand)
 @file_argument
 @database_option
-def backup(file: Path, database: str) -> None:
+@option("--metrics-file", type=FilePath(), help="Write the time of the backup into this file, for node_exporter.")
+def backup(file: Path, database: str, metrics_file: Path | None) -> None:
     """Copy the database into FILE. The server can keep running."""
     from caseload_server.store.backends.sqlite import backup
 
+    start_time = time.time()
     _copy(backup.backup, ("--database", _sqlite_file(database)), ("FILE", file))
+    if metrics_file:
+        _write_metrics(metrics_file, start_time)
+
+
+def _write_metrics(file: Path, backup_time: float) -> None:
+    """Replaces a file of the textfile collector, which every user may read. Raises SettingError.
+
+    https://github.com/prometheus/node_exporter#textfile-collector
+
+    Args: backup_time, in seconds since 1970.
+    """
+    new = file.with_name(f"{file.name}.{os.getpid()}")  # the collector reads only names that end with .prom
+    try:
+        new.write_text(_METRICS.format(backup_time))
+        new.chmod(0o644)
+        new.replace(file)
+    except OSError:
+        raise SettingError("--metrics-file", "cannot be written; the backup is complete") from None
 
 
 @click.command(cls=InterruptibleAuditedCommand)
@@ -56,9 +89,8 @@ def _copy(copy: Callable[[Path, Path, Progress], int], source: tuple[str, Path],
             revision = copy(source[1], target[1], progress)
     except FileExistsError as error:
         raise SettingError(target[0], str(error)) from None
-    except (SchemaError, apsw.NotADBError) as error:
-        text = str(error) if isinstance(error, SchemaError) else "the file is not a SQLite database"
-        raise SettingError(source[0], text) from None
+    except (SchemaError, apsw.NotADBError, apsw.CorruptError, apsw.BusyError) as error:
+        raise SettingError(source[0], _SOURCE_FAULTS.get(type(error), str(error))) from None
     except (apsw.Error, OSError) as error:
         fault = write_fault(target[1], error if isinstance(error, OSError) else None)
         if isinstance(error, apsw.FullError):  # the removal of the copy has made space

@@ -9,7 +9,8 @@ from caseload_server.config import SettingError, clean_value
 
 PREFIX: Final = "CASELOAD_"
 _TEST_PREFIX: Final = "CASELOAD_TEST_"
-_LIBPQ: Final = re.compile("PG[A-Z]+")
+_OF_LIBRARIES: Final = re.compile("PG[A-Z]+|SSL_CERT_(?:FILE|DIR)|(?:https?|HTTPS?|grpc|all|ALL)_(?:proxy|PROXY)")
+"""Variables of libpq, OpenSSL and gRPC that the server relies on."""
 _TRACES: Final = "OTEL_"
 
 _LOOPBACK: Final = "localhost,127.0.0.0/8,127.0.0.1,::1"
@@ -79,7 +80,7 @@ def check_variables(environment: MutableMapping[str, str], known: Collection[str
     for name in sorted(environment):
         if name in known or name.startswith(_TRACES):
             environment[name] = clean_value(name, environment[name])
-        elif _LIBPQ.fullmatch(name):
+        elif _OF_LIBRARIES.fullmatch(name):
             environment[name] = environment[name].strip("\r\n")  # a password may begin or end with a space
         elif name.startswith(PREFIX) and not name.startswith(_TEST_PREFIX) and name not in ignored:
             raise SettingError(name, "is not a known setting")

@@ -3,6 +3,7 @@
 A watch has a line when it opens, too.
 """
 
+import errno
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -94,7 +95,8 @@ class AccessLog:
             self.metrics.count_lost_line()
         if is_first:
             threading.Thread(target=self._retry, name="access-log-retry", daemon=True).start()
-            _log.error("access log write failed", type=type(error).__qualname__)
+            code = errno.errorcode.get(error.errno or 0, "")
+            _log.error("access log write failed", type=type(error).__qualname__, system_error=code)
 
     def _retry(self) -> None:
         """Tries to report the lost lines until it succeeds, also while there are no calls."""

@@ -7,6 +7,7 @@ https://developer.mozilla.org/en-US/docs/Web/HTTP/Reference/Headers/X-Forwarded-
 import ipaddress
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final
 from urllib.parse import unquote
 
@@ -19,6 +20,8 @@ _ADDRESSES: Final = (_FORWARDED_FOR, "x-real-ip")
 """Headers whose value is addresses."""
 _MARKS: Final = ("forwarded", "via")
 """Further headers that only a proxy sends."""
+_MAX_LENGTH: Final = 64
+"""No address is longer, and a longer text is not cached."""
 _WITH_PORT: Final = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::\d{1,5})?|([0-9.]+):\d{1,5}")
 """An address as some proxies write it: an IPv6 address in brackets, or any with its port."""
 
@@ -78,10 +81,13 @@ def _entries(metadata: Metadata, header: str) -> list[str]:
 
 
 def _address(text: str) -> _Address | None:
-    """Parses an address, with or without a port. Returns None for anything else, such as one with a zone.
+    """Parses an address, with or without a port. Returns None for anything else."""
+    return _parse(text) if len(text) <= _MAX_LENGTH else None
 
-    A zone could contain any character, and the address goes into the access log.
-    """
+
+@lru_cache(maxsize=4096)
+def _parse(text: str) -> _Address | None:
+    """Does the same, and rejects a zone: it could contain any character, and the address goes into the access log."""
     text = text.strip()
     if match := _WITH_PORT.fullmatch(text):
         text = match[1] or match[2]

@@ -22,7 +22,7 @@ from caseload_server.security.principal import current_principal
 _RESPONSE_FIELDS: Final = frozenset(
     {
         *("revision", "created", "ended", "active", "results"),  # flags and lists
-        *("therapist", "patient", "assignment", "demoted", "source", "target"),  # records
+        *("therapist", "patient", "assignment", "source", "target"),  # records
     }
 )
 """Fields of every response to keep. The records in them are redacted too."""

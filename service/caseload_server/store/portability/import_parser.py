@@ -83,11 +83,6 @@ def _parse_line(number: int, line: bytes) -> tuple[str, dict[str, Any]]:
     return name, columns
 
 
-def _is_plain(text: bytes) -> bool:
-    """Returns whether no line needs a look at its characters."""
-    return b"\\u" not in text and b"\r" not in text
-
-
 def _is_storable(value: Any) -> bool:
     """Returns whether every database can store a text: it holds neither NUL nor half of a surrogate pair."""
     return not (isinstance(value, str) and any(char == "\0" or "\ud800" <= char <= "\udfff" for char in value))
@@ -139,7 +134,7 @@ class _ParsedRows:
             *texts, rest = text.decode().split("\n")
             values = content.parse_all(texts)
             objects = [value[self._table.name] for value in values]
-            if not rest and {*map(len, values)} == {1} and {*map(type, objects)} == {dict} and _is_plain(text):
+            if not rest and {*map(len, values)} == {1} and {*map(type, objects)} == {dict} and b"\\u" not in text:
                 return objects
         except (ValueError, LookupError, TypeError, RecursionError):
             pass

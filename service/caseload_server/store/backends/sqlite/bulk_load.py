@@ -13,7 +13,6 @@ from caseload_server.store.backends.protocol import Row, Value
 from caseload_server.store.backends.sqlite import database as sqlite
 from caseload_server.store.backends.sqlite.file_check import check_files
 from caseload_server.store.backends.sqlite.migrate import migrate
-from caseload_server.store.backends.sqlite.vacuum import is_in_use
 from caseload_server.store.portability.content import SEARCH_TABLES, TABLES
 from caseload_server.store.portability.import_loader import ConstraintViolation
 
@@ -71,8 +70,6 @@ def _fill_new(path: Path) -> Iterator[apsw.Connection]:
 def _fill_existing(path: Path) -> Iterator[apsw.Connection]:
     """Locks the file, so that nobody else opens it. After a crash its -journal file makes it empty again."""
     check_files(path, for_writing=True)
-    if is_in_use(path):
-        raise SchemaError(SERVED)
     with closing(sqlite.connect(path, create=False)) as connection:
         _require_empty(connection)  # before anything is changed
         _take_alone(connection)

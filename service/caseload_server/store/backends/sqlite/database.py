@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -190,7 +189,7 @@ class SqliteDatabase:
         self._transaction = SqliteTransaction(self._writer)
         self._write_health = WriteHealth(self._writer)
         self._full_disk = FullDisk()
-        self._log_size = LogSize(path.with_name(f"{path.name}-wal"), partial(connect, path, create=False))
+        self._log_size = LogSize(path.with_name(f"{path.name}-wal"), self._connect)
         self._log_size.start()
 
     def read(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
@@ -207,14 +206,17 @@ class SqliteDatabase:
         except apsw.Error as error:
             raise domain_error(error) from None
 
+    def _connect(self) -> apsw.Connection:
+        if not self._files.is_intact():  # SQLite would replay the -wal file at this path into another database
+            raise apsw.CantOpenError
+        return connect(self._path, create=False)
+
     def _reader(self) -> _Reader:
         """Returns this thread's connection, and the lock that a reader holds so that `close` waits for it."""
         try:
             reader: _Reader = self._local.reader
         except AttributeError:
-            if not self._files.is_intact():  # SQLite would replay the -wal file at this path into another database
-                raise apsw.CantOpenError from None
-            connection = connect(self._path, create=False)
+            connection = self._connect()
             connection.pragma("query_only", 1)
             connection.pragma("cache_size", -_READER_CACHE_KIB)
             connection.set_progress_handler(_is_past_deadline, _STEPS_PER_DEADLINE_CHECK)
@@ -259,7 +261,7 @@ class SqliteDatabase:
             committing = True
             self._committing_since = time.monotonic()
             execute("COMMIT")
-            self._require_intact_files()  # otherwise a crash would lose the commit
+            self._files.require_log()
         except BaseException as error:  # noqa: BLE001 - after any failure no write of the batch may report success
             for job in batch.jobs:
                 job.fail_commit(self._failure(error, committing=committing))
@@ -280,10 +282,7 @@ class SqliteDatabase:
         if self._writer.in_transaction:  # an earlier rollback failed
             self._writer.execute("ROLLBACK")
         self._writer.execute("BEGIN IMMEDIATE")
-        self._require_intact_files()  # under the lock, for which this process may have waited for seconds
-
-    def _require_intact_files(self) -> None:
-        if not self._files.is_intact():
+        if not self._files.is_intact():  # checked under the lock, for which this process may have waited for seconds
             raise apsw.CantOpenError
 
     def _run(self, job: Job[Any, Any]) -> None:

@@ -28,6 +28,7 @@ _WAL_HEADER_BYTES: Final = 32
 _FRAME_HEADER_BYTES: Final = 24
 _UNSAVED: Final = "its last commits were in a -wal file that is missing: move it back, or restore a backup"
 _FOREIGN: Final = "another process has the file open with other -wal or -shm files: stop or restart it first"
+_STRAY: Final = "a -wal file of another database is beside it: move that file away"
 _LINKED: Final = "has a second name (a hard link), under which SQLite keeps another log: remove one, or copy the file"
 
 
@@ -67,21 +68,33 @@ def _fault(path: Path, *, for_writing: bool) -> str:
     try:
         if not path.exists() or _is_open_here(path):
             return ""
-        is_in_wal_mode = _read(path, 20)[18:] == b"\2\2"
+        header = _read(path, 20)
+        is_in_wal_mode = header[18:] == b"\2\2"
         if path.stat().st_nlink > 1 and (for_writing or is_in_wal_mode):
             return _LINKED
-        return _log_fault(path) if is_in_wal_mode else ""
+        if is_in_wal_mode:
+            return _log_fault(path)
+        return _STRAY if header and _size(path, "-wal") > 0 else ""  # SQLite would replay it nevertheless
     except PermissionError:  # whoever opens the file reports it
         return ""
 
 
 def _log_fault(path: Path) -> str:
-    if _lock_type(path, _SHARED_LOCK) == fcntl.F_RDLCK:
-        shm = Path(f"{path}-shm")
-        is_theirs = _lock_type(shm, _SHM_LOCK) != fcntl.F_UNLCK and _is_log_of(path, _read_index(path))
-        return "" if is_theirs else _FOREIGN
+    lock_type = _lock_type(path, _SHARED_LOCK)
+    is_shm_locked = _lock_type(Path(f"{path}-shm"), _SHM_LOCK) != fcntl.F_UNLCK
+    if lock_type == fcntl.F_RDLCK:
+        return "" if is_shm_locked and _is_log_of(path, _read_index(path)) else _FOREIGN
+    if lock_type == fcntl.F_UNLCK and is_shm_locked:  # the other process has another database file open
+        return _FOREIGN
     index = _read_index(path)
-    return _UNSAVED if index and index.frames > index.saved_frames and _size(path, "-wal") == 0 else ""
+    is_unsaved = index is not None and index.frames > index.saved_frames and _size(path, "-wal") == 0
+    return _UNSAVED if is_unsaved and _is_of_this_boot(Path(f"{path}-shm")) else ""
+
+
+def _is_of_this_boot(shm: Path) -> bool:
+    """Returns whether the content is current. Nothing syncs a -shm file, so a power cut can leave an older state."""
+    boot_time = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    return shm.stat().st_mtime > boot_time
 
 
 def _is_log_of(path: Path, index: _LogIndex | None) -> bool:

@@ -27,11 +27,20 @@ class FileGuard:
         self._is_log_saved = False
 
     def _changed(self) -> str | None:
-        return next((suffix for suffix, file, opened in self._opened if _identity(file) != opened), None)
+        for suffix, file, opened in self._opened:  # a loop, because each commit runs it
+            if _identity(file) != opened:
+                return suffix
+        return None
 
     def is_intact(self) -> bool:
         """Returns whether each file is the one that was opened."""
         return self._changed() is None
+
+    def require_log(self) -> None:
+        """Raises apsw.CantOpenError if the next start would not find what was just committed."""
+        _, file, opened = self._opened[1]
+        if _identity(file) != opened:
+            raise apsw.CantOpenError
 
     def fault(self) -> str:
         """Returns what happened to a file, and what to do; empty if nothing happened."""
