@@ -94,8 +94,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     current. Transfer them in parts with patient_ids, or unassign some first.
     """
     ERROR_REASON_PATIENT_MERGED: _ErrorReason.ValueType  # 39
-    """FAILED_PRECONDITION. The patient was merged with another record, whose id metadata gives as
-    patient_id. Use that record, or call UnmergePatients first.
+    """FAILED_PRECONDITION. The patient was merged into another record, whose id metadata gives as
+    patient_id. If that record was merged too, it is the one at the end. Use it, or call
+    UnmergePatients first. google.rpc.ResourceInfo names the merged patient, where the request names
+    several or another one.
     """
     ERROR_REASON_BIRTH_DATES_DIFFER: _ErrorReason.ValueType  # 43
     """FAILED_PRECONDITION. The two patients have birth dates that differ, so they may be two persons.
@@ -253,8 +255,10 @@ ERROR_REASON_TOO_MANY_ASSIGNMENTS: ErrorReason.ValueType  # 38
 current. Transfer them in parts with patient_ids, or unassign some first.
 """
 ERROR_REASON_PATIENT_MERGED: ErrorReason.ValueType  # 39
-"""FAILED_PRECONDITION. The patient was merged with another record, whose id metadata gives as
-patient_id. Use that record, or call UnmergePatients first.
+"""FAILED_PRECONDITION. The patient was merged into another record, whose id metadata gives as
+patient_id. If that record was merged too, it is the one at the end. Use it, or call
+UnmergePatients first. google.rpc.ResourceInfo names the merged patient, where the request names
+several or another one.
 """
 ERROR_REASON_BIRTH_DATES_DIFFER: ErrorReason.ValueType  # 43
 """FAILED_PRECONDITION. The two patients have birth dates that differ, so they may be two persons.
