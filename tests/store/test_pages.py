@@ -193,7 +193,7 @@ def test_the_size_of_a_page_of_assignments_includes_the_other_records(store: Rel
 def test_a_page_holds_at_least_one_record_of_any_size(
     store: RelationshipStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("caseload_server.store.relationship_store.MAX_PAGE_BYTES", 10)
+    monkeypatch.setattr("caseload_server.store.pages.MAX_PAGE_BYTES", 10)
     for name in "abc":
         make(store, THERAPIST, name)
     assert [len(page) for page in walk(store, THERAPIST, RecordQuery(), 10)] == [1, 1, 1]
