@@ -50,7 +50,10 @@ def test_a_rejected_call_carries_its_code_reason_and_details_but_no_value(faulty
 
 
 def reasons_of_classes(root: type[errors.DomainError] = errors.DomainError) -> list[str]:
-    return [reason for kind in root.__subclasses__() for reason in (kind.reason, *reasons_of_classes(kind))]
+    """The reasons that subclasses define. One that inherits its reason only has another text."""
+    kinds = root.__subclasses__()
+    own = [kind.reason for kind in kinds if "reason" in vars(kind)]
+    return own + [reason for kind in kinds for reason in reasons_of_classes(kind)]
 
 
 def comments_of_the_catalogue() -> dict[str, str]:

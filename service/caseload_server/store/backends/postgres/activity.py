@@ -56,8 +56,9 @@ class ActivitySampler:
         self._thread = threading.Thread(target=self._sample_loop, name="postgres-activity", daemon=True)
 
     def start(self) -> Gauges:
-        """Starts to sample. Returns the gauges."""
-        self._thread.start()
+        """Starts to sample, unless it has. Returns the gauges."""
+        if self._thread.ident is None:
+            self._thread.start()
         return [(name, {}, partial(self._value, at)) for at, name in enumerate(_GAUGES)]
 
     def close(self) -> None:
