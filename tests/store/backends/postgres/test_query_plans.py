@@ -166,7 +166,8 @@ def lookups() -> Iterator[Any]:
     yield "the active period", assignments._SELECT_ACTIVE, pair
     yield "the latest period", assignments._SELECT_LATEST, pair
     yield "another primary", assignments._SELECT_OTHER_PRIMARY, pair
-    yield "an overlap", assignments._SELECT_LAST_OVERLAPPING, {**pair, "start_us": 1, "before_us": 2**62, "exclusive_role": 1}
+    span = {**pair, "start_us": 1, "before_us": 2**62, "exclusive_role": 1}
+    yield "an overlap", assignments._SELECT_LAST_OVERLAPPING, span
     due = {"id": THERAPIST_ID, "now_us": NOW_US}
     yield "what expired of a therapist", expiry.select_due(THERAPIST), due
     yield "what expired of a patient", expiry.select_due(PATIENT), {**due, "id": PATIENT_ID}
