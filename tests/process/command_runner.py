@@ -52,12 +52,16 @@ def without_record(stderr: str) -> str:
 
 
 def contents(folder: Path) -> dict[str, tuple[int, str]]:
-    """Every file below the folder with its mode and, if readable, a hash of its content."""
+    """Every file below the folder with its mode and, if readable, a hash of its content.
+
+    Without the content of -shm files: a server that runs meanwhile writes into its own whenever it reads.
+    """
     return {str(path.relative_to(folder)): (path.lstat().st_mode, _digest(path)) for path in folder.rglob("*")}
 
 
 def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() and os.access(path, os.R_OK) else ""
+    has_hash = path.is_file() and not path.name.endswith("-shm") and os.access(path, os.R_OK)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if has_hash else ""
 
 
 def refusal(folder: Path, *arguments: str, command: Sequence[str] = CASELOAD, **variables: str) -> str:

@@ -164,6 +164,24 @@ def test_a_backup_beside_the_log_of_another_database_is_rejected(tmp_path: Path,
     assert therapists(crashed) == ["a"]
 
 
+@pytest.mark.parametrize("leave_empty", [False, True])
+@pytest.mark.parametrize("command", [SERVE, ("migrate",)])
+def test_no_start_creates_a_database_over_the_log_of_a_missing_one(
+    tmp_path: Path,
+    crashed: Path,
+    command: tuple[str, ...],
+    leave_empty: bool,  # noqa: FBT001
+) -> None:
+    """SQLite would delete the log with the last commits."""
+    crashed.rename(tmp_path / "away.db")
+    if leave_empty:
+        crashed.touch(0o600)
+    fault = "the file is missing or empty, but its -wal file has commits: move it back, or move that file away"
+    assert refusal(tmp_path, *command, "--database", url(crashed)) == f"--database: {fault}"
+    (tmp_path / "away.db").rename(crashed)
+    assert therapists(crashed) == ["a"]
+
+
 def test_writes_continue_after_moved_files_are_moved_back(tmp_path: Path) -> None:
     path = tmp_path / "caseload.db"
     with ServerProcess(url(path)) as server:

@@ -29,6 +29,7 @@ _FRAME_HEADER_BYTES: Final = 24
 _UNSAVED: Final = "its last commits were in a -wal file that is missing: move it back, or restore a backup"
 _FOREIGN: Final = "another process has the file open with other -wal or -shm files: stop or restart it first"
 _STRAY: Final = "a -wal file of another database is beside it: move that file away"
+_ORPHANED: Final = "the file is missing or empty, but its -wal file has commits: move it back, or move that file away"
 _LINKED: Final = "has a second name (a hard link), under which SQLite keeps another log: remove one, or copy the file"
 
 
@@ -66,7 +67,9 @@ def has_unsaved_content(path: Path) -> bool:
 
 def _fault(path: Path, *, for_writing: bool) -> str:
     try:
-        if not path.exists() or _is_open_here(path):
+        if _size(path, "") == 0:  # SQLite would delete the -wal file
+            return _ORPHANED if _size(path, "-wal") > 0 else ""
+        if _is_open_here(path):
             return ""
         header = _read(path, 20)
         is_in_wal_mode = header[18:] == b"\2\2"
@@ -74,7 +77,7 @@ def _fault(path: Path, *, for_writing: bool) -> str:
             return _LINKED
         if is_in_wal_mode:
             return _log_fault(path)
-        return _STRAY if header and _size(path, "-wal") > 0 else ""  # SQLite would replay it nevertheless
+        return _STRAY if _size(path, "-wal") > 0 else ""  # SQLite would replay it nevertheless
     except PermissionError:  # whoever opens the file reports it
         return ""
 
