@@ -371,6 +371,16 @@ def test_an_import_reads_a_file_compressed_with_gzip(source: str, database_url: 
     assert imported(gzip.compress(exported(source)), database_url) == digest(source) == digest(database_url)
 
 
+def test_an_import_holds_few_of_the_longest_lines_at_once(source: str) -> None:
+    """Compressed, a thousand of them take less than a mebibyte."""
+    header, row, *_ = exported(source).splitlines(keepends=True)
+    line = b'{"therapist":{"a":"%s"}}\n' % (b"x" * 1_000_000)
+    lines = io.BytesIO(header + row + 100 * line)
+    with pytest.raises(ImportRefused, match="^line 3: must have exactly the columns of therapist"):
+        list(batches(lines, migrations("sqlite")[-1].name))
+    assert lines.tell() < 10 * len(line)
+
+
 def test_an_import_fills_a_migrated_and_empty_database_in_place(source: str, database_url: str, clock: Clock) -> None:
     migrate(database_url)
     assert imported(exported(source), database_url) == digest(source) == digest(database_url)

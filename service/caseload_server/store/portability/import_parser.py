@@ -1,7 +1,7 @@
 """Parses and validates export lines, in batches. It works column by column, which is fastest."""
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby, islice
+from itertools import groupby
 from operator import lt
 from typing import Any, BinaryIO, Final, NamedTuple
 
@@ -16,6 +16,8 @@ END: Final = "end"
 _TIME_BOUNDS: Final = (-62_135_596_800_000_000, 253_402_300_799_999_999)
 """The range of a protobuf Timestamp, the years 1 to 9999, in microseconds since 1970."""
 _NUMBER_BOUNDS: Final = (0, 2**63 - 1)
+_PAGE_BYTES: Final = 4 * 1024 * 1024
+"""Lines of together this size are parsed at once, even if they are fewer than PAGE_ROWS."""
 
 
 class Batch(NamedTuple):
@@ -55,7 +57,7 @@ def batches(source: BinaryIO, schema: str) -> Iterator[Batch]:
             return
         table = tables.pop(0)[1]
         last_key: Row = ()
-        while page := list(islice(group, PAGE_ROWS)):
+        while page := _next_page(group):
             text = b"".join(page)
             parsed = _ParsedRows(table, number, page, text)
             last_key = parsed.check_order(last_key)
@@ -64,6 +66,17 @@ def batches(source: BinaryIO, schema: str) -> Iterator[Batch]:
             yield Batch(number, number + len(page) - 1, len(text), rows)
             number += len(page)
     raise ImportRefused(f"line {number}: is missing: the file is truncated")
+
+
+def _next_page(lines: Iterator[bytes]) -> list[bytes]:
+    """Returns up to PAGE_ROWS lines, and fewer long ones, so that a small compressed file cannot fill the memory."""
+    page, size = [], 0
+    for line in lines:
+        page.append(line)
+        size += len(line)
+        if len(page) == PAGE_ROWS or size >= _PAGE_BYTES:
+            break
+    return page
 
 
 def _parse_line(number: int, line: bytes) -> tuple[str, dict[str, Any]]:
