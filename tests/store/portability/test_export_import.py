@@ -296,6 +296,12 @@ REFUSED: list[tuple[Edit, str]] = [
         "line 3: therapist.identifiers: is not",
     ),
     (replaced("patient", '"annotations":"{', '"annotations":"{{'), "line 9: patient.annotations: is not valid JSON"),
+    (replaced("patient", r'"aliases":"[\"', r'"aliases":"[\"\\ud800'), "line 9: patient.aliases: is not valid JSON"),
+    (replaced("therapist", r'"aliases":"[\"', r'"aliases":"[\"\\u0000'), "line 3: therapist.aliases: is not valid JSON"),
+    (
+        replaced("patient", r'"annotations":"{\"', r'"annotations":"{\"\\udfff'),
+        "line 9: patient.annotations: is not valid JSON",
+    ),
     (replaced("request", '"fingerprint":"', f'"fingerprint":"{SECRET}'), "request.fingerprint: is not hex"),
     (
         replaced("patient", '"email":""', f'"email":"{SECRET}"'),

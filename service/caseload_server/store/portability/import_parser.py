@@ -91,14 +91,9 @@ def _parse_line(number: int, line: bytes) -> tuple[str, dict[str, Any]]:
         raise refusal(number, "is not a JSON object with one name, or is truncated") from None
     if type(columns) is not dict or not text.endswith("\n"):
         raise refusal(number, "is not a JSON object inside another, or is truncated")
-    if b"\\u" in line and not all(map(_is_storable, columns.values())):
+    if b"\\u" in line and not all(content.is_storable(value) for value in columns.values() if isinstance(value, str)):
         raise refusal(number, "contains a character that cannot be stored")
     return name, columns
-
-
-def _is_storable(value: Any) -> bool:
-    """Returns whether every database can store a text: it holds neither NUL nor half of a surrogate pair."""
-    return not (isinstance(value, str) and any(char == "\0" or "\ud800" <= char <= "\udfff" for char in value))
 
 
 def _parse_header(line: bytes, schema: str) -> bytes:
