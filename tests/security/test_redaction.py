@@ -232,6 +232,33 @@ def test_a_merge_confirms_no_guessed_birth_date_without_read(pair: Pair) -> None
     assert (found.reason, found.metadata) == ("BIRTH_DATES_DIFFER", {})
 
 
+def test_a_merge_confirms_no_guessed_name_without_read(pair: Pair) -> None:
+    """A name that the target has already takes no place among its aliases, of which it can have ten."""
+    people = build(pair)
+    stored = pair.clerk.send("GetPatient", patient_id=people.patient).patient
+    assert len(stored.aliases) == 1
+
+    def guess(caller: Caller, value: str) -> Any:
+        aliases = [f"Name {index}" for index in range(9)]
+        made = pair.writer.send("CreatePatient", patient={"display_name": value, "aliases": aliases})
+        asked = {"source_patient_id": people.patient, "target_patient_id": made.patient.patient_id}
+        found = caller.send("MergePatients", **asked, request_id=new_request_id(), validate_only=True, force=True)
+        return getattr(found, "reason", "")
+
+    assert (guess(pair.clerk, stored.display_name), guess(pair.clerk, "Another")) == ("", "MERGE_TOO_LARGE")
+    assert guess(pair.writer, stored.display_name) == guess(pair.writer, "Another") == "MERGE_TOO_LARGE"
+
+
+def test_a_request_id_names_no_therapist(pair: Pair) -> None:
+    people, other = build(pair), build(pair)
+    therapist = pair.clerk.send("CreateTherapist", therapist={"display_name": "New"}).therapist.therapist_id
+    pair.clerk.send("AssignPatient", therapist_id=therapist, patient_id=people.patient)
+    asked = {"source_patient_id": people.patient, "target_patient_id": other.patient, "force": True}
+    found = pair.writer.send("MergePatients", **asked, request_id=therapist, validate_only=True)
+    assert found.target.patient_id == other.patient
+    assert (len(found.ended), len(found.active)) == (0, 0)
+
+
 def merged(pair: Pair, people: People) -> People:
     """Merges the patient into another one, which is returned."""
     hidden = build(pair)

@@ -111,7 +111,7 @@ class Merge(NamedTuple):
     target_id: str
     force: bool = False
     may_compare: bool = True
-    """Whether the caller may learn that the birth dates are equal. Otherwise any two count as different."""
+    """Whether the caller may learn that birth dates or names are equal. Otherwise any two count as different."""
 
 
 Correction = dict[str, str | int | None]

@@ -108,11 +108,13 @@ def _is_record(field: FieldDescriptor) -> bool:
 
 
 def _ids(message: Any) -> Iterator[str]:
-    """Yields all ids in a request."""
+    """Yields all ids of records in a request."""
     for field, value in message.ListFields():
         if _is_record(field):
             for nested in value if field.is_repeated else (value,):
                 yield from _ids(nested)
+        elif field.name == "request_id":  # any UUID, so it could guess the id of a record
+            continue
         elif field.name.endswith("_id"):
             yield value
         elif field.name.endswith("_ids"):

@@ -50,7 +50,8 @@ def merge(write: Write, request: requests.Merge) -> tuple[list[Any], bool]:
     source, target = _require_operands(write, request)
     moved, own = _lock_active(write, source, target)
     _refuse(request, source, target, moved)
-    gained = _gain(write, source, target)
+    gained = _gain(source, target)
+    _limit_size(write, request, source, target, gained)
     ended, active = _move(write, moved, own, target.patient_id)
     link: dict[str, Value] = {"source": source.patient_id, "target": target.patient_id}
     write.run(_JOIN_PERSONS, link)
@@ -98,24 +99,31 @@ def _refuse(request: requests.Merge, source: Patient, target: Patient, moved: li
         raise errors.TooManyAssignments(limit=limits.MAX_ASSIGNMENTS_PER_CALL, current=len(moved))
 
 
-def _gain(write: Write, source: Patient, target: Patient) -> Patient:
-    """Returns the target with the identifiers, names and contact fields that it gains. Raises MergeTooLarge."""
+def _gain(source: Patient, target: Patient) -> Patient:
+    """Returns the target with the identifiers, names and contact fields that it gains."""
     own_names = [target.display_name, *json.loads(target.aliases)]
-    names = dict.fromkeys([source.display_name, *json.loads(source.aliases)])
-    aliases = [*own_names[1:], *(name for name in names if name not in own_names)]
-    identifiers = [*json.loads(target.identifiers), *json.loads(source.identifiers)]
-    gained = target._replace(
-        identifiers=_to_json(identifiers),
+    aliases = [*own_names[1:], *(name for name in _names(source) if name not in own_names)]
+    return target._replace(
+        identifiers=_to_json([*json.loads(target.identifiers), *json.loads(source.identifiers)]),
         aliases=_to_json(aliases),
         email=target.email or source.email,
         phone_number=target.phone_number or source.phone_number,
         birth_date=target.birth_date or source.birth_date,
     )
-    _limit("identifiers", len(identifiers), limits.MAX_IDENTIFIERS)
-    _limit("aliases", len(aliases), limits.MAX_ALIASES)
+
+
+def _names(patient: Patient) -> list[str]:
+    return list(dict.fromkeys([patient.display_name, *json.loads(patient.aliases)]))
+
+
+def _limit_size(write: Write, request: requests.Merge, source: Patient, target: Patient, gained: Patient) -> None:
+    """Raises MergeTooLarge. Args: gained, the target with what it gains."""
+    if not request.may_compare:
+        gained = gained._replace(aliases=_to_json([*json.loads(target.aliases), *_names(source)]))
+    _limit("identifiers", len(json.loads(gained.identifiers)), limits.MAX_IDENTIFIERS)
+    _limit("aliases", len(json.loads(gained.aliases)), limits.MAX_ALIASES)
     _limit("patient", records.approximate_bytes(gained), limits.MAX_RECORD_BYTES)
     _limit("merged_patients", _count_records(write, source) + _count_records(write, target), limits.MAX_MERGED_PATIENTS)
-    return gained
 
 
 def _to_json(values: list[Any]) -> str:

@@ -257,6 +257,12 @@ def without(start: str) -> Edit:
     return edit
 
 
+def expires_before_its_start(lines: list[bytes]) -> None:
+    """Nothing could end such an assignment."""
+    index = next(index for index, line in enumerate(lines) if f'"expire_us":{EXPIRE_US}'.encode() in line)
+    lines[index] = lines[index].replace(str(EXPIRE_US).encode(), b"1")
+
+
 REFUSED: list[tuple[Edit, str]] = [
     (replaced("caseload", '"format":1', '"format":2'), "line 1: is not the header of an export that"),
     (without("caseload"), "line 1: is not the header"),
@@ -296,6 +302,12 @@ REFUSED: list[tuple[Edit, str]] = [
         "line 3: therapist.identifiers: is not",
     ),
     (replaced("patient", '"annotations":"{', '"annotations":"{{'), "line 9: patient.annotations: is not valid JSON"),
+    (replaced("patient", r'"aliases":"[\"', r'"aliases":"[\"\\ud800'), "line 9: patient.aliases: is not valid JSON"),
+    (replaced("therapist", r'"aliases":"[\"', r'"aliases":"[\"\\u0000'), "line 3: therapist.aliases: is not valid"),
+    (
+        replaced("patient", r'"annotations":"{\"', r'"annotations":"{\"\\udfff'),
+        "line 9: patient.annotations: is not valid JSON",
+    ),
     (replaced("request", '"fingerprint":"', f'"fingerprint":"{SECRET}'), "request.fingerprint: is not hex"),
     (
         replaced("patient", '"email":""', f'"email":"{SECRET}"'),
@@ -371,6 +383,16 @@ def test_an_import_reads_a_file_compressed_with_gzip(source: str, database_url: 
     assert imported(gzip.compress(exported(source)), database_url) == digest(source) == digest(database_url)
 
 
+def test_an_import_holds_few_of_the_longest_lines_at_once(source: str) -> None:
+    """Compressed, a thousand of them take less than a mebibyte."""
+    header, row, *_ = exported(source).splitlines(keepends=True)
+    line = b'{"therapist":{"a":"%s"}}\n' % (b"x" * 1_000_000)
+    lines = io.BytesIO(header + row + 100 * line)
+    with pytest.raises(ImportRefused, match=r"^line 3: must have exactly the columns of therapist"):
+        list(batches(lines, migrations("sqlite")[-1].name))
+    assert lines.tell() < 10 * len(line)
+
+
 def test_an_import_fills_a_migrated_and_empty_database_in_place(source: str, database_url: str, clock: Clock) -> None:
     migrate(database_url)
     assert imported(exported(source), database_url) == digest(source) == digest(database_url)
@@ -412,11 +434,12 @@ def test_an_import_rejects_a_file_truncated_anywhere(source: str, tmp_path: Path
     [
         (without("therapist"), ""),
         (without("change_set"), ""),
+        (expires_before_its_start, "violate a constraint of assignment: "),
         (replaced("assignment", '"role":1', '"role":9'), "violate a constraint of assignment: "),
         (replaced("therapist", '"status":1', '"status":9'), "violate a constraint of therapist: "),
         (replaced("therapist", '"urn:x\\", \\"0', '"urn:x\\", \\"1'), "violate a constraint of therapist: "),
     ],
-    ids=range(5),
+    ids=range(6),
 )
 def test_an_import_rejects_rows_that_break_the_schema_and_leaves_nothing(
     source: str, database_url: str, edit: Edit, text: str

@@ -188,9 +188,29 @@ def _parse_column(column: str, texts: tuple[str, ...]) -> list[Any]:
     """Parses the JSON of a column. Raises MalformedColumn."""
     with suppress(ValueError, RecursionError):
         values = parse_all(texts)
-        if _HAS_VALID_SHAPE[column](values):
+        if _HAS_VALID_SHAPE[column](values) and _are_storable(texts, values):
             return values
     raise MalformedColumn(column)
+
+
+def is_storable(text: str) -> bool:
+    """Returns whether every database can store a text: it holds neither NUL nor half of a surrogate pair."""
+    return not any(char == "\0" or "\ud800" <= char <= "\udfff" for char in text)
+
+
+def _are_storable(texts: Sequence[str], values: list[Any]) -> bool:
+    """Returns whether databases can store what the JSON of a column holds. Only an escape hides what they cannot."""
+    pairs = zip(texts, values, strict=True)
+    return all(is_storable(found) for text, value in pairs if "\\u" in text for found in _texts(value))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yields the texts within the JSON of a column, of valid shape."""
+    if isinstance(value, str):
+        yield value
+    else:
+        for one in chain.from_iterable(value.items()) if isinstance(value, dict) else value:
+            yield from _texts(one)
 
 
 def parse_all(texts: Sequence[str]) -> list[Any]:

@@ -1,7 +1,7 @@
 """Parses and validates export lines, in batches. It works column by column, which is fastest."""
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby, islice
+from itertools import groupby
 from operator import lt
 from typing import Any, BinaryIO, Final, NamedTuple
 
@@ -16,6 +16,8 @@ END: Final = "end"
 _TIME_BOUNDS: Final = (-62_135_596_800_000_000, 253_402_300_799_999_999)
 """The range of a protobuf Timestamp, the years 1 to 9999, in microseconds since 1970."""
 _NUMBER_BOUNDS: Final = (0, 2**63 - 1)
+_PAGE_BYTES: Final = 4 * 1024 * 1024
+"""Lines of together this size are parsed at once, even if they are fewer than PAGE_ROWS."""
 
 
 class Batch(NamedTuple):
@@ -55,7 +57,7 @@ def batches(source: BinaryIO, schema: str) -> Iterator[Batch]:
             return
         table = tables.pop(0)[1]
         last_key: Row = ()
-        while page := list(islice(group, PAGE_ROWS)):
+        while page := _next_page(group):
             text = b"".join(page)
             parsed = _ParsedRows(table, number, page, text)
             last_key = parsed.check_order(last_key)
@@ -64,6 +66,17 @@ def batches(source: BinaryIO, schema: str) -> Iterator[Batch]:
             yield Batch(number, number + len(page) - 1, len(text), rows)
             number += len(page)
     raise ImportRefused(f"line {number}: is missing: the file is truncated")
+
+
+def _next_page(lines: Iterator[bytes]) -> list[bytes]:
+    """Returns up to PAGE_ROWS lines, and fewer long ones, so that a small compressed file cannot fill the memory."""
+    page, size = [], 0
+    for line in lines:
+        page.append(line)
+        size += len(line)
+        if len(page) == PAGE_ROWS or size >= _PAGE_BYTES:
+            break
+    return page
 
 
 def _parse_line(number: int, line: bytes) -> tuple[str, dict[str, Any]]:
@@ -78,14 +91,9 @@ def _parse_line(number: int, line: bytes) -> tuple[str, dict[str, Any]]:
         raise refusal(number, "is not a JSON object with one name, or is truncated") from None
     if type(columns) is not dict or not text.endswith("\n"):
         raise refusal(number, "is not a JSON object inside another, or is truncated")
-    if b"\\u" in line and not all(map(_is_storable, columns.values())):
+    if b"\\u" in line and not all(content.is_storable(value) for value in columns.values() if isinstance(value, str)):
         raise refusal(number, "contains a character that cannot be stored")
     return name, columns
-
-
-def _is_storable(value: Any) -> bool:
-    """Returns whether every database can store a text: it holds neither NUL nor half of a surrogate pair."""
-    return not (isinstance(value, str) and any(char == "\0" or "\ud800" <= char <= "\udfff" for char in value))
 
 
 def _parse_header(line: bytes, schema: str) -> bytes:

@@ -24,6 +24,7 @@ CREATE INDEX same_person_by_person ON same_person (person_id, patient_id);
 ALTER TABLE assignment
     ADD COLUMN expire_us BIGINT,                                                    -- the planned end
     DROP CONSTRAINT assignment_end_reason_check,
-    ADD CONSTRAINT assignment_end_reason_check CHECK (end_reason >= 0) NOT VALID;
+    ADD CONSTRAINT assignment_end_reason_check CHECK (end_reason >= 0) NOT VALID,
+    ADD CONSTRAINT assignment_expire_check CHECK (end_us IS NOT NULL OR expire_us >= start_us) NOT VALID;
 CREATE INDEX assignment_expiring ON assignment (expire_us, assignment_id)
     WHERE expire_us IS NOT NULL AND end_us IS NULL;

@@ -33,7 +33,8 @@ CREATE TABLE expiring_assignment (
     updated_us INTEGER NOT NULL,
     etag TEXT NOT NULL,
     expire_us INTEGER,                                                  -- the planned end
-    CHECK (end_us IS NOT NULL OR (end_reason = 0 AND ended_by = ''))
+    CHECK (end_us IS NOT NULL OR (end_reason = 0 AND ended_by = '')),
+    CHECK (end_us IS NOT NULL OR expire_us >= start_us)
 ) STRICT, WITHOUT ROWID;
 INSERT INTO expiring_assignment SELECT *, NULL FROM assignment;
 DROP TABLE assignment;
