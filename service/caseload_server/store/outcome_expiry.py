@@ -48,7 +48,7 @@ class OutcomeExpiry:
         now = self._monotonic()
         with self._lock:
             seen = self._seen
-            if len(seen) > 2 and seen[-1][0] - seen[-2][0] < _INTERVAL_SECONDS:
+            if len(seen) > 2 and now - seen[-2][0] < _INTERVAL_SECONDS:
                 seen.pop()
             seen.append((now, max(revision, seen[-1][1])))
 
