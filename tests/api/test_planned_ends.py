@@ -1,13 +1,12 @@
 """expire_time and demote_primary, as callers see them."""
 
-import time
 from typing import Any
 
 import grpc
 from caseload_server.rpc.server import CaseloadServer
 
 from tests.api.client_calls import Side, covers, refused
-from tests.support.api_driver import ApiDriver, new_request_id, number, planned
+from tests.support.api_driver import ApiDriver, ahead, new_request_id, number, planned
 from tests.support.waiting import eventually
 
 PRIMARY, TREATING = 1, 2
@@ -18,9 +17,7 @@ LATER = {"seconds": 4_000_000_000, "nanos": 123_456_789}
 
 def assign_for_a_moment(api: ApiDriver, **fields: Any) -> Any:
     """Assigns t1 and p1 with an expire_time that comes soon. Returns the assignment."""
-    return planned(
-        lambda seconds: api.assign("t1", "p1", expire_time={"seconds": int(time.time()) + seconds}, **fields)
-    )
+    return planned(lambda seconds: api.assign("t1", "p1", expire_time=ahead(seconds), **fields))
 
 
 @covers("Assign{A}Request.expire_time", "Assignment.expire_time")
@@ -95,9 +92,9 @@ def test_update_sets_and_clears_a_planned_end_only_by_name(api: ApiDriver) -> No
     assert (found.reason, list(found.fields)) == ("INVALID_FIELD", ["assignment.expire_time"])
 
 
-def test_a_record_that_was_read_can_be_sent_back_after_its_planned_end(api: ApiDriver) -> None:
+def test_a_record_that_was_read_can_be_sent_back_after_its_planned_end(server: CaseloadServer, api: ApiDriver) -> None:
     begun = assign_for_a_moment(api)
-    eventually(lambda: api.get(begun.assignment_id).state == ENDED)
+    eventually(lambda: server.store.end_expired() is None)
     ended = api.get(begun.assignment_id)
     ended.focus = "grief"
     ended.etag = ""
