@@ -5,12 +5,12 @@ import pytest
 from caseload_server.config import Config
 from caseload_server.domain.enums import ROLE_PRIMARY
 from caseload_server.domain.requests import CallContext
-from caseload_server.store import PATIENT, RelationshipStore
+from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.factory import open_store
 
 from tests.store.merge_setup import with_identifiers
 from tests.store.store_builders import assign, patients, therapists
-from tests.store.store_calls import make
+from tests.store.store_calls import make, make_pair
 from tests.store.transfer_setup import COVERING, SUPERVISING
 from tests.support.write_lock import wait_for_locks
 
@@ -70,6 +70,22 @@ def instances(store: RelationshipStore, database_url: str, clock: Clock) -> Iter
 @pytest.fixture
 def call() -> CallContext:
     return CallContext(actor="reception", method="/caseload.v1.TherapistService/Test")
+
+
+@pytest.fixture
+def pair(store: RelationshipStore) -> RelationshipStore:
+    """The store with therapists t and u, and a patient p."""
+    make_pair(store)
+    make(store, THERAPIST, "u")
+    return store
+
+
+@pytest.fixture
+def unassigned(store: RelationshipStore) -> RelationshipStore:
+    """The store with therapists t, u and v, and patients p and q."""
+    therapists(store, "t", "u", "v")
+    patients(store, "p", "q")
+    return store
 
 
 @pytest.fixture

@@ -23,21 +23,12 @@ from tests.store.store_calls import (
     history,
     in_force,
     make,
-    make_pair,
     race,
     unassign,
     update,
 )
 
 COVERING = 4
-
-
-@pytest.fixture
-def pair(store: RelationshipStore) -> RelationshipStore:
-    """The store with therapists t and u, and a patient p."""
-    make_pair(store)
-    make(store, THERAPIST, "u")
-    return store
 
 
 def finished(store: RelationshipStore, start_us: int, end_us: int, therapist_id: str = "t", **order: Any) -> Assignment:
