@@ -27,7 +27,8 @@ from caseload_server.security.principal import current_principal
 from caseload_server.store import RelationshipStore
 from caseload_server.store.backends.factory import migrate
 from caseload_server.store.backends.protocol import Parameters, Row, S, Sharing, T, Tail, Transaction
-from caseload_server.store.backends.sqlite.database import SqliteDatabase, connect
+from caseload_server.store.backends.sqlite.connection import connect
+from caseload_server.store.backends.sqlite.database import SqliteDatabase
 
 FAULTS: Final[dict[str, Callable[[], errors.DomainError]]] = {
     "OVERLOADED": lambda: errors.Overloaded(0),

@@ -170,7 +170,7 @@ def etag_mismatch(faulty: FaultyServer) -> object:
 def pruned(faulty: FaultyServer) -> str:
     """Returns a revision from before a purge."""
     oldest = str(faulty.api.send("ListChanges").oldest_revision)
-    faulty.server.store.purge_changes(time.time_ns() // 1000 + 1)
+    faulty.server.store.purger.purge_changes(time.time_ns() // 1000 + 1)
     return oldest
 
 

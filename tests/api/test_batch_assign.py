@@ -3,7 +3,6 @@
 from typing import Any
 
 import grpc
-import pytest
 
 from tests.api.client_calls import covers
 from tests.support.api_driver import (
@@ -18,7 +17,7 @@ from tests.support.api_driver import (
 )
 
 PAIR: dict[str, Any] = {"therapist_id": "t1", "patient_id": "p1"}
-LATER: dict[str, Any] = {"seconds": 4_000_000_000}  # the names of tests hold it, so it is no time from now
+LATER: dict[str, Any] = {"seconds": 4_000_000_000}
 
 
 def period(start: float, end: float, **fields: Any) -> dict[str, Any]:
@@ -59,25 +58,23 @@ def test_a_rejected_entry_is_named_and_nothing_is_written(api: ApiDriver) -> Non
     assert api.head() == before
 
 
-@pytest.mark.parametrize(
-    ("batch", "fields"),
-    [
-        ([], ["requests"]),
-        ([PAIR] * 101, ["requests"]),
-        ([PAIR, {"patient_id": "p1"}], ["requests[1].therapist_id"]),
-        ([PAIR] * 7 + [{**PAIR, "start_time": LATER}], ["requests[7].start_time"]),
-        ([PAIR, period(5, 4)], ["requests[1].end_time"]),
-        ([{**PAIR, "role": 9}, period(0, 1, replace=True)], ["requests[0].role", "requests[1].replace"]),
-        ([{**PAIR, "request_id": "0190a3c4-0000-7000-8000-000000000001"}], ["requests[0].request_id"]),
-        ([PAIR, {**PAIR, "validate_only": True}], ["requests[1].validate_only"]),
-    ],
-    ids=lambda value: str(value)[-60:],
-)
-def test_an_invalid_entry_is_rejected_with_its_path(
-    api: ApiDriver, batch: list[dict[str, Any]], fields: list[str]
-) -> None:
-    found = refused(api.send, "BatchAssign", requests=batch)
-    assert (found.reason, found.fields) == ("INVALID_FIELD", fields)
+INVALID: list[tuple[list[dict[str, Any]], list[str]]] = [
+    ([], ["requests"]),
+    ([PAIR] * 101, ["requests"]),
+    ([PAIR, {"patient_id": "p1"}], ["requests[1].therapist_id"]),
+    ([PAIR] * 7 + [{**PAIR, "start_time": LATER}], ["requests[7].start_time"]),
+    ([PAIR, period(5, 4)], ["requests[1].end_time"]),
+    ([{**PAIR, "role": 9}, period(0, 1, replace=True)], ["requests[0].role", "requests[1].replace"]),
+    ([{**PAIR, "request_id": "0190a3c4-0000-7000-8000-000000000001"}], ["requests[0].request_id"]),
+    ([PAIR, {**PAIR, "validate_only": True}], ["requests[1].validate_only"]),
+]
+"""Entries of a batch, and the fields that the error names."""
+
+
+def test_an_invalid_entry_is_rejected_with_its_path(api: ApiDriver) -> None:
+    for batch, fields in INVALID:
+        found = refused(api.send, "BatchAssign", requests=batch)
+        assert (found.reason, found.fields) == ("INVALID_FIELD", fields), str(batch)[-60:]
 
 
 @covers("BatchAssignRequest.request_id")

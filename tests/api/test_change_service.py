@@ -237,7 +237,7 @@ def test_every_page_size_returns_the_same_log(api: ApiDriver) -> None:
 
 def test_a_purge_of_the_log_is_a_change_of_its_own_kind(server: CaseloadServer, api: ApiDriver) -> None:
     before = api.head()
-    assert server.store.purge_changes(time.time_ns() // 1000 + 1) == number(before)
+    assert server.store.purger.purge_changes(time.time_ns() // 1000 + 1) == number(before)
     [purge] = api.log()
     assert (purge.actor, purge.method, purge.request_id, purge.on_behalf_of) == ("cli:purge", "", "", "")
     [change] = purge.changes

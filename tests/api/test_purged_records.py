@@ -32,7 +32,7 @@ class Purged:
         api.send("DeletePatient", patient_id="p1", force=True)
         self.before = api.head()
         for kind in (PATIENT, THERAPIST):
-            list(server.store.purge_records(kind, time.time_ns() // 1000 + 1))
+            list(server.store.purger.purge_records(kind, time.time_ns() // 1000 + 1))
 
 
 @pytest.fixture

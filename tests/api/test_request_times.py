@@ -1,5 +1,6 @@
 """Times in requests: not before 1900, and up to a minute ahead of the server's clock, because clocks differ."""
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,11 +29,6 @@ def times(request: Any) -> Iterator[FieldRef]:
             yield ref
 
 
-with_times = pytest.mark.parametrize(
-    "method", [method for method in METHODS if list(times(full(method)))], ids=lambda method: method.name
-)
-
-
 def answers(client: Client, method: MethodDescriptor, time: dict[str, int]) -> Iterator[tuple[str, Refusal | None]]:
     """The error, if any, of a request for each of its times, set to this one."""
     for path in [ref.path for ref in times(full(method))]:
@@ -49,11 +45,12 @@ def answers(client: Client, method: MethodDescriptor, time: dict[str, int]) -> I
             yield path, None
 
 
-@with_times
-def test_a_time_before_1900_is_rejected_with_its_field(client: Client, method: MethodDescriptor) -> None:
-    for time in (YEAR_1, LAST_BEFORE_1900):
+def test_a_time_before_1900_is_rejected_with_its_field(client: Client) -> None:
+    methods = [method for method in METHODS if list(times(full(method)))]
+    assert len(methods) > 10
+    for method, time in itertools.product(methods, (YEAR_1, LAST_BEFORE_1900)):
         for path, found in answers(client, method, time):
-            assert found is not None, path
+            assert found is not None, (method.name, path)
             assert found.reason == "INVALID_FIELD"
             assert path in found.fields
 

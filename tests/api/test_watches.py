@@ -276,7 +276,7 @@ def test_a_purge_ends_only_watches_that_have_not_read_the_purged_changes(
     api.patients("p1", "p2")
     with WatchReader(api) as up_to_date:
         up_to_date.wait_for(1)
-        server.store.purge_changes(time.time_ns() // 1000 + 1)
+        server.store.purger.purge_changes(time.time_ns() // 1000 + 1)
         found = refused(next, api.watch(start))
         assert (found.code, found.reason) == (grpc.StatusCode.OUT_OF_RANGE, "REVISION_PRUNED")
         assert found.metadata == {"oldest_revision": api.send("ListChanges").oldest_revision}

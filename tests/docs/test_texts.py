@@ -50,6 +50,24 @@ def test_every_endpoint_of_the_rest_api_is_mapped() -> None:
     assert [(said, run) for _, said, run in mapped if said != run] == []
 
 
+def described_modules(page: str) -> set[str]:
+    """The modules of the server in the tables of a page, as paths. The heading of a table names the folder."""
+    found = set()
+    for folder, rows in re.findall(r"^\| in `([^`]+/)` \|.*\n\|---\|---\|\n((?:\|.*\n)+)", page, re.MULTILINE):
+        cells = [row.split("|")[1] for row in rows.splitlines()]
+        prefix = folder.removeprefix("service/caseload_server/")
+        found |= {f"{prefix}{module}" for cell in cells for module in re.findall(r"`(\w+\.py)`", cell)}
+    return found
+
+
+@pytest.mark.checkout
+def test_the_architecture_page_describes_every_module_of_the_server() -> None:
+    package = ROOT / "service" / "caseload_server"
+    modules = {str(path.relative_to(package)) for path in package.rglob("*.py") if not path.stem.startswith("__")}
+    described = described_modules((ROOT / "docs" / "architecture.md").read_text())
+    assert {path for path in described if not path.startswith("client/")} == modules
+
+
 @pytest.mark.checkout
 def test_every_make_target_named_on_a_page_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))

@@ -8,7 +8,7 @@ from typing import Final
 import grpc
 import pytest
 from caseload_server.store.backends.postgres import connection as postgres
-from caseload_server.store.backends.sqlite import database as sqlite
+from caseload_server.store.backends.sqlite import connection as sqlite
 
 from tests.conftest import serving
 from tests.observability.metrics_client import numbers, wait_for_metrics

@@ -2,7 +2,7 @@
 
 from caseload_server.store.backends.postgres import commit_turn, connection_pool, pipeline
 from caseload_server.store.backends.postgres import connection as postgres
-from caseload_server.store.backends.sqlite import database as sqlite
+from caseload_server.store.backends.sqlite import connection as sqlite
 
 sqlite._BUSY_TIMEOUT_SECONDS = connection_pool.ACQUIRE_TIMEOUT_SECONDS = 10_000.0  # type: ignore[misc]
 pipeline.TIMEOUT_SECONDS = 10_000.0  # type: ignore[misc]

@@ -13,7 +13,7 @@ from typing import Any
 
 import apsw
 from caseload_server.commands import main
-from caseload_server.store.backends.sqlite import database as sqlite
+from caseload_server.store.backends.sqlite import connection as sqlite
 
 _REORDER = "CASELOAD_TEST_REORDER" in os.environ
 _BASE = apsw.vfs_names()[0]  # the system's VFS, read before this one becomes the default

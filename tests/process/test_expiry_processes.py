@@ -38,13 +38,13 @@ def serving(url: str, servers: int, workers: int, command: Sequence[str] = CASEL
 def plan(api: ApiDriver) -> float:
     """Assigns all pairs, with one planned end. Returns it in seconds since 1970."""
 
-    def batch(seconds: int) -> float:
-        expire = int(time.time()) + seconds
+    def batch(seconds: float) -> float:
+        expire = int(time.time() + seconds)
         pairs = [{"therapist_id": therapist, "patient_id": patient} for therapist, patient in PAIRS]
         api.send("BatchAssign", requests=[{**pair, "expire_time": {"seconds": expire}} for pair in pairs])
         return expire
 
-    return planned(batch)
+    return planned(batch, soonest_seconds=2)
 
 
 def assert_one_change_set_each(api: ApiDriver) -> None:

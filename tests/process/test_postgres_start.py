@@ -163,7 +163,7 @@ def test_migrating_the_first_schema_keeps_rows_and_open_stores(empty: str) -> No
     before = [run(store, f"SELECT {columns} FROM {table}") for table, columns in COLUMNS.items()]
     assert postgres_migrate.migrate(empty) == later
     assert [run(store, f"SELECT {columns} FROM {table}") for table, columns in COLUMNS.items()] == before
-    assert list(store.purge_records(PATIENT, 2)) == [(1, 0)]
+    assert list(store.purger.purge_records(PATIENT, 2)) == [(1, 0)]
     assert store.get(PATIENT, "kept").etag == "e"
     with store._database.snapshot() as transaction:
         assert list(broken_chain(transaction)) == []

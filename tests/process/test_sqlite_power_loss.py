@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from caseload_server.store.backends.sqlite import database as sqlite
+from caseload_server.store.backends.sqlite import connection as sqlite
 
 from tests.process.acknowledged_writes import Writers, invented, lost, stored_after_restart
 from tests.process.command_runner import url

@@ -7,27 +7,18 @@ from typing import Any, Final, NamedTuple
 import grpc
 import pytest
 from caseload.v1 import resources_pb2
-from caseload_server.security import redaction
-from google.protobuf.descriptor import Descriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from tests.api.client_calls import full_error_text
-from tests.api.sample_values import METHODS
 from tests.security.canaries import CANARY, PRIVATE, WELL_FORMED, names_of
+from tests.security.redacted_fields import KEPT, WRITES, set_fields
 from tests.security.server_fixture import KeysFile, LogReader, bearer, serving
-from tests.support.api_driver import PRIMARY, READS, RPCS, full_name, new_request_id, request
+from tests.support.api_driver import PRIMARY, RPCS, full_name, new_request_id, request
 from tests.support.servers import Refusal, refusal
 from tests.support.waiting import HUNG_SECONDS, eventually
 
 SECRET: Final = CANARY.lower()
 """A name of a caller, and the beginning of ids that no request may reveal. `PRIVATE` finds it."""
-WRITES: Final = {name for name in RPCS if name not in READS}
-KEPT: Final = {
-    *("therapist_id", "patient_id", "assignment_id", "etag", "revision"),
-    *("create_time", "update_time", "delete_time", "start_time", "end_time", "expire_time", "created", "ended"),
-    "merged_into_patient_id",
-}
-"""What a response may have without `read`; the ids of other records only if the request names them."""
 _COVER: Final = {
     "role": PRIMARY,
     "replace": True,
@@ -135,16 +126,6 @@ def accepted(people: People, other: People) -> dict[str, dict[str, Any]]:
 
 def test_every_write_of_the_contract_has_a_scenario(pair: Pair) -> None:
     assert accepted(build(pair), build(pair)).keys() == WRITES
-
-
-def set_fields(message: Any) -> Iterator[str]:
-    for field, value in message.ListFields():
-        nested = field.message_type
-        if nested and nested.file.package == "caseload.v1":
-            for one in value if field.is_repeated else (value,):
-                yield from set_fields(one)
-        else:
-            yield field.name
 
 
 @pytest.mark.parametrize("rpc", sorted(WRITES))
@@ -361,38 +342,3 @@ def test_a_call_that_only_validates_is_marked_in_the_access_log(pair: Pair) -> N
 
     eventually(lambda: len(lines()) == 2)
     assert [line.get("validate_only") for line in lines()] == [None, True]
-
-
-def filled(kind: Descriptor) -> Any:
-    """A message with every field set, and one entry in every list."""
-    message = GetMessageClass(kind)()
-    for field in kind.fields:
-        nested = field.message_type
-        if nested and nested.GetOptions().map_entry:
-            getattr(message, field.name)["key"] = CANARY
-        elif nested and field.is_repeated:
-            getattr(message, field.name).append(filled(nested))
-        elif nested:
-            getattr(message, field.name).CopyFrom(filled(nested))
-        else:
-            value: Any = CANARY if field.cpp_type == field.CPPTYPE_STRING else 1
-            value = [value] if field.is_repeated else value
-            message.MergeFrom(type(message)(**{field.name: value}))
-    return message
-
-
-@pytest.mark.parametrize("rpc", sorted(WRITES))
-def test_a_field_that_the_tables_do_not_name_is_removed(rpc: str) -> None:
-    """Every field of every response is set, also those that a future version adds."""
-    response = filled(RPCS[rpc].output_type)
-    redaction.redact(response, GetMessageClass(RPCS[rpc].input_type)())
-    assert set(set_fields(response)) <= KEPT
-
-
-def test_the_tables_name_fields_of_the_contract_that_are_not_personal() -> None:
-    responses = {field.name for rpc in METHODS for field in rpc.output_type.fields}
-    assert responses >= redaction._RESPONSE_FIELDS
-    pool: Any = METHODS[0].containing_service.file.pool
-    for kind, names in {**redaction._RECORD_FIELDS, **redaction._REFERENCES}.items():
-        fields = pool.FindMessageTypeByName(kind).fields_by_name
-        assert [name for name in names if fields[name].GetOptions().debug_redact] == []

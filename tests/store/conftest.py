@@ -5,10 +5,12 @@ import pytest
 from caseload_server.config import Config
 from caseload_server.domain.enums import ROLE_PRIMARY
 from caseload_server.domain.requests import CallContext
-from caseload_server.store import RelationshipStore
+from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.factory import open_store
 
+from tests.store.merge_setup import with_identifiers
 from tests.store.store_builders import assign, patients, therapists
+from tests.store.store_calls import make, make_pair
 from tests.store.transfer_setup import COVERING, SUPERVISING
 from tests.support.write_lock import wait_for_locks
 
@@ -71,6 +73,22 @@ def call() -> CallContext:
 
 
 @pytest.fixture
+def pair(store: RelationshipStore) -> RelationshipStore:
+    """The store with therapists t and u, and a patient p."""
+    make_pair(store)
+    make(store, THERAPIST, "u")
+    return store
+
+
+@pytest.fixture
+def unassigned(store: RelationshipStore) -> RelationshipStore:
+    """The store with therapists t, u and v, and patients p and q."""
+    therapists(store, "t", "u", "v")
+    patients(store, "p", "q")
+    return store
+
+
+@pytest.fixture
 def filled_store(store: RelationshipStore) -> RelationshipStore:
     """Therapists s, t and u, patients a to d; s treats a (as the primary), b and c."""
     therapists(store, "s", "t", "u")
@@ -78,4 +96,13 @@ def filled_store(store: RelationshipStore) -> RelationshipStore:
     assign(store, "s", "a", role=ROLE_PRIMARY, focus="anxiety")
     assign(store, "s", "b", role=SUPERVISING)
     assign(store, "s", "c", role=COVERING, focus="grief")
+    return store
+
+
+@pytest.fixture
+def people(store: RelationshipStore) -> RelationshipStore:
+    """Therapists t, u and v, and patients s and p: the source and the target of a merge."""
+    therapists(store, "t", "u", "v")
+    make(store, PATIENT, "s", display_name="Bob Gray", identifiers=with_identifiers("1", "2"))
+    make(store, PATIENT, "p", display_name="Bob Ray", identifiers=with_identifiers("3"))
     return store

@@ -7,17 +7,9 @@ from caseload_server.domain.records import Assignment
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 
 from tests.store.conftest import Clock
-from tests.store.store_calls import CALL, assign, count, dump, history, in_force, make, make_pair, unassign, update
+from tests.store.store_calls import CALL, assign, count, dump, history, in_force, make, unassign, update
 
 ROLE_SUPERVISING, ROLE_COVERING = 3, 4
-
-
-@pytest.fixture
-def pair(store: RelationshipStore) -> RelationshipStore:
-    """The store with a therapist t, another u, and a patient p."""
-    make_pair(store)
-    make(store, THERAPIST, "u")
-    return store
 
 
 def primary_of(store: RelationshipStore, patient_id: str = "p") -> str:

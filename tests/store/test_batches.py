@@ -20,7 +20,6 @@ from tests.store.store_calls import (
     head,
     history,
     make,
-    make_pair,
     race,
     request,
     run,
@@ -33,14 +32,6 @@ DAY = 24 * 3600
 SPAN = 10
 HISTORY = [Assign("t", "p", start_us=n * SPAN, end_us=(n + 1) * SPAN) for n in range(100)]
 """A history of 100 periods, one after another."""
-
-
-@pytest.fixture
-def pair(store: RelationshipStore) -> RelationshipStore:
-    """The store with therapists t and u, and a patient p."""
-    make_pair(store)
-    make(store, THERAPIST, "u")
-    return store
 
 
 def test_a_history_of_100_periods_is_recorded_in_one_change_set(pair: RelationshipStore) -> None:

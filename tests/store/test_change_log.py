@@ -175,7 +175,7 @@ def test_a_purged_revision_is_rejected_with_the_oldest_available_one(store: Rela
     therapists(store, "t1", "t2")
     kept_from = clock.advance(1)
     therapists(store, "t3")
-    assert store.purge_changes(kept_from) == 2
+    assert store.purger.purge_changes(kept_from) == 2
     with pytest.raises(errors.RevisionPruned) as caught:
         page(store, before)
     oldest = store.keys.revision(2)
@@ -186,25 +186,25 @@ def test_a_purged_revision_is_rejected_with_the_oldest_available_one(store: Rela
 
 def test_a_purge_keeps_a_change_at_exactly_the_given_time(store: RelationshipStore, clock: Clock) -> None:
     therapists(store, "t1")
-    assert store.purge_changes(clock.now_us) == 0
-    assert store.purge_changes(clock.now_us + 1) == 1
+    assert store.purger.purge_changes(clock.now_us) == 0
+    assert store.purger.purge_changes(clock.now_us + 1) == 1
 
 
 def test_the_log_continues_after_every_change_is_purged(store: RelationshipStore, clock: Clock) -> None:
     therapists(store, "t1", "t2")
-    assert store.purge_changes(clock.now_us + DAY_US) == 2
+    assert store.purger.purge_changes(clock.now_us + DAY_US) == 2
     purged = page(store)
     assert [store.keys.number(one) for one in (purged.oldest, purged.through, purged.head)] == [2, 3, 3]
-    assert store.purge_changes(clock.now_us) == 0
+    assert store.purger.purge_changes(clock.now_us) == 0
     therapists(store, "t3")
     assert [store.keys.number(one.revision) for one in page(store, purged.head).change_sets] == [4]
 
 
 def test_the_oldest_revision_never_decreases(store: RelationshipStore, clock: Clock) -> None:
     therapists(store, "t1", "t2")
-    store.purge_changes(clock.now_us + 1)
+    store.purger.purge_changes(clock.now_us + 1)
     for before_us in (0, clock.now_us - DAY_US, -(10**15)):
-        assert store.purge_changes(before_us) == 0
+        assert store.purger.purge_changes(before_us) == 0
         assert store.keys.number(page(store).oldest) == 2
 
 
@@ -214,7 +214,7 @@ def test_a_clock_set_back_leaves_no_gap_in_the_log(store: RelationshipStore, clo
     therapists(store, "t2")
     clock.advance(-20)
     therapists(store, "t3")
-    assert store.purge_changes(kept_from) == 1
+    assert store.purger.purge_changes(kept_from) == 1
     assert [store.keys.number(one.revision) for one in page(store).change_sets] == [2, 3, 4]
 
 
@@ -226,7 +226,7 @@ def test_change_sets_of_a_clock_that_was_ahead_are_as_old_as_later_ones(store: R
     therapists(store, "t4")
     kept_from = clock.advance(10)
     therapists(store, "t5")
-    assert store.purge_changes(kept_from) == 4
+    assert store.purger.purge_changes(kept_from) == 4
     assert [store.keys.number(one.revision) for one in page(store).change_sets] == [5, 6]
 
 
@@ -237,7 +237,7 @@ def test_the_newest_change_sets_stay_if_the_clock_was_ahead(store: RelationshipS
     clock.step(400 * DAY_US / 1_000_000)
     therapists(store, "t2", "t3")
     clock.step(-400 * DAY_US / 1_000_000)
-    assert store.purge_changes(kept_from) == 1
+    assert store.purger.purge_changes(kept_from) == 1
     assert [store.keys.number(one.revision) for one in page(store).change_sets] == [2, 3, 4]
 
 
@@ -252,7 +252,7 @@ def test_change_sets_of_a_clock_that_was_behind_erase_nothing_before_them(
     clock.step(20_000 * DAY_US / 1_000_000)
     clock.advance(10)
     therapists(store, "t4")
-    assert store.purge_changes(kept_from) == 1
+    assert store.purger.purge_changes(kept_from) == 1
     assert [store.keys.number(one.revision) for one in page(store).change_sets] == [2, 3, 4, 5]
 
 
@@ -263,7 +263,7 @@ def test_a_purge_changes_neither_records_nor_replays(store: RelationshipStore, c
     call = remembered("1")
     moved = store.unassign(change_order("t1", "p1"), call)
     before = dump(store)
-    store.purge_changes(clock.now_us + 1)
+    store.purger.purge_changes(clock.now_us + 1)
     after = dump(store)
     assert all(after[table] == before[table] for table in ("therapist", "patient", "assignment", "request"))
     assert len(after["change"]) == len(after["change_set"]) == 1
@@ -275,7 +275,7 @@ def test_a_purge_of_a_transferred_caseload_erases_every_change(store: Relationsh
     crowd(store, "t1", 300)
     transfer(store, "t1", "t2")
     unassign(store, "t2", "crowd-0000")
-    assert store.purge_changes(clock.now_us + 1) == 4
+    assert store.purger.purge_changes(clock.now_us + 1) == 4
     assert run(store, "SELECT count(*) FROM change") == [(1,)]
 
 
@@ -284,7 +284,7 @@ def test_a_purge_of_changes_records_what_it_erased(store: RelationshipStore, clo
     kept_from = clock.advance(1)
     therapists(store, "t3")
     now = clock.advance(1)
-    store.purge_changes(kept_from)
+    store.purger.purge_changes(kept_from)
     record = page(store).change_sets[-1]
     assert (record.actor, record.method, record.request_id, record.committed_us) == ("cli:purge", "", "", now)
     oldest = store.keys.revision(2)
@@ -295,5 +295,5 @@ def test_a_purge_of_changes_records_what_it_erased(store: RelationshipStore, clo
 def test_a_purge_of_changes_that_finds_none_leaves_no_record(store: RelationshipStore, clock: Clock) -> None:
     therapists(store, "t1")
     before = dump(store)
-    assert store.purge_changes(clock.now_us) == 0
+    assert store.purger.purge_changes(clock.now_us) == 0
     assert dump(store) == before

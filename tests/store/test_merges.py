@@ -1,36 +1,23 @@
-"""MergePatients joins two records of one person, and UnmergePatients separates them."""
+"""MergePatients joins two records of one person."""
 
-import json
 from typing import Any
 
 import pytest
 from caseload_server.domain import enums, errors
 from caseload_server.domain.enums import ROLE_PRIMARY, ROLE_TREATING
-from caseload_server.domain.requests import (
-    Assign,
-    AssignmentQuery,
-    CallContext,
-    CaseloadQuery,
-    ChangeQuery,
-    Correction,
-    Delete,
-    Merge,
-    RecordQuery,
-    Transfer,
-)
-from caseload_server.domain.results import MergeResult, UnmergeResult
+from caseload_server.domain.requests import Assign, Correction, Delete, Transfer
+from caseload_server.domain.results import MergeResult
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 
 from tests.store.conftest import Clock
-from tests.store.store_builders import SECOND, assert_consistent, therapists
+from tests.store.merge_setup import REQUEST_ID, checked, merge, unmerge, with_identifiers
+from tests.store.store_builders import SECOND, assert_consistent
 from tests.store.store_calls import (
-    ALL,
     CALL,
     VALIDATE,
     assign,
     broken,
     count,
-    delete,
     dump,
     history,
     ids,
@@ -41,42 +28,9 @@ from tests.store.store_calls import (
     unassign,
     update,
 )
+from tests.store.transfer_setup import COVERING, SUPERVISING
 
-REQUEST_ID = "3b241101-e2bb-4255-8caf-4136c566a962"
-SUPERVISING, COVERING = 3, 4
 ON_LEAVE = 2
-
-
-def merge(
-    store: RelationshipStore, source: str = "s", target: str = "p", call: CallContext = CALL, **flags: bool
-) -> MergeResult:
-    return store.merge(Merge(source, target, **flags), call)
-
-
-def unmerge(store: RelationshipStore, source: str = "s", call: CallContext = CALL) -> UnmergeResult:
-    return store.unmerge(source, call)
-
-
-def checked(store: RelationshipStore, at_us: int, *pairs: tuple[str, str]) -> list[str | None]:
-    """The assignment in force for each pair."""
-    return [one.assignment_id for one in store.check_assignments(list(pairs), at_us)[0]]
-
-
-def identifiers(patient: Any) -> list[str]:
-    return [value for _, value in json.loads(patient.identifiers)]
-
-
-def with_identifiers(*values: str) -> str:
-    return json.dumps([["mrn", value] for value in values], separators=(",", ":"))
-
-
-@pytest.fixture
-def people(store: RelationshipStore) -> RelationshipStore:
-    """Therapists t, u and v, and patients s and p: the source and the target of a merge."""
-    therapists(store, "t", "u", "v")
-    make(store, PATIENT, "s", display_name="Bob Gray", identifiers=with_identifiers("1", "2"))
-    make(store, PATIENT, "p", display_name="Bob Ray", identifiers=with_identifiers("3"))
-    return store
 
 
 def test_a_merge_moves_each_active_period_and_rewrites_no_other(people: RelationshipStore, clock: Clock) -> None:
@@ -222,73 +176,6 @@ def test_a_period_whose_planned_end_comes_before_it_can_begin_is_never_in_force(
     assert count(people, PATIENT, "p") == 0
 
 
-def test_a_check_of_either_id_covers_both_records(people: RelationshipStore, clock: Clock) -> None:
-    past = clock.now_us
-    old = assign(people, "u", "s")
-    unassign(people, "u", "s", end_us=clock.advance(10))
-    assign(people, "t", "s")
-    own = assign(people, "v", "p")
-    now = clock.advance(10)
-    [active] = merge(people).active
-    pairs = [(therapist, patient) for patient in ("s", "p", "x") for therapist in ("t", "u", "v")]
-    assert checked(people, now, *pairs) == [active.assignment_id, None, own.assignment_id] * 2 + [None] * 3
-    assert checked(people, past, *pairs) == [None, old.assignment_id, None] * 2 + [None] * 3
-
-
-def test_the_given_record_comes_first_in_a_check(people: RelationshipStore, clock: Clock) -> None:
-    own = assign(people, "t", "p", role=COVERING)
-    other = assign(people, "t", "s", role=SUPERVISING)
-    past = clock.now_us
-    clock.advance(10)
-    merge(people)
-    assert checked(people, past, ("t", "s"), ("t", "p")) == [other.assignment_id, own.assignment_id]
-    make(people, PATIENT, "q")
-    merge(people, "p", "q")
-    assert checked(people, past, ("t", "q")) == [other.assignment_id]  # the lowest role
-
-
-def test_lists_as_of_a_time_cover_both_records_and_other_lists_one(people: RelationshipStore, clock: Clock) -> None:
-    assign(people, "t", "s")
-    assign(people, "u", "p")
-    past = clock.now_us
-    now = clock.advance(10)
-    [active] = merge(people).active
-    for patient_id in ("s", "p"):
-        for at_us, found in ((past, {"t": "s", "u": "p"}), (now, {"t": "p", "u": "p"})):
-            query = AssignmentQuery(patient_id=patient_id, as_of_us=at_us)
-            rows = people.list_assignments(query, ALL).records
-            assert {one.therapist_id: one.patient_id for one in rows} == found
-            assert in_force(people, at_us, record_id=patient_id) == [one.assignment_id for one in rows]
-            both = query._replace(therapist_id="t")
-            assert [one.patient_id for one in people.list_assignments(both, ALL).records] == [found["t"]]
-    assert [one.patient_id for one in people.list_assignments(AssignmentQuery(patient_id="s"), ALL).records] == []
-    assert people.list_patient_therapists(CaseloadQuery("s"), ALL).records == []
-    assert active.assignment_id in [one.assignment_id for one in history(people, "p")]
-
-
-def test_checks_and_lists_follow_a_chain_of_merges(people: RelationshipStore, clock: Clock) -> None:
-    make(people, PATIENT, "q")
-    make(people, PATIENT, "r")
-    old = assign(people, "t", "s")
-    past = clock.now_us
-    clock.advance(10)
-    merge(people)
-    merge(people, "r", "p")
-    merge(people, "p", "q")
-    for patient_id in "spqr":
-        assert checked(people, past, ("t", patient_id)) == [old.assignment_id]
-        assert in_force(people, past, record_id=patient_id) == [old.assignment_id]
-        assert len(checked(people, clock.now_us, ("t", patient_id))) == 1
-        assert None not in checked(people, clock.now_us, ("t", patient_id))
-    unmerge(people, "p")
-    assert [checked(people, past, ("t", one))[0] for one in "sprq"] == [old.assignment_id] * 3 + [None]
-    assert checked(people, clock.now_us, ("t", "q")) != [None]
-    unmerge(people)
-    unmerge(people, "r")
-    assert [checked(people, past, ("t", one))[0] for one in "sprq"] == [old.assignment_id, None, None, None]
-    assert run(people, "SELECT * FROM same_person") == []
-
-
 def test_every_write_to_a_merged_patient_is_rejected(people: RelationshipStore) -> None:
     old = assign(people, "t", "s")
     merge(people)
@@ -317,60 +204,6 @@ def test_every_write_to_a_merged_patient_is_rejected(people: RelationshipStore) 
     assert people.correct(old.assignment_id, "", correction, CALL).record.focus == "grief"
 
 
-def test_an_unmerge_returns_the_identifiers_and_leaves_the_assignments(people: RelationshipStore) -> None:
-    assign(people, "t", "s")
-    [active] = merge(people).active
-    update(people, PATIENT, "p", identifiers=with_identifiers("2", "9", "3"))
-    before = people.get(PATIENT, "p")
-    result = unmerge(people)
-    assert (result.source.deleted_us, result.source.merged_into_patient_id) == (None, "")
-    assert identifiers(result.source) == ["1", "2"]
-    assert result.target is not None
-    assert identifiers(result.target) == ["9", "3"]
-    assert result.target.aliases == before.aliases == '["Bob Gray"]'
-    assert history(people, "p") == [active]
-    assert [ids(people, PATIENT, identifier=("mrn", one)) for one in "1239"] == [["s"], ["s"], ["p"], ["p"]]
-    assert run(people, "SELECT * FROM same_person") == []
-    assert_consistent(people)
-
-
-def test_an_unmerge_from_a_deleted_target_takes_the_identifiers_back(people: RelationshipStore) -> None:
-    merge(people)
-    delete(people, PATIENT, "p")
-    result = unmerge(people)
-    assert result.target is not None
-    assert (identifiers(result.source), identifiers(result.target)) == (["1", "2"], ["3"])
-    people.undelete(PATIENT, "p", CALL)
-
-
-def test_an_unmerge_fails_while_another_patient_has_an_identifier(people: RelationshipStore) -> None:
-    merge(people)
-    update(people, PATIENT, "p", identifiers="[]")
-    make(people, PATIENT, "q", identifiers=with_identifiers("2"))
-    before = dump(people)
-    with pytest.raises(errors.IdentifierTaken):
-        unmerge(people)
-    assert dump(people) == before
-
-
-def test_an_unmerge_of_a_record_that_is_not_merged_changes_nothing(people: RelationshipStore) -> None:
-    before = dump(people)
-    assert unmerge(people)[:2] == (people.get(PATIENT, "s"), None)
-    assert dump(people) == before
-    with pytest.raises(errors.PatientNotFound):
-        unmerge(people, "missing")
-
-
-def test_a_record_can_be_merged_again_after_an_unmerge(people: RelationshipStore) -> None:
-    first = merge(people)
-    unmerge(people)
-    second = merge(people)
-    assert second.target == first.target._replace(updated_us=second.target.updated_us, etag=second.target.etag)
-    unmerge(people)
-    merge(people, "p", "s")
-    assert identifiers(people.get(PATIENT, "s")) == ["1", "2", "3"]
-
-
 def test_a_replayed_merge_returns_the_current_records(people: RelationshipStore) -> None:
     assign(people, "t", "s", role=ROLE_PRIMARY)
     assign(people, "u", "p", role=ROLE_PRIMARY)
@@ -383,15 +216,6 @@ def test_a_replayed_merge_returns_the_current_records(people: RelationshipStore)
     assert again.primary_demoted
     unmerge(people)
     assert merge(people, call=request(REQUEST_ID)).source.merged_into_patient_id == ""
-
-
-def test_a_replayed_unmerge_returns_the_current_records(people: RelationshipStore) -> None:
-    merge(people)
-    first = unmerge(people, call=request(REQUEST_ID))
-    merge(people)
-    again = unmerge(people, call=request(REQUEST_ID))
-    assert again == UnmergeResult(people.get(PATIENT, "s"), people.get(PATIENT, "p"), first.revision)
-    assert again.source.merged_into_patient_id == "p"
 
 
 def test_a_validated_merge_shows_everything_and_changes_nothing(people: RelationshipStore) -> None:
@@ -450,104 +274,3 @@ def test_the_change_set_names_a_target_that_gains_nothing(people: RelationshipSt
     update(people, PATIENT, "s", display_name="Bob Ray", identifiers="[]")
     merge(people)
     assert changes(people)[1] == (enums.CHANGE_UPDATED, "", None, "p", None)
-
-
-@pytest.mark.parametrize(
-    ("field", "limit", "source", "target"),
-    [
-        ("identifiers", 20, with_identifiers(*map(str, range(100, 111))), with_identifiers(*map(str, range(50, 59)))),
-        ("aliases", 10, json.dumps([str(n) for n in range(5)]), json.dumps([str(n) for n in range(5, 9)])),
-    ],
-)
-def test_what_would_exceed_a_limit_is_rejected_as_a_whole(
-    people: RelationshipStore, field: str, limit: int, source: str, target: str
-) -> None:
-    """At first the target would have exactly the limit."""
-    update(people, PATIENT, "s", **{field: source})
-    update(people, PATIENT, "p", **{field: target})
-    merge(people, call=VALIDATE)
-    update(people, PATIENT, "p", **{field: target[:-1] + (',"x"]' if field == "aliases" else ',["mrn","x"]]')})
-    before = dump(people)
-    with pytest.raises(errors.MergeTooLarge) as refusal:
-        merge(people)
-    assert refusal.value.metadata == {"field": field, "limit": str(limit)}
-    assert dump(people) == before
-
-
-def test_a_target_that_would_exceed_32_kib_is_rejected(people: RelationshipStore) -> None:
-    update(people, PATIENT, "p", annotations=json.dumps({f"k{n}": "x" * 1000 for n in range(32)}))
-    update(people, PATIENT, "s", display_name="y" * 200)
-    update(people, PATIENT, "s", aliases=json.dumps([str(n) * 200 for n in range(9)]))
-    with pytest.raises(errors.MergeTooLarge) as refusal:
-        merge(people)
-    assert refusal.value.metadata == {"field": "patient", "limit": "32768"}
-
-
-def test_a_person_has_a_limited_number_of_records(people: RelationshipStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("caseload_server.domain.limits.MAX_MERGED_PATIENTS", 3)
-    for one in "abc":
-        make(people, PATIENT, one)
-    merge(people, "a", "b")
-    merge(people, "s", "b", call=VALIDATE)
-    merge(people, "s", "p")
-    with pytest.raises(errors.MergeTooLarge) as refusal:
-        merge(people, "b", "p")
-    assert refusal.value.metadata == {"field": "merged_patients", "limit": "3"}
-
-
-def test_too_many_assignments_are_rejected(people: RelationshipStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    assign(people, "t", "s")
-    assign(people, "u", "s")
-    monkeypatch.setattr("caseload_server.domain.limits.MAX_ASSIGNMENTS_PER_CALL", 1)
-    with pytest.raises(errors.TooManyAssignments) as refusal:
-        merge(people)
-    assert refusal.value.metadata == {"limit": "1", "current": "2"}
-    unassign(people, "u", "s")
-    merge(people)
-
-
-def test_other_birth_dates_need_force_and_the_target_keeps_its_own(people: RelationshipStore) -> None:
-    update(people, PATIENT, "s", birth_date="1990-01-02")
-    update(people, PATIENT, "p", birth_date="1990-02-01")
-    with pytest.raises(errors.BirthDatesDiffer) as refusal:
-        merge(people)
-    assert refusal.value.metadata == {}
-    assert merge(people, force=True).target.birth_date == "1990-02-01"
-
-
-def test_a_discharged_target_takes_no_active_assignments(people: RelationshipStore) -> None:
-    update(people, PATIENT, "p", status=enums.PATIENT_DISCHARGED)
-    merge(people, call=VALIDATE)
-    assign(people, "t", "s")
-    with pytest.raises(errors.PatientNotActive):
-        merge(people)
-
-
-@pytest.mark.parametrize(("gone", "call"), [("s", ("s", "p")), ("p", ("s", "p"))])
-def test_deleted_operands_are_rejected(people: RelationshipStore, gone: str, call: tuple[str, str]) -> None:
-    delete(people, PATIENT, gone)
-    with pytest.raises(errors.PatientDeleted) as refusal:
-        merge(people, *call)
-    assert [one.name for one in refusal.value.resources] == [gone]
-
-
-def test_missing_operands_are_named(people: RelationshipStore) -> None:
-    with pytest.raises(errors.PatientNotFound) as refusal:
-        merge(people, "x", "p")
-    assert [one.name for one in refusal.value.resources] == ["x"]
-    with pytest.raises(errors.PatientNotFound) as refusal:
-        merge(people, "x", "y")
-    assert [one.name for one in refusal.value.resources] == ["x", "y"]
-
-
-def test_the_changes_of_a_merge_are_listed_under_both_ids(people: RelationshipStore) -> None:
-    revision = merge(people).revision
-    for patient_id in ("s", "p"):
-        page = people.list_changes(ChangeQuery(patient_id=patient_id), "", 100)
-        assert page.change_sets[-1].revision == revision
-
-
-def test_a_search_by_name_finds_the_source_only_among_deleted_records(people: RelationshipStore) -> None:
-    merge(people)
-    query = RecordQuery(identifier=("mrn", "1"), show_deleted=True)
-    assert [one.patient_id for one in people.list_records(PATIENT, query, ALL).records] == ["p", "s"]

@@ -13,32 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.store.conftest import Clock
-from tests.store.store_calls import (
-    CALL,
-    assign,
-    assigned,
-    count,
-    delete,
-    dump,
-    history,
-    in_force,
-    make,
-    make_pair,
-    unassign,
-)
+from tests.store.store_calls import CALL, assign, assigned, count, delete, dump, history, in_force, make, unassign
 
 pytestmark = pytest.mark.slow
 
 SECOND = 1_000_000
 ROLE_COVERING = 4
-
-
-@pytest.fixture
-def pair(store: RelationshipStore) -> RelationshipStore:
-    """The store with a therapist t, another u, and a patient p."""
-    make_pair(store)
-    make(store, THERAPIST, "u")
-    return store
 
 
 def ended(

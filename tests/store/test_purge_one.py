@@ -56,7 +56,7 @@ def test_one_deleted_person_is_erased_with_all_assignments(
     kept = store.get(kind, "b")
     clock.advance(60)
     head = store.head_revision()
-    assert store.purge_record(kind, "a") == (1, 2)
+    assert store.purger.purge_record(kind, "a") == (1, 2)
     with pytest.raises(kind.not_found):
         store.get(kind, "a")
     assert store.get(kind, "b") == kept
@@ -79,12 +79,12 @@ def test_a_person_who_is_not_deleted_is_kept(store: RelationshipStore, kind: Any
     assign(store, *pair(kind, "a"))
     before = dump(store)
     with pytest.raises(NotPurgeable, match="not deleted: delete it first"):
-        store.purge_record(kind, "a")
+        store.purger.purge_record(kind, "a")
     assert dump(store) == before
     delete(store, kind, "a", force=True)
     store.undelete(kind, "a", CALL)
     with pytest.raises(NotPurgeable, match="not deleted"):
-        store.purge_record(kind, "a")
+        store.purger.purge_record(kind, "a")
 
 
 @both_kinds
@@ -96,10 +96,10 @@ def test_an_unknown_person_is_not_found_and_an_erased_one_is_erased_once(
     delete(store, kind, "a")
     for name in ("missing", "b"):
         with pytest.raises(kind.not_found):
-            store.purge_record(kind, name)
-    assert store.purge_record(kind, "a") == (1, 0)
+            store.purger.purge_record(kind, name)
+    assert store.purger.purge_record(kind, "a") == (1, 0)
     before = dump(store)
-    assert store.purge_record(kind, "a") == (0, 0)
+    assert store.purger.purge_record(kind, "a") == (0, 0)
     assert dump(store) == before
     with pytest.raises(errors.IdTaken):
         make(store, kind, "a")
@@ -109,7 +109,7 @@ def test_an_unknown_person_is_not_found_and_an_erased_one_is_erased_once(
 def test_a_replay_about_an_erased_person_finds_nothing(store: RelationshipStore, kind: AnyKind) -> None:
     store.create(kind, "a", {"display_name": "Ada"}, request("create"))
     delete(store, kind, "a")
-    store.purge_record(kind, "a")
+    store.purger.purge_record(kind, "a")
     with pytest.raises(kind.not_found):
         store.create(kind, "a", {"display_name": "Ada"}, request("create"))
 
@@ -122,7 +122,7 @@ def test_patients_who_were_merged_into_an_erased_one_are_erased_too(store: Relat
     store.merge(Merge("c", "b"), CALL)
     store.merge(Merge("b", "a"), CALL)
     delete(store, PATIENT, "a", force=True)
-    assert store.purge_record(PATIENT, "a") == (3, 3)
+    assert store.purger.purge_record(PATIENT, "a") == (3, 3)
     assert ids(store, PATIENT, show_deleted=True) == ["d"]
     assert [row[1] for row in sorted(run(store, "SELECT * FROM purged"))] == ["a", "b", "c"]
     assert count(store, THERAPIST, "t") == 1
@@ -134,9 +134,9 @@ def test_a_merged_patient_is_erased_only_with_the_other_record(store: Relationsh
     store.merge(Merge("b", "a"), CALL)
     before = dump(store)
     with pytest.raises(NotPurgeable, match="was merged into patient a: purge that one, or unmerge it first"):
-        store.purge_record(PATIENT, "b")
+        store.purger.purge_record(PATIENT, "b")
     with pytest.raises(NotPurgeable, match="not deleted"):
-        store.purge_record(PATIENT, "a")
+        store.purger.purge_record(PATIENT, "a")
     assert dump(store) == before
 
 
@@ -155,7 +155,7 @@ def test_a_person_who_is_undeleted_while_a_purge_waits_is_kept(store: Relationsh
     undeleting.start()
     assert is_undeleted.wait(HUNG_SECONDS)
     with pytest.raises(NotPurgeable, match="not deleted"):
-        store.purge_record(kind, "a")
+        store.purger.purge_record(kind, "a")
     join(undeleting)
     assert ids(store, kind) == ["a"]
 
@@ -175,7 +175,7 @@ def test_purges_of_one_person_race_undeletes_and_purges_of_all(store: Relationsh
             return _purged_or_live(store, kind, name)
         if number < 24:
             return store.undelete(kind, name, CALL)
-        return list(store.purge_records(kind, 2**62)) and None
+        return list(store.purger.purge_records(kind, 2**62)) and None
 
     _, refusals = race(one, 26)
     assert {type(refusal) for refusal in refusals} <= {kind.not_found}
@@ -190,7 +190,7 @@ def test_purges_of_one_person_race_undeletes_and_purges_of_all(store: Relationsh
 
 def _purged_or_live(store: RelationshipStore, kind: AnyKind, name: str) -> object:
     try:
-        return store.purge_record(kind, name)
+        return store.purger.purge_record(kind, name)
     except NotPurgeable:
         return None
 

@@ -25,7 +25,7 @@ def merged(store: RelationshipStore, clock: Clock) -> RelationshipStore:
 
 
 def purge(store: RelationshipStore, before_us: int) -> list[tuple[int, int]]:
-    return [(batch.records, batch.assignments) for batch in store.purge_records(PATIENT, before_us)]
+    return [(batch.records, batch.assignments) for batch in store.purger.purge_records(PATIENT, before_us)]
 
 
 def patients(store: RelationshipStore) -> list[str]:
@@ -34,16 +34,16 @@ def patients(store: RelationshipStore) -> list[str]:
 
 def test_a_merged_patient_is_not_purged_while_its_person_lives(merged: RelationshipStore, clock: Clock) -> None:
     before = dump(merged)
-    assert (merged.count_purgeable(PATIENT, 2**62), purge(merged, 2**62)) == (0, [])
+    assert (merged.purger.count_purgeable(PATIENT, 2**62), purge(merged, 2**62)) == (0, [])
     assert dump(merged) == before
     deleted_us = clock.now_us
     delete(merged, PATIENT, "c", force=True)
-    assert (merged.count_purgeable(PATIENT, deleted_us), purge(merged, deleted_us)) == (0, [])
+    assert (merged.purger.count_purgeable(PATIENT, deleted_us), purge(merged, deleted_us)) == (0, [])
 
 
 def test_a_purge_erases_all_that_was_merged_into_a_patient(merged: RelationshipStore) -> None:
     delete(merged, PATIENT, "c", force=True)
-    assert merged.count_purgeable(PATIENT, 2**62) == 3
+    assert merged.purger.count_purgeable(PATIENT, 2**62) == 3
     assert purge(merged, 2**62) == [(3, 3)]
     assert patients(merged) == ["d"]
     assert run(merged, "SELECT record_id FROM purged ORDER BY record_id") == [("a",), ("b",), ("c",)]

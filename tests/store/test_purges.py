@@ -40,7 +40,9 @@ CANARY = "Zebrafinch"
 
 def purge(store: RelationshipStore, before_us: int) -> list[tuple[str, int, int]]:
     """Runs a purge. Returns what each commit erased."""
-    return [(kind.name, *erased) for kind in (PATIENT, THERAPIST) for erased in store.purge_records(kind, before_us)]
+    return [
+        (kind.name, *purged) for kind in (PATIENT, THERAPIST) for purged in store.purger.purge_records(kind, before_us)
+    ]
 
 
 def gone(store: RelationshipStore, kind: AnyKind, *ids: str) -> None:
@@ -67,7 +69,7 @@ def test_a_purge_erases_only_records_deleted_before_the_given_time(
     delete(store, kind, "b")
     clock.advance(10)
     delete(store, kind, "c")
-    assert store.count_purgeable(kind, moment) == 1  # a record deleted exactly at the time is not counted
+    assert store.purger.count_purgeable(kind, moment) == 1  # a record deleted exactly at the time is not counted
     assert purge(store, moment) == [(kind.name, 1, 0)]
     assert run(store, "SELECT kind, record_id FROM purged") == [(kind.name, "a")]
     assert [store.get(kind, one).deleted_us is None for one in "bcd"] == [False, False, True]
@@ -242,7 +244,7 @@ def test_no_record_is_partly_erased_between_two_commits(store: RelationshipStore
     names = [f"n{number:03}" for number in range(120)]
     treated(store, kind, names, periods=10)
     steps = []
-    for step in store.purge_records(kind, 2**62):
+    for step in store.purger.purge_records(kind, 2**62):
         steps.append(step)
         if left := run(store, f"SELECT MIN({kind.id_column}) FROM {kind.name} WHERE deleted_us IS NOT NULL")[0][0]:
             store.undelete(kind, str(left), CALL)
@@ -271,9 +273,9 @@ def test_an_interrupted_purge_leaves_the_remaining_records_whole(store: Relation
     for number in range(150):
         make(store, PATIENT, f"p{number:03}")
         delete(store, PATIENT, f"p{number:03}")
-    assert next(store.purge_records(PATIENT, 2**62)) == (100, 0)
+    assert next(store.purger.purge_records(PATIENT, 2**62)) == (100, 0)
     assert run(store, "SELECT COUNT(*) FROM patient") == [(50,)]
-    assert store.count_purgeable(PATIENT, 2**62) == 50
+    assert store.purger.count_purgeable(PATIENT, 2**62) == 50
     assert store.undelete(PATIENT, "p149", CALL).record.deleted_us is None
     assert purge(store, 2**62) == [("patient", 49, 0)]
     assert store.get(PATIENT, "p149").deleted_us is None

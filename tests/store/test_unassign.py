@@ -5,29 +5,9 @@ from caseload_server.domain.requests import Unassign
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 
 from tests.store.conftest import Clock
-from tests.store.store_calls import (
-    CALL,
-    assign,
-    count,
-    delete,
-    dump,
-    history,
-    in_force,
-    make,
-    make_pair,
-    unassign,
-    update,
-)
+from tests.store.store_calls import CALL, assign, count, delete, dump, history, in_force, unassign, update
 
 SECOND = 1_000_000
-
-
-@pytest.fixture
-def pair(store: RelationshipStore) -> RelationshipStore:
-    """The store with a therapist t, another u, and a patient p."""
-    make_pair(store)
-    make(store, THERAPIST, "u")
-    return store
 
 
 def test_unassigning_ends_the_period_with_its_reason(pair: RelationshipStore, clock: Clock) -> None:

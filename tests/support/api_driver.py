@@ -51,12 +51,13 @@ def ahead(seconds: float) -> dict[str, int]:
     return at(time.time() - T0 + seconds)
 
 
-def planned(call: Callable[[int], T]) -> T:
-    """Makes a call with an expire_time that comes soon. Args: call, takes the seconds until then.
+def planned(call: Callable[[float], T], soonest_seconds: float = 0.3) -> T:
+    """Makes a call with an expire_time that comes soon.
 
-    On a busy machine the time may have passed when the call arrives: it is made again with a later one.
+    Args: call, takes the seconds until then; soonest_seconds, what it takes first. On a busy machine the time may have
+    passed when the call arrives: it is made again with a later one.
     """
-    for seconds in (2, 15):
+    for seconds in (soonest_seconds, 3, 15):
         try:
             return call(seconds)
         except grpc.RpcError as error:

@@ -9,7 +9,7 @@ import pytest
 from caseload_server.config import is_postgres, sqlite_path
 from caseload_server.store.backends.postgres import commit_turn, connection_pool, pipeline
 from caseload_server.store.backends.postgres import connection as postgres
-from caseload_server.store.backends.sqlite import database as sqlite
+from caseload_server.store.backends.sqlite import connection as sqlite
 
 from tests.support.waiting import NEVER_SECONDS
 

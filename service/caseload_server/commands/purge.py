@@ -103,7 +103,7 @@ def _purge_record(store: RelationshipStore, kind: RecordKind[Any], record_id: st
     """Erases one record. Prints the numbers of erased records, even if it is interrupted."""
     try:
         with defer_signals():
-            purged = store.purge_record(kind, record_id)
+            purged = store.purger.purge_record(kind, record_id)
             _report({kind.name: purged.records, "assignment": purged.assignments})
     except kind.not_found as error:
         raise SettingError(f"--{kind.name}", error.message) from None
@@ -136,10 +136,10 @@ def _purge_records(store: RelationshipStore, before_us: int) -> None:
     kinds = (PATIENT, THERAPIST)
     erased = dict.fromkeys((*(kind.name for kind in kinds), "assignment"), 0)
     try:
-        count = partial(sum, (store.count_purgeable(kind, before_us) for kind in kinds))
+        count = partial(sum, (store.purger.count_purgeable(kind, before_us) for kind in kinds))
         with progress_bar("purging", count) as progress, defer_signals() as deliver_signals:
             for kind in kinds:
-                for batch in store.purge_records(kind, before_us):
+                for batch in store.purger.purge_records(kind, before_us):
                     erased[kind.name] += batch.records
                     erased["assignment"] += batch.assignments
                     progress(batch.records)
@@ -150,7 +150,7 @@ def _purge_records(store: RelationshipStore, before_us: int) -> None:
 
 def _report_future(store: RelationshipStore, time_us: int) -> None:
     """Prints how many records a clock that was ahead has deleted: their age never reaches the limit in time."""
-    if count := sum(store.count_deleted_after(kind, time_us) for kind in (PATIENT, THERAPIST)):
+    if count := sum(store.purger.count_deleted_after(kind, time_us) for kind in (PATIENT, THERAPIST)):
         text = f"{count} deleted records stay: the clock was ahead when they were deleted"
         click.echo(f"caseload: {text}: undelete and delete them again, or wait", err=True)
 
@@ -166,6 +166,6 @@ def _purge_changes(store: RelationshipStore, before_us: int) -> None:
 
     try:
         with defer_signals() as deliver_signals:
-            store.purge_changes(before_us, add)
+            store.purger.purge_changes(before_us, add)
     finally:
         click.echo(f"{erased} change sets purged")

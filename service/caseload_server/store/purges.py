@@ -1,22 +1,25 @@
-"""Purges of soft-deleted therapists and patients, with their assignments. Their ids remain, and are never reused."""
+"""Purges of soft-deleted therapists and patients, with their assignments, and of old changes.
+
+The ids of purged records remain, and are never reused.
+"""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
 from caseload_server.domain import enums, limits
 from caseload_server.domain.records import Assignment
 from caseload_server.domain.requests import CallContext
-from caseload_server.store import assignments, records
-from caseload_server.store.backends.protocol import SerializationConflict
+from caseload_server.store import assignments, change_log, records
+from caseload_server.store.backends.protocol import Database, SerializationConflict, Transaction
 from caseload_server.store.change_log import NewChangeSet
 from caseload_server.store.records import PATIENT, RecordKind
-from caseload_server.store.write_transaction import Write
+from caseload_server.store.write_transaction import Write, Writes
 
-PURGE_CALL: Final = CallContext(actor="cli:purge", method="")
+_PURGE_CALL: Final = CallContext(actor="cli:purge", method="")
 """The actor of a purge in the change log."""
-LOG_PURGE: Final = NewChangeSet(0, PURGE_CALL.actor, "", PURGE_CALL.method, "", [])
+_LOG_PURGE: Final = NewChangeSet(0, _PURGE_CALL.actor, "", _PURGE_CALL.method, "", [])
 """Records a purge of the change log, once it has a time and a change."""
 _MAX_RECORDS_PER_BATCH: Final = 100
 """Therapists or patients that one transaction purges, so that writers wait briefly."""
@@ -24,8 +27,6 @@ _MAX_ASSIGNMENTS_PER_BATCH: Final = limits.MAX_ASSIGNMENTS_PER_CALL - _MAX_RECOR
 """Assignments that one transaction purges, unless a single record has more."""
 _INSERT_PURGED_IDS = "INSERT INTO purged (kind, record_id) SELECT :kind, atom FROM json_each(:ids)"
 _SELECT_PURGED_ID = "SELECT 1 FROM purged WHERE kind = :kind AND record_id = :id"
-
-
 _IS_PURGEABLE: Final = {
     "therapist": "record.deleted_us < :before_us",
     "patient": "record.deleted_us < :before_us AND record.merged_into_patient_id = ''",
@@ -43,6 +44,10 @@ WHERE same_person.person_id IN (SELECT atom FROM json_each(:ids)) AND same_perso
 ORDER BY record.patient_id"""
 
 
+_Selected = tuple[list[Any], list[Assignment]]
+"""Records to purge, of one kind, and their assignments."""
+
+
 class NotPurgeable(Exception):
     """A record that must not be erased. The text says why and what to do. It follows the name of a setting."""
 
@@ -54,37 +59,77 @@ class PurgedCount(NamedTuple):
     assignments: int
 
 
-def select_count(kind: RecordKind[Any]) -> str:
-    """Returns the SELECT of the number of records to purge that were deleted before :before_us."""
-    count = f"SELECT COUNT(*) FROM {kind.name} AS record WHERE {_IS_PURGEABLE[kind.name]}"
-    return f"SELECT ({count}) + ({_COUNT_MERGED})" if kind.name == PATIENT.name else count
+class Purger:
+    """Erases deleted records and old changes. Raises what every write of RelationshipStore may raise."""
+
+    def __init__(self, database: Database, writes: Writes, clock: Callable[[], int]) -> None:
+        """Args: writes, of the same database; clock, returns microseconds since 1970 (UTC)."""
+        self._database = database
+        self._writes = writes
+        self._clock = clock
+
+    def count_purgeable(self, kind: RecordKind[Any], before_us: int) -> int:
+        """Returns the number of records that were deleted before a time, in microseconds since 1970 (UTC)."""
+        sql = f"SELECT COUNT(*) FROM {kind.name} AS record WHERE {_IS_PURGEABLE[kind.name]}"
+        if kind.name == PATIENT.name:
+            sql = f"SELECT ({sql}) + ({_COUNT_MERGED})"
+        return int(self._database.read(sql, {"before_us": before_us})[0][0])
+
+    def count_deleted_after(self, kind: RecordKind[Any], time_us: int) -> int:
+        """Returns the number of records that were deleted after a time, in microseconds since 1970 (UTC)."""
+        sql = f"SELECT COUNT(*) FROM {kind.name} WHERE deleted_us > :time_us"
+        return int(self._database.read(sql, {"time_us": time_us})[0][0])
+
+    def purge_records(self, kind: RecordKind[Any], before_us: int) -> Iterator[PurgedCount]:
+        """Erases records that were deleted before a time, with their assignments. Yields after each transaction.
+
+        A record and all its assignments are erased in one commit, however many they are: a record that remains can be
+        undeleted. Args: before_us, in microseconds since 1970 (UTC).
+        """
+        while any(purged := self._run(kind, lambda write: _select_batch(write, kind, before_us))):
+            yield purged
+
+    def purge_record(self, kind: RecordKind[Any], record_id: str) -> PurgedCount:
+        """Erases one deleted record with its assignments, and a patient with all that were merged into it.
+
+        Returns zeros if it was purged before. Raises the kind's NOT_FOUND, NotPurgeable.
+        """
+        return self._run(kind, lambda write: _select_one(write, kind, record_id))
+
+    def purge_changes(self, before_us: int, on_batch: Callable[[int], None] = lambda _: None) -> int:
+        """Erases the change log up to the last change before a time. Returns the number of change sets.
+
+        Each transaction appends a change set that records what it erased.
+
+        Args: before_us, in microseconds since 1970 (UTC); on_batch, is called with the number after each transaction.
+        """
+        times = {"before_us": before_us, "now_us": max(before_us, self._clock())}
+        [(last,)] = self._database.read(change_log.LAST_REVISION_BEFORE, times)
+        count = 0
+
+        def work(transaction: Transaction) -> int:
+            record = _LOG_PURGE._replace(committed_us=self._clock())
+            return change_log.purge_batch(transaction, last, record, self._database.lock_clause)
+
+        while erased := self._database.write(work):
+            count += erased
+            on_batch(erased)
+        return count
+
+    def _run(self, kind: RecordKind[Any], select: Callable[[Write], _Selected]) -> PurgedCount:
+        """Purges what a function selects, in one transaction."""
+        purged = PurgedCount(0, 0)
+
+        def work(write: Write) -> tuple[list[Assignment], int]:
+            nonlocal purged
+            purged = _purge(write, kind, lambda: select(write))
+            return [], sum(purged)
+
+        self._writes.run(_PURGE_CALL, work, assignments.require, alone=True)
+        return purged
 
 
-def select_deleted_after(kind: RecordKind[Any]) -> str:
-    """Returns the SELECT of the number of records that were deleted after :time_us."""
-    return f"SELECT COUNT(*) FROM {kind.name} WHERE deleted_us > :time_us"
-
-
-def purge_batch(write: Write, kind: RecordKind[Any], before_us: int) -> PurgedCount:
-    """Purges some of the records that were deleted before a time, oldest first. Purges none when none is left.
-
-    A record and all its assignments are purged in one commit, however many they are: a record that remains can be
-    undeleted. Args: before_us, in microseconds since 1970 (UTC).
-    """
-    return _purge(write, kind, lambda: _select_batch(write, kind, before_us))
-
-
-def purge_one(write: Write, kind: RecordKind[Any], record_id: str) -> PurgedCount:
-    """Purges one deleted record, and a patient with all that were merged into it. Purges none if it was purged before.
-
-    Raises the kind's NOT_FOUND, NotPurgeable.
-    """
-    return _purge(write, kind, lambda: _select_one(write, kind, record_id))
-
-
-def _purge(
-    write: Write, kind: RecordKind[Any], select: Callable[[], tuple[list[Any], list[Assignment]]]
-) -> PurgedCount:
+def _purge(write: Write, kind: RecordKind[Any], select: Callable[[], _Selected]) -> PurgedCount:
     """Purges the selected records and periods. Locks them, and repeats the selection, which must not differ."""
     deleted, periods = select()
     if write.lock_clause:
@@ -99,7 +144,7 @@ def _purge(
     return PurgedCount(len(deleted), len(periods))
 
 
-def _select_one(write: Write, kind: RecordKind[Any], record_id: str) -> tuple[list[Any], list[Assignment]]:
+def _select_one(write: Write, kind: RecordKind[Any], record_id: str) -> _Selected:
     """Returns a deleted record, those that were merged into it, and all their assignments."""
     rows = write.run(kind.select, {"id": record_id})
     if not rows:
@@ -119,7 +164,7 @@ def _refuse_unpurgeable(record: Any) -> None:
         raise NotPurgeable(f"was merged into patient {target}: purge that one, or unmerge it first")
 
 
-def _select_batch(write: Write, kind: RecordKind[Any], before_us: int) -> tuple[list[Any], list[Assignment]]:
+def _select_batch(write: Write, kind: RecordKind[Any], before_us: int) -> _Selected:
     """Returns the first deleted records whose assignments fit into a batch, or one record, and these assignments.
 
     Patients come with all records that were merged into them.

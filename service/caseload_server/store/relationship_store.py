@@ -2,9 +2,9 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from caseload_server.domain import requests, results
 from caseload_server.domain.limits import MAX_PAGE_BYTES
@@ -33,13 +33,13 @@ from caseload_server.store import (
     expiry,
     lists,
     merges,
-    purges,
     records,
     transfers,
 )
 from caseload_server.store.backends.protocol import Database, Gauges, Transaction
 from caseload_server.store.outcome_expiry import OutcomeExpiry
 from caseload_server.store.pages import build_page
+from caseload_server.store.purges import Purger
 from caseload_server.store.records import PATIENT, THERAPIST, RecordKind
 from caseload_server.store.store_identity import StoreKeys
 from caseload_server.store.write_transaction import Write, WriteResult, Writes
@@ -66,6 +66,7 @@ class RelationshipStore:
         [(store_id, secret, head, head_us)] = database.read(_SELECT_IDENTITY)
         self.keys: Final = StoreKeys(store_id, secret)
         self._writes = Writes(database, clock, self.keys, OutcomeExpiry(head, head_us, monotonic))
+        self.purger: Final = Purger(database, self._writes, clock)
 
     def get(self, kind: RecordKind[P], record_id: str) -> P:
         """Returns one record, also a soft-deleted one. Raises the kind's NOT_FOUND."""
@@ -249,61 +250,6 @@ class RelationshipStore:
         after_number = self.keys.number(after) if after else None
         with self._database.snapshot() as transaction:
             return change_log.read_page(transaction, self.keys, query, after_number, (max_sets, max_bytes))
-
-    def purge_changes(self, before_us: int, on_batch: Callable[[int], None] = lambda _: None) -> int:
-        """Erases the change log up to the last change before a time. Returns the number of change sets.
-
-        Each transaction appends a change set that records what it erased.
-
-        Args: before_us, in microseconds since 1970 (UTC); on_batch, is called with the number after each transaction.
-        """
-        times = {"before_us": before_us, "now_us": max(before_us, self._clock())}
-        [(last,)] = self._database.read(change_log.LAST_REVISION_BEFORE, times)
-        count = 0
-
-        def work(transaction: Transaction) -> int:
-            record = purges.LOG_PURGE._replace(committed_us=self._clock())
-            return change_log.purge_batch(transaction, last, record, self._database.lock_clause)
-
-        while erased := self._database.write(work):
-            count += erased
-            on_batch(erased)
-        return count
-
-    def count_purgeable(self, kind: RecordKind[Any], before_us: int) -> int:
-        """Returns the number of records that were deleted before a time, in microseconds since 1970 (UTC)."""
-        return int(self._database.read(purges.select_count(kind), {"before_us": before_us})[0][0])
-
-    def count_deleted_after(self, kind: RecordKind[Any], time_us: int) -> int:
-        """Returns the number of records that were deleted after a time, in microseconds since 1970 (UTC)."""
-        return int(self._database.read(purges.select_deleted_after(kind), {"time_us": time_us})[0][0])
-
-    def purge_records(self, kind: RecordKind[Any], before_us: int) -> Iterator[purges.PurgedCount]:
-        """Erases records that were deleted before a time, with their assignments. Yields after each transaction."""
-        purged = purges.PurgedCount(0, 0)
-
-        def work(write: Write) -> tuple[list[Assignment], int]:
-            nonlocal purged
-            purged = purges.purge_batch(write, kind, before_us)
-            return [], sum(purged)
-
-        while self._change_assignments(purges.PURGE_CALL, work, alone=True).effect:
-            yield purged
-
-    def purge_record(self, kind: RecordKind[Any], record_id: str) -> purges.PurgedCount:
-        """Erases one deleted record with its assignments, and a patient with all that were merged into it.
-
-        Returns zeros if it was purged before. Raises the kind's NOT_FOUND, purges.NotPurgeable.
-        """
-        purged = purges.PurgedCount(0, 0)
-
-        def work(write: Write) -> tuple[list[Assignment], int]:
-            nonlocal purged
-            purged = purges.purge_one(write, kind, record_id)
-            return [], sum(purged)
-
-        self._change_assignments(purges.PURGE_CALL, work, alone=True)
-        return purged
 
     def check(self) -> None:
         """Raises StoreBusy, StoreUnavailable or ShuttingDown if the store cannot serve calls."""

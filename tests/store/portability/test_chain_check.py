@@ -37,7 +37,7 @@ def chained(store: RelationshipStore, clock: Clock) -> RelationshipStore:
     therapists(store, "t", "u")
     patients(store, "p")
     assign(store, "t", "p", role=ROLE_PRIMARY)
-    assert store.purge_changes(kept_from) == 2
+    assert store.purger.purge_changes(kept_from) == 2
     transfer(store, "t", "u")
     store.update(THERAPIST, Update("u", {"email": "u@example.org"}), CALL._replace(on_behalf_of="jdoe", request_id="r"))
     assert store.head_revision() == 9
@@ -264,10 +264,10 @@ def test_every_purge_of_the_log_keeps_the_chain_and_its_heads(store: Relationshi
         therapists(store, f"t{number}")
         heads.append(store.log_head())
         if number % 7 == 6:
-            store.purge_changes(clock.now_us - 3_000_000)
+            store.purger.purge_changes(clock.now_us - 3_000_000)
             heads = [head for head in heads if head.revision >= run(store, "SELECT oldest_revision FROM store")[0][0]]
         assert broken(store, *heads) == {}
-    assert store.purge_changes(2**62) > 0
+    assert store.purger.purge_changes(2**62) > 0
     assert broken(store, store.log_head()) == {}
     clock.advance(1)
     therapists(store, "last")
@@ -327,5 +327,5 @@ def test_a_purge_on_either_side_of_the_start_keeps_the_chain(
     upgraded: RelationshipStore, clock: Clock, seconds: int
 ) -> None:
     head = upgraded.log_head()
-    assert upgraded.purge_changes(clock.now_us - (4 - seconds) * 1_000_000) == seconds
+    assert upgraded.purger.purge_changes(clock.now_us - (4 - seconds) * 1_000_000) == seconds
     assert broken(upgraded, head) == {}

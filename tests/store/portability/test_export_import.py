@@ -88,7 +88,7 @@ def fill(store: RelationshipStore) -> None:
         make(store, THERAPIST, f"t{number}", identifiers=identifiers, specialties='["a","b"]', **more)
         make(store, PATIENT, f"p{number}", birth_date="1990-02-03", annotations='{"k":"\\""}', **more)
         assign(store, f"t{number}", f"p{number}", role=ROLE_PRIMARY, focus=name)
-    store.purge_changes(2**62)
+    store.purger.purge_changes(2**62)
     unassign(store, "t1", "p1", end_reason=5)
     assign(store, "t1", "p2", expire_us=EXPIRE_US)
     delete(store, THERAPIST, "t2", force=True)
@@ -164,7 +164,7 @@ def test_the_imported_store_does_not_reuse_a_purged_id(
     old = open_store(Config(database=url), clock)
     make(old, kind, "gone")
     delete(old, kind, "gone")
-    assert [*old.purge_records(kind, 2**62)] == [(1, 0)]
+    assert [*old.purger.purge_records(kind, 2**62)] == [(1, 0)]
     old.close()
     imported(exported(url), database_url)
     new = open_store(Config(database=database_url), clock)

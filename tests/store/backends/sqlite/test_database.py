@@ -18,7 +18,7 @@ from caseload_server.domain.records import Therapist
 from caseload_server.domain.results import RecordResult
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.protocol import Query
-from caseload_server.store.backends.sqlite import database as sqlite
+from caseload_server.store.backends.sqlite import connection as sqlite
 from caseload_server.store.backends.sqlite.database import SqliteDatabase
 from caseload_server.store.backends.sqlite.migrate import migrate
 

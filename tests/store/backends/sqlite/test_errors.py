@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import apsw
 import pytest
 from caseload_server.store.backends import factory, full_disk
-from caseload_server.store.backends.sqlite import database as sqlite
+from caseload_server.store.backends.sqlite import connection as sqlite
 from grpc import StatusCode
 from structlog.testing import capture_logs
 

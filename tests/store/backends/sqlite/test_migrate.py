@@ -13,7 +13,8 @@ import pytest
 from caseload_server.domain.records import Assignment, Patient, Therapist
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.migrations import Migration, SchemaError, migrations
-from caseload_server.store.backends.sqlite.database import APPLICATION_ID, SqliteDatabase
+from caseload_server.store.backends.sqlite.connection import APPLICATION_ID
+from caseload_server.store.backends.sqlite.database import SqliteDatabase
 from caseload_server.store.backends.sqlite.migrate import migrate, pending
 
 from tests.store.first_version import COLUMNS, WRITES
@@ -105,7 +106,7 @@ def test_a_file_of_the_first_migration_keeps_its_rows_and_can_be_purged(first_ve
     assert migrate(first_version) == migrations("sqlite")[1:]
     assert contents(first_version) == before
     store = RelationshipStore(SqliteDatabase(first_version), lambda: 1)
-    assert list(store.purge_records(PATIENT, 2)) == [(1, 0)]
+    assert list(store.purger.purge_records(PATIENT, 2)) == [(1, 0)]
     assert store.get(PATIENT, "kept").etag == "e"
     store.close()
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from caseload_server.store.atomic_file import atomic_file
 from caseload_server.store.backends.migrations import SchemaError, migrations
-from caseload_server.store.backends.sqlite import database as sqlite
+from caseload_server.store.backends.sqlite.connection import connect
 from caseload_server.store.backends.sqlite.migrate import pending
 from caseload_server.store.backends.sqlite.reading import reading
 from caseload_server.store.portability.export import Progress
@@ -44,7 +44,7 @@ def _copy(source: Path, target: Path, progress: Progress, *, is_restore: bool) -
 
 
 def _fill(source: Path, target: Path, progress: Progress, *, is_restore: bool) -> int:
-    with reading(source) as origin, closing(sqlite.connect(target, create=True)) as copy:
+    with reading(source) as origin, closing(connect(target, create=True)) as copy:
         # One transaction from the first read on. Without it the copy would restart after each write of others.
         origin.execute("BEGIN")
         list(origin.execute("SELECT 1 FROM sqlite_schema LIMIT 1"))

@@ -10,7 +10,7 @@ import apsw
 from caseload_server.store.atomic_file import atomic_file
 from caseload_server.store.backends.migrations import SERVED, SchemaError
 from caseload_server.store.backends.protocol import Row, Value
-from caseload_server.store.backends.sqlite import database as sqlite
+from caseload_server.store.backends.sqlite.connection import connect
 from caseload_server.store.backends.sqlite.file_check import check_files
 from caseload_server.store.backends.sqlite.migrate import migrate
 from caseload_server.store.portability.content import SEARCH_TABLES, TABLES
@@ -58,7 +58,7 @@ def _fill_new(path: Path) -> Iterator[apsw.Connection]:
     """Creates a file under a temporary name, without everything that would protect it from a crash."""
     with atomic_file(path) as partial_file:
         migrate(partial_file)
-        with closing(sqlite.connect(partial_file, create=False)) as connection:
+        with closing(connect(partial_file, create=False)) as connection:
             connection.pragma("journal_mode", "off")
             connection.pragma("synchronous", "off")
             connection.pragma("locking_mode", "exclusive")
@@ -70,7 +70,7 @@ def _fill_new(path: Path) -> Iterator[apsw.Connection]:
 def _fill_existing(path: Path) -> Iterator[apsw.Connection]:
     """Locks the file, so that nobody else opens it. After a crash its -journal file makes it empty again."""
     check_files(path, for_writing=True)
-    with closing(sqlite.connect(path, create=False)) as connection:
+    with closing(connect(path, create=False)) as connection:
         _require_empty(connection)  # before anything is changed
         _take_alone(connection)
         try:

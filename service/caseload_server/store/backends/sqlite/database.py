@@ -1,14 +1,10 @@
-"""SQLite through apsw: one connection per thread for reads, and one writer with group commit.
-
-https://sqlite.org/wal.html, https://sqlite.org/pragma.html#pragma_synchronous
-"""
+"""SQLite through apsw: one connection per thread for reads, and one writer with group commit."""
 
 import math
-import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +19,6 @@ from caseload_server.store.backends.protocol import (
     Dialect,
     Gauges,
     Parameters,
-    Query,
     Row,
     S,
     Sharing,
@@ -32,18 +27,13 @@ from caseload_server.store.backends.protocol import (
     Transaction,
     no_metrics,
 )
+from caseload_server.store.backends.sqlite.connection import connect
 from caseload_server.store.backends.sqlite.driver_errors import commit_error, domain_error
 from caseload_server.store.backends.sqlite.file_guard import FileGuard
 from caseload_server.store.backends.sqlite.log_size import LogSize
+from caseload_server.store.backends.sqlite.transaction import Snapshot, SqliteTransaction
 from caseload_server.store.backends.sqlite.write_health import WriteHealth
 
-APPLICATION_ID: Final = 0x43534C44
-"""Identifies a caseload file ("CSLD"). https://sqlite.org/pragma.html#pragma_application_id"""
-SYNCHRONOUS: Final = "FULL"
-"""A commit is on disk before it is acknowledged. With a lower level the power-loss test fails."""
-_BUSY_TIMEOUT_SECONDS: Final = 5.0
-"""How long a statement waits for the lock of another process."""
-_BUSY_SLEEP_SECONDS: Final = 0.0005
 _MAX_BATCH: Final = 128
 """Writes that share one commit."""
 _POLL_SECONDS: Final = 0.03
@@ -60,99 +50,9 @@ _Reader = tuple[apsw.Connection, Any]
 """A reading connection, and the RLock that is held while it is in use."""
 
 
-def connect(path: Path, *, create: bool) -> apsw.Connection:
-    """Opens the file for writing, with every setting that the store relies on. Raises apsw.Error."""
-    flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOMUTEX | (apsw.SQLITE_OPEN_CREATE if create else 0)
-    if create:  # SQLite itself would let other users read it
-        with suppress(OSError):  # it exists, or SQLite describes what is wrong with the path
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    connection = apsw.Connection(str(path), flags=flags, statementcachesize=256)
-    if connection.readonly("main"):  # SQLite falls back to read-only; a reader would leave a -wal and a -shm file
-        connection.close()
-        raise apsw.ReadOnlyError
-    configure(connection)
-    connection.pragma("foreign_keys", 1)
-    connection.pragma("secure_delete", 1)
-    connection.pragma("synchronous", SYNCHRONOUS)
-    return connection
-
-
-def configure(connection: apsw.Connection) -> None:
-    """Sets what reading connections need too."""
-    connection.set_busy_handler(_busy_handler())
-    connection.pragma("trusted_schema", 0)
-    connection.pragma("temp_store", 2)  # in memory: what a savepoint spills are pages with personal data
-
-
-def _busy_handler() -> Callable[[int], bool]:
-    started = 0.0
-
-    def wait_for_lock(tries: int) -> bool:
-        # SQLite's own back-off starves some of several writing processes. Short, equal sleeps share the lock better.
-        nonlocal started
-        if tries == 0:
-            started = time.monotonic()
-        time.sleep(_BUSY_SLEEP_SECONDS)
-        return time.monotonic() - started < _BUSY_TIMEOUT_SECONDS
-
-    return wait_for_lock
-
-
 def _is_past_deadline() -> bool:
     """SQLite calls it between steps, and ends the statement when it returns True."""
     return time.monotonic() > read_deadline.get()
-
-
-class SqliteTransaction:
-    """Implements Transaction on a connection."""
-
-    __slots__ = ("_connection", "_cursors")
-
-    def __init__(self, connection: apsw.Connection) -> None:
-        self._connection = connection
-        self._cursors: list[apsw.Cursor] = []
-
-    def run(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
-        return list(self._connection.execute(sql, parameters))
-
-    def rows(self, query: Query) -> Iterator[Row]:
-        cursor = self._connection.execute(query.sql, query.parameters)
-        self._cursors.append(cursor)
-        return cursor
-
-    def close_cursors(self) -> None:
-        while self._cursors:
-            self._cursors.pop().close(True)
-
-
-class _Snapshot:
-    """A read-only transaction for the duration of a with block."""
-
-    __slots__ = ("_connection", "_lock", "_transaction")
-
-    def __init__(self, connection: apsw.Connection, lock: Any) -> None:
-        self._connection = connection
-        self._lock = lock
-        self._transaction = SqliteTransaction(connection)
-
-    def __enter__(self) -> Transaction:
-        self._lock.acquire()
-        try:
-            self._connection.execute("BEGIN")
-        except BaseException as error:  # noqa: BLE001 - a lock that is not released blocks the thread's next read
-            self._lock.release()
-            raise domain_error(error) from None
-        return self._transaction
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        with suppress(apsw.Error):
-            self._transaction.close_cursors()
-        with suppress(apsw.Error):
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-        self._lock.release()
-        if isinstance(error, apsw.Error):
-            raise domain_error(error) from None
 
 
 class SqliteDatabase:
@@ -200,9 +100,9 @@ class SqliteDatabase:
         except apsw.Error as error:
             raise domain_error(error) from None
 
-    def snapshot(self) -> _Snapshot:
+    def snapshot(self) -> Snapshot:
         try:
-            return _Snapshot(*self._reader())
+            return Snapshot(*self._reader())
         except apsw.Error as error:
             raise domain_error(error) from None
 

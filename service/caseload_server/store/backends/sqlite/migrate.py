@@ -15,9 +15,10 @@ from caseload_server.store.backends.migrations import (
     must_run_alone,
     unapplied,
 )
-from caseload_server.store.backends.sqlite.database import APPLICATION_ID, SqliteTransaction, connect
+from caseload_server.store.backends.sqlite.connection import APPLICATION_ID, connect
 from caseload_server.store.backends.sqlite.file_check import check_files
 from caseload_server.store.backends.sqlite.reading import reading
+from caseload_server.store.backends.sqlite.transaction import SqliteTransaction
 from caseload_server.store.backends.sqlite.vacuum import is_in_use
 
 _PREPARE = f"""

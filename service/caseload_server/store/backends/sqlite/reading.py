@@ -9,8 +9,9 @@ from typing import Final
 import apsw
 
 from caseload_server.store.backends.migrations import SchemaError
-from caseload_server.store.backends.sqlite import database as sqlite
+from caseload_server.store.backends.sqlite.connection import configure, connect
 from caseload_server.store.backends.sqlite.file_check import check_files, has_unsaved_content, is_open_elsewhere
+from caseload_server.store.backends.sqlite.transaction import SqliteTransaction
 
 _READ_ONLY: Final = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_NOMUTEX | apsw.SQLITE_OPEN_URI
 _NEEDS_LOG: Final = (
@@ -45,17 +46,17 @@ def reading(path: Path) -> Iterator[apsw.Connection]:
 
 
 @contextmanager
-def read_snapshot(path: Path) -> Iterator[sqlite.SqliteTransaction]:
+def read_snapshot(path: Path) -> Iterator[SqliteTransaction]:
     """Opens a read transaction for the duration of the with block. Raises as `reading`."""
     with reading(path) as connection:
         connection.execute("BEGIN")
-        yield sqlite.SqliteTransaction(connection)
+        yield SqliteTransaction(connection)
 
 
 def _open_writable(path: Path) -> apsw.Connection:
     """Opens a connection for reading that leaves the -wal file of a crash as it is."""
     keeps_log = has_unsaved_content(path)
-    connection = sqlite.connect(path, create=False)
+    connection = connect(path, create=False)
     connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, keeps_log)
     connection.pragma("query_only", 1)
     return connection
@@ -63,7 +64,7 @@ def _open_writable(path: Path) -> apsw.Connection:
 
 def _open_read_only(path: Path, parameters: str) -> apsw.Connection:
     connection = apsw.Connection(f"{path.as_uri()}?{parameters}", flags=_READ_ONLY)
-    sqlite.configure(connection)
+    configure(connection)
     return connection
 
 

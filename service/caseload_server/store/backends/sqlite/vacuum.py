@@ -11,7 +11,7 @@ from typing import Final
 
 import apsw
 
-from caseload_server.store.backends.sqlite import database as sqlite
+from caseload_server.store.backends.sqlite.connection import connect
 
 _CHECKPOINT_TIMEOUT_SECONDS: Final = 30.0
 """How long the checkpoint is retried while others read."""
@@ -39,7 +39,7 @@ def vacuum(path: Path) -> None:
     It needs free disk space of twice the file's size. Raises apsw.BusyError while others keep reading, apsw.Error.
     """
     os.environ["SQLITE_TMPDIR"] = str(path.parent)  # a disk with enough space
-    connection = sqlite.connect(path, create=False)
+    connection = connect(path, create=False)
     try:
         connection.pragma("temp_store", 1)
         connection.execute("VACUUM")
