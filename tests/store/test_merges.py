@@ -28,6 +28,7 @@ from tests.store.store_calls import (
     CALL,
     VALIDATE,
     assign,
+    broken,
     count,
     delete,
     dump,
@@ -214,6 +215,7 @@ def test_a_period_whose_planned_end_comes_before_it_can_begin_is_never_in_force(
     result = merge(people)
     assert [one.end_us for one in result.ended] == [now + 10 * SECOND]
     assert [(one.start_us, one.expire_us) for one in result.active] == [(now + 50 * SECOND, now + 50 * SECOND)]
+    assert broken(people) == []
     assert checked(people, now + 60 * SECOND, ("t", "p")) == [None]
     clock.advance(90)
     people.end_expired()

@@ -137,8 +137,8 @@ BREAKS: list[tuple[str, list[str], list[str]]] = [
         ["0"],
     ),
     (
-        "the planned end of an active assignment is after its start",
-        [f"UPDATE assignment SET expire_us = start_us WHERE {ACTIVE_P}"],
+        "the planned end of an active assignment is not before its start",
+        [f"UPDATE assignment SET expire_us = start_us - 1 WHERE {ACTIVE_P}"],
         [],
     ),
     (

@@ -126,8 +126,8 @@ RULES: Final = (
         " GROUP BY patient_id HAVING COUNT(*) > 1",
     ),
     Rule(
-        "the planned end of an active assignment is after its start",
-        "SELECT assignment_id FROM assignment WHERE end_us IS NULL AND expire_us <= start_us",
+        "the planned end of an active assignment is not before its start",
+        "SELECT assignment_id FROM assignment WHERE end_us IS NULL AND expire_us < start_us",
     ),
     Rule(
         "an assignment that expired had a planned end",
