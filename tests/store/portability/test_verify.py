@@ -189,8 +189,8 @@ BREAKS: list[tuple[str, list[str], list[str]]] = [
     ),
     (
         "no revision is newer than the head, or was purged",
-        ["UPDATE store SET head_revision = 10, oldest_revision = 1"],
-        ["1", "11", "11"],
+        ["UPDATE store SET head_revision = 11, oldest_revision = 1"],
+        ["1", "12", "12"],
     ),
     ("each change set has changes", ["DELETE FROM change WHERE revision = 3"], ["3"]),
     ("each revision in change exists in change_set", [copied("change", "revision=99", "revision = 3")], ["99"]),
