@@ -169,6 +169,7 @@ def test_a_period_whose_planned_end_comes_before_it_can_begin_is_never_in_force(
     result = merge(people)
     assert [one.end_us for one in result.ended] == [now + 10 * SECOND]
     assert [(one.start_us, one.expire_us) for one in result.active] == [(now + 50 * SECOND, now + 50 * SECOND)]
+    assert broken(people) == []
     assert checked(people, now + 60 * SECOND, ("t", "p")) == [None]
     assert broken(people) == []
     clock.advance(90)
