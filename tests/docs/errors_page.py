@@ -28,7 +28,8 @@ WHAT_TO_DO: Final = {
     "PATIENT_DELETED": "Undelete the patient first.",
     "THERAPIST_NOT_ACTIVE": "Choose another therapist: `filter.accepting_patients` lists those who can take a patient.",
     "PATIENT_NOT_ACTIVE": "Set the patient's status to STATUS_ACTIVE first.",
-    "PRIMARY_EXISTS": "Assign with another role, or set `replace_primary`.",
+    "PRIMARY_EXISTS": "Assign with another role. Or set `replace_primary`, which ends the other assignment, or "
+    "`demote_primary`, which makes it a treating one.",
     "THERAPIST_AT_CAPACITY": "Choose another therapist, or set `ignore_capacity`.",
     "HAS_ACTIVE_ASSIGNMENTS": "Unassign first. An update or a delete with `force` ends the assignments itself.",
     "PERIOD_OVERLAPS": "Send a later start_time or effective_time, or none: the server then chooses one that fits. "
@@ -37,11 +38,13 @@ WHAT_TO_DO: Final = {
     "unassign some.",
     "PATIENT_MERGED": "Use the record that metadata names. If the merge was wrong, call UnmergePatients.",
     "BIRTH_DATES_DIFFER": "Find out whether they are one person. If so, correct a date, or set `force`.",
-    "MERGE_TOO_LARGE": "Remove what nobody needs from the record that exceeds the limit, then merge again.",
+    "MERGE_TOO_LARGE": "Remove identifiers, aliases or other values that you do not need from one of the two records. "
+    "Then merge again. A person can have at most 100 records.",
     "ETAG_MISMATCH": "Get the record, decide again, and send its new etag.",
     "STORE_BUSY": "Retry after the delay in RetryInfo. Operators: [find the cause]"
     "(operations/limits-and-overload.md#callers-get-store_busy).",
-    "STORE_UNAVAILABLE": "Retry after the delay in RetryInfo. Operators: check the database and its disk.",
+    "STORE_UNAVAILABLE": "Retry after the delay in RetryInfo. Operators: [find the cause]"
+    "(operations/health.md#the-server-is-not_serving).",
     "OUTCOME_UNKNOWN": "Repeat the call with the same request_id. Without a request_id, read the record first.",
     "STORE_FULL": "Operators: free space on the disk of the database.",
     "SHUTTING_DOWN": "Retry shortly with the same request_id. Resume a watch after its last through_revision.",

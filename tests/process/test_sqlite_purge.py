@@ -35,7 +35,7 @@ def test_a_purge_of_a_missing_file_is_rejected(tmp_path: Path, what: tuple[str, 
 )
 def test_a_purge_of_one_person_takes_no_other_choice(tmp_path: Path, others: tuple[str, str]) -> None:
     command = ("purge", "--database", url(tmp_path / "caseload.db"), "--therapist", "t1", *others)
-    assert refusal(tmp_path, *command).endswith(": must be the only choice of what to erase")
+    assert refusal(tmp_path, *command).endswith(": must not be combined with another choice of what to erase")
 
 
 @pytest.mark.parametrize("text", ["", "Ann Lee", "-p1", "p1\n", "p" * 64])

@@ -313,9 +313,7 @@ class CheckAssignmentsRequest(_message.Message):
 
     @_builtins.property
     def as_of_time(self) -> _timestamp_pb2.Timestamp:
-        """Checks the pairs at this time instead of now. At most a minute ahead, because clocks
-        differ, and evaluated as given.
-        """
+        """Checks the pairs at this time instead of now. At most a minute ahead, because clocks differ."""
 
     def __init__(
         self,
@@ -347,11 +345,14 @@ class CheckAssignmentsResponse(_message.Message):
         ASSIGNMENT_ID_FIELD_NUMBER: _builtins.int
         ROLE_FIELD_NUMBER: _builtins.int
         assigned: _builtins.bool
-        """Whether an assignment of the pair is in force. This can differ from STATE_ACTIVE, because a
-        start or an end may be up to a minute ahead.
+        """Whether an assignment of the pair is in force. This can differ from STATE_ACTIVE: a start or an
+        end may be up to a minute ahead, and an expired assignment stays STATE_ACTIVE until the server
+        ends it.
         """
         assignment_id: _builtins.str
-        """The assignment in force. Empty if the pair is not assigned."""
+        """The assignment in force, perhaps of another record of the patient. Empty if the pair is not
+        assigned.
+        """
         role: _resources_pb2.Assignment.Role.ValueType
         """The role of the assignment. Unset if the pair is not assigned."""
         def __init__(
@@ -509,9 +510,7 @@ class BatchAssignRequest(_message.Message):
     """
     @_builtins.property
     def requests(self) -> _containers.RepeatedCompositeFieldContainer[_therapist_service_pb2.AssignPatientRequest]:
-        """1 to 100 assignments, together at most 1 MiB, in order. request_id and validate_only of an entry
-        must not be set.
-        """
+        """1 to 100 assignments, in order. request_id and validate_only of an entry must not be set."""
 
     def __init__(
         self,

@@ -35,9 +35,9 @@ class AssignmentServiceStub(object):
     purged since, it returns ASSIGNMENT_NOT_FOUND. A different request or method with the same
     request_id returns REQUEST_ID_REUSED.
 
-    Times. A time in a request must not lie before 1900-01-01T00:00:00Z. A time that must have passed
-    may lie up to a minute ahead of the server's clock, because clocks differ. It is evaluated as
-    given.
+    Times. A time in a request must be 1900-01-01T00:00:00Z or later. Except for expire_time, it must
+    be at most a minute ahead of the server's clock: up to that, the server accepts the difference of
+    two clocks. It uses the time as it was sent.
 
     validate_only. The server runs the whole write, then rolls it back. The response or error is that
     of the write, but revision and the ids and etags that the write would generate are empty. With a
@@ -114,9 +114,9 @@ class AssignmentServiceServicer(object):
     purged since, it returns ASSIGNMENT_NOT_FOUND. A different request or method with the same
     request_id returns REQUEST_ID_REUSED.
 
-    Times. A time in a request must not lie before 1900-01-01T00:00:00Z. A time that must have passed
-    may lie up to a minute ahead of the server's clock, because clocks differ. It is evaluated as
-    given.
+    Times. A time in a request must be 1900-01-01T00:00:00Z or later. Except for expire_time, it must
+    be at most a minute ahead of the server's clock: up to that, the server accepts the difference of
+    two clocks. It uses the time as it was sent.
 
     validate_only. The server runs the whole write, then rolls it back. The response or error is that
     of the write, but revision and the ids and etags that the write would generate are empty. With a
@@ -141,9 +141,9 @@ class AssignmentServiceServicer(object):
     def ListAssignments(self, request, context):
         """Lists assignments, ordered by assignment_id. It lists the active ones, those in the given
         states, or those in force at a time. With patient_id and as_of_time it shows who treated the
-        patient at that time, on all records that MergePatients joined with this one. created_by and create_time show who recorded each assignment, and when.
-        An assignment that matches the whole time appears exactly once, whatever others write between
-        the pages.
+        patient at that time, on all records that MergePatients joined with this one. created_by and
+        create_time show who recorded each assignment, and when. An assignment that matches the whole
+        time appears exactly once, whatever others write between the pages.
 
         Retries: the call reads again. A page_token can be used any number of times.
 
@@ -160,8 +160,8 @@ class AssignmentServiceServicer(object):
     def UpdateAssignment(self, request, context):
         """Corrects values of an assignment that were recorded wrongly: focus and start_time, and end_time
         and end_reason of an ended one. It also plans the end of an active one, with expire_time. The
-        previous values are not kept. When the care itself has
-        changed, use Assign with replace, Unassign or TransferPatients instead.
+        previous values are not kept. When the care itself has changed, use Assign with replace, Unassign
+        or TransferPatients instead.
 
         created_by and ended_by do not change, and the change log names the caller who made the
         correction. The therapist and the patient may be soft-deleted. An update that changes nothing
@@ -179,10 +179,10 @@ class AssignmentServiceServicer(object):
         - ASSIGNMENT_NOT_FOUND: the id never existed, or was purged.
         - ETAG_MISMATCH: etag is set and is not the assignment's etag, even if nothing would change.
         - INVALID_FIELD: therapist_id, patient_id or role differs from the assignment's. Or end_time or
-        end_reason is set on an active assignment, which only Unassign ends. Or end_time would be
+        end_reason is set on an active assignment: to end it, call Unassign. Or end_time would be
         cleared on an ended assignment, or be before start_time. Or end_reason would become one that
-        only the server sets. Or expire_time would change on an ended assignment, or on an active one
-        not be in the future and after start_time.
+        only the server sets. Or expire_time would change on an ended assignment. Or the expire_time
+        of an active one would not be in the future, or not after start_time.
         - PERIOD_OVERLAPS: the period would overlap another active or ended period of the pair. For
         ROLE_PRIMARY, other PRIMARY periods of the patient count too. Periods that ended as
         ENTERED_IN_ERROR, or at the moment they started, do not count.
@@ -194,13 +194,14 @@ class AssignmentServiceServicer(object):
     def CheckAssignments(self, request, context):
         """Checks for up to 100 pairs whether the therapist is assigned to the patient, all in one
         snapshot of the store. A pair is assigned when one of its periods is in force now, or at
-        as_of_time: start_time <= t < end_time, or t < expire_time while it is active, and not ended
-        as ENTERED_IN_ERROR. An unknown or purged id is not an error, and the result is false. For a
-        soft-deleted record the result follows from its periods, which have all ended.
+        as_of_time. The comment of Assignment defines "in force". An unknown or purged id is not an error,
+        and the result is false. For a soft-deleted record the result follows from its periods, which
+        have all ended.
 
         Patients whose records MergePatients joined are one person: a pair is assigned when a period of
-        any of these records is in force, whichever of their ids the pair has. If several are, the
-        result has the period of the given id, else the one with the lowest role, then assignment_id.
+        any of these records is in force, whichever of their ids the pair has. If several periods are in
+        force, the result has the period of the given id. If that id has none, it has the one whose role
+        has the lowest number, and among equal roles the one with the lowest assignment_id.
 
         Retries: the call reads again.
 
@@ -228,8 +229,8 @@ class AssignmentServiceServicer(object):
         malformed. The field of an entry has a path such as requests[7].start_time. Or request_id or
         validate_only is set on an entry.
         - REQUEST_ID_REUSED: request_id was used for a different request.
-        - All other errors of AssignPatient from THERAPIST_NOT_FOUND on. They are those of the first
-        entry that cannot be assigned. Metadata gives its position as index, from 0.
+        - All other errors of AssignPatient, for the first entry that cannot be assigned. Metadata gives
+        its position as index, from 0.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -243,8 +244,8 @@ class AssignmentServiceServicer(object):
         later. It is also later if the new period would overlap an earlier one that ends later. So
         skewed clocks cause no errors.
 
-        With effective_time that moment is exactly effective_time, for all patients, and each of these
-        obstacles is an error instead.
+        With effective_time, that moment is effective_time for all patients. Where the server would
+        otherwise choose a later moment, the call fails with INVALID_FIELD or PERIOD_OVERLAPS.
 
         If the target already has an active assignment to the patient, it keeps its role and focus, and
         no new period starts. If the source's assignment is PRIMARY, the target's assignment ends too,
@@ -356,9 +357,9 @@ class AssignmentService(object):
     purged since, it returns ASSIGNMENT_NOT_FOUND. A different request or method with the same
     request_id returns REQUEST_ID_REUSED.
 
-    Times. A time in a request must not lie before 1900-01-01T00:00:00Z. A time that must have passed
-    may lie up to a minute ahead of the server's clock, because clocks differ. It is evaluated as
-    given.
+    Times. A time in a request must be 1900-01-01T00:00:00Z or later. Except for expire_time, it must
+    be at most a minute ahead of the server's clock: up to that, the server accepts the difference of
+    two clocks. It uses the time as it was sent.
 
     validate_only. The server runs the whole write, then rolls it back. The response or error is that
     of the write, but revision and the ids and etags that the write would generate are empty. With a

@@ -58,8 +58,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ALREADY_EXISTS. The chosen id is taken, perhaps by a deleted record. Ids are never reused."""
     ERROR_REASON_IDENTIFIER_TAKEN: _ErrorReason.ValueType  # 21
     """ALREADY_EXISTS. Another live record of the same kind has one of the identifiers.
-    google.rpc.ResourceInfo names it to callers with the permission read, unless it has just given
-    the identifier up.
+    google.rpc.ResourceInfo names that record to callers with the permission read, unless it has
+    just lost the identifier.
     """
     ERROR_REASON_ASSIGNMENT_DIFFERS: _ErrorReason.ValueType  # 22
     """ALREADY_EXISTS. The pair already has an active assignment with another role, focus,
@@ -94,10 +94,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     current. Transfer them in parts with patient_ids, or unassign some first.
     """
     ERROR_REASON_PATIENT_MERGED: _ErrorReason.ValueType  # 39
-    """FAILED_PRECONDITION. The patient was merged into another record, whose id metadata gives as
-    patient_id. If that record was merged too, it is the one at the end. Use it, or call
-    UnmergePatients first. google.rpc.ResourceInfo names the merged patient, where the request names
-    several or another one.
+    """FAILED_PRECONDITION. The patient was merged into another record. Metadata gives the id to use
+    instead as patient_id: it is never that of a merged record. google.rpc.ResourceInfo names the
+    merged patient if the request names several patients, or another one.
     """
     ERROR_REASON_BIRTH_DATES_DIFFER: _ErrorReason.ValueType  # 43
     """FAILED_PRECONDITION. The two patients have birth dates that differ, so they may be two persons.
@@ -106,7 +105,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_MERGE_TOO_LARGE: _ErrorReason.ValueType  # 44
     """FAILED_PRECONDITION. The target of the merge would exceed a limit. Metadata gives limit and
     field: identifiers (20), aliases (10), patient (32768 bytes) or merged_patients (100 records of
-    one person). Remove some from the target or the source first.
+    one person).
     """
     ERROR_REASON_ETAG_MISMATCH: _ErrorReason.ValueType  # 40
     """ABORTED. The etag sent is not the current etag of the record. Read the record again, then
@@ -119,8 +118,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     google.rpc.RetryInfo gives the delay before a retry.
     """
     ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 51
-    """UNAVAILABLE. The database does not respond, and nothing was written. google.rpc.RetryInfo gives
-    the delay before a retry.
+    """UNAVAILABLE. The database does not respond or accepts no writes, and nothing was written.
+    google.rpc.RetryInfo gives the delay before a retry.
     """
     ERROR_REASON_OUTCOME_UNKNOWN: _ErrorReason.ValueType  # 52
     """UNAVAILABLE. The database failed during the commit, and the write may have succeeded. Repeat
@@ -219,8 +218,8 @@ ERROR_REASON_ID_TAKEN: ErrorReason.ValueType  # 20
 """ALREADY_EXISTS. The chosen id is taken, perhaps by a deleted record. Ids are never reused."""
 ERROR_REASON_IDENTIFIER_TAKEN: ErrorReason.ValueType  # 21
 """ALREADY_EXISTS. Another live record of the same kind has one of the identifiers.
-google.rpc.ResourceInfo names it to callers with the permission read, unless it has just given
-the identifier up.
+google.rpc.ResourceInfo names that record to callers with the permission read, unless it has
+just lost the identifier.
 """
 ERROR_REASON_ASSIGNMENT_DIFFERS: ErrorReason.ValueType  # 22
 """ALREADY_EXISTS. The pair already has an active assignment with another role, focus,
@@ -255,10 +254,9 @@ ERROR_REASON_TOO_MANY_ASSIGNMENTS: ErrorReason.ValueType  # 38
 current. Transfer them in parts with patient_ids, or unassign some first.
 """
 ERROR_REASON_PATIENT_MERGED: ErrorReason.ValueType  # 39
-"""FAILED_PRECONDITION. The patient was merged into another record, whose id metadata gives as
-patient_id. If that record was merged too, it is the one at the end. Use it, or call
-UnmergePatients first. google.rpc.ResourceInfo names the merged patient, where the request names
-several or another one.
+"""FAILED_PRECONDITION. The patient was merged into another record. Metadata gives the id to use
+instead as patient_id: it is never that of a merged record. google.rpc.ResourceInfo names the
+merged patient if the request names several patients, or another one.
 """
 ERROR_REASON_BIRTH_DATES_DIFFER: ErrorReason.ValueType  # 43
 """FAILED_PRECONDITION. The two patients have birth dates that differ, so they may be two persons.
@@ -267,7 +265,7 @@ If they are one person, set force: the target keeps its own birth date.
 ERROR_REASON_MERGE_TOO_LARGE: ErrorReason.ValueType  # 44
 """FAILED_PRECONDITION. The target of the merge would exceed a limit. Metadata gives limit and
 field: identifiers (20), aliases (10), patient (32768 bytes) or merged_patients (100 records of
-one person). Remove some from the target or the source first.
+one person).
 """
 ERROR_REASON_ETAG_MISMATCH: ErrorReason.ValueType  # 40
 """ABORTED. The etag sent is not the current etag of the record. Read the record again, then
@@ -280,8 +278,8 @@ connection became free in time. statement_timeout: the database took too long to
 google.rpc.RetryInfo gives the delay before a retry.
 """
 ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 51
-"""UNAVAILABLE. The database does not respond, and nothing was written. google.rpc.RetryInfo gives
-the delay before a retry.
+"""UNAVAILABLE. The database does not respond or accepts no writes, and nothing was written.
+google.rpc.RetryInfo gives the delay before a retry.
 """
 ERROR_REASON_OUTCOME_UNKNOWN: ErrorReason.ValueType  # 52
 """UNAVAILABLE. The database failed during the commit, and the write may have succeeded. Repeat

@@ -56,9 +56,9 @@ class PatientServiceStub:
     purged since, it returns PATIENT_NOT_FOUND or ASSIGNMENT_NOT_FOUND. A different request or method
     with the same request_id returns REQUEST_ID_REUSED.
 
-    Times. A time in a request must not lie before 1900-01-01T00:00:00Z. A time that must have passed
-    may lie up to a minute ahead of the server's clock, because clocks differ. It is evaluated as
-    given.
+    Times. A time in a request must be 1900-01-01T00:00:00Z or later. Except for expire_time, it must
+    be at most a minute ahead of the server's clock: up to that, the server accepts the difference of
+    two clocks. It uses the time as it was sent.
 
     validate_only. The server runs the whole write, then rolls it back. The response or error is that
     of the write, but revision and the ids and etags that the write would generate are empty. With a
@@ -82,8 +82,8 @@ class PatientServiceStub:
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - INVALID_FIELD: the record is larger than 32 KiB.
     - ID_TAKEN: the chosen id belongs to a live, soft-deleted or purged patient.
-    - IDENTIFIER_TAKEN: another live patient has one of the identifiers. google.rpc.ResourceInfo names
-      it.
+    - IDENTIFIER_TAKEN: another live patient has one of the identifiers. google.rpc.ResourceInfo
+      names it.
     """
     GetPatient: _grpc.UnaryUnaryMultiCallable[_patient_service_pb2.GetPatientRequest, _patient_service_pb2.GetPatientResponse]
     """Gets one patient, live or soft-deleted.
@@ -120,13 +120,13 @@ class PatientServiceStub:
     """Changes the fields that update_mask names. Use it to rename a patient, too. An update that
     changes nothing succeeds, keeps etag and update_time, and writes nothing.
 
-    The status cannot become STATUS_DISCHARGED while the patient has active assignments, unless force
-    ends them in the same transaction.
+    The status cannot become STATUS_DISCHARGED while the patient has active assignments, unless
+    force ends them in the same transaction.
 
     Retries: with the same request_id, the call returns the result of the first call. Without a
     request_id it sets the same values again, which changes nothing unless others changed them.
     With an etag it returns ETAG_MISMATCH if the first call changed something, because the etag is
-    compared first. With force it ends nothing, and ended_assignment_count is 0.
+    compared first. A retry with force finds nothing to end, so ended_assignment_count is 0.
 
     Errors:
     - INVALID_FIELD: a field is missing or malformed, or update_mask names a field that cannot be
@@ -140,8 +140,8 @@ class PatientServiceStub:
     - HAS_ACTIVE_ASSIGNMENTS: status becomes STATUS_DISCHARGED while active assignments exist, and
       force is not set.
     - TOO_MANY_ASSIGNMENTS: force would end more than 1000 assignments.
-    - IDENTIFIER_TAKEN: another live patient has one of the identifiers. google.rpc.ResourceInfo names
-      it.
+    - IDENTIFIER_TAKEN: another live patient has one of the identifiers. google.rpc.ResourceInfo
+      names it.
     """
     DeletePatient: _grpc.UnaryUnaryMultiCallable[_patient_service_pb2.DeletePatientRequest, _patient_service_pb2.DeletePatientResponse]
     """Soft-deletes one patient and frees its identifiers. The call fails while the patient has active
@@ -172,16 +172,16 @@ class PatientServiceStub:
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - PATIENT_NOT_FOUND: the id never existed, or was purged.
     - PATIENT_MERGED: the patient was merged into another record. Call UnmergePatients instead.
-    - IDENTIFIER_TAKEN: another live patient now has one of the identifiers, and release_identifiers is
-      not set. google.rpc.ResourceInfo names it.
+    - IDENTIFIER_TAKEN: another live patient now has one of the identifiers, and
+      release_identifiers is not set. google.rpc.ResourceInfo names it.
     """
     AssignTherapist: _grpc.UnaryUnaryMultiCallable[_patient_service_pb2.AssignTherapistRequest, _patient_service_pb2.AssignTherapistResponse]
     """Assigns a therapist to a patient, which starts a new period. Ended periods of the pair are
     kept. TherapistService.AssignPatient does the same.
 
     With end_time, the call records a finished period instead, in any order of calls. The statuses
-    of the two, the capacity and active assignments do not stand in its way, unless it overlaps one.
-    created_by and ended_by become the caller.
+    of therapist and patient and the capacity do not matter. An active assignment matters only if the
+    period overlaps it. created_by and ended_by are the caller.
 
     Retries: while the same assignment is active, the call succeeds with created=false and writes
     nothing. Changes of status or capacity in the meantime do not matter. Assignments are the same
@@ -194,7 +194,7 @@ class PatientServiceStub:
 
     Errors:
     - INVALID_FIELD: a field is missing or malformed, start_time or end_time is more than a minute
-      ahead, a field must not be set together with end_time, or both replace_primary and
+      ahead, end_time is set together with a field that it excludes, or both replace_primary and
       demote_primary are set.
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - INVALID_FIELD: expire_time is not in the future.
@@ -203,11 +203,10 @@ class PatientServiceStub:
     - THERAPIST_DELETED: the therapist is soft-deleted.
     - PATIENT_MERGED: the patient was merged into another record.
     - PATIENT_DELETED: the patient is soft-deleted.
-    - ASSIGNMENT_DIFFERS: the pair has an active assignment with another role, focus, start_time
-      or
+    - ASSIGNMENT_DIFFERS: the pair has an active assignment with another role, focus, start_time or
       expire_time, and replace is not set.
     - THERAPIST_NOT_ACTIVE: the therapist's status is not STATUS_ACTIVE. To replace the pair's own
-      period is allowed, so that the role or focus of a therapist on leave can change.
+      period is allowed, so the role or focus of a therapist on leave can change.
     - PATIENT_NOT_ACTIVE: the patient's status is not STATUS_ACTIVE.
     - PERIOD_OVERLAPS: start_time is before the end of an ended period of the pair, or before the
       start of a period that this one replaces. For ROLE_PRIMARY, ended PRIMARY periods of the
@@ -242,9 +241,10 @@ class PatientServiceStub:
     """
     ListPatientTherapists: _grpc.UnaryUnaryMultiCallable[_patient_service_pb2.ListPatientTherapistsRequest, _patient_service_pb2.ListPatientTherapistsResponse]
     """Lists the therapists of one patient with the assignments that link them, ordered by
-    assignment_id. The patient may be soft-deleted. With as_of_time, the list covers all records
-    that MergePatients joined with this patient, and else only this record. An assignment that matches the whole time
-    appears exactly once, whatever others write between the pages.
+    assignment_id. The patient may be soft-deleted. With as_of_time, the list covers all records that
+    MergePatients joined with this patient. Without it, the list covers only this record. An
+    assignment that matches the whole time appears exactly once, whatever others write between the
+    pages.
 
     Retries: the call reads again. A page_token can be used any number of times.
 
@@ -262,9 +262,9 @@ class PatientServiceStub:
     History is not rewritten: ended assignments stay with the source, unchanged. Each active
     assignment of the source ends with END_REASON_MERGED. At the same moment one begins on the
     target, with the same therapist, role, focus and expire_time. If the target already has an
-    active assignment with that therapist, it stays as it is, and none begins. If the target has a
-    PRIMARY assignment, the source's becomes TREATING. The status and capacity of the therapists do
-    not matter, because nobody gets a new patient.
+    active assignment with that therapist, that one stays unchanged, and none begins. If the target
+    has a PRIMARY assignment, the source's becomes TREATING. The status and capacity of the therapists
+    do not matter, because no therapist gets a new patient.
 
     The target gains the identifiers of the source, and its display_name and aliases as aliases. It
     gains email, phone_number and birth_date if it has none. Its annotations and status stay.
@@ -284,7 +284,7 @@ class PatientServiceStub:
     - PATIENT_MERGED: the source or the target was merged into another record before.
     - PATIENT_DELETED: the source or the target is soft-deleted.
     - BIRTH_DATES_DIFFER: both have a birth date, the dates differ, and force is not set. For a
-      caller without read any two dates count as different, because it could guess dates otherwise.
+      caller without read any two dates count as different, so that it cannot guess a date.
     - PATIENT_NOT_ACTIVE: the source has active assignments, and the target is not STATUS_ACTIVE.
     - TOO_MANY_ASSIGNMENTS: the source has more than 1000 active assignments.
     - MERGE_TOO_LARGE: the target would have more than 20 identifiers or 10 aliases, or more than 32
@@ -339,9 +339,9 @@ class PatientServiceAsyncStub(PatientServiceStub):
     purged since, it returns PATIENT_NOT_FOUND or ASSIGNMENT_NOT_FOUND. A different request or method
     with the same request_id returns REQUEST_ID_REUSED.
 
-    Times. A time in a request must not lie before 1900-01-01T00:00:00Z. A time that must have passed
-    may lie up to a minute ahead of the server's clock, because clocks differ. It is evaluated as
-    given.
+    Times. A time in a request must be 1900-01-01T00:00:00Z or later. Except for expire_time, it must
+    be at most a minute ahead of the server's clock: up to that, the server accepts the difference of
+    two clocks. It uses the time as it was sent.
 
     validate_only. The server runs the whole write, then rolls it back. The response or error is that
     of the write, but revision and the ids and etags that the write would generate are empty. With a
@@ -362,8 +362,8 @@ class PatientServiceAsyncStub(PatientServiceStub):
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - INVALID_FIELD: the record is larger than 32 KiB.
     - ID_TAKEN: the chosen id belongs to a live, soft-deleted or purged patient.
-    - IDENTIFIER_TAKEN: another live patient has one of the identifiers. google.rpc.ResourceInfo names
-      it.
+    - IDENTIFIER_TAKEN: another live patient has one of the identifiers. google.rpc.ResourceInfo
+      names it.
     """
     GetPatient: _aio.UnaryUnaryMultiCallable[_patient_service_pb2.GetPatientRequest, _patient_service_pb2.GetPatientResponse]  # type: ignore[assignment]
     """Gets one patient, live or soft-deleted.
@@ -400,13 +400,13 @@ class PatientServiceAsyncStub(PatientServiceStub):
     """Changes the fields that update_mask names. Use it to rename a patient, too. An update that
     changes nothing succeeds, keeps etag and update_time, and writes nothing.
 
-    The status cannot become STATUS_DISCHARGED while the patient has active assignments, unless force
-    ends them in the same transaction.
+    The status cannot become STATUS_DISCHARGED while the patient has active assignments, unless
+    force ends them in the same transaction.
 
     Retries: with the same request_id, the call returns the result of the first call. Without a
     request_id it sets the same values again, which changes nothing unless others changed them.
     With an etag it returns ETAG_MISMATCH if the first call changed something, because the etag is
-    compared first. With force it ends nothing, and ended_assignment_count is 0.
+    compared first. A retry with force finds nothing to end, so ended_assignment_count is 0.
 
     Errors:
     - INVALID_FIELD: a field is missing or malformed, or update_mask names a field that cannot be
@@ -420,8 +420,8 @@ class PatientServiceAsyncStub(PatientServiceStub):
     - HAS_ACTIVE_ASSIGNMENTS: status becomes STATUS_DISCHARGED while active assignments exist, and
       force is not set.
     - TOO_MANY_ASSIGNMENTS: force would end more than 1000 assignments.
-    - IDENTIFIER_TAKEN: another live patient has one of the identifiers. google.rpc.ResourceInfo names
-      it.
+    - IDENTIFIER_TAKEN: another live patient has one of the identifiers. google.rpc.ResourceInfo
+      names it.
     """
     DeletePatient: _aio.UnaryUnaryMultiCallable[_patient_service_pb2.DeletePatientRequest, _patient_service_pb2.DeletePatientResponse]  # type: ignore[assignment]
     """Soft-deletes one patient and frees its identifiers. The call fails while the patient has active
@@ -452,16 +452,16 @@ class PatientServiceAsyncStub(PatientServiceStub):
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - PATIENT_NOT_FOUND: the id never existed, or was purged.
     - PATIENT_MERGED: the patient was merged into another record. Call UnmergePatients instead.
-    - IDENTIFIER_TAKEN: another live patient now has one of the identifiers, and release_identifiers is
-      not set. google.rpc.ResourceInfo names it.
+    - IDENTIFIER_TAKEN: another live patient now has one of the identifiers, and
+      release_identifiers is not set. google.rpc.ResourceInfo names it.
     """
     AssignTherapist: _aio.UnaryUnaryMultiCallable[_patient_service_pb2.AssignTherapistRequest, _patient_service_pb2.AssignTherapistResponse]  # type: ignore[assignment]
     """Assigns a therapist to a patient, which starts a new period. Ended periods of the pair are
     kept. TherapistService.AssignPatient does the same.
 
     With end_time, the call records a finished period instead, in any order of calls. The statuses
-    of the two, the capacity and active assignments do not stand in its way, unless it overlaps one.
-    created_by and ended_by become the caller.
+    of therapist and patient and the capacity do not matter. An active assignment matters only if the
+    period overlaps it. created_by and ended_by are the caller.
 
     Retries: while the same assignment is active, the call succeeds with created=false and writes
     nothing. Changes of status or capacity in the meantime do not matter. Assignments are the same
@@ -474,7 +474,7 @@ class PatientServiceAsyncStub(PatientServiceStub):
 
     Errors:
     - INVALID_FIELD: a field is missing or malformed, start_time or end_time is more than a minute
-      ahead, a field must not be set together with end_time, or both replace_primary and
+      ahead, end_time is set together with a field that it excludes, or both replace_primary and
       demote_primary are set.
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - INVALID_FIELD: expire_time is not in the future.
@@ -483,11 +483,10 @@ class PatientServiceAsyncStub(PatientServiceStub):
     - THERAPIST_DELETED: the therapist is soft-deleted.
     - PATIENT_MERGED: the patient was merged into another record.
     - PATIENT_DELETED: the patient is soft-deleted.
-    - ASSIGNMENT_DIFFERS: the pair has an active assignment with another role, focus, start_time
-      or
+    - ASSIGNMENT_DIFFERS: the pair has an active assignment with another role, focus, start_time or
       expire_time, and replace is not set.
     - THERAPIST_NOT_ACTIVE: the therapist's status is not STATUS_ACTIVE. To replace the pair's own
-      period is allowed, so that the role or focus of a therapist on leave can change.
+      period is allowed, so the role or focus of a therapist on leave can change.
     - PATIENT_NOT_ACTIVE: the patient's status is not STATUS_ACTIVE.
     - PERIOD_OVERLAPS: start_time is before the end of an ended period of the pair, or before the
       start of a period that this one replaces. For ROLE_PRIMARY, ended PRIMARY periods of the
@@ -522,9 +521,10 @@ class PatientServiceAsyncStub(PatientServiceStub):
     """
     ListPatientTherapists: _aio.UnaryUnaryMultiCallable[_patient_service_pb2.ListPatientTherapistsRequest, _patient_service_pb2.ListPatientTherapistsResponse]  # type: ignore[assignment]
     """Lists the therapists of one patient with the assignments that link them, ordered by
-    assignment_id. The patient may be soft-deleted. With as_of_time, the list covers all records
-    that MergePatients joined with this patient, and else only this record. An assignment that matches the whole time
-    appears exactly once, whatever others write between the pages.
+    assignment_id. The patient may be soft-deleted. With as_of_time, the list covers all records that
+    MergePatients joined with this patient. Without it, the list covers only this record. An
+    assignment that matches the whole time appears exactly once, whatever others write between the
+    pages.
 
     Retries: the call reads again. A page_token can be used any number of times.
 
@@ -542,9 +542,9 @@ class PatientServiceAsyncStub(PatientServiceStub):
     History is not rewritten: ended assignments stay with the source, unchanged. Each active
     assignment of the source ends with END_REASON_MERGED. At the same moment one begins on the
     target, with the same therapist, role, focus and expire_time. If the target already has an
-    active assignment with that therapist, it stays as it is, and none begins. If the target has a
-    PRIMARY assignment, the source's becomes TREATING. The status and capacity of the therapists do
-    not matter, because nobody gets a new patient.
+    active assignment with that therapist, that one stays unchanged, and none begins. If the target
+    has a PRIMARY assignment, the source's becomes TREATING. The status and capacity of the therapists
+    do not matter, because no therapist gets a new patient.
 
     The target gains the identifiers of the source, and its display_name and aliases as aliases. It
     gains email, phone_number and birth_date if it has none. Its annotations and status stay.
@@ -564,7 +564,7 @@ class PatientServiceAsyncStub(PatientServiceStub):
     - PATIENT_MERGED: the source or the target was merged into another record before.
     - PATIENT_DELETED: the source or the target is soft-deleted.
     - BIRTH_DATES_DIFFER: both have a birth date, the dates differ, and force is not set. For a
-      caller without read any two dates count as different, because it could guess dates otherwise.
+      caller without read any two dates count as different, so that it cannot guess a date.
     - PATIENT_NOT_ACTIVE: the source has active assignments, and the target is not STATUS_ACTIVE.
     - TOO_MANY_ASSIGNMENTS: the source has more than 1000 active assignments.
     - MERGE_TOO_LARGE: the target would have more than 20 identifiers or 10 aliases, or more than 32
@@ -618,9 +618,9 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
     purged since, it returns PATIENT_NOT_FOUND or ASSIGNMENT_NOT_FOUND. A different request or method
     with the same request_id returns REQUEST_ID_REUSED.
 
-    Times. A time in a request must not lie before 1900-01-01T00:00:00Z. A time that must have passed
-    may lie up to a minute ahead of the server's clock, because clocks differ. It is evaluated as
-    given.
+    Times. A time in a request must be 1900-01-01T00:00:00Z or later. Except for expire_time, it must
+    be at most a minute ahead of the server's clock: up to that, the server accepts the difference of
+    two clocks. It uses the time as it was sent.
 
     validate_only. The server runs the whole write, then rolls it back. The response or error is that
     of the write, but revision and the ids and etags that the write would generate are empty. With a
@@ -645,8 +645,8 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
         - REQUEST_ID_REUSED: request_id was used for a different request.
         - INVALID_FIELD: the record is larger than 32 KiB.
         - ID_TAKEN: the chosen id belongs to a live, soft-deleted or purged patient.
-        - IDENTIFIER_TAKEN: another live patient has one of the identifiers. google.rpc.ResourceInfo names
-          it.
+        - IDENTIFIER_TAKEN: another live patient has one of the identifiers. google.rpc.ResourceInfo
+          names it.
         """
 
     @_abc_1.abstractmethod
@@ -707,13 +707,13 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
         """Changes the fields that update_mask names. Use it to rename a patient, too. An update that
         changes nothing succeeds, keeps etag and update_time, and writes nothing.
 
-        The status cannot become STATUS_DISCHARGED while the patient has active assignments, unless force
-        ends them in the same transaction.
+        The status cannot become STATUS_DISCHARGED while the patient has active assignments, unless
+        force ends them in the same transaction.
 
         Retries: with the same request_id, the call returns the result of the first call. Without a
         request_id it sets the same values again, which changes nothing unless others changed them.
         With an etag it returns ETAG_MISMATCH if the first call changed something, because the etag is
-        compared first. With force it ends nothing, and ended_assignment_count is 0.
+        compared first. A retry with force finds nothing to end, so ended_assignment_count is 0.
 
         Errors:
         - INVALID_FIELD: a field is missing or malformed, or update_mask names a field that cannot be
@@ -727,8 +727,8 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
         - HAS_ACTIVE_ASSIGNMENTS: status becomes STATUS_DISCHARGED while active assignments exist, and
           force is not set.
         - TOO_MANY_ASSIGNMENTS: force would end more than 1000 assignments.
-        - IDENTIFIER_TAKEN: another live patient has one of the identifiers. google.rpc.ResourceInfo names
-          it.
+        - IDENTIFIER_TAKEN: another live patient has one of the identifiers. google.rpc.ResourceInfo
+          names it.
         """
 
     @_abc_1.abstractmethod
@@ -771,8 +771,8 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
         - REQUEST_ID_REUSED: request_id was used for a different request.
         - PATIENT_NOT_FOUND: the id never existed, or was purged.
         - PATIENT_MERGED: the patient was merged into another record. Call UnmergePatients instead.
-        - IDENTIFIER_TAKEN: another live patient now has one of the identifiers, and release_identifiers is
-          not set. google.rpc.ResourceInfo names it.
+        - IDENTIFIER_TAKEN: another live patient now has one of the identifiers, and
+          release_identifiers is not set. google.rpc.ResourceInfo names it.
         """
 
     @_abc_1.abstractmethod
@@ -785,8 +785,8 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
         kept. TherapistService.AssignPatient does the same.
 
         With end_time, the call records a finished period instead, in any order of calls. The statuses
-        of the two, the capacity and active assignments do not stand in its way, unless it overlaps one.
-        created_by and ended_by become the caller.
+        of therapist and patient and the capacity do not matter. An active assignment matters only if the
+        period overlaps it. created_by and ended_by are the caller.
 
         Retries: while the same assignment is active, the call succeeds with created=false and writes
         nothing. Changes of status or capacity in the meantime do not matter. Assignments are the same
@@ -799,7 +799,7 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - INVALID_FIELD: a field is missing or malformed, start_time or end_time is more than a minute
-          ahead, a field must not be set together with end_time, or both replace_primary and
+          ahead, end_time is set together with a field that it excludes, or both replace_primary and
           demote_primary are set.
         - REQUEST_ID_REUSED: request_id was used for a different request.
         - INVALID_FIELD: expire_time is not in the future.
@@ -808,11 +808,10 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
         - THERAPIST_DELETED: the therapist is soft-deleted.
         - PATIENT_MERGED: the patient was merged into another record.
         - PATIENT_DELETED: the patient is soft-deleted.
-        - ASSIGNMENT_DIFFERS: the pair has an active assignment with another role, focus, start_time
-          or
+        - ASSIGNMENT_DIFFERS: the pair has an active assignment with another role, focus, start_time or
           expire_time, and replace is not set.
         - THERAPIST_NOT_ACTIVE: the therapist's status is not STATUS_ACTIVE. To replace the pair's own
-          period is allowed, so that the role or focus of a therapist on leave can change.
+          period is allowed, so the role or focus of a therapist on leave can change.
         - PATIENT_NOT_ACTIVE: the patient's status is not STATUS_ACTIVE.
         - PERIOD_OVERLAPS: start_time is before the end of an ended period of the pair, or before the
           start of a period that this one replaces. For ROLE_PRIMARY, ended PRIMARY periods of the
@@ -859,9 +858,10 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_patient_service_pb2.ListPatientTherapistsResponse, _abc.Awaitable[_patient_service_pb2.ListPatientTherapistsResponse]]:
         """Lists the therapists of one patient with the assignments that link them, ordered by
-        assignment_id. The patient may be soft-deleted. With as_of_time, the list covers all records
-        that MergePatients joined with this patient, and else only this record. An assignment that matches the whole time
-        appears exactly once, whatever others write between the pages.
+        assignment_id. The patient may be soft-deleted. With as_of_time, the list covers all records that
+        MergePatients joined with this patient. Without it, the list covers only this record. An
+        assignment that matches the whole time appears exactly once, whatever others write between the
+        pages.
 
         Retries: the call reads again. A page_token can be used any number of times.
 
@@ -885,9 +885,9 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
         History is not rewritten: ended assignments stay with the source, unchanged. Each active
         assignment of the source ends with END_REASON_MERGED. At the same moment one begins on the
         target, with the same therapist, role, focus and expire_time. If the target already has an
-        active assignment with that therapist, it stays as it is, and none begins. If the target has a
-        PRIMARY assignment, the source's becomes TREATING. The status and capacity of the therapists do
-        not matter, because nobody gets a new patient.
+        active assignment with that therapist, that one stays unchanged, and none begins. If the target
+        has a PRIMARY assignment, the source's becomes TREATING. The status and capacity of the therapists
+        do not matter, because no therapist gets a new patient.
 
         The target gains the identifiers of the source, and its display_name and aliases as aliases. It
         gains email, phone_number and birth_date if it has none. Its annotations and status stay.
@@ -907,7 +907,7 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
         - PATIENT_MERGED: the source or the target was merged into another record before.
         - PATIENT_DELETED: the source or the target is soft-deleted.
         - BIRTH_DATES_DIFFER: both have a birth date, the dates differ, and force is not set. For a
-          caller without read any two dates count as different, because it could guess dates otherwise.
+          caller without read any two dates count as different, so that it cannot guess a date.
         - PATIENT_NOT_ACTIVE: the source has active assignments, and the target is not STATUS_ACTIVE.
         - TOO_MANY_ASSIGNMENTS: the source has more than 1000 active assignments.
         - MERGE_TOO_LARGE: the target would have more than 20 identifiers or 10 aliases, or more than 32

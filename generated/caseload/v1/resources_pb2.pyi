@@ -78,11 +78,12 @@ class Therapist(_message.Message):
         """Accepts new assignments."""
         STATUS_ON_LEAVE: Therapist._Status.ValueType  # 2
         """Keeps assignments and accepts no new ones: Assign and TransferPatients return
-        THERAPIST_NOT_ACTIVE.
+        THERAPIST_NOT_ACTIVE. Assign with replace can still change the role or focus of an active one.
         """
         STATUS_INACTIVE: Therapist._Status.ValueType  # 3
         """No longer practises and accepts no new assignments. To set it while active assignments exist
-        returns HAS_ACTIVE_ASSIGNMENTS. TransferPatients moves them.
+        returns HAS_ACTIVE_ASSIGNMENTS, unless the update has force, which ends them.
+        TransferPatients moves them.
         """
 
     class Status(_Status, metaclass=_StatusEnumTypeWrapper):
@@ -94,11 +95,12 @@ class Therapist(_message.Message):
     """Accepts new assignments."""
     STATUS_ON_LEAVE: Therapist.Status.ValueType  # 2
     """Keeps assignments and accepts no new ones: Assign and TransferPatients return
-    THERAPIST_NOT_ACTIVE.
+    THERAPIST_NOT_ACTIVE. Assign with replace can still change the role or focus of an active one.
     """
     STATUS_INACTIVE: Therapist.Status.ValueType  # 3
     """No longer practises and accepts no new assignments. To set it while active assignments exist
-    returns HAS_ACTIVE_ASSIGNMENTS. TransferPatients moves them.
+    returns HAS_ACTIVE_ASSIGNMENTS, unless the update has force, which ends them.
+    TransferPatients moves them.
     """
 
     @_typing.final
@@ -252,7 +254,7 @@ class Patient(_message.Message):
         """Can be assigned."""
         STATUS_DISCHARGED: Patient._Status.ValueType  # 2
         """Discharged: Assign returns PATIENT_NOT_ACTIVE. To set it while active assignments exist
-        returns HAS_ACTIVE_ASSIGNMENTS.
+        returns HAS_ACTIVE_ASSIGNMENTS, unless the update has force, which ends them.
         """
 
     class Status(_Status, metaclass=_StatusEnumTypeWrapper):
@@ -264,7 +266,7 @@ class Patient(_message.Message):
     """Can be assigned."""
     STATUS_DISCHARGED: Patient.Status.ValueType  # 2
     """Discharged: Assign returns PATIENT_NOT_ACTIVE. To set it while active assignments exist
-    returns HAS_ACTIVE_ASSIGNMENTS.
+    returns HAS_ACTIVE_ASSIGNMENTS, unless the update has force, which ends them.
     """
 
     @_typing.final
@@ -330,8 +332,8 @@ class Patient(_message.Message):
     not be named in an update_mask.
     """
     merged_into_patient_id: _builtins.str
-    """The patient with whom this record was merged by MergePatients. Empty on a record that was not
-    merged. A merged record is soft-deleted, and only UnmergePatients undeletes it.
+    """The patient into which MergePatients merged this record. Empty on a record that was not merged. A
+    merged record is soft-deleted, and only UnmergePatients undeletes it.
     """
     @_builtins.property
     def birth_date(self) -> _date_pb2.Date:
@@ -398,9 +400,9 @@ Global___Patient: _TypeAlias = Patient  # noqa: Y015
 class Assignment(_message.Message):
     """One period during which a therapist is responsible for a patient.
 
-    Ended periods are kept. A period is in force at t when start_time <= t < end_time. While it is
-    active, t < expire_time counts instead of its end. A period that ended as ENTERED_IN_ERROR was
-    never in force.
+    Ended periods are kept. An ended period is in force at t when start_time <= t < end_time. An active
+    one is in force when start_time <= t and, if expire_time is set, t < expire_time. A period that
+    ended as ENTERED_IN_ERROR was never in force.
 
     Periods of one pair never overlap, and PRIMARY periods of one patient never overlap. Periods that
     ended as ENTERED_IN_ERROR do not count. The role of a period never changes: a new role starts a
@@ -491,7 +493,7 @@ class Assignment(_message.Message):
         therapist. Only the server sets it.
         """
         END_REASON_MERGED: Assignment._EndReason.ValueType  # 8
-        """The patient was merged with another record, which has the assignment now. Only the server
+        """The patient was merged into another record, on which the assignment continues. Only the server
         sets it.
         """
         END_REASON_EXPIRED: Assignment._EndReason.ValueType  # 9
@@ -519,7 +521,7 @@ class Assignment(_message.Message):
     therapist. Only the server sets it.
     """
     END_REASON_MERGED: Assignment.EndReason.ValueType  # 8
-    """The patient was merged with another record, which has the assignment now. Only the server
+    """The patient was merged into another record, on which the assignment continues. Only the server
     sets it.
     """
     END_REASON_EXPIRED: Assignment.EndReason.ValueType  # 9
@@ -588,11 +590,11 @@ class Assignment(_message.Message):
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """The planned end, for instance of cover. From this moment on the assignment is not in force:
-        CheckAssignments, lists as of a time and lists of active assignments leave it out. Within 5
-        seconds the server ends it. Then end_time is expire_time, with END_REASON_EXPIRED, and state,
-        etag, counts, primary_therapist_id and filters follow. A write that it would obstruct ends it
-        first. The assignment can end sooner. If an end is later than expire_time, it becomes
-        expire_time.
+        CheckAssignments, lists with as_of_time and lists of active assignments leave it out. Within 5
+        seconds the server ends it: end_time becomes expire_time, with END_REASON_EXPIRED. Only then do
+        state, etag, the counts, primary_therapist_id and the filters on these change. A write that the
+        assignment would obstruct ends it first. The assignment can end sooner. If a call would end it
+        later than expire_time, it ends at expire_time.
 
         In the future and after start_time when it is set. It stays when the assignment ends, and
         cannot change afterwards. Absent means that no end is planned.

@@ -628,9 +628,9 @@ class AssignPatientRequest(_message.Message):
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """Records a period that is over: its first moment no longer in force. Requires start_time. Not
-        before start_time, and at most a minute ahead. Truncated to microseconds. Must not be set
-        together with replace, replace_primary, demote_primary or expire_time.
+        """The end of a period that is over: the first moment at which it is no longer in force. Requires
+        start_time. Not before start_time, and at most a minute ahead. Truncated to microseconds. Must
+        not be set together with replace, replace_primary, demote_primary or expire_time.
         """
 
     @_builtins.property

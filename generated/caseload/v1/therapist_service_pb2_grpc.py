@@ -35,9 +35,9 @@ class TherapistServiceStub(object):
     purged since, it returns THERAPIST_NOT_FOUND or ASSIGNMENT_NOT_FOUND. A different request or
     method with the same request_id returns REQUEST_ID_REUSED.
 
-    Times. A time in a request must not lie before 1900-01-01T00:00:00Z. A time that must have passed
-    may lie up to a minute ahead of the server's clock, because clocks differ. It is evaluated as
-    given.
+    Times. A time in a request must be 1900-01-01T00:00:00Z or later. Except for expire_time, it must
+    be at most a minute ahead of the server's clock: up to that, the server accepts the difference of
+    two clocks. It uses the time as it was sent.
 
     validate_only. The server runs the whole write, then rolls it back. The response or error is that
     of the write, but revision and the ids and etags that the write would generate are empty. With a
@@ -134,9 +134,9 @@ class TherapistServiceServicer(object):
     purged since, it returns THERAPIST_NOT_FOUND or ASSIGNMENT_NOT_FOUND. A different request or
     method with the same request_id returns REQUEST_ID_REUSED.
 
-    Times. A time in a request must not lie before 1900-01-01T00:00:00Z. A time that must have passed
-    may lie up to a minute ahead of the server's clock, because clocks differ. It is evaluated as
-    given.
+    Times. A time in a request must be 1900-01-01T00:00:00Z or later. Except for expire_time, it must
+    be at most a minute ahead of the server's clock: up to that, the server accepts the difference of
+    two clocks. It uses the time as it was sent.
 
     validate_only. The server runs the whole write, then rolls it back. The response or error is that
     of the write, but revision and the ids and etags that the write would generate are empty. With a
@@ -157,8 +157,8 @@ class TherapistServiceServicer(object):
         - REQUEST_ID_REUSED: request_id was used for a different request.
         - INVALID_FIELD: the record is larger than 32 KiB.
         - ID_TAKEN: the chosen id belongs to a live, soft-deleted or purged therapist.
-        - IDENTIFIER_TAKEN: another live therapist has one of the identifiers. google.rpc.ResourceInfo names
-        it.
+        - IDENTIFIER_TAKEN: another live therapist has one of the identifiers. google.rpc.ResourceInfo
+        names it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -211,13 +211,13 @@ class TherapistServiceServicer(object):
         """Changes the fields that update_mask names. Use it to rename a therapist, too. An update that
         changes nothing succeeds, keeps etag and update_time, and writes nothing.
 
-        The status cannot become STATUS_INACTIVE while the therapist has active assignments, unless force
-        ends them in the same transaction.
+        The status cannot become STATUS_INACTIVE while the therapist has active assignments, unless
+        force ends them in the same transaction.
 
         Retries: with the same request_id, the call returns the result of the first call. Without a
         request_id it sets the same values again, which changes nothing unless others changed them.
         With an etag it returns ETAG_MISMATCH if the first call changed something, because the etag is
-        compared first. With force it ends nothing, and ended_assignment_count is 0.
+        compared first. A retry with force finds nothing to end, so ended_assignment_count is 0.
 
         Errors:
         - INVALID_FIELD: a field is missing or malformed, or update_mask names a field that cannot be
@@ -230,8 +230,8 @@ class TherapistServiceServicer(object):
         - HAS_ACTIVE_ASSIGNMENTS: status becomes STATUS_INACTIVE while active assignments exist, and
         force is not set.
         - TOO_MANY_ASSIGNMENTS: force would end more than 1000 assignments.
-        - IDENTIFIER_TAKEN: another live therapist has one of the identifiers. google.rpc.ResourceInfo names
-        it.
+        - IDENTIFIER_TAKEN: another live therapist has one of the identifiers. google.rpc.ResourceInfo
+        names it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -271,8 +271,8 @@ class TherapistServiceServicer(object):
         - INVALID_FIELD: a field is missing or malformed.
         - REQUEST_ID_REUSED: request_id was used for a different request.
         - THERAPIST_NOT_FOUND: the id never existed, or was purged.
-        - IDENTIFIER_TAKEN: another live therapist now has one of the identifiers, and release_identifiers is
-        not set. google.rpc.ResourceInfo names it.
+        - IDENTIFIER_TAKEN: another live therapist now has one of the identifiers, and
+        release_identifiers is not set. google.rpc.ResourceInfo names it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -283,8 +283,8 @@ class TherapistServiceServicer(object):
         kept. PatientService.AssignTherapist does the same.
 
         With end_time, the call records a finished period instead, in any order of calls. The statuses
-        of the two, the capacity and active assignments do not stand in its way, unless it overlaps one.
-        created_by and ended_by become the caller.
+        of therapist and patient and the capacity do not matter. An active assignment matters only if the
+        period overlaps it. created_by and ended_by are the caller.
 
         Retries: while the same assignment is active, the call succeeds with created=false and writes
         nothing. Changes of status or capacity in the meantime do not matter. Assignments are the same
@@ -297,7 +297,7 @@ class TherapistServiceServicer(object):
 
         Errors:
         - INVALID_FIELD: a field is missing or malformed, start_time or end_time is more than a minute
-        ahead, a field must not be set together with end_time, or both replace_primary and
+        ahead, end_time is set together with a field that it excludes, or both replace_primary and
         demote_primary are set.
         - REQUEST_ID_REUSED: request_id was used for a different request.
         - INVALID_FIELD: expire_time is not in the future.
@@ -306,11 +306,10 @@ class TherapistServiceServicer(object):
         - THERAPIST_DELETED: the therapist is soft-deleted.
         - PATIENT_MERGED: the patient was merged into another record.
         - PATIENT_DELETED: the patient is soft-deleted.
-        - ASSIGNMENT_DIFFERS: the pair has an active assignment with another role, focus, start_time
-        or
+        - ASSIGNMENT_DIFFERS: the pair has an active assignment with another role, focus, start_time or
         expire_time, and replace is not set.
         - THERAPIST_NOT_ACTIVE: the therapist's status is not STATUS_ACTIVE. To replace the pair's own
-        period is allowed, so that the role or focus of a therapist on leave can change.
+        period is allowed, so the role or focus of a therapist on leave can change.
         - PATIENT_NOT_ACTIVE: the patient's status is not STATUS_ACTIVE.
         - PERIOD_OVERLAPS: start_time is before the end of an ended period of the pair, or before the
         start of a period that this one replaces. For ROLE_PRIMARY, ended PRIMARY periods of the
@@ -459,9 +458,9 @@ class TherapistService(object):
     purged since, it returns THERAPIST_NOT_FOUND or ASSIGNMENT_NOT_FOUND. A different request or
     method with the same request_id returns REQUEST_ID_REUSED.
 
-    Times. A time in a request must not lie before 1900-01-01T00:00:00Z. A time that must have passed
-    may lie up to a minute ahead of the server's clock, because clocks differ. It is evaluated as
-    given.
+    Times. A time in a request must be 1900-01-01T00:00:00Z or later. Except for expire_time, it must
+    be at most a minute ahead of the server's clock: up to that, the server accepts the difference of
+    two clocks. It uses the time as it was sent.
 
     validate_only. The server runs the whole write, then rolls it back. The response or error is that
     of the write, but revision and the ids and etags that the write would generate are empty. With a

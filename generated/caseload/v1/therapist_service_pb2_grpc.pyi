@@ -56,9 +56,9 @@ class TherapistServiceStub:
     purged since, it returns THERAPIST_NOT_FOUND or ASSIGNMENT_NOT_FOUND. A different request or
     method with the same request_id returns REQUEST_ID_REUSED.
 
-    Times. A time in a request must not lie before 1900-01-01T00:00:00Z. A time that must have passed
-    may lie up to a minute ahead of the server's clock, because clocks differ. It is evaluated as
-    given.
+    Times. A time in a request must be 1900-01-01T00:00:00Z or later. Except for expire_time, it must
+    be at most a minute ahead of the server's clock: up to that, the server accepts the difference of
+    two clocks. It uses the time as it was sent.
 
     validate_only. The server runs the whole write, then rolls it back. The response or error is that
     of the write, but revision and the ids and etags that the write would generate are empty. With a
@@ -83,8 +83,8 @@ class TherapistServiceStub:
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - INVALID_FIELD: the record is larger than 32 KiB.
     - ID_TAKEN: the chosen id belongs to a live, soft-deleted or purged therapist.
-    - IDENTIFIER_TAKEN: another live therapist has one of the identifiers. google.rpc.ResourceInfo names
-      it.
+    - IDENTIFIER_TAKEN: another live therapist has one of the identifiers. google.rpc.ResourceInfo
+      names it.
     """
     GetTherapist: _grpc.UnaryUnaryMultiCallable[_therapist_service_pb2.GetTherapistRequest, _therapist_service_pb2.GetTherapistResponse]
     """Gets one therapist, live or soft-deleted.
@@ -121,13 +121,13 @@ class TherapistServiceStub:
     """Changes the fields that update_mask names. Use it to rename a therapist, too. An update that
     changes nothing succeeds, keeps etag and update_time, and writes nothing.
 
-    The status cannot become STATUS_INACTIVE while the therapist has active assignments, unless force
-    ends them in the same transaction.
+    The status cannot become STATUS_INACTIVE while the therapist has active assignments, unless
+    force ends them in the same transaction.
 
     Retries: with the same request_id, the call returns the result of the first call. Without a
     request_id it sets the same values again, which changes nothing unless others changed them.
     With an etag it returns ETAG_MISMATCH if the first call changed something, because the etag is
-    compared first. With force it ends nothing, and ended_assignment_count is 0.
+    compared first. A retry with force finds nothing to end, so ended_assignment_count is 0.
 
     Errors:
     - INVALID_FIELD: a field is missing or malformed, or update_mask names a field that cannot be
@@ -140,8 +140,8 @@ class TherapistServiceStub:
     - HAS_ACTIVE_ASSIGNMENTS: status becomes STATUS_INACTIVE while active assignments exist, and
       force is not set.
     - TOO_MANY_ASSIGNMENTS: force would end more than 1000 assignments.
-    - IDENTIFIER_TAKEN: another live therapist has one of the identifiers. google.rpc.ResourceInfo names
-      it.
+    - IDENTIFIER_TAKEN: another live therapist has one of the identifiers. google.rpc.ResourceInfo
+      names it.
     """
     DeleteTherapist: _grpc.UnaryUnaryMultiCallable[_therapist_service_pb2.DeleteTherapistRequest, _therapist_service_pb2.DeleteTherapistResponse]
     """Soft-deletes one therapist and frees its identifiers. The call fails while the therapist has
@@ -173,16 +173,16 @@ class TherapistServiceStub:
     - INVALID_FIELD: a field is missing or malformed.
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - THERAPIST_NOT_FOUND: the id never existed, or was purged.
-    - IDENTIFIER_TAKEN: another live therapist now has one of the identifiers, and release_identifiers is
-      not set. google.rpc.ResourceInfo names it.
+    - IDENTIFIER_TAKEN: another live therapist now has one of the identifiers, and
+      release_identifiers is not set. google.rpc.ResourceInfo names it.
     """
     AssignPatient: _grpc.UnaryUnaryMultiCallable[_therapist_service_pb2.AssignPatientRequest, _therapist_service_pb2.AssignPatientResponse]
     """Assigns a patient to a therapist, which starts a new period. Ended periods of the pair are
     kept. PatientService.AssignTherapist does the same.
 
     With end_time, the call records a finished period instead, in any order of calls. The statuses
-    of the two, the capacity and active assignments do not stand in its way, unless it overlaps one.
-    created_by and ended_by become the caller.
+    of therapist and patient and the capacity do not matter. An active assignment matters only if the
+    period overlaps it. created_by and ended_by are the caller.
 
     Retries: while the same assignment is active, the call succeeds with created=false and writes
     nothing. Changes of status or capacity in the meantime do not matter. Assignments are the same
@@ -195,7 +195,7 @@ class TherapistServiceStub:
 
     Errors:
     - INVALID_FIELD: a field is missing or malformed, start_time or end_time is more than a minute
-      ahead, a field must not be set together with end_time, or both replace_primary and
+      ahead, end_time is set together with a field that it excludes, or both replace_primary and
       demote_primary are set.
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - INVALID_FIELD: expire_time is not in the future.
@@ -204,11 +204,10 @@ class TherapistServiceStub:
     - THERAPIST_DELETED: the therapist is soft-deleted.
     - PATIENT_MERGED: the patient was merged into another record.
     - PATIENT_DELETED: the patient is soft-deleted.
-    - ASSIGNMENT_DIFFERS: the pair has an active assignment with another role, focus, start_time
-      or
+    - ASSIGNMENT_DIFFERS: the pair has an active assignment with another role, focus, start_time or
       expire_time, and replace is not set.
     - THERAPIST_NOT_ACTIVE: the therapist's status is not STATUS_ACTIVE. To replace the pair's own
-      period is allowed, so that the role or focus of a therapist on leave can change.
+      period is allowed, so the role or focus of a therapist on leave can change.
     - PATIENT_NOT_ACTIVE: the patient's status is not STATUS_ACTIVE.
     - PERIOD_OVERLAPS: start_time is before the end of an ended period of the pair, or before the
       start of a period that this one replaces. For ROLE_PRIMARY, ended PRIMARY periods of the
@@ -287,9 +286,9 @@ class TherapistServiceAsyncStub(TherapistServiceStub):
     purged since, it returns THERAPIST_NOT_FOUND or ASSIGNMENT_NOT_FOUND. A different request or
     method with the same request_id returns REQUEST_ID_REUSED.
 
-    Times. A time in a request must not lie before 1900-01-01T00:00:00Z. A time that must have passed
-    may lie up to a minute ahead of the server's clock, because clocks differ. It is evaluated as
-    given.
+    Times. A time in a request must be 1900-01-01T00:00:00Z or later. Except for expire_time, it must
+    be at most a minute ahead of the server's clock: up to that, the server accepts the difference of
+    two clocks. It uses the time as it was sent.
 
     validate_only. The server runs the whole write, then rolls it back. The response or error is that
     of the write, but revision and the ids and etags that the write would generate are empty. With a
@@ -311,8 +310,8 @@ class TherapistServiceAsyncStub(TherapistServiceStub):
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - INVALID_FIELD: the record is larger than 32 KiB.
     - ID_TAKEN: the chosen id belongs to a live, soft-deleted or purged therapist.
-    - IDENTIFIER_TAKEN: another live therapist has one of the identifiers. google.rpc.ResourceInfo names
-      it.
+    - IDENTIFIER_TAKEN: another live therapist has one of the identifiers. google.rpc.ResourceInfo
+      names it.
     """
     GetTherapist: _aio.UnaryUnaryMultiCallable[_therapist_service_pb2.GetTherapistRequest, _therapist_service_pb2.GetTherapistResponse]  # type: ignore[assignment]
     """Gets one therapist, live or soft-deleted.
@@ -349,13 +348,13 @@ class TherapistServiceAsyncStub(TherapistServiceStub):
     """Changes the fields that update_mask names. Use it to rename a therapist, too. An update that
     changes nothing succeeds, keeps etag and update_time, and writes nothing.
 
-    The status cannot become STATUS_INACTIVE while the therapist has active assignments, unless force
-    ends them in the same transaction.
+    The status cannot become STATUS_INACTIVE while the therapist has active assignments, unless
+    force ends them in the same transaction.
 
     Retries: with the same request_id, the call returns the result of the first call. Without a
     request_id it sets the same values again, which changes nothing unless others changed them.
     With an etag it returns ETAG_MISMATCH if the first call changed something, because the etag is
-    compared first. With force it ends nothing, and ended_assignment_count is 0.
+    compared first. A retry with force finds nothing to end, so ended_assignment_count is 0.
 
     Errors:
     - INVALID_FIELD: a field is missing or malformed, or update_mask names a field that cannot be
@@ -368,8 +367,8 @@ class TherapistServiceAsyncStub(TherapistServiceStub):
     - HAS_ACTIVE_ASSIGNMENTS: status becomes STATUS_INACTIVE while active assignments exist, and
       force is not set.
     - TOO_MANY_ASSIGNMENTS: force would end more than 1000 assignments.
-    - IDENTIFIER_TAKEN: another live therapist has one of the identifiers. google.rpc.ResourceInfo names
-      it.
+    - IDENTIFIER_TAKEN: another live therapist has one of the identifiers. google.rpc.ResourceInfo
+      names it.
     """
     DeleteTherapist: _aio.UnaryUnaryMultiCallable[_therapist_service_pb2.DeleteTherapistRequest, _therapist_service_pb2.DeleteTherapistResponse]  # type: ignore[assignment]
     """Soft-deletes one therapist and frees its identifiers. The call fails while the therapist has
@@ -401,16 +400,16 @@ class TherapistServiceAsyncStub(TherapistServiceStub):
     - INVALID_FIELD: a field is missing or malformed.
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - THERAPIST_NOT_FOUND: the id never existed, or was purged.
-    - IDENTIFIER_TAKEN: another live therapist now has one of the identifiers, and release_identifiers is
-      not set. google.rpc.ResourceInfo names it.
+    - IDENTIFIER_TAKEN: another live therapist now has one of the identifiers, and
+      release_identifiers is not set. google.rpc.ResourceInfo names it.
     """
     AssignPatient: _aio.UnaryUnaryMultiCallable[_therapist_service_pb2.AssignPatientRequest, _therapist_service_pb2.AssignPatientResponse]  # type: ignore[assignment]
     """Assigns a patient to a therapist, which starts a new period. Ended periods of the pair are
     kept. PatientService.AssignTherapist does the same.
 
     With end_time, the call records a finished period instead, in any order of calls. The statuses
-    of the two, the capacity and active assignments do not stand in its way, unless it overlaps one.
-    created_by and ended_by become the caller.
+    of therapist and patient and the capacity do not matter. An active assignment matters only if the
+    period overlaps it. created_by and ended_by are the caller.
 
     Retries: while the same assignment is active, the call succeeds with created=false and writes
     nothing. Changes of status or capacity in the meantime do not matter. Assignments are the same
@@ -423,7 +422,7 @@ class TherapistServiceAsyncStub(TherapistServiceStub):
 
     Errors:
     - INVALID_FIELD: a field is missing or malformed, start_time or end_time is more than a minute
-      ahead, a field must not be set together with end_time, or both replace_primary and
+      ahead, end_time is set together with a field that it excludes, or both replace_primary and
       demote_primary are set.
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - INVALID_FIELD: expire_time is not in the future.
@@ -432,11 +431,10 @@ class TherapistServiceAsyncStub(TherapistServiceStub):
     - THERAPIST_DELETED: the therapist is soft-deleted.
     - PATIENT_MERGED: the patient was merged into another record.
     - PATIENT_DELETED: the patient is soft-deleted.
-    - ASSIGNMENT_DIFFERS: the pair has an active assignment with another role, focus, start_time
-      or
+    - ASSIGNMENT_DIFFERS: the pair has an active assignment with another role, focus, start_time or
       expire_time, and replace is not set.
     - THERAPIST_NOT_ACTIVE: the therapist's status is not STATUS_ACTIVE. To replace the pair's own
-      period is allowed, so that the role or focus of a therapist on leave can change.
+      period is allowed, so the role or focus of a therapist on leave can change.
     - PATIENT_NOT_ACTIVE: the patient's status is not STATUS_ACTIVE.
     - PERIOD_OVERLAPS: start_time is before the end of an ended period of the pair, or before the
       start of a period that this one replaces. For ROLE_PRIMARY, ended PRIMARY periods of the
@@ -514,9 +512,9 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
     purged since, it returns THERAPIST_NOT_FOUND or ASSIGNMENT_NOT_FOUND. A different request or
     method with the same request_id returns REQUEST_ID_REUSED.
 
-    Times. A time in a request must not lie before 1900-01-01T00:00:00Z. A time that must have passed
-    may lie up to a minute ahead of the server's clock, because clocks differ. It is evaluated as
-    given.
+    Times. A time in a request must be 1900-01-01T00:00:00Z or later. Except for expire_time, it must
+    be at most a minute ahead of the server's clock: up to that, the server accepts the difference of
+    two clocks. It uses the time as it was sent.
 
     validate_only. The server runs the whole write, then rolls it back. The response or error is that
     of the write, but revision and the ids and etags that the write would generate are empty. With a
@@ -542,8 +540,8 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
         - REQUEST_ID_REUSED: request_id was used for a different request.
         - INVALID_FIELD: the record is larger than 32 KiB.
         - ID_TAKEN: the chosen id belongs to a live, soft-deleted or purged therapist.
-        - IDENTIFIER_TAKEN: another live therapist has one of the identifiers. google.rpc.ResourceInfo names
-          it.
+        - IDENTIFIER_TAKEN: another live therapist has one of the identifiers. google.rpc.ResourceInfo
+          names it.
         """
 
     @_abc_1.abstractmethod
@@ -604,13 +602,13 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
         """Changes the fields that update_mask names. Use it to rename a therapist, too. An update that
         changes nothing succeeds, keeps etag and update_time, and writes nothing.
 
-        The status cannot become STATUS_INACTIVE while the therapist has active assignments, unless force
-        ends them in the same transaction.
+        The status cannot become STATUS_INACTIVE while the therapist has active assignments, unless
+        force ends them in the same transaction.
 
         Retries: with the same request_id, the call returns the result of the first call. Without a
         request_id it sets the same values again, which changes nothing unless others changed them.
         With an etag it returns ETAG_MISMATCH if the first call changed something, because the etag is
-        compared first. With force it ends nothing, and ended_assignment_count is 0.
+        compared first. A retry with force finds nothing to end, so ended_assignment_count is 0.
 
         Errors:
         - INVALID_FIELD: a field is missing or malformed, or update_mask names a field that cannot be
@@ -623,8 +621,8 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
         - HAS_ACTIVE_ASSIGNMENTS: status becomes STATUS_INACTIVE while active assignments exist, and
           force is not set.
         - TOO_MANY_ASSIGNMENTS: force would end more than 1000 assignments.
-        - IDENTIFIER_TAKEN: another live therapist has one of the identifiers. google.rpc.ResourceInfo names
-          it.
+        - IDENTIFIER_TAKEN: another live therapist has one of the identifiers. google.rpc.ResourceInfo
+          names it.
         """
 
     @_abc_1.abstractmethod
@@ -668,8 +666,8 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
         - INVALID_FIELD: a field is missing or malformed.
         - REQUEST_ID_REUSED: request_id was used for a different request.
         - THERAPIST_NOT_FOUND: the id never existed, or was purged.
-        - IDENTIFIER_TAKEN: another live therapist now has one of the identifiers, and release_identifiers is
-          not set. google.rpc.ResourceInfo names it.
+        - IDENTIFIER_TAKEN: another live therapist now has one of the identifiers, and
+          release_identifiers is not set. google.rpc.ResourceInfo names it.
         """
 
     @_abc_1.abstractmethod
@@ -682,8 +680,8 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
         kept. PatientService.AssignTherapist does the same.
 
         With end_time, the call records a finished period instead, in any order of calls. The statuses
-        of the two, the capacity and active assignments do not stand in its way, unless it overlaps one.
-        created_by and ended_by become the caller.
+        of therapist and patient and the capacity do not matter. An active assignment matters only if the
+        period overlaps it. created_by and ended_by are the caller.
 
         Retries: while the same assignment is active, the call succeeds with created=false and writes
         nothing. Changes of status or capacity in the meantime do not matter. Assignments are the same
@@ -696,7 +694,7 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - INVALID_FIELD: a field is missing or malformed, start_time or end_time is more than a minute
-          ahead, a field must not be set together with end_time, or both replace_primary and
+          ahead, end_time is set together with a field that it excludes, or both replace_primary and
           demote_primary are set.
         - REQUEST_ID_REUSED: request_id was used for a different request.
         - INVALID_FIELD: expire_time is not in the future.
@@ -705,11 +703,10 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
         - THERAPIST_DELETED: the therapist is soft-deleted.
         - PATIENT_MERGED: the patient was merged into another record.
         - PATIENT_DELETED: the patient is soft-deleted.
-        - ASSIGNMENT_DIFFERS: the pair has an active assignment with another role, focus, start_time
-          or
+        - ASSIGNMENT_DIFFERS: the pair has an active assignment with another role, focus, start_time or
           expire_time, and replace is not set.
         - THERAPIST_NOT_ACTIVE: the therapist's status is not STATUS_ACTIVE. To replace the pair's own
-          period is allowed, so that the role or focus of a therapist on leave can change.
+          period is allowed, so the role or focus of a therapist on leave can change.
         - PATIENT_NOT_ACTIVE: the patient's status is not STATUS_ACTIVE.
         - PERIOD_OVERLAPS: start_time is before the end of an ended period of the pair, or before the
           start of a period that this one replaces. For ROLE_PRIMARY, ended PRIMARY periods of the

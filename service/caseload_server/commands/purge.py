@@ -71,7 +71,7 @@ def _check_combination(chosen: dict[str, str | None]) -> bool:
     if not given:
         raise SettingError("--deleted-before", "is required, or --changes-before, --patient or --therapist")
     if (one := {"--patient", "--therapist"}.intersection(given)) and len(given) > 1:
-        raise SettingError(min(one), "must be the only choice of what to erase")
+        raise SettingError(min(one), "must not be combined with another choice of what to erase")
     return given != ["--changes-before"]
 
 
@@ -149,9 +149,9 @@ def _purge_records(store: RelationshipStore, before_us: int) -> None:
 
 
 def _report_future(store: RelationshipStore, time_us: int) -> None:
-    """Prints how many records a clock that was ahead has deleted: their age never reaches the limit in time."""
+    """Prints how many records have a time of deletion in the future, because a clock was ahead."""
     if count := sum(store.purger.count_deleted_after(kind, time_us) for kind in (PATIENT, THERAPIST)):
-        text = f"{count} deleted records stay: the clock was ahead when they were deleted"
+        text = f"{count} deleted records stay: their time of deletion is in the future"
         click.echo(f"caseload: {text}: undelete and delete them again, or wait", err=True)
 
 

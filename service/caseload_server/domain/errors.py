@@ -141,7 +141,7 @@ class PatientDeleted(DomainError):
 
 class PatientMerged(DomainError):
     reason = "PATIENT_MERGED"
-    text = "The patient was merged with another record. Use that record, or unmerge the patient first."
+    text = "The patient was merged into another record. Use that record, or unmerge the patient first."
 
 
 class BirthDatesDiffer(DomainError):
@@ -152,7 +152,7 @@ class BirthDatesDiffer(DomainError):
 class MergeTooLarge(DomainError):
     reason = "MERGE_TOO_LARGE"
     public_metadata = frozenset({"limit", "field"})
-    text = "The target of the merge would exceed a limit, which the metadata names. Remove something first."
+    text = "The target of the merge would exceed a limit. Metadata names it. Remove some values first."
 
 
 class TherapistNotActive(DomainError):
@@ -167,7 +167,7 @@ class PatientNotActive(DomainError):
 
 class PrimaryExists(DomainError):
     reason = "PRIMARY_EXISTS"
-    text = "The patient already has a primary therapist. Set replace_primary to replace that assignment."
+    text = "The patient already has a primary therapist. Set replace_primary or demote_primary, or assign another role."
 
 
 class TherapistAtCapacity(DomainError):
@@ -177,7 +177,7 @@ class TherapistAtCapacity(DomainError):
 
 class HasActiveAssignments(DomainError):
     reason = "HAS_ACTIVE_ASSIGNMENTS"
-    text = "The record has active assignments. End them first."
+    text = "The record has active assignments. End them first, or set force."
 
 
 class PeriodOverlaps(DomainError):
@@ -222,7 +222,7 @@ class StoreBusy(DomainError):
 
 class StoreUnavailable(DomainError):
     reason = "STORE_UNAVAILABLE"
-    text = "The database does not respond, and nothing was written. Retry the call."
+    text = "The database does not respond or accepts no writes, and nothing was written. Retry the call."
     retry_after_seconds = 1.0
     cause = "unavailable"
 
@@ -320,7 +320,7 @@ class ForwardedCall(Unauthenticated):
     """A proxy forwards calls of other machines to a server that asks for no credentials."""
 
     text = (
-        "A proxy forwarded this call, and the server knows neither proxies nor callers. "
+        "A proxy forwarded this call, and the server requires no credentials. "
         "Start it with --behind-proxy, and with --keys-file or --oidc-issuer."
     )
 
