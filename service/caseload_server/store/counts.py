@@ -1,5 +1,6 @@
 """The counts of active periods that therapists and patients carry, and each patient's primary therapist."""
 
+import json
 from collections import Counter
 
 from caseload_server.domain import enums
@@ -8,11 +9,18 @@ from caseload_server.store.backends.protocol import Value
 from caseload_server.store.write_transaction import Write
 
 _UPDATE_THERAPIST = """
-UPDATE therapist SET active_patient_count = active_patient_count + :difference WHERE therapist_id = :therapist_id"""
+UPDATE therapist SET active_patient_count = active_patient_count + :difference WHERE therapist_id = :id"""
+_UPDATE_THERAPISTS = """
+UPDATE therapist SET active_patient_count = active_patient_count + CAST(changed.value ->> 'difference' AS BIGINT)
+FROM json_each(:changes) AS changed WHERE therapist_id = changed.value ->> 'id'"""
 _UPDATE_PATIENT = """
 UPDATE patient SET active_therapist_count = active_therapist_count + :difference,
-    primary_therapist_id = CASE WHEN :primary_changes = 1 THEN :primary_id ELSE primary_therapist_id END
-WHERE patient_id = :patient_id"""
+    primary_therapist_id = COALESCE(:primary_id, primary_therapist_id)
+WHERE patient_id = :id"""
+_UPDATE_PATIENTS = """
+UPDATE patient SET active_therapist_count = active_therapist_count + CAST(changed.value ->> 'difference' AS BIGINT),
+    primary_therapist_id = COALESCE(changed.value ->> 'primary_id', primary_therapist_id)
+FROM json_each(:changes) AS changed WHERE patient_id = changed.value ->> 'id'"""
 
 
 class CountChanges:
@@ -36,16 +44,23 @@ class CountChanges:
 
     def save(self, write: Write) -> None:
         """Updates the records, which the caller has locked."""
-        for patient_id, difference in self._of_patients.items():
-            primary_id = self._primary_ids.get(patient_id)
-            if difference or primary_id is not None:
-                parameters: dict[str, Value] = {
-                    "patient_id": patient_id,
-                    "difference": difference,
-                    "primary_changes": int(primary_id is not None),
-                    "primary_id": primary_id or "",
-                }
-                write.run(_UPDATE_PATIENT, parameters)
-        for therapist_id, difference in self._of_therapists.items():
-            if difference:
-                write.run(_UPDATE_THERAPIST, {"therapist_id": therapist_id, "difference": difference})
+        patients: list[dict[str, Value]] = [
+            {"id": patient_id, "difference": difference, "primary_id": self._primary_ids.get(patient_id)}
+            for patient_id, difference in self._of_patients.items()
+            if difference or patient_id in self._primary_ids
+        ]
+        therapists: list[dict[str, Value]] = [
+            {"id": therapist_id, "difference": difference}
+            for therapist_id, difference in self._of_therapists.items()
+            if difference
+        ]
+        _run(write, _UPDATE_PATIENT, _UPDATE_PATIENTS, patients)
+        _run(write, _UPDATE_THERAPIST, _UPDATE_THERAPISTS, therapists)
+
+
+def _run(write: Write, update_one: str, update_many: str, changes: list[dict[str, Value]]) -> None:
+    """Updates all records in one statement. One record has a statement of its own, whose plan is never a scan."""
+    if len(changes) == 1:
+        write.run(update_one, changes[0])
+    elif changes:
+        write.run(update_many, {"changes": json.dumps(changes)})

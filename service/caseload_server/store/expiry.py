@@ -13,7 +13,7 @@ from caseload_server.domain import enums, errors, requests
 from caseload_server.domain.records import Assignment
 from caseload_server.domain.requests import CallContext
 from caseload_server.store import records
-from caseload_server.store.backends.protocol import Database, Row, Value
+from caseload_server.store.backends.protocol import Database, Row
 from caseload_server.store.counts import CountChanges
 from caseload_server.store.records import PATIENT, THERAPIST, RecordKind
 from caseload_server.store.write_transaction import Write
@@ -34,8 +34,8 @@ WHERE period.assignment_id IN (SELECT atom FROM json_each(:ids)) AND {_IS_DUE} O
 SELECT_NEXT = "SELECT MIN(expire_us) FROM assignment WHERE expire_us IS NOT NULL AND end_us IS NULL"
 _END = f"""
 UPDATE assignment SET end_us = expire_us, end_reason = {enums.END_EXPIRED}, ended_by = :ended_by,
-    updated_us = :updated_us, etag = :etag
-WHERE assignment_id = :assignment_id"""
+    updated_us = :updated_us, etag = ended.value ->> 1
+FROM json_each(:ended) AS ended WHERE assignment_id = ended.value ->> 0"""
 
 
 def not_expired(at: str) -> str:
@@ -73,26 +73,25 @@ def end_due(write: Write, periods: Iterable[Assignment]) -> list[Assignment]:
     Args: periods, read after the caller locked their patients and therapists.
     """
     remaining: list[Assignment] = []
-    counts = CountChanges()
+    due: list[Assignment] = []
     for period in periods:
-        if is_due(write, period):
-            _end(write.by_server(EXPIRY_CALL), period, counts)
-        else:
-            remaining.append(period)
-    counts.save(write)
+        (due if is_due(write, period) else remaining).append(period)
+    if due:
+        _end(write, due)
     return remaining
 
 
-def _end(write: Write, period: Assignment, counts: CountChanges) -> None:
-    end: dict[str, Value] = {
-        "assignment_id": period.assignment_id,
-        "ended_by": write.call.actor,
-        "updated_us": write.now_us,
-        "etag": write.new_etag(),
-    }
-    write.run(_END, end)
-    counts.add(period, -1)
-    write.record_change(enums.CHANGE_UPDATED, period, "state", "end_time", "end_reason", "ended_by")
+def _end(write: Write, due: list[Assignment]) -> None:
+    """Ends expired periods, each in a change set of its own."""
+    counts = CountChanges()
+    for period in due:
+        counts.add(period, -1)
+        write.by_server(EXPIRY_CALL).record_change(
+            enums.CHANGE_UPDATED, period, "state", "end_time", "end_reason", "ended_by"
+        )
+    ended = json.dumps([(period.assignment_id, write.new_etag()) for period in due])
+    write.run(_END, {"ended": ended, "ended_by": EXPIRY_CALL.actor, "updated_us": write.now_us})
+    counts.save(write)
 
 
 def select_due(kind: RecordKind[Any]) -> str:
