@@ -86,9 +86,21 @@ def test_an_entry_that_overlaps_an_earlier_one_of_the_batch_is_rejected(pair: Re
     existing = assign(pair, "u", start_us=0, end_us=5)
     found = refused(pair, [*HISTORY[:3], Assign("t", "p", start_us=25, end_us=26)])
     assert isinstance(found, errors.PeriodOverlaps)
-    assert found.metadata["index"] == "3"
+    assert found.metadata == {"index": "3", "other_index": "2"}  # nothing is written, so its id means nothing
     found = refused(pair, [*HISTORY[:3], Assign("u", "p", start_us=4, end_us=6)], VALIDATE)
     assert found.metadata == {"assignment_id": existing.assignment_id, "index": "3"}
+
+
+def test_an_entry_that_differs_from_an_earlier_one_of_the_batch_names_it(pair: RelationshipStore) -> None:
+    primary = Assign("t", "p", ROLE_PRIMARY)
+    found = refused(pair, [HISTORY[0], primary, Assign("t", "p")])
+    assert isinstance(found, errors.AssignmentDiffers)
+    assert found.metadata == {"index": "2", "other_index": "1"}
+    found = refused(pair, [primary, Assign("u", "p", ROLE_PRIMARY, demote_primary=True), Assign("t", "p", focus="x")])
+    assert found.metadata == {"index": "2", "other_index": "1"}  # of the entry that demoted the therapist
+    existing = assign(pair, "t")
+    found = refused(pair, [Assign("t", "p"), primary])
+    assert found.metadata == {"index": "1", "assignment_id": existing.assignment_id}
 
 
 def test_capacity_counts_the_earlier_entries(pair: RelationshipStore) -> None:

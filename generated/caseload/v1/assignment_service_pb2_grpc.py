@@ -230,7 +230,8 @@ class AssignmentServiceServicer(object):
         validate_only is set on an entry.
         - REQUEST_ID_REUSED: request_id was used for a different request.
         - All other errors of AssignPatient, for the first entry that cannot be assigned. Metadata gives
-        its position as index, from 0.
+        its position as index, from 0. If it conflicts with an earlier entry, metadata gives the
+        position of that one as other_index, instead of assignment_id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -160,7 +160,8 @@ class AssignmentServiceStub:
       validate_only is set on an entry.
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - All other errors of AssignPatient, for the first entry that cannot be assigned. Metadata gives
-      its position as index, from 0.
+      its position as index, from 0. If it conflicts with an earlier entry, metadata gives the
+      position of that one as other_index, instead of assignment_id.
     """
     TransferPatients: _grpc.UnaryUnaryMultiCallable[_assignment_service_pb2.TransferPatientsRequest, _assignment_service_pb2.TransferPatientsResponse]
     """Moves active assignments from one therapist (the source) to another (the target), all or
@@ -342,7 +343,8 @@ class AssignmentServiceAsyncStub(AssignmentServiceStub):
       validate_only is set on an entry.
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - All other errors of AssignPatient, for the first entry that cannot be assigned. Metadata gives
-      its position as index, from 0.
+      its position as index, from 0. If it conflicts with an earlier entry, metadata gives the
+      position of that one as other_index, instead of assignment_id.
     """
     TransferPatients: _aio.UnaryUnaryMultiCallable[_assignment_service_pb2.TransferPatientsRequest, _assignment_service_pb2.TransferPatientsResponse]  # type: ignore[assignment]
     """Moves active assignments from one therapist (the source) to another (the target), all or
@@ -551,7 +553,8 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
           validate_only is set on an entry.
         - REQUEST_ID_REUSED: request_id was used for a different request.
         - All other errors of AssignPatient, for the first entry that cannot be assigned. Metadata gives
-          its position as index, from 0.
+          its position as index, from 0. If it conflicts with an earlier entry, metadata gives the
+          position of that one as other_index, instead of assignment_id.
         """
 
     @_abc_1.abstractmethod

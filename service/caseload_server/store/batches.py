@@ -29,14 +29,26 @@ def assign(write: Write, batch: Sequence[requests.Assign]) -> tuple[list[Assignm
     """
     _lock(write, batch)
     ids, created = [], 0
+    entries: dict[str, int] = {}  # by the ids of the periods that they began or recorded
     for index, request in enumerate(batch):
         try:
-            [period, *_], is_new = assign_one(write, request)
+            periods, is_new = assign_one(write, request)
         except errors.DomainError as error:
-            raise error.of_entry(index) from None
-        ids.append(period.assignment_id)
+            raise _name_entries(error.of_entry(index), entries) from None
+        ids.append(periods[0].assignment_id)
         created |= is_new << index
+        if is_new:
+            entries |= dict.fromkeys((period.assignment_id for period in periods), index)
     return _load(write, ids), created
+
+
+def _name_entries(error: errors.DomainError, entries: dict[str, int]) -> errors.DomainError:
+    """Returns the error with the position of an earlier entry instead of the id of its period, which is rolled back."""
+    other = entries.get(error.metadata.get("assignment_id", ""))
+    if other is not None:
+        del error.metadata["assignment_id"]
+        error.metadata["other_index"] = str(other)
+    return error
 
 
 def _lock(write: Write, batch: Iterable[requests.Assign]) -> None:
