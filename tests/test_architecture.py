@@ -54,7 +54,7 @@ VERBS = {
 # A module without an entry may import nothing. A name that begins with a dot is one of the server's.
 MAY_IMPORT: dict[str, set[str]] = {
     "": set(),
-    "__main__": {".commands.main"},
+    "__main__": {".commands.early_signals", ".commands.main"},
     "clock": set(),
     "config": set(),
     "open_files": {".config", ".domain.limits"},

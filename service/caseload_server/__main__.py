@@ -1,5 +1,18 @@
 """Runs the `caseload` command: `python -m caseload_server`."""
 
-from caseload_server.commands.main import main
+from typing import NoReturn
 
-main()
+from caseload_server.commands.early_signals import defer_reload, ignore_signals
+
+
+def main() -> NoReturn:
+    """Runs a command."""
+    ignore_signals()
+    defer_reload()
+    from caseload_server.commands.main import main as run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

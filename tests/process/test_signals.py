@@ -5,6 +5,7 @@ import os
 import pty
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import grpc
@@ -21,6 +22,19 @@ from tests.support.waiting import HUNG_SECONDS, eventually
 MEANINGLESS = ["USR1", "USR2", "ALRM", "VTALRM", "PROF", "IO", "PWR", "STKFLT", "RTMIN", "RTMAX"]
 STOPS = ["TERM", "INT", "QUIT", "XCPU"]
 HUP = signal.SIGHUP
+
+
+SIGNALS_ITSELF = """
+import importlib.abc, os, runpy, signal, sys
+class DuringImports(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "click":
+            for number in map(int, sys.argv.pop().split(",")):
+                os.kill(os.getpid(), number)
+sys.meta_path.insert(0, DuringImports())
+runpy.run_module("caseload_server", run_name="__main__")
+"""
+"""Sends signals to itself at its first import of another distribution, which is long before the command runs."""
 
 
 def number_of(name: str) -> int:
@@ -50,6 +64,30 @@ def test_meaningless_signals_change_nothing(tmp_path: Path) -> None:
         client.close()
         code, log = server.stop()
     assert (code, events(log)) == (0, ["started", "stopping", "stopped"])
+
+
+def test_meaningless_signals_and_sighup_do_not_end_a_start(tmp_path: Path) -> None:
+    numbers = ",".join(str(number_of(name)) for name in (*MEANINGLESS, "HUP"))
+    command = [sys.executable, "-c", SIGNALS_ITSELF, "serve", "--address", "127.0.0.1:0", "--drain-seconds", "0"]
+    command += ["--database", url(tmp_path / "caseload.db"), "--access-log", os.devnull, numbers]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        assert events(process.stderr.readline()) == ["started"]
+        assert events(process.stderr.readline()) == ["reloading"]
+        process.terminate()
+        _, log = process.communicate(timeout=HUNG_SECONDS)
+    finally:
+        process.kill()
+        process.communicate()
+    assert (process.returncode, events(log)) == (0, ["stopping", "stopped"])
+
+
+def test_sighup_during_the_start_ends_a_command_that_does_not_serve(tmp_path: Path) -> None:
+    command = ["env", "--default-signal=HUP", sys.executable, "-c", SIGNALS_ITSELF, "import", "-"]
+    command += ["--database", url(tmp_path / "caseload.db"), str(int(HUP))]
+    ended = subprocess.run(command, stdin=subprocess.PIPE, timeout=HUNG_SECONDS, check=False)
+    assert ended.returncode == -HUP
 
 
 @pytest.mark.parametrize("name", STOPS)

@@ -131,3 +131,14 @@ def test_a_password_of_the_database_may_end_with_a_newline(tmp_path: Path, postg
 def test_a_newline_that_was_encoded_into_a_password_is_rejected_by_name(tmp_path: Path, postgres_url: str) -> None:
     line = refusal(tmp_path, *SERVE, CASELOAD_DATABASE=f"{postgres_url}?password={SECRET}%0A")
     assert line == "--database: the parameter password contains a line end or another control character"
+
+
+def test_a_path_may_end_with_a_newline_too(tmp_path: Path) -> None:
+    """An argument from a block of YAML text ends with one."""
+    database = ("--database", "sqlite:///caseload.db")
+    assert caseload(tmp_path, "migrate", *database).returncode == 0
+    assert caseload(tmp_path, "backup", "copy.db\n", *database).returncode == 0
+    assert caseload(tmp_path, "restore", "copy.db\n", "--database", "sqlite:///restored.db").returncode == 0
+    assert {file.name for file in tmp_path.iterdir()} == {"caseload.db", "copy.db", "restored.db"}
+    line = refusal(tmp_path, "export", "a\nb", *database)
+    assert line == "FILE: contains a line end, or another control or invisible character"

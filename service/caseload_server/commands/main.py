@@ -10,13 +10,13 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # the C core writes to standard
 
 from caseload_server.commands.backup import backup, restore
 from caseload_server.commands.check import check
+from caseload_server.commands.early_signals import deliver_reload
 from caseload_server.commands.export_import_verify import export_command, import_command, verify
 from caseload_server.commands.keys import key_commands
 from caseload_server.commands.log import log_commands
 from caseload_server.commands.migrate import migrate_command
 from caseload_server.commands.purge import purge
 from caseload_server.commands.serve import serve
-from caseload_server.commands.signals import ignore_signals
 from caseload_server.commands.variables import check_variables, injected
 from caseload_server.config import SettingError
 
@@ -26,7 +26,10 @@ from caseload_server.config import SettingError
 @click.pass_context
 def commands(context: click.Context) -> None:
     """The system of record for therapists, patients and who treats whom."""
-    if context.invoked_subcommand != serve.name and (names := injected(os.environ)):  # serve logs an event
+    if context.invoked_subcommand == serve.name:  # it logs an event, and waits for signals
+        return
+    deliver_reload()
+    if names := injected(os.environ):
         click.echo(f"caseload: ignoring variables of a Kubernetes Service or a link: {', '.join(names)}", err=True)
 
 
@@ -53,7 +56,6 @@ def _known_variables() -> set[str]:
 
 def main() -> NoReturn:
     """Runs a command. When it cannot start, it prints one line on standard error and exits with code 2."""
-    ignore_signals()
     try:
         check_variables(os.environ, _known_variables())
         sys.exit(commands.main(standalone_mode=False) or 0)

@@ -59,11 +59,14 @@ database_option = option(
 )
 
 
-def _refuse_url(_context: click.Context, _parameter: click.Parameter, file: Path | None) -> Path | None:
-    """Rejects a URL or a special name of SQLite, which would otherwise become the name of a file."""
-    if file is not None and re.match("(?i):|file:|[a-z0-9+]+:/", str(file)):
+def _check_file(_context: click.Context, _parameter: click.Parameter, file: Path | None) -> Path | None:
+    """Cleans a path as the value of a setting. Rejects a URL or a special name of SQLite, which would name a file."""
+    if file is None:
+        return None
+    file = Path(clean_value("FILE", str(file)))
+    if re.match("(?i):|file:|[a-z0-9+]+:/", str(file)):
         raise SettingError("FILE", "must be the path of a file, not a URL or a special name of SQLite")
     return file
 
 
-file_argument = click.argument("file", type=click.Path(path_type=Path), callback=_refuse_url)
+file_argument = click.argument("file", type=click.Path(path_type=Path), callback=_check_file)

@@ -1,4 +1,4 @@
-"""Signals: those that stop or reload the server, those that interrupt a command, and those that do nothing."""
+"""Signals: those that stop or reload the server, and those that interrupt a command."""
 
 import os
 import signal
@@ -14,20 +14,9 @@ _RELOAD_SIGNAL: Final = signal.SIGHUP
 _WAITED_FOR: Final = (*_STOP_SIGNALS, _RELOAD_SIGNAL)
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 """They interrupt a command other than serve."""
-_IGNORED: Final = (
-    *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF, signal.SIGIO, signal.SIGPWR),
-    *(signal.SIGSTKFLT, *range(signal.SIGRTMIN, signal.SIGRTMAX + 1)),
-)
-"""They would end a process that does nothing about them. https://man7.org/linux/man-pages/man7/signal.7.html"""
 _PROGRESS_STEPS: Final = 10_000
 """SQLite virtual machine steps between two checks for a signal. Without the checks, Python handles a signal only after
 the statement has ended. https://www.sqlite.org/c3ref/progress_handler.html"""
-
-
-def ignore_signals() -> None:
-    """Ignores the signals that mean nothing to any command, such as SIGUSR1."""
-    for number in _IGNORED:
-        signal.signal(number, signal.SIG_IGN)
 
 
 def block_stop_signals() -> None:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import lzma
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -339,6 +340,15 @@ def test_an_import_rejects_what_follows_the_end(source: str, database_url: str, 
     assert imported(whole, database_url) == digest(source)
 
 
+def in_tar(content: bytes) -> bytes:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        member = tarfile.TarInfo("export.jsonl")
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
+    return archive.getvalue()
+
+
 CRLF = "has a carriage return: line ends must be LF, not CRLF"
 FORMATS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "BOM": (lambda whole: whole.decode().encode("utf-8-sig"), "line 1: begins with a byte order mark (BOM)"),
@@ -354,6 +364,13 @@ FORMATS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "bzip2": (bz2.compress, "line 1: is compressed with bzip2: decompress it first"),
     "xz": (lzma.compress, "line 1: is compressed with xz: decompress it first"),
     "zip": (lambda whole: b"PK\3\4" + whole, "line 1: is a zip archive: decompress it first"),
+    "tar": (in_tar, "line 1: is a tar archive: unpack it first"),
+    "compressed tar": (lambda whole: gzip.compress(in_tar(whole)), "line 1: is a tar archive: unpack it first"),
+    "7z": (lambda whole: b"7z\xbc\xaf\x27\x1c" + whole, "line 1: is a 7z archive: decompress it first"),
+    "empty": (lambda _: b"", "line 1: is missing: the file is empty"),
+    "SQL": (lambda _: b"--\n-- PostgreSQL database dump\n", "line 1: is a dump of PostgreSQL: use psql"),
+    "OpenPGP": (lambda _: b"-----BEGIN PGP MESSAGE-----\n", "line 1: is encrypted with OpenPGP: decrypt it first"),
+    "openssl": (lambda whole: b"Salted__" + whole, "line 1: is encrypted with openssl: decrypt it first"),
     "age": (lambda whole: b"age-encryption.org/v1\n" + whole, "line 1: is encrypted with age: decrypt it first"),
     "backup": (lambda whole: b"SQLite format 3\0" + whole, "line 1: is a SQLite database: use caseload restore"),
     "truncated gzip": (lambda whole: gzip.compress(whole)[:-9], "the gzip file is truncated"),

@@ -26,10 +26,17 @@ _FORMATS: Final = {
     b"PK\3\4": f"is a zip archive: {_DECOMPRESS}",
     b"age-encryption.org/": "is encrypted with age: decrypt it first",
     b"-----BEGIN AGE ": "is encrypted with age: decrypt it first",
+    b"-----BEGIN PGP ": "is encrypted with OpenPGP: decrypt it first",
+    b"Salted__": "is encrypted with openssl: decrypt it first",
+    b"7z\xbc\xaf\x27\x1c": f"is a 7z archive: {_DECOMPRESS}",
     b"SQLite format 3\0": "is a SQLite database: use caseload restore",
     b"PGDMP": "is a dump of PostgreSQL: use pg_restore",
+    b"--\n": "is a dump of PostgreSQL: use psql",
 }
 """What a file is, by its first bytes."""
+_TAR: Final = b"ustar"
+_TAR_START: Final = 257
+"""https://pubs.opengroup.org/onlinepubs/9799919799/utilities/pax.html#tag_20_92_13_06"""
 
 
 class ImportRefused(Exception):
@@ -62,6 +69,10 @@ def lines_of(source: BinaryIO) -> Iterator[bytes]:
 
 def _require_export(line: bytes) -> None:
     """Raises ImportRefused if the first line shows that the file is something else."""
+    if not line:
+        raise refusal(1, "is missing: the file is empty")
+    if line.startswith(_TAR, _TAR_START):
+        raise refusal(1, "is a tar archive: unpack it first")
     for first_bytes, text in _FORMATS.items():
         if line.startswith(first_bytes):
             raise refusal(1, text)
