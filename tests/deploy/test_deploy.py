@@ -93,7 +93,7 @@ def test_the_test_detects_an_invalid_unit(tmp_path: Path, right: str, wrong: str
 
 def test_the_unit_always_restarts_the_server() -> None:
     """At boot, an unavailable PostgreSQL ends the server with exit code 2, as an invalid setting does."""
-    assert manifests.directives("Restart") == ["on-failure"]
+    assert manifests.directives("Restart") == ["always"]
     assert manifests.directives("RestartPreventExitStatus") == []
     assert manifests.directives("StartLimitIntervalSec") == ["0"]
     assert float(manifests.directives("RestartSec")[0]) >= 5

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.observability.metrics_client import wait_for_metrics
-from tests.process.command_runner import url
+from tests.process.command_runner import caseload, url
 from tests.support.api_driver import ApiDriver, refused
 from tests.support.disks import CannotMount, limit_files, loop_disk
 from tests.support.servers import ServerProcess, free_address
@@ -91,5 +91,10 @@ def test_a_file_system_that_turns_read_only_is_named_and_loses_no_write(tmp_path
         reasons = {refused(api.therapists, f"t{number}").reason for number in range(2, 200)}
         assert reasons == {"STORE_UNAVAILABLE"}
         wait_for_metrics(metrics, lambda seen: seen("ready") == 0)
+        if disk:  # what was acknowledged can still be read and copied
+            copied = caseload(tmp_path, "backup", "copy.db", "--database", url(file))
+            assert (copied.returncode, copied.stdout) == (0, "revision 1\n"), copied.stderr
+            verified = caseload(tmp_path, "verify", "--database", url(file))
+            assert verified.stdout.startswith("1 store, 1 therapist,"), verified.stderr
         [said] = events(server.stop()[1], "database rejects writes")
     assert said["system_error"] == ("EROFS" if disk else "EFBIG")

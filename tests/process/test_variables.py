@@ -46,6 +46,7 @@ NOT_INJECTED = {
     "CASELOAD_SERVICE": "10.96.7.1",
     "CASELOAD_NAME": "caseload",
     "CASELOAD_ENV_LANG": "C.UTF-8",
+    "CASELOAD_KEYS_FILE_NAME": "/run/keys",
 }
 
 

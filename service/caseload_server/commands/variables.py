@@ -20,7 +20,7 @@ _NO_PROXY: Final = ("no_grpc_proxy", "no_proxy", "NO_PROXY")
 _URL: Final = re.compile(r"(?:tcp|udp|sctp)://(.+):([0-9]{1,5})")
 _PROTOCOL: Final = re.compile("tcp|udp|sctp")
 _PORT: Final = re.compile("[0-9]{1,5}")
-_CONTAINER: Final = re.compile("/[^/]+/[^/]+")
+_CONTAINER: Final = re.compile("/[^/]+/([^/]+)")
 _OF_PORT: Final = "PORT_[0-9]{1,5}_(?:TCP|UDP|SCTP)"
 
 
@@ -57,13 +57,19 @@ def injected(environment: Mapping[str, str]) -> list[str]:
     Their names look like settings. A variable counts only if its value has the form of an injected one too.
     """
     ours = {name: value for name, value in environment.items() if name.startswith(PREFIX)}
-    links = [name.removesuffix("_NAME") for name in ours if name.endswith("_NAME") and _CONTAINER.fullmatch(ours[name])]
+    links = [name.removesuffix("_NAME") for name, value in ours.items() if _names_link(name, value)]
     of_links = tuple(f"{link}_ENV_" for link in links)
     return sorted(
         name
         for name, value in ours.items()
-        if _is_injected(name, value) or name.removesuffix("_NAME") in links or name.startswith(of_links)
+        if _is_injected(name, value) or _names_link(name, value) or name.startswith(of_links)
     )
+
+
+def _names_link(name: str, value: str) -> bool:
+    """Returns whether a variable has both containers of a link: /container/alias, under the name ALIAS_NAME."""
+    match = _CONTAINER.fullmatch(value)
+    return match is not None and name == match[1].upper().replace("-", "_") + "_NAME"
 
 
 def _is_injected(name: str, value: str) -> bool:

@@ -30,8 +30,8 @@ def reading(path: Path) -> Iterator[apsw.Connection]:
     if not os.access(path, os.R_OK, effective_ids=True):
         raise SchemaError("the file cannot be read")
     before = _state(path)
-    if _is_writable(path):
-        with closing(_open_writable(path)) as connection:
+    if writable := _open_writable(path):
+        with closing(writable) as connection:
             yield connection
     elif is_open_elsewhere(path):
         with closing(_open_read_only(path, "mode=ro")) as connection:
@@ -53,10 +53,15 @@ def read_snapshot(path: Path) -> Iterator[SqliteTransaction]:
         yield SqliteTransaction(connection)
 
 
-def _open_writable(path: Path) -> apsw.Connection:
-    """Opens a connection for reading that leaves the -wal file of a crash as it is."""
+def _open_writable(path: Path) -> apsw.Connection | None:
+    """Opens a connection for reading that leaves the -wal file of a crash as it is. Returns None without permission."""
+    if not all(os.access(each, os.W_OK, effective_ids=True) for each in (path, path.parent)):
+        return None
     keeps_log = has_unsaved_content(path)
-    connection = connect(path, create=False)
+    try:
+        connection = connect(path, create=False)
+    except apsw.ReadOnlyError:  # access(2) does not say that an error has made the file system read-only
+        return None
     connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, keeps_log)
     connection.pragma("query_only", 1)
     return connection
@@ -66,10 +71,6 @@ def _open_read_only(path: Path, parameters: str) -> apsw.Connection:
     connection = apsw.Connection(f"{path.as_uri()}?{parameters}", flags=_READ_ONLY)
     configure(connection)
     return connection
-
-
-def _is_writable(path: Path) -> bool:
-    return all(os.access(each, os.W_OK, effective_ids=True) for each in (path, path.parent))
 
 
 def _state(path: Path) -> tuple[int, int, int, bool]:
