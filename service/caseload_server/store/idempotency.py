@@ -32,6 +32,7 @@ FROM json_each(:outcomes), store WHERE true
 ON CONFLICT (actor, request_id) DO UPDATE SET method = excluded.method, fingerprint = excluded.fingerprint,
     record_ids = excluded.record_ids, effect = excluded.effect, revision = excluded.revision,
     created_us = excluded.created_us"""
+_SELECT_REVISION = "SELECT revision FROM request WHERE actor = :actor AND request_id = :request_id"
 _DELETE_EXPIRED = """
 DELETE FROM request WHERE (actor, request_id) IN (
     SELECT actor, request_id FROM (
@@ -125,3 +126,10 @@ def store_outcomes(
     # More than one for each that is stored, so that they do not accumulate.
     delete_expired = _DELETE_EXPIRED.format(skip_locked=" FOR UPDATE SKIP LOCKED" if skip_locked else "")
     transaction.run(delete_expired, {**expired._asdict(), "limit": 2 * len(outcomes)})
+
+
+def stored_revision(transaction: Transaction, outcome: NewOutcome) -> int:
+    """Returns the revision that was stored for an outcome. The head may have moved since."""
+    call = outcome.call
+    [(revision,)] = transaction.run(_SELECT_REVISION, {"actor": call.actor, "request_id": call.request_id})
+    return int(revision)

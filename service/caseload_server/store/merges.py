@@ -223,7 +223,7 @@ def loader(request: requests.Merge) -> Callable[[Write, str], Any]:
 
     def load(write: Write, record_id: str) -> Any:
         if record_id in patient_ids:
-            return records.require(write, PATIENT, record_id)
+            return records.read(write, PATIENT, record_id)
         return assignments.require(write, record_id)
 
     return load

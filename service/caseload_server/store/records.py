@@ -162,6 +162,13 @@ def require(write: Write, kind: RecordKind[P], record_id: str) -> P:
     return record
 
 
+def read(write: Write, kind: RecordKind[P], record_id: str) -> P:
+    """Returns the record for the answer to a repeated call. It takes no lock. Raises the kind's NOT_FOUND."""
+    for row in write.run(kind.select, {"id": record_id}):
+        return kind.record._make(row)
+    raise not_found(kind, [record_id])
+
+
 def lock(write: Write, kind: RecordKind[Any], ids: Iterable[str]) -> None:
     """Locks records in id order. Callers lock patients before therapists, so that no two writers deadlock."""
     if write.lock_clause:

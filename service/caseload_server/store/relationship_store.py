@@ -287,4 +287,4 @@ class RelationshipStore:
 
 
 def _loader(kind: RecordKind[P]) -> Callable[[Write, str], P]:
-    return lambda write, record_id: records.require(write, kind, record_id)
+    return lambda write, record_id: records.read(write, kind, record_id)

@@ -205,7 +205,7 @@ class Writes:
         change_sets = [change_set for write in writes for change_set in write.change_sets]
         offsets = [end - len(change_sets) for end in accumulate(len(write.change_sets) for write in writes)]
         outcomes = [(write.outcome, offset) for write, offset in zip(writes, offsets, strict=True) if write.outcome]
-        head = self._write_log(transaction, change_sets, outcomes).revision
+        head = self._write_log(transaction, change_sets, outcomes)
         return [
             WriteResult(
                 write.records,
@@ -217,8 +217,8 @@ class Writes:
 
     def _write_log(
         self, transaction: Transaction, change_sets: list[NewChangeSet], outcomes: list[tuple[NewOutcome, int]]
-    ) -> LogHead:
-        """Writes change sets and outcomes. Returns the new head.
+    ) -> int:
+        """Writes change sets and outcomes. Returns the head revision.
 
         While no other process writes, it assumes the head that the last transaction of this process left. So PostgreSQL
         needs one round trip before the commit, and otherwise two. If the assumption fails, all statements run again.
@@ -233,7 +233,9 @@ class Writes:
         )
         if not change_sets:
             store_outcomes()
-            return change_log.read_head(transaction)
+            if outcomes:
+                return idempotency.stored_revision(transaction, outcomes[0][0])
+            return change_log.read_head(transaction).revision
         last = self._last_head
         if last and self._is_only_writer:
             self._is_only_writer = False
@@ -241,12 +243,12 @@ class Writes:
             store_outcomes()
             if change_log.read_head(transaction) == head:
                 self._last_head, self._is_only_writer = head, True
-                return head
+                return head.revision
         found = change_log.read_head(transaction, lock_clause)
         self._is_only_writer = found == last and lock_clause != ""  # without locks a read of the head costs little
         self._last_head = head = change_log.append(transaction, change_sets, found)
         store_outcomes()
-        return head
+        return head.revision
 
 
 def _replayed(write: Write, outcome: StoredOutcome, load: Callable[[Write, str], T]) -> FinishedWrite[T]:

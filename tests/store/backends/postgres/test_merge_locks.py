@@ -9,7 +9,7 @@ from caseload_server.domain.requests import Merge
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 
 from tests.store.backends.postgres.shared_transactions import starting
-from tests.store.store_calls import CALL, assign, make, run
+from tests.store.store_calls import CALL, assign, make, request, run
 from tests.support.waiting import eventually, join
 
 WAITING = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
@@ -60,6 +60,22 @@ def test_an_unmerge_locks_both_patients_in_one_order(
     people.merge(Merge(*pair), CALL)
     assert while_held(admin, RECORDS[held], lambda: people.unmerge(pair[0], CALL)) == RECORDS[:held]
     assert people.get(PATIENT, pair[0]).merged_into_patient_id == ""
+
+
+@pytest.mark.parametrize("held", range(4), ids=[f"{table} {name}" for table, name in RECORDS])
+def test_a_repeated_merge_or_unmerge_waits_for_no_lock(
+    people: RelationshipStore, admin: "psycopg.Connection[Any]", held: int
+) -> None:
+    """It could deadlock: the order of its answer is not the order of the locks."""
+
+    def revisions() -> list[str]:
+        merged = people.merge(Merge("b", "a"), request("merge"))
+        return [merged.revision, people.unmerge("b", request("unmerge")).revision]
+
+    first = revisions()
+    with admin.transaction():
+        admin.execute(f"SELECT FROM {RECORDS[held][0]} WHERE {RECORDS[held][0]}_id = %s FOR UPDATE", [RECORDS[held][1]])
+        assert revisions() == first
 
 
 def test_an_unmerge_that_waited_sees_another_target(
