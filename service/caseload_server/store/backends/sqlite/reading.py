@@ -54,7 +54,7 @@ def read_snapshot(path: Path) -> Iterator[SqliteTransaction]:
 
 
 def _open_writable(path: Path) -> apsw.Connection:
-    """Opens a connection for reading that leaves the -wal file of a crash as it is."""
+    """Opens a connection for reading that does not change the -wal file of a crashed server."""
     keeps_log = has_unsaved_content(path)
     connection = connect(path, create=False)
     connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, keeps_log)
