@@ -1,4 +1,4 @@
-"""The environment variables of a command: cleaned, checked, and told apart from those that others inject."""
+"""The environment variables of a command: cleaned, checked, and distinguished from those that others inject."""
 
 import ipaddress
 import re
