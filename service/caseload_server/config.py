@@ -66,7 +66,7 @@ class Config:
     worker: int | None = None
     """Number of this worker process, from 0. None when this process was not started by a supervisor."""
     threads: int = 64
-    """Number of writes at once. Reads have threads of their own, and so have transfers and deletes."""
+    """Number of writes at once. Reads have threads of their own, and so have batches, transfers, merges and deletes."""
     read_threads: int = 16
     """Number of reads at once, at most `threads`; half as many for lists. More threads contend more for the GIL."""
     max_queue_depth: int = 400

@@ -1,4 +1,4 @@
-"""Says why a file cannot be written, as far as the operating system tells."""
+"""Says why a file cannot be written, if the operating system reports a cause."""
 
 import errno
 import os

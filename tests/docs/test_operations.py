@@ -77,8 +77,9 @@ def test_each_alert_has_a_command_and_those_for_the_access_log_run(folder: Path)
             api.send("GetPatient", patient_id="john")
         with pytest.raises(grpc.RpcError):
             api.send("GetPatient", patient_id="jane", metadata=(("via", "1.1 proxy"),))
-        api.watch().cancel()
-        eventually(lambda: "WatchChanges" in log.read_text())
+        watch = api.watch()
+        eventually(lambda: "stream_opened" in log.read_text())
+        watch.cancel()
     shown = [run(Block("sh", command, None), folder).stdout for command in commands]
     assert len(shown) == 4
     for text, expected in zip(shown, ("PATIENT_NOT_FOUND", "CreatePatient", "local", "forwarded"), strict=True):

@@ -412,7 +412,8 @@ class PatientServiceServicer(object):
         - PATIENT_NOT_ACTIVE: the source has active assignments, and the target is not STATUS_ACTIVE.
         - TOO_MANY_ASSIGNMENTS: the source has more than 1000 active assignments.
         - MERGE_TOO_LARGE: the target would have more than 20 identifiers or 10 aliases, or more than 32
-        KiB, or the person more than 100 records.
+        KiB, or the person more than 100 records. For a caller without read, names that both records
+        have count twice, so that it cannot guess a name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

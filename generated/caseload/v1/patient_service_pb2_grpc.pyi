@@ -288,7 +288,8 @@ class PatientServiceStub:
     - PATIENT_NOT_ACTIVE: the source has active assignments, and the target is not STATUS_ACTIVE.
     - TOO_MANY_ASSIGNMENTS: the source has more than 1000 active assignments.
     - MERGE_TOO_LARGE: the target would have more than 20 identifiers or 10 aliases, or more than 32
-      KiB, or the person more than 100 records.
+      KiB, or the person more than 100 records. For a caller without read, names that both records
+      have count twice, so that it cannot guess a name.
     """
     UnmergePatients: _grpc.UnaryUnaryMultiCallable[_patient_service_pb2.UnmergePatientsRequest, _patient_service_pb2.UnmergePatientsResponse]
     """Reverts a merge: undeletes the source and clears its merged_into_patient_id. The source gets
@@ -568,7 +569,8 @@ class PatientServiceAsyncStub(PatientServiceStub):
     - PATIENT_NOT_ACTIVE: the source has active assignments, and the target is not STATUS_ACTIVE.
     - TOO_MANY_ASSIGNMENTS: the source has more than 1000 active assignments.
     - MERGE_TOO_LARGE: the target would have more than 20 identifiers or 10 aliases, or more than 32
-      KiB, or the person more than 100 records.
+      KiB, or the person more than 100 records. For a caller without read, names that both records
+      have count twice, so that it cannot guess a name.
     """
     UnmergePatients: _aio.UnaryUnaryMultiCallable[_patient_service_pb2.UnmergePatientsRequest, _patient_service_pb2.UnmergePatientsResponse]  # type: ignore[assignment]
     """Reverts a merge: undeletes the source and clears its merged_into_patient_id. The source gets
@@ -911,7 +913,8 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
         - PATIENT_NOT_ACTIVE: the source has active assignments, and the target is not STATUS_ACTIVE.
         - TOO_MANY_ASSIGNMENTS: the source has more than 1000 active assignments.
         - MERGE_TOO_LARGE: the target would have more than 20 identifiers or 10 aliases, or more than 32
-          KiB, or the person more than 100 records.
+          KiB, or the person more than 100 records. For a caller without read, names that both records
+          have count twice, so that it cannot guess a name.
         """
 
     @_abc_1.abstractmethod

@@ -1,4 +1,4 @@
-"""The environment variables of a command: cleaned, checked, and told apart from those that others inject."""
+"""The environment variables of a command: cleaned, checked, and distinguished from those that others inject."""
 
 import ipaddress
 import re
@@ -52,7 +52,7 @@ _SHAPES: Final = (
 
 
 def injected(environment: Mapping[str, str]) -> list[str]:
-    """Returns the variables that describe a Service or a container called caseload, or caseload- and more.
+    """Returns the variables that describe a Service or a container called caseload, or caseload- and a suffix.
 
     Their names look like settings. A variable counts only if its value has the form of an injected one too.
     """

@@ -119,7 +119,7 @@ MAX_CONNECTION_BYTES: Final = 10 * 1024 * 1024
 SMALL_ANSWER_BYTES: Final = 4 * 1024
 """Size up to which an unread response does not count, in bytes. The number of open calls limits those."""
 BULK_WRITE_THREADS: Final = 4
-"""Number of batches, transfers and deletes that run at once. Each may change many assignments."""
+"""Number of batches, transfers, merges and deletes that run at once. Each may change many assignments."""
 
 # Logs
 

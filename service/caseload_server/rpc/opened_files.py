@@ -1,4 +1,4 @@
-"""The files that the settings name: callers, certificates and the access log. They can be read or opened again."""
+"""The keys file, the certificates and the access log of a server, which can be reloaded."""
 
 import sys
 

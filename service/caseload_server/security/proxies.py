@@ -1,6 +1,6 @@
 """Calls that came through a proxy: the addresses of their callers.
 
-A proxy names its caller in the header x-forwarded-for, which it appends to that of its caller.
+A proxy appends the address of its caller to the header x-forwarded-for.
 https://developer.mozilla.org/en-US/docs/Web/HTTP/Reference/Headers/X-Forwarded-For
 """
 

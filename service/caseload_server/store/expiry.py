@@ -1,8 +1,8 @@
 """Planned ends: ends assignments whose expire_time has passed.
 
-Reads leave an expired assignment out by themselves, from its expire_time on. What is stored follows later: a sweeper
-ends the assignment, or a write that it would obstruct does so first, in its own transaction. Each end has a change set
-of its own. A row is locked and read again before it ends, so it ends once, however many processes try.
+Reads leave an expired assignment out from its expire_time on. The stored state changes later: a sweeper ends the
+assignment, or a write that it would block does so first, in its own transaction. Each end has a change set of its own.
+The transaction locks a row and reads it again before it ends it, so several processes end each assignment once.
 """
 
 import json

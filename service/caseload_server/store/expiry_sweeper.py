@@ -1,4 +1,4 @@
-"""The thread that ends expired assignments in the store. Every serving process runs one, and one of them ends each."""
+"""The thread that ends expired assignments in the store. Each serving process runs one. Each assignment ends once."""
 
 import threading
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """Records periods that are over, in any order of calls.
 
-A status, the capacity and what is active now do not matter, because they say nothing about the past.
+Statuses and the capacity do not matter, because they describe the present. Active periods matter if they overlap.
 """
 
 from caseload_server.domain import requests

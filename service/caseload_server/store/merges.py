@@ -1,4 +1,4 @@
-"""Merges of two records of one person, and their reversal. History is not rewritten: ended periods stay as they are.
+"""Merges of two records of one person, and their reversal. History is not rewritten: ended periods do not change.
 
 The active periods move to the target. The column merged_into_patient_id links the source to it. The table same_person
 has the records that such links join, so that reads do not follow them. Every write that changes a link locks both of
@@ -218,7 +218,7 @@ def _reopen(write: Write, source: Patient, target_id: str) -> Patient:
 
 
 def loader(request: requests.Merge) -> Callable[[Write, str], Any]:
-    """Returns the function that loads a record of the answer by its id: source and target, then assignments."""
+    """Returns the function that loads a record of the response by its id: source and target, then assignments."""
     patient_ids = {request.source_id, request.target_id}
 
     def load(write: Write, record_id: str) -> Any:
@@ -236,7 +236,7 @@ def same_person(transaction: Transaction, patient_id: str) -> tuple[str, ...]:
 
 
 def first_of_each(rows: list[Row], pairs: list[tuple[str, str]]) -> list[Row]:
-    """Returns one row of assignments.CHECK for each pair, where some have several because of a merge.
+    """Returns one row of assignments.CHECK for each pair, if a merge gave some pairs several rows.
 
     A period in force comes first, then one of the record that the pair names, then the lowest role and id.
     """

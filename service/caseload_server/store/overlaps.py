@@ -1,7 +1,7 @@
 """Finds periods that must not overlap: those of a pair, and the PRIMARY periods of a patient.
 
 A period is in force from its start until just before its end, so one may begin when another one ends. An active period
-runs to its planned end, or for ever. Callers lock the patient's row first, so that no other writer adds a period.
+runs to its planned end, or without limit. Callers lock the patient's row first, so that no other writer adds a period.
 """
 
 from typing import Final

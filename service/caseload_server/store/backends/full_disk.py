@@ -37,7 +37,7 @@ class FullDisk:
             self._has_succeeded = True
 
     def report_recovery(self) -> None:
-        """Logs that writes succeed again, once it is so. Call it repeatedly."""
+        """Logs that writes succeed again, once they do. Call it repeatedly."""
         last = self._last_failure
         if last is not None and self._has_succeeded and self._clock() - last >= QUIET_SECONDS:
             self._last_failure = None

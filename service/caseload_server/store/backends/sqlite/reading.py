@@ -54,7 +54,10 @@ def read_snapshot(path: Path) -> Iterator[SqliteTransaction]:
 
 
 def _open_writable(path: Path) -> apsw.Connection | None:
-    """Opens a connection for reading that leaves the -wal file of a crash as it is. Returns None without permission."""
+    """Opens a connection for reading that does not change the -wal file of a crashed server.
+
+    Returns None without permission to write.
+    """
     if not all(os.access(each, os.W_OK, effective_ids=True) for each in (path, path.parent)):
         return None
     keeps_log = has_unsaved_content(path)
