@@ -1,4 +1,4 @@
-"""Says why a file cannot be written, as far as the operating system tells."""
+"""Finds out from the operating system why a file cannot be written."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""The environment variables of a command: cleaned, checked, and told apart from those that others inject."""
+"""Cleans and checks the environment variables of a command, and finds those that Kubernetes or Docker injected."""
 
 import ipaddress
 import re

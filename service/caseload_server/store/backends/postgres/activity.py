@@ -82,7 +82,7 @@ class ActivitySampler:
 
     def _sample(self) -> None:
         self._connection = self._connection or self._connect()
-        row = _ask(self._connection.pgconn)
+        row = _query_sample(self._connection.pgconn)
         self._values = [math.nan if value is None else float(value) for value in row]
 
     def _disconnect(self) -> None:
@@ -92,7 +92,7 @@ class ActivitySampler:
         self._connection = None
 
 
-def _ask(pgconn: pq.abc.PGconn) -> list[bytes | None]:
+def _query_sample(pgconn: pq.abc.PGconn) -> list[bytes | None]:
     """Returns the one row. Raises TimeoutError, psycopg.Error."""
     pgconn.send_query(_SAMPLE)
     result = pgconn.get_result() if wait_for_result(pgconn, _TIMEOUT_SECONDS) else None

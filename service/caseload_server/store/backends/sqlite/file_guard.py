@@ -1,7 +1,7 @@
 """Notices that a file of an open SQLite database was deleted, moved or replaced.
 
-SQLite keeps writing into the files that it opened, and nobody would find those writes: neither another process nor the
-next start. https://sqlite.org/howtocorrupt.html
+SQLite keeps writing into the files that it opened. Neither another process nor the next start would find those writes.
+https://sqlite.org/howtocorrupt.html
 """
 
 import os

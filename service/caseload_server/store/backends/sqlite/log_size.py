@@ -1,7 +1,8 @@
 """Keeps SQLite's write-ahead log small.
 
-SQLite reuses the log from its start once all of it is in the database and nobody reads it, but never makes the file
-smaller: after a long read beside writes it keeps its largest size. https://sqlite.org/wal.html#avoiding_excessively_large_wal_files
+SQLite reuses the log from its start once all of it is in the database and no connection reads it, but never makes the
+file smaller: after a long read beside writes it keeps its largest size.
+https://sqlite.org/wal.html#avoiding_excessively_large_wal_files
 """
 
 import threading
@@ -22,7 +23,7 @@ _STOP_SECONDS: Final = 1.0
 
 
 class LogSize:
-    """Empties a large log in a thread, as soon as nobody reads it."""
+    """Empties a large log in a thread, as soon as no connection reads it."""
 
     def __init__(self, log: Path, connect: Callable[[], apsw.Connection]) -> None:
         """Args: log, the -wal file; connect, opens its database."""
@@ -48,7 +49,7 @@ class LogSize:
             return 0
 
     def limit(self) -> None:
-        """Empties the log if it is larger than MAX_BYTES and nobody reads it. Raises apsw.Error."""
+        """Empties the log if it is larger than MAX_BYTES and no connection reads it. Raises apsw.Error."""
         if self.bytes() <= MAX_BYTES:
             return
         with closing(self._connect()) as connection:
