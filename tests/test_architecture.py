@@ -124,7 +124,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "structlog",
         *WIRE,
     },
-    "rpc.opened_files": {
+    "rpc.reloadable_files": {
         *(".config", ".observability.log_file", ".observability.logs", ".private_files", ".write_faults"),
         *(".security.keys_file", ".security.tls", "grpc", "structlog"),
     },

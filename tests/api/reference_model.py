@@ -5,78 +5,27 @@ Each verb returns its change log entries. It raises Refused before it changes an
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any
 
-from tests.support.api_driver import (
-    ENTERED_IN_ERROR,
-    EXPIRED,
-    MERGED,
-    PRIMARY,
-    RECORD_DELETED,
-    REPLACED,
-    TRANSFERRED,
-    TREATING,
+from tests.api.model_records import (
+    CREATED,
+    DELETED,
+    FOR_EVER,
+    IDLE,
+    PATIENT,
+    THERAPIST,
+    UNDELETED,
+    UPDATED,
+    Flags,
+    Line,
+    Period,
+    Person,
+    Refused,
+    end_period,
+    names_of,
+    record_line,
 )
-
-CREATED, UPDATED, DELETED, UNDELETED = 1, 2, 3, 4
-THERAPIST, PATIENT = "therapist", "patient"
-IDLE: Final = {THERAPIST: 3, PATIENT: 2}
-FOR_EVER: Final = 10**12
-
-Line = tuple[int, str, str, tuple[str, ...]]
-"""Change kind, therapist id, patient id, sorted field names. Both ids are set for an assignment."""
-
-Flags = dict[str, bool]
-
-
-class Refused(Exception):
-    """A rejected verb; the text is the error reason."""
-
-
-@dataclass
-class Person:
-    """A therapist or a patient."""
-
-    display_name: str
-    status: int = 1
-    max_active_patients: int | None = None
-    identifier: str = ""
-    """Those of the record, one character each."""
-    deleted: bool = False
-    aliases: list[str] = field(default_factory=list)
-    merged_into: str = ""
-
-
-@dataclass
-class Period:
-    """An assignment; times in seconds."""
-
-    therapist: str
-    patient: str
-    role: int
-    focus: str
-    start: int
-    end: int | None = None
-    end_reason: int = 0
-    expire: int | None = None
-
-    @property
-    def until(self) -> int:
-        """The end, or else the planned one."""
-        return next((time for time in (self.end, self.expire) if time is not None), FOR_EVER)
-
-    def in_force(self, at: int) -> bool:
-        return self.end_reason != ENTERED_IN_ERROR and self.start <= at < self.until
-
-    def rivals(self, other: "Period") -> bool:
-        """Whether the two periods must never be in force at the same time."""
-        same_pair = (self.therapist, self.patient) == (other.therapist, other.patient)
-        return same_pair or (self.patient == other.patient and self.role == other.role == PRIMARY)
-
-    def clashes(self, other: "Period") -> bool:
-        if not self.rivals(other) or ENTERED_IN_ERROR in (self.end_reason, other.end_reason):
-            return False
-        return max(self.start, other.start) < min(self.until, other.until)
+from tests.support.api_driver import EXPIRED, MERGED, PRIMARY, RECORD_DELETED, REPLACED, TRANSFERRED, TREATING
 
 
 @dataclass
@@ -95,13 +44,13 @@ class Model:
         """Ends what has expired. Its change sets are not those of a verb."""
         for one in self.periods:
             if one.end is None and one.until <= self.now:
-                _end(one, one.until, EXPIRED)
+                end_period(one, one.until, EXPIRED)
 
     def create(self, kind: str, one: str) -> list[Line]:
         if one in self.people[kind]:
             raise Refused("ID_TAKEN")
         self.people[kind][one] = Person("Ann Lee")
-        return [_line(CREATED, kind, one)]
+        return [record_line(CREATED, kind, one)]
 
     def update(self, kind: str, one: str, wanted: dict[str, Any], force: int | None) -> list[Line]:
         """Args: force, the end reason of the active periods, or None without force."""
@@ -112,11 +61,11 @@ class Model:
             raise Refused("HAS_ACTIVE_ASSIGNMENTS")
         if "identifier" in differing:
             self._refuse_taken(kind, differing["identifier"], person)
-        lines = [_end(period, max(self.now, period.start), force or 0) for period in active]
+        lines = [end_period(period, max(self.now, period.start), force or 0) for period in active]
         for name, value in differing.items():
             setattr(person, name, value)
         fields = ["identifiers" if name == "identifier" else name for name in differing]
-        return [*lines, _line(UPDATED, kind, one, *fields)] if differing else []
+        return [*lines, record_line(UPDATED, kind, one, *fields)] if differing else []
 
     def delete(self, kind: str, one: str, *, force: bool) -> list[Line]:
         person = self._known(kind, one)
@@ -125,9 +74,9 @@ class Model:
         active = self.active(**{kind: one})
         if active and not force:
             raise Refused("HAS_ACTIVE_ASSIGNMENTS")
-        lines = [_end(period, max(self.now, period.start), RECORD_DELETED) for period in active]
+        lines = [end_period(period, max(self.now, period.start), RECORD_DELETED) for period in active]
         person.deleted = True
-        return [*lines, _line(DELETED, kind, one, "delete_time")]
+        return [*lines, record_line(DELETED, kind, one, "delete_time")]
 
     def undelete(self, kind: str, one: str, *, release_identifiers: bool) -> list[Line]:
         person = self._unmerged(kind, one)
@@ -141,7 +90,7 @@ class Model:
             released = ["identifiers"]
             person.identifier = "".join(each for each in person.identifier if each not in taken)
         person.deleted = False
-        return [_line(UNDELETED, kind, one, "delete_time", *released)]
+        return [record_line(UNDELETED, kind, one, "delete_time", *released)]
 
     def _holders(self, kind: str, identifier: str) -> list[str]:
         """The live records that have an identifier."""
@@ -201,7 +150,7 @@ class Model:
             raise Refused("INVALID_FIELD")
         if not (current or chosen["ignore_capacity"] or self._has_room(wanted.therapist)):
             raise Refused("THERAPIST_AT_CAPACITY")
-        lines = [_end(one, wanted.start, REPLACED) for one in current + rivals]
+        lines = [end_period(one, wanted.start, REPLACED) for one in current + rivals]
         demoted = [
             Period(one.therapist, one.patient, TREATING, one.focus, wanted.start, expire=one.expire)
             for one in rivals
@@ -221,7 +170,7 @@ class Model:
         end = max(self.now, current[0].start) if end is None else end
         if end < current[0].start:
             raise Refused("INVALID_FIELD")
-        return [_end(current[0], end, reason)]
+        return [end_period(current[0], end, reason)]
 
     def correct(self, period: Period, wanted: dict[str, str | int | None]) -> list[Line]:
         differing = {name: value for name, value in wanted.items() if getattr(period, name) != value}
@@ -270,11 +219,11 @@ class Model:
             raise Refused("PERIOD_OVERLAPS")
         if not (there or ignore_capacity or self._has_room(target)):
             raise Refused("THERAPIST_AT_CAPACITY")
-        yield _end(period, after.start, TRANSFERRED)
+        yield end_period(period, after.start, TRANSFERRED)
         if there and period.role != PRIMARY:
             return
         for one in there:
-            yield _end(one, after.start, REPLACED)
+            yield end_period(one, after.start, REPLACED)
         self.periods.append(after)
         yield (CREATED, after.therapist, after.patient, ())
 
@@ -293,16 +242,16 @@ class Model:
         more = [name for name in dict.fromkeys([gone.display_name, *gone.aliases]) if name not in names_of(kept)]
         kept.aliases += more
         kept.identifier += gone.identifier
-        lines.append(_line(DELETED, PATIENT, source, "delete_time", "merged_into_patient_id"))
+        lines.append(record_line(DELETED, PATIENT, source, "delete_time", "merged_into_patient_id"))
         gained = [*(["aliases"] if more else []), *(["identifiers"] if gone.identifier else [])]
-        return [*lines, _line(UPDATED, PATIENT, target, *gained)]
+        return [*lines, record_line(UPDATED, PATIENT, target, *gained)]
 
     def _merge_period(self, period: Period, target: str, *, has_primary: bool) -> Iterable[Line]:
         role = TREATING if has_primary and period.role == PRIMARY else period.role
         after = Period(period.therapist, target, role, period.focus, 0)
         there = self.active(therapist=period.therapist, patient=target)
         self._place(after, None, [period])
-        yield _end(period, after.start, MERGED)
+        yield end_period(period, after.start, MERGED)
         if not there:
             self.periods.append(after)
             yield (CREATED, after.therapist, target, ())
@@ -317,9 +266,9 @@ class Model:
         before = kept.identifier
         kept.identifier = "".join(each for each in before if each not in person.identifier)
         person.deleted, person.merged_into = False, ""
-        undeleted = _line(UNDELETED, PATIENT, source, "delete_time", "merged_into_patient_id")
+        undeleted = record_line(UNDELETED, PATIENT, source, "delete_time", "merged_into_patient_id")
         lost = ["identifiers"] if kept.identifier != before else []
-        return [_line(UPDATED, PATIENT, target, *lost), undeleted]
+        return [record_line(UPDATED, PATIENT, target, *lost), undeleted]
 
     def person(self, patient: str) -> str:
         """The record of the patient that is not merged."""
@@ -360,17 +309,3 @@ class Model:
         if person.deleted:
             raise Refused(f"{kind.upper()}_DELETED")
         return person
-
-
-def names_of(person: Person) -> list[str]:
-    return [person.display_name, *person.aliases]
-
-
-def _line(change: int, kind: str, one: str, *fields: str) -> Line:
-    return (change, one if kind == THERAPIST else "", one if kind == PATIENT else "", tuple(sorted(fields)))
-
-
-def _end(period: Period, end: int, reason: int) -> Line:
-    period.end, period.end_reason = min(end, period.until), reason
-    fields = ["state", "end_time", "ended_by", *(["end_reason"] if reason else [])]
-    return (UPDATED, period.therapist, period.patient, tuple(sorted(fields)))

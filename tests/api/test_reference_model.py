@@ -1,41 +1,20 @@
 """Random calls of every mutating RPC, compared with the reference model: state, history and change log match."""
 
 import copy
-import itertools
-from collections.abc import Callable
-from contextlib import ExitStack
-from typing import Any, ClassVar
 
-import grpc
 import pytest
-from caseload_server.config import Config
-from caseload_server.rpc.server import build_server
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import initialize, rule, run_state_machine_as_test
 
-from tests.api.reference_model import IDLE, PATIENT, THERAPIST, Line, Model, Period, Person, Refused
+from tests.api.model_comparison import PATIENTS, THERAPISTS, ModelComparison, Sent
+from tests.api.model_records import IDLE, PATIENT, THERAPIST, Line, Period
+from tests.api.reference_model import Model
 from tests.conftest import NewDatabase
-from tests.support.api_driver import (
-    ACTIVE,
-    COMPLETED,
-    ENDED,
-    EXPIRED,
-    PRIMARY,
-    READS,
-    RPCS,
-    T0,
-    THERAPIST_UNAVAILABLE,
-    TREATING,
-    ApiDriver,
-    full_name,
-    new_request_id,
-)
-from tests.support.servers import refusal
+from tests.support.api_driver import COMPLETED, PRIMARY, READS, RPCS, THERAPIST_UNAVAILABLE, TREATING
 
 pytestmark = pytest.mark.slow
 
-THERAPISTS, PATIENTS = ("t0", "t1", "t2"), ("p0", "p1", "p2")
 ALL_IDS = {THERAPIST: (*THERAPISTS, "t3"), PATIENT: (*PATIENTS, "p3")}
 
 modes = st.integers(0, 2)
@@ -57,39 +36,18 @@ reasons = st.sampled_from([0, 1, 5])
 DEFAULT_REASONS = {THERAPIST: THERAPIST_UNAVAILABLE, PATIENT: COMPLETED}
 flags = st.booleans()
 
-Sent = dict[str, Any]
 NO_FLAGS: Sent = dict.fromkeys(("replace", "replace_primary", "demote_primary", "ignore_capacity"), False)
 Pair = tuple[str, str]
 pairs = st.tuples(therapists, patients)
 each = st.fixed_dictionaries
 
 
-class CaseloadBesideItsModel(RuleBasedStateMachine):
-    """Sends the same calls to one server and one model."""
-
-    called: ClassVar[set[str]] = set()
-    """The RPCs that succeeded, over all runs."""
-    new_database: ClassVar[NewDatabase]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._stack = ExitStack()
+class CaseloadBesideItsModel(ModelComparison):
+    """Sends the same calls, chosen at random, to one server and one model."""
 
     @initialize()
     def start(self) -> None:
-        self.model = Model(now=T0)
-        config = Config("127.0.0.1:0", self._stack.enter_context(type(self).new_database()), drain_seconds=0)
-        server = build_server(config, clock=lambda: self.model.now * 1_000_000)
-        server.start()
-        server.expiry_sweeper.stop()  # `sweep` does its work
-        self.store = server.store
-        self.waiting = 0
-        """Seconds that pass before the next call. So a call meets what has expired and has not ended."""
-        self.expired: list[str] = []
-        """The assignments that expired, by the change log."""
-        self._stack.callback(server.stop)
-        self.api = self._stack.enter_context(ApiDriver(server.address))
-        self.head = self.api.head()
+        self.open()
         for one in THERAPISTS:
             self.create(THERAPIST, one)
         for one in PATIENTS:
@@ -131,59 +89,6 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
             self.undelete(kind, 2, 1, release_identifiers=release_identifiers)
         assert self.model.people[kind][ALL_IDS[kind][2]].identifier == ""
         self.update(kind, 1, {**name, "identifier": ""}, None, 0)
-
-    def teardown(self) -> None:
-        self._stack.close()
-
-    def both(self, rpc: str, sent: Sent, verb: Callable[[Model], list[Line]], mode: int = 0) -> None:
-        """Runs the call and the model's verb; asserts the same outcome and the same log entries.
-
-        Args: mode, see modes.
-        """
-        self.model.now += self.waiting
-        self.waiting = 0
-        self.model.expire()
-        self.checks_are_the_same()
-        model = copy.deepcopy(self.model)
-        reason, lines = "", []
-        try:
-            lines = verb(model)
-        except Refused as refused:
-            reason = str(refused)
-        else:
-            self.model = model
-        sent = {**sent, "request_id": new_request_id()}
-        if mode == 1:
-            assert self.outcome(rpc, {**sent, "validate_only": True})[0] == reason
-            assert self.api.head() == self.head
-        found, answer = self.outcome(rpc, sent)
-        assert found == reason
-        sets = self.own_changes()
-        assert [[_line(change) for change in one.changes] for one in sets] == ([lines] if lines else [])
-        assert all((one.actor, one.method) == ("local", full_name(rpc)) for one in sets)
-        assert [one.request_id for one in sets] == [sent["request_id"]] * len(sets)
-        if lines:
-            assert answer.revision == self.head
-            self.called.add(rpc)
-        if mode == 2 and not reason:
-            assert self.outcome(rpc, sent) == ("", answer)
-        assert self.api.head() == self.head
-
-    def outcome(self, rpc: str, sent: Sent) -> tuple[str, Any]:
-        """Returns the error reason, or an empty reason and the response."""
-        try:
-            return "", self.api.send(rpc, **sent)
-        except grpc.RpcError as error:
-            return refusal(error).reason, None
-
-    def own_changes(self) -> list[Any]:
-        """Returns the change sets of calls since the last look. Adds what expired to `expired`."""
-        sets = list(self.api.log(self.head))
-        if sets:
-            self.head = sets[-1].revision
-        expiries = [one for one in sets if one.actor == "system:expiry"]
-        self.expired += [change.assignment.assignment_id for one in expiries for change in one.changes]
-        return [one for one in sets if one not in expiries]
 
     @rule(seconds=st.integers(0, 60))
     def time_passes(self, seconds: int) -> None:
@@ -367,80 +272,9 @@ class CaseloadBesideItsModel(RuleBasedStateMachine):
         source = merged[-1] if merged and mode else source  # otherwise most records are soon merged
         self.both("UnmergePatients", {"source_patient_id": source}, lambda model: model.unmerge(source), mode)
 
-    def stored(self) -> list[Any]:
-        """Every assignment, in creation order."""
-        return self.api.listed(states=[ACTIVE, ENDED])
-
-    def sweep(self) -> None:
-        """Ends what has expired, with one change set for each. So what is stored is what the model has."""
-        self.store.end_expired()
-        assert self.own_changes() == []
-        assert len(self.expired) == len(set(self.expired))
-        assert {one.assignment_id for one in self.stored() if one.end_reason == EXPIRED} <= set(self.expired)
-
-    @invariant()
-    def state_is_the_same(self) -> None:
-        if not hasattr(self, "api"):
-            return
-        self.sweep()
-        for kind, ids in ((THERAPIST, "therapist_id"), (PATIENT, "patient_id")):
-            answer = self.api.send(f"List{kind.title()}s", show_deleted=True, page_size=1000)
-            found = {getattr(one, ids): _person(one) for one in getattr(answer, f"{kind}s")}
-            assert found == {name: self.expected(kind, name) for name in self.model.people[kind]}
-
-    def expected(self, kind: str, name: str) -> tuple[Person, int, str]:
-        """A record of the model, with the count and the primary therapist derived from its periods."""
-        active = self.model.active(**{kind: name})
-        primary = [one.therapist for one in active if one.role == PRIMARY and kind == PATIENT]
-        return self.model.people[kind][name], len(active), "".join(primary)
-
-    @invariant()
-    def history_is_the_same(self) -> None:
-        if not hasattr(self, "api"):
-            return
-        self.sweep()
-        model = self.model
-        assert [_period(one) for one in self.stored()] == model.periods
-        for one, other in itertools.combinations(model.periods, 2):
-            assert not one.clashes(other)
-        self.checks_are_the_same()
-
-    def checks_are_the_same(self) -> None:
-        """Checks what is in force, whether or not what has expired has ended."""
-        model = self.model
-        for at in (model.now, model.now - 25, model.now + 50):
-            everyone = list(itertools.product(THERAPISTS, PATIENTS))
-            in_force = [model.treats(*pair, at) for pair in everyone]
-            assert self.api.checked(*everyone, as_of_time={"seconds": at}) == in_force
-
 
 def _ids(pair: Pair) -> Sent:
     return {"therapist_id": pair[0], "patient_id": pair[1]}
-
-
-def _person(one: Any) -> tuple[Person, int, str]:
-    identifier = "".join(each.value for each in one.identifiers)
-    person = Person(one.display_name, one.status, identifier=identifier, deleted=one.HasField("delete_time"))
-    person.aliases = list(one.aliases)
-    if one.DESCRIPTOR.name == "Patient":
-        person.merged_into = one.merged_into_patient_id
-        return person, one.active_therapist_count, one.primary_therapist_id
-    if one.HasField("max_active_patients"):
-        person.max_active_patients = one.max_active_patients
-    return person, one.active_patient_count, ""
-
-
-def _period(one: Any) -> Period:
-    end = one.end_time.seconds if one.HasField("end_time") else None
-    expire = one.expire_time.seconds if one.HasField("expire_time") else None
-    assert (one.state == ENDED) == (end is not None) == (one.ended_by in ("local", "system:expiry"))
-    times = (one.start_time.seconds, end, one.end_reason, expire)
-    return Period(one.therapist_id, one.patient_id, one.role, one.focus, *times)
-
-
-def _line(change: Any) -> Line:
-    of = change.assignment if change.WhichOneof("resource") == "assignment" else change
-    return change.kind, of.therapist_id, of.patient_id, tuple(sorted(change.changed_fields))
 
 
 def test_the_service_behaves_like_the_reference_model(new_database: NewDatabase) -> None:

@@ -11,20 +11,20 @@ from typing import Any
 
 import grpc
 import pytest
-import trustme
 from caseload.client import Caseload, connect
 from caseload.v1 import change_service_pb2 as changes
 from caseload.v1 import patient_service_pb2 as pb
 from caseload.v1.patient_service_pb2_grpc import PatientServiceStub
 from caseload.v1.resources_pb2 import Patient
 from caseload_server.domain import limits
-from caseload_server.domain.errors import ForwardedCall
+from caseload_server.domain.errors import Unauthenticated
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.deploy.reverse_proxies import SHIPPED, ReverseProxy, reverse_proxy
 from tests.process.command_runner import url
 from tests.security.server_fixture import KeysFile, LogReader, bearer
 from tests.support.postgres.databases import Databases
+from tests.support.secure_server import write_certificate
 from tests.support.servers import ServerProcess, free_address, refusal
 from tests.support.waiting import HUNG_SECONDS, eventually, join
 
@@ -61,12 +61,7 @@ class Scene:
         self.program = program
         keys = KeysFile(folder / "keys")
         self.key = keys.add("billing")
-        authority = trustme.CA()
-        pair = authority.issue_cert("localhost")
-        (folder / "ca.pem").write_bytes(authority.cert_pem.bytes())
-        (folder / "cert.pem").write_bytes(b"".join(part.bytes() for part in pair.cert_chain_pems))
-        (folder / "cert.key").touch(mode=0o600)
-        (folder / "cert.key").write_bytes(pair.private_key_pem.bytes())
+        write_certificate(folder)
         arguments = ("--behind-proxy", "127.0.0.1", "--keys-file", str(keys.path))
         self.instances = [Instance(database, folder / f"{at}.log", *arguments) for at in range(2)]
         self.proxy: ReverseProxy
@@ -332,7 +327,7 @@ def test_a_server_without_keys_rejects_what_the_proxy_forwards(tmp_path: Path, p
         with reverse_proxy(program, tmp_path, backends, caller="192.0.2.7") as scene.proxy:
             missing = pb.UpdatePatientRequest(patient=Patient(patient_id="nobody"))
             found: Any = eventually(lambda: answered(failure(scene, missing)))
-    assert (found.code(), found.details()) == (grpc.StatusCode.UNAUTHENTICATED, ForwardedCall.text)
+    assert (found.code(), found.details()) == (grpc.StatusCode.UNAUTHENTICATED, Unauthenticated.forwarded_text)
 
 
 def answered(error: Any) -> Any:

@@ -19,6 +19,7 @@ from tests.support.waiting import eventually
 FEW_FILES: Final = ("bash", "-c", 'ulimit -n 600; exec "$0" "$@"', sys.executable, "-m", "caseload_server")
 
 
+@pytest.mark.slow
 def test_connections_are_a_gauge_and_their_limit_leaves_an_event(tmp_path: Path) -> None:
     with (
         capture_logs() as logged,

@@ -20,16 +20,8 @@ from grpc import StatusCode
 from structlog.testing import capture_logs
 
 from tests.api.client_calls import People, full_error_text, refused
-from tests.api.error_scenarios import (
-    ALL,
-    BROKEN_RULE,
-    ONE,
-    TABLE,
-    assert_error_matches,
-    internal,
-    internal_in_watch,
-    reason_of,
-)
+from tests.api.error_scenarios import ALL, BROKEN_RULE, ONE, TABLE, assert_error_matches, reason_of
+from tests.api.failing_servers import internal, internal_in_watch
 from tests.api.fault_injection import CANARY, FaultyServer, faulty_server
 from tests.security.server_fixture import await_writes
 from tests.support.servers import NO_LOG, Client, ServerProcess, refusal

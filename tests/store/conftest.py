@@ -14,6 +14,9 @@ from tests.store.store_calls import make, make_pair
 from tests.store.transfer_setup import COVERING, SUPERVISING
 from tests.support.write_lock import wait_for_locks
 
+START_US = 1_700_000_000_000_000
+"""The time at which the clock of a test begins, in microseconds since 1970 (UTC)."""
+
 
 class Clock:
     """A clock that a test advances; microseconds since 1970 (UTC)."""
@@ -48,7 +51,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock(1_700_000_000_000_000)
+    return Clock(START_US)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Which reason is reported when several apply.
 
-A method checks in the order of its contract. A step causes each reason; every two that can apply at
-once are caused together, and the earlier one must be reported.
+A method checks in the order of its contract. A step causes each reason. Two are caused together, and the earlier wins.
 """
 
 from collections.abc import Callable
@@ -281,9 +280,7 @@ UPDATE: dict[str, Reason] = {
 
 
 @both_kinds
-@each_pair(
-    UPDATE, ("HAS_ACTIVE_ASSIGNMENTS", "TOO_MANY_ASSIGNMENTS")
-)  # the first needs force=False, the second force=True
+@each_pair(UPDATE, ("HAS_ACTIVE_ASSIGNMENTS", "TOO_MANY_ASSIGNMENTS"))  # one needs force=False, the other force=True
 def test_update_reports_the_first_reason_of_two(
     store: RelationshipStore, clock: Clock, monkeypatch: pytest.MonkeyPatch, kind: AnyKind, case: Case
 ) -> None:
@@ -300,7 +297,6 @@ def test_update_reports_the_first_reason_of_two(
 
 # Delete.
 
-
 DELETE: dict[str, Reason] = {
     "REQUEST_ID_REUSED": (errors.RequestIdReused, reuse),
     "NOT_FOUND": (errors.DomainError, not_found),
@@ -311,9 +307,7 @@ DELETE: dict[str, Reason] = {
 
 
 @both_kinds
-@each_pair(
-    DELETE, ("HAS_ACTIVE_ASSIGNMENTS", "TOO_MANY_ASSIGNMENTS")
-)  # the first needs force=False, the second force=True
+@each_pair(DELETE, ("HAS_ACTIVE_ASSIGNMENTS", "TOO_MANY_ASSIGNMENTS"))  # as in UPDATE
 def test_delete_reports_the_first_reason_of_two(
     store: RelationshipStore, clock: Clock, monkeypatch: pytest.MonkeyPatch, kind: AnyKind, case: Case
 ) -> None:

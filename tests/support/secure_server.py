@@ -11,6 +11,16 @@ from tests.security.server_fixture import KeysFile
 from tests.support.servers import ServerProcess, free_address
 
 
+def write_certificate(folder: Path) -> None:
+    """Writes cert.pem and cert.key, a certificate for localhost with its key, and its authority in ca.pem."""
+    authority = trustme.CA()
+    pair = authority.issue_cert("localhost")
+    (folder / "ca.pem").write_bytes(authority.cert_pem.bytes())
+    (folder / "cert.pem").write_bytes(b"".join(part.bytes() for part in pair.cert_chain_pems))
+    (folder / "cert.key").touch(mode=0o600)
+    (folder / "cert.key").write_bytes(pair.private_key_pem.bytes())
+
+
 class SecureServer:
     """`caseload serve` with TLS and a keys file; starts and ends with the with block.
 
@@ -23,12 +33,7 @@ class SecureServer:
         self.address = f"localhost:{self.port}"
         keys = KeysFile(folder / "keys")
         self.key = keys.add("recipe")
-        authority = trustme.CA()
-        pair = authority.issue_cert("localhost")
-        (folder / "ca.pem").write_bytes(authority.cert_pem.bytes())
-        (folder / "cert.pem").write_bytes(b"".join(part.bytes() for part in pair.cert_chain_pems))
-        (folder / "cert.key").touch(mode=0o600)
-        (folder / "cert.key").write_bytes(pair.private_key_pem.bytes())
+        write_certificate(folder)
         self._arguments = ["--address", f"127.0.0.1:{self.port}", "--keys-file", str(keys.path)]
         self._arguments += ["--tls-cert", str(folder / "cert.pem"), "--tls-key", str(folder / "cert.key")]
 

@@ -42,9 +42,8 @@ class InterruptibleCommand(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         apsw.connection_hooks.append(lambda connection: connection.set_progress_handler(lambda: False, _PROGRESS_STEPS))
         for number in _SIGNALS:
-            if (
-                signal.getsignal(number) is not signal.SIG_IGN
-            ):  # shells ignore SIGINT in background jobs, and nohup SIGHUP
+            # Shells ignore SIGINT in background jobs, and nohup SIGHUP.
+            if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, _interrupt)
         try:
             return super().invoke(ctx)

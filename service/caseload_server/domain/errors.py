@@ -298,6 +298,11 @@ class WatchTooSlow(DomainError):
 class Unauthenticated(DomainError):
     reason = "UNAUTHENTICATED"
     text = "The call has no credentials, or unknown ones. Send a valid key, token or client certificate."
+    forwarded_text: ClassVar = (
+        "A proxy forwarded this call, and the server requires no credentials. "
+        "Start it with --behind-proxy, and with --keys-file or --oidc-issuer."
+    )
+    """The text for the cause "forwarded": a server without credentials got a call from another machine."""
 
     causes: ClassVar = (
         *("no_credentials", "unknown_key", "expired_key", "other_caller", "check_failed", "forwarded"),
@@ -312,20 +317,10 @@ class Unauthenticated(DomainError):
         retry, calls a function once the credentials may be known after all. It returns False if it will not call it.
         """
         super().__init__()
+        if cause == "forwarded":
+            self.message = self.forwarded_text
         self.cause = cause
         self.retry = retry
-
-
-class ForwardedCall(Unauthenticated):
-    """A proxy forwards calls of other machines to a server that asks for no credentials."""
-
-    text = (
-        "A proxy forwarded this call, and the server requires no credentials. "
-        "Start it with --behind-proxy, and with --keys-file or --oidc-issuer."
-    )
-
-    def __init__(self) -> None:
-        super().__init__("forwarded")
 
 
 class PermissionDenied(DomainError):

@@ -93,7 +93,7 @@ class Connections:
 
     def _sockets(self) -> list[_Found]:
         """Returns what every descriptor contributes: about 5 us each."""
-        return [_look(int(name), self._port) for name in os.listdir(_FILES)]  # noqa: PTH208 - a Path takes longer
+        return [_inspect(int(name), self._port) for name in os.listdir(_FILES)]  # noqa: PTH208 - a Path takes longer
 
     def _run(self) -> None:
         while not self._stopped.wait(_INTERVAL_SECONDS):
@@ -101,7 +101,7 @@ class Connections:
                 self.check()
 
 
-def _look(descriptor: int, port: int) -> _Found:
+def _inspect(descriptor: int, port: int) -> _Found:
     """Returns what a descriptor contributes: nothing unless it is a socket on the port."""
     try:
         found = socket.socket(socket.AF_INET6, socket.SOCK_STREAM, 0, descriptor)  # finding out its type takes longer

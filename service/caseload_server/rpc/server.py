@@ -31,9 +31,9 @@ from caseload_server.rpc.executors import Executors
 from caseload_server.rpc.grpcio_compat import check_grpcio
 from caseload_server.rpc.health_service import HealthServicer
 from caseload_server.rpc.open_streams import OpenStreams
-from caseload_server.rpc.opened_files import OpenedFiles
 from caseload_server.rpc.pipeline import MethodExecutors, PipelineServer
 from caseload_server.rpc.reflection_service import ReflectionServicer
+from caseload_server.rpc.reloadable_files import ReloadableFiles
 from caseload_server.security.auth import REFLECTION_SERVICES, Auth
 from caseload_server.security.keys_file import Callers
 from caseload_server.security.proxies import TrustedProxies
@@ -64,7 +64,7 @@ class ServerParts(NamedTuple):
     store: RelationshipStore
     auth: Auth
     access_log: AccessLog
-    files: OpenedFiles
+    files: ReloadableFiles
     metrics: "Metrics | None"
     tracing: "Tracing | None"
     metrics_page: "MetricsPage | None"
@@ -219,7 +219,7 @@ def build_server(
     """
     config.check()
     check_grpcio()
-    files = OpenedFiles(config)
+    files = ReloadableFiles(config)
     with ExitStack() as opened:
         admission = Admission(config.caller_share(), _proxies(config))
         opened.callback(admission.close)

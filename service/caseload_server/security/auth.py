@@ -122,7 +122,7 @@ class Auth:
         if not self._is_open:
             return self._principal(context)
         if not self._admits_forwarded and is_forwarded(context.invocation_metadata()):
-            raise errors.ForwardedCall
+            raise errors.Unauthenticated("forwarded")
         return LOCAL
 
     def _principal(self, context: grpc.ServicerContext) -> Principal:

@@ -206,26 +206,34 @@ def require_capacity(write: Write, therapist: Therapist, counts: CountChanges) -
 
 
 def begin(write: Write, request: requests.Assign, start_us: int, counts: CountChanges) -> Assignment:
-    """Inserts a period, and adds it to the counts, which the caller saves."""
-    assignment = Assignment(
+    """Inserts an active period, and adds it to the counts, which the caller saves."""
+    assignment = new_period(write, request, start_us)
+    insert(write, assignment)
+    counts.add(assignment, 1)
+    return assignment
+
+
+def new_period(write: Write, request: requests.Assign, start_us: int) -> Assignment:
+    """Returns a period with a new id, finished if the request has an end. Inserts nothing.
+
+    Args: start_us, in microseconds since 1970 (UTC).
+    """
+    return Assignment(
         assignment_id=write.new_id(),
         therapist_id=request.therapist_id,
         patient_id=request.patient_id,
         role=request.role,
         focus=request.focus,
         start_us=start_us,
-        end_us=None,
+        end_us=request.end_us,
         expire_us=request.expire_us,
-        end_reason=0,
+        end_reason=request.end_reason,
         created_by=write.call.actor,
-        ended_by="",
+        ended_by="" if request.end_us is None else write.call.actor,
         created_us=write.now_us,
         updated_us=write.now_us,
         etag=write.new_etag(),
     )
-    insert(write, assignment)
-    counts.add(assignment, 1)
-    return assignment
 
 
 def insert(write: Write, assignment: Assignment) -> None:

@@ -26,29 +26,10 @@ def record(write: Write, request: requests.Assign) -> tuple[list[Assignment], bo
     # The patient's row stays locked, so no other writer adds a period between the check and the insert.
     patient = records.find(write, PATIENT, request.patient_id)
     assignments.require_live(write, request, patient)
-    period = _finished(write, request, request.start_us or 0)
+    period = assignments.new_period(write, request, request.start_us or 0)
     values = {name: value for name, value in period._asdict().items() if f":{name}" in SELECT_SAME}
     for row in write.run(SELECT_SAME, values):
         return [Assignment._make(row)], False
     refuse_overlap(write, period)
     assignments.insert(write, period)
     return [period], True
-
-
-def _finished(write: Write, request: requests.Assign, start_us: int) -> Assignment:
-    return Assignment(
-        assignment_id=write.new_id(),
-        therapist_id=request.therapist_id,
-        patient_id=request.patient_id,
-        role=request.role,
-        focus=request.focus,
-        start_us=start_us,
-        end_us=request.end_us,
-        expire_us=None,
-        end_reason=request.end_reason,
-        created_by=write.call.actor,
-        ended_by=write.call.actor,
-        created_us=write.now_us,
-        updated_us=write.now_us,
-        etag=write.new_etag(),
-    )

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,26 +11,11 @@ from caseload_server.domain import errors, requests
 from caseload_server.store import PATIENT, RelationshipStore
 from caseload_server.store.backends.protocol import Query
 from caseload_server.store.backends.sqlite.database import SqliteDatabase
-from caseload_server.store.backends.sqlite.migrate import migrate
 
 from tests.store.backends.sqlite.writers import commit_under_way
 from tests.store.conftest import Clock
 from tests.store.store_calls import ALL, ids, make, run
 from tests.support.waiting import HUNG_SECONDS, eventually, join
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    file = tmp_path / "caseload.db"
-    migrate(file)
-    return file
-
-
-@pytest.fixture
-def database(path: Path) -> Iterator[SqliteDatabase]:
-    opened = SqliteDatabase(path)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

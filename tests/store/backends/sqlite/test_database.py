@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,27 +20,12 @@ from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.protocol import Query
 from caseload_server.store.backends.sqlite import connection as sqlite
 from caseload_server.store.backends.sqlite.database import SqliteDatabase
-from caseload_server.store.backends.sqlite.migrate import migrate
 
 from tests.store.backends.sqlite.disk_faults import faulty_disk
 from tests.store.backends.sqlite.writers import batch, locked
 from tests.store.conftest import Clock
 from tests.store.store_calls import ALL, CALL, assign, count, dump, head, ids, make, race, request, run
 from tests.support.waiting import HUNG_SECONDS, join
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    file = tmp_path / "caseload.db"
-    migrate(file)
-    return file
-
-
-@pytest.fixture
-def database(path: Path) -> Iterator[SqliteDatabase]:
-    opened = SqliteDatabase(path)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from caseload_server.domain.records import Patient
 from caseload_server.store import PATIENT, RelationshipStore
 from caseload_server.store.backends.sqlite import database as sqlite
 from caseload_server.store.backends.sqlite.database import SqliteDatabase
-from caseload_server.store.backends.sqlite.migrate import migrate
 
 from tests.store.backends.sqlite.disk_faults import Disk, allow, faulty_disk, refuse
 from tests.store.backends.sqlite.writers import batch
@@ -23,20 +22,6 @@ from tests.store.store_calls import ALL, VALIDATE, dump, head, ids, make, make_p
 from tests.support.waiting import HUNG_SECONDS, NEVER_SECONDS
 
 LARGE = f'{{"k":"{"x" * 30_000}"}}'
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    file = tmp_path / "caseload.db"
-    migrate(file)
-    return file
-
-
-@pytest.fixture
-def database(path: Path) -> Iterator[SqliteDatabase]:
-    opened = SqliteDatabase(path)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

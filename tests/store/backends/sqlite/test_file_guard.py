@@ -12,20 +12,12 @@ from caseload_server.store import PATIENT, RelationshipStore
 from caseload_server.store.backends.sqlite import file_check
 from caseload_server.store.backends.sqlite.database import SqliteDatabase
 from caseload_server.store.backends.sqlite.file_check import check_files, is_open_elsewhere
-from caseload_server.store.backends.sqlite.migrate import migrate
 
 from tests.store.backends.sqlite.disk_faults import Disk, allow, faulty_disk
 from tests.store.backends.sqlite.writers import locked
 from tests.store.conftest import Clock
 from tests.store.store_calls import ids, make
 from tests.support.waiting import join
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    file = tmp_path / "caseload.db"
-    migrate(file)
-    return file
 
 
 @pytest.fixture

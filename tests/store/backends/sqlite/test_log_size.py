@@ -10,7 +10,6 @@ import pytest
 from caseload_server.store import PATIENT, RelationshipStore
 from caseload_server.store.backends.sqlite import log_size
 from caseload_server.store.backends.sqlite.database import SqliteDatabase
-from caseload_server.store.backends.sqlite.migrate import migrate
 
 from tests.store.conftest import Clock
 from tests.store.store_calls import ids, make, run
@@ -18,13 +17,6 @@ from tests.support.waiting import eventually, join
 
 MAX_BYTES = 2**20
 LARGE = f'{{"k":"{"x" * 30_000}"}}'
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    file = tmp_path / "caseload.db"
-    migrate(file)
-    return file
 
 
 @pytest.fixture

@@ -11,10 +11,9 @@ from functools import partial
 from typing import Final
 
 import psycopg
-from psycopg import pq
 
 from caseload_server.store.backends.postgres.connection import Connection
-from caseload_server.store.backends.postgres.pipeline import wait_for_result
+from caseload_server.store.backends.postgres.pipeline import query_row
 from caseload_server.store.backends.protocol import Gauges
 
 SAMPLE_INTERVAL_SECONDS: Final = 5.0
@@ -82,7 +81,7 @@ class ActivitySampler:
 
     def _sample(self) -> None:
         self._connection = self._connection or self._connect()
-        row = _ask(self._connection.pgconn)
+        row = query_row(self._connection.pgconn, _SAMPLE, _TIMEOUT_SECONDS)
         self._values = [math.nan if value is None else float(value) for value in row]
 
     def _disconnect(self) -> None:
@@ -90,15 +89,3 @@ class ActivitySampler:
             with suppress(psycopg.Error):
                 self._connection.close()
         self._connection = None
-
-
-def _ask(pgconn: pq.abc.PGconn) -> list[bytes | None]:
-    """Returns the one row. Raises TimeoutError, psycopg.Error."""
-    pgconn.send_query(_SAMPLE)
-    result = pgconn.get_result() if wait_for_result(pgconn, _TIMEOUT_SECONDS) else None
-    if result is None:
-        raise TimeoutError
-    if result.status != pq.ExecStatus.TUPLES_OK:
-        raise psycopg.errors.error_from_result(result)
-    pgconn.get_result()  # None: the query has one result
-    return [result.get_value(0, column) for column in range(len(_GAUGES))]

@@ -201,3 +201,18 @@ def wait_for_result(connection: pq.abc.PGconn, timeout_seconds: float | None) ->
             return False
         connection.consume_input()
     return True
+
+
+def query_row(connection: pq.abc.PGconn, sql: bytes, timeout_seconds: float) -> list[bytes | None]:
+    """Runs a query that returns one row. A server that hangs keeps its connections open, so the wait is limited.
+
+    Raises NoAnswer after the timeout, psycopg.Error. The caller closes the connection after either.
+    """
+    connection.send_query(sql)
+    result = connection.get_result() if wait_for_result(connection, timeout_seconds) else None
+    if result is None:
+        raise NoAnswer("the server did not answer in time")
+    if result.status != pq.ExecStatus.TUPLES_OK:
+        raise psycopg.errors.error_from_result(result)
+    connection.get_result()  # None: the query has one result
+    return [result.get_value(0, column) for column in range(result.nfields)]

@@ -11,7 +11,7 @@ from caseload_server.domain import errors
 from caseload_server.store.backends.migrations import SERVED, SchemaError
 from caseload_server.store.backends.postgres.connection import Connection
 from caseload_server.store.backends.postgres.error_text import one_line
-from caseload_server.store.backends.postgres.pipeline import wait_for_result
+from caseload_server.store.backends.postgres.pipeline import query_row
 from caseload_server.store.backends.protocol import Row
 
 _IN_USE_KEY: Final = 0x43534C55
@@ -103,17 +103,10 @@ def _share_lock(connection: Connection) -> None:
 
 def _ask(pgconn: pq.abc.PGconn) -> bool:
     """Returns whether commits wait for a standby. Raises StoreUnavailable, psycopg.Error."""
-    pgconn.send_query(_CHECK)
-    # A server that hangs keeps its connections open, so the wait needs a timeout of its own.
-    result = pgconn.get_result() if wait_for_result(pgconn, _CHECK_TIMEOUT_SECONDS) else None
-    if result is None:
-        raise psycopg.OperationalError("the database does not answer the check")
-    if result.status != pq.ExecStatus.TUPLES_OK:
-        raise psycopg.errors.error_from_result(result)
-    pgconn.get_result()  # None: the query has one result
-    if result.get_value(0, 0) == b"on":
+    is_read_only, is_waiting = query_row(pgconn, _CHECK, _CHECK_TIMEOUT_SECONDS)
+    if is_read_only == b"on":
         raise errors.StoreUnavailable("25006", "the database accepts no writes")
-    return result.get_value(0, 1) == b"t"
+    return is_waiting == b"t"
 
 
 def take_alone(connection: Connection) -> None:

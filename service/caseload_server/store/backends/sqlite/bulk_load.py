@@ -68,7 +68,7 @@ def _fill_new(path: Path) -> Iterator[apsw.Connection]:
 
 @contextmanager
 def _fill_existing(path: Path) -> Iterator[apsw.Connection]:
-    """Locks the file, so that nobody else opens it. After a crash its -journal file makes it empty again."""
+    """Locks the file, so that no other process opens it. After a crash its -journal file makes it empty again."""
     check_files(path, for_writing=True)
     with closing(connect(path, create=False)) as connection:
         _require_empty(connection)  # before anything is changed

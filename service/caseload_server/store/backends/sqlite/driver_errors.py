@@ -61,7 +61,7 @@ def _is_failed_write(error: BaseException) -> bool:
 
 
 def _exceeds_quota(error: BaseException, system_error: int) -> bool:
-    """Returns whether a write found no space, in a way that SQLite does not tell from a fault of the disk."""
+    """Returns whether a write found no space, for which SQLite has the same error as for a fault of the disk."""
     return _is_failed_write(error) and system_error == errno.EDQUOT
 
 

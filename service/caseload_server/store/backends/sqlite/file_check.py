@@ -138,9 +138,9 @@ def _size(path: Path, suffix: str) -> int:
         return 0
 
 
-def _lock_type(path: Path, place: tuple[int, int]) -> int:
+def _lock_type(path: Path, byte_range: tuple[int, int]) -> int:
     """Returns the type of the lock that another process holds: F_RDLCK, F_WRLCK, or F_UNLCK for none."""
-    request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, *place, 0)
+    request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, *byte_range, 0)
     try:
         with path.open("rb") as file:
             lock_type: int = _FLOCK.unpack(fcntl.fcntl(file, fcntl.F_GETLK, request))[0]

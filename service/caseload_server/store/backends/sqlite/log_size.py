@@ -49,7 +49,7 @@ class LogSize:
             return 0
 
     def limit(self) -> None:
-        """Empties the log if it is larger than MAX_BYTES and nobody reads it. Raises apsw.Error."""
+        """Empties the log if it is larger than MAX_BYTES and no connection reads it. Raises apsw.Error."""
         if self.bytes() <= MAX_BYTES:
             return
         with closing(self._connect()) as connection:

@@ -16,7 +16,7 @@ from caseload_server.write_faults import with_fault, write_fault
 _log = structlog.get_logger()
 
 
-class OpenedFiles:
+class ReloadableFiles:
     """The files of one server."""
 
     def __init__(self, config: Config) -> None:
