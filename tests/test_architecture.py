@@ -173,7 +173,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         ".observability.logs",
         "structlog",
     },
-    "commands.signals": {"apsw", "click"},
+    "commands.signals": {"apsw", "click", "structlog"},
 }
 CLIENT_MAY_IMPORT = {"caseload", "google", "grpc"}
 AIO_CLIENT = "caseload.client.aio"

@@ -6,11 +6,13 @@ import pty
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import grpc
 import pytest
 from caseload.v1.therapist_service_pb2 import ListTherapistsRequest
+from caseload_server.commands.signals import block_stop_signals, wait_for_stop
 
 from tests.process.command_runner import CASELOAD, url
 from tests.process.worker_processes import WorkersServer, is_running
@@ -143,6 +145,32 @@ def test_sighup_reads_keys_and_certificates_that_look_unchanged(tmp_path: Path) 
             reloaded.append(server.process.stderr.readline())
             assert reloaded[-1], "the server has ended"
         assert server.stop()[0] == 0
+
+
+def test_a_reload_that_cannot_begin_does_not_end_the_server() -> None:
+    """No thread can be started where the machine has reached its limit of processes."""
+    ready, reloads = threading.Event(), []
+
+    def reload() -> None:
+        reloads.append(1)
+        raise RuntimeError
+
+    def wait() -> None:
+        block_stop_signals()
+        ready.set()
+        wait_for_stop(reload)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    assert ready.wait(HUNG_SECONDS)
+    assert waiting.ident
+    signal.pthread_kill(waiting.ident, HUP)
+    eventually(lambda: reloads == [1])
+    waiting.join(0.1)
+    assert waiting.is_alive()
+    signal.pthread_kill(waiting.ident, signal.SIGTERM)
+    waiting.join(HUNG_SECONDS)
+    assert not waiting.is_alive()
 
 
 def test_sighup_opens_a_moved_access_log_again_without_a_call(tmp_path: Path) -> None:

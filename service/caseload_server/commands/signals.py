@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import apsw
 import click
+import structlog
 
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGXCPU)
 _RELOAD_SIGNAL: Final = signal.SIGHUP
@@ -17,6 +18,7 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _PROGRESS_STEPS: Final = 10_000
 """SQLite virtual machine steps between two checks for a signal. Without the checks, Python handles a signal only after
 the statement has ended. https://www.sqlite.org/c3ref/progress_handler.html"""
+_log = structlog.get_logger()
 
 
 def block_stop_signals() -> None:
@@ -33,7 +35,10 @@ def wait_for_stop(reload: Callable[[], object]) -> None:
     while signal.sigwait(_WAITED_FOR) == _RELOAD_SIGNAL:
         if terminal is not None and not os.isatty(terminal):
             return
-        reload()
+        try:
+            reload()
+        except RuntimeError:  # no thread can be started: the machine has reached a limit, and the server must not end
+            _log.error("reload not started")
 
 
 class InterruptibleCommand(click.Command):
