@@ -9,7 +9,7 @@ from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from tests.store.backends.batches import batch
 from tests.store.conftest import Clock
 from tests.store.store_builders import SECOND, assert_consistent, patients, therapists
-from tests.store.store_calls import CALL, VALIDATE, assign, broken, history, request, run, update
+from tests.store.store_calls import VALIDATE, assign, broken, history, request, run, update
 
 ON_LEAVE = 2
 EXPIRIES = "SELECT revision FROM change_set WHERE actor = 'system:expiry'"
