@@ -122,10 +122,11 @@ def store_outcomes(
         for one, offset in outcomes
     ]
     fingerprints = b"".join(one.fingerprint for one, _ in outcomes)
-    transaction.run(_STORE_OUTCOMES, {"outcomes": json.dumps(rows), "fingerprints": fingerprints})
-    # More than one for each that is stored, so that they do not accumulate.
+    # More than one for each that is stored, so that they do not accumulate. Before the new ones: the outcome of a write
+    # that changes nothing has the revision of an earlier write, which can have expired.
     delete_expired = _DELETE_EXPIRED.format(skip_locked=" FOR UPDATE SKIP LOCKED" if skip_locked else "")
     transaction.run(delete_expired, {**expired._asdict(), "limit": 2 * len(outcomes)})
+    transaction.run(_STORE_OUTCOMES, {"outcomes": json.dumps(rows), "fingerprints": fingerprints})
 
 
 def stored_revision(transaction: Transaction, outcome: NewOutcome) -> int:
