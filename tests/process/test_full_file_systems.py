@@ -1,7 +1,8 @@
 """A file system without space or inodes is named when a command cannot write its files."""
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,33 @@ def test_a_file_system_without_space_is_named(tmp_path: Path) -> None:
         return
     assert line == f"--database: the file cannot be written: {NO_SPACE}"
     assert (ended.returncode, NO_SPACE in ended.stderr) == (2, True), ended.stderr
+
+
+def fill(folder: Path) -> None:
+    with suppress(OSError), (folder / "large").open("wb", buffering=0) as large:
+        while large.write(bytes(4096)):
+            pass
+
+
+def take_inodes(folder: Path) -> None:
+    for name in ("a", "b"):
+        (folder / name).touch()
+
+
+@pytest.mark.parametrize("exhaust", [fill, take_inodes])
+def test_a_database_on_a_full_file_system_can_be_read(tmp_path: Path, exhaust: Callable[[Path], None]) -> None:
+    with ExitStack() as opened:
+        try:
+            folder = opened.enter_context(mounted("-t", "tmpfs", "-o", "size=2m,nr_inodes=4", "tmpfs"))
+        except CannotMount:  # then the commands alone
+            folder = tmp_path
+        database = url(folder / "caseload.db")
+        assert caseload(tmp_path, "migrate", "--database", database).returncode == 0
+        if folder != tmp_path:
+            exhaust(folder)
+        for command in (("verify",), ("export", "-"), ("log", "head"), ("backup", "copy.db")):
+            ended = caseload(tmp_path, *command, "--database", database)
+            assert ended.returncode == 0, ended.stderr
 
 
 @pytest.mark.parametrize(

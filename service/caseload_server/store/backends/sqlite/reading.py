@@ -1,6 +1,7 @@
 """Opens a SQLite file for commands that only read. They change no file, and need no permission to."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ from caseload_server.store.backends.sqlite.file_check import check_files, has_un
 from caseload_server.store.backends.sqlite.transaction import SqliteTransaction
 
 _READ_ONLY: Final = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_NOMUTEX | apsw.SQLITE_OPEN_URI
+_BESIDE: Final = b"\0" * 65_536
+"""As large as an empty -shm file and a little more."""
 _NEEDS_LOG: Final = (
     "its -wal or -journal file has content, which SQLite can use only where it can write: copy both to such a folder"
 )
@@ -56,9 +59,11 @@ def read_snapshot(path: Path) -> Iterator[SqliteTransaction]:
 def _open_writable(path: Path) -> apsw.Connection | None:
     """Opens a connection for reading that does not change the -wal file of a crashed server.
 
-    Returns None without permission to write.
+    Returns None without permission to write, or without space for a -shm file.
     """
     if not all(os.access(each, os.W_OK, effective_ids=True) for each in (path, path.parent)):
+        return None
+    if not _takes_files(path.parent):
         return None
     keeps_log = has_unsaved_content(path)
     try:
@@ -74,6 +79,16 @@ def _open_read_only(path: Path, parameters: str) -> apsw.Connection:
     connection = apsw.Connection(f"{path.as_uri()}?{parameters}", flags=_READ_ONLY)
     configure(connection)
     return connection
+
+
+def _takes_files(folder: Path) -> bool:
+    """Returns whether there is space for the files that SQLite makes beside a database."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(_BESIDE)
+    except OSError:
+        return False
+    return True
 
 
 def _state(path: Path) -> tuple[int, int, int, bool]:
