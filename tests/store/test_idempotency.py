@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from caseload_server.config import Config
 from caseload_server.domain import enums, errors, requests
-from caseload_server.domain.requests import Update
+from caseload_server.domain.requests import Unassign, Update
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.factory import open_store
 
@@ -206,8 +206,24 @@ def test_outcomes_of_a_wrong_clock_expire_a_day_later(store: RelationshipStore, 
     clock.step(days * DAY)
     first = again(store)
     clock.step(-days * DAY)
+    again(store, "later")
     clock.advance(DAY)
     assert again(store).record != first.record
+
+
+@pytest.mark.parametrize("other", [False, True], ids=["one process", "two processes"])
+def test_a_write_that_changed_nothing_is_remembered_after_a_day_without_changes(
+    store: RelationshipStore, database_url: str, clock: Clock, *, other: bool
+) -> None:
+    """Its outcome has the revision of the newest change, which is more than a day old."""
+    make(store, THERAPIST, "t"), make(store, PATIENT, "p")
+    order = Unassign("t", "p", allow_missing=True)
+    with closing(open_store(Config(database=database_url), clock, monotonic=clock.monotonic)) as second:
+        clock.advance(DAY + 60)
+        first = (second if other else store).unassign(order, request(ID))
+        assign(store, "t", "p")
+        clock.advance(DAY - 1)
+        assert store.unassign(order, request(ID)) == first
 
 
 def test_outcomes_expire_by_the_hour_while_the_store_is_in_use(store: RelationshipStore, clock: Clock) -> None:

@@ -36,9 +36,9 @@ _SELECT_REVISION = "SELECT revision FROM request WHERE actor = :actor AND reques
 _DELETE_EXPIRED = """
 DELETE FROM request WHERE (actor, request_id) IN (
     SELECT actor, request_id FROM (
-        SELECT actor, request_id, revision FROM request WHERE created_us <= :before_us
+        SELECT actor, request_id, revision, created_us FROM request WHERE created_us <= :before_us
         ORDER BY created_us LIMIT :limit{skip_locked}) AS oldest
-    WHERE revision <= :through_revision)"""
+    WHERE revision < :through_revision OR (revision = :through_revision AND created_us <= :last_us))"""
 
 
 class StoredOutcome(NamedTuple):
@@ -80,7 +80,7 @@ def find_replay(
         "now_us": now_us,
     }
     [(method, stored_fingerprint, record_ids, effect, revision, created_us)] = run(_CLAIM, claim)
-    if revision < 0 or (created_us <= expired.before_us and revision <= expired.through_revision):
+    if revision < 0 or expired.include(revision, created_us):
         return None
     if (method, stored_fingerprint) != (call.method, fingerprint):
         raise errors.RequestIdReused

@@ -15,12 +15,18 @@ _ANY_TIME_US: Final = 2**63 - 1
 
 
 class ExpiredOutcomes(NamedTuple):
-    """Outcomes with both properties have expired."""
+    """Outcomes of a revision up to one, and written up to a time, have expired. Times are microseconds since 1970."""
 
-    before_us: int
-    """Written at this time or earlier, in microseconds since 1970 (UTC)."""
     through_revision: int
-    """Of this revision or an earlier one."""
+    before_us: int
+    """For the outcomes of earlier revisions than `through_revision`."""
+    last_us: int
+    """For the outcomes of `through_revision`. A write that changed nothing has it too, and may be much younger."""
+
+    def include(self, revision: int, created_us: int) -> bool:
+        """Returns whether an outcome has expired."""
+        limit_us = self.last_us if revision == self.through_revision else self.before_us
+        return revision <= self.through_revision and created_us <= limit_us
 
 
 class OutcomeExpiry:
@@ -59,7 +65,11 @@ class OutcomeExpiry:
             while len(self._seen) > 1 and now - self._seen[1][0] >= _TTL_SECONDS:
                 self._seen.popleft()
             seen_at, revision = self._seen[0]
+            has_younger_outcomes = len(self._seen) > 1 and self._seen[1][1] == revision
+        last_us = now_us - IDEMPOTENCY_TTL_US
         if now - seen_at >= _TTL_SECONDS:
-            return ExpiredOutcomes(_ANY_TIME_US, revision)
+            # Another process may have stored outcomes of this revision since, about which only the clock tells.
+            return ExpiredOutcomes(revision - has_younger_outcomes, _ANY_TIME_US, last_us)
         by_changes_us = self._head_us + int((now - seen_at) * 1_000_000)
-        return ExpiredOutcomes(min(now_us, by_changes_us) - IDEMPOTENCY_TTL_US, revision)
+        before_us = min(last_us, by_changes_us - IDEMPOTENCY_TTL_US)
+        return ExpiredOutcomes(revision, before_us, before_us)
