@@ -65,11 +65,9 @@ class OutcomeExpiry:
             while len(self._seen) > 1 and now - self._seen[1][0] >= _TTL_SECONDS:
                 self._seen.popleft()
             seen_at, revision = self._seen[0]
-            has_younger_outcomes = len(self._seen) > 1 and self._seen[1][1] == revision
         last_us = now_us - IDEMPOTENCY_TTL_US
         if now - seen_at >= _TTL_SECONDS:
-            # Another process may have stored outcomes of this revision since, about which only the clock tells.
-            return ExpiredOutcomes(revision - has_younger_outcomes, _ANY_TIME_US, last_us)
+            return ExpiredOutcomes(revision, _ANY_TIME_US, last_us)
         by_changes_us = self._head_us + int((now - seen_at) * 1_000_000)
         before_us = min(last_us, by_changes_us - IDEMPOTENCY_TTL_US)
         return ExpiredOutcomes(revision, before_us, before_us)
