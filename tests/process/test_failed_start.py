@@ -140,7 +140,17 @@ def test_a_missing_argument_is_named(tmp_path: Path, command: str, missing: str)
 def test_every_flag_is_also_a_variable() -> None:
     variables = {option.opts[0]: option.envvar for _, option in OPTIONS}
     # These are actions of one run, not settings of the deployment.
-    for flag in ("--dry-run", "--deleted-before", "--changes-before", "--head", "--vacuum", "--liveness", "--timeout"):
+    for flag in (
+        "--dry-run",
+        "--deleted-before",
+        "--changes-before",
+        "--patient",
+        "--therapist",
+        "--head",
+        "--vacuum",
+        "--liveness",
+        "--timeout",
+    ):
         assert variables.pop(flag) is None
     assert variables == {flag: "CASELOAD_" + flag.removeprefix("--").replace("-", "_").upper() for flag in variables}
 

@@ -5,6 +5,7 @@ the file smaller: after a long read beside writes, the file keeps its largest si
 https://sqlite.org/wal.html#avoiding_excessively_large_wal_files
 """
 
+import signal
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -33,8 +34,12 @@ class LogSize:
         self._thread = threading.Thread(target=self._run, name="log-size", daemon=True)
 
     def start(self) -> None:
-        """Starts the thread."""
-        self._thread.start()
+        """Starts the thread. It takes no signals, because a command defers them in its main thread only."""
+        previous = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            self._thread.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
     def stop(self) -> None:
         """Stops the thread."""
