@@ -79,6 +79,10 @@ class Messages:
     def _request(self, rng: random.Random, rpc: str) -> Any:
         made = request(rpc)
         _Filling(rng, self._values, *rng.choice(MOODS)).fill(made)
+        if rpc == "BatchAssign" and rng.random() < 0.8:  # otherwise hardly a batch is valid
+            for entry in made.requests:
+                entry.ClearField("request_id")
+                entry.ClearField("validate_only")
         return made
 
 

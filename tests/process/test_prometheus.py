@@ -20,10 +20,12 @@ from tests.support.servers import ServerProcess, free_address
 from tests.support.waiting import HUNG_SECONDS, eventually
 
 EMPTY: Final = {
-    *("Connections to PostgreSQL", "Failures of the database by cause"),
+    *("Connections to PostgreSQL", "Failures of the database by cause", "Time until certificates expire"),
+    *("Oldest transaction in PostgreSQL", "Waiting in PostgreSQL", "Standbys of PostgreSQL", "Replication lag"),
     *("Keys file in effect", "Age of the keys of the identity provider", "Unauthenticated calls by cause"),
 }
-"""The panels that are empty with SQLite, while the database works, or with calls that need no credentials."""
+"""The panels that are empty with SQLite, without TLS, while the database works, or with calls that need no
+credentials."""
 
 
 class Prometheus:
