@@ -57,6 +57,7 @@ def test_every_third_party_package_is_installed_by_hash() -> None:
     assert [line for line in installs if not hashed.search(line)] == []
 
 
+@pytest.mark.slow
 @needs_audit
 def test_the_sbom_lists_every_pinned_package_of_the_server_with_its_hashes_and_licence() -> None:
     made = make("sbom")
@@ -95,6 +96,7 @@ def advisories(*vulnerable: str) -> Iterator[str]:
         source.shutdown()
 
 
+@pytest.mark.slow
 @needs_audit
 @pytest.mark.parametrize(
     ("vulnerable", "exit_code", "said"),
@@ -113,6 +115,7 @@ def test_a_known_vulnerability_fails_the_audit(vulnerable: list[str], exit_code:
     assert ("NOT AUDITED" in audited.stderr) == (said == "NOT AUDITED")
 
 
+@pytest.mark.slow
 @needs_audit
 def test_an_unreachable_advisory_source_is_reported_and_does_not_fail_the_audit() -> None:
     with advisories() as url:
@@ -132,6 +135,7 @@ def test_an_unreachable_advisory_source_fails_an_audit_that_is_required() -> Non
     assert tried.stderr.startswith("NOT AUDITED: the source of advisories cannot be reached from here\n")
 
 
+@pytest.mark.slow
 @needs_audit
 def test_a_required_audit_passes_where_advisories_can_be_looked_up() -> None:
     with advisories("django") as url:
