@@ -120,7 +120,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *WIRE,
     },
     "rpc.server": {
-        *(".rpc", ".api", ".store", ".security", ".observability", ".domain", ".config", ".clock", ".open_files"),
+        *(".rpc", ".api", ".store", ".security", ".observability", ".config", ".clock", ".open_files"),
         "structlog",
         *WIRE,
     },

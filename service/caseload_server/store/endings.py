@@ -10,8 +10,8 @@ from caseload_server.store.write_transaction import Write
 def update(write: Write, kind: RecordKind[P], request: requests.Update) -> tuple[list[P], int]:
     """Updates fields of a record. Writes nothing where no field differs. Returns it, and the number of ended periods.
 
-    Raises, in this order: the kind's NOT_FOUND and DELETED, EtagMismatch, InvalidField (over 32 KiB),
-    HasActiveAssignments or TooManyAssignments, IdentifierTaken.
+    Raises, in this order: the kind's NOT_FOUND, PatientMerged, the kind's DELETED, EtagMismatch, InvalidField (over
+    32 KiB), HasActiveAssignments or TooManyAssignments, IdentifierTaken.
     """
     may_end = request.end_reason is not None and request.fields.get("status") == kind.idle_status
     locked = assignments.lock_caseload(write, kind, request.record_id) if may_end else set()

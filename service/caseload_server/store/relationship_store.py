@@ -139,7 +139,7 @@ class RelationshipStore:
     def undelete(
         self, kind: RecordKind[P], record_id: str, call: CallContext, *, release_identifiers: bool = False
     ) -> RecordResult[P]:
-        """Reverts a soft delete. Raises the kind's NOT_FOUND, IdentifierTaken.
+        """Reverts a soft delete. Raises the kind's NOT_FOUND, PatientMerged, IdentifierTaken.
 
         Args: release_identifiers, whether to drop identifiers that others have by now, instead of IdentifierTaken.
         """
