@@ -1,20 +1,15 @@
 """Merges beside all other writes break no rule, whoever comes first."""
 
 import random
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from collections.abc import Callable
 
 import pytest
-from caseload_server.config import Config
 from caseload_server.domain import errors
 from caseload_server.domain.requests import Assign, Delete, Merge, Transfer, Unassign
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
-from caseload_server.store.backends.factory import open_store
-from caseload_server.store.portability.verify import broken_rules
 
-from tests.store.conftest import Clock
 from tests.store.store_builders import therapists
-from tests.store.store_calls import CALL, assign, make, race, run, update
+from tests.store.store_calls import CALL, assign, broken, make, race, run, update
 
 PATIENTS = [f"p{n}" for n in range(8)]
 THERAPISTS = [f"t{n}" for n in range(4)]
@@ -64,22 +59,9 @@ WRITES: list[Write] = [
 ]
 
 
-@pytest.fixture
-def stores(store: RelationshipStore, database_url: str, clock: Clock) -> Iterator[list[RelationshipStore]]:
-    """Three instances of one store, which share nothing but the database."""
-    with ExitStack() as stack:
-        others = [stack.enter_context(closing(open_store(Config(database=database_url), clock))) for _ in range(2)]
-        yield [store, *others]
-
-
-def broken(store: RelationshipStore) -> list[object]:
-    with store._database.snapshot() as transaction:
-        return list(broken_rules(transaction))
-
-
 @pytest.mark.slow
-def test_random_writers_with_merges_break_no_rule(stores: list[RelationshipStore]) -> None:
-    store = stores[0]
+def test_random_writers_with_merges_break_no_rule(instances: list[RelationshipStore]) -> None:
+    store = instances[0]
     therapists(store, *THERAPISTS)
     for number, one in enumerate(PATIENTS):
         make(store, PATIENT, one, identifiers=f'[["mrn","{number}"]]')
@@ -91,7 +73,7 @@ def test_random_writers_with_merges_break_no_rule(stores: list[RelationshipStore
         for _ in range(12):
             write = chance.choice(WRITES)
             try:
-                write(stores[number % 3], chance)
+                write(instances[number % 3], chance)
             except errors.StoreBusy as error:  # which would mean a deadlock
                 busy.append(error)
             except errors.DomainError:
@@ -105,26 +87,26 @@ def test_random_writers_with_merges_break_no_rule(stores: list[RelationshipStore
     assert broken(store) == []
 
 
-def test_racing_merges_of_a_source_move_it_once(stores: list[RelationshipStore]) -> None:
-    store = stores[0]
+def test_racing_merges_of_a_source_move_it_once(instances: list[RelationshipStore]) -> None:
+    store = instances[0]
     therapists(store, *THERAPISTS)
     for one in PATIENTS:
         make(store, PATIENT, one)
     assign(store, "t0", "p0")
-    done, refusals = race(lambda number: stores[number % 3].merge(Merge("p0", PATIENTS[1 + number % 7]), CALL))
+    done, refusals = race(lambda number: instances[number % 3].merge(Merge("p0", PATIENTS[1 + number % 7]), CALL))
     assert len(done) == 1
     assert {type(refusal) for refusal in refusals} == {errors.PatientMerged}
     assert run(store, "SELECT patient_id FROM assignment WHERE end_us IS NULL") == [(done[0].target.patient_id,)]
     assert broken(store) == []
 
 
-def test_racing_merges_in_a_circle_close_no_cycle(stores: list[RelationshipStore]) -> None:
-    store = stores[0]
+def test_racing_merges_in_a_circle_close_no_cycle(instances: list[RelationshipStore]) -> None:
+    store = instances[0]
     for one in PATIENTS:
         make(store, PATIENT, one)
 
     def step(number: int) -> object:
-        return stores[number % 3].merge(Merge(PATIENTS[number % 8], PATIENTS[(number + 1) % 8]), CALL)
+        return instances[number % 3].merge(Merge(PATIENTS[number % 8], PATIENTS[(number + 1) % 8]), CALL)
 
     done, _ = race(step)
     assert 4 <= len(done) <= 7

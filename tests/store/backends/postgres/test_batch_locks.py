@@ -8,11 +8,8 @@ from caseload_server.domain.enums import ROLE_PRIMARY
 from caseload_server.domain.requests import Assign
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 
-from tests.store.backends.postgres.shared_transactions import starting
+from tests.store.backends.postgres.record_locks import locked_while_held
 from tests.store.store_calls import CALL, assign, make
-from tests.support.waiting import eventually, join
-
-WAITING = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 
 @pytest.mark.parametrize(
@@ -35,19 +32,6 @@ def test_a_batch_locks_its_records_in_one_order(
         make(store, THERAPIST, name)
     assign(store, "a", "a", role=ROLE_PRIMARY)
     batch = [Assign("c", "b"), Assign("b", "a", ROLE_PRIMARY, replace_primary=True)]
-    with admin.transaction():
-        admin.execute(f"SELECT FROM {held[0]} WHERE {held[0]}_id = %s FOR UPDATE", [held[1]])
-        running = starting(lambda: store.batch_assign(batch, CALL))
-        eventually(lambda: admin.execute(WAITING).rowcount > 0)
-        assert [one for one in _records() if one != held and not _is_free(admin, *one)] == locked
-    join(running)
+    records = [*(("patient", name) for name in "ab"), *(("therapist", name) for name in "abc")]
+    assert locked_while_held(admin, records, held, lambda: store.batch_assign(batch, CALL)) == locked
     assert store.get(PATIENT, "a").primary_therapist_id == "b"
-
-
-def _records() -> list[tuple[str, str]]:
-    return [*(("patient", name) for name in "ab"), *(("therapist", name) for name in "abc")]
-
-
-def _is_free(admin: "psycopg.Connection[Any]", table: str, record_id: str) -> bool:
-    sql = f"SELECT FROM {table} WHERE {table}_id = %s FOR UPDATE SKIP LOCKED"
-    return admin.execute(sql, [record_id]).rowcount == 1

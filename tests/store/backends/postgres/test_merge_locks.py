@@ -1,6 +1,5 @@
 """Merges lock patients first, then therapists, each in id order, and read what they change under these locks."""
 
-from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -8,11 +7,11 @@ import pytest
 from caseload_server.domain.requests import Merge
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 
+from tests.store.backends.postgres.record_locks import WAITING, locked_while_held
 from tests.store.backends.postgres.shared_transactions import starting
 from tests.store.store_calls import CALL, assign, make, request, run
 from tests.support.waiting import eventually, join
 
-WAITING = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 RECORDS = [*(("patient", name) for name in "ab"), *(("therapist", name) for name in "ab")]
 
 
@@ -27,28 +26,12 @@ def people(store: RelationshipStore) -> RelationshipStore:
     return store
 
 
-def while_held(admin: "psycopg.Connection[Any]", held: tuple[str, str], call: Callable[[], object]) -> list[Any]:
-    """Runs a call that waits for a held record. Returns the other records that it has locked by then."""
-    with admin.transaction():
-        admin.execute(f"SELECT FROM {held[0]} WHERE {held[0]}_id = %s FOR UPDATE", [held[1]])
-        running = starting(call)
-        eventually(lambda: admin.execute(WAITING).rowcount > 0)
-        locked = [one for one in RECORDS if one != held and not is_free(admin, *one)]
-    join(running)
-    return locked
-
-
-def is_free(admin: "psycopg.Connection[Any]", table: str, record_id: str) -> bool:
-    sql = f"SELECT FROM {table} WHERE {table}_id = %s FOR UPDATE SKIP LOCKED"
-    return admin.execute(sql, [record_id]).rowcount == 1
-
-
 @pytest.mark.parametrize("held", range(4), ids=[f"{table} {name}" for table, name in RECORDS])
 @pytest.mark.parametrize("pair", [("a", "b"), ("b", "a")], ids=str)
 def test_a_merge_locks_its_records_in_one_order(
     people: RelationshipStore, admin: "psycopg.Connection[Any]", held: int, pair: tuple[str, str]
 ) -> None:
-    assert while_held(admin, RECORDS[held], lambda: people.merge(Merge(*pair), CALL)) == RECORDS[:held]
+    assert locked_while_held(admin, RECORDS, RECORDS[held], lambda: people.merge(Merge(*pair), CALL)) == RECORDS[:held]
     assert people.get(PATIENT, pair[0]).merged_into_patient_id == pair[1]
 
 
@@ -58,7 +41,7 @@ def test_an_unmerge_locks_both_patients_in_one_order(
     people: RelationshipStore, admin: "psycopg.Connection[Any]", held: int, pair: tuple[str, str]
 ) -> None:
     people.merge(Merge(*pair), CALL)
-    assert while_held(admin, RECORDS[held], lambda: people.unmerge(pair[0], CALL)) == RECORDS[:held]
+    assert locked_while_held(admin, RECORDS, RECORDS[held], lambda: people.unmerge(pair[0], CALL)) == RECORDS[:held]
     assert people.get(PATIENT, pair[0]).merged_into_patient_id == ""
 
 
