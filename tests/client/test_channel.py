@@ -185,6 +185,7 @@ def test_a_certificate_or_a_key_names_the_caller(secure: CaseloadServer, ours: P
     assert [one.actor for one in changes.change_sets] == [name]
 
 
+@pytest.mark.slow
 def test_no_request_reaches_a_server_of_another_authority(
     secure: CaseloadServer, tmp_path: Path, ours: PemFiles
 ) -> None:
@@ -271,6 +272,7 @@ def test_an_interceptor_that_retries_sends_the_same_request_id(peer: FakeServer,
     assert request.request_id == ""
 
 
+@pytest.mark.slow
 def test_an_option_of_the_application_takes_precedence(peer: FakeServer) -> None:
     caseload = connect(peer.address, options=[("grpc.max_send_message_length", 50)])
     with caseload, pytest.raises(grpc.RpcError) as caught:

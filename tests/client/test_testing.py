@@ -135,6 +135,7 @@ def test_a_slow_call_reaches_its_deadline(caseload_store: CaseloadForTests) -> N
     assert names(caseload_store) == []
 
 
+@pytest.mark.slow
 def test_a_call_whose_caller_is_gone_does_not_write_into_the_next_test(caseload_store: CaseloadForTests) -> None:
     """The call still waits when the block ends."""
     request = CreateTherapistRequest(therapist=Therapist(display_name="Ada Roe"))

@@ -83,6 +83,7 @@ def test_a_call_waits_for_a_name_that_does_not_resolve_yet(peer: FakeServer, cal
     assert len(peer.attempts) == 1
 
 
+@pytest.mark.slow
 def test_a_call_reaches_a_server_whose_address_changed(peer: FakeServer) -> None:
     """A pod that was replaced has another address. gRPC would look the name up again after 30 seconds only."""
     port = peer.address.rpartition(":")[2]
@@ -197,6 +198,7 @@ def test_asynchronous_calls_to_a_slow_server_do_not_each_look_for_the_cause(slow
     assert counter.probes == 1
 
 
+@pytest.mark.slow
 @each_client
 def test_a_port_that_accepts_connections_and_stays_silent_is_named(call: Call) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -204,6 +206,7 @@ def test_a_port_that_accepts_connections_and_stays_silent_is_named(call: Call) -
         unreachable(call, "no connection: the client is still connecting", target=target)
 
 
+@pytest.mark.slow
 @each_client
 def test_a_connected_server_that_answers_no_probe_is_not_called_unreachable(peer: FakeServer, call: Call) -> None:
     answered = peer.gates["Check"] = peer.gates["GetTherapist"] = threading.Event()
@@ -231,6 +234,7 @@ def aio_refused_at_once(address: str) -> None:
     run(calls())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calls", [refused_at_once, aio_refused_at_once], ids=["sync", "aio"])
 def test_calls_that_reach_their_deadline_send_at_most_one_probe_per_second(
     peer: FakeServer, calls: Callable[[str], None]
@@ -243,6 +247,7 @@ def test_calls_that_reach_their_deadline_send_at_most_one_probe_per_second(
     assert peer.probes <= 1 + seconds
 
 
+@pytest.mark.slow
 def test_a_later_call_of_the_same_client_names_the_cause_again() -> None:
     with connect(NOWHERE, timeout=0.3) as caseload:
         for _ in range(2):

@@ -20,6 +20,7 @@ from tests.support.write_lock import holding_the_lock, wait_for_locks
 MASK: Final = {"update_mask": {"paths": ["display_name"]}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["caseload.db", "link.db", "folder/caseload.db"])
 def test_metrics_report_the_sizes_of_the_sqlite_file_and_its_wal(tmp_path: Path, name: str) -> None:
     (tmp_path / "caseload.db").touch(0o600)

@@ -87,7 +87,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. The period would overlap another period of the pair, or another primary
     period of the patient, or would start before a period that it replaces. In a transfer with an
     effective_time, an active period of the target would start later than that. Metadata gives the
-    assignment_id of the other period.
+    assignment_id of the other period, or in a batch the other_index of an earlier entry.
     """
     ERROR_REASON_TOO_MANY_ASSIGNMENTS: _ErrorReason.ValueType  # 38
     """FAILED_PRECONDITION. The call would change more than 1000 assignments. Metadata gives limit and
@@ -247,7 +247,7 @@ ERROR_REASON_PERIOD_OVERLAPS: ErrorReason.ValueType  # 37
 """FAILED_PRECONDITION. The period would overlap another period of the pair, or another primary
 period of the patient, or would start before a period that it replaces. In a transfer with an
 effective_time, an active period of the target would start later than that. Metadata gives the
-assignment_id of the other period.
+assignment_id of the other period, or in a batch the other_index of an earlier entry.
 """
 ERROR_REASON_TOO_MANY_ASSIGNMENTS: ErrorReason.ValueType  # 38
 """FAILED_PRECONDITION. The call would change more than 1000 assignments. Metadata gives limit and
