@@ -3,6 +3,7 @@
 import json
 import threading
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,17 @@ def test_lines_of_many_threads_do_not_interleave(tmp_path: Path) -> None:
     assert seen == dict.fromkeys(range(64), 50)
     for opened in files:
         opened.close()
+
+
+def test_a_line_that_another_process_is_writing_does_not_count_as_torn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "access.log"
+    with path.open("ab", buffering=0) as other, closing(LogFile(path)) as file:
+        other.write(b'{"number": ')
+        monkeypatch.setattr("time.sleep", lambda _: other.write(b"1}\n"))
+        file.write("{}\n")
+    assert path.read_text() == '{"number": 1}\n{}\n'
 
 
 def test_a_rotated_file_is_replaced_by_a_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

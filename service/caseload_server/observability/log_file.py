@@ -7,11 +7,15 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 _CHECK_INTERVAL_SECONDS: Final = 1.0
 """The log file's path is checked for a moved file at most this often."""
+_SETTLE_SECONDS: Final = 0.05
+"""How long a file that ends within a line must keep its size until the line counts as torn. Another process may be
+within a write: a file grows in several steps then."""
 WRITE_TIMEOUT_SECONDS: Final = 5.0
 """How long a write waits for a reader that does not read, or for a disk that does not respond."""
 
@@ -77,8 +81,10 @@ class BoundedWriter:
             return self._is_torn
         try:
             with Path(f"/proc/self/fd/{self.descriptor}").open("rb", buffering=0) as file:
-                size = file.seek(0, os.SEEK_END)
-                return size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
+                size = _size_if_torn(file)
+                if size:
+                    time.sleep(_SETTLE_SECONDS)
+                return 0 < size == _size_if_torn(file)
         except OSError:  # it belongs to another user, or there is no /proc
             return self._is_torn
 
@@ -154,6 +160,12 @@ class LogFile(BoundedWriter):
         os.dup2(opened, self.descriptor, inheritable=False)  # so that no other thread can write to a closed file
         os.close(opened)
         self._limits_writes = _is_kind(self.descriptor, stat.S_ISFIFO)
+
+
+def _size_if_torn(file: FileIO) -> int:
+    """Returns the size of a file that ends within a line, in bytes; 0 for another one."""
+    size = file.seek(0, os.SEEK_END)
+    return size if size and os.pread(file.fileno(), 1, size - 1) != b"\n" else 0
 
 
 def _is_kind(descriptor: int, kind: Callable[[int], bool]) -> bool:
