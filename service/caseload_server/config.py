@@ -175,7 +175,7 @@ class Config:
 
 
 def clean_value(setting: str, value: str) -> str:
-    """Returns a value without the white space around it, which nobody can mean.
+    """Returns a value without the white space around it, which has no meaning.
 
     Raises SettingError if a control character, a line end or an invisible mark is left within it.
     Args: setting, its name for the error.
@@ -289,9 +289,9 @@ def sqlite_path(database: str) -> Path:
 
 
 def sqlite_name(database: str) -> Path:
-    """Returns the absolute path in a SQLite URL as it is written there. Raises SettingError.
+    """Returns the absolute path in a SQLite URL, with its symbolic links. Raises SettingError.
 
-    Symbolic links in it may change while the server runs.
+    The links may change while the server runs.
     """
     database = clean_value("--database", database)
     for pattern, text in _NO_PLAIN_FILE.items():

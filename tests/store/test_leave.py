@@ -25,7 +25,7 @@ REQUEST_ID = "0190a3c4-0000-7000-8000-000000000001"
 
 @pytest.fixture
 def team(store: RelationshipStore) -> RelationshipStore:
-    """Therapist t is the PRIMARY of patient p, for grief; therapist u has nobody."""
+    """Therapist t is the PRIMARY of patient p, for grief; therapist u has no patient."""
     therapists(store, "t", "u")
     patients(store, "p", "q")
     assign(store, "t", "p", role=ROLE_PRIMARY, focus="grief")

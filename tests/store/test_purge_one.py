@@ -1,4 +1,4 @@
-"""A purge of one person erases that person, and nobody else."""
+"""A purge of one person erases no other person."""
 
 import threading
 import time

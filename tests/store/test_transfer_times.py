@@ -94,7 +94,7 @@ def test_a_period_that_the_target_has_stays_if_it_began_by_then(filled_store: Re
 def test_a_period_of_the_target_that_began_later_is_in_the_way(
     filled_store: RelationshipStore, friday: int, patient: str
 ) -> None:
-    """Otherwise nobody would have treated the patient in between. The PRIMARY period of a would replace it."""
+    """Otherwise no therapist would have treated the patient in between. The PRIMARY period of a would replace it."""
     present = assign(filled_store, "t", patient, role=COVERING, start_us=friday + 1)
     before = dump(filled_store)
     with pytest.raises(errors.PeriodOverlaps) as caught:

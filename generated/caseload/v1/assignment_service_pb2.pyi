@@ -545,7 +545,7 @@ class BatchAssignResponse(_message.Message):
         """False if the same assignment was already recorded."""
         @_builtins.property
         def assignment(self) -> _resources_pb2.Assignment:
-            """The assignment, as it is after the last entry. On a replay, its current state."""
+            """The assignment in its state after the last entry. On a replay, its current state."""
 
         def __init__(
             self,

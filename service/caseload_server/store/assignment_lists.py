@@ -83,7 +83,7 @@ def _role_scans(query: AssignmentQuery, dialect: Dialect) -> Iterator[Scan]:
 def _state_condition(state: int, query: CaseloadQuery | AssignmentQuery) -> str:
     """Returns the condition for one state. A list of active periods alone leaves out those that have expired.
 
-    They are in a list of both states, as they are stored: active until they end.
+    A list of both states has them in their stored state: active until they end.
     """
     if state == enums.STATE_ENDED:
         return _ENDED

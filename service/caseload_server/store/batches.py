@@ -24,8 +24,8 @@ def assign_one(write: Write, request: requests.Assign) -> tuple[list[Assignment]
 def assign(write: Write, batch: Sequence[requests.Assign]) -> tuple[list[Assignment], int]:
     """Assigns each entry in order. Returns the periods, and a mask in which bit n says whether entry n is new.
 
-    The periods are as they are after the last entry, which may have replaced one of an earlier entry. Raises the errors
-    of assign_one, with the index of the entry.
+    The periods have their state after the last entry, which may have replaced one of an earlier entry. Raises the
+    errors of assign_one, with the index of the entry.
     """
     _lock(write, batch)
     ids, created = [], 0

@@ -101,7 +101,7 @@ def _is_of_this_boot(shm: Path) -> bool:
 
 
 def _is_log_of(path: Path, index: _LogIndex | None) -> bool:
-    """Returns whether the -wal file is the one that the -shm file describes."""
+    """Returns whether the -shm file describes this -wal file."""
     try:
         header = _read(Path(f"{path}-wal"), _WAL_HEADER_BYTES)
     except FileNotFoundError:

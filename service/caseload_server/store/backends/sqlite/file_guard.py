@@ -33,7 +33,7 @@ class FileGuard:
         return None
 
     def is_intact(self) -> bool:
-        """Returns whether each file is the one that was opened."""
+        """Returns whether each file is still the opened one."""
         return self._changed() is None
 
     def require_log(self) -> None:
