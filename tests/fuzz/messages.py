@@ -5,7 +5,7 @@ from collections import defaultdict, deque
 from typing import Any, Final, NamedTuple
 
 from google.api import field_behavior_pb2
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from tests.api.sample_values import behaves, is_map, is_ours
@@ -15,12 +15,23 @@ from tests.support.api_driver import RPCS, full_name, request
 
 FEW: Final = 3
 LENGTHS: Final = (21, 33, 101, 1001, 20_000)
-MOODS: Final = ((0.0, 0.1), (0.0, 0.2), (0.0, 0.2), (0.0, 0.7), (0.02, 0.5), (0.1, 0.5), (0.1, 1.0), (0.6, 1.0))
+MOODS: Final = (
+    (0.0, 0.0),
+    (0.0, 0.0),
+    (0.0, 0.1),
+    (0.0, 0.2),
+    (0.0, 0.7),
+    (0.02, 0.5),
+    (0.1, 0.5),
+    (0.1, 1.0),
+    (0.6, 1.0),
+)
 """Pairs for one message: the probability of an invalid value, and of setting an optional field."""
+ASSIGNING: Final = ("AssignPatient", "AssignTherapist", "BatchAssign")
 OFTEN: Final = [
-    name for name in RPCS for _ in range(2 if name.startswith("Delete") else 6 if name.startswith("Assign") else 3)
+    name for name in RPCS for _ in range(2 if name.startswith(("Delete", "Merge")) else 6 if name in ASSIGNING else 3)
 ]
-"""RPCs weighted so that the store fills up: deleted records cannot be assigned."""
+"""RPCs weighted so that the store fills up: deleted and merged records cannot be assigned."""
 WANTED: Final = (field_behavior_pb2.REQUIRED, field_behavior_pb2.IDENTIFIER)
 HUGE_BYTES: Final = 5 << 20
 """Above the message limit of the server."""
@@ -79,11 +90,21 @@ class Messages:
     def _request(self, rng: random.Random, rpc: str) -> Any:
         made = request(rpc)
         _Filling(rng, self._values, *rng.choice(MOODS)).fill(made)
-        if rpc == "BatchAssign" and rng.random() < 0.8:  # otherwise hardly a batch is valid
-            for entry in made.requests:
-                entry.ClearField("request_id")
-                entry.ClearField("validate_only")
+        if rpc in ASSIGNING and rng.random() < 0.8:
+            _make_consistent(rng, made)
         return made
+
+
+def _make_consistent(rng: random.Random, made: Any) -> None:
+    """Clears the fields that exclude each other: hardly an assignment with random ones is accepted."""
+    unwanted = rng.choice((("end_time", "end_reason"), ("expire_time", "replace", "replace_primary", "end_reason")))
+    entries = [made]
+    if "requests" in made.DESCRIPTOR.fields_by_name:
+        del made.requests[FEW:]
+        entries, unwanted = made.requests, (*unwanted, "request_id", "validate_only")
+    for entry in entries:
+        for name in unwanted:
+            entry.ClearField(name)
 
 
 def _sent(rpc: str, **fields: Any) -> Sent:
@@ -111,7 +132,7 @@ class _Filling:
             getattr(message, field.name).SetInParent()
             self.fill(getattr(message, field.name))
         elif field.message_type:
-            message.MergeFrom(type(message)(**{field.name: self._well_known(message.DESCRIPTOR, field.message_type)}))
+            message.MergeFrom(type(message)(**{field.name: self._well_known(field)}))
         else:
             setattr(message, field.name, self._scalar(field))
 
@@ -144,19 +165,22 @@ class _Filling:
     def _scalar(self, field: FieldDescriptor) -> Any:
         return (self._values.awkward if self._is_awkward() else self._values.good)(self._rng, field)
 
-    def _well_known(self, owner: Descriptor, kind: Descriptor) -> dict[str, Any]:
-        if kind.name == "Timestamp":
-            return values.timestamp(self._rng, is_good=not self._is_awkward())
-        if kind.name == "Date":
+    def _well_known(self, field: FieldDescriptor) -> dict[str, Any]:
+        kind = field.message_type.name if field.message_type else ""
+        if kind == "Timestamp":
+            return values.timestamp(self._rng, field.name, is_good=not self._is_awkward())
+        if kind == "Date":
             return values.date(self._rng, is_good=not self._is_awkward())
-        assert kind.name == "FieldMask", kind.full_name
-        return {"paths": [self._path(owner) for _ in range(self._count())]}
+        assert kind == "FieldMask", field.full_name
+        return {"paths": [self._path(field) for _ in range(self._count())]}
 
-    def _path(self, owner: Descriptor) -> str:
+    def _path(self, mask: Any) -> str:
         if self._is_awkward():
             return self._rng.choice(values.STRINGS)
-        [record] = [field.message_type for field in owner.fields if field.message_type and is_ours(field)]
-        return self._rng.choice(["*", *(field.name for field in record.fields)])
+        [record] = [
+            field.message_type for field in mask.containing_type.fields if field.message_type and is_ours(field)
+        ]
+        return str(self._rng.choice(["*", *(field.name for field in record.fields)]))
 
     def _is_awkward(self) -> bool:
         return self._rng.random() < self._awkwardness

@@ -20,7 +20,7 @@ from tests.fuzz.messages import Messages, Sent
 from tests.fuzz.server_process import Serving, is_bad
 from tests.support.api_driver import RPCS
 
-COUNT = 3000
+COUNT = 4000
 SEED = 5
 
 

@@ -24,8 +24,11 @@ INTEGERS: Final = (0, 1, -1, 2, 3, 99, 1000, 1001, 2**31 - 1, -(2**31))
 SECONDS: Final = (0, -1, 1, -62_135_596_800, -62_135_596_801, 253_402_300_799, 253_402_300_800, 2**63 - 1, -(2**63))
 NANOS: Final = (0, 1, 999, 999_999_999, 10**9, -1, 2**31 - 1, -(2**31))
 
-PEOPLE: Final = 5
+PEOPLE: Final = 9
 """The number of therapists (from t0) and of patients (from p0) that most calls use."""
+
+FAR: Final = 4_000_000_000
+"""A Unix time in seconds, in the year 2096."""
 
 _LEARNT: Final = {
     "assignment_id": "assignment_id",
@@ -46,11 +49,11 @@ def _uuid(rng: random.Random) -> str:
 
 
 def _therapist(rng: random.Random) -> str:
-    return f"t{rng.randrange(PEOPLE if rng.random() < 0.8 else 12)}"
+    return f"t{rng.randrange(PEOPLE if rng.random() < 0.8 else 15)}"
 
 
 def _patient(rng: random.Random) -> str:
-    return f"p{rng.randrange(PEOPLE if rng.random() < 0.8 else 12)}"
+    return f"p{rng.randrange(PEOPLE if rng.random() < 0.8 else 15)}"
 
 
 def _name(rng: random.Random) -> str:
@@ -118,10 +121,11 @@ class Values:
         return good[:place] + rng.choice(STRINGS) + good[place + rng.randrange(2) :]
 
 
-def timestamp(rng: random.Random, *, is_good: bool) -> dict[str, int]:
-    """A time within two weeks of the past, or any value of the type."""
+def timestamp(rng: random.Random, name: str, *, is_good: bool) -> dict[str, int]:
+    """A time within two weeks of the past, or of the far future for a planned end; or any value of the type."""
     if is_good:
-        return {"seconds": T0 + rng.randrange(1_200_000), "nanos": rng.choice(NANOS[:4])}
+        first = FAR if name == "expire_time" else T0
+        return {"seconds": first + rng.randrange(1_200_000), "nanos": rng.choice(NANOS[:4])}
     return {"seconds": rng.choice(SECONDS), "nanos": rng.choice(NANOS)}
 
 
