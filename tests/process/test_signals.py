@@ -209,15 +209,44 @@ def test_a_signal_of_the_terminal_interrupts_a_command_that_cleans_up(tmp_path: 
     process = subprocess.Popen(
         command, stdin=started, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
-    eventually(lambda: any(tmp_path.iterdir()))
-    for other in MEANINGLESS:
-        process.send_signal(number_of(other))
-    process.send_signal(number_of(name))
-    printed, log = process.communicate(timeout=HUNG_SECONDS)
-    os.close(started)
-    os.close(input_)
+    try:
+        eventually(lambda: any(tmp_path.iterdir()))
+        for other in MEANINGLESS:
+            process.send_signal(number_of(other))
+        process.send_signal(number_of(name))
+        printed, log = process.communicate(timeout=HUNG_SECONDS)
+    finally:
+        process.kill()
+        process.communicate()
+        os.close(started)
+        os.close(input_)
     assert (process.returncode, printed, log) == (128 + number_of(name), "", "caseload: interrupted\n")
     assert list(tmp_path.iterdir()) == []
+
+
+INTERRUPTED_WHERE_PYTHON_IGNORES_IT = """
+import os, signal, time
+import click
+from caseload_server.commands.signals import InterruptibleCommand
+
+class Destroyed:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGQUIT)
+        time.sleep(0)
+
+@click.command(cls=InterruptibleCommand)
+def command():
+    Destroyed()
+    time.sleep(600)
+
+command()
+"""
+
+
+def test_a_signal_during_a_destructor_interrupts_a_command_too() -> None:
+    command = [sys.executable, "-c", INTERRUPTED_WHERE_PYTHON_IGNORES_IT]
+    ended = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=HUNG_SECONDS, check=False)
+    assert (ended.returncode, ended.stderr) == (128 + signal.SIGQUIT, "caseload: interrupted\n")
 
 
 def test_a_command_under_nohup_is_not_interrupted_by_sighup(tmp_path: Path) -> None:

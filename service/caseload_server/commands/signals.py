@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -18,6 +19,7 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _PROGRESS_STEPS: Final = 10_000
 """SQLite virtual machine steps between two checks for a signal. Without the checks, Python handles a signal only after
 the statement has ended. https://www.sqlite.org/c3ref/progress_handler.html"""
+_AGAIN_SECONDS: Final = 0.01
 _log = structlog.get_logger()
 
 
@@ -50,11 +52,14 @@ class InterruptibleCommand(click.Command):
             # Shells ignore SIGINT in background jobs, and nohup SIGHUP.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, _interrupt)
+        sys.unraisablehook = _interrupt_again
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as interrupt:
             click.echo("caseload: interrupted", err=True)
             raise click.exceptions.Exit(128 + interrupt.args[0]) from None
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 @contextmanager
@@ -79,3 +84,16 @@ def _interrupt(number: int, _: object) -> None:
     for each in _SIGNALS:
         signal.signal(each, signal.SIG_IGN)  # a second signal must not interrupt the cleanup
     raise KeyboardInterrupt(number)
+
+
+def _interrupt_again(ignored: "sys.UnraisableHookArgs") -> None:
+    """Interrupts once more, a moment later: Python ignores what a destructor or a callback of the import system raises.
+
+    https://docs.python.org/3/library/sys.html#sys.unraisablehook
+    """
+    if not isinstance(ignored.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(ignored)
+        return
+    [number] = ignored.exc_value.args
+    signal.signal(signal.SIGALRM, lambda *_: _interrupt(number, None))
+    signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
