@@ -290,7 +290,7 @@ clean: ## remove what the other targets made, but not data/
 # --- what the targets above stand on ---
 
 # A file at a time in two processes, each with a PostgreSQL of its own.
-PYTEST = pytest -q -n 2 --dist loadfile
+PYTEST = pytest -q -n 3 --dist loadfile
 
 # The tests that run grpcurl are skipped where it cannot be built.
 .PHONY: grpcurl-where-go
