@@ -22,10 +22,10 @@ __all__ = ["postgres", "postgres_databases", "postgres_url"]
 pytest_plugins = ["tests.support.skips", "tests.support.stray_output"]
 
 
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # shells start background jobs with SIGINT ignored, and children inherit that
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# Shells start background jobs with these signals ignored, and children inherit that.
+for ignored, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+    if signal.getsignal(ignored) is signal.SIG_IGN:
+        signal.signal(ignored, default)
 
 
 SLOW_FOLDERS: Final = ("benchmarks", "fuzz", "hostile", "process")
