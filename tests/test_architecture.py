@@ -54,7 +54,7 @@ VERBS = {
 # A module without an entry may import nothing. A name that begins with a dot is one of the server's.
 MAY_IMPORT: dict[str, set[str]] = {
     "": set(),
-    "__main__": {".commands.early_signals", ".commands.main"},
+    "__main__": {".commands.early_signals", ".commands.main", ".commands.standard_streams"},
     "clock": set(),
     "config": set(),
     "open_files": {".config", ".domain.limits"},
@@ -173,7 +173,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         ".observability.logs",
         "structlog",
     },
-    "commands.signals": {"apsw", "click", "structlog"},
+    "commands.signals": {".commands.standard_streams", "apsw", "click", "structlog"},
+    "commands.standard_streams": {".config", ".write_faults"},
 }
 CLIENT_MAY_IMPORT = {"caseload", "google", "grpc"}
 AIO_CLIENT = "caseload.client.aio"

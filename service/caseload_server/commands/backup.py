@@ -13,6 +13,7 @@ from caseload_server import config as settings
 from caseload_server.commands.audited import InterruptibleAuditedCommand
 from caseload_server.commands.options import FilePath, database_option, file_argument, option
 from caseload_server.commands.progress import progress_bar
+from caseload_server.commands.standard_streams import print_line
 from caseload_server.config import SettingError
 from caseload_server.store.backends.migrations import SchemaError
 from caseload_server.store.portability.export import Progress
@@ -39,9 +40,10 @@ def backup(file: Path, database: str, metrics_file: Path | None) -> None:
     from caseload_server.store.backends.sqlite import backup
 
     start_time = time.time()
-    _copy(backup.backup, ("--database", _sqlite_file(database)), ("FILE", file))
+    revision = _copy(backup.backup, ("--database", _sqlite_file(database)), ("FILE", file))
     if metrics_file:
         _write_metrics(metrics_file, start_time)
+    print_line(f"revision {revision}", done="the backup is complete")
 
 
 def _write_metrics(file: Path, backup_time: float) -> None:
@@ -67,7 +69,8 @@ def restore(file: Path, database: str) -> None:
     """Create a new database from the backup in FILE."""
     from caseload_server.store.backends.sqlite import backup
 
-    _copy(backup.restore, ("FILE", file.resolve()), ("--database", _sqlite_file(database)))
+    revision = _copy(backup.restore, ("FILE", file.resolve()), ("--database", _sqlite_file(database)))
+    print_line(f"revision {revision}", done="the new database is complete")
 
 
 def _sqlite_file(url: str) -> Path:
@@ -76,8 +79,8 @@ def _sqlite_file(url: str) -> Path:
     return settings.sqlite_path(url)
 
 
-def _copy(copy: Callable[[Path, Path, Progress], int], source: tuple[str, Path], target: tuple[str, Path]) -> None:
-    """Runs a copy and prints the number of its revision. Raises SettingError.
+def _copy(copy: Callable[[Path, Path, Progress], int], source: tuple[str, Path], target: tuple[str, Path]) -> int:
+    """Runs a copy. Returns the number of its revision. Raises SettingError.
 
     Args: source and target, each the name of a setting and its file.
     """
@@ -96,4 +99,4 @@ def _copy(copy: Callable[[Path, Path, Progress], int], source: tuple[str, Path],
         if isinstance(error, apsw.FullError):  # the removal of the copy has made space
             fault = NO_SPACE
         raise SettingError(target[0], with_fault("the copy could not be written", fault)) from None
-    click.echo(f"revision {revision}")
+    return revision

@@ -9,12 +9,14 @@ import re
 import socket
 import ssl
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
 from caseload_server.commands.options import option
+from caseload_server.commands.standard_streams import print_line, print_notice
 from caseload_server.config import Config, SettingError, host_and_port
 
 if TYPE_CHECKING:
@@ -76,9 +78,10 @@ def check(*, address: str, liveness: bool, timeout: int, **files: Path | None) -
             credentials, name = _tls_credentials(server, **files)
         _check_health(server, credentials, name, (LIVENESS_SERVICE,) if liveness else READINESS_SERVICES)
     except _CheckFailed as error:
-        click.echo(f"caseload: not {status}: {error}", err=True)
+        print_notice(f"caseload: not {status}: {error}")
         return 1
-    click.echo(f"caseload: {status}")
+    with suppress(SettingError):  # the exit code is the result
+        print_line(f"caseload: {status}")
     return 0
 
 

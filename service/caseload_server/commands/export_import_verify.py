@@ -16,6 +16,7 @@ from caseload_server.commands.audited import InterruptibleAuditedCommand
 from caseload_server.commands.options import STANDARD, database_option, file_argument
 from caseload_server.commands.progress import progress_bar
 from caseload_server.commands.signals import InterruptibleCommand
+from caseload_server.commands.standard_streams import print_line
 from caseload_server.config import SettingError
 from caseload_server.domain.results import LogHead
 from caseload_server.store.backends.migrations import SchemaError, migrations
@@ -89,7 +90,7 @@ def import_command(file: Path, database: str) -> None:
         raise SettingError("--database", str(error)) from None
     except OSError:
         raise SettingError("--database", "could not be written, or FILE could not be read") from None
-    click.echo(f"digest: {digest}")
+    print_line(f"digest: {digest}", done="the import is complete")
 
 
 def _open_input(file: Path) -> BinaryIO:
@@ -134,9 +135,9 @@ def verify(database: str, heads: tuple[str, ...]) -> int:
         if not settings.is_postgres(database):
             broken += verify.file_damage(transaction)
     for rule, count, ids in broken:
-        click.echo(f"broken: {rule}: {count} ({', '.join(ids)})")
-    click.echo(", ".join(f"{count} {name}" for name, count in contents.content_digest.row_counts.items()))
-    click.echo(f"digest: {contents.content_digest.digest}")
+        print_line(f"broken: {rule}: {count} ({', '.join(ids)})")
+    print_line(", ".join(f"{count} {name}" for name, count in contents.content_digest.row_counts.items()))
+    print_line(f"digest: {contents.content_digest.digest}")
     if pruned:
         raise SettingError("--head", str(pruned))
     return 1 if broken else 0

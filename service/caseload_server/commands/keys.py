@@ -7,6 +7,7 @@ import click
 
 from caseload_server.clock import now_us
 from caseload_server.commands.options import file_argument
+from caseload_server.commands.standard_streams import print_line
 from caseload_server.config import SettingError
 from caseload_server.security import api_keys, keys_file
 from caseload_server.security.principal import PERMISSIONS
@@ -33,7 +34,7 @@ def create(name: str, permission: tuple[str, ...], expires: str | None) -> None:
         raise SettingError("--name", fault)
     suffix = f" expires:{_expiry(expires)}" if expires is not None else ""
     token, line = api_keys.generate_key(name, permission)
-    click.echo(f"{token}\n{line}{suffix}")
+    print_line(f"{token}\n{line}{suffix}")
 
 
 def _expiry(text: str) -> str:
@@ -54,9 +55,9 @@ def check(file: Path) -> int:
     found, fault_of_file = keys_file.check_keys_file("FILE", file)
     faults = [*([f"the file {fault_of_file}"] if fault_of_file else []), *found.faults]
     for line in (*faults, *(f"line {number}: has expired" for number in found.expired)):
-        click.echo(line)
+        print_line(line)
     if faults:
         return 1
     count = len(found.keys.permissions())
-    click.echo(f"ok: {count} caller{'' if count == 1 else 's'}")
+    print_line(f"ok: {count} caller{'' if count == 1 else 's'}")
     return 0

@@ -4,6 +4,7 @@ import click
 
 from caseload_server.commands.export_import_verify import open_snapshot
 from caseload_server.commands.options import database_option
+from caseload_server.commands.standard_streams import print_line
 
 
 @click.group(name="log")
@@ -21,4 +22,4 @@ def head(database: str) -> None:
     from caseload_server.store.change_log import read_head
 
     with open_snapshot(database) as transaction:
-        click.echo(read_head(transaction))
+        print_line(str(read_head(transaction)))

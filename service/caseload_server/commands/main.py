@@ -17,6 +17,7 @@ from caseload_server.commands.log import log_commands
 from caseload_server.commands.migrate import migrate_command
 from caseload_server.commands.purge import purge
 from caseload_server.commands.serve import serve
+from caseload_server.commands.standard_streams import print_notice
 from caseload_server.commands.variables import check_variables, injected
 from caseload_server.config import SettingError
 
@@ -30,7 +31,7 @@ def commands(context: click.Context) -> None:
         return
     deliver_reload()
     if names := injected(os.environ):
-        click.echo(f"caseload: ignoring variables of a Kubernetes Service or a link: {', '.join(names)}", err=True)
+        print_notice(f"caseload: ignoring variables of a Kubernetes Service or a link: {', '.join(names)}")
 
 
 for command in (
@@ -73,5 +74,5 @@ def main() -> NoReturn:
         line = "unknown command or argument: see caseload --help"
     except click.Abort:
         line = "interrupted"
-    click.echo(f"caseload: {line}", err=True)
+    print_notice(f"caseload: {line}")
     sys.exit(2)

@@ -6,6 +6,7 @@ import click
 
 from caseload_server.commands.audited import AuditedCommand
 from caseload_server.commands.options import database_option
+from caseload_server.commands.standard_streams import print_line, print_notice
 
 
 @click.command(name="migrate", cls=AuditedCommand)
@@ -18,6 +19,6 @@ def migrate_command(database: str, dry_run: bool) -> None:  # noqa: FBT001 - cli
 
     migrations = factory.pending(database) if dry_run else factory.migrate(database)
     for migration in migrations:
-        click.echo(migration.name)
+        print_line(migration.name)
     if not migrations:
-        click.echo("up to date", err=True)
+        print_notice("up to date")

@@ -12,6 +12,7 @@ from caseload_server.commands.audited import InterruptibleAuditedCommand
 from caseload_server.commands.options import database_option
 from caseload_server.commands.progress import progress_bar
 from caseload_server.commands.signals import defer_signals
+from caseload_server.commands.standard_streams import print_line, print_notice
 from caseload_server.config import Config, SettingError
 from caseload_server.domain.errors import DomainError
 from caseload_server.domain.id_formats import ID_PATTERN
@@ -57,7 +58,7 @@ def purge(database: str, vacuum: bool, **chosen: str | None) -> None:  # noqa: F
         _purge(store, times, chosen, now_us())
     except KeyboardInterrupt:
         if may_leave_traces:
-            click.echo("caseload: the file may still contain traces of erased records: run purge again", err=True)
+            print_notice("caseload: the file may still contain traces of erased records: run purge again")
         raise
     finally:
         store.close()
@@ -113,7 +114,7 @@ def _purge_record(store: RelationshipStore, kind: RecordKind[Any], record_id: st
 
 def _report(erased: dict[str, int]) -> None:
     names = ("patient", "therapist", "assignment")
-    click.echo(", ".join(f"{erased.get(name, 0)} {name}s" for name in names) + " purged")
+    print_line(", ".join(f"{erased.get(name, 0)} {name}s" for name in names) + " purged")
 
 
 def _vacuum(path: Path, *, even_in_use: bool) -> None:
@@ -126,7 +127,7 @@ def _vacuum(path: Path, *, even_in_use: bool) -> None:
             vacuum.vacuum(path)
         else:
             problem = "the file is in use and may still contain traces of erased records"
-            click.echo(f"caseload: {problem}: run purge with --vacuum, or again when it is not in use", err=True)
+            print_notice(f"caseload: {problem}: run purge with --vacuum, or again when it is not in use")
     except apsw.Error as error:
         raise database_setting_error(error, path) from None
 
@@ -152,7 +153,7 @@ def _report_future(store: RelationshipStore, time_us: int) -> None:
     """Prints how many records have a time of deletion in the future, because a clock was ahead."""
     if count := sum(store.purger.count_deleted_after(kind, time_us) for kind in (PATIENT, THERAPIST)):
         text = f"{count} deleted records stay: their time of deletion is in the future"
-        click.echo(f"caseload: {text}: undelete and delete them again, or wait", err=True)
+        print_notice(f"caseload: {text}: undelete and delete them again, or wait")
 
 
 def _purge_changes(store: RelationshipStore, before_us: int) -> None:
@@ -168,4 +169,4 @@ def _purge_changes(store: RelationshipStore, before_us: int) -> None:
         with defer_signals() as deliver_signals:
             store.purger.purge_changes(before_us, add)
     finally:
-        click.echo(f"{erased} change sets purged")
+        print_line(f"{erased} change sets purged")

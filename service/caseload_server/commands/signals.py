@@ -11,6 +11,8 @@ import apsw
 import click
 import structlog
 
+from caseload_server.commands.standard_streams import print_notice
+
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGXCPU)
 _RELOAD_SIGNAL: Final = signal.SIGHUP
 _WAITED_FOR: Final = (*_STOP_SIGNALS, _RELOAD_SIGNAL)
@@ -56,7 +58,7 @@ class InterruptibleCommand(click.Command):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as interrupt:
-            click.echo("caseload: interrupted", err=True)
+            print_notice("caseload: interrupted")
             raise click.exceptions.Exit(128 + interrupt.args[0]) from None
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
