@@ -60,6 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "open_files": {".config", ".domain.limits"},
     "private_files": {".config"},
     "write_faults": set(),
+    "listening": set(),
     "domain": {".domain"},
     # the store
     "store": {*(f".store.{name}" for name in VERBS), ".domain", "uuid_utils"},
@@ -109,7 +110,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "observability.log_file": set(),
     "observability.logs": {".config", ".observability.log_file", "psycopg", "structlog"},
     "observability.metrics": {".observability", ".domain.errors", ".store.backends.protocol", "prometheus_client"},
-    "observability.metrics_page": {".config", "prometheus_client"},
+    "observability.metrics_page": {".config", ".listening", "prometheus_client"},
     "observability.tracing": {".config", ".store.backends.protocol", "grpc", "opentelemetry", "structlog"},
     "observability.readiness": {"caseload", "structlog"},
     "rpc": {".rpc", ".config", ".domain", "structlog", *WIRE},
@@ -121,7 +122,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "rpc.server": {
         *(".rpc", ".api", ".store", ".security", ".observability", ".config", ".clock", ".open_files"),
-        "structlog",
+        *(".listening", "structlog"),
         *WIRE,
     },
     "rpc.reloadable_files": {
@@ -133,7 +134,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *(".security.principal", ".store"),
     },
     # processes
-    "supervisor": {".config", ".observability", "structlog"},
+    "supervisor": {".config", ".listening", ".observability", "structlog"},
     "commands": {"click", ".commands", ".config"},
     "commands.audited": {
         *("click", ".commands", ".config", ".observability.log_file", ".observability.logs", ".private_files"),

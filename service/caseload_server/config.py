@@ -41,9 +41,6 @@ _WITHIN: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\u200b]")
 """Control characters, line ends and invisible marks, which no value of a setting can have."""
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-CANNOT_LISTEN: Final = "cannot listen on this address: it is in use, or does not belong to this machine"
-"""The text of a SettingError."""
-
 
 class SettingError(Exception):
     """A setting that the server cannot start with. The text names the setting and the problem, never the value."""
@@ -252,12 +249,19 @@ def _proxy_network(text: str) -> IpNetwork:
 
 
 def _check_issuer(issuer: str) -> None:
-    url = urlsplit(issuer)
-    is_plain = not (url.query or url.fragment or "@" in url.netloc or re.search(r"\s", issuer))
-    if url.scheme != "https" or not url.hostname or not is_plain:
+    if not _is_issuer(issuer):
         raise SettingError("--oidc-issuer", "must be an https URL without a user name, a query, a fragment or a space")
     if find_spec("jwt") is None:
         raise SettingError("--oidc-issuer", "needs the extra caseload-server[oidc]")
+
+
+def _is_issuer(issuer: str) -> bool:
+    try:
+        url = urlsplit(issuer)
+        is_plain = not (url.query or url.fragment or "@" in url.netloc or re.search(r"\s", issuer))
+        return url.scheme == "https" and bool(url.hostname) and is_plain and url.port != 0
+    except ValueError:  # a port above 65535, or a bracket that is not closed
+        return False
 
 
 def _check_log_path(setting: str, path: Path) -> None:

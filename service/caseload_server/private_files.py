@@ -41,6 +41,11 @@ def read_trusted(setting: str, path: Path) -> bytes:
     return content
 
 
+def read_public(setting: str, path: Path) -> bytes:
+    """Returns the content of a file that may have any mode and owner. Raises SettingError."""
+    return read_with_fault(setting, path)[0]
+
+
 def read_with_fault(setting: str, path: Path, max_bytes: int = -1) -> tuple[bytes, str]:
     """Returns the content of a file with secrets, and what is wrong with its mode or owner; empty if nothing is.
 

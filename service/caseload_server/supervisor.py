@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import structlog
 
-from caseload_server.config import CANNOT_LISTEN, Config, SettingError
+from caseload_server.config import Config, SettingError
+from caseload_server.listening import cannot_listen
 
 if TYPE_CHECKING:
     from caseload_server.observability.metrics import WorkersMetrics
@@ -249,7 +250,7 @@ def _reserve_port(host: str, port: int) -> tuple[socket.socket, str]:
             exclusive.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             reserved.bind(exclusive.getsockname())
-    except OSError:
+    except OSError as error:
         reserved.close()
-        raise SettingError("--address", CANNOT_LISTEN) from None
+        raise SettingError("--address", cannot_listen(error)) from None
     return reserved, f"{host}:{reserved.getsockname()[1]}"

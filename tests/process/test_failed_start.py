@@ -1,11 +1,13 @@
 """A server that cannot start prints one line that names the setting, exits with 2 and leaves no files."""
 
+import errno
 import socket
 from pathlib import Path
 
 import click
 import pytest
 from caseload_server.commands.main import commands
+from caseload_server.listening import cannot_listen
 
 from tests.process.command_runner import CASELOAD, DRY_RUN, SECRET, SERVE, caseload, refusal, url
 from tests.support import servers
@@ -60,8 +62,7 @@ def test_an_address_beyond_loopback_is_served_with_a_warning_with_allow_insecure
 def test_an_address_of_another_machine_is_rejected(tmp_path: Path) -> None:
     arguments = ("--address", "192.0.2.1:0", "--allow-insecure")
     line = refusal(tmp_path, *SERVE, "--database", url(tmp_path / "caseload.db"), *arguments)
-    assert line.startswith("--address: ")
-    assert "192.0.2.1" not in line
+    assert line == "--address: cannot listen on this address: it does not belong to this machine"
 
 
 # localhost has two addresses: one free address is not enough.
@@ -70,8 +71,12 @@ def test_a_port_in_use_by_another_program_is_rejected(tmp_path: Path, host: str,
     with socket.create_server((taken, 0)) as listening:
         port = listening.getsockname()[1]
         line = refusal(tmp_path, *SERVE, "--database", url(tmp_path / "caseload.db"), "--address", f"{host}:{port}")
-    assert line.startswith("--address: ")
-    assert str(port) not in line
+    assert line == "--address: cannot listen on this address: its port is in use"
+
+
+def test_the_error_of_a_bind_says_why() -> None:
+    assert cannot_listen(PermissionError(errno.EACCES, "")).endswith(": only root may use its port")
+    assert cannot_listen(OSError(errno.EAFNOSUPPORT, "")).endswith(": this machine has no IPv6")
 
 
 def test_a_port_in_use_by_another_caseload_is_rejected(tmp_path: Path) -> None:
@@ -117,9 +122,12 @@ def test_migrate_rejects_an_invalid_database(tmp_path: Path, command: tuple[str,
 
 @pytest.mark.parametrize(
     ("flag", "value"),
-    [*(("--drain-seconds", value) for value in ("-1", "five", "nan", "inf", "1e300")), ("--grace-seconds", "nan")],
+    [
+        *(("--drain-seconds", value) for value in ("-1", "five", "nan", "inf", "1e300")),
+        *(("--grace-seconds", "nan"), ("--max-caller-share", "nan"), ("--max-caller-share", "0")),
+    ],
 )
-def test_an_invalid_number_of_seconds_is_rejected(tmp_path: Path, flag: str, value: str) -> None:
+def test_an_invalid_number_is_rejected(tmp_path: Path, flag: str, value: str) -> None:
     line = refusal(tmp_path, *SERVE, "--database", url(tmp_path / "caseload.db"), flag, value)
     assert line.startswith(f"{flag}: ")
     assert value not in line.removeprefix(flag)

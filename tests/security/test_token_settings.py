@@ -15,6 +15,8 @@ SETTINGS = {
     "no encryption": ({"oidc-issuer": "http://a.test", "oidc-audience": "a"}, "--oidc-issuer: must be an https URL"),
     "a query": ({"oidc-issuer": "https://a.test?b", "oidc-audience": "a"}, "--oidc-issuer: must be an https URL"),
     "a space": ({"oidc-issuer": "https://a.test/b c", "oidc-audience": "a"}, "--oidc-issuer: must be an https URL"),
+    "no port": ({"oidc-issuer": "https://a.test:99999", "oidc-audience": "a"}, "--oidc-issuer: must be an https URL"),
+    "half a host": ({"oidc-issuer": "https://[::1/", "oidc-audience": "a"}, "--oidc-issuer: must be an https URL"),
     "no URL": ({"oidc-issuer": "do-not-repeat-me", "oidc-audience": "a"}, "--oidc-issuer: must be an https URL"),
 }
 

@@ -1,6 +1,7 @@
 """`caseload serve`: runs the server."""
 
 import gc
+import math
 import os
 import sys
 import threading
@@ -38,6 +39,19 @@ class _Seconds(click.ParamType[float]):
         return seconds
 
 
+class _Share(click.FloatRange):
+    """A part of a whole, from 0.01 to 1."""
+
+    def __init__(self) -> None:
+        super().__init__(0.01, 1)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        share: float = super().convert(value, param, ctx)
+        if math.isnan(share):  # no comparison rejects it
+            self.fail("must be a number from 0.01 to 1", param, ctx)
+        return share
+
+
 class _Workers(click.ParamType[int]):
     """A number of worker processes, or auto for one per core."""
 
@@ -65,7 +79,7 @@ class _Workers(click.ParamType[int]):
 @option("--max-watches", type=click.IntRange(1), default=Config.max_watches, help="Maximum number of open watches.")
 @option(
     "--max-caller-share",
-    type=click.FloatRange(0.01, 1),
+    type=_Share(),
     default=Config.max_caller_share,
     help="Largest part of threads, queues, watches and open calls for one authenticated caller.",
 )

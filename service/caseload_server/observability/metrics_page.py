@@ -13,7 +13,8 @@ from typing import Any, Final, NamedTuple
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import MetricsHandler
 
-from caseload_server.config import CANNOT_LISTEN, SettingError, host_and_port
+from caseload_server.config import SettingError, host_and_port
+from caseload_server.listening import cannot_listen
 
 _PATH: Final = "/metrics"
 _IDLE_TIMEOUT_SECONDS: Final = 5.0
@@ -38,8 +39,8 @@ class MetricsPage:
         host, port = host_and_port("--metrics-address", address)
         try:
             self._server = _PageServer(host.strip("[]"), port, _handler(registry))
-        except OSError:
-            raise SettingError("--metrics-address", CANNOT_LISTEN) from None
+        except OSError as error:
+            raise SettingError("--metrics-address", cannot_listen(error)) from None
         self.address: Final = f"{host}:{self._server.server_address[1]}"
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(_POLL_SECONDS,), name="metrics-page", daemon=True

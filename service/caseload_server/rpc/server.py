@@ -17,7 +17,8 @@ from caseload_server.api.patient_service import PatientServicer
 from caseload_server.api.therapist_service import TherapistServicer
 from caseload_server.api.watches import Watches
 from caseload_server.clock import now_us
-from caseload_server.config import CANNOT_LISTEN, Config, SettingError, is_postgres, wants_traces
+from caseload_server.config import Config, SettingError, is_postgres, wants_traces
+from caseload_server.listening import bind_error, cannot_listen
 from caseload_server.observability import logs
 from caseload_server.observability.access_log import AccessLog
 from caseload_server.observability.clock_watch import ClockWatch
@@ -309,5 +310,8 @@ def _bind(server: grpc.Server, config: Config, credentials: grpc.ServerCredentia
     try:
         port = server.add_secure_port(requested, credentials) if credentials else server.add_insecure_port(requested)
     except RuntimeError:
-        raise SettingError("--address", CANNOT_LISTEN) from None
+        error = bind_error(host, port, shared=config.workers > 1)
+        if credentials and not error:
+            raise SettingError("--tls-cert", "gRPC cannot use it, or --tls-key or --tls-client-ca") from None
+        raise SettingError("--address", cannot_listen(error)) from None
     return f"{host}:{port}"

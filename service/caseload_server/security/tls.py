@@ -1,5 +1,6 @@
 """TLS: the server's certificate, and the authority that client certificates must come from."""
 
+import codecs
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, Final, NamedTuple
 import grpc
 
 from caseload_server.config import SettingError
-from caseload_server.private_files import read_private, read_trusted
+from caseload_server.private_files import read_private, read_public, read_trusted
 from caseload_server.security.file_reload import ReloadedFiles
 
 NOT_PEM: Final = "is not a PEM certificate"
@@ -71,15 +72,18 @@ class Certificates:
         }
 
     def _read(self) -> _Loaded:
-        key, cert = read_private("--tls-key", self._key), read_file("--tls-cert", self._cert)
-        authority = read_trusted("--tls-client-ca", self._client_ca) if self._client_ca else None
+        key, cert = self._read_pair()
+        authority = _without_mark(read_trusted("--tls-client-ca", self._client_ca)) if self._client_ca else None
         self._check_pair()
         if authority is not None:
             _check_authority(authority)
-        if (key, cert) != (read_private("--tls-key", self._key), read_file("--tls-cert", self._cert)):
+        if (key, cert) != self._read_pair():
             raise SettingError("--tls-cert", "changed while it was being read")
         certificates = {"tls_cert": cert} | ({"tls_client_ca": authority} if authority else {})
         return _Loaded(grpc.ssl_server_certificate_configuration([(key, cert)], authority), certificates)
+
+    def _read_pair(self) -> tuple[bytes, bytes]:
+        return _without_mark(read_private("--tls-key", self._key)), read_file("--tls-cert", self._cert)
 
     def _check_pair(self) -> None:
         # The C core would accept files that it cannot use, and then fail every handshake.
@@ -98,8 +102,10 @@ def _check_authority(authority: bytes) -> None:
 
 
 def read_file(setting: str, path: Path) -> bytes:
-    """Returns the file's content. Raises SettingError."""
-    try:
-        return path.read_bytes()
-    except OSError:
-        raise SettingError(setting, "cannot be read") from None
+    """Returns the content of a file with certificates, which every user may read. Raises SettingError."""
+    return _without_mark(read_public(setting, path))
+
+
+def _without_mark(content: bytes) -> bytes:
+    """Removes a byte order mark, which OpenSSL ignores and gRPC does not."""
+    return content.removeprefix(codecs.BOM_UTF8)
