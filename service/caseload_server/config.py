@@ -132,6 +132,8 @@ class Config:
             _check_issuer(self.oidc_issuer)
         if self.access_log:
             _check_log_path("--access-log", self.access_log)
+            files = (self.keys_file, self.tls_cert, self.tls_key, self.tls_client_ca)
+            check_own_file("--access-log", self.access_log, self.database, *files)
         if not is_postgres(self.database):
             sqlite_path(self.database)
 
@@ -273,6 +275,23 @@ def _check_log_path(setting: str, path: Path) -> None:
         raise SettingError(setting, "cannot be accessed: no permission, or the path is too long") from None
 
 
+def check_own_file(setting: str, path: Path, database: str, *files: Path | None) -> None:
+    """Raises SettingError if a file that is about to be written is another one that the settings name.
+
+    Args: setting, that names the file; files, that other settings name.
+    """
+    of_database = (f"{database.removeprefix(_SQLITE)}{suffix}" for suffix in ("", "-wal", "-shm", "-journal"))
+    if _real_path(path) in {_real_path(file) for file in (*of_database, *files) if file}:
+        raise SettingError(setting, "is a file that another setting or argument names: it needs a file of its own")
+
+
+def _real_path(path: Path | str) -> str:
+    try:
+        return os.path.realpath(path)
+    except OSError:  # the working directory was deleted
+        return str(path)
+
+
 def sqlite_path(database: str) -> Path:
     """Returns the absolute path of the file in a SQLite URL, without symbolic links. Raises SettingError.
 
@@ -305,7 +324,10 @@ def sqlite_name(database: str) -> Path:
         database.encode()  # bytes that are not UTF-8 are lone surrogates, which SQLite rejects
     except UnicodeError:
         raise SettingError("--database", "cannot be accessed: the path is not UTF-8") from None
-    return Path(database.removeprefix(_SQLITE)).absolute()
+    try:
+        return Path(database.removeprefix(_SQLITE)).absolute()
+    except OSError:
+        raise SettingError("--database", "the working directory was deleted: give an absolute path") from None
 
 
 def parse_time(setting: str, text: str, now_us: int) -> int:

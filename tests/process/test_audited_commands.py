@@ -14,7 +14,7 @@ import pytest
 from caseload_server.commands.audited import AuditedCommand
 from caseload_server.commands.options import database_option
 
-from tests.process.command_runner import CASELOAD, RECORD, SECRET, caseload, url
+from tests.process.command_runner import CASELOAD, RECORD, SECRET, SERVE, caseload, refusal, url
 from tests.support.waiting import HUNG_SECONDS, eventually
 
 USER = {"user": pwd.getpwuid(os.getuid()).pw_name, "uid": os.getuid()}
@@ -28,6 +28,7 @@ def record(path: Path, command: str) -> list[dict[str, Any]]:
     return [line for line in lines(path) if line["command"] == command]
 
 
+OWN_FILE = "is a file that another setting or argument names: it needs a file of its own"
 COMMANDS: dict[str, tuple[str, ...]] = {
     "migrate": (),
     "backup": ("copy.db",),
@@ -86,6 +87,32 @@ def test_a_command_that_cannot_be_recorded_does_nothing(tmp_path: Path) -> None:
         ended = caseload(tmp_path, "migrate", "--database", url(target), "--access-log", log)
         assert (ended.returncode, ended.stderr) == (2, f"caseload: --access-log: cannot be written: {fault}\n")
     assert not target.exists()
+
+
+@pytest.mark.parametrize("log", ["caseload.db", "caseload.db-wal", "copy.db", "link"])
+def test_the_record_is_not_written_into_a_file_of_the_command(tmp_path: Path, log: str) -> None:
+    """Lines at the end of a database would be lost, or damage it."""
+    database = url(tmp_path / "caseload.db")
+    caseload(tmp_path, "migrate", "--database", database)
+    (tmp_path / "link").symlink_to("caseload.db")
+    line = refusal(tmp_path, "backup", "copy.db", "--database", database, "--access-log", log)
+    assert line == f"--access-log: {OWN_FILE}"
+
+
+@pytest.mark.parametrize("file", ["caseload.db", "copy.db"])
+def test_the_time_of_a_backup_replaces_no_database(tmp_path: Path, file: str) -> None:
+    database = url(tmp_path / "caseload.db")
+    caseload(tmp_path, "migrate", "--database", database)
+    arguments = ("backup", "copy.db", "--database", database, "--metrics-file", str(tmp_path / file))
+    assert refusal(tmp_path, *arguments) == f"--metrics-file: {OWN_FILE}"
+
+
+@pytest.mark.parametrize("flag", ["--database", "--keys-file"])
+def test_the_access_log_of_a_server_is_a_file_of_its_own(tmp_path: Path, flag: str) -> None:
+    (tmp_path / "keys").touch(0o600)
+    files = {"--database": "caseload.db", "--keys-file": "keys"}
+    arguments = ("--database", "sqlite:///caseload.db", "--keys-file", "keys")
+    assert refusal(tmp_path, *SERVE, *arguments, "--access-log", files[flag]) == f"--access-log: {OWN_FILE}"
 
 
 @pytest.mark.parametrize(("code", "outcome"), [(0, "ok"), (1, "failed"), (2, "failed"), (130, "interrupted")])

@@ -90,6 +90,16 @@ def test_a_port_in_use_by_another_caseload_is_rejected(tmp_path: Path) -> None:
 # --- the database ---
 
 
+def test_a_deleted_working_directory_is_named(tmp_path: Path) -> None:
+    command = ("sh", "-c", 'mkdir gone && cd gone && rmdir ../gone && exec "$@"', "sh", *CASELOAD)
+    for arguments in (("verify",), SERVE):
+        line = refusal(tmp_path, *arguments, command=command)
+        assert line == "--database: the working directory was deleted: give an absolute path"
+    (tmp_path / "caseload.db").touch(0o600)
+    ended = caseload(tmp_path, "migrate", "--database", url(tmp_path / "caseload.db"), command=command)
+    assert ended.returncode == 0
+
+
 NO_DATABASES = {
     "postgresql": f"postgresql://user:{SECRET}@host/db",
     "postgres": f"postgres://user:{SECRET}@host/db",

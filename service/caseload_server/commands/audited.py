@@ -14,7 +14,7 @@ import click
 
 from caseload_server.commands.options import FilePath, Setting
 from caseload_server.commands.signals import InterruptibleCommand
-from caseload_server.config import SettingError
+from caseload_server.config import SettingError, check_own_file
 from caseload_server.observability import logs
 from caseload_server.observability.log_file import LogFile, LogSink
 from caseload_server.private_files import check_log_file
@@ -45,7 +45,10 @@ class AuditedCommand(click.Command):
         )
 
     def invoke(self, ctx: click.Context) -> Any:
-        sink, started, outcome = _sink(ctx.params.pop("access_log")), time.monotonic(), "failed"
+        log, files = ctx.params.pop("access_log"), (ctx.params.get("file"), ctx.params.get("metrics_file"))
+        if log:
+            check_own_file(_SETTING, log, ctx.params["database"], *files)
+        sink, started, outcome = _sink(log), time.monotonic(), "failed"
         fields = {"command": self.name, **_user(), "pid": os.getpid(), "arguments": _arguments(ctx.params)}
         try:
             _write(sink, "command_started", fields)

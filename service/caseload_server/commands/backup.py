@@ -39,6 +39,8 @@ def backup(file: Path, database: str, metrics_file: Path | None) -> None:
     """Copy the database into FILE. The server can keep running."""
     from caseload_server.store.backends.sqlite import backup
 
+    if metrics_file:
+        settings.check_own_file("--metrics-file", metrics_file, database, file)
     start_time = time.time()
     revision = _copy(backup.backup, ("--database", _sqlite_file(database)), ("FILE", file))
     if metrics_file:
