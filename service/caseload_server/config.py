@@ -25,6 +25,7 @@ _NO_PLAIN_FILE: Final = {
     r"^sqlite:///~|\$": "must not contain ~ or a variable, which nothing expands: write the whole path",
     r"/$": "must be a file, not a folder",
     r"/:[^/]*$": "must not begin the name of the file with a colon, which SQLite reserves",
+    r"[^/]{248}$": "has a name that is too long: SQLite needs room for a suffix, so use at most 247 bytes",
     r"-(wal|shm|journal)$": "is one of the files beside a database: give the database itself",
 }
 """Ways to write something else than a plain file in a SQLite URL, as regular expressions with what is wrong."""

@@ -87,6 +87,18 @@ def test_a_port_in_use_by_another_caseload_is_rejected(tmp_path: Path) -> None:
     assert line.startswith("--address: ")
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_machine_that_starts_no_thread_is_named(tmp_path: Path, workers: str) -> None:
+    """The limit on memory is one that root has too."""
+    migrate = ("migrate", "--database", url(tmp_path / "caseload.db"))
+    assert caseload(tmp_path, *migrate).returncode == 0
+    command = ("sh", "-c", 'ulimit -v 400000 && exec "$@"', "sh", *CASELOAD)
+    ended = caseload(tmp_path, *SERVE, *migrate[1:], "--workers", workers, command=command)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.splitlines()[-1].startswith("caseload: ulimit -u: no thread can be started: raise this limit")
+    assert "Traceback" not in ended.stderr
+
+
 # --- the database ---
 
 

@@ -46,7 +46,13 @@ NO_PLAIN_FILES = [
     *("file:data.db", "file::memory:?cache=shared", "sqlite:///file:data.db", "sqlite:///file:/tmp/data.db?mode=ro"),
     *("sqlite:///file::memory:?cache=shared", "sqlite:///memdb?mode=memory", "sqlite:///data.db?mode=rwc"),
     *("sqlite:///:data.db", "sqlite:///./:memory:", "sqlite:///data%20base.db", "sqlite:///C:\\data.db"),
-    *("sqlite:///~data.db", "sqlite:///$NAME.db", "sqlite:///data.db/", "sqlite:///data.db-wal"),
+    *(
+        "sqlite:///~data.db",
+        "sqlite:///$NAME.db",
+        "sqlite:///data.db/",
+        "sqlite:///data.db-wal",
+        f"sqlite:///{'x' * 248}",
+    ),
     *("sqlite+aiosqlite:///data.db", "sqlite3:///data.db", "jdbc:sqlite:data.db", "sqlite:data.db", "sqlite:/data.db"),
 ]
 
@@ -58,7 +64,7 @@ def test_a_spelling_that_means_no_plain_file_is_rejected_with_the_remedy(databas
     text = str(refused.value)
     assert text.startswith("--database: ")
     assert any(
-        remedy in text for remedy in ("sqlite:///", "write ", "with /", "a file", "begin", "the database itself")
+        remedy in text for remedy in ("sqlite:///", "write ", "with /", "a file", "begin", "the database itself", "247")
     )
     assert "data.db" not in text.replace("sqlite:///data/caseload.db", "")
 
@@ -79,6 +85,18 @@ def test_a_url_is_no_file(tmp_path: Path, command: str, file: str) -> None:
     migrate(tmp_path / "caseload.db")
     line = refusal(tmp_path, command, file, "--database", url(tmp_path / "caseload.db"))
     assert line == "FILE: must be the path of a file, not a URL or a special name of SQLite"
+
+
+@pytest.mark.parametrize("command", ["backup", "restore"])
+def test_a_copy_does_not_use_standard_streams(tmp_path: Path, command: str) -> None:
+    """A file named - would be no backup that anyone finds."""
+    line = refusal(tmp_path, command, "-", "--database", url(tmp_path / "caseload.db"))
+    assert line == "FILE: must be a file: only export and import use standard output and input"
+
+
+@pytest.mark.parametrize("command", ["backup", "restore", "export", "import"])
+def test_a_folder_is_no_file(tmp_path: Path, command: str) -> None:
+    assert refusal(tmp_path, command, "copies/", "--database", url(tmp_path / "caseload.db")) == "FILE: is not valid"
 
 
 def of_another_application(path: Path) -> None:

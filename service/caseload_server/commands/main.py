@@ -21,6 +21,9 @@ from caseload_server.commands.standard_streams import print_notice
 from caseload_server.commands.variables import check_variables, injected
 from caseload_server.config import SettingError
 
+_NO_THREAD = "can't start new thread"
+"""The text of Python's error."""
+
 
 @click.group(no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="caseload-server", message="caseload %(version)s")
@@ -74,5 +77,9 @@ def main() -> NoReturn:
         line = "unknown command or argument: see caseload --help"
     except click.Abort:
         line = "interrupted"
+    except RuntimeError as error:
+        if str(error) != _NO_THREAD:
+            raise
+        line = "ulimit -u: no thread can be started: raise this limit, or the limit of tasks or memory of its container"
     print_notice(f"caseload: {line}")
     sys.exit(2)

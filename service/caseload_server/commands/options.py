@@ -59,14 +59,16 @@ database_option = option(
 )
 
 
-def _check_file(_context: click.Context, _parameter: click.Parameter, file: Path | None) -> Path | None:
-    """Cleans a path as the value of a setting. Rejects a URL or a special name of SQLite, which would name a file."""
+def _check_file(context: click.Context, _parameter: click.Parameter, file: Path | None) -> Path | None:
+    """Cleans a path as the value of a setting. Rejects a URL, and special names, which would name a file."""
     if file is None:
         return None
+    if file == STANDARD and context.command.name not in ("export", "import"):
+        raise SettingError("FILE", "must be a file: only export and import use standard output and input")
     file = Path(clean_value("FILE", str(file)))
     if re.match("(?i):|file:|[a-z0-9+]+:/", str(file)):
         raise SettingError("FILE", "must be the path of a file, not a URL or a special name of SQLite")
     return file
 
 
-file_argument = click.argument("file", type=click.Path(path_type=Path), callback=_check_file)
+file_argument = click.argument("file", type=FilePath(), callback=_check_file)

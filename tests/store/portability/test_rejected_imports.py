@@ -176,6 +176,8 @@ FORMATS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "UTF-16": (lambda whole: whole.decode().encode("utf-16"), "line 1: is in UTF-16"),
     "UTF-16 without BOM": (lambda whole: whole.decode().encode("utf-16-le"), "line 1: is in UTF-16"),
     "UTF-16 big": (lambda whole: whole.decode().encode("utf-16-be"), "line 1: is in UTF-16"),
+    "UTF-32, big-endian": (lambda whole: whole.decode().encode("utf-32-be"), "line 1: is in UTF-16 or UTF-32"),
+    "zeros": (lambda whole: bytes(len(whole)), "line 1: begins with a NUL byte: the file is damaged"),
     "UTF-32": (lambda whole: whole.decode().encode("utf-32"), "line 1: is in UTF-16 or UTF-32"),
     "zstd": (lambda whole: b"\x28\xb5\x2f\xfd" + whole, "line 1: is compressed with zstd: decompress it first"),
     "bzip2": (bz2.compress, "line 1: is compressed with bzip2: decompress it first"),
