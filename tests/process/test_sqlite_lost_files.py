@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -27,7 +28,10 @@ pytestmark = pytest.mark.usefixtures("unrecorded")
 
 WRITES = 30
 IN_USE = "--database: another process has the file open with other -wal or -shm files: stop or restart it first"
-UNSAVED = "--database: its last commits were in a -wal file that is missing: move it back, or restore a backup"
+UNSAVED = (
+    "--database: its last commits were in a -wal file that is missing, emptied or overwritten: "
+    "move it back, or restore a backup"
+)
 
 COMMANDS = [
     *(("backup", "copy.db"), SERVE, ("verify",), ("export", "-"), ("import", "-"), ("log", "head"), ("migrate",)),
@@ -137,6 +141,34 @@ def test_a_lost_file_stops_writes_and_commands_and_a_kill_loses_nothing(
             assert "all acknowledged writes are in the database file: restart the server" in event["detail"]
     assert therapists(path) == names
     assert caseload(tmp_path, "verify", "--database", url(path)).returncode == 0
+
+
+@pytest.mark.parametrize("way", ["emptied", "overwritten"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_an_emptied_log_stops_writes_and_is_not_copied_into_the_database(
+    tmp_path: Path, way: str, number: signal.Signals
+) -> None:
+    path = tmp_path / "caseload.db"
+    log = Path(f"{path}-wal")
+    with ServerProcess(url(path)) as server:
+        write(server, "first")
+        before = path.read_bytes()
+        with log.open("r+b") as opened:
+            opened.truncate(0 if way == "emptied" else None)
+            opened.write(b"" if way == "emptied" else bytes(4096))
+        reasons = []
+        for name in ("second", "third"):
+            with pytest.raises(grpc.RpcError) as failed:
+                write(server, name)
+            reasons.append(refusal_of(failed.value).reason)
+        assert reasons[1] == "STORE_UNAVAILABLE"
+        eventually(lambda: caseload(tmp_path, "check", "--address", server.address).returncode)
+        _, events_text = server.stop(number)
+    [event] = events(events_text, "not ready")
+    assert "the -wal file was emptied or overwritten while it was open" in event["detail"]
+    assert path.read_bytes() == before
+    for command in COMMANDS[:2]:
+        assert refusal(tmp_path, *command, "--database", url(path)) == UNSAVED
 
 
 def test_commands_reject_a_database_that_replaced_a_served_one(tmp_path: Path) -> None:

@@ -246,4 +246,7 @@ class SqliteDatabase:
                     connection.close()
                 lock.release()
             # else a read outlived its grace period: it ends with the process
+        if self._files.has_damaged_log():  # what is missing in the -wal file would become empty pages of the database
+            self._writer.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        self._files.close()
         self._writer.close()  # closing the last connection of a file checkpoints it

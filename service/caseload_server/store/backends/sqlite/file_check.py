@@ -26,7 +26,9 @@ _RETRY_SECONDS: Final = 1.0
 """How long a fault must last. Another process opens its files one after the other, and may be restarting its log."""
 _WAL_HEADER_BYTES: Final = 32
 _FRAME_HEADER_BYTES: Final = 24
-_UNSAVED: Final = "its last commits were in a -wal file that is missing: move it back, or restore a backup"
+_UNSAVED: Final = (
+    "its last commits were in a -wal file that is missing, emptied or overwritten: move it back, or restore a backup"
+)
 _FOREIGN: Final = "another process has the file open with other -wal or -shm files: stop or restart it first"
 _STRAY: Final = "a -wal file of another database is beside it: move that file away"
 _ORPHANED: Final = "the file is missing or empty, but its -wal file has commits: move it back, or move that file away"
@@ -90,7 +92,7 @@ def _log_fault(path: Path) -> str:
     if lock_type == fcntl.F_UNLCK and is_shm_locked:  # the other process has another database file open
         return _FOREIGN
     index = _read_index(path)
-    is_unsaved = index is not None and index.frames > index.saved_frames and _size(path, "-wal") == 0
+    is_unsaved = index is not None and index.frames > index.saved_frames and not _is_log_of(path, index)
     return _UNSAVED if is_unsaved and _is_of_this_boot(Path(f"{path}-shm")) else ""
 
 
