@@ -251,6 +251,7 @@ class Model:
         after = Period(period.therapist, target, role, period.focus, 0)
         there = self.active(therapist=period.therapist, patient=target)
         self._place(after, None, [period])
+        after.expire = None if period.expire is None else max(after.start, period.expire)
         yield end_period(period, after.start, MERGED)
         if not there:
             self.periods.append(after)

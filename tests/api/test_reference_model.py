@@ -76,7 +76,9 @@ class CaseloadBesideItsModel(ModelComparison):
         self.transfer(("t1", "t2"), ["p0"], 0, 0, ignore_capacity=False)
         self.time_passes(60)
         self.transfer(("t2", "t1"), ["p0"], -30, 0, ignore_capacity=False)
+        self.assign("AssignPatient", ("t0", "p1"), (TREATING, "", None, 60), NO_FLAGS, 0)
         self.merge(("p1", "p2"), 0)
+        assert any(one.patient == "p2" and one.expire for one in self.model.active())
         self.unmerge("p1", 0)
 
     def once_by_a_taken_identifier(self, kind: str) -> None:

@@ -87,6 +87,18 @@ def test_a_list_of_both_states_has_an_expired_assignment_once_before_and_after_i
     assert found(STATE_ACTIVE, STATE_ENDED) == found(STATE_ENDED) == [[ended]] * 3
 
 
+@pytest.mark.parametrize("end", [RelationshipStore.end_expired, lambda store: delete(store, PATIENT, "p")])
+def test_the_changes_of_expiries_are_in_the_order_of_the_planned_ends(
+    unassigned: RelationshipStore, clock: Clock, end: Callable[[RelationshipStore], object]
+) -> None:
+    therapists(unassigned, "t2", "t3")
+    offsets = {"t": 3, "t2": 1, "t3": 2}
+    begun = {offset: assign(unassigned, one, "p", expire_us=clock() + offset) for one, offset in offsets.items()}
+    clock.advance(3)
+    end(unassigned)
+    assert expiries(unassigned) == [begun[offset].assignment_id for offset in sorted(begun)]
+
+
 def test_a_sweep_ends_what_has_expired_and_returns_the_next_planned_end(
     unassigned: RelationshipStore, clock: Clock
 ) -> None:

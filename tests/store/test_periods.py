@@ -54,6 +54,17 @@ def test_primary_periods_of_a_patient_may_not_overlap_across_therapists(pair: Re
     assert assign(pair, "t", role=ROLE_PRIMARY, start_us=200, replace=True).start_us == 200
 
 
+@pytest.mark.parametrize("therapist_ids", [("t", "u"), ("u", "t")])
+def test_of_two_periods_that_end_at_once_an_error_names_the_first_recorded(
+    pair: RelationshipStore, therapist_ids: tuple[str, str]
+) -> None:
+    roles = {"t": ROLE_TREATING, "u": ROLE_PRIMARY}
+    first, _ = [ended(pair, 100, 200, one, role=roles[one]) for one in therapist_ids]
+    with pytest.raises(errors.PeriodOverlaps) as refusal:
+        assign(pair, "t", role=ROLE_PRIMARY, start_us=199)
+    assert refusal.value.metadata == {"assignment_id": first.assignment_id}
+
+
 def test_primary_periods_of_different_patients_may_overlap(pair: RelationshipStore) -> None:
     make(pair, PATIENT, "q")
     assign(pair, "t", "q", role=ROLE_PRIMARY, start_us=100)

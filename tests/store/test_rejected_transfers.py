@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import pytest
 from caseload_server.domain import errors
-from caseload_server.domain.requests import Delete, Transfer
+from caseload_server.domain.requests import Delete, Merge, Transfer
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 
 from tests.store.store_builders import (
@@ -102,6 +102,24 @@ def test_a_rejected_transfer_names_at_most_fifteen_missing_patients(filled_store
             transfer(filled_store, "s", "t", *ids)
         assert caught.value.metadata == {"missing": "40"}
         assert [(one.type, one.name) for one in caught.value.resources] == [(kind, one) for one in ids[:15]]
+
+
+@pytest.mark.parametrize("ids", [("d", "b"), ("b", "d")])
+def test_errors_name_patients_in_the_order_of_the_request(
+    filled_store: RelationshipStore, ids: tuple[str, str]
+) -> None:
+    def named(error: type[errors.DomainError]) -> tuple[str, ...]:
+        with pytest.raises(error) as caught:
+            transfer(filled_store, "s", "t", *ids)
+        return tuple(one.name for one in caught.value.resources)
+
+    for one in ids:
+        filled_store.delete(PATIENT, Delete(one, force=True), CALL)
+    assert named(errors.PatientDeleted) == ids
+    for one in ids:
+        filled_store.undelete(PATIENT, one, CALL)
+        filled_store.merge(Merge(one, "a"), CALL)
+    assert named(errors.PatientMerged) == ids[:1]
 
 
 def test_a_rejected_transfer_reports_the_first_failed_check(filled_store: RelationshipStore) -> None:

@@ -62,7 +62,7 @@ class PatientServiceStub:
 
     validate_only. The server runs the whole write, then rolls it back. The response or error is that
     of the write, but revision and the ids and etags that the write would generate are empty. With a
-    request_id that was already used, the response is that of the replay.
+    request_id that was already used, the response is that of the replay, with an empty revision.
 
     revision. An opaque string. When a call changes nothing, it is the head revision of the store.
     """
@@ -346,7 +346,7 @@ class PatientServiceAsyncStub(PatientServiceStub):
 
     validate_only. The server runs the whole write, then rolls it back. The response or error is that
     of the write, but revision and the ids and etags that the write would generate are empty. With a
-    request_id that was already used, the response is that of the replay.
+    request_id that was already used, the response is that of the replay, with an empty revision.
 
     revision. An opaque string. When a call changes nothing, it is the head revision of the store.
     """
@@ -626,7 +626,7 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
 
     validate_only. The server runs the whole write, then rolls it back. The response or error is that
     of the write, but revision and the ids and etags that the write would generate are empty. With a
-    request_id that was already used, the response is that of the replay.
+    request_id that was already used, the response is that of the replay, with an empty revision.
 
     revision. An opaque string. When a call changes nothing, it is the head revision of the store.
     """

@@ -41,7 +41,7 @@ class TherapistServiceStub(object):
 
     validate_only. The server runs the whole write, then rolls it back. The response or error is that
     of the write, but revision and the ids and etags that the write would generate are empty. With a
-    request_id that was already used, the response is that of the replay.
+    request_id that was already used, the response is that of the replay, with an empty revision.
 
     revision. An opaque string. When a call changes nothing, it is the head revision of the store.
     """
@@ -140,7 +140,7 @@ class TherapistServiceServicer(object):
 
     validate_only. The server runs the whole write, then rolls it back. The response or error is that
     of the write, but revision and the ids and etags that the write would generate are empty. With a
-    request_id that was already used, the response is that of the replay.
+    request_id that was already used, the response is that of the replay, with an empty revision.
 
     revision. An opaque string. When a call changes nothing, it is the head revision of the store.
     """
@@ -464,7 +464,7 @@ class TherapistService(object):
 
     validate_only. The server runs the whole write, then rolls it back. The response or error is that
     of the write, but revision and the ids and etags that the write would generate are empty. With a
-    request_id that was already used, the response is that of the replay.
+    request_id that was already used, the response is that of the replay, with an empty revision.
 
     revision. An opaque string. When a call changes nothing, it is the head revision of the store.
     """

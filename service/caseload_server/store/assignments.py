@@ -44,7 +44,7 @@ SELECT assignment_id, end_us FROM assignment
 WHERE patient_id = :patient_id AND end_us > :start_us AND end_us > start_us AND start_us < :before_us
     AND end_reason <> {enums.END_ENTERED_IN_ERROR}
     AND (therapist_id = :therapist_id OR role = :exclusive_role)
-ORDER BY end_us DESC LIMIT 1"""
+ORDER BY end_us DESC, assignment_id LIMIT 1"""
 _INSERT = f"""
 INSERT INTO assignment ({", ".join(Assignment._fields)})
 VALUES ({", ".join(f":{column}" for column in Assignment._fields)})"""

@@ -82,9 +82,9 @@ def end_due(write: Write, periods: Iterable[Assignment]) -> list[Assignment]:
 
 
 def _end(write: Write, due: list[Assignment]) -> None:
-    """Ends expired periods, each in a change set of its own."""
+    """Ends expired periods, each in a change set of its own, in the order in which they expired."""
     counts = CountChanges()
-    for period in due:
+    for period in sorted(due, key=lambda one: (one.expire_us or 0, one.assignment_id)):
         counts.add(period, -1)
         write.by_server(EXPIRY_CALL).record_change(
             enums.CHANGE_UPDATED, period, "state", "end_time", "end_reason", "ended_by"

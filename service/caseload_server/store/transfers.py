@@ -5,7 +5,7 @@ import json
 from caseload_server.domain import enums, errors, limits, requests
 from caseload_server.domain.records import Assignment, Therapist
 from caseload_server.store import assignments, expiry, records
-from caseload_server.store.backends.protocol import SerializationConflict
+from caseload_server.store.backends.protocol import Row, SerializationConflict
 from caseload_server.store.counts import CountChanges
 from caseload_server.store.records import PATIENT, THERAPIST
 from caseload_server.store.write_transaction import Write
@@ -28,17 +28,13 @@ def transfer(write: Write, request: requests.Transfer) -> tuple[list[Assignment]
     locked = _lock(write, request)
     source = records.require(write, THERAPIST, request.source_id)
     target = records.require(write, THERAPIST, request.target_id)
-    rows = write.run(_SELECT_PATIENTS, {"ids": json.dumps(request.patient_ids)})
-    patients: dict[str, int | None] = {patient_id: deleted_us for patient_id, deleted_us, _ in rows}
+    patients = {row[0]: row for row in write.run(_SELECT_PATIENTS, {"ids": json.dumps(request.patient_ids)})}
     if missing := [patient_id for patient_id in request.patient_ids if patient_id not in patients]:
         raise records.not_found(PATIENT, missing)
     for therapist in (source, target):
         if therapist.deleted_us is not None:
             raise errors.TherapistDeleted(therapist_id=therapist.therapist_id)
-    for patient_id in (patient_id for patient_id, _, merged_into in rows if merged_into):
-        raise records.merged(write, patient_id)
-    if deleted := [patient_id for patient_id, deleted_us in patients.items() if deleted_us is not None]:
-        raise errors.PatientDeleted(resources=records.resources(PATIENT, deleted))
+    _refuse_gone(write, [patients[patient_id] for patient_id in request.patient_ids])
     moved = _select_moved(write, request, locked)
     _refuse_early_end(moved, request.effective_us)
     if moved and target.status != enums.STATUS_ACTIVE:
@@ -51,6 +47,15 @@ def transfer(write: Write, request: requests.Transfer) -> tuple[list[Assignment]
         active.append(target_period)
     counts.save(write)
     return ended + active, len(ended)
+
+
+def _refuse_gone(write: Write, patients: list[Row]) -> None:
+    """Raises PatientMerged, PatientDeleted. Args: patients, rows of _SELECT_PATIENTS in the order of the request."""
+    for patient_id, _, merged_into in patients:
+        if merged_into:
+            raise records.merged(write, patient_id)
+    if deleted := [patient_id for patient_id, deleted_us, _ in patients if deleted_us is not None]:
+        raise errors.PatientDeleted(resources=records.resources(PATIENT, deleted))
 
 
 def _lock(write: Write, request: requests.Transfer) -> set[str]:
