@@ -111,6 +111,16 @@ REFUSED: list[tuple[Edit, str]] = [
     (replaced("patient", "}}\n", "}}{}\n"), "line 9: is not a JSON object with one name"),
     (replaced("patient", "}}\n", '},"x":1}\n'), "line 9: is not a JSON object with one name"),
     (replaced("patient", '{"patient":{', '{"patient":[{'), "line 9: is not a JSON object"),
+    (replaced("patient", '"email":""', f'"email":"{SECRET}","email":""'), "line 9: patient.email: is there twice"),
+    (replaced("patient", '"email":""', '"email":"","ema\\u0069l" : ""'), "line 9: patient.email: is there twice"),
+    (replaced("patient", '"email":""', f'"{SECRET}":1,"{SECRET}":2'), "line 9: has a key twice"),
+    (replaced("patient", "}}\n", '},"patient":{}}\n'), "line 9: has a key twice"),
+    (replaced("caseload", '"secret":"', '"secret":"","secret":"'), "line 1: has a key twice"),
+    (replaced("end", '"rows":', '"rows":{},"rows":'), "has a key twice"),
+    (
+        replaced("patient", r'"annotations":"{\"k\"', rf'"annotations":"{{\"k\":\"{SECRET}\",\"k\"'),
+        "line 9: patient.annotations: is not valid JSON",
+    ),
     (replaced("patient", '"email":""', f'"email":"{SECRET * 100_000}"'), "line 9: is not a JSON object"),
     (replaced("therapist", '"specialties":"[', '"specialties":"[7,'), "line 3: therapist.specialties: is not"),
     (

@@ -19,7 +19,23 @@ PAGE_ROWS: Final = 1000
 """Rows that are read or parsed at once."""
 DIGEST_ALGORITHM: Final = "sha256"
 dumps: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=bytes.hex).encode
-_scan = make_scanner(json.JSONDecoder())  # type: ignore[arg-type]  # typeshed declares it as a class
+
+
+class DuplicateKey(ValueError):
+    """A JSON object has a key twice. The argument is the key."""
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns the object of these pairs. JSON readers differ in which of two equal keys counts. Raises DuplicateKey."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise DuplicateKey(next(key for key in found if keys.count(key) > 1))
+    return found
+
+
+_scan = make_scanner(json.JSONDecoder(object_pairs_hook=_without_duplicates))  # type: ignore[arg-type]  # typeshed
+# declares it as a class
 
 
 class Table(NamedTuple):

@@ -79,14 +79,19 @@ def _next_page(lines: Iterator[bytes]) -> list[bytes]:
     return page
 
 
-def _parse_line(number: int, line: bytes) -> tuple[str, dict[str, Any]]:
-    """Returns the name in a line and the columns under it. Raises ImportRefused."""
+def _parse_line(number: int, line: bytes, table: Table | None = None) -> tuple[str, dict[str, Any]]:
+    """Returns the name in a line and the columns under it. Raises ImportRefused. Args: table, that of the line."""
     try:
         if b"\r" in line:  # JSON would allow it, and only the digest would not match
             raise refusal(number, "has a carriage return: line ends must be LF, not CRLF")
         text = line.decode()
         [value] = content.parse_all([text.removesuffix("\n")])
         [(name, columns)] = value.items()
+    except content.DuplicateKey as error:
+        [key] = error.args
+        if table and key in table.columns:
+            raise refusal(number, f"{table.name}.{key}: is there twice") from None
+        raise refusal(number, "has a key twice") from None
     except (ValueError, AttributeError, RecursionError):
         raise refusal(number, "is not a JSON object with one name, or is truncated") from None
     if type(columns) is not dict or not text.endswith("\n"):
@@ -147,7 +152,7 @@ class _ParsedRows:
         except (ValueError, LookupError, TypeError, RecursionError):
             pass
         # Line by line, to find the invalid one.
-        return [_parse_line(number, line)[1] for number, line in enumerate(lines, self._first)]
+        return [_parse_line(number, line, self._table)[1] for number, line in enumerate(lines, self._first)]
 
     def _check_column(self, name: str, types: tuple[type, ...], values: tuple[Any, ...]) -> Sequence[Any]:
         """Returns the values of one column as they are stored. Raises ImportRefused."""
