@@ -6,16 +6,13 @@ from operator import lt
 from typing import Any, BinaryIO, Final, NamedTuple
 
 from caseload_server.store.backends.protocol import Row
-from caseload_server.store.portability import content
+from caseload_server.store.portability import content, value_rules
 from caseload_server.store.portability.content import PAGE_ROWS, TABLES, ContentDigest, MalformedColumn, Table
 from caseload_server.store.portability.export import FORMAT
 from caseload_server.store.portability.import_lines import ImportRefused, lines_of, refusal
 
 HEADER: Final = "caseload"
 END: Final = "end"
-_TIME_BOUNDS: Final = (-62_135_596_800_000_000, 253_402_300_799_999_999)
-"""The range of a protobuf Timestamp, the years 1 to 9999, in microseconds since 1970."""
-_NUMBER_BOUNDS: Final = (0, 2**63 - 1)
 _PAGE_BYTES: Final = 4 * 1024 * 1024
 """Lines of together this size are parsed at once, even if they are fewer than PAGE_ROWS."""
 
@@ -160,12 +157,8 @@ class _ParsedRows:
         if not set(map(type, values)) <= json_types:
             index = [type(value) in json_types for value in values].index(False)
             raise self._refusal(index, name, "has the wrong type")
-        if int in types:
-            least, most = _TIME_BOUNDS if name.endswith("_us") else _NUMBER_BOUNDS
-            numbers = [least if value is None else value for value in values] if len(types) > 1 else values
-            if min(numbers) < least or max(numbers) > most:
-                index = [least <= value <= most for value in numbers].index(False)
-                raise self._refusal(index, name, "is out of range")
+        for index in value_rules.invalid(self._table, name, values):
+            raise self._refusal(index, name, "is out of range" if int in types else "is malformed")
         return [self._from_hex(index, name, value) for index, value in enumerate(values)] if bytes in types else values
 
     def _from_hex(self, index: int, column: str, value: str) -> bytes:
