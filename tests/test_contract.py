@@ -309,6 +309,7 @@ def test_the_domain_enums_match_the_contract() -> None:
         "PATIENT_DISCHARGED": {resources_pb2.Patient.STATUS_DISCHARGED},
         "ROLE_PRIMARY": {resources_pb2.Assignment.ROLE_PRIMARY},
         "ROLE_TREATING": {resources_pb2.Assignment.ROLE_TREATING},
+        "ROLE_COVERING": {resources_pb2.Assignment.ROLE_COVERING},
         "STATE_ACTIVE": {resources_pb2.Assignment.STATE_ACTIVE},
         "STATE_ENDED": {resources_pb2.Assignment.STATE_ENDED},
         "END_TRANSFERRED": {resources_pb2.Assignment.END_REASON_TRANSFERRED},

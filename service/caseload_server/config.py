@@ -241,13 +241,20 @@ def has_password(database: str) -> bool:
 
 
 def _proxy_network(text: str) -> IpNetwork:
-    """Parses an address or a network. Raises SettingError, also for one that contains every address."""
+    """Parses an address or a network. Raises SettingError, also for one that contains every address, and for a zone."""
     try:
-        network = ipaddress.ip_network(text.strip())
+        network = _unmapped(ipaddress.ip_network(text.strip()))
     except ValueError:
         network = None
-    if network is None or not network.prefixlen:
+    if network is None or not network.prefixlen or "%" in text:
         raise SettingError("--behind-proxy", "must be addresses or networks, such as 10.0.0.0/24, separated by commas")
+    return network
+
+
+def _unmapped(network: IpNetwork) -> IpNetwork:
+    """Returns the IPv4 network that an IPv4-mapped one stands for: addresses are compared as IPv4 addresses."""
+    if network.version == 6 and (address := network.network_address.ipv4_mapped):
+        return ipaddress.IPv4Network((address, network.prefixlen - 96))
     return network
 
 

@@ -269,6 +269,16 @@ def test_a_stuck_reader_is_disconnected_and_frees_its_slot(database_url: str, mo
             assert caught.value.code() == grpc.StatusCode.CANCELLED
 
 
+def test_a_stop_ends_the_wait_for_a_commit(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres, "_POLL_SECONDS", NEVER_SECONDS)
+    with serving(database_url) as server, ApiDriver(server.address) as api, WatchReader(api) as follower:
+        api.patients("p1")
+        follower.wait_through(api.head())
+        server._watches.close()
+        follower.join()
+        join(server._watches._thread)
+
+
 def test_a_purge_ends_only_watches_that_have_not_read_the_purged_changes(
     server: CaseloadServer, api: ApiDriver
 ) -> None:

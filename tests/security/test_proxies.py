@@ -61,6 +61,11 @@ def test_the_peer_of_a_proxys_call_is_the_last_address_that_is_not_a_proxy(
     assert logged_peer(tmp_path, keys_file, LOOPBACK, ("x-forwarded-for", header)) == peer
 
 
+@pytest.mark.parametrize("proxies", ["::ffff:127.0.0.1", "::ffff:7f00:0/104"])
+def test_an_ipv4_mapped_address_stands_for_the_ipv4_address(tmp_path: Path, keys_file: KeysFile, proxies: str) -> None:
+    assert logged_peer(tmp_path, keys_file, proxies, ("x-forwarded-for", "192.0.2.7")) == "ipv4:192.0.2.7"
+
+
 @pytest.mark.parametrize(
     ("proxies", "header"),
     [
@@ -82,7 +87,13 @@ def test_a_header_of_a_stranger_and_a_malformed_one_leave_the_address_of_the_con
     assert peer.startswith("ipv4:127.0.0.1:")
 
 
-@pytest.mark.parametrize("proxies", ["", " ", "10.0.0.0/24,", "proxy.example.org", "10.0.0.1/24", "0.0.0.0/0", "::/0"])
+@pytest.mark.parametrize(
+    "proxies",
+    [
+        *("", " ", "10.0.0.0/24,", "proxy.example.org", "10.0.0.1/24", "0.0.0.0/0", "::/0"),
+        *("::ffff:0:0/96", "::ffff:10.0.0.1/120", "fe80::1%eth0"),
+    ],
+)
 def test_an_address_of_a_proxy_that_cannot_be_meant_is_rejected(keys_file: KeysFile, proxies: str) -> None:
     with pytest.raises(SettingError, match=r"^--behind-proxy: must be addresses or networks"):
         Config(keys_file=keys_file.path, behind_proxy=proxies).check()

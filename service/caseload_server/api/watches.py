@@ -173,6 +173,7 @@ class Watches:
             stuck = list(self._open)
         for watch in stuck:
             watch.context.cancel()
+        self._store.stop_waiting()
         self._thread.join(_CLOSE_TIMEOUT_SECONDS)  # when a hung database holds the thread, it ends with the process
 
     def _wake_all(self) -> None:

@@ -9,6 +9,8 @@ PATIENT_DISCHARGED: Final = 2
 
 ROLE_PRIMARY: Final = 1
 ROLE_TREATING: Final = 2
+ROLE_COVERING: Final = 4
+"""The last of the roles."""
 
 STATE_ACTIVE: Final = 1
 STATE_ENDED: Final = 2

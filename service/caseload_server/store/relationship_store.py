@@ -263,6 +263,10 @@ class RelationshipStore:
         """Returns when another process may have committed, after half a second at most. Call it from one thread."""
         self._database.wait_for_commit()
 
+    def stop_waiting(self) -> None:
+        """Ends wait_for_commit, now and in future. Any thread may call it."""
+        self._database.stop_waiting()
+
     def close(self) -> None:
         """Finishes the writes in progress and closes the database."""
         self._database.close()

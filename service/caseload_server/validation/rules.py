@@ -22,10 +22,8 @@ from caseload_server.domain.id_formats import (
     UUID_PATTERN,
     are_ids,
 )
+from caseload_server.domain.value_formats import CODE_PATTERN, EMAIL_PATTERN, PHONE_PATTERN
 
-_CODE_PATTERN = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-_PHONE_PATTERN = re.compile(r"\+[1-9][0-9]{1,14}")
-_EMAIL_PATTERN = re.compile(r"[^\s@]+@[^\s@]+")
 _URI_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:[!-~]+")
 _CONTROL_PATTERN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters of every kind. Those that set the writing direction could make one name look like another."""
@@ -152,11 +150,11 @@ def _matching_text(pattern: re.Pattern[str], min_length: int, max_length: int, d
 _KEBAB_CASE = "must be in kebab-case: a-z and 0-9, with - between words"
 
 email = _matching_text(
-    _EMAIL_PATTERN, 0, 254, "must be an e-mail address: one @, something on both sides, no white space"
+    EMAIL_PATTERN, 0, 254, "must be an e-mail address: one @, something on both sides, no white space"
 )
-phone_number = _matching_text(_PHONE_PATTERN, 0, 16, "must be an E.164 number: + and 2 to 15 digits")
-code = _matching_text(_CODE_PATTERN, 0, 64, _KEBAB_CASE)
-required_code = _matching_text(_CODE_PATTERN, 1, 64, _KEBAB_CASE)
+phone_number = _matching_text(PHONE_PATTERN, 0, 16, "must be an E.164 number: + and 2 to 15 digits")
+code = _matching_text(CODE_PATTERN, 0, 64, _KEBAB_CASE)
+required_code = _matching_text(CODE_PATTERN, 1, 64, _KEBAB_CASE)
 _identifier_system = _matching_text(_URI_PATTERN, 1, 200, "must be a URI")
 _identifier_value = text(1, 200)
 

@@ -61,7 +61,7 @@ def fill(store: RelationshipStore) -> None:
         more: Fields = {"display_name": name, "aliases": aliases}
         make(store, THERAPIST, f"t{number}", identifiers=identifiers, specialties='["a","b"]', **more)
         make(store, PATIENT, f"p{number}", birth_date="1990-02-03", annotations='{"k":"\\""}', **more)
-        assign(store, f"t{number}", f"p{number}", role=ROLE_PRIMARY, focus=name)
+        assign(store, f"t{number}", f"p{number}", role=ROLE_PRIMARY, focus=f"focus-{number}")
     store.purger.purge_changes(2**62)
     unassign(store, "t1", "p1", end_reason=5)
     assign(store, "t1", "p2", expire_us=EXPIRE_US)

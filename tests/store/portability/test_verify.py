@@ -278,6 +278,34 @@ def test_verify_reports_invalid_json_of_a_record(filled_store: RelationshipStore
     assert (found.records, found.ids) == (1, ["u"])
 
 
+@pytest.mark.parametrize(
+    ("rule", "statement", "ids"),
+    [
+        ("each birth_date in patient is valid", "UPDATE patient SET birth_date = '1990-02-30'", ["p", "q"]),
+        ("each etag in therapist is valid", "UPDATE therapist SET etag = '' WHERE therapist_id = 'u'", ["u"]),
+        ("each created_us in therapist is valid", f"UPDATE therapist SET created_us = {2**62}", ["t", "u"]),
+        ("each end_reason in assignment is valid", "UPDATE assignment SET end_reason = 10 WHERE end_us = 2000", None),
+        (
+            "each assignment_id in assignment is valid",
+            "UPDATE assignment SET assignment_id = 'Ada Lovelace' WHERE end_us = 2000",
+            ["malformed id"],
+        ),
+        ("each record_id in purged is valid", "INSERT INTO purged VALUES ('patient', 'Ada Lovelace')", ["patient"]),
+        (
+            "annotations of each patient is valid JSON for its column",
+            """UPDATE patient SET annotations = '{"k":"a","k":"b"}'""",
+            ["p", "q"],
+        ),
+    ],
+)
+def test_verify_reports_values_that_no_request_could_have_stored(
+    filled_store: RelationshipStore, rule: str, statement: str, ids: list[str] | None
+) -> None:
+    run(filled_store, statement)
+    found = broken(filled_store)[rule]
+    assert ids is None or found.ids == ids
+
+
 def test_verify_names_ten_ids_and_counts_all(store: RelationshipStore) -> None:
     for number in range(25):
         make(store, PATIENT, f"p{number:02}")
@@ -310,7 +338,7 @@ def test_verify_accepts_unusual_but_valid_states(filled_store: RelationshipStore
 CHANGES: list[Any] = [
     "UPDATE store SET head_revision = head_revision + 1",
     "UPDATE store SET oldest_revision = oldest_revision + 1",
-    "UPDATE therapist SET email = 'x' WHERE therapist_id = 'u'",
+    "UPDATE therapist SET email = 'x@example.org' WHERE therapist_id = 'u'",
     "UPDATE patient SET etag = 'x' WHERE patient_id = 'q'",
     "UPDATE assignment SET focus = 'x' WHERE end_us = 2000",
     "UPDATE change_set SET actor = 'x' WHERE revision = 3",

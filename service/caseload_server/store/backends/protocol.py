@@ -147,5 +147,8 @@ class Database(Protocol):
     def wait_for_commit(self) -> None:
         """Returns when another process may have committed, after half a second at most. Call it from one thread."""
 
+    def stop_waiting(self) -> None:
+        """Ends wait_for_commit, now and in future. Any thread may call it."""
+
     def close(self) -> None:
         """Finishes the writes in progress and closes all connections. Acknowledged writes are already durable."""

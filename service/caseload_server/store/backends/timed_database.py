@@ -128,5 +128,8 @@ class TimedDatabase:
     def wait_for_commit(self) -> None:
         self._database.wait_for_commit()
 
+    def stop_waiting(self) -> None:
+        self._database.stop_waiting()
+
     def close(self) -> None:
         self._database.close()

@@ -12,6 +12,7 @@ from json.scanner import make_scanner
 from typing import Any, Final, NamedTuple, get_args, get_type_hints
 
 from caseload_server.domain.records import Assignment, Patient, Therapist
+from caseload_server.domain.value_formats import CODE_PATTERN
 from caseload_server.store.backends.protocol import Row, Transaction, Value
 from caseload_server.store.search import record_words
 
@@ -19,7 +20,23 @@ PAGE_ROWS: Final = 1000
 """Rows that are read or parsed at once."""
 DIGEST_ALGORITHM: Final = "sha256"
 dumps: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=bytes.hex).encode
-_scan = make_scanner(json.JSONDecoder())  # type: ignore[arg-type]  # typeshed declares it as a class
+
+
+class DuplicateKey(ValueError):
+    """A JSON object has a key twice. The argument is the key."""
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns the object of these pairs. JSON readers differ in which of two equal keys counts. Raises DuplicateKey."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise DuplicateKey(next(key for key in found if keys.count(key) > 1))
+    return found
+
+
+_scan = make_scanner(json.JSONDecoder(object_pairs_hook=_without_duplicates))  # type: ignore[arg-type]  # typeshed
+# declares it as a class
 
 
 class Table(NamedTuple):
@@ -229,6 +246,10 @@ def _all_lists_of_strings(values: list[Any]) -> bool:
     return _all_of_type(list, values) and _all_of_type(str, chain.from_iterable(values))
 
 
+def _all_lists_of_codes(values: list[Any]) -> bool:
+    return _all_lists_of_strings(values) and all(map(CODE_PATTERN.fullmatch, {*chain.from_iterable(values)}))
+
+
 def _all_lists_of_pairs(values: list[Any]) -> bool:
     if not _all_of_type(list, values):
         return False
@@ -244,5 +265,5 @@ _HAS_VALID_SHAPE: Final[dict[str, Callable[[list[Any]], bool]]] = {
     "aliases": _all_lists_of_strings,
     "annotations": _all_maps_of_strings,
     "identifiers": _all_lists_of_pairs,
-    "specialties": _all_lists_of_strings,
+    "specialties": _all_lists_of_codes,
 }

@@ -6,16 +6,13 @@ from operator import lt
 from typing import Any, BinaryIO, Final, NamedTuple
 
 from caseload_server.store.backends.protocol import Row
-from caseload_server.store.portability import content
+from caseload_server.store.portability import content, value_rules
 from caseload_server.store.portability.content import PAGE_ROWS, TABLES, ContentDigest, MalformedColumn, Table
 from caseload_server.store.portability.export import FORMAT
 from caseload_server.store.portability.import_lines import ImportRefused, lines_of, refusal
 
 HEADER: Final = "caseload"
 END: Final = "end"
-_TIME_BOUNDS: Final = (-62_135_596_800_000_000, 253_402_300_799_999_999)
-"""The range of a protobuf Timestamp, the years 1 to 9999, in microseconds since 1970."""
-_NUMBER_BOUNDS: Final = (0, 2**63 - 1)
 _PAGE_BYTES: Final = 4 * 1024 * 1024
 """Lines of together this size are parsed at once, even if they are fewer than PAGE_ROWS."""
 
@@ -79,14 +76,19 @@ def _next_page(lines: Iterator[bytes]) -> list[bytes]:
     return page
 
 
-def _parse_line(number: int, line: bytes) -> tuple[str, dict[str, Any]]:
-    """Returns the name in a line and the columns under it. Raises ImportRefused."""
+def _parse_line(number: int, line: bytes, table: Table | None = None) -> tuple[str, dict[str, Any]]:
+    """Returns the name in a line and the columns under it. Raises ImportRefused. Args: table, that of the line."""
     try:
         if b"\r" in line:  # JSON would allow it, and only the digest would not match
             raise refusal(number, "has a carriage return: line ends must be LF, not CRLF")
         text = line.decode()
         [value] = content.parse_all([text.removesuffix("\n")])
         [(name, columns)] = value.items()
+    except content.DuplicateKey as error:
+        [key] = error.args
+        if table and key in table.columns:
+            raise refusal(number, f"{table.name}.{key}: is there twice") from None
+        raise refusal(number, "has a key twice") from None
     except (ValueError, AttributeError, RecursionError):
         raise refusal(number, "is not a JSON object with one name, or is truncated") from None
     if type(columns) is not dict or not text.endswith("\n"):
@@ -147,7 +149,7 @@ class _ParsedRows:
         except (ValueError, LookupError, TypeError, RecursionError):
             pass
         # Line by line, to find the invalid one.
-        return [_parse_line(number, line)[1] for number, line in enumerate(lines, self._first)]
+        return [_parse_line(number, line, self._table)[1] for number, line in enumerate(lines, self._first)]
 
     def _check_column(self, name: str, types: tuple[type, ...], values: tuple[Any, ...]) -> Sequence[Any]:
         """Returns the values of one column as they are stored. Raises ImportRefused."""
@@ -155,12 +157,8 @@ class _ParsedRows:
         if not set(map(type, values)) <= json_types:
             index = [type(value) in json_types for value in values].index(False)
             raise self._refusal(index, name, "has the wrong type")
-        if int in types:
-            least, most = _TIME_BOUNDS if name.endswith("_us") else _NUMBER_BOUNDS
-            numbers = [least if value is None else value for value in values] if len(types) > 1 else values
-            if min(numbers) < least or max(numbers) > most:
-                index = [least <= value <= most for value in numbers].index(False)
-                raise self._refusal(index, name, "is out of range")
+        for index in value_rules.invalid(self._table, name, values):
+            raise self._refusal(index, name, "is out of range" if int in types else "is malformed")
         return [self._from_hex(index, name, value) for index, value in enumerate(values)] if bytes in types else values
 
     def _from_hex(self, index: int, column: str, value: str) -> bytes:

@@ -10,8 +10,9 @@ from caseload_server.domain.enums import (
     ROLE_PRIMARY,
     THERAPIST_INACTIVE,
 )
+from caseload_server.domain.id_formats import ID_PATTERN
 from caseload_server.store.backends.protocol import Row, Transaction
-from caseload_server.store.portability import content
+from caseload_server.store.portability import content, value_rules
 from caseload_server.store.portability.content import (
     SEARCH_TABLES,
     TABLES,
@@ -226,9 +227,16 @@ class ContentCheck:
     def _read_table(self, table: Table, progress: Progress) -> None:
         for rows in content.pages(self._transaction, table):
             self.content_digest.add(table, len(rows), content.to_lines(table, rows))
+            self._check_values(table, rows)
             if "display_name" in table.columns:
                 self._compare(table, rows)
             progress(len(rows))
+
+    def _check_values(self, table: Table, rows: list[Row]) -> None:
+        for column, values in zip(table.columns, zip(*rows, strict=True), strict=True):
+            keys = [str(rows[index][0]) for index in value_rules.invalid(table, column, values)]
+            ids = [key if ID_PATTERN.fullmatch(key) else "malformed id" for key in keys]
+            self._add(f"each {column} in {table.name} is valid", ids)
 
     def _compare(self, table: Table, rows: list[Row]) -> None:
         """Compares the search rows of one page of records with what the records say."""

@@ -4,8 +4,9 @@ Transactions are read committed. Row locks, unique indexes and the order of revi
 https://www.postgresql.org/docs/current/transaction-iso.html, https://www.psycopg.org/psycopg3/docs/
 """
 
+import select
+import socket
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -81,6 +82,7 @@ class PostgresDatabase:
         self._writer.pool.on_connect_failure = self._readers.give_way
         self._connect = partial(self._connect_beside_pools, url)
         self._listener: Connection | None = None
+        self._wake, self._woken = socket.socketpair()
         self._store_check = StoreCheck(self._connect)
         self._activity = ActivitySampler(partial(connect, url))
 
@@ -94,7 +96,11 @@ class PostgresDatabase:
 
     def open(self) -> None:
         """Opens the connection of `check`, whose lock excludes imports. Raises SchemaError, psycopg.Error."""
-        self._store_check.open()
+        try:
+            self._store_check.open()
+        except BaseException:
+            self.close()
+            raise
 
     def read(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
         return retry(partial(self._read, sql, parameters))
@@ -171,13 +177,25 @@ class PostgresDatabase:
                 self._listener = self._connect()
                 self._listener.execute(f"LISTEN {_CHANNEL}")
                 return  # earlier commits sent no notification to it: the caller looks now
-            for _ in self._listener.notifies(timeout=_POLL_SECONDS, stop_after=1):
+            self._pause(self._listener.fileno())
+            for _ in self._listener.notifies(timeout=0):
                 pass
         except psycopg.Error:
             if self._listener is not None:
                 self._listener.close()
             self._listener = None
-            time.sleep(_POLL_SECONDS)
+            self._pause()
+
+    def _pause(self, *files: int) -> None:
+        """Waits until one of the files can be read or stop_waiting() is called, for _POLL_SECONDS at most."""
+        poll = select.poll()
+        with suppress(ValueError):  # close() was not able to wait for this thread
+            for file in (self._woken.fileno(), *files):
+                poll.register(file, select.POLLIN)
+            poll.poll(_POLL_SECONDS * 1000)
+
+    def stop_waiting(self) -> None:
+        self._wake.close()  # the other end can be read from now on
 
     def _close_pools(self) -> None:
         for pool in self._pools:
@@ -191,3 +209,5 @@ class PostgresDatabase:
         self._store_check.close()
         if self._listener is not None:
             self._listener.close()
+        self._wake.close()
+        self._woken.close()

@@ -234,6 +234,9 @@ class SqliteDatabase:
     def wait_for_commit(self) -> None:
         time.sleep(_POLL_SECONDS)
 
+    def stop_waiting(self) -> None:
+        """Does nothing: no wait is longer than _POLL_SECONDS."""
+
     def close(self) -> None:
         self._group_commit.close()
         self._log_size.stop()
