@@ -18,8 +18,8 @@ _SQLITE_EXAMPLE: Final = "give the path of a file, such as sqlite:///data/caselo
 _NO_PLAIN_FILE: Final = {
     r"(?i):memory:|[?&;]mode=memory|^sqlite[^/]*:/{0,3}$": f"names no file: {_SQLITE_EXAMPLE}",
     r"(?i)^(sqlite[^/]*:/*)?file:": f"is a file: URI of SQLite: {_SQLITE_EXAMPLE}",
-    r"\?": f"must not have parameters after the path: {_SQLITE_EXAMPLE}",
     r"^(?!sqlite:///)|\0": "must be sqlite:///PATH or postgresql://...",
+    r"\?": f"must not have parameters after the path: {_SQLITE_EXAMPLE}",
     r"%[0-9A-Fa-f]{2}": "must not be percent-encoded: write each character of the path as it is",
     r"\\": "must not contain a backslash: separate folders with /",
     r"^sqlite:///~|\$": "must not contain ~ or a variable, which nothing expands: write the whole path",

@@ -25,6 +25,7 @@ from tests.support.postgres.cluster import Server
 from tests.support.servers import Client, ServerProcess
 
 UNREACHABLE = f"postgresql://{SECRET}@127.0.0.1:1/{SECRET}"
+UNUSABLE = "a parameter of the URL, or a variable such as PGCONNECT_TIMEOUT, has a value that libpq cannot use"
 PURGE = ("purge", "--changes-before", "30d")
 
 
@@ -72,6 +73,13 @@ def test_an_unreachable_postgresql_is_reported(tmp_path: Path, command: tuple[st
 @pytest.mark.parametrize("part", ["?no_such_parameter=1", "?sslmode=perhaps", ":no-port/db"])
 def test_an_invalid_url_is_rejected(tmp_path: Path, part: str) -> None:
     refused(tmp_path, *SERVE, database=f"postgresql://{SECRET}@127.0.0.1{part}")
+
+
+def test_an_unusable_variable_of_libpq_is_not_called_a_wrong_url(tmp_path: Path) -> None:
+    line = refusal(tmp_path, "verify", CASELOAD_DATABASE=UNREACHABLE, PGCONNECT_TIMEOUT=SECRET)
+    assert line == f"--database: {UNUSABLE}"
+    unknown = refusal(tmp_path, "verify", CASELOAD_DATABASE=f"{UNREACHABLE}?sslmod={SECRET}")
+    assert unknown == "--database: is not a PostgreSQL URL, or has a parameter that libpq does not know"
 
 
 def test_a_missing_database_is_reported(tmp_path: Path, postgres: Server) -> None:

@@ -87,6 +87,11 @@ def test_a_url_is_no_file(tmp_path: Path, command: str, file: str) -> None:
     assert line == "FILE: must be the path of a file, not a URL or a special name of SQLite"
 
 
+def test_a_url_of_another_database_is_not_taken_for_a_file_with_parameters() -> None:
+    with pytest.raises(SettingError, match=r"--database: must be sqlite:///PATH or postgresql://\.\.\."):
+        Config(database="jdbc:postgresql://127.0.0.1/db?user=caseload").check()
+
+
 @pytest.mark.parametrize("command", ["backup", "restore"])
 def test_a_copy_does_not_use_standard_streams(tmp_path: Path, command: str) -> None:
     """A file named - would be no backup that anyone finds."""

@@ -41,7 +41,7 @@ def test_a_key_can_be_created_with_an_expiry(tmp_path: Path, keys_file: KeysFile
     found = read_keys_file(keys_file.path).keys.principal_by_key(token)
     assert found
     assert found.valid_until == datetime(2999, 1, 1, tzinfo=UTC).timestamp()
-    for text in ("2020-01-01T00:00:00Z", "2999-01-01T00:00:00", SECRET):
+    for text in ("2020-01-01T00:00:00Z", "2999-01-01T00:00:00", SECRET, "9999-12-31T23:59:59-23:59"):
         assert refusal(tmp_path, *arguments, text).startswith("--expires: must be ")
 
 

@@ -41,11 +41,12 @@ def _expiry(text: str) -> str:
     """Returns the time in the form of the keys file. Raises SettingError."""
     try:
         seconds = keys_file.parse_expiry(text)
-    except ValueError:
+        in_utc = datetime.fromtimestamp(seconds, UTC)
+    except ValueError:  # also for a year that only another time zone has
         raise SettingError("--expires", "must be a time with a time zone, such as 2027-01-31T00:00:00Z") from None
     if seconds * 1_000_000 <= now_us():
         raise SettingError("--expires", "must be in the future")
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    return in_utc.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 @key_commands.command()

@@ -109,10 +109,22 @@ def _postgres_text(error: "psycopg.Error", url: str) -> str:
     from caseload_server.store.backends.postgres.error_text import one_line
 
     if isinstance(error, psycopg.ProgrammingError) and not error.sqlstate:
-        return "is not a PostgreSQL URL"
+        return _url_fault(url)
     if isinstance(error, SessionRefused):
         return str(error)
     return f"PostgreSQL cannot be reached, or refuses: {one_line(error, url)}"
+
+
+def _url_fault(url: str) -> str:
+    """Returns what is wrong with a URL that psycopg rejects. Its own text would quote the value."""
+    import psycopg
+    from psycopg.conninfo import conninfo_to_dict
+
+    try:
+        conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        return "is not a PostgreSQL URL, or has a parameter that libpq does not know"
+    return "a parameter of the URL, or a variable such as PGCONNECT_TIMEOUT, has a value that libpq cannot use"
 
 
 def database_setting_error(error: SchemaError | apsw.Error, path: Path | None = None) -> SettingError:
