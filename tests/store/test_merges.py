@@ -219,6 +219,14 @@ def test_a_replayed_merge_returns_the_current_records(people: RelationshipStore)
     assert merge(people, call=request(REQUEST_ID)).source.merged_into_patient_id == ""
 
 
+def test_a_replay_tells_a_patient_from_an_assignment_with_its_id(people: RelationshipStore) -> None:
+    own = assign(people, "t", "p")
+    make(people, PATIENT, own.assignment_id)
+    assign(people, "t", own.assignment_id)
+    first = merge(people, own.assignment_id, call=request(REQUEST_ID))
+    assert merge(people, own.assignment_id, call=request(REQUEST_ID)) == first
+
+
 def test_a_validated_merge_shows_everything_and_changes_nothing(people: RelationshipStore) -> None:
     assign(people, "t", "s", role=ROLE_PRIMARY)
     own = assign(people, "u", "p")

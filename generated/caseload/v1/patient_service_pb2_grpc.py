@@ -388,7 +388,8 @@ class PatientServiceServicer(object):
         target, with the same therapist, role, focus and expire_time. If the target already has an
         active assignment with that therapist, that one stays unchanged, and none begins. If the target
         has a PRIMARY assignment, the source's becomes TREATING. The status and capacity of the therapists
-        do not matter, because no therapist gets a new patient.
+        do not matter, because no therapist gets a new patient. If ended periods of the target let one
+        begin only after its expire_time, it expires when it begins, and is never in force.
 
         The target gains the identifiers of the source, and its display_name and aliases as aliases. It
         gains email, phone_number and birth_date if it has none. Its annotations and status stay.

@@ -67,6 +67,11 @@ def require(write: Write, assignment_id: str) -> Assignment:
     return period
 
 
+def require_all(write: Write, ids: list[str]) -> list[Assignment]:
+    """Returns periods in the order of their ids. Raises AssignmentNotFound."""
+    return [require(write, assignment_id) for assignment_id in ids]
+
+
 def assign(write: Write, request: requests.Assign) -> tuple[list[Assignment], bool]:
     """Begins a period unless the same one is active. Returns the active period, and whether it is new.
 

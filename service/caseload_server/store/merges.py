@@ -6,7 +6,6 @@ its ends, in id order.
 """
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 from caseload_server.domain import enums, errors, limits, requests
@@ -217,16 +216,12 @@ def _reopen(write: Write, source: Patient, target_id: str) -> Patient:
     return records.save(write, PATIENT, source, after, enums.CHANGE_UNDELETED, "delete_time", "merged_into_patient_id")
 
 
-def loader(request: requests.Merge) -> Callable[[Write, str], Any]:
-    """Returns the function that loads a record of the response by its id: source and target, then assignments."""
-    patient_ids = {request.source_id, request.target_id}
+def read_all(write: Write, ids: list[str]) -> list[Any]:
+    """Returns the records of the response by their ids: source and target, then assignments.
 
-    def load(write: Write, record_id: str) -> Any:
-        if record_id in patient_ids:
-            return records.read(write, PATIENT, record_id)
-        return assignments.require(write, record_id)
-
-    return load
+    The kind follows from the position, because a caller can give a patient the id of an assignment.
+    """
+    return [*(records.read(write, PATIENT, one) for one in ids[:2]), *assignments.require_all(write, ids[2:])]
 
 
 def same_person(transaction: Transaction, patient_id: str) -> tuple[str, ...]:

@@ -125,7 +125,7 @@ class Purger:
             purged = _purge(write, kind, lambda: select(write))
             return [], sum(purged)
 
-        self._writes.run(_PURGE_CALL, work, assignments.require, alone=True)
+        self._writes.run(_PURGE_CALL, work, assignments.require_all, alone=True)
         return purged
 
 

@@ -185,8 +185,7 @@ class RelationshipStore:
 
     def merge(self, request: requests.Merge, call: CallContext) -> MergeResult:
         """Merges two records of one person. Raises the errors of merges.merge."""
-        load = merges.loader(request)
-        result = self._writes.run(call, lambda write: merges.merge(write, request), load, alone=True)
+        result = self._writes.run(call, lambda write: merges.merge(write, request), merges.read_all, alone=True)
         source, target, *periods = result.records
         half = len(periods) // 2
         return MergeResult(source, target, periods[:half], periods[half:], bool(result.effect), result.revision)
@@ -287,8 +286,8 @@ class RelationshipStore:
         *records: str,
         alone: bool = False,
     ) -> WriteResult[Assignment]:
-        return self._writes.run(call, work, assignments.require, *records, alone=alone)
+        return self._writes.run(call, work, assignments.require_all, *records, alone=alone)
 
 
-def _loader(kind: RecordKind[P]) -> Callable[[Write, str], P]:
-    return lambda write, record_id: records.read(write, kind, record_id)
+def _loader(kind: RecordKind[P]) -> Callable[[Write, list[str]], list[P]]:
+    return lambda write, ids: [records.read(write, kind, record_id) for record_id in ids]

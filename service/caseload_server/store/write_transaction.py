@@ -158,14 +158,14 @@ class Writes:
         self,
         call: CallContext,
         work: Callable[[Write], tuple[list[T], int]],
-        load: Callable[[Write, str], T],
+        load: Callable[[Write, list[str]], list[T]],
         *records: str,
         alone: bool = False,
     ) -> WriteResult[T]:
         """Runs one write. A repeated request_id gets its first answer. A validate_only call is rolled back.
 
-        Args: work, returns the records to answer and the effect, as in StoredOutcome; load, returns a record by id;
-        records, alone, as Sharing.
+        Args: work, returns the records to answer and the effect, as in StoredOutcome; load, returns the records of an
+        outcome by their ids; records, alone, as Sharing.
         """
         transact = self._transaction(call, work, load)
         key = (call.actor, call.request_id) if call.request_id else None
@@ -178,7 +178,10 @@ class Writes:
         return result
 
     def _transaction(
-        self, call: CallContext, work: Callable[[Write], tuple[list[T], int]], load: Callable[[Write, str], T]
+        self,
+        call: CallContext,
+        work: Callable[[Write], tuple[list[T], int]],
+        load: Callable[[Write, list[str]], list[T]],
     ) -> Callable[[Transaction], FinishedWrite[T]]:
         """Returns the function that runs the write in a transaction. It may be called again, after a failed commit."""
         may_be_repeated = bool(call.request_id)
@@ -251,7 +254,6 @@ class Writes:
         return head.revision
 
 
-def _replayed(write: Write, outcome: StoredOutcome, load: Callable[[Write, str], T]) -> FinishedWrite[T]:
+def _replayed(write: Write, outcome: StoredOutcome, load: Callable[[Write, list[str]], list[T]]) -> FinishedWrite[T]:
     """Returns the first answer to a repeated call, with the records as they are now."""
-    loaded = [load(write, record_id) for record_id in outcome.record_ids]
-    return FinishedWrite(loaded, outcome.effect, replayed_revision=outcome.revision)
+    return FinishedWrite(load(write, outcome.record_ids), outcome.effect, replayed_revision=outcome.revision)
