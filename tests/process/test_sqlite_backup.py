@@ -66,6 +66,15 @@ def test_a_backup_writes_its_time_for_node_exporter_only_after_it_has_succeeded(
     unwritable = ("backup", "other.db", "--database", database, "--metrics-file", str(tmp_path / "no" / "backup.prom"))
     refused = caseload(tmp_path, *unwritable)
     assert refused.returncode == 2
-    assert "--metrics-file: cannot be written; the backup is complete" in refused.stderr
+    text = "--metrics-file: cannot be written: No such file or directory; the backup is complete"
+    assert text in refused.stderr
     assert (tmp_path / "other.db").exists()
     assert sorted(path.name for path in tmp_path.glob("backup.prom*")) == ["backup.prom"]
+
+
+def test_metrics_of_a_backup_that_cannot_be_written_leave_no_file(tmp_path: Path, database: str) -> None:
+    shown = tmp_path / "shown"
+    shown.mkdir()
+    ended = caseload(tmp_path, "backup", "copy.db", "--database", database, "--metrics-file", str(shown))
+    assert (ended.returncode, ended.stderr.endswith("; the backup is complete\n")) == (2, True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy.db", "shown", "source.db"]

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -60,8 +61,11 @@ def _write_metrics(file: Path, backup_time: float) -> None:
         new.write_text(_METRICS.format(backup_time))
         new.chmod(0o644)
         new.replace(file)
-    except OSError:
-        raise SettingError("--metrics-file", "cannot be written; the backup is complete") from None
+    except OSError as error:
+        with suppress(OSError):
+            new.unlink()
+        text = with_fault("cannot be written", write_fault(file, error))
+        raise SettingError("--metrics-file", f"{text}; the backup is complete") from None
 
 
 @click.command(cls=InterruptibleAuditedCommand)
