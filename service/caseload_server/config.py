@@ -1,6 +1,5 @@
 """The settings of the server, with their units and defaults."""
 
-import datetime
 import ipaddress
 import os
 import re
@@ -336,20 +335,3 @@ def sqlite_name(database: str) -> Path:
         return Path(database.removeprefix(_SQLITE)).absolute()
     except OSError:
         raise SettingError("--database", "the working directory was deleted: give an absolute path") from None
-
-
-def parse_time(setting: str, text: str, now_us: int) -> int:
-    """Parses a time (RFC 3339) or an age in days (30d). Raises SettingError.
-
-    Args: setting, the name of the setting for the error; now_us, the current time in microseconds since 1970 (UTC).
-    Returns: microseconds since 1970 (UTC).
-    """
-    if text.endswith("d") and text[:-1].isascii() and text[:-1].isdigit() and len(text) < 8:
-        return now_us - int(text[:-1]) * 24 * 3600 * 1_000_000
-    try:
-        parsed = datetime.datetime.fromisoformat(text)
-    except ValueError:
-        raise SettingError(setting, "must be a time such as 2026-01-31T00:00:00Z, or an age such as 30d") from None
-    if parsed.tzinfo is None:
-        raise SettingError(setting, "needs a time zone, such as Z")
-    return int(parsed.timestamp() * 1_000_000)

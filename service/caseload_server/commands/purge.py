@@ -1,5 +1,6 @@
 """`caseload purge`: permanently erases deleted records, or old changes."""
 
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -79,10 +80,27 @@ def _check_combination(chosen: dict[str, str | None]) -> bool:
 def _parse_times(chosen: dict[str, str | None], now_us: int) -> dict[str, int]:
     """Returns the times that were chosen, in microseconds since 1970 (UTC), and not in the future."""
     return {
-        name: min(settings.parse_time(f"--{name.replace('_', '-')}", text, now_us), now_us)
+        name: min(_parse_time(f"--{name.replace('_', '-')}", text, now_us), now_us)
         for name in ("deleted_before", "changes_before")
         if (text := chosen[name]) is not None
     }
+
+
+def _parse_time(setting: str, text: str, now_us: int) -> int:
+    """Parses a time (RFC 3339) or an age in days (30d). Raises SettingError.
+
+    Args: setting, the name of the setting for the error; now_us, the current time in microseconds since 1970 (UTC).
+    Returns: microseconds since 1970 (UTC).
+    """
+    if text.endswith("d") and text[:-1].isascii() and text[:-1].isdigit() and len(text) < 8:
+        return now_us - int(text[:-1]) * 24 * 3600 * 1_000_000
+    try:
+        parsed = datetime.fromisoformat(text)
+    except ValueError:
+        raise SettingError(setting, "must be a time such as 2026-01-31T00:00:00Z, or an age such as 30d") from None
+    if parsed.tzinfo is None:
+        raise SettingError(setting, "needs a time zone, such as Z")
+    return int(parsed.timestamp() * 1_000_000)
 
 
 def _purge(store: RelationshipStore, times: dict[str, int], chosen: dict[str, str | None], now_us: int) -> None:
