@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -10,6 +11,7 @@ import psycopg
 import pytest
 
 from tests.api.client_calls import People
+from tests.api.client_calls import refused as refused_call
 from tests.process.command_runner import DRY_RUN, SECRET, SERVE, refusal
 from tests.support.postgres.cluster import QUICK, Cluster
 from tests.support.postgres.fixtures import migrate
@@ -17,6 +19,8 @@ from tests.support.postgres.pgbouncer import pgbouncer
 from tests.support.servers import Client, ServerProcess
 from tests.support.waiting import eventually
 
+PURGE = ("purge", "--changes-before", "30d")
+UNUSABLE = "the role may not read and write all rows of a table, or it is missing:"
 ACCESS = """
 host all with_password 127.0.0.1/32 scram-sha-256
 host all not_allowed 127.0.0.1/32 reject
@@ -134,20 +138,80 @@ def test_the_log_tells_why_the_server_is_not_ready(cluster: Cluster) -> None:
     assert 'database "blocked" is not currently accepting connections' in event["detail"]
 
 
+@pytest.fixture(scope="module")
+def granted(cluster: Cluster) -> str:
+    """The URL of a role that may read and write, but owns nothing."""
+    migrate(cluster.create_database("granted"))
+    with cluster.connect("granted") as admin:
+        admin.execute("CREATE ROLE serving LOGIN")
+        admin.execute("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO serving")
+    return url_of(cluster, "serving", "granted")
+
+
+@pytest.mark.usefixtures("granted")
+@pytest.mark.parametrize("command", [SERVE, PURGE], ids=lambda command: command[0])
+def test_a_role_that_may_only_read_cannot_write(tmp_path: Path, cluster: Cluster, command: tuple[str, ...]) -> None:
+    with cluster.connect("granted") as admin:
+        admin.execute("CREATE ROLE reading LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA public TO reading")
+        try:
+            line = refused(tmp_path, url_of(cluster, "reading", "granted"), command)
+        finally:
+            admin.execute("DROP OWNED BY reading; DROP ROLE reading")
+    assert line == f"--database: {UNUSABLE} assignment"
+
+
+@pytest.mark.parametrize(
+    ("record_id", "lost"),
+    [("t1", "REVOKE INSERT ON request FROM serving"), ("t2", "ALTER TABLE request RENAME TO request_of_before")],
+)
+def test_a_server_that_may_no_longer_write_is_not_ready_until_it_may(
+    cluster: Cluster, granted: str, record_id: str, lost: str
+) -> None:
+    with (
+        ServerProcess(granted) as server,
+        closing(Client(server.address)) as client,
+        cluster.connect("granted") as admin,
+    ):
+        admin.execute(lost.encode())
+        try:
+            assert refused_call(People(client, "Therapist").create, record_id).reason == "STORE_UNAVAILABLE"
+            event = wait_for_event(server, "not ready")
+        finally:
+            admin.execute("ALTER TABLE IF EXISTS request_of_before RENAME TO request")
+            admin.execute("GRANT INSERT ON request TO serving")
+        assert event["detail"] == f"{UNUSABLE} request"
+        wait_for_event(server, "ready")
+        assert People(client, "Therapist").create(record_id).therapist_id == record_id
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [(SERVE, f"{UNUSABLE} patient"), (("export", "-"), 'affected by row-level security policy for table "patient"')],
+    ids=["serve", "export"],
+)
+def test_a_policy_that_hides_rows_is_refused(
+    tmp_path: Path, cluster: Cluster, granted: str, command: tuple[str, ...], words: str
+) -> None:
+    with cluster.connect("granted") as admin:
+        admin.execute("ALTER TABLE patient ENABLE ROW LEVEL SECURITY")
+        try:
+            assert words in refused(tmp_path, granted, command)
+        finally:
+            admin.execute("ALTER TABLE patient DISABLE ROW LEVEL SECURITY")
+
+
 def test_the_log_of_a_defect_has_the_sqlstate(cluster: Cluster) -> None:
     url = cluster.create_database("owned")
     migrate(url)
-    with cluster.connect("owned") as admin:
-        admin.execute("CREATE ROLE serving LOGIN; GRANT ALL ON ALL TABLES IN SCHEMA public TO serving")
-    with ServerProcess(url_of(cluster, "serving", "owned")) as server:
+    with ServerProcess(url) as server:
         client = Client(server.address)
         with cluster.connect("owned") as admin:
-            admin.execute("REVOKE ALL ON therapist FROM serving")
+            admin.execute("ALTER TABLE therapist ADD CHECK (therapist_id <> 't1')")
         with pytest.raises(Exception, match="error_id"):
             People(client, "Therapist").create("t1")
         client.close()
         [event] = events(server.stop()[1], "call failed")
-    assert event["sqlstate"] == "42501"
+    assert event["sqlstate"] == "23514"
 
 
 def test_the_log_of_a_lost_connection_has_the_sqlstate(cluster: Cluster) -> None:

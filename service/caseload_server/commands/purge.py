@@ -105,6 +105,8 @@ def _parse_time(setting: str, text: str, now_us: int) -> int:
 
 def _purge(store: RelationshipStore, times: dict[str, int], chosen: dict[str, str | None], now_us: int) -> None:
     """Erases what was chosen. Raises SettingError where the database fails, or the one record cannot be erased."""
+    from caseload_server.store.backends.factory import domain_setting_error
+
     try:
         for kind in (PATIENT, THERAPIST):
             if record_id := chosen[kind.name]:
@@ -115,7 +117,7 @@ def _purge(store: RelationshipStore, times: dict[str, int], chosen: dict[str, st
         if "changes_before" in times:
             _purge_changes(store, times["changes_before"])
     except DomainError as error:
-        raise SettingError("--database", error.message) from None
+        raise domain_setting_error(error) from None
 
 
 def _purge_record(store: RelationshipStore, kind: RecordKind[Any], record_id: str) -> None:

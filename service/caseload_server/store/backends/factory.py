@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import apsw
 
 from caseload_server.config import Config, SettingError, is_postgres, sqlite_name, sqlite_path
-from caseload_server.domain.errors import DomainError
+from caseload_server.domain.errors import DomainError, StoreUnavailable
 from caseload_server.private_files import data_files_fault
 from caseload_server.store import RelationshipStore
 from caseload_server.store.backends.migrations import Migration, SchemaError
@@ -84,7 +84,7 @@ def backend_for(url: str) -> Iterator[tuple[ModuleType, Any]]:
         except (SchemaError, apsw.Error) as error:
             raise database_setting_error(error, sqlite_path(url)) from None
         except DomainError as error:
-            raise SettingError("--database", error.message) from None
+            raise domain_setting_error(error) from None
         return
     try:
         import psycopg
@@ -97,9 +97,14 @@ def backend_for(url: str) -> Iterator[tuple[ModuleType, Any]]:
     except SchemaError as error:
         raise database_setting_error(error) from None
     except DomainError as error:
-        raise SettingError("--database", error.message) from None
+        raise domain_setting_error(error) from None
     except psycopg.Error as error:
         raise SettingError("--database", _postgres_text(error, url)) from None
+
+
+def domain_setting_error(error: DomainError) -> SettingError:
+    """Describes a failure of an open database to the operator, who may see its details."""
+    return SettingError("--database", (isinstance(error, StoreUnavailable) and error.detail) or error.message)
 
 
 def _postgres_text(error: "psycopg.Error", url: str) -> str:

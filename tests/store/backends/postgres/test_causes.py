@@ -99,8 +99,8 @@ def test_other_failures_are_counted_by_cause_too(counted: Counted) -> None:
     with pytest.raises(errors.StoreFull):
         counted.database.write(raising("53100"))
     with pytest.raises(UnexpectedDatabaseError) as defect:
-        counted.database.write(raising("42501"))
-    assert defect.value.sqlstate == "42501"
+        counted.database.write(raising("22012"))
+    assert defect.value.sqlstate == "22012"
     with pytest.raises(errors.StoreUnavailable) as refusal:
         counted.database.write(raising("57P03"))
     assert refusal.value.sqlstate == "57P03"

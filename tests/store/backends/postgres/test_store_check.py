@@ -128,6 +128,20 @@ def test_an_instance_whose_store_was_replaced_stops_for_good(
         eventually(lambda: not [row for row in admin.execute(SESSIONS.encode()) if row[1]])
 
 
+def test_an_instance_notices_another_store_without_a_lost_connection(
+    postgres_url: str, admin: "psycopg.Connection[tuple[object, ...]]"
+) -> None:
+    """An operator restores an older dump under a running instance, and gives the store a new id."""
+    with closing(open_store(Config(database=postgres_url), lambda: 1)) as store:
+        store.check()
+        admin.execute("UPDATE store SET store_id = 'other'")
+        with pytest.raises(errors.StoreUnavailable) as refusal:
+            store.check()
+        assert refusal.value.detail == "the database holds another store than at the start: restart the instance"
+        with pytest.raises(errors.ShuttingDown):
+            store.get(PATIENT, "p")
+
+
 def test_an_import_that_ran_while_an_instance_was_cut_off_stops_the_instance(postgres_url: str) -> None:
     with Proxy(postgres_url) as proxy, closing(open_store(Config(database=proxy.url), lambda: 1)) as store:
         proxy.cut_all()

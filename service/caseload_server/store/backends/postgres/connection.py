@@ -37,6 +37,7 @@ _FIXED: Final = {
     "default_transaction_deferrable": "off",
     "default_transaction_isolation": "read committed",
     "idle_session_timeout": "0",
+    "row_security": "off",  # a query that would miss rows fails instead
     "standard_conforming_strings": "on",
 }
 _STRONGER_COMMIT: Final = "remote_apply"

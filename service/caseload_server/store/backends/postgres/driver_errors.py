@@ -28,8 +28,9 @@ _STATEMENT_TIMEOUT: Final = "57014"
 _READ_ONLY: Final = "25006"
 _UNAVAILABLE: Final = {_READ_ONLY, "53200", "53300"}
 """read_only_sql_transaction (a primary that became a standby), out_of_memory, too_many_connections."""
-_BROKEN: Final = {"53000", "53400", "58000", "58030", "58P01", "58P02", "XX001", "XX002"}
-"""PostgreSQL cannot use its files or lacks a resource, such as open files. A retry would fail as well."""
+_BROKEN: Final = {"42501", "42P01", "53000", "53400", "58000", "58030", "58P01", "58P02", "XX001", "XX002"}
+"""PostgreSQL cannot use its files, lacks a resource, such as open files, or the role lacks a privilege or a table. A
+retry would fail as well."""
 
 
 class UnexpectedDatabaseError(Exception):

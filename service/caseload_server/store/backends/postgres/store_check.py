@@ -12,7 +12,7 @@ from caseload_server.store.backends.migrations import SERVED, SchemaError
 from caseload_server.store.backends.postgres.connection import Connection
 from caseload_server.store.backends.postgres.error_text import one_line
 from caseload_server.store.backends.postgres.pipeline import query_row
-from caseload_server.store.backends.protocol import Row
+from caseload_server.store.portability.content import SEARCH_TABLES, TABLES
 
 _IN_USE_KEY: Final = 0x43534C55
 """Key of the advisory lock ("CSLU") that each instance holds shared, and an import or a migration exclusively.
@@ -23,12 +23,20 @@ _TAKE_ALONE: Final = f"SELECT pg_try_advisory_xact_lock{_LOCK}".encode()
 _DISCONNECT_SECONDS: Final = 1.0
 """How long PostgreSQL may keep the lock of a closed connection, in seconds."""
 _CHECK_TIMEOUT_SECONDS: Final = 2.0
-_CHECK: Final = b"""
+_WRITTEN: Final = ",".join([*(table.name for table in TABLES), *SEARCH_TABLES])
+_CHECK: Final = f"""
 SELECT current_setting('transaction_read_only'), EXISTS (
     SELECT FROM pg_stat_activity
-    WHERE datname = current_database() AND wait_event = 'SyncRep' AND now() - state_change > interval '2s')"""
-"""Shows whether the server rejects writes, and whether commits of any instance wait for a standby."""
-_IDENTITY: Final = b"SELECT store_id, secret FROM store"
+    WHERE datname = current_database() AND wait_event = 'SyncRep' AND now() - state_change > interval '2s'), (
+    SELECT min(name) FROM unnest('{{{_WRITTEN}}}'::text[]) AS name
+    WHERE row_security_active(to_regclass(name)) OR (
+        SELECT count(*) FILTER (WHERE has_table_privilege(to_regclass(name), privilege)) < count(*)
+        FROM unnest('{{SELECT,INSERT,UPDATE,DELETE}}'::text[]) AS privilege))""".encode()
+"""Shows whether the server rejects writes, whether commits of any instance wait for a standby, and the name of a table
+that is missing or whose rows the role may not all read and write.
+https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-INFO-ACCESS"""
+_UNUSABLE: Final = "the role may not read and write all rows of a table, or it is missing:"
+_IDENTITY: Final = b"SELECT (SELECT store_id FROM store), (SELECT encode(secret, 'hex') FROM store)"
 _REPLACED: Final = "the database holds another store than at the start: restart the instance"
 
 
@@ -43,27 +51,30 @@ class StoreCheck:
         """Opens no connection yet."""
         self._connect = connect
         self._connection: Connection | None = None
-        self._identity: list[Row] = []
+        self._identity: list[bytes | None] = []
         self.store_is_replaced = False
         """Whether the database got the id or the secret of another store. It does not become False again."""
 
     def open(self) -> None:
-        """Connects and takes the shared lock. Raises SchemaError while an import runs, psycopg.Error."""
+        """Connects, takes the shared lock and checks the database. Raises as `run` does, but SchemaError while an
+        import runs, and psycopg.Error.
+        """
         self._connection = self._open()
+        _ask(self._connection.pgconn)
 
     def _open(self) -> Connection:
         connection = self._connect()
         try:
             _share_lock(connection)
-            self._compare_identity(connection)
+            self._compare_identity(connection.pgconn)
         except BaseException:
             connection.close()
             raise
         return connection
 
-    def _compare_identity(self, connection: Connection) -> None:
-        """Records the store that the first connection finds. Raises StoreUnavailable if a later one finds another."""
-        found = connection.execute(_IDENTITY).fetchall()
+    def _compare_identity(self, pgconn: pq.abc.PGconn) -> None:
+        """Records the store that the first check finds. Raises StoreUnavailable if a later one finds another."""
+        found = query_row(pgconn, _IDENTITY, _CHECK_TIMEOUT_SECONDS)
         self._identity = self._identity or found
         self.store_is_replaced = found != self._identity
         self._refuse_replaced()
@@ -77,6 +88,7 @@ class StoreCheck:
         self._refuse_replaced()
         try:
             self._connection = self._connection or self._open()
+            self._compare_identity(self._connection.pgconn)  # a dump can be restored under a running instance
             return _ask(self._connection.pgconn)
         except errors.StoreUnavailable as refusal:
             failure = refusal  # a session stays read-only when its database no longer is, so the next one is new
@@ -103,9 +115,11 @@ def _share_lock(connection: Connection) -> None:
 
 def _ask(pgconn: pq.abc.PGconn) -> bool:
     """Returns whether commits wait for a standby. Raises StoreUnavailable, psycopg.Error."""
-    is_read_only, is_waiting = query_row(pgconn, _CHECK, _CHECK_TIMEOUT_SECONDS)
+    is_read_only, is_waiting, unusable = query_row(pgconn, _CHECK, _CHECK_TIMEOUT_SECONDS)
     if is_read_only == b"on":
         raise errors.StoreUnavailable("25006", "the database accepts no writes")
+    if unusable:
+        raise errors.StoreUnavailable("42501", f"{_UNUSABLE} {unusable.decode()}")
     return is_waiting == b"t"
 
 
