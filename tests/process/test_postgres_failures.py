@@ -186,7 +186,10 @@ def test_a_server_that_may_no_longer_write_is_not_ready_until_it_may(
 
 @pytest.mark.parametrize(
     ("command", "words"),
-    [(SERVE, f"{UNUSABLE} patient"), (("export", "all.jsonl"), 'affected by row-level security policy for table "patient"')],
+    [
+        (SERVE, f"{UNUSABLE} patient"),
+        (("export", "all.jsonl"), 'affected by row-level security policy for table "patient"'),
+    ],
     ids=["serve", "export"],
 )
 def test_a_policy_that_hides_rows_is_refused(

@@ -116,3 +116,32 @@ def test_an_import_that_was_killed_is_undone_and_not_read_in_part(tmp_path: Path
     assert caseload(tmp_path, "import", "moved.jsonl", "--database", url(target)).returncode == 0
     with ServerProcess(url(target)):
         assert caseload(tmp_path, "verify", "--database", url(target)).stdout.startswith("1 store, 1501 therapist,")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("closed/copy.db", "cannot be accessed: no permission, or the path is too long"),
+        ("x" * 300, "cannot be accessed: no permission, or the path is too long"),
+        ("loop", "the file does not exist"),
+    ],
+    ids=["closed folder", "long name", "loop of links"],
+)
+def test_a_restore_of_a_file_that_cannot_be_looked_up_names_the_file(tmp_path: Path, name: str, words: str) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    (tmp_path / "loop").symlink_to("loop")
+    try:
+        line = refusal(tmp_path, "restore", name, "--database", url(tmp_path / "new.db"), command=MODE_OBEYING)
+    finally:
+        closed.chmod(0o700)
+    assert line == f"FILE: {words}"
+
+
+def test_an_import_into_a_folder_without_permission_says_so(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir(mode=0o500)
+    (tmp_path / "export.jsonl").touch()
+    target = url(folder / "caseload.db")
+    line = refusal(tmp_path, "import", "export.jsonl", "--database", target, command=MODE_OBEYING)
+    assert line == "--database: could not be written, or FILE could not be read: no permission"

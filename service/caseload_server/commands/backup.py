@@ -75,7 +75,7 @@ def restore(file: Path, database: str) -> None:
     """Create a new database from the backup in FILE."""
     from caseload_server.store.backends.sqlite import backup
 
-    revision = _copy(backup.restore, ("FILE", file.resolve()), ("--database", _sqlite_file(database)))
+    revision = _copy(backup.restore, ("FILE", Path(os.path.realpath(file))), ("--database", _sqlite_file(database)))
     print_line(f"revision {revision}", done="the new database is complete")
 
 
@@ -91,8 +91,7 @@ def _copy(copy: Callable[[Path, Path, Progress], int], source: tuple[str, Path],
     Args: source and target, each the name of a setting and its file.
     """
     os.umask(0o077)
-    if not source[1].is_file():
-        raise SettingError(source[0], "the file does not exist")
+    _check_exists(*source)
     try:
         with progress_bar("copying", lambda: source[1].stat().st_size) as progress:
             revision = copy(source[1], target[1], progress)
@@ -106,3 +105,11 @@ def _copy(copy: Callable[[Path, Path, Progress], int], source: tuple[str, Path],
             fault = NO_SPACE
         raise SettingError(target[0], with_fault("the copy could not be written", fault)) from None
     return revision
+
+
+def _check_exists(setting: str, file: Path) -> None:
+    try:
+        if not file.is_file():
+            raise SettingError(setting, "the file does not exist")
+    except OSError:
+        raise SettingError(setting, "cannot be accessed: no permission, or the path is too long") from None

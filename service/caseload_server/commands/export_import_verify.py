@@ -89,7 +89,9 @@ def import_command(file: Path, database: str) -> None:
     except FileExistsError as error:
         raise SettingError("--database", str(error)) from None
     except OSError:
-        raise SettingError("--database", "could not be written, or FILE could not be read") from None
+        fault = "" if settings.is_postgres(database) else write_fault(settings.sqlite_path(database))
+        text = with_fault("could not be written, or FILE could not be read", fault)
+        raise SettingError("--database", text) from None
     print_line(f"digest: {digest}", done="the import is complete")
 
 
