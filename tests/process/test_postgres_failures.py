@@ -12,7 +12,7 @@ import pytest
 
 from tests.api.client_calls import People
 from tests.api.client_calls import refused as refused_call
-from tests.process.command_runner import DRY_RUN, SECRET, SERVE, refusal
+from tests.process.command_runner import DRY_RUN, SECRET, SERVE, caseload, refusal
 from tests.support.postgres.cluster import QUICK, Cluster
 from tests.support.postgres.fixtures import migrate
 from tests.support.postgres.pgbouncer import pgbouncer
@@ -201,6 +201,20 @@ def test_a_policy_that_hides_rows_is_refused(
             assert words in refused(tmp_path, granted, command)
         finally:
             admin.execute("ALTER TABLE patient DISABLE ROW LEVEL SECURITY")
+
+
+@pytest.mark.parametrize("command", [("verify",), ("log", "head"), ("export", "-")], ids=lambda command: command[0])
+def test_a_command_that_only_reads_runs_where_nothing_can_be_written(
+    tmp_path: Path, cluster: Cluster, granted: str, command: tuple[str, ...]
+) -> None:
+    with cluster.connect() as admin:
+        admin.execute("ALTER ROLE serving SET default_transaction_read_only = on")
+        try:
+            assert "session is read-only" in refused(tmp_path, granted, command)
+            ended = caseload(tmp_path, *command, CASELOAD_DATABASE=f"{granted}?target_session_attrs=any")
+        finally:
+            admin.execute("ALTER ROLE serving RESET default_transaction_read_only")
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_the_log_of_a_defect_has_the_sqlstate(cluster: Cluster) -> None:
