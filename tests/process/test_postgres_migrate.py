@@ -13,7 +13,9 @@ from caseload_server.domain.requests import Transfer
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.migrations import Migration, SchemaError, migrations
 from caseload_server.store.backends.postgres import migrate as postgres_migrate
+from caseload_server.store.backends.postgres.connection import connect
 from caseload_server.store.backends.postgres.database import PostgresDatabase
+from caseload_server.store.backends.postgres.store_check import share_lock
 
 from tests.store.store_calls import CALL, assign, make, unassign
 from tests.support.postgres.cluster import Server
@@ -140,8 +142,8 @@ def before_chain(postgres: Server) -> Iterator[str]:
 
 
 def test_the_step_of_the_chain_is_refused_while_an_instance_is_connected(before_chain: str) -> None:
-    with closing(PostgresDatabase(before_chain)) as instance:
-        instance.open()
+    with closing(connect(before_chain)) as instance:
+        share_lock(instance)  # as an instance of the older version does
         with pytest.raises(SchemaError, match="is served: stop its instances first"):
             postgres_migrate.migrate(before_chain)
         assert CHAIN in postgres_migrate.pending(before_chain)

@@ -65,7 +65,7 @@ class StoreCheck:
     def _open(self) -> Connection:
         connection = self._connect()
         try:
-            _share_lock(connection)
+            share_lock(connection)
             self._compare_identity(connection.pgconn)
         except BaseException:
             connection.close()
@@ -106,7 +106,7 @@ class StoreCheck:
             self._connection = None
 
 
-def _share_lock(connection: Connection) -> None:
+def share_lock(connection: Connection) -> None:
     """Takes the shared lock. Raises SchemaError while an import or a migration runs."""
     [(is_shared,)] = connection.execute(_SHARE).fetchall()
     if not is_shared:
