@@ -231,6 +231,7 @@ class StoreUnavailable(DomainError):
         super().__init__()
         self.sqlstate = sqlstate
         self.detail = detail
+        self.add_note(f"{sqlstate} {detail}".strip())  # for tracebacks, such as those of tests
 
 
 class OutcomeUnknown(DomainError):
