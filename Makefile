@@ -289,8 +289,8 @@ clean: ## remove what the other targets made, but not data/
 
 # --- what the targets above stand on ---
 
-# A file at a time in some processes, each with a PostgreSQL of its own. On two cores, three processes end sooner than
-# two where the tests start few processes themselves.
+# Each process runs one file at a time, with a PostgreSQL of its own. `make test` has more of them, because its tests often
+# wait for a timer or a disk. The slow tests start many processes themselves.
 PYTEST = pytest -q -n $(PROCESSES) --dist loadfile
 PROCESSES = 2
 test: PROCESSES = 3

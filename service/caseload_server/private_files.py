@@ -66,7 +66,7 @@ def _read(setting: str, path: Path, max_bytes: int, forbidden_mode: int, remedy:
 
 
 def _open(path: str, flags: int) -> int:
-    """Opens a file. A pipe that nobody writes to must not hold up the thread."""
+    """Opens a file. A pipe without a writer must not hold up the thread."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 

@@ -152,7 +152,7 @@ class _ParsedRows:
         return [_parse_line(number, line, self._table)[1] for number, line in enumerate(lines, self._first)]
 
     def _check_column(self, name: str, types: tuple[type, ...], values: tuple[Any, ...]) -> Sequence[Any]:
-        """Returns the values of one column as they are stored. Raises ImportRefused."""
+        """Returns the values of one column in their stored form. Raises ImportRefused."""
         json_types = {str if one is bytes else one for one in types}
         if not set(map(type, values)) <= json_types:
             index = [type(value) in json_types for value in values].index(False)

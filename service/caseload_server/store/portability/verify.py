@@ -105,7 +105,7 @@ WITH RECURSIVE person (patient_id, person_id) AS (
     JOIN patient AS merged ON merged.merged_into_patient_id = person.patient_id AND merged.merged_into_patient_id <> ''
 )
 SELECT patient_id, person_id FROM person"""
-"""Selects the patients that merges join, each with the one that is not merged. It leaves out cycles."""
+"""Selects the patients that merges join, each with the patient into which all are merged. It leaves out cycles."""
 
 RULES: Final = (
     *_rules_of_kind("therapist"),
