@@ -116,7 +116,8 @@ def test_a_write_whose_deadline_expires_in_the_queue_is_not_executed(
         first = create.future(order(patient_id="first", patient={"display_name": "A"}))
         await_writes(server, 1)
         late = create.future(order(patient_id="late", patient={"display_name": "B"}), timeout=0.1)
-        assert late.code() == StatusCode.DEADLINE_EXCEEDED
+        # The server sheds a call that cannot end in time, if it looks at the queue before the deadline.
+        assert late.code() in {StatusCode.DEADLINE_EXCEEDED, StatusCode.RESOURCE_EXHAUSTED}
     assert first.result().patient.patient_id == "first"
     assert refused(people.get, "late").reason == "PATIENT_NOT_FOUND"
     people.client.close()
