@@ -97,12 +97,12 @@ def test_a_failure_in_a_later_part_is_that_of_its_statement(pipeline: StatementP
     pipeline.restart("BEGIN")
     pipeline.add(ADD, {"id": "a"})
     pipeline.add("UPDATE purged SET record_id = :id WHERE record_id = 'none'", {"id": "y" * 100_000})
-    pipeline.add("INSERT INTO purged (kind, record_id) VALUES ('nobody', 'b')")
+    pipeline.add("INSERT INTO purged (kind, record_id) VALUES ('clinic', 'b')")
     pipeline.mark()
     pipeline.add("SELECT 1")
     with pytest.raises(EarlierStatementFailed) as caught:
         pipeline.flush()
-    assert caught.value.sql == b"INSERT INTO purged (kind, record_id) VALUES ('nobody', 'b')"
+    assert caught.value.sql == b"INSERT INTO purged (kind, record_id) VALUES ('clinic', 'b')"
     assert isinstance(caught.value.error, psycopg.errors.CheckViolation)
 
 

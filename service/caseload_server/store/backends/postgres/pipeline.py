@@ -77,7 +77,7 @@ def _parts(queue: list[_Statement]) -> Iterator[list[_Statement]]:
     part: list[_Statement] = []
     size = 0
     for statement in queue:
-        statement_bytes = len(statement.sql) + sum(len(value) for value in statement.values if value is not None)
+        statement_bytes = len(statement.sql) + sum(map(len, filter(None, statement.values)))
         if part and size + statement_bytes > _MAX_PART_BYTES:
             yield part
             part, size = [], 0

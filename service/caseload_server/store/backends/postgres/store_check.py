@@ -56,8 +56,9 @@ class StoreCheck:
         """Whether the database got the id or the secret of another store. It does not become False again."""
 
     def open(self) -> None:
-        """Connects, takes the shared lock and checks the database. Raises as `run` does, but SchemaError while an
-        import runs, and psycopg.Error.
+        """Connects, takes the shared lock and checks the database.
+
+        Raises SchemaError while an import runs, StoreUnavailable, psycopg.Error.
         """
         self._connection = self._open()
         _ask(self._connection.pgconn)
