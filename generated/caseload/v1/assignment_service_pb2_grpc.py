@@ -82,6 +82,11 @@ class AssignmentServiceStub(object):
                 request_serializer=caseload_dot_v1_dot_assignment__service__pb2.TransferPatientsRequest.SerializeToString,
                 response_deserializer=caseload_dot_v1_dot_assignment__service__pb2.TransferPatientsResponse.FromString,
                 )
+        self.ListAssignmentVersions = channel.unary_unary(
+                '/caseload.v1.AssignmentService/ListAssignmentVersions',
+                request_serializer=caseload_dot_v1_dot_assignment__service__pb2.ListAssignmentVersionsRequest.SerializeToString,
+                response_deserializer=caseload_dot_v1_dot_assignment__service__pb2.ListAssignmentVersionsResponse.FromString,
+                )
 
 
 class AssignmentServiceServicer(object):
@@ -288,6 +293,26 @@ class AssignmentServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAssignmentVersions(self, request, context):
+        """Lists what one assignment was: its versions, newest first. The first one is the assignment as it
+        is now. A version begins with the change that wrote it and ends with the next change. Requires
+        the permissions read and audit.
+
+        What operators pruned, and what an older version of the server wrote, is missing:
+        oldest_revision says since when the list is complete.
+
+        Retries: the call reads again. A page_token can be used any number of times.
+
+        Errors:
+        - INVALID_FIELD: assignment_id is missing or malformed, or page_size is negative.
+        - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
+        - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
+        - ASSIGNMENT_NOT_FOUND: the id never existed, or was purged.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AssignmentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -320,6 +345,11 @@ def add_AssignmentServiceServicer_to_server(servicer, server):
                     servicer.TransferPatients,
                     request_deserializer=caseload_dot_v1_dot_assignment__service__pb2.TransferPatientsRequest.FromString,
                     response_serializer=caseload_dot_v1_dot_assignment__service__pb2.TransferPatientsResponse.SerializeToString,
+            ),
+            'ListAssignmentVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAssignmentVersions,
+                    request_deserializer=caseload_dot_v1_dot_assignment__service__pb2.ListAssignmentVersionsRequest.FromString,
+                    response_serializer=caseload_dot_v1_dot_assignment__service__pb2.ListAssignmentVersionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -468,5 +498,22 @@ class AssignmentService(object):
         return grpc.experimental.unary_unary(request, target, '/caseload.v1.AssignmentService/TransferPatients',
             caseload_dot_v1_dot_assignment__service__pb2.TransferPatientsRequest.SerializeToString,
             caseload_dot_v1_dot_assignment__service__pb2.TransferPatientsResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ListAssignmentVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/caseload.v1.AssignmentService/ListAssignmentVersions',
+            caseload_dot_v1_dot_assignment__service__pb2.ListAssignmentVersionsRequest.SerializeToString,
+            caseload_dot_v1_dot_assignment__service__pb2.ListAssignmentVersionsResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

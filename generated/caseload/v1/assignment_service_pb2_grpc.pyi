@@ -210,6 +210,22 @@ class AssignmentServiceStub:
     - THERAPIST_AT_CAPACITY: the target would exceed max_active_patients, and ignore_capacity is
       not set. Metadata gives limit, and the current count before the transfer.
     """
+    ListAssignmentVersions: _grpc.UnaryUnaryMultiCallable[_assignment_service_pb2.ListAssignmentVersionsRequest, _assignment_service_pb2.ListAssignmentVersionsResponse]
+    """Lists what one assignment was: its versions, newest first. The first one is the assignment as it
+    is now. A version begins with the change that wrote it and ends with the next change. Requires
+    the permissions read and audit.
+
+    What operators pruned, and what an older version of the server wrote, is missing:
+    oldest_revision says since when the list is complete.
+
+    Retries: the call reads again. A page_token can be used any number of times.
+
+    Errors:
+    - INVALID_FIELD: assignment_id is missing or malformed, or page_size is negative.
+    - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
+    - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
+    - ASSIGNMENT_NOT_FOUND: the id never existed, or was purged.
+    """
 
 @_typing.type_check_only
 class AssignmentServiceAsyncStub(AssignmentServiceStub):
@@ -392,6 +408,22 @@ class AssignmentServiceAsyncStub(AssignmentServiceStub):
       the moment they started, do not count.
     - THERAPIST_AT_CAPACITY: the target would exceed max_active_patients, and ignore_capacity is
       not set. Metadata gives limit, and the current count before the transfer.
+    """
+    ListAssignmentVersions: _aio.UnaryUnaryMultiCallable[_assignment_service_pb2.ListAssignmentVersionsRequest, _assignment_service_pb2.ListAssignmentVersionsResponse]  # type: ignore[assignment]
+    """Lists what one assignment was: its versions, newest first. The first one is the assignment as it
+    is now. A version begins with the change that wrote it and ends with the next change. Requires
+    the permissions read and audit.
+
+    What operators pruned, and what an older version of the server wrote, is missing:
+    oldest_revision says since when the list is complete.
+
+    Retries: the call reads again. A page_token can be used any number of times.
+
+    Errors:
+    - INVALID_FIELD: assignment_id is missing or malformed, or page_size is negative.
+    - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
+    - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
+    - ASSIGNMENT_NOT_FOUND: the id never existed, or was purged.
     """
 
 class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -608,6 +640,28 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
           the moment they started, do not count.
         - THERAPIST_AT_CAPACITY: the target would exceed max_active_patients, and ignore_capacity is
           not set. Metadata gives limit, and the current count before the transfer.
+        """
+
+    @_abc_1.abstractmethod
+    def ListAssignmentVersions(
+        self,
+        request: _assignment_service_pb2.ListAssignmentVersionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_assignment_service_pb2.ListAssignmentVersionsResponse, _abc.Awaitable[_assignment_service_pb2.ListAssignmentVersionsResponse]]:
+        """Lists what one assignment was: its versions, newest first. The first one is the assignment as it
+        is now. A version begins with the change that wrote it and ends with the next change. Requires
+        the permissions read and audit.
+
+        What operators pruned, and what an older version of the server wrote, is missing:
+        oldest_revision says since when the list is complete.
+
+        Retries: the call reads again. A page_token can be used any number of times.
+
+        Errors:
+        - INVALID_FIELD: assignment_id is missing or malformed, or page_size is negative.
+        - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
+        - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
+        - ASSIGNMENT_NOT_FOUND: the id never existed, or was purged.
         """
 
 def add_AssignmentServiceServicer_to_server(servicer: AssignmentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -140,6 +140,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """OUT_OF_RANGE. Changes after this revision were pruned. Metadata gives oldest_revision."""
     ERROR_REASON_REVISION_FOREIGN: _ErrorReason.ValueType  # 61
     """OUT_OF_RANGE. The revision is malformed, from another store, or from before a restore."""
+    ERROR_REASON_VERSIONS_NOT_KEPT: _ErrorReason.ValueType  # 62
+    """OUT_OF_RANGE. known_at is before the time since which the server keeps all versions, so an answer
+    could be wrong. Metadata gives oldest_time, that time in RFC 3339.
+    """
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 70
     """RESOURCE_EXHAUSTED. The server is overloaded and did not start the call. google.rpc.RetryInfo
     gives the delay before a retry.
@@ -300,6 +304,10 @@ ERROR_REASON_REVISION_PRUNED: ErrorReason.ValueType  # 60
 """OUT_OF_RANGE. Changes after this revision were pruned. Metadata gives oldest_revision."""
 ERROR_REASON_REVISION_FOREIGN: ErrorReason.ValueType  # 61
 """OUT_OF_RANGE. The revision is malformed, from another store, or from before a restore."""
+ERROR_REASON_VERSIONS_NOT_KEPT: ErrorReason.ValueType  # 62
+"""OUT_OF_RANGE. known_at is before the time since which the server keeps all versions, so an answer
+could be wrong. Metadata gives oldest_time, that time in RFC 3339.
+"""
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 70
 """RESOURCE_EXHAUSTED. The server is overloaded and did not start the call. google.rpc.RetryInfo
 gives the delay before a retry.

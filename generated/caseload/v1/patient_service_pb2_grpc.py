@@ -57,6 +57,11 @@ class PatientServiceStub(object):
                 request_serializer=caseload_dot_v1_dot_patient__service__pb2.CreatePatientRequest.SerializeToString,
                 response_deserializer=caseload_dot_v1_dot_patient__service__pb2.CreatePatientResponse.FromString,
                 )
+        self.BatchCreatePatients = channel.unary_unary(
+                '/caseload.v1.PatientService/BatchCreatePatients',
+                request_serializer=caseload_dot_v1_dot_patient__service__pb2.BatchCreatePatientsRequest.SerializeToString,
+                response_deserializer=caseload_dot_v1_dot_patient__service__pb2.BatchCreatePatientsResponse.FromString,
+                )
         self.GetPatient = channel.unary_unary(
                 '/caseload.v1.PatientService/GetPatient',
                 request_serializer=caseload_dot_v1_dot_patient__service__pb2.GetPatientRequest.SerializeToString,
@@ -111,6 +116,11 @@ class PatientServiceStub(object):
                 '/caseload.v1.PatientService/UnmergePatients',
                 request_serializer=caseload_dot_v1_dot_patient__service__pb2.UnmergePatientsRequest.SerializeToString,
                 response_deserializer=caseload_dot_v1_dot_patient__service__pb2.UnmergePatientsResponse.FromString,
+                )
+        self.ListPatientVersions = channel.unary_unary(
+                '/caseload.v1.PatientService/ListPatientVersions',
+                request_serializer=caseload_dot_v1_dot_patient__service__pb2.ListPatientVersionsRequest.SerializeToString,
+                response_deserializer=caseload_dot_v1_dot_patient__service__pb2.ListPatientVersionsResponse.FromString,
                 )
 
 
@@ -168,6 +178,25 @@ class PatientServiceServicer(object):
         - ID_TAKEN: the chosen id belongs to a live, soft-deleted or purged patient.
         - IDENTIFIER_TAKEN: another live patient has one of the identifiers. google.rpc.ResourceInfo
         names it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchCreatePatients(self, request, context):
+        """Creates up to 100 patients, all or nothing (AIP-233). The entries take effect in order. There is
+        one change set.
+
+        Retries: with the same request_id, the call returns the patients of the first call. Without a
+        request_id, a chosen id returns ID_TAKEN, and entries without an id create a second patient.
+
+        Errors:
+        - INVALID_FIELD: there is no entry, there are more than 100 entries, or a field is missing or
+        malformed. The field of an entry has a path such as requests[7].patient.display_name. Or
+        request_id or validate_only is set on an entry.
+        - REQUEST_ID_REUSED: request_id was used for a different request.
+        - All other errors of CreatePatient, for the first entry that cannot be created. Metadata gives
+        its position as index, from 0.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -441,6 +470,26 @@ class PatientServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListPatientVersions(self, request, context):
+        """Lists what the record of one patient was: its versions, newest first. The first one is the record
+        as it is now. A version begins with the change that wrote it and ends with the next change. The
+        patient may be soft-deleted. Requires the permissions read and audit.
+
+        Derived fields are not part of a version and are unset. What operators pruned, and what an older
+        version of the server wrote, is missing: oldest_revision says since when the list is complete.
+
+        Retries: the call reads again. A page_token can be used any number of times.
+
+        Errors:
+        - INVALID_FIELD: patient_id is missing or malformed, or page_size is negative.
+        - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
+        - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
+        - PATIENT_NOT_FOUND: the id never existed, or was purged.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PatientServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -448,6 +497,11 @@ def add_PatientServiceServicer_to_server(servicer, server):
                     servicer.CreatePatient,
                     request_deserializer=caseload_dot_v1_dot_patient__service__pb2.CreatePatientRequest.FromString,
                     response_serializer=caseload_dot_v1_dot_patient__service__pb2.CreatePatientResponse.SerializeToString,
+            ),
+            'BatchCreatePatients': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchCreatePatients,
+                    request_deserializer=caseload_dot_v1_dot_patient__service__pb2.BatchCreatePatientsRequest.FromString,
+                    response_serializer=caseload_dot_v1_dot_patient__service__pb2.BatchCreatePatientsResponse.SerializeToString,
             ),
             'GetPatient': grpc.unary_unary_rpc_method_handler(
                     servicer.GetPatient,
@@ -503,6 +557,11 @@ def add_PatientServiceServicer_to_server(servicer, server):
                     servicer.UnmergePatients,
                     request_deserializer=caseload_dot_v1_dot_patient__service__pb2.UnmergePatientsRequest.FromString,
                     response_serializer=caseload_dot_v1_dot_patient__service__pb2.UnmergePatientsResponse.SerializeToString,
+            ),
+            'ListPatientVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPatientVersions,
+                    request_deserializer=caseload_dot_v1_dot_patient__service__pb2.ListPatientVersionsRequest.FromString,
+                    response_serializer=caseload_dot_v1_dot_patient__service__pb2.ListPatientVersionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -566,6 +625,23 @@ class PatientService(object):
         return grpc.experimental.unary_unary(request, target, '/caseload.v1.PatientService/CreatePatient',
             caseload_dot_v1_dot_patient__service__pb2.CreatePatientRequest.SerializeToString,
             caseload_dot_v1_dot_patient__service__pb2.CreatePatientResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def BatchCreatePatients(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/caseload.v1.PatientService/BatchCreatePatients',
+            caseload_dot_v1_dot_patient__service__pb2.BatchCreatePatientsRequest.SerializeToString,
+            caseload_dot_v1_dot_patient__service__pb2.BatchCreatePatientsResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
@@ -753,5 +829,22 @@ class PatientService(object):
         return grpc.experimental.unary_unary(request, target, '/caseload.v1.PatientService/UnmergePatients',
             caseload_dot_v1_dot_patient__service__pb2.UnmergePatientsRequest.SerializeToString,
             caseload_dot_v1_dot_patient__service__pb2.UnmergePatientsResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ListPatientVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/caseload.v1.PatientService/ListPatientVersions',
+            caseload_dot_v1_dot_patient__service__pb2.ListPatientVersionsRequest.SerializeToString,
+            caseload_dot_v1_dot_patient__service__pb2.ListPatientVersionsResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

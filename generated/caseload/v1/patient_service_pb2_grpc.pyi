@@ -85,6 +85,21 @@ class PatientServiceStub:
     - IDENTIFIER_TAKEN: another live patient has one of the identifiers. google.rpc.ResourceInfo
       names it.
     """
+    BatchCreatePatients: _grpc.UnaryUnaryMultiCallable[_patient_service_pb2.BatchCreatePatientsRequest, _patient_service_pb2.BatchCreatePatientsResponse]
+    """Creates up to 100 patients, all or nothing (AIP-233). The entries take effect in order. There is
+    one change set.
+
+    Retries: with the same request_id, the call returns the patients of the first call. Without a
+    request_id, a chosen id returns ID_TAKEN, and entries without an id create a second patient.
+
+    Errors:
+    - INVALID_FIELD: there is no entry, there are more than 100 entries, or a field is missing or
+      malformed. The field of an entry has a path such as requests[7].patient.display_name. Or
+      request_id or validate_only is set on an entry.
+    - REQUEST_ID_REUSED: request_id was used for a different request.
+    - All other errors of CreatePatient, for the first entry that cannot be created. Metadata gives
+      its position as index, from 0.
+    """
     GetPatient: _grpc.UnaryUnaryMultiCallable[_patient_service_pb2.GetPatientRequest, _patient_service_pb2.GetPatientResponse]
     """Gets one patient, live or soft-deleted.
 
@@ -309,6 +324,22 @@ class PatientServiceStub:
       names the target. Unmerge it first.
     - IDENTIFIER_TAKEN: a live patient other than the target now has one of the identifiers.
     """
+    ListPatientVersions: _grpc.UnaryUnaryMultiCallable[_patient_service_pb2.ListPatientVersionsRequest, _patient_service_pb2.ListPatientVersionsResponse]
+    """Lists what the record of one patient was: its versions, newest first. The first one is the record
+    as it is now. A version begins with the change that wrote it and ends with the next change. The
+    patient may be soft-deleted. Requires the permissions read and audit.
+
+    Derived fields are not part of a version and are unset. What operators pruned, and what an older
+    version of the server wrote, is missing: oldest_revision says since when the list is complete.
+
+    Retries: the call reads again. A page_token can be used any number of times.
+
+    Errors:
+    - INVALID_FIELD: patient_id is missing or malformed, or page_size is negative.
+    - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
+    - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
+    - PATIENT_NOT_FOUND: the id never existed, or was purged.
+    """
 
 @_typing.type_check_only
 class PatientServiceAsyncStub(PatientServiceStub):
@@ -366,6 +397,21 @@ class PatientServiceAsyncStub(PatientServiceStub):
     - ID_TAKEN: the chosen id belongs to a live, soft-deleted or purged patient.
     - IDENTIFIER_TAKEN: another live patient has one of the identifiers. google.rpc.ResourceInfo
       names it.
+    """
+    BatchCreatePatients: _aio.UnaryUnaryMultiCallable[_patient_service_pb2.BatchCreatePatientsRequest, _patient_service_pb2.BatchCreatePatientsResponse]  # type: ignore[assignment]
+    """Creates up to 100 patients, all or nothing (AIP-233). The entries take effect in order. There is
+    one change set.
+
+    Retries: with the same request_id, the call returns the patients of the first call. Without a
+    request_id, a chosen id returns ID_TAKEN, and entries without an id create a second patient.
+
+    Errors:
+    - INVALID_FIELD: there is no entry, there are more than 100 entries, or a field is missing or
+      malformed. The field of an entry has a path such as requests[7].patient.display_name. Or
+      request_id or validate_only is set on an entry.
+    - REQUEST_ID_REUSED: request_id was used for a different request.
+    - All other errors of CreatePatient, for the first entry that cannot be created. Metadata gives
+      its position as index, from 0.
     """
     GetPatient: _aio.UnaryUnaryMultiCallable[_patient_service_pb2.GetPatientRequest, _patient_service_pb2.GetPatientResponse]  # type: ignore[assignment]
     """Gets one patient, live or soft-deleted.
@@ -591,6 +637,22 @@ class PatientServiceAsyncStub(PatientServiceStub):
       names the target. Unmerge it first.
     - IDENTIFIER_TAKEN: a live patient other than the target now has one of the identifiers.
     """
+    ListPatientVersions: _aio.UnaryUnaryMultiCallable[_patient_service_pb2.ListPatientVersionsRequest, _patient_service_pb2.ListPatientVersionsResponse]  # type: ignore[assignment]
+    """Lists what the record of one patient was: its versions, newest first. The first one is the record
+    as it is now. A version begins with the change that wrote it and ends with the next change. The
+    patient may be soft-deleted. Requires the permissions read and audit.
+
+    Derived fields are not part of a version and are unset. What operators pruned, and what an older
+    version of the server wrote, is missing: oldest_revision says since when the list is complete.
+
+    Retries: the call reads again. A page_token can be used any number of times.
+
+    Errors:
+    - INVALID_FIELD: patient_id is missing or malformed, or page_size is negative.
+    - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
+    - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
+    - PATIENT_NOT_FOUND: the id never existed, or was purged.
+    """
 
 class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
     """Manages patients and their assignments.
@@ -651,6 +713,27 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
         - ID_TAKEN: the chosen id belongs to a live, soft-deleted or purged patient.
         - IDENTIFIER_TAKEN: another live patient has one of the identifiers. google.rpc.ResourceInfo
           names it.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchCreatePatients(
+        self,
+        request: _patient_service_pb2.BatchCreatePatientsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_patient_service_pb2.BatchCreatePatientsResponse, _abc.Awaitable[_patient_service_pb2.BatchCreatePatientsResponse]]:
+        """Creates up to 100 patients, all or nothing (AIP-233). The entries take effect in order. There is
+        one change set.
+
+        Retries: with the same request_id, the call returns the patients of the first call. Without a
+        request_id, a chosen id returns ID_TAKEN, and entries without an id create a second patient.
+
+        Errors:
+        - INVALID_FIELD: there is no entry, there are more than 100 entries, or a field is missing or
+          malformed. The field of an entry has a path such as requests[7].patient.display_name. Or
+          request_id or validate_only is set on an entry.
+        - REQUEST_ID_REUSED: request_id was used for a different request.
+        - All other errors of CreatePatient, for the first entry that cannot be created. Metadata gives
+          its position as index, from 0.
         """
 
     @_abc_1.abstractmethod
@@ -941,6 +1024,28 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
         - PATIENT_MERGED: the target was merged into another record itself. google.rpc.ResourceInfo
           names the target. Unmerge it first.
         - IDENTIFIER_TAKEN: a live patient other than the target now has one of the identifiers.
+        """
+
+    @_abc_1.abstractmethod
+    def ListPatientVersions(
+        self,
+        request: _patient_service_pb2.ListPatientVersionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_patient_service_pb2.ListPatientVersionsResponse, _abc.Awaitable[_patient_service_pb2.ListPatientVersionsResponse]]:
+        """Lists what the record of one patient was: its versions, newest first. The first one is the record
+        as it is now. A version begins with the change that wrote it and ends with the next change. The
+        patient may be soft-deleted. Requires the permissions read and audit.
+
+        Derived fields are not part of a version and are unset. What operators pruned, and what an older
+        version of the server wrote, is missing: oldest_revision says since when the list is complete.
+
+        Retries: the call reads again. A page_token can be used any number of times.
+
+        Errors:
+        - INVALID_FIELD: patient_id is missing or malformed, or page_size is negative.
+        - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
+        - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
+        - PATIENT_NOT_FOUND: the id never existed, or was purged.
         """
 
 def add_PatientServiceServicer_to_server(servicer: PatientServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

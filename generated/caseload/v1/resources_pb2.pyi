@@ -337,7 +337,10 @@ class Patient(_message.Message):
     """
     @_builtins.property
     def birth_date(self) -> _date_pb2.Date:
-        """The date of birth, with year, month and day. Not in the future. Absent means unknown."""
+        """The date of birth: year, month and day, or a part of it. Month 0 and day 0 mean that only the
+        year is known, and day 0 that only the year and the month are. From 1850 on, and not in the
+        future. Absent means unknown.
+        """
 
     @_builtins.property
     def identifiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Identifier]:

@@ -57,6 +57,11 @@ class TherapistServiceStub(object):
                 request_serializer=caseload_dot_v1_dot_therapist__service__pb2.CreateTherapistRequest.SerializeToString,
                 response_deserializer=caseload_dot_v1_dot_therapist__service__pb2.CreateTherapistResponse.FromString,
                 )
+        self.BatchCreateTherapists = channel.unary_unary(
+                '/caseload.v1.TherapistService/BatchCreateTherapists',
+                request_serializer=caseload_dot_v1_dot_therapist__service__pb2.BatchCreateTherapistsRequest.SerializeToString,
+                response_deserializer=caseload_dot_v1_dot_therapist__service__pb2.BatchCreateTherapistsResponse.FromString,
+                )
         self.GetTherapist = channel.unary_unary(
                 '/caseload.v1.TherapistService/GetTherapist',
                 request_serializer=caseload_dot_v1_dot_therapist__service__pb2.GetTherapistRequest.SerializeToString,
@@ -101,6 +106,11 @@ class TherapistServiceStub(object):
                 '/caseload.v1.TherapistService/ListTherapistPatients',
                 request_serializer=caseload_dot_v1_dot_therapist__service__pb2.ListTherapistPatientsRequest.SerializeToString,
                 response_deserializer=caseload_dot_v1_dot_therapist__service__pb2.ListTherapistPatientsResponse.FromString,
+                )
+        self.ListTherapistVersions = channel.unary_unary(
+                '/caseload.v1.TherapistService/ListTherapistVersions',
+                request_serializer=caseload_dot_v1_dot_therapist__service__pb2.ListTherapistVersionsRequest.SerializeToString,
+                response_deserializer=caseload_dot_v1_dot_therapist__service__pb2.ListTherapistVersionsResponse.FromString,
                 )
 
 
@@ -159,6 +169,25 @@ class TherapistServiceServicer(object):
         - ID_TAKEN: the chosen id belongs to a live, soft-deleted or purged therapist.
         - IDENTIFIER_TAKEN: another live therapist has one of the identifiers. google.rpc.ResourceInfo
         names it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchCreateTherapists(self, request, context):
+        """Creates up to 100 therapists, all or nothing (AIP-233). The entries take effect in order. There is
+        one change set.
+
+        Retries: with the same request_id, the call returns the therapists of the first call. Without a
+        request_id, a chosen id returns ID_TAKEN, and entries without an id create a second therapist.
+
+        Errors:
+        - INVALID_FIELD: there is no entry, there are more than 100 entries, or a field is missing or
+        malformed. The field of an entry has a path such as requests[7].therapist.display_name. Or
+        request_id or validate_only is set on an entry.
+        - REQUEST_ID_REUSED: request_id was used for a different request.
+        - All other errors of CreateTherapist, for the first entry that cannot be created. Metadata gives
+        its position as index, from 0.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -368,6 +397,26 @@ class TherapistServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListTherapistVersions(self, request, context):
+        """Lists what the record of one therapist was: its versions, newest first. The first one is the record
+        as it is now. A version begins with the change that wrote it and ends with the next change. The
+        therapist may be soft-deleted. Requires the permissions read and audit.
+
+        Derived fields are not part of a version and are unset. What operators pruned, and what an older
+        version of the server wrote, is missing: oldest_revision says since when the list is complete.
+
+        Retries: the call reads again. A page_token can be used any number of times.
+
+        Errors:
+        - INVALID_FIELD: therapist_id is missing or malformed, or page_size is negative.
+        - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
+        - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
+        - THERAPIST_NOT_FOUND: the id never existed, or was purged.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TherapistServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -375,6 +424,11 @@ def add_TherapistServiceServicer_to_server(servicer, server):
                     servicer.CreateTherapist,
                     request_deserializer=caseload_dot_v1_dot_therapist__service__pb2.CreateTherapistRequest.FromString,
                     response_serializer=caseload_dot_v1_dot_therapist__service__pb2.CreateTherapistResponse.SerializeToString,
+            ),
+            'BatchCreateTherapists': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchCreateTherapists,
+                    request_deserializer=caseload_dot_v1_dot_therapist__service__pb2.BatchCreateTherapistsRequest.FromString,
+                    response_serializer=caseload_dot_v1_dot_therapist__service__pb2.BatchCreateTherapistsResponse.SerializeToString,
             ),
             'GetTherapist': grpc.unary_unary_rpc_method_handler(
                     servicer.GetTherapist,
@@ -420,6 +474,11 @@ def add_TherapistServiceServicer_to_server(servicer, server):
                     servicer.ListTherapistPatients,
                     request_deserializer=caseload_dot_v1_dot_therapist__service__pb2.ListTherapistPatientsRequest.FromString,
                     response_serializer=caseload_dot_v1_dot_therapist__service__pb2.ListTherapistPatientsResponse.SerializeToString,
+            ),
+            'ListTherapistVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTherapistVersions,
+                    request_deserializer=caseload_dot_v1_dot_therapist__service__pb2.ListTherapistVersionsRequest.FromString,
+                    response_serializer=caseload_dot_v1_dot_therapist__service__pb2.ListTherapistVersionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -483,6 +542,23 @@ class TherapistService(object):
         return grpc.experimental.unary_unary(request, target, '/caseload.v1.TherapistService/CreateTherapist',
             caseload_dot_v1_dot_therapist__service__pb2.CreateTherapistRequest.SerializeToString,
             caseload_dot_v1_dot_therapist__service__pb2.CreateTherapistResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def BatchCreateTherapists(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/caseload.v1.TherapistService/BatchCreateTherapists',
+            caseload_dot_v1_dot_therapist__service__pb2.BatchCreateTherapistsRequest.SerializeToString,
+            caseload_dot_v1_dot_therapist__service__pb2.BatchCreateTherapistsResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
@@ -636,5 +712,22 @@ class TherapistService(object):
         return grpc.experimental.unary_unary(request, target, '/caseload.v1.TherapistService/ListTherapistPatients',
             caseload_dot_v1_dot_therapist__service__pb2.ListTherapistPatientsRequest.SerializeToString,
             caseload_dot_v1_dot_therapist__service__pb2.ListTherapistPatientsResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ListTherapistVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/caseload.v1.TherapistService/ListTherapistVersions',
+            caseload_dot_v1_dot_therapist__service__pb2.ListTherapistVersionsRequest.SerializeToString,
+            caseload_dot_v1_dot_therapist__service__pb2.ListTherapistVersionsResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

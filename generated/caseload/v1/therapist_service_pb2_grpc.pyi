@@ -86,6 +86,21 @@ class TherapistServiceStub:
     - IDENTIFIER_TAKEN: another live therapist has one of the identifiers. google.rpc.ResourceInfo
       names it.
     """
+    BatchCreateTherapists: _grpc.UnaryUnaryMultiCallable[_therapist_service_pb2.BatchCreateTherapistsRequest, _therapist_service_pb2.BatchCreateTherapistsResponse]
+    """Creates up to 100 therapists, all or nothing (AIP-233). The entries take effect in order. There is
+    one change set.
+
+    Retries: with the same request_id, the call returns the therapists of the first call. Without a
+    request_id, a chosen id returns ID_TAKEN, and entries without an id create a second therapist.
+
+    Errors:
+    - INVALID_FIELD: there is no entry, there are more than 100 entries, or a field is missing or
+      malformed. The field of an entry has a path such as requests[7].therapist.display_name. Or
+      request_id or validate_only is set on an entry.
+    - REQUEST_ID_REUSED: request_id was used for a different request.
+    - All other errors of CreateTherapist, for the first entry that cannot be created. Metadata gives
+      its position as index, from 0.
+    """
     GetTherapist: _grpc.UnaryUnaryMultiCallable[_therapist_service_pb2.GetTherapistRequest, _therapist_service_pb2.GetTherapistResponse]
     """Gets one therapist, live or soft-deleted.
 
@@ -254,6 +269,22 @@ class TherapistServiceStub:
     - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
     - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.
     """
+    ListTherapistVersions: _grpc.UnaryUnaryMultiCallable[_therapist_service_pb2.ListTherapistVersionsRequest, _therapist_service_pb2.ListTherapistVersionsResponse]
+    """Lists what the record of one therapist was: its versions, newest first. The first one is the record
+    as it is now. A version begins with the change that wrote it and ends with the next change. The
+    therapist may be soft-deleted. Requires the permissions read and audit.
+
+    Derived fields are not part of a version and are unset. What operators pruned, and what an older
+    version of the server wrote, is missing: oldest_revision says since when the list is complete.
+
+    Retries: the call reads again. A page_token can be used any number of times.
+
+    Errors:
+    - INVALID_FIELD: therapist_id is missing or malformed, or page_size is negative.
+    - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
+    - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
+    - THERAPIST_NOT_FOUND: the id never existed, or was purged.
+    """
 
 @_typing.type_check_only
 class TherapistServiceAsyncStub(TherapistServiceStub):
@@ -312,6 +343,21 @@ class TherapistServiceAsyncStub(TherapistServiceStub):
     - ID_TAKEN: the chosen id belongs to a live, soft-deleted or purged therapist.
     - IDENTIFIER_TAKEN: another live therapist has one of the identifiers. google.rpc.ResourceInfo
       names it.
+    """
+    BatchCreateTherapists: _aio.UnaryUnaryMultiCallable[_therapist_service_pb2.BatchCreateTherapistsRequest, _therapist_service_pb2.BatchCreateTherapistsResponse]  # type: ignore[assignment]
+    """Creates up to 100 therapists, all or nothing (AIP-233). The entries take effect in order. There is
+    one change set.
+
+    Retries: with the same request_id, the call returns the therapists of the first call. Without a
+    request_id, a chosen id returns ID_TAKEN, and entries without an id create a second therapist.
+
+    Errors:
+    - INVALID_FIELD: there is no entry, there are more than 100 entries, or a field is missing or
+      malformed. The field of an entry has a path such as requests[7].therapist.display_name. Or
+      request_id or validate_only is set on an entry.
+    - REQUEST_ID_REUSED: request_id was used for a different request.
+    - All other errors of CreateTherapist, for the first entry that cannot be created. Metadata gives
+      its position as index, from 0.
     """
     GetTherapist: _aio.UnaryUnaryMultiCallable[_therapist_service_pb2.GetTherapistRequest, _therapist_service_pb2.GetTherapistResponse]  # type: ignore[assignment]
     """Gets one therapist, live or soft-deleted.
@@ -481,6 +527,22 @@ class TherapistServiceAsyncStub(TherapistServiceStub):
     - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
     - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.
     """
+    ListTherapistVersions: _aio.UnaryUnaryMultiCallable[_therapist_service_pb2.ListTherapistVersionsRequest, _therapist_service_pb2.ListTherapistVersionsResponse]  # type: ignore[assignment]
+    """Lists what the record of one therapist was: its versions, newest first. The first one is the record
+    as it is now. A version begins with the change that wrote it and ends with the next change. The
+    therapist may be soft-deleted. Requires the permissions read and audit.
+
+    Derived fields are not part of a version and are unset. What operators pruned, and what an older
+    version of the server wrote, is missing: oldest_revision says since when the list is complete.
+
+    Retries: the call reads again. A page_token can be used any number of times.
+
+    Errors:
+    - INVALID_FIELD: therapist_id is missing or malformed, or page_size is negative.
+    - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
+    - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
+    - THERAPIST_NOT_FOUND: the id never existed, or was purged.
+    """
 
 class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
     """Manages therapists and their assignments.
@@ -542,6 +604,27 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
         - ID_TAKEN: the chosen id belongs to a live, soft-deleted or purged therapist.
         - IDENTIFIER_TAKEN: another live therapist has one of the identifiers. google.rpc.ResourceInfo
           names it.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchCreateTherapists(
+        self,
+        request: _therapist_service_pb2.BatchCreateTherapistsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_therapist_service_pb2.BatchCreateTherapistsResponse, _abc.Awaitable[_therapist_service_pb2.BatchCreateTherapistsResponse]]:
+        """Creates up to 100 therapists, all or nothing (AIP-233). The entries take effect in order. There is
+        one change set.
+
+        Retries: with the same request_id, the call returns the therapists of the first call. Without a
+        request_id, a chosen id returns ID_TAKEN, and entries without an id create a second therapist.
+
+        Errors:
+        - INVALID_FIELD: there is no entry, there are more than 100 entries, or a field is missing or
+          malformed. The field of an entry has a path such as requests[7].therapist.display_name. Or
+          request_id or validate_only is set on an entry.
+        - REQUEST_ID_REUSED: request_id was used for a different request.
+        - All other errors of CreateTherapist, for the first entry that cannot be created. Metadata gives
+          its position as index, from 0.
         """
 
     @_abc_1.abstractmethod
@@ -764,6 +847,28 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
         - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
         - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
         - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.
+        """
+
+    @_abc_1.abstractmethod
+    def ListTherapistVersions(
+        self,
+        request: _therapist_service_pb2.ListTherapistVersionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_therapist_service_pb2.ListTherapistVersionsResponse, _abc.Awaitable[_therapist_service_pb2.ListTherapistVersionsResponse]]:
+        """Lists what the record of one therapist was: its versions, newest first. The first one is the record
+        as it is now. A version begins with the change that wrote it and ends with the next change. The
+        therapist may be soft-deleted. Requires the permissions read and audit.
+
+        Derived fields are not part of a version and are unset. What operators pruned, and what an older
+        version of the server wrote, is missing: oldest_revision says since when the list is complete.
+
+        Retries: the call reads again. A page_token can be used any number of times.
+
+        Errors:
+        - INVALID_FIELD: therapist_id is missing or malformed, or page_size is negative.
+        - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
+        - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
+        - THERAPIST_NOT_FOUND: the id never existed, or was purged.
         """
 
 def add_TherapistServiceServicer_to_server(servicer: TherapistServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -74,3 +74,8 @@ class AssignmentServicer(pb_grpc.AssignmentServiceServicer):
         convert.add_all(result.ended, convert.assignment, response.ended)
         convert.add_all(result.active, convert.assignment, response.active)
         return response
+
+    def ListAssignmentVersions(
+        self, request: pb.ListAssignmentVersionsRequest, context: grpc.ServicerContext
+    ) -> pb.ListAssignmentVersionsResponse:
+        raise NotImplementedError

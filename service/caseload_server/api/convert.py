@@ -83,8 +83,8 @@ def _set_common_fields(message: pb.Therapist | pb.Patient, record: Therapist | P
 
 
 def _date(text: str) -> Date:
-    year, month, day = text.split("-")
-    return Date(year=int(year), month=int(month), day=int(day))
+    year, month, day, *_ = (*map(int, text.split("-")), 0, 0)
+    return Date(year=year, month=month, day=day)
 
 
 def assignment(record: Assignment, message: pb.Assignment | None = None) -> pb.Assignment:

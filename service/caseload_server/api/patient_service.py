@@ -29,6 +29,11 @@ class PatientServicer(pb_grpc.PatientServiceServicer):
         result = self._store.create(PATIENT, record_id, fields, call_context(request, context))
         return pb.CreatePatientResponse(patient=convert.patient(result.record), revision=result.revision)
 
+    def BatchCreatePatients(
+        self, request: pb.BatchCreatePatientsRequest, context: grpc.ServicerContext
+    ) -> pb.BatchCreatePatientsResponse:
+        raise NotImplementedError
+
     def GetPatient(self, request: pb.GetPatientRequest, context: grpc.ServicerContext) -> pb.GetPatientResponse:
         record = self._store.get(PATIENT, validate.record_id(request.patient_id, "patient_id"))
         response = pb.GetPatientResponse()
@@ -137,3 +142,8 @@ class PatientServicer(pb_grpc.PatientServiceServicer):
             convert.assignment(assignment, entry.assignment)
             convert.therapist(therapist, entry.therapist)
         return response
+
+    def ListPatientVersions(
+        self, request: pb.ListPatientVersionsRequest, context: grpc.ServicerContext
+    ) -> pb.ListPatientVersionsResponse:
+        raise NotImplementedError

@@ -29,6 +29,11 @@ class TherapistServicer(pb_grpc.TherapistServiceServicer):
         result = self._store.create(THERAPIST, record_id, fields, call_context(request, context))
         return pb.CreateTherapistResponse(therapist=convert.therapist(result.record), revision=result.revision)
 
+    def BatchCreateTherapists(
+        self, request: pb.BatchCreateTherapistsRequest, context: grpc.ServicerContext
+    ) -> pb.BatchCreateTherapistsResponse:
+        raise NotImplementedError
+
     def GetTherapist(self, request: pb.GetTherapistRequest, context: grpc.ServicerContext) -> pb.GetTherapistResponse:
         record = self._store.get(THERAPIST, validate.record_id(request.therapist_id, "therapist_id"))
         response = pb.GetTherapistResponse()
@@ -116,3 +121,8 @@ class TherapistServicer(pb_grpc.TherapistServiceServicer):
             convert.assignment(assignment, entry.assignment)
             convert.patient(patient, entry.patient)
         return response
+
+    def ListTherapistVersions(
+        self, request: pb.ListTherapistVersionsRequest, context: grpc.ServicerContext
+    ) -> pb.ListTherapistVersionsResponse:
+        raise NotImplementedError

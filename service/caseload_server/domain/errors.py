@@ -280,6 +280,12 @@ class RevisionPruned(DomainError):
     text = "Changes after this revision were pruned. Read the records again, and start after oldest_revision or later."
 
 
+class VersionsNotKept(DomainError):
+    reason = "VERSIONS_NOT_KEPT"
+    public_metadata = frozenset({"oldest_time"})
+    text = "The server does not keep all versions since known_at. Name oldest_time or a later time."
+
+
 class RevisionForeign(DomainError):
     reason = "REVISION_FOREIGN"
     text = "The revision is malformed, from another store, or from before a restore. Read the records again."

@@ -32,7 +32,7 @@ class Patient(NamedTuple):
     patient_id: str
     display_name: str
     birth_date: str
-    """YYYY-MM-DD, or empty."""
+    """YYYY, YYYY-MM or YYYY-MM-DD, or empty."""
     email: str
     phone_number: str
     status: int

@@ -106,6 +106,10 @@ class Page(NamedTuple, Generic[R]):
     next_after: str
     """The id that the next page starts after. Empty on the last page."""
     revision: str
+    next_after_key: str | int = ""
+    """The sort key that the next page starts after, if the list is not ordered by id."""
+    total_size: int | None = None
+    """The number of all matches, if the request asks for it."""
 
 
 class CheckResult(NamedTuple):

@@ -105,8 +105,9 @@ def _conditions(kind: RecordKind[Any], query: RecordQuery) -> tuple[list[str], d
             f" AND (record.max_active_patients IS NULL OR record.{kind.count_column} < record.max_active_patients)"
         )
     if query.identifier:
-        conditions.append(_id_in(kind, "identifier", "system = :system AND value = :value"))
+        conditions.append(_id_in(kind, "identifier", "system = :system AND (value_key = :value_key OR value = :value)"))
         parameters["system"], parameters["value"] = query.identifier
+        parameters["value_key"] = search.identifier_key(query.identifier[1])
     if query.specialties:
         specialties = _numbered("specialty", query.specialties)
         names = ", ".join(f":{name}" for name in specialties)
@@ -124,7 +125,7 @@ def _with_words(kind: RecordKind[Any], prefix: str) -> tuple[str, dict[str, Valu
 
     Each id is compared with :after: no planner derives that from their equality. Raises InvalidField.
     """
-    words = sorted(search.name_words(prefix), key=len, reverse=True)  # the longest is the rarest, as a rule
+    words = sorted(search.typed_words(prefix), key=len, reverse=True)  # the longest is the rarest, as a rule
     if not words:  # hyphens and accents alone would match every record
         raise errors.InvalidField(errors.Violation("filter.name_prefix", "must hold a word"))
     table, record_id = f"{kind.name}_name_word", kind.id_column

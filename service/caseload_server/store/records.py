@@ -54,7 +54,7 @@ class RecordKind(Generic[P]):
     @cached_property
     def insert(self) -> str:
         """Returns the INSERT of a record. It returns no row if the id is in use or was purged."""
-        columns = self.record._fields
+        columns = self.record._fields + search.KEY_COLUMNS
         values = ", ".join(f":{column}" for column in columns)
         return (
             f"INSERT INTO {self.name} ({', '.join(columns)}) VALUES ({values})"
@@ -64,7 +64,7 @@ class RecordKind(Generic[P]):
     @cached_property
     def update(self) -> str:
         """Returns the UPDATE of a record. It leaves out the columns that are derived from assignments."""
-        columns = [*self.defaults, "updated_us", "deleted_us", "etag"]
+        columns = [*self.defaults, "updated_us", "deleted_us", "etag", *search.KEY_COLUMNS]
         values = ", ".join(f"{column} = :{column}" for column in columns)
         return f"UPDATE {self.name} SET {values} WHERE {self.id_column} = :{self.id_column}"
 
@@ -72,15 +72,14 @@ class RecordKind(Generic[P]):
     def insert_identifier(self) -> str:
         """Returns the INSERT of an identifier. It returns no row if another live record has it."""
         return (
-            f"INSERT INTO {self.name}_identifier ({self.id_column}, system, value, live)"
-            " VALUES (:id, :system, :value, :live)"
-            " ON CONFLICT (system, value, live) DO NOTHING RETURNING 1"
+            f"INSERT INTO {self.name}_identifier ({self.id_column}, system, value, live, value_key, holds_key)"
+            " VALUES (:id, :system, :value, :live, :value_key, :live) ON CONFLICT DO NOTHING RETURNING 1"
         )
 
     @cached_property
     def select_holder(self) -> str:
         """Returns the SELECT of the id of the live record that has an identifier."""
-        condition = "system = :system AND value = :value AND live = 1"
+        condition = "system = :system AND (value_key = :value_key AND holds_key = 1 OR value = :value AND live = 1)"
         return f"SELECT {self.id_column} FROM {self.name}_identifier WHERE {condition}"
 
     @cached_property
@@ -187,7 +186,7 @@ def create(write: Write, kind: RecordKind[P], record_id: str, fields: Fields) ->
     values[kind.id_column] = record_id or write.new_id()
     record = kind.record(**{column: values[column] for column in kind.record._fields})
     _check_size(kind, record)
-    if not write.run(kind.insert, record._asdict()):
+    if not write.run(kind.insert, record._asdict() | search.keys(record)):
         raise errors.IdTaken
     _update_search_tables(write, kind, record)
     write.record_change(enums.CHANGE_CREATED, record)
@@ -274,7 +273,8 @@ def save(write: Write, kind: RecordKind[P], before: P, record: P, change: int, *
     It leaves out the columns that are derived. Raises IdentifierTaken.
     """
     record = record._replace(updated_us=write.now_us, etag=write.new_etag())
-    write.run(kind.update, {name: value for name, value in record._asdict().items() if f":{name}" in kind.update})
+    columns = {name: value for name, value in record._asdict().items() if f":{name}" in kind.update}
+    write.run(kind.update, columns | search.keys(record))
     _update_search_tables(write, kind, record, before)
     write.record_change(change, record, *fields)
     return record
@@ -338,7 +338,8 @@ def _insert_identifiers(write: Write, kind: RecordKind[Any], record: Any) -> lis
     live = 1 if record.deleted_us is None else None
     taken = []
     for system, value in sorted(json.loads(record.identifiers)):  # all writers lock them in the same order
-        identifier = {"id": record[0], "system": system, "value": value, "live": live}
+        key = search.identifier_key(value)
+        identifier = {"id": record[0], "system": system, "value": value, "live": live, "value_key": key}
         if not write.run(kind.insert_identifier, identifier):
             taken.append([system, value])
     return taken
@@ -346,5 +347,6 @@ def _insert_identifiers(write: Write, kind: RecordKind[Any], record: Any) -> lis
 
 def _holders(write: Write, kind: RecordKind[Any], system: str, value: str) -> list[errors.Resource]:
     """Returns the live record that has an identifier, unless it has just given it up."""
-    rows = write.run(kind.select_holder, {"system": system, "value": value})
+    identifier = {"system": system, "value": value, "value_key": search.identifier_key(value)}
+    rows = write.run(kind.select_holder, identifier)
     return resources(kind, [record_id for (record_id,) in rows])

@@ -1,0 +1,61 @@
+-- What records were before each change. An older instance keeps no version of what it changes, so that versions_revision
+-- moves on: versions are complete for the changes after it.
+
+ALTER TABLE store ADD COLUMN versions_revision INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE store ADD COLUMN versions_us INTEGER NOT NULL DEFAULT 0;     -- the time of that revision
+UPDATE store SET versions_revision = head_revision,
+    versions_us = COALESCE((SELECT committed_us FROM change_set WHERE revision = head_revision), 0);
+
+-- The hash of the version that a change kept, in hex, so that the hash chain covers it.
+ALTER TABLE change ADD COLUMN version_hash TEXT;
+
+CREATE TABLE therapist_version (
+    therapist_id TEXT NOT NULL REFERENCES therapist ON DELETE CASCADE,
+    to_revision INTEGER NOT NULL,         -- the change that ended it
+    to_us INTEGER NOT NULL,               -- the time of that change
+    image TEXT NOT NULL,             -- JSON: {column: value, ...}
+    PRIMARY KEY (therapist_id, to_revision)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX therapist_version_by_revision ON therapist_version (to_revision);
+
+CREATE TABLE patient_version (
+    patient_id TEXT NOT NULL REFERENCES patient ON DELETE CASCADE,
+    to_revision INTEGER NOT NULL,
+    to_us INTEGER NOT NULL,
+    merged_into_patient_id TEXT NOT NULL,
+    image TEXT NOT NULL,
+    PRIMARY KEY (patient_id, to_revision)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX patient_version_by_revision ON patient_version (to_revision);
+CREATE INDEX patient_version_by_merge ON patient_version (merged_into_patient_id, to_revision)
+    WHERE merged_into_patient_id <> '';
+
+-- The columns of an assignment, so that lists as they were known at a time select them as lists of assignments do.
+CREATE TABLE assignment_version (
+    assignment_id TEXT NOT NULL REFERENCES assignment ON DELETE CASCADE,
+    to_revision INTEGER NOT NULL,
+    to_us INTEGER NOT NULL,
+    therapist_id TEXT NOT NULL,
+    patient_id TEXT NOT NULL,
+    role INTEGER NOT NULL,
+    focus TEXT NOT NULL,
+    start_us INTEGER NOT NULL,
+    end_us INTEGER,
+    end_reason INTEGER NOT NULL,
+    created_by TEXT NOT NULL,
+    ended_by TEXT NOT NULL,
+    created_us INTEGER NOT NULL,
+    updated_us INTEGER NOT NULL,
+    etag TEXT NOT NULL,
+    expire_us INTEGER,
+    PRIMARY KEY (assignment_id, to_revision)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX assignment_version_by_revision ON assignment_version (to_revision);
+CREATE INDEX assignment_version_by_therapist ON assignment_version (therapist_id, assignment_id, to_revision);
+CREATE INDEX assignment_version_by_patient ON assignment_version (patient_id, assignment_id, to_revision);
+
+CREATE TRIGGER change_set_without_versions AFTER INSERT ON change_set WHEN NEW.hash_version < 2
+BEGIN
+    UPDATE store SET versions_revision = NEW.revision, versions_us = NEW.committed_us
+    WHERE versions_revision < NEW.revision;
+END;
