@@ -86,6 +86,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *(f".store.{name}" for name in STORE),
     },
     "api.convert": {".domain", "caseload", "google"},
+    "api.page_tokens": {".validation", ".domain", "cryptography", "google"},
     # around a call
     "security": {".security", ".config", ".domain.errors", ".private_files", "grpc"},
     "security.certificates": {"cryptography"},

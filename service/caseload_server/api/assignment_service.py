@@ -36,7 +36,9 @@ class AssignmentServicer(pb_grpc.AssignmentServiceServicer):
         query = validate.list_assignments(request, self._clock())
         page = self._store.list_assignments(query, self._page_tokens.parse(request))
         response = pb.ListAssignmentsResponse(
-            next_page_token=self._page_tokens.issue(request, page.next_after), revision=page.revision
+            next_page_token=self._page_tokens.issue(request, page.next_after, page.next_after_key),
+            revision=page.revision,
+            total_size=page.total_size,
         )
         convert.add_all(page.records, convert.assignment, response.assignments)
         return response

@@ -49,9 +49,13 @@ class PatientServicer(pb_grpc.PatientServiceServicer):
         return response
 
     def ListPatients(self, request: pb.ListPatientsRequest, context: grpc.ServicerContext) -> pb.ListPatientsResponse:
-        page = self._store.list_records(PATIENT, validate.list_patients(request), self._page_tokens.parse(request))
+        page = self._store.list_records(
+            PATIENT, validate.list_patients(request, self._clock()), self._page_tokens.parse(request)
+        )
         response = pb.ListPatientsResponse(
-            next_page_token=self._page_tokens.issue(request, page.next_after), revision=page.revision
+            next_page_token=self._page_tokens.issue(request, page.next_after, page.next_after_key),
+            revision=page.revision,
+            total_size=page.total_size,
         )
         convert.add_all(page.records, convert.patient, response.patients)
         return response
@@ -135,7 +139,9 @@ class PatientServicer(pb_grpc.PatientServiceServicer):
         query = validate.list_caseload(request, "patient_id", self._clock())
         page = self._store.list_patient_therapists(query, self._page_tokens.parse(request))
         response = pb.ListPatientTherapistsResponse(
-            next_page_token=self._page_tokens.issue(request, page.next_after), revision=page.revision
+            next_page_token=self._page_tokens.issue(request, page.next_after, page.next_after_key),
+            revision=page.revision,
+            total_size=page.total_size,
         )
         for assignment, therapist in page.records:
             entry = response.entries.add()

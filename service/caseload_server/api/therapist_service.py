@@ -53,7 +53,9 @@ class TherapistServicer(pb_grpc.TherapistServiceServicer):
     ) -> pb.ListTherapistsResponse:
         page = self._store.list_records(THERAPIST, validate.list_therapists(request), self._page_tokens.parse(request))
         response = pb.ListTherapistsResponse(
-            next_page_token=self._page_tokens.issue(request, page.next_after), revision=page.revision
+            next_page_token=self._page_tokens.issue(request, page.next_after, page.next_after_key),
+            revision=page.revision,
+            total_size=page.total_size,
         )
         convert.add_all(page.records, convert.therapist, response.therapists)
         return response
@@ -114,7 +116,9 @@ class TherapistServicer(pb_grpc.TherapistServiceServicer):
         query = validate.list_caseload(request, "therapist_id", self._clock())
         page = self._store.list_therapist_patients(query, self._page_tokens.parse(request))
         response = pb.ListTherapistPatientsResponse(
-            next_page_token=self._page_tokens.issue(request, page.next_after), revision=page.revision
+            next_page_token=self._page_tokens.issue(request, page.next_after, page.next_after_key),
+            revision=page.revision,
+            total_size=page.total_size,
         )
         for assignment, patient in page.records:
             entry = response.entries.add()

@@ -29,6 +29,9 @@ and C#, in the year 1, are earlier."""
 CLOCK_TOLERANCE_US: Final = 60 * 1_000_000
 """How far ahead of the server's clock a time in a request may lie, in microseconds, because clocks differ."""
 
+EARLIEST_BIRTH_YEAR: Final = 1850
+"""Earliest year of a birth date that a request may name. Stored dates may be older."""
+
 # Records
 
 MAX_RECORD_BYTES: Final = 32 * 1024

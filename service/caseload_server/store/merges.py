@@ -88,14 +88,19 @@ def _lock_active(write: Write, source: Patient, target: Patient) -> tuple[list[A
 
 def _refuse(request: requests.Merge, source: Patient, target: Patient, moved: list[Assignment]) -> None:
     """Raises BirthDatesDiffer, PatientNotActive, TooManyAssignments."""
-    dates = [patient.birth_date for patient in (source, target) if patient.birth_date]
-    distinct = set(dates) if request.may_compare else dates
-    if len(distinct) > 1 and not request.force:
+    if not request.force and _birth_dates_differ(request, source.birth_date, target.birth_date):
         raise errors.BirthDatesDiffer
     if moved and target.status != enums.STATUS_ACTIVE:
         raise errors.PatientNotActive
     if len(moved) > limits.MAX_ASSIGNMENTS_PER_CALL:
         raise errors.TooManyAssignments(limit=limits.MAX_ASSIGNMENTS_PER_CALL, current=len(moved))
+
+
+def _birth_dates_differ(request: requests.Merge, one: str, other: str) -> bool:
+    """Returns whether two dates differ. A year, or a year and a month, does not differ from a date within it."""
+    if not request.may_compare:
+        return one != "" and other != ""
+    return not (one.startswith(other) or other.startswith(one))
 
 
 def _gain(source: Patient, target: Patient) -> Patient:
@@ -107,8 +112,13 @@ def _gain(source: Patient, target: Patient) -> Patient:
         aliases=_to_json(aliases),
         email=target.email or source.email,
         phone_number=target.phone_number or source.phone_number,
-        birth_date=target.birth_date or source.birth_date,
+        birth_date=_birth_date(source, target),
     )
+
+
+def _birth_date(source: Patient, target: Patient) -> str:
+    """Returns the fuller of two dates, which may be partial or empty, and that of the target if they differ."""
+    return source.birth_date if source.birth_date.startswith(target.birth_date) else target.birth_date
 
 
 def _names(patient: Patient) -> list[str]:

@@ -14,6 +14,7 @@ from caseload_server.domain import limits, requests
 from caseload_server.domain.errors import InvalidField
 from caseload_server.domain.id_formats import are_ids
 from caseload_server.validation import rules
+from caseload_server.validation.ordering import caseload_order
 from caseload_server.validation.rules import ValidationErrors
 
 AssignRequest = therapist_pb.AssignPatientRequest | patient_pb.AssignTherapistRequest
@@ -53,6 +54,8 @@ def list_caseload(request: CaseloadRequest, id_field: str, now_us: int) -> reque
         roles=_roles(request.roles, "roles", violations),
         states=_states(request.states, "states", violations),
         as_of_us=rules.past_us(request, "as_of_time", violations, now_us),
+        order=caseload_order(request.order_by, "order_by", violations),
+        with_total=request.include_total_size,
     )
     _check_not_both(query, "as_of_time", violations)
     violations.raise_if_any()
@@ -76,6 +79,7 @@ def list_assignments(request: assignment_pb.ListAssignmentsRequest, now_us: int)
         roles=_roles(sent.roles, "filter.roles", violations),
         states=_states(sent.states, "filter.states", violations),
         as_of_us=rules.past_us(sent, "filter.as_of_time", violations, now_us),
+        with_total=request.include_total_size,
     )
     _check_not_both(query, "filter.as_of_time", violations)
     violations.raise_if_any()

@@ -17,6 +17,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from caseload_server.domain import limits, requests
 from caseload_server.validation import rules
 from caseload_server.validation.assignments import caller_end_reason
+from caseload_server.validation.ordering import record_order
 from caseload_server.validation.rules import Rule, ValidationErrors
 
 RecordMessage = TypeVar("RecordMessage", pb.Therapist, pb.Patient)
@@ -231,10 +232,18 @@ def _specialties(values: Sequence[str], violations: ValidationErrors) -> tuple[s
     return tuple(sorted(checked))
 
 
-def list_patients(request: patient_pb.ListPatientsRequest) -> requests.RecordQuery:
-    """Returns the query of a ListPatients request."""
+def list_patients(request: patient_pb.ListPatientsRequest, now_us: int) -> requests.RecordQuery:
+    """Returns the query of a ListPatients request. Args: now_us, microseconds since 1970 (UTC)."""
     violations = ValidationErrors()
-    query = _record_query(request, _PATIENT, violations)
+    sent = request.filter
+    birth_date = ""
+    if sent.HasField("birth_date"):
+        birth_date = rules.birth_date(now_us)(sent.birth_date, "filter.birth_date", violations)
+    query = _record_query(request, _PATIENT, violations)._replace(
+        birth_date=birth_date,
+        phone_number=_filter_text(rules.required_phone_number, sent, "phone_number", violations),
+        without_primary=sent.without_primary,
+    )
     violations.raise_if_any()
     return query
 
@@ -248,9 +257,20 @@ def _record_query(request: ListRequest, record: _RecordRules, violations: Valida
         name_prefix=_name_prefix(sent.name_prefix, violations),
         statuses=rules.enum_set(record.rules["status"])(sent.statuses, "filter.statuses", violations),
         identifier=identifier,
+        identifier_value=_filter_text(rules.identifier_value, sent, "identifier_value", violations),
+        email=_filter_text(rules.required_email, sent, "email", violations),
         unassigned=sent.unassigned,
-        show_deleted=request.show_deleted,
+        deleted_only=sent.deleted_only,
+        show_deleted=request.show_deleted or sent.deleted_only,
+        order=record_order(request.order_by, "order_by", violations),
+        with_total=request.include_total_size,
     )
+
+
+def _filter_text(rule: Rule, sent: Any, name: str, violations: ValidationErrors) -> str:
+    """Returns a text of a filter. Empty means no restriction, but white space alone would find nothing."""
+    value: str = getattr(sent, name)
+    return rule(value, f"filter.{name}", violations) if value else ""
 
 
 _prefix_text = rules.text(2, 100)

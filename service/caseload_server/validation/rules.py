@@ -40,6 +40,7 @@ NPI_SYSTEM = "http://hl7.org/fhir/sid/us-npi"
 """The identifier system of the US National Provider Identifier, whose check digit is verified."""
 
 MICROS_PER_SECOND = 1_000_000
+_YEAR_LENGTH, _MONTH_LENGTH = len("YYYY"), len("YYYY-MM")
 
 
 class ValidationErrors(list[Violation]):
@@ -149,14 +150,17 @@ def _matching_text(pattern: re.Pattern[str], min_length: int, max_length: int, d
 
 _KEBAB_CASE = "must be in kebab-case: a-z and 0-9, with - between words"
 
-email = _matching_text(
-    EMAIL_PATTERN, 0, 254, "must be an e-mail address: one @, something on both sides, no white space"
-)
-phone_number = _matching_text(PHONE_PATTERN, 0, 16, "must be an E.164 number: + and 2 to 15 digits")
+_EMAIL = "must be an e-mail address: one @, something on both sides, no white space"
+_PHONE_NUMBER = "must be an E.164 number: + and 2 to 15 digits"
+
+email = _matching_text(EMAIL_PATTERN, 0, 254, _EMAIL)
+required_email = _matching_text(EMAIL_PATTERN, 1, 254, _EMAIL)
+phone_number = _matching_text(PHONE_PATTERN, 0, 16, _PHONE_NUMBER)
+required_phone_number = _matching_text(PHONE_PATTERN, 1, 16, _PHONE_NUMBER)
 code = _matching_text(CODE_PATTERN, 0, 64, _KEBAB_CASE)
 required_code = _matching_text(CODE_PATTERN, 1, 64, _KEBAB_CASE)
 _identifier_system = _matching_text(_URI_PATTERN, 1, 200, "must be a URI")
-_identifier_value = text(1, 200)
+identifier_value = text(1, 200)
 
 
 class _IdentifierMessage(Protocol):
@@ -168,7 +172,7 @@ def identifier(message: _IdentifierMessage, path: str, violations: ValidationErr
     """An identifier. Returns (system, value). The check digit of an NPI must be right."""
     before = len(violations)
     system = _identifier_system(message.system, f"{path}.system", violations)
-    value = _identifier_value(message.value, f"{path}.value", violations)
+    value = identifier_value(message.value, f"{path}.value", violations)
     if system == NPI_SYSTEM and len(violations) == before and not _is_npi(value):
         violations.add(f"{path}.value", "must be an NPI: ten digits, the last of them the check digit")
     return system, value
@@ -252,21 +256,28 @@ class _DateMessage(Protocol):
 
 
 def birth_date(now_us: int) -> Rule:
-    """Returns the rule for a full date that is not after today anywhere on Earth (UTC+14), stored as YYYY-MM-DD.
+    """Returns the rule for a date, or a year with or without a month. Stored as YYYY, YYYY-MM or YYYY-MM-DD.
+
+    It is not before 1850, and its first day is not after today anywhere on Earth (UTC+14).
 
     Args: now_us, in microseconds since 1970 (UTC).
     """
 
     def rule(message: _DateMessage, path: str, violations: ValidationErrors) -> str:
         try:
-            date = datetime.date(message.year, message.month, message.day)
+            first_day = datetime.date(message.year, message.month or 1, message.day or 1)
         except (ValueError, OverflowError):
-            violations.add(path, "must be a date with year, month and day")
+            violations.add(path, "must be a date with a year; month and day are optional")
             return ""
+        if message.day and not message.month:
+            violations.add(path, "must not have a day without a month")
+        if message.year < limits.EARLIEST_BIRTH_YEAR:
+            violations.add(path, f"must not lie before {limits.EARLIEST_BIRTH_YEAR}")
         latest = datetime.datetime.fromtimestamp(now_us // MICROS_PER_SECOND + 14 * 3600, datetime.UTC).date()
-        if date > latest:
+        if first_day > latest:
             violations.add(path, "must not lie in the future")
-        return date.isoformat()
+        length = _YEAR_LENGTH if not message.month else _MONTH_LENGTH if not message.day else None
+        return first_day.isoformat()[:length]
 
     return rule
 

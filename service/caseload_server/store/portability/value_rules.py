@@ -46,7 +46,7 @@ _PATTERNS: Final = dict.fromkeys(_ID_COLUMNS, _ID) | {
     "merged_into_patient_id": _optional(_ID),
     "record_ids": rf"{_optional(f'{_ID}(?: {_ID})*')}(?: \+[0-9a-f]+)?",
     "on_behalf_of": _optional(ON_BEHALF_OF_PATTERN.pattern),
-    "birth_date": _optional("[0-9]{4}-[0-9]{2}-[0-9]{2}"),
+    "birth_date": _optional("[0-9]{4}(?:-[0-9]{2}(?:-[0-9]{2})?)?"),
     "email": _at_most(254, _optional(EMAIL_PATTERN.pattern)),
     "phone_number": _optional(PHONE_PATTERN.pattern),
     "focus": _at_most(64, _optional(CODE_PATTERN.pattern)),
@@ -55,6 +55,8 @@ _PATTERNS: Final = dict.fromkeys(_ID_COLUMNS, _ID) | {
 }
 _LINES: Final = {column: re.compile(rf"(?:(?:{pattern})\n)*+") for column, pattern in _PATTERNS.items()}
 """Matches texts with a line end after each: one match of all takes a fifth of the time of a match of each."""
+
+_FIRST_DAY: Final = "YYYY-01-01"
 
 
 def invalid(table: Table, column: str, values: Sequence[Any]) -> list[int]:
@@ -82,6 +84,7 @@ def _are_valid(column: str, texts: set[str]) -> bool:
 
 
 def _are_dates(texts: set[str]) -> bool:
+    """Returns whether dates exist, by their first days where the month or the day is unknown."""
     with suppress(ValueError):
-        return all(map(date.fromisoformat, texts))
+        return all(date.fromisoformat(text + _FIRST_DAY[len(text) :]) for text in texts)
     return False
