@@ -32,7 +32,11 @@ class PatientServicer(pb_grpc.PatientServiceServicer):
     def BatchCreatePatients(
         self, request: pb.BatchCreatePatientsRequest, context: grpc.ServicerContext
     ) -> pb.BatchCreatePatientsResponse:
-        raise NotImplementedError
+        batch = validate.batch_create_patients(request, self._clock())
+        result = self._store.batch_create(PATIENT, batch, call_context(request, context))
+        response = pb.BatchCreatePatientsResponse(revision=result.revision)
+        convert.add_all(result.records, convert.patient, response.patients)
+        return response
 
     def GetPatient(self, request: pb.GetPatientRequest, context: grpc.ServicerContext) -> pb.GetPatientResponse:
         record = self._store.get(PATIENT, validate.record_id(request.patient_id, "patient_id"))

@@ -32,7 +32,11 @@ class TherapistServicer(pb_grpc.TherapistServiceServicer):
     def BatchCreateTherapists(
         self, request: pb.BatchCreateTherapistsRequest, context: grpc.ServicerContext
     ) -> pb.BatchCreateTherapistsResponse:
-        raise NotImplementedError
+        batch = validate.batch_create_therapists(request)
+        result = self._store.batch_create(THERAPIST, batch, call_context(request, context))
+        response = pb.BatchCreateTherapistsResponse(revision=result.revision)
+        convert.add_all(result.records, convert.therapist, response.therapists)
+        return response
 
     def GetTherapist(self, request: pb.GetTherapistRequest, context: grpc.ServicerContext) -> pb.GetTherapistResponse:
         record = self._store.get(THERAPIST, validate.record_id(request.therapist_id, "therapist_id"))

@@ -109,6 +109,7 @@ class AssignmentNotFound(DomainError):
 
 class IdTaken(DomainError):
     reason = "ID_TAKEN"
+    public_metadata = frozenset({"other_index"})
     text = "The id is already taken, perhaps by a deleted record. Ids are never reused: choose another id."
 
 
@@ -116,6 +117,7 @@ class IdentifierTaken(DomainError):
     """Its resource is the record that has the identifier, if it still has it."""
 
     reason = "IDENTIFIER_TAKEN"
+    public_metadata = frozenset({"other_index"})
     text = "Another record has this identifier. Find it with filter.identifier: it may be the same person."
 
 

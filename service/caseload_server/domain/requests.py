@@ -7,6 +7,9 @@ from caseload_server.domain.enums import ROLE_TREATING
 Fields = dict[str, str | int | None]
 """The columns of a therapist or patient that a caller sets, and the values to store."""
 
+NewRecord = tuple[str, Fields]
+"""The id of a therapist or patient to create, empty to generate one, and the columns that the caller sets."""
+
 
 class CallContext(NamedTuple):
     """The caller and the method of a write, and what recognizes a repeat of it."""

@@ -17,6 +17,13 @@ class RecordResult(NamedTuple, Generic[R]):
     revision: str
 
 
+class BatchCreateResult(NamedTuple, Generic[R]):
+    """The records that a batch created, in the order of its entries."""
+
+    records: list[R]
+    revision: str
+
+
 class UpdateResult(NamedTuple, Generic[R]):
     """A record that was updated."""
 

@@ -11,6 +11,7 @@ from caseload_server.domain import enums, errors, limits
 from caseload_server.domain.records import P, Patient, Therapist
 from caseload_server.domain.requests import Fields, Update
 from caseload_server.store import search
+from caseload_server.store.backends.protocol import Row
 from caseload_server.store.write_transaction import Write
 
 
@@ -168,6 +169,19 @@ def read(write: Write, kind: RecordKind[P], record_id: str) -> P:
     raise not_found(kind, [record_id])
 
 
+def read_all(write: Write, kind: RecordKind[P], ids: list[str]) -> list[P]:
+    """Returns records for the answer to a repeated call. It takes no lock. Raises the kind's NOT_FOUND."""
+    return in_order(kind, ids, write.run(kind.select_batch, {"ids": json.dumps(ids)}))
+
+
+def in_order(kind: RecordKind[P], ids: list[str], rows: list[Row]) -> list[P]:
+    """Returns the records of rows in the order of their ids. Raises the kind's NOT_FOUND, which names the missing."""
+    found = {row[0]: kind.record._make(row) for row in rows}
+    if missing := [record_id for record_id in dict.fromkeys(ids) if record_id not in found]:
+        raise not_found(kind, missing)
+    return [found[record_id] for record_id in ids]
+
+
 def lock(write: Write, kind: RecordKind[Any], ids: Iterable[str]) -> None:
     """Locks records in id order. Callers lock patients before therapists, so that no two writers deadlock."""
     if write.lock_clause:
@@ -180,17 +194,28 @@ def lock(write: Write, kind: RecordKind[Any], ids: Iterable[str]) -> None:
 
 def create(write: Write, kind: RecordKind[P], record_id: str, fields: Fields) -> P:
     """Creates a record. An empty id generates one. Raises IdTaken, IdentifierTaken, InvalidField (over 32 KiB)."""
+    record = build(write, kind, record_id, fields)
+    if not insert(write, kind, record):
+        raise errors.IdTaken
+    _update_search_tables(write, kind, record)
+    write.record_change(enums.CHANGE_CREATED, record)
+    return record
+
+
+def build(write: Write, kind: RecordKind[P], record_id: str, fields: Fields) -> P:
+    """Returns a new record, which is not inserted yet. Args as create. Raises InvalidField (over 32 KiB)."""
     times = {"created_us": write.now_us, "updated_us": write.now_us, "deleted_us": None}
     derived = {kind.count_column: 0, "primary_therapist_id": "", "merged_into_patient_id": ""}
     values: dict[str, Any] = {**kind.defaults, **fields, **times, **derived, "etag": write.new_etag()}
     values[kind.id_column] = record_id or write.new_id()
     record = kind.record(**{column: values[column] for column in kind.record._fields})
     _check_size(kind, record)
-    if not write.run(kind.insert, record._asdict() | search.keys(record)):
-        raise errors.IdTaken
-    _update_search_tables(write, kind, record)
-    write.record_change(enums.CHANGE_CREATED, record)
     return record
+
+
+def insert(write: Write, kind: RecordKind[Any], record: Any) -> bool:
+    """Inserts a record without its rows in search tables. Returns False if the id is in use or was purged."""
+    return bool(write.run(kind.insert, record._asdict() | search.keys(record)))
 
 
 def refuse_merged(write: Write, record: Therapist | Patient, *, named: bool = False) -> None:
@@ -308,25 +333,32 @@ def _message_bytes(value: Any) -> int:
 
 def _update_search_tables(write: Write, kind: RecordKind[Any], record: Any, before: Any = None) -> None:
     """Updates the search tables. Args: before, None for a new record. Raises IdentifierTaken."""
+    update_words(write, kind, record, before)
+    if _differs(record, before, "identifiers", "deleted_us"):
+        if before is not None:
+            _clear(write, kind, record, "identifier")
+        for system, value in _insert_identifiers(write, kind, record):
+            raise identifier_taken(write, kind, system, value)
 
-    def differs(*columns: str) -> bool:
-        return before is None or any(getattr(record, column) != getattr(before, column) for column in columns)
+
+def _differs(record: Any, before: Any, *columns: str) -> bool:
+    return before is None or any(getattr(record, column) != getattr(before, column) for column in columns)
+
+
+def update_words(write: Write, kind: RecordKind[Any], record: Any, before: Any = None) -> None:
+    """Updates the search tables of names and specialties. Args: before, None for a new record."""
 
     def clear(table: str) -> None:
         if before is not None:
             _clear(write, kind, record, table)
 
-    if differs("display_name", "aliases"):
+    if _differs(record, before, "display_name", "aliases"):
         clear("name_word")
         words = json.dumps(search.record_words(record.display_name, json.loads(record.aliases)))
         write.run(kind.insert_name_words, {"id": record[0], "words": words})
-    if "specialties" in kind.defaults and differs("specialties"):
+    if "specialties" in kind.defaults and _differs(record, before, "specialties"):
         clear("specialty")
         write.run(_INSERT_SPECIALTIES, {"id": record[0], "codes": record.specialties})
-    if differs("identifiers", "deleted_us"):
-        clear("identifier")
-        for system, value in _insert_identifiers(write, kind, record):
-            raise errors.IdentifierTaken(resources=_holders(write, kind, system, value))
 
 
 def _clear(write: Write, kind: RecordKind[Any], record: Any, table: str) -> None:
@@ -335,18 +367,23 @@ def _clear(write: Write, kind: RecordKind[Any], record: Any, table: str) -> None
 
 def _insert_identifiers(write: Write, kind: RecordKind[Any], record: Any) -> list[list[str]]:
     """Inserts the identifiers of a record. Returns those that another live record has, as [system, value]."""
+    return [
+        [system, value]
+        for system, value in sorted(json.loads(record.identifiers))  # all writers lock them in the same order
+        if not insert_identifier(write, kind, record, system, value)
+    ]
+
+
+def insert_identifier(write: Write, kind: RecordKind[Any], record: Any, system: str, value: str) -> bool:
+    """Inserts one identifier of a record. Returns False if another live record has it."""
     live = 1 if record.deleted_us is None else None
-    taken = []
-    for system, value in sorted(json.loads(record.identifiers)):  # all writers lock them in the same order
-        key = search.identifier_key(value)
-        identifier = {"id": record[0], "system": system, "value": value, "live": live, "value_key": key}
-        if not write.run(kind.insert_identifier, identifier):
-            taken.append([system, value])
-    return taken
+    key = search.identifier_key(value)
+    identifier = {"id": record[0], "system": system, "value": value, "live": live, "value_key": key}
+    return bool(write.run(kind.insert_identifier, identifier))
 
 
-def _holders(write: Write, kind: RecordKind[Any], system: str, value: str) -> list[errors.Resource]:
-    """Returns the live record that has an identifier, unless it has just given it up."""
+def identifier_taken(write: Write, kind: RecordKind[Any], system: str, value: str) -> errors.IdentifierTaken:
+    """Returns the error that names the live record with an identifier, unless that has just given it up."""
     identifier = {"system": system, "value": value, "value_key": search.identifier_key(value)}
     rows = write.run(kind.select_holder, identifier)
-    return resources(kind, [record_id for (record_id,) in rows])
+    return errors.IdentifierTaken(resources=resources(kind, [record_id for (record_id,) in rows]))

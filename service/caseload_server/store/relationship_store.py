@@ -13,6 +13,7 @@ from caseload_server.domain.requests import CallContext, CaseloadQuery, Fields, 
 from caseload_server.domain.results import (
     AssignResult,
     BatchAssignResult,
+    BatchCreateResult,
     CheckResult,
     DeleteResult,
     MergeResult,
@@ -77,11 +78,7 @@ class RelationshipStore:
 
     def batch_get(self, kind: RecordKind[P], ids: list[str]) -> list[P]:
         """Returns records in the order of the ids. Raises the kind's NOT_FOUND, which names the missing ones."""
-        rows = self._database.read(kind.select_batch, {"ids": json.dumps(ids)})
-        found = {row[0]: kind.record._make(row) for row in rows}
-        if missing := [record_id for record_id in dict.fromkeys(ids) if record_id not in found]:
-            raise records.not_found(kind, missing)
-        return [found[record_id] for record_id in ids]
+        return records.in_order(kind, ids, self._database.read(kind.select_batch, {"ids": json.dumps(ids)}))
 
     def list_records(self, kind: RecordKind[P], query: RecordQuery, page: PageRequest) -> Page[P]:
         """Returns one page, ordered by id."""
@@ -117,6 +114,17 @@ class RelationshipStore:
     def create(self, kind: RecordKind[P], record_id: str, fields: Fields, call: CallContext) -> RecordResult[P]:
         """Creates a record. An empty id generates one. Raises IdTaken, IdentifierTaken, InvalidField."""
         return self._change_record(kind, call, lambda write: ([records.create(write, kind, record_id, fields)], 1))
+
+    def batch_create(
+        self, kind: RecordKind[P], batch: list[requests.NewRecord], call: CallContext
+    ) -> BatchCreateResult[P]:
+        """Creates many records, all or nothing. Raises the errors of batches.create."""
+
+        def load(write: Write, ids: list[str]) -> list[P]:
+            return records.read_all(write, kind, ids)
+
+        result = self._writes.run(call, lambda write: (batches.create(write, kind, batch), 1), load, alone=True)
+        return BatchCreateResult(result.records, result.revision)
 
     def update(self, kind: RecordKind[P], request: requests.Update, call: CallContext) -> UpdateResult[P]:
         """Updates fields of a record. Raises the errors of endings.update."""

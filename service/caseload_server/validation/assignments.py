@@ -11,9 +11,9 @@ from caseload.v1 import resources_pb2 as pb
 from caseload.v1 import therapist_service_pb2 as therapist_pb
 
 from caseload_server.domain import limits, requests
-from caseload_server.domain.errors import InvalidField
 from caseload_server.domain.id_formats import are_ids
 from caseload_server.validation import rules
+from caseload_server.validation.batches import validate_batch
 from caseload_server.validation.ordering import caseload_order
 from caseload_server.validation.rules import ValidationErrors
 
@@ -245,22 +245,7 @@ def _check_finished(request: AssignRequest, order: requests.Assign, violations: 
 
 def batch_assign(request: assignment_pb.BatchAssignRequest, now_us: int) -> list[requests.Assign]:
     """Returns the store\'s request for each entry of a BatchAssign request."""
-    violations = ValidationErrors()
-    rules.request_id(request.request_id, "request_id", violations)
-    if not 1 <= len(request.requests) <= limits.MAX_BATCH_SIZE:
-        violations.add("requests", f"must have 1 to {limits.MAX_BATCH_SIZE} entries")
-        violations.raise_if_any()
-    orders = []
-    for index, entry in enumerate(request.requests):
-        for name in ("request_id", "validate_only"):
-            if getattr(entry, name):
-                violations.add(f"requests[{index}].{name}", "must not be set on an entry, only on the batch")
-        try:
-            orders.append(assign(entry, now_us))
-        except InvalidField as error:
-            violations += error.of_entry(index).violations
-    violations.raise_if_any()
-    return orders
+    return validate_batch(request, lambda entry: assign(entry, now_us))
 
 
 def unassign(request: UnassignRequest, now_us: int) -> requests.Unassign:

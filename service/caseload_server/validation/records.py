@@ -17,6 +17,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from caseload_server.domain import limits, requests
 from caseload_server.validation import rules
 from caseload_server.validation.assignments import caller_end_reason
+from caseload_server.validation.batches import validate_batch
 from caseload_server.validation.ordering import record_order
 from caseload_server.validation.rules import Rule, ValidationErrors
 
@@ -90,17 +91,27 @@ def _patient_rules(now_us: int) -> _RecordRules:
     return _PATIENT._replace(rules={**_PATIENT.rules, "birth_date": rules.birth_date(now_us)})
 
 
-def create_therapist(request: therapist_pb.CreateTherapistRequest) -> tuple[str, requests.Fields]:
+def create_therapist(request: therapist_pb.CreateTherapistRequest) -> requests.NewRecord:
     """Returns the id to use (or empty), and the fields to store."""
     return _create(_THERAPIST, request)
 
 
-def create_patient(request: patient_pb.CreatePatientRequest, now_us: int) -> tuple[str, requests.Fields]:
+def create_patient(request: patient_pb.CreatePatientRequest, now_us: int) -> requests.NewRecord:
     """Returns the id to use (or empty), and the fields to store. Args: now_us, microseconds since 1970 (UTC)."""
     return _create(_patient_rules(now_us), request)
 
 
-def _create(record: _RecordRules, request: Any) -> tuple[str, requests.Fields]:
+def batch_create_therapists(request: therapist_pb.BatchCreateTherapistsRequest) -> list[requests.NewRecord]:
+    """Returns the id to use (or empty), and the fields to store, for each entry."""
+    return validate_batch(request, create_therapist)
+
+
+def batch_create_patients(request: patient_pb.BatchCreatePatientsRequest, now_us: int) -> list[requests.NewRecord]:
+    """Returns the same as create_patient, for each entry."""
+    return validate_batch(request, lambda entry: create_patient(entry, now_us))
+
+
+def _create(record: _RecordRules, request: Any) -> requests.NewRecord:
     violations = ValidationErrors()
     rules.request_id(request.request_id, "request_id", violations)
     id_field = f"{record.name}_id"
