@@ -9,7 +9,7 @@ from caseload_server.store.version_images import DERIVED_COLUMNS, version_of
 
 from tests.store.store_calls import run
 
-RECORDS = {"therapist": Therapist, "patient": Patient, "assignment": Assignment}
+RECORDS: dict[str, Any] = {"therapist": Therapist, "patient": Patient, "assignment": Assignment}
 State = dict[tuple[str, str], dict[str, Any]]
 """The rows of all records without derived columns, by table and id."""
 
