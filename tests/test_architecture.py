@@ -43,6 +43,7 @@ VERBS = {
         "relationship_store",
         "hash_chain",
         "store_identity",
+        "version_images",
         "transfers",
         "write_transaction",
         "backends.protocol",

@@ -175,9 +175,9 @@ def _move(
 
 def _close(write: Write, source: Patient, target_id: str) -> Patient:
     """Links the source to the target and soft-deletes it, which frees its identifiers."""
-    write.run(_SET_LINK, {"patient_id": source.patient_id, "into": target_id})
     before = records.require(write, PATIENT, source.patient_id)  # whose count is 0 now
-    closed = before._replace(deleted_us=write.now_us)
+    write.run(_SET_LINK, {"patient_id": source.patient_id, "into": target_id})
+    closed = before._replace(deleted_us=write.now_us, merged_into_patient_id=target_id)
     return records.save(write, PATIENT, before, closed, enums.CHANGE_DELETED, "delete_time", "merged_into_patient_id")
 
 

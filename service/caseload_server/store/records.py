@@ -295,13 +295,13 @@ def active_count(kind: RecordKind[P], record: P) -> int:
 def save(write: Write, kind: RecordKind[P], before: P, record: P, change: int, *fields: str) -> P:
     """Saves a record with a new etag, and records the change. Args: change, a CHANGE_ enum; fields, changed fields.
 
-    It leaves out the columns that are derived. Raises IdentifierTaken.
+    Args: before, the row as it is. It leaves out the columns that are derived. Raises IdentifierTaken.
     """
     record = record._replace(updated_us=write.now_us, etag=write.new_etag())
     columns = {name: value for name, value in record._asdict().items() if f":{name}" in kind.update}
     write.run(kind.update, columns | search.keys(record))
     _update_search_tables(write, kind, record, before)
-    write.record_change(change, record, *fields)
+    write.record_change(change, record, *fields, before=before)
     return record
 
 

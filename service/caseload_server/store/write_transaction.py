@@ -10,7 +10,6 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from uuid_utils import uuid7
 
 from caseload_server.domain.limits import MAX_CHANGES_PER_SET
-from caseload_server.domain.records import Assignment, Patient, Therapist
 from caseload_server.domain.requests import CallContext
 from caseload_server.domain.results import LogHead
 from caseload_server.store import change_log, idempotency
@@ -19,8 +18,8 @@ from caseload_server.store.change_log import NewChangeSet
 from caseload_server.store.idempotency import SERVER_GENERATED_PREFIX, NewOutcome, StoredOutcome
 from caseload_server.store.outcome_expiry import OutcomeExpiry
 from caseload_server.store.store_identity import StoreKeys
+from caseload_server.store.version_images import Record, Version, version_of
 
-Record = Therapist | Patient | Assignment
 T = TypeVar("T")
 
 
@@ -61,6 +60,9 @@ class Write:
         self.now_us = now_us
         self._fingerprint = keys.fingerprint(call) if call.request_id else b""
         self._changes: list[tuple[Value, ...]] = []
+        self._versions: list[Version | None] = []
+        """The version that each change keeps, if any."""
+        self._changed: set[tuple[type[Record], str]] = set()
         self._generated: set[str] = set()
         self._earlier: list[Write] = []
 
@@ -76,10 +78,18 @@ class Write:
         self._generated.add(generated)
         return generated
 
-    def record_change(self, kind: int, record: Record, *fields: str) -> None:
-        """Adds a change to the change set. Args: kind, a CHANGE_ enum; fields, the names of the changed fields."""
+    def record_change(self, kind: int, record: Record, *fields: str, before: Record | None = None) -> None:
+        """Adds a change to the change set, and keeps a version of a record that the change set did not change before.
+
+        Args: kind, a CHANGE_ enum; fields, the names of the changed fields; before, the row before the change, or None
+        for a record that is created or purged.
+        """
+        key = type(record), record[0]
+        version = version_of(before) if before and key not in self._changed else None
+        self._changed.add(key)
+        self._versions.append(version)
         ids = (getattr(record, name, None) for name in ("therapist_id", "patient_id", "assignment_id"))
-        self._changes.append((kind, ",".join(fields), *ids, None))
+        self._changes.append((kind, ",".join(fields), *ids, None, version and version.hash))
 
     def by_server(self, call: CallContext) -> "Write":
         """Returns a write for something that the server does first, in the same transaction.
@@ -88,6 +98,7 @@ class Write:
         """
         earlier = copy(self)
         earlier.call, earlier._changes, earlier._earlier = call, [], []
+        earlier._versions, earlier._changed = [], set()
         self._earlier.append(earlier)
         return earlier
 
@@ -121,6 +132,7 @@ class Write:
                 call.method,
                 request_id,
                 self._changes[first : first + MAX_CHANGES_PER_SET],
+                list(filter(None, self._versions[first : first + MAX_CHANGES_PER_SET])),
             )
             for first in range(0, len(self._changes), MAX_CHANGES_PER_SET)
         ]
