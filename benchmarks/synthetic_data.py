@@ -54,13 +54,18 @@ class DataSet(NamedTuple):
     def rows(self) -> dict[str, Iterator[Row]]:
         """The rows of each table that has any."""
         return {
-            "store": iter([(self.revisions, 0, self.revisions, START, START)]),  # all from before the hash chain
+            "store": iter([self._store()]),
             "therapist": map(self._therapist, range(self.people)),
             "patient": map(self._patient, range(self.people)),
             "assignment": self._assignments(),
             "change_set": map(self._change_set, range(1, self.revisions + 1)),
             "change": map(self._change, range(1, self.revisions + 1)),
         }
+
+    def _store(self) -> Row:
+        """All change sets are from before the hash chain, and from before versions."""
+        last_us = START_US + self.revisions if self.revisions else 0
+        return self.revisions, 0, self.revisions, START, START, self.revisions, last_us
 
     @property
     def revisions(self) -> int:
@@ -177,7 +182,7 @@ class DataSet(NamedTuple):
 
     def _change(self, revision: int) -> Row:
         patient = 0 if self._is_rare(revision) else revision
-        return revision, 0, 1, "", None, person_id("b", patient), None, None
+        return revision, 0, 1, "", None, person_id("b", patient), None, None, None
 
     def _is_rare(self, revision: int) -> bool:
         return revision > self.revisions - self.few

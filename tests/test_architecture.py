@@ -44,6 +44,7 @@ VERBS = {
         "hash_chain",
         "store_identity",
         "version_images",
+        "version_purge",
         "transfers",
         "write_transaction",
         "backends.protocol",
@@ -77,6 +78,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         ".store.portability",
         ".store.hash_chain",
         ".store.search",
+        ".store.version_images",
         ".domain",
     },
     # from a request to the store

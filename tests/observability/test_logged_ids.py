@@ -109,7 +109,7 @@ def test_a_watch_names_up_to_1000_records_per_kind_and_marks_truncation(
     run(
         store,
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1500)"
-        " INSERT INTO change SELECT 1, i, 2, '', '', 'p' || i, '', NULL FROM n",
+        " INSERT INTO change SELECT 1, i, 2, '', '', 'p' || i, '', NULL, NULL FROM n",
     )
     run(store, "UPDATE store SET head_revision = 1")
     watch = api.watch(start)

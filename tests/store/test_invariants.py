@@ -173,18 +173,18 @@ RULES = [
     ),
     (
         FOREIGN_KEY,
-        "INSERT INTO change VALUES (1000, 0, 1, '', NULL, NULL, NULL, NULL)",
-        "INSERT INTO change VALUES (1, 9, 1, '', NULL, NULL, NULL, NULL)",
+        "INSERT INTO change VALUES (1000, 0, 1, '', NULL, NULL, NULL, NULL, NULL)",
+        "INSERT INTO change VALUES (1, 9, 1, '', NULL, NULL, NULL, NULL, NULL)",
     ),
     (
         CHECK,
-        "INSERT INTO change VALUES (1, 9, 0, '', NULL, NULL, NULL, NULL)",
-        "INSERT INTO change VALUES (1, 9, 5, '', NULL, NULL, NULL, NULL)",
+        "INSERT INTO change VALUES (1, 9, 0, '', NULL, NULL, NULL, NULL, NULL)",
+        "INSERT INTO change VALUES (1, 9, 5, '', NULL, NULL, NULL, NULL, NULL)",
     ),
     # Exactly one row identifies the store.
     (
         CHECK,
-        "INSERT INTO store SELECT 2, store_id, secret, 0, 0, 0, head_hash, oldest_hash FROM store",
+        "INSERT INTO store SELECT 2, store_id, secret, 0, 0, 0, head_hash, oldest_hash, 0, 0 FROM store",
         "UPDATE store SET head_revision = 9",
     ),
 ]

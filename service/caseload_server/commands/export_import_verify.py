@@ -120,6 +120,7 @@ def verify(database: str, heads: tuple[str, ...]) -> int:
     """
     from caseload_server.store.portability import export, verify
     from caseload_server.store.portability.chain_check import PrunedHead, broken_chain
+    from caseload_server.store.portability.version_check import broken_versions
 
     kept = [_parse_head(text) for text in heads]
     pruned: PrunedHead | None = None
@@ -128,7 +129,7 @@ def verify(database: str, heads: tuple[str, ...]) -> int:
         progress_bar("verifying", partial(export.count, transaction)) as progress,
     ):
         contents = verify.ContentCheck(transaction)
-        broken = [*verify.broken_rules(transaction), *contents.read(progress)]
+        broken = [*verify.broken_rules(transaction), *contents.read(progress), *broken_versions(transaction)]
         try:
             broken += broken_chain(transaction, kept)
         except PrunedHead as error:  # who moved the oldest revision may want to hide what else is broken

@@ -1,6 +1,6 @@
 """Checks the rules between the rows of a store, in one snapshot, while others write."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from caseload_server.domain.enums import (
@@ -88,7 +88,8 @@ SELECT assignment_id FROM (
 WHERE start_us < occupied_until_us"""
 
 
-def _reference_exists(child: str, column: str, parent: str) -> Rule:
+def reference_exists(child: str, column: str, parent: str) -> Rule:
+    """Returns the rule that a column of one table has only keys of another."""
     return Rule(
         f"each {column} in {child} exists in {parent}",
         f"SELECT {column} FROM {child} WHERE NOT EXISTS"
@@ -173,16 +174,16 @@ RULES: Final = (
         "SELECT revision FROM change_set WHERE NOT EXISTS"
         " (SELECT 1 FROM change WHERE change.revision = change_set.revision)",
     ),
-    _reference_exists("change", "revision", "change_set"),
-    _reference_exists("assignment", "therapist_id", "therapist"),
-    _reference_exists("assignment", "patient_id", "patient"),
-    *(_reference_exists(table, columns[0], columns[0].removesuffix("_id")) for table, columns in SEARCH_TABLES.items()),
+    reference_exists("change", "revision", "change_set"),
+    reference_exists("assignment", "therapist_id", "therapist"),
+    reference_exists("assignment", "patient_id", "patient"),
+    *(reference_exists(table, columns[0], columns[0].removesuffix("_id")) for table, columns in SEARCH_TABLES.items()),
 )
 
 
-def broken_rules(transaction: Transaction) -> Iterator[BrokenRule]:
-    """Yields each broken rule of RULES. No rule covers capacity: a limit may be set below the present count."""
-    for text, sql in RULES:
+def broken_rules(transaction: Transaction, rules: Iterable[Rule] = RULES) -> Iterator[BrokenRule]:
+    """Yields each broken rule. No rule covers capacity: a limit may be set below the present count."""
+    for text, sql in rules:
         if ids := _first_ids(transaction, sql):
             [(count,)] = transaction.run(f"SELECT COUNT(*) FROM ({sql}) AS broken")
             yield BrokenRule(text, count, ids)

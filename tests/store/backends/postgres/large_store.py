@@ -49,7 +49,7 @@ INSERT INTO change_set SELECT n, n, CASE WHEN n % 1000 = 0 THEN 'auditor' ELSE '
     CASE WHEN n % 100 = 0 THEN 'user-' || n % 7 ELSE '' END, 1, ''
 FROM generate_series(1, 20000) AS n""",
     """
-INSERT INTO change SELECT n, 0, 1, '', NULL, 'p' || lpad(n::TEXT, 8, '0'), NULL, NULL
+INSERT INTO change SELECT n, 0, 1, '', NULL, 'p' || lpad(n::TEXT, 8, '0'), NULL, NULL, NULL
 FROM generate_series(1, 20000) AS n""",
     # One patient in a hundred is another record of the one before.
     """
