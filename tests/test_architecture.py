@@ -44,6 +44,7 @@ VERBS = {
         "hash_chain",
         "store_identity",
         "version_images",
+        "versions",
         "transfers",
         "write_transaction",
         "backends.protocol",

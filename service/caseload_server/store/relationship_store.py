@@ -8,7 +8,7 @@ from typing import Final
 
 from caseload_server.domain import requests, results
 from caseload_server.domain.limits import MAX_PAGE_BYTES
-from caseload_server.domain.records import Assignment, P, Patient, Q, Therapist
+from caseload_server.domain.records import Assignment, P, Patient, Q, R, Therapist
 from caseload_server.domain.requests import CallContext, CaseloadQuery, Fields, PageRequest, RecordQuery
 from caseload_server.domain.results import (
     AssignResult,
@@ -36,6 +36,7 @@ from caseload_server.store import (
     merges,
     records,
     transfers,
+    versions,
 )
 from caseload_server.store.backends.protocol import Database, Gauges, Transaction
 from caseload_server.store.outcome_expiry import OutcomeExpiry
@@ -226,6 +227,11 @@ class RelationshipStore:
             select = assignment_lists.select_assignments(query, self._database.dialect, self._clock())
             rows = transaction.rows(select.of_page(page.after, page.size + 1))
             return build_page(rows, page, Assignment._make, self._read_head(transaction))
+
+    def list_versions(self, history: versions.History[R], record_id: str, page: PageRequest) -> results.VersionPage[R]:
+        """Returns one page of what a record was, newest first. Raises the kind's NOT_FOUND."""
+        with self._database.snapshot() as transaction:
+            return versions.read_page(transaction, self.keys, history, record_id, page)
 
     def check_assignments(self, pairs: list[tuple[str, str]], at_us: int) -> tuple[list[CheckResult], str]:
         """Returns the assignment in force for each pair, and the head revision.
