@@ -53,8 +53,7 @@ class AssignmentServicer(pb_grpc.AssignmentServiceServicer):
     def CheckAssignments(
         self, request: pb.CheckAssignmentsRequest, context: grpc.ServicerContext
     ) -> pb.CheckAssignmentsResponse:
-        pairs, at_us = validate.check_assignments(request, self._clock())
-        checks, revision = self._store.check_assignments(pairs, at_us)
+        checks, revision = self._store.check_assignments(*validate.check_assignments(request, self._clock()))
         response = pb.CheckAssignmentsResponse(revision=revision)
         convert.add_all(checks, convert.check_result, response.results)
         return response
