@@ -1,4 +1,7 @@
-"""Random calls of every mutating RPC, compared with the reference model: state, history and change log match."""
+"""Random calls of every mutating RPC, compared with the reference model.
+
+State, history, change log and the answers as they were known at each time match.
+"""
 
 import copy
 
@@ -273,6 +276,14 @@ class CaseloadBesideItsModel(ModelComparison):
         merged = [one for one, person in self.model.people[PATIENT].items() if person.merged_into]
         source = merged[-1] if merged and mode else source  # otherwise most records are soon merged
         self.both("UnmergePatients", {"source_patient_id": source}, lambda model: model.unmerge(source), mode)
+
+    @rule(kind=kinds, index=indexes)
+    def purge_one(self, kind: str, index: int) -> None:
+        people = self.model.people[kind]
+        purgeable = [one for one, person in people.items() if person.deleted and not person.merged_into]
+        if len(purgeable) > 1:  # otherwise few records are left
+            one = purgeable[index % len(purgeable)]
+            self.purge(kind, self.model.records_of(one) if kind == PATIENT else [one])
 
 
 def _ids(pair: Pair) -> Sent:
