@@ -163,16 +163,14 @@ class ModelComparison(RuleBasedStateMachine):
         self.remember()
         self.model.now += 60
         everyone = list(itertools.product(THERAPISTS, PATIENTS))
-        for known_at in self.past.moments():
-            model = self.past.known_at(known_at)
+        for index, known_at in enumerate(self.past.moments()):
+            model, as_of = self.past.known_at(known_at), known_at + (50 if index % 2 else -25)
             known = {"known_at": {"seconds": known_at}}
-            assert self.api.checked(*everyone, **known) == [model.treats(*pair, known_at) for pair in everyone]
-            for as_of in (known_at - 25, known_at + 50):
-                in_force = [model.treats(*pair, as_of) for pair in everyone]
-                assert self.api.checked(*everyone, as_of_time={"seconds": as_of}, **known) == in_force
-                for filters, expected in lists(model, known_at, as_of):
-                    answer = self.api.send("ListAssignments", filter=filters, page_size=1000, **known)
-                    assert [_period(one) for one in answer.assignments] == expected, (known_at, filters)
+            for at, times in ((known_at, known), (as_of, {**known, "as_of_time": {"seconds": as_of}})):
+                assert self.api.checked(*everyone, **times) == [model.treats(*pair, at) for pair in everyone]
+            for filters, expected in lists(model, known_at, as_of):
+                answer = self.api.send("ListAssignments", filter=filters, page_size=1000, **known)
+                assert [_period(one) for one in answer.assignments] == expected, (known_at, filters)
 
     def checks_are_the_same(self) -> None:
         """Checks what is in force, whether or not what has expired has ended."""

@@ -74,7 +74,9 @@ class CaseloadBesideItsModel(ModelComparison):
         self.unassign("UnassignTherapist", ("t1", "p1"), 0, None, 0)
         self.assign_finished("AssignPatient", ("t0", "p0"), (TREATING, "", 0), (-60, 10), 0)
         self.batch([(("t0", "p1"), TREATING, (-80, 10)), (("t1", "p0"), PRIMARY, None)], 0)
-        self.correct(0, {"focus": "grief"}, {"start": -20}, 0)
+        for focus in ("grief", "", "grief"):  # versions at several times
+            self.correct(0, {"focus": focus}, {"start": -20}, 0)
+            self.time_passes(2)
         self.transfer(("t0", "t1"), [], None, 0, ignore_capacity=False)
         self.transfer(("t1", "t2"), ["p0"], 0, 0, ignore_capacity=False)
         self.time_passes(60)
@@ -82,7 +84,9 @@ class CaseloadBesideItsModel(ModelComparison):
         self.assign("AssignPatient", ("t0", "p1"), (TREATING, "", None, 60), NO_FLAGS, 0)
         self.merge(("p1", "p2"), 0)
         assert any(one.patient == "p2" and one.expire for one in self.model.active())
+        self.time_passes(10)
         self.unmerge("p1", 0)
+        self.time_passes(10)
 
     def once_by_a_taken_identifier(self, kind: str) -> None:
         """Undeletes a record whose identifier another one has by now."""
