@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 SERVER = "caseload_server"
 WIRE = {"caseload", "google", "grpc", "grpc_health", "grpc_reflection", "grpc_status"}
 DRIVERS = {"apsw", "psycopg", "psycopg_pool"}
-STORE = {"RelationshipStore", "PATIENT", "THERAPIST"}
+STORE = {"RelationshipStore", "PATIENT", "THERAPIST", "PATIENT_HISTORY", "THERAPIST_HISTORY", "ASSIGNMENT_HISTORY"}
 """What the rest of the server sees of the store."""
 VERBS = {
     *(
@@ -30,6 +30,7 @@ VERBS = {
         "expiry",
         "finished_periods",
         "idempotency",
+        "known_at",
         "lists",
         "merges",
         "overlaps",
@@ -45,6 +46,7 @@ VERBS = {
         "store_identity",
         "version_images",
         "version_purge",
+        "versions",
         "transfers",
         "write_transaction",
         "backends.protocol",

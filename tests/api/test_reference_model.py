@@ -1,4 +1,7 @@
-"""Random calls of every mutating RPC, compared with the reference model: state, history and change log match."""
+"""Random calls of every mutating RPC, compared with the reference model.
+
+State, history, change log and the answers as they were known at each time match.
+"""
 
 import copy
 
@@ -71,7 +74,9 @@ class CaseloadBesideItsModel(ModelComparison):
         self.unassign("UnassignTherapist", ("t1", "p1"), 0, None, 0)
         self.assign_finished("AssignPatient", ("t0", "p0"), (TREATING, "", 0), (-60, 10), 0)
         self.batch([(("t0", "p1"), TREATING, (-80, 10)), (("t1", "p0"), PRIMARY, None)], 0)
-        self.correct(0, {"focus": "grief"}, {"start": -20}, 0)
+        for focus in ("grief", "", "grief"):  # versions at several times
+            self.correct(0, {"focus": focus}, {"start": -20}, 0)
+            self.time_passes(2)
         self.transfer(("t0", "t1"), [], None, 0, ignore_capacity=False)
         self.transfer(("t1", "t2"), ["p0"], 0, 0, ignore_capacity=False)
         self.time_passes(60)
@@ -79,7 +84,9 @@ class CaseloadBesideItsModel(ModelComparison):
         self.assign("AssignPatient", ("t0", "p1"), (TREATING, "", None, 60), NO_FLAGS, 0)
         self.merge(("p1", "p2"), 0)
         assert any(one.patient == "p2" and one.expire for one in self.model.active())
+        self.time_passes(10)
         self.unmerge("p1", 0)
+        self.time_passes(10)
 
     def once_by_a_taken_identifier(self, kind: str) -> None:
         """Undeletes a record whose identifier another one has by now."""
@@ -273,6 +280,14 @@ class CaseloadBesideItsModel(ModelComparison):
         merged = [one for one, person in self.model.people[PATIENT].items() if person.merged_into]
         source = merged[-1] if merged and mode else source  # otherwise most records are soon merged
         self.both("UnmergePatients", {"source_patient_id": source}, lambda model: model.unmerge(source), mode)
+
+    @rule(kind=kinds, index=indexes)
+    def purge_one(self, kind: str, index: int) -> None:
+        people = self.model.people[kind]
+        purgeable = [one for one, person in people.items() if person.deleted and not person.merged_into]
+        if len(purgeable) > 1:  # otherwise few records are left
+            one = purgeable[index % len(purgeable)]
+            self.purge(kind, self.model.records_of(one) if kind == PATIENT else [one])
 
 
 def _ids(pair: Pair) -> Sent:

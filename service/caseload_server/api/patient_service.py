@@ -10,7 +10,7 @@ from caseload_server import validation as validate
 from caseload_server.api import convert
 from caseload_server.api.call_context import call_context, caller_may_read
 from caseload_server.api.page_tokens import PageTokens
-from caseload_server.store import PATIENT, RelationshipStore
+from caseload_server.store import PATIENT, PATIENT_HISTORY, RelationshipStore
 
 
 class PatientServicer(pb_grpc.PatientServiceServicer):
@@ -156,4 +156,8 @@ class PatientServicer(pb_grpc.PatientServiceServicer):
     def ListPatientVersions(
         self, request: pb.ListPatientVersionsRequest, context: grpc.ServicerContext
     ) -> pb.ListPatientVersionsResponse:
-        raise NotImplementedError
+        record_id = validate.record_id(request.patient_id, "patient_id")
+        page = self._store.list_versions(PATIENT_HISTORY, record_id, self._page_tokens.parse(request))
+        response = pb.ListPatientVersionsResponse(next_page_token=self._page_tokens.issue(request, page.next_after))
+        convert.version_page(page, convert.patient, "patient", response)
+        return response

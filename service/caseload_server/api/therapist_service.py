@@ -10,7 +10,7 @@ from caseload_server import validation as validate
 from caseload_server.api import convert
 from caseload_server.api.call_context import call_context
 from caseload_server.api.page_tokens import PageTokens
-from caseload_server.store import THERAPIST, RelationshipStore
+from caseload_server.store import THERAPIST, THERAPIST_HISTORY, RelationshipStore
 
 
 class TherapistServicer(pb_grpc.TherapistServiceServicer):
@@ -133,4 +133,8 @@ class TherapistServicer(pb_grpc.TherapistServiceServicer):
     def ListTherapistVersions(
         self, request: pb.ListTherapistVersionsRequest, context: grpc.ServicerContext
     ) -> pb.ListTherapistVersionsResponse:
-        raise NotImplementedError
+        record_id = validate.record_id(request.therapist_id, "therapist_id")
+        page = self._store.list_versions(THERAPIST_HISTORY, record_id, self._page_tokens.parse(request))
+        response = pb.ListTherapistVersionsResponse(next_page_token=self._page_tokens.issue(request, page.next_after))
+        convert.version_page(page, convert.therapist, "therapist", response)
+        return response

@@ -75,6 +75,7 @@ class Assignment(NamedTuple):
 Person = Therapist | Patient
 P = TypeVar("P", Therapist, Patient)
 Q = TypeVar("Q", Therapist, Patient)
+R = TypeVar("R", Therapist, Patient, Assignment)
 
 
 class Change(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from caseload_server.domain import enums
 from caseload_server.domain.requests import AssignmentQuery, CaseloadQuery
-from caseload_server.store import expiry, lists
+from caseload_server.store import expiry, known_at, lists
 from caseload_server.store.assignments import COLUMNS
 from caseload_server.store.backends.protocol import Dialect, Query, Scan, Value
 from caseload_server.store.records import RecordKind
@@ -44,6 +44,8 @@ def select_caseload(
 def select_assignments(query: AssignmentQuery, dialect: Dialect, now_us: int) -> Query:
     """Returns the SELECT of one page of periods, without its parameters :after and :limit. Args: as select_caseload."""
     sides = {"therapist_id": query.therapist_id, "patient_id": query.patient_id}
+    if query.known_at_us is not None:
+        return _select_known(query, sides, dialect, query.known_at_us)
     conditions, parameters = _conditions(query, sides, dialect, now_us)
     scans = [_scan(conditions)]
     is_of_all_records = not any(sides.values())  # else one caseload limits the scan
@@ -53,6 +55,15 @@ def select_assignments(query: AssignmentQuery, dialect: Dialect, now_us: int) ->
         scans = list(_role_scans(query, dialect))
     is_costly = is_of_all_records and query.as_of_us is not None
     return Query(lists.merge_scans(scans, dialect), parameters, plan_for_values=is_costly)
+
+
+def _select_known(query: AssignmentQuery, sides: dict[str, str], dialect: Dialect, known_at_us: int) -> Query:
+    """Returns the SELECT of periods as they were known at a time, as if the list had been read then."""
+    where, parameters = _where(query, sides, dialect, known_at_us)
+    scans = [
+        Scan(f"SELECT {COLUMNS} FROM {source} WHERE {where} AND {condition}") for source, condition in known_at.SOURCES
+    ]
+    return Query(lists.merge_scans(scans, dialect), {**parameters, "known_at_us": known_at_us}, plan_for_values=True)
 
 
 def _scan(conditions: str) -> Scan:
@@ -94,6 +105,18 @@ def _conditions(
     query: CaseloadQuery | AssignmentQuery, sides: dict[str, str], dialect: Dialect, now_us: int
 ) -> tuple[str, dict[str, Value]]:
     """Returns the WHERE clause of a query, and its parameters. Args: sides, id columns with their ids, or ""."""
+    where, parameters = _where(query, sides, dialect, now_us)
+    if query.as_of_us is not None and "therapist_id" in parameters:
+        # An index holds all of this, so periods that ended before are not read from the table.
+        found = f"SELECT period.assignment_id FROM assignment AS period WHERE {where} ORDER BY 1 LIMIT :limit"
+        where = f"period.assignment_id IN ({found})"
+    return where, parameters
+
+
+def _where(
+    query: CaseloadQuery | AssignmentQuery, sides: dict[str, str], dialect: Dialect, now_us: int
+) -> tuple[str, dict[str, Value]]:
+    """Returns the conditions on single periods, and their parameters. Args: as _conditions."""
     parameters: dict[str, Value] = {column: value for column, value in sides.items() if value}
     conditions = ["period.assignment_id > :after", *(f"period.{column} = :{column}" for column in parameters)]
     if len(query.same_person) > 1:
@@ -115,9 +138,4 @@ def _conditions(
     if query.roles:
         # Else SQLite would scan all periods of a role instead of one caseload.
         conditions.append(f"{dialect.unindexed}period.role IN ({lists.enum_list(query.roles)})")
-    where = " AND ".join(conditions)
-    if query.as_of_us is not None and "therapist_id" in parameters:
-        # An index holds all of this, so periods that ended before are not read from the table.
-        found = f"SELECT period.assignment_id FROM assignment AS period WHERE {where} ORDER BY 1 LIMIT :limit"
-        where = f"period.assignment_id IN ({found})"
-    return where, parameters
+    return " AND ".join(conditions), parameters

@@ -8,7 +8,7 @@ from typing import Final
 
 from caseload_server.domain import requests, results
 from caseload_server.domain.limits import MAX_PAGE_BYTES
-from caseload_server.domain.records import Assignment, P, Patient, Q, Therapist
+from caseload_server.domain.records import Assignment, P, Patient, Q, R, Therapist
 from caseload_server.domain.requests import CallContext, CaseloadQuery, Fields, PageRequest, RecordQuery
 from caseload_server.domain.results import (
     AssignResult,
@@ -32,10 +32,12 @@ from caseload_server.store import (
     corrections,
     endings,
     expiry,
+    known_at,
     lists,
     merges,
     records,
     transfers,
+    versions,
 )
 from caseload_server.store.backends.protocol import Database, Gauges, Transaction
 from caseload_server.store.outcome_expiry import OutcomeExpiry
@@ -219,20 +221,31 @@ class RelationshipStore:
         return Assignment._make(rows[0])
 
     def list_assignments(self, query: requests.AssignmentQuery, page: PageRequest) -> Page[Assignment]:
-        """Returns one page, ordered by assignment_id."""
+        """Returns one page, ordered by assignment_id. Raises VersionsNotKept."""
         with self._database.snapshot() as transaction:
-            if query.patient_id and query.as_of_us is not None:
-                query = query._replace(same_person=merges.same_person(transaction, query.patient_id))
+            query = _of_same_person(transaction, query)
             select = assignment_lists.select_assignments(query, self._database.dialect, self._clock())
             rows = transaction.rows(select.of_page(page.after, page.size + 1))
             return build_page(rows, page, Assignment._make, self._read_head(transaction))
 
-    def check_assignments(self, pairs: list[tuple[str, str]], at_us: int) -> tuple[list[CheckResult], str]:
-        """Returns the assignment in force for each pair, and the head revision.
+    def list_versions(self, history: versions.History[R], record_id: str, page: PageRequest) -> results.VersionPage[R]:
+        """Returns one page of what a record was, newest first. Raises the kind's NOT_FOUND."""
+        with self._database.snapshot() as transaction:
+            return versions.read_page(transaction, self.keys, history, record_id, page)
 
-        Args: pairs, (therapist_id, patient_id) each; at_us, in microseconds since 1970 (UTC).
+    def check_assignments(
+        self, pairs: list[tuple[str, str]], at_us: int, known_at_us: int | None = None
+    ) -> tuple[list[CheckResult], str]:
+        """Returns the assignment in force for each pair, and the head revision. Raises VersionsNotKept.
+
+        Args: pairs, (therapist_id, patient_id) each; at_us, in microseconds since 1970 (UTC); known_at_us, as in
+        AssignmentQuery.
         """
-        rows = self._database.read(assignments.CHECK, {"pairs": json.dumps(pairs), "at_us": at_us})
+        if known_at_us is None:
+            rows = self._database.read(assignments.CHECK, {"pairs": json.dumps(pairs), "at_us": at_us})
+        else:
+            with self._database.snapshot() as transaction:
+                rows = known_at.check(transaction, pairs, at_us, known_at_us)
         ordered = sorted(rows, key=lambda row: row[1]) if len(rows) == len(pairs) else merges.first_of_each(rows, pairs)
         checks = [CheckResult(*row[1:4]) for row in ordered]
         return checks, self.keys.revision(rows[0][0])
@@ -299,3 +312,16 @@ class RelationshipStore:
 
 def _loader(kind: RecordKind[P]) -> Callable[[Write, list[str]], list[P]]:
     return lambda write, ids: [records.read(write, kind, record_id) for record_id in ids]
+
+
+def _of_same_person(transaction: Transaction, query: requests.AssignmentQuery) -> requests.AssignmentQuery:
+    """Returns the query for all records of its patient. Raises VersionsNotKept."""
+    known_at_us = query.known_at_us
+    if known_at_us is not None:
+        known_at.require_kept(transaction, known_at_us)
+    if not query.patient_id or query.as_of_us is None:
+        return query
+    if known_at_us is None:
+        return query._replace(same_person=merges.same_person(transaction, query.patient_id))
+    persons = known_at.same_person(transaction, [query.patient_id], known_at_us)
+    return query._replace(same_person=persons[query.patient_id])

@@ -79,6 +79,7 @@ def list_assignments(request: assignment_pb.ListAssignmentsRequest, now_us: int)
         roles=_roles(sent.roles, "filter.roles", violations),
         states=_states(sent.states, "filter.states", violations),
         as_of_us=rules.past_us(sent, "filter.as_of_time", violations, now_us),
+        known_at_us=_known_at_us(request, violations, now_us),
         with_total=request.include_total_size,
     )
     _check_not_both(query, "filter.as_of_time", violations)
@@ -86,8 +87,22 @@ def list_assignments(request: assignment_pb.ListAssignmentsRequest, now_us: int)
     return query
 
 
-def check_assignments(request: assignment_pb.CheckAssignmentsRequest, now_us: int) -> tuple[list[tuple[str, str]], int]:
-    """Returns the (therapist_id, patient_id) pairs of a CheckAssignments request, and the time to check them at."""
+def _known_at_us(
+    request: assignment_pb.ListAssignmentsRequest | assignment_pb.CheckAssignmentsRequest,
+    violations: ValidationErrors,
+    now_us: int,
+) -> int | None:
+    """Returns the time as of whose knowledge to answer, or None for now. A time ahead, by another clock, is now."""
+    at_us = rules.past_us(request, "known_at", violations, now_us)
+    return None if at_us is None or at_us >= now_us else at_us
+
+
+def check_assignments(
+    request: assignment_pb.CheckAssignmentsRequest, now_us: int
+) -> tuple[list[tuple[str, str]], int, int | None]:
+    """Returns the (therapist_id, patient_id) pairs of a CheckAssignments request, the time to check them at, and the
+    time as of whose knowledge to answer, or None for now.
+    """
     violations = ValidationErrors()
     if not 1 <= len(request.pairs) <= limits.MAX_BATCH_SIZE:
         violations.add("pairs", f"must have 1 to {limits.MAX_BATCH_SIZE} entries")
@@ -98,8 +113,11 @@ def check_assignments(request: assignment_pb.CheckAssignmentsRequest, now_us: in
             rules.record_id(therapist_id, f"pairs[{index}].therapist_id", violations)
             rules.record_id(patient_id, f"pairs[{index}].patient_id", violations)
     at_us = rules.past_us(request, "as_of_time", violations, now_us)
+    known_at_us = _known_at_us(request, violations, now_us)
     violations.raise_if_any()
-    return pairs, now_us if at_us is None else at_us
+    if at_us is None:
+        at_us = now_us if known_at_us is None else known_at_us
+    return pairs, at_us, known_at_us
 
 
 def transfer_patients(request: assignment_pb.TransferPatientsRequest, now_us: int) -> requests.Transfer:

@@ -1,0 +1,91 @@
+"""Answers as they were known at a time: assignments and merges as the newest change at or before that time left them.
+
+The row of a record, or one of its versions, is what was known: the newest one that was written by then. The time is
+compared for each record on its own. So the answer does not depend on the change log, which operators may prune.
+"""
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from caseload_server.domain import enums, errors
+from caseload_server.store import expiry, merges
+from caseload_server.store.backends.protocol import Row, Transaction, Value
+
+_CURRENT: Final = "period.updated_us <= :known_at_us"
+_VERSION: Final = """period.updated_us <= :known_at_us AND NOT EXISTS (
+        SELECT 1 FROM assignment_version AS later WHERE later.assignment_id = period.assignment_id
+            AND later.to_revision > period.to_revision AND later.updated_us <= :known_at_us)
+    AND EXISTS (
+        SELECT 1 FROM assignment AS current
+        WHERE current.assignment_id = period.assignment_id AND current.updated_us > :known_at_us)"""
+SOURCES: Final = (("assignment AS period", _CURRENT), ("assignment_version AS period", _VERSION))
+"""Where the assignments of a time are: a table, and the condition on the parameter :known_at_us. They exclude each
+other."""
+_SELECT_OLDEST: Final = "SELECT versions_us FROM store"
+_SELECT_IN_FORCE: Final = " UNION ALL ".join(
+    f"""
+SELECT 0, CAST(pair.value ->> 0 AS BIGINT),
+    period.assignment_id, period.role, period.patient_id
+FROM json_each(:pairs) AS pair
+JOIN {source} ON period.therapist_id = pair.value ->> 1 AND period.patient_id = pair.value ->> 2
+WHERE period.start_us <= :at_us AND {expiry.in_force("at_us")}
+    AND period.end_reason <> {enums.END_ENTERED_IN_ERROR} AND {condition}"""
+    for source, condition in SOURCES
+)
+_SELECT_HEAD: Final = "SELECT head_revision FROM store"
+_LINK_SOURCES: Final = (
+    ("patient AS linked", "linked.updated_us <= :known_at_us"),
+    (
+        "patient_version AS linked",
+        """linked.to_us > :known_at_us AND NOT EXISTS (
+        SELECT 1 FROM patient_version AS earlier WHERE earlier.patient_id = linked.patient_id
+            AND earlier.to_revision < linked.to_revision AND earlier.to_us > :known_at_us)
+    AND EXISTS (
+        SELECT 1 FROM patient AS current
+        WHERE current.patient_id = linked.patient_id AND current.updated_us > :known_at_us)""",
+    ),
+)
+_SELECT_LINKS: Final = " UNION ALL ".join(
+    f"""
+SELECT linked.patient_id, linked.merged_into_patient_id FROM {source}
+WHERE linked.{end} IN (SELECT atom FROM json_each(:ids)) AND linked.merged_into_patient_id <> '' AND {condition}"""
+    for source, condition in _LINK_SOURCES
+    for end in ("patient_id", "merged_into_patient_id")
+)
+
+
+def require_kept(transaction: Transaction, known_at_us: int) -> None:
+    """Raises VersionsNotKept unless all versions since a time are kept. Args: known_at_us, as in AssignmentQuery."""
+    [(oldest_us,)] = transaction.run(_SELECT_OLDEST)
+    if known_at_us < oldest_us:
+        oldest = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=oldest_us)
+        raise errors.VersionsNotKept(oldest_time=oldest.isoformat().replace("+00:00", "Z"))
+
+
+def same_person(transaction: Transaction, ids: list[str], known_at_us: int) -> dict[str, tuple[str, ...]]:
+    """Returns the records of the person of each patient, by the merges that were in effect at a time."""
+    persons = {patient_id: {patient_id} for patient_id in ids}
+    unread = set(persons)
+    while unread:
+        links = transaction.run(_SELECT_LINKS, {"ids": json.dumps(sorted(unread)), "known_at_us": known_at_us})
+        unread = {patient_id for link in links for patient_id in link} - persons.keys()
+        for source, target in links:
+            joined = persons.get(source, {source}) | persons.get(target, {target})
+            persons |= dict.fromkeys(joined, joined)
+    return {patient_id: tuple(sorted(persons[patient_id])) for patient_id in ids}
+
+
+def check(transaction: Transaction, pairs: list[tuple[str, str]], at_us: int, known_at_us: int) -> list[Row]:
+    """Returns a row of assignments.CHECK for each pair, as it was known at a time. Raises VersionsNotKept."""
+    require_kept(transaction, known_at_us)
+    persons = same_person(transaction, [patient_id for _, patient_id in pairs], known_at_us)
+    asked = [
+        (index, therapist_id, record_id)
+        for index, (therapist_id, patient_id) in enumerate(pairs)
+        for record_id in persons[patient_id]
+    ]
+    parameters: dict[str, Value] = {"pairs": json.dumps(asked), "at_us": at_us, "known_at_us": known_at_us}
+    [(head,)] = transaction.run(_SELECT_HEAD)
+    unassigned: list[Row] = [(head, index, None, None, None) for index in range(len(pairs))]
+    return merges.first_of_each([*unassigned, *transaction.run(_SELECT_IN_FORCE, parameters)], pairs)
