@@ -48,10 +48,12 @@ class Model:
             if one.end is None and one.until <= self.now:
                 end_period(one, one.until, EXPIRED)
 
-    def create(self, kind: str, one: str) -> list[Line]:
+    def create(self, kind: str, one: str, identifier: str = "") -> list[Line]:
         if one in self.people[kind] or (kind, one) in self.purged:
             raise Refused("ID_TAKEN")
-        self.people[kind][one] = Person("Ann Lee")
+        person = Person("Ann Lee", identifier=identifier)
+        self._refuse_taken(kind, identifier, person)
+        self.people[kind][one] = person
         return [record_line(CREATED, kind, one)]
 
     def update(self, kind: str, one: str, wanted: dict[str, Any], force: int | None) -> list[Line]:

@@ -24,6 +24,7 @@ modes = st.integers(0, 2)
 """Call only (0), validate first (1), or repeat afterwards (2)."""
 kinds = st.sampled_from([THERAPIST, PATIENT])
 indexes = st.integers(0, 3)
+identifiers = st.sampled_from(["", "1", "1", "2"])
 therapists, patients = st.sampled_from(ALL_IDS[THERAPIST]), st.sampled_from(ALL_IDS[PATIENT])
 roles, focuses = st.sampled_from([1, 1, 2, 3]), st.sampled_from(["", "", "grief"])
 offsets = st.none() | st.integers(-40, 30)
@@ -64,6 +65,7 @@ class CaseloadBesideItsModel(ModelComparison):
             self.delete(kind, 2, 0, force=False)
             self.undelete(kind, 2, 0, release_identifiers=False)
             self.once_by_a_taken_identifier(kind)
+            self.create_many(kind, [(8, ""), (9, "8")], 0)
         for rpc, pair, role in (
             ("AssignPatient", ("t0", "p0"), PRIMARY),
             ("AssignTherapist", ("t0", "p1"), TREATING),
@@ -111,6 +113,21 @@ class CaseloadBesideItsModel(ModelComparison):
         sent = {f"{kind}_id": one, kind: {"display_name": "Ann Lee"}}
         self.both(f"Create{kind.title()}", sent, lambda model: model.create(kind, one))
 
+    @rule(kind=kinds, entries=st.lists(st.tuples(st.integers(3, 9), identifiers), min_size=1, max_size=3), mode=modes)
+    def create_many(self, kind: str, entries: list[tuple[int, str]], mode: int) -> None:
+        ids = [f"{kind[0]}{number}" for number, _ in entries]
+        bodies = [
+            {"display_name": "Ann Lee", "identifiers": [{"system": "urn:x", "value": value} for value in identifier]}
+            for _, identifier in entries
+        ]
+        sent = {"requests": [{f"{kind}_id": one, kind: body} for one, body in zip(ids, bodies, strict=True)]}
+
+        def verb(model: Model) -> list[Line]:
+            created = zip(ids, entries, strict=True)
+            return [line for one, (_, identifier) in created for line in model.create(kind, one, identifier)]
+
+        self.both(f"BatchCreate{kind.title()}s", sent, verb, mode)
+
     @rule(
         kind=kinds,
         index=indexes,
@@ -119,7 +136,7 @@ class CaseloadBesideItsModel(ModelComparison):
             optional={
                 "status": st.integers(1, 3),
                 "max_active_patients": st.integers(0, 2),
-                "identifier": st.sampled_from(["", "1", "1", "2"]),
+                "identifier": identifiers,
             },
         ),
         force=st.none() | st.sampled_from([0, 1, 5]),

@@ -132,5 +132,6 @@ def timestamp(rng: random.Random, name: str, *, is_good: bool) -> dict[str, int]
 def date(rng: random.Random, *, is_good: bool) -> dict[str, int]:
     """A birth date, or three arbitrary numbers."""
     if is_good:
-        return {"year": 1950 + rng.randrange(70), "month": 1 + rng.randrange(12), "day": 1 + rng.randrange(28)}
+        full = {"year": 1950 + rng.randrange(70), "month": 1 + rng.randrange(12), "day": 1 + rng.randrange(28)}
+        return dict(list(full.items())[: rng.choice((1, 2, 3, 3, 3))])
     return {part: rng.choice((*INTEGERS, 12, 29, 31, 9999, 10_000)) for part in ("year", "month", "day")}

@@ -73,6 +73,19 @@ def test_other_birth_dates_need_force_and_the_target_keeps_its_own(people: Relat
     assert merge(people, force=True).target.birth_date == "1990-02-01"
 
 
+@pytest.mark.parametrize(
+    ("source", "target"), [("1990", "1991"), ("1990-05", "1990-06"), ("1990-05-01", "1990-06"), ("1991", "1990-01-01")]
+)
+def test_partial_birth_dates_differ_if_neither_lies_within_the_other(
+    people: RelationshipStore, source: str, target: str
+) -> None:
+    update(people, PATIENT, "s", birth_date=source)
+    update(people, PATIENT, "p", birth_date=target)
+    with pytest.raises(errors.BirthDatesDiffer):
+        merge(people)
+    assert merge(people, force=True).target.birth_date == target
+
+
 def test_a_discharged_target_takes_no_active_assignments(people: RelationshipStore) -> None:
     update(people, PATIENT, "p", status=enums.PATIENT_DISCHARGED)
     merge(people, call=VALIDATE)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from caseload.v1 import resources_pb2 as pb
 from caseload.v1 import therapist_service_pb2
-from caseload_server.validation import rules
+from caseload_server.domain.requests import BY_ID, Order
+from caseload_server.validation import ordering, rules
 from caseload_server.validation.rules import Rule, ValidationErrors
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.type.date_pb2 import Date
@@ -281,7 +282,7 @@ def test_annotations_have_limits(entries: dict[str, str], path: str | None) -> N
     assert [place for place, _ in apply_rule(rules.annotations, entries)[1]] == ([path] if path else [])
 
 
-@given(st.integers(-5, 10_001), st.integers(-2, 14), st.integers(-2, 33))
+@given(st.integers(1840, 2030) | st.integers(-5, 10_001), st.integers(-2, 14), st.integers(-2, 33))
 @example(2000, 2, 29)
 @example(1900, 2, 29)
 @example(2023, 2, 29)
@@ -289,15 +290,76 @@ def test_annotations_have_limits(entries: dict[str, str], path: str | None) -> N
 @example(1980, 0, 0)
 @example(1980, 5, 0)
 @example(0, 5, 5)
-def test_a_birth_date_is_a_complete_date_that_exists(year: int, month: int, day: int) -> None:
+@example(0, 0, 0)
+@example(1980, 0, 5)
+@example(1849, 12, 31)
+@example(1850, 0, 0)
+@example(85, 2, 3)
+@example(2020, 9, 0)
+@example(2020, 10, 0)
+@example(2021, 0, 0)
+def test_a_birth_date_exists_from_1850_on_and_may_lack_day_or_month(year: int, month: int, day: int) -> None:
+    """A partial date is in the future only if all of it is."""
     stored, wrong = apply_rule(rules.birth_date(T0 * 1_000_000), Date(year=year, month=month, day=day))
     try:
-        date = datetime.date(year, month, day)
+        first_day = datetime.date(year, month or 1, day or 1)
     except ValueError:
-        assert wrong or (year, month, day) == (0, 0, 0)
+        assert wrong
     else:
-        assert bool(wrong) == (date > datetime.date(2020, 9, 14))
-        assert stored == date.isoformat()
+        is_future = first_day > datetime.date(2020, 9, 14)
+        assert bool(wrong) == (is_future or year < 1850 or (day != 0 and month == 0))
+        assert wrong or stored == "-".join(f"{part:02}" for part in (year, month, day) if part)
+
+
+@pytest.mark.parametrize(
+    ("date", "text"),
+    [
+        (Date(), "must be a date with a year; month and day are optional"),
+        (Date(year=1990, month=2, day=30), "must be a date with a year; month and day are optional"),
+        (Date(year=1990, day=3), "must not have a day without a month"),
+        (Date(year=85, month=2), "must not lie before 1850"),
+        (Date(year=2021), "must not lie in the future"),
+    ],
+    ids=str,
+)
+def test_the_violation_of_a_birth_date_says_what_is_wrong(date: Date, text: str) -> None:
+    assert apply_rule(rules.birth_date(T0 * 1_000_000), date)[1] == [("path", text)]
+
+
+@pytest.mark.parametrize(
+    ("text", "order"),
+    [
+        ("", BY_ID),
+        ("  ", BY_ID),
+        ("display_name", Order("name_key")),
+        ("  display_name   desc ", Order("name_key", descending=True)),
+        ("update_time", Order("updated_us")),
+        ("update_time desc", Order("updated_us", descending=True)),
+    ],
+)
+def test_an_order_is_a_field_and_desc_with_any_number_of_spaces(text: str, order: Order) -> None:
+    assert apply_rule(ordering.record_order, text) == (order, [])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("display_name asc", "display_name DESC", "Display_name", "displayName", "display_name,update_time", "desc"),
+        *("display_name desc desc", "display_name,", "display_name\tdesc", "display_name\u00a0desc", "name_key"),
+        *("start_time", "email", "birth_date", "x" * 1000),
+    ],
+)
+def test_another_order_is_rejected_and_the_valid_ones_are_named(text: str) -> None:
+    description = 'must be empty, "display_name" or "display_name desc" or "update_time" or "update_time desc"'
+    assert apply_rule(ordering.record_order, text) == (BY_ID, [("path", description)])
+
+
+def test_a_caseload_is_ordered_by_other_fields() -> None:
+    texts = ("display_name", "start_time", "start_time desc")
+    orders = [Order("name_key"), Order("start_us"), Order("start_us", descending=True)]
+    assert [apply_rule(ordering.caseload_order, text) for text in texts] == [(order, []) for order in orders]
+    assert not takes(ordering.caseload_order, "display_name desc")
+    assert not takes(ordering.caseload_order, "update_time")
 
 
 @pytest.mark.parametrize(("hour", "day", "allowed"), [(9, 1, True), (9, 2, False), (10, 2, True), (10, 3, False)])

@@ -47,6 +47,10 @@ def imported(lines: bytes, url: str) -> str:
         return import_loader.load(batches(io.BytesIO(lines), schema), loading, nothing)
 
 
+BIRTH_DATES = {1: "0085-02-03", 2: "1990", 4: "1990-02"}
+"""Partial ones, and one that an older version accepted."""
+
+
 def digest(url: str) -> str:
     with open_snapshot(url) as transaction:
         contents = ContentCheck(transaction)
@@ -62,7 +66,8 @@ def fill(store: RelationshipStore) -> None:
         aliases = json.dumps([f"Alias {name}", f"Other{number}"], ensure_ascii=False, separators=(",", ":"))
         more: Fields = {"display_name": name, "aliases": aliases}
         make(store, THERAPIST, f"t{number}", identifiers=identifiers, specialties='["a","b"]', **more)
-        make(store, PATIENT, f"p{number}", birth_date="1990-02-03", annotations='{"k":"\\""}', **more)
+        birth_date = BIRTH_DATES.get(number, "1990-02-03")
+        make(store, PATIENT, f"p{number}", birth_date=birth_date, annotations='{"k":"\\""}', **more)
         assign(store, f"t{number}", f"p{number}", role=ROLE_PRIMARY, focus=f"focus-{number}")
     store.purger.purge_changes(2**62)
     unassign(store, "t1", "p1", end_reason=5)

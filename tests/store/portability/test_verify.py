@@ -282,6 +282,7 @@ def test_verify_reports_invalid_json_of_a_record(filled_store: RelationshipStore
     ("rule", "statement", "ids"),
     [
         ("each birth_date in patient is valid", "UPDATE patient SET birth_date = '1990-02-30'", ["p", "q"]),
+        ("each birth_date in patient is valid", "UPDATE patient SET birth_date = '1990-00'", ["p", "q"]),
         ("each etag in therapist is valid", "UPDATE therapist SET etag = '' WHERE therapist_id = 'u'", ["u"]),
         ("each created_us in therapist is valid", f"UPDATE therapist SET created_us = {2**62}", ["t", "u"]),
         ("each end_reason in assignment is valid", "UPDATE assignment SET end_reason = 10 WHERE end_us = 2000", None),
