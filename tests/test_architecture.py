@@ -1,6 +1,7 @@
 """Which code may depend on which, what files may be called, and what no file may hold."""
 
 import ast
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -354,4 +355,8 @@ def test_a_local_folder_of_wheels_is_no_registry() -> None:
 def checkout_files() -> list[Path]:
     """All that could be committed: what .gitignore does not name."""
     ignored = {line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines()} | {".git"}
-    return [path for path in ROOT.rglob("*") if path.is_file() and ignored.isdisjoint(path.relative_to(ROOT).parts)]
+    found = []
+    for folder, folders, files in os.walk(ROOT):
+        folders[:] = {*folders} - ignored  # os.walk does not enter the ignored ones
+        found += [Path(folder, name) for name in files if name not in ignored]
+    return found

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import grpc
 import pytest
@@ -48,9 +49,9 @@ def patients(traced: CaseloadServer) -> Iterator[Any]:
     caller.close()
 
 
-def create(patients: Any, patient_id: str = "jane", *metadata: tuple[str, str | bytes]) -> None:
+def create(patients: Any, patient_id: str = "jane", *metadata: tuple[str, str | bytes], request_id: str = "") -> None:
     patients.CreatePatient(
-        request("CreatePatient", patient_id=patient_id, patient={"display_name": "Jane Roe"}),
+        request("CreatePatient", patient_id=patient_id, patient={"display_name": "Jane Roe"}, request_id=request_id),
         metadata=metadata,
         timeout=HUNG_SECONDS,
     )
@@ -132,11 +133,21 @@ def test_every_write_of_a_shared_commit_has_its_span(
     collector: Collector, traced: CaseloadServer, patients: Any, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wait_for_locks(monkeypatch)
+    timed: Any = traced.store
+    group_commit = timed._database._database._group_commit
+    monkeypatch.setattr(group_commit, "_max_leaders", 1)  # so that at most two commits write all five
+
+    def write(number: int) -> None:
+        create(patients, f"p{number}", request_id=str(uuid4()))
+
+    def arrived() -> bool:
+        return len(group_commit._keys) + len(group_commit._queue) == 5
+
     with holding_the_lock(database_url):
-        writers = [threading.Thread(target=create, args=(patients, f"p{number}")) for number in range(5)]
+        writers = [threading.Thread(target=write, args=(number,)) for number in range(5)]
         for writer in writers:
             writer.start()
-        await_writes(traced, 5)
+        eventually(arrived)
     join(*writers)
     commits = collector.wait_for("store.commit", 5)
     assert len({span.trace_id for span in commits}) == 5

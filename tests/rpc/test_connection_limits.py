@@ -248,6 +248,7 @@ def test_every_text_and_list_of_a_request_has_a_limit(client: Client, method: Me
         }, ref.path
 
 
+@pytest.mark.slow
 def test_2000_concurrent_calls_on_one_connection_are_all_answered(tmp_path: Path) -> None:
     """A burst above the stream limit of a connection waits in the client library and is not rejected."""
     # Independent of machine speed: other tests cover the queue depth and the queue timeout.

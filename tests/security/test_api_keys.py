@@ -171,6 +171,7 @@ def test_a_server_does_not_start_with_a_faulty_keys_file(tmp_path: Path, keys_fi
     assert line.endswith("(and 1 more: run caseload key check)")
 
 
+@pytest.mark.slow
 def test_a_check_prints_every_fault(tmp_path: Path, keys_file: KeysFile) -> None:
     keys_file.append(f"{SECRET}\nbilling read {HASH}\n # {SECRET}")
     checked = caseload(tmp_path, "key", "check", "keys")

@@ -99,6 +99,7 @@ def test_an_address_of_a_proxy_that_cannot_be_meant_is_rejected(keys_file: KeysF
         Config(keys_file=keys_file.path, behind_proxy=proxies).check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [(), ("--allow-insecure", "--address", "0.0.0.0:0")])
 def test_a_server_behind_a_proxy_requires_credentials(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     """Otherwise everyone whom the proxy admits is `local`, with all permissions."""

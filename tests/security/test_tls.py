@@ -251,6 +251,7 @@ def test_a_server_beyond_loopback_starts_with_tls_and_keys(tmp_path: Path, files
     assert "warning" not in log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [("tls",), ("keys",), ()])
 def test_a_server_beyond_loopback_requires_tls_and_keys(tmp_path: Path, files: Files, given: tuple[str, ...]) -> None:
     has = {

@@ -81,6 +81,31 @@ def test_more_bytes_than_the_buffers_of_the_network_hold_are_sent(pipeline: Stat
     assert answered == "x" * size
 
 
+@pytest.mark.slow
+def test_a_large_statement_behind_one_that_takes_long_does_not_break_the_connection(postgres_url: str) -> None:
+    with connect(f"{postgres_url}?tcp_user_timeout=1000") as connection:
+        pipeline = StatementPipeline(connection)
+        pipeline.restart("BEGIN")
+        pipeline.add("INSERT INTO purged (kind, record_id) SELECT 'patient', 'slow' || pg_sleep(3)")
+        pipeline.add(ADD, {"id": "x" * 2000})
+        pipeline.add("UPDATE purged SET record_id = :id WHERE record_id = 'none'", {"id": "y" * 3_000_000})
+        pipeline.add("SELECT COUNT(*) FROM purged")
+        assert pipeline.flush() == [(2,)]
+
+
+def test_a_failure_in_a_later_part_is_that_of_its_statement(pipeline: StatementPipeline) -> None:
+    pipeline.restart("BEGIN")
+    pipeline.add(ADD, {"id": "a"})
+    pipeline.add("UPDATE purged SET record_id = :id WHERE record_id = 'none'", {"id": "y" * 100_000})
+    pipeline.add("INSERT INTO purged (kind, record_id) VALUES ('nobody', 'b')")
+    pipeline.mark()
+    pipeline.add("SELECT 1")
+    with pytest.raises(EarlierStatementFailed) as caught:
+        pipeline.flush()
+    assert caught.value.sql == b"INSERT INTO purged (kind, record_id) VALUES ('nobody', 'b')"
+    assert isinstance(caught.value.error, psycopg.errors.CheckViolation)
+
+
 def test_statements_beyond_the_limit_run_without_being_prepared(
     pipeline: StatementPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:

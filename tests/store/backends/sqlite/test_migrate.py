@@ -189,6 +189,15 @@ def test_only_one_of_several_processes_migrates_a_new_file(path: Path) -> None:
     assert sorted(results) == [("0\n", "")] * 3 + [(f"{len(migrations('sqlite'))}\n", "")]
 
 
+def test_migrate_waits_for_another_process_that_begins_to_write_a_new_file(path: Path) -> None:
+    with closing(apsw.Connection(str(path))) as other:
+        other.execute("BEGIN IMMEDIATE")
+        end = threading.Timer(0.2, lambda: other.execute("ROLLBACK"))
+        end.start()
+        assert migrate(path) == migrations("sqlite")
+        end.join()
+
+
 def test_migrate_rejects_a_newer_schema(path: Path) -> None:
     migrate(path, [*migrations("sqlite"), LATER])
     left_alone(path, "newer")

@@ -7,6 +7,7 @@ https://www.postgresql.org/docs/current/libpq-pipeline-mode.html
 import re
 import select
 import time
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -24,6 +25,9 @@ _MAX_PREPARED: Final = 500
 """Most prepared statements of a connection. PostgreSQL parses further statements each time."""
 TIMEOUT_SECONDS: Final = 10.0
 """How long the statements of one round trip may take. The server's timeouts do not end a server process that hangs."""
+_MAX_PART_BYTES: Final = 32 * 1024
+"""Most bytes of several statements that are sent together. The server reads none while it runs one of them, and the
+kernel drops a connection whose bytes are not taken within tcp_user_timeout."""
 _SUCCESS: Final = {pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK}
 
 
@@ -66,6 +70,21 @@ class _Command(NamedTuple):
 def returns_no_rows(sql: str) -> bool:
     """Returns whether a statement returns no rows, so that its sender need not wait for it."""
     return _RETURNS_NO_ROWS.match(sql) is not None
+
+
+def _parts(queue: list[_Statement]) -> Iterator[list[_Statement]]:
+    """Yields statements to send together. A large one is sent alone, because the server is then free to read it."""
+    part: list[_Statement] = []
+    size = 0
+    for statement in queue:
+        statement_bytes = len(statement.sql) + sum(len(value) for value in statement.values if value is not None)
+        if part and size + statement_bytes > _MAX_PART_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(statement)
+        size += statement_bytes
+    if part:
+        yield part
 
 
 class StatementPipeline:
@@ -117,13 +136,16 @@ class StatementPipeline:
         queue, marked = self._queue, self._marked
         self._queue, self._marked = [], 0
         result: pq.abc.PGresult | None = None
-        for command, result in self._exchange(queue) if queue else []:
-            if result.status not in _SUCCESS:
-                error = error_from_result(result)
-                raise EarlierStatementFailed(queue[command.number].sql, error) if command.number < marked else error
-            if command.prepares:
-                statement, name = command.prepares
-                self._prepared[statement.sql, statement.types] = name
+        sent = 0
+        for part in _parts(queue):
+            for command, result in self._exchange(part):
+                if result.status not in _SUCCESS:
+                    error, number = error_from_result(result), sent + command.number
+                    raise EarlierStatementFailed(queue[number].sql, error) if number < marked else error
+                if command.prepares:
+                    statement, name = command.prepares
+                    self._prepared[statement.sql, statement.types] = name
+            sent += len(part)
         return self._rows(result) if result else []
 
     def _exchange(self, queue: list[_Statement]) -> list[tuple[_Command, pq.abc.PGresult]]:

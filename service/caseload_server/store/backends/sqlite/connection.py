@@ -40,12 +40,14 @@ def connect(path: Path, *, create: bool) -> apsw.Connection:
 
 def configure(connection: apsw.Connection) -> None:
     """Sets what reading connections need too."""
-    connection.set_busy_handler(_busy_handler())
+    connection.set_busy_handler(busy_handler())
     connection.pragma("trusted_schema", 0)
     connection.pragma("temp_store", 2)  # in memory: what a savepoint spills are pages with personal data
 
 
-def _busy_handler() -> Callable[[int], bool]:
+def busy_handler() -> Callable[[int], bool]:
+    """Returns a function that waits a moment for a lock. It takes the number of tries before, and returns False when
+    they took too long."""
     started = 0.0
 
     def wait_for_lock(tries: int) -> bool:

@@ -1,6 +1,7 @@
 """Migrates the schema of a SQLite file, in one transaction."""
 
 from contextlib import closing
+from itertools import count
 from pathlib import Path
 
 import apsw
@@ -15,7 +16,7 @@ from caseload_server.store.backends.migrations import (
     must_run_alone,
     unapplied,
 )
-from caseload_server.store.backends.sqlite.connection import APPLICATION_ID, connect
+from caseload_server.store.backends.sqlite.connection import APPLICATION_ID, busy_handler, connect
 from caseload_server.store.backends.sqlite.file_check import check_files
 from caseload_server.store.backends.sqlite.reading import reading
 from caseload_server.store.backends.sqlite.transaction import SqliteTransaction
@@ -52,8 +53,7 @@ def migrate(path: Path, steps: list[Migration] | None = None) -> list[Migration]
     with closing(_open(path)) as connection:
         unapplied(_read_applied(connection), steps)  # raises before anything is changed
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
-        if connection.pragma("journal_mode", "wal") != "wal":
-            raise SchemaError("its file system cannot hold a write-ahead log")
+        _use_log(connection)
         connection.transaction_mode = "IMMEDIATE"  # of several processes that start together, one migrates
         with connection:
             todo = unapplied(_read_applied(connection), steps)
@@ -67,6 +67,25 @@ def _open(path: Path) -> apsw.Connection:
     connection = connect(path, create=True)
     connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, has_log)
     return connection
+
+
+def _use_log(connection: apsw.Connection) -> None:
+    """Switches the file to a write-ahead log. Raises SchemaError, apsw.BusyError.
+
+    It waits for a process that does the same. SQLite does not wait there, because each of the two would hold a lock
+    that the other needs. https://sqlite.org/c3ref/busy_handler.html
+    """
+    may_wait = busy_handler()
+    for tries in count():
+        try:
+            mode = connection.pragma("journal_mode", "wal")
+        except apsw.BusyError:
+            if not may_wait(tries):
+                raise
+        else:
+            break
+    if mode != "wal":
+        raise SchemaError("its file system cannot hold a write-ahead log")
 
 
 def _read_applied(connection: apsw.Connection) -> list[tuple[str, str]]:
