@@ -62,6 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "write_faults": set(),
     "listening": set(),
     "domain": {".domain"},
+    "domain.text_folding": {".domain.limits", "anyascii", "regex"},
     # the store
     "store": {*(f".store.{name}" for name in VERBS), ".domain", "uuid_utils"},
     "store.expiry_sweeper": {"structlog"},
