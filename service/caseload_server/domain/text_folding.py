@@ -58,6 +58,7 @@ _TOKENS = regex.compile(
     r"|(?P<symbol>[\p{So}--\u2800])",
     regex.V1,
 )
+_CHARACTERS = regex.compile(r"\X")
 _ASCII_SEPARATORS: Final = {ord(char): " " for char in map(chr, range(128)) if not char.isalnum() and char not in "'-"}
 _ASCII: Final = _ASCII_SEPARATORS | {ord("`"): "'"}
 
@@ -114,6 +115,11 @@ def tokens(name: str) -> Iterable[Token]:
     if '"' in folded:
         folded = _GERSHAYIM.sub("'", folded)
     return [(found[0], found.lastgroup) for found in _TOKENS.finditer(folded.casefold().translate(_PLAIN))]
+
+
+def characters(token: str) -> list[str]:
+    """Returns the characters as a reader sees them: a Hangul syllable with all its letters, kana with its marks."""
+    return _CHARACTERS.findall(token)
 
 
 def begins_spaceless(text: str) -> bool:

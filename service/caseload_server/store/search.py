@@ -6,8 +6,6 @@ from itertools import groupby, pairwise
 from operator import itemgetter
 from typing import Final
 
-import regex
-
 from caseload_server.domain import limits, text_folding
 from caseload_server.domain.records import Patient, Therapist
 from caseload_server.domain.text_folding import SPACELESS, SYMBOL, WORD, tokens
@@ -26,8 +24,6 @@ _MAX_SUFFIX: Final = 16
 """Characters of the rest of a name without spaces that are kept."""
 _MAX_WORDS: Final = 256
 """Words of a record that are kept."""
-_CHARACTERS = regex.compile(r"\X")
-"""A character as a reader sees it: a Hangul syllable with all its letters, kana with its marks."""
 _SIMPLE_NAME = re.compile("(?:[A-Z]?[a-z]{2,63})(?: [A-Z]?[a-z]{2,63})*")
 """Most names. Their words take a third of the time."""
 _TWO_CAPITALS = re.compile(r"\b[A-Z]{2}\b")
@@ -75,7 +71,7 @@ def _plain_words(text: str) -> Iterator[tuple[str, str | None]]:
     """Yields words without apostrophes and hyphens, each with its kind. A typed name without spaces is cut."""
     for token, kind in tokens(text):
         if kind == SPACELESS:
-            yield "".join(_CHARACTERS.findall(token)[:_MAX_SUFFIX]), kind
+            yield "".join(text_folding.characters(token)[:_MAX_SUFFIX]), kind
             continue
         for word in token.replace("'", "").split("-"):
             if word:
@@ -97,9 +93,9 @@ def _stored_words(name: str) -> Iterator[str]:
 
 def _suffixes(run: str) -> Iterator[str]:
     """Yields the rest of a name without spaces from each of its characters on."""
-    characters = _CHARACTERS.findall(run)
-    for start in range(len(characters)):
-        yield "".join(characters[start : start + _MAX_SUFFIX])[:_MAX_WORD]
+    left = text_folding.characters(run)
+    for start in range(len(left)):
+        yield "".join(left[start : start + _MAX_SUFFIX])[:_MAX_WORD]
 
 
 def _words(texts: Iterable[str]) -> Iterator[str]:
