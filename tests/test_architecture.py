@@ -30,6 +30,8 @@ VERBS = {
         "expiry",
         "finished_periods",
         "idempotency",
+        "identifiers",
+        "key_catch_up",
         "lists",
         "merges",
         "overlaps",

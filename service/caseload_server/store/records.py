@@ -10,7 +10,7 @@ from typing import Any, Final, Generic
 from caseload_server.domain import enums, errors, limits
 from caseload_server.domain.records import P, Patient, Therapist
 from caseload_server.domain.requests import Fields, Update
-from caseload_server.store import search
+from caseload_server.store import identifiers, search
 from caseload_server.store.write_transaction import Write
 
 
@@ -67,20 +67,6 @@ class RecordKind(Generic[P]):
         columns = [*self.defaults, "updated_us", "deleted_us", "etag", *search.KEY_COLUMNS]
         values = ", ".join(f"{column} = :{column}" for column in columns)
         return f"UPDATE {self.name} SET {values} WHERE {self.id_column} = :{self.id_column}"
-
-    @cached_property
-    def insert_identifier(self) -> str:
-        """Returns the INSERT of an identifier. It returns no row if another live record has it."""
-        return (
-            f"INSERT INTO {self.name}_identifier ({self.id_column}, system, value, live, value_key, holds_key)"
-            " VALUES (:id, :system, :value, :live, :value_key, :live) ON CONFLICT DO NOTHING RETURNING 1"
-        )
-
-    @cached_property
-    def select_holder(self) -> str:
-        """Returns the SELECT of the id of the live record that has an identifier."""
-        condition = "system = :system AND (value_key = :value_key AND holds_key = 1 OR value = :value AND live = 1)"
-        return f"SELECT {self.id_column} FROM {self.name}_identifier WHERE {condition}"
 
     @cached_property
     def insert_name_words(self) -> str:
@@ -256,7 +242,7 @@ def _without_taken_identifiers(write: Write, kind: RecordKind[P], record: P) -> 
     It inserts them instead of looking them up: another write that takes one now waits for this transaction.
     """
     _clear(write, kind, record, "identifier")
-    taken = _insert_identifiers(write, kind, record)
+    taken = identifiers.insert(write, kind.name, record)
     kept = [pair for pair in json.loads(record.identifiers) if pair not in taken]
     return record._replace(identifiers=json.dumps(kept, ensure_ascii=False, separators=(",", ":")))
 
@@ -325,28 +311,11 @@ def _update_search_tables(write: Write, kind: RecordKind[Any], record: Any, befo
         write.run(_INSERT_SPECIALTIES, {"id": record[0], "codes": record.specialties})
     if differs("identifiers", "deleted_us"):
         clear("identifier")
-        for system, value in _insert_identifiers(write, kind, record):
-            raise errors.IdentifierTaken(resources=_holders(write, kind, system, value))
+        for system, value in identifiers.insert(write, kind.name, record, before):
+            raise errors.IdentifierTaken(
+                resources=resources(kind, identifiers.holders(write, kind.name, system, value))
+            )
 
 
 def _clear(write: Write, kind: RecordKind[Any], record: Any, table: str) -> None:
     write.run(f"DELETE FROM {kind.name}_{table} WHERE {kind.id_column} = :id", {"id": record[0]})
-
-
-def _insert_identifiers(write: Write, kind: RecordKind[Any], record: Any) -> list[list[str]]:
-    """Inserts the identifiers of a record. Returns those that another live record has, as [system, value]."""
-    live = 1 if record.deleted_us is None else None
-    taken = []
-    for system, value in sorted(json.loads(record.identifiers)):  # all writers lock them in the same order
-        key = search.identifier_key(value)
-        identifier = {"id": record[0], "system": system, "value": value, "live": live, "value_key": key}
-        if not write.run(kind.insert_identifier, identifier):
-            taken.append([system, value])
-    return taken
-
-
-def _holders(write: Write, kind: RecordKind[Any], system: str, value: str) -> list[errors.Resource]:
-    """Returns the live record that has an identifier, unless it has just given it up."""
-    identifier = {"system": system, "value": value, "value_key": search.identifier_key(value)}
-    rows = write.run(kind.select_holder, identifier)
-    return resources(kind, [record_id for (record_id,) in rows])
