@@ -32,6 +32,8 @@ VERBS = {
         "finished_periods",
         "idempotency",
         "known_at",
+        "identifiers",
+        "key_catch_up",
         "lists",
         "merges",
         "overlaps",
@@ -67,6 +69,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "write_faults": set(),
     "listening": set(),
     "domain": {".domain"},
+    "domain.text_folding": {".domain.limits", "anyascii", "regex"},
     # the store
     "store": {*(f".store.{name}" for name in VERBS), ".domain", "uuid_utils"},
     "store.expiry_sweeper": {"structlog"},

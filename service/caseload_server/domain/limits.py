@@ -40,6 +40,8 @@ MAX_IDENTIFIERS: Final = 20
 """Largest number of identifiers of a record."""
 MAX_ALIASES: Final = 10
 """Largest number of aliases of a record."""
+MAX_KEY_LENGTH: Final = 400
+"""Longest key of an identifier or a name, in characters, so that PostgreSQL can index it."""
 MAX_MERGED_PATIENTS: Final = 100
 """Largest number of patients that are records of one person."""
 MAX_SPECIALTIES: Final = 20

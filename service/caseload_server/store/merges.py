@@ -14,6 +14,7 @@ from caseload_server.store import assignments, expiry, records
 from caseload_server.store.backends.protocol import Row, SerializationConflict, Transaction, Value
 from caseload_server.store.counts import CountChanges
 from caseload_server.store.records import PATIENT, THERAPIST
+from caseload_server.store.search import identifier_key
 from caseload_server.store.write_transaction import Write
 
 SELECT_SAME_PERSON = """
@@ -107,8 +108,11 @@ def _gain(source: Patient, target: Patient) -> Patient:
     """Returns the target with the identifiers, names and contact fields that it gains."""
     own_names = [target.display_name, *json.loads(target.aliases)]
     aliases = [*own_names[1:], *(name for name in _names(source) if name not in own_names)]
+    identifiers = json.loads(target.identifiers)
+    own_keys = {(system, identifier_key(value)) for system, value in identifiers}
+    gained = [pair for pair in json.loads(source.identifiers) if (pair[0], identifier_key(pair[1])) not in own_keys]
     return target._replace(
-        identifiers=_to_json([*json.loads(target.identifiers), *json.loads(source.identifiers)]),
+        identifiers=_to_json([*identifiers, *gained]),
         aliases=_to_json(aliases),
         email=target.email or source.email,
         phone_number=target.phone_number or source.phone_number,

@@ -10,7 +10,7 @@ from typing import Any, Final, Generic
 from caseload_server.domain import enums, errors, limits
 from caseload_server.domain.records import P, Patient, Therapist
 from caseload_server.domain.requests import Fields, Update
-from caseload_server.store import search
+from caseload_server.store import identifiers, search
 from caseload_server.store.backends.protocol import Row
 from caseload_server.store.write_transaction import Write
 
@@ -68,20 +68,6 @@ class RecordKind(Generic[P]):
         columns = [*self.defaults, "updated_us", "deleted_us", "etag", *search.KEY_COLUMNS]
         values = ", ".join(f"{column} = :{column}" for column in columns)
         return f"UPDATE {self.name} SET {values} WHERE {self.id_column} = :{self.id_column}"
-
-    @cached_property
-    def insert_identifier(self) -> str:
-        """Returns the INSERT of an identifier. It returns no row if another live record has it."""
-        return (
-            f"INSERT INTO {self.name}_identifier ({self.id_column}, system, value, live, value_key, holds_key)"
-            " VALUES (:id, :system, :value, :live, :value_key, :live) ON CONFLICT DO NOTHING RETURNING 1"
-        )
-
-    @cached_property
-    def select_holder(self) -> str:
-        """Returns the SELECT of the id of the live record that has an identifier."""
-        condition = "system = :system AND (value_key = :value_key AND holds_key = 1 OR value = :value AND live = 1)"
-        return f"SELECT {self.id_column} FROM {self.name}_identifier WHERE {condition}"
 
     @cached_property
     def insert_name_words(self) -> str:
@@ -281,7 +267,7 @@ def _without_taken_identifiers(write: Write, kind: RecordKind[P], record: P) -> 
     It inserts them instead of looking them up: another write that takes one now waits for this transaction.
     """
     _clear(write, kind, record, "identifier")
-    taken = _insert_identifiers(write, kind, record)
+    taken = identifiers.insert(write, kind.name, record)
     kept = [pair for pair in json.loads(record.identifiers) if pair not in taken]
     return record._replace(identifiers=json.dumps(kept, ensure_ascii=False, separators=(",", ":")))
 
@@ -337,7 +323,7 @@ def _update_search_tables(write: Write, kind: RecordKind[Any], record: Any, befo
     if _differs(record, before, "identifiers", "deleted_us"):
         if before is not None:
             _clear(write, kind, record, "identifier")
-        for system, value in _insert_identifiers(write, kind, record):
+        for system, value in identifiers.insert(write, kind.name, record, before):
             raise identifier_taken(write, kind, system, value)
 
 
@@ -365,25 +351,6 @@ def _clear(write: Write, kind: RecordKind[Any], record: Any, table: str) -> None
     write.run(f"DELETE FROM {kind.name}_{table} WHERE {kind.id_column} = :id", {"id": record[0]})
 
 
-def _insert_identifiers(write: Write, kind: RecordKind[Any], record: Any) -> list[list[str]]:
-    """Inserts the identifiers of a record. Returns those that another live record has, as [system, value]."""
-    return [
-        [system, value]
-        for system, value in sorted(json.loads(record.identifiers))  # all writers lock them in the same order
-        if not insert_identifier(write, kind, record, system, value)
-    ]
-
-
-def insert_identifier(write: Write, kind: RecordKind[Any], record: Any, system: str, value: str) -> bool:
-    """Inserts one identifier of a record. Returns False if another live record has it."""
-    live = 1 if record.deleted_us is None else None
-    key = search.identifier_key(value)
-    identifier = {"id": record[0], "system": system, "value": value, "live": live, "value_key": key}
-    return bool(write.run(kind.insert_identifier, identifier))
-
-
 def identifier_taken(write: Write, kind: RecordKind[Any], system: str, value: str) -> errors.IdentifierTaken:
     """Returns the error that names the live record with an identifier, unless that has just given it up."""
-    identifier = {"system": system, "value": value, "value_key": search.identifier_key(value)}
-    rows = write.run(kind.select_holder, identifier)
-    return errors.IdentifierTaken(resources=resources(kind, [record_id for (record_id,) in rows]))
+    return errors.IdentifierTaken(resources=resources(kind, identifiers.holders(write, kind.name, system, value)))

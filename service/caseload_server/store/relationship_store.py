@@ -40,6 +40,7 @@ from caseload_server.store import (
     versions,
 )
 from caseload_server.store.backends.protocol import Database, Gauges, Transaction
+from caseload_server.store.key_catch_up import KeyCatchUp
 from caseload_server.store.outcome_expiry import OutcomeExpiry
 from caseload_server.store.pages import build_page
 from caseload_server.store.purges import Purger
@@ -70,6 +71,7 @@ class RelationshipStore:
         self.keys: Final = StoreKeys(store_id, secret)
         self._writes = Writes(database, clock, self.keys, OutcomeExpiry(head, head_us, monotonic))
         self.purger: Final = Purger(database, self._writes, clock)
+        self.key_catch_up: Final = KeyCatchUp(database)
 
     def get(self, kind: RecordKind[P], record_id: str) -> P:
         """Returns one record, also a soft-deleted one. Raises the kind's NOT_FOUND."""

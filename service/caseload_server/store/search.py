@@ -1,18 +1,17 @@
-"""Words and keys by which people are found and ordered. Requests and records make them in the same way.
+"""Words and keys by which people are found and ordered. Requests and records make them in the same way."""
 
-The databases do not fold text, because SQLite folds only ASCII, and PostgreSQL by the rules of its system.
-"""
-
-import unicodedata
-from collections.abc import Iterator
-from itertools import filterfalse
+import re
+from collections.abc import Iterable, Iterator
+from itertools import groupby, pairwise
+from operator import itemgetter
 from typing import Final
 
-import regex
-from anyascii import anyascii
-
+from caseload_server.domain import limits, text_folding
 from caseload_server.domain.records import Patient, Therapist
+from caseload_server.domain.text_folding import SPACELESS, SYMBOL, WORD, tokens
 
+email_key = text_folding.email_key
+identifier_key = text_folding.identifier_key
 LAST_CHARACTER = "\U0010ffff"
 """Appended to a prefix, it gives the upper bound of the words with that prefix."""
 RULES_VERSION: Final = 2
@@ -21,41 +20,20 @@ KEY_COLUMNS: Final = ("name_key", "email_key", "keyed_etag")
 """The columns of a therapist or a patient with keys."""
 _MAX_WORD: Final = 64
 """Characters of a word that are kept."""
-_MAX_PART: Final = 16
-"""Characters of a part of a name without spaces that are kept."""
+_MAX_SUFFIX: Final = 16
+"""Characters of the rest of a name without spaces that are kept."""
 _MAX_WORDS: Final = 256
 """Words of a record that are kept."""
-_INVISIBLE = regex.compile(r"[\p{Default_Ignorable_Code_Point}\p{Cf}--\u200c]+", regex.V1)
-_JOINER_CHARACTERS: Final = (
-    "'\u2018\u2019\u201a\u201b\u02b9\u02bb\u02bc\u02bd\u02be\u02bf\u02c8\u02ca\u02cb\u0060\u00b4\u2032\u2035\u055a"
-    "\u05f3\u05f4\u07f4\u07f5\u1fbd\u1fbf\u1ffd\u1ffe\ua78b\ua78c\uff07\uff40\u200c"
-)
-"""Apostrophes, and the zero-width non-joiner: a word that has one is found with it and without it."""
-_JOINED = str.maketrans(dict.fromkeys(_JOINER_CHARACTERS, "'"))
-_SPACELESS: Final = r"[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Hangul}\p{Script=Bopomofo}々〆ー]"
-"""A character of a script that is written without spaces."""
-_TOKENS = regex.compile(rf"(?P<spaceless>{_SPACELESS}+)|(?:(?!{_SPACELESS})[\p{{L}}\p{{N}}\p{{M}}'])+")
-_FOLDED = str.maketrans(
-    {
-        **dict.fromkeys("\u0649\u06cc\u06d2", "\u064a"),  # forms of yeh
-        **dict.fromkeys("\u06a9\u06aa", "\u0643"),  # of kaf
-        "\u0671": "\u0627",  # of alef
-        **dict.fromkeys("\u0629\u06d5\u06c1\u06be\u06c3", "\u0647"),  # teh marbuta, and forms of heh
-        "\u0640": None,  # tatweel, which stretches a word
-        "\u0491": "\u0433",  # Cyrillic ghe with upturn
-        **{chr(katakana): chr(katakana - 0x60) for katakana in range(0x30A1, 0x30F7)},  # to hiragana
-    }
-)
-_OTHER_LATIN = regex.compile(r"[\p{Script=Latin}--\p{ASCII}]", regex.V1)
-_ASCII_SEPARATORS = str.maketrans(
-    dict.fromkeys(
-        map(chr, [*range(0x27), *range(0x28, 0x30), *range(0x3A, 0x41), *range(0x5B, 0x61), *range(0x7B, 0x80)]), " "
-    )
-)
+_SIMPLE_NAME = re.compile("(?:[A-Z]?[a-z]{2,63})(?: [A-Z]?[a-z]{2,63})*")
+"""Most names. Their words take a third of the time."""
+_TWO_CAPITALS = re.compile(r"\b[A-Z]{2}\b")
+_ARABIC_FIRST, _ARABIC_LAST = "\u0620", "\u08ff"
 
 
 def record_words(display_name: str, aliases: list[str]) -> list[str]:
     """Returns the distinct words of all names of a record, by which prefixes are searched, at most 256."""
+    if not aliases and _SIMPLE_NAME.fullmatch(display_name):
+        return sorted({*display_name.lower().split()})
     words: dict[str, None] = {}
     for name in (display_name, *aliases):
         words |= dict.fromkeys(_stored_words(name))
@@ -63,12 +41,14 @@ def record_words(display_name: str, aliases: list[str]) -> list[str]:
 
 
 def typed_words(text: str) -> list[str]:
-    """Returns the distinct words of a search."""
-    words = [
-        token[:_MAX_PART] if is_spaceless else token.replace("'", "")[:_MAX_WORD]
-        for token, is_spaceless in _tokens(_fold(text))
-    ]
-    return [word for word in dict.fromkeys(words) if word]
+    """Returns the distinct words of a search. A record must have, for each, a word that begins with it.
+
+    Symbols count only in a search without letters and digits.
+    """
+    typed = list(_plain_words(text))
+    words = [word for word, kind in typed if kind != SYMBOL] or [word for word, _ in typed]
+    cut = dict.fromkeys(word[:_MAX_WORD] for word in words)
+    return [word for word in cut if not any(other != word and other.startswith(word) for other in cut)]
 
 
 def keys(record: Therapist | Patient) -> dict[str, str]:
@@ -82,51 +62,60 @@ def keys(record: Therapist | Patient) -> dict[str, str]:
 
 def name_key(name: str) -> str:
     """Returns the key by which lists are ordered by name."""
-    return " ".join(token.replace("'", "") for token, _ in _tokens(_fold(name)))
+    if _SIMPLE_NAME.fullmatch(name):
+        return name.lower()
+    return " ".join(word for word, _ in _plain_words(name))[: limits.MAX_KEY_LENGTH]
 
 
-def email_key(email: str) -> str:
-    """Returns the key of an e-mail address, which is equal for addresses that differ in case."""
-    return email.lower() if email.isascii() else unicodedata.normalize("NFC", email.casefold())
-
-
-def identifier_key(value: str) -> str:
-    """Returns the key of the value of an identifier: without invisible characters and full-width forms."""
-    return value if value.isascii() else _INVISIBLE.sub("", unicodedata.normalize("NFKC", value)).strip()
+def _plain_words(text: str) -> Iterator[tuple[str, str | None]]:
+    """Yields words without apostrophes and hyphens, each with its kind. A typed name without spaces is cut."""
+    for token, kind in tokens(text):
+        if kind == SPACELESS:
+            yield "".join(text_folding.characters(token)[:_MAX_SUFFIX]), kind
+            continue
+        for word in token.replace("'", "").split("-"):
+            if word:
+                yield word, kind
 
 
 def _stored_words(name: str) -> Iterator[str]:
-    run, initials = "", ""
-    for token, is_spaceless in [*_tokens(_fold(name)), ("", False)]:
-        if is_spaceless:
-            run += token
-            continue
-        yield from (run[start : start + _MAX_PART] for start in range(len(run)))
-        run = ""
-        parts = [part for part in token.split("'") if part]
-        yield from ("".join(parts[start:])[:_MAX_WORD] for start in range(len(parts)))
-        if len(token) == 1:
-            initials += token
+    for two in _TWO_CAPITALS.findall(name):  # initials, such as JR: a search may have them apart
+        yield two[1].lower()
+    for kind, group in groupby(tokens(name), itemgetter(1)):
+        texts = (text for text, _ in group)
+        if kind == WORD:
+            yield from _words(texts)
+        elif kind == SPACELESS:
+            yield from _suffixes("".join(texts))
         else:
-            if len(initials) > 1:
-                yield initials
-            initials = ""
+            yield from texts
 
 
-def _tokens(folded: str) -> Iterator[tuple[str, bool]]:
-    """Yields the words of a folded text, each with whether its script is written without spaces."""
-    if folded.isascii():
-        yield from ((word, False) for word in folded.translate(_ASCII_SEPARATORS).split())
-        return
-    for found in _TOKENS.finditer(folded):
-        yield found[0], found.lastgroup == "spaceless"
+def _suffixes(run: str) -> Iterator[str]:
+    """Yields the rest of a name without spaces from each of its characters on."""
+    left = text_folding.characters(run)
+    for start in range(len(left)):
+        yield "".join(left[start : start + _MAX_SUFFIX])[:_MAX_WORD]
 
 
-def _fold(text: str) -> str:
-    """Returns a text in lower case, without accents and invisible characters, and with plain letters."""
-    if text.isascii():
-        return text.lower().translate(_JOINED)
-    text = _INVISIBLE.sub("", text).translate(_JOINED)
-    text = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
-    text = "".join(filterfalse(unicodedata.combining, text)).translate(_FOLDED)
-    return _OTHER_LATIN.sub(lambda letter: anyascii(letter[0]).lower(), unicodedata.normalize("NFC", text))
+def _words(texts: Iterable[str]) -> Iterator[str]:
+    """Yields words, each also from behind each of its apostrophes and hyphens."""
+    words = []
+    for text in texts:
+        rests = [text]
+        if "'" in text or "-" in text:
+            parts = [part for part in text.replace("-", "'").split("'") if part]
+            rests = ["".join(parts[start:]) for start in range(len(parts))]
+        words += rests[:1]
+        yield from (rest[:_MAX_WORD] for rest in rests)
+    yield from (word[:_MAX_WORD] for word in _joined(words))
+
+
+def _joined(words: list[str]) -> Iterator[str]:
+    """Yields initials in a row together, and pairs of Arabic words: Abd Allah is written with a space or without."""
+    for is_initial, group in groupby(words, lambda word: len(word) == 1):
+        if is_initial and len(initials := "".join(group)) > 1:
+            yield initials
+    for first, second in pairwise(words):
+        if _ARABIC_FIRST <= first[0] <= _ARABIC_LAST and _ARABIC_FIRST <= second[0] <= _ARABIC_LAST:
+            yield first + second

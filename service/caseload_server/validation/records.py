@@ -15,6 +15,7 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from caseload_server.domain import limits, requests
+from caseload_server.domain.text_folding import begins_spaceless
 from caseload_server.validation import rules
 from caseload_server.validation.assignments import caller_end_reason
 from caseload_server.validation.batches import validate_batch
@@ -265,7 +266,7 @@ def _record_query(request: ListRequest, record: _RecordRules, violations: Valida
     if sent.HasField("identifier"):
         identifier = rules.identifier(sent.identifier, "filter.identifier", violations)
     return requests.RecordQuery(
-        name_prefix=_name_prefix(sent.name_prefix, violations),
+        name_prefix=_name_prefix(sent.name_prefix, "filter.name_prefix", violations),
         statuses=rules.enum_set(record.rules["status"])(sent.statuses, "filter.statuses", violations),
         identifier=identifier,
         identifier_value=_filter_text(rules.identifier_value, sent, "identifier_value", violations),
@@ -284,11 +285,18 @@ def _filter_text(rule: Rule, sent: Any, name: str, violations: ValidationErrors)
     return rule(value, f"filter.{name}", violations) if value else ""
 
 
-_prefix_text = rules.text(2, 100)
+_prefix_text = rules.text(1, 100)
 
 
-def _name_prefix(value: str, violations: ValidationErrors) -> str:
-    return _prefix_text(value, "filter.name_prefix", violations) if value else ""
+def _name_prefix(value: str, path: str, violations: ValidationErrors) -> str:
+    """The words of a search, or empty. One character is enough where a character can be a whole name."""
+    if not value:
+        return ""
+    before = len(violations)
+    prefix: str = _prefix_text(value, path, violations)
+    if len(prefix) == 1 and len(violations) == before and not begins_spaceless(prefix):
+        violations.add(path, "must have at least 2 characters, or one that is Chinese, Japanese or Korean")
+    return prefix
 
 
 def delete(request: DeleteRequest, id_field: str) -> requests.Delete:

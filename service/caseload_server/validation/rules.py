@@ -22,6 +22,7 @@ from caseload_server.domain.id_formats import (
     UUID_PATTERN,
     are_ids,
 )
+from caseload_server.domain.text_folding import identifier_key
 from caseload_server.domain.value_formats import CODE_PATTERN, EMAIL_PATTERN, PHONE_PATTERN
 
 _URI_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:[!-~]+")
@@ -187,8 +188,8 @@ def _is_npi(value: str) -> bool:
     return (sum(digits[::2]) + sum(digit // 10 + digit % 10 for digit in doubled)) % 10 == 0
 
 
-def _unique_list(entry_rule: Rule, max_entries: int) -> Rule:
-    """Returns the rule for a list without duplicates, which is stored as JSON."""
+def _unique_list(entry_rule: Rule, max_entries: int, key: Callable[[Any], Any] = lambda entry: entry) -> Rule:
+    """Returns the rule for a list without duplicates, which is stored as JSON. Args: key, equal for duplicates."""
 
     def rule(values: Collection[Any], path: str, violations: ValidationErrors) -> str:
         if len(values) > max_entries:
@@ -197,15 +198,16 @@ def _unique_list(entry_rule: Rule, max_entries: int) -> Rule:
         before = len(violations)
         entries = [entry_rule(value, f"{path}[{index}]", violations) for index, value in enumerate(values)]
         if len(violations) == before:
-            for index, entry in enumerate(entries):
-                if entry in entries[:index]:
+            keys = list(map(key, entries))
+            for index, entry_key in enumerate(keys):
+                if entry_key in keys[:index]:
                     violations.add(f"{path}[{index}]", "must not repeat an earlier entry")
         return to_json(entries)
 
     return rule
 
 
-identifiers = _unique_list(identifier, limits.MAX_IDENTIFIERS)
+identifiers = _unique_list(identifier, limits.MAX_IDENTIFIERS, lambda pair: (pair[0], identifier_key(pair[1])))
 aliases = _unique_list(display_name, limits.MAX_ALIASES)
 specialties = _unique_list(required_code, limits.MAX_SPECIALTIES)
 _annotation_key = text(1, 63)

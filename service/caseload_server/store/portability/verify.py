@@ -64,6 +64,14 @@ def _rules_of_kind(kind: str) -> Iterator[Rule]:
         f"an identifier belongs to one {kind} that is not deleted",
         f"SELECT MIN({kind}_id) FROM {kind}_identifier WHERE live = 1 GROUP BY system, value HAVING COUNT(*) > 1",
     )
+    table = f"{kind}_identifier"
+    yield Rule(
+        f"the key of an identifier belongs to one {kind} that is not deleted",
+        f"SELECT other.{kind}_id FROM {table} AS other WHERE other.live = 1 AND other.holds_key IS NULL"
+        f" AND other.value_key <> '' AND EXISTS (SELECT 1 FROM {table} AS holder"
+        " WHERE holder.value_key = other.value_key AND holder.system = other.system AND holder.holds_key = 1"
+        f" AND holder.{kind}_id <> other.{kind}_id) ORDER BY 1",
+    )
     yield Rule(
         f"the id of a purged {kind} is not in use",
         f"SELECT {kind}_id FROM {kind} WHERE EXISTS"

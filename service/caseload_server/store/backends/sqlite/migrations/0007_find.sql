@@ -31,6 +31,13 @@ CREATE INDEX patient_deleted ON patient (patient_id) WHERE deleted_us IS NOT NUL
 CREATE INDEX therapist_without_keys ON therapist (therapist_id) WHERE keyed_etag <> '2:' || etag;
 CREATE INDEX patient_without_keys ON patient (patient_id) WHERE keyed_etag <> '2:' || etag;
 
--- Two live records cannot hold the same key. Of records that had it before this step, the oldest holds it.
+-- Two live records cannot hold the same key. Of records that had it before this step, or that an older instance
+-- wrote since, the oldest holds it.
 CREATE UNIQUE INDEX therapist_identifier_by_key ON therapist_identifier (value_key, system, holds_key);
 CREATE UNIQUE INDEX patient_identifier_by_key ON patient_identifier (value_key, system, holds_key);
+
+-- The identifiers whose key another live record holds.
+CREATE INDEX therapist_identifier_doubles ON therapist_identifier (value_key, system)
+    WHERE live = 1 AND holds_key IS NULL AND value_key <> '';
+CREATE INDEX patient_identifier_doubles ON patient_identifier (value_key, system)
+    WHERE live = 1 AND holds_key IS NULL AND value_key <> '';

@@ -1,0 +1,143 @@
+"""Folds text: names, identifiers and e-mail addresses that people read as the same become equal.
+
+The databases do not fold text, because SQLite folds only ASCII, and PostgreSQL by the rules of its system.
+"""
+
+import unicodedata
+from collections.abc import Iterable
+from typing import Final
+
+import regex
+from anyascii import anyascii
+
+from caseload_server.domain import limits
+
+Token = tuple[str, str | None]
+"""A part of a name, and its kind: WORD, SPACELESS or SYMBOL."""
+WORD: Final = "word"
+"""Letters and digits, perhaps with apostrophes and hyphens between them."""
+SPACELESS: Final = "spaceless"
+"""Letters of a script that is written without spaces: Chinese, Japanese or Korean."""
+SYMBOL: Final = "symbol"
+"""An emoji or a similar symbol."""
+
+_INVISIBLE = regex.compile(r"[\p{Default_Ignorable_Code_Point}\p{Cf}]+", regex.V1)
+_APOSTROPHES: Final = (
+    "'`\u00b4\u02b9\u02bb\u02bc\u02bd\u02be\u02bf\u02c0\u02c1\u02c8\u02ca\u02cb\u02ce\u02cf\u02ee\u02f4\u0315\u0374"
+    "\u0384\u055a\u05f3\u05f4\u07f4\u07f5\u1fbd\u1fbf\u1fcd\u1fce\u1fdd\u1fde\u1fef\u1ffd\u1ffe\u2018\u2019\u201a\u201b"
+    "\u2032\u2035\u275b\u275c\u275f\ua78b\ua78c\uff07\uff40"
+)
+"""Apostrophes, and what is used as one: accents without a letter, primes, glottal stops, geresh and gershayim."""
+_NON_JOINER: Final = "\u200c"
+"""The zero-width non-joiner. It separates parts of a word as an apostrophe does."""
+_DOUBLE_QUOTES: Final = "\u201c\u201d\u201e\u201f\u2033\u2036\uff02"
+_GERSHAYIM = regex.compile(r'(?<=\p{Hebrew}\p{M}*)"(?=\p{Hebrew})')
+"""A quotation mark within a Hebrew word. Most keyboards have no gershayim."""
+_HYPHENS: Final = "\u02d7\u2043\u2212"
+"""Hyphens that Unicode does not count as dashes."""
+_ACCENT_CLASSES: Final = {1, 7, *range(10, 37), *range(200, 256)}
+"""The combining classes of marks that are left out: accents, nuktas, vowel points of Hebrew and Arabic. The other
+marks are vowel signs, tone marks and viramas, which names differ in. https://www.unicode.org/reports/tr44/"""
+_SAME_LETTERS: Final = {
+    **dict.fromkeys("\u0620\u0649\u06cc\u06cd\u06ce\u06d0\u06d2\u063d\u063e\u063f", "\u064a"),  # forms of yeh
+    **dict.fromkeys("\u06a9\u06aa", "\u0643"),  # of kaf
+    **dict.fromkeys("\u0671\u0672\u0673", "\u0627"),  # of alef
+    **dict.fromkeys("\u0629\u06d5\u06c1\u06be\u06c3", "\u0647"),  # teh marbuta, and forms of heh
+    "\u0674": "",  # the high hamza of a Kazakh letter
+    "\u0640": "",  # tatweel, which stretches a word
+    "\u0491": "\u0433",  # Cyrillic ghe with upturn
+    **{chr(katakana): chr(katakana - 0x60) for katakana in (*range(0x30A1, 0x30F7), 0x30FD, 0x30FE)},  # to hiragana
+}
+_LATIN = regex.compile(r"\p{Script=Latin}")
+_SPACELESS_LETTER: Final = r"\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Hangul}\p{Script=Bopomofo}ー"
+_IS_SPACELESS = regex.compile(rf"[{_SPACELESS_LETTER}]")
+_LETTER: Final = rf"[\p{{L}}\p{{N}}\p{{Co}}\p{{Cn}}--[\p{{Noncharacter_Code_Point}}{_SPACELESS_LETTER}]]"
+"""A letter or digit of another script. Python may not know those of the newest version of Unicode yet."""
+_TOKENS = regex.compile(
+    rf"(?P<spaceless>(?:[{_SPACELESS_LETTER}]\p{{M}}*)+)|(?P<word>{_LETTER}(?:{_LETTER}|[\p{{M}}'-])*)"
+    r"|(?P<symbol>[\p{So}--\u2800])",
+    regex.V1,
+)
+_CHARACTERS = regex.compile(r"\X")
+_ASCII_SEPARATORS: Final = {ord(char): " " for char in map(chr, range(128)) if not char.isalnum() and char not in "'-"}
+_ASCII: Final = _ASCII_SEPARATORS | {ord("`"): "'"}
+
+
+class _Cleaned(dict[int, str]):
+    """What replaces a character before it is decomposed. An invisible character becomes nothing."""
+
+    def __missing__(self, code: int) -> str:
+        char = chr(code)
+        return self.setdefault(code, "" if _INVISIBLE.match(char) else char)
+
+
+class _Plain(dict[int, str]):
+    """What replaces a decomposed character in lower case. An accent becomes nothing."""
+
+    def __missing__(self, code: int) -> str:
+        return self.setdefault(code, "".join(map(_plain, unicodedata.normalize("NFKD", chr(code)))))
+
+
+def _plain(char: str) -> str:
+    category = unicodedata.category(char)
+    if unicodedata.combining(char) in _ACCENT_CLASSES:
+        return ""
+    if char in _APOSTROPHES:
+        return "'"
+    if category == "Pd" or char in _HYPHENS:
+        return "-"
+    if category == "Nd":
+        return str(unicodedata.decimal(char))
+    if not char.isascii() and _LATIN.match(char):
+        return anyascii(char).lower()
+    return _SAME_LETTERS.get(char, char)
+
+
+_CLEANED: Final = _Cleaned(
+    {
+        **dict.fromkeys(map(ord, _APOSTROPHES + _NON_JOINER), "'"),  # some of them decompose to a space
+        **dict.fromkeys(map(ord, _DOUBLE_QUOTES), '"'),
+        0x309B: "\u3099",  # the voiced sound marks of kana, which decompose to a space and a mark
+        0x309C: "\u309a",
+    }
+)
+_PLAIN: Final = _Plain()
+
+
+def tokens(name: str) -> Iterable[Token]:
+    """Returns the parts of a name, in order: in lower case, without accents and invisible characters.
+
+    All apostrophes become "'", all hyphens "-", letters such as æ plain ones. Everything else separates.
+    """
+    if name.isascii():
+        return [(word, WORD) for word in name.lower().translate(_ASCII).split()]
+    folded = unicodedata.normalize("NFKD", name.translate(_CLEANED))
+    if '"' in folded:
+        folded = _GERSHAYIM.sub("'", folded)
+    return [(found[0], found.lastgroup) for found in _TOKENS.finditer(folded.casefold().translate(_PLAIN))]
+
+
+def characters(token: str) -> list[str]:
+    """Returns the characters as a reader sees them: a Hangul syllable with all its letters, kana with its marks."""
+    return _CHARACTERS.findall(token)
+
+
+def begins_spaceless(text: str) -> bool:
+    """Returns whether the first letter of a name is Chinese, Japanese or Korean."""
+    return not text.isascii() and any(kind == SPACELESS for _, kind in list(tokens(text))[:1])
+
+
+def email_key(email: str) -> str:
+    """Returns the key of an e-mail address, which is equal for addresses that differ in case."""
+    return email.lower() if email.isascii() else identifier_key(unicodedata.normalize("NFKC", email).casefold())
+
+
+def identifier_key(value: str) -> str:
+    """Returns the key of the value of an identifier: in NFKC, without invisible characters, trimmed.
+
+    A value whose key would be empty, or much longer than the value, is its own key.
+    """
+    if value.isascii():
+        return value.strip()
+    key = unicodedata.normalize("NFKC", _INVISIBLE.sub("", value)).strip()
+    return key if 0 < len(key) <= limits.MAX_KEY_LENGTH else value
