@@ -26,7 +26,7 @@ from tests.support.api_driver import (
 )
 
 CREATED, UPDATED, DELETED, UNDELETED = 1, 2, 3, 4
-LOG_PURGED = 6
+LOG_PURGED, VERSIONS_PURGED = 6, 7
 ENDING = ("state", "end_time", "ended_by")
 ENDING_FOR = ("state", "end_time", "end_reason", "ended_by")
 
@@ -244,6 +244,17 @@ def test_a_purge_of_the_log_is_a_change_of_its_own_kind(server: CaseloadServer, 
     assert (change.kind, change.WhichOneof("resource")) == (LOG_PURGED, "purged_through_revision")
     assert change.purged_through_revision == before == api.send("ListChanges").oldest_revision
     assert list(api.log(before, patient_id="p1")) == []
+
+
+def test_a_purge_of_versions_is_a_change_of_its_own_kind(server: CaseloadServer, api: ApiDriver) -> None:
+    before = api.head()
+    api.send("UpdatePatient", patient_id="p1", patient={"email": "p1@example.org"}, update_mask={"paths": ["email"]})
+    updated = api.head()
+    assert server.store.purger.purge_versions(time.time_ns() // 1000 + 1) == 1
+    [_, purge] = api.log(before)
+    [change] = purge.changes
+    assert (change.kind, change.WhichOneof("resource")) == (VERSIONS_PURGED, "purged_through_revision")
+    assert change.purged_through_revision == updated
 
 
 @covers("ListChangesRequest.page_size")

@@ -88,7 +88,7 @@ class Change(NamedTuple):
     patient_id: str | None
     assignment_id: str | None
     through_revision: str = ""
-    """Of a purge of the change log: the last revision that it erased. Else empty."""
+    """Of a purge of the change log or of versions: the last revision that it erased. Else empty."""
 
 
 class ChangeSet(NamedTuple):
