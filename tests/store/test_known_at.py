@@ -133,10 +133,11 @@ def test_merges_count_while_they_were_in_effect(people: RelationshipStore, clock
     groups = [{"s"}, {"s", "p"}, {"s", "p", "q"}, {"s", "p"}, {"s"}]
     for known_at_us, group in zip(times, groups, strict=True):
         for patient_id in ("s", "p", "q"):
-            expected = [old.assignment_id] if patient_id in group else []
-            query = {"patient_id": patient_id, "as_of_us": day}
-            assert [one.assignment_id for one in known(people, known_at_us, **query)] == expected
-            assert checked(people, known_at_us, ("t", patient_id), at_us=day) == (expected or [None])
+            is_known = patient_id in group
+            listed = known(people, known_at_us, patient_id=patient_id, as_of_us=day)
+            assert [one.assignment_id for one in listed] == [old.assignment_id] * is_known
+            [found] = checked(people, known_at_us, ("t", patient_id), at_us=day)
+            assert found == (old.assignment_id if is_known else None)
 
 
 def test_a_purged_record_was_never_known(pair: RelationshipStore, clock: Clock) -> None:
