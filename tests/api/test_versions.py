@@ -89,6 +89,8 @@ def test_an_answer_as_known_at_a_time_has_no_later_correction(api: ApiDriver) ->
 def test_an_answer_as_known_at_a_time_is_that_of_a_call_then(api: ApiDriver) -> None:
     begun = api.assign("t1", "p1")
     ended = api.unassign("t1", "p1")
+    for rpc, fields in KNOWN:
+        assert api.send(rpc, known_at=begun.update_time, **fields).revision == api.head()
     for known_at, state in ((begun.update_time, ACTIVE), (ended.update_time, ENDED)):
         assert api.checked(("t1", "p1"), known_at=known_at) == [state == ACTIVE]
         for asked in (ACTIVE, ENDED):
