@@ -26,6 +26,7 @@ from tests.api.failing_servers import (
 )
 from tests.api.fault_injection import CANARY, MRN, FaultyServer
 from tests.store.store_builders import crowd
+from tests.store.store_calls import run
 from tests.support.api_driver import new_request_id
 from tests.support.servers import Refusal, refusal
 
@@ -179,6 +180,12 @@ def pruned(faulty: FaultyServer) -> str:
     return oldest
 
 
+def versions_not_kept(faulty: FaultyServer) -> object:
+    """As where versions are kept since now."""
+    run(faulty.server.store, f"UPDATE store SET versions_us = {time.time_ns() // 1000}")
+    return faulty.api.send("ListAssignments", known_at={"seconds": T0})
+
+
 class Expected(NamedTuple):
     """The expected status: its code, its details besides ErrorInfo, and the keys of the ErrorInfo metadata."""
 
@@ -252,6 +259,7 @@ TABLE: dict[str, tuple[Scenario, Expected]] = {
         lambda s: next(s.api.watch(pruned(s))),
         Expected(StatusCode.OUT_OF_RANGE, NONE, ("oldest_revision",)),
     ),
+    "VERSIONS_NOT_KEPT": (versions_not_kept, Expected(StatusCode.OUT_OF_RANGE, NONE, ("oldest_time",))),
     "REVISION_FOREIGN": (lambda s: s.api.send("ListChanges", after_revision=CANARY), Expected(StatusCode.OUT_OF_RANGE)),
     "REVISION_FOREIGN by watch": (lambda s: next(s.api.watch(CANARY)), Expected(StatusCode.OUT_OF_RANGE)),
     "TOO_MANY_WATCHES": (too_many_watches, Expected(StatusCode.RESOURCE_EXHAUSTED, NONE, ("limit",))),

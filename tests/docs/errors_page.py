@@ -53,6 +53,7 @@ WHAT_TO_DO: Final = {
     "OVERLOADED": "Retry after the delay in RetryInfo, not earlier. The server did nothing. Operators: "
     "[Limits and overload](operations/limits-and-overload.md).",
     "REVISION_PRUNED": "Read the records again, and watch after the revision of the first page.",
+    "VERSIONS_NOT_KEPT": "Send the time in metadata `oldest_time`, or a later one.",
     "REVISION_FOREIGN": "Read the records again. This store may not have what you read before.",
     "TOO_MANY_WATCHES": "Close a watch, or retry later. Operators can raise `--max-watches` or `--max-caller-share`.",
     "WATCH_TOO_SLOW": "Watch again after the last through_revision received. Read faster, or filter.",

@@ -48,6 +48,8 @@ DISCLOSING: dict[str, dict[str, Any]] = {
     "CheckAssignments": {"pairs": [{"therapist_id": "t1", "patient_id": one} for one in CROWD[:100]]},
     "UpdatePatient": {"patient": {"patient_id": CROWD[1], "display_name": "B"}},
     "DeletePatient": {"patient_id": CROWD[1], "force": True, "validate_only": True},
+    "ListTherapistVersions": {"therapist_id": "t1"},
+    "ListPatientVersions": {"patient_id": CROWD[0]},
     "ListChanges": {"page_size": 400},
     "MergePatients": {
         "source_patient_id": CROWD[0],

@@ -151,10 +151,10 @@ class ListAssignmentsRequest(_message.Message):
 
     @_builtins.property
     def known_at(self) -> _timestamp_pb2.Timestamp:
-        """The answer as it was known at this time, before later corrections. It is as if the call had been
-        made then. With as_of_time, it is about another day: who was responsible on that day, by what was
-        known at this time. Absent means what is known now. At most a minute ahead. Before the time since
-        which the server keeps versions, the call fails with VERSIONS_NOT_KEPT.
+        """Lists what the server knew at this time: assignments and merges as they were recorded then,
+        without later corrections. It is as if the call had been made then. Set filter.as_of_time too to
+        ask about another day: who was responsible on that day, by what was known at known_at. What was
+        purged since is missing. Absent means now. At most a minute ahead, which means now.
         """
 
     def __init__(
@@ -340,10 +340,10 @@ class CheckAssignmentsRequest(_message.Message):
 
     @_builtins.property
     def known_at(self) -> _timestamp_pb2.Timestamp:
-        """The answer as it was known at this time, before later corrections. It is as if the call had been
-        made then. With as_of_time, it is about another day: who was responsible on that day, by what was
-        known at this time. Absent means what is known now. At most a minute ahead. Before the time since
-        which the server keeps versions, the call fails with VERSIONS_NOT_KEPT.
+        """Answers by what the server knew at this time: assignments and merges as they were recorded then,
+        without later corrections. It is as if the call had been made then. Set as_of_time too to ask
+        about another day: who was responsible on that day, by what was known at known_at. What was
+        purged since is missing. Absent means now. At most a minute ahead, which means now.
         """
 
     def __init__(
@@ -669,24 +669,22 @@ class ListAssignmentVersionsResponse(_message.Message):
         ACTOR_FIELD_NUMBER: _builtins.int
         ON_BEHALF_OF_FIELD_NUMBER: _builtins.int
         from_revision: _builtins.str
-        """The revision of the change that wrote it. Empty if it is not known: before the first version
-        that the server kept.
-        """
+        """The revision of the change that wrote it. Empty if the server does not know it any more."""
         to_revision: _builtins.str
         """The revision of the change that replaced it. Empty for the current version."""
         actor: _builtins.str
-        """The principal that made the change of from_revision. Empty if the change log does not have it
-        any more.
+        """The caller that made the change of from_revision. Empty if the change log does not have it any
+        more.
         """
         on_behalf_of: _builtins.str
-        """The end user for whom the principal acted, as it asserted."""
+        """The end user for whom that caller acted, as the caller asserted. May be empty."""
         @_builtins.property
         def assignment(self) -> _resources_pb2.Assignment:
             """The assignment as it was."""
 
         @_builtins.property
         def from_time(self) -> _timestamp_pb2.Timestamp:
-            """The time of that change."""
+            """The time of that change. Always set."""
 
         @_builtins.property
         def to_time(self) -> _timestamp_pb2.Timestamp:
@@ -721,14 +719,16 @@ class ListAssignmentVersionsResponse(_message.Message):
     revision: _builtins.str
     """The store revision at which the page was read."""
     oldest_revision: _builtins.str
-    """The list is complete from this revision on."""
+    """The list is complete for the changes after this revision. Empty if it is complete since the
+    creation of the assignment.
+    """
     @_builtins.property
     def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ListAssignmentVersionsResponse.Version]:
         """One page, newest first."""
 
     @_builtins.property
     def oldest_time(self) -> _timestamp_pb2.Timestamp:
-        """The time of that revision. Absent if the list is complete from the creation of the assignment on."""
+        """The time of that revision. Absent if oldest_revision is empty."""
 
     def __init__(
         self,

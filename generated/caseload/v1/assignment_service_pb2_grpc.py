@@ -16,9 +16,10 @@ class AssignmentServiceStub(object):
     empty field.
 
     Three checks come before all others. Missing, unknown or expired credentials return
-    UNAUTHENTICATED. A caller without the required permission gets PERMISSION_DENIED. RPCs without
-    side effects require the permission read, all others require write. An overloaded server returns
-    OVERLOADED and does not start the call.
+    UNAUTHENTICATED. A caller without a required permission gets PERMISSION_DENIED, whose metadata
+    names it. RPCs without side effects require the permission read, all others require write.
+    ListAssignmentVersions requires read and audit. An overloaded server returns OVERLOADED and does not
+    start the call.
 
     Without read. A caller with write and without read gets no personal data. The records in a
     response have only ids, times and etags. Flags such as created, and the revision, are set too.
@@ -100,9 +101,10 @@ class AssignmentServiceServicer(object):
     empty field.
 
     Three checks come before all others. Missing, unknown or expired credentials return
-    UNAUTHENTICATED. A caller without the required permission gets PERMISSION_DENIED. RPCs without
-    side effects require the permission read, all others require write. An overloaded server returns
-    OVERLOADED and does not start the call.
+    UNAUTHENTICATED. A caller without a required permission gets PERMISSION_DENIED, whose metadata
+    names it. RPCs without side effects require the permission read, all others require write.
+    ListAssignmentVersions requires read and audit. An overloaded server returns OVERLOADED and does not
+    start the call.
 
     Without read. A caller with write and without read gets no personal data. The records in a
     response have only ids, times and etags. Flags such as created, and the revision, are set too.
@@ -148,15 +150,18 @@ class AssignmentServiceServicer(object):
         states, or those in force at a time. With patient_id and as_of_time it shows who treated the
         patient at that time, on all records that MergePatients joined with this one. created_by and
         create_time show who recorded each assignment, and when. An assignment that matches the whole
-        time appears exactly once, whatever others write between the pages.
+        time appears exactly once, whatever others write between the pages. With known_at it lists what
+        was recorded at another time.
 
         Retries: the call reads again. A page_token can be used any number of times.
 
         Errors:
-        - INVALID_FIELD: a field of filter is malformed, page_size is negative, as_of_time is more
-        than a minute ahead, or both as_of_time and states are set.
+        - INVALID_FIELD: a field of filter is malformed, page_size is negative, as_of_time or known_at is
+        more than a minute ahead, or both as_of_time and states are set.
         - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
         - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
+        - VERSIONS_NOT_KEPT: known_at is before the time since which the server has all versions. Metadata
+        gives that time as oldest_time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -164,9 +169,9 @@ class AssignmentServiceServicer(object):
 
     def UpdateAssignment(self, request, context):
         """Corrects values of an assignment that were recorded wrongly: focus and start_time, and end_time
-        and end_reason of an ended one. It also plans the end of an active one, with expire_time. The
-        previous values are not kept. When the care itself has changed, use Assign with replace, Unassign
-        or TransferPatients instead.
+        and end_reason of an ended one. It also plans the end of an active one, with expire_time.
+        ListAssignmentVersions shows the previous values. When the care itself has changed, use Assign
+        with replace, Unassign or TransferPatients instead.
 
         created_by and ended_by do not change, and the change log names the caller who made the
         correction. The therapist and the patient may be soft-deleted. An update that changes nothing
@@ -199,9 +204,9 @@ class AssignmentServiceServicer(object):
     def CheckAssignments(self, request, context):
         """Checks for up to 100 pairs whether the therapist is assigned to the patient, all in one
         snapshot of the store. A pair is assigned when one of its periods is in force now, or at
-        as_of_time. The comment of Assignment defines "in force". An unknown or purged id is not an error,
-        and the result is false. For a soft-deleted record the result follows from its periods, which
-        have all ended.
+        as_of_time. The comment of Assignment defines "in force". With known_at, the answer is what the
+        server knew at another time. An unknown or purged id is not an error, and the result is false. For
+        a soft-deleted record the result follows from its periods, which have all ended.
 
         Patients whose records MergePatients joined are one person: a pair is assigned when a period of
         any of these records is in force, whichever of their ids the pair has. If several periods are in
@@ -212,7 +217,9 @@ class AssignmentServiceServicer(object):
 
         Errors:
         - INVALID_FIELD: there is no pair, there are more than 100 pairs, an id is missing or
-        malformed, or as_of_time is more than a minute ahead.
+        malformed, or as_of_time or known_at is more than a minute ahead.
+        - VERSIONS_NOT_KEPT: known_at is before the time since which the server has all versions. Metadata
+        gives that time as oldest_time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -294,14 +301,18 @@ class AssignmentServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListAssignmentVersions(self, request, context):
-        """Lists what one assignment was: its versions, newest first. The first one is the assignment as it
-        is now. A version begins with the change that wrote it and ends with the next change. Requires
-        the permissions read and audit.
+        """Lists what one assignment was: its versions, newest first. The first one is the assignment as it is
+        now. Each change writes a new version, which ends with the next change. Its
+        therapist and patient may be soft-deleted.
 
-        What operators pruned, and what an older version of the server wrote, is missing:
-        oldest_revision says since when the list is complete.
+        The list is complete since oldest_time. What is older may be missing: operators prune versions,
+        and servers of an older release wrote none. A version names the caller who wrote it while the
+        change log still has the change.
 
-        Retries: the call reads again. A page_token can be used any number of times.
+        Requires the permissions read and audit.
+
+        Retries: the call reads again. A page_token can be used any number of times. A change between two
+        pages neither repeats nor hides a version.
 
         Errors:
         - INVALID_FIELD: assignment_id is missing or malformed, or page_size is negative.
@@ -369,9 +380,10 @@ class AssignmentService(object):
     empty field.
 
     Three checks come before all others. Missing, unknown or expired credentials return
-    UNAUTHENTICATED. A caller without the required permission gets PERMISSION_DENIED. RPCs without
-    side effects require the permission read, all others require write. An overloaded server returns
-    OVERLOADED and does not start the call.
+    UNAUTHENTICATED. A caller without a required permission gets PERMISSION_DENIED, whose metadata
+    names it. RPCs without side effects require the permission read, all others require write.
+    ListAssignmentVersions requires read and audit. An overloaded server returns OVERLOADED and does not
+    start the call.
 
     Without read. A caller with write and without read gets no personal data. The records in a
     response have only ids, times and etags. Flags such as created, and the revision, are set too.

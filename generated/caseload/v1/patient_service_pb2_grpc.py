@@ -16,9 +16,10 @@ class PatientServiceStub(object):
     empty field.
 
     Three checks come before all others. Missing, unknown or expired credentials return
-    UNAUTHENTICATED. A caller without the required permission gets PERMISSION_DENIED. RPCs without
-    side effects require the permission read, all others require write. An overloaded server returns
-    OVERLOADED and does not start the call.
+    UNAUTHENTICATED. A caller without a required permission gets PERMISSION_DENIED, whose metadata
+    names it. RPCs without side effects require the permission read, all others require write.
+    ListPatientVersions requires read and audit. An overloaded server returns OVERLOADED and does not
+    start the call.
 
     Without read. A caller with write and without read gets no personal data. The records in a
     response have only ids, times and etags. Flags such as created, and the revision, are set too.
@@ -135,9 +136,10 @@ class PatientServiceServicer(object):
     empty field.
 
     Three checks come before all others. Missing, unknown or expired credentials return
-    UNAUTHENTICATED. A caller without the required permission gets PERMISSION_DENIED. RPCs without
-    side effects require the permission read, all others require write. An overloaded server returns
-    OVERLOADED and does not start the call.
+    UNAUTHENTICATED. A caller without a required permission gets PERMISSION_DENIED, whose metadata
+    names it. RPCs without side effects require the permission read, all others require write.
+    ListPatientVersions requires read and audit. An overloaded server returns OVERLOADED and does not
+    start the call.
 
     Without read. A caller with write and without read gets no personal data. The records in a
     response have only ids, times and etags. Flags such as created, and the revision, are set too.
@@ -472,19 +474,24 @@ class PatientServiceServicer(object):
 
     def ListPatientVersions(self, request, context):
         """Lists what the record of one patient was: its versions, newest first. The first one is the record
-        as it is now. A version begins with the change that wrote it and ends with the next change. The
-        patient may be soft-deleted. Requires the permissions read and audit.
+        as it is now. Each change writes a new version, which ends with the next change. The patient may
+        be soft-deleted, or merged into another one.
 
-        Derived fields are not part of a version and are unset. What operators pruned, and what an older
-        version of the server wrote, is missing: oldest_revision says since when the list is complete.
+        Fields that follow from assignments are unset in every version: primary_therapist_id and
+        active_therapist_count. The list is complete since oldest_time. What is older may be missing:
+        operators prune versions, and servers of an older release wrote none. A version names the caller
+        who wrote it while the change log still has the change.
 
-        Retries: the call reads again. A page_token can be used any number of times.
+        Requires the permissions read and audit.
+
+        Retries: the call reads again. A page_token can be used any number of times. A change between two
+        pages neither repeats nor hides a version.
 
         Errors:
         - INVALID_FIELD: patient_id is missing or malformed, or page_size is negative.
         - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
         - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
-        - PATIENT_NOT_FOUND: the id never existed, or was purged.
+        - PATIENT_NOT_FOUND: patient_id never existed, or was purged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -581,9 +588,10 @@ class PatientService(object):
     empty field.
 
     Three checks come before all others. Missing, unknown or expired credentials return
-    UNAUTHENTICATED. A caller without the required permission gets PERMISSION_DENIED. RPCs without
-    side effects require the permission read, all others require write. An overloaded server returns
-    OVERLOADED and does not start the call.
+    UNAUTHENTICATED. A caller without a required permission gets PERMISSION_DENIED, whose metadata
+    names it. RPCs without side effects require the permission read, all others require write.
+    ListPatientVersions requires read and audit. An overloaded server returns OVERLOADED and does not
+    start the call.
 
     Without read. A caller with write and without read gets no personal data. The records in a
     response have only ids, times and etags. Flags such as created, and the revision, are set too.

@@ -1099,24 +1099,22 @@ class ListTherapistVersionsResponse(_message.Message):
         ACTOR_FIELD_NUMBER: _builtins.int
         ON_BEHALF_OF_FIELD_NUMBER: _builtins.int
         from_revision: _builtins.str
-        """The revision of the change that wrote it. Empty if it is not known: before the first version
-        that the server kept.
-        """
+        """The revision of the change that wrote it. Empty if the server does not know it any more."""
         to_revision: _builtins.str
         """The revision of the change that replaced it. Empty for the current version."""
         actor: _builtins.str
-        """The principal that made the change of from_revision. Empty if the change log does not have it
-        any more.
+        """The caller that made the change of from_revision. Empty if the change log does not have it any
+        more.
         """
         on_behalf_of: _builtins.str
-        """The end user for whom the principal acted, as it asserted."""
+        """The end user for whom that caller acted, as the caller asserted. May be empty."""
         @_builtins.property
         def therapist(self) -> _resources_pb2.Therapist:
-            """The record as it was. Derived fields are unset."""
+            """The record as it was. Fields that follow from assignments are unset."""
 
         @_builtins.property
         def from_time(self) -> _timestamp_pb2.Timestamp:
-            """The time of that change."""
+            """The time of that change. Always set."""
 
         @_builtins.property
         def to_time(self) -> _timestamp_pb2.Timestamp:
@@ -1151,14 +1149,16 @@ class ListTherapistVersionsResponse(_message.Message):
     revision: _builtins.str
     """The store revision at which the page was read."""
     oldest_revision: _builtins.str
-    """The list is complete from this revision on."""
+    """The list is complete for the changes after this revision. Empty if it is complete since the
+    creation of the record.
+    """
     @_builtins.property
     def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ListTherapistVersionsResponse.Version]:
         """One page, newest first."""
 
     @_builtins.property
     def oldest_time(self) -> _timestamp_pb2.Timestamp:
-        """The time of that revision. Absent if the list is complete from the creation of the record on."""
+        """The time of that revision. Absent if oldest_revision is empty."""
 
     def __init__(
         self,

@@ -37,9 +37,10 @@ class TherapistServiceStub:
     empty field.
 
     Three checks come before all others. Missing, unknown or expired credentials return
-    UNAUTHENTICATED. A caller without the required permission gets PERMISSION_DENIED. RPCs without
-    side effects require the permission read, all others require write. An overloaded server returns
-    OVERLOADED and does not start the call.
+    UNAUTHENTICATED. A caller without a required permission gets PERMISSION_DENIED, whose metadata
+    names it. RPCs without side effects require the permission read, all others require write.
+    ListTherapistVersions requires read and audit. An overloaded server returns OVERLOADED and does not
+    start the call.
 
     Without read. A caller with write and without read gets no personal data. The records in a
     response have only ids, times and etags. Flags such as created, and the revision, are set too.
@@ -270,20 +271,25 @@ class TherapistServiceStub:
     - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.
     """
     ListTherapistVersions: _grpc.UnaryUnaryMultiCallable[_therapist_service_pb2.ListTherapistVersionsRequest, _therapist_service_pb2.ListTherapistVersionsResponse]
-    """Lists what the record of one therapist was: its versions, newest first. The first one is the record
-    as it is now. A version begins with the change that wrote it and ends with the next change. The
-    therapist may be soft-deleted. Requires the permissions read and audit.
+    """Lists what the record of one therapist was: its versions, newest first. The first one is the
+    record as it is now. Each change writes a new version, which ends with the next change. The
+    therapist may be soft-deleted.
 
-    Derived fields are not part of a version and are unset. What operators pruned, and what an older
-    version of the server wrote, is missing: oldest_revision says since when the list is complete.
+    Fields that follow from assignments are unset in every version: active_patient_count. The list is
+    complete since oldest_time. What is older may be missing: operators prune versions, and servers of
+    an older release wrote none. A version names the caller who wrote it while the change log still
+    has the change.
 
-    Retries: the call reads again. A page_token can be used any number of times.
+    Requires the permissions read and audit.
+
+    Retries: the call reads again. A page_token can be used any number of times. A change between two
+    pages neither repeats nor hides a version.
 
     Errors:
     - INVALID_FIELD: therapist_id is missing or malformed, or page_size is negative.
     - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
     - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
-    - THERAPIST_NOT_FOUND: the id never existed, or was purged.
+    - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.
     """
 
 @_typing.type_check_only
@@ -298,9 +304,10 @@ class TherapistServiceAsyncStub(TherapistServiceStub):
     empty field.
 
     Three checks come before all others. Missing, unknown or expired credentials return
-    UNAUTHENTICATED. A caller without the required permission gets PERMISSION_DENIED. RPCs without
-    side effects require the permission read, all others require write. An overloaded server returns
-    OVERLOADED and does not start the call.
+    UNAUTHENTICATED. A caller without a required permission gets PERMISSION_DENIED, whose metadata
+    names it. RPCs without side effects require the permission read, all others require write.
+    ListTherapistVersions requires read and audit. An overloaded server returns OVERLOADED and does not
+    start the call.
 
     Without read. A caller with write and without read gets no personal data. The records in a
     response have only ids, times and etags. Flags such as created, and the revision, are set too.
@@ -528,20 +535,25 @@ class TherapistServiceAsyncStub(TherapistServiceStub):
     - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.
     """
     ListTherapistVersions: _aio.UnaryUnaryMultiCallable[_therapist_service_pb2.ListTherapistVersionsRequest, _therapist_service_pb2.ListTherapistVersionsResponse]  # type: ignore[assignment]
-    """Lists what the record of one therapist was: its versions, newest first. The first one is the record
-    as it is now. A version begins with the change that wrote it and ends with the next change. The
-    therapist may be soft-deleted. Requires the permissions read and audit.
+    """Lists what the record of one therapist was: its versions, newest first. The first one is the
+    record as it is now. Each change writes a new version, which ends with the next change. The
+    therapist may be soft-deleted.
 
-    Derived fields are not part of a version and are unset. What operators pruned, and what an older
-    version of the server wrote, is missing: oldest_revision says since when the list is complete.
+    Fields that follow from assignments are unset in every version: active_patient_count. The list is
+    complete since oldest_time. What is older may be missing: operators prune versions, and servers of
+    an older release wrote none. A version names the caller who wrote it while the change log still
+    has the change.
 
-    Retries: the call reads again. A page_token can be used any number of times.
+    Requires the permissions read and audit.
+
+    Retries: the call reads again. A page_token can be used any number of times. A change between two
+    pages neither repeats nor hides a version.
 
     Errors:
     - INVALID_FIELD: therapist_id is missing or malformed, or page_size is negative.
     - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
     - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
-    - THERAPIST_NOT_FOUND: the id never existed, or was purged.
+    - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.
     """
 
 class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -555,9 +567,10 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
     empty field.
 
     Three checks come before all others. Missing, unknown or expired credentials return
-    UNAUTHENTICATED. A caller without the required permission gets PERMISSION_DENIED. RPCs without
-    side effects require the permission read, all others require write. An overloaded server returns
-    OVERLOADED and does not start the call.
+    UNAUTHENTICATED. A caller without a required permission gets PERMISSION_DENIED, whose metadata
+    names it. RPCs without side effects require the permission read, all others require write.
+    ListTherapistVersions requires read and audit. An overloaded server returns OVERLOADED and does not
+    start the call.
 
     Without read. A caller with write and without read gets no personal data. The records in a
     response have only ids, times and etags. Flags such as created, and the revision, are set too.
@@ -855,20 +868,25 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _therapist_service_pb2.ListTherapistVersionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_therapist_service_pb2.ListTherapistVersionsResponse, _abc.Awaitable[_therapist_service_pb2.ListTherapistVersionsResponse]]:
-        """Lists what the record of one therapist was: its versions, newest first. The first one is the record
-        as it is now. A version begins with the change that wrote it and ends with the next change. The
-        therapist may be soft-deleted. Requires the permissions read and audit.
+        """Lists what the record of one therapist was: its versions, newest first. The first one is the
+        record as it is now. Each change writes a new version, which ends with the next change. The
+        therapist may be soft-deleted.
 
-        Derived fields are not part of a version and are unset. What operators pruned, and what an older
-        version of the server wrote, is missing: oldest_revision says since when the list is complete.
+        Fields that follow from assignments are unset in every version: active_patient_count. The list is
+        complete since oldest_time. What is older may be missing: operators prune versions, and servers of
+        an older release wrote none. A version names the caller who wrote it while the change log still
+        has the change.
 
-        Retries: the call reads again. A page_token can be used any number of times.
+        Requires the permissions read and audit.
+
+        Retries: the call reads again. A page_token can be used any number of times. A change between two
+        pages neither repeats nor hides a version.
 
         Errors:
         - INVALID_FIELD: therapist_id is missing or malformed, or page_size is negative.
         - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
         - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
-        - THERAPIST_NOT_FOUND: the id never existed, or was purged.
+        - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.
         """
 
 def add_TherapistServiceServicer_to_server(servicer: TherapistServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -25,8 +25,7 @@ other."""
 _SELECT_OLDEST: Final = "SELECT versions_us FROM store"
 _SELECT_IN_FORCE: Final = " UNION ALL ".join(
     f"""
-SELECT 0, CAST(pair.value ->> 0 AS BIGINT),
-    period.assignment_id, period.role, period.patient_id
+SELECT CAST(pair.value ->> 0 AS BIGINT), period.assignment_id, period.role, period.patient_id
 FROM json_each(:pairs) AS pair
 JOIN {source} ON period.therapist_id = pair.value ->> 1 AND period.patient_id = pair.value ->> 2
 WHERE period.start_us <= :at_us AND {expiry.in_force("at_us")}
@@ -86,6 +85,7 @@ def check(transaction: Transaction, pairs: list[tuple[str, str]], at_us: int, kn
         for record_id in persons[patient_id]
     ]
     parameters: dict[str, Value] = {"pairs": json.dumps(asked), "at_us": at_us, "known_at_us": known_at_us}
-    [(head,)] = transaction.run(_SELECT_HEAD)
-    unassigned: list[Row] = [(head, index, None, None, None) for index in range(len(pairs))]
-    return merges.first_of_each([*unassigned, *transaction.run(_SELECT_IN_FORCE, parameters)], pairs)
+    in_force = transaction.run(_SELECT_IN_FORCE, parameters)
+    unassigned: list[Row] = [(index, None, None, None) for index in range(len(pairs))]
+    [head] = transaction.run(_SELECT_HEAD)
+    return merges.first_of_each([(*head, *row) for row in [*unassigned, *in_force]], pairs)
