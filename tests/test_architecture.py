@@ -167,7 +167,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("click", ".clock", ".commands", ".config"),
         *(".security.api_keys", ".security.keys_file", ".security.principal"),
     },
-    "commands.migrate": {"click", ".commands", ".config", ".store.backends.factory"},
+    "commands.migrate": {"click", ".commands", ".config", ".store"},
     "commands.export_import_verify": {"click", ".commands", ".config", ".domain.results", ".store", ".write_faults"},
     "commands.log": {"click", ".commands", ".store.change_log"},
     "commands.purge": {
