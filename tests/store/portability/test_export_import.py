@@ -75,9 +75,9 @@ def test_an_import_leaves_a_key_of_several_live_records_to_the_oldest(
 ) -> None:
     url = f"sqlite:///{tmp_path}/source.db"
     old = open_store(Config(database=url), clock)
-    older_instance.create(old, kind, "a", "Younger", "GC-1\u200b", "B\uff12", created_us=3)
-    older_instance.create(old, kind, "b", "Older", "GC-1", "G\u00adC-1", created_us=2)
-    older_instance.create(old, kind, "c", "Deleted", "\uff27C-1", created_us=1)
+    older_instance.create(old._database, kind, "a", "Younger", "GC-1\u200b", "B\uff12", created_us=3)
+    older_instance.create(old._database, kind, "b", "Older", "GC-1", "G\u00adC-1", created_us=2)
+    older_instance.create(old._database, kind, "c", "Deleted", "\uff27C-1", created_us=1)
     delete(old, kind, "c")
     old.close()
     imported(exported(url), database_url)

@@ -61,11 +61,11 @@ def open_store(
 @contextmanager
 def open_key_catch_up(url: str) -> Iterator[KeyCatchUp]:
     """Opens a migrated database to make words and keys. Raises SettingError, also within the with block."""
-    with backend_for(url) as (_, location), closing(_connect(url, location)) as database:
+    with backend_for(url) as (_, location), closing(connect(url, location)) as database:
         yield KeyCatchUp(database)
 
 
-def _connect(url: str, location: Any, **options: Any) -> Database:
+def connect(url: str, location: Any, **options: Any) -> Database:
     """Returns the database at a location, which is as backend_for yields it. Args: options, of PostgresDatabase."""
     if not is_postgres(url):
         return SqliteDatabase(location, sqlite_name(url))
@@ -79,10 +79,10 @@ def _open_database(config: Config, migrate_module: ModuleType, location: Any) ->
         if fault := data_files_fault(*(Path(f"{location}{suffix}") for suffix in ("", "-wal", "-shm"))):
             raise SettingError("--database", fault)
         migrate_module.migrate(location)
-        return _connect(config.database, location)
+        return connect(config.database, location)
     if migrate_module.pending(location):
         raise SchemaError(NOT_MIGRATED)
-    database = _connect(config.database, location, connections=config.pool_size)
+    database = connect(config.database, location, connections=config.pool_size)
     database.open()  # type: ignore[attr-defined]  # it is a PostgresDatabase
     return database
 
