@@ -373,7 +373,7 @@ def test_verify_accepts_unusual_but_valid_states(filled_store: RelationshipStore
 CHANGES: list[Any] = [
     "UPDATE store SET head_revision = head_revision + 1",
     "UPDATE store SET oldest_revision = oldest_revision + 1",
-    "UPDATE therapist SET email = 'x@example.org' WHERE therapist_id = 'u'",
+    "UPDATE therapist SET email = 'x@example.org', email_key = 'x@example.org' WHERE therapist_id = 'u'",
     "UPDATE patient SET etag = 'x' WHERE patient_id = 'q'",
     "UPDATE assignment SET focus = 'x' WHERE end_us = 2000",
     "UPDATE change_set SET actor = 'x' WHERE revision = 3",
