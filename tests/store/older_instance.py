@@ -6,17 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 from caseload_server.domain import enums
-from caseload_server.store import RelationshipStore
-from caseload_server.store.backends.protocol import Transaction
+from caseload_server.store.backends.protocol import Database, Transaction
 
 from tests.store.store_calls import AnyKind
 
 SYSTEM = "urn:example:mrn"
 
 
-def create(
-    store: RelationshipStore, kind: AnyKind, record_id: str, name: str, *values: str, created_us: int = 1
-) -> None:
+def create(database: Database, kind: AnyKind, record_id: str, name: str, *values: str, created_us: int = 1) -> None:
     """Creates a live record with identifiers of these values."""
     pairs = [[SYSTEM, value] for value in values]
     fields = {**kind.defaults, "display_name": name, "status": enums.STATUS_ACTIVE, "identifiers": json.dumps(pairs)}
@@ -32,10 +29,10 @@ def create(
         _insert_words(transaction, kind, record_id, name)
         _insert_identifiers(transaction, kind, record_id, pairs)
 
-    store._database.write(work)
+    database.write(work)
 
 
-def rename(store: RelationshipStore, kind: AnyKind, record_id: str, name: str) -> None:
+def rename(database: Database, kind: AnyKind, record_id: str, name: str) -> None:
     """Updates the name of a record."""
 
     def work(transaction: Transaction) -> None:
@@ -43,10 +40,10 @@ def rename(store: RelationshipStore, kind: AnyKind, record_id: str, name: str) -
         transaction.run(f"DELETE FROM {kind.name}_name_word WHERE {kind.id_column} = :id", {"id": record_id})
         _insert_words(transaction, kind, record_id, name)
 
-    store._database.write(_after_lock(store, kind, record_id, work))
+    database.write(_after_lock(database, kind, record_id, work))
 
 
-def identify(store: RelationshipStore, kind: AnyKind, record_id: str, *values: str) -> None:
+def identify(database: Database, kind: AnyKind, record_id: str, *values: str) -> None:
     """Updates the identifiers of a live record."""
     pairs = [[SYSTEM, value] for value in values]
 
@@ -55,16 +52,16 @@ def identify(store: RelationshipStore, kind: AnyKind, record_id: str, *values: s
         transaction.run(f"DELETE FROM {kind.name}_identifier WHERE {kind.id_column} = :id", {"id": record_id})
         _insert_identifiers(transaction, kind, record_id, pairs)
 
-    store._database.write(_after_lock(store, kind, record_id, work))
+    database.write(_after_lock(database, kind, record_id, work))
 
 
 def _after_lock(
-    store: RelationshipStore, kind: AnyKind, record_id: str, work: Callable[[Transaction], None]
+    database: Database, kind: AnyKind, record_id: str, work: Callable[[Transaction], None]
 ) -> Callable[[Transaction], None]:
     """Returns work that locks the record first."""
 
     def locked(transaction: Transaction) -> None:
-        transaction.run(kind.select + store._database.lock_clause, {"id": record_id})
+        transaction.run(kind.select + database.lock_clause, {"id": record_id})
         work(transaction)
 
     return locked

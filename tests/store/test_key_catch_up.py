@@ -47,9 +47,9 @@ def identified(*values: str) -> str:
 def test_a_record_of_an_older_version_gets_its_words_and_keys_and_nothing_else_changes(
     store: RelationshipStore, kind: AnyKind
 ) -> None:
-    older_instance.create(store, kind, "a", "Nia O\u2019Mock", "\uff27-1", "B")
+    older_instance.create(store._database, kind, "a", "Nia O\u2019Mock", "\uff27-1", "B")
     make(store, kind, "b", display_name="Before")
-    older_instance.rename(store, kind, "b", "J.R.Mock")
+    older_instance.rename(store._database, kind, "b", "J.R.Mock")
     assert ids(store, kind, name_prefix="mock") == []
     before, revision = dump(store), head(store)
     assert store.key_catch_up.count() == 2
@@ -71,7 +71,7 @@ def test_it_works_in_batches_and_continues_after_an_interruption(
 ) -> None:
     monkeypatch.setattr(key_catch_up, "BATCH_SIZE", 2)
     for number in range(5):
-        older_instance.create(store, PATIENT, f"p{number}", "Nia Mock-Faker", f"{number}\uff10")
+        older_instance.create(store._database, PATIENT, f"p{number}", "Nia Mock-Faker", f"{number}\uff10")
     assert next(store.key_catch_up.run()) == 2
     assert store.key_catch_up.count() == 3
     assert list(store.key_catch_up.run()) == [2, 1]
@@ -81,9 +81,9 @@ def test_it_works_in_batches_and_continues_after_an_interruption(
 
 @both_kinds
 def test_of_two_live_records_with_the_same_key_the_older_one_holds_it(store: RelationshipStore, kind: AnyKind) -> None:
-    older_instance.create(store, kind, "a", "Younger", HIDDEN, created_us=2)
-    older_instance.create(store, kind, "b", "Older", "GC-1", created_us=1)
-    older_instance.create(store, kind, "c", "Third", "\uff27C-1", created_us=2)
+    older_instance.create(store._database, kind, "a", "Younger", HIDDEN, created_us=2)
+    older_instance.create(store._database, kind, "b", "Older", "GC-1", created_us=1)
+    older_instance.create(store._database, kind, "c", "Third", "\uff27C-1", created_us=2)
     catch_up(store)
     assert holders(store, kind) == [("a", "GC-1", None), ("b", "GC-1", 1), ("c", "GC-1", None)]
     assert doubles(store) == {f"the key of an identifier belongs to one {kind.name} that is not deleted": ["a", "c"]}
@@ -99,7 +99,7 @@ def test_of_two_live_records_with_the_same_key_the_older_one_holds_it(store: Rel
 
 def test_an_older_record_takes_the_key_from_a_younger_one(store: RelationshipStore) -> None:
     make(store, PATIENT, "new", identifiers=identified("GC-1"))
-    older_instance.create(store, PATIENT, "old", "Older", HIDDEN, created_us=1)
+    older_instance.create(store._database, PATIENT, "old", "Older", HIDDEN, created_us=1)
     assert holders(store, PATIENT) == [("new", "GC-1", 1), ("old", "", None)]
     catch_up(store)
     assert holders(store, PATIENT) == [("new", "GC-1", None), ("old", "GC-1", 1)]
@@ -108,23 +108,23 @@ def test_an_older_record_takes_the_key_from_a_younger_one(store: RelationshipSto
 def test_a_younger_record_does_not_take_the_key_that_a_record_holds(store: RelationshipStore) -> None:
     make(store, PATIENT, "holder", identifiers=identified("GC-1"))
     created_us = store.get(PATIENT, "holder").created_us
-    older_instance.create(store, PATIENT, "later", "Younger", HIDDEN, created_us=created_us + 1)
+    older_instance.create(store._database, PATIENT, "later", "Younger", HIDDEN, created_us=created_us + 1)
     catch_up(store)
     assert holders(store, PATIENT) == [("holder", "GC-1", 1), ("later", "GC-1", None)]
 
 
 def test_an_older_instance_changes_identifiers_and_frees_their_keys(store: RelationshipStore) -> None:
-    older_instance.create(store, PATIENT, "a", "Holder", "GC-1", "B-2", created_us=1)
-    older_instance.create(store, PATIENT, "b", "Double", HIDDEN, created_us=2)
+    older_instance.create(store._database, PATIENT, "a", "Holder", "GC-1", "B-2", created_us=1)
+    older_instance.create(store._database, PATIENT, "b", "Double", HIDDEN, created_us=2)
     catch_up(store)
-    older_instance.identify(store, PATIENT, "a", "B-2", "\uff23-3")
+    older_instance.identify(store._database, PATIENT, "a", "B-2", "\uff23-3")
     catch_up(store)
     assert holders(store, PATIENT) == [("a", "B-2", 1), ("a", "C-3", 1), ("b", "GC-1", 1)]
 
 
 def test_a_record_with_the_key_of_another_one_keeps_its_identifier_until_it_is_mended(store: RelationshipStore) -> None:
-    older_instance.create(store, PATIENT, "a", "Holder", "GC-1", created_us=1)
-    older_instance.create(store, PATIENT, "b", "Double", HIDDEN, created_us=2)
+    older_instance.create(store._database, PATIENT, "a", "Holder", "GC-1", created_us=1)
+    older_instance.create(store._database, PATIENT, "b", "Double", HIDDEN, created_us=2)
     catch_up(store)
     update(store, PATIENT, "b", identifiers=identified(HIDDEN, "B-2"))
     assert holders(store, PATIENT) == [("a", "GC-1", 1), ("b", "B-2", 1), ("b", "GC-1", None)]
@@ -135,7 +135,7 @@ def test_a_record_with_the_key_of_another_one_keeps_its_identifier_until_it_is_m
 
 
 def test_one_record_may_have_had_two_identifiers_with_one_key(store: RelationshipStore) -> None:
-    older_instance.create(store, PATIENT, "a", "Twice", "GC-1", HIDDEN)
+    older_instance.create(store._database, PATIENT, "a", "Twice", "GC-1", HIDDEN)
     catch_up(store)
     assert sorted(holds_key or 0 for _, _, holds_key in holders(store, PATIENT)) == [0, 1]
     assert doubles(store) == {}
@@ -148,7 +148,7 @@ def test_one_record_may_have_had_two_identifiers_with_one_key(store: Relationshi
 def test_writers_and_the_catch_up_do_not_disturb_each_other(store: RelationshipStore) -> None:
     patients = [f"p{number}" for number in range(12)]
     for patient_id in patients:
-        older_instance.create(store, PATIENT, patient_id, "Nia Mock-Before", f"{patient_id}\u200b")
+        older_instance.create(store._database, PATIENT, patient_id, "Nia Mock-Before", f"{patient_id}\u200b")
     ended = threading.Event()
 
     def rename(number: int) -> int:
@@ -158,7 +158,7 @@ def test_writers_and_the_catch_up_do_not_disturb_each_other(store: RelationshipS
                 if number:
                     update(store, PATIENT, patient_id, display_name=newest)
                 else:
-                    older_instance.rename(store, PATIENT, patient_id, newest)
+                    older_instance.rename(store._database, PATIENT, patient_id, newest)
         return number
 
     def catch_up_often() -> None:

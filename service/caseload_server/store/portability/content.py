@@ -13,8 +13,8 @@ from typing import Any, Final, NamedTuple, get_args, get_type_hints
 
 from caseload_server.domain.records import Assignment, Patient, Therapist
 from caseload_server.domain.value_formats import CODE_PATTERN
+from caseload_server.store import search
 from caseload_server.store.backends.protocol import Row, Transaction, Value
-from caseload_server.store.search import record_words
 
 PAGE_ROWS: Final = 1000
 """Rows that are read or parsed at once."""
@@ -167,9 +167,11 @@ class ContentDigest:
         return f"{DIGEST_ALGORITHM}:{self._hash.hexdigest()}"
 
 
+HOLDS_KEY: Final = "holds_key"
+"""The column of identifiers that other records determine too: of several with the same key, the oldest holds it."""
 _SEARCH_COLUMNS: Final = {
     "name_word": ("word",),
-    "identifier": ("system", "value", "live"),
+    "identifier": ("system", "value", "live", "value_key", HOLDS_KEY),
     "specialty": ("specialty",),
 }
 SEARCH_TABLES: Final = {
@@ -200,16 +202,24 @@ def search_rows(table: Table, rows: list[Row]) -> dict[str, list[Row]]:
     live = [1 if deleted_us is None else None for deleted_us in columns["deleted_us"]]
     identifiers = parse_column("identifiers", columns["identifiers"])
     aliases = parse_column("aliases", columns["aliases"])
-    names = map(record_words, columns["display_name"], aliases)
+    names = map(search.record_words, columns["display_name"], aliases)
     found = {
         f"{table.name}_name_word": flatten(map(zip, names)),
         f"{table.name}_identifier": flatten(
-            [(*pair, is_live) for pair in pairs] for is_live, pairs in zip(live, identifiers, strict=True)
+            [(system, value, is_live, search.identifier_key(value), is_live) for system, value in pairs]
+            for is_live, pairs in zip(live, identifiers, strict=True)
         ),
     }
     if "specialties" in columns:
         found["therapist_specialty"] = flatten(map(zip, parse_column("specialties", columns["specialties"])))
     return found
+
+
+def record_keys(table: Table, rows: list[Row]) -> list[tuple[str, ...]]:
+    """Returns the columns search.KEY_COLUMNS of therapists or patients."""
+    record_type: Any = Therapist if table.name == "therapist" else Patient
+    records = map(record_type._make, rows)
+    return [tuple(search.keys(record).values()) for record in records]
 
 
 def parse_column(column: str, texts: Sequence[str]) -> list[Any]:

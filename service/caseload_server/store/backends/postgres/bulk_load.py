@@ -47,6 +47,9 @@ class PostgresBulkLoad:
         except psycopg.IntegrityError as error:
             raise ConstraintViolation(error.diag.constraint_name or error.diag.column_name) from None
 
+    def run(self, sql: str) -> None:
+        self._connection.execute(sql.encode())
+
     def set_store_row(self, columns: dict[str, Value]) -> None:
         assignments = ", ".join(f"{name} = %({name})s" for name in columns)
         self._connection.execute(f"UPDATE store SET {assignments}".encode(), columns)
