@@ -196,8 +196,8 @@ def is_text(_method: MethodDescriptor, ref: FieldRef) -> bool:
 
 
 def is_ignored(method: MethodDescriptor, ref: FieldRef) -> bool:
-    unread = method.name.startswith("Create") and (ref.path.endswith(".etag") or ref.behaves(IDENTIFIER))
-    return ref.behaves(OUTPUT_ONLY) or unread
+    creates = method.name.startswith(("Create", "BatchCreate"))
+    return ref.behaves(OUTPUT_ONLY) or (creates and (ref.path.endswith(".etag") or ref.behaves(IDENTIFIER)))
 
 
 def canary(tail: str) -> Put:

@@ -87,6 +87,16 @@ LINK = "merged_into_patient_id"
 MUTATIONS = [
     Mutation("CreateTherapist", {"therapist_id": "new", "therapist": NEW}, [(CREATED, "new", "", ())]),
     Mutation("CreatePatient", {"patient_id": "new", "patient": NEW}, [(CREATED, "", "new", ())]),
+    Mutation(
+        "BatchCreateTherapists",
+        {"requests": [{"therapist_id": "new", "therapist": NEW}, {"therapist_id": "else", "therapist": NEW}]},
+        [(CREATED, "new", "", ()), (CREATED, "else", "", ())],
+    ),
+    Mutation(
+        "BatchCreatePatients",
+        {"requests": [{"patient_id": "new", "patient": NEW}, {"patient_id": "else", "patient": NEW}]},
+        [(CREATED, "", "new", ()), (CREATED, "", "else", ())],
+    ),
     Mutation("UpdateTherapist", {"therapist": {**T1, **RENAMED}}, [(UPDATED, "t1", "", ("display_name", "email"))]),
     Mutation("UpdatePatient", {"patient": {**P1, **RENAMED}}, [(UPDATED, "", "p1", ("display_name", "email"))]),
     Mutation("DeleteTherapist", T1, [(DELETED, "t1", "", ("delete_time",))]),
@@ -159,7 +169,7 @@ MUTATIONS = [
         lambda api: api.send("MergePatients", **MERGED, request_id=new_request_id()),
     ),
 ]
-NO_REPEAT = {"CreateTherapist", "CreatePatient", "MergePatients"}
+NO_REPEAT = {"CreateTherapist", "CreatePatient", "BatchCreateTherapists", "BatchCreatePatients", "MergePatients"}
 """Without the first request_id, a repeat of these is rejected. So their no-op is a replay."""
 each_mutation = pytest.mark.parametrize("mutation", MUTATIONS, ids=[f"{n}-{m.rpc}" for n, m in enumerate(MUTATIONS)])
 

@@ -74,7 +74,7 @@ A call failed: find its reason in the table below, and do what the last column s
 Every error of the service has a gRPC status code and a `google.rpc.ErrorInfo`: a reason, and the domain `caseload.v1`.
 Branch on the reason, never on the message. No message or metadata repeats a sent value, except well-formed ids.
 An error of one entry of a batch has its position in metadata `index`, from 0. If it conflicts with an earlier entry,
-`other_index` is the position of that one, instead of `assignment_id`.
+`other_index` is the position of that one. It replaces `assignment_id` or ResourceInfo.
 
 The gRPC library itself reports a few errors, which have no reason:
 

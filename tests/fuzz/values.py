@@ -75,6 +75,7 @@ _GOOD: Final[dict[str, Callable[[random.Random], Any]]] = {
     "value": lambda rng: f"1234{rng.randrange(30)}",
     "display_name": _name,
     "aliases": _name,
+    "order_by": lambda rng: rng.choice(("display_name", "display_name desc", "update_time", "start_time desc", "")),
     "specialties": lambda rng: rng.choice(("hand-therapy", "grief", "a1")),
     "etag": lambda _: "",
     "page_token": lambda _: "",

@@ -57,6 +57,10 @@ DISCLOSING: dict[str, dict[str, Any]] = {
         "request_id": "0190a3c4-0000-7000-8000-000000000002",
         "validate_only": True,
     },
+    "BatchCreatePatients": {
+        "requests": [{"patient_id": f"new-{number}", "patient": {"display_name": "B"}} for number in range(100)],
+        "validate_only": True,
+    },
     "BatchAssign": {
         "requests": [{"therapist_id": "t2", "patient_id": one, "ignore_capacity": True} for one in CROWD[1:101]],
         "validate_only": True,

@@ -31,6 +31,7 @@ WELL_FORMED: Final[dict[str, Any]] = {
     "display_name": f"{CANARY} Roe",
     "email": f"{CANARY}@example.org",
     "focus": CANARY.lower(),
+    "identifier_value": CANARY,
     "name_prefix": CANARY,
     "phone_number": "+491600009999",
     "specialties": [CANARY.lower()],
@@ -48,10 +49,12 @@ def requests(method: MethodDescriptor) -> Iterator[bytes]:
     filled = full(method)
     _fill(filled)
     yield filled.SerializeToString()
-    for changes in ({"therapist_id": "", "patient_id": ""}, {"update_mask": None}, {"page_size": 1}):
+    page = {"page_size": 1, "as_of_time": None}
+    for changes in ({"therapist_id": "", "patient_id": ""}, {"update_mask": None}, page):
         yield _changed(filled, changes).SerializeToString()
     if method.name in {"ListTherapists", "ListPatients"}:
-        yield type(filled)(page_size=1, filter={"name_prefix": CANARY}).SerializeToString()
+        for order in ("", "display_name", "display_name desc", "update_time"):
+            yield type(filled)(page_size=1, order_by=order, filter={"name_prefix": CANARY}).SerializeToString()
     yield b"\x0a\x7f" + CANARY.encode()
     for index, ref in enumerate(list(field_refs(filled))):
         if ref.field.type == FieldDescriptor.TYPE_STRING or is_map(ref.field):
@@ -106,7 +109,8 @@ class Caller:
                 record.MergeFrom(type(record)(**{k: v for k, v in WELL_FORMED.items() if k in names_of(record)}))
                 fields = {f"{kind.lower()}_id": f"{kind[0].lower()}{number}", kind.lower(): record}
                 self._try(f"Create{kind}", **fields)
-        self._try("AssignPatient", therapist_id="t1", patient_id="p1", focus=CANARY.lower())
+        for pair in ({}, {"therapist_id": "t2"}, {"patient_id": "p2"}):
+            self._try("AssignPatient", **{"therapist_id": "t1", "patient_id": "p1", "focus": CANARY.lower(), **pair})
 
     def _try(self, rpc: str, **fields: Any) -> None:
         ask: Any = self.channel.unary_unary(full_name(rpc))

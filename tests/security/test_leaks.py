@@ -90,10 +90,14 @@ def trail_it(self: Any, request: Any, context: grpc.ServicerContext) -> Any:
 
 
 def token_of_the_filter(monkeypatch: pytest.MonkeyPatch) -> None:
-    def issue(_self: PageTokens, request: Any, after: str) -> str:
+    def issue(_self: PageTokens, request: Any, after: str, _after_key: str | int = "") -> str:
         return base64.urlsafe_b64encode(request.SerializeToString()).decode() if after else ""
 
     monkeypatch.setattr(PageTokens, "issue", issue)
+
+
+def token_of_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PageTokens, "_encrypt", lambda _self, _request_hash, position: position)
 
 
 def anything_for_an_id(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,6 +138,7 @@ LEAKS: Final[dict[Patch, str]] = {
     creating(tell_it_in_a_detail): "refusal",
     creating(trail_it): "metadata",
     token_of_the_filter: "answer",
+    token_of_the_name: "answer",
     anything_for_an_id: "stderr",
     actors_in_changes: "answer",
     creating(trace_it): "traces",

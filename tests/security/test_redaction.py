@@ -19,6 +19,7 @@ from tests.support.waiting import HUNG_SECONDS, eventually
 
 SECRET: Final = CANARY.lower()
 """A name of a caller, and the beginning of ids that no request may reveal. `PRIVATE` finds it."""
+NAMED: Final = {"display_name": CANARY}
 _COVER: Final = {
     "role": PRIMARY,
     "replace": True,
@@ -106,6 +107,8 @@ def accepted(people: People, other: People) -> dict[str, dict[str, Any]]:
     return {
         "CreateTherapist": {"therapist": record("Therapist", 10_000 + number)},
         "CreatePatient": {"patient": record("Patient", 10_000 + number)},
+        "BatchCreateTherapists": {"requests": [{"therapist": record("Therapist", 20_000 + number)}]},
+        "BatchCreatePatients": {"requests": [{"patient": record("Patient", 20_000 + number)}, {"patient": NAMED}]},
         "UpdateTherapist": {"therapist": therapist},
         "UpdatePatient": {"patient": patient},
         "DeleteTherapist": {**therapist, "force": True},
@@ -155,7 +158,7 @@ def test_the_same_write_with_read_returns_the_private_values(pair: Pair, rpc: st
 
 def test_without_read_a_response_has_the_id_of_the_record(pair: Pair) -> None:
     people = build(pair)
-    made = pair.writer.send("CreatePatient", patient={"display_name": CANARY})
+    made = pair.writer.send("CreatePatient", patient=NAMED)
     assert made.patient.patient_id
     updated = pair.writer.send("UpdatePatient", patient={"patient_id": people.patient}).patient
     assert (updated.patient_id, updated.display_name, updated.primary_therapist_id) == (people.patient, "", "")

@@ -55,11 +55,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     or those patients.
     """
     ERROR_REASON_ID_TAKEN: _ErrorReason.ValueType  # 20
-    """ALREADY_EXISTS. The chosen id is taken, perhaps by a deleted record. Ids are never reused."""
+    """ALREADY_EXISTS. The chosen id is taken, perhaps by a deleted record. Ids are never reused. In a
+    batch, it may be the id of an earlier entry.
+    """
     ERROR_REASON_IDENTIFIER_TAKEN: _ErrorReason.ValueType  # 21
     """ALREADY_EXISTS. Another live record of the same kind has one of the identifiers.
     google.rpc.ResourceInfo names that record to callers with the permission read, unless it has
-    just lost the identifier.
+    just lost the identifier. In a batch, an earlier entry may have the identifier.
     """
     ERROR_REASON_ASSIGNMENT_DIFFERS: _ErrorReason.ValueType  # 22
     """ALREADY_EXISTS. The pair already has an active assignment with another role, focus,
@@ -100,7 +102,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_BIRTH_DATES_DIFFER: _ErrorReason.ValueType  # 43
     """FAILED_PRECONDITION. The two patients have birth dates that differ, so they may be two persons.
-    If they are one person, set force: the target keeps its own birth date.
+    A partial date does not differ from a date within it. If they are one person, set force: the
+    target keeps its own birth date.
     """
     ERROR_REASON_MERGE_TOO_LARGE: _ErrorReason.ValueType  # 44
     """FAILED_PRECONDITION. The target of the merge would exceed a limit. Metadata gives limit and
@@ -219,11 +222,13 @@ transfer have no active assignment to the source. google.rpc.ResourceInfo names 
 or those patients.
 """
 ERROR_REASON_ID_TAKEN: ErrorReason.ValueType  # 20
-"""ALREADY_EXISTS. The chosen id is taken, perhaps by a deleted record. Ids are never reused."""
+"""ALREADY_EXISTS. The chosen id is taken, perhaps by a deleted record. Ids are never reused. In a
+batch, it may be the id of an earlier entry.
+"""
 ERROR_REASON_IDENTIFIER_TAKEN: ErrorReason.ValueType  # 21
 """ALREADY_EXISTS. Another live record of the same kind has one of the identifiers.
 google.rpc.ResourceInfo names that record to callers with the permission read, unless it has
-just lost the identifier.
+just lost the identifier. In a batch, an earlier entry may have the identifier.
 """
 ERROR_REASON_ASSIGNMENT_DIFFERS: ErrorReason.ValueType  # 22
 """ALREADY_EXISTS. The pair already has an active assignment with another role, focus,
@@ -264,7 +269,8 @@ merged patient if the request names several patients, or another one.
 """
 ERROR_REASON_BIRTH_DATES_DIFFER: ErrorReason.ValueType  # 43
 """FAILED_PRECONDITION. The two patients have birth dates that differ, so they may be two persons.
-If they are one person, set force: the target keeps its own birth date.
+A partial date does not differ from a date within it. If they are one person, set force: the
+target keeps its own birth date.
 """
 ERROR_REASON_MERGE_TOO_LARGE: ErrorReason.ValueType  # 44
 """FAILED_PRECONDITION. The target of the merge would exceed a limit. Metadata gives limit and

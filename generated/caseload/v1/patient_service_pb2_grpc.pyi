@@ -99,7 +99,8 @@ class PatientServiceStub:
       request_id or validate_only is set on an entry.
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - All other errors of CreatePatient, for the first entry that cannot be created. Metadata gives
-      its position as index, from 0.
+      its position as index, from 0. If an earlier entry has the same id or identifier, metadata
+      gives the position of that one as other_index.
     """
     GetPatient: _grpc.UnaryUnaryMultiCallable[_patient_service_pb2.GetPatientRequest, _patient_service_pb2.GetPatientResponse]
     """Gets one patient, live or soft-deleted.
@@ -122,13 +123,15 @@ class PatientServiceStub:
       names as many of them as fit into the error.
     """
     ListPatients: _grpc.UnaryUnaryMultiCallable[_patient_service_pb2.ListPatientsRequest, _patient_service_pb2.ListPatientsResponse]
-    """Lists and searches patients, ordered by id. A patient that matches the whole time appears
-    exactly once, whatever others write between the pages.
+    """Lists and searches patients, ordered by id, or as order_by says. A patient that matches the
+    whole time, and keeps its place in the order, appears exactly once, whatever others write
+    between the pages.
 
     Retries: the call reads again. A page_token can be used any number of times.
 
     Errors:
-    - INVALID_FIELD: page_size is negative, or a field of filter is malformed.
+    - INVALID_FIELD: page_size is negative, order_by names no known order, or a field of filter is
+      malformed.
     - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
     - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
     """
@@ -257,16 +260,16 @@ class PatientServiceStub:
     """
     ListPatientTherapists: _grpc.UnaryUnaryMultiCallable[_patient_service_pb2.ListPatientTherapistsRequest, _patient_service_pb2.ListPatientTherapistsResponse]
     """Lists the therapists of one patient with the assignments that link them, ordered by
-    assignment_id. The patient may be soft-deleted. With as_of_time, the list covers all records that
-    MergePatients joined with this patient. Without it, the list covers only this record. An
-    assignment that matches the whole time appears exactly once, whatever others write between the
-    pages.
+    assignment_id, or as order_by says. The patient may be soft-deleted. With as_of_time, the list
+    covers all records that MergePatients joined with this patient. Without it, the list covers
+    only this record. An assignment that matches the whole time, and keeps its place in the order,
+    appears exactly once, whatever others write between the pages.
 
     Retries: the call reads again. A page_token can be used any number of times.
 
     Errors:
-    - INVALID_FIELD: a field is missing or malformed, page_size is negative, as_of_time is more than
-      a minute ahead, or both as_of_time and states are set.
+    - INVALID_FIELD: a field is missing or malformed, page_size is negative, order_by names no
+      known order, as_of_time is more than a minute ahead, or both as_of_time and states are set.
     - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
     - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
     - PATIENT_NOT_FOUND: patient_id never existed, or was purged.
@@ -284,7 +287,8 @@ class PatientServiceStub:
     begin only after its expire_time, it expires when it begins, and is never in force.
 
     The target gains the identifiers of the source, and its display_name and aliases as aliases. It
-    gains email, phone_number and birth_date if it has none. Its annotations and status stay.
+    gains email, phone_number and birth_date if it has none. If its birth_date is partial and the
+    source's lies within it, it gains the source's. Its annotations and status stay.
 
     CheckAssignments and lists with as_of_time cover all records of the person, whichever of their
     ids the request has. Other lists return the assignments of the one record that they name. All
@@ -300,8 +304,9 @@ class PatientServiceStub:
     - PATIENT_NOT_FOUND: the id of the source or the target never existed, or was purged.
     - PATIENT_MERGED: the source or the target was merged into another record before.
     - PATIENT_DELETED: the source or the target is soft-deleted.
-    - BIRTH_DATES_DIFFER: both have a birth date, the dates differ, and force is not set. For a
-      caller without read any two dates count as different, so that it cannot guess a date.
+    - BIRTH_DATES_DIFFER: both have a birth date, the dates differ, and force is not set. A partial
+      date does not differ from a date within it. For a caller without read any two dates count as
+      different, so that it cannot guess a date.
     - PATIENT_NOT_ACTIVE: the source has active assignments, and the target is not STATUS_ACTIVE.
     - TOO_MANY_ASSIGNMENTS: the source has more than 1000 active assignments.
     - MERGE_TOO_LARGE: the target would have more than 20 identifiers or 10 aliases, or more than 32
@@ -418,7 +423,8 @@ class PatientServiceAsyncStub(PatientServiceStub):
       request_id or validate_only is set on an entry.
     - REQUEST_ID_REUSED: request_id was used for a different request.
     - All other errors of CreatePatient, for the first entry that cannot be created. Metadata gives
-      its position as index, from 0.
+      its position as index, from 0. If an earlier entry has the same id or identifier, metadata
+      gives the position of that one as other_index.
     """
     GetPatient: _aio.UnaryUnaryMultiCallable[_patient_service_pb2.GetPatientRequest, _patient_service_pb2.GetPatientResponse]  # type: ignore[assignment]
     """Gets one patient, live or soft-deleted.
@@ -441,13 +447,15 @@ class PatientServiceAsyncStub(PatientServiceStub):
       names as many of them as fit into the error.
     """
     ListPatients: _aio.UnaryUnaryMultiCallable[_patient_service_pb2.ListPatientsRequest, _patient_service_pb2.ListPatientsResponse]  # type: ignore[assignment]
-    """Lists and searches patients, ordered by id. A patient that matches the whole time appears
-    exactly once, whatever others write between the pages.
+    """Lists and searches patients, ordered by id, or as order_by says. A patient that matches the
+    whole time, and keeps its place in the order, appears exactly once, whatever others write
+    between the pages.
 
     Retries: the call reads again. A page_token can be used any number of times.
 
     Errors:
-    - INVALID_FIELD: page_size is negative, or a field of filter is malformed.
+    - INVALID_FIELD: page_size is negative, order_by names no known order, or a field of filter is
+      malformed.
     - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
     - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
     """
@@ -576,16 +584,16 @@ class PatientServiceAsyncStub(PatientServiceStub):
     """
     ListPatientTherapists: _aio.UnaryUnaryMultiCallable[_patient_service_pb2.ListPatientTherapistsRequest, _patient_service_pb2.ListPatientTherapistsResponse]  # type: ignore[assignment]
     """Lists the therapists of one patient with the assignments that link them, ordered by
-    assignment_id. The patient may be soft-deleted. With as_of_time, the list covers all records that
-    MergePatients joined with this patient. Without it, the list covers only this record. An
-    assignment that matches the whole time appears exactly once, whatever others write between the
-    pages.
+    assignment_id, or as order_by says. The patient may be soft-deleted. With as_of_time, the list
+    covers all records that MergePatients joined with this patient. Without it, the list covers
+    only this record. An assignment that matches the whole time, and keeps its place in the order,
+    appears exactly once, whatever others write between the pages.
 
     Retries: the call reads again. A page_token can be used any number of times.
 
     Errors:
-    - INVALID_FIELD: a field is missing or malformed, page_size is negative, as_of_time is more than
-      a minute ahead, or both as_of_time and states are set.
+    - INVALID_FIELD: a field is missing or malformed, page_size is negative, order_by names no
+      known order, as_of_time is more than a minute ahead, or both as_of_time and states are set.
     - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
     - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
     - PATIENT_NOT_FOUND: patient_id never existed, or was purged.
@@ -603,7 +611,8 @@ class PatientServiceAsyncStub(PatientServiceStub):
     begin only after its expire_time, it expires when it begins, and is never in force.
 
     The target gains the identifiers of the source, and its display_name and aliases as aliases. It
-    gains email, phone_number and birth_date if it has none. Its annotations and status stay.
+    gains email, phone_number and birth_date if it has none. If its birth_date is partial and the
+    source's lies within it, it gains the source's. Its annotations and status stay.
 
     CheckAssignments and lists with as_of_time cover all records of the person, whichever of their
     ids the request has. Other lists return the assignments of the one record that they name. All
@@ -619,8 +628,9 @@ class PatientServiceAsyncStub(PatientServiceStub):
     - PATIENT_NOT_FOUND: the id of the source or the target never existed, or was purged.
     - PATIENT_MERGED: the source or the target was merged into another record before.
     - PATIENT_DELETED: the source or the target is soft-deleted.
-    - BIRTH_DATES_DIFFER: both have a birth date, the dates differ, and force is not set. For a
-      caller without read any two dates count as different, so that it cannot guess a date.
+    - BIRTH_DATES_DIFFER: both have a birth date, the dates differ, and force is not set. A partial
+      date does not differ from a date within it. For a caller without read any two dates count as
+      different, so that it cannot guess a date.
     - PATIENT_NOT_ACTIVE: the source has active assignments, and the target is not STATUS_ACTIVE.
     - TOO_MANY_ASSIGNMENTS: the source has more than 1000 active assignments.
     - MERGE_TOO_LARGE: the target would have more than 20 identifiers or 10 aliases, or more than 32
@@ -746,7 +756,8 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
           request_id or validate_only is set on an entry.
         - REQUEST_ID_REUSED: request_id was used for a different request.
         - All other errors of CreatePatient, for the first entry that cannot be created. Metadata gives
-          its position as index, from 0.
+          its position as index, from 0. If an earlier entry has the same id or identifier, metadata
+          gives the position of that one as other_index.
         """
 
     @_abc_1.abstractmethod
@@ -787,13 +798,15 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _patient_service_pb2.ListPatientsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_patient_service_pb2.ListPatientsResponse, _abc.Awaitable[_patient_service_pb2.ListPatientsResponse]]:
-        """Lists and searches patients, ordered by id. A patient that matches the whole time appears
-        exactly once, whatever others write between the pages.
+        """Lists and searches patients, ordered by id, or as order_by says. A patient that matches the
+        whole time, and keeps its place in the order, appears exactly once, whatever others write
+        between the pages.
 
         Retries: the call reads again. A page_token can be used any number of times.
 
         Errors:
-        - INVALID_FIELD: page_size is negative, or a field of filter is malformed.
+        - INVALID_FIELD: page_size is negative, order_by names no known order, or a field of filter is
+          malformed.
         - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
         - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
         """
@@ -958,16 +971,16 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_patient_service_pb2.ListPatientTherapistsResponse, _abc.Awaitable[_patient_service_pb2.ListPatientTherapistsResponse]]:
         """Lists the therapists of one patient with the assignments that link them, ordered by
-        assignment_id. The patient may be soft-deleted. With as_of_time, the list covers all records that
-        MergePatients joined with this patient. Without it, the list covers only this record. An
-        assignment that matches the whole time appears exactly once, whatever others write between the
-        pages.
+        assignment_id, or as order_by says. The patient may be soft-deleted. With as_of_time, the list
+        covers all records that MergePatients joined with this patient. Without it, the list covers
+        only this record. An assignment that matches the whole time, and keeps its place in the order,
+        appears exactly once, whatever others write between the pages.
 
         Retries: the call reads again. A page_token can be used any number of times.
 
         Errors:
-        - INVALID_FIELD: a field is missing or malformed, page_size is negative, as_of_time is more than
-          a minute ahead, or both as_of_time and states are set.
+        - INVALID_FIELD: a field is missing or malformed, page_size is negative, order_by names no
+          known order, as_of_time is more than a minute ahead, or both as_of_time and states are set.
         - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
         - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
         - PATIENT_NOT_FOUND: patient_id never existed, or was purged.
@@ -991,7 +1004,8 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
         begin only after its expire_time, it expires when it begins, and is never in force.
 
         The target gains the identifiers of the source, and its display_name and aliases as aliases. It
-        gains email, phone_number and birth_date if it has none. Its annotations and status stay.
+        gains email, phone_number and birth_date if it has none. If its birth_date is partial and the
+        source's lies within it, it gains the source's. Its annotations and status stay.
 
         CheckAssignments and lists with as_of_time cover all records of the person, whichever of their
         ids the request has. Other lists return the assignments of the one record that they name. All
@@ -1007,8 +1021,9 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
         - PATIENT_NOT_FOUND: the id of the source or the target never existed, or was purged.
         - PATIENT_MERGED: the source or the target was merged into another record before.
         - PATIENT_DELETED: the source or the target is soft-deleted.
-        - BIRTH_DATES_DIFFER: both have a birth date, the dates differ, and force is not set. For a
-          caller without read any two dates count as different, so that it cannot guess a date.
+        - BIRTH_DATES_DIFFER: both have a birth date, the dates differ, and force is not set. A partial
+          date does not differ from a date within it. For a caller without read any two dates count as
+          different, so that it cannot guess a date.
         - PATIENT_NOT_ACTIVE: the source has active assignments, and the target is not STATUS_ACTIVE.
         - TOO_MANY_ASSIGNMENTS: the source has more than 1000 active assignments.
         - MERGE_TOO_LARGE: the target would have more than 20 identifiers or 10 aliases, or more than 32

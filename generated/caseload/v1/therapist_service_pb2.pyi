@@ -1000,7 +1000,9 @@ class BatchCreateTherapistsRequest(_message.Message):
     """
     @_builtins.property
     def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreateTherapistRequest]:
-        """1 to 100 therapists to create, in order. request_id and validate_only of an entry must not be set."""
+        """1 to 100 therapists to create, in order. The whole request has at most 1 MiB. request_id and
+        validate_only of an entry must not be set.
+        """
 
     def __init__(
         self,

@@ -188,8 +188,9 @@ class TherapistServiceServicer(object):
         malformed. The field of an entry has a path such as requests[7].therapist.display_name. Or
         request_id or validate_only is set on an entry.
         - REQUEST_ID_REUSED: request_id was used for a different request.
-        - All other errors of CreateTherapist, for the first entry that cannot be created. Metadata gives
-        its position as index, from 0.
+        - All other errors of CreateTherapist, for the first entry that cannot be created. Metadata
+        gives its position as index, from 0. If an earlier entry has the same id or identifier,
+        metadata gives the position of that one as other_index.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -224,13 +225,15 @@ class TherapistServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListTherapists(self, request, context):
-        """Lists and searches therapists, ordered by id. A therapist that matches the whole time appears
-        exactly once, whatever others write between the pages.
+        """Lists and searches therapists, ordered by id, or as order_by says. A therapist that matches the
+        whole time, and keeps its place in the order, appears exactly once, whatever others write
+        between the pages.
 
         Retries: the call reads again. A page_token can be used any number of times.
 
         Errors:
-        - INVALID_FIELD: page_size is negative, or a field of filter is malformed.
+        - INVALID_FIELD: page_size is negative, order_by names no known order, or a field of filter is
+        malformed.
         - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
         - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
         """
@@ -383,14 +386,15 @@ class TherapistServiceServicer(object):
 
     def ListTherapistPatients(self, request, context):
         """Lists the patients of one therapist with the assignments that link them, ordered by
-        assignment_id. The therapist may be soft-deleted. An assignment that matches the whole time
-        appears exactly once, whatever others write between the pages.
+        assignment_id, or as order_by says. The therapist may be soft-deleted. An assignment that
+        matches the whole time, and keeps its place in the order, appears exactly once, whatever others
+        write between the pages.
 
         Retries: the call reads again. A page_token can be used any number of times.
 
         Errors:
-        - INVALID_FIELD: a field is missing or malformed, page_size is negative, as_of_time is more than
-        a minute ahead, or both as_of_time and states are set.
+        - INVALID_FIELD: a field is missing or malformed, page_size is negative, order_by names no
+        known order, as_of_time is more than a minute ahead, or both as_of_time and states are set.
         - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
         - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
         - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.

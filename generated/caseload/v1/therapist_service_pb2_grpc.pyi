@@ -99,8 +99,9 @@ class TherapistServiceStub:
       malformed. The field of an entry has a path such as requests[7].therapist.display_name. Or
       request_id or validate_only is set on an entry.
     - REQUEST_ID_REUSED: request_id was used for a different request.
-    - All other errors of CreateTherapist, for the first entry that cannot be created. Metadata gives
-      its position as index, from 0.
+    - All other errors of CreateTherapist, for the first entry that cannot be created. Metadata
+      gives its position as index, from 0. If an earlier entry has the same id or identifier,
+      metadata gives the position of that one as other_index.
     """
     GetTherapist: _grpc.UnaryUnaryMultiCallable[_therapist_service_pb2.GetTherapistRequest, _therapist_service_pb2.GetTherapistResponse]
     """Gets one therapist, live or soft-deleted.
@@ -123,13 +124,15 @@ class TherapistServiceStub:
       names as many of them as fit into the error.
     """
     ListTherapists: _grpc.UnaryUnaryMultiCallable[_therapist_service_pb2.ListTherapistsRequest, _therapist_service_pb2.ListTherapistsResponse]
-    """Lists and searches therapists, ordered by id. A therapist that matches the whole time appears
-    exactly once, whatever others write between the pages.
+    """Lists and searches therapists, ordered by id, or as order_by says. A therapist that matches the
+    whole time, and keeps its place in the order, appears exactly once, whatever others write
+    between the pages.
 
     Retries: the call reads again. A page_token can be used any number of times.
 
     Errors:
-    - INVALID_FIELD: page_size is negative, or a field of filter is malformed.
+    - INVALID_FIELD: page_size is negative, order_by names no known order, or a field of filter is
+      malformed.
     - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
     - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
     """
@@ -258,14 +261,15 @@ class TherapistServiceStub:
     """
     ListTherapistPatients: _grpc.UnaryUnaryMultiCallable[_therapist_service_pb2.ListTherapistPatientsRequest, _therapist_service_pb2.ListTherapistPatientsResponse]
     """Lists the patients of one therapist with the assignments that link them, ordered by
-    assignment_id. The therapist may be soft-deleted. An assignment that matches the whole time
-    appears exactly once, whatever others write between the pages.
+    assignment_id, or as order_by says. The therapist may be soft-deleted. An assignment that
+    matches the whole time, and keeps its place in the order, appears exactly once, whatever others
+    write between the pages.
 
     Retries: the call reads again. A page_token can be used any number of times.
 
     Errors:
-    - INVALID_FIELD: a field is missing or malformed, page_size is negative, as_of_time is more than
-      a minute ahead, or both as_of_time and states are set.
+    - INVALID_FIELD: a field is missing or malformed, page_size is negative, order_by names no
+      known order, as_of_time is more than a minute ahead, or both as_of_time and states are set.
     - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
     - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
     - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.
@@ -363,8 +367,9 @@ class TherapistServiceAsyncStub(TherapistServiceStub):
       malformed. The field of an entry has a path such as requests[7].therapist.display_name. Or
       request_id or validate_only is set on an entry.
     - REQUEST_ID_REUSED: request_id was used for a different request.
-    - All other errors of CreateTherapist, for the first entry that cannot be created. Metadata gives
-      its position as index, from 0.
+    - All other errors of CreateTherapist, for the first entry that cannot be created. Metadata
+      gives its position as index, from 0. If an earlier entry has the same id or identifier,
+      metadata gives the position of that one as other_index.
     """
     GetTherapist: _aio.UnaryUnaryMultiCallable[_therapist_service_pb2.GetTherapistRequest, _therapist_service_pb2.GetTherapistResponse]  # type: ignore[assignment]
     """Gets one therapist, live or soft-deleted.
@@ -387,13 +392,15 @@ class TherapistServiceAsyncStub(TherapistServiceStub):
       names as many of them as fit into the error.
     """
     ListTherapists: _aio.UnaryUnaryMultiCallable[_therapist_service_pb2.ListTherapistsRequest, _therapist_service_pb2.ListTherapistsResponse]  # type: ignore[assignment]
-    """Lists and searches therapists, ordered by id. A therapist that matches the whole time appears
-    exactly once, whatever others write between the pages.
+    """Lists and searches therapists, ordered by id, or as order_by says. A therapist that matches the
+    whole time, and keeps its place in the order, appears exactly once, whatever others write
+    between the pages.
 
     Retries: the call reads again. A page_token can be used any number of times.
 
     Errors:
-    - INVALID_FIELD: page_size is negative, or a field of filter is malformed.
+    - INVALID_FIELD: page_size is negative, order_by names no known order, or a field of filter is
+      malformed.
     - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
     - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
     """
@@ -522,14 +529,15 @@ class TherapistServiceAsyncStub(TherapistServiceStub):
     """
     ListTherapistPatients: _aio.UnaryUnaryMultiCallable[_therapist_service_pb2.ListTherapistPatientsRequest, _therapist_service_pb2.ListTherapistPatientsResponse]  # type: ignore[assignment]
     """Lists the patients of one therapist with the assignments that link them, ordered by
-    assignment_id. The therapist may be soft-deleted. An assignment that matches the whole time
-    appears exactly once, whatever others write between the pages.
+    assignment_id, or as order_by says. The therapist may be soft-deleted. An assignment that
+    matches the whole time, and keeps its place in the order, appears exactly once, whatever others
+    write between the pages.
 
     Retries: the call reads again. A page_token can be used any number of times.
 
     Errors:
-    - INVALID_FIELD: a field is missing or malformed, page_size is negative, as_of_time is more than
-      a minute ahead, or both as_of_time and states are set.
+    - INVALID_FIELD: a field is missing or malformed, page_size is negative, order_by names no
+      known order, as_of_time is more than a minute ahead, or both as_of_time and states are set.
     - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
     - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
     - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.
@@ -636,8 +644,9 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
           malformed. The field of an entry has a path such as requests[7].therapist.display_name. Or
           request_id or validate_only is set on an entry.
         - REQUEST_ID_REUSED: request_id was used for a different request.
-        - All other errors of CreateTherapist, for the first entry that cannot be created. Metadata gives
-          its position as index, from 0.
+        - All other errors of CreateTherapist, for the first entry that cannot be created. Metadata
+          gives its position as index, from 0. If an earlier entry has the same id or identifier,
+          metadata gives the position of that one as other_index.
         """
 
     @_abc_1.abstractmethod
@@ -678,13 +687,15 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _therapist_service_pb2.ListTherapistsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_therapist_service_pb2.ListTherapistsResponse, _abc.Awaitable[_therapist_service_pb2.ListTherapistsResponse]]:
-        """Lists and searches therapists, ordered by id. A therapist that matches the whole time appears
-        exactly once, whatever others write between the pages.
+        """Lists and searches therapists, ordered by id, or as order_by says. A therapist that matches the
+        whole time, and keeps its place in the order, appears exactly once, whatever others write
+        between the pages.
 
         Retries: the call reads again. A page_token can be used any number of times.
 
         Errors:
-        - INVALID_FIELD: page_size is negative, or a field of filter is malformed.
+        - INVALID_FIELD: page_size is negative, order_by names no known order, or a field of filter is
+          malformed.
         - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
         - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
         """
@@ -849,14 +860,15 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_therapist_service_pb2.ListTherapistPatientsResponse, _abc.Awaitable[_therapist_service_pb2.ListTherapistPatientsResponse]]:
         """Lists the patients of one therapist with the assignments that link them, ordered by
-        assignment_id. The therapist may be soft-deleted. An assignment that matches the whole time
-        appears exactly once, whatever others write between the pages.
+        assignment_id, or as order_by says. The therapist may be soft-deleted. An assignment that
+        matches the whole time, and keeps its place in the order, appears exactly once, whatever others
+        write between the pages.
 
         Retries: the call reads again. A page_token can be used any number of times.
 
         Errors:
-        - INVALID_FIELD: a field is missing or malformed, page_size is negative, as_of_time is more than
-          a minute ahead, or both as_of_time and states are set.
+        - INVALID_FIELD: a field is missing or malformed, page_size is negative, order_by names no
+          known order, as_of_time is more than a minute ahead, or both as_of_time and states are set.
         - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
         - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
         - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.
