@@ -29,6 +29,7 @@ VERBS = {
         "counts",
         "endings",
         "expiry",
+        "filters",
         "finished_periods",
         "idempotency",
         "known_at",

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from caseload_server.domain import enums
-from caseload_server.domain.records import Assignment
+from caseload_server.domain.records import Assignment, Patient
 from caseload_server.domain.requests import Assign, CallContext, Transfer, Unassign
 from caseload_server.domain.results import TransferResult
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
@@ -119,8 +119,9 @@ def crowd(store: RelationshipStore, therapist_id: str, count: int) -> list[str]:
     many: dict[str, Value] = {"ids": json.dumps(ids)}
     run(
         store,
-        "INSERT INTO patient SELECT atom, 'Bob Ray', '', '', '', 1, '[]', '{}', '', 1, 0, 0, CAST(NULL AS INTEGER),"
-        " 'e', '[]', '' FROM json_each(:ids)",
+        f"INSERT INTO patient ({', '.join(Patient._fields)})"
+        " SELECT atom, 'Bob Ray', '', '', '', 1, '[]', '{}', '', 1, 0, 0, CAST(NULL AS INTEGER), 'e', '[]', ''"
+        " FROM json_each(:ids)",
         many,
     )
     run(

@@ -39,7 +39,7 @@ from caseload_server.store import (
     transfers,
     versions,
 )
-from caseload_server.store.backends.protocol import Database, Gauges, Transaction
+from caseload_server.store.backends.protocol import Database, Gauges, Query, Transaction
 from caseload_server.store.key_catch_up import KeyCatchUp
 from caseload_server.store.outcome_expiry import OutcomeExpiry
 from caseload_server.store.pages import build_page
@@ -85,17 +85,20 @@ class RelationshipStore:
         return records.in_order(kind, ids, self._database.read(kind.select_batch, {"ids": json.dumps(ids)}))
 
     def list_records(self, kind: RecordKind[P], query: RecordQuery, page: PageRequest) -> Page[P]:
-        """Returns one page, ordered by id."""
-        select = lists.select_records(kind, query, self._database.dialect).of_page(page.after, page.size + 1)
+        """Returns one page, in the order of the query. Raises InvalidField if name_prefix holds no word."""
         with self._database.snapshot() as transaction:
-            return build_page(transaction.rows(select), page, kind.record._make, self._read_head(transaction))
+            listed = lists.RecordList(transaction, kind, query, self._database.dialect)
+            total = listed.total() if query.with_total else None
+            head = self._read_head(transaction)
+            width = len(kind.record._fields)
+            return build_page(listed.rows(page), page, kind.record._make, head, width)._replace(total_size=total)
 
     def list_therapist_patients(self, query: CaseloadQuery, page: PageRequest) -> Page[tuple[Assignment, Patient]]:
-        """Returns one page of a therapist's assignments with their patients, by id. Raises TherapistNotFound."""
+        """Returns one page of a therapist's assignments with their patients. Raises TherapistNotFound."""
         return self._list_assigned(THERAPIST, PATIENT, query, page)
 
     def list_patient_therapists(self, query: CaseloadQuery, page: PageRequest) -> Page[tuple[Assignment, Therapist]]:
-        """Returns one page of a patient's assignments with their therapists, by id. Raises PatientNotFound."""
+        """Returns one page of a patient's assignments with their therapists. Raises PatientNotFound."""
         return self._list_assigned(PATIENT, THERAPIST, query, page)
 
     def _list_assigned(
@@ -105,15 +108,19 @@ class RelationshipStore:
         with self._database.snapshot() as transaction:
             if kind.name == PATIENT.name and query.as_of_us is not None:
                 query = query._replace(same_person=merges.same_person(transaction, query.parent_id))
-            select = assignment_lists.select_caseload(kind, other, query, self._database.dialect, self._clock())
             if not transaction.run(kind.select, {"id": query.parent_id}):
                 raise records.not_found(kind, [query.parent_id])
+            context = self._database.dialect, self._clock()
+            total = self._total(transaction, query, assignment_lists.count_caseload(kind, query, *context))
+            select = assignment_lists.select_caseload(kind, other, query, *context)
+            head = self._read_head(transaction)
             return build_page(
-                transaction.rows(select.of_page(page.after, page.size + 1)),
+                transaction.rows(select.of_page(page.after, page.size + 1, page.after_key)),
                 page,
                 lambda row: (Assignment._make(row[:width]), other.record._make(row[width:])),
-                self._read_head(transaction),
-            )
+                head,
+                width + len(other.record._fields),
+            )._replace(total_size=total)
 
     def create(self, kind: RecordKind[P], record_id: str, fields: Fields, call: CallContext) -> RecordResult[P]:
         """Creates a record. An empty id generates one. Raises IdTaken, IdentifierTaken, InvalidField."""
@@ -226,9 +233,11 @@ class RelationshipStore:
         """Returns one page, ordered by assignment_id. Raises VersionsNotKept."""
         with self._database.snapshot() as transaction:
             query = _of_same_person(transaction, query)
-            select = assignment_lists.select_assignments(query, self._database.dialect, self._clock())
-            rows = transaction.rows(select.of_page(page.after, page.size + 1))
-            return build_page(rows, page, Assignment._make, self._read_head(transaction))
+            context = self._database.dialect, self._clock()
+            total = self._total(transaction, query, assignment_lists.count_assignments(query, *context))
+            select = assignment_lists.select_assignments(query, *context).of_page(page.after, page.size + 1)
+            head, width = self._read_head(transaction), len(Assignment._fields)
+            return build_page(transaction.rows(select), page, Assignment._make, head, width)._replace(total_size=total)
 
     def list_versions(self, history: versions.History[R], record_id: str, page: PageRequest) -> results.VersionPage[R]:
         """Returns one page of what a record was, newest first. Raises the kind's NOT_FOUND."""
@@ -292,6 +301,10 @@ class RelationshipStore:
     def close(self) -> None:
         """Finishes the writes in progress and closes the database."""
         self._database.close()
+
+    @staticmethod
+    def _total(transaction: Transaction, query: CaseloadQuery | requests.AssignmentQuery, count: Query) -> int | None:
+        return int(next(iter(transaction.rows(count)))[0]) if query.with_total else None
 
     def _read_head(self, transaction: Transaction) -> str:
         return self.keys.revision(transaction.run(_SELECT_HEAD)[0][0])

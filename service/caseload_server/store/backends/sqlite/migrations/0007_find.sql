@@ -23,8 +23,7 @@ CREATE INDEX patient_by_email ON patient (email_key, patient_id) WHERE email_key
 CREATE INDEX patient_by_phone_number ON patient (phone_number, patient_id) WHERE phone_number <> '';
 CREATE INDEX patient_by_birth_date ON patient (birth_date, patient_id) WHERE birth_date <> '';
 CREATE INDEX patient_by_birth_month ON patient (substr(birth_date, 1, 7), patient_id) WHERE birth_date <> '';
-CREATE INDEX patient_without_primary ON patient (status, patient_id)
-    WHERE primary_therapist_id = '' AND deleted_us IS NULL;
+CREATE INDEX patient_without_primary ON patient (status, patient_id) WHERE primary_therapist_id = '';
 CREATE INDEX patient_deleted ON patient (patient_id) WHERE deleted_us IS NOT NULL;
 
 -- The records whose keys and words are to be made: from before this step, or written by an older instance since.
