@@ -5,7 +5,6 @@ JSON object of them (RFC 8785). docs/operations/change-log.md documents it, so t
 """
 
 import hashlib
-import json
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
@@ -66,7 +65,7 @@ def inserts(versions: Iterable[tuple[int, int, Version]]) -> list[tuple[str, str
     rows: dict[str, list[tuple[Value, ...]]] = {}
     for number, to_us, version in versions:
         rows.setdefault(version.table, []).append((number, to_us, *version.values))
-    return [(_INSERTS[table], json.dumps(found, ensure_ascii=False)) for table, found in rows.items()]
+    return [(_INSERTS[table], canonical_json(found)) for table, found in rows.items()]
 
 
 def _insert(table: str) -> str:

@@ -9,14 +9,15 @@ UPDATE store SET versions_revision = head_revision,
 -- The hash of the version that a change kept, in hex, so that the hash chain covers it.
 ALTER TABLE change ADD COLUMN version_hash TEXT;
 
+-- The key begins with the revision, so that new versions are written beside each other.
 CREATE TABLE therapist_version (
     therapist_id TEXT NOT NULL REFERENCES therapist ON DELETE CASCADE,
     to_revision INTEGER NOT NULL,         -- the change that ended it
     to_us INTEGER NOT NULL,               -- the time of that change
     image TEXT NOT NULL,             -- JSON: {column: value, ...}
-    PRIMARY KEY (therapist_id, to_revision)
+    PRIMARY KEY (to_revision, therapist_id)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX therapist_version_by_revision ON therapist_version (to_revision);
+CREATE UNIQUE INDEX therapist_version_by_record ON therapist_version (therapist_id, to_revision);
 
 CREATE TABLE patient_version (
     patient_id TEXT NOT NULL REFERENCES patient ON DELETE CASCADE,
@@ -24,9 +25,9 @@ CREATE TABLE patient_version (
     to_us INTEGER NOT NULL,
     merged_into_patient_id TEXT NOT NULL,
     image TEXT NOT NULL,
-    PRIMARY KEY (patient_id, to_revision)
+    PRIMARY KEY (to_revision, patient_id)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX patient_version_by_revision ON patient_version (to_revision);
+CREATE UNIQUE INDEX patient_version_by_record ON patient_version (patient_id, to_revision);
 CREATE INDEX patient_version_by_merge ON patient_version (merged_into_patient_id, to_revision)
     WHERE merged_into_patient_id <> '';
 
@@ -48,9 +49,9 @@ CREATE TABLE assignment_version (
     updated_us INTEGER NOT NULL,
     etag TEXT NOT NULL,
     expire_us INTEGER,
-    PRIMARY KEY (assignment_id, to_revision)
+    PRIMARY KEY (to_revision, assignment_id)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX assignment_version_by_revision ON assignment_version (to_revision);
+CREATE UNIQUE INDEX assignment_version_by_record ON assignment_version (assignment_id, to_revision);
 CREATE INDEX assignment_version_by_therapist ON assignment_version (therapist_id, assignment_id, to_revision);
 CREATE INDEX assignment_version_by_patient ON assignment_version (patient_id, assignment_id, to_revision);
 
