@@ -170,8 +170,10 @@ class ModelComparison(RuleBasedStateMachine):
             for at, times in ((known_at, known), (as_of, {**known, "as_of_time": {"seconds": as_of}})):
                 assert self.api.checked(*everyone, **times) == [model.treats(*pair, at) for pair in everyone]
             for filters, expected in lists(model, known_at, as_of):
-                answer = self.api.send("ListAssignments", filter=filters, page_size=1000, **known)
-                assert [_period(one) for one in answer.assignments] == expected, (known_at, filters)
+                sent = {"filter": filters, "page_size": 1000, "include_total_size": True, **known}
+                answer = self.api.send("ListAssignments", **sent)
+                assert [_period(one) for one in answer.assignments] == expected, sent
+                assert answer.total_size == len(expected), sent
 
     def checks_are_the_same(self) -> None:
         """Checks what is in force, whether or not what has expired has ended."""

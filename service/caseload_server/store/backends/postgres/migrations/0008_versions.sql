@@ -3,7 +3,7 @@
 LOCK TABLE store, change_set, change IN ACCESS EXCLUSIVE MODE;
 
 ALTER TABLE store ADD COLUMN versions_revision BIGINT NOT NULL DEFAULT 0;
-ALTER TABLE store ADD COLUMN versions_us BIGINT NOT NULL DEFAULT 0;     -- the latest time of the changes up to that revision
+ALTER TABLE store ADD COLUMN versions_us BIGINT NOT NULL DEFAULT 0;     -- the latest time of changes up to it
 UPDATE store SET versions_revision = head_revision,
     versions_us = COALESCE((SELECT MAX(committed_us) FROM change_set), 0);     -- clocks differ, and step back
 

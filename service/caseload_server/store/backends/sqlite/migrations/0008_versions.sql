@@ -2,7 +2,7 @@
 -- moves on: versions are complete for the changes after it.
 
 ALTER TABLE store ADD COLUMN versions_revision INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE store ADD COLUMN versions_us INTEGER NOT NULL DEFAULT 0;     -- the latest time of the changes up to that revision
+ALTER TABLE store ADD COLUMN versions_us INTEGER NOT NULL DEFAULT 0;     -- the latest time of changes up to it
 UPDATE store SET versions_revision = head_revision,
     versions_us = COALESCE((SELECT MAX(committed_us) FROM change_set), 0);     -- clocks differ, and step back
 
