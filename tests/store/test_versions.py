@@ -170,6 +170,20 @@ def test_the_versions_of_a_record_are_complete_since_its_creation_or_since_versi
     assert page.revision == store.keys.revision(head(store))
 
 
+def test_versions_are_complete_since_the_latest_change_of_an_instance_that_keeps_none(
+    store: RelationshipStore, clock: Clock
+) -> None:
+    make_pair(store)
+    sql = """
+INSERT INTO change_set (revision, committed_us, actor, method, request_id, hash_version)
+VALUES (:revision, :committed_us, 'older', 'm', '', 1)"""
+    times = (clock.now_us + 20, clock.now_us + 10)  # the clock of another instance is behind
+    for revision, committed_us in enumerate(times, head(store) + 1):
+        run(store, sql, {"revision": revision, "committed_us": committed_us})
+    page = store.list_versions(PATIENT_HISTORY, "p", ALL)
+    assert (page.oldest_revision, page.oldest_us) == (store.keys.revision(head(store) + 2), times[0])
+
+
 @both_kinds
 def test_an_unknown_or_purged_person_has_no_versions(store: RelationshipStore, clock: Clock, kind: Any) -> None:
     make(store, kind, "a")

@@ -13,12 +13,11 @@ from caseload_server.store import expiry, merges
 from caseload_server.store.backends.protocol import Row, Transaction, Value
 
 _CURRENT: Final = "period.updated_us <= :known_at_us"
-_VERSION: Final = """period.updated_us <= :known_at_us AND NOT EXISTS (
-        SELECT 1 FROM assignment_version AS later WHERE later.assignment_id = period.assignment_id
-            AND later.to_revision > period.to_revision AND later.updated_us <= :known_at_us)
-    AND EXISTS (
-        SELECT 1 FROM assignment AS current
-        WHERE current.assignment_id = period.assignment_id AND current.updated_us > :known_at_us)"""
+_VERSION: Final = """period.to_revision = (
+        SELECT MAX(known.to_revision) FROM assignment_version AS known
+        WHERE known.assignment_id = period.assignment_id AND known.updated_us <= :known_at_us)
+    AND :known_at_us < (
+        SELECT current.updated_us FROM assignment AS current WHERE current.assignment_id = period.assignment_id)"""
 SOURCES: Final = (("assignment AS period", _CURRENT), ("assignment_version AS period", _VERSION))
 """Where the assignments of a time are: a table, and the condition on the parameter :known_at_us. They exclude each
 other."""
@@ -37,18 +36,20 @@ _LINK_SOURCES: Final = (
     ("patient AS linked", "linked.updated_us <= :known_at_us"),
     (
         "patient_version AS linked",
-        """linked.to_us > :known_at_us AND NOT EXISTS (
-        SELECT 1 FROM patient_version AS earlier WHERE earlier.patient_id = linked.patient_id
-            AND earlier.to_revision < linked.to_revision AND earlier.to_us > :known_at_us)
-    AND EXISTS (
-        SELECT 1 FROM patient AS current
-        WHERE current.patient_id = linked.patient_id AND current.updated_us > :known_at_us)""",
+        """linked.to_revision = (
+        SELECT MIN(known.to_revision) FROM patient_version AS known
+        WHERE known.patient_id = linked.patient_id AND known.to_us > :known_at_us)
+    AND :known_at_us < (
+        SELECT current.updated_us FROM patient AS current WHERE current.patient_id = linked.patient_id)""",
     ),
 )
+_FEW: Final = "asked.key BETWEEN 0 AND 1000000"
+"""Always true. With it, PostgreSQL expects few ids and looks them up, instead of reading all merges."""
 _SELECT_LINKS: Final = " UNION ALL ".join(
     f"""
-SELECT linked.patient_id, linked.merged_into_patient_id FROM {source}
-WHERE linked.{end} IN (SELECT atom FROM json_each(:ids)) AND linked.merged_into_patient_id <> '' AND {condition}"""
+SELECT linked.patient_id, linked.merged_into_patient_id
+FROM json_each(:ids) AS asked JOIN {source} ON linked.{end} = asked.atom AND linked.merged_into_patient_id <> ''
+WHERE {_FEW} AND {condition}"""
     for source, condition in _LINK_SOURCES
     for end in ("patient_id", "merged_into_patient_id")
 )

@@ -25,7 +25,10 @@ _VERSIONS_OF_PRUNED_LOG: Final = " UNION ALL ".join(
 )
 _SELECT_LAST_PRUNED: Final = f"SELECT COALESCE(MAX(to_revision), 0) FROM ({_VERSIONS_OF_PRUNED_LOG}) AS pruned"
 _MOVE_START: Final = """
-UPDATE store SET versions_revision = :through, versions_us = :to_us WHERE versions_revision < :through"""
+UPDATE store SET versions_revision = :through,
+    versions_us = CASE WHEN versions_us > :to_us THEN versions_us ELSE :to_us END
+WHERE versions_revision < :through"""
+"""The time does not go back: another instance's clock may be behind."""
 
 
 def last_revision_before(transaction: Transaction, before_us: int, now_us: int) -> int:
@@ -54,5 +57,5 @@ def purge_batch(transaction: Transaction, last: int, purge: NewChangeSet, lock_c
         change_log.append(
             transaction, [purge._replace(changes=[change])], change_log.read_head(transaction, lock_clause)
         )
-        transaction.run(_MOVE_START, {"through": through, "to_us": max(erased)[1]})
+        transaction.run(_MOVE_START, {"through": through, "to_us": max(to_us for _, to_us in erased)})
     return len(erased)

@@ -93,6 +93,8 @@ def _known_at_us(
     now_us: int,
 ) -> int | None:
     """Returns the time as of whose knowledge to answer, or None for now. A time ahead, by another clock, is now."""
+    if not request.HasField("known_at"):
+        return None
     at_us = rules.past_us(request, "known_at", violations, now_us)
     return None if at_us is None or at_us >= now_us else at_us
 

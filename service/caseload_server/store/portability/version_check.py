@@ -93,7 +93,7 @@ RULES: Final = (
         f" OR (versions_revision > oldest_revision AND versions_revision <> {_PURGED_THROUGH} AND NOT EXISTS ("
         f"SELECT 1 FROM change_set WHERE revision = versions_revision AND hash_version < {VERSION}))"
         " UNION ALL SELECT revision FROM change_set JOIN store ON revision = versions_revision"
-        " WHERE committed_us <> versions_us",
+        " WHERE committed_us > versions_us",
     ),
 )
 

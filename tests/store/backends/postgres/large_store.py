@@ -62,6 +62,15 @@ WHERE CAST(substr(patient_id, 2) AS BIGINT) % 100 = 1 AND patient_id > 'p0000000
     """
 INSERT INTO same_person SELECT 'p' || lpad((n + own)::TEXT, 8, '0'), 'p' || lpad(n::TEXT, 8, '0')
 FROM generate_series(100, 19900, 100) AS n, generate_series(0, 1) AS own""",
+    # Each person and each period that ended has changed once.
+    *(
+        f"INSERT INTO {kind}_version SELECT {kind}_id, 5, 5, {merged} '{{}}' FROM {kind}"
+        for kind, merged in (("therapist", ""), ("patient", "merged_into_patient_id,"))
+    ),
+    """
+INSERT INTO assignment_version
+SELECT assignment_id, 5, 5, therapist_id, patient_id, role, '', start_us, NULL, 0, '', '', 0, 0, 'e', NULL
+FROM assignment WHERE end_us IS NOT NULL""",
     "UPDATE store SET head_revision = 20000",
     "VACUUM ANALYZE",
     # The planner multiplies its count of pages by these rows a page.

@@ -23,12 +23,16 @@ from caseload_server.domain.requests import (
     RecordQuery,
 )
 from caseload_server.store import (
+    ASSIGNMENT_HISTORY,
     PATIENT,
+    PATIENT_HISTORY,
     THERAPIST,
+    THERAPIST_HISTORY,
     assignment_lists,
     assignments,
     change_log,
     expiry,
+    known_at,
     merges,
     purges,
 )
@@ -166,6 +170,9 @@ def assignment_lists_of(dialect: Dialect) -> Iterator[Any]:
     merged: dict[str, Any] = {**of_patient, "same_person": (PATIENT_ID, "p00010001"), "as_of_us": 1_000_000}
     for query in (AssignmentQuery(**merged), AssignmentQuery(**merged, therapist_id=THERAPIST_ID)):
         yield pytest.param(assignment_lists.select_assignments(query, dialect, NOW_US), id=short(query))
+    for side, as_of_us in itertools.product(sides, (None, 1_000_000)):
+        query = AssignmentQuery(**side, as_of_us=as_of_us, known_at_us=2_999_000)
+        yield pytest.param(assignment_lists.select_assignments(query, dialect, NOW_US), id=short(query))
     for kind, other, parent_id in ((THERAPIST, PATIENT, THERAPIST_ID), (PATIENT, THERAPIST, PATIENT_ID)):
         for roles, states, as_of_us in (((), (), None), ((4,), (1, 2), None), ((), (2,), None), ((), (), 1_000_000)):
             query_of_one = CaseloadQuery(parent_id, roles, states, as_of_us)
@@ -212,6 +219,17 @@ def lookups() -> Iterator[Any]:
     yield "several records", PATIENT.select_batch, {"ids": ids}
     yield "an assignment", assignments.SELECT_BY_ID, {"id": ASSIGNMENT_ID}
     yield "checks", assignments.CHECK, {"pairs": json.dumps([[THERAPIST_ID, PATIENT_ID]]), "at_us": 1}
+    asked = json.dumps([[0, THERAPIST_ID, PATIENT_ID]])
+    yield "checks as known at a time", known_at._SELECT_IN_FORCE, {"pairs": asked, "at_us": 1, "known_at_us": 1}
+    yield "merges as known at a time", known_at._SELECT_LINKS, {"ids": ids, "known_at_us": 2_999_000}
+    of_record = {"before": 100, "limit": LIMIT}
+    for history, record_id in (
+        (THERAPIST_HISTORY, THERAPIST_ID),
+        (PATIENT_HISTORY, PATIENT_ID),
+        (ASSIGNMENT_HISTORY, ASSIGNMENT_ID),
+    ):
+        yield f"versions of a {history.table}", history.select_versions, {"id": record_id, **of_record}
+        yield f"the origin of a {history.table}", history.select_current_origin, {"id": record_id, "before": 100}
     yield "the records of a person", merges.SELECT_SAME_PERSON, {"patient_id": PATIENT_ID}
     yield "a part of a person", merges._SPLIT_PERSON, {"source": PATIENT_ID}
     yield "merged records to purge", purges._SELECT_MERGED, {"ids": ids}

@@ -9,19 +9,24 @@ import pytest
 from caseload_server.domain import requests
 from caseload_server.domain.requests import BY_ID, ChangeQuery, Order, PageRequest, RecordQuery
 from caseload_server.store import (
+    ASSIGNMENT_HISTORY,
     PATIENT,
+    PATIENT_HISTORY,
     THERAPIST,
+    THERAPIST_HISTORY,
     RelationshipStore,
     assignment_lists,
     assignments,
     change_log,
     expiry,
     finished_periods,
+    known_at,
 )
 from caseload_server.store.backends.protocol import Query
 from caseload_server.store.backends.sqlite.database import SqliteDatabase
 from caseload_server.store.backends.sqlite.migrate import migrate
 from caseload_server.store.records import RecordKind
+from caseload_server.store.versions import History
 
 from tests.store.backends.recorded_statements import statements_of_list
 from tests.store.conftest import Clock
@@ -77,6 +82,30 @@ def test_the_same_finished_period_is_found_by_its_pair(store: RelationshipStore)
 def plan_of(store: RelationshipStore, query: Query) -> list[str]:
     parameters = {"after": "", "limit": 1, **query.parameters}
     return [row[3] for row in run(store, f"EXPLAIN QUERY PLAN {query.sql}", parameters)]
+
+
+@pytest.mark.parametrize(
+    "query", [{}, {"therapist_id": "t"}, {"patient_id": "p"}, {"as_of_us": 5}, {"states": (2,), "roles": (1,)}], ids=str
+)
+def test_a_list_as_known_at_a_time_reads_indexes_in_order(store: RelationshipStore, query: dict[str, Any]) -> None:
+    asked = requests.AssignmentQuery(known_at_us=5, **query)
+    plan = plan_of(store, assignment_lists.select_assignments(asked, SqliteDatabase.dialect, 0))
+    assert not [step for step in plan if "TEMP B-TREE" in step or step.startswith("SCAN")], plan
+
+
+@pytest.mark.parametrize("sql", [known_at._SELECT_IN_FORCE, known_at._SELECT_LINKS], ids=["periods", "merges"])
+def test_a_check_as_known_at_a_time_looks_up_the_pairs_and_their_merges(store: RelationshipStore, sql: str) -> None:
+    plan = plan_of(store, Query(sql, dict.fromkeys(("pairs", "ids", "at_us", "known_at_us"))))
+    assert [step for step in plan if step.startswith("SCAN") and "VIRTUAL TABLE" not in step] == []
+    assert [step for step in plan if "USING INDEX" in step and "=?" not in step] == []
+
+
+@pytest.mark.parametrize("history", [THERAPIST_HISTORY, PATIENT_HISTORY, ASSIGNMENT_HISTORY], ids=lambda one: one.table)
+def test_a_list_of_versions_reads_those_of_one_record(store: RelationshipStore, history: History[Any]) -> None:
+    for sql in (history.select_versions, history.select_current_origin):
+        plan = plan_of(store, Query(sql, dict.fromkeys(("id", "before"))))
+        steps = [step for step in plan if not step.endswith(("version", "CONSTANT ROW"))]
+        assert not [step for step in steps if "TEMP B-TREE" in step or step.startswith("SCAN")], plan
 
 
 @pytest.mark.parametrize(

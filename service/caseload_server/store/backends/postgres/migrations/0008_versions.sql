@@ -3,9 +3,9 @@
 LOCK TABLE store, change_set, change IN ACCESS EXCLUSIVE MODE;
 
 ALTER TABLE store ADD COLUMN versions_revision BIGINT NOT NULL DEFAULT 0;
-ALTER TABLE store ADD COLUMN versions_us BIGINT NOT NULL DEFAULT 0;     -- the time of that revision
+ALTER TABLE store ADD COLUMN versions_us BIGINT NOT NULL DEFAULT 0;     -- the latest time of changes up to it
 UPDATE store SET versions_revision = head_revision,
-    versions_us = COALESCE((SELECT committed_us FROM change_set WHERE revision = head_revision), 0);
+    versions_us = COALESCE((SELECT MAX(committed_us) FROM change_set), 0);     -- clocks differ, and step back
 
 -- The hash of the version that a change kept, in hex, so that the hash chain covers it.
 ALTER TABLE change ADD COLUMN version_hash TEXT COLLATE "C";
@@ -57,7 +57,7 @@ CREATE INDEX assignment_version_by_patient ON assignment_version (patient_id, as
 
 CREATE FUNCTION move_versions_revision() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    UPDATE store SET versions_revision = NEW.revision, versions_us = NEW.committed_us
+    UPDATE store SET versions_revision = NEW.revision, versions_us = GREATEST(versions_us, NEW.committed_us)
     WHERE versions_revision < NEW.revision;
     RETURN NULL;
 END $$;

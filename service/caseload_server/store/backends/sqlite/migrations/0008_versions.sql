@@ -2,9 +2,9 @@
 -- moves on: versions are complete for the changes after it.
 
 ALTER TABLE store ADD COLUMN versions_revision INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE store ADD COLUMN versions_us INTEGER NOT NULL DEFAULT 0;     -- the time of that revision
+ALTER TABLE store ADD COLUMN versions_us INTEGER NOT NULL DEFAULT 0;     -- the latest time of changes up to it
 UPDATE store SET versions_revision = head_revision,
-    versions_us = COALESCE((SELECT committed_us FROM change_set WHERE revision = head_revision), 0);
+    versions_us = COALESCE((SELECT MAX(committed_us) FROM change_set), 0);     -- clocks differ, and step back
 
 -- The hash of the version that a change kept, in hex, so that the hash chain covers it.
 ALTER TABLE change ADD COLUMN version_hash TEXT;
@@ -57,6 +57,6 @@ CREATE INDEX assignment_version_by_patient ON assignment_version (patient_id, as
 
 CREATE TRIGGER change_set_without_versions AFTER INSERT ON change_set WHEN NEW.hash_version < 2
 BEGIN
-    UPDATE store SET versions_revision = NEW.revision, versions_us = NEW.committed_us
+    UPDATE store SET versions_revision = NEW.revision, versions_us = MAX(versions_us, NEW.committed_us)
     WHERE versions_revision < NEW.revision;
 END;
