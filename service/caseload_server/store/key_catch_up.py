@@ -126,7 +126,8 @@ def _update_identifiers(transaction: Transaction, kind: RecordKind[Any], records
         " SELECT new.value ->> 0, new.value ->> 1, new.value ->> 2, CAST(new.value ->> 3 AS BIGINT), new.value ->> 4,"
         " {holds_key} FROM json_each(:claims) AS new WHERE TRUE ON CONFLICT DO NOTHING"
     )
-    transaction.run(insert.format(holds_key="1"), {"claims": json.dumps([*first_claims.values()])})
+    in_lock_order = [first_claims[key] for key in sorted(first_claims)]
+    transaction.run(insert.format(holds_key="1"), {"claims": json.dumps(in_lock_order)})
     transaction.run(insert.format(holds_key="NULL"), {"claims": json.dumps(claims)})
 
 
