@@ -15,7 +15,7 @@ from caseload_server.store import search
 from caseload_server.store.backends.protocol import Database, Row, Transaction
 from caseload_server.store.records import PATIENT, THERAPIST, RecordKind
 
-BATCH_SIZE: Final = 200
+BATCH_SIZE: Final = 500
 """Records of one transaction, so that writers wait briefly."""
 _IS_OUTDATED: Final = f"record.keyed_etag <> '{search.RULES_VERSION}:' || record.etag"
 """The condition of the indexes *_without_keys. Both must have the same text."""
@@ -62,14 +62,17 @@ def _select_outdated(kind: RecordKind[Any]) -> str:
 
 
 def _select_without_holder(kind: RecordKind[Any]) -> str:
-    """Returns the SELECT of records with a key that nobody holds: its holder was deleted, or has another one now."""
+    """Returns the SELECT of records with a key that nobody holds: its holder was deleted, or has another one now.
+
+    It looks up the holder of each. PostgreSQL would turn NOT EXISTS into a join that reads the whole table.
+    """
     table = f"{kind.name}_identifier"
     return (
         f"SELECT {kind.columns} FROM {kind.name} AS record WHERE record.{kind.id_column} IN ("
         f"SELECT waiting.{kind.id_column} FROM {table} AS waiting"
         " WHERE waiting.live = 1 AND waiting.holds_key IS NULL AND waiting.value_key <> ''"
-        f" AND NOT EXISTS (SELECT 1 FROM {table} AS holder WHERE holder.value_key = waiting.value_key"
-        f" AND holder.system = waiting.system AND holder.holds_key = 1)) ORDER BY record.{kind.id_column}"
+        f" AND (SELECT 1 FROM {table} AS holder WHERE holder.value_key = waiting.value_key AND holder.system ="
+        f" waiting.system AND holder.holds_key = 1) IS NULL) ORDER BY record.{kind.id_column}"
     )
 
 

@@ -41,3 +41,6 @@ CREATE INDEX therapist_identifier_doubles ON therapist_identifier (value_key, sy
     WHERE live = 1 AND holds_key IS NULL AND value_key <> '';
 CREATE INDEX patient_identifier_doubles ON patient_identifier (value_key, system)
     WHERE live = 1 AND holds_key IS NULL AND value_key <> '';
+
+-- After an upgrade of PostgreSQL there are no statistics, and without them each batch of keys would read whole tables.
+ANALYZE therapist, patient, therapist_identifier, patient_identifier, therapist_name_word, patient_name_word;
