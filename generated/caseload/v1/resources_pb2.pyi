@@ -24,7 +24,9 @@ DESCRIPTOR: _descriptor.FileDescriptor
 @_typing.final
 class Identifier(_message.Message):
     """A business identifier issued by another system (MRN, NPI, licence number). (system, value) is
-    unique among live records of one kind. A soft delete frees it, and an undelete reclaims it.
+    unique among live records of one kind. A soft delete frees it, and an undelete reclaims it. The
+    server stores the value as sent. Values are the same if they differ only in invisible characters,
+    in full-width forms (Unicode NFKC) or in white space around them.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -203,10 +203,10 @@ class TherapistFilter(_message.Message):
     DELETED_ONLY_FIELD_NUMBER: _builtins.int
     name_prefix: _builtins.str
     """Each word of this text must be a prefix of a word in display_name or in an alias. Case, accents
-    and punctuation are ignored. A word with an apostrophe is found with it, without it, and by the
-    part after it. Of a name without spaces, such as a Chinese one, any part is found. "%" and "_"
-    have no special meaning. 2 to 100 characters, or one if it is a Chinese, Japanese or Korean
-    character. Empty means no restriction.
+    and punctuation are ignored. A word with an apostrophe or a hyphen is found with it, without
+    it, and by the part after it. Of a Chinese, Japanese or Korean name any part is found, with or
+    without a space. "%" and "_" have no special meaning. 2 to 100 characters with a letter, a digit
+    or a symbol, or one character if it is Chinese, Japanese or Korean. Empty means no restriction.
     """
     unassigned: _builtins.bool
     """If true, only therapists without an active assignment."""

@@ -15,7 +15,7 @@ from caseload_server.store import search
 from caseload_server.store.backends.protocol import Database, Row, Transaction
 from caseload_server.store.records import PATIENT, THERAPIST, RecordKind
 
-BATCH_SIZE: Final = 200
+BATCH_SIZE: Final = 500
 """Records of one transaction, so that writers wait briefly."""
 _IS_OUTDATED: Final = f"record.keyed_etag <> '{search.RULES_VERSION}:' || record.etag"
 """The condition of the indexes *_without_keys. Both must have the same text."""
@@ -34,42 +34,52 @@ class KeyCatchUp:
         return int(self._database.read(f"SELECT {' + '.join(counts)}")[0][0])
 
     def run(self) -> Iterator[int]:
-        """Makes the keys of all records without current ones. Yields their number after each transaction.
+        """Makes the keys of the records without current ones, in the order of their ids. Yields their numbers.
 
-        It passes over records that a write has locked. Raises what Database.write raises.
+        It yields after each transaction. It passes over records that a write has locked, and over those that an older
+        instance writes meanwhile behind it: the next run makes their keys. Raises what Database.write raises.
         """
         for kind in (PATIENT, THERAPIST):
             for select in (_select_outdated(kind), _select_without_holder(kind)):
-                while self._database.read(f"{select} LIMIT 1"):
-                    done = self._database.write(partial(self._run_batch, kind, select))
-                    yield done
-                    if not done:
-                        break
+                after = ""
+                if not self._database.read(f"{select} LIMIT 1", {"after": after}):
+                    continue
+                while ids := self._database.write(partial(self._run_batch, kind, select, after)):
+                    yield len(ids)
+                    after = ids[-1]
 
-    def _run_batch(self, kind: RecordKind[Any], select: str, transaction: Transaction) -> int:
+    def _run_batch(self, kind: RecordKind[Any], select: str, after: str, transaction: Transaction) -> list[str]:
+        """Makes the keys of the first records after an id. Returns their ids."""
         lock = self._database.lock_clause and f"{self._database.lock_clause} SKIP LOCKED"
-        rows = transaction.run(f"{select} LIMIT {BATCH_SIZE}{lock}")
+        rows = transaction.run(f"{select} LIMIT {BATCH_SIZE}{lock}", {"after": after})
         records = [kind.record._make(row) for row in rows]
         if records:
             _update_words(transaction, kind, records)
             _update_identifiers(transaction, kind, records)
             _update_keys(transaction, kind, records)
-        return len(records)
+        return [record[0] for record in records]
 
 
 def _select_outdated(kind: RecordKind[Any]) -> str:
-    return f"SELECT {kind.columns} FROM {kind.name} AS record WHERE {_IS_OUTDATED} ORDER BY record.{kind.id_column}"
+    return f"{_select_after(kind)} AND {_IS_OUTDATED} ORDER BY record.{kind.id_column}"
+
+
+def _select_after(kind: RecordKind[Any]) -> str:
+    return f"SELECT {kind.columns} FROM {kind.name} AS record WHERE record.{kind.id_column} > :after"
 
 
 def _select_without_holder(kind: RecordKind[Any]) -> str:
-    """Returns the SELECT of records with a key that nobody holds: its holder was deleted, or has another one now."""
+    """Returns the SELECT of records with a key that nobody holds: its holder was deleted, or has another one now.
+
+    It looks up the holder of each. PostgreSQL would turn NOT EXISTS into a join that reads the whole table.
+    """
     table = f"{kind.name}_identifier"
     return (
-        f"SELECT {kind.columns} FROM {kind.name} AS record WHERE record.{kind.id_column} IN ("
+        f"{_select_after(kind)} AND record.{kind.id_column} IN ("
         f"SELECT waiting.{kind.id_column} FROM {table} AS waiting"
         " WHERE waiting.live = 1 AND waiting.holds_key IS NULL AND waiting.value_key <> ''"
-        f" AND NOT EXISTS (SELECT 1 FROM {table} AS holder WHERE holder.value_key = waiting.value_key"
-        f" AND holder.system = waiting.system AND holder.holds_key = 1)) ORDER BY record.{kind.id_column}"
+        f" AND (SELECT 1 FROM {table} AS holder WHERE holder.value_key = waiting.value_key AND holder.system ="
+        f" waiting.system AND holder.holds_key = 1) IS NULL) ORDER BY record.{kind.id_column}"
     )
 
 
@@ -126,7 +136,8 @@ def _update_identifiers(transaction: Transaction, kind: RecordKind[Any], records
         " SELECT new.value ->> 0, new.value ->> 1, new.value ->> 2, CAST(new.value ->> 3 AS BIGINT), new.value ->> 4,"
         " {holds_key} FROM json_each(:claims) AS new WHERE TRUE ON CONFLICT DO NOTHING"
     )
-    transaction.run(insert.format(holds_key="1"), {"claims": json.dumps([*first_claims.values()])})
+    in_lock_order = [first_claims[key] for key in sorted(first_claims)]
+    transaction.run(insert.format(holds_key="1"), {"claims": json.dumps(in_lock_order)})
     transaction.run(insert.format(holds_key="NULL"), {"claims": json.dumps(claims)})
 
 

@@ -1,3 +1,14 @@
+-- One index for each order and each filter of a list, so that a page reads few rows at any size of the table. Reads are
+-- answered until the tables are locked.
+CREATE INDEX therapist_by_update ON therapist (updated_us, therapist_id);
+CREATE INDEX therapist_deleted ON therapist (therapist_id) WHERE deleted_us IS NOT NULL;
+CREATE INDEX patient_by_update ON patient (updated_us, patient_id);
+CREATE INDEX patient_by_phone_number ON patient (phone_number, patient_id) WHERE phone_number <> '';
+CREATE INDEX patient_by_birth_date ON patient (birth_date, patient_id) WHERE birth_date <> '';
+CREATE INDEX patient_by_birth_month ON patient (substr(birth_date, 1, 7), patient_id) WHERE birth_date <> '';
+CREATE INDEX patient_without_primary ON patient (status, patient_id) WHERE primary_therapist_id = '';
+CREATE INDEX patient_deleted ON patient (patient_id) WHERE deleted_us IS NOT NULL;
+
 -- Keys by which lists are ordered and people are found. An older instance leaves them as they are, so keyed_etag, which
 -- holds the version of the rules and the etag of the record at that time, says for which records they are current.
 LOCK TABLE therapist, patient, therapist_identifier, patient_identifier IN ACCESS EXCLUSIVE MODE;
@@ -13,19 +24,10 @@ ALTER TABLE therapist_identifier ADD COLUMN holds_key BIGINT CHECK (holds_key = 
 ALTER TABLE patient_identifier ADD COLUMN value_key TEXT COLLATE "C" NOT NULL DEFAULT '';
 ALTER TABLE patient_identifier ADD COLUMN holds_key BIGINT CHECK (holds_key = 1);
 
--- One index for each order and each filter of a list, so that a page reads few rows at any size of the table.
 CREATE INDEX therapist_by_name ON therapist (name_key, therapist_id);
-CREATE INDEX therapist_by_update ON therapist (updated_us, therapist_id);
 CREATE INDEX therapist_by_email ON therapist (email_key, therapist_id) WHERE email_key <> '';
-CREATE INDEX therapist_deleted ON therapist (therapist_id) WHERE deleted_us IS NOT NULL;
 CREATE INDEX patient_by_name ON patient (name_key, patient_id);
-CREATE INDEX patient_by_update ON patient (updated_us, patient_id);
 CREATE INDEX patient_by_email ON patient (email_key, patient_id) WHERE email_key <> '';
-CREATE INDEX patient_by_phone_number ON patient (phone_number, patient_id) WHERE phone_number <> '';
-CREATE INDEX patient_by_birth_date ON patient (birth_date, patient_id) WHERE birth_date <> '';
-CREATE INDEX patient_by_birth_month ON patient (substr(birth_date, 1, 7), patient_id) WHERE birth_date <> '';
-CREATE INDEX patient_without_primary ON patient (status, patient_id) WHERE primary_therapist_id = '';
-CREATE INDEX patient_deleted ON patient (patient_id) WHERE deleted_us IS NOT NULL;
 
 -- The records whose keys and words are to be made: from before this step, or written by an older instance since.
 CREATE INDEX therapist_without_keys ON therapist (therapist_id) WHERE keyed_etag <> '2:' || etag;
@@ -41,3 +43,6 @@ CREATE INDEX therapist_identifier_doubles ON therapist_identifier (value_key, sy
     WHERE live = 1 AND holds_key IS NULL AND value_key <> '';
 CREATE INDEX patient_identifier_doubles ON patient_identifier (value_key, system)
     WHERE live = 1 AND holds_key IS NULL AND value_key <> '';
+
+-- After an upgrade of PostgreSQL there are no statistics, and without them each batch of keys would read whole tables.
+ANALYZE therapist, patient, therapist_identifier, patient_identifier, therapist_name_word, patient_name_word;
