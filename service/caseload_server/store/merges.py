@@ -132,7 +132,10 @@ def _names(patient: Patient) -> list[str]:
 def _limit_size(write: Write, request: requests.Merge, source: Patient, target: Patient, gained: Patient) -> None:
     """Raises MergeTooLarge. Args: gained, the target with what it gains."""
     if not request.may_compare:
-        gained = gained._replace(aliases=_to_json([*json.loads(target.aliases), *_names(source)]))
+        gained = gained._replace(
+            aliases=_to_json([*json.loads(target.aliases), *_names(source)]),
+            birth_date=max(source.birth_date, target.birth_date, key=len),
+        )
     _limit("identifiers", len(json.loads(gained.identifiers)), limits.MAX_IDENTIFIERS)
     _limit("aliases", len(json.loads(gained.aliases)), limits.MAX_ALIASES)
     _limit("patient", record_sizes.approximate_bytes(gained), limits.MAX_RECORD_BYTES)
