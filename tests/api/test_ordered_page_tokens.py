@@ -38,7 +38,8 @@ def test_a_token_leads_to_its_position_in_the_list(after: str, key: str | int) -
 def test_the_longest_token_fits_into_a_request() -> None:
     """Into the part of the largest request that is for one text."""
     longest = TOKENS.issue(BY_NAME, "p" * 63, "\U0001f468" * limits.MAX_KEY_LENGTH)
-    with_token = patient_pb.ListPatientTherapistsRequest(roles=[2] * 100, states=[1] * 100, page_token=longest)
+    every: Any = {"roles": [2] * 100, "states": [1] * 100}
+    with_token = patient_pb.ListPatientTherapistsRequest(page_token=longest, **every)
     assert with_token.ByteSize() < max_request_bytes(with_token.DESCRIPTOR) - 4096
     assert len(longest) < 254 * 4 * 3
 
