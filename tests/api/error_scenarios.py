@@ -61,6 +61,11 @@ def identifier_taken(faulty: FaultyServer) -> object:
     return faulty.patients.create("p2", identifiers=[MRN])
 
 
+def in_a_batch(faulty: FaultyServer, *entries: dict[str, Any]) -> object:
+    requests = [{"patient": {"display_name": CANARY, **entry}} for entry in entries]
+    return faulty.api.send("BatchCreatePatients", requests=requests)
+
+
 def assignment_differs(faulty: FaultyServer) -> object:
     faulty.side.assign(focus="canary-zq9")
     return faulty.side.assign(focus="canary-zq9-2")
@@ -223,6 +228,22 @@ TABLE: dict[str, tuple[Scenario, Expected]] = {
     "ASSIGNMENT_NOT_FOUND by transfer": (not_with_the_source, Expected(StatusCode.NOT_FOUND, NAMED, ("missing",))),
     "ID_TAKEN": (lambda s: s.patients.create("p1", display_name=CANARY), Expected(StatusCode.ALREADY_EXISTS)),
     "IDENTIFIER_TAKEN": (identifier_taken, Expected(StatusCode.ALREADY_EXISTS, NAMED)),
+    "IDENTIFIER_TAKEN by batch": (
+        lambda s: in_a_batch(s, {}, {"identifiers": [MRN]}),
+        Expected(StatusCode.ALREADY_EXISTS, NAMED, ("index",)),
+    ),
+    "IDENTIFIER_TAKEN by an earlier entry": (
+        lambda s: in_a_batch(s, *[{"identifiers": [{**MRN, "value": f"{CANARY}-2"}]}] * 2),
+        Expected(StatusCode.ALREADY_EXISTS, NONE, ("index", "other_index")),
+    ),
+    "INVALID_FIELD by batch": (
+        lambda s: in_a_batch(s, {}, {"phone_number": CANARY}),
+        Expected(StatusCode.INVALID_ARGUMENT, BAD_FIELD),
+    ),
+    "INVALID_FIELD by search": (
+        lambda s: s.patients.call("List", filter={"email": CANARY}, order_by=CANARY),
+        Expected(StatusCode.INVALID_ARGUMENT, BAD_FIELD),
+    ),
     "ASSIGNMENT_DIFFERS": (assignment_differs, Expected(StatusCode.ALREADY_EXISTS, NONE, ("assignment_id",))),
     "THERAPIST_DELETED": (therapist_deleted, failed_precondition()),
     "THERAPIST_DELETED by transfer": (therapist_deleted_in_transfer, failed_precondition("therapist_id")),

@@ -7,8 +7,9 @@ import pytest
 from caseload.v1 import patient_service_pb2 as patient_pb
 from caseload.v1 import therapist_service_pb2 as therapist_pb
 from caseload_server.api.page_tokens import PageTokens
-from caseload_server.domain import errors
+from caseload_server.domain import errors, limits
 from caseload_server.domain.requests import PageRequest
+from caseload_server.validation.request_sizes import max_request_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,6 +33,15 @@ def sent(request: Any, token: str) -> Any:
 def test_a_token_leads_to_its_position_in_the_list(after: str, key: str | int) -> None:
     token = TOKENS.issue(BY_NAME, after, key)
     assert TOKENS.parse(sent(BY_NAME, token)) == PageRequest(50, after, key)
+
+
+def test_the_longest_token_fits_into_a_request() -> None:
+    """Into the part of the largest request that is for one text."""
+    longest = TOKENS.issue(BY_NAME, "p" * 63, "\U0001f468" * limits.MAX_KEY_LENGTH)
+    every: Any = {"roles": [2] * 100, "states": [1] * 100}
+    with_token = patient_pb.ListPatientTherapistsRequest(page_token=longest, **every)
+    assert with_token.ByteSize() < max_request_bytes(with_token.DESCRIPTOR) - 4096
+    assert len(longest) < 254 * 4 * 3
 
 
 def test_there_is_no_token_after_the_last_page() -> None:
@@ -93,7 +103,9 @@ def test_the_key_and_the_hash_of_a_token_cannot_be_combined_with_another_one() -
         TOKENS.parse(sent(other, base64.urlsafe_b64encode(mixed).decode().rstrip("=")))
 
 
-def test_a_token_of_a_list_by_id_is_as_before() -> None:
-    token = base64.urlsafe_b64decode(TOKENS.issue(BY_ID, "p1") + "===")
-    assert token[24:] == b"p1"
-    assert len(token) == 26
+def test_a_token_of_a_list_by_id_is_that_of_the_previous_version() -> None:
+    """That version issued this token, so lists that began before an upgrade go on after it."""
+    request = patient_pb.ListPatientsRequest(filter=patient_pb.PatientFilter(name_prefix="ann"))
+    token = "l0KjDJTawDpaURBQ6IBpDf3vrI8fakx_cDE"
+    assert TOKENS.issue(request, "p1") == token
+    assert TOKENS.parse(sent(request, token)) == PageRequest(50, "p1")

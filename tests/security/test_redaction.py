@@ -314,6 +314,20 @@ def test_an_error_of_a_batch_without_read_has_the_index_of_the_entry_only(pair: 
     assert pair.clerk.send("BatchAssign", requests=batch).metadata.keys() == {"index", "assignment_id"}
 
 
+def test_an_error_of_a_batch_of_new_records_without_read_names_entries_and_no_record(pair: Pair) -> None:
+    """That two entries conflict is no news to the caller. Which record has an identifier is."""
+    identifiers = pair.clerk.send("GetPatient", patient_id=build(pair).patient).patient.identifiers
+    assert identifiers
+    new = {"patient_id": f"new-{next(_numbers)}", "patient": NAMED}
+    found = pair.writer.send("BatchCreatePatients", requests=[new, {"patient": NAMED}, new])
+    assert (found.reason, found.metadata) == ("ID_TAKEN", {"index": "2", "other_index": "0"})
+    batch = [new, {"patient": {**NAMED, "identifiers": identifiers}}]
+    found = pair.writer.send("BatchCreatePatients", requests=batch)
+    assert (found.reason, found.metadata) == ("IDENTIFIER_TAKEN", {"index": "1"})
+    assert "ResourceInfo" not in found.details
+    assert "ResourceInfo" in pair.clerk.send("BatchCreatePatients", requests=batch).details
+
+
 def test_an_error_without_read_names_what_the_request_named(pair: Pair) -> None:
     people = build(pair)
     found = pair.writer.send("AssignPatient", therapist_id=people.therapist, patient_id="unknown")

@@ -238,6 +238,9 @@ class PatientServiceServicer(object):
         whole time, and keeps its place in the order, appears exactly once, whatever others write
         between the pages.
 
+        Each filter and each order by itself costs the same at any number of records. A combination
+        costs the matches of its rarest part.
+
         Retries: the call reads again. A page_token can be used any number of times.
 
         Errors:
@@ -399,6 +402,8 @@ class PatientServiceServicer(object):
         covers all records that MergePatients joined with this patient. Without it, the list covers
         only this record. An assignment that matches the whole time, and keeps its place in the order,
         appears exactly once, whatever others write between the pages.
+
+        A page in the order of ids costs the page. In another order, it costs the whole caseload.
 
         Retries: the call reads again. A page_token can be used any number of times.
 

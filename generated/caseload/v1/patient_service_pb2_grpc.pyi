@@ -127,6 +127,9 @@ class PatientServiceStub:
     whole time, and keeps its place in the order, appears exactly once, whatever others write
     between the pages.
 
+    Each filter and each order by itself costs the same at any number of records. A combination
+    costs the matches of its rarest part.
+
     Retries: the call reads again. A page_token can be used any number of times.
 
     Errors:
@@ -264,6 +267,8 @@ class PatientServiceStub:
     covers all records that MergePatients joined with this patient. Without it, the list covers
     only this record. An assignment that matches the whole time, and keeps its place in the order,
     appears exactly once, whatever others write between the pages.
+
+    A page in the order of ids costs the page. In another order, it costs the whole caseload.
 
     Retries: the call reads again. A page_token can be used any number of times.
 
@@ -451,6 +456,9 @@ class PatientServiceAsyncStub(PatientServiceStub):
     whole time, and keeps its place in the order, appears exactly once, whatever others write
     between the pages.
 
+    Each filter and each order by itself costs the same at any number of records. A combination
+    costs the matches of its rarest part.
+
     Retries: the call reads again. A page_token can be used any number of times.
 
     Errors:
@@ -588,6 +596,8 @@ class PatientServiceAsyncStub(PatientServiceStub):
     covers all records that MergePatients joined with this patient. Without it, the list covers
     only this record. An assignment that matches the whole time, and keeps its place in the order,
     appears exactly once, whatever others write between the pages.
+
+    A page in the order of ids costs the page. In another order, it costs the whole caseload.
 
     Retries: the call reads again. A page_token can be used any number of times.
 
@@ -802,6 +812,9 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
         whole time, and keeps its place in the order, appears exactly once, whatever others write
         between the pages.
 
+        Each filter and each order by itself costs the same at any number of records. A combination
+        costs the matches of its rarest part.
+
         Retries: the call reads again. A page_token can be used any number of times.
 
         Errors:
@@ -975,6 +988,8 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
         covers all records that MergePatients joined with this patient. Without it, the list covers
         only this record. An assignment that matches the whole time, and keeps its place in the order,
         appears exactly once, whatever others write between the pages.
+
+        A page in the order of ids costs the page. In another order, it costs the whole caseload.
 
         Retries: the call reads again. A page_token can be used any number of times.
 

@@ -128,6 +128,9 @@ class TherapistServiceStub:
     whole time, and keeps its place in the order, appears exactly once, whatever others write
     between the pages.
 
+    Each filter and each order by itself costs the same at any number of records. A combination
+    costs the matches of its rarest part.
+
     Retries: the call reads again. A page_token can be used any number of times.
 
     Errors:
@@ -265,6 +268,8 @@ class TherapistServiceStub:
     matches the whole time, and keeps its place in the order, appears exactly once, whatever others
     write between the pages.
 
+    A page in the order of ids costs the page. In another order, it costs the whole caseload.
+
     Retries: the call reads again. A page_token can be used any number of times.
 
     Errors:
@@ -395,6 +400,9 @@ class TherapistServiceAsyncStub(TherapistServiceStub):
     """Lists and searches therapists, ordered by id, or as order_by says. A therapist that matches the
     whole time, and keeps its place in the order, appears exactly once, whatever others write
     between the pages.
+
+    Each filter and each order by itself costs the same at any number of records. A combination
+    costs the matches of its rarest part.
 
     Retries: the call reads again. A page_token can be used any number of times.
 
@@ -532,6 +540,8 @@ class TherapistServiceAsyncStub(TherapistServiceStub):
     assignment_id, or as order_by says. The therapist may be soft-deleted. An assignment that
     matches the whole time, and keeps its place in the order, appears exactly once, whatever others
     write between the pages.
+
+    A page in the order of ids costs the page. In another order, it costs the whole caseload.
 
     Retries: the call reads again. A page_token can be used any number of times.
 
@@ -690,6 +700,9 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists and searches therapists, ordered by id, or as order_by says. A therapist that matches the
         whole time, and keeps its place in the order, appears exactly once, whatever others write
         between the pages.
+
+        Each filter and each order by itself costs the same at any number of records. A combination
+        costs the matches of its rarest part.
 
         Retries: the call reads again. A page_token can be used any number of times.
 
@@ -863,6 +876,8 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
         assignment_id, or as order_by says. The therapist may be soft-deleted. An assignment that
         matches the whole time, and keeps its place in the order, appears exactly once, whatever others
         write between the pages.
+
+        A page in the order of ids costs the page. In another order, it costs the whole caseload.
 
         Retries: the call reads again. A page_token can be used any number of times.
 

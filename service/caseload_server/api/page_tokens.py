@@ -61,7 +61,8 @@ class PageTokens:
             return ""
         request_hash = self._request_hash(request)
         if after_key != "":
-            return _encode(self._encrypt(request_hash, json.dumps([after, after_key]).encode()))
+            position = json.dumps([after, after_key], ensure_ascii=False).encode()
+            return _encode(self._encrypt(request_hash, position))
         body = request_hash + after.encode()
         return _encode(self._mac(body) + body)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from caseload_server.domain import enums, errors, limits, requests
 from caseload_server.domain.records import Assignment, Patient
-from caseload_server.store import assignments, expiry, records
+from caseload_server.store import assignments, expiry, record_sizes, records
 from caseload_server.store.backends.protocol import Row, SerializationConflict, Transaction, Value
 from caseload_server.store.counts import CountChanges
 from caseload_server.store.records import PATIENT, THERAPIST
@@ -132,10 +132,13 @@ def _names(patient: Patient) -> list[str]:
 def _limit_size(write: Write, request: requests.Merge, source: Patient, target: Patient, gained: Patient) -> None:
     """Raises MergeTooLarge. Args: gained, the target with what it gains."""
     if not request.may_compare:
-        gained = gained._replace(aliases=_to_json([*json.loads(target.aliases), *_names(source)]))
+        gained = gained._replace(
+            aliases=_to_json([*json.loads(target.aliases), *_names(source)]),
+            birth_date=max(source.birth_date, target.birth_date, key=len),
+        )
     _limit("identifiers", len(json.loads(gained.identifiers)), limits.MAX_IDENTIFIERS)
     _limit("aliases", len(json.loads(gained.aliases)), limits.MAX_ALIASES)
-    _limit("patient", records.approximate_bytes(gained), limits.MAX_RECORD_BYTES)
+    _limit("patient", record_sizes.approximate_bytes(gained), limits.MAX_RECORD_BYTES)
     _limit("merged_patients", _count_records(write, source) + _count_records(write, target), limits.MAX_MERGED_PATIENTS)
 
 

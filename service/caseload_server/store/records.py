@@ -4,13 +4,12 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
-from typing import Any, Final, Generic
+from typing import Any, Generic
 
 from caseload_server.domain import enums, errors, limits
 from caseload_server.domain.records import P, Patient, Therapist
 from caseload_server.domain.requests import Fields, Update
-from caseload_server.store import identifiers, search
+from caseload_server.store import identifiers, record_sizes, search
 from caseload_server.store.backends.protocol import Row
 from caseload_server.store.write_transaction import Write
 
@@ -75,11 +74,6 @@ class RecordKind(Generic[P]):
         return f"INSERT INTO {self.name}_name_word ({self.id_column}, word) SELECT :id, atom FROM json_each(:words)"
 
 
-_JSON_COLUMNS: Final = {"aliases", "identifiers", "specialties", "annotations"}
-_RECORD_OVERHEAD_BYTES: Final = 128
-"""Approximate size of a record's numbers and times as a message, in bytes."""
-_TEXT_OVERHEAD_BYTES: Final = 4
-"""Approximate size of a text's tag and length in a message, in bytes."""
 _SELECT_PERSON = "SELECT person_id FROM same_person WHERE patient_id = :patient_id"
 _INSERT_SPECIALTIES = (
     "INSERT INTO therapist_specialty (therapist_id, specialty) SELECT :id, atom FROM json_each(:codes)"
@@ -293,28 +287,8 @@ def save(write: Write, kind: RecordKind[P], before: P, record: P, change: int, *
 
 def _check_size(kind: RecordKind[P], record: P) -> None:
     """Raises InvalidField if the record is larger than 32 KiB as a message, approximately."""
-    if approximate_bytes(record) > limits.MAX_RECORD_BYTES:
+    if record_sizes.approximate_bytes(record) > limits.MAX_RECORD_BYTES:
         raise errors.InvalidField(errors.Violation(kind.name, "must not be larger than 32 KiB as a whole"))
-
-
-def approximate_bytes(record: Therapist | Patient) -> int:
-    """Returns the approximate size of a record as a message. For a small one it is an upper bound."""
-    lengths = sum(len(value) + 1 for value in record if isinstance(value, str))
-    bound = _RECORD_OVERHEAD_BYTES + 8 * lengths
-    if bound <= limits.MAX_RECORD_BYTES:
-        return bound  # a character takes at most four bytes, and each text, or part of a JSON text, four more
-    texts = [
-        json.loads(value) if column in _JSON_COLUMNS else value
-        for column, value in record._asdict().items()
-        if isinstance(value, str)
-    ]
-    return _RECORD_OVERHEAD_BYTES + _message_bytes(texts)
-
-
-def _message_bytes(value: Any) -> int:
-    if isinstance(value, str):
-        return len(value.encode()) + _TEXT_OVERHEAD_BYTES
-    return sum(map(_message_bytes, chain.from_iterable(value.items()) if isinstance(value, dict) else value))
 
 
 def _update_search_tables(write: Write, kind: RecordKind[Any], record: Any, before: Any = None) -> None:

@@ -14,7 +14,7 @@ def _order_by(orders: Mapping[str, Order]) -> Rule:
     description = "must be empty, " + " or ".join(f'"{text}"' for text in orders)
 
     def rule(value: str, path: str, violations: ValidationErrors) -> Order:
-        text = " ".join(filter(None, value.split(" ")))
+        text = " ".join(filter(None, value.split(" "))) if value else ""
         if text and text not in orders:
             violations.add(path, description)
         return orders.get(text, BY_ID)

@@ -226,7 +226,10 @@ def batch_ids(ids: Sequence[str], field: str) -> list[str]:
 def list_therapists(request: therapist_pb.ListTherapistsRequest) -> requests.RecordQuery:
     """Returns the query of a ListTherapists request."""
     violations = ValidationErrors()
-    query = _record_query(request, _THERAPIST, violations)._replace(
+    query = _record_query(
+        request,
+        _THERAPIST,
+        violations,
         specialties=_specialties(request.filter.specialties, violations),
         accepting_patients=request.filter.accepting_patients,
     )
@@ -251,7 +254,10 @@ def list_patients(request: patient_pb.ListPatientsRequest, now_us: int) -> reque
     birth_date = ""
     if sent.HasField("birth_date"):
         birth_date = rules.birth_date(now_us)(sent.birth_date, "filter.birth_date", violations)
-    query = _record_query(request, _PATIENT, violations)._replace(
+    query = _record_query(
+        request,
+        _PATIENT,
+        violations,
         birth_date=birth_date,
         phone_number=_filter_text(rules.required_phone_number, sent, "phone_number", violations),
         without_primary=sent.without_primary,
@@ -260,7 +266,10 @@ def list_patients(request: patient_pb.ListPatientsRequest, now_us: int) -> reque
     return query
 
 
-def _record_query(request: ListRequest, record: _RecordRules, violations: ValidationErrors) -> requests.RecordQuery:
+def _record_query(
+    request: ListRequest, record: _RecordRules, violations: ValidationErrors, **own: Any
+) -> requests.RecordQuery:
+    """Returns the query. Args: own, its fields that only the filter of this kind of record has."""
     sent = request.filter
     identifier = None
     if sent.HasField("identifier"):
@@ -276,6 +285,7 @@ def _record_query(request: ListRequest, record: _RecordRules, violations: Valida
         show_deleted=request.show_deleted or sent.deleted_only,
         order=record_order(request.order_by, "order_by", violations),
         with_total=request.include_total_size,
+        **own,
     )
 
 
