@@ -304,7 +304,10 @@ class RelationshipStore:
 
     @staticmethod
     def _total(transaction: Transaction, query: CaseloadQuery | requests.AssignmentQuery, count: Query) -> int | None:
-        return int(next(iter(transaction.rows(count)))[0]) if query.with_total else None
+        if not query.with_total:
+            return None
+        [(total,)] = transaction.rows(count)
+        return int(total)
 
     def _read_head(self, transaction: Transaction) -> str:
         return self.keys.revision(transaction.run(_SELECT_HEAD)[0][0])
