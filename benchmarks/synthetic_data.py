@@ -3,7 +3,8 @@
 python -m benchmarks.synthetic_data ASSIGNMENTS | caseload import -
 
 Every size has the same number of rare records, at the end of the order: therapists on leave, with free capacity,
-or with a rare specialty; discharged and unassigned patients; and one therapist and one patient with a fixed history.
+with a rare specialty or the same e-mail address; discharged and unassigned patients, with the same birth date, e-mail
+address and phone number; and one therapist and one patient with a fixed history.
 So a call about them is slower on a large data set only if it reads other records too.
 """
 
@@ -31,6 +32,9 @@ SYSTEM: Final = "https://example.org/number"
 RARE_SPECIALTY: Final = "rare-therapy"
 RARE_ROLE: Final = 3
 RARE_ACTOR: Final = "auditor"
+RARE_BIRTH_DATE: Final = "1912-06-07"
+RARE_PHONE_NUMBER: Final = "+4930555555"
+RARE_EMAIL: Final = "family@example.org"
 _ON_LEAVE: Final = 2
 _YEAR_US: Final = 365 * 24 * 3600 * 1_000_000
 START_US: Final = 1_577_836_800_000_000
@@ -106,7 +110,7 @@ class DataSet(NamedTuple):
             therapist_id=person_id("a", number),
             display_name=_name(number),
             aliases="[]",
-            email=f"{number}@example.org",
+            email=RARE_EMAIL if is_on_leave else f"{number}@example.org",
             status=_ON_LEAVE if is_on_leave else STATUS_ACTIVE,
             identifiers=_identifiers(number),
             specialties=f'["{RARE_SPECIALTY}"]' if is_on_leave else '["hand-therapy"]',
@@ -126,9 +130,9 @@ class DataSet(NamedTuple):
             patient_id=person_id("b", number),
             display_name=_name(number),
             aliases="[]",
-            birth_date="1990-02-03",
-            email=f"{number}@example.org",
-            phone_number="",
+            birth_date=_birth_date(number) if is_active else RARE_BIRTH_DATE,
+            email=f"{number}@example.org" if is_active else RARE_EMAIL,
+            phone_number=f"+49151{number:08}" if is_active else RARE_PHONE_NUMBER,
             status=STATUS_ACTIVE if is_active else PATIENT_DISCHARGED,
             identifiers=_identifiers(number),
             annotations="{}",
@@ -136,7 +140,7 @@ class DataSet(NamedTuple):
             active_therapist_count=int(is_active),
             merged_into_patient_id="",
             created_us=START_US,
-            updated_us=START_US,
+            updated_us=START_US + number,
             deleted_us=None,
             etag=f"{number:016x}",
         )
@@ -215,6 +219,10 @@ def person_id(letter: str, number: int) -> str:
 
 def _name(number: int) -> str:
     return f"{_FIRST[number % len(_FIRST)]} {_LAST[number % len(_LAST)]} {number}"
+
+
+def _birth_date(number: int) -> str:
+    return f"{1930 + number % 90}-{1 + number // 90 % 12:02}-{1 + number // 1080 % 28:02}"
 
 
 def _identifiers(number: int) -> str:

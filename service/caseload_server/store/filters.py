@@ -13,8 +13,11 @@ _ACCEPTING = (
     f"{{row}}.status = {enums.STATUS_ACTIVE} AND {{row}}.deleted_us IS NULL"
     " AND ({row}.max_active_patients IS NULL OR {row}.active_patient_count < {row}.max_active_patients)"
 )
-_HAS_KEY = "{row}.value_key = :value_key AND {row}.value_key <> ''"
-_HAS_IDENTIFIER = f"{{row}}.system = :system AND ({_HAS_KEY} OR {{row}}.value = :value)"
+_HAS_VALUE = "{row}.value_key = :any_value_key AND {row}.value_key <> ''"
+_HAS_IDENTIFIER = """{{row}}.{id} IN (
+    SELECT {id} FROM {table} WHERE system = :system AND value_key = :value_key AND value_key <> ''
+    UNION ALL SELECT {id} FROM {table} WHERE system = :system AND value = :value)"""
+"""Two lookups, because for an OR SQLite reads all identifiers of the system."""
 
 
 class Filter(NamedTuple):
@@ -93,11 +96,11 @@ def _identifiers(kind: RecordKind[Any], query: RecordQuery) -> Iterator[Filter]:
     if query.identifier:
         system, value = query.identifier
         parameters = {"system": system, "value": value, "value_key": search.identifier_key(value)}
-        yield _identifier(kind, "identifier", _HAS_IDENTIFIER, parameters)
+        condition = _HAS_IDENTIFIER.format(id=kind.id_column, table=f"{kind.name}_identifier")
+        yield _identifier(kind, "identifier", condition, parameters)
     if query.identifier_value:
-        condition = _HAS_KEY.replace(":value_key", ":any_value_key")
         parameters = {"any_value_key": search.identifier_key(query.identifier_value)}
-        yield _identifier(kind, "identifier_value", condition, parameters)
+        yield _identifier(kind, "identifier_value", _HAS_VALUE, parameters)
 
 
 def _identifier(kind: RecordKind[Any], name: str, condition: str, parameters: dict[str, str]) -> Filter:

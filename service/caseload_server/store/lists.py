@@ -69,7 +69,7 @@ class RecordList:
         if not self._filters:
             return self._count_all()
         select = Query(*self._select("count(*)", self._rarest()), plan_for_values=True)
-        [[count]] = self._transaction.rows(select)
+        [(count,)] = self._transaction.rows(select)
         return int(count)
 
     def rows(self, page: PageRequest) -> Iterator[Row]:

@@ -151,6 +151,13 @@ def test_a_list_of_people_reads_its_index_page_by_page(
     assert all(few_ids & set(plan) for plan in sorts), sorts
 
 
+def test_a_list_by_an_identifier_reads_the_indexes_of_its_key_and_of_its_value(people: RelationshipStore) -> None:
+    query = RecordQuery(identifier=("urn:mrn", "1"), order=Order("name_key"))
+    [statement] = statements_of_list(people._database, PATIENT, query, PageRequest(1, ""))
+    searches = [step for step in plan_of(people, statement) if step.startswith("SEARCH patient_identifier")]
+    assert [step.split("(", 1)[1] for step in searches] == ["value_key=? AND system=?)", "system=? AND value=?)"]
+
+
 @pytest.fixture
 def people(store: RelationshipStore) -> RelationshipStore:
     """The store with two people of each kind who match nearly every filter."""
