@@ -132,23 +132,23 @@ RULES = [
     # Identifiers are unique among live records of a kind.
     (
         UNIQUE,
-        "INSERT INTO therapist_identifier VALUES ('u', 'urn:npi', '1', 1)",
-        "INSERT INTO therapist_identifier VALUES ('u', 'urn:npi', '1', NULL)",
+        "INSERT INTO therapist_identifier (therapist_id, system, value, live) VALUES ('u', 'urn:npi', '1', 1)",
+        "INSERT INTO therapist_identifier (therapist_id, system, value, live) VALUES ('u', 'urn:npi', '1', NULL)",
     ),
     (
         UNIQUE,
-        "INSERT INTO patient_identifier VALUES ('q', 'urn:mrn', '1', 1)",
-        "INSERT INTO patient_identifier VALUES ('q', 'urn:mrn', '1', NULL)",
+        "INSERT INTO patient_identifier (patient_id, system, value, live) VALUES ('q', 'urn:mrn', '1', 1)",
+        "INSERT INTO patient_identifier (patient_id, system, value, live) VALUES ('q', 'urn:mrn', '1', NULL)",
     ),
     (
         CHECK,
-        "INSERT INTO therapist_identifier VALUES ('u', 'urn:npi', '1', 0)",
-        "INSERT INTO therapist_identifier VALUES ('u', 'urn:npi', '2', 1)",
+        "INSERT INTO therapist_identifier (therapist_id, system, value, live) VALUES ('u', 'urn:npi', '1', 0)",
+        "INSERT INTO therapist_identifier (therapist_id, system, value, live) VALUES ('u', 'urn:npi', '2', 1)",
     ),
     (
         CHECK,
-        "INSERT INTO patient_identifier VALUES ('q', 'urn:mrn', '1', 2)",
-        "INSERT INTO patient_identifier VALUES ('q', 'urn:mrn', '2', 1)",
+        "INSERT INTO patient_identifier (patient_id, system, value, live) VALUES ('q', 'urn:mrn', '1', 2)",
+        "INSERT INTO patient_identifier (patient_id, system, value, live) VALUES ('q', 'urn:mrn', '2', 1)",
     ),
     # Search rows belong to a record.
     *[
@@ -158,8 +158,8 @@ RULES = [
             f"INSERT INTO {table} VALUES ({owner}, {rest})",
         )
         for table, owner, rest in (
-            ("therapist_identifier", "'u'", "'s', 'v', 1"),
-            ("patient_identifier", "'q'", "'s', 'v', 1"),
+            ("therapist_identifier", "'u'", "'s', 'v', 1, 'v', NULL"),
+            ("patient_identifier", "'q'", "'s', 'v', 1, 'v', NULL"),
             ("therapist_name_word", "'u'", "'word'"),
             ("patient_name_word", "'q'", "'word'"),
             ("therapist_specialty", "'u'", "'cbt'"),
