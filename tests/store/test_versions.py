@@ -1,10 +1,12 @@
 """Lists of versions: what a record was, from when to when, and who changed it."""
 
+import json
 from typing import Any
 
 import pytest
 from caseload_server.domain import errors
 from caseload_server.domain.enums import ROLE_PRIMARY
+from caseload_server.domain.limits import MAX_PAGE_BYTES
 from caseload_server.domain.requests import CallContext, Delete, PageRequest, Update
 from caseload_server.domain.results import RecordVersion, VersionPage
 from caseload_server.store import (
@@ -21,6 +23,7 @@ from tests.store.conftest import Clock
 from tests.store.merge_setup import merge, unmerge
 from tests.store.store_calls import ALL, CALL, assign, both_kinds, head, make, make_pair, run, unassign, update
 
+LARGE_BYTES = 31 * 1024
 FRONT_DESK = CallContext("front-desk", "/caseload.v1.PatientService/UpdatePatient", on_behalf_of="jdoe")
 
 
@@ -115,6 +118,15 @@ def test_a_change_between_the_pages_repeats_no_version(store: RelationshipStore)
     second = store.list_versions(PATIENT_HISTORY, "p", PageRequest(10, first.next_after))
     names = [one.record.display_name for one in [*first.versions, *second.versions]]
     assert names == ["Ada King", "Ada Lovelace"]
+
+
+def test_a_page_of_large_versions_ends_early(store: RelationshipStore) -> None:
+    make(store, PATIENT, "p")
+    for number in range(MAX_PAGE_BYTES // LARGE_BYTES + 10):
+        update(store, PATIENT, "p", annotations=json.dumps({"k": f"{number}".ljust(LARGE_BYTES)}))
+    page = store.list_versions(PATIENT_HISTORY, "p", ALL)
+    assert MAX_PAGE_BYTES // LARGE_BYTES - 5 < len(page.versions) <= MAX_PAGE_BYTES // LARGE_BYTES
+    assert page.next_after
 
 
 def test_a_merge_and_its_reversal_are_versions_of_both_records(people: RelationshipStore) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from typing import Any, Final, Generic
 
@@ -37,18 +38,18 @@ class History(Generic[R]):
         """Returns the name of the table of the records."""
         return self.record.__name__.lower()
 
-    @property
+    @cached_property
     def select_current(self) -> str:
         """Returns the SELECT of the record by :id."""
         return f"SELECT {', '.join(self.record._fields)} FROM {self.table} WHERE {self.table}_id = :id"
 
-    @property
+    @cached_property
     def select_current_origin(self) -> str:
         """Returns the SELECT of the origin of the current record. It takes :before as select_versions."""
         source = "SELECT CAST(:before AS BIGINT) AS to_revision, CAST(NULL AS BIGINT) AS to_us"
         return self._with_origin(source, [])
 
-    @property
+    @cached_property
     def select_versions(self) -> str:
         """Returns the SELECT of the versions that changes before the revision :before replaced, newest first."""
         columns = STORED_COLUMNS[self.table]
