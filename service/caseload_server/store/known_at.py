@@ -25,9 +25,9 @@ _SELECT_OLDEST: Final = "SELECT versions_us FROM store"
 _SELECT_IN_FORCE: Final = " UNION ALL ".join(
     f"""
 SELECT CAST(pair.value ->> 0 AS BIGINT), period.assignment_id, period.role, period.patient_id
-FROM json_each(:pairs) AS pair
-JOIN {source} ON period.therapist_id = pair.value ->> 1 AND period.patient_id = pair.value ->> 2
-WHERE period.start_us <= :at_us AND {expiry.in_force("at_us")}
+FROM json_each(:pairs) AS pair CROSS JOIN {source}
+WHERE period.therapist_id = pair.value ->> 1 AND period.patient_id = pair.value ->> 2
+    AND period.start_us <= :at_us AND {expiry.in_force("at_us")}
     AND period.end_reason <> {enums.END_ENTERED_IN_ERROR} AND {condition}"""
     for source, condition in SOURCES
 )
@@ -44,14 +44,20 @@ _LINK_SOURCES: Final = (
     ),
 )
 _FEW: Final = "asked.key BETWEEN 0 AND 1000000"
-"""Always true. With it, PostgreSQL expects few ids and looks them up, instead of reading all merges."""
+"""Always true. With it, PostgreSQL expects few ids and looks them up, instead of reading all merges. The CROSS JOIN has
+the same effect on SQLite: it keeps the order of the tables."""
+_ENDS: Final = {
+    "patient_id": "length(linked.merged_into_patient_id) > 0",  # or SQLite would scan the partial index of merges
+    "merged_into_patient_id": "linked.merged_into_patient_id <> ''",
+}
+"""The columns that link two patients, each with the condition for a link."""
 _SELECT_LINKS: Final = " UNION ALL ".join(
     f"""
 SELECT linked.patient_id, linked.merged_into_patient_id
-FROM json_each(:ids) AS asked JOIN {source} ON linked.{end} = asked.atom AND linked.merged_into_patient_id <> ''
-WHERE {_FEW} AND {condition}"""
+FROM json_each(:ids) AS asked CROSS JOIN {source}
+WHERE linked.{end} = asked.atom AND {is_link} AND {_FEW} AND {condition}"""
     for source, condition in _LINK_SOURCES
-    for end in ("patient_id", "merged_into_patient_id")
+    for end, is_link in _ENDS.items()
 )
 
 
