@@ -164,16 +164,22 @@ class ModelComparison(RuleBasedStateMachine):
         self.model.now += 60
         everyone = list(itertools.product(THERAPISTS, PATIENTS))
         moments = self.past.moments()
+        versions = [self.api.send("ListAssignmentVersions", assignment_id=one.assignment_id) for one in self.stored()]
         for index, known_at in enumerate(moments[self.model.now % 3 :: 3]):  # another third in each run
             model, as_of = self.past.known_at(known_at), known_at + (50 if index % 2 else -25)
             known = {"known_at": {"seconds": known_at}}
             for at, times in ((known_at, known), (as_of, {**known, "as_of_time": {"seconds": as_of}})):
                 assert self.api.checked(*everyone, **times) == [model.treats(*pair, at) for pair in everyone]
             for filters, expected in lists(model, known_at, as_of):
-                sent = {"filter": filters, "page_size": 1000, "include_total_size": True, **known}
-                answer = self.api.send("ListAssignments", **sent)
-                assert [_period(one) for one in answer.assignments] == expected, sent
-                assert answer.total_size == len(expected), sent
+                answer = self.list_known(known_at, filters)
+                assert [_period(one) for one in answer.assignments] == expected, (known_at, filters)
+                assert answer.total_size == len(expected)
+            valid = [one.assignment for each in versions for one in _valid_at(each, known_at)]
+            assert list(self.list_known(known_at, {"states": [ACTIVE, ENDED]}).assignments) == valid
+
+    def list_known(self, known_at: int, filters: Sent) -> Any:
+        known = {"known_at": {"seconds": known_at}, "include_total_size": True}
+        return self.api.send("ListAssignments", filter=filters, page_size=1000, **known)
 
     def checks_are_the_same(self) -> None:
         """Checks what is in force, whether or not what has expired has ended."""
@@ -202,6 +208,11 @@ def _period(one: Any) -> Period:
     assert (one.state == ENDED) == (end is not None) == (one.ended_by in ("local", "system:expiry"))
     times = (one.start_time.seconds, end, one.end_reason, expire)
     return Period(one.therapist_id, one.patient_id, one.role, one.focus, *times)
+
+
+def _valid_at(answer: Any, at: int) -> list[Any]:
+    """The version of a record at a time, if it was created by then. Versions come newest first."""
+    return [one for one in answer.versions if one.from_time.seconds <= at][:1]
 
 
 def _line(change: Any) -> Line:
