@@ -91,13 +91,19 @@ def test_the_versions_of_an_assignment_are_its_periods(pair: RelationshipStore, 
     assert found[0].from_revision == pair.keys.revision(head(pair))
 
 
-def test_changes_of_assignments_are_no_versions_of_their_people(pair: RelationshipStore) -> None:
+@both_kinds
+def test_changes_of_assignments_are_no_versions_of_their_people(pair: RelationshipStore, kind: Any) -> None:
+    record_id = kind.name[0]
     assign(pair, role=ROLE_PRIMARY)
-    update(pair, PATIENT, "p", email="ada@example.org")
-    assign(pair, "u", "p")
-    found = versions(pair, PATIENT_HISTORY, "p")
-    assert [one.record.email for one in found] == ["ada@example.org", ""]
-    assert {(one.record.primary_therapist_id, one.record.active_therapist_count) for one in found} == {("", 0)}
+    update(pair, kind, record_id, email="ada@example.org")
+    revision = pair.keys.revision(head(pair))
+    unassign(pair)
+    new, old = versions(pair, history_of(kind), record_id)
+    assert (new.record.email, old.record.email) == ("ada@example.org", "")
+    assert new.from_revision == old.to_revision == revision
+    for one in (new, old):
+        assert getattr(one.record, kind.count_column) == 0
+        assert getattr(one.record, "primary_therapist_id", "") == ""
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 10])
