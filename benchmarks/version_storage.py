@@ -12,7 +12,7 @@ from typing import Final
 
 from caseload_server.clock import now_us
 from caseload_server.config import Config
-from caseload_server.domain.requests import Assign, CallContext, Unassign, Update
+from caseload_server.domain.requests import Assign, CallContext, Fields, Unassign, Update
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.factory import open_store
 from caseload_server.store.backends.protocol import Transaction
@@ -39,7 +39,7 @@ def _change(store: RelationshipStore) -> None:
     for number in range(_PATIENTS):
         patient_id = f"p{number}"
         identifiers = f'[["https://example.org/mrn","{number:08}"]]'
-        fields = {"display_name": "Jane Miller", "birth_date": "1990-02-03", "identifiers": identifiers}
+        fields: Fields = {"display_name": "Jane Miller", "birth_date": "1990-02-03", "identifiers": identifiers}
         store.create(PATIENT, patient_id, fields, _CALL)
         for update in range(_UPDATES):
             store.update(PATIENT, Update(patient_id, {"phone_number": f"+4930123{update:03}"}), _CALL)
