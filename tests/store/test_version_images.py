@@ -110,7 +110,8 @@ def test_a_change_set_of_an_older_server_moves_the_start_of_complete_versions(
         "UPDATE store SET head_revision = head_revision + 1, head_hash = :hash",
         "UPDATE patient SET email = 'older@example.org', etag = 'older', updated_us = :us WHERE patient_id = 'p'",
         (
-            "INSERT INTO change_set (revision, committed_us, actor, on_behalf_of, method, request_id, hash_version, hash)"
+            "INSERT INTO change_set"
+            " (revision, committed_us, actor, on_behalf_of, method, request_id, hash_version, hash)"
             " SELECT head_revision, :us, :actor, :behalf, :method, :request, 1, :hash FROM store"
         ),
         (
