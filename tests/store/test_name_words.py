@@ -28,6 +28,7 @@ def is_found(stored: str, typed: str) -> bool:
         ("N'Go'Mock", ["ngomock", "go'mock", "gomock", "mock"]),
         ("\u02bbAna Mock", ["ana", "'ana"]),
         ("Jean-Luc d\u2019Arc-Mock", ["luc", "jean luc", "jeanluc", "darc", "arc", "arcmock", "mock", "jean\u2013luc"]),
+        ("Nia O Mock", ["o'mock", "omock", "o mock", "mock"]),
         ("J.R. Mock", ["jr", "jr mock", "j.r. mock", "J R", "j. r."]),
         ("JR Mock", ["J.R. Mock", "jr", "j r"]),
         ("Gal\u00b7la Mock", ["gal\u00b7la", "gal", "la"]),

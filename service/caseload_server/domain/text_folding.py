@@ -23,8 +23,8 @@ SYMBOL: Final = "symbol"
 
 _INVISIBLE = regex.compile(r"[\p{Default_Ignorable_Code_Point}\p{Cf}]+", regex.V1)
 _APOSTROPHES: Final = (
-    "'`\u00b4\u02b9\u02bb\u02bc\u02bd\u02be\u02bf\u02c0\u02c1\u02c8\u02ca\u02cb\u02ce\u02cf\u02ee\u02f4\u0315\u0374"
-    "\u0384\u055a\u05f3\u05f4\u07f4\u07f5\u1fbd\u1fbf\u1fcd\u1fce\u1fdd\u1fde\u1fef\u1ffd\u1ffe\u2018\u2019\u201a\u201b"
+    "'`\u00b4\u02b9\u02ba\u02bb\u02bc\u02bd\u02be\u02bf\u02c0\u02c1\u02c8\u02ca\u02cb\u02ce\u02cf\u02d2\u02d3\u02ee\u02f4\u0315\u0374"
+    "\u0384\u0559\u055a\u05f3\u05f4\u07f4\u07f5\u1fbd\u1fbf\u1fcd\u1fce\u1fdd\u1fde\u1fef\u1ffd\u1ffe\u2018\u2019\u201a\u201b"
     "\u2032\u2035\u275b\u275c\u275f\ua78b\ua78c\uff07\uff40"
 )
 """Apostrophes, and what is used as one: accents without a letter, primes, glottal stops, geresh and gershayim."""
@@ -49,12 +49,14 @@ _SAME_LETTERS: Final = {
     **{chr(katakana): chr(katakana - 0x60) for katakana in (*range(0x30A1, 0x30F7), 0x30FD, 0x30FE)},  # to hiragana
 }
 _LATIN = regex.compile(r"\p{Script=Latin}")
-_SPACELESS_LETTER: Final = r"\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Hangul}\p{Script=Bopomofo}ー"
-_IS_SPACELESS = regex.compile(rf"[{_SPACELESS_LETTER}]")
-_LETTER: Final = rf"[\p{{L}}\p{{N}}\p{{Co}}\p{{Cn}}--[\p{{Noncharacter_Code_Point}}{_SPACELESS_LETTER}]]"
+_SPACELESS_SCRIPTS: Final = (
+    r"\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Hangul}\p{Script=Bopomofo}ー"
+)
+_SPACELESS_LETTER: Final = rf"[[{_SPACELESS_SCRIPTS}]&&[\p{{L}}\p{{N}}]]"
+_LETTER: Final = rf"[[\p{{L}}\p{{N}}\p{{Co}}\p{{Cn}}]--[\p{{Noncharacter_Code_Point}}{_SPACELESS_SCRIPTS}]]"
 """A letter or digit of another script. Python may not know those of the newest version of Unicode yet."""
 _TOKENS = regex.compile(
-    rf"(?P<spaceless>(?:[{_SPACELESS_LETTER}]\p{{M}}*)+)|(?P<word>{_LETTER}(?:{_LETTER}|[\p{{M}}'-])*)"
+    rf"(?P<spaceless>(?:{_SPACELESS_LETTER}\p{{M}}*)+)|(?P<word>{_LETTER}(?:{_LETTER}|[\p{{M}}'-])*)"
     r"|(?P<symbol>[\p{So}--\u2800])",
     regex.V1,
 )
