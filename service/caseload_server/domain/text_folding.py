@@ -130,16 +130,19 @@ def begins_spaceless(text: str) -> bool:
 
 
 def email_key(email: str) -> str:
-    """Returns the key of an e-mail address, which is equal for addresses that differ in case."""
-    return email.lower() if email.isascii() else identifier_key(unicodedata.normalize("NFKC", email).casefold())
+    """Returns the key of an e-mail address: as of an identifier, and without case."""
+    return email.lower() if email.isascii() else _bounded(_visible(email).casefold(), email)
 
 
 def identifier_key(value: str) -> str:
-    """Returns the key of the value of an identifier: in NFKC, without invisible characters, trimmed.
+    """Returns the key of the value of an identifier: in NFKC, without invisible characters, trimmed."""
+    return value.strip() if value.isascii() else _bounded(_visible(value), value)
 
-    A value whose key would be empty, or much longer than the value, is its own key.
-    """
-    if value.isascii():
-        return value.strip()
-    key = unicodedata.normalize("NFKC", _INVISIBLE.sub("", value)).strip()
+
+def _visible(text: str) -> str:
+    return unicodedata.normalize("NFKC", _INVISIBLE.sub("", text)).strip()
+
+
+def _bounded(key: str, value: str) -> str:
+    """Returns the key of a value. A value whose key is empty, or much longer than the value, is its own key."""
     return key if 0 < len(key) <= limits.MAX_KEY_LENGTH else value
