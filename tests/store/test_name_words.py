@@ -140,6 +140,7 @@ def test_the_words_of_a_record_have_a_bound_and_begin_with_the_display_name() ->
     assert len(words) == 256
     assert {"nia", "mock"} <= set(words)
     assert {len(word) for word in words} <= {*range(1, 17)}
+    assert record_words("x" * 200, []) == ["x" * 64]
     assert is_found("x" * 200, "x" * 100)
     assert len(name_key("\ufdfa" * 200)) == 400
 

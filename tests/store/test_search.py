@@ -1,7 +1,5 @@
 """Which records a name search finds."""
 
-import json
-import random
 import unicodedata
 
 import pytest
@@ -53,23 +51,6 @@ def test_a_search_finds_names_by_the_prefixes_of_their_words(
         assert ids(store, kind, name_prefix=prefix) == ["it"], ascii(prefix)
     for prefix in not_found:
         assert ids(store, kind, name_prefix=prefix) == [], ascii(prefix)
-
-
-EXPANDING = [one for one in map(chr, [*range(0x3300, 0x3400), 0xFDFA]) if len(unicodedata.normalize("NFKC", one)) > 3]
-"""Characters that stand for four or more."""
-
-
-@both_kinds
-@pytest.mark.parametrize("pool", [EXPANDING, [*map(chr, range(0x20000, 0x20800))]], ids=["expanding", "four bytes"])
-def test_both_databases_store_the_keys_of_the_longest_values(
-    store: RelationshipStore, kind: AnyKind, pool: list[str]
-) -> None:
-    longest = "".join(random.Random(1).choices(pool, k=200))  # varied, because PostgreSQL compresses
-    system = "urn:" + "x" * 196
-    made = {"email": f"{longest}@{longest[:50]}", "identifiers": json.dumps([[system, longest]])}
-    make(store, kind, "it", display_name=longest, aliases=json.dumps([longest[::-1]]), **made)
-    assert ids(store, kind, name_prefix=longest[:3]) == ["it"]
-    assert ids(store, kind, identifier=(system, longest)) == ["it"]
 
 
 @both_kinds
