@@ -68,6 +68,7 @@ def test_a_dry_run_lists_records_with_the_same_identifier_and_migrate_makes_thei
     verified = caseload(tmp_path, "verify", *database_flag)
     rule = "broken: the key of an identifier belongs to one patient that is not deleted: 1 (young)"
     assert [one for one in verified.stdout.splitlines() if "broken" in one] == [rule]
+    assert not any("GC-1" in ended.stdout + ended.stderr for ended in (dry_run, migrated, verified))
     with ServerProcess(previous_url, command=CASELOAD) as server, ApiDriver(server.address) as api:
         assert found(api, "omock") == ["young"]
 

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from caseload_server.domain import errors
+from caseload_server.domain.requests import Merge
 from caseload_server.store import PATIENT, RelationshipStore, key_catch_up
 from caseload_server.store.search import keys, record_words
 
@@ -132,6 +133,20 @@ def test_a_record_with_the_key_of_another_one_keeps_its_identifier_until_it_is_m
     assert doubles(store) == {}
     with pytest.raises(errors.IdentifierTaken):
         update(store, PATIENT, "b", identifiers=identified(HIDDEN))
+
+
+@pytest.mark.parametrize(("source", "target", "value"), [("a", "b", HIDDEN), ("b", "a", "GC-1")])
+def test_a_merge_of_two_records_with_the_same_key_mends_them(
+    store: RelationshipStore, source: str, target: str, value: str
+) -> None:
+    older_instance.create(store._database, PATIENT, "a", "Nia Mock", "GC-1", created_us=1)
+    older_instance.create(store._database, PATIENT, "b", "Nia Mock", HIDDEN, created_us=2)
+    catch_up(store)
+    merged = store.merge(Merge(source, target), CALL).target
+    assert json.loads(merged.identifiers) == [[SYSTEM, value]]
+    catch_up(store)
+    held = [record_id for record_id, _, holds_key in holders(store, PATIENT) if holds_key]
+    assert (held, doubles(store)) == ([target], {})
 
 
 def test_one_record_may_have_had_two_identifiers_with_one_key(store: RelationshipStore) -> None:

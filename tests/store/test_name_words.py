@@ -28,6 +28,7 @@ def is_found(stored: str, typed: str) -> bool:
         ("N'Go'Mock", ["ngomock", "go'mock", "gomock", "mock"]),
         ("\u02bbAna Mock", ["ana", "'ana"]),
         ("Jean-Luc d\u2019Arc-Mock", ["luc", "jean luc", "jeanluc", "darc", "arc", "arcmock", "mock", "jean\u2013luc"]),
+        ("Nia O Mock", ["o'mock", "omock", "o mock", "mock"]),
         ("J.R. Mock", ["jr", "jr mock", "j.r. mock", "J R", "j. r."]),
         ("JR Mock", ["J.R. Mock", "jr", "j r"]),
         ("Gal\u00b7la Mock", ["gal\u00b7la", "gal", "la"]),
@@ -139,6 +140,7 @@ def test_the_words_of_a_record_have_a_bound_and_begin_with_the_display_name() ->
     assert len(words) == 256
     assert {"nia", "mock"} <= set(words)
     assert {len(word) for word in words} <= {*range(1, 17)}
+    assert record_words("x" * 200, []) == ["x" * 64]
     assert is_found("x" * 200, "x" * 100)
     assert len(name_key("\ufdfa" * 200)) == 400
 

@@ -23,8 +23,8 @@ SYMBOL: Final = "symbol"
 
 _INVISIBLE = regex.compile(r"[\p{Default_Ignorable_Code_Point}\p{Cf}]+", regex.V1)
 _APOSTROPHES: Final = (
-    "'`\u00b4\u02b9\u02bb\u02bc\u02bd\u02be\u02bf\u02c0\u02c1\u02c8\u02ca\u02cb\u02ce\u02cf\u02ee\u02f4\u0315\u0374"
-    "\u0384\u055a\u05f3\u05f4\u07f4\u07f5\u1fbd\u1fbf\u1fcd\u1fce\u1fdd\u1fde\u1fef\u1ffd\u1ffe\u2018\u2019\u201a\u201b"
+    "'`\u00b4\u02b9\u02ba\u02bb\u02bc\u02bd\u02be\u02bf\u02c0\u02c1\u02c8\u02ca\u02cb\u02ce\u02cf\u02d2\u02d3\u02ee\u02f4\u0315\u0374"
+    "\u0384\u0559\u055a\u05f3\u05f4\u07f4\u07f5\u1fbd\u1fbf\u1fcd\u1fce\u1fdd\u1fde\u1fef\u1ffd\u1ffe\u2018\u2019\u201a\u201b"
     "\u2032\u2035\u275b\u275c\u275f\ua78b\ua78c\uff07\uff40"
 )
 """Apostrophes, and what is used as one: accents without a letter, primes, glottal stops, geresh and gershayim."""
@@ -49,12 +49,14 @@ _SAME_LETTERS: Final = {
     **{chr(katakana): chr(katakana - 0x60) for katakana in (*range(0x30A1, 0x30F7), 0x30FD, 0x30FE)},  # to hiragana
 }
 _LATIN = regex.compile(r"\p{Script=Latin}")
-_SPACELESS_LETTER: Final = r"\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Hangul}\p{Script=Bopomofo}ー"
-_IS_SPACELESS = regex.compile(rf"[{_SPACELESS_LETTER}]")
-_LETTER: Final = rf"[\p{{L}}\p{{N}}\p{{Co}}\p{{Cn}}--[\p{{Noncharacter_Code_Point}}{_SPACELESS_LETTER}]]"
+_SPACELESS_SCRIPTS: Final = (
+    r"\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Hangul}\p{Script=Bopomofo}ー"
+)
+_SPACELESS_LETTER: Final = rf"[[{_SPACELESS_SCRIPTS}]&&[\p{{L}}\p{{N}}]]"
+_LETTER: Final = rf"[[\p{{L}}\p{{N}}\p{{Co}}\p{{Cn}}]--[\p{{Noncharacter_Code_Point}}{_SPACELESS_SCRIPTS}]]"
 """A letter or digit of another script. Python may not know those of the newest version of Unicode yet."""
 _TOKENS = regex.compile(
-    rf"(?P<spaceless>(?:[{_SPACELESS_LETTER}]\p{{M}}*)+)|(?P<word>{_LETTER}(?:{_LETTER}|[\p{{M}}'-])*)"
+    rf"(?P<spaceless>(?:{_SPACELESS_LETTER}\p{{M}}*)+)|(?P<word>{_LETTER}(?:{_LETTER}|[\p{{M}}'-])*)"
     r"|(?P<symbol>[\p{So}--\u2800])",
     regex.V1,
 )
@@ -128,16 +130,19 @@ def begins_spaceless(text: str) -> bool:
 
 
 def email_key(email: str) -> str:
-    """Returns the key of an e-mail address, which is equal for addresses that differ in case."""
-    return email.lower() if email.isascii() else identifier_key(unicodedata.normalize("NFKC", email).casefold())
+    """Returns the key of an e-mail address: as of an identifier, and without case."""
+    return email.lower() if email.isascii() else _bounded(_visible(email).casefold(), email)
 
 
 def identifier_key(value: str) -> str:
-    """Returns the key of the value of an identifier: in NFKC, without invisible characters, trimmed.
+    """Returns the key of the value of an identifier: in NFKC, without invisible characters, trimmed."""
+    return value.strip() if value.isascii() else _bounded(_visible(value), value)
 
-    A value whose key would be empty, or much longer than the value, is its own key.
-    """
-    if value.isascii():
-        return value.strip()
-    key = unicodedata.normalize("NFKC", _INVISIBLE.sub("", value)).strip()
+
+def _visible(text: str) -> str:
+    return unicodedata.normalize("NFKC", _INVISIBLE.sub("", text)).strip()
+
+
+def _bounded(key: str, value: str) -> str:
+    """Returns the key of a value. A value whose key is empty, or much longer than the value, is its own key."""
     return key if 0 < len(key) <= limits.MAX_KEY_LENGTH else value

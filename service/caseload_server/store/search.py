@@ -27,6 +27,7 @@ _MAX_WORDS: Final = 256
 _SIMPLE_NAME = re.compile("(?:[A-Z]?[a-z]{2,63})(?: [A-Z]?[a-z]{2,63})*")
 """Most names. Their words take a third of the time."""
 _TWO_CAPITALS = re.compile(r"\b[A-Z]{2}\b")
+_BEFORE_APOSTROPHE: Final = {"d", "l", "m", "n", "o"}
 _ARABIC_FIRST, _ARABIC_LAST = "\u0620", "\u08ff"
 
 
@@ -112,10 +113,13 @@ def _words(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _joined(words: list[str]) -> Iterator[str]:
-    """Yields initials in a row together, and pairs of Arabic words: Abd Allah is written with a space or without."""
+    """Yields initials in a row together, and pairs of words that some people join.
+
+    They join Arabic words, as in Abd Allah, and write an apostrophe instead of a space in names such as O Mock.
+    """
     for is_initial, group in groupby(words, lambda word: len(word) == 1):
         if is_initial and len(initials := "".join(group)) > 1:
             yield initials
     for first, second in pairwise(words):
-        if _ARABIC_FIRST <= first[0] <= _ARABIC_LAST and _ARABIC_FIRST <= second[0] <= _ARABIC_LAST:
+        if first in _BEFORE_APOSTROPHE or _ARABIC_FIRST <= first[0] <= _ARABIC_LAST:
             yield first + second
