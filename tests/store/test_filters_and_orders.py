@@ -73,6 +73,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes a few records as many as a walk must give up on."""
     monkeypatch.setattr("caseload_server.store.lists._BUDGETS", [1, 2, 3, 5, 10**6])
     monkeypatch.setattr("caseload_server.store.lists._MAX_WORDS", 2)
+    monkeypatch.setattr("caseload_server.store.lists._MIN_CHUNK", 1)
     monkeypatch.setattr("caseload_server.store.lists._MAX_CHUNK", 2)
 
 

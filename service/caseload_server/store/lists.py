@@ -28,8 +28,9 @@ _BUDGETS: Final = [10**exponent for exponent in range(3, 19)]
 """How many rows one turn reads at most. With the last one, every filter is rare enough to be gathered."""
 _MAX_WORDS: Final = 200
 """A walk merges the records of at most this many words with a prefix."""
+_MIN_CHUNK: Final = 50
 _MAX_CHUNK: Final = 4000
-"""How many ids a walk of a filter's matches reads at once, at most."""
+"""How many ids a walk of a filter's matches reads at once, if other filters reject some of them."""
 _SELECT_WORDS: Final = """
 WITH RECURSIVE next_word(word) AS (
     SELECT (SELECT MIN(word) FROM {table} WHERE word >= :{name} AND word < :{name}_end)
@@ -116,6 +117,8 @@ class RecordList:
     def _count(self, filter_: Filter, budget: int) -> int:
         """Returns the number of a filter's matches, but at most the budget."""
         source = f"{filter_.table} AS found{self._indexed(filter_.index_name)} WHERE {filter_.condition('found')}"
+        if filter_.column and not self._dialect.indexed:  # the order leads PostgreSQL to the index
+            source += f" ORDER BY {filter_.column.format(row='found')}, found.{filter_.id_column}"
         sql = f"SELECT count(*) FROM (SELECT 1 FROM {source} LIMIT :limit) AS counted"
         return int(self._transaction.run(sql, {**filter_.parameters, "limit": budget})[0][0])
 
@@ -137,17 +140,15 @@ class RecordList:
 
     def _select(self, columns: str, filter_: Filter, *conditions: str) -> tuple[str, dict[str, Value]]:
         """Returns the SELECT of what meets all filters, found by one of them, and its parameters."""
-        kind = self._kind
-        record = f"{kind.name} AS record"
-        if filter_.table == kind.name:
-            source = f"{record}{self._indexed(filter_.index_name)}"
-            is_found = filter_.condition("record")
+        if filter_.table == self._kind.name:
+            table = f"{filter_.table} AS record{self._indexed(filter_.index_name)}"
+            found = f"{table} WHERE {filter_.condition('record')}"
         else:
-            ids = f"SELECT DISTINCT {kind.id_column} FROM {filter_.table} AS found{self._indexed(filter_.index_name)}"
-            source = f"({ids} WHERE {filter_.condition('found')}) AS found CROSS JOIN {record}"
-            is_found = f"record.{kind.id_column} = found.{kind.id_column}"
-        where = _all(is_found, *self._checks(filter_), *conditions)
-        return f"SELECT {columns} FROM {source} WHERE {where}", self._filter_parameters
+            table = f"{filter_.table} AS found{self._indexed(filter_.index_name)}"
+            found = self._with_ids(
+                f"SELECT DISTINCT found.{self._kind.id_column} AS id FROM {table} WHERE {filter_.condition('found')}"
+            )
+        return f"SELECT {columns} FROM {_all(found, *self._checks(filter_), *conditions)}", self._filter_parameters
 
     def _scan(self, filter_: Filter, position: _Position | None, limit: int) -> Query:
         """Returns the query that reads the records of a filter in the order of its index."""
@@ -215,7 +216,7 @@ class RecordList:
         self, filter_: Filter, values: list[Value], position: _Position | None, budget: int, limit: int
     ) -> Walk:
         """Walks the matches of a filter by id, in growing chunks."""
-        chunk = limit
+        chunk = limit if len(self._filters) == 1 else max(limit, _MIN_CHUNK)
         if filter_.column and not values:  # there is no word with the prefix
             return None
         while budget > 0:
@@ -247,9 +248,8 @@ class RecordList:
 
     def _fetch(self, ids: list[str], filter_: Filter, limit: int) -> Query:
         """Returns the query of those records that meet the other filters."""
-        found = self._dialect.among_ids.format(table=self._kind.name, id=self._kind.id_column)
-        where = _all(found, *self._checks(filter_))
-        sql = f"SELECT {self._columns} FROM {where} ORDER BY 1 LIMIT :limit"
+        found = _all(self._with_ids("SELECT atom AS id FROM json_each(:ids)"), *self._checks(filter_))
+        sql = f"SELECT {self._columns} FROM {found} ORDER BY 1 LIMIT :limit"
         return Query(sql, {**self._filter_parameters, "ids": json.dumps(ids), "limit": limit})
 
     # Parts of the statements.
@@ -284,6 +284,9 @@ class RecordList:
         if self._is_live:
             yield self._is_live
         yield from (filter_.check(self._kind) for filter_ in self._filters if filter_ is not found_by)
+
+    def _with_ids(self, ids: str) -> str:
+        return self._dialect.with_ids.format(ids=ids, table=self._kind.name, id=self._kind.id_column)
 
     def _indexed(self, index: str) -> str:
         return self._dialect.indexed.format(index=index) if index else ""

@@ -90,9 +90,9 @@ class Dialect(NamedTuple):
     merged_ids: str
     """The {id}s after :after that the {where} of a {table} finds for each of the :values, merged in order. The rows of
     each have the {order} of an index. In {where}, `merged` has the value, and the id to begin after."""
-    among_ids: str
-    """Those records of a {table} whose {id} is one of :ids, found one by one, whatever else they must meet: FROM what,
-    WHERE what."""
+    with_ids: str
+    """The records of a {table} whose {id} is among {ids}, a SELECT of a column `id`, as FROM and WHERE. They are found
+    one by one, whatever else they must meet."""
     fence: str
     """After a subquery, it keeps the order and the limit of the outer query from changing its plan."""
     has_statistics: bool

@@ -147,7 +147,7 @@ def test_a_list_of_people_reads_its_index_page_by_page(
     assert [step for plan in walks for step in plan if f"INDEX {index} " in step], walks
     assert not [step for plan in walks for step in plan if step.startswith(("SCAN record", "SCAN found"))], walks
     sorts = [plan for plan in walks if "USE TEMP B-TREE FOR ORDER BY" in plan]
-    few_ids = {"SCAN given VIRTUAL TABLE INDEX 1:", "CO-ROUTINE merged"}
+    few_ids = {"SCAN json_each VIRTUAL TABLE INDEX 1:", "CO-ROUTINE merged"}
     assert all(few_ids & set(plan) for plan in sorts), sorts
 
 

@@ -62,7 +62,7 @@ class PostgresDatabase:
         unindexed="",
         indexed="",
         merged_ids=_MERGED_IDS,
-        among_ids="{table} AS record WHERE record.{id} = ANY(ARRAY(SELECT atom FROM json_each(:ids)))",
+        with_ids="{table} AS record WHERE record.{id} = ANY(ARRAY({ids}))",
         fence=" OFFSET 0",
         has_statistics=True,
     )

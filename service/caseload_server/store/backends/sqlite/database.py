@@ -81,7 +81,7 @@ class SqliteDatabase:
         unindexed="+",
         indexed=" INDEXED BY {index}",
         merged_ids=_MERGED_IDS,
-        among_ids="json_each(:ids) AS given CROSS JOIN {table} AS record WHERE record.{id} = given.atom",
+        with_ids="({ids}) AS given CROSS JOIN {table} AS record WHERE record.{id} = given.id",
         fence="",
         has_statistics=False,
     )
