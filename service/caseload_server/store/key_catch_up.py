@@ -118,27 +118,35 @@ def _update_identifiers(transaction: Transaction, kind: RecordKind[Any], records
 
     It deletes and inserts rows, because an INSERT can leave out a row whose key another write has just taken.
     """
-    table, record_id = f"{kind.name}_identifier", kind.id_column
     claims = _outdated_identifiers(transaction, kind, records)
     if not claims:
         return
-    transaction.run(
-        f"DELETE FROM {table} WHERE ({record_id}, system, value) IN"
-        " (SELECT old.value ->> 0, old.value ->> 1, old.value ->> 2 FROM json_each(:claims) AS old)",
-        {"claims": json.dumps(claims)},
+    first_claims: dict[tuple[str, str], Row] = {}
+    for claim in claims:
+        _, system, _, live, key, _ = claim
+        if live:
+            first_claims.setdefault((system, key), claim)
+    in_lock_order = {"claims": json.dumps([first_claims[key] for key in sorted(first_claims)])}
+    transaction.run(_delete_identifiers(kind), {"claims": json.dumps(claims)})
+    transaction.run(_release_from_younger(kind), in_lock_order)
+    transaction.run(_insert_identifiers(kind, holds_key="1"), in_lock_order)
+    transaction.run(_insert_identifiers(kind, holds_key="NULL"), {"claims": json.dumps(claims)})
+
+
+def _delete_identifiers(kind: RecordKind[Any]) -> str:
+    return (
+        f"DELETE FROM {kind.name}_identifier WHERE ({kind.id_column}, system, value) IN"
+        " (SELECT old.value ->> 0, old.value ->> 1, old.value ->> 2 FROM json_each(:claims) AS old)"
     )
-    first_claims = {
-        (system, key): claim for claim in reversed(claims) for _, system, _, live, key, _ in [claim] if live
-    }
-    transaction.run(_release_from_younger(kind), {"claims": json.dumps([*first_claims.values()])})
-    insert = (
-        f"INSERT INTO {table} ({record_id}, system, value, live, value_key, holds_key)"
+
+
+def _insert_identifiers(kind: RecordKind[Any], holds_key: str) -> str:
+    """Returns the INSERT of :claims, which leaves out those whose row exists, or whose key is taken."""
+    return (
+        f"INSERT INTO {kind.name}_identifier ({kind.id_column}, system, value, live, value_key, holds_key)"
         " SELECT new.value ->> 0, new.value ->> 1, new.value ->> 2, CAST(new.value ->> 3 AS BIGINT), new.value ->> 4,"
-        " {holds_key} FROM json_each(:claims) AS new WHERE TRUE ON CONFLICT DO NOTHING"
+        f" {holds_key} FROM json_each(:claims) AS new WHERE TRUE ON CONFLICT DO NOTHING"
     )
-    in_lock_order = [first_claims[key] for key in sorted(first_claims)]
-    transaction.run(insert.format(holds_key="1"), {"claims": json.dumps(in_lock_order)})
-    transaction.run(insert.format(holds_key="NULL"), {"claims": json.dumps(claims)})
 
 
 def _outdated_identifiers(transaction: Transaction, kind: RecordKind[Any], records: list[Any]) -> list[Row]:
