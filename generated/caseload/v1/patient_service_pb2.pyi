@@ -290,8 +290,8 @@ class ListPatientsRequest(_message.Message):
     order_by: _builtins.str
     """The order of the list. Empty means by id. "display_name" and "display_name desc" order by name
     without case and accents, then by id. "update_time" and "update_time desc" order by the last
-    change, then by id. A record whose name or update_time does not change meanwhile appears exactly
-    once.
+    change, then by id. With "desc", the ids of equal ones are in reverse order too. A record whose
+    name or update_time does not change meanwhile appears exactly once.
     """
     include_total_size: _builtins.bool
     """If true, total_size is set. The price grows with the number of matches."""
@@ -873,7 +873,7 @@ class ListPatientTherapistsRequest(_message.Message):
     order_by: _builtins.str
     """The order of the list. Empty means by assignment_id. "display_name" orders by the name of the
     therapist, without case and accents. "start_time" and "start_time desc" order by the start of the
-    assignment. Equal ones are ordered by assignment_id.
+    assignment. Equal ones are ordered by assignment_id, with "desc" in reverse order.
     """
     include_total_size: _builtins.bool
     """If true, total_size is set. The price grows with the number of matches."""
