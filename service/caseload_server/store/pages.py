@@ -19,8 +19,8 @@ def build_page(
 ) -> Page[T]:
     """Takes rows until the page is full, in records or in bytes.
 
-    Args: rows, whose first column is the id; width, how many columns `make` takes, or None for all. The column after
-    them is the sort key, if the list is not ordered by id.
+    Args: rows, whose first column is the id; width, how many columns `make` takes before the sort key, or None for lists
+    by id.
     """
     taken: list[T] = []
     size, next_after, next_key = 0, "", ""
@@ -28,9 +28,9 @@ def build_page(
     for row in rows:
         size += _ROW_OVERHEAD_BYTES + sum(_utf8_bytes(value) for value in row if type(value) is str)
         if len(taken) == page.size or (taken and size > MAX_PAGE_BYTES):
-            next_after, next_key = last[0], last[width] if width is not None and len(last) > width else ""
+            next_after, next_key = last[0], "" if width is None else last[width]
             break
-        taken.append(make(row[:width]))
+        taken.append(make(row if width is None else row[:width]))
         last = row
     return Page(taken, next_after, revision, next_key)
 

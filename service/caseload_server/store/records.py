@@ -35,7 +35,7 @@ class RecordKind(Generic[P]):
         """Returns the name of the id column."""
         return f"{self.name}_id"
 
-    @property
+    @cached_property
     def columns(self) -> str:
         """Returns all columns in the order of the record, for a table with the alias `record`."""
         return ", ".join(f"record.{column}" for column in self.record._fields)

@@ -90,7 +90,7 @@ class RelationshipStore:
             listed = lists.RecordList(transaction, kind, query, self._database.dialect)
             total = listed.total() if query.with_total else None
             head = self._read_head(transaction)
-            width = len(kind.record._fields)
+            width = len(kind.record._fields) if query.order.column else None
             return build_page(listed.rows(page), page, kind.record._make, head, width)._replace(total_size=total)
 
     def list_therapist_patients(self, query: CaseloadQuery, page: PageRequest) -> Page[tuple[Assignment, Patient]]:
@@ -111,7 +111,9 @@ class RelationshipStore:
             if not transaction.run(kind.select, {"id": query.parent_id}):
                 raise records.not_found(kind, [query.parent_id])
             context = self._database.dialect, self._clock()
-            total = self._total(transaction, query, assignment_lists.count_caseload(kind, query, *context))
+            total = None
+            if query.with_total:
+                total = self._total(transaction, assignment_lists.count_caseload(kind, query, *context))
             select = assignment_lists.select_caseload(kind, other, query, *context)
             head = self._read_head(transaction)
             return build_page(
@@ -119,7 +121,7 @@ class RelationshipStore:
                 page,
                 lambda row: (Assignment._make(row[:width]), other.record._make(row[width:])),
                 head,
-                width + len(other.record._fields),
+                width + len(other.record._fields) if query.order.column else None,
             )._replace(total_size=total)
 
     def create(self, kind: RecordKind[P], record_id: str, fields: Fields, call: CallContext) -> RecordResult[P]:
@@ -234,10 +236,12 @@ class RelationshipStore:
         with self._database.snapshot() as transaction:
             query = _of_same_person(transaction, query)
             context = self._database.dialect, self._clock()
-            total = self._total(transaction, query, assignment_lists.count_assignments(query, *context))
+            total = None
+            if query.with_total:
+                total = self._total(transaction, assignment_lists.count_assignments(query, *context))
             select = assignment_lists.select_assignments(query, *context).of_page(page.after, page.size + 1)
-            head, width = self._read_head(transaction), len(Assignment._fields)
-            return build_page(transaction.rows(select), page, Assignment._make, head, width)._replace(total_size=total)
+            head = self._read_head(transaction)
+            return build_page(transaction.rows(select), page, Assignment._make, head)._replace(total_size=total)
 
     def list_versions(self, history: versions.History[R], record_id: str, page: PageRequest) -> results.VersionPage[R]:
         """Returns one page of what a record was, newest first. Raises the kind's NOT_FOUND."""
@@ -303,9 +307,7 @@ class RelationshipStore:
         self._database.close()
 
     @staticmethod
-    def _total(transaction: Transaction, query: CaseloadQuery | requests.AssignmentQuery, count: Query) -> int | None:
-        if not query.with_total:
-            return None
+    def _total(transaction: Transaction, count: Query) -> int:
         [(total,)] = transaction.rows(count)
         return int(total)
 
