@@ -19,8 +19,8 @@ def build_page(
 ) -> Page[T]:
     """Takes rows until the page is full, in records or in bytes.
 
-    Args: rows, whose first column is the id; width, how many columns `make` takes before the sort key, or None for lists
-    by id.
+    Args: rows, whose first column is the id; width, how many columns `make` takes before the sort key, or None if the
+    list is by id.
     """
     taken: list[T] = []
     size, next_after, next_key = 0, "", ""
