@@ -26,6 +26,8 @@ from caseload_server.store.records import RecordKind
 
 _BUDGETS: Final = [10**exponent for exponent in range(3, 19)]
 """How many rows one turn reads at most. With the last one, every filter is rare enough to be gathered."""
+_MAX_COUNTED: Final = 8
+"""The matches of at most this many filters are counted: the rarest of a long name is among its longest words."""
 _MAX_WORDS: Final = 200
 """A walk merges the records of at most this many words with a prefix."""
 _MIN_CHUNK: Final = 50
@@ -110,7 +112,7 @@ class RecordList:
         for filter_ in self._filters:
             if filter_.has_few:
                 return filter_
-        counts = [(self._count(filter_, budget), n) for n, filter_ in enumerate(self._filters)]
+        counts = [(self._count(filter_, budget), n) for n, filter_ in enumerate(self._filters[:_MAX_COUNTED])]
         count, n = min(counts)
         return self._filters[n] if count < budget else None
 
