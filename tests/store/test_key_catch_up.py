@@ -194,3 +194,15 @@ def test_writers_and_the_catch_up_do_not_disturb_each_other(store: RelationshipS
         assert stored_words(store, PATIENT, patient_id) == ["mock24", "nia"]
     assert store.key_catch_up.count() == 0
     assert broken(store) == []
+
+
+@both_kinds
+def test_an_update_of_another_field_leaves_a_record_of_an_older_version_to_be_caught_up(
+    store: RelationshipStore, kind: AnyKind
+) -> None:
+    older_instance.create(store._database, kind, "a", "Nia O\u2019Mock")
+    update(store, kind, "a", email="Nia@Example.org")
+    assert (ids(store, kind, name_prefix="mock"), store.key_catch_up.count()) == ([], 1)
+    assert catch_up(store) == 1
+    assert (ids(store, kind, name_prefix="mock"), store.key_catch_up.count()) == (["a"], 0)
+    assert doubles(store) == {}

@@ -123,6 +123,7 @@ def test_a_change_set_of_an_older_server_moves_the_start_of_complete_versions(
     assert run(pair, "SELECT versions_revision, versions_us FROM store") == [(head(pair), clock())]
     update(pair, PATIENT, "p", email="2@example.org")
     assert versions_of(pair, "patient", "p") == [head_before.revision, head(pair)]
+    assert list(pair.key_catch_up.run()) == [1]
     assert broken(pair) == []
 
 

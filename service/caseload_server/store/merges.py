@@ -21,7 +21,6 @@ SELECT_SAME_PERSON = """
 SELECT other.patient_id FROM same_person AS own JOIN same_person AS other ON other.person_id = own.person_id
 WHERE own.patient_id = :patient_id"""
 _COUNT_RECORDS = "SELECT COUNT(*) FROM same_person WHERE person_id = :patient_id"
-_SET_LINK = "UPDATE patient SET merged_into_patient_id = :into WHERE patient_id = :patient_id"
 _JOIN_PERSONS = "UPDATE same_person SET person_id = :target WHERE person_id = :source"
 _ADD_PERSON = """
 INSERT INTO same_person (patient_id, person_id) VALUES (:source, :target), (:target, :target)
@@ -183,7 +182,6 @@ def _move(
 def _close(write: Write, source: Patient, target_id: str) -> Patient:
     """Links the source to the target and soft-deletes it, which frees its identifiers."""
     before = records.require(write, PATIENT, source.patient_id)  # whose count is 0 now
-    write.run(_SET_LINK, {"patient_id": source.patient_id, "into": target_id})
     closed = before._replace(deleted_us=write.now_us, merged_into_patient_id=target_id)
     return records.save(write, PATIENT, before, closed, enums.CHANGE_DELETED, "delete_time", "merged_into_patient_id")
 
@@ -228,7 +226,6 @@ def _reopen(write: Write, source: Patient, target_id: str) -> Patient:
     link: dict[str, Value] = {"source": source.patient_id, "target": target_id}
     write.run(_SPLIT_PERSON, link)
     write.run(_DELETE_SINGLE_RECORDS, link)
-    write.run(_SET_LINK, {"patient_id": source.patient_id, "into": ""})
     after = source._replace(deleted_us=None, merged_into_patient_id="")
     return records.save(write, PATIENT, source, after, enums.CHANGE_UNDELETED, "delete_time", "merged_into_patient_id")
 

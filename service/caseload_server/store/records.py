@@ -10,7 +10,7 @@ from caseload_server.domain import enums, errors, limits
 from caseload_server.domain.records import P, Patient, Therapist
 from caseload_server.domain.requests import Fields, Update
 from caseload_server.store import identifiers, record_sizes, search
-from caseload_server.store.backends.protocol import Row
+from caseload_server.store.backends.protocol import Row, Value
 from caseload_server.store.write_transaction import Write
 
 
@@ -61,12 +61,15 @@ class RecordKind(Generic[P]):
             f" ON CONFLICT ({self.id_column}) DO NOTHING RETURNING 1"
         )
 
-    @cached_property
-    def update(self) -> str:
-        """Returns the UPDATE of a record. It leaves out the columns that are derived from assignments."""
-        columns = [*self.defaults, "updated_us", "deleted_us", "etag", *search.KEY_COLUMNS]
+    def update(self, columns: Iterable[str]) -> str:
+        """Returns the UPDATE of columns of a record. SQLite rewrites the indexes of all columns in it, changed or not.
+
+        A record whose words and keys are not current stays so, until all of them are made.
+        """
         values = ", ".join(f"{column} = :{column}" for column in columns)
-        return f"UPDATE {self.name} SET {values} WHERE {self.id_column} = :{self.id_column}"
+        is_current = f"keyed_etag = '{search.RULES_VERSION}:' || etag"
+        keyed = f"keyed_etag = CASE WHEN {is_current} THEN :keyed_etag ELSE keyed_etag END"
+        return f"UPDATE {self.name} SET {values}, {keyed} WHERE {self.id_column} = :id"
 
     @cached_property
     def insert_name_words(self) -> str:
@@ -275,11 +278,13 @@ def active_count(kind: RecordKind[P], record: P) -> int:
 def save(write: Write, kind: RecordKind[P], before: P, record: P, change: int, *fields: str) -> P:
     """Saves a record with a new etag, and records the change. Args: change, a CHANGE_ enum; fields, changed fields.
 
-    Args: before, the row as it is. It leaves out the columns that are derived. Raises IdentifierTaken.
+    Args: before, the row as it is. Raises IdentifierTaken.
     """
     record = record._replace(updated_us=write.now_us, etag=write.new_etag())
-    columns = {name: value for name, value in record._asdict().items() if f":{name}" in kind.update}
-    write.run(kind.update, columns | search.keys(record))
+    values = zip(record._fields, record, before, strict=True)
+    columns: dict[str, Value] = {name: value for name, value, old in values if value != old}
+    columns |= search.keys_of(columns)
+    write.run(kind.update(columns), {**columns, "id": record[0], "keyed_etag": search.keyed_etag(record.etag)})
     _update_search_tables(write, kind, record, before)
     write.record_change(change, record, *fields, before=before)
     return record

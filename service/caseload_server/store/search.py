@@ -1,10 +1,10 @@
 """Words and keys by which people are found and ordered. Requests and records make them in the same way."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby, pairwise
 from operator import itemgetter
-from typing import Final
+from typing import Any, Final
 
 from caseload_server.domain import limits, text_folding
 from caseload_server.domain.records import Patient, Therapist
@@ -54,11 +54,17 @@ def typed_words(text: str) -> list[str]:
 
 def keys(record: Therapist | Patient) -> dict[str, str]:
     """Returns the key columns of a record."""
-    return {
-        "name_key": name_key(record.display_name),
-        "email_key": email_key(record.email),
-        "keyed_etag": f"{RULES_VERSION}:{record.etag}",
-    }
+    return {**keys_of(record._asdict()), "keyed_etag": keyed_etag(record.etag)}
+
+
+def keys_of(columns: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the keys that follow from columns of a record."""
+    return {key: make(columns[column]) for column, key, make in _KEYS if column in columns}
+
+
+def keyed_etag(etag: str) -> str:
+    """Returns what says that the words and keys of a record with an etag are current."""
+    return f"{RULES_VERSION}:{etag}"
 
 
 def name_key(name: str) -> str:
@@ -123,3 +129,7 @@ def _joined(words: list[str]) -> Iterator[str]:
     for first, second in pairwise(words):
         if first in _BEFORE_APOSTROPHE or _ARABIC_FIRST <= first[0] <= _ARABIC_LAST:
             yield first + second
+
+
+_KEYS: Final = (("display_name", "name_key", name_key), ("email", "email_key", email_key))
+"""The column that each key follows from, the key, and its function."""
