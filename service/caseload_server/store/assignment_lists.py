@@ -74,7 +74,7 @@ def count_assignments(query: AssignmentQuery, dialect: Dialect, now_us: int) -> 
         return _count(*_conditions(query, _sides(query), dialect, now_us))
     conditions, parameters = _conditions(query, _sides(query), dialect, query.known_at_us)
     parameters["known_at_us"] = query.known_at_us
-    counts = [_count([*conditions, condition], {}, source).sql for source, condition in known_at.SOURCES]
+    counts = [_count([*conditions, source.condition], {}, source.table).sql for source in _known_sources(query)]
     return Query(f"SELECT {' + '.join(f'({count})' for count in counts)}", parameters, plan_for_values=True)
 
 
@@ -109,9 +109,17 @@ def _select_known(query: AssignmentQuery, sides: dict[str, str], dialect: Dialec
     conditions, parameters = _conditions(query, sides, dialect, known_at_us)
     where = " AND ".join(["period.assignment_id > :after", *conditions])
     scans = [
-        Scan(f"SELECT {COLUMNS} FROM {source} WHERE {where} AND {condition}") for source, condition in known_at.SOURCES
+        Scan(
+            f"SELECT {COLUMNS.replace('period.assignment_id', source.id_column)} FROM {source.table}"
+            f" WHERE {where} AND {source.condition}"
+        )
+        for source in _known_sources(query)
     ]
     return Query(lists.merge_scans(scans, dialect), {**parameters, "known_at_us": known_at_us}, plan_for_values=True)
+
+
+def _known_sources(query: AssignmentQuery) -> tuple[known_at.Source, ...]:
+    return known_at.CASELOAD_SOURCES if any(_sides(query).values()) else known_at.SOURCES
 
 
 def _scan(conditions: str) -> Scan:

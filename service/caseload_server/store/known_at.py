@@ -6,30 +6,56 @@ compared for each record on its own. So the answer does not depend on the change
 
 import json
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
 from caseload_server.domain import enums, errors
 from caseload_server.store import expiry, merges
 from caseload_server.store.backends.protocol import Row, Transaction, Value
 
-_CURRENT: Final = "period.updated_us <= :known_at_us"
-_VERSION: Final = """period.to_revision = (
+
+class Source(NamedTuple):
+    """Where assignments as they were known at a time are."""
+
+    table: str
+    condition: str
+    """On the parameter :known_at_us. The conditions of two sources exclude each other."""
+    id_column: str = "period.assignment_id"
+    """By which the table is read in order."""
+
+
+_CURRENT: Final = Source("assignment AS period", "period.updated_us <= :known_at_us")
+_IS_KNOWN: Final = """period.to_revision = (
         SELECT MAX(known.to_revision) FROM assignment_version AS known
-        WHERE known.assignment_id = period.assignment_id AND known.updated_us <= :known_at_us)
-    AND :known_at_us < (
-        SELECT current.updated_us FROM assignment AS current WHERE current.assignment_id = period.assignment_id)"""
-SOURCES: Final = (("assignment AS period", _CURRENT), ("assignment_version AS period", _VERSION))
-"""Where the assignments of a time are: a table, and the condition on the parameter :known_at_us. They exclude each
-other."""
+        WHERE known.assignment_id = period.assignment_id AND known.updated_us <= :known_at_us)"""
+SOURCES: Final = (
+    _CURRENT,
+    Source(
+        "assignment_version AS period",
+        f"""{_IS_KNOWN} AND :known_at_us < (
+        SELECT current.updated_us FROM assignment AS current WHERE current.assignment_id = period.assignment_id)""",
+    ),
+)
+"""Of all assignments."""
+CASELOAD_SOURCES: Final = (
+    _CURRENT,
+    Source(
+        "assignment AS current JOIN assignment_version AS period ON current.assignment_id = period.assignment_id",
+        f"""current.therapist_id = period.therapist_id AND current.patient_id = period.patient_id
+    AND current.updated_us > :known_at_us AND {_IS_KNOWN}""",
+        "current.assignment_id",
+    ),
+)
+"""Of a therapist or a patient. An assignment keeps both. So its versions are found by them through the indexes of
+assignments, and have none of their own, which each change of an assignment would pay for."""
 _SELECT_OLDEST: Final = "SELECT versions_us FROM store"
 _SELECT_IN_FORCE: Final = " UNION ALL ".join(
     f"""
 SELECT CAST(pair.value ->> 0 AS BIGINT), period.assignment_id, period.role, period.patient_id
-FROM json_each(:pairs) AS pair CROSS JOIN {source}
+FROM json_each(:pairs) AS pair CROSS JOIN {source.table}
 WHERE period.therapist_id = pair.value ->> 1 AND period.patient_id = pair.value ->> 2
     AND period.start_us <= :at_us AND {expiry.in_force("at_us")}
-    AND period.end_reason <> {enums.END_ENTERED_IN_ERROR} AND {condition}"""
-    for source, condition in SOURCES
+    AND period.end_reason <> {enums.END_ENTERED_IN_ERROR} AND {source.condition}"""
+    for source in CASELOAD_SOURCES
 )
 _SELECT_HEAD: Final = "SELECT head_revision FROM store"
 _LINK_SOURCES: Final = (

@@ -52,8 +52,6 @@ CREATE TABLE assignment_version (
     PRIMARY KEY (assignment_id, to_revision)
 );
 CREATE INDEX assignment_version_by_revision ON assignment_version (to_revision);
-CREATE INDEX assignment_version_by_therapist ON assignment_version (therapist_id, assignment_id, to_revision);
-CREATE INDEX assignment_version_by_patient ON assignment_version (patient_id, assignment_id, to_revision);
 
 CREATE FUNCTION move_versions_revision() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

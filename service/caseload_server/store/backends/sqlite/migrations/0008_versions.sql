@@ -52,8 +52,6 @@ CREATE TABLE assignment_version (
     PRIMARY KEY (to_revision, assignment_id)
 ) STRICT, WITHOUT ROWID;
 CREATE UNIQUE INDEX assignment_version_by_record ON assignment_version (assignment_id, to_revision);
-CREATE INDEX assignment_version_by_therapist ON assignment_version (therapist_id, assignment_id, to_revision);
-CREATE INDEX assignment_version_by_patient ON assignment_version (patient_id, assignment_id, to_revision);
 
 CREATE TRIGGER change_set_without_versions AFTER INSERT ON change_set WHEN NEW.hash_version < 2
 BEGIN
