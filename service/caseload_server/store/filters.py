@@ -169,14 +169,11 @@ def _flags(kind: RecordKind[Any], query: RecordQuery) -> Iterator[Filter]:
 
 def _statuses(kind: RecordKind[Any], query: RecordQuery) -> Iterator[Filter]:
     statuses = tuple(sorted(set(query.statuses)))
+    all_or_given = statuses or tuple(range(enums.STATUS_ACTIVE, kind.idle_status + 1))
     if query.without_primary:
-        yield _status(kind, "without_primary", statuses or (1, 2), "{row}.primary_therapist_id = ''")
+        yield _status(kind, "without_primary", all_or_given, "{row}.primary_therapist_id = ''")
     if query.unassigned:
-        is_unassigned = f"{{row}}.{kind.count_column} = 0"
-        if statuses:
-            yield _status(kind, "unassigned_by_status", statuses, is_unassigned)
-        else:
-            yield Filter("unassigned", kind.name, kind.id_column, f"{kind.name}_unassigned", where=is_unassigned)
+        yield _status(kind, "unassigned_by_status", all_or_given, f"{{row}}.{kind.count_column} = 0")
     if statuses and not query.without_primary and not query.unassigned:
         yield _status(kind, "by_status", statuses)
 

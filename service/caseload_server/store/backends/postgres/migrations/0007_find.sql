@@ -29,6 +29,10 @@ CREATE INDEX therapist_by_email ON therapist (email_key, therapist_id) WHERE ema
 CREATE INDEX patient_by_name ON patient (name_key, patient_id);
 CREATE INDEX patient_by_email ON patient (email_key, patient_id) WHERE email_key <> '';
 
+-- Lists of unassigned records of all statuses merge the scans of each, so that a write pays for one index of them.
+DROP INDEX therapist_unassigned;
+DROP INDEX patient_unassigned;
+
 -- The records whose keys and words are to be made: from before this step, or written by an older instance since.
 CREATE INDEX therapist_without_keys ON therapist (therapist_id) WHERE keyed_etag <> '2:' || etag;
 CREATE INDEX patient_without_keys ON patient (patient_id) WHERE keyed_etag <> '2:' || etag;

@@ -26,6 +26,10 @@ CREATE INDEX patient_by_birth_month ON patient (substr(birth_date, 1, 7), patien
 CREATE INDEX patient_without_primary ON patient (status, patient_id) WHERE primary_therapist_id = '';
 CREATE INDEX patient_deleted ON patient (patient_id) WHERE deleted_us IS NOT NULL;
 
+-- Lists of unassigned records of all statuses merge the scans of each, so that a write pays for one index of them.
+DROP INDEX therapist_unassigned;
+DROP INDEX patient_unassigned;
+
 -- The records whose keys and words are to be made: from before this step, or written by an older instance since.
 CREATE INDEX therapist_without_keys ON therapist (therapist_id) WHERE keyed_etag <> '2:' || etag;
 CREATE INDEX patient_without_keys ON patient (patient_id) WHERE keyed_etag <> '2:' || etag;
