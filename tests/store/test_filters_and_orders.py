@@ -225,7 +225,10 @@ def check(store: RelationshipStore, clock: Clock, kind: AnyKind, scene: Scene) -
 
 
 @both_kinds
-@pytest.mark.parametrize("prepare", [lambda _: None, small], ids=["as it is", "with small budgets"])
+@pytest.mark.parametrize(
+    "prepare",
+    [pytest.param(lambda _: None, id="as it is", marks=pytest.mark.slow), pytest.param(small, id="with small budgets")],
+)
 def test_pages_of_each_filter_order_and_pair_of_filters_are_those_of_a_plain_reference(
     store: RelationshipStore,
     clock: Clock,
@@ -247,7 +250,7 @@ def test_pages_of_each_filter_order_and_pair_of_filters_are_those_of_a_plain_ref
     for fields in [*one_filter, *in_turn]:
         query = RecordQuery(**fields, with_total=True)
         expected = in_order([record for record in records.values() if matches(record, query)], query.order)
-        listed = list(pages(store, kind, query, 2))
+        listed = list(pages(store, kind, query, 4))
         assert [record for page in listed for record in page.records] == [records[one] for one in expected], query
         assert {page.total_size for page in listed} == {len(expected)}, query
         found += len(expected) > 4
