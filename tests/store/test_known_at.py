@@ -11,7 +11,7 @@ from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 
 from tests.store.conftest import Clock
 from tests.store.merge_setup import merge, unmerge
-from tests.store.store_calls import ALL, CALL, assign, make, run, unassign
+from tests.store.store_calls import ALL, CALL, assign, make, run, unassign, update
 
 SECOND_US = 1_000_000
 EITHER = (STATE_ACTIVE, STATE_ENDED)
@@ -138,6 +138,24 @@ def test_merges_count_while_they_were_in_effect(people: RelationshipStore, clock
             assert [one.assignment_id for one in listed] == [old.assignment_id] * is_known
             [found] = checked(people, known_at_us, ("t", patient_id), at_us=day)
             assert found == (old.assignment_id if is_known else None)
+
+
+def test_a_merge_counts_while_it_was_in_effect_though_a_clock_stepped_back(
+    people: RelationshipStore, clock: Clock
+) -> None:
+    old = assign(people, "t", "s")
+    unassign(people, "t", "s", end_us=clock.advance(10))
+    clock.advance(100)
+    update(people, PATIENT, "s", display_name="Jane Roe")
+    merged_us = clock.step(-50)
+    merge(people, "s", "p")
+    clock.advance(100)
+    unmerge(people, "s")
+    for known_at_us in (merged_us, merged_us + 49 * SECOND_US, merged_us + 99 * SECOND_US):
+        found = checked(people, known_at_us, ("t", "s"), ("t", "p"), at_us=old.start_us)
+        assert found == [old.assignment_id] * 2
+    assert checked(people, merged_us - 1, ("t", "p"), at_us=old.start_us) == [None]
+    assert checked(people, clock.now_us, ("t", "p"), at_us=old.start_us) == [None]
 
 
 def test_a_purged_record_was_never_known(pair: RelationshipStore, clock: Clock) -> None:

@@ -64,7 +64,9 @@ _LINK_SOURCES: Final = (
         "patient_version AS linked",
         """linked.to_revision = (
         SELECT MIN(known.to_revision) FROM patient_version AS known
-        WHERE known.patient_id = linked.patient_id AND known.to_us > :known_at_us)
+        WHERE known.patient_id = linked.patient_id AND known.to_revision > COALESCE((
+            SELECT MAX(replaced.to_revision) FROM patient_version AS replaced
+            WHERE replaced.patient_id = linked.patient_id AND replaced.to_us <= :known_at_us), 0))
     AND :known_at_us < (
         SELECT current.updated_us FROM patient AS current WHERE current.patient_id = linked.patient_id)""",
     ),

@@ -77,6 +77,7 @@ BREAKS: list[tuple[str, str, list[str]]] = [
     ),
     (COMPLETE, "UPDATE store SET versions_revision = 3", ["3", "3"]),
     (COMPLETE, "UPDATE store SET versions_revision = 9", ["9"]),
+    (COMPLETE, "UPDATE store SET versions_us = 1", ["0"]),
     (COMPLETE, "UPDATE change_set SET hash_version = 1 WHERE revision = 7", ["7"]),
     (HASHES, "UPDATE therapist_version SET image = replace(image, 'Ada', 'Eve')", ["t"]),
     (HASHES, "UPDATE patient_version SET merged_into_patient_id = 'q' WHERE to_revision = 4", ["p"]),

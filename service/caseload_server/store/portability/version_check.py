@@ -92,8 +92,10 @@ RULES: Final = (
         f" OR versions_revision < {_PURGED_THROUGH}"
         f" OR (versions_revision > oldest_revision AND versions_revision <> {_PURGED_THROUGH} AND NOT EXISTS ("
         f"SELECT 1 FROM change_set WHERE revision = versions_revision AND hash_version < {VERSION}))"
-        " UNION ALL SELECT revision FROM change_set JOIN store ON revision = versions_revision"
-        " WHERE committed_us > versions_us",
+        " UNION ALL SELECT revision FROM change_set, store WHERE committed_us > versions_us"
+        f" AND revision <= versions_revision AND (revision = versions_revision OR hash_version < {VERSION})"
+        " UNION ALL SELECT versions_revision FROM store WHERE oldest_revision = 0 AND versions_us >"
+        " COALESCE((SELECT MAX(committed_us) FROM change_set WHERE revision <= versions_revision), 0)",
     ),
 )
 
