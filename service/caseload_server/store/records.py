@@ -65,7 +65,7 @@ class RecordKind(Generic[P]):
     def update(self) -> str:
         """Returns the UPDATE of a record. It leaves out the columns that are derived from assignments."""
         columns = [*self.defaults, "updated_us", "deleted_us", "etag", *search.KEY_COLUMNS]
-        values = ", ".join(f"{column} = :{column}" for column in columns)
+        values = ", ".join(f"{column} = {search.NEW_VALUES.get(column, f':{column}')}" for column in columns)
         return f"UPDATE {self.name} SET {values} WHERE {self.id_column} = :{self.id_column}"
 
     @cached_property

@@ -18,6 +18,10 @@ RULES_VERSION: Final = 2
 """The version of the rules of this module. Records that another version wrote get their words and keys again."""
 KEY_COLUMNS: Final = ("name_key", "email_key", "keyed_etag")
 """The columns of a therapist or a patient with keys."""
+NEW_VALUES: Final = {
+    "keyed_etag": f"CASE WHEN keyed_etag = '{RULES_VERSION}:' || etag THEN :keyed_etag ELSE keyed_etag END",
+}
+"""What an UPDATE sets, where it is not the parameter. If words and keys were outdated, some still are afterwards."""
 _MAX_WORD: Final = 64
 """Characters of a word that are kept."""
 _MAX_SUFFIX: Final = 16
