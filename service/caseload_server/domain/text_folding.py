@@ -46,6 +46,12 @@ _SAME_LETTERS: Final = {
     "\u0674": "",  # the high hamza of a Kazakh letter
     "\u0640": "",  # tatweel, which stretches a word
     "\u0491": "\u0433",  # Cyrillic ghe with upturn
+    "\u0d7a": "\u0d23\u0d4d",  # Malayalam chillus, which are also written with a virama and an invisible joiner
+    "\u0d7b": "\u0d28\u0d4d",
+    "\u0d7c": "\u0d30\u0d4d",
+    "\u0d7d": "\u0d32\u0d4d",
+    "\u0d7e": "\u0d33\u0d4d",
+    "\u0d7f": "\u0d15\u0d4d",
     **{chr(katakana): chr(katakana - 0x60) for katakana in (*range(0x30A1, 0x30F7), 0x30FD, 0x30FE)},  # to hiragana
 }
 _LATIN = regex.compile(r"\p{Script=Latin}")
@@ -60,6 +66,11 @@ _TOKENS = regex.compile(
     r"|(?P<symbol>[\p{So}--\u2800])",
     regex.V1,
 )
+_REPETITION_MARKS: Final = frozenset("\u3005\u303b\u309d")
+"""Marks that stand for the letter before them, of kanji or kana."""
+_REPETITION = regex.compile(rf"(?<=({_SPACELESS_LETTER})\p{{M}}*)[{''.join(_REPETITION_MARKS)}]", regex.V1)
+_IOTA_SUBSCRIPT: Final = "\u0345"
+"""An accent of Greek letters, which would become a letter in lower case."""
 _CHARACTERS = regex.compile(r"\X")
 _ASCII_SEPARATORS: Final = {ord(char): " " for char in map(chr, range(128)) if not char.isalnum() and char not in "'-"}
 _ASCII: Final = _ASCII_SEPARATORS | {ord("`"): "'"}
@@ -116,12 +127,18 @@ def tokens(name: str) -> Iterable[Token]:
     folded = unicodedata.normalize("NFKD", name.translate(_CLEANED))
     if '"' in folded:
         folded = _GERSHAYIM.sub("'", folded)
-    return [(found[0], found.lastgroup) for found in _TOKENS.finditer(folded.casefold().translate(_PLAIN))]
+    plain = folded.replace(_IOTA_SUBSCRIPT, "").casefold().translate(_PLAIN)
+    return [(found[0], found.lastgroup) for found in _TOKENS.finditer(plain)]
 
 
 def characters(token: str) -> list[str]:
     """Returns the characters as a reader sees them: a Hangul syllable with all its letters, kana with its marks."""
     return _CHARACTERS.findall(token)
+
+
+def repeat(token: str) -> str:
+    """Returns a token with letters instead of the marks that repeat them. A mark at its beginning stays."""
+    return token if _REPETITION_MARKS.isdisjoint(token) else _REPETITION.sub(r"\1", token)
 
 
 def begins_spaceless(text: str) -> bool:

@@ -28,10 +28,13 @@ _MAX_SUFFIX: Final = 16
 """Characters of the rest of a name without spaces that are kept."""
 _MAX_WORDS: Final = 256
 """Words of a record that are kept."""
-_SIMPLE_NAME = re.compile("(?:[A-Z]?[a-z]{2,63})(?: [A-Z]?[a-z]{2,63})*")
+_SIMPLE_NAME = re.compile(r"(?!.*\b[Mm]a?c )(?:[A-Z]?[a-z]{2,63})(?: [A-Z]?[a-z]{2,63})*")
 """Most names. Their words take a third of the time."""
-_TWO_CAPITALS = re.compile(r"\b[A-Z]{2}\b")
-_BEFORE_APOSTROPHE: Final = {"d", "l", "m", "n", "o"}
+_CAPITALS = re.compile(r"\b[A-Z]{2,3}\b")
+_OFTEN_JOINED: Final = {"d", "l", "m", "n", "o", "s", "t", "mc", "mac"}
+"""What stands before a name with an apostrophe, a space or nothing between them."""
+_ABD_AL: Final = "\u0639\u0628\u062f\u0627\u0644"
+"""The beginning of Arabic names that are written as one word or two. The second one begins with the article."""
 _ARABIC_FIRST, _ARABIC_LAST = "\u0620", "\u08ff"
 
 
@@ -76,7 +79,7 @@ def _plain_words(text: str) -> Iterator[tuple[str, str | None]]:
     """Yields words without apostrophes and hyphens, each with its kind. A typed name without spaces is cut."""
     for token, kind in tokens(text):
         if kind == SPACELESS:
-            yield "".join(text_folding.characters(token)[:_MAX_SUFFIX]), kind
+            yield text_folding.repeat("".join(text_folding.characters(token)[:_MAX_SUFFIX])), kind
             continue
         for word in token.replace("'", "").split("-"):
             if word:
@@ -84,8 +87,8 @@ def _plain_words(text: str) -> Iterator[tuple[str, str | None]]:
 
 
 def _stored_words(name: str) -> Iterator[str]:
-    for two in _TWO_CAPITALS.findall(name):  # initials, such as JR: a search may have them apart
-        yield two[1].lower()
+    for capitals in _CAPITALS.findall(name):  # initials, such as JR: a search may have them apart
+        yield from capitals[1:].lower()
     for kind, group in groupby(tokens(name), itemgetter(1)):
         texts = (text for text, _ in group)
         if kind == WORD:
@@ -100,7 +103,7 @@ def _suffixes(run: str) -> Iterator[str]:
     """Yields the rest of a name without spaces from each of its characters on."""
     left = text_folding.characters(run)
     for start in range(len(left)):
-        yield "".join(left[start : start + _MAX_SUFFIX])[:_MAX_WORD]
+        yield text_folding.repeat("".join(left[start : start + _MAX_SUFFIX]))[:_MAX_WORD]
 
 
 def _words(texts: Iterable[str]) -> Iterator[str]:
@@ -111,6 +114,8 @@ def _words(texts: Iterable[str]) -> Iterator[str]:
         if "'" in text or "-" in text:
             parts = [part for part in text.replace("-", "'").split("'") if part]
             rests = ["".join(parts[start:]) for start in range(len(parts))]
+        if text.startswith(_ABD_AL):
+            rests.append(text[len(_ABD_AL) - 2 :])
         words += rests[:1]
         yield from (rest[:_MAX_WORD] for rest in rests)
     yield from (word[:_MAX_WORD] for word in _joined(words))
@@ -125,5 +130,5 @@ def _joined(words: list[str]) -> Iterator[str]:
         if is_initial and len(initials := "".join(group)) > 1:
             yield initials
     for first, second in pairwise(words):
-        if first in _BEFORE_APOSTROPHE or _ARABIC_FIRST <= first[0] <= _ARABIC_LAST:
+        if first in _OFTEN_JOINED or _ARABIC_FIRST <= first[0] <= _ARABIC_LAST:
             yield first + second
