@@ -69,6 +69,7 @@ def is_found(stored: str, typed: str) -> bool:
         ("\u0d28\u0d3e\u0d2f\u0d7c", ["\u0d28\u0d3e\u0d2f\u0d30\u0d4d\u200d"]),
         ("\u4f50\u3005\u6728", ["\u4f50\u4f50\u6728", "\u4f50\u3005", "\u3005\u6728", "\u6728"]),
         ("\u4f50\u4f50\u6728", ["\u4f50\u3005\u6728"]),
+        ("\u9234\u30f6\u68ee", ["\u9234\u30b1\u68ee", "\u9234\u3051", "\u30f6\u68ee"]),
         ("\u30a4\u30b9\u30fe", ["\u3044\u3059\u305a", "\u3044\u3059\u309e"]),
         ("Nia \u0663 Mock", ["3", "nia \uff13", "\u06f3 mock"]),
         ("\uff2e\uff49\uff41\u3000\uff2d\uff4f\uff43\uff4b", ["nia mock", "mock"]),

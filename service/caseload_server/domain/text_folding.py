@@ -39,6 +39,7 @@ _ACCENT_CLASSES: Final = {1, 7, *range(10, 37), *range(200, 256)}
 """The combining classes of marks that are left out: accents, nuktas, vowel points of Hebrew and Arabic. The other
 marks are vowel signs, tone marks and viramas, which names differ in. https://www.unicode.org/reports/tr44/"""
 _SAME_LETTERS: Final = {
+    **{chr(katakana): chr(katakana - 0x60) for katakana in (*range(0x30A1, 0x30F7), 0x30FD, 0x30FE)},  # to hiragana
     **dict.fromkeys("\u0620\u0649\u06cc\u06cd\u06ce\u06d0\u06d2\u063d\u063e\u063f", "\u064a"),  # forms of yeh
     **dict.fromkeys("\u06a9\u06aa", "\u0643"),  # of kaf
     **dict.fromkeys("\u0671\u0672\u0673", "\u0627"),  # of alef
@@ -46,13 +47,13 @@ _SAME_LETTERS: Final = {
     "\u0674": "",  # the high hamza of a Kazakh letter
     "\u0640": "",  # tatweel, which stretches a word
     "\u0491": "\u0433",  # Cyrillic ghe with upturn
+    **dict.fromkeys("\u30f6\u3096", "\u3051"),  # small ke, which stands in surnames and is also written large
     "\u0d7a": "\u0d23\u0d4d",  # Malayalam chillus, which are also written with a virama and an invisible joiner
     "\u0d7b": "\u0d28\u0d4d",
     "\u0d7c": "\u0d30\u0d4d",
     "\u0d7d": "\u0d32\u0d4d",
     "\u0d7e": "\u0d33\u0d4d",
     "\u0d7f": "\u0d15\u0d4d",
-    **{chr(katakana): chr(katakana - 0x60) for katakana in (*range(0x30A1, 0x30F7), 0x30FD, 0x30FE)},  # to hiragana
 }
 _LATIN = regex.compile(r"\p{Script=Latin}")
 _SPACELESS_SCRIPTS: Final = (
