@@ -4,7 +4,7 @@ The databases do not fold text, because SQLite folds only ASCII, and PostgreSQL 
 """
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 import regex
@@ -55,6 +55,8 @@ _SAME_LETTERS: Final = {
     "\u0d7e": "\u0d33\u0d4d",
     "\u0d7f": "\u0d15\u0d4d",
 }
+_MAX_KEPT: Final = 30_000
+"""Characters that a table keeps."""
 _LATIN = regex.compile(r"\p{Script=Latin}")
 _SPACELESS_SCRIPTS: Final = (
     r"\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Hangul}\p{Script=Bopomofo}ー"
@@ -77,19 +79,28 @@ _ASCII_SEPARATORS: Final = {ord(char): " " for char in map(chr, range(128)) if n
 _ASCII: Final = _ASCII_SEPARATORS | {ord("`"): "'"}
 
 
-class _Cleaned(dict[int, str]):
-    """What replaces a character before it is decomposed. An invisible character becomes nothing."""
+class _Table(dict[int, str]):
+    """What replaces a character, as str.translate needs it."""
+
+    def __init__(self, replace: Callable[[str], str], replaced: Mapping[int, str]) -> None:
+        """Args: replace, for all characters except those in `replaced`."""
+        super().__init__(replaced)
+        self._replace = replace
 
     def __missing__(self, code: int) -> str:
-        char = chr(code)
-        return self.setdefault(code, "" if _INVISIBLE.match(char) else char)
+        replacement = self._replace(chr(code))
+        if len(self) < _MAX_KEPT:  # a caller can send every character there is
+            self[code] = replacement
+        return replacement
 
 
-class _Plain(dict[int, str]):
-    """What replaces a decomposed character in lower case. An accent becomes nothing."""
+def _without_invisible(char: str) -> str:
+    return "" if _INVISIBLE.match(char) else char
 
-    def __missing__(self, code: int) -> str:
-        return self.setdefault(code, "".join(map(_plain, unicodedata.normalize("NFKD", chr(code)))))
+
+def _plain_all(char: str) -> str:
+    """Returns the plain form of a decomposed character in lower case. An accent becomes nothing."""
+    return "".join(map(_plain, unicodedata.normalize("NFKD", char)))
 
 
 def _plain(char: str) -> str:
@@ -107,15 +118,17 @@ def _plain(char: str) -> str:
     return _SAME_LETTERS.get(char, char)
 
 
-_CLEANED: Final = _Cleaned(
+_CLEANED: Final = _Table(
+    _without_invisible,
     {
         **dict.fromkeys(map(ord, _APOSTROPHES + _NON_JOINER), "'"),  # some of them decompose to a space
         **dict.fromkeys(map(ord, _DOUBLE_QUOTES), '"'),
         0x309B: "\u3099",  # the voiced sound marks of kana, which decompose to a space and a mark
         0x309C: "\u309a",
-    }
+    },
 )
-_PLAIN: Final = _Plain()
+"""What replaces a character before it is decomposed."""
+_PLAIN: Final = _Table(_plain_all, {})
 
 
 def tokens(name: str) -> Iterable[Token]:
