@@ -44,7 +44,8 @@ def record_words(display_name: str, aliases: list[str]) -> list[str]:
         return sorted({*display_name.lower().split()})
     words: dict[str, None] = {}
     for name in (display_name, *aliases):
-        words |= dict.fromkeys(_stored_words(name))
+        if len(words) < _MAX_WORDS:
+            words |= dict.fromkeys(_stored_words(name))
     return sorted(list(words)[:_MAX_WORDS])
 
 
