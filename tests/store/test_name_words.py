@@ -34,6 +34,7 @@ def is_found(stored: str, typed: str) -> bool:
         ("JRM Mock", ["J.R.M. Mock", "jrm", "J R"]),
         ("Nia 't Mock", ["t'mock", "tmock", "'t mock", "mock"]),
         ("Nia Mac Mock", ["macmock", "mac mock", "mock"]),
+        ("Nia Dell Mock", ["dell'mock", "dellmock", "mock dell"]),
         ("nia mc mock", ["McMock", "mc mock"]),
         ("Gal\u00b7la Mock", ["gal\u00b7la", "gal", "la"]),
         ("\u00c6gir \u00d8st \u00deor", ["aegir", "\u00e6gir", "ost", "thor", "\u00fe", "AEG"]),
