@@ -48,6 +48,10 @@ _SAME_LETTERS: Final = {
     "\u0640": "",  # tatweel, which stretches a word
     "\u0491": "\u0433",  # Cyrillic ghe with upturn
     **dict.fromkeys("\u30f6\u3096", "\u3051"),  # small ke, which stands in surnames and is also written large
+    "\u9ad9": "\u9ad8",  # kanji of surnames in the form of family registers, which most keyboards do not offer
+    "\ufa11": "\u5d0e",
+    "\U00020bb7": "\u5409",
+    "\u6ff5": "\u6ff1",
     "\u0d7a": "\u0d23\u0d4d",  # Malayalam chillus, which are also written with a virama and an invisible joiner
     "\u0d7b": "\u0d28\u0d4d",
     "\u0d7c": "\u0d30\u0d4d",
