@@ -194,3 +194,11 @@ def test_a_search_by_name_and_birth_date_finds_a_partly_known_date(patients: Peo
     patients.create("b", display_name="Zoë Lee", birth_date={"year": 1991, "month": 5, "day": 1})
     [record] = patients.records(patients.call("List", filter={"name_prefix": "zoe", "birth_date": {"year": 1990}}))
     assert MessageToDict(record.birth_date) == {"year": 1990}
+
+
+@pytest.mark.parametrize("before", ["\u202a", "\u202b", "\u202e", "\u2066", "\u2068"], ids=ascii)
+def test_a_search_ignores_the_characters_that_set_the_writing_direction(patients: People, before: str) -> None:
+    """A name that is copied from another program can have them around it."""
+    patients.create("a", display_name="Zoë Lee")
+    assert found(patients, name_prefix=f"{before}zoe\u202c \u2069lee") == ["a"]
+    assert refused(found, patients, name_prefix=f"{before}\u202c").fields == ["filter.name_prefix"]

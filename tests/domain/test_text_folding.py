@@ -1,7 +1,8 @@
 """The keys of identifiers and e-mail addresses."""
 
 import pytest
-from caseload_server.domain.text_folding import email_key, identifier_key
+from caseload_server.domain import text_folding
+from caseload_server.domain.text_folding import email_key, identifier_key, tokens
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,3 +44,9 @@ def test_a_value_whose_key_would_be_much_longer_is_its_own_key() -> None:
 @pytest.mark.parametrize("email", ["Nia@Mock.example", "nia@\uff2dock.example", "NIA@mock\u200b.EXAMPLE"], ids=ascii)
 def test_addresses_that_differ_in_case_have_one_key(email: str) -> None:
     assert email_key(email) == "nia@mock.example"
+
+
+def test_callers_that_send_every_character_do_not_fill_the_memory() -> None:
+    for first in range(0x20000, 0x2A000, 0x100):
+        assert list(tokens("".join(map(chr, range(first, first + 0x100)))))
+    assert max(len(text_folding._PLAIN), len(text_folding._CLEANED)) <= 30_000

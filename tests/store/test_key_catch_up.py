@@ -67,6 +67,18 @@ def test_a_record_of_an_older_version_gets_its_words_and_keys_and_nothing_else_c
     assert (head(store), catch_up(store), store.key_catch_up.count()) == (revision, 0, 0)
 
 
+@both_kinds
+def test_an_update_of_other_fields_leaves_outdated_words_and_keys_to_the_catch_up(
+    store: RelationshipStore, kind: AnyKind
+) -> None:
+    older_instance.create(store._database, kind, "a", "Nia O\u2019Mock", "\uff27-1")
+    update(store, kind, "a", email="nia@mock.example")
+    assert store.key_catch_up.count() == 1
+    catch_up(store)
+    assert holders(store, kind) == [("a", "G-1", 1)]
+    assert ids(store, kind, name_prefix="mock") == ["a"]
+
+
 def test_it_works_in_batches_and_continues_after_an_interruption(
     store: RelationshipStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,7 @@ The databases do not fold text, because SQLite folds only ASCII, and PostgreSQL 
 """
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 import regex
@@ -39,6 +39,7 @@ _ACCENT_CLASSES: Final = {1, 7, *range(10, 37), *range(200, 256)}
 """The combining classes of marks that are left out: accents, nuktas, vowel points of Hebrew and Arabic. The other
 marks are vowel signs, tone marks and viramas, which names differ in. https://www.unicode.org/reports/tr44/"""
 _SAME_LETTERS: Final = {
+    **{chr(katakana): chr(katakana - 0x60) for katakana in (*range(0x30A1, 0x30F7), 0x30FD, 0x30FE)},  # to hiragana
     **dict.fromkeys("\u0620\u0649\u06cc\u06cd\u06ce\u06d0\u06d2\u063d\u063e\u063f", "\u064a"),  # forms of yeh
     **dict.fromkeys("\u06a9\u06aa", "\u0643"),  # of kaf
     **dict.fromkeys("\u0671\u0672\u0673", "\u0627"),  # of alef
@@ -46,8 +47,20 @@ _SAME_LETTERS: Final = {
     "\u0674": "",  # the high hamza of a Kazakh letter
     "\u0640": "",  # tatweel, which stretches a word
     "\u0491": "\u0433",  # Cyrillic ghe with upturn
-    **{chr(katakana): chr(katakana - 0x60) for katakana in (*range(0x30A1, 0x30F7), 0x30FD, 0x30FE)},  # to hiragana
+    **dict.fromkeys("\u30f6\u3096", "\u3051"),  # small ke, which stands in surnames and is also written large
+    "\u9ad9": "\u9ad8",  # kanji of surnames in the form of family registers, which most keyboards do not offer
+    "\ufa11": "\u5d0e",
+    "\U00020bb7": "\u5409",
+    "\u6ff5": "\u6ff1",
+    "\u0d7a": "\u0d23\u0d4d",  # Malayalam chillus, which are also written with a virama and an invisible joiner
+    "\u0d7b": "\u0d28\u0d4d",
+    "\u0d7c": "\u0d30\u0d4d",
+    "\u0d7d": "\u0d32\u0d4d",
+    "\u0d7e": "\u0d33\u0d4d",
+    "\u0d7f": "\u0d15\u0d4d",
 }
+_MAX_KEPT: Final = 30_000
+"""Characters that a table keeps."""
 _LATIN = regex.compile(r"\p{Script=Latin}")
 _SPACELESS_SCRIPTS: Final = (
     r"\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Hangul}\p{Script=Bopomofo}ー"
@@ -60,24 +73,38 @@ _TOKENS = regex.compile(
     r"|(?P<symbol>[\p{So}--\u2800])",
     regex.V1,
 )
+_REPETITION_MARKS: Final = frozenset("\u3005\u303b\u309d")
+"""Marks that stand for the letter before them, of kanji or kana."""
+_REPETITION = regex.compile(rf"(?<=({_SPACELESS_LETTER})\p{{M}}*)[{''.join(_REPETITION_MARKS)}]", regex.V1)
+_IOTA_SUBSCRIPT: Final = "\u0345"
+"""An accent of Greek letters, which would become a letter in lower case."""
 _CHARACTERS = regex.compile(r"\X")
 _ASCII_SEPARATORS: Final = {ord(char): " " for char in map(chr, range(128)) if not char.isalnum() and char not in "'-"}
 _ASCII: Final = _ASCII_SEPARATORS | {ord("`"): "'"}
 
 
-class _Cleaned(dict[int, str]):
-    """What replaces a character before it is decomposed. An invisible character becomes nothing."""
+class _Table(dict[int, str]):
+    """What replaces a character, as str.translate needs it."""
+
+    def __init__(self, replace: Callable[[str], str], replaced: Mapping[int, str]) -> None:
+        """Args: replace, for all characters except those in `replaced`."""
+        super().__init__(replaced)
+        self._replace = replace
 
     def __missing__(self, code: int) -> str:
-        char = chr(code)
-        return self.setdefault(code, "" if _INVISIBLE.match(char) else char)
+        replacement = self._replace(chr(code))
+        if len(self) < _MAX_KEPT:  # a caller can send every character there is
+            self[code] = replacement
+        return replacement
 
 
-class _Plain(dict[int, str]):
-    """What replaces a decomposed character in lower case. An accent becomes nothing."""
+def _without_invisible(char: str) -> str:
+    return "" if _INVISIBLE.match(char) else char
 
-    def __missing__(self, code: int) -> str:
-        return self.setdefault(code, "".join(map(_plain, unicodedata.normalize("NFKD", chr(code)))))
+
+def _plain_all(char: str) -> str:
+    """Returns the plain form of a decomposed character in lower case. An accent becomes nothing."""
+    return "".join(map(_plain, unicodedata.normalize("NFKD", char)))
 
 
 def _plain(char: str) -> str:
@@ -95,15 +122,17 @@ def _plain(char: str) -> str:
     return _SAME_LETTERS.get(char, char)
 
 
-_CLEANED: Final = _Cleaned(
+_CLEANED: Final = _Table(
+    _without_invisible,
     {
         **dict.fromkeys(map(ord, _APOSTROPHES + _NON_JOINER), "'"),  # some of them decompose to a space
         **dict.fromkeys(map(ord, _DOUBLE_QUOTES), '"'),
         0x309B: "\u3099",  # the voiced sound marks of kana, which decompose to a space and a mark
         0x309C: "\u309a",
-    }
+    },
 )
-_PLAIN: Final = _Plain()
+"""What replaces a character before it is decomposed."""
+_PLAIN: Final = _Table(_plain_all, {})
 
 
 def tokens(name: str) -> Iterable[Token]:
@@ -116,12 +145,18 @@ def tokens(name: str) -> Iterable[Token]:
     folded = unicodedata.normalize("NFKD", name.translate(_CLEANED))
     if '"' in folded:
         folded = _GERSHAYIM.sub("'", folded)
-    return [(found[0], found.lastgroup) for found in _TOKENS.finditer(folded.casefold().translate(_PLAIN))]
+    plain = folded.replace(_IOTA_SUBSCRIPT, "").casefold().translate(_PLAIN)
+    return [(found[0], found.lastgroup) for found in _TOKENS.finditer(plain)]
 
 
 def characters(token: str) -> list[str]:
     """Returns the characters as a reader sees them: a Hangul syllable with all its letters, kana with its marks."""
     return _CHARACTERS.findall(token)
+
+
+def repeat(token: str) -> str:
+    """Returns a token with letters instead of the marks that repeat them. A mark at its beginning stays."""
+    return token if _REPETITION_MARKS.isdisjoint(token) else _REPETITION.sub(r"\1", token)
 
 
 def begins_spaceless(text: str) -> bool:

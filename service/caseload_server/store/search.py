@@ -24,10 +24,13 @@ _MAX_SUFFIX: Final = 16
 """Characters of the rest of a name without spaces that are kept."""
 _MAX_WORDS: Final = 256
 """Words of a record that are kept."""
-_SIMPLE_NAME = re.compile("(?:[A-Z]?[a-z]{2,63})(?: [A-Z]?[a-z]{2,63})*")
+_OFTEN_JOINED: Final = ("d", "l", "m", "n", "o", "s", "t", "mc", "mac", "dell", "dall", "sant")
+"""What stands before a name with an apostrophe, a space or nothing between them."""
+_SIMPLE_NAME = re.compile(rf"(?!.*\b(?i:{'|'.join(_OFTEN_JOINED)}) )(?:[A-Z]?[a-z]{{2,63}})(?: [A-Z]?[a-z]{{2,63}})*")
 """Most names. Their words take a third of the time."""
-_TWO_CAPITALS = re.compile(r"\b[A-Z]{2}\b")
-_BEFORE_APOSTROPHE: Final = {"d", "l", "m", "n", "o"}
+_CAPITALS = re.compile(r"\b[A-Z]{2,3}\b")
+_ABD_AL: Final = "\u0639\u0628\u062f\u0627\u0644"
+"""The beginning of Arabic names that are written as one word or two. The second one begins with the article."""
 _ARABIC_FIRST, _ARABIC_LAST = "\u0620", "\u08ff"
 
 
@@ -37,7 +40,8 @@ def record_words(display_name: str, aliases: list[str]) -> list[str]:
         return sorted({*display_name.lower().split()})
     words: dict[str, None] = {}
     for name in (display_name, *aliases):
-        words |= dict.fromkeys(_stored_words(name))
+        if len(words) < _MAX_WORDS:
+            words |= dict.fromkeys(_stored_words(name))
     return sorted(list(words)[:_MAX_WORDS])
 
 
@@ -78,7 +82,7 @@ def _plain_words(text: str) -> Iterator[tuple[str, str | None]]:
     """Yields words without apostrophes and hyphens, each with its kind. A typed name without spaces is cut."""
     for token, kind in tokens(text):
         if kind == SPACELESS:
-            yield "".join(text_folding.characters(token)[:_MAX_SUFFIX]), kind
+            yield text_folding.repeat("".join(text_folding.characters(token)[:_MAX_SUFFIX])), kind
             continue
         for word in token.replace("'", "").split("-"):
             if word:
@@ -86,8 +90,8 @@ def _plain_words(text: str) -> Iterator[tuple[str, str | None]]:
 
 
 def _stored_words(name: str) -> Iterator[str]:
-    for two in _TWO_CAPITALS.findall(name):  # initials, such as JR: a search may have them apart
-        yield two[1].lower()
+    for capitals in _CAPITALS.findall(name):  # initials, such as JR: a search may have them apart
+        yield from capitals[1:].lower()
     for kind, group in groupby(tokens(name), itemgetter(1)):
         texts = (text for text, _ in group)
         if kind == WORD:
@@ -102,7 +106,7 @@ def _suffixes(run: str) -> Iterator[str]:
     """Yields the rest of a name without spaces from each of its characters on."""
     left = text_folding.characters(run)
     for start in range(len(left)):
-        yield "".join(left[start : start + _MAX_SUFFIX])[:_MAX_WORD]
+        yield text_folding.repeat("".join(left[start : start + _MAX_SUFFIX]))[:_MAX_WORD]
 
 
 def _words(texts: Iterable[str]) -> Iterator[str]:
@@ -113,6 +117,8 @@ def _words(texts: Iterable[str]) -> Iterator[str]:
         if "'" in text or "-" in text:
             parts = [part for part in text.replace("-", "'").split("'") if part]
             rests = ["".join(parts[start:]) for start in range(len(parts))]
+        if text.startswith(_ABD_AL):
+            rests.append(text[len(_ABD_AL) - 2 :])
         words += rests[:1]
         yield from (rest[:_MAX_WORD] for rest in rests)
     yield from (word[:_MAX_WORD] for word in _joined(words))
@@ -127,7 +133,7 @@ def _joined(words: list[str]) -> Iterator[str]:
         if is_initial and len(initials := "".join(group)) > 1:
             yield initials
     for first, second in pairwise(words):
-        if first in _BEFORE_APOSTROPHE or _ARABIC_FIRST <= first[0] <= _ARABIC_LAST:
+        if first in _OFTEN_JOINED or _ARABIC_FIRST <= first[0] <= _ARABIC_LAST:
             yield first + second
 
 

@@ -296,6 +296,8 @@ def _filter_text(rule: Rule, sent: Any, name: str, violations: ValidationErrors)
 
 
 _prefix_text = rules.text(1, 100)
+_WRITING_DIRECTIONS: Final = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])
+"""Invisible characters that other programs put around names. A stored name must not have them."""
 
 
 def _name_prefix(value: str, path: str, violations: ValidationErrors) -> str:
@@ -303,7 +305,7 @@ def _name_prefix(value: str, path: str, violations: ValidationErrors) -> str:
     if not value:
         return ""
     before = len(violations)
-    prefix: str = _prefix_text(value, path, violations)
+    prefix: str = _prefix_text(value.translate(_WRITING_DIRECTIONS), path, violations)
     if len(prefix) == 1 and len(violations) == before and not begins_spaceless(prefix):
         violations.add(path, "must have at least 2 characters, or one that is Chinese, Japanese or Korean")
     return prefix
