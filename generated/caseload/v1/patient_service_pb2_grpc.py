@@ -465,7 +465,8 @@ class PatientServiceServicer(object):
     def UnmergePatients(self, request, context):
         """Reverts a merge: undeletes the source and clears its merged_into_patient_id. The source gets
         back the identifiers that it had, and the target loses them. The target keeps the assignments,
-        aliases and contact fields that it gained: move assignments back with Unassign and Assign.
+        aliases, contact fields and birth_date that it gained: move assignments back with Unassign and
+        Assign, and correct the rest with UpdatePatient.
 
         Retries: the call succeeds and does not change a source that is not merged. If the source was
         merged again in the meantime, a retry reverts that merge too. With the same request_id it never

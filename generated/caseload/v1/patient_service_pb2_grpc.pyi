@@ -322,7 +322,8 @@ class PatientServiceStub:
     UnmergePatients: _grpc.UnaryUnaryMultiCallable[_patient_service_pb2.UnmergePatientsRequest, _patient_service_pb2.UnmergePatientsResponse]
     """Reverts a merge: undeletes the source and clears its merged_into_patient_id. The source gets
     back the identifiers that it had, and the target loses them. The target keeps the assignments,
-    aliases and contact fields that it gained: move assignments back with Unassign and Assign.
+    aliases, contact fields and birth_date that it gained: move assignments back with Unassign and
+    Assign, and correct the rest with UpdatePatient.
 
     Retries: the call succeeds and does not change a source that is not merged. If the source was
     merged again in the meantime, a retry reverts that merge too. With the same request_id it never
@@ -652,7 +653,8 @@ class PatientServiceAsyncStub(PatientServiceStub):
     UnmergePatients: _aio.UnaryUnaryMultiCallable[_patient_service_pb2.UnmergePatientsRequest, _patient_service_pb2.UnmergePatientsResponse]  # type: ignore[assignment]
     """Reverts a merge: undeletes the source and clears its merged_into_patient_id. The source gets
     back the identifiers that it had, and the target loses them. The target keeps the assignments,
-    aliases and contact fields that it gained: move assignments back with Unassign and Assign.
+    aliases, contact fields and birth_date that it gained: move assignments back with Unassign and
+    Assign, and correct the rest with UpdatePatient.
 
     Retries: the call succeeds and does not change a source that is not merged. If the source was
     merged again in the meantime, a retry reverts that merge too. With the same request_id it never
@@ -1057,7 +1059,8 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_patient_service_pb2.UnmergePatientsResponse, _abc.Awaitable[_patient_service_pb2.UnmergePatientsResponse]]:
         """Reverts a merge: undeletes the source and clears its merged_into_patient_id. The source gets
         back the identifiers that it had, and the target loses them. The target keeps the assignments,
-        aliases and contact fields that it gained: move assignments back with Unassign and Assign.
+        aliases, contact fields and birth_date that it gained: move assignments back with Unassign and
+        Assign, and correct the rest with UpdatePatient.
 
         Retries: the call succeeds and does not change a source that is not merged. If the source was
         merged again in the meantime, a retry reverts that merge too. With the same request_id it never
