@@ -19,7 +19,7 @@ from caseload_server.domain.enums import PATIENT_DISCHARGED, ROLE_PRIMARY, STATU
 from caseload_server.domain.records import Assignment, Patient, Therapist
 from caseload_server.store.backends.migrations import migrations
 from caseload_server.store.backends.protocol import Row
-from caseload_server.store.hash_chain import BEFORE_CHAIN, START
+from caseload_server.store.hash_chain import NO_HASH, START
 from caseload_server.store.portability import content
 from caseload_server.store.portability.content import PAGE_ROWS, TABLES, ContentDigest
 from caseload_server.store.portability.export import FORMAT
@@ -182,7 +182,7 @@ class DataSet(NamedTuple):
     def _change_set(self, revision: int) -> Row:
         actor = RARE_ACTOR if self._is_rare(revision) else "reception"
         method = "/caseload.v1.PatientService/CreatePatient"
-        return revision, START_US + revision, actor, "", method, "", BEFORE_CHAIN, b""
+        return revision, START_US + revision, actor, "", method, "", NO_HASH, b""
 
     def _change(self, revision: int) -> Row:
         patient = 0 if self._is_rare(revision) else revision

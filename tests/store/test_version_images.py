@@ -4,7 +4,7 @@ from caseload_server.domain.enums import ROLE_PRIMARY
 from caseload_server.domain.requests import Assign, Update
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.protocol import Value
-from caseload_server.store.hash_chain import WITHOUT_VERSIONS, next_hash
+from caseload_server.store.hash_chain import FORMAT_WITHOUT_VERSIONS, next_hash
 
 from tests.store.conftest import Clock
 from tests.store.merge_setup import merge, unmerge, with_identifiers
@@ -104,7 +104,7 @@ def test_a_change_set_of_an_older_server_moves_the_start_of_complete_versions(
     clock.advance(1)
     columns: tuple[Value, ...] = (clock(), "older", "", "/caseload.v1.PatientService/UpdatePatient", "")
     changes = [(2, "email", None, "p", None, None)]
-    older = next_hash(head_before.hash, head_before.revision + 1, columns, changes, WITHOUT_VERSIONS)
+    older = next_hash(head_before.hash, head_before.revision + 1, columns, changes, FORMAT_WITHOUT_VERSIONS)
     row = dict(zip(("us", "actor", "behalf", "method", "request"), columns, strict=True))
     for statement in (
         "UPDATE store SET head_revision = head_revision + 1, head_hash = :hash",

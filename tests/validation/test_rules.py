@@ -91,6 +91,13 @@ def test_a_text_of_millions_of_characters_is_rejected_before_normalization() -> 
     assert apply_rule(rules.display_name, "\u0958" * 1_000_000) == ("", [("path", "must have at most 200 characters")])
 
 
+@pytest.mark.parametrize(
+    ("sent", "problem"), [("", "is required"), (" ", "must not be blank"), ("\u200b", "must not be blank")], ids=ascii
+)
+def test_a_missing_text_and_a_blank_one_get_different_errors(sent: str, problem: str) -> None:
+    assert apply_rule(rules.display_name, sent)[1] == [("path", problem)]
+
+
 def test_white_space_around_a_text_does_not_count() -> None:
     assert apply_rule(rules.display_name, "\u2003" * 1000 + "Ann" + " " * 1000) == ("Ann", [])
 

@@ -144,7 +144,7 @@ class ListAssignmentsRequest(_message.Message):
     page_size must be unchanged.
     """
     include_total_size: _builtins.bool
-    """If true, total_size is set. The price grows with the number of matches."""
+    """If true, total_size is set. The cost grows with the number of matches."""
     @_builtins.property
     def filter(self) -> Global___AssignmentFilter:
         """Selects the assignments to list. Absent means all active ones."""
@@ -719,8 +719,8 @@ class ListAssignmentVersionsResponse(_message.Message):
     revision: _builtins.str
     """The store revision at which the page was read."""
     oldest_revision: _builtins.str
-    """The list is complete for the changes after this revision. Empty if it is complete since the
-    creation of the assignment.
+    """The list is complete for the changes after this revision. Empty if the assignment was created
+    later than that, so the list is complete.
     """
     @_builtins.property
     def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ListAssignmentVersionsResponse.Version]:

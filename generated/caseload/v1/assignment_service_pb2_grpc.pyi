@@ -87,7 +87,8 @@ class AssignmentServiceStub:
     patient at that time, on all records that MergePatients joined with this one. created_by and
     create_time show who recorded each assignment, and when. An assignment that matches the whole
     time appears exactly once, whatever others write between the pages. With known_at it lists what
-    was recorded at another time.
+    the server knew at another time. Such a list costs more: with neither therapist_id nor
+    patient_id, it also reads what was recorded since.
 
     Retries: the call reads again. A page_token can be used any number of times.
 
@@ -218,8 +219,8 @@ class AssignmentServiceStub:
     """
     ListAssignmentVersions: _grpc.UnaryUnaryMultiCallable[_assignment_service_pb2.ListAssignmentVersionsRequest, _assignment_service_pb2.ListAssignmentVersionsResponse]
     """Lists what one assignment was: its versions, newest first. The first one is the assignment as it is
-    now. Each change writes a new version, which ends with the next change. Its
-    therapist and patient may be soft-deleted.
+    now. Each change writes a new version, which ends with the next change. The therapist and the
+    patient of the assignment may be soft-deleted.
 
     The list is complete since oldest_time. What is older may be missing: operators prune versions,
     and servers of an older release wrote none. A version names the caller who wrote it while the
@@ -296,7 +297,8 @@ class AssignmentServiceAsyncStub(AssignmentServiceStub):
     patient at that time, on all records that MergePatients joined with this one. created_by and
     create_time show who recorded each assignment, and when. An assignment that matches the whole
     time appears exactly once, whatever others write between the pages. With known_at it lists what
-    was recorded at another time.
+    the server knew at another time. Such a list costs more: with neither therapist_id nor
+    patient_id, it also reads what was recorded since.
 
     Retries: the call reads again. A page_token can be used any number of times.
 
@@ -427,8 +429,8 @@ class AssignmentServiceAsyncStub(AssignmentServiceStub):
     """
     ListAssignmentVersions: _aio.UnaryUnaryMultiCallable[_assignment_service_pb2.ListAssignmentVersionsRequest, _assignment_service_pb2.ListAssignmentVersionsResponse]  # type: ignore[assignment]
     """Lists what one assignment was: its versions, newest first. The first one is the assignment as it is
-    now. Each change writes a new version, which ends with the next change. Its
-    therapist and patient may be soft-deleted.
+    now. Each change writes a new version, which ends with the next change. The therapist and the
+    patient of the assignment may be soft-deleted.
 
     The list is complete since oldest_time. What is older may be missing: operators prune versions,
     and servers of an older release wrote none. A version names the caller who wrote it while the
@@ -514,7 +516,8 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
         patient at that time, on all records that MergePatients joined with this one. created_by and
         create_time show who recorded each assignment, and when. An assignment that matches the whole
         time appears exactly once, whatever others write between the pages. With known_at it lists what
-        was recorded at another time.
+        the server knew at another time. Such a list costs more: with neither therapist_id nor
+        patient_id, it also reads what was recorded since.
 
         Retries: the call reads again. A page_token can be used any number of times.
 
@@ -675,8 +678,8 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_assignment_service_pb2.ListAssignmentVersionsResponse, _abc.Awaitable[_assignment_service_pb2.ListAssignmentVersionsResponse]]:
         """Lists what one assignment was: its versions, newest first. The first one is the assignment as it is
-        now. Each change writes a new version, which ends with the next change. Its
-        therapist and patient may be soft-deleted.
+        now. Each change writes a new version, which ends with the next change. The therapist and the
+        patient of the assignment may be soft-deleted.
 
         The list is complete since oldest_time. What is older may be missing: operators prune versions,
         and servers of an older release wrote none. A version names the caller who wrote it while the

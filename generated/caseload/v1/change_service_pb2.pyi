@@ -144,8 +144,8 @@ class Change(_message.Message):
         generated before this kind existed sees the number 6, and a change without a resource.
         """
         KIND_VERSIONS_PURGED: Change._Kind.ValueType  # 7
-        """Old versions of records were erased, up to purged_through_revision: what records were before
-        their changes. The change log was not. Such a change concerns no record.
+        """Old versions of records were erased: those that ended up to purged_through_revision. The change
+        log was not. Such a change concerns no record. Skip it too.
         """
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
@@ -169,8 +169,8 @@ class Change(_message.Message):
     generated before this kind existed sees the number 6, and a change without a resource.
     """
     KIND_VERSIONS_PURGED: Change.Kind.ValueType  # 7
-    """Old versions of records were erased, up to purged_through_revision: what records were before
-    their changes. The change log was not. Such a change concerns no record.
+    """Old versions of records were erased: those that ended up to purged_through_revision. The change
+    log was not. Such a change concerns no record. Skip it too.
     """
 
     KIND_FIELD_NUMBER: _builtins.int
@@ -186,7 +186,9 @@ class Change(_message.Message):
     patient_id: _builtins.str
     """A patient."""
     purged_through_revision: _builtins.str
-    """The last revision that was erased. Only for KIND_LOG_PURGED and KIND_VERSIONS_PURGED."""
+    """The last revision that was erased, or at which an erased version ended. Only for
+    KIND_LOG_PURGED and KIND_VERSIONS_PURGED.
+    """
     @_builtins.property
     def changed_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The names of the resource's fields that changed, never their values. Empty for a new resource.

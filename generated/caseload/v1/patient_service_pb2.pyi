@@ -219,9 +219,7 @@ class PatientFilter(_message.Message):
     without_primary: _builtins.bool
     """If true, only patients without an active PRIMARY assignment."""
     identifier_value: _builtins.str
-    """Must have an identifier with this value in any system, compared as in identifier. Empty means no
-    restriction.
-    """
+    """Must have an identifier with this value, in any system. Empty means no restriction."""
     deleted_only: _builtins.bool
     """If true, only soft-deleted patients. Includes show_deleted."""
     @_builtins.property
@@ -232,8 +230,8 @@ class PatientFilter(_message.Message):
 
     @_builtins.property
     def identifier(self) -> _resources_pb2.Identifier:
-        """Must have this identifier: the system must be equal, and the value apart from invisible
-        characters and from full-width forms. Absent means no restriction.
+        """Must have this identifier. The comment of Identifier says which values are the same. Absent means
+        no restriction.
         """
 
     @_builtins.property
@@ -294,7 +292,7 @@ class ListPatientsRequest(_message.Message):
     name or update_time does not change meanwhile appears exactly once.
     """
     include_total_size: _builtins.bool
-    """If true, total_size is set. The price grows with the number of matches."""
+    """If true, total_size is set. The cost grows with the number of matches."""
     @_builtins.property
     def filter(self) -> Global___PatientFilter:
         """Selects the patients to list. Absent means all."""
@@ -876,7 +874,7 @@ class ListPatientTherapistsRequest(_message.Message):
     assignment. Equal ones are ordered by assignment_id, with "desc" in reverse order.
     """
     include_total_size: _builtins.bool
-    """If true, total_size is set. The price grows with the number of matches."""
+    """If true, total_size is set. The cost grows with the number of matches."""
     @_builtins.property
     def roles(self) -> _containers.RepeatedScalarFieldContainer[_resources_pb2.Assignment.Role.ValueType]:
         """The role must be one of these. Empty means any. ROLE_UNSPECIFIED and unknown values are errors."""
@@ -1325,8 +1323,8 @@ class ListPatientVersionsResponse(_message.Message):
     revision: _builtins.str
     """The store revision at which the page was read."""
     oldest_revision: _builtins.str
-    """The list is complete for the changes after this revision. Empty if it is complete since the
-    creation of the record.
+    """The list is complete for the changes after this revision. Empty if the record was created later
+    than that, so the list is complete.
     """
     @_builtins.property
     def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ListPatientVersionsResponse.Version]:

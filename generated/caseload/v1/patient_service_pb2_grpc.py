@@ -239,7 +239,8 @@ class PatientServiceServicer(object):
         between the pages.
 
         Each filter and each order by itself costs the same at any number of records. A combination
-        costs the matches of its rarest part.
+        costs the matches of its rarest part. A name_prefix with which more than 200 different words
+        begin costs its matches.
 
         Retries: the call reads again. A page_token can be used any number of times.
 
@@ -464,7 +465,8 @@ class PatientServiceServicer(object):
     def UnmergePatients(self, request, context):
         """Reverts a merge: undeletes the source and clears its merged_into_patient_id. The source gets
         back the identifiers that it had, and the target loses them. The target keeps the assignments,
-        aliases and contact fields that it gained: move assignments back with Unassign and Assign.
+        aliases, contact fields and birth_date that it gained: move assignments back with Unassign and
+        Assign, and correct the rest with UpdatePatient.
 
         Retries: the call succeeds and does not change a source that is not merged. If the source was
         merged again in the meantime, a retry reverts that merge too. With the same request_id it never

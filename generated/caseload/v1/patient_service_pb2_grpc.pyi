@@ -128,7 +128,8 @@ class PatientServiceStub:
     between the pages.
 
     Each filter and each order by itself costs the same at any number of records. A combination
-    costs the matches of its rarest part.
+    costs the matches of its rarest part. A name_prefix with which more than 200 different words
+    begin costs its matches.
 
     Retries: the call reads again. A page_token can be used any number of times.
 
@@ -321,7 +322,8 @@ class PatientServiceStub:
     UnmergePatients: _grpc.UnaryUnaryMultiCallable[_patient_service_pb2.UnmergePatientsRequest, _patient_service_pb2.UnmergePatientsResponse]
     """Reverts a merge: undeletes the source and clears its merged_into_patient_id. The source gets
     back the identifiers that it had, and the target loses them. The target keeps the assignments,
-    aliases and contact fields that it gained: move assignments back with Unassign and Assign.
+    aliases, contact fields and birth_date that it gained: move assignments back with Unassign and
+    Assign, and correct the rest with UpdatePatient.
 
     Retries: the call succeeds and does not change a source that is not merged. If the source was
     merged again in the meantime, a retry reverts that merge too. With the same request_id it never
@@ -457,7 +459,8 @@ class PatientServiceAsyncStub(PatientServiceStub):
     between the pages.
 
     Each filter and each order by itself costs the same at any number of records. A combination
-    costs the matches of its rarest part.
+    costs the matches of its rarest part. A name_prefix with which more than 200 different words
+    begin costs its matches.
 
     Retries: the call reads again. A page_token can be used any number of times.
 
@@ -650,7 +653,8 @@ class PatientServiceAsyncStub(PatientServiceStub):
     UnmergePatients: _aio.UnaryUnaryMultiCallable[_patient_service_pb2.UnmergePatientsRequest, _patient_service_pb2.UnmergePatientsResponse]  # type: ignore[assignment]
     """Reverts a merge: undeletes the source and clears its merged_into_patient_id. The source gets
     back the identifiers that it had, and the target loses them. The target keeps the assignments,
-    aliases and contact fields that it gained: move assignments back with Unassign and Assign.
+    aliases, contact fields and birth_date that it gained: move assignments back with Unassign and
+    Assign, and correct the rest with UpdatePatient.
 
     Retries: the call succeeds and does not change a source that is not merged. If the source was
     merged again in the meantime, a retry reverts that merge too. With the same request_id it never
@@ -813,7 +817,8 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
         between the pages.
 
         Each filter and each order by itself costs the same at any number of records. A combination
-        costs the matches of its rarest part.
+        costs the matches of its rarest part. A name_prefix with which more than 200 different words
+        begin costs its matches.
 
         Retries: the call reads again. A page_token can be used any number of times.
 
@@ -1054,7 +1059,8 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_patient_service_pb2.UnmergePatientsResponse, _abc.Awaitable[_patient_service_pb2.UnmergePatientsResponse]]:
         """Reverts a merge: undeletes the source and clears its merged_into_patient_id. The source gets
         back the identifiers that it had, and the target loses them. The target keeps the assignments,
-        aliases and contact fields that it gained: move assignments back with Unassign and Assign.
+        aliases, contact fields and birth_date that it gained: move assignments back with Unassign and
+        Assign, and correct the rest with UpdatePatient.
 
         Retries: the call succeeds and does not change a source that is not merged. If the source was
         merged again in the meantime, a retry reverts that merge too. With the same request_id it never

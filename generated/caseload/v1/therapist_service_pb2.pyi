@@ -217,9 +217,7 @@ class TherapistFilter(_message.Message):
     email: _builtins.str
     """Must have this e-mail address, whatever the case. Empty means no restriction."""
     identifier_value: _builtins.str
-    """Must have an identifier with this value in any system, compared as in identifier. Empty means no
-    restriction.
-    """
+    """Must have an identifier with this value, in any system. Empty means no restriction."""
     deleted_only: _builtins.bool
     """If true, only soft-deleted therapists. Includes show_deleted."""
     @_builtins.property
@@ -230,8 +228,8 @@ class TherapistFilter(_message.Message):
 
     @_builtins.property
     def identifier(self) -> _resources_pb2.Identifier:
-        """Must have this identifier: the system must be equal, and the value apart from invisible
-        characters and from full-width forms. Absent means no restriction.
+        """Must have this identifier. The comment of Identifier says which values are the same. Absent means
+        no restriction.
         """
 
     @_builtins.property
@@ -288,7 +286,7 @@ class ListTherapistsRequest(_message.Message):
     name or update_time does not change meanwhile appears exactly once.
     """
     include_total_size: _builtins.bool
-    """If true, total_size is set. The price grows with the number of matches."""
+    """If true, total_size is set. The cost grows with the number of matches."""
     @_builtins.property
     def filter(self) -> Global___TherapistFilter:
         """Selects the therapists to list. Absent means all."""
@@ -870,7 +868,7 @@ class ListTherapistPatientsRequest(_message.Message):
     assignment. Equal ones are ordered by assignment_id, with "desc" in reverse order.
     """
     include_total_size: _builtins.bool
-    """If true, total_size is set. The price grows with the number of matches."""
+    """If true, total_size is set. The cost grows with the number of matches."""
     @_builtins.property
     def roles(self) -> _containers.RepeatedScalarFieldContainer[_resources_pb2.Assignment.Role.ValueType]:
         """The role must be one of these. Empty means any. ROLE_UNSPECIFIED and unknown values are errors."""
@@ -1151,8 +1149,8 @@ class ListTherapistVersionsResponse(_message.Message):
     revision: _builtins.str
     """The store revision at which the page was read."""
     oldest_revision: _builtins.str
-    """The list is complete for the changes after this revision. Empty if it is complete since the
-    creation of the record.
+    """The list is complete for the changes after this revision. Empty if the record was created later
+    than that, so the list is complete.
     """
     @_builtins.property
     def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ListTherapistVersionsResponse.Version]:

@@ -230,7 +230,8 @@ class TherapistServiceServicer(object):
         between the pages.
 
         Each filter and each order by itself costs the same at any number of records. A combination
-        costs the matches of its rarest part.
+        costs the matches of its rarest part. A name_prefix with which more than 200 different words
+        begin costs its matches.
 
         Retries: the call reads again. A page_token can be used any number of times.
 

@@ -129,7 +129,8 @@ class TherapistServiceStub:
     between the pages.
 
     Each filter and each order by itself costs the same at any number of records. A combination
-    costs the matches of its rarest part.
+    costs the matches of its rarest part. A name_prefix with which more than 200 different words
+    begin costs its matches.
 
     Retries: the call reads again. A page_token can be used any number of times.
 
@@ -402,7 +403,8 @@ class TherapistServiceAsyncStub(TherapistServiceStub):
     between the pages.
 
     Each filter and each order by itself costs the same at any number of records. A combination
-    costs the matches of its rarest part.
+    costs the matches of its rarest part. A name_prefix with which more than 200 different words
+    begin costs its matches.
 
     Retries: the call reads again. A page_token can be used any number of times.
 
@@ -702,7 +704,8 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
         between the pages.
 
         Each filter and each order by itself costs the same at any number of records. A combination
-        costs the matches of its rarest part.
+        costs the matches of its rarest part. A name_prefix with which more than 200 different words
+        begin costs its matches.
 
         Retries: the call reads again. A page_token can be used any number of times.
 

@@ -21,7 +21,7 @@ from caseload_server.commands.standard_streams import print_line, print_notice
 def migrate_command(database: str, dry_run: bool) -> None:  # noqa: FBT001 - click passes flags by name
     """Migrate the schema of the database to the newest version.
 
-    Then make the words and keys of records that an older version wrote, which searches need. The server can keep
+    Then make the words and keys of records that an older release wrote, which searches need. The server can keep
     running. If it is interrupted, the next start continues.
     """
     os.umask(0o077)

@@ -117,6 +117,8 @@ MESSAGE_TIMEOUT_SECONDS: Final = 10.0
 """A call is rejected when its message has not arrived this long after its headers, in seconds."""
 STREAM_IDLE_SECONDS: Final = 60.0
 """A stream of requests is cancelled when the next one has not arrived after this time, in seconds."""
+MAX_QUEUED_BYTES: Final = 16 * 1024 * 1024
+"""Largest size of the messages that wait for a thread of one class of calls, in bytes."""
 MAX_UNTAKEN_BYTES: Final = 40 * 1024 * 1024
 """Largest size of all unread responses together, in bytes. Small responses do not count."""
 MAX_CONNECTION_BYTES: Final = 10 * 1024 * 1024

@@ -11,7 +11,7 @@ from caseload_server.domain.requests import ChangeQuery
 from caseload_server.domain.results import ChangePage, LogHead
 from caseload_server.store import version_images
 from caseload_server.store.backends.protocol import Query, Row, Transaction, Value
-from caseload_server.store.hash_chain import HASH_BYTES, START, VERSION, next_hash
+from caseload_server.store.hash_chain import FORMAT, HASH_BYTES, START, next_hash
 from caseload_server.store.store_identity import StoreKeys
 from caseload_server.store.version_images import Version
 
@@ -24,7 +24,7 @@ WHERE head_revision = :head_revision AND head_hash = :head_hash"""
 _INSERT_CHANGE_SETS = f"""
 INSERT INTO change_set (revision, committed_us, actor, on_behalf_of, method, request_id, hash_version, hash)
 SELECT :head_revision + 1 + key, CAST(value ->> 0 AS BIGINT), value ->> 1, value ->> 2, value ->> 3, value ->> 4,
-    {VERSION}, substr(:hashes, CAST(key * {HASH_BYTES} + 1 AS INTEGER), {HASH_BYTES})
+    {FORMAT}, substr(:hashes, CAST(key * {HASH_BYTES} + 1 AS INTEGER), {HASH_BYTES})
 FROM json_each(:change_sets) WHERE (SELECT head_hash FROM store) = :hash"""
 _INSERT_CHANGES = """
 INSERT INTO change (

@@ -150,7 +150,7 @@ def _words(kind: RecordKind[Any], prefix: str) -> Iterator[Filter]:
     """Yields the filter of each word of a name, the longest first, which is the rarest as a rule."""
     words = sorted(search.typed_words(prefix), key=len, reverse=True)
     if not words:  # hyphens and accents alone would match every record
-        raise errors.InvalidField(errors.Violation("filter.name_prefix", "must hold a word"))
+        raise errors.InvalidField(errors.Violation("filter.name_prefix", "must contain a letter, a digit or a symbol"))
     table = f"{kind.name}_name_word"
     for n, word in enumerate(words):
         yield Filter(f"word{n}", table, kind.id_column, f"{table}_by_word", "{row}.word", prefix=word)

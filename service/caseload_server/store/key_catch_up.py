@@ -1,6 +1,6 @@
 """Makes the words and keys of records that have none, or outdated ones.
 
-An older version of the server may have written a record, before an upgrade or beside it. It leaves the columns of keys
+An older release of the server may have written a record, before an upgrade or beside it. It leaves the columns of keys
 as they are, so `keyed_etag` then differs from the version of the rules and the etag of the record. Nothing else of a
 record changes: it keeps its etag and its time, and there is no change set.
 """

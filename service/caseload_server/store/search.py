@@ -15,7 +15,8 @@ identifier_key = text_folding.identifier_key
 LAST_CHARACTER = "\U0010ffff"
 """Appended to a prefix, it gives the upper bound of the words with that prefix."""
 RULES_VERSION: Final = 2
-"""The version of the rules of this module. Records that another version wrote get their words and keys again."""
+"""The number of the rules of this module. Records with words and keys by other rules get them again. A new number needs
+a migration, because the indexes *_without_keys have it too."""
 KEY_COLUMNS: Final = ("name_key", "email_key", "keyed_etag")
 """The columns of a therapist or a patient with keys."""
 _MAX_WORD: Final = 64

@@ -125,8 +125,8 @@ def _with_text_key(rows: Iterable[Row]) -> Iterator[Row]:
 def _version(history: History[R], keys: StoreKeys, row: Row) -> RecordVersion[R]:
     to_revision, to_us, revision, actor, on_behalf_of, previous, previous_us, *values = row
     record: R = history.record._make(values) if history.table == "assignment" else _from_image(history, values[-1])
-    if revision is None and previous_us == record.updated_us:  # the log was pruned, and no instance of an older version
-        revision = previous  # changed the record after that
+    if revision is None and previous_us == record.updated_us:  # the log was pruned, and no instance of an older
+        revision = previous  # release changed the record after that
     return RecordVersion(
         record,
         from_revision="" if revision is None else keys.revision(revision),

@@ -99,10 +99,10 @@ def request_id(value: str, path: str, violations: ValidationErrors) -> str:
 def text(min_length: int, max_length: int) -> Rule:
     """Returns the rule for a text. When min_length is above 0, at least one character must be visible."""
 
-    def rule(value: str, path: str, violations: ValidationErrors) -> str:
-        if _CONTROL_PATTERN.search(value):
+    def rule(sent: str, path: str, violations: ValidationErrors) -> str:
+        if _CONTROL_PATTERN.search(sent):
             violations.add(path, "must not contain control characters")
-        value = value.strip()
+        value = sent.strip()
         if len(value) > max_length * _MAX_COMPOSED_CHARACTERS:
             violations.add(path, f"must have at most {max_length} characters")
             return ""
@@ -113,7 +113,7 @@ def text(min_length: int, max_length: int) -> Rule:
         if len(value) > max_length:
             violations.add(path, f"must have at most {max_length} characters")
         elif min_length and not any(map(_is_visible, value)):
-            violations.add(path, "is required" if not value else "must not be blank")
+            violations.add(path, "must not be blank" if sent else "is required")
         elif len(value) < min_length:
             violations.add(path, f"must have at least {min_length} characters")
         return value

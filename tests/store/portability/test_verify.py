@@ -116,7 +116,7 @@ BREAKS: list[tuple[str, list[str], list[str]]] = [
     ),
     *(
         (
-            f"each {kind} has the words and keys of this version: caseload migrate makes them",
+            f"each {kind} has current words and keys: caseload migrate makes them",
             [f"UPDATE {kind} SET keyed_etag = '1:' || etag WHERE {kind}_id = '{first}'"],
             [first],
         )

@@ -1,4 +1,4 @@
-"""Finds live records with the same key of an identifier, also in the schema of a version before keys."""
+"""Finds live records with the same key of an identifier, also in the schema of a release before keys."""
 
 from collections import defaultdict
 from collections.abc import Iterator

@@ -74,7 +74,7 @@ def _rules_of_kind(kind: str) -> Iterator[Rule]:
         f" AND holder.{kind}_id <> other.{kind}_id) ORDER BY 1",
     )
     yield Rule(
-        f"each {kind} has the words and keys of this version: caseload migrate makes them",
+        f"each {kind} has current words and keys: caseload migrate makes them",
         f"SELECT {kind}_id FROM {kind} WHERE keyed_etag <> '{RULES_VERSION}:' || etag",
     )
     yield Rule(

@@ -7,7 +7,7 @@ from typing import Final
 from caseload_server.domain import enums
 from caseload_server.domain.records import Assignment
 from caseload_server.store.backends.protocol import Query, Row, Transaction
-from caseload_server.store.hash_chain import VERSION
+from caseload_server.store.hash_chain import FORMAT
 from caseload_server.store.portability.verify import (
     MAX_LISTED_IDS,
     BrokenRule,
@@ -87,13 +87,13 @@ RULES: Final = (
     ),
     Rule(
         "versions_revision is the last revision without versions, or a purge of them",
-        f"SELECT revision FROM change_set, store WHERE revision > versions_revision AND hash_version < {VERSION}"
+        f"SELECT revision FROM change_set, store WHERE revision > versions_revision AND hash_version < {FORMAT}"
         " UNION ALL SELECT versions_revision FROM store WHERE versions_revision > head_revision"
         f" OR versions_revision < {_PURGED_THROUGH}"
         f" OR (versions_revision > oldest_revision AND versions_revision <> {_PURGED_THROUGH} AND NOT EXISTS ("
-        f"SELECT 1 FROM change_set WHERE revision = versions_revision AND hash_version < {VERSION}))"
+        f"SELECT 1 FROM change_set WHERE revision = versions_revision AND hash_version < {FORMAT}))"
         " UNION ALL SELECT revision FROM change_set, store WHERE committed_us > versions_us"
-        f" AND revision <= versions_revision AND (revision = versions_revision OR hash_version < {VERSION})"
+        f" AND revision <= versions_revision AND (revision = versions_revision OR hash_version < {FORMAT})"
         " UNION ALL SELECT versions_revision FROM store WHERE oldest_revision = 0 AND versions_us >"
         " COALESCE((SELECT MAX(committed_us) FROM change_set WHERE revision <= versions_revision), 0)",
     ),
