@@ -285,7 +285,7 @@ class RevisionPruned(DomainError):
 class VersionsNotKept(DomainError):
     reason = "VERSIONS_NOT_KEPT"
     public_metadata = frozenset({"oldest_time"})
-    text = "The server does not keep all versions since known_at. Send the oldest_time of the metadata, or a later time."
+    text = "The server does not keep all versions since known_at. Send oldest_time of the metadata, or a later time."
 
 
 class RevisionForeign(DomainError):
