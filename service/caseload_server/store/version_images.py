@@ -20,6 +20,13 @@ IMAGE_COLUMNS: Final = {
     for record in (Therapist, Patient, Assignment)
 }
 """The columns of the canonical form in its order, by table."""
+_PERSON_COLUMNS: Final = {"display_name", "aliases", "email", "status", "identifiers", "annotations"}
+_ROW_COLUMNS: Final = {"created_us", "updated_us", "deleted_us", "etag"}
+FIRST_IMAGE_COLUMNS: Final = {
+    "therapist": {"therapist_id", "specialties", "max_active_patients", *_PERSON_COLUMNS, *_ROW_COLUMNS},
+    "patient": {"patient_id", "birth_date", "phone_number", "merged_into_patient_id", *_PERSON_COLUMNS, *_ROW_COLUMNS},
+}
+"""The columns that all versions have, by table. Versions from before a later migration lack the columns of it."""
 STORED_COLUMNS: Final = {
     "therapist": ("therapist_id", "image"),
     "patient": ("patient_id", "merged_into_patient_id", "image"),

@@ -5,6 +5,7 @@ from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.portability import version_check
 from caseload_server.store.portability.verify import BrokenRule, ContentCheck
 from caseload_server.store.portability.version_check import HASHES, broken_versions
+from caseload_server.store.version_images import IMAGE_COLUMNS
 
 from tests.store.conftest import Clock
 from tests.store.store_calls import assign, delete, make, run, unassign, update
@@ -116,6 +117,7 @@ def test_every_rule_of_versions_has_a_case_that_breaks_it() -> None:
         "replace(image, '\"status\":1', '\"status\":9')",
         'replace(image, \'"status":1\', \'"status":"1"\')',
         "replace(image, '\"etag\"', '\"e\"')",
+        "replace(image, '\"annotations\":\"{}\",', '')",
         'replace(image, \'"aliases":"[]"\', \'"aliases":"[1]"\')',
         "replace(image, 'Ada', '\\u0000')",
         "'[]'",
@@ -127,6 +129,15 @@ def test_verify_reports_an_image_that_no_server_could_have_stored(changed: Relat
     with changed._database.snapshot() as transaction:
         found = {one.rule: one.ids for one in ContentCheck(transaction).read(lambda _: None)}
     assert found == {"each image in therapist_version is valid": ["t"]}
+
+
+def test_verify_accepts_versions_from_before_a_migration_added_a_column(
+    changed: RelationshipStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = tuple(sorted((*IMAGE_COLUMNS["therapist"], "pronouns")))  # as a later release has them
+    monkeypatch.setitem(IMAGE_COLUMNS, "therapist", columns)
+    with changed._database.snapshot() as transaction:
+        assert list(ContentCheck(transaction).read(lambda _: None)) == []
 
 
 def test_versions_break_no_rule_after_purges(changed: RelationshipStore, clock: Clock) -> None:

@@ -15,7 +15,7 @@ from caseload_server.domain.value_formats import CODE_PATTERN, EMAIL_PATTERN, PH
 from caseload_server.store.hash_chain import canonical_json
 from caseload_server.store.portability import content
 from caseload_server.store.portability.content import JSON_COLUMNS, TABLES, MalformedColumn, Table
-from caseload_server.store.version_images import IMAGE_COLUMNS
+from caseload_server.store.version_images import FIRST_IMAGE_COLUMNS, IMAGE_COLUMNS
 
 TIME_BOUNDS: Final = (-62_135_596_800_000_000, 253_402_300_799_999_999)
 """The range of a protobuf Timestamp, the years 1 to 9999, in microseconds since 1970."""
@@ -111,14 +111,26 @@ def _invalid_images(table: Table, texts: Sequence[str]) -> list[int]:
 
 def _are_images(record: Table, texts: Sequence[str]) -> bool:
     """Returns whether each text is the canonical form of a version, and its columns are valid."""
-    names = IMAGE_COLUMNS[record.name]
     with suppress(ValueError, RecursionError):
         images = content.parse_all(texts)
-        if {dict}.issuperset(map(type, images)) and {names}.issuperset(map(tuple, images)):
-            columns = zip(*map(dict.values, images), strict=True)
-            is_canonical = list(map(canonical_json, images)) == list(texts)
-            return is_canonical and all(_is_valid(record, *column) for column in zip(names, columns, strict=True))
+        if {dict}.issuperset(map(type, images)) and list(map(canonical_json, images)) == list(texts):
+            return all(
+                _are_columns(record, names) and _have_valid_values(record, names, images)
+                for names in set(map(tuple, images))
+            )
     return False
+
+
+def _are_columns(record: Table, names: tuple[str, ...]) -> bool:
+    """Returns whether these are the columns of an image, in their order."""
+    in_order = tuple(column for column in IMAGE_COLUMNS[record.name] if column in names)
+    return names == in_order and FIRST_IMAGE_COLUMNS[record.name].issubset(names)
+
+
+def _have_valid_values(record: Table, names: tuple[str, ...], images: Sequence[dict[str, Any]]) -> bool:
+    """Returns whether the images with exactly these columns have valid values."""
+    columns = zip(*(image.values() for image in images if tuple(image) == names), strict=True)
+    return all(_is_valid(record, *column) for column in zip(names, columns, strict=True))
 
 
 def _is_valid(record: Table, column: str, values: Sequence[Any]) -> bool:
