@@ -209,6 +209,7 @@ class PatientFilter(_message.Message):
     it, and by the part after it. Of a Chinese, Japanese or Korean name any part is found, with or
     without a space. "%" and "_" have no special meaning. 2 to 100 characters with a letter, a digit
     or a symbol, or one character if it is Chinese, Japanese or Korean. Empty means no restriction.
+    Of very long names, the first 256 words and parts are found, and the first 64 characters of each.
     """
     unassigned: _builtins.bool
     """If true, only patients without an active assignment."""
