@@ -49,4 +49,10 @@ CREATE INDEX patient_identifier_doubles ON patient_identifier (value_key, system
     WHERE live = 1 AND holds_key IS NULL AND value_key <> '';
 
 -- After an upgrade of PostgreSQL there are no statistics, and without them each batch of keys would read whole tables.
-ANALYZE therapist, patient, therapist_identifier, patient_identifier, therapist_name_word, patient_name_word;
+-- A new store stays without: statistics of empty tables would lead to plans that read whole tables as these grow.
+DO $$
+BEGIN
+    IF EXISTS (SELECT FROM therapist) OR EXISTS (SELECT FROM patient) THEN
+        ANALYZE therapist, patient, therapist_identifier, patient_identifier, therapist_name_word, patient_name_word;
+    END IF;
+END $$;
