@@ -13,11 +13,15 @@ from caseload_server.store import expiry, merges
 from caseload_server.store.backends.protocol import Row, Transaction, Value
 
 _CURRENT: Final = "period.updated_us <= :known_at_us"
-_VERSION: Final = """period.to_revision = (
-        SELECT MAX(known.to_revision) FROM assignment_version AS known
-        WHERE known.assignment_id = period.assignment_id AND known.updated_us <= :known_at_us)
+_VERSION: Final = """period.updated_us <= :known_at_us
+    AND (
+        SELECT 1 FROM assignment_version AS later
+        WHERE later.assignment_id = period.assignment_id AND later.to_revision > period.to_revision
+            AND later.updated_us <= :known_at_us
+        ORDER BY later.to_revision LIMIT 1) IS NULL
     AND :known_at_us < (
         SELECT current.updated_us FROM assignment AS current WHERE current.assignment_id = period.assignment_id)"""
+"""It reads each version of an assignment about twice, even if there are thousands."""
 SOURCES: Final = (("assignment AS period", _CURRENT), ("assignment_version AS period", _VERSION))
 """Where the assignments of a time are: a table, and the condition on the parameter :known_at_us. They exclude each
 other."""
