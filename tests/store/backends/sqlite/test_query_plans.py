@@ -2,9 +2,11 @@
 
 import itertools
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 from caseload_server.domain import requests
 from caseload_server.domain.requests import BY_ID, ChangeQuery, Order, PageRequest, RecordQuery
@@ -31,7 +33,7 @@ from caseload_server.store.versions import History
 from tests.store.backends.recorded_statements import statements_of_list
 from tests.store.conftest import Clock
 from tests.store.store_builders import crowd, run, therapists
-from tests.store.store_calls import CALL
+from tests.store.store_calls import CALL, assign, make_pair
 from tests.store.test_checks import checked
 
 
@@ -91,6 +93,36 @@ def test_a_list_as_known_at_a_time_reads_indexes_in_order(store: RelationshipSto
     asked = requests.AssignmentQuery(known_at_us=5, **query)
     plan = plan_of(store, assignment_lists.select_assignments(asked, SqliteDatabase.dialect, 0))
     assert not [step for step in plan if "TEMP B-TREE" in step or step.startswith("SCAN")], plan
+
+
+def test_a_check_as_known_at_a_time_reads_the_versions_of_a_period_once(
+    store: RelationshipStore, clock: Clock, tmp_path: Path
+) -> None:
+    make_pair(store)
+    begun = assign(store)
+    pairs = {"pairs": '[[0,"t","p"]]', "at_us": clock.now_us, "known_at_us": clock.now_us}
+    steps = []
+    for focus in range(200):
+        clock.advance(1)
+        store.correct(begun.assignment_id, "", {"focus": f"f{focus}"}, CALL)
+        if focus in (49, 199):
+            steps.append(steps_of(tmp_path / "caseload.db", known_at._SELECT_IN_FORCE, pairs))
+    assert steps[1] < 6 * steps[0]  # 16 times as many if each version read the others
+
+
+def steps_of(path: Path, sql: str, parameters: dict[str, Any]) -> int:
+    """Runs a statement. Returns how many steps SQLite took for it, divided by 20."""
+    count = 0
+
+    def step() -> bool:
+        nonlocal count
+        count += 1
+        return False
+
+    with closing(apsw.Connection(str(path))) as connection:
+        connection.set_progress_handler(step, 20)
+        connection.execute(sql, parameters).fetchall()
+    return count
 
 
 @pytest.mark.parametrize("sql", [known_at._SELECT_IN_FORCE, known_at._SELECT_LINKS], ids=["periods", "merges"])
