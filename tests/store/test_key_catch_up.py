@@ -161,6 +161,23 @@ def test_a_merge_of_two_records_with_the_same_key_mends_them(
     assert (held, doubles(store)) == ([target], {})
 
 
+@pytest.mark.parametrize(("source", "target"), [("a", "b"), ("b", "a")])
+def test_an_undone_merge_gives_two_records_with_the_same_key_what_they_had(
+    store: RelationshipStore, source: str, target: str
+) -> None:
+    older_instance.create(store._database, PATIENT, "a", "Nia Mock", "GC-1", created_us=1)
+    older_instance.create(store._database, PATIENT, "b", "Nia Mock", HIDDEN, "B-2", created_us=2)
+    catch_up(store)
+    before = [json.loads(store.get(PATIENT, one).identifiers) for one in "ab"]
+    store.merge(Merge(source, target), CALL)
+    store.unmerge(source, CALL)
+    assert [json.loads(store.get(PATIENT, one).identifiers) for one in "ab"] == before
+    catch_up(store)
+    held = [record_id for record_id, key, holds_key in holders(store, PATIENT) if holds_key and key == "GC-1"]
+    rule = "the key of an identifier belongs to one patient that is not deleted"
+    assert (held, doubles(store)) == ([source], {rule: [target]})
+
+
 def test_one_record_may_have_had_two_identifiers_with_one_key(store: RelationshipStore) -> None:
     older_instance.create(store._database, PATIENT, "a", "Twice", "GC-1", HIDDEN)
     catch_up(store)

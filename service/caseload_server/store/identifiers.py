@@ -55,6 +55,20 @@ def insert_one(write: Write, kind: str, record: Any, identifier: Sequence[str], 
     return bool(write.run(_insert(kind), {**row, "holds_key": live if holds_key else None}))
 
 
+def release_keys(write: Write, kind: str, record: Any, pairs: list[list[str]]) -> None:
+    """Lets another record hold the keys of these identifiers, and lets the record keep those that it has.
+
+    Two records had them before there were keys. Args: kind, the name of the table.
+    """
+    keys = {lock_order(pair) for pair in json.loads(record.identifiers)}
+    for system, key in sorted(keys.intersection(map(lock_order, pairs))):
+        write.run(
+            f"UPDATE {kind}_identifier SET holds_key = NULL"
+            f" WHERE {kind}_id = :id AND system = :system AND value_key = :key",
+            {"id": record[0], "system": system, "key": key},
+        )
+
+
 def holders(write: Write, kind: str, system: str, value: str) -> list[str]:
     """Returns the id of the live record that has an identifier, unless it has just given it up.
 

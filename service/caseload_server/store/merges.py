@@ -13,6 +13,7 @@ from caseload_server.domain.records import Assignment, Patient
 from caseload_server.store import assignments, expiry, record_sizes, records
 from caseload_server.store.backends.protocol import Row, SerializationConflict, Transaction, Value
 from caseload_server.store.counts import CountChanges
+from caseload_server.store.identifiers import release_keys
 from caseload_server.store.records import PATIENT, THERAPIST
 from caseload_server.store.search import identifier_key
 from caseload_server.store.write_transaction import Write
@@ -215,10 +216,12 @@ def unmerge(write: Write, source_id: str) -> tuple[list[Patient], bool]:
 
 
 def _take_back_identifiers(write: Write, source: Patient, target: Patient) -> Patient:
-    """Removes the source's identifiers from the target."""
+    """Removes the source's identifiers from the target, which keeps its own ones with the same keys."""
     returned = json.loads(source.identifiers)
     kept = [pair for pair in json.loads(target.identifiers) if pair not in returned]
-    return _save_target(write, target, target._replace(identifiers=_to_json(kept)))
+    saved = _save_target(write, target, target._replace(identifiers=_to_json(kept)))
+    release_keys(write, PATIENT.name, saved, returned)
+    return saved
 
 
 def _reopen(write: Write, source: Patient, target_id: str) -> Patient:
