@@ -78,7 +78,8 @@ _REPETITION_MARKS: Final = frozenset("\u3005\u303b\u309d")
 _REPETITION = regex.compile(rf"(?<=({_SPACELESS_LETTER})\p{{M}}*)[{''.join(_REPETITION_MARKS)}]", regex.V1)
 _IOTA_SUBSCRIPT: Final = "\u0345"
 """An accent of Greek letters, which would become a letter in lower case."""
-_CHARACTERS = regex.compile(r"\X")
+_CHARACTERS = regex.compile(r"[\u1100-\u115f](?=[\u1100-\u115f])|\X")
+"""A character as a reader sees it. A consonant that stands alone is no part of the Hangul syllable behind it."""
 _ASCII_SEPARATORS: Final = {ord(char): " " for char in map(chr, range(128)) if not char.isalnum() and char not in "'-"}
 _ASCII: Final = _ASCII_SEPARATORS | {ord("`"): "'"}
 
