@@ -1,41 +1,26 @@
 """The rules of single fields on many values. tests/api/test_request_fields.py sends a few over the wire."""
 
-import datetime
 import json
 import re
 import sys
 import unicodedata
-from typing import Any
 
 import pytest
 from caseload.v1 import resources_pb2 as pb
 from caseload.v1 import therapist_service_pb2
-from caseload_server.domain.requests import BY_ID, Order
-from caseload_server.validation import ordering, rules
-from caseload_server.validation.rules import Rule, ValidationErrors
+from caseload_server.validation import rules
+from caseload_server.validation.rules import ValidationErrors
 from google.protobuf.timestamp_pb2 import Timestamp
-from google.type.date_pb2 import Date
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from tests.api.client_calls import T0
+from tests.validation.rule_calls import apply_rule, takes
 
 NPI = "1234567893"
 """The example of a valid NPI from the NPI check digit standard."""
 CONTROL = [*map(chr, range(0x20)), *map(chr, range(0x7F, 0xA0))]
 
 printable = st.text(st.characters(exclude_categories=["Cc", "Cs"]), max_size=250)
-
-
-def apply_rule(rule: Rule, value: Any) -> tuple[Any, list[tuple[str, str]]]:
-    """Applies a rule to a value; returns the normalized value and the violations."""
-    violations = ValidationErrors()
-    stored = rule(value, "path", violations)
-    return stored, [(violation.field, violation.description) for violation in violations]
-
-
-def takes(rule: Rule, value: Any) -> bool:
-    return not apply_rule(rule, value)[1]
 
 
 @given(printable)
@@ -287,94 +272,6 @@ def test_annotation_keys_equal_after_normalization_are_rejected() -> None:
 )
 def test_annotations_have_limits(entries: dict[str, str], path: str | None) -> None:
     assert [place for place, _ in apply_rule(rules.annotations, entries)[1]] == ([path] if path else [])
-
-
-@given(st.integers(1840, 2030) | st.integers(-5, 10_001), st.integers(-2, 14), st.integers(-2, 33))
-@example(2000, 2, 29)
-@example(1900, 2, 29)
-@example(2023, 2, 29)
-@example(2024, 2, 29)
-@example(1980, 0, 0)
-@example(1980, 5, 0)
-@example(0, 5, 5)
-@example(0, 0, 0)
-@example(1980, 0, 5)
-@example(1849, 12, 31)
-@example(1850, 0, 0)
-@example(85, 2, 3)
-@example(2020, 9, 0)
-@example(2020, 10, 0)
-@example(2021, 0, 0)
-def test_a_birth_date_exists_from_1850_on_and_may_lack_day_or_month(year: int, month: int, day: int) -> None:
-    """A partial date is in the future only if all of it is."""
-    stored, wrong = apply_rule(rules.birth_date(T0 * 1_000_000), Date(year=year, month=month, day=day))
-    try:
-        first_day = datetime.date(year, month or 1, day or 1)
-    except ValueError:
-        assert wrong
-    else:
-        is_future = first_day > datetime.date(2020, 9, 14)
-        assert bool(wrong) == (is_future or year < 1850 or (day != 0 and month == 0))
-        assert wrong or stored == "-".join(f"{part:02}" for part in (year, month, day) if part)
-
-
-@pytest.mark.parametrize(
-    ("date", "text"),
-    [
-        (Date(), "must be a date with a year; month and day are optional"),
-        (Date(year=1990, month=2, day=30), "must be a date with a year; month and day are optional"),
-        (Date(year=1990, day=3), "must not have a day without a month"),
-        (Date(year=85, month=2), "must not lie before 1850"),
-        (Date(year=2021), "must not lie in the future"),
-    ],
-    ids=str,
-)
-def test_the_violation_of_a_birth_date_says_what_is_wrong(date: Date, text: str) -> None:
-    assert apply_rule(rules.birth_date(T0 * 1_000_000), date)[1] == [("path", text)]
-
-
-@pytest.mark.parametrize(
-    ("text", "order"),
-    [
-        ("", BY_ID),
-        ("  ", BY_ID),
-        ("display_name", Order("name_key")),
-        ("  display_name   desc ", Order("name_key", descending=True)),
-        ("update_time", Order("updated_us")),
-        ("update_time desc", Order("updated_us", descending=True)),
-    ],
-)
-def test_an_order_is_a_field_and_desc_with_any_number_of_spaces(text: str, order: Order) -> None:
-    assert apply_rule(ordering.record_order, text) == (order, [])
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("display_name asc", "display_name DESC", "Display_name", "displayName", "display_name,update_time", "desc"),
-        *("display_name desc desc", "display_name,", "display_name\tdesc", "display_name\u00a0desc", "name_key"),
-        *("start_time", "email", "birth_date", "x" * 1000),
-    ],
-)
-def test_another_order_is_rejected_and_the_valid_ones_are_named(text: str) -> None:
-    description = 'must be empty, "display_name" or "display_name desc" or "update_time" or "update_time desc"'
-    assert apply_rule(ordering.record_order, text) == (BY_ID, [("path", description)])
-
-
-def test_a_caseload_is_ordered_by_other_fields() -> None:
-    texts = ("display_name", "start_time", "start_time desc")
-    orders = [Order("name_key"), Order("start_us"), Order("start_us", descending=True)]
-    assert [apply_rule(ordering.caseload_order, text) for text in texts] == [(order, []) for order in orders]
-    assert not takes(ordering.caseload_order, "display_name desc")
-    assert not takes(ordering.caseload_order, "update_time")
-
-
-@pytest.mark.parametrize(("hour", "day", "allowed"), [(9, 1, True), (9, 2, False), (10, 2, True), (10, 3, False)])
-def test_a_birth_date_after_today_in_every_time_zone_is_rejected(hour: int, day: int, *, allowed: bool) -> None:
-    """The easternmost time zone is UTC+14: at 10:00 UTC on the 1st, it is the 2nd there."""
-    now = datetime.datetime(2024, 3, 1, hour, tzinfo=datetime.UTC)
-    rule = rules.birth_date(int(now.timestamp()) * 1_000_000)
-    assert takes(rule, Date(year=2024, month=3, day=day)) == allowed
 
 
 @given(st.integers(-(2**63), 2**63 - 1), st.integers(-(2**31), 2**31 - 1))
