@@ -99,9 +99,15 @@ def append(transaction: Transaction, change_sets: Sequence[NewChangeSet], head: 
         "change_sets": json.dumps([change_set.columns for change_set in change_sets]),
         "changes": json.dumps(changes),
     }
-    transaction.run(_MOVE_HEAD, parameters)
-    transaction.run(_INSERT_CHANGE_SETS, parameters)
-    transaction.run(_INSERT_CHANGES, parameters)
+    for statement in (_MOVE_HEAD, _INSERT_CHANGE_SETS, _INSERT_CHANGES):
+        transaction.run(statement, parameters)
+    _insert_versions(transaction, change_sets, parameters)
+    return LogHead(revision, head_hash)
+
+
+def _insert_versions(
+    transaction: Transaction, change_sets: Sequence[NewChangeSet], parameters: dict[str, Value]
+) -> None:
     versions = (
         (number, change_set.committed_us, version)
         for number, change_set in enumerate(change_sets)
@@ -109,7 +115,6 @@ def append(transaction: Transaction, change_sets: Sequence[NewChangeSet], head: 
     )
     for insert, rows in version_images.inserts(versions):
         transaction.run(insert, {**parameters, "versions": rows})
-    return LogHead(revision, head_hash)
 
 
 def read_head(transaction: Transaction, lock_clause: str = "") -> LogHead:
