@@ -102,13 +102,19 @@ class Caller:
         self.outputs: dict[str, list[str]] = {}
 
     def prepare(self) -> None:
-        """Creates records with private values in every field, and one assignment, as far as planted defects permit."""
+        """Creates records with private values in every field, and assignments, as far as planted defects permit.
+
+        It changes each record, so that there are versions with private values.
+        """
         for kind in ("Therapist", "Patient"):
             for number in (1, 2):
                 record = getattr(resources_pb2, kind)()
                 record.MergeFrom(type(record)(**{k: v for k, v in WELL_FORMED.items() if k in names_of(record)}))
                 fields = {f"{kind.lower()}_id": f"{kind[0].lower()}{number}", kind.lower(): record}
                 self._try(f"Create{kind}", **fields)
+                setattr(record, f"{kind.lower()}_id", f"{kind[0].lower()}{number}")
+                record.display_name = f"{CANARY} Poe"
+                self._try(f"Update{kind}", **{kind.lower(): record}, update_mask={"paths": ["display_name"]})
         for pair in ({}, {"therapist_id": "t2"}, {"patient_id": "p2"}):
             self._try("AssignPatient", **{"therapist_id": "t1", "patient_id": "p1", "focus": CANARY.lower(), **pair})
 

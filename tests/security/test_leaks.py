@@ -180,6 +180,7 @@ def test_no_output_contains_private_values(outputs: dict[str, str]) -> None:
     assert outputs["stderr"].count('"event":"call"') > 500
     assert outputs["refusal"].count("INVALID_FIELD") > 300
     assert "next_page_token=" in outputs["answer"]
+    assert "to_revision=" in outputs["answer"]  # what records were before was listed
     assert 'caseload_call_errors_total{reason="INVALID_FIELD"}' in outputs["metrics"]
     assert "PatientService" in outputs["reflection"]
     assert {name for name in RPCS if f'name: "{full_name(name)[1:]}"' in outputs["traces"]} == RPCS.keys()
