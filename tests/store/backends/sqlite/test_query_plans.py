@@ -22,6 +22,7 @@ from caseload_server.store import (
     change_log,
     expiry,
     finished_periods,
+    key_catch_up,
     known_at,
 )
 from caseload_server.store.backends.protocol import Query
@@ -33,7 +34,7 @@ from caseload_server.store.versions import History
 from tests.store.backends.recorded_statements import statements_of_list
 from tests.store.conftest import Clock
 from tests.store.store_builders import crowd, run, therapists
-from tests.store.store_calls import CALL, assign, make_pair
+from tests.store.store_calls import CALL, AnyKind, assign, both_kinds, make_pair
 from tests.store.test_checks import checked
 
 
@@ -130,6 +131,18 @@ def test_a_check_as_known_at_a_time_looks_up_the_pairs_and_their_merges(store: R
     plan = plan_of(store, Query(sql, dict.fromkeys(("pairs", "ids", "at_us", "known_at_us"))))
     assert [step for step in plan if step.startswith("SCAN") and "VIRTUAL TABLE" not in step] == []
     assert [step for step in plan if " INDEX " in step and "VIRTUAL" not in step and "=?" not in step] == []
+
+
+@both_kinds
+def test_the_look_for_records_without_keys_reads_indexes_of_those_alone(
+    store: RelationshipStore, kind: AnyKind
+) -> None:
+    """Each process looks every 10 seconds."""
+    [outdated] = plan_of(store, Query(key_catch_up._select_outdated(kind), {}))
+    assert f"INDEX {kind.name}_without_keys" in outdated
+    without_holder = plan_of(store, Query(key_catch_up._select_without_holder(kind), {}))
+    scans = [step for step in without_holder if step.startswith("SCAN")]
+    assert scans == [f"SCAN waiting USING INDEX {kind.name}_identifier_doubles"]
 
 
 @pytest.mark.parametrize("history", [THERAPIST_HISTORY, PATIENT_HISTORY, ASSIGNMENT_HISTORY], ids=lambda one: one.table)
