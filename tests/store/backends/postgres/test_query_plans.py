@@ -32,7 +32,6 @@ from caseload_server.store import (
     assignments,
     change_log,
     expiry,
-    key_catch_up,
     known_at,
     merges,
     purges,
@@ -231,9 +230,6 @@ def lookups() -> Iterator[Any]:
     ):
         yield f"versions of a {history.table}", history.select_versions, {"id": record_id, **of_record}
         yield f"the origin of a {history.table}", history.select_current_origin, {"id": record_id, "before": 100}
-    for kind in (PATIENT, THERAPIST):
-        for select in (key_catch_up._select_outdated(kind), key_catch_up._select_without_holder(kind)):
-            yield f"each {kind.name} to make keys of", f"{select} LIMIT 1", {"after": ""}
     yield "the records of a person", merges.SELECT_SAME_PERSON, {"patient_id": PATIENT_ID}
     yield "a part of a person", merges._SPLIT_PERSON, {"source": PATIENT_ID}
     yield "merged records to purge", purges._SELECT_MERGED, {"ids": ids}
