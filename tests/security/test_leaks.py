@@ -115,6 +115,17 @@ def actors_in_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ChangeServicer, "ListChanges", ListChanges)
 
 
+def log_old_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    list_versions = PatientServicer.ListPatientVersions
+
+    def ListPatientVersions(self: Any, request: Any, context: grpc.ServicerContext) -> Any:
+        answer = list_versions(self, request, context)
+        structlog.get_logger().info("listed", names=[old.patient.display_name for old in answer.versions[1:]])
+        return answer
+
+    monkeypatch.setattr(PatientServicer, "ListPatientVersions", ListPatientVersions)
+
+
 def count_it(monkeypatch: pytest.MonkeyPatch) -> None:
     initialise = Metrics.__init__
 
@@ -141,6 +152,7 @@ LEAKS: Final[dict[Patch, str]] = {
     token_of_the_name: "answer",
     anything_for_an_id: "stderr",
     actors_in_changes: "answer",
+    log_old_versions: "stdout",
     creating(trace_it): "traces",
     count_it: "metrics",
 }

@@ -54,6 +54,21 @@ def complete_since(store: RelationshipStore, revision: int, at_us: int) -> None:
 
 
 @both_kinds
+def test_a_list_says_what_was_purged_though_a_clock_was_ahead(
+    store: RelationshipStore, clock: Clock, kind: Any
+) -> None:
+    clock.step(100)
+    make(store, kind, "a")
+    clock.step(-50)
+    update(store, kind, "a", display_name="Eve")
+    page: VersionPage[Any] = store.list_versions(history_of(kind), "a", ALL)
+    assert (page.oldest_revision, page.oldest_us) == ("", None)
+    store.purger.purge_versions(clock() + 1)
+    page = store.list_versions(history_of(kind), "a", ALL)
+    assert (page.oldest_revision, page.oldest_us) == (store.keys.revision(2), clock())
+
+
+@both_kinds
 def test_the_versions_of_a_person_are_the_record_after_each_change(
     store: RelationshipStore, clock: Clock, kind: Any
 ) -> None:

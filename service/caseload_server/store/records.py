@@ -134,6 +134,7 @@ def resources(kind: RecordKind[Any], ids: list[str]) -> list[errors.Resource]:
 def find(write: Write, kind: RecordKind[P], record_id: str) -> P | None:
     """Returns the record, if any, and locks it until the transaction ends."""
     rows = write.run(kind.select + write.lock_clause, {"id": record_id})
+    write.read_clock()
     return kind.record._make(rows[0]) if rows else None
 
 
@@ -173,6 +174,7 @@ def lock(write: Write, kind: RecordKind[Any], ids: Iterable[str]) -> None:
             f"SELECT 1 FROM {kind.name} AS record WHERE {condition} ORDER BY record.{kind.id_column}{write.lock_clause}"
         )
         write.run(sql, {"ids": json.dumps(list(ids))})
+        write.read_clock()
 
 
 def create(write: Write, kind: RecordKind[P], record_id: str, fields: Fields) -> P:

@@ -1,7 +1,7 @@
 """Lists the versions of one record: what it was, from when to when, and who changed it. Newest first."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -48,6 +48,12 @@ class History(Generic[R]):
         """Returns the SELECT of the origin of the current record. It takes :before as select_versions."""
         source = "SELECT CAST(:before AS BIGINT) AS to_revision, CAST(NULL AS BIGINT) AS to_us"
         return self._with_origin(source, [])
+
+    @cached_property
+    def select_oldest(self) -> str:
+        """Returns the SELECT of the oldest version of the record :id, with the columns of STORED_COLUMNS."""
+        columns = ", ".join(STORED_COLUMNS[self.table])
+        return f"SELECT {columns} FROM {self.table}_version WHERE {self.table}_id = :id ORDER BY to_revision LIMIT 1"
 
     @cached_property
     def select_versions(self) -> str:
@@ -106,6 +112,8 @@ def read_page(
     if not rows:
         raise history.not_found(record_id)
     current: R = history.record._make(rows[0])
+    is_complete = current.created_us > complete_us and _has_first_version(transaction, history, current)
+    oldest = ("", None) if is_complete else (keys.revision(complete_revision), complete_us)
     before = int(page.after or head + 1)
     place: dict[str, Value] = {"id": record_id, "before": before}
     versions: Iterable[Row] = transaction.rows(Query(history.select_versions, {**place, "limit": page.size + 1}))
@@ -113,9 +121,14 @@ def read_page(
         origins: list[Row] = transaction.run(history.select_current_origin, place)
         versions = chain([(*origins[0], *version_of(current).values)], versions)
     found = build_page(_with_text_key(versions), page, lambda row: _version(history, keys, row), keys.revision(head))
-    is_complete = current.created_us > complete_us
-    oldest = ("", None) if is_complete else (keys.revision(complete_revision), complete_us)
     return VersionPage(found.records, found.next_after, found.revision, *oldest)
+
+
+def _has_first_version(transaction: Transaction, history: History[R], current: R) -> bool:
+    """Returns whether the version of the creation is kept. If a clock was ahead then, the time does not tell it."""
+    rows = transaction.run(history.select_oldest, {"id": current[0]})
+    oldest = _record(history, rows[0]) if rows else current
+    return oldest.updated_us == current.created_us
 
 
 def _with_text_key(rows: Iterable[Row]) -> Iterator[Row]:
@@ -124,7 +137,7 @@ def _with_text_key(rows: Iterable[Row]) -> Iterator[Row]:
 
 def _version(history: History[R], keys: StoreKeys, row: Row) -> RecordVersion[R]:
     to_revision, to_us, revision, actor, on_behalf_of, previous, previous_us, *values = row
-    record: R = history.record._make(values) if history.table == "assignment" else _from_image(history, values[-1])
+    record = _record(history, values)
     if revision is None and previous_us == record.updated_us:  # the log was pruned, and no instance of an older
         revision = previous  # release changed the record after that
     return RecordVersion(
@@ -138,6 +151,9 @@ def _version(history: History[R], keys: StoreKeys, row: Row) -> RecordVersion[R]
     )
 
 
-def _from_image(history: History[R], image: str) -> R:
-    values = history.defaults | json.loads(image)
+def _record(history: History[R], columns: Sequence[Any]) -> R:
+    """Returns the record of a version. Args: columns, as STORED_COLUMNS."""
+    if history.table == "assignment":
+        return history.record._make(columns)
+    values = history.defaults | json.loads(columns[-1])
     return history.record(**{column: values[column] for column in history.record._fields})

@@ -51,13 +51,15 @@ class Write:
     """A write in progress: its transaction, its caller, its time, and the changes so far."""
 
     def __init__(
-        self, transaction: Transaction, call: CallContext, now_us: int, keys: StoreKeys, lock_clause: str
+        self, transaction: Transaction, call: CallContext, clock: Callable[[], int], keys: StoreKeys, lock_clause: str
     ) -> None:
-        """Args: now_us, in microseconds since 1970 (UTC); lock_clause, as Database.lock_clause."""
+        """Args: clock, returns microseconds since 1970 (UTC); lock_clause, as Database.lock_clause."""
         self.run = transaction.run
         self.lock_clause = lock_clause
         self.call = call
-        self.now_us = now_us
+        self._clock = clock
+        self.now_us = clock()
+        """In microseconds since 1970 (UTC)."""
         self._fingerprint = keys.fingerprint(call) if call.request_id else b""
         self._changes: list[tuple[Value, ...]] = []
         self._versions: list[Version | None] = []
@@ -65,6 +67,14 @@ class Write:
         self._changed: set[tuple[type[Record], str]] = set()
         self._generated: set[str] = set()
         self._earlier: list[Write] = []
+
+    def read_clock(self) -> None:
+        """Takes the time again, after a lock that may have had to wait, unless the write has changed something.
+
+        So the times of a record's versions have the order of their revisions.
+        """
+        if self.lock_clause and not self._changes and not self._earlier:
+            self.now_us = self._clock()
 
     def new_id(self) -> str:
         """Returns a UUIDv7 (RFC 9562). Newer ids sort last, so lists that are ordered by id grow at their end."""
@@ -202,7 +212,7 @@ class Writes:
 
         def transact(transaction: Transaction) -> FinishedWrite[T]:
             nonlocal may_be_repeated
-            write = Write(transaction, call, self._clock(), self._keys, self._database.lock_clause)
+            write = Write(transaction, call, self._clock, self._keys, self._database.lock_clause)
             replay = write.find_replay(self._expiry) if may_be_repeated else None
             may_be_repeated = True
             finished = _replayed(write, replay, load) if replay else write.finish(*work(write))
