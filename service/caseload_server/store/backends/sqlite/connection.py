@@ -46,8 +46,10 @@ def configure(connection: apsw.Connection) -> None:
 
 
 def busy_handler() -> Callable[[int], bool]:
-    """Returns a function that waits a moment for a lock. It takes the number of tries before, and returns False when
-    they took too long."""
+    """Returns a function that waits a moment for a lock, and returns False once the waits have taken too long.
+
+    Its argument is the number of tries before.
+    """
     started = 0.0
 
     def wait_for_lock(tries: int) -> bool:
