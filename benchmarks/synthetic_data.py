@@ -3,7 +3,8 @@
 python -m benchmarks.synthetic_data ASSIGNMENTS | caseload import -
 
 Every size has the same number of rare records, at the end of the order: therapists on leave, with free capacity,
-or with a rare specialty; discharged and unassigned patients; and one therapist and one patient with a fixed history.
+with a rare specialty or the same e-mail address; discharged and unassigned patients, with the same birth date, e-mail
+address and phone number; and one therapist and one patient with a fixed history.
 So a call about them is slower on a large data set only if it reads other records too.
 """
 
@@ -18,7 +19,7 @@ from caseload_server.domain.enums import PATIENT_DISCHARGED, ROLE_PRIMARY, STATU
 from caseload_server.domain.records import Assignment, Patient, Therapist
 from caseload_server.store.backends.migrations import migrations
 from caseload_server.store.backends.protocol import Row
-from caseload_server.store.hash_chain import BEFORE_CHAIN, START
+from caseload_server.store.hash_chain import NO_HASH, START
 from caseload_server.store.portability import content
 from caseload_server.store.portability.content import PAGE_ROWS, TABLES, ContentDigest
 from caseload_server.store.portability.export import FORMAT
@@ -31,6 +32,9 @@ SYSTEM: Final = "https://example.org/number"
 RARE_SPECIALTY: Final = "rare-therapy"
 RARE_ROLE: Final = 3
 RARE_ACTOR: Final = "auditor"
+RARE_BIRTH_DATE: Final = "1912-06-07"
+RARE_PHONE_NUMBER: Final = "+4930555555"
+RARE_EMAIL: Final = "family@example.org"
 _ON_LEAVE: Final = 2
 _YEAR_US: Final = 365 * 24 * 3600 * 1_000_000
 START_US: Final = 1_577_836_800_000_000
@@ -54,13 +58,18 @@ class DataSet(NamedTuple):
     def rows(self) -> dict[str, Iterator[Row]]:
         """The rows of each table that has any."""
         return {
-            "store": iter([(self.revisions, 0, self.revisions, START, START)]),  # all from before the hash chain
+            "store": iter([self._store()]),
             "therapist": map(self._therapist, range(self.people)),
             "patient": map(self._patient, range(self.people)),
             "assignment": self._assignments(),
             "change_set": map(self._change_set, range(1, self.revisions + 1)),
             "change": map(self._change, range(1, self.revisions + 1)),
         }
+
+    def _store(self) -> Row:
+        """All change sets are from before the hash chain, and from before versions."""
+        last_us = START_US + self.revisions if self.revisions else 0
+        return self.revisions, 0, self.revisions, START, START, self.revisions, last_us
 
     @property
     def revisions(self) -> int:
@@ -101,7 +110,7 @@ class DataSet(NamedTuple):
             therapist_id=person_id("a", number),
             display_name=_name(number),
             aliases="[]",
-            email=f"{number}@example.org",
+            email=RARE_EMAIL if is_on_leave else f"{number}@example.org",
             status=_ON_LEAVE if is_on_leave else STATUS_ACTIVE,
             identifiers=_identifiers(number),
             specialties=f'["{RARE_SPECIALTY}"]' if is_on_leave else '["hand-therapy"]',
@@ -121,9 +130,9 @@ class DataSet(NamedTuple):
             patient_id=person_id("b", number),
             display_name=_name(number),
             aliases="[]",
-            birth_date="1990-02-03",
-            email=f"{number}@example.org",
-            phone_number="",
+            birth_date=_birth_date(number) if is_active else RARE_BIRTH_DATE,
+            email=f"{number}@example.org" if is_active else RARE_EMAIL,
+            phone_number=f"+49151{number:08}" if is_active else RARE_PHONE_NUMBER,
             status=STATUS_ACTIVE if is_active else PATIENT_DISCHARGED,
             identifiers=_identifiers(number),
             annotations="{}",
@@ -131,7 +140,7 @@ class DataSet(NamedTuple):
             active_therapist_count=int(is_active),
             merged_into_patient_id="",
             created_us=START_US,
-            updated_us=START_US,
+            updated_us=START_US + number,
             deleted_us=None,
             etag=f"{number:016x}",
         )
@@ -173,11 +182,11 @@ class DataSet(NamedTuple):
     def _change_set(self, revision: int) -> Row:
         actor = RARE_ACTOR if self._is_rare(revision) else "reception"
         method = "/caseload.v1.PatientService/CreatePatient"
-        return revision, START_US + revision, actor, "", method, "", BEFORE_CHAIN, b""
+        return revision, START_US + revision, actor, "", method, "", NO_HASH, b""
 
     def _change(self, revision: int) -> Row:
         patient = 0 if self._is_rare(revision) else revision
-        return revision, 0, 1, "", None, person_id("b", patient), None, None
+        return revision, 0, 1, "", None, person_id("b", patient), None, None, None
 
     def _is_rare(self, revision: int) -> bool:
         return revision > self.revisions - self.few
@@ -210,6 +219,10 @@ def person_id(letter: str, number: int) -> str:
 
 def _name(number: int) -> str:
     return f"{_FIRST[number % len(_FIRST)]} {_LAST[number % len(_LAST)]} {number}"
+
+
+def _birth_date(number: int) -> str:
+    return f"{1930 + number % 90}-{1 + number // 90 % 12:02}-{1 + number // 1080 % 28:02}"
 
 
 def _identifiers(number: int) -> str:

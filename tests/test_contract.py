@@ -54,8 +54,8 @@ def messages_of_requests() -> Iterator[Descriptor]:
             todo += [field.message_type for field in message.fields if is_ours(field)]
 
 
-def test_the_contract_has_30_rpcs_and_one_stream() -> None:
-    assert len(METHODS) == 30
+def test_the_contract_has_35_rpcs_and_one_stream() -> None:
+    assert len(METHODS) == 35
     assert [method.name for method in METHODS if method.server_streaming] == ["WatchChanges"]
 
 
@@ -196,8 +196,8 @@ def is_text(_method: MethodDescriptor, ref: FieldRef) -> bool:
 
 
 def is_ignored(method: MethodDescriptor, ref: FieldRef) -> bool:
-    unread = method.name.startswith("Create") and (ref.path.endswith(".etag") or ref.behaves(IDENTIFIER))
-    return ref.behaves(OUTPUT_ONLY) or unread
+    creates = method.name.startswith(("Create", "BatchCreate"))
+    return ref.behaves(OUTPUT_ONLY) or (creates and (ref.path.endswith(".etag") or ref.behaves(IDENTIFIER)))
 
 
 def canary(tail: str) -> Put:

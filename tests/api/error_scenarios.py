@@ -26,6 +26,7 @@ from tests.api.failing_servers import (
 )
 from tests.api.fault_injection import CANARY, MRN, FaultyServer
 from tests.store.store_builders import crowd
+from tests.store.store_calls import run
 from tests.support.api_driver import new_request_id
 from tests.support.servers import Refusal, refusal
 
@@ -58,6 +59,11 @@ def request_id_reused(faulty: FaultyServer) -> object:
 
 def identifier_taken(faulty: FaultyServer) -> object:
     return faulty.patients.create("p2", identifiers=[MRN])
+
+
+def in_a_batch(faulty: FaultyServer, *entries: dict[str, Any]) -> object:
+    requests = [{"patient": {"display_name": CANARY, **entry}} for entry in entries]
+    return faulty.api.send("BatchCreatePatients", requests=requests)
 
 
 def assignment_differs(faulty: FaultyServer) -> object:
@@ -179,6 +185,12 @@ def pruned(faulty: FaultyServer) -> str:
     return oldest
 
 
+def versions_not_kept(faulty: FaultyServer) -> object:
+    """As where versions are kept since now."""
+    run(faulty.server.store, f"UPDATE store SET versions_us = {time.time_ns() // 1000}")
+    return faulty.api.send("ListAssignments", known_at={"seconds": T0})
+
+
 class Expected(NamedTuple):
     """The expected status: its code, its details besides ErrorInfo, and the keys of the ErrorInfo metadata."""
 
@@ -216,6 +228,22 @@ TABLE: dict[str, tuple[Scenario, Expected]] = {
     "ASSIGNMENT_NOT_FOUND by transfer": (not_with_the_source, Expected(StatusCode.NOT_FOUND, NAMED, ("missing",))),
     "ID_TAKEN": (lambda s: s.patients.create("p1", display_name=CANARY), Expected(StatusCode.ALREADY_EXISTS)),
     "IDENTIFIER_TAKEN": (identifier_taken, Expected(StatusCode.ALREADY_EXISTS, NAMED)),
+    "IDENTIFIER_TAKEN by batch": (
+        lambda s: in_a_batch(s, {}, {"identifiers": [MRN]}),
+        Expected(StatusCode.ALREADY_EXISTS, NAMED, ("index",)),
+    ),
+    "IDENTIFIER_TAKEN by an earlier entry": (
+        lambda s: in_a_batch(s, *[{"identifiers": [{**MRN, "value": f"{CANARY}-2"}]}] * 2),
+        Expected(StatusCode.ALREADY_EXISTS, NONE, ("index", "other_index")),
+    ),
+    "INVALID_FIELD by batch": (
+        lambda s: in_a_batch(s, {}, {"phone_number": CANARY}),
+        Expected(StatusCode.INVALID_ARGUMENT, BAD_FIELD),
+    ),
+    "INVALID_FIELD by search": (
+        lambda s: s.patients.call("List", filter={"email": CANARY}, order_by=CANARY),
+        Expected(StatusCode.INVALID_ARGUMENT, BAD_FIELD),
+    ),
     "ASSIGNMENT_DIFFERS": (assignment_differs, Expected(StatusCode.ALREADY_EXISTS, NONE, ("assignment_id",))),
     "THERAPIST_DELETED": (therapist_deleted, failed_precondition()),
     "THERAPIST_DELETED by transfer": (therapist_deleted_in_transfer, failed_precondition("therapist_id")),
@@ -252,6 +280,7 @@ TABLE: dict[str, tuple[Scenario, Expected]] = {
         lambda s: next(s.api.watch(pruned(s))),
         Expected(StatusCode.OUT_OF_RANGE, NONE, ("oldest_revision",)),
     ),
+    "VERSIONS_NOT_KEPT": (versions_not_kept, Expected(StatusCode.OUT_OF_RANGE, NONE, ("oldest_time",))),
     "REVISION_FOREIGN": (lambda s: s.api.send("ListChanges", after_revision=CANARY), Expected(StatusCode.OUT_OF_RANGE)),
     "REVISION_FOREIGN by watch": (lambda s: next(s.api.watch(CANARY)), Expected(StatusCode.OUT_OF_RANGE)),
     "TOO_MANY_WATCHES": (too_many_watches, Expected(StatusCode.RESOURCE_EXHAUSTED, NONE, ("limit",))),

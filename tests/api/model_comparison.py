@@ -7,10 +7,12 @@ from contextlib import ExitStack
 from typing import Any, ClassVar
 
 import grpc
+from caseload_server import store
 from caseload_server.config import Config
 from caseload_server.rpc.server import build_server
 from hypothesis.stateful import RuleBasedStateMachine, invariant
 
+from tests.api.model_past import Past, lists
 from tests.api.model_records import PATIENT, THERAPIST, Line, Period, Person, Refused
 from tests.api.reference_model import Model
 from tests.conftest import NewDatabase
@@ -35,6 +37,7 @@ class ModelComparison(RuleBasedStateMachine):
     def open(self) -> None:
         """Starts the server, and the model without records."""
         self.model = Model(now=T0)
+        self.past = Past(T0 - 1)
         config = Config("127.0.0.1:0", self._stack.enter_context(type(self).new_database()), drain_seconds=0)
         server = build_server(config, clock=lambda: self.model.now * 1_000_000)
         server.start()
@@ -49,13 +52,16 @@ class ModelComparison(RuleBasedStateMachine):
         self.head = self.api.head()
 
     def teardown(self) -> None:
-        self._stack.close()
+        with self._stack:
+            if hasattr(self, "api"):
+                self.answers_as_known_at_a_time_are_the_same()
 
     def both(self, rpc: str, sent: Sent, verb: Callable[[Model], list[Line]], mode: int = 0) -> None:
         """Runs the call and the model's verb; asserts the same outcome and the same log entries.
 
         Args: mode, 0 to call only, 1 to validate first, 2 to repeat the call afterwards.
         """
+        self.remember()
         self.model.now += self.waiting
         self.waiting = 0
         self.model.expire()
@@ -139,6 +145,42 @@ class ModelComparison(RuleBasedStateMachine):
             assert not one.clashes(other)
         self.checks_are_the_same()
 
+    def remember(self) -> None:
+        """Keeps what is known now."""
+        self.sweep()
+        self.past.remember(self.model)
+
+    def purge(self, kind: str, ids: list[str]) -> None:
+        """Purges a deleted record and those that were merged into it. It has never been, in the past too."""
+        record_kind: Any = store.THERAPIST if kind == THERAPIST else store.PATIENT
+        self.store.purger.purge_record(record_kind, ids[0])
+        self.head = self.api.head()
+        self.model.erase(kind, ids)
+        self.past.erase(kind, ids)
+
+    def answers_as_known_at_a_time_are_the_same(self) -> None:
+        """Compares answers of the server about its past with those that the model would have given then."""
+        self.remember()
+        self.model.now += 60
+        everyone = list(itertools.product(THERAPISTS, PATIENTS))
+        moments = self.past.moments()
+        versions = [self.api.send("ListAssignmentVersions", assignment_id=one.assignment_id) for one in self.stored()]
+        for index, known_at in enumerate(moments[self.model.now % 3 :: 3]):  # another third in each run
+            model, as_of = self.past.known_at(known_at), known_at + (50 if index % 2 else -25)
+            known = {"known_at": {"seconds": known_at}}
+            for at, times in ((known_at, known), (as_of, {**known, "as_of_time": {"seconds": as_of}})):
+                assert self.api.checked(*everyone, **times) == [model.treats(*pair, at) for pair in everyone]
+            for filters, expected in lists(model, known_at, as_of):
+                answer = self.list_known(known_at, filters)
+                assert [_period(one) for one in answer.assignments] == expected, (known_at, filters)
+                assert answer.total_size == len(expected)
+            valid = [one.assignment for each in versions for one in _valid_at(each, known_at)]
+            assert list(self.list_known(known_at, {"states": [ACTIVE, ENDED]}).assignments) == valid
+
+    def list_known(self, known_at: int, filters: Sent) -> Any:
+        known = {"known_at": {"seconds": known_at}, "include_total_size": True}
+        return self.api.send("ListAssignments", filter=filters, page_size=1000, **known)
+
     def checks_are_the_same(self) -> None:
         """Checks what is in force, whether or not what has expired has ended."""
         model = self.model
@@ -166,6 +208,11 @@ def _period(one: Any) -> Period:
     assert (one.state == ENDED) == (end is not None) == (one.ended_by in ("local", "system:expiry"))
     times = (one.start_time.seconds, end, one.end_reason, expire)
     return Period(one.therapist_id, one.patient_id, one.role, one.focus, *times)
+
+
+def _valid_at(answer: Any, at: int) -> list[Any]:
+    """The version of a record at a time, if it was created by then. Versions come newest first."""
+    return [one for one in answer.versions if one.from_time.seconds <= at][:1]
 
 
 def _line(change: Any) -> Line:

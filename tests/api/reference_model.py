@@ -35,6 +35,8 @@ class Model:
     now: int
     people: dict[str, dict[str, Person]] = field(default_factory=lambda: {THERAPIST: {}, PATIENT: {}})
     periods: list[Period] = field(default_factory=list)
+    purged: set[tuple[str, str]] = field(default_factory=set)
+    """The kinds and ids that are not used again."""
 
     def active(self, **sides: str) -> list[Period]:
         """The active periods of a therapist, a patient, or the pair."""
@@ -46,10 +48,12 @@ class Model:
             if one.end is None and one.until <= self.now:
                 end_period(one, one.until, EXPIRED)
 
-    def create(self, kind: str, one: str) -> list[Line]:
-        if one in self.people[kind]:
+    def create(self, kind: str, one: str, identifier: str = "") -> list[Line]:
+        if one in self.people[kind] or (kind, one) in self.purged:
             raise Refused("ID_TAKEN")
-        self.people[kind][one] = Person("Ann Lee")
+        person = Person("Ann Lee", identifier=identifier)
+        self._refuse_taken(kind, identifier, person)
+        self.people[kind][one] = person
         return [record_line(CREATED, kind, one)]
 
     def update(self, kind: str, one: str, wanted: dict[str, Any], force: int | None) -> list[Line]:
@@ -270,6 +274,18 @@ class Model:
         undeleted = record_line(UNDELETED, PATIENT, source, "delete_time", "merged_into_patient_id")
         lost = ["identifiers"] if kept.identifier != before else []
         return [record_line(UPDATED, PATIENT, target, *lost), undeleted]
+
+    def records_of(self, patient: str) -> list[str]:
+        """The patient, and those who were merged into them."""
+        merged = [one for one, person in self.people[PATIENT].items() if person.merged_into == patient]
+        return [patient, *(record for one in merged for record in self.records_of(one))]
+
+    def erase(self, kind: str, ids: list[str]) -> None:
+        """Forgets records, as if they had never been."""
+        self.purged |= {(kind, one) for one in ids}
+        for one in ids:
+            self.people[kind].pop(one, None)
+        self.periods = [one for one in self.periods if getattr(one, kind) not in ids]
 
     def person(self, patient: str) -> str:
         """The record of the patient that is not merged."""

@@ -27,6 +27,7 @@ SAMPLES: Final[dict[str, Any]] = {
     "birth_date": {"year": 1980, "month": 2, "day": 29},
     "created_by": "local",
     "create_time": {"seconds": 1},
+    "deleted_only": True,
     "delete_time": {"seconds": 1},
     "demote_primary": True,
     "display_name": "Ann Lee",
@@ -40,11 +41,15 @@ SAMPLES: Final[dict[str, Any]] = {
     "focus": "anxiety",
     "force": True,
     "identifier": {"system": "urn:example:mrn", "value": "12345"},
+    "identifier_value": "12345",
     "ignore_capacity": True,
+    "include_total_size": True,
+    "known_at": {"seconds": 1_600_000_000},
     "max_active_patients": 5,
     "merged_into_patient_id": "p9",
     "name_prefix": "ann",
     "on_behalf_of": "jdoe",
+    "order_by": "display_name",
     "page_size": 10,
     "page_token": "",  # only a list returns a valid one; test_page_tokens.py sends those
     "patient_id": "p1",
@@ -76,6 +81,7 @@ SAMPLES: Final[dict[str, Any]] = {
     "update_time": {"seconds": 1},
     "validate_only": True,
     "value": "12345",
+    "without_primary": True,
 }
 """Valid values by field name."""
 

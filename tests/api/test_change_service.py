@@ -26,7 +26,7 @@ from tests.support.api_driver import (
 )
 
 CREATED, UPDATED, DELETED, UNDELETED = 1, 2, 3, 4
-LOG_PURGED = 6
+LOG_PURGED, VERSIONS_PURGED = 6, 7
 ENDING = ("state", "end_time", "ended_by")
 ENDING_FOR = ("state", "end_time", "end_reason", "ended_by")
 
@@ -87,6 +87,16 @@ LINK = "merged_into_patient_id"
 MUTATIONS = [
     Mutation("CreateTherapist", {"therapist_id": "new", "therapist": NEW}, [(CREATED, "new", "", ())]),
     Mutation("CreatePatient", {"patient_id": "new", "patient": NEW}, [(CREATED, "", "new", ())]),
+    Mutation(
+        "BatchCreateTherapists",
+        {"requests": [{"therapist_id": "new", "therapist": NEW}, {"therapist_id": "else", "therapist": NEW}]},
+        [(CREATED, "new", "", ()), (CREATED, "else", "", ())],
+    ),
+    Mutation(
+        "BatchCreatePatients",
+        {"requests": [{"patient_id": "new", "patient": NEW}, {"patient_id": "else", "patient": NEW}]},
+        [(CREATED, "", "new", ()), (CREATED, "", "else", ())],
+    ),
     Mutation("UpdateTherapist", {"therapist": {**T1, **RENAMED}}, [(UPDATED, "t1", "", ("display_name", "email"))]),
     Mutation("UpdatePatient", {"patient": {**P1, **RENAMED}}, [(UPDATED, "", "p1", ("display_name", "email"))]),
     Mutation("DeleteTherapist", T1, [(DELETED, "t1", "", ("delete_time",))]),
@@ -159,7 +169,7 @@ MUTATIONS = [
         lambda api: api.send("MergePatients", **MERGED, request_id=new_request_id()),
     ),
 ]
-NO_REPEAT = {"CreateTherapist", "CreatePatient", "MergePatients"}
+NO_REPEAT = {"CreateTherapist", "CreatePatient", "BatchCreateTherapists", "BatchCreatePatients", "MergePatients"}
 """Without the first request_id, a repeat of these is rejected. So their no-op is a replay."""
 each_mutation = pytest.mark.parametrize("mutation", MUTATIONS, ids=[f"{n}-{m.rpc}" for n, m in enumerate(MUTATIONS)])
 
@@ -244,6 +254,17 @@ def test_a_purge_of_the_log_is_a_change_of_its_own_kind(server: CaseloadServer, 
     assert (change.kind, change.WhichOneof("resource")) == (LOG_PURGED, "purged_through_revision")
     assert change.purged_through_revision == before == api.send("ListChanges").oldest_revision
     assert list(api.log(before, patient_id="p1")) == []
+
+
+def test_a_purge_of_versions_is_a_change_of_its_own_kind(server: CaseloadServer, api: ApiDriver) -> None:
+    before = api.head()
+    api.send("UpdatePatient", patient={"patient_id": "p1", "email": "p1@example.org"})
+    updated = api.head()
+    assert server.store.purger.purge_versions(time.time_ns() // 1000 + 1) == 1
+    [_, purge] = api.log(before)
+    [change] = purge.changes
+    assert (change.kind, change.WhichOneof("resource")) == (VERSIONS_PURGED, "purged_through_revision")
+    assert change.purged_through_revision == updated
 
 
 @covers("ListChangesRequest.page_size")

@@ -26,6 +26,28 @@ def test_an_identifier_is_unique_among_live_records(people: People) -> None:
     assert named.resource_type == f"caseload.v1.{people.kind}"
 
 
+@pytest.mark.parametrize(
+    "same",
+    ["GC-1\u200b", "\ufeffGC-1", "G\u200cC-1", "GC\u00ad-1", "GC-\uff11", "\uff27\uff23\uff0d\uff11", " GC-1\u3000"],
+    ids=ascii,
+)
+def test_an_identifier_that_looks_the_same_is_the_same(people: People, same: str) -> None:
+    card, looks_same = ({"system": "urn:example:card", "value": value} for value in ("GC-1", same))
+    created = people.create("one", identifiers=[looks_same])
+    assert created.identifiers[0].value == same.strip()
+    for value in (card, looks_same):
+        stopped = refused(people.create, "two", identifiers=[value])
+        assert (stopped.reason, stopped.details["ResourceInfo"].resource_name) == ("IDENTIFIER_TAKEN", "one")
+        assert people.ids(people.call("List", filter={"identifier": value})) == ["one"]
+    stopped = refused(people.create, "two", identifiers=[{**card, "value": "gc-1"}, looks_same, card])
+    field = f"{people.kind.lower()}.identifiers[2]"
+    assert (stopped.reason, stopped.fields) == ("INVALID_FIELD", [field])
+    people.create("two", identifiers=[{**card, "value": "gc-1"}, {**looks_same, "system": "urn:example:other"}])
+    people.delete("one")
+    people.create("three", identifiers=[card])
+    assert refused(people.call, "Undelete", id="one").details["ResourceInfo"].resource_name == "three"
+
+
 @covers("Undelete{A}Request.release_identifiers")
 def test_an_undelete_can_drop_the_identifiers_that_others_have(people: People) -> None:
     mine, theirs = ({"system": "urn:example:mrn", "value": value} for value in ("1", "2"))

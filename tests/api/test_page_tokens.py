@@ -17,7 +17,7 @@ from tests.api.client_calls import SIDES, People, Side, call, covers, refused
 from tests.api.sample_values import METHODS, SAMPLES, is_ours
 from tests.conftest import NewDatabase
 from tests.store.store_builders import crowd
-from tests.support.api_driver import RPCS
+from tests.support.api_driver import RPCS, number
 from tests.support.api_driver import request as request_of
 from tests.support.servers import Client, refusal
 from tests.support.waiting import NEVER_SECONDS
@@ -31,7 +31,7 @@ SIGNED_BYTES = 24
 
 
 class Lister:
-    """One of the five paged RPCs, on a store with five records for each."""
+    """One of the paged RPCs, on a store with five records, or five versions, for each."""
 
     def __init__(self, client: Client, rpc: str) -> None:
         self.rpc = rpc
@@ -39,17 +39,27 @@ class Lister:
         service = RPCS[rpc].containing_service.name.removesuffix("Service")
         self.of_people = rpc == f"List{service}s" and service in SIDES
         self.side = Side(client, service if service in SIDES else SIDES[0])
-        own = f"{self.side.name}_id"
+        self.of_versions = rpc.endswith("Versions")
+        own = f"{service.lower()}_id"
         self.parent = {own: f"{own[0]}0"} if own in self.input.fields_by_name else {}
+        if own == "assignment_id" and self.parent:
+            self.parent = {own: SAMPLES[own]}
 
     def __call__(self, **fields: Any) -> Any:
         return call(self.side.client, RPCS[self.rpc], request_of(self.rpc, **self.parent | fields))
 
     def ids(self, response: Any) -> list[str]:
+        """The ids on a page, in ascending order. Of versions, which come newest first, how old they are."""
         if self.of_people:
             return self.side.mine.ids(response)
+        if self.of_versions:
+            return [f"{10**6 - number(version.from_revision)}" for version in response.versions]
         found = [entry.assignment for entry in response.entries] if self.parent else response.assignments
         return [assignment.assignment_id for assignment in found]
+
+    def last(self, response: Any) -> str:
+        """The position of a page of one record."""
+        return str(number(response.revision) + 1) if self.of_versions else self.ids(response)[0]
 
     def walk(self, sizes: Callable[[], int], **fields: Any) -> list[str]:
         seen: list[str] = []
@@ -83,17 +93,34 @@ def filled(listing: Lister) -> Lister:
     listing.side.assign("t0", "p0")
     for n in range(1, 5) if listing.rpc == "ListAssignments" else ():
         listing.side.unassign(f"t{n}", "p0")
+    if listing.of_versions:
+        add_versions(listing)
     return listing
 
 
+def add_versions(listing: Lister) -> None:
+    """Changes the record four times."""
+    if "assignment_id" in listing.parent:
+        found = call(listing.side.client, RPCS["ListAssignments"], request_of("ListAssignments"))
+        listing.parent = {"assignment_id": found.assignments[0].assignment_id}
+        for n in range(4):
+            sent = request_of("UpdateAssignment", assignment={**listing.parent, "focus": f"canary-{n}"})
+            call(listing.side.client, RPCS["UpdateAssignment"], sent)
+    else:
+        for n in range(4):
+            listing.side.mine.update(f"{listing.side.name[0]}0", display_name=f"Canary {n}")
+
+
 def test_every_list_rpc_is_tested() -> None:
-    assert len(LISTS) == 5
+    assert len(LISTS) == 8
 
 
 @covers(
     "List{A}sRequest.page_token",
     "List{A}{B}sRequest.page_token",
     "ListAssignmentsRequest.page_token",
+    "List{A}VersionsRequest.page_token",
+    "ListAssignmentVersionsRequest.page_token",
 )
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
@@ -103,7 +130,13 @@ def test_pages_of_any_size_return_each_record_once_in_order(lister: Lister, data
     assert len(seen) == len(set(seen)) == 5
 
 
-@covers("List{A}sRequest.page_size", "List{A}{B}sRequest.page_size", "ListAssignmentsRequest.page_size")
+@covers(
+    "List{A}sRequest.page_size",
+    "List{A}{B}sRequest.page_size",
+    "ListAssignmentsRequest.page_size",
+    "List{A}VersionsRequest.page_size",
+    "ListAssignmentVersionsRequest.page_size",
+)
 def test_a_page_respects_its_size_and_the_last_page_has_no_token(lister: Lister) -> None:
     first = lister(page_size=3)
     assert len(lister.ids(first)) == 3
@@ -132,7 +165,7 @@ def test_a_token_is_bound_to_every_other_field(lister: Lister) -> None:
             changes += [{field.name: {part.name: SAMPLES[part.name]}} for part in field.message_type.fields]
         elif field.name not in {"page_size", "page_token"}:
             changes.append({field.name: SAMPLES[field.name]})
-    assert len(changes) >= 4
+    assert len(changes) >= (1 if lister.of_versions else 4)
     for change in changes:
         assert refused(lister, page_token=token, **change).reason == "PAGE_TOKEN_MISMATCH", change
 
@@ -192,13 +225,13 @@ def test_a_token_stays_valid_after_a_restart(database_url: str) -> None:
         assert people.ids(people.call("List", page_token=token)) == ["b", "c"]
 
 
-def test_a_token_contains_only_the_last_id(lister: Lister) -> None:
+def test_a_token_contains_only_the_last_id_or_revision(lister: Lister) -> None:
     fields = {"filter": {"name_prefix": "canary"}} if lister.of_people else {}
     response = lister(page_size=1, **fields)
     body = base64.urlsafe_b64decode(response.next_page_token + "===")
-    assert body[SIGNED_BYTES:].decode() == lister.ids(response)[0]
+    assert body[SIGNED_BYTES:].decode() == lister.last(response)
     assert b"anary" not in body
-    assert len(body) == SIGNED_BYTES + len(lister.ids(response)[0])
+    assert len(body) == SIGNED_BYTES + len(lister.last(response))
 
 
 def test_the_page_size_defaults_to_50_and_is_at_most_1000(server: CaseloadServer, client: Client) -> None:

@@ -1,4 +1,7 @@
-"""Random calls of every mutating RPC, compared with the reference model: state, history and change log match."""
+"""Random calls of every mutating RPC, compared with the reference model.
+
+State, history, change log and the answers as they were known at each time match.
+"""
 
 import copy
 
@@ -21,6 +24,7 @@ modes = st.integers(0, 2)
 """Call only (0), validate first (1), or repeat afterwards (2)."""
 kinds = st.sampled_from([THERAPIST, PATIENT])
 indexes = st.integers(0, 3)
+identifiers = st.sampled_from(["", "1", "1", "2"])
 therapists, patients = st.sampled_from(ALL_IDS[THERAPIST]), st.sampled_from(ALL_IDS[PATIENT])
 roles, focuses = st.sampled_from([1, 1, 2, 3]), st.sampled_from(["", "", "grief"])
 offsets = st.none() | st.integers(-40, 30)
@@ -61,6 +65,7 @@ class CaseloadBesideItsModel(ModelComparison):
             self.delete(kind, 2, 0, force=False)
             self.undelete(kind, 2, 0, release_identifiers=False)
             self.once_by_a_taken_identifier(kind)
+            self.create_many(kind, [(8, ""), (9, "8")], 0)
         for rpc, pair, role in (
             ("AssignPatient", ("t0", "p0"), PRIMARY),
             ("AssignTherapist", ("t0", "p1"), TREATING),
@@ -71,7 +76,9 @@ class CaseloadBesideItsModel(ModelComparison):
         self.unassign("UnassignTherapist", ("t1", "p1"), 0, None, 0)
         self.assign_finished("AssignPatient", ("t0", "p0"), (TREATING, "", 0), (-60, 10), 0)
         self.batch([(("t0", "p1"), TREATING, (-80, 10)), (("t1", "p0"), PRIMARY, None)], 0)
-        self.correct(0, {"focus": "grief"}, {"start": -20}, 0)
+        for focus in ("grief", "", "grief"):  # versions at several times
+            self.correct(0, {"focus": focus}, {"start": -20}, 0)
+            self.time_passes(2)
         self.transfer(("t0", "t1"), [], None, 0, ignore_capacity=False)
         self.transfer(("t1", "t2"), ["p0"], 0, 0, ignore_capacity=False)
         self.time_passes(60)
@@ -79,7 +86,9 @@ class CaseloadBesideItsModel(ModelComparison):
         self.assign("AssignPatient", ("t0", "p1"), (TREATING, "", None, 60), NO_FLAGS, 0)
         self.merge(("p1", "p2"), 0)
         assert any(one.patient == "p2" and one.expire for one in self.model.active())
+        self.time_passes(10)
         self.unmerge("p1", 0)
+        self.time_passes(10)
 
     def once_by_a_taken_identifier(self, kind: str) -> None:
         """Undeletes a record whose identifier another one has by now."""
@@ -104,6 +113,21 @@ class CaseloadBesideItsModel(ModelComparison):
         sent = {f"{kind}_id": one, kind: {"display_name": "Ann Lee"}}
         self.both(f"Create{kind.title()}", sent, lambda model: model.create(kind, one))
 
+    @rule(kind=kinds, entries=st.lists(st.tuples(st.integers(3, 9), identifiers), min_size=1, max_size=3), mode=modes)
+    def create_many(self, kind: str, entries: list[tuple[int, str]], mode: int) -> None:
+        ids = [f"{kind[0]}{number}" for number, _ in entries]
+        bodies = [
+            {"display_name": "Ann Lee", "identifiers": [{"system": "urn:x", "value": value} for value in identifier]}
+            for _, identifier in entries
+        ]
+        sent = {"requests": [{f"{kind}_id": one, kind: body} for one, body in zip(ids, bodies, strict=True)]}
+
+        def verb(model: Model) -> list[Line]:
+            created = zip(ids, entries, strict=True)
+            return [line for one, (_, identifier) in created for line in model.create(kind, one, identifier)]
+
+        self.both(f"BatchCreate{kind.title()}s", sent, verb, mode)
+
     @rule(
         kind=kinds,
         index=indexes,
@@ -112,7 +136,7 @@ class CaseloadBesideItsModel(ModelComparison):
             optional={
                 "status": st.integers(1, 3),
                 "max_active_patients": st.integers(0, 2),
-                "identifier": st.sampled_from(["", "1", "1", "2"]),
+                "identifier": identifiers,
             },
         ),
         force=st.none() | st.sampled_from([0, 1, 5]),
@@ -273,6 +297,14 @@ class CaseloadBesideItsModel(ModelComparison):
         merged = [one for one, person in self.model.people[PATIENT].items() if person.merged_into]
         source = merged[-1] if merged and mode else source  # otherwise most records are soon merged
         self.both("UnmergePatients", {"source_patient_id": source}, lambda model: model.unmerge(source), mode)
+
+    @rule(kind=kinds, index=indexes)
+    def purge_one(self, kind: str, index: int) -> None:
+        people = self.model.people[kind]
+        purgeable = [one for one, person in people.items() if person.deleted and not person.merged_into]
+        if len(purgeable) > 1:  # otherwise few records are left
+            one = purgeable[index % len(purgeable)]
+            self.purge(kind, self.model.records_of(one) if kind == PATIENT else [one])
 
 
 def _ids(pair: Pair) -> Sent:

@@ -56,6 +56,19 @@ def test_pages_yields_each_page_and_does_not_change_the_request(
 
 
 @both
+def test_pages_of_a_list_in_another_order_have_every_record(
+    server: CaseloadServer, patients: list[str], read: ReadPages
+) -> None:
+    """All five have the same name, so their ids decide."""
+    request = patient_service_pb2.ListPatientsRequest(
+        page_size=2, order_by="display_name desc", include_total_size=True
+    )
+    found = read(server.address, "patients", "ListPatients", request)
+    assert [one.patient_id for page in found for one in page.patients] == patients[::-1]
+    assert [page.total_size for page in found] == [5, 5, 5]
+
+
+@both
 @pytest.mark.usefixtures("patients")
 def test_pages_of_the_change_log_end_at_its_head(server: CaseloadServer, read: ReadPages) -> None:
     request = change_service_pb2.ListChangesRequest(page_size=2)

@@ -15,6 +15,7 @@ from tests.support.api_driver import READS, RPCS
 SHIPPED: dict[str, Any] = json.loads(resources.files("caseload.client").joinpath("service_config.json").read_text())
 OURS: dict[str, Any] = json.loads(service_config())
 IDEMPOTENT = 2
+CREATES = {"CreateTherapist", "CreatePatient", "BatchCreateTherapists", "BatchCreatePatients"}
 
 
 def of_methods(config: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
@@ -50,12 +51,12 @@ def test_exactly_the_methods_that_the_contract_calls_repeatable_are_retried() ->
     entries = of_methods(SHIPPED)
     retried = {rpc for rpc in RPCS if "retryPolicy" in entries[full_name(RPCS[rpc])]}
     assert retried == {name for name, rpc in RPCS.items() if is_repeatable(rpc)}
-    assert set(RPCS) - retried == {"CreateTherapist", "CreatePatient"}
+    assert set(RPCS) - retried == CREATES
 
 
 def test_python_retries_everything_since_each_write_has_a_request_id() -> None:
     ours, shipped = of_methods(OURS), of_methods(SHIPPED)
-    creates = {full_name(RPCS[name]) for name in ("CreateTherapist", "CreatePatient")}
+    creates = {full_name(RPCS[name]) for name in CREATES}
     assert {name for name, entry in ours.items() if entry != shipped[name]} == creates
     assert all("retryPolicy" in entry for entry in ours.values())
     assert {name: value for name, value in OURS.items() if name != "methodConfig"} == {

@@ -28,7 +28,7 @@ _MASKS = (
     (re.compile(r"\bsha256:[0-9a-f]{64}\b"), "HASH"),
     (re.compile(r"\b\d+:[0-9a-f]{64}\b"), "HEAD"),
     (re.compile(r"^revision \d+$", re.MULTILINE), "REVISION"),
-    (re.compile(r"^\d+ change sets purged$", re.MULTILINE), "PURGED"),
+    (re.compile(r"^\d+ (?:change sets|versions) purged$", re.MULTILINE), "PURGED"),
     (re.compile(r"^\d+ patients, \d+ therapists, \d+ assignments purged$", re.MULTILINE), "PURGED"),
     (re.compile(r"^  Message: .*deadline exceeded.*$", re.MULTILINE | re.IGNORECASE), "DEADLINE"),
     (re.compile(r"\s+"), " "),

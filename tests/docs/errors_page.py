@@ -53,6 +53,7 @@ WHAT_TO_DO: Final = {
     "OVERLOADED": "Retry after the delay in RetryInfo, not earlier. The server did nothing. Operators: "
     "[Limits and overload](operations/limits-and-overload.md).",
     "REVISION_PRUNED": "Read the records again, and watch after the revision of the first page.",
+    "VERSIONS_NOT_KEPT": "Send the time in metadata `oldest_time`, or a later one.",
     "REVISION_FOREIGN": "Read the records again. This store may not have what you read before.",
     "TOO_MANY_WATCHES": "Close a watch, or retry later. Operators can raise `--max-watches` or `--max-caller-share`.",
     "WATCH_TOO_SLOW": "Watch again after the last through_revision received. Read faster, or filter.",
@@ -73,7 +74,7 @@ A call failed: find its reason in the table below, and do what the last column s
 Every error of the service has a gRPC status code and a `google.rpc.ErrorInfo`: a reason, and the domain `caseload.v1`.
 Branch on the reason, never on the message. No message or metadata repeats a sent value, except well-formed ids.
 An error of one entry of a batch has its position in metadata `index`, from 0. If it conflicts with an earlier entry,
-`other_index` is the position of that one, instead of `assignment_id`.
+`other_index` is the position of that one. It replaces `assignment_id` or ResourceInfo.
 
 The gRPC library itself reports a few errors, which have no reason:
 

@@ -86,6 +86,28 @@ def test_a_request_id_makes_a_create_take_effect_once(http: Http) -> None:
     assert first == second
 
 
+def test_a_search_has_its_filter_and_order_in_the_body(http: Http) -> None:
+    entries: list[dict[str, Any]] = [
+        {"patient": {"display_name": f"Zoë {name}", "birth_date": {"year": 1987, "month": 3}}}
+        for name in ("Poe", "Lee")
+    ]
+    created = http.call("POST /v1/patients:batchCreate", {"requests": entries})
+    assert created.status == 200, created
+    wanted = {"filter": {"name_prefix": "zoe", "birth_date": {"year": 1987}}, "order_by": "display_name"}
+    found = http.call("POST /v1/patients:search", {**wanted, "include_total_size": True}).body
+    assert [one["display_name"] for one in found["patients"]] == ["Zoë Lee", "Zoë Poe"]
+    assert found["patients"][0]["birth_date"] == {"year": 1987, "month": 3, "day": 0}
+    assert found["total_size"] == 2
+    assert "total_size" not in http.call("POST /v1/patients:search", wanted).body
+
+
+def test_an_error_of_a_batch_names_the_entry(http: Http) -> None:
+    entries = [{"therapist_id": "same", "therapist": {"display_name": "Ada Roe"}}] * 2
+    refused = http.call("POST /v1/therapists:batchCreate", {"requests": entries})
+    assert (refused.status, refused.reason) == (409, "ID_TAKEN")
+    assert refused.detail("ErrorInfo")["metadata"] == {"index": "1", "other_index": "0"}
+
+
 def test_an_error_has_its_reason_and_metadata(http: Http) -> None:
     missing = http.call("GET /v1/therapists/nobody")
     assert (missing.status, missing.reason) == (404, "THERAPIST_NOT_FOUND")

@@ -47,12 +47,12 @@ def test_a_restored_backup_is_a_store_that_rejects_old_revisions(folder: Path) -
 def test_a_purge_by_age_keeps_newer_records(folder: Path) -> None:
     """Runs the commands of docs/operations/purge.md while the server runs."""
     page = blocks(OPERATIONS / "purge.md")
-    people, purging = [block for block in page if block.text.startswith("caseload purge ")]
+    people, versions, purging = [block for block in page if block.text.startswith("caseload purge ")]
     with ServerProcess(f"sqlite:///{folder}/data/caseload.db") as server:
         assert tour(server.address) == 0
         kept = list_changes(server.address)
-        check_block(people, folder)
-        check_block(purging, folder)
+        for block in (people, versions, purging):
+            check_block(block, folder)
         assert list_changes(server.address) == kept
         everything = Block("sh", purging.text.replace("30d", "0d"), None)
         assert without_record(run(everything, folder).stdout) == f"{len(kept.change_sets)} change sets purged\n"

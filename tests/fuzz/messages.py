@@ -28,6 +28,7 @@ MOODS: Final = (
 )
 """Pairs for one message: the probability of an invalid value, and of setting an optional field."""
 ASSIGNING: Final = ("AssignPatient", "AssignTherapist", "BatchAssign")
+CREATING: Final = ("BatchCreateTherapists", "BatchCreatePatients")
 OFTEN: Final = [
     name for name in RPCS for _ in range(2 if name.startswith(("Delete", "Merge")) else 6 if name in ASSIGNING else 3)
 ]
@@ -90,20 +91,27 @@ class Messages:
     def _request(self, rng: random.Random, rpc: str) -> Any:
         made = request(rpc)
         _Filling(rng, self._values, *rng.choice(MOODS)).fill(made)
-        if rpc in ASSIGNING and rng.random() < 0.8:
-            _make_consistent(rng, made)
+        if rng.random() < 0.8:
+            _make_consistent(rng, rpc, made)
         return made
 
 
-def _make_consistent(rng: random.Random, made: Any) -> None:
-    """Clears the fields that exclude each other: hardly an assignment with random ones is accepted."""
-    unwanted = rng.choice((("end_time", "end_reason"), ("expire_time", "replace", "replace_primary", "end_reason")))
+def _make_consistent(rng: random.Random, rpc: str, made: Any) -> None:
+    """Clears the fields that exclude each other, and ids of new records, most of which are taken.
+
+    Hardly an assignment or a batch with random ones is accepted.
+    """
+    unwanted: tuple[str, ...] = ("patient_id", "therapist_id")
+    if rpc in ASSIGNING:
+        unwanted = rng.choice((("end_time", "end_reason"), ("expire_time", "replace", "replace_primary", "end_reason")))
+    elif rpc not in CREATING:
+        return
     entries = [made]
     if "requests" in made.DESCRIPTOR.fields_by_name:
         del made.requests[FEW:]
         entries, unwanted = made.requests, (*unwanted, "request_id", "validate_only")
     for entry in entries:
-        for name in unwanted:
+        for name in sorted({*entry.DESCRIPTOR.fields_by_name} & {*unwanted}):
             entry.ClearField(name)
 
 

@@ -75,6 +75,7 @@ _GOOD: Final[dict[str, Callable[[random.Random], Any]]] = {
     "value": lambda rng: f"1234{rng.randrange(30)}",
     "display_name": _name,
     "aliases": _name,
+    "order_by": lambda rng: rng.choice(("display_name", "display_name desc", "update_time", "start_time desc", "")),
     "specialties": lambda rng: rng.choice(("hand-therapy", "grief", "a1")),
     "etag": lambda _: "",
     "page_token": lambda _: "",
@@ -132,5 +133,6 @@ def timestamp(rng: random.Random, name: str, *, is_good: bool) -> dict[str, int]
 def date(rng: random.Random, *, is_good: bool) -> dict[str, int]:
     """A birth date, or three arbitrary numbers."""
     if is_good:
-        return {"year": 1950 + rng.randrange(70), "month": 1 + rng.randrange(12), "day": 1 + rng.randrange(28)}
+        full = {"year": 1950 + rng.randrange(70), "month": 1 + rng.randrange(12), "day": 1 + rng.randrange(28)}
+        return dict(list(full.items())[: rng.choice((1, 2, 3, 3, 3))])
     return {part: rng.choice((*INTEGERS, 12, 29, 31, 9999, 10_000)) for part in ("year", "month", "day")}

@@ -167,7 +167,7 @@ def test_unauthenticated_and_denied_calls_are_logged(tmp_path: Path) -> None:
     assert [line["method"] for line in lines[::3]] == [full_name(rpc) for rpc in RPCS]
     assert {(line["caller"], line["reason"]) for line in [*lines[::3], *lines[1::3]]} == {("", "UNAUTHENTICATED")}
     denied = [line for line in lines[2::3] if line.get("reason") == "PERMISSION_DENIED"]
-    assert len(denied) == len(RPCS) - len(READS) + 2  # the two methods of ChangeService
+    assert len(denied) == len(RPCS) - len(READS) + 5  # the methods that require audit
     assert {line["caller"] for line in lines[2::3]} == {"reader"}
     assert [line for line in [*lines[::3], *denied] if any(name.endswith("_ids") for name in line)] == []
 

@@ -48,11 +48,17 @@ DISCLOSING: dict[str, dict[str, Any]] = {
     "CheckAssignments": {"pairs": [{"therapist_id": "t1", "patient_id": one} for one in CROWD[:100]]},
     "UpdatePatient": {"patient": {"patient_id": CROWD[1], "display_name": "B"}},
     "DeletePatient": {"patient_id": CROWD[1], "force": True, "validate_only": True},
+    "ListTherapistVersions": {"therapist_id": "t1"},
+    "ListPatientVersions": {"patient_id": CROWD[0]},
     "ListChanges": {"page_size": 400},
     "MergePatients": {
         "source_patient_id": CROWD[0],
         "target_patient_id": CROWD[1],
         "request_id": "0190a3c4-0000-7000-8000-000000000002",
+        "validate_only": True,
+    },
+    "BatchCreatePatients": {
+        "requests": [{"patient_id": f"new-{number}", "patient": {"display_name": "B"}} for number in range(100)],
         "validate_only": True,
     },
     "BatchAssign": {
@@ -109,7 +115,7 @@ def test_a_watch_names_up_to_1000_records_per_kind_and_marks_truncation(
     run(
         store,
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1500)"
-        " INSERT INTO change SELECT 1, i, 2, '', '', 'p' || i, '', NULL FROM n",
+        " INSERT INTO change SELECT 1, i, 2, '', '', 'p' || i, '', NULL, NULL FROM n",
     )
     run(store, "UPDATE store SET head_revision = 1")
     watch = api.watch(start)

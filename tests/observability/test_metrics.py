@@ -60,7 +60,8 @@ def test_metrics_report_readiness(measured_server: CaseloadServer) -> None:
 
 
 def test_store_durations_are_reported_for_reads_and_writes(measured_server: CaseloadServer, api: ApiDriver) -> None:
-    measured_server.expiry_sweeper.stop()  # its reads would count too
+    measured_server.expiry_sweeper.stop()  # their reads would count too
+    measured_server.key_maker.stop()
     address = measured_server.metrics_address
     api.therapists("t1")
     before = numbers(address)

@@ -75,9 +75,9 @@ def test_verify_prints_the_ids_of_a_broken_rule_and_exits_with_1(
     broken, rows, digest = ended.stdout.splitlines()
     assert (ended.returncode, ended.stderr) == (1, "")
     assert broken == "broken: active_patient_count is the number of active assignments: 1 (t)"
-    assert (
-        rows
-        == "1 store, 1 therapist, 1 patient, 0 same_person, 0 assignment, 2 change_set, 2 change, 0 request, 0 purged"
+    assert rows == (
+        "1 store, 1 therapist, 1 patient, 0 same_person, 0 assignment, 2 change_set, 2 change, 0 therapist_version,"
+        " 0 patient_version, 0 assignment_version, 0 request, 0 purged"
     )
     assert digest.startswith("digest: sha256:")
 

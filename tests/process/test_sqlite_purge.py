@@ -18,11 +18,14 @@ from tests.support.watch_reader import first_answer
 def test_a_purge_with_an_invalid_time_is_rejected_and_creates_no_file(tmp_path: Path) -> None:
     database = ("purge", "--database", url(tmp_path / "caseload.db"))
     for text in ("-1d", "30", "2020-01-31T00:00:00", "2020-13-01T00:00:00Z"):
-        assert refusal(tmp_path, *database, "--changes-before", text).startswith("--changes-before: "), text
+        for flag in ("--changes-before", "--versions-before"):
+            assert refusal(tmp_path, *database, flag, text).startswith(f"{flag}: "), text
     assert "--changes-before" in refusal(tmp_path, *database)
 
 
-@pytest.mark.parametrize("what", [("--changes-before", "30d"), ("--patient", "p1"), ("--therapist", "t1")])
+@pytest.mark.parametrize(
+    "what", [("--changes-before", "30d"), ("--versions-before", "30d"), ("--patient", "p1"), ("--therapist", "t1")]
+)
 def test_a_purge_of_a_missing_file_is_rejected(tmp_path: Path, what: tuple[str, str]) -> None:
     line = refusal(tmp_path, "purge", "--database", url(tmp_path / "caseload.db"), *what)
     assert line.startswith("--database: ")
@@ -30,7 +33,7 @@ def test_a_purge_of_a_missing_file_is_rejected(tmp_path: Path, what: tuple[str, 
 
 @pytest.mark.parametrize(
     "others",
-    [("--patient", "p1"), ("--deleted-before", "30d"), ("--changes-before", "30d")],
+    [("--patient", "p1"), ("--deleted-before", "30d"), ("--changes-before", "30d"), ("--versions-before", "30d")],
     ids=lambda arguments: str(arguments[0]),
 )
 def test_a_purge_of_one_person_takes_no_other_choice(tmp_path: Path, others: tuple[str, str]) -> None:

@@ -85,6 +85,21 @@ def test_a_purge_of_one_person_leaves_no_trace_of_that_person(tmp_path: Path) ->
     assert path.read_bytes().count(b"Ann Lee") > MANY
 
 
+def test_a_purge_of_versions_leaves_no_trace_of_what_people_were(tmp_path: Path) -> None:
+    path = tmp_path / "caseload.db"
+    store = open_store(Config(database=url(path)), lambda: 1)
+    for number in range(MANY):
+        one = f"p{number * 7919 % MANY:04}"
+        make(store, PATIENT, one, display_name=f"{CANARY} {'x' * (number % 90)}")
+        update(store, PATIENT, one, display_name="Ann Lee")
+    store.close()
+    assert traces(path) >= MANY
+    ended = caseload(tmp_path, "purge", "--versions-before", "1d", "--database", url(path))
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{MANY} versions purged\n", "")
+    assert traces(path) == 0
+    assert path.read_bytes().count(b"Ann Lee") >= MANY
+
+
 def test_a_purge_beside_a_server_vacuums_only_with_a_flag(tmp_path: Path) -> None:
     path = tmp_path / "caseload.db"
     planted(path)

@@ -245,6 +245,7 @@ def test_every_text_and_list_of_a_request_has_a_limit(client: Client, method: Me
             grpc.StatusCode.OUT_OF_RANGE,  # max length of a revision
             grpc.StatusCode.ABORTED,  # max length of an etag
             grpc.StatusCode.NOT_FOUND,
+            grpc.StatusCode.ALREADY_EXISTS,  # an id of maximal length
         }, ref.path
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from caseload_server.domain import limits
 from caseload_server.rpc.fair_queue import FairQueue
 
 TIMEOUT = 1.0
@@ -10,13 +11,14 @@ TIMEOUT = 1.0
 class Call:
     """The part of a call that the queue looks at."""
 
-    def __init__(self, caller: str, queued_at: float = 0.0) -> None:
+    def __init__(self, caller: str, queued_at: float = 0.0, message_bytes: int = 0) -> None:
         self.caller = caller
         self.queued_at = queued_at
+        self.message_bytes = message_bytes
 
 
-def call(caller: str, queued_at: float = 0.0) -> Any:
-    return Call(caller, queued_at)
+def call(caller: str, queued_at: float = 0.0, message_bytes: int = 0) -> Any:
+    return Call(caller, queued_at, message_bytes)
 
 
 def queue(threads: int = 2, max_depth: int = 100, share: float = 1.0) -> FairQueue:
@@ -65,6 +67,19 @@ def test_a_caller_queues_no_more_than_its_share_of_the_queue() -> None:
     assert [waiting.add(call("b")) for _ in range(3)] == [True, True, False]
     assert not waiting.add(call("c"))
     assert waiting.depth == 4
+
+
+def test_messages_wait_only_up_to_a_size_of_all_together_and_of_a_caller_its_share() -> None:
+    waiting, quarter = queue(threads=1, share=0.5), limits.MAX_QUEUED_BYTES // 4
+    running = call("a")
+    assert waiting.start(running)
+    assert [waiting.add(call("a", 0.0, quarter)) for _ in range(3)] == [True, True, False]
+    assert waiting.add(call("b", 0.0, 2 * quarter))
+    assert not waiting.add(call("c", 0.0, 1))
+    assert waiting.add(call("c"))
+    assert waiting.replace(running)
+    assert waiting.add(call("c", 0.0, quarter))
+    assert not waiting.add(call("c", 0.0, 1))
 
 
 def test_a_caller_queues_nothing_more_while_its_first_call_has_waited_for_half_the_timeout() -> None:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import grpc
 from caseload.v1 import resources_pb2
+from caseload.v1.therapist_service_pb2 import AssignPatientResponse
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
@@ -16,7 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.api.client_calls import full_error_text
 from tests.api.sample_values import METHODS, field_refs, full, is_map
-from tests.support.api_driver import full_name, request
+from tests.support.api_driver import RPCS, full_name, request
 from tests.support.waiting import HUNG_SECONDS
 
 CANARY: Final = "Canary-Zq9"
@@ -31,6 +32,7 @@ WELL_FORMED: Final[dict[str, Any]] = {
     "display_name": f"{CANARY} Roe",
     "email": f"{CANARY}@example.org",
     "focus": CANARY.lower(),
+    "identifier_value": CANARY,
     "name_prefix": CANARY,
     "phone_number": "+491600009999",
     "specialties": [CANARY.lower()],
@@ -48,10 +50,12 @@ def requests(method: MethodDescriptor) -> Iterator[bytes]:
     filled = full(method)
     _fill(filled)
     yield filled.SerializeToString()
-    for changes in ({"therapist_id": "", "patient_id": ""}, {"update_mask": None}, {"page_size": 1}):
+    page = {"page_size": 1, "as_of_time": None}
+    for changes in ({"therapist_id": "", "patient_id": ""}, {"update_mask": None}, page):
         yield _changed(filled, changes).SerializeToString()
     if method.name in {"ListTherapists", "ListPatients"}:
-        yield type(filled)(page_size=1, filter={"name_prefix": CANARY}).SerializeToString()
+        for order in ("", "display_name", "display_name desc", "update_time"):
+            yield type(filled)(page_size=1, order_by=order, filter={"name_prefix": CANARY}).SerializeToString()
     yield b"\x0a\x7f" + CANARY.encode()
     for index, ref in enumerate(list(field_refs(filled))):
         if ref.field.type == FieldDescriptor.TYPE_STRING or is_map(ref.field):
@@ -97,24 +101,39 @@ class Caller:
     def __init__(self, address: str) -> None:
         self.channel = grpc.insecure_channel(address)
         self.outputs: dict[str, list[str]] = {}
+        self.assignment_id = "a1"
 
     def prepare(self) -> None:
-        """Creates records with private values in every field, and one assignment, as far as planted defects permit."""
+        """Creates records with private values in every field, and assignments, as far as planted defects permit.
+
+        It changes each record, so that there are versions with private values.
+        """
         for kind in ("Therapist", "Patient"):
             for number in (1, 2):
                 record = getattr(resources_pb2, kind)()
                 record.MergeFrom(type(record)(**{k: v for k, v in WELL_FORMED.items() if k in names_of(record)}))
                 fields = {f"{kind.lower()}_id": f"{kind[0].lower()}{number}", kind.lower(): record}
                 self._try(f"Create{kind}", **fields)
-        self._try("AssignPatient", therapist_id="t1", patient_id="p1", focus=CANARY.lower())
+                setattr(record, f"{kind.lower()}_id", f"{kind[0].lower()}{number}")
+                record.display_name = f"{CANARY} Poe"
+                self._try(f"Update{kind}", **{kind.lower(): record}, update_mask={"paths": ["display_name"]})
+        for pair in ({"therapist_id": "t2"}, {"patient_id": "p2"}, {}):
+            asked = {"therapist_id": "t1", "patient_id": "p1", "focus": CANARY.lower(), **pair}
+            if answer := self._try("AssignPatient", **asked):
+                self.assignment_id = AssignPatientResponse.FromString(answer).assignment.assignment_id
 
-    def _try(self, rpc: str, **fields: Any) -> None:
+    def _try(self, rpc: str, **fields: Any) -> bytes:
+        """Returns the response, or nothing if the call fails."""
         ask: Any = self.channel.unary_unary(full_name(rpc))
         with suppress(grpc.RpcError):
-            ask(request(rpc, **fields).SerializeToString(), timeout=HUNG_SECONDS)
+            return bytes(ask(request(rpc, **fields).SerializeToString(), timeout=HUNG_SECONDS))
+        return b""
 
     def call_everything(self) -> None:
-        """Calls every RPC with every request."""
+        """Calls every RPC with every request, and lists old versions with private values."""
+        self._list_versions("Therapist", "t1", {"email": "other@example.org"})
+        self._list_versions("Patient", "p1", {"email": "other@example.org"})
+        self._list_versions("Assignment", self.assignment_id, {"focus": "grief"})
         for method in METHODS:
             for data in requests(method):
                 self._call(method, data)
@@ -125,6 +144,14 @@ class Caller:
         ]
         for answer in reflection(self.channel).ServerReflectionInfo(iter(asked), timeout=HUNG_SECONDS):
             self._record("reflection", answer.SerializeToString().decode("latin-1"))
+
+    def _list_versions(self, kind: str, record_id: str, change: dict[str, str]) -> None:
+        """Changes a record, and lists its versions, one on a page and all."""
+        field = f"{kind.lower()}_id"
+        self._try(f"Update{kind}", **{kind.lower(): {field: record_id, **change}, "update_mask": {"paths": [*change]}})
+        for page_size in (1, 0):
+            rpc = f"List{kind}Versions"
+            self._call(RPCS[rpc], request(rpc, page_size=page_size, **{field: record_id}).SerializeToString())
 
     def _call(self, method: MethodDescriptor, data: bytes) -> None:
         name = full_name(method.name)

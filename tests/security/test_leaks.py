@@ -90,10 +90,14 @@ def trail_it(self: Any, request: Any, context: grpc.ServicerContext) -> Any:
 
 
 def token_of_the_filter(monkeypatch: pytest.MonkeyPatch) -> None:
-    def issue(_self: PageTokens, request: Any, after: str) -> str:
+    def issue(_self: PageTokens, request: Any, after: str, _after_key: str | int = "") -> str:
         return base64.urlsafe_b64encode(request.SerializeToString()).decode() if after else ""
 
     monkeypatch.setattr(PageTokens, "issue", issue)
+
+
+def token_of_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PageTokens, "_encrypt", lambda _self, _request_hash, position: position)
 
 
 def anything_for_an_id(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,6 +113,17 @@ def actors_in_changes(monkeypatch: pytest.MonkeyPatch) -> None:
         return answer
 
     monkeypatch.setattr(ChangeServicer, "ListChanges", ListChanges)
+
+
+def log_old_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    list_versions = PatientServicer.ListPatientVersions
+
+    def ListPatientVersions(self: Any, request: Any, context: grpc.ServicerContext) -> Any:
+        answer = list_versions(self, request, context)
+        structlog.get_logger().info("listed", names=[old.patient.display_name for old in answer.versions[1:]])
+        return answer
+
+    monkeypatch.setattr(PatientServicer, "ListPatientVersions", ListPatientVersions)
 
 
 def count_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,8 +149,10 @@ LEAKS: Final[dict[Patch, str]] = {
     creating(tell_it_in_a_detail): "refusal",
     creating(trail_it): "metadata",
     token_of_the_filter: "answer",
+    token_of_the_name: "answer",
     anything_for_an_id: "stderr",
     actors_in_changes: "answer",
+    log_old_versions: "stdout",
     creating(trace_it): "traces",
     count_it: "metrics",
 }
@@ -175,6 +192,7 @@ def test_no_output_contains_private_values(outputs: dict[str, str]) -> None:
     assert outputs["stderr"].count('"event":"call"') > 500
     assert outputs["refusal"].count("INVALID_FIELD") > 300
     assert "next_page_token=" in outputs["answer"]
+    assert "to_revision=" in outputs["answer"]  # what records were before was listed
     assert 'caseload_call_errors_total{reason="INVALID_FIELD"}' in outputs["metrics"]
     assert "PatientService" in outputs["reflection"]
     assert {name for name in RPCS if f'name: "{full_name(name)[1:]}"' in outputs["traces"]} == RPCS.keys()

@@ -1,5 +1,6 @@
 """Permissions of every method of every service on the server."""
 
+import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,22 +30,25 @@ FOREIGN = {
     "/grpc.health.v1.Health/Check": PUBLIC,
     "/grpc.health.v1.Health/List": PUBLIC,
     "/grpc.health.v1.Health/Watch": PUBLIC,
-    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": "read",
-    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": "read",
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": ("read",),
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": ("read",),
 }
+READ_AND_AUDIT = {"ListTherapistVersions", "ListPatientVersions", "ListAssignmentVersions"}
+Tokens = dict[tuple[str, ...], str]
 
 
 @pytest.fixture(scope="module")
-def tokens() -> dict[str, str]:
-    """For each permission, the token of a caller with only that permission."""
+def tokens() -> Tokens:
+    """For each set of permissions but the full one, the token of a caller with only these."""
     return {}
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, tokens: dict[str, str]) -> Iterator[CaseloadServer]:
+def server(tmp_path_factory: pytest.TempPathFactory, tokens: Tokens) -> Iterator[CaseloadServer]:
     folder = tmp_path_factory.mktemp("permissions")
     keys_file = KeysFile(folder / "keys")
-    tokens |= {one: keys_file.add(f"may-{one}", one) for one in PERMISSIONS}
+    some = [each for size in (1, 2) for each in itertools.combinations(PERMISSIONS, size)]
+    tokens |= {each: keys_file.add(f"may-{'-'.join(each)}", *each) for each in some}
     with serving(folder, keys_file=keys_file.path) as started:
         yield started
 
@@ -57,14 +61,16 @@ def registered(server: CaseloadServer) -> list[str]:
     return sorted(state.registered_method_handlers)
 
 
-def needed(method: str) -> str:
-    """The permission that the contract requires."""
+def needed(method: str) -> tuple[str, ...]:
+    """The permissions that the contract requires."""
     if method in FOREIGN:
         return FOREIGN[method]
     service, _, name = method.removeprefix("/caseload.v1.").partition("/")
     if service == "ChangeService":
-        return "audit"
-    return "read" if name in READS else "write"
+        return ("audit",)
+    if name in READ_AND_AUDIT:
+        return ("read", "audit")
+    return ("read",) if name in READS else ("write",)
 
 
 def outcome(server: CaseloadServer, method: str, metadata: Metadata, data: bytes = b"") -> str:
@@ -98,27 +104,37 @@ def test_every_method_except_health_rejects_an_unknown_caller(server: CaseloadSe
             assert refused == (needed(method) != PUBLIC), method
 
 
-def test_every_method_requires_exactly_its_own_permission(server: CaseloadServer, tokens: dict[str, str]) -> None:
+def test_every_method_requires_exactly_its_own_permissions(server: CaseloadServer, tokens: Tokens) -> None:
     for method in registered(server):
         found = {one: outcome(server, method, bearer(token)) for one, token in tokens.items()}
         denied = {one for one, reason in found.items() if reason == "PERMISSION_DENIED"}
-        assert denied == (set() if needed(method) == PUBLIC else {*PERMISSIONS} - {needed(method)}), method
+        assert denied == {one for one in tokens if not set(needed(method)) <= set(one)}, method
 
 
-def test_a_denied_call_names_the_missing_permission(server: CaseloadServer, tokens: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("method", "permissions", "missing"),
+    [
+        ("PatientService/DeletePatient", ("read",), "write"),
+        ("PatientService/ListPatientVersions", ("read",), "audit"),
+        ("PatientService/ListPatientVersions", ("write", "audit"), "read"),
+    ],
+)
+def test_a_denied_call_names_the_missing_permission(
+    server: CaseloadServer, tokens: Tokens, method: str, permissions: tuple[str, ...], missing: str
+) -> None:
     with grpc.insecure_channel(server.address) as channel:
-        delete: Any = channel.unary_unary("/caseload.v1.PatientService/DeletePatient")
+        denied: Any = channel.unary_unary(f"/caseload.v1.{method}")
         with pytest.raises(grpc.RpcError) as caught:
-            delete(b"", metadata=bearer(tokens["read"]))
+            denied(b"", metadata=bearer(tokens[permissions]))
     found = refusal(caught.value)
-    assert (found.code, found.metadata) == (grpc.StatusCode.PERMISSION_DENIED, {"permission": "write"})
+    assert (found.code, found.metadata) == (grpc.StatusCode.PERMISSION_DENIED, {"permission": missing})
 
 
-def test_the_permission_is_checked_before_the_request(server: CaseloadServer, tokens: dict[str, str]) -> None:
+def test_the_permission_is_checked_before_the_request(server: CaseloadServer, tokens: Tokens) -> None:
     garbage, delete = b"\xff\xff", "/caseload.v1.PatientService/DeletePatient"
     assert outcome(server, delete, (), garbage) == "UNAUTHENTICATED"
-    assert outcome(server, delete, bearer(tokens["audit"]), garbage) == "PERMISSION_DENIED"
-    assert outcome(server, delete, bearer(tokens["write"]), garbage) == "INVALID_FIELD"
+    assert outcome(server, delete, bearer(tokens["audit",]), garbage) == "PERMISSION_DENIED"
+    assert outcome(server, delete, bearer(tokens["write",]), garbage) == "INVALID_FIELD"
 
 
 def test_the_permission_is_checked_before_a_replay(tmp_path: Path) -> None:

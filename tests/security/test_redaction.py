@@ -19,6 +19,7 @@ from tests.support.waiting import HUNG_SECONDS, eventually
 
 SECRET: Final = CANARY.lower()
 """A name of a caller, and the beginning of ids that no request may reveal. `PRIVATE` finds it."""
+NAMED: Final = {"display_name": CANARY}
 _COVER: Final = {
     "role": PRIMARY,
     "replace": True,
@@ -106,6 +107,8 @@ def accepted(people: People, other: People) -> dict[str, dict[str, Any]]:
     return {
         "CreateTherapist": {"therapist": record("Therapist", 10_000 + number)},
         "CreatePatient": {"patient": record("Patient", 10_000 + number)},
+        "BatchCreateTherapists": {"requests": [{"therapist": record("Therapist", 20_000 + number)}]},
+        "BatchCreatePatients": {"requests": [{"patient": record("Patient", 20_000 + number)}, {"patient": NAMED}]},
         "UpdateTherapist": {"therapist": therapist},
         "UpdatePatient": {"patient": patient},
         "DeleteTherapist": {**therapist, "force": True},
@@ -155,7 +158,7 @@ def test_the_same_write_with_read_returns_the_private_values(pair: Pair, rpc: st
 
 def test_without_read_a_response_has_the_id_of_the_record(pair: Pair) -> None:
     people = build(pair)
-    made = pair.writer.send("CreatePatient", patient={"display_name": CANARY})
+    made = pair.writer.send("CreatePatient", patient=NAMED)
     assert made.patient.patient_id
     updated = pair.writer.send("UpdatePatient", patient={"patient_id": people.patient}).patient
     assert (updated.patient_id, updated.display_name, updated.primary_therapist_id) == (people.patient, "", "")
@@ -309,6 +312,20 @@ def test_an_error_of_a_batch_without_read_has_the_index_of_the_entry_only(pair: 
     found = pair.writer.send("BatchAssign", requests=batch)
     assert (found.reason, found.metadata) == ("ASSIGNMENT_DIFFERS", {"index": "1"})
     assert pair.clerk.send("BatchAssign", requests=batch).metadata.keys() == {"index", "assignment_id"}
+
+
+def test_an_error_of_a_batch_of_new_records_without_read_names_entries_and_no_record(pair: Pair) -> None:
+    """That two entries conflict is no news to the caller. Which record has an identifier is."""
+    identifiers = pair.clerk.send("GetPatient", patient_id=build(pair).patient).patient.identifiers
+    assert identifiers
+    new = {"patient_id": f"new-{next(_numbers)}", "patient": NAMED}
+    found = pair.writer.send("BatchCreatePatients", requests=[new, {"patient": NAMED}, new])
+    assert (found.reason, found.metadata) == ("ID_TAKEN", {"index": "2", "other_index": "0"})
+    batch = [new, {"patient": {**NAMED, "identifiers": identifiers}}]
+    found = pair.writer.send("BatchCreatePatients", requests=batch)
+    assert (found.reason, found.metadata) == ("IDENTIFIER_TAKEN", {"index": "1"})
+    assert "ResourceInfo" not in found.details
+    assert "ResourceInfo" in pair.clerk.send("BatchCreatePatients", requests=batch).details
 
 
 def test_an_error_without_read_names_what_the_request_named(pair: Pair) -> None:

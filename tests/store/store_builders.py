@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from caseload_server.domain import enums
-from caseload_server.domain.records import Assignment
+from caseload_server.domain.records import Assignment, Patient
 from caseload_server.domain.requests import Assign, CallContext, Transfer, Unassign
 from caseload_server.domain.results import TransferResult
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
@@ -14,7 +14,11 @@ from caseload_server.store.backends.protocol import Row, Value
 CALL = CallContext(actor="reception", method="/caseload.v1.AssignmentService/Test")
 VALIDATE = CALL._replace(validate_only=True)
 SECOND = 1_000_000
-TABLES = ("store", "therapist", "patient", "same_person", "assignment", "change_set", "change", "request", "purged")
+VERSION_TABLES = ("therapist_version", "patient_version", "assignment_version")
+TABLES = (
+    *("store", "therapist", "patient", "same_person", "assignment", *VERSION_TABLES),
+    *("change_set", "change", "request", "purged"),
+)
 
 
 def remembered(request_id: str) -> CallContext:
@@ -115,8 +119,9 @@ def crowd(store: RelationshipStore, therapist_id: str, count: int) -> list[str]:
     many: dict[str, Value] = {"ids": json.dumps(ids)}
     run(
         store,
-        "INSERT INTO patient SELECT atom, 'Bob Ray', '', '', '', 1, '[]', '{}', '', 1, 0, 0, CAST(NULL AS INTEGER),"
-        " 'e', '[]', '' FROM json_each(:ids)",
+        f"INSERT INTO patient ({', '.join(Patient._fields)})"
+        " SELECT atom, 'Bob Ray', '', '', '', 1, '[]', '{}', '', 1, 0, 0, CAST(NULL AS INTEGER), 'e', '[]', ''"
+        " FROM json_each(:ids)",
         many,
     )
     run(
@@ -148,7 +153,8 @@ def fill(store: RelationshipStore, sets: int, lines: int) -> None:
     run(
         store,
         f"{series}, p(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM p WHERE i < :lines)"
-        " INSERT INTO change SELECT r, i, 2, 'state,end_time,end_reason,ended_by', :long, :long, :uuid, NULL FROM n, p",
+        " INSERT INTO change"
+        " SELECT r, i, 2, 'state,end_time,end_reason,ended_by', :long, :long, :uuid, NULL, NULL FROM n, p",
         {**numbers, "lines": lines, "long": "x" * 63, "uuid": "u" * 36},
     )
     run(store, "UPDATE store SET head_revision = :last", {"last": head + sets})

@@ -12,6 +12,7 @@ from caseload_server.domain.results import Page
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.protocol import Row, Value
 from caseload_server.store.portability.verify import BrokenRule, broken_rules
+from caseload_server.store.portability.version_check import broken_versions
 from caseload_server.store.records import RecordKind
 
 from tests.support.waiting import join
@@ -34,6 +35,9 @@ TABLES = (
     "therapist_specialty",
     "same_person",
     "assignment",
+    "therapist_version",
+    "patient_version",
+    "assignment_version",
     "change_set",
     "change",
     "request",
@@ -141,7 +145,7 @@ def dump(store: RelationshipStore) -> Tables:
 def broken(store: RelationshipStore) -> list[BrokenRule]:
     """The rules between rows that `caseload verify` finds broken."""
     with store._database.snapshot() as transaction:
-        return list(broken_rules(transaction))
+        return [*broken_rules(transaction), *broken_versions(transaction)]
 
 
 def head(store: RelationshipStore) -> int:

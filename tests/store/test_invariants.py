@@ -132,23 +132,23 @@ RULES = [
     # Identifiers are unique among live records of a kind.
     (
         UNIQUE,
-        "INSERT INTO therapist_identifier VALUES ('u', 'urn:npi', '1', 1)",
-        "INSERT INTO therapist_identifier VALUES ('u', 'urn:npi', '1', NULL)",
+        "INSERT INTO therapist_identifier (therapist_id, system, value, live) VALUES ('u', 'urn:npi', '1', 1)",
+        "INSERT INTO therapist_identifier (therapist_id, system, value, live) VALUES ('u', 'urn:npi', '1', NULL)",
     ),
     (
         UNIQUE,
-        "INSERT INTO patient_identifier VALUES ('q', 'urn:mrn', '1', 1)",
-        "INSERT INTO patient_identifier VALUES ('q', 'urn:mrn', '1', NULL)",
+        "INSERT INTO patient_identifier (patient_id, system, value, live) VALUES ('q', 'urn:mrn', '1', 1)",
+        "INSERT INTO patient_identifier (patient_id, system, value, live) VALUES ('q', 'urn:mrn', '1', NULL)",
     ),
     (
         CHECK,
-        "INSERT INTO therapist_identifier VALUES ('u', 'urn:npi', '1', 0)",
-        "INSERT INTO therapist_identifier VALUES ('u', 'urn:npi', '2', 1)",
+        "INSERT INTO therapist_identifier (therapist_id, system, value, live) VALUES ('u', 'urn:npi', '1', 0)",
+        "INSERT INTO therapist_identifier (therapist_id, system, value, live) VALUES ('u', 'urn:npi', '2', 1)",
     ),
     (
         CHECK,
-        "INSERT INTO patient_identifier VALUES ('q', 'urn:mrn', '1', 2)",
-        "INSERT INTO patient_identifier VALUES ('q', 'urn:mrn', '2', 1)",
+        "INSERT INTO patient_identifier (patient_id, system, value, live) VALUES ('q', 'urn:mrn', '1', 2)",
+        "INSERT INTO patient_identifier (patient_id, system, value, live) VALUES ('q', 'urn:mrn', '2', 1)",
     ),
     # Search rows belong to a record.
     *[
@@ -158,8 +158,8 @@ RULES = [
             f"INSERT INTO {table} VALUES ({owner}, {rest})",
         )
         for table, owner, rest in (
-            ("therapist_identifier", "'u'", "'s', 'v', 1"),
-            ("patient_identifier", "'q'", "'s', 'v', 1"),
+            ("therapist_identifier", "'u'", "'s', 'v', 1, 'v', NULL"),
+            ("patient_identifier", "'q'", "'s', 'v', 1, 'v', NULL"),
             ("therapist_name_word", "'u'", "'word'"),
             ("patient_name_word", "'q'", "'word'"),
             ("therapist_specialty", "'u'", "'cbt'"),
@@ -173,18 +173,18 @@ RULES = [
     ),
     (
         FOREIGN_KEY,
-        "INSERT INTO change VALUES (1000, 0, 1, '', NULL, NULL, NULL, NULL)",
-        "INSERT INTO change VALUES (1, 9, 1, '', NULL, NULL, NULL, NULL)",
+        "INSERT INTO change VALUES (1000, 0, 1, '', NULL, NULL, NULL, NULL, NULL)",
+        "INSERT INTO change VALUES (1, 9, 1, '', NULL, NULL, NULL, NULL, NULL)",
     ),
     (
         CHECK,
-        "INSERT INTO change VALUES (1, 9, 0, '', NULL, NULL, NULL, NULL)",
-        "INSERT INTO change VALUES (1, 9, 5, '', NULL, NULL, NULL, NULL)",
+        "INSERT INTO change VALUES (1, 9, 0, '', NULL, NULL, NULL, NULL, NULL)",
+        "INSERT INTO change VALUES (1, 9, 5, '', NULL, NULL, NULL, NULL, NULL)",
     ),
     # Exactly one row identifies the store.
     (
         CHECK,
-        "INSERT INTO store SELECT 2, store_id, secret, 0, 0, 0, head_hash, oldest_hash FROM store",
+        "INSERT INTO store SELECT 2, store_id, secret, 0, 0, 0, head_hash, oldest_hash, 0, 0 FROM store",
         "UPDATE store SET head_revision = 9",
     ),
 ]

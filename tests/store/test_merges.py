@@ -76,6 +76,24 @@ def test_the_source_is_deleted_and_linked_and_the_target_gains_what_it_lacks(peo
     assert ids(people, PATIENT, name_prefix="gray", show_deleted=True) == ["p", "s"]
 
 
+@pytest.mark.parametrize(
+    ("source", "target", "kept"),
+    [
+        ("1990", "1990-05-01", "1990-05-01"),
+        ("1990-05-01", "1990", "1990-05-01"),
+        ("1990-05", "1990", "1990-05"),
+        ("1990", "1990", "1990"),
+        ("", "1990", "1990"),
+        ("1990-05", "", "1990-05"),
+    ],
+)
+def test_the_target_gets_the_fuller_birth_date(people: RelationshipStore, source: str, target: str, kept: str) -> None:
+    update(people, PATIENT, "s", birth_date=source)
+    update(people, PATIENT, "p", birth_date=target)
+    assert merge(people).target.birth_date == kept
+    assert people.get(PATIENT, "s").birth_date == source
+
+
 def test_a_name_that_the_target_has_is_not_added(people: RelationshipStore) -> None:
     update(people, PATIENT, "s", display_name="Bob Ray", aliases='["Bo","Robert"]')
     update(people, PATIENT, "p", aliases='["Robert"]')

@@ -1,5 +1,7 @@
 """Invariants under races. 32 threads start each race at once."""
 
+import json
+
 import pytest
 from caseload_server.domain import errors, requests
 from caseload_server.domain.enums import ROLE_PRIMARY, ROLE_TREATING
@@ -129,6 +131,21 @@ def test_one_of_racing_creates_gets_the_identifier(store: RelationshipStore, kin
     assert len(done) == 1
     assert kinds(refusals) == {errors.IdentifierTaken}
     assert ids(store, kind) == ids(store, kind, identifier=("urn:mrn", "1")) == [done[0][0]]
+
+
+@both_kinds
+def test_one_of_racing_creates_gets_an_identifier_that_looks_the_same(store: RelationshipStore, kind: AnyKind) -> None:
+    values = ["GC-1", "GC-1\u200b", "GC-\uff11", "\ufeffGC-1"]
+
+    def one(number: int) -> str:
+        identifiers = json.dumps([["urn:mrn", values[number % 4]], ["urn:mrn", str(number)]])
+        return str(make(store, kind, f"a{number}", identifiers=identifiers)[0])
+
+    done, refusals = race(one)
+    assert len(done) == 1
+    assert kinds(refusals) == {errors.IdentifierTaken}
+    found = [ids(store, kind, identifier=("urn:mrn", value)) for value in values]
+    assert found == [done] * 4
 
 
 @both_kinds

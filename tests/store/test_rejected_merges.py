@@ -1,9 +1,11 @@
 """Merges that are rejected as a whole: limits, birth dates, statuses, missing and deleted patients."""
 
 import json
+from bisect import bisect_left
 
 import pytest
 from caseload_server.domain import enums, errors
+from caseload_server.domain.requests import Merge
 from caseload_server.store import PATIENT, RelationshipStore
 
 from tests.store.merge_setup import merge, with_identifiers
@@ -71,6 +73,39 @@ def test_other_birth_dates_need_force_and_the_target_keeps_its_own(people: Relat
         merge(people)
     assert refusal.value.metadata == {}
     assert merge(people, force=True).target.birth_date == "1990-02-01"
+
+
+@pytest.mark.parametrize(
+    ("source", "target"), [("1990", "1991"), ("1990-05", "1990-06"), ("1990-05-01", "1990-06"), ("1991", "1990-01-01")]
+)
+def test_partial_birth_dates_differ_if_neither_lies_within_the_other(
+    people: RelationshipStore, source: str, target: str
+) -> None:
+    update(people, PATIENT, "s", birth_date=source)
+    update(people, PATIENT, "p", birth_date=target)
+    with pytest.raises(errors.BirthDatesDiffer):
+        merge(people)
+    assert merge(people, force=True).target.birth_date == target
+
+
+@pytest.mark.slow
+def test_the_size_of_a_merge_does_not_show_whether_a_partial_birth_date_matches(people: RelationshipStore) -> None:
+    """A caller without `read` could else guess the year: with force, only an equal year makes the date longer."""
+    update(people, PATIENT, "s", birth_date="1990-05-01")
+
+    def fits(size: int) -> bool:
+        update(people, PATIENT, "p", annotations=json.dumps({"k": "x" * size}))
+        try:
+            people.merge(Merge("s", "p", force=True, may_compare=False), VALIDATE)
+        except errors.MergeTooLarge:
+            return False
+        return True
+
+    def largest(year: str) -> int:
+        update(people, PATIENT, "p", birth_date=year)
+        return bisect_left(range(32_600), True, lo=32_000, key=lambda size: not fits(size))
+
+    assert 32_000 < largest("1990") == largest("1991") < 32_600
 
 
 def test_a_discharged_target_takes_no_active_assignments(people: RelationshipStore) -> None:

@@ -4,6 +4,7 @@ import unicodedata
 
 import pytest
 from caseload_server.store import THERAPIST, RelationshipStore
+from caseload_server.store.search import typed_words
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -17,22 +18,26 @@ on_one_store = settings(deadline=None, suppress_health_check=[HealthCheck.functi
 @pytest.mark.parametrize(
     ("name", "found", "not_found"),
     [
-        ("Zoë Müller-Lüdenscheidt", ["zoe", "ZOË", "mul", "lüden", "Mü zo", "müller-lü"], ["oe", "mueller", "zoe x"]),
-        ("O'Brien", ["o'b", "O'BRIEN"], ["brien", "ob"]),
-        ("100% Anna_Maria", ["100%", "anna_", "Anna_M"], ["1%", "an%", "anna%", "ann_", "%", "__"]),
+        (
+            "Zoë Müller-Lüdenscheidt",
+            ["zoe", "ZOË", "mul", "lüden", "Mü zo", "müller-lü", "mullerlu"],
+            ["oe", "mueller", "zoe x"],
+        ),
+        ("O'Brien", ["o'b", "O'BRIEN", "obrien", "brien", "o b"], ["rien"]),
+        ("100% Anna_Maria", ["100%", "anna_", "Anna_M", "an%", "maria"], ["aria"]),
         ("Straße Groß", ["STRASSE", "strass", "gross", "groß"], ["grob"]),
         ("ΟΔΥΣΣΕΥΣ Παπάς", ["οδυσσευς", "Οδυσσεύς", "παπας", "ΠΑΠ"], ["υσσ"]),  # noqa: RUF001 - Greek
         ("Łukasz Sørensen", ["łukasz", "lukasz", "SORENSEN"], ["ukasz"]),
         ("Yıldız", ["yıldız", "YILDIZ", "yil"], ["ldiz"]),  # noqa: RUF001 - dotless
         ("İstanbul Çelik", ["istanbul", "celik", "ÇELİK"], ["stan"]),
         ("ﬁona ｗｉｄｅ", ["fi", "fio", "wide"], ["ona"]),  # noqa: RUF001 - wide on purpose
-        ("李 小龍", ["李", "小", "小龍"], ["龍"]),
-        ("김철수", ["김", "김철", "기"], ["철수"]),
+        ("李 小龍", ["李", "小", "小龍", "龍", "李小龍", "小龍 李"], ["龍李"]),
+        ("김철수", ["김", "김철", "기", "철수", "김 철수"], ["수김"]),
         ("a\u0301e\u0301 x", ["áé", "ae", "AÉ x"], ["e"]),
         ("Anna\u00a0Lena\u3000Ida\u2013Eva", ["lena", "ida", "eva", "anna lena ida eva"], ["nn"]),
-        ("x' OR 1=1 --", ["x'", "1=1"], ["y' or '1'='1"]),
-        ('"*" NEAR(a b)', ['"*', "near(a", "b)"], ["near(b"]),
-        ("😀 Smile", ["😀", "smi"], ["😁"]),
+        ("x' OR 1=1 --", ["x' or", "1=1"], ["y' or '1'='1"]),
+        ('"*" NEAR(a b)', ["near(a", "b)", '"near*', "ab"], ["near(c"]),
+        ("😀 Smile", ["😀", "smi", "smile 😁"], ["😁"]),
         ("Aa Aa Ab", ["aa ab", "aa aa", "a"], ["ac"]),
     ],
     ids=lambda value: None if isinstance(value, list) else ascii(value),
@@ -63,12 +68,6 @@ characters = st.characters(exclude_categories=["Cs", "Cc", "Cn", "Co", "Z"], exc
 words = st.text(characters, min_size=1, max_size=12)
 
 
-def holds_a_word(text: str) -> bool:
-    """Whether the text has letters besides accents and hyphens."""
-    categories = {unicodedata.category(c) for c in unicodedata.normalize("NFKD", text)} - {"Pd"}
-    return any(category[0] in "LNPS" for category in categories)
-
-
 @pytest.mark.slow
 @given(name=st.lists(words, min_size=1, max_size=4), data=st.data())
 @on_one_store
@@ -79,6 +78,6 @@ def test_a_search_finds_a_name_by_any_prefix_of_any_word(
     made = make(store, THERAPIST, "", display_name=display_name)[0]
     word = data.draw(st.sampled_from(display_name.split(" ")))
     length = data.draw(st.integers(1, len(word)))
-    assume(holds_a_word(word[:length]))  # the store rejects a text without a word
+    assume(typed_words(word[:length]))  # the store rejects a text without a word
     for prefix in (word[:length], word[:length].upper(), unicodedata.normalize("NFD", word[:length])):
         assert made in ids(store, THERAPIST, name_prefix=prefix), ascii(prefix)

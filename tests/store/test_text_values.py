@@ -9,6 +9,7 @@ import pytest
 from caseload_server.config import Config
 from caseload_server.domain import errors
 from caseload_server.domain.requests import PageRequest, RecordQuery
+from caseload_server.domain.text_folding import identifier_key
 from caseload_server.store import PATIENT, RelationshipStore
 from caseload_server.store.backends.factory import open_store
 
@@ -93,12 +94,13 @@ def test_both_databases_find_the_same_people_by_name(both: Both, name: str) -> N
     assert found(both.postgres) == found(both.sqlite)
 
 
-def test_both_databases_compare_identifiers_exactly(both: Both) -> None:
+def test_both_databases_compare_identifiers_by_the_same_keys(both: Both) -> None:
     for number, name in enumerate(NAMES):
         stored = unicodedata.normalize("NFC", name)
-        for value in {f"{stored}{number}", f"{stored.swapcase()}{number}", f"{stored}{number} "}:
+        for value in {f"{stored}{number}", f"{stored.swapcase()}{number}", f"{stored}{number}\u200b"}:
             found = [[one for one, _, _ in listed(store, RecordQuery(identifier=("s", value)))] for store in both]
-            assert found == [[f"n{number}"] if value == f"{stored}{number}" else []] * 2
+            is_same = identifier_key(value) == identifier_key(f"{stored}{number}")
+            assert found == [[f"n{number}"] if is_same else []] * 2
 
 
 def test_ids_that_differ_in_case_are_different(both: Both) -> None:

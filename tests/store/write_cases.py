@@ -6,7 +6,15 @@ from typing import Any, NamedTuple
 import pytest
 from caseload_server.domain.enums import PATIENT_DISCHARGED, ROLE_PRIMARY, THERAPIST_INACTIVE
 from caseload_server.domain.requests import Assign, CallContext, Delete, Fields, Unassign, Update
-from caseload_server.domain.results import AssignResult, DeleteResult, TransferResult, UnassignResult, UpdateResult
+from caseload_server.domain.results import (
+    AssignResult,
+    BatchCreateResult,
+    DeleteResult,
+    RecordResult,
+    TransferResult,
+    UnassignResult,
+    UpdateResult,
+)
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 
 from tests.store.store_calls import CALL, AnyKind, assign, delete, make, unassign
@@ -85,6 +93,11 @@ def finished(store: RelationshipStore) -> None:
     assign(store, "u", "p", role=ROLE_PRIMARY)
 
 
+def first_of(result: BatchCreateResult[Any]) -> RecordResult[Any]:
+    """The first record of a batch as the result, so that the tests of single records apply."""
+    return RecordResult(result.records[0], result.revision)
+
+
 def of(kind: AnyKind, record_id: str) -> tuple[str | None, str | None, bool]:
     """The log's columns for a therapist or a patient."""
     return (record_id, None, False) if kind is THERAPIST else (None, record_id, False)
@@ -121,6 +134,13 @@ def _of_kind(kind: AnyKind) -> list[Mutation]:
             everyone,
             lambda store, call: store.create(kind, "new", {**rename, "identifiers": '[["urn:x","1"]]'}, call),
             ((CREATED, "", *of(kind, "new")),),
+            ("etag",),
+        ),
+        Mutation(
+            f"create two {name}s at once",
+            everyone,
+            lambda store, call: first_of(store.batch_create(kind, [("new", rename), ("new-2", rename)], call)),
+            ((CREATED, "", *of(kind, "new")), (CREATED, "", *of(kind, "new-2"))),
             ("etag",),
         ),
         Mutation(f"update a {name}", everyone, update, ((UPDATED, "display_name,email", *of(kind, it)),), ("etag",)),

@@ -1,40 +1,26 @@
 """The rules of single fields on many values. tests/api/test_request_fields.py sends a few over the wire."""
 
-import datetime
 import json
 import re
 import sys
 import unicodedata
-from typing import Any
 
 import pytest
 from caseload.v1 import resources_pb2 as pb
 from caseload.v1 import therapist_service_pb2
 from caseload_server.validation import rules
-from caseload_server.validation.rules import Rule, ValidationErrors
+from caseload_server.validation.rules import ValidationErrors
 from google.protobuf.timestamp_pb2 import Timestamp
-from google.type.date_pb2 import Date
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from tests.api.client_calls import T0
+from tests.validation.rule_calls import apply_rule, takes
 
 NPI = "1234567893"
 """The example of a valid NPI from the NPI check digit standard."""
 CONTROL = [*map(chr, range(0x20)), *map(chr, range(0x7F, 0xA0))]
 
 printable = st.text(st.characters(exclude_categories=["Cc", "Cs"]), max_size=250)
-
-
-def apply_rule(rule: Rule, value: Any) -> tuple[Any, list[tuple[str, str]]]:
-    """Applies a rule to a value; returns the normalized value and the violations."""
-    violations = ValidationErrors()
-    stored = rule(value, "path", violations)
-    return stored, [(violation.field, violation.description) for violation in violations]
-
-
-def takes(rule: Rule, value: Any) -> bool:
-    return not apply_rule(rule, value)[1]
 
 
 @given(printable)
@@ -88,6 +74,13 @@ def test_lengths_count_characters_after_composition(count: int, character: str) 
 
 def test_a_text_of_millions_of_characters_is_rejected_before_normalization() -> None:
     assert apply_rule(rules.display_name, "\u0958" * 1_000_000) == ("", [("path", "must have at most 200 characters")])
+
+
+@pytest.mark.parametrize(
+    ("sent", "problem"), [("", "is required"), (" ", "must not be blank"), ("\u200b", "must not be blank")], ids=ascii
+)
+def test_a_missing_text_and_a_blank_one_get_different_errors(sent: str, problem: str) -> None:
+    assert apply_rule(rules.display_name, sent)[1] == [("path", problem)]
 
 
 def test_white_space_around_a_text_does_not_count() -> None:
@@ -279,33 +272,6 @@ def test_annotation_keys_equal_after_normalization_are_rejected() -> None:
 )
 def test_annotations_have_limits(entries: dict[str, str], path: str | None) -> None:
     assert [place for place, _ in apply_rule(rules.annotations, entries)[1]] == ([path] if path else [])
-
-
-@given(st.integers(-5, 10_001), st.integers(-2, 14), st.integers(-2, 33))
-@example(2000, 2, 29)
-@example(1900, 2, 29)
-@example(2023, 2, 29)
-@example(2024, 2, 29)
-@example(1980, 0, 0)
-@example(1980, 5, 0)
-@example(0, 5, 5)
-def test_a_birth_date_is_a_complete_date_that_exists(year: int, month: int, day: int) -> None:
-    stored, wrong = apply_rule(rules.birth_date(T0 * 1_000_000), Date(year=year, month=month, day=day))
-    try:
-        date = datetime.date(year, month, day)
-    except ValueError:
-        assert wrong or (year, month, day) == (0, 0, 0)
-    else:
-        assert bool(wrong) == (date > datetime.date(2020, 9, 14))
-        assert stored == date.isoformat()
-
-
-@pytest.mark.parametrize(("hour", "day", "allowed"), [(9, 1, True), (9, 2, False), (10, 2, True), (10, 3, False)])
-def test_a_birth_date_after_today_in_every_time_zone_is_rejected(hour: int, day: int, *, allowed: bool) -> None:
-    """The easternmost time zone is UTC+14: at 10:00 UTC on the 1st, it is the 2nd there."""
-    now = datetime.datetime(2024, 3, 1, hour, tzinfo=datetime.UTC)
-    rule = rules.birth_date(int(now.timestamp()) * 1_000_000)
-    assert takes(rule, Date(year=2024, month=3, day=day)) == allowed
 
 
 @given(st.integers(-(2**63), 2**63 - 1), st.integers(-(2**31), 2**31 - 1))

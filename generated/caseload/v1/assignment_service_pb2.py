@@ -20,7 +20,7 @@ from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mas
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$caseload/v1/assignment_service.proto\x12\x0b\x63\x61seload.v1\x1a\x1b\x63\x61seload/v1/resources.proto\x1a#caseload/v1/therapist_service.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"3\n\x14GetAssignmentRequest\x12\x1b\n\rassignment_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"D\n\x15GetAssignmentResponse\x12+\n\nassignment\x18\x01 \x01(\x0b\x32\x17.caseload.v1.Assignment\"\xe6\x01\n\x10\x41ssignmentFilter\x12\x1a\n\x0ctherapist_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x18\n\npatient_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x31\n\x05roles\x18\x03 \x03(\x0e\x32\x1c.caseload.v1.Assignment.RoleB\x04\xe2\x41\x01\x01\x12\x33\n\x06states\x18\x04 \x03(\x0e\x32\x1d.caseload.v1.Assignment.StateB\x04\xe2\x41\x01\x01\x12\x34\n\nas_of_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\"\x80\x01\n\x16ListAssignmentsRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x33\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x1d.caseload.v1.AssignmentFilterB\x04\xe2\x41\x01\x01\"r\n\x17ListAssignmentsResponse\x12,\n\x0b\x61ssignments\x18\x01 \x03(\x0b\x32\x17.caseload.v1.Assignment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\"\xba\x01\n\x17UpdateAssignmentRequest\x12\x31\n\nassignment\x18\x01 \x01(\x0b\x32\x17.caseload.v1.AssignmentB\x04\xe2\x41\x01\x02\x12\x35\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"Y\n\x18UpdateAssignmentResponse\x12+\n\nassignment\x18\x01 \x01(\x0b\x32\x17.caseload.v1.Assignment\x12\x10\n\x08revision\x18\x02 \x01(\t\"\xcd\x01\n\x17\x43heckAssignmentsRequest\x12>\n\x05pairs\x18\x01 \x03(\x0b\x32).caseload.v1.CheckAssignmentsRequest.PairB\x04\xe2\x41\x01\x02\x12\x34\n\nas_of_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x1a<\n\x04Pair\x12\x1a\n\x0ctherapist_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\npatient_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\"\xca\x01\n\x18\x43heckAssignmentsResponse\x12=\n\x07results\x18\x01 \x03(\x0b\x32,.caseload.v1.CheckAssignmentsResponse.Result\x12\x10\n\x08revision\x18\x02 \x01(\t\x1a]\n\x06Result\x12\x10\n\x08\x61ssigned\x18\x01 \x01(\x08\x12\x15\n\rassignment_id\x18\x02 \x01(\t\x12*\n\x04role\x18\x03 \x01(\x0e\x32\x1c.caseload.v1.Assignment.Role\"\x8a\x02\n\x17TransferPatientsRequest\x12!\n\x13source_therapist_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12!\n\x13target_therapist_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x19\n\x0bpatient_ids\x18\x03 \x03(\tB\x04\xe2\x41\x01\x01\x12\x1d\n\x0fignore_capacity\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x05 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1b\n\rvalidate_only\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x38\n\x0e\x65\x66\x66\x65\x63tive_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\"}\n\x18TransferPatientsResponse\x12&\n\x05\x65nded\x18\x01 \x03(\x0b\x32\x17.caseload.v1.Assignment\x12\'\n\x06\x61\x63tive\x18\x02 \x03(\x0b\x32\x17.caseload.v1.Assignment\x12\x10\n\x08revision\x18\x03 \x01(\t\"\x86\x01\n\x12\x42\x61tchAssignRequest\x12\x39\n\x08requests\x18\x01 \x03(\x0b\x32!.caseload.v1.AssignPatientRequestB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\xa9\x01\n\x13\x42\x61tchAssignResponse\x12\x38\n\x07results\x18\x01 \x03(\x0b\x32\'.caseload.v1.BatchAssignResponse.Result\x12\x10\n\x08revision\x18\x02 \x01(\t\x1a\x46\n\x06Result\x12+\n\nassignment\x18\x01 \x01(\x0b\x32\x17.caseload.v1.Assignment\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\x32\xc2\x06\n\x11\x41ssignmentService\x12\x82\x01\n\rGetAssignment\x12!.caseload.v1.GetAssignmentRequest\x1a\".caseload.v1.GetAssignmentResponse\"*\x90\x02\x01\x82\xd3\xe4\x93\x02!\x12\x1f/v1/assignments/{assignment_id}\x12x\n\x0fListAssignments\x12#.caseload.v1.ListAssignmentsRequest\x1a$.caseload.v1.ListAssignmentsResponse\"\x1a\x90\x02\x01\x82\xd3\xe4\x93\x02\x11\x12\x0f/v1/assignments\x12\xa2\x01\n\x10UpdateAssignment\x12$.caseload.v1.UpdateAssignmentRequest\x1a%.caseload.v1.UpdateAssignmentResponse\"A\x90\x02\x02\x82\xd3\xe4\x93\x02\x38\x32*/v1/assignments/{assignment.assignment_id}:\nassignment\x12\x84\x01\n\x10\x43heckAssignments\x12$.caseload.v1.CheckAssignmentsRequest\x1a%.caseload.v1.CheckAssignmentsResponse\"#\x90\x02\x01\x82\xd3\xe4\x93\x02\x1a\"\x15/v1/assignments:check:\x01*\x12{\n\x0b\x42\x61tchAssign\x12\x1f.caseload.v1.BatchAssignRequest\x1a .caseload.v1.BatchAssignResponse\")\x90\x02\x02\x82\xd3\xe4\x93\x02 \"\x1b/v1/assignments:batchAssign:\x01*\x12\x84\x01\n\x10TransferPatients\x12$.caseload.v1.TransferPatientsRequest\x1a%.caseload.v1.TransferPatientsResponse\"#\x82\xd3\xe4\x93\x02\x1d\"\x18/v1/assignments:transfer:\x01*B5\n\x0b\x63\x61seload.v1P\x01Z\x16\x63\x61seload/v1;caseloadv1\xaa\x02\x0b\x43\x61seload.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$caseload/v1/assignment_service.proto\x12\x0b\x63\x61seload.v1\x1a\x1b\x63\x61seload/v1/resources.proto\x1a#caseload/v1/therapist_service.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"3\n\x14GetAssignmentRequest\x12\x1b\n\rassignment_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"D\n\x15GetAssignmentResponse\x12+\n\nassignment\x18\x01 \x01(\x0b\x32\x17.caseload.v1.Assignment\"\xe6\x01\n\x10\x41ssignmentFilter\x12\x1a\n\x0ctherapist_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x18\n\npatient_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x31\n\x05roles\x18\x03 \x03(\x0e\x32\x1c.caseload.v1.Assignment.RoleB\x04\xe2\x41\x01\x01\x12\x33\n\x06states\x18\x04 \x03(\x0e\x32\x1d.caseload.v1.Assignment.StateB\x04\xe2\x41\x01\x01\x12\x34\n\nas_of_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\"\xd6\x01\n\x16ListAssignmentsRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x33\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x1d.caseload.v1.AssignmentFilterB\x04\xe2\x41\x01\x01\x12 \n\x12include_total_size\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x32\n\x08known_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\"\x9a\x01\n\x17ListAssignmentsResponse\x12,\n\x0b\x61ssignments\x18\x01 \x03(\x0b\x32\x17.caseload.v1.Assignment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x17\n\ntotal_size\x18\x04 \x01(\x05H\x00\x88\x01\x01\x42\r\n\x0b_total_size\"\xba\x01\n\x17UpdateAssignmentRequest\x12\x31\n\nassignment\x18\x01 \x01(\x0b\x32\x17.caseload.v1.AssignmentB\x04\xe2\x41\x01\x02\x12\x35\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"Y\n\x18UpdateAssignmentResponse\x12+\n\nassignment\x18\x01 \x01(\x0b\x32\x17.caseload.v1.Assignment\x12\x10\n\x08revision\x18\x02 \x01(\t\"\x81\x02\n\x17\x43heckAssignmentsRequest\x12>\n\x05pairs\x18\x01 \x03(\x0b\x32).caseload.v1.CheckAssignmentsRequest.PairB\x04\xe2\x41\x01\x02\x12\x34\n\nas_of_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x32\n\x08known_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x1a<\n\x04Pair\x12\x1a\n\x0ctherapist_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\npatient_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\"\xca\x01\n\x18\x43heckAssignmentsResponse\x12=\n\x07results\x18\x01 \x03(\x0b\x32,.caseload.v1.CheckAssignmentsResponse.Result\x12\x10\n\x08revision\x18\x02 \x01(\t\x1a]\n\x06Result\x12\x10\n\x08\x61ssigned\x18\x01 \x01(\x08\x12\x15\n\rassignment_id\x18\x02 \x01(\t\x12*\n\x04role\x18\x03 \x01(\x0e\x32\x1c.caseload.v1.Assignment.Role\"\x8a\x02\n\x17TransferPatientsRequest\x12!\n\x13source_therapist_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12!\n\x13target_therapist_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x19\n\x0bpatient_ids\x18\x03 \x03(\tB\x04\xe2\x41\x01\x01\x12\x1d\n\x0fignore_capacity\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x05 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1b\n\rvalidate_only\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x38\n\x0e\x65\x66\x66\x65\x63tive_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\"}\n\x18TransferPatientsResponse\x12&\n\x05\x65nded\x18\x01 \x03(\x0b\x32\x17.caseload.v1.Assignment\x12\'\n\x06\x61\x63tive\x18\x02 \x03(\x0b\x32\x17.caseload.v1.Assignment\x12\x10\n\x08revision\x18\x03 \x01(\t\"\x86\x01\n\x12\x42\x61tchAssignRequest\x12\x39\n\x08requests\x18\x01 \x03(\x0b\x32!.caseload.v1.AssignPatientRequestB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\xa9\x01\n\x13\x42\x61tchAssignResponse\x12\x38\n\x07results\x18\x01 \x03(\x0b\x32\'.caseload.v1.BatchAssignResponse.Result\x12\x10\n\x08revision\x18\x02 \x01(\t\x1a\x46\n\x06Result\x12+\n\nassignment\x18\x01 \x01(\x0b\x32\x17.caseload.v1.Assignment\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"o\n\x1dListAssignmentVersionsRequest\x12\x1b\n\rassignment_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"\xc2\x03\n\x1eListAssignmentVersionsResponse\x12\x45\n\x08versions\x18\x01 \x03(\x0b\x32\x33.caseload.v1.ListAssignmentVersionsResponse.Version\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x17\n\x0foldest_revision\x18\x04 \x01(\t\x12/\n\x0boldest_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a\xe3\x01\n\x07Version\x12+\n\nassignment\x18\x01 \x01(\x0b\x32\x17.caseload.v1.Assignment\x12\x15\n\rfrom_revision\x18\x02 \x01(\t\x12-\n\tfrom_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bto_revision\x18\x04 \x01(\t\x12+\n\x07to_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x06 \x01(\t\x12\x14\n\x0con_behalf_of\x18\x07 \x01(\t2\xeb\x07\n\x11\x41ssignmentService\x12\x82\x01\n\rGetAssignment\x12!.caseload.v1.GetAssignmentRequest\x1a\".caseload.v1.GetAssignmentResponse\"*\x90\x02\x01\x82\xd3\xe4\x93\x02!\x12\x1f/v1/assignments/{assignment_id}\x12x\n\x0fListAssignments\x12#.caseload.v1.ListAssignmentsRequest\x1a$.caseload.v1.ListAssignmentsResponse\"\x1a\x90\x02\x01\x82\xd3\xe4\x93\x02\x11\x12\x0f/v1/assignments\x12\xa2\x01\n\x10UpdateAssignment\x12$.caseload.v1.UpdateAssignmentRequest\x1a%.caseload.v1.UpdateAssignmentResponse\"A\x90\x02\x02\x82\xd3\xe4\x93\x02\x38\x32*/v1/assignments/{assignment.assignment_id}:\nassignment\x12\x84\x01\n\x10\x43heckAssignments\x12$.caseload.v1.CheckAssignmentsRequest\x1a%.caseload.v1.CheckAssignmentsResponse\"#\x90\x02\x01\x82\xd3\xe4\x93\x02\x1a\"\x15/v1/assignments:check:\x01*\x12{\n\x0b\x42\x61tchAssign\x12\x1f.caseload.v1.BatchAssignRequest\x1a .caseload.v1.BatchAssignResponse\")\x90\x02\x02\x82\xd3\xe4\x93\x02 \"\x1b/v1/assignments:batchAssign:\x01*\x12\x84\x01\n\x10TransferPatients\x12$.caseload.v1.TransferPatientsRequest\x1a%.caseload.v1.TransferPatientsResponse\"#\x82\xd3\xe4\x93\x02\x1d\"\x18/v1/assignments:transfer:\x01*\x12\xa6\x01\n\x16ListAssignmentVersions\x12*.caseload.v1.ListAssignmentVersionsRequest\x1a+.caseload.v1.ListAssignmentVersionsResponse\"3\x90\x02\x01\x82\xd3\xe4\x93\x02*\x12(/v1/assignments/{assignment_id}/versionsB5\n\x0b\x63\x61seload.v1P\x01Z\x16\x63\x61seload/v1;caseloadv1\xaa\x02\x0b\x43\x61seload.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,6 +46,10 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_LISTASSIGNMENTSREQUEST'].fields_by_name['page_token']._serialized_options = b'\342A\001\001'
   _globals['_LISTASSIGNMENTSREQUEST'].fields_by_name['filter']._options = None
   _globals['_LISTASSIGNMENTSREQUEST'].fields_by_name['filter']._serialized_options = b'\342A\001\001'
+  _globals['_LISTASSIGNMENTSREQUEST'].fields_by_name['include_total_size']._options = None
+  _globals['_LISTASSIGNMENTSREQUEST'].fields_by_name['include_total_size']._serialized_options = b'\342A\001\001'
+  _globals['_LISTASSIGNMENTSREQUEST'].fields_by_name['known_at']._options = None
+  _globals['_LISTASSIGNMENTSREQUEST'].fields_by_name['known_at']._serialized_options = b'\342A\001\001'
   _globals['_UPDATEASSIGNMENTREQUEST'].fields_by_name['assignment']._options = None
   _globals['_UPDATEASSIGNMENTREQUEST'].fields_by_name['assignment']._serialized_options = b'\342A\001\002'
   _globals['_UPDATEASSIGNMENTREQUEST'].fields_by_name['update_mask']._options = None
@@ -62,6 +66,8 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_CHECKASSIGNMENTSREQUEST'].fields_by_name['pairs']._serialized_options = b'\342A\001\002'
   _globals['_CHECKASSIGNMENTSREQUEST'].fields_by_name['as_of_time']._options = None
   _globals['_CHECKASSIGNMENTSREQUEST'].fields_by_name['as_of_time']._serialized_options = b'\342A\001\001'
+  _globals['_CHECKASSIGNMENTSREQUEST'].fields_by_name['known_at']._options = None
+  _globals['_CHECKASSIGNMENTSREQUEST'].fields_by_name['known_at']._serialized_options = b'\342A\001\001'
   _globals['_TRANSFERPATIENTSREQUEST'].fields_by_name['source_therapist_id']._options = None
   _globals['_TRANSFERPATIENTSREQUEST'].fields_by_name['source_therapist_id']._serialized_options = b'\342A\001\002'
   _globals['_TRANSFERPATIENTSREQUEST'].fields_by_name['target_therapist_id']._options = None
@@ -82,6 +88,12 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_BATCHASSIGNREQUEST'].fields_by_name['request_id']._serialized_options = b'\342A\001\001'
   _globals['_BATCHASSIGNREQUEST'].fields_by_name['validate_only']._options = None
   _globals['_BATCHASSIGNREQUEST'].fields_by_name['validate_only']._serialized_options = b'\342A\001\001'
+  _globals['_LISTASSIGNMENTVERSIONSREQUEST'].fields_by_name['assignment_id']._options = None
+  _globals['_LISTASSIGNMENTVERSIONSREQUEST'].fields_by_name['assignment_id']._serialized_options = b'\342A\001\002'
+  _globals['_LISTASSIGNMENTVERSIONSREQUEST'].fields_by_name['page_size']._options = None
+  _globals['_LISTASSIGNMENTVERSIONSREQUEST'].fields_by_name['page_size']._serialized_options = b'\342A\001\001'
+  _globals['_LISTASSIGNMENTVERSIONSREQUEST'].fields_by_name['page_token']._options = None
+  _globals['_LISTASSIGNMENTVERSIONSREQUEST'].fields_by_name['page_token']._serialized_options = b'\342A\001\001'
   _globals['_ASSIGNMENTSERVICE'].methods_by_name['GetAssignment']._options = None
   _globals['_ASSIGNMENTSERVICE'].methods_by_name['GetAssignment']._serialized_options = b'\220\002\001\202\323\344\223\002!\022\037/v1/assignments/{assignment_id}'
   _globals['_ASSIGNMENTSERVICE'].methods_by_name['ListAssignments']._options = None
@@ -94,6 +106,8 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_ASSIGNMENTSERVICE'].methods_by_name['BatchAssign']._serialized_options = b'\220\002\002\202\323\344\223\002 \"\033/v1/assignments:batchAssign:\001*'
   _globals['_ASSIGNMENTSERVICE'].methods_by_name['TransferPatients']._options = None
   _globals['_ASSIGNMENTSERVICE'].methods_by_name['TransferPatients']._serialized_options = b'\202\323\344\223\002\035\"\030/v1/assignments:transfer:\001*'
+  _globals['_ASSIGNMENTSERVICE'].methods_by_name['ListAssignmentVersions']._options = None
+  _globals['_ASSIGNMENTSERVICE'].methods_by_name['ListAssignmentVersions']._serialized_options = b'\220\002\001\202\323\344\223\002*\022(/v1/assignments/{assignment_id}/versions'
   _globals['_GETASSIGNMENTREQUEST']._serialized_start=249
   _globals['_GETASSIGNMENTREQUEST']._serialized_end=300
   _globals['_GETASSIGNMENTRESPONSE']._serialized_start=302
@@ -101,31 +115,37 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_ASSIGNMENTFILTER']._serialized_start=373
   _globals['_ASSIGNMENTFILTER']._serialized_end=603
   _globals['_LISTASSIGNMENTSREQUEST']._serialized_start=606
-  _globals['_LISTASSIGNMENTSREQUEST']._serialized_end=734
-  _globals['_LISTASSIGNMENTSRESPONSE']._serialized_start=736
-  _globals['_LISTASSIGNMENTSRESPONSE']._serialized_end=850
-  _globals['_UPDATEASSIGNMENTREQUEST']._serialized_start=853
-  _globals['_UPDATEASSIGNMENTREQUEST']._serialized_end=1039
-  _globals['_UPDATEASSIGNMENTRESPONSE']._serialized_start=1041
-  _globals['_UPDATEASSIGNMENTRESPONSE']._serialized_end=1130
-  _globals['_CHECKASSIGNMENTSREQUEST']._serialized_start=1133
-  _globals['_CHECKASSIGNMENTSREQUEST']._serialized_end=1338
-  _globals['_CHECKASSIGNMENTSREQUEST_PAIR']._serialized_start=1278
-  _globals['_CHECKASSIGNMENTSREQUEST_PAIR']._serialized_end=1338
-  _globals['_CHECKASSIGNMENTSRESPONSE']._serialized_start=1341
-  _globals['_CHECKASSIGNMENTSRESPONSE']._serialized_end=1543
-  _globals['_CHECKASSIGNMENTSRESPONSE_RESULT']._serialized_start=1450
-  _globals['_CHECKASSIGNMENTSRESPONSE_RESULT']._serialized_end=1543
-  _globals['_TRANSFERPATIENTSREQUEST']._serialized_start=1546
-  _globals['_TRANSFERPATIENTSREQUEST']._serialized_end=1812
-  _globals['_TRANSFERPATIENTSRESPONSE']._serialized_start=1814
-  _globals['_TRANSFERPATIENTSRESPONSE']._serialized_end=1939
-  _globals['_BATCHASSIGNREQUEST']._serialized_start=1942
-  _globals['_BATCHASSIGNREQUEST']._serialized_end=2076
-  _globals['_BATCHASSIGNRESPONSE']._serialized_start=2079
-  _globals['_BATCHASSIGNRESPONSE']._serialized_end=2248
-  _globals['_BATCHASSIGNRESPONSE_RESULT']._serialized_start=2178
-  _globals['_BATCHASSIGNRESPONSE_RESULT']._serialized_end=2248
-  _globals['_ASSIGNMENTSERVICE']._serialized_start=2251
-  _globals['_ASSIGNMENTSERVICE']._serialized_end=3085
+  _globals['_LISTASSIGNMENTSREQUEST']._serialized_end=820
+  _globals['_LISTASSIGNMENTSRESPONSE']._serialized_start=823
+  _globals['_LISTASSIGNMENTSRESPONSE']._serialized_end=977
+  _globals['_UPDATEASSIGNMENTREQUEST']._serialized_start=980
+  _globals['_UPDATEASSIGNMENTREQUEST']._serialized_end=1166
+  _globals['_UPDATEASSIGNMENTRESPONSE']._serialized_start=1168
+  _globals['_UPDATEASSIGNMENTRESPONSE']._serialized_end=1257
+  _globals['_CHECKASSIGNMENTSREQUEST']._serialized_start=1260
+  _globals['_CHECKASSIGNMENTSREQUEST']._serialized_end=1517
+  _globals['_CHECKASSIGNMENTSREQUEST_PAIR']._serialized_start=1457
+  _globals['_CHECKASSIGNMENTSREQUEST_PAIR']._serialized_end=1517
+  _globals['_CHECKASSIGNMENTSRESPONSE']._serialized_start=1520
+  _globals['_CHECKASSIGNMENTSRESPONSE']._serialized_end=1722
+  _globals['_CHECKASSIGNMENTSRESPONSE_RESULT']._serialized_start=1629
+  _globals['_CHECKASSIGNMENTSRESPONSE_RESULT']._serialized_end=1722
+  _globals['_TRANSFERPATIENTSREQUEST']._serialized_start=1725
+  _globals['_TRANSFERPATIENTSREQUEST']._serialized_end=1991
+  _globals['_TRANSFERPATIENTSRESPONSE']._serialized_start=1993
+  _globals['_TRANSFERPATIENTSRESPONSE']._serialized_end=2118
+  _globals['_BATCHASSIGNREQUEST']._serialized_start=2121
+  _globals['_BATCHASSIGNREQUEST']._serialized_end=2255
+  _globals['_BATCHASSIGNRESPONSE']._serialized_start=2258
+  _globals['_BATCHASSIGNRESPONSE']._serialized_end=2427
+  _globals['_BATCHASSIGNRESPONSE_RESULT']._serialized_start=2357
+  _globals['_BATCHASSIGNRESPONSE_RESULT']._serialized_end=2427
+  _globals['_LISTASSIGNMENTVERSIONSREQUEST']._serialized_start=2429
+  _globals['_LISTASSIGNMENTVERSIONSREQUEST']._serialized_end=2540
+  _globals['_LISTASSIGNMENTVERSIONSRESPONSE']._serialized_start=2543
+  _globals['_LISTASSIGNMENTVERSIONSRESPONSE']._serialized_end=2993
+  _globals['_LISTASSIGNMENTVERSIONSRESPONSE_VERSION']._serialized_start=2766
+  _globals['_LISTASSIGNMENTVERSIONSRESPONSE_VERSION']._serialized_end=2993
+  _globals['_ASSIGNMENTSERVICE']._serialized_start=2996
+  _globals['_ASSIGNMENTSERVICE']._serialized_end=3999
 # @@protoc_insertion_point(module_scope)

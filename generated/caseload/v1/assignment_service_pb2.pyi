@@ -133,6 +133,8 @@ class ListAssignmentsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
+    INCLUDE_TOTAL_SIZE_FIELD_NUMBER: _builtins.int
+    KNOWN_AT_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """The maximum number of assignments to return. 0 means 50. More than 1000 means 1000. Negative is
     an error. A page ends early at 2 MiB.
@@ -141,9 +143,19 @@ class ListAssignmentsRequest(_message.Message):
     """The next_page_token of the previous page, or empty for the first page. All other fields except
     page_size must be unchanged.
     """
+    include_total_size: _builtins.bool
+    """If true, total_size is set. The cost grows with the number of matches."""
     @_builtins.property
     def filter(self) -> Global___AssignmentFilter:
         """Selects the assignments to list. Absent means all active ones."""
+
+    @_builtins.property
+    def known_at(self) -> _timestamp_pb2.Timestamp:
+        """Lists what the server knew at this time: assignments and merges as they were recorded then,
+        without later corrections. It is as if the call had been made then. Set filter.as_of_time too to
+        ask about another day: who was responsible on that day, by what was known at known_at. What was
+        purged since is missing. Absent means now. At most a minute ahead, which means now.
+        """
 
     def __init__(
         self,
@@ -151,10 +163,12 @@ class ListAssignmentsRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         filter: Global___AssignmentFilter | None = ...,
+        include_total_size: _builtins.bool = ...,
+        known_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "known_at", b"known_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "include_total_size", b"include_total_size", "known_at", b"known_at", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -169,12 +183,17 @@ class ListAssignmentsResponse(_message.Message):
     ASSIGNMENTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    TOTAL_SIZE_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """The page_token of the next page. Empty only on the last page. A page shorter than page_size is
     not necessarily the last.
     """
     revision: _builtins.str
     """The store revision at which the page was read."""
+    total_size: _builtins.int
+    """The number of assignments on all pages, at the revision of this page. Set only if include_total_size is
+    set.
+    """
     @_builtins.property
     def assignments(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Assignment]:
         """One page, ordered by assignment_id."""
@@ -185,12 +204,15 @@ class ListAssignmentsResponse(_message.Message):
         assignments: _abc.Iterable[_resources_pb2.Assignment] | None = ...,
         next_page_token: _builtins.str = ...,
         revision: _builtins.str = ...,
+        total_size: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_total_size", b"_total_size", "total_size", b"total_size"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "next_page_token", b"next_page_token", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_total_size", b"_total_size", "assignments", b"assignments", "next_page_token", b"next_page_token", "revision", b"revision", "total_size", b"total_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__total_size: _TypeAlias = _typing.Literal["total_size"]  # noqa: Y015
+    _WhichOneofArgType__total_size: _TypeAlias = _typing.Literal["_total_size", b"_total_size"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__total_size) -> _WhichOneofReturnType__total_size | None: ...
 
 Global___ListAssignmentsResponse: _TypeAlias = ListAssignmentsResponse  # noqa: Y015
 
@@ -307,6 +329,7 @@ class CheckAssignmentsRequest(_message.Message):
 
     PAIRS_FIELD_NUMBER: _builtins.int
     AS_OF_TIME_FIELD_NUMBER: _builtins.int
+    KNOWN_AT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def pairs(self) -> _containers.RepeatedCompositeFieldContainer[Global___CheckAssignmentsRequest.Pair]:
         """1 to 100 pairs. Duplicates are allowed."""
@@ -315,15 +338,24 @@ class CheckAssignmentsRequest(_message.Message):
     def as_of_time(self) -> _timestamp_pb2.Timestamp:
         """Checks the pairs at this time instead of now. At most a minute ahead, because clocks differ."""
 
+    @_builtins.property
+    def known_at(self) -> _timestamp_pb2.Timestamp:
+        """Answers by what the server knew at this time: assignments and merges as they were recorded then,
+        without later corrections. It is as if the call had been made then. Set as_of_time too to ask
+        about another day: who was responsible on that day, by what was known at known_at. What was
+        purged since is missing. Absent means now. At most a minute ahead, which means now.
+        """
+
     def __init__(
         self,
         *,
         pairs: _abc.Iterable[Global___CheckAssignmentsRequest.Pair] | None = ...,
         as_of_time: _timestamp_pb2.Timestamp | None = ...,
+        known_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time", "known_at", b"known_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time", "pairs", b"pairs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time", "known_at", b"known_at", "pairs", b"pairs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -582,3 +614,135 @@ class BatchAssignResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BatchAssignResponse: _TypeAlias = BatchAssignResponse  # noqa: Y015
+
+@_typing.final
+class ListAssignmentVersionsRequest(_message.Message):
+    """Request of ListAssignmentVersions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ASSIGNMENT_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    assignment_id: _builtins.str
+    """The assignment, active or ended."""
+    page_size: _builtins.int
+    """The maximum number of versions to return. 0 means 50. More than 1000 means 1000. Negative is an
+    error. A page ends early at 2 MiB.
+    """
+    page_token: _builtins.str
+    """The next_page_token of the previous page, or empty for the first page. All other fields except
+    page_size must be unchanged.
+    """
+    def __init__(
+        self,
+        *,
+        assignment_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_id", b"assignment_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAssignmentVersionsRequest: _TypeAlias = ListAssignmentVersionsRequest  # noqa: Y015
+
+@_typing.final
+class ListAssignmentVersionsResponse(_message.Message):
+    """Response of ListAssignmentVersions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Version(_message.Message):
+        """One version of the assignment."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        ASSIGNMENT_FIELD_NUMBER: _builtins.int
+        FROM_REVISION_FIELD_NUMBER: _builtins.int
+        FROM_TIME_FIELD_NUMBER: _builtins.int
+        TO_REVISION_FIELD_NUMBER: _builtins.int
+        TO_TIME_FIELD_NUMBER: _builtins.int
+        ACTOR_FIELD_NUMBER: _builtins.int
+        ON_BEHALF_OF_FIELD_NUMBER: _builtins.int
+        from_revision: _builtins.str
+        """The revision of the change that wrote it. Empty if the server does not know it any more."""
+        to_revision: _builtins.str
+        """The revision of the change that replaced it. Empty for the current version."""
+        actor: _builtins.str
+        """The caller that made the change of from_revision. Empty if the change log does not have it any
+        more.
+        """
+        on_behalf_of: _builtins.str
+        """The end user for whom that caller acted, as the caller asserted. May be empty."""
+        @_builtins.property
+        def assignment(self) -> _resources_pb2.Assignment:
+            """The assignment as it was."""
+
+        @_builtins.property
+        def from_time(self) -> _timestamp_pb2.Timestamp:
+            """The time of that change. Always set."""
+
+        @_builtins.property
+        def to_time(self) -> _timestamp_pb2.Timestamp:
+            """The time of that change. Absent for the current version."""
+
+        def __init__(
+            self,
+            *,
+            assignment: _resources_pb2.Assignment | None = ...,
+            from_revision: _builtins.str = ...,
+            from_time: _timestamp_pb2.Timestamp | None = ...,
+            to_revision: _builtins.str = ...,
+            to_time: _timestamp_pb2.Timestamp | None = ...,
+            actor: _builtins.str = ...,
+            on_behalf_of: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "from_time", b"from_time", "to_time", b"to_time"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "assignment", b"assignment", "from_revision", b"from_revision", "from_time", b"from_time", "on_behalf_of", b"on_behalf_of", "to_revision", b"to_revision", "to_time", b"to_time"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    OLDEST_REVISION_FIELD_NUMBER: _builtins.int
+    OLDEST_TIME_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """The page_token of the next page. Empty only on the last page. A page shorter than page_size is
+    not necessarily the last.
+    """
+    revision: _builtins.str
+    """The store revision at which the page was read."""
+    oldest_revision: _builtins.str
+    """The list is complete for the changes after this revision. Empty if the assignment was created
+    later than that, so the list is complete.
+    """
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ListAssignmentVersionsResponse.Version]:
+        """One page, newest first."""
+
+    @_builtins.property
+    def oldest_time(self) -> _timestamp_pb2.Timestamp:
+        """The time of that revision. Absent if oldest_revision is empty."""
+
+    def __init__(
+        self,
+        *,
+        versions: _abc.Iterable[Global___ListAssignmentVersionsResponse.Version] | None = ...,
+        next_page_token: _builtins.str = ...,
+        revision: _builtins.str = ...,
+        oldest_revision: _builtins.str = ...,
+        oldest_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["oldest_time", b"oldest_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "oldest_revision", b"oldest_revision", "oldest_time", b"oldest_time", "revision", b"revision", "versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAssignmentVersionsResponse: _TypeAlias = ListAssignmentVersionsResponse  # noqa: Y015

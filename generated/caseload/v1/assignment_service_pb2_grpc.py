@@ -16,9 +16,10 @@ class AssignmentServiceStub(object):
     empty field.
 
     Three checks come before all others. Missing, unknown or expired credentials return
-    UNAUTHENTICATED. A caller without the required permission gets PERMISSION_DENIED. RPCs without
-    side effects require the permission read, all others require write. An overloaded server returns
-    OVERLOADED and does not start the call.
+    UNAUTHENTICATED. A caller without a required permission gets PERMISSION_DENIED, whose metadata
+    names it. RPCs without side effects require the permission read, all others require write.
+    ListAssignmentVersions requires read and audit. An overloaded server returns OVERLOADED and does not
+    start the call.
 
     Without read. A caller with write and without read gets no personal data. The records in a
     response have only ids, times and etags. Flags such as created, and the revision, are set too.
@@ -82,6 +83,11 @@ class AssignmentServiceStub(object):
                 request_serializer=caseload_dot_v1_dot_assignment__service__pb2.TransferPatientsRequest.SerializeToString,
                 response_deserializer=caseload_dot_v1_dot_assignment__service__pb2.TransferPatientsResponse.FromString,
                 )
+        self.ListAssignmentVersions = channel.unary_unary(
+                '/caseload.v1.AssignmentService/ListAssignmentVersions',
+                request_serializer=caseload_dot_v1_dot_assignment__service__pb2.ListAssignmentVersionsRequest.SerializeToString,
+                response_deserializer=caseload_dot_v1_dot_assignment__service__pb2.ListAssignmentVersionsResponse.FromString,
+                )
 
 
 class AssignmentServiceServicer(object):
@@ -95,9 +101,10 @@ class AssignmentServiceServicer(object):
     empty field.
 
     Three checks come before all others. Missing, unknown or expired credentials return
-    UNAUTHENTICATED. A caller without the required permission gets PERMISSION_DENIED. RPCs without
-    side effects require the permission read, all others require write. An overloaded server returns
-    OVERLOADED and does not start the call.
+    UNAUTHENTICATED. A caller without a required permission gets PERMISSION_DENIED, whose metadata
+    names it. RPCs without side effects require the permission read, all others require write.
+    ListAssignmentVersions requires read and audit. An overloaded server returns OVERLOADED and does not
+    start the call.
 
     Without read. A caller with write and without read gets no personal data. The records in a
     response have only ids, times and etags. Flags such as created, and the revision, are set too.
@@ -143,15 +150,19 @@ class AssignmentServiceServicer(object):
         states, or those in force at a time. With patient_id and as_of_time it shows who treated the
         patient at that time, on all records that MergePatients joined with this one. created_by and
         create_time show who recorded each assignment, and when. An assignment that matches the whole
-        time appears exactly once, whatever others write between the pages.
+        time appears exactly once, whatever others write between the pages. With known_at it lists what
+        the server knew at another time. Such a list costs more: with neither therapist_id nor
+        patient_id, it also reads what was recorded since.
 
         Retries: the call reads again. A page_token can be used any number of times.
 
         Errors:
-        - INVALID_FIELD: a field of filter is malformed, page_size is negative, as_of_time is more
-        than a minute ahead, or both as_of_time and states are set.
+        - INVALID_FIELD: a field of filter is malformed, page_size is negative, as_of_time or known_at is
+        more than a minute ahead, or both as_of_time and states are set.
         - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
         - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
+        - VERSIONS_NOT_KEPT: known_at is before the time since which the server has all versions. Metadata
+        gives that time as oldest_time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -159,9 +170,9 @@ class AssignmentServiceServicer(object):
 
     def UpdateAssignment(self, request, context):
         """Corrects values of an assignment that were recorded wrongly: focus and start_time, and end_time
-        and end_reason of an ended one. It also plans the end of an active one, with expire_time. The
-        previous values are not kept. When the care itself has changed, use Assign with replace, Unassign
-        or TransferPatients instead.
+        and end_reason of an ended one. It also plans the end of an active one, with expire_time.
+        ListAssignmentVersions shows the previous values. When the care itself has changed, use Assign
+        with replace, Unassign or TransferPatients instead.
 
         created_by and ended_by do not change, and the change log names the caller who made the
         correction. The therapist and the patient may be soft-deleted. An update that changes nothing
@@ -194,9 +205,9 @@ class AssignmentServiceServicer(object):
     def CheckAssignments(self, request, context):
         """Checks for up to 100 pairs whether the therapist is assigned to the patient, all in one
         snapshot of the store. A pair is assigned when one of its periods is in force now, or at
-        as_of_time. The comment of Assignment defines "in force". An unknown or purged id is not an error,
-        and the result is false. For a soft-deleted record the result follows from its periods, which
-        have all ended.
+        as_of_time. The comment of Assignment defines "in force". With known_at, the answer is what the
+        server knew at another time. An unknown or purged id is not an error, and the result is false. For
+        a soft-deleted record the result follows from its periods, which have all ended.
 
         Patients whose records MergePatients joined are one person: a pair is assigned when a period of
         any of these records is in force, whichever of their ids the pair has. If several periods are in
@@ -207,7 +218,9 @@ class AssignmentServiceServicer(object):
 
         Errors:
         - INVALID_FIELD: there is no pair, there are more than 100 pairs, an id is missing or
-        malformed, or as_of_time is more than a minute ahead.
+        malformed, or as_of_time or known_at is more than a minute ahead.
+        - VERSIONS_NOT_KEPT: known_at is before the time since which the server has all versions. Metadata
+        gives that time as oldest_time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -288,6 +301,30 @@ class AssignmentServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAssignmentVersions(self, request, context):
+        """Lists what one assignment was: its versions, newest first. The first one is the assignment as it is
+        now. Each change writes a new version, which ends with the next change. The therapist and the
+        patient of the assignment may be soft-deleted.
+
+        The list is complete since oldest_time. What is older may be missing: operators prune versions,
+        and servers of an older release wrote none. A version names the caller who wrote it while the
+        change log still has the change.
+
+        Requires the permissions read and audit.
+
+        Retries: the call reads again. A page_token can be used any number of times. A change between two
+        pages neither repeats nor hides a version.
+
+        Errors:
+        - INVALID_FIELD: assignment_id is missing or malformed, or page_size is negative.
+        - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
+        - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
+        - ASSIGNMENT_NOT_FOUND: the id never existed, or was purged.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AssignmentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -321,6 +358,11 @@ def add_AssignmentServiceServicer_to_server(servicer, server):
                     request_deserializer=caseload_dot_v1_dot_assignment__service__pb2.TransferPatientsRequest.FromString,
                     response_serializer=caseload_dot_v1_dot_assignment__service__pb2.TransferPatientsResponse.SerializeToString,
             ),
+            'ListAssignmentVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAssignmentVersions,
+                    request_deserializer=caseload_dot_v1_dot_assignment__service__pb2.ListAssignmentVersionsRequest.FromString,
+                    response_serializer=caseload_dot_v1_dot_assignment__service__pb2.ListAssignmentVersionsResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'caseload.v1.AssignmentService', rpc_method_handlers)
@@ -339,9 +381,10 @@ class AssignmentService(object):
     empty field.
 
     Three checks come before all others. Missing, unknown or expired credentials return
-    UNAUTHENTICATED. A caller without the required permission gets PERMISSION_DENIED. RPCs without
-    side effects require the permission read, all others require write. An overloaded server returns
-    OVERLOADED and does not start the call.
+    UNAUTHENTICATED. A caller without a required permission gets PERMISSION_DENIED, whose metadata
+    names it. RPCs without side effects require the permission read, all others require write.
+    ListAssignmentVersions requires read and audit. An overloaded server returns OVERLOADED and does not
+    start the call.
 
     Without read. A caller with write and without read gets no personal data. The records in a
     response have only ids, times and etags. Flags such as created, and the revision, are set too.
@@ -468,5 +511,22 @@ class AssignmentService(object):
         return grpc.experimental.unary_unary(request, target, '/caseload.v1.AssignmentService/TransferPatients',
             caseload_dot_v1_dot_assignment__service__pb2.TransferPatientsRequest.SerializeToString,
             caseload_dot_v1_dot_assignment__service__pb2.TransferPatientsResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ListAssignmentVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/caseload.v1.AssignmentService/ListAssignmentVersions',
+            caseload_dot_v1_dot_assignment__service__pb2.ListAssignmentVersionsRequest.SerializeToString,
+            caseload_dot_v1_dot_assignment__service__pb2.ListAssignmentVersionsResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

@@ -37,9 +37,10 @@ class AssignmentServiceStub:
     empty field.
 
     Three checks come before all others. Missing, unknown or expired credentials return
-    UNAUTHENTICATED. A caller without the required permission gets PERMISSION_DENIED. RPCs without
-    side effects require the permission read, all others require write. An overloaded server returns
-    OVERLOADED and does not start the call.
+    UNAUTHENTICATED. A caller without a required permission gets PERMISSION_DENIED, whose metadata
+    names it. RPCs without side effects require the permission read, all others require write.
+    ListAssignmentVersions requires read and audit. An overloaded server returns OVERLOADED and does not
+    start the call.
 
     Without read. A caller with write and without read gets no personal data. The records in a
     response have only ids, times and etags. Flags such as created, and the revision, are set too.
@@ -85,21 +86,25 @@ class AssignmentServiceStub:
     states, or those in force at a time. With patient_id and as_of_time it shows who treated the
     patient at that time, on all records that MergePatients joined with this one. created_by and
     create_time show who recorded each assignment, and when. An assignment that matches the whole
-    time appears exactly once, whatever others write between the pages.
+    time appears exactly once, whatever others write between the pages. With known_at it lists what
+    the server knew at another time. Such a list costs more: with neither therapist_id nor
+    patient_id, it also reads what was recorded since.
 
     Retries: the call reads again. A page_token can be used any number of times.
 
     Errors:
-    - INVALID_FIELD: a field of filter is malformed, page_size is negative, as_of_time is more
-      than a minute ahead, or both as_of_time and states are set.
+    - INVALID_FIELD: a field of filter is malformed, page_size is negative, as_of_time or known_at is
+      more than a minute ahead, or both as_of_time and states are set.
     - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
     - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
+    - VERSIONS_NOT_KEPT: known_at is before the time since which the server has all versions. Metadata
+      gives that time as oldest_time.
     """
     UpdateAssignment: _grpc.UnaryUnaryMultiCallable[_assignment_service_pb2.UpdateAssignmentRequest, _assignment_service_pb2.UpdateAssignmentResponse]
     """Corrects values of an assignment that were recorded wrongly: focus and start_time, and end_time
-    and end_reason of an ended one. It also plans the end of an active one, with expire_time. The
-    previous values are not kept. When the care itself has changed, use Assign with replace, Unassign
-    or TransferPatients instead.
+    and end_reason of an ended one. It also plans the end of an active one, with expire_time.
+    ListAssignmentVersions shows the previous values. When the care itself has changed, use Assign
+    with replace, Unassign or TransferPatients instead.
 
     created_by and ended_by do not change, and the change log names the caller who made the
     correction. The therapist and the patient may be soft-deleted. An update that changes nothing
@@ -128,9 +133,9 @@ class AssignmentServiceStub:
     CheckAssignments: _grpc.UnaryUnaryMultiCallable[_assignment_service_pb2.CheckAssignmentsRequest, _assignment_service_pb2.CheckAssignmentsResponse]
     """Checks for up to 100 pairs whether the therapist is assigned to the patient, all in one
     snapshot of the store. A pair is assigned when one of its periods is in force now, or at
-    as_of_time. The comment of Assignment defines "in force". An unknown or purged id is not an error,
-    and the result is false. For a soft-deleted record the result follows from its periods, which
-    have all ended.
+    as_of_time. The comment of Assignment defines "in force". With known_at, the answer is what the
+    server knew at another time. An unknown or purged id is not an error, and the result is false. For
+    a soft-deleted record the result follows from its periods, which have all ended.
 
     Patients whose records MergePatients joined are one person: a pair is assigned when a period of
     any of these records is in force, whichever of their ids the pair has. If several periods are in
@@ -141,7 +146,9 @@ class AssignmentServiceStub:
 
     Errors:
     - INVALID_FIELD: there is no pair, there are more than 100 pairs, an id is missing or
-      malformed, or as_of_time is more than a minute ahead.
+      malformed, or as_of_time or known_at is more than a minute ahead.
+    - VERSIONS_NOT_KEPT: known_at is before the time since which the server has all versions. Metadata
+      gives that time as oldest_time.
     """
     BatchAssign: _grpc.UnaryUnaryMultiCallable[_assignment_service_pb2.BatchAssignRequest, _assignment_service_pb2.BatchAssignResponse]
     """Assigns up to 100 pairs, all or nothing. Each entry is a request of
@@ -210,6 +217,26 @@ class AssignmentServiceStub:
     - THERAPIST_AT_CAPACITY: the target would exceed max_active_patients, and ignore_capacity is
       not set. Metadata gives limit, and the current count before the transfer.
     """
+    ListAssignmentVersions: _grpc.UnaryUnaryMultiCallable[_assignment_service_pb2.ListAssignmentVersionsRequest, _assignment_service_pb2.ListAssignmentVersionsResponse]
+    """Lists what one assignment was: its versions, newest first. The first one is the assignment as it is
+    now. Each change writes a new version, which ends with the next change. The therapist and the
+    patient of the assignment may be soft-deleted.
+
+    The list is complete since oldest_time. What is older may be missing: operators prune versions,
+    and servers of an older release wrote none. A version names the caller who wrote it while the
+    change log still has the change.
+
+    Requires the permissions read and audit.
+
+    Retries: the call reads again. A page_token can be used any number of times. A change between two
+    pages neither repeats nor hides a version.
+
+    Errors:
+    - INVALID_FIELD: assignment_id is missing or malformed, or page_size is negative.
+    - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
+    - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
+    - ASSIGNMENT_NOT_FOUND: the id never existed, or was purged.
+    """
 
 @_typing.type_check_only
 class AssignmentServiceAsyncStub(AssignmentServiceStub):
@@ -223,9 +250,10 @@ class AssignmentServiceAsyncStub(AssignmentServiceStub):
     empty field.
 
     Three checks come before all others. Missing, unknown or expired credentials return
-    UNAUTHENTICATED. A caller without the required permission gets PERMISSION_DENIED. RPCs without
-    side effects require the permission read, all others require write. An overloaded server returns
-    OVERLOADED and does not start the call.
+    UNAUTHENTICATED. A caller without a required permission gets PERMISSION_DENIED, whose metadata
+    names it. RPCs without side effects require the permission read, all others require write.
+    ListAssignmentVersions requires read and audit. An overloaded server returns OVERLOADED and does not
+    start the call.
 
     Without read. A caller with write and without read gets no personal data. The records in a
     response have only ids, times and etags. Flags such as created, and the revision, are set too.
@@ -268,21 +296,25 @@ class AssignmentServiceAsyncStub(AssignmentServiceStub):
     states, or those in force at a time. With patient_id and as_of_time it shows who treated the
     patient at that time, on all records that MergePatients joined with this one. created_by and
     create_time show who recorded each assignment, and when. An assignment that matches the whole
-    time appears exactly once, whatever others write between the pages.
+    time appears exactly once, whatever others write between the pages. With known_at it lists what
+    the server knew at another time. Such a list costs more: with neither therapist_id nor
+    patient_id, it also reads what was recorded since.
 
     Retries: the call reads again. A page_token can be used any number of times.
 
     Errors:
-    - INVALID_FIELD: a field of filter is malformed, page_size is negative, as_of_time is more
-      than a minute ahead, or both as_of_time and states are set.
+    - INVALID_FIELD: a field of filter is malformed, page_size is negative, as_of_time or known_at is
+      more than a minute ahead, or both as_of_time and states are set.
     - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
     - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
+    - VERSIONS_NOT_KEPT: known_at is before the time since which the server has all versions. Metadata
+      gives that time as oldest_time.
     """
     UpdateAssignment: _aio.UnaryUnaryMultiCallable[_assignment_service_pb2.UpdateAssignmentRequest, _assignment_service_pb2.UpdateAssignmentResponse]  # type: ignore[assignment]
     """Corrects values of an assignment that were recorded wrongly: focus and start_time, and end_time
-    and end_reason of an ended one. It also plans the end of an active one, with expire_time. The
-    previous values are not kept. When the care itself has changed, use Assign with replace, Unassign
-    or TransferPatients instead.
+    and end_reason of an ended one. It also plans the end of an active one, with expire_time.
+    ListAssignmentVersions shows the previous values. When the care itself has changed, use Assign
+    with replace, Unassign or TransferPatients instead.
 
     created_by and ended_by do not change, and the change log names the caller who made the
     correction. The therapist and the patient may be soft-deleted. An update that changes nothing
@@ -311,9 +343,9 @@ class AssignmentServiceAsyncStub(AssignmentServiceStub):
     CheckAssignments: _aio.UnaryUnaryMultiCallable[_assignment_service_pb2.CheckAssignmentsRequest, _assignment_service_pb2.CheckAssignmentsResponse]  # type: ignore[assignment]
     """Checks for up to 100 pairs whether the therapist is assigned to the patient, all in one
     snapshot of the store. A pair is assigned when one of its periods is in force now, or at
-    as_of_time. The comment of Assignment defines "in force". An unknown or purged id is not an error,
-    and the result is false. For a soft-deleted record the result follows from its periods, which
-    have all ended.
+    as_of_time. The comment of Assignment defines "in force". With known_at, the answer is what the
+    server knew at another time. An unknown or purged id is not an error, and the result is false. For
+    a soft-deleted record the result follows from its periods, which have all ended.
 
     Patients whose records MergePatients joined are one person: a pair is assigned when a period of
     any of these records is in force, whichever of their ids the pair has. If several periods are in
@@ -324,7 +356,9 @@ class AssignmentServiceAsyncStub(AssignmentServiceStub):
 
     Errors:
     - INVALID_FIELD: there is no pair, there are more than 100 pairs, an id is missing or
-      malformed, or as_of_time is more than a minute ahead.
+      malformed, or as_of_time or known_at is more than a minute ahead.
+    - VERSIONS_NOT_KEPT: known_at is before the time since which the server has all versions. Metadata
+      gives that time as oldest_time.
     """
     BatchAssign: _aio.UnaryUnaryMultiCallable[_assignment_service_pb2.BatchAssignRequest, _assignment_service_pb2.BatchAssignResponse]  # type: ignore[assignment]
     """Assigns up to 100 pairs, all or nothing. Each entry is a request of
@@ -393,6 +427,26 @@ class AssignmentServiceAsyncStub(AssignmentServiceStub):
     - THERAPIST_AT_CAPACITY: the target would exceed max_active_patients, and ignore_capacity is
       not set. Metadata gives limit, and the current count before the transfer.
     """
+    ListAssignmentVersions: _aio.UnaryUnaryMultiCallable[_assignment_service_pb2.ListAssignmentVersionsRequest, _assignment_service_pb2.ListAssignmentVersionsResponse]  # type: ignore[assignment]
+    """Lists what one assignment was: its versions, newest first. The first one is the assignment as it is
+    now. Each change writes a new version, which ends with the next change. The therapist and the
+    patient of the assignment may be soft-deleted.
+
+    The list is complete since oldest_time. What is older may be missing: operators prune versions,
+    and servers of an older release wrote none. A version names the caller who wrote it while the
+    change log still has the change.
+
+    Requires the permissions read and audit.
+
+    Retries: the call reads again. A page_token can be used any number of times. A change between two
+    pages neither repeats nor hides a version.
+
+    Errors:
+    - INVALID_FIELD: assignment_id is missing or malformed, or page_size is negative.
+    - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
+    - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
+    - ASSIGNMENT_NOT_FOUND: the id never existed, or was purged.
+    """
 
 class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
     """Manages assignments, for callers that start from neither a therapist nor a patient.
@@ -405,9 +459,10 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
     empty field.
 
     Three checks come before all others. Missing, unknown or expired credentials return
-    UNAUTHENTICATED. A caller without the required permission gets PERMISSION_DENIED. RPCs without
-    side effects require the permission read, all others require write. An overloaded server returns
-    OVERLOADED and does not start the call.
+    UNAUTHENTICATED. A caller without a required permission gets PERMISSION_DENIED, whose metadata
+    names it. RPCs without side effects require the permission read, all others require write.
+    ListAssignmentVersions requires read and audit. An overloaded server returns OVERLOADED and does not
+    start the call.
 
     Without read. A caller with write and without read gets no personal data. The records in a
     response have only ids, times and etags. Flags such as created, and the revision, are set too.
@@ -460,15 +515,19 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
         states, or those in force at a time. With patient_id and as_of_time it shows who treated the
         patient at that time, on all records that MergePatients joined with this one. created_by and
         create_time show who recorded each assignment, and when. An assignment that matches the whole
-        time appears exactly once, whatever others write between the pages.
+        time appears exactly once, whatever others write between the pages. With known_at it lists what
+        the server knew at another time. Such a list costs more: with neither therapist_id nor
+        patient_id, it also reads what was recorded since.
 
         Retries: the call reads again. A page_token can be used any number of times.
 
         Errors:
-        - INVALID_FIELD: a field of filter is malformed, page_size is negative, as_of_time is more
-          than a minute ahead, or both as_of_time and states are set.
+        - INVALID_FIELD: a field of filter is malformed, page_size is negative, as_of_time or known_at is
+          more than a minute ahead, or both as_of_time and states are set.
         - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
         - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
+        - VERSIONS_NOT_KEPT: known_at is before the time since which the server has all versions. Metadata
+          gives that time as oldest_time.
         """
 
     @_abc_1.abstractmethod
@@ -478,9 +537,9 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_assignment_service_pb2.UpdateAssignmentResponse, _abc.Awaitable[_assignment_service_pb2.UpdateAssignmentResponse]]:
         """Corrects values of an assignment that were recorded wrongly: focus and start_time, and end_time
-        and end_reason of an ended one. It also plans the end of an active one, with expire_time. The
-        previous values are not kept. When the care itself has changed, use Assign with replace, Unassign
-        or TransferPatients instead.
+        and end_reason of an ended one. It also plans the end of an active one, with expire_time.
+        ListAssignmentVersions shows the previous values. When the care itself has changed, use Assign
+        with replace, Unassign or TransferPatients instead.
 
         created_by and ended_by do not change, and the change log names the caller who made the
         correction. The therapist and the patient may be soft-deleted. An update that changes nothing
@@ -515,9 +574,9 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_assignment_service_pb2.CheckAssignmentsResponse, _abc.Awaitable[_assignment_service_pb2.CheckAssignmentsResponse]]:
         """Checks for up to 100 pairs whether the therapist is assigned to the patient, all in one
         snapshot of the store. A pair is assigned when one of its periods is in force now, or at
-        as_of_time. The comment of Assignment defines "in force". An unknown or purged id is not an error,
-        and the result is false. For a soft-deleted record the result follows from its periods, which
-        have all ended.
+        as_of_time. The comment of Assignment defines "in force". With known_at, the answer is what the
+        server knew at another time. An unknown or purged id is not an error, and the result is false. For
+        a soft-deleted record the result follows from its periods, which have all ended.
 
         Patients whose records MergePatients joined are one person: a pair is assigned when a period of
         any of these records is in force, whichever of their ids the pair has. If several periods are in
@@ -528,7 +587,9 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - INVALID_FIELD: there is no pair, there are more than 100 pairs, an id is missing or
-          malformed, or as_of_time is more than a minute ahead.
+          malformed, or as_of_time or known_at is more than a minute ahead.
+        - VERSIONS_NOT_KEPT: known_at is before the time since which the server has all versions. Metadata
+          gives that time as oldest_time.
         """
 
     @_abc_1.abstractmethod
@@ -608,6 +669,32 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
           the moment they started, do not count.
         - THERAPIST_AT_CAPACITY: the target would exceed max_active_patients, and ignore_capacity is
           not set. Metadata gives limit, and the current count before the transfer.
+        """
+
+    @_abc_1.abstractmethod
+    def ListAssignmentVersions(
+        self,
+        request: _assignment_service_pb2.ListAssignmentVersionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_assignment_service_pb2.ListAssignmentVersionsResponse, _abc.Awaitable[_assignment_service_pb2.ListAssignmentVersionsResponse]]:
+        """Lists what one assignment was: its versions, newest first. The first one is the assignment as it is
+        now. Each change writes a new version, which ends with the next change. The therapist and the
+        patient of the assignment may be soft-deleted.
+
+        The list is complete since oldest_time. What is older may be missing: operators prune versions,
+        and servers of an older release wrote none. A version names the caller who wrote it while the
+        change log still has the change.
+
+        Requires the permissions read and audit.
+
+        Retries: the call reads again. A page_token can be used any number of times. A change between two
+        pages neither repeats nor hides a version.
+
+        Errors:
+        - INVALID_FIELD: assignment_id is missing or malformed, or page_size is negative.
+        - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
+        - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
+        - ASSIGNMENT_NOT_FOUND: the id never existed, or was purged.
         """
 
 def add_AssignmentServiceServicer_to_server(servicer: AssignmentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

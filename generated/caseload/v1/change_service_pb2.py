@@ -17,7 +17,7 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n caseload/v1/change_service.proto\x12\x0b\x63\x61seload.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbd\x01\n\tChangeSet\x12\x10\n\x08revision\x18\x01 \x01(\t\x12/\n\x0b\x63ommit_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x0e\n\x06method\x18\x05 \x01(\t\x12$\n\x07\x63hanges\x18\x06 \x03(\x0b\x32\x13.caseload.v1.Change\x12\x14\n\x0con_behalf_of\x18\x07 \x01(\t\"P\n\rAssignmentRef\x12\x15\n\rassignment_id\x18\x01 \x01(\t\x12\x14\n\x0ctherapist_id\x18\x02 \x01(\t\x12\x12\n\npatient_id\x18\x03 \x01(\t\"\xe6\x02\n\x06\x43hange\x12&\n\x04kind\x18\x01 \x01(\x0e\x32\x18.caseload.v1.Change.Kind\x12\x16\n\x0e\x63hanged_fields\x18\x02 \x03(\t\x12\x16\n\x0ctherapist_id\x18\x03 \x01(\tH\x00\x12\x14\n\npatient_id\x18\x04 \x01(\tH\x00\x12\x30\n\nassignment\x18\x05 \x01(\x0b\x32\x1a.caseload.v1.AssignmentRefH\x00\x12!\n\x17purged_through_revision\x18\x06 \x01(\tH\x00\"\x8c\x01\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x10\n\x0cKIND_CREATED\x10\x01\x12\x10\n\x0cKIND_UPDATED\x10\x02\x12\x10\n\x0cKIND_DELETED\x10\x03\x12\x12\n\x0eKIND_UNDELETED\x10\x04\x12\x0f\n\x0bKIND_PURGED\x10\x05\x12\x13\n\x0fKIND_LOG_PURGED\x10\x06\x42\n\n\x08resource\"u\n\x0c\x43hangeFilter\x12\x1a\n\x0ctherapist_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x18\n\npatient_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05\x61\x63tor\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1a\n\x0con_behalf_of\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\"|\n\x12ListChangesRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x1c\n\x0e\x61\x66ter_revision\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12/\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x19.caseload.v1.ChangeFilterB\x04\xe2\x41\x01\x01\"\x8c\x01\n\x13ListChangesResponse\x12+\n\x0b\x63hange_sets\x18\x01 \x03(\x0b\x32\x16.caseload.v1.ChangeSet\x12\x18\n\x10through_revision\x18\x02 \x01(\t\x12\x15\n\rhead_revision\x18\x03 \x01(\t\x12\x17\n\x0foldest_revision\x18\x04 \x01(\t\"d\n\x13WatchChangesRequest\x12\x1c\n\x0e\x61\x66ter_revision\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12/\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x19.caseload.v1.ChangeFilterB\x04\xe2\x41\x01\x01\"]\n\x14WatchChangesResponse\x12+\n\x0b\x63hange_sets\x18\x01 \x03(\x0b\x32\x16.caseload.v1.ChangeSet\x12\x18\n\x10through_revision\x18\x02 \x01(\t2\xdf\x01\n\rChangeService\x12r\n\x0bListChanges\x12\x1f.caseload.v1.ListChangesRequest\x1a .caseload.v1.ListChangesResponse\" \x90\x02\x01\x82\xd3\xe4\x93\x02\x17\"\x12/v1/changes:search:\x01*\x12Z\n\x0cWatchChanges\x12 .caseload.v1.WatchChangesRequest\x1a!.caseload.v1.WatchChangesResponse\"\x03\x90\x02\x01\x30\x01\x42\x35\n\x0b\x63\x61seload.v1P\x01Z\x16\x63\x61seload/v1;caseloadv1\xaa\x02\x0b\x43\x61seload.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n caseload/v1/change_service.proto\x12\x0b\x63\x61seload.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbd\x01\n\tChangeSet\x12\x10\n\x08revision\x18\x01 \x01(\t\x12/\n\x0b\x63ommit_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x0e\n\x06method\x18\x05 \x01(\t\x12$\n\x07\x63hanges\x18\x06 \x03(\x0b\x32\x13.caseload.v1.Change\x12\x14\n\x0con_behalf_of\x18\x07 \x01(\t\"P\n\rAssignmentRef\x12\x15\n\rassignment_id\x18\x01 \x01(\t\x12\x14\n\x0ctherapist_id\x18\x02 \x01(\t\x12\x12\n\npatient_id\x18\x03 \x01(\t\"\x80\x03\n\x06\x43hange\x12&\n\x04kind\x18\x01 \x01(\x0e\x32\x18.caseload.v1.Change.Kind\x12\x16\n\x0e\x63hanged_fields\x18\x02 \x03(\t\x12\x16\n\x0ctherapist_id\x18\x03 \x01(\tH\x00\x12\x14\n\npatient_id\x18\x04 \x01(\tH\x00\x12\x30\n\nassignment\x18\x05 \x01(\x0b\x32\x1a.caseload.v1.AssignmentRefH\x00\x12!\n\x17purged_through_revision\x18\x06 \x01(\tH\x00\"\xa6\x01\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x10\n\x0cKIND_CREATED\x10\x01\x12\x10\n\x0cKIND_UPDATED\x10\x02\x12\x10\n\x0cKIND_DELETED\x10\x03\x12\x12\n\x0eKIND_UNDELETED\x10\x04\x12\x0f\n\x0bKIND_PURGED\x10\x05\x12\x13\n\x0fKIND_LOG_PURGED\x10\x06\x12\x18\n\x14KIND_VERSIONS_PURGED\x10\x07\x42\n\n\x08resource\"u\n\x0c\x43hangeFilter\x12\x1a\n\x0ctherapist_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x18\n\npatient_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05\x61\x63tor\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1a\n\x0con_behalf_of\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\"|\n\x12ListChangesRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x1c\n\x0e\x61\x66ter_revision\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12/\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x19.caseload.v1.ChangeFilterB\x04\xe2\x41\x01\x01\"\x8c\x01\n\x13ListChangesResponse\x12+\n\x0b\x63hange_sets\x18\x01 \x03(\x0b\x32\x16.caseload.v1.ChangeSet\x12\x18\n\x10through_revision\x18\x02 \x01(\t\x12\x15\n\rhead_revision\x18\x03 \x01(\t\x12\x17\n\x0foldest_revision\x18\x04 \x01(\t\"d\n\x13WatchChangesRequest\x12\x1c\n\x0e\x61\x66ter_revision\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12/\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x19.caseload.v1.ChangeFilterB\x04\xe2\x41\x01\x01\"]\n\x14WatchChangesResponse\x12+\n\x0b\x63hange_sets\x18\x01 \x03(\x0b\x32\x16.caseload.v1.ChangeSet\x12\x18\n\x10through_revision\x18\x02 \x01(\t2\xdf\x01\n\rChangeService\x12r\n\x0bListChanges\x12\x1f.caseload.v1.ListChangesRequest\x1a .caseload.v1.ListChangesResponse\" \x90\x02\x01\x82\xd3\xe4\x93\x02\x17\"\x12/v1/changes:search:\x01*\x12Z\n\x0cWatchChanges\x12 .caseload.v1.WatchChangesRequest\x1a!.caseload.v1.WatchChangesResponse\"\x03\x90\x02\x01\x30\x01\x42\x35\n\x0b\x63\x61seload.v1P\x01Z\x16\x63\x61seload/v1;caseloadv1\xaa\x02\x0b\x43\x61seload.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,19 +52,19 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_ASSIGNMENTREF']._serialized_start=337
   _globals['_ASSIGNMENTREF']._serialized_end=417
   _globals['_CHANGE']._serialized_start=420
-  _globals['_CHANGE']._serialized_end=778
+  _globals['_CHANGE']._serialized_end=804
   _globals['_CHANGE_KIND']._serialized_start=626
-  _globals['_CHANGE_KIND']._serialized_end=766
-  _globals['_CHANGEFILTER']._serialized_start=780
-  _globals['_CHANGEFILTER']._serialized_end=897
-  _globals['_LISTCHANGESREQUEST']._serialized_start=899
-  _globals['_LISTCHANGESREQUEST']._serialized_end=1023
-  _globals['_LISTCHANGESRESPONSE']._serialized_start=1026
-  _globals['_LISTCHANGESRESPONSE']._serialized_end=1166
-  _globals['_WATCHCHANGESREQUEST']._serialized_start=1168
-  _globals['_WATCHCHANGESREQUEST']._serialized_end=1268
-  _globals['_WATCHCHANGESRESPONSE']._serialized_start=1270
-  _globals['_WATCHCHANGESRESPONSE']._serialized_end=1363
-  _globals['_CHANGESERVICE']._serialized_start=1366
-  _globals['_CHANGESERVICE']._serialized_end=1589
+  _globals['_CHANGE_KIND']._serialized_end=792
+  _globals['_CHANGEFILTER']._serialized_start=806
+  _globals['_CHANGEFILTER']._serialized_end=923
+  _globals['_LISTCHANGESREQUEST']._serialized_start=925
+  _globals['_LISTCHANGESREQUEST']._serialized_end=1049
+  _globals['_LISTCHANGESRESPONSE']._serialized_start=1052
+  _globals['_LISTCHANGESRESPONSE']._serialized_end=1192
+  _globals['_WATCHCHANGESREQUEST']._serialized_start=1194
+  _globals['_WATCHCHANGESREQUEST']._serialized_end=1294
+  _globals['_WATCHCHANGESRESPONSE']._serialized_start=1296
+  _globals['_WATCHCHANGESRESPONSE']._serialized_end=1389
+  _globals['_CHANGESERVICE']._serialized_start=1392
+  _globals['_CHANGESERVICE']._serialized_end=1615
 # @@protoc_insertion_point(module_scope)

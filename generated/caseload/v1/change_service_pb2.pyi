@@ -143,6 +143,10 @@ class Change(_message.Message):
         change concerns no record. Skip it, like every kind that you do not know. Code that was
         generated before this kind existed sees the number 6, and a change without a resource.
         """
+        KIND_VERSIONS_PURGED: Change._Kind.ValueType  # 7
+        """Old versions of records were erased: those that ended up to purged_through_revision. The change
+        log was not. Such a change concerns no record. Skip it too.
+        """
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
         """Kind of change."""
@@ -164,6 +168,10 @@ class Change(_message.Message):
     change concerns no record. Skip it, like every kind that you do not know. Code that was
     generated before this kind existed sees the number 6, and a change without a resource.
     """
+    KIND_VERSIONS_PURGED: Change.Kind.ValueType  # 7
+    """Old versions of records were erased: those that ended up to purged_through_revision. The change
+    log was not. Such a change concerns no record. Skip it too.
+    """
 
     KIND_FIELD_NUMBER: _builtins.int
     CHANGED_FIELDS_FIELD_NUMBER: _builtins.int
@@ -178,7 +186,9 @@ class Change(_message.Message):
     patient_id: _builtins.str
     """A patient."""
     purged_through_revision: _builtins.str
-    """The last revision that was erased. Only for KIND_LOG_PURGED."""
+    """The last revision that was erased, or at which an erased version ended. Only for
+    KIND_LOG_PURGED and KIND_VERSIONS_PURGED.
+    """
     @_builtins.property
     def changed_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The names of the resource's fields that changed, never their values. Empty for a new resource.

@@ -55,11 +55,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     or those patients.
     """
     ERROR_REASON_ID_TAKEN: _ErrorReason.ValueType  # 20
-    """ALREADY_EXISTS. The chosen id is taken, perhaps by a deleted record. Ids are never reused."""
+    """ALREADY_EXISTS. The chosen id is taken, perhaps by a deleted record. Ids are never reused. In a
+    batch, it may be the id of an earlier entry.
+    """
     ERROR_REASON_IDENTIFIER_TAKEN: _ErrorReason.ValueType  # 21
     """ALREADY_EXISTS. Another live record of the same kind has one of the identifiers.
     google.rpc.ResourceInfo names that record to callers with the permission read, unless it has
-    just lost the identifier.
+    just lost the identifier. In a batch, an earlier entry may have the identifier.
     """
     ERROR_REASON_ASSIGNMENT_DIFFERS: _ErrorReason.ValueType  # 22
     """ALREADY_EXISTS. The pair already has an active assignment with another role, focus,
@@ -100,7 +102,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_BIRTH_DATES_DIFFER: _ErrorReason.ValueType  # 43
     """FAILED_PRECONDITION. The two patients have birth dates that differ, so they may be two persons.
-    If they are one person, set force: the target keeps its own birth date.
+    A partial date does not differ from a date within it. If they are one person, set force: the
+    target keeps its own birth date.
     """
     ERROR_REASON_MERGE_TOO_LARGE: _ErrorReason.ValueType  # 44
     """FAILED_PRECONDITION. The target of the merge would exceed a limit. Metadata gives limit and
@@ -140,6 +143,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """OUT_OF_RANGE. Changes after this revision were pruned. Metadata gives oldest_revision."""
     ERROR_REASON_REVISION_FOREIGN: _ErrorReason.ValueType  # 61
     """OUT_OF_RANGE. The revision is malformed, from another store, or from before a restore."""
+    ERROR_REASON_VERSIONS_NOT_KEPT: _ErrorReason.ValueType  # 62
+    """OUT_OF_RANGE. known_at is before the time since which the server keeps all versions, so an answer
+    could be wrong. Metadata gives oldest_time, that time in RFC 3339.
+    """
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 70
     """RESOURCE_EXHAUSTED. The server is overloaded and did not start the call. google.rpc.RetryInfo
     gives the delay before a retry.
@@ -215,11 +222,13 @@ transfer have no active assignment to the source. google.rpc.ResourceInfo names 
 or those patients.
 """
 ERROR_REASON_ID_TAKEN: ErrorReason.ValueType  # 20
-"""ALREADY_EXISTS. The chosen id is taken, perhaps by a deleted record. Ids are never reused."""
+"""ALREADY_EXISTS. The chosen id is taken, perhaps by a deleted record. Ids are never reused. In a
+batch, it may be the id of an earlier entry.
+"""
 ERROR_REASON_IDENTIFIER_TAKEN: ErrorReason.ValueType  # 21
 """ALREADY_EXISTS. Another live record of the same kind has one of the identifiers.
 google.rpc.ResourceInfo names that record to callers with the permission read, unless it has
-just lost the identifier.
+just lost the identifier. In a batch, an earlier entry may have the identifier.
 """
 ERROR_REASON_ASSIGNMENT_DIFFERS: ErrorReason.ValueType  # 22
 """ALREADY_EXISTS. The pair already has an active assignment with another role, focus,
@@ -260,7 +269,8 @@ merged patient if the request names several patients, or another one.
 """
 ERROR_REASON_BIRTH_DATES_DIFFER: ErrorReason.ValueType  # 43
 """FAILED_PRECONDITION. The two patients have birth dates that differ, so they may be two persons.
-If they are one person, set force: the target keeps its own birth date.
+A partial date does not differ from a date within it. If they are one person, set force: the
+target keeps its own birth date.
 """
 ERROR_REASON_MERGE_TOO_LARGE: ErrorReason.ValueType  # 44
 """FAILED_PRECONDITION. The target of the merge would exceed a limit. Metadata gives limit and
@@ -300,6 +310,10 @@ ERROR_REASON_REVISION_PRUNED: ErrorReason.ValueType  # 60
 """OUT_OF_RANGE. Changes after this revision were pruned. Metadata gives oldest_revision."""
 ERROR_REASON_REVISION_FOREIGN: ErrorReason.ValueType  # 61
 """OUT_OF_RANGE. The revision is malformed, from another store, or from before a restore."""
+ERROR_REASON_VERSIONS_NOT_KEPT: ErrorReason.ValueType  # 62
+"""OUT_OF_RANGE. known_at is before the time since which the server keeps all versions, so an answer
+could be wrong. Metadata gives oldest_time, that time in RFC 3339.
+"""
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 70
 """RESOURCE_EXHAUSTED. The server is overloaded and did not start the call. google.rpc.RetryInfo
 gives the delay before a retry.

@@ -10,6 +10,7 @@ from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.type import date_pb2 as _date_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -196,13 +197,32 @@ class PatientFilter(_message.Message):
     STATUSES_FIELD_NUMBER: _builtins.int
     IDENTIFIER_FIELD_NUMBER: _builtins.int
     UNASSIGNED_FIELD_NUMBER: _builtins.int
+    BIRTH_DATE_FIELD_NUMBER: _builtins.int
+    PHONE_NUMBER_FIELD_NUMBER: _builtins.int
+    EMAIL_FIELD_NUMBER: _builtins.int
+    WITHOUT_PRIMARY_FIELD_NUMBER: _builtins.int
+    IDENTIFIER_VALUE_FIELD_NUMBER: _builtins.int
+    DELETED_ONLY_FIELD_NUMBER: _builtins.int
     name_prefix: _builtins.str
-    """Each word of this text must be a prefix of a word in display_name. Case and accents are
-    ignored. Words are split at white space and hyphens. "%" and "_" have no special meaning. 2 to
-    100 characters, or empty for no restriction.
+    """Each word of this text must be a prefix of a word in display_name or in an alias. Case, accents
+    and punctuation are ignored. A word with an apostrophe or a hyphen is found with it, without
+    it, and by the part after it. Of a Chinese, Japanese or Korean name any part is found, with or
+    without a space. "%" and "_" have no special meaning. 2 to 100 characters with a letter, a digit
+    or a symbol, or one character if it is Chinese, Japanese or Korean. Empty means no restriction.
+    Of very long names, the first 256 words and parts are found, and the first 64 characters of each.
     """
     unassigned: _builtins.bool
     """If true, only patients without an active assignment."""
+    phone_number: _builtins.str
+    """Must have this phone number, in E.164. Empty means no restriction."""
+    email: _builtins.str
+    """Must have this e-mail address, whatever the case. Empty means no restriction."""
+    without_primary: _builtins.bool
+    """If true, only patients without an active PRIMARY assignment."""
+    identifier_value: _builtins.str
+    """Must have an identifier with this value, in any system. Empty means no restriction."""
+    deleted_only: _builtins.bool
+    """If true, only soft-deleted patients. Includes show_deleted."""
     @_builtins.property
     def statuses(self) -> _containers.RepeatedScalarFieldContainer[_resources_pb2.Patient.Status.ValueType]:
         """The status must be one of these. Empty means any. STATUS_UNSPECIFIED and unknown values are
@@ -211,7 +231,16 @@ class PatientFilter(_message.Message):
 
     @_builtins.property
     def identifier(self) -> _resources_pb2.Identifier:
-        """Must have this identifier: both system and value must be equal. Absent means no restriction."""
+        """Must have this identifier. The comment of Identifier says which values are the same. Absent means
+        no restriction.
+        """
+
+    @_builtins.property
+    def birth_date(self) -> _date_pb2.Date:
+        """The date of birth. With year, month and day, only patients with exactly this date. With a year,
+        or a year and a month, all births in it, and partial dates that lie within it. Absent means no
+        restriction.
+        """
 
     def __init__(
         self,
@@ -220,10 +249,16 @@ class PatientFilter(_message.Message):
         statuses: _abc.Iterable[_resources_pb2.Patient.Status.ValueType] | None = ...,
         identifier: _resources_pb2.Identifier | None = ...,
         unassigned: _builtins.bool = ...,
+        birth_date: _date_pb2.Date | None = ...,
+        phone_number: _builtins.str = ...,
+        email: _builtins.str = ...,
+        without_primary: _builtins.bool = ...,
+        identifier_value: _builtins.str = ...,
+        deleted_only: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["identifier", b"identifier"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["birth_date", b"birth_date", "identifier", b"identifier"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["identifier", b"identifier", "name_prefix", b"name_prefix", "statuses", b"statuses", "unassigned", b"unassigned"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["birth_date", b"birth_date", "deleted_only", b"deleted_only", "email", b"email", "identifier", b"identifier", "identifier_value", b"identifier_value", "name_prefix", b"name_prefix", "phone_number", b"phone_number", "statuses", b"statuses", "unassigned", b"unassigned", "without_primary", b"without_primary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -239,6 +274,8 @@ class ListPatientsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
     SHOW_DELETED_FIELD_NUMBER: _builtins.int
+    ORDER_BY_FIELD_NUMBER: _builtins.int
+    INCLUDE_TOTAL_SIZE_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """The maximum number of patients to return. 0 means 50. More than 1000 means 1000. Negative is an
     error. A page ends early at 2 MiB.
@@ -249,6 +286,14 @@ class ListPatientsRequest(_message.Message):
     """
     show_deleted: _builtins.bool
     """If true, also lists soft-deleted patients."""
+    order_by: _builtins.str
+    """The order of the list. Empty means by id. "display_name" and "display_name desc" order by name
+    without case and accents, then by id. "update_time" and "update_time desc" order by the last
+    change, then by id. With "desc", the ids of equal ones are in reverse order too. A record whose
+    name or update_time does not change meanwhile appears exactly once.
+    """
+    include_total_size: _builtins.bool
+    """If true, total_size is set. The cost grows with the number of matches."""
     @_builtins.property
     def filter(self) -> Global___PatientFilter:
         """Selects the patients to list. Absent means all."""
@@ -260,10 +305,12 @@ class ListPatientsRequest(_message.Message):
         page_token: _builtins.str = ...,
         filter: Global___PatientFilter | None = ...,
         show_deleted: _builtins.bool = ...,
+        order_by: _builtins.str = ...,
+        include_total_size: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page_size", b"page_size", "page_token", b"page_token", "show_deleted", b"show_deleted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "include_total_size", b"include_total_size", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "show_deleted", b"show_deleted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -278,15 +325,20 @@ class ListPatientsResponse(_message.Message):
     PATIENTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    TOTAL_SIZE_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """The page_token of the next page. Empty only on the last page. A page shorter than page_size is
     not necessarily the last.
     """
     revision: _builtins.str
     """The store revision at which the page was read."""
+    total_size: _builtins.int
+    """The number of patients on all pages, at the revision of this page. Set only if include_total_size is
+    set.
+    """
     @_builtins.property
     def patients(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Patient]:
-        """One page, ordered by id."""
+        """One page, ordered by id, or as order_by says."""
 
     def __init__(
         self,
@@ -294,12 +346,15 @@ class ListPatientsResponse(_message.Message):
         patients: _abc.Iterable[_resources_pb2.Patient] | None = ...,
         next_page_token: _builtins.str = ...,
         revision: _builtins.str = ...,
+        total_size: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_total_size", b"_total_size", "total_size", b"total_size"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "patients", b"patients", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_total_size", b"_total_size", "next_page_token", b"next_page_token", "patients", b"patients", "revision", b"revision", "total_size", b"total_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__total_size: _TypeAlias = _typing.Literal["total_size"]  # noqa: Y015
+    _WhichOneofArgType__total_size: _TypeAlias = _typing.Literal["_total_size", b"_total_size"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__total_size) -> _WhichOneofReturnType__total_size | None: ...
 
 Global___ListPatientsResponse: _TypeAlias = ListPatientsResponse  # noqa: Y015
 
@@ -802,6 +857,8 @@ class ListPatientTherapistsRequest(_message.Message):
     ROLES_FIELD_NUMBER: _builtins.int
     STATES_FIELD_NUMBER: _builtins.int
     AS_OF_TIME_FIELD_NUMBER: _builtins.int
+    ORDER_BY_FIELD_NUMBER: _builtins.int
+    INCLUDE_TOTAL_SIZE_FIELD_NUMBER: _builtins.int
     patient_id: _builtins.str
     """The patient, live or soft-deleted."""
     page_size: _builtins.int
@@ -812,6 +869,13 @@ class ListPatientTherapistsRequest(_message.Message):
     """The next_page_token of the previous page, or empty for the first page. All other fields except
     page_size must be unchanged.
     """
+    order_by: _builtins.str
+    """The order of the list. Empty means by assignment_id. "display_name" orders by the name of the
+    therapist, without case and accents. "start_time" and "start_time desc" order by the start of the
+    assignment. Equal ones are ordered by assignment_id, with "desc" in reverse order.
+    """
+    include_total_size: _builtins.bool
+    """If true, total_size is set. The cost grows with the number of matches."""
     @_builtins.property
     def roles(self) -> _containers.RepeatedScalarFieldContainer[_resources_pb2.Assignment.Role.ValueType]:
         """The role must be one of these. Empty means any. ROLE_UNSPECIFIED and unknown values are errors."""
@@ -838,10 +902,12 @@ class ListPatientTherapistsRequest(_message.Message):
         roles: _abc.Iterable[_resources_pb2.Assignment.Role.ValueType] | None = ...,
         states: _abc.Iterable[_resources_pb2.Assignment.State.ValueType] | None = ...,
         as_of_time: _timestamp_pb2.Timestamp | None = ...,
+        order_by: _builtins.str = ...,
+        include_total_size: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time", "page_size", b"page_size", "page_token", b"page_token", "patient_id", b"patient_id", "roles", b"roles", "states", b"states"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time", "include_total_size", b"include_total_size", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "patient_id", b"patient_id", "roles", b"roles", "states", b"states"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -886,15 +952,20 @@ class ListPatientTherapistsResponse(_message.Message):
     ENTRIES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    TOTAL_SIZE_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """The page_token of the next page. Empty only on the last page. A page shorter than page_size is
     not necessarily the last.
     """
     revision: _builtins.str
     """The store revision at which the page was read."""
+    total_size: _builtins.int
+    """The number of entries on all pages, at the revision of this page. Set only if include_total_size is
+    set.
+    """
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___ListPatientTherapistsResponse.Entry]:
-        """One page, ordered by assignment_id."""
+        """One page, ordered by assignment_id, or as order_by says."""
 
     def __init__(
         self,
@@ -902,12 +973,15 @@ class ListPatientTherapistsResponse(_message.Message):
         entries: _abc.Iterable[Global___ListPatientTherapistsResponse.Entry] | None = ...,
         next_page_token: _builtins.str = ...,
         revision: _builtins.str = ...,
+        total_size: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_total_size", b"_total_size", "total_size", b"total_size"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "next_page_token", b"next_page_token", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_total_size", b"_total_size", "entries", b"entries", "next_page_token", b"next_page_token", "revision", b"revision", "total_size", b"total_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__total_size: _TypeAlias = _typing.Literal["total_size"]  # noqa: Y015
+    _WhichOneofArgType__total_size: _TypeAlias = _typing.Literal["_total_size", b"_total_size"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__total_size) -> _WhichOneofReturnType__total_size | None: ...
 
 Global___ListPatientTherapistsResponse: _TypeAlias = ListPatientTherapistsResponse  # noqa: Y015
 
@@ -1078,3 +1152,202 @@ class UnmergePatientsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UnmergePatientsResponse: _TypeAlias = UnmergePatientsResponse  # noqa: Y015
+
+@_typing.final
+class BatchCreatePatientsRequest(_message.Message):
+    """Request of BatchCreatePatients."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """A UUID, or empty. A repeat within 24 hours writes nothing and returns the result of the first
+    call, with the current state of the records. Failed calls and validate_only calls are not
+    remembered.
+    """
+    validate_only: _builtins.bool
+    """Runs the whole write, then rolls it back. In the response, revision and the ids and etags that
+    the write would generate are empty.
+    """
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreatePatientRequest]:
+        """1 to 100 patients to create, in order. The whole request has at most 1 MiB. request_id and
+        validate_only of an entry must not be set.
+        """
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___CreatePatientRequest] | None = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "requests", b"requests", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchCreatePatientsRequest: _TypeAlias = BatchCreatePatientsRequest  # noqa: Y015
+
+@_typing.final
+class BatchCreatePatientsResponse(_message.Message):
+    """Response of BatchCreatePatients."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATIENTS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    revision: _builtins.str
+    """The store revision of the write."""
+    @_builtins.property
+    def patients(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Patient]:
+        """The stored records, in request order."""
+
+    def __init__(
+        self,
+        *,
+        patients: _abc.Iterable[_resources_pb2.Patient] | None = ...,
+        revision: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["patients", b"patients", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchCreatePatientsResponse: _TypeAlias = BatchCreatePatientsResponse  # noqa: Y015
+
+@_typing.final
+class ListPatientVersionsRequest(_message.Message):
+    """Request of ListPatientVersions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATIENT_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    patient_id: _builtins.str
+    """The patient, live or soft-deleted."""
+    page_size: _builtins.int
+    """The maximum number of versions to return. 0 means 50. More than 1000 means 1000. Negative is an
+    error. A page ends early at 2 MiB.
+    """
+    page_token: _builtins.str
+    """The next_page_token of the previous page, or empty for the first page. All other fields except
+    page_size must be unchanged.
+    """
+    def __init__(
+        self,
+        *,
+        patient_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "patient_id", b"patient_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPatientVersionsRequest: _TypeAlias = ListPatientVersionsRequest  # noqa: Y015
+
+@_typing.final
+class ListPatientVersionsResponse(_message.Message):
+    """Response of ListPatientVersions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Version(_message.Message):
+        """One version of the record."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        PATIENT_FIELD_NUMBER: _builtins.int
+        FROM_REVISION_FIELD_NUMBER: _builtins.int
+        FROM_TIME_FIELD_NUMBER: _builtins.int
+        TO_REVISION_FIELD_NUMBER: _builtins.int
+        TO_TIME_FIELD_NUMBER: _builtins.int
+        ACTOR_FIELD_NUMBER: _builtins.int
+        ON_BEHALF_OF_FIELD_NUMBER: _builtins.int
+        from_revision: _builtins.str
+        """The revision of the change that wrote it. Empty if the server does not know it any more."""
+        to_revision: _builtins.str
+        """The revision of the change that replaced it. Empty for the current version."""
+        actor: _builtins.str
+        """The caller that made the change of from_revision. Empty if the change log does not have it any
+        more.
+        """
+        on_behalf_of: _builtins.str
+        """The end user for whom that caller acted, as the caller asserted. May be empty."""
+        @_builtins.property
+        def patient(self) -> _resources_pb2.Patient:
+            """The record as it was. Fields that follow from assignments are unset."""
+
+        @_builtins.property
+        def from_time(self) -> _timestamp_pb2.Timestamp:
+            """The time of that change. Always set."""
+
+        @_builtins.property
+        def to_time(self) -> _timestamp_pb2.Timestamp:
+            """The time of that change. Absent for the current version."""
+
+        def __init__(
+            self,
+            *,
+            patient: _resources_pb2.Patient | None = ...,
+            from_revision: _builtins.str = ...,
+            from_time: _timestamp_pb2.Timestamp | None = ...,
+            to_revision: _builtins.str = ...,
+            to_time: _timestamp_pb2.Timestamp | None = ...,
+            actor: _builtins.str = ...,
+            on_behalf_of: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["from_time", b"from_time", "patient", b"patient", "to_time", b"to_time"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "from_revision", b"from_revision", "from_time", b"from_time", "on_behalf_of", b"on_behalf_of", "patient", b"patient", "to_revision", b"to_revision", "to_time", b"to_time"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    OLDEST_REVISION_FIELD_NUMBER: _builtins.int
+    OLDEST_TIME_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """The page_token of the next page. Empty only on the last page. A page shorter than page_size is
+    not necessarily the last.
+    """
+    revision: _builtins.str
+    """The store revision at which the page was read."""
+    oldest_revision: _builtins.str
+    """The list is complete for the changes after this revision. Empty if the record was created later
+    than that, so the list is complete.
+    """
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ListPatientVersionsResponse.Version]:
+        """One page, newest first."""
+
+    @_builtins.property
+    def oldest_time(self) -> _timestamp_pb2.Timestamp:
+        """The time of that revision. Absent if oldest_revision is empty."""
+
+    def __init__(
+        self,
+        *,
+        versions: _abc.Iterable[Global___ListPatientVersionsResponse.Version] | None = ...,
+        next_page_token: _builtins.str = ...,
+        revision: _builtins.str = ...,
+        oldest_revision: _builtins.str = ...,
+        oldest_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["oldest_time", b"oldest_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "oldest_revision", b"oldest_revision", "oldest_time", b"oldest_time", "revision", b"revision", "versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPatientVersionsResponse: _TypeAlias = ListPatientVersionsResponse  # noqa: Y015

@@ -16,9 +16,10 @@ class PatientServiceStub(object):
     empty field.
 
     Three checks come before all others. Missing, unknown or expired credentials return
-    UNAUTHENTICATED. A caller without the required permission gets PERMISSION_DENIED. RPCs without
-    side effects require the permission read, all others require write. An overloaded server returns
-    OVERLOADED and does not start the call.
+    UNAUTHENTICATED. A caller without a required permission gets PERMISSION_DENIED, whose metadata
+    names it. RPCs without side effects require the permission read, all others require write.
+    ListPatientVersions requires read and audit. An overloaded server returns OVERLOADED and does not
+    start the call.
 
     Without read. A caller with write and without read gets no personal data. The records in a
     response have only ids, times and etags. Flags such as created, and the revision, are set too.
@@ -56,6 +57,11 @@ class PatientServiceStub(object):
                 '/caseload.v1.PatientService/CreatePatient',
                 request_serializer=caseload_dot_v1_dot_patient__service__pb2.CreatePatientRequest.SerializeToString,
                 response_deserializer=caseload_dot_v1_dot_patient__service__pb2.CreatePatientResponse.FromString,
+                )
+        self.BatchCreatePatients = channel.unary_unary(
+                '/caseload.v1.PatientService/BatchCreatePatients',
+                request_serializer=caseload_dot_v1_dot_patient__service__pb2.BatchCreatePatientsRequest.SerializeToString,
+                response_deserializer=caseload_dot_v1_dot_patient__service__pb2.BatchCreatePatientsResponse.FromString,
                 )
         self.GetPatient = channel.unary_unary(
                 '/caseload.v1.PatientService/GetPatient',
@@ -112,6 +118,11 @@ class PatientServiceStub(object):
                 request_serializer=caseload_dot_v1_dot_patient__service__pb2.UnmergePatientsRequest.SerializeToString,
                 response_deserializer=caseload_dot_v1_dot_patient__service__pb2.UnmergePatientsResponse.FromString,
                 )
+        self.ListPatientVersions = channel.unary_unary(
+                '/caseload.v1.PatientService/ListPatientVersions',
+                request_serializer=caseload_dot_v1_dot_patient__service__pb2.ListPatientVersionsRequest.SerializeToString,
+                response_deserializer=caseload_dot_v1_dot_patient__service__pb2.ListPatientVersionsResponse.FromString,
+                )
 
 
 class PatientServiceServicer(object):
@@ -125,9 +136,10 @@ class PatientServiceServicer(object):
     empty field.
 
     Three checks come before all others. Missing, unknown or expired credentials return
-    UNAUTHENTICATED. A caller without the required permission gets PERMISSION_DENIED. RPCs without
-    side effects require the permission read, all others require write. An overloaded server returns
-    OVERLOADED and does not start the call.
+    UNAUTHENTICATED. A caller without a required permission gets PERMISSION_DENIED, whose metadata
+    names it. RPCs without side effects require the permission read, all others require write.
+    ListPatientVersions requires read and audit. An overloaded server returns OVERLOADED and does not
+    start the call.
 
     Without read. A caller with write and without read gets no personal data. The records in a
     response have only ids, times and etags. Flags such as created, and the revision, are set too.
@@ -173,6 +185,26 @@ class PatientServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchCreatePatients(self, request, context):
+        """Creates up to 100 patients, all or nothing (AIP-233). The entries take effect in order. There is
+        one change set.
+
+        Retries: with the same request_id, the call returns the patients of the first call. Without a
+        request_id, a chosen id returns ID_TAKEN, and entries without an id create a second patient.
+
+        Errors:
+        - INVALID_FIELD: there is no entry, there are more than 100 entries, or a field is missing or
+        malformed. The field of an entry has a path such as requests[7].patient.display_name. Or
+        request_id or validate_only is set on an entry.
+        - REQUEST_ID_REUSED: request_id was used for a different request.
+        - All other errors of CreatePatient, for the first entry that cannot be created. Metadata gives
+        its position as index, from 0. If an earlier entry has the same id or identifier, metadata
+        gives the position of that one as other_index.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetPatient(self, request, context):
         """Gets one patient, live or soft-deleted.
 
@@ -202,13 +234,19 @@ class PatientServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListPatients(self, request, context):
-        """Lists and searches patients, ordered by id. A patient that matches the whole time appears
-        exactly once, whatever others write between the pages.
+        """Lists and searches patients, ordered by id, or as order_by says. A patient that matches the
+        whole time, and keeps its place in the order, appears exactly once, whatever others write
+        between the pages.
+
+        Each filter and each order by itself costs the same at any number of records. A combination
+        costs the matches of its rarest part. A name_prefix with which more than 200 different words
+        begin costs its matches.
 
         Retries: the call reads again. A page_token can be used any number of times.
 
         Errors:
-        - INVALID_FIELD: page_size is negative, or a field of filter is malformed.
+        - INVALID_FIELD: page_size is negative, order_by names no known order, or a field of filter is
+        malformed.
         - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
         - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
         """
@@ -361,16 +399,18 @@ class PatientServiceServicer(object):
 
     def ListPatientTherapists(self, request, context):
         """Lists the therapists of one patient with the assignments that link them, ordered by
-        assignment_id. The patient may be soft-deleted. With as_of_time, the list covers all records that
-        MergePatients joined with this patient. Without it, the list covers only this record. An
-        assignment that matches the whole time appears exactly once, whatever others write between the
-        pages.
+        assignment_id, or as order_by says. The patient may be soft-deleted. With as_of_time, the list
+        covers all records that MergePatients joined with this patient. Without it, the list covers
+        only this record. An assignment that matches the whole time, and keeps its place in the order,
+        appears exactly once, whatever others write between the pages.
+
+        A page in the order of ids costs the page. In another order, it costs the whole caseload.
 
         Retries: the call reads again. A page_token can be used any number of times.
 
         Errors:
-        - INVALID_FIELD: a field is missing or malformed, page_size is negative, as_of_time is more than
-        a minute ahead, or both as_of_time and states are set.
+        - INVALID_FIELD: a field is missing or malformed, page_size is negative, order_by names no
+        known order, as_of_time is more than a minute ahead, or both as_of_time and states are set.
         - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
         - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
         - PATIENT_NOT_FOUND: patient_id never existed, or was purged.
@@ -392,7 +432,8 @@ class PatientServiceServicer(object):
         begin only after its expire_time, it expires when it begins, and is never in force.
 
         The target gains the identifiers of the source, and its display_name and aliases as aliases. It
-        gains email, phone_number and birth_date if it has none. Its annotations and status stay.
+        gains email, phone_number and birth_date if it has none. If its birth_date is partial and the
+        source's lies within it, it gains the source's. Its annotations and status stay.
 
         CheckAssignments and lists with as_of_time cover all records of the person, whichever of their
         ids the request has. Other lists return the assignments of the one record that they name. All
@@ -408,8 +449,9 @@ class PatientServiceServicer(object):
         - PATIENT_NOT_FOUND: the id of the source or the target never existed, or was purged.
         - PATIENT_MERGED: the source or the target was merged into another record before.
         - PATIENT_DELETED: the source or the target is soft-deleted.
-        - BIRTH_DATES_DIFFER: both have a birth date, the dates differ, and force is not set. For a
-        caller without read any two dates count as different, so that it cannot guess a date.
+        - BIRTH_DATES_DIFFER: both have a birth date, the dates differ, and force is not set. A partial
+        date does not differ from a date within it. For a caller without read any two dates count as
+        different, so that it cannot guess a date.
         - PATIENT_NOT_ACTIVE: the source has active assignments, and the target is not STATUS_ACTIVE.
         - TOO_MANY_ASSIGNMENTS: the source has more than 1000 active assignments.
         - MERGE_TOO_LARGE: the target would have more than 20 identifiers or 10 aliases, or more than 32
@@ -423,7 +465,8 @@ class PatientServiceServicer(object):
     def UnmergePatients(self, request, context):
         """Reverts a merge: undeletes the source and clears its merged_into_patient_id. The source gets
         back the identifiers that it had, and the target loses them. The target keeps the assignments,
-        aliases and contact fields that it gained: move assignments back with Unassign and Assign.
+        aliases, contact fields and birth_date that it gained: move assignments back with Unassign and
+        Assign, and correct the rest with UpdatePatient.
 
         Retries: the call succeeds and does not change a source that is not merged. If the source was
         merged again in the meantime, a retry reverts that merge too. With the same request_id it never
@@ -441,6 +484,31 @@ class PatientServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListPatientVersions(self, request, context):
+        """Lists what the record of one patient was: its versions, newest first. The first one is the record
+        as it is now. Each change writes a new version, which ends with the next change. The patient may
+        be soft-deleted, or merged into another one.
+
+        Fields that follow from assignments are unset in every version: primary_therapist_id and
+        active_therapist_count. The list is complete since oldest_time. What is older may be missing:
+        operators prune versions, and servers of an older release wrote none. A version names the caller
+        who wrote it while the change log still has the change.
+
+        Requires the permissions read and audit.
+
+        Retries: the call reads again. A page_token can be used any number of times. A change between two
+        pages neither repeats nor hides a version.
+
+        Errors:
+        - INVALID_FIELD: patient_id is missing or malformed, or page_size is negative.
+        - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
+        - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
+        - PATIENT_NOT_FOUND: patient_id never existed, or was purged.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PatientServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -448,6 +516,11 @@ def add_PatientServiceServicer_to_server(servicer, server):
                     servicer.CreatePatient,
                     request_deserializer=caseload_dot_v1_dot_patient__service__pb2.CreatePatientRequest.FromString,
                     response_serializer=caseload_dot_v1_dot_patient__service__pb2.CreatePatientResponse.SerializeToString,
+            ),
+            'BatchCreatePatients': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchCreatePatients,
+                    request_deserializer=caseload_dot_v1_dot_patient__service__pb2.BatchCreatePatientsRequest.FromString,
+                    response_serializer=caseload_dot_v1_dot_patient__service__pb2.BatchCreatePatientsResponse.SerializeToString,
             ),
             'GetPatient': grpc.unary_unary_rpc_method_handler(
                     servicer.GetPatient,
@@ -504,6 +577,11 @@ def add_PatientServiceServicer_to_server(servicer, server):
                     request_deserializer=caseload_dot_v1_dot_patient__service__pb2.UnmergePatientsRequest.FromString,
                     response_serializer=caseload_dot_v1_dot_patient__service__pb2.UnmergePatientsResponse.SerializeToString,
             ),
+            'ListPatientVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPatientVersions,
+                    request_deserializer=caseload_dot_v1_dot_patient__service__pb2.ListPatientVersionsRequest.FromString,
+                    response_serializer=caseload_dot_v1_dot_patient__service__pb2.ListPatientVersionsResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'caseload.v1.PatientService', rpc_method_handlers)
@@ -522,9 +600,10 @@ class PatientService(object):
     empty field.
 
     Three checks come before all others. Missing, unknown or expired credentials return
-    UNAUTHENTICATED. A caller without the required permission gets PERMISSION_DENIED. RPCs without
-    side effects require the permission read, all others require write. An overloaded server returns
-    OVERLOADED and does not start the call.
+    UNAUTHENTICATED. A caller without a required permission gets PERMISSION_DENIED, whose metadata
+    names it. RPCs without side effects require the permission read, all others require write.
+    ListPatientVersions requires read and audit. An overloaded server returns OVERLOADED and does not
+    start the call.
 
     Without read. A caller with write and without read gets no personal data. The records in a
     response have only ids, times and etags. Flags such as created, and the revision, are set too.
@@ -566,6 +645,23 @@ class PatientService(object):
         return grpc.experimental.unary_unary(request, target, '/caseload.v1.PatientService/CreatePatient',
             caseload_dot_v1_dot_patient__service__pb2.CreatePatientRequest.SerializeToString,
             caseload_dot_v1_dot_patient__service__pb2.CreatePatientResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def BatchCreatePatients(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/caseload.v1.PatientService/BatchCreatePatients',
+            caseload_dot_v1_dot_patient__service__pb2.BatchCreatePatientsRequest.SerializeToString,
+            caseload_dot_v1_dot_patient__service__pb2.BatchCreatePatientsResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
@@ -753,5 +849,22 @@ class PatientService(object):
         return grpc.experimental.unary_unary(request, target, '/caseload.v1.PatientService/UnmergePatients',
             caseload_dot_v1_dot_patient__service__pb2.UnmergePatientsRequest.SerializeToString,
             caseload_dot_v1_dot_patient__service__pb2.UnmergePatientsResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ListPatientVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/caseload.v1.PatientService/ListPatientVersions',
+            caseload_dot_v1_dot_patient__service__pb2.ListPatientVersionsRequest.SerializeToString,
+            caseload_dot_v1_dot_patient__service__pb2.ListPatientVersionsResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

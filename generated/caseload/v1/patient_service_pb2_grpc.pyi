@@ -37,9 +37,10 @@ class PatientServiceStub:
     empty field.
 
     Three checks come before all others. Missing, unknown or expired credentials return
-    UNAUTHENTICATED. A caller without the required permission gets PERMISSION_DENIED. RPCs without
-    side effects require the permission read, all others require write. An overloaded server returns
-    OVERLOADED and does not start the call.
+    UNAUTHENTICATED. A caller without a required permission gets PERMISSION_DENIED, whose metadata
+    names it. RPCs without side effects require the permission read, all others require write.
+    ListPatientVersions requires read and audit. An overloaded server returns OVERLOADED and does not
+    start the call.
 
     Without read. A caller with write and without read gets no personal data. The records in a
     response have only ids, times and etags. Flags such as created, and the revision, are set too.
@@ -85,6 +86,22 @@ class PatientServiceStub:
     - IDENTIFIER_TAKEN: another live patient has one of the identifiers. google.rpc.ResourceInfo
       names it.
     """
+    BatchCreatePatients: _grpc.UnaryUnaryMultiCallable[_patient_service_pb2.BatchCreatePatientsRequest, _patient_service_pb2.BatchCreatePatientsResponse]
+    """Creates up to 100 patients, all or nothing (AIP-233). The entries take effect in order. There is
+    one change set.
+
+    Retries: with the same request_id, the call returns the patients of the first call. Without a
+    request_id, a chosen id returns ID_TAKEN, and entries without an id create a second patient.
+
+    Errors:
+    - INVALID_FIELD: there is no entry, there are more than 100 entries, or a field is missing or
+      malformed. The field of an entry has a path such as requests[7].patient.display_name. Or
+      request_id or validate_only is set on an entry.
+    - REQUEST_ID_REUSED: request_id was used for a different request.
+    - All other errors of CreatePatient, for the first entry that cannot be created. Metadata gives
+      its position as index, from 0. If an earlier entry has the same id or identifier, metadata
+      gives the position of that one as other_index.
+    """
     GetPatient: _grpc.UnaryUnaryMultiCallable[_patient_service_pb2.GetPatientRequest, _patient_service_pb2.GetPatientResponse]
     """Gets one patient, live or soft-deleted.
 
@@ -106,13 +123,19 @@ class PatientServiceStub:
       names as many of them as fit into the error.
     """
     ListPatients: _grpc.UnaryUnaryMultiCallable[_patient_service_pb2.ListPatientsRequest, _patient_service_pb2.ListPatientsResponse]
-    """Lists and searches patients, ordered by id. A patient that matches the whole time appears
-    exactly once, whatever others write between the pages.
+    """Lists and searches patients, ordered by id, or as order_by says. A patient that matches the
+    whole time, and keeps its place in the order, appears exactly once, whatever others write
+    between the pages.
+
+    Each filter and each order by itself costs the same at any number of records. A combination
+    costs the matches of its rarest part. A name_prefix with which more than 200 different words
+    begin costs its matches.
 
     Retries: the call reads again. A page_token can be used any number of times.
 
     Errors:
-    - INVALID_FIELD: page_size is negative, or a field of filter is malformed.
+    - INVALID_FIELD: page_size is negative, order_by names no known order, or a field of filter is
+      malformed.
     - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
     - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
     """
@@ -241,16 +264,18 @@ class PatientServiceStub:
     """
     ListPatientTherapists: _grpc.UnaryUnaryMultiCallable[_patient_service_pb2.ListPatientTherapistsRequest, _patient_service_pb2.ListPatientTherapistsResponse]
     """Lists the therapists of one patient with the assignments that link them, ordered by
-    assignment_id. The patient may be soft-deleted. With as_of_time, the list covers all records that
-    MergePatients joined with this patient. Without it, the list covers only this record. An
-    assignment that matches the whole time appears exactly once, whatever others write between the
-    pages.
+    assignment_id, or as order_by says. The patient may be soft-deleted. With as_of_time, the list
+    covers all records that MergePatients joined with this patient. Without it, the list covers
+    only this record. An assignment that matches the whole time, and keeps its place in the order,
+    appears exactly once, whatever others write between the pages.
+
+    A page in the order of ids costs the page. In another order, it costs the whole caseload.
 
     Retries: the call reads again. A page_token can be used any number of times.
 
     Errors:
-    - INVALID_FIELD: a field is missing or malformed, page_size is negative, as_of_time is more than
-      a minute ahead, or both as_of_time and states are set.
+    - INVALID_FIELD: a field is missing or malformed, page_size is negative, order_by names no
+      known order, as_of_time is more than a minute ahead, or both as_of_time and states are set.
     - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
     - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
     - PATIENT_NOT_FOUND: patient_id never existed, or was purged.
@@ -268,7 +293,8 @@ class PatientServiceStub:
     begin only after its expire_time, it expires when it begins, and is never in force.
 
     The target gains the identifiers of the source, and its display_name and aliases as aliases. It
-    gains email, phone_number and birth_date if it has none. Its annotations and status stay.
+    gains email, phone_number and birth_date if it has none. If its birth_date is partial and the
+    source's lies within it, it gains the source's. Its annotations and status stay.
 
     CheckAssignments and lists with as_of_time cover all records of the person, whichever of their
     ids the request has. Other lists return the assignments of the one record that they name. All
@@ -284,8 +310,9 @@ class PatientServiceStub:
     - PATIENT_NOT_FOUND: the id of the source or the target never existed, or was purged.
     - PATIENT_MERGED: the source or the target was merged into another record before.
     - PATIENT_DELETED: the source or the target is soft-deleted.
-    - BIRTH_DATES_DIFFER: both have a birth date, the dates differ, and force is not set. For a
-      caller without read any two dates count as different, so that it cannot guess a date.
+    - BIRTH_DATES_DIFFER: both have a birth date, the dates differ, and force is not set. A partial
+      date does not differ from a date within it. For a caller without read any two dates count as
+      different, so that it cannot guess a date.
     - PATIENT_NOT_ACTIVE: the source has active assignments, and the target is not STATUS_ACTIVE.
     - TOO_MANY_ASSIGNMENTS: the source has more than 1000 active assignments.
     - MERGE_TOO_LARGE: the target would have more than 20 identifiers or 10 aliases, or more than 32
@@ -295,7 +322,8 @@ class PatientServiceStub:
     UnmergePatients: _grpc.UnaryUnaryMultiCallable[_patient_service_pb2.UnmergePatientsRequest, _patient_service_pb2.UnmergePatientsResponse]
     """Reverts a merge: undeletes the source and clears its merged_into_patient_id. The source gets
     back the identifiers that it had, and the target loses them. The target keeps the assignments,
-    aliases and contact fields that it gained: move assignments back with Unassign and Assign.
+    aliases, contact fields and birth_date that it gained: move assignments back with Unassign and
+    Assign, and correct the rest with UpdatePatient.
 
     Retries: the call succeeds and does not change a source that is not merged. If the source was
     merged again in the meantime, a retry reverts that merge too. With the same request_id it never
@@ -308,6 +336,27 @@ class PatientServiceStub:
     - PATIENT_MERGED: the target was merged into another record itself. google.rpc.ResourceInfo
       names the target. Unmerge it first.
     - IDENTIFIER_TAKEN: a live patient other than the target now has one of the identifiers.
+    """
+    ListPatientVersions: _grpc.UnaryUnaryMultiCallable[_patient_service_pb2.ListPatientVersionsRequest, _patient_service_pb2.ListPatientVersionsResponse]
+    """Lists what the record of one patient was: its versions, newest first. The first one is the record
+    as it is now. Each change writes a new version, which ends with the next change. The patient may
+    be soft-deleted, or merged into another one.
+
+    Fields that follow from assignments are unset in every version: primary_therapist_id and
+    active_therapist_count. The list is complete since oldest_time. What is older may be missing:
+    operators prune versions, and servers of an older release wrote none. A version names the caller
+    who wrote it while the change log still has the change.
+
+    Requires the permissions read and audit.
+
+    Retries: the call reads again. A page_token can be used any number of times. A change between two
+    pages neither repeats nor hides a version.
+
+    Errors:
+    - INVALID_FIELD: patient_id is missing or malformed, or page_size is negative.
+    - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
+    - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
+    - PATIENT_NOT_FOUND: patient_id never existed, or was purged.
     """
 
 @_typing.type_check_only
@@ -322,9 +371,10 @@ class PatientServiceAsyncStub(PatientServiceStub):
     empty field.
 
     Three checks come before all others. Missing, unknown or expired credentials return
-    UNAUTHENTICATED. A caller without the required permission gets PERMISSION_DENIED. RPCs without
-    side effects require the permission read, all others require write. An overloaded server returns
-    OVERLOADED and does not start the call.
+    UNAUTHENTICATED. A caller without a required permission gets PERMISSION_DENIED, whose metadata
+    names it. RPCs without side effects require the permission read, all others require write.
+    ListPatientVersions requires read and audit. An overloaded server returns OVERLOADED and does not
+    start the call.
 
     Without read. A caller with write and without read gets no personal data. The records in a
     response have only ids, times and etags. Flags such as created, and the revision, are set too.
@@ -367,6 +417,22 @@ class PatientServiceAsyncStub(PatientServiceStub):
     - IDENTIFIER_TAKEN: another live patient has one of the identifiers. google.rpc.ResourceInfo
       names it.
     """
+    BatchCreatePatients: _aio.UnaryUnaryMultiCallable[_patient_service_pb2.BatchCreatePatientsRequest, _patient_service_pb2.BatchCreatePatientsResponse]  # type: ignore[assignment]
+    """Creates up to 100 patients, all or nothing (AIP-233). The entries take effect in order. There is
+    one change set.
+
+    Retries: with the same request_id, the call returns the patients of the first call. Without a
+    request_id, a chosen id returns ID_TAKEN, and entries without an id create a second patient.
+
+    Errors:
+    - INVALID_FIELD: there is no entry, there are more than 100 entries, or a field is missing or
+      malformed. The field of an entry has a path such as requests[7].patient.display_name. Or
+      request_id or validate_only is set on an entry.
+    - REQUEST_ID_REUSED: request_id was used for a different request.
+    - All other errors of CreatePatient, for the first entry that cannot be created. Metadata gives
+      its position as index, from 0. If an earlier entry has the same id or identifier, metadata
+      gives the position of that one as other_index.
+    """
     GetPatient: _aio.UnaryUnaryMultiCallable[_patient_service_pb2.GetPatientRequest, _patient_service_pb2.GetPatientResponse]  # type: ignore[assignment]
     """Gets one patient, live or soft-deleted.
 
@@ -388,13 +454,19 @@ class PatientServiceAsyncStub(PatientServiceStub):
       names as many of them as fit into the error.
     """
     ListPatients: _aio.UnaryUnaryMultiCallable[_patient_service_pb2.ListPatientsRequest, _patient_service_pb2.ListPatientsResponse]  # type: ignore[assignment]
-    """Lists and searches patients, ordered by id. A patient that matches the whole time appears
-    exactly once, whatever others write between the pages.
+    """Lists and searches patients, ordered by id, or as order_by says. A patient that matches the
+    whole time, and keeps its place in the order, appears exactly once, whatever others write
+    between the pages.
+
+    Each filter and each order by itself costs the same at any number of records. A combination
+    costs the matches of its rarest part. A name_prefix with which more than 200 different words
+    begin costs its matches.
 
     Retries: the call reads again. A page_token can be used any number of times.
 
     Errors:
-    - INVALID_FIELD: page_size is negative, or a field of filter is malformed.
+    - INVALID_FIELD: page_size is negative, order_by names no known order, or a field of filter is
+      malformed.
     - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
     - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
     """
@@ -523,16 +595,18 @@ class PatientServiceAsyncStub(PatientServiceStub):
     """
     ListPatientTherapists: _aio.UnaryUnaryMultiCallable[_patient_service_pb2.ListPatientTherapistsRequest, _patient_service_pb2.ListPatientTherapistsResponse]  # type: ignore[assignment]
     """Lists the therapists of one patient with the assignments that link them, ordered by
-    assignment_id. The patient may be soft-deleted. With as_of_time, the list covers all records that
-    MergePatients joined with this patient. Without it, the list covers only this record. An
-    assignment that matches the whole time appears exactly once, whatever others write between the
-    pages.
+    assignment_id, or as order_by says. The patient may be soft-deleted. With as_of_time, the list
+    covers all records that MergePatients joined with this patient. Without it, the list covers
+    only this record. An assignment that matches the whole time, and keeps its place in the order,
+    appears exactly once, whatever others write between the pages.
+
+    A page in the order of ids costs the page. In another order, it costs the whole caseload.
 
     Retries: the call reads again. A page_token can be used any number of times.
 
     Errors:
-    - INVALID_FIELD: a field is missing or malformed, page_size is negative, as_of_time is more than
-      a minute ahead, or both as_of_time and states are set.
+    - INVALID_FIELD: a field is missing or malformed, page_size is negative, order_by names no
+      known order, as_of_time is more than a minute ahead, or both as_of_time and states are set.
     - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
     - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
     - PATIENT_NOT_FOUND: patient_id never existed, or was purged.
@@ -550,7 +624,8 @@ class PatientServiceAsyncStub(PatientServiceStub):
     begin only after its expire_time, it expires when it begins, and is never in force.
 
     The target gains the identifiers of the source, and its display_name and aliases as aliases. It
-    gains email, phone_number and birth_date if it has none. Its annotations and status stay.
+    gains email, phone_number and birth_date if it has none. If its birth_date is partial and the
+    source's lies within it, it gains the source's. Its annotations and status stay.
 
     CheckAssignments and lists with as_of_time cover all records of the person, whichever of their
     ids the request has. Other lists return the assignments of the one record that they name. All
@@ -566,8 +641,9 @@ class PatientServiceAsyncStub(PatientServiceStub):
     - PATIENT_NOT_FOUND: the id of the source or the target never existed, or was purged.
     - PATIENT_MERGED: the source or the target was merged into another record before.
     - PATIENT_DELETED: the source or the target is soft-deleted.
-    - BIRTH_DATES_DIFFER: both have a birth date, the dates differ, and force is not set. For a
-      caller without read any two dates count as different, so that it cannot guess a date.
+    - BIRTH_DATES_DIFFER: both have a birth date, the dates differ, and force is not set. A partial
+      date does not differ from a date within it. For a caller without read any two dates count as
+      different, so that it cannot guess a date.
     - PATIENT_NOT_ACTIVE: the source has active assignments, and the target is not STATUS_ACTIVE.
     - TOO_MANY_ASSIGNMENTS: the source has more than 1000 active assignments.
     - MERGE_TOO_LARGE: the target would have more than 20 identifiers or 10 aliases, or more than 32
@@ -577,7 +653,8 @@ class PatientServiceAsyncStub(PatientServiceStub):
     UnmergePatients: _aio.UnaryUnaryMultiCallable[_patient_service_pb2.UnmergePatientsRequest, _patient_service_pb2.UnmergePatientsResponse]  # type: ignore[assignment]
     """Reverts a merge: undeletes the source and clears its merged_into_patient_id. The source gets
     back the identifiers that it had, and the target loses them. The target keeps the assignments,
-    aliases and contact fields that it gained: move assignments back with Unassign and Assign.
+    aliases, contact fields and birth_date that it gained: move assignments back with Unassign and
+    Assign, and correct the rest with UpdatePatient.
 
     Retries: the call succeeds and does not change a source that is not merged. If the source was
     merged again in the meantime, a retry reverts that merge too. With the same request_id it never
@@ -591,6 +668,27 @@ class PatientServiceAsyncStub(PatientServiceStub):
       names the target. Unmerge it first.
     - IDENTIFIER_TAKEN: a live patient other than the target now has one of the identifiers.
     """
+    ListPatientVersions: _aio.UnaryUnaryMultiCallable[_patient_service_pb2.ListPatientVersionsRequest, _patient_service_pb2.ListPatientVersionsResponse]  # type: ignore[assignment]
+    """Lists what the record of one patient was: its versions, newest first. The first one is the record
+    as it is now. Each change writes a new version, which ends with the next change. The patient may
+    be soft-deleted, or merged into another one.
+
+    Fields that follow from assignments are unset in every version: primary_therapist_id and
+    active_therapist_count. The list is complete since oldest_time. What is older may be missing:
+    operators prune versions, and servers of an older release wrote none. A version names the caller
+    who wrote it while the change log still has the change.
+
+    Requires the permissions read and audit.
+
+    Retries: the call reads again. A page_token can be used any number of times. A change between two
+    pages neither repeats nor hides a version.
+
+    Errors:
+    - INVALID_FIELD: patient_id is missing or malformed, or page_size is negative.
+    - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
+    - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
+    - PATIENT_NOT_FOUND: patient_id never existed, or was purged.
+    """
 
 class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
     """Manages patients and their assignments.
@@ -603,9 +701,10 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
     empty field.
 
     Three checks come before all others. Missing, unknown or expired credentials return
-    UNAUTHENTICATED. A caller without the required permission gets PERMISSION_DENIED. RPCs without
-    side effects require the permission read, all others require write. An overloaded server returns
-    OVERLOADED and does not start the call.
+    UNAUTHENTICATED. A caller without a required permission gets PERMISSION_DENIED, whose metadata
+    names it. RPCs without side effects require the permission read, all others require write.
+    ListPatientVersions requires read and audit. An overloaded server returns OVERLOADED and does not
+    start the call.
 
     Without read. A caller with write and without read gets no personal data. The records in a
     response have only ids, times and etags. Flags such as created, and the revision, are set too.
@@ -654,6 +753,28 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def BatchCreatePatients(
+        self,
+        request: _patient_service_pb2.BatchCreatePatientsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_patient_service_pb2.BatchCreatePatientsResponse, _abc.Awaitable[_patient_service_pb2.BatchCreatePatientsResponse]]:
+        """Creates up to 100 patients, all or nothing (AIP-233). The entries take effect in order. There is
+        one change set.
+
+        Retries: with the same request_id, the call returns the patients of the first call. Without a
+        request_id, a chosen id returns ID_TAKEN, and entries without an id create a second patient.
+
+        Errors:
+        - INVALID_FIELD: there is no entry, there are more than 100 entries, or a field is missing or
+          malformed. The field of an entry has a path such as requests[7].patient.display_name. Or
+          request_id or validate_only is set on an entry.
+        - REQUEST_ID_REUSED: request_id was used for a different request.
+        - All other errors of CreatePatient, for the first entry that cannot be created. Metadata gives
+          its position as index, from 0. If an earlier entry has the same id or identifier, metadata
+          gives the position of that one as other_index.
+        """
+
+    @_abc_1.abstractmethod
     def GetPatient(
         self,
         request: _patient_service_pb2.GetPatientRequest,
@@ -691,13 +812,19 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _patient_service_pb2.ListPatientsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_patient_service_pb2.ListPatientsResponse, _abc.Awaitable[_patient_service_pb2.ListPatientsResponse]]:
-        """Lists and searches patients, ordered by id. A patient that matches the whole time appears
-        exactly once, whatever others write between the pages.
+        """Lists and searches patients, ordered by id, or as order_by says. A patient that matches the
+        whole time, and keeps its place in the order, appears exactly once, whatever others write
+        between the pages.
+
+        Each filter and each order by itself costs the same at any number of records. A combination
+        costs the matches of its rarest part. A name_prefix with which more than 200 different words
+        begin costs its matches.
 
         Retries: the call reads again. A page_token can be used any number of times.
 
         Errors:
-        - INVALID_FIELD: page_size is negative, or a field of filter is malformed.
+        - INVALID_FIELD: page_size is negative, order_by names no known order, or a field of filter is
+          malformed.
         - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
         - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
         """
@@ -862,16 +989,18 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_patient_service_pb2.ListPatientTherapistsResponse, _abc.Awaitable[_patient_service_pb2.ListPatientTherapistsResponse]]:
         """Lists the therapists of one patient with the assignments that link them, ordered by
-        assignment_id. The patient may be soft-deleted. With as_of_time, the list covers all records that
-        MergePatients joined with this patient. Without it, the list covers only this record. An
-        assignment that matches the whole time appears exactly once, whatever others write between the
-        pages.
+        assignment_id, or as order_by says. The patient may be soft-deleted. With as_of_time, the list
+        covers all records that MergePatients joined with this patient. Without it, the list covers
+        only this record. An assignment that matches the whole time, and keeps its place in the order,
+        appears exactly once, whatever others write between the pages.
+
+        A page in the order of ids costs the page. In another order, it costs the whole caseload.
 
         Retries: the call reads again. A page_token can be used any number of times.
 
         Errors:
-        - INVALID_FIELD: a field is missing or malformed, page_size is negative, as_of_time is more than
-          a minute ahead, or both as_of_time and states are set.
+        - INVALID_FIELD: a field is missing or malformed, page_size is negative, order_by names no
+          known order, as_of_time is more than a minute ahead, or both as_of_time and states are set.
         - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
         - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
         - PATIENT_NOT_FOUND: patient_id never existed, or was purged.
@@ -895,7 +1024,8 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
         begin only after its expire_time, it expires when it begins, and is never in force.
 
         The target gains the identifiers of the source, and its display_name and aliases as aliases. It
-        gains email, phone_number and birth_date if it has none. Its annotations and status stay.
+        gains email, phone_number and birth_date if it has none. If its birth_date is partial and the
+        source's lies within it, it gains the source's. Its annotations and status stay.
 
         CheckAssignments and lists with as_of_time cover all records of the person, whichever of their
         ids the request has. Other lists return the assignments of the one record that they name. All
@@ -911,8 +1041,9 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
         - PATIENT_NOT_FOUND: the id of the source or the target never existed, or was purged.
         - PATIENT_MERGED: the source or the target was merged into another record before.
         - PATIENT_DELETED: the source or the target is soft-deleted.
-        - BIRTH_DATES_DIFFER: both have a birth date, the dates differ, and force is not set. For a
-          caller without read any two dates count as different, so that it cannot guess a date.
+        - BIRTH_DATES_DIFFER: both have a birth date, the dates differ, and force is not set. A partial
+          date does not differ from a date within it. For a caller without read any two dates count as
+          different, so that it cannot guess a date.
         - PATIENT_NOT_ACTIVE: the source has active assignments, and the target is not STATUS_ACTIVE.
         - TOO_MANY_ASSIGNMENTS: the source has more than 1000 active assignments.
         - MERGE_TOO_LARGE: the target would have more than 20 identifiers or 10 aliases, or more than 32
@@ -928,7 +1059,8 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_patient_service_pb2.UnmergePatientsResponse, _abc.Awaitable[_patient_service_pb2.UnmergePatientsResponse]]:
         """Reverts a merge: undeletes the source and clears its merged_into_patient_id. The source gets
         back the identifiers that it had, and the target loses them. The target keeps the assignments,
-        aliases and contact fields that it gained: move assignments back with Unassign and Assign.
+        aliases, contact fields and birth_date that it gained: move assignments back with Unassign and
+        Assign, and correct the rest with UpdatePatient.
 
         Retries: the call succeeds and does not change a source that is not merged. If the source was
         merged again in the meantime, a retry reverts that merge too. With the same request_id it never
@@ -941,6 +1073,33 @@ class PatientServiceServicer(metaclass=_abc_1.ABCMeta):
         - PATIENT_MERGED: the target was merged into another record itself. google.rpc.ResourceInfo
           names the target. Unmerge it first.
         - IDENTIFIER_TAKEN: a live patient other than the target now has one of the identifiers.
+        """
+
+    @_abc_1.abstractmethod
+    def ListPatientVersions(
+        self,
+        request: _patient_service_pb2.ListPatientVersionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_patient_service_pb2.ListPatientVersionsResponse, _abc.Awaitable[_patient_service_pb2.ListPatientVersionsResponse]]:
+        """Lists what the record of one patient was: its versions, newest first. The first one is the record
+        as it is now. Each change writes a new version, which ends with the next change. The patient may
+        be soft-deleted, or merged into another one.
+
+        Fields that follow from assignments are unset in every version: primary_therapist_id and
+        active_therapist_count. The list is complete since oldest_time. What is older may be missing:
+        operators prune versions, and servers of an older release wrote none. A version names the caller
+        who wrote it while the change log still has the change.
+
+        Requires the permissions read and audit.
+
+        Retries: the call reads again. A page_token can be used any number of times. A change between two
+        pages neither repeats nor hides a version.
+
+        Errors:
+        - INVALID_FIELD: patient_id is missing or malformed, or page_size is negative.
+        - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
+        - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
+        - PATIENT_NOT_FOUND: patient_id never existed, or was purged.
         """
 
 def add_PatientServiceServicer_to_server(servicer: PatientServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -24,7 +24,9 @@ DESCRIPTOR: _descriptor.FileDescriptor
 @_typing.final
 class Identifier(_message.Message):
     """A business identifier issued by another system (MRN, NPI, licence number). (system, value) is
-    unique among live records of one kind. A soft delete frees it, and an undelete reclaims it.
+    unique among live records of one kind. A soft delete frees it, and an undelete reclaims it. The
+    server stores the value as sent. Values are the same if they differ only in invisible characters,
+    in full-width forms (Unicode NFKC) or in white space around them.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -337,7 +339,10 @@ class Patient(_message.Message):
     """
     @_builtins.property
     def birth_date(self) -> _date_pb2.Date:
-        """The date of birth, with year, month and day. Not in the future. Absent means unknown."""
+        """The date of birth: year, month and day, or a part of it. Month 0 and day 0 mean that only the
+        year is known, and day 0 that only the year and the month are. From 1850 on, and not in the
+        future. Absent means unknown.
+        """
 
     @_builtins.property
     def identifiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Identifier]:

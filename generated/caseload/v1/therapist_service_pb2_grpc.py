@@ -16,9 +16,10 @@ class TherapistServiceStub(object):
     empty field.
 
     Three checks come before all others. Missing, unknown or expired credentials return
-    UNAUTHENTICATED. A caller without the required permission gets PERMISSION_DENIED. RPCs without
-    side effects require the permission read, all others require write. An overloaded server returns
-    OVERLOADED and does not start the call.
+    UNAUTHENTICATED. A caller without a required permission gets PERMISSION_DENIED, whose metadata
+    names it. RPCs without side effects require the permission read, all others require write.
+    ListTherapistVersions requires read and audit. An overloaded server returns OVERLOADED and does not
+    start the call.
 
     Without read. A caller with write and without read gets no personal data. The records in a
     response have only ids, times and etags. Flags such as created, and the revision, are set too.
@@ -56,6 +57,11 @@ class TherapistServiceStub(object):
                 '/caseload.v1.TherapistService/CreateTherapist',
                 request_serializer=caseload_dot_v1_dot_therapist__service__pb2.CreateTherapistRequest.SerializeToString,
                 response_deserializer=caseload_dot_v1_dot_therapist__service__pb2.CreateTherapistResponse.FromString,
+                )
+        self.BatchCreateTherapists = channel.unary_unary(
+                '/caseload.v1.TherapistService/BatchCreateTherapists',
+                request_serializer=caseload_dot_v1_dot_therapist__service__pb2.BatchCreateTherapistsRequest.SerializeToString,
+                response_deserializer=caseload_dot_v1_dot_therapist__service__pb2.BatchCreateTherapistsResponse.FromString,
                 )
         self.GetTherapist = channel.unary_unary(
                 '/caseload.v1.TherapistService/GetTherapist',
@@ -102,6 +108,11 @@ class TherapistServiceStub(object):
                 request_serializer=caseload_dot_v1_dot_therapist__service__pb2.ListTherapistPatientsRequest.SerializeToString,
                 response_deserializer=caseload_dot_v1_dot_therapist__service__pb2.ListTherapistPatientsResponse.FromString,
                 )
+        self.ListTherapistVersions = channel.unary_unary(
+                '/caseload.v1.TherapistService/ListTherapistVersions',
+                request_serializer=caseload_dot_v1_dot_therapist__service__pb2.ListTherapistVersionsRequest.SerializeToString,
+                response_deserializer=caseload_dot_v1_dot_therapist__service__pb2.ListTherapistVersionsResponse.FromString,
+                )
 
 
 class TherapistServiceServicer(object):
@@ -115,9 +126,10 @@ class TherapistServiceServicer(object):
     empty field.
 
     Three checks come before all others. Missing, unknown or expired credentials return
-    UNAUTHENTICATED. A caller without the required permission gets PERMISSION_DENIED. RPCs without
-    side effects require the permission read, all others require write. An overloaded server returns
-    OVERLOADED and does not start the call.
+    UNAUTHENTICATED. A caller without a required permission gets PERMISSION_DENIED, whose metadata
+    names it. RPCs without side effects require the permission read, all others require write.
+    ListTherapistVersions requires read and audit. An overloaded server returns OVERLOADED and does not
+    start the call.
 
     Without read. A caller with write and without read gets no personal data. The records in a
     response have only ids, times and etags. Flags such as created, and the revision, are set too.
@@ -164,6 +176,26 @@ class TherapistServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchCreateTherapists(self, request, context):
+        """Creates up to 100 therapists, all or nothing (AIP-233). The entries take effect in order. There is
+        one change set.
+
+        Retries: with the same request_id, the call returns the therapists of the first call. Without a
+        request_id, a chosen id returns ID_TAKEN, and entries without an id create a second therapist.
+
+        Errors:
+        - INVALID_FIELD: there is no entry, there are more than 100 entries, or a field is missing or
+        malformed. The field of an entry has a path such as requests[7].therapist.display_name. Or
+        request_id or validate_only is set on an entry.
+        - REQUEST_ID_REUSED: request_id was used for a different request.
+        - All other errors of CreateTherapist, for the first entry that cannot be created. Metadata
+        gives its position as index, from 0. If an earlier entry has the same id or identifier,
+        metadata gives the position of that one as other_index.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetTherapist(self, request, context):
         """Gets one therapist, live or soft-deleted.
 
@@ -193,13 +225,19 @@ class TherapistServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListTherapists(self, request, context):
-        """Lists and searches therapists, ordered by id. A therapist that matches the whole time appears
-        exactly once, whatever others write between the pages.
+        """Lists and searches therapists, ordered by id, or as order_by says. A therapist that matches the
+        whole time, and keeps its place in the order, appears exactly once, whatever others write
+        between the pages.
+
+        Each filter and each order by itself costs the same at any number of records. A combination
+        costs the matches of its rarest part. A name_prefix with which more than 200 different words
+        begin costs its matches.
 
         Retries: the call reads again. A page_token can be used any number of times.
 
         Errors:
-        - INVALID_FIELD: page_size is negative, or a field of filter is malformed.
+        - INVALID_FIELD: page_size is negative, order_by names no known order, or a field of filter is
+        malformed.
         - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
         - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
         """
@@ -352,14 +390,42 @@ class TherapistServiceServicer(object):
 
     def ListTherapistPatients(self, request, context):
         """Lists the patients of one therapist with the assignments that link them, ordered by
-        assignment_id. The therapist may be soft-deleted. An assignment that matches the whole time
-        appears exactly once, whatever others write between the pages.
+        assignment_id, or as order_by says. The therapist may be soft-deleted. An assignment that
+        matches the whole time, and keeps its place in the order, appears exactly once, whatever others
+        write between the pages.
+
+        A page in the order of ids costs the page. In another order, it costs the whole caseload.
 
         Retries: the call reads again. A page_token can be used any number of times.
 
         Errors:
-        - INVALID_FIELD: a field is missing or malformed, page_size is negative, as_of_time is more than
-        a minute ahead, or both as_of_time and states are set.
+        - INVALID_FIELD: a field is missing or malformed, page_size is negative, order_by names no
+        known order, as_of_time is more than a minute ahead, or both as_of_time and states are set.
+        - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
+        - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
+        - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTherapistVersions(self, request, context):
+        """Lists what the record of one therapist was: its versions, newest first. The first one is the
+        record as it is now. Each change writes a new version, which ends with the next change. The
+        therapist may be soft-deleted.
+
+        Fields that follow from assignments are unset in every version: active_patient_count. The list is
+        complete since oldest_time. What is older may be missing: operators prune versions, and servers of
+        an older release wrote none. A version names the caller who wrote it while the change log still
+        has the change.
+
+        Requires the permissions read and audit.
+
+        Retries: the call reads again. A page_token can be used any number of times. A change between two
+        pages neither repeats nor hides a version.
+
+        Errors:
+        - INVALID_FIELD: therapist_id is missing or malformed, or page_size is negative.
         - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
         - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
         - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.
@@ -375,6 +441,11 @@ def add_TherapistServiceServicer_to_server(servicer, server):
                     servicer.CreateTherapist,
                     request_deserializer=caseload_dot_v1_dot_therapist__service__pb2.CreateTherapistRequest.FromString,
                     response_serializer=caseload_dot_v1_dot_therapist__service__pb2.CreateTherapistResponse.SerializeToString,
+            ),
+            'BatchCreateTherapists': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchCreateTherapists,
+                    request_deserializer=caseload_dot_v1_dot_therapist__service__pb2.BatchCreateTherapistsRequest.FromString,
+                    response_serializer=caseload_dot_v1_dot_therapist__service__pb2.BatchCreateTherapistsResponse.SerializeToString,
             ),
             'GetTherapist': grpc.unary_unary_rpc_method_handler(
                     servicer.GetTherapist,
@@ -421,6 +492,11 @@ def add_TherapistServiceServicer_to_server(servicer, server):
                     request_deserializer=caseload_dot_v1_dot_therapist__service__pb2.ListTherapistPatientsRequest.FromString,
                     response_serializer=caseload_dot_v1_dot_therapist__service__pb2.ListTherapistPatientsResponse.SerializeToString,
             ),
+            'ListTherapistVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTherapistVersions,
+                    request_deserializer=caseload_dot_v1_dot_therapist__service__pb2.ListTherapistVersionsRequest.FromString,
+                    response_serializer=caseload_dot_v1_dot_therapist__service__pb2.ListTherapistVersionsResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'caseload.v1.TherapistService', rpc_method_handlers)
@@ -439,9 +515,10 @@ class TherapistService(object):
     empty field.
 
     Three checks come before all others. Missing, unknown or expired credentials return
-    UNAUTHENTICATED. A caller without the required permission gets PERMISSION_DENIED. RPCs without
-    side effects require the permission read, all others require write. An overloaded server returns
-    OVERLOADED and does not start the call.
+    UNAUTHENTICATED. A caller without a required permission gets PERMISSION_DENIED, whose metadata
+    names it. RPCs without side effects require the permission read, all others require write.
+    ListTherapistVersions requires read and audit. An overloaded server returns OVERLOADED and does not
+    start the call.
 
     Without read. A caller with write and without read gets no personal data. The records in a
     response have only ids, times and etags. Flags such as created, and the revision, are set too.
@@ -483,6 +560,23 @@ class TherapistService(object):
         return grpc.experimental.unary_unary(request, target, '/caseload.v1.TherapistService/CreateTherapist',
             caseload_dot_v1_dot_therapist__service__pb2.CreateTherapistRequest.SerializeToString,
             caseload_dot_v1_dot_therapist__service__pb2.CreateTherapistResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def BatchCreateTherapists(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/caseload.v1.TherapistService/BatchCreateTherapists',
+            caseload_dot_v1_dot_therapist__service__pb2.BatchCreateTherapistsRequest.SerializeToString,
+            caseload_dot_v1_dot_therapist__service__pb2.BatchCreateTherapistsResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
@@ -636,5 +730,22 @@ class TherapistService(object):
         return grpc.experimental.unary_unary(request, target, '/caseload.v1.TherapistService/ListTherapistPatients',
             caseload_dot_v1_dot_therapist__service__pb2.ListTherapistPatientsRequest.SerializeToString,
             caseload_dot_v1_dot_therapist__service__pb2.ListTherapistPatientsResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ListTherapistVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/caseload.v1.TherapistService/ListTherapistVersions',
+            caseload_dot_v1_dot_therapist__service__pb2.ListTherapistVersionsRequest.SerializeToString,
+            caseload_dot_v1_dot_therapist__service__pb2.ListTherapistVersionsResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

@@ -37,9 +37,10 @@ class TherapistServiceStub:
     empty field.
 
     Three checks come before all others. Missing, unknown or expired credentials return
-    UNAUTHENTICATED. A caller without the required permission gets PERMISSION_DENIED. RPCs without
-    side effects require the permission read, all others require write. An overloaded server returns
-    OVERLOADED and does not start the call.
+    UNAUTHENTICATED. A caller without a required permission gets PERMISSION_DENIED, whose metadata
+    names it. RPCs without side effects require the permission read, all others require write.
+    ListTherapistVersions requires read and audit. An overloaded server returns OVERLOADED and does not
+    start the call.
 
     Without read. A caller with write and without read gets no personal data. The records in a
     response have only ids, times and etags. Flags such as created, and the revision, are set too.
@@ -86,6 +87,22 @@ class TherapistServiceStub:
     - IDENTIFIER_TAKEN: another live therapist has one of the identifiers. google.rpc.ResourceInfo
       names it.
     """
+    BatchCreateTherapists: _grpc.UnaryUnaryMultiCallable[_therapist_service_pb2.BatchCreateTherapistsRequest, _therapist_service_pb2.BatchCreateTherapistsResponse]
+    """Creates up to 100 therapists, all or nothing (AIP-233). The entries take effect in order. There is
+    one change set.
+
+    Retries: with the same request_id, the call returns the therapists of the first call. Without a
+    request_id, a chosen id returns ID_TAKEN, and entries without an id create a second therapist.
+
+    Errors:
+    - INVALID_FIELD: there is no entry, there are more than 100 entries, or a field is missing or
+      malformed. The field of an entry has a path such as requests[7].therapist.display_name. Or
+      request_id or validate_only is set on an entry.
+    - REQUEST_ID_REUSED: request_id was used for a different request.
+    - All other errors of CreateTherapist, for the first entry that cannot be created. Metadata
+      gives its position as index, from 0. If an earlier entry has the same id or identifier,
+      metadata gives the position of that one as other_index.
+    """
     GetTherapist: _grpc.UnaryUnaryMultiCallable[_therapist_service_pb2.GetTherapistRequest, _therapist_service_pb2.GetTherapistResponse]
     """Gets one therapist, live or soft-deleted.
 
@@ -107,13 +124,19 @@ class TherapistServiceStub:
       names as many of them as fit into the error.
     """
     ListTherapists: _grpc.UnaryUnaryMultiCallable[_therapist_service_pb2.ListTherapistsRequest, _therapist_service_pb2.ListTherapistsResponse]
-    """Lists and searches therapists, ordered by id. A therapist that matches the whole time appears
-    exactly once, whatever others write between the pages.
+    """Lists and searches therapists, ordered by id, or as order_by says. A therapist that matches the
+    whole time, and keeps its place in the order, appears exactly once, whatever others write
+    between the pages.
+
+    Each filter and each order by itself costs the same at any number of records. A combination
+    costs the matches of its rarest part. A name_prefix with which more than 200 different words
+    begin costs its matches.
 
     Retries: the call reads again. A page_token can be used any number of times.
 
     Errors:
-    - INVALID_FIELD: page_size is negative, or a field of filter is malformed.
+    - INVALID_FIELD: page_size is negative, order_by names no known order, or a field of filter is
+      malformed.
     - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
     - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
     """
@@ -242,14 +265,38 @@ class TherapistServiceStub:
     """
     ListTherapistPatients: _grpc.UnaryUnaryMultiCallable[_therapist_service_pb2.ListTherapistPatientsRequest, _therapist_service_pb2.ListTherapistPatientsResponse]
     """Lists the patients of one therapist with the assignments that link them, ordered by
-    assignment_id. The therapist may be soft-deleted. An assignment that matches the whole time
-    appears exactly once, whatever others write between the pages.
+    assignment_id, or as order_by says. The therapist may be soft-deleted. An assignment that
+    matches the whole time, and keeps its place in the order, appears exactly once, whatever others
+    write between the pages.
+
+    A page in the order of ids costs the page. In another order, it costs the whole caseload.
 
     Retries: the call reads again. A page_token can be used any number of times.
 
     Errors:
-    - INVALID_FIELD: a field is missing or malformed, page_size is negative, as_of_time is more than
-      a minute ahead, or both as_of_time and states are set.
+    - INVALID_FIELD: a field is missing or malformed, page_size is negative, order_by names no
+      known order, as_of_time is more than a minute ahead, or both as_of_time and states are set.
+    - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
+    - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
+    - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.
+    """
+    ListTherapistVersions: _grpc.UnaryUnaryMultiCallable[_therapist_service_pb2.ListTherapistVersionsRequest, _therapist_service_pb2.ListTherapistVersionsResponse]
+    """Lists what the record of one therapist was: its versions, newest first. The first one is the
+    record as it is now. Each change writes a new version, which ends with the next change. The
+    therapist may be soft-deleted.
+
+    Fields that follow from assignments are unset in every version: active_patient_count. The list is
+    complete since oldest_time. What is older may be missing: operators prune versions, and servers of
+    an older release wrote none. A version names the caller who wrote it while the change log still
+    has the change.
+
+    Requires the permissions read and audit.
+
+    Retries: the call reads again. A page_token can be used any number of times. A change between two
+    pages neither repeats nor hides a version.
+
+    Errors:
+    - INVALID_FIELD: therapist_id is missing or malformed, or page_size is negative.
     - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
     - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
     - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.
@@ -267,9 +314,10 @@ class TherapistServiceAsyncStub(TherapistServiceStub):
     empty field.
 
     Three checks come before all others. Missing, unknown or expired credentials return
-    UNAUTHENTICATED. A caller without the required permission gets PERMISSION_DENIED. RPCs without
-    side effects require the permission read, all others require write. An overloaded server returns
-    OVERLOADED and does not start the call.
+    UNAUTHENTICATED. A caller without a required permission gets PERMISSION_DENIED, whose metadata
+    names it. RPCs without side effects require the permission read, all others require write.
+    ListTherapistVersions requires read and audit. An overloaded server returns OVERLOADED and does not
+    start the call.
 
     Without read. A caller with write and without read gets no personal data. The records in a
     response have only ids, times and etags. Flags such as created, and the revision, are set too.
@@ -313,6 +361,22 @@ class TherapistServiceAsyncStub(TherapistServiceStub):
     - IDENTIFIER_TAKEN: another live therapist has one of the identifiers. google.rpc.ResourceInfo
       names it.
     """
+    BatchCreateTherapists: _aio.UnaryUnaryMultiCallable[_therapist_service_pb2.BatchCreateTherapistsRequest, _therapist_service_pb2.BatchCreateTherapistsResponse]  # type: ignore[assignment]
+    """Creates up to 100 therapists, all or nothing (AIP-233). The entries take effect in order. There is
+    one change set.
+
+    Retries: with the same request_id, the call returns the therapists of the first call. Without a
+    request_id, a chosen id returns ID_TAKEN, and entries without an id create a second therapist.
+
+    Errors:
+    - INVALID_FIELD: there is no entry, there are more than 100 entries, or a field is missing or
+      malformed. The field of an entry has a path such as requests[7].therapist.display_name. Or
+      request_id or validate_only is set on an entry.
+    - REQUEST_ID_REUSED: request_id was used for a different request.
+    - All other errors of CreateTherapist, for the first entry that cannot be created. Metadata
+      gives its position as index, from 0. If an earlier entry has the same id or identifier,
+      metadata gives the position of that one as other_index.
+    """
     GetTherapist: _aio.UnaryUnaryMultiCallable[_therapist_service_pb2.GetTherapistRequest, _therapist_service_pb2.GetTherapistResponse]  # type: ignore[assignment]
     """Gets one therapist, live or soft-deleted.
 
@@ -334,13 +398,19 @@ class TherapistServiceAsyncStub(TherapistServiceStub):
       names as many of them as fit into the error.
     """
     ListTherapists: _aio.UnaryUnaryMultiCallable[_therapist_service_pb2.ListTherapistsRequest, _therapist_service_pb2.ListTherapistsResponse]  # type: ignore[assignment]
-    """Lists and searches therapists, ordered by id. A therapist that matches the whole time appears
-    exactly once, whatever others write between the pages.
+    """Lists and searches therapists, ordered by id, or as order_by says. A therapist that matches the
+    whole time, and keeps its place in the order, appears exactly once, whatever others write
+    between the pages.
+
+    Each filter and each order by itself costs the same at any number of records. A combination
+    costs the matches of its rarest part. A name_prefix with which more than 200 different words
+    begin costs its matches.
 
     Retries: the call reads again. A page_token can be used any number of times.
 
     Errors:
-    - INVALID_FIELD: page_size is negative, or a field of filter is malformed.
+    - INVALID_FIELD: page_size is negative, order_by names no known order, or a field of filter is
+      malformed.
     - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
     - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
     """
@@ -469,14 +539,38 @@ class TherapistServiceAsyncStub(TherapistServiceStub):
     """
     ListTherapistPatients: _aio.UnaryUnaryMultiCallable[_therapist_service_pb2.ListTherapistPatientsRequest, _therapist_service_pb2.ListTherapistPatientsResponse]  # type: ignore[assignment]
     """Lists the patients of one therapist with the assignments that link them, ordered by
-    assignment_id. The therapist may be soft-deleted. An assignment that matches the whole time
-    appears exactly once, whatever others write between the pages.
+    assignment_id, or as order_by says. The therapist may be soft-deleted. An assignment that
+    matches the whole time, and keeps its place in the order, appears exactly once, whatever others
+    write between the pages.
+
+    A page in the order of ids costs the page. In another order, it costs the whole caseload.
 
     Retries: the call reads again. A page_token can be used any number of times.
 
     Errors:
-    - INVALID_FIELD: a field is missing or malformed, page_size is negative, as_of_time is more than
-      a minute ahead, or both as_of_time and states are set.
+    - INVALID_FIELD: a field is missing or malformed, page_size is negative, order_by names no
+      known order, as_of_time is more than a minute ahead, or both as_of_time and states are set.
+    - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
+    - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
+    - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.
+    """
+    ListTherapistVersions: _aio.UnaryUnaryMultiCallable[_therapist_service_pb2.ListTherapistVersionsRequest, _therapist_service_pb2.ListTherapistVersionsResponse]  # type: ignore[assignment]
+    """Lists what the record of one therapist was: its versions, newest first. The first one is the
+    record as it is now. Each change writes a new version, which ends with the next change. The
+    therapist may be soft-deleted.
+
+    Fields that follow from assignments are unset in every version: active_patient_count. The list is
+    complete since oldest_time. What is older may be missing: operators prune versions, and servers of
+    an older release wrote none. A version names the caller who wrote it while the change log still
+    has the change.
+
+    Requires the permissions read and audit.
+
+    Retries: the call reads again. A page_token can be used any number of times. A change between two
+    pages neither repeats nor hides a version.
+
+    Errors:
+    - INVALID_FIELD: therapist_id is missing or malformed, or page_size is negative.
     - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
     - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
     - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.
@@ -493,9 +587,10 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
     empty field.
 
     Three checks come before all others. Missing, unknown or expired credentials return
-    UNAUTHENTICATED. A caller without the required permission gets PERMISSION_DENIED. RPCs without
-    side effects require the permission read, all others require write. An overloaded server returns
-    OVERLOADED and does not start the call.
+    UNAUTHENTICATED. A caller without a required permission gets PERMISSION_DENIED, whose metadata
+    names it. RPCs without side effects require the permission read, all others require write.
+    ListTherapistVersions requires read and audit. An overloaded server returns OVERLOADED and does not
+    start the call.
 
     Without read. A caller with write and without read gets no personal data. The records in a
     response have only ids, times and etags. Flags such as created, and the revision, are set too.
@@ -545,6 +640,28 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def BatchCreateTherapists(
+        self,
+        request: _therapist_service_pb2.BatchCreateTherapistsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_therapist_service_pb2.BatchCreateTherapistsResponse, _abc.Awaitable[_therapist_service_pb2.BatchCreateTherapistsResponse]]:
+        """Creates up to 100 therapists, all or nothing (AIP-233). The entries take effect in order. There is
+        one change set.
+
+        Retries: with the same request_id, the call returns the therapists of the first call. Without a
+        request_id, a chosen id returns ID_TAKEN, and entries without an id create a second therapist.
+
+        Errors:
+        - INVALID_FIELD: there is no entry, there are more than 100 entries, or a field is missing or
+          malformed. The field of an entry has a path such as requests[7].therapist.display_name. Or
+          request_id or validate_only is set on an entry.
+        - REQUEST_ID_REUSED: request_id was used for a different request.
+        - All other errors of CreateTherapist, for the first entry that cannot be created. Metadata
+          gives its position as index, from 0. If an earlier entry has the same id or identifier,
+          metadata gives the position of that one as other_index.
+        """
+
+    @_abc_1.abstractmethod
     def GetTherapist(
         self,
         request: _therapist_service_pb2.GetTherapistRequest,
@@ -582,13 +699,19 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _therapist_service_pb2.ListTherapistsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_therapist_service_pb2.ListTherapistsResponse, _abc.Awaitable[_therapist_service_pb2.ListTherapistsResponse]]:
-        """Lists and searches therapists, ordered by id. A therapist that matches the whole time appears
-        exactly once, whatever others write between the pages.
+        """Lists and searches therapists, ordered by id, or as order_by says. A therapist that matches the
+        whole time, and keeps its place in the order, appears exactly once, whatever others write
+        between the pages.
+
+        Each filter and each order by itself costs the same at any number of records. A combination
+        costs the matches of its rarest part. A name_prefix with which more than 200 different words
+        begin costs its matches.
 
         Retries: the call reads again. A page_token can be used any number of times.
 
         Errors:
-        - INVALID_FIELD: page_size is negative, or a field of filter is malformed.
+        - INVALID_FIELD: page_size is negative, order_by names no known order, or a field of filter is
+          malformed.
         - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
         - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
         """
@@ -753,14 +876,44 @@ class TherapistServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_therapist_service_pb2.ListTherapistPatientsResponse, _abc.Awaitable[_therapist_service_pb2.ListTherapistPatientsResponse]]:
         """Lists the patients of one therapist with the assignments that link them, ordered by
-        assignment_id. The therapist may be soft-deleted. An assignment that matches the whole time
-        appears exactly once, whatever others write between the pages.
+        assignment_id, or as order_by says. The therapist may be soft-deleted. An assignment that
+        matches the whole time, and keeps its place in the order, appears exactly once, whatever others
+        write between the pages.
+
+        A page in the order of ids costs the page. In another order, it costs the whole caseload.
 
         Retries: the call reads again. A page_token can be used any number of times.
 
         Errors:
-        - INVALID_FIELD: a field is missing or malformed, page_size is negative, as_of_time is more than
-          a minute ahead, or both as_of_time and states are set.
+        - INVALID_FIELD: a field is missing or malformed, page_size is negative, order_by names no
+          known order, as_of_time is more than a minute ahead, or both as_of_time and states are set.
+        - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
+        - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
+        - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.
+        """
+
+    @_abc_1.abstractmethod
+    def ListTherapistVersions(
+        self,
+        request: _therapist_service_pb2.ListTherapistVersionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_therapist_service_pb2.ListTherapistVersionsResponse, _abc.Awaitable[_therapist_service_pb2.ListTherapistVersionsResponse]]:
+        """Lists what the record of one therapist was: its versions, newest first. The first one is the
+        record as it is now. Each change writes a new version, which ends with the next change. The
+        therapist may be soft-deleted.
+
+        Fields that follow from assignments are unset in every version: active_patient_count. The list is
+        complete since oldest_time. What is older may be missing: operators prune versions, and servers of
+        an older release wrote none. A version names the caller who wrote it while the change log still
+        has the change.
+
+        Requires the permissions read and audit.
+
+        Retries: the call reads again. A page_token can be used any number of times. A change between two
+        pages neither repeats nor hides a version.
+
+        Errors:
+        - INVALID_FIELD: therapist_id is missing or malformed, or page_size is negative.
         - PAGE_TOKEN_INVALID: page_token was not issued by this store, or is damaged.
         - PAGE_TOKEN_MISMATCH: page_token belongs to a request with other arguments.
         - THERAPIST_NOT_FOUND: therapist_id never existed, or was purged.

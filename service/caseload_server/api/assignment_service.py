@@ -10,7 +10,7 @@ from caseload_server import validation as validate
 from caseload_server.api import convert
 from caseload_server.api.call_context import call_context
 from caseload_server.api.page_tokens import PageTokens
-from caseload_server.store import RelationshipStore
+from caseload_server.store import ASSIGNMENT_HISTORY, RelationshipStore
 
 
 class AssignmentServicer(pb_grpc.AssignmentServiceServicer):
@@ -36,7 +36,9 @@ class AssignmentServicer(pb_grpc.AssignmentServiceServicer):
         query = validate.list_assignments(request, self._clock())
         page = self._store.list_assignments(query, self._page_tokens.parse(request))
         response = pb.ListAssignmentsResponse(
-            next_page_token=self._page_tokens.issue(request, page.next_after), revision=page.revision
+            next_page_token=self._page_tokens.issue(request, page.next_after, page.next_after_key),
+            revision=page.revision,
+            total_size=page.total_size,
         )
         convert.add_all(page.records, convert.assignment, response.assignments)
         return response
@@ -51,8 +53,7 @@ class AssignmentServicer(pb_grpc.AssignmentServiceServicer):
     def CheckAssignments(
         self, request: pb.CheckAssignmentsRequest, context: grpc.ServicerContext
     ) -> pb.CheckAssignmentsResponse:
-        pairs, at_us = validate.check_assignments(request, self._clock())
-        checks, revision = self._store.check_assignments(pairs, at_us)
+        checks, revision = self._store.check_assignments(*validate.check_assignments(request, self._clock()))
         response = pb.CheckAssignmentsResponse(revision=revision)
         convert.add_all(checks, convert.check_result, response.results)
         return response
@@ -73,4 +74,13 @@ class AssignmentServicer(pb_grpc.AssignmentServiceServicer):
         response = pb.TransferPatientsResponse(revision=result.revision)
         convert.add_all(result.ended, convert.assignment, response.ended)
         convert.add_all(result.active, convert.assignment, response.active)
+        return response
+
+    def ListAssignmentVersions(
+        self, request: pb.ListAssignmentVersionsRequest, context: grpc.ServicerContext
+    ) -> pb.ListAssignmentVersionsResponse:
+        record_id = validate.record_id(request.assignment_id, "assignment_id")
+        page = self._store.list_versions(ASSIGNMENT_HISTORY, record_id, self._page_tokens.parse(request))
+        response = pb.ListAssignmentVersionsResponse(next_page_token=self._page_tokens.issue(request, page.next_after))
+        convert.version_page(page, convert.assignment, "assignment", response)
         return response

@@ -15,7 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.type.date_pb2 import Date
 
 from caseload_server.domain.records import Assignment, Change, ChangeSet, Patient, Therapist
-from caseload_server.domain.results import CheckResult
+from caseload_server.domain.results import CheckResult, RecordVersion, VersionPage
 
 _MICROS_PER_SECOND = 1_000_000
 _parse_json = json.JSONDecoder().raw_decode  # json.loads without its checks of the argument
@@ -83,8 +83,8 @@ def _set_common_fields(message: pb.Therapist | pb.Patient, record: Therapist | P
 
 
 def _date(text: str) -> Date:
-    year, month, day = text.split("-")
-    return Date(year=int(year), month=int(month), day=int(day))
+    year, month, day, *_ = (*map(int, text.split("-")), 0, 0)
+    return Date(year=year, month=month, day=day)
 
 
 def assignment(record: Assignment, message: pb.Assignment | None = None) -> pb.Assignment:
@@ -108,6 +108,28 @@ def assignment(record: Assignment, message: pb.Assignment | None = None) -> pb.A
     _set_time(message.update_time, record.updated_us)
     message.etag = record.etag
     return message
+
+
+def version_page(page: VersionPage[R], convert: Callable[[R, Any], Any], field: str, response: Any) -> None:
+    """Fills a response with a page of versions. Args: convert, of the record; field, of a version, for the record."""
+    for record in page.versions:
+        message = response.versions.add()
+        convert(record.record, getattr(message, field))
+        _set_version(record, message)
+    response.revision = page.revision
+    response.oldest_revision = page.oldest_revision
+    if page.oldest_us is not None:
+        _set_time(response.oldest_time, page.oldest_us)
+
+
+def _set_version(record: RecordVersion[Any], message: Any) -> None:
+    message.from_revision = record.from_revision
+    _set_time(message.from_time, record.from_us)
+    message.to_revision = record.to_revision
+    if record.to_us is not None:
+        _set_time(message.to_time, record.to_us)
+    message.actor = record.actor
+    message.on_behalf_of = record.on_behalf_of
 
 
 def check_result(record: CheckResult, result: assignment_pb.CheckAssignmentsResponse.Result) -> None:

@@ -3,8 +3,12 @@
 import base64
 import hashlib
 import hmac
+import json
+import secrets
 from typing import Any, Final
 
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from google.protobuf.message import Message
 
 from caseload_server.domain import errors
@@ -13,13 +17,24 @@ from caseload_server.validation import rules
 
 _MAC_BYTES: Final = 16
 _REQUEST_HASH_BYTES: Final = 8
+_SALT_BYTES: Final = 16
+_NONCE: Final = bytes(12)
+"""Each key encrypts one token, so the nonce need not differ."""
+_BLOCK_BYTES: Final = 64
+"""A position is padded to a multiple of this, so that a token does not show the length of a name."""
+
+_Position = tuple[bytes, str, str | int]
+"""The hash of the request, the id of the last record, and its sort key."""
 
 
 class PageTokens:
-    """Issues and parses page tokens.
+    """Issues and parses page tokens. A token is the base64url encoding of its parts.
 
-    A token is the base64url encoding of three parts: a MAC, a keyed hash of the request, and the last id of the page.
-    It holds nothing else about a patient.
+    - In a list that is ordered by id: a MAC, a keyed hash of the request, and the last id of the page.
+    - In other lists: a salt, a keyed hash of the request, and the sort key and id of the last record, encrypted with
+      AES-GCM. The key for it is derived from the secret and the salt. The sort key may be the name of a person.
+
+    It holds nothing else about a person.
     """
 
     def __init__(self, secret: bytes) -> None:
@@ -32,20 +47,50 @@ class PageTokens:
         if not request.page_token:
             return PageRequest(size, "")
         token = _decode(request.page_token)
-        mac, body = token[:_MAC_BYTES], token[_MAC_BYTES:]
-        if not hmac.compare_digest(mac, self._mac(body)):
-            raise errors.PageTokenInvalid
-        request_hash, after = body[:_REQUEST_HASH_BYTES], body[_REQUEST_HASH_BYTES:]
+        request_hash, after, after_key = self._verify(token) or self._decrypt(token)
         if request_hash != self._request_hash(request):
             raise errors.PageTokenMismatch
-        return PageRequest(size, after.decode())
+        return PageRequest(size, after, after_key)
 
-    def issue(self, request: Message, after: str) -> str:
-        """Returns the token of the page that starts after an id. An empty `after` means no next page, and no token."""
+    def issue(self, request: Message, after: str, after_key: str | int = "") -> str:
+        """Returns the token of the page that starts after a record. An empty `after` means no next page, and no token.
+
+        Args: after, its id; after_key, its sort key, if the list is not ordered by id.
+        """
         if not after:
             return ""
-        body = self._request_hash(request) + after.encode()
+        request_hash = self._request_hash(request)
+        if after_key != "":
+            position = json.dumps([after, after_key], ensure_ascii=False).encode()
+            return _encode(self._encrypt(request_hash, position))
+        body = request_hash + after.encode()
         return _encode(self._mac(body) + body)
+
+    def _verify(self, token: bytes) -> _Position | None:
+        """Returns the position of a token with a MAC, or None if it is no such token."""
+        mac, body = token[:_MAC_BYTES], token[_MAC_BYTES:]
+        if not hmac.compare_digest(mac, self._mac(body)):
+            return None
+        return body[:_REQUEST_HASH_BYTES], body[_REQUEST_HASH_BYTES:].decode(), ""
+
+    def _encrypt(self, request_hash: bytes, position: bytes) -> bytes:
+        salt = secrets.token_bytes(_SALT_BYTES)
+        padded = position.ljust(-(-len(position) // _BLOCK_BYTES) * _BLOCK_BYTES)
+        return salt + request_hash + self._cipher(salt).encrypt(_NONCE, padded, request_hash)
+
+    def _decrypt(self, token: bytes) -> _Position:
+        """Returns the position of an encrypted token. Raises PageTokenInvalid."""
+        salt, rest = token[:_SALT_BYTES], token[_SALT_BYTES:]
+        request_hash, encrypted = rest[:_REQUEST_HASH_BYTES], rest[_REQUEST_HASH_BYTES:]
+        try:
+            after, after_key = json.loads(self._cipher(salt).decrypt(_NONCE, encrypted, request_hash))
+        except InvalidTag:
+            raise errors.PageTokenInvalid from None
+        return request_hash, after, after_key
+
+    def _cipher(self, salt: bytes) -> AESGCM:
+        key = hashlib.blake2b(key=self._secret, salt=salt, digest_size=32, person=b"page token key").digest()
+        return AESGCM(key)
 
     def _mac(self, body: bytes) -> bytes:
         return hashlib.blake2b(body, key=self._secret, digest_size=_MAC_BYTES, person=b"page token").digest()

@@ -10,7 +10,7 @@ from caseload_server import validation as validate
 from caseload_server.api import convert
 from caseload_server.api.call_context import call_context, caller_may_read
 from caseload_server.api.page_tokens import PageTokens
-from caseload_server.store import PATIENT, RelationshipStore
+from caseload_server.store import PATIENT, PATIENT_HISTORY, RelationshipStore
 
 
 class PatientServicer(pb_grpc.PatientServiceServicer):
@@ -29,6 +29,15 @@ class PatientServicer(pb_grpc.PatientServiceServicer):
         result = self._store.create(PATIENT, record_id, fields, call_context(request, context))
         return pb.CreatePatientResponse(patient=convert.patient(result.record), revision=result.revision)
 
+    def BatchCreatePatients(
+        self, request: pb.BatchCreatePatientsRequest, context: grpc.ServicerContext
+    ) -> pb.BatchCreatePatientsResponse:
+        batch = validate.batch_create_patients(request, self._clock())
+        result = self._store.batch_create(PATIENT, batch, call_context(request, context))
+        response = pb.BatchCreatePatientsResponse(revision=result.revision)
+        convert.add_all(result.records, convert.patient, response.patients)
+        return response
+
     def GetPatient(self, request: pb.GetPatientRequest, context: grpc.ServicerContext) -> pb.GetPatientResponse:
         record = self._store.get(PATIENT, validate.record_id(request.patient_id, "patient_id"))
         response = pb.GetPatientResponse()
@@ -44,9 +53,13 @@ class PatientServicer(pb_grpc.PatientServiceServicer):
         return response
 
     def ListPatients(self, request: pb.ListPatientsRequest, context: grpc.ServicerContext) -> pb.ListPatientsResponse:
-        page = self._store.list_records(PATIENT, validate.list_patients(request), self._page_tokens.parse(request))
+        page = self._store.list_records(
+            PATIENT, validate.list_patients(request, self._clock()), self._page_tokens.parse(request)
+        )
         response = pb.ListPatientsResponse(
-            next_page_token=self._page_tokens.issue(request, page.next_after), revision=page.revision
+            next_page_token=self._page_tokens.issue(request, page.next_after, page.next_after_key),
+            revision=page.revision,
+            total_size=page.total_size,
         )
         convert.add_all(page.records, convert.patient, response.patients)
         return response
@@ -130,10 +143,21 @@ class PatientServicer(pb_grpc.PatientServiceServicer):
         query = validate.list_caseload(request, "patient_id", self._clock())
         page = self._store.list_patient_therapists(query, self._page_tokens.parse(request))
         response = pb.ListPatientTherapistsResponse(
-            next_page_token=self._page_tokens.issue(request, page.next_after), revision=page.revision
+            next_page_token=self._page_tokens.issue(request, page.next_after, page.next_after_key),
+            revision=page.revision,
+            total_size=page.total_size,
         )
         for assignment, therapist in page.records:
             entry = response.entries.add()
             convert.assignment(assignment, entry.assignment)
             convert.therapist(therapist, entry.therapist)
+        return response
+
+    def ListPatientVersions(
+        self, request: pb.ListPatientVersionsRequest, context: grpc.ServicerContext
+    ) -> pb.ListPatientVersionsResponse:
+        record_id = validate.record_id(request.patient_id, "patient_id")
+        page = self._store.list_versions(PATIENT_HISTORY, record_id, self._page_tokens.parse(request))
+        response = pb.ListPatientVersionsResponse(next_page_token=self._page_tokens.issue(request, page.next_after))
+        convert.version_page(page, convert.patient, "patient", response)
         return response

@@ -10,7 +10,7 @@ from caseload_server import validation as validate
 from caseload_server.api import convert
 from caseload_server.api.call_context import call_context
 from caseload_server.api.page_tokens import PageTokens
-from caseload_server.store import THERAPIST, RelationshipStore
+from caseload_server.store import THERAPIST, THERAPIST_HISTORY, RelationshipStore
 
 
 class TherapistServicer(pb_grpc.TherapistServiceServicer):
@@ -28,6 +28,15 @@ class TherapistServicer(pb_grpc.TherapistServiceServicer):
         record_id, fields = validate.create_therapist(request)
         result = self._store.create(THERAPIST, record_id, fields, call_context(request, context))
         return pb.CreateTherapistResponse(therapist=convert.therapist(result.record), revision=result.revision)
+
+    def BatchCreateTherapists(
+        self, request: pb.BatchCreateTherapistsRequest, context: grpc.ServicerContext
+    ) -> pb.BatchCreateTherapistsResponse:
+        batch = validate.batch_create_therapists(request)
+        result = self._store.batch_create(THERAPIST, batch, call_context(request, context))
+        response = pb.BatchCreateTherapistsResponse(revision=result.revision)
+        convert.add_all(result.records, convert.therapist, response.therapists)
+        return response
 
     def GetTherapist(self, request: pb.GetTherapistRequest, context: grpc.ServicerContext) -> pb.GetTherapistResponse:
         record = self._store.get(THERAPIST, validate.record_id(request.therapist_id, "therapist_id"))
@@ -48,7 +57,9 @@ class TherapistServicer(pb_grpc.TherapistServiceServicer):
     ) -> pb.ListTherapistsResponse:
         page = self._store.list_records(THERAPIST, validate.list_therapists(request), self._page_tokens.parse(request))
         response = pb.ListTherapistsResponse(
-            next_page_token=self._page_tokens.issue(request, page.next_after), revision=page.revision
+            next_page_token=self._page_tokens.issue(request, page.next_after, page.next_after_key),
+            revision=page.revision,
+            total_size=page.total_size,
         )
         convert.add_all(page.records, convert.therapist, response.therapists)
         return response
@@ -109,10 +120,21 @@ class TherapistServicer(pb_grpc.TherapistServiceServicer):
         query = validate.list_caseload(request, "therapist_id", self._clock())
         page = self._store.list_therapist_patients(query, self._page_tokens.parse(request))
         response = pb.ListTherapistPatientsResponse(
-            next_page_token=self._page_tokens.issue(request, page.next_after), revision=page.revision
+            next_page_token=self._page_tokens.issue(request, page.next_after, page.next_after_key),
+            revision=page.revision,
+            total_size=page.total_size,
         )
         for assignment, patient in page.records:
             entry = response.entries.add()
             convert.assignment(assignment, entry.assignment)
             convert.patient(patient, entry.patient)
+        return response
+
+    def ListTherapistVersions(
+        self, request: pb.ListTherapistVersionsRequest, context: grpc.ServicerContext
+    ) -> pb.ListTherapistVersionsResponse:
+        record_id = validate.record_id(request.therapist_id, "therapist_id")
+        page = self._store.list_versions(THERAPIST_HISTORY, record_id, self._page_tokens.parse(request))
+        response = pb.ListTherapistVersionsResponse(next_page_token=self._page_tokens.issue(request, page.next_after))
+        convert.version_page(page, convert.therapist, "therapist", response)
         return response

@@ -120,6 +120,7 @@ def verify(database: str, heads: tuple[str, ...]) -> int:
     """
     from caseload_server.store.portability import export, verify
     from caseload_server.store.portability.chain_check import PrunedHead, broken_chain
+    from caseload_server.store.portability.version_check import broken_versions
 
     kept = [_parse_head(text) for text in heads]
     pruned: PrunedHead | None = None
@@ -128,7 +129,7 @@ def verify(database: str, heads: tuple[str, ...]) -> int:
         progress_bar("verifying", partial(export.count, transaction)) as progress,
     ):
         contents = verify.ContentCheck(transaction)
-        broken = [*verify.broken_rules(transaction), *contents.read(progress)]
+        broken = [*verify.broken_rules(transaction), *contents.read(progress), *broken_versions(transaction)]
         try:
             broken += broken_chain(transaction, kept)
         except PrunedHead as error:  # who moved the oldest revision may want to hide what else is broken
@@ -166,8 +167,29 @@ def open_snapshot(url: str) -> Iterator[Transaction]:
             is_foreign = not is_postgres and pending == migrations("sqlite")
             older = NOT_MIGRATED if is_postgres else OLDER_BACKUP
             raise SchemaError("it holds no caseload database" if is_foreign else older)
-        with _postgres_snapshot(location) if is_postgres else read_snapshot(location) as transaction:
+        with _snapshot_of(url, location) as transaction:
             yield transaction
+
+
+@contextmanager
+def open_any_snapshot(url: str) -> Iterator[Transaction | None]:
+    """Opens a snapshot of a database with the schema of this version or an older one. Raises SettingError.
+
+    Yields: None for a database without a schema.
+    """
+    from caseload_server.store.backends.factory import backend_for
+
+    all_steps = migrations("postgres" if settings.is_postgres(url) else "sqlite")
+    with backend_for(url) as (migrate_module, location):
+        if migrate_module.pending(location) == all_steps:
+            yield None
+            return
+        with _snapshot_of(url, location) as transaction:
+            yield transaction
+
+
+def _snapshot_of(url: str, location: Any) -> AbstractContextManager[Transaction]:
+    return _postgres_snapshot(location) if settings.is_postgres(url) else read_snapshot(location)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
-"""`caseload purge`: permanently erases deleted records, or old changes."""
+"""`caseload purge`: permanently erases deleted records, old versions of records, or old changes."""
 
+from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,11 @@ def _record_id(_: click.Context, parameter: click.Parameter, text: str | None) -
     metavar="TIME",
     help="Erase records deleted before a time (RFC 3339) or age (30d).",
 )
+@click.option(
+    "--versions-before",
+    metavar="TIME",
+    help="Erase what records were before their changes, up to a time (RFC 3339) or age (30d).",
+)
 @click.option("--changes-before", metavar="TIME", help="Erase changes made before a time (RFC 3339) or age (30d).")
 @click.option(
     "--patient", metavar="ID", callback=_record_id, help="Erase one deleted patient, and those merged into it."
@@ -42,14 +48,16 @@ def _record_id(_: click.Context, parameter: click.Parameter, text: str | None) -
 @click.option("--therapist", metavar="ID", callback=_record_id, help="Erase one deleted therapist.")
 @click.option("--vacuum", is_flag=True, help="Vacuum the SQLite file even while a server uses it. Writes wait.")
 def purge(database: str, vacuum: bool, **chosen: str | None) -> None:  # noqa: FBT001
-    """Permanently erase deleted therapists and patients, or old changes. The server can keep running."""
+    """Permanently erase deleted therapists and patients, old versions, or old changes. The server can keep running."""
     from caseload_server.clock import now_us
     from caseload_server.store.backends.factory import open_store
 
     erases_people = _check_combination(chosen)
     is_file = not settings.is_postgres(database)
     if vacuum and not (erases_people and is_file):
-        raise SettingError("--vacuum", "needs a SQLite database and people to erase: PostgreSQL vacuums by itself")
+        raise SettingError(
+            "--vacuum", "needs a SQLite database, and people or versions to erase: PostgreSQL vacuums by itself"
+        )
     times = _parse_times(chosen, now_us())
     if is_file and not settings.sqlite_path(database).exists():
         raise SettingError("--database", "the file does not exist")
@@ -68,10 +76,12 @@ def purge(database: str, vacuum: bool, **chosen: str | None) -> None:  # noqa: F
 
 
 def _check_combination(chosen: dict[str, str | None]) -> bool:
-    """Returns whether the command erases people. Raises SettingError if the options do not go together."""
+    """Returns whether the command erases data of people. Raises SettingError if the options do not go together."""
     given = [f"--{name.replace('_', '-')}" for name, text in chosen.items() if text is not None]
     if not given:
-        raise SettingError("--deleted-before", "is required, or --changes-before, --patient or --therapist")
+        raise SettingError(
+            "--deleted-before", "is required, or --versions-before, --changes-before, --patient or --therapist"
+        )
     if (one := {"--patient", "--therapist"}.intersection(given)) and len(given) > 1:
         raise SettingError(min(one), "must not be combined with another choice of what to erase")
     return given != ["--changes-before"]
@@ -81,7 +91,7 @@ def _parse_times(chosen: dict[str, str | None], now_us: int) -> dict[str, int]:
     """Returns the times that were chosen, in microseconds since 1970 (UTC), and not in the future."""
     return {
         name: min(_parse_time(f"--{name.replace('_', '-')}", text, now_us), now_us)
-        for name in ("deleted_before", "changes_before")
+        for name in ("deleted_before", "versions_before", "changes_before")
         if (text := chosen[name]) is not None
     }
 
@@ -114,8 +124,10 @@ def _purge(store: RelationshipStore, times: dict[str, int], chosen: dict[str, st
         if "deleted_before" in times:
             _purge_records(store, times["deleted_before"])
             _report_future(store, now_us)
+        if "versions_before" in times:
+            _purge_in_batches(store.purger.purge_versions, times["versions_before"], "versions")
         if "changes_before" in times:
-            _purge_changes(store, times["changes_before"])
+            _purge_in_batches(store.purger.purge_changes, times["changes_before"], "change sets")
     except DomainError as error:
         raise domain_setting_error(error) from None
 
@@ -176,8 +188,8 @@ def _report_future(store: RelationshipStore, time_us: int) -> None:
         print_notice(f"caseload: {text}: undelete and delete them again, or wait")
 
 
-def _purge_changes(store: RelationshipStore, before_us: int) -> None:
-    """Erases change sets in batches. Prints their number at the end, even if it is interrupted."""
+def _purge_in_batches(purge: Callable[[int, Callable[[int], None]], int], before_us: int, noun: str) -> None:
+    """Erases change sets or versions. Prints their number at the end, even if it is interrupted."""
     erased = 0
 
     def add(count: int) -> None:
@@ -187,6 +199,6 @@ def _purge_changes(store: RelationshipStore, before_us: int) -> None:
 
     try:
         with defer_signals() as deliver_signals:
-            store.purger.purge_changes(before_us, add)
+            purge(before_us, add)
     finally:
-        print_line(f"{erased} change sets purged")
+        print_line(f"{erased} {noun} purged")

@@ -109,6 +109,7 @@ class AssignmentNotFound(DomainError):
 
 class IdTaken(DomainError):
     reason = "ID_TAKEN"
+    public_metadata = frozenset({"other_index"})
     text = "The id is already taken, perhaps by a deleted record. Ids are never reused: choose another id."
 
 
@@ -116,6 +117,7 @@ class IdentifierTaken(DomainError):
     """Its resource is the record that has the identifier, if it still has it."""
 
     reason = "IDENTIFIER_TAKEN"
+    public_metadata = frozenset({"other_index"})
     text = "Another record has this identifier. Find it with filter.identifier: it may be the same person."
 
 
@@ -278,6 +280,12 @@ class RevisionPruned(DomainError):
     reason = "REVISION_PRUNED"
     public_metadata = frozenset({"oldest_revision"})
     text = "Changes after this revision were pruned. Read the records again, and start after oldest_revision or later."
+
+
+class VersionsNotKept(DomainError):
+    reason = "VERSIONS_NOT_KEPT"
+    public_metadata = frozenset({"oldest_time"})
+    text = "The server does not keep all versions since known_at. Send oldest_time of the metadata, or a later time."
 
 
 class RevisionForeign(DomainError):

@@ -29,6 +29,9 @@ and C#, in the year 1, are earlier."""
 CLOCK_TOLERANCE_US: Final = 60 * 1_000_000
 """How far ahead of the server's clock a time in a request may lie, in microseconds, because clocks differ."""
 
+EARLIEST_BIRTH_YEAR: Final = 1850
+"""Earliest year of a birth date that a request may name. Stored dates may be older."""
+
 # Records
 
 MAX_RECORD_BYTES: Final = 32 * 1024
@@ -37,6 +40,8 @@ MAX_IDENTIFIERS: Final = 20
 """Largest number of identifiers of a record."""
 MAX_ALIASES: Final = 10
 """Largest number of aliases of a record."""
+MAX_KEY_LENGTH: Final = 400
+"""Longest key of an identifier or a name, in characters, so that PostgreSQL can index it."""
 MAX_MERGED_PATIENTS: Final = 100
 """Largest number of patients that are records of one person."""
 MAX_SPECIALTIES: Final = 20
@@ -112,6 +117,8 @@ MESSAGE_TIMEOUT_SECONDS: Final = 10.0
 """A call is rejected when its message has not arrived this long after its headers, in seconds."""
 STREAM_IDLE_SECONDS: Final = 60.0
 """A stream of requests is cancelled when the next one has not arrived after this time, in seconds."""
+MAX_QUEUED_BYTES: Final = 16 * 1024 * 1024
+"""Largest size of the messages that wait for a thread of one class of calls, in bytes."""
 MAX_UNTAKEN_BYTES: Final = 40 * 1024 * 1024
 """Largest size of all unread responses together, in bytes. Small responses do not count."""
 MAX_CONNECTION_BYTES: Final = 10 * 1024 * 1024

@@ -32,7 +32,7 @@ class Patient(NamedTuple):
     patient_id: str
     display_name: str
     birth_date: str
-    """YYYY-MM-DD, or empty."""
+    """YYYY, YYYY-MM or YYYY-MM-DD, or empty."""
     email: str
     phone_number: str
     status: int
@@ -75,6 +75,7 @@ class Assignment(NamedTuple):
 Person = Therapist | Patient
 P = TypeVar("P", Therapist, Patient)
 Q = TypeVar("Q", Therapist, Patient)
+R = TypeVar("R", Therapist, Patient, Assignment)
 
 
 class Change(NamedTuple):
@@ -87,7 +88,7 @@ class Change(NamedTuple):
     patient_id: str | None
     assignment_id: str | None
     through_revision: str = ""
-    """Of a purge of the change log: the last revision that it erased. Else empty."""
+    """Of a purge of the change log or of versions: the last revision that it erased. Else empty."""
 
 
 class ChangeSet(NamedTuple):

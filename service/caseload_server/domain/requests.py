@@ -7,6 +7,9 @@ from caseload_server.domain.enums import ROLE_TREATING
 Fields = dict[str, str | int | None]
 """The columns of a therapist or patient that a caller sets, and the values to store."""
 
+NewRecord = tuple[str, Fields]
+"""The id of a therapist or patient to create, empty to generate one, and the columns that the caller sets."""
+
 
 class CallContext(NamedTuple):
     """The caller and the method of a write, and what recognizes a repeat of it."""
@@ -22,10 +25,24 @@ class CallContext(NamedTuple):
 
 
 class PageRequest(NamedTuple):
-    """One page of a list: at most `size` records, with ids greater than `after`."""
+    """One page of a list: at most `size` records, which follow a position."""
 
     size: int
     after: str
+    """The id at the position, or empty for the first page."""
+    after_key: str | int = ""
+    """The sort key at the position, if the list is not ordered by id."""
+
+
+class Order(NamedTuple):
+    """The order of a list: by a column, then by id."""
+
+    column: str = ""
+    """Empty orders by id alone."""
+    descending: bool = False
+
+
+BY_ID = Order()
 
 
 class RecordQuery(NamedTuple):
@@ -34,10 +51,21 @@ class RecordQuery(NamedTuple):
     name_prefix: str = ""
     statuses: tuple[int, ...] = ()
     identifier: tuple[str, str] | None = None
+    identifier_value: str = ""
     unassigned: bool = False
     specialties: tuple[str, ...] = ()
     accepting_patients: bool = False
+    birth_date: str = ""
+    """YYYY, YYYY-MM or YYYY-MM-DD."""
+    phone_number: str = ""
+    email: str = ""
+    without_primary: bool = False
+    deleted_only: bool = False
     show_deleted: bool = False
+    order: Order = BY_ID
+    """The column is name_key or updated_us."""
+    with_total: bool = False
+    """Whether to count all matches."""
 
 
 class CaseloadQuery(NamedTuple):
@@ -49,6 +77,10 @@ class CaseloadQuery(NamedTuple):
     as_of_us: int | None = None
     same_person: tuple[str, ...] = ()
     """The patients whose assignments to list instead, if the store finds that they are records of one person."""
+    order: Order = BY_ID
+    """The column is name_key, of the record on the other side, or start_us."""
+    with_total: bool = False
+    """Whether to count all matches."""
 
 
 class AssignmentQuery(NamedTuple):
@@ -61,6 +93,10 @@ class AssignmentQuery(NamedTuple):
     as_of_us: int | None = None
     same_person: tuple[str, ...] = ()
     """As in CaseloadQuery."""
+    known_at_us: int | None = None
+    """The time as of whose knowledge to answer. None means now."""
+    with_total: bool = False
+    """Whether to count all matches."""
 
 
 class Assign(NamedTuple):

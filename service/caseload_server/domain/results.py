@@ -17,6 +17,13 @@ class RecordResult(NamedTuple, Generic[R]):
     revision: str
 
 
+class BatchCreateResult(NamedTuple, Generic[R]):
+    """The records that a batch created, in the order of its entries."""
+
+    records: list[R]
+    revision: str
+
+
 class UpdateResult(NamedTuple, Generic[R]):
     """A record that was updated."""
 
@@ -106,6 +113,40 @@ class Page(NamedTuple, Generic[R]):
     next_after: str
     """The id that the next page starts after. Empty on the last page."""
     revision: str
+    next_after_key: str | int = ""
+    """The sort key that the next page starts after, if the list is not ordered by id."""
+    total_size: int | None = None
+    """The number of all matches, if the request asks for it."""
+
+
+class RecordVersion(NamedTuple, Generic[R]):
+    """What a record was between two changes."""
+
+    record: R
+    """Without the columns that are derived from assignments."""
+    from_revision: str
+    """Of the change that wrote it. Empty if that is not known."""
+    from_us: int
+    """The time of that change, in microseconds since 1970 (UTC)."""
+    to_revision: str
+    """Of the change that replaced it. Empty for the current record."""
+    to_us: int | None
+    actor: str
+    """Who made the change of from_revision. Empty if the change log does not have it any more."""
+    on_behalf_of: str
+
+
+class VersionPage(NamedTuple, Generic[R]):
+    """One page of the versions of a record, newest first."""
+
+    versions: list[RecordVersion[R]]
+    next_after: str
+    """As Page.next_after."""
+    revision: str
+    oldest_revision: str
+    """The versions are complete for the changes after it. Empty if they are complete since the creation."""
+    oldest_us: int | None
+    """The time of that revision, in microseconds since 1970 (UTC)."""
 
 
 class CheckResult(NamedTuple):

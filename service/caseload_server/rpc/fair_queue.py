@@ -5,17 +5,19 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from caseload_server.domain import limits
 from caseload_server.rpc.grpcio_compat import IncomingCall
 
 
 class _Caller:
     """The calls of one caller."""
 
-    __slots__ = ("running", "waiting")
+    __slots__ = ("running", "waiting", "waiting_bytes")
 
     def __init__(self) -> None:
         self.running = 0
         self.waiting: deque[IncomingCall] = deque()
+        self.waiting_bytes = 0
 
 
 class FairQueue:
@@ -28,11 +30,14 @@ class FairQueue:
         self._max_running: Final = math.ceil(threads * share)
         self._max_depth: Final = max_depth
         self._max_waiting: Final = math.ceil(max_depth * share)
+        self._max_waiting_bytes: Final = math.ceil(limits.MAX_QUEUED_BYTES * share)
         self._callers: dict[str, _Caller] = {}
         self._turns: deque[_Caller] = deque()
         """Callers with waiting calls, in the order in which they are served."""
         self.depth = 0
         """The number of waiting calls."""
+        self._bytes = 0
+        """The size of their messages."""
 
     def start(self, call: IncomingCall) -> bool:
         """Counts the call as running. Returns False when its caller already has its share of the threads."""
@@ -44,15 +49,16 @@ class FairQueue:
 
     def add(self, call: IncomingCall) -> bool:
         """Adds a call. Returns False when there is no room, or the caller's oldest call has waited for too long."""
-        waiting = self._caller(call).waiting
-        if self.depth >= self._max_depth or len(waiting) >= self._max_waiting:
+        caller = self._caller(call)
+        waiting = caller.waiting
+        if not self._has_room(caller, call.message_bytes):
             return False
         if not waiting:
-            self._turns.append(self._caller(call))
+            self._turns.append(caller)
         elif call.queued_at - waiting[0].queued_at > self.timeout_seconds / 2:
             return False
         waiting.append(call)
-        self.depth += 1
+        self._count(caller, 1, call.message_bytes)
         return True
 
     def replace(self, ended: IncomingCall) -> IncomingCall | None:
@@ -83,6 +89,20 @@ class FairQueue:
             caller = self._callers[call.caller] = _Caller()
         return caller
 
+    def _has_room(self, caller: _Caller, size: int) -> bool:
+        has_slot = self.depth < self._max_depth and len(caller.waiting) < self._max_waiting
+        return (
+            has_slot
+            and self._bytes + size <= limits.MAX_QUEUED_BYTES
+            and caller.waiting_bytes + size <= self._max_waiting_bytes
+        )
+
     def _take(self, caller: _Caller) -> IncomingCall:
-        self.depth -= 1
-        return caller.waiting.popleft()
+        call = caller.waiting.popleft()
+        self._count(caller, -1, -call.message_bytes)
+        return call
+
+    def _count(self, caller: _Caller, calls: int, size: int) -> None:
+        self.depth += calls
+        self._bytes += size
+        caller.waiting_bytes += size

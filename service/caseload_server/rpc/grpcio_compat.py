@@ -93,6 +93,11 @@ class IncomingCall:
         """Returns whether the message has arrived. The handler of a stream reads it, so it counts as arrived."""
         return self.message is not None or self._thunk.__name__ != "unary_request"
 
+    @property
+    def message_bytes(self) -> int:
+        """The size of the message, in bytes; 0 if it has not arrived, was taken, or is a stream."""
+        return len(self.message) if isinstance(self.message, bytes) else 0
+
     def take_message(self) -> Any:
         """Returns the message, and keeps it no longer: an unread response may keep the call for a while."""
         message = self.message

@@ -25,7 +25,7 @@ from caseload_server.rpc.admission import Admission, Handler, Method
 from caseload_server.rpc.grpcio_compat import IncomingCall
 from caseload_server.rpc.request_parser import request_parser
 from caseload_server.rpc.status_map import CODE_NAMES, retry_pushback, to_status
-from caseload_server.security.auth import PUBLIC, Auth, required_permission
+from caseload_server.security.auth import PUBLIC, Auth, required_permissions
 from caseload_server.security.on_behalf_of import set_on_behalf_of
 from caseload_server.security.principal import check_authorization, current_principal
 from caseload_server.security.redaction import may_read, redact, redact_error
@@ -38,7 +38,7 @@ _SCANS: Final = ("List", "BatchGet")
 """Prefixes of the reads that may return many records. They have threads of their own."""
 _BULK_WRITES: Final = ("Batch", "Transfer", "Delete", "Merge")
 """Prefixes of the writes that may change many assignments. They have threads of their own."""
-_DISCLOSING: Final = ("read", "audit", PUBLIC)
+_DISCLOSING: Final = frozenset({"read", "audit"})
 """Permissions of methods whose responses are not redacted: whoever may call them may see what they return."""
 
 
@@ -58,7 +58,7 @@ class MethodExecutors(NamedTuple):
 
     def of(self, service: str, name: str) -> futures.ThreadPoolExecutor:
         """Returns the executor of a unary method. Args: service, its full name."""
-        if required_permission(service, name) == "write":
+        if "write" in required_permissions(service, name):
             return self.bulk_writes if name.startswith(_BULK_WRITES) else self.writes
         return self.scans if name.startswith(_SCANS) else self.reads
 
@@ -90,8 +90,8 @@ class PipelineServer:
         # The pipeline parses requests itself, because grpcio would answer INTERNAL to one that it cannot parse.
         # It also serializes responses, so that the access log knows how the call ended.
         service, name = contract.containing_service.full_name, contract.name
-        permission = required_permission(service, name)
-        pipeline = _MethodPipeline(self._admission, self._log, service, name, permission)
+        permissions = required_permissions(service, name)
+        pipeline = _MethodPipeline(self._admission, self._log, service, name, permissions)
         max_bytes = max_request_bytes(contract.input_type)
         parse = request_parser(GetMessageClass(contract.input_type).FromString, max_bytes)
         serialize = GetMessageClass(contract.output_type).SerializeToString
@@ -127,14 +127,16 @@ def _behavior(servicer: Any, method: MethodDescriptor) -> Any:
 class _MethodPipeline:
     """Parses, runs, serializes and logs the calls of one method. Admission has authorized them."""
 
-    def __init__(self, admission: Admission, access_log: AccessLog, service: str, name: str, permission: str) -> None:
-        """Args: service and name, of the method; permission, which its callers need."""
+    def __init__(
+        self, admission: Admission, access_log: AccessLog, service: str, name: str, permissions: tuple[str, ...]
+    ) -> None:
+        """Args: service and name, of the method; permissions, which its callers need."""
         self._admission = admission
         self._access_log = access_log
         self._log = MethodLog(access_log, service, name)
-        self._writes = permission == "write"
-        self._redacts = permission not in _DISCLOSING
-        self._is_public = permission == PUBLIC
+        self._writes = "write" in permissions
+        self._redacts = not _DISCLOSING.issuperset(permissions)
+        self._is_public = permissions == PUBLIC
         self._must_log = access_log.required and not self._is_public
 
     def unary_call(

@@ -42,6 +42,7 @@ from caseload_server.security.tls import Certificates
 from caseload_server.store import RelationshipStore
 from caseload_server.store.backends.factory import open_store
 from caseload_server.store.expiry_sweeper import ExpirySweeper
+from caseload_server.store.key_maker import KeyMaker
 
 if TYPE_CHECKING:
     from caseload_server.observability.metrics import Metrics
@@ -90,6 +91,7 @@ class CaseloadServer:
         self._clock_watch = ClockWatch()
         self._head_log = HeadLog(parts.store.log_head)
         self.expiry_sweeper: Final = ExpirySweeper(parts.store.end_expired, clock)
+        self.key_maker: Final = KeyMaker(parts.store.key_catch_up.run)
         self._connections = Connections(int(parts.address.rpartition(":")[2]), max_connections(config))
         self._watches = Watches(parts.store, config.max_watches, config.caller_share(), config.connection_age_seconds())
         self._health = HealthServicer()
@@ -150,6 +152,7 @@ class CaseloadServer:
         self._readiness.start()
         self._head_log.start()
         self.expiry_sweeper.start()
+        self.key_maker.start()
         self._connections.start()
         if self._parts.metrics:
             self._parts.metrics.start()
@@ -183,6 +186,7 @@ class CaseloadServer:
         self._parts.admission.close()
         self._parts.auth.close()
         self.expiry_sweeper.stop()
+        self.key_maker.stop()
         self.store.close()
         if calls_ended and threads_ended:
             self._parts.access_log.close()

@@ -21,24 +21,28 @@ if TYPE_CHECKING:
 
 _TOKEN_DOTS: Final = 2
 """Dots in a signed token (RFC 7515); a key has none."""
-PUBLIC: Final = ""
+PUBLIC: Final[tuple[str, ...]] = ()
 """The method needs no credentials and no permission."""
-DENY_ALL: Final = "nobody"
+DENY_ALL: Final = ("nobody",)
 """A permission that no principal can have."""
 
 REFLECTION_SERVICES: Final = (reflection.SERVICE_NAME, "grpc.reflection.v1.ServerReflection")
 """The names of one service: v1 has the messages of v1alpha. The library has only v1alpha."""
 _SERVICE_PERMISSIONS: Final = {
     health.SERVICE_NAME: PUBLIC,
-    **dict.fromkeys(REFLECTION_SERVICES, "read"),
-    change_service_pb2.DESCRIPTOR.services_by_name["ChangeService"].full_name: "audit",
+    **dict.fromkeys(REFLECTION_SERVICES, ("read",)),
+    change_service_pb2.DESCRIPTOR.services_by_name["ChangeService"].full_name: ("audit",),
 }
-"""The permission of every method of a service, for services whose methods all need the same one."""
+"""The permissions of every method of a service, for services whose methods all need the same ones."""
+_METHOD_PERMISSIONS: Final = dict.fromkeys(
+    ("ListTherapistVersions", "ListPatientVersions", "ListAssignmentVersions"), ("read", "audit")
+)
+"""The permissions of methods that need more than the rule says: these show what records were, and who changed them."""
 _PACKAGE: Final = change_service_pb2.DESCRIPTOR.package
 
 
-def required_permission(service: str, method: str) -> str:
-    """Returns the permission that a method needs, from its idempotency_level in the contract.
+def required_permissions(service: str, method: str) -> tuple[str, ...]:
+    """Returns the permissions that a method needs, all of them. Most follow from idempotency_level in the contract.
 
     Returns DENY_ALL for a method that no rule covers.
     """
@@ -46,8 +50,10 @@ def required_permission(service: str, method: str) -> str:
         return _SERVICE_PERMISSIONS[service]
     if service.rpartition(".")[0] != _PACKAGE:
         return DENY_ALL
+    if method in _METHOD_PERMISSIONS:
+        return _METHOD_PERMISSIONS[method]
     descriptor: Any = descriptor_pool.Default().FindMethodByName(f"{service}.{method}")
-    return "read" if descriptor.GetOptions().idempotency_level == MethodOptions.NO_SIDE_EFFECTS else "write"
+    return ("read",) if descriptor.GetOptions().idempotency_level == MethodOptions.NO_SIDE_EFFECTS else ("write",)
 
 
 class Auth:
@@ -84,7 +90,7 @@ class Auth:
         The check sets the current principal and returns its name. For a public method it only returns an empty name.
         It raises Unauthenticated and PermissionDenied.
         """
-        needed = required_permission(service, method)
+        needed = required_permissions(service, method)
 
         def authorize(context: grpc.ServicerContext) -> str:
             principal = self.authenticate(context)
@@ -106,7 +112,7 @@ class Auth:
 
         If no keys have changed and the credentials have not expired, the check only compares the keys.
         """
-        needed = required_permission(service, method)
+        needed = required_permissions(service, method)
 
         def recheck(context: grpc.ServicerContext) -> Callable[[], None]:
             return _OpenStream(self, needed, context).check
@@ -150,7 +156,7 @@ class Auth:
 class _OpenStream:
     """The authorization of one open stream."""
 
-    def __init__(self, auth: Auth, needed: str, context: grpc.ServicerContext) -> None:
+    def __init__(self, auth: Auth, needed: tuple[str, ...], context: grpc.ServicerContext) -> None:
         self._auth = auth
         self._needed = needed
         self._context = context
@@ -169,9 +175,10 @@ class _OpenStream:
         self._principal, self._known = principal, known
 
 
-def _require(permission: str, principal: Principal) -> None:
-    if permission not in principal.permissions:
-        raise errors.PermissionDenied(permission=permission)
+def _require(permissions: tuple[str, ...], principal: Principal) -> None:
+    for permission in permissions:
+        if permission not in principal.permissions:
+            raise errors.PermissionDenied(permission=permission)
 
 
 def _by_certificate(keys: ApiKeys, context: grpc.ServicerContext) -> Principal:

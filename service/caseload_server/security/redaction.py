@@ -23,6 +23,7 @@ _RESPONSE_FIELDS: Final = frozenset(
     {
         *("revision", "created", "ended", "active", "results"),  # flags and lists
         *("therapist", "patient", "assignment", "source", "target"),  # records
+        *("therapists", "patients"),
     }
 )
 """Fields of every response to keep. The records in them are redacted too."""

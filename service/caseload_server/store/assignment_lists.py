@@ -1,12 +1,17 @@
-"""SELECTs of lists of assignments: which indexes are scanned, and how filters become SQL."""
+"""SELECTs of lists of assignments: which indexes are scanned, and how filters become SQL.
+
+Each filter by itself is a scan of an index in the order of ids. A caseload in the order of names or start times costs
+the caseload: each page reads and sorts all of it. A total costs its matches.
+"""
 
 import json
 from collections.abc import Iterator
 from typing import Any, Final
 
 from caseload_server.domain import enums
+from caseload_server.domain.records import Assignment
 from caseload_server.domain.requests import AssignmentQuery, CaseloadQuery
-from caseload_server.store import expiry, lists
+from caseload_server.store import expiry, known_at, lists
 from caseload_server.store.assignments import COLUMNS
 from caseload_server.store.backends.protocol import Dialect, Query, Scan, Value
 from caseload_server.store.records import RecordKind
@@ -27,24 +32,68 @@ are looked up and sorted."""
 def select_caseload(
     kind: RecordKind[Any], other: RecordKind[Any], query: CaseloadQuery, dialect: Dialect, now_us: int
 ) -> Query:
-    """Returns the SELECT of one page of a record's periods, without its parameters :after and :limit.
+    """Returns the SELECT of one page of a record's periods, without the parameters of Query.of_page.
 
-    A row holds the columns of the assignment and then those of the record on the other side. Args: now_us, in
-    microseconds since 1970 (UTC): an active period that has expired by then is left out.
+    A row holds the columns of the assignment, those of the record on the other side, and the sort key if the list is
+    not ordered by id. Args: now_us, in microseconds since 1970 (UTC): an active period that has expired by then is left
+    out.
     """
     conditions, parameters = _conditions(query, {kind.id_column: query.parent_id}, dialect, now_us)
+    if query.order.column:
+        return Query(_sorted_caseload(other, query, conditions, dialect), parameters)
     sql = (
         f"SELECT {COLUMNS}, {other.columns} FROM assignment AS period"
         f" JOIN {other.name} AS record ON record.{other.id_column} = period.{other.id_column}"
-        f" WHERE {conditions} ORDER BY period.assignment_id LIMIT :limit"
+        f" WHERE {_after_id(query, conditions)} ORDER BY period.assignment_id LIMIT :limit"
     )
     return Query(sql, parameters)
 
 
+def _sorted_caseload(other: RecordKind[Any], query: CaseloadQuery, conditions: list[str], dialect: Dialect) -> str:
+    """Returns the SELECT of a caseload in the order of its last column. The database reads the periods first."""
+    key = f"{'record' if query.order.column == 'name_key' else 'period'}.{query.order.column}"
+    operator, direction = ("<", " DESC") if query.order.descending else (">", "")
+    position = f"(:after = '' OR ({key}, period.assignment_id) {operator} (:after_key, :after))"
+    where = [f"record.{other.id_column} = period.{other.id_column}", *conditions, position]
+    number = len(Assignment._fields) + len(other.record._fields) + 1
+    return (
+        f"SELECT * FROM (SELECT {COLUMNS}, {other.columns}, {key}"
+        f" FROM assignment AS period CROSS JOIN {other.name} AS record WHERE {' AND '.join(where)}{dialect.fence})"
+        f" AS caseload ORDER BY {number}{direction}, 1{direction} LIMIT :limit"
+    )
+
+
+def count_caseload(kind: RecordKind[Any], query: CaseloadQuery, dialect: Dialect, now_us: int) -> Query:
+    """Returns the SELECT of the number of a record's periods. Args: as select_caseload."""
+    return _count(*_conditions(query, {kind.id_column: query.parent_id}, dialect, now_us))
+
+
+def count_assignments(query: AssignmentQuery, dialect: Dialect, now_us: int) -> Query:
+    """Returns the SELECT of the number of periods. Args: as select_caseload."""
+    if query.known_at_us is None:
+        return _count(*_conditions(query, _sides(query), dialect, now_us))
+    conditions, parameters = _conditions(query, _sides(query), dialect, query.known_at_us)
+    parameters["known_at_us"] = query.known_at_us
+    counts = [_count([*conditions, source.condition], {}, source.table).sql for source in _known_sources(query)]
+    return Query(f"SELECT {' + '.join(f'({count})' for count in counts)}", parameters, plan_for_values=True)
+
+
+def _count(conditions: list[str], parameters: dict[str, Value], source: str = "assignment AS period") -> Query:
+    where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+    return Query(f"SELECT count(*) FROM {source}{where}", parameters, plan_for_values=True)
+
+
+def _sides(query: AssignmentQuery) -> dict[str, str]:
+    return {"therapist_id": query.therapist_id, "patient_id": query.patient_id}
+
+
 def select_assignments(query: AssignmentQuery, dialect: Dialect, now_us: int) -> Query:
     """Returns the SELECT of one page of periods, without its parameters :after and :limit. Args: as select_caseload."""
-    sides = {"therapist_id": query.therapist_id, "patient_id": query.patient_id}
-    conditions, parameters = _conditions(query, sides, dialect, now_us)
+    sides = _sides(query)
+    if query.known_at_us is not None:
+        return _select_known(query, sides, dialect, query.known_at_us)
+    restrictions, parameters = _conditions(query, sides, dialect, now_us)
+    conditions = _after_id(query, restrictions)
     scans = [_scan(conditions)]
     is_of_all_records = not any(sides.values())  # else one caseload limits the scan
     if is_of_all_records and query.as_of_us is not None:
@@ -53,6 +102,24 @@ def select_assignments(query: AssignmentQuery, dialect: Dialect, now_us: int) ->
         scans = list(_role_scans(query, dialect))
     is_costly = is_of_all_records and query.as_of_us is not None
     return Query(lists.merge_scans(scans, dialect), parameters, plan_for_values=is_costly)
+
+
+def _select_known(query: AssignmentQuery, sides: dict[str, str], dialect: Dialect, known_at_us: int) -> Query:
+    """Returns the SELECT of periods as they were known at a time, as if the list had been read then."""
+    conditions, parameters = _conditions(query, sides, dialect, known_at_us)
+    where = " AND ".join(["period.assignment_id > :after", *conditions])
+    scans = [
+        Scan(
+            f"SELECT {COLUMNS.replace('period.assignment_id', source.id_column)} FROM {source.table}"
+            f" WHERE {where} AND {source.condition}"
+        )
+        for source in _known_sources(query)
+    ]
+    return Query(lists.merge_scans(scans, dialect), {**parameters, "known_at_us": known_at_us}, plan_for_values=True)
+
+
+def _known_sources(query: AssignmentQuery) -> tuple[known_at.Source, ...]:
+    return known_at.CASELOAD_SOURCES if any(_sides(query).values()) else known_at.SOURCES
 
 
 def _scan(conditions: str) -> Scan:
@@ -92,10 +159,10 @@ def _state_condition(state: int, query: CaseloadQuery | AssignmentQuery) -> str:
 
 def _conditions(
     query: CaseloadQuery | AssignmentQuery, sides: dict[str, str], dialect: Dialect, now_us: int
-) -> tuple[str, dict[str, Value]]:
-    """Returns the WHERE clause of a query, and its parameters. Args: sides, id columns with their ids, or ""."""
+) -> tuple[list[str], dict[str, Value]]:
+    """Returns the conditions of a query, and its parameters. Args: sides, id columns with their ids, or ""."""
     parameters: dict[str, Value] = {column: value for column, value in sides.items() if value}
-    conditions = ["period.assignment_id > :after", *(f"period.{column} = :{column}" for column in parameters)]
+    conditions = [f"period.{column} = :{column}" for column in parameters]
     if len(query.same_person) > 1:
         conditions.remove("period.patient_id = :patient_id")
         conditions.append("period.patient_id IN (SELECT atom FROM json_each(:same_person))")
@@ -115,9 +182,14 @@ def _conditions(
     if query.roles:
         # Else SQLite would scan all periods of a role instead of one caseload.
         conditions.append(f"{dialect.unindexed}period.role IN ({lists.enum_list(query.roles)})")
-    where = " AND ".join(conditions)
-    if query.as_of_us is not None and "therapist_id" in parameters:
+    return conditions, parameters
+
+
+def _after_id(query: CaseloadQuery | AssignmentQuery, conditions: list[str]) -> str:
+    """Returns the WHERE clause of a page by id."""
+    where = " AND ".join(["period.assignment_id > :after", *conditions])
+    if query.as_of_us is not None and "period.therapist_id = :therapist_id" in conditions:
         # An index holds all of this, so periods that ended before are not read from the table.
         found = f"SELECT period.assignment_id FROM assignment AS period WHERE {where} ORDER BY 1 LIMIT :limit"
-        where = f"period.assignment_id IN ({found})"
-    return where, parameters
+        return f"period.assignment_id IN ({found})"
+    return where

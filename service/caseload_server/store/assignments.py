@@ -285,7 +285,7 @@ def end(write: Write, period: Assignment, end_us: int, reason: int, counts: Coun
     write.run(_END, {name: value for name, value in ended._asdict().items() if f":{name}" in _END})
     counts.add(ended, -1)
     fields = ["state", "end_time", *(["end_reason"] if reason else []), "ended_by"]
-    write.record_change(enums.CHANGE_UPDATED, ended, *fields)
+    write.record_change(enums.CHANGE_UPDATED, ended, *fields, before=period)
     return ended
 
 

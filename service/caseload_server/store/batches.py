@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from caseload_server.domain import enums, errors, requests
-from caseload_server.domain.records import Assignment
-from caseload_server.store import assignments, finished_periods, records
-from caseload_server.store.records import PATIENT, THERAPIST
+from caseload_server.domain.records import Assignment, P
+from caseload_server.domain.requests import NewRecord
+from caseload_server.store import assignments, finished_periods, identifiers, records, search
+from caseload_server.store.records import PATIENT, THERAPIST, RecordKind
 from caseload_server.store.write_transaction import Write
 
 _SELECT_BY_IDS = f"""
@@ -68,3 +70,66 @@ def _load(write: Write, ids: list[str]) -> list[Assignment]:
     rows = write.run(_SELECT_BY_IDS, {"ids": json.dumps(ids)})
     found = {row[0]: Assignment._make(row) for row in rows}
     return [found[assignment_id] for assignment_id in ids]
+
+
+def create(write: Write, kind: RecordKind[P], batch: Sequence[NewRecord]) -> list[P]:
+    """Creates each entry. Raises the error of records.create for the first entry that fails, with its index.
+
+    It inserts all ids and then all identifiers, each in their order, so that no two writers deadlock.
+    """
+    built, failures = _build(write, kind, batch)
+    _insert_records(write, kind, built, failures)
+    _insert_identifiers(write, kind, built, failures)
+    if failures:
+        index = min(failures)
+        raise failures[index].of_entry(index)
+    for record in built:
+        records.update_words(write, kind, record)
+        write.record_change(enums.CHANGE_CREATED, record)
+    return built
+
+
+def _build(
+    write: Write, kind: RecordKind[P], batch: Sequence[NewRecord]
+) -> tuple[list[P], dict[int, errors.DomainError]]:
+    """Returns the records up to the first that is too large, and the error of that one by its index."""
+    built: list[P] = []
+    try:
+        for entry in batch:
+            built.append(records.build(write, kind, *entry))  # noqa: PERF401 - those before an error are needed
+    except errors.InvalidField as error:
+        return built, {len(built): error}
+    return built, {}
+
+
+def _insert_records(
+    write: Write, kind: RecordKind[Any], built: list[Any], failures: dict[int, errors.DomainError]
+) -> None:
+    """Inserts the records in the order of their ids. Adds an error for each whose id is taken."""
+    entries: dict[str, int] = {}  # the first entry with each id
+    for index, record in enumerate(built):
+        if (first := entries.setdefault(record[0], index)) != index:
+            failures[index] = errors.IdTaken(other_index=first)
+    for _, index in sorted(entries.items()):
+        if not records.insert(write, kind, built[index]):
+            failures[index] = errors.IdTaken()
+
+
+def _insert_identifiers(
+    write: Write, kind: RecordKind[Any], built: list[Any], failures: dict[int, errors.DomainError]
+) -> None:
+    """Inserts the identifiers of all records before the first failure, in the order in which other writers do.
+
+    Adds an error for each record whose identifier is taken.
+    """
+    before = built[: min(failures, default=None)]
+    entries = [(*pair, index) for index, record in enumerate(before) for pair in json.loads(record.identifiers)]
+    first: dict[tuple[str, str], int] = {}  # the first entry with each key
+    for system, value, index in entries:
+        first.setdefault((system, search.identifier_key(value)), index)
+    for system, value, index in sorted(entries, key=identifiers.lock_order):
+        holder = first[system, search.identifier_key(value)]
+        if holder != index:
+            failures.setdefault(index, errors.IdentifierTaken(other_index=holder))
+        elif not identifiers.insert_one(write, kind.name, built[index], (system, value)):
+            failures.setdefault(index, records.identifier_taken(write, kind, system, value))

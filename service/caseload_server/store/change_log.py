@@ -9,9 +9,11 @@ from caseload_server.domain.limits import MAX_CHANGES_PER_SET
 from caseload_server.domain.records import Change, ChangeSet
 from caseload_server.domain.requests import ChangeQuery
 from caseload_server.domain.results import ChangePage, LogHead
+from caseload_server.store import version_images
 from caseload_server.store.backends.protocol import Query, Row, Transaction, Value
-from caseload_server.store.hash_chain import HASH_BYTES, START, VERSION, next_hash
+from caseload_server.store.hash_chain import FORMAT, HASH_BYTES, START, next_hash
 from caseload_server.store.store_identity import StoreKeys
+from caseload_server.store.version_images import Version
 
 _CHANGE_OVERHEAD_BYTES = 64
 """Approximate size of a change without its texts, in bytes."""
@@ -22,13 +24,13 @@ WHERE head_revision = :head_revision AND head_hash = :head_hash"""
 _INSERT_CHANGE_SETS = f"""
 INSERT INTO change_set (revision, committed_us, actor, on_behalf_of, method, request_id, hash_version, hash)
 SELECT :head_revision + 1 + key, CAST(value ->> 0 AS BIGINT), value ->> 1, value ->> 2, value ->> 3, value ->> 4,
-    {VERSION}, substr(:hashes, CAST(key * {HASH_BYTES} + 1 AS INTEGER), {HASH_BYTES})
+    {FORMAT}, substr(:hashes, CAST(key * {HASH_BYTES} + 1 AS INTEGER), {HASH_BYTES})
 FROM json_each(:change_sets) WHERE (SELECT head_hash FROM store) = :hash"""
 _INSERT_CHANGES = """
 INSERT INTO change (
-    revision, position, kind, changed_fields, therapist_id, patient_id, assignment_id, through_revision)
+    revision, position, kind, changed_fields, therapist_id, patient_id, assignment_id, through_revision, version_hash)
 SELECT :head_revision + 1 + CAST(value ->> 0 AS BIGINT), CAST(value ->> 1 AS BIGINT), CAST(value ->> 2 AS BIGINT),
-    value ->> 3, value ->> 4, value ->> 5, value ->> 6, CAST(value ->> 7 AS BIGINT)
+    value ->> 3, value ->> 4, value ->> 5, value ->> 6, CAST(value ->> 7 AS BIGINT), value ->> 8
 FROM json_each(:changes) WHERE (SELECT head_hash FROM store) = :hash"""
 _SELECT_BOUNDS = "SELECT head_revision, oldest_revision FROM store"
 _SELECT_PAGE = """
@@ -61,7 +63,14 @@ class NewChangeSet(NamedTuple):
     method: str
     request_id: str
     changes: Sequence[tuple[Value, ...]]
-    """Kind, changed fields, therapist_id, patient_id, assignment_id and through_revision of each."""
+    """Kind, changed fields, therapist_id, patient_id, assignment_id, through_revision and version_hash of each."""
+    versions: Sequence[Version] = ()
+    """What the records were before."""
+
+    @property
+    def columns(self) -> tuple[Value, ...]:
+        """Returns the columns of the change set from committed_us to request_id."""
+        return self[:5]
 
 
 def append(transaction: Transaction, change_sets: Sequence[NewChangeSet], head: LogHead) -> LogHead:
@@ -74,7 +83,7 @@ def append(transaction: Transaction, change_sets: Sequence[NewChangeSet], head: 
     hashes = b""
     for change_set in change_sets:
         revision += 1
-        head_hash = next_hash(head_hash, revision, change_set[:-1], change_set.changes)
+        head_hash = next_hash(head_hash, revision, change_set.columns, change_set.changes)
         hashes += head_hash
     changes = [
         (number, position, *change)
@@ -87,13 +96,25 @@ def append(transaction: Transaction, change_sets: Sequence[NewChangeSet], head: 
         "revision": revision,
         "hash": head_hash,
         "hashes": hashes,
-        "change_sets": json.dumps([change_set[:-1] for change_set in change_sets]),
+        "change_sets": json.dumps([change_set.columns for change_set in change_sets]),
         "changes": json.dumps(changes),
     }
-    transaction.run(_MOVE_HEAD, parameters)
-    transaction.run(_INSERT_CHANGE_SETS, parameters)
-    transaction.run(_INSERT_CHANGES, parameters)
+    for statement in (_MOVE_HEAD, _INSERT_CHANGE_SETS, _INSERT_CHANGES):
+        transaction.run(statement, parameters)
+    _insert_versions(transaction, change_sets, parameters)
     return LogHead(revision, head_hash)
+
+
+def _insert_versions(
+    transaction: Transaction, change_sets: Sequence[NewChangeSet], parameters: dict[str, Value]
+) -> None:
+    versions = (
+        (number, change_set.committed_us, version)
+        for number, change_set in enumerate(change_sets)
+        for version in change_set.versions
+    )
+    for insert, rows in version_images.inserts(versions):
+        transaction.run(insert, {**parameters, "versions": rows})
 
 
 def read_head(transaction: Transaction, lock_clause: str = "") -> LogHead:
@@ -174,7 +195,7 @@ def purge_batch(transaction: Transaction, last: int, purge: NewChangeSet, lock_c
     sql = "DELETE FROM change_set WHERE revision <= :through RETURNING revision, hash"
     erased: dict[int, bytes] = dict(transaction.run(sql, {"through": through}))
     if erased:
-        change = (enums.CHANGE_LOG_PURGED, "", None, None, None, through)
+        change = (enums.CHANGE_LOG_PURGED, "", None, None, None, through, None)
         append(transaction, [purge._replace(changes=[change])], read_head(transaction, lock_clause))
         # The hash at the cut: the chain of what is left continues from it.
         transaction.run(_MOVE_CUT, {"through": through, "hash": erased.get(through) or START})

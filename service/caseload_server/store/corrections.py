@@ -1,4 +1,4 @@
-"""Corrections of assignments that were recorded wrongly. The previous values are not kept."""
+"""Corrections of assignments that were recorded wrongly."""
 
 from typing import Any, Final
 
@@ -33,7 +33,7 @@ UPDATE assignment SET focus = :focus, start_us = :start_us, end_us = :end_us, en
 WHERE assignment_id = :assignment_id"""
 
 
-def correct(write: Write, assignment_id: str, etag: str, fields: Correction) -> tuple[list[Assignment], bool]:
+def correct(write: Write, assignment_id: str, etag: str, correction: Correction) -> tuple[list[Assignment], bool]:
     """Corrects focus, start, end, end reason or planned end. Returns the period, and whether any field changed.
 
     Raises, in this order: AssignmentNotFound, EtagMismatch, InvalidField, PeriodOverlaps.
@@ -43,7 +43,7 @@ def correct(write: Write, assignment_id: str, etag: str, fields: Correction) -> 
     period = assignments.require(write, assignment_id)
     if etag and etag != period.etag:
         raise errors.EtagMismatch
-    differing: dict[str, Any] = {name: value for name, value in fields.items() if getattr(period, name) != value}
+    differing: dict[str, Any] = {name: value for name, value in correction.items() if getattr(period, name) != value}
     if not differing:
         return [period], False
     corrected = period._replace(**differing, updated_us=write.now_us, etag=write.new_etag())
@@ -51,7 +51,8 @@ def correct(write: Write, assignment_id: str, etag: str, fields: Correction) -> 
     _validate_expiry(write, corrected, differing)
     refuse_overlap(write, corrected)
     write.run(_UPDATE, {name: value for name, value in corrected._asdict().items() if f":{name}" in _UPDATE})
-    write.record_change(enums.CHANGE_UPDATED, corrected, *(_CONTRACT_NAMES[name] for name in differing))
+    fields = (_CONTRACT_NAMES[name] for name in differing)
+    write.record_change(enums.CHANGE_UPDATED, corrected, *fields, before=period)
     return [corrected], True
 
 

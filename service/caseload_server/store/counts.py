@@ -14,8 +14,9 @@ _UPDATE_THERAPISTS = """
 UPDATE therapist SET active_patient_count = active_patient_count + CAST(changed.value ->> 'difference' AS BIGINT)
 FROM json_each(:changes) AS changed WHERE therapist_id = changed.value ->> 'id'"""
 _UPDATE_PATIENT = """
-UPDATE patient SET active_therapist_count = active_therapist_count + :difference,
-    primary_therapist_id = COALESCE(:primary_id, primary_therapist_id)
+UPDATE patient SET active_therapist_count = active_therapist_count + :difference WHERE patient_id = :id"""
+_UPDATE_PRIMARY = """
+UPDATE patient SET active_therapist_count = active_therapist_count + :difference, primary_therapist_id = :primary_id
 WHERE patient_id = :id"""
 _UPDATE_PATIENTS = """
 UPDATE patient SET active_therapist_count = active_therapist_count + CAST(changed.value ->> 'difference' AS BIGINT),
@@ -54,7 +55,7 @@ class CountChanges:
             for therapist_id, difference in self._of_therapists.items()
             if difference
         ]
-        _run(write, _UPDATE_PATIENT, _UPDATE_PATIENTS, patients)
+        _run(write, _UPDATE_PRIMARY if self._primary_ids else _UPDATE_PATIENT, _UPDATE_PATIENTS, patients)
         _run(write, _UPDATE_THERAPIST, _UPDATE_THERAPISTS, therapists)
 
 

@@ -86,9 +86,8 @@ def _end(write: Write, due: list[Assignment]) -> None:
     counts = CountChanges()
     for period in sorted(due, key=lambda one: (one.expire_us or 0, one.assignment_id)):
         counts.add(period, -1)
-        write.by_server(EXPIRY_CALL).record_change(
-            enums.CHANGE_UPDATED, period, "state", "end_time", "end_reason", "ended_by"
-        )
+        fields = "state", "end_time", "end_reason", "ended_by"
+        write.by_server(EXPIRY_CALL).record_change(enums.CHANGE_UPDATED, period, *fields, before=period)
     ended = json.dumps([(period.assignment_id, write.new_etag()) for period in due])
     write.run(_END, {"ended": ended, "ended_by": EXPIRY_CALL.actor, "updated_us": write.now_us})
     counts.save(write)

@@ -13,20 +13,28 @@ from caseload_server.store.backends.protocol import Value
 HASH_BYTES: Final = 32
 START: Final = bytes(HASH_BYTES)
 """Stands for the hash before the first change set of a chain."""
-VERSION: Final = 1
-"""The version of the canonical form. A form with more content needs a new version. Old versions stay readable."""
-BEFORE_CHAIN: Final = 0
-"""The version of change sets from before the chain. They have no hash."""
-_canonical_json: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+FORMAT: Final = 2
+"""The number of the format that this release writes, in the column hash_version. More content needs a new format."""
+FORMAT_WITHOUT_VERSIONS: Final = 1
+"""The format that has no hashes of versions of records. Servers of 0.1 write it."""
+NO_HASH: Final = 0
+"""Of change sets from before the chain."""
+canonical_json: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
-def next_hash(previous: bytes, revision: int, columns: Sequence[Value], changes: Sequence[Sequence[Value]]) -> bytes:
+def next_hash(
+    previous: bytes,
+    revision: int,
+    columns: Sequence[Value],
+    changes: Sequence[Sequence[Value]],
+    hash_format: int = FORMAT,
+) -> bytes:
     """Returns the hash of a change set: BLAKE2b-256 (RFC 7693) of the previous hash and the canonical form.
 
     The canonical form is a JSON array (RFC 8785). The store's id is not part of it, because a restore changes the id.
 
     Args: previous, the hash of the change set before it; columns, its committed_us, actor, on_behalf_of, method and
-    request_id, in this order; changes, the columns of each change without its position.
+    request_id, in this order; changes, the columns of each change without its position; hash_format, a number.
     """
-    content = _canonical_json([VERSION, revision, *columns, changes])
+    content = canonical_json([hash_format, revision, *columns, changes])
     return hashlib.blake2b(previous + content.encode(), digest_size=HASH_BYTES).digest()

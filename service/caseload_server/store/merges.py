@@ -10,17 +10,18 @@ from typing import Any
 
 from caseload_server.domain import enums, errors, limits, requests
 from caseload_server.domain.records import Assignment, Patient
-from caseload_server.store import assignments, expiry, records
+from caseload_server.store import assignments, expiry, record_sizes, records
 from caseload_server.store.backends.protocol import Row, SerializationConflict, Transaction, Value
 from caseload_server.store.counts import CountChanges
+from caseload_server.store.identifiers import release_keys
 from caseload_server.store.records import PATIENT, THERAPIST
+from caseload_server.store.search import identifier_key
 from caseload_server.store.write_transaction import Write
 
 SELECT_SAME_PERSON = """
 SELECT other.patient_id FROM same_person AS own JOIN same_person AS other ON other.person_id = own.person_id
 WHERE own.patient_id = :patient_id"""
 _COUNT_RECORDS = "SELECT COUNT(*) FROM same_person WHERE person_id = :patient_id"
-_SET_LINK = "UPDATE patient SET merged_into_patient_id = :into WHERE patient_id = :patient_id"
 _JOIN_PERSONS = "UPDATE same_person SET person_id = :target WHERE person_id = :source"
 _ADD_PERSON = """
 INSERT INTO same_person (patient_id, person_id) VALUES (:source, :target), (:target, :target)
@@ -88,9 +89,7 @@ def _lock_active(write: Write, source: Patient, target: Patient) -> tuple[list[A
 
 def _refuse(request: requests.Merge, source: Patient, target: Patient, moved: list[Assignment]) -> None:
     """Raises BirthDatesDiffer, PatientNotActive, TooManyAssignments."""
-    dates = [patient.birth_date for patient in (source, target) if patient.birth_date]
-    distinct = set(dates) if request.may_compare else dates
-    if len(distinct) > 1 and not request.force:
+    if not request.force and _birth_dates_differ(request, source.birth_date, target.birth_date):
         raise errors.BirthDatesDiffer
     if moved and target.status != enums.STATUS_ACTIVE:
         raise errors.PatientNotActive
@@ -98,17 +97,32 @@ def _refuse(request: requests.Merge, source: Patient, target: Patient, moved: li
         raise errors.TooManyAssignments(limit=limits.MAX_ASSIGNMENTS_PER_CALL, current=len(moved))
 
 
+def _birth_dates_differ(request: requests.Merge, one: str, other: str) -> bool:
+    """Returns whether two dates differ. A year, or a year and a month, does not differ from a date within it."""
+    if not request.may_compare:
+        return one != "" and other != ""
+    return not (one.startswith(other) or other.startswith(one))
+
+
 def _gain(source: Patient, target: Patient) -> Patient:
     """Returns the target with the identifiers, names and contact fields that it gains."""
     own_names = [target.display_name, *json.loads(target.aliases)]
     aliases = [*own_names[1:], *(name for name in _names(source) if name not in own_names)]
+    identifiers = json.loads(target.identifiers)
+    own_keys = {(system, identifier_key(value)) for system, value in identifiers}
+    gained = [pair for pair in json.loads(source.identifiers) if (pair[0], identifier_key(pair[1])) not in own_keys]
     return target._replace(
-        identifiers=_to_json([*json.loads(target.identifiers), *json.loads(source.identifiers)]),
+        identifiers=_to_json([*identifiers, *gained]),
         aliases=_to_json(aliases),
         email=target.email or source.email,
         phone_number=target.phone_number or source.phone_number,
-        birth_date=target.birth_date or source.birth_date,
+        birth_date=_birth_date(source, target),
     )
+
+
+def _birth_date(source: Patient, target: Patient) -> str:
+    """Returns the fuller of two dates, which may be partial or empty, and that of the target if they differ."""
+    return source.birth_date if source.birth_date.startswith(target.birth_date) else target.birth_date
 
 
 def _names(patient: Patient) -> list[str]:
@@ -118,10 +132,13 @@ def _names(patient: Patient) -> list[str]:
 def _limit_size(write: Write, request: requests.Merge, source: Patient, target: Patient, gained: Patient) -> None:
     """Raises MergeTooLarge. Args: gained, the target with what it gains."""
     if not request.may_compare:
-        gained = gained._replace(aliases=_to_json([*json.loads(target.aliases), *_names(source)]))
+        gained = gained._replace(
+            aliases=_to_json([*json.loads(target.aliases), *_names(source)]),
+            birth_date=max(source.birth_date, target.birth_date, key=len),
+        )
     _limit("identifiers", len(json.loads(gained.identifiers)), limits.MAX_IDENTIFIERS)
     _limit("aliases", len(json.loads(gained.aliases)), limits.MAX_ALIASES)
-    _limit("patient", records.approximate_bytes(gained), limits.MAX_RECORD_BYTES)
+    _limit("patient", record_sizes.approximate_bytes(gained), limits.MAX_RECORD_BYTES)
     _limit("merged_patients", _count_records(write, source) + _count_records(write, target), limits.MAX_MERGED_PATIENTS)
 
 
@@ -165,9 +182,8 @@ def _move(
 
 def _close(write: Write, source: Patient, target_id: str) -> Patient:
     """Links the source to the target and soft-deletes it, which frees its identifiers."""
-    write.run(_SET_LINK, {"patient_id": source.patient_id, "into": target_id})
     before = records.require(write, PATIENT, source.patient_id)  # whose count is 0 now
-    closed = before._replace(deleted_us=write.now_us)
+    closed = before._replace(deleted_us=write.now_us, merged_into_patient_id=target_id)
     return records.save(write, PATIENT, before, closed, enums.CHANGE_DELETED, "delete_time", "merged_into_patient_id")
 
 
@@ -200,10 +216,12 @@ def unmerge(write: Write, source_id: str) -> tuple[list[Patient], bool]:
 
 
 def _take_back_identifiers(write: Write, source: Patient, target: Patient) -> Patient:
-    """Removes the source's identifiers from the target."""
+    """Removes the source's identifiers from the target, which keeps its own ones with the same keys."""
     returned = json.loads(source.identifiers)
     kept = [pair for pair in json.loads(target.identifiers) if pair not in returned]
-    return _save_target(write, target, target._replace(identifiers=_to_json(kept)))
+    saved = _save_target(write, target, target._replace(identifiers=_to_json(kept)))
+    release_keys(write, PATIENT.name, saved, returned)
+    return saved
 
 
 def _reopen(write: Write, source: Patient, target_id: str) -> Patient:
@@ -211,7 +229,6 @@ def _reopen(write: Write, source: Patient, target_id: str) -> Patient:
     link: dict[str, Value] = {"source": source.patient_id, "target": target_id}
     write.run(_SPLIT_PERSON, link)
     write.run(_DELETE_SINGLE_RECORDS, link)
-    write.run(_SET_LINK, {"patient_id": source.patient_id, "into": ""})
     after = source._replace(deleted_us=None, merged_into_patient_id="")
     return records.save(write, PATIENT, source, after, enums.CHANGE_UNDELETED, "delete_time", "merged_into_patient_id")
 

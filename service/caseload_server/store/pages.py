@@ -14,18 +14,25 @@ _ROW_OVERHEAD_BYTES: Final = 256
 T = TypeVar("T")
 
 
-def build_page(rows: Iterator[Row], page: PageRequest, make: Callable[[Row], T], revision: str) -> Page[T]:
-    """Takes rows until the page is full, in records or in bytes. The first column is the id."""
+def build_page(
+    rows: Iterator[Row], page: PageRequest, make: Callable[[Row], T], revision: str, width: int | None = None
+) -> Page[T]:
+    """Takes rows until the page is full, in records or in bytes.
+
+    Args: rows, whose first column is the id; width, how many columns `make` takes before the sort key, or None if the
+    list is by id.
+    """
     taken: list[T] = []
-    size, last_id, next_after = 0, "", ""
+    size, next_after, next_key = 0, "", ""
+    last: Row = ()
     for row in rows:
         size += _ROW_OVERHEAD_BYTES + sum(_utf8_bytes(value) for value in row if type(value) is str)
         if len(taken) == page.size or (taken and size > MAX_PAGE_BYTES):
-            next_after = last_id
+            next_after, next_key = last[0], "" if width is None else last[width]
             break
-        taken.append(make(row))
-        last_id = row[0]
-    return Page(taken, next_after, revision)
+        taken.append(make(row if width is None else row[:width]))
+        last = row
+    return Page(taken, next_after, revision, next_key)
 
 
 def _utf8_bytes(text: str) -> int:

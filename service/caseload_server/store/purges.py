@@ -1,4 +1,4 @@
-"""Purges of soft-deleted therapists and patients, with their assignments, and of old changes.
+"""Purges of soft-deleted therapists and patients, with their assignments, and of old versions and changes.
 
 The ids of purged records remain, and are never reused.
 """
@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from caseload_server.domain import enums, limits
 from caseload_server.domain.records import Assignment
 from caseload_server.domain.requests import CallContext
-from caseload_server.store import assignments, change_log, records
+from caseload_server.store import assignments, change_log, records, version_purge
 from caseload_server.store.backends.protocol import Database, SerializationConflict, Transaction
 from caseload_server.store.change_log import NewChangeSet
 from caseload_server.store.records import PATIENT, RecordKind
@@ -20,7 +20,7 @@ from caseload_server.store.write_transaction import Write, Writes
 _PURGE_CALL: Final = CallContext(actor="cli:purge", method="")
 """The actor of a purge in the change log."""
 _LOG_PURGE: Final = NewChangeSet(0, _PURGE_CALL.actor, "", _PURGE_CALL.method, "", [])
-"""Records a purge of the change log, once it has a time and a change."""
+"""Records a purge of the change log or of versions, once it has a time and a change."""
 _MAX_RECORDS_PER_BATCH: Final = 100
 """Therapists or patients that one transaction purges, so that writers wait briefly."""
 _MAX_ASSIGNMENTS_PER_BATCH: Final = limits.MAX_ASSIGNMENTS_PER_CALL - _MAX_RECORDS_PER_BATCH
@@ -111,6 +111,24 @@ class Purger:
             record = _LOG_PURGE._replace(committed_us=self._clock())
             return change_log.purge_batch(transaction, last, record, self._database.lock_clause)
 
+        while erased := self._database.write(work):
+            count += erased
+            on_batch(erased)
+        return count
+
+    def purge_versions(self, before_us: int, on_batch: Callable[[int], None] = lambda _: None) -> int:
+        """Erases what records were, up to the last change before a time. Returns the number of versions.
+
+        Each transaction appends a change set that records what it erased. Arguments as purge_changes.
+        """
+        with self._database.snapshot() as transaction:
+            last = version_purge.last_revision_before(transaction, before_us, self._clock())
+
+        def work(transaction: Transaction) -> int:
+            record = _LOG_PURGE._replace(committed_us=self._clock())
+            return version_purge.purge_batch(transaction, last, record, self._database.lock_clause)
+
+        count = 0
         while erased := self._database.write(work):
             count += erased
             on_batch(erased)

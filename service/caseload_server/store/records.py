@@ -4,13 +4,13 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
-from typing import Any, Final, Generic
+from typing import Any, Generic
 
 from caseload_server.domain import enums, errors, limits
 from caseload_server.domain.records import P, Patient, Therapist
 from caseload_server.domain.requests import Fields, Update
-from caseload_server.store import search
+from caseload_server.store import identifiers, record_sizes, search
+from caseload_server.store.backends.protocol import Row, Value
 from caseload_server.store.write_transaction import Write
 
 
@@ -35,7 +35,7 @@ class RecordKind(Generic[P]):
         """Returns the name of the id column."""
         return f"{self.name}_id"
 
-    @property
+    @cached_property
     def columns(self) -> str:
         """Returns all columns in the order of the record, for a table with the alias `record`."""
         return ", ".join(f"record.{column}" for column in self.record._fields)
@@ -54,34 +54,22 @@ class RecordKind(Generic[P]):
     @cached_property
     def insert(self) -> str:
         """Returns the INSERT of a record. It returns no row if the id is in use or was purged."""
-        columns = self.record._fields
+        columns = self.record._fields + search.KEY_COLUMNS
         values = ", ".join(f":{column}" for column in columns)
         return (
             f"INSERT INTO {self.name} ({', '.join(columns)}) VALUES ({values})"
             f" ON CONFLICT ({self.id_column}) DO NOTHING RETURNING 1"
         )
 
-    @cached_property
-    def update(self) -> str:
-        """Returns the UPDATE of a record. It leaves out the columns that are derived from assignments."""
-        columns = [*self.defaults, "updated_us", "deleted_us", "etag"]
+    def update(self, columns: Iterable[str]) -> str:
+        """Returns the UPDATE of columns of a record. SQLite rewrites the indexes of all columns in it, changed or not.
+
+        A record whose words and keys are not current stays so, until all of them are made.
+        """
         values = ", ".join(f"{column} = :{column}" for column in columns)
-        return f"UPDATE {self.name} SET {values} WHERE {self.id_column} = :{self.id_column}"
-
-    @cached_property
-    def insert_identifier(self) -> str:
-        """Returns the INSERT of an identifier. It returns no row if another live record has it."""
-        return (
-            f"INSERT INTO {self.name}_identifier ({self.id_column}, system, value, live)"
-            " VALUES (:id, :system, :value, :live)"
-            " ON CONFLICT (system, value, live) DO NOTHING RETURNING 1"
-        )
-
-    @cached_property
-    def select_holder(self) -> str:
-        """Returns the SELECT of the id of the live record that has an identifier."""
-        condition = "system = :system AND value = :value AND live = 1"
-        return f"SELECT {self.id_column} FROM {self.name}_identifier WHERE {condition}"
+        is_current = f"keyed_etag = '{search.RULES_VERSION}:' || etag"
+        keyed = f"keyed_etag = CASE WHEN {is_current} THEN :keyed_etag ELSE keyed_etag END"
+        return f"UPDATE {self.name} SET {values}, {keyed} WHERE {self.id_column} = :id"
 
     @cached_property
     def insert_name_words(self) -> str:
@@ -89,11 +77,6 @@ class RecordKind(Generic[P]):
         return f"INSERT INTO {self.name}_name_word ({self.id_column}, word) SELECT :id, atom FROM json_each(:words)"
 
 
-_JSON_COLUMNS: Final = {"aliases", "identifiers", "specialties", "annotations"}
-_RECORD_OVERHEAD_BYTES: Final = 128
-"""Approximate size of a record's numbers and times as a message, in bytes."""
-_TEXT_OVERHEAD_BYTES: Final = 4
-"""Approximate size of a text's tag and length in a message, in bytes."""
 _SELECT_PERSON = "SELECT person_id FROM same_person WHERE patient_id = :patient_id"
 _INSERT_SPECIALTIES = (
     "INSERT INTO therapist_specialty (therapist_id, specialty) SELECT :id, atom FROM json_each(:codes)"
@@ -151,6 +134,7 @@ def resources(kind: RecordKind[Any], ids: list[str]) -> list[errors.Resource]:
 def find(write: Write, kind: RecordKind[P], record_id: str) -> P | None:
     """Returns the record, if any, and locks it until the transaction ends."""
     rows = write.run(kind.select + write.lock_clause, {"id": record_id})
+    write.read_clock()
     return kind.record._make(rows[0]) if rows else None
 
 
@@ -169,6 +153,19 @@ def read(write: Write, kind: RecordKind[P], record_id: str) -> P:
     raise not_found(kind, [record_id])
 
 
+def read_all(write: Write, kind: RecordKind[P], ids: list[str]) -> list[P]:
+    """Returns records for the answer to a repeated call. It takes no lock. Raises the kind's NOT_FOUND."""
+    return in_order(kind, ids, write.run(kind.select_batch, {"ids": json.dumps(ids)}))
+
+
+def in_order(kind: RecordKind[P], ids: list[str], rows: list[Row]) -> list[P]:
+    """Returns the records of rows in the order of their ids. Raises the kind's NOT_FOUND, which names the missing."""
+    found = {row[0]: kind.record._make(row) for row in rows}
+    if missing := [record_id for record_id in dict.fromkeys(ids) if record_id not in found]:
+        raise not_found(kind, missing)
+    return [found[record_id] for record_id in ids]
+
+
 def lock(write: Write, kind: RecordKind[Any], ids: Iterable[str]) -> None:
     """Locks records in id order. Callers lock patients before therapists, so that no two writers deadlock."""
     if write.lock_clause:
@@ -177,21 +174,33 @@ def lock(write: Write, kind: RecordKind[Any], ids: Iterable[str]) -> None:
             f"SELECT 1 FROM {kind.name} AS record WHERE {condition} ORDER BY record.{kind.id_column}{write.lock_clause}"
         )
         write.run(sql, {"ids": json.dumps(list(ids))})
+        write.read_clock()
 
 
 def create(write: Write, kind: RecordKind[P], record_id: str, fields: Fields) -> P:
     """Creates a record. An empty id generates one. Raises IdTaken, IdentifierTaken, InvalidField (over 32 KiB)."""
+    record = build(write, kind, record_id, fields)
+    if not insert(write, kind, record):
+        raise errors.IdTaken
+    _update_search_tables(write, kind, record)
+    write.record_change(enums.CHANGE_CREATED, record)
+    return record
+
+
+def build(write: Write, kind: RecordKind[P], record_id: str, fields: Fields) -> P:
+    """Returns a new record, which is not inserted yet. Args as create. Raises InvalidField (over 32 KiB)."""
     times = {"created_us": write.now_us, "updated_us": write.now_us, "deleted_us": None}
     derived = {kind.count_column: 0, "primary_therapist_id": "", "merged_into_patient_id": ""}
     values: dict[str, Any] = {**kind.defaults, **fields, **times, **derived, "etag": write.new_etag()}
     values[kind.id_column] = record_id or write.new_id()
     record = kind.record(**{column: values[column] for column in kind.record._fields})
     _check_size(kind, record)
-    if not write.run(kind.insert, record._asdict()):
-        raise errors.IdTaken
-    _update_search_tables(write, kind, record)
-    write.record_change(enums.CHANGE_CREATED, record)
     return record
+
+
+def insert(write: Write, kind: RecordKind[Any], record: Any) -> bool:
+    """Inserts a record without its rows in search tables. Returns False if the id is in use or was purged."""
+    return bool(write.run(kind.insert, record._asdict() | search.keys(record)))
 
 
 def refuse_merged(write: Write, record: Therapist | Patient, *, named: bool = False) -> None:
@@ -257,7 +266,7 @@ def _without_taken_identifiers(write: Write, kind: RecordKind[P], record: P) -> 
     It inserts them instead of looking them up: another write that takes one now waits for this transaction.
     """
     _clear(write, kind, record, "identifier")
-    taken = _insert_identifiers(write, kind, record)
+    taken = identifiers.insert(write, kind.name, record)
     kept = [pair for pair in json.loads(record.identifiers) if pair not in taken]
     return record._replace(identifiers=json.dumps(kept, ensure_ascii=False, separators=(",", ":")))
 
@@ -271,80 +280,58 @@ def active_count(kind: RecordKind[P], record: P) -> int:
 def save(write: Write, kind: RecordKind[P], before: P, record: P, change: int, *fields: str) -> P:
     """Saves a record with a new etag, and records the change. Args: change, a CHANGE_ enum; fields, changed fields.
 
-    It leaves out the columns that are derived. Raises IdentifierTaken.
+    Args: before, the row as it is. Raises IdentifierTaken.
     """
     record = record._replace(updated_us=write.now_us, etag=write.new_etag())
-    write.run(kind.update, {name: value for name, value in record._asdict().items() if f":{name}" in kind.update})
+    values = zip(record._fields, record, before, strict=True)
+    columns: dict[str, Value] = {name: value for name, value, old in values if value != old}
+    columns |= search.keys_of(columns)
+    write.run(kind.update(columns), {**columns, "id": record[0], "keyed_etag": search.keyed_etag(record.etag)})
     _update_search_tables(write, kind, record, before)
-    write.record_change(change, record, *fields)
+    write.record_change(change, record, *fields, before=before)
     return record
 
 
 def _check_size(kind: RecordKind[P], record: P) -> None:
     """Raises InvalidField if the record is larger than 32 KiB as a message, approximately."""
-    if approximate_bytes(record) > limits.MAX_RECORD_BYTES:
+    if record_sizes.approximate_bytes(record) > limits.MAX_RECORD_BYTES:
         raise errors.InvalidField(errors.Violation(kind.name, "must not be larger than 32 KiB as a whole"))
-
-
-def approximate_bytes(record: Therapist | Patient) -> int:
-    """Returns the approximate size of a record as a message. For a small one it is an upper bound."""
-    lengths = sum(len(value) + 1 for value in record if isinstance(value, str))
-    bound = _RECORD_OVERHEAD_BYTES + 8 * lengths
-    if bound <= limits.MAX_RECORD_BYTES:
-        return bound  # a character takes at most four bytes, and each text, or part of a JSON text, four more
-    texts = [
-        json.loads(value) if column in _JSON_COLUMNS else value
-        for column, value in record._asdict().items()
-        if isinstance(value, str)
-    ]
-    return _RECORD_OVERHEAD_BYTES + _message_bytes(texts)
-
-
-def _message_bytes(value: Any) -> int:
-    if isinstance(value, str):
-        return len(value.encode()) + _TEXT_OVERHEAD_BYTES
-    return sum(map(_message_bytes, chain.from_iterable(value.items()) if isinstance(value, dict) else value))
 
 
 def _update_search_tables(write: Write, kind: RecordKind[Any], record: Any, before: Any = None) -> None:
     """Updates the search tables. Args: before, None for a new record. Raises IdentifierTaken."""
+    update_words(write, kind, record, before)
+    if _differs(record, before, "identifiers", "deleted_us"):
+        if before is not None:
+            _clear(write, kind, record, "identifier")
+        for system, value in identifiers.insert(write, kind.name, record, before):
+            raise identifier_taken(write, kind, system, value)
 
-    def differs(*columns: str) -> bool:
-        return before is None or any(getattr(record, column) != getattr(before, column) for column in columns)
+
+def _differs(record: Any, before: Any, *columns: str) -> bool:
+    return before is None or any(getattr(record, column) != getattr(before, column) for column in columns)
+
+
+def update_words(write: Write, kind: RecordKind[Any], record: Any, before: Any = None) -> None:
+    """Updates the search tables of names and specialties. Args: before, None for a new record."""
 
     def clear(table: str) -> None:
         if before is not None:
             _clear(write, kind, record, table)
 
-    if differs("display_name", "aliases"):
+    if _differs(record, before, "display_name", "aliases"):
         clear("name_word")
         words = json.dumps(search.record_words(record.display_name, json.loads(record.aliases)))
         write.run(kind.insert_name_words, {"id": record[0], "words": words})
-    if "specialties" in kind.defaults and differs("specialties"):
+    if "specialties" in kind.defaults and _differs(record, before, "specialties"):
         clear("specialty")
         write.run(_INSERT_SPECIALTIES, {"id": record[0], "codes": record.specialties})
-    if differs("identifiers", "deleted_us"):
-        clear("identifier")
-        for system, value in _insert_identifiers(write, kind, record):
-            raise errors.IdentifierTaken(resources=_holders(write, kind, system, value))
 
 
 def _clear(write: Write, kind: RecordKind[Any], record: Any, table: str) -> None:
     write.run(f"DELETE FROM {kind.name}_{table} WHERE {kind.id_column} = :id", {"id": record[0]})
 
 
-def _insert_identifiers(write: Write, kind: RecordKind[Any], record: Any) -> list[list[str]]:
-    """Inserts the identifiers of a record. Returns those that another live record has, as [system, value]."""
-    live = 1 if record.deleted_us is None else None
-    taken = []
-    for system, value in sorted(json.loads(record.identifiers)):  # all writers lock them in the same order
-        identifier = {"id": record[0], "system": system, "value": value, "live": live}
-        if not write.run(kind.insert_identifier, identifier):
-            taken.append([system, value])
-    return taken
-
-
-def _holders(write: Write, kind: RecordKind[Any], system: str, value: str) -> list[errors.Resource]:
-    """Returns the live record that has an identifier, unless it has just given it up."""
-    rows = write.run(kind.select_holder, {"system": system, "value": value})
-    return resources(kind, [record_id for (record_id,) in rows])
+def identifier_taken(write: Write, kind: RecordKind[Any], system: str, value: str) -> errors.IdentifierTaken:
+    """Returns the error that names the live record with an identifier, unless that has just given it up."""
+    return errors.IdentifierTaken(resources=resources(kind, identifiers.holders(write, kind.name, system, value)))

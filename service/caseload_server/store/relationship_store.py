@@ -8,11 +8,12 @@ from typing import Final
 
 from caseload_server.domain import requests, results
 from caseload_server.domain.limits import MAX_PAGE_BYTES
-from caseload_server.domain.records import Assignment, P, Patient, Q, Therapist
+from caseload_server.domain.records import Assignment, P, Patient, Q, R, Therapist
 from caseload_server.domain.requests import CallContext, CaseloadQuery, Fields, PageRequest, RecordQuery
 from caseload_server.domain.results import (
     AssignResult,
     BatchAssignResult,
+    BatchCreateResult,
     CheckResult,
     DeleteResult,
     MergeResult,
@@ -31,12 +32,15 @@ from caseload_server.store import (
     corrections,
     endings,
     expiry,
+    known_at,
     lists,
     merges,
     records,
     transfers,
+    versions,
 )
-from caseload_server.store.backends.protocol import Database, Gauges, Transaction
+from caseload_server.store.backends.protocol import Database, Gauges, Query, Transaction
+from caseload_server.store.key_catch_up import KeyCatchUp
 from caseload_server.store.outcome_expiry import OutcomeExpiry
 from caseload_server.store.pages import build_page
 from caseload_server.store.purges import Purger
@@ -67,6 +71,7 @@ class RelationshipStore:
         self.keys: Final = StoreKeys(store_id, secret)
         self._writes = Writes(database, clock, self.keys, OutcomeExpiry(head, head_us, monotonic))
         self.purger: Final = Purger(database, self._writes, clock)
+        self.key_catch_up: Final = KeyCatchUp(database)
 
     def get(self, kind: RecordKind[P], record_id: str) -> P:
         """Returns one record, also a soft-deleted one. Raises the kind's NOT_FOUND."""
@@ -77,24 +82,23 @@ class RelationshipStore:
 
     def batch_get(self, kind: RecordKind[P], ids: list[str]) -> list[P]:
         """Returns records in the order of the ids. Raises the kind's NOT_FOUND, which names the missing ones."""
-        rows = self._database.read(kind.select_batch, {"ids": json.dumps(ids)})
-        found = {row[0]: kind.record._make(row) for row in rows}
-        if missing := [record_id for record_id in dict.fromkeys(ids) if record_id not in found]:
-            raise records.not_found(kind, missing)
-        return [found[record_id] for record_id in ids]
+        return records.in_order(kind, ids, self._database.read(kind.select_batch, {"ids": json.dumps(ids)}))
 
     def list_records(self, kind: RecordKind[P], query: RecordQuery, page: PageRequest) -> Page[P]:
-        """Returns one page, ordered by id."""
-        select = lists.select_records(kind, query, self._database.dialect).of_page(page.after, page.size + 1)
+        """Returns one page, in the order of the query. Raises InvalidField if name_prefix holds no word."""
         with self._database.snapshot() as transaction:
-            return build_page(transaction.rows(select), page, kind.record._make, self._read_head(transaction))
+            listed = lists.RecordList(transaction, kind, query, self._database.dialect)
+            total = listed.total() if query.with_total else None
+            head = self._read_head(transaction)
+            width = len(kind.record._fields) if query.order.column else None
+            return build_page(listed.rows(page), page, kind.record._make, head, width)._replace(total_size=total)
 
     def list_therapist_patients(self, query: CaseloadQuery, page: PageRequest) -> Page[tuple[Assignment, Patient]]:
-        """Returns one page of a therapist's assignments with their patients, by id. Raises TherapistNotFound."""
+        """Returns one page of a therapist's assignments with their patients. Raises TherapistNotFound."""
         return self._list_assigned(THERAPIST, PATIENT, query, page)
 
     def list_patient_therapists(self, query: CaseloadQuery, page: PageRequest) -> Page[tuple[Assignment, Therapist]]:
-        """Returns one page of a patient's assignments with their therapists, by id. Raises PatientNotFound."""
+        """Returns one page of a patient's assignments with their therapists. Raises PatientNotFound."""
         return self._list_assigned(PATIENT, THERAPIST, query, page)
 
     def _list_assigned(
@@ -104,19 +108,36 @@ class RelationshipStore:
         with self._database.snapshot() as transaction:
             if kind.name == PATIENT.name and query.as_of_us is not None:
                 query = query._replace(same_person=merges.same_person(transaction, query.parent_id))
-            select = assignment_lists.select_caseload(kind, other, query, self._database.dialect, self._clock())
             if not transaction.run(kind.select, {"id": query.parent_id}):
                 raise records.not_found(kind, [query.parent_id])
+            context = self._database.dialect, self._clock()
+            total = None
+            if query.with_total:
+                total = self._total(transaction, assignment_lists.count_caseload(kind, query, *context))
+            select = assignment_lists.select_caseload(kind, other, query, *context)
+            head = self._read_head(transaction)
             return build_page(
-                transaction.rows(select.of_page(page.after, page.size + 1)),
+                transaction.rows(select.of_page(page.after, page.size + 1, page.after_key)),
                 page,
                 lambda row: (Assignment._make(row[:width]), other.record._make(row[width:])),
-                self._read_head(transaction),
-            )
+                head,
+                width + len(other.record._fields) if query.order.column else None,
+            )._replace(total_size=total)
 
     def create(self, kind: RecordKind[P], record_id: str, fields: Fields, call: CallContext) -> RecordResult[P]:
         """Creates a record. An empty id generates one. Raises IdTaken, IdentifierTaken, InvalidField."""
         return self._change_record(kind, call, lambda write: ([records.create(write, kind, record_id, fields)], 1))
+
+    def batch_create(
+        self, kind: RecordKind[P], batch: list[requests.NewRecord], call: CallContext
+    ) -> BatchCreateResult[P]:
+        """Creates many records, all or nothing. Raises the errors of batches.create."""
+
+        def load(write: Write, ids: list[str]) -> list[P]:
+            return records.read_all(write, kind, ids)
+
+        result = self._writes.run(call, lambda write: (batches.create(write, kind, batch), 1), load, alone=True)
+        return BatchCreateResult(result.records, result.revision)
 
     def update(self, kind: RecordKind[P], request: requests.Update, call: CallContext) -> UpdateResult[P]:
         """Updates fields of a record. Raises the errors of endings.update."""
@@ -211,20 +232,35 @@ class RelationshipStore:
         return Assignment._make(rows[0])
 
     def list_assignments(self, query: requests.AssignmentQuery, page: PageRequest) -> Page[Assignment]:
-        """Returns one page, ordered by assignment_id."""
+        """Returns one page, ordered by assignment_id. Raises VersionsNotKept."""
         with self._database.snapshot() as transaction:
-            if query.patient_id and query.as_of_us is not None:
-                query = query._replace(same_person=merges.same_person(transaction, query.patient_id))
-            select = assignment_lists.select_assignments(query, self._database.dialect, self._clock())
-            rows = transaction.rows(select.of_page(page.after, page.size + 1))
-            return build_page(rows, page, Assignment._make, self._read_head(transaction))
+            query = _of_same_person(transaction, query)
+            context = self._database.dialect, self._clock()
+            total = None
+            if query.with_total:
+                total = self._total(transaction, assignment_lists.count_assignments(query, *context))
+            select = assignment_lists.select_assignments(query, *context).of_page(page.after, page.size + 1)
+            head = self._read_head(transaction)
+            return build_page(transaction.rows(select), page, Assignment._make, head)._replace(total_size=total)
 
-    def check_assignments(self, pairs: list[tuple[str, str]], at_us: int) -> tuple[list[CheckResult], str]:
-        """Returns the assignment in force for each pair, and the head revision.
+    def list_versions(self, history: versions.History[R], record_id: str, page: PageRequest) -> results.VersionPage[R]:
+        """Returns one page of what a record was, newest first. Raises the kind's NOT_FOUND."""
+        with self._database.snapshot() as transaction:
+            return versions.read_page(transaction, self.keys, history, record_id, page)
 
-        Args: pairs, (therapist_id, patient_id) each; at_us, in microseconds since 1970 (UTC).
+    def check_assignments(
+        self, pairs: list[tuple[str, str]], at_us: int, known_at_us: int | None = None
+    ) -> tuple[list[CheckResult], str]:
+        """Returns the assignment in force for each pair, and the head revision. Raises VersionsNotKept.
+
+        Args: pairs, (therapist_id, patient_id) each; at_us, in microseconds since 1970 (UTC); known_at_us, as in
+        AssignmentQuery.
         """
-        rows = self._database.read(assignments.CHECK, {"pairs": json.dumps(pairs), "at_us": at_us})
+        if known_at_us is None:
+            rows = self._database.read(assignments.CHECK, {"pairs": json.dumps(pairs), "at_us": at_us})
+        else:
+            with self._database.snapshot() as transaction:
+                rows = known_at.check(transaction, pairs, at_us, known_at_us)
         ordered = sorted(rows, key=lambda row: row[1]) if len(rows) == len(pairs) else merges.first_of_each(rows, pairs)
         checks = [CheckResult(*row[1:4]) for row in ordered]
         return checks, self.keys.revision(rows[0][0])
@@ -270,6 +306,11 @@ class RelationshipStore:
         """Finishes the writes in progress and closes the database."""
         self._database.close()
 
+    @staticmethod
+    def _total(transaction: Transaction, count: Query) -> int:
+        [(total,)] = transaction.rows(count)
+        return int(total)
+
     def _read_head(self, transaction: Transaction) -> str:
         return self.keys.revision(transaction.run(_SELECT_HEAD)[0][0])
 
@@ -291,3 +332,16 @@ class RelationshipStore:
 
 def _loader(kind: RecordKind[P]) -> Callable[[Write, list[str]], list[P]]:
     return lambda write, ids: [records.read(write, kind, record_id) for record_id in ids]
+
+
+def _of_same_person(transaction: Transaction, query: requests.AssignmentQuery) -> requests.AssignmentQuery:
+    """Returns the query for all records of its patient. Raises VersionsNotKept."""
+    known_at_us = query.known_at_us
+    if known_at_us is not None:
+        known_at.require_kept(transaction, known_at_us)
+    if not query.patient_id or query.as_of_us is None:
+        return query
+    if known_at_us is None:
+        return query._replace(same_person=merges.same_person(transaction, query.patient_id))
+    persons = known_at.same_person(transaction, [query.patient_id], known_at_us)
+    return query._replace(same_person=persons[query.patient_id])

@@ -1,36 +1,142 @@
-"""Search keys of names."""
+"""Words and keys by which people are found and ordered. Requests and records make them in the same way."""
 
 import re
-import unicodedata
-from itertools import filterfalse
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby, pairwise
+from operator import itemgetter
+from typing import Any, Final
 
-_WORD_SEPARATORS = re.compile(r"[\s\-\u2010-\u2015]+")
-_UNDECOMPOSED = str.maketrans("ıłøđ", "ilod")  # Unicode does not decompose a stroke or a missing dot
+from caseload_server.domain import limits, text_folding
+from caseload_server.domain.records import Patient, Therapist
+from caseload_server.domain.text_folding import SPACELESS, SYMBOL, WORD, tokens
+
+email_key = text_folding.email_key
+identifier_key = text_folding.identifier_key
 LAST_CHARACTER = "\U0010ffff"
 """Appended to a prefix, it gives the upper bound of the words with that prefix."""
-
-
-def name_words(name: str) -> list[str]:
-    """Returns the distinct words of a name, case-folded and without accents. White space and hyphens separate words.
-
-    "Zoë Müller-Lüdenscheidt" gives zoe, muller, ludenscheidt. The database does not fold names, because SQLite folds
-    ASCII only.
-    """
-    folded = name.lower() if name.isascii() else _strip_accents(_strip_accents(name.casefold()).casefold())
-    if folded.isascii():  # gives the same result in a fifth of the time
-        return sorted(set(folded.replace("-", " ").split()))
-    folded = folded.translate(_UNDECOMPOSED)
-    return sorted({word for word in _WORD_SEPARATORS.split(folded) if word})
+RULES_VERSION: Final = 2
+"""The number of the rules of this module. Records with words and keys by other rules get them again. A new number needs
+a migration, because the indexes *_without_keys have it too."""
+KEY_COLUMNS: Final = ("name_key", "email_key", "keyed_etag")
+"""The columns of a therapist or a patient with keys."""
+_MAX_WORD: Final = 64
+"""Characters of a word that are kept."""
+_MAX_SUFFIX: Final = 16
+"""Characters of the rest of a name without spaces that are kept."""
+_MAX_WORDS: Final = 256
+"""Words of a record that are kept."""
+_OFTEN_JOINED: Final = ("d", "l", "m", "n", "o", "s", "t", "mc", "mac", "dell", "dall", "sant")
+"""What stands before a name with an apostrophe, a space or nothing between them."""
+_SIMPLE_NAME = re.compile(rf"(?!.*\b(?i:{'|'.join(_OFTEN_JOINED)}) )(?:[A-Z]?[a-z]{{2,63}})(?: [A-Z]?[a-z]{{2,63}})*")
+"""Most names. Their words take a third of the time."""
+_CAPITALS = re.compile(r"\b[A-Z]{2,3}\b")
+_ABD_AL: Final = "\u0639\u0628\u062f\u0627\u0644"
+"""The beginning of Arabic names that are written as one word or two. The second one begins with the article."""
+_ARABIC_FIRST, _ARABIC_LAST = "\u0620", "\u08ff"
 
 
 def record_words(display_name: str, aliases: list[str]) -> list[str]:
-    """Returns the distinct words of all names of a record."""
-    if not aliases:
-        return name_words(display_name)
-    return sorted({word for name in (display_name, *aliases) for word in name_words(name)})
+    """Returns the distinct words of all names of a record, by which prefixes are searched, at most 256."""
+    if not aliases and _SIMPLE_NAME.fullmatch(display_name):
+        return sorted({*display_name.lower().split()})
+    words: dict[str, None] = {}
+    for name in (display_name, *aliases):
+        if len(words) < _MAX_WORDS:
+            words |= dict.fromkeys(_stored_words(name))
+    return sorted(list(words)[:_MAX_WORDS])
 
 
-def _strip_accents(text: str) -> str:
-    if text.isascii():
-        return text
-    return "".join(filterfalse(unicodedata.combining, unicodedata.normalize("NFKD", text)))
+def typed_words(text: str) -> list[str]:
+    """Returns the distinct words of a search. A record must have, for each, a word that begins with it.
+
+    Symbols count only in a search without letters and digits.
+    """
+    typed = list(_plain_words(text))
+    words = [word for word, kind in typed if kind != SYMBOL] or [word for word, _ in typed]
+    cut = dict.fromkeys(word[:_MAX_WORD] for word in words)
+    return [word for word in cut if not any(other != word and other.startswith(word) for other in cut)]
+
+
+def keys(record: Therapist | Patient) -> dict[str, str]:
+    """Returns the key columns of a record."""
+    return {**keys_of(record._asdict()), "keyed_etag": keyed_etag(record.etag)}
+
+
+def keys_of(columns: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the keys that follow from columns of a record."""
+    return {key: make(columns[column]) for column, key, make in _KEYS if column in columns}
+
+
+def keyed_etag(etag: str) -> str:
+    """Returns what says that the words and keys of a record with an etag are current."""
+    return f"{RULES_VERSION}:{etag}"
+
+
+def name_key(name: str) -> str:
+    """Returns the key by which lists are ordered by name."""
+    if _SIMPLE_NAME.fullmatch(name):
+        return name.lower()
+    return " ".join(word for word, _ in _plain_words(name))[: limits.MAX_KEY_LENGTH]
+
+
+def _plain_words(text: str) -> Iterator[tuple[str, str | None]]:
+    """Yields words without apostrophes and hyphens, each with its kind. A typed name without spaces is cut."""
+    for token, kind in tokens(text):
+        if kind == SPACELESS:
+            yield text_folding.repeat("".join(text_folding.characters(token)[:_MAX_SUFFIX])), kind
+            continue
+        for word in token.replace("'", "").split("-"):
+            if word:
+                yield word, kind
+
+
+def _stored_words(name: str) -> Iterator[str]:
+    for capitals in _CAPITALS.findall(name):  # initials, such as JR: a search may have them apart
+        yield from capitals[1:].lower()
+    for kind, group in groupby(tokens(name), itemgetter(1)):
+        texts = (text for text, _ in group)
+        if kind == WORD:
+            yield from _words(texts)
+        elif kind == SPACELESS:
+            yield from _suffixes("".join(texts))
+        else:
+            yield from texts
+
+
+def _suffixes(run: str) -> Iterator[str]:
+    """Yields the rest of a name without spaces from each of its characters on."""
+    left = text_folding.characters(run)
+    for start in range(len(left)):
+        yield text_folding.repeat("".join(left[start : start + _MAX_SUFFIX]))[:_MAX_WORD]
+
+
+def _words(texts: Iterable[str]) -> Iterator[str]:
+    """Yields words, each also from behind each of its apostrophes and hyphens."""
+    words = []
+    for text in texts:
+        rests = [text]
+        if "'" in text or "-" in text:
+            parts = [part for part in text.replace("-", "'").split("'") if part]
+            rests = ["".join(parts[start:]) for start in range(len(parts))]
+        if text.startswith(_ABD_AL):
+            rests.append(text[len(_ABD_AL) - 2 :])
+        words += rests[:1]
+        yield from (rest[:_MAX_WORD] for rest in rests)
+    yield from (word[:_MAX_WORD] for word in _joined(words))
+
+
+def _joined(words: list[str]) -> Iterator[str]:
+    """Yields initials in a row together, and pairs of words that some people join.
+
+    They join Arabic words, as in Abd Allah, and write an apostrophe instead of a space in names such as O Mock.
+    """
+    for is_initial, group in groupby(words, lambda word: len(word) == 1):
+        if is_initial and len(initials := "".join(group)) > 1:
+            yield initials
+    for first, second in pairwise(words):
+        if first in _OFTEN_JOINED or _ARABIC_FIRST <= first[0] <= _ARABIC_LAST:
+            yield first + second
+
+
+_KEYS: Final = (("display_name", "name_key", name_key), ("email", "email_key", email_key))
+"""The column that each key follows from, the key, and its function."""

@@ -10,7 +10,6 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from uuid_utils import uuid7
 
 from caseload_server.domain.limits import MAX_CHANGES_PER_SET
-from caseload_server.domain.records import Assignment, Patient, Therapist
 from caseload_server.domain.requests import CallContext
 from caseload_server.domain.results import LogHead
 from caseload_server.store import change_log, idempotency
@@ -19,8 +18,8 @@ from caseload_server.store.change_log import NewChangeSet
 from caseload_server.store.idempotency import SERVER_GENERATED_PREFIX, NewOutcome, StoredOutcome
 from caseload_server.store.outcome_expiry import OutcomeExpiry
 from caseload_server.store.store_identity import StoreKeys
+from caseload_server.store.version_images import Record, Version, version_of
 
-Record = Therapist | Patient | Assignment
 T = TypeVar("T")
 
 
@@ -52,17 +51,30 @@ class Write:
     """A write in progress: its transaction, its caller, its time, and the changes so far."""
 
     def __init__(
-        self, transaction: Transaction, call: CallContext, now_us: int, keys: StoreKeys, lock_clause: str
+        self, transaction: Transaction, call: CallContext, clock: Callable[[], int], keys: StoreKeys, lock_clause: str
     ) -> None:
-        """Args: now_us, in microseconds since 1970 (UTC); lock_clause, as Database.lock_clause."""
+        """Args: clock, returns microseconds since 1970 (UTC); lock_clause, as Database.lock_clause."""
         self.run = transaction.run
         self.lock_clause = lock_clause
         self.call = call
-        self.now_us = now_us
+        self._clock = clock
+        self.now_us = clock()
+        """In microseconds since 1970 (UTC)."""
         self._fingerprint = keys.fingerprint(call) if call.request_id else b""
         self._changes: list[tuple[Value, ...]] = []
+        self._versions: list[Version | None] = []
+        """The version that each change keeps, if any."""
+        self._changed: set[tuple[type[Record], str]] = set()
         self._generated: set[str] = set()
         self._earlier: list[Write] = []
+
+    def read_clock(self) -> None:
+        """Takes the time again, after a lock that may have had to wait, unless the write has changed something.
+
+        So the times of a record's versions have the order of their revisions.
+        """
+        if self.lock_clause and not self._changes and not self._earlier:
+            self.now_us = self._clock()
 
     def new_id(self) -> str:
         """Returns a UUIDv7 (RFC 9562). Newer ids sort last, so lists that are ordered by id grow at their end."""
@@ -76,10 +88,18 @@ class Write:
         self._generated.add(generated)
         return generated
 
-    def record_change(self, kind: int, record: Record, *fields: str) -> None:
-        """Adds a change to the change set. Args: kind, a CHANGE_ enum; fields, the names of the changed fields."""
+    def record_change(self, kind: int, record: Record, *fields: str, before: Record | None = None) -> None:
+        """Adds a change to the change set, and keeps a version of a record that the change set did not change before.
+
+        Args: kind, a CHANGE_ enum; fields, the names of the changed fields; before, the row before the change, or None
+        for a record that is created or purged.
+        """
+        key = type(record), record[0]
+        version = version_of(before) if before and key not in self._changed else None
+        self._changed.add(key)
+        self._versions.append(version)
         ids = (getattr(record, name, None) for name in ("therapist_id", "patient_id", "assignment_id"))
-        self._changes.append((kind, ",".join(fields), *ids, None))
+        self._changes.append((kind, ",".join(fields), *ids, None, version and version.hash))
 
     def by_server(self, call: CallContext) -> "Write":
         """Returns a write for something that the server does first, in the same transaction.
@@ -88,6 +108,7 @@ class Write:
         """
         earlier = copy(self)
         earlier.call, earlier._changes, earlier._earlier = call, [], []
+        earlier._versions, earlier._changed = [], set()
         self._earlier.append(earlier)
         return earlier
 
@@ -121,6 +142,7 @@ class Write:
                 call.method,
                 request_id,
                 self._changes[first : first + MAX_CHANGES_PER_SET],
+                list(filter(None, self._versions[first : first + MAX_CHANGES_PER_SET])),
             )
             for first in range(0, len(self._changes), MAX_CHANGES_PER_SET)
         ]
@@ -190,7 +212,7 @@ class Writes:
 
         def transact(transaction: Transaction) -> FinishedWrite[T]:
             nonlocal may_be_repeated
-            write = Write(transaction, call, self._clock(), self._keys, self._database.lock_clause)
+            write = Write(transaction, call, self._clock, self._keys, self._database.lock_clause)
             replay = write.find_replay(self._expiry) if may_be_repeated else None
             may_be_repeated = True
             finished = _replayed(write, replay, load) if replay else write.finish(*work(write))

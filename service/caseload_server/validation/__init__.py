@@ -13,6 +13,8 @@ from caseload_server.validation.assignments import (
 from caseload_server.validation.changes import change_query
 from caseload_server.validation.merges import merge_patients, unmerge_patients
 from caseload_server.validation.records import (
+    batch_create_patients,
+    batch_create_therapists,
     batch_ids,
     create_patient,
     create_therapist,
@@ -29,6 +31,8 @@ from caseload_server.validation.rules import page_size
 __all__ = [
     "assign",
     "batch_assign",
+    "batch_create_patients",
+    "batch_create_therapists",
     "batch_ids",
     "change_query",
     "check_assignments",

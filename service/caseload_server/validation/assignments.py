@@ -11,9 +11,10 @@ from caseload.v1 import resources_pb2 as pb
 from caseload.v1 import therapist_service_pb2 as therapist_pb
 
 from caseload_server.domain import limits, requests
-from caseload_server.domain.errors import InvalidField
 from caseload_server.domain.id_formats import are_ids
 from caseload_server.validation import rules
+from caseload_server.validation.batches import validate_batch
+from caseload_server.validation.ordering import caseload_order
 from caseload_server.validation.rules import ValidationErrors
 
 AssignRequest = therapist_pb.AssignPatientRequest | patient_pb.AssignTherapistRequest
@@ -53,6 +54,8 @@ def list_caseload(request: CaseloadRequest, id_field: str, now_us: int) -> reque
         roles=_roles(request.roles, "roles", violations),
         states=_states(request.states, "states", violations),
         as_of_us=rules.past_us(request, "as_of_time", violations, now_us),
+        order=caseload_order(request.order_by, "order_by", violations),
+        with_total=request.include_total_size,
     )
     _check_not_both(query, "as_of_time", violations)
     violations.raise_if_any()
@@ -76,14 +79,32 @@ def list_assignments(request: assignment_pb.ListAssignmentsRequest, now_us: int)
         roles=_roles(sent.roles, "filter.roles", violations),
         states=_states(sent.states, "filter.states", violations),
         as_of_us=rules.past_us(sent, "filter.as_of_time", violations, now_us),
+        known_at_us=_known_at_us(request, violations, now_us),
+        with_total=request.include_total_size,
     )
     _check_not_both(query, "filter.as_of_time", violations)
     violations.raise_if_any()
     return query
 
 
-def check_assignments(request: assignment_pb.CheckAssignmentsRequest, now_us: int) -> tuple[list[tuple[str, str]], int]:
-    """Returns the (therapist_id, patient_id) pairs of a CheckAssignments request, and the time to check them at."""
+def _known_at_us(
+    request: assignment_pb.ListAssignmentsRequest | assignment_pb.CheckAssignmentsRequest,
+    violations: ValidationErrors,
+    now_us: int,
+) -> int | None:
+    """Returns the time as of whose knowledge to answer, or None for now. A time ahead, by another clock, is now."""
+    if not request.HasField("known_at"):
+        return None
+    at_us = rules.past_us(request, "known_at", violations, now_us)
+    return None if at_us is None or at_us >= now_us else at_us
+
+
+def check_assignments(
+    request: assignment_pb.CheckAssignmentsRequest, now_us: int
+) -> tuple[list[tuple[str, str]], int, int | None]:
+    """Returns the (therapist_id, patient_id) pairs of a CheckAssignments request, the time to check them at, and the
+    time as of whose knowledge to answer, or None for now.
+    """
     violations = ValidationErrors()
     if not 1 <= len(request.pairs) <= limits.MAX_BATCH_SIZE:
         violations.add("pairs", f"must have 1 to {limits.MAX_BATCH_SIZE} entries")
@@ -94,8 +115,11 @@ def check_assignments(request: assignment_pb.CheckAssignmentsRequest, now_us: in
             rules.record_id(therapist_id, f"pairs[{index}].therapist_id", violations)
             rules.record_id(patient_id, f"pairs[{index}].patient_id", violations)
     at_us = rules.past_us(request, "as_of_time", violations, now_us)
+    known_at_us = _known_at_us(request, violations, now_us)
     violations.raise_if_any()
-    return pairs, now_us if at_us is None else at_us
+    if at_us is None:
+        at_us = now_us if known_at_us is None else known_at_us
+    return pairs, at_us, known_at_us
 
 
 def transfer_patients(request: assignment_pb.TransferPatientsRequest, now_us: int) -> requests.Transfer:
@@ -241,22 +265,7 @@ def _check_finished(request: AssignRequest, order: requests.Assign, violations: 
 
 def batch_assign(request: assignment_pb.BatchAssignRequest, now_us: int) -> list[requests.Assign]:
     """Returns the store\'s request for each entry of a BatchAssign request."""
-    violations = ValidationErrors()
-    rules.request_id(request.request_id, "request_id", violations)
-    if not 1 <= len(request.requests) <= limits.MAX_BATCH_SIZE:
-        violations.add("requests", f"must have 1 to {limits.MAX_BATCH_SIZE} entries")
-        violations.raise_if_any()
-    orders = []
-    for index, entry in enumerate(request.requests):
-        for name in ("request_id", "validate_only"):
-            if getattr(entry, name):
-                violations.add(f"requests[{index}].{name}", "must not be set on an entry, only on the batch")
-        try:
-            orders.append(assign(entry, now_us))
-        except InvalidField as error:
-            violations += error.of_entry(index).violations
-    violations.raise_if_any()
-    return orders
+    return validate_batch(request, lambda entry: assign(entry, now_us))
 
 
 def unassign(request: UnassignRequest, now_us: int) -> requests.Unassign:

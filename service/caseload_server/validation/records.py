@@ -15,8 +15,11 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from caseload_server.domain import limits, requests
+from caseload_server.domain.text_folding import begins_spaceless
 from caseload_server.validation import rules
 from caseload_server.validation.assignments import caller_end_reason
+from caseload_server.validation.batches import validate_batch
+from caseload_server.validation.ordering import record_order
 from caseload_server.validation.rules import Rule, ValidationErrors
 
 RecordMessage = TypeVar("RecordMessage", pb.Therapist, pb.Patient)
@@ -89,17 +92,27 @@ def _patient_rules(now_us: int) -> _RecordRules:
     return _PATIENT._replace(rules={**_PATIENT.rules, "birth_date": rules.birth_date(now_us)})
 
 
-def create_therapist(request: therapist_pb.CreateTherapistRequest) -> tuple[str, requests.Fields]:
+def create_therapist(request: therapist_pb.CreateTherapistRequest) -> requests.NewRecord:
     """Returns the id to use (or empty), and the fields to store."""
     return _create(_THERAPIST, request)
 
 
-def create_patient(request: patient_pb.CreatePatientRequest, now_us: int) -> tuple[str, requests.Fields]:
+def create_patient(request: patient_pb.CreatePatientRequest, now_us: int) -> requests.NewRecord:
     """Returns the id to use (or empty), and the fields to store. Args: now_us, microseconds since 1970 (UTC)."""
     return _create(_patient_rules(now_us), request)
 
 
-def _create(record: _RecordRules, request: Any) -> tuple[str, requests.Fields]:
+def batch_create_therapists(request: therapist_pb.BatchCreateTherapistsRequest) -> list[requests.NewRecord]:
+    """Returns the id to use (or empty), and the fields to store, for each entry."""
+    return validate_batch(request, create_therapist)
+
+
+def batch_create_patients(request: patient_pb.BatchCreatePatientsRequest, now_us: int) -> list[requests.NewRecord]:
+    """Returns the same as create_patient, for each entry."""
+    return validate_batch(request, lambda entry: create_patient(entry, now_us))
+
+
+def _create(record: _RecordRules, request: Any) -> requests.NewRecord:
     violations = ValidationErrors()
     rules.request_id(request.request_id, "request_id", violations)
     id_field = f"{record.name}_id"
@@ -213,7 +226,10 @@ def batch_ids(ids: Sequence[str], field: str) -> list[str]:
 def list_therapists(request: therapist_pb.ListTherapistsRequest) -> requests.RecordQuery:
     """Returns the query of a ListTherapists request."""
     violations = ValidationErrors()
-    query = _record_query(request, _THERAPIST, violations)._replace(
+    query = _record_query(
+        request,
+        _THERAPIST,
+        violations,
         specialties=_specialties(request.filter.specialties, violations),
         accepting_patients=request.filter.accepting_patients,
     )
@@ -231,33 +247,68 @@ def _specialties(values: Sequence[str], violations: ValidationErrors) -> tuple[s
     return tuple(sorted(checked))
 
 
-def list_patients(request: patient_pb.ListPatientsRequest) -> requests.RecordQuery:
-    """Returns the query of a ListPatients request."""
+def list_patients(request: patient_pb.ListPatientsRequest, now_us: int) -> requests.RecordQuery:
+    """Returns the query of a ListPatients request. Args: now_us, microseconds since 1970 (UTC)."""
     violations = ValidationErrors()
-    query = _record_query(request, _PATIENT, violations)
+    sent = request.filter
+    birth_date = ""
+    if sent.HasField("birth_date"):
+        birth_date = rules.birth_date(now_us)(sent.birth_date, "filter.birth_date", violations)
+    query = _record_query(
+        request,
+        _PATIENT,
+        violations,
+        birth_date=birth_date,
+        phone_number=_filter_text(rules.required_phone_number, sent, "phone_number", violations),
+        without_primary=sent.without_primary,
+    )
     violations.raise_if_any()
     return query
 
 
-def _record_query(request: ListRequest, record: _RecordRules, violations: ValidationErrors) -> requests.RecordQuery:
+def _record_query(
+    request: ListRequest, record: _RecordRules, violations: ValidationErrors, **own: Any
+) -> requests.RecordQuery:
+    """Returns the query. Args: own, its fields that only the filter of this kind of record has."""
     sent = request.filter
     identifier = None
     if sent.HasField("identifier"):
         identifier = rules.identifier(sent.identifier, "filter.identifier", violations)
     return requests.RecordQuery(
-        name_prefix=_name_prefix(sent.name_prefix, violations),
+        name_prefix=_name_prefix(sent.name_prefix, "filter.name_prefix", violations),
         statuses=rules.enum_set(record.rules["status"])(sent.statuses, "filter.statuses", violations),
         identifier=identifier,
+        identifier_value=_filter_text(rules.identifier_value, sent, "identifier_value", violations),
+        email=_filter_text(rules.required_email, sent, "email", violations),
         unassigned=sent.unassigned,
-        show_deleted=request.show_deleted,
+        deleted_only=sent.deleted_only,
+        show_deleted=request.show_deleted or sent.deleted_only,
+        order=record_order(request.order_by, "order_by", violations),
+        with_total=request.include_total_size,
+        **own,
     )
 
 
-_prefix_text = rules.text(2, 100)
+def _filter_text(rule: Rule, sent: Any, name: str, violations: ValidationErrors) -> str:
+    """Returns a text of a filter. Empty means no restriction, but white space alone would find nothing."""
+    value: str = getattr(sent, name)
+    return rule(value, f"filter.{name}", violations) if value else ""
 
 
-def _name_prefix(value: str, violations: ValidationErrors) -> str:
-    return _prefix_text(value, "filter.name_prefix", violations) if value else ""
+_prefix_text = rules.text(1, 100)
+_WRITING_DIRECTIONS: Final = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])
+"""Invisible characters that other programs put around names. A stored name must not have them."""
+
+
+def _name_prefix(value: str, path: str, violations: ValidationErrors) -> str:
+    """The words of a search, or empty. One character is enough where a character can be a whole name."""
+    if not value:
+        return ""
+    before = len(violations)
+    prefix: str = _prefix_text(value.translate(_WRITING_DIRECTIONS), path, violations)
+    if len(prefix) == 1 and len(violations) == before and not begins_spaceless(prefix):
+        violations.add(path, "must have at least 2 characters, or one that is Chinese, Japanese or Korean")
+    return prefix
 
 
 def delete(request: DeleteRequest, id_field: str) -> requests.Delete:

@@ -22,6 +22,7 @@ from caseload_server.domain.id_formats import (
     UUID_PATTERN,
     are_ids,
 )
+from caseload_server.domain.text_folding import identifier_key
 from caseload_server.domain.value_formats import CODE_PATTERN, EMAIL_PATTERN, PHONE_PATTERN
 
 _URI_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:[!-~]+")
@@ -40,6 +41,7 @@ NPI_SYSTEM = "http://hl7.org/fhir/sid/us-npi"
 """The identifier system of the US National Provider Identifier, whose check digit is verified."""
 
 MICROS_PER_SECOND = 1_000_000
+_YEAR_LENGTH, _MONTH_LENGTH = len("YYYY"), len("YYYY-MM")
 
 
 class ValidationErrors(list[Violation]):
@@ -97,10 +99,10 @@ def request_id(value: str, path: str, violations: ValidationErrors) -> str:
 def text(min_length: int, max_length: int) -> Rule:
     """Returns the rule for a text. When min_length is above 0, at least one character must be visible."""
 
-    def rule(value: str, path: str, violations: ValidationErrors) -> str:
-        if _CONTROL_PATTERN.search(value):
+    def rule(sent: str, path: str, violations: ValidationErrors) -> str:
+        if _CONTROL_PATTERN.search(sent):
             violations.add(path, "must not contain control characters")
-        value = value.strip()
+        value = sent.strip()
         if len(value) > max_length * _MAX_COMPOSED_CHARACTERS:
             violations.add(path, f"must have at most {max_length} characters")
             return ""
@@ -111,7 +113,7 @@ def text(min_length: int, max_length: int) -> Rule:
         if len(value) > max_length:
             violations.add(path, f"must have at most {max_length} characters")
         elif min_length and not any(map(_is_visible, value)):
-            violations.add(path, "is required" if not value else "must not be blank")
+            violations.add(path, "must not be blank" if sent else "is required")
         elif len(value) < min_length:
             violations.add(path, f"must have at least {min_length} characters")
         return value
@@ -149,14 +151,17 @@ def _matching_text(pattern: re.Pattern[str], min_length: int, max_length: int, d
 
 _KEBAB_CASE = "must be in kebab-case: a-z and 0-9, with - between words"
 
-email = _matching_text(
-    EMAIL_PATTERN, 0, 254, "must be an e-mail address: one @, something on both sides, no white space"
-)
-phone_number = _matching_text(PHONE_PATTERN, 0, 16, "must be an E.164 number: + and 2 to 15 digits")
+_EMAIL = "must be an e-mail address: one @, something on both sides, no white space"
+_PHONE_NUMBER = "must be an E.164 number: + and 2 to 15 digits"
+
+email = _matching_text(EMAIL_PATTERN, 0, 254, _EMAIL)
+required_email = _matching_text(EMAIL_PATTERN, 1, 254, _EMAIL)
+phone_number = _matching_text(PHONE_PATTERN, 0, 16, _PHONE_NUMBER)
+required_phone_number = _matching_text(PHONE_PATTERN, 1, 16, _PHONE_NUMBER)
 code = _matching_text(CODE_PATTERN, 0, 64, _KEBAB_CASE)
 required_code = _matching_text(CODE_PATTERN, 1, 64, _KEBAB_CASE)
 _identifier_system = _matching_text(_URI_PATTERN, 1, 200, "must be a URI")
-_identifier_value = text(1, 200)
+identifier_value = text(1, 200)
 
 
 class _IdentifierMessage(Protocol):
@@ -168,7 +173,7 @@ def identifier(message: _IdentifierMessage, path: str, violations: ValidationErr
     """An identifier. Returns (system, value). The check digit of an NPI must be right."""
     before = len(violations)
     system = _identifier_system(message.system, f"{path}.system", violations)
-    value = _identifier_value(message.value, f"{path}.value", violations)
+    value = identifier_value(message.value, f"{path}.value", violations)
     if system == NPI_SYSTEM and len(violations) == before and not _is_npi(value):
         violations.add(f"{path}.value", "must be an NPI: ten digits, the last of them the check digit")
     return system, value
@@ -183,8 +188,8 @@ def _is_npi(value: str) -> bool:
     return (sum(digits[::2]) + sum(digit // 10 + digit % 10 for digit in doubled)) % 10 == 0
 
 
-def _unique_list(entry_rule: Rule, max_entries: int) -> Rule:
-    """Returns the rule for a list without duplicates, which is stored as JSON."""
+def _unique_list(entry_rule: Rule, max_entries: int, key: Callable[[Any], Any] = lambda entry: entry) -> Rule:
+    """Returns the rule for a list without duplicates, which is stored as JSON. Args: key, equal for duplicates."""
 
     def rule(values: Collection[Any], path: str, violations: ValidationErrors) -> str:
         if len(values) > max_entries:
@@ -193,15 +198,16 @@ def _unique_list(entry_rule: Rule, max_entries: int) -> Rule:
         before = len(violations)
         entries = [entry_rule(value, f"{path}[{index}]", violations) for index, value in enumerate(values)]
         if len(violations) == before:
-            for index, entry in enumerate(entries):
-                if entry in entries[:index]:
+            keys = list(map(key, entries))
+            for index, entry_key in enumerate(keys):
+                if entry_key in keys[:index]:
                     violations.add(f"{path}[{index}]", "must not repeat an earlier entry")
         return to_json(entries)
 
     return rule
 
 
-identifiers = _unique_list(identifier, limits.MAX_IDENTIFIERS)
+identifiers = _unique_list(identifier, limits.MAX_IDENTIFIERS, lambda pair: (pair[0], identifier_key(pair[1])))
 aliases = _unique_list(display_name, limits.MAX_ALIASES)
 specialties = _unique_list(required_code, limits.MAX_SPECIALTIES)
 _annotation_key = text(1, 63)
@@ -252,21 +258,28 @@ class _DateMessage(Protocol):
 
 
 def birth_date(now_us: int) -> Rule:
-    """Returns the rule for a full date that is not after today anywhere on Earth (UTC+14), stored as YYYY-MM-DD.
+    """Returns the rule for a date, or a year with or without a month. Stored as YYYY, YYYY-MM or YYYY-MM-DD.
+
+    It is not before 1850, and its first day is not after today anywhere on Earth (UTC+14).
 
     Args: now_us, in microseconds since 1970 (UTC).
     """
 
     def rule(message: _DateMessage, path: str, violations: ValidationErrors) -> str:
         try:
-            date = datetime.date(message.year, message.month, message.day)
+            first_day = datetime.date(message.year, message.month or 1, message.day or 1)
         except (ValueError, OverflowError):
-            violations.add(path, "must be a date with year, month and day")
+            violations.add(path, "must be a date with a year; month and day are optional")
             return ""
+        if message.day and not message.month:
+            violations.add(path, "must not have a day without a month")
+        if message.year < limits.EARLIEST_BIRTH_YEAR:
+            violations.add(path, f"must not lie before {limits.EARLIEST_BIRTH_YEAR}")
         latest = datetime.datetime.fromtimestamp(now_us // MICROS_PER_SECOND + 14 * 3600, datetime.UTC).date()
-        if date > latest:
+        if first_day > latest:
             violations.add(path, "must not lie in the future")
-        return date.isoformat()
+        length = _YEAR_LENGTH if not message.month else _MONTH_LENGTH if not message.day else None
+        return first_day.isoformat()[:length]
 
     return rule
 

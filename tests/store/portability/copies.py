@@ -11,6 +11,7 @@ from caseload_server.store.portability import export, import_loader
 from caseload_server.store.portability.chain_check import broken_chain
 from caseload_server.store.portability.import_parser import batches
 from caseload_server.store.portability.verify import ContentCheck, broken_rules
+from caseload_server.store.portability.version_check import broken_versions
 
 from tests.store.store_calls import CALL, assign, delete, make, request, unassign, update
 
@@ -46,10 +47,15 @@ def imported(lines: bytes, url: str) -> str:
         return import_loader.load(batches(io.BytesIO(lines), schema), loading, nothing)
 
 
+BIRTH_DATES = {1: "0085-02-03", 2: "1990", 4: "1990-02"}
+"""Partial ones, and one that an older version accepted."""
+
+
 def digest(url: str) -> str:
     with open_snapshot(url) as transaction:
         contents = ContentCheck(transaction)
-        assert [*broken_rules(transaction), *contents.read(nothing), *broken_chain(transaction)] == []
+        assert [*broken_rules(transaction), *contents.read(nothing)] == []
+        assert [*broken_chain(transaction), *broken_versions(transaction)] == []
     return contents.content_digest.digest
 
 
@@ -60,10 +66,12 @@ def fill(store: RelationshipStore) -> None:
         aliases = json.dumps([f"Alias {name}", f"Other{number}"], ensure_ascii=False, separators=(",", ":"))
         more: Fields = {"display_name": name, "aliases": aliases}
         make(store, THERAPIST, f"t{number}", identifiers=identifiers, specialties='["a","b"]', **more)
-        make(store, PATIENT, f"p{number}", birth_date="1990-02-03", annotations='{"k":"\\""}', **more)
+        birth_date = BIRTH_DATES.get(number, "1990-02-03")
+        make(store, PATIENT, f"p{number}", birth_date=birth_date, annotations='{"k":"\\""}', **more)
         assign(store, f"t{number}", f"p{number}", role=ROLE_PRIMARY, focus=f"focus-{number}")
     store.purger.purge_changes(2**62)
     unassign(store, "t1", "p1", end_reason=5)
+    store.purger.purge_versions(2**62)
     assign(store, "t1", "p2", expire_us=EXPIRE_US)
     delete(store, THERAPIST, "t2", force=True)
     update(store, THERAPIST, "t3", max_active_patients=0, status=2)

@@ -20,7 +20,7 @@ from tests.store.store_calls import CALL, make, update
 from tests.support.waiting import join
 
 SET_COLUMNS = "committed_us, actor, on_behalf_of, method, request_id"
-CHANGE_COLUMNS = "kind, changed_fields, therapist_id, patient_id, assignment_id, through_revision"
+CHANGE_COLUMNS = "kind, changed_fields, therapist_id, patient_id, assignment_id, through_revision, version_hash"
 
 
 def broken(store: RelationshipStore, *kept: LogHead) -> dict[str, list[str]]:
@@ -84,7 +84,8 @@ TAMPERED: list[tuple[str, list[str], dict[str, list[str]]]] = [
             ("on_behalf_of", "'eve'"),
             ("method", "'/caseload.v1.PatientService/UpdatePatient'"),
             ("request_id", "'eve'"),
-            ("hash_version", "2"),
+            ("hash_version", "1"),
+            ("hash_version", "3"),
             ("hash_version", "0"),
         )
     ),
@@ -105,8 +106,10 @@ TAMPERED: list[tuple[str, list[str], dict[str, list[str]]]] = [
             ("patient_id", "'q'"),
             ("assignment_id", "'0'"),
             ("through_revision", "2"),
+            ("version_hash", "'eve'"),
         )
     ),
+    ("an erased hash of a version", ["UPDATE change SET version_hash = NULL WHERE revision = 8"], {LINKS: ["8"]}),
     ("a shifted position", ["UPDATE change SET position = 7 WHERE revision = 6"], {LINKS: ["6"]}),
     (
         "reordered changes",
@@ -187,14 +190,17 @@ def documented_hash(previous: bytes, content: list[object]) -> bytes:
     return hashlib.blake2b(previous + canonical.encode(), digest_size=32).digest()
 
 
-def recompute(store: RelationshipStore) -> None:
+def recompute(store: RelationshipStore, version: int = 2) -> None:
     """Rewrites all hashes, as an attacker who may write to the database can."""
     [(previous,)] = run(store, "SELECT oldest_hash FROM store")
     for revision, *columns in run(store, f"SELECT revision, {SET_COLUMNS} FROM change_set ORDER BY revision"):
         at = {"revision": revision}
         changes = run(store, f"SELECT {CHANGE_COLUMNS} FROM change WHERE revision = :revision ORDER BY position", at)
-        previous = documented_hash(previous, [1, revision, *columns, changes])
-        run(store, "UPDATE change_set SET hash = :hash WHERE revision = :revision", {**at, "hash": previous})
+        if version == 1:
+            changes = [change[:-1] for change in changes]
+        previous = documented_hash(previous, [version, revision, *columns, changes])
+        hashed: dict[str, Value] = {**at, "version": version, "hash": previous}
+        run(store, "UPDATE change_set SET hash_version = :version, hash = :hash WHERE revision = :revision", hashed)
     run(store, "UPDATE store SET head_hash = :hash", {"hash": previous})
 
 
@@ -208,12 +214,23 @@ def test_the_hashes_are_those_of_the_documentation(chained: RelationshipStore) -
     assert broken(chained, head) == {}
 
 
+def test_a_change_set_of_an_older_server_has_no_hashes_of_versions(chained: RelationshipStore) -> None:
+    run(chained, "UPDATE change SET version_hash = NULL")
+    recompute(chained, version=1)
+    assert broken(chained, chained.log_head()) == {}
+    run(chained, "UPDATE change SET version_hash = :hash WHERE revision = 8", {"hash": "0" * 64})
+    assert broken(chained) == {LINKS: ["8"]}
+
+
+FORGET = ["DELETE FROM therapist_version", "UPDATE store SET head_revision = 8"]
+
+
 @pytest.mark.parametrize(
     "edit",
     [
         ["UPDATE change_set SET actor = 'eve' WHERE revision = 5"],
         ["UPDATE change SET patient_id = 'q' WHERE revision = 6"],
-        [*removed(5), *moved(6, 5), *moved(7, 6), *moved(8, 7), *moved(9, 8), "UPDATE store SET head_revision = 8"],
+        [*removed(5), *moved(6, 5), *moved(7, 6), *moved(8, 7), *moved(9, 8), *FORGET],
     ],
     ids=["edited", "an edited change", "removed"],
 )
@@ -229,7 +246,7 @@ def test_only_a_head_kept_elsewhere_finds_a_recomputed_chain(chained: Relationsh
 
 def test_only_a_head_kept_elsewhere_finds_that_the_end_was_cut(chained: RelationshipStore) -> None:
     before, head = LogHead(8, run(chained, "SELECT hash FROM change_set WHERE revision = 8")[0][0]), chained.log_head()
-    for statement in removed(9):
+    for statement in [*removed(9), "DELETE FROM therapist_version"]:
         run(chained, statement)
     run(chained, "UPDATE store SET head_revision = 8, head_hash = :hash", {"hash": before.hash})
     assert broken(chained) == broken(chained, before) == {}

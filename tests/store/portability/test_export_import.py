@@ -15,9 +15,10 @@ from caseload_server.store.backends.migrations import migrations
 from caseload_server.store.portability.import_lines import ImportRefused
 from caseload_server.store.portability.import_parser import batches
 
+from tests.store import older_instance
 from tests.store.conftest import Clock
 from tests.store.portability.copies import EXPIRE_US, digest, exported, fill, imported
-from tests.store.store_calls import ALL, AnyKind, both_kinds, delete, dump, ids, make, request
+from tests.store.store_calls import ALL, AnyKind, both_kinds, broken, delete, dump, ids, make, request, run
 
 
 def test_an_import_equals_the_export_and_breaks_no_rule(source: str, database_url: str, clock: Clock) -> None:
@@ -65,6 +66,32 @@ def test_the_imported_store_continues_from_the_last_revision(source: str, databa
     make(new, THERAPIST, "another")
     assert new.head_revision() == head + 1
     old.close()
+    new.close()
+
+
+@both_kinds
+def test_an_import_leaves_a_key_of_several_live_records_to_the_oldest(
+    tmp_path: Path, database_url: str, clock: Clock, kind: AnyKind
+) -> None:
+    url = f"sqlite:///{tmp_path}/source.db"
+    old = open_store(Config(database=url), clock)
+    older_instance.create(old._database, kind, "a", "Younger", "GC-1\u200b", "B\uff12", created_us=3)
+    older_instance.create(old._database, kind, "b", "Older", "GC-1", "G\u00adC-1", created_us=2)
+    older_instance.create(old._database, kind, "c", "Deleted", "\uff27C-1", created_us=1)
+    delete(old, kind, "c")
+    old.close()
+    imported(exported(url), database_url)
+    new = open_store(Config(database=database_url), clock)
+    sql = f"SELECT {kind.id_column}, value_key, live, holds_key FROM {kind.name}_identifier ORDER BY 1, 2, value"
+    assert run(new, sql) == [
+        ("a", "B2", 1, 1),
+        ("a", "GC-1", 1, None),
+        ("b", "GC-1", 1, 1),
+        ("b", "GC-1", 1, None),
+        ("c", "GC-1", None, None),
+    ]
+    assert list(new.key_catch_up.run()) == []
+    assert [rule.ids for rule in broken(new)] == [["a"]]
     new.close()
 
 

@@ -88,6 +88,11 @@ MALFORMED: list[tuple[str, int, str, str, str]] = [
             "19900203",
             "1990-W05-6",
             "0000-01-01",
+            "0000",
+            "1990-13",
+            "1990-00-01",
+            "199",
+            "1990-",
             "1990-02-03T00",
             "١٩٩٠-02-03",
             SECRET,
@@ -128,6 +133,17 @@ REFUSED: list[tuple[Edit, str]] = [
     (replaced("patient", '"email"', f'"{SECRET}"'), "line 9: must have exactly the columns of patient, in order"),
     (replaced("patient", '"email":', f'"{SECRET}":1,"email":'), "line 9: must have exactly the columns of patient"),
     (replaced("patient", '"email":""', '"email":7'), "line 9: patient.email: has the wrong type"),
+    *(
+        (replaced("patient_version", old, new), "patient_version.image: is malformed")
+        for old, new in (
+            (r"\"status\":1", r"\"status\":9"),
+            (r"\"status\":1", rf"\"status\":\"{SECRET}\""),
+            (r"\"email\":\"\"", rf"\"email\":\"{SECRET}\""),
+            (r"\"email\"", rf"\"{SECRET}\""),
+            (r"{\"aliases\"", r"{ \"aliases\""),
+        )
+    ),
+    (replaced("assignment_version", '"role":1', '"role":9'), "assignment_version.role: is out of range"),
     (replaced("patient", '"email":""', '"email":null'), "line 9: patient.email: has the wrong type"),
     (replaced("patient", '"status":1', '"status":true'), "line 9: patient.status: has the wrong type"),
     (replaced("patient", '"status":1', '"status":1.0'), "line 9: patient.status: has the wrong type"),

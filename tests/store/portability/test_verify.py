@@ -106,6 +106,22 @@ BREAKS: list[tuple[str, list[str], list[str]]] = [
         )
         for kind, first in (("therapist", "t"), ("patient", "p"))
     ),
+    *(
+        (
+            f"the key of an identifier belongs to one {kind} that is not deleted",
+            [f"UPDATE {kind}_identifier SET value_key = 'A', holds_key = CASE {kind}_id WHEN '{second}' THEN 1 END"],
+            [first],
+        )
+        for kind, first, second in (("therapist", "t", "u"), ("patient", "p", "q"))
+    ),
+    *(
+        (
+            f"each {kind} has current words and keys: caseload migrate makes them",
+            [f"UPDATE {kind} SET keyed_etag = '1:' || etag WHERE {kind}_id = '{first}'"],
+            [first],
+        )
+        for kind, first in (("therapist", "t"), ("patient", "p"))
+    ),
     (
         "the id of a purged therapist is not in use",
         ["INSERT INTO purged (kind, record_id) VALUES ('therapist', 't'), ('patient', 't')"],
@@ -243,7 +259,7 @@ def test_verify_reports_nothing_for_an_intact_store(filled_store: RelationshipSt
 def test_verify_reports_a_broken_rule_with_the_ids(
     filled_store: RelationshipStore, rule: str, statements: list[str], ids: list[str]
 ) -> None:
-    for table in ("assignment", "change", "therapist_identifier", "patient_identifier"):
+    for table in ("assignment_version", "assignment", "change", "therapist_identifier", "patient_identifier"):
         unguard(filled_store, table)
     for table in ("therapist_specialty", "therapist_name_word", "patient_name_word"):
         unguard(filled_store, table)
@@ -269,6 +285,23 @@ def test_verify_reports_people_whose_search_rows_differ_from_their_records(
     }
 
 
+@pytest.mark.parametrize(
+    ("kind", "column", "ids"), [("therapist", "name_key", ["t", "u"]), ("patient", "email_key", ["p", "q"])]
+)
+def test_verify_reports_keys_that_differ_from_their_records(
+    filled_store: RelationshipStore, kind: str, column: str, ids: list[str]
+) -> None:
+    run(filled_store, f"UPDATE {kind} SET {column} = 'other'")
+    rule = f"the keys of each {kind} match it"
+    assert broken(filled_store) == {rule: BrokenRule(rule, len(ids), ids)}
+
+
+def test_verify_does_not_compare_the_words_of_a_record_that_has_none_yet(filled_store: RelationshipStore) -> None:
+    run(filled_store, "UPDATE patient SET keyed_etag = '' WHERE patient_id = 'p'")
+    run(filled_store, "DELETE FROM patient_name_word")
+    assert broken(filled_store)["patient_name_word matches the records"].ids == ["q"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("column", ["aliases", "identifiers", "specialties", "annotations"])
 @pytest.mark.parametrize("text", ["[", '[["a"]]', "7", '{"a":1}', '["a",1]'])
@@ -282,6 +315,7 @@ def test_verify_reports_invalid_json_of_a_record(filled_store: RelationshipStore
     ("rule", "statement", "ids"),
     [
         ("each birth_date in patient is valid", "UPDATE patient SET birth_date = '1990-02-30'", ["p", "q"]),
+        ("each birth_date in patient is valid", "UPDATE patient SET birth_date = '1990-00'", ["p", "q"]),
         ("each etag in therapist is valid", "UPDATE therapist SET etag = '' WHERE therapist_id = 'u'", ["u"]),
         ("each created_us in therapist is valid", f"UPDATE therapist SET created_us = {2**62}", ["t", "u"]),
         ("each end_reason in assignment is valid", "UPDATE assignment SET end_reason = 10 WHERE end_us = 2000", None),
@@ -301,6 +335,7 @@ def test_verify_reports_invalid_json_of_a_record(filled_store: RelationshipStore
 def test_verify_reports_values_that_no_request_could_have_stored(
     filled_store: RelationshipStore, rule: str, statement: str, ids: list[str] | None
 ) -> None:
+    run(filled_store, "DELETE FROM assignment_version")  # which refers to assignments
     run(filled_store, statement)
     found = broken(filled_store)[rule]
     assert ids is None or found.ids == ids
@@ -338,7 +373,7 @@ def test_verify_accepts_unusual_but_valid_states(filled_store: RelationshipStore
 CHANGES: list[Any] = [
     "UPDATE store SET head_revision = head_revision + 1",
     "UPDATE store SET oldest_revision = oldest_revision + 1",
-    "UPDATE therapist SET email = 'x@example.org' WHERE therapist_id = 'u'",
+    "UPDATE therapist SET email = 'x@example.org', email_key = 'x@example.org' WHERE therapist_id = 'u'",
     "UPDATE patient SET etag = 'x' WHERE patient_id = 'q'",
     "UPDATE assignment SET focus = 'x' WHERE end_us = 2000",
     "UPDATE change_set SET actor = 'x' WHERE revision = 3",

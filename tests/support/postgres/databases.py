@@ -63,7 +63,7 @@ class Databases:
         self._empty = f"""
             WITH {", ".join(emptied)}
             UPDATE store SET store_id = %s, secret = %s, head_revision = 0, oldest_revision = 0,
-                chain_revision = 0, head_hash = DEFAULT, oldest_hash = DEFAULT
+                chain_revision = 0, head_hash = DEFAULT, oldest_hash = DEFAULT, versions_revision = 0, versions_us = 0
             """.encode()
         return self
 

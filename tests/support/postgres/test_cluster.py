@@ -35,7 +35,7 @@ def prepare(url: str) -> None:
     with psycopg.connect(url) as connection:
         connection.execute(
             "CREATE TABLE store (store_id TEXT, secret BYTEA, head_revision INT, oldest_revision INT,"
-            " chain_revision INT, head_hash TEXT, oldest_hash TEXT)"
+            " chain_revision INT, head_hash TEXT, oldest_hash TEXT, versions_revision INT, versions_us INT)"
         )
         connection.execute("INSERT INTO store VALUES ('', '', 0, 0)")
         connection.execute("CREATE TABLE parent (id INT PRIMARY KEY)")

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
@@ -18,6 +18,7 @@ from caseload_server.store.backends.protocol import Database, StoreMetrics
 from caseload_server.store.backends.sqlite import migrate as sqlite_migrate
 from caseload_server.store.backends.sqlite.database import SqliteDatabase
 from caseload_server.store.backends.timed_database import TimedDatabase
+from caseload_server.store.key_catch_up import KeyCatchUp
 from caseload_server.write_faults import NO_SPACE, with_fault, write_fault
 
 if TYPE_CHECKING:
@@ -57,18 +58,32 @@ def open_store(
         return RelationshipStore(database, clock, monotonic)
 
 
+@contextmanager
+def open_key_catch_up(url: str) -> Iterator[KeyCatchUp]:
+    """Opens a migrated database to make words and keys. Raises SettingError, also within the with block."""
+    with backend_for(url) as (_, location), closing(connect(url, location)) as database:
+        yield KeyCatchUp(database)
+
+
+def connect(url: str, location: Any, **options: Any) -> Database:
+    """Returns the database at a location, which is as backend_for yields it. Args: options, of PostgresDatabase."""
+    if not is_postgres(url):
+        return SqliteDatabase(location, sqlite_name(url))
+    from caseload_server.store.backends.postgres.database import PostgresDatabase
+
+    return PostgresDatabase(location, **options)
+
+
 def _open_database(config: Config, migrate_module: ModuleType, location: Any) -> Database:
     if not is_postgres(config.database):
         if fault := data_files_fault(*(Path(f"{location}{suffix}") for suffix in ("", "-wal", "-shm"))):
             raise SettingError("--database", fault)
         migrate_module.migrate(location)
-        return SqliteDatabase(location, sqlite_name(config.database))
+        return connect(config.database, location)
     if migrate_module.pending(location):
         raise SchemaError(NOT_MIGRATED)
-    from caseload_server.store.backends.postgres.database import PostgresDatabase
-
-    database = PostgresDatabase(location, connections=config.pool_size)
-    database.open()
+    database = connect(config.database, location, connections=config.pool_size)
+    database.open()  # type: ignore[attr-defined]  # it is a PostgresDatabase
     return database
 
 

@@ -66,9 +66,10 @@ class Query(NamedTuple):
     plan_for_values: bool = False
     """True where the database must plan it for these values: one plan for all values would be much slower for some."""
 
-    def of_page(self, after: str, limit: int) -> "Query":
-        """Returns the query of one page: at most `limit` rows, whose first column is greater than `after`."""
-        return self._replace(parameters={**self.parameters, "after": after, "limit": limit})
+    def of_page(self, after: str, limit: int, after_key: Value = None) -> "Query":
+        """Returns the query of one page: at most `limit` rows after the record `after`, which has that sort key."""
+        page: dict[str, Value] = {"after": after, "limit": limit, "after_key": after_key if after else None}
+        return self._replace(parameters={**self.parameters, **page})
 
 
 class Dialect(NamedTuple):
@@ -77,11 +78,23 @@ class Dialect(NamedTuple):
     index_range: str
     """The condition that a scan of the index on {column} and {record_id} starts after :after, among those with the
     {value}."""
+    index_order: str
+    """The order of such a scan, by {column} and {record_id}."""
     merged_scan: str
     """One of several scans that are merged in the order of their first column: {scan} is its SELECT, {number} its
     number, {order} the columns of its index."""
     unindexed: str
     """Before a column, it keeps an index on that column from being used."""
+    indexed: str
+    """After a table, it makes a SELECT read its {index}. Empty where the database has no such clause."""
+    merged_ids: str
+    """The {id}s after :after that the {where} of a {table} finds for each of the :values, merged in order. The rows of
+    each have the {order} of an index. In {where}, `merged` has the value, and the id to begin after."""
+    with_ids: str
+    """The records of a {table} whose {id} is among {ids}, a SELECT of a column `id`, as FROM and WHERE. They are found
+    one by one, whatever else they must meet."""
+    fence: str
+    """After a subquery, it keeps the order and the limit of the outer query from changing its plan."""
     has_statistics: bool
     """True where the planner knows how many rows match a value, and chooses between a lookup and a scan in order."""
 

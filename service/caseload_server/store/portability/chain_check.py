@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from caseload_server.domain import enums
 from caseload_server.domain.results import LogHead
 from caseload_server.store.backends.protocol import Query, Row, Transaction
-from caseload_server.store.hash_chain import BEFORE_CHAIN, START, VERSION, next_hash
+from caseload_server.store.hash_chain import FORMAT, FORMAT_WITHOUT_VERSIONS, NO_HASH, START, next_hash
 from caseload_server.store.portability.verify import MAX_LISTED_IDS, BrokenRule, unreadable
 
 LINKS: Final = "each change set has the hash of its content and of the change set before it"
@@ -18,7 +18,7 @@ KEPT: Final = "the log contains each head that was kept elsewhere"
 _SELECT_STORE: Final = "SELECT head_revision, oldest_revision, chain_revision, head_hash, oldest_hash FROM store"
 _SELECT_LOG: Final = """
 SELECT change_set.revision, hash_version, hash, committed_us, actor, on_behalf_of, method, request_id,
-    position, kind, changed_fields, therapist_id, patient_id, assignment_id, through_revision
+    position, kind, changed_fields, therapist_id, patient_id, assignment_id, through_revision, version_hash
 FROM change_set LEFT JOIN change ON change.revision = change_set.revision
 ORDER BY change_set.revision, position"""
 _SET_COLUMNS: Final = itemgetter(*range(8))
@@ -84,16 +84,14 @@ class _ChainCheck:
 
     def add(self, columns: Row, changes: list[Row]) -> None:
         """Checks one change set. Args: changes, the columns of each of its changes, the position first."""
-        revision, version, stored, *content = columns
+        revision, hash_format, stored, *_ = columns
         for change in changes:
             if change[1] == enums.CHANGE_LOG_PURGED:
-                self._purged_through = change[-1]
+                self._purged_through = change[-2]
         if revision <= self._bounds.chain_revision:
-            is_intact = (version, stored) == (BEFORE_CHAIN, b"")
+            is_intact = (hash_format, stored) == (NO_HASH, b"")
         else:
-            expected = next_hash(self._hash, revision, content, [change[1:] for change in changes])
-            positions = [change[0] for change in changes]
-            is_intact = (version, stored, positions) == (VERSION, expected, list(range(len(changes))))
+            is_intact = _is_linked(self._hash, columns, changes)
             self._hash = stored  # so that one change set is reported, and not all that follow it
             self._missing.discard(LogHead(revision, stored))
         if not is_intact:
@@ -120,3 +118,17 @@ class _ChainCheck:
 
     def _add(self, rule: str, revision: int) -> None:
         self._broken.setdefault(rule, []).append(revision)
+
+
+def _is_linked(previous: bytes, columns: Row, changes: list[Row]) -> bool:
+    """Returns whether a change set has the hash of its content and of the change set before it."""
+    revision, hash_format, stored, *content = columns
+    if hash_format == FORMAT_WITHOUT_VERSIONS and all(change[-1] is None for change in changes):
+        hashed = [change[1:-1] for change in changes]
+    elif hash_format == FORMAT:
+        hashed = [change[1:] for change in changes]
+    else:
+        return False
+    positions = [change[0] for change in changes]
+    expected = next_hash(previous, revision, content, hashed, hash_format)
+    return (stored, positions) == (expected, list(range(len(changes))))

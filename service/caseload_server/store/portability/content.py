@@ -13,8 +13,8 @@ from typing import Any, Final, NamedTuple, get_args, get_type_hints
 
 from caseload_server.domain.records import Assignment, Patient, Therapist
 from caseload_server.domain.value_formats import CODE_PATTERN
+from caseload_server.store import search
 from caseload_server.store.backends.protocol import Row, Transaction, Value
-from caseload_server.store.search import record_words
 
 PAGE_ROWS: Final = 1000
 """Rows that are read or parsed at once."""
@@ -58,6 +58,11 @@ def _columns_of(record: type) -> dict[str, tuple[type, ...]]:
     return {column: get_args(hint) or (hint,) for column, hint in get_type_hints(record).items()}
 
 
+def _versions_of(record: str, columns: dict[str, tuple[type, ...]]) -> Table:
+    key = {f"{record}_id": (str,), "to_revision": (int,)}
+    return Table(f"{record}_version", {**key, "to_us": (int,), **columns}, key_width=2)
+
+
 _ID_OR_NONE = (str, type(None))
 TABLES: Final = (
     Table(
@@ -68,6 +73,8 @@ TABLES: Final = (
             "chain_revision": (int,),
             "head_hash": (bytes,),
             "oldest_hash": (bytes,),
+            "versions_revision": (int,),
+            "versions_us": (int,),
         },
     ),
     Table("therapist", _columns_of(Therapist)),
@@ -98,9 +105,13 @@ TABLES: Final = (
             "patient_id": _ID_OR_NONE,
             "assignment_id": _ID_OR_NONE,
             "through_revision": (int, type(None)),
+            "version_hash": (str, type(None)),
         },
         key_width=2,
     ),
+    _versions_of("therapist", {"image": (str,)}),
+    _versions_of("patient", {"merged_into_patient_id": (str,), "image": (str,)}),
+    _versions_of("assignment", _columns_of(Assignment)),
     Table(
         "request",
         {
@@ -156,9 +167,11 @@ class ContentDigest:
         return f"{DIGEST_ALGORITHM}:{self._hash.hexdigest()}"
 
 
+HOLDS_KEY: Final = "holds_key"
+"""The column of identifiers that other records determine too: of several with the same key, the oldest holds it."""
 _SEARCH_COLUMNS: Final = {
     "name_word": ("word",),
-    "identifier": ("system", "value", "live"),
+    "identifier": ("system", "value", "live", "value_key", HOLDS_KEY),
     "specialty": ("specialty",),
 }
 SEARCH_TABLES: Final = {
@@ -185,24 +198,32 @@ def search_rows(table: Table, rows: list[Row]) -> dict[str, list[Row]]:
     def flatten(groups: Iterable[Iterable[tuple[Value, ...]]]) -> list[Row]:
         return [(record_id, *values) for record_id, group in zip(ids, groups, strict=True) for values in group]
 
-    _parse_column("annotations", columns["annotations"])  # only a check: they cannot be searched
+    parse_column("annotations", columns["annotations"])  # only a check: they cannot be searched
     live = [1 if deleted_us is None else None for deleted_us in columns["deleted_us"]]
-    identifiers = _parse_column("identifiers", columns["identifiers"])
-    aliases = _parse_column("aliases", columns["aliases"])
-    names = map(record_words, columns["display_name"], aliases)
+    identifiers = parse_column("identifiers", columns["identifiers"])
+    aliases = parse_column("aliases", columns["aliases"])
+    names = map(search.record_words, columns["display_name"], aliases)
     found = {
         f"{table.name}_name_word": flatten(map(zip, names)),
         f"{table.name}_identifier": flatten(
-            [(*pair, is_live) for pair in pairs] for is_live, pairs in zip(live, identifiers, strict=True)
+            [(system, value, is_live, search.identifier_key(value), is_live) for system, value in pairs]
+            for is_live, pairs in zip(live, identifiers, strict=True)
         ),
     }
     if "specialties" in columns:
-        found["therapist_specialty"] = flatten(map(zip, _parse_column("specialties", columns["specialties"])))
+        found["therapist_specialty"] = flatten(map(zip, parse_column("specialties", columns["specialties"])))
     return found
 
 
-def _parse_column(column: str, texts: tuple[str, ...]) -> list[Any]:
-    """Parses the JSON of a column. Raises MalformedColumn."""
+def record_keys(table: Table, rows: list[Row]) -> list[tuple[str, ...]]:
+    """Returns the columns search.KEY_COLUMNS of therapists or patients."""
+    record_type: Any = Therapist if table.name == "therapist" else Patient
+    records = map(record_type._make, rows)
+    return [tuple(search.keys(record).values()) for record in records]
+
+
+def parse_column(column: str, texts: Sequence[str]) -> list[Any]:
+    """Parses the JSON of a column, one of JSON_COLUMNS. Raises MalformedColumn."""
     with suppress(ValueError, RecursionError):
         values = parse_all(texts)
         if _HAS_VALID_SHAPE[column](values) and _are_storable(texts, values):
@@ -267,3 +288,5 @@ _HAS_VALID_SHAPE: Final[dict[str, Callable[[list[Any]], bool]]] = {
     "identifiers": _all_lists_of_pairs,
     "specialties": _all_lists_of_codes,
 }
+JSON_COLUMNS: Final = frozenset(_HAS_VALID_SHAPE)
+"""The columns of therapists and patients that hold JSON."""

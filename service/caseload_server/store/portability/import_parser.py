@@ -59,7 +59,7 @@ def batches(source: BinaryIO, schema: str) -> Iterator[Batch]:
             parsed = _ParsedRows(table, number, page, text)
             last_key = parsed.check_order(last_key)
             content_digest.add(table, len(page), text)
-            rows = {table.name: parsed.rows, **parsed.search_rows()}
+            rows = {table.name: parsed.rows_with_keys(), **parsed.search_rows()}
             yield Batch(number, number + len(page) - 1, len(text), rows)
             number += len(page)
     raise ImportRefused(f"line {number}: is missing: the file is truncated")
@@ -180,6 +180,13 @@ class _ParsedRows:
             index = list(map(lt, keys, keys[1:])).index(False)
             raise self._refusal(index, self._table.key[0], "is out of order, or a duplicate")
         return keys[-1]
+
+    def rows_with_keys(self) -> list[Row]:
+        """Returns the rows, those of therapists and patients with the columns search.KEY_COLUMNS."""
+        if "display_name" not in self._table.columns:
+            return self.rows
+        keys = content.record_keys(self._table, self.rows)
+        return [(*row, *row_keys) for row, row_keys in zip(self.rows, keys, strict=True)]
 
     def search_rows(self) -> dict[str, list[Row]]:
         """Returns the rows of the search tables, by table. Raises ImportRefused."""

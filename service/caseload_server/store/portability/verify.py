@@ -1,6 +1,6 @@
 """Checks the rules between the rows of a store, in one snapshot, while others write."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from caseload_server.domain.enums import (
@@ -21,6 +21,7 @@ from caseload_server.store.portability.content import (
     Table,
 )
 from caseload_server.store.portability.export import Progress
+from caseload_server.store.search import KEY_COLUMNS, RULES_VERSION
 
 MAX_LISTED_IDS: Final = 10
 """Ids that are listed for a broken rule."""
@@ -64,6 +65,18 @@ def _rules_of_kind(kind: str) -> Iterator[Rule]:
         f"an identifier belongs to one {kind} that is not deleted",
         f"SELECT MIN({kind}_id) FROM {kind}_identifier WHERE live = 1 GROUP BY system, value HAVING COUNT(*) > 1",
     )
+    table = f"{kind}_identifier"
+    yield Rule(
+        f"the key of an identifier belongs to one {kind} that is not deleted",
+        f"SELECT other.{kind}_id FROM {table} AS other WHERE other.live = 1 AND other.holds_key IS NULL"
+        f" AND other.value_key <> '' AND EXISTS (SELECT 1 FROM {table} AS holder"
+        " WHERE holder.value_key = other.value_key AND holder.system = other.system AND holder.holds_key = 1"
+        f" AND holder.{kind}_id <> other.{kind}_id) ORDER BY 1",
+    )
+    yield Rule(
+        f"each {kind} has current words and keys: caseload migrate makes them",
+        f"SELECT {kind}_id FROM {kind} WHERE keyed_etag <> '{RULES_VERSION}:' || etag",
+    )
     yield Rule(
         f"the id of a purged {kind} is not in use",
         f"SELECT {kind}_id FROM {kind} WHERE EXISTS"
@@ -88,7 +101,8 @@ SELECT assignment_id FROM (
 WHERE start_us < occupied_until_us"""
 
 
-def _reference_exists(child: str, column: str, parent: str) -> Rule:
+def reference_exists(child: str, column: str, parent: str) -> Rule:
+    """Returns the rule that a column of one table has only keys of another."""
     return Rule(
         f"each {column} in {child} exists in {parent}",
         f"SELECT {column} FROM {child} WHERE NOT EXISTS"
@@ -173,16 +187,16 @@ RULES: Final = (
         "SELECT revision FROM change_set WHERE NOT EXISTS"
         " (SELECT 1 FROM change WHERE change.revision = change_set.revision)",
     ),
-    _reference_exists("change", "revision", "change_set"),
-    _reference_exists("assignment", "therapist_id", "therapist"),
-    _reference_exists("assignment", "patient_id", "patient"),
-    *(_reference_exists(table, columns[0], columns[0].removesuffix("_id")) for table, columns in SEARCH_TABLES.items()),
+    reference_exists("change", "revision", "change_set"),
+    reference_exists("assignment", "therapist_id", "therapist"),
+    reference_exists("assignment", "patient_id", "patient"),
+    *(reference_exists(table, columns[0], columns[0].removesuffix("_id")) for table, columns in SEARCH_TABLES.items()),
 )
 
 
-def broken_rules(transaction: Transaction) -> Iterator[BrokenRule]:
-    """Yields each broken rule of RULES. No rule covers capacity: a limit may be set below the present count."""
-    for text, sql in RULES:
+def broken_rules(transaction: Transaction, rules: Iterable[Rule] = RULES) -> Iterator[BrokenRule]:
+    """Yields each broken rule. No rule covers capacity: a limit may be set below the present count."""
+    for text, sql in rules:
         if ids := _first_ids(transaction, sql):
             [(count,)] = transaction.run(f"SELECT COUNT(*) FROM ({sql}) AS broken")
             yield BrokenRule(text, count, ids)
@@ -205,6 +219,11 @@ def file_damage(transaction: Transaction) -> Iterator[BrokenRule]:
     found = transaction.run("PRAGMA integrity_check")
     if found != [("ok",)]:
         yield BrokenRule("the file is sound (PRAGMA integrity_check)", len(found), [])
+
+
+def _compared(name: str) -> tuple[str, ...]:
+    """Returns the columns of a search table that the record of a row determines."""
+    return tuple(column for column in SEARCH_TABLES[name] if column != content.HOLDS_KEY)
 
 
 class ContentCheck:
@@ -239,7 +258,10 @@ class ContentCheck:
             self._add(f"each {column} in {table.name} is valid", ids)
 
     def _compare(self, table: Table, rows: list[Row]) -> None:
-        """Compares the search rows of one page of records with what the records say."""
+        """Compares the search rows of one page of records with what the records say.
+
+        It leaves out records without current keys, whose words and keys are made later.
+        """
         expected: dict[str, set[Row]] = {name: set() for name in SEARCH_TABLES if name.startswith(table.name)}
         for row in rows:
             try:
@@ -248,13 +270,25 @@ class ContentCheck:
                 self._add(f"{column} of each {table.name} is valid JSON for its column", [row[0]])
                 continue
             for name, found in search_rows.items():
-                expected[name].update(found)
+                expected[name].update(row[: len(_compared(name))] for row in found)
+        outdated = self._compare_keys(table, rows)
         for name, wanted in expected.items():
             stored = self._stored(name, rows[0][0], rows[-1][0])
-            self._add(f"{name} matches the records", sorted({row[0] for row in wanted ^ stored}))
+            self._add(f"{name} matches the records", sorted({row[0] for row in wanted ^ stored} - outdated))
+
+    def _compare_keys(self, table: Table, rows: list[Row]) -> set[str]:
+        """Compares the keys of one page of records. Returns the ids of those without current ones."""
+        columns = f"{table.key[0]}, {', '.join(KEY_COLUMNS)}"
+        sql = f"SELECT {columns} FROM {table.name} WHERE {table.key[0]} BETWEEN :first AND :last"
+        stored = {row[0]: row[1:] for row in self._transaction.run(sql, {"first": rows[0][0], "last": rows[-1][0]})}
+        wanted = {row[0]: keys for row, keys in zip(rows, content.record_keys(table, rows), strict=True)}
+        outdated = {record_id for record_id, keys in wanted.items() if stored[record_id][-1] != keys[-1]}
+        differing = {record_id for record_id, keys in wanted.items() if stored[record_id] != keys}
+        self._add(f"the keys of each {table.name} match it", sorted(differing - outdated))
+        return outdated
 
     def _stored(self, name: str, first: str, last: str) -> set[Row]:
-        columns = SEARCH_TABLES[name]
+        columns = _compared(name)
         sql = f"SELECT {', '.join(columns)} FROM {name} WHERE {columns[0]} BETWEEN :first AND :last"
         return set(self._transaction.run(sql, {"first": first, "last": last}))
 

@@ -9,7 +9,8 @@ _NAMES: Final = """
 INSERT INTO {kind}_name_word
 SELECT {kind}_id, lower(word) FROM {kind}, unnest(string_to_array(display_name, ' ')) AS word"""
 _IDENTIFIERS: Final = """
-INSERT INTO {kind}_identifier SELECT {kind}_id, 'number', substr({kind}_id, 2), 1 FROM {kind}"""
+INSERT INTO {kind}_identifier
+SELECT {kind}_id, 'number', substr({kind}_id, 2), 1, substr({kind}_id, 2), 1 FROM {kind}"""
 _FILL: Final = (
     # Most words are common prefixes: first1 to first500, last1 to last2000. One in 44 is called Anna, one in 21 Smith.
     """
@@ -19,12 +20,15 @@ CREATE FUNCTION full_name(n BIGINT) RETURNS TEXT LANGUAGE sql IMMUTABLE AS $$
     """
 INSERT INTO therapist
 SELECT 't' || lpad(n::TEXT, 8, '0'), full_name(n), '', CASE WHEN n % 30 = 0 THEN 3 WHEN n % 13 = 0 THEN 2 ELSE 1 END,
-    '[]', '[]', 400, '{}', CASE WHEN n % 30 = 0 THEN 0 ELSE 50 END, 0, 0, NULL, 'e'
+    '[]', '[]', 400, '{}', CASE WHEN n % 30 = 0 THEN 0 ELSE 50 END, 0, n, NULL, 'e', '[]', lower(full_name(n)),
+    n || '@example.org', '2:e'
 FROM generate_series(1, 400) AS n""",
     """
 INSERT INTO patient
-SELECT 'p' || lpad(n::TEXT, 8, '0'), full_name(n), '', '', '', CASE WHEN n % 10 = 0 THEN 2 ELSE 1 END, '[]', '{}', '',
-    CASE WHEN n % 10 = 0 THEN 0 ELSE 1 END, 0, 0, NULL, 'e'
+SELECT 'p' || lpad(n::TEXT, 8, '0'), full_name(n), to_char(DATE '1930-01-01' + n * 37 % 30000, 'YYYY-MM-DD'), '',
+    '+49' || n / 2, CASE WHEN n % 10 = 0 THEN 2 ELSE 1 END, '[]', '{}', CASE WHEN n % 10 = 0 THEN '' ELSE 't' END,
+    CASE WHEN n % 10 = 0 THEN 0 ELSE 1 END, 0, n * 7919 % 20000, CASE WHEN n % 100 = 50 THEN 1 END, 'e', '[]', '',
+    lower(full_name(n)), n || '@example.org', '2:e'
 FROM generate_series(1, 20000) AS n""",
     *(text.format(kind=kind) for text in (_NAMES, _IDENTIFIERS) for kind in ("therapist", "patient")),
     """
@@ -49,7 +53,7 @@ INSERT INTO change_set SELECT n, n, CASE WHEN n % 1000 = 0 THEN 'auditor' ELSE '
     CASE WHEN n % 100 = 0 THEN 'user-' || n % 7 ELSE '' END, 1, ''
 FROM generate_series(1, 20000) AS n""",
     """
-INSERT INTO change SELECT n, 0, 1, '', NULL, 'p' || lpad(n::TEXT, 8, '0'), NULL, NULL
+INSERT INTO change SELECT n, 0, 1, '', NULL, 'p' || lpad(n::TEXT, 8, '0'), NULL, NULL, NULL
 FROM generate_series(1, 20000) AS n""",
     # One patient in a hundred is another record of the one before.
     """
@@ -58,6 +62,15 @@ WHERE CAST(substr(patient_id, 2) AS BIGINT) % 100 = 1 AND patient_id > 'p0000000
     """
 INSERT INTO same_person SELECT 'p' || lpad((n + own)::TEXT, 8, '0'), 'p' || lpad(n::TEXT, 8, '0')
 FROM generate_series(100, 19900, 100) AS n, generate_series(0, 1) AS own""",
+    # Each person and each period that ended has changed once.
+    *(
+        f"INSERT INTO {kind}_version SELECT {kind}_id, 5, 5, {merged} '{{}}' FROM {kind}"
+        for kind, merged in (("therapist", ""), ("patient", "merged_into_patient_id,"))
+    ),
+    """
+INSERT INTO assignment_version
+SELECT assignment_id, 5, 5, therapist_id, patient_id, role, '', start_us, NULL, 0, '', '', 0, 0, 'e', NULL
+FROM assignment WHERE end_us IS NOT NULL""",
     "UPDATE store SET head_revision = 20000",
     "VACUUM ANALYZE",
     # The planner multiplies its count of pages by these rows a page.

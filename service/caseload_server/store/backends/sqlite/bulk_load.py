@@ -33,6 +33,9 @@ class SqliteBulkLoad:
         except apsw.ConstraintError as error:
             raise ConstraintViolation(str(error)) from None
 
+    def run(self, sql: str) -> None:
+        self._connection.execute(sql)
+
     def set_store_row(self, columns: dict[str, Value]) -> None:
         assignments = ", ".join(f"{name} = :{name}" for name in columns)
         self._connection.execute(f"UPDATE store SET {assignments}", columns)

@@ -55,6 +55,18 @@ def _is_past_deadline() -> bool:
     return time.monotonic() > read_deadline.get()
 
 
+_MERGED_IDS: Final = """
+WITH RECURSIVE merged(id, value) AS (
+    SELECT :after, atom FROM json_each(:values)
+    UNION ALL
+    SELECT (SELECT {id} FROM {table} WHERE {where} ORDER BY {order} LIMIT 1), merged.value
+    FROM merged WHERE merged.id IS NOT NULL
+    ORDER BY 1
+)
+SELECT DISTINCT id FROM merged WHERE id > :after LIMIT :limit"""
+"""ORDER BY makes a priority queue of the recursion, which yields its rows in this order: https://sqlite.org/lang_with.html"""
+
+
 class SqliteDatabase:
     """Implements Database on a SQLite file.
 
@@ -64,8 +76,13 @@ class SqliteDatabase:
     lock_clause = ""  # BEGIN IMMEDIATE locks the whole file
     dialect = Dialect(
         index_range="{column} = {value} AND {record_id} > :after",
+        index_order="{record_id}",  # for an expression, SQLite does not see that it is constant
         merged_scan="{scan}",
         unindexed="+",
+        indexed=" INDEXED BY {index}",
+        merged_ids=_MERGED_IDS,
+        with_ids="({ids}) AS given CROSS JOIN {table} AS record WHERE record.{id} = given.id",
+        fence="",
         has_statistics=False,
     )
     commit_may_be_ambiguous = False

@@ -1,0 +1,46 @@
+-- Keys by which lists are ordered and people are found. An older instance leaves them as they are, so keyed_etag, which
+-- holds the version of the rules and the etag of the record at that time, says for which records they are current.
+
+ALTER TABLE therapist ADD COLUMN name_key TEXT NOT NULL DEFAULT '';
+ALTER TABLE therapist ADD COLUMN email_key TEXT NOT NULL DEFAULT '';
+ALTER TABLE therapist ADD COLUMN keyed_etag TEXT NOT NULL DEFAULT '';
+ALTER TABLE patient ADD COLUMN name_key TEXT NOT NULL DEFAULT '';
+ALTER TABLE patient ADD COLUMN email_key TEXT NOT NULL DEFAULT '';
+ALTER TABLE patient ADD COLUMN keyed_etag TEXT NOT NULL DEFAULT '';
+ALTER TABLE therapist_identifier ADD COLUMN value_key TEXT NOT NULL DEFAULT '';
+ALTER TABLE therapist_identifier ADD COLUMN holds_key INTEGER CHECK (holds_key = 1);
+ALTER TABLE patient_identifier ADD COLUMN value_key TEXT NOT NULL DEFAULT '';
+ALTER TABLE patient_identifier ADD COLUMN holds_key INTEGER CHECK (holds_key = 1);
+
+-- One index for each order and each filter of a list, so that a page reads few rows at any size of the table.
+CREATE INDEX therapist_by_name ON therapist (name_key, therapist_id);
+CREATE INDEX therapist_by_update ON therapist (updated_us, therapist_id);
+CREATE INDEX therapist_by_email ON therapist (email_key, therapist_id) WHERE email_key <> '';
+CREATE INDEX therapist_deleted ON therapist (therapist_id) WHERE deleted_us IS NOT NULL;
+CREATE INDEX patient_by_name ON patient (name_key, patient_id);
+CREATE INDEX patient_by_update ON patient (updated_us, patient_id);
+CREATE INDEX patient_by_email ON patient (email_key, patient_id) WHERE email_key <> '';
+CREATE INDEX patient_by_phone_number ON patient (phone_number, patient_id) WHERE phone_number <> '';
+CREATE INDEX patient_by_birth_date ON patient (birth_date, patient_id) WHERE birth_date <> '';
+CREATE INDEX patient_by_birth_month ON patient (substr(birth_date, 1, 7), patient_id) WHERE birth_date <> '';
+CREATE INDEX patient_without_primary ON patient (status, patient_id) WHERE primary_therapist_id = '';
+CREATE INDEX patient_deleted ON patient (patient_id) WHERE deleted_us IS NOT NULL;
+
+-- Lists of unassigned records of all statuses merge the scans of each, so that a write pays for one index of them.
+DROP INDEX therapist_unassigned;
+DROP INDEX patient_unassigned;
+
+-- The records whose keys and words are to be made: from before this step, or written by an older instance since.
+CREATE INDEX therapist_without_keys ON therapist (therapist_id) WHERE keyed_etag <> '2:' || etag;
+CREATE INDEX patient_without_keys ON patient (patient_id) WHERE keyed_etag <> '2:' || etag;
+
+-- Two live records cannot hold the same key. Of records that had it before this step, or that an older instance
+-- wrote since, the oldest holds it.
+CREATE UNIQUE INDEX therapist_identifier_by_key ON therapist_identifier (value_key, system, holds_key);
+CREATE UNIQUE INDEX patient_identifier_by_key ON patient_identifier (value_key, system, holds_key);
+
+-- The identifiers whose key another live record holds.
+CREATE INDEX therapist_identifier_doubles ON therapist_identifier (value_key, system)
+    WHERE live = 1 AND holds_key IS NULL AND value_key <> '';
+CREATE INDEX patient_identifier_doubles ON patient_identifier (value_key, system)
+    WHERE live = 1 AND holds_key IS NULL AND value_key <> '';
