@@ -78,10 +78,11 @@ def inserts(versions: Iterable[tuple[int, int, Version]]) -> list[tuple[str, str
 def _insert(table: str) -> str:
     columns = STORED_COLUMNS[table]
     values = [_value(column, index) for index, column in enumerate(columns, 2)]
+    is_kept = f"EXISTS (SELECT 1 FROM {table} WHERE {table}_id = value ->> 2)"  # a later write may have purged it
     return f"""
 INSERT INTO {table}_version (to_revision, to_us, {", ".join(columns)})
 SELECT :head_revision + 1 + CAST(value ->> 0 AS BIGINT), CAST(value ->> 1 AS BIGINT), {", ".join(values)}
-FROM json_each(:versions) WHERE (SELECT head_hash FROM store) = :hash"""
+FROM json_each(:versions) WHERE (SELECT head_hash FROM store) = :hash AND {is_kept}"""
 
 
 def _value(column: str, index: int) -> str:
