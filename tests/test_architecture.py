@@ -41,6 +41,7 @@ VERBS = {
         "outcome_expiry",
         "pages",
         "purges",
+        "record_selects",
         "record_sizes",
         "records",
         "search",

@@ -5,13 +5,13 @@ the caseload: each page reads and sorts all of it. A total costs its matches.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from caseload_server.domain import enums
 from caseload_server.domain.records import Assignment
 from caseload_server.domain.requests import AssignmentQuery, CaseloadQuery
-from caseload_server.store import expiry, known_at, lists
+from caseload_server.store import expiry, known_at
 from caseload_server.store.assignments import COLUMNS
 from caseload_server.store.backends.protocol import Dialect, Query, Scan, Value
 from caseload_server.store.records import RecordKind
@@ -101,7 +101,7 @@ def select_assignments(query: AssignmentQuery, dialect: Dialect, now_us: int) ->
     elif is_of_all_records and query.roles:
         scans = list(_role_scans(query, dialect))
     is_costly = is_of_all_records and query.as_of_us is not None
-    return Query(lists.merge_scans(scans, dialect), parameters, plan_for_values=is_costly)
+    return Query(_merge_scans(scans, dialect), parameters, plan_for_values=is_costly)
 
 
 def _select_known(query: AssignmentQuery, sides: dict[str, str], dialect: Dialect, known_at_us: int) -> Query:
@@ -115,7 +115,7 @@ def _select_known(query: AssignmentQuery, sides: dict[str, str], dialect: Dialec
         )
         for source in _known_sources(query)
     ]
-    return Query(lists.merge_scans(scans, dialect), {**parameters, "known_at_us": known_at_us}, plan_for_values=True)
+    return Query(_merge_scans(scans, dialect), {**parameters, "known_at_us": known_at_us}, plan_for_values=True)
 
 
 def _known_sources(query: AssignmentQuery) -> tuple[known_at.Source, ...]:
@@ -128,7 +128,7 @@ def _scan(conditions: str) -> Scan:
 
 def _as_of_scans(query: AssignmentQuery) -> list[Scan]:
     """Returns the scans of the periods in force at a time. Each finds the ids in an index before it reads a period."""
-    roles = f" AND period.role IN ({lists.enum_list(query.roles)})" if query.roles else ""
+    roles = f" AND period.role IN ({_enum_list(query.roles)})" if query.roles else ""
     return [
         Scan(
             f"SELECT {COLUMNS} FROM (SELECT period.assignment_id FROM assignment AS period WHERE {condition}"
@@ -181,7 +181,7 @@ def _conditions(
         conditions.append(_ENDED)
     if query.roles:
         # Else SQLite would scan all periods of a role instead of one caseload.
-        conditions.append(f"{dialect.unindexed}period.role IN ({lists.enum_list(query.roles)})")
+        conditions.append(f"{dialect.unindexed}period.role IN ({_enum_list(query.roles)})")
     return conditions, parameters
 
 
@@ -193,3 +193,19 @@ def _after_id(query: CaseloadQuery | AssignmentQuery, conditions: list[str]) -> 
         found = f"SELECT period.assignment_id FROM assignment AS period WHERE {where} ORDER BY 1 LIMIT :limit"
         return f"period.assignment_id IN ({found})"
     return where
+
+
+def _merge_scans(scans: list[Scan], dialect: Dialect) -> str:
+    """Returns the SELECT of one page of all given scans."""
+    if len(scans) == 1:
+        return f"{scans[0].select} ORDER BY {scans[0].order} LIMIT :limit"
+    selects = [
+        dialect.merged_scan.format(scan=scan.select, number=number, order=scan.order)
+        for number, scan in enumerate(scans)
+    ]
+    return f"SELECT * FROM ({' UNION ALL '.join(selects)}) AS merged ORDER BY 1 LIMIT :limit"
+
+
+def _enum_list(values: Iterable[int]) -> str:
+    """Returns enum numbers as SQL text. Only known numbers occur, so there are few statements to prepare."""
+    return ", ".join(str(int(value)) for value in sorted(set(values)))

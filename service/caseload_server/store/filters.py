@@ -82,20 +82,8 @@ class Filter(NamedTuple):
 
 def filters_of(kind: RecordKind[Any], query: RecordQuery) -> list[Filter]:
     """Returns the filters of a query: those first that have fewer matches, as a rule. Raises InvalidField."""
-    filters: list[Filter] = []
-    if query.identifier or query.identifier_value:
-        filters += _identifiers(kind, query)
-    if query.email or query.phone_number:
-        filters += _contacts(kind, query)
-    if query.birth_date:
-        filters.append(_birth_date(kind, query.birth_date))
-    if query.name_prefix:
-        filters += _words(kind, query.name_prefix)
-    if query.specialties or query.deleted_only or query.accepting_patients:
-        filters += _flags(kind, query)
-    if query.statuses or query.unassigned or query.without_primary:
-        filters += _statuses(kind, query)
-    return filters
+    parts = (_identifiers, _contacts, _birth_dates, _words, _flags, _statuses)
+    return [filter_ for part in parts for filter_ in part(kind, query)]
 
 
 def _identifiers(kind: RecordKind[Any], query: RecordQuery) -> Iterator[Filter]:
@@ -134,21 +122,23 @@ def _text(kind: RecordKind[Any], name: str, column: str, value: str) -> Filter:
     return Filter(name, kind.name, kind.id_column, index, f"{{row}}.{column}", (value,), where=not_empty)
 
 
-def _birth_date(kind: RecordKind[Any], date: str) -> Filter:
-    """Returns the filter of a date, of a month with all its days, or of a year with all its months."""
+def _birth_dates(kind: RecordKind[Any], query: RecordQuery) -> Iterator[Filter]:
+    """Yields the filter of a date, of a month with all its days, or of a year with all its months."""
+    date = query.birth_date
     if len(date) == len("YYYY-MM-DD"):
-        return _text(kind, "birth_date", "birth_date", date)
-    months = (date,) if len(date) > len("YYYY") else (date, *(f"{date}-{month:02}" for month in range(1, 13)))
-    column = "substr({row}.birth_date, 1, 7)"
-    not_empty = "{row}.birth_date <> ''"
-    return Filter(
-        "birth_month", kind.name, kind.id_column, f"{kind.name}_by_birth_month", column, months, where=not_empty
-    )
+        yield _text(kind, "birth_date", "birth_date", date)
+    elif date:
+        months = (date,) if len(date) > len("YYYY") else (date, *(f"{date}-{month:02}" for month in range(1, 13)))
+        index = f"{kind.name}_by_birth_month"
+        column, not_empty = "substr({row}.birth_date, 1, 7)", "{row}.birth_date <> ''"
+        yield Filter("birth_month", kind.name, kind.id_column, index, column, months, where=not_empty)
 
 
-def _words(kind: RecordKind[Any], prefix: str) -> Iterator[Filter]:
+def _words(kind: RecordKind[Any], query: RecordQuery) -> Iterator[Filter]:
     """Yields the filter of each word of a name, the longest first, which is the rarest as a rule."""
-    words = sorted(search.typed_words(prefix), key=len, reverse=True)
+    if not query.name_prefix:
+        return
+    words = sorted(search.typed_words(query.name_prefix), key=len, reverse=True)
     if not words:  # hyphens and accents alone would match every record
         raise errors.InvalidField(errors.Violation("filter.name_prefix", "must contain a letter, a digit or a symbol"))
     table = f"{kind.name}_name_word"
