@@ -65,13 +65,13 @@ def open_key_catch_up(url: str) -> Iterator[KeyCatchUp]:
         yield KeyCatchUp(database)
 
 
-def connect(url: str, location: Any, **options: Any) -> Database:
-    """Returns the database at a location, which is as backend_for yields it. Args: options, of PostgresDatabase."""
+def connect(url: str, location: Any) -> Database:
+    """Returns the database at a location, which is as backend_for yields it."""
     if not is_postgres(url):
         return SqliteDatabase(location, sqlite_name(url))
     from caseload_server.store.backends.postgres.database import PostgresDatabase
 
-    return PostgresDatabase(location, **options)
+    return PostgresDatabase(location)
 
 
 def _open_database(config: Config, migrate_module: ModuleType, location: Any) -> Database:
@@ -82,8 +82,10 @@ def _open_database(config: Config, migrate_module: ModuleType, location: Any) ->
         return connect(config.database, location)
     if migrate_module.pending(location):
         raise SchemaError(NOT_MIGRATED)
-    database = connect(config.database, location, connections=config.pool_size)
-    database.open()  # type: ignore[attr-defined]  # it is a PostgresDatabase
+    from caseload_server.store.backends.postgres.database import PostgresDatabase
+
+    database = PostgresDatabase(location, connections=config.pool_size)
+    database.open()
     return database
 
 
