@@ -7,7 +7,7 @@ from typing import Any
 from caseload_server.domain import enums, errors, requests
 from caseload_server.domain.records import Assignment, P
 from caseload_server.domain.requests import NewRecord
-from caseload_server.store import assignments, finished_periods, identifiers, records, search
+from caseload_server.store import assignments, finished_periods, identifiers, records
 from caseload_server.store.records import PATIENT, THERAPIST, RecordKind
 from caseload_server.store.write_transaction import Write
 
@@ -126,9 +126,9 @@ def _insert_identifiers(
     entries = [(*pair, index) for index, record in enumerate(before) for pair in json.loads(record.identifiers)]
     first: dict[tuple[str, str], int] = {}  # the first entry with each key
     for system, value, index in entries:
-        first.setdefault((system, search.identifier_key(value)), index)
-    for system, value, index in sorted(entries, key=identifiers.lock_order):
-        holder = first[system, search.identifier_key(value)]
+        first.setdefault(identifiers.unique_key((system, value)), index)
+    for system, value, index in sorted(entries, key=identifiers.unique_key):
+        holder = first[identifiers.unique_key((system, value))]
         if holder != index:
             failures.setdefault(index, errors.IdentifierTaken(other_index=holder))
         elif not identifiers.insert_one(write, kind.name, built[index], (system, value)):

@@ -18,6 +18,15 @@ def _insert(kind: str) -> str:
     )
 
 
+def unique_key(identifier: Sequence[Any]) -> tuple[str, str]:
+    """Returns what only one live record holds: the system and the key of an identifier.
+
+    All writers insert identifiers in the order of these, so that none deadlock.
+    """
+    system, value, *_ = identifier
+    return system, identifier_key(value)
+
+
 def insert(write: Write, kind: str, record: Any, before: Any = None) -> list[list[str]]:
     """Inserts the identifiers of a record. Returns those that another live record has, as [system, value].
 
@@ -26,22 +35,17 @@ def insert(write: Write, kind: str, record: Any, before: Any = None) -> list[lis
     """
     own = json.loads(before.identifiers) if before is not None and before.deleted_us is None else []
     taken: list[list[str]] = []
-    keys: set[tuple[str, str]] = set()
-    for pair in sorted(json.loads(record.identifiers), key=lock_order):
-        key = lock_order(pair)
-        holds_key = key not in keys
-        keys.add(key)
-        if not insert_one(write, kind, record, pair, holds_key=holds_key) and (
-            pair not in own or not insert_one(write, kind, record, pair, holds_key=False)
-        ):
+    held: set[tuple[str, str]] = set()
+    for pair in sorted(json.loads(record.identifiers), key=unique_key):
+        key = unique_key(pair)
+        can_hold = key not in held  # a record may have two identifiers with one key, since before there were keys
+        held.add(key)
+        is_inserted = insert_one(write, kind, record, pair, holds_key=can_hold) or (
+            pair in own and insert_one(write, kind, record, pair, holds_key=False)
+        )
+        if not is_inserted:
             taken.append(pair)
     return taken
-
-
-def lock_order(identifier: Sequence[Any]) -> tuple[str, str]:
-    """Returns the system and the key of an identifier. All writers insert in this order, so that none deadlock."""
-    system, value, *_ = identifier
-    return system, identifier_key(value)
 
 
 def insert_one(write: Write, kind: str, record: Any, identifier: Sequence[str], *, holds_key: bool = True) -> bool:
@@ -60,8 +64,8 @@ def release_keys(write: Write, kind: str, record: Any, pairs: list[list[str]]) -
 
     Two records had them before there were keys. Args: kind, the name of the table.
     """
-    keys = {lock_order(pair) for pair in json.loads(record.identifiers)}
-    for system, key in sorted(keys.intersection(map(lock_order, pairs))):
+    keys = set(map(unique_key, json.loads(record.identifiers)))
+    for system, key in sorted(keys.intersection(map(unique_key, pairs))):
         write.run(
             f"UPDATE {kind}_identifier SET holds_key = NULL"
             f" WHERE {kind}_id = :id AND system = :system AND value_key = :key",

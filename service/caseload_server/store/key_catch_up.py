@@ -64,10 +64,6 @@ def _select_outdated(kind: RecordKind[Any]) -> str:
     return f"{_select_after(kind)} AND {_IS_OUTDATED} ORDER BY record.{kind.id_column}"
 
 
-def _select_after(kind: RecordKind[Any]) -> str:
-    return f"SELECT {kind.columns} FROM {kind.name} AS record WHERE record.{kind.id_column} > :after"
-
-
 def _select_without_holder(kind: RecordKind[Any]) -> str:
     """Returns the SELECT of records with a key that nobody holds: its holder was deleted, or has another one now.
 
@@ -81,6 +77,10 @@ def _select_without_holder(kind: RecordKind[Any]) -> str:
         f" AND (SELECT 1 FROM {table} AS holder WHERE holder.value_key = waiting.value_key AND holder.system ="
         f" waiting.system AND holder.holds_key = 1) IS NULL) ORDER BY record.{kind.id_column}"
     )
+
+
+def _select_after(kind: RecordKind[Any]) -> str:
+    return f"SELECT {kind.columns} FROM {kind.name} AS record WHERE record.{kind.id_column} > :after"
 
 
 def _update_words(transaction: Transaction, kind: RecordKind[Any], records: list[Any]) -> None:
@@ -99,16 +99,6 @@ def _update_words(transaction: Transaction, kind: RecordKind[Any], records: list
     transaction.run(
         f"INSERT INTO {kind.name}_name_word ({kind.id_column}, word)"
         " SELECT new.value ->> 0, new.value ->> 1 FROM json_each(:rows) AS new",
-        {"rows": json.dumps(rows)},
-    )
-
-
-def _update_keys(transaction: Transaction, kind: RecordKind[Any], records: list[Any]) -> None:
-    columns = search.KEY_COLUMNS
-    values = ", ".join(f"{column} = new.value ->> {index}" for index, column in enumerate(columns, 1))
-    rows = [[record[0], *map(search.keys(record).__getitem__, columns)] for record in records]
-    transaction.run(
-        f"UPDATE {kind.name} SET {values} FROM json_each(:rows) AS new WHERE {kind.id_column} = new.value ->> 0",
         {"rows": json.dumps(rows)},
     )
 
@@ -133,22 +123,6 @@ def _update_identifiers(transaction: Transaction, kind: RecordKind[Any], records
     transaction.run(_insert_identifiers(kind, holds_key="NULL"), {"claims": json.dumps(claims)})
 
 
-def _delete_identifiers(kind: RecordKind[Any]) -> str:
-    return (
-        f"DELETE FROM {kind.name}_identifier WHERE ({kind.id_column}, system, value) IN"
-        " (SELECT old.value ->> 0, old.value ->> 1, old.value ->> 2 FROM json_each(:claims) AS old)"
-    )
-
-
-def _insert_identifiers(kind: RecordKind[Any], holds_key: str) -> str:
-    """Returns the INSERT of :claims, which leaves out those whose row exists, or whose key is taken."""
-    return (
-        f"INSERT INTO {kind.name}_identifier ({kind.id_column}, system, value, live, value_key, holds_key)"
-        " SELECT new.value ->> 0, new.value ->> 1, new.value ->> 2, CAST(new.value ->> 3 AS BIGINT), new.value ->> 4,"
-        f" {holds_key} FROM json_each(:claims) AS new WHERE TRUE ON CONFLICT DO NOTHING"
-    )
-
-
 def _outdated_identifiers(transaction: Transaction, kind: RecordKind[Any], records: list[Any]) -> list[Row]:
     """Returns the identifiers without the right key, and live ones that do not hold it, those of old records first.
 
@@ -168,6 +142,13 @@ def _outdated_identifiers(transaction: Transaction, kind: RecordKind[Any], recor
     return sorted(outdated, key=lambda claim: (claim[5], *claim[:3]))
 
 
+def _delete_identifiers(kind: RecordKind[Any]) -> str:
+    return (
+        f"DELETE FROM {kind.name}_identifier WHERE ({kind.id_column}, system, value) IN"
+        " (SELECT old.value ->> 0, old.value ->> 1, old.value ->> 2 FROM json_each(:claims) AS old)"
+    )
+
+
 def _release_from_younger(kind: RecordKind[Any]) -> str:
     """Returns the UPDATE that takes each of the :claims from a holder that was created later."""
     table, record_id = f"{kind.name}_identifier", kind.id_column
@@ -176,6 +157,25 @@ def _release_from_younger(kind: RecordKind[Any]) -> str:
         f" WHERE {table}.system = claim.value ->> 1 AND {table}.value_key = claim.value ->> 4"
         f" AND {table}.holds_key = 1 AND record.{record_id} = {table}.{record_id}"
         f" AND (record.created_us, record.{record_id}) > (CAST(claim.value ->> 5 AS BIGINT), claim.value ->> 0)"
+    )
+
+
+def _insert_identifiers(kind: RecordKind[Any], holds_key: str) -> str:
+    """Returns the INSERT of :claims, which leaves out those whose row exists, or whose key is taken."""
+    return (
+        f"INSERT INTO {kind.name}_identifier ({kind.id_column}, system, value, live, value_key, holds_key)"
+        " SELECT new.value ->> 0, new.value ->> 1, new.value ->> 2, CAST(new.value ->> 3 AS BIGINT), new.value ->> 4,"
+        f" {holds_key} FROM json_each(:claims) AS new WHERE TRUE ON CONFLICT DO NOTHING"
+    )
+
+
+def _update_keys(transaction: Transaction, kind: RecordKind[Any], records: list[Any]) -> None:
+    columns = search.KEY_COLUMNS
+    values = ", ".join(f"{column} = new.value ->> {index}" for index, column in enumerate(columns, 1))
+    rows = [[record[0], *map(search.keys(record).__getitem__, columns)] for record in records]
+    transaction.run(
+        f"UPDATE {kind.name} SET {values} FROM json_each(:rows) AS new WHERE {kind.id_column} = new.value ->> 0",
+        {"rows": json.dumps(rows)},
     )
 
 

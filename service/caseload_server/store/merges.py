@@ -13,9 +13,8 @@ from caseload_server.domain.records import Assignment, Patient
 from caseload_server.store import assignments, expiry, record_sizes, records
 from caseload_server.store.backends.protocol import Row, SerializationConflict, Transaction, Value
 from caseload_server.store.counts import CountChanges
-from caseload_server.store.identifiers import release_keys
+from caseload_server.store.identifiers import release_keys, unique_key
 from caseload_server.store.records import PATIENT, THERAPIST
-from caseload_server.store.search import identifier_key
 from caseload_server.store.write_transaction import Write
 
 SELECT_SAME_PERSON = """
@@ -109,8 +108,8 @@ def _gain(source: Patient, target: Patient) -> Patient:
     own_names = [target.display_name, *json.loads(target.aliases)]
     aliases = [*own_names[1:], *(name for name in _names(source) if name not in own_names)]
     identifiers = json.loads(target.identifiers)
-    own_keys = {(system, identifier_key(value)) for system, value in identifiers}
-    gained = [pair for pair in json.loads(source.identifiers) if (pair[0], identifier_key(pair[1])) not in own_keys]
+    own_keys = set(map(unique_key, identifiers))
+    gained = [pair for pair in json.loads(source.identifiers) if unique_key(pair) not in own_keys]
     return target._replace(
         identifiers=_to_json([*identifiers, *gained]),
         aliases=_to_json(aliases),
