@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
 from caseload_server.domain import enums, errors
-from caseload_server.store import expiry, merges
+from caseload_server.store import expiry
 from caseload_server.store.backends.protocol import Row, Transaction, Value
 
 
@@ -24,18 +24,18 @@ class Source(NamedTuple):
 
 
 _CURRENT: Final = Source("assignment AS period", "period.updated_us <= :known_at_us")
-_IS_KNOWN: Final = """period.updated_us <= :known_at_us
+_IS_NEWEST_KNOWN: Final = """period.updated_us <= :known_at_us
     AND (
         SELECT 1 FROM assignment_version AS later
         WHERE later.assignment_id = period.assignment_id AND later.to_revision > period.to_revision
             AND later.updated_us <= :known_at_us
         ORDER BY later.to_revision LIMIT 1) IS NULL"""
-"""It reads each version of an assignment about twice, even if there are thousands."""
+"""A version was written by then, and none after it. It reads each version about twice, even if there are thousands."""
 SOURCES: Final = (
     _CURRENT,
     Source(
         "assignment_version AS period",
-        f"""{_IS_KNOWN} AND :known_at_us < (
+        f"""{_IS_NEWEST_KNOWN} AND :known_at_us < (
         SELECT current.updated_us FROM assignment AS current WHERE current.assignment_id = period.assignment_id)""",
     ),
 )
@@ -45,13 +45,12 @@ CASELOAD_SOURCES: Final = (
     Source(
         "assignment AS current JOIN assignment_version AS period ON current.assignment_id = period.assignment_id",
         f"""current.therapist_id = period.therapist_id AND current.patient_id = period.patient_id
-    AND current.updated_us > :known_at_us AND {_IS_KNOWN}""",
+    AND current.updated_us > :known_at_us AND {_IS_NEWEST_KNOWN}""",
         "current.assignment_id",
     ),
 )
 """Of a therapist or a patient. An assignment keeps both. So its versions are found by them through the indexes of
 assignments, and have none of their own, which each change of an assignment would pay for."""
-_SELECT_OLDEST: Final = "SELECT versions_us FROM store"
 _SELECT_IN_FORCE: Final = " UNION ALL ".join(
     f"""
 SELECT CAST(pair.value ->> 0 AS BIGINT), period.assignment_id, period.role, period.patient_id
@@ -61,6 +60,7 @@ WHERE period.therapist_id = pair.value ->> 1 AND period.patient_id = pair.value 
     AND period.end_reason <> {enums.END_ENTERED_IN_ERROR} AND {source.condition}"""
     for source in CASELOAD_SOURCES
 )
+_SELECT_OLDEST: Final = "SELECT versions_us FROM store"
 _SELECT_HEAD: Final = "SELECT head_revision FROM store"
 _LINK_SOURCES: Final = (
     ("patient AS linked", "linked.updated_us <= :known_at_us"),
@@ -75,14 +75,16 @@ _LINK_SOURCES: Final = (
         SELECT current.updated_us FROM patient AS current WHERE current.patient_id = linked.patient_id)""",
     ),
 )
-_FEW: Final = "asked.key BETWEEN 0 AND 1000000"
-"""Always true. With it, PostgreSQL expects few ids and looks them up, instead of reading all merges. The CROSS JOIN has
-the same effect on SQLite: it keeps the order of the tables."""
+"""Patients as they were known at a time, each with its condition. A version of a patient has no column with the time at
+which it was written: it is the next one after those that were replaced by then."""
 _ENDS: Final = {
     "patient_id": "length(linked.merged_into_patient_id) > 0",  # or SQLite would scan the partial index of merges
     "merged_into_patient_id": "linked.merged_into_patient_id <> ''",
 }
 """The columns that link two patients, each with the condition for a link."""
+_FEW: Final = "asked.key BETWEEN 0 AND 1000000"
+"""Always true. With it, PostgreSQL expects few ids and looks them up, instead of reading all merges. The CROSS JOIN has
+the same effect on SQLite: it keeps the order of the tables."""
 _SELECT_LINKS: Final = " UNION ALL ".join(
     f"""
 SELECT linked.patient_id, linked.merged_into_patient_id
@@ -101,21 +103,8 @@ def require_kept(transaction: Transaction, known_at_us: int) -> None:
         raise errors.VersionsNotKept(oldest_time=oldest.isoformat().replace("+00:00", "Z"))
 
 
-def same_person(transaction: Transaction, ids: list[str], known_at_us: int) -> dict[str, tuple[str, ...]]:
-    """Returns the records of the person of each patient, by the merges that were in effect at a time."""
-    persons = {patient_id: {patient_id} for patient_id in ids}
-    unread = set(persons)
-    while unread:
-        links = transaction.run(_SELECT_LINKS, {"ids": json.dumps(sorted(unread)), "known_at_us": known_at_us})
-        unread = {patient_id for link in links for patient_id in link} - persons.keys()
-        for source, target in links:
-            joined = persons.get(source, {source}) | persons.get(target, {target})
-            persons |= dict.fromkeys(joined, joined)
-    return {patient_id: tuple(sorted(persons[patient_id])) for patient_id in ids}
-
-
 def check(transaction: Transaction, pairs: list[tuple[str, str]], at_us: int, known_at_us: int) -> list[Row]:
-    """Returns a row of assignments.CHECK for each pair, as it was known at a time. Raises VersionsNotKept."""
+    """Returns rows of assignments.CHECK for pairs, as they were known at a time. Raises VersionsNotKept."""
     require_kept(transaction, known_at_us)
     persons = same_person(transaction, [patient_id for _, patient_id in pairs], known_at_us)
     asked = [
@@ -127,4 +116,17 @@ def check(transaction: Transaction, pairs: list[tuple[str, str]], at_us: int, kn
     in_force = transaction.run(_SELECT_IN_FORCE, parameters)
     unassigned: list[Row] = [(index, None, None, None) for index in range(len(pairs))]
     [head] = transaction.run(_SELECT_HEAD)
-    return merges.first_of_each([(*head, *row) for row in [*unassigned, *in_force]], pairs)
+    return [(*head, *row) for row in [*unassigned, *in_force]]
+
+
+def same_person(transaction: Transaction, ids: list[str], known_at_us: int) -> dict[str, tuple[str, ...]]:
+    """Returns the records of the person of each patient, by the merges that were in effect at a time."""
+    persons = {patient_id: {patient_id} for patient_id in ids}
+    unread = set(persons)
+    while unread:
+        links = transaction.run(_SELECT_LINKS, {"ids": json.dumps(sorted(unread)), "known_at_us": known_at_us})
+        unread = {patient_id for link in links for patient_id in link} - persons.keys()
+        for source, target in links:
+            joined = persons.get(source, {source}) | persons.get(target, {target})
+            persons |= dict.fromkeys(joined, joined)
+    return {patient_id: tuple(sorted(persons[patient_id])) for patient_id in ids}
