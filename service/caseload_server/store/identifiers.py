@@ -26,14 +26,12 @@ def insert(write: Write, kind: str, record: Any, before: Any = None) -> list[lis
     """
     own = json.loads(before.identifiers) if before is not None and before.deleted_us is None else []
     taken: list[list[str]] = []
-    keys: set[tuple[str, str]] = set()
+    held: set[tuple[str, str]] = set()
     for pair in sorted(json.loads(record.identifiers), key=lock_order):
         key = lock_order(pair)
-        holds_key = key not in keys
-        keys.add(key)
-        if not insert_one(write, kind, record, pair, holds_key=holds_key) and (
-            pair not in own or not insert_one(write, kind, record, pair, holds_key=False)
-        ):
+        if insert_one(write, kind, record, pair, holds_key=key not in held):
+            held.add(key)
+        elif pair not in own or not insert_one(write, kind, record, pair, holds_key=False):
             taken.append(pair)
     return taken
 
