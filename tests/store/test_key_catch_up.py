@@ -188,6 +188,20 @@ def test_one_record_may_have_had_two_identifiers_with_one_key(store: Relationshi
     assert store.undelete(PATIENT, "a", CALL).record.identifiers == identified("GC-1", HIDDEN)
 
 
+@both_kinds
+def test_an_undelete_releases_all_identifiers_with_a_key_that_another_record_holds(
+    store: RelationshipStore, kind: AnyKind
+) -> None:
+    older_instance.create(store._database, kind, "a", "Ann Lee", "GC-1", HIDDEN, "GC-2")
+    catch_up(store)
+    delete(store, kind, "a")
+    make(store, kind, "b", identifiers=identified("GC-1"))
+    restored = store.undelete(kind, "a", CALL, release_identifiers=True).record
+    assert json.loads(restored.identifiers) == [[SYSTEM, "GC-2"]]
+    assert holders(store, kind) == [("a", "GC-2", 1), ("b", "GC-1", 1)]
+    assert broken(store) == []
+
+
 @pytest.mark.slow
 def test_writers_and_the_catch_up_do_not_disturb_each_other(store: RelationshipStore) -> None:
     patients = [f"p{number}" for number in range(12)]

@@ -37,13 +37,10 @@ def insert(write: Write, kind: str, record: Any, before: Any = None) -> list[lis
     taken: list[list[str]] = []
     held: set[tuple[str, str]] = set()
     for pair in sorted(json.loads(record.identifiers), key=unique_key):
-        key = unique_key(pair)
-        can_hold = key not in held  # a record may have two identifiers with one key, since before there were keys
-        held.add(key)
-        is_inserted = insert_one(write, kind, record, pair, holds_key=can_hold) or (
-            pair in own and insert_one(write, kind, record, pair, holds_key=False)
-        )
-        if not is_inserted:
+        key = unique_key(pair)  # a record may have two identifiers with one key, since before there were keys
+        if insert_one(write, kind, record, pair, holds_key=key not in held):
+            held.add(key)
+        elif pair not in own or not insert_one(write, kind, record, pair, holds_key=False):
             taken.append(pair)
     return taken
 
