@@ -31,7 +31,7 @@ def test_an_order_is_a_field_and_desc_with_any_number_of_spaces(text: str, order
     ],
 )
 def test_another_order_is_rejected_and_the_valid_ones_are_named(text: str) -> None:
-    description = 'must be empty, "display_name" or "display_name desc" or "update_time" or "update_time desc"'
+    description = 'must be empty or one of "display_name", "display_name desc", "update_time", "update_time desc"'
     assert apply_rule(ordering.record_order, text) == (BY_ID, [("path", description)])
 
 

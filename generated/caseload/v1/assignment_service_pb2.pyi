@@ -152,7 +152,7 @@ class ListAssignmentsRequest(_message.Message):
     @_builtins.property
     def known_at(self) -> _timestamp_pb2.Timestamp:
         """Lists what the server knew at this time: assignments and merges as they were recorded then,
-        without later corrections. It is as if the call had been made then. Set filter.as_of_time too to
+        without later corrections. The answer is that of a call at that time. Set filter.as_of_time too to
         ask about another day: who was responsible on that day, by what was known at known_at. What was
         purged since is missing. Absent means now. At most a minute ahead, which means now.
         """
@@ -191,8 +191,8 @@ class ListAssignmentsResponse(_message.Message):
     revision: _builtins.str
     """The store revision at which the page was read."""
     total_size: _builtins.int
-    """The number of assignments on all pages, at the revision of this page. Set only if include_total_size is
-    set.
+    """The number of assignments on all pages, at the revision of this page. Set only if
+    include_total_size is set.
     """
     @_builtins.property
     def assignments(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Assignment]:
@@ -341,7 +341,7 @@ class CheckAssignmentsRequest(_message.Message):
     @_builtins.property
     def known_at(self) -> _timestamp_pb2.Timestamp:
         """Answers by what the server knew at this time: assignments and merges as they were recorded then,
-        without later corrections. It is as if the call had been made then. Set as_of_time too to ask
+        without later corrections. The answer is that of a call at that time. Set as_of_time too to ask
         about another day: who was responsible on that day, by what was known at known_at. What was
         purged since is missing. Absent means now. At most a minute ahead, which means now.
         """

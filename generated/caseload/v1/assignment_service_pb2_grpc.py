@@ -151,8 +151,8 @@ class AssignmentServiceServicer(object):
         patient at that time, on all records that MergePatients joined with this one. created_by and
         create_time show who recorded each assignment, and when. An assignment that matches the whole
         time appears exactly once, whatever others write between the pages. With known_at it lists what
-        the server knew at another time. Such a list costs more: with neither therapist_id nor
-        patient_id, it also reads what was recorded since.
+        the server knew at another time. Such a list takes longer. With neither therapist_id nor
+        patient_id, it also reads what was recorded since then.
 
         Retries: the call reads again. A page_token can be used any number of times.
 
@@ -307,7 +307,7 @@ class AssignmentServiceServicer(object):
         patient of the assignment may be soft-deleted.
 
         The list is complete since oldest_time. What is older may be missing: operators prune versions,
-        and servers of an older release wrote none. A version names the caller who wrote it while the
+        and servers of an older release wrote none. A version names the caller who wrote it, if the
         change log still has the change.
 
         Requires the permissions read and audit.

@@ -87,8 +87,8 @@ class AssignmentServiceStub:
     patient at that time, on all records that MergePatients joined with this one. created_by and
     create_time show who recorded each assignment, and when. An assignment that matches the whole
     time appears exactly once, whatever others write between the pages. With known_at it lists what
-    the server knew at another time. Such a list costs more: with neither therapist_id nor
-    patient_id, it also reads what was recorded since.
+    the server knew at another time. Such a list takes longer. With neither therapist_id nor
+    patient_id, it also reads what was recorded since then.
 
     Retries: the call reads again. A page_token can be used any number of times.
 
@@ -223,7 +223,7 @@ class AssignmentServiceStub:
     patient of the assignment may be soft-deleted.
 
     The list is complete since oldest_time. What is older may be missing: operators prune versions,
-    and servers of an older release wrote none. A version names the caller who wrote it while the
+    and servers of an older release wrote none. A version names the caller who wrote it, if the
     change log still has the change.
 
     Requires the permissions read and audit.
@@ -297,8 +297,8 @@ class AssignmentServiceAsyncStub(AssignmentServiceStub):
     patient at that time, on all records that MergePatients joined with this one. created_by and
     create_time show who recorded each assignment, and when. An assignment that matches the whole
     time appears exactly once, whatever others write between the pages. With known_at it lists what
-    the server knew at another time. Such a list costs more: with neither therapist_id nor
-    patient_id, it also reads what was recorded since.
+    the server knew at another time. Such a list takes longer. With neither therapist_id nor
+    patient_id, it also reads what was recorded since then.
 
     Retries: the call reads again. A page_token can be used any number of times.
 
@@ -433,7 +433,7 @@ class AssignmentServiceAsyncStub(AssignmentServiceStub):
     patient of the assignment may be soft-deleted.
 
     The list is complete since oldest_time. What is older may be missing: operators prune versions,
-    and servers of an older release wrote none. A version names the caller who wrote it while the
+    and servers of an older release wrote none. A version names the caller who wrote it, if the
     change log still has the change.
 
     Requires the permissions read and audit.
@@ -516,8 +516,8 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
         patient at that time, on all records that MergePatients joined with this one. created_by and
         create_time show who recorded each assignment, and when. An assignment that matches the whole
         time appears exactly once, whatever others write between the pages. With known_at it lists what
-        the server knew at another time. Such a list costs more: with neither therapist_id nor
-        patient_id, it also reads what was recorded since.
+        the server knew at another time. Such a list takes longer. With neither therapist_id nor
+        patient_id, it also reads what was recorded since then.
 
         Retries: the call reads again. A page_token can be used any number of times.
 
@@ -682,7 +682,7 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
         patient of the assignment may be soft-deleted.
 
         The list is complete since oldest_time. What is older may be missing: operators prune versions,
-        and servers of an older release wrote none. A version names the caller who wrote it while the
+        and servers of an older release wrote none. A version names the caller who wrote it, if the
         change log still has the change.
 
         Requires the permissions read and audit.

@@ -206,23 +206,24 @@ class PatientFilter(_message.Message):
     name_prefix: _builtins.str
     """Each word of this text must be a prefix of a word in display_name or in an alias. Case, accents
     and punctuation are ignored. A word with an apostrophe or a hyphen is found with it, without
-    it, and by the part after it. Of a Chinese, Japanese or Korean name any part is found, with or
-    without a space. "%" and "_" have no special meaning. 2 to 100 characters with a letter, a digit
-    or a symbol, or one character if it is Chinese, Japanese or Korean. Empty means no restriction.
-    Of very long names, the first 256 words and parts are found, and the first 64 characters of each.
+    it, and by the part after it. A Chinese, Japanese or Korean name is found by any part of it, with
+    or without a space. "%" and "_" have no special meaning. 2 to 100 characters with a letter, a
+    digit or a symbol, or one character if it is Chinese, Japanese or Korean. Empty means no
+    restriction. A very long name is found by its first 256 words and parts, and by the first 64
+    characters of each.
     """
     unassigned: _builtins.bool
     """If true, only patients without an active assignment."""
     phone_number: _builtins.str
     """Must have this phone number, in E.164. Empty means no restriction."""
     email: _builtins.str
-    """Must have this e-mail address, whatever the case. Empty means no restriction."""
+    """Must have this e-mail address. Case is ignored. Empty means no restriction."""
     without_primary: _builtins.bool
     """If true, only patients without an active PRIMARY assignment."""
     identifier_value: _builtins.str
     """Must have an identifier with this value, in any system. Empty means no restriction."""
     deleted_only: _builtins.bool
-    """If true, only soft-deleted patients. Includes show_deleted."""
+    """If true, only soft-deleted patients. show_deleted is not needed."""
     @_builtins.property
     def statuses(self) -> _containers.RepeatedScalarFieldContainer[_resources_pb2.Patient.Status.ValueType]:
         """The status must be one of these. Empty means any. STATUS_UNSPECIFIED and unknown values are
@@ -237,8 +238,8 @@ class PatientFilter(_message.Message):
 
     @_builtins.property
     def birth_date(self) -> _date_pb2.Date:
-        """The date of birth. With year, month and day, only patients with exactly this date. With a year,
-        or a year and a month, all births in it, and partial dates that lie within it. Absent means no
+        """The date of birth. A full date selects only patients with exactly this date. A year, or a year
+        and a month, selects all births in that time, and the partial dates within it. Absent means no
         restriction.
         """
 
@@ -333,8 +334,8 @@ class ListPatientsResponse(_message.Message):
     revision: _builtins.str
     """The store revision at which the page was read."""
     total_size: _builtins.int
-    """The number of patients on all pages, at the revision of this page. Set only if include_total_size is
-    set.
+    """The number of patients on all pages, at the revision of this page. Set only if include_total_size
+    is set.
     """
     @_builtins.property
     def patients(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Patient]:
@@ -960,8 +961,8 @@ class ListPatientTherapistsResponse(_message.Message):
     revision: _builtins.str
     """The store revision at which the page was read."""
     total_size: _builtins.int
-    """The number of entries on all pages, at the revision of this page. Set only if include_total_size is
-    set.
+    """The number of entries on all pages, at the revision of this page. Set only if include_total_size
+    is set.
     """
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___ListPatientTherapistsResponse.Entry]:
@@ -1173,8 +1174,9 @@ class BatchCreatePatientsRequest(_message.Message):
     """
     @_builtins.property
     def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreatePatientRequest]:
-        """1 to 100 patients to create, in order. The whole request has at most 1 MiB. request_id and
-        validate_only of an entry must not be set.
+        """1 to 100 patients to create, in order. request_id and validate_only of an entry must not be set.
+        The whole request has at most 1 MiB. The gRPC library rejects a larger one with
+        RESOURCE_EXHAUSTED, without a reason.
         """
 
     def __init__(

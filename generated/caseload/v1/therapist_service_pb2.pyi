@@ -204,10 +204,11 @@ class TherapistFilter(_message.Message):
     name_prefix: _builtins.str
     """Each word of this text must be a prefix of a word in display_name or in an alias. Case, accents
     and punctuation are ignored. A word with an apostrophe or a hyphen is found with it, without
-    it, and by the part after it. Of a Chinese, Japanese or Korean name any part is found, with or
-    without a space. "%" and "_" have no special meaning. 2 to 100 characters with a letter, a digit
-    or a symbol, or one character if it is Chinese, Japanese or Korean. Empty means no restriction.
-    Of very long names, the first 256 words and parts are found, and the first 64 characters of each.
+    it, and by the part after it. A Chinese, Japanese or Korean name is found by any part of it, with
+    or without a space. "%" and "_" have no special meaning. 2 to 100 characters with a letter, a
+    digit or a symbol, or one character if it is Chinese, Japanese or Korean. Empty means no
+    restriction. A very long name is found by its first 256 words and parts, and by the first 64
+    characters of each.
     """
     unassigned: _builtins.bool
     """If true, only therapists without an active assignment."""
@@ -216,11 +217,11 @@ class TherapistFilter(_message.Message):
     below max_active_patients or have no such limit.
     """
     email: _builtins.str
-    """Must have this e-mail address, whatever the case. Empty means no restriction."""
+    """Must have this e-mail address. Case is ignored. Empty means no restriction."""
     identifier_value: _builtins.str
     """Must have an identifier with this value, in any system. Empty means no restriction."""
     deleted_only: _builtins.bool
-    """If true, only soft-deleted therapists. Includes show_deleted."""
+    """If true, only soft-deleted therapists. show_deleted is not needed."""
     @_builtins.property
     def statuses(self) -> _containers.RepeatedScalarFieldContainer[_resources_pb2.Therapist.Status.ValueType]:
         """The status must be one of these. Empty means any. STATUS_UNSPECIFIED and unknown values are
@@ -327,8 +328,8 @@ class ListTherapistsResponse(_message.Message):
     revision: _builtins.str
     """The store revision at which the page was read."""
     total_size: _builtins.int
-    """The number of therapists on all pages, at the revision of this page. Set only if include_total_size is
-    set.
+    """The number of therapists on all pages, at the revision of this page. Set only if include_total_size
+    is set.
     """
     @_builtins.property
     def therapists(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Therapist]:
@@ -954,8 +955,8 @@ class ListTherapistPatientsResponse(_message.Message):
     revision: _builtins.str
     """The store revision at which the page was read."""
     total_size: _builtins.int
-    """The number of entries on all pages, at the revision of this page. Set only if include_total_size is
-    set.
+    """The number of entries on all pages, at the revision of this page. Set only if include_total_size
+    is set.
     """
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___ListTherapistPatientsResponse.Entry]:
@@ -999,8 +1000,9 @@ class BatchCreateTherapistsRequest(_message.Message):
     """
     @_builtins.property
     def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreateTherapistRequest]:
-        """1 to 100 therapists to create, in order. The whole request has at most 1 MiB. request_id and
-        validate_only of an entry must not be set.
+        """1 to 100 therapists to create, in order. request_id and validate_only of an entry must not be set.
+        The whole request has at most 1 MiB. The gRPC library rejects a larger one with
+        RESOURCE_EXHAUSTED, without a reason.
         """
 
     def __init__(

@@ -181,7 +181,8 @@ class TherapistServiceServicer(object):
         one change set.
 
         Retries: with the same request_id, the call returns the therapists of the first call. Without a
-        request_id, a chosen id returns ID_TAKEN, and entries without an id create a second therapist.
+        request_id, the call fails with ID_TAKEN or IDENTIFIER_TAKEN if an entry has an id or an
+        identifier. Otherwise it creates all of them a second time.
 
         Errors:
         - INVALID_FIELD: there is no entry, there are more than 100 entries, or a field is missing or
@@ -226,12 +227,13 @@ class TherapistServiceServicer(object):
 
     def ListTherapists(self, request, context):
         """Lists and searches therapists, ordered by id, or as order_by says. A therapist that matches the
-        whole time, and keeps its place in the order, appears exactly once, whatever others write
+        whole time, and keeps its position in the order, appears exactly once, whatever others write
         between the pages.
 
-        Each filter and each order by itself costs the same at any number of records. A combination
-        costs the matches of its rarest part. A name_prefix with which more than 200 different words
-        begin costs its matches.
+        With one filter, or with an order and no filter, a page takes the same time at any number of
+        records. With several filters, or with a filter and an order, the time grows with the matches of
+        the rarest filter. The same applies to a name_prefix of several words, or with which more than
+        200 different words begin.
 
         Retries: the call reads again. A page_token can be used any number of times.
 
@@ -391,10 +393,11 @@ class TherapistServiceServicer(object):
     def ListTherapistPatients(self, request, context):
         """Lists the patients of one therapist with the assignments that link them, ordered by
         assignment_id, or as order_by says. The therapist may be soft-deleted. An assignment that
-        matches the whole time, and keeps its place in the order, appears exactly once, whatever others
+        matches the whole time, and keeps its position in the order, appears exactly once, whatever others
         write between the pages.
 
-        A page in the order of ids costs the page. In another order, it costs the whole caseload.
+        The time of a page in the order of ids does not depend on the size of the caseload. In another
+        order it grows with the caseload.
 
         Retries: the call reads again. A page_token can be used any number of times.
 
@@ -414,10 +417,10 @@ class TherapistServiceServicer(object):
         record as it is now. Each change writes a new version, which ends with the next change. The
         therapist may be soft-deleted.
 
-        Fields that follow from assignments are unset in every version: active_patient_count. The list is
+        active_patient_count is unset in every version, because it follows from assignments. The list is
         complete since oldest_time. What is older may be missing: operators prune versions, and servers of
-        an older release wrote none. A version names the caller who wrote it while the change log still
-        has the change.
+        an older release wrote none. A version names the caller who wrote it, if the change log still has
+        the change.
 
         Requires the permissions read and audit.
 

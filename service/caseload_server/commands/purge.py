@@ -39,7 +39,7 @@ def _record_id(_: click.Context, parameter: click.Parameter, text: str | None) -
 @click.option(
     "--versions-before",
     metavar="TIME",
-    help="Erase what records were before their changes, up to a time (RFC 3339) or age (30d).",
+    help="Erase versions of records that ended before a time (RFC 3339) or age (30d).",
 )
 @click.option("--changes-before", metavar="TIME", help="Erase changes made before a time (RFC 3339) or age (30d).")
 @click.option(

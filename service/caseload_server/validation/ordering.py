@@ -11,7 +11,7 @@ def _order_by(orders: Mapping[str, Order]) -> Rule:
 
     Args: orders, by their texts: a field, or a field and "desc".
     """
-    description = "must be empty, " + " or ".join(f'"{text}"' for text in orders)
+    description = "must be empty or one of " + ", ".join(f'"{text}"' for text in orders)
 
     def rule(value: str, path: str, violations: ValidationErrors) -> Order:
         text = " ".join(filter(None, value.split(" "))) if value else ""
