@@ -82,7 +82,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "store.backends.factory": {".store", ".config", ".private_files", ".write_faults", ".domain.errors", *DRIVERS},
     "store.backends.sqlite": {".store.backends", ".store.portability", ".store.atomic_file", ".domain", "apsw"},
     "store.backends.sqlite.write_health": {".store.backends.sqlite.driver_errors", "apsw", "structlog"},
-    "store.backends.postgres": {".store.backends", ".store.portability", ".domain.errors", "psycopg"},
+    "store.backends.postgres": {
+        ".store.backends",
+        ".store.portability",
+        ".domain.errors",
+        ".domain.call_deadline",
+        "psycopg",
+    },
     "store.portability": {
         ".store.backends.protocol",
         ".store.portability",

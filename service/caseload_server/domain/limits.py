@@ -21,7 +21,8 @@ MAX_ASSIGNMENTS_PER_CALL: Final = 1000
 """Largest number of assignments that one transfer, or one update or delete with force, changes."""
 
 MAX_READ_SECONDS: Final = 10.0
-"""Longest time of the reads of a call on SQLite, in seconds. They end earlier if the call's deadline passes."""
+"""Longest time of the reads of a call, in seconds. They end earlier if the call's deadline passes. PostgreSQL ends a
+statement in progress by its own `statement_timeout`."""
 
 EARLIEST_TIME_US: Final = -2_208_988_800_000_000
 """Earliest time that a request may name, in microseconds since 1970 (UTC): 1900-01-01T00:00:00Z. The zero times of Go

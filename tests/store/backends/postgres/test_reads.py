@@ -1,16 +1,19 @@
 """Reads of PostgreSQL: prepared statements outlive a transaction, and rows arrive one by one."""
 
+import contextvars
+import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
 import psycopg
 import pytest
-from caseload_server.domain.errors import StoreUnavailable
+from caseload_server.domain.call_deadline import read_deadline
+from caseload_server.domain.errors import StoreBusy, StoreUnavailable
 from caseload_server.store.backends.postgres import reads
 from caseload_server.store.backends.postgres.database import PostgresDatabase
-from caseload_server.store.backends.protocol import Query, Value
+from caseload_server.store.backends.protocol import Query, Transaction, Value
 
 from tests.support.waiting import eventually, join
 
@@ -54,6 +57,25 @@ def test_a_connection_keeps_a_limited_number_of_prepared_statements(
     for number in range(10):
         assert database.read(f"SELECT {number}") == [(number,)]
     assert prepared(database) == ["SELECT 8", "SELECT 9"]
+
+
+@pytest.mark.parametrize(
+    "start",
+    [lambda transaction: transaction.run("SELECT 1"), lambda transaction: next(transaction.rows(numbers(1, 2)))],
+    ids=["run", "rows"],
+)
+def test_a_snapshot_starts_no_statement_after_the_deadline_of_its_call(
+    database: PostgresDatabase, start: Callable[[Transaction], object]
+) -> None:
+    def read() -> None:
+        with database.snapshot() as transaction, pytest.raises(StoreBusy) as caught:
+            start(transaction)
+        assert caught.value.cause == StoreBusy.STATEMENT_TIMEOUT
+
+    context = contextvars.copy_context()
+    context.run(read_deadline.set, -math.inf)
+    context.run(read)
+    assert database.read("SELECT 1") == [(1,)]
 
 
 @pytest.mark.parametrize("taken", [0, 1, 1000])

@@ -1,9 +1,12 @@
 """Statements in a transaction of PostgreSQL."""
 
+import time
 from collections.abc import Iterator
 
 import psycopg
 
+from caseload_server.domain import errors
+from caseload_server.domain.call_deadline import read_deadline
 from caseload_server.store.backends.postgres.driver_errors import domain_error
 from caseload_server.store.backends.postgres.pipeline import StatementPipeline, returns_no_rows
 from caseload_server.store.backends.postgres.reads import ReadSession
@@ -26,11 +29,15 @@ class PostgresTransaction:
 
 
 class SnapshotTransaction(PostgresTransaction):
-    """Implements Transaction for reads. It raises domain errors that do not carry the driver's error."""
+    """Implements Transaction for reads. It raises domain errors that do not carry the driver's error.
+
+    It starts no statement after the deadline of the call: `statement_timeout` limits each statement alone.
+    """
 
     __slots__ = ()
 
     def run(self, sql: str, parameters: Parameters | None = None) -> list[Row]:
+        _require_time()
         try:
             return super().run(sql, parameters)
         except psycopg.Error as error:
@@ -38,6 +45,7 @@ class SnapshotTransaction(PostgresTransaction):
         raise failure  # outside of the except block, so that it does not have the driver's error as its context
 
     def rows(self, query: Query) -> Iterator[Row]:
+        _require_time()
         try:
             yield from super().rows(query)
         except psycopg.Error as error:
@@ -45,6 +53,12 @@ class SnapshotTransaction(PostgresTransaction):
         else:
             return
         raise failure
+
+
+def _require_time() -> None:
+    """Raises StoreBusy after the deadline of the call."""
+    if time.monotonic() > read_deadline.get():
+        raise errors.StoreBusy(errors.StoreBusy.STATEMENT_TIMEOUT)
 
 
 class WriteTransaction:
