@@ -72,9 +72,11 @@ _LINK_SOURCES: Final = (
             SELECT MAX(replaced.to_revision) FROM patient_version AS replaced
             WHERE replaced.patient_id = linked.patient_id AND replaced.to_us <= :known_at_us), 0))
     AND :known_at_us < (
-        SELECT current.updated_us FROM patient AS current WHERE current.patient_id = linked.patient_id)""",
+        SELECT current.updated_us FROM patient AS current WHERE current.patient_id = linked.patient_id)
+    AND EXISTS (SELECT 1 FROM patient AS target WHERE target.patient_id = linked.merged_into_patient_id)""",
     ),
 )
+"""Where merges as they were known at a time are. A merge into a patient that was purged since was never known."""
 _FEW: Final = "asked.key BETWEEN 0 AND 1000000"
 """Always true. With it, PostgreSQL expects few ids and looks them up, instead of reading all merges. The CROSS JOIN has
 the same effect on SQLite: it keeps the order of the tables."""
