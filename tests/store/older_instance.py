@@ -1,4 +1,4 @@
-"""What an instance of the version before keys writes to the same database, each in one transaction."""
+"""What an instance of the version before keys and versions writes to the same database, each in one transaction."""
 
 import json
 import secrets
@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from caseload_server.domain import enums
-from caseload_server.store.backends.protocol import Database, Transaction
+from caseload_server.store import RelationshipStore
+from caseload_server.store.backends.protocol import Database, Transaction, Value
+from caseload_server.store.hash_chain import FORMAT_WITHOUT_VERSIONS, next_hash
 
 from tests.store.store_calls import AnyKind
 
@@ -53,6 +55,40 @@ def identify(database: Database, kind: AnyKind, record_id: str, *values: str) ->
         _insert_identifiers(transaction, kind, record_id, pairs)
 
     database.write(_after_lock(database, kind, record_id, work))
+
+
+def update_email(store: RelationshipStore, patient_id: str, email: str, at_us: int) -> None:
+    """Updates the email of a patient with a change set, and without a version. Args: at_us, by its clock."""
+    head = store.log_head()
+    columns: tuple[Value, ...] = (at_us, "older", "", "/caseload.v1.PatientService/UpdatePatient", "")
+    changes = [(enums.CHANGE_UPDATED, "email", None, patient_id, None, None)]
+    names = ("us", "actor", "behalf", "method", "request")
+    values = {
+        **dict(zip(names, columns, strict=True)),
+        "hash": next_hash(head.hash, head.revision + 1, columns, changes, FORMAT_WITHOUT_VERSIONS),
+        "id": patient_id,
+        "email": email,
+    }
+
+    def work(transaction: Transaction) -> None:
+        for statement in _UPDATE_EMAIL:
+            transaction.run(statement, values)
+
+    store._database.write(work)
+
+
+_UPDATE_EMAIL = (
+    "UPDATE store SET head_revision = head_revision + 1, head_hash = :hash",
+    "UPDATE patient SET email = :email, etag = 'older', updated_us = :us WHERE patient_id = :id",
+    (
+        "INSERT INTO change_set (revision, committed_us, actor, on_behalf_of, method, request_id, hash_version, hash)"
+        f" SELECT head_revision, :us, :actor, :behalf, :method, :request, {FORMAT_WITHOUT_VERSIONS}, :hash FROM store"
+    ),
+    (
+        "INSERT INTO change (revision, position, kind, changed_fields, patient_id)"
+        " SELECT head_revision, 0, 2, 'email', :id FROM store"
+    ),
+)
 
 
 def _after_lock(

@@ -169,6 +169,20 @@ def test_a_purged_record_was_never_known(pair: RelationshipStore, clock: Clock) 
     assert checked(pair, begun.updated_us, ("t", "p"), ("u", "p")) == [None, kept.assignment_id]
 
 
+def test_a_purged_patient_was_never_merged_with_another(people: RelationshipStore, clock: Clock) -> None:
+    old = assign(people, "t", "s")
+    unassign(people, "t", "s", end_us=clock.advance(10))
+    merge(people, "s", "p")
+    clock.advance(10)
+    unmerge(people, "s")
+    people.delete(PATIENT, Delete("p"), CALL)
+    merged_us, day = clock.now_us - 10 * SECOND_US, old.start_us
+    assert checked(people, merged_us, ("t", "s"), ("t", "p"), at_us=day) == [old.assignment_id] * 2
+    people.purger.purge_record(PATIENT, "p")
+    assert checked(people, merged_us, ("t", "s"), ("t", "p"), at_us=day) == [old.assignment_id, None]
+    assert known(people, merged_us, patient_id="p", as_of_us=day) == []
+
+
 def test_a_time_before_all_versions_were_kept_is_rejected(pair: RelationshipStore, clock: Clock) -> None:
     begun = assign(pair)
     run(pair, "UPDATE store SET versions_revision = head_revision, versions_us = :now_us", {"now_us": clock.now_us})

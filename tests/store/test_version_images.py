@@ -3,9 +3,8 @@ from typing import Any
 from caseload_server.domain.enums import ROLE_PRIMARY
 from caseload_server.domain.requests import Assign, Update
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
-from caseload_server.store.backends.protocol import Value
-from caseload_server.store.hash_chain import FORMAT_WITHOUT_VERSIONS, next_hash
 
+from tests.store import older_instance
 from tests.store.conftest import Clock
 from tests.store.merge_setup import merge, unmerge, with_identifiers
 from tests.store.store_builders import transfer
@@ -100,29 +99,10 @@ def test_a_change_set_of_an_older_server_moves_the_start_of_complete_versions(
     pair: RelationshipStore, clock: Clock
 ) -> None:
     update(pair, PATIENT, "p", email="1@example.org")
-    head_before = pair.log_head()
-    clock.advance(1)
-    columns: tuple[Value, ...] = (clock(), "older", "", "/caseload.v1.PatientService/UpdatePatient", "")
-    changes = [(2, "email", None, "p", None, None)]
-    older = next_hash(head_before.hash, head_before.revision + 1, columns, changes, FORMAT_WITHOUT_VERSIONS)
-    row = dict(zip(("us", "actor", "behalf", "method", "request"), columns, strict=True))
-    for statement in (
-        "UPDATE store SET head_revision = head_revision + 1, head_hash = :hash",
-        "UPDATE patient SET email = 'older@example.org', etag = 'older', updated_us = :us WHERE patient_id = 'p'",
-        (
-            "INSERT INTO change_set"
-            " (revision, committed_us, actor, on_behalf_of, method, request_id, hash_version, hash)"
-            " SELECT head_revision, :us, :actor, :behalf, :method, :request, 1, :hash FROM store"
-        ),
-        (
-            "INSERT INTO change (revision, position, kind, changed_fields, patient_id)"
-            " SELECT head_revision, 0, 2, 'email', 'p' FROM store"
-        ),
-    ):
-        run(pair, statement, {**row, "hash": older})
+    older_instance.update_email(pair, "p", "older@example.org", clock.advance(1))
     assert run(pair, "SELECT versions_revision, versions_us FROM store") == [(head(pair), clock())]
     update(pair, PATIENT, "p", email="2@example.org")
-    assert versions_of(pair, "patient", "p") == [head_before.revision, head(pair)]
+    assert versions_of(pair, "patient", "p") == [head(pair) - 2, head(pair)]
     assert list(pair.key_catch_up.run()) == [1]
     assert broken(pair) == []
 

@@ -9,6 +9,7 @@ from caseload_server.domain.requests import ChangeQuery
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.protocol import Value
 
+from tests.store import older_instance
 from tests.store.conftest import Clock
 from tests.store.store_calls import CALL, TABLES, AnyKind, assign, both_kinds, broken, delete, head, make, run, update
 from tests.store.version_replay import current_state, replayed_state
@@ -80,6 +81,19 @@ def test_versions_can_be_purged_after_the_change_log_was(changed: RelationshipSt
     assert changed.purger.purge_versions(clock() - 500_000) == 2
     assert kept(changed) == [7]
     assert complete_since(changed) == (6, clock() - 1_000_000)
+    assert broken(changed) == []
+
+
+def test_a_purge_moves_the_time_of_complete_versions_past_a_clock_that_was_ahead(
+    changed: RelationshipStore, clock: Clock
+) -> None:
+    """An older server had moved the revision already, by a clock that was behind."""
+    ahead_us = clock()
+    older_instance.update_email(changed, "p", "older@example.org", clock.step(-10))
+    assert complete_since(changed) == (8, clock())
+    assert changed.purger.purge_versions(2**62) == 3
+    assert complete_since(changed) == (8, ahead_us)
+    assert list(changed.key_catch_up.run()) == [1]
     assert broken(changed) == []
 
 

@@ -19,6 +19,7 @@ from caseload_server.store import (
 )
 from caseload_server.store.versions import History
 
+from tests.store import older_instance
 from tests.store.conftest import Clock
 from tests.store.merge_setup import merge, unmerge
 from tests.store.store_calls import ALL, CALL, assign, both_kinds, head, make, make_pair, run, unassign, update
@@ -215,6 +216,16 @@ VALUES (:revision, :committed_us, 'older', 'm', '', 1)"""
         run(store, sql, {"revision": revision, "committed_us": committed_us})
     page = store.list_versions(PATIENT_HISTORY, "p", ALL)
     assert (page.oldest_revision, page.oldest_us) == (store.keys.revision(head(store) + 2), times[0])
+
+
+def test_a_version_that_an_older_server_did_not_keep_is_said_to_be_missing_though_its_clock_was_behind(
+    store: RelationshipStore, clock: Clock
+) -> None:
+    make(store, PATIENT, "p")
+    update(store, PATIENT, "p", email="1@example.org")
+    older_instance.update_email(store, "p", "older@example.org", clock.step(-10))
+    page = store.list_versions(PATIENT_HISTORY, "p", ALL)
+    assert (page.oldest_revision, page.oldest_us) == (store.keys.revision(3), clock())
 
 
 @both_kinds

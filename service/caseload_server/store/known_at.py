@@ -72,11 +72,13 @@ _LINK_SOURCES: Final = (
             SELECT MAX(replaced.to_revision) FROM patient_version AS replaced
             WHERE replaced.patient_id = linked.patient_id AND replaced.to_us <= :known_at_us), 0))
     AND :known_at_us < (
-        SELECT current.updated_us FROM patient AS current WHERE current.patient_id = linked.patient_id)""",
+        SELECT current.updated_us FROM patient AS current WHERE current.patient_id = linked.patient_id)
+    AND EXISTS (SELECT 1 FROM patient AS target WHERE target.patient_id = linked.merged_into_patient_id)""",
     ),
 )
 """Patients as they were known at a time, each with its condition. A version of a patient has no column with the time at
-which it was written: it is the next one after those that were replaced by then."""
+which it was written: it is the next one after those that were replaced by then. A merge into a patient that was purged
+since was never known."""
 _ENDS: Final = {
     "patient_id": "length(linked.merged_into_patient_id) > 0",  # or SQLite would scan the partial index of merges
     "merged_into_patient_id": "linked.merged_into_patient_id <> ''",

@@ -25,10 +25,10 @@ _VERSIONS_OF_PRUNED_LOG: Final = " UNION ALL ".join(
 )
 _SELECT_LAST_PRUNED: Final = f"SELECT COALESCE(MAX(to_revision), 0) FROM ({_VERSIONS_OF_PRUNED_LOG}) AS pruned"
 _MOVE_START: Final = """
-UPDATE store SET versions_revision = :through,
-    versions_us = CASE WHEN versions_us > :to_us THEN versions_us ELSE :to_us END
-WHERE versions_revision < :through"""
-"""The time does not go back: another instance's clock may be behind."""
+UPDATE store SET
+    versions_revision = CASE WHEN versions_revision > :through THEN versions_revision ELSE :through END,
+    versions_us = CASE WHEN versions_us > :to_us THEN versions_us ELSE :to_us END"""
+"""Neither goes back: clocks differ, and an instance that keeps no versions may have moved both."""
 
 
 def last_revision_before(transaction: Transaction, before_us: int, now_us: int) -> int:

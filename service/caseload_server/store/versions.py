@@ -51,8 +51,8 @@ class History(Generic[R]):
 
     @cached_property
     def select_oldest(self) -> str:
-        """Returns the SELECT of the oldest version of the record :id, with the columns of STORED_COLUMNS."""
-        columns = ", ".join(STORED_COLUMNS[self.table])
+        """Returns the SELECT of the oldest version of the record :id, with to_revision before STORED_COLUMNS."""
+        columns = ", ".join(("to_revision", *STORED_COLUMNS[self.table]))
         return f"SELECT {columns} FROM {self.table}_version WHERE {self.table}_id = :id ORDER BY to_revision LIMIT 1"
 
     @cached_property
@@ -112,7 +112,7 @@ def read_page(
     if not rows:
         raise history.not_found(record_id)
     current: R = history.record._make(rows[0])
-    is_complete = current.created_us > complete_us and _has_first_version(transaction, history, current)
+    is_complete = current.created_us > complete_us and _are_all_kept(transaction, history, current, complete_revision)
     oldest = ("", None) if is_complete else (keys.revision(complete_revision), complete_us)
     before = int(page.after or head + 1)
     place: dict[str, Value] = {"id": record_id, "before": before}
@@ -124,11 +124,16 @@ def read_page(
     return VersionPage(found.records, found.next_after, found.revision, *oldest)
 
 
-def _has_first_version(transaction: Transaction, history: History[R], current: R) -> bool:
-    """Returns whether the version of the creation is kept. If a clock was ahead then, the time does not tell it."""
+def _are_all_kept(transaction: Transaction, history: History[R], current: R, complete_revision: int) -> bool:
+    """Returns whether all versions since the creation are kept. If a clock was ahead then, the time does not tell it.
+
+    Args: complete_revision, after which each change kept a version.
+    """
     rows = transaction.run(history.select_oldest, {"id": current[0]})
-    oldest = _record(history, rows[0]) if rows else current
-    return oldest.updated_us == current.created_us
+    if not rows:
+        return current.updated_us == current.created_us
+    to_revision, *columns = rows[0]
+    return to_revision > complete_revision and _record(history, columns).updated_us == current.created_us
 
 
 def _with_text_key(rows: Iterable[Row]) -> Iterator[Row]:

@@ -60,6 +60,11 @@ BREAKS: list[tuple[str, str, list[str]]] = [
         "UPDATE patient_version SET to_revision = 6 WHERE to_revision = 5",
         ["p"],
     ),
+    (
+        "each version has the change that replaced it",
+        "UPDATE change_set SET hash_version = 0 WHERE revision IN (4, 5)",  # from before the chain, which covers no hash
+        ["p", "p"],
+    ),
     ("each version has the time of its change set", "UPDATE therapist_version SET to_us = to_us + 1", ["t"]),
     (
         "each version in the change log is there, unless it was purged",

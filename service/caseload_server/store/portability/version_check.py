@@ -54,7 +54,8 @@ RULES: Final = (
         _select_of_each(
             "SELECT version.{table}_id FROM {table}_version AS version, store"
             " WHERE version.to_revision > oldest_revision AND NOT EXISTS (SELECT 1 FROM change"
-            " WHERE change.revision = version.to_revision AND change.version_hash IS NOT NULL AND {of_version})"
+            " JOIN change_set ON change_set.revision = change.revision WHERE change.revision = version.to_revision"
+            f" AND hash_version >= {FORMAT} AND change.version_hash IS NOT NULL AND {{of_version}})"
         ),
     ),
     Rule(
