@@ -105,6 +105,18 @@ def is_found(stored: str, typed: str) -> bool:
         ("\u4f50\u4f50\u6728", ["\u4f50\u3005\u6728"]),
         ("\u9ad9\u6a4b \U00020bb7", ["\u9ad8\u6a4b", "\u5409", "\u9ad9\u6a4b\U00020bb7"]),
         ("\u5409\U000e0100\u5d0e", ["\U00020bb7\ufa11", "\u5d0e"]),
+        (
+            "\u30e6\u30fc\u30b3 \uff90-\uff85",
+            [
+                "\u30e6-\u30b3",
+                "\uff95\uff70\uff7a",
+                "\u3086\u30fc",
+                "\u30df\u30fc\u30ca",
+                "\uff90\uff0d\uff85",
+                "\u30b3",
+            ],
+        ),
+        ("\u5c71\u3006\u7530", ["\u3006\u7530", "\u5c71\u3006", "\u3006"]),
         ("\u9234\u30f6\u68ee", ["\u9234\u30b1\u68ee", "\u9234\u3051", "\u30f6\u68ee"]),
         ("\u30a4\u30b9\u30fe", ["\u3044\u3059\u305a", "\u3044\u3059\u309e"]),
         ("Nia \u0663 Mock", ["3", "nia \uff13", "\u06f3 mock"]),

@@ -51,6 +51,7 @@ _SAME_LETTERS: Final = {
     "\u0674": "",  # the high hamza of a Kazakh letter
     "\u0640": "",  # tatweel, which stretches a word
     "\u0491": "\u0433",  # Cyrillic ghe with upturn
+    "\u30fc": "",  # the long vowel mark, which is also written as a hyphen or left out
     **dict.fromkeys("\u30f6\u3096", "\u3051"),  # small ke, which stands in surnames and is also written large
     **{chr(final): chr(final + 1) for final in (0x5DA, 0x5DD, 0x5DF, 0x5E3, 0x5E5)},  # final letters of Hebrew
     "\u05f0": "\u05d5\u05d5",  # double letters of Yiddish
@@ -69,7 +70,7 @@ _MAX_KEPT: Final = 30_000
 """Characters that a table keeps."""
 _LATIN = regex.compile(r"\p{Script=Latin}")
 _SPACELESS_SCRIPTS: Final = (
-    r"\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Hangul}\p{Script=Bopomofo}ー"
+    r"\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Hangul}\p{Script=Bopomofo}〆"
 )
 _SPACELESS_LETTER: Final = rf"[[{_SPACELESS_SCRIPTS}]&&[\p{{L}}\p{{N}}]]"
 _LETTER: Final = rf"[[\p{{L}}\p{{N}}\p{{Co}}\p{{Cn}}]--[\p{{Noncharacter_Code_Point}}{_SPACELESS_SCRIPTS}]]"
