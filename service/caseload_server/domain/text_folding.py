@@ -38,32 +38,39 @@ _HYPHENS: Final = "\u02d7\u2043\u2212"
 _ACCENT_CLASSES: Final = {1, 7, *range(10, 37), *range(200, 256)}
 """The combining classes of marks that are left out: accents, nuktas, vowel points of Hebrew and Arabic. The other
 marks are vowel signs, tone marks and viramas, which names differ in. https://www.unicode.org/reports/tr44/"""
+_OLD_KANJI: Final = "髙﨑𠮷濵濱邊邉齊齋斉嶋嶌澤廣櫻冨舘栁桒瀧龍國眞惠德瀨榮條藏淵槇關鐵寶實萬與壽學"
+_NEW_KANJI: Final = "高崎吉浜浜辺辺斎斎斎島島沢広桜富館柳桑滝竜国真恵徳瀬栄条蔵渕槙関鉄宝実万与寿学"
+"""Kanji of Japanese names in other forms, as in family registers, and in the form that most people type."""
 _SAME_LETTERS: Final = {
     **{chr(katakana): chr(katakana - 0x60) for katakana in (*range(0x30A1, 0x30F7), 0x30FD, 0x30FE)},  # to hiragana
     **dict.fromkeys("\u0620\u0649\u06cc\u06cd\u06ce\u06d0\u06d2\u063d\u063e\u063f", "\u064a"),  # forms of yeh
     **dict.fromkeys("\u06a9\u06aa", "\u0643"),  # of kaf
     **dict.fromkeys("\u0671\u0672\u0673", "\u0627"),  # of alef
     **dict.fromkeys("\u0629\u06d5\u06c1\u06be\u06c3", "\u0647"),  # teh marbuta, and forms of heh
+    "\u06ba": "\u0646",  # noon without its dot, at the end of Urdu words
     "\u0674": "",  # the high hamza of a Kazakh letter
     "\u0640": "",  # tatweel, which stretches a word
     "\u0491": "\u0433",  # Cyrillic ghe with upturn
+    "\u30fc": "",  # the long vowel mark, which is also written as a hyphen or left out
     **dict.fromkeys("\u30f6\u3096", "\u3051"),  # small ke, which stands in surnames and is also written large
-    "\u9ad9": "\u9ad8",  # kanji of surnames in the form of family registers, which most keyboards do not offer
-    "\ufa11": "\u5d0e",
-    "\U00020bb7": "\u5409",
-    "\u6ff5": "\u6ff1",
-    "\u0d7a": "\u0d23\u0d4d",  # Malayalam chillus, which are also written with a virama and an invisible joiner
+    **{chr(final): chr(final + 1) for final in (0x5DA, 0x5DD, 0x5DF, 0x5E3, 0x5E5)},  # final letters of Hebrew
+    "\u05f0": "\u05d5\u05d5",  # double letters of Yiddish
+    "\u05f1": "\u05d5\u05d9",
+    "\u05f2": "\u05d9\u05d9",
+    "\u09ce": "\u09a4\u09cd",  # Bengali khanda ta, and Malayalam chillus, also written with a virama and a joiner
+    "\u0d7a": "\u0d23\u0d4d",
     "\u0d7b": "\u0d28\u0d4d",
     "\u0d7c": "\u0d30\u0d4d",
     "\u0d7d": "\u0d32\u0d4d",
     "\u0d7e": "\u0d33\u0d4d",
     "\u0d7f": "\u0d15\u0d4d",
+    **dict(zip(_OLD_KANJI, _NEW_KANJI, strict=True)),
 }
 _MAX_KEPT: Final = 30_000
 """Characters that a table keeps."""
 _LATIN = regex.compile(r"\p{Script=Latin}")
 _SPACELESS_SCRIPTS: Final = (
-    r"\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Hangul}\p{Script=Bopomofo}ー"
+    r"\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Hangul}\p{Script=Bopomofo}〆"
 )
 _SPACELESS_LETTER: Final = rf"[[{_SPACELESS_SCRIPTS}]&&[\p{{L}}\p{{N}}]]"
 _LETTER: Final = rf"[[\p{{L}}\p{{N}}\p{{Co}}\p{{Cn}}]--[\p{{Noncharacter_Code_Point}}{_SPACELESS_SCRIPTS}]]"

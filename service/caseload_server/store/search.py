@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import groupby, pairwise
+from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final
 
@@ -25,20 +25,33 @@ _MAX_SUFFIX: Final = 16
 """Characters of the rest of a name without spaces that are kept."""
 _MAX_WORDS: Final = 256
 """Words of a record that are kept."""
-_OFTEN_JOINED: Final = ("d", "l", "m", "n", "o", "s", "t", "mc", "mac", "dell", "dall", "sant")
+_PREFIX_WORDS: Final = (
+    "d l m n o s t abd abu al ap bin da dal dall dalla de dei del dell della den der des di do dos du el fitz ibn la"
+    " las le lo los mac mc saint san sant santa st ste ten ter van vande vander vom von zu zum zur"
+)
+_PREFIXES: Final = frozenset(_PREFIX_WORDS.split())
 """What stands before a name with an apostrophe, a space or nothing between them."""
-_SIMPLE_NAME = re.compile(rf"(?!.*\b(?i:{'|'.join(_OFTEN_JOINED)}) )(?:[A-Z]?[a-z]{{2,63}})(?: [A-Z]?[a-z]{{2,63}})*")
+_SIMPLE_NAME = re.compile(r"[A-Z]?[a-z]{2,63}(?: [A-Z]?[a-z]{2,63})*")
 """Most names. Their words take a third of the time."""
 _CAPITALS = re.compile(r"\b[A-Z]{2,3}\b")
-_ABD_AL: Final = "\u0639\u0628\u062f\u0627\u0644"
-"""The beginning of Arabic names that are written as one word or two. The second one begins with the article."""
+_INNER_CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+"""Where a part of a word begins, as in McMock and PhD."""
+_ABBREVIATION = re.compile(r"[^\s.\u00b7]+(?:[.\u00b7][^\s.\u00b7]+)+")
+"""Words with full stops or middle dots between them, as in Ph.D. and Gal\u00b7la."""
+_WITHOUT_DOTS: Final = str.maketrans("", "", ".\u00b7")
+_ARTICLE: Final = "\u0627\u0644"
+"""The Arabic article, with which the second part of many names begins. They are written as one word or two."""
+_FIRST_ARTICLE: Final = 3
+"""The article is not looked for before this letter of a word, so that names such as Khalid stay whole."""
 _ARABIC_FIRST, _ARABIC_LAST = "\u0620", "\u08ff"
 
 
 def record_words(display_name: str, aliases: list[str]) -> list[str]:
     """Returns the distinct words of all names of a record, by which prefixes are searched, at most 256."""
     if not aliases and _SIMPLE_NAME.fullmatch(display_name):
-        return sorted({*display_name.lower().split()})
+        simple = {*display_name.lower().split()}
+        if simple.isdisjoint(_PREFIXES):
+            return sorted(simple)
     words: dict[str, None] = {}
     for name in (display_name, *aliases):
         if len(words) < _MAX_WORDS:
@@ -93,10 +106,16 @@ def _plain_words(text: str) -> Iterator[tuple[str, str | None]]:
 def _stored_words(name: str) -> Iterator[str]:
     for capitals in _CAPITALS.findall(name):  # initials, such as JR: a search may have them apart
         yield from capitals[1:].lower()
+    yield from _words_as_written(_INNER_CAPITAL.sub("-", name))
+    for abbreviation in _ABBREVIATION.findall(name):
+        yield from _words_as_written(abbreviation.translate(_WITHOUT_DOTS))
+
+
+def _words_as_written(name: str) -> Iterator[str]:
     for kind, group in groupby(tokens(name), itemgetter(1)):
         texts = (text for text, _ in group)
         if kind == WORD:
-            yield from _words(texts)
+            yield from (word[:_MAX_WORD] for word in _words(texts))
         elif kind == SPACELESS:
             yield from _suffixes("".join(texts))
         else:
@@ -111,31 +130,46 @@ def _suffixes(run: str) -> Iterator[str]:
 
 
 def _words(texts: Iterable[str]) -> Iterator[str]:
-    """Yields words, each also from behind each of its apostrophes and hyphens."""
+    """Yields words, each also from behind each of its apostrophes and hyphens, and joined as some people do."""
     words = []
     for text in texts:
-        rests = [text]
-        if "'" in text or "-" in text:
-            parts = [part for part in text.replace("-", "'").split("'") if part]
-            rests = ["".join(parts[start:]) for start in range(len(parts))]
-        if text.startswith(_ABD_AL):
-            rests.append(text[len(_ABD_AL) - 2 :])
+        rests = _rests(text)
         words += rests[:1]
-        yield from (rest[:_MAX_WORD] for rest in rests)
-    yield from (word[:_MAX_WORD] for word in _joined(words))
+        yield from rests
+    yield from _initials(words)
+    yield from _prefixed(words)
 
 
-def _joined(words: list[str]) -> Iterator[str]:
-    """Yields initials in a row together, and pairs of words that some people join.
+def _rests(text: str) -> list[str]:
+    parts = [part for part in text.replace("-", "'").split("'") if part]
+    rests = ["".join(parts[start:]) for start in range(len(parts))]
+    article = text.find(_ARTICLE, _FIRST_ARTICLE)
+    if 0 < article < len(text) - len(_ARTICLE) - 1:
+        rests.append(text[article:].replace("'", ""))
+    return rests
 
-    They join Arabic words, as in Abd Allah, and write an apostrophe instead of a space in names such as O Mock.
-    """
+
+def _initials(words: list[str]) -> Iterator[str]:
+    """Yields initials in a row together."""
     for is_initial, group in groupby(words, lambda word: len(word) == 1):
         if is_initial and len(initials := "".join(group)) > 1:
             yield initials
-    for first, second in pairwise(words):
-        if first in _OFTEN_JOINED or _ARABIC_FIRST <= first[0] <= _ARABIC_LAST:
-            yield first + second
+
+
+def _prefixed(words: list[str]) -> Iterator[str]:
+    """Yields names together with the prefixes before them, such as vandermock and dermock of van der Mock.
+
+    All words before an Arabic one count as prefixes, as in Abd Allah.
+    """
+    name = ""
+    for word in reversed(words):
+        name = word + name if name and _is_prefix(word) else word
+        if name != word:
+            yield name
+
+
+def _is_prefix(word: str) -> bool:
+    return word in _PREFIXES or _ARABIC_FIRST <= word[0] <= _ARABIC_LAST
 
 
 _KEYS: Final = (("display_name", "name_key", name_key), ("email", "email_key", email_key))
