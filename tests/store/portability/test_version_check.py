@@ -62,7 +62,7 @@ BREAKS: list[tuple[str, str, list[str]]] = [
     ),
     (
         "each version has the change that replaced it",
-        "UPDATE change_set SET hash_version = 0 WHERE revision IN (4, 5)",  # from before the chain, which covers no hash
+        "UPDATE change_set SET hash_version = 0 WHERE revision IN (4, 5)",  # older than the chain
         ["p", "p"],
     ),
     ("each version has the time of its change set", "UPDATE therapist_version SET to_us = to_us + 1", ["t"]),
