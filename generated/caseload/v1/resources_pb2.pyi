@@ -25,8 +25,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 class Identifier(_message.Message):
     """A business identifier issued by another system (MRN, NPI, licence number). (system, value) is
     unique among live records of one kind. A soft delete frees it, and an undelete reclaims it. The
-    server stores the value as sent. Values are the same if they differ only in invisible characters,
-    in full-width forms (Unicode NFKC) or in white space around them.
+    server keeps invisible characters and full-width forms of the value. But two values are the same
+    if they differ only in these (Unicode NFKC) or in white space at their ends. Case matters.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
