@@ -10,7 +10,7 @@ from caseload_server.api.page_tokens import PageTokens
 from caseload_server.domain import errors, limits
 from caseload_server.domain.requests import PageRequest
 from caseload_server.validation.request_sizes import max_request_bytes
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.api.test_page_tokens import ALPHABET
@@ -29,7 +29,8 @@ def sent(request: Any, token: str) -> Any:
     return copy
 
 
-@given(st.from_regex(r"[a-z0-9][a-z0-9-]{0,62}", fullmatch=True), st.text(max_size=300) | st.integers(0, 2**63 - 1))
+@settings(max_examples=30)
+@given(st.text("abc-19", min_size=1, max_size=63), st.text(max_size=300) | st.integers(0, 2**63 - 1))
 def test_a_token_leads_to_its_position_in_the_list(after: str, key: str | int) -> None:
     token = TOKENS.issue(BY_NAME, after, key)
     assert TOKENS.parse(sent(BY_NAME, token)) == PageRequest(50, after, key)

@@ -121,6 +121,13 @@ def filters_of(kind: AnyKind) -> list[dict[str, Any]]:
     return [{name: one} for name, values in (FILTERS | OWN_FILTERS[kind.name]).items() for one in values]
 
 
+def pairs_of_filters(kind: AnyKind) -> Iterator[dict[str, Any]]:
+    """Yields pairs of different filters of a kind: each value of a filter beside each other filter."""
+    for (one, values), (other, others) in combinations((FILTERS | OWN_FILTERS[kind.name]).items(), 2):
+        for n in range(max(len(values), len(others))):
+            yield {one: values[n % len(values)], other: others[n % len(others)]}
+
+
 class Scene(NamedTuple):
     """Records by number, which of them are deleted or assigned; the query, the page size, a write after each page."""
 
@@ -244,8 +251,7 @@ def test_pages_of_each_filter_order_and_pair_of_filters_are_those_of_a_plain_ref
     build(store, clock, kind, Scene(some, [3, 7, 11], {2: 1, 5: 2, 8: 1, 9: 2}, {}, 0, []))
     records = all_records(store, kind)
     one_filter = [{**one, "order": order} for one in [{}, *filters_of(kind)] for order in ORDERS]
-    two_filters = [{**one, **other} for one, other in combinations(filters_of(kind), 2)]
-    in_turn = [{**both, "order": ORDERS[n % len(ORDERS)]} for n, both in enumerate(two_filters)]
+    in_turn = [{**both, "order": ORDERS[n % len(ORDERS)]} for n, both in enumerate(pairs_of_filters(kind))]
     found = 0
     for fields in [*one_filter, *in_turn]:
         query = RecordQuery(**fields, with_total=True)
