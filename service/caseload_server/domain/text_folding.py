@@ -38,11 +38,17 @@ _HYPHENS: Final = "\u02d7\u2043\u2212"
 _ACCENT_CLASSES: Final = {1, 7, *range(10, 37), *range(200, 256)}
 """The combining classes of marks that are left out: accents, nuktas, vowel points of Hebrew and Arabic. The other
 marks are vowel signs, tone marks and viramas, which names differ in. https://www.unicode.org/reports/tr44/"""
+_HIRAGANA: Final = (*range(0x3041, 0x3095), 0x309D)
+"""The letters of hiragana and their repetition mark. Katakana have the same order, 0x60 behind them."""
+_SMALL_KANA: Final = "ぁぃぅぇぉっゃゅょゎ"
+"""Each stands before its large letter. Old systems write the large ones instead."""
 _OLD_KANJI: Final = "髙﨑𠮷濵濱邊邉齊齋斉嶋嶌澤廣櫻冨舘栁桒瀧龍國眞惠德瀨榮條藏淵槇關鐵寶實萬與壽學"
 _NEW_KANJI: Final = "高崎吉浜浜辺辺斎斎斎島島沢広桜富館柳桑滝竜国真恵徳瀬栄条蔵渕槙関鉄宝実万与寿学"
 """Kanji of Japanese names in other forms, as in family registers, and in the form that most people type."""
 _SAME_LETTERS: Final = {
-    **{chr(katakana): chr(katakana - 0x60) for katakana in (*range(0x30A1, 0x30F7), 0x30FD, 0x30FE)},  # to hiragana
+    **{chr(kana + katakana): chr(kana + (chr(kana) in _SMALL_KANA)) for kana in _HIRAGANA for katakana in (0, 0x60)},
+    **dict.fromkeys("\u3095\u30f5", "\u304b"),  # small ka and ke, which stand in surnames
+    **dict.fromkeys("\u3096\u30f6", "\u3051"),
     **dict.fromkeys("\u0620\u0649\u06cc\u06cd\u06ce\u06d0\u06d2\u063d\u063e\u063f", "\u064a"),  # forms of yeh
     **dict.fromkeys("\u06a9\u06aa", "\u0643"),  # of kaf
     **dict.fromkeys("\u0671\u0672\u0673", "\u0627"),  # of alef
@@ -52,7 +58,6 @@ _SAME_LETTERS: Final = {
     "\u0640": "",  # tatweel, which stretches a word
     "\u0491": "\u0433",  # Cyrillic ghe with upturn
     "\u30fc": "",  # the long vowel mark, which is also written as a hyphen or left out
-    **dict.fromkeys("\u30f6\u3096", "\u3051"),  # small ke, which stands in surnames and is also written large
     **{chr(final): chr(final + 1) for final in (0x5DA, 0x5DD, 0x5DF, 0x5E3, 0x5E5)},  # final letters of Hebrew
     "\u05f0": "\u05d5\u05d5",  # double letters of Yiddish
     "\u05f1": "\u05d5\u05d9",
