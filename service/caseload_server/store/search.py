@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import groupby
+from itertools import groupby, pairwise
 from operator import itemgetter
 from typing import Any, Final
 
@@ -138,6 +138,7 @@ def _words(texts: Iterable[str]) -> Iterator[str]:
         yield from rests
     yield from _initials(words)
     yield from _prefixed(words)
+    yield from _arabic_pairs(words)
 
 
 def _rests(text: str) -> list[str]:
@@ -157,19 +158,19 @@ def _initials(words: list[str]) -> Iterator[str]:
 
 
 def _prefixed(words: list[str]) -> Iterator[str]:
-    """Yields names together with the prefixes before them, such as vandermock and dermock of van der Mock.
-
-    All words before an Arabic one count as prefixes, as in Abd Allah.
-    """
+    """Yields names together with the prefixes before them, such as vandermock and dermock of van der Mock."""
     name = ""
     for word in reversed(words):
-        name = word + name if name and _is_prefix(word) else word
+        name = word + name if name and word in _PREFIXES else word
         if name != word:
             yield name
 
 
-def _is_prefix(word: str) -> bool:
-    return word in _PREFIXES or _ARABIC_FIRST <= word[0] <= _ARABIC_LAST
+def _arabic_pairs(words: list[str]) -> Iterator[str]:
+    """Yields Arabic words together with the next one, as in Abd Allah."""
+    for first, second in pairwise(words):
+        if _ARABIC_FIRST <= first[0] <= _ARABIC_LAST:
+            yield first + second
 
 
 _KEYS: Final = (("display_name", "name_key", name_key), ("email", "email_key", email_key))
