@@ -151,6 +151,8 @@ def test_a_name_is_found_as_people_write_it(stored: str, typed: list[str]) -> No
         ("\u0930\u093e\u092e", "\u0930\u0940"),
         ("\u5c71\u7530", "\u7530\u5c71"),
         ("\u304b\u3073", "\u304c"),
+        ("\u304c\u3073", "\u304b"),
+        ("\u30d1\u30d4", "\uff8a"),
         ("\U0001f600", "\U0001f601"),
         ("Jim Rae Mock", "jr"),
         ("Leo Mock", "omock"),

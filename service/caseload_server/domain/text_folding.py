@@ -88,6 +88,7 @@ _TOKENS = regex.compile(
 _REPETITION_MARKS: Final = frozenset("\u3005\u303b\u309d")
 """Marks that stand for the letter before them, of kanji or kana."""
 _REPETITION = regex.compile(rf"(?<=({_SPACELESS_LETTER})\p{{M}}*)[{''.join(_REPETITION_MARKS)}]", regex.V1)
+_VOICED_KANA = regex.compile("[\u3041-\u3096][\u3099\u309a]")
 _IOTA_SUBSCRIPT: Final = "\u0345"
 """An accent of Greek letters, which would become a letter in lower case."""
 _CHARACTERS = regex.compile(r"[\u1100-\u115f](?=[\u1100-\u115f])|\X")
@@ -167,9 +168,13 @@ def characters(token: str) -> list[str]:
     return _CHARACTERS.findall(token)
 
 
-def repeat(token: str) -> str:
-    """Returns a token with letters instead of the marks that repeat them. A mark at its beginning stays."""
-    return token if _REPETITION_MARKS.isdisjoint(token) else _REPETITION.sub(r"\1", token)
+def spell_out(token: str) -> str:
+    """Returns a token with letters instead of the marks that repeat them. A mark at its beginning stays.
+
+    Kana become one character with their voiced sound mark, because ka is no beginning of ga.
+    """
+    repeated = token if _REPETITION_MARKS.isdisjoint(token) else _REPETITION.sub(r"\1", token)
+    return _VOICED_KANA.sub(lambda found: unicodedata.normalize("NFC", found[0]), repeated)
 
 
 def begins_spaceless(text: str) -> bool:

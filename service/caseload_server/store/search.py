@@ -96,7 +96,7 @@ def _plain_words(text: str) -> Iterator[tuple[str, str | None]]:
     """Yields words without apostrophes and hyphens, each with its kind. A typed name without spaces is cut."""
     for token, kind in tokens(text):
         if kind == SPACELESS:
-            yield text_folding.repeat("".join(text_folding.characters(token)[:_MAX_SUFFIX])), kind
+            yield text_folding.spell_out("".join(text_folding.characters(token)[:_MAX_SUFFIX])), kind
             continue
         for word in token.replace("'", "").split("-"):
             if word:
@@ -126,7 +126,7 @@ def _suffixes(run: str) -> Iterator[str]:
     """Yields the rest of a name without spaces from each of its characters on."""
     left = text_folding.characters(run)
     for start in range(len(left)):
-        yield text_folding.repeat("".join(left[start : start + _MAX_SUFFIX]))[:_MAX_WORD]
+        yield text_folding.spell_out("".join(left[start : start + _MAX_SUFFIX]))[:_MAX_WORD]
 
 
 def _words(texts: Iterable[str]) -> Iterator[str]:
