@@ -1,4 +1,4 @@
-"""A keys file, and a server that accepts the tokens of an identity provider. Tests of a module share the last two."""
+"""A keys file, servers that accept tokens or keys, and their callers. Tests of a module share the servers."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +8,8 @@ import pytest
 from caseload_server.domain import limits
 from caseload_server.rpc.server import CaseloadServer
 
-from tests.security.server_fixture import KeysFile, serving
+from tests.security.redaction_callers import SECRET, Caller, Pair
+from tests.security.server_fixture import KeysFile, LogReader, serving
 from tests.security.token_calls import settings
 from tests.support.issuer import Issuer, issuing
 
@@ -51,3 +52,12 @@ def token_server(folder: Path, shared_issuer: Issuer) -> Iterator[CaseloadServer
 def caller(token_server: CaseloadServer) -> Iterator[grpc.Channel]:
     with grpc.insecure_channel(token_server.address) as channel:
         yield channel
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    folder = tmp_path_factory.mktemp("redaction")
+    keys, log = KeysFile(folder / "keys"), folder / "access.log"
+    clerk, writer = keys.add(SECRET), keys.add("writer", "write")
+    with serving(folder, keys_file=keys.path, access_log=log) as server, grpc.insecure_channel(server.address) as one:
+        yield Pair(Caller(one, clerk), Caller(one, writer), LogReader(log))

@@ -26,6 +26,7 @@ Change = tuple[int, str, str | None, str | None, bool]
 """Kind, field names, therapist, patient, and whether the change is of their assignment."""
 
 
+RENAME: Fields = {"display_name": "Ada King", "email": "ada@example.org"}
 FINISHED = Assign("t", "p", role=ROLE_PRIMARY, start_us=100, end_us=200, end_reason=1)
 
 
@@ -103,46 +104,41 @@ def of(kind: AnyKind, record_id: str) -> tuple[str | None, str | None, bool]:
     return (record_id, None, False) if kind is THERAPIST else (None, record_id, False)
 
 
-def _of_kind(kind: AnyKind) -> list[Mutation]:
-    name, it = kind.name, kind.name[0]
-    rename: Fields = {"display_name": "Ada King", "email": "ada@example.org"}
-
-    def deleted(store: RelationshipStore) -> None:
-        everyone(store)
-        delete(store, kind, it)
-
-    def overtaken(store: RelationshipStore) -> None:
-        deleted(store)
-        make(store, kind, "new", identifiers=f'[["urn:{"npi" if kind is THERAPIST else "mrn"}","1"]]')
-
-    def update(store: RelationshipStore, call: CallContext) -> Any:
-        return store.update(kind, Update(it, {**rename, "identifiers": store.get(kind, it).identifiers}), call)
-
-    force = [(UPDATED, ENDED, "t", "p", True)]
-    if kind is PATIENT:
-        force.append((UPDATED, ENDED, "u", "p", True))
+def _creates(kind: AnyKind) -> list[Mutation]:
+    name = kind.name
     return [
         Mutation(
             f"create a {name} under a new id",
             everyone,
-            lambda store, call: store.create(kind, "", rename, call),
+            lambda store, call: store.create(kind, "", RENAME, call),
             ((CREATED, "", *of(kind, "<new>")),),
             (kind.id_column, "etag"),
         ),
         Mutation(
             f"create a {name} under a chosen id",
             everyone,
-            lambda store, call: store.create(kind, "new", {**rename, "identifiers": '[["urn:x","1"]]'}, call),
+            lambda store, call: store.create(kind, "new", {**RENAME, "identifiers": '[["urn:x","1"]]'}, call),
             ((CREATED, "", *of(kind, "new")),),
             ("etag",),
         ),
         Mutation(
             f"create two {name}s at once",
             everyone,
-            lambda store, call: first_of(store.batch_create(kind, [("new", rename), ("new-2", rename)], call)),
+            lambda store, call: first_of(store.batch_create(kind, [("new", RENAME), ("new-2", RENAME)], call)),
             ((CREATED, "", *of(kind, "new")), (CREATED, "", *of(kind, "new-2"))),
             ("etag",),
         ),
+    ]
+
+
+def _updates(kind: AnyKind) -> list[Mutation]:
+    name, it = kind.name, kind.name[0]
+
+    def update(store: RelationshipStore, call: CallContext) -> Any:
+        return store.update(kind, Update(it, {**RENAME, "identifiers": store.get(kind, it).identifiers}), call)
+
+    force = _forced_ends(kind)
+    return [
         Mutation(f"update a {name}", everyone, update, ((UPDATED, "display_name,email", *of(kind, it)),), ("etag",)),
         Mutation(
             f"update a {name} with force",
@@ -152,6 +148,22 @@ def _of_kind(kind: AnyKind) -> list[Mutation]:
             ("etag",),
             len(force),
         ),
+    ]
+
+
+def _deletes(kind: AnyKind) -> list[Mutation]:
+    name, it = kind.name, kind.name[0]
+
+    def deleted(store: RelationshipStore) -> None:
+        everyone(store)
+        delete(store, kind, it)
+
+    def overtaken(store: RelationshipStore) -> None:
+        deleted(store)
+        make(store, kind, "new", identifiers=f'[["urn:{"npi" if kind is THERAPIST else "mrn"}","1"]]')
+
+    force = _forced_ends(kind)
+    return [
         Mutation(
             f"delete a {name}",
             everyone,
@@ -184,6 +196,11 @@ def _of_kind(kind: AnyKind) -> list[Mutation]:
     ]
 
 
+def _forced_ends(kind: AnyKind) -> list[Change]:
+    """The ends of the assignments of t or p, whom `assigned` has assigned."""
+    return [(UPDATED, ENDED, therapist, "p", True) for therapist in ("t" if kind is THERAPIST else "tu")]
+
+
 def _no_ops_of_kind(kind: AnyKind) -> list[Mutation]:
     name, it = kind.name, kind.name[0]
 
@@ -208,8 +225,7 @@ def _no_ops_of_kind(kind: AnyKind) -> list[Mutation]:
 
 
 WRITES = [
-    *_of_kind(THERAPIST),
-    *_of_kind(PATIENT),
+    *(case for kind in (THERAPIST, PATIENT) for cases in (_creates, _updates, _deletes) for case in cases(kind)),
     Mutation(
         "assign",
         everyone,

@@ -61,10 +61,10 @@ class Write:
         self.now_us = clock()
         """In microseconds since 1970 (UTC)."""
         self._fingerprint = keys.fingerprint(call) if call.request_id else b""
-        self._changes: list[tuple[Value, ...]] = []
-        self._versions: list[Version | None] = []
-        """The version that each change keeps, if any."""
+        self._changes: list[tuple[tuple[Value, ...], Version | None]] = []
+        """Each change, as in NewChangeSet, and the version that it keeps, if any."""
         self._changed: set[tuple[type[Record], str]] = set()
+        """The type and id of each changed record."""
         self._generated: set[str] = set()
         self._earlier: list[Write] = []
 
@@ -97,9 +97,8 @@ class Write:
         key = type(record), record[0]
         version = version_of(before) if before and key not in self._changed else None
         self._changed.add(key)
-        self._versions.append(version)
         ids = (getattr(record, name, None) for name in ("therapist_id", "patient_id", "assignment_id"))
-        self._changes.append((kind, ",".join(fields), *ids, None, version and version.hash))
+        self._changes.append(((kind, ",".join(fields), *ids, None, version and version.hash), version))
 
     def by_server(self, call: CallContext) -> "Write":
         """Returns a write for something that the server does first, in the same transaction.
@@ -107,8 +106,7 @@ class Write:
         It has a change set of its own, before that of this write.
         """
         earlier = copy(self)
-        earlier.call, earlier._changes, earlier._earlier = call, [], []
-        earlier._versions, earlier._changed = [], set()
+        earlier.call, earlier._changes, earlier._changed, earlier._earlier = call, [], set(), []
         self._earlier.append(earlier)
         return earlier
 
@@ -134,6 +132,10 @@ class Write:
         call = self.call
         request_id = "" if call.request_id.startswith(SERVER_GENERATED_PREFIX) else call.request_id
         earlier = [change_set for write in self._earlier for change_set in write._change_sets()]
+        parts = [
+            self._changes[first : first + MAX_CHANGES_PER_SET]
+            for first in range(0, len(self._changes), MAX_CHANGES_PER_SET)
+        ]
         return earlier + [
             NewChangeSet(
                 self.now_us,
@@ -141,10 +143,10 @@ class Write:
                 call.on_behalf_of,
                 call.method,
                 request_id,
-                self._changes[first : first + MAX_CHANGES_PER_SET],
-                list(filter(None, self._versions[first : first + MAX_CHANGES_PER_SET])),
+                [change for change, _ in part],
+                [version for _, version in part if version],
             )
-            for first in range(0, len(self._changes), MAX_CHANGES_PER_SET)
+            for part in parts
         ]
 
     def _without_generated(self, record: Record) -> Record:
