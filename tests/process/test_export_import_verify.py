@@ -148,7 +148,7 @@ def test_verify_reports_a_damaged_file(tmp_path: Path) -> None:
         make(store, THERAPIST, f"t{number}")
     store.close()
     connection = apsw.Connection(str(path))
-    [(root,)] = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'therapist_by_status'")
+    [(root,)] = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'therapist_by_live_status'")
     [(size,)] = connection.execute("PRAGMA page_size")
     connection.close()
     with path.open("r+b") as file:

@@ -13,6 +13,9 @@ _ACCEPTING = (
     f"{{row}}.status = {enums.STATUS_ACTIVE} AND {{row}}.deleted_us IS NULL"
     " AND ({row}.max_active_patients IS NULL OR {row}.active_patient_count < {row}.max_active_patients)"
 )
+_LIVE_STATUS = "CAST(CASE WHEN {row}.deleted_us IS NULL THEN {row}.status ELSE -{row}.status END AS BIGINT)"
+"""The status, negative in a soft-deleted record. Indexes begin with it. Without CAST, SQLite would not use them in a
+comparison with another CAST."""
 _HAS_VALUE = "{row}.value_key = :any_value_key AND {row}.value_key <> ''"
 _HAS_IDENTIFIER = """{{row}}.{id} IN (
     SELECT {id} FROM {table} WHERE system = :system AND value_key = :value_key AND value_key <> ''
@@ -154,19 +157,24 @@ def _flags(kind: RecordKind[Any], query: RecordQuery) -> Iterator[Filter]:
         is_deleted = "{row}.deleted_us IS NOT NULL"
         yield Filter("deleted", kind.name, kind.id_column, f"{kind.name}_deleted", where=is_deleted)
     if query.accepting_patients:
-        yield _status(kind, "accepting", (enums.STATUS_ACTIVE,), _ACCEPTING)
+        active = (enums.STATUS_ACTIVE,)
+        yield Filter(
+            "accepting", kind.name, kind.id_column, "therapist_accepting", "{row}.status", active, where=_ACCEPTING
+        )
 
 
 def _statuses(kind: RecordKind[Any], query: RecordQuery) -> Iterator[Filter]:
-    statuses = tuple(sorted(set(query.statuses)))
-    all_or_given = statuses or tuple(range(enums.STATUS_ACTIVE, kind.idle_status + 1))
+    statuses = tuple(sorted(set(query.statuses))) or tuple(range(enums.STATUS_ACTIVE, kind.idle_status + 1))
     if query.without_primary:
-        yield _status(kind, "without_primary", all_or_given, "{row}.primary_therapist_id = ''")
+        yield _status(kind, query, "without_primary", statuses, "{row}.primary_therapist_id = ''")
     if query.unassigned:
-        yield _status(kind, "unassigned_by_status", all_or_given, f"{{row}}.{kind.count_column} = 0")
-    if statuses and not query.without_primary and not query.unassigned:
-        yield _status(kind, "by_status", statuses)
+        yield _status(kind, query, "unassigned_by_live_status", statuses, f"{{row}}.{kind.count_column} = 0")
+    if query.statuses and not query.without_primary and not query.unassigned:
+        yield _status(kind, query, "by_live_status", statuses)
 
 
-def _status(kind: RecordKind[Any], name: str, statuses: tuple[int, ...], where: str = "") -> Filter:
-    return Filter(name, kind.name, kind.id_column, f"{kind.name}_{name}", "{row}.status", statuses, where=where)
+def _status(kind: RecordKind[Any], query: RecordQuery, name: str, statuses: tuple[int, ...], where: str = "") -> Filter:
+    """Returns the filter of statuses. Its index has soft-deleted records apart, which have no active assignment."""
+    live = () if query.deleted_only else statuses
+    deleted = tuple(-status for status in statuses) if query.show_deleted or query.deleted_only else ()
+    return Filter(name, kind.name, kind.id_column, f"{kind.name}_{name}", _LIVE_STATUS, live + deleted, where=where)

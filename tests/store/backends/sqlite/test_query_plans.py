@@ -156,16 +156,16 @@ def test_a_list_of_versions_reads_those_of_one_record(store: RelationshipStore, 
 @pytest.mark.parametrize(
     ("kind", "query", "index"),
     [
-        (THERAPIST, {"statuses": (2,)}, "therapist_by_status"),
-        (THERAPIST, {"statuses": (1, 2, 3)}, "therapist_by_status"),
-        (THERAPIST, {"unassigned": True}, "therapist_unassigned_by_status"),
+        (THERAPIST, {"statuses": (2,)}, "therapist_by_live_status"),
+        (THERAPIST, {"statuses": (1, 2, 3)}, "therapist_by_live_status"),
+        (THERAPIST, {"unassigned": True}, "therapist_unassigned_by_live_status"),
         (THERAPIST, {"accepting_patients": True}, "therapist_accepting"),
         (THERAPIST, {"specialties": ("a",)}, "therapist_specialty_by_specialty"),
         (THERAPIST, {"specialties": ("a", "b", "c"), "statuses": (1, 2)}, "therapist_specialty_by_specialty"),
-        (PATIENT, {"statuses": (1, 2)}, "patient_by_status"),
-        (PATIENT, {"unassigned": True}, "patient_unassigned_by_status"),
-        (PATIENT, {"unassigned": True, "statuses": (1, 2)}, "patient_unassigned_by_status"),
-        (THERAPIST, {"unassigned": True, "statuses": (3,)}, "therapist_unassigned_by_status"),
+        (PATIENT, {"statuses": (1, 2)}, "patient_by_live_status"),
+        (PATIENT, {"unassigned": True}, "patient_unassigned_by_live_status"),
+        (PATIENT, {"unassigned": True, "statuses": (1, 2)}, "patient_unassigned_by_live_status"),
+        (THERAPIST, {"unassigned": True, "statuses": (3,)}, "therapist_unassigned_by_live_status"),
         (THERAPIST, {"email": "a@b"}, "therapist_by_email"),
         (PATIENT, {"phone_number": "+491"}, "patient_by_phone_number"),
         (PATIENT, {"birth_date": "1980-02-03"}, "patient_by_birth_date"),
@@ -194,6 +194,23 @@ def test_a_list_of_people_reads_its_index_page_by_page(
     sorts = [plan for plan in walks if "USE TEMP B-TREE FOR ORDER BY" in plan]
     few_ids = {"SCAN json_each VIRTUAL TABLE INDEX 1:", "CO-ROUTINE merged"}
     assert all(few_ids & set(plan) for plan in sorts), sorts
+
+
+@pytest.mark.parametrize(
+    "query", [{"unassigned": True}, {"without_primary": True, "statuses": (1,)}, {"statuses": (1, 2)}], ids=str
+)
+def test_a_list_by_status_does_not_read_soft_deleted_records(
+    people: RelationshipStore, tmp_path: Path, query: dict[str, Any]
+) -> None:
+    """None of them has an active assignment, so all of them meet two of these filters."""
+    steps = []
+    for first in (0, 20):
+        for number in range(first, 10 * first + 20):
+            people.create(PATIENT, f"a{number}", {"display_name": "Ann Lee"}, CALL)
+        run(people, "UPDATE patient SET deleted_us = 1 WHERE patient_id < 'b'")
+        page = statements_of_list(people._database, PATIENT, RecordQuery(**query), PageRequest(1, ""))
+        steps.append(sum(steps_of(tmp_path / "caseload.db", one.sql, one.parameters) for one in page))
+    assert steps[1] < 2 * steps[0]  # 10 times as many if it read them
 
 
 def test_a_list_by_an_identifier_reads_the_indexes_of_its_key_and_of_its_value(people: RelationshipStore) -> None:

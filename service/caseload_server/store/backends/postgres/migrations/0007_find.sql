@@ -6,8 +6,20 @@ CREATE INDEX patient_by_update ON patient (updated_us, patient_id);
 CREATE INDEX patient_by_phone_number ON patient (phone_number, patient_id) WHERE phone_number <> '';
 CREATE INDEX patient_by_birth_date ON patient (birth_date, patient_id) WHERE birth_date <> '';
 CREATE INDEX patient_by_birth_month ON patient (substr(birth_date, 1, 7), patient_id) WHERE birth_date <> '';
-CREATE INDEX patient_without_primary ON patient (status, patient_id) WHERE primary_therapist_id = '';
 CREATE INDEX patient_deleted ON patient (patient_id) WHERE deleted_us IS NOT NULL;
+
+-- Soft-deleted records have a negative status in these indexes, because lists without them would have to pass over all
+-- that were ever deleted: none of those has an active assignment.
+CREATE INDEX therapist_by_live_status ON therapist
+    (CAST(CASE WHEN deleted_us IS NULL THEN status ELSE -status END AS BIGINT), therapist_id);
+CREATE INDEX patient_by_live_status ON patient
+    (CAST(CASE WHEN deleted_us IS NULL THEN status ELSE -status END AS BIGINT), patient_id);
+CREATE INDEX therapist_unassigned_by_live_status ON therapist
+    (CAST(CASE WHEN deleted_us IS NULL THEN status ELSE -status END AS BIGINT), therapist_id) WHERE active_patient_count = 0;
+CREATE INDEX patient_unassigned_by_live_status ON patient
+    (CAST(CASE WHEN deleted_us IS NULL THEN status ELSE -status END AS BIGINT), patient_id) WHERE active_therapist_count = 0;
+CREATE INDEX patient_without_primary ON patient
+    (CAST(CASE WHEN deleted_us IS NULL THEN status ELSE -status END AS BIGINT), patient_id) WHERE primary_therapist_id = '';
 
 -- Keys by which lists are ordered and people are found. An older instance leaves them as they are, so keyed_etag, which
 -- holds the version of the rules and the etag of the record at that time, says for which records they are current.
@@ -29,9 +41,13 @@ CREATE INDEX therapist_by_email ON therapist (email_key, therapist_id) WHERE ema
 CREATE INDEX patient_by_name ON patient (name_key, patient_id);
 CREATE INDEX patient_by_email ON patient (email_key, patient_id) WHERE email_key <> '';
 
--- Lists of unassigned records of all statuses merge the scans of each, so that a write pays for one index of them.
+-- A list of all statuses merges the scans of each, so that a write pays for one index of unassigned records.
+DROP INDEX therapist_by_status;
+DROP INDEX patient_by_status;
 DROP INDEX therapist_unassigned;
 DROP INDEX patient_unassigned;
+DROP INDEX therapist_unassigned_by_status;
+DROP INDEX patient_unassigned_by_status;
 
 -- The records whose keys and words are to be made: from before this step, or written by an older instance since.
 CREATE INDEX therapist_without_keys ON therapist (therapist_id) WHERE keyed_etag <> '2:' || etag;
