@@ -113,8 +113,8 @@ def _insert_versions(
         for number, change_set in enumerate(change_sets)
         for version in change_set.versions
     )
-    for insert, rows in version_images.inserts(versions):
-        transaction.run(insert, {**parameters, "versions": rows})
+    for insert, own in version_images.inserts(versions):
+        transaction.run(insert, {**parameters, **own})
 
 
 def read_head(transaction: Transaction, lock_clause: str = "") -> LogHead:

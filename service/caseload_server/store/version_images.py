@@ -5,7 +5,7 @@ JSON object of them (RFC 8785). docs/operations/change-log.md documents it, so t
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from caseload_server.domain.records import Assignment, Patient, Therapist
@@ -64,30 +64,44 @@ def image_hash(image: str) -> str:
     return hashlib.blake2b(image.encode(), digest_size=HASH_BYTES).hexdigest()
 
 
-def inserts(versions: Iterable[tuple[int, int, Version]]) -> list[tuple[str, str]]:
-    """Returns one INSERT for each table, and its parameter :versions. Other parameters are those of change_log.append.
+def inserts(versions: Iterable[tuple[int, int, Version]]) -> Iterator[tuple[str, dict[str, Value]]]:
+    """Yields one INSERT for each table, and its parameters. Other parameters are those of change_log.append.
 
     Args: versions, each after the number of its change set and the time of that, in microseconds since 1970 (UTC).
     """
     rows: dict[str, list[tuple[Value, ...]]] = {}
     for number, to_us, version in versions:
         rows.setdefault(version.table, []).append((number, to_us, *version.values))
-    return [(_INSERTS[table], canonical_json(found)) for table, found in rows.items()]
+    for table, found in rows.items():
+        if len(found) == 1:
+            yield _INSERTS_OF_ONE[table], dict(zip(("number", "to_us", *STORED_COLUMNS[table]), found[0], strict=True))
+        else:
+            yield _INSERTS[table], {"versions": canonical_json(found)}
 
 
-def _insert(table: str) -> str:
-    columns = STORED_COLUMNS[table]
-    values = [_value(column, index) for index, column in enumerate(columns, 2)]
-    is_kept = f"EXISTS (SELECT 1 FROM {table} WHERE {table}_id = value ->> 2)"  # a later write may have purged it
+def _insert(table: str, number: str, values: Iterable[str], source: str = "") -> str:
+    """Returns an INSERT. Args: number, of the change set; values, from to_us on; source, the FROM clause of both."""
     return f"""
-INSERT INTO {table}_version (to_revision, to_us, {", ".join(columns)})
-SELECT :head_revision + 1 + CAST(value ->> 0 AS BIGINT), CAST(value ->> 1 AS BIGINT), {", ".join(values)}
-FROM json_each(:versions) WHERE (SELECT head_hash FROM store) = :hash AND {is_kept}"""
+INSERT INTO {table}_version (to_revision, to_us, {", ".join(STORED_COLUMNS[table])})
+SELECT :head_revision + 1 + {number}, {", ".join(values)}
+{source} WHERE (SELECT head_hash FROM store) = :hash"""
 
 
 def _value(column: str, index: int) -> str:
-    is_number = column.endswith("_us") or column in {"role", "end_reason"}
+    is_number = column.endswith("_us") or column in {"number", "role", "end_reason"}
     return f"CAST(value ->> {index} AS BIGINT)" if is_number else f"value ->> {index}"
 
 
-_INSERTS: Final = {table: _insert(table) for table in STORED_COLUMNS}
+def _insert_of_many(table: str) -> str:
+    number, *values = (
+        _value(column, index) for index, column in enumerate(("number", "to_us", *STORED_COLUMNS[table]))
+    )
+    return _insert(table, number, values, "FROM json_each(:versions)")
+
+
+_INSERTS: Final = {table: _insert_of_many(table) for table in STORED_COLUMNS}
+_INSERTS_OF_ONE: Final = {
+    table: _insert(table, ":number", [f":{column}" for column in ("to_us", *columns)])
+    for table, columns in STORED_COLUMNS.items()
+}
+"""Most writes keep one version. Parsing it as JSON would cost more than the rest of the statement."""
