@@ -36,7 +36,7 @@ _SIMPLE_NAME = re.compile(r"[A-Z]?[a-z]{2,63}(?: [A-Z]?[a-z]{2,63})*")
 _CAPITALS = re.compile(r"\b[A-Z]{2,3}\b")
 _INNER_CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 """Where a part of a word begins, as in McMock and PhD."""
-_ABBREVIATION = re.compile(r"[^\s.\u00b7]+(?:[.\u00b7][^\s.\u00b7]+)+")
+_ABBREVIATION = re.compile(r"(?<![^\s.\u00b7])[^\s.\u00b7]+(?:[.\u00b7][^\s.\u00b7]+)+")
 """Words with full stops or middle dots between them, as in Ph.D. and Gal\u00b7la."""
 _WITHOUT_DOTS: Final = str.maketrans("", "", ".\u00b7")
 _ARTICLE: Final = "\u0627\u0644"
