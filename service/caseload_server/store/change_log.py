@@ -10,7 +10,7 @@ from caseload_server.domain.records import Change, ChangeSet
 from caseload_server.domain.requests import ChangeQuery
 from caseload_server.domain.results import ChangePage, LogHead
 from caseload_server.store import version_images
-from caseload_server.store.backends.protocol import Query, Row, Transaction, Value
+from caseload_server.store.backends.protocol import Query, Row, SerializationConflict, Transaction, Value
 from caseload_server.store.hash_chain import FORMAT, HASH_BYTES, START, next_hash
 from caseload_server.store.store_identity import StoreKeys
 from caseload_server.store.version_images import Version
@@ -194,6 +194,8 @@ def purge_batch(transaction: Transaction, last: int, purge: NewChangeSet, lock_c
     transaction.run("DELETE FROM change WHERE revision <= :through", {"through": through})
     sql = "DELETE FROM change_set WHERE revision <= :through RETURNING revision, hash"
     erased: dict[int, bytes] = dict(transaction.run(sql, {"through": through}))
+    if not erased and transaction.run(_SELECT_BOUNDS)[0][1] != oldest:
+        raise SerializationConflict  # another purge took them, and later ones may be left
     if erased:
         change = (enums.CHANGE_LOG_PURGED, "", None, None, None, through, None)
         append(transaction, [purge._replace(changes=[change])], read_head(transaction, lock_clause))

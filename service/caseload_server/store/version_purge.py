@@ -4,7 +4,7 @@ from typing import Final
 
 from caseload_server.domain import enums
 from caseload_server.store import change_log
-from caseload_server.store.backends.protocol import Row, Transaction, Value
+from caseload_server.store.backends.protocol import Row, SerializationConflict, Transaction, Value
 from caseload_server.store.change_log import NewChangeSet
 from caseload_server.store.version_images import STORED_COLUMNS
 
@@ -52,6 +52,8 @@ def purge_batch(transaction: Transaction, last: int, purge: NewChangeSet, lock_c
     for table in STORED_COLUMNS if through else ():
         sql = f"DELETE FROM {table}_version WHERE to_revision <= :through RETURNING to_revision, to_us"
         erased += transaction.run(sql, {"through": through})
+    if through and not erased:
+        raise SerializationConflict  # another purge took them, and later ones may be left
     if erased:
         change = (enums.CHANGE_VERSIONS_PURGED, "", None, None, None, through, None)
         change_log.append(
