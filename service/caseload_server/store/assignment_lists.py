@@ -6,14 +6,14 @@ the caseload: each page reads and sorts all of it. A total costs its matches.
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from caseload_server.domain import enums
 from caseload_server.domain.records import Assignment
 from caseload_server.domain.requests import AssignmentQuery, CaseloadQuery
 from caseload_server.store import expiry, known_at
 from caseload_server.store.assignments import COLUMNS
-from caseload_server.store.backends.protocol import Dialect, Query, Scan, Value
+from caseload_server.store.backends.protocol import Dialect, Query, Value
 from caseload_server.store.records import RecordKind
 
 _ACTIVE: Final = "period.end_us IS NULL"
@@ -27,6 +27,14 @@ _AS_OF: Final = (
 )
 """Conditions for the periods in force at a time: those that are still active, and those that ended later. The latter
 are looked up and sorted."""
+
+
+class _Scan(NamedTuple):
+    """A SELECT that reads one index in the order of its first result column."""
+
+    select: str
+    order: str = "1"
+    """The columns of the index."""
 
 
 def select_caseload(
@@ -109,7 +117,7 @@ def _select_known(query: AssignmentQuery, sides: dict[str, str], dialect: Dialec
     conditions, parameters = _conditions(query, sides, dialect, known_at_us)
     where = " AND ".join(["period.assignment_id > :after", *conditions])
     scans = [
-        Scan(
+        _Scan(
             f"SELECT {COLUMNS.replace('period.assignment_id', source.id_column)} FROM {source.table}"
             f" WHERE {where} AND {source.condition}"
         )
@@ -122,15 +130,15 @@ def _known_sources(query: AssignmentQuery) -> tuple[known_at.Source, ...]:
     return known_at.CASELOAD_SOURCES if any(_sides(query).values()) else known_at.SOURCES
 
 
-def _scan(conditions: str) -> Scan:
-    return Scan(f"SELECT {COLUMNS} FROM assignment AS period WHERE {conditions}")
+def _scan(conditions: str) -> _Scan:
+    return _Scan(f"SELECT {COLUMNS} FROM assignment AS period WHERE {conditions}")
 
 
-def _as_of_scans(query: AssignmentQuery) -> list[Scan]:
+def _as_of_scans(query: AssignmentQuery) -> list[_Scan]:
     """Returns the scans of the periods in force at a time. Each finds the ids in an index before it reads a period."""
     roles = f" AND period.role IN ({_enum_list(query.roles)})" if query.roles else ""
     return [
-        Scan(
+        _Scan(
             f"SELECT {COLUMNS} FROM (SELECT period.assignment_id FROM assignment AS period WHERE {condition}"
             f" AND period.start_us <= :as_of_us AND period.assignment_id > :after{roles} ORDER BY 1 LIMIT :limit)"
             " AS found JOIN assignment AS period ON period.assignment_id = found.assignment_id"
@@ -139,7 +147,7 @@ def _as_of_scans(query: AssignmentQuery) -> list[Scan]:
     ]
 
 
-def _role_scans(query: AssignmentQuery, dialect: Dialect) -> Iterator[Scan]:
+def _role_scans(query: AssignmentQuery, dialect: Dialect) -> Iterator[_Scan]:
     """Yields the scan of each role and state, for which there is an index."""
     for role in sorted(set(query.roles)):
         is_role = dialect.index_range.format(column="period.role", value=int(role), record_id="period.assignment_id")
@@ -195,7 +203,7 @@ def _after_id(query: CaseloadQuery | AssignmentQuery, conditions: list[str]) -> 
     return where
 
 
-def _merge_scans(scans: list[Scan], dialect: Dialect) -> str:
+def _merge_scans(scans: list[_Scan], dialect: Dialect) -> str:
     """Returns the SELECT of one page of all given scans."""
     if len(scans) == 1:
         return f"{scans[0].select} ORDER BY {scans[0].order} LIMIT :limit"

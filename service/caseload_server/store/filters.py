@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from caseload_server.domain import enums, errors
 from caseload_server.domain.requests import RecordQuery
+from caseload_server.domain.text_folding import email_key, identifier_key
 from caseload_server.store import search
 from caseload_server.store.backends.protocol import Value
 from caseload_server.store.records import RecordKind
@@ -92,11 +93,11 @@ def filters_of(kind: RecordKind[Any], query: RecordQuery) -> list[Filter]:
 def _identifiers(kind: RecordKind[Any], query: RecordQuery) -> Iterator[Filter]:
     if query.identifier:
         system, value = query.identifier
-        parameters = {"system": system, "value": value, "value_key": search.identifier_key(value)}
+        parameters = {"system": system, "value": value, "value_key": identifier_key(value)}
         condition = _HAS_IDENTIFIER.format(id=kind.id_column, table=f"{kind.name}_identifier")
         yield _identifier(kind, "identifier", condition, parameters)
     if query.identifier_value:
-        parameters = {"any_value_key": search.identifier_key(query.identifier_value)}
+        parameters = {"any_value_key": identifier_key(query.identifier_value)}
         yield _identifier(kind, "identifier_value", _HAS_VALUE, parameters)
 
 
@@ -114,7 +115,7 @@ def _identifier(kind: RecordKind[Any], name: str, condition: str, parameters: di
 
 def _contacts(kind: RecordKind[Any], query: RecordQuery) -> Iterator[Filter]:
     if query.email:
-        yield _text(kind, "email", "email_key", search.email_key(query.email))
+        yield _text(kind, "email", "email_key", email_key(query.email))
     if query.phone_number:
         yield _text(kind, "phone_number", "phone_number", query.phone_number)
 

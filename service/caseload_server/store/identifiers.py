@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from caseload_server.store.search import identifier_key
+from caseload_server.domain.text_folding import identifier_key
 from caseload_server.store.write_transaction import Write
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, Final
 
+from caseload_server.domain.text_folding import identifier_key
 from caseload_server.store import search
 from caseload_server.store.backends.protocol import Database, Row, Transaction
 from caseload_server.store.records import PATIENT, THERAPIST, RecordKind
@@ -137,7 +138,7 @@ def _outdated_identifiers(transaction: Transaction, kind: RecordKind[Any], recor
     outdated = [
         (record_id, system, value, live, key, created_us[record_id])
         for record_id, system, value, live, stored_key, holds_key in found
-        if stored_key != (key := search.identifier_key(value)) or holds_key != live
+        if stored_key != (key := identifier_key(value)) or holds_key != live
     ]
     return sorted(outdated, key=lambda claim: (claim[5], *claim[:3]))
 

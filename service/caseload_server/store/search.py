@@ -10,8 +10,6 @@ from caseload_server.domain import limits, text_folding
 from caseload_server.domain.records import Patient, Therapist
 from caseload_server.domain.text_folding import SPACELESS, SYMBOL, WORD, tokens
 
-email_key = text_folding.email_key
-identifier_key = text_folding.identifier_key
 LAST_CHARACTER = "\U0010ffff"
 """Appended to a prefix, it gives the upper bound of the words with that prefix."""
 RULES_VERSION: Final = 2
@@ -173,5 +171,5 @@ def _arabic_pairs(words: list[str]) -> Iterator[str]:
             yield first + second
 
 
-_KEYS: Final = (("display_name", "name_key", name_key), ("email", "email_key", email_key))
+_KEYS: Final = (("display_name", "name_key", name_key), ("email", "email_key", text_folding.email_key))
 """The column that each key follows from, the key, and its function."""

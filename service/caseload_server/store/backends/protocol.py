@@ -99,14 +99,6 @@ class Dialect(NamedTuple):
     """True where the planner knows how many rows match a value, and chooses between a lookup and a scan in order."""
 
 
-class Scan(NamedTuple):
-    """A SELECT that reads one index in the order of its first result column."""
-
-    select: str
-    order: str = "1"
-    """The columns of the index."""
-
-
 class Transaction(Protocol):
     """Statements that see one state of the database. Parameters are named, `:name` in the SQL."""
 

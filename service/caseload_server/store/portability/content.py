@@ -12,6 +12,7 @@ from json.scanner import make_scanner
 from typing import Any, Final, NamedTuple, get_args, get_type_hints
 
 from caseload_server.domain.records import Assignment, Patient, Therapist
+from caseload_server.domain.text_folding import identifier_key
 from caseload_server.domain.value_formats import CODE_PATTERN
 from caseload_server.store import search
 from caseload_server.store.backends.protocol import Row, Transaction, Value
@@ -206,7 +207,7 @@ def search_rows(table: Table, rows: list[Row]) -> dict[str, list[Row]]:
     found = {
         f"{table.name}_name_word": flatten(map(zip, names)),
         f"{table.name}_identifier": flatten(
-            [(system, value, is_live, search.identifier_key(value), is_live) for system, value in pairs]
+            [(system, value, is_live, identifier_key(value), is_live) for system, value in pairs]
             for is_live, pairs in zip(live, identifiers, strict=True)
         ),
     }

@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from caseload_server.domain.text_folding import identifier_key
 from caseload_server.store.backends.protocol import Transaction, Value
-from caseload_server.store.search import identifier_key
 
 _PAGE_ROWS: Final = 1000
 _Carriers = dict[tuple[str, str], set[tuple[int, str]]]
