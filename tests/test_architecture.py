@@ -194,6 +194,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "structlog",
     },
     "commands.signals": {".commands.standard_streams", "apsw", "click", "structlog"},
+    "commands.snapshots": {".config", ".store"},
     "commands.standard_streams": {".config", ".write_faults"},
 }
 CLIENT_MAY_IMPORT = {"caseload", "google", "grpc"}

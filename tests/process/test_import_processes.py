@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from caseload_server.commands.export_import_verify import open_snapshot
+from caseload_server.commands.snapshots import open_snapshot
 from caseload_server.config import Config
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
 from caseload_server.store.backends.factory import open_store

@@ -16,12 +16,11 @@ from caseload_server.commands.audited import InterruptibleAuditedCommand
 from caseload_server.commands.options import STANDARD, database_option, file_argument
 from caseload_server.commands.progress import progress_bar
 from caseload_server.commands.signals import InterruptibleCommand
+from caseload_server.commands.snapshots import open_snapshot
 from caseload_server.commands.standard_streams import print_line
 from caseload_server.config import SettingError
 from caseload_server.domain.results import LogHead
 from caseload_server.store.backends.migrations import SchemaError, migrations
-from caseload_server.store.backends.protocol import Database, Transaction
-from caseload_server.store.backends.sqlite.reading import read_snapshot
 from caseload_server.store.portability.import_loader import BulkLoad
 from caseload_server.write_faults import with_fault, write_fault
 
@@ -152,61 +151,6 @@ def _parse_head(text: str) -> LogHead:
         raise SettingError("--head", "must be REVISION:HASH, as caseload log head prints it")
     revision, _, digest = text.partition(":")
     return LogHead(int(revision), bytes.fromhex(digest))
-
-
-@contextmanager
-def open_snapshot(url: str) -> Iterator[Transaction]:
-    """Opens a snapshot of an existing, migrated database. Raises SettingError."""
-    from caseload_server.store.backends.factory import NOT_MIGRATED, OLDER_BACKUP, backend_for
-
-    is_postgres = settings.is_postgres(url)
-    with backend_for(url) as (migrate_module, location):
-        if not is_postgres and not location.exists():
-            raise SettingError("--database", "the file does not exist")
-        if pending := migrate_module.pending(location):
-            is_foreign = not is_postgres and pending == migrations("sqlite")
-            older = NOT_MIGRATED if is_postgres else OLDER_BACKUP
-            raise SchemaError("it holds no caseload database" if is_foreign else older)
-        with _snapshot_of(url, location) as transaction:
-            yield transaction
-
-
-@contextmanager
-def open_any_snapshot(url: str) -> Iterator[Transaction | None]:
-    """Opens a snapshot of a database with the schema of this version or an older one. Raises SettingError.
-
-    Yields: None for a database without a schema.
-    """
-    from caseload_server.store.backends.factory import backend_for
-
-    all_steps = migrations("postgres" if settings.is_postgres(url) else "sqlite")
-    with backend_for(url) as (migrate_module, location):
-        if migrate_module.pending(location) == all_steps:
-            yield None
-            return
-        with _snapshot_of(url, location) as transaction:
-            yield transaction
-
-
-def _snapshot_of(url: str, location: Any) -> AbstractContextManager[Transaction]:
-    return _postgres_snapshot(location) if settings.is_postgres(url) else read_snapshot(location)
-
-
-@contextmanager
-def _postgres_snapshot(url: str) -> Iterator[Transaction]:
-    database = _postgres(url)
-    try:
-        with database.snapshot() as transaction:
-            yield transaction
-    finally:
-        database.close()
-
-
-def _postgres(url: str) -> Database:
-    from caseload_server.store.backends.postgres.connection import WITHOUT_TIMEOUTS
-    from caseload_server.store.backends.postgres.database import PostgresDatabase
-
-    return PostgresDatabase(url, reads=WITHOUT_TIMEOUTS)
 
 
 @contextmanager

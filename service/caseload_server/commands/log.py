@@ -2,8 +2,8 @@
 
 import click
 
-from caseload_server.commands.export_import_verify import open_snapshot
 from caseload_server.commands.options import database_option
+from caseload_server.commands.snapshots import open_snapshot
 from caseload_server.commands.standard_streams import print_line
 
 

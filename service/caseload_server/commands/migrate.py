@@ -5,9 +5,9 @@ import os
 import click
 
 from caseload_server.commands.audited import AuditedCommand
-from caseload_server.commands.export_import_verify import open_any_snapshot
 from caseload_server.commands.options import database_option
 from caseload_server.commands.progress import progress_bar
+from caseload_server.commands.snapshots import open_any_snapshot
 from caseload_server.commands.standard_streams import print_line, print_notice
 
 

@@ -3,7 +3,8 @@
 import io
 import json
 
-from caseload_server.commands.export_import_verify import open_bulk_load, open_snapshot
+from caseload_server.commands.export_import_verify import open_bulk_load
+from caseload_server.commands.snapshots import open_snapshot
 from caseload_server.domain.enums import ROLE_PRIMARY
 from caseload_server.domain.requests import Fields, Merge, Update
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
