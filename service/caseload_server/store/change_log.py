@@ -1,6 +1,5 @@
 """The change log: appends to it, in the transaction of the changes, reads it and prunes it."""
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -11,7 +10,7 @@ from caseload_server.domain.requests import ChangeQuery
 from caseload_server.domain.results import ChangePage, LogHead
 from caseload_server.store import version_images
 from caseload_server.store.backends.protocol import Query, Row, SerializationConflict, Transaction, Value
-from caseload_server.store.hash_chain import FORMAT, HASH_BYTES, START, next_hash
+from caseload_server.store.hash_chain import FORMAT, HASH_BYTES, START, canonical_json, next_hash
 from caseload_server.store.store_identity import StoreKeys
 from caseload_server.store.version_images import Version
 
@@ -96,8 +95,8 @@ def append(transaction: Transaction, change_sets: Sequence[NewChangeSet], head: 
         "revision": revision,
         "hash": head_hash,
         "hashes": hashes,
-        "change_sets": json.dumps([change_set.columns for change_set in change_sets]),
-        "changes": json.dumps(changes),
+        "change_sets": canonical_json([change_set.columns for change_set in change_sets]),
+        "changes": canonical_json(changes),
     }
     for statement in (_MOVE_HEAD, _INSERT_CHANGE_SETS, _INSERT_CHANGES):
         transaction.run(statement, parameters)

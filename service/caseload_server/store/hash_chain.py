@@ -19,7 +19,8 @@ FORMAT_WITHOUT_VERSIONS: Final = 1
 """The format that has no hashes of versions of records. Servers of 0.1 write it."""
 NO_HASH: Final = 0
 """Of change sets from before the chain."""
-canonical_json: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+canonical_json: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
+"""Every write encodes several values, so it leaves out the check for cycles, which rows do not have."""
 
 
 def next_hash(
