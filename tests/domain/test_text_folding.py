@@ -50,3 +50,8 @@ def test_callers_that_send_every_character_do_not_fill_the_memory() -> None:
     for first in range(0x20000, 0x2A000, 0x100):
         assert list(tokens("".join(map(chr, range(first, first + 0x100)))))
     assert max(len(text_folding._PLAIN), len(text_folding._CLEANED)) <= 30_000
+
+
+def test_a_name_of_ligatures_is_read_in_part_and_one_of_letters_with_accents_as_a_whole() -> None:
+    assert sum(len(word) for word, _ in tokens("\ufdfa" * 200)) <= 800
+    assert tokens("\u1f82" * 200) == [("\u03b1" * 200, text_folding.WORD)]

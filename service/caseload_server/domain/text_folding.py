@@ -73,6 +73,9 @@ _SAME_LETTERS: Final = {
 }
 _MAX_KEPT: Final = 30_000
 """Characters that a table keeps."""
+_MAX_DECOMPOSED: Final = 800
+"""Characters of a decomposed name that are read: four for each of 200. Accented letters decompose to at most four, but
+some ligatures to 18."""
 _LATIN = regex.compile(r"\p{Script=Latin}")
 _SPACELESS_SCRIPTS: Final = (
     r"\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Hangul}\p{Script=Bopomofo}〆"
@@ -156,7 +159,7 @@ def tokens(name: str) -> Iterable[Token]:
     """
     if name.isascii():
         return [(word, WORD) for word in name.lower().translate(_ASCII).split()]
-    folded = unicodedata.normalize("NFKD", name.translate(_CLEANED))
+    folded = unicodedata.normalize("NFKD", name.translate(_CLEANED))[:_MAX_DECOMPOSED]
     if '"' in folded:
         folded = _GERSHAYIM.sub("'", folded)
     plain = folded.replace(_IOTA_SUBSCRIPT, "").casefold().translate(_PLAIN)

@@ -123,8 +123,9 @@ def _words_as_written(name: str) -> Iterator[str]:
 def _suffixes(run: str) -> Iterator[str]:
     """Yields the rest of a name without spaces from each of its characters on."""
     left = text_folding.characters(run)
-    for start in range(len(left)):
-        yield text_folding.spell_out("".join(left[start : start + _MAX_SUFFIX]))[:_MAX_WORD]
+    suffixes = ("".join(left[start : start + _MAX_SUFFIX]) for start in range(len(left)))
+    for suffix in dict.fromkeys(suffixes):
+        yield text_folding.spell_out(suffix)[:_MAX_WORD]
 
 
 def _words(texts: Iterable[str]) -> Iterator[str]:
