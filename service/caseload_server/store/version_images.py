@@ -5,7 +5,7 @@ JSON object of them (RFC 8785). docs/operations/change-log.md documents it, so t
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from caseload_server.domain.records import Assignment, Patient, Therapist
@@ -79,12 +79,13 @@ def inserts(versions: Iterable[tuple[int, int, Version]]) -> Iterator[tuple[str,
             yield _INSERTS[table], {"versions": canonical_json(found)}
 
 
-def _insert(table: str, number: str, values: Iterable[str], source: str = "") -> str:
+def _insert(table: str, number: str, values: Sequence[str], source: str = "") -> str:
     """Returns an INSERT. Args: number, of the change set; values, from to_us on; source, the FROM clause of both."""
+    is_kept = f"EXISTS (SELECT 1 FROM {table} WHERE {table}_id = {values[1]})"  # a later write may have purged it
     return f"""
 INSERT INTO {table}_version (to_revision, to_us, {", ".join(STORED_COLUMNS[table])})
 SELECT :head_revision + 1 + {number}, {", ".join(values)}
-{source} WHERE (SELECT head_hash FROM store) = :hash"""
+{source} WHERE (SELECT head_hash FROM store) = :hash AND {is_kept}"""
 
 
 def _value(column: str, index: int) -> str:
