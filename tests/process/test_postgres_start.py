@@ -4,6 +4,7 @@ import secrets
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,7 +20,7 @@ from caseload_server.store.portability.chain_check import broken_chain
 from tests.api.client_calls import People
 from tests.process.command_runner import DRY_RUN, SECRET, SERVE, STEPS, caseload, refusal
 from tests.process.worker_processes import children
-from tests.store.first_version import COLUMNS, WRITES
+from tests.store.first_version import COLUMNS, PRUNED, WRITES
 from tests.store.store_calls import run
 from tests.support.postgres.cluster import Server
 from tests.support.servers import Client, ServerProcess
@@ -176,6 +177,16 @@ def test_migrating_the_first_schema_keeps_rows_and_open_stores(empty: str) -> No
     with store._database.snapshot() as transaction:
         assert list(broken_chain(transaction)) == []
     store.close()
+
+
+def test_versions_are_complete_since_the_latest_change_though_the_log_was_pruned(empty: str) -> None:
+    postgres_migrate.migrate(empty, migrations("postgres")[:1])
+    with closing(PostgresDatabase(empty)) as database:
+        store = RelationshipStore(database, lambda: 1)
+        for statement in (*WRITES, *PRUNED):
+            run(store, statement)
+        postgres_migrate.migrate(empty)
+        assert run(store, "SELECT versions_revision, versions_us FROM store") == [(2, 7)]
 
 
 def test_a_dry_run_lists_pending_migrations_and_changes_nothing(tmp_path: Path, empty: str) -> None:

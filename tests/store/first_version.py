@@ -15,6 +15,13 @@ WRITES: Final = (
     "UPDATE store SET head_revision = 2",
 )
 """Statements that the first version ran: a live patient and a deleted one, each with its change set."""
+PRUNED: Final = (
+    "DELETE FROM change",
+    "DELETE FROM change_set",
+    "UPDATE store SET oldest_revision = 2",
+    "UPDATE patient SET updated_us = 7 WHERE patient_id = 'kept'",
+)
+"""Statements after which a log that the first version pruned no longer has the time of the latest change."""
 COLUMNS: Final = {
     "store": "store_id, secret, head_revision, oldest_revision",
     "patient": (

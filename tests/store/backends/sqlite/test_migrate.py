@@ -17,8 +17,8 @@ from caseload_server.store.backends.sqlite.connection import APPLICATION_ID
 from caseload_server.store.backends.sqlite.database import SqliteDatabase
 from caseload_server.store.backends.sqlite.migrate import migrate, pending
 
-from tests.store.first_version import COLUMNS, WRITES
-from tests.store.store_calls import TABLES, make
+from tests.store.first_version import COLUMNS, PRUNED, WRITES
+from tests.store.store_calls import TABLES, make, run
 from tests.support.waiting import HUNG_SECONDS, join
 from tests.support.write_lock import wait_for_locks
 
@@ -109,6 +109,16 @@ def test_a_file_of_the_first_migration_keeps_its_rows_and_can_be_purged(first_ve
     assert list(store.purger.purge_records(PATIENT, 2)) == [(1, 0)]
     assert store.get(PATIENT, "kept").etag == "e"
     store.close()
+
+
+def test_versions_are_complete_since_the_latest_change_though_the_log_was_pruned(first_version: Path) -> None:
+    with closing(apsw.Connection(str(first_version))) as connection:
+        for statement in PRUNED:
+            connection.execute(statement)
+    migrate(first_version)
+    with closing(SqliteDatabase(first_version)) as database:
+        store = RelationshipStore(database, lambda: 1)
+        assert run(store, "SELECT versions_revision, versions_us FROM store") == [(2, 7)]
 
 
 def test_the_step_of_the_chain_is_refused_while_an_instance_uses_the_file(first_version: Path) -> None:

@@ -4,8 +4,15 @@ LOCK TABLE store, change_set, change IN ACCESS EXCLUSIVE MODE;
 
 ALTER TABLE store ADD COLUMN versions_revision BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE store ADD COLUMN versions_us BIGINT NOT NULL DEFAULT 0;     -- the latest time of changes up to it
-UPDATE store SET versions_revision = head_revision,
-    versions_us = COALESCE((SELECT MAX(committed_us) FROM change_set), 0);     -- clocks differ, and step back
+-- Clocks differ and step back, and the change log may have been pruned. So the last change need not have the latest time.
+UPDATE store SET versions_revision = head_revision, versions_us = (
+    SELECT COALESCE(MAX(us), 0) FROM (
+        SELECT MAX(committed_us) AS us FROM change_set
+        UNION ALL SELECT MAX(updated_us) FROM therapist
+        UNION ALL SELECT MAX(updated_us) FROM patient
+        UNION ALL SELECT MAX(updated_us) FROM assignment
+    ) AS latest
+);
 
 -- The hash of the version that a change kept, in hex, so that the hash chain covers it.
 ALTER TABLE change ADD COLUMN version_hash TEXT COLLATE "C";
