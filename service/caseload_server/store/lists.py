@@ -32,7 +32,7 @@ _MAX_WORDS: Final = 200
 """A walk merges the records of at most this many words with a prefix."""
 _MIN_CHUNK: Final = 50
 _MAX_CHUNK: Final = 4000
-"""How many ids a walk of a filter's matches reads at once, if other filters reject some of them."""
+"""How many rows a walk of a filter's matches reads at once, if other filters reject some of them."""
 
 Walk = Generator[Row, None, Position | None]
 """Yields rows. Returns where it stopped, or None at the end."""
@@ -46,6 +46,7 @@ class RecordList:
         self._transaction = transaction
         self._table = kind.name
         self._is_by_id = not query.order.column
+        self._dialect = dialect
         self._selects = RecordSelects(kind, query, dialect)
         self._filters = self._selects.filters
 
@@ -135,15 +136,17 @@ class RecordList:
         """Walks the matches of a filter by id, in growing chunks."""
         if filter_.prefix and not values:  # there is no word with the prefix
             return None
+        rows_of_an_id = len(values) if self._dialect.merges_in_full and values else 1
         chunk = limit if len(self._filters) == 1 else max(limit, _MIN_CHUNK)
+        max_chunk = max(chunk, _MAX_CHUNK // rows_of_an_id)
         while budget > 0:
             ids = [record_id for (record_id,) in self._run(self._selects.ids(filter_, values, position, chunk))]
             yield from self._transaction.rows(self._selects.with_ids(ids, filter_, limit))
             if len(ids) < chunk:
                 return None
             position = Position("", ids[-1])
-            budget -= chunk
-            chunk = min(4 * chunk, _MAX_CHUNK)
+            budget -= chunk * rows_of_an_id
+            chunk = min(4 * chunk, max_chunk)
         return position
 
     def _run(self, query: Query) -> list[Row]:

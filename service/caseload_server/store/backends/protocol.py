@@ -90,6 +90,8 @@ class Dialect(NamedTuple):
     merged_ids: str
     """The {id}s after :after that the {where} of a {table} finds for each of the :values, merged in order. The rows of
     each have the {order} of an index. In {where}, `merged` has the value, and the id to begin after."""
+    merges_in_full: bool
+    """Whether it reads the whole limit of each value, instead of about as many rows as it returns."""
     with_ids: str
     """The records of a {table} whose {id} is among {ids}, a SELECT of a column `id`, as FROM and WHERE. They are found
     one by one, whatever else they must meet."""

@@ -249,6 +249,13 @@ def lookups() -> Iterator[Any]:
             yield f"changes by {given}", page, {**parameters, "after": 100, "limit": LIMIT, "max_rows": 1000}
 
 
+def test_a_walk_that_merges_many_words_ends_when_it_has_read_its_budget_of_rows(database: PostgresDatabase) -> None:
+    query = RecordQuery(name_prefix="first1 first2")  # no patient has two first names
+    statements = statements_of_list(database, PATIENT, query, PageRequest(LIMIT - 1, ""))
+    merges = [statement.parameters for statement in statements if "AS merged" in statement.sql]
+    assert [(len(json.loads(str(one["values"]))), one["limit"]) for one in merges] == [(111, LIMIT)]
+
+
 @pytest.mark.parametrize("mode", ["custom", "generic"])
 @pytest.mark.parametrize("query", [pytest.param(Query(text, values), id=title) for title, text, values in lookups()])
 def test_a_lookup_reads_only_what_it_names(connection: "psycopg.Connection[Any]", query: Query, mode: str) -> None:

@@ -62,6 +62,7 @@ class PostgresDatabase:
         unindexed="",
         indexed="",
         merged_ids=_MERGED_IDS,
+        merges_in_full=True,
         with_ids="{table} AS record WHERE record.{id} = ANY(ARRAY({ids}))",
         fence=" OFFSET 0",
         has_statistics=True,

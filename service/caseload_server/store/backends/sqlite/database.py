@@ -81,6 +81,7 @@ class SqliteDatabase:
         unindexed="+",
         indexed=" INDEXED BY {index}",
         merged_ids=_MERGED_IDS,
+        merges_in_full=False,
         with_ids="({ids}) AS given CROSS JOIN {table} AS record WHERE record.{id} = given.id",
         fence="",
         has_statistics=False,

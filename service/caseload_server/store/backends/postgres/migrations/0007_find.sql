@@ -23,7 +23,29 @@ CREATE INDEX patient_without_primary ON patient
 
 -- Keys by which lists are ordered and people are found. An older instance leaves them as they are, so keyed_etag, which
 -- holds the version of the rules and the etag of the record at that time, says for which records they are current.
-LOCK TABLE therapist, patient, therapist_identifier, patient_identifier IN ACCESS EXCLUSIVE MODE;
+--
+-- An attempt to lock all tables, those of 0008_versions too, ends before the database looks for deadlocks, and readers
+-- go on until the next one. So a reader that has one table and waits for another does not undo the indexes above.
+DO $$
+DECLARE
+    longest_wait TEXT := current_setting('lock_timeout');
+    deadline TIMESTAMPTZ := clock_timestamp() + CAST(longest_wait AS INTERVAL);
+BEGIN
+    LOOP
+        BEGIN
+            PERFORM set_config('lock_timeout', '200ms', true);
+            LOCK TABLE store, change_set, change, therapist, patient, therapist_identifier, patient_identifier
+                IN ACCESS EXCLUSIVE MODE;
+            EXIT;
+        EXCEPTION WHEN lock_not_available THEN
+            IF clock_timestamp() > deadline THEN
+                RAISE;
+            END IF;
+        END;
+        PERFORM pg_sleep(0.05);
+    END LOOP;
+    PERFORM set_config('lock_timeout', longest_wait, true);
+END $$;
 
 ALTER TABLE therapist ADD COLUMN name_key TEXT COLLATE "C" NOT NULL DEFAULT '';
 ALTER TABLE therapist ADD COLUMN email_key TEXT COLLATE "C" NOT NULL DEFAULT '';
