@@ -68,6 +68,7 @@ def update_email(store: RelationshipStore, patient_id: str, email: str, at_us: i
         "hash": next_hash(head.hash, head.revision + 1, columns, changes, FORMAT_WITHOUT_VERSIONS),
         "id": patient_id,
         "email": email,
+        "etag": secrets.token_hex(8),
     }
 
     def work(transaction: Transaction) -> None:
@@ -79,7 +80,7 @@ def update_email(store: RelationshipStore, patient_id: str, email: str, at_us: i
 
 _UPDATE_EMAIL = (
     "UPDATE store SET head_revision = head_revision + 1, head_hash = :hash",
-    "UPDATE patient SET email = :email, etag = 'older', updated_us = :us WHERE patient_id = :id",
+    "UPDATE patient SET email = :email, etag = :etag, updated_us = :us WHERE patient_id = :id",
     (
         "INSERT INTO change_set (revision, committed_us, actor, on_behalf_of, method, request_id, hash_version, hash)"
         f" SELECT head_revision, :us, :actor, :behalf, :method, :request, {FORMAT_WITHOUT_VERSIONS}, :hash FROM store"
