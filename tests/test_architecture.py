@@ -74,8 +74,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "domain.text_folding": {".domain.limits", "anyascii", "regex"},
     # the store
     "store": {*(f".store.{name}" for name in VERBS), ".domain", "uuid_utils"},
-    "store.expiry_sweeper": {"structlog"},
-    "store.key_maker": {"structlog"},
+    "store.expiry_sweeper": {".store.repeated_work", "structlog"},
+    "store.key_maker": {".store.repeated_work", "structlog"},
+    "store.repeated_work": set(),
     "store.backends": {".store.backends.protocol", ".domain.errors"},
     "store.backends.full_disk": {"structlog"},
     "store.backends.factory": {".store", ".config", ".private_files", ".write_faults", ".domain.errors", *DRIVERS},

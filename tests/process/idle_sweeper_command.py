@@ -7,7 +7,7 @@ def _do_nothing(_sweeper: expiry_sweeper.ExpirySweeper) -> float:
     return expiry_sweeper.INTERVAL_SECONDS
 
 
-expiry_sweeper.ExpirySweeper.sweep = _do_nothing  # type: ignore[assignment, method-assign]
+expiry_sweeper.ExpirySweeper._work = _do_nothing  # type: ignore[assignment, method-assign]
 
 from caseload_server.commands.main import main  # noqa: E402
 

@@ -32,20 +32,20 @@ def test_the_next_sweep_is_at_the_next_planned_end_or_soon(
     clock: Clock, until_next_us: int | None, seconds: float
 ) -> None:
     next_us = None if until_next_us is None else clock() + until_next_us
-    assert sweeper(clock, iter([next_us])).sweep() == seconds
+    assert sweeper(clock, iter([next_us])).run_once() == seconds
     assert INTERVAL_SECONDS < 5  # what the contract promises
 
 
 def test_the_lag_is_the_time_since_the_oldest_planned_end_that_has_passed(clock: Clock) -> None:
     one = sweeper(clock, iter([clock() + MINUTE_US, errors.StoreUnavailable(), None]))
     assert one.lag_seconds() == 0
-    one.sweep()
+    one.run_once()
     assert one.lag_seconds() == 0
     clock.advance(90)
     assert one.lag_seconds() == 30
-    one.sweep()  # fails
+    one.run_once()  # fails
     assert one.lag_seconds() == 30
-    one.sweep()
+    one.run_once()
     assert one.lag_seconds() == 0
 
 
@@ -53,7 +53,7 @@ def test_a_failure_is_logged_once_until_a_sweep_succeeds(clock: Clock) -> None:
     failure = errors.StoreUnavailable()
     one = sweeper(clock, iter([failure, failure, None, failure]))
     with capture_logs() as events:
-        assert [one.sweep() for _ in range(4)] == [INTERVAL_SECONDS] * 4
+        assert [one.run_once() for _ in range(4)] == [INTERVAL_SECONDS] * 4
     line = {"event": "expired assignments not ended", "log_level": "warning", "reason": "StoreUnavailable"}
     assert events == [line, line]
 

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterator
 
 from caseload_server.domain import errors
-from caseload_server.store.key_maker import KeyMaker
+from caseload_server.store.key_maker import INTERVAL_SECONDS, KeyMaker
 from structlog.testing import capture_logs
 
 from tests.support.waiting import HUNG_SECONDS
@@ -12,8 +12,8 @@ from tests.support.waiting import HUNG_SECONDS
 
 def test_it_makes_all_keys_and_logs_their_number() -> None:
     with capture_logs() as events:
-        assert KeyMaker(lambda: iter([2, 1])).make_keys() == 3
-        assert KeyMaker(lambda: iter([])).make_keys() == 0
+        for counts in ([2, 1], []):
+            assert KeyMaker(lambda made=counts: iter(made)).run_once() == INTERVAL_SECONDS  # type: ignore[misc]
     assert events == [{"event": "keys made", "log_level": "info", "records": 3}]
 
 
@@ -27,7 +27,7 @@ def test_a_failure_is_logged_once_until_it_succeeds() -> None:
 
     one = KeyMaker(catch_up)
     with capture_logs() as events:
-        assert [one.make_keys() for _ in range(4)] == [0] * 4
+        assert [one.run_once() for _ in range(4)] == [INTERVAL_SECONDS] * 4
     line = {"event": "keys not made", "log_level": "warning", "reason": "StoreUnavailable"}
     assert events == [line, line]
 

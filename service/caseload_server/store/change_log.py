@@ -116,6 +116,15 @@ def _insert_versions(
         transaction.run(insert, {**parameters, **own})
 
 
+def append_purge(transaction: Transaction, purge: NewChangeSet, kind: int, through: int, lock_clause: str) -> None:
+    """Appends the change set of a purge.
+
+    Args: purge and lock_clause, as purge_batch; kind, a CHANGE_ enum; through, number of the last revision erased.
+    """
+    change = (kind, "", None, None, None, through, None)
+    append(transaction, [purge._replace(changes=[change])], read_head(transaction, lock_clause))
+
+
 def read_head(transaction: Transaction, lock_clause: str = "") -> LogHead:
     """Returns the newest revision and its hash. Args: lock_clause, as Database.lock_clause, to lock it for `append`."""
     return LogHead(*transaction.run(f"{_SELECT_HEAD}{lock_clause}")[0])
@@ -196,8 +205,7 @@ def purge_batch(transaction: Transaction, last: int, purge: NewChangeSet, lock_c
     if not erased and transaction.run(_SELECT_BOUNDS)[0][1] != oldest:
         raise SerializationConflict  # another purge took them, and later ones may be left
     if erased:
-        change = (enums.CHANGE_LOG_PURGED, "", None, None, None, through, None)
-        append(transaction, [purge._replace(changes=[change])], read_head(transaction, lock_clause))
+        append_purge(transaction, purge, enums.CHANGE_LOG_PURGED, through, lock_clause)
         # The hash at the cut: the chain of what is left continues from it.
         transaction.run(_MOVE_CUT, {"through": through, "hash": erased.get(through) or START})
     return len(erased)

@@ -19,6 +19,8 @@ from caseload_server.store.write_transaction import Write, Writes
 
 _PURGE_CALL: Final = CallContext(actor="cli:purge", method="")
 """The actor of a purge in the change log."""
+_PurgeBatch = Callable[[Transaction, int, NewChangeSet, str], int]
+"""As change_log.purge_batch."""
 _LOG_PURGE: Final = NewChangeSet(0, _PURGE_CALL.actor, "", _PURGE_CALL.method, "", [])
 """Records a purge of the change log or of versions, once it has a time and a change."""
 _MAX_RECORDS_PER_BATCH: Final = 100
@@ -105,16 +107,7 @@ class Purger:
         """
         times = {"before_us": before_us, "now_us": max(before_us, self._clock())}
         [(last,)] = self._database.read(change_log.LAST_REVISION_BEFORE, times)
-        count = 0
-
-        def work(transaction: Transaction) -> int:
-            record = _LOG_PURGE._replace(committed_us=self._clock())
-            return change_log.purge_batch(transaction, last, record, self._database.lock_clause)
-
-        while erased := self._database.write(work):
-            count += erased
-            on_batch(erased)
-        return count
+        return self._purge_through(last, change_log.purge_batch, on_batch)
 
     def purge_versions(self, before_us: int, on_batch: Callable[[int], None] = lambda _: None) -> int:
         """Erases what records were, up to the last change before a time. Returns the number of versions.
@@ -123,12 +116,16 @@ class Purger:
         """
         with self._database.snapshot() as transaction:
             last = version_purge.last_revision_before(transaction, before_us, self._clock())
+        return self._purge_through(last, version_purge.purge_batch, on_batch)
+
+    def _purge_through(self, last: int, purge_batch: _PurgeBatch, on_batch: Callable[[int], None]) -> int:
+        """Erases batches up to a revision, each in one transaction. Returns the number of what they erased."""
+        count = 0
 
         def work(transaction: Transaction) -> int:
             record = _LOG_PURGE._replace(committed_us=self._clock())
-            return version_purge.purge_batch(transaction, last, record, self._database.lock_clause)
+            return purge_batch(transaction, last, record, self._database.lock_clause)
 
-        count = 0
         while erased := self._database.write(work):
             count += erased
             on_batch(erased)

@@ -110,11 +110,10 @@ class RelationshipStore:
                 query = query._replace(same_person=merges.same_person(transaction, query.parent_id))
             if not transaction.run(kind.select, {"id": query.parent_id}):
                 raise records.not_found(kind, [query.parent_id])
-            context = self._database.dialect, self._clock()
-            total = None
-            if query.with_total:
-                total = self._total(transaction, assignment_lists.count_caseload(kind, query, *context))
-            select = assignment_lists.select_caseload(kind, other, query, *context)
+            dialect, now_us = self._database.dialect, self._clock()
+            count = assignment_lists.count_caseload(kind, query, dialect, now_us) if query.with_total else None
+            total = _total(transaction, count)
+            select = assignment_lists.select_caseload(kind, other, query, dialect, now_us)
             head = self._read_head(transaction)
             return build_page(
                 transaction.rows(select.of_page(page.after, page.size + 1, page.after_key)),
@@ -235,11 +234,10 @@ class RelationshipStore:
         """Returns one page, ordered by assignment_id. Raises VersionsNotKept."""
         with self._database.snapshot() as transaction:
             query = _of_same_person(transaction, query)
-            context = self._database.dialect, self._clock()
-            total = None
-            if query.with_total:
-                total = self._total(transaction, assignment_lists.count_assignments(query, *context))
-            select = assignment_lists.select_assignments(query, *context).of_page(page.after, page.size + 1)
+            dialect, now_us = self._database.dialect, self._clock()
+            count = assignment_lists.count_assignments(query, dialect, now_us) if query.with_total else None
+            total = _total(transaction, count)
+            select = assignment_lists.select_assignments(query, dialect, now_us).of_page(page.after, page.size + 1)
             head = self._read_head(transaction)
             return build_page(transaction.rows(select), page, Assignment._make, head)._replace(total_size=total)
 
@@ -306,11 +304,6 @@ class RelationshipStore:
         """Finishes the writes in progress and closes the database."""
         self._database.close()
 
-    @staticmethod
-    def _total(transaction: Transaction, count: Query) -> int:
-        [(total,)] = transaction.rows(count)
-        return int(total)
-
     def _read_head(self, transaction: Transaction) -> str:
         return self.keys.revision(transaction.run(_SELECT_HEAD)[0][0])
 
@@ -332,6 +325,13 @@ class RelationshipStore:
 
 def _loader(kind: RecordKind[P]) -> Callable[[Write, list[str]], list[P]]:
     return lambda write, ids: [records.read(write, kind, record_id) for record_id in ids]
+
+
+def _total(transaction: Transaction, count: Query | None) -> int | None:
+    if count is None:
+        return None
+    [(total,)] = transaction.rows(count)
+    return int(total)
 
 
 def _of_same_person(transaction: Transaction, query: requests.AssignmentQuery) -> requests.AssignmentQuery:

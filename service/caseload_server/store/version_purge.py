@@ -55,9 +55,6 @@ def purge_batch(transaction: Transaction, last: int, purge: NewChangeSet, lock_c
     if through and not erased:
         raise SerializationConflict  # another purge took them, and later ones may be left
     if erased:
-        change = (enums.CHANGE_VERSIONS_PURGED, "", None, None, None, through, None)
-        change_log.append(
-            transaction, [purge._replace(changes=[change])], change_log.read_head(transaction, lock_clause)
-        )
+        change_log.append_purge(transaction, purge, enums.CHANGE_VERSIONS_PURGED, through, lock_clause)
         transaction.run(_MOVE_START, {"through": through, "to_us": max(to_us for _, to_us in erased)})
     return len(erased)

@@ -85,9 +85,9 @@ class _ChainCheck:
     def add(self, columns: Row, changes: list[Row]) -> None:
         """Checks one change set. Args: changes, the columns of each of its changes, the position first."""
         revision, hash_format, stored, *_ = columns
-        for change in changes:
-            if change[1] == enums.CHANGE_LOG_PURGED:
-                self._purged_through = change[-2]
+        for _position, kind, *_, through, _version_hash in changes:
+            if kind == enums.CHANGE_LOG_PURGED:
+                self._purged_through = through
         if revision <= self._bounds.chain_revision:
             is_intact = (hash_format, stored) == (NO_HASH, b"")
         else:
