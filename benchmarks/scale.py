@@ -3,7 +3,7 @@
 python -m benchmarks.scale [--large N | --smoke] [--postgres]
 
 The data sets are those of synthetic_data.py, with 10,000 and N assignments (default 10,000,000, which takes ten
-minutes to create, and 11 GB of data/). Each call uses records from all over the file, the same in every
+minutes to create, and 15 GB of data/). Each call uses records from all over the file, the same in every
 round, so their pages are in memory after the first.
 """
 
@@ -22,23 +22,18 @@ from typing import Any, Final, NamedTuple
 
 from caseload.v1.assignment_service_pb2 import (
     CheckAssignmentsRequest,
-    ListAssignmentsRequest,
     TransferPatientsRequest,
 )
 from caseload.v1.change_service_pb2 import ListChangesRequest
 from caseload.v1.patient_service_pb2 import (
     DeletePatientRequest,
     GetPatientRequest,
-    ListPatientsRequest,
-    ListPatientTherapistsRequest,
     UndeletePatientRequest,
 )
 from caseload.v1.resources_pb2 import Assignment, Therapist
 from caseload.v1.therapist_service_pb2 import (
     AssignPatientRequest,
     GetTherapistRequest,
-    ListTherapistPatientsRequest,
-    ListTherapistsRequest,
     UnassignPatientRequest,
     UpdateTherapistRequest,
 )
@@ -47,23 +42,18 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from benchmarks import synthetic_data
+from benchmarks.list_requests import FIRST_TIME, NAME_TARGET, NOW, TARGET, by_name, lists, patient_id, therapist_id
 from benchmarks.load import LoadFailed
 from benchmarks.rounds import Effort
 from benchmarks.served_data_sets import Serve, ServedDataSet, on_postgres, on_sqlite
-from benchmarks.synthetic_data import RARE_SPECIALTY, SYSTEM, DataSet, person_id
+from benchmarks.synthetic_data import DataSet
 from benchmarks.table import Result, Target, figure, spread
 
 ROOT: Final = Path(__file__).parents[1]
 SMALL: Final = 10_000
 LARGE: Final = 10_000_000
-_TARGET: Final = Target(1.2, at_most=True)
-_NAME_TARGET: Final = Target(2.0, at_most=True)
-"""Of searches by name."""
-_PAGE: Final = 10
 _CALLS_A_ROUND: Final = 60
 _SLOW_CALLS_A_ROUND: Final = 5
-_NOW: Final = Timestamp(seconds=1_767_225_600)
-"""2026-01-01: after every end."""
 
 MakeRequest = Callable[[DataSet, int], Message]
 """Builds the nth request for a data set."""
@@ -77,7 +67,7 @@ class Measurement(NamedTuple):
     undo: MakeRequest | None = None
     """An unmeasured call after each, which reverts it."""
     page: int = 1
-    target: Target | None = _TARGET
+    target: Target | None = TARGET
     """None for calls whose price grows with what they match."""
 
 
@@ -106,13 +96,13 @@ def measure(folder: Path, effort: Effort) -> Iterator[Result]:
     worst: dict[str, Result] = {}
     for result in results:
         rpc = result.title.replace(",", " ").replace(":", " ").split()[0]
-        if result.target is _NAME_TARGET:
+        if result.target is NAME_TARGET:
             rpc += " by name"
         if result.target and (rpc not in worst or result.figure.median > worst[rpc].figure.median):
             worst[rpc] = result
     for rpc, result in worst.items():
         case, _, compared_with = result.title.partition(": ")
-        which = f"{case}: {result.sides}" if rpc.startswith("List") else result.sides
+        which = result.sides if case == rpc else f"{case}: {result.sides}"
         yield result._replace(title=f"{rpc}: {compared_with}", sides=which)
     yield from (result for result in results if not result.target)
 
@@ -166,15 +156,16 @@ def _on_page(side: ServedDataSet, measurement: Measurement) -> MakeRequest:
 
 def measurements() -> Iterator[Measurement]:
     """The calls to measure."""
-    yield Measurement("GetTherapist", lambda data, n: GetTherapistRequest(therapist_id=_therapist(_any(data, n))))
-    yield Measurement("GetPatient", lambda data, n: GetPatientRequest(patient_id=_patient(_any(data, n))))
+    yield Measurement("GetTherapist", lambda data, n: GetTherapistRequest(therapist_id=therapist_id(_any(data, n))))
+    yield Measurement("GetPatient", lambda data, n: GetPatientRequest(patient_id=patient_id(_any(data, n))))
     yield Measurement("CheckAssignments", _check)
-    for title, request in _lists():
-        costs_its_matches = "total" in title or "name and order" in title
-        target = _NAME_TARGET if "word" in title else None if costs_its_matches else _TARGET
-        has_one_page = any(part in title for part in ("identifier", "word", "role", "deleted"))
-        for page in (1, 100) if target is _TARGET and not has_one_page else (1,):
+    yield Measurement("CheckAssignments as known at a time", partial(_check, known_at=FIRST_TIME))
+    for title, request, target, pages in lists():
+        for page in pages:
             yield Measurement(title, partial(_same, request), page=page, target=target)
+    for title, is_whole in (("a rare word", False), ("a whole name", True)):
+        make = partial(_by_name, is_whole=is_whole)
+        yield Measurement(f"ListPatients by {title}", make, target=NAME_TARGET)
     yield Measurement("AssignPatient", _assign, _unassign)
     yield Measurement("UnassignPatient", _unassign_own, _assign_own)
     yield Measurement("UpdateTherapist", _update)
@@ -184,84 +175,18 @@ def measurements() -> Iterator[Measurement]:
 
 def large_pages() -> Iterator[Measurement]:
     """The first page of each list, of a thousand records. Where a small data set has fewer, the ratio means nothing."""
-    for title, request in _lists():
-        large: Any = copy.copy(request)
+    for one in lists():
+        large: Any = copy.copy(one.request)
         large.page_size = MAX_PAGE_SIZE
-        yield Measurement(f"{title}, a page of {MAX_PAGE_SIZE}", partial(_same, large), target=None)
-
-
-def _lists() -> Iterator[tuple[str, Message]]:
-    """Each list, each filter alone and each order; the few matches of a filter come last."""
-    year, month, day = map(int, synthetic_data.RARE_BIRTH_DATE.split("-"))
-    birth_date = {"year": year, "month": month, "day": day}
-    for title, filter_ in {
-        "ListTherapists": {},
-        "ListTherapists by status": {"statuses": [2]},
-        "ListTherapists by two statuses": {"statuses": [2, 3]},
-        "ListTherapists by specialty": {"specialties": [RARE_SPECIALTY]},
-        "ListTherapists by common specialty": {"specialties": ["hand-therapy"]},
-        "ListTherapists by identifier": {"identifier": {"system": SYSTEM, "value": "1234"}},
-        "ListTherapists unassigned": {"unassigned": True},
-        "ListTherapists accepting_patients": {"accepting_patients": True},
-        "ListTherapists by email": {"email": synthetic_data.RARE_EMAIL},
-    }.items():
-        yield title, ListTherapistsRequest(page_size=_PAGE, filter=filter_)  # type: ignore[arg-type]
-    for title, filter_ in {
-        "ListPatients": {},
-        "ListPatients by status": {"statuses": [2]},
-        "ListPatients by identifier": {"identifier": {"system": SYSTEM, "value": "1234"}},
-        "ListPatients unassigned": {"unassigned": True},
-        "ListPatients by identifier_value": {"identifier_value": "1234"},
-        "ListPatients without_primary": {"without_primary": True},
-        "ListPatients deleted": {"deleted_only": True},
-        "ListPatients by birth_date": {"birth_date": birth_date},
-        "ListPatients by birth_date of a month": {"birth_date": {**birth_date, "day": 0}},
-        "ListPatients by birth_date of a year": {"birth_date": {"year": birth_date["year"]}},
-        "ListPatients by phone_number": {"phone_number": synthetic_data.RARE_PHONE_NUMBER},
-        "ListPatients by email": {"email": synthetic_data.RARE_EMAIL},
-        "ListPatients by a rare word": {"name_prefix": "1234"},
-        "ListPatients by a common word": {"name_prefix": "chen"},
-        "ListPatients by the beginning of many words": {"name_prefix": "12"},
-        "ListPatients by two words": {"name_prefix": "chen kowalski"},
-        "ListPatients by a common word and a rare word": {"name_prefix": "chen 1234"},
-    }.items():
-        yield title, ListPatientsRequest(page_size=_PAGE, filter=filter_)  # type: ignore[arg-type]
-    for order in ("display_name", "display_name desc", "update_time", "update_time desc"):
-        yield f"ListPatients in the order of {order}", ListPatientsRequest(page_size=_PAGE, order_by=order)
-        yield f"ListTherapists in the order of {order}", ListTherapistsRequest(page_size=_PAGE, order_by=order)
-    yield (
-        "ListPatients by name and order",
-        ListPatientsRequest(page_size=_PAGE, order_by="display_name", filter={"name_prefix": "chen"}),  # type: ignore[arg-type]
-    )
-    yield "ListPatients with the total", ListPatientsRequest(page_size=_PAGE, include_total_size=True)
-    first_therapist, first_patient = _therapist(0), _patient(0)
-    yield "ListTherapistPatients", ListTherapistPatientsRequest(therapist_id=first_therapist, page_size=_PAGE)
-    states = [Assignment.STATE_ENDED]
-    yield (
-        "ListPatientTherapists",
-        ListPatientTherapistsRequest(patient_id=first_patient, page_size=_PAGE, states=states),
-    )
-    for title, filter_ in {
-        "ListAssignments": {},
-        "ListAssignments ended": {"states": states},
-        "ListAssignments by therapist": {"therapist_id": first_therapist},
-        "ListAssignments by patient": {"patient_id": first_patient, "states": states},
-        "ListAssignments by role": {"roles": [synthetic_data.RARE_ROLE]},
-        "ListAssignments by roles, ended": {"roles": [1, synthetic_data.RARE_ROLE], "states": states},
-        "ListAssignments as of a time": {"as_of_time": _NOW},
-        "ListAssignments of a therapist as of a time": {"therapist_id": first_therapist, "as_of_time": _NOW},
-    }.items():
-        yield title, ListAssignmentsRequest(page_size=_PAGE, filter=filter_)  # type: ignore[arg-type]
-    for title, filter_ in {
-        "ListChanges": {},
-        "ListChanges by actor": {"actor": synthetic_data.RARE_ACTOR},
-        "ListChanges by patient": {"patient_id": first_patient},
-    }.items():
-        yield title, ListChangesRequest(page_size=_PAGE, filter=filter_)  # type: ignore[arg-type]
+        yield Measurement(f"{one.title}, a page of {MAX_PAGE_SIZE}", partial(_same, large), target=None)
 
 
 def _same(request: Message, _data: DataSet, _n: int) -> Message:
     return request
+
+
+def _by_name(data: DataSet, _n: int, *, is_whole: bool) -> Message:
+    return by_name(data, is_whole=is_whole)
 
 
 def _any(data: DataSet, n: int) -> int:
@@ -269,18 +194,10 @@ def _any(data: DataSet, n: int) -> int:
     return random.Random(n).randrange(data.people)  # noqa: S311 - reproducible
 
 
-def _therapist(number: int) -> str:
-    return person_id("a", number)
-
-
-def _patient(number: int) -> str:
-    return person_id("b", number)
-
-
-def _check(data: DataSet, n: int) -> Message:
+def _check(data: DataSet, n: int, *, known_at: Timestamp | None = None) -> Message:
     patient = _any(data, n)
-    therapist_id = _therapist(data.therapist_of(patient))
-    return CheckAssignmentsRequest(pairs=[{"therapist_id": therapist_id, "patient_id": _patient(patient)}])  # type: ignore[list-item]
+    pair = {"therapist_id": therapist_id(data.therapist_of(patient)), "patient_id": patient_id(patient)}
+    return CheckAssignmentsRequest(pairs=[pair], as_of_time=known_at and NOW, known_at=known_at)  # type: ignore[list-item]
 
 
 def _usual(data: DataSet, n: int) -> int:
@@ -290,50 +207,50 @@ def _usual(data: DataSet, n: int) -> int:
 
 def _assign(data: DataSet, n: int) -> Message:
     """Assigns the patient to another therapist with free capacity."""
-    ids = _therapist(data.therapist_with_capacity(n)), _patient(_usual(data, n))
+    ids = therapist_id(data.therapist_with_capacity(n)), patient_id(_usual(data, n))
     return AssignPatientRequest(therapist_id=ids[0], patient_id=ids[1])
 
 
 def _unassign(data: DataSet, n: int) -> Message:
-    ids = _therapist(data.therapist_with_capacity(n)), _patient(_usual(data, n))
+    ids = therapist_id(data.therapist_with_capacity(n)), patient_id(_usual(data, n))
     return UnassignPatientRequest(therapist_id=ids[0], patient_id=ids[1])
 
 
 def _unassign_own(data: DataSet, n: int) -> Message:
     patient = _usual(data, n)
-    return UnassignPatientRequest(therapist_id=_therapist(data.therapist_of(patient)), patient_id=_patient(patient))
+    return UnassignPatientRequest(therapist_id=therapist_id(data.therapist_of(patient)), patient_id=patient_id(patient))
 
 
 def _assign_own(data: DataSet, n: int) -> Message:
     patient = _usual(data, n)
     return AssignPatientRequest(
-        therapist_id=_therapist(data.therapist_of(patient)),
-        patient_id=_patient(patient),
+        therapist_id=therapist_id(data.therapist_of(patient)),
+        patient_id=patient_id(patient),
         role=Assignment.ROLE_PRIMARY,
     )
 
 
 def _update(data: DataSet, n: int) -> Message:
-    therapist = Therapist(therapist_id=_therapist(_any(data, n)), email=f"{secrets.token_hex(4)}@example.org")
+    therapist = Therapist(therapist_id=therapist_id(_any(data, n)), email=f"{secrets.token_hex(4)}@example.org")
     return UpdateTherapistRequest(therapist=therapist, update_mask={"paths": ["email"]})  # type: ignore[arg-type]
 
 
 def _delete(data: DataSet, n: int) -> Message:
-    return DeletePatientRequest(patient_id=_patient(data.people - 1 - n % data.few))
+    return DeletePatientRequest(patient_id=patient_id(data.people - 1 - n % data.few))
 
 
 def _undelete(data: DataSet, n: int) -> Message:
-    return UndeletePatientRequest(patient_id=_patient(data.people - 1 - n % data.few))
+    return UndeletePatientRequest(patient_id=patient_id(data.people - 1 - n % data.few))
 
 
 def _transfer(data: DataSet, n: int, *, is_back: bool = False) -> Message:
     patient = _usual(data, n)
-    ids = [_therapist(data.therapist_of(patient)), _therapist(data.therapist_with_capacity(n))]
+    ids = [therapist_id(data.therapist_of(patient)), therapist_id(data.therapist_with_capacity(n))]
     source, target = reversed(ids) if is_back else ids
     return TransferPatientsRequest(
         source_therapist_id=source,
         target_therapist_id=target,
-        patient_ids=[_patient(patient)],
+        patient_ids=[patient_id(patient)],
         ignore_capacity=True,
         request_id=str(uuid.uuid4()),
     )

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
 from caseload_server.domain import enums, errors
-from caseload_server.store import expiry
+from caseload_server.store import assignments, expiry
 from caseload_server.store.backends.protocol import Row, Transaction, Value
 
 
@@ -57,7 +57,7 @@ SELECT CAST(pair.value ->> 0 AS BIGINT), period.assignment_id, period.role, peri
 FROM json_each(:pairs) AS pair CROSS JOIN {source.table}
 WHERE period.therapist_id = pair.value ->> 1 AND period.patient_id = pair.value ->> 2
     AND period.start_us <= :at_us AND {expiry.in_force("at_us")}
-    AND period.end_reason <> {enums.END_ENTERED_IN_ERROR} AND {source.condition}"""
+    AND period.end_reason <> {enums.END_ENTERED_IN_ERROR} AND {source.condition} AND {assignments.few("pair")}"""
     for source in CASELOAD_SOURCES
 )
 _SELECT_OLDEST: Final = "SELECT versions_us FROM store"
@@ -84,17 +84,15 @@ _ENDS: Final = {
     "merged_into_patient_id": "linked.merged_into_patient_id <> ''",
 }
 """The columns that link two patients, each with the condition for a link."""
-_FEW: Final = "asked.key BETWEEN 0 AND 1000000"
-"""Always true. With it, PostgreSQL expects few ids and looks them up, instead of reading all merges. The CROSS JOIN has
-the same effect on SQLite: it keeps the order of the tables."""
 _SELECT_LINKS: Final = " UNION ALL ".join(
     f"""
 SELECT linked.patient_id, linked.merged_into_patient_id
 FROM json_each(:ids) AS asked CROSS JOIN {source}
-WHERE linked.{end} = asked.atom AND {is_link} AND {_FEW} AND {condition}"""
+WHERE linked.{end} = asked.atom AND {is_link} AND {assignments.few("asked")} AND {condition}"""
     for source, condition in _LINK_SOURCES
     for end, is_link in _ENDS.items()
 )
+"""A CROSS JOIN keeps the order of the tables on SQLite. On PostgreSQL, the few ids are looked up."""
 
 
 def require_kept(transaction: Transaction, known_at_us: int) -> None:

@@ -38,7 +38,7 @@ from caseload_server.store import (
 )
 from caseload_server.store.backends.postgres.database import PostgresDatabase
 from caseload_server.store.backends.postgres.parameters import positional
-from caseload_server.store.backends.protocol import Dialect, Query
+from caseload_server.store.backends.protocol import Dialect, Query, Value
 from caseload_server.store.records import RecordKind
 from psycopg import sql
 
@@ -260,6 +260,21 @@ def test_a_walk_that_merges_many_words_ends_when_it_has_read_its_budget_of_rows(
 @pytest.mark.parametrize("query", [pytest.param(Query(text, values), id=title) for title, text, values in lookups()])
 def test_a_lookup_reads_only_what_it_names(connection: "psycopg.Connection[Any]", query: Query, mode: str) -> None:
     assert faults(plan(connection, query, mode)) == []
+
+
+@pytest.mark.parametrize("mode", ["custom", "generic"])
+@pytest.mark.parametrize("sql", [assignments.CHECK, known_at._SELECT_IN_FORCE], ids=["now", "as known at a time"])
+def test_a_check_in_a_small_store_looks_up_its_pair(connection: "psycopg.Connection[Any]", sql: str, mode: str) -> None:
+    """If PostgreSQL expected a hundred pairs, reading all active assignments of a small store would seem cheaper."""
+    asked: dict[str, Value] = {"pairs": "[]", "at_us": NOW_US, "known_at_us": NOW_US}
+    with connection.transaction(force_rollback=True):
+        connection.execute("CREATE TEMP TABLE few AS SELECT * FROM assignment WHERE patient_id < 'p00001000'")
+        connection.execute("TRUNCATE assignment CASCADE")
+        connection.execute("INSERT INTO assignment SELECT * FROM few")
+        connection.execute("ANALYZE assignment, same_person")
+        read = plan(connection, Query(sql, asked), mode)
+    indexes = {node.get("Index Name") for node in read if node.get("Relation Name") == "assignment"}
+    assert indexes == {"assignment_by_pair"}
 
 
 @pytest.mark.parametrize("mode", ["custom", "generic"])
