@@ -135,6 +135,18 @@ def test_an_older_instance_changes_identifiers_and_frees_their_keys(store: Relat
     assert holders(store, PATIENT) == [("a", "B-2", 1), ("a", "C-3", 1), ("b", "GC-1", 1)]
 
 
+def test_the_oldest_record_gets_a_key_that_an_older_instance_takes_from_one_and_gives_to_another(
+    store: RelationshipStore,
+) -> None:
+    for created_us, (record_id, value) in enumerate([("a", "GC-1"), ("b", HIDDEN), ("c", "C-3")], 1):
+        older_instance.create(store._database, PATIENT, record_id, "Nia Mock", value, created_us=created_us)
+    catch_up(store)
+    older_instance.identify(store._database, PATIENT, "a", "A-2")
+    older_instance.identify(store._database, PATIENT, "c", "\uff27C-1")
+    catch_up(store)
+    assert holders(store, PATIENT) == [("a", "A-2", 1), ("b", "GC-1", 1), ("c", "GC-1", None)]
+
+
 def test_a_record_with_the_key_of_another_one_keeps_its_identifier_until_it_is_mended(store: RelationshipStore) -> None:
     older_instance.create(store._database, PATIENT, "a", "Holder", "GC-1", created_us=1)
     older_instance.create(store._database, PATIENT, "b", "Double", HIDDEN, created_us=2)

@@ -41,7 +41,8 @@ class KeyCatchUp:
         instance writes meanwhile behind it: the next run makes their keys. Raises what Database.write raises.
         """
         for kind in (PATIENT, THERAPIST):
-            for select in (_select_outdated(kind), _select_without_holder(kind)):
+            # A key that nobody holds goes to the oldest record with it before a younger, outdated one can take it.
+            for select in (_select_without_holder(kind), _select_outdated(kind)):
                 after = ""
                 if not self._database.read(f"{select} LIMIT 1", {"after": after}):
                     continue
