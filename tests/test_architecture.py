@@ -24,6 +24,7 @@ VERBS = {
         "atomic_file",
         "batches",
         "change_log",
+        "checks",
         "corrections",
         "counts",
         "endings",

@@ -19,26 +19,6 @@ from caseload_server.store.write_transaction import Write
 COLUMNS = ", ".join(f"period.{column}" for column in Assignment._fields)
 
 SELECT_BY_ID = f"SELECT {COLUMNS} FROM assignment AS period WHERE assignment_id = :id"
-
-
-def few(items: str) -> str:
-    """Returns a condition that is always true. Args: items, the alias of a json_each.
-
-    With it, PostgreSQL expects few items and looks each up. It would expect a hundred, and read most of a small table.
-    """
-    return f"{items}.key BETWEEN 0 AND 1000000"
-
-
-CHECK = f"""
-SELECT (SELECT head_revision FROM store), pair.key, period.assignment_id, period.role, other.patient_id
-FROM json_each(:pairs) AS pair
-LEFT JOIN same_person AS own ON own.patient_id = pair.value ->> 1
-LEFT JOIN same_person AS other ON other.person_id = own.person_id
-LEFT JOIN assignment AS period ON period.therapist_id = pair.value ->> 0
-    AND period.patient_id = COALESCE(other.patient_id, pair.value ->> 1)
-    AND period.start_us <= :at_us AND {expiry.in_force("at_us")}
-    AND period.end_reason <> {enums.END_ENTERED_IN_ERROR}
-WHERE {few("pair")}"""
 _SELECT_ACTIVE = f"""
 SELECT {COLUMNS} FROM assignment AS period
 WHERE patient_id = :patient_id AND therapist_id = :therapist_id AND end_us IS NULL"""

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
 from caseload_server.domain import enums, errors
-from caseload_server.store import assignments, expiry
+from caseload_server.store import checks, expiry
 from caseload_server.store.backends.protocol import Row, Transaction, Value
 
 
@@ -57,7 +57,7 @@ SELECT CAST(pair.value ->> 0 AS BIGINT), period.assignment_id, period.role, peri
 FROM json_each(:pairs) AS pair CROSS JOIN {source.table}
 WHERE period.therapist_id = pair.value ->> 1 AND period.patient_id = pair.value ->> 2
     AND period.start_us <= :at_us AND {expiry.in_force("at_us")}
-    AND period.end_reason <> {enums.END_ENTERED_IN_ERROR} AND {source.condition} AND {assignments.few("pair")}"""
+    AND period.end_reason <> {enums.END_ENTERED_IN_ERROR} AND {source.condition} AND {checks.few("pair")}"""
     for source in CASELOAD_SOURCES
 )
 _SELECT_OLDEST: Final = "SELECT versions_us FROM store"
@@ -88,7 +88,7 @@ _SELECT_LINKS: Final = " UNION ALL ".join(
     f"""
 SELECT linked.patient_id, linked.merged_into_patient_id
 FROM json_each(:ids) AS asked CROSS JOIN {source}
-WHERE linked.{end} = asked.atom AND {is_link} AND {assignments.few("asked")} AND {condition}"""
+WHERE linked.{end} = asked.atom AND {is_link} AND {checks.few("asked")} AND {condition}"""
     for source, condition in _LINK_SOURCES
     for end, is_link in _ENDS.items()
 )
@@ -104,7 +104,7 @@ def require_kept(transaction: Transaction, known_at_us: int) -> None:
 
 
 def check(transaction: Transaction, pairs: list[tuple[str, str]], at_us: int, known_at_us: int) -> list[Row]:
-    """Returns rows of assignments.CHECK for pairs, as they were known at a time. Raises VersionsNotKept."""
+    """Returns rows as checks.SELECT does for pairs, as they were known at a time. Raises VersionsNotKept."""
     require_kept(transaction, known_at_us)
     persons = same_person(transaction, [patient_id for _, patient_id in pairs], known_at_us)
     asked = [

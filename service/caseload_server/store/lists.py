@@ -71,18 +71,16 @@ class RecordList:
         first, *others = self._filters
         return self._is_by_id and not others and first.table == self._table and len(first.values) <= 1
 
-    def _find(self, position: Position | None, limit: int) -> Walk:
+    def _find(self, position: Position | None, limit: int) -> Iterator[Row]:
         """Walks, and gathers the matches of the rarest filter once they are known to be fewer than the walk reads."""
+        walks_only_filter = len(self._filters) == 1 and self._walked is not None  # no other rejects what it reads
         for budget in _BUDGETS:
-            is_alone = len(self._filters) == 1 and self._walked is not None
-            rare = None if is_alone else self._find_rare(budget)
-            if rare:
+            if not walks_only_filter and (rare := self._find_rare(budget)):
                 yield from self._transaction.rows(self._selects.sorted_matches(rare, position, limit))
-                return None
+                return
             position = yield from self._walk(position, budget, limit)
             if position is None:
-                return None
-        return None
+                return
 
     # The rarest filter.
 

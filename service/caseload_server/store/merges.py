@@ -11,7 +11,7 @@ from typing import Any
 from caseload_server.domain import enums, errors, limits, requests
 from caseload_server.domain.records import Assignment, Patient
 from caseload_server.store import assignments, expiry, record_sizes, records
-from caseload_server.store.backends.protocol import Row, SerializationConflict, Transaction, Value
+from caseload_server.store.backends.protocol import SerializationConflict, Transaction, Value
 from caseload_server.store.counts import CountChanges
 from caseload_server.store.identifiers import release_keys, unique_key
 from caseload_server.store.records import PATIENT, THERAPIST
@@ -244,16 +244,3 @@ def same_person(transaction: Transaction, patient_id: str) -> tuple[str, ...]:
     """Returns the ids of all records of a person, from the id of any of them."""
     rows = transaction.run(SELECT_SAME_PERSON, {"patient_id": patient_id})
     return tuple(row[0] for row in rows) or (patient_id,)
-
-
-def first_of_each(rows: list[Row], pairs: list[tuple[str, str]]) -> list[Row]:
-    """Returns one row of assignments.CHECK for each pair, if a merge gave some pairs several rows.
-
-    A period in force comes first, then one of the record that the pair names, then the lowest role and id.
-    """
-
-    def rank(row: Row) -> tuple[object, ...]:
-        _, index, assignment_id, role, patient_id = row
-        return index, assignment_id is None, patient_id != pairs[index][1], role, assignment_id
-
-    return list({row[1]: row for row in sorted(rows, key=rank, reverse=True)}.values())[::-1]

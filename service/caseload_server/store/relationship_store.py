@@ -29,6 +29,7 @@ from caseload_server.store import (
     assignments,
     batches,
     change_log,
+    checks,
     corrections,
     endings,
     expiry,
@@ -255,13 +256,11 @@ class RelationshipStore:
         AssignmentQuery.
         """
         if known_at_us is None:
-            rows = self._database.read(assignments.CHECK, {"pairs": json.dumps(pairs), "at_us": at_us})
+            rows = self._database.read(checks.SELECT, {"pairs": json.dumps(pairs), "at_us": at_us})
         else:
             with self._database.snapshot() as transaction:
                 rows = known_at.check(transaction, pairs, at_us, known_at_us)
-        ordered = sorted(rows, key=lambda row: row[1]) if len(rows) == len(pairs) else merges.first_of_each(rows, pairs)
-        checks = [CheckResult(*row[1:4]) for row in ordered]
-        return checks, self.keys.revision(rows[0][0])
+        return checks.results(rows, pairs), self.keys.revision(rows[0][0])
 
     def log_head(self) -> results.LogHead:
         """Returns the newest revision with its hash, to be kept outside of the database."""

@@ -31,6 +31,7 @@ from caseload_server.store import (
     assignment_lists,
     assignments,
     change_log,
+    checks,
     expiry,
     known_at,
     merges,
@@ -218,7 +219,7 @@ def lookups() -> Iterator[Any]:
     yield "a record", PATIENT.select, {"id": PATIENT_ID}
     yield "several records", PATIENT.select_batch, {"ids": ids}
     yield "an assignment", assignments.SELECT_BY_ID, {"id": ASSIGNMENT_ID}
-    yield "checks", assignments.CHECK, {"pairs": json.dumps([[THERAPIST_ID, PATIENT_ID]]), "at_us": 1}
+    yield "checks", checks.SELECT, {"pairs": json.dumps([[THERAPIST_ID, PATIENT_ID]]), "at_us": 1}
     asked = json.dumps([[0, THERAPIST_ID, PATIENT_ID]])
     yield "checks as known at a time", known_at._SELECT_IN_FORCE, {"pairs": asked, "at_us": 1, "known_at_us": 1}
     yield "merges as known at a time", known_at._SELECT_LINKS, {"ids": ids, "known_at_us": 2_999_000}
@@ -263,7 +264,7 @@ def test_a_lookup_reads_only_what_it_names(connection: "psycopg.Connection[Any]"
 
 
 @pytest.mark.parametrize("mode", ["custom", "generic"])
-@pytest.mark.parametrize("sql", [assignments.CHECK, known_at._SELECT_IN_FORCE], ids=["now", "as known at a time"])
+@pytest.mark.parametrize("sql", [checks.SELECT, known_at._SELECT_IN_FORCE], ids=["now", "as known at a time"])
 def test_a_check_in_a_small_store_looks_up_its_pair(connection: "psycopg.Connection[Any]", sql: str, mode: str) -> None:
     """If PostgreSQL expected a hundred pairs, reading all active assignments of a small store would seem cheaper."""
     asked: dict[str, Value] = {"pairs": "[]", "at_us": NOW_US, "known_at_us": NOW_US}

@@ -18,8 +18,8 @@ from caseload_server.store import (
     THERAPIST_HISTORY,
     RelationshipStore,
     assignment_lists,
-    assignments,
     change_log,
+    checks,
     expiry,
     finished_periods,
     key_catch_up,
@@ -282,7 +282,7 @@ def test_a_check_of_a_hundred_pairs_is_one_statement(store: RelationshipStore, d
         assert None not in checked(store, 1, *pairs)
     finally:
         connection.exec_trace = None
-    assert statements == [assignments.CHECK]
+    assert statements == [checks.SELECT]
 
 
 def test_a_transfer_updates_the_therapists_in_one_statement(store: RelationshipStore, database: SqliteDatabase) -> None:
@@ -306,7 +306,7 @@ def test_a_transfer_updates_the_therapists_in_one_statement(store: RelationshipS
 
 
 def test_a_check_reads_only_the_periods_of_the_pair(store: RelationshipStore) -> None:
-    plan = [row[3] for row in run(store, f"EXPLAIN QUERY PLAN {assignments.CHECK}", {"pairs": "[]", "at_us": 0})]
+    plan = [row[3] for row in run(store, f"EXPLAIN QUERY PLAN {checks.SELECT}", {"pairs": "[]", "at_us": 0})]
     [lookup] = [step for step in plan if "period" in step]
     assert lookup.startswith("SEARCH period USING INDEX assignment_by_pair (patient_id=? AND therapist_id=?")
 
