@@ -174,6 +174,7 @@ def test_every_flag_is_also_a_variable() -> None:
         "--dry-run",
         "--deleted-before",
         "--changes-before",
+        "--versions-before",
         "--patient",
         "--therapist",
         "--head",
