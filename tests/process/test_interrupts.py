@@ -20,6 +20,7 @@ from caseload_server.store import PATIENT
 from caseload_server.store.atomic_file import FILE_EXISTS, atomic_file
 from caseload_server.store.backends.factory import open_store
 from caseload_server.store.backends.protocol import Value
+from caseload_server.store.search import KEY_COLUMNS
 
 from tests.conftest import NewDatabase, in_memory
 from tests.process.command_runner import CASELOAD, caseload, url
@@ -42,7 +43,7 @@ def fill(database: str, patients: int = PATIENTS) -> None:
     patient = make(store, PATIENT, "p", annotations=f'{{"note":"{"x" * 4000}"}}')
     delete(store, PATIENT, "p")
     numbers: dict[str, Value] = {"numbers": json.dumps([*range(patients - 1)])}
-    for table, columns in (("patient", patient._fields), ("patient_name_word", ("patient_id", "word"))):
+    for table, columns in (("patient", (*patient._fields, *KEY_COLUMNS)), ("patient_name_word", ("patient_id", "word"))):
         names = ", ".join(columns)
         copied = names.replace("patient_id", "'more' || number.atom", 1)
         run(
@@ -255,7 +256,7 @@ def test_an_interrupted_purge_of_changes_resumes_where_it_stopped(
         run(
             store,
             "INSERT INTO change_set (revision, committed_us, actor, method, request_id, hash_version)"
-            " SELECT key + 1, 1, 'a', 'm', '', 1 FROM json_each(:numbers)",
+            " SELECT key + 1, 1, 'a', 'm', '', 2 FROM json_each(:numbers)",
             {"numbers": json.dumps([*range(sets)])},
         )
 
