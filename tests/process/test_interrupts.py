@@ -43,7 +43,10 @@ def fill(database: str, patients: int = PATIENTS) -> None:
     patient = make(store, PATIENT, "p", annotations=f'{{"note":"{"x" * 4000}"}}')
     delete(store, PATIENT, "p")
     numbers: dict[str, Value] = {"numbers": json.dumps([*range(patients - 1)])}
-    for table, columns in (("patient", (*patient._fields, *KEY_COLUMNS)), ("patient_name_word", ("patient_id", "word"))):
+    for table, columns in (
+        ("patient", (*patient._fields, *KEY_COLUMNS)),
+        ("patient_name_word", ("patient_id", "word")),
+    ):
         names = ", ".join(columns)
         copied = names.replace("patient_id", "'more' || number.atom", 1)
         run(
