@@ -166,7 +166,7 @@ def _assignments() -> Iterator[ListCall]:
     for title, filter_ in {"therapist": of_therapist, "patient": of_patient}.items():
         known = _list_assignments(f"ListAssignments of a {title} as known at a time", as_of_time=NOW, **filter_)
         known.request.known_at.CopyFrom(FIRST_TIME)  # type: ignore[attr-defined]
-        yield known._replace(pages=(1,))
+        yield known._replace(target=None, pages=(1,))
 
 
 def _changes() -> Iterator[ListCall]:

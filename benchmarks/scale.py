@@ -201,7 +201,7 @@ def _check(data: DataSet, n: int, *, known_at: Timestamp | None = None) -> Messa
 
 
 def _usual(data: DataSet, n: int) -> int:
-    """The number of a patient with an ordinary therapist."""
+    """The number of a patient with an ordinary therapist, or of an ordinary therapist."""
     return data.few + _any(data, n) % (data.people - 2 * data.few)
 
 
@@ -231,7 +231,7 @@ def _assign_own(data: DataSet, n: int) -> Message:
 
 
 def _update(data: DataSet, n: int) -> Message:
-    therapist = Therapist(therapist_id=therapist_id(_any(data, n)), email=f"{secrets.token_hex(4)}@example.org")
+    therapist = Therapist(therapist_id=therapist_id(_usual(data, n)), email=f"{secrets.token_hex(4)}@example.org")
     return UpdateTherapistRequest(therapist=therapist, update_mask={"paths": ["email"]})  # type: ignore[arg-type]
 
 
