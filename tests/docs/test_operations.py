@@ -47,7 +47,7 @@ def test_a_restored_backup_is_a_store_that_rejects_old_revisions(folder: Path) -
 def test_a_purge_by_age_keeps_newer_records(folder: Path) -> None:
     """Runs the commands of docs/operations/purge.md while the server runs."""
     page = blocks(OPERATIONS / "purge.md")
-    people, versions, purging = [block for block in page if block.text.startswith("caseload purge ")]
+    people, versions, all_versions, purging = [block for block in page if block.text.startswith("caseload purge ")]
     with ServerProcess(f"sqlite:///{folder}/data/caseload.db") as server:
         assert tour(server.address) == 0
         kept = list_changes(server.address)
@@ -59,6 +59,8 @@ def test_a_purge_by_age_keeps_newer_records(folder: Path) -> None:
         purged = list_changes(server.address)
         assert purged.oldest_revision == kept.head_revision
         assert [one.actor for one in purged.change_sets] == ["cli:purge"]
+        check_block(all_versions, folder)
+        assert [one.actor for one in list_changes(server.address).change_sets] == ["cli:purge", "cli:purge"]
 
 
 def test_each_alert_has_a_command_and_those_for_the_access_log_run(folder: Path) -> None:

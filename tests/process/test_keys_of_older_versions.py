@@ -53,10 +53,10 @@ def found(api: ApiDriver, prefix: str) -> list[str]:
 def test_a_dry_run_lists_records_with_the_same_identifier_and_migrate_makes_their_keys(
     previous_url: str, tmp_path: Path
 ) -> None:
-    with older(previous_url) as database:
-        older_instance.create(database, PATIENT, "young", "Nia O\u2019Mock", HIDDEN, created_us=2)
-        older_instance.create(database, PATIENT, "old", "Nia Mock", "GC-1", created_us=1)
-        older_instance.create(database, THERAPIST, "t", "Tia Mock", "GC-1", created_us=1)
+    with older(previous_url) as database:  # no record is newer than the empty change log
+        older_instance.create(database, PATIENT, "young", "Nia O\u2019Mock", HIDDEN, created_us=0)
+        older_instance.create(database, PATIENT, "old", "Nia Mock", "GC-1", created_us=-1)
+        older_instance.create(database, THERAPIST, "t", "Tia Mock", "GC-1", created_us=-1)
     database_flag = ("--database", previous_url)
     dry_run = caseload(tmp_path, *DRY_RUN, *database_flag)
     line = "same identifier: patient young as patient old, which is older and keeps its key"
