@@ -47,6 +47,7 @@ from tests.store.backends.postgres.large_store import fill
 from tests.store.backends.recorded_statements import statements_of_list
 from tests.support.postgres.databases import Databases
 
+pytestmark = pytest.mark.slow  # the large store takes seconds to fill
 DIALECT = PostgresDatabase.dialect
 LIMIT = 51
 NOW_US = 4_000_000

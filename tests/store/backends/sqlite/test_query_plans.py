@@ -37,6 +37,8 @@ from tests.store.store_builders import crowd, run, therapists
 from tests.store.store_calls import CALL, AnyKind, assign, both_kinds, make_pair
 from tests.store.test_checks import checked
 
+pytestmark = pytest.mark.slow  # each test fills a store
+
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[SqliteDatabase]:
