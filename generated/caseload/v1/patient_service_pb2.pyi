@@ -1335,7 +1335,7 @@ class ListPatientVersionsResponse(_message.Message):
 
     @_builtins.property
     def oldest_time(self) -> _timestamp_pb2.Timestamp:
-        """The time of that revision. Absent if oldest_revision is empty."""
+        """The latest time of the changes up to that revision. Absent if oldest_revision is empty."""
 
     def __init__(
         self,
