@@ -11,7 +11,7 @@ pytestmark = pytest.mark.checkout
 ROOT = Path(__file__).parents[1]
 VAGUE_NAMES = re.compile(r"(^|_)(utils?|helpers?|common|managers?|base|misc)(_|$)")
 REGISTRY_OR_HOME = re.compile(
-    r"pypi\.org|pythonhosted\.org|(?:proxy|sum)\.golang\.org|registry\.npmjs\.org"
+    r"py[p]i\.org|pythonho[s]ted\.org|(?:proxy|sum)\.go[l]ang\.org|registry\.npm[j]s\.org"
     r"|(?<!no-emit-)index[-]url|find[-]links[ =]+https?:|(?<![\w.])/(?:home|root|Users|work)/"
 )
 

@@ -41,7 +41,7 @@ class KeyCatchUp:
         instance writes meanwhile behind it: the next run makes their keys. Raises what Database.write raises.
         """
         for kind in (PATIENT, THERAPIST):
-            # A key that nobody holds goes to the oldest record with it before a younger, outdated one can take it.
+            # A key without a holder goes to the oldest record with it, before a younger, outdated one can take it.
             for select in (_select_without_holder(kind), _select_outdated(kind)):
                 after = ""
                 if not self._database.read(f"{select} LIMIT 1", {"after": after}):
@@ -67,7 +67,7 @@ def _select_outdated(kind: RecordKind[Any]) -> str:
 
 
 def _select_without_holder(kind: RecordKind[Any]) -> str:
-    """Returns the SELECT of records with a key that nobody holds: its holder was deleted, or has another one now.
+    """Returns the SELECT of records with a key without a holder: that was deleted, or has another key now.
 
     It looks up the holder of each. PostgreSQL would turn NOT EXISTS into a join that reads the whole table.
     """

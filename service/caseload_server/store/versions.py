@@ -125,7 +125,7 @@ def read_page(
 
 
 def _are_all_kept(transaction: Transaction, history: History[R], current: R, complete_revision: int) -> bool:
-    """Returns whether all versions since the creation are kept. If a clock was ahead then, the time does not tell it.
+    """Returns whether all versions since the creation are kept. If a clock was ahead then, the time does not show it.
 
     Args: complete_revision, after which each change kept a version.
     """

@@ -1,4 +1,4 @@
-"""Two purges at once: a purge goes on where another one took its batch."""
+"""Two purges at once: each continues if the other one took its batch."""
 
 from collections.abc import Callable
 from typing import Any

@@ -25,7 +25,7 @@ CREATE INDEX patient_without_primary ON patient
 -- holds the version of the rules and the etag of the record at that time, says for which records they are current.
 --
 -- An attempt to lock all tables, those of 0008_versions too, ends before the database looks for deadlocks, and readers
--- go on until the next one. So a reader that has one table and waits for another does not undo the indexes above.
+-- continue until the next one. So a reader that has one table and waits for another does not undo the indexes above.
 DO $$
 DECLARE
     longest_wait TEXT := current_setting('lock_timeout');
