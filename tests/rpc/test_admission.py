@@ -2,8 +2,10 @@
 
 import math
 import os
+import threading
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import grpc
@@ -153,6 +155,22 @@ def test_a_probe_is_answered_while_answers_to_probes_are_not_taken(
         eventually(lambda: all(call.stalls_at < math.inf for call in scene.admission._public.open))
         stub: Any = health_pb2_grpc.HealthStub(channel)
         assert stub.Check(health_pb2.HealthCheckRequest(), timeout=HUNG_SECONDS).status
+
+
+def test_a_probe_that_gave_way_is_not_answered_when_its_message_arrives_late(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_OPEN_PUBLIC_CALLS", 1)
+    released = threading.Event()
+    scene.admission._rejected.put((SimpleNamespace(refuse=lambda _: released.wait(HUNG_SECONDS)), None))  # type: ignore[arg-type]
+    with Http2Client(scene.address) as caller:
+        older, newer = (caller.begin(call_headers(HEALTH)) for _ in range(2))
+        eventually(lambda: len(scene.admission._public.open) == 2)
+        for call in (older, newer):
+            caller.finish(call, b"")
+        eventually(lambda: scene.receiving("") == 0)
+        released.set()
+        assert [status(caller.await_end(call)) for call in (older, newer)] == [RESOURCE_EXHAUSTED, OK]
 
 
 def test_open_calls_of_one_caller_are_limited_to_its_share(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -249,12 +249,13 @@ class Admission:
             excess -= 1
 
     def _received(self, proceed: Callable[[IncomingCall], None], call: IncomingCall) -> None:
+        was_ended = call.stalls_at == math.inf  # and its rejection may still wait for its thread
         call.stalls_at = math.inf
         del self._callers[call.caller].receiving[call]
         self._receiving.pop(call, None)
         method: Method = call.handler.method
-        if not call.is_active():
-            pass  # it was ended
+        if was_ended or not call.is_active():
+            call.take_message()
         elif call.message is None:
             call.reject_without_message()
         elif len(call.message) > method.max_request_bytes:
