@@ -1,3 +1,4 @@
+import os
 import secrets
 import shutil
 import signal
@@ -26,6 +27,12 @@ pytest_plugins = ["tests.support.skips", "tests.support.stray_output"]
 for ignored, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
     if signal.getsignal(ignored) is signal.SIG_IGN:
         signal.signal(ignored, default)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Lets the tests that are not slow write their files in memory. Otherwise they wait for a disk, mostly to sync."""
+    if config.option.markexpr == "not slow" and (memory := in_memory()):
+        os.environ["TMPDIR"] = tempfile.tempdir = str(memory)
 
 
 SLOW_FOLDERS: Final = ("benchmarks", "fuzz", "hostile", "process")
@@ -66,16 +73,20 @@ def _empty_file() -> bytes:
         return sqlite_path(url).read_bytes()
 
 
+def create_sqlite_file(path: Path) -> None:
+    """Creates an empty migrated file with a store id and a secret of its own."""
+    path.touch(mode=0o600)
+    path.write_bytes(_empty_file())
+    with closing(apsw.Connection(str(path))) as connection:
+        renewed = (secrets.token_hex(6), secrets.token_bytes(32))
+        connection.execute("UPDATE store SET store_id = ?, secret = ?", renewed)
+
+
 @contextmanager
 def migrated_sqlite_file() -> Iterator[str]:
-    """Yields the URL of an empty migrated file with a store id and a secret of its own."""
+    """Yields the URL of an empty migrated file."""
     with sqlite_file() as url:
-        path = sqlite_path(url)
-        path.touch(mode=0o600)
-        path.write_bytes(_empty_file())
-        with closing(apsw.Connection(str(path))) as connection:
-            renewed = (secrets.token_hex(6), secrets.token_bytes(32))
-            connection.execute("UPDATE store SET store_id = ?, secret = ?", renewed)
+        create_sqlite_file(sqlite_path(url))
         yield url
 
 
@@ -97,7 +108,7 @@ def database_url(new_database: NewDatabase) -> Iterator[str]:
 
 @contextmanager
 def serving(database_url: str, **settings: Any) -> Iterator[CaseloadServer]:
-    fixed: dict[str, Any] = {"address": "127.0.0.1:0", "database": database_url, "drain_seconds": 0, "threads": 8}
+    fixed: dict[str, Any] = {"address": "127.0.0.1:0", "database": database_url, "drain_seconds": 0, "threads": 4}
     fixed["queue_timeout_seconds"] = NEVER_SECONDS  # calls are not shed because the machine is busy
     fixed["access_log"] = NO_LOG
     started = build_server(Config(**{**fixed, **settings}))
@@ -128,3 +139,12 @@ def client(server: CaseloadServer) -> Iterator[Client]:
     caller = Client(server.address)
     yield caller
     caller.close()
+
+
+@pytest.fixture(scope="module")
+def shared_client(new_database: NewDatabase) -> Iterator[Client]:
+    """A client of one server for several tests, which do not see what the others store."""
+    with new_database() as url, serving(url) as started:
+        caller = Client(started.address)
+        yield caller
+        caller.close()

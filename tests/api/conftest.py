@@ -14,6 +14,12 @@ def people(client: Client, request: pytest.FixtureRequest) -> People:
     return People(client, request.param)
 
 
+@pytest.fixture(params=SIDES)
+def shared_people(shared_client: Client, request: pytest.FixtureRequest) -> People:
+    """As `people`, for tests that do not see what the others store."""
+    return People(shared_client, request.param)
+
+
 @pytest.fixture
 def therapists(client: Client) -> People:
     return People(client, "Therapist")

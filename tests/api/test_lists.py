@@ -4,9 +4,19 @@ import time
 
 import pytest
 
-from tests.api.client_calls import T0, People, Side, covers, refused
+from tests.api.client_calls import SIDES, T0, People, Side, covers, refused
+from tests.support.servers import Client
 
 MRN = {"system": "urn:example:mrn", "value": "12"}
+
+
+@pytest.fixture(scope="module", params=SIDES)
+def named(shared_client: Client, request: pytest.FixtureRequest) -> People:
+    """People who are found by their names. Tests only read them."""
+    people = People(shared_client, request.param)
+    for one, name in zip("abcde", ["Zoë Müller-Lüdenscheidt", "Ann Lee", "Anja", "100% Sure", "Straße"], strict=True):
+        people.create(one, display_name=name)
+    return people
 
 
 def found(people: People, *, show_deleted: bool = False, **wanted: object) -> list[str]:
@@ -31,10 +41,8 @@ def found(people: People, *, show_deleted: bool = False, **wanted: object) -> li
         ("STRASS", ["e"]),
     ],
 )
-def test_each_prefix_word_matches_the_start_of_a_name_word(people: People, prefix: str, matches: list[str]) -> None:
-    for one, name in zip("abcde", ["Zoë Müller-Lüdenscheidt", "Ann Lee", "Anja", "100% Sure", "Straße"], strict=True):
-        people.create(one, display_name=name)
-    assert found(people, name_prefix=prefix) == matches
+def test_each_prefix_word_matches_the_start_of_a_name_word(named: People, prefix: str, matches: list[str]) -> None:
+    assert found(named, name_prefix=prefix) == matches
 
 
 @pytest.mark.parametrize(
@@ -52,18 +60,17 @@ def test_each_prefix_word_matches_the_start_of_a_name_word(people: People, prefi
     ids=ascii,
 )
 def test_a_name_prefix_has_2_to_100_characters_or_one_that_can_be_a_name(
-    people: People, prefix: str, *, allowed: bool
+    named: People, prefix: str, *, allowed: bool
 ) -> None:
     if allowed:
-        assert found(people, name_prefix=prefix) == []
+        assert found(named, name_prefix=prefix) == []
     else:
-        assert refused(found, people, name_prefix=prefix).fields == ["filter.name_prefix"]
+        assert refused(found, named, name_prefix=prefix).fields == ["filter.name_prefix"]
 
 
 @pytest.mark.parametrize("prefix", ["--", "__", "- -", "\u0301\u0301", "\u200b\u200c'"], ids=ascii)
-def test_a_name_prefix_without_a_word_is_rejected(people: People, prefix: str) -> None:
-    people.create("a", display_name="Ann Lee")
-    assert refused(found, people, name_prefix=prefix).fields == ["filter.name_prefix"]
+def test_a_name_prefix_without_a_word_is_rejected(named: People, prefix: str) -> None:
+    assert refused(found, named, name_prefix=prefix).fields == ["filter.name_prefix"]
 
 
 @covers("{A}Filter.statuses")

@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.api.client_calls import covers
 from tests.security.server_fixture import KeysFile, LogReader, Metadata, bearer, logging, serving
 from tests.support.api_driver import ApiDriver, new_request_id, refused, request
-from tests.support.servers import refusal
+from tests.support.servers import Client, refusal
 from tests.support.waiting import eventually
 from tests.support.watch_reader import WatchReader
 
@@ -34,6 +34,13 @@ def user(name: str) -> Metadata:
 @pytest.fixture
 def api(server: CaseloadServer) -> Iterator[ApiDriver]:
     with ApiDriver(server.address) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def refusing(shared_client: Client) -> Iterator[ApiDriver]:
+    """For calls that are rejected."""
+    with ApiDriver(shared_client.address) as opened:
         yield opened
 
 
@@ -83,29 +90,29 @@ def test_a_watch_can_be_filtered_by_the_end_user(api: ApiDriver) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in MALFORMED if name.strip()])
-def test_a_malformed_filter_is_rejected(api: ApiDriver, name: str) -> None:
+def test_a_malformed_filter_is_rejected(refusing: ApiDriver, name: str) -> None:
     for found in (
-        refused(api.send, "ListChanges", filter={"on_behalf_of": name}),
-        refused(next, api.watch(on_behalf_of=name)),
+        refused(refusing.send, "ListChanges", filter={"on_behalf_of": name}),
+        refused(next, refusing.watch(on_behalf_of=name)),
     ):
         assert (found.reason, found.fields) == ("INVALID_FIELD", ["filter.on_behalf_of"])
         assert name not in found.message
 
 
 @pytest.mark.parametrize("names", [*([name] for name in MALFORMED), ["jdoe", "jdoe"], ["jdoe", "other"]], ids=repr)
-def test_a_malformed_end_user_or_two_are_rejected_and_nothing_is_written(api: ApiDriver, names: list[str]) -> None:
-    before = api.head()
+def test_a_malformed_end_user_or_two_are_rejected_and_nothing_is_written(refusing: ApiDriver, names: list[str]) -> None:
+    before = refusing.head()
     metadata = [(KEY, name) for name in names]
     for call in (
-        lambda: create(api, "p1", *names),
-        lambda: api.send("GetPatient", metadata=metadata, patient_id="p1"),
-        lambda: api.send("ListChanges", metadata=metadata),
+        lambda: create(refusing, "p1", *names),
+        lambda: refusing.send("GetPatient", metadata=metadata, patient_id="p1"),
+        lambda: refusing.send("ListChanges", metadata=metadata),
     ):
         found = refused(call)
         assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
         assert found.fields == [f"metadata.{KEY}"]
         assert not any(name.strip() and name in found.message for name in names if len(name) > 3)
-    assert api.head() == before
+    assert refusing.head() == before
 
 
 def test_the_end_user_is_checked_after_authorization(tmp_path: Path) -> None:

@@ -39,12 +39,14 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("kind", "sent", "path"), REFUSED, ids=lambda value: value if isinstance(value, str) else "")
-def test_create_and_update_name_an_invalid_field(client: Client, kind: str, sent: dict[str, Any], path: str) -> None:
-    people = People(client, kind)
-    before = people.create("one")
-    assert refused(people.create, "two", **sent).fields == [f"{people.name}.{path}"]
-    assert refused(people.update, "one", *sent, **sent).fields == [f"{people.name}.{path}"]
-    assert people.get("one") == before
+def test_create_and_update_name_an_invalid_field(
+    shared_client: Client, kind: str, sent: dict[str, Any], path: str
+) -> None:
+    people = People(shared_client, kind)
+    before = people.create()
+    assert refused(people.create, **sent).fields == [f"{people.name}.{path}"]
+    assert refused(people.update, people.id_of(before), *sent, **sent).fields == [f"{people.name}.{path}"]
+    assert people.get(people.id_of(before)) == before
 
 
 def test_text_is_stored_trimmed_and_normalized(client: Client) -> None:

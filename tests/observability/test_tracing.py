@@ -38,7 +38,7 @@ SERVICE = "caseload.v1.PatientService"
 
 @pytest.fixture
 def traced(collector: Collector, database_url: str) -> Iterator[CaseloadServer]:  # noqa: ARG001 - it runs first
-    with serving_on(database_url) as server:
+    with serving_on(database_url, threads=8) as server:
         yield server
 
 

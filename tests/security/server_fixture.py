@@ -11,6 +11,7 @@ from caseload_server.rpc.server import CaseloadServer, build_server
 from caseload_server.security import api_keys
 from caseload_server.security.principal import PERMISSIONS
 
+from tests.conftest import create_sqlite_file
 from tests.support.api_driver import ApiDriver
 from tests.support.servers import NO_LOG
 from tests.support.waiting import eventually
@@ -51,8 +52,11 @@ def bearer(token: str) -> Metadata:
 @contextmanager
 def serving(folder: Path, **settings: Any) -> Iterator[CaseloadServer]:
     """A server in this process, on a database in this folder."""
-    database = f"sqlite:///{folder}/caseload.db"
-    fixed: dict[str, Any] = {"address": "127.0.0.1:0", "database": database, "drain_seconds": 0, "threads": 8}
+    file = folder / "caseload.db"
+    if not file.exists():
+        create_sqlite_file(file)
+    database = f"sqlite:///{file}"
+    fixed: dict[str, Any] = {"address": "127.0.0.1:0", "database": database, "drain_seconds": 0, "threads": 4}
     fixed["access_log"] = NO_LOG
     config = Config(**{**fixed, **settings})
     server = build_server(config)

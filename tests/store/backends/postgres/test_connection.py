@@ -18,7 +18,6 @@ from caseload_server.store.backends.postgres.connection import (
     SessionRefused,
     SessionSettings,
     connect,
-    refuse_transaction_pooling,
 )
 from caseload_server.store.backends.postgres.connection_parameters import complete_conninfo, effective_parameters
 from caseload_server.store.backends.postgres.database import PostgresDatabase
@@ -286,7 +285,7 @@ def test_the_encoding_of_the_environment_does_not_apply(postgres_url: str, monke
 @pytest.mark.parametrize("more", ["", "ignore_startup_parameters = options,extra_float_digits"])
 def test_session_pooling_keeps_the_settings_and_the_store_works(postgres_url: str, more: str) -> None:
     with pgbouncer(postgres_url, "session", more) as pooled:
-        refuse_transaction_pooling(pooled)
+        connect(pooled, refuses_pooling=True).close()
         assert shown(pooled, *EXPECTED) == EXPECTED
         with closing(PostgresDatabase(pooled, connections=2)) as database:
             store = RelationshipStore(database, lambda: 1)
@@ -310,8 +309,8 @@ def test_transaction_pooling_is_refused(postgres_url: str, mode: str, more: str)
         pgbouncer(postgres_url, mode, more) as pooled,  # type: ignore[arg-type]
         pytest.raises(SessionRefused, match="use session pooling"),
     ):
-        refuse_transaction_pooling(pooled)
+        connect(pooled, refuses_pooling=True)
 
 
 def test_a_direct_connection_is_not_taken_for_a_pooler(postgres_url: str) -> None:
-    refuse_transaction_pooling(postgres_url)
+    connect(postgres_url, refuses_pooling=True).close()

@@ -67,18 +67,21 @@ class SessionRefused(psycopg.OperationalError):
     """The connection works, but lacks a property that the store needs. The text names it, and quotes no secret."""
 
 
-def connect(url: str, settings: SessionSettings = WRITES) -> Connection:
+def connect(url: str, settings: SessionSettings = WRITES, *, refuses_pooling: bool = False) -> Connection:
     """Opens a connection in autocommit mode.
 
     The settings are set by statements and then verified: poolers such as PgBouncer reject the parameter `options`, or
     ignore it. Raises SessionRefused, psycopg.Error.
 
-    Args: url, as libpq takes it.
+    Args: url, as libpq takes it; refuses_pooling, whether to look for a pooler that lets several connections share a
+    session. Settings, prepared statements, LISTEN and locks belong to a session.
     """
     effective = effective_parameters(url)
     connection = _open(url, effective)
     options = session_options(effective)
     try:
+        if refuses_pooling:
+            _refuse_transaction_pooling(connection, url, effective)
         commit = _synchronous_commit(connection, options)
         _apply(connection, {**settings.defaults, **options, **settings.fixed, "synchronous_commit": commit})
     except BaseException:
@@ -128,18 +131,15 @@ def _call(connection: Connection, function: str, *arguments: tuple[str, ...]) ->
     return row
 
 
-def refuse_transaction_pooling(url: str) -> None:
-    """Raises SessionRefused if a pooler lets several connections share a session. Raises psycopg.Error.
+def _refuse_transaction_pooling(one: Connection, url: str, effective: dict[str, str]) -> None:
+    """Raises SessionRefused if another connection may get the session of this one. Raises psycopg.Error.
 
-    Settings, prepared statements, LISTEN and locks belong to a session.
     https://www.pgbouncer.org/features.html
     """
-    effective = effective_parameters(url)
-    with closing(_open(url, effective)) as one:
-        if one.info.backend_pid == _session(one):  # a pooler reports a process id of its own
-            return
-        with closing(_open(url, effective)) as other:
-            sessions = [(_session(one), _session(other)) for _ in range(_POOLING_CHECKS)]
+    if one.info.backend_pid == _session(one):  # a pooler reports a process id of its own
+        return
+    with closing(_open(url, effective)) as other:
+        sessions = [(_session(one), _session(other)) for _ in range(_POOLING_CHECKS)]
     if len(set(sessions)) > 1 or sessions[0][0] == sessions[0][1]:
         raise SessionRefused("the pooler shares sessions between connections: use session pooling, not transaction")
 

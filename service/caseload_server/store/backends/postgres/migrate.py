@@ -13,7 +13,7 @@ from caseload_server.store.backends.migrations import (
     must_run_alone,
     unapplied,
 )
-from caseload_server.store.backends.postgres.connection import Connection, connect, refuse_transaction_pooling
+from caseload_server.store.backends.postgres.connection import Connection, connect
 from caseload_server.store.backends.postgres.reads import read_session
 from caseload_server.store.backends.postgres.store_check import take_alone
 from caseload_server.store.backends.postgres.transaction import PostgresTransaction
@@ -50,8 +50,7 @@ def pending(url: str, steps: list[Migration] | None = None) -> list[Migration]:
 
     Args: steps, all of this version unless given. Raises SchemaError, psycopg.Error.
     """
-    refuse_transaction_pooling(url)
-    with connect(url) as connection:
+    with connect(url, refuses_pooling=True) as connection:
         return unapplied(_read_applied(connection), migrations("postgres") if steps is None else steps)
 
 
@@ -62,8 +61,7 @@ def migrate(url: str, steps: list[Migration] | None = None) -> list[Migration]:
     must run alone; psycopg.Error.
     """
     steps = migrations("postgres") if steps is None else steps
-    refuse_transaction_pooling(url)
-    with connect(url) as connection:
+    with connect(url, refuses_pooling=True) as connection:
         for _ in range(_DEADLOCK_RETRIES):
             with suppress(psycopg.errors.DeadlockDetected):
                 return _migrate(connection, steps)
