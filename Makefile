@@ -292,10 +292,10 @@ clean: ## remove what the other targets made, but not data/
 # --- what the targets above stand on ---
 
 # Each process runs one file at a time, with a PostgreSQL of its own. `make test` has more of them, because its tests often
-# wait for a timer or a disk. The slow tests start many processes themselves.
+# wait for a timer. The slow tests start many processes themselves.
 PYTEST = pytest -q -n $(PROCESSES) --dist loadfile
 PROCESSES = 2
-test: PROCESSES = 3
+test: PROCESSES = 4
 
 # The tests that run grpcurl are skipped where it cannot be built.
 .PHONY: grpcurl-where-go

@@ -17,6 +17,8 @@ from tests.support.api_driver import ApiDriver, refused
 from tests.support.servers import ServerProcess
 from tests.support.waiting import join
 
+pytestmark = pytest.mark.slow
+
 
 def test_lines_of_many_threads_do_not_interleave(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
@@ -64,7 +66,6 @@ def test_a_rotated_file_is_replaced_by_a_new_one(tmp_path: Path, monkeypatch: py
     assert [line["therapist_ids"] for line in LogReader(tmp_path / "access.log.1").lines()] == [["t1"]]
 
 
-@pytest.mark.slow
 def test_the_file_is_private_to_its_owner_and_appended_to(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
     for number in range(2):

@@ -24,6 +24,8 @@ from tests.security.server_fixture import KeysFile, LogReader, Metadata, bearer,
 from tests.support.api_driver import ApiDriver, full_name
 from tests.support.waiting import HUNG_SECONDS, eventually
 
+pytestmark = pytest.mark.slow
+
 LOGS_PAGE = OPERATIONS / "logs.md"
 FLOOD = 3 * MAX_ANONYMOUS_LINES
 Scene = tuple[CaseloadServer, ApiDriver, LogReader, Metadata]

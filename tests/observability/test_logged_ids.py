@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -16,22 +15,18 @@ from tests.observability.log_lines import lines_after, status_of
 from tests.security.server_fixture import LogReader, logging
 from tests.store.store_builders import run
 from tests.support.api_driver import ApiDriver, full_name, refused, request
-from tests.support.waiting import NEVER_SECONDS
 
 
 @pytest.fixture(scope="module")
 def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ApiDriver, LogReader]]:
     """A therapist with a thousand patients, one of them shared with a second therapist."""
-    bounds = {"threads": 32, "queue_timeout_seconds": NEVER_SECONDS}  # none of the 32 callers is shed
-    with logging(tmp_path_factory.mktemp("crowd"), **bounds) as (_, api, reader):
+    with logging(tmp_path_factory.mktemp("crowd")) as (_, api, reader):
         api.therapists("t1", "t2")
-
-        def admit(patient_id: str) -> None:
-            api.patients(patient_id)
-            api.assign("t1", patient_id)
-
-        with ThreadPoolExecutor(32) as threads:
-            assert len(list(threads.map(admit, CROWD))) == MAX_LOGGED_IDS
+        for start in range(0, MAX_LOGGED_IDS, 100):
+            ids = CROWD[start : start + 100]
+            patients = [{"patient_id": one, "patient": {"display_name": "Bob Ray"}} for one in ids]
+            api.send("BatchCreatePatients", requests=patients)
+            api.send("BatchAssign", requests=[{"therapist_id": "t1", "patient_id": one} for one in ids])
         api.assign("t2", CROWD[0], role=1)
         yield api, reader
 

@@ -21,6 +21,8 @@ from tests.support.postgres.databases import Databases
 from tests.support.servers import ServerProcess, free_address
 from tests.support.waiting import HUNG_SECONDS
 
+pytestmark = pytest.mark.slow
+
 NOT_SHOWN: Final[set[str]] = set()
 """Metrics that the dashboard omits on purpose."""
 OF_COMMANDS: Final = {"caseload_last_backup_time_seconds"}
@@ -91,7 +93,6 @@ def test_codes_and_reasons_in_rules_and_dashboard_exist_in_the_contract() -> Non
     assert (len(codes), len(reasons)) > (3, 3)
 
 
-@pytest.mark.slow
 def test_workers_export_the_same_metrics_as_one_process(tmp_path: Path) -> None:
     pages = []
     for workers in ("1", "2"):
@@ -136,7 +137,6 @@ def assert_succeeds(*command: str) -> None:
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.slow
 def test_promtool_accepts_the_rules(promtool: str) -> None:
     assert_succeeds(promtool, "check", "rules", str(RULES))
 

@@ -14,6 +14,8 @@ from caseload_server.observability.metrics_page import MetricsPage
 
 from tests.observability.metrics_client import numbers
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def workers_metrics() -> Iterator[WorkersMetrics]:

@@ -162,6 +162,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_a_server_process_logs_a_defect_on_one_line(tmp_path: Path) -> None:
     with ServerProcess(
         f"sqlite:///{tmp_path}/caseload.db", command=(sys.executable, "-c", DEFECTIVE_COMMAND)

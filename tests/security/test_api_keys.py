@@ -33,6 +33,7 @@ def test_keys_create_prints_a_token_and_its_keys_file_line(tmp_path: Path, keys_
     assert read_keys_file(keys_file.path).keys.principal_by_key(token + "x") is None
 
 
+@pytest.mark.slow
 def test_a_key_can_be_created_with_an_expiry(tmp_path: Path, keys_file: KeysFile) -> None:
     arguments = ("key", "create", "--name", "billing", "--permission", "read", "--expires")
     token, line = caseload(tmp_path, *arguments, "2999-01-01 01:00:00+01:00").stdout.splitlines()

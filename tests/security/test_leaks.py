@@ -224,6 +224,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_a_server_process_exposes_no_private_values(tmp_path: Path) -> None:
     """Searches its log, access log, metrics, arguments and file names."""
     folder = tmp_path / "data"

@@ -296,6 +296,7 @@ def test_invalid_certificate_files_are_rejected(tmp_path: Path, files: Files, fl
     assert "do-not-repeat-me" not in line
 
 
+@pytest.mark.slow
 def test_metrics_report_when_certificates_expire_also_after_a_renewal(
     tmp_path: Path, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
