@@ -45,6 +45,7 @@ def files(tmp_path: Path) -> Files:
     return files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variable", ["https_proxy", "http_proxy", "grpc_proxy"])
 @pytest.mark.parametrize(("code", "host"), [(SYNC, "127.0.0.1"), (AIO, "localhost")], ids=["sync", "aio"])
 def test_tls_on_loopback_bypasses_the_proxy_of_the_environment(

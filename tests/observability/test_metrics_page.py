@@ -211,6 +211,7 @@ def test_a_malformed_request_is_rejected_and_not_logged(address: str, capfd: pyt
     assert SECRET not in page(address)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", ["127.0.0.1", "9464", "", "127.0.0.1:65536", f"{SECRET}:1", f"{SECRET}\udcff:0"])
 def test_an_invalid_metrics_address_is_rejected(tmp_path: Path, wrong: str) -> None:
     line = refusal(tmp_path, *SERVE, "--database", url(tmp_path / "caseload.db"), "--metrics-address", wrong)

@@ -165,6 +165,7 @@ def test_a_file_that_is_no_keys_file_is_rejected(keys_file: KeysFile, content: s
         read_keys_file(keys_file.path)
 
 
+@pytest.mark.slow
 def test_a_server_does_not_start_with_a_faulty_keys_file(tmp_path: Path, keys_file: KeysFile) -> None:
     keys_file.append(f"{SECRET}\nbilling read {HASH}\n{SECRET}")
     line = refusal(tmp_path, "serve", "--address", "127.0.0.1:0", "--database", "sqlite:///a.db", "--keys-file", "keys")
@@ -190,6 +191,7 @@ def test_a_check_prints_every_fault(tmp_path: Path, keys_file: KeysFile) -> None
     assert refusal(tmp_path, "key", "check", SECRET) == "FILE: cannot be read"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [0o604, 0o602, 0o601, 0o620, 0o660, 0o610, 0o444])
 def test_a_keys_file_that_others_can_read_or_write_is_rejected(tmp_path: Path, keys_file: KeysFile, mode: int) -> None:
     keys_file.add("billing")
@@ -219,6 +221,7 @@ def test_a_file_of_another_user_is_rejected(
             private_files.read_private("--keys-file", keys_file.path)
 
 
+@pytest.mark.slow
 def test_a_missing_keys_file_is_rejected(tmp_path: Path) -> None:
     line = refusal(tmp_path, "serve", "--address", "127.0.0.1:0", "--database", "sqlite:///a.db", "--keys-file", SECRET)
     assert line == "--keys-file: cannot be read"

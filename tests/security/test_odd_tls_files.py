@@ -15,6 +15,8 @@ from tests.process.command_runner import SERVE, refusal
 from tests.security.server_fixture import serving
 from tests.security.tls_files import Files, channel, reason
 
+pytestmark = pytest.mark.slow
+
 DATABASE = ("--database", "sqlite:///a.db")
 
 

@@ -217,6 +217,7 @@ def test_the_client_authority_changes_without_a_restart(mutual: CaseloadServer, 
 # --- the settings ---
 
 
+@pytest.mark.slow
 def test_a_private_key_that_others_can_read_is_rejected(tmp_path: Path, files: Files) -> None:
     files.key.chmod(0o644)
     tls = ("--tls-cert", str(files.cert), "--tls-key", str(files.key))
@@ -226,6 +227,7 @@ def test_a_private_key_that_others_can_read_is_rejected(tmp_path: Path, files: F
     assert start_refused(tmp_path, "check", *address, *tls) == text
 
 
+@pytest.mark.slow
 def test_an_authority_that_others_can_write_is_rejected(tmp_path: Path, files: Files) -> None:
     """A user who can write it can replace the authority, and then pass as any caller."""
     files.client_ca.chmod(0o664)
@@ -243,6 +245,7 @@ def test_health_requires_no_credentials(server: CaseloadServer, files: Files) ->
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
+@pytest.mark.slow
 def test_a_server_beyond_loopback_starts_with_tls_and_keys(tmp_path: Path, files: Files) -> None:
     secure = ("--tls-cert", str(files.cert), "--tls-key", str(files.key), "--keys-file", str(files.keys.path))
     with ServerProcess(f"sqlite:///{tmp_path}/caseload.db", "--address", "0.0.0.0:0", *secure) as server:
@@ -268,6 +271,7 @@ def test_a_server_beyond_loopback_requires_tls_and_keys(tmp_path: Path, files: F
     assert '"setting": "--allow-insecure"' in log.splitlines()[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", ["--tls-cert", "--tls-key", "--tls-client-ca"])
 def test_incomplete_tls_settings_are_rejected(tmp_path: Path, files: Files, flag: str) -> None:
     serve = ("serve", "--address", "127.0.0.1:0", "--database", "sqlite:///a.db")

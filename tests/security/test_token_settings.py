@@ -9,6 +9,8 @@ from caseload_server.config import SettingError
 from tests.process.command_runner import refusal as start_refused
 from tests.security.server_fixture import serving
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {
     "no audience": ({"oidc-issuer": "https://a.test"}, "--oidc-issuer: needs --oidc-audience"),
     "no issuer": ({"oidc-audience": "a"}, "--oidc-audience: needs --oidc-issuer"),

@@ -225,6 +225,7 @@ def test_two_connections_to_one_file_keep_every_rule(path: Path, clock: Clock) -
         store.close()
 
 
+@pytest.mark.slow
 def test_several_processes_on_one_file_keep_every_rule(path: Path, store: RelationshipStore) -> None:
     make(store, THERAPIST, "t", max_active_patients=25)
     for number in range(60):

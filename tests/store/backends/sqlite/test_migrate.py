@@ -181,6 +181,7 @@ def test_only_one_of_many_threads_migrates_a_new_file(path: Path, turn: int, mon
     assert sorted(done, key=len) == [[]] * (7 + turn) + [migrations("sqlite")]
 
 
+@pytest.mark.slow
 def test_only_one_of_several_processes_migrates_a_new_file(path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from caseload_server.store.backends.sqlite.migrate import migrate;"
