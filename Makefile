@@ -25,7 +25,7 @@ SPICEDB_VERSION := v1.56.2
 OPENFGA_VERSION := v1.22.1
 # The checkout's tools come before the machine's, for the tests too.
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
-# Otherwise each process that a test starts compiles the project again.
+# With this variable, each process that a test starts would compile the project again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help

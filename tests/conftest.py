@@ -41,7 +41,8 @@ def has_no_slow_test(config: pytest.Config) -> bool:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Lets the tests that are not slow write their files in memory. Otherwise they wait for a disk, mostly to sync."""
-    if has_no_slow_test(config) and (memory := in_memory()):
+    is_worker = hasattr(config, "workerinput")  # it inherits the variable
+    if has_no_slow_test(config) and not is_worker and (memory := in_memory()):
         os.environ["TMPDIR"] = tempfile.tempdir = str(memory)
 
 
@@ -68,12 +69,15 @@ def pytest_collection_finish() -> None:
 NewDatabase = Callable[[], AbstractContextManager[str]]
 """Creates an empty database for the duration of a with block; yields its URL."""
 _MEMORY: Final = Path("/dev/shm")
-_ROOM_BYTES: Final = 2**30
+_ROOM_BYTES: Final = 2**32
+"""For the files of several processes, each with a PostgreSQL cluster."""
 
 
 def in_memory() -> Path | None:
-    """A memory file system with enough space, or None: the tests spent most of their time waiting for syncs."""
-    return _MEMORY if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _ROOM_BYTES else None
+    """A memory file system with space, where programs can run, or None. Tests need not wait for syncs there."""
+    if not _MEMORY.is_dir() or os.statvfs(_MEMORY).f_flag & os.ST_NOEXEC:
+        return None
+    return _MEMORY if shutil.disk_usage(_MEMORY).free > _ROOM_BYTES else None
 
 
 @contextmanager

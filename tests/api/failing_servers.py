@@ -6,6 +6,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import grpc
+import pytest
 
 from tests.api.client_calls import full_error_text
 from tests.api.fault_injection import CANARY, FaultyServer
@@ -14,7 +15,7 @@ from tests.store.store_builders import fill
 from tests.support.api_driver import ApiDriver, full_name, request
 from tests.support.waiting import HUNG_SECONDS
 from tests.support.watch_reader import slowly_read
-from tests.support.write_lock import holding_the_lock
+from tests.support.write_lock import holding_the_lock, wait_for_locks
 
 
 def too_many_watches(faulty: FaultyServer) -> object:
@@ -66,11 +67,13 @@ def deadline_exceeded(faulty: FaultyServer) -> object:
 def overloaded(_faulty: FaultyServer) -> object:
     """Uses another server: its one thread waits for a lock, and its queue depth is 1."""
     with (
+        pytest.MonkeyPatch.context() as patched,
         TemporaryDirectory() as folder,
         serving(Path(folder), threads=1, max_queue_depth=1) as server,
         ApiDriver(server.address) as api,
         holding_the_lock(f"sqlite:///{folder}/caseload.db"),
     ):
+        wait_for_locks(patched)
         create: Any = api.channel.unary_unary(full_name("CreatePatient"))
         body = request("CreatePatient", patient={"display_name": CANARY}).SerializeToString()
         ended: SimpleQueue[Any] = SimpleQueue()

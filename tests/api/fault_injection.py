@@ -14,6 +14,7 @@ from caseload_server.rpc.server import CaseloadServer, build_server
 from tests.api.client_calls import People, Side
 from tests.support.api_driver import ApiDriver
 from tests.support.servers import NO_LOG, Client
+from tests.support.waiting import NEVER_SECONDS
 
 CANARY = "Canary-Zq9"
 """No error may contain this text."""
@@ -62,7 +63,8 @@ def faulty_server(url: str) -> Iterator[FaultyServer]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("caseload_server.rpc.server.TherapistServicer", DefectiveTherapists)
         patched.setattr("caseload_server.rpc.server.ChangeServicer", DefectiveChanges)
-        server = build_server(Config("127.0.0.1:0", url, threads=4, max_watches=1, drain_seconds=0, access_log=NO_LOG))
+        fixed: dict[str, Any] = {"drain_seconds": 0, "access_log": NO_LOG, "queue_timeout_seconds": NEVER_SECONDS}
+        server = build_server(Config("127.0.0.1:0", url, threads=4, max_watches=1, **fixed))
         server.start()
         side = Side(Client(server.address), "Therapist")
         private = {"display_name": CANARY, "email": f"{CANARY}@example.org", "annotations": {CANARY: CANARY}}

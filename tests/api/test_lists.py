@@ -1,22 +1,28 @@
 """Filters of list RPCs. test_page_tokens.py covers pages."""
 
 import time
+from collections.abc import Iterator
 
 import pytest
 
 from tests.api.client_calls import SIDES, T0, People, Side, covers, refused
+from tests.conftest import NewDatabase, serving
 from tests.support.servers import Client
 
 MRN = {"system": "urn:example:mrn", "value": "12"}
 
 
 @pytest.fixture(scope="module", params=SIDES)
-def named(shared_client: Client, request: pytest.FixtureRequest) -> People:
+def named(new_database: NewDatabase, request: pytest.FixtureRequest) -> Iterator[People]:
     """People who are found by their names. Tests only read them."""
-    people = People(shared_client, request.param)
-    for one, name in zip("abcde", ["Zoë Müller-Lüdenscheidt", "Ann Lee", "Anja", "100% Sure", "Straße"], strict=True):
-        people.create(one, display_name=name)
-    return people
+    with new_database() as url, serving(url) as server:
+        people = People(Client(server.address), request.param)
+        for one, name in zip(
+            "abcde", ["Zoë Müller-Lüdenscheidt", "Ann Lee", "Anja", "100% Sure", "Straße"], strict=True
+        ):
+            people.create(one, display_name=name)
+        yield people
+        people.client.close()
 
 
 def found(people: People, *, show_deleted: bool = False, **wanted: object) -> list[str]:

@@ -3,33 +3,23 @@
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import grpc
 import pytest
 from caseload_server.config import Config
 from caseload_server.domain import limits
-from caseload_server.rpc.server import CaseloadServer, build_server
+from caseload_server.rpc.server import CaseloadServer
 from caseload_server.store.backends.postgres import database as postgres
 from caseload_server.store.backends.sqlite import database as sqlite
 
 from tests.api.client_calls import covers
+from tests.conftest import serving
 from tests.store.store_builders import fill
 from tests.support.api_driver import PRIMARY, ApiDriver, number, refused
-from tests.support.servers import NO_LOG
 from tests.support.waiting import NEVER_SECONDS, eventually, join
 from tests.support.watch_reader import WatchReader, await_unread, opened_watch, slowly_read, unread
-
-
-@contextmanager
-def serving(url: str, **settings: Any) -> Iterator[CaseloadServer]:
-    server = build_server(Config(address="127.0.0.1:0", database=url, drain_seconds=0, access_log=NO_LOG, **settings))
-    server.start()
-    try:
-        yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture

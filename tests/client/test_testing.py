@@ -156,7 +156,7 @@ def test_a_call_that_waits_at_the_end_of_the_block_succeeds(caseload_store: Case
 
 
 def test_a_server_that_has_crashed_names_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))  # it leaves its folder
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # the killed server leaves its folder
     command = tmp_path / "caseload-test-server"
     command.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec {COMMAND}\n")
     command.chmod(0o700)
@@ -196,7 +196,7 @@ def test_a_server_that_does_not_start_names_its_log(tmp_path: Path) -> None:
 
 
 def test_a_server_that_has_ended_by_itself_names_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))  # it leaves its folder
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # the killed server leaves its folder
     with CaseloadForTests(COMMAND, tmp_path / "log") as server:
         server._process.kill()
         server._process.wait(HUNG_SECONDS)

@@ -17,9 +17,8 @@ from tests.support.api_driver import ApiDriver, refused
 from tests.support.servers import ServerProcess
 from tests.support.waiting import join
 
-pytestmark = pytest.mark.slow
 
-
+@pytest.mark.slow
 def test_lines_of_many_threads_do_not_interleave(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
     files = [LogFile(path), LogFile(path)]  # two handles, as two processes have
@@ -66,6 +65,7 @@ def test_a_rotated_file_is_replaced_by_a_new_one(tmp_path: Path, monkeypatch: py
     assert [line["therapist_ids"] for line in LogReader(tmp_path / "access.log.1").lines()] == [["t1"]]
 
 
+@pytest.mark.slow
 def test_the_file_is_private_to_its_owner_and_appended_to(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
     for number in range(2):
@@ -80,6 +80,7 @@ def test_the_file_is_private_to_its_owner_and_appended_to(tmp_path: Path) -> Non
     assert [line["therapist_ids"] for line in LogReader(path).lines()] == [["t0"], ["t1"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [0o602, 0o622, 0o666])
 def test_a_log_file_that_other_users_can_write_is_rejected(tmp_path: Path, mode: int) -> None:
     path = tmp_path / "access.log"
@@ -103,6 +104,7 @@ def test_a_log_file_that_other_users_can_read_causes_a_warning(tmp_path: Path, m
     assert [line["event"] for line in logs if line["log_level"] == "warning"] == events
 
 
+@pytest.mark.slow
 def test_a_line_is_written_before_the_response_is_sent(tmp_path: Path) -> None:
     """So a crash loses no line of a call that a caller saw complete."""
     path = tmp_path / "access.log"
@@ -117,6 +119,7 @@ def test_a_line_is_written_before_the_response_is_sent(tmp_path: Path) -> None:
     assert len(LogReader(path).lines()) == 20
 
 
+@pytest.mark.slow
 def test_a_crash_loses_no_line_of_an_open_watch(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
     with (
@@ -136,6 +139,7 @@ def test_a_write_failure_of_the_access_log_is_logged_once_and_calls_continue(tmp
     assert [(line["event"], line["type"]) for line in logs] == [("access log write failed", "OSError")]
 
 
+@pytest.mark.slow
 def test_calls_continue_when_standard_error_is_not_read(tmp_path: Path) -> None:
     with (
         ServerProcess(f"sqlite:///{tmp_path}/caseload.db", access_log=None) as server,
@@ -148,6 +152,7 @@ def test_calls_continue_when_standard_error_is_not_read(tmp_path: Path) -> None:
         assert refused(api.send, "GetTherapist", therapist_id="t3").reason == "THERAPIST_NOT_FOUND"
 
 
+@pytest.mark.slow
 def test_without_a_file_lines_are_written_to_standard_error(tmp_path: Path) -> None:
     with (
         ServerProcess(f"sqlite:///{tmp_path}/caseload.db", access_log=None) as server,
@@ -159,6 +164,7 @@ def test_without_a_file_lines_are_written_to_standard_error(tmp_path: Path) -> N
     assert events == ["started", "call", "stopping", "stopped"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["missing/access.log", "."])
 def test_an_unusable_log_path_is_rejected(tmp_path: Path, where: str) -> None:
     serve = ("serve", "--address", "127.0.0.1:0", "--database", "sqlite:///a.db")

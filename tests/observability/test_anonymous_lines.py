@@ -24,8 +24,6 @@ from tests.security.server_fixture import KeysFile, LogReader, Metadata, bearer,
 from tests.support.api_driver import ApiDriver, full_name
 from tests.support.waiting import HUNG_SECONDS, eventually
 
-pytestmark = pytest.mark.slow
-
 LOGS_PAGE = OPERATIONS / "logs.md"
 FLOOD = 3 * MAX_ANONYMOUS_LINES
 Scene = tuple[CaseloadServer, ApiDriver, LogReader, Metadata]
@@ -63,6 +61,7 @@ def calls_and_left_out(reader: LogReader, code: str) -> tuple[int, int]:
     return events["call"], sum(line["count"] for line in lines if line["event"] == "calls_left_out")
 
 
+@pytest.mark.slow
 def test_a_flood_without_credentials_has_few_lines_and_a_count_of_the_rest(scene: Scene) -> None:
     server, api, reader, _ = scene
     with capture_logs() as events:
@@ -77,12 +76,14 @@ def test_a_flood_without_credentials_has_few_lines_and_a_count_of_the_rest(scene
     assert counted("calls_total", code="UNAUTHENTICATED") == FLOOD
 
 
+@pytest.mark.slow
 def test_a_flood_of_known_callers_is_logged_completely(scene: Scene) -> None:
     _, api, reader, credentials = scene
     flood(api, credentials)
     assert calls_and_left_out(reader, "NOT_FOUND") == (FLOOD, 0)
 
 
+@pytest.mark.slow
 def test_a_flood_without_credentials_hides_no_health_check(scene: Scene) -> None:
     _, api, reader, _ = scene
     flood(api, ())
@@ -91,6 +92,7 @@ def test_a_flood_without_credentials_hides_no_health_check(scene: Scene) -> None
     assert calls_and_left_out(reader, "OK") == (1, 0)
 
 
+@pytest.mark.slow
 def test_a_stop_loses_no_count(tmp_path: Path) -> None:
     keys = KeysFile(tmp_path / "keys")
     keys.add("reader", "read")
@@ -119,6 +121,7 @@ def test_the_limit_is_that_of_a_second_and_of_a_code() -> None:
     assert sum(count for code, count in counts if code == "B") == 7
 
 
+@pytest.mark.slow
 def test_the_documented_line_of_a_count_matches_a_real_line(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(anonymous_lines, "MAX_ANONYMOUS_LINES", 0)
     _, api, reader, _ = scene

@@ -16,11 +16,10 @@ from tests.support.http2_frames import Frames
 from tests.support.servers import ServerProcess, free_address
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.slow
-
 FEW_FILES: Final = ("bash", "-c", 'ulimit -n 600; exec "$0" "$@"', sys.executable, "-m", "caseload_server")
 
 
+@pytest.mark.slow
 def test_connections_are_a_gauge_and_their_limit_leaves_an_event(tmp_path: Path) -> None:
     with (
         capture_logs() as logged,
@@ -47,6 +46,7 @@ def test_connections_are_a_gauge_and_their_limit_leaves_an_event(tmp_path: Path)
     ]
 
 
+@pytest.mark.slow
 def test_connections_of_another_process_on_the_port_are_not_counted(tmp_path: Path) -> None:
     """Workers share a port."""
     with ServerProcess(f"sqlite:///{tmp_path}/caseload.db") as server, Frames(server.address) as frames:
@@ -66,6 +66,7 @@ def test_connections_that_are_not_accepted_wait() -> None:
         listening.getsockname()  # it is still open
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_server_with_few_open_files_shows_the_connections_that_it_can_have(tmp_path: Path, workers: int) -> None:
     metrics = free_address()

@@ -17,8 +17,6 @@ from tests.support.disks import limit_files
 from tests.support.servers import ServerProcess, free_address
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.slow
-
 START_BYTES: Final = 20_000_000
 """Where the log of a test begins: no other file of the server becomes this large."""
 
@@ -31,6 +29,7 @@ def begin(path: Path) -> None:
         file.write("\n")
 
 
+@pytest.mark.slow
 def test_a_full_disk_tears_one_line_and_no_other(tmp_path: Path) -> None:
     """The kernel takes the beginning of a line, as a full disk does, and refuses the rest."""
     path = tmp_path / "access.log"
@@ -69,6 +68,7 @@ def test_a_line_that_another_process_tore_spoils_no_line_of_this_one(
     assert path.read_text() == "torn\nfirst\nsecond\ntorn\nthird\n"
 
 
+@pytest.mark.slow
 def test_a_full_disk_under_standard_error_loses_counted_lines_and_recovers_without_a_call(tmp_path: Path) -> None:
     path, metrics = tmp_path / "log", free_address()
     begin(path)

@@ -21,8 +21,6 @@ from tests.support.postgres.databases import Databases
 from tests.support.servers import ServerProcess, free_address
 from tests.support.waiting import HUNG_SECONDS
 
-pytestmark = pytest.mark.slow
-
 NOT_SHOWN: Final[set[str]] = set()
 """Metrics that the dashboard omits on purpose."""
 OF_COMMANDS: Final = {"caseload_last_backup_time_seconds"}
@@ -64,6 +62,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, postgres_databases: Datab
     return found
 
 
+@pytest.mark.slow
 def test_the_documented_metrics_match_the_metrics_page(exported: set[Metric]) -> None:
     text = (OPERATIONS / "metrics-and-alerts.md").read_text()
     rows = re.findall(r"^\| `(caseload_\w+)` \| (\w+) \|(.*?)\| [^|]+ \| [^|]+ \|$", text, re.MULTILINE)
@@ -93,6 +92,7 @@ def test_codes_and_reasons_in_rules_and_dashboard_exist_in_the_contract() -> Non
     assert (len(codes), len(reasons)) > (3, 3)
 
 
+@pytest.mark.slow
 def test_workers_export_the_same_metrics_as_one_process(tmp_path: Path) -> None:
     pages = []
     for workers in ("1", "2"):
@@ -137,10 +137,12 @@ def assert_succeeds(*command: str) -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
 def test_promtool_accepts_the_rules(promtool: str) -> None:
     assert_succeeds(promtool, "check", "rules", str(RULES))
 
 
+@pytest.mark.slow
 def test_each_alert_fires_when_expected_and_not_in_normal_operation(promtool: str) -> None:
     cases = Path(__file__).with_name("alerts.yml")
     assert set(re.findall(r"alert: (\w+)", RULES.read_text())) == set(

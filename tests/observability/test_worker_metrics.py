@@ -14,8 +14,6 @@ from caseload_server.observability.metrics_page import MetricsPage
 
 from tests.observability.metrics_client import numbers
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def workers_metrics() -> Iterator[WorkersMetrics]:
@@ -43,6 +41,7 @@ def worker(number: int, *, ready: bool = True) -> Iterator["subprocess.Popen[str
         process.kill()
 
 
+@pytest.mark.slow
 def test_counters_are_summed_over_all_workers_including_dead_ones(
     workers_metrics: WorkersMetrics, address: str
 ) -> None:
@@ -57,6 +56,7 @@ def test_counters_are_summed_over_all_workers_including_dead_ones(
         assert counted("call_seconds_count") == counted("call_seconds_bucket", le="0.0005") == 23
 
 
+@pytest.mark.slow
 def test_gauges_cover_live_workers_and_readiness_is_the_lowest(workers_metrics: WorkersMetrics, address: str) -> None:
     with worker(0):
         with worker(1, ready=False):
@@ -70,6 +70,7 @@ def test_gauges_cover_live_workers_and_readiness_is_the_lowest(workers_metrics: 
     assert "caseload_watches" not in none.families
 
 
+@pytest.mark.slow
 def test_a_restarted_worker_continues_its_counters(workers_metrics: WorkersMetrics, address: str) -> None:
     folder = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
     with worker(0):
@@ -89,6 +90,7 @@ def test_the_metrics_folder_is_private_and_removed_at_exit() -> None:
     assert "PROMETHEUS_MULTIPROC_DIR" not in os.environ
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("workers_metrics")
 def test_no_series_names_a_process(address: str) -> None:
     """Otherwise each restart would create new series."""

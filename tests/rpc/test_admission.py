@@ -3,6 +3,7 @@
 import math
 import os
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from typing import Any, Final
 
 import grpc
 import pytest
-from caseload_server.domain import limits
+from caseload_server.domain import errors, limits
 from caseload_server.rpc import admission
 from caseload_server.security.principal import LOCAL
 from caseload_server.store.backends.sqlite import database as sqlite
@@ -69,6 +70,7 @@ def test_a_caller_is_served_again_when_its_unfinished_messages_have_ended(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "MAX_CALLS_RECEIVING", 2)
+    monkeypatch.setattr(limits, "MESSAGE_TIMEOUT_SECONDS", NEVER_SECONDS)
     with Http2Client(scene.address) as caller:
         unfinished = caller.begin(scene.headers(GET, "other"))
         eventually(lambda: scene.receiving("other") == 1)
@@ -152,7 +154,7 @@ def test_a_probe_is_answered_while_answers_to_probes_are_not_taken(
         for _ in range(20):
             caller.call(call_headers(HEALTH), b"")
         eventually(lambda: len(caller.ended) >= 15)
-        eventually(lambda: all(call.stalls_at < math.inf for call in scene.admission._public.open))
+        eventually(lambda: all(call.stalls_at < math.inf for call in scene.admission._public.open.copy()))
         stub: Any = health_pb2_grpc.HealthStub(channel)
         assert stub.Check(health_pb2.HealthCheckRequest(), timeout=HUNG_SECONDS).status
 
@@ -161,8 +163,10 @@ def test_a_probe_that_gave_way_is_not_answered_when_its_message_arrives_late(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "MAX_OPEN_PUBLIC_CALLS", 1)
+    monkeypatch.setattr(limits, "MESSAGE_TIMEOUT_SECONDS", NEVER_SECONDS)
     released = threading.Event()
-    scene.admission._rejected.put((SimpleNamespace(refuse=lambda _: released.wait(HUNG_SECONDS)), None))  # type: ignore[arg-type]
+    the_thread_of_rejections = SimpleNamespace(refuse=lambda _: released.wait(HUNG_SECONDS))
+    scene.admission._rejected.put((the_thread_of_rejections, None))  # it waits
     with Http2Client(scene.address) as caller:
         older, newer = (caller.begin(call_headers(HEALTH)) for _ in range(2))
         eventually(lambda: len(scene.admission._public.open) == 2)
@@ -171,6 +175,32 @@ def test_a_probe_that_gave_way_is_not_answered_when_its_message_arrives_late(
         eventually(lambda: scene.receiving("") == 0)
         released.set()
         assert [status(caller.await_end(call)) for call in (older, newer)] == [RESOURCE_EXHAUSTED, OK]
+
+
+def test_a_call_that_times_out_while_its_message_arrives_has_a_status(scene: Scene) -> None:
+    with Http2Client(scene.address) as caller:
+        sent = caller.begin(scene.headers(GET, "other"))
+        eventually(lambda: scene.receiving("other") == 1)
+        [call] = scene.admission._open
+        call.message = b""
+        assert scene.admission._end_stalled(call, errors.DeadlineExceeded())
+        assert status(caller.await_end(sent)) == DEADLINE_EXCEEDED
+
+
+def test_a_call_whose_message_has_just_arrived_does_not_time_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait_for_locks(monkeypatch)
+    with serving(tmp_path) as server, ApiDriver(server.address) as api:
+        create: Any = api.channel.unary_unary(full_name("CreatePatient"))
+        message = request("CreatePatient", patient={"display_name": "A"}).SerializeToString()
+        with holding_the_lock(f"sqlite:///{tmp_path}/caseload.db"):
+            created = create.future(message, timeout=2 * HUNG_SECONDS)
+            await_writes(server, 1)
+            admission = server._parts.admission
+            [call] = admission._open
+            assert not admission._end_stalled(call, errors.DeadlineExceeded(), time.monotonic())
+        assert created.result()
 
 
 def test_open_calls_of_one_caller_are_limited_to_its_share(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -225,7 +225,7 @@ def overfill(ref: FieldRef) -> None:
 
 
 @pytest.fixture(scope="module")
-def crowd(shared_client: Client) -> Client:
+def filled_client(shared_client: Client) -> Client:
     """A client of a server with some records, for calls that are rejected."""
     with ApiDriver(shared_client.address) as api:
         api.therapists("t1", "t2")
@@ -234,7 +234,7 @@ def crowd(shared_client: Client) -> Client:
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-def test_every_text_and_list_of_a_request_has_a_limit(crowd: Client, method: MethodDescriptor) -> None:
+def test_every_text_and_list_of_a_request_has_a_limit(filled_client: Client, method: MethodDescriptor) -> None:
     count = len([ref for ref in field_refs(full(method)) if is_unbounded_by_type(ref) and is_read(method, ref)])
     assert count
     for index in range(count):
@@ -245,7 +245,7 @@ def test_every_text_and_list_of_a_request_has_a_limit(crowd: Client, method: Met
         if "allow_missing" in method.input_type.fields_by_name:
             whole.allow_missing = False
         with pytest.raises(grpc.RpcError) as caught:
-            call(crowd, method, whole)
+            call(filled_client, method, whole)
         assert refusal(caught.value).code in {
             grpc.StatusCode.INVALID_ARGUMENT,
             grpc.StatusCode.OUT_OF_RANGE,  # max length of a revision

@@ -14,7 +14,7 @@ from caseload_server.security.principal import PERMISSIONS
 from tests.conftest import create_sqlite_file
 from tests.support.api_driver import ApiDriver
 from tests.support.servers import NO_LOG
-from tests.support.waiting import eventually
+from tests.support.waiting import NEVER_SECONDS, eventually
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 
@@ -56,7 +56,8 @@ def serving(folder: Path, **settings: Any) -> Iterator[CaseloadServer]:
     if not file.exists():
         create_sqlite_file(file)
     database = f"sqlite:///{file}"
-    fixed: dict[str, Any] = {"address": "127.0.0.1:0", "database": database, "drain_seconds": 0, "threads": 4}
+    fixed: dict[str, Any] = {"address": "127.0.0.1:0", "database": database, "drain_seconds": 0, "threads": 8}
+    fixed["queue_timeout_seconds"] = NEVER_SECONDS  # calls are not shed because the machine is busy
     fixed["access_log"] = NO_LOG
     config = Config(**{**fixed, **settings})
     server = build_server(config)

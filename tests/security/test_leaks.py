@@ -27,8 +27,6 @@ from tests.security.canaries import CANARY, Caller, leaking_outputs
 from tests.support.api_driver import RPCS, full_name
 from tests.support.servers import ServerProcess, free_address
 
-pytestmark = pytest.mark.slow
-
 __all__ = ["collector"]
 
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -201,6 +199,7 @@ def test_no_output_contains_private_values(outputs: dict[str, str]) -> None:
     assert "store.commit" in outputs["traces"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outputs", [crash_in_the_store], indirect=True, ids=[""])
 def test_no_output_contains_private_values_when_the_store_crashes(outputs: dict[str, str]) -> None:
     assert leaking_outputs(outputs) == []
@@ -209,6 +208,7 @@ def test_no_output_contains_private_values_when_the_store_crashes(outputs: dict[
     assert outputs["traces"].count("RuntimeError") > 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("outputs", "where"), LEAKS.items(), indirect=["outputs"], ids=map(str, range(len(LEAKS))))
 def test_a_planted_leak_is_found(outputs: dict[str, str], where: str) -> None:
     assert leaking_outputs(outputs) == [where]
@@ -224,6 +224,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_a_server_process_exposes_no_private_values(tmp_path: Path) -> None:
     """Searches its log, access log, metrics, arguments and file names."""
     folder = tmp_path / "data"

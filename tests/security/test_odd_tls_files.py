@@ -15,8 +15,6 @@ from tests.process.command_runner import SERVE, refusal
 from tests.security.server_fixture import serving
 from tests.security.tls_files import Files, channel, reason
 
-pytestmark = pytest.mark.slow
-
 DATABASE = ("--database", "sqlite:///a.db")
 
 
@@ -25,6 +23,7 @@ def files(tmp_path: Path) -> Files:
     return Files.create(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_certificate_in_a_pipe_without_a_writer_is_rejected(tmp_path: Path, files: Files) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe, 0o600)
@@ -32,6 +31,7 @@ def test_a_certificate_in_a_pipe_without_a_writer_is_rejected(tmp_path: Path, fi
     assert line == "--tls-cert: is not a regular file"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", ["--tls-cert", "--tls-ca"])
 def test_check_rejects_a_device_that_never_ends(tmp_path: Path, flag: str) -> None:
     assert refusal(tmp_path, "check", "--address", "127.0.0.1:1", flag, "/dev/zero") == f"{flag}: is not a regular file"
@@ -45,6 +45,7 @@ def test_a_byte_order_mark_before_a_certificate_is_ignored(tmp_path: Path, files
         assert reason(channel(server, files, files.authority.issue_cert("a.test"))) == "UNAUTHENTICATED"
 
 
+@pytest.mark.slow
 def test_a_key_that_grpc_cannot_use_is_named_and_not_the_address(tmp_path: Path) -> None:
     """OpenSSL accepts this curve, and BoringSSL does not."""
     key = ec.generate_private_key(ec.SECP256K1())

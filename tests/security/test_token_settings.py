@@ -9,8 +9,6 @@ from caseload_server.config import SettingError
 from tests.process.command_runner import refusal as start_refused
 from tests.security.server_fixture import serving
 
-pytestmark = pytest.mark.slow
-
 SETTINGS = {
     "no audience": ({"oidc-issuer": "https://a.test"}, "--oidc-issuer: needs --oidc-audience"),
     "no issuer": ({"oidc-audience": "a"}, "--oidc-audience: needs --oidc-issuer"),
@@ -23,6 +21,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("given", "text"), SETTINGS.values(), ids=SETTINGS)
 def test_wrong_settings_are_rejected(tmp_path: Path, given: dict[str, str], text: str) -> None:
     flags = [word for name, value in given.items() for word in (f"--{name}", value)]

@@ -218,6 +218,7 @@ class Admission:
         if call.is_received():
             proceed(call)
             return
+        call.awaits_message = True
         call.stalls_at = time.monotonic() + limits.MESSAGE_TIMEOUT_SECONDS
         if self._may_receive(call):
             self._start_receiving(call, proceed)
@@ -244,18 +245,19 @@ class Admission:
         for call in receiving if excess > 0 else ():
             if excess <= 0 or latest < call.stalls_at < math.inf:  # all later ones are newer
                 return
-            if call.stalls_at < math.inf:
-                self._end_stalled(call, self._overloaded())
+            self._end_stalled(call, self._overloaded())
             excess -= 1
 
     def _received(self, proceed: Callable[[IncomingCall], None], call: IncomingCall) -> None:
-        was_ended = call.stalls_at == math.inf  # and its rejection may still wait for its thread
-        call.stalls_at = math.inf
+        with self._lock:
+            was_ended = call.stalls_at == math.inf
+            call.stalls_at = math.inf
+            call.awaits_message = False
         del self._callers[call.caller].receiving[call]
         self._receiving.pop(call, None)
         method: Method = call.handler.method
         if was_ended or not call.is_active():
-            call.take_message()
+            call.take_message()  # so that its rejection does not keep it in memory
         elif call.message is None:
             call.reject_without_message()
         elif len(call.message) > method.max_request_bytes:
@@ -284,20 +286,25 @@ class Admission:
             now = time.monotonic()
             for call in self._open.copy():  # copying is atomic; the other thread changes the dict meanwhile
                 if call.stalls_at <= now:
-                    self._end_stalled(call, errors.DeadlineExceeded())
+                    self._end_stalled(call, errors.DeadlineExceeded(), now)
 
     def _end_oldest(self, calls: dict[IncomingCall, None]) -> bool:
         """Ends the oldest call whose caller delays it. Returns whether there was one."""
-        for call in calls:
-            if call.stalls_at < math.inf:
-                self._end_stalled(call, self._overloaded())
-                return True
-        return False
+        return any(self._end_stalled(call, self._overloaded()) for call in calls if call.stalls_at < math.inf)
 
-    def _end_stalled(self, call: IncomingCall, error: errors.DomainError) -> None:
-        """Rejects a call whose message did not arrive. Cancels a call whose response was not read."""
-        call.stalls_at = math.inf
-        if call.is_received():
-            call.cancel()
-        else:
+    def _end_stalled(self, call: IncomingCall, error: errors.DomainError, until: float = math.inf) -> bool:
+        """Rejects a call whose message did not arrive. Cancels a call whose response was not read.
+
+        Args: until, ends no call that stalls later, by time.monotonic(). Returns False if the caller no longer delays
+        the call, which another thread may have noticed meanwhile.
+        """
+        with self._lock:
+            if call.stalls_at == math.inf or call.stalls_at > until:
+                return False
+            call.stalls_at = math.inf
+            awaits_message = call.awaits_message
+        if awaits_message:
             self._reject(call, call.handler.method.refusal(error))
+        else:
+            call.cancel()
+        return True

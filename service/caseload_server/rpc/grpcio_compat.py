@@ -62,7 +62,7 @@ class IncomingCall:
 
     __slots__ = (
         *("_event", "_in_pool", "_parse", "_state", "_thunk", "_write"),
-        *("caller", "handler", "message", "peer", "queued_at", "stalls_at", "untaken"),
+        *("awaits_message", "caller", "handler", "message", "peer", "queued_at", "stalls_at", "untaken"),
     )
 
     def __init__(self, arguments: tuple[Any, ...]) -> None:
@@ -76,6 +76,8 @@ class IncomingCall:
         """The name of the principal; empty for a public method."""
         self.queued_at = 0.0
         """By the executor's clock, in seconds."""
+        self.awaits_message = False
+        """Whether admission waits for the message."""
         self.stalls_at = math.inf
         """The time.monotonic() at which the caller has taken too long to send its message, or to read a response."""
         self.untaken: Counter[str] | None = None

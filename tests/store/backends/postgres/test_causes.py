@@ -37,7 +37,6 @@ def counted(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Coun
     monkeypatch.setattr(driver_errors, "_RETRY_TIMEOUT_SECONDS", 0.1)
     monkeypatch.setattr(connection_pool, "ACQUIRE_TIMEOUT_SECONDS", 0.1)
     monkeypatch.setitem(connection.WRITES.defaults, "lock_timeout", "50ms")
-    monkeypatch.setitem(connection.READS.defaults, "statement_timeout", "50ms")
     with psycopg.connect(postgres_url) as admin:
         admin.execute(RAISE)
     made = Counted(postgres_url)
@@ -54,11 +53,18 @@ def wait_for_a_lock(counted: Counted) -> None:
         counted.database.write(lambda transaction: transaction.run("UPDATE store SET head_revision = 1"))
 
 
+def limit_statements(counted: Counted) -> None:
+    """Sets a short timeout in the one session for reads."""
+    counted.database.read("SELECT set_config('statement_timeout', '50ms', false)")
+
+
 def read_for_long(counted: Counted) -> None:
+    limit_statements(counted)
     counted.database.read("SELECT 1 FROM pg_sleep(100)")
 
 
 def read_for_long_in_a_snapshot(counted: Counted) -> None:
+    limit_statements(counted)
     with counted.database.snapshot() as transaction:
         transaction.run("SELECT 1 FROM pg_sleep(100)")
 

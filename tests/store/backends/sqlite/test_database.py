@@ -25,7 +25,7 @@ from tests.store.backends.sqlite.disk_faults import faulty_disk
 from tests.store.backends.sqlite.writers import batch, locked
 from tests.store.conftest import Clock
 from tests.store.store_calls import ALL, CALL, assign, count, dump, head, ids, make, race, request, run
-from tests.support.waiting import HUNG_SECONDS, join
+from tests.support.waiting import HUNG_SECONDS, NEVER_SECONDS, join
 
 
 @pytest.fixture
@@ -167,7 +167,10 @@ def test_a_lock_held_too_long_is_busy_while_reads_continue(
     make(store, PATIENT, "q")
 
 
-def test_a_write_waits_for_a_lock_held_briefly(path: Path, store: RelationshipStore) -> None:
+def test_a_write_waits_for_a_lock_held_briefly(
+    path: Path, store: RelationshipStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "_BUSY_TIMEOUT_SECONDS", NEVER_SECONDS)
     waiting = threading.Thread(target=make, args=(store, PATIENT, "p"))
     with locked(path):
         waiting.start()

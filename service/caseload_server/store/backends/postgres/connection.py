@@ -73,8 +73,8 @@ def connect(url: str, settings: SessionSettings = WRITES, *, refuses_pooling: bo
     The settings are set by statements and then verified: poolers such as PgBouncer reject the parameter `options`, or
     ignore it. Raises SessionRefused, psycopg.Error.
 
-    Args: url, as libpq takes it; refuses_pooling, whether to look for a pooler that lets several connections share a
-    session. Settings, prepared statements, LISTEN and locks belong to a session.
+    Args: url, as libpq takes it; refuses_pooling, whether to raise SessionRefused if a pooler shares sessions between
+    connections.
     """
     effective = effective_parameters(url)
     connection = _open(url, effective)
@@ -134,6 +134,7 @@ def _call(connection: Connection, function: str, *arguments: tuple[str, ...]) ->
 def _refuse_transaction_pooling(one: Connection, url: str, effective: dict[str, str]) -> None:
     """Raises SessionRefused if another connection may get the session of this one. Raises psycopg.Error.
 
+    Settings, prepared statements, LISTEN and locks belong to a session.
     https://www.pgbouncer.org/features.html
     """
     if one.info.backend_pid == _session(one):  # a pooler reports a process id of its own
