@@ -16,7 +16,7 @@ from tests.docs.page_checks import PAGES, check_block, name, tour
 from tests.support.gateway import gateway
 from tests.support.postgres.cluster import Server
 from tests.support.postgres.pgbouncer import pgbouncer
-from tests.support.servers import ServerProcess
+from tests.support.servers import ServerProcess, free_address
 from tests.support.waiting import HUNG_SECONDS
 
 ADDRESS = Config.address
@@ -160,9 +160,7 @@ def test_only_output_that_differs_between_runs_is_masked() -> None:
 @pytest.mark.checkout
 @pytest.mark.usefixtures("grpcurl")
 def test_make_run_prints_a_grpcurl_line_that_works_when_pasted(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = free_address()
     lines = lines_of_make_run(address, tmp_path)
     tried = next(lines).removeprefix("try: ")
     assert next(lines) == f"caseload: serving on {address}"

@@ -3,7 +3,6 @@
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from caseload.v1 import patient_service_pb2_grpc, therapist_service_pb2_grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from tests.support.ports import free_port
 from tests.support.waiting import HUNG_SECONDS
 
 START_SECONDS = HUNG_SECONDS
@@ -27,9 +27,7 @@ NO_LOG = Path(os.devnull)
 
 def free_address() -> str:
     """A free address, for a process that must know its address before its log can be read."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{free.getsockname()[1]}"
+    return f"127.0.0.1:{free_port()}"
 
 
 class Client:

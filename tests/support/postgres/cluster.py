@@ -5,12 +5,10 @@ https://www.postgresql.org/docs/current/app-initdb.html, https://www.postgresql.
 
 import os
 import pwd
-import random
 import re
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -24,6 +22,7 @@ from urllib.parse import urlsplit
 import psycopg
 
 from tests.support.missing_tool import NoTool
+from tests.support.ports import free_port
 from tests.support.waiting import HUNG_SECONDS
 
 HOW_TO_GET_IT: Final = (
@@ -268,15 +267,3 @@ def not_root() -> pwd.struct_passwd | None:
         return None
     names = {entry.pw_name: entry for entry in pwd.getpwall()}
     return names.get("postgres") or names["nobody"]
-
-
-def free_port() -> int:
-    """Returns a free port below the ephemeral range, so that no client socket takes the port of a stopped server."""
-    for port in random.sample(range(20_000, 32_000), 100):
-        with socket.socket() as attempt:
-            try:
-                attempt.bind((HOST, port))
-            except OSError:
-                continue
-            return port
-    raise RuntimeError("no free port")

@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 import psycopg
 
 from tests.support.missing_tool import NoTool
-from tests.support.postgres.cluster import HOST, free_port, not_root
+from tests.support.ports import free_port
+from tests.support.postgres.cluster import HOST, not_root
 from tests.support.waiting import HUNG_SECONDS
 
 HOW_TO_GET_IT: Final = "needs PgBouncer: apt-get install pgbouncer"

@@ -1,0 +1,16 @@
+"""Ports for programs that cannot choose one themselves."""
+
+import random
+import socket
+
+
+def free_port() -> int:
+    """Returns a free port below the ephemeral range, so that no client socket takes the port of a stopped server."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        with socket.socket() as attempt:
+            try:
+                attempt.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError("no free port")
