@@ -63,7 +63,10 @@ def _create_and_lock(folder: Path) -> int:
     """
     with suppress(FileExistsError):
         folder.mkdir(0o700)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except FileNotFoundError:  # another process has just removed it
+        raise FileExistsError(_BEING_WRITTEN) from None
     if not _try_lock(descriptor, folder):
         os.close(descriptor)
         raise FileExistsError(_BEING_WRITTEN)

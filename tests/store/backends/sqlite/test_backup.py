@@ -153,6 +153,22 @@ def test_a_restore_rejects_a_damaged_copy_and_leaves_nothing(
     assert not [file for file in tmp_path.iterdir() if "target" in file.name]
 
 
+def test_a_backup_is_rejected_while_another_one_to_the_same_file_ends(
+    tmp_path: Path, source: Path, store: RelationshipStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(store, THERAPIST, "t")
+    make_folder = Path.mkdir
+
+    def find_folder_of_another(path: Path, mode: int) -> None:
+        make_folder(path, mode)
+        path.rmdir()
+        raise FileExistsError
+
+    monkeypatch.setattr(Path, "mkdir", find_folder_of_another)
+    with pytest.raises(FileExistsError, match="another process is writing the file"):
+        backup(source, tmp_path / "copy.db")
+
+
 def test_two_concurrent_backups_do_not_interfere(tmp_path: Path, source: Path, store: RelationshipStore) -> None:
     make(store, THERAPIST, "t")
     outcomes: list[object] = []
