@@ -3,7 +3,6 @@
 import math
 import os
 import threading
-import time
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -165,10 +164,12 @@ def test_a_probe_that_gave_way_is_not_answered_when_its_message_arrives_late(
     monkeypatch.setattr(limits, "MAX_OPEN_PUBLIC_CALLS", 1)
     monkeypatch.setattr(limits, "MESSAGE_TIMEOUT_SECONDS", NEVER_SECONDS)
     released = threading.Event()
-    the_thread_of_rejections = SimpleNamespace(refuse=lambda _: released.wait(HUNG_SECONDS))
-    scene.admission._rejected.put((the_thread_of_rejections, None))  # it waits
+    blocker = SimpleNamespace(refuse=lambda _: released.wait(HUNG_SECONDS))
+    scene.admission._rejected.put((blocker, None))  # the thread that rejects calls waits
     with Http2Client(scene.address) as caller:
-        older, newer = (caller.begin(call_headers(HEALTH)) for _ in range(2))
+        older = caller.begin(call_headers(HEALTH))
+        eventually(lambda: len(scene.admission._public.open) == 1)
+        newer = caller.begin(call_headers(HEALTH))
         eventually(lambda: len(scene.admission._public.open) == 2)
         for call in (older, newer):
             caller.finish(call, b"")
@@ -182,7 +183,8 @@ def test_a_call_that_times_out_while_its_message_arrives_has_a_status(scene: Sce
         sent = caller.begin(scene.headers(GET, "other"))
         eventually(lambda: scene.receiving("other") == 1)
         [call] = scene.admission._open
-        call.message = b""
+        assert not scene.admission._end_stalled(call, errors.DeadlineExceeded(), until=call.stalls_at - 1)
+        call.message = b""  # it has arrived, and admission has not seen it yet
         assert scene.admission._end_stalled(call, errors.DeadlineExceeded())
         assert status(caller.await_end(sent)) == DEADLINE_EXCEEDED
 
@@ -199,7 +201,7 @@ def test_a_call_whose_message_has_just_arrived_does_not_time_out(
             await_writes(server, 1)
             admission = server._parts.admission
             [call] = admission._open
-            assert not admission._end_stalled(call, errors.DeadlineExceeded(), time.monotonic())
+            assert not admission._end_stalled(call, errors.DeadlineExceeded())
         assert created.result()
 
 
