@@ -208,6 +208,15 @@ def test_no_output_contains_private_values_when_the_store_crashes(outputs: dict[
     assert outputs["traces"].count("RuntimeError") > 20
 
 
+def test_a_time_in_an_output_is_no_leak() -> None:
+    assert leaking_outputs({"traces": "start_time_unix_nano: 1796043193171300000"}) == []
+
+
+@pytest.mark.parametrize("born", ["1931-07-13", "1931-7-13", "19310713", "1931/07/13"])
+def test_a_date_of_birth_in_an_output_is_a_leak(born: str) -> None:
+    assert leaking_outputs({"traces": f"born: {born}, 17", "other": "born: 1931"}) == ["traces"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("outputs", "where"), LEAKS.items(), indirect=["outputs"], ids=map(str, range(len(LEAKS))))
 def test_a_planted_leak_is_found(outputs: dict[str, str], where: str) -> None:
