@@ -186,7 +186,7 @@ bench: $(INSTALLED) $(BENCH)/installed ## the measured claims, into docs/perform
 	@$(BIN)/python -m benchmarks.run
 
 .PHONY: bench-smoke
-bench-smoke: $(INSTALLED) $(BENCH)/installed ## the same in a minute, with small data, to see that it runs
+bench-smoke: $(INSTALLED) $(BENCH)/installed ## the same in a minute, with small data, to see that it runs and prints the rows of the document
 	@$(BIN)/python -m benchmarks.run --smoke
 	@for one in scale importing footprint; do $(BIN)/python -m benchmarks.$$one --smoke || exit; done
 

@@ -128,6 +128,17 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
+def titles(text: str) -> list[str]:
+    """The first column of the tables in a text."""
+    rows = [line.removeprefix("| ").split(" | ")[0] for line in text.splitlines() if line.startswith("| ")]
+    return [title for title in rows if title != "comparison"]
+
+
+def written(document: Path, begins: str = BEGIN) -> str:
+    """The text of a document between the marker where it begins, and the next END."""
+    return document.read_text().partition(begins)[2].partition(END)[0]
+
+
 def write(document: Path, text: str, begins: str = BEGIN) -> None:
     """Replaces the text between the marker where it begins, and the next END of the document."""
     before, begin, rest = document.read_text().partition(begins)

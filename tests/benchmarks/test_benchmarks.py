@@ -35,30 +35,6 @@ def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str
     )
 
 
-def titles(text: str) -> list[str]:
-    rows = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ")]
-    return [row for row in rows if row != "| comparison"]
-
-
-@needs_bench
-@needs_h2load
-def test_the_smoke_run_prints_the_documents_rows_without_writing_the_document() -> None:
-    from benchmarks.table import BEGIN, END
-
-    before, others = DOCUMENT.read_bytes(), set(ROOT.glob("data/bench-*"))
-    smoke = run("--smoke")
-    for _ in range(4):
-        if "calls were rejected" not in smoke.stderr:  # a server short of CPU rejects calls
-            break
-        smoke = run("--smoke")
-    assert smoke.returncode == 0, smoke.stderr
-    rows = titles(smoke.stdout)
-    assert len(rows) == len(smoke.stderr.splitlines()), "a line of progress for each row"
-    assert rows == titles(before.decode().partition(BEGIN)[2].partition(END)[0])
-    assert DOCUMENT.read_bytes() == before
-    assert set(ROOT.glob("data/bench-*")) <= others
-
-
 def test_a_missing_h2load_is_reported_with_its_package(tmp_path: Path) -> None:
     rejected = run(PATH=str(tmp_path))
     assert (rejected.returncode, rejected.stdout) == (2, "")
@@ -142,6 +118,19 @@ def test_the_plot_is_reproducible_and_names_neither_its_creator_nor_a_path(tmp_p
     assert not re.search(r"<dc:date|creator|/(?:tmp|work|home|root)/", plot)
 
 
+def test_the_smoke_run_fails_if_the_document_has_other_rows(tmp_path: Path) -> None:
+    from benchmarks.run import other_rows
+    from benchmarks.table import BEGIN, END, Result, spread, tables
+
+    kept, new = (Result(title, spread([1])) for title in ("kept", "new"))
+    document = tmp_path / "performance.md"
+    document.write_text(f"{BEGIN}\n{tables([kept])}{END}\n| unrelated | row |\n")
+    assert other_rows(tables([kept]), document) is None
+    assert other_rows(tables([kept, new]), document) == "performance.md has other rows, run make bench: ['new']"
+    document.write_text(f"{BEGIN}\n{tables([new, kept])}{END}\n")
+    assert "in another order" in str(other_rows(tables([kept, new]), document))
+
+
 def test_the_table_replaces_only_the_text_between_the_markers(tmp_path: Path) -> None:
     from benchmarks.table import BEGIN, END, write
 
@@ -176,9 +165,9 @@ def test_a_missing_peer_is_reported_with_the_target_that_builds_it() -> None:
 
 def test_the_document_has_a_row_for_each_check_of_each_peer() -> None:
     from benchmarks.peers import BEGIN
-    from benchmarks.table import END
+    from benchmarks.table import titles, written
 
-    rows = titles(DOCUMENT.read_text().partition(BEGIN)[2].partition(END)[0])
+    rows = titles(written(DOCUMENT, BEGIN))
     peers = [title.rpartition(": ")[2] for title in rows]
     assert peers == [name for name in ("SpiceDB in memory", "OpenFGA in memory", "OpenFGA on SQLite") for _ in range(3)]
 
