@@ -15,6 +15,7 @@ import pytest
 from caseload_server.config import Config, sqlite_path
 from caseload_server.rpc.server import CaseloadServer, build_server
 from caseload_server.store.backends.factory import migrate
+from hypothesis import HealthCheck, settings
 
 from tests.support.postgres.fixtures import postgres, postgres_databases, postgres_url
 from tests.support.servers import NO_LOG, Client
@@ -29,6 +30,14 @@ for ignored, default in ((signal.SIGINT, signal.default_int_handler), (signal.SI
     if signal.getsignal(ignored) is signal.SIG_IGN:
         signal.signal(ignored, default)
 
+
+# Property tests try the same examples on every machine, have no time limit, and share a store between examples.
+settings.register_profile(
+    "same_everywhere",
+    settings.get_profile("ci"),
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("same_everywhere")
 
 SLOW_FOLDERS: Final = ("benchmarks", "fuzz", "hostile", "process")
 """Tests of whole processes: seconds each. `make test-processes` runs them."""

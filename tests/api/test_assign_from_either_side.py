@@ -235,7 +235,7 @@ orders = st.tuples(st.just("assign"), pairs, assigns) | st.tuples(st.just("unass
 
 @pytest.mark.slow
 @given(st.lists(orders, min_size=4, max_size=16))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_both_sides_return_the_same_answers(
     new_database: NewDatabase, story: list[tuple[str, dict[str, str], dict[str, Any]]]
 ) -> None:

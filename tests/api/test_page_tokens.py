@@ -10,7 +10,7 @@ import grpc
 import pytest
 from caseload_server.config import Config
 from caseload_server.rpc.server import CaseloadServer, build_server
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.api.client_calls import SIDES, People, Side, call, covers, refused
@@ -122,7 +122,7 @@ def test_every_list_rpc_is_tested() -> None:
     "List{A}VersionsRequest.page_token",
     "ListAssignmentVersionsRequest.page_token",
 )
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15)
 @given(data=st.data())
 def test_pages_of_any_size_return_each_record_once_in_order(lister: Lister, data: st.DataObject) -> None:
     seen = lister.walk(lambda: data.draw(st.integers(0, 6)))

@@ -319,8 +319,6 @@ def test_the_service_behaves_like_the_reference_model(new_database: NewDatabase)
         settings=settings(
             max_examples=10,
             stateful_step_count=30,
-            deadline=None,
-            derandomize=True,
             phases=[Phase.generate],  # shrinking takes minutes, so the first failure is reported unshrunk
             suppress_health_check=list(HealthCheck),
         ),

@@ -5,7 +5,7 @@ from typing import Any
 import grpc
 import pytest
 from google.api import field_behavior_pb2
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.api.client_calls import People, covers, refused
@@ -86,7 +86,7 @@ def what_is_wrong(people: People, mask: list[str], sent: list[str]) -> list[str]
 
 @covers("Update{A}Request.{a}", "Update{A}Request.update_mask")
 @covers("{A}.display_name", "{A}.aliases", "{A}.email", "{A}.status", "{A}.identifiers", "{A}.annotations")
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30)
 @given(data=st.data())
 def test_an_update_sets_only_the_fields_of_the_mask(people: People, data: st.DataObject) -> None:
     mask = data.draw(masks(people), label="mask")

@@ -7,18 +7,14 @@ from caseload_server.domain import enums
 from caseload_server.domain.records import Assignment
 from caseload_server.domain.requests import BY_ID, AssignmentQuery, CaseloadQuery, Order, PageRequest
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore, search
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.store.conftest import Clock
 from tests.store.store_builders import periods
 from tests.store.store_calls import ALL, AnyKind, assign, assigned, both_kinds, make, other, run, unassign, update
 
-on_one_store = settings(
-    max_examples=20,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+few_examples = settings(max_examples=20)
 NAMES = ("Ada", "béa", "Zoe", "ada byron")
 ORDERS = (BY_ID, *(Order(column, descending) for column in ("name_key", "start_us") for descending in (False, True)))
 both_states = (enums.STATE_ACTIVE, enums.STATE_ENDED)
@@ -80,7 +76,7 @@ scenes = st.builds(
 @pytest.mark.slow
 @both_kinds
 @given(scene=scenes)
-@on_one_store
+@few_examples
 def test_a_caseload_is_listed_in_the_order_of_a_plain_reference(
     store: RelationshipStore, clock: Clock, kind: AnyKind, scene: Scene
 ) -> None:

@@ -6,7 +6,7 @@ from caseload_server.domain.enums import END_ENTERED_IN_ERROR, ROLE_PRIMARY, ROL
 from caseload_server.domain.records import Assignment
 from caseload_server.domain.requests import Correction
 from caseload_server.store import RelationshipStore
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.store.conftest import Clock
@@ -120,9 +120,7 @@ written = st.tuples(st.sampled_from("tu"), st.sampled_from("ppq"), roles, spans,
 
 
 @pytest.mark.slow
-@settings(
-    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150)
 @given(rows=st.lists(written, min_size=2, max_size=7), span=spans, reason=reasons, active=st.booleans())
 def test_a_correction_is_rejected_exactly_when_two_periods_would_overlap(
     filled_store: RelationshipStore,

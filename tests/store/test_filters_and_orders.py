@@ -19,11 +19,7 @@ from tests.store.conftest import Clock
 from tests.store.store_calls import CALL, AnyKind, assign, both_kinds, delete, make, run, update
 
 # The examples share a store. Each one begins by emptying it.
-on_one_store = settings(
-    max_examples=20,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+few_examples = settings(max_examples=20, suppress_health_check=list(HealthCheck))
 MATCHES: dict[str, Callable[[Any, Any], bool]] = {
     "name_prefix": lambda record, prefix: all(
         any(word.startswith(typed) for word in search.record_words(record.display_name, json.loads(record.aliases)))
@@ -266,7 +262,7 @@ def test_pages_of_each_filter_order_and_pair_of_filters_are_those_of_a_plain_ref
 @pytest.mark.slow
 @both_kinds
 @given(data=st.data())
-@on_one_store
+@few_examples
 def test_pages_of_any_query_are_those_of_a_plain_reference(
     store: RelationshipStore, clock: Clock, kind: AnyKind, data: st.DataObject
 ) -> None:
@@ -276,7 +272,7 @@ def test_pages_of_any_query_are_those_of_a_plain_reference(
 @pytest.mark.slow
 @both_kinds
 @given(data=st.data())
-@on_one_store
+@few_examples
 def test_pages_are_the_same_however_they_are_found(
     store: RelationshipStore, clock: Clock, kind: AnyKind, data: st.DataObject
 ) -> None:

@@ -9,7 +9,7 @@ from caseload_server.domain.enums import ROLE_PRIMARY, ROLE_TREATING
 from caseload_server.domain.records import Assignment
 from caseload_server.domain.requests import Assign
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.store.conftest import Clock
@@ -245,7 +245,7 @@ instants = st.integers(0, 8)
         max_size=12,
     )
 )
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 def test_a_call_is_rejected_exactly_when_two_periods_would_overlap(
     store: RelationshipStore, clock: Clock, calls: list[tuple[Any, ...]]
 ) -> None:

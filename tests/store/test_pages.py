@@ -9,7 +9,7 @@ from caseload_server.domain import errors, requests
 from caseload_server.domain.limits import MAX_PAGE_BYTES
 from caseload_server.domain.requests import CaseloadQuery, PageRequest, RecordQuery, Update
 from caseload_server.store import THERAPIST, RelationshipStore
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.store.conftest import Clock
@@ -17,7 +17,7 @@ from tests.store.store_calls import CALL, AnyKind, assign, assigned, both_kinds,
 from tests.support.waiting import join
 
 # The store is shared by a test's examples, each of which works on records of its own.
-on_one_store = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few_examples = settings(max_examples=50)
 
 
 # Paging with writes between two pages.
@@ -55,7 +55,7 @@ people_plans = st.builds(Plan, st.sets(names, min_size=1, max_size=10), st.integ
 @pytest.mark.slow
 @both_kinds
 @given(plan=people_plans)
-@on_one_store
+@few_examples
 def test_pages_show_a_constantly_matching_record_exactly_once_during_writes(
     store: RelationshipStore, clock: Clock, kind: AnyKind, plan: Plan
 ) -> None:
@@ -93,7 +93,7 @@ assignment_plans = st.builds(
 @pytest.mark.slow
 @both_kinds
 @given(plan=assignment_plans)
-@on_one_store
+@few_examples
 def test_pages_show_a_constantly_active_assignment_exactly_once(
     store: RelationshipStore, clock: Clock, kind: AnyKind, plan: Plan
 ) -> None:

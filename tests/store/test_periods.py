@@ -9,7 +9,7 @@ from caseload_server.domain.enums import ROLE_PRIMARY, ROLE_TREATING
 from caseload_server.domain.records import Assignment
 from caseload_server.domain.requests import Unassign
 from caseload_server.store import PATIENT, THERAPIST, RelationshipStore
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.store.conftest import Clock
@@ -247,7 +247,6 @@ def check_rules(store: RelationshipStore, mark: str) -> None:
 
 
 @given(todo=st.lists(steps, max_size=14))
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_sequence_of_calls_breaks_the_rules_of_periods_and_counts(
     store: RelationshipStore, clock: Clock, todo: list[tuple[Any, ...]]
 ) -> None:

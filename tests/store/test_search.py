@@ -5,13 +5,10 @@ import unicodedata
 import pytest
 from caseload_server.store import THERAPIST, RelationshipStore
 from caseload_server.store.search import typed_words
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tests.store.store_calls import AnyKind, both_kinds, delete, ids, make, update
-
-# The store is shared by a test's examples, each of which works on records of its own.
-on_one_store = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @both_kinds
@@ -70,7 +67,6 @@ words = st.text(characters, min_size=1, max_size=12)
 
 @pytest.mark.slow
 @given(name=st.lists(words, min_size=1, max_size=4), data=st.data())
-@on_one_store
 def test_a_search_finds_a_name_by_any_prefix_of_any_word(
     store: RelationshipStore, name: list[str], data: st.DataObject
 ) -> None:
