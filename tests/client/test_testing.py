@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from shlex import quote
 from uuid import uuid4
 
 import grpc
@@ -158,7 +159,7 @@ def test_a_call_that_waits_at_the_end_of_the_block_succeeds(caseload_store: Case
 def test_a_server_that_has_crashed_names_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # the killed server leaves its folder
     command = tmp_path / "caseload-test-server"
-    command.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec {COMMAND}\n")
+    command.write_text(f"#!/bin/sh\necho $$ > {quote(f'{tmp_path}/pid')}\nexec {quote(str(COMMAND))}\n")
     command.chmod(0o700)
     with CaseloadForTests(command, tmp_path / "log") as server:
         os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)

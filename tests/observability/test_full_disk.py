@@ -5,6 +5,7 @@ import os
 import resource
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import Final
 
 import pytest
@@ -72,7 +73,7 @@ def test_a_line_that_another_process_tore_spoils_no_line_of_this_one(
 def test_a_full_disk_under_standard_error_loses_counted_lines_and_recovers_without_a_call(tmp_path: Path) -> None:
     path, metrics = tmp_path / "log", free_address()
     begin(path)
-    command = ("sh", "-c", f'exec "$@" 2>>{path}', "sh", sys.executable, "-m", "caseload_server")
+    command = ("sh", "-c", f'exec "$@" 2>>{quote(str(path))}', "sh", sys.executable, "-m", "caseload_server")
     database = f"sqlite:///{tmp_path}/caseload.db"
     with (
         ServerProcess(database, "--metrics-address", metrics, command=command, access_log=None) as server,

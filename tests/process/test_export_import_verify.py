@@ -2,9 +2,9 @@
 
 import stat
 import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
+from shlex import quote
 
 import apsw
 import pytest
@@ -15,7 +15,7 @@ from caseload_server.store.backends.migrations import migrations
 from caseload_server.store.backends.sqlite import migrate as sqlite_migrate
 
 from tests.process.acknowledged_writes import Writers
-from tests.process.command_runner import SECRET, caseload, last_line, refusal, url
+from tests.process.command_runner import CASELOAD, SECRET, caseload, last_line, refusal, url
 from tests.store.store_calls import make, run
 from tests.support.servers import ServerProcess
 from tests.support.waiting import HUNG_SECONDS
@@ -52,9 +52,9 @@ def test_served_data_can_be_exported_imported_and_verified(
 
 def test_export_and_import_can_use_standard_streams(tmp_path: Path, database: str) -> None:
     target = url(tmp_path / "target.db")
-    commands = f"export - --database {database} | {{}} import - --database {target}"
+    commands = f'"$@" export - --database {quote(database)} | "$@" import - --database {quote(target)}'
     piped = subprocess.run(
-        ["sh", "-c", f"{sys.executable} -m caseload_server {commands.format(f'{sys.executable} -m caseload_server')}"],
+        ["sh", "-c", commands, "sh", *CASELOAD],
         capture_output=True,
         text=True,
         check=True,
@@ -252,9 +252,14 @@ def test_an_import_fills_the_migrated_file_of_the_servers_user(
 def test_an_import_from_a_pipe_reads_gzip_and_rejects_a_second_export(tmp_path: Path, database: str, pack: str) -> None:
     assert caseload(tmp_path, "export", "moved.jsonl", "--database", database).returncode == 0
     lines = len((tmp_path / "moved.jsonl").read_text().splitlines())
-    command = f"{pack} | {sys.executable} -m caseload_server import - --database {url(tmp_path / 'target.db')}"
+    command = f'{pack} | "$@" import - --database {quote(url(tmp_path / "target.db"))}'
     ended = subprocess.run(
-        ["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=HUNG_SECONDS, check=False
+        ["sh", "-c", command, "sh", *CASELOAD],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=HUNG_SECONDS,
+        check=False,
     )
     if pack.startswith("gzip"):
         assert (ended.returncode, ended.stderr) == (0, "")

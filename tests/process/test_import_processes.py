@@ -4,9 +4,9 @@ import os
 import pty
 import signal
 import subprocess
-import sys
 import threading
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import pytest
@@ -33,7 +33,7 @@ def test_an_export_ends_when_its_reader_closes(
     for number in range(1000):
         make(store, PATIENT, f"p{number}")
     ended = subprocess.run(
-        ["sh", "-c", f"{sys.executable} -m caseload_server export - --database {database} | head -c 10"],
+        ["sh", "-c", f'"$@" export - --database {quote(database)} | head -c 10', "sh", *CASELOAD],
         capture_output=True,
         text=True,
         check=True,
