@@ -104,7 +104,7 @@ proto-baseline: $(PROTO)/installed ## at a release: take protos/ as the contract
 artifacts: $(PROTO)/installed ## write the contract into dist/: .proto files, a descriptor set and, where Go is, OpenAPI
 	@rm -rf dist/caseload-protos-* && mkdir -p $(CONTRACT) && cp -R LICENSE protos/caseload client/caseload/client/service_config.json $(CONTRACT)
 	@for file in $(GOOGLE_PROTOS); do mkdir -p "$(CONTRACT)/$${file%/*}" && cp "$(GOOGLEAPIS)/$$file" "$(CONTRACT)/$$file"; done
-	@find $(CONTRACT) -exec touch -t 198001010000 {} + && cd dist && $(CURDIR)/$(BIN)/python -m zipfile -c $(notdir $(CONTRACT)).zip $(notdir $(CONTRACT))/*
+	@find $(CONTRACT) -exec touch -t 198001010000 {} + && cd dist && "$(CURDIR)/$(BIN)/python" -m zipfile -c $(notdir $(CONTRACT)).zip $(notdir $(CONTRACT))/*
 	@cp generated/caseload/v1/caseload.binpb dist/
 	@rm -rf $(CONTRACT)
 	@if $(GO_IS_NEW); then $(MAKE) --no-print-directory dist/caseload.openapi.json; \
@@ -273,7 +273,7 @@ lock: ## renew requirements/ from both pyproject.toml files; needs uv; UPGRADE= 
 .PHONY: grpcurl
 grpcurl: ## build grpcurl into .tools/bin where PATH has none; needs Go
 	@command -v grpcurl >/dev/null || { command -v go >/dev/null || { echo '$(NO_GO)' >&2; exit 1; }; \
-		echo 'building grpcurl into .tools/bin'; log=$$(GOBIN=$(CURDIR)/.tools/bin timeout 600 \
+		echo 'building grpcurl into .tools/bin'; log=$$(GOBIN="$(CURDIR)/.tools/bin" timeout 600 \
 		go install github.com/fullstorydev/grpcurl/cmd/grpcurl@$(GRPCURL_VERSION) 2>&1) || { echo "$$log" >&2; exit 1; }; }
 
 # A toolchain is a module too, checked by Go's checksum database. An unpacked module has no executable files.
@@ -319,7 +319,7 @@ $(PEERS)/openfga-$(OPENFGA_VERSION):
 define install_peer
 	@command -v go >/dev/null || { echo 'no Go to build it with: install it (https://go.dev/dl)' >&2; exit 1; }
 	@echo 'building $(notdir $@) into $(PEERS)' && mkdir -p $(PEERS)
-	@GOBIN=$(CURDIR)/$(PEERS) go install $(1)
+	@GOBIN="$(CURDIR)/$(PEERS)" go install $(1)
 	@touch $@
 endef
 
@@ -327,7 +327,7 @@ endef
 $(GATEWAY)/plugins: docs/deploy/gateway/go.mod docs/deploy/gateway/go.sum
 	@$(NEEDS_NEW_GO)
 	@echo 'building the generators of the gateway into $(GATEWAY)' && mkdir -p $(GATEWAY) && cp $^ $(GATEWAY)
-	@cd $(GATEWAY) && GOBIN=$(CURDIR)/$(GATEWAY)/bin go install tool
+	@cd $(GATEWAY) && GOBIN="$(CURDIR)/$(GATEWAY)/bin" go install tool
 	@touch $@
 
 # The stamp is made last, so an install that failed or was stopped is done again.
