@@ -37,12 +37,13 @@ install: $(INSTALLED) ## set up .venv: hash-checked requirements and the project
 	@:
 
 .PHONY: run
+run: export DATABASE := $(DATABASE)
 run: $(INSTALLED) ## serve on ADDRESS from DATABASE until Ctrl-C
 	@echo "try: $$(test -x .tools/bin/grpcurl && echo .tools/bin/)grpcurl -plaintext" \
 		"-d '{\"therapist\": {\"display_name\": \"Ada Roe\"}}'" \
 		"$(ADDRESS) caseload.v1.TherapistService/CreateTherapist"
 	@command -v grpcurl >/dev/null || echo 'grpcurl is not installed: make grpcurl'
-	@mkdir -p -m 700 data && exec $(BIN)/caseload serve --address $(ADDRESS) --database $(DATABASE) --drain-seconds 0
+	@mkdir -p -m 700 data && exec $(BIN)/caseload serve --address $(ADDRESS) --database "$$DATABASE" --drain-seconds 0
 
 .PHONY: example
 example: $(INSTALLED) ## the tour of the API, against the server of `make run`
@@ -246,7 +247,7 @@ COUNT = 100000
 .PHONY: fuzz
 fuzz: $(INSTALLED) ## send COUNT generated calls to a server, and fail on any INTERNAL, UNKNOWN or death
 	@$(BIN)/python -m tests.fuzz.run --count $(COUNT) $(if $(SEED),--seed $(SEED)) \
-		$(if $(FUZZ_DATABASE),--database $(FUZZ_DATABASE))
+		$(if $(FUZZ_DATABASE),--database '$(FUZZ_DATABASE)')
 
 .PHONY: errors-doc
 errors-doc: $(INSTALLED) ## rewrite docs/errors.md from the contract and the table of codes

@@ -178,7 +178,7 @@ def test_make_run_prints_a_grpcurl_line_that_works_when_pasted(tmp_path: Path) -
 
 def lines_of_make_run(address: str, folder: Path) -> Generator[str, None, None]:
     """Yields the printed lines; closing the generator ends make and all its processes."""
-    command = ["make", "run", f"ADDRESS={address}", f"DATABASE=sqlite:///{folder}/caseload.db"]
+    command = ["make", "run", f"ADDRESS={address}", f"DATABASE=sqlite:///{folder}/Ann's case & load.db"]
     alone = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     with subprocess.Popen(
         command, cwd=ROOT, env=alone, stdout=subprocess.PIPE, text=True, start_new_session=True
