@@ -28,7 +28,7 @@ from tests.support.secure_server import write_certificate
 from tests.support.servers import ServerProcess, free_address, refusal
 from tests.support.waiting import HUNG_SECONDS, eventually, join
 
-pytestmark = [pytest.mark.slow, pytest.mark.checkout, pytest.mark.timeout(300)]  # seconds
+pytestmark = [pytest.mark.slow, pytest.mark.checkout]
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 

@@ -16,7 +16,7 @@ from tests.support.gateway import Answer, curl, find_gateway, gateway
 from tests.support.secure_server import SecureServer
 from tests.support.waiting import HUNG_SECONDS
 
-pytestmark = [pytest.mark.slow, pytest.mark.checkout, pytest.mark.timeout(300)]  # seconds
+pytestmark = [pytest.mark.slow, pytest.mark.checkout]
 
 
 class Http(NamedTuple):

@@ -20,7 +20,7 @@ import pytest
 from tests.docs.doc_blocks import blocks, run
 from tests.support.waiting import HUNG_SECONDS
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # seconds: an index may be slow
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 CLIENT_REQUIREMENTS = {"grpcio", "protobuf", "googleapis-common-protos"}
