@@ -64,15 +64,20 @@ unbounded = pytest.mark.xfail(strict=True, reason="the library holds callers to 
     ids=["OK", "RESOURCE_EXHAUSTED"],
 )
 def test_metadata_is_limited_even_without_a_settings_acknowledgement(scene: Scene, entries: int, status: bytes) -> None:
-    """An acknowledgement confirms that a setting is known (RFC 9113 section 6.5.3)."""
+    """An acknowledgement confirms that a setting is known (RFC 9113 section 6.5.3).
+
+    Before it, gRPC rejects metadata above the limit at random: those of this test once in 1,200 calls.
+    """
     key = http2_frames.literal(b"authorization", f"Bearer {scene.server.honest_key}".encode())
     more = b"".join(http2_frames.literal(b"x-%d" % number, b"v" * 100) for number in range(entries))
     call = http2_frames.headers(1, http2_frames.CALL + key, are_all=False)
     call += http2_frames.continuation(1, more[:MOST]) + http2_frames.continuation(1, more[MOST:], is_last=True)
-    with connected(scene.server.address) as caller:
-        caller.sendall(http2_frames.GREETING + call + http2_frames.request(1, THERAPIST.SerializeToString()))
-        said = http2_frames.read_until(caller, rb"grpc-status\x01(.)")
-    assert said[1] == status
+    statuses = set()
+    for _ in range(5):
+        with connected(scene.server.address) as caller:
+            caller.sendall(http2_frames.GREETING + call + http2_frames.request(1, THERAPIST.SerializeToString()))
+            statuses.add(http2_frames.read_until(caller, rb"grpc-status\x01(.)")[1])
+    assert statuses == {status}
 
 
 @pytest.mark.checkout
