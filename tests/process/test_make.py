@@ -31,11 +31,14 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def python(folder: Path, begins_with: str) -> str:
-    """A Python that runs the given code before its `-c` argument."""
+    """A Python that runs the given code before its `-c` argument, for a checkout in this folder.
+
+    Its path is relative: PYTHON is a list, so no name in it can contain a space.
+    """
     program = folder / "python"
     program.write_text(f'#!/bin/sh\n[ "$1" = -c ] && exec "{sys.executable}" -c "{begins_with}; $2"\nexit 1\n')
     program.chmod(0o700)
-    return str(program)
+    return f"../{program.name}"
 
 
 def make(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -98,7 +101,7 @@ def without_grpcurl(checkout: Path, tmp_path: Path) -> Path:
     (checkout / ".venv").symlink_to(sys.prefix)
     programs = tmp_path / "bin"
     programs.mkdir()
-    (programs / "go").write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/go-called\necho no network >&2\nexit 1\n')
+    (programs / "go").write_text(f'#!/bin/sh\necho "$@" >>"{tmp_path}/go-called"\necho no network >&2\nexit 1\n')
     (programs / "go").chmod(0o700)
     for name in ("make", "mkdir", "sh", "timeout"):
         found = shutil.which(name)

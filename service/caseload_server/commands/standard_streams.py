@@ -33,8 +33,8 @@ def print_line(text: str, *, done: str = "") -> None:
     try:
         print(text, flush=True)
     except OSError as error:
-        sys.stdout = _nowhere()
         fault = write_fault(Path("/dev/stdout"), error)
+        _discard(sys.stdout)
         text = with_fault("cannot be written", fault)
         raise SettingError("standard output", f"{text}; {done}" if done else text) from None
 
@@ -44,9 +44,16 @@ def print_notice(text: str) -> None:
     try:
         print(text, file=sys.stderr, flush=True)
     except OSError:
-        sys.stderr = _nowhere()
+        _discard(sys.stderr)
 
 
-def _nowhere() -> TextIO:
-    """Returns a stream that replaces a failed one. The text left in that one would change the exit code."""
-    return Path(os.devnull).open("w")
+def _discard(failed: TextIO) -> None:
+    """Sends the text that is left in a stream, and all further text, to /dev/null.
+
+    Otherwise Python would try to write it at the exit, complain and change the exit code (docs.python.org: "Note on
+    SIGPIPE").
+    """
+    with suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, failed.fileno())
+        os.close(nowhere)
