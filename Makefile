@@ -25,6 +25,8 @@ SPICEDB_VERSION := v1.56.2
 OPENFGA_VERSION := v1.22.1
 # The checkout's tools come before the machine's, for the tests too.
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
+# Some targets call others by name, and two of those must not make the same file at once.
+.NOTPARALLEL:
 # With this variable, each process that a test starts would compile the project again.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -343,7 +345,7 @@ $(INSTALLED): requirements/dev.txt client/pyproject.toml service/pyproject.toml
 $(PROTO)/installed: requirements/proto.txt $(INSTALLED)
 	@$(or $(firstword $(call pythons_that_run,$(RUNS_PROTOC),$(PROTO_PYTHON))),$(error $(NO_PROTO_PYTHON))) -m venv --clear $(PROTO)
 	@$(PROTO)/bin/python -m $(PIP_INSTALL) --require-hashes -r requirements/proto.txt
-	@printf '#!/bin/sh\nexec "$(CURDIR)/$(PROTO)/bin/python" -m grpc_tools.protoc "$$@"\n' > $(PROTO)/bin/protoc
+	@printf '%s\n' '#!/bin/sh' 'exec "$${0%/*}/python" -m grpc_tools.protoc "$$@"' > $(PROTO)/bin/protoc
 	@chmod +x $(PROTO)/bin/protoc
 	@touch $@
 

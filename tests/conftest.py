@@ -22,7 +22,7 @@ from tests.support.servers import NO_LOG, Client
 from tests.support.waiting import NEVER_SECONDS
 
 __all__ = ["postgres", "postgres_databases", "postgres_url"]
-pytest_plugins = ["tests.support.skips", "tests.support.stray_output"]
+pytest_plugins = ["tests.support.environment", "tests.support.skips", "tests.support.stray_output"]
 
 
 # Shells start background jobs with these signals ignored, and children inherit that.

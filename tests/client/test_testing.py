@@ -1,6 +1,7 @@
 """caseload.testing: the server, the fixtures and the faults that callers test with."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -164,7 +165,7 @@ def test_a_server_that_has_crashed_names_its_log(tmp_path: Path, monkeypatch: py
     with CaseloadForTests(command, tmp_path / "log") as server:
         os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
         for _ in range(2):
-            with pytest.raises(RuntimeError, match=str(tmp_path / "log")):
+            with pytest.raises(RuntimeError, match=re.escape(str(tmp_path / "log"))):
                 server.clear()
 
 
@@ -191,7 +192,7 @@ def test_a_server_that_does_not_start_names_its_log(tmp_path: Path) -> None:
     broken = tmp_path / "caseload-test-server"
     broken.write_text("#!/bin/sh\necho no module >&2\n")
     broken.chmod(0o700)
-    with pytest.raises(RuntimeError, match=str(tmp_path / "log")):
+    with pytest.raises(RuntimeError, match=re.escape(str(tmp_path / "log"))):
         CaseloadForTests(broken, tmp_path / "log")
     assert (tmp_path / "log").read_text() == "no module\n"
 
@@ -201,7 +202,7 @@ def test_a_server_that_has_ended_by_itself_names_its_log(tmp_path: Path, monkeyp
     with CaseloadForTests(COMMAND, tmp_path / "log") as server:
         server._process.kill()
         server._process.wait(HUNG_SECONDS)
-        with pytest.raises(RuntimeError, match=str(tmp_path / "log")):
+        with pytest.raises(RuntimeError, match=re.escape(str(tmp_path / "log"))):
             server.clear()
 
 

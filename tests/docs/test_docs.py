@@ -20,6 +20,7 @@ from tests.support.servers import ServerProcess, free_address
 from tests.support.waiting import HUNG_SECONDS
 
 ADDRESS = Config.address
+METRICS_ADDRESS = "127.0.0.1:9464"
 GATEWAY_ADDRESS = "127.0.0.1:8080"
 GATEWAY_PAGES = [ROOT / "docs" / "from-rest.md", ROOT / "docs" / "http.md"]
 CALLERS = ROOT / "docs" / "clients.md"
@@ -45,8 +46,9 @@ def skip_if_taken(address: str) -> None:
 @pytest.fixture
 def documented_server(folder: Path) -> Iterator[ServerProcess]:
     """The server of `make run` on an empty store, at the address that the pages use."""
-    skip_if_taken(ADDRESS)
-    arguments = ("--address", ADDRESS, "--metrics-address", "127.0.0.1:9464")
+    for address in (ADDRESS, METRICS_ADDRESS):
+        skip_if_taken(address)
+    arguments = ("--address", ADDRESS, "--metrics-address", METRICS_ADDRESS)
     with ServerProcess(f"sqlite:///{folder}/data/caseload.db", *arguments) as started:
         yield started
 

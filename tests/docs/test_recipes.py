@@ -15,7 +15,7 @@ from tests.support.missing_tool import NoTool
 from tests.support.secure_server import SecureServer
 from tests.support.waiting import HUNG_SECONDS
 
-pytestmark = [pytest.mark.slow, pytest.mark.checkout]
+pytestmark = [pytest.mark.slow, pytest.mark.checkout, pytest.mark.usefixtures("proxies")]
 
 PAGES: Final = ROOT / "docs" / "clients"
 DRIVERS: Final = Path(__file__).parent / "recipes"

@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 from tests.conftest import serving
 from tests.observability.metrics_client import page
 from tests.process.command_runner import SECRET, SERVE, refusal, url
+from tests.support.ports import need_ipv6
 from tests.support.waiting import HUNG_SECONDS, NEVER_SECONDS, eventually
 
 PLACES = 16
@@ -241,6 +242,7 @@ def test_a_stop_releases_the_metrics_address(measured_server: CaseloadServer, tm
 
 
 def test_an_ipv6_address_is_served() -> None:
+    need_ipv6()
     shown = MetricsPage("[::1]:0", CollectorRegistry())
     shown.start()
     assert page(shown.address) == ""

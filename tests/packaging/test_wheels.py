@@ -20,7 +20,7 @@ import pytest
 from tests.docs.doc_blocks import blocks, run
 from tests.support.waiting import HUNG_SECONDS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("proxies")]
 
 ROOT = Path(__file__).parents[2]
 CLIENT_REQUIREMENTS = {"grpcio", "protobuf", "googleapis-common-protos"}

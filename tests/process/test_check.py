@@ -16,6 +16,7 @@ import trustme
 
 from tests.process.command_runner import CASELOAD, caseload, refusal, url
 from tests.security.server_fixture import KeysFile
+from tests.support.ports import need_ipv6
 from tests.support.servers import ServerProcess
 from tests.support.waiting import NEVER_SECONDS, eventually
 from tests.support.write_lock import holding_the_lock
@@ -79,10 +80,12 @@ def test_a_check_of_several_workers_on_one_port_succeeds(tmp_path: Path) -> None
         assert checked(tmp_path, **variables) == READY
 
 
-def test_a_check_uses_loopback_when_the_server_listens_on_every_address(tmp_path: Path) -> None:
-    for every in ("0.0.0.0", "[::]"):
-        with serving(tmp_path, {}, "--address", f"{every}:0", "--allow-insecure") as (_, variables):
-            assert checked(tmp_path, **variables) == READY
+@pytest.mark.parametrize("every", ["0.0.0.0", "[::]"])
+def test_a_check_uses_loopback_when_the_server_listens_on_every_address(tmp_path: Path, every: str) -> None:
+    if every == "[::]":
+        need_ipv6()
+    with serving(tmp_path, {}, "--address", f"{every}:0", "--allow-insecure") as (_, variables):
+        assert checked(tmp_path, **variables) == READY
 
 
 def test_a_stopped_server_is_neither_ready_nor_alive(tmp_path: Path) -> None:

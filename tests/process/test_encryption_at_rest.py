@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import Final
 
 import pytest
@@ -75,7 +76,7 @@ def test_the_luks_options_make_a_header_with_the_named_cipher(tmp_path: Path) ->
     with disk.open("wb") as file:
         file.truncate(64 * 2**20)
     (tmp_path / "key").write_text("a passphrase of this test")
-    command = documented("cryptsetup luksFormat").replace("/dev/vdb", str(disk))
+    command = documented("cryptsetup luksFormat").replace("/dev/vdb", quote(str(disk)))
     # The key derivation of a real partition takes seconds and a gigabyte, by design.
     run(tmp_path, f"{command} --batch-mode --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --key-file key")
-    assert "cipher: aes-xts-plain64" in run(tmp_path, f"cryptsetup luksDump {disk}")
+    assert "cipher: aes-xts-plain64" in run(tmp_path, f"cryptsetup luksDump {quote(str(disk))}")

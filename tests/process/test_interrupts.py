@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -66,8 +67,7 @@ def database(new_database: NewDatabase) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
     """A folder with a database, a copy of it, and its export."""
-    made = Path(f"{in_memory() or '/tmp'}/caseload-interrupts-{os.getpid()}")
-    made.mkdir()
+    made = Path(tempfile.mkdtemp(prefix="caseload-interrupts-", dir=in_memory()))
     fill(url(made / "source.db"))
     for command in (["backup", "copy.db"], ["export", "lines.jsonl"]):
         assert caseload(made, *command, "--database", url(made / "source.db")).returncode == 0

@@ -5,7 +5,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from itertools import islice, pairwise
@@ -138,22 +138,25 @@ def test_a_stop_during_the_restart_of_a_worker_succeeds(tmp_path: Path, mode: in
 def test_workers_end_and_free_the_port_when_the_supervisor_is_killed(tmp_path: Path) -> None:
     arguments = ("--drain-seconds", "60", "--metrics-address", "127.0.0.1:0")
     database = url(tmp_path / "caseload.db")
-    before = folders_of_metrics()
     with WorkersServer(database, *arguments, workers=3) as server, ApiDriver(server.address) as api:
         workers = server.workers
         api.therapists("ann")
-        assert len(folders_of_metrics() - before) == 1
+        shared = folder_of_metrics(workers)
+        assert shared.is_dir()
         server.kill()
         eventually(lambda: not any(map(is_running, workers)))
         with pytest.raises(grpc.RpcError):
             api.send("ListTherapists")
-    assert folders_of_metrics() - before == set()
+    assert not shared.exists()
     with WorkersServer(database, "--address", server.address) as again:
         assert again.address == server.address
 
 
-def folders_of_metrics() -> set[Path]:
-    return set(Path("/dev/shm").glob("caseload-*"))
+def folder_of_metrics(workers: Iterable[int]) -> Path:
+    """The folder that the workers share."""
+    variables = {line for pid in workers for line in Path(f"/proc/{pid}/environ").read_text().split("\0")}
+    [folder] = [line for line in variables if line.startswith("PROMETHEUS_MULTIPROC_DIR=")]
+    return Path(folder.partition("=")[2])
 
 
 def test_a_call_in_flight_is_answered_when_the_supervisor_is_killed(database_url: str) -> None:

@@ -21,8 +21,8 @@ from tests.support.api_driver import RPCS, full_name, request
 from tests.support.waiting import HUNG_SECONDS
 
 CANARY: Final = "Canary-Zq9"
-PRIVATE: Final = re.compile(r"canary.?zq9|491600009999|(?<!\d)1931\D?0?7\D?13(?!\d)", re.IGNORECASE)
-"""A name, a phone number, a date of birth. The date is no part of a longer number: times have all digits at random."""
+PRIVATE: Final = re.compile(r"canary.?zq9|491600009999|(?<![^\W_])1931\D?0?7\D?13(?![^\W_])", re.IGNORECASE)
+"""A name, a phone number, a date of birth. Times and ids contain its digits by chance, within a longer word."""
 
 WELL_FORMED: Final[dict[str, Any]] = {
     "actor": CANARY,
