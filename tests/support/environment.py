@@ -33,6 +33,6 @@ def environment() -> Iterator[dict[str, str]]:
 @pytest.fixture
 def proxies(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """For a test that fetches packages: the proxies of the user, except to this machine."""
-    bypass_proxies(environment)
-    for name, value in environment.items():
+    bypass_proxies(variables := {**environment})
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
