@@ -50,18 +50,17 @@ def test_served_data_can_be_exported_imported_and_verified(
     assert caseload(tmp_path, "verify", **target).returncode == 0
 
 
+def run_in_shell(folder: Path, commands: str) -> "subprocess.CompletedProcess[str]":
+    """Runs shell commands in a folder. In them, "$@" is the caseload command."""
+    command = ["sh", "-c", commands, "sh", *CASELOAD]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=HUNG_SECONDS, check=False)
+
+
 def test_export_and_import_can_use_standard_streams(tmp_path: Path, database: str) -> None:
     target = url(tmp_path / "target.db")
     commands = f'"$@" export - --database {quote(database)} | "$@" import - --database {quote(target)}'
-    piped = subprocess.run(
-        ["sh", "-c", commands, "sh", *CASELOAD],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=HUNG_SECONDS,
-        cwd=tmp_path,
-    )
-    assert piped.stderr == ""
+    piped = run_in_shell(tmp_path, commands)
+    assert (piped.returncode, piped.stderr) == (0, "")
     assert caseload(tmp_path, "verify", "--database", target).stdout.endswith(piped.stdout)
     assert stat.S_IMODE((tmp_path / "target.db").stat().st_mode) == 0o600
 
@@ -253,14 +252,7 @@ def test_an_import_from_a_pipe_reads_gzip_and_rejects_a_second_export(tmp_path: 
     assert caseload(tmp_path, "export", "moved.jsonl", "--database", database).returncode == 0
     lines = len((tmp_path / "moved.jsonl").read_text().splitlines())
     command = f'{pack} | "$@" import - --database {quote(url(tmp_path / "target.db"))}'
-    ended = subprocess.run(
-        ["sh", "-c", command, "sh", *CASELOAD],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=HUNG_SECONDS,
-        check=False,
-    )
+    ended = run_in_shell(tmp_path, command)
     if pack.startswith("gzip"):
         assert (ended.returncode, ended.stderr) == (0, "")
     else:

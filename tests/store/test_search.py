@@ -66,6 +66,7 @@ words = st.text(characters, min_size=1, max_size=12)
 
 
 @pytest.mark.slow
+# The examples share a store. Each one works on a record of its own.
 @given(name=st.lists(words, min_size=1, max_size=4), data=st.data())
 def test_a_search_finds_a_name_by_any_prefix_of_any_word(
     store: RelationshipStore, name: list[str], data: st.DataObject

@@ -7,7 +7,7 @@ from tests.support.missing_tool import NoTool
 
 
 def need_ipv6() -> None:
-    """Raises NoTool."""
+    """Raises NoTool where the loopback interface has no IPv6."""
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
