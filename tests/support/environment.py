@@ -30,9 +30,11 @@ def environment() -> Iterator[dict[str, str]]:
     os.umask(before)
 
 
-@pytest.fixture
-def proxies(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """For a test that fetches packages: the proxies of the user, except to this machine."""
+@pytest.fixture(scope="module")
+def proxies(environment: dict[str, str]) -> Iterator[None]:
+    """For a module that fetches packages: the proxies of the user, except to this machine."""
     bypass_proxies(variables := {**environment})
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        yield
