@@ -1,11 +1,14 @@
 """The commands and snippets of README.md and docs/ do what the pages show."""
 
+import fcntl
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -43,14 +46,26 @@ def skip_if_taken(address: str) -> None:
             pytest.skip(f"{address} is taken, and the pages' commands name it: stop the server there")
 
 
+@contextmanager
+def pages_addresses() -> Iterator[None]:
+    """Waits until no test run of another checkout uses the addresses of the pages."""
+    folder = os.open(tempfile.gettempdir(), os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
 @pytest.fixture
 def documented_server(folder: Path) -> Iterator[ServerProcess]:
     """The server of `make run` on an empty store, at the address that the pages use."""
-    for address in (ADDRESS, METRICS_ADDRESS):
-        skip_if_taken(address)
     arguments = ("--address", ADDRESS, "--metrics-address", METRICS_ADDRESS)
-    with ServerProcess(f"sqlite:///{folder}/data/caseload.db", *arguments) as started:
-        yield started
+    with pages_addresses():
+        for address in (ADDRESS, METRICS_ADDRESS):
+            skip_if_taken(address)
+        with ServerProcess(f"sqlite:///{folder}/data/caseload.db", *arguments) as started:
+            yield started
 
 
 @pytest.fixture
