@@ -12,7 +12,7 @@ from tests.conftest import serving
 from tests.observability.metrics_client import Numbers, numbers, wait_for_metrics
 from tests.store.standby import await_commits
 from tests.support.api_driver import ApiDriver
-from tests.support.postgres.cluster import SAFE, Cluster
+from tests.support.postgres.cluster import SAFE, Cluster, Server
 from tests.support.postgres.fixtures import migrate
 
 pytestmark = pytest.mark.slow
@@ -49,22 +49,12 @@ def test_an_old_transaction_and_a_wait_for_a_lock_are_shown(postgres_url: str) -
         wait_for_metrics(server.metrics_address, is_quiet)
 
 
-def test_a_role_without_pg_monitor_has_the_page_and_sees_no_lag(postgres_url: str) -> None:
+def test_a_role_without_pg_monitor_has_the_page_and_sees_no_lag(postgres: Server, postgres_url: str) -> None:
     """The server's role may be any that can read and write the tables."""
-    with psycopg.connect(postgres_url, autocommit=True) as owner:
-        owner.execute("DROP ROLE IF EXISTS caseload_plain")
-        owner.execute("CREATE ROLE caseload_plain LOGIN")
-        owner.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO caseload_plain")
-        try:
-            host, port, name = (owner.info.host, owner.info.port, owner.info.dbname)
-            url = f"postgresql://caseload_plain@{host}:{port}/{name}"
-            with serving(url, **METRICS) as server, lock_wait(postgres_url):
-                seen = wait_for_metrics(server.metrics_address, lambda seen: seen("postgres_lock_waits") == 1)
-                assert math.isnan(seen("postgres_replication_lag_bytes"))
-                assert seen("ready") == 1
-        finally:
-            owner.execute("DROP OWNED BY caseload_plain")
-            owner.execute("DROP ROLE caseload_plain")
+    with postgres.role(postgres_url) as url, serving(url, **METRICS) as server, lock_wait(postgres_url):
+        seen = wait_for_metrics(server.metrics_address, lambda seen: seen("postgres_lock_waits") == 1)
+        assert math.isnan(seen("postgres_replication_lag_bytes"))
+        assert seen("ready") == 1
 
 
 def test_standbys_and_commits_that_wait_for_one_are_shown_and_an_outage_is_not_a_number() -> None:

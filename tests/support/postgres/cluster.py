@@ -6,6 +6,7 @@ https://www.postgresql.org/docs/current/app-initdb.html, https://www.postgresql.
 import os
 import pwd
 import re
+import secrets
 import select
 import shutil
 import signal
@@ -13,13 +14,15 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import psycopg
+from psycopg import sql
 
 from tests.support.missing_tool import NoTool
 from tests.support.ports import free_port
@@ -107,6 +110,24 @@ class Server:
         """Drops a database, even if clients are connected."""
         with self.connect() as connection:
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+    @contextmanager
+    def role(self, url: str, attributes: str = "") -> Iterator[str]:
+        """Creates a role with the privileges on all tables of a database; drops it at the end of the with block.
+
+        Args: url, of the database; attributes, further ones, as of CREATE ROLE. Yields the URL for the role, which has
+        the same password. https://www.postgresql.org/docs/current/sql-createrole.html
+        """
+        parts, name = urlsplit(url), f"caseload_test_role_{secrets.token_hex(4)}"
+        password = None if parts.password is None else unquote(parts.password)
+        with self.connect(parts.path.removeprefix("/")) as admin:
+            created = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {} {}")
+            admin.execute(created.format(sql.Identifier(name), sql.Literal(password), sql.SQL(attributes)))
+            try:
+                admin.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {name}".encode())
+                yield parts._replace(netloc=f"{name}{parts.netloc.removeprefix(parts.username or '')}").geturl()
+            finally:
+                admin.execute(f"DROP OWNED BY {name}; DROP ROLE {name}".encode())
 
 
 class Cluster(Server):

@@ -54,6 +54,8 @@ class Databases:
             self._prepare(url)
             with self._server.connect(self._template) as connection:
                 tables = [name for (name,) in connection.execute(_TABLES)]
+                for name in tables:  # statistics of the moment when a table was empty would lead to slow plans
+                    connection.execute(f"ALTER TABLE {name} SET (autovacuum_enabled = off)".encode())
                 self._schema = connection.execute(_SCHEMA).fetchone()
         except BaseException:
             self._server.drop_database(self._template)

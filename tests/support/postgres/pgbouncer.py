@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import psycopg
 
@@ -35,6 +35,8 @@ def pgbouncer(url: str, pool_mode: Literal["session", "transaction", "statement"
         raise NoTool(HOW_TO_GET_IT)
     behind, port, user = urlsplit(url), free_port(), not_root()
     database = f"* = host={behind.hostname} port={behind.port} user={behind.username}"
+    if behind.password:
+        database += " password='{}'".format(unquote(behind.password).replace("'", "''"))
     with tempfile.TemporaryDirectory(prefix="caseload-pgbouncer-") as name:
         folder = Path(name)
         configuration = folder / "pgbouncer.ini"

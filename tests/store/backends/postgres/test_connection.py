@@ -1,11 +1,10 @@
 """Connections to PostgreSQL: their parameters, their session settings, and poolers between."""
 
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import psycopg
 import pytest
@@ -58,7 +57,6 @@ EXPECTED = {
 }
 # Statements before the settings are set must survive the hostile ones.
 SLOWER = {name: "300s" if value == "1ms" else value for name, value in HOSTILE.items()}
-ROLE = "caseload_test_role"
 
 
 @pytest.fixture(autouse=True)
@@ -68,13 +66,12 @@ def patient() -> None:
 
 @pytest.fixture
 def role_url(postgres: Server, postgres_url: str) -> Iterator[str]:
-    """The URL of an empty store, for a role of its own that owns the tables."""
-    role, parts = f"{ROLE}_{secrets.token_hex(4)}", urlsplit(postgres_url)
-    database = parts.path.removeprefix("/")
+    """The URL of an empty store, for a superuser of its own. Afterwards the database has its own settings no more."""
+    database = urlsplit(postgres_url).path.removeprefix("/")
+    with postgres.role(postgres_url, "SUPERUSER") as url:
+        yield url
     with postgres.connect(database) as admin:
-        admin.execute(f"CREATE ROLE {role} LOGIN SUPERUSER".encode())
-        yield parts._replace(netloc=f"{role}@{parts.netloc.rpartition('@')[2]}").geturl()
-        admin.execute(f"ALTER DATABASE {database} RESET ALL; DROP ROLE {role}".encode())
+        admin.execute(f"ALTER DATABASE {database} RESET ALL".encode())
 
 
 def alter(url: str, what: str, settings: dict[str, str]) -> None:
@@ -162,6 +159,8 @@ class Operator:
         """Writes the service `caseload`, of the database of the tests."""
         parts = self._url
         fields = {"port": parts.port, "user": parts.username, "dbname": parts.path.removeprefix("/")}
+        if parts.password:
+            fields["password"] = unquote(parts.password)
         named = [f"{name}={value}" for name, value in {"host": host or parts.hostname, **fields}.items()]
         self._file.write_text("\n".join(["[caseload]", *named, *lines, ""]))
 

@@ -1,14 +1,12 @@
 """The pools of connections to PostgreSQL: they close what is unused, and give way to each other."""
 
 import gc
-import secrets
 import threading
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from functools import partial
-from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -106,12 +104,8 @@ def sessions(admin: "psycopg.Connection[tuple[int]]") -> int:
 @pytest.fixture
 def limited_url(postgres: Server, postgres_url: str) -> Iterator[str]:
     """The URL of an empty store, for a role with few connections."""
-    role, parts = f"caseload_test_role_{secrets.token_hex(4)}", urlsplit(postgres_url)
-    with postgres.connect(parts.path.removeprefix("/")) as admin:
-        admin.execute(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT {LIMIT}".encode())
-        admin.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}".encode())
-        yield parts._replace(netloc=f"{role}@{parts.netloc.rpartition('@')[2]}").geturl()
-        admin.execute(f"DROP OWNED BY {role}; DROP ROLE {role}".encode())
+    with postgres.role(postgres_url, f"CONNECTION LIMIT {LIMIT}") as url:
+        yield url
 
 
 def test_reads_leave_connections_for_writes_and_for_the_check(
