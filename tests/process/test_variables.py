@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -122,7 +122,7 @@ def test_a_variable_that_only_resembles_an_injected_one_is_rejected(tmp_path: Pa
 
 def test_a_password_of_the_database_may_end_with_a_newline(tmp_path: Path, postgres_url: str) -> None:
     parts = urlsplit(postgres_url)
-    environment = {"PGPASSWORD": f"{parts.password or 'any'}\n", "PGUSER": f"{parts.username}\r\n"}
+    environment = {"PGPASSWORD": f"{unquote(parts.password or 'any')}\n", "PGUSER": f"{parts.username}\r\n"}
     host = parts.netloc.rpartition("@")[2]
     without_user = parts._replace(netloc=host).geturl()
     ended = caseload(tmp_path, "migrate", CASELOAD_DATABASE=f"{without_user}\n", **environment)
