@@ -10,6 +10,7 @@ import secrets
 import select
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 import time
@@ -144,7 +145,7 @@ class Cluster(Server):
         super().__init__(f"postgresql://postgres@{HOST}:{self.port}")
 
     def __enter__(self) -> Self:
-        self.folder = Path(tempfile.mkdtemp(prefix="caseload-postgres-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="caseload-postgres-", dir=temporary_folder(self._user)))
         try:
             if self._user:
                 os.chown(self.folder, self._user.pw_uid, self._user.pw_gid)
@@ -288,3 +289,11 @@ def not_root() -> pwd.struct_passwd | None:
         return None
     names = {entry.pw_name: entry for entry in pwd.getpwall()}
     return names.get("postgres") or names["nobody"]
+
+
+def temporary_folder(user: pwd.struct_passwd | None) -> Path:
+    """The folder for temporary files, or /tmp if it lies in a private folder of root. Args: user, of not_root()."""
+    folder = Path(tempfile.gettempdir())
+    if user and not all(each.stat().st_mode & stat.S_IXOTH for each in (folder, *folder.parents)):
+        return Path("/tmp")
+    return folder

@@ -16,7 +16,7 @@ import psycopg
 
 from tests.support.missing_tool import NoTool
 from tests.support.ports import free_port
-from tests.support.postgres.cluster import HOST, not_root
+from tests.support.postgres.cluster import HOST, not_root, temporary_folder
 from tests.support.waiting import HUNG_SECONDS
 
 HOW_TO_GET_IT: Final = "needs PgBouncer: apt-get install pgbouncer"
@@ -37,7 +37,7 @@ def pgbouncer(url: str, pool_mode: Literal["session", "transaction", "statement"
     database = f"* = host={behind.hostname} port={behind.port} user={behind.username}"
     if behind.password:
         database += " password='{}'".format(unquote(behind.password).replace("'", "''"))
-    with tempfile.TemporaryDirectory(prefix="caseload-pgbouncer-") as name:
+    with tempfile.TemporaryDirectory(prefix="caseload-pgbouncer-", dir=temporary_folder(user)) as name:
         folder = Path(name)
         configuration = folder / "pgbouncer.ini"
         configuration.write_text(

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,9 +12,10 @@ import psycopg
 import pytest
 
 from tests.support.postgres import cluster as cluster_module
-from tests.support.postgres.cluster import HOW_TO_GET_IT, QUICK, SAFE, Cluster, NoPostgres, programs
+from tests.support.postgres.cluster import HOW_TO_GET_IT, QUICK, SAFE, Cluster, NoPostgres, Server, programs
 from tests.support.postgres.databases import Databases
-from tests.support.waiting import HUNG_SECONDS
+from tests.support.postgres.pgbouncer import pgbouncer
+from tests.support.waiting import HUNG_SECONDS, eventually
 
 pytestmark = pytest.mark.slow
 
@@ -58,6 +60,30 @@ def fill(url: str) -> None:
 
 def test_postgres_does_not_run_as_root(cluster: Cluster) -> None:
     assert Path(f"/proc/{cluster.pid}").stat().st_uid != 0
+
+
+def test_a_cluster_and_a_pgbouncer_run_although_the_temporary_folder_is_private(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.chmod(0o700)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with Cluster(QUICK) as made, pgbouncer(made.url(), "session") as pooled:
+        psycopg.connect(pooled).close()
+
+
+def test_a_role_has_the_password_of_the_servers_user() -> None:
+    with Cluster(QUICK) as made:
+        with made.connect() as admin:
+            admin.execute("ALTER ROLE postgres PASSWORD 'p@ss w/o''rd'")
+            (made.folder / "data" / "pg_hba.conf").write_text("host all all 127.0.0.1/32 scram-sha-256\n")
+            admin.execute("SELECT pg_reload_conf()")
+        eventually(lambda: not made.answers())
+        server = Server(f"postgresql://postgres:p%40ss%20w%2Fo%27rd@127.0.0.1:{made.port}")
+        with server.role(server.url()) as url, pgbouncer(server.url(), "session") as pooled:
+            for each in (url, pooled):
+                psycopg.connect(each).close()
+        with pytest.raises(psycopg.OperationalError):
+            psycopg.connect(url)
 
 
 def test_the_cluster_listens_only_on_loopback(cluster: Cluster) -> None:
