@@ -49,6 +49,7 @@ QUICK: Final = {
 SAFE: Final = {"max_connections": "200", "wal_keep_size": "256MB"}
 """Settings for tests of durability: commits are synced, and a standby finds the WAL it missed."""
 HOST: Final = "127.0.0.1"
+DEFAULT_PORT: Final = 5432
 _MODES: Final = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 _OLDEST_VERSION: Final = 15
 
@@ -90,8 +91,9 @@ class Server:
     """A running PostgreSQL, with a user who may create databases."""
 
     def __init__(self, url: str) -> None:
-        """Args: url, of any database on the server."""
-        self._url = urlsplit(url)
+        """Args: url, of any database on the server, without parameters."""
+        parts = urlsplit(url)
+        self._url = parts if parts.port else parts._replace(netloc=f"{parts.netloc}:{DEFAULT_PORT}")
 
     def url(self, database: str = "postgres") -> str:
         """The URL for a driver and for `--database`."""
