@@ -1,7 +1,7 @@
 """Traces: what a span says of a call, and that it says nothing of a patient."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -11,12 +11,13 @@ import pytest
 from caseload.v1 import patient_service_pb2 as pb
 from caseload.v1 import patient_service_pb2_grpc
 from caseload_server.api.patient_service import PatientServicer
+from caseload_server.observability.tracing import _LoggingExporter
 from caseload_server.rpc.server import CaseloadServer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from opentelemetry.instrumentation.grpc import client_interceptor
 from opentelemetry.instrumentation.grpc.grpcext import intercept_channel
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from structlog.testing import capture_logs
 
@@ -183,6 +184,24 @@ def test_the_span_of_a_watch_ends_with_it_and_has_no_store_spans(collector: Coll
     assert span.attributes["rpc.grpc.status_code"] == grpc.StatusCode.CANCELLED.value[0]
     assert not span.is_error
     assert [one for one in collector.spans() if one.parent == span.id] == []
+
+
+class Answering(SpanExporter):
+    """Exports nothing. Each call has the next of the given results."""
+
+    def __init__(self, *results: SpanExportResult) -> None:
+        self._results = iter(results)
+
+    def export(self, _spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        return next(self._results)
+
+
+def test_exports_that_fail_are_logged_once_until_one_succeeds() -> None:
+    results = [SpanExportResult.FAILURE, SpanExportResult.FAILURE, SpanExportResult.SUCCESS, SpanExportResult.FAILURE]
+    exporter = _LoggingExporter(Answering(*results))
+    with capture_logs() as events:
+        assert [exporter.export([]) for _ in results] == results
+    assert [event["event"] for event in events] == ["trace export failed"] * 2
 
 
 def test_the_access_log_has_the_trace_id(collector: Collector, tmp_path: Path) -> None:
