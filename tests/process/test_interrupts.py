@@ -1,5 +1,6 @@
 """Interrupted commands leave the database unchanged and no partial file."""
 
+import fcntl
 import json
 import os
 import random
@@ -30,6 +31,7 @@ from tests.support.waiting import HUNG_SECONDS
 
 pytestmark = pytest.mark.usefixtures("unrecorded")
 
+INTERRUPTS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT]
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
 of_each_signal = pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 PATIENTS, PURGED = 6_000, 5_000
@@ -196,14 +198,45 @@ def test_the_next_run_removes_the_temporary_file_of_a_killed_run(folder: Path, t
     assert target.stat().st_nlink == 1
 
 
+@pytest.fixture(params=INTERRUPTS, ids=lambda number: number.name)
+def interrupt(request: pytest.FixtureRequest) -> Iterator[Callable[[], None]]:
+    """Sends this process a signal that interrupts a command."""
+
+    def raise_interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(request.param, raise_interrupt)
+    yield lambda: signal.pthread_kill(threading.get_ident(), request.param)
+    signal.signal(request.param, previous)
+
+
+def test_a_signal_while_the_temporary_folder_is_made_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupt: Callable[[], None]
+) -> None:
+    lock = fcntl.flock
+
+    def interrupted(descriptor: int, operation: int) -> None:
+        interrupt()
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", interrupted)
+    with pytest.raises(KeyboardInterrupt), atomic_file(tmp_path / "target"):
+        pass
+    assert names(tmp_path) == []
+
+
 @pytest.mark.parametrize(("end", "left"), [(Path.touch, ["target"]), (Path.unlink, [])], ids=["whole", "failed"])
-def test_ctrl_c_during_the_final_cleanup_waits_for_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: Callable[[Path], None], left: list[str]
+def test_a_signal_during_the_final_cleanup_waits_for_it(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    interrupt: Callable[[], None],
+    end: Callable[[Path], None],
+    left: list[str],
 ) -> None:
     remove = shutil.rmtree
 
     def interrupted(folder: Path, **settings: Any) -> None:
-        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        interrupt()
         remove(folder, **settings)
 
     monkeypatch.setattr(shutil, "rmtree", interrupted)

@@ -72,7 +72,7 @@ class AuditedCommand(click.Command):
 
 
 class InterruptibleAuditedCommand(AuditedCommand, InterruptibleCommand):
-    """An audited command that cleans up on SIGINT and SIGTERM."""
+    """An audited command that cleans up when a signal interrupts it."""
 
 
 def _outcome(exit_code: int) -> str:

@@ -13,7 +13,6 @@ SQLITE_SUFFIXES: Final = ("", "-wal", "-shm", "-journal")
 """Suffixes of a SQLite database and of the files beside it."""
 FILE_EXISTS: Final = "the file already exists, or a -wal file of an earlier database does"
 _BEING_WRITTEN: Final = "another process is writing the file"
-_STOP_SIGNALS: Final = {signal.SIGINT, signal.SIGTERM}
 
 
 @contextmanager
@@ -32,7 +31,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
         partial_file.touch(0o600)
         yield partial_file
         _fsync(partial_file)
-        signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         _publish(partial_file, target)
         _fsync(target.parent)
 
@@ -40,7 +39,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
 @contextmanager
 def _locked_folder(folder: Path) -> Iterator[Path]:
     """Yields an empty folder that no other process uses, and removes it."""
-    previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         descriptor = _create_and_lock(folder)
         try:
@@ -49,7 +48,7 @@ def _locked_folder(folder: Path) -> Iterator[Path]:
                 leftover.unlink()
             yield folder
         finally:
-            signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
             shutil.rmtree(folder, ignore_errors=True)
             os.close(descriptor)
     finally:
