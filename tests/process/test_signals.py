@@ -243,8 +243,21 @@ command()
 """
 
 
-def test_a_signal_during_a_destructor_interrupts_a_command_too() -> None:
-    command = [sys.executable, "-c", INTERRUPTED_WHERE_PYTHON_IGNORES_IT]
+ON_A_SLOW_MACHINE = """
+import signal, time
+set_timer = signal.setitimer
+
+def set_timer_slowly(*arguments):
+    set_timer(*arguments)
+    time.sleep(0.1)  # so the timer expires before its caller returns
+
+signal.setitimer = set_timer_slowly
+"""
+
+
+@pytest.mark.parametrize("before", ["", ON_A_SLOW_MACHINE], ids=["", "slow machine"])
+def test_a_signal_during_a_destructor_interrupts_a_command_too(before: str) -> None:
+    command = [sys.executable, "-c", before + INTERRUPTED_WHERE_PYTHON_IGNORES_IT]
     ended = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=HUNG_SECONDS, check=False)
     assert (ended.returncode, ended.stderr) == (128 + signal.SIGQUIT, "caseload: interrupted\n")
 

@@ -1,10 +1,12 @@
 """Signals: those that stop or reload the server, and those that interrupt a command."""
 
+import inspect
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, Final
 
 import apsw
@@ -91,11 +93,21 @@ def _interrupt(number: int, _: object) -> None:
 def _interrupt_again(ignored: "sys.UnraisableHookArgs") -> None:
     """Interrupts once more, a moment later: Python ignores what a destructor or a callback of the import system raises.
 
+    It would also ignore an interrupt before this function has returned.
     https://docs.python.org/3/library/sys.html#sys.unraisablehook
     """
     if not isinstance(ignored.exc_value, KeyboardInterrupt):
         sys.__unraisablehook__(ignored)
         return
     [number] = ignored.exc_value.args
-    signal.signal(signal.SIGALRM, lambda *_: _interrupt(number, None))
-    signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
+    this_frame = inspect.currentframe()
+
+    def interrupt_unless_ignored(_: int, frame: FrameType | None) -> None:
+        while frame and frame is not this_frame:
+            frame = frame.f_back
+        if frame is None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            _interrupt(number, None)
+
+    signal.signal(signal.SIGALRM, interrupt_unless_ignored)
+    signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS, _AGAIN_SECONDS)
