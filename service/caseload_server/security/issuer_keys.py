@@ -11,7 +11,6 @@ import socket
 import ssl
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -180,8 +179,6 @@ class IssuerKeys:
 
 def _reason(error: Exception) -> str:
     """Returns the text of an IssuerError or of a connection error. Other texts may quote the answer of the issuer."""
-    if isinstance(error, urllib.error.HTTPError):
-        return f"its status is {error.code}"
     cause = getattr(error, "reason", error)
     if isinstance(cause, ssl.SSLCertVerificationError):
         return cause.verify_message
@@ -233,11 +230,11 @@ def _get(address: str, context: ssl.SSLContext) -> dict[str, Any]:
     if not _is_loopback(urlsplit(address).hostname or ""):  # a proxy has another loopback interface
         opener.add_handler(urllib.request.ProxyHandler())
     opener.add_handler(_BoundedHandler(context))
-    opener.add_handler(urllib.request.HTTPDefaultErrorHandler())
-    opener.add_handler(urllib.request.HTTPErrorProcessor())
     until = time.monotonic() + _TIMEOUT_SECONDS
     content = b""
     with opener.open(address, timeout=_TIMEOUT_SECONDS) as response:
+        if response.status != http.HTTPStatus.OK:
+            raise IssuerError(f"its status is {response.status}")
         while part := response.read1(_MAX_BYTES):
             content += part
             if len(content) > _MAX_BYTES or time.monotonic() > until:
