@@ -56,7 +56,7 @@ test: $(INSTALLED) ## run the tests, except the slow ones
 	@$(BIN)/python -m $(PYTEST) -m 'not slow' --ignore=tests/deploy
 
 .PHONY: fresh-test
-fresh-test: ## run, the example and test on a bare Debian, made for it; as root on Debian, needs debootstrap
+fresh-test: ## run, the example and test on a bare Debian, made for it (SUITE= names another); as root on Debian, needs debootstrap
 	@tests/fresh_machine.sh
 
 .PHONY: test-processes

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs the two commands of the README, and the example, on a Debian that has make, git, Python and its venv module, and
-# nothing else: no Go, no PostgreSQL, no ps, no locale. What runs is the last commit of this checkout.
+# nothing else: no Go, no PostgreSQL, no ps, no locale. What runs is the last commit of this checkout. The Debian is that
+# of this machine, or the one in SUITE, such as sid.
 #
 # All of it is in namespaces of its own: its processes and mounts end with the one process that this script waits for.
 set -euo pipefail
@@ -45,7 +46,7 @@ fi
 
 make_machine() { # FOLDER
   local suite mirror log=$1.log
-  suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
+  suite=${SUITE:-$(. /etc/os-release && echo "$VERSION_CODENAME")}
   mirror=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' |
     awk '$2 !~ "[-/]" && $3 == "main" && !found++ { print $1 }') # not that of updates
   echo "making a bare Debian $suite"
