@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -49,7 +50,7 @@ def skip_if_taken(address: str) -> None:
 
 @contextmanager
 def pages_addresses() -> Iterator[None]:
-    """Waits until no test run of another checkout uses the addresses of the pages."""
+    """Waits until no other test run uses the addresses of the pages."""
     folder = os.open(tempfile.gettempdir(), os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
@@ -115,7 +116,8 @@ def test_every_command_of_the_postgresql_page_does_what_it_shows(
 ) -> None:
     with ServerProcess(f"sqlite:///{folder}/data/caseload.db") as server:
         assert tour(server.address) == 0
-    with_password = urlsplit(postgres.create_database("caseload_documented"))
+    database = f"caseload_documented_{secrets.token_hex(4)}"
+    with_password = urlsplit(postgres.create_database(database))
     userinfo, _, host = with_password.netloc.rpartition("@")
     url = with_password._replace(netloc=f"{userinfo.partition(':')[0]}@{host}").geturl()
     if with_password.password:  # a command line must not contain it
@@ -132,7 +134,7 @@ def test_every_command_of_the_postgresql_page_does_what_it_shows(
                         folder,
                     )
             else:
-                with postgres.connect("caseload_documented") as connection:
+                with postgres.connect(database) as connection:
                     assert connection.execute(text.encode()).rowcount == 1
         verified = [
             run(Block("sh", f"caseload verify --database {one}", None), folder).stdout.splitlines()[-1]
@@ -141,7 +143,7 @@ def test_every_command_of_the_postgresql_page_does_what_it_shows(
         assert verified[0] == verified[1]
         assert verified[0].startswith("digest: sha256:")
     finally:
-        postgres.drop_database("caseload_documented")
+        postgres.drop_database(database)
 
 
 @pytest.mark.slow

@@ -43,7 +43,8 @@ class Application:
             with urllib.request.urlopen(request, timeout=HUNG_SECONDS) as answer:
                 return answer.status, json.load(answer)
         except urllib.error.HTTPError as error:
-            return error.code, json.load(error)
+            with error:
+                return error.code, json.load(error)
 
     def answers(self) -> bool:
         assert self.process.poll() is None, self.process.communicate()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from caseload_server.commands.signals import defer_signals
 from caseload_server.config import Config
 from caseload_server.store import PATIENT
 from caseload_server.store.atomic_file import FILE_EXISTS, atomic_file
@@ -31,7 +32,8 @@ from tests.support.waiting import HUNG_SECONDS
 
 pytestmark = pytest.mark.usefixtures("unrecorded")
 
-INTERRUPTS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT]
+INTERRUPTS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGALRM]
+"""Those that interrupt a command. SIGALRM repeats an interrupt."""
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
 of_each_signal = pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 PATIENTS, PURGED = 6_000, 5_000
@@ -208,6 +210,19 @@ def interrupt(request: pytest.FixtureRequest) -> Iterator[Callable[[], None]]:
     previous = signal.signal(request.param, raise_interrupt)
     yield lambda: signal.pthread_kill(threading.get_ident(), request.param)
     signal.signal(request.param, previous)
+
+
+def test_a_signal_in_a_block_that_defers_signals_waits_for_its_end(interrupt: Callable[[], None]) -> None:
+    ends = []
+
+    def deferred() -> None:
+        with defer_signals():
+            interrupt()
+            ends.append("reached")
+
+    with pytest.raises(KeyboardInterrupt):
+        deferred()
+    assert ends == ["reached"]
 
 
 def test_a_signal_while_the_temporary_folder_is_made_waits_for_it(

@@ -224,40 +224,50 @@ def test_a_signal_of_the_terminal_interrupts_a_command_that_cleans_up(tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
-INTERRUPTED_WHERE_PYTHON_IGNORES_IT = """
-import os, signal, time
+WITH_A_DESTRUCTOR = """
+import os, signal, sys, time
 import click
 from caseload_server.commands.signals import InterruptibleCommand
 
+def interrupt(*_):
+    os.kill(os.getpid(), signal.SIGQUIT)
+    time.sleep(0)
+
+def fail():
+    raise ValueError
+
 class Destroyed:
     def __del__(self):
-        os.kill(os.getpid(), signal.SIGQUIT)
-        time.sleep(0)
+        destroy()
 
 @click.command(cls=InterruptibleCommand)
 def command():
     Destroyed()
     time.sleep(600)
 
-command()
 """
-
-
+IN_A_DESTRUCTOR = "destroy = interrupt"
 ON_A_SLOW_MACHINE = """
-import signal, time
+destroy = interrupt
 set_timer = signal.setitimer
 
 def set_timer_slowly(*arguments):
+    signal.setitimer = set_timer
     set_timer(*arguments)
     time.sleep(0.1)  # so the timer expires before its caller returns
 
 signal.setitimer = set_timer_slowly
 """
+IN_THE_REPORT_OF_A_DESTRUCTOR = "destroy, sys.__unraisablehook__ = fail, interrupt"
 
 
-@pytest.mark.parametrize("before", ["", ON_A_SLOW_MACHINE], ids=["", "slow machine"])
-def test_a_signal_during_a_destructor_interrupts_a_command_too(before: str) -> None:
-    command = [sys.executable, "-c", before + INTERRUPTED_WHERE_PYTHON_IGNORES_IT]
+@pytest.mark.parametrize(
+    "moment",
+    [IN_A_DESTRUCTOR, ON_A_SLOW_MACHINE, IN_THE_REPORT_OF_A_DESTRUCTOR],
+    ids=["in a destructor", "on a slow machine", "in the report of a destructor"],
+)
+def test_a_signal_where_python_ignores_an_exception_interrupts_a_command_too(moment: str) -> None:
+    command = [sys.executable, "-c", f"{WITH_A_DESTRUCTOR}{moment}\ncommand()"]
     ended = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=HUNG_SECONDS, check=False)
     assert (ended.returncode, ended.stderr) == (128 + signal.SIGQUIT, "caseload: interrupted\n")
 

@@ -1,6 +1,5 @@
 """Signals: those that stop or reload the server, and those that interrupt a command."""
 
-import inspect
 import os
 import signal
 import sys
@@ -20,6 +19,8 @@ _RELOAD_SIGNAL: Final = signal.SIGHUP
 _WAITED_FOR: Final = (*_STOP_SIGNALS, _RELOAD_SIGNAL)
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 """They interrupt a command other than serve."""
+_DEFERRED: Final = (*_SIGNALS, signal.SIGALRM)
+"""With the signal that repeats an interrupt."""
 _PROGRESS_STEPS: Final = 10_000
 """SQLite virtual machine steps between two checks for a signal. Without the checks, Python handles a signal only after
 the statement has ended. https://www.sqlite.org/c3ref/progress_handler.html"""
@@ -72,11 +73,11 @@ def defer_signals() -> Iterator[Callable[[], None]]:
 
     Yields: a function that delivers the deferred signals. Call it between two steps.
     """
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, _DEFERRED)
 
     def deliver_signals() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, _DEFERRED)
 
     try:
         yield deliver_signals
@@ -84,30 +85,29 @@ def defer_signals() -> Iterator[Callable[[], None]]:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
-def _interrupt(number: int, _: object) -> None:
+def _interrupt(number: int, frame: FrameType | None) -> None:
     for each in _SIGNALS:
         signal.signal(each, signal.SIG_IGN)  # a second signal must not interrupt the cleanup
+    while frame:
+        if frame.f_code is _interrupt_again.__code__:  # Python ignores what is raised while that runs
+            _interrupt_later(number)
+            return
+        frame = frame.f_back
     raise KeyboardInterrupt(number)
 
 
 def _interrupt_again(ignored: "sys.UnraisableHookArgs") -> None:
     """Interrupts once more, a moment later: Python ignores what a destructor or a callback of the import system raises.
 
-    It would also ignore an interrupt before this function has returned.
     https://docs.python.org/3/library/sys.html#sys.unraisablehook
     """
     if not isinstance(ignored.exc_value, KeyboardInterrupt):
         sys.__unraisablehook__(ignored)
         return
     [number] = ignored.exc_value.args
-    this_frame = inspect.currentframe()
+    _interrupt_later(number)
 
-    def interrupt_unless_ignored(_: int, frame: FrameType | None) -> None:
-        while frame and frame is not this_frame:
-            frame = frame.f_back
-        if frame is None:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            _interrupt(number, None)
 
-    signal.signal(signal.SIGALRM, interrupt_unless_ignored)
-    signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS, _AGAIN_SECONDS)
+def _interrupt_later(number: int) -> None:
+    signal.signal(signal.SIGALRM, lambda _, frame: _interrupt(number, frame))
+    signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)

@@ -13,6 +13,7 @@ SQLITE_SUFFIXES: Final = ("", "-wal", "-shm", "-journal")
 """Suffixes of a SQLite database and of the files beside it."""
 FILE_EXISTS: Final = "the file already exists, or a -wal file of an earlier database does"
 _BEING_WRITTEN: Final = "another process is writing the file"
+_ALL_SIGNALS: Final = signal.valid_signals()
 
 
 @contextmanager
@@ -31,7 +32,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
         partial_file.touch(0o600)
         yield partial_file
         _fsync(partial_file)
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ALL_SIGNALS)
         _publish(partial_file, target)
         _fsync(target.parent)
 
@@ -39,7 +40,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
 @contextmanager
 def _locked_folder(folder: Path) -> Iterator[Path]:
     """Yields an empty folder that no other process uses, and removes it."""
-    previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL_SIGNALS)
     try:
         descriptor = _create_and_lock(folder)
         try:
@@ -48,7 +49,7 @@ def _locked_folder(folder: Path) -> Iterator[Path]:
                 leftover.unlink()
             yield folder
         finally:
-            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            signal.pthread_sigmask(signal.SIG_BLOCK, _ALL_SIGNALS)
             shutil.rmtree(folder, ignore_errors=True)
             os.close(descriptor)
     finally:

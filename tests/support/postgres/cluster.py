@@ -128,7 +128,9 @@ class Server:
             admin.execute(created.format(sql.Identifier(name), sql.Literal(password), sql.SQL(attributes)))
             try:
                 admin.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {name}".encode())
-                yield parts._replace(netloc=f"{name}{parts.netloc.removeprefix(parts.username or '')}").geturl()
+                userinfo, _, host = parts.netloc.rpartition("@")
+                _, colon, encoded = userinfo.partition(":")
+                yield parts._replace(netloc=f"{name}{colon}{encoded}@{host}").geturl()
             finally:
                 admin.execute(f"DROP OWNED BY {name}; DROP ROLE {name}".encode())
 
@@ -294,7 +296,7 @@ def not_root() -> pwd.struct_passwd | None:
 
 
 def temporary_folder(user: pwd.struct_passwd | None) -> Path:
-    """The folder for temporary files, or /tmp if it lies in a private folder of root. Args: user, of not_root()."""
+    """The folder for temporary files; /tmp instead if the user cannot enter that folder. Args: user, of not_root()."""
     folder = Path(tempfile.gettempdir())
     if user and not all(each.stat().st_mode & stat.S_IXOTH for each in (folder, *folder.parents)):
         return Path("/tmp")

@@ -66,7 +66,7 @@ def patient() -> None:
 
 @pytest.fixture
 def role_url(postgres: Server, postgres_url: str) -> Iterator[str]:
-    """The URL of an empty store, for a superuser of its own. Afterwards the database has its own settings no more."""
+    """The URL of an empty store, for a superuser of its own. Resets the settings of the database afterwards."""
     database = urlsplit(postgres_url).path.removeprefix("/")
     with postgres.role(postgres_url, "SUPERUSER") as url:
         yield url
