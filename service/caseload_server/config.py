@@ -1,8 +1,10 @@
 """The settings of the server, with their units and defaults."""
 
+import errno
 import ipaddress
 import os
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -11,6 +13,7 @@ from typing import Final
 from urllib.parse import parse_qs, urlsplit
 
 _SQLITE: Final = "sqlite:///"
+_NO_FILE: Final = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 _POSTGRES: Final = ("postgresql://", "postgres://")
 _CONNECTION_AGE_SECONDS: Final = 300.0
 _SQLITE_EXAMPLE: Final = "give the path of a file, such as sqlite:///data/caseload.db"
@@ -276,7 +279,7 @@ def _is_issuer(issuer: str) -> bool:
 def _check_log_path(setting: str, path: Path) -> None:
     """Checks before any file is created, so that a failed start leaves no files behind. Raises SettingError."""
     try:
-        if path.is_dir() or not path.parent.is_dir():
+        if stat.S_ISDIR(file_mode(path)) or not stat.S_ISDIR(file_mode(path.parent)):
             raise SettingError(setting, "must be a file in an existing directory")
     except OSError:
         raise SettingError(setting, "cannot be accessed: no permission, or the path is too long") from None
@@ -299,6 +302,19 @@ def _real_path(path: Path | str) -> str:
         return str(path)
 
 
+def file_mode(path: Path) -> int:
+    """Returns the type and the mode bits of a file, 0 if there is none. Raises OSError if that cannot be found out.
+
+    Path.exists and the like do not raise it since Python 3.14. https://docs.python.org/3/library/pathlib.html
+    """
+    try:
+        return path.stat().st_mode
+    except OSError as error:
+        if error.errno not in _NO_FILE:
+            raise
+        return 0
+
+
 def sqlite_path(database: str) -> Path:
     """Returns the absolute path of the file in a SQLite URL, without symbolic links. Raises SettingError.
 
@@ -307,11 +323,12 @@ def sqlite_path(database: str) -> Path:
     path = sqlite_name(database)
     try:
         real = Path(os.path.realpath(path))
-        if path.is_symlink() and not real.exists():
+        mode = file_mode(real)
+        if path.is_symlink() and not mode:
             raise SettingError("--database", "is a symbolic link to a file that does not exist")
-        if not real.parent.is_dir():
+        if not stat.S_ISDIR(file_mode(real.parent)):
             raise SettingError("--database", "the directory of the file does not exist")
-        if real.exists() and not real.is_file():
+        if mode and not stat.S_ISREG(mode):
             raise SettingError("--database", "is not a regular file")
     except OSError:
         raise SettingError("--database", "cannot be accessed: no permission, or the path is too long") from None

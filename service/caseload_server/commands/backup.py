@@ -1,6 +1,7 @@
 """`caseload backup` and `caseload restore`: copy a SQLite database."""
 
 import os
+import stat
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,7 +16,7 @@ from caseload_server.commands.audited import InterruptibleAuditedCommand
 from caseload_server.commands.options import FilePath, database_option, file_argument, option
 from caseload_server.commands.progress import progress_bar
 from caseload_server.commands.standard_streams import print_line
-from caseload_server.config import SettingError
+from caseload_server.config import SettingError, file_mode
 from caseload_server.store.backends.migrations import SchemaError
 from caseload_server.store.portability.export import Progress
 from caseload_server.write_faults import NO_SPACE, with_fault, write_fault
@@ -109,7 +110,7 @@ def _copy(copy: Callable[[Path, Path, Progress], int], source: tuple[str, Path],
 
 def _check_exists(setting: str, file: Path) -> None:
     try:
-        if not file.is_file():
+        if not stat.S_ISREG(file_mode(file)):
             raise SettingError(setting, "the file does not exist")
     except OSError:
         raise SettingError(setting, "cannot be accessed: no permission, or the path is too long") from None
