@@ -217,7 +217,7 @@ def run_example(folder: Path, server: Path) -> "subprocess.CompletedProcess[str]
 @pytest.mark.parametrize("server", [COMMAND.parents[1], COMMAND.with_name("caseload")], ids=["folder", "command"])
 def test_the_example_passes_with_the_server_of_a_named_environment(tmp_path: Path, server: Path) -> None:
     ended = run_example(tmp_path, server)
-    assert ended.returncode == 0, ended.stdout
+    assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "5 passed" in ended.stdout
 
 
