@@ -66,7 +66,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "": set(),
     "__main__": {".commands.early_signals", ".commands.main", ".commands.standard_streams"},
     "clock": set(),
-    "config": set(),
+    "config": {".file_mode"},
+    "file_mode": set(),
     "open_files": {".config", ".domain.limits"},
     "private_files": {".config"},
     "write_faults": set(),
@@ -162,7 +163,16 @@ MAY_IMPORT: dict[str, set[str]] = {
         ".write_faults",
     },
     "commands.backup": {
-        *("click", ".commands", ".config", ".store.backends", ".store.portability", ".write_faults", "apsw"),
+        *(
+            "click",
+            ".commands",
+            ".config",
+            ".file_mode",
+            ".store.backends",
+            ".store.portability",
+            ".write_faults",
+            "apsw",
+        ),
     },
     "commands.check": {
         "click",

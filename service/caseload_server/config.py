@@ -1,6 +1,5 @@
 """The settings of the server, with their units and defaults."""
 
-import errno
 import ipaddress
 import os
 import re
@@ -12,8 +11,9 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qs, urlsplit
 
+from caseload_server.file_mode import file_mode
+
 _SQLITE: Final = "sqlite:///"
-_NO_FILE: Final = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 _POSTGRES: Final = ("postgresql://", "postgres://")
 _CONNECTION_AGE_SECONDS: Final = 300.0
 _SQLITE_EXAMPLE: Final = "give the path of a file, such as sqlite:///data/caseload.db"
@@ -300,19 +300,6 @@ def _real_path(path: Path | str) -> str:
         return os.path.realpath(path)
     except OSError:  # the working directory was deleted
         return str(path)
-
-
-def file_mode(path: Path) -> int:
-    """Returns the type and the mode bits of a file, 0 if there is none. Raises OSError if that cannot be found out.
-
-    Path.exists and the like do not raise it since Python 3.14. https://docs.python.org/3/library/pathlib.html
-    """
-    try:
-        return path.stat().st_mode
-    except OSError as error:
-        if error.errno not in _NO_FILE:
-            raise
-        return 0
 
 
 def sqlite_path(database: str) -> Path:

@@ -50,7 +50,7 @@ def skip_if_taken(address: str) -> None:
 
 @contextmanager
 def pages_addresses() -> Iterator[None]:
-    """Waits until no other test run uses the addresses of the pages."""
+    """Reserves the addresses that the pages use. Waits while another test run uses them."""
     folder = os.open(tempfile.gettempdir(), os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)

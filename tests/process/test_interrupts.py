@@ -33,7 +33,7 @@ from tests.support.waiting import HUNG_SECONDS
 pytestmark = pytest.mark.usefixtures("unrecorded")
 
 INTERRUPTS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGALRM]
-"""Those that interrupt a command. SIGALRM repeats an interrupt."""
+"""The signals that interrupt a command. SIGALRM repeats an interrupt."""
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
 of_each_signal = pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 PATIENTS, PURGED = 6_000, 5_000

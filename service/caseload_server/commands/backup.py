@@ -16,7 +16,8 @@ from caseload_server.commands.audited import InterruptibleAuditedCommand
 from caseload_server.commands.options import FilePath, database_option, file_argument, option
 from caseload_server.commands.progress import progress_bar
 from caseload_server.commands.standard_streams import print_line
-from caseload_server.config import SettingError, file_mode
+from caseload_server.config import SettingError
+from caseload_server.file_mode import file_mode
 from caseload_server.store.backends.migrations import SchemaError
 from caseload_server.store.portability.export import Progress
 from caseload_server.write_faults import NO_SPACE, with_fault, write_fault

@@ -20,7 +20,7 @@ _WAITED_FOR: Final = (*_STOP_SIGNALS, _RELOAD_SIGNAL)
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 """They interrupt a command other than serve."""
 _DEFERRED: Final = (*_SIGNALS, signal.SIGALRM)
-"""With the signal that repeats an interrupt."""
+"""The same signals, and the one that repeats an interrupt."""
 _PROGRESS_STEPS: Final = 10_000
 """SQLite virtual machine steps between two checks for a signal. Without the checks, Python handles a signal only after
 the statement has ended. https://www.sqlite.org/c3ref/progress_handler.html"""
@@ -109,5 +109,6 @@ def _interrupt_again(ignored: "sys.UnraisableHookArgs") -> None:
 
 
 def _interrupt_later(number: int) -> None:
+    """Interrupts after _AGAIN_SECONDS, and again if Python would still ignore it then."""
     signal.signal(signal.SIGALRM, lambda _, frame: _interrupt(number, frame))
     signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
