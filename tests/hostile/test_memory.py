@@ -7,6 +7,7 @@ import re
 import resource
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -28,6 +29,7 @@ from tests.support.waiting import HUNG_SECONDS, eventually, join
 
 MANIFEST = Path(__file__).parents[2] / "docs/deploy/kubernetes/caseload.yaml"
 CONNECTIONS = 1500
+ARENA_BYTES = 64 * 1024 * 1024
 NAMES = ("honest", "other", "third")
 
 
@@ -51,6 +53,18 @@ def server_with_keys(folder: Path) -> Iterator[tuple[ServerProcess, dict[str, st
     database = f"sqlite:///{folder}/caseload.db"
     with ServerProcess(database, "--keys-file", str(keys.path)) as server:
         yield server, tokens
+
+
+def arenas(pid: int) -> int:
+    """Counts the arenas of the GNU C library: the main one, and others, each of which reserves a region of 64 MiB."""
+    found = 1
+    for used, unused in pairwise(Path(f"/proc/{pid}/maps").read_text().splitlines()):
+        start, end, mode = used.replace("-", " ", 1).split()[:3]
+        next_start, next_end, next_mode = unused.replace("-", " ", 1).split()[:3]
+        reserves = (mode, next_mode) == ("rw-p", "---p") and end == next_start
+        is_aligned = int(start, 16) % ARENA_BYTES == 0
+        found += reserves and is_aligned and int(next_end, 16) - int(start, 16) >= ARENA_BYTES
+    return found
 
 
 def store_large_page(address: str, token: str) -> None:
@@ -142,3 +156,14 @@ def test_everything_that_callers_can_hold_at_once_fits_the_memory_of_the_manifes
         assert code is grpc.StatusCode.NOT_FOUND
         peak = peak_bytes(server.process.pid)
     assert peak < memory_limit_bytes()
+
+
+@pytest.mark.parametrize(("environment", "most"), [({}, 2), ({"MALLOC_ARENA_MAX": "1"}, 1)])
+def test_threads_of_a_server_share_few_memory_arenas(tmp_path: Path, environment: dict[str, str], most: int) -> None:
+    with ServerProcess(f"sqlite:///{tmp_path}/caseload.db", environment=environment) as server:
+        with grpc.insecure_channel(server.address) as channel:
+            get: Any = channel.unary_unary(full_name("GetTherapist"))
+            message = pb.GetTherapistRequest(therapist_id="none").SerializeToString()
+            calls = [get.future(message, timeout=HUNG_SECONDS) for _ in range(200)]
+            assert {call.code() for call in calls} == {grpc.StatusCode.NOT_FOUND}
+        assert arenas(server.process.pid) <= most

@@ -16,6 +16,7 @@ from caseload_server.commands.options import FilePath, database_option, option
 from caseload_server.commands.signals import block_stop_signals, wait_for_stop
 from caseload_server.commands.variables import bypass_proxies, injected
 from caseload_server.config import Config
+from caseload_server.memory_arenas import limit_arenas
 from caseload_server.observability import logs
 from caseload_server.open_files import max_connections, raise_limit
 from caseload_server.supervisor import PARENT_DIED, Supervisor, WorkerSpec
@@ -129,6 +130,7 @@ def serve(**values: Any) -> int:
     block_stop_signals()
     os.umask(0o077)
     raise_limit()
+    limit_arenas()
     bypass_proxies(os.environ)
     config = Config(**values)
     logs.configure(config.log_level)
