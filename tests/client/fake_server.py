@@ -21,6 +21,8 @@ class Attempt(NamedTuple):
     data: bytes
     metadata: dict[str, Any]
     seconds_left: float
+    peer: str
+    """The address of its connection."""
 
 
 class FakeServer(grpc.GenericRpcHandler):
@@ -52,7 +54,7 @@ class FakeServer(grpc.GenericRpcHandler):
         def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
             metadata: Any = dict(context.invocation_metadata())
             assert len(metadata) == len(context.invocation_metadata()), "a key was sent twice"
-            self.attempts.append(Attempt(method, data, metadata, context.time_remaining()))
+            self.attempts.append(Attempt(method, data, metadata, context.time_remaining(), context.peer()))
             if gate := self.gates.get(method):
                 gate.wait(HUNG_SECONDS)
             self._abort_if_scripted(context)

@@ -1,5 +1,6 @@
 """connect(): the defaults of each call, and who may see its key."""
 
+import asyncio
 import os
 import socket
 import subprocess
@@ -10,7 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
-from caseload.client import Caseload, connect, error_info
+from caseload.client import Caseload, aio, connect, error_info
 from caseload.v1 import change_service_pb2, patient_service_pb2, resources_pb2, therapist_service_pb2
 from caseload_server.rpc.server import CaseloadServer
 from google.protobuf.message_factory import GetMessageClass
@@ -74,6 +75,19 @@ def test_each_way_to_call_has_the_deadline_and_the_key(peer: FakeServer) -> None
     assert watch > 10**6
     assert [attempt.metadata["authorization"] for attempt in peer.attempts] == [f"Bearer {TOKEN}"] * 7
     assert peer.attempts[1].metadata["x-trace"] == "1"
+
+
+def test_each_client_has_a_connection_of_its_own_because_shared_ones_crash_in_the_library(peer: FakeServer) -> None:
+    async def get() -> None:
+        async with aio.connect(peer.address) as one, aio.connect(peer.address) as another:
+            await one.therapists.GetTherapist(GET)
+            await another.therapists.GetTherapist(GET)
+
+    with connect(peer.address) as one, connect(peer.address) as another:
+        one.therapists.GetTherapist(GET)
+        another.therapists.GetTherapist(GET)
+        asyncio.run(get())
+    assert len({attempt.peer for attempt in peer.attempts}) == 4
 
 
 def test_without_a_key_none_is_sent(peer: FakeServer) -> None:
