@@ -1,7 +1,7 @@
 """The areas (arenas) from which the C library allocates memory."""
 
-import ctypes
 import os
+from contextlib import suppress
 from typing import Final
 
 _VARIABLE: Final = "MALLOC_ARENA_MAX"
@@ -19,6 +19,7 @@ def limit_arenas() -> None:
     """
     if _VARIABLE in os.environ:
         return
-    library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt"):
-        library.mallopt(_M_ARENA_MAX, _MAX_ARENAS)
+    with suppress(ImportError, AttributeError):  # a Python without ctypes, and a C library without mallopt
+        from ctypes import CDLL
+
+        CDLL(None).mallopt(_M_ARENA_MAX, _MAX_ARENAS)
