@@ -13,13 +13,13 @@ def limit_arenas() -> None:
     """Limits the GNU C library to two arenas. Its default is eight for each core.
 
     Each arena keeps freed memory, which only the threads of that arena use again. Call this before the process starts
-    a thread. MALLOC_ARENA_MAX in the environment takes precedence. On other C libraries nothing happens.
+    a thread. A value of MALLOC_ARENA_MAX in the environment takes precedence. On other C libraries nothing happens.
 
     Source: mallopt(3).
     """
-    if _VARIABLE in os.environ:
+    if os.environ.get(_VARIABLE, "").strip():
         return
-    with suppress(ImportError, AttributeError):  # a Python without ctypes, and a C library without mallopt
+    with suppress(ImportError, OSError, AttributeError):  # a Python without ctypes, or a C library without mallopt
         from ctypes import CDLL
 
         CDLL(None).mallopt(_M_ARENA_MAX, _MAX_ARENAS)

@@ -22,7 +22,7 @@ class Attempt(NamedTuple):
     metadata: dict[str, Any]
     seconds_left: float
     peer: str
-    """The address of its connection."""
+    """The address and port of the caller; each connection has another port."""
 
 
 class FakeServer(grpc.GenericRpcHandler):

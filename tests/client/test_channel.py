@@ -1,6 +1,5 @@
 """connect(): the defaults of each call, and who may see its key."""
 
-import asyncio
 import os
 import socket
 import subprocess
@@ -16,6 +15,7 @@ from caseload.v1 import change_service_pb2, patient_service_pb2, resources_pb2, 
 from caseload_server.rpc.server import CaseloadServer
 from google.protobuf.message_factory import GetMessageClass
 
+from tests.client.aio.run import run
 from tests.client.fake_server import FakeServer
 from tests.client.pem_files import PemFiles
 from tests.security.server_fixture import KeysFile, serving
@@ -86,7 +86,7 @@ def test_each_client_has_a_connection_of_its_own_because_shared_ones_crash_in_th
     with connect(peer.address) as one, connect(peer.address) as another:
         one.therapists.GetTherapist(GET)
         another.therapists.GetTherapist(GET)
-        asyncio.run(get())
+        run(get())
     assert len({attempt.peer for attempt in peer.attempts}) == 4
 
 

@@ -120,7 +120,6 @@ def test_an_overloaded_server_is_retried_until_it_answers(tmp_path: Path, monkey
 def test_more_clients_than_can_watch_health_are_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_HEALTH_WATCHES", 2)
     with serving(tmp_path) as server, ExitStack() as stack:
-        options = [("grpc.use_local_subchannel_pool", 1)]  # a connection each
-        clients = [stack.enter_context(connect(server.address, options=options)) for _ in range(6)]
+        clients = [stack.enter_context(connect(server.address)) for _ in range(6)]
         calls = [client.patients.ListPatients.future(patient_service_pb2.ListPatientsRequest()) for client in clients]
         assert [call.code() for call in calls] == [StatusCode.OK] * 6

@@ -25,7 +25,7 @@ CHANNEL_OPTIONS: Final[Options] = (
     ("grpc.max_send_message_length", 1024 * 1024),  # the server accepts no larger request
     ("grpc.max_receive_message_length", 16 * 1024 * 1024),  # its responses are smaller
     # Channels that share a connection can crash the process when they reconnect at the same time. In the health checks
-    # of gRPC's C core (1.76 to 1.85.3), HealthWatcher::SetSubchannel publishes a HealthProducer before it starts it.
+    # of gRPC's C core (1.85.3 and older), HealthWatcher::SetSubchannel publishes a HealthProducer before it starts it.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.service_config_disable_resolution", 1),  # use our service config, whatever the name service has
 )
