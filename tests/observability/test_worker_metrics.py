@@ -4,9 +4,11 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 from caseload_server.observability.metrics import WorkersMetrics
@@ -88,6 +90,44 @@ def test_the_metrics_folder_is_private_and_removed_at_exit() -> None:
     metrics.close()
     assert not folder.exists()
     assert "PROMETHEUS_MULTIPROC_DIR" not in os.environ
+
+
+@contextmanager
+def supervisor() -> Iterator[Path]:
+    """Another supervisor's folder of metrics, last changed a day ago; the with block ends it with kill -9."""
+    code = (
+        "import os, sys; from caseload_server.observability.metrics import WorkersMetrics\n"
+        "metrics = WorkersMetrics(); print(os.environ['PROMETHEUS_MULTIPROC_DIR'], flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=PIPE, stdout=PIPE, text=True) as process:
+        assert process.stdout
+        folder = Path(process.stdout.readline().strip())
+        os.utime(folder, (time.time() - 86_400, time.time() - 86_400))
+        yield folder
+        process.kill()
+
+
+@pytest.mark.slow
+def test_a_supervisor_removes_the_metrics_that_a_killed_one_has_left_and_those_of_no_other() -> None:
+    with supervisor() as killed:
+        pass
+    assert killed.is_dir()
+    with supervisor() as running:
+        metrics = WorkersMetrics()
+        own = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+        assert (killed.exists(), running.is_dir(), own.is_dir()) == (False, True, True)
+        metrics.close()
+
+
+@pytest.mark.slow
+def test_a_supervisor_keeps_a_folder_of_metrics_that_another_has_just_made_and_not_yet_locked() -> None:
+    with supervisor() as killed:
+        pass
+    os.utime(killed)
+    metrics = WorkersMetrics()
+    assert killed.is_dir()
+    metrics.close()
+    killed.rmdir()
 
 
 @pytest.mark.slow

@@ -7,14 +7,15 @@ https://prometheus.github.io/client_python/multiprocess/
 Callers choose no label value: methods are the registered ones, and codes and reasons are those of the contract.
 """
 
+import fcntl
 import os
 import resource
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -31,6 +32,8 @@ CallCounter = Callable[[str, DomainError | None, float], None]
 """Counts an ended call, by its code, its error (None when it has none) and its duration in seconds."""
 
 _FOLDER_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
+_FOLDER_PREFIX: Final = "caseload-metrics-"
+_NEW_SECONDS: Final = 60
 _SAMPLE_INTERVAL_SECONDS: Final = 1.0
 _LATENCY_BUCKETS_SECONDS: Final = (
     *(0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
@@ -210,6 +213,28 @@ def _resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
+def _remove_abandoned(parent: Path) -> None:
+    """Removes the folders of supervisors that were killed together with their workers.
+
+    A supervisor locks its folder. One that was changed in the last minute may be about to be locked.
+    """
+    for folder in parent.glob(f"{_FOLDER_PREFIX}*"):
+        with suppress(OSError), _opened(folder) as descriptor:  # another user's, or a running supervisor's
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if time.time() - os.fstat(descriptor).st_mtime > _NEW_SECONDS:
+                shutil.rmtree(folder)
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    """Yields a descriptor of a folder. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 class WorkersMetrics:
     """The combined metrics of several workers, for the supervisor.
 
@@ -221,7 +246,10 @@ class WorkersMetrics:
     def __init__(self) -> None:
         """Creates the folder, in memory if possible: a full disk would kill a worker that writes to it."""
         memory = "/dev/shm"  # noqa: S108 - the folder has a unique name, and other users have no access to it
-        self._folder = tempfile.mkdtemp(prefix="caseload-", dir=memory if os.access(memory, os.W_OK) else None)
+        parent = memory if os.access(memory, os.W_OK) else tempfile.gettempdir()
+        _remove_abandoned(Path(parent))
+        self._folder = tempfile.mkdtemp(prefix=_FOLDER_PREFIX, dir=parent)
+        fcntl.flock(os.open(self._folder, os.O_RDONLY), fcntl.LOCK_EX)  # until this process ends
         os.environ[_FOLDER_VARIABLE] = self._folder
         self.registry: Final = CollectorRegistry()
         MultiProcessCollector(self.registry, self._folder)  # type: ignore[no-untyped-call]
