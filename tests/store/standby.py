@@ -8,6 +8,7 @@ from tests.support.postgres.cluster import Cluster
 from tests.support.waiting import eventually
 
 _WAITS = "SELECT 1 FROM pg_stat_activity WHERE pid = %s AND wait_event = 'SyncRep'"
+_LIVES = "SELECT 1 FROM pg_stat_activity WHERE pid = %s"
 _COMMIT = b"SELECT pg_logical_emit_message(true, 'probe', '')"
 
 
@@ -29,6 +30,7 @@ def _commit_waits(cluster: Cluster) -> bool:
 
         found = eventually(seen)
         watching.execute("SELECT pg_terminate_backend(%s)", [pid])
+        eventually(lambda: not watching.execute(_LIVES, [pid]).fetchall())  # otherwise a test can take it for its own
     return found == "waits"
 
 
